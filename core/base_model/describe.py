@@ -1,0 +1,104 @@
+"""What a base model is, read from its files without loading it. Needs no torch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from core.base_model.files import read_json, weight_files
+from core.base_model.fingerprint import ReportBytes, fingerprint, stat_key, text_hash, tokenizer_hash
+from core.errors import InvalidModel
+from core.safetensors_file import read_header
+
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}{{ '### ' + message['role'].capitalize() + ':\\n' + message['content'] + '\\n\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '### Assistant:\\n' }}{% endif %}"
+)
+"""Used where a base model brings no chat template of its own; said so wherever the base is shown."""
+
+
+@dataclass(frozen=True)
+class BaseModelInfo:
+    """One base model, described."""
+
+    fingerprint: str
+    stat_key: str
+    tokenizer_hash: str
+    template_hash: str
+    architecture: str
+    parameters: int
+    dtype: str
+    context_length: int
+    layers: int
+    hidden_size: int
+    has_chat_template: bool
+    size_bytes: int
+    licence: str
+
+
+def describe(folder: Path, report: ReportBytes | None = None) -> BaseModelInfo:
+    """Check that `folder` holds a usable base model and describe it, fingerprint included.
+
+    Raises InvalidModel with the reason if it does not.
+    """
+    if not folder.is_dir():
+        raise InvalidModel(f"{folder} is not a folder.")
+    config = read_json(folder / "config.json")
+    shards = weight_files(folder)
+    _refuse_unusable(folder, config)
+    entries = [entry for path in shards for entry in read_header(path).tensors]
+    dtypes = Counter({entry.dtype: 0 for entry in entries})
+    for entry in entries:
+        dtypes[entry.dtype] += entry.count
+    template = chat_template(folder)
+    return BaseModelInfo(
+        fingerprint=fingerprint(folder, report),
+        stat_key=stat_key(folder),
+        tokenizer_hash=tokenizer_hash(folder),
+        template_hash=text_hash(template or PLAIN_TEMPLATE),
+        architecture=str((config.get("architectures") or ["?"])[0]),
+        parameters=sum(entry.count for entry in entries),
+        dtype=dtypes.most_common(1)[0][0].lower(),
+        context_length=int(config.get("max_position_embeddings") or config.get("n_positions") or 0),
+        layers=int(config.get("num_hidden_layers") or config.get("n_layer") or 0),
+        hidden_size=int(config.get("hidden_size") or config.get("n_embd") or 0),
+        has_chat_template=template is not None,
+        size_bytes=sum(path.stat().st_size for path in shards),
+        licence=_licence(folder),
+    )
+
+
+def _refuse_unusable(folder: Path, config: dict[str, object]) -> None:
+    if not config.get("model_type"):
+        raise InvalidModel(f"{folder / 'config.json'} names no model_type, so this is no transformers model.")
+    architectures = config.get("architectures") or []
+    names = [str(name) for name in architectures] if isinstance(architectures, list) else []
+    if names and not any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names):
+        raise InvalidModel(f"{folder} is a {names[0]}; a causal language model (…ForCausalLM) is needed.")
+    if config.get("auto_map"):
+        raise InvalidModel(f"{folder} needs code of its own (auto_map in config.json), which is never run.")
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise InvalidModel(f"{folder} has no tokenizer files (tokenizer.json); copy them beside the weights.")
+
+
+def chat_template(folder: Path) -> str | None:
+    """The model's own chat template, from chat_template.jinja or tokenizer_config.json."""
+    own_file = folder / "chat_template.jinja"
+    if own_file.is_file():
+        return own_file.read_text(encoding="utf-8")
+    settings = folder / "tokenizer_config.json"
+    template = read_json(settings).get("chat_template") if settings.is_file() else None
+    if isinstance(template, list):
+        template = next((one.get("template") for one in template if one.get("name") == "default"), None)
+    return template if isinstance(template, str) else None
+
+
+def _licence(folder: Path) -> str:
+    """The licence named in the front matter of the model's card, if any."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return ""
+    lines = card.read_text(encoding="utf-8", errors="replace").splitlines()[:60]
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("license:"))
+    return next(named, "")

@@ -1,0 +1,97 @@
+"""The exact identity of a base model, by content.
+
+fingerprint = SHA-256 over the sorted (tensor name, dtype, shape, SHA-256 of the tensor's bytes) of every tensor, and
+over the architecture fields of config.json. Renaming, moving or re-sharding a model does not change it; one changed
+bit does. Needs no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from core.base_model.files import read_json, weight_files
+from core.safetensors_file import TensorEntry, read_header
+
+ARCHITECTURE_FIELDS = (
+    "model_type", "architectures", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+    "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act", "activation_function",
+    "rms_norm_eps", "layer_norm_epsilon", "layer_norm_eps", "attention_bias", "mlp_bias", "sliding_window",
+    "tie_word_embeddings", "n_embd", "n_layer", "n_head", "n_inner",
+)  # fmt: skip
+_CHUNK = 8 * 1024 * 1024
+
+ReportBytes = Callable[[int, int], None]
+"""Called with (bytes done, bytes in all)."""
+
+
+def fingerprint(folder: Path, report: ReportBytes | None = None) -> str:
+    """Hash the model in `folder` afresh, tensors in parallel. Returns 64 hexadecimal digits.
+
+    Raises InvalidModel if there are no safetensors weights, InvalidInput if a file is damaged.
+    """
+    tensors = [(path, entry) for path in weight_files(folder) for entry in read_header(path).tensors]
+    total = sum(entry.end - entry.start for _, entry in tensors)
+    done = 0
+    rows: list[tuple[str, str, tuple[int, ...], str]] = []
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        digests = pool.map(lambda pair: tensor_digest(*pair), tensors)
+        for (_, entry), digest in zip(tensors, digests, strict=True):
+            rows.append((entry.name, entry.dtype, entry.shape, digest))
+            done += entry.end - entry.start
+            if report:
+                report(done, total)
+    whole = {"tensors": sorted(rows), "architecture": architecture(read_json(folder / "config.json"))}
+    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+
+
+def tensor_digest(path: Path, entry: TensorEntry) -> str:
+    """SHA-256 of one tensor's bytes, read through a memory map."""
+    digest = hashlib.sha256()
+    if entry.end > entry.start:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+            for position in range(entry.start, entry.end, _CHUNK):
+                digest.update(view[position : min(position + _CHUNK, entry.end)])
+    return digest.hexdigest()
+
+
+def architecture(config: dict[str, Any]) -> dict[str, Any]:
+    """The fields that change what the weights compute. Rotary settings are read from either place they live in."""
+    fields = {name: config[name] for name in ARCHITECTURE_FIELDS if config.get(name) is not None}
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    theta = rope.get("rope_theta", config.get("rope_theta"))
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    others = {key: value for key, value in rope.items() if key not in ("rope_theta", "rope_type", "type")}
+    if theta is not None:
+        fields["rope"] = {"theta": theta, "type": kind, **others}
+    return fields
+
+
+def stat_key(folder: Path) -> str:
+    """A cheap key that changes when a weight file or the configuration was touched: path, size, mtime, inode."""
+    return hashlib.sha256("\n".join(_stat_lines(folder)).encode()).hexdigest()
+
+
+def _stat_lines(folder: Path) -> Iterator[str]:
+    for path in [folder / "config.json", *weight_files(folder)]:
+        about = path.stat()
+        yield f"{path.resolve()}|{about.st_size}|{about.st_mtime_ns}|{about.st_ino}"
+
+
+def text_hash(text: str) -> str:
+    """SHA-256 of a chat template or any other text."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def tokenizer_hash(folder: Path) -> str:
+    """SHA-256 over the files that decide how text becomes ids; empty if there are none."""
+    names = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "special_tokens_map.json")
+    present = [folder / name for name in names if (folder / name).is_file()]
+    parts = [f"{path.name}:{hashlib.sha256(path.read_bytes()).hexdigest()}" for path in present]
+    return text_hash("\n".join(parts)) if parts else ""

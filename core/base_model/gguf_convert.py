@@ -1,0 +1,61 @@
+"""GGUF files, converted once to a folder of bf16 safetensors."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from core.errors import InvalidModel
+from core.events import Progress
+from core.publish import require_space
+from core.reporting import Report
+
+GGUF_MAGIC = b"GGUF"
+
+
+def convert_gguf(source: Path, target: Path, report: Report, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Write the model and tokenizer of the GGUF file `source` into the folder `target` as safetensors.
+
+    The weights are dequantised in float32 and cast once. Raises InvalidModel if the file is no GGUF that
+    transformers can read, OutOfSpace.
+    """
+    with source.open("rb") as file:
+        if file.read(4) != GGUF_MAGIC:
+            raise InvalidModel(f"{source.name} is not a GGUF file: it does not start with the letters GGUF.")
+    require_space(target, 8 * source.stat().st_size)
+    report(Progress("Reading the GGUF file"))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+        model = AutoModelForCausalLM.from_pretrained(
+            source.parent, gguf_file=source.name, dtype=torch.float32, **_dequantise_option()
+        )
+    except (ValueError, KeyError, NotImplementedError, OSError, IndexError) as error:
+        raise InvalidModel(f"transformers cannot read {source.name}: {str(error)[:300]}") from error
+    report(Progress("Writing safetensors"))
+    _forget_quantisation(model)
+    model.to(dtype).save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+def _dequantise_option() -> dict[str, object]:
+    """Newer transformers keep GGUF blocks packed unless told otherwise; older ones always unpack them."""
+    settings = getattr(transformers, "GgufConfig", None)
+    if settings is None or "dequantize" not in inspect.signature(settings).parameters:
+        return {}
+    return {"quantization_config": settings(dequantize=True)}
+
+
+def _forget_quantisation(model: PreTrainedModel) -> None:
+    """The loaded model counts as quantised and would refuse to be saved, although its weights are plain."""
+    if hasattr(model, "hf_quantizer"):
+        model.hf_quantizer = None
+    model.is_quantized = False
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    name = getattr(model.config, "_model_name_or_path", None)
+    if name is not None:
+        model.config._model_name_or_path = ""

@@ -1,0 +1,108 @@
+"""Loading a base model once, frozen and with LoRA layers in place."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from core.base_model.describe import PLAIN_TEMPLATE
+from core.errors import InvalidModel
+from core.lora.inject import head_path, wrap_linear_layers
+from core.lora.layer import LoraLinear
+
+
+@dataclass
+class ResidentBase:
+    """The base model in memory. Its weights stay as loaded, whatever is trained or chatted with on it."""
+
+    folder: Path
+    fingerprint: str
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    layers: dict[str, LoraLinear]
+    head: str | None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype the base computes in."""
+        return self.model.dtype
+
+    @property
+    def layer_shapes(self) -> dict[str, tuple[int, int]]:
+        """(in_features, out_features) of each layer an adapter can target, by module path."""
+        return {path: (layer.in_features, layer.out_features) for path, layer in self.layers.items()}
+
+    def end_token_ids(self) -> set[int]:
+        """The ids that end an answer, from the generation config and the tokenizer."""
+        configured = self.model.generation_config.eos_token_id if self.model.generation_config else None
+        ids = configured if isinstance(configured, list) else [configured]
+        return {int(one) for one in [*ids, self.tokenizer.eos_token_id] if one is not None}
+
+
+def load_base(
+    folder: Path, *, fingerprint: str = "", name: str = "",
+    device: torch.device | None = None, dtype: torch.dtype | None = None,
+) -> ResidentBase:  # fmt: skip
+    """Load the model and tokenizer in `folder`, safetensors only and without any code of its own.
+
+    device and dtype default to the best this machine has. Raises InvalidModel if transformers cannot load it.
+    """
+    device = device or best_device()
+    dtype = dtype or best_dtype(device)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, attn_implementation="sdpa"
+        )
+    except (ValueError, KeyError, OSError, ImportError) as error:
+        raise InvalidModel(f"transformers cannot load {name or folder}: {str(error)[:400]}") from error
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = PLAIN_TEMPLATE
+    model.to(device)  # type: ignore[arg-type]
+    model.eval()
+    head = head_path(model)
+    layers = wrap_linear_layers(model)
+    return ResidentBase(folder, fingerprint, name, model, tokenizer, layers, head if head in layers else None)
+
+
+def best_device() -> torch.device:
+    """The accelerator if there is one, otherwise the CPU."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found or torch.device("cpu")
+
+
+def best_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the hardware is faster in it, otherwise float32. Factors train in float32 either way."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    return torch.bfloat16 if device.type == "cpu" and _cpu_prefers_bfloat16() else torch.float32
+
+
+@functools.cache
+def _cpu_prefers_bfloat16() -> bool:
+    """Measured, since CPUs with bfloat16 instructions gain a factor of 2 to 4 and others lose as much."""
+    return _product_seconds(torch.bfloat16) < 0.8 * _product_seconds(torch.float32)
+
+
+def _product_seconds(dtype: torch.dtype) -> float:
+    """Best of five matrix products of a small model's size."""
+    x, w = torch.ones(256, 512, dtype=dtype), torch.ones(512, 1024, dtype=dtype)
+    return min(_seconds(lambda: x @ w) for _ in range(5))
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start

@@ -1,0 +1,42 @@
+"""The linear layers of a base model, found on a model without weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from core.errors import InvalidModel
+from core.lora.inject import head_path, wrap_linear_layers
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """The layers an adapter can target: (in_features, out_features) by path; which store W transposed; the head."""
+
+    shapes: dict[str, tuple[int, int]]
+    transposed: frozenset[str]
+    head: str | None
+
+
+def skeleton(folder: Path) -> Skeleton:
+    """Build the model of `folder` on the meta device and list its linear layers.
+
+    Raises InvalidModel if transformers does not know the architecture.
+    """
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except (ValueError, KeyError, OSError, TypeError, AttributeError) as error:
+        raise InvalidModel(f"transformers does not know the model in {folder}: {str(error)[:300]}") from error
+    model.tie_weights()
+    head = head_path(model)
+    layers = wrap_linear_layers(model)
+    return Skeleton(
+        shapes={path: (layer.in_features, layer.out_features) for path, layer in layers.items()},
+        transposed=frozenset(path for path, layer in layers.items() if layer.transposed),
+        head=head if head in layers else None,
+    )

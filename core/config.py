@@ -1,0 +1,224 @@
+"""Configurations: frozen, validated on construction, described field by field.
+
+Each field carries its label, help, unit and range, so the page's forms and the command line are built from here.
+Defaults follow common practice for LoRA: rank 16, alpha 32, all linear layers, 2e-4 with cosine decay.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import Field, asdict, dataclass, field, fields
+from typing import Any, ClassVar, Self
+
+from core.errors import InvalidConfig
+
+ALL_LINEAR = "all-linear"
+SCHEDULERS = ("cosine", "linear", "constant")
+
+
+@dataclass(frozen=True)
+class Option:
+    """What a form or a command line needs to know about one field."""
+
+    name: str
+    label: str
+    help: str
+    kind: type
+    default: Any
+    unit: str = ""
+    minimum: float | None = None
+    maximum: float | None = None
+    choices: tuple[str, ...] = ()
+
+    def parse(self, value: object) -> Any:
+        """Convert form or command-line input to the field's type; raise InvalidConfig with the reason."""
+        if self.kind is str:
+            parsed: Any = ",".join(value) if isinstance(value, (list, tuple)) else str(value).strip()
+        else:
+            parsed = self._parse_number(value)
+        self.check(parsed)
+        return parsed
+
+    def _parse_number(self, value: object) -> int | float:
+        wanted = "a whole number" if self.kind is int else "a number"
+        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+            raise InvalidConfig(f"{self.name} must be {wanted}, not {value!r}.")
+        try:
+            number = float(value)
+        except ValueError:
+            raise InvalidConfig(f"{self.name} must be {wanted}, not {value!r}.") from None
+        if not math.isfinite(number) or (self.kind is int and number != int(number)):
+            raise InvalidConfig(f"{self.name} must be {wanted}, not {value!r}.")
+        return self.kind(number)
+
+    def check(self, value: Any) -> None:
+        """Raise InvalidConfig if value is outside the field's choices or range."""
+        if self.choices and value not in self.choices:
+            raise InvalidConfig(f"{self.name} must be one of {', '.join(self.choices)}, not {value!r}.")
+        too_low = self.minimum is not None and value < self.minimum
+        too_high = self.maximum is not None and value > self.maximum
+        if too_low or too_high:
+            raise InvalidConfig(f"{self.name} must be {self.range_text()}, not {value!r}.")
+
+    def range_text(self) -> str:
+        """The allowed range in words, for messages and help."""
+        if self.minimum is not None and self.maximum is not None:
+            return f"between {self.minimum:g} and {self.maximum:g}"
+        return f"at least {self.minimum:g}" if self.minimum is not None else f"at most {self.maximum:g}"
+
+
+def _option(default: Any, label: str, help: str, **about: Any) -> Any:
+    return field(default=default, metadata={"label": label, "help": help, **about})
+
+
+def _described(spec: Field[Any]) -> Option:
+    return Option(name=spec.name, kind=type(spec.default), default=spec.default, **spec.metadata)
+
+
+class Config:
+    """Shared by all configurations: description, parsing and validation of their fields."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    @classmethod
+    def options(cls) -> list[Option]:
+        """All fields, described, in the order they are shown."""
+        return [_described(spec) for spec in fields(cls)]
+
+    @classmethod
+    def parse(cls, values: Mapping[str, object]) -> Self:
+        """Build from form or command-line values. Raises InvalidConfig, naming the nearest option for a typo."""
+        known = {option.name: option for option in cls.options()}
+        for name in values:
+            if name not in known:
+                raise InvalidConfig(unknown_option(name, list(known)))
+        return cls(**{name: known[name].parse(value) for name, value in values.items()})
+
+    def __post_init__(self) -> None:
+        for option in self.options():
+            option.check(getattr(self, option.name))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return asdict(self)  # type: ignore[call-overload]
+
+
+def unknown_option(name: str, known: list[str]) -> str:
+    """The sentence for an option that does not exist."""
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f" Did you mean {near[0]}?" if near else f" Known options: {', '.join(known)}."
+    return f"There is no option {name!r}.{hint}"
+
+
+@dataclass(frozen=True)
+class LoraConfig(Config):
+    """The shape of an adapter: h = W₀x + (α/r)·B·A·x (Hu et al. 2021, arXiv 2106.09685, section 4.1)."""
+
+    rank: int = _option(
+        16, "Rank (r)", "Size of the low-rank factors. 4 to 16 is plenty for style and format.", minimum=1, maximum=1024
+    )
+    alpha: float = _option(
+        32.0, "Alpha (α)", "ΔW is scaled by alpha / rank. Twice the rank is common.", minimum=0.001, maximum=65536
+    )
+    dropout: float = _option(
+        0.0, "Dropout", "Share of the adapter's inputs zeroed while training.", minimum=0.0, maximum=0.95
+    )
+    target_modules: str = _option(
+        ALL_LINEAR,
+        "Target modules",
+        "all-linear (every linear layer but the output head), or names separated by commas: q_proj,v_proj.",
+    )
+
+    @property
+    def scaling(self) -> float:
+        """α / r, the factor in front of BA."""
+        return self.alpha / self.rank
+
+    @property
+    def target_names(self) -> tuple[str, ...]:
+        """The target modules as a tuple of names."""
+        return tuple(name.strip() for name in self.target_modules.split(",") if name.strip())
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.target_names:
+            raise InvalidConfig("target_modules is empty; give all-linear or names such as q_proj,v_proj.")
+
+
+@dataclass(frozen=True)
+class TrainConfig(Config):
+    """How an adapter is trained."""
+
+    learning_rate: float = _option(
+        2e-4, "Learning rate", "Peak rate of AdamW. 1e-4 to 5e-4 suits most adapters.", minimum=1e-8, maximum=1.0
+    )
+    lr_scheduler: str = _option(
+        "cosine", "LR scheduler", "How the rate falls after the warm-up.", choices=SCHEDULERS
+    )
+    warmup_ratio: float = _option(
+        0.03, "Warm-up ratio", "Share of the steps with a rising rate; never more than a tenth of the run.",
+        minimum=0.0, maximum=0.5,
+    )
+    epochs: float = _option(3.0, "Epochs", "Passes over the training rows.", minimum=0.01, maximum=1000)
+    max_steps: int = _option(
+        0, "Max steps", "Optimiser steps; 0 trains for the epochs above.", unit="steps", minimum=0, maximum=10_000_000
+    )
+    micro_batch_size: int = _option(
+        4, "Micro-batch size", "Rows in one forward and backward pass. Lower it if memory is short.",
+        unit="rows", minimum=1, maximum=1024,
+    )
+    gradient_accumulation_steps: int = _option(
+        4, "Gradient accumulation steps", "Micro-batches in one optimiser step.",
+        unit="micro-batches", minimum=1, maximum=4096,
+    )
+    max_length: int = _option(
+        2048, "Max length", "Longer rows are cut to this length, and counted.", unit="tokens", minimum=8, maximum=1_048_576
+    )
+    weight_decay: float = _option(0.0, "Weight decay", "AdamW's decoupled decay.", minimum=0.0, maximum=10.0)
+    max_grad_norm: float = _option(
+        1.0, "Max gradient norm", "Gradients are clipped to this norm; 0 turns clipping off.", minimum=0.0, maximum=1e6
+    )
+    validation_share: float = _option(
+        0.05, "Validation share", "Share of the rows kept back to measure the validation loss; 0 for none.",
+        minimum=0.0, maximum=0.5,
+    )
+    eval_steps: int = _option(
+        0, "Evaluate every", "Optimiser steps between two evaluations; 0 evaluates about ten times a run.",
+        unit="steps", minimum=0, maximum=10_000_000,
+    )
+    seed: int = _option(
+        42, "Seed", "Start of the factors, order of the rows, dropout.", minimum=0, maximum=2**31 - 1
+    )
+
+
+@dataclass(frozen=True)
+class GenerationConfig(Config):
+    """How one answer is sampled."""
+
+    max_tokens: int = _option(256, "Max tokens", "Longest answer.", unit="tokens", minimum=1, maximum=32768)
+    temperature: float = _option(0.7, "Temperature", "0 is greedy: always the likeliest token.", minimum=0.0, maximum=5.0)
+    top_p: float = _option(0.95, "Top-p", "Sample from the smallest set with this probability.", minimum=0.01, maximum=1.0)
+    top_k: int = _option(0, "Top-k", "Sample from the k likeliest tokens; 0 for all.", minimum=0, maximum=100_000)
+    repetition_penalty: float = _option(
+        1.0, "Repetition penalty", "Above 1 discourages tokens already used.", minimum=0.5, maximum=2.0
+    )
+    seed: int = _option(0, "Seed", "Same seed, same answer.", minimum=0, maximum=2**31 - 1)
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is always taken."""
+        return self.temperature == 0.0
+
+
+def split_train_options(values: Mapping[str, object]) -> tuple[LoraConfig, TrainConfig]:
+    """Sort one flat mapping of training options into the two configurations. Raises InvalidConfig."""
+    lora_names = [option.name for option in LoraConfig.options()]
+    train_names = [option.name for option in TrainConfig.options()]
+    for name in values:
+        if name not in lora_names and name not in train_names:
+            raise InvalidConfig(unknown_option(name, lora_names + train_names))
+    lora = LoraConfig.parse({name: value for name, value in values.items() if name in lora_names})
+    train = TrainConfig.parse({name: value for name, value in values.items() if name in train_names})
+    return lora, train

@@ -1,0 +1,192 @@
+"""The engine: owns the one resident base model and gives its time to training and to chat."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from core.base_model.fingerprint import fingerprint, stat_key
+from core.base_model.load import ResidentBase, best_device, load_base
+from core.config import GenerationConfig, LoraConfig, TrainConfig
+from core.data.formats import Example, Message
+from core.data.render import encode_prompt
+from core.errors import InvalidModel, WorkbenchError, WrongBase
+from core.generate.decode import Decoder, RowRequest
+from core.lora.adapter import AdapterWeights
+from core.lora.inject import AdapterBank
+from core.lora.peft_format import load_adapter
+from core.train.trainer import Trainer
+
+ADAPTER_SLOTS = 8  # adapters kept ready beside the base; slot 0 is the plain base
+_FIRST_RANK = 16
+
+
+@dataclass(frozen=True)
+class BaseSource:
+    """A base model to make resident: where it lies and what it must be."""
+
+    name: str
+    folder: Path
+    fingerprint: str
+    stat_key: str
+
+
+@dataclass(frozen=True)
+class AdapterSource:
+    """An adapter to answer with: its files and the base it was made for."""
+
+    name: str
+    folder: Path
+    digest: str
+    base_fingerprint: str
+    base_name: str
+
+
+@dataclass(frozen=True)
+class AnswerRequest:
+    """One answer to generate: the conversation so far, with an adapter or the plain base."""
+
+    messages: Sequence[Message]
+    adapter: AdapterSource | None
+    config: GenerationConfig
+
+
+class Engine:
+    """One base model on one device. Not thread-safe: one thread trains and decodes in turn."""
+
+    def __init__(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> None:
+        self.device, self._dtype = device or best_device(), dtype
+        self.base: ResidentBase | None = None
+        self._slots: _AdapterSlots | None = None
+        self._trainer: Trainer | None = None
+        self._decoders: dict[Decoder, set[str]] = {}  # with the digests of the adapters each is using
+
+    def load_base(self, source: BaseSource) -> ResidentBase:
+        """Make `source` resident, unless it already is. Its files are checked against its fingerprint if touched.
+
+        Raises WrongBase if the files are no longer those the fingerprint was taken from, InvalidModel.
+        """
+        check_unchanged(source)
+        if self.base is None or self.base.fingerprint != source.fingerprint:
+            self._require_idle(source)
+            self.base, self._slots = None, None  # free the old one first
+            self.base = load_base(
+                source.folder, fingerprint=source.fingerprint, name=source.name, device=self.device, dtype=self._dtype
+            )
+        return self.base
+
+    def train(
+        self, source: BaseSource, examples: Iterator[Example], lora: LoraConfig, train: TrainConfig
+    ) -> Trainer:
+        """A training run on `source`; iterate its run()."""
+        self._trainer = Trainer(self.load_base(source), examples, lora, train)
+        return self._trainer
+
+    def answer(self, source: BaseSource, requests: Sequence[AnswerRequest]) -> Decoder:
+        """Decode all `requests` in one batch on `source`. Raises WrongBase for an adapter of another base."""
+        for request in requests:
+            if request.adapter is not None:
+                require_same_base(request.adapter, source)
+        base = self.load_base(source)
+        if self._slots is None:
+            self._slots = _AdapterSlots(base)
+        adapters = [request.adapter for request in requests if request.adapter is not None]
+        placed = self._slots.place(adapters, in_use=set().union(*self._working_decoders().values()))
+        rows = [
+            RowRequest(
+                encode_prompt(base.tokenizer, request.messages),
+                placed[request.adapter.digest] if request.adapter else 0,
+                request.config,
+            )
+            for request in requests
+        ]
+        decoder = Decoder(base, self._slots.bank, rows)
+        self._decoders[decoder] = set(placed)
+        return decoder
+
+    def _working_decoders(self) -> dict[Decoder, set[str]]:
+        self._decoders = {decoder: digests for decoder, digests in self._decoders.items() if not decoder.finished}
+        return self._decoders
+
+    def _require_idle(self, source: BaseSource) -> None:
+        """One base is resident at a time, so it cannot change under a training or an answer."""
+        training = self._trainer is not None and not self._trainer.finished
+        if self.base is not None and (training or self._working_decoders()):
+            doing = "trained on" if training else "answering"
+            raise WorkbenchError(
+                f"{self.base.name} is {doing} right now and only one base model is resident at a time; "
+                f"{source.name} can be used when that ends."
+            )
+
+
+def check_unchanged(source: BaseSource) -> None:
+    """Raise WrongBase if the files of `source` are no longer those its fingerprint was taken from."""
+    if not source.folder.is_dir():
+        raise InvalidModel(f"The files of {source.name} are gone from {source.folder}; add the model again.")
+    if stat_key(source.folder) != source.stat_key and fingerprint(source.folder) != source.fingerprint:
+        raise WrongBase(
+            f"The files of {source.name} in {source.folder} have changed since it was added, so its adapters no longer fit. "
+            "Restore them, or add the folder again as another model."
+        )
+
+
+def require_same_base(adapter: AdapterSource, base: BaseSource) -> None:
+    """Raise WrongBase, with both names, unless `adapter` was made for exactly `base`."""
+    if adapter.base_fingerprint != base.fingerprint:
+        raise WrongBase(
+            f"The adapter {adapter.name} was made for {adapter.base_name} ({adapter.base_fingerprint[:12]}), "
+            f"not for {base.name} ({base.fingerprint[:12]}). On another base its answers would be noise; choose its own base."
+        )
+
+
+@dataclass
+class _AdapterSlots:
+    """Adapters ready to answer, in one bank; the least recently used makes room."""
+
+    base: ResidentBase
+    bank: AdapterBank = field(init=False)
+    loaded: dict[str, tuple[int, AdapterWeights]] = field(default_factory=dict)  # digest → slot, oldest use first
+
+    def __post_init__(self) -> None:
+        self.bank = self._new_bank(_FIRST_RANK)
+
+    def _new_bank(self, rank: int) -> AdapterBank:
+        bank = AdapterBank(
+            self.base.layers, list(self.base.layers), slots=ADAPTER_SLOTS + 1, rank=rank, dtype=self.base.dtype
+        )
+        return bank.requires_grad_(False)
+
+    def place(self, sources: Sequence[AdapterSource], in_use: set[str]) -> dict[str, int]:
+        """Have every adapter in a slot, without taking the slot of one `in_use`; return slots by digest."""
+        wanted = {source.digest: source for source in sources}
+        if len(wanted) > ADAPTER_SLOTS:
+            raise WorkbenchError(f"At most {ADAPTER_SLOTS} adapters can answer at once, not {len(wanted)}.")
+        for digest, source in wanted.items():
+            if digest in self.loaded:
+                self.loaded[digest] = self.loaded.pop(digest)
+            else:
+                self._load(source, keep=in_use | set(wanted))
+        return {digest: self.loaded[digest][0] for digest in wanted}
+
+    def _load(self, source: AdapterSource, keep: set[str]) -> None:
+        weights = load_adapter(source.folder, self.base.layer_shapes, self.base.head)
+        if weights.highest_rank > self.bank.rank:
+            self.bank = self._new_bank(weights.highest_rank)
+            for slot, held in self.loaded.values():
+                self.bank.load(slot, held)
+        slot = self._free_slot(keep)
+        self.bank.load(slot, weights)
+        self.loaded[source.digest] = (slot, weights)
+
+    def _free_slot(self, keep: set[str]) -> int:
+        used = {slot for slot, _ in self.loaded.values()}
+        free = next((slot for slot in range(1, ADAPTER_SLOTS + 1) if slot not in used), None)
+        if free is not None:
+            return free
+        oldest = next((digest for digest in self.loaded if digest not in keep), None)
+        if oldest is None:
+            raise WorkbenchError(f"{ADAPTER_SLOTS} adapters are answering already; try again when one has ended.")
+        return self.loaded.pop(oldest)[0]

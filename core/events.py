@@ -1,0 +1,81 @@
+"""What long work reports while it goes on. Plain values only, so an event can cross a socket as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Training is ready to start."""
+
+    train_rows: int
+    validation_rows: int
+    truncated_rows: int
+    skipped_rows: int
+    total_steps: int
+    trainable_parameters: int
+    dtype: str
+
+
+@dataclass(frozen=True)
+class MicroBatchDone:
+    """One forward and backward pass is done; the engine may do something else before the next."""
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """One optimiser step."""
+
+    step: int
+    epoch: float
+    loss: float
+    """Mean cross-entropy over the step's supervised tokens, in nats."""
+    learning_rate: float
+    grad_norm: float
+    """Before clipping."""
+    tokens: int
+    """Input tokens of the step, padding not counted."""
+    tokens_per_second: float
+    memory_bytes: int
+    """Peak accelerator memory so far, or the process's resident memory on a CPU."""
+    seconds_left: float
+
+
+@dataclass(frozen=True)
+class EvalDone:
+    """One pass over the validation rows."""
+
+    step: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class TrainingDone:
+    """The last event of a training."""
+
+    steps: int
+    stopped: bool
+    train_loss: float | None
+    validation_loss: float | None
+
+
+@dataclass(frozen=True)
+class TokenDone:
+    """One row of a generation has grown."""
+
+    row: int
+    text: str
+    """What to append to the row's text."""
+    finished: bool
+    reason: str = ""
+    """Why the row ended: end (an end token) or length (max_tokens reached)."""
+    tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A job's position, for a progress bar. fraction is None where the end is not known."""
+
+    message: str
+    fraction: float | None = None
