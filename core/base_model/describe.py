@@ -32,6 +32,7 @@ class BaseModelInfo:
     context_length: int
     layers: int
     hidden_size: int
+    vocab_size: int
     has_chat_template: bool
     size_bytes: int
     licence: str
@@ -63,6 +64,7 @@ def describe(folder: Path, report: ReportBytes | None = None) -> BaseModelInfo:
         context_length=int(config.get("max_position_embeddings") or config.get("n_positions") or 0),
         layers=int(config.get("num_hidden_layers") or config.get("n_layer") or 0),
         hidden_size=int(config.get("hidden_size") or config.get("n_embd") or 0),
+        vocab_size=int(config.get("vocab_size") or 0),
         has_chat_template=template is not None,
         size_bytes=sum(path.stat().st_size for path in shards),
         licence=_licence(folder),

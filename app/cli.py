@@ -1,0 +1,387 @@
+"""The command line. Each command calls the same Workbench as the page.
+
+Exit codes: 0 done, 1 refused or failed, 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from app.console import Console, guarded
+from app.service import Workbench
+from app.settings import settings_for
+
+app = typer.Typer(
+    name="lora-workbench", no_args_is_help=False, add_completion=False, pretty_exceptions_enable=False,
+    help="Train, keep, compare and merge LoRA adapters on your own machine. Without a command it opens the page.",
+)  # fmt: skip
+models = typer.Typer(no_args_is_help=True, help="Base models: add, list, show, verify, remove.")
+data = typer.Typer(no_args_is_help=True, help="Data sets: add, list, show, remove.")
+runs = typer.Typer(no_args_is_help=True, help="Training runs: list, show, stop.")
+adapters = typer.Typer(no_args_is_help=True, help="Adapters: list, show, import, export, remove.")
+for name, group in (("models", models), ("data", data), ("runs", runs), ("adapters", adapters)):
+    app.add_typer(group, name=name)
+
+Home = Annotated[Path | None, typer.Option("--home", help="Home folder; default $LORA_WORKBENCH_HOME or the user's data folder.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before removing.")]
+
+
+def _open(home: Path | None) -> Workbench:
+    workbench = Workbench(settings_for(home))
+    workbench.look_after()
+    return workbench
+
+
+@app.callback(invoke_without_command=True)
+@guarded
+def open_app(
+    context: typer.Context,
+    host: Annotated[str, typer.Option(help="Address to listen on. Beyond this machine a token is asked for.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 7860,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Do not open a browser window.")] = False,
+    home: Home = None,
+    json: Json = False,
+) -> None:
+    """Open the page."""
+    if context.invoked_subcommand is not None:
+        return
+    from app.server import serve
+
+    serve(settings_for(home), host=host, port=port, open_browser=not no_browser, console=Console(json))
+
+
+@app.command()
+@guarded
+def quickstart(home: Home = None, json: Json = False) -> None:
+    """Starter model, sample data, a short training, base beside adapter, checked merged export: all in one go."""
+    from app.quickstart import Watchers, run_quickstart
+
+    console = Console(json)
+    with console.progress() as progress:
+        watchers = Watchers(progress.say, progress.job, progress.run_watcher(workbench := _open(home)))
+        result = run_quickstart(workbench, watchers)
+    console.result(result.to_dict(), [
+        ("Loss, first and last step", f"{result.first_loss:.3f} → {result.last_loss:.3f}"),
+        ("Prompt", result.prompt),
+        (f"Base ({result.base})", result.base_answer),
+        (f"Adapter ({result.adapter})", result.adapter_answer),
+        ("Merged model", result.export_folder),
+        ("Check", result.check),
+        ("Largest logit difference", f"{result.max_logit_difference:.4f}"),
+        ("Took", f"{result.seconds:.0f} s"),
+    ])  # fmt: skip
+    if not result.check_passed:
+        raise typer.Exit(1)
+
+
+# Base models.
+
+
+@models.command("add")
+@guarded
+def models_add(
+    origin: Annotated[str, typer.Argument(help="starter, a folder of safetensors, a .gguf file, or a hub id (owner/name).")],
+    name: Annotated[str, typer.Option(help="Name to show; default from the source.")] = "",
+    home: Home = None,
+    json: Json = False,
+) -> None:
+    """Add a base model."""
+    console, workbench = Console(json), _open(home)
+    with console.progress() as progress:
+        result = workbench.wait_job(workbench.add_model(origin, name), progress.job)
+    rows = [("Added", result["name"]), ("Fingerprint", result["fingerprint"])]
+    console.result(result, rows + ([("The same model as", result["same_as"])] if result["same_as"] else []))
+
+
+@models.command("list")
+@guarded
+def models_list(home: Home = None, json: Json = False) -> None:
+    """List the base models."""
+    from storage.tables import Base
+
+    Console(json).table(_open(home).registry.all(Base), ["name", "architecture", "parameters", "dtype", "size_bytes", "source"])
+
+
+@models.command("show")
+@guarded
+def models_show(name: str, home: Home = None, json: Json = False) -> None:
+    """Show everything known of a base model."""
+    from storage.tables import Base
+
+    Console(json).row(_open(home).registry.find(Base, name), leave_out=("layer_shapes",))
+
+
+@models.command("verify")
+@guarded
+def models_verify(name: str, home: Home = None, json: Json = False) -> None:
+    """Compute the fingerprint afresh and compare it with the recorded one."""
+    found = _open(home).verify_model(name)
+    Console(json).result({"name": name, "fingerprint": found, "unchanged": True}, [("Unchanged", found)])
+
+
+@models.command("remove")
+@guarded
+def models_remove(name: str, yes: Yes = False, home: Home = None, json: Json = False) -> None:
+    """Forget a base model; files that the workbench downloaded or converted are deleted."""
+    console = Console(json)
+    console.confirm(f"Remove the base model {name}?", yes)
+    _open(home).remove_model(name)
+    console.result({"removed": name}, [("Removed", name)])
+
+
+# Data sets.
+
+
+@data.command("add")
+@guarded
+def data_add(
+    file: Annotated[str, typer.Argument(help="A .jsonl, .json, .csv, .tsv, .parquet, .txt or .md file; or the word sample.")],
+    name: Annotated[str, typer.Option(help="Name to show; default the file's.")] = "",
+    home: Home = None,
+    json: Json = False,
+) -> None:
+    """Import a data set."""
+    workbench = _open(home)
+    row = workbench.add_sample() if file == "sample" else workbench.add_dataset(_existing_file(file), name)
+    Console(json).row(row, leave_out=("preview",))
+
+
+def _existing_file(file: str) -> Path:
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise typer.BadParameter(f"{file} is not a file.")
+    return path
+
+
+@data.command("list")
+@guarded
+def data_list(home: Home = None, json: Json = False) -> None:
+    """List the data sets."""
+    from storage.tables import Dataset
+
+    Console(json).table(_open(home).registry.all(Dataset), ["name", "format", "rows", "size_bytes", "source_name"])
+
+
+@data.command("show")
+@guarded
+def data_show(name: str, home: Home = None, json: Json = False) -> None:
+    """Show a data set and its first rows."""
+    from storage.tables import Dataset
+
+    Console(json).row(_open(home).registry.find(Dataset, name))
+
+
+@data.command("remove")
+@guarded
+def data_remove(name: str, yes: Yes = False, home: Home = None, json: Json = False) -> None:
+    """Delete a data set."""
+    console = Console(json)
+    console.confirm(f"Delete the data set {name}?", yes)
+    _open(home).registry.remove_dataset(name)
+    console.result({"removed": name}, [("Removed", name)])
+
+
+# Training.
+
+
+@app.command()
+@guarded
+def train(
+    base: Annotated[str, typer.Option(help="Name of the base model.")],
+    dataset: Annotated[str, typer.Option("--data", help="Name of the data set.")],
+    name: Annotated[str, typer.Option(help="Name of the adapter; default from the data set.")] = "",
+    config: Annotated[Path | None, typer.Option(help="TOML file of training options.", exists=True, dir_okay=False)] = None,
+    option: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One option, such as rank=8; repeatable.")] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Return at once; the run goes on in the engine.")] = False,
+    home: Home = None,
+    json: Json = False,
+) -> None:
+    """Train an adapter. Interrupting this command leaves the run going; stop it with: runs stop ID."""
+    console, workbench = Console(json), _open(home)
+    run = workbench.train(base, dataset, _train_options(config, option or []), name)
+    if not detach:
+        with console.progress() as progress:
+            run = workbench.wait_run(run.id or 0, progress.run_watcher(workbench))
+    console.row(run, leave_out=() if json else ("config", "details"))
+    if run.state in ("failed", "interrupted"):
+        raise typer.Exit(1)
+
+
+def _train_options(config: Path | None, settings: list[str]) -> dict[str, Any]:
+    """Options from the file, then from --set. A file may group them under [lora] and [train]."""
+    options: dict[str, Any] = {}
+    if config:
+        try:
+            content = tomllib.loads(config.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise typer.BadParameter(f"{config} is not valid TOML: {error}") from None
+        for key, value in content.items():
+            options.update(value if isinstance(value, dict) else {key: value})
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"--set {setting}: expected KEY=VALUE, such as --set rank=8.")
+        options[key.strip()] = value.strip()
+    return options
+
+
+@runs.command("list")
+@guarded
+def runs_list(home: Home = None, json: Json = False) -> None:
+    """List the runs."""
+    from storage.tables import Run
+
+    Console(json).table(_open(home).registry.all(Run), ["id", "name", "state", "base_name", "dataset_name", "reason"])
+
+
+@runs.command("show")
+@guarded
+def runs_show(run_id: int, home: Home = None, json: Json = False) -> None:
+    """Show a run: its configuration, its log and its last measurement."""
+    from storage.tables import Run
+
+    registry = _open(home).registry
+    row = registry.get(Run, run_id)
+    last = registry.last_point(run_id)
+    extra = {"last": last.model_dump() if last else None, "log": [note.text for note in registry.notes(run_id)]}
+    Console(json).row(row, extra=extra)
+
+
+@runs.command("stop")
+@guarded
+def runs_stop(run_id: int, home: Home = None, json: Json = False) -> None:
+    """Stop a run and keep what it has learnt as an adapter."""
+    workbench = _open(home)
+    workbench.stop(run_id)
+    Console(json).row(workbench.wait_run(run_id, lambda run: None), leave_out=() if json else ("config", "details"))
+
+
+# Adapters.
+
+
+@adapters.command("list")
+@guarded
+def adapters_list(home: Home = None, json: Json = False) -> None:
+    """List the adapters."""
+    from storage.tables import Adapter
+
+    columns = ["name", "base_name", "dataset_name", "rank", "train_loss", "validation_loss", "source"]
+    Console(json).table(_open(home).registry.all(Adapter), columns)
+
+
+@adapters.command("show")
+@guarded
+def adapters_show(name: str, home: Home = None, json: Json = False) -> None:
+    """Show everything known of an adapter."""
+    from storage.tables import Adapter
+
+    Console(json).row(_open(home).registry.find(Adapter, name))
+
+
+@adapters.command("import")
+@guarded
+def adapters_import(
+    folder: Annotated[Path, typer.Argument(help="A folder with adapter_config.json and adapter_model.safetensors.")],
+    name: Annotated[str, typer.Option(help="Name to show; default the folder's.")] = "",
+    base: Annotated[str | None, typer.Option(help="The base it was made for, if it fits several.")] = None,
+    home: Home = None,
+    json: Json = False,
+) -> None:
+    """Import a PEFT adapter."""
+    console, workbench = Console(json), _open(home)
+    with console.progress() as progress:
+        result = workbench.wait_job(workbench.import_adapter(folder, name, base), progress.job)
+    rows = [("Imported", result["name"]), ("Base", result["base"])]
+    console.result(result, rows + ([("Warning", result["warning"])] if result["warning"] else []))
+
+
+@adapters.command("export")
+@guarded
+def adapters_export(name: str, folder: Path, home: Home = None, json: Json = False) -> None:
+    """Write an adapter in PEFT's format into a new folder."""
+    _open(home).copy_adapter(name, folder)
+    Console(json).result({"adapter": name, "folder": str(folder)}, [("Written", str(folder))])
+
+
+@adapters.command("remove")
+@guarded
+def adapters_remove(name: str, yes: Yes = False, home: Home = None, json: Json = False) -> None:
+    """Delete an adapter."""
+    console = Console(json)
+    console.confirm(f"Delete the adapter {name}?", yes)
+    _open(home).registry.remove_adapter(name)
+    console.result({"removed": name}, [("Removed", name)])
+
+
+# Chat and export.
+
+
+@app.command()
+@guarded
+def chat(
+    base: Annotated[str, typer.Option(help="Name of the base model.")],
+    prompt: Annotated[str, typer.Option(help="What to ask.")],
+    adapter: Annotated[list[str] | None, typer.Option(help="An adapter; repeat for several side by side. None: the plain base.")] = None,
+    greedy: Annotated[bool, typer.Option("--greedy", help="Always the likeliest token.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 256,
+    home: Home = None,
+    json: Json = False,
+) -> None:
+    """Ask the base or adapters one question. With several adapters the plain base answers too, side by side."""
+    from core.config import GenerationConfig
+
+    config = GenerationConfig.parse({"max_tokens": max_tokens, "seed": seed, **({"temperature": 0} if greedy else {})})
+    chosen = list(dict.fromkeys(adapter or []))
+    speakers: list[str | None] = [None, *chosen] if len(chosen) != 1 else list(chosen)
+    messages = [{"role": "user", "content": prompt}]
+    console, answers = Console(json), [""] * len(speakers)
+    for token in _open(home).answer(base, speakers, [messages] * len(speakers), config):
+        answers[token.row] += token.text
+        if len(speakers) == 1:
+            console.stream(token.text)
+    named = {speaker or base: answer for speaker, answer in zip(speakers, answers, strict=True)}
+    console.answers({"prompt": prompt, "answers": named}, streamed=len(speakers) == 1)
+
+
+@app.command()
+@guarded
+def export(
+    adapter: Annotated[str, typer.Option(help="Name of the adapter.")],
+    to: Annotated[Path, typer.Option(help="A new folder for the merged model.")],
+    home: Home = None,
+    json: Json = False,
+) -> None:
+    """Merge an adapter into its base, as safetensors; the result is loaded again and checked."""
+    console, workbench = Console(json), _open(home)
+    with console.progress() as progress:
+        result = workbench.wait_job(workbench.export(adapter, to.expanduser().absolute()), progress.job)
+    console.result(result, [("Merged model", result["folder"]), ("Check", result["sentence"])])
+    if not result["passed"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+@guarded
+def doctor(home: Home = None, json: Json = False) -> None:
+    """Look at python, torch, GPU, memory, disk, SQLite, the home folder and the engine."""
+    from app.doctor import examine
+
+    findings = examine(settings_for(home))
+    Console(json).findings(findings)
+    if any(finding.level == "fault" for finding in findings):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Entry point of the console command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,309 @@
+"""The engine's own process: owns the device, trains queued runs, answers chats. One for each home folder.
+
+The main thread does all device work: it alternates one micro-batch of training with a slice of decoding. One thread
+for each connection passes questions in and events out. State lives in the registry, so nothing is lost with a client.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import queue
+import secrets
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from multiprocessing.connection import Connection, Listener
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+
+from app import wire
+from app.errors import USER_ERRORS
+from app.processes import ALREADY_RUNNING
+from app.run_session import RunSession
+from app.settings import DTYPE_VARIABLE, Settings, settings_for
+from app.sources import folder_of, open_registry
+from core.config import GenerationConfig
+from core.engine import AdapterSource, AnswerRequest, BaseSource, Engine
+from core.events import TokenDone
+from core.generate.decode import Decoder
+from storage.tables import FAILED, Adapter, Base
+
+_FIRST_GRACE = 30.0  # seconds to wait for the first client
+_GRACE = 5.0  # seconds without clients and work before the engine ends
+_IDLE_WAIT = 0.5
+_LEAST_SLICE = 0.25  # seconds of decoding between two micro-batches of training
+
+log = logging.getLogger("engine")
+
+
+@dataclass(eq=False)
+class _Answering:
+    """One request for answers: its question, and the queue its events go out by."""
+
+    question: wire.Message
+    out: queue.SimpleQueue[wire.Message] = field(default_factory=queue.SimpleQueue)
+    cancelled: bool = False
+    decoder: Decoder | None = None
+    steps: Iterator[list[TokenDone]] | None = None
+
+
+class EngineServer:
+    """The engine, its queue of work and its clients."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._registry = open_registry(settings)
+        self._engine = Engine(dtype=_dtype_from_environment())
+        self._session: RunSession | None = None
+        self._answers: list[_Answering] = []
+        self._asked: queue.SimpleQueue[_Answering] = queue.SimpleQueue()
+        self._wake = threading.Event()
+        self._attached = 0
+        self._attached_lock = threading.Lock()
+        self._idle_since = time.monotonic() + _FIRST_GRACE
+
+    # The main thread.
+
+    def work(self) -> None:
+        """Train and answer until there is nothing to do and nobody is attached."""
+        for run_id in self._registry.interrupt_runs("the engine ended while it was training"):
+            log.info("run %s was interrupted", run_id)
+        while not self._is_over():
+            slice_seconds = self._train_a_little()
+            self._take_questions()
+            self._decode_for(slice_seconds)
+            if self._session is None and not self._answers:
+                self._wake.wait(_IDLE_WAIT)
+                self._wake.clear()
+
+    def _is_over(self) -> bool:
+        if self._session or self._answers or self._attached or self._registry.next_queued():
+            self._idle_since = max(self._idle_since, time.monotonic())
+        return time.monotonic() - self._idle_since > _GRACE
+
+    def _train_a_little(self) -> float:
+        """One micro-batch of the current run, or the start of the next. Returns the seconds it took."""
+        if self._session is None:
+            run = self._registry.next_queued()
+            if run is None:
+                return _LEAST_SLICE
+            self._session = RunSession(self._registry, self._engine, run)
+        start = time.monotonic()
+        session = self._session
+        try:
+            if not session.advance():
+                self._session = None
+        except Exception as error:  # noqa: BLE001  (the boundary: whatever ends a run must end up in its row)
+            self._session = None
+            self._record_failure(session, error)
+        return max(_LEAST_SLICE, time.monotonic() - start)
+
+    def _record_failure(self, session: RunSession, error: Exception) -> None:
+        log.error("run %s failed", session.run_id, exc_info=error)
+        session.flush()
+        reason = _reason(error)
+        self._registry.add_note(session.run_id, f"Failed: {reason}")
+        self._registry.update_run(session.run_id, state=FAILED, reason=reason, ended=time.time())
+        _free_memory()
+
+    def _take_questions(self) -> None:
+        while not self._asked.empty():
+            asked = self._asked.get()
+            try:
+                asked.decoder = self._decoder(asked.question)
+                asked.steps = asked.decoder.steps()
+                self._answers.append(asked)
+            except Exception as error:  # noqa: BLE001  (the boundary: the reason goes to whoever asked)
+                self._refuse(asked, error)
+
+    def _decoder(self, question: wire.Message) -> Decoder:
+        base = self._registry.find(Base, question["base"])
+        source = BaseSource(base.name, folder_of(base), base.fingerprint, base.stat_key)
+        requests = [
+            AnswerRequest(row["messages"], self._adapter_source(row.get("adapter")), GenerationConfig.parse(row["config"]))
+            for row in question["rows"]
+        ]
+        return self._engine.answer(source, requests)
+
+    def _adapter_source(self, name: str | None) -> AdapterSource | None:
+        if name is None:
+            return None
+        row = self._registry.find(Adapter, name)
+        folder = self._registry.blobs.verify(row.digest)
+        return AdapterSource(row.name, folder, row.digest, row.base_fingerprint, row.base_name)
+
+    def _decode_for(self, seconds: float) -> None:
+        """Decode for all who wait, for about `seconds` while a run is training, otherwise one token each."""
+        end = time.monotonic() + (seconds if self._session else 0.0)
+        while self._answers:
+            for answering in list(self._answers):
+                self._decode_step(answering)
+            if time.monotonic() >= end or not self._asked.empty():
+                return
+
+    def _decode_step(self, answering: _Answering) -> None:
+        assert answering.decoder is not None and answering.steps is not None  # set before it joins the list
+        if answering.cancelled:
+            answering.decoder.cancel()
+        try:
+            events = next(answering.steps, None)
+        except Exception as error:  # noqa: BLE001  (the boundary: the reason goes to whoever asked)
+            answering.decoder.cancel()
+            self._answers.remove(answering)
+            self._refuse(answering, error)
+            return
+        if events is None:
+            self._answers.remove(answering)
+            answering.out.put({"done": True})
+        for event in events or []:
+            answering.out.put({"token": asdict(event)})
+
+    def _refuse(self, answering: _Answering, error: Exception) -> None:
+        if not isinstance(error, USER_ERRORS):
+            log.error("an answer failed", exc_info=error)
+            _free_memory()
+        answering.out.put({"error": _reason(error), "kind": type(error).__name__})
+
+    # Threads, one for each connection.
+
+    def serve(self, listener: Listener) -> None:
+        """Accept connections for ever."""
+        while True:
+            try:
+                connection = listener.accept()
+            except (OSError, EOFError) as error:  # a stranger without the key, or a client that left at once
+                log.warning("a connection was refused: %r", error)
+                continue
+            threading.Thread(target=self._talk, args=(connection,), daemon=True).start()
+
+    def _talk(self, connection: Connection) -> None:
+        with connection:
+            try:
+                while True:
+                    self._respond(connection, wire.receive(connection))
+            except (EOFError, OSError):
+                return  # the client has closed
+
+    def _respond(self, connection: Connection, message: wire.Message) -> None:
+        match message.get("command"):
+            case "status":
+                wire.send(connection, self.status())
+            case "wake":
+                self._wake.set()
+                wire.send(connection, {"done": True})
+            case "attach":
+                self._hold(connection)
+            case "answer":
+                self._answer(connection, message)
+            case other:
+                wire.send(connection, {"error": f"unknown command {other!r}", "kind": "EngineUnavailable"})
+
+    def _hold(self, connection: Connection) -> None:
+        """Stay alive for as long as this client keeps its connection."""
+        with self._attached_lock:
+            self._attached += 1
+        try:
+            wire.send(connection, {"done": True, "pid": os.getpid()})
+            wire.receive(connection)
+        finally:
+            with self._attached_lock:
+                self._attached -= 1
+
+    def _answer(self, connection: Connection, question: wire.Message) -> None:
+        asked = _Answering(question)
+        self._asked.put(asked)
+        self._wake.set()
+        try:
+            while True:
+                event = asked.out.get()
+                wire.send(connection, event)
+                if "token" not in event:
+                    return
+        except OSError:
+            asked.cancelled = True  # nobody listens any more
+            raise
+
+    def status(self) -> wire.Message:
+        """What the engine is doing, for the page and the doctor."""
+        base, device = self._engine.base, self._engine.device
+        return {
+            "pid": os.getpid(),
+            "device": _device_name(device),
+            "torch": torch.__version__,
+            "resident": base.name if base else None,
+            "dtype": str(base.dtype).removeprefix("torch.") if base else None,
+            "run": self._session.run_id if self._session else None,
+            "answering": len(self._answers),
+        }
+
+
+def _reason(error: Exception) -> str:
+    """The sentence for the user: our own errors as they are, others with what they are and where the details lie."""
+    if isinstance(error, USER_ERRORS):
+        return str(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return "The accelerator's memory ran out. Lower micro_batch_size or max_length and start again."
+    if isinstance(error, MemoryError):
+        return "The memory ran out. Lower micro_batch_size or max_length and start again."
+    return f"Unexpected {type(error).__name__}: {str(error)[:300]} (details in logs/engine.log of the home folder)"
+
+
+def _free_memory() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+        return f"{torch.cuda.get_device_name(device)}, {memory / 2**30:.0f} GiB"
+    return "Apple GPU (MPS)" if device.type == "mps" else f"CPU, {os.cpu_count()} cores"
+
+
+def _dtype_from_environment() -> torch.dtype | None:
+    """A dtype asked for by name; none for the best one."""
+    name = os.environ.get(DTYPE_VARIABLE)
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name] if name else None
+
+
+def _write_private(path: Path, content: dict[str, object]) -> None:
+    """Publish a small file that only this user can read."""
+    staged = path.with_suffix(".new")
+    staged.unlink(missing_ok=True)
+    handle = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "w") as file:
+        json.dump(content, file)
+    os.replace(staged, path)
+
+
+def main() -> int:
+    """Hold the home folder's engine lock and work."""
+    parser = argparse.ArgumentParser(description="The LoRA Workbench engine; started by the app.")
+    parser.add_argument("--home", type=Path, required=True)
+    settings = settings_for(parser.parse_args().home)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    lock = FileLock(settings.engine_lock)
+    try:
+        lock.acquire(timeout=2)  # a client may be probing it at this moment
+    except Timeout:
+        return ALREADY_RUNNING
+    key = secrets.token_bytes(32)
+    with lock, Listener(("127.0.0.1", 0), authkey=key) as listener:
+        server = EngineServer(settings)
+        threading.Thread(target=server.serve, args=(listener,), daemon=True).start()
+        _write_private(settings.engine_file, {"address": list(listener.address), "key": key.hex(), "pid": os.getpid()})
+        log.info("ready on %s", server.status()["device"])
+        server.work()
+        settings.engine_file.unlink(missing_ok=True)
+        log.info("nothing to do and nobody attached; ending")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,29 @@
+"""Errors of the app itself, and the tuple of all errors whose message is meant for the user.
+
+    AppError
+    ├── EngineUnavailable    the engine did not start, or ended while it was asked something
+    ├── JobFailed            a job ended without its result
+    └── AlreadyRunning       the page is open already on this home folder, or the port is taken
+"""
+
+from core.errors import WorkbenchError
+from storage.errors import StorageError
+
+
+class AppError(Exception):
+    """Base of the app's own errors."""
+
+
+class EngineUnavailable(AppError):
+    """The engine did not start, or ended while it was asked something."""
+
+
+class JobFailed(AppError):
+    """A job ended without its result."""
+
+
+class AlreadyRunning(AppError):
+    """The page is open already on this home folder, or the port is taken."""
+
+
+USER_ERRORS = (AppError, WorkbenchError, StorageError)

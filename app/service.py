@@ -1,0 +1,247 @@
+"""Workbench: the one object that the page and the command line call. Knows nothing of Gradio."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from app.engine_client import EngineClient
+from app.errors import JobFailed
+from app.processes import exit_reason, is_held, start_detached
+from app.settings import Settings
+from app.sources import base_for, open_registry, shapes_of
+from core.config import GenerationConfig, split_train_options
+from core.data.dataset_file import import_file
+from core.errors import InvalidConfig, WrongBase
+from core.events import TokenDone
+from core.publish import published_folder
+from core.train.estimate import BaseShape, DataShape, Estimate, estimate
+from storage.names import free_name
+from storage.tables import FAILED, INTERRUPTED, PREPARING, QUEUED, RUNNING, Adapter, Base, Dataset, Job, Run
+
+SAMPLE_FILE = "captain_conversations.jsonl"
+SAMPLE_NAME = "Captain's log (sample)"
+MAX_SIDE_BY_SIDE = 5  # the plain base and four adapters
+_POLL_SECONDS = 0.2
+_JOB_START_SECONDS = 60.0
+Messages = Sequence[Mapping[str, str]]
+
+
+class Workbench:
+    """Everything a person can do, on one home folder."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.registry = open_registry(settings)
+        self.engine = EngineClient(settings)
+        self._jobs: dict[int, subprocess.Popen[bytes]] = {}
+
+    # Base models.
+
+    def add_model(self, origin: str, name: str = "") -> Job:
+        """Start adding a base model: the word starter, a folder, a .gguf file or a hub id. Raises NameTaken."""
+        if name:
+            self.registry.require_free(Base, name)
+        return self._start_job("add_model", f"Add {origin}", {"origin": origin, "name": name})
+
+    def remove_model(self, name: str) -> None:
+        """Forget a base model, and delete its files if they are ours. Raises InUse while adapters need it."""
+        row = self.registry.remove_base(name)
+        if row.owned:
+            shutil.rmtree(row.folder, ignore_errors=True)
+
+    def verify_model(self, name: str) -> str:
+        """Compute the fingerprint of a base afresh; return it. Raises WrongBase if it is no longer the recorded one."""
+        from core.base_model.fingerprint import fingerprint, stat_key
+
+        row = self.registry.find(Base, name)
+        found = fingerprint(Path(row.folder))
+        if found != row.fingerprint:
+            raise WrongBase(
+                f"The files of {name} have changed: the fingerprint is now {found[:12]}…, recorded is {row.fingerprint[:12]}…. "
+                "Its adapters no longer fit; restore the files or add the folder as another model."
+            )
+        row.stat_key = stat_key(Path(row.folder))
+        self.registry.save(row)
+        return found
+
+    # Data sets.
+
+    def add_dataset(self, path: Path, name: str = "") -> Dataset:
+        """Import a file of rows. Raises InvalidData, NameTaken; nothing is kept of a file that fails."""
+        wanted = self.registry.require_free(Dataset, name or path.stem)
+        with self.registry.blobs.staging() as staging:
+            target = staging / "rows.arrow"
+            found = import_file(path, target)
+            size = target.stat().st_size
+            digest = self.registry.blobs.put(target)
+        row = Dataset(
+            name=wanted, format=found.format, reason=found.reason, rows=found.rows, digest=digest, size_bytes=size,
+            source_name=path.name, preview=found.preview,
+        )  # fmt: skip
+        return self.registry.add(row)
+
+    def add_sample(self) -> Dataset:
+        """Import the sample conversations that come with the workbench, unless they are there already."""
+        existing = next((row for row in self.registry.all(Dataset) if row.name == SAMPLE_NAME), None)
+        if existing is not None:
+            return existing
+        with resources.as_file(resources.files("assets") / SAMPLE_FILE) as path:
+            return self.add_dataset(path, SAMPLE_NAME)
+
+    # Training.
+
+    def train(self, base: str, dataset: str, options: Mapping[str, object], name: str = "") -> Run:
+        """Queue a training run and have the engine take it. Raises InvalidConfig, NotFound, NameTaken."""
+        lora, train = split_train_options(options)
+        model, data = self.registry.find(Base, base), self.registry.find(Dataset, dataset)
+        self._estimate(model, data, options)  # raises for target_modules that match nothing
+        taken = self.registry.names(Adapter) | {run.name for run in self.registry.active_runs()}
+        run = Run(
+            name=name or free_name(_run_name(data.name), taken),
+            base_id=model.id or 0, base_name=model.name, base_fingerprint=model.fingerprint,
+            dataset_id=data.id or 0, dataset_name=data.name, dataset_digest=data.digest,
+            config={"lora": lora.to_dict(), "train": train.to_dict()},
+        )  # fmt: skip
+        run = self.registry.queue_run(run)
+        self.engine.wake()
+        return run
+
+    def estimate(self, base: str, dataset: str, options: Mapping[str, object]) -> Estimate:
+        """What a training would need. Raises InvalidConfig, NotFound."""
+        return self._estimate(self.registry.find(Base, base), self.registry.find(Dataset, dataset), options)
+
+    def _estimate(self, base: Base, data: Dataset, options: Mapping[str, object]) -> Estimate:
+        lora, train = split_train_options(options)
+        shape = BaseShape(shapes_of(base), base.head, base.parameters, base.layers, base.hidden_size, base.vocab_size)
+        lengths = [sum(len(m["content"]) for m in row["messages"]) + len(row["text"]) for row in data.preview]
+        rows = DataShape(data.rows, sum(lengths) / max(1, len(lengths)))
+        return estimate(shape, rows, lora, train, bytes_per_weight=2, tokens_per_second=self._speed_on(base))
+
+    def _speed_on(self, base: Base) -> float | None:
+        """Tokens a second of the last run on this base that got anywhere."""
+        for run in self.registry.all(Run, limit=20):
+            if run.base_fingerprint == base.fingerprint and (point := self.registry.last_point(run.id or 0)):
+                return point.tokens_per_second
+        return None
+
+    def stop(self, run_id: int) -> Run:
+        """Ask a run to stop and keep what it has learnt. Raises NotFound."""
+        return self.registry.request_stop(run_id)
+
+    def wait_run(self, run_id: int, watch: Callable[[Run], None]) -> Run:
+        """Follow a run to its end, calling `watch` now and then; also when its process dies."""
+        while True:
+            self.look_after()
+            run = self.registry.get(Run, run_id)
+            watch(run)
+            if not run.active:
+                return run
+            time.sleep(_POLL_SECONDS)
+
+    # Adapters.
+
+    def import_adapter(self, folder: Path, name: str = "", base: str | None = None) -> Job:
+        """Start importing a PEFT adapter folder. Raises NameTaken, NotFound."""
+        self.registry.require_free(Adapter, name or folder.resolve().name)
+        if base:
+            self.registry.find(Base, base)
+        arguments = {"folder": str(folder), "name": name, "base": base}
+        return self._start_job("import_adapter", f"Import {folder.name}", arguments)
+
+    def copy_adapter(self, name: str, folder: Path) -> None:
+        """Write an adapter in PEFT's format into a new folder. Raises NotFound, InvalidInput, BlobDamaged."""
+        row = self.registry.find(Adapter, name)
+        source = self.registry.blobs.verify(row.digest)
+        with published_folder(folder.expanduser().absolute()) as staging:
+            shutil.copytree(source, staging, dirs_exist_ok=True)
+
+    def export(self, adapter: str, folder: Path | None = None) -> Job:
+        """Start merging an adapter into its base as a model folder; by default under exports in the home folder."""
+        row = self.registry.find(Adapter, adapter)
+        base_for(self.registry, row)
+        target = folder or self.settings.exports / f"adapter-{row.id}-{time.strftime('%Y%m%d-%H%M%S')}"
+        return self._start_job("export_model", f"Export {adapter}", {"adapter": adapter, "folder": str(target)})
+
+    # Chat.
+
+    def answer(
+        self, base: str, speakers: Sequence[str | None], conversations: Sequence[Messages], config: GenerationConfig
+    ) -> Iterator[TokenDone]:
+        """Stream one answer for each speaker (an adapter's name, or None for the plain base), all in one batch.
+
+        conversations[i] is what speaker i sees. Raises WrongBase, NotFound, EngineUnavailable.
+        """
+        if not 1 <= len(speakers) <= MAX_SIDE_BY_SIDE:
+            raise InvalidConfig(f"Between 1 and {MAX_SIDE_BY_SIDE} can answer side by side, not {len(speakers)}.")
+        model = self.registry.find(Base, base)
+        for name in filter(None, speakers):
+            self._require_made_for(self.registry.find(Adapter, name), model)
+        rows = [
+            {"adapter": speaker, "messages": [dict(message) for message in messages], "config": config.to_dict()}
+            for speaker, messages in zip(speakers, conversations, strict=True)
+        ]
+        return self.engine.answer(base, rows)
+
+    def _require_made_for(self, adapter: Adapter, base: Base) -> None:
+        if adapter.base_fingerprint != base.fingerprint:
+            raise WrongBase(
+                f"The adapter {adapter.name} was made for {adapter.base_name}, not for {base.name}; "
+                f"choose {adapter.base_name} as the base."
+            )
+
+    # Jobs, and looking after what other processes do.
+
+    def _start_job(self, kind: str, title: str, arguments: dict[str, Any]) -> Job:
+        job = self.registry.save(Job(kind=kind, title=title, arguments=arguments, message="Starting"))
+        given = ["--home", str(self.settings.home), "--job", str(job.id)]
+        self._jobs[job.id or 0] = start_detached("app.job_process", given, self.settings.logs / "jobs.log")
+        return job
+
+    def wait_job(self, job: Job, watch: Callable[[Job], None] = lambda job: None) -> dict[str, Any]:
+        """Follow a job to its end; return its result. Raises JobFailed with the reason."""
+        while True:
+            self.look_after()
+            job = self.registry.get(Job, job.id or 0)
+            watch(job)
+            if not job.active:
+                break
+            time.sleep(_POLL_SECONDS)
+        if job.state in (FAILED, INTERRUPTED):
+            raise JobFailed(job.message)
+        return job.result
+
+    def look_after(self) -> None:
+        """Notice processes that died: their runs and jobs become interrupted, and a waiting run gets a new engine."""
+        active = self.registry.active_runs()
+        if active and not self.engine.alive:
+            if any(run.state in (PREPARING, RUNNING) for run in active):
+                self.registry.interrupt_runs(self.engine.death_reason())
+            if any(run.state == QUEUED for run in active):
+                self.engine.ensure()
+        for job in self.registry.active_jobs():
+            self._look_after_job(job)
+
+    def _look_after_job(self, job: Job) -> None:
+        process = self._jobs.get(job.id or 0)
+        code = process.poll() if process else None
+        starting = job.state == QUEUED and code is None and time.time() - job.created < _JOB_START_SECONDS
+        if starting or is_held(self.settings.job_lock(job.id or 0)):
+            return
+        if self.registry.get(Job, job.id or 0).active:  # it may have ended between the two looks
+            reason = f"{job.title}: {exit_reason(code, 'its process')}. Nothing was added; start it again."
+            self.registry.update_job(job.id or 0, state=INTERRUPTED, message=reason, ended=time.time())
+
+    def close(self) -> None:
+        """Leave: the engine ends if it has nothing to do, and goes on if it has."""
+        self.engine.detach()
+        self.registry.database.close()
+
+
+def _run_name(dataset: str) -> str:
+    return dataset.removesuffix(" (sample)")

@@ -1,0 +1,66 @@
+"""What a training will need, before it starts. An estimate from shapes; needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from core.config import LoraConfig, TrainConfig
+from core.lora.targets import LayerShapes, select_targets, trainable_parameter_count
+
+_CHARACTERS_PER_TOKEN = 4.0
+_TEMPLATE_TOKENS = 24  # role names and end tokens around a short conversation
+_ADAM_BYTES = 16  # float32 factor, gradient and two moments
+_KEPT_PER_LAYER = 34  # numbers kept for backward, in units of the hidden size, for each token of a decoder layer
+
+
+@dataclass(frozen=True)
+class BaseShape:
+    """What the estimate needs to know of a base model."""
+
+    layer_shapes: LayerShapes
+    head: str | None
+    parameters: int
+    layers: int
+    hidden_size: int
+    vocab_size: int
+
+
+@dataclass(frozen=True)
+class DataShape:
+    """What the estimate needs to know of a data set."""
+
+    rows: int
+    mean_characters: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The plan in numbers."""
+
+    trainable_parameters: int
+    targeted_layers: int
+    steps: int
+    tokens: int
+    memory_bytes: int
+    seconds: float | None
+    """None until a run on this base has shown how fast this machine is."""
+
+
+def estimate(
+    base: BaseShape, data: DataShape, lora: LoraConfig, train: TrainConfig,
+    *, bytes_per_weight: int, tokens_per_second: float | None,
+) -> Estimate:  # fmt: skip
+    """Estimate a training. Raises InvalidConfig if target_modules match nothing."""
+    targets = select_targets(list(base.layer_shapes), lora.target_names, base.head)
+    trainable = trainable_parameter_count(base.layer_shapes, targets, lora.rank)
+    train_rows = max(1, round(data.rows * (1 - train.validation_share)))
+    batch = train.micro_batch_size * train.gradient_accumulation_steps
+    steps = train.max_steps or max(1, -(-int(train.epochs * train_rows) // batch))
+    row_tokens = min(train.max_length, data.mean_characters / _CHARACTERS_PER_TOKEN + _TEMPLATE_TOKENS)
+    tokens = int(steps * min(batch, train_rows) * row_tokens)
+    micro_tokens = train.micro_batch_size * row_tokens
+    kept = micro_tokens * base.hidden_size * base.layers * _KEPT_PER_LAYER * bytes_per_weight
+    logits = micro_tokens * base.vocab_size * 8
+    memory = base.parameters * bytes_per_weight + trainable * _ADAM_BYTES + kept + logits
+    seconds = tokens / tokens_per_second if tokens_per_second else None
+    return Estimate(trainable, len(targets), steps, tokens, int(memory), seconds)

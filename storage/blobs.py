@@ -1,0 +1,99 @@
+"""Content-addressed files: blobs/sha256/ab/<digest>, each a file or a small folder, published whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from storage.errors import BlobDamaged, NotFound
+
+_DIGEST = re.compile(r"^[0-9a-f]{64}$")
+
+
+class BlobStore:
+    """Files kept under the digest of their content."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root / "sha256"
+        self._staging = root / "staging"
+        for folder in (self._root, self._staging):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    @contextmanager
+    def staging(self) -> Iterator[Path]:
+        """An empty folder in the store's own tree to write into; removed at the end of the block."""
+        folder = self._staging / uuid.uuid4().hex
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def put(self, source: Path) -> str:
+        """Move a staged file or folder into the store; return its digest. What is there already is kept."""
+        digest = content_digest(source)
+        target = self._place(digest)
+        if target.exists():
+            return digest
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for path in [source, *source.rglob("*")] if source.is_dir() else [source]:
+            _sync(path)
+        os.replace(source, target)
+        _sync(target.parent)
+        return digest
+
+    def path(self, digest: str) -> Path:
+        """Where the blob lies. Raises NotFound if it is not there."""
+        target = self._place(digest)
+        if not target.exists():
+            raise NotFound(f"The stored file {digest[:12]}… is missing from {self._root}.")
+        return target
+
+    def verify(self, digest: str) -> Path:
+        """The blob's path after reading it and comparing its digest. Raises BlobDamaged."""
+        target = self.path(digest)
+        found = content_digest(target)
+        if found != digest:
+            raise BlobDamaged(f"The stored file {digest[:12]}… has changed on disk (now {found[:12]}…); restore it from a backup.")
+        return target
+
+    def remove(self, digest: str) -> None:
+        """Delete a blob that no row needs any more."""
+        target = self._place(digest)
+        shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+
+    def _place(self, digest: str) -> Path:
+        if not _DIGEST.match(digest):
+            raise NotFound(f"{digest[:80]!r} is no digest.")
+        return self._root / digest[:2] / digest
+
+
+def content_digest(path: Path) -> str:
+    """SHA-256 of a file, or of a folder's sorted list of file names and their digests."""
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    lines = (f"{one.name}\n{content_digest(one)}\n" for one in sorted(path.iterdir()))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def content_size(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    return path.stat().st_size if path.is_file() else sum(one.stat().st_size for one in path.rglob("*") if one.is_file())
+
+
+def _sync(path: Path) -> None:
+    """Flush a file, or a folder's entries where the system can open folders."""
+    if path.is_dir() and os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

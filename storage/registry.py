@@ -1,0 +1,260 @@
+"""Every query of the registry. Methods return plain rows that stay usable after the session."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
+
+from sqlalchemy import delete, func, update
+from sqlalchemy.exc import IntegrityError
+from sqlmodel import Session, SQLModel, col, select
+
+from storage.blobs import BlobStore
+from storage.database import Database
+from storage.errors import InUse, NameTaken, NotFound
+from storage.names import clean_name
+from storage.tables import (
+    ACTIVE_STATES,
+    INTERRUPTED,
+    PREPARING,
+    QUEUED,
+    RUNNING,
+    STOPPED,
+    Adapter,
+    Base,
+    Chat,
+    ChatMessage,
+    Dataset,
+    Export,
+    Job,
+    Note,
+    Point,
+    Run,
+)
+
+Named = TypeVar("Named", Base, Dataset, Adapter)
+Row = TypeVar("Row", bound=SQLModel)
+_WORDS = {Base: "base model", Dataset: "data set", Adapter: "adapter"}
+
+
+class Registry:
+    """The rows in the database and the blobs they point to."""
+
+    def __init__(self, database: Database, blobs: BlobStore) -> None:
+        self.database, self.blobs = database, blobs
+
+    # Base models, data sets and adapters: rows with unique names.
+
+    def add(self, row: Named) -> Named:
+        """Store a base model, data set or adapter. Raises NameTaken or InvalidName."""
+        what = _WORDS[type(row)]
+        row.name = clean_name(row.name, what)
+        try:
+            with self.database.writing() as session:
+                session.add(row)
+        except IntegrityError:
+            raise NameTaken(f"There is a {what} called {row.name!r} already; choose another name.") from None
+        return row
+
+    def require_free(self, table: type[Named], name: str) -> str:
+        """The cleaned name, if no row of `table` has it. Raises NameTaken or InvalidName."""
+        what, name = _WORDS[table], clean_name(name, _WORDS[table])
+        if name in self.names(table):
+            raise NameTaken(f"There is a {what} called {name!r} already; choose another name.")
+        return name
+
+    def names(self, table: type[Named]) -> set[str]:
+        """All names in `table`."""
+        with self.database.reading() as session:
+            return set(session.exec(select(table.name)).all())
+
+    def find(self, table: type[Named], name: str) -> Named:
+        """The row called `name`. Raises NotFound, listing some names there are."""
+        with self.database.reading() as session:
+            row = session.exec(select(table).where(table.name == name)).one_or_none()
+            if row is None:
+                there = session.exec(select(table.name).order_by(col(table.id).desc()).limit(8)).all()
+                listed = f"There are: {', '.join(there)}." if there else "There is none yet."
+                raise NotFound(f"There is no {_WORDS[table]} called {name!r}. {listed}")
+            return row
+
+    def get(self, table: type[Row], row_id: int) -> Row:
+        """The row with this id. Raises NotFound."""
+        with self.database.reading() as session:
+            row = session.get(table, row_id)
+            if row is None:
+                raise NotFound(f"There is no {table.__name__.lower()} {row_id}.")
+            return row
+
+    def all(self, table: type[Row], limit: int | None = None) -> list[Row]:
+        """All rows, newest first."""
+        with self.database.reading() as session:
+            return list(session.exec(select(table).order_by(col(table.id).desc()).limit(limit)).all())  # type: ignore[attr-defined]
+
+    def save(self, row: Row) -> Row:
+        """Insert or update any row."""
+        with self.database.writing() as session:
+            return session.merge(row)
+
+    def remove_base(self, name: str) -> Base:
+        """Forget a base model. Raises InUse while adapters or waiting runs need it; its files are the caller's."""
+        row = self.find(Base, name)
+        with self.database.writing() as session:
+            adapters = session.exec(select(Adapter.name).where(Adapter.base_fingerprint == row.fingerprint)).all()
+            copies = session.exec(select(Base.id).where(Base.fingerprint == row.fingerprint, Base.id != row.id)).all()
+            if adapters and not copies:
+                raise InUse(
+                    f"{len(adapters)} adapters need {name!r}: {', '.join(adapters[:5])}. Remove them first; "
+                    "without their base they are of no use."
+                )
+            self._refuse_active(session, Run.base_id == row.id, name)
+            session.delete(row)
+        return row
+
+    def remove_dataset(self, name: str) -> None:
+        """Delete a data set and its file. Raises InUse while a waiting or active run needs it."""
+        row = self.find(Dataset, name)
+        with self.database.writing() as session:
+            self._refuse_active(session, Run.dataset_id == row.id, name)
+            session.delete(row)
+            shared = session.exec(select(Dataset.id).where(Dataset.digest == row.digest, Dataset.id != row.id)).all()
+        if not shared:
+            self.blobs.remove(row.digest)
+
+    def remove_adapter(self, name: str) -> None:
+        """Delete an adapter and its files."""
+        row = self.find(Adapter, name)
+        with self.database.writing() as session:
+            session.execute(update(Run).where(col(Run.adapter_id) == row.id).values(adapter_id=None))
+            session.delete(row)
+            shared = session.exec(select(Adapter.id).where(Adapter.digest == row.digest, Adapter.id != row.id)).all()
+        if not shared:
+            self.blobs.remove(row.digest)
+
+    def _refuse_active(self, session: Session, condition: Any, name: str) -> None:
+        run = session.exec(select(Run).where(condition, col(Run.state).in_(ACTIVE_STATES))).first()
+        if run is not None:
+            raise InUse(f"Run {run.id} ({run.name}) is {run.state} and needs {name!r}; stop it or wait.")
+
+    # Runs.
+
+    def queue_run(self, run: Run) -> Run:
+        """Store a new run. Its name must be free among adapters and among runs that are still to make one."""
+        run.name = clean_name(run.name, "run")
+        with self.database.writing() as session:
+            taken = session.exec(select(Adapter.id).where(Adapter.name == run.name)).first()
+            waiting = session.exec(
+                select(Run.id).where(Run.name == run.name, col(Run.state).in_(ACTIVE_STATES))
+            ).first()
+            if taken is not None or waiting is not None:
+                raise NameTaken(f"There is an adapter or an active run called {run.name!r} already; choose another name.")
+            session.add(run)
+        return run
+
+    def next_queued(self) -> Run | None:
+        """The run that has waited longest."""
+        with self.database.reading() as session:
+            return session.exec(select(Run).where(Run.state == QUEUED).order_by(col(Run.id))).first()
+
+    def active_runs(self) -> list[Run]:
+        """Runs that wait or are under way, oldest first."""
+        with self.database.reading() as session:
+            return list(session.exec(select(Run).where(col(Run.state).in_(ACTIVE_STATES)).order_by(col(Run.id))).all())
+
+    def update_run(self, run_id: int, **values: Any) -> None:
+        """Set columns of a run."""
+        with self.database.writing() as session:
+            session.execute(update(Run).where(col(Run.id) == run_id).values(**values))
+
+    def stop_requested(self, run_id: int) -> bool:
+        """Whether somebody asked this run to stop."""
+        with self.database.reading() as session:
+            return bool(session.exec(select(Run.stop_requested).where(Run.id == run_id)).one())
+
+    def request_stop(self, run_id: int) -> Run:
+        """Ask a run to stop; one that has not started is stopped at once. Raises NotFound."""
+        with self.database.writing() as session:
+            run = session.get(Run, run_id)
+            if run is None:
+                raise NotFound(f"There is no run {run_id}.")
+            if run.state == QUEUED:
+                run.state, run.reason, run.ended = STOPPED, "stopped before it started", time.time()
+            elif run.active:
+                run.stop_requested = True
+            session.add(run)
+        return run
+
+    def interrupt_runs(self, reason: str) -> list[int]:
+        """Mark runs that were under way as interrupted, since nothing works on them any more. Returns their ids."""
+        with self.database.writing() as session:
+            runs = session.exec(select(Run).where(col(Run.state).in_((PREPARING, RUNNING)))).all()
+            for run in runs:
+                run.state, run.reason, run.ended = INTERRUPTED, reason, time.time()
+                session.add(Note(run_id=run.id or 0, text=f"Interrupted: {reason}"))
+            return [run.id or 0 for run in runs]
+
+    def add_points(self, points: Iterable[Point]) -> None:
+        """Append measurements."""
+        with self.database.writing() as session:
+            session.add_all(points)
+
+    def points(self, run_id: int, after: int = 0, limit: int | None = None) -> Sequence[Point]:
+        """Measurements of a run with ids above `after`, in order."""
+        with self.database.reading() as session:
+            query = select(Point).where(Point.run_id == run_id, col(Point.id) > after).order_by(col(Point.id)).limit(limit)
+            return session.exec(query).all()
+
+    def last_point(self, run_id: int) -> Point | None:
+        """The newest training measurement of a run."""
+        with self.database.reading() as session:
+            query = select(Point).where(Point.run_id == run_id, col(Point.loss).is_not(None))
+            return session.exec(query.order_by(col(Point.id).desc())).first()
+
+    def add_note(self, run_id: int, text: str) -> None:
+        """Append a line to a run's log."""
+        with self.database.writing() as session:
+            session.add(Note(run_id=run_id, text=text))
+
+    def notes(self, run_id: int) -> Sequence[Note]:
+        """A run's log."""
+        with self.database.reading() as session:
+            return session.exec(select(Note).where(Note.run_id == run_id).order_by(col(Note.id))).all()
+
+    # Jobs, exports and chats.
+
+    def update_job(self, job_id: int, **values: Any) -> None:
+        """Set columns of a job."""
+        with self.database.writing() as session:
+            session.execute(update(Job).where(col(Job.id) == job_id).values(**values))
+
+    def active_jobs(self) -> list[Job]:
+        """Jobs that wait or are under way, oldest first."""
+        with self.database.reading() as session:
+            return list(session.exec(select(Job).where(col(Job.state).in_(ACTIVE_STATES)).order_by(col(Job.id))).all())
+
+    def exports_of(self, adapter_digest: str) -> Sequence[Export]:
+        """What was exported from an adapter, newest first."""
+        with self.database.reading() as session:
+            query = select(Export).where(Export.adapter_digest == adapter_digest).order_by(col(Export.id).desc())
+            return session.exec(query).all()
+
+    def chat_messages(self, chat_id: int) -> Sequence[ChatMessage]:
+        """All messages of a conversation, in order."""
+        with self.database.reading() as session:
+            query = select(ChatMessage).where(ChatMessage.chat_id == chat_id).order_by(col(ChatMessage.id))
+            return session.exec(query).all()
+
+    def remove_chat(self, chat_id: int) -> None:
+        """Delete a conversation."""
+        with self.database.writing() as session:
+            session.execute(delete(Chat).where(col(Chat.id) == chat_id))
+
+    def change_count(self) -> str:
+        """A short text that changes when anything a page shows may have changed; cheap enough to ask every second."""
+        with self.database.reading() as session:
+            tables = (Base, Dataset, Run, Adapter, Job, Export)
+            tops = [session.exec(select(func.max(table.id), func.count())).one() for table in tables]  # type: ignore[attr-defined]
+            active = session.exec(select(Run.id, Run.state, Run.stop_requested).where(col(Run.state).in_(ACTIVE_STATES))).all()
+            jobs = session.exec(select(Job.id, Job.state).where(col(Job.state).in_(ACTIVE_STATES))).all()
+            return repr((tops, active, jobs))

@@ -1,0 +1,215 @@
+"""Every table of the registry. Plain data: validation happens before rows are made.
+
+Times are seconds since 1970 in UTC. JSON columns hold what core describes; storage does not look into them.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from sqlalchemy import JSON, Column, ForeignKey, Index, Integer
+from sqlmodel import Field, SQLModel
+
+QUEUED, PREPARING, RUNNING = "queued", "preparing", "running"
+FINISHED, STOPPED, FAILED, INTERRUPTED = "finished", "stopped", "failed", "interrupted"
+ACTIVE_STATES = (QUEUED, PREPARING, RUNNING)
+
+
+def _json() -> Any:
+    return Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+
+
+class Base(SQLModel, table=True):
+    """A base model: what it is, where it lies, and its exact identity."""
+
+    __tablename__ = "base"
+
+    id: int | None = Field(default=None, primary_key=True)
+    name: str = Field(unique=True)
+    fingerprint: str = Field(index=True)
+    stat_key: str
+    tokenizer_hash: str
+    template_hash: str
+    architecture: str
+    parameters: int
+    dtype: str
+    context_length: int
+    layers: int
+    hidden_size: int
+    vocab_size: int
+    has_chat_template: bool
+    size_bytes: int
+    licence: str = ""
+    source: str
+    origin: str
+    folder: str
+    owned: bool
+    layer_shapes: dict[str, Any] = _json()
+    head: str | None = None
+    created: float = Field(default_factory=time.time)
+
+
+class Dataset(SQLModel, table=True):
+    """A data set, imported and stored as one Arrow file."""
+
+    __tablename__ = "dataset"
+
+    id: int | None = Field(default=None, primary_key=True)
+    name: str = Field(unique=True)
+    format: str
+    reason: str
+    rows: int
+    digest: str
+    size_bytes: int
+    source_name: str
+    preview: list[dict[str, Any]] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
+    created: float = Field(default_factory=time.time)
+
+
+class Run(SQLModel, table=True):
+    """A training run, with a frozen copy of everything it was started with."""
+
+    __tablename__ = "run"
+
+    id: int | None = Field(default=None, primary_key=True)
+    name: str
+    base_id: int
+    base_name: str
+    base_fingerprint: str
+    dataset_id: int
+    dataset_name: str
+    dataset_digest: str
+    config: dict[str, Any] = _json()
+    state: str = Field(default=QUEUED, index=True)
+    reason: str = ""
+    stop_requested: bool = False
+    details: dict[str, Any] = _json()
+    adapter_id: int | None = None
+    created: float = Field(default_factory=time.time)
+    started: float | None = None
+    ended: float | None = None
+
+    @property
+    def active(self) -> bool:
+        """Whether the run is waiting or under way."""
+        return self.state in ACTIVE_STATES
+
+
+class Point(SQLModel, table=True):
+    """One measurement of a run: a training step, or an evaluation (validation_loss set, loss empty)."""
+
+    __tablename__ = "point"
+    __table_args__ = (Index("ix_point_run_id_id", "run_id", "id"),)
+
+    id: int | None = Field(default=None, primary_key=True)
+    run_id: int = Field(sa_column=Column(Integer, ForeignKey("run.id", ondelete="CASCADE"), nullable=False))
+    step: int
+    epoch: float | None = None
+    loss: float | None = None
+    validation_loss: float | None = None
+    learning_rate: float | None = None
+    grad_norm: float | None = None
+    tokens_per_second: float | None = None
+    memory_bytes: int | None = None
+    seconds_left: float | None = None
+    at: float = Field(default_factory=time.time)
+
+
+class Note(SQLModel, table=True):
+    """One line of a run's log."""
+
+    __tablename__ = "note"
+
+    id: int | None = Field(default=None, primary_key=True)
+    run_id: int = Field(sa_column=Column(Integer, ForeignKey("run.id", ondelete="CASCADE"), nullable=False, index=True))
+    text: str
+    at: float = Field(default_factory=time.time)
+
+
+class Adapter(SQLModel, table=True):
+    """An adapter and the exact base it belongs to."""
+
+    __tablename__ = "adapter"
+
+    id: int | None = Field(default=None, primary_key=True)
+    name: str = Field(unique=True)
+    base_name: str
+    base_fingerprint: str = Field(index=True)
+    run_id: int | None = None
+    dataset_name: str = ""
+    source: str
+    rank: int
+    alpha: float
+    target_modules: str
+    parameters: int
+    digest: str
+    size_bytes: int
+    steps: int | None = None
+    train_loss: float | None = None
+    validation_loss: float | None = None
+    config: dict[str, Any] = _json()
+    created: float = Field(default_factory=time.time)
+
+
+class Job(SQLModel, table=True):
+    """Work that is neither training nor chat: adding a model, importing an adapter, exporting."""
+
+    __tablename__ = "job"
+
+    id: int | None = Field(default=None, primary_key=True)
+    kind: str
+    title: str
+    arguments: dict[str, Any] = _json()
+    state: str = Field(default=QUEUED, index=True)
+    message: str = ""
+    fraction: float | None = None
+    result: dict[str, Any] = _json()
+    created: float = Field(default_factory=time.time)
+    ended: float | None = None
+
+    @property
+    def active(self) -> bool:
+        """Whether the job is waiting or under way."""
+        return self.state in ACTIVE_STATES
+
+
+class Export(SQLModel, table=True):
+    """A merged model that was written, and the result of its check."""
+
+    __tablename__ = "export"
+
+    id: int | None = Field(default=None, primary_key=True)
+    adapter_name: str
+    adapter_digest: str
+    base_name: str
+    folder: str
+    size_bytes: int
+    passed: bool
+    sentence: str
+    check: dict[str, Any] = _json()
+    created: float = Field(default_factory=time.time)
+
+
+class Chat(SQLModel, table=True):
+    """A conversation in the playground, held with the base and with adapters side by side."""
+
+    __tablename__ = "chat"
+
+    id: int | None = Field(default=None, primary_key=True)
+    base_name: str
+    created: float = Field(default_factory=time.time)
+
+
+class ChatMessage(SQLModel, table=True):
+    """One message: the user's (speaker empty), or an answer of an adapter or of the plain base."""
+
+    __tablename__ = "chat_message"
+
+    id: int | None = Field(default=None, primary_key=True)
+    chat_id: int = Field(sa_column=Column(Integer, ForeignKey("chat.id", ondelete="CASCADE"), nullable=False, index=True))
+    speaker: str = ""
+    role: str
+    content: str
+    finish: str = ""
+    created: float = Field(default_factory=time.time)
