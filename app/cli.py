@@ -26,7 +26,9 @@ adapters = typer.Typer(no_args_is_help=True, help="Adapters: list, show, import,
 for name, group in (("models", models), ("data", data), ("runs", runs), ("adapters", adapters)):
     app.add_typer(group, name=name)
 
-Home = Annotated[Path | None, typer.Option("--home", help="Home folder; default $LORA_WORKBENCH_HOME or the user's data folder.")]
+Home = Annotated[
+    Path | None, typer.Option("--home", help="Home folder; default $LORA_WORKBENCH_HOME or the user's data folder.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before removing.")]
 
@@ -41,7 +43,9 @@ def _open(home: Path | None) -> Workbench:
 @guarded
 def open_app(
     context: typer.Context,
-    host: Annotated[str, typer.Option(help="Address to listen on. Beyond this machine a token is asked for.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on. Beyond this machine a token is asked for.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 7860,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Do not open a browser window.")] = False,
     home: Home = None,
@@ -85,7 +89,9 @@ def quickstart(home: Home = None, json: Json = False) -> None:
 @models.command("add")
 @guarded
 def models_add(
-    origin: Annotated[str, typer.Argument(help="starter, a folder of safetensors, a .gguf file, or a hub id (owner/name).")],
+    origin: Annotated[
+        str, typer.Argument(help="starter, a folder of safetensors, a .gguf file, or a hub id (owner/name).")
+    ],
     name: Annotated[str, typer.Option(help="Name to show; default from the source.")] = "",
     home: Home = None,
     json: Json = False,
@@ -104,7 +110,9 @@ def models_list(home: Home = None, json: Json = False) -> None:
     """List the base models."""
     from storage.tables import Base
 
-    Console(json).table(_open(home).registry.all(Base), ["name", "architecture", "parameters", "dtype", "size_bytes", "source"])
+    Console(json).table(
+        _open(home).registry.all(Base), ["name", "architecture", "parameters", "dtype", "size_bytes", "source"]
+    )
 
 
 @models.command("show")
@@ -140,7 +148,9 @@ def models_remove(name: str, yes: Yes = False, home: Home = None, json: Json = F
 @data.command("add")
 @guarded
 def data_add(
-    file: Annotated[str, typer.Argument(help="A .jsonl, .json, .csv, .tsv, .parquet, .txt or .md file; or the word sample.")],
+    file: Annotated[
+        str, typer.Argument(help="A .jsonl, .json, .csv, .tsv, .parquet, .txt or .md file; or the word sample.")
+    ],
     name: Annotated[str, typer.Option(help="Name to show; default the file's.")] = "",
     home: Home = None,
     json: Json = False,
@@ -195,8 +205,12 @@ def train(
     base: Annotated[str, typer.Option(help="Name of the base model.")],
     dataset: Annotated[str, typer.Option("--data", help="Name of the data set.")],
     name: Annotated[str, typer.Option(help="Name of the adapter; default from the data set.")] = "",
-    config: Annotated[Path | None, typer.Option(help="TOML file of training options.", exists=True, dir_okay=False)] = None,
-    option: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One option, such as rank=8; repeatable.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file of training options.", exists=True, dir_okay=False)
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One option, such as rank=8; repeatable.")
+    ] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Return at once; the run goes on in the engine.")] = False,
     home: Home = None,
     json: Json = False,
@@ -326,7 +340,9 @@ def adapters_remove(name: str, yes: Yes = False, home: Home = None, json: Json =
 def chat(
     base: Annotated[str, typer.Option(help="Name of the base model.")],
     prompt: Annotated[str, typer.Option(help="What to ask.")],
-    adapter: Annotated[list[str] | None, typer.Option(help="An adapter; repeat for several side by side. None: the plain base.")] = None,
+    adapter: Annotated[
+        list[str] | None, typer.Option(help="An adapter; repeat for several side by side. None: the plain base.")
+    ] = None,
     greedy: Annotated[bool, typer.Option("--greedy", help="Always the likeliest token.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
     max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 256,

@@ -72,7 +72,9 @@ class Console:
     def row(self, row: SQLModel, leave_out: Sequence[str] = (), extra: dict[str, Any] | None = None) -> None:
         """One registry row, and what else belongs to it."""
         content = {key: value for key, value in row.model_dump().items() if key not in leave_out} | (extra or {})
-        self.result(content, [(key, _shown(key, value)) for key, value in content.items() if value not in (None, "", [])])
+        self.result(
+            content, [(key, _shown(key, value)) for key, value in content.items() if value not in (None, "", [])]
+        )
 
     def table(self, rows: Sequence[SQLModel], columns: Sequence[str]) -> None:
         """Several registry rows; as JSON under "rows", with all columns but the bulky ones."""
@@ -111,7 +113,11 @@ class Console:
             return
         grid = Table.grid(padding=(0, 2))
         for one in findings:
-            grid.add_row(_MARKS[one.level], Text(one.what, style="bold"), Text(one.found + (f"\n→ {one.remedy}" if one.remedy else "")))
+            grid.add_row(
+                _MARKS[one.level],
+                Text(one.what, style="bold"),
+                Text(one.found + (f"\n→ {one.remedy}" if one.remedy else "")),
+            )
         self._out.print(grid)
 
     def confirm(self, question: str, yes: bool) -> None:
@@ -163,7 +169,11 @@ class ProgressLine:
 
     def _show(self, message: str, fraction: float | None, figures: str) -> None:
         self._bar.update(
-            self._task, description=message, figures=figures, completed=fraction or 0.0, total=None if fraction is None else 1.0
+            self._task,
+            description=message,
+            figures=figures,
+            completed=fraction or 0.0,
+            total=None if fraction is None else 1.0,
         )
         stage = message.split(" (")[0] if "MB" in message else message
         if self._lines and not self._lines.is_terminal and stage != self._stage and not message.startswith("Merging "):

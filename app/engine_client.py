@@ -27,6 +27,7 @@ class EngineClient:
         self._settings = settings
         self._process: subprocess.Popen[bytes] | None = None
         self._attachment: Connection | None = None
+        self._keep = False
         self._attached_to = 0  # the pid of the engine that is attached
         self._starting = threading.Lock()
 
@@ -38,35 +39,46 @@ class EngineClient:
     def death_reason(self) -> str:
         """Why the engine is gone, as far as this process can know."""
         code = self._process.poll() if self._process else None
-        return exit_reason(code, "the engine")
+        return exit_reason(None if code == ALREADY_RUNNING else code, "the engine")
 
     def ensure(self) -> None:
         """Have an engine running and reachable. Raises EngineUnavailable with the last lines of its log."""
         with self._starting:
-            if self.status() is not None:
-                return
-            log = self._settings.engine_log
-            self._process = start_detached("app.engine_process", ["--home", str(self._settings.home)], log)
-            deadline = time.monotonic() + _START_SECONDS
-            while self.status() is None:
-                code = self._process.poll()
-                if code not in (None, ALREADY_RUNNING) or time.monotonic() > deadline:
-                    raise EngineUnavailable(f"The engine did not start: {exit_reason(code, 'it')}. Log: {last_lines(log)}")
-                time.sleep(0.1)
+            if self.status() is None:
+                self._start()
+            if self._keep:
+                self._attach()
 
-    def attach(self) -> None:
-        """Keep the engine alive until detach() or the end of this process."""
+    def _start(self) -> None:
+        log = self._settings.engine_log
+        self._process = start_detached("app.engine_process", ["--home", str(self._settings.home)], log)
+        deadline = time.monotonic() + _START_SECONDS
+        while self.status() is None:
+            code = self._process.poll()
+            if code not in (None, ALREADY_RUNNING) or time.monotonic() > deadline:
+                raise EngineUnavailable(
+                    f"The engine did not start: {exit_reason(code, 'it')}. Log: {last_lines(log)}"
+                )
+            time.sleep(0.1)
+
+    def keep_attached(self) -> None:
+        """Have an engine now, and keep it and every later one alive until detach() or the end of this process."""
+        self._keep = True
         self.ensure()
+
+    def _attach(self) -> None:
         status = self.status()
         if self._attachment is not None and status is not None and status["pid"] == self._attached_to:
             return
-        self.detach()
+        if self._attachment is not None:
+            self._attachment.close()
         self._attachment = self._connect()
         wire.send(self._attachment, {"command": "attach"})
         self._attached_to = wire.receive(self._attachment)["pid"]
 
     def detach(self) -> None:
         """Let the engine end when it has nothing to do."""
+        self._keep = False
         if self._attachment is not None:
             self._attachment.close()
             self._attachment = None

@@ -126,7 +126,9 @@ class EngineServer:
         base = self._registry.find(Base, question["base"])
         source = BaseSource(base.name, folder_of(base), base.fingerprint, base.stat_key)
         requests = [
-            AnswerRequest(row["messages"], self._adapter_source(row.get("adapter")), GenerationConfig.parse(row["config"]))
+            AnswerRequest(
+                row["messages"], self._adapter_source(row.get("adapter")), GenerationConfig.parse(row["config"])
+            )
             for row in question["rows"]
         ]
         return self._engine.answer(source, requests)

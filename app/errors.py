@@ -1,9 +1,9 @@
 """Errors of the app itself, and the tuple of all errors whose message is meant for the user.
 
-    AppError
-    ├── EngineUnavailable    the engine did not start, or ended while it was asked something
-    ├── JobFailed            a job ended without its result
-    └── AlreadyRunning       the page is open already on this home folder, or the port is taken
+AppError
+├── EngineUnavailable    the engine did not start, or ended while it was asked something
+├── JobFailed            a job ended without its result
+└── AlreadyRunning       the page is open already on this home folder, or the port is taken
 """
 
 from core.errors import WorkbenchError

@@ -88,7 +88,9 @@ def _model_files(settings: Settings, origin: str, report: Report) -> Iterator[tu
             log.info("%s at revision %s", origin, revision)
             yield target, "hub", origin.rpartition("/")[2], True
         else:
-            raise InvalidModel(f"{origin!r} is neither a folder, a .gguf file, a hub id (owner/name) nor the word starter.")
+            raise InvalidModel(
+                f"{origin!r} is neither a folder, a .gguf file, a hub id (owner/name) nor the word starter."
+            )
     except BaseException:
         shutil.rmtree(target, ignore_errors=True)
         raise
@@ -158,7 +160,9 @@ def _fitting_base(
         except InvalidAdapter as error:
             reasons.append(f"{base.name}: {error}")
     if not fitting:
-        raise WrongBase(f"The adapter in {folder.name} says it was made for {claimed} and fits no base model here. {reasons[0]}")
+        raise WrongBase(
+            f"The adapter in {folder.name} says it was made for {claimed} and fits no base model here. {reasons[0]}"
+        )
     if len({base.fingerprint for base, _ in fitting}) > 1:
         raise WrongBase(
             f"The adapter in {folder.name} does not record its base (it says {claimed}) and fits several: "

@@ -84,7 +84,9 @@ class RunSession:
         """Store the adapter and end the run. A run stopped before its first step leaves no adapter."""
         state = STOPPED if done.stopped else FINISHED
         if done.steps == 0:
-            self._registry.update_run(self.run_id, state=state, reason="stopped before the first step", ended=time.time())
+            self._registry.update_run(
+                self.run_id, state=state, reason="stopped before the first step", ended=time.time()
+            )
             return
         adapter = self._store_adapter(done)
         reason = f"stopped after {done.steps} steps; the adapter is kept" if done.stopped else ""

@@ -22,7 +22,7 @@ from core.events import TokenDone
 from core.publish import published_folder
 from core.train.estimate import BaseShape, DataShape, Estimate, estimate
 from storage.names import free_name
-from storage.tables import FAILED, INTERRUPTED, PREPARING, QUEUED, RUNNING, Adapter, Base, Dataset, Job, Run
+from storage.tables import FAILED, INTERRUPTED, PREPARING, QUEUED, RUNNING, Adapter, Base, Chat, Dataset, Job, Run
 
 SAMPLE_FILE = "captain_conversations.jsonl"
 SAMPLE_NAME = "Captain's log (sample)"
@@ -187,6 +187,10 @@ class Workbench:
             for speaker, messages in zip(speakers, conversations, strict=True)
         ]
         return self.engine.answer(base, rows)
+
+    def has_chatted(self) -> bool:
+        """Whether anybody has talked to a model yet."""
+        return bool(self.registry.all(Chat, limit=1))
 
     def _require_made_for(self, adapter: Adapter, base: Base) -> None:
         if adapter.base_fingerprint != base.fingerprint:

@@ -88,6 +88,13 @@ def settings_for(home: Path | None = None) -> Settings:
     chosen = home or os.environ.get(HOME_VARIABLE) or platformdirs.user_data_path("lora-workbench", appauthor=False)
     settings = Settings(Path(chosen).expanduser().resolve())
     settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    for folder in (settings.models, settings.exports, settings.staging, settings.uploads, settings.logs, settings.locks):
+    for folder in (
+        settings.models,
+        settings.exports,
+        settings.staging,
+        settings.uploads,
+        settings.logs,
+        settings.locks,
+    ):
         folder.mkdir(exist_ok=True, mode=0o700)
     return settings

@@ -154,43 +154,62 @@ class TrainConfig(Config):
     learning_rate: float = _option(
         2e-4, "Learning rate", "Peak rate of AdamW. 1e-4 to 5e-4 suits most adapters.", minimum=1e-8, maximum=1.0
     )
-    lr_scheduler: str = _option(
-        "cosine", "LR scheduler", "How the rate falls after the warm-up.", choices=SCHEDULERS
-    )
+    lr_scheduler: str = _option("cosine", "LR scheduler", "How the rate falls after the warm-up.", choices=SCHEDULERS)
     warmup_ratio: float = _option(
-        0.03, "Warm-up ratio", "Share of the steps with a rising rate; never more than a tenth of the run.",
-        minimum=0.0, maximum=0.5,
+        0.03,
+        "Warm-up ratio",
+        "Share of the steps with a rising rate; never more than a tenth of the run.",
+        minimum=0.0,
+        maximum=0.5,
     )
     epochs: float = _option(3.0, "Epochs", "Passes over the training rows.", minimum=0.01, maximum=1000)
     max_steps: int = _option(
         0, "Max steps", "Optimiser steps; 0 trains for the epochs above.", unit="steps", minimum=0, maximum=10_000_000
     )
     micro_batch_size: int = _option(
-        4, "Micro-batch size", "Rows in one forward and backward pass. Lower it if memory is short.",
-        unit="rows", minimum=1, maximum=1024,
+        4,
+        "Micro-batch size",
+        "Rows in one forward and backward pass. Lower it if memory is short.",
+        unit="rows",
+        minimum=1,
+        maximum=1024,
     )
     gradient_accumulation_steps: int = _option(
-        4, "Gradient accumulation steps", "Micro-batches in one optimiser step.",
-        unit="micro-batches", minimum=1, maximum=4096,
+        4,
+        "Gradient accumulation steps",
+        "Micro-batches in one optimiser step.",
+        unit="micro-batches",
+        minimum=1,
+        maximum=4096,
     )
     max_length: int = _option(
-        2048, "Max length", "Longer rows are cut to this length, and counted.", unit="tokens", minimum=8, maximum=1_048_576
+        2048,
+        "Max length",
+        "Longer rows are cut to this length, and counted.",
+        unit="tokens",
+        minimum=8,
+        maximum=1_048_576,
     )
     weight_decay: float = _option(0.0, "Weight decay", "AdamW's decoupled decay.", minimum=0.0, maximum=10.0)
     max_grad_norm: float = _option(
         1.0, "Max gradient norm", "Gradients are clipped to this norm; 0 turns clipping off.", minimum=0.0, maximum=1e6
     )
     validation_share: float = _option(
-        0.05, "Validation share", "Share of the rows kept back to measure the validation loss; 0 for none.",
-        minimum=0.0, maximum=0.5,
+        0.05,
+        "Validation share",
+        "Share of the rows kept back to measure the validation loss; 0 for none.",
+        minimum=0.0,
+        maximum=0.5,
     )
     eval_steps: int = _option(
-        0, "Evaluate every", "Optimiser steps between two evaluations; 0 evaluates about ten times a run.",
-        unit="steps", minimum=0, maximum=10_000_000,
+        0,
+        "Evaluate every",
+        "Optimiser steps between two evaluations; 0 evaluates about ten times a run.",
+        unit="steps",
+        minimum=0,
+        maximum=10_000_000,
     )
-    seed: int = _option(
-        42, "Seed", "Start of the factors, order of the rows, dropout.", minimum=0, maximum=2**31 - 1
-    )
+    seed: int = _option(42, "Seed", "Start of the factors, order of the rows, dropout.", minimum=0, maximum=2**31 - 1)
 
 
 @dataclass(frozen=True)
@@ -198,8 +217,12 @@ class GenerationConfig(Config):
     """How one answer is sampled."""
 
     max_tokens: int = _option(256, "Max tokens", "Longest answer.", unit="tokens", minimum=1, maximum=32768)
-    temperature: float = _option(0.7, "Temperature", "0 is greedy: always the likeliest token.", minimum=0.0, maximum=5.0)
-    top_p: float = _option(0.95, "Top-p", "Sample from the smallest set with this probability.", minimum=0.01, maximum=1.0)
+    temperature: float = _option(
+        0.7, "Temperature", "0 is greedy: always the likeliest token.", minimum=0.0, maximum=5.0
+    )
+    top_p: float = _option(
+        0.95, "Top-p", "Sample from the smallest set with this probability.", minimum=0.01, maximum=1.0
+    )
     top_k: int = _option(0, "Top-k", "Sample from the k likeliest tokens; 0 for all.", minimum=0, maximum=100_000)
     repetition_penalty: float = _option(
         1.0, "Repetition penalty", "Above 1 discourages tokens already used.", minimum=0.5, maximum=2.0

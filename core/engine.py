@@ -78,9 +78,7 @@ class Engine:
             )
         return self.base
 
-    def train(
-        self, source: BaseSource, examples: Iterator[Example], lora: LoraConfig, train: TrainConfig
-    ) -> Trainer:
+    def train(self, source: BaseSource, examples: Iterator[Example], lora: LoraConfig, train: TrainConfig) -> Trainer:
         """A training run on `source`; iterate its run()."""
         self._trainer = Trainer(self.load_base(source), examples, lora, train)
         return self._trainer

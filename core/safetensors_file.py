@@ -91,7 +91,9 @@ def _check_contiguous(path: Path, entries: list[TensorEntry], start: int, size: 
             raise InvalidInput(f"{path.name}: tensor {entry.name[:120]!r} does not start where the one before it ends.")
         position = entry.end
     if position != size:
-        raise InvalidInput(f"{path.name} is {size:,} bytes long where its header describes {position:,}; it is cut off or damaged.")
+        raise InvalidInput(
+            f"{path.name} is {size:,} bytes long where its header describes {position:,}; it is cut off or damaged."
+        )
 
 
 def build_header(layout: list[tuple[str, str, tuple[int, ...]]], metadata: dict[str, str]) -> bytes:

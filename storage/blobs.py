@@ -60,7 +60,9 @@ class BlobStore:
         target = self.path(digest)
         found = content_digest(target)
         if found != digest:
-            raise BlobDamaged(f"The stored file {digest[:12]}… has changed on disk (now {found[:12]}…); restore it from a backup.")
+            raise BlobDamaged(
+                f"The stored file {digest[:12]}… has changed on disk (now {found[:12]}…); restore it from a backup."
+            )
         return target
 
     def remove(self, digest: str) -> None:
@@ -85,7 +87,9 @@ def content_digest(path: Path) -> str:
 
 def content_size(path: Path) -> int:
     """Bytes of a file, or of all files in a folder."""
-    return path.stat().st_size if path.is_file() else sum(one.stat().st_size for one in path.rglob("*") if one.is_file())
+    return (
+        path.stat().st_size if path.is_file() else sum(one.stat().st_size for one in path.rglob("*") if one.is_file())
+    )
 
 
 def _sync(path: Path) -> None:

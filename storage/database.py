@@ -97,5 +97,3 @@ def _configure(connection: sqlite3.Connection, record: object) -> None:
 def _begin(connection: Connection) -> None:
     """Writers take the write lock at once: a reader that turns writer halfway could not wait for another."""
     connection.exec_driver_sql(connection.get_execution_options().get("begin", "BEGIN"))
-
-

@@ -1,11 +1,11 @@
 """Every error that storage raises on purpose.
 
-    StorageError
-    ├── NameTaken        a name is already used in its table
-    ├── InvalidName      a name that cannot be stored or shown safely
-    ├── NotFound         no row of that name or id
-    ├── InUse            the row is needed by others
-    └── BlobDamaged      stored bytes no longer match their digest
+StorageError
+├── NameTaken        a name is already used in its table
+├── InvalidName      a name that cannot be stored or shown safely
+├── NotFound         no row of that name or id
+├── InUse            the row is needed by others
+└── BlobDamaged      stored bytes no longer match their digest
 """
 
 

@@ -16,6 +16,7 @@ from storage.errors import InUse, NameTaken, NotFound
 from storage.names import clean_name
 from storage.tables import (
     ACTIVE_STATES,
+    FAILED,
     INTERRUPTED,
     PREPARING,
     QUEUED,
@@ -148,7 +149,9 @@ class Registry:
                 select(Run.id).where(Run.name == run.name, col(Run.state).in_(ACTIVE_STATES))
             ).first()
             if taken is not None or waiting is not None:
-                raise NameTaken(f"There is an adapter or an active run called {run.name!r} already; choose another name.")
+                raise NameTaken(
+                    f"There is an adapter or an active run called {run.name!r} already; choose another name."
+                )
             session.add(run)
         return run
 
@@ -202,7 +205,9 @@ class Registry:
     def points(self, run_id: int, after: int = 0, limit: int | None = None) -> Sequence[Point]:
         """Measurements of a run with ids above `after`, in order."""
         with self.database.reading() as session:
-            query = select(Point).where(Point.run_id == run_id, col(Point.id) > after).order_by(col(Point.id)).limit(limit)
+            query = (
+                select(Point).where(Point.run_id == run_id, col(Point.id) > after).order_by(col(Point.id)).limit(limit)
+            )
             return session.exec(query).all()
 
     def last_point(self, run_id: int) -> Point | None:
@@ -233,6 +238,12 @@ class Registry:
         with self.database.reading() as session:
             return list(session.exec(select(Job).where(col(Job.state).in_(ACTIVE_STATES)).order_by(col(Job.id))).all())
 
+    def failed_jobs(self, since: float, limit: int = 3) -> Sequence[Job]:
+        """The newest jobs that failed after `since`."""
+        with self.database.reading() as session:
+            query = select(Job).where(col(Job.state).in_((FAILED, INTERRUPTED)), col(Job.ended) > since)
+            return session.exec(query.order_by(col(Job.id).desc()).limit(limit)).all()
+
     def exports_of(self, adapter_digest: str) -> Sequence[Export]:
         """What was exported from an adapter, newest first."""
         with self.database.reading() as session:
@@ -255,6 +266,8 @@ class Registry:
         with self.database.reading() as session:
             tables = (Base, Dataset, Run, Adapter, Job, Export)
             tops = [session.exec(select(func.max(table.id), func.count())).one() for table in tables]  # type: ignore[attr-defined]
-            active = session.exec(select(Run.id, Run.state, Run.stop_requested).where(col(Run.state).in_(ACTIVE_STATES))).all()
+            active = session.exec(
+                select(Run.id, Run.state, Run.stop_requested).where(col(Run.state).in_(ACTIVE_STATES))
+            ).all()
             jobs = session.exec(select(Job.id, Job.state).where(col(Job.state).in_(ACTIVE_STATES))).all()
             return repr((tops, active, jobs))

@@ -25,7 +25,9 @@ def fetch_from_hub(hub_id: str, target: Path, report: Report, endpoint: str | No
     OutOfSpace before anything is downloaded.
     """
     if not HUB_ID.match(hub_id):
-        raise InvalidModel(f"{hub_id!r} is no hub id; expected owner/name, such as HuggingFaceTB/SmolLM2-360M-Instruct.")
+        raise InvalidModel(
+            f"{hub_id!r} is no hub id; expected owner/name, such as HuggingFaceTB/SmolLM2-360M-Instruct."
+        )
     report(Progress(f"Asking the hub for {hub_id}"))
     try:
         info = HfApi(endpoint=endpoint).model_info(hub_id, files_metadata=True, timeout=15)

@@ -61,7 +61,9 @@ def detect(columns: Sequence[str], first: Row) -> Format:
 
 def _preference(names: dict[str, str], first: Row) -> Format | None:
     if {"chosen", "rejected"} <= set(names):
-        raise InvalidData("This is preference data (chosen / rejected), which cannot be trained on yet; use prompt and completion.")
+        raise InvalidData(
+            "This is preference data (chosen / rejected), which cannot be trained on yet; use prompt and completion."
+        )
     return None
 
 
@@ -184,7 +186,9 @@ def _content(number: int, value: Any) -> str:
     if isinstance(value, list):
         blocks = [block.get("text") for block in value if isinstance(block, dict) and block.get("type") == "text"]
         if len(blocks) != len(value) or not all(isinstance(text, str) for text in blocks):
-            raise InvalidData(f"Row {number}: a turn holds something other than text; images and tools cannot be trained on.")
+            raise InvalidData(
+                f"Row {number}: a turn holds something other than text; images and tools cannot be trained on."
+            )
         return "".join(blocks)
     if not isinstance(value, str):
         raise InvalidData(f"Row {number}: a turn's content is {type(value).__name__}; expected text.")
@@ -206,7 +210,9 @@ def _system(number: int, row: Row, column: str | None) -> list[tuple[str, str]]:
 def _text(number: int, row: Row, column: str) -> str:
     value = row.get(column)
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise InvalidData(f"Row {number}: {column} is {'missing' if value is None else type(value).__name__}; expected text.")
+        raise InvalidData(
+            f"Row {number}: {column} is {'missing' if value is None else type(value).__name__}; expected text."
+        )
     return str(value)
 
 

@@ -25,7 +25,9 @@ def read_rows(path: Path) -> NumberedRows:
     """Yield (number, row) for each row of `path`. Raises InvalidData with the row's number and the reason."""
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
-        raise InvalidData(f"{path.name}: files ending in {path.suffix or 'nothing'} cannot be read; use {', '.join(_READERS)}.")
+        raise InvalidData(
+            f"{path.name}: files ending in {path.suffix or 'nothing'} cannot be read; use {', '.join(_READERS)}."
+        )
     if path.stat().st_size == 0:
         raise InvalidData(f"{path.name} is empty.")
     try:

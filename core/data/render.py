@@ -93,7 +93,9 @@ def apply_template(
 ) -> str:
     """The conversation as text. Raises InvalidData with the template's own words if it refuses the turns."""
     try:
-        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=add_generation_prompt)
+        text = tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
+        )
     except (jinja2.TemplateError, TypeError, ValueError) as error:
         raise InvalidData(f"The base's chat template cannot render these turns: {str(error)[:200]}") from None
     return str(text)
@@ -120,7 +122,9 @@ def prepare(examples: Iterator[Example], tokenizer: PreTrainedTokenizerBase, max
     Rows whose answers lie wholly beyond the cut are skipped and counted. Raises InvalidData if none is left.
     """
     if not getattr(tokenizer, "is_fast", False):
-        raise InvalidModel("This base has no fast tokenizer (tokenizer.json), which is needed to find the answers' tokens.")
+        raise InvalidModel(
+            "This base has no fast tokenizer (tokenizer.json), which is needed to find the answers' tokens."
+        )
     rows: list[Rendered] = []
     truncated = skipped = 0
     for example in examples:

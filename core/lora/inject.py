@@ -103,4 +103,3 @@ class AdapterBank(nn.Module):
     def trainable_parameters(self) -> list[nn.Parameter]:
         """All factors, for an optimiser."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
-

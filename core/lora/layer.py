@@ -66,7 +66,9 @@ class LoraFactors(nn.Module):
         x [N, …, in] holds N / len(slots) consecutive rows for each entry of `slots`; None means all slots in order.
         The factors are cast to x's dtype, so float32 factors train under a bf16 base. Returns [N, …, out].
         """
-        A, B, scale = (self.A, self.B, self.scale) if slots is None else (self.A[slots], self.B[slots], self.scale[slots])
+        A, B, scale = (
+            (self.A, self.B, self.scale) if slots is None else (self.A[slots], self.B[slots], self.scale[slots])
+        )
         grouped = x.reshape(A.shape[0], -1, x.shape[-1])  # [K, T, in]
         if self.dropout and self.training:
             grouped = F.dropout(grouped, self.dropout)

@@ -113,7 +113,9 @@ def check_folder(folder: Path) -> tuple[Path, Path]:
 def read_config(path: Path) -> dict[str, Any]:
     """Parse adapter_config.json against the known keys and ranges. Raises InvalidAdapter naming the key at fault."""
     if path.stat().st_size > _MAX_CONFIG_BYTES:
-        raise InvalidAdapter(f"{path.name} is {path.stat().st_size:,} bytes long; at most {_MAX_CONFIG_BYTES:,} are accepted.")
+        raise InvalidAdapter(
+            f"{path.name} is {path.stat().st_size:,} bytes long; at most {_MAX_CONFIG_BYTES:,} are accepted."
+        )
     try:
         config = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
@@ -156,7 +158,9 @@ def _check_values(config: Mapping[str, Any]) -> None:
         raise InvalidAdapter(f"{CONFIG_NAME}: bias is {config['bias']!r}; only adapters without biases can be used.")
     start = config.get("init_lora_weights", True)
     if isinstance(start, str) and start.lower().startswith(("pissa", "olora", "corda", "loftq")):
-        raise InvalidAdapter(f"{CONFIG_NAME}: it was trained with {start}, which changes the base; convert it to plain LoRA first.")
+        raise InvalidAdapter(
+            f"{CONFIG_NAME}: it was trained with {start}, which changes the base; convert it to plain LoRA first."
+        )
     for key in ("fan_in_fan_out", "use_rslora"):
         if not isinstance(config.get(key, False), bool):
             raise InvalidAdapter(f"{CONFIG_NAME}: {key} must be true or false.")
@@ -227,7 +231,9 @@ def _check_modules(found: set[str], config: Mapping[str, Any], paths: Sequence[s
     """The file must hold exactly the modules that the configuration targets in this base."""
     unknown = sorted(found - set(paths))
     if unknown:
-        raise InvalidAdapter(f"The base has no layer {unknown[0]} ({len(unknown)} such layers); the adapter is for another model.")
+        raise InvalidAdapter(
+            f"The base has no layer {unknown[0]} ({len(unknown)} such layers); the adapter is for another model."
+        )
     missing = sorted(set(_targeted(config, paths, head)) - found)
     if missing:
         raise InvalidAdapter(
@@ -252,9 +258,7 @@ def _layer_index(path: str) -> int | None:
     return next((int(part) for part in path.split(".") if part.isdigit()), None)
 
 
-def _check_shape(
-    name: str, shape: tuple[int, ...], shapes: LayerShapes, config: Mapping[str, Any]
-) -> None:
+def _check_shape(name: str, shape: tuple[int, ...], shapes: LayerShapes, config: Mapping[str, Any]) -> None:
     match = _TENSOR.match(name)
     assert match is not None  # read_weights_header checked every name
     path, factor = match["path"], match["factor"]

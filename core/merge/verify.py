@@ -105,7 +105,9 @@ def _differences(merged: ResidentBase, folder: Path, template: str | None, ends:
     return tuple(problems)
 
 
-def _compare(plain: Tensor, expected: Tensor, found: Tensor, dtype: torch.dtype, problems: tuple[str, ...]) -> MergeCheck:
+def _compare(
+    plain: Tensor, expected: Tensor, found: Tensor, dtype: torch.dtype, problems: tuple[str, ...]
+) -> MergeCheck:
     spread = float(expected.std())
     relative = float((found - expected).square().mean().sqrt()) / spread
     same = expected.argmax(-1) == found.argmax(-1)

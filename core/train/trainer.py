@@ -34,9 +34,7 @@ _RATE_WINDOW = 20  # steps over which speed and time left are averaged
 class Trainer:
     """One training run. Iterate over run(); call stop() to end after the current micro-batch and keep what is learnt."""
 
-    def __init__(
-        self, base: ResidentBase, examples: Iterator[Example], lora: LoraConfig, train: TrainConfig
-    ) -> None:
+    def __init__(self, base: ResidentBase, examples: Iterator[Example], lora: LoraConfig, train: TrainConfig) -> None:
         """Render the data and start the adapter. Raises InvalidConfig or InvalidData."""
         self.base, self.lora, self.train = base, lora, train
         self.targets = select_targets(list(base.layers), lora.target_names, base.head)

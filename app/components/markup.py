@@ -1,0 +1,89 @@
+"""Small pieces of HTML. Everything that came from a person or a file is escaped here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from html import escape
+from typing import Any
+
+from storage.tables import Job, Note
+
+_KINDS = {"finished": "good", "failed": "bad", "interrupted": "bad", "stopped": "calm"}
+
+
+def state_badge(state: str) -> str:
+    """A run's or job's state: a word, with a colour beside it."""
+    return f"<span class='state {_KINDS.get(state, 'busy')}'>{escape(state)}</span>"
+
+
+def check_badge(passed: bool) -> str:
+    """The result of a check, in a word."""
+    return f"<span class='state {'good' if passed else 'bad'}'>{'passed' if passed else 'failed'}</span>"
+
+
+def facts(rows: Sequence[tuple[str, Any]], title: str = "") -> str:
+    """A card of labelled facts; empty ones are left out."""
+    shown = "".join(f"<dt>{escape(label)}</dt><dd>{escape(str(value))}</dd>" for label, value in rows if value not in (None, ""))
+    head = f"<h3>{escape(title)}</h3>" if title else ""
+    return f"<div class='card'>{head}<dl class='facts'>{shown}</dl></div>"
+
+
+def empty(text: str) -> str:
+    """What stands where there is nothing yet."""
+    return f"<div class='empty'>{escape(text)}</div>"
+
+
+def job_bar(job: Job) -> str:
+    """One job's line: what it does, how far it is."""
+    known = job.fraction is not None
+    width = f"width:{100 * (job.fraction or 0):.0f}%" if known else ""
+    share = f"{100 * (job.fraction or 0):.0f} %" if known else "…"
+    return (
+        f"<div class='job'><span><b>{escape(job.title)}</b> <span class='quiet'>{escape(job.message)}</span></span>"
+        f"<span class='bar {'' if known else 'unknown'}'><i style='{width}'></i></span><span>{share}</span></div>"
+    )
+
+
+def job_failure(job: Job) -> str:
+    """A job that failed, and why."""
+    return f"<div class='notice' role='alert'>{state_badge(job.state)} <b>{escape(job.title)}</b> {escape(job.message)}</div>"
+
+
+def log_lines(notes: Sequence[Note]) -> str:
+    """A run's log."""
+    lines = "".join(f"<li><time>{clock(note.at)}</time>{escape(note.text)}</li>" for note in notes)
+    return f"<ul class='log'>{lines}</ul>"
+
+
+def conversation(rows: Sequence[dict[str, Any]]) -> str:
+    """The first rows of a data set, as turns."""
+    cards = []
+    for row in rows:
+        turns = row["messages"] or [{"role": "text", "content": row["text"]}]
+        inner = "".join(
+            f"<div class='turn {escape(turn['role'])}'><b>{escape(turn['role'])}</b>{escape(turn['content'][:1500])}</div>"
+            for turn in turns
+        )
+        cards.append(f"<div class='card'><h3>Row {row['row']}</h3>{inner}</div>")
+    return f"<div class='cards'>{''.join(cards)}</div>"
+
+
+def clock(at: float | None) -> str:
+    """Local time of day."""
+    return datetime.fromtimestamp(at).astimezone().strftime("%H:%M:%S") if at else ""
+
+
+def day(at: float | None) -> str:
+    """Local date and time."""
+    return datetime.fromtimestamp(at).astimezone().strftime("%Y-%m-%d %H:%M") if at else ""
+
+
+def size(count: int | float) -> str:
+    """Bytes as people read them."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A figure, or a dash."""
+    return "–" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,85 @@
+"""What every tab shares: the service, the signal that something changed, and how a handler refuses."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from html import escape
+from typing import Any, ParamSpec, TypeVar
+
+import gradio as gr
+from gradio.components import Component
+
+from app.errors import USER_ERRORS
+from app.service import Workbench
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Handler = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Shell:
+    """The page around the tabs."""
+
+    workbench: Workbench
+    page: gr.Blocks
+    tabs: gr.Tabs
+    changed: gr.State
+    """The registry's change count as this browser has last seen it."""
+
+    def refresh(self, handler: Handler, inputs: Sequence[Component], outputs: Sequence[Component]) -> None:
+        """Call `handler` when the page opens and whenever the registry has changed."""
+        gr.on([self.page.load, self.changed.change], handler, list(inputs), list(outputs), **QUIET)
+
+
+QUIET: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
+"""For handlers that answer at once and need no spinner."""
+
+WORKING: dict[str, Any] = {"show_progress": "minimal", "api_visibility": "private"}
+"""For handlers that may take a moment."""
+
+
+def told(handler: Callable[P, R]) -> Callable[P, R]:
+    """Show a refusal as a message on the page, escaped; anything unexpected is left to Gradio and its log."""
+    if inspect.isgeneratorfunction(handler):
+
+        @functools.wraps(handler)
+        def streaming(*args: P.args, **kwargs: P.kwargs) -> Iterator[Any]:
+            with _refusals_shown():
+                yield from handler(*args, **kwargs)
+
+        return streaming  # type: ignore[return-value]
+
+    @functools.wraps(handler)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        with _refusals_shown():
+            return handler(*args, **kwargs)
+
+    return wrapper
+
+
+@contextmanager
+def _refusals_shown() -> Iterator[None]:
+    try:
+        yield
+    except (*USER_ERRORS, OSError) as error:
+        raise refusal(str(error)) from None
+
+
+def refusal(sentence: str) -> gr.Error:
+    """The message for something that was not done."""
+    return gr.Error(escape(sentence), duration=12, title="Not done", print_exception=False)
+
+
+def choose_from(names: Sequence[str], current: str | None) -> gr.Dropdown:
+    """A dropdown's update: the new choices, keeping the choice that was made if it is still there."""
+    return gr.Dropdown(choices=list(names), value=current if current in names else (names[0] if names else None))
+
+
+def selected_name(event: gr.SelectData) -> str:
+    """The first column of the table row that was clicked, also when the table is sorted."""
+    return str(event.row_value[0])

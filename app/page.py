@@ -1,0 +1,96 @@
+"""The page: masthead, what is under way, and one tab for each part of the work."""
+
+from __future__ import annotations
+
+import time
+from html import escape
+
+import gradio as gr
+
+from app.components.markup import job_bar, job_failure
+from app.components.shell import QUIET, Shell
+from app.service import Workbench
+from app.tabs import adapters, data, export, home, models, playground, train
+from storage.tables import Run
+
+_TICK_SECONDS = 1.0
+_FAILURE_SECONDS = 300.0  # how long a failed job stays in sight
+
+
+def build_page(workbench: Workbench) -> gr.Blocks:
+    """All of the page, bound to one Workbench."""
+    with gr.Blocks(title="LoRA Workbench", analytics_enabled=False, fill_width=True) as page:
+        masthead = gr.HTML(masthead_html(workbench))
+        activity = gr.HTML(activity_html(workbench), elem_id="activity")
+        changed = gr.State("")
+        memory = gr.BrowserState("home", storage_key="lora-workbench-tab", secret="tab")
+        with gr.Tabs(elem_id="sections") as tabs:
+            shell = Shell(workbench, page, tabs, changed)
+            for part in (home, models, data, train, adapters, playground, export):
+                with gr.Tab(part.TITLE, id=part.TAB):
+                    part.build(shell)
+        _keep_up_to_date(shell, masthead, activity)
+        _remember_tab(shell, memory)
+    return page
+
+
+def _keep_up_to_date(shell: Shell, masthead: gr.HTML, activity: gr.HTML) -> None:
+    """One timer for the whole page: a cheap look, and news only where there is any."""
+    shown = gr.State(("", ""))
+
+    def tick(seen: str, before: tuple[str, str]) -> tuple[object, ...]:
+        now = (masthead_html(shell.workbench), activity_html(shell.workbench))
+        count = shell.workbench.registry.change_count()
+        return (
+            gr.skip() if count == seen else count,
+            gr.skip() if now == tuple(before) else now,
+            gr.skip() if now[0] == before[0] else now[0],
+            gr.skip() if now[1] == before[1] else now[1],
+        )
+
+    timer = gr.Timer(_TICK_SECONDS)
+    timer.tick(tick, [shell.changed, shown], [shell.changed, shown, masthead, activity], **QUIET)
+
+
+def _remember_tab(shell: Shell, memory: gr.BrowserState) -> None:
+    """A reload comes back to the section it left."""
+
+    def note(event: gr.SelectData) -> str:
+        titles = {part.TITLE: part.TAB for part in (home, models, data, train, adapters, playground, export)}
+        return titles.get(str(event.value), "home")
+
+    shell.tabs.select(note, None, memory, **QUIET)
+    shell.page.load(lambda tab: gr.Tabs(selected=tab), memory, shell.tabs, **QUIET)
+
+
+def masthead_html(workbench: Workbench) -> str:
+    """The name, and in a few words what the engine is doing."""
+    status = workbench.engine.status()
+    chips = []
+    if status is None:
+        chips.append("<span class='chip'><span class='quiet'>Engine</span> <b>asleep</b></span>")
+    else:
+        chips.append(f"<span class='chip'><span class='quiet'>Device</span> <b>{escape(status['device'])}</b></span>")
+        if status["resident"]:
+            resident = f"{escape(status['resident'])}</b> <span class='quiet'>{escape(status['dtype'])}</span>"
+            chips.append(f"<span class='chip'><span class='quiet'>Resident base</span> <b>{resident}</span>")
+    chips += [_run_chip(workbench, run) for run in workbench.registry.active_runs()[:2]]
+    return (
+        "<header id='masthead'><img src='/workbench/icon.svg' alt=''><h1>LoRA Workbench</h1>"
+        f"<div class='status' role='status'>{''.join(chips)}</div>"
+        "<button id='theme-button' type='button' aria-label='Switch between light and dark'>◐ Theme</button></header>"
+    )
+
+
+def _run_chip(workbench: Workbench, run: Run) -> str:
+    point = workbench.registry.last_point(run.id or 0)
+    total = run.details.get("total_steps")
+    where = f"step {point.step} of {total}" if point and total else run.state
+    return f"<span class='chip'><span class='quiet'>Training</span> <b>{escape(run.name)}</b> <span class='quiet'>{where}</span></span>"
+
+
+def activity_html(workbench: Workbench) -> str:
+    """The jobs that are under way, each with its progress, and those that failed lately, each with its reason."""
+    lines = [job_bar(job) for job in workbench.registry.active_jobs()]
+    lines += [job_failure(job) for job in workbench.registry.failed_jobs(since=time.time() - _FAILURE_SECONDS)]
+    return f"<div class='activity'>{''.join(lines)}</div>"

@@ -1,0 +1,155 @@
+"""The web server: the page behind the request guard. One for each home folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import threading
+import webbrowser
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+
+import psutil
+from filelock import FileLock, Timeout
+from starlette.types import ASGIApp
+
+from app.console import Console
+from app.errors import AlreadyRunning
+from app.guard import RequestGuard
+from app.service import Workbench
+from app.settings import Settings
+
+_LOOK_AFTER_SECONDS = 1.0
+_MAX_UPLOAD = "8gb"
+
+
+def serve(settings: Settings, *, host: str, port: int, open_browser: bool, console: Console) -> None:
+    """Open the page and serve until interrupted. Raises AlreadyRunning with the first one's address, or for the port."""
+    lock = FileLock(settings.locks / "app.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise AlreadyRunning(f"The workbench is open already on {settings.home}: {_running_address(settings)}") from None
+    with lock:
+        require_free_port(host, port)
+        _serve(settings, host, port, open_browser, console)
+
+
+def _running_address(settings: Settings) -> str:
+    try:
+        return str(json.loads(settings.app_file.read_text())["address"])
+    except (OSError, ValueError, KeyError):
+        return "its address is not known yet; try again in a moment"
+
+
+def require_free_port(host: str, port: int) -> None:
+    """Raise AlreadyRunning if something listens on the port."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        if os.name != "nt":
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise AlreadyRunning(
+                f"Port {port} on {host} cannot be used ({error.strerror}); choose another with --port."
+            ) from None
+
+
+def _serve(settings: Settings, host: str, port: int, open_browser: bool, console: Console) -> None:
+    import uvicorn
+
+    workbench = Workbench(settings)
+    token = None if is_loopback(host) else secrets.token_urlsafe(18)
+    application = guarded_app(workbench, allowed_hosts(host, port), token)
+    address = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}/"
+    settings.app_file.write_text(json.dumps({"address": address, "pid": os.getpid()}))
+    closing = threading.Event()
+    threading.Thread(target=_look_after, args=(workbench, closing), daemon=True).start()
+    opened = f"{address}?token={token}" if token else address
+    console.result({"address": opened, "home": str(settings.home)}, [("Open", opened), ("Home", str(settings.home))])
+    if open_browser:
+        threading.Timer(1.0, webbrowser.open, args=(opened,)).start()
+    try:
+        uvicorn.Server(uvicorn.Config(application, host=host, port=port, log_level="warning")).run()
+    finally:
+        closing.set()
+        settings.app_file.unlink(missing_ok=True)
+        _say_what_goes_on(workbench, console)
+        workbench.close()
+
+
+def _look_after(workbench: Workbench, closing: threading.Event) -> None:
+    """Warm the engine up, then notice processes that die, for as long as the page is open."""
+    workbench.engine.keep_attached()
+    while not closing.wait(_LOOK_AFTER_SECONDS):
+        workbench.look_after()
+
+
+def _say_what_goes_on(workbench: Workbench, console: Console) -> None:
+    active = workbench.registry.active_runs()
+    if active:
+        names = ", ".join(f"{run.id} ({run.name})" for run in active)
+        text = f"Run {names} goes on without the page. Start the workbench again to see it."
+        console.result({"active_runs": [run.id for run in active], "message": text}, [("Closed", text)])
+
+
+def guarded_app(workbench: Workbench, hosts: set[str], token: str | None = None) -> ASGIApp:
+    """The whole application, the guard outermost."""
+    return RequestGuard(build_app(workbench), hosts, token)
+
+
+def build_app(workbench: Workbench) -> ASGIApp:
+    """The page and its few files as one FastAPI application, not yet guarded."""
+    settings = workbench.settings
+    os.environ["GRADIO_TEMP_DIR"] = str(settings.uploads)
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    import gradio as gr
+    from fastapi import FastAPI
+
+    from app.page import build_page
+    from app.theme import HEAD, style_sheet, theme
+
+    application = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    _serve_file(application, "/workbench/plotly.min.js", plotly_script(), "text/javascript")
+    _serve_file(application, "/workbench/icon.svg", Path(str(resources.files("assets") / "icon.svg")), "image/svg+xml")
+    gr.mount_gradio_app(
+        application, build_page(workbench), path="/", footer_links=[], run_history=False, allowed_paths=[],
+        blocked_paths=[str(settings.home / name) for name in ("registry.db", "blobs", "models", "exports", "locks", "logs", "engine.json")],
+        max_file_size=_MAX_UPLOAD, ssr_mode=False, mcp_server=False, enable_monitoring=False, pwa=False,
+        theme=theme(), css=style_sheet(), head=HEAD, show_error=True,
+    )  # fmt: skip
+    return application
+
+
+def _serve_file(application: object, route: str, path: Path, media_type: str) -> None:
+    from fastapi.responses import FileResponse
+
+    def endpoint() -> FileResponse:
+        return FileResponse(path, media_type=media_type, headers={"Cache-Control": "max-age=86400"})
+
+    register: Callable[..., object] = application.add_api_route  # type: ignore[attr-defined]
+    register(route, endpoint, methods=["GET"], include_in_schema=False, response_model=None)
+
+
+def plotly_script() -> Path:
+    """Plotly's JavaScript, from the installed Python package."""
+    return Path(str(resources.files("plotly") / "package_data" / "plotly.min.js"))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the server."""
+    return host in ("127.0.0.1", "localhost", "::1")
+
+
+def allowed_hosts(host: str, port: int) -> set[str]:
+    """The Host headers a server started on host and port answers to."""
+    names = {"127.0.0.1", "localhost", "[::1]"} if is_loopback(host) or host in ("0.0.0.0", "::") else {host.lower()}
+    if host in ("0.0.0.0", "::"):
+        found = [one.address for many in psutil.net_if_addrs().values() for one in many if one.family == socket.AF_INET]
+        names |= {*found, socket.gethostname().lower()}
+    return {f"{name}:{port}" for name in names} | (names if port == 80 else set())
+

@@ -1,0 +1,168 @@
+"""Train: choose, configure, start, and watch the loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from app.components.curve import loss_curve
+from app.components.markup import facts, log_lines, size, state_badge
+from app.components.options_form import option_fields
+from app.components.shell import QUIET, WORKING, Shell, refusal, choose_from, told
+from app.quickstart import QUICK_OPTIONS
+from app.service import Workbench
+from core.config import LoraConfig, TrainConfig
+from core.train.estimate import Estimate
+from storage.errors import NotFound
+from storage.tables import Base, Dataset, Run
+
+TAB, TITLE = "train", "Train"
+_MAIN = ("learning_rate", "epochs", "micro_batch_size", "gradient_accumulation_steps", "max_length", "lr_scheduler")
+_FEW_STEPS = 30
+
+
+def build(shell: Shell) -> None:
+    """Lay out the tab and bind its handlers."""
+    workbench = shell.workbench
+    with gr.Row():
+        with gr.Column(scale=5, min_width=430):
+            base = gr.Dropdown([], label="Base model", interactive=True)
+            dataset = gr.Dropdown([], label="Data set", interactive=True)
+            name = gr.Textbox(label="Name of the adapter", info="Empty: taken from the data set.")
+            options = _options()
+            plan = gr.HTML()
+            with gr.Row():
+                start = gr.Button("Start training", variant="primary", elem_id="start-training")
+                quick = gr.Button("Settings for a quick try")
+        with gr.Column(scale=7, min_width=520):
+            run = gr.Dropdown([], label="Run", interactive=True, elem_id="run-choice")
+            curve = loss_curve(workbench)
+            with gr.Row():
+                stop = gr.Button("Stop and keep", variant="stop", scale=0, min_width=150, interactive=False)
+            detail = gr.HTML()
+
+    def show(base_now: str, data_now: str, run_now: int | None) -> tuple[object, ...]:
+        runs = run_choices(workbench)
+        ids = [run_id for _, run_id in runs]
+        chosen = run_now if run_now in ids else (ids[0] if ids else None)
+        return (
+            choose_from([row.name for row in workbench.registry.all(Base)], base_now),
+            choose_from([row.name for row in workbench.registry.all(Dataset)], data_now),
+            gr.Dropdown(choices=runs, value=chosen), str(chosen or ""), *run_parts(workbench, chosen),
+        )  # fmt: skip
+
+    shell.refresh(show, [base, dataset, run], [base, dataset, run, curve, stop, detail])
+
+    def pick(run_now: int | None) -> tuple[object, ...]:
+        return str(run_now or ""), *run_parts(workbench, run_now)
+
+    run.input(pick, run, [curve, stop, detail], **QUIET)
+
+    fields = {"base": base, "dataset": dataset, **options}
+
+    def show_plan(base: str, dataset: str, **values: Any) -> str:
+        return plan_html(workbench, base, dataset, values)
+
+    plan_triggers = [shell.page.load, base.change, dataset.change, *[field.change for field in options.values()]]
+    gr.on(plan_triggers, show_plan, None, plan, inputs_kwargs=fields, trigger_mode="always_last", **QUIET)
+
+    @told
+    def begin(base: str, dataset: str, name: str, **values: Any) -> tuple[object, ...]:
+        if not base or not dataset:
+            missing = "a base model (under Models)" if not base else "a data set (under Data)"
+            raise refusal(f"Choose {missing} first.")
+        started = workbench.train(base, dataset, values, name.strip())
+        runs = run_choices(workbench)
+        return "", gr.Dropdown(choices=runs, value=started.id), str(started.id), *run_parts(workbench, started.id)
+
+    start.click(
+        begin, None, [name, run, curve, stop, detail], inputs_kwargs={**fields, "name": name}, concurrency_id="start", **WORKING
+    )  # fmt: skip
+    quick.click(lambda: [QUICK_OPTIONS.get(key, gr.skip()) for key in options], None, list(options.values()), **QUIET)
+
+    @told
+    def end(run_now: int | None) -> tuple[object, ...]:
+        if run_now:
+            workbench.stop(run_now)
+        return run_parts(workbench, run_now)
+
+    stop.click(end, run, [stop, detail], **QUIET)
+
+
+def _options() -> dict[str, Any]:
+    """All training options: the ones people change first, the rest folded away."""
+    train = TrainConfig.options()
+    gr.Markdown("#### Adapter")
+    fields = option_fields(LoraConfig.options(), per_row=2)
+    gr.Markdown("#### Training")
+    fields |= option_fields([option for option in train if option.name in _MAIN], per_row=2)
+    with gr.Accordion("More options", open=False):
+        fields |= option_fields([option for option in train if option.name not in _MAIN], per_row=2)
+    return fields
+
+
+def run_choices(workbench: Workbench) -> list[tuple[str, int]]:
+    """All runs, newest first, as choices."""
+    return [(f"{run.id} · {run.name} · {run.state}", run.id or 0) for run in workbench.registry.all(Run, limit=200)]
+
+
+def run_parts(workbench: Workbench, run_id: int | None) -> tuple[object, object]:
+    """The stop button and the details of the chosen run."""
+    try:
+        run = workbench.registry.get(Run, run_id) if run_id else None
+    except NotFound:
+        run = None
+    if run is None:
+        return gr.Button(interactive=False), ""
+    stopping = run.stop_requested and run.active
+    button = gr.Button("Stopping …" if stopping else "Stop and keep", interactive=run.active and not stopping)
+    return button, run_html(workbench, run)
+
+
+def run_html(workbench: Workbench, run: Run) -> str:
+    """A run's configuration and log."""
+    lora, train = run.config["lora"], run.config["train"]
+    batch = train["micro_batch_size"] * train["gradient_accumulation_steps"]
+    about = facts([
+        ("Base model", run.base_name), ("Data set", run.dataset_name),
+        ("Adapter", f"rank {lora['rank']}, alpha {lora['alpha']:g}, dropout {lora['dropout']:g}, {lora['target_modules']}"),
+        ("Training", f"learning rate {train['learning_rate']:g}, {train['lr_scheduler']}, effective batch {batch}, "
+                     f"max length {train['max_length']:,}, seed {train['seed']}"),
+    ], f"Run {run.id}: {run.name}")  # fmt: skip
+    return f"<div style='margin:6px 0'>{state_badge(run.state)} {about}</div>{log_lines(workbench.registry.notes(run.id or 0))}"
+
+
+def plan_html(workbench: Workbench, base: str | None, dataset: str | None, values: dict[str, Any]) -> str:
+    """What the run would need, or why it cannot start."""
+    if not base or not dataset:
+        return ""
+    try:
+        plan = told(workbench.estimate)(base, dataset, values)
+    except gr.Error as error:
+        return f"<div class='card'><span class='state bad'>cannot start</span> {error.message}</div>"
+    hint = ""
+    if plan.steps < _FEW_STEPS:
+        hint = (
+            f"<p class='quiet'>Only {plan.steps} optimiser steps: with little data a smaller effective batch "
+            "(fewer accumulation steps) learns more.</p>"
+        )
+    return f"{_plan_facts(plan)}{hint}"
+
+
+def _plan_facts(plan: Estimate) -> str:
+    seconds = "known after the first run on this base" if plan.seconds is None else _duration(plan.seconds)
+    return facts([
+        ("Trainable parameters", f"{plan.trainable_parameters:,} in {plan.targeted_layers} layers"),
+        ("Steps", f"{plan.steps:,}, about {plan.tokens:,} tokens"),
+        ("Memory", f"about {size(plan.memory_bytes)} (estimate)"),
+        ("Time", f"about {seconds} (estimate)" if plan.seconds is not None else seconds),
+    ], "Plan")  # fmt: skip
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+

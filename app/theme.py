@@ -1,0 +1,83 @@
+"""The look of the page: one theme, one style sheet, and what goes into the page's head."""
+
+from __future__ import annotations
+
+from importlib import resources
+
+import gradio as gr
+
+_FONT = ["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
+_MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
+
+HEAD = """
+<link rel="icon" href="/workbench/icon.svg" type="image/svg+xml">
+<script src="/workbench/plotly.min.js" defer></script>
+<script>
+  (() => {
+    const kept = localStorage.getItem('lora-workbench-theme');
+    const dark = kept ? kept === 'dark' : matchMedia('(prefers-color-scheme: dark)').matches;
+    const apply = on => document.body.classList.toggle('dark', on);
+    addEventListener('DOMContentLoaded', () => apply(dark));
+    addEventListener('click', event => {
+      if (!event.target.closest('#theme-button')) return;
+      const on = !document.body.classList.contains('dark');
+      apply(on);
+      localStorage.setItem('lora-workbench-theme', on ? 'dark' : 'light');
+      dispatchEvent(new Event('workbench-theme'));
+    });
+  })();
+</script>
+"""
+
+
+def theme() -> gr.themes.Base:
+    """Calm greys with one accent; compact enough for work. System fonts only, so nothing is fetched from outside."""
+    return gr.themes.Base(
+        primary_hue=gr.themes.colors.teal,
+        secondary_hue=gr.themes.colors.teal,
+        neutral_hue=gr.themes.colors.slate,
+        spacing_size=gr.themes.sizes.spacing_sm,
+        radius_size=gr.themes.sizes.radius_md,
+        text_size=gr.themes.sizes.text_sm,
+        font=_FONT,
+        font_mono=_MONO,
+    ).set(
+        body_background_fill="*neutral_50",
+        body_background_fill_dark="#0d1320",
+        block_background_fill="white",
+        block_background_fill_dark="#141c2b",
+        block_border_width="1px",
+        block_border_color="*neutral_200",
+        block_border_color_dark="#263145",
+        block_label_background_fill="transparent",
+        block_label_background_fill_dark="transparent",
+        block_label_text_color="*neutral_600",
+        block_label_text_color_dark="*neutral_300",
+        block_title_text_color="*neutral_700",
+        block_title_text_color_dark="*neutral_200",
+        block_title_text_weight="500",
+        block_shadow="none",
+        input_background_fill="white",
+        input_background_fill_dark="#0f1726",
+        input_border_color="*neutral_300",
+        input_border_color_dark="#33415a",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_600",
+        button_primary_background_fill_hover_dark="*primary_500",
+        button_primary_text_color="white",
+        button_secondary_background_fill="white",
+        button_secondary_background_fill_hover="*neutral_100",
+        button_secondary_background_fill_dark="#1c2739",
+        button_secondary_background_fill_hover_dark="#263449",
+        button_secondary_border_color="*neutral_300",
+        button_secondary_border_color_dark="#3a4a66",
+        button_border_width="1px",
+        button_large_padding="8px 16px",
+        button_large_text_weight="600",
+    )
+
+
+def style_sheet() -> str:
+    """assets/style.css."""
+    return (resources.files("assets") / "style.css").read_text(encoding="utf-8")
