@@ -27,12 +27,12 @@ def build(shell: Shell) -> None:
     asking = gr.State(0)
     with gr.Row(equal_height=True):
         base = gr.Dropdown([], label="Base model", interactive=True, scale=2)
-        mode = gr.Radio([SIDE, SINGLE], value=SIDE, label="Mode", scale=2)
+        mode = gr.Radio([SIDE, SINGLE], value=SIDE, label="Mode", scale=3, min_width=300)
         adapters = gr.Dropdown(
             [], label="Adapters (up to four)", multiselect=True, max_choices=MAX_SIDE_BY_SIDE - 1, interactive=True, scale=4
         )
         speaker = gr.Dropdown([], label="Who answers", interactive=True, visible=False, scale=4)
-        with_base = gr.Checkbox(True, label="Plain base answers too", scale=1, min_width=150)
+        with_base = gr.Checkbox(True, label="Plain base too", scale=0, min_width=150)
     with gr.Row():
         boxes = [
             gr.Chatbot(label="–", visible=index == 0, height=400, layout="bubble", feedback_options=None,

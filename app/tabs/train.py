@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from app.components.curve import loss_curve
-from app.components.markup import facts, log_lines, size, state_badge
+from app.components.markup import facts, log_lines, size
 from app.components.options_form import option_fields
 from app.components.shell import QUIET, WORKING, Shell, refusal, choose_from, told
 from app.quickstart import QUICK_OPTIONS
@@ -32,7 +32,7 @@ def build(shell: Shell) -> None:
             name = gr.Textbox(label="Name of the adapter", info="Empty: taken from the data set.")
             options = _options()
             plan = gr.HTML()
-            with gr.Row():
+            with gr.Row(elem_id="start-row"):
                 start = gr.Button("Start training", variant="primary", elem_id="start-training")
                 quick = gr.Button("Settings for a quick try")
         with gr.Column(scale=7, min_width=520):
@@ -130,7 +130,7 @@ def run_html(workbench: Workbench, run: Run) -> str:
         ("Training", f"learning rate {train['learning_rate']:g}, {train['lr_scheduler']}, effective batch {batch}, "
                      f"max length {train['max_length']:,}, seed {train['seed']}"),
     ], f"Run {run.id}: {run.name}")  # fmt: skip
-    return f"<div style='margin:6px 0'>{state_badge(run.state)} {about}</div>{log_lines(workbench.registry.notes(run.id or 0))}"
+    return f"{about}{log_lines(workbench.registry.notes(run.id or 0))}"
 
 
 def plan_html(workbench: Workbench, base: str | None, dataset: str | None, values: dict[str, Any]) -> str:
@@ -144,7 +144,7 @@ def plan_html(workbench: Workbench, base: str | None, dataset: str | None, value
     hint = ""
     if plan.steps < _FEW_STEPS:
         hint = (
-            f"<p class='quiet'>Only {plan.steps} optimiser steps: with little data a smaller effective batch "
+            f"<p class='hint'>Only {plan.steps} optimiser steps: with little data a smaller effective batch "
             "(fewer accumulation steps) learns more.</p>"
         )
     return f"{_plan_facts(plan)}{hint}"

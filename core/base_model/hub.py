@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import httpx
 from huggingface_hub import HfApi, hf_hub_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError
 
 from core.errors import InvalidModel, SourceUnreachable
 from core.events import Progress
@@ -42,7 +41,7 @@ def fetch_from_hub(hub_id: str, target: Path, report: Report, endpoint: str | No
         ) from None
     except RepositoryNotFoundError:
         raise InvalidModel(f"The hub has no model {hub_id}, or it is private; check the spelling.") from None
-    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
+    except (HTTPError, OSError) as error:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise SourceUnreachable(
             f"The model hub could not be reached for {hub_id} ({reason}). "

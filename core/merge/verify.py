@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers import AutoConfig
 
 from core.base_model.load import ResidentBase, load_base
 from core.data.render import apply_template
@@ -61,37 +62,39 @@ def verify_merge(base_folder: Path, adapter: AdapterWeights, merged_folder: Path
     base = _load(base_folder)
     bank = AdapterBank(base.layers, list(adapter.layers), slots=1, rank=adapter.highest_rank)
     bank.load(0, adapter)
-    plain = _logits(base)
+    probes = _probe_ids(base)
+    plain = _logits(base, probes)
     with bank.use():
-        expected = _logits(base)
+        expected = _logits(base, probes)
     template, ends = base.tokenizer.chat_template, base.end_token_ids()
     del base, bank
     gc.collect()
     report(Progress("Loading the merged model"))
     merged = _load(merged_folder)
     problems = _differences(merged, merged_folder, template, ends)
-    return _compare(plain, expected, _logits(merged), _stored_dtype(merged_folder), problems)
+    return _compare(plain, expected, _logits(merged, probes), _stored_dtype(merged_folder), problems)
 
 
 def _load(folder: Path) -> ResidentBase:
     return load_base(folder, device=torch.device("cpu"), dtype=torch.float32)
 
 
+def _probe_ids(base: ResidentBase) -> list[Tensor]:
+    """The probes as the base's own template and tokenizer render them, each [1, length]."""
+    texts = [
+        apply_template(base.tokenizer, [{"role": "user", "content": probe}], add_generation_prompt=True) for probe in PROBES
+    ]
+    return [base.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"] for text in texts]
+
+
 @torch.no_grad()
-def _logits(base: ResidentBase) -> Tensor:
+def _logits(base: ResidentBase, probes: list[Tensor]) -> Tensor:
     """Logits at every position of every probe, [positions, vocabulary]."""
-    rows = []
-    for probe in PROBES:
-        text = apply_template(base.tokenizer, [{"role": "user", "content": probe}], add_generation_prompt=True)
-        ids = base.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
-        rows.append(base.model(input_ids=ids, use_cache=False).logits[0].float())
-    return torch.cat(rows)
+    return torch.cat([base.model(input_ids=ids, use_cache=False).logits[0].float() for ids in probes])
 
 
 def _stored_dtype(folder: Path) -> torch.dtype:
     """The dtype the merged weights are stored in, which decides how exact they can be."""
-    from transformers import AutoConfig
-
     stored = getattr(AutoConfig.from_pretrained(folder), "dtype", None)
     return stored if stored in TOLERANCE else torch.bfloat16
 

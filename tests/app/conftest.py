@@ -1,0 +1,96 @@
+"""Homes with a tiny base model and a small data set; engines are ended after each test."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from app.job_process import run_job
+from app.service import Workbench
+from app.settings import Settings, settings_for
+from storage.tables import Adapter, Job
+
+ROWS = [
+    {"messages": [{"role": "user", "content": f"hello {i}"}, {"role": "assistant", "content": "fine thanks " * (1 + i % 4)}]}
+    for i in range(24)
+]
+QUICK = {"max_steps": 6, "micro_batch_size": 2, "gradient_accumulation_steps": 1, "rank": 2, "learning_rate": 0.01}
+
+
+def write_rows(path: Path) -> Path:
+    """A small data set of conversations."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return path
+
+
+def end_engine(settings: Settings) -> None:
+    """Kill the engine of a home, if there is one."""
+    if settings.engine_file.exists():
+        pid = json.loads(settings.engine_file.read_text())["pid"]
+        if psutil.pid_exists(pid):
+            process = psutil.Process(pid)
+            process.kill()
+            psutil.wait_procs([process], timeout=10)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """A fresh home folder."""
+    return settings_for(tmp_path / "home")
+
+
+@pytest.fixture
+def workbench(settings: Settings, tiny_llama: Path, float32_engine: None) -> Iterator[Workbench]:
+    """A workbench with the base "llama" and the data set "data"."""
+    found = Workbench(settings)
+    do_job(found, "add_model", {"origin": str(tiny_llama), "name": "llama"})
+    found.add_dataset(write_rows(settings.home / "rows.jsonl"), "data")
+    yield found
+    found.close()
+    end_engine(settings)
+
+
+def do_job(workbench: Workbench, kind: str, arguments: dict[str, object]) -> Job:
+    """Do a job in this process, which has torch loaded already; the job's own process has tests of its own."""
+    job = workbench.registry.save(Job(kind=kind, title=kind, arguments=arguments))
+    run_job(workbench.settings, job.id or 0)
+    return workbench.registry.get(Job, job.id or 0)
+
+
+@pytest.fixture
+def trained(workbench: Workbench, tiny_llama: Path) -> Callable[[str], Adapter]:
+    """A function that puts an adapter with random factors for "llama" into the registry."""
+    from core.lora.peft_format import save_adapter
+    from storage.tables import Base
+    from tests.core.helpers import load, random_adapter
+
+    def make(name: str) -> Adapter:
+        base = workbench.registry.find(Base, "llama")
+        weights = random_adapter(load(tiny_llama, base.fingerprint), rank=2, seed=len(name))
+        with workbench.registry.blobs.staging() as staging:
+            (staging / "adapter").mkdir()
+            save_adapter(staging / "adapter", weights)
+            digest = workbench.registry.blobs.put(staging / "adapter")
+        return workbench.registry.add(
+            Adapter(name=name, base_name="llama", base_fingerprint=base.fingerprint, source="trained", rank=2, alpha=8,
+                    target_modules="all", parameters=1, digest=digest, size_bytes=1)
+        )  # fmt: skip
+
+    return make
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> object:
+    """Wait until `condition` holds, and return what it gave."""
+    import time
+
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"not within {seconds} s")

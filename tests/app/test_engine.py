@@ -1,0 +1,216 @@
+"""The engine process: trains queued rows, answers, and leaves the registry right however it ends."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from app.errors import EngineUnavailable
+from app.service import Workbench
+from core.config import GenerationConfig
+from core.errors import InvalidConfig, WrongBase
+from storage.errors import NameTaken, NotFound
+from storage.tables import Adapter, Run
+from tests.app.conftest import QUICK, do_job, end_engine, wait_for
+
+LONG = {**QUICK, "max_steps": 5000}
+HELLO = [{"role": "user", "content": "hello"}]
+GREEDY = GenerationConfig(max_tokens=8, temperature=0.0)
+
+
+def _state(workbench, run):
+    return workbench.registry.get(Run, run.id).state
+
+
+def _steps(workbench, run):
+    return [point.step for point in workbench.registry.points(run.id) if point.loss is not None]
+
+
+def _engine_pid(workbench):
+    return workbench.engine.status()["pid"]
+
+
+def test_a_queued_run_is_trained_and_leaves_an_adapter(workbench):
+    run = workbench.train("llama", "data", QUICK, "first")
+    states = []
+    run = workbench.wait_run(run.id, lambda seen: states.append(seen.state))
+    assert run.state == "finished"
+    assert states[-1] == "finished"
+    adapter = workbench.registry.get(Adapter, run.adapter_id)
+    assert (adapter.name, adapter.steps, adapter.base_fingerprint) == ("first", 6, run.base_fingerprint)
+    assert _steps(workbench, run) == [1, 2, 3, 4, 5, 6]
+    points = workbench.registry.points(run.id)
+    assert all(p.learning_rate and p.grad_norm and p.tokens_per_second and p.memory_bytes for p in points if p.loss is not None)
+    assert [p.step for p in points if p.validation_loss is not None] == [0, 1, 2, 3, 4, 5, 6]
+    assert any("22 rows to train on" in note.text or "23 rows to train on" in note.text for note in workbench.registry.notes(run.id))
+    second = workbench.train("llama", "data", QUICK)
+    third = workbench.train("llama", "data", QUICK)
+    assert workbench.wait_run(third.id, lambda seen: None).state == "finished"
+    assert {_state(workbench, second), _state(workbench, third)} == {"finished"}
+    assert workbench.registry.names(Adapter) == {"first", "data", "data-2"}
+
+
+def test_stopping_in_mid_training_leaves_a_usable_adapter(workbench):
+    run = workbench.train("llama", "data", LONG, "long")
+    wait_for(lambda: len(_steps(workbench, run)) >= 2)
+    workbench.stop(run.id)
+    run = workbench.wait_run(run.id, lambda seen: None)
+    assert run.state == "stopped"
+    assert "the adapter is kept" in run.reason
+    tokens = list(workbench.answer("llama", [None, "long"], [HELLO, HELLO], GREEDY))
+    assert {token.row for token in tokens if token.finished} == {0, 1}
+
+
+def test_a_killed_engine_leaves_the_run_interrupted_with_a_reason_and_the_next_run_works(workbench):
+    run = workbench.train("llama", "data", LONG, "doomed")
+    wait_for(lambda: _steps(workbench, run))
+    os.kill(_engine_pid(workbench), signal.SIGKILL)
+    run = workbench.wait_run(run.id, lambda seen: None)
+    assert run.state == "interrupted"
+    assert "killed (SIGKILL" in run.reason
+    again = workbench.train("llama", "data", QUICK, "again")
+    assert workbench.wait_run(again.id, lambda seen: None).state == "finished"
+
+
+def test_closing_the_app_leaves_the_run_going_and_the_next_start_shows_it(settings, workbench):
+    """A first app in a process of its own queues a run and ends; a second one finds it under way."""
+    code = (
+        "import sys; from pathlib import Path; from app.service import Workbench; from app.settings import settings_for\n"
+        f"w = Workbench(settings_for(Path(sys.argv[1]))); w.engine.keep_attached(); print(w.train('llama', 'data', {LONG!r}, 'on').id)\n"
+        "w.close()"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(settings.home)], capture_output=True, text=True, check=True)
+    run = workbench.registry.get(Run, int(done.stdout))
+    before = wait_for(lambda: _steps(workbench, run))
+    wait_for(lambda: len(_steps(workbench, run)) > len(before))
+    second = Workbench(settings)
+    second.look_after()
+    assert _state(second, run) == "running"
+    second.stop(run.id)
+    assert second.wait_run(run.id, lambda seen: None).state == "stopped"
+    second.close()
+
+
+def test_the_engine_ends_when_nobody_needs_it(workbench, monkeypatch):
+    workbench.engine.keep_attached()
+    pid = _engine_pid(workbench)
+    run = workbench.train("llama", "data", QUICK, "one")
+    workbench.wait_run(run.id, lambda seen: None)
+    time.sleep(1)
+    assert _engine_pid(workbench) == pid
+    workbench.engine.detach()
+    wait_for(lambda: not workbench.engine.alive, 60)
+
+
+def test_answers_stream_side_by_side_and_equal_each_alone(workbench, trained):
+    for name in ("a", "bb"):
+        trained(name)
+
+    def ask(speakers):
+        texts = [""] * len(speakers)
+        for token in workbench.answer("llama", speakers, [HELLO] * len(speakers), GREEDY):
+            texts[token.row] += token.text
+        return texts
+
+    together = ask([None, "a", "bb"])
+    assert together == [ask([None])[0], ask(["a"])[0], ask(["bb"])[0]]
+    assert len(set(together)) == 3
+
+
+def test_a_chat_streams_while_a_run_trains(workbench, trained):
+    trained("a")
+    run = workbench.train("llama", "data", LONG, "busy")
+    wait_for(lambda: _steps(workbench, run))
+    tokens = list(workbench.answer("llama", [None, "a"], [HELLO, HELLO], GREEDY))
+    assert {token.row for token in tokens if token.finished} == {0, 1}
+    assert _state(workbench, run) == "running"
+    seen = len(_steps(workbench, run))
+    wait_for(lambda: len(_steps(workbench, run)) > seen)
+    workbench.stop(run.id)
+    workbench.wait_run(run.id, lambda run: None)
+
+
+def test_another_base_cannot_take_the_engine_from_a_training(workbench, other_llama):
+    do_job(workbench, "add_model", {"origin": str(other_llama), "name": "other"})
+    run = workbench.train("llama", "data", LONG, "busy")
+    wait_for(lambda: _steps(workbench, run))
+    with pytest.raises(EngineUnavailable, match="llama is trained on right now"):
+        list(workbench.answer("other", [None], [HELLO], GREEDY))
+    workbench.stop(run.id)
+    assert workbench.wait_run(run.id, lambda seen: None).state == "stopped"
+
+
+def test_an_adapter_of_another_base_is_refused_with_both_names(workbench, trained, other_llama):
+    trained("mine")
+    do_job(workbench, "add_model", {"origin": str(other_llama), "name": "other"})
+    with pytest.raises(WrongBase, match="mine was made for llama, not for other"):
+        workbench.answer("other", ["mine"], [HELLO], GREEDY)
+
+
+def test_a_run_that_diverges_fails_with_the_reason_and_the_next_one_works(workbench):
+    options = {**QUICK, "learning_rate": 1.0, "max_grad_norm": 0, "alpha": 65536, "max_steps": 200}
+    run = workbench.wait_run(workbench.train("llama", "data", options, "wild").id, lambda seen: None)
+    assert (run.state, "diverged" in run.reason) == ("failed", True)
+    again = workbench.train("llama", "data", QUICK, "calm")
+    assert workbench.wait_run(again.id, lambda seen: None).state == "finished"
+
+
+def test_data_damaged_on_disk_is_noticed_before_training(workbench):
+    from storage.tables import Dataset
+
+    path = workbench.registry.blobs.path(workbench.registry.find(Dataset, "data").digest)
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+    run = workbench.wait_run(workbench.train("llama", "data", QUICK).id, lambda seen: None)
+    assert (run.state, "has changed on disk" in run.reason) == ("failed", True)
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"base": "absent"}, NotFound),
+        ({"dataset": "absent"}, NotFound),
+        ({"options": {"rnk": 1}}, InvalidConfig),
+        ({"options": {"target_modules": "nope"}}, InvalidConfig),
+        ({"name": "taken"}, NameTaken),
+    ],
+)
+def test_a_run_that_cannot_start_is_refused_at_once(workbench, trained, change, error):
+    trained("taken")
+    given = {"base": "llama", "dataset": "data", "options": QUICK, "name": "", **change}
+    with pytest.raises(error):
+        workbench.train(given["base"], given["dataset"], given["options"], given["name"])
+    assert workbench.registry.all(Run) == []
+    assert not workbench.engine.alive
+
+
+def test_two_clients_share_one_engine(settings, workbench):
+    other = Workbench(settings)
+    workbench.engine.ensure()
+    other.engine.ensure()
+    assert _engine_pid(workbench) == _engine_pid(other)
+    other.close()
+
+
+def test_strangers_without_the_key_are_refused(settings, workbench):
+    import json
+    from multiprocessing import AuthenticationError
+    from multiprocessing.connection import Client
+
+    workbench.engine.ensure()
+    about = json.loads(settings.engine_file.read_text())
+    assert settings.engine_file.stat().st_mode & 0o077 == 0
+    with pytest.raises((AuthenticationError, OSError, EOFError)):
+        Client(tuple(about["address"]), authkey=b"guess")
+    assert workbench.engine.status() is not None
+
+
+def test_an_engine_that_cannot_start_says_what_its_log_says(settings, workbench, monkeypatch):
+    end_engine(settings)
+    monkeypatch.setenv("LORA_WORKBENCH_DTYPE", "float9")
+    with pytest.raises(EngineUnavailable, match="float9"):
+        workbench.engine.ensure()

@@ -1,0 +1,182 @@
+"""Jobs: adding models, importing adapters, exporting; in their own process and when it dies."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from app.errors import JobFailed
+from core.base_model.fingerprint import fingerprint
+from storage.tables import Adapter, Base, Export, Job
+from tests.app.conftest import do_job, wait_for
+from tests.core.helpers import logits, new_peft, peft_from, plain_model
+
+
+def test_a_model_is_added_in_a_process_of_its_own(workbench, other_llama):
+    seen = []
+    result = workbench.wait_job(workbench.add_model(str(other_llama), "second"), lambda job: seen.append(job.message))
+    assert result == {"name": "second", "fingerprint": fingerprint(other_llama), "same_as": None}
+    row = workbench.registry.find(Base, "second")
+    assert (row.owned, row.folder, row.head) == (False, str(other_llama), None)
+    assert row.layer_shapes["model.layers.0.mlp.up_proj"] == [32, 64]
+
+
+def test_the_same_model_under_another_name_is_pointed_out(workbench, tiny_llama):
+    job = do_job(workbench, "add_model", {"origin": str(tiny_llama), "name": "twin"})
+    assert job.result["same_as"] == "llama"
+
+
+@pytest.mark.parametrize(
+    ("origin", "said"),
+    [("nowhere at all", "neither a folder"), ("/nonexistent/x.gguf", "neither a folder"), (".", "no config.json")],
+)
+def test_a_source_that_is_no_model_is_one_sentence(workbench, origin, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    job = do_job(workbench, "add_model", {"origin": origin, "name": ""})
+    assert (job.state, said in job.message) == ("failed", True), job.message
+    assert workbench.registry.names(Base) == {"llama"}
+    assert list(workbench.settings.models.iterdir()) == []
+
+
+def test_a_failed_job_raises_its_sentence(workbench, tmp_path):
+    with pytest.raises(JobFailed, match="no config.json"):
+        workbench.wait_job(workbench.add_model(str(tmp_path)))
+
+
+def test_a_job_whose_process_dies_is_interrupted_with_a_reason(workbench, trained, tmp_path):
+    trained("a")
+    job = workbench.export("a", tmp_path / "merged")
+    wait_for(lambda: workbench.registry.get(Job, job.id).state == "running")
+    os.kill(workbench._jobs[job.id].pid, signal.SIGKILL)
+    with pytest.raises(JobFailed, match="killed"):
+        workbench.wait_job(job)
+    assert workbench.registry.all(Export) == []
+
+
+def test_an_adapter_from_peft_is_imported_for_the_base_it_fits(workbench, tiny_llama, tmp_path):
+    model = new_peft(tiny_llama)
+    model.save_pretrained(tmp_path / "theirs")
+    job = do_job(workbench, "import_adapter", {"folder": str(tmp_path / "theirs"), "name": "", "base": None})
+    assert job.result == {"name": "theirs", "base": "llama", "warning": ""}
+    workbench.copy_adapter("theirs", tmp_path / "back")
+    assert logits(peft_from(tiny_llama, tmp_path / "back")).equal(logits(model))
+
+
+def test_an_adapter_that_fits_several_bases_needs_its_base_named(workbench, tiny_llama, other_llama, tmp_path):
+    do_job(workbench, "add_model", {"origin": str(other_llama), "name": "other"})
+    new_peft(tiny_llama).save_pretrained(tmp_path / "theirs")
+    arguments = {"folder": str(tmp_path / "theirs"), "name": "", "base": None}
+    assert "fits several: other, llama" in do_job(workbench, "import_adapter", arguments).message
+    named = do_job(workbench, "import_adapter", {**arguments, "base": "other"})
+    assert named.result["base"] == "other"
+
+
+def test_an_adapter_that_records_another_base_is_refused_with_both_names(workbench, trained, other_llama, tmp_path):
+    """Exported here, it carries its base's fingerprint; a base with the same shapes is not that base."""
+    trained("mine")
+    workbench.copy_adapter("mine", tmp_path / "mine")
+    do_job(workbench, "add_model", {"origin": str(other_llama), "name": "other"})
+    job = do_job(workbench, "import_adapter", {"folder": str(tmp_path / "mine"), "name": "again", "base": "other"})
+    assert job.state == "failed"
+    assert "made for tiny-llama" in job.message
+    assert "not for other" in job.message
+    assert workbench.registry.names(Adapter) == {"mine"}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({}, "has no adapter_config.json"),
+        ({"adapter_config.json": "{}", "adapter_model.bin": "x"}, "pickle adapter"),
+        ({"adapter_config.json": "{", "adapter_model.safetensors": "x"}, "not valid JSON"),
+        ({"adapter_config.json": json.dumps({"peft_type": "LORA", "r": 10**9})}, "has no adapter_model.safetensors"),
+    ],
+)
+def test_folders_that_are_no_adapters_change_nothing(workbench, tmp_path, content, said):
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    for name, text in content.items():
+        (folder / name).write_text(text)
+    job = do_job(workbench, "import_adapter", {"folder": str(folder), "name": "", "base": None})
+    assert (job.state, said in job.message) == ("failed", True), job.message
+    assert workbench.registry.names(Adapter) == set()
+
+
+def test_an_export_is_a_checked_model_that_transformers_loads(workbench, trained, tiny_llama, tmp_path):
+    trained("mine")
+    result = workbench.wait_job(workbench.export("mine", tmp_path / "merged"))
+    assert result["passed"]
+    assert result["folder"] == str(tmp_path / "merged")
+    workbench.copy_adapter("mine", tmp_path / "adapter")
+    expected = logits(peft_from(tiny_llama, tmp_path / "adapter"))
+    assert (logits(plain_model(tmp_path / "merged")) - expected).abs().max() < 1e-4
+    (row,) = workbench.registry.all(Export)
+    assert (row.passed, row.adapter_name) == (True, "mine")
+    job = do_job(workbench, "add_model", {"origin": str(tmp_path / "merged"), "name": ""})
+    assert job.result["fingerprint"] != workbench.registry.find(Base, "llama").fingerprint
+
+
+@pytest.mark.parametrize("how", ["occupied", "full disk", "base gone", "base changed", "adapter damaged"])
+def test_an_export_that_cannot_be_made_leaves_nothing(workbench, trained, tmp_path, monkeypatch, how):
+    import shutil
+
+    row = trained("mine")
+    base = workbench.registry.find(Base, "llama")
+    copy = Path(shutil.copytree(base.folder, tmp_path / "base"))
+    base.folder, base.stat_key = str(copy), "touched"
+    workbench.registry.save(base)
+    target = tmp_path / "merged"
+    said = "not empty"
+    if how == "occupied":
+        target.mkdir()
+        (target / "mine.txt").write_text("mine")
+    elif how == "full disk":
+        full = type(shutil.disk_usage(tmp_path))(10**9, 10**9, 1000)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
+        said = "are free on its disk"
+    elif how == "base gone":
+        shutil.rmtree(copy)
+        said = "are gone"
+    elif how == "base changed":
+        weights = copy / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-4] + b"\1\2\3\4")
+        said = "have changed"
+    else:
+        (workbench.registry.blobs.path(row.digest) / "adapter_model.safetensors").write_bytes(b"x")
+        said = "has changed on disk"
+    job = do_job(workbench, "export_model", {"adapter": "mine", "folder": str(target)})
+    assert (job.state, said in job.message) == ("failed", True), job.message
+    assert workbench.registry.all(Export) == []
+    assert not target.exists() or [path.name for path in target.iterdir()] == ["mine.txt"]
+
+
+def test_verify_notices_a_changed_base(workbench, tmp_path):
+    import shutil
+
+    from core.errors import WrongBase
+
+    base = workbench.registry.find(Base, "llama")
+    assert workbench.verify_model("llama") == base.fingerprint
+    copy = Path(shutil.copytree(base.folder, tmp_path / "base"))
+    (copy / "model.safetensors").write_bytes((copy / "model.safetensors").read_bytes()[:-1] + b"\7")
+    base.folder = str(copy)
+    workbench.registry.save(base)
+    with pytest.raises(WrongBase, match="have changed"):
+        workbench.verify_model("llama")
+
+
+def test_only_files_of_ours_are_deleted_with_a_model(workbench, tiny_llama):
+    workbench.remove_model("llama")
+    assert (tiny_llama / "config.json").exists()
+    owned = workbench.settings.models / "x"
+    owned.mkdir()
+    do_job(workbench, "add_model", {"origin": str(tiny_llama), "name": "llama"})
+    row = workbench.registry.find(Base, "llama")
+    row.owned, row.folder = True, str(owned)
+    workbench.registry.save(row)
+    workbench.remove_model("llama")
+    assert not owned.exists()
+
+

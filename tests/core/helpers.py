@@ -1,0 +1,65 @@
+"""Shared by the tests of core: adapters with something in them, and PEFT as the oracle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from peft import LoraConfig as PeftConfig
+from peft import PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from core.base_model.load import ResidentBase, load_base
+from core.lora.adapter import AdapterWeights, LayerFactors
+
+CPU = torch.device("cpu")
+PROBE = torch.arange(3, 23).reshape(2, 10)
+
+
+def load(folder: Path, fingerprint: str = "f" * 64) -> ResidentBase:
+    """The base in float32 on the CPU."""
+    return load_base(folder, fingerprint=fingerprint, name=folder.name, device=CPU, dtype=torch.float32)
+
+
+def random_adapter(base: ResidentBase, rank: int = 4, alpha: float = 8.0, seed: int = 0, size: float = 0.2) -> AdapterWeights:
+    """An adapter on every linear layer with factors that are all different from zero."""
+    generator = torch.Generator().manual_seed(seed)
+    layers = {
+        path: LayerFactors(
+            A=torch.randn(rank, n_in, generator=generator) * size,
+            B=torch.randn(n_out, rank, generator=generator) * size,
+            scale=alpha / rank,
+        )
+        for path, (n_in, n_out) in base.layer_shapes.items()
+        if path != base.head
+    }
+    transposed = any(layer.transposed for layer in base.layers.values())
+    return AdapterWeights(rank, alpha, 0.0, layers, base.fingerprint, base.name, fan_in_fan_out=transposed)
+
+
+def plain_model(folder: Path) -> torch.nn.Module:
+    """The model as transformers loads it, in float32."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def peft_from(folder: Path, adapter: Path) -> PeftModel:
+    """The model with an adapter that PEFT loads from disk."""
+    return PeftModel.from_pretrained(plain_model(folder), adapter).eval()
+
+
+def new_peft(folder: Path, rank: int = 4, alpha: float = 8.0, **options: object) -> PeftModel:
+    """A fresh PEFT adapter on all linear layers, with B filled so that it does something."""
+    options = {"target_modules": "all-linear", **options}
+    model = get_peft_model(plain_model(folder), PeftConfig(r=rank, lora_alpha=alpha, task_type="CAUSAL_LM", **options))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return model.eval()
+
+
+@torch.no_grad()
+def logits(model: torch.nn.Module) -> torch.Tensor:
+    """Logits on a fixed probe."""
+    return model(input_ids=PROBE).logits

@@ -1,0 +1,119 @@
+"""Adapter files come from strangers: what is malformed or hostile is refused with a reason, and nothing is run."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from core.errors import InvalidAdapter
+from core.lora.peft_format import load_adapter, save_adapter
+from tests.core.helpers import load, random_adapter
+
+
+@pytest.fixture
+def base(tiny_llama):
+    return load(tiny_llama)
+
+
+@pytest.fixture
+def folder(base, tmp_path):
+    save_adapter(tmp_path, random_adapter(base))
+    return tmp_path
+
+
+def _edit_config(folder, **changes):
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def _edit_tensors(folder, change):
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+def _refused(folder, base, said):
+    with pytest.raises(InvalidAdapter, match=said):
+        load_adapter(folder, base.layer_shapes, base.head)
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    ({"r": 10**9}, "r is 1000000000"), ({"r": 0}, "r is 0"), ({"r": "4"}, "r is 4"), ({"r": True}, "r is True"),
+    ({"lora_alpha": 1e30}, "lora_alpha"), ({"lora_alpha": float("nan")}, "lora_alpha"), ({"lora_dropout": -1}, "lora_dropout"),
+    ({"use_dora": True}, "DoRA"), ({"bias": "all"}, "biases"), ({"modules_to_save": ["lm_head"]}, "whole modules"),
+    ({"peft_type": "LOHA"}, "only LORA"), ({"init_lora_weights": "pissa_niter_4"}, "changes the base"),
+    ({"target_modules": None}, "target_modules"), ({"target_modules": [1]}, "target_modules"), ({"target_modules": ".*"}, "target_modules"),
+    ({"rank_pattern": {"q_proj": 10**9}}, "rank_pattern"), ({"alpha_pattern": []}, None), ({"alpha_pattern": ["x"]}, "alpha_pattern"),
+    ({"layers_to_transform": ["x"]}, "layers_to_transform"), ({"a_new_setting": 3}, "'a_new_setting' is not known"),
+    ({"use_rslora": "yes"}, "use_rslora"), ({"lora_bias": True}, "bias on B"),
+])  # fmt: skip
+def test_configurations_are_checked_key_by_key(folder, base, changes, said):
+    _edit_config(folder, **changes)
+    if said is None:
+        load_adapter(folder, base.layer_shapes, base.head)
+    else:
+        _refused(folder, base, said)
+
+
+def test_rank_that_the_tensors_do_not_have(folder, base):
+    _edit_config(folder, r=5)
+    _refused(folder, base, "with rank 5 this base needs")
+
+
+@pytest.mark.parametrize(("name", "tensor", "said"), [
+    ("base_model.model.lm_head.weight", torch.zeros(2, 2), "no LoRA factor"),
+    ("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight", torch.full((4, 32), float("nan")), "NaN or infinite"),
+    ("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight", torch.zeros(4, 31), "needs"),
+    ("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight", torch.zeros(3, 32), "do not belong together"),
+    ("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight", torch.zeros(4, 32, dtype=torch.int64), "no LoRA factor"),
+    ("base_model.model.model.layers.9.self_attn.q_proj.lora_A.weight", torch.zeros(4, 32), "do not belong together"),
+])  # fmt: skip
+def test_tensors_are_checked_one_by_one(folder, base, name, tensor, said):
+    _edit_tensors(folder, lambda tensors: tensors.update({name: tensor}))
+    _refused(folder, base, said)
+
+
+def test_missing_layers_are_noticed(folder, base):
+    def drop(tensors):
+        for name in [name for name in tensors if "layers.1.mlp.up_proj" in name]:
+            del tensors[name]
+
+    _edit_tensors(folder, drop)
+    _refused(folder, base, r"targets model\.layers\.1\.mlp\.up_proj .* holds no factors")
+
+
+def test_layers_that_the_base_lacks_are_noticed(folder, base):
+    def add(tensors):
+        for name in [name for name in tensors if "layers.1.mlp.up_proj" in name]:
+            tensors[name.replace("layers.1", "layers.2")] = tensors[name].clone()
+
+    _edit_tensors(folder, add)
+    _refused(folder, base, r"no layer model\.layers\.2\.mlp\.up_proj")
+
+
+def test_pickle_adapters_are_never_opened(tmp_path, base):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_model.bin").write_bytes(b"cos\nsystem\n(S'touch /tmp/owned'\ntR.")
+    _refused(tmp_path, base, "pickle adapter")
+
+
+def test_links_are_not_followed(folder, base, tmp_path_factory):
+    outside = tmp_path_factory.mktemp("outside") / "adapter_config.json"
+    (folder / "adapter_config.json").rename(outside)
+    (folder / "adapter_config.json").symlink_to(outside)
+    _refused(folder, base, r"has no adapter_config\.json")
+
+
+def test_a_header_of_many_empty_tensors_is_refused_early(folder, base):
+    header = {f"t{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(100_000)}
+    raw = json.dumps(header).encode()
+    (folder / "adapter_model.safetensors").write_bytes(len(raw).to_bytes(8, "little") + raw)
+    _refused(folder, base, "header would be")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000, '{"peft_type": "LORA"}'])
+def test_broken_configurations_are_refused(folder, base, text):
+    (folder / "adapter_config.json").write_text(text)
+    _refused(folder, base, "adapter_config")

@@ -1,0 +1,53 @@
+"""Options: parsing, ranges, and messages that help."""
+
+import pytest
+
+from core.config import GenerationConfig, LoraConfig, TrainConfig, split_train_options
+from core.errors import InvalidConfig
+
+
+def test_options_from_text_are_typed_and_sorted():
+    lora, train = split_train_options({"rank": "8", "learning_rate": "5e-4", "target_modules": "q_proj, v_proj"})
+    assert (lora.rank, train.learning_rate, lora.target_names) == (8, 5e-4, ("q_proj", "v_proj"))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"rnk": 8}, "Did you mean rank"),
+        ({"rank": 0}, "between 1 and 1024"),
+        ({"rank": "abc"}, "a whole number"),
+        ({"rank": 2.5}, "a whole number"),
+        ({"rank": True}, "a whole number"),
+        ({"rank": None}, "a whole number"),
+        ({"learning_rate": "nan"}, "a number"),
+        ({"learning_rate": float("inf")}, "a number"),
+        ({"lr_scheduler": "cosin"}, "cosine, linear, constant"),
+        ({"target_modules": " , "}, "target_modules is empty"),
+        ({"dropout": 1}, "between 0 and 0.95"),
+    ],
+)
+def test_bad_options_say_what_was_expected(given, said):
+    with pytest.raises(InvalidConfig, match=said):
+        split_train_options(given)
+
+
+def test_construction_is_validated_too():
+    with pytest.raises(InvalidConfig, match="temperature"):
+        GenerationConfig(temperature=-1)
+
+
+def test_every_option_is_described_and_its_default_is_valid():
+    for config in (LoraConfig, TrainConfig, GenerationConfig):
+        for option in config.options():
+            assert option.label
+            assert option.help
+            assert option.parse(option.default) == option.default
+
+
+def test_defaults_are_the_documented_ones():
+    lora, train = LoraConfig(), TrainConfig()
+    assert (lora.rank, lora.alpha, lora.dropout, lora.target_modules) == (16, 32, 0, "all-linear")
+    assert (train.learning_rate, train.lr_scheduler, train.warmup_ratio, train.epochs) == (2e-4, "cosine", 0.03, 3)
+    assert train.micro_batch_size * train.gradient_accumulation_steps == 16
+    assert (train.max_length, train.validation_share, train.max_grad_norm) == (2048, 0.05, 1.0)

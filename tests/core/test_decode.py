@@ -1,0 +1,99 @@
+"""Decoding: transformers as the oracle, rows that do not disturb each other, streaming."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from core.config import GenerationConfig
+from core.errors import InvalidInput
+from core.generate.decode import Decoder, RowRequest
+from core.lora.inject import AdapterBank
+from tests.core.helpers import load, peft_from, random_adapter
+
+GREEDY = GenerationConfig(max_tokens=24, temperature=0.0)
+PROMPTS = [[5, 6, 7, 8], [9, 10], [11, 12, 13, 14, 15, 16, 17], [20]]
+
+
+def _ids(base, bank, requests):
+    decoder = Decoder(base, bank, requests)
+    rows = {row.index: row for row in decoder._rows}
+    for _ in decoder.steps():
+        pass
+    return [rows[index].ids for index in range(len(requests))]
+
+
+def _bank(base, adapters):
+    bank = AdapterBank(base.layers, [p for p in base.layers if p != base.head], len(adapters) + 1, 4)
+    for slot, adapter in enumerate(adapters, start=1):
+        bank.load(slot, adapter)
+    return bank
+
+
+def test_greedy_equals_transformers(any_model):
+    base = load(any_model)
+    oracle = AutoModelForCausalLM.from_pretrained(any_model, dtype=torch.float32).eval()
+    found = _ids(base, _bank(base, []), [RowRequest(prompt, 0, GREEDY) for prompt in PROMPTS])
+    for prompt, ids in zip(PROMPTS, found, strict=True):
+        expected = oracle.generate(torch.tensor([prompt]), max_new_tokens=24, do_sample=False)[0, len(prompt) :]
+        assert ids == expected.tolist()
+
+
+def test_rows_with_different_adapters_equal_each_alone(any_model, tmp_path):
+    from core.lora.peft_format import save_adapter
+
+    base = load(any_model)
+    adapters = [random_adapter(base, seed=seed) for seed in range(3)]
+    bank = _bank(base, adapters)
+    together = _ids(base, bank, [RowRequest(prompt, slot, GREEDY) for prompt, slot in zip(PROMPTS, (0, 1, 2, 3), strict=True)])
+    for prompt, slot, ids in zip(PROMPTS, (0, 1, 2, 3), together, strict=True):
+        assert ids == _ids(base, bank, [RowRequest(prompt, slot, GREEDY)])[0]
+    save_adapter(tmp_path, adapters[1])
+    peft = peft_from(any_model, tmp_path).generate(input_ids=torch.tensor([PROMPTS[2]]), max_new_tokens=24, do_sample=False)
+    assert together[2] == peft[0, len(PROMPTS[2]) :].tolist()
+    assert len({tuple(ids) for ids in together}) > 1
+
+
+def test_a_seed_gives_the_same_answer_whoever_shares_the_batch(tiny_llama):
+    base = load(tiny_llama)
+    bank = _bank(base, [random_adapter(base)])
+    config = GenerationConfig(max_tokens=12, temperature=1.0, seed=5)
+    alone = _ids(base, bank, [RowRequest(PROMPTS[0], 1, config)])[0]
+    other = RowRequest(PROMPTS[1], 0, GenerationConfig(max_tokens=12, temperature=2.0, seed=9))
+    assert _ids(base, bank, [other, RowRequest(PROMPTS[0], 1, config)])[1] == alone
+    assert _ids(base, bank, [RowRequest(PROMPTS[0], 1, GenerationConfig(max_tokens=12, temperature=1.0, seed=6))])[0] != alone
+
+
+def test_streamed_pieces_join_to_the_whole_text(tiny_llama):
+    base = load(tiny_llama)
+    decoder = Decoder(base, _bank(base, []), [RowRequest(PROMPTS[0], 0, GREEDY)])
+    row = decoder._rows[0]
+    events = [event for step in decoder.steps() for event in step]
+    ids = [one for one in row.ids if one not in base.end_token_ids()]
+    assert "".join(event.text for event in events) == base.tokenizer.decode(ids, skip_special_tokens=True)
+    assert [event.finished for event in events] == [False] * (len(events) - 1) + [True]
+    assert events[-1].reason in ("end", "length")
+
+
+def test_rows_end_separately(tiny_llama):
+    base = load(tiny_llama)
+    limits = [2, 7, 4]
+    requests = [RowRequest(PROMPTS[0], 0, GenerationConfig(max_tokens=limit, temperature=0.0)) for limit in limits]
+    found = _ids(base, _bank(base, []), requests)
+    assert [len(ids) for ids in found] == limits
+    assert found[0] == found[1][:2]
+
+
+def test_cancelling_ends_the_generation(tiny_llama):
+    base = load(tiny_llama)
+    decoder = Decoder(base, _bank(base, []), [RowRequest(PROMPTS[0], 0, GREEDY)])
+    steps = decoder.steps()
+    next(steps)
+    decoder.cancel()
+    assert list(steps) == []
+    assert decoder.finished
+
+
+def test_a_prompt_longer_than_the_context_is_refused(tiny_llama):
+    base = load(tiny_llama)
+    with pytest.raises(InvalidInput, match="256"):
+        Decoder(base, _bank(base, []), [RowRequest([5] * 256, 0, GREEDY)])

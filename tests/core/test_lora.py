@@ -1,0 +1,112 @@
+"""The LoRA layer and banks: formulas, the frozen base, slots."""
+
+import pytest
+import torch
+from torch import nn
+
+from core.config import LoraConfig
+from core.errors import InvalidConfig
+from core.lora.inject import AdapterBank
+from core.lora.layer import LoraFactors, LoraLinear
+from core.lora.targets import select_targets, trainable_parameter_count
+from tests.core.helpers import PROBE, load, logits, random_adapter
+
+
+def _bank(base, slots=1, rank=4, dropout=0.0):
+    return AdapterBank(base.layers, [p for p in base.layers if p != base.head], slots, rank, dropout=dropout)
+
+
+def test_layer_computes_the_papers_equation():
+    torch.manual_seed(0)
+    layer = LoraLinear(nn.Linear(6, 5))
+    layer.factors = LoraFactors(1, 2, 6, 5)
+    A, B = torch.randn(2, 6), torch.randn(5, 2)
+    layer.factors.load(0, A, B, scale=1.5)
+    x = torch.randn(3, 4, 6)
+    expected = x @ layer.weight.T + layer.bias + 1.5 * (x @ A.T @ B.T)
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_a_fresh_adapter_changes_nothing_at_all(any_model):
+    base = load(any_model)
+    before = logits(base.model)
+    bank = _bank(base)
+    bank.initialise(0, LoraConfig(rank=4), seed=3)
+    with bank.use():
+        assert torch.equal(logits(base.model), before)
+
+
+def test_the_base_is_frozen_and_only_factors_train(any_model):
+    base = load(any_model)
+    bank = _bank(base)
+    assert not any(parameter.requires_grad for parameter in base.model.parameters())
+    targets = [path for path in base.layers if path != base.head]
+    counted = sum(parameter.numel() for parameter in bank.trainable_parameters())
+    assert counted == trainable_parameter_count(base.layer_shapes, targets, 4)
+
+
+def test_using_a_bank_leaves_the_base_as_it_was(tiny_llama):
+    base = load(tiny_llama)
+    before = logits(base.model)
+    bank = _bank(base)
+    bank.load(0, random_adapter(base))
+    with bank.use():
+        assert not torch.allclose(logits(base.model), before)
+    assert torch.equal(logits(base.model), before)
+
+
+def test_adapters_of_different_rank_share_a_batch_with_the_plain_base(any_model):
+    base = load(any_model)
+    small, large = random_adapter(base, rank=2, seed=1), random_adapter(base, rank=5, alpha=5, seed=2)
+    bank = _bank(base, slots=3, rank=5)
+    bank.load(1, small)
+    bank.load(2, large)
+    row = PROBE[:1]
+    with torch.no_grad(), bank.use(torch.tensor([2, 0, 1])):
+        together = base.model(input_ids=row.repeat(3, 1)).logits
+    for position, adapter in enumerate((large, None, small)):
+        alone = _bank(base, rank=5)
+        if adapter:
+            alone.load(0, adapter)
+        with torch.no_grad(), alone.use():
+            torch.testing.assert_close(together[position], base.model(input_ids=row).logits[0], atol=1e-5, rtol=1e-5)
+
+
+def test_the_same_seed_starts_the_same_adapter(tiny_llama):
+    base = load(tiny_llama)
+    first, second, other = _bank(base), _bank(base), _bank(base)
+    for bank, seed in ((first, 5), (second, 5), (other, 6)):
+        bank.initialise(0, LoraConfig(rank=4), seed)
+    path = next(iter(first.factors))
+    assert torch.equal(first.factors[path].A, second.factors[path].A)
+    assert not torch.equal(first.factors[path].A, other.factors[path].A)
+
+
+def test_dropout_is_active_in_training_only(tiny_llama):
+    base = load(tiny_llama)
+    bank = _bank(base, dropout=0.5)
+    bank.load(0, random_adapter(base))
+    with bank.use():
+        bank.eval()
+        assert torch.equal(logits(base.model), logits(base.model))
+        bank.train()
+        assert not torch.equal(logits(base.model), logits(base.model))
+
+
+def test_all_linear_leaves_the_head_out(tiny_qwen):
+    base = load(tiny_qwen)
+    assert base.head == "lm_head"
+    assert "lm_head" not in select_targets(list(base.layers), ("all-linear",), base.head)
+    assert select_targets(list(base.layers), ("lm_head",), base.head) == ["lm_head"]
+
+
+def test_a_tied_head_cannot_be_targeted(tiny_llama):
+    base = load(tiny_llama)
+    with pytest.raises(InvalidConfig, match="lm_head"):
+        select_targets(list(base.layers), ("lm_head",), base.head)
+
+
+def test_a_target_that_matches_nothing_lists_what_there_is(tiny_llama):
+    base = load(tiny_llama)
+    with pytest.raises(InvalidConfig, match=r"'qproj'.*down_proj, gate_proj, k_proj.*all-linear"):
+        select_targets(list(base.layers), ("q_proj", "qproj"), base.head)

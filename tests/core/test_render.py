@@ -1,0 +1,85 @@
+"""Which tokens are trained on: the assistant's text and its end token, exactly."""
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from core.base_model.describe import PLAIN_TEMPLATE
+from core.data.formats import Example
+from core.data.render import IGNORE, encode_prompt, prepare, render
+from core.errors import InvalidData
+
+TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=40).filter(str.strip)
+
+
+def _supervised(tokenizer, rendered):
+    return tokenizer.decode([label for label in rendered.labels if label != IGNORE])
+
+
+def _conversation(*turns):
+    roles = ["user", "assistant"] * len(turns)
+    return Example(1, tuple({"role": role, "content": text} for role, text in zip(roles, turns, strict=False)))
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(question=TEXT, answer=TEXT)
+def test_supervised_tokens_are_the_answer_and_its_end_token(tokenizer, question, answer):
+    rendered = render(_conversation(question, answer), tokenizer)
+    assert _supervised(tokenizer, rendered) == f"{answer}<|im_end|>"
+
+
+def test_every_answer_of_a_conversation_is_trained_on(tokenizer):
+    rendered = render(_conversation("a", "one", "b", "two"), tokenizer)
+    assert _supervised(tokenizer, rendered) == "one<|im_end|>two<|im_end|>"
+
+
+def test_an_answer_that_repeats_the_question_is_found_in_its_own_turn(tokenizer):
+    rendered = render(_conversation("same", "same"), tokenizer)
+    assert _supervised(tokenizer, rendered) == "same<|im_end|>"
+    first = next(i for i, label in enumerate(rendered.labels) if label != IGNORE)
+    assert rendered.ids[:first] == encode_prompt(tokenizer, [{"role": "user", "content": "same"}])
+
+
+def test_training_starts_from_the_ids_that_the_playground_sends(tokenizer):
+    rendered = render(_conversation("hello", "fine"), tokenizer)
+    prompt = encode_prompt(tokenizer, [{"role": "user", "content": "hello"}])
+    assert rendered.ids[: len(prompt)] == prompt
+
+
+def test_a_template_without_end_tokens_gets_one(tokenizer, monkeypatch):
+    monkeypatch.setattr(tokenizer, "chat_template", PLAIN_TEMPLATE)
+    rendered = render(_conversation("a", "b"), tokenizer)
+    assert rendered.ids[-1] == tokenizer.eos_token_id
+    assert rendered.labels[-1] == tokenizer.eos_token_id
+    assert _supervised(tokenizer, rendered) == "b<|im_end|>"
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer, monkeypatch):
+    template = "{% for m in messages %}{{ loop.length ~ m['content'] }}{% endfor %}{% if add_generation_prompt %}A{% endif %}"
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    with pytest.raises(InvalidData, match="Row 1.*template changes earlier turns"):
+        render(_conversation("a", "b", "c", "d"), tokenizer)
+
+
+def test_a_template_that_refuses_says_so(tokenizer, monkeypatch):
+    monkeypatch.setattr(tokenizer, "chat_template", "{{ raise_exception('no system please') }}")
+    with pytest.raises(InvalidData, match="no system please"):
+        render(_conversation("a", "b"), tokenizer)
+
+
+def test_plain_text_is_trained_on_whole_and_cut_into_pieces(tokenizer):
+    text = Example(1, text="the quick brown fox " * 20)
+    whole = render(text, tokenizer)
+    assert whole.labels == whole.ids
+    assert whole.ids[-1] == tokenizer.eos_token_id
+    pieces = prepare(iter([text]), tokenizer, 16).rows
+    assert [token for piece in pieces for token in piece.ids] == whole.ids
+
+
+def test_long_rows_are_cut_and_counted_and_rows_without_answer_skipped(tokenizer):
+    rows = [_conversation("hi", "ok"), _conversation("hi", "long " * 50), _conversation("long " * 50, "never seen")]
+    found = prepare(iter(rows), tokenizer, 32)
+    assert (len(found.rows), found.truncated, found.skipped) == (2, 2, 1)
+    assert all(len(row.ids) <= 32 for row in found.rows)
+    with pytest.raises(InvalidData, match="max_length = 4"):
+        prepare(iter(rows), tokenizer, 4)

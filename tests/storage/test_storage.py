@@ -1,0 +1,266 @@
+"""The registry and its files: names, rows, runs, migrations, blobs."""
+
+import shutil
+import sqlite3
+import threading
+
+import pytest
+from sqlalchemy import inspect
+from sqlmodel import SQLModel
+
+import storage.database
+from storage.blobs import BlobStore, content_digest
+from storage.database import Database, wal_is_safe
+from storage.errors import BlobDamaged, InUse, InvalidName, NameTaken, NotFound, StorageError
+from storage.names import clean_name, free_name
+from storage.registry import Registry
+from storage.tables import Adapter, Base, Chat, ChatMessage, Dataset, Job, Point, Run
+
+
+@pytest.fixture
+def registry(tmp_path):
+    found = Registry(Database(tmp_path / "registry.db"), BlobStore(tmp_path / "blobs"))
+    yield found
+    found.database.close()
+
+
+def base(name="llama", fingerprint="f" * 64):
+    return Base(
+        name=name, fingerprint=fingerprint, stat_key="", tokenizer_hash="", template_hash="", architecture="Llama", parameters=1,
+        dtype="f32", context_length=8, layers=1, hidden_size=1, vocab_size=1, has_chat_template=True, size_bytes=1,
+        source="folder", origin="x", folder="x", owned=False,
+    )  # fmt: skip
+
+
+def dataset(name="data", digest="d" * 64):
+    return Dataset(name=name, format="messages", reason="", rows=1, digest=digest, size_bytes=1, source_name="x")
+
+
+def adapter(name="a", digest="e" * 64):
+    return Adapter(name=name, base_name="llama", base_fingerprint="f" * 64, source="trained", rank=4, alpha=8,
+                   target_modules="q_proj", parameters=1, digest=digest, size_bytes=1)  # fmt: skip
+
+
+def run(name="run", state="queued", base_id=1, dataset_id=1):
+    return Run(name=name, base_id=base_id, base_name="llama", base_fingerprint="f" * 64, dataset_id=dataset_id,
+               dataset_name="data", dataset_digest="d" * 64, state=state)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["", "   ", "a\nb", "a\x00b", "a\u202eb", "x" * 121, "\ud800"])
+def test_names_that_cannot_be_shown_are_refused(name):
+    with pytest.raises(InvalidName):
+        clean_name(name, "adapter")
+
+
+@pytest.mark.parametrize("name", ["../../x", "名前", "👩‍🚀 one", "Captain's log (sample)", "<b>bold</b>", "C:\\x"])
+def test_any_other_name_is_kept_as_it_is(registry, name):
+    registry.add(adapter(name))
+    assert registry.find(Adapter, name).name == name
+
+
+def test_a_name_is_used_once(registry):
+    registry.add(dataset())
+    with pytest.raises(NameTaken, match="'data' already"):
+        registry.add(dataset(" data "))
+    assert len(registry.all(Dataset)) == 1
+
+
+def test_an_unknown_name_lists_what_there_is(registry):
+    with pytest.raises(NotFound, match="There is none yet"):
+        registry.find(Base, "x")
+    registry.add(base("llama"))
+    with pytest.raises(NotFound, match="There are: llama"):
+        registry.find(Base, "x")
+
+
+def test_free_names():
+    assert free_name("a", set()) == "a"
+    assert free_name("a", {"a", "a-2"}) == "a-3"
+
+
+def test_a_base_that_adapters_need_stays(registry):
+    registry.add(base())
+    registry.add(adapter())
+    with pytest.raises(InUse, match="1 adapters need 'llama': a"):
+        registry.remove_base("llama")
+    registry.add(base("copy"))
+    registry.remove_base("llama")
+    assert registry.names(Base) == {"copy"}
+
+
+def test_data_of_an_active_run_stays(registry):
+    registry.add(dataset())
+    registry.queue_run(run())
+    with pytest.raises(InUse, match="Run 1"):
+        registry.remove_dataset("data")
+
+
+def test_a_run_may_not_take_the_name_of_an_adapter_or_an_active_run(registry):
+    registry.add(adapter("a"))
+    registry.queue_run(run("b"))
+    for name in ("a", "b"):
+        with pytest.raises(NameTaken):
+            registry.queue_run(run(name))
+    registry.update_run(1, state="finished")
+    registry.queue_run(run("b"))
+
+
+def test_stopping_a_waiting_run_ends_it_and_an_active_one_is_asked(registry):
+    first, second = registry.queue_run(run("a")), registry.queue_run(run("b"))
+    registry.update_run(second.id, state="running")
+    assert registry.request_stop(first.id).state == "stopped"
+    assert registry.request_stop(second.id).state == "running"
+    assert registry.stop_requested(second.id)
+    with pytest.raises(NotFound):
+        registry.request_stop(99)
+
+
+def test_interrupting_touches_only_what_was_under_way(registry):
+    for name, state in (("a", "queued"), ("b", "preparing"), ("c", "running"), ("d", "finished")):
+        registry.queue_run(run(name, state))
+    assert registry.interrupt_runs("killed") == [2, 3]
+    assert [one.state for one in reversed(registry.all(Run))] == ["queued", "interrupted", "interrupted", "finished"]
+    assert registry.notes(2)[0].text == "Interrupted: killed"
+
+
+def test_points_come_in_order_after_the_last_one_seen(registry):
+    registry.queue_run(run())
+    registry.add_points([Point(run_id=1, step=step, loss=1.0) for step in range(5)])
+    registry.add_points([Point(run_id=1, step=5, validation_loss=1.0)])
+    seen = registry.points(1, after=0, limit=2)
+    assert [point.step for point in seen] == [0, 1]
+    assert [point.step for point in registry.points(1, after=seen[-1].id)] == [2, 3, 4, 5]
+    assert registry.last_point(1).step == 4
+
+
+def test_a_shared_blob_outlives_one_of_its_rows(registry):
+    with registry.blobs.staging() as staging:
+        (staging / "x").write_text("content")
+        digest = registry.blobs.put(staging / "x")
+    registry.add(dataset("a", digest))
+    registry.add(dataset("b", digest))
+    registry.remove_dataset("a")
+    assert registry.blobs.verify(digest).read_text() == "content"
+    registry.remove_dataset("b")
+    with pytest.raises(NotFound):
+        registry.blobs.path(digest)
+
+
+def test_a_change_is_noticed(registry):
+    seen = {registry.change_count()}
+    for change in (
+        lambda: registry.add(base()),
+        lambda: registry.add(adapter()),
+        lambda: registry.queue_run(run()),
+        lambda: registry.update_run(1, state="running"),
+        lambda: registry.update_run(1, state="finished"),
+        lambda: registry.save(Job(kind="x", title="x")),
+        lambda: registry.remove_adapter("a"),
+    ):
+        change()
+        seen.add(registry.change_count())
+    assert len(seen) == 8
+
+
+def test_removing_a_chat_removes_its_messages(registry):
+    chat = registry.save(Chat(base_name="llama"))
+    registry.save(ChatMessage(chat_id=chat.id, role="user", content="hi"))
+    registry.remove_chat(chat.id)
+    assert registry.chat_messages(chat.id) == []
+
+
+def test_writers_wait_for_each_other(tmp_path):
+    """Two connections that both read and then write: each gets its turn, and no number is lost."""
+    databases = [Registry(Database(tmp_path / "registry.db"), BlobStore(tmp_path / "blobs")) for _ in range(2)]
+    databases[0].queue_run(run())
+
+    def work(registry):
+        for step in range(25):
+            registry.add_points([Point(run_id=1, step=step)])
+
+    threads = [threading.Thread(target=work, args=(one,)) for one in databases]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(databases[0].points(1)) == 50
+    for one in databases:
+        one.database.close()
+
+
+def test_the_migrated_schema_is_the_models(tmp_path):
+    database = Database(tmp_path / "registry.db")
+    with database.reading() as session:
+        found = inspect(session.connection())
+        for name, table in SQLModel.metadata.tables.items():
+            assert {column["name"] for column in found.get_columns(name)} == {column.name for column in table.columns}, name
+    database.close()
+
+
+def test_an_older_schema_is_backed_up_before_it_is_migrated(tmp_path, monkeypatch):
+    """A registry with rows, then a version of the workbench that brings one more migration."""
+    path = tmp_path / "registry.db"
+    older = Registry(Database(path), BlobStore(tmp_path / "blobs"))
+    older.add(adapter("precious"))
+    older.database.close()
+    newer = shutil.copytree(storage.database._MIGRATIONS, tmp_path / "migrations")
+    (newer / "versions" / "0002_more.py").write_text(
+        "import sqlalchemy as sa\nfrom alembic import op\nrevision, down_revision = '0002', '0001'\n"
+        "def upgrade():\n    op.add_column('adapter', sa.Column('stars', sa.Integer(), nullable=True))\n"
+    )
+    monkeypatch.setattr(storage.database, "_MIGRATIONS", newer)
+    Database(path).close()
+    (backup,) = tmp_path.glob("registry-before-0002-*.db")
+    for file, has_stars in ((backup, False), (path, True)):
+        with sqlite3.connect(file) as connection:
+            names = {row[1] for row in connection.execute("pragma table_info(adapter)")}
+            assert ("stars" in names) == has_stars
+            assert connection.execute("select name from adapter").fetchall() == [("precious",)]
+        connection.close()
+
+
+def test_a_registry_of_a_newer_version_is_left_alone(tmp_path):
+    path = tmp_path / "registry.db"
+    Database(path).close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("update alembic_version set version_num = '9999'")
+    connection.close()
+    with pytest.raises(StorageError, match="newer version"):
+        Database(path)
+
+
+def test_a_backup_is_a_whole_registry(registry, tmp_path):
+    registry.add(adapter("kept"))
+    registry.database.backup(tmp_path / "copy.db")
+    copy = Registry(Database(tmp_path / "copy.db"), registry.blobs)
+    assert copy.names(Adapter) == {"kept"}
+    copy.database.close()
+
+
+@pytest.mark.parametrize(
+    ("version", "safe"),
+    [((3, 40, 1), False), ((3, 44, 5), False), ((3, 44, 6), True), ((3, 50, 6), False), ((3, 50, 7), True),
+     ((3, 51, 2), False), ((3, 51, 3), True), ((3, 52, 0), True), ((4, 0, 0), True)],
+)  # fmt: skip
+def test_wal_only_where_its_reset_is_fixed(version, safe):
+    assert wal_is_safe(version) == safe
+
+
+def test_blobs_are_found_by_their_content(tmp_path):
+    store = BlobStore(tmp_path)
+    with store.staging() as staging:
+        (staging / "folder").mkdir()
+        (staging / "folder" / "a").write_text("1")
+        expected = content_digest(staging / "folder")
+        digest = store.put(staging / "folder")
+    assert digest == expected
+    assert (store.verify(digest) / "a").read_text() == "1"
+    (store.path(digest) / "a").write_text("2")
+    with pytest.raises(BlobDamaged, match="has changed on disk"):
+        store.verify(digest)
+
+
+@pytest.mark.parametrize("digest", ["", "../../etc/passwd", "A" * 64, "a" * 63, "a" * 64 + "/x"])
+def test_only_digests_become_paths(tmp_path, digest):
+    with pytest.raises(NotFound):
+        BlobStore(tmp_path).path(digest)
