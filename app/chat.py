@@ -71,9 +71,7 @@ def _store(registry: Registry, asked: Asked) -> None:
     registry.save(ChatMessage(chat_id=asked.chat_id, role="user", content=asked.prompt))
     for speaker, answer, finish in zip(asked.speakers, asked.answers, asked.finishes, strict=True):
         finish = finish or ("stopped" if asked.cancelled else "error")
-        registry.save(
-            ChatMessage(chat_id=asked.chat_id, speaker=speaker or "", role="assistant", content=answer, finish=finish)
-        )
+        registry.save(ChatMessage(chat_id=asked.chat_id, speaker=speaker or "", role="assistant", content=answer, finish=finish))
 
 
 def history(said: Sequence[ChatMessage], speaker: str | None) -> list[dict[str, str]]:
@@ -86,5 +84,3 @@ def history(said: Sequence[ChatMessage], speaker: str | None) -> list[dict[str, 
         elif message.speaker == (speaker or "") and message.content:
             turns += [{"role": "user", "content": question}, {"role": "assistant", "content": message.content}]
     return turns
-
-

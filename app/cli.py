@@ -5,15 +5,18 @@ Exit codes: 0 done, 1 refused or failed, 2 wrong usage.
 
 from __future__ import annotations
 
+import os
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from app.console import Console, guarded
+from app.console import Console, ProgressLine, guarded
 from app.service import Workbench
-from app.settings import settings_for
+from app.settings import HOME_VARIABLE, settings_for
+from core.config import GenerationConfig
+from storage.tables import Adapter, Base, Dataset, Job, Run
 
 app = typer.Typer(
     name="lora-workbench", no_args_is_help=False, add_completion=False, pretty_exceptions_enable=False,
@@ -26,26 +29,32 @@ adapters = typer.Typer(no_args_is_help=True, help="Adapters: list, show, import,
 for name, group in (("models", models), ("data", data), ("runs", runs), ("adapters", adapters)):
     app.add_typer(group, name=name)
 
-Home = Annotated[
-    Path | None, typer.Option("--home", help="Home folder; default $LORA_WORKBENCH_HOME or the user's data folder.")
-]
+Home = Annotated[Path | None, typer.Option("--home", help="Home folder; default $LORA_WORKBENCH_HOME or the user's data folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+RunId = Annotated[int, typer.Argument(help="Number of the run.", min=1, max=2**63 - 1)]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before removing.")]
 
 
 def _open(home: Path | None) -> Workbench:
     workbench = Workbench(settings_for(home))
-    workbench.look_after()
+    workbench.notice_deaths()
     return workbench
+
+
+def _finished(workbench: Workbench, job: Job, progress: ProgressLine) -> dict[str, Any]:
+    """A job's result. Interrupting the command ends the job."""
+    try:
+        return workbench.wait_job(job, progress.job)
+    except KeyboardInterrupt:
+        workbench.cancel_job(job)
+        raise
 
 
 @app.callback(invoke_without_command=True)
 @guarded
 def open_app(
     context: typer.Context,
-    host: Annotated[
-        str, typer.Option(help="Address to listen on. Beyond this machine a token is asked for.")
-    ] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on. Beyond this machine a token is asked for.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 7860,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Do not open a browser window.")] = False,
     home: Home = None,
@@ -53,6 +62,10 @@ def open_app(
 ) -> None:
     """Open the page."""
     if context.invoked_subcommand is not None:
+        if json:
+            raise typer.BadParameter(f"put --json behind the command: {context.invoked_subcommand} … --json")
+        if home is not None:
+            os.environ[HOME_VARIABLE] = str(home)  # for the command that follows
         return
     from app.server import serve
 
@@ -89,9 +102,7 @@ def quickstart(home: Home = None, json: Json = False) -> None:
 @models.command("add")
 @guarded
 def models_add(
-    origin: Annotated[
-        str, typer.Argument(help="starter, a folder of safetensors, a .gguf file, or a hub id (owner/name).")
-    ],
+    origin: Annotated[str, typer.Argument(help="starter, a folder of safetensors, a .gguf file, or a hub id (owner/name).")],
     name: Annotated[str, typer.Option(help="Name to show; default from the source.")] = "",
     home: Home = None,
     json: Json = False,
@@ -99,7 +110,7 @@ def models_add(
     """Add a base model."""
     console, workbench = Console(json), _open(home)
     with console.progress() as progress:
-        result = workbench.wait_job(workbench.add_model(origin, name), progress.job)
+        result = _finished(workbench, workbench.add_model(origin, name), progress)
     rows = [("Added", result["name"]), ("Fingerprint", result["fingerprint"])]
     console.result(result, rows + ([("The same model as", result["same_as"])] if result["same_as"] else []))
 
@@ -108,18 +119,14 @@ def models_add(
 @guarded
 def models_list(home: Home = None, json: Json = False) -> None:
     """List the base models."""
-    from storage.tables import Base
 
-    Console(json).table(
-        _open(home).registry.all(Base), ["name", "architecture", "parameters", "dtype", "size_bytes", "source"]
-    )
+    Console(json).table(_open(home).registry.all(Base), ["name", "architecture", "parameters", "dtype", "size_bytes", "source"])
 
 
 @models.command("show")
 @guarded
 def models_show(name: str, home: Home = None, json: Json = False) -> None:
     """Show everything known of a base model."""
-    from storage.tables import Base
 
     Console(json).row(_open(home).registry.find(Base, name), leave_out=("layer_shapes",))
 
@@ -148,17 +155,15 @@ def models_remove(name: str, yes: Yes = False, home: Home = None, json: Json = F
 @data.command("add")
 @guarded
 def data_add(
-    file: Annotated[
-        str, typer.Argument(help="A .jsonl, .json, .csv, .tsv, .parquet, .txt or .md file; or the word sample.")
-    ],
+    file: Annotated[str, typer.Argument(help="A .jsonl, .json, .csv, .tsv, .parquet, .txt or .md file; or the word sample.")],
     name: Annotated[str, typer.Option(help="Name to show; default the file's.")] = "",
     home: Home = None,
     json: Json = False,
 ) -> None:
     """Import a data set."""
     workbench = _open(home)
-    row = workbench.add_sample() if file == "sample" else workbench.add_dataset(_existing_file(file), name)
-    Console(json).row(row, leave_out=("preview",))
+    row = workbench.add_sample(name) if file == "sample" else workbench.add_dataset(_existing_file(file), name)
+    Console(json).row(row, leave_out=() if json else ("preview",))
 
 
 def _existing_file(file: str) -> Path:
@@ -172,7 +177,6 @@ def _existing_file(file: str) -> Path:
 @guarded
 def data_list(home: Home = None, json: Json = False) -> None:
     """List the data sets."""
-    from storage.tables import Dataset
 
     Console(json).table(_open(home).registry.all(Dataset), ["name", "format", "rows", "size_bytes", "source_name"])
 
@@ -181,7 +185,6 @@ def data_list(home: Home = None, json: Json = False) -> None:
 @guarded
 def data_show(name: str, home: Home = None, json: Json = False) -> None:
     """Show a data set and its first rows."""
-    from storage.tables import Dataset
 
     Console(json).row(_open(home).registry.find(Dataset, name))
 
@@ -205,9 +208,7 @@ def train(
     base: Annotated[str, typer.Option(help="Name of the base model.")],
     dataset: Annotated[str, typer.Option("--data", help="Name of the data set.")],
     name: Annotated[str, typer.Option(help="Name of the adapter; default from the data set.")] = "",
-    config: Annotated[
-        Path | None, typer.Option(help="TOML file of training options.", exists=True, dir_okay=False)
-    ] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file of training options.", exists=True, dir_okay=False)] = None,
     option: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One option, such as rank=8; repeatable.")
     ] = None,
@@ -219,11 +220,24 @@ def train(
     console, workbench = Console(json), _open(home)
     run = workbench.train(base, dataset, _train_options(config, option or []), name)
     if not detach:
-        with console.progress() as progress:
-            run = workbench.wait_run(run.id or 0, progress.run_watcher(workbench))
-    console.row(run, leave_out=() if json else ("config", "details"))
+        try:
+            with console.progress() as progress:
+                run = workbench.wait_run(run.id or 0, progress.run_watcher(workbench))
+        except KeyboardInterrupt:
+            console.say(f"Run {run.id} ({run.name}) goes on in the engine. Stop it with: lora-workbench runs stop {run.id}")
+            raise typer.Exit(130) from None
+    _show_run(console, workbench, run, json)
     if run.state in ("failed", "interrupted"):
         raise typer.Exit(1)
+
+
+def _show_run(console: Console, workbench: Workbench, run: Run, json: bool) -> None:
+    """How a run stands, with its adapter's name and losses if it has one."""
+    extra: dict[str, Any] = {}
+    if run.adapter_id is not None:
+        adapter = workbench.registry.get(Adapter, run.adapter_id)
+        extra = {"adapter": adapter.name, "train_loss": adapter.train_loss, "validation_loss": adapter.validation_loss}
+    console.row(run, leave_out=() if json else ("config", "details", "base_id", "dataset_id", "adapter_id"), extra=extra)
 
 
 def _train_options(config: Path | None, settings: list[str]) -> dict[str, Any]:
@@ -235,6 +249,8 @@ def _train_options(config: Path | None, settings: list[str]) -> dict[str, Any]:
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise typer.BadParameter(f"{config} is not valid TOML: {error}") from None
         for key, value in content.items():
+            if isinstance(value, dict) and key not in ("lora", "train"):
+                raise typer.BadParameter(f"{config} has a table [{key}]; only [lora] and [train] are known.")
             options.update(value if isinstance(value, dict) else {key: value})
     for setting in settings:
         key, equals, value = setting.partition("=")
@@ -248,16 +264,14 @@ def _train_options(config: Path | None, settings: list[str]) -> dict[str, Any]:
 @guarded
 def runs_list(home: Home = None, json: Json = False) -> None:
     """List the runs."""
-    from storage.tables import Run
 
     Console(json).table(_open(home).registry.all(Run), ["id", "name", "state", "base_name", "dataset_name", "reason"])
 
 
 @runs.command("show")
 @guarded
-def runs_show(run_id: int, home: Home = None, json: Json = False) -> None:
+def runs_show(run_id: RunId, home: Home = None, json: Json = False) -> None:
     """Show a run: its configuration, its log and its last measurement."""
-    from storage.tables import Run
 
     registry = _open(home).registry
     row = registry.get(Run, run_id)
@@ -268,11 +282,12 @@ def runs_show(run_id: int, home: Home = None, json: Json = False) -> None:
 
 @runs.command("stop")
 @guarded
-def runs_stop(run_id: int, home: Home = None, json: Json = False) -> None:
+def runs_stop(run_id: RunId, home: Home = None, json: Json = False) -> None:
     """Stop a run and keep what it has learnt as an adapter."""
-    workbench = _open(home)
-    workbench.stop(run_id)
-    Console(json).row(workbench.wait_run(run_id, lambda run: None), leave_out=() if json else ("config", "details"))
+    workbench, console = _open(home), Console(json)
+    if not workbench.stop(run_id).active:
+        console.say(f"Run {run_id} is not under way any more.")
+    _show_run(console, workbench, workbench.wait_run(run_id, lambda run: None), json)
 
 
 # Adapters.
@@ -282,7 +297,6 @@ def runs_stop(run_id: int, home: Home = None, json: Json = False) -> None:
 @guarded
 def adapters_list(home: Home = None, json: Json = False) -> None:
     """List the adapters."""
-    from storage.tables import Adapter
 
     columns = ["name", "base_name", "dataset_name", "rank", "train_loss", "validation_loss", "source"]
     Console(json).table(_open(home).registry.all(Adapter), columns)
@@ -292,7 +306,6 @@ def adapters_list(home: Home = None, json: Json = False) -> None:
 @guarded
 def adapters_show(name: str, home: Home = None, json: Json = False) -> None:
     """Show everything known of an adapter."""
-    from storage.tables import Adapter
 
     Console(json).row(_open(home).registry.find(Adapter, name))
 
@@ -309,7 +322,7 @@ def adapters_import(
     """Import a PEFT adapter."""
     console, workbench = Console(json), _open(home)
     with console.progress() as progress:
-        result = workbench.wait_job(workbench.import_adapter(folder, name, base), progress.job)
+        result = _finished(workbench, workbench.import_adapter(folder, name, base), progress)
     rows = [("Imported", result["name"]), ("Base", result["base"])]
     console.result(result, rows + ([("Warning", result["warning"])] if result["warning"] else []))
 
@@ -350,8 +363,6 @@ def chat(
     json: Json = False,
 ) -> None:
     """Ask the base or adapters one question. With several adapters the plain base answers too, side by side."""
-    from core.config import GenerationConfig
-
     config = GenerationConfig.parse({"max_tokens": max_tokens, "seed": seed, **({"temperature": 0} if greedy else {})})
     chosen = list(dict.fromkeys(adapter or []))
     speakers: list[str | None] = [None, *chosen] if len(chosen) != 1 else list(chosen)
@@ -361,8 +372,8 @@ def chat(
         answers[token.row] += token.text
         if len(speakers) == 1:
             console.stream(token.text)
-    named = {speaker or base: answer for speaker, answer in zip(speakers, answers, strict=True)}
-    console.answers({"prompt": prompt, "answers": named}, streamed=len(speakers) == 1)
+    said = [{"adapter": speaker, "answer": answer} for speaker, answer in zip(speakers, answers, strict=True)]
+    console.answers({"prompt": prompt, "base": base, "answers": said}, streamed=len(speakers) == 1)
 
 
 @app.command()
@@ -376,7 +387,7 @@ def export(
     """Merge an adapter into its base, as safetensors; the result is loaded again and checked."""
     console, workbench = Console(json), _open(home)
     with console.progress() as progress:
-        result = workbench.wait_job(workbench.export(adapter, to.expanduser().absolute()), progress.job)
+        result = _finished(workbench, workbench.export(adapter, to.expanduser().absolute()), progress)
     console.result(result, [("Merged model", result["folder"]), ("Check", result["sentence"])])
     if not result["passed"]:
         raise typer.Exit(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -34,10 +35,7 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return command(*args, **kwargs)
-        except USER_ERRORS as error:
-            _print_error(error, as_json=bool(kwargs.get("json")))
-            raise typer.Exit(1) from None
-        except OSError as error:
+        except (*USER_ERRORS, OSError) as error:
             _print_error(error, as_json=bool(kwargs.get("json")))
             raise typer.Exit(1) from None
 
@@ -48,7 +46,7 @@ def _print_error(error: Exception, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"error": str(error), "kind": type(error).__name__}, ensure_ascii=False))
     else:
-        print(f"Error: {error}", file=sys.stderr)
+        print(f"Error: {_harmless(str(error))}", file=sys.stderr)
 
 
 class Console:
@@ -56,7 +54,8 @@ class Console:
 
     def __init__(self, as_json: bool) -> None:
         self._json = as_json
-        self._out = RichConsole(highlight=False)
+        # Piped output is not cut at a terminal's width, so that names and fingerprints can be copied from it.
+        self._out = RichConsole(highlight=False, width=None if sys.stdout.isatty() else 240)
         self._err = RichConsole(stderr=True, highlight=False)
 
     def result(self, content: dict[str, Any], rows: Sequence[tuple[str, str]]) -> None:
@@ -66,15 +65,13 @@ class Console:
             return
         grid = Table.grid(padding=(0, 2))
         for label, value in rows:
-            grid.add_row(Text(label, style="bold"), Text(value))
+            grid.add_row(Text(label, style="bold"), Text(_harmless(value)))
         self._out.print(grid)
 
     def row(self, row: SQLModel, leave_out: Sequence[str] = (), extra: dict[str, Any] | None = None) -> None:
         """One registry row, and what else belongs to it."""
-        content = {key: value for key, value in row.model_dump().items() if key not in leave_out} | (extra or {})
-        self.result(
-            content, [(key, _shown(key, value)) for key, value in content.items() if value not in (None, "", [])]
-        )
+        content = {key: getattr(row, key) for key in type(row).model_fields if key not in leave_out} | (extra or {})
+        self.result(content, [(key, _shown(key, value)) for key, value in content.items() if value not in (None, "", [])])
 
     def table(self, rows: Sequence[SQLModel], columns: Sequence[str]) -> None:
         """Several registry rows; as JSON under "rows", with all columns but the bulky ones."""
@@ -87,13 +84,13 @@ class Console:
             return
         table = Table(*[column.replace("_", " ") for column in columns], header_style="bold")
         for row in rows:
-            table.add_row(*[Text(_shown(column, getattr(row, column))) for column in columns])
+            table.add_row(*[Text(_harmless(_shown(column, getattr(row, column)))) for column in columns])
         self._out.print(table)
 
     def stream(self, text: str) -> None:
         """A piece of an answer, as it comes."""
         if not self._json:
-            self._out.out(text, end="")
+            self._out.out(_harmless(text), end="")
 
     def answers(self, content: dict[str, Any], streamed: bool) -> None:
         """All answers; what was streamed already is only ended."""
@@ -102,9 +99,13 @@ class Console:
         elif streamed:
             self._out.print()
         else:
-            for speaker, answer in content["answers"].items():
-                self._out.print(Text(speaker, style="bold"))
-                self._out.print(Text(f"{answer}\n"))
+            for one in content["answers"]:
+                self._out.print(Text(one["adapter"] or f"{content['base']} (plain base)", style="bold"))
+                self._out.print(Text(f"{_harmless(one['answer'])}\n"))
+
+    def say(self, message: str) -> None:
+        """A remark beside the result."""
+        self._err.print(Text(_harmless(message)))
 
     def findings(self, findings: Sequence[Finding]) -> None:
         """The doctor's findings."""
@@ -181,6 +182,11 @@ class ProgressLine:
         self._stage = stage
 
 
+def _harmless(text: str) -> str:
+    """Text without control characters: a name or an answer must not command the terminal."""
+    return "".join(char for char in text if char in "\n\t" or unicodedata.category(char) not in ("Cc", "Cs"))
+
+
 def _shown(column: str, value: Any) -> str:
     """A value as people read it."""
     if value is None:
@@ -192,5 +198,5 @@ def _shown(column: str, value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
+        return str(value) if column.endswith("id") else f"{value:,}"
     return json.dumps(value, ensure_ascii=False, indent=2) if isinstance(value, (dict, list)) else str(value)

@@ -62,11 +62,7 @@ def examine(settings: Settings) -> list[Finding]:
 
 def _python() -> Finding:
     version = platform.python_version()
-    if sys.version_info < (3, 11):
-        return Finding("Python", "fault", version, "Use Python 3.11 or later.")
-    packages = ", ".join(
-        f"{name} {importlib.metadata.version(name)}" for name in ("transformers", "gradio", "safetensors")
-    )
+    packages = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("transformers", "gradio", "safetensors"))
     return Finding("Python", "fine", f"{version} with {packages}")
 
 
@@ -75,9 +71,7 @@ def _torch() -> list[Finding]:
     done = subprocess.run([sys.executable, "-c", _TORCH_PROBE], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        return [
-            Finding("torch", "fault", last, "Reinstall torch in this environment: pip install --force-reinstall torch")
-        ]
+        return [Finding("torch", "fault", last, "Reinstall torch in this environment: pip install --force-reinstall torch")]
     about = json.loads(done.stdout)
     torch = Finding("torch", "fine", about["version"])
     if about["device"] == "cpu":
@@ -129,9 +123,7 @@ def _registry(settings: Settings) -> Finding:
     try:
         database = Database(settings.database)
     except StorageError as error:
-        return Finding(
-            "Registry", "fault", str(error), "Update the workbench, or restore a backup from the home folder."
-        )
+        return Finding("Registry", "fault", str(error), "Update the workbench, or restore a backup from the home folder.")
     with database.reading() as session:
         answer = session.connection().exec_driver_sql("PRAGMA integrity_check").scalar()
     database.close()
@@ -147,7 +139,5 @@ def _engine(settings: Settings) -> Finding:
         doing = f"training run {status['run']}" if status["run"] else "idle"
         return Finding("Engine", "fine", f"running on {status['device']}, {doing}")
     if client.alive:
-        return Finding(
-            "Engine", "fault", "holds its lock but does not answer", f"See {settings.engine_log}; end the process."
-        )
+        return Finding("Engine", "fault", "holds its lock but does not answer", f"See {settings.engine_log}; end the process.")
     return Finding("Engine", "fine", "not running; it starts when it is needed")

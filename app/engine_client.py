@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import AuthenticationError
-from multiprocessing.connection import Client, Connection
+from multiprocessing.connection import Client, Connection, answer_challenge, deliver_challenge
 
 from app import wire
 from app.errors import EngineUnavailable
@@ -18,6 +18,17 @@ from app.settings import Settings
 from core.events import TokenDone
 
 _START_SECONDS = 120.0
+_PATIENCE_SECONDS = 10.0
+
+
+def _introduce(connection: Connection, key: bytes) -> Connection:
+    """Prove to each other that both know the key. An engine that is frozen never sends its challenge."""
+    if not connection.poll(_PATIENCE_SECONDS):
+        connection.close()
+        raise EngineUnavailable("The engine does not answer.")
+    answer_challenge(connection, key)
+    deliver_challenge(connection, key)
+    return connection
 
 
 class EngineClient:
@@ -56,9 +67,7 @@ class EngineClient:
         while self.status() is None:
             code = self._process.poll()
             if code not in (None, ALREADY_RUNNING) or time.monotonic() > deadline:
-                raise EngineUnavailable(
-                    f"The engine did not start: {exit_reason(code, 'it')}. Log: {last_lines(log)}"
-                )
+                raise EngineUnavailable(f"The engine did not start: {exit_reason(code, 'it')}. Log: {last_lines(log)}")
             time.sleep(0.1)
 
     def keep_attached(self) -> None:
@@ -111,6 +120,8 @@ class EngineClient:
     def _ask(self, question: wire.Message) -> wire.Message:
         with self._talking() as connection:
             wire.send(connection, question)
+            if not connection.poll(_PATIENCE_SECONDS):
+                raise EngineUnavailable("The engine does not answer.")
             return wire.receive(connection)
 
     @contextmanager
@@ -126,6 +137,6 @@ class EngineClient:
     def _connect(self) -> Connection:
         try:
             about = json.loads(self._settings.engine_file.read_text())
-            return Client(tuple(about["address"]), authkey=bytes.fromhex(about["key"]))
+            return _introduce(Client(tuple(about["address"])), bytes.fromhex(about["key"]))
         except (OSError, ValueError, KeyError, EOFError, AuthenticationError) as error:
             raise EngineUnavailable("No engine is running on this home folder.") from error

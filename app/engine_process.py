@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection, Listener
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from app.settings import DTYPE_VARIABLE, Settings, settings_for
 from app.sources import folder_of, open_registry
 from core.config import GenerationConfig
 from core.engine import AdapterSource, AnswerRequest, BaseSource, Engine
+from core.errors import InvalidConfig
 from core.events import TokenDone
 from core.generate.decode import Decoder
 from storage.tables import FAILED, Adapter, Base
@@ -84,15 +86,15 @@ class EngineServer:
 
     def _is_over(self) -> bool:
         if self._session or self._answers or self._attached or self._registry.next_queued():
-            self._idle_since = max(self._idle_since, time.monotonic())
+            self._idle_since = time.monotonic()
         return time.monotonic() - self._idle_since > _GRACE
 
     def _train_a_little(self) -> float:
         """One micro-batch of the current run, or the start of the next. Returns the seconds it took."""
         if self._session is None:
             run = self._registry.next_queued()
-            if run is None:
-                return _LEAST_SLICE
+            if run is None or not self._engine.free_for(run.base_fingerprint):
+                return _LEAST_SLICE  # nothing waits, or what waits needs another base than the one that is answering
             self._session = RunSession(self._registry, self._engine, run)
         start = time.monotonic()
         session = self._session
@@ -126,9 +128,7 @@ class EngineServer:
         base = self._registry.find(Base, question["base"])
         source = BaseSource(base.name, folder_of(base), base.fingerprint, base.stat_key)
         requests = [
-            AnswerRequest(
-                row["messages"], self._adapter_source(row.get("adapter")), GenerationConfig.parse(row["config"])
-            )
+            AnswerRequest(row["messages"], self._adapter_source(row.get("adapter")), GenerationConfig.parse(row["config"]))
             for row in question["rows"]
         ]
         return self._engine.answer(source, requests)
@@ -150,7 +150,8 @@ class EngineServer:
                 return
 
     def _decode_step(self, answering: _Answering) -> None:
-        assert answering.decoder is not None and answering.steps is not None  # set before it joins the list
+        assert answering.decoder is not None  # set before it joins the list
+        assert answering.steps is not None
         if answering.cancelled:
             answering.decoder.cancel()
         try:
@@ -179,7 +180,11 @@ class EngineServer:
         while True:
             try:
                 connection = listener.accept()
-            except (OSError, EOFError) as error:  # a stranger without the key, or a client that left at once
+            except (
+                OSError,
+                EOFError,
+                AuthenticationError,
+            ) as error:  # a stranger without the key, or a client that left at once
                 log.warning("a connection was refused: %r", error)
                 continue
             threading.Thread(target=self._talk, args=(connection,), daemon=True).start()
@@ -270,8 +275,10 @@ def _device_name(device: torch.device) -> str:
 
 def _dtype_from_environment() -> torch.dtype | None:
     """A dtype asked for by name; none for the best one."""
-    name = os.environ.get(DTYPE_VARIABLE)
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name] if name else None
+    name, known = os.environ.get(DTYPE_VARIABLE), {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if name and name not in known:
+        raise InvalidConfig(f"{DTYPE_VARIABLE} is {name!r}; use {' or '.join(known)}, or leave it unset.")
+    return known[name] if name else None
 
 
 def _write_private(path: Path, content: dict[str, object]) -> None:

@@ -28,7 +28,7 @@ from core.engine import BaseSource, check_unchanged
 from core.errors import InvalidAdapter, InvalidModel, WrongBase
 from core.events import Progress
 from core.lora.adapter import AdapterWeights
-from core.lora.peft_format import check_folder, load_adapter, read_config, read_weights_header
+from core.lora.peft_format import check_folder, load_adapter, read_config, read_weights_header, recorded_fingerprint
 from core.merge.export import Provenance, export_merged
 from core.merge.verify import verify_merge
 from core.publish import published_folder
@@ -46,9 +46,8 @@ Arguments = dict[str, Any]
 def add_model(settings: Settings, registry: Registry, arguments: Arguments, report: Report) -> Arguments:
     """Add a base model: the starter, a folder, a GGUF file or a hub id. Result: its name, and a twin's if there is one."""
     origin, wanted = arguments["origin"], arguments["name"]
-    name = registry.require_free(Base, wanted) if wanted else ""
-    with _model_files(settings, origin, report) as (folder, source, default_name, owned):
-        name = name or registry.require_free(Base, default_name)
+    name = registry.require_free(Base, wanted or default_name(origin))
+    with _model_files(settings, origin, report) as (folder, source, owned):
         report(Progress("Computing the fingerprint", 0.0))
         info = describe(folder, lambda done, total: report(Progress("Computing the fingerprint", done / max(1, total))))
         layers = skeleton(folder)
@@ -62,35 +61,43 @@ def add_model(settings: Settings, registry: Registry, arguments: Arguments, repo
     return {"name": name, "fingerprint": info.fingerprint, "same_as": twin}
 
 
+def default_name(origin: str) -> str:
+    """The name of a model that was given none: known before anything is downloaded."""
+    if origin == "starter":
+        return starter.NAME
+    path = Path(origin).expanduser()
+    if path.suffix.lower() == ".gguf":
+        return path.stem
+    return path.resolve().name if path.is_dir() else origin.rpartition("/")[2]
+
+
 @contextmanager
-def _model_files(settings: Settings, origin: str, report: Report) -> Iterator[tuple[Path, str, str, bool]]:
-    """Bring the model's files into a folder. Yields (folder, kind of source, default name, whether the folder is ours).
+def _model_files(settings: Settings, origin: str, report: Report) -> Iterator[tuple[Path, str, bool]]:
+    """Bring the model's files into a folder. Yields (folder, kind of source, whether the folder is ours).
 
     A folder of ours is removed again if the block fails.
     """
     path = Path(origin).expanduser()
     if origin != "starter" and path.is_dir():
-        yield path.resolve(), "folder", path.resolve().name, False
+        yield path.resolve(), "folder", False
         return
     target = settings.models / uuid.uuid4().hex
     try:
         if origin == "starter":
             _fetch_starter(settings, target, report)
-            yield target, "starter", starter.NAME, True
+            yield target, "starter", True
         elif path.suffix.lower() == ".gguf" and path.is_file():
             with published_folder(target) as staging:
                 convert_gguf(path.resolve(), staging, report)
-            yield target, "gguf", path.stem, True
-        elif HUB_ID.match(origin) and not path.suffix == ".gguf":
+            yield target, "gguf", True
+        elif HUB_ID.match(origin) and path.suffix != ".gguf":
             with published_folder(target) as staging:
                 revision = fetch_from_hub(origin, staging, report)
                 shutil.rmtree(staging / ".cache", ignore_errors=True)
             log.info("%s at revision %s", origin, revision)
-            yield target, "hub", origin.rpartition("/")[2], True
+            yield target, "hub", True
         else:
-            raise InvalidModel(
-                f"{origin!r} is neither a folder, a .gguf file, a hub id (owner/name) nor the word starter."
-            )
+            raise InvalidModel(f"{origin!r} is neither a folder, a .gguf file, a hub id (owner/name) nor the word starter.")
     except BaseException:
         shutil.rmtree(target, ignore_errors=True)
         raise
@@ -114,7 +121,7 @@ def import_adapter(settings: Settings, registry: Registry, arguments: Arguments,
     report(Progress("Checking the files"))
     config_path, weights_path = check_folder(folder)
     config = read_config(config_path)
-    recorded = read_weights_header(weights_path).metadata.get("base_fingerprint", "")
+    recorded = recorded_fingerprint(read_weights_header(weights_path))
     base, weights = _fitting_base(registry, folder, config, recorded, arguments.get("base"))
     report(Progress("Storing"))
     with registry.blobs.staging() as staging:
@@ -160,9 +167,7 @@ def _fitting_base(
         except InvalidAdapter as error:
             reasons.append(f"{base.name}: {error}")
     if not fitting:
-        raise WrongBase(
-            f"The adapter in {folder.name} says it was made for {claimed} and fits no base model here. {reasons[0]}"
-        )
+        raise WrongBase(f"The adapter in {folder.name} says it was made for {claimed} and fits no base model here. {reasons[0]}")
     if len({base.fingerprint for base, _ in fitting}) > 1:
         raise WrongBase(
             f"The adapter in {folder.name} does not record its base (it says {claimed}) and fits several: "
@@ -184,7 +189,11 @@ def export_model(settings: Settings, registry: Registry, arguments: Arguments, r
         validation_loss=row.validation_loss,
     )  # fmt: skip
     written = export_merged(folder_of(base), skeleton(folder_of(base)), adapter, target, about, report)
-    check = verify_merge(folder_of(base), adapter, target, report)
+    try:
+        check = verify_merge(folder_of(base), adapter, target, report)
+    except BaseException:
+        shutil.rmtree(target, ignore_errors=True)  # a model nobody checked is not left behind
+        raise
     export = Export(
         adapter_name=row.name, adapter_digest=row.digest, base_name=base.name, folder=str(target),
         size_bytes=content_size(target), passed=check.passed, sentence=check.sentence(), check=asdict(check),
@@ -223,10 +232,11 @@ def run_job(settings: Settings, job_id: int) -> bool:
     registry.update_job(job_id, state=RUNNING)
     try:
         result = KINDS[job.kind](settings, registry, job.arguments, _RowReport(registry, job_id))
-    except USER_ERRORS as error:
+    except (*USER_ERRORS, OSError) as error:
+        log.warning("job %s was refused", job_id, exc_info=error)
         registry.update_job(job_id, state=FAILED, message=str(error), ended=time.time())
         return False
-    except Exception as error:  # noqa: BLE001  (the boundary: whatever ends a job must end up in its row)
+    except Exception as error:
         log.error("job %s failed", job_id, exc_info=error)
         message = f"Unexpected {type(error).__name__}: {str(error)[:300]} (details in logs/jobs.log of the home folder)"
         registry.update_job(job_id, state=FAILED, message=message, ended=time.time())

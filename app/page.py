@@ -86,7 +86,8 @@ def _run_chip(workbench: Workbench, run: Run) -> str:
     point = workbench.registry.last_point(run.id or 0)
     total = run.details.get("total_steps")
     where = f"step {point.step} of {total}" if point and total else run.state
-    return f"<span class='chip'><span class='quiet'>Training</span> <b>{escape(run.name)}</b> <span class='quiet'>{where}</span></span>"
+    name = f"<b>{escape(run.name)}</b>"
+    return f"<span class='chip'><span class='quiet'>Training</span> {name} <span class='quiet'>{where}</span></span>"
 
 
 def activity_html(workbench: Workbench) -> str:

@@ -17,7 +17,7 @@ from core.train.trainer import Event, Trainer
 from storage.blobs import content_size
 from storage.names import free_name
 from storage.registry import Registry
-from storage.tables import FINISHED, PREPARING, RUNNING, STOPPED, Adapter, Base, Point, Run
+from storage.tables import FINISHED, RUNNING, STOPPED, Adapter, Base, Point, Run
 
 _FLUSH_SECONDS = 0.5  # measurements are written at most this often: each write waits for the disk
 
@@ -53,7 +53,8 @@ class RunSession:
         self._points, self._flushed = [], time.monotonic()
 
     def _train(self) -> Iterator[Event]:
-        self._registry.update_run(self.run_id, state=PREPARING, started=time.time())
+        if not self._registry.claim_run(self.run_id):
+            return  # stopped before it started
         base = self._registry.get(Base, self._run.base_id)
         if base.fingerprint != self._run.base_fingerprint:
             raise WrongBase(f"{base.name} is no longer the model this run was queued for; start the run again.")
@@ -84,9 +85,7 @@ class RunSession:
         """Store the adapter and end the run. A run stopped before its first step leaves no adapter."""
         state = STOPPED if done.stopped else FINISHED
         if done.steps == 0:
-            self._registry.update_run(
-                self.run_id, state=state, reason="stopped before the first step", ended=time.time()
-            )
+            self._registry.update_run(self.run_id, state=state, reason="stopped before the first step", ended=time.time())
             return
         adapter = self._store_adapter(done)
         reason = f"stopped after {done.steps} steps; the adapter is kept" if done.stopped else ""
@@ -119,9 +118,9 @@ def _prepared_sentence(event: Prepared) -> str:
         f"{event.trainable_parameters:,} trainable parameters, base in {event.dtype}"
     ]
     if event.truncated_rows:
-        parts.append(f"{event.truncated_rows} rows are longer than max_length and were cut")
+        parts.append(f"{event.truncated_rows} rows are longer than {event.max_length:,} tokens and were cut")
     if event.skipped_rows:
-        parts.append(f"{event.skipped_rows} rows have no answer within max_length and were skipped")
+        parts.append(f"{event.skipped_rows} rows have no answer within that length and were skipped")
     return "; ".join(parts)
 
 

@@ -24,6 +24,7 @@ from app.settings import Settings
 
 _LOOK_AFTER_SECONDS = 1.0
 _MAX_UPLOAD = "8gb"
+_PRIVATE = ("registry.db", "blobs", "models", "exports", "staging", "locks", "logs", "engine.json", "app.json")
 
 
 def serve(settings: Settings, *, host: str, port: int, open_browser: bool, console: Console) -> None:
@@ -118,7 +119,7 @@ def build_app(workbench: Workbench) -> ASGIApp:
     _serve_file(application, "/workbench/icon.svg", Path(str(resources.files("assets") / "icon.svg")), "image/svg+xml")
     gr.mount_gradio_app(
         application, build_page(workbench), path="/", footer_links=[], run_history=False, allowed_paths=[],
-        blocked_paths=[str(settings.home / name) for name in ("registry.db", "blobs", "models", "exports", "locks", "logs", "engine.json")],
+        blocked_paths=[str(settings.home / name) for name in _PRIVATE],
         max_file_size=_MAX_UPLOAD, ssr_mode=False, mcp_server=False, enable_monitoring=False, pwa=False,
         theme=theme(), css=style_sheet(), head=HEAD, show_error=True,
     )  # fmt: skip
@@ -152,4 +153,3 @@ def allowed_hosts(host: str, port: int) -> set[str]:
         found = [one.address for many in psutil.net_if_addrs().values() for one in many if one.family == socket.AF_INET]
         names |= {*found, socket.gethostname().lower()}
     return {f"{name}:{port}" for name in names} | (names if port == 80 else set())
-

@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from app.engine_client import EngineClient
-from app.errors import JobFailed
+from app.errors import EngineUnavailable, JobFailed
 from app.processes import exit_reason, is_held, start_detached
 from app.settings import Settings
 from app.sources import base_for, open_registry, shapes_of
+from core.base_model.fingerprint import fingerprint, stat_key
 from core.config import GenerationConfig, split_train_options
 from core.data.dataset_file import import_file
-from core.errors import InvalidConfig, WrongBase
+from core.errors import InvalidConfig, InvalidInput, WrongBase
 from core.events import TokenDone
 from core.publish import published_folder
 from core.train.estimate import BaseShape, DataShape, Estimate, estimate
-from storage.names import free_name
 from storage.tables import FAILED, INTERRUPTED, PREPARING, QUEUED, RUNNING, Adapter, Base, Chat, Dataset, Job, Run
 
 SAMPLE_FILE = "captain_conversations.jsonl"
@@ -57,9 +57,9 @@ class Workbench:
 
     def verify_model(self, name: str) -> str:
         """Compute the fingerprint of a base afresh; return it. Raises WrongBase if it is no longer the recorded one."""
-        from core.base_model.fingerprint import fingerprint, stat_key
-
         row = self.registry.find(Base, name)
+        if not Path(row.folder).is_dir():
+            raise WrongBase(f"The files of {name} are gone from {row.folder}; restore them or add the model again.")
         found = fingerprint(Path(row.folder))
         if found != row.fingerprint:
             raise WrongBase(
@@ -74,6 +74,7 @@ class Workbench:
 
     def add_dataset(self, path: Path, name: str = "") -> Dataset:
         """Import a file of rows. Raises InvalidData, NameTaken; nothing is kept of a file that fails."""
+        require_text(path.name, name)
         wanted = self.registry.require_free(Dataset, name or path.stem)
         with self.registry.blobs.staging() as staging:
             target = staging / "rows.arrow"
@@ -86,13 +87,13 @@ class Workbench:
         )  # fmt: skip
         return self.registry.add(row)
 
-    def add_sample(self) -> Dataset:
-        """Import the sample conversations that come with the workbench, unless they are there already."""
-        existing = next((row for row in self.registry.all(Dataset) if row.name == SAMPLE_NAME), None)
-        if existing is not None:
-            return existing
+    def add_sample(self, name: str = "") -> Dataset:
+        """Import the sample conversations that come with the workbench, unless they are there under this name already."""
+        wanted = name or SAMPLE_NAME
+        if wanted in self.registry.names(Dataset):
+            return self.registry.find(Dataset, wanted)
         with resources.as_file(resources.files("assets") / SAMPLE_FILE) as path:
-            return self.add_dataset(path, SAMPLE_NAME)
+            return self.add_dataset(path, wanted)
 
     # Training.
 
@@ -101,15 +102,18 @@ class Workbench:
         lora, train = split_train_options(options)
         model, data = self.registry.find(Base, base), self.registry.find(Dataset, dataset)
         self._estimate(model, data, options)  # raises for target_modules that match nothing
-        taken = self.registry.names(Adapter) | {run.name for run in self.registry.active_runs()}
         run = Run(
-            name=name or free_name(_run_name(data.name), taken),
+            name=name or data.name.removesuffix(" (sample)"),
             base_id=model.id or 0, base_name=model.name, base_fingerprint=model.fingerprint,
             dataset_id=data.id or 0, dataset_name=data.name, dataset_digest=data.digest,
             config={"lora": lora.to_dict(), "train": train.to_dict()},
         )  # fmt: skip
-        run = self.registry.queue_run(run)
-        self.engine.wake()
+        run = self.registry.queue_run(run, number_if_taken=not name)
+        try:
+            self.engine.wake()
+        except EngineUnavailable as error:
+            self.registry.fail_queued_runs(str(error))
+            raise
         return run
 
     def estimate(self, base: str, dataset: str, options: Mapping[str, object]) -> Estimate:
@@ -178,7 +182,8 @@ class Workbench:
         conversations[i] is what speaker i sees. Raises WrongBase, NotFound, EngineUnavailable.
         """
         if not 1 <= len(speakers) <= MAX_SIDE_BY_SIDE:
-            raise InvalidConfig(f"Between 1 and {MAX_SIDE_BY_SIDE} can answer side by side, not {len(speakers)}.")
+            raise InvalidConfig(f"At most {MAX_SIDE_BY_SIDE - 1} adapters can answer beside the plain base.")
+        require_text(*(message["content"] for messages in conversations for message in messages))
         model = self.registry.find(Base, base)
         for name in filter(None, speakers):
             self._require_made_for(self.registry.find(Adapter, name), model)
@@ -202,6 +207,7 @@ class Workbench:
     # Jobs, and looking after what other processes do.
 
     def _start_job(self, kind: str, title: str, arguments: dict[str, Any]) -> Job:
+        require_text(*(value for value in arguments.values() if value))
         job = self.registry.save(Job(kind=kind, title=title, arguments=arguments, message="Starting"))
         given = ["--home", str(self.settings.home), "--job", str(job.id)]
         self._jobs[job.id or 0] = start_detached("app.job_process", given, self.settings.logs / "jobs.log")
@@ -220,14 +226,28 @@ class Workbench:
             raise JobFailed(job.message)
         return job.result
 
+    def cancel_job(self, job: Job) -> None:
+        """End a job of this process; what it had begun is thrown away."""
+        process = self._jobs.get(job.id or 0)
+        if process is not None:
+            process.terminate()
+            process.wait()
+        self.notice_deaths()
+
     def look_after(self) -> None:
-        """Notice processes that died: their runs and jobs become interrupted, and a waiting run gets a new engine."""
-        active = self.registry.active_runs()
-        if active and not self.engine.alive:
-            if any(run.state in (PREPARING, RUNNING) for run in active):
-                self.registry.interrupt_runs(self.engine.death_reason())
-            if any(run.state == QUEUED for run in active):
+        """Notice processes that died, and give a waiting run a new engine. Runs fail if no engine can be started."""
+        self.notice_deaths()
+        if any(run.state == QUEUED for run in self.registry.active_runs()) and not self.engine.alive:
+            try:
                 self.engine.ensure()
+            except EngineUnavailable as error:
+                self.registry.fail_queued_runs(str(error))
+
+    def notice_deaths(self) -> None:
+        """Mark runs and jobs whose process is gone as interrupted, with the reason as far as it is known."""
+        active = self.registry.active_runs()
+        if any(run.state in (PREPARING, RUNNING) for run in active) and not self.engine.alive:
+            self.registry.interrupt_runs(self.engine.death_reason())
         for job in self.registry.active_jobs():
             self._look_after_job(job)
 
@@ -247,5 +267,10 @@ class Workbench:
         self.registry.database.close()
 
 
-def _run_name(dataset: str) -> str:
-    return dataset.removesuffix(" (sample)")
+def require_text(*texts: str) -> None:
+    """Raise InvalidInput for text that is no Unicode, as a terminal or a file name can give."""
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise InvalidInput(f"{text[:80]!r} holds bytes that are not UTF-8 text; rename or retype it.") from None

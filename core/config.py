@@ -35,7 +35,7 @@ class Option:
     def parse(self, value: object) -> Any:
         """Convert form or command-line input to the field's type; raise InvalidConfig with the reason."""
         if self.kind is str:
-            parsed: Any = ",".join(value) if isinstance(value, (list, tuple)) else str(value).strip()
+            parsed: Any = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value).strip()
         else:
             parsed = self._parse_number(value)
         self.check(parsed)
@@ -65,8 +65,13 @@ class Option:
     def range_text(self) -> str:
         """The allowed range in words, for messages and help."""
         if self.minimum is not None and self.maximum is not None:
-            return f"between {self.minimum:g} and {self.maximum:g}"
-        return f"at least {self.minimum:g}" if self.minimum is not None else f"at most {self.maximum:g}"
+            return f"between {_figure(self.minimum)} and {_figure(self.maximum)}"
+        return f"at least {_figure(self.minimum)}" if self.minimum is not None else f"at most {_figure(self.maximum or 0)}"
+
+
+def _figure(number: float) -> str:
+    """A bound as people write it: no trailing zeros, thousands apart."""
+    return f"{int(number):,}" if number == int(number) else f"{number:g}"
 
 
 def _option(default: Any, label: str, help: str, **about: Any) -> Any:
@@ -102,7 +107,7 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
-        return asdict(self)  # type: ignore[call-overload]
+        return asdict(self)
 
 
 def unknown_option(name: str, known: list[str]) -> str:
@@ -122,9 +127,7 @@ class LoraConfig(Config):
     alpha: float = _option(
         32.0, "Alpha (α)", "ΔW is scaled by alpha / rank. Twice the rank is common.", minimum=0.001, maximum=65536
     )
-    dropout: float = _option(
-        0.0, "Dropout", "Share of the adapter's inputs zeroed while training.", minimum=0.0, maximum=0.95
-    )
+    dropout: float = _option(0.0, "Dropout", "Share of the adapter's inputs zeroed while training.", minimum=0.0, maximum=0.95)
     target_modules: str = _option(
         ALL_LINEAR,
         "Target modules",
@@ -217,12 +220,8 @@ class GenerationConfig(Config):
     """How one answer is sampled."""
 
     max_tokens: int = _option(256, "Max tokens", "Longest answer.", unit="tokens", minimum=1, maximum=32768)
-    temperature: float = _option(
-        0.7, "Temperature", "0 is greedy: always the likeliest token.", minimum=0.0, maximum=5.0
-    )
-    top_p: float = _option(
-        0.95, "Top-p", "Sample from the smallest set with this probability.", minimum=0.01, maximum=1.0
-    )
+    temperature: float = _option(0.7, "Temperature", "0 is greedy: always the likeliest token.", minimum=0.0, maximum=5.0)
+    top_p: float = _option(0.95, "Top-p", "Sample from the smallest set with this probability.", minimum=0.01, maximum=1.0)
     top_k: int = _option(0, "Top-k", "Sample from the k likeliest tokens; 0 for all.", minimum=0, maximum=100_000)
     repetition_penalty: float = _option(
         1.0, "Repetition penalty", "Above 1 discourages tokens already used.", minimum=0.5, maximum=2.0

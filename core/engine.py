@@ -109,11 +109,18 @@ class Engine:
         self._decoders = {decoder: digests for decoder, digests in self._decoders.items() if not decoder.finished}
         return self._decoders
 
+    def free_for(self, fingerprint: str) -> bool:
+        """Whether a base can be used now: it is resident, or the resident one is not in use."""
+        return self.base is None or self.base.fingerprint == fingerprint or not self._in_use()
+
+    def _in_use(self) -> bool:
+        training = self._trainer is not None and not self._trainer.finished
+        return training or bool(self._working_decoders())
+
     def _require_idle(self, source: BaseSource) -> None:
         """One base is resident at a time, so it cannot change under a training or an answer."""
-        training = self._trainer is not None and not self._trainer.finished
-        if self.base is not None and (training or self._working_decoders()):
-            doing = "trained on" if training else "answering"
+        if self.base is not None and self._in_use():
+            doing = "answering" if self._working_decoders() else "trained on"
             raise WorkbenchError(
                 f"{self.base.name} is {doing} right now and only one base model is resident at a time; "
                 f"{source.name} can be used when that ends."
@@ -152,9 +159,7 @@ class _AdapterSlots:
         self.bank = self._new_bank(_FIRST_RANK)
 
     def _new_bank(self, rank: int) -> AdapterBank:
-        bank = AdapterBank(
-            self.base.layers, list(self.base.layers), slots=ADAPTER_SLOTS + 1, rank=rank, dtype=self.base.dtype
-        )
+        bank = AdapterBank(self.base.layers, list(self.base.layers), slots=ADAPTER_SLOTS + 1, rank=rank, dtype=self.base.dtype)
         return bank.requires_grad_(False)
 
     def place(self, sources: Sequence[AdapterSource], in_use: set[str]) -> dict[str, int]:

@@ -15,6 +15,8 @@ class Prepared:
     skipped_rows: int
     total_steps: int
     trainable_parameters: int
+    max_length: int
+    """The configured length, or the model's context where that is shorter."""
     dtype: str
 
 

@@ -44,7 +44,8 @@ def refuse_occupied(target: Path) -> None:
     if target.is_dir() and not any(target.iterdir()):
         return
     if target.exists():
-        raise InvalidInput(f"{target} already exists and is not empty; choose another folder.")
+        kind = "is a folder that is not empty" if target.is_dir() else "is a file"
+        raise InvalidInput(f"{target} {kind}; choose a new folder.")
 
 
 def require_space(folder: Path, needed: int) -> None:

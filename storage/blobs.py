@@ -87,9 +87,7 @@ def content_digest(path: Path) -> str:
 
 def content_size(path: Path) -> int:
     """Bytes of a file, or of all files in a folder."""
-    return (
-        path.stat().st_size if path.is_file() else sum(one.stat().st_size for one in path.rglob("*") if one.is_file())
-    )
+    return path.stat().st_size if path.is_file() else sum(one.stat().st_size for one in path.rglob("*") if one.is_file())
 
 
 def _sync(path: Path) -> None:

@@ -12,7 +12,8 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, create_engine, event
+from sqlalchemy import URL, Connection, create_engine, event
+from sqlalchemy.exc import DatabaseError
 from sqlmodel import Session
 
 from storage.errors import StorageError
@@ -23,7 +24,7 @@ _MIGRATIONS = Path(__file__).parent / "migrations"
 
 def wal_is_safe(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> bool:
     """Whether this SQLite has the fix for the WAL-reset bug: 3.51.3 or later, or 3.44.6, 3.50.7 of their branches."""
-    fixed = {(3, 44): 6, (3, 50): 7}
+    fixed: dict[tuple[int, ...], int] = {(3, 44): 6, (3, 50): 7}
     return version >= (3, 51, 3) or version[2] >= fixed.get(version[:2], 1 << 30)
 
 
@@ -33,7 +34,7 @@ class Database:
     def __init__(self, path: Path) -> None:
         """Open or create `path` and bring its schema up to date, after a backup of what was there."""
         self.path = path
-        self._engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": _BUSY_SECONDS})
+        self._engine = create_engine(URL.create("sqlite", database=str(path)), connect_args={"timeout": _BUSY_SECONDS})
         event.listen(self._engine, "connect", _configure)
         event.listen(self._engine, "begin", _begin)
         self._writer = self._engine.execution_options(begin="BEGIN IMMEDIATE")
@@ -66,8 +67,13 @@ class Database:
         config = Config()
         config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
         head = ScriptDirectory.from_config(config).get_current_head()
-        with self._engine.connect() as connection:
-            current = MigrationContext.configure(connection).get_current_revision()
+        try:
+            with self._engine.connect() as connection:
+                current = MigrationContext.configure(connection).get_current_revision()
+        except DatabaseError as error:
+            raise StorageError(
+                f"The registry {self.path} cannot be opened ({error.orig}). If it is damaged, put a backup of it in its place."
+            ) from None
         if current == head:
             return
         known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}

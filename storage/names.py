@@ -14,11 +14,11 @@ def clean_name(name: str, what: str) -> str:
     """The name in its composed form, without space at its ends. Raises InvalidName with the reason."""
     clean = unicodedata.normalize("NFC", name).strip()
     if not clean:
-        raise InvalidName(f"A {what} needs a name.")
+        raise InvalidName(f"The {what} needs a name.")
     if len(clean) > MAX_LENGTH:
-        raise InvalidName(f"A {what}'s name may be {MAX_LENGTH} characters long; this one has {len(clean)}.")
+        raise InvalidName(f"The {what}'s name may be {MAX_LENGTH} characters long; this one has {len(clean)}.")
     if any(char in _DIRECTION or unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") for char in clean):
-        raise InvalidName(f"A {what}'s name may not hold line breaks or control characters.")
+        raise InvalidName(f"The {what}'s name may not hold line breaks or control characters.")
     return clean
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -13,7 +14,7 @@ from sqlmodel import Session, SQLModel, col, select
 from storage.blobs import BlobStore
 from storage.database import Database
 from storage.errors import InUse, NameTaken, NotFound
-from storage.names import clean_name
+from storage.names import clean_name, free_name
 from storage.tables import (
     ACTIVE_STATES,
     FAILED,
@@ -55,14 +56,14 @@ class Registry:
             with self.database.writing() as session:
                 session.add(row)
         except IntegrityError:
-            raise NameTaken(f"There is a {what} called {row.name!r} already; choose another name.") from None
+            raise NameTaken(f"The name {row.name!r} is taken by another {what}; choose another one.") from None
         return row
 
     def require_free(self, table: type[Named], name: str) -> str:
         """The cleaned name, if no row of `table` has it. Raises NameTaken or InvalidName."""
         what, name = _WORDS[table], clean_name(name, _WORDS[table])
         if name in self.names(table):
-            raise NameTaken(f"There is a {what} called {name!r} already; choose another name.")
+            raise NameTaken(f"The name {name!r} is taken by another {what}; choose another one.")
         return name
 
     def names(self, table: type[Named]) -> set[str]:
@@ -72,12 +73,13 @@ class Registry:
 
     def find(self, table: type[Named], name: str) -> Named:
         """The row called `name`. Raises NotFound, listing some names there are."""
+        name = unicodedata.normalize("NFC", name).strip()
         with self.database.reading() as session:
             row = session.exec(select(table).where(table.name == name)).one_or_none()
             if row is None:
                 there = session.exec(select(table.name).order_by(col(table.id).desc()).limit(8)).all()
                 listed = f"There are: {', '.join(there)}." if there else "There is none yet."
-                raise NotFound(f"There is no {_WORDS[table]} called {name!r}. {listed}")
+                raise NotFound(f"There is no {_WORDS[table]} called {name[:120]!r}. {listed}")
             return row
 
     def get(self, table: type[Row], row_id: int) -> Row:
@@ -106,7 +108,7 @@ class Registry:
             copies = session.exec(select(Base.id).where(Base.fingerprint == row.fingerprint, Base.id != row.id)).all()
             if adapters and not copies:
                 raise InUse(
-                    f"{len(adapters)} adapters need {name!r}: {', '.join(adapters[:5])}. Remove them first; "
+                    f"{name!r} is needed by {len(adapters)} adapter(s): {', '.join(adapters[:5])}. Remove them first; "
                     "without their base they are of no use."
                 )
             self._refuse_active(session, Run.base_id == row.id, name)
@@ -140,18 +142,19 @@ class Registry:
 
     # Runs.
 
-    def queue_run(self, run: Run) -> Run:
-        """Store a new run. Its name must be free among adapters and among runs that are still to make one."""
+    def queue_run(self, run: Run, *, number_if_taken: bool = False) -> Run:
+        """Store a new run. Its name must be free among adapters and among runs that are still to make one.
+
+        Raises NameTaken, unless the name may get a number behind it.
+        """
         run.name = clean_name(run.name, "run")
         with self.database.writing() as session:
-            taken = session.exec(select(Adapter.id).where(Adapter.name == run.name)).first()
-            waiting = session.exec(
-                select(Run.id).where(Run.name == run.name, col(Run.state).in_(ACTIVE_STATES))
-            ).first()
-            if taken is not None or waiting is not None:
-                raise NameTaken(
-                    f"There is an adapter or an active run called {run.name!r} already; choose another name."
-                )
+            active = session.exec(select(Run.name).where(col(Run.state).in_(ACTIVE_STATES))).all()
+            taken = {*session.exec(select(Adapter.name)).all(), *active}
+            if number_if_taken:
+                run.name = free_name(run.name, taken)
+            if run.name in taken:
+                raise NameTaken(f"There is an adapter or an active run called {run.name!r} already; choose another name.")
             session.add(run)
         return run
 
@@ -159,6 +162,18 @@ class Registry:
         """The run that has waited longest."""
         with self.database.reading() as session:
             return session.exec(select(Run).where(Run.state == QUEUED).order_by(col(Run.id))).first()
+
+    def claim_run(self, run_id: int) -> bool:
+        """Take a waiting run to work on. False if it was stopped in the meantime."""
+        with self.database.writing() as session:
+            claim = update(Run).where(col(Run.id) == run_id, col(Run.state) == QUEUED).returning(col(Run.id))
+            return session.execute(claim.values(state=PREPARING, started=time.time())).first() is not None
+
+    def fail_queued_runs(self, reason: str) -> None:
+        """Mark the waiting runs as failed, since there is no engine to take them."""
+        with self.database.writing() as session:
+            waiting = update(Run).where(col(Run.state) == QUEUED)
+            session.execute(waiting.values(state=FAILED, reason=reason, ended=time.time()))
 
     def active_runs(self) -> list[Run]:
         """Runs that wait or are under way, oldest first."""
@@ -205,9 +220,7 @@ class Registry:
     def points(self, run_id: int, after: int = 0, limit: int | None = None) -> Sequence[Point]:
         """Measurements of a run with ids above `after`, in order."""
         with self.database.reading() as session:
-            query = (
-                select(Point).where(Point.run_id == run_id, col(Point.id) > after).order_by(col(Point.id)).limit(limit)
-            )
+            query = select(Point).where(Point.run_id == run_id, col(Point.id) > after).order_by(col(Point.id)).limit(limit)
             return session.exec(query).all()
 
     def last_point(self, run_id: int) -> Point | None:
@@ -265,9 +278,7 @@ class Registry:
         """A short text that changes when anything a page shows may have changed; cheap enough to ask every second."""
         with self.database.reading() as session:
             tables = (Base, Dataset, Run, Adapter, Job, Export)
-            tops = [session.exec(select(func.max(table.id), func.count())).one() for table in tables]  # type: ignore[attr-defined]
-            active = session.exec(
-                select(Run.id, Run.state, Run.stop_requested).where(col(Run.state).in_(ACTIVE_STATES))
-            ).all()
+            tops = [session.exec(select(func.max(table.id), func.count())).one() for table in tables]
+            active = session.exec(select(Run.id, Run.state, Run.stop_requested).where(col(Run.state).in_(ACTIVE_STATES))).all()
             jobs = session.exec(select(Job.id, Job.state).where(col(Job.state).in_(ACTIVE_STATES))).all()
             return repr((tops, active, jobs))

@@ -207,9 +207,7 @@ class ChatMessage(SQLModel, table=True):
     __tablename__ = "chat_message"
 
     id: int | None = Field(default=None, primary_key=True)
-    chat_id: int = Field(
-        sa_column=Column(Integer, ForeignKey("chat.id", ondelete="CASCADE"), nullable=False, index=True)
-    )
+    chat_id: int = Field(sa_column=Column(Integer, ForeignKey("chat.id", ondelete="CASCADE"), nullable=False, index=True))
     speaker: str = ""
     role: str
     content: str

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config
-from transformers import Qwen2ForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 os.environ.setdefault("HF_HUB_OFFLINE", "0")
 torch.set_num_threads(2)
@@ -35,7 +41,11 @@ def tokenizer() -> PreTrainedTokenizerFast:
         _CORPUS, trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=_SPECIALS, initial_alphabet=alphabet)
     )
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=bare, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|im_end|>", unk_token="<|endoftext|>"
+        tokenizer_object=bare,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        unk_token="<|endoftext|>",
     )
     fast.chat_template = CHATML
     return fast
@@ -75,7 +85,16 @@ def other_llama(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedT
 def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
     """The folder of a tiny GPT-2, whose linear layers are stored transposed."""
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=256, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
+    config = GPT2Config(
+        vocab_size=VOCABULARY,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=256,
+        resid_pdrop=0,
+        embd_pdrop=0,
+        attn_pdrop=0,
+    )
     return _save(GPT2LMHeadModel(config), tokenizer, tmp_path_factory.mktemp("models") / "tiny-gpt2")
 
 
@@ -98,7 +117,6 @@ def any_model(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture
-def float32_engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def float32_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Engines started in this test compute in float32."""
     monkeypatch.setenv("LORA_WORKBENCH_DTYPE", "float32")
-    yield

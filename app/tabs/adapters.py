@@ -83,7 +83,10 @@ def _rows(workbench: Workbench) -> list[list[str]]:
 def detail_html(workbench: Workbench, row: Adapter) -> str:
     """Everything known of one adapter."""
     train = row.config.get("train", {})
-    exports = [f"{day(one.created)}: {one.folder} ({'passed' if one.passed else 'failed'})" for one in workbench.registry.exports_of(row.digest)]
+    exports = [
+        f"{day(one.created)}: {one.folder} ({'passed' if one.passed else 'failed'})"
+        for one in workbench.registry.exports_of(row.digest)
+    ]
     return facts([
         ("Base model", row.base_name), ("Fingerprint of the base", row.base_fingerprint),
         ("Source", f"run {row.run_id}" if row.run_id else row.source), ("Data set", row.dataset_name),

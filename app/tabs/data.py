@@ -85,9 +85,7 @@ def build(shell: Shell) -> None:
     table.select(selected_name, None, chosen, **QUIET).then(show_detail, chosen, about_parts, **QUIET)
     remove.click(lambda: gr.Row(visible=True), None, confirm, **QUIET)
     no.click(lambda: gr.Row(visible=False), None, confirm, **QUIET)
-    yes.click(drop, chosen, chosen, **WORKING).success(show, None, shown, **QUIET).then(
-        show_detail, chosen, about_parts, **QUIET
-    )
+    yes.click(drop, chosen, chosen, **WORKING).success(show, None, shown, **QUIET).then(show_detail, chosen, about_parts, **QUIET)
 
 
 def _rows(workbench: Workbench) -> list[list[str]]:

@@ -7,7 +7,7 @@ from html import escape
 import gradio as gr
 
 from app.components.markup import check_badge, day, empty, size
-from app.components.shell import WORKING, Shell, refusal, choose_from, told
+from app.components.shell import WORKING, Shell, choose_from, refusal, told
 from app.service import Workbench
 from storage.tables import Adapter, Export, Job
 
@@ -18,8 +18,8 @@ def build(shell: Shell) -> None:
     """Lay out the tab and bind its handlers."""
     workbench = shell.workbench
     gr.Markdown(
-        "Merges the adapter into a copy of its base: **W + (α/r)BA** in float32, cast once. The result is loaded again from disk and "
-        "its logits are compared with base + adapter. The folder loads with plain transformers and with servers that read it."
+        "Merges the adapter into a copy of its base: **W + (α/r)BA** in float32, cast once. "
+        "The result is loaded again from disk and its logits are compared with base + adapter. The folder loads with plain transformers and with servers that read it."
     )
     with gr.Row(equal_height=True):
         adapter = gr.Dropdown([], label="Adapter", interactive=True, scale=3)
@@ -43,8 +43,14 @@ def build(shell: Shell) -> None:
 
 def exports_html(workbench: Workbench) -> str:
     """All exports, newest first, each with its check in words; and exports that failed."""
-    failed = [job for job in workbench.registry.all(Job, limit=50) if job.kind == "export_model" and job.state in ("failed", "interrupted")]
-    notices = "".join(f"<p><span class='state bad'>{job.state}</span> {escape(job.title)}: {escape(job.message)}</p>" for job in failed[:3])
+    failed = [
+        job
+        for job in workbench.registry.all(Job, limit=50)
+        if job.kind == "export_model" and job.state in ("failed", "interrupted")
+    ]
+    notices = "".join(
+        f"<p><span class='state bad'>{job.state}</span> {escape(job.title)}: {escape(job.message)}</p>" for job in failed[:3]
+    )
     rows = "".join(
         f"<tr><td>{escape(one.adapter_name)}</td><td>{escape(one.base_name)}</td><td>{check_badge(one.passed)}</td>"
         f"<td>{escape(one.sentence)}</td><td class='mono'>{escape(one.folder)}</td><td>{size(one.size_bytes)}</td>"
@@ -53,5 +59,8 @@ def exports_html(workbench: Workbench) -> str:
     )
     if not rows:
         return notices + empty("Nothing exported yet.")
-    head = "".join(f"<th scope='col'>{title}</th>" for title in ("Adapter", "Base model", "Check", "What was compared", "Folder", "Size", "Date"))
+    head = "".join(
+        f"<th scope='col'>{title}</th>"
+        for title in ("Adapter", "Base model", "Check", "What was compared", "Folder", "Size", "Date")
+    )
     return f"{notices}<div class='card'><table class='rows'><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"

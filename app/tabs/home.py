@@ -14,9 +14,11 @@ from app.service import SAMPLE_NAME, Workbench
 from storage.tables import Adapter, Base, Dataset, Run
 
 TAB, TITLE = "home", "Home"
-_GET_STARTER, _ADD_SAMPLE, _TRAIN, _WATCH, _CHAT = (
-    "Get the starter model (93 MB)", "Add the sample data", "Train the first adapter", "Watch it train", "Talk to it beside the base",
-)  # fmt: skip
+_GET_STARTER = "Get the starter model (93 MB)"
+_ADD_SAMPLE = "Add the sample data"
+_TRAIN = "Train the first adapter"
+_WATCH = "Watch it train"
+_CHAT = "Talk to it beside the base"
 
 
 def build(shell: Shell) -> None:
@@ -30,7 +32,12 @@ def build(shell: Shell) -> None:
 
     def show() -> tuple[object, ...]:
         done = journey(workbench)
-        return gr.Column(visible=done < 4), journey_html(done), gr.Button(_next_label(workbench, done)), cards_html(workbench)
+        return (
+            gr.Column(visible=done < 4),
+            journey_html(done),
+            gr.Button(_next_label(workbench, done)),
+            cards_html(workbench),
+        )
 
     shell.refresh(show, [], [first, steps, go, cards])
 
@@ -81,7 +88,10 @@ def _train_first(workbench: Workbench) -> Run:
 def journey_html(done: int) -> str:
     """The card that leads through the first adapter."""
     texts = (
-        ("A base model", "SmolLM2-135M-Instruct, small enough for any machine. Any other model can be added under Models."),
+        (
+            "A base model",
+            "SmolLM2-135M-Instruct, small enough for any machine. Any other model can be added under Models.",
+        ),
         ("Data", "62 short conversations in the voice of a sea captain. Your own file goes under Data."),
         ("Training", "Rank 8 on every linear layer, three passes: one to two minutes on two CPU cores."),
         ("Chat", "The base and your adapter answer the same question side by side."),

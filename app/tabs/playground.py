@@ -9,7 +9,7 @@ import gradio as gr
 
 from app.chat import Asked, ask, history
 from app.components.options_form import option_fields
-from app.components.shell import QUIET, Shell, refusal, choose_from, told
+from app.components.shell import QUIET, Shell, choose_from, refusal, told
 from app.service import MAX_SIDE_BY_SIDE, Workbench
 from core.config import GenerationConfig
 from storage.errors import NotFound
@@ -29,7 +29,12 @@ def build(shell: Shell) -> None:
         base = gr.Dropdown([], label="Base model", interactive=True, scale=2)
         mode = gr.Radio([SIDE, SINGLE], value=SIDE, label="Mode", scale=3, min_width=300)
         adapters = gr.Dropdown(
-            [], label="Adapters (up to four)", multiselect=True, max_choices=MAX_SIDE_BY_SIDE - 1, interactive=True, scale=4
+            [],
+            label="Adapters (up to four)",
+            multiselect=True,
+            max_choices=MAX_SIDE_BY_SIDE - 1,
+            interactive=True,
+            scale=4,
         )
         speaker = gr.Dropdown([], label="Who answers", interactive=True, visible=False, scale=4)
         with_base = gr.Checkbox(True, label="Plain base too", scale=0, min_width=150)
@@ -79,7 +84,14 @@ def build(shell: Shell) -> None:
 
     @told
     def talk(
-        base: str, mode: str, adapters: list[str], speaker: str, with_base: bool, prompt: str, chat_id: int, **values: Any
+        base: str,
+        mode: str,
+        adapters: list[str],
+        speaker: str,
+        with_base: bool,
+        prompt: str,
+        chat_id: int,
+        **values: Any,
     ) -> Iterator[list[object]]:
         if not base:
             raise refusal("Add a base model first, under Models.")

@@ -9,7 +9,7 @@ import gradio as gr
 from app.components.curve import loss_curve
 from app.components.markup import facts, log_lines, size
 from app.components.options_form import option_fields
-from app.components.shell import QUIET, WORKING, Shell, refusal, choose_from, told
+from app.components.shell import QUIET, WORKING, Shell, choose_from, refusal, told
 from app.quickstart import QUICK_OPTIONS
 from app.service import Workbench
 from core.config import LoraConfig, TrainConfig
@@ -164,5 +164,3 @@ def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-

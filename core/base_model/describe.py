@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from core.base_model.files import read_json, weight_files
 from core.base_model.fingerprint import ReportBytes, fingerprint, stat_key, text_hash, tokenizer_hash
@@ -16,6 +17,9 @@ PLAIN_TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}{{ '### Assistant:\\n' }}{% endif %}"
 )
 """Used where a base model brings no chat template of its own; said so wherever the base is shown."""
+
+
+_MOST_LAYERS = 10_000  # the layers are built to list them, so their number must be sane
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ def describe(folder: Path, report: ReportBytes | None = None) -> BaseModelInfo:
     config = read_json(folder / "config.json")
     shards = weight_files(folder)
     _refuse_unusable(folder, config)
+    _count(config, "num_hidden_layers", "n_layer")  # before anything is hashed or built
     entries = [entry for path in shards for entry in read_header(path).tensors]
     dtypes = Counter({entry.dtype: 0 for entry in entries})
     for entry in entries:
@@ -61,10 +66,10 @@ def describe(folder: Path, report: ReportBytes | None = None) -> BaseModelInfo:
         architecture=str((config.get("architectures") or ["?"])[0]),
         parameters=sum(entry.count for entry in entries),
         dtype=dtypes.most_common(1)[0][0].lower(),
-        context_length=int(config.get("max_position_embeddings") or config.get("n_positions") or 0),
-        layers=int(config.get("num_hidden_layers") or config.get("n_layer") or 0),
-        hidden_size=int(config.get("hidden_size") or config.get("n_embd") or 0),
-        vocab_size=int(config.get("vocab_size") or 0),
+        context_length=_count(config, "max_position_embeddings", "n_positions"),
+        layers=_count(config, "num_hidden_layers", "n_layer"),
+        hidden_size=_count(config, "hidden_size", "n_embd"),
+        vocab_size=_count(config, "vocab_size"),
         has_chat_template=template is not None,
         size_bytes=sum(path.stat().st_size for path in shards),
         licence=_licence(folder),
@@ -82,6 +87,15 @@ def _refuse_unusable(folder: Path, config: dict[str, object]) -> None:
         raise InvalidModel(f"{folder} needs code of its own (auto_map in config.json), which is never run.")
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise InvalidModel(f"{folder} has no tokenizer files (tokenizer.json); copy them beside the weights.")
+
+
+def _count(config: dict[str, Any], *names: str) -> int:
+    """The first of these numbers that the configuration gives; 0 if it gives none."""
+    value = next((config[name] for name in names if config.get(name) is not None), 0)
+    most = _MOST_LAYERS if "num_hidden_layers" in names else 1 << 40
+    if type(value) is not int or not 0 <= value <= most:
+        raise InvalidModel(f"config.json says {names[0]} = {str(value)[:40]!r}; expected a whole number up to {most:,}.")
+    return value
 
 
 def chat_template(folder: Path) -> str | None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from core.base_model.files import read_json, weight_files
+from core.errors import InvalidModel
 from core.safetensors_file import TensorEntry, read_header
 
 ARCHITECTURE_FIELDS = (
@@ -65,6 +66,8 @@ def architecture(config: dict[str, Any]) -> dict[str, Any]:
     """The fields that change what the weights compute. Rotary settings are read from either place they live in."""
     fields = {name: config[name] for name in ARCHITECTURE_FIELDS if config.get(name) is not None}
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise InvalidModel(f"config.json says rope parameters = {str(rope)[:40]!r}; expected an object.")
     theta = rope.get("rope_theta", config.get("rope_theta"))
     kind = rope.get("rope_type", rope.get("type", "default"))
     others = {key: value for key, value in rope.items() if key not in ("rope_theta", "rope_type", "type")}

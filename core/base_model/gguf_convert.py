@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import struct
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -33,11 +35,10 @@ def convert_gguf(source: Path, target: Path, report: Report, dtype: torch.dtype 
         model = AutoModelForCausalLM.from_pretrained(
             source.parent, gguf_file=source.name, dtype=torch.float32, **_dequantise_option()
         )
-    except (ValueError, KeyError, NotImplementedError, OSError, IndexError) as error:
+    except (ValueError, KeyError, NotImplementedError, OSError, IndexError, RuntimeError, struct.error) as error:
         raise InvalidModel(f"transformers cannot read {source.name}: {str(error)[:300]}") from error
     report(Progress("Writing safetensors"))
-    _forget_quantisation(model)
-    model.to(dtype).save_pretrained(target)
+    _forget_quantisation(model).to(dtype).save_pretrained(target)
     tokenizer.save_pretrained(target)
 
 
@@ -49,13 +50,14 @@ def _dequantise_option() -> dict[str, object]:
     return {"quantization_config": settings(dequantize=True)}
 
 
-def _forget_quantisation(model: PreTrainedModel) -> None:
+def _forget_quantisation(model: PreTrainedModel) -> Any:
     """The loaded model counts as quantised and would refuse to be saved, although its weights are plain."""
-    if hasattr(model, "hf_quantizer"):
-        model.hf_quantizer = None
-    model.is_quantized = False
+    about: Any = model  # these attributes are transformers' own bookkeeping, not parameters
+    about.hf_quantizer = None
+    about.is_quantized = False
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     name = getattr(model.config, "_model_name_or_path", None)
     if name is not None:
         model.config._model_name_or_path = ""
+    return model

@@ -24,9 +24,7 @@ def fetch_from_hub(hub_id: str, target: Path, report: Report, endpoint: str | No
     OutOfSpace before anything is downloaded.
     """
     if not HUB_ID.match(hub_id):
-        raise InvalidModel(
-            f"{hub_id!r} is no hub id; expected owner/name, such as HuggingFaceTB/SmolLM2-360M-Instruct."
-        )
+        raise InvalidModel(f"{hub_id!r} is no hub id; expected owner/name, such as HuggingFaceTB/SmolLM2-360M-Instruct.")
     report(Progress(f"Asking the hub for {hub_id}"))
     try:
         info = HfApi(endpoint=endpoint).model_info(hub_id, files_metadata=True, timeout=15)
@@ -36,9 +34,7 @@ def fetch_from_hub(hub_id: str, target: Path, report: Report, endpoint: str | No
         require_space(target, sum(files.values()))
         _download_all(hub_id, str(info.sha), files, target, report, endpoint)
     except GatedRepoError:
-        raise InvalidModel(
-            f"{hub_id} is gated: accept its terms on the hub, then set HF_TOKEN to a token of yours."
-        ) from None
+        raise InvalidModel(f"{hub_id} is gated: accept its terms on the hub, then set HF_TOKEN to a token of yours.") from None
     except RepositoryNotFoundError:
         raise InvalidModel(f"The hub has no model {hub_id}, or it is private; check the spelling.") from None
     except (HTTPError, OSError) as error:
@@ -55,9 +51,7 @@ def _wanted(name: str) -> bool:
     return "/" not in name and name.endswith(_WANTED)
 
 
-def _download_all(
-    hub_id: str, revision: str, files: dict[str, int], target: Path, report: Report, endpoint: str | None
-) -> None:
+def _download_all(hub_id: str, revision: str, files: dict[str, int], target: Path, report: Report, endpoint: str | None) -> None:
     total, done = max(1, sum(files.values())), 0
     for name, size in files.items():
         report(Progress(f"Downloading {name} ({done / 1e6:,.0f} of {total / 1e6:,.0f} MB)", done / total))

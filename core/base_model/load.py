@@ -40,6 +40,11 @@ class ResidentBase:
         return self.model.dtype
 
     @property
+    def context_length(self) -> int:
+        """How many tokens the model was built for; unbounded if it does not say."""
+        return int(getattr(self.model.config, "max_position_embeddings", None) or 1 << 30)
+
+    @property
     def layer_shapes(self) -> dict[str, tuple[int, int]]:
         """(in_features, out_features) of each layer an adapter can target, by module path."""
         return {path: (layer.in_features, layer.out_features) for path, layer in self.layers.items()}

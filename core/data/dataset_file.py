@@ -45,8 +45,12 @@ def import_file(source: Path, target: Path) -> Imported:
     first = next(rows, None)
     if first is None:
         raise InvalidData(f"{source.name} holds no rows.")
-    form = detect(list(first[1]), first[1])
-    count, preview = 0, []
+    try:
+        form = detect(list(first[1]), first[1])
+    except InvalidData as error:
+        raise InvalidData(f"{source.name}: {error}") from None
+    count = 0
+    preview: list[dict[str, Any]] = []
     with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
         converted = _convert(source, form, itertools.chain([first], rows))
         while batch := list(itertools.islice(converted, _BATCH_ROWS)):
@@ -60,9 +64,20 @@ def import_file(source: Path, target: Path) -> Imported:
 def _convert(source: Path, form: Format, rows: Iterator[tuple[int, dict[str, Any]]]) -> Iterator[Example]:
     for number, row in rows:
         try:
-            yield form.convert(number, row)
+            example = form.convert(number, row)
+            _require_unicode(example)
+            yield example
         except InvalidData as error:
             raise InvalidData(f"{source.name}: {error}") from None
+
+
+def _require_unicode(example: Example) -> None:
+    """Raise InvalidData for text that is no Unicode: half a surrogate pair, as broken JSON escapes give."""
+    for text in (example.text, *(message["content"] for message in example.messages)):
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise InvalidData(f"Row {example.row}: the text holds half a character (an unpaired \\ud… escape).") from None
 
 
 class DatasetFile:

@@ -7,11 +7,12 @@ format is stored and shown, and columns that fit no format are an error that lis
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from core.data.read import Row
+from core.data.read import Row, kind_of
 from core.errors import InvalidData
 
 Message = dict[str, str]
@@ -54,9 +55,14 @@ def detect(columns: Sequence[str], first: Row) -> Format:
         if found is not None:
             return found
     raise InvalidData(
-        f"No usable columns: found {', '.join(map(repr, columns)) or 'none'}. Expected one of: messages; conversations; "
+        f"No usable columns: found {_listed(columns)}. Expected one of: messages; conversations; "
         "instruction and output; prompt and completion; question and answer; text and label; text."
     )
+
+
+def _listed(columns: Sequence[str]) -> str:
+    shown = [repr(str(column)[:40]) for column in columns[:12]]
+    return ", ".join([*shown, *(["…"] if len(columns) > 12 else [])]) or "none"
 
 
 def _preference(names: dict[str, str], first: Row) -> Format | None:
@@ -99,17 +105,19 @@ def _alpaca(names: dict[str, str], first: Row) -> Format | None:
         question = _text(number, row, names["instruction"])
         if extra and row.get(extra):
             question = f"{question}\n{_text(number, row, extra)}"
-        history = [turn for pair in row.get(names.get("history", ""), None) or [] for turn in _history(number, pair)]
+        history = _history(number, row.get(names.get("history", "")))
         return _example(number, [*_system(number, row, system), *history,
                                  ("user", question), ("assistant", _text(number, row, names["output"]))])  # fmt: skip
 
     return Format("alpaca", "columns instruction and output", convert)
 
 
-def _history(number: int, pair: Any) -> list[tuple[str, str]]:
-    if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not all(isinstance(one, str) for one in pair):
+def _history(number: int, history: Any) -> list[tuple[str, str]]:
+    pairs = history or []
+    sound = isinstance(pairs, list) and all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs)
+    if not sound or not all(isinstance(one, str) for pair in pairs for one in pair):
         raise InvalidData(f"Row {number}: history must be a list of [question, answer] pairs.")
-    return [("user", pair[0]), ("assistant", pair[1])]
+    return [turn for asked, answered in pairs for turn in (("user", asked), ("assistant", answered))]
 
 
 def _question_and_answer(names: dict[str, str], first: Row) -> Format | None:
@@ -132,7 +140,7 @@ def _labelled(names: dict[str, str], first: Row) -> Format | None:
         return None
 
     def convert(number: int, row: Row) -> Example:
-        return _example(number, [("user", _text(number, row, names["text"])), ("assistant", str(row.get(label, "")))])
+        return _example(number, [("user", _text(number, row, names["text"])), ("assistant", _text(number, row, label))])
 
     return Format("text and label", f"columns 'text' and {label!r}; the label is the answer", convert)
 
@@ -177,21 +185,20 @@ def _conversation(number: int, row: Row, column: str, role_key: str, text_key: s
 def _role(number: int, role: Any) -> str:
     known = ROLES.get(str(role).lower())
     if known is None:
-        raise InvalidData(f"Row {number}: the role {role!r} is not known; use system, user or assistant.")
+        raise InvalidData(f"Row {number}: the role {str(role)[:40]!r} is not known; use system, user or assistant.")
     return known
 
 
 def _content(number: int, value: Any) -> str:
     """A turn's text: a string, or a list of blocks of which only text is taken."""
     if isinstance(value, list):
-        blocks = [block.get("text") for block in value if isinstance(block, dict) and block.get("type") == "text"]
-        if len(blocks) != len(value) or not all(isinstance(text, str) for text in blocks):
-            raise InvalidData(
-                f"Row {number}: a turn holds something other than text; images and tools cannot be trained on."
-            )
+        texts = [block.get("text") for block in value if isinstance(block, dict) and block.get("type") == "text"]
+        blocks = [text for text in texts if isinstance(text, str)]
+        if len(blocks) != len(value):
+            raise InvalidData(f"Row {number}: a turn holds something other than text; images and tools cannot be trained on.")
         return "".join(blocks)
     if not isinstance(value, str):
-        raise InvalidData(f"Row {number}: a turn's content is {type(value).__name__}; expected text.")
+        raise InvalidData(f"Row {number}: a turn's content is {kind_of(value)}; expected text.")
     return value
 
 
@@ -209,10 +216,9 @@ def _system(number: int, row: Row, column: str | None) -> list[tuple[str, str]]:
 
 def _text(number: int, row: Row, column: str) -> str:
     value = row.get(column)
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise InvalidData(
-            f"Row {number}: {column} is {'missing' if value is None else type(value).__name__}; expected text."
-        )
+    missing = value is None or (isinstance(value, float) and not math.isfinite(value))
+    if missing or isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise InvalidData(f"Row {number}: {column} is {'missing' if missing else kind_of(value)}; expected text.")
     return str(value)
 
 

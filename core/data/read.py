@@ -25,18 +25,24 @@ def read_rows(path: Path) -> NumberedRows:
     """Yield (number, row) for each row of `path`. Raises InvalidData with the row's number and the reason."""
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
-        raise InvalidData(
-            f"{path.name}: files ending in {path.suffix or 'nothing'} cannot be read; use {', '.join(_READERS)}."
-        )
+        raise InvalidData(f"{path.name}: files ending in {path.suffix or 'nothing'} cannot be read; use {', '.join(_READERS)}.")
     if path.stat().st_size == 0:
         raise InvalidData(f"{path.name} is empty.")
     try:
         yield from reader(path)
     except UnicodeDecodeError as error:
-        raise InvalidData(
-            f"{path.name} is not UTF-8 text (byte {error.object[error.start]:#04x} near position {error.start:,}); "
-            "save it as UTF-8."
-        ) from None
+        raise InvalidData(f"{path.name} is not UTF-8 text ({_bad_line(path)}); save it as UTF-8.") from error
+
+
+def _bad_line(path: Path) -> str:
+    """Where the first bytes are that are not UTF-8."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                return f"byte {line[error.start]:#04x} in line {number}"
+    return "cut off at its end"
 
 
 def _read_jsonl(path: Path) -> NumberedRows:
@@ -51,7 +57,7 @@ def _read_json(path: Path) -> NumberedRows:
     if isinstance(content, dict) and isinstance(content.get("data"), list):
         content = content["data"]
     if not isinstance(content, list):
-        raise InvalidData(f"{path.name} holds a JSON {type(content).__name__}; expected a list of rows [{{…}}, …].")
+        raise InvalidData(f"{path.name} holds {kind_of(content)}; expected a list of rows [{{…}}, …].")
     for number, row in enumerate(content, start=1):
         yield number, _object(path, f"Row {number}", row)
 
@@ -64,11 +70,13 @@ def _parse(path: Path, where: str, text: str) -> Any:
         raise InvalidData(f"{path.name}: {place} is not valid JSON ({error.msg} at column {error.colno}).") from None
     except RecursionError:
         raise InvalidData(f"{path.name}: {where} is nested too deeply.") from None
+    except ValueError as error:  # a number with thousands of digits
+        raise InvalidData(f"{path.name}: {where} cannot be read ({str(error)[:80]}).") from None
 
 
 def _object(path: Path, where: str, value: Any) -> Row:
     if not isinstance(value, dict):
-        raise InvalidData(f"{path.name}: {where} is a {type(value).__name__}; expected an object with named columns.")
+        raise InvalidData(f"{path.name}: {where} is {kind_of(value)}; expected an object with named columns.")
     return value
 
 
@@ -79,6 +87,7 @@ def _read_csv(path: Path) -> NumberedRows:
         file.seek(0)
         reader = csv.DictReader(file, delimiter=delimiter, strict=True)
         try:
+            _refuse_twin_columns(path, list(reader.fieldnames or []))
             for number, row in enumerate(reader, start=1):
                 if None in row or None in row.values():
                     raise InvalidData(
@@ -88,6 +97,12 @@ def _read_csv(path: Path) -> NumberedRows:
                 yield number, row
         except csv.Error as error:
             raise InvalidData(f"{path.name}: line {reader.line_num} is not valid CSV ({error}).") from None
+
+
+def _refuse_twin_columns(path: Path, names: list[str]) -> None:
+    twins = sorted({name for name in names if names.count(name) > 1})
+    if twins:
+        raise InvalidData(f"{path.name} has several columns called {twins[0][:40]!r}; give each a name of its own.")
 
 
 def _csv_delimiter(header: str) -> str:
@@ -103,12 +118,18 @@ def _read_parquet(path: Path) -> NumberedRows:
                 for row in batch.to_pylist():
                     number += 1
                     yield number, row
-    except ArrowException as error:
+    except (ArrowException, OSError) as error:
         raise InvalidData(f"{path.name} is not a readable Parquet file: {str(error)[:200]}") from None
 
 
 def _read_text(path: Path) -> NumberedRows:
     yield 1, {"text": path.read_text(encoding="utf-8-sig")}
+
+
+def kind_of(value: Any) -> str:
+    """What a value is, in words."""
+    names = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
+    return "missing" if value is None else names.get(type(value), type(value).__name__)
 
 
 _READERS: dict[str, Callable[[Path], NumberedRows]] = {

@@ -60,9 +60,7 @@ def _render_messages(example: Example, tokenizer: PreTrainedTokenizerBase) -> Re
     return Rendered(ids, labels)
 
 
-def _answer_spans(
-    example: Example, full: str, tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[tuple[int, int]], bool]:
+def _answer_spans(example: Example, full: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[tuple[int, int]], bool]:
     """Character ranges of the answers with their end tokens, and whether the last answer has no end token in the template.
 
     An answer starts where the template's generation prompt for the turns before it ends.
@@ -88,14 +86,10 @@ def _answer_spans(
     return spans, not ended and example.messages[-1]["role"] == "assistant"
 
 
-def apply_template(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, add_generation_prompt: bool
-) -> str:
+def apply_template(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
     """The conversation as text. Raises InvalidData with the template's own words if it refuses the turns."""
     try:
-        text = tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
-        )
+        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=add_generation_prompt)
     except (jinja2.TemplateError, TypeError, ValueError) as error:
         raise InvalidData(f"The base's chat template cannot render these turns: {str(error)[:200]}") from None
     return str(text)
@@ -122,9 +116,7 @@ def prepare(examples: Iterator[Example], tokenizer: PreTrainedTokenizerBase, max
     Rows whose answers lie wholly beyond the cut are skipped and counted. Raises InvalidData if none is left.
     """
     if not getattr(tokenizer, "is_fast", False):
-        raise InvalidModel(
-            "This base has no fast tokenizer (tokenizer.json), which is needed to find the answers' tokens."
-        )
+        raise InvalidModel("This base has no fast tokenizer (tokenizer.json), which is needed to find the answers' tokens.")
     rows: list[Rendered] = []
     truncated = skipped = 0
     for example in examples:

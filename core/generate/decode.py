@@ -51,7 +51,7 @@ class Decoder:
         self._mask = torch.empty(0)
 
     def _row(self, index: int, request: RowRequest) -> _Row:
-        context = getattr(self._base.model.config, "max_position_embeddings", None) or 1 << 30
+        context = self._base.context_length
         room = context - len(request.prompt)
         if room < 1:
             raise InvalidInput(

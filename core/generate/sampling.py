@@ -13,6 +13,7 @@ from transformers import (
 )
 
 from core.config import GenerationConfig
+from core.errors import InvalidInput
 
 
 class Sampler:
@@ -24,7 +25,12 @@ class Sampler:
         self.generator = torch.Generator().manual_seed(config.seed)
 
     def choose(self, ids: Tensor, logits: Tensor) -> int:
-        """The next id, given all ids so far [length] and the last position's logits [vocabulary]."""
+        """The next id, given all ids so far [length] and the last position's logits [vocabulary].
+
+        Raises InvalidInput if the logits are not finite.
+        """
+        if not logits.isfinite().all():
+            raise InvalidInput("The model's output holds NaN or infinite numbers; the adapter or the base is damaged.")
         scores = self.processors(ids[None], logits[None].float())[0]  # type: ignore[arg-type]
         if self.config.greedy:
             return int(scores.argmax())

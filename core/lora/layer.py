@@ -66,9 +66,7 @@ class LoraFactors(nn.Module):
         x [N, …, in] holds N / len(slots) consecutive rows for each entry of `slots`; None means all slots in order.
         The factors are cast to x's dtype, so float32 factors train under a bf16 base. Returns [N, …, out].
         """
-        A, B, scale = (
-            (self.A, self.B, self.scale) if slots is None else (self.A[slots], self.B[slots], self.scale[slots])
-        )
+        A, B, scale = (self.A, self.B, self.scale) if slots is None else (self.A[slots], self.B[slots], self.scale[slots])
         grouped = x.reshape(A.shape[0], -1, x.shape[-1])  # [K, T, in]
         if self.dropout and self.training:
             grouped = F.dropout(grouped, self.dropout)
@@ -115,5 +113,5 @@ def is_linear(module: nn.Module) -> bool:
 
 def linear_shape(module: nn.Module) -> tuple[int, int]:
     """(in_features, out_features) of a linear layer, Conv1D included."""
-    rows, columns = module.weight.shape  # type: ignore[union-attr,misc]
+    rows, columns = module.weight.shape  # type: ignore[misc]
     return (int(rows), int(columns)) if isinstance(module, Conv1D) else (int(columns), int(rows))

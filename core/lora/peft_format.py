@@ -27,6 +27,8 @@ WEIGHTS_NAME = "adapter_model.safetensors"
 FINGERPRINT_KEY = "base_fingerprint"
 _PREFIX = "base_model.model."
 _TENSOR = re.compile(r"^base_model\.model\.(?P<path>.+)\.lora_(?P<factor>[AB])\.weight$")
+_FINGERPRINT = re.compile(r"^[0-9a-f]{64}$")
+_MODULE_NAME = re.compile(r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$")
 _MAX_CONFIG_BYTES = 256 * 1024
 _MAX_HEADER_BYTES = 4 * 1024 * 1024
 _MAX_TENSORS = 10_000
@@ -35,11 +37,11 @@ _DTYPES = ("F32", "F16", "BF16")
 # Keys with a meaning we honour, or that describe and change nothing.
 _UNDERSTOOD = {
     "peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "fan_in_fan_out", "use_rslora", "rank_pattern",
-    "alpha_pattern", "layers_to_transform", "bias", "init_lora_weights",
+    "alpha_pattern", "layers_to_transform", "bias", "init_lora_weights", "exclude_modules",
 }  # fmt: skip
 _DESCRIPTIVE = {
     "base_model_name_or_path", "revision", "task_type", "inference_mode", "auto_mapping", "peft_version",
-    "megatron_core", "layers_pattern", "qalora_group_size", "exclude_modules",
+    "megatron_core", "layers_pattern", "qalora_group_size",
 }  # fmt: skip
 _REFUSED = {
     "use_dora": "DoRA adapters cannot be used yet",
@@ -105,7 +107,9 @@ def check_folder(folder: Path) -> tuple[Path, Path]:
             f"save it again as {WEIGHTS_NAME}."
         )
     for path in (config, weights):
-        if path.is_symlink() or not path.is_file():
+        if path.is_symlink():
+            raise InvalidAdapter(f"{path} is a link, which is not followed; copy the file itself into the folder.")
+        if not path.is_file():
             raise InvalidAdapter(f"{folder} has no {path.name}; an adapter needs {CONFIG_NAME} and {WEIGHTS_NAME}.")
     return config, weights
 
@@ -113,9 +117,7 @@ def check_folder(folder: Path) -> tuple[Path, Path]:
 def read_config(path: Path) -> dict[str, Any]:
     """Parse adapter_config.json against the known keys and ranges. Raises InvalidAdapter naming the key at fault."""
     if path.stat().st_size > _MAX_CONFIG_BYTES:
-        raise InvalidAdapter(
-            f"{path.name} is {path.stat().st_size:,} bytes long; at most {_MAX_CONFIG_BYTES:,} are accepted."
-        )
+        raise InvalidAdapter(f"{path.name} is {path.stat().st_size:,} bytes long; at most {_MAX_CONFIG_BYTES:,} are accepted.")
     try:
         config = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
@@ -138,22 +140,20 @@ def _check_key(key: str, value: object) -> None:
 
 
 def _check_values(config: Mapping[str, Any]) -> None:
-    rules = {
-        "r": (int, 1, 1024),
-        "lora_alpha": ((int, float), 1e-3, 65536),
-        "lora_dropout": ((int, float), 0, 0.95),
-    }
-    for key, (kinds, low, high) in rules.items():
+    for key, low, high in (("r", 1, 1024), ("lora_alpha", 1e-3, 65536), ("lora_dropout", 0, 0.95)):
+        if key not in config and key != "lora_dropout":
+            raise InvalidAdapter(f"{CONFIG_NAME} does not say {key}.")
         value = config.get(key, low)
-        if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
-            raise InvalidAdapter(f"{CONFIG_NAME}: {key} is {str(value)[:40]}; expected a number from {low} to {high}.")
+        whole = "a whole number" if key == "r" else "a number"
+        if not _is_number(value) or (key == "r" and not isinstance(value, int)) or not low <= value <= high:
+            raise InvalidAdapter(f"{CONFIG_NAME}: {key} is {str(value)[:40]}; expected {whole} from {low} to {high}.")
     for key, low, high in (("rank_pattern", 1, 1024), ("alpha_pattern", 1e-3, 65536)):
         pattern = config.get(key) or {}
-        sound = isinstance(pattern, dict) and all(
-            isinstance(v, (int, float)) and not isinstance(v, bool) and low <= v <= high for v in pattern.values()
-        )
-        if not sound:
-            raise InvalidAdapter(f"{CONFIG_NAME}: {key} must map module names to numbers from {low} to {high}.")
+        sound = isinstance(pattern, dict) and all(_is_number(value) and low <= value <= high for value in pattern.values())
+        if not sound or not all(_MODULE_NAME.match(name) for name in pattern):
+            raise InvalidAdapter(
+                f"{CONFIG_NAME}: {key} must map plain module names (no regular expressions) to numbers from {low} to {high}."
+            )
     if config.get("bias", "none") != "none":
         raise InvalidAdapter(f"{CONFIG_NAME}: bias is {config['bias']!r}; only adapters without biases can be used.")
     start = config.get("init_lora_weights", True)
@@ -169,6 +169,13 @@ def _check_values(config: Mapping[str, Any]) -> None:
     if not all(type(number) is int and 0 <= number < 10_000 for number in numbers):
         raise InvalidAdapter(f"{CONFIG_NAME}: layers_to_transform must be layer numbers.")
     _check_targets(config.get("target_modules"))
+    excluded = config.get("exclude_modules") or []
+    if not isinstance(excluded, list) or not all(isinstance(one, str) for one in excluded):
+        raise InvalidAdapter(f"{CONFIG_NAME}: exclude_modules must be a list of module names.")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _check_targets(targets: object) -> None:
@@ -200,6 +207,12 @@ def read_weights_header(path: Path) -> SafetensorsHeader:
     return header
 
 
+def recorded_fingerprint(header: SafetensorsHeader) -> str:
+    """The fingerprint of the base that the file records; empty if it records none."""
+    recorded = header.metadata.get(FINGERPRINT_KEY, "")
+    return recorded if _FINGERPRINT.match(recorded) else ""
+
+
 def load_adapter(folder: Path, shapes: LayerShapes, head: str | None = None) -> AdapterWeights:
     """Read an adapter made for a base whose linear layers have these (in, out) `shapes` by module path.
 
@@ -221,7 +234,7 @@ def load_adapter(folder: Path, shapes: LayerShapes, head: str | None = None) -> 
         layers[path] = LayerFactors(A.float(), B.float(), _scale(config, path, A.shape[0]))
     return AdapterWeights(
         rank=config["r"], alpha=float(config["lora_alpha"]), dropout=float(config.get("lora_dropout", 0.0)),
-        layers=layers, base_fingerprint=header.metadata.get(FINGERPRINT_KEY, ""),
+        layers=layers, base_fingerprint=recorded_fingerprint(header),
         base_name=str(config.get("base_model_name_or_path") or ""),
         fan_in_fan_out=config.get("fan_in_fan_out", False), use_rslora=config.get("use_rslora", False),
     )  # fmt: skip
@@ -234,7 +247,13 @@ def _check_modules(found: set[str], config: Mapping[str, Any], paths: Sequence[s
         raise InvalidAdapter(
             f"The base has no layer {unknown[0]} ({len(unknown)} such layers); the adapter is for another model."
         )
-    missing = sorted(set(_targeted(config, paths, head)) - found)
+    targeted = set(_targeted(config, paths, head))
+    untargeted = sorted(found - targeted)
+    if untargeted:
+        raise InvalidAdapter(
+            f"The file holds factors for {untargeted[0]} ({len(untargeted)} such layers), which target_modules does not name."
+        )
+    missing = sorted(targeted - found)
     if missing:
         raise InvalidAdapter(
             f"The adapter targets {missing[0]} in this base but holds no factors for it ({len(missing)} such layers); "
@@ -244,6 +263,8 @@ def _check_modules(found: set[str], config: Mapping[str, Any], paths: Sequence[s
 
 def _targeted(config: Mapping[str, Any], paths: Sequence[str], head: str | None) -> list[str]:
     names, layers = config["target_modules"], config.get("layers_to_transform")
+    excluded = config.get("exclude_modules") or []
+    paths = [path for path in paths if not any(ends_with(path, name) for name in excluded)]
     if names == "all-linear":
         chosen = [path for path in paths if path != head]
     else:

@@ -23,9 +23,7 @@ def select_targets(paths: Sequence[str], names: Sequence[str], head: str | None)
     for name in names:
         if not any(ends_with(path, name) for path in paths):
             there = sorted({path.rpartition(".")[2] for path in paths})
-            raise InvalidConfig(
-                f"No layer of this model is called {name!r}. It has: {', '.join(there)} (or all-linear)."
-            )
+            raise InvalidConfig(f"No layer of this model is called {name!r}. It has: {', '.join(there)} (or all-linear).")
     return [path for path in paths if any(ends_with(path, name) for name in names)]
 
 

@@ -100,7 +100,5 @@ def merged_weight(weight: Tensor, entry: TensorEntry, adapter: AdapterWeights, p
     delta = adapter.layers[path].delta_weight()
     delta = delta.T if transposed else delta
     if delta.shape != weight.shape or entry.dtype not in _FLOATS:
-        raise InvalidAdapter(
-            f"ΔW of {path} is {list(delta.shape)}, but the base holds {entry.dtype} {list(weight.shape)} there."
-        )
+        raise InvalidAdapter(f"ΔW of {path} is {list(delta.shape)}, but the base holds {entry.dtype} {list(weight.shape)} there.")
     return (weight.float() + delta).to(weight.dtype).contiguous()

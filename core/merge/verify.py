@@ -12,6 +12,7 @@ from transformers import AutoConfig
 
 from core.base_model.load import ResidentBase, load_base
 from core.data.render import apply_template
+from core.errors import InvalidAdapter
 from core.events import Progress
 from core.lora.adapter import AdapterWeights
 from core.lora.inject import AdapterBank
@@ -81,10 +82,9 @@ def _load(folder: Path) -> ResidentBase:
 
 def _probe_ids(base: ResidentBase) -> list[Tensor]:
     """The probes as the base's own template and tokenizer render them, each [1, length]."""
-    texts = [
-        apply_template(base.tokenizer, [{"role": "user", "content": probe}], add_generation_prompt=True) for probe in PROBES
-    ]
-    return [base.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"] for text in texts]
+    texts = [apply_template(base.tokenizer, [{"role": "user", "content": probe}], add_generation_prompt=True) for probe in PROBES]
+    encoded = [base.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"] for text in texts]
+    return [ids[:, : base.context_length] for ids in encoded]
 
 
 @torch.no_grad()
@@ -108,10 +108,10 @@ def _differences(merged: ResidentBase, folder: Path, template: str | None, ends:
     return tuple(problems)
 
 
-def _compare(
-    plain: Tensor, expected: Tensor, found: Tensor, dtype: torch.dtype, problems: tuple[str, ...]
-) -> MergeCheck:
-    spread = float(expected.std())
+def _compare(plain: Tensor, expected: Tensor, found: Tensor, dtype: torch.dtype, problems: tuple[str, ...]) -> MergeCheck:
+    if not (expected.isfinite().all() and found.isfinite().all()):
+        raise InvalidAdapter("The logits hold NaN or infinite numbers: the adapter or the base is damaged.")
+    spread = max(float(expected.std()), 1e-12)
     relative = float((found - expected).square().mean().sqrt()) / spread
     same = expected.argmax(-1) == found.argmax(-1)
     return MergeCheck(

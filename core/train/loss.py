@@ -21,9 +21,7 @@ def summed_loss(model: nn.Module, batch: Batch) -> Tensor:
     logits = model(
         input_ids=batch.ids, attention_mask=batch.mask, use_cache=False, logits_to_keep=positions
     ).logits  # [rows, positions, vocabulary]
-    return F.cross_entropy(
-        logits.float().flatten(0, 1), targets[:, positions].flatten(), ignore_index=IGNORE, reduction="sum"
-    )
+    return F.cross_entropy(logits.float().flatten(0, 1), targets[:, positions].flatten(), ignore_index=IGNORE, reduction="sum")
 
 
 def supervised_tokens(batch: Batch) -> int:

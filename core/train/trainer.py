@@ -38,7 +38,8 @@ class Trainer:
         """Render the data and start the adapter. Raises InvalidConfig or InvalidData."""
         self.base, self.lora, self.train = base, lora, train
         self.targets = select_targets(list(base.layers), lora.target_names, base.head)
-        self.data = prepare(examples, base.tokenizer, train.max_length)
+        self.max_length = min(train.max_length, base.context_length)
+        self.data = prepare(examples, base.tokenizer, self.max_length)
         self.split = split_rows(self.data.rows, train.validation_share, train.seed)
         if not self.split.train:
             raise InvalidData("No row is left to train on after the validation rows; lower validation_share.")
@@ -96,6 +97,7 @@ class Trainer:
             train_rows=len(self.split.train), validation_rows=len(self.split.validation),
             truncated_rows=self.data.truncated, skipped_rows=self.data.skipped, total_steps=self.total_steps,
             trainable_parameters=trainable_parameter_count(shapes, self.targets, self.lora.rank),
+            max_length=self.max_length,
             dtype=str(self.base.dtype).removeprefix("torch."),
         )  # fmt: skip
 

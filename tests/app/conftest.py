@@ -15,7 +15,12 @@ from app.settings import Settings, settings_for
 from storage.tables import Adapter, Job
 
 ROWS = [
-    {"messages": [{"role": "user", "content": f"hello {i}"}, {"role": "assistant", "content": "fine thanks " * (1 + i % 4)}]}
+    {
+        "messages": [
+            {"role": "user", "content": f"hello {i}"},
+            {"role": "assistant", "content": "fine thanks " * (1 + i % 4)},
+        ]
+    }
     for i in range(24)
 ]
 QUICK = {"max_steps": 6, "micro_batch_size": 2, "gradient_accumulation_steps": 1, "rank": 2, "learning_rate": 0.01}

@@ -14,7 +14,7 @@ from core.config import GenerationConfig
 from core.errors import InvalidConfig, WrongBase
 from storage.errors import NameTaken, NotFound
 from storage.tables import Adapter, Run
-from tests.app.conftest import QUICK, do_job, end_engine, wait_for
+from tests.app.conftest import QUICK, do_job, wait_for
 
 LONG = {**QUICK, "max_steps": 5000}
 HELLO = [{"role": "user", "content": "hello"}]
@@ -45,7 +45,9 @@ def test_a_queued_run_is_trained_and_leaves_an_adapter(workbench):
     points = workbench.registry.points(run.id)
     assert all(p.learning_rate and p.grad_norm and p.tokens_per_second and p.memory_bytes for p in points if p.loss is not None)
     assert [p.step for p in points if p.validation_loss is not None] == [0, 1, 2, 3, 4, 5, 6]
-    assert any("22 rows to train on" in note.text or "23 rows to train on" in note.text for note in workbench.registry.notes(run.id))
+    assert any(
+        "22 rows to train on" in note.text or "23 rows to train on" in note.text for note in workbench.registry.notes(run.id)
+    )
     second = workbench.train("llama", "data", QUICK)
     third = workbench.train("llama", "data", QUICK)
     assert workbench.wait_run(third.id, lambda seen: None).state == "finished"
@@ -79,7 +81,8 @@ def test_closing_the_app_leaves_the_run_going_and_the_next_start_shows_it(settin
     """A first app in a process of its own queues a run and ends; a second one finds it under way."""
     code = (
         "import sys; from pathlib import Path; from app.service import Workbench; from app.settings import settings_for\n"
-        f"w = Workbench(settings_for(Path(sys.argv[1]))); w.engine.keep_attached(); print(w.train('llama', 'data', {LONG!r}, 'on').id)\n"
+        "w = Workbench(settings_for(Path(sys.argv[1])))\nw.engine.keep_attached()\n"
+        f"print(w.train('llama', 'data', {LONG!r}, 'on').id)\n"
         "w.close()"
     )
     done = subprocess.run([sys.executable, "-c", code, str(settings.home)], capture_output=True, text=True, check=True)
@@ -209,8 +212,32 @@ def test_strangers_without_the_key_are_refused(settings, workbench):
     assert workbench.engine.status() is not None
 
 
-def test_an_engine_that_cannot_start_says_what_its_log_says(settings, workbench, monkeypatch):
-    end_engine(settings)
+def test_an_engine_that_cannot_start_says_why_and_blocks_nothing(workbench, monkeypatch):
     monkeypatch.setenv("LORA_WORKBENCH_DTYPE", "float9")
-    with pytest.raises(EngineUnavailable, match="float9"):
-        workbench.engine.ensure()
+    with pytest.raises(EngineUnavailable, match="'float9'; use float32 or bfloat16"):
+        workbench.train("llama", "data", QUICK)
+    workbench.look_after()
+    (run,) = workbench.registry.all(Run)
+    assert (run.state, "float9" in run.reason) == ("failed", True)
+
+
+def test_a_frozen_engine_is_noticed(workbench, monkeypatch):
+    monkeypatch.setattr("app.engine_client._PATIENCE_SECONDS", 0.5)
+    workbench.engine.ensure()
+    pid = _engine_pid(workbench)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        assert workbench.engine.status() is None
+        assert workbench.engine.alive
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert wait_for(workbench.engine.status)
+
+
+def test_a_run_on_another_base_waits_for_an_answer_to_end(workbench, other_llama):
+    do_job(workbench, "add_model", {"origin": str(other_llama), "name": "other"})
+    answer = workbench.answer("llama", [None], [HELLO], GenerationConfig(max_tokens=200, temperature=0.0))
+    next(answer)
+    run = workbench.train("other", "data", QUICK)
+    list(answer)
+    assert workbench.wait_run(run.id, lambda seen: None).state == "finished"

@@ -41,7 +41,7 @@ def test_a_source_that_is_no_model_is_one_sentence(workbench, origin, said, tmp_
 
 
 def test_a_failed_job_raises_its_sentence(workbench, tmp_path):
-    with pytest.raises(JobFailed, match="no config.json"):
+    with pytest.raises(JobFailed, match=r"no config\.json"):
         workbench.wait_job(workbench.add_model(str(tmp_path)))
 
 
@@ -178,5 +178,3 @@ def test_only_files_of_ours_are_deleted_with_a_model(workbench, tiny_llama):
     workbench.registry.save(row)
     workbench.remove_model("llama")
     assert not owned.exists()
-
-

@@ -42,10 +42,13 @@ def _refused(folder, base, said):
 @pytest.mark.parametrize(("changes", "said"), [
     ({"r": 10**9}, "r is 1000000000"), ({"r": 0}, "r is 0"), ({"r": "4"}, "r is 4"), ({"r": True}, "r is True"),
     ({"lora_alpha": 1e30}, "lora_alpha"), ({"lora_alpha": float("nan")}, "lora_alpha"), ({"lora_dropout": -1}, "lora_dropout"),
-    ({"use_dora": True}, "DoRA"), ({"bias": "all"}, "biases"), ({"modules_to_save": ["lm_head"]}, "whole modules"),
+    ({"use_dora": True}, "DoRA"), ({"bias": "all"}, "biases"),
+    ({"modules_to_save": ["lm_head"]}, "whole modules"),
     ({"peft_type": "LOHA"}, "only LORA"), ({"init_lora_weights": "pissa_niter_4"}, "changes the base"),
-    ({"target_modules": None}, "target_modules"), ({"target_modules": [1]}, "target_modules"), ({"target_modules": ".*"}, "target_modules"),
-    ({"rank_pattern": {"q_proj": 10**9}}, "rank_pattern"), ({"alpha_pattern": []}, None), ({"alpha_pattern": ["x"]}, "alpha_pattern"),
+    ({"target_modules": None}, "target_modules"),
+    ({"target_modules": [1]}, "target_modules"), ({"target_modules": ".*"}, "target_modules"),
+    ({"rank_pattern": {"q_proj": 10**9}}, "rank_pattern"),
+    ({"alpha_pattern": []}, None), ({"alpha_pattern": {"model.layers.0.*": 4}}, "plain module names"), ({"alpha_pattern": ["x"]}, "alpha_pattern"),
     ({"layers_to_transform": ["x"]}, "layers_to_transform"), ({"a_new_setting": 3}, "'a_new_setting' is not known"),
     ({"use_rslora": "yes"}, "use_rslora"), ({"lora_bias": True}, "bias on B"),
 ])  # fmt: skip
@@ -103,7 +106,7 @@ def test_links_are_not_followed(folder, base, tmp_path_factory):
     outside = tmp_path_factory.mktemp("outside") / "adapter_config.json"
     (folder / "adapter_config.json").rename(outside)
     (folder / "adapter_config.json").symlink_to(outside)
-    _refused(folder, base, r"has no adapter_config\.json")
+    _refused(folder, base, "is a link")
 
 
 def test_a_header_of_many_empty_tensors_is_refused_early(folder, base):
@@ -117,3 +120,28 @@ def test_a_header_of_many_empty_tensors_is_refused_early(folder, base):
 def test_broken_configurations_are_refused(folder, base, text):
     (folder / "adapter_config.json").write_text(text)
     _refused(folder, base, "adapter_config")
+
+
+def test_factors_that_the_configuration_does_not_target_are_refused(folder, base):
+    _edit_config(folder, target_modules=["q_proj"])
+    _refused(folder, base, "which target_modules does not name")
+
+
+def test_excluded_modules_are_not_missed(folder, base):
+    def drop(tensors):
+        for name in [name for name in tensors if "up_proj" in name]:
+            del tensors[name]
+
+    _edit_tensors(folder, drop)
+    _refused(folder, base, "holds no factors")
+    _edit_config(folder, exclude_modules=["up_proj"])
+    assert "model.layers.0.mlp.up_proj" not in load_adapter(folder, base.layer_shapes, base.head).layers
+
+
+@pytest.mark.parametrize("key", ["r", "lora_alpha"])
+def test_a_configuration_without_rank_or_alpha_is_refused(folder, base, key):
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text())
+    del config[key]
+    path.write_text(json.dumps(config))
+    _refused(folder, base, f"does not say {key}")

@@ -4,6 +4,7 @@ import json
 import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -78,6 +79,8 @@ def _broken(tiny_llama, tmp_path, how):
     ("no config", "has no config.json"), ("pickle", "pickle weights"), ("no weights", "no .safetensors weights"),
     ("cut off", "cut off or damaged"), ("no tokenizer", "no tokenizer files"), ('{"model_type": null}', "no model_type"),
     ('{"architectures": ["BertModel"]}', "is a BertModel"), ('{"auto_map": {"AutoModel": "x.Y"}}', "code of its own"),
+    ('{"num_hidden_layers": 200000000}', "whole number up to 10,000"), ('{"hidden_size": "x"}', "expected a whole number"),
+    ('{"rope_parameters": 5}', "expected an object"),
 ])  # fmt: skip
 def test_a_folder_that_is_no_model_says_why(tiny_llama, tmp_path, how, said):
     with pytest.raises(InvalidInput, match=said):
@@ -98,7 +101,7 @@ def test_a_changed_base_is_refused_and_a_touched_one_accepted(tiny_llama, tmp_pa
 
 def test_an_adapter_of_another_base_is_refused_with_both_names(tmp_path):
     base = BaseSource("llama", tmp_path, "a" * 64, "")
-    with pytest.raises(WrongBase, match="mine was made for other .*not for llama"):
+    with pytest.raises(WrongBase, match=r"mine was made for other .*not for llama"):
         require_same_base(AdapterSource("mine", tmp_path, "d" * 64, "b" * 64, "other"), base)
 
 
@@ -175,8 +178,8 @@ class _Hub(BaseHTTPRequestHandler):
     """A model hub with one model, served from a folder; enough of the API for a download."""
 
     folder = None
-    asked: list[str] = []
-    names: list[str] = []
+    asked: ClassVar[list[str]] = []
+    names: ClassVar[list[str]] = []
 
     def do_GET(self):
         self._answer(body=True)

@@ -15,7 +15,7 @@ def test_options_from_text_are_typed_and_sorted():
     ("given", "said"),
     [
         ({"rnk": 8}, "Did you mean rank"),
-        ({"rank": 0}, "between 1 and 1024"),
+        ({"rank": 0}, "between 1 and 1,024"),
         ({"rank": "abc"}, "a whole number"),
         ({"rank": 2.5}, "a whole number"),
         ({"rank": True}, "a whole number"),

@@ -106,6 +106,14 @@ def test_parquet_is_read(tmp_path):
         ("a.jsonl", _jsonl({"messages": [MESSAGES[1]]}), "first turn is the assistant"),
         ("a.jsonl", _jsonl({"prompt": "p", "chosen": "a", "rejected": "b"}), "preference data"),
         ("a.jsonl", _jsonl({"text": "  "}), "the text is empty"),
+        ("a.jsonl", '{"prompt": "p", "completion": NaN}\n', "Row 1: completion is missing"),
+        ("a.jsonl", _jsonl({"text": "p", "label": None}), "Row 1: label is missing"),
+        ("a.jsonl", _jsonl({"text": "p", "label": [1]}), "Row 1: label is a list"),
+        ("a.jsonl", '{"prompt": "p", "completion": "\\ud800"}\n', "Row 1: the text holds half a character"),
+        ("a.jsonl", '{"prompt": ' + "9" * 5000 + "}\n", "line 1 cannot be read"),
+        ("a.jsonl", _jsonl({"instruction": "a", "output": "b", "history": 5}), "Row 1: history must be a list"),
+        ("a.csv", "prompt,prompt,completion\na,b,c\n", "several columns called 'prompt'"),
+        ("a.csv", b"prompt,completion\np,c\n\xff,c\n", "byte 0xff in line 3"),
     ],
 )  # fmt: skip
 def test_a_file_that_cannot_be_used_says_where_and_why(tmp_path, name, content, said):

@@ -57,7 +57,7 @@ def test_a_template_without_end_tokens_gets_one(tokenizer, monkeypatch):
 def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer, monkeypatch):
     template = "{% for m in messages %}{{ loop.length ~ m['content'] }}{% endfor %}{% if add_generation_prompt %}A{% endif %}"
     monkeypatch.setattr(tokenizer, "chat_template", template)
-    with pytest.raises(InvalidData, match="Row 1.*template changes earlier turns"):
+    with pytest.raises(InvalidData, match=r"Row 1.*template changes earlier turns"):
         render(_conversation("a", "b", "c", "d"), tokenizer)
 
 

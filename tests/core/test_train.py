@@ -111,6 +111,13 @@ def test_unknown_targets_are_refused_before_anything_starts(tiny_llama):
         Trainer(load(tiny_llama), iter(ROWS), LoraConfig(target_modules="nope"), TrainConfig())
 
 
+def test_rows_longer_than_the_context_are_cut_to_it(tiny_gpt2):
+    row = Example(1, ({"role": "user", "content": "hi"}, {"role": "assistant", "content": "long " * 400}))
+    trainer = Trainer(load(tiny_gpt2), iter([row]), LORA, TrainConfig(max_steps=1, validation_share=0))
+    prepared = next(trainer.run())
+    assert (prepared.max_length, prepared.truncated_rows) == (256, 1)
+
+
 def test_padding_changes_no_loss(tiny_llama):
     """A long row beside a short one gives the same summed loss as each alone."""
     from core.train.loss import summed_loss
@@ -124,7 +131,9 @@ def test_padding_changes_no_loss(tiny_llama):
     torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("kind", "oracle"), [("cosine", get_cosine_schedule_with_warmup), ("linear", get_linear_schedule_with_warmup)])
+@pytest.mark.parametrize(
+    ("kind", "oracle"), [("cosine", get_cosine_schedule_with_warmup), ("linear", get_linear_schedule_with_warmup)]
+)
 def test_schedules_are_transformers(kind, oracle):
     optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     schedule = oracle(optimiser, num_warmup_steps=10, num_training_steps=100)

@@ -58,9 +58,40 @@ def test_any_other_name_is_kept_as_it_is(registry, name):
     assert registry.find(Adapter, name).name == name
 
 
+def test_a_name_is_found_however_its_accents_are_written(registry):
+    registry.add(adapter("cafe\u0301"))
+    assert registry.find(Adapter, "cafe\u0301").name == registry.find(Adapter, "caf\u00e9").name == "caf\u00e9"
+
+
+def test_a_waiting_run_is_claimed_once_and_not_after_it_was_stopped(registry):
+    first, second = registry.queue_run(run("a")), registry.queue_run(run("b"))
+    assert registry.claim_run(first.id)
+    assert not registry.claim_run(first.id)
+    registry.request_stop(second.id)
+    assert not registry.claim_run(second.id)
+
+
+def test_runs_without_a_name_of_their_own_get_a_number(registry):
+    registry.add(adapter("data"))
+    assert [registry.queue_run(run("data"), number_if_taken=True).name for _ in range(2)] == ["data-2", "data-3"]
+
+
+def test_a_damaged_registry_is_one_sentence(tmp_path):
+    (tmp_path / "registry.db").write_bytes(b"this is no database at all" * 100)
+    with pytest.raises(StorageError, match="cannot be opened"):
+        Database(tmp_path / "registry.db")
+
+
+@pytest.mark.parametrize("name", ["h?q=1", "h%20 é", "h#x"])
+def test_a_home_may_have_any_name(tmp_path, name):
+    (tmp_path / name).mkdir()
+    Database(tmp_path / name / "registry.db").close()
+    assert (tmp_path / name / "registry.db").is_file()
+
+
 def test_a_name_is_used_once(registry):
     registry.add(dataset())
-    with pytest.raises(NameTaken, match="'data' already"):
+    with pytest.raises(NameTaken, match="'data' is taken"):
         registry.add(dataset(" data "))
     assert len(registry.all(Dataset)) == 1
 
@@ -81,7 +112,7 @@ def test_free_names():
 def test_a_base_that_adapters_need_stays(registry):
     registry.add(base())
     registry.add(adapter())
-    with pytest.raises(InUse, match="1 adapters need 'llama': a"):
+    with pytest.raises(InUse, match=r"'llama' is needed by 1 adapter\(s\): a"):
         registry.remove_base("llama")
     registry.add(base("copy"))
     registry.remove_base("llama")

@@ -1,0 +1,195 @@
+"""The command line: exit codes, JSON, one clear sentence for what cannot be done."""
+
+import json
+import socket
+import subprocess
+import sys
+
+import pytest
+from filelock import FileLock
+from typer.testing import CliRunner
+
+from app.cli import app
+from storage.tables import Adapter, Dataset, Run
+from tests.app.conftest import QUICK, write_rows
+
+COMMANDS = [
+    [], ["quickstart"], ["train"], ["chat"], ["export"], ["doctor"],
+    *[["models", one] for one in ("add", "list", "show", "verify", "remove")],
+    *[["data", one] for one in ("add", "list", "show", "remove")],
+    *[["runs", one] for one in ("list", "show", "stop")],
+    *[["adapters", one] for one in ("list", "show", "import", "export", "remove")],
+]  # fmt: skip
+
+
+def run(settings, *arguments):
+    """Run a command in this process on a home."""
+    return CliRunner().invoke(app, [*map(str, arguments), "--home", str(settings.home)])
+
+
+def run_json(settings, *arguments):
+    """The same with --json; the parsed object."""
+    done = run(settings, *arguments, "--json")
+    return done.exit_code, json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join(command) or "open")
+def test_every_command_has_help_json_and_home(command):
+    shown = CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"})
+    assert shown.exit_code == 0
+    for expected in ("--home", "--json", "Usage"):
+        assert expected in shown.output
+
+
+def test_the_app_process_never_imports_torch(settings):
+    code = "import sys, app.cli, app.page, app.server, app.quickstart; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_data_goes_in_is_listed_shown_and_removed(settings):
+    code, row = run_json(settings, "data", "add", write_rows(settings.home / "rows.jsonl"), "--name", "mine")
+    assert (code, row["name"], row["rows"], row["format"]) == (0, "mine", 24, "messages")
+    assert [one["name"] for one in run_json(settings, "data", "list")[1]["rows"]] == ["mine"]
+    assert "mine" in run(settings, "data", "show", "mine").stdout
+    assert run(settings, "data", "remove", "mine", "--yes").exit_code == 0
+    assert run_json(settings, "data", "list")[1]["rows"] == []
+
+
+def test_the_sample_is_about_sixty_conversations_of_one_style(settings):
+    _, row = run_json(settings, "data", "add", "sample")
+    assert (row["rows"], row["format"]) == (62, "messages")
+    assert all(turns["messages"][1]["content"].endswith("Fair winds!") for turns in row["preview"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("empty.jsonl", "", "empty.jsonl is empty."),
+        ("broken.jsonl", '{"prompt": "a", "completion": "b"}\n{"prompt": \n', "line 2 is not valid JSON"),
+        ("columns.csv", "colour,shape\nred,round\n", "No usable columns: found 'colour', 'shape'"),
+    ],
+)
+def test_bad_data_is_one_sentence_and_changes_nothing(workbench, settings, tmp_path, name, content, said):
+    (tmp_path / name).write_text(content)
+    done = run(settings, "data", "add", tmp_path / name)
+    assert done.exit_code == 1
+    assert done.stderr.startswith("Error: ")
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert workbench.registry.names(Dataset) == {"data"}
+    code, answer = run_json(settings, "data", "add", tmp_path / name)
+    assert (code, said in answer["error"]) == (1, True)
+
+
+def test_a_name_already_taken(workbench, settings, tmp_path):
+    done = run(settings, "data", "add", write_rows(tmp_path / "again.jsonl"), "--name", "data")
+    assert (done.exit_code, "'data' is taken" in done.stderr) == (1, True)
+
+
+def test_a_folder_without_a_model(workbench, settings, tmp_path):
+    done = run(settings, "models", "add", tmp_path)
+    assert (done.exit_code, "has no config.json" in done.stderr) == (1, True)
+
+
+def test_a_pickle_adapter(workbench, settings, tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_model.bin").write_bytes(b"x")
+    done = run(settings, "adapters", "import", tmp_path)
+    assert (done.exit_code, "pickle adapter" in done.stderr) == (1, True)
+    assert workbench.registry.names(Adapter) == set()
+
+
+def test_wrong_usage_is_exit_2(workbench, settings, tmp_path):
+    for arguments in (
+        ["train"], ["data", "add", tmp_path / "absent.jsonl"], ["nonsense"], ["runs", "show", "0"],
+        ["train", "--base", "llama", "--data", "data", "--set", "rank"],
+    ):  # fmt: skip
+        assert run(settings, *arguments).exit_code == 2, arguments
+    toml = tmp_path / "options.toml"
+    toml.write_text("[other]\nrank = 4\n")
+    assert run(settings, "train", "--base", "llama", "--data", "data", "--config", toml).exit_code == 2
+
+
+def test_a_home_before_the_command_is_the_commands_home(workbench, settings):
+    before = CliRunner().invoke(app, ["--home", str(settings.home), "data", "list", "--json"])
+    assert [one["name"] for one in json.loads(before.stdout)["rows"]] == ["data"]
+    assert CliRunner().invoke(app, ["--json", "data", "list"]).exit_code == 2
+
+
+def test_training_chat_and_adapters_from_the_command_line(workbench, settings, tmp_path):
+    toml = tmp_path / "options.toml"
+    toml.write_text("[lora]\nrank = 3\n[train]\nmax_steps = 4\nlearning_rate = 0.01\n")
+    code, found = run_json(
+        settings, "train", "--base", "llama", "--data", "data", "--name", "mine", "--config", toml, "--set", "rank=2"
+    )  # fmt: skip
+    assert (code, found["state"], found["adapter"], found["config"]["lora"]["rank"]) == (0, "finished", "mine", 2)
+    assert found["train_loss"] > 0
+    asked = ["chat", "--base", "llama", "--prompt", "hello", "--greedy", "--max-tokens", "5"]
+    alone = run_json(settings, *asked, "--adapter", "mine")[1]["answers"]
+    beside = run_json(settings, *asked, "--adapter", "mine", "--adapter", "mine")[1]["answers"]
+    assert [one["adapter"] for one in alone] == [one["adapter"] for one in beside] == ["mine"]
+    assert run(settings, "adapters", "export", "mine", tmp_path / "out").exit_code == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    again = run(settings, "adapters", "export", "mine", tmp_path / "out")
+    assert (again.exit_code, "not empty" in again.stderr) == (1, True)
+
+
+def test_a_detached_run_is_stopped_from_another_command(workbench, settings):
+    options = ["--set", "max_steps=5000", "--set", "micro_batch_size=2", "--set", "rank=2"]
+    code, found = run_json(settings, "train", "--base", "llama", "--data", "data", "--detach", *options)
+    assert (code, found["state"]) == (0, "queued")
+    done = run(settings, "runs", "stop", found["id"])
+    assert done.exit_code == 0
+    assert workbench.registry.get(Run, found["id"]).state == "stopped"
+    again = run(settings, "runs", "stop", found["id"])
+    assert "not under way any more" in again.stderr
+
+
+def test_refused_training_options(workbench, settings):
+    done = run(settings, "train", "--base", "llama", "--data", "data", "--set", "rnk=8")
+    assert (done.exit_code, "Did you mean rank?" in done.stderr) == (1, True)
+    assert workbench.registry.all(Run) == []
+
+
+def test_a_port_in_use(settings):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = run(settings, "--port", port, "--no-browser")
+    assert (done.exit_code, f"Port {port}" in done.stderr, "--port" in done.stderr) == (1, True, True)
+
+
+def test_a_second_start_prints_the_firsts_address(settings):
+    settings.app_file.write_text(json.dumps({"address": "http://127.0.0.1:7999/"}))
+    with FileLock(settings.locks / "app.lock"):
+        done = run(settings, "--no-browser")
+    assert (done.exit_code, "open already" in done.stderr, "http://127.0.0.1:7999/" in done.stderr) == (1, True, True)
+
+
+def test_the_doctor_names_what_it_looked_at(settings):
+    code, found = run_json(settings, "doctor")
+    assert code == 0
+    looked_at = {one["what"] for one in found["findings"]}
+    assert looked_at == {"Python", "torch", "GPU", "Memory", "Disk", "SQLite", "Home folder", "Registry", "Engine"}
+    settings.database.write_bytes(b"broken" * 1000)
+    code, found = run_json(settings, "doctor")
+    registry = next(one for one in found["findings"] if one["what"] == "Registry")
+    assert (code, registry["level"], bool(registry["remedy"])) == (1, "fault", True)
+
+
+def test_control_characters_do_not_reach_the_terminal(workbench, settings, trained):
+    row = trained("mine")
+    row.target_modules = "a\x1b[2Jb"
+    workbench.registry.save(row)
+    shown = run(settings, "adapters", "show", "mine").stdout
+    assert "\x1b" not in shown
+    assert "a[2Jb" in shown
+
+
+def test_quick_options_are_valid():
+    from app.quickstart import QUICK_OPTIONS
+    from core.config import split_train_options
+
+    split_train_options(QUICK_OPTIONS)
+    split_train_options(QUICK)
