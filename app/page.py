@@ -22,10 +22,10 @@ def build_page(workbench: Workbench) -> gr.Blocks:
     with gr.Blocks(title="LoRA Workbench", analytics_enabled=False, fill_width=True) as page:
         masthead = gr.HTML(masthead_html(workbench))
         activity = gr.HTML(activity_html(workbench), elem_id="activity")
-        changed = gr.State("")
+        changed, to_chat = gr.State(""), gr.State("")  # outside of the tabs: each child of gr.Tabs counts as a tab
         memory = gr.BrowserState("home", storage_key="lora-workbench-tab", secret="tab")
         with gr.Tabs(elem_id="sections") as tabs:
-            shell = Shell(workbench, page, tabs, changed)
+            shell = Shell(workbench, page, tabs, changed, to_chat)
             for part in (home, models, data, train, adapters, playground, export):
                 with gr.Tab(part.TITLE, id=part.TAB):
                     part.build(shell)
@@ -49,7 +49,9 @@ def _keep_up_to_date(shell: Shell, masthead: gr.HTML, activity: gr.HTML) -> None
         )
 
     timer = gr.Timer(_TICK_SECONDS)
-    timer.tick(tick, [shell.changed, shown], [shell.changed, shown, masthead, activity], **QUIET)
+    # Queued, because Gradio reports a changed gr.State to the browser on that path only.
+    outputs = [shell.changed, shown, masthead, activity]
+    timer.tick(tick, [shell.changed, shown], outputs, concurrency_limit=None, **(QUIET | {"queue": True}))
 
 
 def _remember_tab(shell: Shell, memory: gr.BrowserState) -> None:
@@ -60,7 +62,8 @@ def _remember_tab(shell: Shell, memory: gr.BrowserState) -> None:
         return titles.get(str(event.value), "home")
 
     shell.tabs.select(note, None, memory, **QUIET)
-    shell.page.load(lambda tab: gr.Tabs(selected=tab), memory, shell.tabs, **QUIET)
+    # Nothing to do for Home, where the page opens: a click made meanwhile must not be undone.
+    shell.page.load(lambda tab: gr.skip() if tab == "home" else gr.Tabs(selected=tab), memory, shell.tabs, **QUIET)
 
 
 def masthead_html(workbench: Workbench) -> str:

@@ -75,7 +75,7 @@ def _serve(settings: Settings, host: str, port: int, open_browser: bool, console
     if open_browser:
         threading.Timer(1.0, webbrowser.open, args=(opened,)).start()
     try:
-        uvicorn.Server(uvicorn.Config(application, host=host, port=port, log_level="warning")).run()
+        uvicorn.Server(uvicorn.Config(application, host=host, port=port, log_level="warning", timeout_graceful_shutdown=1)).run()
     finally:
         closing.set()
         settings.app_file.unlink(missing_ok=True)

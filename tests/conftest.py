@@ -20,6 +20,7 @@ from transformers import (
 
 os.environ.setdefault("HF_HUB_OFFLINE", "0")
 torch.set_num_threads(2)
+pytest_plugins = ["tests.workbenches"]
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"

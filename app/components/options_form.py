@@ -12,7 +12,8 @@ from core.config import Option
 
 def option_field(option: Option) -> Component:
     """The input for one option, with its label, help, unit and range."""
-    label = f"{option.label} ({option.unit})" if option.unit else option.label
+    unit_said = not option.unit or option.unit in option.label.lower()
+    label = option.label if unit_said else f"{option.label} ({option.unit})"
     if option.choices:
         return gr.Dropdown(list(option.choices), value=option.default, label=label, info=option.help, interactive=True)
     if option.kind is str:

@@ -30,6 +30,8 @@ class Shell:
     tabs: gr.Tabs
     changed: gr.State
     """The registry's change count as this browser has last seen it."""
+    to_chat: gr.State
+    """Name of the adapter that another section wants the playground to open with."""
 
     def refresh(self, handler: Handler, inputs: Sequence[Component], outputs: Sequence[Component]) -> None:
         """Call `handler` when the page opens and whenever the registry has changed."""

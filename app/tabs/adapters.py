@@ -63,7 +63,7 @@ def build(shell: Shell) -> None:
         return "", ""
 
     table.select(selected_name, None, chosen, **QUIET).then(show_detail, chosen, [about, detail, confirm], **QUIET)
-    chat.click(lambda: gr.Tabs(selected="playground"), None, shell.tabs, **QUIET)
+    chat.click(lambda name: (gr.Tabs(selected="playground"), name), chosen, [shell.tabs, shell.to_chat], **WORKING)
     remove.click(lambda: gr.Row(visible=True), None, confirm, **QUIET)
     no.click(lambda: gr.Row(visible=False), None, confirm, **QUIET)
     yes.click(drop, chosen, chosen, **WORKING).success(show, None, [table, nothing], **QUIET).then(

@@ -63,7 +63,7 @@ def build(shell: Shell) -> None:
         if not path:
             raise refusal("Choose a file to upload first.")
         row = workbench.add_dataset(Path(path), wanted.strip())
-        gr.Info(f"{row.rows} rows; format: {row.format}, because of {row.reason}.", title="Imported")
+        gr.Info(f"{row.rows} rows. Format {row.format}: {row.reason}.", title="Imported")
         return None, "", row.name
 
     @told
@@ -98,7 +98,7 @@ def _rows(workbench: Workbench) -> list[list[str]]:
 def detail_html(row: Dataset) -> str:
     """What was found in a file, and its first rows as they will be trained on."""
     about = facts([
-        ("Format", f"{row.format}, because of {row.reason}"), ("Rows", f"{row.rows:,}"), ("File", row.source_name),
+        ("Format", f"{row.format}: {row.reason}"), ("Rows", f"{row.rows:,}"), ("File", row.source_name),
         ("Digest", row.digest), ("Added", day(row.created)),
     ], row.name)  # fmt: skip
     return f"{about}<div style='height:10px'></div>{conversation(row.preview[:3])}"

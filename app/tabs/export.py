@@ -19,7 +19,8 @@ def build(shell: Shell) -> None:
     workbench = shell.workbench
     gr.Markdown(
         "Merges the adapter into a copy of its base: **W + (α/r)BA** in float32, cast once. "
-        "The result is loaded again from disk and its logits are compared with base + adapter. The folder loads with plain transformers and with servers that read it."
+        "The result is loaded again from disk and its logits are compared with base + adapter. "
+        "The folder loads with plain transformers and with servers that read safetensors."
     )
     with gr.Row(equal_height=True):
         adapter = gr.Dropdown([], label="Adapter", interactive=True, scale=3)

@@ -32,20 +32,16 @@ def build(shell: Shell) -> None:
 
     def show() -> tuple[object, ...]:
         done = journey(workbench)
-        return (
-            gr.Column(visible=done < 4),
-            journey_html(done),
-            gr.Button(_next_label(workbench, done)),
-            cards_html(workbench),
-        )
+        fetching = done == 0 and bool(workbench.registry.active_jobs())
+        button = gr.Button("Getting it …" if fetching else _next_label(workbench, done), interactive=not fetching)
+        return gr.Column(visible=done < 4), journey_html(done), button, cards_html(workbench)
 
     shell.refresh(show, [], [first, steps, go, cards])
 
     @told
     def advance(label: str) -> object:
         if label == _GET_STARTER:
-            if not workbench.registry.active_jobs():
-                workbench.add_model("starter")
+            workbench.add_model("starter")
         elif label == _ADD_SAMPLE:
             workbench.add_sample()
         elif label == _TRAIN:

@@ -9,8 +9,9 @@ import gradio as gr
 
 from app.chat import Asked, ask, history
 from app.components.options_form import option_fields
-from app.components.shell import QUIET, Shell, choose_from, refusal, told
+from app.components.shell import QUIET, WORKING, Shell, choose_from, refusal, told
 from app.service import MAX_SIDE_BY_SIDE, Workbench
+from app.sources import base_for
 from core.config import GenerationConfig
 from storage.errors import NotFound
 from storage.tables import Adapter, Base, Chat
@@ -38,7 +39,7 @@ def build(shell: Shell) -> None:
         )
         speaker = gr.Dropdown([], label="Who answers", interactive=True, visible=False, scale=4)
         with_base = gr.Checkbox(True, label="Plain base too", scale=0, min_width=150)
-    with gr.Row():
+    with gr.Row(elem_classes="chats"):
         boxes = [
             gr.Chatbot(label="–", visible=index == 0, height=400, layout="bubble", feedback_options=None,
                        placeholder="Ask something below." if index == 0 else None, buttons=["copy"], allow_tags=False)
@@ -65,6 +66,13 @@ def build(shell: Shell) -> None:
 
     shell.refresh(show, [base, adapters, speaker], [base, adapters, speaker])
     base.input(show, [base, adapters, speaker], [base, adapters, speaker], **QUIET)
+
+    def open_with(name: str) -> tuple[object, ...]:
+        adapter = workbench.registry.find(Adapter, name)
+        at_home = base_for(workbench.registry, adapter).name
+        return at_home, gr.Dropdown(choices=adapters_for(workbench, at_home), value=[name]), SIDE, True
+
+    shell.to_chat.change(told(open_with), shell.to_chat, [base, adapters, mode, with_base], **WORKING)
 
     def show_boxes(mode: str, adapters: list[str], speaker: str, with_base: bool, chat_id: int) -> list[object]:
         names = speakers_of(mode, adapters, speaker, with_base)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from core.config import TrainConfig
 from core.data.render import IGNORE, Rendered
+from core.train.plan import validation_count
 
 Step = list[list[Rendered]]
 """One optimiser step: micro-batches of rows."""
@@ -25,26 +25,14 @@ class Split:
 
 
 def split_rows(rows: Sequence[Rendered], share: float, seed: int) -> Split:
-    """Keep back `share` of the rows, chosen by `seed`; at least one if a share is asked for and ten rows are there."""
-    count = round(len(rows) * share)
-    if share > 0 and count == 0 and len(rows) >= 10:
-        count = 1
+    """Keep back `share` of the rows, chosen by `seed`."""
+    count = validation_count(len(rows), share)
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
     held_back = set(order[:count])
     return Split(
         [row for index, row in enumerate(rows) if index not in held_back],
         [row for index, row in enumerate(rows) if index in held_back],
     )
-
-
-def planned_steps(rows: int, config: TrainConfig) -> int:
-    """Optimiser steps of a whole run over `rows` training rows."""
-    return config.max_steps or max(1, math.ceil(config.epochs * steps_per_epoch(rows, config)))
-
-
-def steps_per_epoch(rows: int, config: TrainConfig) -> int:
-    """Optimiser steps of one pass over `rows` rows."""
-    return math.ceil(rows / (config.micro_batch_size * config.gradient_accumulation_steps))
 
 
 def plan_steps(rows: Sequence[Rendered], config: TrainConfig) -> Iterator[Step]:

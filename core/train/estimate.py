@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from core.config import LoraConfig, TrainConfig
 from core.lora.targets import LayerShapes, select_targets, trainable_parameter_count
+from core.train.plan import planned_steps, steps_per_epoch, validation_count
 
 _CHARACTERS_PER_TOKEN = 4.0
 _TEMPLATE_TOKENS = 24  # role names and end tokens around a short conversation
@@ -53,11 +54,11 @@ def estimate(
     """Estimate a training. Raises InvalidConfig if target_modules match nothing."""
     targets = select_targets(list(base.layer_shapes), lora.target_names, base.head)
     trainable = trainable_parameter_count(base.layer_shapes, targets, lora.rank)
-    train_rows = max(1, round(data.rows * (1 - train.validation_share)))
-    batch = train.micro_batch_size * train.gradient_accumulation_steps
-    steps = train.max_steps or max(1, -(-int(train.epochs * train_rows) // batch))
+    train_rows = max(1, data.rows - validation_count(data.rows, train.validation_share))
+    steps = planned_steps(train_rows, train)
     row_tokens = min(train.max_length, data.mean_characters / _CHARACTERS_PER_TOKEN + _TEMPLATE_TOKENS)
-    tokens = int(steps * min(batch, train_rows) * row_tokens)
+    rows_a_step = train_rows / steps_per_epoch(train_rows, train)
+    tokens = int(steps * rows_a_step * row_tokens)
     micro_tokens = train.micro_batch_size * row_tokens
     kept = micro_tokens * base.hidden_size * base.layers * _KEPT_PER_LAYER * bytes_per_weight
     logits = micro_tokens * base.vocab_size * 8

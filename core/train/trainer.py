@@ -23,8 +23,9 @@ from core.events import EvalDone, MicroBatchDone, Prepared, StepDone, TrainingDo
 from core.lora.adapter import AdapterWeights
 from core.lora.inject import AdapterBank
 from core.lora.targets import select_targets, trainable_parameter_count
-from core.train.batches import Step, collate, plan_steps, planned_steps, split_rows, steps_per_epoch
+from core.train.batches import Step, collate, plan_steps, split_rows
 from core.train.loss import summed_loss, supervised_tokens
+from core.train.plan import planned_steps, steps_per_epoch
 from core.train.schedule import rate_factor, warmup_steps
 
 Event = Prepared | MicroBatchDone | StepDone | EvalDone | TrainingDone

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from app.cli import app
 from storage.tables import Adapter, Dataset, Run
-from tests.app.conftest import QUICK, write_rows
+from tests.workbenches import QUICK, write_rows
 
 COMMANDS = [
     [], ["quickstart"], ["train"], ["chat"], ["export"], ["doctor"],

@@ -14,7 +14,7 @@ from core.config import GenerationConfig
 from core.errors import InvalidConfig, WrongBase
 from storage.errors import NameTaken, NotFound
 from storage.tables import Adapter, Run
-from tests.app.conftest import QUICK, do_job, wait_for
+from tests.workbenches import QUICK, do_job, wait_for
 
 LONG = {**QUICK, "max_steps": 5000}
 HELLO = [{"role": "user", "content": "hello"}]

@@ -10,8 +10,8 @@ import pytest
 from app.errors import JobFailed
 from core.base_model.fingerprint import fingerprint
 from storage.tables import Adapter, Base, Export, Job
-from tests.app.conftest import do_job, wait_for
 from tests.core.helpers import logits, new_peft, peft_from, plain_model
+from tests.workbenches import do_job, wait_for
 
 
 def test_a_model_is_added_in_a_process_of_its_own(workbench, other_llama):

@@ -48,7 +48,8 @@ def _refused(folder, base, said):
     ({"target_modules": None}, "target_modules"),
     ({"target_modules": [1]}, "target_modules"), ({"target_modules": ".*"}, "target_modules"),
     ({"rank_pattern": {"q_proj": 10**9}}, "rank_pattern"),
-    ({"alpha_pattern": []}, None), ({"alpha_pattern": {"model.layers.0.*": 4}}, "plain module names"), ({"alpha_pattern": ["x"]}, "alpha_pattern"),
+    ({"alpha_pattern": []}, None), ({"alpha_pattern": {"model.layers.0.*": 4}}, "plain module names"),
+    ({"alpha_pattern": ["x"]}, "alpha_pattern"),
     ({"layers_to_transform": ["x"]}, "layers_to_transform"), ({"a_new_setting": 3}, "'a_new_setting' is not known"),
     ({"use_rslora": "yes"}, "use_rslora"), ({"lora_bias": True}, "bias on B"),
 ])  # fmt: skip

@@ -1,0 +1,102 @@
+"""A real Chromium and a real server. Without Chromium the tests are skipped, unless they are required."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+
+from app.settings import settings_for
+from tests.workbenches import end_engine, wait_for
+
+REQUIRED = "LORA_WORKBENCH_REQUIRE_BROWSER"
+_ARGUMENTS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+ARTIFACTS = Path(__file__).parents[1] / "artifacts"
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Chromium: the system's, or the one Playwright brings."""
+    system = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    with sync_playwright() as playwright:
+        executable = system or playwright.chromium.executable_path
+        if not Path(executable).exists():
+            reason = "no Chromium found: install it, or run: playwright install chromium"
+            pytest.fail(reason) if os.environ.get(REQUIRED) else pytest.skip(reason)
+        found = playwright.chromium.launch(executable_path=executable, args=_ARGUMENTS)
+        yield found
+        found.close()
+
+
+@contextmanager
+def served(home: Path) -> Iterator[str]:
+    """The command `lora-workbench` on a home; its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "app.cli", "--home", str(home), "--port", str(port), "--no-browser"]
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / "server.log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+        try:
+            wait_for(lambda: process.poll() is not None or socket.socket().connect_ex(("127.0.0.1", port)) == 0)
+            assert process.poll() is None, (home / "server.log").read_text()
+            yield f"http://127.0.0.1:{port}/"
+        finally:
+            process.terminate()
+            process.wait(20)
+            end_engine(settings_for(home))
+
+
+@pytest.fixture
+def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
+    """A function that opens an address in a window of its own; the page's errors fail the test."""
+    contexts, errors = [], []
+
+    def opener(address: str, width: int = 1280, dark: bool = False) -> Page:
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light")
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(address)
+        ready(page)
+        return page
+
+    yield opener
+    for context in contexts:
+        context.close()
+    assert errors == []
+
+
+def tab(page: Page, section: str) -> Locator:
+    """The button of a section. While Gradio measures its tabs it holds them twice; the last is the real one."""
+    return page.get_by_role("tab", name=section, exact=True).last
+
+
+def ready(page: Page) -> None:
+    """Wait until the page can be used."""
+    expect(tab(page, "Home")).to_be_visible(timeout=30_000)
+    expect(page.get_by_role("status").first).to_be_visible()
+
+
+def go_to(page: Page, section: str) -> None:
+    """Open a section of the page."""
+    tab(page, section).click()
+    expect(tab(page, section)).to_have_attribute("aria-selected", "true")
+
+
+def picture(page: Page, name: str) -> None:
+    """Keep a screenshot beside the tests, for people to look at."""
+    ARTIFACTS.mkdir(exist_ok=True)
+    page.screenshot(path=ARTIFACTS / f"{name}.png", full_page=True)

@@ -1,0 +1,150 @@
+"""The page on a tiny model: refusals, several tabs, deleting, single mode, looks."""
+
+from __future__ import annotations
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.ui.conftest import go_to, picture, ready, served
+from tests.workbenches import QUICK, wait_for
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
+SECTIONS = ("Home", "Models", "Data", "Train", "Adapters", "Playground", "Export")
+
+
+@pytest.fixture
+def address(workbench):
+    with served(workbench.settings.home) as found:
+        yield found
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (1920, True)])
+def test_nothing_spills_over_the_window(workbench, trained, address, open_page, width, dark):
+    for name in ("one", "a second adapter with a long name", "x" * 120):
+        trained(name)
+    page = open_page(address, width, dark)
+    for section in SECTIONS:
+        go_to(page, section)
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), section
+        picture(page, f"full-{section.lower()}-{width}-{'dark' if dark else 'light'}")
+
+
+def test_every_control_has_a_label(workbench, trained, address, open_page):
+    trained("one")
+    page = open_page(address)
+    for section in SECTIONS:
+        go_to(page, section)
+        nameless = page.evaluate(
+            """() => [...document.querySelectorAll('input, textarea, select, button')]
+                .filter(one => one.offsetParent && one.type !== 'file'
+                    && !(one.labels?.length || one.ariaLabel || one.title || one.innerText?.trim()
+                         || one.getAttribute('aria-labelledby') || one.closest('[aria-label]')))
+                .map(one => one.outerHTML.slice(0, 160))"""
+        )
+        assert nameless == [], section
+
+
+def test_refusals_are_sentences_and_markup_in_them_is_text(address, open_page, tmp_path):
+    page = open_page(address)
+    bad = tmp_path / "<img src=x onerror=alert(1)>.jsonl"
+    bad.write_text('{"prompt": \n')
+    go_to(page, "Data")
+    page.locator("#data-upload input[type=file]").set_input_files(bad)
+    page.get_by_role("button", name="Import", exact=True).click()
+    expect(page.get_by_text("line 1 is not valid JSON")).to_be_visible()
+    assert page.locator(".toast-body img[src=x], .toast-wrap img[src=x]").count() == 0
+    go_to(page, "Train")
+    page.get_by_label("Rank (r)").fill("0")
+    expect(page.get_by_text("rank must be between 1 and 1,024")).to_be_visible()
+    page.get_by_role("button", name="Start training").click()
+    expect(page.get_by_test_id("toast-body").filter(has_text="rank must be")).to_be_visible()
+
+
+def test_data_with_markup_is_shown_as_text(workbench, address, open_page, tmp_path):
+    path = tmp_path / "evil.jsonl"
+    path.write_text('{"prompt": "<img src=x onerror=window.hacked=1>", "completion": "<script>window.hacked=1</script>"}\n')
+    workbench.add_dataset(path, "<b onmouseover=alert(1)>evil</b>")
+    page = open_page(address)
+    go_to(page, "Data")
+    page.get_by_role("gridcell", name="evil.jsonl").first.click()
+    expect(page.get_by_text("<script>window.hacked=1</script>")).to_be_visible()
+    assert page.evaluate("window.hacked") is None
+
+
+def test_a_run_started_elsewhere_shows_up_and_can_be_stopped_here(workbench, address, open_page):
+    page = open_page(address)
+    go_to(page, "Train")
+    run = workbench.train("llama", "data", {**QUICK, "max_steps": 5000}, "elsewhere")
+    expect(page.locator(".curve-state", has_text="Running")).to_be_visible(timeout=30_000)
+    second = open_page(address)
+    go_to(second, "Train")
+    expect(second.locator(".curve-state", has_text="Running")).to_be_visible(timeout=30_000)
+    page.get_by_role("button", name="Stop and keep").click()
+    for one in (page, second):
+        expect(one.locator(".curve-state", has_text="Stopped")).to_be_visible(timeout=30_000)
+    assert workbench.wait_run(run.id, lambda seen: None).state == "stopped"
+    go_to(page, "Adapters")
+    expect(page.get_by_role("gridcell", name="elsewhere").first).to_be_visible()
+
+
+def test_a_killed_engine_leaves_the_page_alive_and_says_so(workbench, address, open_page):
+    import psutil
+
+    page = open_page(address)
+    go_to(page, "Train")
+    run = workbench.train("llama", "data", {**QUICK, "max_steps": 5000}, "doomed")
+    wait_for(lambda: workbench.registry.last_point(run.id))
+    psutil.Process(workbench.engine.status()["pid"]).kill()
+    expect(page.locator(".curve-state", has_text="Interrupted")).to_be_visible(timeout=30_000)
+    expect(page.locator(".curve-state")).to_contain_text("killed")
+    go_to(page, "Home")
+    expect(page.get_by_text("This machine")).to_be_visible()
+
+
+def test_the_curve_keeps_its_zoom_while_it_grows(workbench, address, open_page):
+    page = open_page(address)
+    go_to(page, "Train")
+    run = workbench.train("llama", "data", {**QUICK, "max_steps": 5000}, "long")
+    page.wait_for_function("Number(document.querySelector('.curve-plot')?.dataset.points) > 5")
+    page.evaluate("Plotly.relayout(document.querySelector('.curve-plot'), {'xaxis.range': [1, 4]})")
+    seen = page.evaluate("Number(document.querySelector('.curve-plot').dataset.points)")
+    page.wait_for_function("seen => Number(document.querySelector('.curve-plot').dataset.points) > seen + 5", arg=seen)
+    assert page.evaluate("document.querySelector('.curve-plot').layout.xaxis.range") == [1, 4]
+    page.get_by_label("Log scale").check()
+    assert page.evaluate("document.querySelector('.curve-plot').layout.yaxis.type") == "log"
+    workbench.stop(run.id)
+    workbench.wait_run(run.id, lambda seen: None)
+
+
+def test_deleting_an_adapter_asks_first(workbench, trained, address, open_page):
+    trained("unwanted")
+    page = open_page(address)
+    go_to(page, "Adapters")
+    page.get_by_role("gridcell", name="unwanted").first.click()
+    page.get_by_role("button", name="Delete …").click()
+    page.get_by_role("button", name="Keep it").click()
+    expect(page.get_by_role("button", name="Delete it")).to_be_hidden()
+    assert workbench.registry.names(type(trained("other"))) == {"unwanted", "other"}
+    page.get_by_role("button", name="Delete …").click()
+    page.get_by_role("button", name="Delete it").click()
+    expect(page.get_by_role("gridcell", name="unwanted")).to_have_count(0)
+
+
+def test_one_at_a_time_and_a_conversation_survives_a_reload(workbench, trained, address, open_page):
+    trained("talker")
+    page = open_page(address)
+    go_to(page, "Playground")
+    page.get_by_label("One at a time").check()
+    expect(page.get_by_label("Who answers")).to_have_value("talker")
+    page.get_by_text("Sampling").click()
+    page.get_by_label("Max tokens").fill("4")
+    page.get_by_label("Prompt").fill("hello there")
+    page.get_by_role("button", name="Send").click()
+    expect(page.get_by_label("Prompt")).to_have_value("")
+    expect(page.locator(".user.message")).to_have_count(1)
+    wait_for(lambda: len(workbench.registry.chat_messages(1)) == 2)
+    page.reload()
+    ready(page)
+    expect(page.get_by_text("hello there").first).to_be_visible()
+    page.get_by_role("button", name="New chat").click()
+    expect(page.get_by_text("hello there")).to_have_count(0)
