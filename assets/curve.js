@@ -76,6 +76,7 @@ function describe() {
     ['Learning rate', last ? p[4].toExponential(2) : '–'], ['Gradient norm', last ? p[5].toFixed(3) : '–'],
     ['Tokens/s', last ? Math.round(p[6]).toLocaleString() : '–'], ['Memory', last ? `${(p[7] / 2 ** 30).toFixed(2)} GiB` : '–'],
     ['Time left', about.state === 'running' && last ? duration(p[8]) : '–']];
+  plot.style.opacity = run ? 1 : 0.35;
   figures.replaceChildren(...shown.map(([label, value]) => {
     const box = document.createElement('div');
     box.append(Object.assign(document.createElement('small'), {textContent: label}), Object.assign(document.createElement('b'), {textContent: value}));
@@ -137,4 +138,5 @@ addEventListener('workbench-theme', draw);
 document.addEventListener('visibilitychange', ask);
 new ResizeObserver(draw).observe(plot);
 watch('value', choose);
+describe();
 choose();

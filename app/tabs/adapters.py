@@ -19,7 +19,9 @@ _HEADERS = ["Name", "Base model", "Data set", "Rank", "Train loss", "Validation 
 def build(shell: Shell) -> None:
     """Lay out the tab and bind its handlers."""
     workbench = shell.workbench
-    table = gr.Dataframe(headers=_HEADERS, interactive=False, label="Adapters", show_label=False, show_search="search")
+    table = gr.Dataframe(
+        headers=_HEADERS, interactive=False, label="Adapters", show_label=False, show_search="search", max_chars=60
+    )
     nothing = gr.HTML(empty("No adapter yet. Train one under Train, or import one from PEFT below."))
     chosen = gr.State("")
     with gr.Column(visible=False) as about:
@@ -45,10 +47,13 @@ def build(shell: Shell) -> None:
             html = detail_html(workbench, workbench.registry.find(Adapter, adapter)) if adapter else ""
         except NotFound:
             html = ""
-        return gr.Column(visible=bool(html)), html, gr.Row(visible=False)
+        return gr.Column(visible=bool(html)), html
+
+    def show_chosen(name: str) -> tuple[object, ...]:
+        return *show_detail(name), gr.Row(visible=False)  # a question about another one is off the table
 
     shell.refresh(show, [], [table, nothing])
-    shell.refresh(show_detail, [chosen], [about, detail, confirm])
+    shell.refresh(show_detail, [chosen], [about, detail])
 
     @told
     def drop(adapter: str) -> str:
@@ -62,12 +67,12 @@ def build(shell: Shell) -> None:
         workbench.import_adapter(Path(path.strip()).expanduser(), wanted.strip())
         return "", ""
 
-    table.select(selected_name, None, chosen, **QUIET).then(show_detail, chosen, [about, detail, confirm], **QUIET)
+    table.select(selected_name, None, chosen, **QUIET).then(show_chosen, chosen, [about, detail, confirm], **QUIET)
     chat.click(lambda name: (gr.Tabs(selected="playground"), name), chosen, [shell.tabs, shell.to_chat], **WORKING)
     remove.click(lambda: gr.Row(visible=True), None, confirm, **QUIET)
     no.click(lambda: gr.Row(visible=False), None, confirm, **QUIET)
     yes.click(drop, chosen, chosen, **WORKING).success(show, None, [table, nothing], **QUIET).then(
-        show_detail, chosen, [about, detail, confirm], **QUIET
+        show_chosen, chosen, [about, detail, confirm], **QUIET
     )
     take.click(bring, [folder, name], [folder, name], **WORKING)
 

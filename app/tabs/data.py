@@ -53,10 +53,13 @@ def build(shell: Shell) -> None:
             html = detail_html(workbench.registry.find(Dataset, dataset)) if dataset else ""
         except NotFound:
             html = ""
-        return gr.Column(visible=bool(html)), html, gr.Row(visible=False)
+        return gr.Column(visible=bool(html)), html
+
+    def show_chosen(name: str) -> tuple[object, ...]:
+        return *show_detail(name), gr.Row(visible=False)  # a question about another one is off the table
 
     shell.refresh(show, [], [table, nothing])
-    shell.refresh(show_detail, [chosen], [about, detail, confirm])
+    shell.refresh(show_detail, [chosen], [about, detail])
 
     @told
     def take(path: str | None, wanted: str) -> tuple[object, ...]:
@@ -77,15 +80,15 @@ def build(shell: Shell) -> None:
 
     shown, about_parts = [table, nothing], [about, detail, confirm]
     add.click(take, [upload, name], [upload, name, chosen], **WORKING).success(show, None, shown, **QUIET).then(
-        show_detail, chosen, about_parts, **QUIET
+        show_chosen, chosen, about_parts, **QUIET
     )
     sample.click(take_sample, None, chosen, **WORKING).success(show, None, shown, **QUIET).then(
-        show_detail, chosen, about_parts, **QUIET
+        show_chosen, chosen, about_parts, **QUIET
     )
-    table.select(selected_name, None, chosen, **QUIET).then(show_detail, chosen, about_parts, **QUIET)
+    table.select(selected_name, None, chosen, **QUIET).then(show_chosen, chosen, about_parts, **QUIET)
     remove.click(lambda: gr.Row(visible=True), None, confirm, **QUIET)
     no.click(lambda: gr.Row(visible=False), None, confirm, **QUIET)
-    yes.click(drop, chosen, chosen, **WORKING).success(show, None, shown, **QUIET).then(show_detail, chosen, about_parts, **QUIET)
+    yes.click(drop, chosen, chosen, **WORKING).success(show, None, shown, **QUIET).then(show_chosen, chosen, about_parts, **QUIET)
 
 
 def _rows(workbench: Workbench) -> list[list[str]]:

@@ -48,10 +48,13 @@ def build(shell: Shell) -> None:
             html = detail_html(workbench.registry.find(Base, model)) if model else ""
         except NotFound:
             html = ""
-        return gr.Column(visible=bool(html)), html, gr.Row(visible=False)
+        return gr.Column(visible=bool(html)), html
+
+    def show_chosen(name: str) -> tuple[object, ...]:
+        return *show_detail(name), gr.Row(visible=False)  # a question about another one is off the table
 
     shell.refresh(show, [], [table, nothing])
-    shell.refresh(show_detail, [chosen], [about, detail, confirm])
+    shell.refresh(show_detail, [chosen], [about, detail])
 
     @told
     def start(source: str, wanted: str) -> tuple[str, str]:
@@ -76,12 +79,12 @@ def build(shell: Shell) -> None:
     add.click(start, [origin, name], [origin, name], **WORKING)
     origin.submit(start, [origin, name], [origin, name], **WORKING)
     starter.click(start_starter, **WORKING)
-    table.select(selected_name, None, chosen, **QUIET).then(show_detail, chosen, [about, detail, confirm], **QUIET)
+    table.select(selected_name, None, chosen, **QUIET).then(show_chosen, chosen, [about, detail, confirm], **QUIET)
     verify.click(check, chosen, **WORKING)
     remove.click(lambda: gr.Row(visible=True), None, confirm, **QUIET)
     no.click(lambda: gr.Row(visible=False), None, confirm, **QUIET)
     yes.click(drop, chosen, chosen, **WORKING).success(show, None, [table, nothing], **QUIET).then(
-        show_detail, chosen, [about, detail, confirm], **QUIET
+        show_chosen, chosen, [about, detail, confirm], **QUIET
     )
 
 

@@ -26,6 +26,11 @@ def test_nothing_spills_over_the_window(workbench, trained, address, open_page, 
     for section in SECTIONS:
         go_to(page, section)
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), section
+        spilling = page.evaluate(
+            "[...document.querySelectorAll('.card, .facts dt, .facts dd, #masthead, .job')]"
+            ".filter(one => one.offsetParent && one.scrollWidth > one.clientWidth + 1).map(one => one.outerHTML.slice(0, 200))"
+        )
+        assert spilling == [], section
         picture(page, f"full-{section.lower()}-{width}-{'dark' if dark else 'light'}")
 
 
@@ -92,6 +97,7 @@ def test_a_killed_engine_leaves_the_page_alive_and_says_so(workbench, address, o
 
     page = open_page(address)
     go_to(page, "Train")
+    wait_for(workbench.engine.status)  # the page's own engine; a second one starting now would take over from it
     run = workbench.train("llama", "data", {**QUICK, "max_steps": 5000}, "doomed")
     wait_for(lambda: workbench.registry.last_point(run.id))
     psutil.Process(workbench.engine.status()["pid"]).kill()
