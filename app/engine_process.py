@@ -101,6 +101,7 @@ class EngineServer:
         try:
             if not session.advance():
                 self._session = None
+                self._engine.end_training()
         except Exception as error:  # noqa: BLE001  (the boundary: whatever ends a run must end up in its row)
             self._session = None
             self._record_failure(session, error)
@@ -108,6 +109,7 @@ class EngineServer:
 
     def _record_failure(self, session: RunSession, error: Exception) -> None:
         log.error("run %s failed", session.run_id, exc_info=error)
+        self._engine.end_training()
         session.flush()
         reason = _reason(error)
         self._registry.add_note(session.run_id, f"Failed: {reason}")

@@ -83,6 +83,10 @@ class Engine:
         self._trainer = Trainer(self.load_base(source), examples, lora, train)
         return self._trainer
 
+    def end_training(self) -> None:
+        """Let go of the last training's factors and optimiser state."""
+        self._trainer = None
+
     def answer(self, source: BaseSource, requests: Sequence[AnswerRequest]) -> Decoder:
         """Decode all `requests` in one batch on `source`. Raises WrongBase for an adapter of another base."""
         for request in requests:

@@ -80,8 +80,3 @@ def refusal(sentence: str) -> gr.Error:
 def choose_from(names: Sequence[str], current: str | None) -> gr.Dropdown:
     """A dropdown's update: the new choices, keeping the choice that was made if it is still there."""
     return gr.Dropdown(choices=list(names), value=current if current in names else (names[0] if names else None))
-
-
-def selected_name(event: gr.SelectData) -> str:
-    """The first column of the table row that was clicked, also when the table is sorted."""
-    return str(event.row_value[0])

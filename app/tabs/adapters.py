@@ -6,59 +6,39 @@ from pathlib import Path
 
 import gradio as gr
 
-from app.components.markup import day, empty, facts, number, size
-from app.components.shell import QUIET, WORKING, Shell, refusal, selected_name, told
+from app.components.catalogue import Catalogue, Words
+from app.components.markup import day, facts, number, size
+from app.components.shell import WORKING, Shell, refusal, told
 from app.service import Workbench
-from storage.errors import NotFound
 from storage.tables import Adapter
 
 TAB, TITLE = "adapters", "Adapters"
-_HEADERS = ["Name", "Base model", "Data set", "Rank", "Train loss", "Validation loss", "Date"]
+_WORDS = Words(
+    label="Adapters",
+    columns=("Name", "Base model", "Data set", "Rank", "Train loss", "Validation loss", "Date"),
+    nothing="No adapter yet. Train one under Train, or import one from PEFT below.",
+    remove="Delete",
+    question="Delete this adapter and its files? This cannot be undone.",
+)
 
 
 def build(shell: Shell) -> None:
     """Lay out the tab and bind its handlers."""
     workbench = shell.workbench
-    table = gr.Dataframe(
-        headers=_HEADERS, interactive=False, label="Adapters", show_label=False, show_search="search", max_chars=60
-    )
-    nothing = gr.HTML(empty("No adapter yet. Train one under Train, or import one from PEFT below."))
-    chosen = gr.State("")
-    with gr.Column(visible=False) as about:
-        detail = gr.HTML()
-        with gr.Row():
-            chat = gr.Button("Chat with it", variant="primary", scale=0, min_width=140)
-            remove = gr.Button("Delete …", variant="stop", scale=0, min_width=120)
-        with gr.Row(visible=False, elem_classes="danger-zone") as confirm:
-            gr.Markdown("Delete this adapter and its files? This cannot be undone.")
-            yes = gr.Button("Delete it", variant="stop", scale=0, min_width=120)
-            no = gr.Button("Keep it", scale=0, min_width=120)
+
+    def chat_button(chosen: gr.State) -> None:
+        chat = gr.Button("Chat with it", variant="primary", scale=0, min_width=140)
+        chat.click(lambda name: (gr.Tabs(selected="playground"), name), chosen, [shell.tabs, shell.to_chat], **WORKING)
+
+    Catalogue(
+        shell, _WORDS, rows=lambda: _rows(workbench), remove=workbench.registry.remove_adapter, actions=chat_button,
+        describe=lambda name: detail_html(workbench, workbench.registry.find(Adapter, name)),
+        show_search="search", max_chars=60,
+    )  # fmt: skip
     with gr.Accordion("Import a PEFT adapter", open=False), gr.Row(equal_height=True):
         folder = gr.Textbox(label="Folder", info="With adapter_config.json and adapter_model.safetensors; only read.", scale=3)
         name = gr.Textbox(label="Name", info="Empty: the folder's.", scale=1)
         take = gr.Button("Import", scale=0, min_width=120)
-
-    def show() -> tuple[object, ...]:
-        rows = _rows(workbench)
-        return gr.Dataframe(value=rows, visible=bool(rows)), gr.HTML(visible=not rows)
-
-    def show_detail(adapter: str) -> tuple[object, ...]:
-        try:
-            html = detail_html(workbench, workbench.registry.find(Adapter, adapter)) if adapter else ""
-        except NotFound:
-            html = ""
-        return gr.Column(visible=bool(html)), html
-
-    def show_chosen(name: str) -> tuple[object, ...]:
-        return *show_detail(name), gr.Row(visible=False)  # a question about another one is off the table
-
-    shell.refresh(show, [], [table, nothing])
-    shell.refresh(show_detail, [chosen], [about, detail])
-
-    @told
-    def drop(adapter: str) -> str:
-        workbench.registry.remove_adapter(adapter)
-        return ""
 
     @told
     def bring(path: str, wanted: str) -> tuple[str, str]:
@@ -67,13 +47,6 @@ def build(shell: Shell) -> None:
         workbench.import_adapter(Path(path.strip()).expanduser(), wanted.strip())
         return "", ""
 
-    table.select(selected_name, None, chosen, **QUIET).then(show_chosen, chosen, [about, detail, confirm], **QUIET)
-    chat.click(lambda name: (gr.Tabs(selected="playground"), name), chosen, [shell.tabs, shell.to_chat], **WORKING)
-    remove.click(lambda: gr.Row(visible=True), None, confirm, **QUIET)
-    no.click(lambda: gr.Row(visible=False), None, confirm, **QUIET)
-    yes.click(drop, chosen, chosen, **WORKING).success(show, None, [table, nothing], **QUIET).then(
-        show_chosen, chosen, [about, detail, confirm], **QUIET
-    )
     take.click(bring, [folder, name], [folder, name], **WORKING)
 
 

@@ -6,15 +6,21 @@ from pathlib import Path
 
 import gradio as gr
 
-from app.components.markup import conversation, day, empty, facts, size
-from app.components.shell import QUIET, WORKING, Shell, refusal, selected_name, told
+from app.components.catalogue import Catalogue, Words
+from app.components.markup import conversation, day, facts, size
+from app.components.shell import WORKING, Shell, refusal, told
 from app.service import Workbench
 from core.data.read import SUFFIXES
-from storage.errors import NotFound
 from storage.tables import Dataset
 
 TAB, TITLE = "data", "Data"
-_HEADERS = ["Name", "Format", "Rows", "Size", "File", "Added"]
+_WORDS = Words(
+    label="Data sets",
+    columns=("Name", "Format", "Rows", "Size", "File", "Added"),
+    nothing="No data yet. Upload a file, or start with the sample conversations.",
+    remove="Delete",
+    question="Delete this data set? Adapters trained on it stay.",
+)
 
 
 def build(shell: Shell) -> None:
@@ -32,34 +38,10 @@ def build(shell: Shell) -> None:
         "**prompt/completion** and question/answer columns, **text and label**, raw **text**.",
         elem_classes="quiet",
     )
-    table = gr.Dataframe(headers=_HEADERS, interactive=False, label="Data sets", show_label=False)
-    nothing = gr.HTML(empty("No data yet. Upload a file, or start with the sample conversations."))
-    chosen = gr.State("")
-    with gr.Column(visible=False) as about:
-        detail = gr.HTML()
-        with gr.Row():
-            remove = gr.Button("Delete …", variant="stop", scale=0, min_width=120)
-        with gr.Row(visible=False, elem_classes="danger-zone") as confirm:
-            gr.Markdown("Delete this data set? Adapters trained on it stay.")
-            yes = gr.Button("Delete it", variant="stop", scale=0, min_width=120)
-            no = gr.Button("Keep it", scale=0, min_width=120)
-
-    def show() -> tuple[object, ...]:
-        rows = _rows(workbench)
-        return gr.Dataframe(value=rows, visible=bool(rows)), gr.HTML(visible=not rows)
-
-    def show_detail(dataset: str) -> tuple[object, ...]:
-        try:
-            html = detail_html(workbench.registry.find(Dataset, dataset)) if dataset else ""
-        except NotFound:
-            html = ""
-        return gr.Column(visible=bool(html)), html
-
-    def show_chosen(name: str) -> tuple[object, ...]:
-        return *show_detail(name), gr.Row(visible=False)  # a question about another one is off the table
-
-    shell.refresh(show, [], [table, nothing])
-    shell.refresh(show_detail, [chosen], [about, detail])
+    catalogue = Catalogue(
+        shell, _WORDS, rows=lambda: _rows(workbench), remove=workbench.registry.remove_dataset,
+        describe=lambda name: detail_html(workbench.registry.find(Dataset, name)),
+    )  # fmt: skip
 
     @told
     def take(path: str | None, wanted: str) -> tuple[object, ...]:
@@ -73,22 +55,8 @@ def build(shell: Shell) -> None:
     def take_sample() -> str:
         return workbench.add_sample().name
 
-    @told
-    def drop(dataset: str) -> str:
-        workbench.registry.remove_dataset(dataset)
-        return ""
-
-    shown, about_parts = [table, nothing], [about, detail, confirm]
-    add.click(take, [upload, name], [upload, name, chosen], **WORKING).success(show, None, shown, **QUIET).then(
-        show_chosen, chosen, about_parts, **QUIET
-    )
-    sample.click(take_sample, None, chosen, **WORKING).success(show, None, shown, **QUIET).then(
-        show_chosen, chosen, about_parts, **QUIET
-    )
-    table.select(selected_name, None, chosen, **QUIET).then(show_chosen, chosen, about_parts, **QUIET)
-    remove.click(lambda: gr.Row(visible=True), None, confirm, **QUIET)
-    no.click(lambda: gr.Row(visible=False), None, confirm, **QUIET)
-    yes.click(drop, chosen, chosen, **WORKING).success(show, None, shown, **QUIET).then(show_chosen, chosen, about_parts, **QUIET)
+    catalogue.follow(add.click(take, [upload, name], [upload, name, catalogue.chosen], **WORKING))
+    catalogue.follow(sample.click(take_sample, None, catalogue.chosen, **WORKING))
 
 
 def _rows(workbench: Workbench) -> list[list[str]]:

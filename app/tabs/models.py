@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import gradio as gr
 
-from app.components.markup import day, empty, facts, size
-from app.components.shell import QUIET, WORKING, Shell, refusal, selected_name, told
+from app.components.catalogue import Catalogue, Words
+from app.components.markup import day, facts, size
+from app.components.shell import WORKING, Shell, refusal, told
 from app.service import Workbench
-from storage.errors import NotFound
 from storage.tables import Base
 
 TAB, TITLE = "models", "Models"
-_HEADERS = ["Name", "Architecture", "Parameters", "Dtype", "Context", "Size", "Source", "Fingerprint"]
+_WORDS = Words(
+    label="Base models",
+    columns=("Name", "Architecture", "Parameters", "Dtype", "Context", "Size", "Source", "Fingerprint"),
+    nothing="No base model yet. The starter model is one click away.",
+    remove="Remove",
+    question="Remove this base model? Files that the workbench downloaded or converted are deleted.",
+)
 
 
 def build(shell: Shell) -> None:
@@ -26,35 +32,19 @@ def build(shell: Shell) -> None:
         with gr.Column(scale=0, min_width=220):
             add = gr.Button("Add", variant="primary")
             starter = gr.Button("Add the starter model")
-    table = gr.Dataframe(headers=_HEADERS, interactive=False, label="Base models", show_label=False, wrap=False)
-    nothing = gr.HTML(empty("No base model yet. The starter model is one click away."))
-    chosen = gr.State("")
-    with gr.Column(visible=False) as about:
-        detail = gr.HTML()
-        with gr.Row():
-            verify = gr.Button("Verify fingerprint", scale=0, min_width=170)
-            remove = gr.Button("Remove …", variant="stop", scale=0, min_width=120)
-        with gr.Row(visible=False, elem_classes="danger-zone") as confirm:
-            gr.Markdown("Remove this base model? Files that the workbench downloaded or converted are deleted.")
-            yes = gr.Button("Remove it", variant="stop", scale=0, min_width=120)
-            no = gr.Button("Keep it", scale=0, min_width=120)
 
-    def show() -> tuple[object, ...]:
-        rows = _rows(workbench)
-        return gr.Dataframe(value=rows, visible=bool(rows)), gr.HTML(visible=not rows)
+    def verify_button(chosen: gr.State) -> None:
+        verify = gr.Button("Verify fingerprint", scale=0, min_width=170)
+        verify.click(check, chosen, **WORKING)
 
-    def show_detail(model: str) -> tuple[object, ...]:
-        try:
-            html = detail_html(workbench.registry.find(Base, model)) if model else ""
-        except NotFound:
-            html = ""
-        return gr.Column(visible=bool(html)), html
+    @told
+    def check(model: str) -> None:
+        gr.Info(f"Unchanged: {workbench.verify_model(model)[:16]}…")
 
-    def show_chosen(name: str) -> tuple[object, ...]:
-        return *show_detail(name), gr.Row(visible=False)  # a question about another one is off the table
-
-    shell.refresh(show, [], [table, nothing])
-    shell.refresh(show_detail, [chosen], [about, detail])
+    Catalogue(
+        shell, _WORDS, rows=lambda: _rows(workbench), remove=workbench.remove_model, actions=verify_button,
+        describe=lambda name: detail_html(workbench.registry.find(Base, name)),
+    )  # fmt: skip
 
     @told
     def start(source: str, wanted: str) -> tuple[str, str]:
@@ -67,25 +57,9 @@ def build(shell: Shell) -> None:
     def start_starter() -> None:
         workbench.add_model("starter")
 
-    @told
-    def check(model: str) -> None:
-        gr.Info(f"Unchanged: {workbench.verify_model(model)[:16]}…")
-
-    @told
-    def drop(model: str) -> str:
-        workbench.remove_model(model)
-        return ""
-
     add.click(start, [origin, name], [origin, name], **WORKING)
     origin.submit(start, [origin, name], [origin, name], **WORKING)
     starter.click(start_starter, **WORKING)
-    table.select(selected_name, None, chosen, **QUIET).then(show_chosen, chosen, [about, detail, confirm], **QUIET)
-    verify.click(check, chosen, **WORKING)
-    remove.click(lambda: gr.Row(visible=True), None, confirm, **QUIET)
-    no.click(lambda: gr.Row(visible=False), None, confirm, **QUIET)
-    yes.click(drop, chosen, chosen, **WORKING).success(show, None, [table, nothing], **QUIET).then(
-        show_chosen, chosen, [about, detail, confirm], **QUIET
-    )
 
 
 def _rows(workbench: Workbench) -> list[list[str]]:

@@ -92,6 +92,7 @@ def train_and_reload(page: Page) -> None:
 
 def chat_side_by_side(page: Page) -> None:
     go_to(page, "Playground")
+    expect(page.locator(".chats").get_by_text("captain", exact=True)).to_be_visible()  # the new adapter has its place
     page.get_by_text("Sampling").click()
     page.get_by_label("Temperature", exact=False).fill("0")
     page.get_by_label("Max tokens").fill("40")
