@@ -35,9 +35,6 @@ class Example:
     text: str = ""
 
 
-Convert = Callable[[Row], Example]
-
-
 @dataclass(frozen=True)
 class Format:
     """A detected format: its name, why it was chosen, and how a row becomes an Example."""
