@@ -34,12 +34,20 @@ class Option:
 
     def parse(self, value: object) -> Any:
         """Convert form or command-line input to the field's type; raise InvalidConfig with the reason."""
-        if self.kind is str:
-            parsed: Any = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value).strip()
+        if self.kind is bool:
+            parsed: Any = self._parse_switch(value)
+        elif self.kind is str:
+            parsed = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value).strip()
         else:
             parsed = self._parse_number(value)
         self.check(parsed)
         return parsed
+
+    def _parse_switch(self, value: object) -> bool:
+        known = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+        if isinstance(value, bool) or str(value).strip().lower() in known:
+            return value if isinstance(value, bool) else known[str(value).strip().lower()]
+        raise InvalidConfig(f"{self.name} must be true or false, not {value!r}.")
 
     def _parse_number(self, value: object) -> int | float:
         wanted = "a whole number" if self.kind is int else "a number"
@@ -133,11 +141,40 @@ class LoraConfig(Config):
         "Target modules",
         "all-linear (every linear layer but the output head), or names separated by commas: q_proj,v_proj.",
     )
+    use_rslora: bool = _option(False, "rsLoRA", "Scale by alpha / √rank, which keeps high ranks learning.")
+    rank_pattern: str = _option("", "Rank pattern", "Another rank for some modules: q_proj=8,down_proj=32.")
+    alpha_pattern: str = _option("", "Alpha pattern", "Another alpha for some modules: q_proj=16.")
+    layers_to_transform: str = _option(
+        "", "Layers to transform", "Decoder layers to adapt, counted from 0: 0-7,12. Empty for all."
+    )
 
     @property
     def scaling(self) -> float:
-        """α / r, the factor in front of BA."""
-        return self.alpha / self.rank
+        """The factor in front of BA where no pattern says otherwise."""
+        return self._scaling(self.alpha, self.rank)
+
+    def _scaling(self, alpha: float, rank: int) -> float:
+        """α/r, or α/√r for rsLoRA (arXiv 2312.03732, equation 4)."""
+        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
+
+    def rank_of(self, path: str) -> int:
+        """r of the layer at this module path."""
+        return int(_by_pattern(_pattern(self.rank_pattern, "rank_pattern"), path, self.rank))
+
+    def scaling_of(self, path: str) -> float:
+        """The factor in front of BA of the layer at this module path."""
+        alpha = _by_pattern(_pattern(self.alpha_pattern, "alpha_pattern"), path, self.alpha)
+        return self._scaling(alpha, self.rank_of(path))
+
+    @property
+    def pattern_names(self) -> tuple[str, ...]:
+        """The module names that either pattern speaks of."""
+        return (*_pattern(self.rank_pattern, "rank_pattern"), *_pattern(self.alpha_pattern, "alpha_pattern"))
+
+    @property
+    def layer_numbers(self) -> frozenset[int] | None:
+        """The decoder layers to adapt, counted from 0; None for all."""
+        return _layer_numbers(self.layers_to_transform)
 
     @property
     def target_names(self) -> tuple[str, ...]:
@@ -148,6 +185,45 @@ class LoraConfig(Config):
         super().__post_init__()
         if not self.target_names:
             raise InvalidConfig("target_modules is empty; give all-linear or names such as q_proj,v_proj.")
+        limits = {option.name: option for option in self.options()}
+        for rank in _pattern(self.rank_pattern, "rank_pattern").values():
+            if rank != int(rank):
+                raise InvalidConfig(f"rank_pattern must give whole numbers, not {rank:g}.")
+            limits["rank"].check(int(rank))
+        for alpha in _pattern(self.alpha_pattern, "alpha_pattern").values():
+            limits["alpha"].check(alpha)
+        _layer_numbers(self.layers_to_transform)
+
+
+def _pattern(text: str, name: str) -> dict[str, float]:
+    """module=number pairs, separated by commas."""
+    pairs: dict[str, float] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        module, equals, number = part.partition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            value = math.nan
+        if not equals or not module.strip() or not math.isfinite(value):
+            raise InvalidConfig(f"{name}: {part!r} is not module=number; write for example q_proj=8,down_proj=32.")
+        pairs[module.strip()] = value
+    return pairs
+
+
+def _by_pattern(pattern: Mapping[str, float], path: str, default: float) -> float:
+    """The first entry whose name is the path or its end, as PEFT matches its patterns."""
+    return next((value for name, value in pattern.items() if path == name or path.endswith(f".{name}")), default)
+
+
+def _layer_numbers(text: str) -> frozenset[int] | None:
+    """Numbers and ranges such as 0-7,12. None for an empty text."""
+    numbers: set[int] = set()
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        first, dash, last = (piece.strip() for piece in part.partition("-"))
+        if not first.isdigit() or (dash and not last.isdigit()) or (dash and int(last) < int(first)):
+            raise InvalidConfig(f"layers_to_transform: {part!r} is no layer number or range; write for example 0-7,12.")
+        numbers.update(range(int(first), int(last or first) + 1))
+    return frozenset(numbers) or None
 
 
 @dataclass(frozen=True)
@@ -157,6 +233,10 @@ class TrainConfig(Config):
     learning_rate: float = _option(
         2e-4, "Learning rate", "Peak rate of AdamW. 1e-4 to 5e-4 suits most adapters.", minimum=1e-8, maximum=1.0
     )
+    loraplus_lr_ratio: float = _option(
+        1.0, "LoRA+ ratio (λ)", "Learning rate of B as a multiple of A's. 1 is plain LoRA, 16 is LoRA+'s advice.",
+        minimum=1.0, maximum=1000.0,
+    )  # fmt: skip
     lr_scheduler: str = _option("cosine", "LR scheduler", "How the rate falls after the warm-up.", choices=SCHEDULERS)
     warmup_ratio: float = _option(
         0.03,
@@ -172,7 +252,7 @@ class TrainConfig(Config):
     micro_batch_size: int = _option(
         4,
         "Micro-batch size",
-        "Rows in one forward and backward pass. Lower it if memory is short.",
+        "Rows, or packed blocks, in one forward and backward pass. Lower it if memory is short.",
         unit="rows",
         minimum=1,
         maximum=1024,
@@ -185,10 +265,16 @@ class TrainConfig(Config):
         minimum=1,
         maximum=4096,
     )
+    packing: str = _option(
+        "auto",
+        "Packing",
+        "Join rows into blocks of the max length, which never see each other. auto packs when enough steps remain.",
+        choices=("auto", "on", "off"),
+    )
     max_length: int = _option(
         2048,
         "Max length",
-        "Longer rows are cut to this length, and counted.",
+        "Longer rows are cut to this length, and counted. Packed rows fill blocks of this length.",
         unit="tokens",
         minimum=8,
         maximum=1_048_576,
@@ -211,6 +297,12 @@ class TrainConfig(Config):
         unit="steps",
         minimum=0,
         maximum=10_000_000,
+    )
+    compile: str = _option(
+        "auto",
+        "Compile",
+        "Compile the model's layers with torch.compile. auto does so on a GPU when the run is long enough to gain.",
+        choices=("auto", "on", "off"),
     )
     seed: int = _option(42, "Seed", "Start of the factors, order of the rows, dropout.", minimum=0, maximum=2**31 - 1)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,15 +10,17 @@ import torch
 
 from core.base_model.fingerprint import fingerprint, stat_key
 from core.base_model.load import ResidentBase, best_device, load_base
-from core.config import GenerationConfig, LoraConfig, TrainConfig
-from core.data.formats import Example, Message
+from core.config import GenerationConfig
+from core.data.formats import Message
 from core.data.render import encode_prompt
 from core.errors import InvalidModel, WorkbenchError, WrongBase
 from core.generate.decode import Decoder, RowRequest
+from core.generate.one_token import StatePool
 from core.lora.adapter import AdapterWeights
 from core.lora.inject import AdapterBank
 from core.lora.peft_format import load_adapter
-from core.train.trainer import Trainer
+from core.train.group import TrainingGroup
+from core.train.run import RunRequest
 
 ADAPTER_SLOTS = 8  # adapters kept ready beside the base; slot 0 is the plain base
 _FIRST_RANK = 16
@@ -61,7 +63,8 @@ class Engine:
         self.device, self._dtype = device or best_device(), dtype
         self.base: ResidentBase | None = None
         self._slots: _AdapterSlots | None = None
-        self._trainer: Trainer | None = None
+        self._group: TrainingGroup | None = None
+        self._pool: StatePool | None = None
         self._decoders: dict[Decoder, set[str]] = {}  # with the digests of the adapters each is using
 
     def load_base(self, source: BaseSource) -> ResidentBase:
@@ -72,20 +75,20 @@ class Engine:
         check_unchanged(source)
         if self.base is None or self.base.fingerprint != source.fingerprint:
             self._require_idle(source)
-            self.base, self._slots = None, None  # free the old one first
+            self.base, self._slots, self._pool = None, None, None  # free the old one first
             self.base = load_base(
                 source.folder, fingerprint=source.fingerprint, name=source.name, device=self.device, dtype=self._dtype
             )
         return self.base
 
-    def train(self, source: BaseSource, examples: Iterator[Example], lora: LoraConfig, train: TrainConfig) -> Trainer:
-        """A training run on `source`; iterate its run()."""
-        self._trainer = Trainer(self.load_base(source), examples, lora, train)
-        return self._trainer
+    def train(self, source: BaseSource, requests: Sequence[RunRequest]) -> TrainingGroup:
+        """Runs to train together on `source`; iterate the group's run()."""
+        self._group = TrainingGroup(self.load_base(source), requests)
+        return self._group
 
     def end_training(self) -> None:
-        """Let go of the last training's factors and optimiser state."""
-        self._trainer = None
+        """Let go of the last group's factors and optimiser states."""
+        self._group = None
 
     def answer(self, source: BaseSource, requests: Sequence[AnswerRequest]) -> Decoder:
         """Decode all `requests` in one batch on `source`. Raises WrongBase for an adapter of another base."""
@@ -95,6 +98,8 @@ class Engine:
         base = self.load_base(source)
         if self._slots is None:
             self._slots = _AdapterSlots(base)
+        if self._pool is None:
+            self._pool = StatePool(base)
         adapters = [request.adapter for request in requests if request.adapter is not None]
         placed = self._slots.place(adapters, in_use=set().union(*self._working_decoders().values()))
         rows = [
@@ -105,7 +110,7 @@ class Engine:
             )
             for request in requests
         ]
-        decoder = Decoder(base, self._slots.bank, rows)
+        decoder = Decoder(base, self._slots.bank, rows, self._pool)
         self._decoders[decoder] = set(placed)
         return decoder
 
@@ -118,7 +123,7 @@ class Engine:
         return self.base is None or self.base.fingerprint == fingerprint or not self._in_use()
 
     def _in_use(self) -> bool:
-        training = self._trainer is not None and not self._trainer.finished
+        training = self._group is not None and not self._group.finished
         return training or bool(self._working_decoders())
 
     def _require_idle(self, source: BaseSource) -> None:

@@ -18,6 +18,15 @@ class Prepared:
     max_length: int
     """The configured length, or the model's context where that is shorter."""
     dtype: str
+    blocks: int = 0
+    """Blocks that the training rows were packed into; 0 if they are not packed."""
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something about how the work is done that its owner should know: compiling, falling back, saving memory."""
+
+    text: str
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,13 @@ class TrainingDone:
     stopped: bool
     train_loss: float | None
     validation_loss: float | None
+
+
+@dataclass(frozen=True)
+class RunFailed:
+    """One run of a group cannot go on; the others do."""
+
+    error: Exception
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from core.base_model.attention import NAME as ATTENTION
+from core.base_model.attention import Attending, find_attention_modules
 from core.base_model.describe import PLAIN_TEMPLATE
 from core.errors import InvalidModel
 from core.lora.inject import head_path, wrap_linear_layers
@@ -30,6 +33,16 @@ class ResidentBase:
     tokenizer: PreTrainedTokenizerBase
     layers: dict[str, LoraLinear]
     head: str | None
+    attention: list[Attending]
+    """The modules that attend, one for each decoder layer."""
+    plain_head: bool
+    """Whether the logits are the output head's product and nothing more (no capping, no scaling)."""
+
+    @property
+    def decoder_layers(self) -> list[nn.Module]:
+        """The repeated blocks of the model, which compile as one."""
+        kinds = set(self.model._no_split_modules or ())
+        return [module for module in self.model.modules() if type(module).__name__ in kinds]
 
     @property
     def device(self) -> torch.device:
@@ -64,24 +77,44 @@ def load_base(
 ) -> ResidentBase:  # fmt: skip
     """Load the model and tokenizer in `folder`, safetensors only and without any code of its own.
 
-    device and dtype default to the best this machine has. Raises InvalidModel if transformers cannot load it.
+    device and dtype default to the best this machine has. Raises InvalidModel if transformers cannot load it, or if
+    its layers are not causal attention throughout.
     """
     device = device or best_device()
     dtype = dtype or best_dtype(device)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, attn_implementation="sdpa"
+            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, attn_implementation=ATTENTION
         )
     except (ValueError, KeyError, OSError, ImportError) as error:
         raise InvalidModel(f"transformers cannot load {name or folder}: {str(error)[:400]}") from error
     if tokenizer.chat_template is None:
         tokenizer.chat_template = PLAIN_TEMPLATE
     model.to(device)  # type: ignore[arg-type]
+    return make_resident(model, tokenizer, folder=folder, fingerprint=fingerprint, name=name)
+
+
+def make_resident(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, folder: Path, fingerprint: str = "", name: str = ""
+) -> ResidentBase:
+    """Freeze a model where it is and put LoRA layers into it. Raises InvalidModel if its layers are not all causal attention."""
     model.eval()
+    model.set_attn_implementation(ATTENTION)
     head = head_path(model)
     layers = wrap_linear_layers(model)
-    return ResidentBase(folder, fingerprint, name, model, tokenizer, layers, head if head in layers else None)
+    return ResidentBase(
+        folder, fingerprint, name, model, tokenizer, layers, head if head in layers else None,
+        find_attention_modules(model), _head_is_plain(model),
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def _head_is_plain(model: PreTrainedModel) -> bool:
+    """Seen on two tokens rather than read from the configuration, where each architecture has words of its own."""
+    ids = torch.arange(2, device=model.device)[None]
+    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    return torch.equal(model.get_output_embeddings()(hidden), model(input_ids=ids, use_cache=False).logits)
 
 
 def best_device() -> torch.device:

@@ -6,14 +6,14 @@ answer and on the end token after it, on nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from core.data.formats import Example, Message
-from core.errors import InvalidData, InvalidModel
+from core.errors import InvalidData
 
 IGNORE = -100
 """The label of a token that carries no loss, as in torch's cross_entropy."""
@@ -99,41 +99,3 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
     """The ids an answer is generated from: the conversation and the generation prompt, as in training."""
     text = apply_template(tokenizer, messages, add_generation_prompt=True)
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """All rows of a data set, rendered and cut, and what was cut."""
-
-    rows: list[Rendered]
-    truncated: int
-    skipped: int
-
-
-def prepare(examples: Iterator[Example], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Prepared:
-    """Render every example and cut it to `max_length` tokens; long plain text becomes several rows instead.
-
-    Rows whose answers lie wholly beyond the cut are skipped and counted. Raises InvalidData if none is left.
-    """
-    if not getattr(tokenizer, "is_fast", False):
-        raise InvalidModel("This base has no fast tokenizer (tokenizer.json), which is needed to find the answers' tokens.")
-    rows: list[Rendered] = []
-    truncated = skipped = 0
-    for example in examples:
-        whole = render(example, tokenizer)
-        pieces = [whole] if example.messages else list(_pieces(whole, max_length))
-        truncated += len(pieces[0].ids) > max_length
-        for piece in pieces:
-            cut = Rendered(piece.ids[:max_length], piece.labels[:max_length])
-            if cut.supervised:
-                rows.append(cut)
-            else:
-                skipped += 1
-    if not rows:
-        raise InvalidData(f"No row has a token to train on within max_length = {max_length}; raise max_length.")
-    return Prepared(rows, truncated, skipped)
-
-
-def _pieces(whole: Rendered, length: int) -> Iterator[Rendered]:
-    for start in range(0, len(whole.ids), length):
-        yield Rendered(whole.ids[start : start + length], whole.labels[start : start + length])

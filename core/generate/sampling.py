@@ -13,28 +13,29 @@ from transformers import (
 )
 
 from core.config import GenerationConfig
-from core.errors import InvalidInput
 
 
 class Sampler:
-    """Samples for one row, with its own settings and its own random generator: same seed, same answer."""
+    """Samples for one row, with its own settings and its own random generator: same seed, same answer on one device."""
 
-    def __init__(self, config: GenerationConfig) -> None:
+    def __init__(self, config: GenerationConfig, device: torch.device) -> None:
         self.config = config
         self.processors = _processors(config)
-        self.generator = torch.Generator().manual_seed(config.seed)
+        self.generator = torch.Generator(device).manual_seed(config.seed)
 
-    def choose(self, ids: Tensor, logits: Tensor) -> int:
-        """The next id, given all ids so far [length] and the last position's logits [vocabulary].
+    @property
+    def takes_the_likeliest(self) -> bool:
+        """Whether the choice is the plain argmax, which a whole batch makes at once."""
+        return self.config.greedy and not self.processors
 
-        Raises InvalidInput if the logits are not finite.
-        """
-        if not logits.isfinite().all():
-            raise InvalidInput("The model's output holds NaN or infinite numbers; the adapter or the base is damaged.")
-        scores = self.processors(ids[None], logits[None].float())[0]  # type: ignore[arg-type]
+    def choose(self, ids: Tensor, logits: Tensor) -> Tensor:
+        """The next id [1], given all ids so far [length] and the last position's logits [vocabulary]; stays on the device."""
+        scores = self.processors(ids[None], logits[None].float())  # type: ignore[arg-type]
         if self.config.greedy:
-            return int(scores.argmax())
-        return int(torch.multinomial(scores.softmax(-1).cpu(), 1, generator=self.generator))
+            return scores.argmax(-1)
+        # Logits that are not finite are told apart elsewhere; here they must not break a batch.
+        chances = scores.softmax(-1).nan_to_num(nan=1.0)
+        return torch.multinomial(chances, 1, generator=self.generator)[0]
 
 
 def _processors(config: GenerationConfig) -> LogitsProcessorList:

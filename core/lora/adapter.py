@@ -38,6 +38,8 @@ class AdapterWeights:
     base_name: str = ""
     fan_in_fan_out: bool = False
     use_rslora: bool = False
+    layers_to_transform: tuple[int, ...] | None = None
+    """The decoder layers it adapts, counted from 0; None for all."""
 
     @property
     def target_names(self) -> list[str]:

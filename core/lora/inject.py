@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -11,7 +12,11 @@ from transformers import PreTrainedModel
 
 from core.config import LoraConfig
 from core.lora.adapter import AdapterWeights, LayerFactors
+from core.lora.dropout import Dropout, DropoutState
 from core.lora.layer import LoraFactors, LoraLinear, is_linear
+
+# Gradients of a stack's slices are slices too, which torch warns costs time. Beside one pass over them it does not.
+warnings.filterwarnings("ignore", message=".*gradient layout contract.*")
 
 Layers = Mapping[str, LoraLinear]
 """The wrapped layers of a model by module path, in the model's order."""
@@ -46,21 +51,57 @@ def head_path(model: PreTrainedModel) -> str | None:
 
 
 class AdapterBank(nn.Module):
-    """K adapters side by side on the targeted layers of one model. Several banks can exist; one is in use at a time."""
+    """K adapters side by side on the targeted layers of one model. Several banks can exist; one is in use at a time.
+
+    All numbers lie in one tensor, flat [K, P]: first every layer's A, then every layer's B. So one adapter is one row,
+    its gradient is one row, and an optimiser's step over it is one kernel.
+    """
 
     def __init__(
-        self, layers: Layers, targets: Sequence[str], slots: int, rank: int, *,
-        dropout: float = 0.0, dtype: torch.dtype = torch.float32,
+        self, layers: Layers, targets: Sequence[str], slots: int, rank: int | Mapping[str, int], *,
+        dropout: Sequence[float] = (), dtype: torch.dtype = torch.float32, trainable: bool = False,
     ) -> None:  # fmt: skip
+        """rank is the largest that a slot will hold, for all layers or by module path; dropout is one rate for each slot."""
         super().__init__()
         self._layers = {path: layers[path] for path in targets}
-        self.slots, self.rank = slots, rank
-        self.factors = {
-            path: LoraFactors(slots, rank, layer.in_features, layer.out_features, dropout=dropout,
-                              device=layer.weight.device, dtype=dtype)
-            for path, layer in self._layers.items()
-        }  # fmt: skip
+        self._numbers = {path: number for number, path in enumerate(layers)}  # in the model, whatever is targeted
+        self.slots = slots
+        self.ranks = {path: rank if isinstance(rank, int) else rank[path] for path in targets}
+        first = next(iter(self._layers.values())).weight
+        device, self._work_dtype = first.device, first.dtype
+        self.dropout = DropoutState(torch.tensor(dropout, device=device)) if any(dropout) else None
+        self.split = sum(_padded(self.ranks[path], device) * layer.in_features for path, layer in self._layers.items())
+        size = sum(_padded(self.ranks[path], device) * (layer.in_features + layer.out_features)
+                   for path, layer in self._layers.items())  # fmt: skip
+        self.flat = torch.zeros(slots, size, device=device, dtype=dtype)
+        self.work = self.flat if dtype == self._work_dtype else torch.zeros_like(self.flat, dtype=self._work_dtype)
+        self.grad = torch.zeros_like(self.flat) if trainable else None
+        self.scale = torch.zeros(len(targets), slots, device=device, dtype=torch.float32)
+        self.factors = self._views()
         self._modules.update({path.replace(".", "/"): module for path, module in self.factors.items()})
+
+    def _views(self) -> dict[str, LoraFactors]:
+        """Each layer's factors as views into the flat tensors."""
+        factors, at_A, at_B = {}, 0, self.split
+        self._places: dict[str, tuple[int, int, int]] = {}  # padded rank, where A begins, where B begins
+        for index, (path, layer) in enumerate(self._layers.items()):
+            rank = _padded(self.ranks[path], self.flat.device)
+            size_A, size_B = rank * layer.in_features, rank * layer.out_features
+            self._places[path] = (rank, at_A, at_B - self.split)
+            views = [
+                (flat[:, at_A : at_A + size_A].view(self.slots, rank, layer.in_features),
+                 flat[:, at_B : at_B + size_B].view(self.slots, layer.out_features, rank))
+                for flat in (self.flat, self.work, self.grad) if flat is not None
+            ]  # fmt: skip
+            dropout = Dropout(self.dropout, self._numbers[path]) if self.dropout else None
+            one = LoraFactors(*views[0], *views[1], self.scale[index], dropout)
+            if self.grad is None:
+                one.requires_grad_(False)
+            else:
+                one.A.grad, one.B.grad = views[2]
+            factors[path] = one
+            at_A, at_B = at_A + size_A, at_B + size_B
+        return factors
 
     @contextmanager
     def use(self, slots: Tensor | None = None) -> Iterator[None]:
@@ -73,11 +114,20 @@ class AdapterBank(nn.Module):
             for layer in self._layers.values():
                 layer.factors, layer.slots = None, None
 
-    def initialise(self, slot: int, config: LoraConfig, seed: int) -> None:
-        """Start a fresh adapter in `slot`; the same seed gives the same factors on every device."""
+    def refresh(self) -> None:
+        """Bring the working copy up to date after the stored factors have changed."""
+        if self.work is not self.flat:
+            self.work.copy_(self.flat)
+
+    def initialise(self, slot: int, config: LoraConfig, targets: Sequence[str], seed: int) -> None:
+        """Start a fresh adapter on `targets` in `slot`; the same seed gives the same factors on every device."""
         generator = torch.Generator().manual_seed(seed)
-        for factors in self.factors.values():
-            factors.initialise(slot, config.rank, config.scaling, generator)
+        for path, factors in self.factors.items():
+            if path in targets:
+                factors.initialise(slot, config.rank_of(path), config.scaling_of(path), generator)
+            else:
+                factors.clear(slot)
+        self.refresh()
 
     def load(self, slot: int, adapter: AdapterWeights) -> None:
         """Copy an adapter into `slot`; layers it does not target become the plain base there."""
@@ -87,19 +137,53 @@ class AdapterBank(nn.Module):
                 factors.clear(slot)
             else:
                 factors.load(slot, own.A, own.B, own.scale)
+        self.refresh()
 
     @torch.no_grad()
-    def export(self, slot: int, rank: int) -> dict[str, LayerFactors]:
-        """The factors of `slot` cut to `rank`, as float32 copies on the CPU, by module path."""
+    def export(self, slot: int, ranks: Mapping[str, int]) -> dict[str, LayerFactors]:
+        """The factors of `slot` cut to `ranks` by module path, as float32 copies on the CPU."""
         return {
             path: LayerFactors(
-                A=own.A[slot, :rank].float().cpu().clone(),
-                B=own.B[slot, :, :rank].float().cpu().clone(),
-                scale=float(own.scale[slot]),
+                A=self.factors[path].A[slot, :rank].float().cpu().clone(),
+                B=self.factors[path].B[slot, :, :rank].float().cpu().clone(),
+                scale=float(self.factors[path].scale[slot]),
             )
-            for path, own in self.factors.items()
+            for path, rank in ranks.items()
         }
 
-    def trainable_parameters(self) -> list[nn.Parameter]:
-        """All factors, for an optimiser."""
-        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+    def rows(self, slot: int) -> tuple[nn.Parameter, nn.Parameter]:
+        """All A and all B of one adapter as two flat parameters with their gradients, for an optimiser of its own."""
+        assert self.grad is not None
+        parts = []
+        for part in (slice(None, self.split), slice(self.split, None)):
+            parameter = nn.Parameter(self.flat[slot, part])
+            parameter.grad = self.grad[slot, part]
+            parts.append(parameter)
+        return parts[0], parts[1]
+
+
+    def take(self, slot: int, other: AdapterBank, theirs: int) -> None:
+        """Copy the adapter in another bank's slot `theirs` into `slot`, with its gradient; ranks may be laid out larger."""
+        for mine, yours in ((self.flat, other.flat), (self.grad, other.grad)):
+            if mine is not None and yours is not None:
+                A, B = self.laid_out_like(other, yours[theirs, : other.split], yours[theirs, other.split :])
+                mine[slot, : self.split], mine[slot, self.split :] = A, B
+        for path, factors in self.factors.items():
+            factors.scale[slot] = other.factors[path].scale[theirs] if path in other.factors else 0.0
+        self.refresh()
+
+    def laid_out_like(self, other: AdapterBank, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+        """One adapter's flat A and B (or an optimiser's moments of them) from the layout of `other` in this bank's."""
+        mine_A, mine_B = A.new_zeros(self.split), B.new_zeros(self.flat.shape[1] - self.split)
+        for path, (theirs, from_A, from_B) in other._places.items():
+            rank, to_A, to_B = self._places[path]
+            inputs, outputs = self._layers[path].in_features, self._layers[path].out_features
+            wide = slice(to_A, to_A + rank * inputs), slice(to_B, to_B + rank * outputs)
+            mine_A[wide[0]].view(rank, inputs)[:theirs] = A[from_A : from_A + theirs * inputs].view(theirs, inputs)
+            mine_B[wide[1]].view(outputs, rank)[:, :theirs] = B[from_B : from_B + theirs * outputs].view(outputs, theirs)
+        return mine_A, mine_B
+
+
+def _padded(rank: int, device: torch.device) -> int:
+    """Tensor cores want rows of 16 bytes, so a stack's rank is a multiple of 8 there; the rest stays zero."""
+    return -(-rank // 8) * 8 if device.type == "cuda" else rank

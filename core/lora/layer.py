@@ -9,8 +9,8 @@ Kaiming-uniform with a = √5 and B at zero, as in the authors' loralib, so ΔW 
 step. The forward pass never changes W.
 
 The factors of K adapters are stacked, A[K, r_max, in] and B[K, out, r_max]; an adapter of lower rank is padded with
-zero rows, which add nothing. A batch holds the same number of rows for each adapter in use, in order, so that the
-adapter path is two batched products, whatever K is.
+zero rows, which add nothing and get no gradient. A batch holds the same number of rows for each adapter in use, in
+order, so that the adapter path is two batched products, whatever K is.
 """
 
 from __future__ import annotations
@@ -22,20 +22,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from core.lora.dropout import Dropout
+from core.lora.ops import add_delta_, lora_linear, lora_linear_one_token
+
 
 class LoraFactors(nn.Module):
-    """The stacked factors of K adapters for one linear layer, and each adapter's scale."""
+    """The stacked factors of K adapters for one linear layer, and each adapter's scale.
+
+    A and B are what is stored and trained; work_A and work_B are the same numbers in the dtype the base computes in,
+    and the same tensors where that is the stored one. All are views into the bank's storage.
+    """
 
     scale: Tensor
+    work_A: Tensor
+    work_B: Tensor
 
-    def __init__(
-        self, slots: int, rank: int, in_features: int, out_features: int, *,
-        dropout: float = 0.0, device: torch.device | None = None, dtype: torch.dtype = torch.float32,
-    ) -> None:  # fmt: skip
+    def __init__(self, A: Tensor, B: Tensor, work_A: Tensor, work_B: Tensor, scale: Tensor, dropout: Dropout | None) -> None:
         super().__init__()
-        self.A = nn.Parameter(torch.zeros(slots, rank, in_features, device=device, dtype=dtype))
-        self.B = nn.Parameter(torch.zeros(slots, out_features, rank, device=device, dtype=dtype))
-        self.register_buffer("scale", torch.zeros(slots, device=device, dtype=torch.float32))
+        self.A, self.B = nn.Parameter(A), nn.Parameter(B)
+        self.register_buffer("work_A", work_A)
+        self.register_buffer("work_B", work_B)
+        self.register_buffer("scale", scale)
         self.dropout = dropout
 
     @torch.no_grad()
@@ -60,18 +67,36 @@ class LoraFactors(nn.Module):
         self.B[slot].zero_()
         self.scale[slot] = 0.0
 
-    def delta(self, x: Tensor, slots: Tensor | None) -> Tensor:
-        """What the adapters add to the layer's output.
+    def linear(self, x: Tensor, base: nn.Module, slots: Tensor | None) -> Tensor:
+        """The layer's output with the adapters' part.
 
         x [N, …, in] holds N / len(slots) consecutive rows for each entry of `slots`; None means all slots in order.
-        The factors are cast to x's dtype, so float32 factors train under a bf16 base. Returns [N, …, out].
+        Returns [N, …, out].
         """
-        A, B, scale = (self.A, self.B, self.scale) if slots is None else (self.A[slots], self.B[slots], self.scale[slots])
-        grouped = x.reshape(A.shape[0], -1, x.shape[-1])  # [K, T, in]
-        if self.dropout and self.training:
-            grouped = F.dropout(grouped, self.dropout)
-        low = torch.bmm(grouped, A.to(x.dtype).transpose(1, 2)) * scale.to(x.dtype)[:, None, None]  # [K, T, r]
-        return torch.bmm(low, B.to(x.dtype).transpose(1, 2)).reshape(*x.shape[:-1], B.shape[1])
+        weight, bias = plain_weight(base), base.bias
+        if slots is not None:
+            return self._chosen(x, weight, bias, slots)  # type: ignore[arg-type]
+        if self.dropout is not None and self.training:
+            return base(x) + self._dropped_delta(x)
+        y, _ = lora_linear(x, weight, bias, self.A, self.B, self.work_A, self.work_B, self.scale)  # type: ignore[arg-type]
+        return y
+
+    def _chosen(self, x: Tensor, weight: Tensor, bias: Tensor | None, slots: Tensor) -> Tensor:
+        """Inference with a choice of slots."""
+        one_token = x.is_cuda and x.shape[:-1].numel() == slots.shape[0]
+        if one_token:
+            flat = x.reshape(-1, x.shape[-1])
+            y, delta = lora_linear_one_token(flat, weight, bias, self.work_A, self.work_B, self.scale, slots)
+            return (y + delta).view(*x.shape[:-1], -1)
+        y = F.linear(x, weight, bias)
+        return add_delta_(y, x, self.work_A[slots], self.work_B[slots], self.scale[slots])[0]
+
+    def _dropped_delta(self, x: Tensor) -> Tensor:
+        """scale·B·A·dropout(x) by ordinary differentiation; only adapters trained with dropout come here."""
+        assert self.dropout is not None
+        grouped = self.dropout(x).reshape(self.A.shape[0], -1, x.shape[-1])
+        low = torch.bmm(grouped, self.A.to(x.dtype).transpose(1, 2)) * self.scale[:, None, None].to(x.dtype)
+        return torch.bmm(low, self.B.to(x.dtype).transpose(1, 2)).reshape(*x.shape[:-1], -1)
 
 
 class LoraLinear(nn.Module):
@@ -102,13 +127,17 @@ class LoraLinear(nn.Module):
         return isinstance(self.base, Conv1D)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.base(x)
-        return y if self.factors is None else y + self.factors.delta(x, self.slots)
+        return self.base(x) if self.factors is None else self.factors.linear(x, self.base, self.slots)
 
 
 def is_linear(module: nn.Module) -> bool:
     """Whether LoRA can be applied to `module`."""
     return isinstance(module, (nn.Linear, Conv1D))
+
+
+def plain_weight(base: nn.Module) -> Tensor:
+    """W as [out, in], a view where the base stores it transposed."""
+    return base.weight.t() if isinstance(base, Conv1D) else base.weight  # type: ignore[return-value,operator]
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int]:

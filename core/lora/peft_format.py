@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from core.errors import InvalidAdapter, InvalidInput
 from core.lora.adapter import AdapterWeights, LayerFactors
-from core.lora.targets import LayerShapes, ends_with
+from core.lora.targets import LayerShapes, ends_with, layer_number
 from core.safetensors_file import SafetensorsHeader, read_header
 
 CONFIG_NAME = "adapter_config.json"
@@ -82,6 +82,7 @@ def peft_config(adapter: AdapterWeights) -> dict[str, Any]:
         "fan_in_fan_out": adapter.fan_in_fan_out,
         "rank_pattern": _pattern(adapter, {p: f.rank for p, f in adapter.layers.items()}, adapter.rank),
         "alpha_pattern": _pattern(adapter, {p: _alpha(adapter, f) for p, f in adapter.layers.items()}, adapter.alpha),
+        "layers_to_transform": None if adapter.layers_to_transform is None else list(adapter.layers_to_transform),
         "modules_to_save": None,
         "init_lora_weights": True,
     }
@@ -237,6 +238,7 @@ def load_adapter(folder: Path, shapes: LayerShapes, head: str | None = None) -> 
         layers=layers, base_fingerprint=recorded_fingerprint(header),
         base_name=str(config.get("base_model_name_or_path") or ""),
         fan_in_fan_out=config.get("fan_in_fan_out", False), use_rslora=config.get("use_rslora", False),
+        layers_to_transform=_chosen_layers(config),
     )  # fmt: skip
 
 
@@ -262,7 +264,7 @@ def _check_modules(found: set[str], config: Mapping[str, Any], paths: Sequence[s
 
 
 def _targeted(config: Mapping[str, Any], paths: Sequence[str], head: str | None) -> list[str]:
-    names, layers = config["target_modules"], config.get("layers_to_transform")
+    names, layers = config["target_modules"], _chosen_layers(config)
     excluded = config.get("exclude_modules") or []
     paths = [path for path in paths if not any(ends_with(path, name) for name in excluded)]
     if names == "all-linear":
@@ -271,12 +273,12 @@ def _targeted(config: Mapping[str, Any], paths: Sequence[str], head: str | None)
         chosen = [path for path in paths if any(ends_with(path, name) for name in names)]
     if layers is None:
         return chosen
-    wanted = {layers} if isinstance(layers, int) else set(layers)
-    return [path for path in chosen if _layer_index(path) in wanted]
+    return [path for path in chosen if layer_number(path) in layers]
 
 
-def _layer_index(path: str) -> int | None:
-    return next((int(part) for part in path.split(".") if part.isdigit()), None)
+def _chosen_layers(config: Mapping[str, Any]) -> tuple[int, ...] | None:
+    layers = config.get("layers_to_transform")
+    return layers if layers is None else tuple([layers] if isinstance(layers, int) else layers)
 
 
 def _check_shape(name: str, shape: tuple[int, ...], shapes: LayerShapes, config: Mapping[str, Any]) -> None:

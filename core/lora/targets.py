@@ -4,27 +4,48 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from core.config import ALL_LINEAR
+from core.config import ALL_LINEAR, LoraConfig
 from core.errors import InvalidConfig
 
 LayerShapes = Mapping[str, tuple[int, int]]
 """(in_features, out_features) by module path."""
 
 
-def select_targets(paths: Sequence[str], names: Sequence[str], head: str | None) -> list[str]:
-    """The module paths that `names` target: all-linear (all but the head), last names or endings of paths.
+def select_targets(paths: Sequence[str], config: LoraConfig, head: str | None) -> list[str]:
+    """The module paths that an adapter of this configuration has: by name, in the chosen decoder layers.
 
-    Raises InvalidConfig for a name that matches nothing, with the names there are.
+    Raises InvalidConfig for a name, a pattern or a layer number that matches nothing, with what there is.
     """
+    chosen = _named(paths, config.target_names, head)
+    for name in config.pattern_names:
+        if not any(ends_with(path, name) for path in chosen):
+            raise InvalidConfig(f"A pattern speaks of {name!r}, which is none of the targeted modules: {_names(chosen)}.")
+    if config.layer_numbers is None:
+        return chosen
+    there = {number for path in chosen if (number := layer_number(path)) is not None}
+    if unknown := sorted(config.layer_numbers - there):
+        raise InvalidConfig(f"layers_to_transform names layer {unknown[0]}; this model's layers are 0 to {max(there)}.")
+    return [path for path in chosen if layer_number(path) in config.layer_numbers]
+
+
+def _named(paths: Sequence[str], names: Sequence[str], head: str | None) -> list[str]:
     if ALL_LINEAR in names:
         if len(names) > 1:
             raise InvalidConfig("all-linear already targets every linear layer; give it alone.")
         return [path for path in paths if path != head]
     for name in names:
         if not any(ends_with(path, name) for path in paths):
-            there = sorted({path.rpartition(".")[2] for path in paths})
-            raise InvalidConfig(f"No layer of this model is called {name!r}. It has: {', '.join(there)} (or all-linear).")
+            raise InvalidConfig(f"No layer of this model is called {name!r}. It has: {_names(paths)} (or all-linear).")
     return [path for path in paths if any(ends_with(path, name) for name in names)]
+
+
+def _names(paths: Sequence[str]) -> str:
+    return ", ".join(sorted({path.rpartition(".")[2] for path in paths}))
+
+
+def layer_number(path: str) -> int | None:
+    """The decoder layer a module path lies in, counted from 0; None outside of them."""
+    return next((int(part) for part in path.split(".") if part.isdigit()), None)
 
 
 def ends_with(path: str, name: str) -> bool:
@@ -32,6 +53,6 @@ def ends_with(path: str, name: str) -> bool:
     return path == name or path.endswith(f".{name}")
 
 
-def trainable_parameter_count(shapes: LayerShapes, targets: Sequence[str], rank: int) -> int:
+def trainable_parameter_count(shapes: LayerShapes, targets: Sequence[str], config: LoraConfig) -> int:
     """r·(in + out), summed over the targeted layers (arXiv 2106.09685, section 4.2)."""
-    return sum(rank * sum(shapes[path]) for path in targets)
+    return sum(config.rank_of(path) * sum(shapes[path]) for path in targets)

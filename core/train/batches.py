@@ -1,75 +1,244 @@
-"""Which rows go into which step, and how they become tensors."""
+"""Which rows go into which step, and how the micro-batches of K runs become one batch of tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from core.base_model.attention import Packed
 from core.config import TrainConfig
-from core.data.render import IGNORE, Rendered
-from core.train.plan import validation_count
+from core.data.packing import Block, one_row_each, pack
+from core.data.render import IGNORE
+from core.data.tokens import TokenRows
+from core.errors import InvalidData
+from core.train.plan import packs, validation_count
 
-Step = list[list[Rendered]]
-"""One optimiser step: micro-batches of rows."""
+_LENGTH_STEP = 64  # lengths on an accelerator are this times a power of two, so that few shapes occur
+_POSITION_STEP = 64
 
 
 @dataclass(frozen=True)
-class Split:
-    """Rows to train on and rows kept back."""
+class MicroBatch:
+    """The part of one run: its blocks, and by how much each of its trained tokens counts in the step's mean."""
 
-    train: list[Rendered]
-    validation: list[Rendered]
+    rows: TokenRows
+    blocks: Sequence[Block]
+    weight: float
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the fullest block."""
+        return max((self.rows.lengths[list(block)].sum() for block in self.blocks), default=0)
+
+    @property
+    def supervised(self) -> int:
+        """Tokens that carry loss."""
+        return int(sum(self.rows.supervised[list(block)].sum() for block in self.blocks))
 
 
-def split_rows(rows: Sequence[Rendered], share: float, seed: int) -> Split:
-    """Keep back `share` of the rows, chosen by `seed`."""
-    count = validation_count(len(rows), share)
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
-    held_back = set(order[:count])
-    return Split(
-        [row for index, row in enumerate(rows) if index not in held_back],
-        [row for index, row in enumerate(rows) if index in held_back],
-    )
+@dataclass(frozen=True)
+class Step:
+    """One optimiser step of one run."""
+
+    micro_batches: list[MicroBatch]
+    supervised: int
+    tokens: int
 
 
-def plan_steps(rows: Sequence[Rendered], config: TrainConfig) -> Iterator[Step]:
-    """Endless steps: each epoch in a new order drawn from seed and epoch.
+class RunData:
+    """The rows of one run, split and laid into blocks."""
 
-    Within a step, rows of similar length share a micro-batch; the loss is a mean over the step's tokens, so their
-    order changes nothing but the padding.
-    """
-    size = config.micro_batch_size
-    epoch = 0
-    while True:
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
-        order = torch.randperm(len(rows), generator=generator).tolist()
-        for start in range(0, len(order), size * config.gradient_accumulation_steps):
-            chosen = [rows[index] for index in order[start : start + size * config.gradient_accumulation_steps]]
-            chosen.sort(key=lambda row: len(row.ids))
-            yield [chosen[at : at + size] for at in range(0, len(chosen), size)]
-        epoch += 1
+    def __init__(self, rows: TokenRows, config: TrainConfig) -> None:
+        """Raises InvalidData if no row is left to train on."""
+        self.rows, self._config = rows, config
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(config.seed)).numpy()
+        kept_back = np.sort(order[: validation_count(len(rows), config.validation_share)])
+        chosen = np.setdiff1d(np.arange(len(rows)), kept_back)
+        if not len(chosen):
+            raise InvalidData("No row is left to train on after the validation rows; lower validation_share.")
+        self.train_rows, self.validation_rows = len(chosen), len(kept_back)
+        lengths = rows.lengths[chosen]
+        self.packed = packs(len(chosen), float(lengths.sum()), int(lengths.max()), rows.max_length, config)
+        self.blocks, self.validation_blocks = self._blocks(chosen), self._blocks(kept_back)
+
+    def _blocks(self, chosen: NDArray[np.int64]) -> list[Block]:
+        if self.packed:
+            found = pack(self.rows.lengths[chosen].tolist(), self.rows.max_length, self._config.seed)
+        else:
+            found = one_row_each(len(chosen))
+        return [tuple(int(chosen[row]) for row in block) for block in found]
+
+    def steps(self) -> Iterator[Step]:
+        """Endless steps: each epoch in a new order drawn from seed and epoch.
+
+        Within a step, blocks of similar length share a micro-batch; the loss is a mean over the step's tokens, so
+        their order changes nothing but the padding.
+        """
+        size, accumulation = self._config.micro_batch_size, self._config.gradient_accumulation_steps
+        epoch = 0
+        while True:
+            generator = torch.Generator().manual_seed(self._config.seed * 1_000_003 + epoch)
+            order = torch.randperm(len(self.blocks), generator=generator).tolist()
+            for start in range(0, len(order), size * accumulation):
+                chosen = [self.blocks[index] for index in order[start : start + size * accumulation]]
+                chosen.sort(key=self._tokens)
+                supervised = sum(self._supervised(block) for block in chosen)
+                parts = [chosen[at : at + size] for at in range(0, len(chosen), size)]
+                micro = [MicroBatch(self.rows, part, 1.0 / supervised) for part in parts]
+                yield Step(micro, supervised, sum(map(self._tokens, chosen)))
+            epoch += 1
+
+    def validation(self) -> list[MicroBatch]:
+        """The validation rows in micro-batches; every trained token counts 1."""
+        size = self._config.micro_batch_size
+        ordered = sorted(self.validation_blocks, key=self._tokens)
+        return [MicroBatch(self.rows, ordered[at : at + size], 1.0) for at in range(0, len(ordered), size)]
+
+    @property
+    def most_supervised(self) -> int:
+        """The largest number of trained tokens in any block."""
+        return max(map(self._supervised, [*self.blocks, *self.validation_blocks]))
+
+    @property
+    def most_rows(self) -> int:
+        """The largest number of rows in any block."""
+        return max(map(len, [*self.blocks, *self.validation_blocks]))
+
+    def _tokens(self, block: Block) -> int:
+        return int(self.rows.lengths[list(block)].sum())
+
+    def _supervised(self, block: Block) -> int:
+        return int(self.rows.supervised[list(block)].sum())
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What all batches of a group have in common. On an accelerator shapes are fixed, elsewhere as small as they can be."""
+
+    runs: int
+    blocks: int
+    """Blocks of each run in one micro-batch."""
+    block_length: int
+    """Length of every block where rows are packed; otherwise the longest there can be."""
+    packed: bool
+    supervised: int
+    """The most trained tokens a run's micro-batch can have."""
+    segments: int
+    """The most segments a batch can have, the padding at a block's end counted."""
+    fixed: bool
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows padded on the right to one length: ids, labels and mask, each [rows, length]."""
+    """One micro-batch of K runs, run after run: ids and positions [K·blocks, length]; the rest by trained token, [K·C]."""
 
     ids: Tensor
-    labels: Tensor
-    mask: Tensor
+    positions: Tensor
+    index: Tensor
+    """Where a trained token is predicted, counted over all ids."""
+    targets: Tensor
+    weights: Tensor
+    offsets: Tensor | None
+    bounds: list[int] | None
+    """Segments, for the attention: on an accelerator a tensor, elsewhere a list; neither where nothing is packed."""
+    runs: int
+
+    def attention(self) -> Packed | None:
+        """What the attention modules are told."""
+        if self.offsets is None and self.bounds is None:
+            return None
+        return Packed(self.bounds or (), self.offsets, self.ids.shape[1])
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device, without waiting for the copy."""
+        return Batch(**{name: one.to(device, non_blocking=True) if isinstance(one, Tensor) else one
+                        for name, one in self._parts().items()})  # fmt: skip
+
+    def pinned(self) -> Batch:
+        """The same in page-locked memory, from where copies need not be waited for."""
+        return Batch(**{name: one.pin_memory() if isinstance(one, Tensor) else one for name, one in self._parts().items()})
+
+    def copy_(self, other: Batch) -> None:
+        """Take over the content of a batch of the same shape."""
+        for name, one in self._parts().items():
+            if isinstance(one, Tensor):
+                one.copy_(getattr(other, name), non_blocking=True)
+
+    def key(self) -> tuple[int, ...]:
+        """What a captured graph depends on."""
+        return (*self.ids.shape, len(self.index), self.runs)
+
+    def _parts(self) -> dict[str, object]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
-def collate(rows: Sequence[Rendered], pad_id: int, device: torch.device) -> Batch:
-    """Pad `rows` to the longest of them."""
-    length = max(len(row.ids) for row in rows)
-    ids = torch.full((len(rows), length), pad_id)
-    labels = torch.full((len(rows), length), IGNORE)
-    mask = torch.zeros((len(rows), length), dtype=torch.long)
-    for index, row in enumerate(rows):
-        ids[index, : len(row.ids)] = torch.tensor(row.ids)
-        labels[index, : len(row.labels)] = torch.tensor(row.labels)
-        mask[index, : len(row.ids)] = 1
-    return Batch(ids.to(device), labels.to(device), mask.to(device))
+def collate(parts: Sequence[MicroBatch | None], shape: Shape) -> Batch:
+    """Lay the micro-batches of K runs into one batch; a run that has none at the moment (None) gets empty blocks."""
+    blocks = shape.blocks if shape.fixed else max(len(part.blocks) for part in parts if part)
+    length = _length(parts, shape)
+    ids = np.zeros((len(parts) * blocks, length), np.int64)
+    positions = np.tile(np.arange(length), (len(ids), 1))
+    chosen: list[list[tuple[NDArray[np.int64], NDArray[np.int32]]]] = [[] for _ in parts]
+    bounds = [0]
+    for run, part in enumerate(parts):
+        for place in range(blocks):
+            row = run * blocks + place
+            block = part.blocks[place] if part and place < len(part.blocks) else ()
+            at = 0
+            for index in block:
+                assert part is not None
+                tokens, labels = part.rows[index]
+                stop = at + len(tokens)
+                ids[row, at:stop], positions[row, at:stop] = tokens, np.arange(len(tokens))
+                counted = np.flatnonzero(labels[1:] != IGNORE)
+                chosen[run].append((row * length + at + counted, labels[1:][counted]))
+                at = stop
+                bounds.append(row * length + at)
+            if at < length:
+                positions[row, at:] = np.arange(length - at)
+                bounds.append((row + 1) * length)
+    index, targets, weights = _chosen_positions(chosen, parts, shape)
+    segments = bounds if shape.packed else None
+    offsets = None
+    if segments and shape.fixed:
+        padded = np.full(shape.segments + 1, bounds[-1], np.int32)
+        padded[: len(bounds)] = bounds
+        offsets, segments = torch.from_numpy(padded), None
+    tensors = [torch.from_numpy(one) for one in (ids, positions, index, targets, weights)]
+    return Batch(*tensors, offsets, segments, len(parts))
+
+
+def _length(parts: Sequence[MicroBatch | None], shape: Shape) -> int:
+    if shape.packed:
+        return shape.block_length
+    longest = int(max(part.longest for part in parts if part))
+    if not shape.fixed:
+        return longest
+    step = _LENGTH_STEP
+    while step < longest:
+        step *= 2
+    return min(step, -(-shape.block_length // _LENGTH_STEP) * _LENGTH_STEP)
+
+
+def _chosen_positions(
+    chosen: Sequence[Sequence[tuple[NDArray[np.int64], NDArray[np.int32]]]], parts: Sequence[MicroBatch | None], shape: Shape
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """Index, target and weight of each run's trained tokens, padded to one number for all runs."""
+    counts = [sum(len(labels) for _, labels in one) for one in chosen]
+    width = -(-shape.supervised // _POSITION_STEP) * _POSITION_STEP if shape.fixed else max(1, *counts)
+    index = np.zeros((len(parts), width), np.int64)
+    targets = np.full((len(parts), width), IGNORE, np.int64)
+    weights = np.zeros((len(parts), width), np.float32)
+    for run, (one, count) in enumerate(zip(chosen, counts, strict=True)):
+        part = parts[run]
+        if part is None or not count:
+            continue
+        index[run, :count] = np.concatenate([places for places, _ in one])
+        targets[run, :count] = np.concatenate([labels for _, labels in one])
+        weights[run, :count] = part.weight
+    return index.ravel(), targets.ravel(), weights.ravel()

@@ -52,8 +52,8 @@ def estimate(
     *, bytes_per_weight: int, tokens_per_second: float | None,
 ) -> Estimate:  # fmt: skip
     """Estimate a training. Raises InvalidConfig if target_modules match nothing."""
-    targets = select_targets(list(base.layer_shapes), lora.target_names, base.head)
-    trainable = trainable_parameter_count(base.layer_shapes, targets, lora.rank)
+    targets = select_targets(list(base.layer_shapes), lora, base.head)
+    trainable = trainable_parameter_count(base.layer_shapes, targets, lora)
     train_rows = max(1, data.rows - validation_count(data.rows, train.validation_share))
     steps = planned_steps(train_rows, train)
     row_tokens = min(train.max_length, data.mean_characters / _CHARACTERS_PER_TOKEN + _TEMPLATE_TOKENS)

@@ -1,29 +1,86 @@
-"""Causal language-model loss, summed over supervised tokens."""
+"""Causal language-model loss over chosen positions, without ever holding the logits of a whole batch."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from core.data.render import IGNORE
-from core.train.batches import Batch
+
+CHUNK = 1024  # positions whose logits exist at one time: 0.5 GiB in float32 with a vocabulary of 128k
 
 
-def summed_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Sum of the cross-entropy, in nats, over the batch's supervised tokens; the caller divides by their number.
+def token_losses(head: nn.Module, hidden: Tensor, targets: Tensor, weights: Tensor, chunk: int = CHUNK) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of head(hidden) against targets, in nats.
 
-    The output head is computed only at positions where some row's next token carries loss (transformers'
-    logits_to_keep), since it is a fifth of a small model's work and most of its memory.
+    hidden [N, H], targets [N] (IGNORE for none), weights [N]: what each position counts in the sum that is
+    differentiated. Returns that weighted sum, and the plain losses [N] without a gradient. With a frozen head the
+    gradient for `hidden` is computed on the way forward, chunk by chunk, so that no logits are kept or computed twice
+    (the idea of the fused linear cross-entropy of Liger Kernel, arXiv 2410.10989, section 3.2).
     """
-    targets = batch.labels[:, 1:]  # [rows, length - 1]
-    positions = (targets != IGNORE).any(dim=0).nonzero().squeeze(1)
-    logits = model(
-        input_ids=batch.ids, attention_mask=batch.mask, use_cache=False, logits_to_keep=positions
-    ).logits  # [rows, positions, vocabulary]
-    return F.cross_entropy(logits.float().flatten(0, 1), targets[:, positions].flatten(), ignore_index=IGNORE, reduction="sum")
+    weight = getattr(head, "weight", None)
+    if isinstance(weight, Tensor) and getattr(head, "factors", None) is None and isinstance(_inner(head), nn.Linear):
+        return _FrozenHead.apply(hidden, weight, head.bias, targets, weights, chunk)  # type: ignore[no-any-return]
+    return _differentiated(head, hidden, targets, weights, chunk)
 
 
-def supervised_tokens(batch: Batch) -> int:
-    """How many tokens `summed_loss` adds up."""
-    return int(torch.count_nonzero(batch.labels[:, 1:] != IGNORE))
+def _inner(head: nn.Module) -> nn.Module:
+    return getattr(head, "base", head)
+
+
+class _FrozenHead(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, weights: Tensor, chunk: int
+    ) -> tuple[Tensor, Tensor]:
+        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        losses = torch.empty(hidden.shape[0], device=hidden.device)
+        for start in range(0, hidden.shape[0], chunk):
+            part = slice(start, start + chunk)
+            logits = F.linear(hidden[part], weight, bias)
+            losses[part], by_logits = chunk_loss(logits, targets[part], weights[part], gradient is not None)
+            if gradient is not None:
+                torch.mm(by_logits, weight, out=gradient[part])
+        ctx.gradient = gradient
+        ctx.mark_non_differentiable(losses)
+        return (losses * weights).sum(), losses
+
+    @staticmethod
+    def backward(ctx: Any, by_sum: Tensor, by_losses: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        gradient = ctx.gradient
+        ctx.gradient = None
+        return gradient.mul_(by_sum), None, None, None, None, None
+
+
+def chunk_loss(logits: Tensor, targets: Tensor, weights: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor]:
+    """Losses [N] of logits [N, V], and d(Σ weights·losses)/d(logits) in the logits' dtype (empty if not asked for)."""
+    wide = logits.float()
+    total = torch.logsumexp(wide, dim=-1)
+    counted = targets != IGNORE
+    chosen = torch.where(counted, targets, 0)[:, None]
+    losses = torch.where(counted, total - wide.gather(1, chosen)[:, 0], 0.0)
+    if not with_gradient:
+        return losses, logits[:0]
+    factor = torch.where(counted, weights, 0.0)[:, None]
+    gradient = torch.exp(wide - total[:, None]) * factor
+    at = torch.arange(logits.shape[-1], device=logits.device) == chosen
+    return losses, torch.where(at, gradient - factor, gradient).to(logits.dtype)
+
+
+def _differentiated(head: nn.Module, hidden: Tensor, targets: Tensor, weights: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+    """The same where the head itself is trained or does more than a product; its logits are computed twice."""
+    losses = torch.cat(
+        [
+            checkpoint(_plain_losses, head, hidden[at : at + chunk], targets[at : at + chunk], use_reentrant=False)
+            for at in range(0, hidden.shape[0], chunk)
+        ]
+    )
+    return (losses * weights).sum(), losses.detach()
+
+
+def _plain_losses(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(head(hidden[None])[0].float(), targets, ignore_index=IGNORE, reduction="none")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,7 +13,13 @@ from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from core.base_model.load import ResidentBase, load_base
+from core.config import LoraConfig, TrainConfig
+from core.data.formats import Example
+from core.data.tokens import TokenRows, tokenised
 from core.lora.adapter import AdapterWeights, LayerFactors
+from core.train.batches import MicroBatch
+from core.train.group import Event, TrainingGroup, alone
+from core.train.run import RunRequest
 
 CPU = torch.device("cpu")
 PROBE = torch.arange(3, 23).reshape(2, 10)
@@ -63,3 +72,44 @@ def new_peft(folder: Path, rank: int = 4, alpha: float = 8.0, **options: object)
 def logits(model: torch.nn.Module) -> torch.Tensor:
     """Logits on a fixed probe."""
     return model(input_ids=PROBE).logits
+
+
+def token_rows(base: ResidentBase, examples: Sequence[Example], max_length: int = 2048) -> TokenRows:
+    """Rendered rows in a cache of their own."""
+    digest = hashlib.sha256(repr(list(examples)).encode()).hexdigest()
+    cache = Path(tempfile.mkdtemp(prefix="tokens-"))
+    return tokenised(examples, digest, base.tokenizer, min(max_length, base.context_length), cache)
+
+
+def request(
+    base: ResidentBase, examples: Sequence[Example], lora: LoraConfig, train: TrainConfig, key: object = "run"
+) -> RunRequest:
+    """A run to train."""
+    return RunRequest(key, token_rows(base, examples, train.max_length), lora, train)
+
+
+def train_alone(
+    base: ResidentBase, examples: Sequence[Example], lora: LoraConfig, train: TrainConfig
+) -> tuple[AdapterWeights, list[Event]]:
+    """Train one adapter to its end; raises what made it fail."""
+    group = TrainingGroup(base, [request(base, examples, lora, train)])
+    events, adapter = [], None
+    for event in alone(group):
+        events.append(event)
+        if group.runs:
+            adapter = group.adapter("run")
+    assert adapter is not None
+    return adapter, events
+
+
+def peft_loss(model: torch.nn.Module, part: MicroBatch) -> torch.Tensor:
+    """The summed loss of a micro-batch by transformers' own means: padded rows, a mask, all logits."""
+    rows = [part.rows[row] for block in part.blocks for row in block]
+    length = max(len(ids) for ids, _ in rows)
+    ids, labels = torch.full((len(rows), length), 2), torch.full((len(rows), length), -100)
+    mask = torch.zeros_like(ids)
+    for at, (tokens, targets) in enumerate(rows):
+        ids[at, : len(tokens)], labels[at, : len(tokens)] = torch.tensor(tokens.copy()), torch.tensor(targets.copy())
+        mask[at, : len(tokens)] = 1
+    out = model(input_ids=ids, attention_mask=mask).logits[:, :-1].flatten(0, 1)
+    return torch.nn.functional.cross_entropy(out, labels[:, 1:].flatten(), ignore_index=-100, reduction="sum")

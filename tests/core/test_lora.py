@@ -6,32 +6,38 @@ from torch import nn
 
 from core.config import LoraConfig
 from core.errors import InvalidConfig
+from core.lora.adapter import AdapterWeights, LayerFactors
 from core.lora.inject import AdapterBank
-from core.lora.layer import LoraFactors, LoraLinear
+from core.lora.layer import LoraLinear
 from core.lora.targets import select_targets, trainable_parameter_count
 from tests.core.helpers import PROBE, load, logits, random_adapter
 
 
-def _bank(base, slots=1, rank=4, dropout=0.0):
-    return AdapterBank(base.layers, [p for p in base.layers if p != base.head], slots, rank, dropout=dropout)
+def _targets(base):
+    return [path for path in base.layers if path != base.head]
+
+
+def _bank(base, slots=1, rank=4, dropout=()):
+    return AdapterBank(base.layers, _targets(base), slots, rank, dropout=dropout, trainable=True)
 
 
 def test_layer_computes_the_papers_equation():
     torch.manual_seed(0)
     layer = LoraLinear(nn.Linear(6, 5))
-    layer.factors = LoraFactors(1, 2, 6, 5)
+    bank = AdapterBank({"only": layer}, ["only"], slots=1, rank=2)
     A, B = torch.randn(2, 6), torch.randn(5, 2)
-    layer.factors.load(0, A, B, scale=1.5)
+    bank.load(0, AdapterWeights(2, 3.0, 0.0, {"only": LayerFactors(A, B, 1.5)}))
     x = torch.randn(3, 4, 6)
     expected = x @ layer.weight.T + layer.bias + 1.5 * (x @ A.T @ B.T)
-    torch.testing.assert_close(layer(x), expected)
+    with bank.use():
+        torch.testing.assert_close(layer(x), expected)
 
 
 def test_a_fresh_adapter_changes_nothing_at_all(any_model):
     base = load(any_model)
     before = logits(base.model)
     bank = _bank(base)
-    bank.initialise(0, LoraConfig(rank=4), seed=3)
+    bank.initialise(0, LoraConfig(rank=4), _targets(base), seed=3)
     with bank.use():
         assert torch.equal(logits(base.model), before)
 
@@ -40,9 +46,9 @@ def test_the_base_is_frozen_and_only_factors_train(any_model):
     base = load(any_model)
     bank = _bank(base)
     assert not any(parameter.requires_grad for parameter in base.model.parameters())
-    targets = [path for path in base.layers if path != base.head]
-    counted = sum(parameter.numel() for parameter in bank.trainable_parameters())
-    assert counted == trainable_parameter_count(base.layer_shapes, targets, 4)
+    counted = sum(parameter.numel() for parameter in bank.parameters() if parameter.requires_grad)
+    assert counted == trainable_parameter_count(base.layer_shapes, _targets(base), LoraConfig(rank=4))
+    assert sum(row.numel() for row in bank.rows(0)) == counted
 
 
 def test_using_a_bank_leaves_the_base_as_it_was(tiny_llama):
@@ -76,7 +82,7 @@ def test_the_same_seed_starts_the_same_adapter(tiny_llama):
     base = load(tiny_llama)
     first, second, other = _bank(base), _bank(base), _bank(base)
     for bank, seed in ((first, 5), (second, 5), (other, 6)):
-        bank.initialise(0, LoraConfig(rank=4), seed)
+        bank.initialise(0, LoraConfig(rank=4), _targets(base), seed)
     path = next(iter(first.factors))
     assert torch.equal(first.factors[path].A, second.factors[path].A)
     assert not torch.equal(first.factors[path].A, other.factors[path].A)
@@ -84,29 +90,33 @@ def test_the_same_seed_starts_the_same_adapter(tiny_llama):
 
 def test_dropout_is_active_in_training_only(tiny_llama):
     base = load(tiny_llama)
-    bank = _bank(base, dropout=0.5)
+    bank = _bank(base, dropout=[0.5])
     bank.load(0, random_adapter(base))
     with bank.use():
         bank.eval()
         assert torch.equal(logits(base.model), logits(base.model))
+        plain = logits(base.model)
         bank.train()
-        assert not torch.equal(logits(base.model), logits(base.model))
+        dropped = logits(base.model)
+        bank.dropout.keys.fill_(1)
+        assert not torch.equal(dropped, plain)
+        assert not torch.equal(logits(base.model), dropped)
 
 
 def test_all_linear_leaves_the_head_out(tiny_qwen):
     base = load(tiny_qwen)
     assert base.head == "lm_head"
-    assert "lm_head" not in select_targets(list(base.layers), ("all-linear",), base.head)
-    assert select_targets(list(base.layers), ("lm_head",), base.head) == ["lm_head"]
+    assert "lm_head" not in select_targets(list(base.layers), LoraConfig(), base.head)
+    assert select_targets(list(base.layers), LoraConfig(target_modules="lm_head"), base.head) == ["lm_head"]
 
 
 def test_a_tied_head_cannot_be_targeted(tiny_llama):
     base = load(tiny_llama)
     with pytest.raises(InvalidConfig, match="lm_head"):
-        select_targets(list(base.layers), ("lm_head",), base.head)
+        select_targets(list(base.layers), LoraConfig(target_modules="lm_head"), base.head)
 
 
 def test_a_target_that_matches_nothing_lists_what_there_is(tiny_llama):
     base = load(tiny_llama)
     with pytest.raises(InvalidConfig, match=r"'qproj'.*down_proj, gate_proj, k_proj.*all-linear"):
-        select_targets(list(base.layers), ("q_proj", "qproj"), base.head)
+        select_targets(list(base.layers), LoraConfig(target_modules="q_proj,qproj"), base.head)

@@ -5,15 +5,15 @@ import torch
 
 from core.config import LoraConfig, TrainConfig
 from core.data.formats import Example
-from core.data.render import prepare
 from core.errors import InvalidAdapter
 from core.events import StepDone
 from core.lora.inject import AdapterBank
 from core.lora.peft_format import load_adapter, save_adapter
-from core.train.batches import collate, plan_steps, split_rows
-from core.train.loss import summed_loss
-from core.train.trainer import Trainer
-from tests.core.helpers import load, logits, new_peft, peft_from, random_adapter
+from core.train.batches import MicroBatch, RunData, Shape, collate
+from core.train.group import TrainingGroup, alone
+from core.train.memory import Tier
+from core.train.step import MicroBatchStep
+from tests.core.helpers import load, logits, new_peft, peft_from, peft_loss, random_adapter, request, token_rows
 
 ROWS = [
     Example(i, ({"role": "user", "content": f"hello {i}"}, {"role": "assistant", "content": "fine thanks " * (1 + i % 4)}))
@@ -79,9 +79,13 @@ def test_twenty_steps_from_the_same_start_give_the_same_losses(any_model, tmp_pa
     train = TrainConfig(max_steps=20, micro_batch_size=2, gradient_accumulation_steps=2, learning_rate=5e-3, validation_share=0,
                         weight_decay=0.01)  # fmt: skip
     base = load(any_model)
-    trainer = Trainer(base, iter(ROWS), lora, train)
-    save_adapter(tmp_path, trainer.adapter())
-    events = [event for event in trainer.run() if isinstance(event, StepDone)]
+    group = TrainingGroup(base, [request(base, ROWS, lora, train)])
+    events = []
+    for event in alone(group):
+        if not events and group.runs and not (tmp_path / "adapter_config.json").exists():
+            save_adapter(tmp_path, group.adapter("run"))
+        if isinstance(event, StepDone):
+            events.append(event)
     theirs = _peft_losses(any_model, tmp_path, base, train, [event.learning_rate for event in events])
     assert [event.loss for event in events] == pytest.approx(theirs, abs=1e-4)
     assert events[-1].loss < events[0].loss - 0.1
@@ -94,40 +98,36 @@ def _peft_losses(folder, adapter, base, train, rates):
         parameter.requires_grad_("lora_" in name)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(parameters, weight_decay=train.weight_decay)
-    rows = split_rows(prepare(iter(ROWS), base.tokenizer, train.max_length).rows, 0, train.seed).train
     losses = []
-    for rate, step in zip(rates, plan_steps(rows, train), strict=False):
-        supervised = sum(row.supervised for batch in step for row in batch)
+    for rate, step in zip(rates, RunData(token_rows(base, ROWS), train).steps(), strict=False):
         optimiser.zero_grad()
         total = 0.0
-        for batch in step:
-            inputs = collate(batch, 2, torch.device("cpu"))
-            out = model(input_ids=inputs.ids, attention_mask=inputs.mask).logits
-            loss = torch.nn.functional.cross_entropy(
-                out[:, :-1].flatten(0, 1), inputs.labels[:, 1:].flatten(), ignore_index=-100, reduction="sum"
-            )
-            (loss / supervised).backward()
+        for part in step.micro_batches:
+            loss = peft_loss(model, part)
+            (loss * part.weight).backward()
             total += float(loss.detach())
         torch.nn.utils.clip_grad_norm_(parameters, train.max_grad_norm)
         optimiser.param_groups[0]["lr"] = rate
         optimiser.step()
-        losses.append(total / supervised)
+        losses.append(total / step.supervised)
     return losses
 
 
-def test_gradients_equal_pefts_for_every_factor(any_model, tmp_path):
+@pytest.mark.parametrize(("packed", "tier"), [(False, Tier.KEEP), (True, Tier.KEEP), (True, Tier.FULL)])
+def test_gradients_equal_pefts_for_every_factor(any_model, tmp_path, packed, tier):
     base = load(any_model)
     adapter = random_adapter(base)
     save_adapter(tmp_path, adapter)
-    batch = collate(prepare(iter(ROWS[:3]), base.tokenizer, 128).rows, 2, torch.device("cpu"))
-    bank = AdapterBank(base.layers, list(adapter.layers), 1, adapter.rank)
+    rows = token_rows(base, ROWS[:3], 128)
+    part = MicroBatch(rows, [(0,), (1, 2)] if packed else [(0,), (1,), (2,)], 1.0)
+    shape = Shape(1, 2, 128, packed=packed, supervised=256, segments=8, fixed=False)
+    bank = AdapterBank(base.layers, list(adapter.layers), 1, adapter.rank, trainable=True)
     bank.load(0, adapter)
-    with bank.use():
-        summed_loss(base.model, batch).backward()
+    MicroBatchStep(base, bank, tier, compiled=False).train(collate([part], shape))
     model = peft_from(any_model, tmp_path)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
-    summed_loss(model, batch).backward()
+    peft_loss(model, part).backward()
     theirs = dict(model.named_parameters())
     for path, factors in bank.factors.items():
         for ours, letter in ((factors.A, "A"), (factors.B, "B")):

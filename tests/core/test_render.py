@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from core.base_model.describe import PLAIN_TEMPLATE
 from core.data.formats import Example
-from core.data.render import IGNORE, encode_prompt, prepare, render
+from core.data.render import IGNORE, encode_prompt, render
 from core.errors import InvalidData
 
 TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=40).filter(str.strip)
@@ -67,19 +67,8 @@ def test_a_template_that_refuses_says_so(tokenizer, monkeypatch):
         render(_conversation("a", "b"), tokenizer)
 
 
-def test_plain_text_is_trained_on_whole_and_cut_into_pieces(tokenizer):
+def test_plain_text_is_trained_on_whole(tokenizer):
     text = Example(1, text="the quick brown fox " * 20)
     whole = render(text, tokenizer)
     assert whole.labels == whole.ids
     assert whole.ids[-1] == tokenizer.eos_token_id
-    pieces = prepare(iter([text]), tokenizer, 16).rows
-    assert [token for piece in pieces for token in piece.ids] == whole.ids
-
-
-def test_long_rows_are_cut_and_counted_and_rows_without_answer_skipped(tokenizer):
-    rows = [_conversation("hi", "ok"), _conversation("hi", "long " * 50), _conversation("long " * 50, "never seen")]
-    found = prepare(iter(rows), tokenizer, 32)
-    assert (len(found.rows), found.truncated, found.skipped) == (2, 2, 1)
-    assert all(len(row.ids) <= 32 for row in found.rows)
-    with pytest.raises(InvalidData, match="max_length = 4"):
-        prepare(iter(rows), tokenizer, 4)

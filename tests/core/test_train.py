@@ -1,4 +1,6 @@
-"""Training: steps and schedules, accumulation, stopping, divergence, and the resident base."""
+"""Training one adapter: steps and schedules, accumulation, packing, stopping, divergence, and the resident base."""
+
+import dataclasses
 
 import pytest
 import torch
@@ -6,12 +8,12 @@ from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_wi
 
 from core.config import LoraConfig, TrainConfig
 from core.data.formats import Example
-from core.errors import InvalidConfig, TrainingDiverged
+from core.errors import InvalidConfig, InvalidData, TrainingDiverged
 from core.events import EvalDone, MicroBatchDone, Prepared, StepDone, TrainingDone
-from core.train.batches import collate, plan_steps, split_rows
+from core.train.batches import RunData
+from core.train.group import TrainingGroup, alone
 from core.train.schedule import rate_factor, warmup_steps
-from core.train.trainer import Trainer
-from tests.core.helpers import load, logits
+from tests.core.helpers import load, logits, request, token_rows, train_alone
 
 ROWS = [
     Example(i, ({"role": "user", "content": f"hello {i}"}, {"role": "assistant", "content": "fine thanks " * (1 + i % 5)}))
@@ -20,13 +22,13 @@ ROWS = [
 LORA = LoraConfig(rank=4, alpha=8)
 
 
+def _flat(adapter):
+    return torch.cat([factor.flatten() for layer in adapter.layers.values() for factor in (layer.A, layer.B)])
+
+
 def _run(folder, lora=LORA, **options):
-    trainer = Trainer(load(folder), iter(ROWS), lora, TrainConfig(**options))
-    return trainer, list(trainer.run())
-
-
-def _factors(trainer):
-    return torch.cat([factors.flatten() for layer in trainer.bank.factors.values() for factors in (layer.A, layer.B)]).detach()
+    adapter, events = train_alone(load(folder), ROWS, lora, TrainConfig(**options))
+    return _flat(adapter), events
 
 
 def test_a_run_tells_its_story_in_order(tiny_llama):
@@ -41,94 +43,160 @@ def test_a_run_tells_its_story_in_order(tiny_llama):
     assert events[-1].train_loss == steps[-1].loss < steps[0].loss
 
 
-def test_epochs_see_every_row_once(tiny_llama):
-    trainer, _ = _run(tiny_llama, max_steps=1, validation_share=0)
-    config = TrainConfig(micro_batch_size=4, gradient_accumulation_steps=2)
-    steps = plan_steps(trainer.split.train, config)
-    epoch = [id(row) for _ in range(4) for batch in next(steps) for row in batch]
-    assert sorted(epoch) == sorted(id(row) for row in trainer.split.train)
+@pytest.mark.parametrize("packing", ["on", "off"])
+def test_epochs_see_every_row_once(tiny_llama, packing):
+    config = TrainConfig(micro_batch_size=4, gradient_accumulation_steps=2, validation_share=0, packing=packing, max_length=96)
+    data = RunData(token_rows(load(tiny_llama), ROWS, 96), config)
+    steps, blocks = data.steps(), len(data.blocks)
+    for _ in range(2):
+        epoch = []
+        while len(epoch) < len(ROWS):
+            epoch += [row for part in next(steps).micro_batches for block in part.blocks for row in block]
+        assert sorted(epoch) == list(range(len(ROWS)))
+    assert (blocks < len(ROWS)) == (packing == "on")
 
 
+@pytest.mark.parametrize("packing", ["on", "off"])
 @pytest.mark.parametrize(("size", "accumulation"), [(8, 1), (4, 2), (2, 4), (1, 8)])
-def test_accumulation_is_weighted_by_tokens(tiny_llama, size, accumulation):
-    options = {"max_steps": 3, "learning_rate": 1e-2, "validation_share": 0}
+def test_accumulation_is_weighted_by_tokens(tiny_llama, size, accumulation, packing):
+    options = {"max_steps": 3, "learning_rate": 1e-2, "validation_share": 0, "packing": packing, "max_length": 64}
     expected, _ = _run(tiny_llama, micro_batch_size=8, gradient_accumulation_steps=1, **options)
     found, _ = _run(tiny_llama, micro_batch_size=size, gradient_accumulation_steps=accumulation, **options)
-    torch.testing.assert_close(_factors(found), _factors(expected), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_packed_rows_train_as_they_do_apart(any_model):
+    """All rows in every step, once in blocks and once one by one: the same losses and the same adapter."""
+    rows, options = ROWS[:12], {"max_steps": 4, "learning_rate": 1e-2, "validation_share": 0, "gradient_accumulation_steps": 1}
+    apart, events = train_alone(load(any_model), rows, LORA, TrainConfig(micro_batch_size=12, packing="off", **options))
+    packed, others = train_alone(
+        load(any_model), rows, LORA, TrainConfig(micro_batch_size=12, packing="on", max_length=150, **options)
+    )
+    assert 0 < others[0].blocks < len(rows)
+    losses = [[event.loss for event in one if isinstance(event, StepDone)] for one in (events, others)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    torch.testing.assert_close(_flat(packed), _flat(apart), atol=1e-5, rtol=1e-4)
+
+
+def test_auto_packs_only_where_enough_steps_remain(tiny_llama):
+    rows = token_rows(load(tiny_llama), ROWS, 128)
+    long = TrainConfig(epochs=1000, max_length=128)
+    assert RunData(rows, long).packed
+    assert not RunData(rows, dataclasses.replace(long, epochs=1)).packed
 
 
 def test_the_same_seed_gives_the_same_adapter(tiny_llama):
     options = {"max_steps": 4, "learning_rate": 1e-2, "seed": 7}
     dropping = LoraConfig(rank=4, dropout=0.3)
     first, second = (_run(tiny_llama, dropping, **options)[0] for _ in range(2))
-    assert torch.equal(_factors(first), _factors(second))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, _run(tiny_llama, LoraConfig(rank=4), **options)[0])
 
 
 def test_stopping_keeps_what_was_learnt(tiny_llama):
-    trainer = Trainer(load(tiny_llama), iter(ROWS), LORA, TrainConfig(max_steps=50, learning_rate=1e-2))
-    events = []
-    for event in trainer.run():
-        events.append(event)
+    base = load(tiny_llama)
+    group = TrainingGroup(base, [request(base, ROWS, LORA, TrainConfig(max_steps=50, learning_rate=1e-2))])
+    for event in alone(group):
         if isinstance(event, StepDone) and event.step == 3:
-            trainer.stop()
-    assert (events[-1].steps, events[-1].stopped) == (3, True)
-    assert trainer.adapter().is_trained()
+            group.stop("run")
+        if isinstance(event, TrainingDone):
+            assert (event.steps, event.stopped) == (3, True)
+            assert group.adapter("run").is_trained()
+    assert isinstance(event, TrainingDone)
 
 
-def test_training_leaves_the_resident_base_untouched(any_model):
+@pytest.mark.parametrize("packing", ["on", "off"])
+def test_training_leaves_the_resident_base_untouched(any_model, packing):
     base = load(any_model)
     before = logits(base.model)
-    list(Trainer(base, iter(ROWS), LORA, TrainConfig(max_steps=3, learning_rate=1e-2)).run())
+    train_alone(base, ROWS, LORA, TrainConfig(max_steps=3, learning_rate=1e-2, packing=packing, max_length=128))
     assert torch.equal(logits(base.model), before)
 
 
 def test_between_two_events_the_base_answers_as_itself(tiny_llama):
     base = load(tiny_llama)
     before = logits(base.model)
-    for event in Trainer(base, iter(ROWS), LORA, TrainConfig(max_steps=2, learning_rate=1e-2)).run():
+    group = TrainingGroup(base, [request(base, ROWS, LORA, TrainConfig(max_steps=2, learning_rate=1e-2))])
+    for event in alone(group):
         assert torch.equal(logits(base.model), before), event
 
 
 def test_every_factor_moves_within_two_steps(any_model):
-    trainer = Trainer(load(any_model), iter(ROWS), LORA, TrainConfig(max_steps=2, learning_rate=1e-2))
-    before = {path: (f.A.detach().clone(), f.B.detach().clone()) for path, f in trainer.bank.factors.items()}
-    list(trainer.run())
-    for path, factors in trainer.bank.factors.items():
-        assert not torch.equal(factors.A, before[path][0]), path
-        assert not torch.equal(factors.B, before[path][1]), path
+    base = load(any_model)
+    group = TrainingGroup(base, [request(base, ROWS, LORA, TrainConfig(max_steps=2, learning_rate=1e-2))])
+    for event in alone(group):
+        if isinstance(event, StepDone):
+            adapter = group.adapter("run")
+            if event.step == 1:
+                before = adapter
+    for path, factors in adapter.layers.items():
+        assert not torch.equal(factors.A, before.layers[path].A), path
+        assert factors.B.any(), path
 
 
 def test_a_diverged_training_says_so(tiny_llama):
-    trainer = Trainer(load(tiny_llama), iter(ROWS), LORA, TrainConfig(max_steps=3))
-    with torch.no_grad():
-        next(iter(trainer.bank.factors.values())).B[0, 0, 0] = float("nan")
+    base = load(tiny_llama)
+    group = TrainingGroup(base, [request(base, ROWS, LORA, TrainConfig(max_steps=3))])
     with pytest.raises(TrainingDiverged, match=r"step 1.*learning rate"):
-        list(trainer.run())
+        for event in alone(group):
+            if isinstance(event, EvalDone):
+                with torch.no_grad():
+                    group.bank.flat[0, -1] = float("nan")
 
 
-def test_unknown_targets_are_refused_before_anything_starts(tiny_llama):
-    with pytest.raises(InvalidConfig, match="'nope'"):
-        Trainer(load(tiny_llama), iter(ROWS), LoraConfig(target_modules="nope"), TrainConfig())
+@pytest.mark.parametrize(
+    ("lora", "message"),
+    [
+        (LoraConfig(target_modules="nope"), "'nope'"),
+        (LoraConfig(rank_pattern="nope=3"), "'nope'.*q_proj"),
+        (LoraConfig(layers_to_transform="1-9"), "layer 2; this model's layers are 0 to 1"),
+    ],
+)
+def test_targets_that_do_not_exist_are_refused_before_anything_starts(tiny_llama, lora, message):
+    with pytest.raises(InvalidConfig, match=message):
+        train_alone(load(tiny_llama), ROWS, lora, TrainConfig())
+
+
+def test_patterns_and_layers_shape_the_adapter(tiny_llama):
+    lora = LoraConfig(rank=4, rank_pattern="q_proj=2", alpha_pattern="v_proj=16", layers_to_transform="1", use_rslora=True)
+    adapter, events = train_alone(load(tiny_llama), ROWS, lora, TrainConfig(max_steps=2))
+    by_name = {path.rpartition(".")[2]: factors for path, factors in adapter.layers.items()}
+    assert {path.split(".")[2] for path in adapter.layers} == {"1"}
+    assert (by_name["q_proj"].rank, by_name["k_proj"].rank) == (2, 4)
+    assert by_name["v_proj"].scale == pytest.approx(16 / 4**0.5)
+    assert by_name["q_proj"].scale == pytest.approx(32 / 2**0.5)
+    assert events[0].trainable_parameters == adapter.parameter_count
+
+
+def test_lora_plus_moves_b_faster(tiny_llama):
+    """With AdamW the first step of B is its learning rate, times the ratio (arXiv 2402.12354)."""
+    sizes = []
+    for ratio in (1.0, 16.0):
+        train = TrainConfig(max_steps=1, learning_rate=1e-4, loraplus_lr_ratio=ratio, warmup_ratio=0)
+        adapter, _ = train_alone(load(tiny_llama), ROWS, LORA, train)
+        sizes.append(max(float(layer.B.abs().max()) for layer in adapter.layers.values()))
+    assert sizes == pytest.approx([1e-4, 16e-4], rel=1e-2)
 
 
 def test_rows_longer_than_the_context_are_cut_to_it(tiny_gpt2):
     row = Example(1, ({"role": "user", "content": "hi"}, {"role": "assistant", "content": "long " * 400}))
-    trainer = Trainer(load(tiny_gpt2), iter([row]), LORA, TrainConfig(max_steps=1, validation_share=0))
-    prepared = next(trainer.run())
-    assert (prepared.max_length, prepared.truncated_rows) == (256, 1)
+    _, events = train_alone(load(tiny_gpt2), [row], LORA, TrainConfig(max_steps=1, validation_share=0))
+    assert (events[0].max_length, events[0].truncated_rows) == (256, 1)
 
 
-def test_padding_changes_no_loss(tiny_llama):
-    """A long row beside a short one gives the same summed loss as each alone."""
-    from core.train.loss import summed_loss
+def test_rows_without_an_answer_within_the_length_are_skipped_and_counted(tiny_llama):
+    long = Example(1, ({"role": "user", "content": "long " * 100}, {"role": "assistant", "content": "yes"}))
+    _, events = train_alone(load(tiny_llama), [long, *ROWS], LORA, TrainConfig(max_steps=1, max_length=64))
+    assert (events[0].skipped_rows, events[0].truncated_rows) == (1, 1)
+    with pytest.raises(InvalidData, match="raise max_length"):
+        train_alone(load(tiny_llama), [long], LORA, TrainConfig(max_steps=1, max_length=64))
 
-    trainer, _ = _run(tiny_llama, max_steps=1)
-    rows = sorted(trainer.data.rows, key=lambda row: len(row.ids))
-    pair, cpu = [rows[0], rows[-1]], torch.device("cpu")
-    model = trainer.base.model
-    together = summed_loss(model, collate(pair, 0, cpu))
-    apart = sum(summed_loss(model, collate([row], 0, cpu)) for row in pair)
-    torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-5)
+
+def test_long_plain_text_becomes_several_rows(tiny_llama):
+    rows = token_rows(load(tiny_llama), [Example(1, (), "the quick brown fox " * 100)], 64)
+    assert len(rows) > 1
+    assert set(rows.lengths[:-1]) == {64}
+    assert (rows.truncated, rows.skipped) == (1, 0)
 
 
 @pytest.mark.parametrize(
@@ -147,9 +215,8 @@ def test_warm_up_never_exceeds_a_tenth_of_the_run():
     assert (warmup_steps(1000, 0.03), warmup_steps(1000, 0.5), warmup_steps(5, 0.5)) == (30, 100, 0)
 
 
-def test_the_validation_rows_are_the_same_for_the_same_seed():
-    rows = list(range(100))
-    assert split_rows(rows, 0.05, 1).validation == split_rows(rows, 0.05, 1).validation
-    assert len(split_rows(rows, 0.05, 1).validation) == 5
-    assert len(split_rows(rows[:12], 0.01, 1).validation) == 1
-    assert split_rows(rows[:3], 0.05, 1).validation == []
+def test_the_validation_rows_are_the_same_for_the_same_seed(tiny_llama):
+    rows = token_rows(load(tiny_llama), ROWS)
+    kept = [RunData(rows, TrainConfig(seed=seed, validation_share=0.2, packing="off")) for seed in (1, 1, 2)]
+    assert kept[0].validation_blocks == kept[1].validation_blocks != kept[2].validation_blocks
+    assert [one.validation_rows for one in kept] == [6, 6, 6]

@@ -1,0 +1,161 @@
+"""One decoding step for a batch of rows: static caches, and on CUDA one graph for each batch size.
+
+Every row has its own length and its own adapter. All state of a step lies in tensors that stay where they are, so a
+captured step is replayed for token after token, whoever the rows belong to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from core.base_model.attention import OneToken, Prefill, attend
+from core.base_model.compiling import compile_layers, eager_layers
+from core.base_model.load import ResidentBase
+from core.lora.inject import AdapterBank
+
+_CAPACITY_STEP = 256  # on an accelerator capacities are this times a power of two, so that few graphs are needed
+_BATCH_SIZES = (1, 4, 8, 16, 32, 64)
+_WARM_UP = 2
+
+
+class DecodingState:
+    """The rows of one batch between two tokens: caches, positions, slots, and the ids so far."""
+
+    def __init__(self, base: ResidentBase, bank: AdapterBank | None, rows: int, capacity: int, *, compiled: bool = False) -> None:
+        """Room for `rows` rows of up to `capacity` tokens. bank None decodes with the plain base."""
+        self.base, self.bank, self.rows, self.capacity = base, bank, rows, capacity
+        self._compiled = compiled
+        device = base.device
+        self.tokens = torch.zeros(rows, dtype=torch.long, device=device)
+        self.positions = torch.zeros(rows, dtype=torch.long, device=device)
+        self.slots = torch.zeros(rows, dtype=torch.long, device=device)
+        self.history = torch.zeros(rows, capacity, dtype=torch.long, device=device)
+        self._numbers = torch.arange(rows, device=device)
+        self._places = torch.arange(capacity, device=device)
+        self.caches = [
+            (torch.zeros(rows, one.kv_heads, capacity, one.key_width, device=device, dtype=base.dtype),
+             torch.zeros(rows, one.kv_heads, capacity, one.value_width, device=device, dtype=base.dtype))
+            for one in base.attention
+        ]  # fmt: skip
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._logits: Tensor | None = None
+
+    @torch.no_grad()
+    def prefill(self, ids: Tensor, start: int) -> Tensor:
+        """Read prompt tokens [rows, length] at positions start and on; the last layer's output [rows, length, hidden]."""
+        passes = [Prefill(keys, values, start) for keys, values in self.caches]
+        positions = torch.arange(start, start + ids.shape[1], device=ids.device).expand_as(ids)
+        with self._using(self.slots), attend(self.base.attention, passes), eager_layers():
+            body = self.base.model.base_model
+            return body(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def logits_of(self, hidden: Tensor) -> Tensor:
+        """Logits [rows, vocabulary] of the rows' last positions [rows, hidden]."""
+        with self._using(self.slots):
+            return self.base.model.get_output_embeddings()(hidden[:, None])[:, 0]  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def step(self) -> Tensor:
+        """Read `tokens` at `positions`, move the positions on, and return the logits of what follows, [rows, vocabulary]."""
+        if self.base.device.type != "cuda":
+            return self._step()
+        if self._graph is None:
+            self._capture()
+        assert self._graph is not None
+        assert self._logits is not None
+        self._graph.replay()
+        return self._logits
+
+    def _step(self) -> Tensor:
+        seen = (self._places <= self.positions[:, None])[:, None, None]
+        passes = [OneToken(keys, values, self._numbers, self.positions, seen) for keys, values in self.caches]
+        layers = nullcontext() if self._compiled else eager_layers()
+        with self._using(self.slots), attend(self.base.attention, passes), layers:
+            logits = self._forward()
+        self.history[self._numbers, self.positions] = self.tokens
+        self.positions.add_(1).clamp_(max=self.capacity - 1)  # a row that has ended may run on unseen
+        return logits
+
+    def _forward(self) -> Tensor:
+        inputs = {"input_ids": self.tokens[:, None], "position_ids": self.positions[:, None], "use_cache": False}
+        return self.base.model(**inputs).logits[:, -1]  # type: ignore[no-any-return]
+
+    def _using(self, slots: Tensor) -> AbstractContextManager[None]:
+        return nullcontext() if self.bank is None else self.bank.use(slots)
+
+    def _capture(self) -> None:
+        """Warm up on a stream of its own, as capturing asks, and capture one step; the state is as before."""
+        if self._compiled:
+            compile_layers(self.base)
+        kept = [one.clone() for one in (self.positions, self.history)]
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(_WARM_UP):
+                self._step()
+                self.positions.copy_(kept[0])
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            self._logits = self._step()
+        self._graph = graph
+        self.positions.copy_(kept[0])
+        self.history.copy_(kept[1])
+
+    def take_rows(self, other: DecodingState, rows: Sequence[int]) -> None:
+        """Continue with these rows of another state, in this order."""
+        chosen = torch.tensor(list(rows), device=self.base.device)
+        count, room = len(rows), min(self.capacity, other.capacity)
+        for name in ("tokens", "positions", "slots"):
+            getattr(self, name)[:count] = getattr(other, name)[chosen]
+        self.history[:count, :room] = other.history[chosen, :room]
+        for mine, theirs in zip(self.caches, other.caches, strict=True):
+            for one, two in zip(mine, theirs, strict=True):
+                one[:count, :, :room] = two[chosen, :, :room]
+
+
+def fitting_rows(rows: int, device: torch.device) -> int:
+    """How many rows a state for `rows` rows has: few sizes where each costs a graph."""
+    if device.type != "cuda":
+        return rows
+    return next((size for size in _BATCH_SIZES if size >= rows), rows)
+
+
+def fitting_capacity(tokens: int, device: torch.device) -> int:
+    """The capacity for rows of up to `tokens` tokens."""
+    if device.type != "cuda":
+        return tokens
+    capacity = _CAPACITY_STEP
+    while capacity < tokens:
+        capacity *= 2
+    return capacity
+
+
+class StatePool:
+    """States that can be used again, so that a chat finds its graph captured."""
+
+    def __init__(self, base: ResidentBase, *, compiled: bool = False, most: int = 4) -> None:
+        self._base, self._compiled, self._most = base, compiled, most
+        self._free: list[DecodingState] = []
+
+    def borrow(self, bank: AdapterBank | None, rows: int, tokens: int) -> DecodingState:
+        """A state for these rows; give it back when done."""
+        device = self._base.device
+        rows, capacity = fitting_rows(rows, device), fitting_capacity(tokens, device)
+        self._free = [one for one in self._free if one.bank is bank or bank is None]
+        for one in self._free:
+            if (one.rows, one.capacity) == (rows, capacity) and one.bank is bank:
+                self._free.remove(one)
+                return one
+        return DecodingState(self._base, bank, rows, capacity, compiled=self._compiled)
+
+    def give_back(self, state: DecodingState) -> None:
+        """Keep a state for the next who needs one like it; only graphs are worth keeping."""
+        if self._base.device.type == "cuda":
+            self._free.append(state)
+            del self._free[: -self._most]

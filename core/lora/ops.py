@@ -1,0 +1,125 @@
+"""The arithmetic of a LoRA layer as operators that autograd, torch.compile and CUDA graphs take as they are.
+
+Forward and backward of one frozen linear layer with K adapters. Written as whole operators, since that keeps the
+adapters' products inside the output of the base's (one addition in place instead of two passes over it), and since
+backward then needs x and the small S = x·Aᵀ only, both of which a partitioner may recompute.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@torch.library.custom_op("lora_workbench::linear", mutates_args=())
+def lora_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, work_A: Tensor, work_B: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor]:
+    """y = x·Wᵀ + bias + scale·(x·Aᵀ)·Bᵀ, and S = scale·x·Aᵀ for backward (arXiv 2106.09685, equation 3).
+
+    x [N, …, in] holds N/K consecutive rows of each adapter; weight [out, in]; A [K, r, in] and B [K, out, r] are the
+    float32 factors that receive gradients, work_A and work_B the same in x's dtype; scale [K]. y [N, …, out], S [K, T, r].
+    """
+    y = F.linear(x, weight, bias)
+    return add_delta_(y, x, work_A, work_B, scale)
+
+
+def add_delta_(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Add scale·(x·Aᵀ)·Bᵀ to y in place, and return it with S."""
+    adapters = A.shape[0]
+    grouped, total = x.reshape(adapters, -1, x.shape[-1]), y.view(adapters, -1, y.shape[-1])
+    if adapters == 1:  # the plain product is quicker than a batch of one
+        S = torch.mm(grouped[0], A[0].t()).mul_(scale)
+        total[0].addmm_(S, B[0].t())
+        return y, S[None]
+    S = torch.bmm(grouped, A.transpose(1, 2)).mul_(scale[:, None, None])
+    total.baddbmm_(S, B.transpose(1, 2))
+    return y, S
+
+
+@lora_linear.register_fake
+def _(x, weight, bias, A, B, work_A, work_B, scale):  # type: ignore[no-untyped-def]
+    tokens = x.numel() // x.shape[-1] // A.shape[0]
+    return x.new_empty(*x.shape[:-1], weight.shape[0]), x.new_empty(A.shape[0], tokens, A.shape[1])
+
+
+@torch.library.custom_op("lora_workbench::linear_backward", mutates_args=())
+def lora_linear_backward(
+    dy: Tensor, x: Tensor, S: Tensor, weight: Tensor, work_A: Tensor, work_B: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients for x, A and B; those of the factors in float32. The frozen weight gets none."""
+    adapters = work_A.shape[0]
+    dx = torch.matmul(dy, weight)
+    grouped_dy, grouped_x = dy.reshape(adapters, -1, dy.shape[-1]), x.reshape(adapters, -1, x.shape[-1])
+    if adapters == 1:
+        dS = torch.mm(grouped_dy[0], work_B[0]).mul_(scale)[None]
+        dx.view(-1, dx.shape[-1]).addmm_(dS[0], work_A[0])
+    else:
+        dS = torch.bmm(grouped_dy, work_B).mul_(scale[:, None, None])
+        dx.view(adapters, -1, dx.shape[-1]).baddbmm_(dS, work_A)
+    return dx, _float32_product(dS, grouped_x), _float32_product(grouped_dy, S)
+
+
+def _float32_product(left: Tensor, right: Tensor) -> Tensor:
+    """leftᵀ·right for each adapter, summed over tokens, in float32."""
+    if left.dtype == torch.float32:
+        return torch.bmm(left.transpose(1, 2), right)
+    if left.is_cuda:  # accumulated in float32 anyway; this keeps it from being rounded on the way out
+        return torch.bmm(left.transpose(1, 2), right, out_dtype=torch.float32)
+    return torch.bmm(left.transpose(1, 2), right).float()
+
+
+@lora_linear_backward.register_fake
+def _(dy, x, S, weight, work_A, work_B, scale):  # type: ignore[no-untyped-def]
+    return torch.empty_like(x), work_A.new_empty(work_A.shape, dtype=torch.float32), work_B.new_empty(
+        work_B.shape, dtype=torch.float32
+    )
+
+
+def _keep(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    x, weight, _bias, _A, _B, work_A, work_B, scale = inputs
+    ctx.save_for_backward(x, output[1], weight, work_A, work_B, scale)
+
+
+def _backward(ctx, dy, _dS):  # type: ignore[no-untyped-def]
+    x, S, weight, work_A, work_B, scale = ctx.saved_tensors
+    dx, dA, dB = lora_linear_backward(dy.contiguous(), x, S, weight, work_A, work_B, scale)
+    return dx if ctx.needs_input_grad[0] else None, None, None, dA, dB, None, None, None
+
+
+lora_linear.register_autograd(_backward, setup_context=_keep)
+
+
+@torch.library.custom_op("lora_workbench::linear_one_token", mutates_args=())
+def lora_linear_one_token(
+    x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: Tensor, slots: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One new token for each row of x [R, in], row i with adapter slots[i]: the base's output and the adapters' delta.
+
+    Decoding reads the whole weight for a few rows, so the adapters' two small kernels run beside it on a stream of
+    their own, and the sum is left to the caller, where a compiler folds it into whatever comes next.
+    """
+    from core.lora.kernels import one_token_delta  # needs Triton, which only CUDA builds of torch bring
+
+    main, side = torch.cuda.current_stream(x.device), _side_stream(x.device.index)
+    S = torch.empty(x.shape[0], A.shape[1], device=x.device, dtype=torch.float32)
+    delta = torch.empty(x.shape[0], weight.shape[0], device=x.device, dtype=x.dtype)
+    side.wait_stream(main)
+    with torch.cuda.stream(side):
+        one_token_delta(x, A, B, scale, slots, S, delta)
+    y = F.linear(x, weight, bias)
+    main.wait_stream(side)
+    return y, delta
+
+
+@lora_linear_one_token.register_fake
+def _(x, weight, bias, A, B, scale, slots):  # type: ignore[no-untyped-def]
+    return x.new_empty(x.shape[0], weight.shape[0]), x.new_empty(x.shape[0], weight.shape[0])
+
+
+@functools.cache
+def _side_stream(device: int) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)

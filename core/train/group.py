@@ -1,0 +1,365 @@
+"""Training K adapters at once on the resident base, as a generator of events.
+
+Each batch holds one micro-batch of every run, so the base's weights are read once for all of them. Everything else is
+each run's own: rows, loss, clipping, schedule, optimiser, evaluation, end. The engine calls next() for each
+micro-batch and may decode tokens for a chat in between; nothing of a step stays switched on in the base across a yield.
+
+On an accelerator figures are read one micro-batch late, so that the device never waits for the host.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+
+import psutil
+import torch
+from torch import Tensor
+
+from core.base_model.compiling import compile_layers
+from core.base_model.load import ResidentBase
+from core.errors import InvalidConfig, TrainingDiverged, WorkbenchError
+from core.events import EvalDone, MicroBatchDone, Notice, Prepared, RunFailed, StepDone, TrainingDone
+from core.lora.adapter import AdapterWeights
+from core.lora.inject import AdapterBank
+from core.train.batches import MicroBatch, Shape, Step, collate
+from core.train.memory import Tier, first_tier
+from core.train.run import RunRequest, TrainingRun
+from core.train.step import MicroBatchStep, embedding_needs_gradient
+
+Event = Prepared | Notice | MicroBatchDone | StepDone | EvalDone | TrainingDone | RunFailed
+_LOOK_BEFORE_COMPILING = 5  # micro-batches
+_RATE_WINDOW = 20  # micro-batches over which a micro-batch's time is averaged
+_COMPILE_SECONDS, _COMPILE_GAIN = 60.0, 0.3  # what compiling costs at first, and the share of the time it saves
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A step whose figures are still on the device."""
+
+    run: TrainingRun
+    number: int
+    step: Step
+    rate: float
+    slot: int
+
+
+class TrainingGroup:
+    """Runs that share a base, a block length and a micro-batch size. Iterate over run()."""
+
+    def __init__(self, base: ResidentBase, requests: Sequence[RunRequest], *, most_runs: int = 64) -> None:
+        """A request that cannot be prepared fails by itself, in run(). most_runs is how many train at one time."""
+        self.base, self._most = base, most_runs
+        self._waiting: deque[RunRequest] = deque(requests)
+        self._slots: list[TrainingRun | None] = []  # who holds which slot; None where a run has ended
+        self._stopping: set[Hashable] = set()
+        self._pending: list[_Pending] = []
+        self._figures: Tensor | None = None  # [2, slots]: loss sums and gradient norms of the pending steps
+        self._sums = torch.zeros(0)  # [slots]: losses of the steps under way
+        self._bank: AdapterBank | None = None
+        self._step: MicroBatchStep | None = None
+        self._tier: Tier | None = None
+        self._compiled = False
+        self._busy: deque[float] = deque(maxlen=_RATE_WINDOW)
+        self._ticks = 0
+        self.finished = False
+
+    # From outside, between two events.
+
+    def stop(self, key: Hashable) -> None:
+        """End a run after the current micro-batch and keep what it has learnt; an unfinished step is thrown away."""
+        self._stopping.add(key)
+
+    def add(self, request: RunRequest) -> None:
+        """Have another run join when there is room."""
+        self._waiting.append(request)
+
+    def adapter(self, key: Hashable) -> AdapterWeights:
+        """The factors of a run as they are now; ask before going on after its TrainingDone."""
+        slot, run = next((slot, run) for slot, run in enumerate(self._slots) if run is not None and run.key == key)
+        assert self._bank is not None
+        return run.adapter(self._bank, slot)
+
+    @property
+    def bank(self) -> AdapterBank:
+        """The factors that are being trained."""
+        assert self._bank is not None
+        return self._bank
+
+    @property
+    def runs(self) -> list[TrainingRun]:
+        """The runs under way, by slot."""
+        return [run for run in self._slots if run is not None]
+
+    # The work.
+
+    def run(self) -> Iterator[tuple[Hashable, Event]]:
+        """Train until every run has ended. Each event comes with the key of its run."""
+        undo = embedding_needs_gradient(self.base)
+        try:
+            yield from self._admit()
+            while self.runs:
+                yield from self._tick()
+                yield from self._admit()
+        finally:
+            undo()
+            self.finished = True
+
+    def _admit(self) -> Iterator[tuple[Hashable, Event]]:
+        """Let waiting runs join, all at once, and build the bank anew if the members have changed."""
+        joining: list[TrainingRun] = []
+        while self._waiting and len(self.runs) + len(joining) < self._most:
+            request = self._waiting.popleft()
+            try:
+                run = TrainingRun(self.base, request)
+                self._require_fit(run, [*self.runs, *joining])
+            except WorkbenchError as error:
+                yield request.key, RunFailed(error)
+                continue
+            joining.append(run)
+            yield run.key, run.prepared()
+        if joining or self._has_shrunk():
+            yield from self._read()
+            self._rebuild(joining)
+        yield from self._evaluate(joining)
+
+    @staticmethod
+    def _require_fit(run: TrainingRun, others: Sequence[TrainingRun]) -> None:
+        """What the runs of one batch must have in common."""
+        if others and (wanted := _commons(others[0])) != (found := _commons(run)):
+            raise InvalidConfig(
+                f"Runs that train together need the same block length, micro-batch size and packing; "
+                f"this one has {found}, the others {wanted}. Train it by itself."
+            )
+
+    def _has_shrunk(self) -> bool:
+        """Whether enough runs have ended for a smaller batch to pay; compiled and captured work is not redone for one."""
+        ended = self._slots.count(None)
+        fixed = self.base.device.type == "cuda"
+        return ended > 0 and (ended * 2 >= len(self._slots) if fixed else True) and bool(self.runs)
+
+    def _rebuild(self, joining: Sequence[TrainingRun]) -> None:
+        old, old_slots = self._bank, self._slots
+        staying = [(slot, run) for slot, run in enumerate(old_slots) if run is not None]
+        members = [run for _, run in staying] + list(joining)
+        ranks: dict[str, int] = {}
+        for path in self.base.layers:
+            if found := [run.ranks[path] for run in members if path in run.ranks]:
+                ranks[path] = max(found)
+        if old is not None:  # a moment that the optimiser holds must find its place
+            ranks = {path: max(ranks.get(path, 0), old.ranks.get(path, 0)) for path in self.base.layers
+                     if path in ranks or path in old.ranks}  # fmt: skip
+        self._bank = AdapterBank(
+            self.base.layers, list(ranks), slots=len(members), rank=ranks,
+            dropout=[run.lora.dropout for run in members], trainable=True,
+        )  # fmt: skip
+        sums = torch.zeros(len(members), device=self.base.device)
+        for slot, (old_slot, run) in enumerate(staying):
+            assert old is not None
+            run.move(old, old_slot, self._bank, slot)
+            sums[slot] = self._sums[old_slot]
+        for slot, run in enumerate(joining, start=len(staying)):
+            run.start(self._bank, slot)
+        self._slots, self._sums = list(members), sums
+        if self._tier is None:
+            self._compiled = self._wants_compile("on")
+            self._tier = first_tier(self.base, self._tokens_a_batch(), self._compiled)
+            if self._compiled:
+                compile_layers(self.base)
+        self._use(self._tier, self._compiled)
+
+    def _tokens_a_batch(self) -> int:
+        shape = self._shape()
+        return shape.runs * shape.blocks * shape.block_length
+
+    def _shape(self) -> Shape:
+        runs = self.runs
+        first = runs[0]
+        blocks, length = first.train.micro_batch_size, first.data.rows.max_length
+        return Shape(
+            runs=len(self._slots), blocks=blocks, block_length=length, packed=first.data.packed,
+            supervised=min(blocks * length, blocks * max(run.data.most_supervised for run in runs)),
+            segments=len(self._slots) * blocks * (1 + max(run.data.most_rows for run in runs)),
+            fixed=self.base.device.type == "cuda",
+        )  # fmt: skip
+
+    def _tick(self) -> Iterator[tuple[Hashable, Event]]:
+        """One micro-batch of every run, and whatever it completes."""
+        yield from self._compile_if_it_pays()
+        start = time.perf_counter()
+        parts = [run.next_micro_batch() if run is not None else None for run in self._slots]
+        yield from self._forward_backward(parts)
+        late = self._read()
+        self._update()
+        self._busy.append(time.perf_counter() - start)
+        self._ticks += 1
+        yield self.runs[0].key if self.runs else None, MicroBatchDone()
+        yield from late
+        stepped = [pending.run for pending in self._pending]
+        if self.base.device.type != "cuda" or any(run.ended or run.evaluates() for run in stepped):
+            yield from self._read()
+            stepped = [run for run in stepped if run in self.runs]
+            yield from self._evaluate([run for run in stepped if run.evaluates()])
+            for run in stepped:
+                if run.ended:
+                    yield from self._end(run)
+        yield from self._stop_asked()
+
+    def _stop_asked(self) -> Iterator[tuple[Hashable, Event]]:
+        if not any(run.key in self._stopping for run in self.runs):
+            return
+        yield from self._read()
+        for run in [run for run in self.runs if run.key in self._stopping]:
+            run.stopping = True
+            yield from self._end(run)
+
+    def _forward_backward(self, parts: Sequence[MicroBatch | None]) -> Iterator[tuple[Hashable, Event]]:
+        """Add the gradients of one micro-batch of each run.
+
+        The first of its kind may need more memory than there is, or fail to compile. Then it is done again, from the
+        gradients that were there before, in the next smaller tier or without compiling, and the runs are told.
+        """
+        bank, step = self.bank, self._step
+        assert step is not None
+        assert bank.grad is not None
+        if bank.dropout is not None:
+            keys = [run.dropout_key() if run is not None else 0 for run in self._slots]
+            bank.dropout.keys.copy_(torch.tensor(keys, dtype=torch.int32))
+        batch = collate(parts, self._shape())
+        batch = batch.pinned() if self.base.device.type == "cuda" else batch
+        before = None if step.proven else bank.grad.clone()
+        while True:
+            try:
+                self._sums += step.train(batch)
+                break
+            except torch.OutOfMemoryError:
+                if before is None or step.tier is Tier.FULL:
+                    raise
+                tier, compiled = Tier(step.tier + 1), step.compiled
+                why = f"The memory does not hold a micro-batch, so {tier.sentence}"
+            except Exception as error:  # noqa: BLE001  (whatever a compiler raises; a fault of our own comes again without it)
+                if before is None or not step.compiled:
+                    raise
+                tier, compiled, why = step.tier, False, f"Compiling failed ({_first_line(error)}); going on without"
+            bank.grad.copy_(before)
+            step = self._use(tier, compiled)
+            yield from self._tell(why)
+        while step.notices:
+            yield from self._tell(step.notices.pop())
+
+    def _use(self, tier: Tier, compiled: bool) -> MicroBatchStep:
+        self._tier, self._compiled = tier, compiled
+        self._step = MicroBatchStep(self.base, self.bank, tier, compiled)
+        return self._step
+
+    def _tell(self, text: str) -> Iterator[tuple[Hashable, Event]]:
+        for run in self.runs:
+            yield run.key, Notice(text)
+
+    def _wants_compile(self, how: str) -> bool:
+        return any(run.train.compile == how for run in self.runs)
+
+    def _compile_if_it_pays(self) -> Iterator[tuple[Hashable, Event]]:
+        """After a few micro-batches it is known how long the group will take; compiling has to earn its own time."""
+        if self._compiled or self._ticks != _LOOK_BEFORE_COMPILING or not self._wants_compile("auto"):
+            return
+        left = max(run.total_steps * run.train.gradient_accumulation_steps for run in self.runs)
+        if self.base.device.type != "cuda" or left * min(self._busy) * _COMPILE_GAIN < _COMPILE_SECONDS:
+            return
+        compile_layers(self.base)
+        assert self._tier is not None
+        self._use(max(self._tier, Tier.CHEAP), True)
+        yield from self._tell("Compiling the model's layers: the next micro-batch takes up to a minute, those after it less")
+
+    def _update(self) -> None:
+        """Step the optimiser of every run whose step is complete, and send its figures on their way."""
+        bank = self.bank
+        assert bank.grad is not None
+        complete = [(slot, run) for slot, run in enumerate(self._slots) if run is not None and run.step_is_complete]
+        self._pending, self._figures = [], None
+        if not complete:
+            return
+        norms = torch.linalg.vector_norm(bank.grad, dim=1)
+        self._figures = torch.stack([self._sums, norms]).to("cpu", non_blocking=True)
+        if self.base.device.type == "cuda":
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+        for slot, run in complete:
+            rate, step = run.update(norms[slot], bank.grad[slot])
+            self._pending.append(_Pending(run, run.done, step, rate, slot))
+        done = torch.tensor([slot for slot, _ in complete], device=self.base.device)
+        bank.grad.index_fill_(0, done, 0.0)
+        self._sums.index_fill_(0, done, 0.0)
+        bank.refresh()
+
+    def _read(self) -> list[tuple[Hashable, Event]]:
+        """The events of the pending steps, whose figures have arrived by now or are waited for."""
+        if self._figures is None:
+            return []
+        if self.base.device.type == "cuda":
+            self._arrived.synchronize()
+        sums, norms = self._figures.tolist()
+        seconds, memory = self._seconds_a_tick(), memory_in_use(self.base.device)
+        events: list[tuple[Hashable, Event]] = []
+        for one in self._pending:
+            each = seconds * len(one.step.micro_batches)
+            try:
+                event: Event = one.run.step_done(one.number, one.step, one.rate, sums[one.slot], norms[one.slot], each, memory)
+            except TrainingDiverged as error:
+                event = RunFailed(error)
+                self._slots[one.slot] = None
+            events.append((one.run.key, event))
+        self._pending, self._figures = [], None
+        return events
+
+    def _seconds_a_tick(self) -> float:
+        return sum(self._busy) / len(self._busy) if self._busy else 1e-9
+
+    def _evaluate(self, runs: Sequence[TrainingRun]) -> Iterator[tuple[Hashable, Event]]:
+        """Mean loss over the validation rows of `runs`, a micro-batch of all of them at a time."""
+        due = [run for run in runs if run.data.validation_blocks]
+        if not due:
+            return
+        assert self._step is not None
+        left = {run: run.validation_parts() for run in due}
+        sums = torch.zeros(len(self._slots), device=self.base.device)
+        while True:
+            parts = [next(left[run], None) if run in left else None for run in self._slots]  # type: ignore[index]
+            if not any(parts) or any(run.key in self._stopping for run in due):
+                break
+            sums += self._step.evaluate(collate(parts, self._shape()))
+            yield due[0].key, MicroBatchDone()
+        if not any(parts):
+            totals = sums.tolist()
+            for run in due:
+                yield run.key, run.evaluation_done(totals[self._slots.index(run)])
+
+    def _end(self, run: TrainingRun) -> Iterator[tuple[Hashable, Event]]:
+        yield run.key, run.training_done()
+        self._slots[self._slots.index(run)] = None
+
+
+def _commons(run: TrainingRun) -> str:
+    packing = "packed" if run.data.packed else "not packed"
+    return f"{run.data.rows.max_length} tokens, {run.train.micro_batch_size} rows, {packing}"
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error).strip() else ''}"
+
+
+def memory_in_use(device: torch.device) -> int:
+    """Peak bytes on an accelerator since the run began, or this process's resident bytes on a CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return int(psutil.Process().memory_info().rss)
+
+
+def alone(group: TrainingGroup) -> Iterator[Event]:
+    """The events of a group of one; raises what made its run fail."""
+    for _, event in group.run():
+        if isinstance(event, RunFailed):
+            raise event.error
+        yield event

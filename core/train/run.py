@@ -1,0 +1,188 @@
+"""One training run inside a group: its data, schedule and optimiser, and where it stands. No model in it."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from core.base_model.load import ResidentBase
+from core.config import LoraConfig, TrainConfig
+from core.data.tokens import TokenRows
+from core.errors import TrainingDiverged
+from core.events import EvalDone, Prepared, StepDone, TrainingDone
+from core.lora.adapter import AdapterWeights
+from core.lora.dropout import run_key
+from core.lora.inject import AdapterBank
+from core.lora.targets import select_targets, trainable_parameter_count
+from core.train.batches import MicroBatch, RunData, Step
+from core.train.plan import planned_steps, steps_per_epoch
+from core.train.schedule import rate_factor, warmup_steps
+
+_RATE_WINDOW = 20  # steps over which speed and time left are averaged
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What a run is made of. `key` names it in the group's events."""
+
+    key: Hashable
+    rows: TokenRows
+    lora: LoraConfig
+    train: TrainConfig
+
+
+class TrainingRun:
+    """A run's own state. What it learns depends on nothing that other runs of its group do."""
+
+    def __init__(self, base: ResidentBase, request: RunRequest) -> None:
+        """Raises InvalidConfig or InvalidData."""
+        self.key, self.lora, self.train = request.key, request.lora, request.train
+        self._base = base
+        self.targets = select_targets(list(base.layers), self.lora, base.head)
+        self.ranks = {path: self.lora.rank_of(path) for path in self.targets}
+        self.data = RunData(request.rows, self.train)
+        self.total_steps = planned_steps(len(self.data.blocks), self.train)
+        self.done = 0
+        self.stopping = False
+        self.train_loss: float | None = None
+        self.validation_loss: float | None = None
+        self.micro_batches = 0  # taken so far, also of unfinished steps
+        self._steps = self.data.steps()
+        self._step: Step | None = None
+        self._place = 0  # in the step's micro-batches
+        self._optimiser: torch.optim.Optimizer | None = None
+        self._recent: deque[tuple[float, int]] = deque(maxlen=_RATE_WINDOW)  # (seconds, tokens)
+
+    # Its place in a bank.
+
+    def start(self, bank: AdapterBank, slot: int) -> None:
+        """Take `slot` with fresh factors."""
+        bank.initialise(slot, self.lora, self.targets, self.train.seed)
+        A, B = bank.rows(slot)
+        groups = [{"params": [A]}, {"params": [B]}]
+        decay = self.train.weight_decay
+        self._optimiser = torch.optim.AdamW(groups, lr=self.train.learning_rate, weight_decay=decay, fused=True)
+
+    def move(self, old: AdapterBank, old_slot: int, new: AdapterBank, slot: int) -> None:
+        """Go on in another bank: factors, gradients so far and the optimiser's moments, laid out as the new bank is."""
+        assert self._optimiser is not None
+        new.take(slot, old, old_slot)
+        for group, parameter in zip(self._optimiser.param_groups, new.rows(slot), strict=True):
+            before = group["params"][0]
+            group["params"] = [parameter]
+            state = self._optimiser.state.pop(before, None)
+            if state is not None:
+                self._optimiser.state[parameter] = state
+        states = [self._optimiser.state.get(group["params"][0]) for group in self._optimiser.param_groups]
+        if any(states):
+            for name in ("exp_avg", "exp_avg_sq"):
+                A, B = new.laid_out_like(old, states[0][name], states[1][name])  # type: ignore[index]
+                states[0][name], states[1][name] = A, B  # type: ignore[index]
+
+    def adapter(self, bank: AdapterBank, slot: int) -> AdapterWeights:
+        """The factors as they are now."""
+        layers = self.lora.layer_numbers
+        return AdapterWeights(
+            rank=self.lora.rank, alpha=self.lora.alpha, dropout=self.lora.dropout, layers=bank.export(slot, self.ranks),
+            base_fingerprint=self._base.fingerprint, base_name=self._base.name,
+            fan_in_fan_out=any(self._base.layers[path].transposed for path in self.targets), use_rslora=self.lora.use_rslora,
+            layers_to_transform=None if layers is None else tuple(sorted(layers)),
+        )  # fmt: skip
+
+    # Its micro-batches.
+
+    def next_micro_batch(self) -> MicroBatch:
+        """The part of the next batch that is this run's."""
+        if self._step is None:
+            self._step, self._place = next(self._steps), 0
+        self._place += 1
+        self.micro_batches += 1
+        return self._step.micro_batches[self._place - 1]
+
+    def dropout_key(self) -> int:
+        """Keys the dropout of the next micro-batch."""
+        return run_key(self.train.seed, self.micro_batches)
+
+    @property
+    def step_is_complete(self) -> bool:
+        """Whether all micro-batches of the step at hand have been taken."""
+        return self._step is not None and self._place == len(self._step.micro_batches)
+
+    def update(self, norm: torch.Tensor, gradient: torch.Tensor) -> tuple[float, Step]:
+        """Clip by this run's own norm and step its optimiser, without waiting for the device. Returns rate and step."""
+        assert self._optimiser is not None
+        assert self._step is not None
+        if self.train.max_grad_norm:
+            gradient.mul_((self.train.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))  # as torch's clip_grad_norm_
+        rate = self._rate(self.done)
+        for group, ratio in zip(self._optimiser.param_groups, (1.0, self.train.loraplus_lr_ratio), strict=True):
+            group["lr"] = rate * ratio  # LoRA+ (arXiv 2402.12354): B learns faster than A
+        self._optimiser.step()
+        step, self._step = self._step, None
+        self.done += 1
+        return rate, step
+
+    def _rate(self, index: int) -> float:
+        warmup = warmup_steps(self.total_steps, self.train.warmup_ratio)
+        # The first step of a warm-up would have rate 0 and learn nothing, so the ramp is shifted by one step.
+        at = index + 1 if index < warmup else index
+        return self.train.learning_rate * rate_factor(self.train.lr_scheduler, at, self.total_steps, warmup)
+
+    # What it tells.
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has done all its steps or was asked to stop."""
+        return self.stopping or self.done >= self.total_steps
+
+    def evaluates(self) -> bool:
+        """Whether an evaluation is due after the steps done so far."""
+        every = self.train.eval_steps or max(1, self.total_steps // 10)
+        return bool(self.data.validation_blocks) and (self.done % every == 0 or self.done == self.total_steps)
+
+    def prepared(self) -> Prepared:
+        """The event that opens the run."""
+        return Prepared(
+            train_rows=self.data.train_rows, validation_rows=self.data.validation_rows,
+            truncated_rows=self.data.rows.truncated, skipped_rows=self.data.rows.skipped, total_steps=self.total_steps,
+            trainable_parameters=trainable_parameter_count(self._base.layer_shapes, self.targets, self.lora),
+            max_length=self.data.rows.max_length, dtype=str(self._base.dtype).removeprefix("torch."),
+            blocks=len(self.data.blocks) if self.data.packed else 0,
+        )  # fmt: skip
+
+    def step_done(
+        self, number: int, step: Step, rate: float, loss_sum: float, norm: float, seconds: float, memory: int
+    ) -> StepDone:
+        """The event of an optimiser step, once its figures are known. Raises TrainingDiverged if they are not finite."""
+        loss = loss_sum / step.supervised
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise TrainingDiverged(
+                f"At step {number} the loss is {loss:.4g} and the gradient norm {norm:.4g}: training has diverged. "
+                "Lower the learning rate, or raise the warm-up."
+            )
+        self.train_loss = loss
+        self._recent.append((seconds, step.tokens))
+        spent = sum(one for one, _ in self._recent) or 1e-9
+        return StepDone(
+            step=number, epoch=number / steps_per_epoch(len(self.data.blocks), self.train), loss=loss, learning_rate=rate,
+            grad_norm=norm, tokens=step.tokens, tokens_per_second=sum(count for _, count in self._recent) / spent,
+            memory_bytes=memory, seconds_left=(self.total_steps - number) * spent / len(self._recent),
+        )  # fmt: skip
+
+    def evaluation_done(self, loss_sum: float) -> EvalDone:
+        """The event of a pass over the validation rows."""
+        count = sum(part.supervised for part in self.data.validation())
+        self.validation_loss = loss_sum / count
+        return EvalDone(self.done, self.validation_loss)
+
+    def training_done(self) -> TrainingDone:
+        """The event that closes the run."""
+        return TrainingDone(self.done, self.stopping, self.train_loss, self.validation_loss)
+
+    def validation_parts(self) -> Iterator[MicroBatch]:
+        """Its validation rows, micro-batch by micro-batch."""
+        return iter(self.data.validation())

@@ -1,0 +1,136 @@
+"""One micro-batch on the device: forward, loss and backward, plain, compiled, or replayed from a CUDA graph."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from core.base_model.attention import attend
+from core.base_model.compiling import eager_layers
+from core.base_model.load import ResidentBase
+from core.lora.inject import AdapterBank
+from core.train.batches import Batch
+from core.train.loss import token_losses
+from core.train.memory import Tier, keeping
+
+_LAUNCH_BOUND = 0.5  # share of a micro-batch that the host spends launching, above which a graph pays
+_WARM_UP = 3  # micro-batches before a capture
+
+
+def losses_of(base: ResidentBase, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The weighted sum to differentiate, and each run's summed loss in nats, [K]."""
+    inputs = {"input_ids": batch.ids, "position_ids": batch.positions, "use_cache": False}
+    if base.plain_head:
+        head, out = base.model.get_output_embeddings(), base.model.base_model(**inputs).last_hidden_state
+    else:  # whatever the model does after its head is only known to its own forward
+        head, out = nn.Identity(), base.model(**inputs).logits
+    total, losses = token_losses(head, out.flatten(0, 1).index_select(0, batch.index), batch.targets, batch.weights)
+    return total, losses.view(batch.runs, -1).sum(1)
+
+
+@contextmanager
+def _set_up(base: ResidentBase, bank: AdapterBank, batch: Batch) -> Iterator[None]:
+    """Within the block the base computes with this bank on these segments; recomputing needs it in backward, too."""
+    how = batch.attention()
+    with bank.use(), attend(base.attention, [how] * len(base.attention)) if how else nullcontext():
+        yield
+
+
+@dataclass
+class MicroBatchStep:
+    """Forward and backward for one bank. Gradients add up in the bank until they are zeroed."""
+
+    base: ResidentBase
+    bank: AdapterBank
+    tier: Tier
+    compiled: bool
+    proven: bool = False
+    """Whether a micro-batch has come through."""
+    notices: list[str] = field(default_factory=list)
+    """What the runs should be told."""
+    graphs: dict[tuple[int, ...], _Graph] = field(default_factory=dict)
+    _seen: dict[tuple[int, ...], int] = field(default_factory=dict)
+    _launching: dict[tuple[int, ...], float] = field(default_factory=dict)
+
+    def train(self, batch: Batch) -> Tensor:
+        """Add the gradients of this micro-batch; return each run's summed loss, [K], without waiting for it."""
+        losses = self._on_cuda(batch) if self.base.device.type == "cuda" else self._plain(batch.to(self.base.device))
+        self.proven = True
+        return losses
+
+    def _on_cuda(self, batch: Batch) -> Tensor:
+        """The first micro-batches of a shape show what they take; where launching them is half of it, a graph takes over."""
+        key = batch.key()
+        if key in self.graphs:
+            return self.graphs[key].replay(batch)
+        seen = self._seen[key] = self._seen.get(key, 0) + 1
+        batch = batch.to(self.base.device)
+        if seen == _WARM_UP:
+            return self._measured(key, batch)
+        if seen == _WARM_UP + 1 and self._launching[key] > _LAUNCH_BOUND:
+            try:
+                self.graphs[key] = _Graph(self._plain, batch)
+            except RuntimeError as error:
+                self.notices.append(f"The step could not be captured in a CUDA graph and runs without: {str(error)[:200]}")
+            else:
+                return self.graphs[key].replay(batch)
+        return self._plain(batch)
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch) -> Tensor:
+        """Each run's summed loss, [K]."""
+        self.bank.eval()
+        batch = batch.to(self.base.device)
+        with eager_layers(), _set_up(self.base, self.bank, batch):  # without gradients it would be another graph
+            return losses_of(self.base, batch)[1]
+
+    def _plain(self, batch: Batch) -> Tensor:
+        self.bank.train()
+        layers = nullcontext() if self.compiled else eager_layers()
+        with keeping(self.base, self.tier, compiled=self.compiled), layers, _set_up(self.base, self.bank, batch):
+            total, losses = losses_of(self.base, batch)
+            total.backward()
+        return losses
+
+    def _measured(self, key: tuple[int, ...], batch: Batch) -> Tensor:
+        """As plain, but find out how much of the time the host was busy launching."""
+        torch.cuda.synchronize(self.base.device)
+        start = time.perf_counter()
+        losses = self._plain(batch)
+        launched = time.perf_counter()
+        torch.cuda.synchronize(self.base.device)
+        self._launching[key] = (launched - start) / (time.perf_counter() - start)
+        return losses
+
+
+class _Graph:
+    """A micro-batch captured once and replayed: one launch instead of thousands."""
+
+    def __init__(self, work: Callable[[Batch], Tensor], batch: Batch) -> None:
+        self._batch = batch
+        self._graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()  # the graph has memory of its own; what earlier micro-batches left is not for it
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            self._losses = work(batch)
+
+    def replay(self, batch: Batch) -> Tensor:
+        if batch is not self._batch:
+            self._batch.copy_(batch)
+        self._graph.replay()
+        return self._losses.clone()
+
+
+def embedding_needs_gradient(base: ResidentBase) -> Callable[[], None]:
+    """Let gradients flow from the first layer on, so that it is the same graph as the others. Returns the undo."""
+
+    def hook(module: nn.Module, arguments: object, output: Tensor) -> None:
+        if torch.is_grad_enabled():
+            output.requires_grad_(True)
+
+    return base.model.get_input_embeddings().register_forward_hook(hook).remove

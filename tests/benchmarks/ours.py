@@ -1,0 +1,58 @@
+"""Our side of the training benchmarks: the product's own training group, on rows of random ids."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
+
+from core.base_model.load import ResidentBase
+from core.config import LoraConfig, TrainConfig
+from core.events import Notice, RunFailed, StepDone
+from core.train.group import TrainingGroup
+from core.train.run import RunRequest
+from tests.benchmarks.peer import wait
+from tests.benchmarks.shapes import ALPHA, RANK, RandomRows
+
+
+def requests(base: ResidentBase, runs: int, blocks: int, length: int, steps: int, **options: object) -> list[RunRequest]:
+    """`runs` runs that train on `blocks` full blocks of `length` tokens a step."""
+    vocabulary = base.model.config.vocab_size
+    train = {"micro_batch_size": blocks, "gradient_accumulation_steps": 1, "max_length": length, "max_steps": steps,
+             "packing": "on", "compile": "on", "validation_share": 0.0, **options}  # fmt: skip
+    return [
+        RunRequest(seed, RandomRows(2 * blocks, length, vocabulary, seed), LoraConfig(rank=RANK, alpha=ALPHA),  # type: ignore[arg-type]
+                   TrainConfig(seed=seed, **train))
+        for seed in range(runs)
+    ]  # fmt: skip
+
+
+def train(
+    base: ResidentBase, wanted: Sequence[RunRequest], *, steps: int, warm_up: int, profile: bool = False
+) -> tuple[float, float, list[str]]:
+    """Tokens a second of all runs together, seconds until the first timed step, and the notices."""
+    group = TrainingGroup(base, wanted)
+    watch = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) if profile else nullcontext()
+    done, tokens, notices, begun = 0, 0, [], time.perf_counter()
+    start = first = begun
+    for _, event in group.run():
+        if isinstance(event, RunFailed):
+            raise event.error
+        if isinstance(event, Notice):
+            notices.append(event.text)
+        if isinstance(event, StepDone):
+            done += 1
+            if done == warm_up * len(wanted):
+                wait()
+                start = first = time.perf_counter()
+                tokens = 0
+                watch.__enter__()
+                continue
+            tokens += event.tokens
+    wait()
+    if profile:
+        watch.__exit__(None, None, None)
+        print(watch.key_averages().table(sort_by="self_device_time_total", row_limit=28, max_name_column_width=90))
+    return tokens / (time.perf_counter() - start), first - begun, notices

@@ -1,0 +1,137 @@
+"""What only an accelerator does: variable-length attention, compiled layers, captured graphs, Triton kernels."""
+
+import pytest
+import torch
+
+from core.base_model.load import make_resident
+from core.config import GenerationConfig, LoraConfig, TrainConfig
+from core.events import Notice, RunFailed, StepDone, TrainingDone
+from core.generate.decode import Decoder, RowRequest
+from core.generate.one_token import StatePool
+from core.lora.adapter import AdapterWeights, LayerFactors
+from core.lora.inject import AdapterBank
+from core.train.group import TrainingGroup
+from core.train.run import RunRequest
+from tests.benchmarks.shapes import NoTokenizer, RandomRows
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.fixture(autouse=True)
+def small_matrices_in_float32():
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def _base(device="cuda", dtype=torch.float32):
+    from pathlib import Path
+
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=512, hidden_size=256, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4,
+                         num_key_value_heads=2, max_position_embeddings=1024, initializer_range=0.1)  # fmt: skip
+    model = LlamaForCausalLM(config).to(device=device, dtype=dtype)
+    model.generation_config.eos_token_id = None
+    return make_resident(model, NoTokenizer(), folder=Path("."), name="tiny")
+
+
+class _Uneven(RandomRows):
+    """Rows of many lengths."""
+
+    def __init__(self, count, length, vocabulary, seed):
+        super().__init__(count, length, vocabulary, seed)
+        self.lengths = self.lengths // (1 + torch.arange(count).numpy() % 5)
+        self.supervised = self.lengths - 1
+
+    def __getitem__(self, index):
+        part = self._ids[index][: self.lengths[index]]
+        return part, part
+
+
+def _train(base, runs=2, **options):
+    requests = [
+        RunRequest(seed, _Uneven(24, 128, 512, seed), LoraConfig(rank=4 + seed, dropout=0.0),
+                   TrainConfig(max_length=128, micro_batch_size=2, gradient_accumulation_steps=2, max_steps=8, seed=seed,
+                               learning_rate=1e-3, **options))
+        for seed in range(runs)
+    ]  # fmt: skip
+    group, losses, notices, adapters = TrainingGroup(base, requests), {}, [], {}
+    for key, event in group.run():
+        if isinstance(event, RunFailed):
+            raise event.error
+        if isinstance(event, StepDone):
+            losses.setdefault(key, []).append(event.loss)
+        if isinstance(event, Notice):
+            notices.append(event.text)
+        if isinstance(event, TrainingDone):
+            adapters[key] = group.adapter(key)
+            graphs = len(group._step.graphs)
+    return losses, adapters, notices, graphs
+
+
+@pytest.mark.parametrize("packing", ["on", "off"])
+def test_bfloat16_on_the_device_learns_as_float32_does_on_the_cpu(packing):
+    """Variable-length attention, fixed shapes and lagging figures against the plain path; bf16 has 8 bits."""
+    expected, *_ = _train(_base("cpu"), packing=packing)
+    for how in ("off", "on"):
+        found, _, notices, graphs = _train(_base(dtype=torch.bfloat16), packing=packing, compile=how)
+        assert not notices, notices
+        for key, losses in expected.items():
+            assert found[key] == pytest.approx(losses, rel=0.01), how
+    assert graphs
+
+
+def test_a_captured_step_is_the_step():
+    eager, adapters, _, _ = _train(_base(dtype=torch.bfloat16), packing="on")
+    base = _base(dtype=torch.bfloat16)
+    from core.train import step
+
+    before, step._LAUNCH_BOUND = step._LAUNCH_BOUND, -1.0
+    try:
+        captured, others, notices, graphs = _train(base, packing="on")
+    finally:
+        step._LAUNCH_BOUND = before
+    assert (notices, graphs) == ([], 1)
+    for key in eager:
+        assert captured[key] == pytest.approx(eager[key], rel=1e-3)
+        for path, layer in adapters[key].layers.items():
+            torch.testing.assert_close(others[key].layers[path].B, layer.B, atol=2e-4, rtol=0.05)
+
+
+def _adapter(base, seed, rank):
+    generator = torch.Generator().manual_seed(seed)
+    return AdapterWeights(rank, 8, 0.0, {
+        path: LayerFactors(torch.randn(rank, n_in, generator=generator) * 0.05,
+                           torch.randn(n_out, rank, generator=generator) * 0.05, 8 / rank)
+        for path, (n_in, n_out) in base.layer_shapes.items() if path != base.head
+    })  # fmt: skip
+
+
+def _decoded(base, prompts, adapters, compiled=False, greedy=True):
+    bank = AdapterBank(base.layers, list(base.layers), len(adapters) + 1, 8, dtype=base.dtype)
+    for slot, adapter in enumerate(adapters, start=1):
+        bank.load(slot, adapter)
+    config = [GenerationConfig(max_tokens=12 + 3 * i, temperature=0.0 if greedy else 0.9, seed=i) for i in range(len(prompts))]
+    rows = [RowRequest(prompt, at % (len(adapters) + 1), config[at]) for at, prompt in enumerate(prompts)]
+    decoder = Decoder(base, bank, rows, StatePool(base, compiled=compiled))
+    kept = {row.index: row for row in decoder._rows}
+    list(decoder.steps())
+    return [kept[index].ids for index in range(len(prompts))]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_decoding_with_graphs_and_kernels_equals_the_plain_path(compiled):
+    prompts = [list(range(5 + i, 20 + 3 * i)) for i in range(8)]
+    cpu = _base("cpu")
+    adapters = [_adapter(cpu, seed, rank=3 + seed) for seed in range(5)]
+    expected = _decoded(cpu, prompts, adapters)
+    base = _base()
+    assert _decoded(base, prompts, adapters, compiled) == expected
+    assert len({tuple(ids) for ids in expected}) == 8
+
+
+def test_sampling_on_the_device_repeats_with_its_seed():
+    base = _base()
+    prompts = [[5, 6, 7], [8, 9]]
+    adapters = [_adapter(base, 0, 4)]
+    assert _decoded(base, prompts, adapters, greedy=False) == _decoded(base, prompts, adapters, greedy=False)
