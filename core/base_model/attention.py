@@ -23,6 +23,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, PreTrainedModel
 
@@ -31,6 +32,7 @@ from core.errors import InvalidModel
 NAME = "lora_workbench"
 # torch 2.11 takes fewer key heads without being told; later releases ask for it.
 _FEWER_KEY_HEADS: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+_CAUSAL_KERNELS = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 _PASS = "attention_pass"  # the attribute of an attention module that holds what the pass at hand attends to
 
 
@@ -120,6 +122,9 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, scale: float | None, wind
     if grouped and (mask is not None or query.device.type == "cpu"):  # only CUDA's kernels take fewer key heads as they are
         key, value = (one.repeat_interleave(query.shape[1] // one.shape[1], dim=1) for one in (key, value))
         grouped = False
+    if mask is None and query.is_cuda:
+        with sdpa_kernel(_CAUSAL_KERNELS, set_priority=True):
+            return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=grouped)
     return F.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=grouped
     )

@@ -17,7 +17,7 @@ from core.base_model.compiling import compile_layers, eager_layers
 from core.base_model.load import ResidentBase
 from core.lora.inject import AdapterBank
 
-_CAPACITY_STEP = 256  # on an accelerator capacities are this times a power of two, so that few graphs are needed
+_CAPACITY_STEP = 512  # on an accelerator capacities are this times a power of four, so that few graphs are needed
 _BATCH_SIZES = (1, 4, 8, 16, 32, 64)
 _WARM_UP = 2
 
@@ -132,7 +132,7 @@ def fitting_capacity(tokens: int, device: torch.device) -> int:
         return tokens
     capacity = _CAPACITY_STEP
     while capacity < tokens:
-        capacity *= 2
+        capacity *= 4
     return capacity
 
 

@@ -129,7 +129,7 @@ class Shape:
     supervised: int
     """The most trained tokens a run's micro-batch can have."""
     segments: int
-    """The most segments a batch can have, the padding at a block's end counted."""
+    """The most segments a batch can have, the padding at a block's end counted; as many as blocks if none is shared."""
     fixed: bool
 
 
@@ -203,7 +203,7 @@ def collate(parts: Sequence[MicroBatch | None], shape: Shape) -> Batch:
                 positions[row, at:] = np.arange(length - at)
                 bounds.append((row + 1) * length)
     index, targets, weights = _chosen_positions(chosen, parts, shape)
-    segments = bounds if shape.packed else None
+    segments = bounds if shape.segments > len(ids) else None
     offsets = None
     if segments and shape.fixed:
         padded = np.full(shape.segments + 1, bounds[-1], np.int32)

@@ -178,10 +178,11 @@ class TrainingGroup:
         runs = self.runs
         first = runs[0]
         blocks, length = first.train.micro_batch_size, first.data.rows.max_length
+        most_rows = max(run.data.most_rows for run in runs)
         return Shape(
             runs=len(self._slots), blocks=blocks, block_length=length, packed=first.data.packed,
             supervised=min(blocks * length, blocks * max(run.data.most_supervised for run in runs)),
-            segments=len(self._slots) * blocks * (1 + max(run.data.most_rows for run in runs)),
+            segments=len(self._slots) * blocks * (1 + most_rows if most_rows > 1 else 1),
             fixed=self.base.device.type == "cuda",
         )  # fmt: skip
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -42,7 +44,7 @@ class _FrozenHead(torch.autograd.Function):
         for start in range(0, hidden.shape[0], chunk):
             part = slice(start, start + chunk)
             logits = F.linear(hidden[part], weight, bias)
-            losses[part], by_logits = chunk_loss(logits, targets[part], weights[part], gradient is not None)
+            losses[part], by_logits = _compilable(hidden.device)(logits, targets[part], weights[part], gradient is not None)
             if gradient is not None:
                 torch.mm(by_logits, weight, out=gradient[part])
         ctx.gradient = gradient
@@ -69,6 +71,12 @@ def chunk_loss(logits: Tensor, targets: Tensor, weights: Tensor, with_gradient: 
     gradient = torch.exp(wide - total[:, None]) * factor
     at = torch.arange(logits.shape[-1], device=logits.device) == chosen
     return losses, torch.where(at, gradient - factor, gradient).to(logits.dtype)
+
+
+@functools.cache
+def _compilable(device: torch.device) -> Callable[..., tuple[Tensor, Tensor]]:
+    """On CUDA the dozen passes over the logits become two, where the step is compiled."""
+    return torch.compile(chunk_loss, dynamic=False) if device.type == "cuda" else chunk_loss
 
 
 def _differentiated(head: nn.Module, hidden: Tensor, targets: Tensor, weights: Tensor, chunk: int) -> tuple[Tensor, Tensor]:

@@ -33,7 +33,9 @@ class Tier(enum.IntEnum):
         )[self]
 
 
-_BUDGETS = {Tier.KEEP: 1.0, Tier.CHEAP: 0.65, Tier.FULL: 0.0}  # torch's share of what a compiled layer would like to keep
+# torch's share of what a compiled layer would like to keep. Below 1 its partitioner first gives up what is cheap to
+# compute again, which is less than this asks for; lower figures make it compute whole products again.
+_BUDGETS = {Tier.KEEP: 1.0, Tier.CHEAP: 0.95, Tier.FULL: 0.0}
 _RESERVE = 0.9  # share of the free memory that activations may take
 _KEPT = {Tier.KEEP: 1.0, Tier.CHEAP: 0.65, Tier.FULL: 0.05}  # of the inputs and outputs of the linear layers
 

@@ -43,6 +43,7 @@ def train(
         if isinstance(event, Notice):
             notices.append(event.text)
         if isinstance(event, StepDone):
+            graphs = len(group._step.graphs) if group._step else 0
             done += 1
             if done == warm_up * len(wanted):
                 wait()
@@ -52,7 +53,9 @@ def train(
                 continue
             tokens += event.tokens
     wait()
+    seconds = time.perf_counter() - start
+    notices.append(f"captured graphs: {graphs}")
     if profile:
         watch.__exit__(None, None, None)
         print(watch.key_averages().table(sort_by="self_device_time_total", row_limit=28, max_name_column_width=90))
-    return tokens / (time.perf_counter() - start), first - begun, notices
+    return tokens / seconds, first - begun, notices
