@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 refused or failed, 2 wrong usage.
 
 from __future__ import annotations
 
+import math
 import os
 import tomllib
 from pathlib import Path
@@ -16,6 +17,7 @@ from app.console import Console, ProgressLine, guarded
 from app.service import Workbench
 from app.settings import HOME_VARIABLE, settings_for
 from core.config import GenerationConfig
+from core.sweep import parse_grid
 from storage.tables import Adapter, Base, Dataset, Job, Run
 
 app = typer.Typer(
@@ -212,23 +214,50 @@ def train(
     option: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One option, such as rank=8; repeatable.")
     ] = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option("--sweep", metavar="KEY=A,B,…", help="Several values of one option, trained at once; repeatable."),
+    ] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Return at once; the run goes on in the engine.")] = False,
     home: Home = None,
     json: Json = False,
 ) -> None:
-    """Train an adapter. Interrupting this command leaves the run going; stop it with: runs stop ID."""
+    """Train an adapter, or a sweep of them at once. Interrupting this command leaves runs going; end one with: runs stop ID."""
     console, workbench = Console(json), _open(home)
-    run = workbench.train(base, dataset, _train_options(config, option or []), name)
+    options = _train_options(config, option or [])
+    if sweep:
+        runs = workbench.sweep(base, dataset, options, parse_grid(sweep), name)
+    else:
+        runs = [workbench.train(base, dataset, options, name)]
     if not detach:
         try:
             with console.progress() as progress:
-                run = workbench.wait_run(run.id or 0, progress.run_watcher(workbench))
+                one = progress.run_watcher(workbench)
+                watch = progress.sweep_watcher(workbench) if sweep else lambda runs: one(runs[0])
+                runs = workbench.wait_runs([run.id or 0 for run in runs], watch)
         except KeyboardInterrupt:
-            console.say(f"Run {run.id} ({run.name}) goes on in the engine. Stop it with: lora-workbench runs stop {run.id}")
+            for run in runs:
+                console.say(f"Run {run.id} ({run.name}) goes on in the engine. Stop it with: lora-workbench runs stop {run.id}")
             raise typer.Exit(130) from None
-    _show_run(console, workbench, run, json)
-    if run.state in ("failed", "interrupted"):
+    if sweep:
+        _show_sweep(console, workbench, runs)
+    else:
+        _show_run(console, workbench, runs[0], json)
+    if any(run.state in ("failed", "interrupted") for run in runs):
         raise typer.Exit(1)
+
+
+def _show_sweep(console: Console, workbench: Workbench, runs: list[Run]) -> None:
+    """All runs of a sweep beside each other, the best first."""
+    rows = []
+    for run in runs:
+        adapter = workbench.registry.get(Adapter, run.adapter_id) if run.adapter_id is not None else None
+        rows.append({
+            "id": run.id, "name": run.name, "state": run.state, "train_loss": adapter.train_loss if adapter else None,
+            "validation_loss": adapter.validation_loss if adapter else None, "reason": run.reason,
+        })  # fmt: skip
+    rows.sort(key=lambda row: next((row[key] for key in ("validation_loss", "train_loss") if row[key] is not None), math.inf))
+    console.records(rows)
 
 
 def _show_run(console: Console, workbench: Workbench, run: Run, json: bool) -> None:

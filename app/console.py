@@ -6,7 +6,7 @@ import functools
 import json
 import sys
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, ParamSpec, TypeVar
@@ -82,9 +82,16 @@ class Console:
         if not rows:
             self._out.print("Nothing yet.")
             return
-        table = Table(*[column.replace("_", " ") for column in columns], header_style="bold")
+        self.records([{column: getattr(row, column) for column in columns} for row in rows])
+
+    def records(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Several rows with the same columns."""
+        if self._json:
+            print(json.dumps({"rows": rows}, ensure_ascii=False))
+            return
+        table = Table(*[column.replace("_", " ") for column in rows[0]], header_style="bold")
         for row in rows:
-            table.add_row(*[Text(_harmless(_shown(column, getattr(row, column)))) for column in columns])
+            table.add_row(*[Text(_harmless(_shown(column, value))) for column, value in row.items()])
         self._out.print(table)
 
     def stream(self, text: str) -> None:
@@ -165,6 +172,21 @@ class ProgressLine:
                 return
             figures = f"step {point.step}/{total}  loss {point.loss:.3f}  {point.tokens_per_second:,.0f} tokens/s"
             self._show(f"Run {run.id} ({run.name}): {run.state}", point.step / total, figures)
+
+        return watch
+
+    def sweep_watcher(self, workbench: Workbench) -> Callable[[list[Run]], None]:
+        """A watcher that shows how far the runs of a sweep are, together."""
+
+        def watch(runs: list[Run]) -> None:
+            points = [workbench.registry.last_point(run.id or 0) for run in runs]
+            totals = [run.details.get("total_steps") for run in runs]
+            shares = [1.0 if not run.active else (point.step / total if point and total else 0.0)
+                      for run, point, total in zip(runs, points, totals, strict=True)]  # fmt: skip
+            losses = [point.loss for point in points if point and point.loss is not None]
+            ended = sum(not run.active for run in runs)
+            best = f"  lowest loss {min(losses):.3f}" if losses else ""
+            self._show(f"{len(runs)} runs, {ended} ended", sum(shares) / len(shares), best)
 
         return watch
 

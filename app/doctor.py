@@ -136,7 +136,7 @@ def _engine(settings: Settings) -> Finding:
     client = EngineClient(settings)
     status = client.status()
     if status is not None:
-        doing = f"training run {status['run']}" if status["run"] else "idle"
+        doing = f"training run {', '.join(map(str, status['runs']))}" if status["runs"] else "idle"
         return Finding("Engine", "fine", f"running on {status['device']}, {doing}")
     if client.alive:
         return Finding("Engine", "fault", "holds its lock but does not answer", f"See {settings.engine_log}; end the process.")

@@ -35,7 +35,7 @@ from core.engine import AdapterSource, AnswerRequest, BaseSource, Engine
 from core.errors import InvalidConfig
 from core.events import TokenDone
 from core.generate.decode import Decoder
-from storage.tables import FAILED, Adapter, Base
+from storage.tables import Adapter, Base
 
 _FIRST_GRACE = 30.0  # seconds to wait for the first client
 _GRACE = 5.0  # seconds without clients and work before the engine ends
@@ -60,7 +60,7 @@ class EngineServer:
     """The engine, its queue of work and its clients."""
 
     def __init__(self, settings: Settings) -> None:
-        self._registry = open_registry(settings)
+        self._registry, self._cache = open_registry(settings), settings.cache
         self._engine = Engine(dtype=_dtype_from_environment())
         self._session: RunSession | None = None
         self._answers: list[_Answering] = []
@@ -90,12 +90,12 @@ class EngineServer:
         return time.monotonic() - self._idle_since > _GRACE
 
     def _train_a_little(self) -> float:
-        """One micro-batch of the current run, or the start of the next. Returns the seconds it took."""
+        """One micro-batch of the runs under way, or the start of the next. Returns the seconds it took."""
         if self._session is None:
-            run = self._registry.next_queued()
-            if run is None or not self._engine.free_for(run.base_fingerprint):
+            runs = self._registry.next_queued()
+            if not runs or not self._engine.free_for(runs[0].base_fingerprint):
                 return _LEAST_SLICE  # nothing waits, or what waits needs another base than the one that is answering
-            self._session = RunSession(self._registry, self._engine, run)
+            self._session = RunSession(self._registry, self._engine, runs, self._cache)
         start = time.monotonic()
         session = self._session
         try:
@@ -104,17 +104,10 @@ class EngineServer:
                 self._engine.end_training()
         except Exception as error:  # noqa: BLE001  (the boundary: whatever ends a run must end up in its row)
             self._session = None
-            self._record_failure(session, error)
+            self._engine.end_training()
+            session.fail(error, _reason(error))
+            _free_memory()
         return max(_LEAST_SLICE, time.monotonic() - start)
-
-    def _record_failure(self, session: RunSession, error: Exception) -> None:
-        log.error("run %s failed", session.run_id, exc_info=error)
-        self._engine.end_training()
-        session.flush()
-        reason = _reason(error)
-        self._registry.add_note(session.run_id, f"Failed: {reason}")
-        self._registry.update_run(session.run_id, state=FAILED, reason=reason, ended=time.time())
-        _free_memory()
 
     def _take_questions(self) -> None:
         while not self._asked.empty():
@@ -247,7 +240,7 @@ class EngineServer:
             "torch": torch.__version__,
             "resident": base.name if base else None,
             "dtype": str(base.dtype).removeprefix("torch.") if base else None,
-            "run": self._session.run_id if self._session else None,
+            "runs": self._session.run_ids if self._session else [],
             "answering": len(self._answers),
         }
 

@@ -1,100 +1,184 @@
-"""One run in the engine process: takes its row, trains, writes what happens back, publishes the adapter."""
+"""Runs in the engine process: takes their rows, trains them together, writes what happens back, publishes adapters."""
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TypeVar
 
+from app.errors import USER_ERRORS
 from app.sources import folder_of
+from core.base_model.load import ResidentBase
 from core.config import LoraConfig, TrainConfig
 from core.data.dataset_file import DatasetFile
+from core.data.tokens import tokenised
 from core.engine import BaseSource, Engine
 from core.errors import WrongBase
-from core.events import EvalDone, Prepared, StepDone, TrainingDone
+from core.events import EvalDone, Notice, Prepared, RunFailed, StepDone, TrainingDone
 from core.lora.peft_format import save_adapter
-from core.train.trainer import Event, Trainer
+from core.train.group import Event, TrainingGroup
+from core.train.run import RunRequest
 from storage.blobs import content_size
 from storage.names import free_name
 from storage.registry import Registry
-from storage.tables import FINISHED, RUNNING, STOPPED, Adapter, Base, Point, Run
+from storage.tables import FAILED, FINISHED, RUNNING, STOPPED, Adapter, Base, Point, Run
 
 _FLUSH_SECONDS = 0.5  # measurements are written at most this often: each write waits for the disk
+_LOOK_SECONDS = 0.1  # between two looks for somebody who asked to stop
+_WAIT_SECONDS = 0.1  # at a time for rows that are being rendered, so that chats go on meanwhile
+
+log = logging.getLogger("engine")
+Result = TypeVar("Result")
+
+
+@dataclass
+class _Record:
+    """One run's row, and the measurements that wait to be written."""
+
+    run: Run
+    points: list[Point] = field(default_factory=list)
+    over: bool = False
+
+    @property
+    def id(self) -> int:
+        return self.run.id or 0
 
 
 class RunSession:
-    """A run under way. advance() does one micro-batch's worth of work."""
+    """Runs under way together. advance() does one micro-batch's worth of work."""
 
-    def __init__(self, registry: Registry, engine: Engine, run: Run) -> None:
-        self.run_id, self._run = run.id or 0, run
-        self._registry, self._engine = registry, engine
-        self._points: list[Point] = []
-        self._flushed = time.monotonic()
-        self._stopping = False
-        self._trainer: Trainer | None = None
+    def __init__(self, registry: Registry, engine: Engine, runs: Sequence[Run], cache: Path) -> None:
+        """All runs are of one sweep, or there is only one. `cache` holds rendered rows."""
+        self._registry, self._engine, self._cache = registry, engine, cache
+        self._records = {run.id: _Record(run) for run in runs}
+        self._flushed = self._looked = time.monotonic()
+        self._stopping: set[int] = set()
+        self._group: TrainingGroup | None = None
         self._events = self._train()
 
+    @property
+    def run_ids(self) -> list[int]:
+        """The runs that have not ended."""
+        return [record.id for record in self._records.values() if not record.over]
+
     def advance(self) -> bool:
-        """Go on until the next pause of the trainer. False when the run has ended. Errors are the caller's to record."""
-        if not self._stopping and self._registry.stop_requested(self.run_id):
-            self._stopping = True
-            self._registry.add_note(self.run_id, "Stop asked for; keeping what is learnt so far")
-            if self._trainer is not None:
-                self._trainer.stop()
-        event = next(self._events, None)
-        if event is not None:
-            self._record(event)
-        return event is not None
+        """Go on until the next pause of the training. False when all runs have ended.
+
+        A fault of one run ends that run; what ends all of them is the caller's to record with fail().
+        """
+        if time.monotonic() - self._looked >= _LOOK_SECONDS:
+            self._look_for_stops()
+        try:
+            next(self._events)
+        except StopIteration:
+            self.flush()
+            return False
+        if time.monotonic() - self._flushed >= _FLUSH_SECONDS:
+            self.flush()
+        return True
+
+    def fail(self, error: Exception, reason: str) -> None:
+        """Record what ended all runs that are left."""
+        self.flush()
+        for record in self._records.values():
+            if not record.over:
+                self._fail(record, error, reason)
 
     def flush(self) -> None:
         """Write the measurements that wait."""
-        if self._points:
-            self._registry.add_points(self._points)
-        self._points, self._flushed = [], time.monotonic()
+        points = [point for record in self._records.values() for point in record.points]
+        if points:
+            self._registry.add_points(points)
+        for record in self._records.values():
+            record.points = []
+        self._flushed = time.monotonic()
 
-    def _train(self) -> Iterator[Event]:
-        if not self._registry.claim_run(self.run_id):
-            return  # stopped before it started
-        base = self._registry.get(Base, self._run.base_id)
-        if base.fingerprint != self._run.base_fingerprint:
+    def _look_for_stops(self) -> None:
+        self._looked = time.monotonic()
+        for run_id in self._registry.stops_requested(self.run_ids) - self._stopping:
+            self._stopping.add(run_id)
+            self._registry.add_note(run_id, "Stop asked for; keeping what is learnt so far")
+            if self._group is not None:
+                self._group.stop(run_id)
+
+    def _train(self) -> Iterator[Event | None]:
+        for record in self._records.values():
+            record.over = not self._registry.claim_run(record.id)  # it may have been stopped before it started
+        requests = []
+        for record in [record for record in self._records.values() if not record.over]:
+            try:
+                requests.append((yield from self._prepare(record)))
+            except USER_ERRORS as error:
+                self._fail(record, error, str(error))
+        if not requests:
+            return
+        self._group = self._engine.train(self._source(self._records[requests[0].key].run), requests)  # type: ignore[index]
+        for run_id in self._stopping:
+            self._group.stop(run_id)
+        for key, event in self._group.run():
+            if key is not None:
+                self._record(self._records[key], event)  # type: ignore[index]
+            yield event
+
+    def _source(self, run: Run) -> BaseSource:
+        base = self._registry.get(Base, run.base_id)
+        if base.fingerprint != run.base_fingerprint:
             raise WrongBase(f"{base.name} is no longer the model this run was queued for; start the run again.")
-        source = BaseSource(base.name, folder_of(base), base.fingerprint, base.stat_key)
-        rows = DatasetFile(self._registry.blobs.verify(self._run.dataset_digest))
-        lora = LoraConfig.parse(self._run.config["lora"])
-        train = TrainConfig.parse(self._run.config["train"])
-        self._registry.add_note(self.run_id, f"Loading {base.name} and reading {len(rows)} rows")
-        self._trainer = self._engine.train(source, iter(rows), lora, train)
-        yield from self._trainer.run()
+        return BaseSource(base.name, folder_of(base), base.fingerprint, base.stat_key)
 
-    def _record(self, event: Event) -> None:
+    def _prepare(self, record: _Record) -> Iterator[None]:  # type: ignore[misc]
+        """Load the base and render the rows, in a thread beside the chats. Its value is the run's request."""
+        run, train = record.run, TrainConfig.parse(record.run.config["train"])
+        rows = DatasetFile(self._registry.blobs.verify(run.dataset_digest))
+        self._registry.add_note(record.id, f"Loading {run.base_name} and reading {len(rows)} rows")
+        base: ResidentBase = self._engine.load_base(self._source(run))
+        length = min(train.max_length, base.context_length)
+        found = yield from _beside(lambda: tokenised(iter(rows), run.dataset_digest, base.tokenizer, length, self._cache))
+        return RunRequest(record.id, found, LoraConfig.parse(run.config["lora"]), train)
+
+    def _record(self, record: _Record, event: Event) -> None:
         match event:
             case Prepared():
-                self._registry.update_run(self.run_id, state=RUNNING, details=asdict(event))
-                self._registry.add_note(self.run_id, _prepared_sentence(event))
+                self._registry.update_run(record.id, state=RUNNING, details=asdict(event))
+                self._registry.add_note(record.id, _prepared_sentence(event, len(self.run_ids)))
+            case Notice():
+                self._registry.add_note(record.id, event.text)
             case StepDone():
-                self._points.append(_training_point(self.run_id, event))
+                record.points.append(_training_point(record.id, event))
             case EvalDone():
-                self._points.append(Point(run_id=self.run_id, step=event.step, validation_loss=event.loss))
+                record.points.append(Point(run_id=record.id, step=event.step, validation_loss=event.loss))
             case TrainingDone():
                 self.flush()
-                self._publish(event)
-        if time.monotonic() - self._flushed >= _FLUSH_SECONDS:
-            self.flush()
+                self._publish(record, event)
+            case RunFailed():
+                self.flush()
+                self._fail(record, event.error, str(event.error))
 
-    def _publish(self, done: TrainingDone) -> None:
+    def _fail(self, record: _Record, error: Exception, reason: str) -> None:
+        record.over = True
+        log.error("run %s failed", record.id, exc_info=error)
+        self._registry.add_note(record.id, f"Failed: {reason}")
+        self._registry.update_run(record.id, state=FAILED, reason=reason, ended=time.time())
+
+    def _publish(self, record: _Record, done: TrainingDone) -> None:
         """Store the adapter and end the run. A run stopped before its first step leaves no adapter."""
+        record.over = True
         state = STOPPED if done.stopped else FINISHED
         if done.steps == 0:
-            self._registry.update_run(self.run_id, state=state, reason="stopped before the first step", ended=time.time())
+            self._registry.update_run(record.id, state=state, reason="stopped before the first step", ended=time.time())
             return
-        adapter = self._store_adapter(done)
+        adapter = self._store_adapter(record.run, done)
         reason = f"stopped after {done.steps} steps; the adapter is kept" if done.stopped else ""
-        self._registry.add_note(self.run_id, f"Adapter {adapter.name} stored after {done.steps} steps")
-        self._registry.update_run(self.run_id, state=state, reason=reason, adapter_id=adapter.id, ended=time.time())
+        self._registry.add_note(record.id, f"Adapter {adapter.name} stored after {done.steps} steps")
+        self._registry.update_run(record.id, state=state, reason=reason, adapter_id=adapter.id, ended=time.time())
 
-    def _store_adapter(self, done: TrainingDone) -> Adapter:
-        assert self._trainer is not None  # it has just yielded TrainingDone
-        weights, run = self._trainer.adapter(), self._run
+    def _store_adapter(self, run: Run, done: TrainingDone) -> Adapter:
+        assert self._group is not None  # it has just yielded TrainingDone
+        weights = self._group.adapter(run.id)
         with self._registry.blobs.staging() as staging:
             folder = staging / "adapter"
             folder.mkdir()
@@ -112,11 +196,28 @@ class RunSession:
         )  # fmt: skip
 
 
-def _prepared_sentence(event: Prepared) -> str:
+def _beside(work: Callable[[], Result]) -> Iterator[None]:  # type: ignore[misc]
+    """Do `work` in a thread and pause again and again until it is done. The value is its result."""
+    with ThreadPoolExecutor(1) as pool:
+        future: Future[Result] = pool.submit(work)
+        while True:
+            try:
+                return future.result(timeout=_WAIT_SECONDS)
+            except TimeoutError:
+                if future.done():
+                    raise  # the work's own
+                yield None
+
+
+def _prepared_sentence(event: Prepared, together: int) -> str:
     parts = [
         f"{event.train_rows} rows to train on, {event.validation_rows} kept for validation, {event.total_steps} steps, "
         f"{event.trainable_parameters:,} trainable parameters, base in {event.dtype}"
     ]
+    if event.blocks:
+        parts.append(f"packed into {event.blocks} blocks of {event.max_length:,} tokens")
+    if together > 1:
+        parts.append(f"{together} adapters train at once")
     if event.truncated_rows:
         parts.append(f"{event.truncated_rows} rows are longer than {event.max_length:,} tokens and were cut")
     if event.skipped_rows:

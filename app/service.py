@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import shutil
 import subprocess
 import time
@@ -21,6 +22,7 @@ from core.data.dataset_file import import_file
 from core.errors import InvalidConfig, InvalidInput, WrongBase
 from core.events import TokenDone
 from core.publish import published_folder
+from core.sweep import Grid, combinations
 from core.train.estimate import BaseShape, DataShape, Estimate, estimate
 from storage.tables import FAILED, INTERRUPTED, PREPARING, QUEUED, RUNNING, Adapter, Base, Chat, Dataset, Job, Run
 
@@ -99,22 +101,37 @@ class Workbench:
 
     def train(self, base: str, dataset: str, options: Mapping[str, object], name: str = "") -> Run:
         """Queue a training run and have the engine take it. Raises InvalidConfig, NotFound, NameTaken."""
-        lora, train = split_train_options(options)
+        return self._queue(base, dataset, [("", options)], name)[0]
+
+    def sweep(self, base: str, dataset: str, options: Mapping[str, object], grid: Grid, name: str = "") -> list[Run]:
+        """Queue a run for every combination of the grid's values, to train at once where their shapes allow it.
+
+        Raises InvalidConfig, NotFound, NameTaken; all runs are queued or none.
+        """
+        return self._queue(base, dataset, combinations(options, grid), name)
+
+    def _queue(
+        self, base: str, dataset: str, wanted: Sequence[tuple[str, Mapping[str, object]]], name: str
+    ) -> list[Run]:
         model, data = self.registry.find(Base, base), self.registry.find(Dataset, dataset)
-        self._estimate(model, data, options)  # raises for target_modules that match nothing
-        run = Run(
-            name=name or data.name.removesuffix(" (sample)"),
-            base_id=model.id or 0, base_name=model.name, base_fingerprint=model.fingerprint,
-            dataset_id=data.id or 0, dataset_name=data.name, dataset_digest=data.digest,
-            config={"lora": lora.to_dict(), "train": train.to_dict()},
-        )  # fmt: skip
-        run = self.registry.queue_run(run, number_if_taken=not name)
+        sweep = secrets.token_hex(8) if len(wanted) > 1 else ""
+        runs = []
+        for label, options in wanted:
+            lora, train = split_train_options(options)
+            self._estimate(model, data, options)  # raises for target_modules that match nothing
+            runs.append(Run(
+                name=f"{name or data.name.removesuffix(' (sample)')} {label}".strip(),
+                base_id=model.id or 0, base_name=model.name, base_fingerprint=model.fingerprint,
+                dataset_id=data.id or 0, dataset_name=data.name, dataset_digest=data.digest, sweep=sweep,
+                config={"lora": lora.to_dict(), "train": train.to_dict()},
+            ))  # fmt: skip
+        self.registry.queue_runs(runs, number_if_taken=not name)
         try:
             self.engine.wake()
         except EngineUnavailable as error:
             self.registry.fail_queued_runs(str(error))
             raise
-        return run
+        return runs
 
     def estimate(self, base: str, dataset: str, options: Mapping[str, object]) -> Estimate:
         """What a training would need. Raises InvalidConfig, NotFound."""
@@ -139,13 +156,17 @@ class Workbench:
         return self.registry.request_stop(run_id)
 
     def wait_run(self, run_id: int, watch: Callable[[Run], None]) -> Run:
-        """Follow a run to its end, calling `watch` now and then; also when its process dies."""
+        """Follow one run to its end."""
+        return self.wait_runs([run_id], lambda runs: watch(runs[0]))[0]
+
+    def wait_runs(self, run_ids: Sequence[int], watch: Callable[[list[Run]], None]) -> list[Run]:
+        """Follow runs to their end, calling `watch` now and then; also when their process dies."""
         while True:
             self.look_after()
-            run = self.registry.get(Run, run_id)
-            watch(run)
-            if not run.active:
-                return run
+            runs = [self.registry.get(Run, run_id) for run_id in run_ids]
+            watch(runs)
+            if not any(run.active for run in runs):
+                return runs
             time.sleep(_POLL_SECONDS)
 
     # Adapters.

@@ -34,6 +34,11 @@ class Settings:
         return self.home / "models"
 
     @property
+    def cache(self) -> Path:
+        """Rendered rows and compiled kernels: what can be made again, and may be deleted while nothing runs."""
+        return self.home / "cache"
+
+    @property
     def exports(self) -> Path:
         """Where merged models go unless another folder is named."""
         return self.home / "exports"

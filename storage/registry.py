@@ -142,26 +142,31 @@ class Registry:
 
     # Runs.
 
-    def queue_run(self, run: Run, *, number_if_taken: bool = False) -> Run:
-        """Store a new run. Its name must be free among adapters and among runs that are still to make one.
+    def queue_runs(self, runs: Sequence[Run], *, number_if_taken: bool = False) -> None:
+        """Store new runs, all or none. Their names must be free among adapters and runs that are still to make one.
 
-        Raises NameTaken, unless the name may get a number behind it.
+        Raises NameTaken, unless a name may get a number behind it.
         """
-        run.name = clean_name(run.name, "run")
         with self.database.writing() as session:
             active = session.exec(select(Run.name).where(col(Run.state).in_(ACTIVE_STATES))).all()
             taken = {*session.exec(select(Adapter.name)).all(), *active}
-            if number_if_taken:
-                run.name = free_name(run.name, taken)
-            if run.name in taken:
-                raise NameTaken(f"There is an adapter or an active run called {run.name!r} already; choose another name.")
-            session.add(run)
-        return run
+            for run in runs:
+                run.name = clean_name(run.name, "run")
+                if number_if_taken:
+                    run.name = free_name(run.name, taken)
+                if run.name in taken:
+                    raise NameTaken(f"There is an adapter or an active run called {run.name!r} already; choose another name.")
+                taken.add(run.name)
+            session.add_all(runs)
 
-    def next_queued(self) -> Run | None:
-        """The run that has waited longest."""
+    def next_queued(self) -> list[Run]:
+        """The run that has waited longest, with all others of its sweep that wait too. Empty if none does."""
         with self.database.reading() as session:
-            return session.exec(select(Run).where(Run.state == QUEUED).order_by(col(Run.id))).first()
+            first = session.exec(select(Run).where(Run.state == QUEUED).order_by(col(Run.id))).first()
+            if first is None or not first.sweep:
+                return [first] if first else []
+            together = select(Run).where(Run.state == QUEUED, Run.sweep == first.sweep)
+            return list(session.exec(together.order_by(col(Run.id))).all())
 
     def claim_run(self, run_id: int) -> bool:
         """Take a waiting run to work on. False if it was stopped in the meantime."""
@@ -185,10 +190,11 @@ class Registry:
         with self.database.writing() as session:
             session.execute(update(Run).where(col(Run.id) == run_id).values(**values))
 
-    def stop_requested(self, run_id: int) -> bool:
-        """Whether somebody asked this run to stop."""
+    def stops_requested(self, run_ids: Iterable[int]) -> set[int]:
+        """Those of these runs that somebody asked to stop."""
         with self.database.reading() as session:
-            return bool(session.exec(select(Run.stop_requested).where(Run.id == run_id)).one())
+            query = select(Run.id).where(col(Run.id).in_(list(run_ids)), col(Run.stop_requested))
+            return {run_id for run_id in session.exec(query).all() if run_id is not None}
 
     def request_stop(self, run_id: int) -> Run:
         """Ask a run to stop; one that has not started is stopped at once. Raises NotFound."""

@@ -84,6 +84,8 @@ class Run(SQLModel, table=True):
     state: str = Field(default=QUEUED, index=True)
     reason: str = ""
     stop_requested: bool = False
+    sweep: str = Field(default="", index=True, sa_column_kwargs={"server_default": ""})
+    """Shared by the runs that were started together and train together; empty for a run by itself."""
     details: dict[str, Any] = _json()
     adapter_id: int | None = None
     created: float = Field(default_factory=time.time)

@@ -107,7 +107,7 @@ def cards_html(workbench: Workbench) -> str:
     """Hardware, what is kept, and the newest results."""
     status = workbench.engine.status()
     memory, disk = psutil.virtual_memory(), shutil.disk_usage(workbench.settings.home)
-    engine = "starts when it is needed" if status is None else ("training" if status["run"] else "ready")
+    engine = "starts when it is needed" if status is None else ("training" if status["runs"] else "ready")
     machine = facts([
         ("Device", status["device"] if status else "known when the engine has started"),
         ("Engine", engine),

@@ -154,7 +154,7 @@ def _plan_facts(plan: Estimate) -> str:
     seconds = "known after the first run on this base" if plan.seconds is None else _duration(plan.seconds)
     return facts([
         ("Trainable parameters", f"{plan.trainable_parameters:,} in {plan.targeted_layers} layers"),
-        ("Steps", f"{plan.steps:,}, about {plan.tokens:,} tokens"),
+        ("Steps", f"{plan.steps:,}, about {plan.tokens:,} tokens{', rows packed into blocks' if plan.packed else ''}"),
         ("Memory", f"about {size(plan.memory_bytes)} (estimate)"),
         ("Time", f"about {seconds} (estimate)" if plan.seconds is not None else seconds),
     ], "Plan")  # fmt: skip

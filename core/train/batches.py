@@ -105,6 +105,11 @@ class RunData:
         return max(map(self._supervised, [*self.blocks, *self.validation_blocks]))
 
     @property
+    def longest_block(self) -> int:
+        """Tokens of the longest block, the padding of packed ones counted."""
+        return self.rows.max_length if self.packed else max(map(self._tokens, [*self.blocks, *self.validation_blocks]))
+
+    @property
     def most_rows(self) -> int:
         """The largest number of rows in any block."""
         return max(map(len, [*self.blocks, *self.validation_blocks]))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from core.config import LoraConfig, TrainConfig
 from core.lora.targets import LayerShapes, select_targets, trainable_parameter_count
-from core.train.plan import planned_steps, steps_per_epoch, validation_count
+from core.train.plan import CHUNK, packs, planned_steps, steps_per_epoch, validation_count
 
 _CHARACTERS_PER_TOKEN = 4.0
 _TEMPLATE_TOKENS = 24  # role names and end tokens around a short conversation
+_FILLED = 0.97  # of a packed block
+_LOGIT_BYTES = 10  # of one logit: as computed, in float32 and as gradient
 _ADAM_BYTES = 16  # float32 factor, gradient and two moments
 _KEPT_PER_LAYER = 34  # numbers kept for backward, in units of the hidden size, for each token of a decoder layer
 
@@ -45,6 +48,7 @@ class Estimate:
     memory_bytes: int
     seconds: float | None
     """None until a run on this base has shown how fast this machine is."""
+    packed: bool = False
 
 
 def estimate(
@@ -55,13 +59,15 @@ def estimate(
     targets = select_targets(list(base.layer_shapes), lora, base.head)
     trainable = trainable_parameter_count(base.layer_shapes, targets, lora)
     train_rows = max(1, data.rows - validation_count(data.rows, train.validation_share))
-    steps = planned_steps(train_rows, train)
     row_tokens = min(train.max_length, data.mean_characters / _CHARACTERS_PER_TOKEN + _TEMPLATE_TOKENS)
-    rows_a_step = train_rows / steps_per_epoch(train_rows, train)
-    tokens = int(steps * rows_a_step * row_tokens)
-    micro_tokens = train.micro_batch_size * row_tokens
+    packed = packs(train_rows, train_rows * row_tokens, int(row_tokens), train.max_length, train)
+    block_tokens = train.max_length * _FILLED if packed else row_tokens
+    blocks = max(1, math.ceil(train_rows * row_tokens / block_tokens))
+    steps = planned_steps(blocks, train)
+    tokens = int(steps * train_rows * row_tokens / steps_per_epoch(blocks, train))
+    micro_tokens = train.micro_batch_size * (train.max_length if packed else row_tokens)
     kept = micro_tokens * base.hidden_size * base.layers * _KEPT_PER_LAYER * bytes_per_weight
-    logits = micro_tokens * base.vocab_size * 8
+    logits = min(micro_tokens, CHUNK) * base.vocab_size * _LOGIT_BYTES
     memory = base.parameters * bytes_per_weight + trainable * _ADAM_BYTES + kept + logits
     seconds = tokens / tokens_per_second if tokens_per_second else None
-    return Estimate(trainable, len(targets), steps, tokens, int(memory), seconds)
+    return Estimate(trainable, len(targets), steps, tokens, int(memory), seconds, packed)

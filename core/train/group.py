@@ -25,7 +25,7 @@ from core.events import EvalDone, MicroBatchDone, Notice, Prepared, RunFailed, S
 from core.lora.adapter import AdapterWeights
 from core.lora.inject import AdapterBank
 from core.train.batches import MicroBatch, Shape, Step, collate
-from core.train.memory import Tier, first_tier
+from core.train.memory import Tier, first_tier, room_for
 from core.train.run import RunRequest, TrainingRun
 from core.train.step import MicroBatchStep, embedding_needs_gradient
 
@@ -49,8 +49,11 @@ class _Pending:
 class TrainingGroup:
     """Runs that share a base, a block length and a micro-batch size. Iterate over run()."""
 
-    def __init__(self, base: ResidentBase, requests: Sequence[RunRequest], *, most_runs: int = 64) -> None:
-        """A request that cannot be prepared fails by itself, in run(). most_runs is how many train at one time."""
+    def __init__(self, base: ResidentBase, requests: Sequence[RunRequest], *, most_runs: int | None = None) -> None:
+        """A request that cannot be prepared fails by itself, in run(). most_runs is how many train at one time.
+
+        By default as many as the memory is likely to hold; the others wait for their turn.
+        """
         self.base, self._most = base, most_runs
         self._waiting: deque[RunRequest] = deque(requests)
         self._slots: list[TrainingRun | None] = []  # who holds which slot; None where a run has ended
@@ -110,7 +113,7 @@ class TrainingGroup:
     def _admit(self) -> Iterator[tuple[Hashable, Event]]:
         """Let waiting runs join, all at once, and build the bank anew if the members have changed."""
         joining: list[TrainingRun] = []
-        while self._waiting and len(self.runs) + len(joining) < self._most:
+        while self._waiting and (self._most is None or len(self.runs) + len(joining) < self._most):
             request = self._waiting.popleft()
             try:
                 run = TrainingRun(self.base, request)
@@ -119,6 +122,8 @@ class TrainingGroup:
                 yield request.key, RunFailed(error)
                 continue
             joining.append(run)
+            if self._most is None:
+                self._most = room_for(self.base, run.parameters, run.train.micro_batch_size * run.data.longest_block)
             yield run.key, run.prepared()
         if joining or self._has_shrunk():
             yield from self._read()

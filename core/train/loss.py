@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from core.data.render import IGNORE
-
-CHUNK = 1024  # positions whose logits exist at one time: 0.5 GiB in float32 with a vocabulary of 128k
+from core.train.plan import CHUNK
 
 
 def token_losses(head: nn.Module, hidden: Tensor, targets: Tensor, weights: Tensor, chunk: int = CHUNK) -> tuple[Tensor, Tensor]:

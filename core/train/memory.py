@@ -7,6 +7,7 @@ import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import psutil
 import torch
 from torch.utils.checkpoint import checkpoint
 
@@ -36,6 +37,8 @@ class Tier(enum.IntEnum):
 # torch's share of what a compiled layer would like to keep. Below 1 its partitioner first gives up what is cheap to
 # compute again, which is less than this asks for; lower figures make it compute whole products again.
 _BUDGETS = {Tier.KEEP: 1.0, Tier.CHEAP: 0.95, Tier.FULL: 0.0}
+MOST_RUNS = 64
+_STATE_BYTES = 18  # of one trained number: itself, its gradient, two moments, and the copy that computes
 _RESERVE = 0.9  # share of the free memory that activations may take
 _KEPT = {Tier.KEEP: 1.0, Tier.CHEAP: 0.65, Tier.FULL: 0.05}  # of the inputs and outputs of the linear layers
 
@@ -66,12 +69,27 @@ def first_tier(base: ResidentBase, tokens: int, compiled: bool) -> Tier:
     """
     if base.device.type != "cuda":
         return Tier.KEEP
-    numbers = sum(layer.in_features + layer.out_features for layer in base.layers.values())
-    free, _ = torch.cuda.mem_get_info(base.device)
-    free += torch.cuda.memory_reserved(base.device) - torch.cuda.memory_allocated(base.device)
-    size = torch.finfo(base.dtype).bits // 8
-    tiers = [Tier.CHEAP, Tier.FULL] if compiled else [Tier.KEEP, Tier.FULL]
-    for tier in tiers:
-        if numbers * tokens * size * _KEPT[tier] < _RESERVE * free:
+    for tier in (Tier.CHEAP, Tier.FULL) if compiled else (Tier.KEEP, Tier.FULL):
+        if _activations(base, tokens, tier) < _RESERVE * _free(base.device):
             return tier
     return Tier.FULL
+
+
+def room_for(base: ResidentBase, parameters: int, tokens: int) -> int:
+    """How many runs with `parameters` trained numbers and micro-batches of `tokens` tokens fit at once; at least one."""
+    each = parameters * _STATE_BYTES + _activations(base, tokens, Tier.KEEP)
+    return int(min(MOST_RUNS, max(1, _RESERVE * _free(base.device) // each)))
+
+
+def _activations(base: ResidentBase, tokens: int, tier: Tier) -> float:
+    """Bytes that a forward pass over `tokens` tokens keeps, estimated from the widths of the linear layers."""
+    numbers = sum(layer.in_features + layer.out_features for layer in base.layers.values())
+    return numbers * tokens * torch.finfo(base.dtype).bits / 8 * _KEPT[tier]
+
+
+def _free(device: torch.device) -> int:
+    """Bytes that can still be had, the allocator's own unused ones counted."""
+    if device.type != "cuda":
+        return int(psutil.virtual_memory().available)
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

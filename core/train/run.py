@@ -135,6 +135,11 @@ class TrainingRun:
     # What it tells.
 
     @property
+    def parameters(self) -> int:
+        """Numbers that it trains."""
+        return trainable_parameter_count(self._base.layer_shapes, self.targets, self.lora)
+
+    @property
     def ended(self) -> bool:
         """Whether it has done all its steps or was asked to stop."""
         return self.stopping or self.done >= self.total_steps
@@ -149,7 +154,7 @@ class TrainingRun:
         return Prepared(
             train_rows=self.data.train_rows, validation_rows=self.data.validation_rows,
             truncated_rows=self.data.rows.truncated, skipped_rows=self.data.rows.skipped, total_steps=self.total_steps,
-            trainable_parameters=trainable_parameter_count(self._base.layer_shapes, self.targets, self.lora),
+            trainable_parameters=self.parameters,
             max_length=self.data.rows.max_length, dtype=str(self._base.dtype).removeprefix("torch."),
             blocks=len(self.data.blocks) if self.data.packed else 0,
         )  # fmt: skip

@@ -46,6 +46,11 @@ def run(name="run", state="queued", base_id=1, dataset_id=1):
                dataset_name="data", dataset_digest="d" * 64, state=state)  # fmt: skip
 
 
+def queue(registry, one, **options):
+    registry.queue_runs([one], **options)
+    return one
+
+
 @pytest.mark.parametrize("name", ["", "   ", "a\nb", "a\x00b", "a\u202eb", "x" * 121, "\ud800"])
 def test_names_that_cannot_be_shown_are_refused(name):
     with pytest.raises(InvalidName):
@@ -64,7 +69,7 @@ def test_a_name_is_found_however_its_accents_are_written(registry):
 
 
 def test_a_waiting_run_is_claimed_once_and_not_after_it_was_stopped(registry):
-    first, second = registry.queue_run(run("a")), registry.queue_run(run("b"))
+    first, second = queue(registry, run("a")), queue(registry, run("b"))
     assert registry.claim_run(first.id)
     assert not registry.claim_run(first.id)
     registry.request_stop(second.id)
@@ -73,7 +78,7 @@ def test_a_waiting_run_is_claimed_once_and_not_after_it_was_stopped(registry):
 
 def test_runs_without_a_name_of_their_own_get_a_number(registry):
     registry.add(adapter("data"))
-    assert [registry.queue_run(run("data"), number_if_taken=True).name for _ in range(2)] == ["data-2", "data-3"]
+    assert [queue(registry, run("data"), number_if_taken=True).name for _ in range(2)] == ["data-2", "data-3"]
 
 
 def test_a_damaged_registry_is_one_sentence(tmp_path):
@@ -121,41 +126,41 @@ def test_a_base_that_adapters_need_stays(registry):
 
 def test_data_of_an_active_run_stays(registry):
     registry.add(dataset())
-    registry.queue_run(run())
+    queue(registry, run())
     with pytest.raises(InUse, match="Run 1"):
         registry.remove_dataset("data")
 
 
 def test_a_run_may_not_take_the_name_of_an_adapter_or_an_active_run(registry):
     registry.add(adapter("a"))
-    registry.queue_run(run("b"))
+    queue(registry, run("b"))
     for name in ("a", "b"):
         with pytest.raises(NameTaken):
-            registry.queue_run(run(name))
+            queue(registry, run(name))
     registry.update_run(1, state="finished")
-    registry.queue_run(run("b"))
+    queue(registry, run("b"))
 
 
 def test_stopping_a_waiting_run_ends_it_and_an_active_one_is_asked(registry):
-    first, second = registry.queue_run(run("a")), registry.queue_run(run("b"))
+    first, second = queue(registry, run("a")), queue(registry, run("b"))
     registry.update_run(second.id, state="running")
     assert registry.request_stop(first.id).state == "stopped"
     assert registry.request_stop(second.id).state == "running"
-    assert registry.stop_requested(second.id)
+    assert registry.stops_requested([first.id, second.id]) == {second.id}
     with pytest.raises(NotFound):
         registry.request_stop(99)
 
 
 def test_interrupting_touches_only_what_was_under_way(registry):
     for name, state in (("a", "queued"), ("b", "preparing"), ("c", "running"), ("d", "finished")):
-        registry.queue_run(run(name, state))
+        queue(registry, run(name, state))
     assert registry.interrupt_runs("killed") == [2, 3]
     assert [one.state for one in reversed(registry.all(Run))] == ["queued", "interrupted", "interrupted", "finished"]
     assert registry.notes(2)[0].text == "Interrupted: killed"
 
 
 def test_points_come_in_order_after_the_last_one_seen(registry):
-    registry.queue_run(run())
+    queue(registry, run())
     registry.add_points([Point(run_id=1, step=step, loss=1.0) for step in range(5)])
     registry.add_points([Point(run_id=1, step=5, validation_loss=1.0)])
     seen = registry.points(1, after=0, limit=2)
@@ -182,7 +187,7 @@ def test_a_change_is_noticed(registry):
     for change in (
         lambda: registry.add(base()),
         lambda: registry.add(adapter()),
-        lambda: registry.queue_run(run()),
+        lambda: queue(registry, run()),
         lambda: registry.update_run(1, state="running"),
         lambda: registry.update_run(1, state="finished"),
         lambda: registry.save(Job(kind="x", title="x")),
@@ -203,7 +208,7 @@ def test_removing_a_chat_removes_its_messages(registry):
 def test_writers_wait_for_each_other(tmp_path):
     """Two connections that both read and then write: each gets its turn, and no number is lost."""
     databases = [Registry(Database(tmp_path / "registry.db"), BlobStore(tmp_path / "blobs")) for _ in range(2)]
-    databases[0].queue_run(run())
+    queue(databases[0], run())
 
     def work(registry):
         for step in range(25):
@@ -235,19 +240,54 @@ def test_an_older_schema_is_backed_up_before_it_is_migrated(tmp_path, monkeypatc
     older.add(adapter("precious"))
     older.database.close()
     newer = shutil.copytree(storage.database._MIGRATIONS, tmp_path / "migrations")
-    (newer / "versions" / "0002_more.py").write_text(
-        "import sqlalchemy as sa\nfrom alembic import op\nrevision, down_revision = '0002', '0001'\n"
+    (newer / "versions" / "0099_more.py").write_text(
+        "import sqlalchemy as sa\nfrom alembic import op\nrevision, down_revision = '0099', '0002'\n"
         "def upgrade():\n    op.add_column('adapter', sa.Column('stars', sa.Integer(), nullable=True))\n"
     )
     monkeypatch.setattr(storage.database, "_MIGRATIONS", newer)
     Database(path).close()
-    (backup,) = tmp_path.glob("registry-before-0002-*.db")
+    (backup,) = tmp_path.glob("registry-before-0099-*.db")
     for file, has_stars in ((backup, False), (path, True)):
         with sqlite3.connect(file) as connection:
             names = {row[1] for row in connection.execute("pragma table_info(adapter)")}
             assert ("stars" in names) == has_stars
             assert connection.execute("select name from adapter").fetchall() == [("precious",)]
         connection.close()
+
+
+def test_a_registry_of_the_first_version_keeps_its_runs_and_points(tmp_path, monkeypatch):
+    first = shutil.copytree(storage.database._MIGRATIONS, tmp_path / "migrations")
+    (first / "versions" / "0002_sweeps.py").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(storage.database, "_MIGRATIONS", first)
+        Database(tmp_path / "registry.db").close()
+    with sqlite3.connect(tmp_path / "registry.db") as connection:
+        connection.execute(
+            "insert into run (name, base_id, base_name, base_fingerprint, dataset_id, dataset_name, dataset_digest, config,"
+            " state, reason, stop_requested, details, created) values ('old', 1, 'b', 'f', 1, 'd', 'd', '{}', 'finished', '',"
+            " 0, '{}', 1)"
+        )
+        connection.execute("insert into point (run_id, step, loss, at) values (1, 1, 2.5, 1)")
+    connection.close()
+    registry = Registry(Database(tmp_path / "registry.db"), BlobStore(tmp_path / "blobs"))
+    assert (registry.get(Run, 1).name, registry.get(Run, 1).sweep) == ("old", "")
+    assert registry.last_point(1).loss == 2.5
+    registry.database.close()
+
+
+def test_the_runs_of_a_sweep_are_taken_together_and_queued_all_or_none(registry):
+    registry.queue_runs([Run(**{**run(name).model_dump(), "sweep": sweep}) for name, sweep in
+                         (("a", "s"), ("x", ""), ("b", "s"), ("c", "s"))])  # fmt: skip
+    registry.update_run(4, state="running")
+    assert [one.name for one in registry.next_queued()] == ["a", "b"]
+    for run_id in (1, 3):
+        assert registry.claim_run(run_id)
+    assert [one.name for one in registry.next_queued()] == ["x"]
+    assert registry.claim_run(2)
+    assert registry.next_queued() == []
+    with pytest.raises(NameTaken):
+        registry.queue_runs([run("new"), run("x")])
+    assert len(registry.all(Run)) == 4
 
 
 def test_a_registry_of_a_newer_version_is_left_alone(tmp_path):

@@ -1,0 +1,50 @@
+"""A grid of training options: every combination of the values given. Needs no torch."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+
+from core.config import LoraConfig, TrainConfig, split_train_options, unknown_option
+from core.errors import InvalidConfig
+
+MOST_RUNS = 64  # in one sweep
+Grid = Mapping[str, Sequence[str]]
+"""Values by option name."""
+
+
+def parse_grid(texts: Iterable[str]) -> dict[str, list[str]]:
+    """Read `option=value,value,…`; values that hold commas themselves are separated by `|`. Raises InvalidConfig."""
+    known = [option.name for option in (*LoraConfig.options(), *TrainConfig.options())]
+    grid: dict[str, list[str]] = {}
+    for text in texts:
+        name, equals, listed = (part.strip() for part in text.partition("="))
+        values = [value.strip() for value in listed.split("|" if "|" in listed else ",")]
+        if not equals or not all(values):
+            raise InvalidConfig(f"{text!r} is no sweep; write for example rank=4,8,16 (or target_modules=q_proj|q_proj,v_proj).")
+        if name not in known:
+            raise InvalidConfig(unknown_option(name, known))
+        if name in grid:
+            raise InvalidConfig(f"{name} is swept twice; list all its values together.")
+        grid[name] = list(dict.fromkeys(values))
+    return grid
+
+
+def combinations(options: Mapping[str, object], grid: Grid) -> list[tuple[str, dict[str, object]]]:
+    """Every combination as a label (rank=4 seed=1) and a full set of options.
+
+    Raises InvalidConfig for an empty grid, for too many runs, or for the first value that no run could have.
+    """
+    if not grid:
+        raise InvalidConfig("A sweep needs at least one option with its values, for example rank=4,8,16.")
+    count = 1
+    for values in grid.values():
+        count *= len(values)
+    if count > MOST_RUNS:
+        raise InvalidConfig(f"The sweep has {count} combinations; at most {MOST_RUNS} are trained at once.")
+    found = []
+    for values in itertools.product(*grid.values()):
+        chosen = dict(zip(grid, values, strict=True))
+        split_train_options({**options, **chosen})  # raises with the value at fault
+        found.append((" ".join(f"{name}={value}" for name, value in chosen.items()), {**options, **chosen}))
+    return found
