@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -249,15 +250,19 @@ def train(
 
 def _show_sweep(console: Console, workbench: Workbench, runs: list[Run]) -> None:
     """All runs of a sweep beside each other, the best first."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for run in runs:
         adapter = workbench.registry.get(Adapter, run.adapter_id) if run.adapter_id is not None else None
         rows.append({
             "id": run.id, "name": run.name, "state": run.state, "train_loss": adapter.train_loss if adapter else None,
             "validation_loss": adapter.validation_loss if adapter else None, "reason": run.reason,
         })  # fmt: skip
-    rows.sort(key=lambda row: next((row[key] for key in ("validation_loss", "train_loss") if row[key] is not None), math.inf))
-    console.records(rows)
+    console.records(sorted(rows, key=_loss))
+
+
+def _loss(row: Mapping[str, Any]) -> float:
+    """What a run of a sweep is judged by: the validation loss, or the last training loss where there is none."""
+    return next((row[key] for key in ("validation_loss", "train_loss") if row[key] is not None), math.inf)
 
 
 def _show_run(console: Console, workbench: Workbench, run: Run, json: bool) -> None:

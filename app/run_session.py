@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -108,7 +108,7 @@ class RunSession:
     def _train(self) -> Iterator[Event | None]:
         for record in self._records.values():
             record.over = not self._registry.claim_run(record.id)  # it may have been stopped before it started
-        requests = []
+        requests: list[RunRequest] = []
         for record in [record for record in self._records.values() if not record.over]:
             try:
                 requests.append((yield from self._prepare(record)))
@@ -130,7 +130,7 @@ class RunSession:
             raise WrongBase(f"{base.name} is no longer the model this run was queued for; start the run again.")
         return BaseSource(base.name, folder_of(base), base.fingerprint, base.stat_key)
 
-    def _prepare(self, record: _Record) -> Iterator[None]:  # type: ignore[misc]
+    def _prepare(self, record: _Record) -> Generator[None, None, RunRequest]:
         """Load the base and render the rows, in a thread beside the chats. Its value is the run's request."""
         run, train = record.run, TrainConfig.parse(record.run.config["train"])
         rows = DatasetFile(self._registry.blobs.verify(run.dataset_digest))
@@ -196,7 +196,7 @@ class RunSession:
         )  # fmt: skip
 
 
-def _beside(work: Callable[[], Result]) -> Iterator[None]:  # type: ignore[misc]
+def _beside(work: Callable[[], Result]) -> Generator[None, None, Result]:
     """Do `work` in a thread and pause again and again until it is done. The value is its result."""
     with ThreadPoolExecutor(1) as pool:
         future: Future[Result] = pool.submit(work)

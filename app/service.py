@@ -110,9 +110,7 @@ class Workbench:
         """
         return self._queue(base, dataset, combinations(options, grid), name)
 
-    def _queue(
-        self, base: str, dataset: str, wanted: Sequence[tuple[str, Mapping[str, object]]], name: str
-    ) -> list[Run]:
+    def _queue(self, base: str, dataset: str, wanted: Sequence[tuple[str, Mapping[str, object]]], name: str) -> list[Run]:
         model, data = self.registry.find(Base, base), self.registry.find(Dataset, dataset)
         sweep = secrets.token_hex(8) if len(wanted) > 1 else ""
         runs = []

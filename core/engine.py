@@ -185,7 +185,7 @@ class _AdapterSlots:
 
     def _load(self, source: AdapterSource, keep: set[str]) -> None:
         weights = load_adapter(source.folder, self.base.layer_shapes, self.base.head)
-        if weights.highest_rank > self.bank.rank:
+        if weights.highest_rank > max(self.bank.ranks.values()):
             self.bank = self._new_bank(weights.highest_rank)
             for slot, held in self.loaded.values():
                 self.bank.load(slot, held)

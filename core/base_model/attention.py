@@ -99,7 +99,7 @@ def attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
     *, scaling: float | None = None, sliding_window: int | None = None, **others: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
-    """query [rows, heads, length, head_dim], key and value with as many heads or fewer. Returns [rows, length, heads, head_dim]."""
+    """query [rows, heads, length, width]; key and value may have fewer heads. Returns [rows, length, heads, width]."""
     if _found is not None:
         _notice(module, key, value, others)
     one = getattr(module, _PASS, None)
@@ -139,21 +139,22 @@ def _window_mask(queries: int, keys: int, window: int | None, device: torch.devi
 
 
 def _packed(one: Packed, query: Tensor, key: Tensor, value: Tensor, scale: float | None, window: int | None) -> Tensor:
-    rows, length = query.shape[0], query.shape[2]
+    rows, heads, length, _ = query.shape
     if one.offsets is not None:
-        flat = [x.transpose(1, 2).reshape(rows * length, x.shape[1], x.shape[3]) for x in (query, key, value)]
+        q, k, v = (x.transpose(1, 2).reshape(rows * length, x.shape[1], x.shape[3]) for x in (query, key, value))
         back = -1 if window is None else window - 1
         out = varlen_attn(
-            *flat, one.offsets, one.offsets, one.longest, one.longest, scale=scale, window_size=(back, 0), **_FEWER_KEY_HEADS
+            q, k, v, one.offsets, one.offsets, one.longest, one.longest, scale=scale, window_size=(back, 0), **_FEWER_KEY_HEADS
         )
-        return out.view(rows, length, *out.shape[1:]).transpose(1, 2)
+        assert isinstance(out, Tensor)  # a pair only if asked for
+        return out.view(rows, length, heads, -1).transpose(1, 2)
     # Elsewhere one call a segment: its work is the sum of the squared lengths, a masked call's the square of the block's.
-    flat = [x.transpose(0, 1).reshape(1, x.shape[1], rows * length, x.shape[3]) for x in (query, key, value)]
+    q, k, v = (x.transpose(0, 1).reshape(1, x.shape[1], rows * length, x.shape[3]) for x in (query, key, value))
     parts = [
-        _causal(*(x[:, :, start:stop] for x in flat), scale, window)  # type: ignore[call-arg]
+        _causal(q[:, :, start:stop], k[:, :, start:stop], v[:, :, start:stop], scale, window)
         for start, stop in itertools.pairwise(one.bounds)
     ]
-    return torch.cat(parts, dim=2).view(query.shape[1], rows, length, -1).transpose(0, 1)
+    return torch.cat(parts, dim=2).view(heads, rows, length, -1).transpose(0, 1)
 
 
 def _prefill(one: Prefill, query: Tensor, key: Tensor, value: Tensor, scale: float | None, window: int | None) -> Tensor:

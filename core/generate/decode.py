@@ -6,7 +6,7 @@ to each row. On CUDA the next step is launched before the tokens of the last are
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -93,7 +93,7 @@ class Decoder:
             return
         longest = max(len(row.prompt) + row.limit for row in self._rows) + 1  # one more, for the step launched ahead
         state = self._pool.borrow(self._bank, len(self._rows), longest)
-        state, logits = yield from self._prefill(state)
+        logits = yield from self._prefill(state)
         while self._rows:
             chosen, sound = self._choose(state, logits)
             state.tokens[: len(self._rows)] = chosen
@@ -117,8 +117,8 @@ class Decoder:
             state, logits = self._go_on(state, logits, keep)
         self._pool.give_back(state)
 
-    def _prefill(self, state: DecodingState) -> Iterator[list[TokenDone]]:  # type: ignore[misc]
-        """Read all prompts, padded on the right, a piece at a time. Its value is the state and the first logits."""
+    def _prefill(self, state: DecodingState) -> Generator[list[TokenDone], None, Tensor]:
+        """Read all prompts, padded on the right, a piece at a time. Its value is the first logits."""
         device, length = self._base.device, max(len(row.prompt) for row in self._rows)
         lengths = [len(row.prompt) for row in self._rows] + [1] * (state.rows - len(self._rows))
         ids = torch.zeros((state.rows, length), dtype=torch.long)
@@ -129,17 +129,17 @@ class Decoder:
         state.history[:, :length] = ids
         last: list[Tensor | None] = [None] * state.rows
         for start in range(0, length, _PREFILL):
-            if not self._rows:
-                break
             hidden = state.prefill(ids[:, start : start + _PREFILL], start)
             for position, one in enumerate(lengths):
                 if start < one <= start + _PREFILL:
                     last[position] = hidden[position, one - 1 - start]
             if start + _PREFILL < length:
                 yield []
+            if not self._rows:  # cancelled while paused
+                break
         state.positions.copy_(torch.tensor(lengths))
         found = [one for one in last if one is not None]
-        return state, state.logits_of(torch.stack(found)) if self._rows else None  # type: ignore[return-value]
+        return state.logits_of(torch.stack(found)) if self._rows else hidden.new_zeros(0)
 
     def _choose(self, state: DecodingState, logits: Tensor) -> tuple[Tensor, Tensor]:
         """The next token of each row, and whether its logits were finite, both [rows] on the device."""

@@ -51,13 +51,13 @@ class DecodingState:
         positions = torch.arange(start, start + ids.shape[1], device=ids.device).expand_as(ids)
         with self._using(self.slots), attend(self.base.attention, passes), eager_layers():
             body = self.base.model.base_model
-            return body(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state  # type: ignore[no-any-return]
+            return body(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
 
     @torch.no_grad()
     def logits_of(self, hidden: Tensor) -> Tensor:
         """Logits [rows, vocabulary] of the rows' last positions [rows, hidden]."""
         with self._using(self.slots):
-            return self.base.model.get_output_embeddings()(hidden[:, None])[:, 0]  # type: ignore[no-any-return]
+            return self.base.model.get_output_embeddings()(hidden[:, None])[:, 0]
 
     @torch.no_grad()
     def step(self) -> Tensor:
@@ -83,7 +83,7 @@ class DecodingState:
 
     def _forward(self) -> Tensor:
         inputs = {"input_ids": self.tokens[:, None], "position_ids": self.positions[:, None], "use_cache": False}
-        return self.base.model(**inputs).logits[:, -1]  # type: ignore[no-any-return]
+        return self.base.model(**inputs).logits[:, -1]
 
     def _using(self, slots: Tensor) -> AbstractContextManager[None]:
         return nullcontext() if self.bank is None else self.bank.use(slots)

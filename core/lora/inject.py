@@ -161,7 +161,6 @@ class AdapterBank(nn.Module):
             parts.append(parameter)
         return parts[0], parts[1]
 
-
     def take(self, slot: int, other: AdapterBank, theirs: int) -> None:
         """Copy the adapter in another bank's slot `theirs` into `slot`, with its gradient; ranks may be laid out larger."""
         for mine, yours in ((self.flat, other.flat), (self.grad, other.grad)):

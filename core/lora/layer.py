@@ -78,7 +78,7 @@ class LoraFactors(nn.Module):
             return self._chosen(x, weight, bias, slots)  # type: ignore[arg-type]
         if self.dropout is not None and self.training:
             return base(x) + self._dropped_delta(x)
-        y, _ = lora_linear(x, weight, bias, self.A, self.B, self.work_A, self.work_B, self.scale)  # type: ignore[arg-type]
+        y, _ = lora_linear(x, weight, bias, self.A, self.B, self.work_A, self.work_B, self.scale)
         return y
 
     def _chosen(self, x: Tensor, weight: Tensor, bias: Tensor | None, slots: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ def is_linear(module: nn.Module) -> bool:
 
 def plain_weight(base: nn.Module) -> Tensor:
     """W as [out, in], a view where the base stores it transposed."""
-    return base.weight.t() if isinstance(base, Conv1D) else base.weight  # type: ignore[return-value,operator]
+    return base.weight.t() if isinstance(base, Conv1D) else base.weight  # type: ignore[return-value]
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int]:

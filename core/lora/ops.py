@@ -74,8 +74,10 @@ def _float32_product(left: Tensor, right: Tensor) -> Tensor:
 
 @lora_linear_backward.register_fake
 def _(dy, x, S, weight, work_A, work_B, scale):  # type: ignore[no-untyped-def]
-    return torch.empty_like(x), work_A.new_empty(work_A.shape, dtype=torch.float32), work_B.new_empty(
-        work_B.shape, dtype=torch.float32
+    return (
+        torch.empty_like(x),
+        work_A.new_empty(work_A.shape, dtype=torch.float32),
+        work_B.new_empty(work_B.shape, dtype=torch.float32),
     )
 
 

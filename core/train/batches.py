@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ class MicroBatch:
     @property
     def longest(self) -> int:
         """Tokens of the fullest block."""
-        return max((self.rows.lengths[list(block)].sum() for block in self.blocks), default=0)
+        return max((int(self.rows.lengths[list(block)].sum()) for block in self.blocks), default=0)
 
     @property
     def supervised(self) -> int:
@@ -161,25 +162,24 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same on another device, without waiting for the copy."""
-        return Batch(**{name: one.to(device, non_blocking=True) if isinstance(one, Tensor) else one
-                        for name, one in self._parts().items()})  # fmt: skip
+        return replace(self, **{name: one.to(device, non_blocking=True) for name, one in self._tensors().items()})
 
     def pinned(self) -> Batch:
         """The same in page-locked memory, from where copies need not be waited for."""
-        return Batch(**{name: one.pin_memory() if isinstance(one, Tensor) else one for name, one in self._parts().items()})
+        return replace(self, **{name: one.pin_memory() for name, one in self._tensors().items()})
 
     def copy_(self, other: Batch) -> None:
         """Take over the content of a batch of the same shape."""
-        for name, one in self._parts().items():
-            if isinstance(one, Tensor):
-                one.copy_(getattr(other, name), non_blocking=True)
+        for name, one in self._tensors().items():
+            one.copy_(getattr(other, name), non_blocking=True)
 
     def key(self) -> tuple[int, ...]:
         """What a captured graph depends on."""
         return (*self.ids.shape, len(self.index), self.runs)
 
-    def _parts(self) -> dict[str, object]:
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+    def _tensors(self) -> dict[str, Any]:
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: one for name, one in parts.items() if isinstance(one, Tensor)}
 
 
 def collate(parts: Sequence[MicroBatch | None], shape: Shape) -> Batch:
@@ -195,9 +195,9 @@ def collate(parts: Sequence[MicroBatch | None], shape: Shape) -> Batch:
             row = run * blocks + place
             block = part.blocks[place] if part and place < len(part.blocks) else ()
             at = 0
-            for index in block:
+            for number in block:
                 assert part is not None
-                tokens, labels = part.rows[index]
+                tokens, labels = part.rows[number]
                 stop = at + len(tokens)
                 ids[row, at:stop], positions[row, at:stop] = tokens, np.arange(len(tokens))
                 counted = np.flatnonzero(labels[1:] != IGNORE)
@@ -208,14 +208,15 @@ def collate(parts: Sequence[MicroBatch | None], shape: Shape) -> Batch:
                 positions[row, at:] = np.arange(length - at)
                 bounds.append((row + 1) * length)
     index, targets, weights = _chosen_positions(chosen, parts, shape)
-    segments = bounds if shape.segments > len(ids) else None
-    offsets = None
-    if segments and shape.fixed:
+    offsets, listed = None, bounds if shape.segments > len(ids) else None
+    if listed and shape.fixed:
         padded = np.full(shape.segments + 1, bounds[-1], np.int32)
         padded[: len(bounds)] = bounds
-        offsets, segments = torch.from_numpy(padded), None
-    tensors = [torch.from_numpy(one) for one in (ids, positions, index, targets, weights)]
-    return Batch(*tensors, offsets, segments, len(parts))
+        offsets, listed = torch.from_numpy(padded), None
+    return Batch(
+        torch.from_numpy(ids), torch.from_numpy(positions), torch.from_numpy(index), torch.from_numpy(targets),
+        torch.from_numpy(weights), offsets, listed, len(parts),
+    )  # fmt: skip
 
 
 def _length(parts: Sequence[MicroBatch | None], shape: Shape) -> int:

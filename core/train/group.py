@@ -245,7 +245,7 @@ class TrainingGroup:
                     raise
                 tier, compiled = Tier(step.tier + 1), step.compiled
                 why = f"The memory does not hold a micro-batch, so {tier.sentence}"
-            except Exception as error:  # noqa: BLE001  (whatever a compiler raises; a fault of our own comes again without it)
+            except Exception as error:
                 if before is None or not step.compiled:
                     raise
                 tier, compiled, why = step.tier, False, f"Compiling failed ({_first_line(error)}); going on without"
@@ -332,7 +332,7 @@ class TrainingGroup:
         left = {run: run.validation_parts() for run in due}
         sums = torch.zeros(len(self._slots), device=self.base.device)
         while True:
-            parts = [next(left[run], None) if run in left else None for run in self._slots]  # type: ignore[index]
+            parts = [next(left[run], None) if run in left else None for run in self._slots]
             if not any(parts) or any(run.key in self._stopping for run in due):
                 break
             sums += self._step.evaluate(collate(parts, self._shape()))

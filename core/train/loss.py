@@ -25,7 +25,7 @@ def token_losses(head: nn.Module, hidden: Tensor, targets: Tensor, weights: Tens
     """
     weight = getattr(head, "weight", None)
     if isinstance(weight, Tensor) and getattr(head, "factors", None) is None and isinstance(_inner(head), nn.Linear):
-        return _FrozenHead.apply(hidden, weight, head.bias, targets, weights, chunk)  # type: ignore[no-any-return]
+        return _FrozenHead.apply(hidden, weight, head.bias, targets, weights, chunk)
     return _differentiated(head, hidden, targets, weights, chunk)
 
 
@@ -35,7 +35,7 @@ def _inner(head: nn.Module) -> nn.Module:
 
 class _FrozenHead(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, weights: Tensor, chunk: int
     ) -> tuple[Tensor, Tensor]:
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
@@ -51,7 +51,7 @@ class _FrozenHead(torch.autograd.Function):
         return (losses * weights).sum(), losses
 
     @staticmethod
-    def backward(ctx: Any, by_sum: Tensor, by_losses: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, by_sum: Tensor, by_losses: Tensor) -> tuple[Tensor | None, ...]:
         gradient = ctx.gradient
         ctx.gradient = None
         return gradient.mul_(by_sum), None, None, None, None, None

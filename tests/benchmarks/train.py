@@ -14,7 +14,9 @@ from tests.benchmarks.report import show
 from tests.benchmarks.shapes import DEVICE, build, resident
 
 
-def measure(shape: str, blocks: int, length: int, steps: int, *, only_ours: bool = False, profile: bool = False) -> list[dict[str, object]]:
+def measure(
+    shape: str, blocks: int, length: int, steps: int, *, only_ours: bool = False, profile: bool = False
+) -> list[dict[str, object]]:
     """One row for each side."""
     rows: list[dict[str, object]] = []
     for name, recompute in () if only_ours else (("PEFT eager", False), ("PEFT, checkpointing", True)):

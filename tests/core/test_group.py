@@ -93,7 +93,7 @@ def test_a_run_that_joins_later_learns_the_same(tiny_llama):
         if key == "plain" and isinstance(event, StepDone) and event.step == 3:
             group.add(late)
 
-    adapters, events = _follow(group, at)
+    adapters, _ = _follow(group, at)
     assert set(adapters) == set(runs)
     for key, parts in runs.items():
         _assert_same(adapters[key], train_alone(base, *parts)[0])
