@@ -137,6 +137,9 @@ def _engine(settings: Settings) -> Finding:
     status = client.status()
     if status is not None:
         doing = f"training run {', '.join(map(str, status['runs']))}" if status["runs"] else "idle"
+        if status["notice"]:
+            return Finding("Engine", "warning", f"running on {status['device']}, {doing}. {status['notice']}",
+                           f"Answers are right but slower; see {settings.engine_log}.")  # fmt: skip
         return Finding("Engine", "fine", f"running on {status['device']}, {doing}")
     if client.alive:
         return Finding("Engine", "fault", "holds its lock but does not answer", f"See {settings.engine_log}; end the process.")

@@ -242,6 +242,7 @@ class EngineServer:
             "dtype": str(base.dtype).removeprefix("torch.") if base else None,
             "runs": self._session.run_ids if self._session else [],
             "answering": len(self._answers),
+            "notice": self._engine.notice,
         }
 
 
@@ -297,6 +298,9 @@ def main() -> int:
         lock.acquire(timeout=2)  # a client may be probing it at this moment
     except Timeout:
         return ALREADY_RUNNING
+    # Compiled kernels outlive the process: the next start finds them.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(settings.cache / "kernels"))
+    os.environ.setdefault("TRITON_CACHE_DIR", str(settings.cache / "triton"))
     key = secrets.token_bytes(32)
     with lock, Listener(("127.0.0.1", 0), authkey=key) as listener:
         server = EngineServer(settings)

@@ -77,6 +77,8 @@ def masthead_html(workbench: Workbench) -> str:
         if status["resident"]:
             resident = f"{escape(status['resident'])}</b> <span class='quiet'>{escape(status['dtype'])}</span>"
             chips.append(f"<span class='chip'><span class='quiet'>Resident base</span> <b>{resident}</span>")
+        if status["notice"]:
+            chips.append(f"<span class='chip' title='{escape(status['notice'])}'><b>Decoding without compiled layers</b></span>")
     chips += [_run_chip(workbench, run) for run in workbench.registry.active_runs()[:2]]
     return (
         "<header id='masthead'><img src='/workbench/icon.svg' alt=''><h1>LoRA Workbench</h1>"

@@ -99,7 +99,7 @@ class Engine:
         if self._slots is None:
             self._slots = _AdapterSlots(base)
         if self._pool is None:
-            self._pool = StatePool(base)
+            self._pool = StatePool(base, compiled=self.device.type == "cuda")
         adapters = [request.adapter for request in requests if request.adapter is not None]
         placed = self._slots.place(adapters, in_use=set().union(*self._working_decoders().values()))
         rows = [
@@ -113,6 +113,11 @@ class Engine:
         decoder = Decoder(base, self._slots.bank, rows, self._pool)
         self._decoders[decoder] = set(placed)
         return decoder
+
+    @property
+    def notice(self) -> str:
+        """What a person should know of how answers are made: that something quicker failed. Empty if all is well."""
+        return self._pool.notice if self._pool else ""
 
     def _working_decoders(self) -> dict[Decoder, set[str]]:
         self._decoders = {decoder: digests for decoder, digests in self._decoders.items() if not decoder.finished}

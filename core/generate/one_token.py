@@ -29,6 +29,8 @@ class DecodingState:
         """Room for `rows` rows of up to `capacity` tokens. bank None decodes with the plain base."""
         self.base, self.bank, self.rows, self.capacity = base, bank, rows, capacity
         self._compiled = compiled
+        self.notice = ""
+        """What whoever looks after the engine should know: that compiling failed."""
         device = base.device
         self.tokens = torch.zeros(rows, dtype=torch.long, device=device)
         self.positions = torch.zeros(rows, dtype=torch.long, device=device)
@@ -89,23 +91,33 @@ class DecodingState:
         return nullcontext() if self.bank is None else self.bank.use(slots)
 
     def _capture(self) -> None:
-        """Warm up on a stream of its own, as capturing asks, and capture one step; the state is as before."""
-        if self._compiled:
-            compile_layers(self.base)
+        """Capture one step; the state is as before. Where compiling fails, the layers are captured as they are written."""
         kept = [one.clone() for one in (self.positions, self.history)]
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(_WARM_UP):
-                self._step()
-                self.positions.copy_(kept[0])
-        torch.cuda.current_stream().wait_stream(side)
+        try:
+            if self._compiled:
+                compile_layers(self.base)
+            self._warm_up(kept[0])
+        except Exception as error:  # noqa: BLE001  (whatever a compiler raises; a fault of our own comes again without it)
+            if not self._compiled or isinstance(error, torch.OutOfMemoryError):
+                raise
+            self._compiled, self.notice = False, f"Decoding runs without compiled layers: {str(error).strip()[:200]}"
+            self._warm_up(kept[0])
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self._logits = self._step()
         self._graph = graph
         self.positions.copy_(kept[0])
         self.history.copy_(kept[1])
+
+    def _warm_up(self, positions: Tensor) -> None:
+        """Run a few steps on a stream of its own, as capturing asks."""
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(_WARM_UP):
+                self._step()
+                self.positions.copy_(positions)
+        torch.cuda.current_stream().wait_stream(side)
 
     def take_rows(self, other: DecodingState, rows: Sequence[int]) -> None:
         """Continue with these rows of another state, in this order."""
@@ -142,6 +154,8 @@ class StatePool:
     def __init__(self, base: ResidentBase, *, compiled: bool = False, most: int = 4) -> None:
         self._base, self._compiled, self._most = base, compiled, most
         self._free: list[DecodingState] = []
+        self.notice = ""
+        """What whoever looks after the engine should know."""
 
     def borrow(self, bank: AdapterBank | None, rows: int, tokens: int) -> DecodingState:
         """A state for these rows; give it back when done."""
@@ -156,6 +170,8 @@ class StatePool:
 
     def give_back(self, state: DecodingState) -> None:
         """Keep a state for the next who needs one like it; only graphs are worth keeping."""
+        self.notice = state.notice or self.notice
+        self._compiled = self._compiled and not state.notice  # what failed once is not tried for every batch size
         if self._base.device.type == "cuda":
             self._free.append(state)
             del self._free[: -self._most]

@@ -18,12 +18,11 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from core.lora.dropout import Dropout
-from core.lora.ops import add_delta_, lora_linear, lora_linear_one_token
+from core.lora.ops import lora_linear, lora_linear_one_token, with_delta
 
 
 class LoraFactors(nn.Module):
@@ -88,8 +87,7 @@ class LoraFactors(nn.Module):
             flat = x.reshape(-1, x.shape[-1])
             y, delta = lora_linear_one_token(flat, weight, bias, self.work_A, self.work_B, self.scale, slots)
             return (y + delta).view(*x.shape[:-1], -1)
-        y = F.linear(x, weight, bias)
-        return add_delta_(y, x, self.work_A[slots], self.work_B[slots], self.scale[slots])[0]
+        return with_delta(x, weight, bias, self.work_A[slots], self.work_B[slots], self.scale[slots])[0]
 
     def _dropped_delta(self, x: Tensor) -> Tensor:
         """scale·B·A·dropout(x) by ordinary differentiation; only adapters trained with dropout come here."""

@@ -23,21 +23,30 @@ def lora_linear(
     x [N, …, in] holds N/K consecutive rows of each adapter; weight [out, in]; A [K, r, in] and B [K, out, r] are the
     float32 factors that receive gradients, work_A and work_B the same in x's dtype; scale [K]. y [N, …, out], S [K, T, r].
     """
-    y = F.linear(x, weight, bias)
-    return add_delta_(y, x, work_A, work_B, scale)
+    return with_delta(x, weight, bias, work_A, work_B, scale)
 
 
-def add_delta_(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Add scale·(x·Aᵀ)·Bᵀ to y in place, and return it with S."""
-    adapters = A.shape[0]
-    grouped, total = x.reshape(adapters, -1, x.shape[-1]), y.view(adapters, -1, y.shape[-1])
-    if adapters == 1:  # the plain product is quicker than a batch of one
-        S = torch.mm(grouped[0], A[0].t()).mul_(scale)
-        total[0].addmm_(S, B[0].t())
-        return y, S[None]
-    S = torch.bmm(grouped, A.transpose(1, 2)).mul_(scale[:, None, None])
-    total.baddbmm_(S, B.transpose(1, 2))
-    return y, S
+def with_delta(x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """The same for factors in x's dtype, without a thought for gradients.
+
+    The base's product is added to the adapters' part, not the other way round: so it is summed in float32 and rounded
+    once. Added to an output that is rounded already, a young adapter's part is less than half of bfloat16's last digit
+    and would be rounded away whole, every time.
+    """
+    adapters, outputs = A.shape[0], weight.shape[0]
+    grouped = x.reshape(adapters, -1, x.shape[-1])
+    S = _product(grouped, A.transpose(1, 2)).mul_(scale[:, None, None])
+    if bias is None:
+        y = _product(S, B.transpose(1, 2)).view(-1, outputs).addmm_(x.reshape(-1, x.shape[-1]), weight.t())
+    else:  # with a bias the base's output comes rounded
+        y = F.linear(x, weight, bias)
+        y.view(adapters, -1, outputs).baddbmm_(S, B.transpose(1, 2))
+    return y.view(*x.shape[:-1], outputs), S
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """A batched product; for a batch of one the plain product is quicker."""
+    return torch.mm(left[0], right[0])[None] if left.shape[0] == 1 else torch.bmm(left, right)
 
 
 @lora_linear.register_fake
@@ -52,15 +61,10 @@ def lora_linear_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients for x, A and B; those of the factors in float32. The frozen weight gets none."""
     adapters = work_A.shape[0]
-    dx = torch.matmul(dy, weight)
     grouped_dy, grouped_x = dy.reshape(adapters, -1, dy.shape[-1]), x.reshape(adapters, -1, x.shape[-1])
-    if adapters == 1:
-        dS = torch.mm(grouped_dy[0], work_B[0]).mul_(scale)[None]
-        dx.view(-1, dx.shape[-1]).addmm_(dS[0], work_A[0])
-    else:
-        dS = torch.bmm(grouped_dy, work_B).mul_(scale[:, None, None])
-        dx.view(adapters, -1, dx.shape[-1]).baddbmm_(dS, work_A)
-    return dx, _float32_product(dS, grouped_x), _float32_product(grouped_dy, S)
+    dS = _product(grouped_dy, work_B).mul_(scale[:, None, None])
+    dx = _product(dS, work_A).view(-1, x.shape[-1]).addmm_(dy.reshape(-1, dy.shape[-1]), weight)
+    return dx.view(x.shape), _float32_product(dS, grouped_x), _float32_product(grouped_dy, S)
 
 
 def _float32_product(left: Tensor, right: Tensor) -> Tensor:

@@ -193,7 +193,9 @@ class TrainingGroup:
 
     def _tick(self) -> Iterator[tuple[Hashable, Event]]:
         """One micro-batch of every run, and whatever it completes."""
-        yield from self._compile_if_it_pays()
+        self._compile_if_it_pays()
+        if self._compiled and self._step is not None and not self._step.proven:
+            yield from self._tell("Compiling the model's layers: this step takes up to a minute, those after it less")
         start = time.perf_counter()
         parts = [run.next_micro_batch() if run is not None else None for run in self._slots]
         yield from self._forward_backward(parts)
@@ -267,7 +269,7 @@ class TrainingGroup:
     def _wants_compile(self, how: str) -> bool:
         return any(run.train.compile == how for run in self.runs)
 
-    def _compile_if_it_pays(self) -> Iterator[tuple[Hashable, Event]]:
+    def _compile_if_it_pays(self) -> None:
         """After a few micro-batches it is known how long the group will take; compiling has to earn its own time."""
         if self._compiled or self._ticks != _LOOK_BEFORE_COMPILING or not self._wants_compile("auto"):
             return
@@ -277,7 +279,6 @@ class TrainingGroup:
         compile_layers(self.base)
         assert self._tier is not None
         self._use(max(self._tier, Tier.CHEAP), True)
-        yield from self._tell("Compiling the model's layers: the next micro-batch takes up to a minute, those after it less")
 
     def _update(self) -> None:
         """Step the optimiser of every run whose step is complete, and send its figures on their way."""

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from core.data.render import IGNORE
-from core.train.plan import CHUNK
 
 
-def token_losses(head: nn.Module, hidden: Tensor, targets: Tensor, weights: Tensor, chunk: int = CHUNK) -> tuple[Tensor, Tensor]:
+def token_losses(head: nn.Module, hidden: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Cross-entropy of head(hidden) against targets, in nats.
 
     hidden [N, H], targets [N] (IGNORE for none), weights [N]: what each position counts in the sum that is
@@ -23,10 +22,17 @@ def token_losses(head: nn.Module, hidden: Tensor, targets: Tensor, weights: Tens
     gradient for `hidden` is computed on the way forward, chunk by chunk, so that no logits are kept or computed twice
     (the idea of the fused linear cross-entropy of Liger Kernel, arXiv 2410.10989, section 3.2).
     """
-    weight = getattr(head, "weight", None)
+    weight, chunk = getattr(head, "weight", None), _chunk(hidden, head)
     if isinstance(weight, Tensor) and getattr(head, "factors", None) is None and isinstance(_inner(head), nn.Linear):
         return _FrozenHead.apply(hidden, weight, head.bias, targets, weights, chunk)
     return _differentiated(head, hidden, targets, weights, chunk)
+
+
+def _chunk(hidden: Tensor, head: nn.Module) -> int:
+    """How many positions have logits at one time: half a GiB of them on an accelerator, what stays near the core on a CPU."""
+    vocabulary = int(getattr(head, "out_features", hidden.shape[-1]))
+    positions = (1 << 29 if hidden.is_cuda else 1 << 23) // (4 * vocabulary)
+    return max(16, 1 << (positions.bit_length() - 1)) if positions else 16
 
 
 def _inner(head: nn.Module) -> nn.Module:
@@ -67,6 +73,9 @@ def chunk_loss(logits: Tensor, targets: Tensor, weights: Tensor, with_gradient: 
     if not with_gradient:
         return losses, logits[:0]
     factor = torch.where(counted, weights, 0.0)[:, None]
+    if not torch.compiler.is_compiling():  # one buffer, since a pass over the logits costs as much as their product
+        gradient = wide.sub_(total[:, None]).exp_().mul_(factor)
+        return losses, gradient.scatter_add_(1, chosen, -factor).to(logits.dtype)
     gradient = torch.exp(wide - total[:, None]) * factor
     at = torch.arange(logits.shape[-1], device=logits.device) == chosen
     return losses, torch.where(at, gradient - factor, gradient).to(logits.dtype)

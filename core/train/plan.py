@@ -6,7 +6,6 @@ import math
 
 from core.config import TrainConfig
 
-CHUNK = 1024  # positions whose logits exist at one time: 0.5 GiB in float32 with a vocabulary of 128k
 _ROWS_FOR_VALIDATION = 10
 _STEPS_WORTH_PACKING = 100  # fewer steps than this teach too little, however quick they are
 
