@@ -97,7 +97,7 @@ class DecodingState:
             if self._compiled:
                 compile_layers(self.base)
             self._warm_up(kept[0])
-        except Exception as error:  # noqa: BLE001  (whatever a compiler raises; a fault of our own comes again without it)
+        except Exception as error:
             if not self._compiled or isinstance(error, torch.OutOfMemoryError):
                 raise
             self._compiled, self.notice = False, f"Decoding runs without compiled layers: {str(error).strip()[:200]}"
