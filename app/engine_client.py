@@ -104,18 +104,22 @@ class EngineClient:
         self.ensure()
         self._ask({"command": "wake"})
 
-    def answer(self, base: str, rows: list[wire.Message]) -> Iterator[TokenDone]:
-        """Stream the answers of all rows. Closing the iterator early cancels them.
+    def answer(self, base: str, rows: list[wire.Message], name: str = "") -> Iterator[TokenDone]:
+        """Stream the answers of all rows. Closing the iterator early cancels them; `name` lets rows be cancelled one by one.
 
         Raises EngineUnavailable with the reason the engine gave, or that it is gone.
         """
         self.ensure()
         with self._talking() as connection:
-            wire.send(connection, {"command": "answer", "base": base, "rows": rows})
+            wire.send(connection, {"command": "answer", "base": base, "rows": rows, "name": name})
             while "token" in (message := wire.receive(connection)):
                 yield TokenDone(**message["token"])
             if "error" in message:
                 raise EngineUnavailable(message["error"])
+
+    def cancel(self, name: str, row: int) -> None:
+        """End one row of the answer called `name`; the others go on."""
+        self._ask({"command": "cancel", "name": name, "row": row})
 
     def _ask(self, question: wire.Message) -> wire.Message:
         with self._talking() as connection:

@@ -40,6 +40,7 @@ from storage.tables import Adapter, Base
 _FIRST_GRACE = 30.0  # seconds to wait for the first client
 _GRACE = 5.0  # seconds without clients and work before the engine ends
 _IDLE_WAIT = 0.5
+_SWITCH_SECONDS = 0.0005  # Python's own 5 ms would keep finished tokens waiting behind the next step's work
 _LEAST_SLICE = 0.25  # seconds of decoding between two micro-batches of training
 
 log = logging.getLogger("engine")
@@ -51,7 +52,8 @@ class _Answering:
 
     question: wire.Message
     out: queue.SimpleQueue[wire.Message] = field(default_factory=queue.SimpleQueue)
-    cancelled: bool = False
+    cancelled: set[int | None] = field(default_factory=set)
+    """Rows that nobody waits for any more; None stands for all."""
     decoder: Decoder | None = None
     steps: Iterator[list[TokenDone]] | None = None
 
@@ -147,8 +149,8 @@ class EngineServer:
     def _decode_step(self, answering: _Answering) -> None:
         assert answering.decoder is not None  # set before it joins the list
         assert answering.steps is not None
-        if answering.cancelled:
-            answering.decoder.cancel()
+        while answering.cancelled:
+            answering.decoder.cancel(answering.cancelled.pop())
         try:
             events = next(answering.steps, None)
         except Exception as error:  # noqa: BLE001  (the boundary: the reason goes to whoever asked)
@@ -203,6 +205,9 @@ class EngineServer:
                 self._hold(connection)
             case "answer":
                 self._answer(connection, message)
+            case "cancel":
+                self._cancel(message)
+                wire.send(connection, {"done": True})
             case other:
                 wire.send(connection, {"error": f"unknown command {other!r}", "kind": "EngineUnavailable"})
 
@@ -228,8 +233,14 @@ class EngineServer:
                 if "token" not in event:
                     return
         except OSError:
-            asked.cancelled = True  # nobody listens any more
+            asked.cancelled.add(None)  # nobody listens any more
             raise
+
+    def _cancel(self, message: wire.Message) -> None:
+        """End one row of an answer under way, which its asker has given a name; it may have ended by now."""
+        for one in list(self._answers):
+            if one.question.get("name") == message["name"]:
+                one.cancelled.add(int(message["row"]))
 
     def status(self) -> wire.Message:
         """What the engine is doing, for the page and the doctor."""
@@ -298,6 +309,7 @@ def main() -> int:
         lock.acquire(timeout=2)  # a client may be probing it at this moment
     except Timeout:
         return ALREADY_RUNNING
+    sys.setswitchinterval(_SWITCH_SECONDS)
     # Compiled kernels outlive the process: the next start finds them.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(settings.cache / "kernels"))
     os.environ.setdefault("TRITON_CACHE_DIR", str(settings.cache / "triton"))

@@ -194,11 +194,13 @@ class Workbench:
     # Chat.
 
     def answer(
-        self, base: str, speakers: Sequence[str | None], conversations: Sequence[Messages], config: GenerationConfig
-    ) -> Iterator[TokenDone]:
+        self, base: str, speakers: Sequence[str | None], conversations: Sequence[Messages], config: GenerationConfig,
+        name: str = "",
+    ) -> Iterator[TokenDone]:  # fmt: skip
         """Stream one answer for each speaker (an adapter's name, or None for the plain base), all in one batch.
 
-        conversations[i] is what speaker i sees. Raises WrongBase, NotFound, EngineUnavailable.
+        conversations[i] is what speaker i sees. With a `name`, cancel_answer can end single rows.
+        Raises WrongBase, NotFound, EngineUnavailable.
         """
         if not 1 <= len(speakers) <= MAX_SIDE_BY_SIDE:
             raise InvalidConfig(f"At most {MAX_SIDE_BY_SIDE - 1} adapters can answer beside the plain base.")
@@ -210,7 +212,11 @@ class Workbench:
             {"adapter": speaker, "messages": [dict(message) for message in messages], "config": config.to_dict()}
             for speaker, messages in zip(speakers, conversations, strict=True)
         ]
-        return self.engine.answer(base, rows)
+        return self.engine.answer(base, rows, name)
+
+    def cancel_answer(self, name: str, row: int) -> None:
+        """End the answer of one speaker, by number, while the others go on. Raises EngineUnavailable."""
+        self.engine.cancel(name, row)
 
     def has_chatted(self) -> bool:
         """Whether anybody has talked to a model yet."""

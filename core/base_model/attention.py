@@ -33,6 +33,7 @@ NAME = "lora_workbench"
 # torch 2.11 takes fewer key heads without being told; later releases ask for it.
 _FEWER_KEY_HEADS: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 _CAUSAL_KERNELS = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+_VARLEN_DTYPES = (torch.float16, torch.bfloat16)
 _PASS = "attention_pass"  # the attribute of an attention module that holds what the pass at hand attends to
 
 
@@ -140,6 +141,8 @@ def _window_mask(queries: int, keys: int, window: int | None, device: torch.devi
 
 def _packed(one: Packed, query: Tensor, key: Tensor, value: Tensor, scale: float | None, window: int | None) -> Tensor:
     rows, heads, length, _ = query.shape
+    if one.offsets is not None and query.dtype not in _VARLEN_DTYPES:
+        return _masked(one.offsets, query, key, value, scale, window)
     if one.offsets is not None:
         q, k, v = (x.transpose(1, 2).reshape(rows * length, x.shape[1], x.shape[3]) for x in (query, key, value))
         back = -1 if window is None else window - 1
@@ -155,6 +158,15 @@ def _packed(one: Packed, query: Tensor, key: Tensor, value: Tensor, scale: float
         for start, stop in itertools.pairwise(one.bounds)
     ]
     return torch.cat(parts, dim=2).view(heads, rows, length, -1).transpose(0, 1)
+
+
+def _masked(offsets: Tensor, query: Tensor, key: Tensor, value: Tensor, scale: float | None, window: int | None) -> Tensor:
+    """Segments by a mask over each block, for dtypes that the variable-length kernel does not take."""
+    rows, heads, length, _ = query.shape
+    segment = torch.searchsorted(offsets, torch.arange(rows * length, device=query.device), right=True).view(rows, 1, length)
+    mask = (segment[..., None] == segment[:, :, None]) & _window_mask(length, length, window, query.device)
+    key, value = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (key, value))
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
 
 
 def _prefill(one: Prefill, query: Tensor, key: Tensor, value: Tensor, scale: float | None, window: int | None) -> Tensor:

@@ -134,6 +134,18 @@ def test_training_chat_and_adapters_from_the_command_line(workbench, settings, t
     assert (again.exit_code, "not empty" in again.stderr) == (1, True)
 
 
+def test_a_sweep_from_the_command_line_shows_the_best_first(workbench, settings):
+    options = ["--set", "max_steps=4", "--set", "micro_batch_size=2", "--set", "learning_rate=0.01"]
+    code, found = run_json(settings, "train", "--base", "llama", "--data", "data", "--name", "s", *options,
+                           "--sweep", "rank=1,2", "--sweep", "learning_rate=0.01,0.02")  # fmt: skip
+    assert (code, len(found["rows"])) == (0, 4)
+    losses = [row["validation_loss"] for row in found["rows"]]
+    assert losses == sorted(losses)
+    assert {row["name"] for row in found["rows"]} == {f"s rank={r} learning_rate={lr}" for r in (1, 2) for lr in ("0.01", "0.02")}
+    refused = run(settings, "train", "--base", "llama", "--data", "data", "--sweep", "rank=1,0")
+    assert (refused.exit_code, "rank must be between" in refused.stderr) == (1, True)
+
+
 def test_a_detached_run_is_stopped_from_another_command(workbench, settings):
     options = ["--set", "max_steps=5000", "--set", "micro_batch_size=2", "--set", "rank=2"]
     code, found = run_json(settings, "train", "--base", "llama", "--data", "data", "--detach", *options)

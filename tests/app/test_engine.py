@@ -136,6 +136,58 @@ def test_a_chat_streams_while_a_run_trains(workbench, trained):
     workbench.wait_run(run.id, lambda run: None)
 
 
+def test_one_answer_is_cancelled_and_the_others_go_on(workbench, trained):
+    trained("a")
+    config = GenerationConfig(max_tokens=230, temperature=0.0)
+    counts, ended = [0, 0], set()
+    for token in workbench.answer("llama", [None, "a"], [HELLO, HELLO], config, name="both"):
+        counts[token.row] += 1
+        ended |= {token.row} if token.finished else set()
+        if counts == [1, 1]:
+            workbench.cancel_answer("both", 0)
+    alone = list(workbench.answer("llama", ["a"], [HELLO], config))
+    assert counts[1] == len(alone) > counts[0]
+    assert ended == {1}
+
+
+def test_a_sweep_trains_at_once_and_every_run_is_its_own(workbench):
+    runs = workbench.sweep("llama", "data", QUICK, {"rank": ["2", "4"], "seed": ["1", "2"]}, "grid")
+    assert [run.name for run in runs] == [f"grid rank={rank} seed={seed}" for rank in (2, 4) for seed in (1, 2)]
+    runs = workbench.wait_runs([run.id for run in runs], lambda seen: None)
+    assert {run.state for run in runs} == {"finished"}
+    adapters = [workbench.registry.get(Adapter, run.adapter_id) for run in runs]
+    assert [adapter.rank for adapter in adapters] == [2, 2, 4, 4]
+    assert len({adapter.digest for adapter in adapters}) == 4
+    assert max(run.started for run in runs) < min(run.ended for run in runs)
+    assert any("4 adapters train at once" in note.text for note in workbench.registry.notes(runs[0].id))
+    alone = workbench.wait_run(workbench.train("llama", "data", {**QUICK, "rank": 4, "seed": 2}, "alone").id, lambda seen: None)
+    theirs = [[point.loss for point in workbench.registry.points(one.id) if point.loss is not None] for one in (runs[3], alone)]
+    assert theirs[0] == pytest.approx(theirs[1], abs=1e-4)
+
+
+def test_one_run_of_a_sweep_fails_or_stops_and_the_others_finish(workbench):
+    options = {**QUICK, "max_steps": 60, "max_grad_norm": 0}
+    grid = {"learning_rate": ["0.01", "0.02", "1.0"], "alpha": ["8"]}
+    calm = workbench.sweep("llama", "data", options, {**grid, "learning_rate": ["0.01", "0.02"]}, "calm")
+    wait_for(lambda: _steps(workbench, calm[1]))
+    workbench.stop(calm[1].id)
+    first, second = workbench.wait_runs([run.id for run in calm], lambda seen: None)
+    assert (first.state, second.state) == ("finished", "stopped")
+    assert workbench.registry.get(Adapter, second.adapter_id).steps < 60
+    wild = workbench.sweep(
+        "llama", "data", {**options, "max_steps": 200}, {"alpha": ["8", "65536"], "learning_rate": ["1.0"]}, "wild"
+    )
+    states = {run.name.split()[1]: run.state for run in workbench.wait_runs([run.id for run in wild], lambda seen: None)}
+    assert states["alpha=65536"] == "failed"
+
+
+def test_a_sweep_is_queued_whole_or_not_at_all(workbench):
+    before = len(workbench.registry.all(Run))
+    with pytest.raises(InvalidConfig, match="'nope'"):
+        workbench.sweep("llama", "data", QUICK, {"target_modules": ["q_proj", "nope"]})
+    assert len(workbench.registry.all(Run)) == before
+
+
 def test_another_base_cannot_take_the_engine_from_a_training(workbench, other_llama):
     do_job(workbench, "add_model", {"origin": str(other_llama), "name": "other"})
     run = workbench.train("llama", "data", LONG, "busy")

@@ -93,6 +93,38 @@ def test_cancelling_ends_the_generation(tiny_llama):
     assert decoder.finished
 
 
+def test_one_row_is_cancelled_and_the_others_go_on(tiny_llama):
+    base = load(tiny_llama)
+    bank = _bank(base, [random_adapter(base)])
+    requests = [RowRequest(PROMPTS[0], slot, GREEDY) for slot in (0, 1, 0)]
+    alone = _ids(base, bank, requests)
+    decoder = Decoder(base, bank, requests)
+    rows, counts = {row.index: row for row in decoder._rows}, [0, 0, 0]
+    for number, events in enumerate(decoder.steps()):
+        for event in events:
+            counts[event.row] += 1
+        if number == 3:
+            decoder.cancel(1)
+    assert [rows[0].ids, rows[2].ids] == [alone[0], alone[2]]
+    assert (counts[1], rows[1].ids) == (4, alone[1][:4])
+    assert decoder.finished
+
+
+def test_a_long_prompt_is_read_in_pieces_with_the_same_answer(tiny_llama, monkeypatch):
+    base = load(tiny_llama)
+    bank = _bank(base, [random_adapter(base)])
+    requests = [RowRequest([5 + i % 40 for i in range(length)], slot, GREEDY) for length, slot in ((150, 1), (7, 0), (64, 1))]
+    whole = _ids(base, bank, requests)
+    monkeypatch.setattr("core.generate.decode._PREFILL", 64)
+    decoder = Decoder(base, bank, requests)
+    rows = {row.index: row for row in decoder._rows}
+    steps = decoder.steps()
+    assert [next(steps), next(steps)] == [[], []]
+    assert next(steps)
+    list(steps)
+    assert [rows[index].ids for index in range(3)] == whole
+
+
 def test_a_prompt_longer_than_the_context_is_refused(tiny_llama):
     base = load(tiny_llama)
     with pytest.raises(InvalidInput, match="256"):

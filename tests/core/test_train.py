@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
+from core.base_model.attention import Packed, attend
 from core.config import LoraConfig, TrainConfig
 from core.data.formats import Example
 from core.errors import InvalidConfig, InvalidData, TrainingDiverged
@@ -76,6 +77,19 @@ def test_packed_rows_train_as_they_do_apart(any_model):
     losses = [[event.loss for event in one if isinstance(event, StepDone)] for one in (events, others)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     torch.testing.assert_close(_flat(packed), _flat(apart), atol=1e-5, rtol=1e-4)
+
+
+def test_a_mask_stands_in_where_the_kernel_takes_no_such_dtype(tiny_llama):
+    """The accelerator's segments as a tensor, in float32, against one call for each segment."""
+    base = load(tiny_llama)
+    ids, positions = torch.arange(3, 35).view(2, 16), torch.tensor([[*range(5), *range(11)], [*range(16)]])
+    found = []
+    for how in (Packed([0, 5, 16, 32]), Packed((), torch.tensor([0, 5, 16, 32, 32], dtype=torch.int32), 16)):
+        with torch.no_grad(), attend(base.attention, [how] * 2):
+            found.append(base.model(input_ids=ids, position_ids=positions, use_cache=False).logits)
+    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)
+    alone = base.model(input_ids=ids[:1, 5:], use_cache=False).logits
+    torch.testing.assert_close(found[0][:1, 5:], alone, atol=1e-5, rtol=1e-5)
 
 
 def test_auto_packs_only_where_enough_steps_remain(tiny_llama):
