@@ -206,8 +206,8 @@ class Workbench:
             raise InvalidConfig(f"At most {MAX_SIDE_BY_SIDE - 1} adapters can answer beside the plain base.")
         require_text(*(message["content"] for messages in conversations for message in messages))
         model = self.registry.find(Base, base)
-        for name in filter(None, speakers):
-            self._require_made_for(self.registry.find(Adapter, name), model)
+        for speaker in filter(None, speakers):
+            self._require_made_for(self.registry.find(Adapter, speaker), model)
         rows = [
             {"adapter": speaker, "messages": [dict(message) for message in messages], "config": config.to_dict()}
             for speaker, messages in zip(speakers, conversations, strict=True)

@@ -146,7 +146,7 @@ def test_one_answer_is_cancelled_and_the_others_go_on(workbench, trained):
         if counts == [1, 1]:
             workbench.cancel_answer("both", 0)
     alone = list(workbench.answer("llama", ["a"], [HELLO], config))
-    assert counts[1] == len(alone) > counts[0]
+    assert counts[1] == len(alone) > counts[0] + 5
     assert ended == {1}
 
 
