@@ -11,7 +11,7 @@ from app.components.markup import job_bar, job_failure
 from app.components.shell import QUIET, Shell
 from app.service import Workbench
 from app.tabs import adapters, data, export, home, models, playground, train
-from storage.tables import Run
+from storage.tables import QUEUED, Run
 
 _TICK_SECONDS = 1.0
 _FAILURE_SECONDS = 300.0  # how long a failed job stays in sight
@@ -79,7 +79,8 @@ def masthead_html(workbench: Workbench) -> str:
             chips.append(f"<span class='chip'><span class='quiet'>Resident base</span> <b>{resident}</span>")
         if status["notice"]:
             chips.append(f"<span class='chip' title='{escape(status['notice'])}'><b>Decoding without compiled layers</b></span>")
-    chips += [_run_chip(workbench, run) for run in workbench.registry.active_runs()[:2]]
+    under_way = [run for run in workbench.registry.active_runs() if run.state != QUEUED]
+    chips += [_run_chip(workbench, under_way)] if under_way else []
     return (
         "<header id='masthead'><img src='/workbench/icon.svg' alt=''><h1>LoRA Workbench</h1>"
         f"<div class='status' role='status'>{''.join(chips)}</div>"
@@ -87,12 +88,14 @@ def masthead_html(workbench: Workbench) -> str:
     )
 
 
-def _run_chip(workbench: Workbench, run: Run) -> str:
+def _run_chip(workbench: Workbench, runs: list[Run]) -> str:
+    """What is being trained: one run with its step, or how many at once."""
+    run = runs[0]
     point = workbench.registry.last_point(run.id or 0)
     total = run.details.get("total_steps")
     where = f"step {point.step} of {total}" if point and total else run.state
-    name = f"<b>{escape(run.name)}</b>"
-    return f"<span class='chip'><span class='quiet'>Training</span> {name} <span class='quiet'>{where}</span></span>"
+    name = escape(run.name) if len(runs) == 1 else f"{len(runs)} adapters at once"
+    return f"<span class='chip'><span class='quiet'>Training</span> <b>{name}</b> <span class='quiet'>{where}</span></span>"
 
 
 def activity_html(workbench: Workbench) -> str:

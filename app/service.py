@@ -113,12 +113,13 @@ class Workbench:
     def _queue(self, base: str, dataset: str, wanted: Sequence[tuple[str, Mapping[str, object]]], name: str) -> list[Run]:
         model, data = self.registry.find(Base, base), self.registry.find(Dataset, dataset)
         sweep = secrets.token_hex(8) if len(wanted) > 1 else ""
+        prefix = name or self._unused_prefix(data.name.removesuffix(" (sample)"), [label for label, _ in wanted])
         runs = []
         for label, options in wanted:
             lora, train = split_train_options(options)
             self._estimate(model, data, options)  # raises for target_modules that match nothing
             runs.append(Run(
-                name=f"{name or data.name.removesuffix(' (sample)')} {label}".strip(),
+                name=f"{prefix} {label}".strip(),
                 base_id=model.id or 0, base_name=model.name, base_fingerprint=model.fingerprint,
                 dataset_id=data.id or 0, dataset_name=data.name, dataset_digest=data.digest, sweep=sweep,
                 config={"lora": lora.to_dict(), "train": train.to_dict()},
@@ -130,6 +131,15 @@ class Workbench:
             self.registry.fail_queued_runs(str(error))
             raise
         return runs
+
+    def _unused_prefix(self, wanted: str, labels: Sequence[str]) -> str:
+        """`wanted`, with a number where a sweep of that name has been: behind a label it would read as part of a value."""
+        taken = self.registry.names(Adapter) | {run.name for run in self.registry.active_runs()}
+        prefix, number = wanted, 1
+        while any(f"{prefix} {label}" in taken for label in labels if label):
+            number += 1
+            prefix = f"{wanted}-{number}"
+        return prefix
 
     def estimate(self, base: str, dataset: str, options: Mapping[str, object]) -> Estimate:
         """What a training would need. Raises InvalidConfig, NotFound."""

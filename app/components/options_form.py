@@ -16,6 +16,8 @@ def option_field(option: Option) -> Component:
     label = option.label if unit_said else f"{option.label} ({option.unit})"
     if option.choices:
         return gr.Dropdown(list(option.choices), value=option.default, label=label, info=option.help, interactive=True)
+    if option.kind is bool:
+        return gr.Checkbox(value=option.default, label=label, info=option.help, interactive=True)
     if option.kind is str:
         return gr.Textbox(value=option.default, label=label, info=option.help, interactive=True)
     precision = 0 if option.kind is int else None

@@ -13,12 +13,24 @@ from app.components.shell import QUIET, WORKING, Shell, choose_from, refusal, to
 from app.quickstart import QUICK_OPTIONS
 from app.service import Workbench
 from core.config import LoraConfig, TrainConfig
+from core.sweep import combinations, parse_grid
 from core.train.estimate import Estimate
 from storage.errors import NotFound
 from storage.tables import Base, Dataset, Run
 
 TAB, TITLE = "train", "Train"
-_MAIN = ("learning_rate", "epochs", "micro_batch_size", "gradient_accumulation_steps", "max_length", "lr_scheduler")
+_MAIN = (
+    "rank",
+    "alpha",
+    "dropout",
+    "target_modules",
+    "learning_rate",
+    "epochs",
+    "micro_batch_size",
+    "gradient_accumulation_steps",
+    "max_length",
+    "lr_scheduler",
+)
 _FEW_STEPS = 30
 
 
@@ -31,6 +43,12 @@ def build(shell: Shell) -> None:
             dataset = gr.Dropdown([], label="Data set", interactive=True)
             name = gr.Textbox(label="Name of the adapter", info="Empty: taken from the data set.")
             options = _options()
+            sweep = gr.Textbox(
+                value="", label="Sweep", lines=2, max_lines=6, elem_id="sweep",
+                placeholder="rank=4,8,16\nlearning_rate=1e-4,3e-4",
+                info="Several values for any option, one option a line. Every combination becomes an adapter; "
+                     "they train at once on the one base.",
+            )  # fmt: skip
             plan = gr.HTML()
             with gr.Row(elem_id="start-row"):
                 start = gr.Button("Start training", variant="primary", elem_id="start-training")
@@ -59,20 +77,23 @@ def build(shell: Shell) -> None:
 
     run.input(pick, run, [curve, stop, detail], **QUIET)
 
-    fields = {"base": base, "dataset": dataset, **options}
+    fields = {"base": base, "dataset": dataset, "sweep": sweep, **options}
 
-    def show_plan(base: str, dataset: str, **values: Any) -> str:
-        return plan_html(workbench, base, dataset, values)
+    def show_plan(base: str, dataset: str, sweep: str, **values: Any) -> str:
+        return plan_html(workbench, base, dataset, values, sweep)
 
-    plan_triggers = [shell.page.load, base.change, dataset.change, *[field.change for field in options.values()]]
+    plan_triggers = [shell.page.load, base.change, dataset.change, sweep.change, *[field.change for field in options.values()]]
     gr.on(plan_triggers, show_plan, None, plan, inputs_kwargs=fields, trigger_mode="always_last", **QUIET)
 
     @told
-    def begin(base: str, dataset: str, name: str, **values: Any) -> tuple[object, ...]:
+    def begin(base: str, dataset: str, name: str, sweep: str, **values: Any) -> tuple[object, ...]:
         if not base or not dataset:
             missing = "a base model (under Models)" if not base else "a data set (under Data)"
             raise refusal(f"Choose {missing} first.")
-        started = workbench.train(base, dataset, values, name.strip())
+        if sweep.strip():
+            started = workbench.sweep(base, dataset, values, grid_of(sweep), name.strip())[0]
+        else:
+            started = workbench.train(base, dataset, values, name.strip())
         runs = run_choices(workbench)
         return "", gr.Dropdown(choices=runs, value=started.id), str(started.id), *run_parts(workbench, started.id)
 
@@ -94,11 +115,12 @@ def _options() -> dict[str, Any]:
     """All training options: the ones people change first, the rest folded away."""
     train = TrainConfig.options()
     gr.Markdown("#### Adapter")
-    fields = option_fields(LoraConfig.options(), per_row=2)
+    lora = LoraConfig.options()
+    fields = option_fields([option for option in lora if option.name in _MAIN], per_row=2)
     gr.Markdown("#### Training")
     fields |= option_fields([option for option in train if option.name in _MAIN], per_row=2)
     with gr.Accordion("More options", open=False):
-        fields |= option_fields([option for option in train if option.name not in _MAIN], per_row=2)
+        fields |= option_fields([option for option in (*lora, *train) if option.name not in _MAIN], per_row=2)
     return fields
 
 
@@ -133,17 +155,25 @@ def run_html(workbench: Workbench, run: Run) -> str:
     return f"{about}{log_lines(workbench.registry.notes(run.id or 0))}"
 
 
-def plan_html(workbench: Workbench, base: str | None, dataset: str | None, values: dict[str, Any]) -> str:
-    """What the run would need, or why it cannot start."""
+def grid_of(sweep: str) -> dict[str, list[str]]:
+    """The grid that the lines of the sweep field describe. Raises InvalidConfig."""
+    return parse_grid(line for line in sweep.splitlines() if line.strip())
+
+
+def plan_html(workbench: Workbench, base: str | None, dataset: str | None, values: dict[str, Any], sweep: str = "") -> str:
+    """What the run would need, or each run of a sweep, or why it cannot start."""
     if not base or not dataset:
         return ""
     try:
-        plan = told(workbench.estimate)(base, dataset, values)
+        wanted = told(lambda: combinations(values, grid_of(sweep)))() if sweep.strip() else [("", values)]
+        plan = told(workbench.estimate)(base, dataset, wanted[0][1])
     except gr.Error as error:
         return f"<div class='card'><span class='state bad'>cannot start</span> {error.message}</div>"
     hint = ""
+    if len(wanted) > 1:
+        hint = f"<p class='hint'>{len(wanted)} adapters, trained at once where memory allows; the plan is that of the first.</p>"
     if plan.steps < _FEW_STEPS:
-        hint = (
+        hint += (
             f"<p class='hint'>Only {plan.steps} optimiser steps: with little data a smaller effective batch "
             "(fewer accumulation steps) learns more.</p>"
         )

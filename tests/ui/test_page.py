@@ -92,6 +92,27 @@ def test_a_run_started_elsewhere_shows_up_and_can_be_stopped_here(workbench, add
     expect(page.get_by_role("gridcell", name="elsewhere").first).to_be_visible()
 
 
+def test_a_sweep_is_typed_planned_and_trained_at_once(workbench, address, open_page):
+    page = open_page(address)
+    go_to(page, "Train")
+    page.get_by_label("Learning rate").first.fill("0.01")
+    page.get_by_role("button", name="More options").click()
+    page.get_by_label("Max steps").fill("400")
+    page.get_by_label("Micro-batch size").fill("2")
+    page.get_by_label("Sweep").fill("rank=2,0")
+    expect(page.get_by_text("rank must be between 1 and 1,024")).to_be_visible()
+    page.get_by_label("Sweep").fill("rank=2,4\nseed=1,2")
+    expect(page.get_by_text("4 adapters, trained at once")).to_be_visible()
+    page.get_by_role("button", name="Start training").click()
+    expect(page.locator("#masthead", has_text="4 adapters at once")).to_be_visible(timeout=60_000)
+    runs = workbench.registry.active_runs()
+    assert {run.name for run in runs} == {f"data rank={rank} seed={seed}" for rank in (2, 4) for seed in (1, 2)}
+    for run in runs:
+        workbench.stop(run.id)
+    states = {run.state for run in workbench.wait_runs([run.id for run in runs], lambda seen: None)}
+    assert states == {"stopped"}
+
+
 def test_a_killed_engine_leaves_the_page_alive_and_says_so(workbench, address, open_page):
     import psutil
 
