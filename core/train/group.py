@@ -80,7 +80,7 @@ class TrainingGroup:
         self._waiting.append(request)
 
     def adapter(self, key: Hashable) -> AdapterWeights:
-        """The factors of a run as they are now; ask before going on after its TrainingDone."""
+        """The factors of a run as they are now: from its Prepared on, until the group goes on after its TrainingDone."""
         slot, run = next((slot, run) for slot, run in enumerate(self._slots) if run is not None and run.key == key)
         assert self._bank is not None
         return run.adapter(self._bank, slot)
@@ -124,10 +124,11 @@ class TrainingGroup:
             joining.append(run)
             if self._most is None:
                 self._most = room_for(self.base, run.parameters, run.train.micro_batch_size * run.data.longest_block)
-            yield run.key, run.prepared()
         if joining or self._has_shrunk():
             yield from self._read()
             self._rebuild(joining)
+        for run in joining:
+            yield run.key, run.prepared()
         yield from self._evaluate(joining)
 
     @staticmethod
