@@ -107,7 +107,11 @@ def tiny_qwen(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTok
         vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=False,
     )  # fmt: skip
-    return _save(Qwen2ForCausalLM(config), tokenizer, tmp_path_factory.mktemp("models") / "tiny-qwen")
+    model = Qwen2ForCausalLM(config)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):  # they start at zero, and would show nothing
+            torch.nn.init.normal_(parameter, std=0.5)
+    return _save(model, tokenizer, tmp_path_factory.mktemp("models") / "tiny-qwen")
 
 
 @pytest.fixture(params=["tiny_llama", "tiny_qwen", "tiny_gpt2"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -120,24 +121,39 @@ class AdapterBank(nn.Module):
             self.work.copy_(self.flat)
 
     def initialise(self, slot: int, config: LoraConfig, targets: Sequence[str], seed: int) -> None:
-        """Start a fresh adapter on `targets` in `slot`; the same seed gives the same factors on every device."""
+        """Start a fresh adapter on `targets` in `slot`: A Kaiming-uniform, B zero.
+
+        Drawn on the CPU, so the same seed gives the same factors on every device.
+        """
         generator = torch.Generator().manual_seed(seed)
-        for path, factors in self.factors.items():
+        layers = {}
+        for path in self.factors:
             if path in targets:
-                factors.initialise(slot, config.rank_of(path), config.scaling_of(path), generator)
-            else:
-                factors.clear(slot)
-        self.refresh()
+                rank, layer = config.rank_of(path), self._layers[path]
+                A = nn.init.kaiming_uniform_(torch.empty(rank, layer.in_features), a=math.sqrt(5), generator=generator)
+                layers[path] = LayerFactors(A, torch.zeros(layer.out_features, rank), config.scaling_of(path))
+        self._place(slot, layers)
 
     def load(self, slot: int, adapter: AdapterWeights) -> None:
         """Copy an adapter into `slot`; layers it does not target become the plain base there."""
-        for path, factors in self.factors.items():
-            own = adapter.layers.get(path)
-            if own is None:
-                factors.clear(slot)
-            else:
-                factors.load(slot, own.A, own.B, own.scale)
-        self.refresh()
+        self._place(slot, adapter.layers)
+
+    @torch.no_grad()
+    def _place(self, slot: int, layers: Mapping[str, LayerFactors]) -> None:
+        """Lay the factors out on the CPU, padded with zeros to the stacks' ranks, and copy them to the device at once."""
+        row, scales = torch.zeros(self.flat.shape[1], dtype=self.flat.dtype), torch.zeros(len(self.factors))
+        for index, (path, layer) in enumerate(self._layers.items()):
+            if (own := layers.get(path)) is None:
+                continue
+            rank, at_A, at_B = self._places[path]
+            at_B += self.split
+            row[at_A : at_A + rank * layer.in_features].view(rank, -1)[: own.rank] = own.A
+            row[at_B : at_B + rank * layer.out_features].view(-1, rank)[:, : own.rank] = own.B
+            scales[index] = own.scale
+        self.flat[slot].copy_(row)
+        self.scale[:, slot].copy_(scales)
+        if self.work is not self.flat:
+            self.work[slot].copy_(self.flat[slot])
 
     @torch.no_grad()
     def export(self, slot: int, ranks: Mapping[str, int]) -> dict[str, LayerFactors]:

@@ -15,8 +15,6 @@ order, so that the adapter path is two batched products, whatever K is.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -43,28 +41,6 @@ class LoraFactors(nn.Module):
         self.register_buffer("work_B", work_B)
         self.register_buffer("scale", scale)
         self.dropout = dropout
-
-    @torch.no_grad()
-    def initialise(self, slot: int, rank: int, scale: float, generator: torch.Generator) -> None:
-        """Start a new adapter in `slot`: A Kaiming-uniform, drawn on the CPU so every device gets the same, B zero."""
-        fresh = torch.empty(rank, self.A.shape[2])
-        nn.init.kaiming_uniform_(fresh, a=math.sqrt(5), generator=generator)
-        self.load(slot, fresh, torch.zeros(self.B.shape[1], rank), scale)
-
-    @torch.no_grad()
-    def load(self, slot: int, A: Tensor, B: Tensor, scale: float) -> None:
-        """Copy an adapter's A [r, in] and B [out, r] into `slot`, padded with zeros to the stack's rank."""
-        self.clear(slot)
-        self.A[slot, : A.shape[0]].copy_(A)
-        self.B[slot, :, : B.shape[1]].copy_(B)
-        self.scale[slot] = scale
-
-    @torch.no_grad()
-    def clear(self, slot: int) -> None:
-        """Make `slot` the plain base again."""
-        self.A[slot].zero_()
-        self.B[slot].zero_()
-        self.scale[slot] = 0.0
 
     def linear(self, x: Tensor, base: nn.Module, slots: Tensor | None) -> Tensor:
         """The layer's output with the adapters' part.

@@ -77,7 +77,9 @@ def test_together_equals_each_alone(tiny_llama, dropout, packing):
 @pytest.mark.parametrize("name", ["tiny_qwen", "tiny_gpt2"])
 def test_together_equals_each_alone_on_other_architectures(request, name):
     base = load(request.getfixturevalue(name))
-    runs = {key: (rows, LoraConfig(rank=rank, dropout=0.2), TrainConfig(max_steps=4, seed=rank, **SHARED))
+    # AdamW divides by the size of a gradient, so a rounding error in one that is nearly zero grows to the learning rate.
+    slow = {**SHARED, "learning_rate": 1e-3}
+    runs = {key: (rows, LoraConfig(rank=rank, dropout=0.2), TrainConfig(max_steps=4, seed=rank, **slow))
             for rank, (key, (rows, _, _)) in enumerate(RUNS.items(), start=2)}  # fmt: skip
     together, _ = _train(base, runs)
     for key, parts in runs.items():
