@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -100,17 +101,17 @@ class RunData:
         ordered = sorted(self.validation_blocks, key=self._tokens)
         return [MicroBatch(self.rows, ordered[at : at + size], 1.0) for at in range(0, len(ordered), size)]
 
-    @property
+    @cached_property
     def most_supervised(self) -> int:
         """The largest number of trained tokens in any block."""
         return max(map(self._supervised, [*self.blocks, *self.validation_blocks]))
 
-    @property
+    @cached_property
     def longest_block(self) -> int:
         """Tokens of the longest block, the padding of packed ones counted."""
         return self.rows.max_length if self.packed else max(map(self._tokens, [*self.blocks, *self.validation_blocks]))
 
-    @property
+    @cached_property
     def most_rows(self) -> int:
         """The largest number of rows in any block."""
         return max(map(len, [*self.blocks, *self.validation_blocks]))

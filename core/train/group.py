@@ -331,7 +331,7 @@ class TrainingGroup:
         if not due:
             return
         assert self._step is not None
-        left = {run: run.validation_parts() for run in due}
+        left = {run: iter(run.data.validation()) for run in due}
         sums = torch.zeros(len(self._slots), device=self.base.device)
         while True:
             parts = [next(left[run], None) if run in left else None for run in self._slots]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
@@ -187,7 +187,3 @@ class TrainingRun:
     def training_done(self) -> TrainingDone:
         """The event that closes the run."""
         return TrainingDone(self.done, self.stopping, self.train_loss, self.validation_loss)
-
-    def validation_parts(self) -> Iterator[MicroBatch]:
-        """Its validation rows, micro-batch by micro-batch."""
-        return iter(self.data.validation())
