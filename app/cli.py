@@ -14,34 +14,26 @@ from typing import Annotated, Any
 
 import typer
 
+from app.cli_data import data
+from app.cli_options import Home, Json, Yes, open_workbench
 from app.console import Console, ProgressLine, guarded
 from app.service import Workbench
 from app.settings import HOME_VARIABLE, settings_for
 from core.config import GenerationConfig
 from core.sweep import parse_grid
-from storage.tables import Adapter, Base, Dataset, Job, Run
+from storage.tables import Adapter, Base, Job, Run
 
 app = typer.Typer(
     name="lora-workbench", no_args_is_help=False, add_completion=False, pretty_exceptions_enable=False,
     help="Train, keep, compare and merge LoRA adapters on your own machine. Without a command it opens the page.",
 )  # fmt: skip
 models = typer.Typer(no_args_is_help=True, help="Base models: add, list, show, verify, remove.")
-data = typer.Typer(no_args_is_help=True, help="Data sets: add, list, show, remove.")
 runs = typer.Typer(no_args_is_help=True, help="Training runs: list, show, stop.")
 adapters = typer.Typer(no_args_is_help=True, help="Adapters: list, show, import, export, remove.")
 for name, group in (("models", models), ("data", data), ("runs", runs), ("adapters", adapters)):
     app.add_typer(group, name=name)
 
-Home = Annotated[Path | None, typer.Option("--home", help="Home folder; default $LORA_WORKBENCH_HOME or the user's data folder.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 RunId = Annotated[int, typer.Argument(help="Number of the run.", min=1, max=2**63 - 1)]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before removing.")]
-
-
-def _open(home: Path | None) -> Workbench:
-    workbench = Workbench(settings_for(home))
-    workbench.notice_deaths()
-    return workbench
 
 
 def _finished(workbench: Workbench, job: Job, progress: ProgressLine) -> dict[str, Any]:
@@ -83,7 +75,7 @@ def quickstart(home: Home = None, json: Json = False) -> None:
 
     console = Console(json)
     with console.progress() as progress:
-        watchers = Watchers(progress.say, progress.job, progress.run_watcher(workbench := _open(home)))
+        watchers = Watchers(progress.say, progress.job, progress.run_watcher(workbench := open_workbench(home)))
         result = run_quickstart(workbench, watchers)
     console.result(result.to_dict(), [
         ("Loss, first and last step", f"{result.first_loss:.3f} → {result.last_loss:.3f}"),
@@ -111,7 +103,7 @@ def models_add(
     json: Json = False,
 ) -> None:
     """Add a base model."""
-    console, workbench = Console(json), _open(home)
+    console, workbench = Console(json), open_workbench(home)
     with console.progress() as progress:
         result = _finished(workbench, workbench.add_model(origin, name), progress)
     rows = [("Added", result["name"]), ("Fingerprint", result["fingerprint"])]
@@ -123,7 +115,9 @@ def models_add(
 def models_list(home: Home = None, json: Json = False) -> None:
     """List the base models."""
 
-    Console(json).table(_open(home).registry.all(Base), ["name", "architecture", "parameters", "dtype", "size_bytes", "source"])
+    Console(json).table(
+        open_workbench(home).registry.all(Base), ["name", "architecture", "parameters", "dtype", "size_bytes", "source"]
+    )
 
 
 @models.command("show")
@@ -131,14 +125,14 @@ def models_list(home: Home = None, json: Json = False) -> None:
 def models_show(name: str, home: Home = None, json: Json = False) -> None:
     """Show everything known of a base model."""
 
-    Console(json).row(_open(home).registry.find(Base, name), leave_out=("layer_shapes",))
+    Console(json).row(open_workbench(home).registry.find(Base, name), leave_out=("layer_shapes",))
 
 
 @models.command("verify")
 @guarded
 def models_verify(name: str, home: Home = None, json: Json = False) -> None:
     """Compute the fingerprint afresh and compare it with the recorded one."""
-    found = _open(home).verify_model(name)
+    found = open_workbench(home).verify_model(name)
     Console(json).result({"name": name, "fingerprint": found, "unchanged": True}, [("Unchanged", found)])
 
 
@@ -148,57 +142,7 @@ def models_remove(name: str, yes: Yes = False, home: Home = None, json: Json = F
     """Forget a base model; files that the workbench downloaded or converted are deleted."""
     console = Console(json)
     console.confirm(f"Remove the base model {name}?", yes)
-    _open(home).remove_model(name)
-    console.result({"removed": name}, [("Removed", name)])
-
-
-# Data sets.
-
-
-@data.command("add")
-@guarded
-def data_add(
-    file: Annotated[str, typer.Argument(help="A .jsonl, .json, .csv, .tsv, .parquet, .txt or .md file; or the word sample.")],
-    name: Annotated[str, typer.Option(help="Name to show; default the file's.")] = "",
-    home: Home = None,
-    json: Json = False,
-) -> None:
-    """Import a data set."""
-    workbench = _open(home)
-    row = workbench.add_sample(name) if file == "sample" else workbench.add_dataset(_existing_file(file), name)
-    Console(json).row(row, leave_out=() if json else ("preview",))
-
-
-def _existing_file(file: str) -> Path:
-    path = Path(file).expanduser()
-    if not path.is_file():
-        raise typer.BadParameter(f"{file} is not a file.")
-    return path
-
-
-@data.command("list")
-@guarded
-def data_list(home: Home = None, json: Json = False) -> None:
-    """List the data sets."""
-
-    Console(json).table(_open(home).registry.all(Dataset), ["name", "format", "rows", "size_bytes", "source_name"])
-
-
-@data.command("show")
-@guarded
-def data_show(name: str, home: Home = None, json: Json = False) -> None:
-    """Show a data set and its first rows."""
-
-    Console(json).row(_open(home).registry.find(Dataset, name))
-
-
-@data.command("remove")
-@guarded
-def data_remove(name: str, yes: Yes = False, home: Home = None, json: Json = False) -> None:
-    """Delete a data set."""
-    console = Console(json)
-    console.confirm(f"Delete the data set {name}?", yes)
-    _open(home).registry.remove_dataset(name)
+    open_workbench(home).remove_model(name)
     console.result({"removed": name}, [("Removed", name)])
 
 
@@ -224,7 +168,7 @@ def train(
     json: Json = False,
 ) -> None:
     """Train an adapter, or a sweep of them at once. Interrupting this command leaves runs going; end one with: runs stop ID."""
-    console, workbench = Console(json), _open(home)
+    console, workbench = Console(json), open_workbench(home)
     options = _train_options(config, option or [])
     if sweep:
         runs = workbench.sweep(base, dataset, options, parse_grid(sweep), name)
@@ -299,7 +243,7 @@ def _train_options(config: Path | None, settings: list[str]) -> dict[str, Any]:
 def runs_list(home: Home = None, json: Json = False) -> None:
     """List the runs."""
 
-    Console(json).table(_open(home).registry.all(Run), ["id", "name", "state", "base_name", "dataset_name", "reason"])
+    Console(json).table(open_workbench(home).registry.all(Run), ["id", "name", "state", "base_name", "dataset_name", "reason"])
 
 
 @runs.command("show")
@@ -307,7 +251,7 @@ def runs_list(home: Home = None, json: Json = False) -> None:
 def runs_show(run_id: RunId, home: Home = None, json: Json = False) -> None:
     """Show a run: its configuration, its log and its last measurement."""
 
-    registry = _open(home).registry
+    registry = open_workbench(home).registry
     row = registry.get(Run, run_id)
     last = registry.last_point(run_id)
     extra = {"last": last.model_dump() if last else None, "log": [note.text for note in registry.notes(run_id)]}
@@ -318,7 +262,7 @@ def runs_show(run_id: RunId, home: Home = None, json: Json = False) -> None:
 @guarded
 def runs_stop(run_id: RunId, home: Home = None, json: Json = False) -> None:
     """Stop a run and keep what it has learnt as an adapter."""
-    workbench, console = _open(home), Console(json)
+    workbench, console = open_workbench(home), Console(json)
     if not workbench.stop(run_id).active:
         console.say(f"Run {run_id} is not under way any more.")
     _show_run(console, workbench, workbench.wait_run(run_id, lambda run: None), json)
@@ -333,7 +277,7 @@ def adapters_list(home: Home = None, json: Json = False) -> None:
     """List the adapters."""
 
     columns = ["name", "base_name", "dataset_name", "rank", "train_loss", "validation_loss", "source"]
-    Console(json).table(_open(home).registry.all(Adapter), columns)
+    Console(json).table(open_workbench(home).registry.all(Adapter), columns)
 
 
 @adapters.command("show")
@@ -341,7 +285,7 @@ def adapters_list(home: Home = None, json: Json = False) -> None:
 def adapters_show(name: str, home: Home = None, json: Json = False) -> None:
     """Show everything known of an adapter."""
 
-    Console(json).row(_open(home).registry.find(Adapter, name))
+    Console(json).row(open_workbench(home).registry.find(Adapter, name))
 
 
 @adapters.command("import")
@@ -354,7 +298,7 @@ def adapters_import(
     json: Json = False,
 ) -> None:
     """Import a PEFT adapter."""
-    console, workbench = Console(json), _open(home)
+    console, workbench = Console(json), open_workbench(home)
     with console.progress() as progress:
         result = _finished(workbench, workbench.import_adapter(folder, name, base), progress)
     rows = [("Imported", result["name"]), ("Base", result["base"])]
@@ -365,7 +309,7 @@ def adapters_import(
 @guarded
 def adapters_export(name: str, folder: Path, home: Home = None, json: Json = False) -> None:
     """Write an adapter in PEFT's format into a new folder."""
-    _open(home).copy_adapter(name, folder)
+    open_workbench(home).copy_adapter(name, folder)
     Console(json).result({"adapter": name, "folder": str(folder)}, [("Written", str(folder))])
 
 
@@ -375,7 +319,7 @@ def adapters_remove(name: str, yes: Yes = False, home: Home = None, json: Json =
     """Delete an adapter."""
     console = Console(json)
     console.confirm(f"Delete the adapter {name}?", yes)
-    _open(home).registry.remove_adapter(name)
+    open_workbench(home).registry.remove_adapter(name)
     console.result({"removed": name}, [("Removed", name)])
 
 
@@ -402,7 +346,7 @@ def chat(
     speakers: list[str | None] = [None, *chosen] if len(chosen) != 1 else list(chosen)
     messages = [{"role": "user", "content": prompt}]
     console, answers = Console(json), [""] * len(speakers)
-    for token in _open(home).answer(base, speakers, [messages] * len(speakers), config):
+    for token in open_workbench(home).answer(base, speakers, [messages] * len(speakers), config):
         answers[token.row] += token.text
         if len(speakers) == 1:
             console.stream(token.text)
@@ -419,7 +363,7 @@ def export(
     json: Json = False,
 ) -> None:
     """Merge an adapter into its base, as safetensors; the result is loaded again and checked."""
-    console, workbench = Console(json), _open(home)
+    console, workbench = Console(json), open_workbench(home)
     with console.progress() as progress:
         result = _finished(workbench, workbench.export(adapter, to.expanduser().absolute()), progress)
     console.result(result, [("Merged model", result["folder"]), ("Check", result["sentence"])])

@@ -21,6 +21,7 @@ from sqlmodel import SQLModel
 from app.doctor import Finding
 from app.errors import USER_ERRORS
 from app.service import Workbench
+from core.events import Progress as Position
 from storage.tables import Job, Run
 
 P = ParamSpec("P")
@@ -155,6 +156,10 @@ class ProgressLine:
     def say(self, message: str) -> None:
         """A new stage."""
         self._show(message, None, "")
+
+    def report(self, progress: Position) -> None:
+        """Where work in this process is."""
+        self._show(progress.message, progress.fraction, "")
 
     def job(self, job: Job) -> None:
         """Where a job is."""

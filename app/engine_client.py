@@ -19,6 +19,7 @@ from core.events import TokenDone
 
 _START_SECONDS = 120.0
 _PATIENCE_SECONDS = 10.0
+_TOKENIZER_SECONDS = 60.0  # the first question about tokens loads a tokenizer
 
 
 def _introduce(connection: Connection, key: bytes) -> Connection:
@@ -121,10 +122,19 @@ class EngineClient:
         """End one row of the answer called `name`; the others go on."""
         self._ask({"command": "cancel", "name": name, "row": row})
 
-    def _ask(self, question: wire.Message) -> wire.Message:
+    def tokens(self, base: str, rows: str, index: int, template: str | None = None) -> wire.Message:
+        """A row as the base's tokens; `rows` is the digest of the rows. Raises EngineUnavailable with the reason."""
+        self.ensure()
+        question = {"command": "tokens", "base": base, "rows": rows, "index": index, "template": template}
+        answer = self._ask(question, _TOKENIZER_SECONDS)
+        if "error" in answer:
+            raise EngineUnavailable(answer["error"])
+        return answer
+
+    def _ask(self, question: wire.Message, patience: float = _PATIENCE_SECONDS) -> wire.Message:
         with self._talking() as connection:
             wire.send(connection, question)
-            if not connection.poll(_PATIENCE_SECONDS):
+            if not connection.poll(patience):
                 raise EngineUnavailable("The engine does not answer.")
             return wire.receive(connection)
 

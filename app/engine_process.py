@@ -30,6 +30,7 @@ from app.processes import ALREADY_RUNNING
 from app.run_session import RunSession
 from app.settings import DTYPE_VARIABLE, Settings, settings_for
 from app.sources import folder_of, open_registry
+from app.token_views import TokenViews
 from core.config import GenerationConfig
 from core.engine import AdapterSource, AnswerRequest, BaseSource, Engine
 from core.errors import InvalidConfig
@@ -63,6 +64,7 @@ class EngineServer:
 
     def __init__(self, settings: Settings) -> None:
         self._registry, self._cache = open_registry(settings), settings.cache
+        self._tokens = TokenViews(self._registry)
         self._engine = Engine(dtype=_dtype_from_environment())
         self._session: RunSession | None = None
         self._answers: list[_Answering] = []
@@ -123,7 +125,7 @@ class EngineServer:
 
     def _decoder(self, question: wire.Message) -> Decoder:
         base = self._registry.find(Base, question["base"])
-        source = BaseSource(base.name, folder_of(base), base.fingerprint, base.stat_key)
+        source = BaseSource(base.name, folder_of(base), base.fingerprint, base.stat_key, base.template)
         requests = [
             AnswerRequest(row["messages"], self._adapter_source(row.get("adapter")), GenerationConfig.parse(row["config"]))
             for row in question["rows"]
@@ -205,6 +207,8 @@ class EngineServer:
                 self._hold(connection)
             case "answer":
                 self._answer(connection, message)
+            case "tokens":
+                wire.send(connection, self._tokens.view(message))
             case "cancel":
                 self._cancel(message)
                 wire.send(connection, {"done": True})

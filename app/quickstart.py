@@ -57,7 +57,7 @@ def run_quickstart(workbench: Workbench, watch: Watchers) -> QuickstartResult:
     start = time.monotonic()
     base = _starter(workbench, watch)
     watch.say("Importing the sample conversations")
-    dataset = workbench.add_sample()
+    dataset = workbench.datasets.add_sample()
     watch.say(f"Training an adapter on {dataset.rows} conversations")
     run = workbench.wait_run(workbench.train(base.name, dataset.name, QUICK_OPTIONS).id or 0, watch.run)
     if run.state != FINISHED or run.adapter_id is None:

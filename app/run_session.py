@@ -15,7 +15,11 @@ from app.sources import folder_of
 from core.base_model.load import ResidentBase
 from core.config import LoraConfig, TrainConfig
 from core.data.dataset_file import DatasetFile
-from core.data.tokens import tokenised
+from core.data.importing import Summary
+from core.data.render import Renderer
+from core.data.split import Split
+from core.data.tokens import TokenRows, tokenised
+from core.data.version import Version, first_version
 from core.engine import BaseSource, Engine
 from core.errors import WrongBase
 from core.events import EvalDone, Notice, Prepared, RunFailed, StepDone, TrainingDone
@@ -128,17 +132,32 @@ class RunSession:
         base = self._registry.get(Base, run.base_id)
         if base.fingerprint != run.base_fingerprint:
             raise WrongBase(f"{base.name} is no longer the model this run was queued for; start the run again.")
-        return BaseSource(base.name, folder_of(base), base.fingerprint, base.stat_key)
+        return BaseSource(base.name, folder_of(base), base.fingerprint, base.stat_key, base.template)
 
     def _prepare(self, record: _Record) -> Generator[None, None, RunRequest]:
         """Load the base and render the rows, in a thread beside the chats. Its value is the run's request."""
         run, train = record.run, TrainConfig.parse(record.run.config["train"])
-        rows = DatasetFile(self._registry.blobs.verify(run.dataset_digest))
+        rows, version, special_tokens = self._data(run)
         self._registry.add_note(record.id, f"Loading {run.base_name} and reading {len(rows)} rows")
         base: ResidentBase = self._engine.load_base(self._source(run))
         length = min(train.max_length, base.context_length)
-        found = yield from _beside(lambda: tokenised(iter(rows), run.dataset_digest, base.tokenizer, length, self._cache))
+        renderer = Renderer(base.tokenizer, special_tokens=special_tokens)
+        file = yield from _beside(lambda: tokenised(rows.all_stored(), version.rows, renderer, self._cache))
+        found = TokenRows(
+            file, length, keep=version.usable(rows), validation=version.validation, over_length=train.over_length
+        )  # fmt: skip
         return RunRequest(record.id, found, LoraConfig.parse(run.config["lora"]), train)
+
+    def _data(self, run: Run) -> tuple[DatasetFile, Version, bool]:
+        """The rows of the version that the run names, its parts, and whether special tokens in its texts are meant."""
+        blobs, digest = self._registry.blobs, self._registry.rows_of(run.dataset_digest)
+        folder = blobs.verify(digest)
+        rows, summary = DatasetFile(folder), Summary.read(folder)
+        if run.dataset_digest == digest:  # stored by an earlier version of the workbench, which split when it trained
+            version = first_version(digest, rows, Split())
+        else:
+            version = Version.read(blobs.verify(run.dataset_digest))
+        return rows, version, bool(summary and summary.mapping.get("special_tokens"))
 
     def _record(self, record: _Record, event: Event) -> None:
         match event:

@@ -21,6 +21,8 @@ from app.errors import AlreadyRunning
 from app.guard import RequestGuard
 from app.service import Workbench
 from app.settings import Settings
+from storage.errors import NotFound
+from storage.tables import Base, Dataset
 
 _LOOK_AFTER_SECONDS = 1.0
 _MAX_UPLOAD = "8gb"
@@ -117,6 +119,7 @@ def build_app(workbench: Workbench) -> ASGIApp:
     application = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     _serve_file(application, "/workbench/plotly.min.js", plotly_script(), "text/javascript")
     _serve_file(application, "/workbench/icon.svg", Path(str(resources.files("assets") / "icon.svg")), "image/svg+xml")
+    _serve_reports(application, workbench)
     gr.mount_gradio_app(
         application, build_page(workbench), path="/", footer_links=[], run_history=False, allowed_paths=[],
         blocked_paths=[str(settings.home / name) for name in _PRIVATE],
@@ -124,6 +127,24 @@ def build_app(workbench: Workbench) -> ASGIApp:
         theme=theme(), css=style_sheet(), head=HEAD, show_error=True,
     )  # fmt: skip
     return application
+
+
+def _serve_reports(application: object, workbench: Workbench) -> None:
+    """The report on a data set as CSV, written line by line while it is downloaded."""
+    from fastapi import HTTPException
+    from fastapi.responses import StreamingResponse
+
+    def report(dataset_id: int, base: str = "", max_length: int = 0) -> StreamingResponse:
+        try:
+            row = workbench.registry.get(Dataset, dataset_id)
+            checked = workbench.datasets.checked(row, workbench.registry.find(Base, base), max_length) if base else None
+        except NotFound as error:
+            raise HTTPException(404, str(error)) from None
+        headers = {"Content-Disposition": f'attachment; filename="report-{dataset_id}-version-{row.version}.csv"'}
+        return StreamingResponse(workbench.datasets.csv(row, checked), media_type="text/csv; charset=utf-8", headers=headers)
+
+    register: Callable[..., object] = application.add_api_route  # type: ignore[attr-defined]
+    register("/workbench/data/{dataset_id}/report.csv", report, methods=["GET"], include_in_schema=False, response_model=None)
 
 
 def _serve_file(application: object, route: str, path: Path, media_type: str) -> None:

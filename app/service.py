@@ -7,27 +7,27 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from app.data_import import ImportRequest
+from app.datasets import Datasets
 from app.engine_client import EngineClient
 from app.errors import EngineUnavailable, JobFailed
 from app.processes import exit_reason, is_held, start_detached
 from app.settings import Settings
 from app.sources import base_for, open_registry, shapes_of
 from core.base_model.fingerprint import fingerprint, stat_key
+from core.base_model.templates import chosen_template
 from core.config import GenerationConfig, split_train_options
-from core.data.dataset_file import import_file
-from core.errors import InvalidConfig, InvalidInput, WrongBase
+from core.errors import InvalidConfig, InvalidData, InvalidInput, WrongBase
 from core.events import TokenDone
 from core.publish import published_folder
 from core.sweep import Grid, combinations
 from core.train.estimate import BaseShape, DataShape, Estimate, estimate
+from storage.blobs import content_digest
 from storage.tables import FAILED, INTERRUPTED, PREPARING, QUEUED, RUNNING, Adapter, Base, Chat, Dataset, Job, Run
 
-SAMPLE_FILE = "captain_conversations.jsonl"
-SAMPLE_NAME = "Captain's log (sample)"
 MAX_SIDE_BY_SIDE = 5  # the plain base and four adapters
 _POLL_SECONDS = 0.2
 _JOB_START_SECONDS = 60.0
@@ -41,12 +41,14 @@ class Workbench:
         self.settings = settings
         self.registry = open_registry(settings)
         self.engine = EngineClient(settings)
+        self.datasets = Datasets(self.registry, settings, self.engine)
         self._jobs: dict[int, subprocess.Popen[bytes]] = {}
 
     # Base models.
 
     def add_model(self, origin: str, name: str = "") -> Job:
         """Start adding a base model: the word starter, a folder, a .gguf file or a hub id. Raises NameTaken."""
+        require_text(origin, name)
         if name:
             self.registry.require_free(Base, name)
         return self._start_job("add_model", f"Add {origin}", {"origin": origin, "name": name})
@@ -72,30 +74,36 @@ class Workbench:
         self.registry.save(row)
         return found
 
-    # Data sets.
+    # Data sets: see also `datasets`.
 
-    def add_dataset(self, path: Path, name: str = "") -> Dataset:
-        """Import a file of rows. Raises InvalidData, NameTaken; nothing is kept of a file that fails."""
-        require_text(path.name, name)
-        wanted = self.registry.require_free(Dataset, name or path.stem)
-        with self.registry.blobs.staging() as staging:
-            target = staging / "rows.arrow"
-            found = import_file(path, target)
-            size = target.stat().st_size
-            digest = self.registry.blobs.put(target)
-        row = Dataset(
-            name=wanted, format=found.format, reason=found.reason, rows=found.rows, digest=digest, size_bytes=size,
-            source_name=path.name, preview=found.preview,
-        )  # fmt: skip
-        return self.registry.add(row)
+    def import_data(self, request: ImportRequest) -> Job:
+        """Start importing a data set. Raises NameTaken."""
+        require_text(*request.files, *request.validation, request.name)
+        self.registry.require_free(Dataset, request.name or request.default_name)
+        return self._start_job("import_data", f"Import {Path(request.files[0]).name}", request.to_dict())
 
-    def add_sample(self, name: str = "") -> Dataset:
-        """Import the sample conversations that come with the workbench, unless they are there under this name already."""
-        wanted = name or SAMPLE_NAME
-        if wanted in self.registry.names(Dataset):
-            return self.registry.find(Dataset, wanted)
-        with resources.as_file(resources.files("assets") / SAMPLE_FILE) as path:
-            return self.add_dataset(path, wanted)
+    def check_data(self, dataset: str, base: str, max_length: int) -> Job:
+        """Start checking a data set with a base's tokenizer. Raises NotFound."""
+        row, model = self.registry.find(Dataset, dataset), self.registry.find(Base, base)
+        return self._start_job(
+            "check_data", f"Check {dataset} with {base}", self.datasets.check_arguments(row, model, max_length)
+        )
+
+    def check_rows(self, folder: Path, base: str, max_length: int, out: Path) -> Job:
+        """Start checking rows that are in no registry: `folder` as the import leaves it. The result goes into `out`."""
+        self.registry.find(Base, base)
+        arguments = {"rows": str(folder), "version": "", "digest": content_digest(folder), "base": base,
+                     "max_length": max_length, "out": str(out)}  # fmt: skip
+        return self._start_job("check_data", f"Check a file with {base}", arguments)
+
+    def choose_template(self, base: str, template: str) -> Base:
+        """Choose a known chat template for a base that has none of its own. Raises InvalidConfig, NotFound."""
+        row = self.registry.find(Base, base)
+        if row.has_chat_template:
+            raise InvalidConfig(f"{base} has a chat template of its own, which is always used.")
+        chosen_template(template)
+        row.template = template
+        return self.registry.save(row)
 
     # Training.
 
@@ -112,6 +120,7 @@ class Workbench:
 
     def _queue(self, base: str, dataset: str, wanted: Sequence[tuple[str, Mapping[str, object]]], name: str) -> list[Run]:
         model, data = self.registry.find(Base, base), self.registry.find(Dataset, dataset)
+        self._require_sound(data)
         sweep = secrets.token_hex(8) if len(wanted) > 1 else ""
         prefix = name or self._unused_prefix(data.name.removesuffix(" (sample)"), [label for label, _ in wanted])
         runs = []
@@ -121,7 +130,8 @@ class Workbench:
             runs.append(Run(
                 name=f"{prefix} {label}".strip(),
                 base_id=model.id or 0, base_name=model.name, base_fingerprint=model.fingerprint,
-                dataset_id=data.id or 0, dataset_name=data.name, dataset_digest=data.digest, sweep=sweep,
+                dataset_id=data.id or 0, dataset_name=data.name, dataset_digest=data.digest,
+                dataset_version=data.version, sweep=sweep,
                 config={"lora": lora.to_dict(), "train": train.to_dict()},
             ))  # fmt: skip
         self.registry.queue_runs(runs, number_if_taken=not name)
@@ -131,6 +141,15 @@ class Workbench:
             self.registry.fail_queued_runs(str(error))
             raise
         return runs
+
+    @staticmethod
+    def _require_sound(data: Dataset) -> None:
+        if data.faulty_rows:
+            many = data.faulty_rows > 1
+            raise InvalidData(
+                f"{data.faulty_rows:,} row{'s' if many else ''} of {data.name} {'have' if many else 'has'} errors. "
+                "Mend them or leave them out first: on the page under Data, Report; in a terminal with data exclude --errors."
+            )
 
     def _unused_prefix(self, wanted: str, labels: Sequence[str]) -> str:
         """`wanted`, with a number where a sweep of that name has been: behind a label it would read as part of a value."""
@@ -149,7 +168,8 @@ class Workbench:
         lora, train = split_train_options(options)
         shape = BaseShape(shapes_of(base), base.head, base.parameters, base.layers, base.hidden_size, base.vocab_size)
         lengths = [sum(len(m["content"]) for m in row["messages"]) + len(row["text"]) for row in data.preview]
-        rows = DataShape(data.rows, sum(lengths) / max(1, len(lengths)))
+        usable = data.rows - data.excluded_rows - data.faulty_rows - data.validation_rows
+        rows = DataShape(usable, sum(lengths) / max(1, len(lengths)))
         return estimate(shape, rows, lora, train, bytes_per_weight=2, tokens_per_second=self._speed_on(base))
 
     def _speed_on(self, base: Base) -> float | None:
@@ -184,6 +204,7 @@ class Workbench:
         self.registry.require_free(Adapter, name or folder.resolve().name)
         if base:
             self.registry.find(Base, base)
+        require_text(str(folder), name)
         arguments = {"folder": str(folder), "name": name, "base": base}
         return self._start_job("import_adapter", f"Import {folder.name}", arguments)
 
@@ -198,6 +219,7 @@ class Workbench:
         """Start merging an adapter into its base as a model folder; by default under exports in the home folder."""
         row = self.registry.find(Adapter, adapter)
         base_for(self.registry, row)
+        require_text(str(folder or ""))
         target = folder or self.settings.exports / f"adapter-{row.id}-{time.strftime('%Y%m%d-%H%M%S')}"
         return self._start_job("export_model", f"Export {adapter}", {"adapter": adapter, "folder": str(target)})
 
@@ -242,7 +264,6 @@ class Workbench:
     # Jobs, and looking after what other processes do.
 
     def _start_job(self, kind: str, title: str, arguments: dict[str, Any]) -> Job:
-        require_text(*(value for value in arguments.values() if value))
         job = self.registry.save(Job(kind=kind, title=title, arguments=arguments, message="Starting"))
         given = ["--home", str(self.settings.home), "--job", str(job.id)]
         self._jobs[job.id or 0] = start_detached("app.job_process", given, self.settings.logs / "jobs.log")

@@ -16,6 +16,7 @@ from core.errors import InvalidConfig
 
 ALL_LINEAR = "all-linear"
 SCHEDULERS = ("cosine", "linear", "constant")
+OVER_LENGTH = ("truncate", "split", "drop")
 
 
 @dataclass(frozen=True)
@@ -274,21 +275,20 @@ class TrainConfig(Config):
     max_length: int = _option(
         2048,
         "Max length",
-        "Longer rows are cut to this length, and counted. Packed rows fill blocks of this length.",
+        "Packed rows fill blocks of this length. What happens to longer rows is said below.",
         unit="tokens",
         minimum=8,
         maximum=1_048_576,
     )
+    over_length: str = _option(
+        "truncate",
+        "Longer rows",
+        "Conversations above the max length: truncate cuts them off, split makes several rows, drop leaves them out.",
+        choices=OVER_LENGTH,
+    )
     weight_decay: float = _option(0.0, "Weight decay", "AdamW's decoupled decay.", minimum=0.0, maximum=10.0)
     max_grad_norm: float = _option(
         1.0, "Max gradient norm", "Gradients are clipped to this norm; 0 turns clipping off.", minimum=0.0, maximum=1e6
-    )
-    validation_share: float = _option(
-        0.05,
-        "Validation share",
-        "Share of the rows kept back to measure the validation loss; 0 for none.",
-        minimum=0.0,
-        maximum=0.5,
     )
     eval_steps: int = _option(
         0,

@@ -12,7 +12,6 @@ from core.base_model.fingerprint import fingerprint, stat_key
 from core.base_model.load import ResidentBase, best_device, load_base
 from core.config import GenerationConfig
 from core.data.formats import Message
-from core.data.render import encode_prompt
 from core.errors import InvalidModel, WorkbenchError, WrongBase
 from core.generate.decode import Decoder, RowRequest
 from core.generate.one_token import StatePool
@@ -34,6 +33,8 @@ class BaseSource:
     folder: Path
     fingerprint: str
     stat_key: str
+    template: str = ""
+    """The known chat template chosen for a base that has none of its own."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class Engine:
         self._slots: _AdapterSlots | None = None
         self._group: TrainingGroup | None = None
         self._pool: StatePool | None = None
+        self._template = ""
         self._decoders: dict[Decoder, set[str]] = {}  # with the digests of the adapters each is using
 
     def load_base(self, source: BaseSource) -> ResidentBase:
@@ -77,8 +79,13 @@ class Engine:
             self._require_idle(source)
             self.base, self._slots, self._pool = None, None, None  # free the old one first
             self.base = load_base(
-                source.folder, fingerprint=source.fingerprint, name=source.name, device=self.device, dtype=self._dtype
-            )
+                source.folder, fingerprint=source.fingerprint, name=source.name, template=source.template,
+                device=self.device, dtype=self._dtype,
+            )  # fmt: skip
+            self._template = source.template
+        elif self._template != source.template:
+            self.base.use_template(source.template)
+            self._template = source.template
         return self.base
 
     def train(self, source: BaseSource, requests: Sequence[RunRequest]) -> TrainingGroup:
@@ -104,7 +111,7 @@ class Engine:
         placed = self._slots.place(adapters, in_use=set().union(*self._working_decoders().values()))
         rows = [
             RowRequest(
-                encode_prompt(base.tokenizer, request.messages),
+                base.renderer.encode_prompt(request.messages),
                 placed[request.adapter.digest] if request.adapter else 0,
                 request.config,
             )

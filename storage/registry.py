@@ -28,6 +28,7 @@ from storage.tables import (
     Chat,
     ChatMessage,
     Dataset,
+    DatasetVersion,
     Export,
     Job,
     Note,
@@ -115,15 +116,56 @@ class Registry:
             session.delete(row)
         return row
 
+    def add_dataset(self, row: Dataset, change: str) -> Dataset:
+        """Store a new data set with its first version. Raises NameTaken or InvalidName."""
+        row.name = clean_name(row.name, "data set")
+        try:
+            with self.database.writing() as session:
+                session.add(row)
+                session.flush()
+                session.add(_version_of(row, change, parent=None))
+        except IntegrityError:
+            raise NameTaken(f"The name {row.name!r} is taken by another data set; choose another one.") from None
+        return row
+
+    def add_version(self, row: Dataset, change: str) -> Dataset:
+        """Store `row` as the newest version of its data set. Raises NotFound, or InUse if it was changed meanwhile."""
+        with self.database.writing() as session:
+            newest = session.get(Dataset, row.id or 0)
+            if newest is None:
+                raise NotFound(f"There is no data set called {row.name[:120]!r} any more.")
+            if newest.version != row.version:
+                raise InUse(f"{row.name!r} has been changed meanwhile (version {newest.version}); look at it and try again.")
+            changed = session.merge(Dataset(**row.model_dump() | {"version": row.version + 1}))
+            session.add(_version_of(changed, change, parent=row.version))
+        return changed
+
+    def versions(self, dataset_id: int) -> Sequence[DatasetVersion]:
+        """All versions of a data set, newest first."""
+        with self.database.reading() as session:
+            query = select(DatasetVersion).where(DatasetVersion.dataset_id == dataset_id)
+            return session.exec(query.order_by(col(DatasetVersion.number).desc())).all()
+
+    def rows_of(self, version_digest: str) -> str:
+        """The digest of the rows that a version is made of. Raises NotFound."""
+        with self.database.reading() as session:
+            found = session.exec(select(DatasetVersion.rows_digest).where(DatasetVersion.digest == version_digest)).first()
+            if found is None:
+                raise NotFound(f"The data set version {version_digest[:12]}… has been deleted.")
+            return found
+
     def remove_dataset(self, name: str) -> None:
-        """Delete a data set and its file. Raises InUse while a waiting or active run needs it."""
+        """Delete a data set, all its versions and their files. Raises InUse while a waiting or active run needs it."""
         row = self.find(Dataset, name)
         with self.database.writing() as session:
             self._refuse_active(session, Run.dataset_id == row.id, name)
+            mine = session.exec(select(DatasetVersion).where(DatasetVersion.dataset_id == row.id)).all()
+            digests = {row.digest, row.rows_digest} | {one for version in mine for one in (version.digest, version.rows_digest)}
+            session.execute(delete(DatasetVersion).where(col(DatasetVersion.dataset_id) == row.id))
             session.delete(row)
-            shared = session.exec(select(Dataset.id).where(Dataset.digest == row.digest, Dataset.id != row.id)).all()
-        if not shared:
-            self.blobs.remove(row.digest)
+            others = session.exec(select(DatasetVersion.digest, DatasetVersion.rows_digest)).all()
+        for digest in digests - {one for pair in others for one in pair} - {""}:
+            self.blobs.remove(digest)
 
     def remove_adapter(self, name: str) -> None:
         """Delete an adapter and its files."""
@@ -283,8 +325,15 @@ class Registry:
     def change_count(self) -> str:
         """A short text that changes when anything a page shows may have changed; cheap enough to ask every second."""
         with self.database.reading() as session:
-            tables = (Base, Dataset, Run, Adapter, Job, Export)
+            tables = (Base, Dataset, DatasetVersion, Run, Adapter, Job, Export)
             tops = [session.exec(select(func.max(table.id), func.count())).one() for table in tables]
             active = session.exec(select(Run.id, Run.state, Run.stop_requested).where(col(Run.state).in_(ACTIVE_STATES))).all()
             jobs = session.exec(select(Job.id, Job.state).where(col(Job.state).in_(ACTIVE_STATES))).all()
             return repr((tops, active, jobs))
+
+
+def _version_of(row: Dataset, change: str, parent: int | None) -> DatasetVersion:
+    return DatasetVersion(
+        dataset_id=row.id or 0, number=row.version, parent=parent, digest=row.digest, rows_digest=row.rows_digest, change=change,
+        rows=row.rows, validation_rows=row.validation_rows, excluded_rows=row.excluded_rows, faulty_rows=row.faulty_rows,
+    )  # fmt: skip

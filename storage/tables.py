@@ -8,12 +8,16 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from sqlalchemy import JSON, Column, ForeignKey, Index, Integer
+from sqlalchemy import JSON, Column, ForeignKey, Index, Integer, UniqueConstraint
 from sqlmodel import Field, SQLModel
 
 QUEUED, PREPARING, RUNNING = "queued", "preparing", "running"
 FINISHED, STOPPED, FAILED, INTERRUPTED = "finished", "stopped", "failed", "interrupted"
 ACTIVE_STATES = (QUEUED, PREPARING, RUNNING)
+
+
+def _count() -> Any:
+    return Field(default=0, sa_column_kwargs={"server_default": "0"})
 
 
 def _json() -> Any:
@@ -47,11 +51,16 @@ class Base(SQLModel, table=True):
     owned: bool
     layer_shapes: dict[str, Any] = _json()
     head: str | None = None
+    template: str = Field(default="", sa_column_kwargs={"server_default": ""})
+    """Name of the known chat template chosen for a base that has none of its own; empty for the plain one."""
     created: float = Field(default_factory=time.time)
 
 
 class Dataset(SQLModel, table=True):
-    """A data set, imported and stored as one Arrow file."""
+    """A data set as it is now: its newest version. `digest` is that version's, `rows_digest` that of the rows it is made of.
+
+    Where both are equal an earlier workbench stored it, and the rows are split when they are trained on.
+    """
 
     __tablename__ = "dataset"
 
@@ -64,6 +73,36 @@ class Dataset(SQLModel, table=True):
     size_bytes: int
     source_name: str
     preview: list[dict[str, Any]] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
+    version: int = Field(default=1, sa_column_kwargs={"server_default": "1"})
+    rows_digest: str = Field(default="", sa_column_kwargs={"server_default": ""})
+    validation_rows: int = _count()
+    excluded_rows: int = _count()
+    faulty_rows: int = _count()
+    """Rows with an error that have not been left out; training refuses while there are any."""
+    warnings: int = _count()
+    mapping: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False, server_default="{}"))
+    created: float = Field(default_factory=time.time)
+
+
+class DatasetVersion(SQLModel, table=True):
+    """One version of a data set: what was changed, and the digest that runs name."""
+
+    __tablename__ = "dataset_version"
+    __table_args__ = (UniqueConstraint("dataset_id", "number"),)
+
+    id: int | None = Field(default=None, primary_key=True)
+    dataset_id: int = Field(sa_column=Column(Integer, ForeignKey("dataset.id", ondelete="CASCADE"), nullable=False, index=True))
+    number: int
+    parent: int | None = None
+    """Number of the version it was made from."""
+    digest: str
+    rows_digest: str
+    change: str
+    """What was done, in a sentence."""
+    rows: int
+    validation_rows: int = _count()
+    excluded_rows: int = _count()
+    faulty_rows: int = _count()
     created: float = Field(default_factory=time.time)
 
 
@@ -80,6 +119,7 @@ class Run(SQLModel, table=True):
     dataset_id: int
     dataset_name: str
     dataset_digest: str
+    dataset_version: int = Field(default=1, sa_column_kwargs={"server_default": "1"})
     config: dict[str, Any] = _json()
     state: str = Field(default=QUEUED, index=True)
     reason: str = ""

@@ -53,7 +53,7 @@ def workbench(settings: Settings, tiny_llama: Path, float32_engine: None) -> Ite
     """A workbench with the base "llama" and the data set "data"."""
     found = Workbench(settings)
     do_job(found, "add_model", {"origin": str(tiny_llama), "name": "llama"})
-    found.add_dataset(write_rows(settings.home / "rows.jsonl"), "data")
+    found.datasets.add(write_rows(settings.home / "rows.jsonl"), "data")
     yield found
     found.close()
     end_engine(settings)

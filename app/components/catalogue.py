@@ -38,7 +38,9 @@ class Catalogue:
         remove: Callable[[str], None], actions: Callable[[gr.State], None] | None = None, **table: Any,
     ) -> None:  # fmt: skip
         """rows and describe are asked anew at each change; actions adds buttons for the chosen row."""
-        self._rows, self._describe, self._remove = rows, describe, remove
+        self._shell, self._rows, self._describe, self._remove = shell, rows, describe, remove
+        self._openings: list[Dependency] = []
+        self._extras: list[tuple[Callable[..., Any], list[Any], list[Any]]] = []
         self.chosen = gr.State("")
         self._table = gr.Dataframe(headers=list(words.columns), interactive=False, label=words.label, show_label=False, **table)
         self._nothing = gr.HTML(empty(words.nothing))
@@ -55,15 +57,26 @@ class Catalogue:
         ask.click(lambda: gr.Row(visible=True), None, self._confirm, **QUIET)
         no.click(lambda: gr.Row(visible=False), None, self._confirm, **QUIET)
         self.follow(yes.click(told(self._drop), self.chosen, self.chosen, **WORKING))
-        self._table.select(_name_clicked, None, self.chosen, **QUIET).then(self._open, self.chosen, self._opened, **QUIET)
+        clicked = self._table.select(_name_clicked, None, self.chosen, **QUIET)
+        self._openings.append(clicked.then(self._open, self.chosen, self._opened, **QUIET))
         shell.refresh(self._show, [], [self._table, self._nothing])
         shell.refresh(self._show_detail, [self.chosen], [self._about, self._detail])
 
     def follow(self, event: Dependency) -> None:
         """After an event that may have changed rows or the choice, show both anew."""
-        event.success(self._show, None, [self._table, self._nothing], **QUIET).then(
+        opened = event.success(self._show, None, [self._table, self._nothing], **QUIET).then(
             self._open, self.chosen, self._opened, **QUIET
         )
+        self._openings.append(opened)
+        for handler, inputs, outputs in self._extras:
+            opened.then(handler, inputs, outputs, **QUIET)
+
+    def also(self, handler: Callable[..., Any], inputs: list[Any], outputs: list[Any]) -> None:
+        """Call `handler` whenever the chosen row is shown anew, however that came about."""
+        self._extras.append((handler, inputs, outputs))
+        for opened in self._openings:
+            opened.then(handler, inputs, outputs, **QUIET)
+        self._shell.refresh(handler, inputs, outputs)
 
     @property
     def _opened(self) -> list[gr.blocks.Block]:

@@ -60,6 +60,9 @@ def conversation(rows: Sequence[dict[str, Any]]) -> str:
     """The first rows of a data set, as turns."""
     cards = []
     for row in rows:
+        if row.get("fault"):
+            cards.append(f"<div class='card'><h3>Row {row['row']}</h3><p class='fault'>{escape(row['fault'])}</p></div>")
+            continue
         turns = row["messages"] or [{"role": "text", "content": row["text"]}]
         inner = "".join(
             f"<div class='turn {escape(turn['role'])}'><b>{escape(turn['role'])}</b>{escape(turn['content'][:1500])}</div>"

@@ -9,8 +9,9 @@ import psutil
 
 from app.components.markup import day, facts, number, size
 from app.components.shell import QUIET, WORKING, Shell, told
+from app.datasets import SAMPLE_NAME
 from app.quickstart import QUICK_OPTIONS
-from app.service import SAMPLE_NAME, Workbench
+from app.service import Workbench
 from storage.tables import Adapter, Base, Dataset, Run
 
 TAB, TITLE = "home", "Home"
@@ -43,7 +44,7 @@ def build(shell: Shell) -> None:
         if label == _GET_STARTER:
             workbench.add_model("starter")
         elif label == _ADD_SAMPLE:
-            workbench.add_sample()
+            workbench.datasets.add_sample()
         elif label == _TRAIN:
             _train_first(workbench)
             return gr.Tabs(selected="train")

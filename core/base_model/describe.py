@@ -9,15 +9,9 @@ from typing import Any
 
 from core.base_model.files import read_json, weight_files
 from core.base_model.fingerprint import ReportBytes, fingerprint, stat_key, text_hash, tokenizer_hash
+from core.base_model.templates import PLAIN, TEMPLATES
 from core.errors import InvalidModel
 from core.safetensors_file import read_header
-
-PLAIN_TEMPLATE = (
-    "{% for message in messages %}{{ '### ' + message['role'].capitalize() + ':\\n' + message['content'] + '\\n\\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '### Assistant:\\n' }}{% endif %}"
-)
-"""Used where a base model brings no chat template of its own; said so wherever the base is shown."""
-
 
 _MOST_LAYERS = 10_000  # the layers are built to list them, so their number must be sane
 
@@ -62,7 +56,7 @@ def describe(folder: Path, report: ReportBytes | None = None) -> BaseModelInfo:
         fingerprint=fingerprint(folder, report),
         stat_key=stat_key(folder),
         tokenizer_hash=tokenizer_hash(folder),
-        template_hash=text_hash(template or PLAIN_TEMPLATE),
+        template_hash=text_hash(template or TEMPLATES[PLAIN]),
         architecture=str((config.get("architectures") or ["?"])[0]),
         parameters=sum(entry.count for entry in entries),
         dtype=dtypes.most_common(1)[0][0].lower(),

@@ -6,15 +6,17 @@ import functools
 import math
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from core.base_model.attention import NAME as ATTENTION
 from core.base_model.attention import Attending, find_attention_modules
-from core.base_model.describe import PLAIN_TEMPLATE
+from core.base_model.tokenizer import load_tokenizer
+from core.data.render import Renderer
 from core.errors import InvalidModel
 from core.lora.inject import head_path, wrap_linear_layers
 from core.lora.layer import LoraLinear
@@ -37,6 +39,18 @@ class ResidentBase:
     """The modules that attend, one for each decoder layer."""
     plain_head: bool
     """Whether the logits are the output head's product and nothing more (no capping, no scaling)."""
+
+    @cached_property
+    def renderer(self) -> Renderer:
+        """Renders conversations with the base's tokenizer and chat template. Raises InvalidModel without a fast tokenizer."""
+        return Renderer(self.tokenizer)
+
+    def use_template(self, name: str) -> None:
+        """Take another known chat template, where the base has none of its own."""
+        tokenizer = load_tokenizer(self.folder, name)
+        if tokenizer.chat_template != self.tokenizer.chat_template:
+            self.tokenizer = tokenizer
+            self.__dict__.pop("renderer", None)
 
     @property
     def decoder_layers(self) -> list[nn.Module]:
@@ -72,27 +86,25 @@ class ResidentBase:
 
 
 def load_base(
-    folder: Path, *, fingerprint: str = "", name: str = "",
+    folder: Path, *, fingerprint: str = "", name: str = "", template: str = "",
     device: torch.device | None = None, dtype: torch.dtype | None = None,
 ) -> ResidentBase:  # fmt: skip
     """Load the model and tokenizer in `folder`, safetensors only and without any code of its own.
 
+    template names the known chat template for a base that has none of its own.
     device and dtype default to the best this machine has. Raises InvalidModel if transformers cannot load it, or if
     its layers are not causal attention throughout.
     """
     device = device or best_device()
     dtype = dtype or best_dtype(device)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, attn_implementation=ATTENTION
         )
     except (ValueError, KeyError, OSError, ImportError) as error:
         raise InvalidModel(f"transformers cannot load {name or folder}: {str(error)[:400]}") from error
-    if tokenizer.chat_template is None:
-        tokenizer.chat_template = PLAIN_TEMPLATE
     model.to(device)  # type: ignore[arg-type]
-    return make_resident(model, tokenizer, folder=folder, fingerprint=fingerprint, name=name)
+    return make_resident(model, load_tokenizer(folder, template), folder=folder, fingerprint=fingerprint, name=name)
 
 
 def make_resident(

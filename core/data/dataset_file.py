@@ -1,91 +1,103 @@
-"""A data set on disk: one Arrow file of rows in a single shape, memory-mapped for reading. Needs no torch."""
+"""The rows of a data set on disk: one Arrow file in a single shape, memory-mapped for reading. Needs no torch."""
 
 from __future__ import annotations
 
 import itertools
 from bisect import bisect_right
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
-from core.data.formats import Example, Format, detect
-from core.data.read import read_rows
+from core.data.findings import Finding
+from core.data.formats import Example
 from core.errors import InvalidData
 
+ROWS_FILE, FINDINGS_FILE, SUMMARY_FILE = "rows.arrow", "findings.arrow", "summary.json"
 _BATCH_ROWS = 1000
-_SCHEMA = pa.schema(
-    [
-        ("row", pa.int64()),
-        ("messages", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),
-        ("text", pa.string()),
-    ]
-)
+_TURN = pa.struct([("role", pa.string()), ("content", pa.string()), ("train", pa.bool_())])
+_SCHEMA = pa.schema([
+    ("row", pa.int64()), ("file", pa.int16()), ("messages", pa.list_(_TURN)), ("text", pa.string()), ("label", pa.string()),
+    ("fault", pa.string()), ("raw", pa.string()), ("hash", pa.uint64()),
+])  # fmt: skip
+_FINDINGS = pa.schema([("index", pa.int32()), ("code", pa.string()), ("detail", pa.string())])
 
 
 @dataclass(frozen=True)
-class Imported:
-    """What an import found."""
+class StoredRow:
+    """A row as it is kept: what became of it, or the code of the fault that kept anything from becoming of it."""
 
-    format: str
-    reason: str
-    rows: int
-    preview: list[dict[str, Any]]
-    """The first rows as stored."""
-
-
-def import_file(source: Path, target: Path) -> Imported:
-    """Read `source`, detect its format and write its rows to the Arrow file `target`.
-
-    Raises InvalidData with the row's number and the reason at the first row that cannot be used.
-    """
-    rows = read_rows(source)
-    first = next(rows, None)
-    if first is None:
-        raise InvalidData(f"{source.name} holds no rows.")
-    try:
-        form = detect(list(first[1]), first[1])
-    except InvalidData as error:
-        raise InvalidData(f"{source.name}: {error}") from None
-    count = 0
-    preview: list[dict[str, Any]] = []
-    with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
-        converted = _convert(source, form, itertools.chain([first], rows))
-        while batch := list(itertools.islice(converted, _BATCH_ROWS)):
-            records = [{"row": one.row, "messages": list(one.messages), "text": one.text} for one in batch]
-            writer.write_batch(pa.RecordBatch.from_pylist(records, schema=_SCHEMA))
-            preview.extend(records[: max(0, 5 - len(preview))])
-            count += len(batch)
-    return Imported(form.name, form.reason, count, preview)
+    number: int
+    file: int
+    example: Example
+    fault: str = ""
+    raw: str = ""
+    """What stood in the file, where the row has a fault."""
+    hash: int = 0
+    """Of what the row says; 0 for a row with a fault."""
 
 
-def _convert(source: Path, form: Format, rows: Iterator[tuple[int, dict[str, Any]]]) -> Iterator[Example]:
-    for number, row in rows:
-        try:
-            example = form.convert(number, row)
-            _require_unicode(example)
-            yield example
-        except InvalidData as error:
-            raise InvalidData(f"{source.name}: {error}") from None
+class RowsWriter:
+    """Writes rows into an Arrow file, batch by batch."""
+
+    def __init__(self, path: Path) -> None:
+        self._sink = pa.OSFile(str(path), "wb")
+        self._writer = pa.ipc.new_file(self._sink, _SCHEMA)
+        self._waiting: list[StoredRow] = []
+
+    def write(self, row: StoredRow) -> None:
+        """Add one row."""
+        self._waiting.append(row)
+        if len(self._waiting) == _BATCH_ROWS:
+            self._flush()
+
+    def close(self) -> None:
+        """Write what waits, and the end of the file."""
+        self._flush()
+        self._writer.close()
+        self._sink.close()
+
+    def _flush(self) -> None:
+        if self._waiting:
+            self._writer.write_batch(_batch(self._waiting))
+            self._waiting = []
 
 
-def _require_unicode(example: Example) -> None:
-    """Raise InvalidData for text that is no Unicode: half a surrogate pair, as broken JSON escapes give."""
-    for text in (example.text, *(message["content"] for message in example.messages)):
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise InvalidData(f"Row {example.row}: the text holds half a character (an unpaired \\ud… escape).") from None
+def _batch(rows: list[StoredRow]) -> pa.RecordBatch:
+    """Column by column: building nested values from Python dictionaries takes several times as long."""
+    examples = [row.example for row in rows]
+    turns = [message for one in examples for message in one.messages]
+    trained = [at not in one.untrained for one in examples for at in range(len(one.messages))]
+    offsets = list(itertools.accumulate((len(one.messages) for one in examples), initial=0))
+    flat = pa.StructArray.from_arrays(
+        [pa.array([turn["role"] for turn in turns], pa.string()), pa.array([turn["content"] for turn in turns], pa.string()),
+         pa.array(trained, pa.bool_())],
+        fields=list(_TURN),
+    )  # fmt: skip
+    columns = [
+        pa.array([row.number for row in rows], pa.int64()), pa.array([row.file for row in rows], pa.int16()),
+        pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), flat), pa.array([one.text for one in examples], pa.string()),
+        pa.array([one.label for one in examples], pa.string()), pa.array([row.fault for row in rows], pa.string()),
+        pa.array([row.raw for row in rows], pa.string()), pa.array([row.hash for row in rows], pa.uint64()),
+    ]  # fmt: skip
+    return pa.RecordBatch.from_arrays(columns, schema=_SCHEMA)
 
 
 class DatasetFile:
-    """Random access to the rows of a data set; only the rows asked for are read."""
+    """Random access to the rows of a data set; only the rows asked for are read. Iterating gives Examples."""
 
     def __init__(self, path: Path) -> None:
+        """`path` is the folder of a data set, or the file of an earlier version of the workbench, which had no faulty rows.
+
+        Raises InvalidData if it cannot be read.
+        """
         try:
-            self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
+            self._reader = pa.ipc.open_file(pa.memory_map(str(path / ROWS_FILE if path.is_dir() else path)))
         except (pa.ArrowException, OSError) as error:
             raise InvalidData(f"The stored data set {path.name} cannot be read: {str(error)[:200]}") from None
         sizes = (self._reader.get_batch(i).num_rows for i in range(self._reader.num_record_batches))
@@ -95,10 +107,88 @@ class DatasetFile:
         return self._ends[-1] if self._ends else 0
 
     def __getitem__(self, index: int) -> Example:
-        batch = bisect_right(self._ends, index)
-        before = self._ends[batch - 1] if batch else 0
-        record = self._reader.get_batch(batch).slice(index - before, 1).to_pylist()[0]
-        return Example(record["row"], tuple(record["messages"]), record["text"])
+        return self.stored(index).example
 
     def __iter__(self) -> Iterator[Example]:
-        return (self[index] for index in range(len(self)))
+        return (row.example for row in self.all_stored())
+
+    def stored(self, index: int) -> StoredRow:
+        """One row with everything kept about it. Raises InvalidData if there is no such row."""
+        if not 0 <= index < len(self):
+            raise InvalidData(f"There is no row {index + 1}; the data set has {len(self):,}.")
+        batch = bisect_right(self._ends, index)
+        before = self._ends[batch - 1] if batch else 0
+        return _stored(self._reader.get_batch(batch).slice(index - before, 1).to_pylist()[0])
+
+    def all_stored(self) -> Iterator[StoredRow]:
+        """All rows in order, a batch at a time."""
+        for number in range(self._reader.num_record_batches):
+            yield from map(_stored, self._reader.get_batch(number).to_pylist())
+
+    def column(self, name: str) -> list[Any]:
+        """One of row, file, label, fault and hash for all rows; what an earlier version did not keep is None."""
+        if name not in self._reader.schema.names:
+            return [None] * len(self)
+        batches = (self._reader.get_batch(number) for number in range(self._reader.num_record_batches))
+        return [value for batch in batches for value in batch.column(name).to_pylist()]
+
+
+def _stored(record: dict[str, Any]) -> StoredRow:
+    messages = tuple({"role": turn["role"], "content": turn["content"]} for turn in record["messages"])
+    silent = frozenset(at for at, turn in enumerate(record["messages"]) if turn.get("train") is False)
+    example = Example(record["row"], messages, record["text"] or "", silent, record.get("label") or "")
+    return StoredRow(
+        record["row"], record.get("file") or 0, example, record.get("fault") or "", record.get("raw") or "",
+        record.get("hash") or 0,
+    )  # fmt: skip
+
+
+@dataclass
+class Findings:
+    """What was found in the rows, in the order of the rows."""
+
+    table: pa.Table = field(default_factory=lambda: pa.table({name: [] for name in _FINDINGS.names}, schema=_FINDINGS))
+
+    @classmethod
+    def of(cls, found: Sequence[Finding]) -> Findings:
+        """From findings in any order."""
+        columns = [[one.index for one in found], [one.code for one in found], [one.detail for one in found]]
+        arrays = [pa.array(column, one.type) for column, one in zip(columns, _FINDINGS, strict=True)]
+        return cls(pa.Table.from_arrays(arrays, schema=_FINDINGS).sort_by("index"))
+
+    @classmethod
+    def read(cls, folder: Path) -> Findings:
+        """Those stored with a data set; none where an earlier version of the workbench stored it."""
+        path = folder / FINDINGS_FILE
+        if not path.is_file():
+            return cls()
+        with pa.memory_map(str(path)) as source:
+            return cls(pa.ipc.open_file(source).read_all())
+
+    def write(self, folder: Path) -> None:
+        """Store them with the rows."""
+        with pa.OSFile(str(folder / FINDINGS_FILE), "wb") as sink, pa.ipc.new_file(sink, _FINDINGS) as writer:
+            writer.write_table(self.table)
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def counts(self) -> dict[str, int]:
+        """Findings by code."""
+        counted = self.table.group_by("code").aggregate([("index", "count")]).to_pylist()
+        return {one["code"]: one["index_count"] for one in counted}
+
+    def indices(self, *codes: str) -> list[int]:
+        """The rows with findings of these codes, of any without."""
+        table = self.table.filter(pc.is_in(self.table["code"], pa.array(codes))) if codes else self.table
+        return sorted({index for index in table["index"].to_pylist() if index >= 0})
+
+    def about(self, rows: Sequence[int] | NDArray[np.int64]) -> list[Finding]:
+        """Findings about these rows."""
+        mask = pc.is_in(self.table["index"], pa.array(np.asarray(rows, np.int32)))
+        return [Finding(**record) for record in self.table.filter(mask).to_pylist()]
+
+    def some(self, codes: Sequence[str] = (), start: int = 0, count: int | None = None) -> list[Finding]:
+        """Findings of these codes, of any without, a part of them."""
+        table = self.table.filter(pc.is_in(self.table["code"], pa.array(codes))) if codes else self.table
+        return [Finding(**record) for record in table.slice(start, count).to_pylist()]

@@ -1,8 +1,4 @@
-"""From the columns people bring to conversations or plain text.
-
-Each format is detected by its columns and turned into an Example. Nothing is guessed without a word: the detected
-format is stored and shown, and columns that fit no format are an error that lists them.
-"""
+"""From a row of columns to an Example, as a mapping says. Needs no torch."""
 
 from __future__ import annotations
 
@@ -12,18 +8,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from core.data.findings import RowFault
+from core.data.mapping import ALPACA, LABELLED, LINES, LINKED, MESSAGES, PAIRS, SHAREGPT, TEXT, DataMapping, fill, template_fields
 from core.data.read import Row, kind_of
-from core.errors import InvalidData
 
 Message = dict[str, str]
-ROLES = {
-    "system": "system", "user": "user", "human": "user", "prompter": "user",
-    "assistant": "assistant", "gpt": "assistant", "bot": "assistant", "model": "assistant",
+SPEAKERS = {
+    "system": "system", "developer": "system",
+    "user": "user", "human": "user", "prompter": "user",
+    "assistant": "assistant", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant",
+    "function_call": "assistant",
+    "tool": "tool", "observation": "tool", "function": "tool", "ipython": "tool",
 }  # fmt: skip
-QUESTION_NAMES = ("prompt", "instruction", "question", "query", "input", "problem", "context")
-ANSWER_NAMES = ("completion", "output", "answer", "response", "target", "targets", "solution")
-LABEL_NAMES = ("label", "category", "class")
-SYSTEM_NAMES = ("system", "system_prompt", "persona")
 
 
 @dataclass(frozen=True)
@@ -33,133 +29,113 @@ class Example:
     row: int
     messages: tuple[Message, ...] = ()
     text: str = ""
+    untrained: frozenset[int] = frozenset()
+    """Places of assistant turns that carry no loss, as their weight says."""
+    label: str = ""
 
 
-@dataclass(frozen=True)
-class Format:
-    """A detected format: its name, why it was chosen, and how a row becomes an Example."""
-
-    name: str
-    reason: str
-    convert: Callable[[int, Row], Example]
+Convert = Callable[[int, Row], Example]
+Turn = tuple[str, str]
 
 
-def detect(columns: Sequence[str], first: Row) -> Format:
-    """The format of rows with these columns. Raises InvalidData, listing the columns, if none fits."""
-    names = {name.strip().lower(): name for name in columns if name}
-    for attempt in (_preference, _messages, _sharegpt, _alpaca, _question_and_answer, _labelled, _plain_text):
-        found = attempt(names, first)
-        if found is not None:
-            return found
-    raise InvalidData(
-        f"No usable columns: found {_listed(columns)}. Expected one of: messages; conversations; "
-        "instruction and output; prompt and completion; question and answer; text and label; text."
-    )
+def converter(mapping: DataMapping) -> Convert:
+    """The function that makes an Example of a row; it raises RowFault. Linked rows have first to be put together."""
+    return {
+        MESSAGES: _turns_of, SHAREGPT: _turns_of, ALPACA: _alpaca, PAIRS: _pairs, LABELLED: _pairs, TEXT: _text_of,
+        LINES: _lines, LINKED: _turns_of,
+    }[mapping.format](mapping)  # fmt: skip
 
 
-def _listed(columns: Sequence[str]) -> str:
-    shown = [repr(str(column)[:40]) for column in columns[:12]]
-    return ", ".join([*shown, *(["…"] if len(columns) > 12 else [])]) or "none"
-
-
-def _preference(names: dict[str, str], first: Row) -> Format | None:
-    if {"chosen", "rejected"} <= set(names):
-        raise InvalidData(
-            "This is preference data (chosen / rejected), which cannot be trained on yet; use prompt and completion."
-        )
-    return None
-
-
-def _messages(names: dict[str, str], first: Row) -> Format | None:
-    column = next((names[name] for name in ("messages", "conversation", "conversations") if name in names), None)
-    turns = _turns(first.get(column)) if column else None
-    if column is None or not turns or not {"role", "content"} <= set(turns[0]):
-        return None
-    return Format(
-        "messages", f"column {column!r} holds turns with role and content",
-        lambda number, row: _conversation(number, row, column, "role", "content", None),
-    )  # fmt: skip
-
-
-def _sharegpt(names: dict[str, str], first: Row) -> Format | None:
-    column = next((names[name] for name in ("conversations", "conversation") if name in names), None)
-    turns = _turns(first.get(column)) if column else None
-    if column is None or not turns or not {"from", "value"} <= set(turns[0]):
-        return None
-    system = _first_of(names, SYSTEM_NAMES)
-    return Format(
-        "sharegpt", f"column {column!r} holds turns with from and value",
-        lambda number, row: _conversation(number, row, column, "from", "value", system),
-    )  # fmt: skip
-
-
-def _alpaca(names: dict[str, str], first: Row) -> Format | None:
-    if not {"instruction", "output"} <= set(names):
-        return None
-    system, extra = _first_of(names, SYSTEM_NAMES), names.get("input")
+def _turns_of(mapping: DataMapping) -> Convert:
+    column, system = mapping.columns.get("turns", "turns"), mapping.columns.get("system")
 
     def convert(number: int, row: Row) -> Example:
-        question = _text(number, row, names["instruction"])
+        turns = as_turns(row.get(column))
+        if not turns:
+            raise RowFault("missing", f"{column} must be a list of turns, each with a role and its text.")
+        pairs = [(_speaker(turn), _content(turn)) for turn in turns]
+        start = _system(mapping, row, system)
+        silent = frozenset(len(start) + at for at, turn in enumerate(turns) if not _is_trained(turn))
+        return conversation(number, [*start, *pairs], silent, _label(mapping, row))
+
+    return convert
+
+
+def _alpaca(mapping: DataMapping) -> Convert:
+    question, answer, extra = mapping.columns["user"], mapping.columns["assistant"], mapping.columns.get("input")
+    system, history = mapping.columns.get("system"), mapping.columns.get("history", "")
+
+    def convert(number: int, row: Row) -> Example:
+        asked = _text(row, question)
         if extra and row.get(extra):
-            question = f"{question}\n{_text(number, row, extra)}"
-        history = _history(number, row.get(names.get("history", "")))
-        return _example(number, [*_system(number, row, system), *history,
-                                 ("user", question), ("assistant", _text(number, row, names["output"]))])  # fmt: skip
+            asked = f"{asked}\n{_text(row, extra)}"
+        turns = [*_system(mapping, row, system), *_history(row.get(history)), ("user", asked), ("assistant", _text(row, answer))]
+        return conversation(number, turns, label=_label(mapping, row))
 
-    return Format("alpaca", "columns instruction and output", convert)
+    return convert
 
 
-def _history(number: int, history: Any) -> list[tuple[str, str]]:
+def _history(history: Any) -> list[Turn]:
     pairs = history or []
     sound = isinstance(pairs, list) and all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs)
     if not sound or not all(isinstance(one, str) for pair in pairs for one in pair):
-        raise InvalidData(f"Row {number}: history must be a list of [question, answer] pairs.")
+        raise RowFault("missing", "history must be a list of [question, answer] pairs.")
     return [turn for asked, answered in pairs for turn in (("user", asked), ("assistant", answered))]
 
 
-def _question_and_answer(names: dict[str, str], first: Row) -> Format | None:
-    question, answer = _first_of(names, QUESTION_NAMES), _first_of(names, ANSWER_NAMES)
-    if question is None or answer is None:
-        return None
-    system = _first_of(names, SYSTEM_NAMES)
+def _pairs(mapping: DataMapping) -> Convert:
+    system = mapping.columns.get("system")
 
     def convert(number: int, row: Row) -> Example:
-        asked = _side(number, row, question, "user")
-        answered = _side(number, row, answer, "assistant")
-        return _example(number, [*_system(number, row, system), *asked, *answered])
+        turns = [*_system(mapping, row, system), *_side(mapping, row, "user"), *_side(mapping, row, "assistant")]
+        return conversation(number, turns, label=_label(mapping, row))
 
-    return Format("prompt and completion", f"columns {question!r} and {answer!r}", convert)
+    return convert
 
 
-def _labelled(names: dict[str, str], first: Row) -> Format | None:
-    label = _first_of(names, LABEL_NAMES)
-    if "text" not in names or label is None:
-        return None
+def _side(mapping: DataMapping, row: Row, role: str) -> list[Turn]:
+    """One side of prompt and completion: a template filled in, a text, or a list of messages."""
+    if role in mapping.templates:
+        return [(role, _filled(mapping.templates[role], row))]
+    column = mapping.columns[role]
+    turns = as_turns(row.get(column)) if not isinstance(row.get(column), str) else None
+    if turns:
+        return [(_speaker(turn), _content(turn)) for turn in turns]
+    return [(role, _text(row, column))]
+
+
+def _filled(template: str, row: Row) -> str:
+    return fill(template, {name: _text(row, name) for name in template_fields(template)})
+
+
+def _text_of(mapping: DataMapping) -> Convert:
+    column = mapping.columns["text"]
 
     def convert(number: int, row: Row) -> Example:
-        return _example(number, [("user", _text(number, row, names["text"])), ("assistant", _text(number, row, label))])
-
-    return Format("text and label", f"columns 'text' and {label!r}; the label is the answer", convert)
-
-
-def _plain_text(names: dict[str, str], first: Row) -> Format | None:
-    if "text" not in names:
-        return None
-
-    def convert(number: int, row: Row) -> Example:
-        text = _text(number, row, names["text"])
+        text = _text(row, column)
         if not text.strip():
-            raise InvalidData(f"Row {number}: the text is empty.")
-        return Example(number, text=text)
+            raise RowFault("empty_answer", "The text is empty.")
+        return Example(number, text=text, label=_label(mapping, row))
 
-    return Format("text", "column 'text' alone; every token is trained on", convert)
-
-
-def _first_of(names: dict[str, str], wanted: Sequence[str]) -> str | None:
-    return next((names[name] for name in wanted if name in names), None)
+    return convert
 
 
-def _turns(value: Any) -> list[dict[str, Any]] | None:
+def _lines(mapping: DataMapping) -> Convert:
+    column, system = mapping.columns["text"], mapping.columns.get("system")
+
+    def convert(number: int, row: Row) -> Example:
+        asked, separator, answered = _text(row, column).partition(mapping.separator)
+        if not separator:
+            raise RowFault("missing", f"The separator {mapping.separator!r} is not in the line.")
+        asked, answered = asked.strip(), answered.strip()
+        if "user" in mapping.templates:
+            asked = fill(mapping.templates["user"], {column: asked})
+        return conversation(number, [*_system(mapping, row, system), ("user", asked), ("assistant", answered)])
+
+    return convert
+
+
+def as_turns(value: Any) -> list[dict[str, Any]] | None:
     """A list of turns, also where a CSV cell holds it as JSON text."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
@@ -171,61 +147,68 @@ def _turns(value: Any) -> list[dict[str, Any]] | None:
     return value
 
 
-def _conversation(number: int, row: Row, column: str, role_key: str, text_key: str, system: str | None) -> Example:
-    turns = _turns(row.get(column))
-    if not turns:
-        raise InvalidData(f"Row {number}: {column} must be a list of turns with {role_key} and {text_key}.")
-    pairs = [(_role(number, turn.get(role_key)), _content(number, turn.get(text_key))) for turn in turns]
-    return _example(number, [*_system(number, row, system), *pairs])
-
-
-def _role(number: int, role: Any) -> str:
-    known = ROLES.get(str(role).lower())
+def _speaker(turn: dict[str, Any]) -> str:
+    role = turn.get("role", turn.get("from"))
+    known = SPEAKERS.get(role.lower()) if isinstance(role, str) else None
     if known is None:
-        raise InvalidData(f"Row {number}: the role {str(role)[:40]!r} is not known; use system, user or assistant.")
+        raise RowFault("unknown_role", f"The role {str(role)[:40]!r} is not known; use system, user, assistant or tool.")
     return known
 
 
-def _content(number: int, value: Any) -> str:
+def _content(turn: dict[str, Any]) -> str:
     """A turn's text: a string, or a list of blocks of which only text is taken."""
+    value = turn["content"] if "content" in turn else turn.get("value")
     if isinstance(value, list):
         texts = [block.get("text") for block in value if isinstance(block, dict) and block.get("type") == "text"]
         blocks = [text for text in texts if isinstance(text, str)]
         if len(blocks) != len(value):
-            raise InvalidData(f"Row {number}: a turn holds something other than text; images and tools cannot be trained on.")
+            raise RowFault("missing", "A turn holds something other than text; images and tools cannot be trained on.")
         return "".join(blocks)
     if not isinstance(value, str):
-        raise InvalidData(f"Row {number}: a turn's content is {kind_of(value)}; expected text.")
+        raise RowFault("missing", f"A turn's content is {kind_of(value)}; expected text.")
     return value
 
 
-def _side(number: int, row: Row, column: str, role: str) -> list[tuple[str, str]]:
-    """One side of prompt/completion: text, or a list of messages."""
-    turns = _turns(row.get(column))
-    if turns:
-        return [(_role(number, turn.get("role")), _content(number, turn.get("content"))) for turn in turns]
-    return [(role, _text(number, row, column))]
+def _is_trained(turn: dict[str, Any]) -> bool:
+    """Whether a turn's weight or loss lets it carry loss."""
+    value = turn.get("weight", turn.get("loss"))
+    if value not in (None, 0, 1):
+        raise RowFault("missing", f"A turn's weight is {str(value)[:40]!r}; expected 0 or 1.")
+    return value != 0
 
 
-def _system(number: int, row: Row, column: str | None) -> list[tuple[str, str]]:
-    return [("system", _text(number, row, column))] if column and row.get(column) else []
+def _system(mapping: DataMapping, row: Row, column: str | None) -> list[Turn]:
+    if "system" in mapping.templates:
+        return [("system", _filled(mapping.templates["system"], row))]
+    return [("system", _text(row, column))] if column and row.get(column) else []
 
 
-def _text(number: int, row: Row, column: str) -> str:
+def _label(mapping: DataMapping, row: Row) -> str:
+    column = mapping.columns.get("label")
+    value = row.get(column) if column else None
+    return "" if value is None else str(value)[:200]
+
+
+def _text(row: Row, column: str) -> str:
     value = row.get(column)
+    if isinstance(value, str):
+        return value
     missing = value is None or (isinstance(value, float) and not math.isfinite(value))
-    if missing or isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise InvalidData(f"Row {number}: {column} is {'missing' if missing else kind_of(value)}; expected text.")
+    if missing or isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise RowFault("missing", f"{column} is {'missing' if missing else kind_of(value)}; expected text.")
     return str(value)
 
 
-def _example(number: int, turns: Sequence[tuple[str, str]]) -> Example:
+def conversation(number: int, turns: Sequence[Turn], untrained: frozenset[int] = frozenset(), label: str = "") -> Example:
     """Check that there is something to learn: an answer, not empty, and a user's turn before it."""
     answers = [content for role, content in turns if role == "assistant"]
     if not answers:
-        raise InvalidData(f"Row {number}: there is no assistant turn, so nothing to train on.")
+        raise RowFault("no_answer", "There is no assistant turn, so nothing to train on.")
     if not all(content.strip() for content in answers):
-        raise InvalidData(f"Row {number}: an answer is empty.")
-    if turns[0][0] == "assistant":
-        raise InvalidData(f"Row {number}: the first turn is the assistant's; a user's turn must come before it.")
-    return Example(number, tuple({"role": role, "content": content} for role, content in turns))
+        raise RowFault("empty_answer", "An answer is empty.")
+    first = next(role for role, _ in turns if role != "system")
+    if first == "assistant":
+        raise RowFault("no_question", "The first turn is the assistant's; a user's turn must come before it.")
+    if all(at in untrained for at, (role, _) in enumerate(turns) if role == "assistant"):
+        raise RowFault("untrained", "Every answer has weight 0, so nothing is trained on.")
+    return Example(number, tuple({"role": role, "content": content} for role, content in turns), "", untrained, label)

@@ -1,11 +1,17 @@
-"""A data set as token ids for one base: rendered once, kept in a memory-mapped file, found again by content."""
+"""A data set as token ids for one base: rendered once, kept in a memory-mapped file, found again by content.
+
+The file holds whole rows. Cutting them to a length is done when they are read, so one file serves every max_length,
+the report on a data set and the training.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,125 +19,239 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from core.config import OVER_LENGTH
+from core.data.dataset_file import StoredRow
 from core.data.formats import Example
-from core.data.render import IGNORE, Rendered, render
-from core.errors import InvalidData, InvalidModel
+from core.data.render import IGNORE, Rendered, Renderer
+from core.errors import InvalidConfig, InvalidData
+from core.events import Progress
+from core.reporting import Report, silent
 
-_VERSION = 1  # of the rendering; a change makes older files be written anew
+_VERSION = 2  # of the rendering; a change makes older files be written anew
 _BATCH_ROWS = 1000
 _KEPT_BYTES = 10 << 30  # of cached files; the longest unused go first
-_SCHEMA = pa.schema([("ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32())), ("truncated", pa.bool_())])
+_SCHEMA = pa.schema(
+    [("ids", pa.list_(pa.int32())), ("spans", pa.list_(pa.int32())), ("text", pa.bool_()), ("problem", pa.string())]
+)
+Numbers = NDArray[np.int64]
+Mask = NDArray[np.bool_]
 
 
-class TokenRows:
-    """Rows of ids and labels, read from the file when asked for.
-
-    truncated counts the rows that were longer than max_length and were cut; skipped the rows whose answers lie wholly
-    beyond the cut, which are left out.
-    """
+class TokenFile:
+    """All rows of a data set as ids, whole. Row i is row i of the data set; one with a fault has no ids."""
 
     def __init__(self, path: Path) -> None:
-        """Raises InvalidData if the file is not one this version wrote, or holds nothing to train on."""
+        """Raises InvalidData if the file is not one this version wrote."""
         try:
             reader = pa.ipc.open_file(pa.memory_map(str(path)))
         except (pa.ArrowException, OSError) as error:
             raise InvalidData(f"The tokenised rows in {path.name} cannot be read: {str(error)[:200]}") from None
-        self.max_length = int((reader.schema.metadata or {})[b"max_length"])
         self._ids: list[tuple[NDArray[np.int32], NDArray[np.int32]]] = []
-        lengths, supervised, places, truncated, seen = [], [], [], 0, 0
+        self._firsts: list[int] = []
+        lengths, texts, span_rows, spans = [], [], [], []
+        self.problems: dict[int, str] = {}
+        """Why rows could not be rendered, by row."""
+        count = 0
         for number in range(reader.num_record_batches):
             batch = reader.get_batch(number)
-            ids, labels = batch.column(0), batch.column(1)
-            starts = ids.offsets.to_numpy()
-            flat_ids, flat_labels = ids.values.to_numpy(), labels.values.to_numpy()
-            self._ids.append((flat_ids, flat_labels))
-            kept = np.flatnonzero(np.diff(starts))
-            lengths.append(np.diff(starts)[kept])
-            counted = np.concatenate([[0], np.cumsum(flat_labels != IGNORE)])
-            # The first position of a row never carries loss: nothing predicts it.
-            supervised.append(counted[starts[kept + 1]] - counted[starts[kept] + 1])
-            places.append(np.stack([np.full(len(kept), number), starts[kept]], axis=1))
-            truncated += batch.column(2).true_count
-            seen += batch.num_rows
-        self.lengths: NDArray[np.int64] = np.concatenate(lengths) if lengths else np.zeros(0, np.int64)
-        if not len(self.lengths):
-            raise InvalidData(f"No row has a token to train on within max_length = {self.max_length}; raise max_length.")
-        self.supervised: NDArray[np.int64] = np.concatenate(supervised)
-        self._places = np.concatenate(places)
-        self.truncated, self.skipped = truncated, seen - len(self.lengths)
+            ids, ranges = batch.column(0), batch.column(1)
+            starts, flat = ids.offsets.to_numpy(), ids.values.to_numpy()
+            self._ids.append((starts, flat))
+            self._firsts.append(count)
+            lengths.append(np.diff(starts))
+            texts.append(batch.column(2).to_numpy(zero_copy_only=False))
+            span_rows.append(np.repeat(np.arange(count, count + batch.num_rows), np.diff(ranges.offsets.to_numpy()) // 2))
+            spans.append(ranges.values.to_numpy().reshape(-1, 2))
+            problems = batch.column(3)
+            if problems.null_count < len(problems):
+                self.problems |= {count + at: text for at, text in enumerate(problems.to_pylist()) if text is not None}
+            count += batch.num_rows
+        self.lengths: Numbers = _joined(lengths)
+        """Tokens of each row, [rows]."""
+        self.texts: Mask = np.concatenate(texts) if texts else np.zeros(0, bool)
+        """Whether a row is plain text, [rows]."""
+        self._span_rows: Numbers = _joined(span_rows)
+        self._spans: Numbers = np.concatenate(spans).astype(np.int64) if spans else np.zeros((0, 2), np.int64)
 
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def ids(self, row: int) -> NDArray[np.int32]:
+        """The ids of one row, a view of the file."""
+        batch = int(np.searchsorted(self._firsts, row, side="right")) - 1
+        starts, flat = self._ids[batch]
+        at = row - self._firsts[batch]
+        return flat[starts[at] : starts[at + 1]]
+
+    def spans(self, row: int) -> Numbers:
+        """Ranges [start, stop) of a row's tokens that carry loss, [spans, 2]."""
+        first, last = np.searchsorted(self._span_rows, [row, row + 1])
+        return self._spans[first:last]
+
+    def supervised(self, stop: int = 1 << 60) -> Numbers:
+        """Tokens that carry loss among the first `stop` of each row, [rows]. The first never does: nothing predicts it."""
+        found = np.clip(np.minimum(self._spans[:, 1], stop) - np.maximum(self._spans[:, 0], 1), 0, None)
+        return np.bincount(self._span_rows, weights=found, minlength=len(self)).astype(np.int64)
+
+
+def _joined(parts: list[NDArray[np.int64]]) -> Numbers:
+    return np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, np.int64)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Rows as they are cut: row i stands in parts[...], each [parts]."""
+
+    rows: Numbers
+    starts: Numbers
+    stops: Numbers
+    supervised: Numbers
+
+
+class TokenRows:
+    """The rows a run is trained and judged on, cut to max_length; ids and labels are read when asked for.
+
+    truncated counts the rows that were longer than max_length; skipped those that are left out: their answers lie
+    wholly beyond the cut, or over_length says drop.
+    """
+
+    def __init__(
+        self, file: TokenFile, max_length: int, *,
+        keep: Mask | None = None, validation: Mask | None = None, over_length: str = "truncate",
+    ) -> None:  # fmt: skip
+        """keep and validation have one entry a row of the file; by default all rows are kept and trained on.
+
+        over_length: truncate cuts long conversations off, split makes several rows of them, drop leaves them out. Long
+        plain text is always split. Raises InvalidData for a row that could not be rendered, or if nothing is left.
+        """
+        if over_length not in OVER_LENGTH:
+            raise InvalidConfig(f"over_length must be one of {', '.join(OVER_LENGTH)}, not {over_length!r}.")
+        self._file, self.max_length = file, max_length
+        wanted = np.ones(len(file), bool) if keep is None else keep
+        failed = [row for row in file.problems if wanted[row]]
+        if failed:
+            more = f" So do {len(failed) - 1:,} more rows." if len(failed) > 1 else ""
+            raise InvalidData(f"{file.problems[failed[0]]}{more} Check the data set with this base and leave such rows out.")
+        long = wanted & (file.lengths > max_length)
+        parts = _cut(file, wanted & (file.lengths > 0), long, max_length, over_length)
+        if not len(parts.rows):
+            raise InvalidData(f"No row has a token to train on within max_length = {max_length}; raise max_length.")
+        self.truncated = int(long.sum())
+        self.skipped = int((wanted & (file.lengths > 0)).sum() - len(np.unique(parts.rows)))
+        self._parts = parts
+        self.lengths: Numbers = parts.stops - parts.starts
+        self.supervised: Numbers = parts.supervised
+        self.validation: Mask = np.zeros(len(self), bool) if validation is None else validation[parts.rows]
+        """Whether a row is kept for validation, [rows]."""
+
+    def __len__(self) -> int:
+        return len(self._parts.rows)
+
     def __getitem__(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """ids and labels of one row, each [length], as views of the file."""
-        batch, start = self._places[index]
-        ids, labels = self._ids[batch]
-        part = slice(start, start + self.lengths[index])
-        return ids[part], labels[part]
+        """ids and labels of one row, each [length]."""
+        row, start, stop = (int(column[index]) for column in (self._parts.rows, self._parts.starts, self._parts.stops))
+        ids = self._file.ids(row)[start:stop]
+        labels = np.full(len(ids), IGNORE, np.int32)
+        for first, last in self._file.spans(row) - start:
+            labels[max(0, first) : max(0, last)] = ids[max(0, first) : max(0, last)]
+        return ids, labels
+
+
+def _cut(file: TokenFile, wanted: Mask, long: Mask, max_length: int, over_length: str) -> _Parts:
+    """Each row's parts, in order of the rows; parts without a trained token are left out."""
+    split = long & (file.texts | (over_length == "split"))
+    single = np.flatnonzero(wanted & ~split & ~(long & (over_length == "drop")))
+    stops = np.minimum(file.lengths, max_length)
+    rows, starts, ends, supervised = [single], [np.zeros_like(single)], [stops[single]], [file.supervised(max_length)[single]]
+    for row in np.flatnonzero(wanted & split):
+        begins = np.arange(0, file.lengths[row], max_length)
+        finishes = np.minimum(begins + max_length, file.lengths[row])
+        spans = file.spans(int(row))
+        inside = np.minimum(spans[:, 1], finishes[:, None]) - np.maximum(spans[:, 0], begins[:, None] + 1)  # [parts, spans]
+        rows.append(np.full(len(begins), row))
+        starts.append(begins)
+        ends.append(finishes)
+        supervised.append(np.clip(inside, 0, None).sum(1))
+    columns = [np.concatenate(column) for column in (rows, starts, ends, supervised)]
+    kept = np.flatnonzero(columns[3] > 0)
+    order = kept[np.lexsort((columns[1][kept], columns[0][kept]))]
+    return _Parts(*(column[order].astype(np.int64) for column in columns))
 
 
 def tokenised(
-    examples: Iterable[Example], digest: str, tokenizer: PreTrainedTokenizerBase, max_length: int, cache: Path
-) -> TokenRows:
-    """The rows of a data set with this content `digest` for this tokenizer, from the folder `cache` or rendered into it.
-
-    Every row is cut to max_length tokens; long plain text becomes several rows instead. Raises InvalidData for a row
-    that cannot be rendered, InvalidModel without a fast tokenizer.
-    """
-    if not getattr(tokenizer, "is_fast", False):
-        raise InvalidModel("This base has no fast tokenizer (tokenizer.json), which is needed to find the answers' tokens.")
+    rows: Iterable[StoredRow], digest: str, renderer: Renderer, cache: Path, *, total: int = 0, report: Report = silent
+) -> TokenFile:
+    """The rows of a data set with this content `digest` for this tokenizer, from the folder `cache` or rendered into it."""
     cache.mkdir(parents=True, exist_ok=True)
-    path = cache / f"{_key(digest, tokenizer, max_length)}.arrow"
+    path = token_path(digest, renderer, cache)
     if not path.exists():
         staged = path.with_suffix(f".{os.getpid()}.new")
         try:
-            _write(staged, examples, tokenizer, max_length)
+            _write(staged, rows, renderer, total, report)
             os.replace(staged, path)
         finally:
             staged.unlink(missing_ok=True)
-    rows = TokenRows(path)
+    found = TokenFile(path)
     path.touch()
     _forget_oldest(cache, keep=path)
-    return rows
+    return found
 
 
-def _key(digest: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> str:
-    """What the file's content depends on: the data, the tokenizer with its chat template, the length, the rendering."""
-    about = [_VERSION, digest, max_length, tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, tokenizer.eos_token]
-    return hashlib.sha256(json.dumps(about).encode()).hexdigest()
+def token_path(digest: str, renderer: Renderer, cache: Path) -> Path:
+    """Where the rows' ids are kept: named by the data, the tokenizer with its chat template, and the rendering."""
+    tokenizer: PreTrainedTokenizerBase = renderer.tokenizer
+    about = [
+        _VERSION,
+        digest,
+        renderer.special_tokens,
+        tokenizer.backend_tokenizer.to_str(),
+        tokenizer.chat_template,
+        tokenizer.eos_token,
+    ]
+    return cache / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()}.arrow"
 
 
-def _write(path: Path, examples: Iterable[Example], tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-    schema = _SCHEMA.with_metadata({"max_length": str(max_length)})
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-        waiting: list[tuple[Rendered, bool]] = []
-        for cut in _cut_rows(examples, tokenizer, max_length):
-            waiting.append(cut)
+def _write(path: Path, rows: Iterable[StoredRow], renderer: Renderer, total: int, report: Report) -> None:
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
+        waiting: list[tuple[Rendered | InvalidData | None, bool]] = []
+        done = 0
+        for found in _rendered(rows, renderer):
+            waiting.append(found)
             if len(waiting) == _BATCH_ROWS:
-                writer.write_batch(_batch(waiting, schema))
+                writer.write_batch(_batch(waiting))
+                done += len(waiting)
                 waiting = []
+                report(Progress(f"Tokenising rows ({done:,})", min(1.0, done / total) if total else None))
         if waiting:
-            writer.write_batch(_batch(waiting, schema))
+            writer.write_batch(_batch(waiting))
 
 
-def _cut_rows(
-    examples: Iterable[Example], tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> Iterator[tuple[Rendered, bool]]:
-    """Every row cut to max_length, and whether it was; a row without a trained token comes out empty."""
-    for example in examples:
-        whole = render(example, tokenizer)
-        cut = len(whole.ids) > max_length
-        starts = range(0, max(1, len(whole.ids)), max_length) if not example.messages else (0,)
-        for start in starts:
-            part = Rendered(whole.ids[start : start + max_length], whole.labels[start : start + max_length])
-            yield part if part.supervised else Rendered([], []), cut and start == 0
+def _rendered(rows: Iterable[StoredRow], renderer: Renderer) -> Iterator[tuple[Rendered | InvalidData | None, bool]]:
+    """Each row rendered, and whether it is plain text; None for one with a fault."""
+    waiting: deque[tuple[bool, bool]] = deque()  # (fault, plain text) of the rows handed on that have not come back
+
+    def examples() -> Iterator[Example]:
+        for row in rows:
+            waiting.append((bool(row.fault), not row.example.messages))
+            if not row.fault:
+                yield row.example
+
+    for rendered in renderer.render_many(examples()):
+        while waiting[0][0]:
+            waiting.popleft()
+            yield None, False
+        yield rendered, waiting.popleft()[1]
+    yield from ((None, False) for _ in waiting)
 
 
-def _batch(rows: list[tuple[Rendered, bool]], schema: pa.Schema) -> pa.RecordBatch:
-    columns = [[row.ids for row, _ in rows], [row.labels for row, _ in rows], [cut for _, cut in rows]]
+def _batch(rows: list[tuple[Rendered | InvalidData | None, bool]]) -> pa.RecordBatch:
+    good = [row if isinstance(row, Rendered) else Rendered([], []) for row, _ in rows]
+    columns = [
+        [row.ids for row in good], [[bound for span in row.spans for bound in span] for row in good], [text for _, text in rows],
+        [str(row) if isinstance(row, InvalidData) else None for row, _ in rows],
+    ]  # fmt: skip
     return pa.RecordBatch.from_arrays(
-        [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)], schema=schema
+        [pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)], schema=_SCHEMA
     )
 
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.base_model.describe import PLAIN_TEMPLATE, chat_template
+from core.base_model.describe import chat_template
 from core.base_model.skeleton import Skeleton
+from core.base_model.templates import chosen_template
 from core.lora.adapter import AdapterWeights
 from core.merge.merge import MergeReport, merge_into_base
 from core.publish import published_folder
@@ -34,6 +35,8 @@ class Provenance:
     config: dict[str, Any]
     train_loss: float | None
     validation_loss: float | None
+    base_template: str = ""
+    """The known chat template chosen for a base that has none of its own."""
 
     def metadata(self) -> dict[str, str]:
         """For the header of each safetensors file, so that merging the same adapter twice can be noticed."""
@@ -58,7 +61,7 @@ def export_merged(
             if (base_folder / name).is_file():
                 shutil.copyfile(base_folder / name, staging / name)
         if chat_template(base_folder) is None:
-            (staging / "chat_template.jinja").write_text(PLAIN_TEMPLATE, encoding="utf-8")
+            (staging / "chat_template.jinja").write_text(chosen_template(about.base_template), encoding="utf-8")
         (staging / "README.md").write_text(model_card(about), encoding="utf-8")
     return result
 

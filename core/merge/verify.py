@@ -57,27 +57,25 @@ class MergeCheck:
         return f"{'Passed' if self.passed else 'FAILED'}: {'; '.join([figures, *self.problems])}."
 
 
-def verify_merge(base_folder: Path, adapter: AdapterWeights, merged_folder: Path, report: Report) -> MergeCheck:
+def verify_merge(
+    base_folder: Path, adapter: AdapterWeights, merged_folder: Path, report: Report, template: str = ""
+) -> MergeCheck:
     """Load base + adapter, then the merged model, and compare them on fixed prompts. Works in float32 on the CPU."""
     report(Progress("Computing base + adapter"))
-    base = _load(base_folder)
+    base = load_base(base_folder, device=torch.device("cpu"), dtype=torch.float32, template=template)
     bank = AdapterBank(base.layers, list(adapter.layers), slots=1, rank=adapter.highest_rank)
     bank.load(0, adapter)
     probes = _probe_ids(base)
     plain = _logits(base, probes)
     with bank.use():
         expected = _logits(base, probes)
-    template, ends = base.tokenizer.chat_template, base.end_token_ids()
+    written, ends = base.tokenizer.chat_template, base.end_token_ids()
     del base, bank
     gc.collect()
     report(Progress("Loading the merged model"))
-    merged = _load(merged_folder)
-    problems = _differences(merged, merged_folder, template, ends)
+    merged = load_base(merged_folder, device=torch.device("cpu"), dtype=torch.float32)
+    problems = _differences(merged, written, ends)
     return _compare(plain, expected, _logits(merged, probes), _stored_dtype(merged_folder), problems)
-
-
-def _load(folder: Path) -> ResidentBase:
-    return load_base(folder, device=torch.device("cpu"), dtype=torch.float32)
 
 
 def _probe_ids(base: ResidentBase) -> list[Tensor]:
@@ -99,7 +97,7 @@ def _stored_dtype(folder: Path) -> torch.dtype:
     return stored if stored in TOLERANCE else torch.bfloat16
 
 
-def _differences(merged: ResidentBase, folder: Path, template: str | None, ends: set[int]) -> tuple[str, ...]:
+def _differences(merged: ResidentBase, template: str | None, ends: set[int]) -> tuple[str, ...]:
     problems = []
     if merged.tokenizer.chat_template != template:
         problems.append("the chat template is not the base's")

@@ -18,7 +18,7 @@ from core.data.packing import Block, one_row_each, pack
 from core.data.render import IGNORE
 from core.data.tokens import TokenRows
 from core.errors import InvalidData
-from core.train.plan import packs, validation_count
+from core.train.plan import packs
 
 _LENGTH_STEP = 64  # lengths on an accelerator are this times a power of two, so that few shapes occur
 _POSITION_STEP = 64
@@ -53,16 +53,14 @@ class Step:
 
 
 class RunData:
-    """The rows of one run, split and laid into blocks."""
+    """The rows of one run, laid into blocks."""
 
     def __init__(self, rows: TokenRows, config: TrainConfig) -> None:
         """Raises InvalidData if no row is left to train on."""
         self.rows, self._config = rows, config
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(config.seed)).numpy()
-        kept_back = np.sort(order[: validation_count(len(rows), config.validation_share)])
-        chosen = np.setdiff1d(np.arange(len(rows)), kept_back)
+        chosen, kept_back = np.flatnonzero(~rows.validation), np.flatnonzero(rows.validation)
         if not len(chosen):
-            raise InvalidData("No row is left to train on after the validation rows; lower validation_share.")
+            raise InvalidData("Every row is for validation, so none is left to train on; change the data set's split.")
         self.train_rows, self.validation_rows = len(chosen), len(kept_back)
         lengths = rows.lengths[chosen]
         self.packed = packs(len(chosen), float(lengths.sum()), int(lengths.max()), rows.max_length, config)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from core.config import LoraConfig, TrainConfig
 from core.lora.targets import LayerShapes, select_targets, trainable_parameter_count
-from core.train.plan import packs, planned_steps, steps_per_epoch, validation_count
+from core.train.plan import packs, planned_steps, steps_per_epoch
 
 _CHARACTERS_PER_TOKEN = 4.0
 _TEMPLATE_TOKENS = 24  # role names and end tokens around a short conversation
@@ -33,7 +33,7 @@ class BaseShape:
 class DataShape:
     """What the estimate needs to know of a data set."""
 
-    rows: int
+    train_rows: int
     mean_characters: float
 
 
@@ -58,7 +58,7 @@ def estimate(
     """Estimate a training. Raises InvalidConfig if target_modules match nothing."""
     targets = select_targets(list(base.layer_shapes), lora, base.head)
     trainable = trainable_parameter_count(base.layer_shapes, targets, lora)
-    train_rows = max(1, data.rows - validation_count(data.rows, train.validation_share))
+    train_rows = max(1, data.train_rows)
     row_tokens = min(train.max_length, data.mean_characters / _CHARACTERS_PER_TOKEN + _TEMPLATE_TOKENS)
     packed = packs(train_rows, train_rows * row_tokens, int(row_tokens), train.max_length, train)
     block_tokens = train.max_length * _FILLED if packed else row_tokens

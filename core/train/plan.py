@@ -6,14 +6,7 @@ import math
 
 from core.config import TrainConfig
 
-_ROWS_FOR_VALIDATION = 10
 _STEPS_WORTH_PACKING = 100  # fewer steps than this teach too little, however quick they are
-
-
-def validation_count(rows: int, share: float) -> int:
-    """Rows kept back; at least one if a share is asked for and ten rows are there."""
-    count = round(rows * share)
-    return 1 if share > 0 and count == 0 and rows >= _ROWS_FOR_VALIDATION else count
 
 
 def planned_steps(blocks: int, config: TrainConfig) -> int:

@@ -20,8 +20,9 @@ from core.base_model.gguf_convert import convert_gguf
 from core.base_model.load import ResidentBase, best_dtype, load_base
 from core.base_model.starter import fetch_gguf
 from core.config import LoraConfig, TrainConfig
+from core.data.dataset_file import StoredRow
 from core.data.formats import Example
-from core.data.read import read_rows
+from core.data.read import RowReader
 from core.data.tokens import TokenRows, tokenised
 from core.events import StepDone
 from core.lora.peft_format import save_adapter
@@ -45,10 +46,11 @@ def fetch_starter(cache: Path, folder: Path) -> None:
 def sample_rows(base: ResidentBase, length: int, cache: Path) -> TokenRows:
     """The sample conversations as one long text, cut into rows of exactly this length."""
     with resources.as_file(resources.files("assets") / "captain_conversations.jsonl") as path:
-        turns = [message["content"] for _, row in read_rows(path) for message in row["messages"]]
+        turns = [message["content"] for _, row in RowReader(path) for message in row["messages"]]
     ids = base.tokenizer("\n".join(turns))["input_ids"]
     text = base.tokenizer.decode(ids[: len(ids) // length * length])
-    return tokenised([Example(1, (), text)], f"cpu-{length}", base.tokenizer, length, cache)
+    file = tokenised([StoredRow(1, 0, Example(1, (), text))], f"cpu-{length}", base.renderer, cache)
+    return TokenRows(file, length)
 
 
 def ours(folder: Path, rows: int, length: int, steps: int, cache: Path, start: Path) -> dict[str, object]:
@@ -102,7 +104,7 @@ def _lora() -> LoraConfig:
 
 def _train_config(rows: int, length: int, steps: int) -> TrainConfig:
     return TrainConfig(micro_batch_size=rows, gradient_accumulation_steps=1, max_length=length, max_steps=steps,
-                       lr_scheduler="constant", warmup_ratio=0.0, validation_share=0.0, packing="off")  # fmt: skip
+                       lr_scheduler="constant", warmup_ratio=0.0, packing="off")  # fmt: skip
 
 
 def _ids(part: MicroBatch) -> torch.Tensor:

@@ -21,7 +21,7 @@ def requests(base: ResidentBase, runs: int, blocks: int, length: int, steps: int
     """`runs` runs that train on `blocks` full blocks of `length` tokens a step."""
     vocabulary = base.model.config.vocab_size
     train = {"micro_batch_size": blocks, "gradient_accumulation_steps": 1, "max_length": length, "max_steps": steps,
-             "packing": "on", "compile": "on", "validation_share": 0.0, **options}  # fmt: skip
+             "packing": "on", "compile": "on", **options}  # fmt: skip
     return [
         RunRequest(seed, RandomRows(2 * blocks, length, vocabulary, seed), LoraConfig(rank=RANK, alpha=ALPHA),  # type: ignore[arg-type]
                    TrainConfig(seed=seed, **train))

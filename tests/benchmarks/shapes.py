@@ -72,6 +72,7 @@ class RandomRows:
         self._ids = np.random.default_rng(seed).integers(0, vocabulary, (count, length), dtype=np.int32)
         self.lengths = np.full(count, length, np.int64)
         self.supervised = self.lengths - 1
+        self.validation = np.zeros(count, bool)
 
     def __len__(self) -> int:
         return len(self._ids)

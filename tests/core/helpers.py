@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from peft import LoraConfig as PeftConfig
 from peft import PeftModel, get_peft_model
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from core.base_model.load import ResidentBase, load_base
 from core.config import LoraConfig, TrainConfig
+from core.data.dataset_file import StoredRow
 from core.data.formats import Example
 from core.data.tokens import TokenRows, tokenised
 from core.lora.adapter import AdapterWeights, LayerFactors
@@ -74,25 +76,32 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
     return model(input_ids=PROBE).logits
 
 
-def token_rows(base: ResidentBase, examples: Sequence[Example], max_length: int = 2048) -> TokenRows:
-    """Rendered rows in a cache of their own."""
+def token_rows(
+    base: ResidentBase, examples: Sequence[Example], max_length: int = 2048, validation_rows: int | None = None
+) -> TokenRows:
+    """Rendered rows in a cache of their own; the first few for validation, by default one in twenty."""
     digest = hashlib.sha256(repr(list(examples)).encode()).hexdigest()
     cache = Path(tempfile.mkdtemp(prefix="tokens-"))
-    return tokenised(examples, digest, base.tokenizer, min(max_length, base.context_length), cache)
+    file = tokenised([StoredRow(one.row, 0, one) for one in examples], digest, base.renderer, cache)
+    validation = np.zeros(len(file), bool)
+    some = max(1, round(len(file) / 20)) if len(file) >= 10 else 0
+    validation[: some if validation_rows is None else validation_rows] = True
+    return TokenRows(file, min(max_length, base.context_length), validation=validation)
 
 
 def request(
-    base: ResidentBase, examples: Sequence[Example], lora: LoraConfig, train: TrainConfig, key: object = "run"
-) -> RunRequest:
+    base: ResidentBase, examples: Sequence[Example], lora: LoraConfig, train: TrainConfig, key: object = "run",
+    validation_rows: int | None = None,
+) -> RunRequest:  # fmt: skip
     """A run to train."""
-    return RunRequest(key, token_rows(base, examples, train.max_length), lora, train)
+    return RunRequest(key, token_rows(base, examples, train.max_length, validation_rows), lora, train)
 
 
 def train_alone(
-    base: ResidentBase, examples: Sequence[Example], lora: LoraConfig, train: TrainConfig
+    base: ResidentBase, examples: Sequence[Example], lora: LoraConfig, train: TrainConfig, validation_rows: int | None = None
 ) -> tuple[AdapterWeights, list[Event]]:
     """Train one adapter to its end; raises what made it fail."""
-    group = TrainingGroup(base, [request(base, examples, lora, train)])
+    group = TrainingGroup(base, [request(base, examples, lora, train, validation_rows=validation_rows)])
     events, adapter = [], None
     for event in alone(group):
         events.append(event)

@@ -50,4 +50,4 @@ def test_defaults_are_the_documented_ones():
     assert (lora.rank, lora.alpha, lora.dropout, lora.target_modules) == (16, 32, 0, "all-linear")
     assert (train.learning_rate, train.lr_scheduler, train.warmup_ratio, train.epochs) == (2e-4, "cosine", 0.03, 3)
     assert train.micro_batch_size * train.gradient_accumulation_steps == 16
-    assert (train.max_length, train.validation_share, train.max_grad_norm) == (2048, 0.05, 1.0)
+    assert (train.max_length, train.over_length, train.max_grad_norm) == (2048, "truncate", 1.0)

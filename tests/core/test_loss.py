@@ -45,7 +45,7 @@ def test_a_head_can_be_trained(tiny_qwen):
     rows = [Example(1, ({"role": "user", "content": "hello"}, {"role": "assistant", "content": "fine thanks"}))]
     base = load(tiny_qwen)
     lora = LoraConfig(rank=2, target_modules="lm_head")
-    adapter, events = train_alone(base, rows, lora, TrainConfig(max_steps=3, learning_rate=0.05, validation_share=0))
+    adapter, events = train_alone(base, rows, lora, TrainConfig(max_steps=3, learning_rate=0.05))
     assert list(adapter.layers) == ["lm_head"]
     assert adapter.is_trained()
     assert events[-1].train_loss < next(event.loss for event in events if hasattr(event, "loss"))

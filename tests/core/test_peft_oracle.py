@@ -76,10 +76,10 @@ def test_what_peft_wrote_is_written_back_the_same(tiny_llama, tmp_path):
 
 def test_twenty_steps_from_the_same_start_give_the_same_losses(any_model, tmp_path):
     lora = LoraConfig(rank=4, alpha=8)
-    train = TrainConfig(max_steps=20, micro_batch_size=2, gradient_accumulation_steps=2, learning_rate=5e-3, validation_share=0,
+    train = TrainConfig(max_steps=20, micro_batch_size=2, gradient_accumulation_steps=2, learning_rate=5e-3,
                         weight_decay=0.01)  # fmt: skip
     base = load(any_model)
-    group = TrainingGroup(base, [request(base, ROWS, lora, train)])
+    group = TrainingGroup(base, [request(base, ROWS, lora, train, validation_rows=0)])
     events = []
     for event in alone(group):
         if not events and group.runs and not (tmp_path / "adapter_config.json").exists():
@@ -99,7 +99,7 @@ def _peft_losses(folder, adapter, base, train, rates):
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(parameters, weight_decay=train.weight_decay)
     losses = []
-    for rate, step in zip(rates, RunData(token_rows(base, ROWS), train).steps(), strict=False):
+    for rate, step in zip(rates, RunData(token_rows(base, ROWS, validation_rows=0), train).steps(), strict=False):
         optimiser.zero_grad()
         total = 0.0
         for part in step.micro_batches:

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from core.base_model.describe import PLAIN_TEMPLATE
+from core.base_model.templates import TEMPLATES
 from core.data.formats import Example
-from core.data.render import IGNORE, encode_prompt, render
+from core.data.render import IGNORE, Renderer
 from core.errors import InvalidData
 
 TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=40).filter(str.strip)
@@ -24,31 +24,31 @@ def _conversation(*turns):
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(question=TEXT, answer=TEXT)
 def test_supervised_tokens_are_the_answer_and_its_end_token(tokenizer, question, answer):
-    rendered = render(_conversation(question, answer), tokenizer)
+    rendered = Renderer(tokenizer).render(_conversation(question, answer))
     assert _supervised(tokenizer, rendered) == f"{answer}<|im_end|>"
 
 
 def test_every_answer_of_a_conversation_is_trained_on(tokenizer):
-    rendered = render(_conversation("a", "one", "b", "two"), tokenizer)
+    rendered = Renderer(tokenizer).render(_conversation("a", "one", "b", "two"))
     assert _supervised(tokenizer, rendered) == "one<|im_end|>two<|im_end|>"
 
 
 def test_an_answer_that_repeats_the_question_is_found_in_its_own_turn(tokenizer):
-    rendered = render(_conversation("same", "same"), tokenizer)
+    rendered = Renderer(tokenizer).render(_conversation("same", "same"))
     assert _supervised(tokenizer, rendered) == "same<|im_end|>"
     first = next(i for i, label in enumerate(rendered.labels) if label != IGNORE)
-    assert rendered.ids[:first] == encode_prompt(tokenizer, [{"role": "user", "content": "same"}])
+    assert rendered.ids[:first] == Renderer(tokenizer).encode_prompt([{"role": "user", "content": "same"}])
 
 
 def test_training_starts_from_the_ids_that_the_playground_sends(tokenizer):
-    rendered = render(_conversation("hello", "fine"), tokenizer)
-    prompt = encode_prompt(tokenizer, [{"role": "user", "content": "hello"}])
+    rendered = Renderer(tokenizer).render(_conversation("hello", "fine"))
+    prompt = Renderer(tokenizer).encode_prompt([{"role": "user", "content": "hello"}])
     assert rendered.ids[: len(prompt)] == prompt
 
 
 def test_a_template_without_end_tokens_gets_one(tokenizer, monkeypatch):
-    monkeypatch.setattr(tokenizer, "chat_template", PLAIN_TEMPLATE)
-    rendered = render(_conversation("a", "b"), tokenizer)
+    monkeypatch.setattr(tokenizer, "chat_template", TEMPLATES["plain"])
+    rendered = Renderer(tokenizer).render(_conversation("a", "b"))
     assert rendered.ids[-1] == tokenizer.eos_token_id
     assert rendered.labels[-1] == tokenizer.eos_token_id
     assert _supervised(tokenizer, rendered) == "b<|im_end|>"
@@ -58,17 +58,17 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer, monkeypatc
     template = "{% for m in messages %}{{ loop.length ~ m['content'] }}{% endfor %}{% if add_generation_prompt %}A{% endif %}"
     monkeypatch.setattr(tokenizer, "chat_template", template)
     with pytest.raises(InvalidData, match=r"Row 1.*template changes earlier turns"):
-        render(_conversation("a", "b", "c", "d"), tokenizer)
+        Renderer(tokenizer).render(_conversation("a", "b", "c", "d"))
 
 
 def test_a_template_that_refuses_says_so(tokenizer, monkeypatch):
     monkeypatch.setattr(tokenizer, "chat_template", "{{ raise_exception('no system please') }}")
     with pytest.raises(InvalidData, match="no system please"):
-        render(_conversation("a", "b"), tokenizer)
+        Renderer(tokenizer).render(_conversation("a", "b"))
 
 
 def test_plain_text_is_trained_on_whole(tokenizer):
     text = Example(1, text="the quick brown fox " * 20)
-    whole = render(text, tokenizer)
+    whole = Renderer(tokenizer).render(text)
     assert whole.labels == whole.ids
     assert whole.ids[-1] == tokenizer.eos_token_id

@@ -46,8 +46,8 @@ def test_a_run_tells_its_story_in_order(tiny_llama):
 
 @pytest.mark.parametrize("packing", ["on", "off"])
 def test_epochs_see_every_row_once(tiny_llama, packing):
-    config = TrainConfig(micro_batch_size=4, gradient_accumulation_steps=2, validation_share=0, packing=packing, max_length=96)
-    data = RunData(token_rows(load(tiny_llama), ROWS, 96), config)
+    config = TrainConfig(micro_batch_size=4, gradient_accumulation_steps=2, packing=packing, max_length=96)
+    data = RunData(token_rows(load(tiny_llama), ROWS, 96, validation_rows=0), config)
     steps, blocks = data.steps(), len(data.blocks)
     for _ in range(2):
         epoch = []
@@ -60,7 +60,7 @@ def test_epochs_see_every_row_once(tiny_llama, packing):
 @pytest.mark.parametrize("packing", ["on", "off"])
 @pytest.mark.parametrize(("size", "accumulation"), [(8, 1), (4, 2), (2, 4), (1, 8)])
 def test_accumulation_is_weighted_by_tokens(tiny_llama, size, accumulation, packing):
-    options = {"max_steps": 3, "learning_rate": 1e-2, "validation_share": 0, "packing": packing, "max_length": 64}
+    options = {"max_steps": 3, "learning_rate": 1e-2, "packing": packing, "max_length": 64}
     expected, _ = _run(tiny_llama, micro_batch_size=8, gradient_accumulation_steps=1, **options)
     found, _ = _run(tiny_llama, micro_batch_size=size, gradient_accumulation_steps=accumulation, **options)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
@@ -68,10 +68,10 @@ def test_accumulation_is_weighted_by_tokens(tiny_llama, size, accumulation, pack
 
 def test_packed_rows_train_as_they_do_apart(any_model):
     """All rows in every step, once in blocks and once one by one: the same losses and the same adapter."""
-    rows, options = ROWS[:12], {"max_steps": 4, "learning_rate": 1e-2, "validation_share": 0, "gradient_accumulation_steps": 1}
-    apart, events = train_alone(load(any_model), rows, LORA, TrainConfig(micro_batch_size=12, packing="off", **options))
+    rows, options = ROWS[:12], {"max_steps": 4, "learning_rate": 1e-2, "gradient_accumulation_steps": 1}
+    apart, events = train_alone(load(any_model), rows, LORA, TrainConfig(micro_batch_size=12, packing="off", **options), 0)
     packed, others = train_alone(
-        load(any_model), rows, LORA, TrainConfig(micro_batch_size=12, packing="on", max_length=150, **options)
+        load(any_model), rows, LORA, TrainConfig(micro_batch_size=12, packing="on", max_length=150, **options), 0
     )
     assert 0 < others[0].blocks < len(rows)
     losses = [[event.loss for event in one if isinstance(event, StepDone)] for one in (events, others)]
@@ -196,7 +196,7 @@ def test_lora_plus_moves_b_faster(tiny_llama):
 
 def test_rows_longer_than_the_context_are_cut_to_it(tiny_gpt2):
     row = Example(1, ({"role": "user", "content": "hi"}, {"role": "assistant", "content": "long " * 400}))
-    _, events = train_alone(load(tiny_gpt2), [row], LORA, TrainConfig(max_steps=1, validation_share=0))
+    _, events = train_alone(load(tiny_gpt2), [row], LORA, TrainConfig(max_steps=1))
     assert (events[0].max_length, events[0].truncated_rows) == (256, 1)
 
 
@@ -231,8 +231,13 @@ def test_warm_up_never_exceeds_a_tenth_of_the_run():
     assert (warmup_steps(1000, 0.03), warmup_steps(1000, 0.5), warmup_steps(5, 0.5)) == (30, 100, 0)
 
 
-def test_the_validation_rows_are_the_same_for_the_same_seed(tiny_llama):
-    rows = token_rows(load(tiny_llama), ROWS)
-    kept = [RunData(rows, TrainConfig(seed=seed, validation_share=0.2, packing="off")) for seed in (1, 1, 2)]
-    assert kept[0].validation_blocks == kept[1].validation_blocks != kept[2].validation_blocks
-    assert [one.validation_rows for one in kept] == [6, 6, 6]
+def test_rows_for_validation_are_not_trained_on(tiny_llama):
+    data = RunData(token_rows(load(tiny_llama), ROWS, validation_rows=6), TrainConfig(packing="off"))
+    assert (data.train_rows, data.validation_rows) == (len(ROWS) - 6, 6)
+    assert sorted(row for block in data.validation_blocks for row in block) == list(range(6))
+    assert sorted(row for block in data.blocks for row in block) == list(range(6, len(ROWS)))
+
+
+def test_only_rows_for_validation_are_refused(tiny_llama):
+    with pytest.raises(InvalidData, match="none is left to train on"):
+        RunData(token_rows(load(tiny_llama), ROWS[:3], validation_rows=3), TrainConfig())

@@ -68,7 +68,7 @@ def test_refusals_are_sentences_and_markup_in_them_is_text(address, open_page, t
 def test_data_with_markup_is_shown_as_text(workbench, address, open_page, tmp_path):
     path = tmp_path / "evil.jsonl"
     path.write_text('{"prompt": "<img src=x onerror=window.hacked=1>", "completion": "<script>window.hacked=1</script>"}\n')
-    workbench.add_dataset(path, "<b onmouseover=alert(1)>evil</b>")
+    workbench.datasets.add(path, "<b onmouseover=alert(1)>evil</b>")
     page = open_page(address)
     go_to(page, "Data")
     page.get_by_role("gridcell", name="evil.jsonl").first.click()

@@ -1,0 +1,78 @@
+"""Zip files of data files: members are unpacked one by one under names of our own, never by theirs. Needs no torch."""
+
+from __future__ import annotations
+
+import shutil
+import stat
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from core.data.read import SUFFIXES
+from core.errors import InvalidData
+from core.publish import require_space
+
+_MOST_MEMBERS = 1000
+_MOST_BYTES = 50 << 30
+_MOST_RATIO = 200  # unpacked to packed, beyond a size that does no harm
+_HARMLESS = 100 << 20
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file of rows: where it lies, and what it is called."""
+
+    path: Path
+    name: str
+    validation: bool = False
+    """Whether its rows are for validation only."""
+
+
+def sources_of(path: Path, staging: Path, *, name: str = "", validation: bool = False) -> list[Source]:
+    """The file itself, or the data files in a zip, unpacked into `staging`. Raises InvalidData, OutOfSpace."""
+    name = name or path.name
+    if Path(name).suffix.lower() != ".zip":
+        return [Source(path, name, validation)]
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = _checked(archive, name)
+            require_space(staging, sum(member.file_size for member in members))
+            return [_unpack(archive, member, staging, name, validation) for member in members]
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+        raise InvalidData(f"{name} cannot be unpacked: {str(error)[:120]}.") from None
+
+
+def _checked(archive: zipfile.ZipFile, name: str) -> list[zipfile.ZipInfo]:
+    """The members that hold data. Raises InvalidData for anything that a sound archive does not hold."""
+    members = archive.infolist()
+    if len(members) > _MOST_MEMBERS:
+        raise InvalidData(f"{name} holds {len(members):,} files; at most {_MOST_MEMBERS:,} are read.")
+    for member in members:
+        parts = PurePosixPath(member.filename.replace("\\", "/")).parts
+        if ".." in parts or member.filename.startswith(("/", "\\")) or ":" in member.filename[:3]:
+            raise InvalidData(f"{name} is refused: {member.filename[:80]!r} points outside of the archive.")
+        if stat.S_ISLNK(member.external_attr >> 16):
+            raise InvalidData(f"{name} is refused: {member.filename[:80]!r} is a link.")
+        if member.flag_bits & 1:
+            raise InvalidData(f"{name} is encrypted; unpack it and import the files.")
+        if member.file_size > _HARMLESS and member.file_size > _MOST_RATIO * max(1, member.compress_size):
+            raise InvalidData(f"{name} is refused: {member.filename[:80]!r} unpacks to {member.file_size / 1e9:,.1f} GB.")
+    if sum(member.file_size for member in members) > _MOST_BYTES:
+        raise InvalidData(f"{name} unpacks to more than {_MOST_BYTES >> 30} GiB.")
+    found = [member for member in members if _is_data(member)]
+    if not found:
+        raise InvalidData(f"{name} holds no file that can be read; expected {', '.join(SUFFIXES)}.")
+    return sorted(found, key=lambda member: member.filename)
+
+
+def _is_data(member: zipfile.ZipInfo) -> bool:
+    path = PurePosixPath(member.filename)
+    hidden = any(part.startswith((".", "__MACOSX")) for part in path.parts)
+    return not member.is_dir() and not hidden and path.suffix.lower() in SUFFIXES
+
+
+def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo, staging: Path, name: str, validation: bool) -> Source:
+    target = staging / f"member-{member.header_offset}{PurePosixPath(member.filename).suffix.lower()}"
+    with archive.open(member) as packed, target.open("xb") as unpacked:
+        shutil.copyfileobj(packed, unpacked, 1 << 20)  # zipfile ends at the announced size and checks the CRC
+    return Source(target, f"{name}/{member.filename}", validation)

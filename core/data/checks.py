@@ -1,0 +1,60 @@
+"""What can be said of a row without a tokenizer. Needs no torch."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator
+
+from core.data.formats import Example
+
+# Control characters but tab and line ends; zero-width and direction marks; the replacement character; private use.
+_SUSPICIOUS = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u0080-\u009f\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff\ufffd\ue000-\uf8ff]"
+)
+_MOJIBAKE = re.compile("Ã[\u0080-\u00bf]|â€[™œ\u009d“”˜¦¢–—]|Â[\u00a0-\u00bf]")
+# The special tokens of the families in use; those of the chosen base are looked for with its tokenizer.
+_SPECIAL = re.compile(
+    r"<\|[^|<>\s]{1,40}\|>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<(?:bos|eos|pad|unk)>|<｜[^｜<>]{1,40}｜>"
+)
+_NAMES = {
+    "\ufffd": "the replacement character, left by a wrong decoding",
+    "\ufeff": "a byte order mark",
+    "\u200b": "a zero-width space",
+}
+
+
+def text_of(example: Example) -> str:
+    """All that the row says."""
+    return example.text or "\n".join(message["content"] for message in example.messages)
+
+
+def warnings(example: Example) -> Iterator[tuple[str, str]]:
+    """(code, sentence) for everything about the row that a person should look at."""
+    if example.messages:
+        yield from _turn_warnings(example)
+    yield from text_warnings(text_of(example))
+
+
+def _turn_warnings(example: Example) -> Iterator[tuple[str, str]]:
+    messages = example.messages
+    roles = [message["role"] for message in messages]
+    for at, (before, after) in enumerate(itertools.pairwise(roles), start=2):
+        if before == after and after in ("user", "assistant"):
+            yield "two_in_a_row", f"Turns {at - 1} and {at} are both the {after}'s."
+            break
+    if roles[-1] == "user":
+        yield "ends_on_user", "The last turn is the user's."
+    if any(message["role"] == "user" and not message["content"].strip() for message in messages):
+        yield "empty_prompt", "A user's turn is empty."
+
+
+def text_warnings(text: str) -> Iterator[tuple[str, str]]:
+    """What the characters of a text give away."""
+    if ("<" in text or "[" in text) and (found := _SPECIAL.search(text)):
+        yield "special_tokens", f"The text holds {found.group()!r}."
+    if found := _SUSPICIOUS.search(text):
+        char = found.group()
+        yield "suspicious", f"Character {found.start() + 1} is U+{ord(char):04X}{f', {_NAMES[char]}' if char in _NAMES else ''}."
+    if not text.isascii() and (found := _MOJIBAKE.search(text)):
+        yield "mojibake", f"The text holds {found.group()!r}, as UTF-8 looks that was read as another encoding."

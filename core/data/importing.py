@@ -1,0 +1,287 @@
+"""From files to a data set's folder: rows, findings and a summary. One pass in bounded memory. Needs no torch."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.data.archive import Source
+from core.data.checks import text_of, warnings
+from core.data.dataset_file import ROWS_FILE, SUMMARY_FILE, DatasetFile, Findings, RowsWriter, StoredRow
+from core.data.duplicates import content_hash, earlier_copy, near_copies, prompt_hash
+from core.data.findings import ERROR, KINDS, Finding, RowFault
+from core.data.formats import Convert, Example, converter
+from core.data.linked import conversations
+from core.data.mapping import LINES, LINKED, DataMapping
+from core.data.read import PLAIN_SUFFIXES, BadRow, Row, RowReader
+from core.errors import InvalidData
+from core.events import Progress
+from core.reporting import Report, silent
+
+_REPORT_ROWS = 2000
+_MOST_LABELS = 2000  # a column with more different values is no label
+_MOST_FINDINGS = 3_000_000
+_PREVIEW_ROWS = 5
+_UNEVEN = 20  # times as many rows in the largest class as in the smallest
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What is known of a data set's rows, all of it without a tokenizer."""
+
+    rows: int
+    sources: list[str]
+    mapping: dict[str, Any]
+    counts: dict[str, int] = field(default_factory=dict)
+    """Findings by code."""
+    turns: dict[str, int] = field(default_factory=dict)
+    """Rows by their number of turns; plain text has 0."""
+    roles: dict[str, int] = field(default_factory=dict)
+    """Turns by role."""
+    labels: dict[str, int] = field(default_factory=dict)
+    """Rows by label, the most frequent first; empty if there are none, or too many."""
+    characters: int = 0
+    validation_files: list[int] = field(default_factory=list)
+    hints: list[str] = field(default_factory=list)
+    near_duplicates: bool = False
+    """Whether near duplicates were looked for."""
+    preview: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def faulty(self) -> int:
+        """Rows that have an error; each has one."""
+        return sum(count for code, count in self.counts.items() if KINDS[code].level == ERROR)
+
+    @classmethod
+    def read(cls, folder: Path) -> Summary | None:
+        """That of a data set's folder; None where an earlier version of the workbench stored it."""
+        path = folder / SUMMARY_FILE
+        return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+
+class RowSink:
+    """Takes rows one by one, checks them and writes them; finish() writes the findings and the summary."""
+
+    def __init__(self, folder: Path, sources: Sequence[str], mapping: dict[str, Any]) -> None:
+        self._folder, self._sources, self._mapping = folder, list(sources), mapping
+        self._writer = RowsWriter(folder / ROWS_FILE)
+        self._findings: list[Finding] = []
+        self._hashes: list[int] = []
+        self._turns: Counter[int] = Counter()
+        self._roles: Counter[str] = Counter()
+        self._labels: Counter[str] = Counter()
+        self._characters = 0
+        self._preview: list[dict[str, Any]] = []
+
+    def __len__(self) -> int:
+        return len(self._hashes)
+
+    def take(self, number: int, file: int, row: Example | RowFault, raw: str = "") -> None:
+        """One row, as it was converted or as it failed."""
+        index = len(self._hashes)
+        if isinstance(row, Example):
+            fault = _encoding_fault(row)
+            row = fault or row
+        if isinstance(row, RowFault):
+            self._note(index, row.code, row.detail)
+            self._hashes.append(0)
+            self._writer.write(StoredRow(number, file, Example(number), row.code, raw))
+            return
+        for code, detail in warnings(row):
+            self._note(index, code, detail)
+        self._hashes.append(content_hash(row))
+        self._count(row)
+        self._writer.write(StoredRow(number, file, row, hash=self._hashes[-1]))
+
+    def _note(self, index: int, code: str, detail: str) -> None:
+        if len(self._findings) < _MOST_FINDINGS:
+            self._findings.append(Finding(index, code, detail))
+
+    def _count(self, row: Example) -> None:
+        self._turns[len(row.messages)] += 1
+        self._roles.update([message["role"] for message in row.messages])
+        self._characters += len(row.text) + sum([len(message["content"]) for message in row.messages])
+        if row.label and len(self._labels) <= _MOST_LABELS:
+            self._labels[row.label] += 1
+        if len(self._preview) < _PREVIEW_ROWS:
+            self._preview.append({"row": row.row, "messages": list(row.messages), "text": row.text})
+
+    def finish(
+        self, *, validation_files: Sequence[int] = (), hints: Sequence[str] = (), near: bool = False, report: Report = silent
+    ) -> Summary:
+        """Close the rows, look for copies among them, write what was found. Raises InvalidData if there is no row."""
+        self._writer.close()
+        if not self._hashes:
+            raise InvalidData(f"{', '.join(self._sources)[:200] or 'The data set'} holds no rows.")
+        rows = DatasetFile(self._folder)
+        report(Progress("Looking for duplicates"))
+        self._find_copies(rows, set(validation_files), near, report)
+        labels = dict(self._labels.most_common()) if len(self._labels) <= _MOST_LABELS else {}
+        self._check_classes(labels)
+        for hint in hints:
+            if "misspelled" in hint:
+                self._note(-1, "near_miss", hint)
+        found = Findings.of(self._findings)
+        found.write(self._folder)
+        summary = Summary(
+            rows=len(self._hashes), sources=self._sources, mapping=self._mapping, counts=found.counts(),
+            turns={str(key): count for key, count in sorted(self._turns.items())}, roles=dict(self._roles.most_common()),
+            labels=labels, characters=self._characters, validation_files=list(validation_files), hints=list(hints),
+            near_duplicates=near, preview=self._preview,
+        )  # fmt: skip
+        (self._folder / SUMMARY_FILE).write_text(json.dumps(asdict(summary), ensure_ascii=False), encoding="utf-8")
+        return summary
+
+    def _find_copies(self, rows: DatasetFile, validation_files: set[int], near: bool, report: Report) -> None:
+        hashes = np.array(self._hashes, np.uint64)
+        numbers, files = rows.column("row"), rows.column("file")
+        many = len(self._sources) > 1
+
+        def place(index: int) -> str:
+            return f"row {numbers[index]}{f' of {self._sources[files[index]]}' if many else ''}"
+
+        earlier = np.where(hashes == 0, -1, earlier_copy(hashes))
+        for index in np.flatnonzero(earlier >= 0).tolist():
+            if not validation_files or files[index] not in validation_files or files[earlier[index]] in validation_files:
+                self._note(index, "duplicate", f"The same as {place(int(earlier[index]))}.")
+        if validation_files:
+            self._find_leaks(rows, [file in validation_files for file in files], place)
+        if near:
+            self._find_near(rows, earlier, place, report)
+
+    def _find_leaks(self, rows: DatasetFile, is_validation: list[bool], place: Any) -> None:
+        """Validation rows whose question is trained on too."""
+        trained: dict[int, int] = {}
+        for at, row in enumerate(rows.all_stored()):
+            if row.hash and not is_validation[at]:
+                trained.setdefault(prompt_hash(row.example), at)
+        for at, row in enumerate(rows.all_stored()):
+            if row.hash and is_validation[at] and (twin := trained.get(prompt_hash(row.example))) is not None:
+                same = "The row is" if self._hashes[twin] == row.hash else "The question is"
+                self._note(at, "leakage", f"{same} also {place(twin)}, which is trained on.")
+
+    def _find_near(self, rows: DatasetFile, earlier: NDArray[np.int64], place: Any, report: Report) -> None:
+        total = len(rows)
+
+        def texts() -> Iterable[tuple[int, str]]:
+            for index, row in enumerate(rows.all_stored()):
+                if index % _REPORT_ROWS == 0:
+                    report(Progress("Looking for near duplicates", index / total))
+                if row.hash and earlier[index] < 0:
+                    yield index, text_of(row.example)
+
+        for index, other, likeness in near_copies(texts()):
+            self._note(index, "near_duplicate", f"About {likeness:.0%} the same as {place(other)}.")
+
+    def _check_classes(self, labels: dict[str, int]) -> None:
+        if len(labels) < 2:
+            return
+        (most, many), (least, few) = next(iter(labels.items())), list(labels.items())[-1]
+        if many > _UNEVEN * few or few == 1:
+            detail = f"{len(labels)} classes, from {few:,} row{'s' if few > 1 else ''} ({least[:40]}) to {many:,} ({most[:40]})."
+            self._note(-1, "class_balance", detail)
+
+
+def import_files(
+    sources: Sequence[Source], mapping: DataMapping, folder: Path,
+    *, near: bool = True, hints: Sequence[str] = (), report: Report = silent,
+) -> Summary:  # fmt: skip
+    """Read all rows of `sources` into the empty `folder`. Faulty rows are kept as such, with the reason.
+
+    Raises InvalidData if a file cannot be read at all, or if no row of it can be used.
+    """
+    sink = RowSink(folder, [source.name for source in sources], mapping.to_dict())
+    by_line = mapping.format == LINES
+    readers = [RowReader(source.path, name=source.name, by_line=by_line) for source in sources]
+    convert, total = converter(mapping), sum(reader.size for reader in readers)
+    before = 0
+    for file, reader in enumerate(readers):
+        _require_columns(reader, mapping)
+        rows = conversations(iter(reader), mapping) if mapping.format == LINKED else iter(reader)
+        for number, row in rows:
+            if len(sink) % _REPORT_ROWS == 0:
+                done = before + reader.position
+                report(Progress(f"Reading {reader.name} ({done / 1e6:,.0f} MB)", min(1.0, done / total)))
+            _take(sink, file, number, row, convert)
+        before += reader.size
+    validation = [file for file, source in enumerate(sources) if source.validation]
+    summary = sink.finish(validation_files=validation, hints=hints, near=near, report=report)
+    if summary.faulty == summary.rows:
+        first = Findings.read(folder).some(count=1)[0]
+        raise InvalidData(f"{readers[0].name}: none of the {summary.rows:,} rows can be used. The first: {first.detail}")
+    return summary
+
+
+def _take(sink: RowSink, file: int, number: int, row: Row | BadRow, convert: Convert) -> None:
+    if isinstance(row, BadRow):
+        sink.take(number, file, RowFault(row.code, row.detail), row.raw)
+        return
+    try:
+        sink.take(number, file, convert(number, row))
+    except RowFault as fault:
+        sink.take(number, file, fault, _raw(row))
+
+
+def _require_columns(reader: RowReader, mapping: DataMapping) -> None:
+    """Raises InvalidData if a file lacks a column altogether, judged by its first row that can be read."""
+    if Path(reader.name).suffix.lower() in PLAIN_SUFFIXES:
+        return
+    fresh = RowReader(reader.path, name=reader.name)
+    first = next((row for _, row in fresh if not isinstance(row, BadRow)), None)
+    needed = mapping.used_columns()
+    if first is not None and not needed & set(first):
+        raise InvalidData(
+            f"{reader.name} has none of the columns {', '.join(sorted(map(repr, needed)))}; it has "
+            f"{', '.join(map(repr, list(first)[:12]))}. Files that become one data set share one mapping."
+        )
+
+
+def _raw(row: Row) -> str:
+    try:
+        return json.dumps(row, ensure_ascii=False, default=str)[:20_000].encode("utf-8", "replace").decode()
+    except (RecursionError, ValueError):
+        return ""
+
+
+def _encoding_fault(example: Example) -> RowFault | None:
+    """Text that is no Unicode: bytes that were not UTF-8, or half a surrogate pair, as broken JSON escapes give."""
+    try:
+        text_of(example).encode()
+        example.label.encode()
+    except UnicodeEncodeError as error:
+        code = ord(error.object[error.start])
+        if 0xDC80 <= code <= 0xDCFF:
+            return RowFault("encoding", f"The text is not UTF-8: byte {code - 0xDC00:#04x}.")
+        return RowFault("encoding", "The text holds half a character (an unpaired \\ud… escape).")
+    return None
+
+
+def rewritten(
+    source: Path, changes: Mapping[int, Example], added: Sequence[Example], summary: Summary, folder: Path,
+    report: Report = silent,
+) -> Summary:  # fmt: skip
+    """Write all rows of the data set in `source` into the empty `folder`, some changed, some added at the end.
+
+    What was found in them is found anew.
+    """
+    sink = RowSink(folder, summary.sources, summary.mapping)
+    errors = [code for code, kind in KINDS.items() if kind.level == ERROR]
+    details = {found.index: found.detail for found in Findings.read(source).some(errors)}
+    for index, row in enumerate(DatasetFile(source).all_stored()):
+        if index in changes:
+            sink.take(row.number, row.file, changes[index])
+        else:
+            kept = RowFault(row.fault, details.get(index, "")) if row.fault else row.example
+            sink.take(row.number, row.file, kept, row.raw)
+    for example in added:
+        sink.take(example.row, 0, example)
+    return sink.finish(
+        validation_files=summary.validation_files, hints=summary.hints, near=summary.near_duplicates, report=report
+    )

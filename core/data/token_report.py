@@ -1,0 +1,138 @@
+"""What a data set is to one base: lengths, trained tokens, what a max length costs, and the faults that only tokens show."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.config import OVER_LENGTH
+from core.data.dataset_file import Findings
+from core.data.findings import Finding
+from core.data.packing import pack
+from core.data.tokens import TokenFile, TokenRows
+from core.errors import InvalidData
+
+_LENGTH_STEP = 64  # a recommended max length is a multiple of it
+_BINS = 40
+_PERCENTILES = (50, 90, 95, 99, 100)
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What a policy for rows above the max length costs, in rows that are left out and in tokens that carry loss."""
+
+    rows: int
+    tokens: int
+    trained_tokens: int
+
+
+@dataclass(frozen=True)
+class TokenReport:
+    """The statistics of one version of a data set for one base, at one max length. Lengths are in tokens."""
+
+    max_length: int
+    rows: int
+    validation_rows: int
+    tokens: int
+    trained_tokens: int
+    mean_length: float
+    percentiles: dict[str, int]
+    recommended_max_length: int
+    """The 99th percentile of the lengths, rounded up to a multiple of 64."""
+    over_length_rows: int
+    policies: dict[str, Loss] = field(default_factory=dict)
+    lengths: list[list[float]] = field(default_factory=list)
+    """Histogram: [from, to, rows]."""
+    shares: list[list[float]] = field(default_factory=list)
+    """Histogram of the share of a row's tokens that carry loss: [from, to, rows]."""
+    blocks: int = 0
+    """Blocks of max_length tokens that the training rows pack into."""
+    filled: float = 0.0
+    """Share of those blocks that is filled."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """Findings by code."""
+
+
+def token_report(file: TokenFile, keep: Mask, validation: Mask, max_length: int, found: Findings) -> TokenReport:
+    """Statistics over the rows that are kept. Raises InvalidData if none of them has a token."""
+    chosen = keep & (file.lengths > 0)
+    lengths, trained = file.lengths[chosen], file.supervised()[chosen]
+    blocks, filled = _packing(file, chosen & ~validation, max_length)
+    if not len(lengths):
+        raise InvalidData("No row is left that this base's chat template can render.")
+    return TokenReport(
+        max_length=max_length, rows=int(chosen.sum()), validation_rows=int((chosen & validation).sum()),
+        tokens=int(lengths.sum()), trained_tokens=int(trained.sum()), mean_length=float(lengths.mean()),
+        percentiles={str(at): int(np.percentile(lengths, at, method="higher")) for at in _PERCENTILES},
+        recommended_max_length=recommended_length(lengths), over_length_rows=int((lengths > max_length).sum()),
+        policies={policy: _loss(file, chosen, max_length, policy) for policy in OVER_LENGTH},
+        lengths=_histogram(lengths, 0, int(lengths.max())), shares=_histogram(trained / lengths, 0.0, 1.0),
+        counts=found.counts(), blocks=blocks, filled=filled,
+    )  # fmt: skip
+
+
+def recommended_length(lengths: NDArray[np.int64]) -> int:
+    """The 99th percentile, rounded up to a multiple of 64: it cuts one row in a hundred at most."""
+    return math.ceil(int(np.percentile(lengths, 99, method="higher")) / _LENGTH_STEP) * _LENGTH_STEP
+
+
+def _loss(file: TokenFile, chosen: Mask, max_length: int, policy: str) -> Loss:
+    try:
+        rows = _rows(file, chosen, max_length, policy)
+    except InvalidData:  # nothing is left under this policy
+        return Loss(int(chosen.sum()), int(file.lengths[chosen].sum()), int(file.supervised()[chosen].sum()))
+    tokens, trained = int(file.lengths[chosen].sum()), int(file.supervised()[chosen].sum())
+    return Loss(rows.skipped, tokens - int(rows.lengths.sum()), trained - int(rows.supervised.sum()))
+
+
+def _rows(file: TokenFile, chosen: Mask, max_length: int, policy: str = "truncate") -> TokenRows:
+    rendered = chosen.copy()
+    rendered[list(file.problems)] = False
+    return TokenRows(file, max_length, keep=rendered, over_length=policy)
+
+
+def _packing(file: TokenFile, chosen: Mask, max_length: int) -> tuple[int, float]:
+    try:
+        lengths = _rows(file, chosen, max_length).lengths
+    except InvalidData:
+        return 0, 0.0
+    blocks = len(pack(lengths.tolist(), max_length, seed=0))
+    return blocks, float(lengths.sum()) / (blocks * max_length)
+
+
+def _histogram(values: NDArray[np.float64] | NDArray[np.int64], low: float, high: float) -> list[list[float]]:
+    counts, edges = np.histogram(
+        values, bins=min(_BINS, max(1, math.ceil(high))) if high > 1 else _BINS // 2, range=(low, high or 1)
+    )
+    return [[float(a), float(b), int(count)] for a, b, count in zip(edges, edges[1:], counts, strict=False)]
+
+
+def token_findings(file: TokenFile, keep: Mask, max_length: int, ends: Collection[int]) -> Findings:
+    """The faults that only a tokenizer shows. `ends` are the ids that end an answer."""
+    found = [Finding(row, "template", text) for row, text in file.problems.items() if keep[row]]
+    trained, trained_within = file.supervised(), file.supervised(max_length)
+    rendered = keep & (file.lengths > 0)
+    found += [
+        Finding(int(row), "untrained", "No token of the row carries loss.") for row in np.flatnonzero(rendered & (trained == 0))
+    ]
+    for row in np.flatnonzero(rendered & (file.lengths > max_length)).tolist():
+        lost = int(trained[row] - trained_within[row])
+        what = "cut into several rows" if file.texts[row] else f"cut, {lost:,} of its {int(trained[row]):,} trained tokens lost"
+        nothing = " Nothing is left to train on." if trained_within[row] == 0 and not file.texts[row] else ""
+        found.append(
+            Finding(row, "over_length", f"{int(file.lengths[row]):,} tokens; at {max_length:,} the row is {what}.{nothing}")
+        )
+    found += [
+        Finding(int(row), "no_end", "Its last answer does not end with an end token.")
+        for row in np.flatnonzero(rendered & (trained > 0)) if _last_trained(file, int(row)) not in ends
+    ]  # fmt: skip
+    return Findings.of(found)
+
+
+def _last_trained(file: TokenFile, row: int) -> int:
+    return int(file.ids(row)[file.spans(row)[-1, 1] - 1])

@@ -1,0 +1,98 @@
+"""One version of a data set: which rows are left out, which are for validation. Needs no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.data.dataset_file import DatasetFile
+from core.data.duplicates import content_hash
+from core.data.split import FILE, Split, assign
+from core.errors import InvalidConfig, InvalidData
+
+_ABOUT, _PARTS = "version.json", "parts.npy"
+_VALIDATION, _EXCLUDED = 1, 2  # bits of a row's part
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Version:
+    """rows is the digest of the rows' folder; validation and excluded have one entry a row."""
+
+    rows: str
+    split: Split
+    validation: Mask
+    excluded: Mask
+
+    def usable(self, rows: DatasetFile) -> Mask:
+        """The rows that are trained or validated on: not left out, and without a fault."""
+        return ~self.excluded & ~_faulty(rows)
+
+    def faulty(self, rows: DatasetFile) -> int:
+        """Rows with an error that have not been left out."""
+        return int((_faulty(rows) & ~self.excluded).sum())
+
+    def write(self, folder: Path) -> None:
+        """Store it in the empty `folder`."""
+        about = {"rows": self.rows, "split": self.split.to_dict()}
+        (folder / _ABOUT).write_text(json.dumps(about, sort_keys=True), encoding="utf-8")
+        np.save(folder / _PARTS, (self.validation * _VALIDATION + self.excluded * _EXCLUDED).astype(np.uint8))
+
+    @classmethod
+    def read(cls, folder: Path) -> Version:
+        """From where write() put it. Raises InvalidData if it is not readable."""
+        try:
+            about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
+            parts = np.load(folder / _PARTS, allow_pickle=False)
+            return cls(about["rows"], Split(**about["split"]), (parts & _VALIDATION) > 0, (parts & _EXCLUDED) > 0)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InvalidData(f"The stored version {folder.name[:12]} cannot be read: {str(error)[:200]}") from None
+
+
+def first_version(rows_digest: str, rows: DatasetFile, split: Split, validation_files: Iterable[int] = ()) -> Version:
+    """All rows, split. Raises InvalidConfig if they cannot be split so."""
+    return split_anew(
+        Version(rows_digest, split, np.zeros(len(rows), bool), np.zeros(len(rows), bool)), rows, split, validation_files
+    )
+
+
+def split_anew(version: Version, rows: DatasetFile, split: Split, validation_files: Iterable[int] = ()) -> Version:
+    """The same rows with other validation rows. What is left out stays left out. Raises InvalidConfig."""
+    files = set(validation_files)
+    if split.kind == FILE and not files:
+        raise InvalidConfig("There is no validation file: name one when the data set is added.")
+    from_files = np.array([file in files for file in rows.column("file")], bool)
+    validation = assign(split, _hashes(rows), [label or "" for label in rows.column("label")], from_files)
+    if validation[~version.excluded].all() and len(rows):
+        raise InvalidConfig("No row would be left to train on.")
+    return replace(version, split=split, validation=validation)
+
+
+def grown(version: Version, rows_digest: str, count: int) -> Version:
+    """The version for edited rows: those added at the end are trained on."""
+    more = np.zeros(count - len(version.excluded), bool)
+    validation, excluded = (np.concatenate([mask, more]) for mask in (version.validation, version.excluded))
+    return replace(version, rows=rows_digest, validation=validation, excluded=excluded)
+
+
+def excluding(version: Version, rows: Iterable[int], *, back: bool = False) -> Version:
+    """With these rows left out, or brought back."""
+    excluded = version.excluded.copy()
+    excluded[np.fromiter(rows, np.int64)] = not back
+    return replace(version, excluded=excluded)
+
+
+def _faulty(rows: DatasetFile) -> Mask:
+    return np.array([bool(fault) for fault in rows.column("fault")], bool)
+
+
+def _hashes(rows: DatasetFile) -> NDArray[np.uint64]:
+    stored = rows.column("hash")
+    if stored and stored[0] is None:  # an earlier version of the workbench kept none
+        stored = [content_hash(example) for example in rows]
+    return np.array(stored, np.uint64)
