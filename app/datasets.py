@@ -180,13 +180,17 @@ class Datasets:
         """Leave out rows, or all rows with findings of these kinds. They are kept, and can be brought back."""
         row = self._registry.find(Dataset, name)
         opened = self.open(row)
-        wanted = set(rows)
+        still = ~opened.version.excluded
+        wanted = {index for index in rows if 0 <= index < len(still) and still[index]}
+        kinds = set()
         for found in [opened.findings, *([base.findings] if base else [])]:
-            wanted |= set(found.indices(*codes)) if codes else set()
-        wanted = {index for index in wanted if 0 <= index < len(opened.rows) and not opened.version.excluded[index]}
+            for code in codes:
+                of_kind = {index for index in found.indices(code) if still[index]}
+                kinds |= {code} if of_kind else set()
+                wanted |= of_kind
         if not wanted:
             raise InvalidData("There are no such rows that are not left out already.")
-        titles = ", ".join(KINDS[code].title.lower() for code in codes if code in KINDS)
+        titles = ", ".join(kind.title.lower() for kind in KINDS.values() if kind.code in kinds)
         change = f"{len(wanted):,} row{'s' if len(wanted) > 1 else ''} left out{f': {titles}' if 0 < len(titles) < 200 else ''}"
         return self._keep(row, opened, excluding(opened.version, sorted(wanted)), change)
 
@@ -311,7 +315,7 @@ def _filtered(opened: Opened, found: Sequence[Findings], shown: str, code: str) 
 
 def _line(opened: Opened, index: int, sources: Sequence[str], findings: tuple[tuple[str, str], ...]) -> RowLine:
     stored = opened.rows.stored(index)
-    said = " ⏵ ".join(message["content"] for message in stored.example.messages) or stored.example.text or stored.raw
+    said = " → ".join(message["content"] for message in stored.example.messages) or stored.example.text or stored.raw
     version = opened.version
     part = (
         "left out"

@@ -162,7 +162,9 @@ class Workbench:
 
     def estimate(self, base: str, dataset: str, options: Mapping[str, object]) -> Estimate:
         """What a training would need. Raises InvalidConfig, NotFound."""
-        return self._estimate(self.registry.find(Base, base), self.registry.find(Dataset, dataset), options)
+        data = self.registry.find(Dataset, dataset)
+        self._require_sound(data)
+        return self._estimate(self.registry.find(Base, base), data, options)
 
     def _estimate(self, base: Base, data: Dataset, options: Mapping[str, object]) -> Estimate:
         lora, train = split_train_options(options)

@@ -1,4 +1,4 @@
-"""Tiny models, a tiny tokenizer, and homes for the workbench. Nothing here needs a network."""
+"""Tiny models, a tiny tokenizer, the starter model, and homes for the workbench."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from transformers import (
     Qwen2Config,
     Qwen2ForCausalLM,
 )
+
+from core.reporting import silent
 
 os.environ.setdefault("HF_HUB_OFFLINE", "0")
 torch.set_num_threads(2)
@@ -112,6 +114,18 @@ def tiny_qwen(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTok
         if name.endswith("bias"):  # they start at zero, and would show nothing
             torch.nn.init.normal_(parameter, std=0.5)
     return _save(model, tokenizer, tmp_path_factory.mktemp("models") / "tiny-qwen")
+
+
+@pytest.fixture(scope="session")
+def starter_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real starter model, fetched and converted once."""
+    from core.base_model.gguf_convert import convert_gguf
+    from core.base_model.starter import fetch_gguf
+
+    folder = tmp_path_factory.mktemp("models") / "starter"
+    folder.mkdir()
+    convert_gguf(fetch_gguf(tmp_path_factory.mktemp("download"), silent), folder, silent)
+    return folder
 
 
 @pytest.fixture(params=["tiny_llama", "tiny_qwen", "tiny_gpt2"])

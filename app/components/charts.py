@@ -36,7 +36,8 @@ def _figure(x: list[Any], y: list[Any], x_title: str, y_title: str) -> Figure:
     axis = {"gridcolor": "rgba(135,146,165,.25)", "zeroline": False}
     figure.update_layout(
         paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", font={"color": _INK, "size": 12}, height=_HEIGHT,
-        bargap=0.08, margin={"l": 48, "r": 12, "t": 12, "b": 44}, xaxis={**axis, "title": x_title}, yaxis={**axis, "title": y_title},
+        bargap=0.08, margin={"l": 48, "r": 12, "t": 12, "b": 44},
+        xaxis={**axis, "title": x_title}, yaxis={**axis, "title": y_title},
     )  # fmt: skip
     return figure
 

@@ -60,11 +60,11 @@ class DetailPanel:
     def _report_tab(self) -> None:
         self._kinds = gr.HTML()
         with gr.Row(equal_height=True):
-            self._finding = gr.Dropdown([_EVERYTHING], value=_EVERYTHING, label="Show", interactive=True, scale=2)
-            self._out_errors = gr.Button("Leave out all rows with errors", variant="primary", scale=1, min_width=200)
-            self._out_kind = gr.Button("Leave out the rows shown", scale=1, min_width=180)
-            self._back = gr.Button("Bring all back", scale=1, min_width=130)
+            self._out_errors = gr.Button("Leave out all rows with errors", variant="primary", scale=1, min_width=240)
+            self._out_kind = gr.Button("Leave out the rows shown", scale=1, min_width=200)
+            self._back = gr.Button("Bring all back", scale=1, min_width=140)
             self._csv = gr.HTML()
+        self._finding = gr.Dropdown([_EVERYTHING], value=_EVERYTHING, label="Show", interactive=True, elem_id="finding-filter")
         self._findings = gr.HTML(elem_classes="findings")
 
     def _rows_tab(self) -> None:
@@ -77,15 +77,19 @@ class DetailPanel:
                 self._count = gr.Markdown(elem_classes="quiet")
                 self._list = gr.Dataframe(
                     headers=["№", "Row", "Part", "Finding", "Text"], interactive=False, show_label=False, label="Rows",
-                    column_widths=["60px", "60px", "90px", "130px", "auto"], wrap=False, max_height=560, elem_id="row-list",
+                    column_widths=["11%", "11%", "16%", "24%", "38%"], wrap=True, max_height=620, elem_id="row-list",
                 )  # fmt: skip
             with gr.Column(scale=1, min_width=440):
                 self._row_title = gr.Markdown("Choose a row on the left.")
                 with gr.Tabs():
                     with gr.Tab("Tokens"):
                         self._template_try = gr.Dropdown(
-                            [("the base's", ""), *((name, name) for name in TEMPLATES)], value="", label="Chat template", visible=False,
-                            interactive=True, info="This base has none of its own: try one here, then use it for the base.",
+                            [("the base's", ""), *((name, name) for name in TEMPLATES)],
+                            value="",
+                            label="Chat template",
+                            visible=False,
+                            interactive=True,
+                            info="This base has none of its own: try one here, then use it for the base.",
                         )  # fmt: skip
                         self._template_use = gr.Button("Use this template for the base", visible=False)
                         self._tokens = gr.HTML()
@@ -109,9 +113,9 @@ class DetailPanel:
         self._figures: list[gr.Plot] = []
         self._tables: list[gr.HTML] = []
         for label in ("Tokens a row", "Share of a row that carries loss", "Turns a row", "Turns by role", "Labels"):
-            with gr.Row(equal_height=True):
+            with gr.Row():
                 self._figures.append(gr.Plot(label=label, scale=3, visible=False))
-                self._tables.append(gr.HTML(elem_classes="findings", visible=False))
+                self._tables.append(gr.HTML(elem_classes="beside", visible=False))
 
     def _versions_tab(self) -> None:
         with gr.Row(equal_height=True):
@@ -173,7 +177,8 @@ class DetailPanel:
             return [gr.Column(visible=False), *[gr.skip()] * count]
         checked = self._checked(row, base, length)
         return [
-            gr.Column(visible=True), *self._report(row, base, length, checked, finding), *self._row_list(row, checked, shown, page),
+            gr.Column(visible=True), *self._report(row, base, length, checked, finding),
+            *self._row_list(row, checked, shown, page),
             *self._statistics(row, base, checked), versions_html(self._workbench.registry.versions(row.id or 0)),
         ]  # fmt: skip
 
@@ -195,7 +200,8 @@ class DetailPanel:
         now = finding if finding in [value for _, value in choices] else _EVERYTHING
         return [
             kinds_html(opened, checked), gr.Dropdown(choices=choices, value=now),
-            findings_html(opened, checked, _codes(now), row.source_name), csv_link(row, base, length) if checked else csv_link(row),
+            findings_html(opened, checked, _codes(now), row.source_name),
+            csv_link(row, base, length) if checked else csv_link(row),
         ]  # fmt: skip
 
     def _report_list(self, name: str, base: str | None, length: float, finding: str) -> str:
@@ -213,10 +219,10 @@ class DetailPanel:
         lines, total = self._datasets.lines(row, shown, start=start, count=_PAGE, base=checked)
         cells = [
             [str(line.index + 1), str(line.number), line.part,
-             ", ".join(dict.fromkeys(KINDS[code].title for code, _ in line.findings)), line.said[:160]]
+             ", ".join(dict.fromkeys(KINDS[code].title for code, _ in line.findings)), line.said[:80]]
             for line in lines
         ]  # fmt: skip
-        return [gr.Dataframe(value=cells), f"{total:,} rows, {-(-total // _PAGE):,} pages"]
+        return [gr.Dataframe(value=cells), f"{total:,} rows on {-(-total // _PAGE):,} page{'s' if total > _PAGE else ''}"]
 
     def _show_row(self, name: str, base: str | None, length: float, index: int, template: str) -> list[Any]:
         row = self._dataset(name)

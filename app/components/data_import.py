@@ -36,6 +36,7 @@ class ImportPanel:
 
     def __init__(self, shell: Shell) -> None:
         self._workbench = shell.workbench
+        self.awaited = gr.State("")  # the name of a data set that is being imported here
         with gr.Row(equal_height=True):
             self._upload = gr.File(
                 label="Upload files of rows", file_types=[*SUFFIXES, ".zip"], file_count="multiple", height=150, scale=2,
@@ -53,8 +54,8 @@ class ImportPanel:
                     self.sample = gr.Button("Use the sample data")
         gr.Markdown(
             "JSONL, JSON, CSV, TSV, Parquet, plain text, or a zip of them. Recognised: chat **messages**, **ShareGPT**, "
-            "**Alpaca**, **prompt/completion** and question/answer columns, **text and label**, **a||b** lines, linked rows, raw **text**. "
-            "Any other columns can be mapped.",
+            "**Alpaca**, **prompt/completion** and question/answer columns, **text and label**, **a||b** lines, linked rows, raw "
+            "**text**. Any other columns can be mapped.",
             elem_classes="quiet",
         )
         with gr.Column(visible=False, elem_id="look") as self._looked:
@@ -129,7 +130,7 @@ class ImportPanel:
         split = [self._split_kind, self._share, self._count, self._seed, self._stratify, self._validation, self._near]
         self._add.click(
             told(self._import), [self._upload, self._origin, self._name, *split, *fields],
-            [self._upload, self._origin, self._name, self._looked], concurrency_id="import", **WORKING,
+            [self._upload, self._origin, self._name, self._looked, self.awaited], concurrency_id="import", **WORKING,
         )  # fmt: skip
 
     # Handlers.
@@ -221,7 +222,7 @@ class ImportPanel:
         )
         self._workbench.import_data(request)
         gr.Info("The data set appears below when it has been read and checked.", title="Importing")
-        return None, "", "", gr.Column(visible=False)
+        return None, "", "", gr.Column(visible=False), request.name or request.default_name
 
 
 def _split_parts(kind: str) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from html import escape
 from typing import Any
@@ -58,19 +59,23 @@ def about_html(row: Dataset) -> str:
 
 def kinds_html(opened: Opened, base: BaseCheck | None) -> str:
     """Everything that was found, by kind, with its remedy."""
-    counts = opened.findings.counts()
-    for code, count in (base.findings.counts() if base else {}).items():
-        counts[code] = counts.get(code, 0) + count
+    counts: Counter[str] = Counter()
+    left_out: Counter[str] = Counter()
+    for found in (opened.findings, *([base.findings] if base else [])):
+        counts.update(found.counts())
+        left_out.update(found.counts(opened.version.excluded))
     if not counts:
         return "<div class='card'><span class='state good'>clean</span> Nothing was found that needs a look.</div>"
-    rows = "".join(_kind_row(KINDS[code], counts[code]) for code in KINDS if code in counts)
-    head = "<tr><th>Level</th><th>Finding</th><th>Rows</th><th>What to do</th></tr>"
+    rows = "".join(_kind_row(KINDS[code], counts[code], left_out[code]) for code in KINDS if code in counts)
+    head = "<tr><th>Level</th><th>Finding</th><th>Rows</th><th>Left out</th><th>What to do</th></tr>"
     return f"<div class='card'><table class='rows kinds'><thead>{head}</thead><tbody>{rows}</tbody></table></div>"
 
 
-def _kind_row(kind: Kind, count: int) -> str:
-    badge = f"<span class='state {'bad' if kind.level == ERROR else 'busy'}'>{kind.level}</span>"
-    return f"<tr><td>{badge}</td><td>{escape(kind.title)}</td><td>{count:,}</td><td>{escape(kind.remedy)}</td></tr>"
+def _kind_row(kind: Kind, count: int, left_out: int) -> str:
+    level = "calm" if left_out == count else "bad" if kind.level == ERROR else "busy"
+    cells = f"<td>{count:,}</td><td>{f'{left_out:,}' if left_out else ''}</td>"
+    badge = f"<span class='state {level}'>{kind.level}</span>"
+    return f"<tr><td>{badge}</td><td>{escape(kind.title)}</td>{cells}<td>{escape(kind.remedy)}</td></tr>"
 
 
 def findings_html(opened: Opened, base: BaseCheck | None, codes: Sequence[str], source: str) -> str:
@@ -102,16 +107,16 @@ def tokens_html(view: dict[str, Any]) -> str:
     parts: list[str] = []
     for token in view["tokens"]:
         kind = " ".join(name for name in ("trained", "special") if token[name])
-        shown = escape(token["text"].replace("\n", "⏎\n").replace("\t", "⇥")) or "∅"
-        border = "<br class='border'>" if token["begins"] and parts else ""
-        parts.append(f"{border}<span class='token {kind}' title='id {token['id']}{', carries loss' if token['trained'] else ''}'>"
-                     f"{shown}<sub>{token['id']}</sub></span>")  # fmt: skip
+        shown = escape(token["text"].replace("\n", "⏎").replace("\t", "⇥")) or "∅"
+        border = " begins" if token["begins"] else ""
+        parts.append(f"<span class='token {kind}{border}' title='id {token['id']}{', carries loss' if token['trained'] else ''}'>"
+                     f"{shown}<sub>{token['id']}</sub></span>{'<br>' * token['text'].count(chr(10))}")  # fmt: skip
     more = (
         f"<p class='hint'>The first {len(view['tokens']):,} tokens are shown.</p>" if view["count"] > len(view["tokens"]) else ""
     )
     legend = (
         f"<p class='hint'>{view['count']:,} tokens, {view['trained']:,} carry loss: "
-        "<span class='token trained'>coloured and underlined</span>; special ones are <span class='token special'>framed</span>.</p>"
+        "<span class='token trained'>coloured and underlined</span>; special ones <span class='token special'>framed</span>.</p>"
     )
     return f"<div class='card'>{legend}<div class='tokens'>{''.join(parts)}</div>{more}</div>"
 

@@ -6,7 +6,7 @@ from app.components.catalogue import Catalogue, Words
 from app.components.data_detail import DetailPanel
 from app.components.data_import import ImportPanel
 from app.components.data_markup import about_html
-from app.components.markup import day, size
+from app.components.markup import day
 from app.components.shell import WORKING, Shell, told
 from app.service import Workbench
 from storage.tables import Dataset
@@ -14,7 +14,7 @@ from storage.tables import Dataset
 TAB, TITLE = "data", "Data"
 _WORDS = Words(
     label="Data sets",
-    columns=("Name", "Version", "Format", "Rows", "Validation", "Left out", "Errors", "Warnings", "Size", "File", "Added"),
+    columns=("Name", "Version", "Format", "Rows", "Validation", "Left out", "Errors", "Warnings", "Added"),
     nothing="No data yet. Upload a file, or start with the sample conversations.",
     remove="Delete",
     question="Delete this data set with all its versions? Adapters trained on it stay.",
@@ -31,18 +31,21 @@ def build(shell: Shell) -> None:
     )  # fmt: skip
     DetailPanel(shell, catalogue)
     catalogue.follow(panel.sample.click(told(lambda: workbench.datasets.add_sample().name), None, catalogue.chosen, **WORKING))
-    shell.refresh(lambda name: name or _newest(workbench), [catalogue.chosen], [catalogue.chosen])
+    chosen = [catalogue.chosen, panel.awaited]
+    shell.refresh(lambda now, awaited: _choose(workbench, now, awaited), chosen, chosen)
 
 
-def _newest(workbench: Workbench) -> str:
-    """The data set that came in last, which is the one to look at while none was chosen."""
-    rows = workbench.registry.all(Dataset, limit=1)
-    return rows[0].name if rows else ""
+def _choose(workbench: Workbench, chosen: str, awaited: str) -> tuple[str, str]:
+    """The data set to look at, and the one that is still to come: when it has, it is the one."""
+    names = [row.name for row in workbench.registry.all(Dataset)]
+    if awaited in names:
+        return awaited, ""
+    return (chosen if chosen in names else next(iter(names), "")), awaited
 
 
 def _rows(workbench: Workbench) -> list[list[str]]:
     return [
         [row.name, str(row.version), row.format, f"{row.rows:,}", f"{row.validation_rows:,}", f"{row.excluded_rows:,}",
-         f"{row.faulty_rows:,}", f"{row.warnings:,}", size(row.size_bytes), row.source_name, day(row.created)]
+         f"{row.faulty_rows:,}", f"{row.warnings:,}", day(row.created)]
         for row in workbench.registry.all(Dataset)
     ]  # fmt: skip

@@ -147,7 +147,7 @@ def run_html(workbench: Workbench, run: Run) -> str:
     lora, train = run.config["lora"], run.config["train"]
     batch = train["micro_batch_size"] * train["gradient_accumulation_steps"]
     about = facts([
-        ("Base model", run.base_name), ("Data set", run.dataset_name),
+        ("Base model", run.base_name), ("Data set", f"{run.dataset_name}, version {run.dataset_version}"),
         ("Adapter", f"rank {lora['rank']}, alpha {lora['alpha']:g}, dropout {lora['dropout']:g}, {lora['target_modules']}"),
         ("Training", f"learning rate {train['learning_rate']:g}, {train['lr_scheduler']}, effective batch {batch}, "
                      f"max length {train['max_length']:,}, seed {train['seed']}"),

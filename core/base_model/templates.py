@@ -8,7 +8,6 @@ from __future__ import annotations
 from core.errors import InvalidConfig
 
 PLAIN = "plain"
-_MARKED_END = "{% if eos_token and eos_token != mark %}{{ eos_token }}{% endif %}"
 TEMPLATES: dict[str, str] = {
     PLAIN: (
         "{% for message in messages %}{{ '### ' + message['role'].capitalize() + ':\\n' + message['content'] }}"
@@ -16,15 +15,14 @@ TEMPLATES: dict[str, str] = {
         "{% if add_generation_prompt %}{{ '### Assistant:\\n' }}{% endif %}"
     ),
     "chatml": (
-        "{% set mark = '<|im_end|>' %}{% for message in messages %}"
-        "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + mark }}"
-        "{% if message['role'] == 'assistant' %}" + _MARKED_END + "{% endif %}{{ '\\n' }}{% endfor %}"
+        "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] }}"
+        "{{ eos_token if message['role'] == 'assistant' and eos_token else '<|im_end|>' }}{{ '\\n' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
     ),
     "llama-3": (
-        "{% set mark = '<|eot_id|>' %}{{ bos_token or '' }}{% for message in messages %}"
-        "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + message['content'] + mark }}"
-        "{% if message['role'] == 'assistant' %}" + _MARKED_END + "{% endif %}{% endfor %}"
+        "{{ bos_token or '' }}{% for message in messages %}"
+        "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + message['content'] }}"
+        "{{ eos_token if message['role'] == 'assistant' and eos_token else '<|eot_id|>' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
     ),
     "alpaca": (

@@ -173,9 +173,13 @@ class Findings:
     def __len__(self) -> int:
         return int(self.table.num_rows)
 
-    def counts(self) -> dict[str, int]:
-        """Findings by code."""
-        counted = self.table.group_by("code").aggregate([("index", "count")]).to_pylist()
+    def counts(self, among: NDArray[np.bool_] | None = None) -> dict[str, int]:
+        """Findings by code, of all rows or of those that a mask [rows] names."""
+        table = self.table
+        if among is not None:
+            at = table["index"].to_numpy()
+            table = table.filter(pa.array((at >= 0) & among[np.clip(at, 0, None)]))
+        counted = table.group_by("code").aggregate([("index", "count")]).to_pylist()
         return {one["code"]: one["index_count"] for one in counted}
 
     def indices(self, *codes: str) -> list[int]:

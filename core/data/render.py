@@ -140,7 +140,8 @@ class Renderer:
             pieces, ended = self._pieces(example.messages, example.untrained)
         except InvalidData as error:
             return InvalidData(f"Row {example.row}: {error}")
-        closing = not ended and example.messages[-1]["role"] == "assistant" and pieces[-1].trained
+        last = len(example.messages) - 1
+        closing = not ended and example.messages[last]["role"] == "assistant" and last not in example.untrained
         return _Row(pieces, self._eos if closing else None)
 
     @property
@@ -233,16 +234,9 @@ class Renderer:
         return _Layout(tuple(around), heads, tails, ended)
 
     def _end_token_length(self, after: str) -> int:
-        """Characters of `after` up to the end of the special token that it starts with; 0 if it starts with none.
-
-        The tokenizer's own end token behind it counts too: without it the adapter would not learn to stop.
-        """
+        """Characters of `after` up to the end of the special token that it starts with; 0 if it starts with none."""
         token = next((token for token in self._specials if after.lstrip().startswith(token)), None)
-        if token is None:
-            return 0
-        length = after.index(token) + len(token)
-        closing = str(self.tokenizer.eos_token or "")
-        return length + len(closing) if closing and token != closing and after.startswith(closing, length) else length
+        return 0 if token is None else after.index(token) + len(token)
 
     def _by_prefixes(self, full: str, messages: Sequence[Message], untrained: frozenset[int]) -> tuple[list[Piece], bool]:
         """For templates that change the contents: an answer is what follows the generation prompt of the turns before it."""

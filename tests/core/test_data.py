@@ -1,25 +1,40 @@
-"""Files of rows: every kind and format, and broken ones with the row at fault."""
+"""Files of rows: every kind and format, detection, and broken files with the rows at fault."""
 
+import io
 import json
+import re
+import zipfile
 
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from core.data.dataset_file import DatasetFile, import_file
-from core.errors import InvalidData
+from core.data.archive import Source, sources_of
+from core.data.dataset_file import DatasetFile, Findings
+from core.data.detect import detect_file
+from core.data.importing import Summary, import_files
+from core.data.mapping import DataMapping, mapping_of
+from core.errors import InvalidConfig, InvalidData
 
 MESSAGES = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+GOOD = {"messages": MESSAGES}
 
 
-def _import(tmp_path, name, content):
+def take(tmp_path, name, content, mapping=None, **options):
+    """Import one file; its summary, examples and findings as {row number: code}."""
     source = tmp_path / name
-    source.write_bytes(content) if isinstance(content, bytes) else source.write_text(content, encoding="utf-8")
-    found = import_file(source, tmp_path / "rows.arrow")
-    return found, list(DatasetFile(tmp_path / "rows.arrow"))
+    source.write_bytes(content if isinstance(content, bytes) else content.encode())
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    mapping = mapping or detect_file(source).require(name).mapping
+    summary = import_files([Source(source, name)], mapping, folder, **options)
+    rows = DatasetFile(folder)
+    numbers = rows.column("row")
+    found = [(numbers[one.index] if one.index >= 0 else 0, one.code, one.detail) for one in Findings.read(folder).some()]
+    return summary, rows, found
 
 
-def _jsonl(*rows):
+def lines(*rows):
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
@@ -28,59 +43,146 @@ def _jsonl(*rows):
     [
         ({"messages": MESSAGES}, "messages", ["user", "assistant"]),
         ({"conversations": MESSAGES}, "messages", ["user", "assistant"]),
+        ({"messages": [{"role": "developer", "content": "s"}, *MESSAGES]}, "messages", ["system", "user", "assistant"]),
         ({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], "system": "s"}, "sharegpt",
          ["system", "user", "assistant"]),
+        ({"conversations": [{"from": "human", "value": "a"}, {"from": "function_call", "value": "f()"},
+                            {"from": "observation", "value": "1"}, {"from": "gpt", "value": "b"}], "tools": "[]"}, "sharegpt",
+         ["user", "assistant", "tool", "assistant"]),
         ({"instruction": "a", "input": "b", "output": "c"}, "alpaca", ["user", "assistant"]),
+        ({"instruction": "a", "output": "c", "system": "s"}, "alpaca", ["system", "user", "assistant"]),
         ({"instruction": "a", "output": "c", "history": [["q", "r"]]}, "alpaca", ["user", "assistant", "user", "assistant"]),
         ({"prompt": "a", "completion": "b"}, "prompt and completion", ["user", "assistant"]),
         ({"prompt": [MESSAGES[0]], "completion": [MESSAGES[1]]}, "prompt and completion", ["user", "assistant"]),
         ({"question": "a", "answer": "b"}, "prompt and completion", ["user", "assistant"]),
+        ({"query": "a", "response": "b", "persona": "s"}, "prompt and completion", ["system", "user", "assistant"]),
+        ({"problem": "a", "solution": "b"}, "prompt and completion", ["user", "assistant"]),
+        ({"inputs": "a", "targets": "b"}, "prompt and completion", ["user", "assistant"]),
         ({"Question": "a", "Answer": 7}, "prompt and completion", ["user", "assistant"]),
         ({"text": "a", "category": "b"}, "text and label", ["user", "assistant"]),
+        ({"id": 1, "parent_id": None, "role": "prompter", "text": "a"}, "linked rows", ["user", "assistant"]),
+        ({"text": "a b c"}, "text", []),
     ],
 )  # fmt: skip
 def test_each_format_is_detected(tmp_path, row, form, turns):
-    found, examples = _import(tmp_path, "a.jsonl", _jsonl(row))
-    assert found.format == form
-    assert [message["role"] for message in examples[0].messages] == turns
+    more = {"id": 2, "parent_id": 1, "role": "assistant", "text": "b"}
+    summary, rows, found = take(tmp_path, "a.jsonl", lines(row, more) if form == "linked rows" else lines(row))
+    assert summary.mapping["format"] == form
+    assert [message["role"] for message in rows[0].messages] == turns
+    assert found == []
 
 
 def test_alpaca_joins_instruction_and_input(tmp_path):
-    _, examples = _import(tmp_path, "a.jsonl", _jsonl({"instruction": "add", "input": "1 2", "output": "3"}))
-    assert examples[0].messages[0]["content"] == "add\n1 2"
+    _, rows, _ = take(tmp_path, "a.jsonl", lines({"instruction": "add", "input": "1 2", "output": "3"}))
+    assert rows[0].messages[0]["content"] == "add\n1 2"
 
 
-def test_text_rows_stay_text(tmp_path):
-    _, examples = _import(tmp_path, "a.txt", "Once upon a time.\n\nThe end.")
-    assert (examples[0].messages, examples[0].text) == ((), "Once upon a time.\n\nThe end.")
+def test_a_short_text_stays_one_row(tmp_path):
+    mapping = DataMapping("text", {"text": "text"})
+    _, rows, _ = take(tmp_path, "a.txt", "Once upon a time.\n\nThe end.", mapping)
+    assert [(one.messages, one.text) for one in rows] == [((), "Once upon a time.\n\nThe end.")]
+
+
+def test_a_long_text_is_cut_at_line_ends_and_nothing_is_lost(tmp_path):
+    content = "".join(f"line {i} of a long text\n" for i in range(120_000))
+    _, rows, _ = take(tmp_path, "a.txt", content, DataMapping("text", {"text": "text"}), near=False)
+    assert len(rows) == 3
+    assert "".join(one.text for one in rows) == content
+    assert all(one.text.endswith("\n") for one in rows)
 
 
 def test_content_blocks_become_text(tmp_path):
     blocks = [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]
-    _, examples = _import(tmp_path, "a.jsonl", _jsonl({"messages": [{"role": "user", "content": blocks}, MESSAGES[1]]}))
-    assert examples[0].messages[0]["content"] == "one two"
+    _, rows, _ = take(tmp_path, "a.jsonl", lines({"messages": [{"role": "user", "content": blocks}, MESSAGES[1]]}))
+    assert rows[0].messages[0]["content"] == "one two"
+
+
+def test_a_turn_of_weight_zero_carries_no_loss(tmp_path):
+    turns = [MESSAGES[0], MESSAGES[1] | {"weight": 0}, MESSAGES[0], MESSAGES[1] | {"loss": True}]
+    _, rows, found = take(tmp_path, "a.jsonl", lines({"messages": turns}, {"messages": turns[:2]}))
+    assert rows[0].untrained == {1}
+    assert found[0][:2] == (2, "untrained")
 
 
 @pytest.mark.parametrize(
     ("name", "content"),
     [
         ("a.json", json.dumps([{"prompt": "p", "completion": "c"}] * 3)),
+        ("a.json", json.dumps({"data": [{"prompt": "p", "completion": "c"}] * 3})),
+        ("a.json", lines({"prompt": "p", "completion": "c"}) * 3),
         ("a.csv", "prompt,completion\n" + 'p,"c"\n' * 3),
         ("a.csv", "\ufeffprompt;completion\n" + "p;c\n" * 3),
         ("a.tsv", "prompt\tcompletion\n" + "p\tc\n" * 3),
-        ("a.jsonl", "\ufeff" + _jsonl({"prompt": "p", "completion": "c"}) * 3 + "\n\n"),
+        ("a.jsonl", "\ufeff" + lines({"prompt": "p", "completion": "c"}) * 3 + "\n\n"),
     ],
 )
 def test_each_kind_of_file_is_read(tmp_path, name, content):
-    found, examples = _import(tmp_path, name, content)
-    assert found.rows == 3
-    assert examples[2].messages[1]["content"] == "c"
+    summary, rows, _ = take(tmp_path, name, content)
+    assert summary.rows == 3
+    assert rows[2].messages[1]["content"] == "c"
 
 
 def test_parquet_is_read(tmp_path):
-    pyarrow.parquet.write_table(pa.table({"messages": [MESSAGES] * 3}), tmp_path / "a.parquet")
-    found = import_file(tmp_path / "a.parquet", tmp_path / "rows.arrow")
-    assert (found.format, found.rows) == ("messages", 3)
+    sink = io.BytesIO()
+    pyarrow.parquet.write_table(pa.table({"messages": [MESSAGES] * 3}), sink)
+    summary, _, _ = take(tmp_path, "a.parquet", sink.getvalue())
+    assert (summary.mapping["format"], summary.rows) == ("messages", 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "code", "said"),
+    [
+        ("a.jsonl", lines(GOOD) + '{"messages": [\n', "unreadable", "Line 2 is not valid JSON"),
+        ("a.jsonl", lines(GOOD) + "[1]\n", "unreadable", "Line 2 is a list"),
+        ("a.jsonl", lines(GOOD) + "[" * 100_000 + "\n", "unreadable", "nested too deeply|not valid JSON"),
+        ("a.jsonl", lines(GOOD) + '{"messages": ' + "9" * 5000 + "}\n", "unreadable", "Line 2 cannot be read"),
+        ("a.jsonl", lines(GOOD).encode() + b'{"messages": "\xff"}\n', "encoding", "Line 2 is not UTF-8: byte 0xff"),
+        ("a.json", json.dumps([GOOD]).rstrip("]") + ', {"messages": }]', "unreadable", "Row 2 is not valid JSON"),
+        ("a.json", json.dumps([GOOD, 5]), "unreadable", "Row 2 is a number"),
+        ("a.csv", "prompt,completion\np,c\np,c,d\n", "unreadable", r"Row 2 \(line 3\) has 3 columns, the header 2"),
+        ("a.csv", b"prompt,completion\np,c\n\xff,c\n", "encoding", "not UTF-8: byte 0xff"),
+        ("a.csv", 'prompt,completion\np,c\np,"c\n', "unreadable", "Line 3 is not valid CSV"),
+        ("a.jsonl", lines(GOOD, {"messages": MESSAGES[:1]}), "no_answer", "no assistant turn"),
+        ("a.jsonl", lines(GOOD, {"messages": [MESSAGES[1]]}), "no_question", "first turn is the assistant"),
+        ("a.jsonl", lines(GOOD, {"messages": [{"role": "wizard", "content": "x"}]}), "unknown_role", "'wizard' is not known"),
+        ("a.jsonl", lines(GOOD, {"messages": [{"content": "x"}]}), "unknown_role", "'None' is not known"),
+        ("a.jsonl", lines(GOOD, {"messages": [MESSAGES[0], {"role": "assistant"}]}), "missing", "content is missing"),
+        ("a.jsonl", lines(GOOD, {"messages": [MESSAGES[0], MESSAGES[1] | {"weight": 2}]}), "missing", "expected 0 or 1"),
+        ("a.jsonl", lines(GOOD, {"messages": [{"role": "user", "content": [{"type": "image"}]}]}), "missing", "other than text"),
+        ("a.jsonl", lines({"prompt": "p", "completion": "c"}, {"prompt": "p", "completion": " "}), "empty_answer", "empty"),
+        ("a.jsonl", lines({"prompt": "p", "completion": "c"}, {"prompt": "p"}), "missing", "completion is missing"),
+        ("a.jsonl", lines({"prompt": "p", "completion": "c"}) + '{"prompt": "p", "completion": NaN}\n', "missing", "is missing"),
+        ("a.jsonl", lines({"prompt": "p", "completion": "c"}) + '{"prompt": "p", "completion": "\\ud800"}\n', "encoding",
+         "half a character"),
+        ("a.jsonl", lines({"text": "p", "label": "x"}, {"text": "p", "label": None}), "missing", "label is missing"),
+        ("a.jsonl", lines({"text": "p", "label": "x"}, {"text": "p", "label": [1]}), "missing", "label is a list"),
+        ("a.jsonl", lines({"text": "a"}, {"text": "  "}), "empty_answer", "text is empty"),
+        ("a.jsonl", lines({"instruction": "a", "output": "b", "history": []}, {"instruction": "a", "output": "b", "history": 5}),
+         "missing", "history must be a list"),
+        ("a.jsonl", lines({"id": 1, "parent_id": None, "role": "user", "text": "q"},
+                          {"id": 2, "parent_id": 1, "role": "assistant", "text": "a"},
+                          {"id": 3, "parent_id": 9, "role": "user", "text": "q"}), "missing", "parent '9' is not in the file"),
+        ("a.jsonl", lines({"id": 1, "parent_id": None, "role": "user", "text": "q"},
+                          {"id": 2, "parent_id": 1, "role": "assistant", "text": "a"},
+                          {"id": 3, "parent_id": 4, "role": "user", "text": "q"},
+                          {"id": 4, "parent_id": 3, "role": "user", "text": "q"}), "unreadable", "its own ancestor"),
+    ],
+)  # fmt: skip
+def test_a_faulty_row_is_kept_with_its_number_and_the_reason(tmp_path, name, content, code, said):
+    summary, rows, found = take(tmp_path, name, content)
+    faulty = [one for one in found if one[1] == code]
+    assert faulty, found
+    assert summary.faulty == sum(bool(fault) for fault in rows.column("fault")) >= 1
+    assert re.search(said, faulty[0][2]), faulty
+    good = [one for one in rows.all_stored() if not one.fault]
+    assert good, "the good rows are kept"
+
+
+def test_row_numbers_are_those_of_the_file(tmp_path):
+    content = lines(GOOD) + "\n" + "{\n" + lines(GOOD | {"x": 1}, {"messages": []})
+    _, rows, found = take(tmp_path, "a.jsonl", content)
+    assert rows.column("row") == [1, 3, 4, 5]
+    assert [one[:2] for one in found] == [(3, "unreadable"), (4, "duplicate"), (5, "missing")]
 
 
 @pytest.mark.parametrize(
@@ -88,44 +190,216 @@ def test_parquet_is_read(tmp_path):
     [
         ("a.jsonl", "", "a.jsonl is empty"),
         ("a.jsonl", "\n\n", "holds no rows"),
-        ("a.jsonl", _jsonl({"messages": MESSAGES}) + '{"messages": [\n', "line 2 is not valid JSON"),
-        ("a.jsonl", _jsonl({"messages": MESSAGES}) + "[1]\n", "Line 2 is a list"),
-        ("a.json", '{"a": 1}', "expected a list of rows"),
-        ("a.json", '[{"a": 1},\n{]', "line 2 is not valid JSON"),
-        ("a.jsonl", "[" * 100_000 + "\n", "nested too deeply|not valid JSON"),
-        ("a.csv", "colour,shape\nred,round\n", "'colour', 'shape'.*Expected one of"),
-        ("a.csv", "prompt,completion\np,c\np,c,d\n", r"row 2 \(line 3\) has a different number"),
-        ("a.csv", 'prompt,completion\np,"c\n', "not valid CSV"),
-        ("a.csv", "prompt,completion\np,caf\xe9\n".encode("latin-1"), "not UTF-8"),
+        ("a.json", '{"a": 1}', "holds no list of rows"),
+        ("a.json", "{]", "not valid JSON"),
+        ("a.csv", "colour,shape,size\nred,round,1\n", "'colour', 'shape', 'size'.*Expected messages"),
+        ("a.csv", 'prompt,"completion\np,c\n', "none of its first rows|not valid CSV"),
+        ("a.csv", "prompt,prompt,completion\na,b,c\n", "several columns called 'prompt'"),
         ("a.parquet", "PAR1 no", "not a readable Parquet"),
         ("a.xlsx", "x", "ending in .xlsx cannot be read"),
-        ("a.jsonl", _jsonl({"messages": MESSAGES}, {"messages": MESSAGES[:1]}), "Row 2: there is no assistant"),
-        ("a.jsonl", _jsonl({"prompt": "p", "completion": " "}), "Row 1: an answer is empty"),
-        ("a.jsonl", _jsonl({"prompt": "p", "completion": "c"}, {"prompt": "p"}), "Row 2: completion is missing"),
-        ("a.jsonl", _jsonl({"messages": [{"role": "wizard", "content": "x"}]}), "'wizard' is not known"),
-        ("a.jsonl", _jsonl({"messages": [MESSAGES[1]]}), "first turn is the assistant"),
-        ("a.jsonl", _jsonl({"prompt": "p", "chosen": "a", "rejected": "b"}), "preference data"),
-        ("a.jsonl", _jsonl({"text": "  "}), "the text is empty"),
-        ("a.jsonl", '{"prompt": "p", "completion": NaN}\n', "Row 1: completion is missing"),
-        ("a.jsonl", _jsonl({"text": "p", "label": None}), "Row 1: label is missing"),
-        ("a.jsonl", _jsonl({"text": "p", "label": [1]}), "Row 1: label is a list"),
-        ("a.jsonl", '{"prompt": "p", "completion": "\\ud800"}\n', "Row 1: the text holds half a character"),
-        ("a.jsonl", '{"prompt": ' + "9" * 5000 + "}\n", "line 1 cannot be read"),
-        ("a.jsonl", _jsonl({"instruction": "a", "output": "b", "history": 5}), "Row 1: history must be a list"),
-        ("a.csv", "prompt,prompt,completion\na,b,c\n", "several columns called 'prompt'"),
-        ("a.csv", b"prompt,completion\np,c\n\xff,c\n", "byte 0xff in line 3"),
+        ("a.jsonl", "prompt".encode("utf-16"), "UTF-16"),
+        ("a.jsonl", lines({"messages": MESSAGES[:1]}), "none of the 1 rows can be used"),
     ],
-)  # fmt: skip
-def test_a_file_that_cannot_be_used_says_where_and_why(tmp_path, name, content, said):
+)
+def test_a_file_that_cannot_be_used_at_all_says_why(tmp_path, name, content, said):
     with pytest.raises(InvalidData, match=said):
-        _import(tmp_path, name, content)
+        take(tmp_path, name, content)
+
+
+@pytest.mark.parametrize(
+    ("row", "count", "hint"),
+    [
+        ({"messages": MESSAGES, "prompt": "p", "completion": "c"}, 2, ""),
+        ({"prompt": "p", "response": "r", "answer": "a"}, 2, ""),
+        ({"context": "c", "question": "q", "answer": "a"}, 3, ""),
+        ({"text": "t", "prompt": "p", "completion": "c"}, 2, ""),
+        ({"prompt": "p", "chosen": "a", "rejected": "b"}, 1, "Preferences"),
+        ({"instuction": "a", "output": "b"}, 1, "'instuction' looks like a misspelled 'instruction'"),
+        ({"instruction": "a", "inptu": "x", "output": "b"}, 1, "'inptu' looks like a misspelled 'input'"),
+        ({"frage": "a", "antwort": "b"}, 2, ""),
+        ({"a": "1", "b": "2", "c": "3"}, 0, ""),
+    ],
+)
+def test_what_is_not_clear_is_left_to_the_user(tmp_path, row, count, hint):
+    (tmp_path / "a.jsonl").write_text(lines(row))
+    found = detect_file(tmp_path / "a.jsonl")
+    assert found.chosen is None
+    assert len(found.candidates) == count
+    assert hint in " ".join((*found.near_misses, *found.hints))
+    with pytest.raises(InvalidData, match=hint or "choose what|no usable columns"):
+        found.require("a.jsonl")
+
+
+def test_context_and_question_go_together_by_a_template(tmp_path):
+    row = {"context": "It rains.", "question": "Wet?", "answer": "Yes."}
+    (tmp_path / "a.jsonl").write_text(lines(row))
+    mapping = detect_file(tmp_path / "a.jsonl").candidates[0].mapping
+    _, rows, _ = take(tmp_path, "b.jsonl", lines(row), mapping)
+    assert rows[0].messages[0]["content"] == "It rains.\n\nWet?"
+
+
+def test_columns_that_are_not_used_are_named(tmp_path):
+    (tmp_path / "a.jsonl").write_text(lines({"question": "q", "answer": "a", "topic": "t"}))
+    found = detect_file(tmp_path / "a.jsonl")
+    assert found.chosen is not None
+    assert found.hints == ("Columns that are not used: 'topic'.",)
+
+
+def test_a_mapping_by_hand_with_templates(tmp_path):
+    mapping = mapping_of(["label=class"], ["Classify: {words}", "assistant=It is {class}.", "system=Be brief."])
+    content = "words,class\nred rose,flower\nblue {sky},thing\n"
+    summary, rows, _ = take(tmp_path, "a.csv", content, mapping)
+    assert [one["content"] for one in rows[1].messages] == ["Be brief.", "Classify: blue {sky}", "It is thing."]
+    assert summary.labels == {"flower": 1, "thing": 1}
+
+
+@pytest.mark.parametrize(
+    ("pairs", "templates", "said"),
+    [
+        (["user"], [], "expected role=column"),
+        (["wizard=a"], [], "no role 'wizard'"),
+        (["user=nothere", "assistant=b"], [], "no column 'nothere'; the file has 'a', 'b'"),
+        (["assistant=b"], ["{c}"], "no column 'c'"),
+        (["user=a"], [], "needs a column for assistant"),
+    ],
+)
+def test_a_mapping_that_cannot_be_is_refused(pairs, templates, said):
+    with pytest.raises(InvalidConfig, match=said):
+        mapping_of(pairs, templates, columns=["a", "b"])
+
+
+def test_separated_lines(tmp_path):
+    content = "name : A | food : B||A serves B .\nname : C||C it is .\nno separator here\n" + "x||y\n" * 30
+    found = detect_file(_written(tmp_path, "a.txt", content))
+    assert [one.mapping.format for one in found.candidates] == ["separated lines", "text"]
+    _, rows, faults = take(tmp_path, "b.txt", content, found.candidates[0].mapping, near=False)
+    assert [one["content"] for one in rows[0].messages] == ["name : A | food : B", "A serves B ."]
+    assert faults[0][:2] == (3, "missing")
+
+
+def _written(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    return tmp_path / name
+
+
+def test_linked_rows_make_a_conversation_for_each_leaf(tmp_path):
+    rows = [
+        {"id": "a", "parent_id": None, "role": "prompter", "text": "q1"},
+        {"id": "c", "parent_id": "b", "role": "prompter", "text": "q2"},
+        {"id": "b", "parent_id": "a", "role": "assistant", "text": "a1"},
+        {"id": "d", "parent_id": "c", "role": "assistant", "text": "a2"},
+        {"id": "e", "parent_id": "a", "role": "assistant", "text": "other"},
+    ]
+    _, found, _ = take(tmp_path, "a.jsonl", lines(*rows))
+    said = {one.row: [message["content"] for message in one.messages] for one in found}
+    assert said == {4: ["q1", "a1", "q2", "a2"], 5: ["q1", "other"]}
+
+
+def test_linked_pairs_of_question_and_answer(tmp_path):
+    rows = [{"id": 1, "parent_id": "", "prompt": "q1", "answer": "a1"}, {"id": 2, "parent_id": 1, "prompt": "q2", "answer": "a2"}]
+    _, found, _ = take(tmp_path, "a.jsonl", lines(*rows))
+    assert [message["content"] for message in found[0].messages] == ["q1", "a1", "q2", "a2"]
+
+
+def test_several_files_become_one_data_set(tmp_path):
+    for name, count in (("a.jsonl", 2), ("b.csv", 3)):
+        text = lines(*[{"prompt": f"p{i}", "completion": "c"} for i in range(count)])
+        _written(
+            tmp_path, name, text if name == "a.jsonl" else "prompt,completion\n" + "".join(f"q{i},c\n" for i in range(count))
+        )
+    (tmp_path / "rows").mkdir()
+    sources = [Source(tmp_path / name, name) for name in ("a.jsonl", "b.csv")]
+    summary = import_files(sources, detect_file(sources[0].path).require("a").mapping, tmp_path / "rows")
+    rows = DatasetFile(tmp_path / "rows")
+    assert (summary.rows, summary.sources) == (5, ["a.jsonl", "b.csv"])
+    assert (rows.column("file"), rows.column("row")) == ([0, 0, 1, 1, 1], [1, 2, 1, 2, 3])
+
+
+def test_files_without_the_columns_are_refused(tmp_path):
+    _written(tmp_path, "a.jsonl", lines({"prompt": "p", "completion": "c"}))
+    _written(tmp_path, "b.jsonl", lines({"messages": MESSAGES}))
+    (tmp_path / "rows").mkdir()
+    sources = [Source(tmp_path / name, name) for name in ("a.jsonl", "b.jsonl")]
+    with pytest.raises(InvalidData, match=r"b\.jsonl has none of the columns 'completion', 'prompt'; it has 'messages'"):
+        import_files(sources, detect_file(sources[0].path).require("a").mapping, tmp_path / "rows")
 
 
 def test_rows_are_read_one_by_one_across_batches(tmp_path):
     rows = [{"prompt": f"p{i}", "completion": f"c{i}"} for i in range(2500)]
-    _import(tmp_path, "a.jsonl", _jsonl(*rows))
-    stored = DatasetFile(tmp_path / "rows.arrow")
+    _, stored, _ = take(tmp_path, "a.jsonl", lines(*rows))
     assert len(stored) == 2500
     for index in (0, 999, 1000, 2499):
         assert stored[index].messages[1]["content"] == f"c{index}"
         assert stored[index].row == index + 1
+    with pytest.raises(InvalidData, match="no row 2501"):
+        stored.stored(2500)
+
+
+def test_the_summary_can_be_read_again(tmp_path):
+    summary, _, _ = take(tmp_path, "a.jsonl", lines(GOOD, GOOD))
+    assert Summary.read(tmp_path / "rows") == summary
+    assert (summary.turns, summary.roles) == ({"2": 2}, {"user": 2, "assistant": 2})
+
+
+# Zip files.
+
+
+def _zip(tmp_path, members, **options):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content, **options)
+    return path
+
+
+def test_the_data_files_of_a_zip_are_read_under_their_names(tmp_path):
+    members = {"x/a.jsonl": lines(GOOD), "b.csv": "prompt,completion\np,c\n", "README": "no data", "__MACOSX/a.jsonl": "junk"}
+    (tmp_path / "out").mkdir()
+    found = sources_of(_zip(tmp_path, members), tmp_path / "out")
+    assert [one.name for one in found] == ["a.zip/b.csv", "a.zip/x/a.jsonl"]
+    assert found[1].path.read_text() == lines(GOOD)
+    assert all(one.path.parent == tmp_path / "out" for one in found)
+
+
+@pytest.mark.parametrize(
+    ("members", "said"),
+    [
+        ({"../evil.jsonl": "x"}, "points outside"),
+        ({"a/../../evil.jsonl": "x"}, "points outside"),
+        ({"/etc/evil.jsonl": "x"}, "points outside"),
+        ({"..\\evil.jsonl": "x"}, "points outside"),
+        ({"C:evil.jsonl": "x"}, "points outside"),
+        ({"bomb.jsonl": "0" * 120_000_000}, "unpacks to 0.1 GB"),
+        ({"a.exe": "x"}, "no file that can be read"),
+        ({f"{i}.jsonl": "" for i in range(1001)}, "1,001 files"),
+    ],
+)
+def test_a_hostile_zip_is_refused_and_nothing_is_written(tmp_path, members, said):
+    (tmp_path / "out").mkdir()
+    before = set(tmp_path.rglob("*")) | {tmp_path / "a.zip"}
+    with pytest.raises(InvalidData, match=said):
+        sources_of(_zip(tmp_path, members), tmp_path / "out")
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_a_link_in_a_zip_is_refused(tmp_path):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        link = zipfile.ZipInfo("a.jsonl")
+        link.external_attr = 0o120777 << 16
+        archive.writestr(link, "/etc/passwd")
+    with pytest.raises(InvalidData, match="is a link"):
+        sources_of(path, tmp_path)
+
+
+def test_a_file_that_is_no_zip_is_a_sentence(tmp_path):
+    with pytest.raises(InvalidData, match="cannot be unpacked"):
+        sources_of(_written(tmp_path, "a.zip", "no zip"), tmp_path)
+
+
+def test_a_line_of_100_mb_is_one_faulty_row(tmp_path):
+    content = lines(GOOD).encode() + b'{"messages": "' + b"x" * 100_000_000 + b'"}\n' + lines(GOOD | {"n": 2}).encode()
+    _, rows, found = take(tmp_path, "a.jsonl", content)
+    assert [one[:2] for one in found] == [(2, "unreadable"), (3, "duplicate")]
+    assert "100 MB long" in found[0][2]
+    assert len(rows.stored(1).raw) <= 20_000
