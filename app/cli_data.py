@@ -41,6 +41,7 @@ Template = Annotated[
                  "Or another role's: 'system=You are brief.'; repeatable."),
 ]  # fmt: skip
 Separator = Annotated[str, typer.Option(help="What stands between question and answer in each line, such as '||'.")]
+Like = Annotated[str, typer.Option(metavar="NAME", help="Read it with the mapping of this data set.")]
 Near = Annotated[bool, typer.Option("--near-duplicates/--no-near-duplicates", help="Look for near duplicates in a second pass.")]
 Share = Annotated[float | None, typer.Option(min=0, max=0.5, help="Share of the rows for validation; 0 for none. Default 0.05.")]
 Count = Annotated[int | None, typer.Option(min=1, help="Number of rows for validation.")]
@@ -58,7 +59,7 @@ def data_add(
     files: Files, name: Annotated[str, typer.Option(help="Name to show; default the file's.")] = "",
     map_: Map = None, template: Template = None, separator: Separator = "",
     validation: Annotated[list[str] | None, typer.Option(help="A file whose rows are for validation only; repeatable.")] = None,
-    share: Share = None, count: Count = None, seed: Seed = 0, stratify: Stratify = False, near: Near = True,
+    share: Share = None, count: Count = None, seed: Seed = 0, stratify: Stratify = False, near: Near = True, like: Like = "",
     home: Home = None, json: Json = False,
 ) -> None:  # fmt: skip
     """Import a data set: one or several files, a zip of them, or a data set of the hub."""
@@ -67,7 +68,7 @@ def data_add(
         row = workbench.datasets.add_sample(name)
     else:
         require_text(*files, name)
-        mapping = mapping_from(_existing(files)[0], map_ or [], template or [], separator)
+        mapping = _mapping(workbench, files, map_, template, separator, like)
         split = _split(share, count, seed, stratify, has_file=bool(validation))
         for_validation = [str(one) for one in _existing(validation or [])]
         request = ImportRequest([str(one) for one in _existing(files)], name, for_validation, mapping, split, near)
@@ -89,6 +90,20 @@ def _existing(files: list[str]) -> list[Path]:
     return found
 
 
+def _mapping(
+    workbench: Workbench, files: list[str], pairs: list[str] | None, templates: list[str] | None, separator: str, like: str
+) -> dict[str, Any] | None:
+    """What was said about the columns; None if nothing was."""
+    if like:
+        row = workbench.registry.find(Dataset, like)
+        if not row.mapping or pairs or templates or separator:
+            raise InvalidConfig(
+                "--like takes the whole mapping of a data set that has one; leave out --map, --template and --separator."
+            )
+        return row.mapping
+    return mapping_from(_existing(files)[0], pairs or [], templates or [], separator)
+
+
 def _split(share: float | None, count: int | None, seed: int, stratify: bool, *, has_file: bool = False) -> Split:
     if sum(one is not None for one in (share, count)) + has_file > 1:
         raise InvalidConfig("Give one of --share, --count and --validation.")
@@ -103,13 +118,13 @@ def _split(share: float | None, count: int | None, seed: int, stratify: bool, *,
 @guarded
 def data_check(
     file: Files, base: BaseName = "", max_length: MaxLength = _LENGTH, map_: Map = None, template: Template = None,
-    separator: Separator = "", near: Near = True, home: Home = None, json: Json = False,
+    separator: Separator = "", like: Like = "", near: Near = True, home: Home = None, json: Json = False,
 ) -> None:  # fmt: skip
     """Give the whole report on a file without registering it. Exit code 1 if rows have errors."""
     workbench, console = open_workbench(home), Console(json)
     with tempfile.TemporaryDirectory(prefix="check-", dir=workbench.settings.staging) as staging, console.progress() as progress:
         folder = Path(staging) / "rows"
-        mapping = mapping_from(_existing(file)[0], map_ or [], template or [], separator)
+        mapping = _mapping(workbench, file, map_, template, separator, like)
         request = ImportRequest([str(one) for one in _existing(file)], "check", (), mapping, Split(), near)
         summary = read_rows(request, Path(staging), folder, progress.report)
         checked = _check_with(workbench, folder, base, max_length, Path(staging) / "check", progress) if base else None

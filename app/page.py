@@ -8,7 +8,7 @@ from html import escape
 import gradio as gr
 
 from app.components.markup import job_bar, job_failure
-from app.components.shell import QUIET, Shell
+from app.components.shell import QUIET, Shell, told
 from app.service import Workbench
 from app.tabs import adapters, data, export, home, models, playground, train
 from storage.tables import QUEUED, Run
@@ -22,6 +22,7 @@ def build_page(workbench: Workbench) -> gr.Blocks:
     with gr.Blocks(title="LoRA Workbench", analytics_enabled=False, fill_width=True) as page:
         masthead = gr.HTML(masthead_html(workbench))
         activity = gr.HTML(activity_html(workbench), elem_id="activity")
+        cancel = gr.Button("Cancel", variant="stop", size="sm", visible=False, elem_id="cancel-job")
         changed, to_chat = gr.State(""), gr.State("")  # outside of the tabs: each child of gr.Tabs counts as a tab
         memory = gr.BrowserState("home", storage_key="lora-workbench-tab", secret="tab")
         with gr.Tabs(elem_id="sections") as tabs:
@@ -30,6 +31,7 @@ def build_page(workbench: Workbench) -> gr.Blocks:
                 with gr.Tab(part.TITLE, id=part.TAB):
                     part.build(shell)
         _keep_up_to_date(shell, masthead, activity)
+        _offer_to_cancel(shell, cancel)
         _remember_tab(shell, memory)
     return page
 
@@ -52,6 +54,21 @@ def _keep_up_to_date(shell: Shell, masthead: gr.HTML, activity: gr.HTML) -> None
     # Queued, because Gradio reports a changed gr.State to the browser on that path only.
     outputs = [shell.changed, shown, masthead, activity]
     timer.tick(tick, [shell.changed, shown], outputs, concurrency_limit=None, **(QUIET | {"queue": True}))
+
+
+def _offer_to_cancel(shell: Shell, cancel: gr.Button) -> None:
+    """A button for the job that has been going on longest."""
+
+    def show() -> gr.Button:
+        jobs = shell.workbench.registry.active_jobs()
+        return gr.Button(f"Cancel: {jobs[0].title[:60]}" if jobs else "Cancel", visible=bool(jobs))
+
+    def end() -> None:
+        for job in shell.workbench.registry.active_jobs()[:1]:
+            shell.workbench.cancel_job(job)
+
+    shell.refresh(show, [], [cancel])
+    cancel.click(told(end), None, None, concurrency_id="cancel", **QUIET | {"queue": True})
 
 
 def _remember_tab(shell: Shell, memory: gr.BrowserState) -> None:

@@ -163,7 +163,10 @@ class RunSession:
         match event:
             case Prepared():
                 self._registry.update_run(record.id, state=RUNNING, details=asdict(event))
-                self._registry.add_note(record.id, _prepared_sentence(event, len(self.run_ids)))
+                self._registry.add_note(
+                    record.id,
+                    _prepared_sentence(event, len(self.run_ids), record.run.config["train"].get("over_length", "truncate")),
+                )
             case Notice():
                 self._registry.add_note(record.id, event.text)
             case StepDone():
@@ -228,7 +231,11 @@ def _beside(work: Callable[[], Result]) -> Generator[None, None, Result]:
                 yield None
 
 
-def _prepared_sentence(event: Prepared, together: int) -> str:
+def _rows(count: int, one: str, many: str) -> str:
+    return f"1 row {one}" if count == 1 else f"{count:,} rows {many}"
+
+
+def _prepared_sentence(event: Prepared, together: int, over_length: str) -> str:
     parts = [
         f"{event.train_rows} rows to train on, {event.validation_rows} kept for validation, {event.total_steps} steps, "
         f"{event.trainable_parameters:,} trainable parameters, base in {event.dtype}"
@@ -238,9 +245,11 @@ def _prepared_sentence(event: Prepared, together: int) -> str:
     if together > 1:
         parts.append(f"{together} adapters train at once")
     if event.truncated_rows:
-        parts.append(f"{event.truncated_rows} rows are longer than {event.max_length:,} tokens and were cut")
-    if event.skipped_rows:
-        parts.append(f"{event.skipped_rows} rows have no answer within that length and were skipped")
+        done = {"truncate": "cut off", "split": "split into several", "drop": "left out"}[over_length]
+        parts.append(f"{_rows(event.truncated_rows, 'is', 'are')} longer than {event.max_length:,} tokens and "
+                     f"{'was' if event.truncated_rows == 1 else 'were'} {done}")  # fmt: skip
+    if event.skipped_rows and over_length != "drop":
+        parts.append(f"{_rows(event.skipped_rows, 'has', 'have')} no answer within that length and nothing was trained on there")
     return "; ".join(parts)
 
 

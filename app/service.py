@@ -26,7 +26,7 @@ from core.publish import published_folder
 from core.sweep import Grid, combinations
 from core.train.estimate import BaseShape, DataShape, Estimate, estimate
 from storage.blobs import content_digest
-from storage.tables import FAILED, INTERRUPTED, PREPARING, QUEUED, RUNNING, Adapter, Base, Chat, Dataset, Job, Run
+from storage.tables import FAILED, INTERRUPTED, PREPARING, QUEUED, RUNNING, STOPPED, Adapter, Base, Chat, Dataset, Job, Run
 
 MAX_SIDE_BY_SIDE = 5  # the plain base and four adapters
 _POLL_SECONDS = 0.2
@@ -280,17 +280,19 @@ class Workbench:
             if not job.active:
                 break
             time.sleep(_POLL_SECONDS)
-        if job.state in (FAILED, INTERRUPTED):
+        if job.state in (FAILED, INTERRUPTED, STOPPED):
             raise JobFailed(job.message)
         return job.result
 
     def cancel_job(self, job: Job) -> None:
-        """End a job of this process; what it had begun is thrown away."""
+        """End a job; what it had begun is thrown away. Raises JobFailed if another program started it."""
         process = self._jobs.get(job.id or 0)
-        if process is not None:
-            process.terminate()
-            process.wait()
-        self.notice_deaths()
+        if process is None:
+            raise JobFailed(f"{job.title} was started by another program; end it there.")
+        process.terminate()
+        process.wait()
+        if self.registry.get(Job, job.id or 0).active:
+            self.registry.update_job(job.id or 0, state=STOPPED, message="Cancelled. Nothing was added.", ended=time.time())
 
     def look_after(self) -> None:
         """Notice processes that died, and give a waiting run a new engine. Runs fail if no engine can be started."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -30,6 +31,25 @@ def write_rows(path: Path) -> Path:
     """A small data set of conversations."""
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     return path
+
+
+_STRICT = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+def write_refusing_template(model: Path, folder: Path, template: str = _STRICT) -> Path:
+    """A copy of a model with another chat template: by default one that refuses system turns; with an empty one, none."""
+    shutil.copytree(model, folder)
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    about = json.loads((folder / "tokenizer_config.json").read_text())
+    about.pop("chat_template", None)
+    (folder / "tokenizer_config.json").write_text(json.dumps(about))
+    if template:
+        (folder / "chat_template.jinja").write_text(template)
+    return folder
 
 
 def end_engine(settings: Settings) -> None:

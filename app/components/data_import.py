@@ -14,6 +14,7 @@ from core.data.detect import Candidate
 from core.data.mapping import FORMATS, LINES, ROLES, TEMPLATED, TEXT, DataMapping
 from core.data.read import SUFFIXES
 from core.data.split import KINDS, Split
+from storage.tables import Dataset
 
 _NONE = ""
 _FORMAT_ROLES: dict[str, tuple[str, ...]] = {
@@ -35,7 +36,7 @@ class ImportPanel:
     """Lays itself out where it is made."""
 
     def __init__(self, shell: Shell) -> None:
-        self._workbench = shell.workbench
+        self._shell, self._workbench = shell, shell.workbench
         self.awaited = gr.State("")  # the name of a data set that is being imported here
         with gr.Row(equal_height=True):
             self._upload = gr.File(
@@ -72,7 +73,9 @@ class ImportPanel:
 
     def _mapping_fields(self) -> None:
         with gr.Accordion("Mapping: which column is what", open=False) as self._mapping:
-            self._format = gr.Dropdown([_NONE, *FORMATS], value=_NONE, label="Format", interactive=True)
+            with gr.Row():
+                self._format = gr.Dropdown([_NONE, *FORMATS], value=_NONE, label="Format", interactive=True)
+                self._like = gr.Dropdown([_NONE], value=_NONE, label="Or as another data set was read", interactive=True)
             self._columns: dict[str, gr.Dropdown] = {}
             with gr.Row():
                 for role, label in ROLES.items():
@@ -120,6 +123,10 @@ class ImportPanel:
         self._choice.input(self._choose, [self._candidates, self._choice], fields, **QUIET).then(
             told(self._show), [self._upload, self._origin, *fields], self._preview, **QUIET
         )
+        self._like.input(told(self._as_another), self._like, fields, **QUIET).then(
+            told(self._show), [self._upload, self._origin, *fields], self._preview, **QUIET
+        )
+        self._shell.refresh(self._others, [], [self._like])
         self._format.input(self._show_roles, self._format, list(self._columns.values()), **QUIET)
         events = [field.input for field in fields]  # type: ignore[attr-defined]
         shown_from = [self._upload, self._origin, *fields]
@@ -169,6 +176,14 @@ class ImportPanel:
             *(mapping.templates.get(role, "") if mapping else "" for role in self._templates),
             mapping.separator if mapping else "", mapping.special_tokens if mapping else False,
         ]  # fmt: skip
+
+    def _others(self) -> gr.Dropdown:
+        return gr.Dropdown(choices=[_NONE, *(row.name for row in self._workbench.registry.all(Dataset) if row.mapping)])
+
+    def _as_another(self, name: str) -> list[Any]:
+        if not name:
+            return [gr.skip()] * (1 + len(self._columns) + len(self._templates) + 2)
+        return self._choose([self._workbench.registry.find(Dataset, name).mapping], 0)
 
     def _choose(self, candidates: list[dict[str, Any]], number: int) -> list[Any]:
         mapping = DataMapping.parse(candidates[number])

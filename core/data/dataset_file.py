@@ -96,8 +96,9 @@ class DatasetFile:
 
         Raises InvalidData if it cannot be read.
         """
+        self._path = path / ROWS_FILE if path.is_dir() else path
         try:
-            self._reader = pa.ipc.open_file(pa.memory_map(str(path / ROWS_FILE if path.is_dir() else path)))
+            self._reader = pa.ipc.open_file(pa.memory_map(str(self._path)))
         except (pa.ArrowException, OSError) as error:
             raise InvalidData(f"The stored data set {path.name} cannot be read: {str(error)[:200]}") from None
         sizes = (self._reader.get_batch(i).num_rows for i in range(self._reader.num_record_batches))
@@ -121,9 +122,11 @@ class DatasetFile:
         return _stored(self._reader.get_batch(batch).slice(index - before, 1).to_pylist()[0])
 
     def all_stored(self) -> Iterator[StoredRow]:
-        """All rows in order, a batch at a time."""
-        for number in range(self._reader.num_record_batches):
-            yield from map(_stored, self._reader.get_batch(number).to_pylist())
+        """All rows in order, a batch at a time; read rather than mapped, so that what has passed takes no memory."""
+        with pa.OSFile(str(self._path)) as file:
+            reader = pa.ipc.open_file(file)
+            for number in range(reader.num_record_batches):
+                yield from map(_stored, reader.get_batch(number).to_pylist())
 
     def column(self, name: str) -> list[Any]:
         """One of row, file, label, fault and hash for all rows; what an earlier version did not keep is None."""

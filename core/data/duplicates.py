@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterable
+import zlib
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from core.data.formats import Example
 _SLOTS, _BANDS = 64, 8  # 8 bands of 8: half of the pairs that share 0.77 of their words are candidates, nearly all above 0.9
 _THRESHOLD = 0.85
 _BATCH = 1000
+_MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], np.uint64)  # odd, of many bits
 _LEAST_WORDS = 8  # shorter rows are alike by chance
 
 
@@ -43,26 +44,52 @@ def earlier_copy(hashes: NDArray[Any]) -> NDArray[np.int64]:
     return np.where(earlier == np.arange(len(hashes)), -1, earlier)
 
 
-def near_copies(rows: Iterable[tuple[int, str]]) -> list[tuple[int, int, float]]:
-    """(index, earlier index, estimated Jaccard similarity) for each (index, text) that is nearly one before it.
+class NearCopies:
+    """Finds rows that are nearly the same: MinHash (Broder 1997) over runs of three words, signatures by rensa.
 
-    MinHash (Broder 1997) over runs of words, signatures by rensa: 256 bytes a row are held. Rows of which a band of the
-    signature is equal are compared with the first of them.
+    256 bytes a row are held. Rows of which a band of the signature is equal are compared with the first of them.
     """
-    indices, parts = [], []
-    rows = iter(rows)
-    while batch := list(itertools.islice(rows, _BATCH)):
-        worded = [(index, words) for index, text in batch if len(words := text.lower().split()) >= _LEAST_WORDS]
-        if worded:
-            indices += [index for index, _ in worded]
-            digests = RMinHash.digests_from_token_sets([_shingles(words) for _, words in worded], _SLOTS, 1)
-            parts.append(np.array(digests, np.uint32))
-    if not parts:
-        return []
-    signatures = np.concatenate(parts)
-    nearest = _nearest_earlier(signatures)
-    found = [(row, int(nearest[row])) for row in np.flatnonzero(nearest >= 0).tolist()]
-    return [(indices[row], indices[other], float((signatures[row] == signatures[other]).mean())) for row, other in found]
+
+    def __init__(self) -> None:
+        self._indices: list[int] = []
+        self._signatures: list[NDArray[np.uint32]] = []
+        self._waiting: list[tuple[int, list[int]]] = []
+
+    def add(self, index: int, text: str) -> None:
+        """One row. Rows of few words are passed over: they are alike by chance."""
+        words = list(map(zlib.crc32, text.lower().encode("utf-8", "surrogatepass").split()))
+        if len(words) >= _LEAST_WORDS:
+            self._waiting.append((index, words))
+        if len(self._waiting) == _BATCH:
+            self._sign()
+
+    def _sign(self) -> None:
+        """Signatures of the rows that wait, [rows, slots]. A run's hash mixes those of its words; none spans two rows."""
+        counts = np.array([len(words) for _, words in self._waiting])
+        hashes = np.fromiter(itertools.chain.from_iterable(words for _, words in self._waiting), np.uint64, int(counts.sum()))
+        runs = hashes[:-2] * _MIX[0] + hashes[1:-1] * _MIX[1] + hashes[2:] * _MIX[2]
+        runs ^= runs >> np.uint64(29)
+        within = np.ones(len(hashes), bool)
+        ends = np.cumsum(counts)
+        within[ends - 1] = within[ends - 2] = False
+        offsets = np.concatenate([[0], np.cumsum(counts - 2)]).astype(np.uint64)
+        matrix = RMinHash.digest_matrix_from_flat_token_hashes(runs[within[:-2]], offsets, _SLOTS, 1)
+        self._indices += [index for index, _ in self._waiting]
+        self._signatures.append(np.array(matrix.to_rows(), np.uint32))
+        self._waiting = []
+
+    def find(self) -> list[tuple[int, int, float]]:
+        """(index, earlier index, estimated Jaccard similarity) for each row that is nearly one before it."""
+        if self._waiting:
+            self._sign()
+        if not self._signatures:
+            return []
+        signatures = np.concatenate(self._signatures)
+        self._signatures = [signatures]
+        nearest = _nearest_earlier(signatures)
+        found = [(row, int(nearest[row])) for row in np.flatnonzero(nearest >= 0).tolist()]
+        at = self._indices
+        return [(at[row], at[other], float((signatures[row] == signatures[other]).mean())) for row, other in found]
 
 
 def _nearest_earlier(signatures: NDArray[np.uint32]) -> NDArray[np.int64]:
@@ -77,8 +104,3 @@ def _nearest_earlier(signatures: NDArray[np.uint32]) -> NDArray[np.int64]:
             better = alike >= likeness[part]
             best[part[better]], likeness[part[better]] = first[part[better]], alike[better]
     return best
-
-
-def _shingles(words: list[str]) -> list[str]:
-    """Runs of words: single words say too little about what a text says."""
-    return list(map(" ".join, zip(words, words[1:], words[2:], strict=False)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from core.data.archive import Source
 from core.data.checks import text_of, warnings
 from core.data.dataset_file import ROWS_FILE, SUMMARY_FILE, DatasetFile, Findings, RowsWriter, StoredRow
-from core.data.duplicates import content_hash, earlier_copy, near_copies, prompt_hash
+from core.data.duplicates import NearCopies, content_hash, earlier_copy, prompt_hash
 from core.data.findings import ERROR, KINDS, Finding, RowFault
 from core.data.formats import Convert, Example, converter
 from core.data.linked import conversations
@@ -69,7 +69,8 @@ class Summary:
 class RowSink:
     """Takes rows one by one, checks them and writes them; finish() writes the findings and the summary."""
 
-    def __init__(self, folder: Path, sources: Sequence[str], mapping: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, sources: Sequence[str], mapping: dict[str, Any], *, near: bool = False) -> None:
+        """near: whether to look for near duplicates, which takes about as long again as all the rest."""
         self._folder, self._sources, self._mapping = folder, list(sources), mapping
         self._writer = RowsWriter(folder / ROWS_FILE)
         self._findings: list[Finding] = []
@@ -79,6 +80,7 @@ class RowSink:
         self._labels: Counter[str] = Counter()
         self._characters = 0
         self._preview: list[dict[str, Any]] = []
+        self._near = NearCopies() if near else None
 
     def __len__(self) -> int:
         return len(self._hashes)
@@ -97,6 +99,8 @@ class RowSink:
         for code, detail in warnings(row):
             self._note(index, code, detail)
         self._hashes.append(content_hash(row))
+        if self._near is not None:
+            self._near.add(index, text_of(row))
         self._count(row)
         self._writer.write(StoredRow(number, file, row, hash=self._hashes[-1]))
 
@@ -113,16 +117,14 @@ class RowSink:
         if len(self._preview) < _PREVIEW_ROWS:
             self._preview.append({"row": row.row, "messages": list(row.messages), "text": row.text})
 
-    def finish(
-        self, *, validation_files: Sequence[int] = (), hints: Sequence[str] = (), near: bool = False, report: Report = silent
-    ) -> Summary:
+    def finish(self, *, validation_files: Sequence[int] = (), hints: Sequence[str] = (), report: Report = silent) -> Summary:
         """Close the rows, look for copies among them, write what was found. Raises InvalidData if there is no row."""
         self._writer.close()
         if not self._hashes:
             raise InvalidData(f"{', '.join(self._sources)[:200] or 'The data set'} holds no rows.")
         rows = DatasetFile(self._folder)
         report(Progress("Looking for duplicates"))
-        self._find_copies(rows, set(validation_files), near, report)
+        self._find_copies(rows, set(validation_files))
         labels = dict(self._labels.most_common()) if len(self._labels) <= _MOST_LABELS else {}
         self._check_classes(labels)
         for hint in hints:
@@ -134,12 +136,12 @@ class RowSink:
             rows=len(self._hashes), sources=self._sources, mapping=self._mapping, counts=found.counts(),
             turns={str(key): count for key, count in sorted(self._turns.items())}, roles=dict(self._roles.most_common()),
             labels=labels, characters=self._characters, validation_files=list(validation_files), hints=list(hints),
-            near_duplicates=near, preview=self._preview,
+            near_duplicates=self._near is not None, preview=self._preview,
         )  # fmt: skip
         (self._folder / SUMMARY_FILE).write_text(json.dumps(asdict(summary), ensure_ascii=False), encoding="utf-8")
         return summary
 
-    def _find_copies(self, rows: DatasetFile, validation_files: set[int], near: bool, report: Report) -> None:
+    def _find_copies(self, rows: DatasetFile, validation_files: set[int]) -> None:
         hashes = np.array(self._hashes, np.uint64)
         numbers, files = rows.column("row"), rows.column("file")
         many = len(self._sources) > 1
@@ -153,8 +155,8 @@ class RowSink:
                 self._note(index, "duplicate", f"The same as {place(int(earlier[index]))}.")
         if validation_files:
             self._find_leaks(rows, [file in validation_files for file in files], place)
-        if near:
-            self._find_near(rows, earlier, place, report)
+        if self._near is not None:
+            self._find_near(earlier, place)
 
     def _find_leaks(self, rows: DatasetFile, is_validation: list[bool], place: Any) -> None:
         """Validation rows whose question is trained on too."""
@@ -167,18 +169,11 @@ class RowSink:
                 same = "The row is" if self._hashes[twin] == row.hash else "The question is"
                 self._note(at, "leakage", f"{same} also {place(twin)}, which is trained on.")
 
-    def _find_near(self, rows: DatasetFile, earlier: NDArray[np.int64], place: Any, report: Report) -> None:
-        total = len(rows)
-
-        def texts() -> Iterable[tuple[int, str]]:
-            for index, row in enumerate(rows.all_stored()):
-                if index % _REPORT_ROWS == 0:
-                    report(Progress("Looking for near duplicates", index / total))
-                if row.hash and earlier[index] < 0:
-                    yield index, text_of(row.example)
-
-        for index, other, likeness in near_copies(texts()):
-            self._note(index, "near_duplicate", f"About {likeness:.0%} the same as {place(other)}.")
+    def _find_near(self, earlier: NDArray[np.int64], place: Any) -> None:
+        assert self._near is not None
+        for index, other, likeness in self._near.find():
+            if earlier[index] < 0:  # an exact copy is said to be one already
+                self._note(index, "near_duplicate", f"About {likeness:.0%} the same as {place(other)}.")
 
     def _check_classes(self, labels: dict[str, int]) -> None:
         if len(labels) < 2:
@@ -197,7 +192,7 @@ def import_files(
 
     Raises InvalidData if a file cannot be read at all, or if no row of it can be used.
     """
-    sink = RowSink(folder, [source.name for source in sources], mapping.to_dict())
+    sink = RowSink(folder, [source.name for source in sources], mapping.to_dict(), near=near)
     by_line = mapping.format == LINES
     readers = [RowReader(source.path, name=source.name, by_line=by_line) for source in sources]
     convert, total = converter(mapping), sum(reader.size for reader in readers)
@@ -212,7 +207,7 @@ def import_files(
             _take(sink, file, number, row, convert)
         before += reader.size
     validation = [file for file, source in enumerate(sources) if source.validation]
-    summary = sink.finish(validation_files=validation, hints=hints, near=near, report=report)
+    summary = sink.finish(validation_files=validation, hints=hints, report=report)
     if summary.faulty == summary.rows:
         first = Findings.read(folder).some(count=1)[0]
         raise InvalidData(f"{readers[0].name}: none of the {summary.rows:,} rows can be used. The first: {first.detail}")
@@ -271,7 +266,7 @@ def rewritten(
 
     What was found in them is found anew.
     """
-    sink = RowSink(folder, summary.sources, summary.mapping)
+    sink = RowSink(folder, summary.sources, summary.mapping, near=summary.near_duplicates)
     errors = [code for code, kind in KINDS.items() if kind.level == ERROR]
     details = {found.index: found.detail for found in Findings.read(source).some(errors)}
     for index, row in enumerate(DatasetFile(source).all_stored()):
@@ -282,6 +277,4 @@ def rewritten(
             sink.take(row.number, row.file, kept, row.raw)
     for example in added:
         sink.take(example.row, 0, example)
-    return sink.finish(
-        validation_files=summary.validation_files, hints=summary.hints, near=summary.near_duplicates, report=report
-    )
+    return sink.finish(validation_files=summary.validation_files, hints=summary.hints, report=report)

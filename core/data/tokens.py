@@ -27,12 +27,14 @@ from core.errors import InvalidConfig, InvalidData
 from core.events import Progress
 from core.reporting import Report, silent
 
-_VERSION = 2  # of the rendering; a change makes older files be written anew
+_VERSION = 3  # of the rendering; a change makes older files be written anew
 _BATCH_ROWS = 1000
 _KEPT_BYTES = 10 << 30  # of cached files; the longest unused go first
-_SCHEMA = pa.schema(
-    [("ids", pa.list_(pa.int32())), ("spans", pa.list_(pa.int32())), ("text", pa.bool_()), ("problem", pa.string())]
-)
+_SCHEMA = pa.schema([
+    ("ids", pa.list_(pa.int32())), ("spans", pa.list_(pa.int32())), ("text", pa.bool_()), ("end", pa.int32()),
+    ("problem", pa.string()),
+])  # fmt: skip
+_NO_END = -1
 Numbers = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
@@ -48,7 +50,7 @@ class TokenFile:
             raise InvalidData(f"The tokenised rows in {path.name} cannot be read: {str(error)[:200]}") from None
         self._ids: list[tuple[NDArray[np.int32], NDArray[np.int32]]] = []
         self._firsts: list[int] = []
-        lengths, texts, span_rows, spans = [], [], [], []
+        lengths, texts, ends, span_rows, spans = [], [], [], [], []
         self.problems: dict[int, str] = {}
         """Why rows could not be rendered, by row."""
         count = 0
@@ -62,7 +64,8 @@ class TokenFile:
             texts.append(batch.column(2).to_numpy(zero_copy_only=False))
             span_rows.append(np.repeat(np.arange(count, count + batch.num_rows), np.diff(ranges.offsets.to_numpy()) // 2))
             spans.append(ranges.values.to_numpy().reshape(-1, 2))
-            problems = batch.column(3)
+            ends.append(batch.column(3).to_numpy())
+            problems = batch.column(4)
             if problems.null_count < len(problems):
                 self.problems |= {count + at: text for at, text in enumerate(problems.to_pylist()) if text is not None}
             count += batch.num_rows
@@ -70,6 +73,8 @@ class TokenFile:
         """Tokens of each row, [rows]."""
         self.texts: Mask = np.concatenate(texts) if texts else np.zeros(0, bool)
         """Whether a row is plain text, [rows]."""
+        self.ends: Numbers = _joined(ends)
+        """The last token of each row that carries loss, -1 where none does, [rows]."""
         self._span_rows: Numbers = _joined(span_rows)
         self._spans: Numbers = np.concatenate(spans).astype(np.int64) if spans else np.zeros((0, 2), np.int64)
 
@@ -248,6 +253,7 @@ def _batch(rows: list[tuple[Rendered | InvalidData | None, bool]]) -> pa.RecordB
     good = [row if isinstance(row, Rendered) else Rendered([], []) for row, _ in rows]
     columns = [
         [row.ids for row in good], [[bound for span in row.spans for bound in span] for row in good], [text for _, text in rows],
+        [row.ids[row.spans[-1][1] - 1] if row.spans else _NO_END for row in good],
         [str(row) if isinstance(row, InvalidData) else None for row, _ in rows],
     ]  # fmt: skip
     return pa.RecordBatch.from_arrays(

@@ -11,12 +11,14 @@ from typer.testing import CliRunner
 
 from app.cli import app
 from storage.tables import Adapter, Dataset, Run
+from tests.core.test_data import lines
 from tests.workbenches import QUICK, write_rows
 
 COMMANDS = [
     [], ["quickstart"], ["train"], ["chat"], ["export"], ["doctor"],
     *[["models", one] for one in ("add", "list", "show", "verify", "remove")],
-    *[["data", one] for one in ("add", "list", "show", "remove")],
+    *[["data", one] for one in ("check", "add", "report", "exclude", "restore", "split", "versions", "use")],
+    *[["data", one] for one in ("list", "show", "remove")],
     *[["runs", one] for one in ("list", "show", "stop")],
     *[["adapters", one] for one in ("list", "show", "import", "export", "remove")],
 ]  # fmt: skip
@@ -53,6 +55,64 @@ def test_data_goes_in_is_listed_shown_and_removed(settings):
     assert "mine" in run(settings, "data", "show", "mine").stdout
     assert run(settings, "data", "remove", "mine", "--yes").exit_code == 0
     assert run_json(settings, "data", "list")[1]["rows"] == []
+
+
+FAULTY = lines({"prompt": "p", "completion": "c"}) * 12 + lines({"prompt": "p"}, {"prompt": "x", "completion": "<|im_end|>"})
+
+
+def test_a_file_is_checked_without_being_registered(workbench, settings, tmp_path):
+    (tmp_path / "a.jsonl").write_text(FAULTY)
+    code, found = run_json(settings, "data", "check", tmp_path / "a.jsonl")
+    assert (code, found["rows"], found["errors"], found["warnings"]) == (1, 14, 1, 12)
+    assert found["counts"] == {"duplicate": 11, "missing": 1, "special_tokens": 1}
+    assert {"file": "a.jsonl", "row": 13, "level": "error", "code": "missing"}.items() <= found["findings"][11].items()
+    assert found["tokens"] is None
+    code, found = run_json(settings, "data", "check", tmp_path / "a.jsonl", "--base", "llama", "--max-length", "64")
+    assert (code, found["tokens"]["rows"], found["tokens"]["max_length"]) == (1, 13, 64)
+    assert all(check["passed"] for check in found["template"])
+    shown = run(settings, "data", "check", tmp_path / "a.jsonl").stdout
+    assert "a.jsonl row 13" in shown
+    assert "error: Missing or of the wrong kind. completion is missing" in shown
+    assert workbench.registry.names(Dataset) == {"data"}
+    assert list(settings.staging.iterdir()) == []
+
+
+def test_a_mapping_is_given_in_words(settings, tmp_path):
+    (tmp_path / "a.csv").write_text("words,class\n" + "".join(f"word {i},c{i % 2}\n" for i in range(12)))
+    refused = run(settings, "data", "add", tmp_path / "a.csv")
+    assert (refused.exit_code, "no usable columns" in refused.stderr or "choose what" in refused.stderr) == (1, True)
+    code, row = run_json(settings, "data", "add", tmp_path / "a.csv", "--map", "label=class", "--template", "Classify: {words}",
+                         "--count", "4", "--stratify")  # fmt: skip
+    assert (code, row["validation_rows"]) == (0, 4)
+    assert row["preview"][0]["messages"][0]["content"] == "Classify: word 0"
+    (tmp_path / "b.txt").write_text("a : 1||one\nb : 2||two\n" * 6)
+    (tmp_path / "v.txt").write_text("c : 3||three\n")
+    code, row = run_json(settings, "data", "add", tmp_path / "b.txt", "--separator", "||", "--validation", tmp_path / "v.txt")
+    assert (code, row["rows"], row["validation_rows"], row["format"]) == (0, 13, 1, "separated lines")
+    code, row = run_json(settings, "data", "add", tmp_path / "v.txt", "--like", "b", "--name", "like b")
+    assert (code, row["mapping"]["separator"], row["rows"]) == (0, "||", 1)
+    unknown = run(settings, "data", "add", tmp_path / "a.csv", "--map", "user=wrds", "--map", "assistant=class")
+    assert (unknown.exit_code, "no column 'wrds'" in unknown.stderr) == (1, True)
+
+
+def test_rows_are_left_out_and_brought_back_from_the_command_line(settings, tmp_path):
+    (tmp_path / "a.jsonl").write_text(FAULTY)
+    added = run(settings, "data", "add", tmp_path / "a.jsonl", "--no-near-duplicates")
+    assert "1 rows have errors" in added.stderr
+    assert "data exclude 'a' --errors" in added.stderr
+    assert run_json(settings, "data", "exclude", "a", "--errors", "--kind", "duplicate")[1]["excluded_rows"] == 12
+    assert run_json(settings, "data", "split", "a", "--count", "1", "--seed", "3")[1]["validation_rows"] == 1
+    versions = run_json(settings, "data", "versions", "a")[1]["rows"]
+    assert [one["number"] for one in versions] == [3, 2, 1]
+    assert run_json(settings, "data", "restore", "a")[1]["excluded_rows"] == 0
+    assert run_json(settings, "data", "use", "a", "2")[1] | {"digest": ""} == {
+        "name": "a", "version": 5, "rows": 14, "validation_rows": 0, "excluded_rows": 12, "faulty_rows": 0,
+        "digest": ""}  # fmt: skip
+    assert run(settings, "data", "report", "a", "--csv", tmp_path / "r.csv").exit_code == 0
+    assert len((tmp_path / "r.csv").read_text().splitlines()) == 14
+    again = run(settings, "data", "report", "a", "--csv", tmp_path / "r.csv")
+    assert (again.exit_code, "Error" in again.stderr) == (1, True)
+    assert run(settings, "data", "exclude", "a", "--kind", "nonsense").exit_code == 2
 
 
 def test_the_sample_is_about_sixty_conversations_of_one_style(settings):

@@ -241,7 +241,7 @@ def test_an_older_schema_is_backed_up_before_it_is_migrated(tmp_path, monkeypatc
     older.database.close()
     newer = shutil.copytree(storage.database._MIGRATIONS, tmp_path / "migrations")
     (newer / "versions" / "0099_more.py").write_text(
-        "import sqlalchemy as sa\nfrom alembic import op\nrevision, down_revision = '0099', '0002'\n"
+        "import sqlalchemy as sa\nfrom alembic import op\nrevision, down_revision = '0099', '0003'\n"
         "def upgrade():\n    op.add_column('adapter', sa.Column('stars', sa.Integer(), nullable=True))\n"
     )
     monkeypatch.setattr(storage.database, "_MIGRATIONS", newer)
@@ -257,7 +257,8 @@ def test_an_older_schema_is_backed_up_before_it_is_migrated(tmp_path, monkeypatc
 
 def test_a_registry_of_the_first_version_keeps_its_runs_and_points(tmp_path, monkeypatch):
     first = shutil.copytree(storage.database._MIGRATIONS, tmp_path / "migrations")
-    (first / "versions" / "0002_sweeps.py").unlink()
+    for later in ("0002_sweeps.py", "0003_dataset_versions.py"):
+        (first / "versions" / later).unlink()
     with monkeypatch.context() as patch:
         patch.setattr(storage.database, "_MIGRATIONS", first)
         Database(tmp_path / "registry.db").close()
@@ -268,10 +269,23 @@ def test_a_registry_of_the_first_version_keeps_its_runs_and_points(tmp_path, mon
             " 0, '{}', 1)"
         )
         connection.execute("insert into point (run_id, step, loss, at) values (1, 1, 2.5, 1)")
+        connection.execute(
+            "insert into dataset (name, format, reason, rows, digest, size_bytes, source_name, preview, created)"
+            " values ('mine', 'text', 'r', 7, 'dddd', 1, 'x', '[]', 5)"
+        )
+        connection.execute(
+            "insert into run (name, base_id, base_name, base_fingerprint, dataset_id, dataset_name, dataset_digest, config,"
+            " state, reason, stop_requested, details, created) values ('waits', 1, 'b', 'f', 1, 'd', 'd',"
+            " '{\"train\": {\"seed\": 1, \"validation_share\": 0.05}}', 'queued', '', 0, '{}', 1)"
+        )
     connection.close()
     registry = Registry(Database(tmp_path / "registry.db"), BlobStore(tmp_path / "blobs"))
     assert (registry.get(Run, 1).name, registry.get(Run, 1).sweep) == ("old", "")
     assert registry.last_point(1).loss == 2.5
+    assert registry.get(Run, 2).config == {"train": {"seed": 1}}
+    mine = registry.find(Dataset, "mine")
+    assert (mine.version, mine.rows_digest, mine.faulty_rows, mine.mapping) == (1, "dddd", 0, {})
+    assert [(one.number, one.digest, one.rows, one.change) for one in registry.versions(mine.id)] == [(1, "dddd", 7, "imported")]
     registry.database.close()
 
 

@@ -56,7 +56,7 @@ def test_refusals_are_sentences_and_markup_in_them_is_text(address, open_page, t
     go_to(page, "Data")
     page.locator("#data-upload input[type=file]").set_input_files(bad)
     page.get_by_role("button", name="Import", exact=True).click()
-    expect(page.get_by_text("line 1 is not valid JSON")).to_be_visible()
+    expect(page.get_by_test_id("toast-body").filter(has_text="Line 1 is not valid JSON").first).to_be_visible()
     assert page.locator(".toast-body img[src=x], .toast-wrap img[src=x]").count() == 0
     go_to(page, "Train")
     page.get_by_label("Rank (r)").fill("0")
@@ -71,8 +71,11 @@ def test_data_with_markup_is_shown_as_text(workbench, address, open_page, tmp_pa
     workbench.datasets.add(path, "<b onmouseover=alert(1)>evil</b>")
     page = open_page(address)
     go_to(page, "Data")
-    page.get_by_role("gridcell", name="evil.jsonl").first.click()
-    expect(page.get_by_text("<script>window.hacked=1</script>")).to_be_visible()
+    page.get_by_role("gridcell", name="<b onmouseover=alert(1)>evil</b>").first.click()
+    expect(page.get_by_text("<script>window.hacked=1</script>").first).to_be_visible()
+    page.get_by_role("tab", name="Rows and tokens").last.click()
+    page.locator("#row-list").get_by_role("gridcell", name="onerror").first.click()
+    expect(page.locator(".tokens")).to_be_visible(timeout=60_000)
     assert page.evaluate("window.hacked") is None
 
 
