@@ -77,7 +77,7 @@ def data_add(
     console.row(row, leave_out=() if json else ("preview", "mapping", "digest"))
     if row.faulty_rows:
         console.say(
-            f"{row.faulty_rows:,} rows have errors. See them: data report {row.name!r}. "
+            f"Rows with errors: {row.faulty_rows:,}. See them: data report {row.name!r}. "
             f"Leave them out: data exclude {row.name!r} --errors"
         )
 

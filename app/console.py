@@ -113,7 +113,7 @@ class Console:
 
     def say(self, message: str) -> None:
         """A remark beside the result."""
-        self._err.print(Text(_harmless(message)))
+        self._err.print(Text(_harmless(message)), soft_wrap=True)
 
     def findings(self, findings: Sequence[Finding]) -> None:
         """The doctor's findings."""

@@ -37,6 +37,7 @@ from storage.tables import (
 )
 
 Named = TypeVar("Named", Base, Dataset, Adapter)
+Single = TypeVar("Single", Base, Adapter)
 Row = TypeVar("Row", bound=SQLModel)
 _WORDS = {Base: "base model", Dataset: "data set", Adapter: "adapter"}
 
@@ -49,8 +50,8 @@ class Registry:
 
     # Base models, data sets and adapters: rows with unique names.
 
-    def add(self, row: Named) -> Named:
-        """Store a base model, data set or adapter. Raises NameTaken or InvalidName."""
+    def add(self, row: Single) -> Single:
+        """Store a base model or an adapter. Raises NameTaken or InvalidName."""
         what = _WORDS[type(row)]
         row.name = clean_name(row.name, what)
         try:

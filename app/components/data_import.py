@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from core.data.detect import Candidate
 from core.data.mapping import FORMATS, LINES, ROLES, TEMPLATED, TEXT, DataMapping
 from core.data.read import SUFFIXES
 from core.data.split import KINDS, Split
+from core.errors import InvalidInput
 from storage.tables import Dataset
 
 _NONE = ""
@@ -120,17 +122,13 @@ class ImportPanel:
         shown = [self._looked, self._found, self._candidates, self._choice, self._mapping, *fields, self._preview]
         look = told(self._look)
         gr.on([self._upload.change, self._origin.submit, self._origin.blur], look, [self._upload, self._origin], shown, **WORKING)
-        self._choice.input(self._choose, [self._candidates, self._choice], fields, **QUIET).then(
-            told(self._show), [self._upload, self._origin, *fields], self._preview, **QUIET
-        )
-        self._like.input(told(self._as_another), self._like, fields, **QUIET).then(
-            told(self._show), [self._upload, self._origin, *fields], self._preview, **QUIET
-        )
+        self._choice.input(self._choose, [self._candidates, self._choice], fields, **QUIET)
+        self._like.input(told(self._as_another), self._like, fields, **QUIET)
         self._shell.refresh(self._others, [], [self._like])
         self._format.input(self._show_roles, self._format, list(self._columns.values()), **QUIET)
-        events = [field.input for field in fields]  # type: ignore[attr-defined]
+        events = [field.change for field in fields]  # type: ignore[attr-defined]
         shown_from = [self._upload, self._origin, *fields]
-        gr.on(events, told(self._show), shown_from, self._preview, trigger_mode="always_last", **QUIET)
+        gr.on(events, self._show, shown_from, self._preview, trigger_mode="always_last", **QUIET)
         self._split_kind.input(
             _split_parts, self._split_kind, [self._share, self._count, self._seed, self._stratify, self._validation], **QUIET
         )  # fmt: skip
@@ -198,8 +196,12 @@ class ImportPanel:
         return [gr.Dropdown(visible=role in _FORMAT_ROLES.get(form, ())) for role in self._columns]
 
     def _show(self, files: list[str] | None, origin: str, *values: Any) -> str:
-        path, mapping = _first(files, origin), self._mapping_of(values)
-        return preview_html(look_at(path, mapping).rows) if path and mapping else ""
+        """The first rows as the fields say, or what is still missing in them."""
+        try:
+            path, mapping = _first(files, origin), self._mapping_of(values)
+            return preview_html(look_at(path, mapping).rows) if path and mapping else ""
+        except InvalidInput as error:
+            return f"<p class='hint'>{escape(str(error))}</p>"
 
     def _mapping_of(self, values: tuple[Any, ...]) -> DataMapping | None:
         """The mapping that the fields describe; None while no format is chosen. Raises InvalidConfig."""

@@ -98,7 +98,7 @@ def test_a_mapping_is_given_in_words(settings, tmp_path):
 def test_rows_are_left_out_and_brought_back_from_the_command_line(settings, tmp_path):
     (tmp_path / "a.jsonl").write_text(FAULTY)
     added = run(settings, "data", "add", tmp_path / "a.jsonl", "--no-near-duplicates")
-    assert "1 rows have errors" in added.stderr
+    assert "Rows with errors: 1." in added.stderr
     assert "data exclude 'a' --errors" in added.stderr
     assert run_json(settings, "data", "exclude", "a", "--errors", "--kind", "duplicate")[1]["excluded_rows"] == 12
     assert run_json(settings, "data", "split", "a", "--count", "1", "--seed", "3")[1]["validation_rows"] == 1
@@ -125,8 +125,9 @@ def test_the_sample_is_about_sixty_conversations_of_one_style(settings):
     ("name", "content", "said"),
     [
         ("empty.jsonl", "", "empty.jsonl is empty."),
-        ("broken.jsonl", '{"prompt": "a", "completion": "b"}\n{"prompt": \n', "line 2 is not valid JSON"),
-        ("columns.csv", "colour,shape\nred,round\n", "No usable columns: found 'colour', 'shape'"),
+        ("broken.jsonl", '{"prompt": \n', "broken.jsonl: none of its first rows can be read. Row 1: Line 1 is not valid JSON"),
+        ("columns.csv", "colour,shape,x\nred,round,1\n", "no usable columns: found 'colour', 'shape', 'x'"),
+        ("twoways.csv", "colour,shape\nred,round\n", "choose what the columns 'colour', 'shape' mean"),
     ],
 )
 def test_bad_data_is_one_sentence_and_changes_nothing(workbench, settings, tmp_path, name, content, said):

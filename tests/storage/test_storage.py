@@ -95,9 +95,9 @@ def test_a_home_may_have_any_name(tmp_path, name):
 
 
 def test_a_name_is_used_once(registry):
-    registry.add(dataset())
+    registry.add_dataset(dataset(), "imported")
     with pytest.raises(NameTaken, match="'data' is taken"):
-        registry.add(dataset(" data "))
+        registry.add_dataset(dataset(" data "), "imported")
     assert len(registry.all(Dataset)) == 1
 
 
@@ -125,7 +125,7 @@ def test_a_base_that_adapters_need_stays(registry):
 
 
 def test_data_of_an_active_run_stays(registry):
-    registry.add(dataset())
+    registry.add_dataset(dataset(), "imported")
     queue(registry, run())
     with pytest.raises(InUse, match="Run 1"):
         registry.remove_dataset("data")
@@ -173,8 +173,8 @@ def test_a_shared_blob_outlives_one_of_its_rows(registry):
     with registry.blobs.staging() as staging:
         (staging / "x").write_text("content")
         digest = registry.blobs.put(staging / "x")
-    registry.add(dataset("a", digest))
-    registry.add(dataset("b", digest))
+    registry.add_dataset(dataset("a", digest), "imported")
+    registry.add_dataset(dataset("b", digest), "imported")
     registry.remove_dataset("a")
     assert registry.blobs.verify(digest).read_text() == "content"
     registry.remove_dataset("b")
