@@ -219,7 +219,7 @@ def test_a_run_that_diverges_fails_with_the_reason_and_the_next_one_works(workbe
 def test_data_damaged_on_disk_is_noticed_before_training(workbench):
     from storage.tables import Dataset
 
-    path = workbench.registry.blobs.path(workbench.registry.find(Dataset, "data").digest)
+    path = workbench.registry.blobs.path(workbench.registry.find(Dataset, "data").rows_digest) / "rows.arrow"
     raw = bytearray(path.read_bytes())
     raw[len(raw) // 2] ^= 1
     path.write_bytes(raw)
