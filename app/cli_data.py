@@ -6,29 +6,32 @@ import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 
 from app.cli_options import Home, Json, Yes, open_workbench
 from app.console import Console, guarded
-from app.data_import import ImportRequest, import_dataset, mapping_from, read_rows
+from app.data_import import ImportRequest, import_dataset, is_hub_id, mapping_from, read_rows
 from app.datasets import BaseCheck, read_check
 from app.service import Workbench, require_text
 from core.config import TrainConfig
 from core.data.dataset_file import DatasetFile, Findings
 from core.data.findings import ERROR, KINDS
-from core.data.hub import HUB_DATASET
 from core.data.importing import Summary
 from core.data.split import COUNT, FILE, NONE, SHARE, Split
+from core.data.version import Mask
 from core.errors import InvalidConfig
 from storage.tables import Base, Dataset
 
 data = typer.Typer(
-    no_args_is_help=True, help="Data sets: check, add, report, exclude, restore, split, versions, list, show, remove."
+    no_args_is_help=True, help="Data sets: check, add, report, exclude, restore, split, versions, use, list, show, remove."
 )
 
 Files = Annotated[
     list[str],
-    typer.Argument(help="Files (.jsonl .json .csv .tsv .parquet .txt .md .zip), a hub id (owner/name), or the word sample."),
+    typer.Argument(
+        help="Files (.jsonl .json .csv .tsv .parquet .txt .md .zip), or a hub id (owner/name); add also takes the word sample."
+    ),
 ]
 Map = Annotated[
     list[str] | None,
@@ -64,7 +67,9 @@ def data_add(
 ) -> None:  # fmt: skip
     """Import a data set: one or several files, a zip of them, or a data set of the hub."""
     workbench, console = open_workbench(home), Console(json)
-    if files == ["sample"]:
+    if "sample" in files:
+        if len(files) > 1 or map_ or template or separator or like or validation:
+            raise typer.BadParameter("sample is a data set of its own; leave out the other files and options.")
         row = workbench.datasets.add_sample(name)
     else:
         require_text(*files, name)
@@ -85,7 +90,7 @@ def data_add(
 def _existing(files: list[str]) -> list[Path]:
     found = [Path(file).expanduser() for file in files]
     for path in found:
-        if not path.is_file() and not (HUB_DATASET.match(str(path)) and len(files) == 1):
+        if not path.is_file() and not (len(files) == 1 and is_hub_id(str(path))):
             raise typer.BadParameter(f"{path} is not a file.")
     return found
 
@@ -96,10 +101,10 @@ def _mapping(
     """What was said about the columns; None if nothing was."""
     if like:
         row = workbench.registry.find(Dataset, like)
-        if not row.mapping or pairs or templates or separator:
-            raise InvalidConfig(
-                "--like takes the whole mapping of a data set that has one; leave out --map, --template and --separator."
-            )
+        if pairs or templates or separator:
+            raise InvalidConfig("--like takes the whole mapping of a data set; leave out --map, --template and --separator.")
+        if not row.mapping:
+            raise InvalidConfig(f"{like} was imported by an earlier version of the workbench, which kept no mapping.")
         return row.mapping
     return mapping_from(_existing(files)[0], pairs or [], templates or [], separator)
 
@@ -122,6 +127,7 @@ def data_check(
 ) -> None:  # fmt: skip
     """Give the whole report on a file without registering it. Exit code 1 if rows have errors."""
     workbench, console = open_workbench(home), Console(json)
+    require_text(*file)
     with tempfile.TemporaryDirectory(prefix="check-", dir=workbench.settings.staging) as staging, console.progress() as progress:
         folder = Path(staging) / "rows"
         mapping = _mapping(workbench, file, map_, template, separator, like)
@@ -144,18 +150,25 @@ def _check_with(workbench: Workbench, folder: Path, base: str, max_length: int, 
     return read_check(out)
 
 
-def _report(summary: Summary, rows: DatasetFile, found: Findings, checked: BaseCheck | None) -> dict[str, Any]:
+def _report(
+    summary: Summary, rows: DatasetFile, found: Findings, checked: BaseCheck | None, excluded: Mask | None = None
+) -> dict[str, Any]:
+    """Everything that was found; what is left out counts no more."""
     numbers, files = rows.column("row"), rows.column("file")
     findings = [*found.some(), *(checked.findings.some() if checked else [])]
+    out = np.zeros(len(rows), bool) if excluded is None else excluded
+    still = [one for one in findings if one.index < 0 or not out[one.index]]
     about = [
         {"file": summary.sources[files[one.index] or 0] if one.index >= 0 else "",
          "row": numbers[one.index] if one.index >= 0 else None, "level": one.kind.level, "code": one.code,
-         "finding": one.kind.title, "detail": one.detail, "remedy": one.kind.remedy}
+         "finding": one.kind.title, "detail": one.detail, "remedy": one.kind.remedy,
+         "left_out": bool(one.index >= 0 and out[one.index])}
         for one in findings
     ]  # fmt: skip
-    errors = {one.index for one in findings if one.kind.level == ERROR}
+    errors = {one.index for one in still if one.kind.level == ERROR}
     return {
-        "rows": summary.rows, "errors": len(errors), "warnings": sum(one.kind.level != ERROR for one in findings),
+        "rows": summary.rows, "errors": len(errors), "warnings": sum(one.kind.level != ERROR for one in still),
+        "left_out": int(out.sum()),
         "mapping": summary.mapping, "hints": summary.hints,
         "counts": summary.counts | (checked.findings.counts() if checked else {}),
         "turns": summary.turns, "roles": summary.roles, "labels": summary.labels, "findings": about,
@@ -169,6 +182,7 @@ def _show(console: Console, content: dict[str, Any]) -> None:
         ("Rows with errors", f"{content['errors']:,}"),
         ("Warnings", f"{content['warnings']:,}"),
     ]
+    shown += [("Left out", f"{content['left_out']:,} rows")] if content["left_out"] else []
     shown += [("Hint", hint) for hint in content["hints"]]
     if tokens := content["tokens"]:
         shown += [
@@ -179,11 +193,12 @@ def _show(console: Console, content: dict[str, Any]) -> None:
         ]
     for check in content["template"] or []:
         shown.append((f"{'✓' if check['passed'] else '✗'} {check['title']}", check["detail"]))
-    for one in content["findings"][:_SHOWN]:
+    listed = [one for one in content["findings"] if not one["left_out"]]
+    for one in listed[:_SHOWN]:
         place = f"{one['file']} row {one['row']}" if one["row"] is not None else "all rows"
         shown.append((f"{place}", f"{one['level']}: {one['finding']}. {one['detail']}"))
-    if len(content["findings"]) > _SHOWN:
-        shown.append(("…", f"{len(content['findings']) - _SHOWN:,} more; all of them with --json"))
+    if len(listed) > _SHOWN:
+        shown.append(("…", f"{len(listed) - _SHOWN:,} more; all of them with --json"))
     console.result(content, shown)
 
 
@@ -198,13 +213,15 @@ def data_report(
     row = workbench.registry.find(Dataset, name)
     checked = _checked(workbench, console, row, base, max_length) if base else None
     if csv is not None:
+        if csv.expanduser().exists() or not csv.expanduser().parent.is_dir():
+            raise typer.BadParameter(f"{csv} is there already, or its folder is not; name a new file in a folder that is there.")
         with csv.expanduser().open("x", encoding="utf-8", newline="") as file:
             file.writelines(workbench.datasets.csv(row, checked))
         console.result({"csv": str(csv)}, [("Written", str(csv))])
         return
     opened = workbench.datasets.open(row)
     summary = opened.summary or Summary(row.rows, [row.source_name], row.mapping)
-    _show(console, _report(summary, opened.rows, opened.findings, checked) | {"left_out": row.excluded_rows})
+    _show(console, _report(summary, opened.rows, opened.findings, checked, opened.version.excluded))
 
 
 def _checked(workbench: Workbench, console: Console, row: Dataset, base: str, max_length: int) -> BaseCheck | None:

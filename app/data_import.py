@@ -19,9 +19,9 @@ from core.data.hub import HUB_DATASET, fetch_dataset
 from core.data.importing import Summary, import_files
 from core.data.linked import conversations
 from core.data.mapping import LINES, LINKED, DataMapping, mapping_of
-from core.data.read import BadRow, RowReader
+from core.data.read import SUFFIXES, BadRow, RowReader
 from core.data.split import FILE, SHARE, Split
-from core.data.version import Version, first_version
+from core.data.version import Version, first_version, split_sentence
 from core.errors import InvalidData
 from core.publish import require_space
 from core.reporting import Report, silent
@@ -110,7 +110,7 @@ def import_dataset(registry: Registry, request: ImportRequest, report: Report = 
         rows = DatasetFile(rows_folder)
         split = _split_for(request, summary)
         version = first_version("", rows, split, summary.validation_files)
-        usable, faulty = version.usable(rows), version.faulty(rows)
+        usable, faulty, said = version.usable(rows), version.faulty(rows), split_sentence(version, rows)
         rows_digest = registry.blobs.put(rows_folder)
         version = Version(rows_digest, split, version.validation, version.excluded)
         version_folder.mkdir()
@@ -123,40 +123,41 @@ def import_dataset(registry: Registry, request: ImportRequest, report: Report = 
         validation_rows=int((version.validation & usable).sum()), faulty_rows=faulty,
         warnings=sum(summary.counts.values()) - summary.faulty,
     )  # fmt: skip
-    return registry.add_dataset(row, f"imported; {split.sentence()}")
+    return registry.add_dataset(row, f"imported; {said}")
 
 
 def read_rows(request: ImportRequest, staging: Path, folder: Path, report: Report = silent) -> Summary:
     """Read what is asked for into the new `folder`: rows, findings, summary. `staging` takes what is unpacked on the way."""
     sources = _sources(request, staging, report)
+    near_misses: tuple[str, ...] = ()
     require_space(folder, sum(source.path.stat().st_size for source in sources))
     first = sources[0]
     if request.mapping is not None:
-        mapping, hints = DataMapping.parse(request.mapping), _hints(first)
+        mapping = DataMapping.parse(request.mapping)
     else:
         detection = detect_file(first.path, first.name)
-        mapping, hints = detection.require(first.name).mapping, detection.hints
+        mapping, near_misses = detection.require(first.name).mapping, detection.near_misses
     folder.mkdir()
     try:
-        return import_files(sources, mapping, folder, near=request.near_duplicates, hints=hints, report=report)
+        return import_files(sources, mapping, folder, near=request.near_duplicates, near_misses=near_misses, report=report)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
 
 
-def _hints(source: Source) -> tuple[str, ...]:
-    detection = detect_file(source.path, source.name)
-    return (*detection.near_misses, *detection.hints)
-
-
 def _sources(request: ImportRequest, staging: Path, report: Report) -> list[Source]:
     if not request.files:
         raise InvalidData("There is no file to import.")
-    if len(request.files) == 1 and HUB_DATASET.match(request.files[0]) and not Path(request.files[0]).exists():
+    if len(request.files) == 1 and is_hub_id(request.files[0]):
         found = fetch_dataset(request.files[0], staging / "hub", report)
     else:
         found = _unpacked(request.files, staging / "files", validation=False)
     return found + _unpacked(request.validation, staging / "validation", validation=True)
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name that is no file here can be a data set of the hub; a mistyped file name is none."""
+    return bool(HUB_DATASET.match(name)) and not Path(name).exists() and not name.lower().endswith((*SUFFIXES, ".zip"))
 
 
 def _unpacked(files: Sequence[str], staging: Path, *, validation: bool) -> list[Source]:

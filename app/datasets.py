@@ -23,7 +23,7 @@ from core.data.findings import ERROR, KINDS, RowFault
 from core.data.formats import SPEAKERS, Example, conversation
 from core.data.importing import Summary, rewritten
 from core.data.split import FILE, Split
-from core.data.version import Version, excluding, first_version, grown, split_anew
+from core.data.version import Version, excluding, first_version, grown, split_anew, split_sentence
 from core.errors import InvalidData
 from core.reporting import Report, silent
 from storage.blobs import content_size
@@ -41,6 +41,7 @@ ALL, ERRORS, WARNINGS, EXCLUDED, VALIDATION = (
 )
 FILTERS = (ALL, ERRORS, WARNINGS, EXCLUDED, VALIDATION)
 _REPORT_FILE = "report.json"
+_BY_TOKENS = ("template", "untrained", "over_length", "no_end")  # found with a base's tokenizer only
 _MOST_SHOWN = 400  # characters of a row in a list
 _KEPT_OPEN = 8
 
@@ -109,7 +110,10 @@ class Datasets:
         rows = DatasetFile(folder)
         # An earlier version of the workbench stored rows alone; they are split now as they would be on import.
         version = Version.read(blobs.path(digest)) if digest != rows_digest else first_version(rows_digest, rows, Split())
-        return Opened(rows, version, Findings.read(folder), Summary.read(folder))
+        findings = Findings.read(folder)
+        if version.split.kind != FILE:  # those that came from a file for validation are trained on by now
+            findings = findings.without("leakage")
+        return Opened(rows, version, findings, Summary.read(folder))
 
     def lines(
         self, row: Dataset, shown: str = ALL, code: str = "", start: int = 0, count: int = 50, base: BaseCheck | None = None
@@ -189,7 +193,13 @@ class Datasets:
                 kinds |= {code} if of_kind else set()
                 wanted |= of_kind
         if not wanted:
-            raise InvalidData("There are no such rows that are not left out already.")
+            needs_base = [KINDS[code].title.lower() for code in codes if code in _BY_TOKENS and base is None]
+            hint = (
+                f" To find rows by {', '.join(needs_base)}, check the data set with a base first."
+                if needs_base and rows == ()
+                else ""
+            )
+            raise InvalidData(f"There are no such rows, or all of them are left out already.{hint}")
         titles = ", ".join(kind.title.lower() for kind in KINDS.values() if kind.code in kinds)
         change = f"{len(wanted):,} row{'s' if len(wanted) > 1 else ''} left out{f': {titles}' if 0 < len(titles) < 200 else ''}"
         return self._keep(row, opened, excluding(opened.version, sorted(wanted)), change)
@@ -198,8 +208,9 @@ class Datasets:
         """Bring rows back that were left out, by default all."""
         row = self._registry.find(Dataset, name)
         opened = self.open(row)
-        out = np.flatnonzero(opened.version.excluded).tolist()
-        wanted = out if rows is None else [index for index in rows if index in set(out)]
+        excluded = opened.version.excluded
+        given = range(len(excluded)) if rows is None else rows
+        wanted = [index for index in given if 0 <= index < len(excluded) and excluded[index]]
         if not wanted:
             raise InvalidData("No such row is left out.")
         change = f"{len(wanted):,} row{'s' if len(wanted) > 1 else ''} brought back"
@@ -211,7 +222,9 @@ class Datasets:
         opened = self.open(row)
         files = opened.summary.validation_files if opened.summary else []
         version = split_anew(opened.version, opened.rows, split, files if split.kind == FILE else ())
-        return self._keep(row, opened, version, f"split: {split.sentence()}")
+        if (version.validation == opened.version.validation).all() and version.split == opened.version.split:
+            raise InvalidData(f"{name} is split like that already: {split_sentence(version, opened.rows)}.")
+        return self._keep(row, opened, version, f"split: {split_sentence(version, opened.rows)}")
 
     def edit(self, name: str, index: int, turns: Sequence[tuple[str, str]]) -> Dataset:
         """Give a row other turns: (role, text) pairs, or a single ("text", text). Raises InvalidData."""

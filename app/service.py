@@ -40,6 +40,7 @@ class Workbench:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.registry = open_registry(settings)
+        self.registry.blobs.sweep_staging()
         self.engine = EngineClient(settings)
         self.datasets = Datasets(self.registry, settings, self.engine)
         self._jobs: dict[int, subprocess.Popen[bytes]] = {}

@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from storage.errors import BlobDamaged, NotFound
 
+_STAGED_SECONDS = 24 * 3600
 _DIGEST = re.compile(r"^[0-9a-f]{64}$")
 
 
@@ -44,9 +46,20 @@ class BlobStore:
         target.parent.mkdir(parents=True, exist_ok=True)
         for path in [source, *source.rglob("*")] if source.is_dir() else [source]:
             _sync(path)
-        os.replace(source, target)
+        try:
+            os.replace(source, target)
+        except OSError:
+            if not target.exists():
+                raise
+            return digest  # somebody else has put the same content there meanwhile
         _sync(target.parent)
         return digest
+
+    def sweep_staging(self) -> None:
+        """Remove what processes that were killed have left behind: nothing is staged for a day."""
+        for folder in self._staging.iterdir():
+            if time.time() - folder.stat().st_mtime > _STAGED_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def path(self, digest: str) -> Path:
         """Where the blob lies. Raises NotFound if it is not there."""

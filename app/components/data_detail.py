@@ -112,7 +112,13 @@ class DetailPanel:
         self._templates = gr.HTML()
         self._figures: list[gr.Plot] = []
         self._tables: list[gr.HTML] = []
-        for label in ("Tokens a row", "Share of a row that carries loss", "Turns a row, of all rows read", "Turns by role", "Labels"):
+        for label in (
+            "Tokens a row",
+            "Share of a row that carries loss",
+            "Turns a row, of all rows read",
+            "Turns by role",
+            "Labels",
+        ):
             with gr.Row():
                 self._figures.append(gr.Plot(label=label, scale=3, visible=False))
                 self._tables.append(gr.HTML(elem_classes="beside", visible=False))

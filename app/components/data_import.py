@@ -12,20 +12,13 @@ from app.components.data_markup import look_html, preview_html
 from app.components.shell import QUIET, WORKING, Shell, refusal, told
 from app.data_import import ImportRequest, look_at
 from core.data.detect import Candidate
-from core.data.mapping import FORMATS, LINES, ROLES, TEMPLATED, TEXT, DataMapping
+from core.data.mapping import FORMAT_ROLES, FORMATS, LINES, ROLES, TEMPLATED, TEXT, DataMapping
 from core.data.read import SUFFIXES
 from core.data.split import KINDS, Split
 from core.errors import InvalidInput
 from storage.tables import Dataset
 
 _NONE = ""
-_FORMAT_ROLES: dict[str, tuple[str, ...]] = {
-    "messages": ("turns", "system", "label"), "sharegpt": ("turns", "system", "label"),
-    "alpaca": ("user", "input", "assistant", "system", "history", "label"),
-    "prompt and completion": ("user", "assistant", "system", "label"), "text and label": ("user", "assistant", "label", "system"),
-    "text": ("text", "label"), "separated lines": ("text",),
-    "linked rows": ("id", "parent", "role", "content", "user", "assistant", "system"),
-}  # fmt: skip
 _TEMPLATE_HELP = {
     "user": "User's turn, such as: Classify: {text}",
     "assistant": "Assistant's turn, such as: The class is {label}",
@@ -166,7 +159,7 @@ class ImportPanel:
     def _filled(self, chosen: Candidate | None, columns: tuple[str, ...]) -> list[Any]:
         """The mapping's fields, as a candidate fills them."""
         mapping = chosen.mapping if chosen else None
-        form, roles = (mapping.format if mapping else _NONE), _FORMAT_ROLES.get(mapping.format if mapping else _NONE, ())
+        form, roles = (mapping.format if mapping else _NONE), FORMAT_ROLES.get(mapping.format if mapping else _NONE, ())
         return [
             form,
             *(gr.Dropdown(choices=[_NONE, *columns], value=mapping.columns.get(role, _NONE) if mapping else _NONE,
@@ -185,7 +178,7 @@ class ImportPanel:
 
     def _choose(self, candidates: list[dict[str, Any]], number: int) -> list[Any]:
         mapping = DataMapping.parse(candidates[number])
-        roles = _FORMAT_ROLES[mapping.format]
+        roles = FORMAT_ROLES[mapping.format]
         return [
             mapping.format,
             *(gr.Dropdown(value=mapping.columns.get(role, _NONE), visible=role in roles) for role in self._columns),
@@ -193,7 +186,7 @@ class ImportPanel:
         ]  # fmt: skip
 
     def _show_roles(self, form: str) -> list[Any]:
-        return [gr.Dropdown(visible=role in _FORMAT_ROLES.get(form, ())) for role in self._columns]
+        return [gr.Dropdown(visible=role in FORMAT_ROLES.get(form, ())) for role in self._columns]
 
     def _show(self, files: list[str] | None, origin: str, *values: Any) -> str:
         """The first rows as the fields say, or what is still missing in them."""
@@ -208,7 +201,7 @@ class ImportPanel:
         form, rest = values[0], list(values[1:])
         if not form:
             return None
-        columns = {role: value for role, value in zip(self._columns, rest, strict=False) if value and role in _FORMAT_ROLES[form]}
+        columns = {role: value for role, value in zip(self._columns, rest, strict=False) if value and role in FORMAT_ROLES[form]}
         rest = rest[len(self._columns) :]
         templates = {role: text for role, text in zip(self._templates, rest, strict=False) if text and role in TEMPLATED}
         separator, special = rest[len(self._templates) :]

@@ -23,7 +23,7 @@ _BATCH_ROWS = 1000
 _TURN = pa.struct([("role", pa.string()), ("content", pa.string()), ("train", pa.bool_())])
 _SCHEMA = pa.schema([
     ("row", pa.int64()), ("file", pa.int16()), ("messages", pa.list_(_TURN)), ("text", pa.string()), ("label", pa.string()),
-    ("fault", pa.string()), ("raw", pa.string()), ("hash", pa.uint64()),
+    ("fault", pa.string()), ("raw", pa.string()), ("hash", pa.uint64()), ("prompt", pa.uint64()),
 ])  # fmt: skip
 _FINDINGS = pa.schema([("index", pa.int32()), ("code", pa.string()), ("detail", pa.string())])
 
@@ -40,6 +40,8 @@ class StoredRow:
     """What stood in the file, where the row has a fault."""
     hash: int = 0
     """Of what the row says; 0 for a row with a fault."""
+    prompt: int = 0
+    """Of what stands before its last answer."""
 
 
 class RowsWriter:
@@ -84,6 +86,7 @@ def _batch(rows: list[StoredRow]) -> pa.RecordBatch:
         pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), flat), pa.array([one.text for one in examples], pa.string()),
         pa.array([one.label for one in examples], pa.string()), pa.array([row.fault for row in rows], pa.string()),
         pa.array([row.raw for row in rows], pa.string()), pa.array([row.hash for row in rows], pa.uint64()),
+        pa.array([row.prompt for row in rows], pa.uint64()),
     ]  # fmt: skip
     return pa.RecordBatch.from_arrays(columns, schema=_SCHEMA)
 
@@ -129,7 +132,7 @@ class DatasetFile:
                 yield from map(_stored, reader.get_batch(number).to_pylist())
 
     def column(self, name: str) -> list[Any]:
-        """One of row, file, label, fault and hash for all rows; what an earlier version did not keep is None."""
+        """One of row, file, label, fault, hash and prompt for all rows; what an earlier version did not keep is None."""
         if name not in self._reader.schema.names:
             return [None] * len(self)
         batches = (self._reader.get_batch(number) for number in range(self._reader.num_record_batches))
@@ -142,7 +145,7 @@ def _stored(record: dict[str, Any]) -> StoredRow:
     example = Example(record["row"], messages, record["text"] or "", silent, record.get("label") or "")
     return StoredRow(
         record["row"], record.get("file") or 0, example, record.get("fault") or "", record.get("raw") or "",
-        record.get("hash") or 0,
+        record.get("hash") or 0, record.get("prompt") or 0,
     )  # fmt: skip
 
 
@@ -175,6 +178,10 @@ class Findings:
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
+
+    def without(self, code: str) -> Findings:
+        """All but those of one kind."""
+        return Findings(self.table.filter(pc.not_equal(self.table["code"], code)))
 
     def counts(self, among: NDArray[np.bool_] | None = None) -> dict[str, int]:
         """Findings by code, of all rows or of those that a mask [rows] names."""

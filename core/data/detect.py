@@ -21,9 +21,12 @@ LABELS = ("label", "category", "class", "label_text", "intent")
 SYSTEMS = ("system", "system_prompt", "persona")
 IDS, PARENTS = ("id", "message_id"), ("parent_id", "parent")
 SEPARATORS = ("||", "\t", "=>", "###")
-_KNOWN = (*TURNS, *QUESTIONS, *ANSWERS, *LABELS, *SYSTEMS, *IDS, *PARENTS, "text", "history", "chosen", "rejected")
-_OPTIONAL = (*SYSTEMS, "input", "history")
-_SAMPLE = 200  # rows looked at
+_KNOWN = (*TURNS, *QUESTIONS, *ANSWERS, *LABELS, *SYSTEMS, *IDS, *PARENTS, "text", "history", "chosen", "rejected", "content")
+# Names that are worth a look when a column is almost one; short ones are almost anything.
+_MISSPELLED = ("instruction", "input", "output", "prompt", "completion", "question", "answer", "response", "system", "history",
+               "messages", "conversations", "text", "label", "category")  # fmt: skip
+OPTIONAL = (*SYSTEMS, "input", "history")
+_SAMPLE, _LOOKED_AT = 200, 5000  # sound rows to judge by, and rows to find them among
 _SEPARATED_SHARE = 0.9
 _LIKE = 0.8
 
@@ -45,11 +48,13 @@ class Detection:
     columns: tuple[str, ...]
     hints: tuple[str, ...] = ()
     near_misses: tuple[str, ...] = ()
+    optional_missed: bool = False
+    """Whether a part that the format would take may be misspelled, so that it would be left aside without a word."""
 
     @property
     def chosen(self) -> Candidate | None:
         """The one that can be taken without asking."""
-        if len(self.candidates) != 1 or self.candidates[0].doubtful or self.near_misses:
+        if len(self.candidates) != 1 or self.candidates[0].doubtful or self.optional_missed:
             return None
         return self.candidates[0]
 
@@ -77,8 +82,10 @@ def detect_file(path: Path, name: str = "") -> Detection:
     plain = Path(name).suffix.lower() in PLAIN_SUFFIXES
     reader = RowReader(path, name=name, by_line=plain)
     sample, bad = [], []
-    for number, row in itertools.islice(reader, _SAMPLE):
+    for number, row in itertools.islice(reader, _LOOKED_AT):
         bad.append(f"Row {number}: {row.detail}") if isinstance(row, BadRow) else sample.append(row)
+        if len(sample) == _SAMPLE:
+            break
     if not sample:
         raise InvalidData(f"{name} holds no rows." if not bad else f"{name}: none of its first rows can be read. {bad[0]}")
     return detect_plain(sample) if plain else detect(sample)
@@ -101,7 +108,7 @@ def detect(sample: Sequence[Row]) -> Detection:
     seen = Counter(name for row in sample for name in row if name)
     columns = tuple(seen)
     # What stands in few rows is no format, but may be a part of one: a system prompt is often missing.
-    names = {name.strip().lower(): name for name in columns if seen[name] * 2 >= len(sample) or name.strip().lower() in _OPTIONAL}
+    names = {name.strip().lower(): name for name in columns if seen[name] * 2 >= len(sample) or name.strip().lower() in OPTIONAL}
     found = _candidates(names, sample)
     misses = _near_misses(names)
     if not found and misses:
@@ -118,12 +125,12 @@ def detect(sample: Sequence[Row]) -> Detection:
         ]
     hints = []
     if len(found) == 1:
-        unused = [column for column in columns if column not in found[0].mapping.used_columns()]
-        hints += [f"Columns that are not used: {', '.join(map(repr, unused[:12]))}."] if unused else []
+        hints += unused_hint([column for column in columns if column not in found[0].mapping.used_columns()])
     if {"chosen", "rejected"} <= set(names):
         hints.append("Preferences (chosen / rejected) cannot be trained on yet; the chosen answers can.")
     near = tuple(f"The column {column!r} looks like a misspelled {right!r}." for column, right in misses.items())
-    return Detection(tuple(found), columns, tuple(hints), near)
+    optional = any(right in OPTIONAL for right in misses.values())
+    return Detection(tuple(found), columns, tuple(hints), near, optional)
 
 
 def _candidates(names: dict[str, str], sample: Sequence[Row]) -> list[Candidate]:
@@ -212,10 +219,20 @@ def _first(names: dict[str, str], wanted: Sequence[str]) -> str | None:
     return next((names[name] for name in wanted if name in names), None)
 
 
+def unused_hint(columns: Sequence[str]) -> list[str]:
+    """That these columns are left aside; nothing if there are none."""
+    return (
+        [f"Columns that are not used: {', '.join(map(repr, columns[:12]))}{' …' if len(columns) > 12 else ''}."]
+        if columns
+        else []
+    )
+
+
 def _near_misses(names: dict[str, str]) -> dict[str, str]:
     """Columns of no known name that are almost one, by what they look like. One that is there already is not missed."""
     misses = {}
     for name, column in names.items():
-        if name not in _KNOWN and (near := difflib.get_close_matches(name, _KNOWN, n=1, cutoff=_LIKE)) and near[0] not in names:
+        near = difflib.get_close_matches(name, _MISSPELLED, n=1, cutoff=_LIKE) if name not in _KNOWN else []
+        if near and near[0] not in names:
             misses[column] = near[0]
     return misses

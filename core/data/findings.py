@@ -41,6 +41,7 @@ class RowFault(Exception):
 
 KINDS: dict[str, Kind] = {kind.code: kind for kind in (
     Kind("unreadable", ERROR, "Unreadable", "Mend the line in the file and import it again, or leave the row out."),
+    Kind("cut_short", ERROR, "The rest could not be read", "Mend the file here and import it again: rows behind it are lost."),
     Kind("encoding", ERROR, "Broken encoding", "Save the file as UTF-8 and import it again, or leave the row out."),
     Kind("missing", ERROR, "Missing or of the wrong kind", "Fill the field, choose another column, or leave the row out."),
     Kind("unknown_role", ERROR, "Unknown role", "Rename the role to system, user, assistant or tool, or leave the row out."),
@@ -60,6 +61,9 @@ KINDS: dict[str, Kind] = {kind.code: kind for kind in (
     Kind("mojibake", WARNING, "Garbled letters", "UTF-8 was read as another encoding once; convert the source again."),
     Kind("over_length", WARNING, "Longer than the max length", "Raise max_length, or choose what happens under over_length."),
     Kind("no_end", WARNING, "No end token", "The base has no end token, so the adapter will not learn to stop."),
+    Kind("ignored_part", WARNING, "Part of a turn is not used", "Tool calls and reasoning beside the text are not trained on."),
+    Kind("separator", WARNING, "More than one separator", "The line is cut at the first one; check that it is the right one."),
+    Kind("unused_column", WARNING, "Column that is not used", "Choose it in the mapping if it belongs to the rows."),
     Kind("class_balance", WARNING, "Uneven classes", "Add rows to the rare classes, or leave some of the frequent ones out."),
     Kind("near_miss", WARNING, "Column that looks misspelled", "Rename it in the file, or choose it in the mapping."),
 )}  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from core.data.findings import RowFault
@@ -32,8 +32,11 @@ class Example:
     untrained: frozenset[int] = frozenset()
     """Places of assistant turns that carry no loss, as their weight says."""
     label: str = ""
+    notes: tuple[tuple[str, str], ...] = field(default=(), compare=False)
+    """(code, sentence) of what was left aside when the row was made; not stored with it."""
 
 
+_BESIDE = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")  # what may stand beside a turn's text
 Convert = Callable[[int, Row], Example]
 Turn = tuple[str, str]
 
@@ -52,11 +55,15 @@ def _turns_of(mapping: DataMapping) -> Convert:
     def convert(number: int, row: Row) -> Example:
         turns = as_turns(row.get(column))
         if not turns:
-            raise RowFault("missing", f"{column} must be a list of turns, each with a role and its text.")
+            found = "an empty list" if row.get(column) == [] else kind_of(row.get(column))
+            raise RowFault("missing", f"{column} is {found}; expected a list of turns, each with a role and its text.")
         pairs = [(_speaker(turn), _content(turn)) for turn in turns]
         start = _system(mapping, row, system)
         silent = frozenset(len(start) + at for at, turn in enumerate(turns) if not _is_trained(turn))
-        return conversation(number, [*start, *pairs], silent, _label(mapping, row))
+        notes = tuple(("ignored_part", f"The {key} of turn {at} are not used.") for at, turn in enumerate(turns, 1)
+                      for key in _BESIDE if turn.get(key))  # fmt: skip
+        made = conversation(number, [*start, *pairs], silent, _label(mapping, row))
+        return replace(made, notes=notes) if notes else made
 
     return convert
 
@@ -67,7 +74,7 @@ def _alpaca(mapping: DataMapping) -> Convert:
 
     def convert(number: int, row: Row) -> Example:
         asked = _text(row, question)
-        if extra and row.get(extra):
+        if extra and row.get(extra) not in (None, ""):
             asked = f"{asked}\n{_text(row, extra)}"
         turns = [*_system(mapping, row, system), *_history(row.get(history)), ("user", asked), ("assistant", _text(row, answer))]
         return conversation(number, turns, label=_label(mapping, row))
@@ -127,10 +134,13 @@ def _lines(mapping: DataMapping) -> Convert:
         asked, separator, answered = _text(row, column).partition(mapping.separator)
         if not separator:
             raise RowFault("missing", f"The separator {mapping.separator!r} is not in the line.")
+        notes = (("separator", f"The line holds {mapping.separator!r} more than once."),) if mapping.separator in answered else ()
         asked, answered = asked.strip(), answered.strip()
         if "user" in mapping.templates:
             asked = fill(mapping.templates["user"], {column: asked})
-        return conversation(number, [*_system(mapping, row, system), ("user", asked), ("assistant", answered)])
+        return replace(
+            conversation(number, [*_system(mapping, row, system), ("user", asked), ("assistant", answered)]), notes=notes
+        )
 
     return convert
 
@@ -150,8 +160,11 @@ def as_turns(value: Any) -> list[dict[str, Any]] | None:
 def _speaker(turn: dict[str, Any]) -> str:
     role = turn.get("role", turn.get("from"))
     known = SPEAKERS.get(role.lower()) if isinstance(role, str) else None
+    if role is None:
+        raise RowFault("unknown_role", "A turn has no role; use system, user, assistant or tool.")
     if known is None:
-        raise RowFault("unknown_role", f"The role {str(role)[:40]!r} is not known; use system, user, assistant or tool.")
+        shown = repr(role[:40]) if isinstance(role, str) else kind_of(role)
+        raise RowFault("unknown_role", f"The role {shown} is not known; use system, user, assistant or tool.")
     return known
 
 
@@ -165,6 +178,9 @@ def _content(turn: dict[str, Any]) -> str:
             raise RowFault("missing", "A turn holds something other than text; images and tools cannot be trained on.")
         return "".join(blocks)
     if not isinstance(value, str):
+        calls = next((key for key in _BESIDE if turn.get(key)), None)
+        if calls and value is None:
+            raise RowFault("missing", f"A turn holds {calls} and no text; that cannot be trained on yet.")
         raise RowFault("missing", f"A turn's content is {kind_of(value)}; expected text.")
     return value
 
@@ -172,30 +188,32 @@ def _content(turn: dict[str, Any]) -> str:
 def _is_trained(turn: dict[str, Any]) -> bool:
     """Whether a turn's weight or loss lets it carry loss."""
     value = turn.get("weight", turn.get("loss"))
-    if value not in (None, 0, 1):
-        raise RowFault("missing", f"A turn's weight is {str(value)[:40]!r}; expected 0 or 1.")
+    if not isinstance(value, (int, float, type(None))) or value not in (None, 0, 1):
+        shown = f"{value:g}" if isinstance(value, (int, float)) else kind_of(value)
+        raise RowFault("missing", f"A turn's weight is {shown}; expected the number 0 or 1.")
     return value != 0
 
 
 def _system(mapping: DataMapping, row: Row, column: str | None) -> list[Turn]:
     if "system" in mapping.templates:
         return [("system", _filled(mapping.templates["system"], row))]
-    return [("system", _text(row, column))] if column and row.get(column) else []
+    return [("system", _text(row, column))] if column and row.get(column) not in (None, "") else []
 
 
 def _label(mapping: DataMapping, row: Row) -> str:
     column = mapping.columns.get("label")
     value = row.get(column) if column else None
-    return "" if value is None else str(value)[:200]
+    return str(value)[:200] if isinstance(value, (str, int, float)) else ""
 
 
 def _text(row: Row, column: str) -> str:
     value = row.get(column)
     if isinstance(value, str):
         return value
-    missing = value is None or (isinstance(value, float) and not math.isfinite(value))
-    if missing or isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise RowFault("missing", f"{column} is {'missing' if missing else kind_of(value)}; expected text.")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise RowFault("missing", f"{column} is missing: {value} is no value; expected text.")
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise RowFault("missing", f"{column} is {kind_of(value)}; expected text.")
     return str(value)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
-from core.data.archive import Source
+from core.data.archive import Source, left_unread, split_of
 from core.data.read import SUFFIXES
 from core.errors import InvalidData, SourceUnreachable
 from core.events import Progress
@@ -17,7 +17,6 @@ from core.reporting import Report
 
 HUB_DATASET = re.compile(r"^(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?::(?P<config>[\w.-]+))?$")
 _CONVERTED = "refs/convert/parquet"  # the hub's own conversion of almost every data set: config/split/0000.parquet
-_VALIDATION = ("validation", "valid", "val", "dev")
 
 
 def fetch_dataset(name: str, target: Path, report: Report, endpoint: str | None = None) -> list[Source]:
@@ -35,7 +34,8 @@ def fetch_dataset(name: str, target: Path, report: Report, endpoint: str | None 
         revision, sizes = _files(HfApi(endpoint=endpoint), hub_id)
         chosen = _chosen(hub_id, sizes, config, converted=revision == _CONVERTED)
         require_space(target, sum(sizes[path] for path in chosen))
-        return _download(hub_id, revision, chosen, sizes, target, report, endpoint)
+        sources = _download(hub_id, revision, chosen, sizes, target, report, endpoint)
+        return left_unread(sources, [path for path in sizes if split_of(path) == "test"])
     except GatedRepoError:
         raise InvalidData(f"{hub_id} is gated: accept its terms on the hub, then set HF_TOKEN to a token of yours.") from None
     except RepositoryNotFoundError:
@@ -65,16 +65,11 @@ def _chosen(hub_id: str, sizes: dict[str, int], config: str, *, converted: bool)
         if config not in configs and (config or len(configs) > 1):
             raise InvalidData(f"{hub_id} has the configurations {', '.join(configs[:12])}; name one: {hub_id}:{configs[0]}.")
         sizes = {path: size for path, size in sizes.items() if PurePosixPath(path).parts[0] == (config or configs[0])}
-    splits = {path: _split(path) for path in sorted(sizes)}
+    splits = {path: split_of(path) for path in sorted(sizes)}
     chosen = {path: split == "validation" for path, split in splits.items() if split != "test"}
     if all(chosen.values()):
         raise InvalidData(f"{hub_id} has no file for training that can be read; expected {', '.join(SUFFIXES)}.")
     return chosen
-
-
-def _split(path: str) -> str:
-    words = set(re.split(r"[/\\._-]+", path.lower()))
-    return "test" if "test" in words else "validation" if words & set(_VALIDATION) else "train"
 
 
 def _download(

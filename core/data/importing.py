@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from core.data.archive import Source
 from core.data.checks import text_of, warnings
 from core.data.dataset_file import ROWS_FILE, SUMMARY_FILE, DatasetFile, Findings, RowsWriter, StoredRow
+from core.data.detect import OPTIONAL, unused_hint
 from core.data.duplicates import NearCopies, content_hash, earlier_copy, prompt_hash
 from core.data.findings import ERROR, KINDS, Finding, RowFault
 from core.data.formats import Convert, Example, converter
 from core.data.linked import conversations
 from core.data.mapping import LINES, LINKED, DataMapping
-from core.data.read import PLAIN_SUFFIXES, BadRow, Row, RowReader
+from core.data.read import PLAIN_SUFFIXES, BadRow, NumberedRows, Row, RowReader
 from core.errors import InvalidData
 from core.events import Progress
 from core.reporting import Report, silent
@@ -29,6 +30,8 @@ _REPORT_ROWS = 2000
 _MOST_LABELS = 2000  # a column with more different values is no label
 _MOST_FINDINGS = 3_000_000
 _PREVIEW_ROWS = 5
+_MOST_COMPARED = 100_000  # characters of a row that near copies are told by
+_ERRORS = [code for code, kind in KINDS.items() if kind.level == ERROR]
 _UNEVEN = 20  # times as many rows in the largest class as in the smallest
 
 
@@ -96,13 +99,13 @@ class RowSink:
             self._hashes.append(0)
             self._writer.write(StoredRow(number, file, Example(number), row.code, raw))
             return
-        for code, detail in warnings(row):
+        for code, detail in (*row.notes, *warnings(row)):
             self._note(index, code, detail)
         self._hashes.append(content_hash(row))
         if self._near is not None:
-            self._near.add(index, text_of(row))
+            self._near.add(index, _told_apart(row))
         self._count(row)
-        self._writer.write(StoredRow(number, file, row, hash=self._hashes[-1]))
+        self._writer.write(StoredRow(number, file, row, hash=self._hashes[-1], prompt=prompt_hash(row)))
 
     def _note(self, index: int, code: str, detail: str) -> None:
         if len(self._findings) < _MOST_FINDINGS:
@@ -117,8 +120,14 @@ class RowSink:
         if len(self._preview) < _PREVIEW_ROWS:
             self._preview.append({"row": row.row, "messages": list(row.messages), "text": row.text})
 
-    def finish(self, *, validation_files: Sequence[int] = (), hints: Sequence[str] = (), report: Report = silent) -> Summary:
-        """Close the rows, look for copies among them, write what was found. Raises InvalidData if there is no row."""
+    def finish(
+        self, *, validation_files: Sequence[int] = (), hints: Sequence[str] = (), about_all: Sequence[tuple[str, str]] = (),
+        report: Report = silent,
+    ) -> Summary:  # fmt: skip
+        """Close the rows, look for copies among them, write what was found. Raises InvalidData if there is no row.
+
+        about_all are findings, (code, sentence), about the data set as a whole.
+        """
         self._writer.close()
         if not self._hashes:
             raise InvalidData(f"{', '.join(self._sources)[:200] or 'The data set'} holds no rows.")
@@ -127,9 +136,8 @@ class RowSink:
         self._find_copies(rows, set(validation_files))
         labels = dict(self._labels.most_common()) if len(self._labels) <= _MOST_LABELS else {}
         self._check_classes(labels)
-        for hint in hints:
-            if "misspelled" in hint:
-                self._note(-1, "near_miss", hint)
+        for code, detail in about_all:
+            self._note(-1, code, detail)
         found = Findings.of(self._findings)
         found.write(self._folder)
         summary = Summary(
@@ -163,9 +171,9 @@ class RowSink:
         trained: dict[int, int] = {}
         for at, row in enumerate(rows.all_stored()):
             if row.hash and not is_validation[at]:
-                trained.setdefault(prompt_hash(row.example), at)
+                trained.setdefault(row.prompt, at)
         for at, row in enumerate(rows.all_stored()):
-            if row.hash and is_validation[at] and (twin := trained.get(prompt_hash(row.example))) is not None:
+            if row.hash and is_validation[at] and (twin := trained.get(row.prompt)) is not None:
                 same = "The row is" if self._hashes[twin] == row.hash else "The question is"
                 self._note(at, "leakage", f"{same} also {place(twin)}, which is trained on.")
 
@@ -186,20 +194,25 @@ class RowSink:
 
 def import_files(
     sources: Sequence[Source], mapping: DataMapping, folder: Path,
-    *, near: bool = True, hints: Sequence[str] = (), report: Report = silent,
+    *, near: bool = True, near_misses: Sequence[str] = (), report: Report = silent,
 ) -> Summary:  # fmt: skip
     """Read all rows of `sources` into the empty `folder`. Faulty rows are kept as such, with the reason.
+
+    near_misses are sentences about columns that look misspelled.
 
     Raises InvalidData if a file cannot be read at all, or if no row of it can be used.
     """
     sink = RowSink(folder, [source.name for source in sources], mapping.to_dict(), near=near)
     by_line = mapping.format == LINES
-    readers = [RowReader(source.path, name=source.name, by_line=by_line) for source in sources]
+    wanted = mapping.used_columns()
+    readers = [RowReader(source.path, name=source.name, by_line=by_line, columns=wanted) for source in sources]
+    seen: Counter[str] = Counter()
     convert, total = converter(mapping), sum(reader.size for reader in readers)
     before = 0
     for file, reader in enumerate(readers):
         _require_columns(reader, mapping)
-        rows = conversations(iter(reader), mapping) if mapping.format == LINKED else iter(reader)
+        rows = _counted(iter(reader), seen)
+        rows = conversations(rows, mapping) if mapping.format == LINKED else rows
         for number, row in rows:
             if len(sink) % _REPORT_ROWS == 0:
                 done = before + reader.position
@@ -207,11 +220,38 @@ def import_files(
             _take(sink, file, number, row, convert)
         before += reader.size
     validation = [file for file, source in enumerate(sources) if source.validation]
-    summary = sink.finish(validation_files=validation, hints=hints, report=report)
+    unused = {column: count for column, count in seen.items() if column not in wanted}
+    unread = [name for source in sources for name in source.unread]
+    summary = sink.finish(
+        validation_files=validation, report=report,
+        hints=[*near_misses, *unused_hint(list(unused)), *([f"Left unread: {', '.join(unread[:12])}."] if unread else [])],
+        about_all=[*(("near_miss", text) for text in near_misses), *_left_aside(unused)],
+    )  # fmt: skip
     if summary.faulty == summary.rows:
-        first = Findings.read(folder).some(count=1)[0]
+        first = Findings.read(folder).some(_ERRORS, count=1)[0]
         raise InvalidData(f"{readers[0].name}: none of the {summary.rows:,} rows can be used. The first: {first.detail}")
     return summary
+
+
+def _counted(rows: NumberedRows, seen: Counter[str]) -> NumberedRows:
+    """The rows, with the columns they have counted: what no mapping speaks of must not vanish without a word."""
+    for number, row in rows:
+        if not isinstance(row, BadRow):
+            seen.update(row.keys())
+        yield number, row
+
+
+def _left_aside(unused: Mapping[str, int]) -> Iterator[tuple[str, str]]:
+    """Findings about columns that are not used and look as if they belonged to the conversation."""
+    for column, count in unused.items():
+        if column.strip().lower() in OPTIONAL:
+            yield "unused_column", f"The column {column!r}, which {count:,} row{'s have' if count > 1 else ' has'}, is not used."
+
+
+def _told_apart(example: Example) -> str:
+    """What tells a row from others: a system prompt is often the same in all."""
+    said = [message["content"] for message in example.messages if message["role"] != "system"]
+    return (example.text or "\n".join(said))[:_MOST_COMPARED]
 
 
 def _take(sink: RowSink, file: int, number: int, row: Row | BadRow, convert: Convert) -> None:
@@ -267,8 +307,9 @@ def rewritten(
     What was found in them is found anew.
     """
     sink = RowSink(folder, summary.sources, summary.mapping, near=summary.near_duplicates)
-    errors = [code for code, kind in KINDS.items() if kind.level == ERROR]
-    details = {found.index: found.detail for found in Findings.read(source).some(errors)}
+    before = Findings.read(source)
+    details = {found.index: found.detail for found in before.some(_ERRORS)}
+    about_all = [(found.code, found.detail) for found in before.about([-1]) if found.code != "class_balance"]
     for index, row in enumerate(DatasetFile(source).all_stored()):
         if index in changes:
             sink.take(row.number, row.file, changes[index])
@@ -277,4 +318,4 @@ def rewritten(
             sink.take(row.number, row.file, kept, row.raw)
     for example in added:
         sink.take(example.row, 0, example)
-    return sink.finish(validation_files=summary.validation_files, hints=summary.hints, report=report)
+    return sink.finish(validation_files=summary.validation_files, hints=summary.hints, about_all=about_all, report=report)

@@ -44,13 +44,18 @@ def _chains(kept: dict[str, tuple[int, Row]], answered: set[str], parent: str, m
             continue
         chain = list(_ancestors(key, kept, parent))
         reached.update(one for one in chain if one in kept)
+        above = kept[chain[-1]][1].get(parent) if chain[-1] in kept else None
+        if above not in (None, ""):
+            yield number, BadRow("unreadable", "One of the rows above it is its own ancestor.")
+            continue
         if chain[-1] not in kept:
             yield number, BadRow("missing", f"The parent {chain[-1][:40]!r} is not in the file.")
             continue
         turns = [turn for one in reversed(chain) for turn in _turns(kept[one][1], mapping)]
         yield number, {"turns": turns, **_system(kept[chain[-1]][1], mapping)}
-    for key in kept.keys() - reached:
-        yield kept[key][0], BadRow("unreadable", "The row is its own ancestor.")
+    for key, (number, _) in kept.items():
+        if key not in reached:
+            yield number, BadRow("unreadable", "The row is its own ancestor.")
 
 
 def _ancestors(key: str, kept: dict[str, tuple[int, Row]], parent: str) -> Iterator[str]:

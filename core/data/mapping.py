@@ -29,7 +29,17 @@ ROLES: dict[str, str] = {
     "role": "Role of the turn", "content": "Text of the turn",
 }  # fmt: skip
 TEMPLATED = ("system", "user", "assistant")
-_FIELD = re.compile(r"\{([^{}]+)\}")
+FORMAT_ROLES: dict[str, tuple[str, ...]] = {
+    MESSAGES: ("turns", "system", "label"), SHAREGPT: ("turns", "system", "label"),
+    ALPACA: ("user", "input", "assistant", "system", "history", "label"),
+    PAIRS: ("user", "assistant", "system", "label"), LABELLED: ("user", "assistant", "label", "system"),
+    TEXT: ("text", "label"), LINES: ("text", "system"),
+    LINKED: ("id", "parent", "role", "content", "user", "assistant", "system"),
+}  # fmt: skip
+"""The roles that columns can play in each format."""
+_TEMPLATES_OF = {PAIRS: TEMPLATED, LABELLED: TEMPLATED, LINES: ("system", "user"), ALPACA: ("system",),
+                 MESSAGES: ("system",), SHAREGPT: ("system",)}  # fmt: skip
+_FIELD = re.compile(r"\{\{|\}\}|\{([^{}]+)\}")
 
 
 @dataclass(frozen=True)
@@ -52,6 +62,15 @@ class DataMapping:
         for role in self.templates:
             if role not in TEMPLATED:
                 raise InvalidConfig(f"A template can make {', '.join(TEMPLATED)}, not {role!r}.")
+            if not self.templates[role].strip():
+                raise InvalidConfig(f"The template for {role} is empty.")
+        unused = [role for role in self.columns if role not in FORMAT_ROLES[self.format]]
+        unused += [f"a template for {role}" for role in self.templates if role not in _TEMPLATES_OF.get(self.format, ())]
+        if unused:
+            raise InvalidConfig(
+                f"The format {self.format!r} has no use for {' and '.join(unused)}; it takes "
+                f"{', '.join(FORMAT_ROLES[self.format])}."
+            )
         missing = [role for role in _NEEDED[self.format] if role not in self.columns and role not in self.templates]
         if missing:
             raise InvalidConfig(f"The format {self.format!r} needs a column for {' and '.join(missing)}.")
@@ -94,12 +113,12 @@ _NEEDED: dict[str, tuple[str, ...]] = {
 
 def template_fields(template: str) -> list[str]:
     """The columns that a template names."""
-    return _FIELD.findall(template)
+    return [name for name in _FIELD.findall(template) if name]
 
 
 def fill(template: str, values: MappingOf[str, str]) -> str:
-    """The template with its fields filled in; braces around anything else stay as they are."""
-    return _FIELD.sub(lambda found: values.get(found.group(1), found.group(0)), template)
+    """The template with its fields filled in. Doubled braces stand for themselves, as in Python's format strings."""
+    return _FIELD.sub(lambda found: values[found.group(1)] if found.group(1) else found.group()[0], template)
 
 
 def mapping_of(
@@ -109,19 +128,33 @@ def mapping_of(
 
     A template without "role=" in front makes the user's turn. Raises InvalidConfig.
     """
-    chosen = dict(_pair(text) for text in pairs)
-    made = dict(_template(text) for text in templates)
+    chosen, made = _once(map(_pair, pairs)), _once(map(_template, templates))
     if not chosen and not made and not separator:
         return None
     known = list(columns)
     for name in [*chosen.values(), *(name for template in made.values() for name in template_fields(template))]:
         if known and name not in known:
-            raise InvalidConfig(f"There is no column {name!r}; the file has {', '.join(map(repr, known[:20]))}.")
+            raise InvalidConfig(
+                f"There is no column {name!r}; the file has {', '.join(map(repr, known[:20]))}. "
+                "In a template write {{ for a brace."
+            )
     if separator:
-        return DataMapping(LINES, {"text": "text"} | chosen, made, separator)
-    if not chosen.keys() & {"assistant", "text", "turns"} and "assistant" not in made and "label" in chosen:
-        chosen["assistant"] = chosen["label"]
+        return DataMapping(LINES, {"text": "text"} | chosen, made, separator.encode().decode("unicode_escape"))
+    if "label" in chosen and "assistant" not in chosen and "assistant" not in made and not chosen.keys() & {"turns", "id"}:
+        chosen["assistant"] = chosen["label"]  # as detection reads text and label: the label is the answer
+        if "text" in chosen:
+            chosen["user"] = chosen.pop("text")
     return DataMapping(_format_of(set(chosen) | set(made)), chosen, made)
+
+
+def _once(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """As a dictionary. Raises InvalidConfig for a role that is given twice."""
+    found: dict[str, str] = {}
+    for role, value in pairs:
+        if role in found:
+            raise InvalidConfig(f"{role} is given twice: {found[role]!r} and {value!r}; a template can join columns.")
+        found[role] = value
+    return found
 
 
 def _format_of(roles: set[str]) -> str:
@@ -129,6 +162,8 @@ def _format_of(roles: set[str]) -> str:
         return MESSAGES
     if {"id", "parent"} <= roles:
         return LINKED
+    if roles & {"input", "history"}:
+        return ALPACA
     return TEXT if "text" in roles and "assistant" not in roles else PAIRS
 
 
@@ -141,4 +176,10 @@ def _pair(text: str) -> tuple[str, str]:
 
 def _template(text: str) -> tuple[str, str]:
     role, equals, template = text.partition("=")
-    return (role, template) if equals and role in TEMPLATED else ("user", text)
+    if equals and role in TEMPLATED:
+        return role, template
+    if equals and role.isidentifier():
+        raise InvalidConfig(
+            f"{text!r}: a template can make {', '.join(TEMPLATED)}, not {role!r}; put user= in front if this is the text."
+        )
+    return "user", text

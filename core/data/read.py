@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
-import ijson
 import pyarrow.parquet
 from pyarrow import ArrowException
 
+from core.data.json_stream import DECODER, CutShort, items
 from core.errors import InvalidData
 
 Row = dict[str, Any]
@@ -41,14 +42,15 @@ NumberedRows = Iterator[tuple[int, Row | BadRow]]
 class RowReader:
     """Iterates over (number, row) of one file. `position` says how many of its `size` bytes have been read."""
 
-    def __init__(self, path: Path, *, name: str = "", by_line: bool = False) -> None:
-        """`name` is what messages call the file; by_line makes each line of a plain text a row.
+    def __init__(self, path: Path, *, name: str = "", by_line: bool = False, columns: Collection[str] | None = None) -> None:
+        """`name` is what messages call the file; by_line makes each line of a plain text a row; columns says which are
+        wanted, where a file can be read by columns.
 
         Raises InvalidData for a kind of file that is not known, an empty one, or one that is no UTF-8 text at all.
         """
         self.path, self.name = path, name or path.name
         self.size, self.position = path.stat().st_size, 0
-        self._by_line = by_line
+        self._by_line, self._columns = by_line, columns
         suffix = Path(self.name).suffix.lower()
         if suffix not in _READERS:
             raise InvalidData(f"{self.name}: files ending in {suffix or 'nothing'} cannot be read; use {', '.join(SUFFIXES)}.")
@@ -71,6 +73,9 @@ class RowReader:
 
     def _jsonl(self) -> NumberedRows:
         with self._opened() as file:
+            if _first_byte(file) == b"[":  # an array under the name of lines
+                yield from self._json()
+                return
             for number, line in enumerate(self._lines(file), start=1):
                 if isinstance(line, BadRow):
                     yield number, line
@@ -80,26 +85,19 @@ class RowReader:
     def _json(self) -> NumberedRows:
         """An array of objects, read as a stream; or {"data": [...]}; or, under the wrong name, lines of objects."""
         with self._opened() as file:
-            start = file.read(1 << 16)
-            file.seek(self.position)
-            if _is_lines(start):
+            if _first_byte(file) == b"{" and _is_lines(file):
                 yield from self._jsonl()
                 return
-            prefix = "item" if start.lstrip()[:1] == b"[" else "data.item"
             number = 0
             try:
-                for number, value in enumerate(ijson.items(file, prefix, use_float=True), start=1):
+                for number, value in enumerate(items(file, _MOST_LINE), start=1):
                     self.position = file.tell()
                     yield number, _object(value, f"Row {number}")
-            except (ijson.JSONError, UnicodeDecodeError, RecursionError, OverflowError) as error:
-                words = str(error).replace("parse error: ", "").splitlines()
-                reason = words[0].strip()[:120] if words else type(error).__name__
+            except CutShort as error:
                 if not number:
-                    raise InvalidData(f"{self.name} is not valid JSON: {reason}. Expected a list of rows [{{…}}, …].") from None
-                yield (
-                    number + 1,
-                    BadRow("unreadable", f"Row {number + 1} is not valid JSON ({reason}); nothing behind it can be read."),
-                )
+                    raise InvalidData(f"{self.name} is not valid JSON: {error}. Expected a list of rows [{{…}}, …].") from None
+                lost = f"what stands behind it, {1 - self.position / self.size:.0%} of the file or more, cannot be read"
+                yield number + 1, BadRow("cut_short", f"Row {number + 1} is not valid JSON ({error}); {lost}.")
                 return
             if not number:
                 raise InvalidData(f'{self.name} holds no list of rows; expected [{{…}}, …] or {{"data": [{{…}}, …]}}.')
@@ -138,29 +136,33 @@ class RowReader:
     # Tables.
 
     def _csv(self) -> NumberedRows:
+        """Each line by itself unless a quote is open at its end. A quote that is never closed costs its own line only."""
         csv.field_size_limit(_MOST_LINE)
         with self.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            header = file.readline(_MOST_LINE)
-            delimiter = "\t" if Path(self.name).suffix.lower() == ".tsv" else _csv_delimiter(header)
+            delimiter = "\t" if Path(self.name).suffix.lower() == ".tsv" else _csv_delimiter(file.readline(_MOST_LINE))
             file.seek(0)
-            reader = csv.reader(self._counted(file), delimiter=delimiter, strict=True)
+            source = _CsvLines(file, self)
             try:
-                columns = next(reader)
-                _refuse_twin_columns(self.name, columns)
-                for number, cells in enumerate((cells for cells in reader if cells), start=1):
-                    yield number, self._table_row(columns, cells, number, reader.line_num)
+                columns = next(source.rows(delimiter), [])
             except csv.Error as error:
-                if reader.line_num < 2:
-                    raise InvalidData(f"{self.name}: line {reader.line_num} is not valid CSV ({error}).") from None
-                yield (
-                    reader.line_num,
-                    BadRow("unreadable", f"Line {reader.line_num} is not valid CSV ({error}); nothing behind it can be read."),
-                )
-
-    def _counted(self, file: Any) -> Iterator[str]:
-        for line in file:
-            self.position += len(line)
-            yield line
+                raise InvalidData(f"{self.name}: the header is not valid CSV ({error}).") from None
+            _check_header(self.name, columns)
+            number = 0
+            rows = source.rows(delimiter)
+            while True:
+                try:
+                    cells = next(rows, None)
+                except csv.Error as error:
+                    number += 1
+                    line, raw = source.give_back()
+                    yield number, BadRow("unreadable", f"Line {line} is not valid CSV ({error}); check its quotes.", _shown(raw))
+                    rows = source.rows(delimiter)
+                    continue
+                if cells is None:
+                    return
+                if cells:
+                    number += 1
+                    yield number, self._table_row(columns, cells, number, source.first_line)
 
     @staticmethod
     def _table_row(columns: list[str], cells: list[str], number: int, line: int) -> Row | BadRow:
@@ -175,9 +177,12 @@ class RowReader:
     def _parquet(self) -> NumberedRows:
         try:
             with pyarrow.parquet.ParquetFile(self.path) as file:
+                names = file.schema_arrow.names
+                _refuse_twin_columns(self.name, names)
+                wanted = [name for name in names if self._columns is None or name in self._columns]
                 number, total = 0, max(1, file.metadata.num_rows)
-                for batch in file.iter_batches(batch_size=1024):
-                    for row in batch.to_pylist():
+                for batch in file.iter_batches(batch_size=1024, columns=wanted):
+                    for row in _batch_rows(batch, number):
                         number += 1
                         yield number, row
                     self.position = self.size * number // total
@@ -221,21 +226,82 @@ def _text_row(content: bytes) -> Row | BadRow:
 
 def _parsed(line: bytes, where: str) -> Row | BadRow:
     try:
-        return _object(json.loads(line), where)
+        return _object(DECODER.decode(line.decode("utf-8")), where)
     except UnicodeDecodeError as error:
         return BadRow("encoding", f"{where} is not UTF-8: byte {line[error.start]:#04x}.", _shown(line))
     except json.JSONDecodeError as error:
         return BadRow("unreadable", f"{where} is not valid JSON ({error.msg} at column {error.colno}).", _shown(line))
-    except RecursionError:
-        return BadRow("unreadable", f"{where} is nested too deeply.", _shown(line))
-    except ValueError as error:  # a number with thousands of digits
-        return BadRow("unreadable", f"{where} cannot be read ({str(error)[:80]}).", _shown(line))
+    except (RecursionError, ValueError) as error:  # a number with thousands of digits, a key that stands there twice
+        return BadRow("unreadable", _cannot_be_read(where, error), _shown(line))
+
+
+def _cannot_be_read(where: str, error: Exception) -> str:
+    return (
+        f"{where} is nested too deeply." if isinstance(error, RecursionError) else f"{where} cannot be read: {str(error)[:80]}."
+    )
 
 
 def _object(value: Any, where: str) -> Row | BadRow:
     if isinstance(value, dict):
         return value
-    return BadRow("unreadable", f"{where} is {kind_of(value)}; expected an object with named columns.", _shown(repr(value)))
+    if isinstance(value, Exception):
+        return BadRow("unreadable", _cannot_be_read(where, value))
+    found = "null" if value is None else kind_of(value)
+    return BadRow("unreadable", f"{where} is {found}; expected an object with named columns.")
+
+
+def _batch_rows(batch: pyarrow.RecordBatch, before: int) -> Iterator[Row | BadRow]:
+    """The rows of a batch; where one of them has no equal in Python, such as a date beyond the year 9999, that row is bad."""
+    try:
+        yield from batch.to_pylist()
+    except (ArrowException, ValueError, OverflowError, KeyError, ImportError):
+        for at in range(batch.num_rows):
+            try:
+                yield batch.slice(at, 1).to_pylist()[0]
+            except (ArrowException, ValueError, OverflowError, KeyError, ImportError) as error:
+                yield BadRow("unreadable", f"Row {before + at + 1} cannot be read: {type(error).__name__}, {str(error)[:120]}.")
+
+
+class _CsvLines:
+    """The lines of a table, of which those of a row that could not be read can be given back but for the first."""
+
+    def __init__(self, file: TextIO, reader: RowReader) -> None:
+        self._file, self._reader = file, reader
+        self._held: list[str] = []  # the lines of the row at hand
+        self._back: deque[str] = deque()
+        self._line = 0
+        self.first_line = 1
+
+    def rows(self, delimiter: str) -> Iterator[list[str]]:
+        """Rows of cells. Raises csv.Error."""
+        for cells in csv.reader(self._lines(), delimiter=delimiter, strict=True):
+            self.first_line = self._line - len(self._held) + 1
+            self._held = []
+            yield cells
+
+    def _lines(self) -> Iterator[str]:
+        while line := self._back.popleft() if self._back else self._file.readline(_MOST_LINE):
+            self._line += 1
+            self._held.append(line)
+            self._reader.position += len(line)
+            yield line
+
+    def give_back(self) -> tuple[int, str]:
+        """The number and the text of the line that the faulty row began with; those behind it will be read again."""
+        first, *rest = self._held
+        line = self._line - len(rest)
+        self._back.extendleft(reversed(rest))
+        self._reader.position -= sum(map(len, rest))
+        self._line, self._held = line, []
+        return line, first
+
+
+def _first_byte(file: BinaryIO) -> bytes:
+    """The first byte that is no white space; the file stays where it was."""
+    at = file.tell()
+    start = file.read(1 << 12).lstrip()[:1]
+    file.seek(at)
+    return start
 
 
 def _shown(content: bytes | str) -> str:
@@ -243,19 +309,29 @@ def _shown(content: bytes | str) -> str:
     return text[:_KEPT_RAW].encode("utf-8", errors="replace").decode()
 
 
-def _is_lines(start: bytes) -> bool:
+def _is_lines(file: BinaryIO) -> bool:
     """Whether a .json file is lines of objects in truth: its first line is a whole object, and more follows."""
-    line, newline, rest = start.lstrip().partition(b"\n")
-    if not line.startswith(b"{") or not newline or not rest.strip():
-        return False
+    at = file.tell()
+    line, more = file.readline(_MOST_LINE), file.readline(_MOST_LINE)
+    file.seek(at)
     try:
-        return isinstance(json.loads(line), dict)
+        return bool(more.strip()) and isinstance(json.loads(line), dict)
     except (ValueError, RecursionError):
         return False
 
 
+def _check_header(name: str, columns: list[str]) -> None:
+    if not columns:
+        raise InvalidData(f"{name} holds no rows.")
+    if any(0xDC80 <= ord(char) <= 0xDCFF for column in columns for char in column):
+        raise InvalidData(f"{name}: the header is not UTF-8; save the file as UTF-8 (it may be Latin-1 or Windows-1252).")
+    if columns.count("") > 1:
+        raise InvalidData(f"{name} has {columns.count('')} columns without a name; give each one.")
+    _refuse_twin_columns(name, columns)
+
+
 def _refuse_twin_columns(name: str, columns: list[str]) -> None:
-    twins = sorted({column for column in columns if columns.count(column) > 1})
+    twins = sorted(column for column, count in Counter(columns).items() if count > 1)
     if twins:
         raise InvalidData(f"{name} has several columns called {twins[0][:40]!r}; give each a name of its own.")
 
@@ -268,7 +344,8 @@ def _csv_delimiter(header: str) -> str:
 def kind_of(value: Any) -> str:
     """What a value is, in words."""
     names = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
-    return "missing" if value is None else names.get(type(value), type(value).__name__)
+    names |= {bytes: "binary data"}
+    return "missing" if value is None else names.get(type(value), f"of the kind {type(value).__name__}")
 
 
 _READERS: dict[str, Callable[[RowReader], NumberedRows]] = {

@@ -14,7 +14,9 @@ from core.errors import InvalidConfig
 NONE, SHARE, COUNT, FILE = "none", "share", "count", "file"
 KINDS = (SHARE, COUNT, FILE, NONE)
 _ROWS_FOR_VALIDATION = 10
+_NEARLY = 0.9  # of the rows asked for
 Mask = NDArray[np.bool_]
+Hashes = NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
@@ -52,18 +54,18 @@ class Split:
         }[self.kind]
 
 
-def assign(split: Split, hashes: NDArray[np.uint64], labels: Sequence[str], from_files: Mask) -> Mask:
-    """True for each validation row. Rows that say exactly the same stay on one side; a hash of 0 (a faulty row) trains.
+def assign(split: Split, hashes: Hashes, prompts: Hashes, labels: Sequence[str], from_files: Mask) -> Mask:
+    """True for each validation row. A hash of 0 stands for a row that cannot be used; it is passed over.
 
-    hashes, labels and from_files have one entry a row. Raises InvalidConfig if nothing would be left to train on, or
-    if it is to be stratified and there are no labels.
+    Rows that ask the same stay on one side, so that no validation row is answered in training; where too few differ for
+    that, only rows that say exactly the same do. The rows may then be fewer than asked for. hashes, prompts, labels and
+    from_files have one entry a row. Raises InvalidConfig if nothing would be left to train on, or if it is to be
+    stratified and there are no labels.
     """
     if split.kind in (NONE, FILE):
         return from_files.copy() if split.kind == FILE else np.zeros(len(hashes), bool)
     usable = np.flatnonzero(hashes != 0)
-    wanted = round(len(usable) * split.share) if split.kind == SHARE else split.count
-    if split.kind == SHARE and wanted == 0 and len(usable) >= _ROWS_FOR_VALIDATION:
-        wanted = 1
+    wanted = wanted_rows(split, len(usable))
     if split.kind == COUNT and wanted >= len(usable):
         raise InvalidConfig(
             f"{wanted:,} validation rows leave nothing to train on: the data set has {len(usable):,} usable rows."
@@ -74,11 +76,24 @@ def assign(split: Split, hashes: NDArray[np.uint64], labels: Sequence[str], from
     if split.stratify:
         _, codes = np.unique(np.asarray(labels, object)[usable].astype(str), return_inverse=True)
         classes = [usable[codes == code] for code in range(codes.max() + 1)]
+    counts = _counts([len(rows) for rows in classes], wanted)
     chosen = np.zeros(len(hashes), bool)
-    generator = np.random.default_rng(split.seed)
-    for rows, count in zip(classes, _counts([len(rows) for rows in classes], wanted), strict=True):
-        chosen[_draw(rows, hashes[rows], count, generator)] = True
+    for keys in (prompts, hashes):
+        generator = np.random.default_rng(split.seed)
+        chosen[:] = False
+        for rows, count in zip(classes, counts, strict=True):
+            chosen[_draw(rows, keys[rows], count, generator)] = True
+        if chosen.sum() >= wanted * _NEARLY:
+            break
     return chosen
+
+
+def wanted_rows(split: Split, usable: int) -> int:
+    """How many validation rows a split asks for of so many rows."""
+    if split.kind == COUNT:
+        return split.count
+    wanted = round(usable * split.share) if split.kind == SHARE else 0
+    return 1 if split.kind == SHARE and wanted == 0 and usable >= _ROWS_FOR_VALIDATION else wanted
 
 
 def _counts(sizes: list[int], wanted: int) -> list[int]:
@@ -92,7 +107,7 @@ def _counts(sizes: list[int], wanted: int) -> list[int]:
     return counts
 
 
-def _draw(rows: NDArray[np.int64], hashes: NDArray[np.uint64], count: int, generator: np.random.Generator) -> NDArray[np.int64]:
+def _draw(rows: NDArray[np.int64], hashes: Hashes, count: int, generator: np.random.Generator) -> NDArray[np.int64]:
     """About `count` rows at random, copies together: a group that no longer fits is passed over."""
     _, group, sizes = np.unique(hashes, return_inverse=True, return_counts=True)
     order = generator.permutation(len(sizes))

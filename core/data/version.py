@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.data.dataset_file import DatasetFile
-from core.data.duplicates import content_hash
-from core.data.split import FILE, Split, assign
+from core.data.duplicates import content_hash, prompt_hash
+from core.data.split import COUNT, FILE, SHARE, Split, assign, wanted_rows
 from core.errors import InvalidConfig, InvalidData
 
 _ABOUT, _PARTS = "version.json", "parts.npy"
@@ -67,10 +67,27 @@ def split_anew(version: Version, rows: DatasetFile, split: Split, validation_fil
     if split.kind == FILE and not files:
         raise InvalidConfig("There is no validation file: name one when the data set is added.")
     from_files = np.array([file in files for file in rows.column("file")], bool)
-    validation = assign(split, _hashes(rows), [label or "" for label in rows.column("label")], from_files)
-    if validation[~version.excluded].all() and len(rows):
-        raise InvalidConfig("No row would be left to train on.")
-    return replace(version, split=split, validation=validation)
+    hashes, prompts = _hashes(rows)
+    labels = [label or "" for label in rows.column("label")]
+    validation = assign(split, np.where(version.excluded, 0, hashes), prompts, labels, from_files)
+    anew = replace(version, split=split, validation=validation)
+    usable = anew.usable(rows)
+    if usable.any() and not (usable & ~validation).any():
+        raise InvalidConfig("No row would be left to train on: every row that can be used is for validation.")
+    return anew
+
+
+def split_sentence(version: Version, rows: DatasetFile) -> str:
+    """What a split was asked for, and what came of it where that is less or shares questions."""
+    usable = version.usable(rows)
+    kept, wanted = int((usable & version.validation).sum()), wanted_rows(version.split, int(usable.sum()))
+    said = version.split.sentence()
+    if version.split.kind in (SHARE, COUNT):
+        prompts = _hashes(rows)[1]
+        shared = int(np.isin(prompts[usable & version.validation], prompts[usable & ~version.validation]).sum())
+        said += f"; {kept:,} rows, since rows that say the same stay together" if kept < wanted else ""
+        said += f"; the questions of {shared:,} of them are trained on too, since too few differ" if shared else ""
+    return said
 
 
 def grown(version: Version, rows_digest: str, count: int) -> Version:
@@ -91,8 +108,9 @@ def _faulty(rows: DatasetFile) -> Mask:
     return np.array([bool(fault) for fault in rows.column("fault")], bool)
 
 
-def _hashes(rows: DatasetFile) -> NDArray[np.uint64]:
-    stored = rows.column("hash")
-    if stored and stored[0] is None:  # an earlier version of the workbench kept none
-        stored = [content_hash(example) for example in rows]
-    return np.array(stored, np.uint64)
+def _hashes(rows: DatasetFile) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Of what each row says, and of what it asks."""
+    stored = rows.column("hash"), rows.column("prompt")
+    if len(rows) and None in (stored[0][0], stored[1][0]):  # an earlier version of the workbench kept none
+        stored = [content_hash(example) for example in rows], [prompt_hash(example) for example in rows]
+    return np.array(stored[0], np.uint64), np.array(stored[1], np.uint64)

@@ -106,7 +106,7 @@ def test_rows_are_left_out_and_brought_back_from_the_command_line(settings, tmp_
     assert [one["number"] for one in versions] == [3, 2, 1]
     assert run_json(settings, "data", "restore", "a")[1]["excluded_rows"] == 0
     assert run_json(settings, "data", "use", "a", "2")[1] | {"digest": ""} == {
-        "name": "a", "version": 5, "rows": 14, "validation_rows": 0, "excluded_rows": 12, "faulty_rows": 0,
+        "name": "a", "version": 5, "rows": 14, "validation_rows": 1, "excluded_rows": 12, "faulty_rows": 0,
         "digest": ""}  # fmt: skip
     assert run(settings, "data", "report", "a", "--csv", tmp_path / "r.csv").exit_code == 0
     assert len((tmp_path / "r.csv").read_text().splitlines()) == 14

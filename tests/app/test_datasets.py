@@ -53,7 +53,7 @@ def test_what_is_left_out_is_kept_listed_and_brought_back(workbench, tmp_path):
     out, total = workbench.datasets.lines(row, "rows left out")
     assert [(line.number, line.part, line.findings[0][0]) for line in out] == [(13, "left out", "duplicate")]
     assert total == 1
-    with pytest.raises(InvalidData, match="not left out already"):
+    with pytest.raises(InvalidData, match="all of them are left out already"):
         workbench.datasets.leave_out("mine", ["duplicate"])
     row = workbench.datasets.bring_back("mine")
     assert (row.excluded_rows, row.version) == (0, 3)
@@ -108,6 +108,26 @@ def test_a_row_is_edited_added_and_an_earlier_version_comes_back(workbench, tmp_
     with pytest.raises(InvalidData, match="has no version 9"):
         workbench.datasets.go_back("mine", 9)
     assert [one.parent for one in workbench.registry.versions(back.id)] == [3, 2, 1, None]
+
+
+def test_a_split_that_changes_nothing_is_no_new_version(workbench, tmp_path):
+    add(workbench, tmp_path, lines(*rows(20)))
+    with pytest.raises(InvalidData, match="is split like that already: 5% for validation"):
+        workbench.datasets.split("mine", Split())
+
+
+def test_findings_of_a_validation_file_end_with_it(workbench, tmp_path):
+    (tmp_path / "valid.jsonl").write_text(lines(*rows(5)))
+    row = add(workbench, tmp_path, lines(*rows(20)), validation=[str(tmp_path / "valid.jsonl")])
+    assert workbench.datasets.open(row).findings.counts()["leakage"] == 5
+    row = workbench.datasets.split("mine", Split())
+    assert "leakage" not in workbench.datasets.open(row).findings.counts()
+
+
+def test_data_of_which_nothing_can_be_trained_on_is_refused(workbench, tmp_path):
+    (tmp_path / "valid.jsonl").write_text(lines(*rows(5)))
+    with pytest.raises(InvalidConfig, match="every row that can be used is for validation"):
+        add(workbench, tmp_path, lines({"prompt": "p", "completion": " "}), validation=[str(tmp_path / "valid.jsonl")])
 
 
 def test_two_changes_at_once_do_not_undo_each_other(workbench, tmp_path):

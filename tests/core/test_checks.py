@@ -13,7 +13,7 @@ from core.data.findings import KINDS
 from core.data.formats import Example
 from core.data.importing import import_files, rewritten
 from core.data.split import Split, assign
-from core.data.version import Version, excluding, first_version, grown, split_anew
+from core.data.version import Version, excluding, first_version, grown, split_anew, split_sentence
 from core.errors import InvalidConfig
 from tests.core.test_data import lines, take
 
@@ -102,9 +102,10 @@ def test_validation_rows_that_are_trained_on_are_found(tmp_path):
 # Splits.
 
 
-def _assign(split, hashes, labels=None):
+def _assign(split, hashes, labels=None, prompts=None):
     hashes = np.asarray(hashes, np.uint64)
-    return assign(split, hashes, labels or [""] * len(hashes), np.zeros(len(hashes), bool))
+    prompts = hashes if prompts is None else np.asarray(prompts, np.uint64)
+    return assign(split, hashes, prompts, labels or [""] * len(hashes), np.zeros(len(hashes), bool))
 
 
 def test_the_same_seed_gives_the_same_split_and_another_another():
@@ -123,6 +124,44 @@ def test_copies_stay_on_one_side_and_faulty_rows_train(hashes, seed):
         assert sides.all() or not sides.any()
     assert not found[np.asarray(hashes) == 0].any()
     assert found.sum() <= round(0.2 * sum(one != 0 for one in hashes)) + 1
+
+
+def test_rows_that_ask_the_same_stay_on_one_side_where_enough_differ():
+    prompts = np.repeat(np.arange(1, 101), 4)
+    found = _assign(Split(share=0.1), np.arange(1, 401), prompts=prompts)
+    assert found.sum() == 40
+    assert not set(prompts[found]) & set(prompts[~found])
+    same = _assign(Split(share=0.1), np.arange(1, 401), prompts=np.ones(400))
+    assert same.sum() == 40
+
+
+def test_a_split_that_falls_short_or_shares_questions_says_so(tmp_path):
+    rows = [{"prompt": f"p{i // 2}", "completion": f"c{i // 2}"} for i in range(40)]
+    _, stored, _ = take(tmp_path, "a.jsonl", lines(*rows), near=False)
+    version = first_version("d", stored, Split("count", count=5))
+    assert split_sentence(version, stored).endswith("; 4 rows, since rows that say the same stay together")
+    (tmp_path / "same").mkdir()
+    _, stored, _ = take(
+        tmp_path / "same", "a.jsonl", lines(*({"prompt": "p", "completion": f"c{i}"} for i in range(40))), near=False
+    )
+    version = first_version("d", stored, Split("count", count=5))
+    assert "the questions of 5 of them are trained on too" in split_sentence(version, stored)
+
+
+def test_a_shared_system_prompt_does_not_make_rows_near_copies(tmp_path):
+    rules = " ".join(f"rule{i}" for i in range(100))
+    rows = [{"system": rules, "prompt": " ".join(f"q{i}w{n}" for n in range(9)), "completion": f"a{i}"} for i in range(20)]
+    _, _, found = take(tmp_path, "a.jsonl", lines(*rows))
+    assert found == []
+
+
+def test_a_split_draws_from_the_rows_that_are_not_left_out(tmp_path):
+    _, rows, _ = take(tmp_path, "a.jsonl", lines(*({"prompt": f"p{i}", "completion": "c"} for i in range(80))), near=False)
+    left = excluding(first_version("d", rows, Split("none")), range(40))
+    half = split_anew(left, rows, Split(share=0.5))
+    assert (half.validation.sum(), (half.validation & half.excluded).sum()) == (20, 0)
+    with pytest.raises(InvalidConfig, match="40 usable rows"):
+        split_anew(left, rows, Split("count", count=50))
 
 
 def test_a_stratified_split_takes_its_share_of_each_class():

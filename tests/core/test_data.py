@@ -137,17 +137,24 @@ def test_parquet_is_read(tmp_path):
         ("a.jsonl", lines(GOOD) + "[" * 100_000 + "\n", "unreadable", "nested too deeply|not valid JSON"),
         ("a.jsonl", lines(GOOD) + '{"messages": ' + "9" * 5000 + "}\n", "unreadable", "Line 2 cannot be read"),
         ("a.jsonl", lines(GOOD).encode() + b'{"messages": "\xff"}\n', "encoding", "Line 2 is not UTF-8: byte 0xff"),
-        ("a.json", json.dumps([GOOD]).rstrip("]") + ', {"messages": }]', "unreadable", "Row 2 is not valid JSON"),
+        ("a.json", json.dumps([GOOD])[:-1] + ', {"messages": }, {"x": 1}]', "cut_short", "Row 2 is not .* cannot be read"),
+        ("a.json", json.dumps([GOOD])[:-1] + ', {"messages": "unclosed', "cut_short", "Row 2 is not valid JSON"),
+        ("a.json", json.dumps([GOOD])[:-1] + ", " + "[" * 90_000 + "]" * 90_000 + ", " + json.dumps(GOOD | {"n": 2}) + "]",
+         "unreadable", "Row 2 is nested too deeply"),
+        ("a.json", json.dumps([GOOD])[:-1] + ', {"messages": "\\ud83d b"}]', "missing", "messages is text"),
+        ("a.jsonl", lines(GOOD) + '{"messages": 1, "messages": 2}\n', "unreadable", "the key 'messages' stands there twice"),
+        ("a.json", json.dumps([GOOD])[:-1] + ', {"a": 1, "a": 2}]', "unreadable", "the key 'a' stands there twice"),
         ("a.json", json.dumps([GOOD, 5]), "unreadable", "Row 2 is a number"),
         ("a.csv", "prompt,completion\np,c\np,c,d\n", "unreadable", r"Row 2 \(line 3\) has 3 columns, the header 2"),
         ("a.csv", b"prompt,completion\np,c\n\xff,c\n", "encoding", "not UTF-8: byte 0xff"),
         ("a.csv", 'prompt,completion\np,c\np,"c\n', "unreadable", "Line 3 is not valid CSV"),
+        ("a.csv", 'prompt,completion\np,c\n"hello" she said,c\nq,d\n', "unreadable", "Line 3 is not valid CSV"),
         ("a.jsonl", lines(GOOD, {"messages": MESSAGES[:1]}), "no_answer", "no assistant turn"),
         ("a.jsonl", lines(GOOD, {"messages": [MESSAGES[1]]}), "no_question", "first turn is the assistant"),
         ("a.jsonl", lines(GOOD, {"messages": [{"role": "wizard", "content": "x"}]}), "unknown_role", "'wizard' is not known"),
-        ("a.jsonl", lines(GOOD, {"messages": [{"content": "x"}]}), "unknown_role", "'None' is not known"),
+        ("a.jsonl", lines(GOOD, {"messages": [{"content": "x"}]}), "unknown_role", "A turn has no role"),
         ("a.jsonl", lines(GOOD, {"messages": [MESSAGES[0], {"role": "assistant"}]}), "missing", "content is missing"),
-        ("a.jsonl", lines(GOOD, {"messages": [MESSAGES[0], MESSAGES[1] | {"weight": 2}]}), "missing", "expected 0 or 1"),
+        ("a.jsonl", lines(GOOD, {"messages": [MESSAGES[0], MESSAGES[1] | {"weight": 2}]}), "missing", "the number 0 or 1"),
         ("a.jsonl", lines(GOOD, {"messages": [{"role": "user", "content": [{"type": "image"}]}]}), "missing", "other than text"),
         ("a.jsonl", lines({"prompt": "p", "completion": "c"}, {"prompt": "p", "completion": " "}), "empty_answer", "empty"),
         ("a.jsonl", lines({"prompt": "p", "completion": "c"}, {"prompt": "p"}), "missing", "completion is missing"),
@@ -191,7 +198,10 @@ def test_row_numbers_are_those_of_the_file(tmp_path):
         ("a.jsonl", "", "a.jsonl is empty"),
         ("a.jsonl", "\n\n", "holds no rows"),
         ("a.json", '{"a": 1}', "holds no list of rows"),
-        ("a.json", "{]", "not valid JSON"),
+        ("a.json", "{]", "holds no list of rows"),
+        ("a.json", '[{"a" 1}]', "is not valid JSON"),
+        ("a.csv", "pr\xe9ponse,r\nq,a\n".encode("latin-1"), "header is not UTF-8.*Latin-1"),
+        ("a.csv", "q,a,,\n1,2,3,4\n", "2 columns without a name"),
         ("a.csv", "colour,shape,size\nred,round,1\n", "'colour', 'shape', 'size'.*Expected messages"),
         ("a.csv", 'prompt,"completion\np,c\n', "none of its first rows|not valid CSV"),
         ("a.csv", "prompt,prompt,completion\na,b,c\n", "several columns called 'prompt'"),
@@ -216,6 +226,7 @@ def test_a_file_that_cannot_be_used_at_all_says_why(tmp_path, name, content, sai
         ({"prompt": "p", "chosen": "a", "rejected": "b"}, 1, "Preferences"),
         ({"instuction": "a", "output": "b"}, 1, "'instuction' looks like a misspelled 'instruction'"),
         ({"instruction": "a", "inptu": "x", "output": "b"}, 1, "'inptu' looks like a misspelled 'input'"),
+        ({"question": "q", "answer": "a", "sytem": "s"}, 1, "'sytem' looks like a misspelled 'system'"),
         ({"frage": "a", "antwort": "b"}, 2, ""),
         ({"a": "1", "b": "2", "c": "3"}, 0, ""),
     ],
@@ -245,6 +256,103 @@ def test_columns_that_are_not_used_are_named(tmp_path):
     assert found.hints == ("Columns that are not used: 'topic'.",)
 
 
+@pytest.mark.parametrize("column", ["idx", "qid", "uid", "contents", "persons", "cat", "outputs"])
+def test_other_columns_do_not_stand_in_the_way(tmp_path, column):
+    (tmp_path / "a.jsonl").write_text(lines({"question": "q", "answer": "a", column: "x"}))
+    assert detect_file(tmp_path / "a.jsonl").chosen is not None
+
+
+def test_columns_that_come_late_do_not_vanish_without_a_word(tmp_path):
+    rows = [{"instruction": f"i{n}", "output": "o"} for n in range(300)]
+    late = [row | {"input": "important", "system": "s", "extra": 1} for row in rows[:100]]
+    summary, _, found = take(tmp_path, "a.jsonl", lines(*rows, *late), near=False)
+    said = [detail for number, code, detail in found if code == "unused_column"]
+    assert said == [f"The column {name!r}, which 100 rows have, is not used." for name in ("input", "system")]
+    assert summary.hints == ["Columns that are not used: 'input', 'system', 'extra'."]
+
+
+def test_what_stands_beside_the_text_of_a_turn_is_said(tmp_path):
+    call = {"role": "assistant", "content": "Let me look", "tool_calls": [{"name": "f"}]}
+    silent = {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}
+    _, _, found = take(tmp_path, "a.jsonl", lines({"messages": [MESSAGES[0], call]}, {"messages": [MESSAGES[0], silent]}))
+    assert [one[1:] for one in found] == [
+        ("ignored_part", "The tool_calls of turn 2 are not used."),
+        ("missing", "A turn holds tool_calls and no text; that cannot be trained on yet."),
+    ]
+
+
+def test_a_falsy_input_is_kept(tmp_path):
+    rows = [{"instruction": "Even?", "input": value, "output": "yes"} for value in (0, "", None, False)]
+    _, stored, found = take(tmp_path, "a.jsonl", lines(*rows), near=False)
+    assert [one.messages[0]["content"] for one in list(stored)[:3]] == ["Even?\n0", "Even?", "Even?"]
+    assert (4, "missing", "input is true or false; expected text.") in found
+
+
+def test_a_broken_quote_costs_its_own_line_only(tmp_path):
+    good = "".join(f"p{i},c{i}\n" for i in range(50))
+    content = f'prompt,completion\n{good}"hello" she said,c\n{good.replace("p", "q")}open,"never closed\n{good.replace("p", "r")}'
+    _, rows, found = take(tmp_path, "a.csv", content, near=False)
+    assert [(number, code) for number, code, _ in found] == [(51, "unreadable"), (102, "unreadable")]
+    assert "Line 52" in found[0][2]
+    assert "Line 103" in found[1][2]
+    assert (len(rows), rows[151].messages[0]["content"]) == (152, "r49")
+
+
+def test_quoted_line_ends_stay_in_their_cell(tmp_path):
+    _, rows, found = take(tmp_path, "a.csv", 'prompt,completion\n"one\ntwo","a, b"\np,c\n')
+    assert (rows[0].messages[0]["content"], rows[0].messages[1]["content"], found) == ("one\ntwo", "a, b", [])
+
+
+def test_numbers_in_arrays_are_read_as_in_lines(tmp_path):
+    big = "123456789012345678901234567890"
+    _, rows, found = take(tmp_path, "a.json", f'[{{"prompt": "p", "completion": {big}}}, {{"prompt": "q", "completion": NaN}}]')
+    assert rows[0].messages[1]["content"] == big
+    assert found[0][:2] == (2, "missing")
+
+
+def test_half_a_character_is_found_in_arrays_too(tmp_path):
+    _, _, found = take(tmp_path, "a.json", '[{"prompt": "p", "completion": "c"}, {"prompt": "a \\ud83d b", "completion": "c"}]')
+    assert found[0][:2] == (2, "encoding")
+
+
+def test_an_array_under_the_name_of_lines_is_read(tmp_path):
+    summary, _, _ = take(tmp_path, "a.jsonl", json.dumps([GOOD, GOOD | {"n": 1}], indent=1))
+    assert summary.rows == 2
+
+
+def test_a_long_array_is_read_across_chunks(tmp_path):
+    rows = [{"prompt": f"p{i} " + "é" * 300, "completion": "x" * (i % 5000) + "c"} for i in range(3000)]
+    text = json.dumps({"data": rows}, ensure_ascii=False)
+    _, stored, found = take(tmp_path, "a.json", text, near=False)
+    assert [one.messages[0]["content"] for one in stored] == [row["prompt"] for row in rows]
+    assert found == []
+
+
+def test_parquet_rows_that_python_cannot_hold_are_faults_and_other_columns_do_not_matter(tmp_path):
+    sink = io.BytesIO()
+    table = pa.table(
+        {"question": ["q", "r"], "answer": pa.array([2**30, 3], pa.date32()), "beside": pa.array([2**30] * 2, pa.date32())}
+    )
+    pyarrow.parquet.write_table(table, sink)
+    mapping = mapping_of(["user=question", "assistant=question"])
+    summary, _, found = take(tmp_path, "a.parquet", sink.getvalue(), mapping, near=False)
+    assert (summary.rows, found) == (2, [])
+    (tmp_path / "again").mkdir()
+    with pytest.raises(InvalidData, match=r"none of the 2 rows can be used.*Row 1 cannot be read"):
+        take(tmp_path / "again", "a.parquet", sink.getvalue(), mapping_of(["user=question", "assistant=answer"]))
+
+
+def test_a_cycle_above_a_linked_row_is_a_fault(tmp_path):
+    parents = {"A": "B", "B": "A", "C": "A", "D": "C", "x": "", "y": "x"}
+    rows = [
+        {"id": key, "parent_id": above, "role": "user" if key in "ACx" else "assistant", "text": key}
+        for key, above in parents.items()
+    ]
+    _, _, found = take(tmp_path, "a.jsonl", lines(*rows))
+    assert [(number, code) for number, code, _ in found] == [(4, "unreadable")]
+    assert "its own ancestor" in found[0][2]
+
+
 def test_a_mapping_by_hand_with_templates(tmp_path):
     mapping = mapping_of(["label=class"], ["Classify: {words}", "assistant=It is {class}.", "system=Be brief."])
     content = "words,class\nred rose,flower\nblue {sky},thing\n"
@@ -261,11 +369,33 @@ def test_a_mapping_by_hand_with_templates(tmp_path):
         (["user=nothere", "assistant=b"], [], "no column 'nothere'; the file has 'a', 'b'"),
         (["assistant=b"], ["{c}"], "no column 'c'"),
         (["user=a"], [], "needs a column for assistant"),
+        (["user=a", "user=b"], [], "user is given twice"),
+        (["text=a", "user=b"], [], "'text' has no use for user"),
+        (["text=a"], ["Q: {b}"], "'text' has no use for a template for user"),
+        (["turns=a", "assistant=b"], [], "has no use for assistant"),
+        (["assistant=b"], ["foo=Hello {a}"], "a template can make system, user, assistant, not 'foo'"),
+        (["assistant=b"], ["  "], "template for user is empty"),
     ],
 )
 def test_a_mapping_that_cannot_be_is_refused(pairs, templates, said):
     with pytest.raises(InvalidConfig, match=said):
         mapping_of(pairs, templates, columns=["a", "b"])
+
+
+def test_text_and_label_mean_the_same_by_hand_as_by_detection():
+    assert mapping_of(["text=a", "label=b"]).columns == {"user": "a", "assistant": "b", "label": "b"}
+    assert mapping_of(["user=a", "assistant=b", "input=c", "history=d"]).format == "alpaca"
+
+
+def test_braces_are_written_twice_in_a_template(tmp_path):
+    mapping = mapping_of(["assistant=b"], ['Return {{"a": 1}} for {a}'])
+    _, rows, _ = take(tmp_path, "a.csv", "a,b\nx,y\n", mapping)
+    assert rows[0].messages[0]["content"] == 'Return {"a": 1} for x'
+
+
+def test_a_second_separator_in_a_line_is_pointed_out(tmp_path):
+    _, rows, found = take(tmp_path, "a.txt", "q || a || b\nr || c\n", mapping_of([], [], "||"))
+    assert (rows[0].messages[1]["content"], found[0][:2]) == ("a || b", (1, "separator"))
 
 
 def test_separated_lines(tmp_path):
@@ -353,11 +483,13 @@ def _zip(tmp_path, members, **options):
 
 
 def test_the_data_files_of_a_zip_are_read_under_their_names(tmp_path):
-    members = {"x/a.jsonl": lines(GOOD), "b.csv": "prompt,completion\np,c\n", "README": "no data", "__MACOSX/a.jsonl": "junk"}
+    members = {"x/a.jsonl": lines(GOOD), "b.csv": "prompt,completion\np,c\n", "README": "no data", "__MACOSX/a.jsonl": "junk",
+               "README.md": "# card", "notes.txt": "n", "dataset_info.json": "{}"}  # fmt: skip
     (tmp_path / "out").mkdir()
     found = sources_of(_zip(tmp_path, members), tmp_path / "out")
     assert [one.name for one in found] == ["a.zip/b.csv", "a.zip/x/a.jsonl"]
     assert found[1].path.read_text() == lines(GOOD)
+    assert found[0].unread == ("README.md", "dataset_info.json", "notes.txt")
     assert all(one.path.parent == tmp_path / "out" for one in found)
 
 
@@ -380,6 +512,26 @@ def test_a_hostile_zip_is_refused_and_nothing_is_written(tmp_path, members, said
     with pytest.raises(InvalidData, match=said):
         sources_of(_zip(tmp_path, members), tmp_path / "out")
     assert set(tmp_path.rglob("*")) == before
+
+
+def test_the_splits_in_a_zip_are_told_apart(tmp_path):
+    (tmp_path / "out").mkdir()
+    members = {f"data/{name}.jsonl": lines(GOOD) for name in ("train", "validation", "test")}
+    found = sources_of(_zip(tmp_path, members), tmp_path / "out")
+    assert [(one.name, one.validation) for one in found] == [
+        ("a.zip/data/train.jsonl", False),
+        ("a.zip/data/validation.jsonl", True),
+    ]
+    assert found[0].unread == ("data/test.jsonl",)
+
+
+def test_a_damaged_zip_is_a_sentence(tmp_path):
+    path = _zip(tmp_path, {"a.jsonl": lines(*[GOOD | {"n": n} for n in range(500)])})
+    raw = bytearray(path.read_bytes())
+    raw[60:90] = b"\xff" * 30
+    path.write_bytes(raw)
+    with pytest.raises(InvalidData, match=r"a\.zip cannot be unpacked"):
+        sources_of(path, tmp_path)
 
 
 def test_a_link_in_a_zip_is_refused(tmp_path):

@@ -1,13 +1,16 @@
 """The registry and its files: names, rows, runs, migrations, blobs."""
 
+import os
 import shutil
 import sqlite3
 import threading
+import time
 
 import pytest
 from sqlalchemy import inspect
 from sqlmodel import SQLModel
 
+import storage.blobs
 import storage.database
 from storage.blobs import BlobStore, content_digest
 from storage.database import Database, wal_is_safe
@@ -222,6 +225,32 @@ def test_writers_wait_for_each_other(tmp_path):
     assert len(databases[0].points(1)) == 50
     for one in databases:
         one.database.close()
+
+
+def test_two_who_store_the_same_content_at_once_both_succeed(registry, monkeypatch):
+    """Whoever comes second finds the place taken between the look and the rename."""
+
+    def too_late(source, target):
+        shutil.copytree(source, target)
+        raise OSError("Directory not empty")
+
+    with registry.blobs.staging() as staging:
+        (staging / "rows").mkdir()
+        (staging / "rows" / "x").write_text("content")
+        with monkeypatch.context() as patch:
+            patch.setattr(storage.blobs.os, "replace", too_late)
+            digest = registry.blobs.put(staging / "rows")
+    assert (registry.blobs.verify(digest) / "x").read_text() == "content"
+
+
+def test_what_killed_processes_left_behind_is_swept_after_a_day(registry, tmp_path):
+    staging = tmp_path / "blobs" / "staging"
+    for name, age in (("old", 25 * 3600), ("new", 60)):
+        (staging / name).mkdir()
+        at = time.time() - age
+        os.utime(staging / name, (at, at))
+    registry.blobs.sweep_staging()
+    assert [path.name for path in staging.iterdir()] == ["new"]
 
 
 def test_the_migrated_schema_is_the_models(tmp_path):
