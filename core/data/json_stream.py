@@ -13,7 +13,8 @@ from typing import Any, BinaryIO
 
 _CHUNK = 1 << 20
 _BLANK = re.compile(r"[ \t\r\n]*")
-_OPENING = re.compile(r'[ \t\r\n]*(?:\{[ \t\r\n]*"data"[ \t\r\n]*:[ \t\r\n]*)?\[')
+_PAIR = r'\s*"[^"\\]*"\s*:\s*(?:"(?:[^"\\]|\\.)*"|[^\[\]{},"]*)\s*,'  # with a value that is neither a list nor an object
+_OPENING = re.compile(r'\s*(?:(\{)(?:' + _PAIR + r')*\s*"data"\s*:\s*)?\[')
 
 
 class TwinKey(ValueError):
@@ -49,6 +50,10 @@ def items(file: BinaryIO, most: int) -> Iterator[Any]:
     while True:
         text.skip_blank()
         if text.next_is("]"):
+            text.take(1)
+            text.skip_blank()
+            if not opening.group(1) and not text.at_end():
+                raise CutShort("something stands behind the list")
             return
         if text.next_is(","):
             text.take(1)

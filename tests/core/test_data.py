@@ -109,6 +109,7 @@ def test_a_turn_of_weight_zero_carries_no_loss(tmp_path):
     [
         ("a.json", json.dumps([{"prompt": "p", "completion": "c"}] * 3)),
         ("a.json", json.dumps({"data": [{"prompt": "p", "completion": "c"}] * 3})),
+        ("a.json", json.dumps({"version": 1, "by": "x, [y]", "data": [{"prompt": "p", "completion": "c"}] * 3, "more": {}})),
         ("a.json", lines({"prompt": "p", "completion": "c"}) * 3),
         ("a.csv", "prompt,completion\n" + 'p,"c"\n' * 3),
         ("a.csv", "\ufeffprompt;completion\n" + "p;c\n" * 3),
@@ -145,6 +146,7 @@ def test_parquet_is_read(tmp_path):
         ("a.jsonl", lines(GOOD) + '{"messages": 1, "messages": 2}\n', "unreadable", "the key 'messages' stands there twice"),
         ("a.json", json.dumps([GOOD])[:-1] + ', {"a": 1, "a": 2}]', "unreadable", "the key 'a' stands there twice"),
         ("a.json", json.dumps([GOOD, 5]), "unreadable", "Row 2 is a number"),
+        ("a.jsonl", json.dumps([GOOD]) + "\n" + lines(GOOD), "cut_short", "something stands behind the list"),
         ("a.csv", "prompt,completion\np,c\np,c,d\n", "unreadable", r"Row 2 \(line 3\) has 3 columns, the header 2"),
         ("a.csv", b"prompt,completion\np,c\n\xff,c\n", "encoding", "not UTF-8: byte 0xff"),
         ("a.csv", 'prompt,completion\np,c\np,"c\n', "unreadable", "Line 3 is not valid CSV"),
