@@ -177,6 +177,25 @@ class AdapterBank(nn.Module):
             parts.append(parameter)
         return parts[0], parts[1]
 
+    def by_layer(self, A: Tensor, B: Tensor, ranks: Mapping[str, int]) -> dict[str, tuple[Tensor, Tensor]]:
+        """One adapter's flat A and B (or an optimiser's moments of them) as [r, in] and [out, r] by path, copies on the CPU."""
+        found = {}
+        for path, rank in ranks.items():
+            (padded, at_A, at_B), layer = self._places[path], self._layers[path]
+            wide_A = A[at_A : at_A + padded * layer.in_features].view(padded, -1)[:rank]
+            wide_B = B[at_B : at_B + padded * layer.out_features].view(-1, padded)[:, :rank]
+            found[path] = (wide_A.float().cpu().clone(), wide_B.float().cpu().clone())
+        return found
+
+    def flat_of(self, layers: Mapping[str, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """The reverse of by_layer(): flat A and B in this bank's layout, on its device, zero where nothing is given."""
+        A, B = torch.zeros(self.split), torch.zeros(self.flat.shape[1] - self.split)
+        for path, (own_A, own_B) in layers.items():
+            (padded, at_A, at_B), layer = self._places[path], self._layers[path]
+            A[at_A : at_A + padded * layer.in_features].view(padded, -1)[: own_A.shape[0]] = own_A
+            B[at_B : at_B + padded * layer.out_features].view(-1, padded)[:, : own_B.shape[1]] = own_B
+        return A.to(self.flat.device), B.to(self.flat.device)
+
     def take(self, slot: int, other: AdapterBank, theirs: int) -> None:
         """Copy the adapter in another bank's slot `theirs` into `slot`, with its gradient; ranks may be laid out larger."""
         for mine, yours in ((self.flat, other.flat), (self.grad, other.grad)):

@@ -27,6 +27,7 @@ from core.lora.inject import AdapterBank
 from core.train.batches import MicroBatch, Shape, Step, collate
 from core.train.memory import Tier, first_tier, room_for
 from core.train.run import RunRequest, TrainingRun
+from core.train.run_state import RunState
 from core.train.step import MicroBatchStep, embedding_needs_gradient
 
 Event = Prepared | Notice | MicroBatchDone | StepDone | EvalDone | TrainingDone | RunFailed
@@ -85,6 +86,11 @@ class TrainingGroup:
         assert self._bank is not None
         return run.adapter(self._bank, slot)
 
+    def state(self, key: Hashable) -> RunState:
+        """Where a run stands after its last finished step, of which it has done one at least; with adapter() all it takes to go on."""
+        run = next(run for run in self.runs if run.key == key)
+        return run.state(self.bank)
+
     @property
     def bank(self) -> AdapterBank:
         """The factors that are being trained."""
@@ -129,7 +135,7 @@ class TrainingGroup:
             self._rebuild(joining)
         for run in joining:
             yield run.key, run.prepared()
-        yield from self._evaluate(joining)
+        yield from self._evaluate([run for run in joining if run.evaluated_at < run.done])
 
     @staticmethod
     def _require_fit(run: TrainingRun, others: Sequence[TrainingRun]) -> None:

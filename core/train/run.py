@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import deque
 from collections.abc import Hashable
@@ -19,6 +20,7 @@ from core.lora.dropout import run_key
 from core.lora.inject import AdapterBank
 from core.lora.targets import select_targets, trainable_parameter_count
 from core.train.batches import MicroBatch, RunData, Step
+from core.train.run_state import Position, RunState
 from core.train.plan import planned_steps, steps_per_epoch
 from core.train.schedule import rate_factor, warmup_steps
 
@@ -33,6 +35,8 @@ class RunRequest:
     rows: TokenRows
     lora: LoraConfig
     train: TrainConfig
+    resume: tuple[AdapterWeights, RunState] | None = None
+    """Where to go on from: the factors and the rest of the state."""
 
 
 class TrainingRun:
@@ -46,12 +50,15 @@ class TrainingRun:
         self.ranks = {path: self.lora.rank_of(path) for path in self.targets}
         self.data = RunData(request.rows, self.train)
         self.total_steps = planned_steps(len(self.data.blocks), self.train)
-        self.done = 0
+        self._resume = request.resume
+        at = request.resume[1].position if request.resume else Position(0, 0, None, None, -1)
+        self.done = at.steps
         self.stopping = False
-        self.train_loss: float | None = None
-        self.validation_loss: float | None = None
-        self.micro_batches = 0  # taken so far, also of unfinished steps
-        self._steps = self.data.steps()
+        self.train_loss, self.validation_loss = at.train_loss, at.validation_loss
+        self.evaluated_at = at.evaluated_at
+        self.micro_batches = at.micro_batches  # taken so far, also of unfinished steps
+        self._whole_micro_batches = at.micro_batches  # those of finished steps
+        self._steps = itertools.islice(self.data.steps(), self.done, None)
         self._step: Step | None = None
         self._place = 0  # in the step's micro-batches
         self._optimiser: torch.optim.Optimizer | None = None
@@ -60,12 +67,33 @@ class TrainingRun:
     # Its place in a bank.
 
     def start(self, bank: AdapterBank, slot: int) -> None:
-        """Take `slot` with fresh factors."""
-        bank.initialise(slot, self.lora, self.targets, self.train.seed)
+        """Take `slot` with fresh factors, or with those that the run goes on from."""
+        if self._resume is None:
+            bank.initialise(slot, self.lora, self.targets, self.train.seed)
+        else:
+            bank.load(slot, self._resume[0])
         A, B = bank.rows(slot)
         groups = [{"params": [A]}, {"params": [B]}]
         decay = self.train.weight_decay
         self._optimiser = torch.optim.AdamW(groups, lr=self.train.learning_rate, weight_decay=decay, fused=True)
+        if self._resume is not None:
+            self._restore_moments(bank, self._resume[1])
+            self._resume = None  # it holds as much memory as the optimiser
+
+    def _restore_moments(self, bank: AdapterBank, state: RunState) -> None:
+        assert self._optimiser is not None
+        moments = zip(bank.flat_of(state.mean), bank.flat_of(state.square), strict=True)
+        for group, (mean, square) in zip(self._optimiser.param_groups, moments, strict=True):
+            step = torch.tensor(float(state.position.steps), device=mean.device)
+            self._optimiser.state[group["params"][0]] = {"step": step, "exp_avg": mean, "exp_avg_sq": square}
+
+    def state(self, bank: AdapterBank) -> RunState:
+        """Where the run stands after its last finished step; what was begun of the next is not part of it."""
+        assert self._optimiser is not None
+        found = [self._optimiser.state[group["params"][0]] for group in self._optimiser.param_groups]
+        mean, square = (bank.by_layer(found[0][name], found[1][name], self.ranks) for name in ("exp_avg", "exp_avg_sq"))
+        at = Position(self.done, self._whole_micro_batches, self.train_loss, self.validation_loss, self.evaluated_at)
+        return RunState(at, mean, square)
 
     def move(self, old: AdapterBank, old_slot: int, new: AdapterBank, slot: int) -> None:
         """Go on in another bank: factors, gradients so far and the optimiser's moments, laid out as the new bank is."""
@@ -124,6 +152,7 @@ class TrainingRun:
         self._optimiser.step()
         step, self._step = self._step, None
         self.done += 1
+        self._whole_micro_batches = self.micro_batches
         return rate, step
 
     def _rate(self, index: int) -> float:
@@ -181,7 +210,7 @@ class TrainingRun:
     def evaluation_done(self, loss_sum: float) -> EvalDone:
         """The event of a pass over the validation rows."""
         count = sum(part.supervised for part in self.data.validation())
-        self.validation_loss = loss_sum / count
+        self.validation_loss, self.evaluated_at = loss_sum / count, self.done
         return EvalDone(self.done, self.validation_loss)
 
     def training_done(self) -> TrainingDone:

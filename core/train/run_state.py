@@ -1,0 +1,68 @@
+"""Where a run stands at the end of an optimiser step: all it takes to go on as if nothing had happened.
+
+The order of the rows follows from the seed and the number of steps done, dropout from the seed and the number of micro-batches,
+the learning rate from the number of steps: so these numbers, the factors and Adam's moments are the whole state.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from core.errors import InvalidInput
+
+STATE_NAME = "state.safetensors"
+Moments = Mapping[str, tuple[Tensor, Tensor]]
+"""By module path: of A [r, in] and of B [out, r], in float32."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a run has come."""
+
+    steps: int
+    """Optimiser steps done."""
+    micro_batches: int
+    """Micro-batches of these steps; the next one's number keys its dropout."""
+    train_loss: float | None
+    validation_loss: float | None
+    evaluated_at: int
+    """Steps done at the last evaluation; -1 before the first."""
+
+
+@dataclass(frozen=True)
+class RunState:
+    """Adam's two moments (Kingma and Ba 2014) and the position; the factors lie beside it as an adapter."""
+
+    position: Position
+    mean: Moments
+    square: Moments
+
+    def save(self, folder: Path) -> None:
+        """Write it into the existing folder."""
+        tensors = {f"{kind}/{path}/{factor}": tensor.contiguous()
+                   for kind, moments in (("mean", self.mean), ("square", self.square))
+                   for path, pair in moments.items() for factor, tensor in zip("AB", pair, strict=True)}  # fmt: skip
+        save_file(tensors, folder / STATE_NAME, metadata={"position": json.dumps(asdict(self.position))})
+
+    @classmethod
+    def load(cls, folder: Path) -> RunState:
+        """From where save() put it. Raises InvalidInput if it cannot be read."""
+        try:
+            with safe_open(folder / STATE_NAME, framework="pt") as file:
+                position = Position(**json.loads(file.metadata()["position"]))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise InvalidInput(f"The checkpoint {folder.name[:12]} cannot be read: {str(error)[:200]}") from None
+        parts: dict[str, dict[str, dict[str, Tensor]]] = {"mean": {}, "square": {}}
+        for name, tensor in tensors.items():
+            kind, path, factor = name.split("/")
+            parts[kind].setdefault(path, {})[factor] = tensor
+        mean, square = ({path: (pair["A"], pair["B"]) for path, pair in one.items()} for one in parts.values())
+        return cls(position, mean, square)
