@@ -28,7 +28,7 @@ app = typer.Typer(
     help="Train, keep, compare and merge LoRA adapters on your own machine. Without a command it opens the page.",
 )  # fmt: skip
 models = typer.Typer(no_args_is_help=True, help="Base models: add, list, show, verify, remove.")
-runs = typer.Typer(no_args_is_help=True, help="Training runs: list, show, stop.")
+runs = typer.Typer(no_args_is_help=True, help="Training runs: list, show, pause, save, resume, stop.")
 adapters = typer.Typer(no_args_is_help=True, help="Adapters: list, show, import, export, remove.")
 for name, group in (("models", models), ("data", data), ("runs", runs), ("adapters", adapters)):
     app.add_typer(group, name=name)
@@ -266,6 +266,39 @@ def runs_stop(run_id: RunId, home: Home = None, json: Json = False) -> None:
     if not workbench.stop(run_id).active:
         console.say(f"Run {run_id} is not under way any more.")
     _show_run(console, workbench, workbench.wait_run(run_id, lambda run: None), json)
+
+
+@runs.command("pause")
+@guarded
+def runs_pause(run_id: RunId, home: Home = None, json: Json = False) -> None:
+    """Save where a run stands and let go of it; go on with runs resume."""
+    workbench, console = open_workbench(home), Console(json)
+    workbench.pause(run_id)
+    _show_run(console, workbench, workbench.wait_run(run_id, lambda run: None), json)
+
+
+@runs.command("save")
+@guarded
+def runs_save(run_id: RunId, home: Home = None, json: Json = False) -> None:
+    """Have a run write a checkpoint now."""
+    workbench = open_workbench(home)
+    workbench.save(run_id)
+    Console(json).result({"run": run_id, "asked": True}, [("Asked", f"run {run_id} saves after the step at hand")])
+
+
+@runs.command("resume")
+@guarded
+def runs_resume(
+    run_id: RunId, detach: Annotated[bool, typer.Option("--detach", help="Return at once; the run goes on.")] = False,
+    home: Home = None, json: Json = False,
+) -> None:  # fmt: skip
+    """Go on with a run that was paused, interrupted, stopped or has failed, from its last checkpoint."""
+    workbench, console = open_workbench(home), Console(json)
+    run = workbench.resume(run_id)
+    if not detach:
+        with console.progress() as progress:
+            run = workbench.wait_run(run_id, progress.run_watcher(workbench))
+    _show_run(console, workbench, run, json)
 
 
 # Adapters.

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from app.checkpoints import load_checkpoint, save_checkpoint
 from app.errors import USER_ERRORS
 from app.sources import folder_of
 from core.base_model.load import ResidentBase
@@ -29,7 +30,7 @@ from core.train.run import RunRequest
 from storage.blobs import content_size
 from storage.names import free_name
 from storage.registry import Registry
-from storage.tables import FAILED, FINISHED, RUNNING, STOPPED, Adapter, Base, Point, Run
+from storage.tables import FAILED, FINISHED, PAUSED, RUNNING, STOPPED, Adapter, Base, Point, Run
 
 _FLUSH_SECONDS = 0.5  # measurements are written at most this often: each write waits for the disk
 _LOOK_SECONDS = 0.1  # between two looks for somebody who asked to stop
@@ -46,6 +47,10 @@ class _Record:
     run: Run
     points: list[Point] = field(default_factory=list)
     over: bool = False
+    saved_step: int = 0
+    saved_at: float = field(default_factory=time.monotonic)
+    step: int = 0
+    wants_save: bool = False
 
     @property
     def id(self) -> int:
@@ -61,6 +66,7 @@ class RunSession:
         self._records = {run.id: _Record(run) for run in runs}
         self._flushed = self._looked = time.monotonic()
         self._stopping: set[int] = set()
+        self._pausing: set[int] = set()
         self._group: TrainingGroup | None = None
         self._events = self._train()
 
@@ -75,7 +81,7 @@ class RunSession:
         A fault of one run ends that run; what ends all of them is the caller's to record with fail().
         """
         if time.monotonic() - self._looked >= _LOOK_SECONDS:
-            self._look_for_stops()
+            self._look_for_requests()
         try:
             next(self._events)
         except StopIteration:
@@ -101,11 +107,18 @@ class RunSession:
             record.points = []
         self._flushed = time.monotonic()
 
-    def _look_for_stops(self) -> None:
+    def _look_for_requests(self) -> None:
         self._looked = time.monotonic()
-        for run_id in self._registry.stops_requested(self.run_ids) - self._stopping:
+        for run in self._registry.requests(self.run_ids):
+            run_id = run.id or 0
+            self._records[run_id].wants_save |= run.save_requested
+            if run_id in self._stopping or not (run.stop_requested or run.pause_requested):
+                continue
+            if not run.stop_requested:
+                self._pausing.add(run_id)
             self._stopping.add(run_id)
-            self._registry.add_note(run_id, "Stop asked for; keeping what is learnt so far")
+            doing = "keeping what is learnt so far" if run.stop_requested else "saving where it stands"
+            self._registry.add_note(run_id, f"{'Stop' if run.stop_requested else 'Pause'} asked for; {doing}")
             if self._group is not None:
                 self._group.stop(run_id)
 
@@ -146,7 +159,11 @@ class RunSession:
         found = TokenRows(
             file, length, keep=version.usable(rows), validation=version.validation, over_length=train.over_length
         )  # fmt: skip
-        return RunRequest(record.id, found, LoraConfig.parse(run.config["lora"]), train)
+        resume = load_checkpoint(self._registry, run, base)
+        if resume is not None:
+            record.step = record.saved_step = resume[1].position.steps
+            self._registry.add_note(record.id, f"Going on from the checkpoint at step {record.step}")
+        return RunRequest(record.id, found, LoraConfig.parse(run.config["lora"]), train, resume)
 
     def _data(self, run: Run) -> tuple[DatasetFile, Version, bool]:
         """The rows of the version that the run names, its parts, and whether special tokens in its texts are meant."""
@@ -171,14 +188,49 @@ class RunSession:
                 self._registry.add_note(record.id, event.text)
             case StepDone():
                 record.points.append(_training_point(record.id, event))
+                record.step = event.step
+                record.wants_save |= self._is_due(record)
             case EvalDone():
                 record.points.append(Point(run_id=record.id, step=event.step, validation_loss=event.loss))
+            case TrainingDone() if record.id in self._pausing:
+                self._pause(record)
             case TrainingDone():
                 self.flush()
+                if event.stopped:
+                    self._save(record)  # it can be taken up again later
                 self._publish(record, event)
             case RunFailed():
                 self.flush()
                 self._fail(record, event.error, str(event.error))
+
+        if record.wants_save and not record.over:
+            self._save(record)
+
+    @staticmethod
+    def _is_due(record: _Record) -> bool:
+        train = TrainConfig.parse(record.run.config["train"])
+        by_steps = bool(train.save_steps) and record.step - record.saved_step >= train.save_steps
+        by_time = bool(train.save_minutes) and time.monotonic() - record.saved_at >= train.save_minutes * 60
+        return by_steps or by_time
+
+    def _save(self, record: _Record) -> None:
+        """Write a checkpoint, unless there is nothing new to save or an evaluation has to come first."""
+        assert self._group is not None
+        state = self._group.state(record.id)
+        if state is None or state.position.steps == record.saved_step:
+            return
+        self.flush()  # what was measured up to here must not be missing when the run goes on from here
+        row = save_checkpoint(self._registry, record.run, self._engine, self._group.adapter(record.id), state)
+        record.saved_step, record.saved_at, record.wants_save = row.step, time.monotonic(), False
+
+    def _pause(self, record: _Record) -> None:
+        """Save where the run stands and let go of it."""
+        self._save(record)
+        self.flush()
+        record.over = True
+        reason = f"paused after {record.saved_step} steps" if record.saved_step else "paused before the first step"
+        self._registry.add_note(record.id, reason.capitalize())
+        self._registry.update_run(record.id, state=PAUSED, reason=reason, ended=time.time(), pause_requested=False)
 
     def _fail(self, record: _Record, error: Exception, reason: str) -> None:
         record.over = True

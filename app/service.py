@@ -26,6 +26,7 @@ from core.publish import published_folder
 from core.sweep import Grid, combinations
 from core.train.estimate import BaseShape, DataShape, Estimate, estimate
 from storage.blobs import content_digest
+from storage.errors import NotFound
 from storage.tables import FAILED, INTERRUPTED, PREPARING, QUEUED, RUNNING, STOPPED, Adapter, Base, Chat, Dataset, Job, Run
 
 MAX_SIDE_BY_SIDE = 5  # the plain base and four adapters
@@ -185,6 +186,34 @@ class Workbench:
     def stop(self, run_id: int) -> Run:
         """Ask a run to stop and keep what it has learnt. Raises NotFound."""
         return self.registry.request_stop(run_id)
+
+    def pause(self, run_id: int) -> Run:
+        """Ask a run to save where it stands and let go of the memory. Raises NotFound, InUse."""
+        return self.registry.request_pause(run_id)
+
+    def save(self, run_id: int) -> Run:
+        """Ask a run to write a checkpoint now. Raises NotFound, InUse."""
+        return self.registry.request_save(run_id)
+
+    def resume(self, run_id: int) -> Run:
+        """Let a run go on from its last checkpoint. Raises NotFound, InUse, InvalidData, WrongBase, EngineUnavailable."""
+        run = self.registry.get(Run, run_id)
+        self._require_unchanged(run)
+        run = self.registry.queue_again(run_id)
+        self.engine.wake()
+        return run
+
+    def _require_unchanged(self, run: Run) -> None:
+        """The base and the version of the data that a run names must still be here."""
+        base = next((one for one in self.registry.all(Base) if one.id == run.base_id), None)
+        if base is None or base.fingerprint != run.base_fingerprint:
+            raise WrongBase(f"The base model {run.base_name} that run {run.id} was trained on is gone or another one by now.")
+        try:
+            self.registry.rows_of(run.dataset_digest)
+        except NotFound:
+            raise InvalidData(
+                f"Version {run.dataset_version} of {run.dataset_name}, which run {run.id} trains on, was deleted."
+            ) from None
 
     def wait_run(self, run_id: int, watch: Callable[[Run], None]) -> Run:
         """Follow one run to its end."""

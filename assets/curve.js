@@ -63,8 +63,8 @@ function draw() {
 
 function describe() {
   const names = {queued: 'Queued', preparing: 'Preparing: loading the base and reading the data', running: 'Running',
-    finished: 'Finished', stopped: 'Stopped', failed: 'Failed', interrupted: 'Interrupted'};
-  const kind = {finished: 'good', failed: 'bad', interrupted: 'bad', stopped: 'calm'}[about.state] || 'busy';
+    finished: 'Finished', stopped: 'Stopped', paused: 'Paused', failed: 'Failed', interrupted: 'Interrupted'};
+  const kind = {finished: 'good', failed: 'bad', interrupted: 'bad', stopped: 'calm', paused: 'calm'}[about.state] || 'busy';
   const badge = Object.assign(document.createElement('span'), {className: `state ${kind}`, textContent: names[about.state] || 'No run yet'});
   const reason = Object.assign(document.createElement('span'), {textContent: about.reason ? ` ${about.reason}` : ''});
   state.replaceChildren(...(run ? [badge, reason] : [document.createTextNode('No run yet: choose a base and data, then start.')]));
@@ -84,7 +84,14 @@ function describe() {
   }));
 }
 
+const active = state => ['queued', 'preparing', 'running'].includes(state);
+
 function take(answer) {
+  if (about.state && !active(about.state) && active(answer.state) && after) {
+    // The run goes on from a checkpoint: what was measured behind it is forgotten and comes anew.
+    [after, train, validation, last, about] = [0, [], [], null, answer];
+    return ask();
+  }
   about = answer;
   for (const p of answer.points) {
     after = p[0];
@@ -106,7 +113,7 @@ async function ask() {
     try {
       const answer = await server.points({run: asked, after});
       if (asked === run) take(answer);
-      pause = answer.more ? 0 : ['queued', 'preparing', 'running'].includes(answer.state) ? 1000 : 4000;
+      pause = answer.more ? 0 : active(answer.state) ? 1000 : 4000;
     } catch (error) {
       console.warn('The curve could not be fetched; trying again.', error);
     }

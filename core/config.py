@@ -298,6 +298,12 @@ class TrainConfig(Config):
         minimum=0,
         maximum=10_000_000,
     )
+    save_steps: int = _option(
+        0, "Save every (steps)", "A checkpoint after so many optimiser steps; 0: by time alone.", minimum=0, maximum=10_000_000
+    )
+    save_minutes: float = _option(
+        5.0, "Save every (minutes)", "A checkpoint after so many minutes; 0: by steps alone.", minimum=0.0, maximum=10_000.0
+    )
     compile: str = _option(
         "auto",
         "Compile",

@@ -19,14 +19,17 @@ from storage.tables import (
     ACTIVE_STATES,
     FAILED,
     INTERRUPTED,
+    PAUSED,
     PREPARING,
     QUEUED,
+    RESUMABLE_STATES,
     RUNNING,
     STOPPED,
     Adapter,
     Base,
     Chat,
     ChatMessage,
+    Checkpoint,
     Dataset,
     DatasetVersion,
     Export,
@@ -174,7 +177,8 @@ class Registry:
         with self.database.writing() as session:
             session.execute(update(Run).where(col(Run.adapter_id) == row.id).values(adapter_id=None))
             session.delete(row)
-            shared = session.exec(select(Adapter.id).where(Adapter.digest == row.digest, Adapter.id != row.id)).all()
+            shared = [*session.exec(select(Adapter.id).where(Adapter.digest == row.digest, Adapter.id != row.id)).all(),
+                      *session.exec(select(Checkpoint.id).where(Checkpoint.adapter_digest == row.digest)).all()]  # fmt: skip
         if not shared:
             self.blobs.remove(row.digest)
 
@@ -233,11 +237,11 @@ class Registry:
         with self.database.writing() as session:
             session.execute(update(Run).where(col(Run.id) == run_id).values(**values))
 
-    def stops_requested(self, run_ids: Iterable[int]) -> set[int]:
-        """Those of these runs that somebody asked to stop."""
+    def requests(self, run_ids: Iterable[int]) -> Sequence[Run]:
+        """Those of these runs that somebody asked to stop, to pause or to save."""
+        asked = col(Run.stop_requested) | col(Run.pause_requested) | col(Run.save_requested)
         with self.database.reading() as session:
-            query = select(Run.id).where(col(Run.id).in_(list(run_ids)), col(Run.stop_requested))
-            return {run_id for run_id in session.exec(query).all() if run_id is not None}
+            return session.exec(select(Run).where(col(Run.id).in_(list(run_ids)), asked)).all()
 
     def request_stop(self, run_id: int) -> Run:
         """Ask a run to stop; one that has not started is stopped at once. Raises NotFound."""
@@ -251,6 +255,82 @@ class Registry:
                 run.stop_requested = True
             session.add(run)
         return run
+
+    def request_pause(self, run_id: int) -> Run:
+        """Ask a run to pause; one that has not started is paused at once. Raises NotFound, or InUse if it is over."""
+        with self.database.writing() as session:
+            run = session.get(Run, run_id)
+            if run is None:
+                raise NotFound(f"There is no run {run_id}.")
+            if not run.active:
+                raise InUse(f"Run {run_id} ({run.name}) is {run.state}, so there is nothing to pause.")
+            if run.state == QUEUED:
+                run.state, run.reason, run.ended = PAUSED, "paused before it started", time.time()
+            else:
+                run.pause_requested = True
+            session.add(run)
+        return run
+
+    def request_save(self, run_id: int) -> Run:
+        """Ask a run to write a checkpoint. Raises NotFound, or InUse if it is not under way."""
+        with self.database.writing() as session:
+            run = session.get(Run, run_id)
+            if run is None:
+                raise NotFound(f"There is no run {run_id}.")
+            if run.state != RUNNING:
+                raise InUse(f"Run {run_id} ({run.name}) is {run.state}, so there is nothing to save.")
+            run.save_requested = True
+            session.add(run)
+        return run
+
+    def queue_again(self, run_id: int) -> Run:
+        """Let a run that was paused, interrupted, stopped or has failed wait for the engine again; twice does it once.
+
+        What it measured behind its last checkpoint is forgotten: it will be measured again. Raises NotFound, InUse.
+        """
+        with self.database.writing() as session:
+            run = session.get(Run, run_id)
+            if run is None:
+                raise NotFound(f"There is no run {run_id}.")
+            if run.active:
+                return run
+            if run.state not in RESUMABLE_STATES:
+                raise InUse(
+                    f"Run {run_id} ({run.name}) is {run.state}; there is nothing left to do. Duplicate it to train again."
+                )
+            newest = select(func.max(Checkpoint.step)).where(Checkpoint.run_id == run_id)
+            step = session.exec(newest).one()
+            session.execute(delete(Point).where(col(Point.run_id) == run_id, col(Point.step) > (-1 if step is None else step)))
+            run.state, run.reason, run.started, run.ended = QUEUED, "", None, None
+            run.stop_requested = run.pause_requested = run.save_requested = False
+            session.add(run)
+        return run
+
+    def add_checkpoint(self, row: Checkpoint) -> None:
+        """Store a checkpoint, then forget those that are neither among the last two nor the best by validation."""
+        with self.database.writing() as session:
+            session.add(row)
+            session.execute(update(Run).where(col(Run.id) == row.run_id).values(save_requested=False))
+        kept = self.checkpoints(row.run_id)
+        judged = [one for one in kept if one.validation_loss is not None]
+        best = min(judged, key=lambda one: (one.validation_loss, one.step), default=None)
+        self._forget([one for one in kept[2:] if best is None or one.id != best.id])
+
+    def _forget(self, rows: Sequence[Checkpoint]) -> None:
+        """Delete checkpoints, and their files where no other row needs them."""
+        with self.database.writing() as session:
+            session.execute(delete(Checkpoint).where(col(Checkpoint.id).in_([row.id for row in rows])))
+            needed = set(session.exec(select(Adapter.digest)).all())
+            for pair in session.exec(select(Checkpoint.adapter_digest, Checkpoint.state_digest)).all():
+                needed |= set(pair)
+        for digest in {one for row in rows for one in (row.adapter_digest, row.state_digest)} - needed:
+            self.blobs.remove(digest)
+
+    def checkpoints(self, run_id: int) -> Sequence[Checkpoint]:
+        """A run's checkpoints, newest first."""
+        with self.database.reading() as session:
+            query = select(Checkpoint).where(Checkpoint.run_id == run_id)
+            return session.exec(query.order_by(col(Checkpoint.step).desc(), col(Checkpoint.id).desc())).all()
 
     def interrupt_runs(self, reason: str) -> list[int]:
         """Mark runs that were under way as interrupted, since nothing works on them any more. Returns their ids."""
@@ -326,9 +406,11 @@ class Registry:
     def change_count(self) -> str:
         """A short text that changes when anything a page shows may have changed; cheap enough to ask every second."""
         with self.database.reading() as session:
-            tables = (Base, Dataset, DatasetVersion, Run, Adapter, Job, Export)
+            tables = (Base, Dataset, DatasetVersion, Run, Checkpoint, Adapter, Job, Export)
             tops = [session.exec(select(func.max(table.id), func.count())).one() for table in tables]
-            active = session.exec(select(Run.id, Run.state, Run.stop_requested).where(col(Run.state).in_(ACTIVE_STATES))).all()
+            active = session.exec(
+                select(Run.id, Run.state, Run.stop_requested, Run.pause_requested).where(col(Run.state).in_(ACTIVE_STATES))
+            ).all()
             jobs = session.exec(select(Job.id, Job.state).where(col(Job.state).in_(ACTIVE_STATES))).all()
             return repr((tops, active, jobs))
 

@@ -12,8 +12,9 @@ from sqlalchemy import JSON, Column, ForeignKey, Index, Integer, UniqueConstrain
 from sqlmodel import Field, SQLModel
 
 QUEUED, PREPARING, RUNNING = "queued", "preparing", "running"
-FINISHED, STOPPED, FAILED, INTERRUPTED = "finished", "stopped", "failed", "interrupted"
+FINISHED, STOPPED, FAILED, INTERRUPTED, PAUSED = "finished", "stopped", "failed", "interrupted", "paused"
 ACTIVE_STATES = (QUEUED, PREPARING, RUNNING)
+RESUMABLE_STATES = (PAUSED, INTERRUPTED, STOPPED, FAILED)
 
 
 def _count() -> Any:
@@ -124,6 +125,8 @@ class Run(SQLModel, table=True):
     state: str = Field(default=QUEUED, index=True)
     reason: str = ""
     stop_requested: bool = False
+    pause_requested: bool = Field(default=False, sa_column_kwargs={"server_default": "0"})
+    save_requested: bool = Field(default=False, sa_column_kwargs={"server_default": "0"})
     sweep: str = Field(default="", index=True, sa_column_kwargs={"server_default": ""})
     """Shared by the runs that were started together and train together; empty for a run by itself."""
     details: dict[str, Any] = _json()
@@ -156,6 +159,25 @@ class Point(SQLModel, table=True):
     memory_bytes: int | None = None
     seconds_left: float | None = None
     at: float = Field(default_factory=time.time)
+
+
+class Checkpoint(SQLModel, table=True):
+    """A state that a run can go on from: the factors as an adapter, and the rest of the state, each a blob."""
+
+    __tablename__ = "checkpoint"
+
+    id: int | None = Field(default=None, primary_key=True)
+    run_id: int = Field(sa_column=Column(Integer, ForeignKey("run.id", ondelete="CASCADE"), nullable=False, index=True))
+    step: int
+    adapter_digest: str
+    state_digest: str
+    validation_loss: float | None = None
+    size_bytes: int
+    seconds: float
+    """That it took to write."""
+    about: dict[str, Any] = _json()
+    """What the run must find again to be the same run: tokenizer, template, versions, device."""
+    created: float = Field(default_factory=time.time)
 
 
 class Note(SQLModel, table=True):

@@ -9,7 +9,7 @@ from typing import Any
 
 from storage.tables import Job, Note
 
-_KINDS = {"finished": "good", "failed": "bad", "interrupted": "bad", "stopped": "calm"}
+_KINDS = {"finished": "good", "failed": "bad", "interrupted": "bad", "stopped": "calm", "paused": "calm"}
 
 
 def state_badge(state: str) -> str:

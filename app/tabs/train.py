@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gradio as gr
@@ -16,7 +17,7 @@ from core.config import LoraConfig, TrainConfig
 from core.sweep import combinations, parse_grid
 from core.train.estimate import Estimate
 from storage.errors import NotFound
-from storage.tables import Base, Dataset, Run
+from storage.tables import RESUMABLE_STATES, RUNNING, Base, Checkpoint, Dataset, Run
 
 TAB, TITLE = "train", "Train"
 _MAIN = (
@@ -57,7 +58,11 @@ def build(shell: Shell) -> None:
             run = gr.Dropdown([], label="Run", interactive=True, elem_id="run-choice")
             curve = loss_curve(workbench)
             with gr.Row():
+                pause = gr.Button("Pause", scale=0, min_width=110, interactive=False)
+                resume = gr.Button("Resume", scale=0, min_width=110, interactive=False)
+                save = gr.Button("Save now", scale=0, min_width=110, interactive=False)
                 stop = gr.Button("Stop and keep", variant="stop", scale=0, min_width=150, interactive=False)
+            controls = [pause, resume, save, stop]
             detail = gr.HTML()
 
     def show(base_now: str, data_now: str, run_now: int | None) -> tuple[object, ...]:
@@ -70,12 +75,12 @@ def build(shell: Shell) -> None:
             gr.Dropdown(choices=runs, value=chosen), str(chosen or ""), *run_parts(workbench, chosen),
         )  # fmt: skip
 
-    shell.refresh(show, [base, dataset, run], [base, dataset, run, curve, stop, detail])
+    shell.refresh(show, [base, dataset, run], [base, dataset, run, curve, *controls, detail])
 
     def pick(run_now: int | None) -> tuple[object, ...]:
         return str(run_now or ""), *run_parts(workbench, run_now)
 
-    run.input(pick, run, [curve, stop, detail], **QUIET)
+    run.input(pick, run, [curve, *controls, detail], **QUIET)
 
     fields = {"base": base, "dataset": dataset, "sweep": sweep, **options}
 
@@ -98,17 +103,21 @@ def build(shell: Shell) -> None:
         return "", gr.Dropdown(choices=runs, value=started.id), str(started.id), *run_parts(workbench, started.id)
 
     start.click(
-        begin, None, [name, run, curve, stop, detail], inputs_kwargs={**fields, "name": name}, concurrency_id="start", **WORKING
+        begin, None, [name, run, curve, *controls, detail], inputs_kwargs={**fields, "name": name},
+        concurrency_id="start", **WORKING,
     )  # fmt: skip
     quick.click(lambda: [QUICK_OPTIONS.get(key, gr.skip()) for key in options], None, list(options.values()), **QUIET)
 
-    @told
-    def end(run_now: int | None) -> tuple[object, ...]:
-        if run_now:
-            workbench.stop(run_now)
-        return run_parts(workbench, run_now)
+    def doing(act: Callable[[int], Run]) -> Callable[[int | None], tuple[object, ...]]:
+        def handler(run_now: int | None) -> tuple[object, ...]:
+            if run_now:
+                act(run_now)
+            return run_parts(workbench, run_now)
 
-    stop.click(end, run, [stop, detail], **QUIET)
+        return told(handler)
+
+    for button, act in ((pause, workbench.pause), (resume, workbench.resume), (save, workbench.save), (stop, workbench.stop)):
+        button.click(doing(act), run, [*controls, detail], concurrency_id="control", **WORKING)
 
 
 def _options() -> dict[str, Any]:
@@ -129,17 +138,21 @@ def run_choices(workbench: Workbench) -> list[tuple[str, int]]:
     return [(f"{run.id} · {run.name} · {run.state}", run.id or 0) for run in workbench.registry.all(Run, limit=200)]
 
 
-def run_parts(workbench: Workbench, run_id: int | None) -> tuple[object, object]:
-    """The stop button and the details of the chosen run."""
+def run_parts(workbench: Workbench, run_id: int | None) -> tuple[object, ...]:
+    """The buttons to pause, resume, save and stop, and the details of the chosen run."""
     try:
         run = workbench.registry.get(Run, run_id) if run_id else None
     except NotFound:
         run = None
     if run is None:
-        return gr.Button(interactive=False), ""
-    stopping = run.stop_requested and run.active
-    button = gr.Button("Stopping …" if stopping else "Stop and keep", interactive=run.active and not stopping)
-    return button, run_html(workbench, run)
+        return *[gr.Button(interactive=False)] * 4, ""
+    stopping, pausing = run.stop_requested and run.active, run.pause_requested and run.active
+    free = run.active and not stopping and not pausing
+    return (
+        gr.Button("Pausing …" if pausing else "Pause", interactive=free), gr.Button(interactive=run.state in RESUMABLE_STATES),
+        gr.Button("Saving …" if run.save_requested and free else "Save now", interactive=free and run.state == RUNNING),
+        gr.Button("Stopping …" if stopping else "Stop and keep", interactive=free), run_html(workbench, run),
+    )  # fmt: skip
 
 
 def run_html(workbench: Workbench, run: Run) -> str:
@@ -151,8 +164,17 @@ def run_html(workbench: Workbench, run: Run) -> str:
         ("Adapter", f"rank {lora['rank']}, alpha {lora['alpha']:g}, dropout {lora['dropout']:g}, {lora['target_modules']}"),
         ("Training", f"learning rate {train['learning_rate']:g}, {train['lr_scheduler']}, effective batch {batch}, "
                      f"max length {train['max_length']:,}, seed {train['seed']}"),
+        ("Checkpoints", _saved(workbench.registry.checkpoints(run.id or 0))),
     ], f"Run {run.id}: {run.name}")  # fmt: skip
     return f"{about}{log_lines(workbench.registry.notes(run.id or 0))}"
+
+
+def _saved(rows: Sequence[Checkpoint]) -> str:
+    """Which steps a run can go on from; the newest is the one it does."""
+    each = [
+        f"step {one.step}{f' (validation {one.validation_loss:.4f})' if one.validation_loss is not None else ''}" for one in rows
+    ]
+    return f"{', '.join(each)}; {size(rows[0].size_bytes)} in {rows[0].seconds:.1f} s" if rows else ""
 
 
 def grid_of(sweep: str) -> dict[str, list[str]]:

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 _CHUNK = 1 << 20
 _BLANK = re.compile(r"[ \t\r\n]*")
 _PAIR = r'\s*"[^"\\]*"\s*:\s*(?:"(?:[^"\\]|\\.)*"|[^\[\]{},"]*)\s*,'  # with a value that is neither a list nor an object
-_OPENING = re.compile(r'\s*(?:(\{)(?:' + _PAIR + r')*\s*"data"\s*:\s*)?\[')
+_OPENING = re.compile(r"\s*(?:(\{)(?:" + _PAIR + r')*\s*"data"\s*:\s*)?\[')
 
 
 class TwinKey(ValueError):

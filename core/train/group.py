@@ -86,10 +86,13 @@ class TrainingGroup:
         assert self._bank is not None
         return run.adapter(self._bank, slot)
 
-    def state(self, key: Hashable) -> RunState:
-        """Where a run stands after its last finished step, of which it has done one at least; with adapter() all it takes to go on."""
+    def state(self, key: Hashable) -> RunState | None:
+        """Where a run stands after its last finished step; with adapter() all it takes to go on.
+
+        None before the first step, and while that step's evaluation has still to come.
+        """
         run = next(run for run in self.runs if run.key == key)
-        return run.state(self.bank)
+        return run.state(self.bank) if run.done and run.settled else None
 
     @property
     def bank(self) -> AdapterBank:
@@ -135,7 +138,7 @@ class TrainingGroup:
             self._rebuild(joining)
         for run in joining:
             yield run.key, run.prepared()
-        yield from self._evaluate([run for run in joining if run.evaluated_at < run.done])
+        yield from self._evaluate([run for run in joining if not run.settled])
 
     @staticmethod
     def _require_fit(run: TrainingRun, others: Sequence[TrainingRun]) -> None:

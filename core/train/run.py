@@ -20,8 +20,8 @@ from core.lora.dropout import run_key
 from core.lora.inject import AdapterBank
 from core.lora.targets import select_targets, trainable_parameter_count
 from core.train.batches import MicroBatch, RunData, Step
-from core.train.run_state import Position, RunState
 from core.train.plan import planned_steps, steps_per_epoch
+from core.train.run_state import Position, RunState
 from core.train.schedule import rate_factor, warmup_steps
 
 _RATE_WINDOW = 20  # steps over which speed and time left are averaged
@@ -172,6 +172,12 @@ class TrainingRun:
     def ended(self) -> bool:
         """Whether it has done all its steps or was asked to stop."""
         return self.stopping or self.done >= self.total_steps
+
+    @property
+    def settled(self) -> bool:
+        """Whether the evaluation that is due after the steps done so far has been made, if one is."""
+        due = bool(self.data.validation_blocks) and (self.done == 0 or self.evaluates())
+        return not due or self.evaluated_at == self.done
 
     def evaluates(self) -> bool:
         """Whether an evaluation is due after the steps done so far."""

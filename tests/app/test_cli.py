@@ -19,7 +19,7 @@ COMMANDS = [
     *[["models", one] for one in ("add", "list", "show", "verify", "remove")],
     *[["data", one] for one in ("check", "add", "report", "exclude", "restore", "split", "versions", "use")],
     *[["data", one] for one in ("list", "show", "remove")],
-    *[["runs", one] for one in ("list", "show", "stop")],
+    *[["runs", one] for one in ("list", "show", "pause", "save", "resume", "stop")],
     *[["adapters", one] for one in ("list", "show", "import", "export", "remove")],
 ]  # fmt: skip
 

@@ -22,7 +22,9 @@ LORA = LoraConfig(rank=4, alpha=8, dropout=0.2)
 
 
 def _train_config(**options):
-    return TrainConfig(max_steps=17, micro_batch_size=2, gradient_accumulation_steps=2, learning_rate=1e-2, weight_decay=0.01, **options)
+    return TrainConfig(
+        max_steps=17, micro_batch_size=2, gradient_accumulation_steps=2, learning_rate=1e-2, weight_decay=0.01, **options
+    )
 
 
 def _flat(adapter):

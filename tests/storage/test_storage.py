@@ -149,7 +149,7 @@ def test_stopping_a_waiting_run_ends_it_and_an_active_one_is_asked(registry):
     registry.update_run(second.id, state="running")
     assert registry.request_stop(first.id).state == "stopped"
     assert registry.request_stop(second.id).state == "running"
-    assert registry.stops_requested([first.id, second.id]) == {second.id}
+    assert [one.id for one in registry.requests([first.id, second.id])] == [second.id]
     with pytest.raises(NotFound):
         registry.request_stop(99)
 
@@ -270,7 +270,7 @@ def test_an_older_schema_is_backed_up_before_it_is_migrated(tmp_path, monkeypatc
     older.database.close()
     newer = shutil.copytree(storage.database._MIGRATIONS, tmp_path / "migrations")
     (newer / "versions" / "0099_more.py").write_text(
-        "import sqlalchemy as sa\nfrom alembic import op\nrevision, down_revision = '0099', '0003'\n"
+        "import sqlalchemy as sa\nfrom alembic import op\nrevision, down_revision = '0099', '0004'\n"
         "def upgrade():\n    op.add_column('adapter', sa.Column('stars', sa.Integer(), nullable=True))\n"
     )
     monkeypatch.setattr(storage.database, "_MIGRATIONS", newer)
@@ -286,7 +286,7 @@ def test_an_older_schema_is_backed_up_before_it_is_migrated(tmp_path, monkeypatc
 
 def test_a_registry_of_the_first_version_keeps_its_runs_and_points(tmp_path, monkeypatch):
     first = shutil.copytree(storage.database._MIGRATIONS, tmp_path / "migrations")
-    for later in ("0002_sweeps.py", "0003_dataset_versions.py"):
+    for later in ("0002_sweeps.py", "0003_dataset_versions.py", "0004_checkpoints.py"):
         (first / "versions" / later).unlink()
     with monkeypatch.context() as patch:
         patch.setattr(storage.database, "_MIGRATIONS", first)

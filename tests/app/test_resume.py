@@ -1,0 +1,142 @@
+"""Runs that are paused, stopped or killed go on from their last checkpoint and end as if nothing had happened."""
+
+import os
+import random
+import signal
+import sqlite3
+import time
+
+import pytest
+
+from core.errors import InvalidData, WrongBase
+from storage.errors import InUse
+from storage.tables import Adapter, Base, Checkpoint, Run
+from tests.workbenches import QUICK, wait_for
+
+STEPS = {**QUICK, "max_steps": 40, "save_steps": 3, "save_minutes": 0, "dropout": 0.1, "gradient_accumulation_steps": 2}
+
+
+def _points(workbench, run):
+    points = workbench.registry.points(run.id)
+    return ([(one.step, one.loss) for one in points if one.loss is not None],
+            [(one.step, one.validation_loss) for one in points if one.validation_loss is not None])  # fmt: skip
+
+
+@pytest.fixture
+def uninterrupted(workbench):
+    """A run to its end, its adapter's digest and its measurements."""
+    run = workbench.wait_run(workbench.train("llama", "data", STEPS, "whole").id, lambda seen: None)
+    assert run.state == "finished", run.reason
+    return workbench.registry.find(Adapter, "whole").digest, _points(workbench, run)
+
+
+def _kill_engine(workbench):
+    os.kill(workbench.engine.status()["pid"], signal.SIGKILL)
+    wait_for(lambda: not workbench.engine.alive)
+    workbench.notice_deaths()
+
+
+def test_a_run_killed_again_and_again_ends_like_the_uninterrupted_one(workbench, uninterrupted):
+    digest, measured = uninterrupted
+    chance, run = random.Random(1), workbench.train("llama", "data", STEPS, "killed")
+    for _ in range(4):
+        wait_for(lambda: len(_points(workbench, run)[0]) >= 1 or not workbench.registry.get(Run, run.id).active)
+        time.sleep(chance.uniform(0, 0.6))  # anywhere: between two steps, inside of one, while a checkpoint is written
+        if not workbench.registry.get(Run, run.id).active:
+            break
+        steps = len(_points(workbench, run)[0])
+        _kill_engine(workbench)
+        found = workbench.registry.get(Run, run.id)
+        assert (found.state, "killed" in found.reason) == ("interrupted", True)
+        saved = workbench.registry.checkpoints(run.id)
+        assert len(saved) <= 3
+        assert steps - (saved[0].step if saved else 0) <= 3, "more than an interval is lost"
+        with sqlite3.connect(workbench.settings.database) as connection:
+            assert connection.execute("pragma integrity_check").fetchone() == ("ok",)
+        for one in saved:
+            workbench.registry.blobs.verify(one.adapter_digest)
+            workbench.registry.blobs.verify(one.state_digest)
+        workbench.resume(run.id)
+    done = workbench.wait_run(run.id, lambda seen: None)
+    assert done.state == "finished", done.reason
+    assert workbench.registry.find(Adapter, "killed").digest == digest
+    assert _points(workbench, run) == measured
+
+
+def test_a_paused_run_goes_on_and_ends_the_same(workbench, uninterrupted):
+    digest, measured = uninterrupted
+    run = workbench.train("llama", "data", STEPS, "paused")
+    wait_for(lambda: len(_points(workbench, run)[0]) >= 1)
+    workbench.pause(run.id)
+    found = workbench.wait_run(run.id, lambda seen: None)
+    assert (found.state, found.reason.startswith("paused after")) == ("paused", True)
+    assert workbench.registry.checkpoints(run.id)[0].step == _points(workbench, run)[0][-1][0]
+    assert "paused" not in workbench.registry.names(Adapter)
+    with pytest.raises(InUse, match="is paused, so there is nothing to pause"):
+        workbench.pause(run.id)
+    workbench.resume(run.id)
+    assert workbench.resume(run.id).id == run.id, "a second click does nothing"
+    assert workbench.wait_run(run.id, lambda seen: None).state == "finished"
+    assert workbench.registry.find(Adapter, "paused").digest == digest
+    assert _points(workbench, run) == measured
+    with pytest.raises(InUse, match="is finished"):
+        workbench.resume(run.id)
+
+
+def test_a_stopped_run_keeps_its_adapter_and_can_go_on(workbench, uninterrupted):
+    digest, measured = uninterrupted
+    run = workbench.train("llama", "data", STEPS, "stopped")
+    wait_for(lambda: len(_points(workbench, run)[0]) >= 1)
+    workbench.stop(run.id)
+    assert workbench.wait_run(run.id, lambda seen: None).state == "stopped"
+    assert "stopped" in workbench.registry.names(Adapter)
+    workbench.resume(run.id)
+    assert workbench.wait_run(run.id, lambda seen: None).state == "finished"
+    assert workbench.registry.find(Adapter, "stopped-2").digest == digest
+    assert _points(workbench, run) == measured
+
+
+def test_the_last_two_checkpoints_and_the_best_are_kept(workbench):
+    run = workbench.wait_run(workbench.train("llama", "data", {**STEPS, "eval_steps": 3}, "many").id, lambda seen: None)
+    kept = workbench.registry.checkpoints(run.id)
+    losses = {step: loss for step, loss in _points(workbench, run)[1] if step and step % 3 == 0}
+    best = min(losses, key=lambda step: (losses[step], step))
+    assert {one.step for one in kept} == {36, 39, best}
+    store = workbench.settings.blobs / "sha256"
+    stored = {path.name for folder in store.iterdir() for path in folder.iterdir()}
+    assert all({one.adapter_digest, one.state_digest} <= stored for one in kept)
+    assert sum((store / name[:2] / name / "state.safetensors").exists() for name in stored) == len(kept)
+
+
+def test_a_run_saves_when_asked_to(workbench):
+    run = workbench.train("llama", "data", {**STEPS, "save_steps": 0, "max_steps": 600}, "asked")
+    wait_for(lambda: workbench.registry.get(Run, run.id).state == "running")
+    workbench.save(run.id)
+    wait_for(lambda: workbench.registry.all(Checkpoint))
+    assert not workbench.registry.get(Run, run.id).save_requested
+    workbench.stop(run.id)
+    workbench.wait_run(run.id, lambda seen: None)
+
+
+def test_what_has_changed_under_a_paused_run_is_named(workbench):
+    run = workbench.train("llama", "data", STEPS, "mine")
+    wait_for(lambda: len(_points(workbench, run)[0]) >= 1)
+    workbench.pause(run.id)
+    workbench.wait_run(run.id, lambda seen: None)
+    base = workbench.registry.find(Base, "llama")
+    before = base.template_hash
+    base.template_hash = "0" * 64
+    workbench.registry.save(base)
+    workbench.resume(run.id)
+    failed = workbench.wait_run(run.id, lambda seen: None)
+    assert (failed.state, "chat template of llama changed" in failed.reason) == ("failed", True)
+    base.template_hash = before
+    workbench.registry.save(base)
+    workbench.registry.remove_dataset("data")
+    with pytest.raises(InvalidData, match="Version 1 of data, which run 1 trains on, was deleted"):
+        workbench.resume(run.id)
+    base.fingerprint = "f" * 64
+    workbench.registry.save(base)
+    with pytest.raises(WrongBase, match="gone or another one"):
+        workbench.resume(run.id)
+    assert workbench.registry.get(Run, run.id).state == "failed"
