@@ -203,7 +203,8 @@ class RunSession:
                 self.flush()
                 self._fail(record, event.error, str(event.error))
 
-        if record.wants_save and not record.over:
+        # Between an update and its event the figures are those of the step before, so only these two are places to save at.
+        if record.wants_save and isinstance(event, (StepDone, EvalDone)):
             self._save(record)
 
     @staticmethod

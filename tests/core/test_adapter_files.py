@@ -146,3 +146,14 @@ def test_a_configuration_without_rank_or_alpha_is_refused(folder, base, key):
     del config[key]
     path.write_text(json.dumps(config))
     _refused(folder, base, f"does not say {key}")
+
+
+def test_the_same_adapter_is_the_same_file(tiny_llama, tmp_path):
+    """Adapters are stored by what they hold. safetensors' own writer orders its metadata by chance."""
+    adapter = random_adapter(load(tiny_llama, "f" * 64), rank=2)
+    contents = set()
+    for number in range(20):
+        (tmp_path / str(number)).mkdir()
+        save_adapter(tmp_path / str(number), adapter)
+        contents.add((tmp_path / str(number) / "adapter_model.safetensors").read_bytes())
+    assert len(contents) == 1

@@ -43,10 +43,11 @@ def _run(base, train, resume=None, save_at=None, folder=None):
         events.append(event)
         if group.runs:
             adapter = group.adapter("run")
-        if save_at is not None and isinstance(event, StepDone) and event.step == save_at:
+        reached = save_at is not None and isinstance(event, (StepDone, EvalDone)) and event.step == save_at
+        if reached and (state := group.state("run")) is not None:
             (folder / "adapter").mkdir()
             save_adapter(folder / "adapter", group.adapter("run"))
-            group.state("run").save(folder)
+            state.save(folder)
             group.stop("run")
     return adapter, events
 

@@ -95,6 +95,24 @@ def test_a_run_started_elsewhere_shows_up_and_can_be_stopped_here(workbench, add
     expect(page.get_by_role("gridcell", name="elsewhere").first).to_be_visible()
 
 
+def test_a_run_is_paused_saved_and_resumed(workbench, address, open_page):
+    page = open_page(address)
+    go_to(page, "Train")
+    run = workbench.train("llama", "data", {**QUICK, "max_steps": 1500, "save_minutes": 0}, "mine")
+    expect(page.locator(".curve-state", has_text="Running")).to_be_visible(timeout=60_000)
+    page.get_by_role("button", name="Save now").click()
+    expect(page.get_by_text("Checkpoints")).to_be_visible(timeout=30_000)
+    page.get_by_role("button", name="Pause").click()
+    expect(page.locator(".curve-state", has_text="Paused")).to_be_visible(timeout=30_000)
+    step = workbench.registry.checkpoints(run.id)[0].step
+    page.get_by_role("button", name="Resume").click()
+    expect(page.locator(".curve-state", has_text="Finished")).to_be_visible(timeout=120_000)
+    assert 0 < step < 1500
+    page.wait_for_function("() => document.querySelector('.curve-plot').dataset.points === '1500'")
+    steps = [point.step for point in workbench.registry.points(run.id) if point.loss is not None]
+    assert steps == list(range(1, 1501))
+
+
 def test_a_sweep_is_typed_planned_and_trained_at_once(workbench, address, open_page):
     page = open_page(address)
     go_to(page, "Train")
