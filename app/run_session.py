@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -55,6 +56,11 @@ class _Record:
     @property
     def id(self) -> int:
         return self.run.id or 0
+
+    @cached_property
+    def train(self) -> TrainConfig:
+        """How it is to be trained."""
+        return TrainConfig.parse(self.run.config["train"])
 
 
 class RunSession:
@@ -149,7 +155,7 @@ class RunSession:
 
     def _prepare(self, record: _Record) -> Generator[None, None, RunRequest]:
         """Load the base and render the rows, in a thread beside the chats. Its value is the run's request."""
-        run, train = record.run, TrainConfig.parse(record.run.config["train"])
+        run, train = record.run, record.train
         rows, version, special_tokens = self._data(run)
         self._registry.add_note(record.id, f"Loading {run.base_name} and reading {len(rows)} rows")
         base: ResidentBase = self._engine.load_base(self._source(run))
@@ -209,7 +215,7 @@ class RunSession:
 
     @staticmethod
     def _is_due(record: _Record) -> bool:
-        train = TrainConfig.parse(record.run.config["train"])
+        train = record.train
         by_steps = bool(train.save_steps) and record.step - record.saved_step >= train.save_steps
         by_time = bool(train.save_minutes) and time.monotonic() - record.saved_at >= train.save_minutes * 60
         return by_steps or by_time
