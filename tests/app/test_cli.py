@@ -111,7 +111,7 @@ def test_rows_are_left_out_and_brought_back_from_the_command_line(settings, tmp_
     assert run(settings, "data", "report", "a", "--csv", tmp_path / "r.csv").exit_code == 0
     assert len((tmp_path / "r.csv").read_text().splitlines()) == 14
     again = run(settings, "data", "report", "a", "--csv", tmp_path / "r.csv")
-    assert (again.exit_code, "Error" in again.stderr) == (1, True)
+    assert (again.exit_code, "Error" in again.stderr) == (2, True)
     assert run(settings, "data", "exclude", "a", "--kind", "nonsense").exit_code == 2
 
 
