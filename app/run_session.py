@@ -209,9 +209,12 @@ class RunSession:
                 self.flush()
                 self._fail(record, event.error, str(event.error))
 
-        # Between an update and its event the figures are those of the step before, so only these two are places to save at.
-        if record.wants_save and isinstance(event, (StepDone, EvalDone)):
+        if record.wants_save and isinstance(event, (StepDone, EvalDone)) and self._told(record):
             self._save(record)
+
+    def _told(self, record: _Record) -> bool:
+        """Whether all that belongs to the state at hand has been measured and noted: only then can the run go on from it."""
+        return self._group is not None and not record.over and self._group.told(record.id, record.step)
 
     @staticmethod
     def _is_due(record: _Record) -> bool:
@@ -221,7 +224,7 @@ class RunSession:
         return by_steps or by_time
 
     def _save(self, record: _Record) -> None:
-        """Write a checkpoint, unless there is nothing new to save or an evaluation has to come first."""
+        """Write a checkpoint, unless there is nothing new to save."""
         assert self._group is not None
         state = self._group.state(record.id)
         if state is None or state.position.steps == record.saved_step:

@@ -68,6 +68,7 @@ class TrainingGroup:
         self._compiled = False
         self._busy: deque[float] = deque(maxlen=_RATE_WINDOW)
         self._ticks = 0
+        self._read_soon = False  # whether somebody wants the events of a step before the next one is done
         self.finished = False
 
     # From outside, between two events.
@@ -87,12 +88,18 @@ class TrainingGroup:
         return run.adapter(self._bank, slot)
 
     def state(self, key: Hashable) -> RunState | None:
-        """Where a run stands after its last finished step; with adapter() all it takes to go on.
+        """Where a run stands after its last finished step; with adapter() all it takes to go on. None before the first step."""
+        run = next(run for run in self.runs if run.key == key)
+        return run.state(self.bank) if run.done else None
 
-        None before the first step, and while that step's evaluation has still to come.
+    def told(self, key: Hashable, step: int) -> bool:
+        """Whether step number `step` is the last that a run has done, and its evaluation, if one is due, is over.
+
+        Then no event is still to come about what state() holds. If not, the next step's figures are waited for.
         """
         run = next(run for run in self.runs if run.key == key)
-        return run.state(self.bank) if run.done and run.settled else None
+        self._read_soon = run.done != step
+        return run.done == step and run.settled
 
     @property
     def bank(self) -> AdapterBank:
@@ -216,7 +223,7 @@ class TrainingGroup:
         yield self.runs[0].key if self.runs else None, MicroBatchDone()
         yield from late
         stepped = [pending.run for pending in self._pending]
-        if self.base.device.type != "cuda" or any(run.ended or run.evaluates() for run in stepped):
+        if self.base.device.type != "cuda" or self._read_soon or any(run.ended or run.evaluates() for run in stepped):
             yield from self._read()
             stepped = [run for run in stepped if run in self.runs]
             yield from self._evaluate([run for run in stepped if run.evaluates()])

@@ -156,7 +156,8 @@ def _one(base, steps, resume=None, save_at=None):
     for _, event in group.run():
         if isinstance(event, RunFailed):
             raise event.error
-        if isinstance(event, StepDone) and saved is None and save_at is not None and event.step >= save_at:
+        wanted = isinstance(event, StepDone) and saved is None and save_at is not None and event.step >= save_at
+        if wanted and group.told("run", event.step):
             saved = group.adapter("run"), group.state("run")
             group.stop("run")
         if isinstance(event, TrainingDone):

@@ -44,7 +44,8 @@ def _run(base, train, resume=None, save_at=None, folder=None):
         if group.runs:
             adapter = group.adapter("run")
         reached = save_at is not None and isinstance(event, (StepDone, EvalDone)) and event.step == save_at
-        if reached and (state := group.state("run")) is not None:
+        if reached and group.told("run", save_at):
+            state = group.state("run")
             (folder / "adapter").mkdir()
             save_adapter(folder / "adapter", group.adapter("run"))
             state.save(folder)
