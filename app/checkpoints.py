@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from typing import Any
-
-import torch
-import transformers
 
 from core.base_model.load import ResidentBase
 from core.engine import Engine
@@ -36,13 +32,13 @@ def save_checkpoint(registry: Registry, run: Run, engine: Engine, adapter: Adapt
     row = Checkpoint(
         run_id=run.id or 0, step=state.position.steps, adapter_digest=digests[0], state_digest=digests[1],
         validation_loss=state.position.validation_loss, size_bytes=size, seconds=time.monotonic() - start,
-        about=_about(base, engine.device),
+        about=_about(base, engine),
     )  # fmt: skip
     registry.add_checkpoint(row)
     return row
 
 
-def load_checkpoint(registry: Registry, run: Run, base: ResidentBase) -> tuple[AdapterWeights, RunState] | None:
+def load_checkpoint(registry: Registry, run: Run, engine: Engine, base: ResidentBase) -> tuple[AdapterWeights, RunState] | None:
     """The newest checkpoint of a run; None if it has none. Says in the run's log where it will not go on bit for bit.
 
     Raises InvalidInput if the base's tokenizer or chat template is another than it was trained with, BlobDamaged.
@@ -50,7 +46,7 @@ def load_checkpoint(registry: Registry, run: Run, base: ResidentBase) -> tuple[A
     row = next(iter(registry.checkpoints(run.id or 0)), None)
     if row is None:
         return None
-    now = _about(registry.get(Base, run.base_id), base.device)
+    now = _about(registry.get(Base, run.base_id), engine)
     changed = [key for key, value in row.about.items() if now.get(key) != value]
     if must_agree := [key for key in changed if key in ("tokenizer", "chat template")]:
         raise InvalidInput(
@@ -64,9 +60,9 @@ def load_checkpoint(registry: Registry, run: Run, base: ResidentBase) -> tuple[A
     return adapter, RunState.load(registry.blobs.verify(row.state_digest))
 
 
-def _about(base: Base, device: torch.device) -> dict[str, Any]:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
+def _about(base: Base, engine: Engine) -> dict[str, Any]:
     return {
-        "tokenizer": base.tokenizer_hash, "chat template": f"{base.template_hash} {base.template}".strip(),
-        "torch": torch.__version__, "transformers": transformers.__version__, "device": name, "threads": torch.get_num_threads(),
-    }  # fmt: skip
+        "tokenizer": base.tokenizer_hash,
+        "chat template": f"{base.template_hash} {base.template}".strip(),
+        **engine.surroundings(),
+    }

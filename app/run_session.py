@@ -165,7 +165,7 @@ class RunSession:
         found = TokenRows(
             file, length, keep=version.usable(rows), validation=version.validation, over_length=train.over_length
         )  # fmt: skip
-        resume = load_checkpoint(self._registry, run, base)
+        resume = load_checkpoint(self._registry, run, self._engine, base)
         if resume is not None:
             record.step = record.saved_step = resume[1].position.steps
             self._registry.add_note(record.id, f"Going on from the checkpoint at step {record.step}")

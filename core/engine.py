@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import transformers
 
 from core.base_model.fingerprint import fingerprint, stat_key
 from core.base_model.load import ResidentBase, best_device, load_base
@@ -68,6 +70,14 @@ class Engine:
         self._pool: StatePool | None = None
         self._template = ""
         self._decoders: dict[Decoder, set[str]] = {}  # with the digests of the adapters each is using
+
+    def surroundings(self) -> dict[str, str | int]:
+        """What has to be the same for the same work to give the same bits."""
+        cuda = self.device.type == "cuda"
+        return {
+            "torch": torch.__version__, "transformers": transformers.__version__, "threads": torch.get_num_threads(),
+            "device": torch.cuda.get_device_name(self.device) if cuda else f"{self.device.type}, {platform.machine()}",
+        }  # fmt: skip
 
     def load_base(self, source: BaseSource) -> ResidentBase:
         """Make `source` resident, unless it already is. Its files are checked against its fingerprint if touched.

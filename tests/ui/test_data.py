@@ -28,7 +28,7 @@ FAULTS: list[tuple[str, str, str]] = [
     (lines(_turns(("user", "nobody answers"))), "No answer", "There is no assistant turn"),
     (lines(_turns(("wizard", "hi"), ("assistant", "x"))), "Unknown role", "The role 'wizard' is not known"),
     (lines(_turns(("assistant", "I begin"))), "Answer without a question", "The first turn is the assistant's"),
-    (lines({"messages": 5}), "Missing or of the wrong kind", "messages must be a list of turns"),
+    (lines({"messages": 5}), "Missing or of the wrong kind", "messages is a number; expected a list of turns"),
     ('{"messages": [{"role": "user", "content": "\\ud800"}, {"role": "assistant", "content": "x"}]}\n', "Broken encoding",
      "half a character"),
     (lines(_turns(("user", "a"), ("user", "b"), ("assistant", "two users speak"))), "Two turns of one speaker in a row",
