@@ -13,8 +13,8 @@ from storage.errors import InUse
 from storage.tables import Adapter, Base, Checkpoint, Run
 from tests.workbenches import QUICK, wait_for
 
-EVERY = 15
-STEPS = {**QUICK, "max_steps": 200, "save_steps": EVERY, "save_minutes": 0, "dropout": 0.1, "gradient_accumulation_steps": 2,
+EVERY = 10
+STEPS = {**QUICK, "max_steps": 120, "save_steps": EVERY, "save_minutes": 0, "dropout": 0.1, "gradient_accumulation_steps": 2,
          "learning_rate": 1e-3, "eval_steps": 25}  # fmt: skip
 
 
