@@ -64,11 +64,12 @@ def kinds_html(opened: Opened, base: BaseCheck | None) -> str:
     for found in (opened.findings, *([base.findings] if base else [])):
         counts.update(found.counts())
         left_out.update(found.counts(opened.version.excluded))
+    hints = "".join(f"<p class='hint'>{escape(hint)}</p>" for hint in (opened.summary.hints if opened.summary else ()))
     if not counts:
-        return "<div class='card'><span class='state good'>clean</span> Nothing was found that needs a look.</div>"
+        return f"<div class='card'><span class='state good'>clean</span> Nothing was found that needs a look.{hints}</div>"
     rows = "".join(_kind_row(KINDS[code], counts[code], left_out[code]) for code in KINDS if code in counts)
     head = "<tr><th>Level</th><th>Finding</th><th>Rows</th><th>Left out</th><th>What to do</th></tr>"
-    return f"<div class='card'><table class='rows kinds'><thead>{head}</thead><tbody>{rows}</tbody></table></div>"
+    return f"<div class='card'><table class='rows kinds'><thead>{head}</thead><tbody>{rows}</tbody></table>{hints}</div>"
 
 
 def _kind_row(kind: Kind, count: int, left_out: int) -> str:

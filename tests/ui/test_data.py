@@ -155,6 +155,7 @@ def test_unknown_columns_are_mapped_by_hand_with_a_template(workbench, address, 
     expect(page.locator("#look .turn.user").first).to_contain_text("Which kind is word0?")
     page.get_by_role("button", name="Import", exact=True).click()
     expect(page.get_by_role("gridcell", name="words").first).to_be_visible(timeout=60_000)
+    expect(page.get_by_text("Columns that are not used: 'more'.")).to_be_visible()
     row = workbench.registry.find(Dataset, "words")
     assert workbench.datasets.row(row, 3).example.messages[0]["content"] == "Which kind is word3?"
 
