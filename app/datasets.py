@@ -19,7 +19,7 @@ from app.data_import import ImportRequest, import_dataset
 from app.engine_client import EngineClient
 from app.settings import Settings
 from core.data.dataset_file import DatasetFile, Findings, StoredRow
-from core.data.findings import ERROR, KINDS, RowFault
+from core.data.findings import ERROR, KINDS, WARNING, RowFault, codes_of
 from core.data.formats import SPEAKERS, Example, conversation
 from core.data.importing import Summary, rewritten
 from core.data.split import FILE, Split
@@ -321,8 +321,7 @@ def _filtered(opened: Opened, found: Sequence[Findings], shown: str, code: str) 
         return np.arange(len(opened.rows))
     if shown in (EXCLUDED, VALIDATION):
         return np.flatnonzero(opened.version.excluded if shown == EXCLUDED else opened.version.validation)
-    level = ERROR if shown == ERRORS else "warning"
-    codes = [kind.code for kind in KINDS.values() if kind.level == level]
+    codes = codes_of(ERROR if shown == ERRORS else WARNING)
     return sorted({index for one in found for index in one.indices(*codes)})
 
 

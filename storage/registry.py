@@ -246,9 +246,7 @@ class Registry:
     def request_stop(self, run_id: int) -> Run:
         """Ask a run to stop; one that has not started is stopped at once. Raises NotFound."""
         with self.database.writing() as session:
-            run = session.get(Run, run_id)
-            if run is None:
-                raise NotFound(f"There is no run {run_id}.")
+            run = _run_in(session, run_id)
             if run.state == QUEUED:
                 run.state, run.reason, run.ended = STOPPED, "stopped before it started", time.time()
             elif run.active:
@@ -259,9 +257,7 @@ class Registry:
     def request_pause(self, run_id: int) -> Run:
         """Ask a run to pause; one that has not started is paused at once. Raises NotFound, or InUse if it is over."""
         with self.database.writing() as session:
-            run = session.get(Run, run_id)
-            if run is None:
-                raise NotFound(f"There is no run {run_id}.")
+            run = _run_in(session, run_id)
             if not run.active:
                 raise InUse(f"Run {run_id} ({run.name}) is {run.state}, so there is nothing to pause.")
             if run.state == QUEUED:
@@ -274,9 +270,7 @@ class Registry:
     def request_save(self, run_id: int) -> Run:
         """Ask a run to write a checkpoint. Raises NotFound, or InUse if it is not under way."""
         with self.database.writing() as session:
-            run = session.get(Run, run_id)
-            if run is None:
-                raise NotFound(f"There is no run {run_id}.")
+            run = _run_in(session, run_id)
             if run.state != RUNNING:
                 raise InUse(f"Run {run_id} ({run.name}) is {run.state}, so there is nothing to save.")
             run.save_requested = True
@@ -289,9 +283,7 @@ class Registry:
         What it measured behind its last checkpoint is forgotten: it will be measured again. Raises NotFound, InUse.
         """
         with self.database.writing() as session:
-            run = session.get(Run, run_id)
-            if run is None:
-                raise NotFound(f"There is no run {run_id}.")
+            run = _run_in(session, run_id)
             if run.active:
                 return run
             if run.state not in RESUMABLE_STATES:
@@ -413,6 +405,14 @@ class Registry:
             ).all()
             jobs = session.exec(select(Job.id, Job.state).where(col(Job.state).in_(ACTIVE_STATES))).all()
             return repr((tops, active, jobs))
+
+
+def _run_in(session: Session, run_id: int) -> Run:
+    """The run with this id, to be changed in this session. Raises NotFound."""
+    run = session.get(Run, run_id)
+    if run is None:
+        raise NotFound(f"There is no run {run_id}.")
+    return run
 
 
 def _version_of(row: Dataset, change: str, parent: int | None) -> DatasetVersion:

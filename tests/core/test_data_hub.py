@@ -2,8 +2,6 @@
 
 import io
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
 from urllib.parse import unquote
 
@@ -15,6 +13,7 @@ from core.data.hub import fetch_dataset
 from core.data.read import RowReader
 from core.errors import InvalidData, SourceUnreachable
 from core.reporting import silent
+from tests.core.fake_hub import FakeHub, serving
 
 
 def _parquet(count):
@@ -23,16 +22,10 @@ def _parquet(count):
     return sink.getvalue()
 
 
-class _Hub(BaseHTTPRequestHandler):
+class _Hub(FakeHub):
     """files: by revision, then by path; the parquet branch is missing where it is not there."""
 
     files: ClassVar[dict] = {}
-
-    def do_GET(self):
-        self._answer(body=True)
-
-    def do_HEAD(self):
-        self._answer(body=False)
 
     def _answer(self, body):
         path = unquote(self.path).partition("?")[0]
@@ -48,32 +41,12 @@ class _Hub(BaseHTTPRequestHandler):
             return self._send(next(content for name, content in files.items() if path.endswith(name)), body)
         return self._refuse("RepoNotFound")
 
-    def _refuse(self, code):
-        self.send_response(404)
-        self.send_header("X-Error-Code", code)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def _send(self, content, body):
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
-        self.send_header("ETag", f'"{len(content)}-{hash(content) & 0xFFFFFF}"')
-        self.send_header("X-Repo-Commit", "d" * 40)
-        self.end_headers()
-        if body:
-            self.wfile.write(content)
-
-    def log_message(self, *args):
-        pass
-
 
 @pytest.fixture
 def hub():
     handler = type("Hub", (_Hub,), {"files": {}})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}", handler.files
-        server.shutdown()
+    with serving(handler) as address:
+        yield address, handler.files
 
 
 CONVERTED = "refs/convert/parquet"
