@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from app.disk import SPARE_BYTES, free_bytes
 from core.base_model.load import ResidentBase
 from core.engine import Engine
-from core.errors import InvalidInput
+from core.errors import InvalidInput, OutOfSpace
 from core.lora.adapter import AdapterWeights
 from core.lora.peft_format import load_adapter, save_adapter
 from core.train.run_state import RunState
@@ -15,12 +16,18 @@ from storage.blobs import content_size
 from storage.registry import Registry
 from storage.tables import Base, Checkpoint, Run
 
+_AROUND_BYTES = 256 * 1024  # headers and configuration
 _ADAPTER, _STATE = "adapter", "state"
 
 
 def save_checkpoint(registry: Registry, run: Run, engine: Engine, adapter: AdapterWeights, state: RunState) -> Checkpoint:
-    """Write factors and state, each whole or not at all, then the row that makes a checkpoint of them."""
+    """Write factors and state, each whole or not at all, then the row that makes a checkpoint of them.
+
+    Raises OutOfSpace or OSError; then there is no new checkpoint and those before are as they were.
+    """
     start = time.monotonic()
+    if free_bytes(registry.blobs.folder) < checkpoint_bytes(adapter) + SPARE_BYTES:
+        raise OutOfSpace(f"A checkpoint needs {checkpoint_bytes(adapter) / 1e6:,.1f} MB in {registry.blobs.folder}.")
     with registry.blobs.staging() as staging:
         for name in (_ADAPTER, _STATE):
             (staging / name).mkdir()
@@ -31,11 +38,17 @@ def save_checkpoint(registry: Registry, run: Run, engine: Engine, adapter: Adapt
     base = registry.get(Base, run.base_id)
     row = Checkpoint(
         run_id=run.id or 0, step=state.position.steps, adapter_digest=digests[0], state_digest=digests[1],
-        validation_loss=state.position.validation_loss, size_bytes=size, seconds=time.monotonic() - start,
+        train_loss=state.position.train_loss, validation_loss=state.position.validation_loss, size_bytes=size,
+        seconds=time.monotonic() - start,
         about=_about(base, engine),
     )  # fmt: skip
     registry.add_checkpoint(row)
     return row
+
+
+def checkpoint_bytes(adapter: AdapterWeights) -> int:
+    """What a checkpoint takes on the disk: the factors and Adam's two moments in float32, and a little around them."""
+    return 12 * adapter.parameter_count + _AROUND_BYTES
 
 
 def load_checkpoint(registry: Registry, run: Run, engine: Engine, base: ResidentBase) -> tuple[AdapterWeights, RunState] | None:

@@ -263,7 +263,7 @@ def runs_show(run_id: RunId, home: Home = None, json: Json = False) -> None:
 def runs_stop(run_id: RunId, home: Home = None, json: Json = False) -> None:
     """Stop a run and keep what it has learnt as an adapter."""
     workbench, console = open_workbench(home), Console(json)
-    if not workbench.stop(run_id).active:
+    if not workbench.runs.stop(run_id).active:
         console.say(f"Run {run_id} is not under way any more.")
     _show_run(console, workbench, workbench.wait_run(run_id, lambda run: None), json)
 
@@ -273,7 +273,7 @@ def runs_stop(run_id: RunId, home: Home = None, json: Json = False) -> None:
 def runs_pause(run_id: RunId, home: Home = None, json: Json = False) -> None:
     """Save where a run stands and let go of it; go on with runs resume."""
     workbench, console = open_workbench(home), Console(json)
-    workbench.pause(run_id)
+    workbench.runs.pause(run_id)
     _show_run(console, workbench, workbench.wait_run(run_id, lambda run: None), json)
 
 
@@ -282,7 +282,7 @@ def runs_pause(run_id: RunId, home: Home = None, json: Json = False) -> None:
 def runs_save(run_id: RunId, home: Home = None, json: Json = False) -> None:
     """Have a run write a checkpoint now."""
     workbench = open_workbench(home)
-    workbench.save(run_id)
+    workbench.runs.save(run_id)
     Console(json).result({"run": run_id, "asked": True}, [("Asked", f"run {run_id} saves after the step at hand")])
 
 
@@ -294,7 +294,7 @@ def runs_resume(
 ) -> None:  # fmt: skip
     """Go on with a run that was paused, interrupted, stopped or has failed, from its last checkpoint."""
     workbench, console = open_workbench(home), Console(json)
-    run = workbench.resume(run_id)
+    run = workbench.runs.resume(run_id)
     if not detach:
         with console.progress() as progress:
             run = workbench.wait_run(run_id, progress.run_watcher(workbench))

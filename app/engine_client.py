@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection, answer_challenge, deliver_challenge
+from typing import Any
 
 from app import wire
 from app.errors import EngineUnavailable
@@ -19,6 +20,7 @@ from core.events import TokenDone
 
 _START_SECONDS = 120.0
 _PATIENCE_SECONDS = 10.0
+_MEASURE_SECONDS = 600.0  # a large base is loaded first, and a large data set rendered
 _TOKENIZER_SECONDS = 60.0  # the first question about tokens loads a tokenizer
 
 
@@ -127,6 +129,14 @@ class EngineClient:
         self.ensure()
         question = {"command": "tokens", "base": base, "rows": rows, "index": index, "template": template}
         answer = self._ask(question, _TOKENIZER_SECONDS)
+        if "error" in answer:
+            raise EngineUnavailable(answer["error"])
+        return answer
+
+    def measure(self, base: str, dataset: str, configs: list[dict[str, Any]]) -> wire.Message:
+        """What runs with these options would take, measured. Raises EngineUnavailable with the reason."""
+        self.ensure()
+        answer = self._ask({"command": "measure", "base": base, "dataset": dataset, "configs": configs}, _MEASURE_SECONDS)
         if "error" in answer:
             raise EngineUnavailable(answer["error"])
         return answer

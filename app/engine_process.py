@@ -26,6 +26,7 @@ from filelock import FileLock, Timeout
 
 from app import wire
 from app.errors import USER_ERRORS
+from app.measuring import Measuring
 from app.processes import ALREADY_RUNNING
 from app.run_session import RunSession
 from app.settings import DTYPE_VARIABLE, Settings, settings_for
@@ -36,6 +37,7 @@ from core.engine import AdapterSource, AnswerRequest, BaseSource, Engine
 from core.errors import InvalidConfig
 from core.events import TokenDone
 from core.generate.decode import Decoder
+from core.train.memory import ran_out_of_memory
 from storage.tables import Adapter, Base
 
 _FIRST_GRACE = 30.0  # seconds to wait for the first client
@@ -67,6 +69,8 @@ class EngineServer:
         self._tokens = TokenViews(self._registry)
         self._engine = Engine(dtype=_dtype_from_environment())
         self._session: RunSession | None = None
+        self._measuring: Iterator[None] | None = None
+        self._measure_asked: queue.SimpleQueue[Measuring] = queue.SimpleQueue()
         self._answers: list[_Answering] = []
         self._asked: queue.SimpleQueue[_Answering] = queue.SimpleQueue()
         self._wake = threading.Event()
@@ -81,15 +85,15 @@ class EngineServer:
         for run_id in self._registry.interrupt_runs("the engine ended while it was training"):
             log.info("run %s was interrupted", run_id)
         while not self._is_over():
-            slice_seconds = self._train_a_little()
+            slice_seconds = self._measure_a_little() if self._measures() else self._train_a_little()
             self._take_questions()
             self._decode_for(slice_seconds)
-            if self._session is None and not self._answers:
+            if self._session is None and self._measuring is None and not self._answers:
                 self._wake.wait(_IDLE_WAIT)
                 self._wake.clear()
 
     def _is_over(self) -> bool:
-        if self._session or self._answers or self._attached or self._registry.next_queued():
+        if self._session or self._measuring or self._answers or self._attached or self._registry.next_queued():
             self._idle_since = time.monotonic()
         return time.monotonic() - self._idle_since > _GRACE
 
@@ -112,6 +116,28 @@ class EngineServer:
             session.fail(error, _reason(error))
             _free_memory()
         return max(_LEAST_SLICE, time.monotonic() - start)
+
+    def _measures(self) -> bool:
+        """Whether something is being measured, now that nothing trains."""
+        if self._session is None and self._measuring is None and not self._measure_asked.empty():
+            self._measuring = self._measured(self._measure_asked.get())
+        return self._measuring is not None
+
+    def _measure_a_little(self) -> float:
+        start = time.monotonic()
+        assert self._measuring is not None
+        if next(self._measuring, StopIteration) is StopIteration:
+            self._measuring = None
+            _free_memory()
+        return max(_LEAST_SLICE, time.monotonic() - start)
+
+    def _measured(self, asked: Measuring) -> Iterator[None]:
+        try:
+            yield from asked.work(self._registry, self._engine, self._cache)
+        except Exception as error:
+            if not isinstance(error, USER_ERRORS):
+                log.error("measuring failed", exc_info=error)
+            asked.out.put({"error": _reason(error), "kind": type(error).__name__})
 
     def _take_questions(self) -> None:
         while not self._asked.empty():
@@ -207,6 +233,8 @@ class EngineServer:
                 self._hold(connection)
             case "answer":
                 self._answer(connection, message)
+            case "measure":
+                wire.send(connection, self._measure(message))
             case "tokens":
                 wire.send(connection, self._tokens.view(message))
             case "cancel":
@@ -240,6 +268,16 @@ class EngineServer:
             asked.cancelled.add(None)  # nobody listens any more
             raise
 
+    def _measure(self, message: wire.Message) -> wire.Message:
+        """Wait for what a run would take. While a run trains its memory would be measured too."""
+        if self._session is not None:
+            why = "A run is under way, whose memory and time would be measured too; wait for its end, or pause it."
+            return {"error": why, "kind": "EngineUnavailable"}
+        asked = Measuring(message)
+        self._measure_asked.put(asked)
+        self._wake.set()
+        return asked.out.get()
+
     def _cancel(self, message: wire.Message) -> None:
         """End one row of an answer under way, which its asker has given a name; it may have ended by now."""
         for one in list(self._answers):
@@ -257,6 +295,8 @@ class EngineServer:
             "dtype": str(base.dtype).removeprefix("torch.") if base else None,
             "runs": self._session.run_ids if self._session else [],
             "answering": len(self._answers),
+            "measuring": self._measuring is not None,
+            "disk_full": bool(self._session and self._session.waiting_for_space),
             "notice": self._engine.notice,
         }
 
@@ -265,10 +305,8 @@ def _reason(error: Exception) -> str:
     """The sentence for the user: our own errors as they are, others with what they are and where the details lie."""
     if isinstance(error, USER_ERRORS):
         return str(error)
-    if isinstance(error, torch.OutOfMemoryError):
-        return "The accelerator's memory ran out. Lower micro_batch_size or max_length and start again."
-    if isinstance(error, MemoryError):
-        return "The memory ran out. Lower micro_batch_size or max_length and start again."
+    if ran_out_of_memory(error):
+        return "The memory ran out, also in the smallest pieces. Lower max_length or rank, or free memory elsewhere"
     return f"Unexpected {type(error).__name__}: {str(error)[:300]} (details in logs/engine.log of the home folder)"
 
 

@@ -2,78 +2,56 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
-from app.checkpoints import load_checkpoint, save_checkpoint
+from app.checkpoints import checkpoint_bytes, save_checkpoint
+from app.disk import free_bytes, insist, is_full
 from app.errors import USER_ERRORS
-from app.sources import folder_of
-from core.base_model.load import ResidentBase
-from core.config import LoraConfig, TrainConfig
-from core.data.dataset_file import DatasetFile
-from core.data.importing import Summary
-from core.data.render import Renderer
-from core.data.split import Split
-from core.data.tokens import TokenRows, tokenised
-from core.data.version import Version, first_version
-from core.engine import BaseSource, Engine
-from core.errors import WrongBase
+from app.kept import keep_adapter
+from app.run_record import RunRecord, prepared_sentence
+from app.run_request import base_source, prepare
+from app.sampling import sample_answers
+from core.engine import Engine
+from core.errors import CannotShare
 from core.events import EvalDone, Notice, Prepared, RunFailed, StepDone, TrainingDone
 from core.lora.peft_format import save_adapter
+from core.train.alerts import Alert
 from core.train.group import Event, TrainingGroup
+from core.train.hardware import EnergyMeter, operations_a_token
+from core.train.memory import memory_figures, ran_out_of_memory
 from core.train.run import RunRequest
-from storage.blobs import content_size
 from storage.names import free_name
 from storage.registry import Registry
-from storage.tables import FAILED, FINISHED, PAUSED, RUNNING, STOPPED, Adapter, Base, Point, Run
+from storage.run_rows import best_checkpoint
+from storage.tables import ALERT, CHANGE, FAILED, FINISHED, INTERRUPTED, PAUSED, STOPPED, Adapter, Run, Sample
 
 _FLUSH_SECONDS = 0.5  # measurements are written at most this often: each write waits for the disk
-_LOOK_SECONDS = 0.1  # between two looks for somebody who asked to stop
-_WAIT_SECONDS = 0.1  # at a time for rows that are being rendered, so that chats go on meanwhile
+_LOOK_SECONDS = 0.1  # between two looks for what somebody asks of a run
 
 log = logging.getLogger("engine")
 Result = TypeVar("Result")
-
-
-@dataclass
-class _Record:
-    """One run's row, and the measurements that wait to be written."""
-
-    run: Run
-    points: list[Point] = field(default_factory=list)
-    over: bool = False
-    saved_step: int = 0
-    saved_at: float = field(default_factory=time.monotonic)
-    step: int = 0
-    wants_save: bool = False
-
-    @property
-    def id(self) -> int:
-        return self.run.id or 0
-
-    @cached_property
-    def train(self) -> TrainConfig:
-        """How it is to be trained."""
-        return TrainConfig.parse(self.run.config["train"])
 
 
 class RunSession:
     """Runs under way together. advance() does one micro-batch's worth of work."""
 
     def __init__(self, registry: Registry, engine: Engine, runs: Sequence[Run], cache: Path) -> None:
-        """All runs are of one sweep, or there is only one. `cache` holds rendered rows."""
+        """`cache` holds rendered rows."""
         self._registry, self._engine, self._cache = registry, engine, cache
-        self._records = {run.id: _Record(run) for run in runs}
+        self._records = {run.id: RunRecord(run, energy=run.energy_joules) for run in runs}
         self._flushed = self._looked = time.monotonic()
         self._stopping: set[int] = set()
         self._pausing: set[int] = set()
         self._group: TrainingGroup | None = None
+        self._meter: EnergyMeter | None = None
+        self.waiting_for_space = False
+        """Whether the registry cannot be written, since the disk is full."""
         self._events = self._train()
 
     @property
@@ -98,226 +76,270 @@ class RunSession:
         return True
 
     def fail(self, error: Exception, reason: str) -> None:
-        """Record what ended all runs that are left."""
+        """Record what ended all runs that are left. For want of memory they are interrupted and can go on later."""
         self.flush()
+        out_of_memory = ran_out_of_memory(error)
+        if out_of_memory:
+            reason = f"{reason} ({memory_figures(self._engine.device)})"
         for record in self._records.values():
             if not record.over:
-                self._fail(record, error, reason)
+                self._fail(record, error, reason, INTERRUPTED if out_of_memory else FAILED)
 
     def flush(self) -> None:
-        """Write the measurements that wait."""
+        """Write the measurements that wait, and what was used of energy."""
+        self._share_energy()
         points = [point for record in self._records.values() for point in record.points]
         if points:
-            self._registry.add_points(points)
+            energy = {record.id: record.energy for record in self._records.values() if record.energy is not None}
+            self._write(self._registry.add_points, points, energy)
         for record in self._records.values():
             record.points = []
         self._flushed = time.monotonic()
 
+    def _write(self, write: Callable[..., Result], *arguments: object, **values: object) -> Result:
+        def waiting(so: bool) -> None:
+            self.waiting_for_space = so
+
+        return insist(functools.partial(write, *arguments, **values), waiting)
+
+    def _say(self, record: RunRecord, text: str, kind: str = "log") -> None:
+        self._write(self._registry.add_note, record.id, text, kind)
+
+    def _share_energy(self) -> None:
+        """What the device has used is shared by the runs under way."""
+        used, sharing = self._meter.used() if self._meter else None, [one for one in self._records.values() if not one.over]
+        for record in sharing if used is not None else []:
+            record.energy = (record.energy or 0.0) + (used or 0.0) / len(sharing)
+
+    # What people ask for.
+
     def _look_for_requests(self) -> None:
         self._looked = time.monotonic()
         for run in self._registry.requests(self.run_ids):
-            run_id = run.id or 0
-            self._records[run_id].wants_save |= run.save_requested
-            if run_id in self._stopping or not (run.stop_requested or run.pause_requested):
-                continue
-            if not run.stop_requested:
-                self._pausing.add(run_id)
-            self._stopping.add(run_id)
-            doing = "keeping what is learnt so far" if run.stop_requested else "saving where it stands"
-            self._registry.add_note(run_id, f"{'Stop' if run.stop_requested else 'Pause'} asked for; {doing}")
-            if self._group is not None:
-                self._group.stop(run_id)
+            record = self._records[run.id]
+            record.wants_save |= run.save_requested
+            record.wants_sample |= run.sample_requested
+            if run.change_requested:
+                self._change(record, run)
+            if record.id not in self._stopping and (run.stop_requested or run.pause_requested):
+                self._end_early(record, pause=not run.stop_requested)
+
+    def _end_early(self, record: RunRecord, *, pause: bool) -> None:
+        """Have a run stop after the micro-batch at hand: to pause it, or to keep what it has learnt."""
+        if pause:
+            self._pausing.add(record.id)
+        self._stopping.add(record.id)
+        if not record.stopped_by:
+            doing = "saving where it stands" if pause else "keeping what is learnt so far"
+            self._say(record, f"{'Pause' if pause else 'Stop'} asked for; {doing}")
+        if self._group is not None:
+            self._group.stop(record.id)
+
+    def _change(self, record: RunRecord, run: Run) -> None:
+        """Take over the changes that are new, once the run is training."""
+        if self._group is None or record.id not in {one.key for one in self._group.runs}:
+            return
+        taken = {}
+        for place, one in enumerate(run.changes):
+            if one.get("step") is None:
+                change = self._group.change(record.id, **one["values"])
+                taken[place] = change.step
+                said = ", ".join(f"{name} {value:g}" for name, value in change.values.items())
+                self._say(record, f"From step {change.step + 1} on: {said}", CHANGE)
+        record.total_steps = next(one.total_steps for one in self._group.runs if one.key == record.id)
+        self._write(self._registry.settle_changes, record.id, taken, record.total_steps)
+
+    # The training.
 
     def _train(self) -> Iterator[Event | None]:
         for record in self._records.values():
-            record.over = not self._registry.claim_run(record.id)  # it may have been stopped before it started
+            record.over = not self._write(self._registry.claim_run, record.id)  # it may have been stopped before it started
         requests: list[RunRequest] = []
         for record in [record for record in self._records.values() if not record.over]:
             try:
-                requests.append((yield from self._prepare(record)))
+                say = functools.partial(self._say, record)
+                request = yield from prepare(self._registry, self._engine, record.run, self._cache, say)
+                if request.resume is not None:
+                    record.step = record.saved_step = request.resume[1].position.steps
+                    record.catch_up(self._registry.points(record.id))
+                requests.append(request)
             except USER_ERRORS as error:
                 self._fail(record, error, str(error))
         if not requests:
             return
-        self._group = self._engine.train(self._source(self._records[requests[0].key].run), requests)  # type: ignore[index]
+        first = self._records[requests[0].key]  # type: ignore[index]
+        source = base_source(self._registry, first.run)
+        self._group = self._engine.train(source, requests)
+        self._meter = EnergyMeter(self._engine.device)
         for run_id in self._stopping:
             self._group.stop(run_id)
         for key, event in self._group.run():
+            record = self._records[key] if key is not None else first  # type: ignore[index]
             if key is not None:
-                self._record(self._records[key], event)  # type: ignore[index]
+                self._record(record, event)
             yield event
+            if isinstance(event, (StepDone, EvalDone)) and self._told(record):
+                yield from self._sample(record)
+                if record.wants_save:
+                    self._save(record)
 
-    def _source(self, run: Run) -> BaseSource:
-        base = self._registry.get(Base, run.base_id)
-        if base.fingerprint != run.base_fingerprint:
-            raise WrongBase(f"{base.name} is no longer the model this run was queued for; start the run again.")
-        return BaseSource(base.name, folder_of(base), base.fingerprint, base.stat_key, base.template)
-
-    def _prepare(self, record: _Record) -> Generator[None, None, RunRequest]:
-        """Load the base and render the rows, in a thread beside the chats. Its value is the run's request."""
-        run, train = record.run, record.train
-        rows, version, special_tokens = self._data(run)
-        self._registry.add_note(record.id, f"Loading {run.base_name} and reading {len(rows)} rows")
-        base: ResidentBase = self._engine.load_base(self._source(run))
-        length = min(train.max_length, base.context_length)
-        renderer = Renderer(base.tokenizer, special_tokens=special_tokens)
-        file = yield from _beside(lambda: tokenised(rows.all_stored(), version.rows, renderer, self._cache))
-        found = TokenRows(
-            file, length, keep=version.usable(rows), validation=version.validation, over_length=train.over_length
-        )  # fmt: skip
-        resume = load_checkpoint(self._registry, run, self._engine, base)
-        if resume is not None:
-            record.step = record.saved_step = resume[1].position.steps
-            self._registry.add_note(record.id, f"Going on from the checkpoint at step {record.step}")
-        return RunRequest(record.id, found, LoraConfig.parse(run.config["lora"]), train, resume)
-
-    def _data(self, run: Run) -> tuple[DatasetFile, Version, bool]:
-        """The rows of the version that the run names, its parts, and whether special tokens in its texts are meant."""
-        blobs, digest = self._registry.blobs, self._registry.rows_of(run.dataset_digest)
-        folder = blobs.verify(digest)
-        rows, summary = DatasetFile(folder), Summary.read(folder)
-        if run.dataset_digest == digest:  # stored by an earlier version of the workbench, which split when it trained
-            version = first_version(digest, rows, Split())
-        else:
-            version = Version.read(blobs.verify(run.dataset_digest))
-        return rows, version, bool(summary and summary.mapping.get("special_tokens"))
-
-    def _record(self, record: _Record, event: Event) -> None:
+    def _record(self, record: RunRecord, event: Event) -> None:
         match event:
             case Prepared():
-                self._registry.update_run(record.id, state=RUNNING, details=asdict(event))
-                self._registry.add_note(
-                    record.id,
-                    _prepared_sentence(event, len(self.run_ids), record.run.config["train"].get("over_length", "truncate")),
-                )
+                self._begin(record, event)
             case Notice():
-                self._registry.add_note(record.id, event.text)
+                self._say(record, event.text)
             case StepDone():
-                record.points.append(_training_point(record.id, event))
-                record.step = event.step
-                record.wants_save |= self._is_due(record)
+                self._act_on(record, record.step_done(event))
             case EvalDone():
-                record.points.append(Point(run_id=record.id, step=event.step, validation_loss=event.loss))
+                self._act_on(record, record.evaluated(event))
+            case TrainingDone() if record.over:
+                pass  # it was let go of already, for want of space
             case TrainingDone() if record.id in self._pausing:
                 self._pause(record)
             case TrainingDone():
-                self.flush()
-                if event.stopped:
-                    self._save(record)  # it can be taken up again later
-                self._publish(record, event)
+                self._finish(record, event)
             case RunFailed():
                 self.flush()
-                self._fail(record, event.error, str(event.error))
+                if isinstance(event.error, CannotShare):
+                    record.over = True
+                    self._write(self._registry.put_back, record.id, "waits for its own turn: " + str(event.error))
+                else:
+                    self._fail(record, event.error, str(event.error))
 
-        if record.wants_save and isinstance(event, (StepDone, EvalDone)) and self._told(record):
-            self._save(record)
+    def _begin(self, record: RunRecord, event: Prepared) -> None:
+        assert self._engine.base is not None
+        details = asdict(event) | {
+            "operations_a_token": operations_a_token(self._engine.base),
+            "operations_a_second": self._engine.operations_a_second,
+        }
+        record.total_steps, record.validates = event.total_steps, event.validation_rows > 0
+        self._write(self._registry.begin_run, record.id, details)
+        self._say(record, prepared_sentence(event, len(self.run_ids), record.train.over_length))
 
-    def _told(self, record: _Record) -> bool:
-        """Whether all that belongs to the state at hand has been measured and noted: only then can the run go on from it."""
-        return self._group is not None and not record.over and self._group.told(record.id, record.step)
+    def _act_on(self, record: RunRecord, alerts: Sequence[Alert]) -> None:
+        for alert in alerts:
+            self._say(record, alert.text, ALERT)
+            if alert.kind in record.train.stopping_alerts and record.id not in self._stopping:
+                record.stopped_by = f"{alert.kind}: {alert.text}"
+                self._end_early(record, pause=False)
 
-    @staticmethod
-    def _is_due(record: _Record) -> bool:
-        train = record.train
-        by_steps = bool(train.save_steps) and record.step - record.saved_step >= train.save_steps
-        by_time = bool(train.save_minutes) and time.monotonic() - record.saved_at >= train.save_minutes * 60
-        return by_steps or by_time
+    def _told(self, record: RunRecord) -> bool:
+        """Whether all that belongs to the state at hand has been measured and noted: only then may it be saved or asked."""
+        wanted = record.wants_save or (record.wants_sample and record.train.prompts)
+        return bool(wanted) and self._group is not None and not record.over and self._group.told(record.id, record.step)
 
-    def _save(self, record: _Record) -> None:
-        """Write a checkpoint, unless there is nothing new to save."""
+    def _sample(self, record: RunRecord) -> Iterator[None]:
+        """Have the run as it is now answer its sample prompts, while chats go on."""
+        if not record.wants_sample or self._group is None:
+            return
+        record.wants_sample = False
+        answers = sample_answers(
+            self._engine, base_source(self._registry, record.run), self._group.adapter(record.id),
+            f"{record.run.name} at step {record.step}", record.train,
+        )  # fmt: skip
+        texts = yield from answers
+        for prompt, text in zip(record.train.prompts, texts, strict=True):
+            self._write(self._registry.add_sample, Sample(run_id=record.id, step=record.step, prompt=prompt, text=text))
+
+    # Saving, and the end.
+
+    def _save(self, record: RunRecord) -> None:
+        """Write a checkpoint, unless there is nothing new to save. A full disk pauses the run, which has the one before."""
         assert self._group is not None
+        record.wants_save = False
         state = self._group.state(record.id)
         if state is None or state.position.steps == record.saved_step:
+            self._write(self._registry.update_run, record.id, save_requested=False)
             return
         self.flush()  # what was measured up to here must not be missing when the run goes on from here
-        row = save_checkpoint(self._registry, record.run, self._engine, self._group.adapter(record.id), state)
-        record.saved_step, record.saved_at, record.wants_save = row.step, time.monotonic(), False
+        adapter = self._group.adapter(record.id)
+        try:
+            row = save_checkpoint(self._registry, record.run, self._engine, adapter, state)
+        except Exception as error:
+            if is_full(error):
+                self._wait_for_space(record, checkpoint_bytes(adapter))
+            elif isinstance(error, OSError):
+                record.saved_at = time.monotonic()  # the next one is tried when it is due
+                kept = f"the one at step {record.saved_step} is untouched" if record.saved_step else "there is none yet"
+                self._say(record, f"The checkpoint at step {state.position.steps} could not be written: {error}; {kept}", ALERT)
+                self._write(self._registry.update_run, record.id, save_requested=False)
+            else:
+                raise
+        else:
+            record.saved_step, record.saved_at = row.step, time.monotonic()
 
-    def _pause(self, record: _Record) -> None:
-        """Save where the run stands and let go of it."""
-        self._save(record)
+    def _wait_for_space(self, record: RunRecord, needed: int) -> None:
+        """Let go of a run until there is space for what it has to write."""
         self.flush()
         record.over = True
-        reason = f"paused after {record.saved_step} steps" if record.saved_step else "paused before the first step"
-        self._registry.add_note(record.id, reason.capitalize())
-        self._registry.update_run(record.id, state=PAUSED, reason=reason, ended=time.time(), pause_requested=False)
+        if self._group is not None:
+            self._group.stop(record.id)
+        lost = f"goes on from step {record.saved_step}" if record.saved_step else "starts anew"
+        folder = self._registry.blobs.folder
+        reason = (
+            f"the disk is full: {needed / 1e6:,.1f} MB are needed in {folder}, {free_bytes(folder) / 1e6:,.1f} MB are free; "
+            f"it {lost} by itself once there is space"
+        )
+        self._write(self._registry.set_state, record.id, PAUSED, reason, bytes_needed=needed, save_requested=False)
 
-    def _fail(self, record: _Record, error: Exception, reason: str) -> None:
+    def _pause(self, record: RunRecord) -> None:
+        """Save where the run stands and let go of it."""
+        self._save(record)
+        if record.over:
+            return
+        self.flush()
+        record.over = True
+        reason = f"after {record.saved_step} steps" if record.saved_step else "before the first step"
+        self._write(self._registry.set_state, record.id, PAUSED, reason, pause_requested=False)
+
+    def _fail(self, record: RunRecord, error: Exception, reason: str, state: str = FAILED) -> None:
         record.over = True
         log.error("run %s failed", record.id, exc_info=error)
-        self._registry.add_note(record.id, f"Failed: {reason}")
-        self._registry.update_run(record.id, state=FAILED, reason=reason, ended=time.time())
+        self._write(self._registry.set_state, record.id, state, reason)
 
-    def _publish(self, record: _Record, done: TrainingDone) -> None:
+    def _finish(self, record: RunRecord, done: TrainingDone) -> None:
         """Store the adapter and end the run. A run stopped before its first step leaves no adapter."""
-        record.over = True
+        self.flush()
         state = STOPPED if done.stopped else FINISHED
         if done.steps == 0:
-            self._registry.update_run(record.id, state=state, reason="stopped before the first step", ended=time.time())
+            record.over = True
+            self._write(self._registry.set_state, record.id, state, "before the first step")
             return
-        adapter = self._store_adapter(record.run, done)
-        reason = f"stopped after {done.steps} steps; the adapter is kept" if done.stopped else ""
-        self._registry.add_note(record.id, f"Adapter {adapter.name} stored after {done.steps} steps")
-        self._registry.update_run(record.id, state=state, reason=reason, adapter_id=adapter.id, ended=time.time())
+        if done.stopped:
+            self._save(record)  # it can be taken up again later
+        if record.over:
+            return
+        try:
+            adapter = self._publish(record, done)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            assert self._group is not None
+            self._wait_for_space(record, checkpoint_bytes(self._group.adapter(record.id)))
+            return
+        record.over = True
+        self._say(record, f"Adapter {adapter.name} stored, as of step {adapter.steps}")
+        reason = record.stopped_by or (f"after {done.steps} steps; the adapter is kept" if done.stopped else "")
+        self._write(self._registry.set_state, record.id, state, reason, adapter_id=adapter.id)
 
-    def _store_adapter(self, run: Run, done: TrainingDone) -> Adapter:
+    def _publish(self, record: RunRecord, done: TrainingDone) -> Adapter:
+        """Store what the run has learnt: its last state, or its best where that is asked for."""
         assert self._group is not None  # it has just yielded TrainingDone
-        weights = self._group.adapter(run.id)
-        with self._registry.blobs.staging() as staging:
+        registry, run = self._registry, self._registry.get(Run, record.id)
+        best = best_checkpoint(registry.checkpoints(record.id)) if record.train.keep_best else None
+        name = free_name(run.name, registry.names(Adapter))
+        if best is not None and (done.validation_loss is None or (best.validation_loss or 0.0) < done.validation_loss):
+            return keep_adapter(
+                registry, run, best.adapter_digest, name=name, step=best.step, train_loss=best.train_loss,
+                validation_loss=best.validation_loss,
+            )  # fmt: skip
+        with registry.blobs.staging() as staging:
             folder = staging / "adapter"
             folder.mkdir()
-            save_adapter(folder, weights)
-            digest = self._registry.blobs.put(folder)
-        return self._registry.add(
-            Adapter(
-                name=free_name(run.name, self._registry.names(Adapter)), base_name=run.base_name,
-                base_fingerprint=run.base_fingerprint, run_id=run.id, dataset_name=run.dataset_name, source="trained",
-                rank=weights.rank, alpha=weights.alpha, target_modules=", ".join(weights.target_names),
-                parameters=weights.parameter_count, digest=digest,
-                size_bytes=content_size(self._registry.blobs.path(digest)), steps=done.steps,
-                train_loss=done.train_loss, validation_loss=done.validation_loss, config=run.config,
-            )
+            save_adapter(folder, self._group.adapter(record.id))
+            digest = registry.blobs.put(folder)
+        return self._write(
+            keep_adapter, registry, run, digest, name=name, step=done.steps, train_loss=done.train_loss,
+            validation_loss=done.validation_loss,
         )  # fmt: skip
-
-
-def _beside(work: Callable[[], Result]) -> Generator[None, None, Result]:
-    """Do `work` in a thread and pause again and again until it is done. The value is its result."""
-    with ThreadPoolExecutor(1) as pool:
-        future: Future[Result] = pool.submit(work)
-        while True:
-            try:
-                return future.result(timeout=_WAIT_SECONDS)
-            except TimeoutError:
-                if future.done():
-                    raise  # the work's own
-                yield None
-
-
-def _rows(count: int, one: str, many: str) -> str:
-    return f"1 row {one}" if count == 1 else f"{count:,} rows {many}"
-
-
-def _prepared_sentence(event: Prepared, together: int, over_length: str) -> str:
-    parts = [
-        f"{event.train_rows} rows to train on, {event.validation_rows} kept for validation, {event.total_steps} steps, "
-        f"{event.trainable_parameters:,} trainable parameters, base in {event.dtype}"
-    ]
-    if event.blocks:
-        parts.append(f"packed into {event.blocks} blocks of {event.max_length:,} tokens")
-    if together > 1:
-        parts.append(f"{together} adapters train at once")
-    if event.truncated_rows:
-        done = {"truncate": "cut off", "split": "split into several", "drop": "left out"}[over_length]
-        parts.append(f"{_rows(event.truncated_rows, 'is', 'are')} longer than {event.max_length:,} tokens and "
-                     f"{'was' if event.truncated_rows == 1 else 'were'} {done}")  # fmt: skip
-    if event.skipped_rows and over_length != "drop":
-        parts.append(f"{_rows(event.skipped_rows, 'has', 'have')} no answer within that length and nothing was trained on there")
-    return "; ".join(parts)
-
-
-def _training_point(run_id: int, event: StepDone) -> Point:
-    return Point(
-        run_id=run_id, step=event.step, epoch=event.epoch, loss=event.loss, learning_rate=event.learning_rate,
-        grad_norm=event.grad_norm, tokens_per_second=event.tokens_per_second, memory_bytes=event.memory_bytes,
-        seconds_left=event.seconds_left,
-    )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import secrets
 import socket
@@ -14,10 +15,11 @@ from pathlib import Path
 
 import psutil
 from filelock import FileLock, Timeout
+from sqlalchemy.exc import OperationalError
 from starlette.types import ASGIApp
 
 from app.console import Console
-from app.errors import AlreadyRunning
+from app.errors import USER_ERRORS, AlreadyRunning
 from app.guard import RequestGuard
 from app.service import Workbench
 from app.settings import Settings
@@ -25,6 +27,7 @@ from storage.errors import NotFound
 from storage.tables import Base, Dataset
 
 _LOOK_AFTER_SECONDS = 1.0
+log = logging.getLogger("app")
 _MAX_UPLOAD = "8gb"
 _PRIVATE = ("registry.db", "blobs", "models", "exports", "staging", "locks", "logs", "engine.json", "app.json")
 
@@ -87,9 +90,17 @@ def _serve(settings: Settings, host: str, port: int, open_browser: bool, console
 
 def _look_after(workbench: Workbench, closing: threading.Event) -> None:
     """Warm the engine up, then notice processes that die, for as long as the page is open."""
+    said = ""
     workbench.engine.keep_attached()
     while not closing.wait(_LOOK_AFTER_SECONDS):
-        workbench.look_after()
+        try:
+            workbench.look_after()
+        except (*USER_ERRORS, OperationalError) as error:  # a full disk, a base that is gone: said once a change, looked at again
+            if str(error) != said:
+                log.warning("looking after what runs: %s", error)
+            said = str(error)
+        else:
+            said = ""
 
 
 def _say_what_goes_on(workbench: Workbench, console: Console) -> None:

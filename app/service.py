@@ -14,7 +14,9 @@ from app.data_import import ImportRequest
 from app.datasets import Datasets
 from app.engine_client import EngineClient
 from app.errors import EngineUnavailable, JobFailed
+from app.presets import Presets
 from app.processes import exit_reason, is_held, start_detached
+from app.runs import Runs
 from app.settings import Settings
 from app.sources import base_for, open_registry, shapes_of
 from core.base_model.fingerprint import fingerprint, stat_key
@@ -25,14 +27,16 @@ from core.events import TokenDone
 from core.publish import published_folder
 from core.sweep import Grid, combinations
 from core.train.estimate import BaseShape, DataShape, Estimate, estimate
+from core.train.plan import smaller_plans
 from storage.blobs import content_digest
-from storage.errors import NotFound
-from storage.tables import FAILED, INTERRUPTED, PREPARING, QUEUED, RUNNING, STOPPED, Adapter, Base, Chat, Dataset, Job, Run
+from storage.tables import FAILED, INTERRUPTED, QUEUED, STOPPED, UNDER_WAY, Adapter, Base, Chat, Dataset, Job, Run
 
 MAX_SIDE_BY_SIDE = 5  # the plain base and four adapters
 _POLL_SECONDS = 0.2
 _JOB_START_SECONDS = 60.0
 Messages = Sequence[Mapping[str, str]]
+Choice = tuple[str, dict[str, Any]]
+"""A change of options: in words, and the options."""
 
 
 class Workbench:
@@ -44,6 +48,8 @@ class Workbench:
         self.registry.blobs.sweep_staging()
         self.engine = EngineClient(settings)
         self.datasets = Datasets(self.registry, settings, self.engine)
+        self.runs = Runs(self.registry, self.engine)
+        self.presets = Presets(settings.presets)
         self._jobs: dict[int, subprocess.Popen[bytes]] = {}
 
     # Base models.
@@ -109,9 +115,12 @@ class Workbench:
 
     # Training.
 
-    def train(self, base: str, dataset: str, options: Mapping[str, object], name: str = "") -> Run:
-        """Queue a training run and have the engine take it. Raises InvalidConfig, NotFound, NameTaken."""
-        return self._queue(base, dataset, [("", options)], name)[0]
+    def train(self, base: str, dataset: str, options: Mapping[str, object], name: str = "", *, together: bool = False) -> Run:
+        """Queue a training run and have the engine take it. With `together` it may train at once with others that allow it.
+
+        Raises InvalidConfig, NotFound, NameTaken.
+        """
+        return self._queue(base, dataset, [("", options)], name, together)[0]
 
     def sweep(self, base: str, dataset: str, options: Mapping[str, object], grid: Grid, name: str = "") -> list[Run]:
         """Queue a run for every combination of the grid's values, to train at once where their shapes allow it.
@@ -120,7 +129,22 @@ class Workbench:
         """
         return self._queue(base, dataset, combinations(options, grid), name)
 
-    def _queue(self, base: str, dataset: str, wanted: Sequence[tuple[str, Mapping[str, object]]], name: str) -> list[Run]:
+    def measure(self, base: str, dataset: str, wanted: Sequence[Mapping[str, object]]) -> tuple[dict[str, Any], list[Choice]]:
+        """What runs with these options would take at once, measured in a few seconds, and what to change if it is too much.
+
+        Raises InvalidConfig, InvalidData, NotFound, EngineUnavailable.
+        """
+        self._require_sound(self.registry.find(Dataset, dataset))
+        self.registry.find(Base, base)
+        configs = [split_train_options(options) for options in wanted]
+        found = self.engine.measure(
+            base, dataset, [{"lora": lora.to_dict(), "train": train.to_dict()} for lora, train in configs]
+        )
+        return found, [] if found["fits"] and not found["squeezed"] else smaller_plans(configs[0][1])
+
+    def _queue(
+        self, base: str, dataset: str, wanted: Sequence[tuple[str, Mapping[str, object]]], name: str, together: bool = False
+    ) -> list[Run]:
         model, data = self.registry.find(Base, base), self.registry.find(Dataset, dataset)
         self._require_sound(data)
         sweep = secrets.token_hex(8) if len(wanted) > 1 else ""
@@ -133,7 +157,7 @@ class Workbench:
                 name=f"{prefix} {label}".strip(),
                 base_id=model.id or 0, base_name=model.name, base_fingerprint=model.fingerprint,
                 dataset_id=data.id or 0, dataset_name=data.name, dataset_digest=data.digest,
-                dataset_version=data.version, sweep=sweep,
+                dataset_version=data.version, sweep=sweep, together=together,
                 config={"lora": lora.to_dict(), "train": train.to_dict()},
             ))  # fmt: skip
         self.registry.queue_runs(runs, number_if_taken=not name)
@@ -182,38 +206,6 @@ class Workbench:
             if run.base_fingerprint == base.fingerprint and (point := self.registry.last_point(run.id or 0)):
                 return point.tokens_per_second
         return None
-
-    def stop(self, run_id: int) -> Run:
-        """Ask a run to stop and keep what it has learnt. Raises NotFound."""
-        return self.registry.request_stop(run_id)
-
-    def pause(self, run_id: int) -> Run:
-        """Ask a run to save where it stands and let go of the memory. Raises NotFound, InUse."""
-        return self.registry.request_pause(run_id)
-
-    def save(self, run_id: int) -> Run:
-        """Ask a run to write a checkpoint now. Raises NotFound, InUse."""
-        return self.registry.request_save(run_id)
-
-    def resume(self, run_id: int) -> Run:
-        """Let a run go on from its last checkpoint. Raises NotFound, InUse, InvalidData, WrongBase, EngineUnavailable."""
-        run = self.registry.get(Run, run_id)
-        self._require_unchanged(run)
-        run = self.registry.queue_again(run_id)
-        self.engine.wake()
-        return run
-
-    def _require_unchanged(self, run: Run) -> None:
-        """The base and the version of the data that a run names must still be here."""
-        base = next((one for one in self.registry.all(Base) if one.id == run.base_id), None)
-        if base is None or base.fingerprint != run.base_fingerprint:
-            raise WrongBase(f"The base model {run.base_name} that run {run.id} was trained on is gone or another one by now.")
-        try:
-            self.registry.rows_of(run.dataset_digest)
-        except NotFound:
-            raise InvalidData(
-                f"Version {run.dataset_version} of {run.dataset_name}, which run {run.id} trains on, was deleted."
-            ) from None
 
     def wait_run(self, run_id: int, watch: Callable[[Run], None]) -> Run:
         """Follow one run to its end."""
@@ -325,8 +317,12 @@ class Workbench:
             self.registry.update_job(job.id or 0, state=STOPPED, message="Cancelled. Nothing was added.", ended=time.time())
 
     def look_after(self) -> None:
-        """Notice processes that died, and give a waiting run a new engine. Runs fail if no engine can be started."""
+        """Notice processes that died, let runs go on that can, and give a waiting run a new engine.
+
+        Runs fail if no engine can be started.
+        """
         self.notice_deaths()
+        self.runs.resume_what_can()
         if any(run.state == QUEUED for run in self.registry.active_runs()) and not self.engine.alive:
             try:
                 self.engine.ensure()
@@ -336,7 +332,7 @@ class Workbench:
     def notice_deaths(self) -> None:
         """Mark runs and jobs whose process is gone as interrupted, with the reason as far as it is known."""
         active = self.registry.active_runs()
-        if any(run.state in (PREPARING, RUNNING) for run in active) and not self.engine.alive:
+        if any(run.state in UNDER_WAY for run in active) and not self.engine.alive:
             self.registry.interrupt_runs(self.engine.death_reason())
         for job in self.registry.active_jobs():
             self._look_after_job(job)

@@ -44,6 +44,11 @@ class Settings:
         return self.home / "exports"
 
     @property
+    def presets(self) -> Path:
+        """The user's own presets, one TOML file each."""
+        return self.home / "presets"
+
+    @property
     def staging(self) -> Path:
         """Downloads under way."""
         return self.home / "staging"

@@ -17,6 +17,7 @@ from core.errors import InvalidConfig
 ALL_LINEAR = "all-linear"
 SCHEDULERS = ("cosine", "linear", "constant")
 OVER_LENGTH = ("truncate", "split", "drop")
+ALERTS = ("nan", "spike", "zero-gradient", "overfitting", "no-improvement")
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Option:
     minimum: float | None = None
     maximum: float | None = None
     choices: tuple[str, ...] = ()
+    lines: int = 1
+    """Of the text field; above 1 the value may hold line breaks."""
 
     def parse(self, value: object) -> Any:
         """Convert form or command-line input to the field's type; raise InvalidConfig with the reason."""
@@ -304,6 +307,39 @@ class TrainConfig(Config):
     save_minutes: float = _option(
         5.0, "Save every (minutes)", "A checkpoint after so many minutes; 0: by steps alone.", minimum=0.0, maximum=10_000.0
     )
+    save_best: bool = _option(True, "Save the best", "A checkpoint after each evaluation that is the best so far.")
+    keep_best: bool = _option(
+        False, "Keep the best", "The adapter is the state with the lowest validation loss instead of the last one."
+    )
+    sample_prompts: str = _option(
+        "", "Sample prompts", "Asked at each evaluation, one prompt a line; the answers are kept by step.", lines=3
+    )
+    sample_tokens: int = _option(
+        64, "Sample length", "Longest answer to a sample prompt.", unit="tokens", minimum=1, maximum=4096
+    )
+    stop_on: str = _option(
+        "nan",
+        "Stop on",
+        f"Alerts that end the run; the others only tell. Any of {', '.join(ALERTS)}, separated by commas. "
+        "no-improvement is early stopping.",
+    )
+    patience: int = _option(
+        3,
+        "Patience",
+        "Evaluations in a row with a rising validation loss (overfitting), or without a new best (no-improvement).",
+        unit="evaluations",
+        minimum=1,
+        maximum=10_000,
+    )
+    resume_at_start: bool = _option(
+        False, "Resume by itself", "Go on after the engine or the machine has died, as soon as the workbench runs again."
+    )
+    gradient_checkpointing: str = _option(
+        "auto",
+        "Gradient checkpointing",
+        "Compute each layer again in backward: a third slower, a fraction of the memory. auto does so when memory is short.",
+        choices=("auto", "on", "off"),
+    )
     compile: str = _option(
         "auto",
         "Compile",
@@ -311,6 +347,22 @@ class TrainConfig(Config):
         choices=("auto", "on", "off"),
     )
     seed: int = _option(42, "Seed", "Start of the factors, order of the rows, dropout.", minimum=0, maximum=2**31 - 1)
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The sample prompts, one by one."""
+        return tuple(line.strip() for line in self.sample_prompts.splitlines() if line.strip())
+
+    @property
+    def stopping_alerts(self) -> tuple[str, ...]:
+        """The alerts that end the run."""
+        return tuple(name.strip() for name in self.stop_on.split(",") if name.strip())
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in self.stopping_alerts:
+            if name not in ALERTS:
+                raise InvalidConfig(f"stop_on: there is no alert {name!r}; choose from {', '.join(ALERTS)}.")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +21,8 @@ from core.lora.adapter import AdapterWeights
 from core.lora.inject import AdapterBank
 from core.lora.peft_format import load_adapter
 from core.train.group import TrainingGroup
+from core.train.hardware import matmul_rate
+from core.train.preflight import Preflight, measure
 from core.train.run import RunRequest
 
 ADAPTER_SLOTS = 8  # adapters kept ready beside the base; slot 0 is the plain base
@@ -48,6 +50,8 @@ class AdapterSource:
     digest: str
     base_fingerprint: str
     base_name: str
+    weights: AdapterWeights | None = None
+    """Its factors, where they are not read from `folder`: those of a run that is still training."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,8 @@ class Engine:
         self._group: TrainingGroup | None = None
         self._pool: StatePool | None = None
         self._template = ""
+        self._rate: float | None = None
+        self._measuring = False
         self._decoders: dict[Decoder, set[str]] = {}  # with the digests of the adapters each is using
 
     def surroundings(self) -> dict[str, str | int]:
@@ -78,6 +84,14 @@ class Engine:
             "torch": torch.__version__, "transformers": transformers.__version__, "threads": torch.get_num_threads(),
             "device": torch.cuda.get_device_name(self.device) if cuda else f"{self.device.type}, {platform.machine()}",
         }  # fmt: skip
+
+    @property
+    def operations_a_second(self) -> float:
+        """Floating-point operations a second of this device in a large matrix product; measured once."""
+        if self._rate is None:
+            dtype = self.base.dtype if self.base else torch.float32
+            self._rate = matmul_rate(self.device, dtype)
+        return self._rate
 
     def load_base(self, source: BaseSource) -> ResidentBase:
         """Make `source` resident, unless it already is. Its files are checked against its fingerprint if touched.
@@ -102,6 +116,15 @@ class Engine:
         """Runs to train together on `source`; iterate the group's run()."""
         self._group = TrainingGroup(self.load_base(source), requests)
         return self._group
+
+    def measure(self, source: BaseSource, requests: Sequence[RunRequest]) -> Iterator[Preflight | None]:
+        """What runs that train together on `source` would take; None after each micro-batch, the result at the end."""
+        base = self.load_base(source)
+        self._measuring = True
+        try:
+            yield from measure(base, requests)
+        finally:
+            self._measuring = False
 
     def end_training(self) -> None:
         """Let go of the last group's factors and optimiser states."""
@@ -146,7 +169,7 @@ class Engine:
 
     def _in_use(self) -> bool:
         training = self._group is not None and not self._group.finished
-        return training or bool(self._working_decoders())
+        return training or self._measuring or bool(self._working_decoders())
 
     def _require_idle(self, source: BaseSource) -> None:
         """One base is resident at a time, so it cannot change under a training or an answer."""
@@ -206,7 +229,7 @@ class _AdapterSlots:
         return {digest: self.loaded[digest][0] for digest in wanted}
 
     def _load(self, source: AdapterSource, keep: set[str]) -> None:
-        weights = load_adapter(source.folder, self.base.layer_shapes, self.base.head)
+        weights = source.weights or load_adapter(source.folder, self.base.layer_shapes, self.base.head)
         if weights.highest_rank > max(self.bank.ranks.values()):
             self.bank = self._new_bank(weights.highest_rank)
             for slot, held in self.loaded.values():

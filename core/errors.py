@@ -3,6 +3,7 @@
     WorkbenchError
     ├── InvalidInput          what was given cannot be used
     │   ├── InvalidConfig     an option is unknown, of the wrong kind or out of range
+    │   │   └── CannotShare   a run whose shapes do not allow it to train at once with others
     │   ├── InvalidData       a data set or one of its rows
     │   ├── InvalidModel      a folder, GGUF file or hub id that is no usable base model
     │   └── InvalidAdapter    adapter files that are malformed, hostile or for other modules
@@ -25,6 +26,10 @@ class InvalidInput(WorkbenchError):
 
 class InvalidConfig(InvalidInput):
     """An option is unknown, of the wrong kind or out of range."""
+
+
+class CannotShare(InvalidConfig):
+    """A run whose shapes do not allow it to train at once with others; by itself it can."""
 
 
 class InvalidData(InvalidInput):

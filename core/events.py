@@ -51,6 +51,10 @@ class StepDone:
     memory_bytes: int
     """Peak accelerator memory so far, or the process's resident memory on a CPU."""
     seconds_left: float
+    total_tokens: int
+    """Input tokens since the run's first step."""
+    total_seconds: float
+    """Time spent on the run's steps so far."""
 
 
 @dataclass(frozen=True)

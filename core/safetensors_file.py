@@ -9,8 +9,12 @@ from __future__ import annotations
 import json
 import math
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from core.errors import InvalidInput
 
@@ -107,3 +111,12 @@ def build_header(layout: list[tuple[str, str, tuple[int, ...]]], metadata: dict[
     raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     raw += b" " * (-len(raw) % 8)  # the data starts aligned to 8 bytes
     return struct.pack("<Q", len(raw)) + raw
+
+
+def write_float32(path: Path, tensors: Mapping[str, NDArray[np.float32]], metadata: dict[str, str]) -> None:
+    """A file of float32 tensors, sorted by name: the same content is the same file. The library orders metadata by chance."""
+    names = sorted(tensors)
+    with path.open("wb") as file:
+        file.write(build_header([(name, "F32", tensors[name].shape) for name in names], metadata))
+        for name in names:
+            file.write(np.ascontiguousarray(tensors[name], np.float32).tobytes())

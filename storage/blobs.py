@@ -22,6 +22,7 @@ class BlobStore:
     """Files kept under the digest of their content."""
 
     def __init__(self, root: Path) -> None:
+        self.folder = root
         self._root = root / "sha256"
         self._staging = root / "staging"
         for folder in (self._root, self._staging):

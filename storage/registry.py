@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from sqlalchemy import delete, func, update
@@ -14,17 +13,12 @@ from sqlmodel import Session, SQLModel, col, select
 from storage.blobs import BlobStore
 from storage.database import Database
 from storage.errors import InUse, NameTaken, NotFound
-from storage.names import clean_name, free_name
+from storage.names import clean_name
+from storage.run_rows import RunRows
 from storage.tables import (
     ACTIVE_STATES,
     FAILED,
     INTERRUPTED,
-    PAUSED,
-    PREPARING,
-    QUEUED,
-    RESUMABLE_STATES,
-    RUNNING,
-    STOPPED,
     Adapter,
     Base,
     Chat,
@@ -34,8 +28,6 @@ from storage.tables import (
     DatasetVersion,
     Export,
     Job,
-    Note,
-    Point,
     Run,
 )
 
@@ -45,7 +37,7 @@ Row = TypeVar("Row", bound=SQLModel)
 _WORDS = {Base: "base model", Dataset: "data set", Adapter: "adapter"}
 
 
-class Registry:
+class Registry(RunRows):
     """The rows in the database and the blobs they point to."""
 
     def __init__(self, database: Database, blobs: BlobStore) -> None:
@@ -187,179 +179,6 @@ class Registry:
         if run is not None:
             raise InUse(f"Run {run.id} ({run.name}) is {run.state} and needs {name!r}; stop it or wait.")
 
-    # Runs.
-
-    def queue_runs(self, runs: Sequence[Run], *, number_if_taken: bool = False) -> None:
-        """Store new runs, all or none. Their names must be free among adapters and runs that are still to make one.
-
-        Raises NameTaken, unless a name may get a number behind it.
-        """
-        with self.database.writing() as session:
-            active = session.exec(select(Run.name).where(col(Run.state).in_(ACTIVE_STATES))).all()
-            taken = {*session.exec(select(Adapter.name)).all(), *active}
-            for run in runs:
-                run.name = clean_name(run.name, "run")
-                if number_if_taken:
-                    run.name = free_name(run.name, taken)
-                if run.name in taken:
-                    raise NameTaken(f"There is an adapter or an active run called {run.name!r} already; choose another name.")
-                taken.add(run.name)
-            session.add_all(runs)
-
-    def next_queued(self) -> list[Run]:
-        """The run that has waited longest, with all others of its sweep that wait too. Empty if none does."""
-        with self.database.reading() as session:
-            first = session.exec(select(Run).where(Run.state == QUEUED).order_by(col(Run.id))).first()
-            if first is None or not first.sweep:
-                return [first] if first else []
-            together = select(Run).where(Run.state == QUEUED, Run.sweep == first.sweep)
-            return list(session.exec(together.order_by(col(Run.id))).all())
-
-    def claim_run(self, run_id: int) -> bool:
-        """Take a waiting run to work on. False if it was stopped in the meantime."""
-        with self.database.writing() as session:
-            claim = update(Run).where(col(Run.id) == run_id, col(Run.state) == QUEUED).returning(col(Run.id))
-            return session.execute(claim.values(state=PREPARING, started=time.time())).first() is not None
-
-    def fail_queued_runs(self, reason: str) -> None:
-        """Mark the waiting runs as failed, since there is no engine to take them."""
-        with self.database.writing() as session:
-            waiting = update(Run).where(col(Run.state) == QUEUED)
-            session.execute(waiting.values(state=FAILED, reason=reason, ended=time.time()))
-
-    def active_runs(self) -> list[Run]:
-        """Runs that wait or are under way, oldest first."""
-        with self.database.reading() as session:
-            return list(session.exec(select(Run).where(col(Run.state).in_(ACTIVE_STATES)).order_by(col(Run.id))).all())
-
-    def update_run(self, run_id: int, **values: Any) -> None:
-        """Set columns of a run."""
-        with self.database.writing() as session:
-            session.execute(update(Run).where(col(Run.id) == run_id).values(**values))
-
-    def requests(self, run_ids: Iterable[int]) -> Sequence[Run]:
-        """Those of these runs that somebody asked to stop, to pause or to save."""
-        asked = col(Run.stop_requested) | col(Run.pause_requested) | col(Run.save_requested)
-        with self.database.reading() as session:
-            return session.exec(select(Run).where(col(Run.id).in_(list(run_ids)), asked)).all()
-
-    def request_stop(self, run_id: int) -> Run:
-        """Ask a run to stop; one that has not started is stopped at once. Raises NotFound."""
-        with self.database.writing() as session:
-            run = _run_in(session, run_id)
-            if run.state == QUEUED:
-                run.state, run.reason, run.ended = STOPPED, "stopped before it started", time.time()
-            elif run.active:
-                run.stop_requested = True
-            session.add(run)
-        return run
-
-    def request_pause(self, run_id: int) -> Run:
-        """Ask a run to pause; one that has not started is paused at once. Raises NotFound, or InUse if it is over."""
-        with self.database.writing() as session:
-            run = _run_in(session, run_id)
-            if not run.active:
-                raise InUse(f"Run {run_id} ({run.name}) is {run.state}, so there is nothing to pause.")
-            if run.state == QUEUED:
-                run.state, run.reason, run.ended = PAUSED, "paused before it started", time.time()
-            else:
-                run.pause_requested = True
-            session.add(run)
-        return run
-
-    def request_save(self, run_id: int) -> Run:
-        """Ask a run to write a checkpoint. Raises NotFound, or InUse if it is not under way."""
-        with self.database.writing() as session:
-            run = _run_in(session, run_id)
-            if run.state != RUNNING:
-                raise InUse(f"Run {run_id} ({run.name}) is {run.state}, so there is nothing to save.")
-            run.save_requested = True
-            session.add(run)
-        return run
-
-    def queue_again(self, run_id: int) -> Run:
-        """Let a run that was paused, interrupted, stopped or has failed wait for the engine again; twice does it once.
-
-        What it measured behind its last checkpoint is forgotten: it will be measured again. Raises NotFound, InUse.
-        """
-        with self.database.writing() as session:
-            run = _run_in(session, run_id)
-            if run.active:
-                return run
-            if run.state not in RESUMABLE_STATES:
-                raise InUse(
-                    f"Run {run_id} ({run.name}) is {run.state}; there is nothing left to do. Duplicate it to train again."
-                )
-            newest = select(func.max(Checkpoint.step)).where(Checkpoint.run_id == run_id)
-            step = session.exec(newest).one()
-            session.execute(delete(Point).where(col(Point.run_id) == run_id, col(Point.step) > (-1 if step is None else step)))
-            run.state, run.reason, run.started, run.ended = QUEUED, "", None, None
-            run.stop_requested = run.pause_requested = run.save_requested = False
-            session.add(run)
-        return run
-
-    def add_checkpoint(self, row: Checkpoint) -> None:
-        """Store a checkpoint, then forget those that are neither among the last two nor the best by validation."""
-        with self.database.writing() as session:
-            session.add(row)
-            session.execute(update(Run).where(col(Run.id) == row.run_id).values(save_requested=False))
-        kept = self.checkpoints(row.run_id)
-        judged = [one for one in kept if one.validation_loss is not None]
-        best = min(judged, key=lambda one: (one.validation_loss, one.step), default=None)
-        self._forget([one for one in kept[2:] if best is None or one.id != best.id])
-
-    def _forget(self, rows: Sequence[Checkpoint]) -> None:
-        """Delete checkpoints, and their files where no other row needs them."""
-        with self.database.writing() as session:
-            session.execute(delete(Checkpoint).where(col(Checkpoint.id).in_([row.id for row in rows])))
-            needed = set(session.exec(select(Adapter.digest)).all())
-            for pair in session.exec(select(Checkpoint.adapter_digest, Checkpoint.state_digest)).all():
-                needed |= set(pair)
-        for digest in {one for row in rows for one in (row.adapter_digest, row.state_digest)} - needed:
-            self.blobs.remove(digest)
-
-    def checkpoints(self, run_id: int) -> Sequence[Checkpoint]:
-        """A run's checkpoints, newest first."""
-        with self.database.reading() as session:
-            query = select(Checkpoint).where(Checkpoint.run_id == run_id)
-            return session.exec(query.order_by(col(Checkpoint.step).desc(), col(Checkpoint.id).desc())).all()
-
-    def interrupt_runs(self, reason: str) -> list[int]:
-        """Mark runs that were under way as interrupted, since nothing works on them any more. Returns their ids."""
-        with self.database.writing() as session:
-            runs = session.exec(select(Run).where(col(Run.state).in_((PREPARING, RUNNING)))).all()
-            for run in runs:
-                run.state, run.reason, run.ended = INTERRUPTED, reason, time.time()
-                session.add(Note(run_id=run.id or 0, text=f"Interrupted: {reason}"))
-            return [run.id or 0 for run in runs]
-
-    def add_points(self, points: Iterable[Point]) -> None:
-        """Append measurements."""
-        with self.database.writing() as session:
-            session.add_all(points)
-
-    def points(self, run_id: int, after: int = 0, limit: int | None = None) -> Sequence[Point]:
-        """Measurements of a run with ids above `after`, in order."""
-        with self.database.reading() as session:
-            query = select(Point).where(Point.run_id == run_id, col(Point.id) > after).order_by(col(Point.id)).limit(limit)
-            return session.exec(query).all()
-
-    def last_point(self, run_id: int) -> Point | None:
-        """The newest training measurement of a run."""
-        with self.database.reading() as session:
-            query = select(Point).where(Point.run_id == run_id, col(Point.loss).is_not(None))
-            return session.exec(query.order_by(col(Point.id).desc())).first()
-
-    def add_note(self, run_id: int, text: str) -> None:
-        """Append a line to a run's log."""
-        with self.database.writing() as session:
-            session.add(Note(run_id=run_id, text=text))
-
-    def notes(self, run_id: int) -> Sequence[Note]:
-        """A run's log."""
-        with self.database.reading() as session:
-            return session.exec(select(Note).where(Note.run_id == run_id).order_by(col(Note.id))).all()
-
     # Jobs, exports and chats.
 
     def update_job(self, job_id: int, **values: Any) -> None:
@@ -400,19 +219,12 @@ class Registry:
         with self.database.reading() as session:
             tables = (Base, Dataset, DatasetVersion, Run, Checkpoint, Adapter, Job, Export)
             tops = [session.exec(select(func.max(table.id), func.count())).one() for table in tables]
-            active = session.exec(
-                select(Run.id, Run.state, Run.stop_requested, Run.pause_requested).where(col(Run.state).in_(ACTIVE_STATES))
-            ).all()
+            active = [
+                (run.id, run.state, run.stop_requested, run.save_requested, run.sample_requested, run.position, len(run.changes))
+                for run in session.exec(select(Run).where(col(Run.state).in_(ACTIVE_STATES))).all()
+            ]
             jobs = session.exec(select(Job.id, Job.state).where(col(Job.state).in_(ACTIVE_STATES))).all()
             return repr((tops, active, jobs))
-
-
-def _run_in(session: Session, run_id: int) -> Run:
-    """The run with this id, to be changed in this session. Raises NotFound."""
-    run = session.get(Run, run_id)
-    if run is None:
-        raise NotFound(f"There is no run {run_id}.")
-    return run
 
 
 def _version_of(row: Dataset, change: str, parent: int | None) -> DatasetVersion:

@@ -12,9 +12,13 @@ from sqlalchemy import JSON, Column, ForeignKey, Index, Integer, UniqueConstrain
 from sqlmodel import Field, SQLModel
 
 QUEUED, PREPARING, RUNNING = "queued", "preparing", "running"
-FINISHED, STOPPED, FAILED, INTERRUPTED, PAUSED = "finished", "stopped", "failed", "interrupted", "paused"
-ACTIVE_STATES = (QUEUED, PREPARING, RUNNING)
+PAUSING, PAUSED, FINISHED, STOPPED = "pausing", "paused", "finished", "stopped"
+FAILED, INTERRUPTED = "failed", "interrupted"
+UNDER_WAY = (PREPARING, RUNNING, PAUSING)
+ACTIVE_STATES = (QUEUED, *UNDER_WAY)
 RESUMABLE_STATES = (PAUSED, INTERRUPTED, STOPPED, FAILED)
+
+LOG, STATE, ALERT, CHANGE = "log", "state", "alert", "change"  # kinds of a run's notes
 
 
 def _count() -> Any:
@@ -127,6 +131,19 @@ class Run(SQLModel, table=True):
     stop_requested: bool = False
     pause_requested: bool = Field(default=False, sa_column_kwargs={"server_default": "0"})
     save_requested: bool = Field(default=False, sa_column_kwargs={"server_default": "0"})
+    sample_requested: bool = Field(default=False, sa_column_kwargs={"server_default": "0"})
+    change_requested: bool = Field(default=False, sa_column_kwargs={"server_default": "0"})
+    """Whether `changes` holds some that the engine has not seen."""
+    changes: list[dict[str, Any]] = Field(default_factory=list, sa_column=Column(JSON, nullable=False, server_default="[]"))
+    """What was changed while it was running, in order; `step` is missing until the engine has taken a change over."""
+    position: float = Field(default=0.0, sa_column_kwargs={"server_default": "0"})
+    """Its place in the queue: the lowest comes first."""
+    together: bool = Field(default=False, sa_column_kwargs={"server_default": "0"})
+    """Whether it may train at once with other waiting runs that allow it."""
+    bytes_needed: int = _count()
+    """Free space on the disk that it waits for; 0 if it does not."""
+    energy_joules: float | None = None
+    """What it has cost, where the accelerator reports it."""
     sweep: str = Field(default="", index=True, sa_column_kwargs={"server_default": ""})
     """Shared by the runs that were started together and train together; empty for a run by itself."""
     details: dict[str, Any] = _json()
@@ -158,6 +175,23 @@ class Point(SQLModel, table=True):
     tokens_per_second: float | None = None
     memory_bytes: int | None = None
     seconds_left: float | None = None
+    tokens: int | None = None
+    """Input tokens since the run's first step."""
+    seconds: float | None = None
+    """Time spent training since the run's first step; pauses do not count."""
+    at: float = Field(default_factory=time.time)
+
+
+class Sample(SQLModel, table=True):
+    """What a run answered to one of its sample prompts at a step."""
+
+    __tablename__ = "sample"
+
+    id: int | None = Field(default=None, primary_key=True)
+    run_id: int = Field(sa_column=Column(Integer, ForeignKey("run.id", ondelete="CASCADE"), nullable=False, index=True))
+    step: int
+    prompt: str
+    text: str
     at: float = Field(default_factory=time.time)
 
 
@@ -171,6 +205,7 @@ class Checkpoint(SQLModel, table=True):
     step: int
     adapter_digest: str
     state_digest: str
+    train_loss: float | None = None
     validation_loss: float | None = None
     size_bytes: int
     seconds: float
@@ -181,13 +216,14 @@ class Checkpoint(SQLModel, table=True):
 
 
 class Note(SQLModel, table=True):
-    """One line of a run's log."""
+    """One line of a run's log. A kind tells its states, alerts and changes from what else it says."""
 
     __tablename__ = "note"
 
     id: int | None = Field(default=None, primary_key=True)
     run_id: int = Field(sa_column=Column(Integer, ForeignKey("run.id", ondelete="CASCADE"), nullable=False, index=True))
     text: str
+    kind: str = Field(default=LOG, sa_column_kwargs={"server_default": "log"})
     at: float = Field(default_factory=time.time)
 
 

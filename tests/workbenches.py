@@ -14,6 +14,7 @@ from app.job_process import run_job
 from app.service import Workbench
 from app.settings import Settings, settings_for
 from storage.tables import Adapter, Job
+from tests.zygote import Zygote
 
 ROWS = [
     {
@@ -62,6 +63,14 @@ def end_engine(settings: Settings) -> None:
             psutil.wait_procs([process], timeout=10)
 
 
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[Zygote]:
+    """Forks engines that need not import torch anew."""
+    found = Zygote()
+    yield found
+    found.close()
+
+
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     """A fresh home folder."""
@@ -69,8 +78,11 @@ def settings(tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-def workbench(settings: Settings, tiny_llama: Path, float32_engine: None) -> Iterator[Workbench]:
-    """A workbench with the base "llama" and the data set "data"."""
+def workbench(
+    settings: Settings, tiny_llama: Path, float32_engine: None, zygote: Zygote, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Workbench]:
+    """A workbench with the base "llama" and the data set "data". Its engines are forked; others are started as users' are."""
+    monkeypatch.setattr("app.engine_client.start_detached", zygote.start)
     found = Workbench(settings)
     do_job(found, "add_model", {"origin": str(tiny_llama), "name": "llama"})
     found.datasets.add(write_rows(settings.home / "rows.jsonl"), "data")

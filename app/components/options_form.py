@@ -19,7 +19,7 @@ def option_field(option: Option) -> Component:
     if option.kind is bool:
         return gr.Checkbox(value=option.default, label=label, info=option.help, interactive=True)
     if option.kind is str:
-        return gr.Textbox(value=option.default, label=label, info=option.help, interactive=True)
+        return gr.Textbox(value=option.default, label=label, info=option.help, interactive=True, lines=option.lines)
     precision = 0 if option.kind is int else None
     return gr.Number(value=option.default, label=label, info=option.help, precision=precision, interactive=True)
 

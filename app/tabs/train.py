@@ -116,7 +116,12 @@ def build(shell: Shell) -> None:
 
         return told(handler)
 
-    for button, act in ((pause, workbench.pause), (resume, workbench.resume), (save, workbench.save), (stop, workbench.stop)):
+    for button, act in (
+        (pause, workbench.runs.pause),
+        (resume, workbench.runs.resume),
+        (save, workbench.runs.save),
+        (stop, workbench.runs.stop),
+    ):
         button.click(doing(act), run, [*controls, detail], concurrency_id="control", **WORKING)
 
 

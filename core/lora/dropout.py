@@ -19,6 +19,8 @@ class DropoutState:
         """rates [K], each in 0 ≤ p < 1."""
         self.rates = rates
         self.keys = torch.zeros(rates.shape[0], dtype=torch.int32, device=rates.device)
+        self.first_row = torch.zeros((), dtype=torch.int32, device=rates.device)
+        """Number of a batch's first row in its micro-batch; above 0 where that is done in pieces."""
 
 
 class Dropout(nn.Module):
@@ -38,7 +40,7 @@ class Dropout(nn.Module):
         adapters = self.state.rates.shape[0]
         each = rows // adapters
         keys = _mixed(self.state.keys ^ self.salt).repeat_interleave(each)  # [N]
-        numbers = torch.arange(rows, device=x.device, dtype=torch.int32) % each
+        numbers = torch.arange(rows, device=x.device, dtype=torch.int32) % each + self.state.first_row
         keys = _mixed(keys ^ numbers)[:, None]  # by row of its run
         keys = _mixed(keys ^ torch.arange(tokens, device=x.device, dtype=torch.int32))[:, :, None]  # by token
         bits = _mixed(keys ^ torch.arange(width, device=x.device, dtype=torch.int32)) & _SIGN

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from core.errors import InvalidAdapter, InvalidInput
 from core.lora.adapter import AdapterWeights, LayerFactors
 from core.lora.targets import LayerShapes, ends_with, layer_number
-from core.safetensors_file import SafetensorsHeader, build_header, read_header
+from core.safetensors_file import SafetensorsHeader, read_header, write_float32
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -59,18 +59,9 @@ def save_adapter(folder: Path, adapter: AdapterWeights) -> None:
         tensors[f"{_PREFIX}{path}.lora_A.weight"] = factors.A.contiguous()
         tensors[f"{_PREFIX}{path}.lora_B.weight"] = factors.B.contiguous()
     metadata = {"format": "pt", FINGERPRINT_KEY: adapter.base_fingerprint}
-    _write(folder / WEIGHTS_NAME, tensors, metadata)
+    write_float32(folder / WEIGHTS_NAME, {name: one.float().numpy() for name, one in tensors.items()}, metadata)
     config = peft_config(adapter)
     (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
-    """A safetensors file of float32. The library orders metadata by chance; the same adapter shall be the same file."""
-    names = sorted(tensors)
-    with path.open("wb") as file:
-        file.write(build_header([(name, "F32", tuple(tensors[name].shape)) for name in names], metadata))
-        for name in names:
-            file.write(tensors[name].float().contiguous().numpy().tobytes())
 
 
 def peft_config(adapter: AdapterWeights) -> dict[str, Any]:

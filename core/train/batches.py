@@ -32,6 +32,11 @@ class MicroBatch:
     blocks: Sequence[Block]
     weight: float
 
+    def piece(self, first: int, count: int) -> MicroBatch | None:
+        """`count` of its blocks from number `first` on; None if there is none."""
+        part = self.blocks[first : first + count]
+        return replace(self, blocks=part) if part else None
+
     @property
     def longest(self) -> int:
         """Tokens of the fullest block."""
@@ -92,6 +97,15 @@ class RunData:
                 micro = [MicroBatch(self.rows, part, 1.0 / supervised) for part in parts]
                 yield Step(micro, supervised, sum(map(self._tokens, chosen)))
             epoch += 1
+
+    def longest(self) -> Iterator[Step]:
+        """Endless steps of the longest blocks: what takes the most memory and time."""
+        size, accumulation = self._config.micro_batch_size, self._config.gradient_accumulation_steps
+        chosen = sorted(self.blocks, key=self._tokens)[-size:]
+        supervised = max(1, sum(self._supervised(block) for block in chosen))
+        micro = [MicroBatch(self.rows, chosen, 1.0 / (supervised * accumulation))] * accumulation
+        while True:
+            yield Step(micro, supervised * accumulation, sum(map(self._tokens, chosen)) * accumulation)
 
     def validation(self) -> list[MicroBatch]:
         """The validation rows in micro-batches; every trained token counts 1."""

@@ -12,20 +12,21 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import psutil
 import torch
 from torch import Tensor
 
 from core.base_model.compiling import compile_layers
 from core.base_model.load import ResidentBase
-from core.errors import InvalidConfig, TrainingDiverged, WorkbenchError
+from core.errors import CannotShare, TrainingDiverged, WorkbenchError
 from core.events import EvalDone, MicroBatchDone, Notice, Prepared, RunFailed, StepDone, TrainingDone
 from core.lora.adapter import AdapterWeights
 from core.lora.inject import AdapterBank
 from core.train.batches import MicroBatch, Shape, Step, collate
-from core.train.memory import Tier, first_tier, room_for
+from core.train.changes import Change
+from core.train.hardware import PeakMemory
+from core.train.memory import Plan, Tier, first_tier, ran_out_of_memory, room_for
 from core.train.run import RunRequest, TrainingRun
 from core.train.run_state import RunState
 from core.train.step import MicroBatchStep, embedding_needs_gradient
@@ -64,18 +65,23 @@ class TrainingGroup:
         self._sums = torch.zeros(0)  # [slots]: losses of the steps under way
         self._bank: AdapterBank | None = None
         self._step: MicroBatchStep | None = None
-        self._tier: Tier | None = None
-        self._compiled = False
+        self._plan: Plan | None = None
         self._busy: deque[float] = deque(maxlen=_RATE_WINDOW)
         self._ticks = 0
         self._read_soon = False  # whether somebody wants the events of a step before the next one is done
         self.finished = False
+        self.squeezed = False
+        """Whether the memory did not hold the work as it was planned."""
 
     # From outside, between two events.
 
     def stop(self, key: Hashable) -> None:
         """End a run after the current micro-batch and keep what it has learnt; an unfinished step is thrown away."""
         self._stopping.add(key)
+
+    def change(self, key: Hashable, **values: object) -> Change:
+        """Change learning_rate, epochs or max_steps of a run from its next step on. Raises InvalidConfig."""
+        return next(run for run in self.runs if run.key == key).change(**values)
 
     def add(self, request: RunRequest) -> None:
         """Have another run join when there is room."""
@@ -117,6 +123,7 @@ class TrainingGroup:
     def run(self) -> Iterator[tuple[Hashable, Event]]:
         """Train until every run has ended. Each event comes with the key of its run."""
         undo = embedding_needs_gradient(self.base)
+        self._peak = PeakMemory(self.base.device)
         try:
             yield from self._admit()
             while self.runs:
@@ -151,7 +158,7 @@ class TrainingGroup:
     def _require_fit(run: TrainingRun, others: Sequence[TrainingRun]) -> None:
         """What the runs of one batch must have in common."""
         if others and (wanted := _commons(others[0])) != (found := _commons(run)):
-            raise InvalidConfig(
+            raise CannotShare(
                 f"Runs that train together need the same block length, micro-batch size and packing; "
                 f"this one has {found}, the others {wanted}. Train it by itself."
             )
@@ -185,21 +192,27 @@ class TrainingGroup:
         for slot, run in enumerate(joining, start=len(staying)):
             run.start(self._bank, slot)
         self._slots, self._sums = list(members), sums
-        if self._tier is None:
-            self._compiled = self._wants_compile("on")
-            self._tier = first_tier(self.base, self._tokens_a_batch(), self._compiled)
-            if self._compiled:
+        if self._plan is None:
+            compiled = self._wants_compile("on")
+            checkpointing = next((run.train.gradient_checkpointing for run in members), "auto")
+            self._plan = Plan(first_tier(self.base, self._tokens_a_batch(), compiled, checkpointing), compiled)
+            if compiled:
                 compile_layers(self.base)
-        self._use(self._tier, self._compiled)
+        self._use(self._plan)
 
     def _tokens_a_batch(self) -> int:
         shape = self._shape()
         return shape.runs * shape.blocks * shape.block_length
 
+    @property
+    def _blocks_a_piece(self) -> int:
+        pieces = self._plan.pieces if self._plan else 1
+        return -(-self.runs[0].train.micro_batch_size // pieces)
+
     def _shape(self) -> Shape:
         runs = self.runs
         first = runs[0]
-        blocks, length = first.train.micro_batch_size, first.data.rows.max_length
+        blocks, length = self._blocks_a_piece, first.data.rows.max_length
         most_rows = max(run.data.most_rows for run in runs)
         return Shape(
             runs=len(self._slots), blocks=blocks, block_length=length, packed=first.data.packed,
@@ -211,7 +224,7 @@ class TrainingGroup:
     def _tick(self) -> Iterator[tuple[Hashable, Event]]:
         """One micro-batch of every run, and whatever it completes."""
         self._compile_if_it_pays()
-        if self._compiled and self._step is not None and not self._step.proven:
+        if self._step is not None and self._step.plan.compiled and not self._step.proven:
             yield from self._tell("Compiling the model's layers: this step takes up to a minute, those after it less")
         start = time.perf_counter()
         parts = [run.next_micro_batch() if run is not None else None for run in self._slots]
@@ -243,41 +256,83 @@ class TrainingGroup:
     def _forward_backward(self, parts: Sequence[MicroBatch | None]) -> Iterator[tuple[Hashable, Event]]:
         """Add the gradients of one micro-batch of each run.
 
-        The first of its kind may need more memory than there is, or fail to compile. Then it is done again, from the
-        gradients that were there before, in the next smaller tier or without compiling, and the runs are told.
+        It may need more memory than there is, or fail to compile. Then the steps under way are done again from their
+        beginning, in smaller pieces or without compiling, which gives the same gradients, and the runs are told.
         """
-        bank, step = self.bank, self._step
-        assert step is not None
-        assert bank.grad is not None
-        if bank.dropout is not None:
-            keys = [run.dropout_key() if run is not None else 0 for run in self._slots]
-            bank.dropout.keys.copy_(torch.tensor(keys, dtype=torch.int32))
-        batch = collate(parts, self._shape())
-        batch = batch.pinned() if self.base.device.type == "cuda" else batch
-        before = None if step.proven else bank.grad.clone()
-        while True:
-            try:
-                self._sums += step.train(batch)
-                break
-            except torch.OutOfMemoryError:
-                if before is None or step.tier is Tier.FULL:
-                    raise
-                tier, compiled = Tier(step.tier + 1), step.compiled
-                why = f"The memory does not hold a micro-batch, so {tier.sentence}"
-            except Exception as error:
-                if before is None or not step.compiled:
-                    raise
-                tier, compiled, why = step.tier, False, f"Compiling failed ({_first_line(error)}); going on without"
-            bank.grad.copy_(before)
-            step = self._use(tier, compiled)
-            yield from self._tell(why)
+        step = self._current_step
+        try:
+            self._add_gradients(parts, 0)
+        except Exception as error:  # noqa: BLE001  (whatever nothing helps against is raised again)
+            told = self._help(error)
+        else:
+            told = []
+        while told:
+            yield from self._tell(told[0])
+            told = self._redo()
+        step = self._current_step
         while step.notices:
             yield from self._tell(step.notices.pop())
 
-    def _use(self, tier: Tier, compiled: bool) -> MicroBatchStep:
-        self._tier, self._compiled = tier, compiled
-        self._step = MicroBatchStep(self.base, self.bank, tier, compiled)
+    @property
+    def _current_step(self) -> MicroBatchStep:
+        assert self._step is not None
         return self._step
+
+    def _add_gradients(self, parts: Sequence[MicroBatch | None], back: int) -> None:
+        """Forward and backward for the micro-batches that were taken `back` micro-batches ago, piece by piece."""
+        bank, step = self.bank, self._current_step
+        if bank.dropout is not None:
+            keys = [run.dropout_key(back) if run is not None else 0 for run in self._slots]
+            bank.dropout.keys.copy_(torch.tensor(keys, dtype=torch.int32))
+        for first, piece in self._pieces(parts):
+            if bank.dropout is not None:
+                bank.dropout.first_row.fill_(first)
+            batch = collate(piece, self._shape())
+            self._sums += step.train(batch.pinned() if self.base.device.type == "cuda" else batch)
+
+    def _pieces(self, parts: Sequence[MicroBatch | None]) -> Iterator[tuple[int, list[MicroBatch | None]]]:
+        """The micro-batches in the plan's pieces, each with the number of its first block."""
+        each = self._blocks_a_piece
+        for first in range(0, self.runs[0].train.micro_batch_size, each):
+            piece = [part.piece(first, each) if part else None for part in parts]
+            if any(piece):
+                yield first, piece
+
+    def _redo(self) -> list[str]:
+        """Do the steps under way again up to here. Returns what to tell if that needed yet another plan."""
+        assert self.bank.grad is not None
+        self.bank.grad.zero_()
+        self._sums.zero_()
+        try:
+            for back in range(max(run.place for run in self.runs) - 1, -1, -1):
+                self._add_gradients([run.earlier_micro_batch(back) if run else None for run in self._slots], back)
+        except Exception as error:  # noqa: BLE001  (as above)
+            return self._help(error)
+        return []
+
+    def _help(self, error: Exception) -> list[str]:
+        """Choose a plan under which this would not have happened, and say so; raise it if there is none."""
+        plan = self._current_step.plan
+        if ran_out_of_memory(error):
+            shape = self._shape()
+            smaller = plan.smaller(self.runs[0].train.micro_batch_size, plan.pieces * self._tokens_a_batch())
+            if smaller is None:
+                raise error
+            tried = f"{shape.runs * shape.blocks} × {shape.block_length:,} tokens"
+            why = f"The memory did not hold {tried}, so the step is done again: {smaller.sentence}"
+            self.squeezed = True
+        elif plan.compiled and not self._current_step.proven:
+            smaller, why = replace(plan, compiled=False), f"Compiling failed ({_first_line(error)}); going on without"
+        else:
+            raise error
+        self._use(smaller)
+        return [why]
+
+    def _use(self, plan: Plan) -> None:
+        self._plan, self._step = plan, None  # the old step's graphs hold memory
+        if self.base.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self._step = MicroBatchStep(self.base, self.bank, plan)
 
     def _tell(self, text: str) -> Iterator[tuple[Hashable, Event]]:
         for run in self.runs:
@@ -288,14 +343,14 @@ class TrainingGroup:
 
     def _compile_if_it_pays(self) -> None:
         """After a few micro-batches it is known how long the group will take; compiling has to earn its own time."""
-        if self._compiled or self._ticks != _LOOK_BEFORE_COMPILING or not self._wants_compile("auto"):
+        assert self._plan is not None
+        if self._plan.compiled or self._ticks != _LOOK_BEFORE_COMPILING or not self._wants_compile("auto"):
             return
         left = max(run.total_steps * run.train.gradient_accumulation_steps for run in self.runs)
         if self.base.device.type != "cuda" or left * min(self._busy) * _COMPILE_GAIN < _COMPILE_SECONDS:
             return
         compile_layers(self.base)
-        assert self._tier is not None
-        self._use(max(self._tier, Tier.CHEAP), True)
+        self._use(replace(self._plan, tier=max(self._plan.tier, Tier.CHEAP), compiled=True))
 
     def _update(self) -> None:
         """Step the optimiser of every run whose step is complete, and send its figures on their way."""
@@ -325,7 +380,7 @@ class TrainingGroup:
         if self.base.device.type == "cuda":
             self._arrived.synchronize()
         sums, norms = self._figures.tolist()
-        seconds, memory = self._seconds_a_tick(), memory_in_use(self.base.device)
+        seconds, memory = self._seconds_a_tick(), self._peak.bytes
         events: list[tuple[Hashable, Event]] = []
         for one in self._pending:
             each = seconds * len(one.step.micro_batches)
@@ -346,19 +401,30 @@ class TrainingGroup:
         due = [run for run in runs if run.data.validation_blocks]
         if not due:
             return
-        assert self._step is not None
         left = {run: iter(run.data.validation()) for run in due}
         sums = torch.zeros(len(self._slots), device=self.base.device)
         while True:
             parts = [next(left[run], None) if run in left else None for run in self._slots]
             if not any(parts) or any(run.key in self._stopping for run in due):
                 break
-            sums += self._step.evaluate(collate(parts, self._shape()))
+            found, told = self._evaluated(parts)
+            sums += found
+            yield from (one for text in told for one in self._tell(text))
             yield due[0].key, MicroBatchDone()
         if not any(parts):
             totals = sums.tolist()
             for run in due:
                 yield run.key, run.evaluation_done(totals[self._slots.index(run)])
+
+    def _evaluated(self, parts: Sequence[MicroBatch | None]) -> tuple[Tensor, list[str]]:
+        """Each run's summed loss over one micro-batch, [K], and what to tell of how that was done."""
+        told: list[str] = []
+        while True:
+            try:
+                found = [self._current_step.evaluate(collate(piece, self._shape())) for _, piece in self._pieces(parts)]
+                return torch.stack(found).sum(0), told
+            except Exception as error:  # noqa: BLE001  (whatever nothing helps against is raised again)
+                told += self._help(error)
 
     def _end(self, run: TrainingRun) -> Iterator[tuple[Hashable, Event]]:
         yield run.key, run.training_done()
@@ -372,13 +438,6 @@ def _commons(run: TrainingRun) -> str:
 
 def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error).strip() else ''}"
-
-
-def memory_in_use(device: torch.device) -> int:
-    """Peak bytes on an accelerator since the run began, or this process's resident bytes on a CPU."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    return int(psutil.Process().memory_info().rss)
 
 
 def alone(group: TrainingGroup) -> Iterator[Event]:

@@ -6,6 +6,7 @@ import enum
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import psutil
 import torch
@@ -38,6 +39,9 @@ class Tier(enum.IntEnum):
 # compute again, which is less than this asks for; lower figures make it compute whole products again.
 _BUDGETS = {Tier.KEEP: 1.0, Tier.CHEAP: 0.95, Tier.FULL: 0.0}
 MOST_RUNS = 64
+_BUSY_TOKENS = 2048  # in one pass; below, an accelerator waits for its memory and the host
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "could not create a memory object",
+                  "CUBLAS_STATUS_ALLOC_FAILED")  # fmt: skip
 _STATE_BYTES = 18  # of one trained number: itself, its gradient, two moments, and the copy that computes
 _RESERVE = 0.9  # share of the free memory that activations may take
 _KEPT = {Tier.KEEP: 1.0, Tier.CHEAP: 0.65, Tier.FULL: 0.05}  # of the inputs and outputs of the linear layers
@@ -62,13 +66,60 @@ def keeping(base: ResidentBase, tier: Tier, *, compiled: bool) -> Iterator[None]
             del layer.forward
 
 
-def first_tier(base: ResidentBase, tokens: int, compiled: bool) -> Tier:
+@dataclass(frozen=True)
+class Plan:
+    """How a micro-batch is computed."""
+
+    tier: Tier
+    compiled: bool
+    pieces: int = 1
+    """Passes over parts of its blocks; their gradients add up."""
+
+    def smaller(self, blocks: int, tokens: int) -> Plan | None:
+        """The next plan that needs less memory for micro-batches of `blocks` blocks and `tokens` tokens; None if none does.
+
+        Pieces cost nothing while each is large enough to keep the device busy; recomputing costs a third of the time.
+        """
+        can_divide = self.pieces < blocks
+        if can_divide and (self.tier is Tier.FULL or tokens // (2 * self.pieces) >= _BUSY_TOKENS):
+            return replace(self, pieces=min(blocks, 2 * self.pieces))
+        if self.tier is not Tier.FULL:
+            return replace(self, tier=Tier.CHEAP if self.compiled and self.tier is Tier.KEEP else Tier.FULL)
+        return None
+
+    @property
+    def sentence(self) -> str:
+        """What it means, for a run's log."""
+        return f"{self.tier.sentence}{f', each micro-batch in {self.pieces} pieces' if self.pieces > 1 else ''}"
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether this is how an accelerator, the CPU's allocator or Python says that there is no memory left."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(said in str(error) for said in _OUT_OF_MEMORY)
+
+
+def memory_figures(device: torch.device) -> str:
+    """What is taken and what there is, in words."""
+    if device.type == "cuda":
+        mine, (free, total) = torch.cuda.memory_allocated(device), torch.cuda.mem_get_info(device)
+    else:
+        memory, mine = psutil.virtual_memory(), psutil.Process().memory_info().rss
+        free, total = memory.available, memory.total
+    held, left, all_of_it = (count / 2**30 for count in (mine, free, total))
+    return f"the engine holds {held:.1f} GiB, {left:.1f} of {all_of_it:.1f} GiB are free"
+
+
+def first_tier(base: ResidentBase, tokens: int, compiled: bool, checkpointing: str = "auto") -> Tier:
     """The quickest tier whose activations fit into the free memory for micro-batches of `tokens` tokens.
 
-    A compiled layer starts at CHEAP, which costs it next to nothing.
+    A compiled layer starts at CHEAP, which costs it next to nothing. `checkpointing` on or off is somebody's own choice.
     """
-    if base.device.type != "cuda":
-        return Tier.KEEP
+    if checkpointing == "on":
+        return Tier.FULL
+    if base.device.type != "cuda" or checkpointing == "off":
+        return Tier.CHEAP if compiled else Tier.KEEP
     for tier in (Tier.CHEAP, Tier.FULL) if compiled else (Tier.KEEP, Tier.FULL):
         if _activations(base, tokens, tier) < _RESERVE * _free(base.device):
             return tier

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from core.config import TrainConfig
 
+_SHORTEST_OFFERED = 128
 _STEPS_WORTH_PACKING = 100  # fewer steps than this teach too little, however quick they are
 
 
@@ -29,3 +31,18 @@ def packs(rows: int, tokens: float, longest: int, block_length: int, config: Tra
         return config.packing == "on"
     worthwhile = tokens / max(1, rows) <= block_length / 2 and longest <= block_length
     return worthwhile and planned_steps(math.ceil(tokens / block_length), config) >= _STEPS_WORTH_PACKING
+
+
+def smaller_plans(config: TrainConfig) -> list[tuple[str, dict[str, Any]]]:
+    """Changes that lower the memory and keep the effective batch, each in words and as options; the cheapest first."""
+    found: list[tuple[str, dict[str, Any]]] = []
+    size, accumulation = config.micro_batch_size, config.gradient_accumulation_steps
+    if size > 1:
+        half, more = size // 2, -(-size * accumulation // (size // 2))
+        change = {"micro_batch_size": half, "gradient_accumulation_steps": more}
+        found.append((f"Micro-batch {half}, accumulation {more}", change))
+    if config.gradient_checkpointing != "on":
+        found.append(("Gradient checkpointing", {"gradient_checkpointing": "on"}))
+    if config.max_length > _SHORTEST_OFFERED:
+        found.append((f"Max length {config.max_length // 2:,}", {"max_length": config.max_length // 2}))
+    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,7 @@ from core.lora.dropout import run_key
 from core.lora.inject import AdapterBank
 from core.lora.targets import select_targets, trainable_parameter_count
 from core.train.batches import MicroBatch, RunData, Step
+from core.train.changes import Change, ChangingConfig
 from core.train.plan import planned_steps, steps_per_epoch
 from core.train.run_state import Position, RunState
 from core.train.schedule import rate_factor, warmup_steps
@@ -37,6 +38,10 @@ class RunRequest:
     train: TrainConfig
     resume: tuple[AdapterWeights, RunState] | None = None
     """Where to go on from: the factors and the rest of the state."""
+    changes: Sequence[Change] = ()
+    """What was changed while it ran before."""
+    longest_first: bool = False
+    """Whether every micro-batch is made of the longest blocks, to find out what the run will take."""
 
 
 class TrainingRun:
@@ -49,7 +54,7 @@ class TrainingRun:
         self.targets = select_targets(list(base.layers), self.lora, base.head)
         self.ranks = {path: self.lora.rank_of(path) for path in self.targets}
         self.data = RunData(request.rows, self.train)
-        self.total_steps = planned_steps(len(self.data.blocks), self.train)
+        self._config = ChangingConfig(self.train, request.changes)
         self._resume = request.resume
         at = request.resume[1].position if request.resume else Position(0, 0, None, None, -1)
         self.done = at.steps
@@ -58,7 +63,10 @@ class TrainingRun:
         self.evaluated_at = at.evaluated_at
         self.micro_batches = at.micro_batches  # taken so far, also of unfinished steps
         self._whole_micro_batches = at.micro_batches  # those of finished steps
-        self._steps = itertools.islice(self.data.steps(), self.done, None)
+        self.tokens, self.seconds = at.tokens, at.seconds
+        self._measuring = request.longest_first
+        steps = self.data.longest() if self._measuring else self.data.steps()
+        self._steps = itertools.islice(steps, self.done, None)
         self._step: Step | None = None
         self._place = 0  # in the step's micro-batches
         self._optimiser: torch.optim.Optimizer | None = None
@@ -92,7 +100,10 @@ class TrainingRun:
         assert self._optimiser is not None
         found = [self._optimiser.state[group["params"][0]] for group in self._optimiser.param_groups]
         mean, square = (bank.by_layer(found[0][name], found[1][name], self.ranks) for name in ("exp_avg", "exp_avg_sq"))
-        at = Position(self.done, self._whole_micro_batches, self.train_loss, self.validation_loss, self.evaluated_at)
+        at = Position(
+            self.done, self._whole_micro_batches, self.train_loss, self.validation_loss, self.evaluated_at,
+            self.tokens, self.seconds,
+        )  # fmt: skip
         return RunState(at, mean, square)
 
     def move(self, old: AdapterBank, old_slot: int, new: AdapterBank, slot: int) -> None:
@@ -131,9 +142,18 @@ class TrainingRun:
         self.micro_batches += 1
         return self._step.micro_batches[self._place - 1]
 
-    def dropout_key(self) -> int:
-        """Keys the dropout of the next micro-batch."""
-        return run_key(self.train.seed, self.micro_batches)
+    def earlier_micro_batch(self, back: int) -> MicroBatch | None:
+        """The one taken `back` micro-batches ago (0: the last one), if it is of the step at hand."""
+        return self._step.micro_batches[self._place - 1 - back] if self._step is not None and back < self._place else None
+
+    def dropout_key(self, back: int = 0) -> int:
+        """Keys the dropout of the micro-batch taken `back` micro-batches ago."""
+        return run_key(self.train.seed, self.micro_batches - back)
+
+    @property
+    def place(self) -> int:
+        """Micro-batches taken of the step at hand."""
+        return self._place if self._step is not None else 0
 
     @property
     def step_is_complete(self) -> bool:
@@ -146,6 +166,7 @@ class TrainingRun:
         assert self._step is not None
         if self.train.max_grad_norm:
             gradient.mul_((self.train.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))  # as torch's clip_grad_norm_
+        gradient.masked_fill_(~norm.isfinite(), 0.0)  # one step that is not finite must not spoil the factors
         rate = self._rate(self.done)
         for group, ratio in zip(self._optimiser.param_groups, (1.0, self.train.loraplus_lr_ratio), strict=True):
             group["lr"] = rate * ratio  # LoRA+ (arXiv 2402.12354): B learns faster than A
@@ -156,10 +177,25 @@ class TrainingRun:
         return rate, step
 
     def _rate(self, index: int) -> float:
-        warmup = warmup_steps(self.total_steps, self.train.warmup_ratio)
+        config, total = self._config.at(index), self._planned(index)
+        warmup = warmup_steps(total, config.warmup_ratio)
         # The first step of a warm-up would have rate 0 and learn nothing, so the ramp is shifted by one step.
         at = index + 1 if index < warmup else index
-        return self.train.learning_rate * rate_factor(self.train.lr_scheduler, at, self.total_steps, warmup)
+        return config.learning_rate * rate_factor(config.lr_scheduler, at, total, warmup)
+
+    # Changes on the way.
+
+    def change(self, **values: object) -> Change:
+        """Change learning_rate, epochs or max_steps from the next step on. Raises InvalidConfig."""
+        return self._config.change(self.done, values)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps that are planned as things stand."""
+        return self._planned(self.done)
+
+    def _planned(self, index: int) -> int:
+        return planned_steps(len(self.data.blocks), self._config.at(index))
 
     # What it tells.
 
@@ -171,18 +207,24 @@ class TrainingRun:
     @property
     def ended(self) -> bool:
         """Whether it has done all its steps or was asked to stop."""
-        return self.stopping or self.done >= self.total_steps
+        # By the plan that the last step was made under: a change counts from the step after it.
+        return self.stopping or self.done >= self._planned(self.done - 1)
 
     @property
     def settled(self) -> bool:
         """Whether the evaluation that is due after the steps done so far has been made, if one is."""
-        due = bool(self.data.validation_blocks) and (self.done == 0 or self.evaluates())
+        due = self._validates and (self.done == 0 or self.evaluates())
         return not due or self.evaluated_at == self.done
 
     def evaluates(self) -> bool:
         """Whether an evaluation is due after the steps done so far."""
-        every = self.train.eval_steps or max(1, self.total_steps // 10)
-        return bool(self.data.validation_blocks) and (self.done % every == 0 or self.done == self.total_steps)
+        total = self._planned(self.done - 1)
+        every = self.train.eval_steps or max(1, total // 10)
+        return self._validates and (self.done % every == 0 or self.done >= total)
+
+    @property
+    def _validates(self) -> bool:
+        return bool(self.data.validation_blocks) and not self._measuring
 
     def prepared(self) -> Prepared:
         """The event that opens the run."""
@@ -199,18 +241,20 @@ class TrainingRun:
     ) -> StepDone:
         """The event of an optimiser step, once its figures are known. Raises TrainingDiverged if they are not finite."""
         loss = loss_sum / step.supervised
-        if not (math.isfinite(loss) and math.isfinite(norm)):
+        if "nan" in self.train.stopping_alerts and not (math.isfinite(loss) and math.isfinite(norm)):
             raise TrainingDiverged(
                 f"At step {number} the loss is {loss:.4g} and the gradient norm {norm:.4g}: training has diverged. "
                 "Lower the learning rate, or raise the warm-up."
             )
         self.train_loss = loss
+        self.tokens, self.seconds = self.tokens + step.tokens, self.seconds + seconds
         self._recent.append((seconds, step.tokens))
         spent = sum(one for one, _ in self._recent) or 1e-9
         return StepDone(
             step=number, epoch=number / steps_per_epoch(len(self.data.blocks), self.train), loss=loss, learning_rate=rate,
             grad_norm=norm, tokens=step.tokens, tokens_per_second=sum(count for _, count in self._recent) / spent,
-            memory_bytes=memory, seconds_left=(self.total_steps - number) * spent / len(self._recent),
+            memory_bytes=memory, seconds_left=max(0, self.total_steps - number) * spent / len(self._recent),
+            total_tokens=self.tokens, total_seconds=self.seconds,
         )  # fmt: skip
 
     def evaluation_done(self, loss_sum: float) -> EvalDone:

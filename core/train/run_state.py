@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from core.errors import InvalidInput
+from core.safetensors_file import write_float32
 
 STATE_NAME = "state.safetensors"
 Moments = Mapping[str, tuple[Tensor, Tensor]]
@@ -34,6 +34,10 @@ class Position:
     validation_loss: float | None
     evaluated_at: int
     """Steps done at the last evaluation; -1 before the first."""
+    tokens: int = 0
+    """Input tokens of these steps."""
+    seconds: float = 0.0
+    """Time spent on these steps; the one figure that the adapter does not depend on."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +50,10 @@ class RunState:
 
     def save(self, folder: Path) -> None:
         """Write it into the existing folder."""
-        tensors = {f"{kind}/{path}/{factor}": tensor.contiguous()
+        tensors = {f"{kind}/{path}/{factor}": tensor.numpy()
                    for kind, moments in (("mean", self.mean), ("square", self.square))
                    for path, pair in moments.items() for factor, tensor in zip("AB", pair, strict=True)}  # fmt: skip
-        save_file(tensors, folder / STATE_NAME, metadata={"position": json.dumps(asdict(self.position))})
+        write_float32(folder / STATE_NAME, tensors, {"position": json.dumps(asdict(self.position))})
 
     @classmethod
     def load(cls, folder: Path) -> RunState:

@@ -16,7 +16,7 @@ from core.base_model.load import ResidentBase
 from core.lora.inject import AdapterBank
 from core.train.batches import Batch
 from core.train.loss import token_losses
-from core.train.memory import Tier, keeping
+from core.train.memory import Plan, keeping
 
 _LAUNCH_BOUND = 0.5  # share of a micro-batch that the host spends launching, above which a graph pays
 _WARM_UP = 3  # micro-batches before a capture
@@ -47,8 +47,7 @@ class MicroBatchStep:
 
     base: ResidentBase
     bank: AdapterBank
-    tier: Tier
-    compiled: bool
+    plan: Plan
     proven: bool = False
     """Whether a micro-batch has come through."""
     notices: list[str] = field(default_factory=list)
@@ -91,8 +90,8 @@ class MicroBatchStep:
 
     def _plain(self, batch: Batch) -> Tensor:
         self.bank.train()
-        layers = nullcontext() if self.compiled else eager_layers()
-        with keeping(self.base, self.tier, compiled=self.compiled), layers, _set_up(self.base, self.bank, batch):
+        layers = nullcontext() if self.plan.compiled else eager_layers()
+        with keeping(self.base, self.plan.tier, compiled=self.plan.compiled), layers, _set_up(self.base, self.bank, batch):
             total, losses = losses_of(self.base, batch)
             total.backward()
         return losses

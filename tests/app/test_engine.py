@@ -58,7 +58,7 @@ def test_a_queued_run_is_trained_and_leaves_an_adapter(workbench):
 def test_stopping_in_mid_training_leaves_a_usable_adapter(workbench):
     run = workbench.train("llama", "data", LONG, "long")
     wait_for(lambda: len(_steps(workbench, run)) >= 2)
-    workbench.stop(run.id)
+    workbench.runs.stop(run.id)
     run = workbench.wait_run(run.id, lambda seen: None)
     assert run.state == "stopped"
     assert "the adapter is kept" in run.reason
@@ -92,7 +92,7 @@ def test_closing_the_app_leaves_the_run_going_and_the_next_start_shows_it(settin
     second = Workbench(settings)
     second.look_after()
     assert _state(second, run) == "running"
-    second.stop(run.id)
+    second.runs.stop(run.id)
     assert second.wait_run(run.id, lambda seen: None).state == "stopped"
     second.close()
 
@@ -132,7 +132,7 @@ def test_a_chat_streams_while_a_run_trains(workbench, trained):
     assert _state(workbench, run) == "running"
     seen = len(_steps(workbench, run))
     wait_for(lambda: len(_steps(workbench, run)) > seen)
-    workbench.stop(run.id)
+    workbench.runs.stop(run.id)
     workbench.wait_run(run.id, lambda run: None)
 
 
@@ -168,7 +168,7 @@ def test_a_sweep_trains_at_once_and_every_run_is_its_own(workbench):
 def test_one_run_of_a_sweep_is_stopped_and_the_other_finishes(workbench):
     runs = workbench.sweep("llama", "data", {**QUICK, "max_steps": 600}, {"seed": ["1", "2"]}, "two")
     wait_for(lambda: _steps(workbench, runs[1]))
-    workbench.stop(runs[1].id)
+    workbench.runs.stop(runs[1].id)
     first, second = workbench.wait_runs([run.id for run in runs], lambda seen: None)
     assert (first.state, second.state) == ("finished", "stopped")
     assert workbench.registry.get(Adapter, second.adapter_id).steps < 600
@@ -197,7 +197,7 @@ def test_another_base_cannot_take_the_engine_from_a_training(workbench, other_ll
     wait_for(lambda: _steps(workbench, run))
     with pytest.raises(EngineUnavailable, match="llama is trained on right now"):
         list(workbench.answer("other", [None], [HELLO], GREEDY))
-    workbench.stop(run.id)
+    workbench.runs.stop(run.id)
     assert workbench.wait_run(run.id, lambda seen: None).state == "stopped"
 
 

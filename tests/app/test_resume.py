@@ -58,7 +58,7 @@ def test_a_run_killed_again_and_again_ends_like_the_uninterrupted_one(workbench,
         for one in saved:
             workbench.registry.blobs.verify(one.adapter_digest)
             workbench.registry.blobs.verify(one.state_digest)
-        workbench.resume(run.id)
+        workbench.runs.resume(run.id)
     done = workbench.wait_run(run.id, lambda seen: None)
     assert done.state == "finished", done.reason
     assert workbench.registry.find(Adapter, "killed").digest == digest
@@ -69,25 +69,24 @@ def test_a_run_that_is_paused_and_stopped_on_the_way_ends_the_same(workbench, un
     digest, measured = uninterrupted
     run = workbench.train("llama", "data", STEPS, "mine")
     wait_for(lambda: len(_points(workbench, run)[0]) >= 1)
-    workbench.pause(run.id)
+    workbench.runs.pause(run.id)
     found = workbench.wait_run(run.id, lambda seen: None)
-    assert (found.state, found.reason.startswith("paused after")) == ("paused", True)
+    assert (found.state, found.reason.startswith("after ")) == ("paused", True)
     assert workbench.registry.checkpoints(run.id)[0].step == _points(workbench, run)[0][-1][0]
     assert "mine" not in workbench.registry.names(Adapter)
-    with pytest.raises(InUse, match="is paused, so there is nothing to pause"):
-        workbench.pause(run.id)
-    workbench.resume(run.id)
-    assert workbench.resume(run.id).id == run.id, "a second click does nothing"
+    assert workbench.runs.pause(run.id).state == "paused", "a second click does nothing"
+    workbench.runs.resume(run.id)
+    assert workbench.runs.resume(run.id).id == run.id, "a second click does nothing"
     wait_for(lambda: workbench.registry.get(Run, run.id).state == "running")
-    workbench.stop(run.id)
+    workbench.runs.stop(run.id)
     assert workbench.wait_run(run.id, lambda seen: None).state == "stopped"
     assert "mine" in workbench.registry.names(Adapter)
-    workbench.resume(run.id)
+    workbench.runs.resume(run.id)
     assert workbench.wait_run(run.id, lambda seen: None).state == "finished"
     assert workbench.registry.find(Adapter, "mine-2").digest == digest
     assert _points(workbench, run) == measured
     with pytest.raises(InUse, match="is finished"):
-        workbench.resume(run.id)
+        workbench.runs.resume(run.id)
 
 
 def test_the_last_two_checkpoints_and_the_best_are_kept(workbench):
@@ -96,9 +95,10 @@ def test_the_last_two_checkpoints_and_the_best_are_kept(workbench):
         lambda seen: None,
     )
     kept = workbench.registry.checkpoints(run.id)
-    losses = {step: loss for step, loss in _points(workbench, run)[1] if step and step % 3 == 0}
+    losses = {step: loss for step, loss in _points(workbench, run)[1] if step}
     best = min(losses, key=lambda step: (losses[step], step))
-    assert {one.step for one in kept} == {36, 39, best}
+    last = [39, 40] if best == 40 else [36, 39]  # an evaluation that is the best so far is saved, the last one as well
+    assert {one.step for one in kept} == {*last, best}
     store = workbench.settings.blobs / "sha256"
     stored = {path.name for folder in store.iterdir() for path in folder.iterdir()}
     assert all({one.adapter_digest, one.state_digest} <= stored for one in kept)
@@ -108,32 +108,32 @@ def test_the_last_two_checkpoints_and_the_best_are_kept(workbench):
 def test_a_run_saves_when_asked_to(workbench):
     run = workbench.train("llama", "data", {**STEPS, "save_steps": 0, "max_steps": 5000}, "asked")
     wait_for(lambda: workbench.registry.get(Run, run.id).state == "running")
-    workbench.save(run.id)
+    workbench.runs.save(run.id)
     wait_for(lambda: workbench.registry.all(Checkpoint))
     assert not workbench.registry.get(Run, run.id).save_requested
-    workbench.stop(run.id)
+    workbench.runs.stop(run.id)
     workbench.wait_run(run.id, lambda seen: None)
 
 
 def test_what_has_changed_under_a_paused_run_is_named(workbench):
     run = workbench.train("llama", "data", STEPS, "mine")
     wait_for(lambda: len(_points(workbench, run)[0]) >= 1)
-    workbench.pause(run.id)
+    workbench.runs.pause(run.id)
     workbench.wait_run(run.id, lambda seen: None)
     base = workbench.registry.find(Base, "llama")
     before = base.template_hash
     base.template_hash = "0" * 64
     workbench.registry.save(base)
-    workbench.resume(run.id)
+    workbench.runs.resume(run.id)
     failed = workbench.wait_run(run.id, lambda seen: None)
     assert (failed.state, "chat template of llama changed" in failed.reason) == ("failed", True)
     base.template_hash = before
     workbench.registry.save(base)
     workbench.registry.remove_dataset("data")
     with pytest.raises(InvalidData, match="Version 1 of data, which run 1 trains on, was deleted"):
-        workbench.resume(run.id)
+        workbench.runs.resume(run.id)
     base.fingerprint = "f" * 64
     workbench.registry.save(base)
     with pytest.raises(WrongBase, match="gone or another one"):
-        workbench.resume(run.id)
+        workbench.runs.resume(run.id)
     assert workbench.registry.get(Run, run.id).state == "failed"

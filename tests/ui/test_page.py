@@ -129,7 +129,7 @@ def test_a_sweep_is_typed_planned_and_trained_at_once(workbench, address, open_p
     runs = workbench.registry.active_runs()
     assert {run.name for run in runs} == {f"data rank={rank} seed={seed}" for rank in (2, 4) for seed in (1, 2)}
     for run in runs:
-        workbench.stop(run.id)
+        workbench.runs.stop(run.id)
     states = {run.state for run in workbench.wait_runs([run.id for run in runs], lambda seen: None)}
     assert states == {"stopped"}
 
@@ -160,7 +160,7 @@ def test_the_curve_keeps_its_zoom_while_it_grows(workbench, address, open_page):
     assert page.evaluate("document.querySelector('.curve-plot').layout.xaxis.range") == [1, 4]
     page.get_by_label("Log scale").check()
     assert page.evaluate("document.querySelector('.curve-plot').layout.yaxis.type") == "log"
-    workbench.stop(run.id)
+    workbench.runs.stop(run.id)
     workbench.wait_run(run.id, lambda seen: None)
 
 

@@ -1,0 +1,25 @@
+"""What a run that is still training answers to its sample prompts."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Generator
+
+from core.config import GenerationConfig, TrainConfig
+from core.engine import AdapterSource, AnswerRequest, BaseSource, Engine
+from core.lora.adapter import AdapterWeights
+
+
+def sample_answers(
+    engine: Engine, source: BaseSource, weights: AdapterWeights, name: str, train: TrainConfig
+) -> Generator[None, None, list[str]]:
+    """Greedy answers to all prompts in one batch, a pause after each token. Its value is the answers, in order."""
+    now = AdapterSource(name, source.folder, uuid.uuid4().hex, source.fingerprint, source.name, weights)
+    config = GenerationConfig(max_tokens=train.sample_tokens, temperature=0.0)
+    asked = [AnswerRequest([{"role": "user", "content": prompt}], now, config) for prompt in train.prompts]
+    texts = [""] * len(asked)
+    for events in engine.answer(source, asked).steps() if asked else ():
+        for event in events:
+            texts[event.row] += event.text
+        yield None
+    return texts

@@ -1,0 +1,84 @@
+"""Measure, before a run starts, what it will take: a few micro-batches of its longest blocks, on the device."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from core.base_model.load import ResidentBase
+from core.events import MicroBatchDone, Notice, RunFailed, StepDone
+from core.train.batches import RunData
+from core.train.group import TrainingGroup
+from core.train.hardware import PeakMemory
+from core.train.memory import memory_figures, ran_out_of_memory
+from core.train.plan import planned_steps
+from core.train.run import RunRequest
+
+_STEPS = {"cuda": 6, "cpu": 2}  # three before a CUDA graph may be captured, the capture, and two that show its pace
+_STATE_BYTES = 12  # of one trained number in a checkpoint: itself and Adam's two moments, float32
+_CHECKPOINTS = 4  # three are kept, one is being written
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What was measured."""
+
+    fits: bool
+    squeezed: bool
+    """Whether it only fits in smaller pieces or recomputed, as the notices say."""
+    peak_bytes: int
+    """Of the device's memory, the base and everything else resident counted; on a CPU of this process."""
+    total_bytes: int
+    seconds_a_step: float
+    """Of the longest blocks."""
+    steps: int
+    seconds: float
+    """For the whole run without its evaluations, if every block were as long as the longest."""
+    disk_bytes: int
+    """That the run's checkpoints take at most."""
+    together: int
+    """Runs that were measured at once."""
+    notices: tuple[str, ...]
+    """What had to be done to make it fit, or why it does not."""
+
+
+def measure(base: ResidentBase, requests: Sequence[RunRequest]) -> Iterator[Preflight | None]:
+    """Yield None after each micro-batch, then the result. Raises what makes a run impossible whatever its size."""
+    data = {request.key: RunData(request.rows, request.train) for request in requests}
+    group = TrainingGroup(base, [_tried(request, data[request.key], base.device.type) for request in requests])
+    peak, notices, paces = PeakMemory(base.device), dict[str, None](), list[float]()
+    members, parameters, fits, last = {request.key for request in requests}, 0, True, time.perf_counter()
+    try:
+        for _, event in group.run():
+            if isinstance(event, RunFailed):
+                raise event.error
+            if isinstance(event, Notice):
+                notices[event.text] = None
+            if isinstance(event, StepDone):
+                paces.append(time.perf_counter() - last)
+                last = time.perf_counter()
+            if isinstance(event, MicroBatchDone):
+                members, parameters = {run.key for run in group.runs}, sum(run.parameters for run in group.runs)
+                yield None
+    except Exception as error:
+        if not ran_out_of_memory(error):
+            raise
+        fits = False
+        notices[f"Even one block at a time with every layer computed again is too much: {memory_figures(base.device)}."] = None
+    chosen = [request for request in requests if request.key in members]
+    steps = max(planned_steps(len(data[one.key].blocks), one.train) for one in chosen)
+    pace = min(paces, default=0.0) * max(one.train.gradient_accumulation_steps for one in chosen)
+    yield Preflight(
+        fits=fits, squeezed=group.squeezed, peak_bytes=peak.bytes, total_bytes=peak.total, seconds_a_step=pace, steps=steps,
+        seconds=pace * steps, disk_bytes=parameters * _STATE_BYTES * _CHECKPOINTS, together=len(chosen), notices=tuple(notices),
+    )  # fmt: skip
+
+
+def _tried(request: RunRequest, data: RunData, device: str) -> RunRequest:
+    """The same run for a few steps of one micro-batch, all of the longest blocks; packed as the whole run would be."""
+    short = replace(
+        request.train, max_steps=_STEPS.get(device, 2), gradient_accumulation_steps=1, packing="on" if data.packed else "off",
+        compile="off" if request.train.compile == "auto" else request.train.compile,
+    )  # fmt: skip
+    return replace(request, longest_first=True, resume=None, changes=(), train=short)
