@@ -5,10 +5,7 @@ Exit codes: 0 done, 1 refused or failed, 2 wrong usage.
 
 from __future__ import annotations
 
-import math
 import os
-import tomllib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,24 +13,24 @@ import typer
 
 from app.cli_data import data
 from app.cli_options import Home, Json, Yes, open_workbench
+from app.cli_runs import preflight, presets, runs, train
 from app.console import Console, ProgressLine, guarded
 from app.service import Workbench
 from app.settings import HOME_VARIABLE, settings_for
 from core.config import GenerationConfig
-from core.sweep import parse_grid
-from storage.tables import Adapter, Base, Job, Run
+from storage.tables import Adapter, Base, Job
 
 app = typer.Typer(
     name="lora-workbench", no_args_is_help=False, add_completion=False, pretty_exceptions_enable=False,
     help="Train, keep, compare and merge LoRA adapters on your own machine. Without a command it opens the page.",
 )  # fmt: skip
 models = typer.Typer(no_args_is_help=True, help="Base models: add, list, show, verify, remove.")
-runs = typer.Typer(no_args_is_help=True, help="Training runs: list, show, pause, save, resume, stop.")
 adapters = typer.Typer(no_args_is_help=True, help="Adapters: list, show, import, export, remove.")
-for name, group in (("models", models), ("data", data), ("runs", runs), ("adapters", adapters)):
+groups = (("models", models), ("data", data), ("runs", runs), ("presets", presets), ("adapters", adapters))
+for name, group in groups:
     app.add_typer(group, name=name)
-
-RunId = Annotated[int, typer.Argument(help="Number of the run.", min=1, max=2**63 - 1)]
+app.command()(train)
+app.command()(preflight)
 
 
 def _finished(workbench: Workbench, job: Job, progress: ProgressLine) -> dict[str, Any]:
@@ -144,161 +141,6 @@ def models_remove(name: str, yes: Yes = False, home: Home = None, json: Json = F
     console.confirm(f"Remove the base model {name}?", yes)
     open_workbench(home).remove_model(name)
     console.result({"removed": name}, [("Removed", name)])
-
-
-# Training.
-
-
-@app.command()
-@guarded
-def train(
-    base: Annotated[str, typer.Option(help="Name of the base model.")],
-    dataset: Annotated[str, typer.Option("--data", help="Name of the data set.")],
-    name: Annotated[str, typer.Option(help="Name of the adapter; default from the data set.")] = "",
-    config: Annotated[Path | None, typer.Option(help="TOML file of training options.", exists=True, dir_okay=False)] = None,
-    option: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One option, such as rank=8; repeatable.")
-    ] = None,
-    sweep: Annotated[
-        list[str] | None,
-        typer.Option("--sweep", metavar="KEY=A,B,…", help="Several values of one option, trained at once; repeatable."),
-    ] = None,
-    detach: Annotated[bool, typer.Option("--detach", help="Return at once; the run goes on in the engine.")] = False,
-    home: Home = None,
-    json: Json = False,
-) -> None:
-    """Train an adapter, or a sweep of them at once. Interrupting this command leaves runs going; end one with: runs stop ID."""
-    console, workbench = Console(json), open_workbench(home)
-    options = _train_options(config, option or [])
-    if sweep:
-        runs = workbench.sweep(base, dataset, options, parse_grid(sweep), name)
-    else:
-        runs = [workbench.train(base, dataset, options, name)]
-    if not detach:
-        try:
-            with console.progress() as progress:
-                one = progress.run_watcher(workbench)
-                watch = progress.sweep_watcher(workbench) if sweep else lambda runs: one(runs[0])
-                runs = workbench.wait_runs([run.id or 0 for run in runs], watch)
-        except KeyboardInterrupt:
-            for run in runs:
-                console.say(f"Run {run.id} ({run.name}) goes on in the engine. Stop it with: lora-workbench runs stop {run.id}")
-            raise typer.Exit(130) from None
-    if sweep:
-        _show_sweep(console, workbench, runs)
-    else:
-        _show_run(console, workbench, runs[0], json)
-    if any(run.state in ("failed", "interrupted") for run in runs):
-        raise typer.Exit(1)
-
-
-def _show_sweep(console: Console, workbench: Workbench, runs: list[Run]) -> None:
-    """All runs of a sweep beside each other, the best first."""
-    rows: list[dict[str, Any]] = []
-    for run in runs:
-        adapter = workbench.registry.get(Adapter, run.adapter_id) if run.adapter_id is not None else None
-        rows.append({
-            "id": run.id, "name": run.name, "state": run.state, "train_loss": adapter.train_loss if adapter else None,
-            "validation_loss": adapter.validation_loss if adapter else None, "reason": run.reason,
-        })  # fmt: skip
-    console.records(sorted(rows, key=_loss))
-
-
-def _loss(row: Mapping[str, Any]) -> float:
-    """What a run of a sweep is judged by: the validation loss, or the last training loss where there is none."""
-    return next((row[key] for key in ("validation_loss", "train_loss") if row[key] is not None), math.inf)
-
-
-def _show_run(console: Console, workbench: Workbench, run: Run, json: bool) -> None:
-    """How a run stands, with its adapter's name and losses if it has one."""
-    extra: dict[str, Any] = {}
-    if run.adapter_id is not None:
-        adapter = workbench.registry.get(Adapter, run.adapter_id)
-        extra = {"adapter": adapter.name, "train_loss": adapter.train_loss, "validation_loss": adapter.validation_loss}
-    console.row(run, leave_out=() if json else ("config", "details", "base_id", "dataset_id", "adapter_id"), extra=extra)
-
-
-def _train_options(config: Path | None, settings: list[str]) -> dict[str, Any]:
-    """Options from the file, then from --set. A file may group them under [lora] and [train]."""
-    options: dict[str, Any] = {}
-    if config:
-        try:
-            content = tomllib.loads(config.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise typer.BadParameter(f"{config} is not valid TOML: {error}") from None
-        for key, value in content.items():
-            if isinstance(value, dict) and key not in ("lora", "train"):
-                raise typer.BadParameter(f"{config} has a table [{key}]; only [lora] and [train] are known.")
-            options.update(value if isinstance(value, dict) else {key: value})
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals:
-            raise typer.BadParameter(f"--set {setting}: expected KEY=VALUE, such as --set rank=8.")
-        options[key.strip()] = value.strip()
-    return options
-
-
-@runs.command("list")
-@guarded
-def runs_list(home: Home = None, json: Json = False) -> None:
-    """List the runs."""
-
-    Console(json).table(open_workbench(home).registry.all(Run), ["id", "name", "state", "base_name", "dataset_name", "reason"])
-
-
-@runs.command("show")
-@guarded
-def runs_show(run_id: RunId, home: Home = None, json: Json = False) -> None:
-    """Show a run: its configuration, its log and its last measurement."""
-
-    registry = open_workbench(home).registry
-    row = registry.get(Run, run_id)
-    last = registry.last_point(run_id)
-    extra = {"last": last.model_dump() if last else None, "log": [note.text for note in registry.notes(run_id)]}
-    Console(json).row(row, extra=extra)
-
-
-@runs.command("stop")
-@guarded
-def runs_stop(run_id: RunId, home: Home = None, json: Json = False) -> None:
-    """Stop a run and keep what it has learnt as an adapter."""
-    workbench, console = open_workbench(home), Console(json)
-    if not workbench.runs.stop(run_id).active:
-        console.say(f"Run {run_id} is not under way any more.")
-    _show_run(console, workbench, workbench.wait_run(run_id, lambda run: None), json)
-
-
-@runs.command("pause")
-@guarded
-def runs_pause(run_id: RunId, home: Home = None, json: Json = False) -> None:
-    """Save where a run stands and let go of it; go on with runs resume."""
-    workbench, console = open_workbench(home), Console(json)
-    workbench.runs.pause(run_id)
-    _show_run(console, workbench, workbench.wait_run(run_id, lambda run: None), json)
-
-
-@runs.command("save")
-@guarded
-def runs_save(run_id: RunId, home: Home = None, json: Json = False) -> None:
-    """Have a run write a checkpoint now."""
-    workbench = open_workbench(home)
-    workbench.runs.save(run_id)
-    Console(json).result({"run": run_id, "asked": True}, [("Asked", f"run {run_id} saves after the step at hand")])
-
-
-@runs.command("resume")
-@guarded
-def runs_resume(
-    run_id: RunId, detach: Annotated[bool, typer.Option("--detach", help="Return at once; the run goes on.")] = False,
-    home: Home = None, json: Json = False,
-) -> None:  # fmt: skip
-    """Go on with a run that was paused, interrupted, stopped or has failed, from its last checkpoint."""
-    workbench, console = open_workbench(home), Console(json)
-    run = workbench.runs.resume(run_id)
-    if not detach:
-        with console.progress() as progress:
-            run = workbench.wait_run(run_id, progress.run_watcher(workbench))
-    _show_run(console, workbench, run, json)
 
 
 # Adapters.

@@ -10,9 +10,10 @@ import gradio as gr
 from app.components.markup import job_bar, job_failure
 from app.components.shell import QUIET, Shell, told
 from app.service import Workbench
-from app.tabs import adapters, data, export, home, models, playground, train
+from app.tabs import adapters, data, export, home, models, playground, runs, train
 from storage.tables import QUEUED, Run
 
+_PARTS = (home, models, data, train, runs, adapters, playground, export)
 _TICK_SECONDS = 1.0
 _FAILURE_SECONDS = 300.0  # how long a failed job stays in sight
 
@@ -23,11 +24,15 @@ def build_page(workbench: Workbench) -> gr.Blocks:
         masthead = gr.HTML(masthead_html(workbench))
         activity = gr.HTML(activity_html(workbench), elem_id="activity")
         cancel = gr.Button("Cancel", variant="stop", size="sm", visible=False, elem_id="cancel-job")
-        changed, to_chat = gr.State(""), gr.State("")  # outside of the tabs: each child of gr.Tabs counts as a tab
+        changed, to_chat, to_train = (
+            gr.State(""),
+            gr.State(""),
+            gr.State(("", 0, 0.0)),
+        )  # outside of the tabs: each child of gr.Tabs counts as a tab
         memory = gr.BrowserState("home", storage_key="lora-workbench-tab", secret="tab")
         with gr.Tabs(elem_id="sections") as tabs:
-            shell = Shell(workbench, page, tabs, changed, to_chat)
-            for part in (home, models, data, train, adapters, playground, export):
+            shell = Shell(workbench, page, tabs, changed, to_chat, to_train)
+            for part in _PARTS:
                 with gr.Tab(part.TITLE, id=part.TAB):
                     part.build(shell)
         _keep_up_to_date(shell, masthead, activity)
@@ -75,7 +80,7 @@ def _remember_tab(shell: Shell, memory: gr.BrowserState) -> None:
     """A reload comes back to the section it left."""
 
     def note(event: gr.SelectData) -> str:
-        titles = {part.TITLE: part.TAB for part in (home, models, data, train, adapters, playground, export)}
+        titles = {part.TITLE: part.TAB for part in _PARTS}
         return titles.get(str(event.value), "home")
 
     shell.tabs.select(note, None, memory, **QUIET)

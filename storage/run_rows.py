@@ -79,6 +79,11 @@ class RunRows:
         waiting = self.waiting_runs()
         return [run for run in waiting if run is waiting[0] or _may_share(waiting[0], run)]
 
+    def sweep_runs(self, sweep: str) -> list[Run]:
+        """The runs that were started together, oldest first."""
+        with self.database.reading() as session:
+            return list(session.exec(select(Run).where(Run.sweep == sweep).order_by(col(Run.id))).all())
+
     def move_run(self, run_id: int, place: int) -> None:
         """Put a waiting run at a place of the queue, counted from 0. Raises NotFound, or InUse if it does not wait."""
         with self.database.writing() as session:
@@ -322,6 +327,19 @@ class RunRows:
         """The newest training measurement of a run."""
         with self.database.reading() as session:
             query = select(Point).where(Point.run_id == run_id, col(Point.loss).is_not(None))
+            return session.exec(query.order_by(col(Point.id).desc())).first()
+
+    def last_points(self, run_ids: Sequence[int]) -> dict[int, Point]:
+        """The newest training measurement of each of these runs."""
+        with self.database.reading() as session:
+            newest = select(func.max(Point.id)).where(col(Point.run_id).in_(list(run_ids)), col(Point.loss).is_not(None))
+            query = select(Point).where(col(Point.id).in_(newest.group_by(col(Point.run_id))))
+            return {point.run_id: point for point in session.exec(query).all()}
+
+    def last_evaluation(self, run_id: int) -> Point | None:
+        """The newest evaluation of a run."""
+        with self.database.reading() as session:
+            query = select(Point).where(Point.run_id == run_id, col(Point.validation_loss).is_not(None))
             return session.exec(query.order_by(col(Point.id).desc())).first()
 
     def best_losses(self, run_ids: Sequence[int]) -> dict[int, tuple[float | None, float | None]]:

@@ -75,7 +75,7 @@ def _fork(question: dict[str, Any]) -> int:
     code = 1
     try:
         code = main()
-    except BaseException:  # as a process that ends with a traceback
+    except BaseException:  # noqa: BLE001  (as a process that ends with a traceback)
         traceback.print_exc()
     finally:
         sys.stdout.flush()

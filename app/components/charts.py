@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-_INK = "#8792a5"  # legible on both backgrounds
+INK = "#8792a5"  # legible on both backgrounds
 _BAR = "#3b82f6"
 _HEIGHT = 230
 
@@ -35,7 +35,7 @@ def _figure(x: list[Any], y: list[Any], x_title: str, y_title: str) -> Figure:
     figure = Figure(Bar(x=x, y=y, marker_color=_BAR))
     axis = {"gridcolor": "rgba(135,146,165,.25)", "zeroline": False}
     figure.update_layout(
-        paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", font={"color": _INK, "size": 12}, height=_HEIGHT,
+        paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", font={"color": INK, "size": 12}, height=_HEIGHT,
         bargap=0.08, margin={"l": 48, "r": 12, "t": 12, "b": 44},
         xaxis={**axis, "title": x_title}, yaxis={**axis, "title": y_title},
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The live loss curve: a Plotly chart that fetches its own new points and keeps its zoom."""
+"""The live view of a run: a Plotly chart, samples and the log, which fetch what is new by themselves."""
 
 from __future__ import annotations
 
@@ -9,42 +9,58 @@ import gradio as gr
 
 from app.service import Workbench
 from storage.errors import NotFound
-from storage.tables import Point, Run
+from storage.tables import Run
 
-MOST_POINTS = 2000  # in one answer; the page asks again at once for the rest
+MOST_POINTS = 2000  # of a run in one answer; the page asks again at once for the rest
+MOST_RUNS = 16  # in one chart
+COLUMNS = (
+    "id", "step", "loss", "validation_loss", "learning_rate", "grad_norm", "tokens_per_second", "memory_bytes", "seconds_left",
+    "tokens", "seconds",
+)  # fmt: skip
+_DETAILS = ("total_steps", "operations_a_token", "operations_a_second")
 
 
-def loss_curve(workbench: Workbench) -> gr.HTML:
-    """A component whose value is the id of the run it shows."""
+def run_view(workbench: Workbench) -> gr.HTML:
+    """A component whose value lists numbers of runs: the one it shows, then those laid over it."""
 
-    def points(request: dict[str, Any]) -> dict[str, Any]:
-        return curve_points(workbench, int(request["run"]), int(request["after"]))
+    def news(request: dict[str, Any]) -> dict[str, Any]:
+        return run_news(workbench, request)
 
-    script = (resources.files("assets") / "curve.js").read_text(encoding="utf-8")
+    folder = resources.files("assets")
+    script = "\n".join((folder / name).read_text(encoding="utf-8") for name in ("curve.js", "run_panels.js"))
     return gr.HTML(
         value="", label="Loss curve", html_template="<div class='curve-slot'></div>", js_on_load=script,
-        server_functions=[points], elem_id="loss-curve",
+        server_functions=[news], elem_id="loss-curve",
     )  # fmt: skip
 
 
-def curve_points(workbench: Workbench, run_id: int, after: int) -> dict[str, Any]:
-    """What the page needs to bring its curve up to date: the run's state and all points after id `after`."""
+def run_news(workbench: Workbench, request: dict[str, Any]) -> dict[str, Any]:
+    """What a page needs to bring its view up to date.
+
+    The request: `runs` as pairs of a run's number and the id of the last point that the page has, `main` the run whose
+    samples and notes are shown from behind the ids `samples` and `notes`, and when that run had `started` then.
+    """
+    runs = [(int(run_id), run_points(workbench, int(run_id), int(after))) for run_id, after in request["runs"][:MOST_RUNS]]
+    main = int(request["main"] or 0)
+    started = next((about["started"] for run_id, about in runs if run_id == main), None)
+    anew = started is not None and started != request.get("started")  # it went on from a checkpoint: later samples are gone
+    samples = workbench.registry.samples(main, 0 if anew else int(request["samples"]))
+    notes = workbench.registry.notes(main, int(request["notes"]))
+    return {
+        "runs": runs, "anew": anew,
+        "samples": [[one.id, one.step, one.prompt, one.text] for one in samples],
+        "notes": [[one.id, one.at, one.kind, one.text] for one in notes],
+    }  # fmt: skip
+
+
+def run_points(workbench: Workbench, run_id: int, after: int) -> dict[str, Any]:
+    """A run's state, and its points after id `after`."""
     try:
         run = workbench.registry.get(Run, run_id)
     except NotFound:
-        return {"state": "", "reason": "", "total_steps": None, "points": [], "more": False}
-    found = workbench.registry.points(run_id, after, MOST_POINTS)
+        return {"name": "", "state": "", "reason": "", "started": None, "points": [], "more": False}
+    points = workbench.registry.point_values(run_id, COLUMNS, after, MOST_POINTS)
     return {
-        "state": run.state,
-        "reason": run.reason,
-        "total_steps": run.details.get("total_steps"),
-        "points": [_row(point) for point in found],
-        "more": len(found) == MOST_POINTS,
-    }
-
-
-def _row(point: Point) -> list[float | int | None]:
-    return [
-        point.id, point.step, point.loss, point.validation_loss, point.learning_rate, point.grad_norm,
-        point.tokens_per_second, point.memory_bytes, point.seconds_left,
-    ]  # fmt: skip
+        "name": run.name, "state": run.state, "reason": run.reason, "started": run.started, "energy": run.energy_joules,
+        **{name: run.details.get(name) for name in _DETAILS}, "points": points, "more": len(points) == MOST_POINTS,
+    }  # fmt: skip

@@ -7,7 +7,7 @@ from datetime import datetime
 from html import escape
 from typing import Any
 
-from storage.tables import Job, Note
+from storage.tables import Job
 
 _KINDS = {"finished": "good", "failed": "bad", "interrupted": "bad", "stopped": "calm", "paused": "calm"}
 
@@ -50,12 +50,6 @@ def job_failure(job: Job) -> str:
     return f"<div class='notice' role='alert'>{state_badge(job.state)} <b>{escape(job.title)}</b> {escape(job.message)}</div>"
 
 
-def log_lines(notes: Sequence[Note]) -> str:
-    """A run's log."""
-    lines = "".join(f"<li><time>{clock(note.at)}</time>{escape(note.text)}</li>" for note in notes)
-    return f"<ul class='log'>{lines}</ul>"
-
-
 def conversation(rows: Sequence[dict[str, Any]]) -> str:
     """The first rows of a data set, as turns."""
     cards = []
@@ -72,9 +66,18 @@ def conversation(rows: Sequence[dict[str, Any]]) -> str:
     return f"<div class='cards'>{''.join(cards)}</div>"
 
 
-def clock(at: float | None) -> str:
-    """Local time of day."""
-    return datetime.fromtimestamp(at).astimezone().strftime("%H:%M:%S") if at else ""
+def moment(at: float | None) -> str:
+    """Local date and time to the second."""
+    return datetime.fromtimestamp(at).astimezone().strftime("%Y-%m-%d %H:%M:%S") if at else ""
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as people read them."""
+    if seconds is None:
+        return "–"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def day(at: float | None) -> str:

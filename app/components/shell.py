@@ -32,6 +32,8 @@ class Shell:
     """The registry's change count as this browser has last seen it."""
     to_chat: gr.State
     """Name of the adapter that another section wants the playground to open with."""
+    to_train: gr.State
+    """What another section wants of the training section: show or duplicate, the run's number, and when it was wanted."""
 
     def refresh(self, handler: Handler, inputs: Sequence[Component], outputs: Sequence[Component]) -> None:
         """Call `handler` when the page opens and whenever the registry has changed."""

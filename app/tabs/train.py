@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import gradio as gr
 
-from app.components.curve import loss_curve
-from app.components.markup import facts, log_lines, size
+from app.components.markup import duration, facts, size
 from app.components.options_form import option_fields
+from app.components.run_controls import RunPanel, run_panel
 from app.components.shell import QUIET, WORKING, Shell, choose_from, refusal, told
-from app.quickstart import QUICK_OPTIONS
+from app.presets import full_options
 from app.service import Workbench
 from core.config import LoraConfig, TrainConfig
 from core.sweep import combinations, parse_grid
 from core.train.estimate import Estimate
-from storage.errors import NotFound
-from storage.tables import RESUMABLE_STATES, RUNNING, Base, Checkpoint, Dataset, Run
+from storage.tables import Base, Dataset, Run
 
 TAB, TITLE = "train", "Train"
 _MAIN = (
@@ -33,96 +34,194 @@ _MAIN = (
     "lr_scheduler",
 )
 _FEW_STEPS = 30
+_MOST_OFFERED = 3  # changes that would make a run fit
 
 
 def build(shell: Shell) -> None:
     """Lay out the tab and bind its handlers."""
-    workbench = shell.workbench
     with gr.Row():
         with gr.Column(scale=5, min_width=430):
-            base = gr.Dropdown([], label="Base model", interactive=True)
-            dataset = gr.Dropdown([], label="Data set", interactive=True)
-            name = gr.Textbox(label="Name of the adapter", info="Empty: taken from the data set.")
-            options = _options()
-            sweep = gr.Textbox(
-                value="", label="Sweep", lines=2, max_lines=6, elem_id="sweep",
-                placeholder="rank=4,8,16\nlearning_rate=1e-4,3e-4",
-                info="Several values for any option, one option a line. Every combination becomes an adapter; "
-                     "they train at once on the one base.",
-            )  # fmt: skip
-            plan = gr.HTML()
+            form = _form(shell.workbench)
             with gr.Row(elem_id="start-row"):
                 start = gr.Button("Start training", variant="primary", elem_id="start-training")
-                quick = gr.Button("Settings for a quick try")
+                measure = gr.Button("Measure first", elem_id="measure")
         with gr.Column(scale=7, min_width=520):
-            run = gr.Dropdown([], label="Run", interactive=True, elem_id="run-choice")
-            curve = loss_curve(workbench)
-            with gr.Row():
-                pause = gr.Button("Pause", scale=0, min_width=110, interactive=False)
-                resume = gr.Button("Resume", scale=0, min_width=110, interactive=False)
-                save = gr.Button("Save now", scale=0, min_width=110, interactive=False)
-                stop = gr.Button("Stop and keep", variant="stop", scale=0, min_width=150, interactive=False)
-            controls = [pause, resume, save, stop]
-            detail = gr.HTML()
+            panel = run_panel(shell)
+    _bind_bases_and_data(shell, form)
+    _bind_plan(shell, form)
+    _bind_start(shell, form, start, panel)
+    _bind_measuring(shell, form, measure)
+    _bind_presets(shell, form)
+    _bind_duplicates(shell, form, panel)
 
-    def show(base_now: str, data_now: str, run_now: int | None) -> tuple[object, ...]:
-        runs = run_choices(workbench)
-        ids = [run_id for _, run_id in runs]
-        chosen = run_now if run_now in ids else (ids[0] if ids else None)
-        return (
-            choose_from([row.name for row in workbench.registry.all(Base)], base_now),
-            choose_from([row.name for row in workbench.registry.all(Dataset)], data_now),
-            gr.Dropdown(choices=runs, value=chosen), str(chosen or ""), *run_parts(workbench, chosen),
-        )  # fmt: skip
 
-    shell.refresh(show, [base, dataset, run], [base, dataset, run, curve, *controls, detail])
+@dataclass(frozen=True)
+class _Form:
+    """What a run is started with."""
 
-    def pick(run_now: int | None) -> tuple[object, ...]:
-        return str(run_now or ""), *run_parts(workbench, run_now)
+    base: gr.Dropdown
+    dataset: gr.Dropdown
+    name: gr.Textbox
+    preset: gr.Dropdown
+    why: gr.HTML
+    save_name: gr.Textbox
+    save: gr.Button
+    forget: gr.Button
+    options: dict[str, Any]
+    sweep: gr.Textbox
+    together: gr.Checkbox
+    plan: gr.HTML
+    measured: gr.HTML
+    changes: list[gr.Button]
+    offered: gr.State
 
-    run.input(pick, run, [curve, *controls, detail], **QUIET)
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """By the names of the handlers' arguments."""
+        return {"base": self.base, "dataset": self.dataset, "sweep": self.sweep, **self.options}
 
-    fields = {"base": base, "dataset": dataset, "sweep": sweep, **options}
+    def values(self, options: Mapping[str, Any]) -> list[Any]:
+        """What the option fields show for these options; what is not named has its default."""
+        full = full_options(options)
+        return [full[name] for name in self.options]
 
+
+def _form(workbench: Workbench) -> _Form:
+    base = gr.Dropdown([], label="Base model", interactive=True)
+    dataset = gr.Dropdown([], label="Data set", interactive=True)
+    with gr.Row(equal_height=True):
+        name = gr.Textbox(value="", label="Name of the adapter", info="Empty: taken from the data set.")
+        preset = gr.Dropdown([], value=None, label="Preset", info="Sets all options below.", interactive=True)
+    why = gr.HTML()
+    options = _options()
+    sweep = gr.Textbox(
+        value="", label="Sweep", lines=2, max_lines=6, elem_id="sweep", placeholder="rank=4,8,16\nlearning_rate=1e-4,3e-4",
+        info="Several values for any option, one option a line. Every combination becomes an adapter; "
+             "they train at once on the one base.",
+    )  # fmt: skip
+    together = gr.Checkbox(
+        value=False, label="May train at once with other waiting runs",
+        info="Runs on the same base that allow it share every pass over its weights.",
+    )  # fmt: skip
+    with gr.Accordion("Save these options as a preset", open=False), gr.Row(equal_height=True):
+        save_name = gr.Textbox(value="", label="Name of the preset", scale=3)
+        save = gr.Button("Save preset", scale=1, min_width=110)
+        forget = gr.Button("Delete preset", scale=1, min_width=110)
+    plan, measured = gr.HTML(), gr.HTML(elem_id="measured")
+    with gr.Row():
+        changes = [gr.Button("", visible=False, size="sm", elem_classes="offered") for _ in range(_MOST_OFFERED)]
+    return _Form(base, dataset, name, preset, why, save_name, save, forget, options, sweep, together, plan, measured, changes,
+                 gr.State([]))  # fmt: skip
+
+
+def _bind_bases_and_data(shell: Shell, form: _Form) -> None:
+    registry = shell.workbench.registry
+
+    def show(base_now: str, data_now: str) -> tuple[object, ...]:
+        bases, sets = [row.name for row in registry.all(Base)], [row.name for row in registry.all(Dataset)]
+        return choose_from(bases, base_now), choose_from(sets, data_now)
+
+    shell.refresh(show, [form.base, form.dataset], [form.base, form.dataset])
+
+
+def _bind_plan(shell: Shell, form: _Form) -> None:
     def show_plan(base: str, dataset: str, sweep: str, **values: Any) -> str:
-        return plan_html(workbench, base, dataset, values, sweep)
+        return plan_html(shell.workbench, base, dataset, values, sweep)
 
-    plan_triggers = [shell.page.load, base.change, dataset.change, sweep.change, *[field.change for field in options.values()]]
-    gr.on(plan_triggers, show_plan, None, plan, inputs_kwargs=fields, trigger_mode="always_last", **QUIET)
+    changed = [field.change for field in form.options.values()]
+    triggers = [shell.page.load, form.base.change, form.dataset.change, form.sweep.change, *changed]
+    gr.on(triggers, show_plan, None, form.plan, inputs_kwargs=form.inputs, trigger_mode="always_last", **QUIET)
+
+
+def _bind_start(shell: Shell, form: _Form, start: gr.Button, panel: RunPanel) -> None:
+    workbench = shell.workbench
 
     @told
-    def begin(base: str, dataset: str, name: str, sweep: str, **values: Any) -> tuple[object, ...]:
-        if not base or not dataset:
-            missing = "a base model (under Models)" if not base else "a data set (under Data)"
-            raise refusal(f"Choose {missing} first.")
+    def begin(base: str, dataset: str, name: str, sweep: str, together: bool, **values: Any) -> tuple[object, ...]:
+        _require_chosen(base, dataset)
         if sweep.strip():
-            started = workbench.sweep(base, dataset, values, grid_of(sweep), name.strip())[0]
+            started = workbench.sweep(base, dataset, values, grid_of(sweep), name.strip())
         else:
-            started = workbench.train(base, dataset, values, name.strip())
-        runs = run_choices(workbench)
-        return "", gr.Dropdown(choices=runs, value=started.id), str(started.id), *run_parts(workbench, started.id)
+            started = [workbench.train(base, dataset, values, name.strip(), together=together)]
+        return "", *panel.show(started[0].id, [run.id or 0 for run in started[1:]])
 
-    start.click(
-        begin, None, [name, run, curve, *controls, detail], inputs_kwargs={**fields, "name": name},
-        concurrency_id="start", **WORKING,
-    )  # fmt: skip
-    quick.click(lambda: [QUICK_OPTIONS.get(key, gr.skip()) for key in options], None, list(options.values()), **QUIET)
+    inputs = {**form.inputs, "name": form.name, "together": form.together}
+    start.click(begin, None, [form.name, *panel.outputs], inputs_kwargs=inputs, concurrency_id="start", **WORKING)
 
-    def doing(act: Callable[[int], Run]) -> Callable[[int | None], tuple[object, ...]]:
-        def handler(run_now: int | None) -> tuple[object, ...]:
-            if run_now:
-                act(run_now)
-            return run_parts(workbench, run_now)
 
-        return told(handler)
+def _bind_measuring(shell: Shell, form: _Form, measure: gr.Button) -> None:
+    @told
+    def find_out(base: str, dataset: str, sweep: str, **values: Any) -> tuple[object, ...]:
+        _require_chosen(base, dataset)
+        wanted = [options for _, options in combinations(values, grid_of(sweep))] if sweep.strip() else [values]
+        found, offered = shell.workbench.measure(base, dataset, wanted)
+        buttons = [
+            gr.Button(offered[at][0] if at < len(offered) else "", visible=at < len(offered)) for at in range(_MOST_OFFERED)
+        ]
+        return measured_html(found), [options for _, options in offered], *buttons
 
-    for button, act in (
-        (pause, workbench.runs.pause),
-        (resume, workbench.runs.resume),
-        (save, workbench.runs.save),
-        (stop, workbench.runs.stop),
-    ):
-        button.click(doing(act), run, [*controls, detail], concurrency_id="control", **WORKING)
+    shown = [form.measured, form.offered, *form.changes]
+    measure.click(find_out, None, shown, inputs_kwargs=form.inputs, concurrency_id="measure", **WORKING)
+    fields = list(form.options.values())
+    for place, button in enumerate(form.changes):
+
+        def take(offered: list[dict[str, Any]], place: int = place) -> list[object]:
+            return [offered[place].get(name, gr.skip()) for name in form.options]
+
+        button.click(take, form.offered, fields, **QUIET)
+
+
+def _bind_presets(shell: Shell, form: _Form) -> None:
+    presets, fields = shell.workbench.presets, list(form.options.values())
+
+    def choices(chosen: str | None = None) -> gr.Dropdown:
+        return gr.Dropdown(choices=[one.name for one in presets.all()], value=chosen)
+
+    @told
+    def choose(name: str | None) -> list[object]:
+        if not name:
+            return ["", *[gr.skip()] * len(fields)]
+        found = presets.find(name)
+        return [f"<p class='hint'>{escape(found.why)}</p>", *form.values(found.options)]
+
+    @told
+    def save(name: str, **values: Any) -> tuple[object, ...]:
+        presets.save(name, values)
+        return "", choices(name.strip())
+
+    @told
+    def forget(name: str | None) -> tuple[object, ...]:
+        if not name:
+            raise refusal("Choose the preset to delete first, at the top.")
+        presets.remove(name)
+        return choices(), ""
+
+    shell.page.load(choices, None, form.preset, **QUIET)
+    form.preset.input(choose, form.preset, [form.why, *fields], **QUIET)
+    form.save.click(save, None, [form.save_name, form.preset], inputs_kwargs={"name": form.save_name, **form.options}, **WORKING)
+    form.forget.click(forget, form.preset, [form.preset, form.why], **WORKING)
+
+
+def _bind_duplicates(shell: Shell, form: _Form, panel: RunPanel) -> None:
+    """Another section wants a run shown, or its options put into the form."""
+    runs, registry, fields = shell.workbench.runs, shell.workbench.registry, list(form.options.values())
+
+    @told
+    def bring(wish: tuple[str, int]) -> tuple[object, ...]:
+        what, run_id = wish[0], int(wish[1])
+        row = registry.get(Run, run_id)
+        untouched = [gr.skip()] * (2 + len(fields))
+        if what == "show":
+            return *untouched, *panel.show(run_id, [])
+        return (row.base_name, row.dataset_name, *form.values(runs.options(run_id)), *panel.show(run_id, []))
+
+    shell.to_train.change(bring, shell.to_train, [form.base, form.dataset, *fields, *panel.outputs], **WORKING)
+
+
+def _require_chosen(base: str | None, dataset: str | None) -> None:
+    if not base or not dataset:
+        missing = "a base model (under Models)" if not base else "a data set (under Data)"
+        raise refusal(f"Choose {missing} first.")
 
 
 def _options() -> dict[str, Any]:
@@ -136,50 +235,6 @@ def _options() -> dict[str, Any]:
     with gr.Accordion("More options", open=False):
         fields |= option_fields([option for option in (*lora, *train) if option.name not in _MAIN], per_row=2)
     return fields
-
-
-def run_choices(workbench: Workbench) -> list[tuple[str, int]]:
-    """All runs, newest first, as choices."""
-    return [(f"{run.id} · {run.name} · {run.state}", run.id or 0) for run in workbench.registry.all(Run, limit=200)]
-
-
-def run_parts(workbench: Workbench, run_id: int | None) -> tuple[object, ...]:
-    """The buttons to pause, resume, save and stop, and the details of the chosen run."""
-    try:
-        run = workbench.registry.get(Run, run_id) if run_id else None
-    except NotFound:
-        run = None
-    if run is None:
-        return *[gr.Button(interactive=False)] * 4, ""
-    stopping, pausing = run.stop_requested and run.active, run.pause_requested and run.active
-    free = run.active and not stopping and not pausing
-    return (
-        gr.Button("Pausing …" if pausing else "Pause", interactive=free), gr.Button(interactive=run.state in RESUMABLE_STATES),
-        gr.Button("Saving …" if run.save_requested and free else "Save now", interactive=free and run.state == RUNNING),
-        gr.Button("Stopping …" if stopping else "Stop and keep", interactive=free), run_html(workbench, run),
-    )  # fmt: skip
-
-
-def run_html(workbench: Workbench, run: Run) -> str:
-    """A run's configuration and log."""
-    lora, train = run.config["lora"], run.config["train"]
-    batch = train["micro_batch_size"] * train["gradient_accumulation_steps"]
-    about = facts([
-        ("Base model", run.base_name), ("Data set", f"{run.dataset_name}, version {run.dataset_version}"),
-        ("Adapter", f"rank {lora['rank']}, alpha {lora['alpha']:g}, dropout {lora['dropout']:g}, {lora['target_modules']}"),
-        ("Training", f"learning rate {train['learning_rate']:g}, {train['lr_scheduler']}, effective batch {batch}, "
-                     f"max length {train['max_length']:,}, seed {train['seed']}"),
-        ("Checkpoints", _saved(workbench.registry.checkpoints(run.id or 0))),
-    ], f"Run {run.id}: {run.name}")  # fmt: skip
-    return f"{about}{log_lines(workbench.registry.notes(run.id or 0))}"
-
-
-def _saved(rows: Sequence[Checkpoint]) -> str:
-    """Which steps a run can go on from; the newest is the one it does."""
-    each = [
-        f"step {one.step}{f' (validation {one.validation_loss:.4f})' if one.validation_loss is not None else ''}" for one in rows
-    ]
-    return f"{', '.join(each)}; {size(rows[0].size_bytes)} in {rows[0].seconds:.1f} s" if rows else ""
 
 
 def grid_of(sweep: str) -> dict[str, list[str]]:
@@ -208,7 +263,7 @@ def plan_html(workbench: Workbench, base: str | None, dataset: str | None, value
 
 
 def _plan_facts(plan: Estimate) -> str:
-    seconds = "known after the first run on this base" if plan.seconds is None else _duration(plan.seconds)
+    seconds = "known after the first run on this base" if plan.seconds is None else duration(plan.seconds)
     return facts([
         ("Trainable parameters", f"{plan.trainable_parameters:,} in {plan.targeted_layers} layers"),
         ("Steps", f"{plan.steps:,}, about {plan.tokens:,} tokens{', rows packed into blocks' if plan.packed else ''}"),
@@ -217,7 +272,15 @@ def _plan_facts(plan: Estimate) -> str:
     ], "Plan")  # fmt: skip
 
 
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+def measured_html(found: dict[str, Any]) -> str:
+    """What a short trial has shown."""
+    share = f"{size(found['peak_bytes'])} of {size(found['total_bytes'])}"
+    verdict = "does not fit" if not found["fits"] else ("fits in smaller pieces" if found["squeezed"] else "fits")
+    notices = "".join(f"<p class='hint'>{escape(one)}</p>" for one in found["notices"])
+    several = f" ({found['together']} runs at once)" if found["together"] > 1 else ""
+    card = facts([
+        ("Peak memory", f"{share}{several}"), ("Time a step", f"{found['seconds_a_step']:.2f} s with the longest rows"),
+        ("Time", f"at most {duration(found['seconds'])} for {found['steps']:,} steps, evaluations not counted"),
+        ("Disk", f"at most {size(found['disk_bytes'])} for checkpoints"),
+    ], f"Measured: {verdict}")  # fmt: skip
+    return f"{card}{notices}"

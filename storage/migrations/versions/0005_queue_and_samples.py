@@ -1,5 +1,7 @@
 """Order of the queue, changes while running, samples, energy, kinds of notes"""
 
+import json
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -16,6 +18,7 @@ def upgrade() -> None:
         batch_op.add_column(sa.Column("bytes_needed", sa.Integer(), nullable=False, server_default="0"))
         batch_op.add_column(sa.Column("energy_joules", sa.Float(), nullable=True))
     op.execute("UPDATE run SET position = id")
+    _drop_validation_share()
     with op.batch_alter_table("point", schema=None) as batch_op:
         batch_op.add_column(sa.Column("tokens", sa.Integer(), nullable=True))
         batch_op.add_column(sa.Column("seconds", sa.Float(), nullable=True))
@@ -36,3 +39,14 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("sample", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_sample_run_id"), ["run_id"], unique=False)
+
+
+def _drop_validation_share() -> None:
+    """Runs that ended before the split became the data set's may be resumed or duplicated now."""
+    connection = op.get_bind()
+    for run_id, stored in connection.execute(sa.text("SELECT id, config FROM run")).all():
+        config = json.loads(stored)
+        if config.get("train", {}).pop("validation_share", None) is not None:
+            connection.execute(
+                sa.text("UPDATE run SET config = :config WHERE id = :id"), {"config": json.dumps(config), "id": run_id}
+            )
