@@ -19,9 +19,12 @@ class Zygote:
     """Forks engines on request."""
 
     def __init__(self) -> None:
+        # Tiny models gain nothing by more threads, and those of several engines would wait for each other.
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.zygote"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-        )
+            [sys.executable, "-m", "tests.zygote"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
+            env=environment,
+        )  # fmt: skip
 
     def start(self, module: str, arguments: list[str], log: Path) -> ForkedEngine:
         """As app.processes.start_detached, for the engine."""

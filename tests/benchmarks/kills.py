@@ -28,7 +28,7 @@ from tests.workbenches import do_job, end_engine, wait_for, write_rows
 from tests.zygote import Zygote
 
 EVERY = 10
-TINY = {"max_steps": 400, "micro_batch_size": 2, "gradient_accumulation_steps": 2, "rank": 2, "learning_rate": 1e-3,
+TINY = {"max_steps": 200, "micro_batch_size": 2, "gradient_accumulation_steps": 2, "rank": 2, "learning_rate": 1e-3,
         "dropout": 0.1, "save_steps": EVERY, "save_minutes": 0, "eval_steps": 50}  # fmt: skip
 STARTER = {"max_steps": 24, "micro_batch_size": 2, "gradient_accumulation_steps": 1, "rank": 4, "learning_rate": 1e-3,
            "dropout": 0.1, "save_steps": 4, "save_minutes": 0, "eval_steps": 12, "max_length": 64}  # fmt: skip

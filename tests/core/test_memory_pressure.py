@@ -1,0 +1,177 @@
+"""Memory that runs out in mid-run, measuring beforehand, steps that are not finite, and changes while a run is under way."""
+
+import math
+
+import pytest
+import torch
+
+from core.config import LoraConfig, TrainConfig
+from core.data.formats import Example
+from core.events import EvalDone, Notice, StepDone
+from core.train.changes import Change
+from core.train.group import TrainingGroup, alone
+from core.train.memory import ran_out_of_memory
+from core.train.preflight import measure
+from core.train.step import MicroBatchStep
+from tests.core.helpers import load, request
+
+ROWS = [
+    Example(i, ({"role": "user", "content": f"hello {i}"}, {"role": "assistant", "content": "fine thanks " * (1 + i % 5)}))
+    for i in range(23)
+]
+LORA = LoraConfig(rank=4, alpha=8, dropout=0.2)
+TRAIN = TrainConfig(max_steps=8, micro_batch_size=4, gradient_accumulation_steps=2, learning_rate=1e-3, eval_steps=4)
+
+
+def _flat(adapter):
+    return torch.cat([factor.flatten() for layer in adapter.layers.values() for factor in (layer.A, layer.B)])
+
+
+def _train(base, *configs, between=None):
+    """Train runs at once; their adapters and events by number. `between` is called after each event."""
+    requests = [request(base, ROWS, LORA, config, key=number) for number, config in enumerate(configs)]
+    group, adapters, events = TrainingGroup(base, requests), {}, {number: [] for number in range(len(configs))}
+    for key, event in group.run():
+        if key is not None:
+            events[key].append(event)
+        for run in group.runs:
+            adapters[run.key] = group.adapter(run.key)
+        if between:
+            between(group, key, event)
+    return adapters, events
+
+
+def _losses(events):
+    return [event.loss for event in events if isinstance(event, (StepDone, EvalDone))]
+
+
+class _Limited:
+    """Makes the step fail as the allocator does where a batch has more rows than there is memory for."""
+
+    def __init__(self, monkeypatch, rows, from_call=0, backward=False):
+        self.failed = self.calls = 0
+        real = MicroBatchStep._plain
+
+        def plain(step, batch):
+            self.calls += 1
+            if self.calls > from_call and batch.ids.shape[0] > rows:
+                self.failed += 1
+                if backward:  # gradients of this micro-batch are half there when it happens
+                    step.bank.grad.add_(1.0)
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return real(step, batch)
+
+        monkeypatch.setattr(MicroBatchStep, "_plain", plain)
+
+
+@pytest.mark.parametrize("from_call", [0, 5])
+@pytest.mark.parametrize("runs", [1, 3])
+def test_a_step_is_done_again_in_smaller_pieces_with_the_same_result(any_model, monkeypatch, from_call, runs):
+    base = load(any_model)
+    configs = [TrainConfig(**{**TRAIN.to_dict(), "seed": seed}) for seed in range(runs)]
+    whole, events = _train(base, *configs)
+    limited = _Limited(monkeypatch, rows=runs, from_call=from_call, backward=True)
+    pieces, smaller = _train(base, *configs)
+    assert limited.failed
+    for number in range(runs):
+        torch.testing.assert_close(_flat(pieces[number]), _flat(whole[number]), rtol=1e-4, atol=1e-5)
+        assert _losses(smaller[number]) == pytest.approx(_losses(events[number]), rel=1e-4)
+        told = [event.text for event in smaller[number] if isinstance(event, Notice)]
+        assert any("in 4 pieces" in text for text in told), told
+
+
+def test_where_nothing_helps_the_error_comes_out(tiny_llama, monkeypatch):
+    _Limited(monkeypatch, rows=0, from_call=5)
+    with pytest.raises(torch.OutOfMemoryError):
+        _train(load(tiny_llama), TRAIN)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("x"),
+                                   RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory")])  # fmt: skip
+def test_every_way_to_run_out_of_memory_is_known(error):
+    assert ran_out_of_memory(error)
+    assert not ran_out_of_memory(RuntimeError("shapes cannot be multiplied"))
+
+
+def test_evaluations_go_on_in_pieces_too(tiny_llama, monkeypatch):
+    base, real = load(tiny_llama), MicroBatchStep.evaluate
+    requests = [request(base, ROWS, LORA, TRAIN, validation_rows=6)]
+    expected = _losses([event for event in alone(TrainingGroup(base, requests)) if isinstance(event, EvalDone)])
+
+    def evaluate(step, batch):
+        if batch.ids.shape[0] > 2:
+            raise torch.OutOfMemoryError("no")
+        return real(step, batch)
+
+    monkeypatch.setattr(MicroBatchStep, "evaluate", evaluate)
+    found = _losses([event for event in alone(TrainingGroup(base, requests)) if isinstance(event, EvalDone)])
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_measuring_leaves_the_base_as_it_was_and_tells_what_a_run_takes(tiny_llama):
+    base = load(tiny_llama)
+    before = base.model(torch.arange(3, 13)[None]).logits
+    *paused, found = measure(base, [request(base, ROWS, LORA, TRAIN)])
+    assert paused
+    assert set(paused) == {None}
+    assert (found.fits, found.squeezed, found.steps, found.together) == (True, False, 8, 1)
+    assert 0 < found.peak_bytes < found.total_bytes
+    assert found.seconds == pytest.approx(8 * found.seconds_a_step)
+    assert found.seconds_a_step > 0
+    assert torch.equal(base.model(torch.arange(3, 13)[None]).logits, before)
+
+
+def test_measuring_says_what_does_not_fit(tiny_llama, monkeypatch):
+    base = load(tiny_llama)
+    _Limited(monkeypatch, rows=1)
+    *_, squeezed = measure(base, [request(base, ROWS, LORA, TRAIN)])
+    assert (squeezed.fits, squeezed.squeezed) == (True, True)
+    _Limited(monkeypatch, rows=0)
+    *_, nothing = measure(base, [request(base, ROWS, LORA, TRAIN)])
+    assert not nothing.fits
+    assert "one block at a time" in nothing.notices[-1]
+
+
+def _poison(monkeypatch, at_call):
+    """The loss of one micro-batch, and with it its gradients, is no number."""
+    real, calls = MicroBatchStep._plain, []
+
+    def plain(step, batch):
+        losses = real(step, batch)
+        calls.append(1)
+        if len(calls) == at_call:
+            step.bank.grad.mul_(math.nan)
+            losses = losses * math.nan
+        return losses
+
+    monkeypatch.setattr(MicroBatchStep, "_plain", plain)
+
+
+def test_one_step_that_is_no_number_is_skipped_where_it_only_tells(tiny_llama, monkeypatch):
+    _poison(monkeypatch, at_call=5)
+    adapters, events = _train(load(tiny_llama), TrainConfig(**{**TRAIN.to_dict(), "stop_on": ""}))
+    steps = [event for event in events[0] if isinstance(event, StepDone)]
+    assert [math.isnan(event.loss) for event in steps] == [False, False, True] + [False] * 5
+    assert torch.isfinite(_flat(adapters[0])).all()
+
+
+def test_a_change_on_the_way_counts_from_the_next_step_and_can_be_repeated(tiny_llama):
+    base, made = load(tiny_llama), []
+
+    def change(group, key, event):
+        if isinstance(event, StepDone) and event.step == 3:
+            made.append(group.change(0, learning_rate=5e-4, max_steps=6))
+
+    adapters, events = _train(base, TRAIN, between=change)
+    steps = [event for event in events[0] if isinstance(event, StepDone)]
+    assert len(steps) == 6
+    assert steps[2].learning_rate > 5e-4 >= steps[3].learning_rate
+    assert made == [Change(3, {"learning_rate": 5e-4, "max_steps": 6})]
+    import dataclasses
+
+    again = dataclasses.replace(request(base, ROWS, LORA, TRAIN, key=0), changes=made)
+    group = TrainingGroup(base, [again])
+    for _ in alone(group):
+        if group.runs:
+            repeated = group.adapter(0)
+    assert _flat(repeated).equal(_flat(adapters[0]))
