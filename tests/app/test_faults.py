@@ -222,9 +222,7 @@ def test_a_checkpoint_that_cannot_be_written_is_told_and_the_run_goes_on(workben
 def test_a_disk_that_is_full_at_the_end_keeps_the_last_checkpoint(workbench, session, whole, monkeypatch):
     run_id, training = session("mine")
     real = workbench.registry.blobs.put
-    monkeypatch.setattr(
-        workbench.registry.blobs, "put", lambda source: _refuse_adapter_alone(source) or real(source)
-    )
+    monkeypatch.setattr(workbench.registry.blobs, "put", lambda source: _refuse_adapter_alone(source) or real(source))
     _finish(training)
     run = workbench.registry.get(Run, run_id)
     assert (run.state, run.bytes_needed > 0) == ("paused", True)
@@ -248,13 +246,13 @@ def test_a_limit_on_the_engines_memory_ends_in_pieces_and_the_next_run_starts_cl
     path = workbench.settings.home / "long.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     workbench.datasets.add(path, "long")
-    options = {**QUICK, "max_steps": 3, "micro_batch_size": 4, "gradient_accumulation_steps": 8, "max_length": 256,
+    options = {**QUICK, "max_steps": 3, "micro_batch_size": 4, "gradient_accumulation_steps": 16, "max_length": 256,
                "packing": "off", "eval_steps": 1000}  # fmt: skip
     roomy = workbench.wait_run(workbench.train("llama", "long", options, "roomy").id, lambda run: None)
     assert roomy.state == "finished", roomy.reason
     engine = psutil.Process(workbench.engine.status()["pid"])
-    engine.rlimit(psutil.RLIMIT_AS, (engine.memory_info().vms + 60_000_000,) * 2)
-    large = {**options, "micro_batch_size": 32, "gradient_accumulation_steps": 1}
+    engine.rlimit(psutil.RLIMIT_AS, (engine.memory_info().vms + 6_000_000,) * 2)
+    large = {**options, "micro_batch_size": 64, "gradient_accumulation_steps": 1}
     tight = workbench.wait_run(workbench.train("llama", "long", large, "tight").id, lambda run: None)
     notes = [note.text for note in workbench.registry.notes(tight.id)]
     assert tight.state == "finished", notes

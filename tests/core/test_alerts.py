@@ -63,8 +63,13 @@ def test_planning_by_epochs_ends_planning_by_steps():
     assert config.at(4).max_steps == 100
 
 
-@pytest.mark.parametrize(("values", "said"), [({}, "Nothing to change"), ({"rank": 4}, "rank cannot change"),
-                                              ({"learning_rate": 7}, "learning_rate must be"), ({"epochs": "x"}, "a number")])  # fmt: skip
+_REFUSED = [
+    ({}, "Nothing to change"), ({"rank": 4}, "rank cannot change"), ({"learning_rate": 7}, "learning_rate must be"),
+    ({"epochs": "x"}, "a number"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("values", "said"), _REFUSED)
 def test_changes_that_cannot_be_are_refused(values, said):
     with pytest.raises(InvalidConfig, match=said):
         ChangingConfig(TrainConfig()).change(1, values)

@@ -86,8 +86,10 @@ def test_where_nothing_helps_the_error_comes_out(tiny_llama, monkeypatch):
         _train(load(tiny_llama), TRAIN)
 
 
-@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("x"),
-                                   RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory")])  # fmt: skip
+_CPU = "[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory"
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("x"), RuntimeError(_CPU)])
 def test_every_way_to_run_out_of_memory_is_known(error):
     assert ran_out_of_memory(error)
     assert not ran_out_of_memory(RuntimeError("shapes cannot be multiplied"))
