@@ -9,6 +9,7 @@ On an accelerator figures are read one micro-batch late, so that the device neve
 
 from __future__ import annotations
 
+import gc
 import time
 from collections import deque
 from collections.abc import Hashable, Iterator, Sequence
@@ -259,7 +260,6 @@ class TrainingGroup:
         It may need more memory than there is, or fail to compile. Then the steps under way are done again from their
         beginning, in smaller pieces or without compiling, which gives the same gradients, and the runs are told.
         """
-        step = self._current_step
         try:
             self._add_gradients(parts, 0)
         except Exception as error:  # noqa: BLE001  (whatever nothing helps against is raised again)
@@ -301,6 +301,7 @@ class TrainingGroup:
     def _redo(self) -> list[str]:
         """Do the steps under way again up to here. Returns what to tell if that needed yet another plan."""
         assert self.bank.grad is not None
+        self._let_go()  # here, where the error that held on to it is gone
         self.bank.grad.zero_()
         self._sums.zero_()
         try:
@@ -315,7 +316,9 @@ class TrainingGroup:
         plan = self._current_step.plan
         if ran_out_of_memory(error):
             shape = self._shape()
-            smaller = plan.smaller(self.runs[0].train.micro_batch_size, plan.pieces * self._tokens_a_batch())
+            smaller = plan.smaller(
+                self.runs[0].train.micro_batch_size, plan.pieces * self._tokens_a_batch(), bool(self._current_step.graphs)
+            )
             if smaller is None:
                 raise error
             tried = f"{shape.runs * shape.blocks} × {shape.block_length:,} tokens"
@@ -329,10 +332,13 @@ class TrainingGroup:
         return [why]
 
     def _use(self, plan: Plan) -> None:
-        self._plan, self._step = plan, None  # the old step's graphs hold memory
+        self._plan, self._step = plan, MicroBatchStep(self.base, self.bank, plan)
+
+    def _let_go(self) -> None:
+        """Give back what a step that failed has left behind: its graph of operations, and captured graphs of old plans."""
+        gc.collect()  # recomputing leaves cycles
         if self.base.device.type == "cuda":
             torch.cuda.empty_cache()
-        self._step = MicroBatchStep(self.base, self.bank, plan)
 
     def _tell(self, text: str) -> Iterator[tuple[Hashable, Event]]:
         for run in self.runs:
@@ -425,6 +431,7 @@ class TrainingGroup:
                 return torch.stack(found).sum(0), told
             except Exception as error:  # noqa: BLE001  (whatever nothing helps against is raised again)
                 told += self._help(error)
+            self._let_go()
 
     def _end(self, run: TrainingRun) -> Iterator[tuple[Hashable, Event]]:
         yield run.key, run.training_done()

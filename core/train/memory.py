@@ -74,12 +74,17 @@ class Plan:
     compiled: bool
     pieces: int = 1
     """Passes over parts of its blocks; their gradients add up."""
+    captures: bool = True
+    """Whether a CUDA graph may be captured, which holds memory of its own."""
 
-    def smaller(self, blocks: int, tokens: int) -> Plan | None:
+    def smaller(self, blocks: int, tokens: int, captured: bool = False) -> Plan | None:
         """The next plan that needs less memory for micro-batches of `blocks` blocks and `tokens` tokens; None if none does.
 
         Pieces cost nothing while each is large enough to keep the device busy; recomputing costs a third of the time.
+        `captured` says that a graph holds memory now.
         """
+        if captured:
+            return replace(self, captures=False)
         can_divide = self.pieces < blocks
         if can_divide and (self.tier is Tier.FULL or tokens // (2 * self.pieces) >= _BUSY_TOKENS):
             return replace(self, pieces=min(blocks, 2 * self.pieces))
@@ -90,7 +95,8 @@ class Plan:
     @property
     def sentence(self) -> str:
         """What it means, for a run's log."""
-        return f"{self.tier.sentence}{f', each micro-batch in {self.pieces} pieces' if self.pieces > 1 else ''}"
+        pieces = f", each micro-batch in {self.pieces} pieces" if self.pieces > 1 else ""
+        return f"{self.tier.sentence}{pieces}{'' if self.captures else ', without CUDA graphs'}"
 
 
 def ran_out_of_memory(error: BaseException) -> bool:

@@ -15,7 +15,7 @@ from core.train.memory import memory_figures, ran_out_of_memory
 from core.train.plan import planned_steps
 from core.train.run import RunRequest
 
-_STEPS = {"cuda": 6, "cpu": 2}  # three before a CUDA graph may be captured, the capture, and two that show its pace
+_STEPS = {"cuda": 6, "cpu": 3}  # three before a CUDA graph may be captured, the capture, and two that show its pace
 _STATE_BYTES = 12  # of one trained number in a checkpoint: itself and Adam's two moments, float32
 _CHECKPOINTS = 4  # three are kept, one is being written
 
@@ -47,8 +47,8 @@ def measure(base: ResidentBase, requests: Sequence[RunRequest]) -> Iterator[Pref
     """Yield None after each micro-batch, then the result. Raises what makes a run impossible whatever its size."""
     data = {request.key: RunData(request.rows, request.train) for request in requests}
     group = TrainingGroup(base, [_tried(request, data[request.key], base.device.type) for request in requests])
-    peak, notices, paces = PeakMemory(base.device), dict[str, None](), list[float]()
-    members, parameters, fits, last = {request.key for request in requests}, 0, True, time.perf_counter()
+    peak, notices, times = PeakMemory(base.device), dict[str, None](), [time.perf_counter()]
+    members, parameters, fits = {request.key for request in requests}, 0, True
     try:
         for _, event in group.run():
             if isinstance(event, RunFailed):
@@ -56,8 +56,7 @@ def measure(base: ResidentBase, requests: Sequence[RunRequest]) -> Iterator[Pref
             if isinstance(event, Notice):
                 notices[event.text] = None
             if isinstance(event, StepDone):
-                paces.append(time.perf_counter() - last)
-                last = time.perf_counter()
+                times.append(time.perf_counter())
             if isinstance(event, MicroBatchDone):
                 members, parameters = {run.key for run in group.runs}, sum(run.parameters for run in group.runs)
                 yield None
@@ -68,11 +67,21 @@ def measure(base: ResidentBase, requests: Sequence[RunRequest]) -> Iterator[Pref
         notices[f"Even one block at a time with every layer computed again is too much: {memory_figures(base.device)}."] = None
     chosen = [request for request in requests if request.key in members]
     steps = max(planned_steps(len(data[one.key].blocks), one.train) for one in chosen)
-    pace = min(paces, default=0.0) * max(one.train.gradient_accumulation_steps for one in chosen)
+    pace = _pace(times, len(chosen)) * max(one.train.gradient_accumulation_steps for one in chosen)
     yield Preflight(
         fits=fits, squeezed=group.squeezed, peak_bytes=peak.bytes, total_bytes=peak.total, seconds_a_step=pace, steps=steps,
         seconds=pace * steps, disk_bytes=parameters * _STATE_BYTES * _CHECKPOINTS, together=len(chosen), notices=tuple(notices),
     )  # fmt: skip
+
+
+def _pace(times: Sequence[float], runs: int) -> float:
+    """Seconds a step at the end of the trial, when everything is warm; `times` is its start and the end of each run's steps.
+
+    On an accelerator the last two steps are told together, so they are taken together.
+    """
+    ends = [times[0], *times[runs::runs]]
+    last = min(2, len(ends) - 1)
+    return (ends[-1] - ends[-1 - last]) / last if last else 0.0
 
 
 def _tried(request: RunRequest, data: RunData, device: str) -> RunRequest:

@@ -69,6 +69,8 @@ class MicroBatchStep:
             return self.graphs[key].replay(batch)
         seen = self._seen[key] = self._seen.get(key, 0) + 1
         batch = batch.to(self.base.device)
+        if not self.plan.captures:
+            return self._plain(batch)
         if seen == _WARM_UP:
             return self._measured(key, batch)
         if seen == _WARM_UP + 1 and self._launching[key] > _LAUNCH_BOUND:

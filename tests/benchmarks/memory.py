@@ -81,7 +81,7 @@ def pressure(shape: str, blocks: int, length: int) -> list[dict[str, object]]:
     rows, total = UnevenRows(200, length, base.model.config.vocab_size), torch.cuda.get_device_properties(DEVICE).total_memory
     found: list[dict[str, object]] = []
     held, free_peak = torch.cuda.memory_allocated(), 0
-    for share in (None, 0.7, 0.5, 0.35, 0.25, 0.15, 0.03, None):
+    for share in (None, 0.7, 0.4, 0.25, 0.03, None):
         if share is not None:  # of what the run takes beside the base
             torch.cuda.set_per_process_memory_fraction(min(1.0, (held + share * free_peak) / total))
         losses, notices, failed = [], [], ""
