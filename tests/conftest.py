@@ -21,7 +21,7 @@ from transformers import (
 from core.reporting import silent
 
 os.environ.setdefault("HF_HUB_OFFLINE", "0")
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # tiny models gain nothing by more, and the engines of the tests want the other cores
 pytest_plugins = ["tests.workbenches"]
 
 CHATML = (

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 import pytest
@@ -15,6 +16,9 @@ from app.service import Workbench
 from app.settings import Settings, settings_for
 from storage.tables import Adapter, Job
 from tests.zygote import Zygote
+
+if TYPE_CHECKING:
+    from app.run_session import RunSession
 
 ROWS = [
     {
@@ -131,3 +135,32 @@ def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> object:
             return found
         time.sleep(0.05)
     raise AssertionError(f"not within {seconds} s")
+
+
+STEADY = {**QUICK, "max_steps": 30, "save_steps": 10, "save_minutes": 0, "save_best": False, "eval_steps": 10, "dropout": 0.1}
+
+
+@pytest.fixture
+def session(workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, RunSession]]:
+    """A function that begins a run in this process, where everything can be seen and faults can be put into it."""
+    import torch
+
+    from app.run_session import RunSession
+    from core.engine import Engine
+
+    monkeypatch.setattr(workbench.engine, "wake", lambda: None)
+    engine = Engine(dtype=torch.float32)
+
+    def begin(name: str, **options: object) -> tuple[int, RunSession]:
+        run = workbench.train("llama", "data", {**STEADY, **options}, name)
+        return run.id or 0, begin.next()  # type: ignore[attr-defined]
+
+    begin.engine = engine  # type: ignore[attr-defined]
+    begin.next = lambda: RunSession(workbench.registry, engine, workbench.registry.next_queued(), workbench.settings.cache)  # type: ignore[attr-defined]
+    return begin
+
+
+def finish(session: RunSession) -> None:
+    """Train to the end."""
+    while session.advance():
+        pass

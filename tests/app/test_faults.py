@@ -9,36 +9,12 @@ import sqlite3
 
 import psutil
 import pytest
-import torch
 from sqlalchemy.exc import OperationalError
 
 from app import disk
 from app.checkpoints import save_checkpoint
-from app.run_session import RunSession
-from core.engine import Engine
 from storage.tables import Adapter, Checkpoint, Run
-from tests.workbenches import QUICK, wait_for
-
-OPTIONS = {**QUICK, "max_steps": 30, "save_steps": 10, "save_minutes": 0, "save_best": False, "eval_steps": 10, "dropout": 0.1}
-
-
-@pytest.fixture
-def session(workbench, monkeypatch):
-    """A function that trains a run in this process, where faults can be put into it."""
-    monkeypatch.setattr(workbench.engine, "wake", lambda: None)
-    engine = Engine(dtype=torch.float32)
-
-    def begin(name, **options):
-        run = workbench.train("llama", "data", {**OPTIONS, **options}, name)
-        return run.id, RunSession(workbench.registry, engine, [run], workbench.settings.cache)
-
-    begin.engine = engine
-    return begin
-
-
-def _finish(session):
-    while session.advance():
-        pass
+from tests.workbenches import QUICK, finish, wait_for
 
 
 class _Faults:
@@ -150,7 +126,7 @@ def test_a_registry_without_space_takes_no_checkpoint_and_the_run_waits(workbenc
         raise _full()
 
     monkeypatch.setattr(workbench.registry, "add_checkpoint", refuse)
-    _finish(training)
+    finish(training)
     assert workbench.registry.get(Run, run_id).state == "paused"
     assert _everything(workbench, run_id) == before
 
@@ -167,7 +143,7 @@ def test_measurements_wait_for_space_and_none_is_lost(workbench, session, monkey
 
     monkeypatch.setattr(workbench.registry, "add_points", add_points)
     monkeypatch.setattr(disk.time, "sleep", lambda seconds: None)
-    _finish(training)
+    finish(training)
     assert refused == [False, True, True]
     steps = [one.step for one in workbench.registry.points(run_id) if one.loss is not None]
     assert steps == list(range(1, 31))
@@ -178,7 +154,7 @@ def test_measurements_wait_for_space_and_none_is_lost(workbench, session, monkey
 def whole(workbench, session):
     """The digest of the run that nothing happened to."""
     _, training = session("whole")
-    _finish(training)
+    finish(training)
     return workbench.registry.find(Adapter, "whole").digest
 
 
@@ -188,7 +164,7 @@ def test_a_full_disk_pauses_the_run_and_space_lets_it_go_on(workbench, session, 
         training.advance()
     usage = shutil.disk_usage(workbench.settings.home)
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda folder: usage._replace(free=5_000_000))
-    _finish(training)
+    finish(training)
     run = workbench.registry.get(Run, run_id)
     assert (run.state, run.reason.startswith("the disk is full: 0.3 MB are needed")) == ("paused", True), run.reason
     assert "5.0 MB are free" in run.reason
@@ -198,7 +174,7 @@ def test_a_full_disk_pauses_the_run_and_space_lets_it_go_on(workbench, session, 
     monkeypatch.undo()
     monkeypatch.setattr(workbench.engine, "wake", lambda: None)
     assert workbench.runs.resume_what_can() == [run_id]
-    _finish(RunSession(workbench.registry, session.engine, workbench.registry.next_queued(), workbench.settings.cache))
+    finish(session.next())
     assert workbench.registry.get(Run, run_id).state == "finished"
     assert workbench.registry.find(Adapter, "mine").digest == whole
 
@@ -210,7 +186,7 @@ def test_a_checkpoint_that_cannot_be_written_is_told_and_the_run_goes_on(workben
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr("app.run_session.save_checkpoint", refuse)
-    _finish(training)
+    finish(training)
     assert workbench.registry.get(Run, run_id).state == "finished"
     assert not workbench.registry.all(Checkpoint) or {one.run_id for one in workbench.registry.all(Checkpoint)} == {1}
     told = [note.text for note in workbench.registry.notes(run_id) if note.kind == "alert"]
@@ -223,13 +199,13 @@ def test_a_disk_that_is_full_at_the_end_keeps_the_last_checkpoint(workbench, ses
     run_id, training = session("mine")
     real = workbench.registry.blobs.put
     monkeypatch.setattr(workbench.registry.blobs, "put", lambda source: _refuse_adapter_alone(source) or real(source))
-    _finish(training)
+    finish(training)
     run = workbench.registry.get(Run, run_id)
     assert (run.state, run.bytes_needed > 0) == ("paused", True)
     monkeypatch.undo()
     monkeypatch.setattr(workbench.engine, "wake", lambda: None)
     workbench.runs.resume(run_id)
-    _finish(RunSession(workbench.registry, session.engine, workbench.registry.next_queued(), workbench.settings.cache))
+    finish(session.next())
     assert workbench.registry.find(Adapter, "mine").digest == whole
 
 

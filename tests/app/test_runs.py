@@ -1,0 +1,316 @@
+"""The queue, what is asked of runs under way, samples, alerts, checkpoints as adapters, comparing, presets."""
+
+import pytest
+
+from app.comparing import compare
+from app.components.curve import run_news
+from app.presets import full_options, read_options
+from core.errors import InvalidConfig, InvalidInput
+from storage.errors import InUse, NotFound
+from storage.tables import Adapter, Run
+from tests.workbenches import QUICK, finish, wait_for
+
+PROMPTS = {"sample_prompts": "hello\n how are you ", "sample_tokens": 4}
+
+
+def _get(workbench, run_id):
+    return workbench.registry.get(Run, run_id)
+
+
+def _notes(workbench, run_id, kind=None):
+    return [note.text for note in workbench.registry.notes(run_id) if kind in (None, note.kind)]
+
+
+def _until(session, workbench, run_id, step):
+    while len([point for point in workbench.registry.points(run_id) if point.loss is not None]) < step:
+        assert session.advance()
+        session.flush()
+
+
+# The queue.
+
+
+@pytest.fixture
+def queue(workbench, monkeypatch):
+    """Four runs that wait; b and d may train together."""
+    monkeypatch.setattr(workbench.engine, "wake", lambda: None)
+    for name in "abcd":
+        workbench.train("llama", "data", QUICK, name, together=name in "bd")
+    return lambda: [run.name for run in workbench.registry.waiting_runs()]
+
+
+def test_waiting_runs_are_moved_removed_and_paused(workbench, queue):
+    workbench.runs.move(4, 0)
+    assert queue() == ["d", "a", "b", "c"]
+    workbench.runs.move(1, 2)
+    workbench.runs.move(4, 99)
+    assert queue() == ["b", "a", "c", "d"]
+    workbench.runs.remove(1)
+    assert queue() == ["b", "c", "d"]
+    with pytest.raises(NotFound):
+        workbench.runs.move(1, 0)
+    workbench.runs.pause(2)
+    assert queue() == ["c", "d"]
+    with pytest.raises(InUse, match="is paused; only a run that waits can be moved"):
+        workbench.runs.move(2, 0)
+    workbench.runs.resume(2)
+    assert queue() == ["c", "d", "b"], "who comes back stands at the end"
+
+
+def test_runs_that_allow_it_train_together_and_the_others_alone(workbench, queue):
+    def taken():
+        return [run.name for run in workbench.registry.next_queued()]
+
+    assert taken() == ["a"]
+    workbench.runs.stop(1)
+    assert taken() == ["b", "d"]
+    workbench.runs.move(3, 0)
+    assert taken() == ["c"]
+
+
+def test_a_run_that_cannot_share_waits_for_its_own_turn(workbench, session):
+    workbench.train("llama", "data", QUICK, "small", together=True)
+    workbench.train("llama", "data", {**QUICK, "max_length": 16}, "short", together=True)
+    finish(session.next())
+    assert [(run.name, run.state) for run in reversed(workbench.registry.all(Run))] == [
+        ("small", "finished"),
+        ("short", "queued"),
+    ]
+    assert "waits for its own turn" in _get(workbench, 2).reason
+    finish(session.next())
+    assert _get(workbench, 2).state == "finished"
+
+
+def test_a_failed_run_does_not_hold_up_the_next(workbench, session):
+    workbench.train("llama", "data", {**QUICK, "learning_rate": 1.0, "max_steps": 50, "max_grad_norm": 0}, "wild")
+    workbench.train("llama", "data", QUICK, "tame")
+    first = session.next()
+    first._records[1].run.config["lora"]["target_modules"] = "no_such_layer"
+    finish(first)
+    assert _get(workbench, 1).state == "failed"
+    finish(session.next())
+    assert _get(workbench, 2).state == "finished"
+
+
+def test_every_state_is_noted_with_its_time_and_reason(workbench, session):
+    run_id, training = session("mine")
+    _until(training, workbench, run_id, 3)
+    workbench.runs.pause(run_id)
+    assert _get(workbench, run_id).state == "pausing"
+    finish(training)
+    workbench.runs.resume(run_id)
+    finish(session.next())
+    states = [note.text.split(":")[0] for note in workbench.registry.notes(run_id) if note.kind == "state"]
+    assert states == ["Queued", "Preparing", "Running", "Pausing", "Paused", "Queued", "Preparing", "Running", "Finished"]
+    assert any(text.startswith("Paused: after ") for text in _notes(workbench, run_id, "state"))
+
+
+def test_a_run_under_way_cannot_be_removed_and_a_removed_one_leaves_its_adapter(workbench, session):
+    run_id, training = session("mine")
+    _until(training, workbench, run_id, 12)
+    with pytest.raises(InUse, match="is running; stop or pause it first"):
+        workbench.runs.remove(run_id)
+    finish(training)
+    digests = {one.state_digest for one in workbench.registry.checkpoints(run_id)}
+    workbench.runs.remove(run_id)
+    assert workbench.registry.all(Run) == []
+    assert workbench.registry.find(Adapter, "mine").run_id is None
+    workbench.registry.blobs.verify(workbench.registry.find(Adapter, "mine").digest)
+    for digest in digests:
+        with pytest.raises(NotFound):
+            workbench.registry.blobs.path(digest)
+
+
+# Changes, samples, alerts.
+
+
+def test_learning_rate_and_length_change_on_the_way_and_a_resume_repeats_it(workbench, session):
+    run_id, training = session("mine", max_steps=0, epochs=4, micro_batch_size=4)
+    _until(training, workbench, run_id, 5)
+    workbench.runs.change(run_id, {"learning_rate": "0.002", "epochs": 3})
+    training._looked = 0.0
+    training.advance()
+    run = _get(workbench, run_id)
+    (change,) = run.changes
+    assert change["values"] == {"learning_rate": 0.002, "epochs": 3.0}
+    assert _notes(workbench, run_id, "change") == [f"From step {change['step'] + 1} on: learning_rate 0.002, epochs 3"]
+    finish(training)
+    points = [point for point in workbench.registry.points(run_id) if point.loss is not None]
+    total = run.details["total_steps"]
+    assert points[-1].step == total
+    assert points[change["step"]].learning_rate <= 0.002 < points[change["step"] - 1].learning_rate
+    digest = workbench.registry.find(Adapter, "mine").digest
+    workbench.registry.update_run(run_id, state="interrupted")
+    workbench.registry.queue_again(run_id)
+    finish(session.next())
+    assert workbench.registry.find(Adapter, "mine-2").digest == digest
+    assert workbench.runs.options(run_id)["learning_rate"] == 0.002
+    with pytest.raises(InUse, match="is finished"):
+        workbench.runs.change(run_id, {"epochs": 1})
+
+
+def test_prompts_are_answered_at_each_evaluation_and_when_asked(workbench, session):
+    run_id, training = session("mine", **PROMPTS)
+    _until(training, workbench, run_id, 13)
+    workbench.runs.sample(run_id)
+    training._looked = 0.0
+    finish(training)
+    samples = workbench.registry.samples(run_id)
+    assert {one.prompt for one in samples} == {"hello", "how are you"}
+    steps = sorted({one.step for one in samples})
+    assert {0, 10, 20, 30} < set(steps)
+    assert len(steps) == 5
+    assert all(one.text for one in samples)
+    assert not _get(workbench, run_id).sample_requested
+    with pytest.raises(InUse, match="is finished, so there is nothing to sample"):
+        workbench.runs.sample(run_id)
+    silent, _ = session("silent")
+    with pytest.raises(InvalidConfig, match="without sample prompts"):
+        workbench.runs.sample(silent)
+
+
+def test_samples_do_not_change_what_is_learnt(workbench, session):
+    for name, options in (("silent", {}), ("asked", PROMPTS)):
+        finish(session(name, **options)[1])
+    assert workbench.registry.find(Adapter, "silent").digest == workbench.registry.find(Adapter, "asked").digest
+
+
+def test_early_stopping_ends_the_run_keeps_the_best_and_says_why(workbench, session):
+    run_id, training = session(
+        "mine", max_steps=300, learning_rate=0.5, max_grad_norm=0, eval_steps=3, patience=2, save_steps=0,
+        stop_on="no-improvement", keep_best=True,
+    )  # fmt: skip
+    finish(training)
+    run, adapter = _get(workbench, run_id), workbench.registry.find(Adapter, "mine")
+    assert run.state == "stopped"
+    assert run.reason.startswith("no-improvement: Step ")
+    judged = {
+        point.step: point.validation_loss for point in workbench.registry.points(run_id) if point.validation_loss and point.step
+    }
+    best = min(judged, key=lambda step: judged[step])
+    assert (adapter.steps, adapter.validation_loss) == (best, judged[best])
+    assert any("no better validation loss" in text for text in _notes(workbench, run_id, "alert"))
+
+
+def test_an_alert_that_only_tells_lets_the_run_go_on(workbench, session):
+    run_id, training = session("mine", learning_rate=0.5, max_grad_norm=0, eval_steps=3, patience=2)
+    finish(training)
+    assert _get(workbench, run_id).state == "finished"
+    assert _notes(workbench, run_id, "alert")
+
+
+# Checkpoints.
+
+
+def test_a_checkpoint_becomes_an_adapter(workbench, session):
+    run_id, training = session("mine")
+    _until(training, workbench, run_id, 22)
+    kept = workbench.runs.keep(run_id)
+    assert (kept.name, kept.steps, kept.run_id) == ("mine step 20", 20, run_id)
+    assert workbench.runs.keep(run_id, 10, "early").steps == 10
+    with pytest.raises(NotFound, match="no checkpoint at step 11; there are checkpoints at step 20, 10"):
+        workbench.runs.keep(run_id, 11)
+    finish(training)
+    workbench.runs.remove(run_id)
+    for name in ("mine step 20", "early"):
+        workbench.registry.blobs.verify(workbench.registry.find(Adapter, name).digest)
+
+
+def test_a_run_goes_on_by_itself_once_for_each_piece_of_progress(workbench, session):
+    run_id, training = session("mine", resume_at_start=True)
+    _until(training, workbench, run_id, 12)
+    workbench.registry.interrupt_runs("the engine was killed")
+    assert workbench.runs.resume_what_can() == [run_id]
+    workbench.registry.claim_run(run_id)
+    workbench.registry.interrupt_runs("the engine was killed again")
+    assert workbench.runs.resume_what_can() == [], "it came no further, so it would die again"
+    workbench.registry.queue_again(run_id)
+    finish(session.next())
+    assert _get(workbench, run_id).state == "finished"
+    other, training = session("other")
+    _until(training, workbench, other, 12)
+    workbench.registry.interrupt_runs("the engine was killed")
+    assert workbench.runs.resume_what_can() == [], "nobody asked for it"
+
+
+# Measuring, comparing, presets, the page's news.
+
+
+def test_what_a_run_would_take_is_measured_in_the_engine(workbench):
+    found, offered = workbench.measure("llama", "data", [{**QUICK, "max_length": 64}])
+    assert (found["fits"], found["squeezed"], found["steps"], offered) == (True, False, 6, [])
+    assert 0 < found["peak_bytes"] < found["total_bytes"]
+    several, _ = workbench.measure("llama", "data", [{**QUICK, "rank": rank} for rank in (2, 4)])
+    assert several["together"] == 2
+    assert workbench.wait_run(workbench.train("llama", "data", QUICK, "after").id, lambda run: None).state == "finished"
+    long = workbench.train("llama", "data", {**QUICK, "max_steps": 5000}, "long")
+    wait_for(lambda: _get(workbench, long.id).state == "running")
+    with pytest.raises(Exception, match="A run is under way"):
+        workbench.measure("llama", "data", [QUICK])
+    workbench.runs.stop(long.id)
+
+
+def test_runs_are_compared_by_what_differs(workbench, session):
+    for name, options in (("slow", {"learning_rate": 1e-5}), ("quick", {"learning_rate": 1e-2, "rank": 4})):
+        finish(session(name, **options)[1])
+    found = compare(workbench.registry, workbench.runs, [1, 2])
+    assert [one.run.name for one in found.rows] == ["quick", "slow"]
+    assert found.differing == ["rank", "learning_rate"]
+    assert found.rows[0].options == {"rank": 4, "learning_rate": 1e-2}
+    assert found.same["alpha"] == 32.0
+    best = found.rows[0]
+    losses = [point.validation_loss for point in workbench.registry.points(2) if point.validation_loss is not None]
+    assert (best.steps, best.best_validation_loss, best.validation_loss) == (30, min(losses), losses[-1])
+    assert best.tokens
+    assert best.seconds
+    with pytest.raises(NotFound):
+        compare(workbench.registry, workbench.runs, [1, 9])
+
+
+def test_presets_are_saved_read_by_the_command_line_and_removed(workbench):
+    presets = workbench.presets
+    assert [one.name for one in presets.all()] == ["Quick try", "Chat style", "Knowledge", "Small data", "Careful"]
+    assert all(one.why and not one.own for one in presets.all())
+    path = presets.save("Über alles", {"rank": 3, "sample_prompts": 'say "a"\nand b', "use_rslora": True})
+    saved = full_options(read_options(path))
+    assert (saved["rank"], saved["sample_prompts"], saved["use_rslora"]) == (3, 'say "a"\nand b', True)
+    assert presets.find("über alles").own
+    assert presets.find("quick-try").name == "Quick try"
+    with pytest.raises(InvalidInput, match="comes with the workbench"):
+        presets.save("Quick try", {})
+    with pytest.raises(InvalidConfig):
+        presets.save("bad", {"rank": 0})
+    (workbench.settings.presets / "broken.toml").write_text("rank = ")
+    assert "Über alles" in [one.name for one in presets.all()]
+    with pytest.raises(InvalidInput, match="not valid TOML"):
+        presets.find("broken")
+    presets.remove("Über alles")
+    with pytest.raises(InvalidInput, match="There is no preset"):
+        presets.find("Über alles")
+
+
+def test_a_page_is_told_what_is_new_and_nothing_twice(workbench, session):
+    run_id, training = session("mine", **PROMPTS)
+    _until(training, workbench, run_id, 12)
+
+    def ask(after, samples, notes, started):
+        return run_news(
+            workbench, {"runs": [[run_id, after]], "main": run_id, "samples": samples, "notes": notes, "started": started}
+        )
+
+    first = ask(0, 0, 0, None)
+    about = first["runs"][0][1]
+    assert [row[1] for row in about["points"] if row[2] is not None] == list(range(1, len(about["points"]) - 1))
+    position = (about["points"][-1][0], first["samples"][-1][0], first["notes"][-1][0], about["started"])
+    again = ask(*position)
+    assert (again["runs"][0][1]["points"], again["samples"], again["notes"], again["anew"]) == ([], [], [], False)
+    workbench.registry.interrupt_runs("killed")
+    workbench.registry.queue_again(run_id)
+    finish(session.next())
+    after = ask(*position)
+    assert after["anew"], "it went on from a checkpoint, so what the page has of samples is not what there is"
+    assert [one[1] for one in after["samples"]] == [one.step for one in workbench.registry.samples(run_id)]
+    steps = [point.step for point in workbench.registry.points(run_id) if point.loss is not None]
+    assert steps == list(range(1, 31))
+    assert ask(0, 0, 0, None)["runs"][0][1]["name"] == "mine"
+    assert run_news(workbench, {"runs": [[99, 0]], "main": 99, "samples": 0, "notes": 0})["runs"][0][1]["state"] == ""
