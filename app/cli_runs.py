@@ -325,7 +325,7 @@ def runs_remove(run_id: RunId, yes: Yes = False, home: Home = None, json: Json =
 def presets_list(home: Home = None, json: Json = False) -> None:
     """List the presets."""
     found = open_workbench(home).presets.all()
-    Console(json).records([{"name": one.name, "own": one.own, "why": one.why} for one in found])
+    Console(json).records([{"name": one.name, "from": str(one.file or "shipped"), "why": one.why or one.fault} for one in found])
 
 
 @presets.command("show")

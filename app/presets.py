@@ -6,7 +6,7 @@ import hashlib
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -19,6 +19,7 @@ from core.errors import InvalidConfig, InvalidInput
 from storage.names import clean_name
 
 _TABLES = ("lora", "train")
+_SHIPPED = ("quick-try.toml", "chat-style.toml", "knowledge.toml", "small-data.toml", "careful.toml")
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,15 @@ class Preset:
     name: str
     why: str
     options: Mapping[str, Any]
-    own: bool
+    file: Path | None = None
+    """Of an own one."""
+    fault: str = ""
+    """Why its file cannot be used; then it has no options."""
+
+    @property
+    def own(self) -> bool:
+        """Whether it is the user's."""
+        return self.file is not None
 
 
 class Presets:
@@ -38,26 +47,34 @@ class Presets:
         self._folder = folder
 
     def all(self) -> list[Preset]:
-        """Shipped ones first, then own ones by name. A file that cannot be read is left out; find() says what is wrong."""
-        shipped = [one for one in (resources.files("assets") / "presets").iterdir() if one.name.endswith(".toml")]
-        found = [_read(path, own=False) for path in sorted(shipped, key=lambda one: _SHIPPED.index(one.name))]
+        """Shipped ones first, then own ones by file; one that cannot be read, or has a taken name, is called as its file."""
+        found = [_read(resources.files("assets") / "presets" / name) for name in _SHIPPED]
         for path in sorted(self._folder.glob("*.toml")):
             try:
-                found.append(_read(path, own=True))
-            except InvalidInput:
-                continue
+                one = _read(path)
+            except (InvalidInput, OSError) as error:
+                one = Preset(path.stem, "", {}, fault=str(error))
+            taken = {other.name for other in found}
+            found.append(replace(one, file=path, name=path.name if one.name in taken else one.name))
         return found
+
+    def usable(self) -> list[Preset]:
+        """Those that can be read."""
+        return [one for one in self.all() if not one.fault]
 
     def find(self, name: str) -> Preset:
         """The preset called `name`, or in the file of this name. Raises InvalidInput."""
+        found = self._named(name)
+        if found.fault:
+            raise InvalidInput(f"The preset {found.name!r} cannot be used: {found.fault}")
+        return found
+
+    def _named(self, name: str) -> Preset:
         wanted = name.strip().lower()
         for one in self.all():
             if wanted in (one.name.lower(), slug(one.name)):
                 return one
-        own = self._folder / f"{slug(name)}.toml"
-        if own.is_file():
-            return _read(own, own=True)
-        raise InvalidInput(f"There is no preset {name!r}. There are: {', '.join(one.name for one in self.all())}.")
+        raise InvalidInput(f"There is no preset {name!r}. There are: {', '.join(one.name for one in self.usable())}.")
 
     def save(self, name: str, options: Mapping[str, object], why: str = "") -> Path:
         """Write an own preset, over an earlier one of its name. Raises InvalidConfig, InvalidName, InvalidInput."""
@@ -75,10 +92,12 @@ class Presets:
 
     def remove(self, name: str) -> None:
         """Delete an own preset. Raises InvalidInput."""
-        found = self.find(name)
-        if not found.own:
+        found = self._named(name)
+        if found.file is None:
             raise InvalidInput(f"{found.name!r} comes with the workbench and stays.")
-        (self._folder / f"{slug(found.name)}.toml").unlink()
+        if found.file.is_dir():
+            raise InvalidInput(f"{found.file} is a folder, no preset of the workbench's; remove it by hand.")
+        found.file.unlink()
 
 
 def slug(name: str) -> str:
@@ -104,11 +123,11 @@ def read_options(path: Path) -> dict[str, Any]:
     return dict(_options(_content(path), path.name))
 
 
-def _read(path: Path | Traversable, own: bool) -> Preset:
+def _read(path: Path | Traversable) -> Preset:
     content = _content(path)
     options = _options(content, path.name)
     split_train_options(options)
-    return Preset(str(content.get("name") or path.name.removesuffix(".toml")), str(content.get("why", "")), options, own)
+    return Preset(str(content.get("name") or path.name.removesuffix(".toml")), str(content.get("why", "")), options)
 
 
 def _content(path: Path | Traversable) -> dict[str, Any]:
@@ -127,6 +146,3 @@ def _options(content: Mapping[str, Any], where: str) -> dict[str, Any]:
             raise InvalidConfig(f"{where} has a table [{key}]; only [lora] and [train] are known.")
         options.update(value if isinstance(value, dict) else {key: value})
     return options
-
-
-_SHIPPED = ["quick-try.toml", "chat-style.toml", "knowledge.toml", "small-data.toml", "careful.toml"]

@@ -231,14 +231,24 @@ class RunSession:
 
     def _sample(self, record: RunRecord) -> Iterator[None]:
         """Have the run as it is now answer its sample prompts, while chats go on."""
-        if not record.wants_sample or self._group is None:
+        if not (record.wants_sample and record.train.prompts) or self._group is None:
             return
         record.wants_sample = False
+        self._say(record, f"Answering the sample prompts at step {record.step}")
         answers = sample_answers(
             self._engine, base_source(self._registry, record.run), self._group.adapter(record.id),
             f"{record.run.name} at step {record.step}", record.train,
         )  # fmt: skip
-        texts = yield from answers
+        while True:
+            try:
+                next(answers)
+            except StopIteration as end:
+                texts = end.value
+                break
+            if record.id in self._stopping:
+                answers.close()
+                return
+            yield None
         for prompt, text in zip(record.train.prompts, texts, strict=True):
             self._write(self._registry.add_sample, Sample(run_id=record.id, step=record.step, prompt=prompt, text=text))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -69,7 +70,14 @@ class Runs:
 
         Raises NotFound, InvalidConfig, InUse.
         """
-        return self._registry.add_change(run_id, parse_change(values))
+        parsed, last = parse_change(values), self._registry.last_point(run_id)
+        ends_at = parsed.get("max_steps") or math.inf
+        if last is not None and (last.step >= ends_at or (last.epoch or 0.0) >= parsed.get("epochs", math.inf)):
+            raise InvalidConfig(
+                f"Run {run_id} is at step {last.step} already, in epoch {last.epoch or 0.0:.2f}; that lies behind it. "
+                "To end it now, stop it."
+            )
+        return self._registry.add_change(run_id, parsed)
 
     # Checkpoints.
 
@@ -78,8 +86,8 @@ class Runs:
         run, rows = self._registry.get(Run, run_id), self._registry.checkpoints(run_id)
         row = next((one for one in rows if step in (None, one.step)), None)
         if row is None:
-            there = f"there are checkpoints at step {', '.join(str(one.step) for one in rows)}" if rows else "it has none"
-            raise NotFound(f"Run {run_id} ({run.name}) has no checkpoint{'' if step is None else f' at step {step}'}; {there}.")
+            there = f"; there are checkpoints at step {', '.join(str(one.step) for one in rows)}" if rows else ""
+            raise NotFound(f"Run {run_id} ({run.name}) has no checkpoint{f' at step {step}' if rows else ''}{there}.")
         return keep_checkpoint(self._registry, row, name)
 
     def checkpoint(self, checkpoint_id: int) -> Checkpoint:

@@ -18,8 +18,12 @@ def sample_answers(
     config = GenerationConfig(max_tokens=train.sample_tokens, temperature=0.0)
     asked = [AnswerRequest([{"role": "user", "content": prompt}], now, config) for prompt in train.prompts]
     texts = [""] * len(asked)
-    for events in engine.answer(source, asked).steps() if asked else ():
-        for event in events:
-            texts[event.row] += event.text
-        yield None
+    decoder = engine.answer(source, asked)
+    try:
+        for events in decoder.steps():
+            for event in events:
+                texts[event.row] += event.text
+            yield None
+    finally:
+        decoder.cancel()  # whoever closes this early must not leave the base in use
     return texts

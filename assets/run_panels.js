@@ -42,6 +42,7 @@ function showLog() {
   const wanted = logSearch.value.trim().toLowerCase(), end = logList.scrollHeight - logList.scrollTop - logList.clientHeight < 30;
   logList.replaceChildren(...notes.filter(one => !wanted || one[3].toLowerCase().includes(wanted) || one[2] === wanted).map(one =>
     make('li', {className: `kind-${one[2]}`}, make('time', {textContent: new Date(one[1] * 1000).toLocaleTimeString([], {hour12: false})}), one[3])));
+  if (wanted && !logList.childElementCount) logList.append(make('li', {className: 'quiet', textContent: 'Nothing in the log has these words.'}));
   if (end) logList.scrollTop = logList.scrollHeight;
 }
 

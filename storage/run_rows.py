@@ -217,7 +217,7 @@ class RunRows:
         with self.database.writing() as session:
             run = _run_in(session, run_id)
             if run.state == QUEUED:
-                run.state, run.reason, run.ended = STOPPED, "stopped before it started", time.time()
+                run.state, run.reason, run.ended = STOPPED, _waited_at(session, run_id), time.time()
                 _note_state(session, run)
             elif run.active:
                 run.stop_requested = True
@@ -235,7 +235,7 @@ class RunRows:
             if not run.active:
                 raise InUse(f"Run {run_id} ({run.name}) is {run.state}, so there is nothing to pause.")
             if run.state == QUEUED:
-                run.state, run.reason, run.ended = PAUSED, "paused before it started", time.time()
+                run.state, run.reason, run.ended = PAUSED, _waited_at(session, run_id), time.time()
                 _note_state(session, run)
             elif run.state != PAUSING:
                 run.state, run.pause_requested = PAUSING, True
@@ -327,7 +327,7 @@ class RunRows:
         """The newest training measurement of a run."""
         with self.database.reading() as session:
             query = select(Point).where(Point.run_id == run_id, col(Point.loss).is_not(None))
-            return session.exec(query.order_by(col(Point.id).desc())).first()
+            return session.exec(query.order_by(col(Point.id).desc()).limit(1)).first()
 
     def last_points(self, run_ids: Sequence[int]) -> dict[int, Point]:
         """The newest training measurement of each of these runs."""
@@ -340,7 +340,7 @@ class RunRows:
         """The newest evaluation of a run."""
         with self.database.reading() as session:
             query = select(Point).where(Point.run_id == run_id, col(Point.validation_loss).is_not(None))
-            return session.exec(query.order_by(col(Point.id).desc())).first()
+            return session.exec(query.order_by(col(Point.id).desc()).limit(1)).first()
 
     def best_losses(self, run_ids: Sequence[int]) -> dict[int, tuple[float | None, float | None]]:
         """For each of these runs its lowest training and its lowest validation loss."""
@@ -387,6 +387,12 @@ def _may_share(first: Run, other: Run) -> bool:
 
 def _last_position(session: Session) -> float:
     return session.exec(select(func.max(Run.position))).one() or 0.0
+
+
+def _waited_at(session: Session, run_id: int) -> str:
+    """Where a run stood that has left the queue before it was taken."""
+    step = session.exec(select(func.max(Checkpoint.step)).where(Checkpoint.run_id == run_id)).one()
+    return f"while it waited to go on from step {step}" if step else "before it started"
 
 
 def _note_state(session: Session, run: Run) -> None:

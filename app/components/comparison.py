@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 _HEIGHT = 340
-_SCALE = "Viridis"
+_SCALE = [[0.0, "#f97316"], [0.5, "#a78bfa"], [1.0, "#14b8a6"]]  # seen on light and dark; the best is teal
 
 
 def comparison_html(found: Comparison) -> str:
@@ -23,7 +24,10 @@ def comparison_html(found: Comparison) -> str:
         return ""
     head = ["Run", "State", *found.differing, "Steps", "Train loss", "Validation", "Best validation", "Time", "Energy"]
     names = "".join(f"<th class='{'differs' if name in found.differing else ''}'>{escape(name)}</th>" for name in head)
-    body = "".join(_row(one, found.differing, best=index == 0 and len(found.rows) > 1) for index, one in enumerate(found.rows))
+    body = "".join(
+        _row(one, found.differing, best=index == 0 and len(found.rows) > 1 and math.isfinite(one.score))
+        for index, one in enumerate(found.rows)
+    )
     same = ", ".join(f"{name} {_shown(value)}" for name, value in found.same.items() if value not in ("", None))
     return (
         f"<div class='wide'><table class='rows compared'><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table></div>"
@@ -87,8 +91,8 @@ def heat_map(found: Comparison) -> Figure | None:
     texts = [["" if cell is None else f"{cell:.4f}" for cell in line] for line in grid]
     figure = Figure(Heatmap(z=grid, x=[_shown(one) for one in x], y=[_shown(one) for one in y], colorscale=_SCALE,
                             reversescale=True, text=texts, texttemplate="%{text}", colorbar={"title": "loss"}))  # fmt: skip
-    figure.update_xaxes(title=across, type="category")
-    figure.update_yaxes(title=down, type="category")
+    figure.update_xaxes(title=across, type="category", showgrid=False)
+    figure.update_yaxes(title=down, type="category", showgrid=False)
     return _laid_out(figure)
 
 

@@ -14,7 +14,7 @@ from app.components.markup import facts, moment, size, state_badge
 from app.components.shell import QUIET, WORKING, Shell, refusal, told
 from app.service import Workbench
 from storage.errors import NotFound
-from storage.tables import FINISHED, RESUMABLE_STATES, RUNNING, STATE, Checkpoint, Note, Run
+from storage.tables import FINISHED, RESUMABLE_STATES, RUNNING, STATE, UNDER_WAY, Checkpoint, Note, Run
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def run_panel(shell: Shell) -> RunPanel:
     def show(run_now: int | None, over_now: Sequence[int]) -> tuple[object, ...]:
         choices = run_choices(workbench)
         ids = [run_id for _, run_id in choices]
-        chosen = run_now if run_now in ids else (ids[0] if ids else None)
+        chosen = run_now if run_now in ids else _most_interesting(workbench, ids)
         others = [one for one in over_now or [] if one in ids and one != chosen]
         return (
             gr.Dropdown(choices=choices, value=chosen),
@@ -83,7 +83,7 @@ def run_panel(shell: Shell) -> RunPanel:
         if not run_now or not given:
             raise refusal("Give a new learning rate or a new number of epochs first.")
         runs.change(run_now, given)
-        gr.Info("It counts from the next step on; the log says from which.")
+        gr.Info(f"Run {run_now} changes from its next step on; its log says from which.")
         return "", ""
 
     change.click(change_it, [run, rate, epochs], [rate, epochs], concurrency_id="control", **WORKING)
@@ -98,6 +98,12 @@ def run_panel(shell: Shell) -> RunPanel:
 
     keep.click(keep_it, saved, [shell.tabs, shell.to_chat], **WORKING)
     return RunPanel(run, outputs, show)
+
+
+def _most_interesting(workbench: Workbench, ids: Sequence[int]) -> int | None:
+    """The run that is under way, or the newest."""
+    under_way = [run.id for run in workbench.registry.runs_in(*UNDER_WAY)]
+    return under_way[0] if under_way else (ids[0] if ids else None)
 
 
 def _button(text: str) -> gr.Button:
@@ -140,21 +146,23 @@ def _saved(row: Checkpoint) -> str:
 
 def run_html(workbench: Workbench, run: Run) -> str:
     """A run's configuration, and its states with their times and reasons."""
-    lora, train = run.config["lora"], run.config["train"]
+    lora, train = run.config["lora"], {**run.config["train"], **workbench.runs.options(run.id or 0)}
+    length = f"{train['max_steps']:,} steps" if train["max_steps"] else f"{train['epochs']:g} epochs"
     batch = train["micro_batch_size"] * train["gradient_accumulation_steps"]
     about = facts([
         ("Base model", run.base_name), ("Data set", f"{run.dataset_name}, version {run.dataset_version}"),
         ("Adapter", f"rank {lora['rank']}, alpha {lora['alpha']:g}, dropout {lora['dropout']:g}, {lora['target_modules']}"),
-        ("Training", f"learning rate {train['learning_rate']:g}, {train['lr_scheduler']}, effective batch {batch}, "
+        ("Training", f"{length}, learning rate {train['learning_rate']:g}, {train['lr_scheduler']}, effective batch {batch}, "
                      f"max length {train['max_length']:,}, seed {train['seed']}"),
+        ("Stops on", str(train.get("stop_on", "nan")).replace(",", ", ")),
         ("Energy", f"{run.energy_joules / 3.6e6:.4f} kWh" if run.energy_joules else ""),
     ], f"Run {run.id}: {run.name}")  # fmt: skip
     return f"{about}{states_html(workbench.registry.notes(run.id or 0))}"
 
 
 def states_html(notes: Sequence[Note]) -> str:
-    """What became of a run, and when."""
-    lines = "".join(_state_line(note) for note in notes if note.kind == STATE)
+    """What became of a run, and when; the newest first."""
+    lines = "".join(_state_line(note) for note in reversed(notes) if note.kind == STATE)
     return f"<ol class='states' aria-label='States of the run'>{lines}</ol>" if lines else ""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -21,19 +22,7 @@ from storage.tables import QUEUED, Adapter, Run
 TAB, TITLE = "runs", "Runs"
 _WORDS = Words(
     label="Runs",
-    columns=(
-        "Run",
-        "Name",
-        "State",
-        "Queue",
-        "Base model",
-        "Data set",
-        "Step",
-        "Train loss",
-        "Best validation",
-        "Time",
-        "Started",
-    ),
+    columns=("Run", "Name", "State", "Queue", "Step", "Train loss", "Best validation", "Time", "Started"),
     nothing="No run yet. Start one under Train.",
     remove="Remove",
     question="Remove this run with its curve, log and checkpoints? Its adapter stays. This cannot be undone.",
@@ -54,12 +43,14 @@ def build(shell: Shell) -> None:
             button.click(functools.partial(_wish, what), chosen, [shell.tabs, shell.to_train], **WORKING)
         for text, target in (("First", _first), ("Earlier", _earlier), ("Later", _later)):
             followers.append((gr.Button(text, scale=0, min_width=80), functools.partial(_move, workbench, target)))
-        for text, act in (("Pause", runs.pause), ("Resume", runs.resume), ("Stop and keep", runs.stop)):
+        acts = (("Pause", runs.pause), ("Resume", runs.resume), ("Stop and keep", _stopping(workbench)))
+        for text, act in acts:
             followers.append((gr.Button(text, scale=0, min_width=90 if len(text) < 8 else 140), act))
 
     catalogue = Catalogue(
-        shell, _WORDS, rows=lambda: _rows(workbench), remove=lambda run: workbench.runs.remove(int(run)), actions=actions,
-        describe=lambda run: run_html(workbench, workbench.registry.get(Run, int(run))), show_search="search", max_chars=40,
+        shell, _WORDS, rows=lambda: run_rows(workbench), remove=lambda run: workbench.runs.remove(int(run)), actions=actions,
+        describe=lambda run: run_html(workbench, workbench.registry.get(Run, int(run))), show_search="search",
+        max_chars=90, wrap=True,
     )  # fmt: skip
     for button, act in followers:
         catalogue.follow(button.click(_acting(act), catalogue.chosen, None, concurrency_id="control", **WORKING))
@@ -75,6 +66,16 @@ def _acting(act: Callable[[int], object]) -> Callable[[str], None]:
 
 def _wish(what: str, run: str) -> tuple[object, ...]:
     return gr.Tabs(selected="train"), (what, int(run), time.time())
+
+
+def _stopping(workbench: Workbench) -> Callable[[int], object]:
+    def stop(run_id: int) -> None:
+        run = workbench.registry.get(Run, run_id)
+        if not run.active:
+            raise refusal(f"Run {run_id} ({run.name}) is {run.state}, so there is nothing to stop.")
+        workbench.runs.stop(run_id)
+
+    return stop
 
 
 def _first(place: int) -> int:
@@ -94,7 +95,7 @@ def _move(workbench: Workbench, target: Callable[[int], int], run_id: int) -> No
     workbench.runs.move(run_id, target(order.index(run_id)) if run_id in order else 0)
 
 
-def _rows(workbench: Workbench) -> list[list[str]]:
+def run_rows(workbench: Workbench) -> list[list[str]]:
     """Those that wait first, in the queue's order, then the others, the newest first."""
     registry = workbench.registry
     waiting = registry.waiting_runs()
@@ -111,7 +112,7 @@ def _cells(run: Run, place: int | None, last: Any, best: tuple[float | None, flo
     step = f"{last.step if last else 0:,}{f' / {total:,}' if total else ''}"
     state = run.state if not run.reason else f"{run.state}: {run.reason}"
     return [
-        str(run.id), run.name, state, str(place or ""), run.base_name, f"{run.dataset_name} v{run.dataset_version}", step,
+        str(run.id), run.name, state, str(place or ""), step,
         number(last.loss if last else None), number(best[1] if best else None), duration(last.seconds if last else None),
         day(run.started),
     ]  # fmt: skip
@@ -152,8 +153,8 @@ def _comparison(shell: Shell, chosen: gr.State) -> None:
 
     def best_of(now: list[int]) -> Run:
         found = compare(workbench.registry, workbench.runs, now or [])
-        if not found.rows:
-            raise refusal("Choose runs to compare first.")
+        if not found.rows or not math.isfinite(found.rows[0].score):
+            raise refusal("Choose runs to compare first, of which one has been measured.")
         return found.rows[0].run
 
     @told

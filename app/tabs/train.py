@@ -175,7 +175,7 @@ def _bind_presets(shell: Shell, form: _Form) -> None:
     presets, fields = shell.workbench.presets, list(form.options.values())
 
     def choices(chosen: str | None = None) -> gr.Dropdown:
-        return gr.Dropdown(choices=[one.name for one in presets.all()], value=chosen)
+        return gr.Dropdown(choices=[one.name for one in presets.usable()], value=chosen)
 
     @told
     def choose(name: str | None) -> list[object]:
@@ -187,7 +187,7 @@ def _bind_presets(shell: Shell, form: _Form) -> None:
     @told
     def save(name: str, **values: Any) -> tuple[object, ...]:
         presets.save(name, values)
-        return "", choices(name.strip())
+        return "", choices(name.strip()), ""
 
     @told
     def forget(name: str | None) -> tuple[object, ...]:
@@ -198,7 +198,9 @@ def _bind_presets(shell: Shell, form: _Form) -> None:
 
     shell.page.load(choices, None, form.preset, **QUIET)
     form.preset.input(choose, form.preset, [form.why, *fields], **QUIET)
-    form.save.click(save, None, [form.save_name, form.preset], inputs_kwargs={"name": form.save_name, **form.options}, **WORKING)
+    form.save.click(
+        save, None, [form.save_name, form.preset, form.why], inputs_kwargs={"name": form.save_name, **form.options}, **WORKING
+    )
     form.forget.click(forget, form.preset, [form.preset, form.why], **WORKING)
 
 

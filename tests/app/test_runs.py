@@ -146,7 +146,7 @@ def test_learning_rate_and_length_change_on_the_way_and_a_resume_repeats_it(work
     assert workbench.registry.find(Adapter, "mine-2").digest == digest
     assert workbench.runs.options(run_id)["learning_rate"] == 0.002
     with pytest.raises(InUse, match="is finished"):
-        workbench.runs.change(run_id, {"epochs": 1})
+        workbench.runs.change(run_id, {"epochs": 9})
 
 
 def test_prompts_are_answered_at_each_evaluation_and_when_asked(workbench, session):
@@ -197,6 +197,29 @@ def test_an_alert_that_only_tells_lets_the_run_go_on(workbench, session):
     finish(training)
     assert _get(workbench, run_id).state == "finished"
     assert _notes(workbench, run_id, "alert")
+
+
+def test_a_change_that_lies_behind_the_run_is_refused(workbench, session):
+    run_id, training = session("mine")
+    _until(training, workbench, run_id, 12)
+    with pytest.raises(InvalidConfig, match=r"at step 12 already.*To end it now, stop it"):
+        workbench.runs.change(run_id, {"max_steps": 5})
+    workbench.runs.change(run_id, {"max_steps": 20})
+    training._looked = 0.0
+    finish(training)
+    assert workbench.registry.last_point(run_id).step == 20
+
+
+def test_a_pause_does_not_wait_for_sample_prompts(workbench, session):
+    run_id, training = session("mine", sample_prompts="hello", sample_tokens=200, eval_steps=10)
+    while "Answering the sample prompts at step 10" not in _notes(workbench, run_id):
+        training.advance()
+    workbench.runs.pause(run_id)
+    training._looked = 0.0
+    finish(training)
+    assert _get(workbench, run_id).state == "paused"
+    assert {one.step for one in workbench.registry.samples(run_id)} == {0}
+    assert session.engine.free_for("another base"), "an answer that was given up must not keep the base"
 
 
 # Checkpoints.
@@ -284,6 +307,14 @@ def test_presets_are_saved_read_by_the_command_line_and_removed(workbench):
     assert "Über alles" in [one.name for one in presets.all()]
     with pytest.raises(InvalidInput, match="not valid TOML"):
         presets.find("broken")
+    presets.remove("broken")
+    (workbench.settings.presets / "folder.toml").mkdir()
+    (workbench.settings.presets / "by-hand.toml").write_text('name = "Grüße"\nrank = 5\n')
+    (workbench.settings.presets / "twin.toml").write_text('name = "Quick try"\nrank = 6\n')
+    assert {one.name for one in presets.usable()[5:]} == {"Grüße", "twin.toml", "Über alles"}
+    assert presets.find("twin.toml").options == {"rank": 6}
+    presets.remove("Grüße")
+    assert not (workbench.settings.presets / "by-hand.toml").exists()
     presets.remove("Über alles")
     with pytest.raises(InvalidInput, match="There is no preset"):
         presets.find("Über alles")

@@ -40,15 +40,16 @@ def browser() -> Iterator[Browser]:
 
 
 @contextmanager
-def served(home: Path) -> Iterator[str]:
-    """The command `lora-workbench` on a home; its address."""
+def served(home: Path, threads: int = 1) -> Iterator[str]:
+    """The command `lora-workbench` on a home; its address. Tiny models want one thread."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "app.cli", "--home", str(home), "--port", str(port), "--no-browser"]
     home.mkdir(parents=True, exist_ok=True)
     with (home / "server.log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         try:
             wait_for(lambda: process.poll() is not None or socket.socket().connect_ex(("127.0.0.1", port)) == 0)
             assert process.poll() is None, (home / "server.log").read_text()
@@ -82,6 +83,12 @@ def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
 def tab(page: Page, section: str) -> Locator:
     """The button of a section. While Gradio measures its tabs it holds them twice; the last is the real one."""
     return page.get_by_role("tab", name=section, exact=True).last
+
+
+def choose(page: Page, label: str, option: str) -> None:
+    """Choose from a dropdown by the beginning of an option's text."""
+    page.get_by_role("combobox", name=label, exact=True).or_(page.get_by_label(label, exact=True)).first.click()
+    page.get_by_role("option", name=option).first.click()
 
 
 def ready(page: Page) -> None:

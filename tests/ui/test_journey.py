@@ -16,7 +16,7 @@ from app.service import Workbench
 from app.settings import settings_for
 from storage.tables import Adapter, Base, Export, Run
 from tests.core.helpers import peft_from
-from tests.ui.conftest import go_to, picture, ready, served, tab
+from tests.ui.conftest import choose, go_to, picture, ready, served, tab
 
 pytestmark = [pytest.mark.starter, pytest.mark.browser, pytest.mark.timeout(900)]
 MINUTES = 60_000
@@ -33,7 +33,7 @@ def test_from_nothing_to_a_checked_export(home, open_page, tmp_path):
     rows = (resources.files("assets") / "captain_conversations.jsonl").read_text(encoding="utf-8").splitlines()
     upload = tmp_path / "captain.jsonl"
     upload.write_text("\n".join(rows[:40]), encoding="utf-8")
-    with served(home) as address:
+    with served(home, threads=2) as address:
         page = open_page(address)
         get_the_starter(page)
         upload_data(page, upload)
@@ -69,7 +69,7 @@ def points_on(page: Page) -> int:
 def train_and_reload(page: Page) -> None:
     go_to(page, "Train")
     expect(page.get_by_role("combobox", name="Data set", exact=True)).to_have_value("captain")
-    page.get_by_role("button", name="Settings for a quick try").click()
+    choose(page, "Preset", "Quick try")
     expect(page.get_by_label("Rank (r)")).to_have_value("8")
     expect(page.get_by_text("2,442,240 in 210 layers")).to_be_visible()
     page.get_by_role("button", name="Start training").click()
@@ -96,12 +96,12 @@ def chat_side_by_side(page: Page) -> None:
     page.get_by_text("Sampling").click()
     page.get_by_label("Temperature", exact=False).fill("0")
     page.get_by_label("Max tokens").fill("40")
-    page.get_by_label("Prompt").fill(PROMPT)
+    page.get_by_role("textbox", name="Prompt", exact=True).fill(PROMPT)
     page.get_by_role("button", name="Send").click()
     answers = page.locator(".bot.message")
     expect(answers).to_have_count(2, timeout=MINUTES)
     expect(answers.nth(1)).to_contain_text("Ahoy", timeout=MINUTES)
-    expect(page.get_by_label("Prompt")).to_have_value("")
+    expect(page.get_by_role("textbox", name="Prompt", exact=True)).to_have_value("")
     expect(answers.nth(0)).not_to_contain_text("Ahoy")
     expect(answers.nth(0)).to_contain_text(re.compile(r"[\s\S]{80}"), timeout=MINUTES)
     picture(page, "6-playground")

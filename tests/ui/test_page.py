@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from playwright.sync_api import expect
 
@@ -9,7 +11,7 @@ from tests.ui.conftest import go_to, picture, ready, served
 from tests.workbenches import QUICK, wait_for
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
-SECTIONS = ("Home", "Models", "Data", "Train", "Adapters", "Playground", "Export")
+SECTIONS = ("Home", "Models", "Data", "Train", "Runs", "Adapters", "Playground", "Export")
 
 
 @pytest.fixture
@@ -101,7 +103,7 @@ def test_a_run_is_paused_saved_and_resumed(workbench, address, open_page):
     run = workbench.train("llama", "data", {**QUICK, "max_steps": 1500, "save_minutes": 0}, "mine")
     expect(page.locator(".curve-state", has_text="Running")).to_be_visible(timeout=60_000)
     page.get_by_role("button", name="Save now").click()
-    expect(page.get_by_text("Checkpoints")).to_be_visible(timeout=30_000)
+    expect(page.get_by_label("Checkpoint", exact=True)).to_have_value(re.compile("step "), timeout=30_000)
     page.get_by_role("button", name="Pause").click()
     expect(page.locator(".curve-state", has_text="Paused")).to_be_visible(timeout=30_000)
     step = workbench.registry.checkpoints(run.id)[0].step
@@ -186,9 +188,9 @@ def test_one_at_a_time_and_a_conversation_survives_a_reload(workbench, trained, 
     expect(page.get_by_label("Who answers")).to_have_value("talker")
     page.get_by_text("Sampling").click()
     page.get_by_label("Max tokens").fill("4")
-    page.get_by_label("Prompt").fill("hello there")
+    page.get_by_role("textbox", name="Prompt", exact=True).fill("hello there")
     page.get_by_role("button", name="Send").click()
-    expect(page.get_by_label("Prompt")).to_have_value("")
+    expect(page.get_by_role("textbox", name="Prompt", exact=True)).to_have_value("")
     expect(page.locator(".user.message")).to_have_count(1)
     wait_for(lambda: len(workbench.registry.chat_messages(1)) == 2)
     page.reload()
