@@ -65,13 +65,16 @@ def _run(workbench: Workbench, count: int) -> int:
         config={"lora": {}, "train": {}}, state=RUNNING, started=time.time(), details={"total_steps": count},
     ))  # fmt: skip
     for start in range(0, count, 10_000):
-        workbench.registry.add_points([_point(row.id or 0, step) for step in range(start + 1, min(count, start + 10_000) + 1)])
+        steps = range(start + 1, min(count, start + 10_000) + 1)
+        workbench.registry.add_points([_point(row.id or 0, step) for step in steps])
     return row.id or 0
 
 
 def _point(run: int, step: int) -> Point:
-    return Point(run_id=run, step=step, epoch=step / 100, loss=2.0 + 1.0 / step, learning_rate=1e-4, grad_norm=1.0,
-                 tokens_per_second=100.0, memory_bytes=1 << 30, seconds_left=1.0, tokens=step * 100, seconds=float(step))  # fmt: skip
+    return Point(
+        run_id=run, step=step, epoch=step / 100, loss=2.0 + 1.0 / step, learning_rate=1e-4, grad_norm=1.0,
+        tokens_per_second=100.0, memory_bytes=1 << 30, seconds_left=1.0, tokens=step * 100, seconds=float(step),
+    )  # fmt: skip
 
 
 def _add(workbench: Workbench, run: int, count: int) -> None:
