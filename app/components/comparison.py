@@ -89,8 +89,11 @@ def heat_map(found: Comparison) -> Figure | None:
         lowest[place] = min(one.score, lowest.get(place, float("inf")))
     grid = [[lowest.get((column, line)) for column in x] for line in y]
     texts = [["" if cell is None else f"{cell:.4f}" for cell in line] for line in grid]
-    figure = Figure(Heatmap(z=grid, x=[_shown(one) for one in x], y=[_shown(one) for one in y], colorscale=_SCALE,
-                            reversescale=True, text=texts, texttemplate="%{text}", textfont={"color": "#0b1220", "size": 13}, colorbar={"title": "loss"}))  # fmt: skip
+    cells = Heatmap(
+        z=grid, x=[_shown(one) for one in x], y=[_shown(one) for one in y], colorscale=_SCALE, reversescale=True,
+        text=texts, texttemplate="%{text}", textfont={"color": "#0b1220", "size": 13}, colorbar={"title": "loss"},
+    )  # fmt: skip
+    figure = Figure(cells)
     figure.update_xaxes(title=across, type="category", showgrid=False)
     figure.update_yaxes(title=down, type="category", showgrid=False)
     return _laid_out(figure)
