@@ -15,6 +15,7 @@ from app.console import Console, guarded
 from app.presets import Preset, read_options
 from app.service import Workbench
 from app.terminal_curve import watch_run
+from core.errors import InvalidInput
 from core.sweep import combinations, parse_grid
 from storage.tables import Adapter, Run
 
@@ -109,7 +110,10 @@ def _train_options(workbench: Workbench, preset: str, config: Path | None, setti
     """Options from the preset, then from the file, then from --set."""
     options = dict(workbench.presets.find(preset).options) if preset else {}
     if config:
-        options.update(read_options(config))
+        try:
+            options.update(read_options(config))
+        except InvalidInput as error:
+            raise typer.BadParameter(str(error)) from None
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals:

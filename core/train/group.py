@@ -195,11 +195,15 @@ class TrainingGroup:
         self._slots, self._sums = list(members), sums
         if self._plan is None:
             compiled = self._wants_compile("on")
-            checkpointing = next((run.train.gradient_checkpointing for run in members), "auto")
-            self._plan = Plan(first_tier(self.base, self._tokens_a_batch(), compiled, checkpointing), compiled)
+            self._plan = Plan(first_tier(self.base, self._tokens_a_batch(), compiled, self._checkpointing()), compiled)
             if compiled:
                 compile_layers(self.base)
         self._use(self._plan)
+
+    def _checkpointing(self) -> str:
+        """On if one of the runs wants it, off if all refuse it."""
+        asked = {run.train.gradient_checkpointing for run in self.runs}
+        return "on" if "on" in asked else "off" if asked == {"off"} else "auto"
 
     def _tokens_a_batch(self) -> int:
         shape = self._shape()
