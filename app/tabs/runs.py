@@ -173,7 +173,8 @@ def _comparison(shell: Shell, chosen: gr.State) -> None:
     shown = [table, lines, heat]
     shell.refresh(offer, [ids], [ids])
     ids.change(show, ids, shown, **QUIET)
-    shell.refresh(show, [ids], shown)
+    # Where nothing is chosen nothing is drawn: a figure brings a large script with it.
+    shell.refresh(lambda now: show(now) if now else tuple(gr.skip() for _ in shown), [ids], shown)
     sweep.click(take_sweep, [ids, chosen], ids, **WORKING)
     chat.click(talk, ids, [shell.tabs, shell.to_chat], **WORKING)
     preset.click(keep, ids, None, **WORKING)

@@ -70,6 +70,8 @@ def train_and_reload(page: Page) -> None:
     go_to(page, "Train")
     expect(page.get_by_role("combobox", name="Data set", exact=True)).to_have_value("captain")
     choose(page, "Preset", "Quick try")
+    page.get_by_role("button", name="More options").click()
+    page.get_by_label("Max steps").fill("30")
     expect(page.get_by_label("Rank (r)")).to_have_value("8")
     expect(page.get_by_text("2,442,240 in 210 layers")).to_be_visible()
     page.get_by_role("button", name="Start training").click()

@@ -100,7 +100,7 @@ def test_a_run_started_elsewhere_shows_up_and_can_be_stopped_here(workbench, add
 def test_a_run_is_paused_saved_and_resumed(workbench, address, open_page):
     page = open_page(address)
     go_to(page, "Train")
-    run = workbench.train("llama", "data", {**QUICK, "max_steps": 1500, "save_minutes": 0}, "mine")
+    run = workbench.train("llama", "data", {**QUICK, "max_steps": 800, "save_minutes": 0}, "mine")
     expect(page.locator(".curve-state", has_text="Running")).to_be_visible(timeout=60_000)
     page.get_by_role("button", name="Save now").click()
     expect(page.get_by_label("Checkpoint", exact=True)).to_have_value(re.compile("step "), timeout=30_000)
@@ -109,10 +109,10 @@ def test_a_run_is_paused_saved_and_resumed(workbench, address, open_page):
     step = workbench.registry.checkpoints(run.id)[0].step
     page.get_by_role("button", name="Resume").click()
     expect(page.locator(".curve-state", has_text="Finished")).to_be_visible(timeout=120_000)
-    assert 0 < step < 1500
-    page.wait_for_function("() => document.querySelector('.curve-plot').dataset.points === '1500'")
+    assert 0 < step < 800
+    page.wait_for_function("() => document.querySelector('.curve-plot').dataset.points === '800'")
     steps = [point.step for point in workbench.registry.points(run.id) if point.loss is not None]
-    assert steps == list(range(1, 1501))
+    assert steps == list(range(1, 801))
 
 
 def test_a_sweep_is_typed_planned_and_trained_at_once(workbench, address, open_page):

@@ -39,7 +39,7 @@ def test_three_queued_one_paused_one_stopped_a_sweep_compared_and_the_best_talke
     page.get_by_role("button", name="More options").click()
     _fill(
         page,
-        **{"Learning rate": "0.01", "Max steps": "1500", "Micro-batch size": "2", "Gradient accumulation": "1", "Rank (r)": "2"},
+        **{"Learning rate": "0.01", "Max steps": "800", "Micro-batch size": "2", "Gradient accumulation": "1", "Rank (r)": "2"},
     )
     for name in ("one", "two", "three"):
         page.get_by_label("Name of the adapter").fill(name)
@@ -64,8 +64,8 @@ def test_three_queued_one_paused_one_stopped_a_sweep_compared_and_the_best_talke
     workbench.runs.stop(2)
     choose(page, "Run", "1 · one")
     _state(page, "Finished")
-    page.wait_for_function("() => document.querySelector('.curve-plot').dataset.points === '1500'", timeout=30_000)
-    assert page.evaluate(PLOTTED) == list(range(1, 1501))
+    page.wait_for_function("() => document.querySelector('.curve-plot').dataset.points === '800'", timeout=30_000)
+    assert page.evaluate(PLOTTED) == list(range(1, 801))
     assert {run.name: run.state for run in workbench.registry.all(Run)} == {
         "one": "finished",
         "two": "stopped",
@@ -99,7 +99,7 @@ def test_reloads_two_tabs_and_a_killed_engine_lose_and_double_no_point(workbench
     for one in (page, second):
         go_to(one, "Train")
     wait_for(workbench.engine.status)
-    run = workbench.train("llama", "data", {**QUICK, "max_steps": 2500, "save_steps": 100}, "mine")
+    run = workbench.train("llama", "data", {**QUICK, "max_steps": 1200, "save_steps": 100}, "mine")
     _state(page, "Running")
     for reload in range(RELOADS):
         page.reload(wait_until="domcontentloaded")
@@ -112,10 +112,10 @@ def test_reloads_two_tabs_and_a_killed_engine_lose_and_double_no_point(workbench
     assert done.state == "finished", done.reason
     for one in (page, second):
         expect(one.locator(".curve-state", has_text="Finished")).to_be_visible(timeout=20_000)
-        one.wait_for_function("() => document.querySelector('.curve-plot').dataset.points === '2500'")
-        assert one.evaluate(PLOTTED) == list(range(1, 2501))
+        one.wait_for_function("() => document.querySelector('.curve-plot').dataset.points === '1200'")
+        assert one.evaluate(PLOTTED) == list(range(1, 1201))
     steps = [point.step for point in workbench.registry.points(run.id) if point.loss is not None]
-    assert steps == list(range(1, 2501))
+    assert steps == list(range(1, 1201))
 
 
 def test_samples_log_table_and_overlay_are_shown(workbench, address, open_page):
