@@ -14,7 +14,7 @@ from tests.ui.conftest import choose, go_to, picture, ready, served
 from tests.workbenches import QUICK, wait_for
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
-RELOADS = int(os.environ.get("RELOADS", "20"))
+RELOADS = int(os.environ.get("RELOADS", "10"))
 PLOTTED = "() => document.querySelector('.curve-plot').data[0].x"
 
 
@@ -39,7 +39,7 @@ def test_three_queued_one_paused_one_stopped_a_sweep_compared_and_the_best_talke
     page.get_by_role("button", name="More options").click()
     _fill(
         page,
-        **{"Learning rate": "0.01", "Max steps": "800", "Micro-batch size": "2", "Gradient accumulation": "1", "Rank (r)": "2"},
+        **{"Learning rate": "0.01", "Max steps": "1500", "Micro-batch size": "2", "Gradient accumulation": "1", "Rank (r)": "2"},
     )
     for name in ("one", "two", "three"):
         page.get_by_label("Name of the adapter").fill(name)
@@ -64,8 +64,8 @@ def test_three_queued_one_paused_one_stopped_a_sweep_compared_and_the_best_talke
     workbench.runs.stop(2)
     choose(page, "Run", "1 · one")
     _state(page, "Finished")
-    page.wait_for_function("() => document.querySelector('.curve-plot').dataset.points === '800'", timeout=30_000)
-    assert page.evaluate(PLOTTED) == list(range(1, 801))
+    page.wait_for_function("() => document.querySelector('.curve-plot').dataset.points === '1500'", timeout=30_000)
+    assert page.evaluate(PLOTTED) == list(range(1, 1501))
     assert {run.name: run.state for run in workbench.registry.all(Run)} == {
         "one": "finished",
         "two": "stopped",
