@@ -26,7 +26,7 @@ from app.settings import Settings
 from storage.errors import NotFound
 from storage.tables import Base, Dataset
 
-_LOOK_AFTER_SECONDS = 0.5
+_LOOK_AFTER_SECONDS = 0.2
 log = logging.getLogger("app")
 _MAX_UPLOAD = "8gb"
 _PRIVATE = ("registry.db", "blobs", "models", "exports", "staging", "locks", "logs", "engine.json", "app.json")

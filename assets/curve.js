@@ -203,7 +203,7 @@ async function ask() {
       if (asked === main) takePanels(answer);
       describe();
       if (anything) draw();
-      pause = more ? 0 : hidden ? 15000 : [...runs.values()].some(run => active(run.about.state)) ? 1000 : 4000;
+      pause = more ? 0 : hidden ? 15000 : [...runs.values()].some(run => active(run.about.state)) ? 400 : 2000;
     } catch (error) {
       console.warn('The curve could not be fetched; trying again.', error);
     }
