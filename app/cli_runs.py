@@ -140,12 +140,11 @@ def preflight(
     with console.progress() as progress:
         progress.say("Measuring")
         found, offered = workbench.measure(base, dataset, wanted)
-    verdict = "does not fit" if not found["fits"] else "fits in smaller pieces" if found["squeezed"] else "fits"
     hints = [
         ("Instead", f"{text}: {' '.join(f'--set {key}={value}' for key, value in change.items())}") for text, change in offered
     ]
     console.result({**found, "instead": [change for _, change in offered]}, [
-        ("Verdict", verdict),
+        ("Verdict", found["verdict"]),
         ("Peak memory", f"{found['peak_bytes'] / 2**30:.2f} of {found['total_bytes'] / 2**30:.2f} GiB"),
         ("Time a step", f"{found['seconds_a_step']:.2f} s with the longest rows"),
         ("Time", f"at most {found['seconds'] / 60:.1f} min for {found['steps']:,} steps, evaluations not counted"),
@@ -196,7 +195,7 @@ def runs_compare(
 ) -> None:
     """Put runs beside each other, the best first: in which options they differ, how they ended, what they cost."""
     workbench = open_workbench(home)
-    found = compare(workbench.registry, workbench.runs, run_ids)
+    found = compare(workbench.registry, run_ids)
     Console(json).records([one.record() for one in found.rows])
 
 

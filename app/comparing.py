@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from app.runs import Runs
+from app.runs import options_of
 from storage.registry import Registry
 from storage.tables import Run
 
@@ -22,7 +22,6 @@ class Compared:
     options: Mapping[str, Any]
     """Those in which the runs differ; base_model and data among them if they do."""
     train_loss: float | None
-    best_train_loss: float | None
     validation_loss: float | None
     best_validation_loss: float | None
     steps: int
@@ -59,11 +58,11 @@ class Comparison:
         return list(self.rows[0].options) if self.rows else []
 
 
-def compare(registry: Registry, runs: Runs, run_ids: Sequence[int]) -> Comparison:
+def compare(registry: Registry, run_ids: Sequence[int]) -> Comparison:
     """Put runs beside each other. Raises NotFound."""
     rows = [registry.get(Run, run_id) for run_id in dict.fromkeys(run_ids)]
     options = {
-        row.id: {"base_model": row.base_name, "data": f"{row.dataset_name} v{row.dataset_version}", **runs.options(row.id or 0)}
+        row.id: {"base_model": row.base_name, "data": f"{row.dataset_name} v{row.dataset_version}", **options_of(row)}
         for row in rows
     }
     names = list(dict.fromkeys(name for one in options.values() for name in one if name not in _UNINTERESTING))
@@ -77,10 +76,9 @@ def compare(registry: Registry, runs: Runs, run_ids: Sequence[int]) -> Compariso
 
 def _compared(registry: Registry, run: Run, options: Mapping[str, Any], best: Mapping[int, Any]) -> Compared:
     last, judged = registry.last_point(run.id or 0), registry.last_evaluation(run.id or 0)
-    train, validation = best.get(run.id or 0, (None, None))
     return Compared(
-        run=run, options=options, train_loss=last.loss if last else None, best_train_loss=train,
-        validation_loss=judged.validation_loss if judged else None, best_validation_loss=validation,
+        run=run, options=options, train_loss=last.loss if last else None,
+        validation_loss=judged.validation_loss if judged else None, best_validation_loss=best.get(run.id or 0),
         steps=last.step if last else 0, seconds=last.seconds if last else None, tokens=last.tokens if last else None,
-        kilowatt_hours=run.energy_joules / 3.6e6 if run.energy_joules else None,
+        kilowatt_hours=run.kilowatt_hours,
     )  # fmt: skip

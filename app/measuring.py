@@ -33,7 +33,7 @@ class Measuring:
             requests.append(replace(request, key=number))
         for found in engine.measure(base_source(registry, runs[0]), requests):
             if found is not None:
-                self.out.put(asdict(found))
+                self.out.put(asdict(found) | {"verdict": found.verdict})
             yield
 
 

@@ -37,12 +37,7 @@ class Runs:
 
     def options(self, run_id: int) -> dict[str, Any]:
         """All training options of a run as they were last, to train again with changes. Raises NotFound."""
-        run = self._registry.get(Run, run_id)
-        options: dict[str, Any] = {**run.config["lora"], **run.config["train"]}
-        for change in run.changes:
-            options.update(change["values"])
-        known = {option.name for option in TrainConfig.options()}
-        return {name: value for name, value in options.items() if name in known or name in run.config["lora"]}
+        return options_of(self._registry.get(Run, run_id))
 
     # Control in flight.
 
@@ -61,7 +56,7 @@ class Runs:
     def sample(self, run_id: int) -> Run:
         """Ask a run to answer its sample prompts now. Raises NotFound, InUse, or InvalidConfig if it has none."""
         run = self._registry.get(Run, run_id)
-        if not str(run.config["train"].get("sample_prompts", "")).strip():
+        if not has_prompts(run):
             raise InvalidConfig(f"Run {run_id} ({run.name}) was started without sample prompts.")
         return self._registry.request_of_running(run_id, "sample", sample_requested=True)
 
@@ -139,3 +134,17 @@ class Runs:
             return False
         self._registry.update_run(run.id or 0, details={**run.details, _RESUMED_FROM: newest})
         return True
+
+
+def options_of(run: Run) -> dict[str, Any]:
+    """All training options of a run as they were last, its changes counted; what is no option any more is left out."""
+    options: dict[str, Any] = {**run.config["lora"], **run.config["train"]}
+    for change in run.changes:
+        options.update(change["values"])
+    known = {option.name for option in TrainConfig.options()}
+    return {name: value for name, value in options.items() if name in known or name in run.config["lora"]}
+
+
+def has_prompts(run: Run) -> bool:
+    """Whether it was started with sample prompts."""
+    return bool(str(run.config["train"].get("sample_prompts", "")).strip())

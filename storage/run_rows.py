@@ -342,12 +342,11 @@ class RunRows:
             query = select(Point).where(Point.run_id == run_id, col(Point.validation_loss).is_not(None))
             return session.exec(query.order_by(col(Point.id).desc()).limit(1)).first()
 
-    def best_losses(self, run_ids: Sequence[int]) -> dict[int, tuple[float | None, float | None]]:
-        """For each of these runs its lowest training and its lowest validation loss."""
+    def best_losses(self, run_ids: Sequence[int]) -> dict[int, float | None]:
+        """For each of these runs that has been measured its lowest validation loss."""
         with self.database.reading() as session:
-            query = select(Point.run_id, func.min(Point.loss), func.min(Point.validation_loss))
-            found = session.execute(query.where(col(Point.run_id).in_(list(run_ids))).group_by(col(Point.run_id))).all()
-            return {int(run_id): (train, validation) for run_id, train, validation in found}
+            query = select(Point.run_id, func.min(Point.validation_loss)).where(col(Point.run_id).in_(list(run_ids)))
+            return {int(run_id): lowest for run_id, lowest in session.execute(query.group_by(col(Point.run_id))).all()}
 
     def add_sample(self, row: Sample) -> None:
         """Append what a run answered to one of its prompts."""

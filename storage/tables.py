@@ -157,6 +157,11 @@ class Run(SQLModel, table=True):
         """Whether the run is waiting or under way."""
         return self.state in ACTIVE_STATES
 
+    @property
+    def kilowatt_hours(self) -> float | None:
+        """What it has cost, where the accelerator reports it."""
+        return self.energy_joules / 3.6e6 if self.energy_joules else None
+
 
 class Point(SQLModel, table=True):
     """One measurement of a run: a training step, or an evaluation (validation_loss set, loss empty)."""

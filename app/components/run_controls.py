@@ -12,6 +12,7 @@ import gradio as gr
 from app.components.curve import MOST_RUNS, run_view
 from app.components.markup import facts, moment, size, state_badge
 from app.components.shell import QUIET, WORKING, Shell, refusal, told
+from app.runs import has_prompts, options_of
 from app.service import Workbench
 from storage.errors import NotFound
 from storage.tables import FINISHED, RESUMABLE_STATES, RUNNING, STATE, UNDER_WAY, Checkpoint, Note, Run
@@ -21,7 +22,6 @@ from storage.tables import FINISHED, RESUMABLE_STATES, RUNNING, STATE, UNDER_WAY
 class RunPanel:
     """What other parts of the tab need of it."""
 
-    choice: gr.Dropdown
     outputs: list[Any]
     """Components that show() fills."""
     show: Callable[[int | None, Sequence[int]], tuple[object, ...]]
@@ -97,7 +97,7 @@ def run_panel(shell: Shell) -> RunPanel:
         return gr.Tabs(selected="playground"), kept.name
 
     keep.click(keep_it, saved, [shell.tabs, shell.to_chat], **WORKING)
-    return RunPanel(run, outputs, show)
+    return RunPanel(outputs, show)
 
 
 def _most_interesting(workbench: Workbench, ids: Sequence[int]) -> int | None:
@@ -125,7 +125,7 @@ def _parts(workbench: Workbench, run_id: int | None) -> tuple[object, ...]:
         return *[gr.Button(interactive=False)] * 6, gr.Dropdown(choices=[], value=None), gr.Button(interactive=False), ""
     stopping, pausing = run.stop_requested and run.active, run.pause_requested and run.active
     free = run.active and not stopping and not pausing
-    asks = bool(str(run.config["train"].get("sample_prompts", "")).strip())
+    asks = has_prompts(run)
     rows = workbench.registry.checkpoints(run.id or 0)
     return (
         gr.Button("Pausing …" if pausing else "Pause", interactive=free), gr.Button(interactive=run.state in RESUMABLE_STATES),
@@ -146,7 +146,7 @@ def _saved(row: Checkpoint) -> str:
 
 def run_html(workbench: Workbench, run: Run) -> str:
     """A run's configuration, and its states with their times and reasons."""
-    lora, train = run.config["lora"], {**run.config["train"], **workbench.runs.options(run.id or 0)}
+    lora, train = run.config["lora"], options_of(run)
     length = f"{train['max_steps']:,} steps" if train["max_steps"] else f"{train['epochs']:g} epochs"
     batch = train["micro_batch_size"] * train["gradient_accumulation_steps"]
     about = facts([
@@ -155,7 +155,7 @@ def run_html(workbench: Workbench, run: Run) -> str:
         ("Training", f"{length}, learning rate {train['learning_rate']:g}, {train['lr_scheduler']}, effective batch {batch}, "
                      f"max length {train['max_length']:,}, seed {train['seed']}"),
         ("Stops on", str(train.get("stop_on", "nan")).replace(",", ", ")),
-        ("Energy", f"{run.energy_joules / 3.6e6:.4f} kWh" if run.energy_joules else ""),
+        ("Energy", "" if run.kilowatt_hours is None else f"{run.kilowatt_hours:.4f} kWh"),
     ], f"Run {run.id}: {run.name}")  # fmt: skip
     return f"{about}{states_html(workbench.registry.notes(run.id or 0))}"
 

@@ -107,13 +107,13 @@ def run_rows(workbench: Workbench) -> list[list[str]]:
     return [_cells(run, places.get(run.id), last.get(run.id or 0), best.get(run.id or 0)) for run in runs]
 
 
-def _cells(run: Run, place: int | None, last: Any, best: tuple[float | None, float | None] | None) -> list[str]:
+def _cells(run: Run, place: int | None, last: Any, best: float | None) -> list[str]:
     total = run.details.get("total_steps")
     step = f"{last.step if last else 0:,}{f' / {total:,}' if total else ''}"
     state = run.state if not run.reason else f"{run.state}: {run.reason}"
     return [
         str(run.id), run.name, state, str(place or ""), step,
-        number(last.loss if last else None), number(best[1] if best else None), duration(last.seconds if last else None),
+        number(last.loss if last else None), number(best), duration(last.seconds if last else None),
         day(run.started),
     ]  # fmt: skip
 
@@ -137,7 +137,7 @@ def _comparison(shell: Shell, chosen: gr.State) -> None:
 
     @told
     def show(now: list[int]) -> tuple[object, ...]:
-        found = compare(workbench.registry, workbench.runs, now or [])
+        found = compare(workbench.registry, now or [])
         drawn = [parallel_coordinates(found), heat_map(found)]
         return comparison_html(found), *[gr.Plot(value=one, visible=one is not None) for one in drawn]
 
@@ -152,7 +152,7 @@ def _comparison(shell: Shell, chosen: gr.State) -> None:
         return [one.id or 0 for one in reversed(workbench.registry.sweep_runs(wanted))]
 
     def best_of(now: list[int]) -> Run:
-        found = compare(workbench.registry, workbench.runs, now or [])
+        found = compare(workbench.registry, now or [])
         if not found.rows or not math.isfinite(found.rows[0].score):
             raise refusal("Choose runs to compare first, of which one has been measured.")
         return found.rows[0].run

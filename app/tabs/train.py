@@ -277,12 +277,11 @@ def _plan_facts(plan: Estimate) -> str:
 def measured_html(found: dict[str, Any]) -> str:
     """What a short trial has shown."""
     share = f"{size(found['peak_bytes'])} of {size(found['total_bytes'])}"
-    verdict = "does not fit" if not found["fits"] else ("fits in smaller pieces" if found["squeezed"] else "fits")
     notices = "".join(f"<p class='hint'>{escape(one)}</p>" for one in found["notices"])
     several = f" ({found['together']} runs at once)" if found["together"] > 1 else ""
     card = facts([
         ("Peak memory", f"{share}{several}"), ("Time a step", f"{found['seconds_a_step']:.2f} s with the longest rows"),
         ("Time", f"at most {duration(found['seconds'])} for {found['steps']:,} steps, evaluations not counted"),
         ("Disk", f"at most {size(found['disk_bytes'])} for checkpoints"),
-    ], f"Measured: {verdict}")  # fmt: skip
+    ], f"Measured: {found['verdict']}")  # fmt: skip
     return f"{card}{notices}"

@@ -42,6 +42,11 @@ class Preflight:
     notices: tuple[str, ...]
     """What had to be done to make it fit, or why it does not."""
 
+    @property
+    def verdict(self) -> str:
+        """In a few words."""
+        return "does not fit" if not self.fits else "fits in smaller pieces" if self.squeezed else "fits"
+
 
 def measure(base: ResidentBase, requests: Sequence[RunRequest]) -> Iterator[Preflight | None]:
     """Yield None after each micro-batch, then the result. Raises what makes a run impossible whatever its size."""

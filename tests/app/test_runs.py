@@ -276,7 +276,7 @@ def test_what_a_run_would_take_is_measured_in_the_engine(workbench):
 def test_runs_are_compared_by_what_differs(workbench, session):
     for name, options in (("slow", {"learning_rate": 1e-5}), ("quick", {"learning_rate": 1e-2, "rank": 4})):
         finish(session(name, **options)[1])
-    found = compare(workbench.registry, workbench.runs, [1, 2])
+    found = compare(workbench.registry, [1, 2])
     assert [one.run.name for one in found.rows] == ["quick", "slow"]
     assert found.differing == ["rank", "learning_rate"]
     assert found.rows[0].options == {"rank": 4, "learning_rate": 1e-2}
@@ -287,7 +287,7 @@ def test_runs_are_compared_by_what_differs(workbench, session):
     assert best.tokens
     assert best.seconds
     with pytest.raises(NotFound):
-        compare(workbench.registry, workbench.runs, [1, 9])
+        compare(workbench.registry, [1, 9])
 
 
 def test_presets_are_saved_read_by_the_command_line_and_removed(workbench):
