@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from html import escape
 
 import gradio as gr
@@ -24,41 +27,50 @@ def build_page(workbench: Workbench) -> gr.Blocks:
         masthead = gr.HTML(masthead_html(workbench))
         activity = gr.HTML(activity_html(workbench), elem_id="activity")
         cancel = gr.Button("Cancel", variant="stop", size="sm", visible=False, elem_id="cancel-job")
-        changed, to_chat, to_train = (
-            gr.State(""),
-            gr.State(""),
-            gr.State(("", 0, 0.0)),
-        )  # outside of the tabs: each child of gr.Tabs counts as a tab
+        # Outside of the tabs: each child of gr.Tabs counts as a tab.
+        section, changed, to_chat, to_train = gr.State(_PARTS[0].TAB), gr.State(""), gr.State(""), gr.State(("", 0, 0.0))
+        changes = {part.TAB: gr.State("") for part in _PARTS}
         memory = gr.BrowserState("home", storage_key="lora-workbench-tab", secret="tab")
         with gr.Tabs(elem_id="sections") as tabs:
             shell = Shell(workbench, page, tabs, changed, to_chat, to_train)
             for part in _PARTS:
-                with gr.Tab(part.TITLE, id=part.TAB):
-                    part.build(shell)
-        _keep_up_to_date(shell, masthead, activity)
+                with gr.Tab(part.TITLE, id=part.TAB) as tab:
+                    part.build(replace(shell, changed=changes[part.TAB]))
+                tab.select(functools.partial(_opened, part.TAB), None, [section, memory], **QUIET)
+        _keep_up_to_date(shell, section, changes, [masthead, activity])
         _offer_to_cancel(shell, cancel)
-        _remember_tab(shell, memory)
+        # Nothing to do for Home, where the page opens: a click made meanwhile must not be undone.
+        page.load(lambda tab: gr.skip() if tab == "home" else gr.Tabs(selected=tab), memory, tabs, **QUIET)
     return page
 
 
-def _keep_up_to_date(shell: Shell, masthead: gr.HTML, activity: gr.HTML) -> None:
-    """One timer for the whole page: a cheap look, and news only where there is any."""
+def _opened(tab: str) -> tuple[str, str]:
+    """A section was opened: it is the one to keep up to date, and a reload comes back to it."""
+    return tab, tab
+
+
+def _keep_up_to_date(shell: Shell, section: gr.State, changes: Mapping[str, gr.State], head: Sequence[gr.HTML]) -> None:
+    """One timer for the whole page: a cheap look, and news only where there is any.
+
+    Only the open section hears that the registry has changed; the others do when they are opened. A browser that brings
+    all of them up to date at once is busy for a second.
+    """
     shown = gr.State(("", ""))
 
-    def tick(seen: str, before: tuple[str, str]) -> tuple[object, ...]:
+    def tick(now_open: str, before: tuple[str, str], everywhere: str, *seen: str) -> list[object]:
         now = (masthead_html(shell.workbench), activity_html(shell.workbench))
         count = shell.workbench.registry.change_count()
-        return (
-            gr.skip() if count == seen else count,
+        return [
             gr.skip() if now == tuple(before) else now,
-            gr.skip() if now[0] == before[0] else now[0],
-            gr.skip() if now[1] == before[1] else now[1],
-        )
+            gr.skip() if count == everywhere else count,
+            *[gr.skip() if tab != now_open or count == known else count for tab, known in zip(changes, seen, strict=True)],
+            *[gr.skip() if new == old else new for new, old in zip(now, before, strict=True)],
+        ]
 
     timer = gr.Timer(_TICK_SECONDS)
     # Queued, because Gradio reports a changed gr.State to the browser on that path only.
-    outputs = [shell.changed, shown, masthead, activity]
-    timer.tick(tick, [shell.changed, shown], outputs, concurrency_limit=None, **(QUIET | {"queue": True}))
+    states = [shown, shell.changed, *changes.values()]
+    timer.tick(tick, [section, *states], [*states, *head], concurrency_limit=None, **(QUIET | {"queue": True}))
 
 
 def _offer_to_cancel(shell: Shell, cancel: gr.Button) -> None:
@@ -74,18 +86,6 @@ def _offer_to_cancel(shell: Shell, cancel: gr.Button) -> None:
 
     shell.refresh(show, [], [cancel])
     cancel.click(told(end), None, None, concurrency_id="cancel", **QUIET | {"queue": True})
-
-
-def _remember_tab(shell: Shell, memory: gr.BrowserState) -> None:
-    """A reload comes back to the section it left."""
-
-    def note(event: gr.SelectData) -> str:
-        titles = {part.TITLE: part.TAB for part in _PARTS}
-        return titles.get(str(event.value), "home")
-
-    shell.tabs.select(note, None, memory, **QUIET)
-    # Nothing to do for Home, where the page opens: a click made meanwhile must not be undone.
-    shell.page.load(lambda tab: gr.skip() if tab == "home" else gr.Tabs(selected=tab), memory, shell.tabs, **QUIET)
 
 
 def masthead_html(workbench: Workbench) -> str:

@@ -29,14 +29,14 @@ class Shell:
     page: gr.Blocks
     tabs: gr.Tabs
     changed: gr.State
-    """The registry's change count as this browser has last seen it."""
+    """The registry's change count as this part of the page has last seen it; a section's own while it is closed stays behind."""
     to_chat: gr.State
     """Name of the adapter that another section wants the playground to open with."""
     to_train: gr.State
     """What another section wants of the training section: show or duplicate, the run's number, and when it was wanted."""
 
     def refresh(self, handler: Handler, inputs: Sequence[Component], outputs: Sequence[Component]) -> None:
-        """Call `handler` when the page opens and whenever the registry has changed."""
+        """Call `handler` when the page opens and whenever the registry has changed, at once or when its section is opened."""
         gr.on([self.page.load, self.changed.change], handler, list(inputs), list(outputs), **QUIET)
 
 

@@ -180,6 +180,17 @@ def test_deleting_an_adapter_asks_first(workbench, trained, address, open_page):
     expect(page.get_by_role("gridcell", name="unwanted")).to_have_count(0)
 
 
+def test_a_section_is_brought_up_to_date_when_it_is_opened_and_while_it_is_open(trained, address, open_page):
+    page = open_page(address)
+    trained("made while Home was open")
+    go_to(page, "Adapters")
+    expect(page.get_by_role("gridcell", name="made while Home was open").first).to_be_visible()
+    page.reload()
+    ready(page)
+    trained("made after a reload")
+    expect(page.get_by_role("gridcell", name="made after a reload").first).to_be_visible()
+
+
 def test_one_at_a_time_and_a_conversation_survives_a_reload(workbench, trained, address, open_page):
     trained("talker")
     page = open_page(address)
