@@ -7,39 +7,33 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from app.cli_adapters import adapters, show_export
 from app.cli_data import data
-from app.cli_options import Home, Json, Yes, open_workbench
+from app.cli_options import Home, Json, Yes, finished, open_workbench
 from app.cli_runs import preflight, presets, runs, train
-from app.console import Console, ProgressLine, guarded
-from app.service import Workbench
+from app.cli_storage import backup, restore_backup, space
+from app.console import Console, guarded
 from app.settings import HOME_VARIABLE, settings_for
-from core.config import GenerationConfig
-from storage.tables import Adapter, Base, Job
+from core.config import FORMATS, GenerationConfig
+from storage.tables import Base
 
 app = typer.Typer(
     name="lora-workbench", no_args_is_help=False, add_completion=False, pretty_exceptions_enable=False,
     help="Train, keep, compare and merge LoRA adapters on your own machine. Without a command it opens the page.",
 )  # fmt: skip
 models = typer.Typer(no_args_is_help=True, help="Base models: add, list, show, verify, remove.")
-adapters = typer.Typer(no_args_is_help=True, help="Adapters: list, show, import, export, remove.")
 groups = (("models", models), ("data", data), ("runs", runs), ("presets", presets), ("adapters", adapters))
 for name, group in groups:
     app.add_typer(group, name=name)
 app.command()(train)
 app.command()(preflight)
-
-
-def _finished(workbench: Workbench, job: Job, progress: ProgressLine) -> dict[str, Any]:
-    """A job's result. Interrupting the command ends the job."""
-    try:
-        return workbench.wait_job(job, progress.job)
-    except KeyboardInterrupt:
-        workbench.cancel_job(job)
-        raise
+app.command()(backup)
+app.command("restore")(restore_backup)
+app.command()(space)
 
 
 @app.callback(invoke_without_command=True)
@@ -102,7 +96,7 @@ def models_add(
     """Add a base model."""
     console, workbench = Console(json), open_workbench(home)
     with console.progress() as progress:
-        result = _finished(workbench, workbench.add_model(origin, name), progress)
+        result = finished(workbench, workbench.add_model(origin, name), progress)
     rows = [("Added", result["name"]), ("Fingerprint", result["fingerprint"])]
     console.result(result, rows + ([("The same model as", result["same_as"])] if result["same_as"] else []))
 
@@ -127,9 +121,14 @@ def models_show(name: str, home: Home = None, json: Json = False) -> None:
 
 @models.command("verify")
 @guarded
-def models_verify(name: str, home: Home = None, json: Json = False) -> None:
-    """Compute the fingerprint afresh and compare it with the recorded one."""
-    found = open_workbench(home).verify_model(name)
+def models_verify(
+    name: str,
+    accept: Annotated[bool, typer.Option("--accept", help="Take over changes in files other than the weights.")] = False,
+    home: Home = None,
+    json: Json = False,
+) -> None:
+    """Compute the fingerprint afresh and compare it, and every other file, with what was recorded."""
+    found = open_workbench(home).verify_model(name, accept=accept)
     Console(json).result({"name": name, "fingerprint": found, "unchanged": True}, [("Unchanged", found)])
 
 
@@ -140,61 +139,6 @@ def models_remove(name: str, yes: Yes = False, home: Home = None, json: Json = F
     console = Console(json)
     console.confirm(f"Remove the base model {name}?", yes)
     open_workbench(home).remove_model(name)
-    console.result({"removed": name}, [("Removed", name)])
-
-
-# Adapters.
-
-
-@adapters.command("list")
-@guarded
-def adapters_list(home: Home = None, json: Json = False) -> None:
-    """List the adapters."""
-
-    columns = ["name", "base_name", "dataset_name", "rank", "train_loss", "validation_loss", "source"]
-    Console(json).table(open_workbench(home).registry.all(Adapter), columns)
-
-
-@adapters.command("show")
-@guarded
-def adapters_show(name: str, home: Home = None, json: Json = False) -> None:
-    """Show everything known of an adapter."""
-
-    Console(json).row(open_workbench(home).registry.find(Adapter, name))
-
-
-@adapters.command("import")
-@guarded
-def adapters_import(
-    folder: Annotated[Path, typer.Argument(help="A folder with adapter_config.json and adapter_model.safetensors.")],
-    name: Annotated[str, typer.Option(help="Name to show; default the folder's.")] = "",
-    base: Annotated[str | None, typer.Option(help="The base it was made for, if it fits several.")] = None,
-    home: Home = None,
-    json: Json = False,
-) -> None:
-    """Import a PEFT adapter."""
-    console, workbench = Console(json), open_workbench(home)
-    with console.progress() as progress:
-        result = _finished(workbench, workbench.import_adapter(folder, name, base), progress)
-    rows = [("Imported", result["name"]), ("Base", result["base"])]
-    console.result(result, rows + ([("Warning", result["warning"])] if result["warning"] else []))
-
-
-@adapters.command("export")
-@guarded
-def adapters_export(name: str, folder: Path, home: Home = None, json: Json = False) -> None:
-    """Write an adapter in PEFT's format into a new folder."""
-    open_workbench(home).copy_adapter(name, folder)
-    Console(json).result({"adapter": name, "folder": str(folder)}, [("Written", str(folder))])
-
-
-@adapters.command("remove")
-@guarded
-def adapters_remove(name: str, yes: Yes = False, home: Home = None, json: Json = False) -> None:
-    """Delete an adapter."""
-    console = Console(json)
-    console.confirm(f"Delete the adapter {name}?", yes)
-    open_workbench(home).registry.remove_adapter(name)
     console.result({"removed": name}, [("Removed", name)])
 
 
@@ -233,26 +177,34 @@ def chat(
 @guarded
 def export(
     adapter: Annotated[str, typer.Option(help="Name of the adapter.")],
-    to: Annotated[Path, typer.Option(help="A new folder for the merged model.")],
+    to: Annotated[Path, typer.Option(help="A new folder.")],
+    format: Annotated[str, typer.Option(help=f"One of {', '.join(FORMATS)}.")] = "safetensors",
+    dtype: Annotated[str, typer.Option(help="Number format of the weights: auto, float32, bfloat16, float16, q8_0, …")] = "auto",
+    shard_gigabytes: Annotated[float, typer.Option(help="Largest safetensors file, in GB; 0: as the base's files.")] = 0.0,
     home: Home = None,
     json: Json = False,
 ) -> None:
-    """Merge an adapter into its base, as safetensors; the result is loaded again and checked."""
+    """Merge an adapter into its base, or write it alone, for other software; the result is loaded again and checked."""
     console, workbench = Console(json), open_workbench(home)
+    options = {"format": format, "dtype": dtype, "shard_gigabytes": shard_gigabytes}
     with console.progress() as progress:
-        result = _finished(workbench, workbench.export(adapter, to.expanduser().absolute()), progress)
-    console.result(result, [("Merged model", result["folder"]), ("Check", result["sentence"])])
-    if not result["passed"]:
-        raise typer.Exit(1)
+        result = finished(workbench, workbench.export(adapter, to.expanduser().absolute(), options), progress)
+    show_export(console, result)
 
 
 @app.command()
 @guarded
-def doctor(home: Home = None, json: Json = False) -> None:
+def doctor(
+    deep: Annotated[bool, typer.Option("--deep", help="Also read every stored file and compare it with its digest.")] = False,
+    home: Home = None,
+    json: Json = False,
+) -> None:
     """Look at python, torch, GPU, memory, disk, SQLite, the home folder and the engine."""
-    from app.doctor import examine
+    from app.doctor import examine, examine_deeply
 
     findings = examine(settings_for(home))
+    if deep:
+        findings += examine_deeply(open_workbench(home))
     Console(json).findings(findings)
     if any(finding.level == "fault" for finding in findings):
         raise typer.Exit(1)

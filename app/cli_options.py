@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from app.console import ProgressLine
 from app.service import Workbench
 from app.settings import settings_for
+from storage.tables import Job
 
 Home = Annotated[Path | None, typer.Option("--home", help="Home folder; default $LORA_WORKBENCH_HOME or the user's data folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
@@ -20,3 +22,12 @@ def open_workbench(home: Path | None) -> Workbench:
     workbench = Workbench(settings_for(home))
     workbench.notice_deaths()
     return workbench
+
+
+def finished(workbench: Workbench, job: Job, progress: ProgressLine) -> dict[str, Any]:
+    """A job's result. Interrupting the command ends the job."""
+    try:
+        return workbench.wait_job(job, progress.job)
+    except KeyboardInterrupt:
+        workbench.cancel_job(job)
+        raise

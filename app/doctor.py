@@ -11,15 +11,20 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import psutil
 
 from app.engine_client import EngineClient
+from app.errors import USER_ERRORS
+from app.exports import verify_export
+from app.service import Workbench
 from app.settings import Settings
 from storage.database import Database, wal_is_safe
 from storage.errors import StorageError
+from storage.tables import Base, Export
 
 _TORCH_PROBE = """
 import json, torch
@@ -144,3 +149,29 @@ def _engine(settings: Settings) -> Finding:
     if client.alive:
         return Finding("Engine", "fault", "holds its lock but does not answer", f"See {settings.engine_log}; end the process.")
     return Finding("Engine", "fine", "not running; it starts when it is needed")
+
+
+def examine_deeply(workbench: Workbench) -> list[Finding]:
+    """Read every stored file, base model and export, and compare it with what it was."""
+    registry = workbench.registry
+    blobs, bases, exports = sorted(registry.referenced()), registry.all(Base), registry.all(Export)
+    damaged = [why for digest in blobs if (why := _refusal(registry.blobs.verify, digest))]
+    changed = [why for base in bases if (why := _refusal(workbench.verify_model, base.name))]
+    spoilt = [why for one in exports if (why := _refusal(verify_export, one))]
+    return [
+        _verdict("Stored files", f"{len(blobs)} are what their digests say", damaged, "Restore them from a backup."),
+        _verdict("Base models", f"{len(bases)} are what their fingerprints say", changed, "Restore their files."),
+        _verdict("Exports", f"{len(exports)} are as they were written", spoilt, "Export them again, or forget them."),
+    ]
+
+
+def _refusal(check: Callable[[Any], object], what: Any) -> str:
+    try:
+        check(what)
+    except USER_ERRORS as error:
+        return str(error)
+    return ""
+
+
+def _verdict(what: str, found: str, faults: list[str], remedy: str) -> Finding:
+    return Finding(what, "fault", " ".join(faults), remedy) if faults else Finding(what, "fine", found)

@@ -25,15 +25,16 @@ import torch
 from filelock import FileLock, Timeout
 
 from app import wire
+from app.base_source import source_of
 from app.errors import USER_ERRORS
 from app.measuring import Measuring
 from app.processes import ALREADY_RUNNING
 from app.run_session import RunSession
 from app.settings import DTYPE_VARIABLE, Settings, settings_for
-from app.sources import folder_of, open_registry
+from app.sources import open_registry
 from app.token_views import TokenViews
 from core.config import GenerationConfig
-from core.engine import AdapterSource, AnswerRequest, BaseSource, Engine
+from core.engine import AdapterSource, AnswerRequest, Engine
 from core.errors import InvalidConfig
 from core.events import TokenDone
 from core.generate.decode import Decoder
@@ -151,7 +152,7 @@ class EngineServer:
 
     def _decoder(self, question: wire.Message) -> Decoder:
         base = self._registry.find(Base, question["base"])
-        source = BaseSource(base.name, folder_of(base), base.fingerprint, base.stat_key, base.template)
+        source = source_of(self._registry, base)
         requests = [
             AnswerRequest(row["messages"], self._adapter_source(row.get("adapter")), GenerationConfig.parse(row["config"]))
             for row in question["rows"]

@@ -30,7 +30,9 @@ Work = Callable[[Settings, Registry, dict[str, Any], Report], dict[str, Any]]
 
 # Imported only when asked for: torch takes seconds, and importing data does not need it.
 KINDS = {
-    "add_model": "app.model_jobs", "import_adapter": "app.model_jobs", "export_model": "app.model_jobs",
+    "add_model": "app.model_jobs", "export_adapter": "app.export_jobs",
+    "import_adapter": "app.adapter_jobs", "inspect_adapter": "app.adapter_jobs", "verify_adapter": "app.adapter_jobs",
+    "resize_adapter": "app.adapter_jobs", "combine_adapters": "app.adapter_jobs",
     "import_data": "app.data_jobs", "check_data": "app.data_jobs",
 }  # fmt: skip
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 
+from app.identity import effective_template_hash
 from storage.blobs import content_size
 from storage.names import free_name
 from storage.registry import Registry
-from storage.tables import Adapter, Checkpoint, Run
+from storage.tables import Adapter, Base, Checkpoint, Run
 
 
 def keep_adapter(
@@ -16,13 +17,15 @@ def keep_adapter(
     """Register the stored factors `digest` as what `run` had learnt after `step` steps. Raises NameTaken, NotFound."""
     folder = registry.blobs.path(digest)
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    base = registry.get(Base, run.base_id)
     return registry.add(
         Adapter(
             name=name, base_name=run.base_name, base_fingerprint=run.base_fingerprint, run_id=run.id,
             dataset_name=run.dataset_name, source="trained", rank=config["r"], alpha=config["lora_alpha"],
             target_modules=", ".join(config["target_modules"]), parameters=run.details.get("trainable_parameters", 0),
             digest=digest, size_bytes=content_size(folder), steps=step, train_loss=train_loss,
-            validation_loss=validation_loss, config=run.config,
+            validation_loss=validation_loss, config=run.config, tokenizer_hash=base.tokenizer_hash,
+            template_hash=effective_template_hash(base),
         )
     )  # fmt: skip
 

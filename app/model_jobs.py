@@ -1,4 +1,4 @@
-"""Jobs about models and adapters: adding a base model, importing an adapter, exporting a merged model."""
+"""The job that adds a base model."""
 
 from __future__ import annotations
 
@@ -7,29 +7,25 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from app.identity import remember
 from app.settings import Settings
-from app.sources import base_for, folder_of, shapes_of
 from core.base_model import starter
 from core.base_model.describe import describe
+from core.base_model.files import file_digests, weight_files
 from core.base_model.gguf_convert import convert_gguf
 from core.base_model.hub import HUB_ID, fetch_from_hub
 from core.base_model.skeleton import skeleton
-from core.engine import BaseSource, check_unchanged
-from core.errors import InvalidAdapter, InvalidModel, WrongBase
+from core.errors import InvalidModel
 from core.events import Progress
-from core.lora.adapter import AdapterWeights
-from core.lora.peft_format import check_folder, load_adapter, read_config, read_weights_header, recorded_fingerprint
-from core.merge.export import Provenance, export_merged
-from core.merge.verify import verify_merge
 from core.publish import published_folder
 from core.reporting import Report
-from storage.blobs import content_size
+from core.safetensors_file import read_header
 from storage.registry import Registry
-from storage.tables import Adapter, Base, Export
+from storage.tables import Base
 
 log = logging.getLogger("job")
 Arguments = dict[str, Any]
@@ -40,17 +36,43 @@ def add_model(settings: Settings, registry: Registry, arguments: Arguments, repo
     origin, wanted = arguments["origin"], arguments["name"]
     name = registry.require_free(Base, wanted or default_name(origin))
     with _model_files(settings, origin, report) as (folder, source, owned):
-        report(Progress("Computing the fingerprint", 0.0))
-        info = describe(folder, lambda done, total: report(Progress("Computing the fingerprint", done / max(1, total))))
-        layers = skeleton(folder)
-        twin = next((base.name for base in registry.all(Base) if base.fingerprint == info.fingerprint), None)
-        about = asdict(info) | ({"licence": starter.LICENCE} if source == "starter" else {})
-        row = Base(
-            name=name, source=source, origin=origin, folder=str(folder), owned=owned, **about,
-            layer_shapes={path: list(shape) for path, shape in layers.shapes.items()}, head=layers.head,
-        )  # fmt: skip
-        registry.add(row)
-    return {"name": name, "fingerprint": info.fingerprint, "same_as": twin}
+        before = {base.fingerprint: base.name for base in registry.all(Base)}
+        row = register_base(registry, folder, name=name, source=source, origin=origin, owned=owned, report=report)
+    return {"name": row.name, "fingerprint": row.fingerprint, "same_as": before.get(row.fingerprint)}
+
+
+def register_base(registry: Registry, folder: Path, *, name: str, source: str, origin: str, owned: bool, report: Report) -> Base:
+    """Describe the model in `folder` and put it into the registry. Where a base with these very weights has lost its files,
+    that one takes them over instead: it was moved. Raises InvalidModel, NameTaken.
+    """
+    report(Progress("Computing the fingerprint", 0.0))
+    info = describe(folder, lambda done, total: report(Progress("Computing the fingerprint", done / max(1, total))))
+    layers = skeleton(folder)
+    about = {field.name: getattr(info, field.name) for field in fields(info) if field.name != "manifest"}
+    about |= {"licence": starter.LICENCE} if source == "starter" else {}
+    remember(registry, name, info.manifest)
+    row = Base(
+        name=name, source=source, origin=origin, folder=str(folder), owned=owned, **about, merged=merged_from(folder),
+        files=file_digests(folder),
+        layer_shapes={path: list(shape) for path, shape in layers.shapes.items()}, head=layers.head,
+    )  # fmt: skip
+    moved = next(
+        (one for one in registry.all(Base) if one.fingerprint == info.fingerprint and not Path(one.folder).is_dir()), None
+    )
+    if moved is not None:
+        return registry.save(Base(**row.model_dump() | {"id": moved.id, "name": moved.name, "created": moved.created}))
+    return registry.add(row)
+
+
+def merged_from(folder: Path) -> Arguments:
+    """What a merged model says went into it; empty for any other."""
+    said = read_header(weight_files(folder)[0]).metadata
+    if not said.get("merged_adapter"):
+        return {}
+    return {
+        "base_fingerprint": said.get("base_fingerprint", "")[:64], "base_name": said.get("base_name", "another base")[:120],
+        "adapter_digest": said["merged_adapter"][:64], "adapter_name": said.get("merged_adapter_name", "an adapter")[:120],
+    }  # fmt: skip
 
 
 def default_name(origin: str) -> str:
@@ -104,92 +126,3 @@ def _fetch_starter(settings: Settings, target: Path, report: Report) -> None:
             convert_gguf(gguf, staging, report)
     finally:
         shutil.rmtree(download, ignore_errors=True)
-
-
-def import_adapter(settings: Settings, registry: Registry, arguments: Arguments, report: Report) -> Arguments:
-    """Import a PEFT adapter folder for a local base. Result: its name and its base's."""
-    folder = Path(arguments["folder"]).expanduser()
-    name = registry.require_free(Adapter, arguments["name"] or folder.resolve().name)
-    report(Progress("Checking the files"))
-    config_path, weights_path = check_folder(folder)
-    config = read_config(config_path)
-    recorded = recorded_fingerprint(read_weights_header(weights_path))
-    base, weights = _fitting_base(registry, folder, config, recorded, arguments.get("base"))
-    report(Progress("Storing"))
-    with registry.blobs.staging() as staging:
-        copy = staging / "adapter"
-        copy.mkdir()
-        shutil.copyfile(config_path, copy / config_path.name)
-        shutil.copyfile(weights_path, copy / weights_path.name)
-        load_adapter(copy, shapes_of(base), base.head)  # what is kept is what was checked
-        digest = registry.blobs.put(copy)
-    registry.add(
-        Adapter(
-            name=name, base_name=base.name, base_fingerprint=base.fingerprint, source="imported", rank=weights.rank,
-            alpha=weights.alpha, target_modules=", ".join(weights.target_names), parameters=weights.parameter_count,
-            digest=digest, size_bytes=content_size(registry.blobs.path(digest)),
-        )
-    )  # fmt: skip
-    trained = "" if weights.is_trained() else "Every B is zero: this adapter was never trained."
-    return {"name": name, "base": base.name, "warning": trained}
-
-
-def _fitting_base(
-    registry: Registry, folder: Path, config: Arguments, recorded: str, named: str | None
-) -> tuple[Base, AdapterWeights]:
-    """The local base an adapter is for: the one it records, the one named, or the only one whose layers fit."""
-    bases = registry.all(Base)
-    if not bases:
-        raise InvalidAdapter("There is no base model yet; add the one this adapter was made for first.")
-    claimed = str(config.get("base_model_name_or_path") or "another base")
-    if recorded:
-        matching = [base for base in bases if base.fingerprint == recorded]
-        if not matching or (named and named not in {base.name for base in matching}):
-            raise WrongBase(
-                f"The adapter in {folder.name} was made for {claimed} ({recorded[:12]}), not for "
-                f"{named or ' or '.join(base.name for base in bases[:5])}; add that base model first."
-            )
-        base = next((base for base in matching if base.name == named), matching[0])
-        return base, load_adapter(folder, shapes_of(base), base.head)
-    candidates = [registry.find(Base, named)] if named else bases
-    fitting, reasons = [], []
-    for base in candidates:
-        try:
-            fitting.append((base, load_adapter(folder, shapes_of(base), base.head)))
-        except InvalidAdapter as error:
-            reasons.append(f"{base.name}: {error}")
-    if not fitting:
-        raise WrongBase(f"The adapter in {folder.name} says it was made for {claimed} and fits no base model here. {reasons[0]}")
-    if len({base.fingerprint for base, _ in fitting}) > 1:
-        raise WrongBase(
-            f"The adapter in {folder.name} does not record its base (it says {claimed}) and fits several: "
-            f"{', '.join(base.name for base, _ in fitting)}. Name the right one with --base."
-        )
-    return fitting[0]
-
-
-def export_model(settings: Settings, registry: Registry, arguments: Arguments, report: Report) -> Arguments:
-    """Merge an adapter into its base, write the model, load it again and compare. Result: folder and check."""
-    row = registry.find(Adapter, arguments["adapter"])
-    target = Path(arguments["folder"]).expanduser().absolute()
-    base = base_for(registry, row)
-    check_unchanged(BaseSource(base.name, folder_of(base), base.fingerprint, base.stat_key, base.template))
-    adapter = load_adapter(registry.blobs.verify(row.digest), shapes_of(base), base.head)
-    about = Provenance(
-        base_name=base.name, base_fingerprint=base.fingerprint, base_licence=base.licence, adapter_name=row.name,
-        adapter_digest=row.digest, dataset_name=row.dataset_name, config=row.config, train_loss=row.train_loss,
-        validation_loss=row.validation_loss, base_template=base.template,
-    )  # fmt: skip
-    written = export_merged(folder_of(base), skeleton(folder_of(base)), adapter, target, about, report)
-    try:
-        check = verify_merge(folder_of(base), adapter, target, report, base.template)
-    except BaseException:
-        shutil.rmtree(target, ignore_errors=True)  # a model nobody checked is not left behind
-        raise
-    export = Export(
-        adapter_name=row.name, adapter_digest=row.digest, base_name=base.name, folder=str(target),
-        size_bytes=content_size(target), passed=check.passed, sentence=check.sentence(), check=asdict(check),
-    )  # fmt: skip
-    registry.save(export)
-    return {"folder": str(target), "passed": check.passed, "sentence": check.sentence(), "check": asdict(check),
-            "merged_tensors": written.merged_tensors, "copied_tensors": written.copied_tensors}  # fmt: skip

@@ -18,6 +18,7 @@ from storage.tables import QUEUED, Run
 
 _PARTS = (home, models, data, train, runs, adapters, playground, export)
 _TICK_SECONDS = 1.0
+_ALWAYS = (train.TAB, playground.TAB)  # opened with a wish of another section, which a refresh then would undo
 _FAILURE_SECONDS = 300.0  # how long a failed job stays in sight
 
 
@@ -36,7 +37,8 @@ def build_page(workbench: Workbench) -> gr.Blocks:
             for part in _PARTS:
                 with gr.Tab(part.TITLE, id=part.TAB) as tab:
                     part.build(replace(shell, changed=changes[part.TAB]))
-                tab.select(functools.partial(_opened, part.TAB), None, [section, memory], **QUIET)
+                opened = functools.partial(_opened, workbench, part.TAB)
+                tab.select(opened, changes[part.TAB], [section, memory, changes[part.TAB]], **QUIET | {"queue": True})
         _keep_up_to_date(shell, section, changes, [masthead, activity])
         _offer_to_cancel(shell, cancel)
         # Nothing to do for Home, where the page opens: a click made meanwhile must not be undone.
@@ -44,15 +46,16 @@ def build_page(workbench: Workbench) -> gr.Blocks:
     return page
 
 
-def _opened(tab: str) -> tuple[str, str]:
-    """A section was opened: it is the one to keep up to date, and a reload comes back to it."""
-    return tab, tab
+def _opened(workbench: Workbench, tab: str, seen: str) -> tuple[object, ...]:
+    """A section was opened: it is brought up to date, kept so, and a reload comes back to it."""
+    count = workbench.registry.change_count()
+    return tab, tab, gr.skip() if count == seen or tab in _ALWAYS else count
 
 
 def _keep_up_to_date(shell: Shell, section: gr.State, changes: Mapping[str, gr.State], head: Sequence[gr.HTML]) -> None:
     """One timer for the whole page: a cheap look, and news only where there is any.
 
-    Only the open section hears that the registry has changed; the others do when they are opened. A browser that brings
+    Most sections hear that the registry has changed while they are open, or when they are opened: a browser that brings
     all of them up to date at once is busy for a second.
     """
     shown = gr.State(("", ""))
@@ -63,7 +66,10 @@ def _keep_up_to_date(shell: Shell, section: gr.State, changes: Mapping[str, gr.S
         return [
             gr.skip() if now == tuple(before) else now,
             gr.skip() if count == everywhere else count,
-            *[gr.skip() if tab != now_open or count == known else count for tab, known in zip(changes, seen, strict=True)],
+            *[
+                count if count != known and tab in (now_open, *_ALWAYS) else gr.skip()
+                for tab, known in zip(changes, seen, strict=True)
+            ],
             *[gr.skip() if new == old else new for new, old in zip(now, before, strict=True)],
         ]
 

@@ -7,8 +7,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+from app.base_source import source_of
 from app.checkpoints import load_checkpoint
-from app.sources import folder_of
 from core.base_model.load import ResidentBase
 from core.config import LoraConfig, TrainConfig
 from core.data.dataset_file import DatasetFile
@@ -34,7 +34,7 @@ def base_source(registry: Registry, run: Run) -> BaseSource:
     base = registry.get(Base, run.base_id)
     if base.fingerprint != run.base_fingerprint:
         raise WrongBase(f"{base.name} is no longer the model this run was queued for; start the run again.")
-    return BaseSource(base.name, folder_of(base), base.fingerprint, base.stat_key, base.template)
+    return source_of(registry, base)
 
 
 def prepare(

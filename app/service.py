@@ -14,17 +14,19 @@ from app.data_import import ImportRequest
 from app.datasets import Datasets
 from app.engine_client import EngineClient
 from app.errors import EngineUnavailable, JobFailed
+from app.identity import manifest_of, remember, require_fit
 from app.presets import Presets
 from app.processes import exit_reason, is_held, start_detached
 from app.runs import Runs
 from app.settings import Settings
 from app.sources import base_for, open_registry, shapes_of
-from core.base_model.fingerprint import fingerprint, stat_key
+from core.base_model.files import file_digests
+from core.base_model.fingerprint import manifest, stat_key
+from core.base_model.identity import difference
 from core.base_model.templates import chosen_template
-from core.config import GenerationConfig, split_train_options
+from core.config import CombineConfig, ExportConfig, GenerationConfig, split_train_options
 from core.errors import InvalidConfig, InvalidData, InvalidInput, WrongBase
 from core.events import TokenDone
-from core.publish import published_folder
 from core.sweep import Grid, combinations
 from core.train.estimate import BaseShape, DataShape, Estimate, estimate
 from core.train.plan import smaller_plans
@@ -67,20 +69,33 @@ class Workbench:
         if row.owned:
             shutil.rmtree(row.folder, ignore_errors=True)
 
-    def verify_model(self, name: str) -> str:
-        """Compute the fingerprint of a base afresh; return it. Raises WrongBase if it is no longer the recorded one."""
+    def verify_model(self, name: str, *, accept: bool = False) -> str:
+        """Compute the fingerprint of a base afresh; return it. Other files than the weights may have changed if `accept`.
+
+        Raises WrongBase, saying what differs, if it is no longer the recorded model.
+        """
         row = self.registry.find(Base, name)
         if not Path(row.folder).is_dir():
             raise WrongBase(f"The files of {name} are gone from {row.folder}; restore them or add the model again.")
-        found = fingerprint(Path(row.folder))
-        if found != row.fingerprint:
+        found, known = manifest(Path(row.folder)), manifest_of(self.registry, row.fingerprint)
+        if found.fingerprint != row.fingerprint:
+            what = f" {difference(known, found).sentence}" if known else ""
             raise WrongBase(
-                f"The files of {name} have changed: the fingerprint is now {found[:12]}…, recorded is {row.fingerprint[:12]}…. "
-                "Its adapters no longer fit; restore the files or add the folder as another model."
+                f"The files of {name} have changed: the fingerprint is now {found.fingerprint[:12]}…, recorded is "
+                f"{row.fingerprint[:12]}….{what} Its adapters no longer fit; restore the files or add them as another model."
             )
+        remember(self.registry, name, found)
+        files = file_digests(Path(row.folder))
+        changed = sorted(one for one in {*files, *row.files} if files.get(one) != row.files.get(one)) if row.files else []
+        if changed and not accept:
+            raise WrongBase(
+                f"The weights of {name} are unchanged, but {', '.join(changed[:5])} in {row.folder} is not as it was when it was "
+                "added. Put it back; if the change is wanted, accept it with models verify --accept."
+            )
+        row.files = files
         row.stat_key = stat_key(Path(row.folder))
         self.registry.save(row)
-        return found
+        return found.fingerprint
 
     # Data sets: see also `datasets`.
 
@@ -223,29 +238,85 @@ class Workbench:
 
     # Adapters.
 
-    def import_adapter(self, folder: Path, name: str = "", base: str | None = None) -> Job:
-        """Start importing a PEFT adapter folder. Raises NameTaken, NotFound."""
-        self.registry.require_free(Adapter, name or folder.resolve().name)
+    def import_adapter(
+        self, origin: Path, name: str = "", base: str | None = None, *, alpha: float | None = None, shown: str = ""
+    ) -> Job:
+        """Start importing an adapter: a folder, a zip or a .safetensors file, called `shown` if not by its path.
+
+        alpha serves files that do not say theirs. Raises NameTaken, NotFound.
+        """
+        require_text(str(origin), name)
+        self.registry.require_free(Adapter, name or Path(shown or origin.resolve().name).stem)
         if base:
             self.registry.find(Base, base)
-        require_text(str(folder), name)
-        arguments = {"folder": str(folder), "name": name, "base": base}
-        return self._start_job("import_adapter", f"Import {folder.name}", arguments)
+        arguments = {"folder": str(origin), "name": name, "base": base, "alpha": alpha, "shown": shown}
+        return self._start_job("import_adapter", f"Import {shown or origin.name}", arguments)
 
-    def copy_adapter(self, name: str, folder: Path) -> None:
-        """Write an adapter in PEFT's format into a new folder. Raises NotFound, InvalidInput, BlobDamaged."""
-        row = self.registry.find(Adapter, name)
-        source = self.registry.blobs.verify(row.digest)
-        with published_folder(folder.expanduser().absolute()) as staging:
-            shutil.copytree(source, staging, dirs_exist_ok=True)
+    def look_at_adapter(self, origin: Path, *, alpha: float | None = None, shown: str = "") -> Job:
+        """Start finding out what a folder, zip or file holds and which base here it fits, without importing it."""
+        require_text(str(origin))
+        arguments = {"folder": str(origin), "look": True, "alpha": alpha, "shown": shown}
+        return self._start_job("import_adapter", f"Look at {shown or origin.name}", arguments)
 
-    def export(self, adapter: str, folder: Path | None = None) -> Job:
-        """Start merging an adapter into its base as a model folder; by default under exports in the home folder."""
+    def inspect_adapter(self, name: str, other: str = "") -> Job:
+        """Start measuring what is inside an adapter; with `other`, how far the two share their directions. Raises NotFound."""
+        for one in filter(None, (name, other)):
+            self.registry.find(Adapter, one)
+        title = f"Compare {name} with {other}" if other else f"Look inside {name}"
+        return self._start_job("inspect_adapter", title, {"adapter": name, "other": other})
+
+    def verify_adapters(self, name: str = "", *, deep: bool = False) -> Job:
+        """Start verifying an adapter, or all; with `deep` the bases are hashed anew, touched or not. Raises NotFound."""
+        if name:
+            self.registry.find(Adapter, name)
+        title = f"Verify {name}" if name else "Verify all adapters"
+        return self._start_job("verify_adapter", title, {"adapter": name, "deep": deep})
+
+    def resize_adapter(self, adapter: str, rank: int, name: str = "", *, evaluate: bool = False) -> Job:
+        """Start cutting an adapter to a lower rank; without a `name` it is only shown what that would lose.
+
+        Raises NameTaken, NotFound, InvalidConfig.
+        """
+        row = self.registry.find(Adapter, adapter)
+        if not 1 <= rank < row.rank:
+            raise InvalidConfig(f"{adapter} has rank {row.rank}; resize it to a rank from 1 to {row.rank - 1}.")
+        if name:
+            self.registry.require_free(Adapter, name)
+        arguments = {"adapter": adapter, "rank": rank, "name": name, "evaluate": evaluate}
+        return self._start_job("resize_adapter", f"{'Resize' if name else 'Try'} {adapter} at rank {rank}", arguments)
+
+    def combine_adapters(self, parts: Mapping[str, float], options: Mapping[str, object], name: str = "") -> Job:
+        """Start combining adapters by name and weight; without a `name` it is only shown what would become of them.
+
+        Raises NameTaken, NotFound, InvalidConfig, and WrongBase if they are of several bases.
+        """
+        config = CombineConfig.parse(options)
+        rows = [self.registry.find(Adapter, one) for one in parts]
+        if len(rows) < 2:
+            raise InvalidConfig("Give at least two adapters to combine, each with a weight.")
+        if not any(parts.values()):
+            raise InvalidConfig("All weights are 0, so nothing would be left; give one that is not.")
+        base = base_for(self.registry, rows[0])
+        for row in rows:
+            require_fit(self.registry, row, base)
+        if name:
+            self.registry.require_free(Adapter, name)
+        listed = [{"name": one, "weight": weight} for one, weight in parts.items()]
+        arguments = {"parts": listed, "config": config.to_dict(), "name": name}
+        return self._start_job("combine_adapters", f"{'Combine' if name else 'Try'} {', '.join(parts)}"[:120], arguments)
+
+    def export(self, adapter: str, folder: Path | None = None, options: Mapping[str, object] | None = None) -> Job:
+        """Start writing an adapter, or its base with it merged in, as a folder; by default under exports in the home folder.
+
+        Raises NotFound, WrongBase, InvalidConfig.
+        """
+        config = ExportConfig.parse(options or {})
         row = self.registry.find(Adapter, adapter)
         base_for(self.registry, row)
         require_text(str(folder or ""))
-        target = folder or self.settings.exports / f"adapter-{row.id}-{time.strftime('%Y%m%d-%H%M%S')}"
-        return self._start_job("export_model", f"Export {adapter}", {"adapter": adapter, "folder": str(target)})
+        target = folder or self.settings.exports / f"adapter-{row.id}-{time.strftime('%Y%m%d-%H%M%S')}-{config.format}"
+        arguments = {"adapter": adapter, "folder": str(target), "config": config.to_dict()}
+        return self._start_job("export_adapter", f"Export {adapter} as {config.format}", arguments)
 
     # Chat.
 
@@ -263,7 +334,7 @@ class Workbench:
         require_text(*(message["content"] for messages in conversations for message in messages))
         model = self.registry.find(Base, base)
         for speaker in filter(None, speakers):
-            self._require_made_for(self.registry.find(Adapter, speaker), model)
+            require_fit(self.registry, self.registry.find(Adapter, speaker), model)
         rows = [
             {"adapter": speaker, "messages": [dict(message) for message in messages], "config": config.to_dict()}
             for speaker, messages in zip(speakers, conversations, strict=True)
@@ -274,16 +345,14 @@ class Workbench:
         """End the answer of one speaker, by number, while the others go on. Raises EngineUnavailable."""
         self.engine.cancel(name, row)
 
+    def chat_warnings(self, base: str, adapters: Sequence[str]) -> list[str]:
+        """What will go wrong when these adapters answer on `base`. Raises WrongBase, NotFound."""
+        model = self.registry.find(Base, base)
+        return [line for name in adapters for line in require_fit(self.registry, self.registry.find(Adapter, name), model)]
+
     def has_chatted(self) -> bool:
         """Whether anybody has talked to a model yet."""
         return bool(self.registry.all(Chat, limit=1))
-
-    def _require_made_for(self, adapter: Adapter, base: Base) -> None:
-        if adapter.base_fingerprint != base.fingerprint:
-            raise WrongBase(
-                f"The adapter {adapter.name} was made for {adapter.base_name}, not for {base.name}; "
-                f"choose {adapter.base_name} as the base."
-            )
 
     # Jobs, and looking after what other processes do.
 

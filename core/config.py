@@ -6,13 +6,12 @@ Defaults follow common practice for LoRA: rank 16, alpha 32, all linear layers, 
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping
-from dataclasses import Field, asdict, dataclass, field, fields
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass
 
 from core.errors import InvalidConfig
+from core.options import Config, option, unknown_option
 
 ALL_LINEAR = "all-linear"
 SCHEDULERS = ("cosine", "linear", "constant")
@@ -21,134 +20,25 @@ ALERTS = ("nan", "spike", "zero-gradient", "overfitting", "no-improvement")
 
 
 @dataclass(frozen=True)
-class Option:
-    """What a form or a command line needs to know about one field."""
-
-    name: str
-    label: str
-    help: str
-    kind: type
-    default: Any
-    unit: str = ""
-    minimum: float | None = None
-    maximum: float | None = None
-    choices: tuple[str, ...] = ()
-    lines: int = 1
-    """Of the text field; above 1 the value may hold line breaks."""
-
-    def parse(self, value: object) -> Any:
-        """Convert form or command-line input to the field's type; raise InvalidConfig with the reason."""
-        if self.kind is bool:
-            parsed: Any = self._parse_switch(value)
-        elif self.kind is str:
-            parsed = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value).strip()
-        else:
-            parsed = self._parse_number(value)
-        self.check(parsed)
-        return parsed
-
-    def _parse_switch(self, value: object) -> bool:
-        known = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
-        if isinstance(value, bool) or str(value).strip().lower() in known:
-            return value if isinstance(value, bool) else known[str(value).strip().lower()]
-        raise InvalidConfig(f"{self.name} must be true or false, not {value!r}.")
-
-    def _parse_number(self, value: object) -> int | float:
-        wanted = "a whole number" if self.kind is int else "a number"
-        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-            raise InvalidConfig(f"{self.name} must be {wanted}, not {value!r}.")
-        try:
-            number = float(value)
-        except ValueError:
-            raise InvalidConfig(f"{self.name} must be {wanted}, not {value!r}.") from None
-        if not math.isfinite(number) or (self.kind is int and number != int(number)):
-            raise InvalidConfig(f"{self.name} must be {wanted}, not {value!r}.")
-        return self.kind(number)
-
-    def check(self, value: Any) -> None:
-        """Raise InvalidConfig if value is outside the field's choices or range."""
-        if self.choices and value not in self.choices:
-            raise InvalidConfig(f"{self.name} must be one of {', '.join(self.choices)}, not {value!r}.")
-        too_low = self.minimum is not None and value < self.minimum
-        too_high = self.maximum is not None and value > self.maximum
-        if too_low or too_high:
-            raise InvalidConfig(f"{self.name} must be {self.range_text()}, not {value!r}.")
-
-    def range_text(self) -> str:
-        """The allowed range in words, for messages and help."""
-        if self.minimum is not None and self.maximum is not None:
-            return f"between {_figure(self.minimum)} and {_figure(self.maximum)}"
-        return f"at least {_figure(self.minimum)}" if self.minimum is not None else f"at most {_figure(self.maximum or 0)}"
-
-
-def _figure(number: float) -> str:
-    """A bound as people write it: no trailing zeros, thousands apart."""
-    return f"{int(number):,}" if number == int(number) else f"{number:g}"
-
-
-def _option(default: Any, label: str, help: str, **about: Any) -> Any:
-    return field(default=default, metadata={"label": label, "help": help, **about})
-
-
-def _described(spec: Field[Any]) -> Option:
-    return Option(name=spec.name, kind=type(spec.default), default=spec.default, **spec.metadata)
-
-
-class Config:
-    """Shared by all configurations: description, parsing and validation of their fields."""
-
-    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
-
-    @classmethod
-    def options(cls) -> list[Option]:
-        """All fields, described, in the order they are shown."""
-        return [_described(spec) for spec in fields(cls)]
-
-    @classmethod
-    def parse(cls, values: Mapping[str, object]) -> Self:
-        """Build from form or command-line values. Raises InvalidConfig, naming the nearest option for a typo."""
-        known = {option.name: option for option in cls.options()}
-        for name in values:
-            if name not in known:
-                raise InvalidConfig(unknown_option(name, list(known)))
-        return cls(**{name: known[name].parse(value) for name, value in values.items()})
-
-    def __post_init__(self) -> None:
-        for option in self.options():
-            option.check(getattr(self, option.name))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
-        return asdict(self)
-
-
-def unknown_option(name: str, known: list[str]) -> str:
-    """The sentence for an option that does not exist."""
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f" Did you mean {near[0]}?" if near else f" Known options: {', '.join(known)}."
-    return f"There is no option {name!r}.{hint}"
-
-
-@dataclass(frozen=True)
 class LoraConfig(Config):
     """The shape of an adapter: h = W₀x + (α/r)·B·A·x (Hu et al. 2021, arXiv 2106.09685, section 4.1)."""
 
-    rank: int = _option(
+    rank: int = option(
         16, "Rank (r)", "Size of the low-rank factors. 4 to 16 is plenty for style and format.", minimum=1, maximum=1024
     )
-    alpha: float = _option(
+    alpha: float = option(
         32.0, "Alpha (α)", "ΔW is scaled by alpha / rank. Twice the rank is common.", minimum=0.001, maximum=65536
     )
-    dropout: float = _option(0.0, "Dropout", "Share of the adapter's inputs zeroed while training.", minimum=0.0, maximum=0.95)
-    target_modules: str = _option(
+    dropout: float = option(0.0, "Dropout", "Share of the adapter's inputs zeroed while training.", minimum=0.0, maximum=0.95)
+    target_modules: str = option(
         ALL_LINEAR,
         "Target modules",
         "all-linear (every linear layer but the output head), or names separated by commas: q_proj,v_proj.",
     )
-    use_rslora: bool = _option(False, "rsLoRA", "Scale by alpha / √rank, which keeps high ranks learning.")
-    rank_pattern: str = _option("", "Rank pattern", "Another rank for some modules: q_proj=8,down_proj=32.")
-    alpha_pattern: str = _option("", "Alpha pattern", "Another alpha for some modules: q_proj=16.")
-    layers_to_transform: str = _option(
+    use_rslora: bool = option(False, "rsLoRA", "Scale by alpha / √rank, which keeps high ranks learning.")
+    rank_pattern: str = option("", "Rank pattern", "Another rank for some modules: q_proj=8,down_proj=32.")
+    alpha_pattern: str = option("", "Alpha pattern", "Another alpha for some modules: q_proj=16.")
+    layers_to_transform: str = option(
         "", "Layers to transform", "Decoder layers to adapt, counted from 0: 0-7,12. Empty for all."
     )
 
@@ -234,26 +124,26 @@ def _layer_numbers(text: str) -> frozenset[int] | None:
 class TrainConfig(Config):
     """How an adapter is trained."""
 
-    learning_rate: float = _option(
+    learning_rate: float = option(
         2e-4, "Learning rate", "Peak rate of AdamW. 1e-4 to 5e-4 suits most adapters.", minimum=1e-8, maximum=1.0
     )
-    loraplus_lr_ratio: float = _option(
+    loraplus_lr_ratio: float = option(
         1.0, "LoRA+ ratio (λ)", "Learning rate of B as a multiple of A's. 1 is plain LoRA, 16 is LoRA+'s advice.",
         minimum=1.0, maximum=1000.0,
     )  # fmt: skip
-    lr_scheduler: str = _option("cosine", "LR scheduler", "How the rate falls after the warm-up.", choices=SCHEDULERS)
-    warmup_ratio: float = _option(
+    lr_scheduler: str = option("cosine", "LR scheduler", "How the rate falls after the warm-up.", choices=SCHEDULERS)
+    warmup_ratio: float = option(
         0.03,
         "Warm-up ratio",
         "Share of the steps with a rising rate; never more than a tenth of the run.",
         minimum=0.0,
         maximum=0.5,
     )
-    epochs: float = _option(3.0, "Epochs", "Passes over the training rows.", minimum=0.01, maximum=1000)
-    max_steps: int = _option(
+    epochs: float = option(3.0, "Epochs", "Passes over the training rows.", minimum=0.01, maximum=1000)
+    max_steps: int = option(
         0, "Max steps", "Optimiser steps; 0 trains for the epochs above.", unit="steps", minimum=0, maximum=10_000_000
     )
-    micro_batch_size: int = _option(
+    micro_batch_size: int = option(
         4,
         "Micro-batch size",
         "Rows, or packed blocks, in one forward and backward pass. Lower it if memory is short.",
@@ -261,7 +151,7 @@ class TrainConfig(Config):
         minimum=1,
         maximum=1024,
     )
-    gradient_accumulation_steps: int = _option(
+    gradient_accumulation_steps: int = option(
         4,
         "Gradient accumulation steps",
         "Micro-batches in one optimiser step.",
@@ -269,13 +159,13 @@ class TrainConfig(Config):
         minimum=1,
         maximum=4096,
     )
-    packing: str = _option(
+    packing: str = option(
         "auto",
         "Packing",
         "Join rows into blocks of the max length, which never see each other. auto packs when enough steps remain.",
         choices=("auto", "on", "off"),
     )
-    max_length: int = _option(
+    max_length: int = option(
         2048,
         "Max length",
         "Packed rows fill blocks of this length. What happens to longer rows is said below.",
@@ -283,17 +173,17 @@ class TrainConfig(Config):
         minimum=8,
         maximum=1_048_576,
     )
-    over_length: str = _option(
+    over_length: str = option(
         "truncate",
         "Longer rows",
         "Conversations above the max length: truncate cuts them off, split makes several rows, drop leaves them out.",
         choices=OVER_LENGTH,
     )
-    weight_decay: float = _option(0.0, "Weight decay", "AdamW's decoupled decay.", minimum=0.0, maximum=10.0)
-    max_grad_norm: float = _option(
+    weight_decay: float = option(0.0, "Weight decay", "AdamW's decoupled decay.", minimum=0.0, maximum=10.0)
+    max_grad_norm: float = option(
         1.0, "Max gradient norm", "Gradients are clipped to this norm; 0 turns clipping off.", minimum=0.0, maximum=1e6
     )
-    eval_steps: int = _option(
+    eval_steps: int = option(
         0,
         "Evaluate every",
         "Optimiser steps between two evaluations; 0 evaluates about ten times a run.",
@@ -301,29 +191,27 @@ class TrainConfig(Config):
         minimum=0,
         maximum=10_000_000,
     )
-    save_steps: int = _option(
+    save_steps: int = option(
         0, "Save every (steps)", "A checkpoint after so many optimiser steps; 0: by time alone.", minimum=0, maximum=10_000_000
     )
-    save_minutes: float = _option(
+    save_minutes: float = option(
         5.0, "Save every (minutes)", "A checkpoint after so many minutes; 0: by steps alone.", minimum=0.0, maximum=10_000.0
     )
-    save_best: bool = _option(True, "Save the best", "A checkpoint after each evaluation that is the best so far.")
-    keep_best: bool = _option(
+    save_best: bool = option(True, "Save the best", "A checkpoint after each evaluation that is the best so far.")
+    keep_best: bool = option(
         False, "Keep the best", "The adapter is the state with the lowest validation loss instead of the last one."
     )
-    sample_prompts: str = _option(
+    sample_prompts: str = option(
         "", "Sample prompts", "Asked at each evaluation, one prompt a line; the answers are kept by step.", lines=3
     )
-    sample_tokens: int = _option(
-        64, "Sample length", "Longest answer to a sample prompt.", unit="tokens", minimum=1, maximum=4096
-    )
-    stop_on: str = _option(
+    sample_tokens: int = option(64, "Sample length", "Longest answer to a sample prompt.", unit="tokens", minimum=1, maximum=4096)
+    stop_on: str = option(
         "nan",
         "Stop on",
         f"Alerts that end the run; the others only tell. Any of {', '.join(ALERTS)}, separated by commas. "
         "no-improvement is early stopping.",
     )
-    patience: int = _option(
+    patience: int = option(
         3,
         "Patience",
         "Evaluations in a row with a rising validation loss (overfitting), or without a new best (no-improvement).",
@@ -331,22 +219,22 @@ class TrainConfig(Config):
         minimum=1,
         maximum=10_000,
     )
-    resume_at_start: bool = _option(
+    resume_at_start: bool = option(
         False, "Resume by itself", "Go on after the engine or the machine has died, as soon as the workbench runs again."
     )
-    gradient_checkpointing: str = _option(
+    gradient_checkpointing: str = option(
         "auto",
         "Gradient checkpointing",
         "Compute each layer again in backward: a third slower, a fraction of the memory. auto does so when memory is short.",
         choices=("auto", "on", "off"),
     )
-    compile: str = _option(
+    compile: str = option(
         "auto",
         "Compile",
         "Compile the model's layers with torch.compile. auto does so on a GPU when the run is long enough to gain.",
         choices=("auto", "on", "off"),
     )
-    seed: int = _option(42, "Seed", "Start of the factors, order of the rows, dropout.", minimum=0, maximum=2**31 - 1)
+    seed: int = option(42, "Seed", "Start of the factors, order of the rows, dropout.", minimum=0, maximum=2**31 - 1)
 
     @property
     def prompts(self) -> tuple[str, ...]:
@@ -369,14 +257,14 @@ class TrainConfig(Config):
 class GenerationConfig(Config):
     """How one answer is sampled."""
 
-    max_tokens: int = _option(256, "Max tokens", "Longest answer.", unit="tokens", minimum=1, maximum=32768)
-    temperature: float = _option(0.7, "Temperature", "0 is greedy: always the likeliest token.", minimum=0.0, maximum=5.0)
-    top_p: float = _option(0.95, "Top-p", "Sample from the smallest set with this probability.", minimum=0.01, maximum=1.0)
-    top_k: int = _option(0, "Top-k", "Sample from the k likeliest tokens; 0 for all.", minimum=0, maximum=100_000)
-    repetition_penalty: float = _option(
+    max_tokens: int = option(256, "Max tokens", "Longest answer.", unit="tokens", minimum=1, maximum=32768)
+    temperature: float = option(0.7, "Temperature", "0 is greedy: always the likeliest token.", minimum=0.0, maximum=5.0)
+    top_p: float = option(0.95, "Top-p", "Sample from the smallest set with this probability.", minimum=0.01, maximum=1.0)
+    top_k: int = option(0, "Top-k", "Sample from the k likeliest tokens; 0 for all.", minimum=0, maximum=100_000)
+    repetition_penalty: float = option(
         1.0, "Repetition penalty", "Above 1 discourages tokens already used.", minimum=0.5, maximum=2.0
     )
-    seed: int = _option(0, "Seed", "Same seed, same answer.", minimum=0, maximum=2**31 - 1)
+    seed: int = option(0, "Seed", "Same seed, same answer.", minimum=0, maximum=2**31 - 1)
 
     @property
     def greedy(self) -> bool:
@@ -394,3 +282,59 @@ def split_train_options(values: Mapping[str, object]) -> tuple[LoraConfig, Train
     lora = LoraConfig.parse({name: value for name, value in values.items() if name in lora_names})
     train = TrainConfig.parse({name: value for name, value in values.items() if name in train_names})
     return lora, train
+
+
+COMBINE_METHODS = ("svd", "cat", "linear", "ties", "dare_linear", "dare_ties", "magnitude_prune")
+
+
+@dataclass(frozen=True)
+class CombineConfig(Config):
+    """How adapters become a new one."""
+
+    method: str = option(
+        "svd",
+        "Method",
+        "cat: exact, ranks add up. linear: exact, in the lowest rank that holds it. svd: the best of a chosen rank. "
+        "ties, dare_linear, dare_ties, magnitude_prune: element by element, then cut to the rank.",
+        choices=COMBINE_METHODS,
+    )
+    rank: int = option(0, "Rank (r)", "Of the result; 0: the highest of its parents.", minimum=0, maximum=1024)
+    density: float = option(
+        0.5, "Density", "Share of ΔW's elements that ties, dare and magnitude_prune keep.", minimum=0.001, maximum=1.0
+    )
+    seed: int = option(0, "Seed", "Of what dare drops.", minimum=0, maximum=2**31 - 1)
+
+
+FORMATS = ("safetensors", "peft", "gguf", "gguf-adapter", "ollama")
+FLOAT_DTYPES = ("float32", "bfloat16", "float16")
+QUANTISED_DTYPES = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+
+
+@dataclass(frozen=True)
+class ExportConfig(Config):
+    """How an adapter leaves the house."""
+
+    format: str = option(
+        "safetensors",
+        "Format",
+        "safetensors: merged, for transformers and vLLM. peft: the adapter alone. gguf: merged, for llama.cpp. "
+        "gguf-adapter: the adapter alone, for llama.cpp. ollama: GGUF with a Modelfile.",
+        choices=FORMATS,
+    )
+    dtype: str = option(
+        "auto",
+        "Weights as",
+        "auto: as the base's, in GGUF float16. float32 loses nothing of the adapter; 16 bits round small changes away, and "
+        "the report says how much. The q kinds are for GGUF.",
+        choices=("auto", *FLOAT_DTYPES, *QUANTISED_DTYPES),
+    )
+    shard_gigabytes: float = option(
+        0.0, "Shard size", "Largest safetensors file; 0: as the base's files.", unit="GB", minimum=0.0, maximum=1000.0
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dtype in QUANTISED_DTYPES and self.format not in ("gguf", "ollama"):
+            raise InvalidConfig(f"{self.dtype} is a kind of GGUF weights; {self.format} takes {', '.join(FLOAT_DTYPES)}.")
+        if self.format in ("peft", "gguf-adapter") and self.dtype not in ("auto", "float32"):
+            raise InvalidConfig(f"An adapter's factors stay in float32; leave out dtype for {self.format}.")

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 import transformers
 
-from core.base_model.fingerprint import fingerprint, stat_key
+from core.base_model.fingerprint import Manifest, manifest, stat_key
+from core.base_model.identity import difference
 from core.base_model.load import ResidentBase, best_device, load_base
 from core.config import GenerationConfig
 from core.data.formats import Message
@@ -39,6 +40,8 @@ class BaseSource:
     stat_key: str
     template: str = ""
     """The known chat template chosen for a base that has none of its own."""
+    manifest: Manifest | None = None
+    """What its fingerprint was taken over, to say what has changed."""
 
 
 @dataclass(frozen=True)
@@ -181,13 +184,20 @@ class Engine:
             )
 
 
-def check_unchanged(source: BaseSource) -> None:
-    """Raise WrongBase if the files of `source` are no longer those its fingerprint was taken from."""
+def check_unchanged(source: BaseSource, afresh: bool = False) -> None:
+    """Raise WrongBase, saying what differs, if the files of `source` are no longer those its fingerprint was taken from.
+
+    Files that nobody has touched since are not read again, unless `afresh` asks for it.
+    """
     if not source.folder.is_dir():
         raise InvalidModel(f"The files of {source.name} are gone from {source.folder}; add the model again.")
-    if stat_key(source.folder) != source.stat_key and fingerprint(source.folder) != source.fingerprint:
+    if not afresh and stat_key(source.folder) == source.stat_key:
+        return
+    found = manifest(source.folder)
+    if found.fingerprint != source.fingerprint:
+        what = f" {difference(source.manifest, found).sentence}" if source.manifest else ""
         raise WrongBase(
-            f"The files of {source.name} in {source.folder} have changed since it was added, so its adapters no longer fit. "
+            f"The files of {source.name} in {source.folder} have changed since it was added: its adapters no longer fit.{what} "
             "Restore them, or add the folder again as another model."
         )
 

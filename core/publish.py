@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from pathlib import Path
 
 from core.errors import InvalidInput, OutOfSpace
 
+_STAGING = ".staging-"
+_STAGED_SECONDS = 24 * 3600
 SPARE_BYTES = 64 * 1024 * 1024  # left free on the disk beside what is written
 
 
@@ -25,7 +28,8 @@ def published_folder(target: Path) -> Iterator[Path]:
     """
     refuse_occupied(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    staging = target.parent / f".staging-{uuid.uuid4().hex}"
+    _sweep(target.parent)
+    staging = target.parent / f"{_STAGING}{uuid.uuid4().hex}"
     staging.mkdir()
     try:
         yield staging
@@ -37,6 +41,13 @@ def published_folder(target: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what processes that were killed have left half written here: nothing is staged for a day."""
+    for left in folder.glob(f"{_STAGING}*"):
+        if time.time() - left.stat().st_mtime > _STAGED_SECONDS:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def refuse_occupied(target: Path) -> None:

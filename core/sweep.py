@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 
-from core.config import LoraConfig, TrainConfig, split_train_options, unknown_option
+from core.config import LoraConfig, TrainConfig, split_train_options
 from core.errors import InvalidConfig
+from core.options import unknown_option
 
 MOST_RUNS = 64  # in one sweep
 Grid = Mapping[str, Sequence[str]]

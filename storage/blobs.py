@@ -8,13 +8,14 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from storage.errors import BlobDamaged, NotFound
 
 _STAGED_SECONDS = 24 * 3600
+_ASIDE = "swept-"
 _DIGEST = re.compile(r"^[0-9a-f]{64}$")
 
 
@@ -27,6 +28,13 @@ class BlobStore:
         self._staging = root / "staging"
         for folder in (self._root, self._staging):
             folder.mkdir(parents=True, exist_ok=True)
+
+    @classmethod
+    def unopened(cls, root: Path) -> BlobStore:
+        """A store that is not looked into: for a registry of which only rows are read."""
+        found = cls.__new__(cls)
+        found.folder, found._root, found._staging = root, root / "sha256", root / "staging"
+        return found
 
     @contextmanager
     def staging(self) -> Iterator[Path]:
@@ -42,11 +50,12 @@ class BlobStore:
         """Move a staged file or folder into the store; return its digest. What is there already is kept."""
         digest = content_digest(source)
         target = self._place(digest)
-        if target.exists():
+        if _touched(target):
             return digest
         target.parent.mkdir(parents=True, exist_ok=True)
         for path in [source, *source.rglob("*")] if source.is_dir() else [source]:
             _sync(path)
+        os.utime(source)  # a sweep leaves alone what is younger than it looks for
         try:
             os.replace(source, target)
         except OSError:
@@ -56,10 +65,50 @@ class BlobStore:
         _sync(target.parent)
         return digest
 
-    def sweep_staging(self) -> None:
+    def sweep(self, referenced: Callable[[], set[str]], seconds: float = _STAGED_SECONDS) -> int:
+        """Remove blobs that no row names and nobody has put for `seconds`. Returns the bytes that became free.
+
+        Safe beside processes that put and publish: a blob is moved aside first, and moved back if somebody has put it
+        again meanwhile. What a killed sweep had moved aside is moved back or removed by the next.
+        """
+        freed, before = 0, time.time() - seconds
+        for aside in self._staging.glob(f"{_ASIDE}*"):
+            self._put_back(aside)
+        named = referenced()
+        for digest in self.digests():
+            target = self._place(digest)
+            if digest in named or _mtime(target) > before:
+                continue
+            aside = self._staging / f"{_ASIDE}{digest}"
+            try:
+                os.replace(target, aside)
+            except FileNotFoundError:
+                continue  # removed by somebody else meanwhile
+            if _mtime(aside) > before or digest in referenced():
+                self._put_back(aside)
+            else:
+                freed += content_size(aside)
+                _delete(aside)
+        return freed
+
+    def _put_back(self, aside: Path) -> None:
+        """Whole blobs return to their place, where the next look decides; a half deleted one is removed."""
+        digest = aside.name.removeprefix(_ASIDE)
+        target = self._place(digest)
+        if target.exists() or content_digest(aside) != digest:
+            _delete(aside)
+        else:
+            os.replace(aside, target)
+            _sync(target.parent)
+
+    def digests(self) -> list[str]:
+        """Of every blob that is there."""
+        return sorted(one.name for folder in self._root.iterdir() for one in folder.iterdir() if _DIGEST.match(one.name))
+
+    def sweep_staging(self, seconds: float = _STAGED_SECONDS) -> None:
         """Remove what processes that were killed have left behind: nothing is staged for a day."""
         for folder in self._staging.iterdir():
-            if time.time() - folder.stat().st_mtime > _STAGED_SECONDS:
+            if not folder.name.startswith(_ASIDE) and time.time() - folder.stat().st_mtime > seconds:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def path(self, digest: str) -> Path:
@@ -80,9 +129,13 @@ class BlobStore:
         return target
 
     def remove(self, digest: str) -> None:
-        """Delete a blob that no row needs any more."""
-        target = self._place(digest)
-        shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+        """Delete a blob that no row needs any more: gone at once and as a whole, also if this process is killed."""
+        aside = self._staging / uuid.uuid4().hex
+        try:
+            os.replace(self._place(digest), aside)
+        except FileNotFoundError:
+            return
+        _delete(aside)
 
     def _place(self, digest: str) -> Path:
         if not _DIGEST.match(digest):
@@ -102,6 +155,26 @@ def content_digest(path: Path) -> str:
 def content_size(path: Path) -> int:
     """Bytes of a file, or of all files in a folder."""
     return path.stat().st_size if path.is_file() else sum(one.stat().st_size for one in path.rglob("*") if one.is_file())
+
+
+def _touched(target: Path) -> bool:
+    """Whether the blob is there; if so it counts as new, so that no sweep takes it from under a row about to be written."""
+    try:
+        os.utime(target)
+    except FileNotFoundError:
+        return False
+    return target.exists()
+
+
+def _mtime(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _delete(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import unicodedata
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -10,6 +11,7 @@ from sqlalchemy import delete, func, update
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, SQLModel, col, select
 
+from storage.adapter_rows import AdapterRows
 from storage.blobs import BlobStore
 from storage.database import Database
 from storage.errors import InUse, NameTaken, NotFound
@@ -21,6 +23,7 @@ from storage.tables import (
     INTERRUPTED,
     Adapter,
     Base,
+    BaseManifest,
     Chat,
     ChatMessage,
     Checkpoint,
@@ -34,10 +37,11 @@ from storage.tables import (
 Named = TypeVar("Named", Base, Dataset, Adapter)
 Single = TypeVar("Single", Base, Adapter)
 Row = TypeVar("Row", bound=SQLModel)
+DAY = 24 * 3600.0
 _WORDS = {Base: "base model", Dataset: "data set", Adapter: "adapter"}
 
 
-class Registry(RunRows):
+class Registry(RunRows, AdapterRows):
     """The rows in the database and the blobs they point to."""
 
     def __init__(self, database: Database, blobs: BlobStore) -> None:
@@ -66,15 +70,15 @@ class Registry(RunRows):
     def names(self, table: type[Named]) -> set[str]:
         """All names in `table`."""
         with self.database.reading() as session:
-            return set(session.exec(select(table.name)).all())
+            return set(session.exec(_there(select(table.name), table)).all())
 
     def find(self, table: type[Named], name: str) -> Named:
         """The row called `name`. Raises NotFound, listing some names there are."""
         name = unicodedata.normalize("NFC", name).strip()
         with self.database.reading() as session:
-            row = session.exec(select(table).where(table.name == name)).one_or_none()
+            row = session.exec(_there(select(table), table).where(table.name == name)).one_or_none()
             if row is None:
-                there = session.exec(select(table.name).order_by(col(table.id).desc()).limit(8)).all()
+                there = session.exec(_there(select(table.name), table).order_by(col(table.id).desc()).limit(8)).all()
                 listed = f"There are: {', '.join(there)}." if there else "There is none yet."
                 raise NotFound(f"There is no {_WORDS[table]} called {name[:120]!r}. {listed}")
             return row
@@ -90,7 +94,8 @@ class Registry(RunRows):
     def all(self, table: type[Row], limit: int | None = None) -> list[Row]:
         """All rows, newest first."""
         with self.database.reading() as session:
-            return list(session.exec(select(table).order_by(col(table.id).desc()).limit(limit)).all())  # type: ignore[attr-defined]
+            query = _there(select(table), table).order_by(col(table.id).desc())  # type: ignore[attr-defined]
+            return [row for row in session.exec(query.limit(limit)).all() if isinstance(row, table)]
 
     def save(self, row: Row) -> Row:
         """Insert or update any row."""
@@ -101,7 +106,8 @@ class Registry(RunRows):
         """Forget a base model. Raises InUse while adapters or waiting runs need it; its files are the caller's."""
         row = self.find(Base, name)
         with self.database.writing() as session:
-            adapters = session.exec(select(Adapter.name).where(Adapter.base_fingerprint == row.fingerprint)).all()
+            mine = _there(select(Adapter.name), Adapter).where(Adapter.base_fingerprint == row.fingerprint)
+            adapters = session.exec(mine).all()
             copies = session.exec(select(Base.id).where(Base.fingerprint == row.fingerprint, Base.id != row.id)).all()
             if adapters and not copies:
                 raise InUse(
@@ -111,6 +117,17 @@ class Registry(RunRows):
             self._refuse_active(session, Run.base_id == row.id, name)
             session.delete(row)
         return row
+
+    def keep_manifest(self, row: BaseManifest) -> None:
+        """Remember what a fingerprint was taken over; the same again changes nothing."""
+        with self.database.writing() as session:
+            if session.get(BaseManifest, row.fingerprint) is None:
+                session.add(row)
+
+    def manifest(self, fingerprint: str) -> BaseManifest | None:
+        """What a fingerprint was taken over, if any base here has ever had it."""
+        with self.database.reading() as session:
+            return session.get(BaseManifest, fingerprint)
 
     def add_dataset(self, row: Dataset, change: str) -> Dataset:
         """Store a new data set with its first version. Raises NameTaken or InvalidName."""
@@ -163,17 +180,6 @@ class Registry(RunRows):
         for digest in digests - {one for pair in others for one in pair} - {""}:
             self.blobs.remove(digest)
 
-    def remove_adapter(self, name: str) -> None:
-        """Delete an adapter and its files."""
-        row = self.find(Adapter, name)
-        with self.database.writing() as session:
-            session.execute(update(Run).where(col(Run.adapter_id) == row.id).values(adapter_id=None))
-            session.delete(row)
-            shared = [*session.exec(select(Adapter.id).where(Adapter.digest == row.digest, Adapter.id != row.id)).all(),
-                      *session.exec(select(Checkpoint.id).where(Checkpoint.adapter_digest == row.digest)).all()]  # fmt: skip
-        if not shared:
-            self.blobs.remove(row.digest)
-
     def _refuse_active(self, session: Session, condition: Any, name: str) -> None:
         run = session.exec(select(Run).where(condition, col(Run.state).in_(ACTIVE_STATES))).first()
         if run is not None:
@@ -196,6 +202,18 @@ class Registry(RunRows):
         with self.database.reading() as session:
             query = select(Job).where(col(Job.state).in_((FAILED, INTERRUPTED)), col(Job.ended) > since)
             return session.exec(query.order_by(col(Job.id).desc()).limit(limit)).all()
+
+    def referenced(self) -> set[str]:
+        """The digests of all blobs that some row needs; deleted adapters that can be brought back count."""
+        columns = (Adapter.digest, Dataset.digest, Dataset.rows_digest, DatasetVersion.digest, DatasetVersion.rows_digest,
+                   Checkpoint.adapter_digest, Checkpoint.state_digest)  # fmt: skip
+        with self.database.reading() as session:
+            return {digest for column in columns for digest in session.exec(select(column)).all()} - {""}
+
+    def sweep(self, seconds: float = DAY) -> int:
+        """Remove what was deleted, or put and never registered, more than `seconds` ago. Returns the bytes that became free."""
+        self.purge_adapters(time.time() - max(seconds, 0.0))
+        return self.blobs.sweep(self.referenced, seconds)
 
     def exports_of(self, adapter_digest: str) -> Sequence[Export]:
         """What was exported from an adapter, newest first."""
@@ -224,7 +242,13 @@ class Registry(RunRows):
                 for run in session.exec(select(Run).where(col(Run.state).in_(ACTIVE_STATES))).all()
             ]
             jobs = session.exec(select(Job.id, Job.state).where(col(Job.state).in_(ACTIVE_STATES))).all()
-            return repr((tops, active, jobs))
+            changed = session.exec(select(func.max(Adapter.changed))).one()
+            return repr((tops, active, jobs, changed))
+
+
+def _there(query: Any, table: type[SQLModel]) -> Any:
+    """Without the adapters that are deleted and only wait for somebody to want them back."""
+    return query.where(col(Adapter.deleted).is_(None)) if table is Adapter else query
 
 
 def _version_of(row: Dataset, change: str, parent: int | None) -> DatasetVersion:

@@ -18,6 +18,8 @@ UNDER_WAY = (PREPARING, RUNNING, PAUSING)
 ACTIVE_STATES = (QUEUED, *UNDER_WAY)
 RESUMABLE_STATES = (PAUSED, INTERRUPTED, STOPPED, FAILED)
 
+PASSED, NOT_PASSED, NOT_CHECKABLE = "passed", "failed", "not checkable"  # verdicts on an export
+
 LOG, STATE, ALERT, CHANGE = "log", "state", "alert", "change"  # kinds of a run's notes
 
 
@@ -58,7 +60,22 @@ class Base(SQLModel, table=True):
     head: str | None = None
     template: str = Field(default="", sa_column_kwargs={"server_default": ""})
     """Name of the known chat template chosen for a base that has none of its own; empty for the plain one."""
+    merged: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False, server_default="{}"))
+    """For a merged model: base_fingerprint, base_name, adapter_digest and adapter_name of what went into it."""
+    files: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False, server_default="{}"))
+    """SHA-256 of each file when it was added, of weights only of their headers; empty where nobody recorded them."""
     created: float = Field(default_factory=time.time)
+
+
+class BaseManifest(SQLModel, table=True):
+    """What a fingerprint was taken over, tensor by tensor. Outlives its base, to say what an adapter was made for."""
+
+    __tablename__ = "base_manifest"
+
+    fingerprint: str = Field(primary_key=True)
+    name: str
+    tensors: list[Any] = Field(sa_column=Column(JSON, nullable=False))
+    architecture: dict[str, Any] = _json()
 
 
 class Dataset(SQLModel, table=True):
@@ -254,6 +271,19 @@ class Adapter(SQLModel, table=True):
     train_loss: float | None = None
     validation_loss: float | None = None
     config: dict[str, Any] = _json()
+    tokenizer_hash: str = Field(default="", sa_column_kwargs={"server_default": ""})
+    template_hash: str = Field(default="", sa_column_kwargs={"server_default": ""})
+    """Of the base as it was then, its chosen chat template counted; empty where nobody recorded them."""
+    parents: list[dict[str, Any]] = Field(default_factory=list, sa_column=Column(JSON, nullable=False, server_default="[]"))
+    """What it was made of, if not by training: name, digest and weight of each adapter."""
+    starred: bool = Field(default=False, sa_column_kwargs={"server_default": "0"})
+    tags: str = Field(default="", sa_column_kwargs={"server_default": ""})
+    """Words with a comma between them."""
+    note: str = Field(default="", sa_column_kwargs={"server_default": ""})
+    deleted: float | None = Field(default=None, index=True)
+    """When it was deleted; it can be brought back until it is swept away."""
+    changed: float = Field(default=0.0, sa_column_kwargs={"server_default": "0"})
+    """When its name, star, tags or note were last changed, or it was deleted or brought back."""
     created: float = Field(default_factory=time.time)
 
 
@@ -280,7 +310,7 @@ class Job(SQLModel, table=True):
 
 
 class Export(SQLModel, table=True):
-    """A merged model that was written, and the result of its check."""
+    """What left the house, and the result of its check."""
 
     __tablename__ = "export"
 
@@ -293,6 +323,11 @@ class Export(SQLModel, table=True):
     passed: bool
     sentence: str
     check: dict[str, Any] = _json()
+    format: str = Field(default="safetensors", sa_column_kwargs={"server_default": "safetensors"})
+    verdict: str = Field(default=PASSED, sa_column_kwargs={"server_default": "passed"})
+    """passed, failed, or not checkable."""
+    files: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False, server_default="{}"))
+    """SHA-256 of each file as it was written; empty where nobody recorded them."""
     created: float = Field(default_factory=time.time)
 
 

@@ -124,6 +124,12 @@ def trained(workbench: Workbench, tiny_llama: Path) -> Callable[[str], Adapter]:
     return make
 
 
+def copy_adapter(workbench: Workbench, name: str, folder: Path) -> None:
+    """The files of a registered adapter, as PEFT loads them."""
+    row = workbench.registry.find(Adapter, name)
+    shutil.copytree(workbench.registry.blobs.verify(row.digest), folder)
+
+
 def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> object:
     """Wait until `condition` holds, and return what it gave."""
     import time

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import gradio as gr
 from gradio.components import Component
 
-from core.config import Option
+from core.options import Option
 
 
 def option_field(option: Option) -> Component:

@@ -29,7 +29,7 @@ class Shell:
     page: gr.Blocks
     tabs: gr.Tabs
     changed: gr.State
-    """The registry's change count as this part of the page has last seen it; a section's own while it is closed stays behind."""
+    """The registry's change count as this section has last seen it; while it is closed it may stay behind."""
     to_chat: gr.State
     """Name of the adapter that another section wants the playground to open with."""
     to_train: gr.State

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import gradio as gr
@@ -31,7 +32,7 @@ def build(shell: Shell) -> None:
         chat.click(lambda name: (gr.Tabs(selected="playground"), name), chosen, [shell.tabs, shell.to_chat], **WORKING)
 
     Catalogue(
-        shell, _WORDS, rows=lambda: _rows(workbench), remove=workbench.registry.remove_adapter, actions=chat_button,
+        shell, _WORDS, rows=lambda: _rows(workbench), remove=functools.partial(_delete, workbench), actions=chat_button,
         describe=lambda name: detail_html(workbench, workbench.registry.find(Adapter, name)),
         show_search="search", max_chars=60,
     )  # fmt: skip
@@ -48,6 +49,10 @@ def build(shell: Shell) -> None:
         return "", ""
 
     take.click(bring, [folder, name], [folder, name], **WORKING)
+
+
+def _delete(workbench: Workbench, name: str) -> None:
+    workbench.registry.delete_adapter(workbench.registry.find(Adapter, name).id or 0)
 
 
 def _rows(workbench: Workbench) -> list[list[str]]:

@@ -47,7 +47,7 @@ def exports_html(workbench: Workbench) -> str:
     failed = [
         job
         for job in workbench.registry.all(Job, limit=50)
-        if job.kind == "export_model" and job.state in ("failed", "interrupted")
+        if job.kind == "export_adapter" and job.state in ("failed", "interrupted")
     ]
     notices = "".join(
         f"<p><span class='state bad'>{job.state}</span> {escape(job.title)}: {escape(job.message)}</p>" for job in failed[:3]

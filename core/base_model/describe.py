@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from core.base_model.files import read_json, weight_files
-from core.base_model.fingerprint import ReportBytes, fingerprint, stat_key, text_hash, tokenizer_hash
+from core.base_model.fingerprint import Manifest, ReportBytes, manifest, stat_key, text_hash, tokenizer_hash
 from core.base_model.templates import PLAIN, TEMPLATES
 from core.errors import InvalidModel
 from core.safetensors_file import read_header
@@ -20,6 +20,7 @@ _MOST_LAYERS = 10_000  # the layers are built to list them, so their number must
 class BaseModelInfo:
     """One base model, described."""
 
+    manifest: Manifest
     fingerprint: str
     stat_key: str
     tokenizer_hash: str
@@ -52,8 +53,10 @@ def describe(folder: Path, report: ReportBytes | None = None) -> BaseModelInfo:
     for entry in entries:
         dtypes[entry.dtype] += entry.count
     template = chat_template(folder)
+    found = manifest(folder, report)
     return BaseModelInfo(
-        fingerprint=fingerprint(folder, report),
+        manifest=found,
+        fingerprint=found.fingerprint,
         stat_key=stat_key(folder),
         tokenizer_hash=tokenizer_hash(folder),
         template_hash=text_hash(template or TEMPLATES[PLAIN]),
@@ -77,6 +80,12 @@ def _refuse_unusable(folder: Path, config: dict[str, object]) -> None:
     names = [str(name) for name in architectures] if isinstance(architectures, list) else []
     if names and not any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names):
         raise InvalidModel(f"{folder} is a {names[0]}; a causal language model (…ForCausalLM) is needed.")
+    if how := config.get("quantization_config"):
+        kind = how.get("quant_method", "of a kind it does not say") if isinstance(how, dict) else str(how)[:40]
+        raise InvalidModel(
+            f"{folder} was quantised before ({kind}), and adapters of the original would not fit its weights exactly. "
+            "Add the original model in full precision."
+        )
     if config.get("auto_map"):
         raise InvalidModel(f"{folder} needs code of its own (auto_map in config.json), which is never run.")
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):

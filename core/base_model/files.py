@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 from core.errors import InvalidModel
+from core.safetensors_file import read_header
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 INDEX_NAME = "model.safetensors.index.json"
@@ -53,3 +55,19 @@ def _loose_shards(folder: Path) -> list[Path]:
             "convert the model to safetensors first."
         )
     raise InvalidModel(f"{folder} has no .safetensors weights, so there is no base model in it.")
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file in the folder by name; of safetensors only of the header, since a fingerprint has the rest.
+
+    Raises InvalidInput if one of those is damaged.
+    """
+    found = {}
+    for path in sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")):
+        with path.open("rb") as file:
+            if path.suffix == ".safetensors":
+                tensors = read_header(path).tensors
+                found[path.name] = hashlib.sha256(file.read(tensors[0].start if tensors else -1)).hexdigest()
+            else:
+                found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found

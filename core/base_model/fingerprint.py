@@ -7,12 +7,14 @@ bit does. Needs no torch.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import mmap
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +34,33 @@ ReportBytes = Callable[[int, int], None]
 """Called with (bytes done, bytes in all)."""
 
 
+@dataclass(frozen=True)
+class Manifest:
+    """What a fingerprint is taken over, kept so that a difference can be named."""
+
+    tensors: tuple[tuple[str, str, tuple[int, ...], str], ...]
+    """(name, dtype, shape, SHA-256 of the bytes) of every tensor, sorted."""
+    architecture: dict[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over all of it, 64 hexadecimal digits."""
+        whole = {"tensors": self.tensors, "architecture": self.architecture}
+        return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+
+    @classmethod
+    def from_json(cls, tensors: Sequence[Sequence[Any]], architecture: dict[str, Any]) -> Manifest:
+        """As it comes back from JSON, where tuples are lists."""
+        return cls(tuple((name, dtype, tuple(shape), digest) for name, dtype, shape, digest in tensors), architecture)
+
+
 def fingerprint(folder: Path, report: ReportBytes | None = None) -> str:
-    """Hash the model in `folder` afresh, tensors in parallel. Returns 64 hexadecimal digits.
+    """The fingerprint of the model in `folder`, computed afresh. Raises as manifest() does."""
+    return manifest(folder, report).fingerprint
+
+
+def manifest(folder: Path, report: ReportBytes | None = None) -> Manifest:
+    """Hash the model in `folder` afresh, tensors in parallel.
 
     Raises InvalidModel if there are no safetensors weights, InvalidInput if a file is damaged.
     """
@@ -48,8 +75,7 @@ def fingerprint(folder: Path, report: ReportBytes | None = None) -> str:
             done += entry.end - entry.start
             if report:
                 report(done, total)
-    whole = {"tensors": sorted(rows), "architecture": architecture(read_json(folder / "config.json"))}
-    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+    return Manifest(tuple(sorted(rows)), architecture(read_json(folder / "config.json")))
 
 
 def tensor_digest(path: Path, entry: TensorEntry) -> str:
@@ -87,6 +113,17 @@ def _stat_lines(folder: Path) -> Iterator[str]:
         yield f"{path.resolve()}|{about.st_size}|{about.st_mtime_ns}|{about.st_ino}"
 
 
+def _stamp(path: Path) -> tuple[int, int, int]:
+    about = path.stat()
+    return about.st_size, about.st_mtime_ns, about.st_ino
+
+
+@functools.lru_cache(maxsize=256)
+def _file_digest(path: Path, size: int, mtime_ns: int, inode: int) -> str:
+    """SHA-256 of a file, read once for as long as it is not touched: a chat asks for it with every message."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def text_hash(text: str) -> str:
     """SHA-256 of a chat template or any other text."""
     return hashlib.sha256(text.encode()).hexdigest()
@@ -96,5 +133,5 @@ def tokenizer_hash(folder: Path) -> str:
     """SHA-256 over the files that decide how text becomes ids; empty if there are none."""
     names = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "special_tokens_map.json")
     present = [folder / name for name in names if (folder / name).is_file()]
-    parts = [f"{path.name}:{hashlib.sha256(path.read_bytes()).hexdigest()}" for path in present]
+    parts = [f"{path.name}:{_file_digest(path, *_stamp(path))}" for path in present]
     return text_hash("\n".join(parts)) if parts else ""

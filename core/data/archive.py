@@ -5,21 +5,18 @@ from __future__ import annotations
 import lzma
 import re
 import shutil
-import stat
 import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from core.archive import safe_members
 from core.data.read import PLAIN_SUFFIXES, SUFFIXES
 from core.errors import InvalidData
 from core.publish import require_space
 
-_MOST_MEMBERS = 1000
 _MOST_BYTES = 50 << 30
-_MOST_RATIO = 200  # unpacked to packed, beyond a size that does no harm
-_HARMLESS = 100 << 20
 _VALIDATION = ("validation", "valid", "val", "dev", "eval")
 _ABOUT = ("dataset_info.json", "dataset_infos.json", "state.json", "readme.md", "license.txt", "license.md")
 
@@ -57,21 +54,7 @@ def sources_of(path: Path, staging: Path, *, name: str = "", validation: bool = 
 
 def _checked(archive: zipfile.ZipFile, name: str) -> list[zipfile.ZipInfo]:
     """The members that hold data. Raises InvalidData for anything that a sound archive does not hold."""
-    members = archive.infolist()
-    if len(members) > _MOST_MEMBERS:
-        raise InvalidData(f"{name} holds {len(members):,} files; at most {_MOST_MEMBERS:,} are read.")
-    for member in members:
-        parts = PurePosixPath(member.filename.replace("\\", "/")).parts
-        if ".." in parts or member.filename.startswith(("/", "\\")) or ":" in member.filename[:3]:
-            raise InvalidData(f"{name} is refused: {member.filename[:80]!r} points outside of the archive.")
-        if stat.S_ISLNK(member.external_attr >> 16):
-            raise InvalidData(f"{name} is refused: {member.filename[:80]!r} is a link.")
-        if member.flag_bits & 1:
-            raise InvalidData(f"{name} is encrypted; unpack it and import the files.")
-        if member.file_size > _HARMLESS and member.file_size > _MOST_RATIO * max(1, member.compress_size):
-            raise InvalidData(f"{name} is refused: {member.filename[:80]!r} unpacks to {member.file_size / 1e9:,.1f} GB.")
-    if sum(member.file_size for member in members) > _MOST_BYTES:
-        raise InvalidData(f"{name} unpacks to more than {_MOST_BYTES >> 30} GiB.")
+    members = safe_members(archive, name, _MOST_BYTES, InvalidData)
     found = [member for member in members if _is_data(member)]
     if not found:
         raise InvalidData(f"{name} holds no file that can be read; expected {', '.join(SUFFIXES)}.")

@@ -1,18 +1,28 @@
-"""A merged model as a folder that other software loads: weights, tokenizer, template, configurations, model card."""
+"""What leaves the house: a merged model or an adapter as a folder that other software loads, complete or not at all."""
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from core.base_model.describe import chat_template
+from core.base_model.files import read_json
 from core.base_model.skeleton import Skeleton
 from core.base_model.templates import chosen_template
+from core.base_model.tokenizer import end_token_ids, load_tokenizer
+from core.config import FLOAT_DTYPES, ExportConfig
+from core.errors import InvalidInput
+from core.gguf.ollama import chat_parts, modelfile
+from core.gguf.write import write_adapter_gguf, write_merged_gguf
 from core.lora.adapter import AdapterWeights
-from core.merge.merge import MergeReport, merge_into_base
+from core.lora.peft_format import save_adapter
+from core.merge.cards import Provenance, model_card
+from core.merge.merge import merge_into_base
 from core.publish import published_folder
 from core.reporting import Report
 
@@ -20,84 +30,107 @@ _COMPANIONS = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json",
     "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "LICENSE",
 )  # fmt: skip
+_MOST_CONTEXT = 32768  # Ollama reserves memory for all of it
 
 
 @dataclass(frozen=True)
-class Provenance:
-    """Where an exported model comes from, for its card and its files' headers."""
+class Exporting:
+    """What is exported."""
 
-    base_name: str
-    base_fingerprint: str
-    base_licence: str
-    adapter_name: str
-    adapter_digest: str
-    dataset_name: str
-    config: dict[str, Any]
-    train_loss: float | None
-    validation_loss: float | None
-    base_template: str = ""
-    """The known chat template chosen for a base that has none of its own."""
-
-    def metadata(self) -> dict[str, str]:
-        """For the header of each safetensors file, so that merging the same adapter twice can be noticed."""
-        return {
-            "format": "pt",
-            "base_fingerprint": self.base_fingerprint,
-            "merged_adapter": self.adapter_digest,
-            "merged_adapter_name": self.adapter_name,
-        }
+    base_folder: Path
+    skeleton: Skeleton
+    adapter: AdapterWeights
+    about: Provenance
+    config: ExportConfig
 
 
-def export_merged(
-    base_folder: Path, skeleton: Skeleton, adapter: AdapterWeights, target: Path, about: Provenance, report: Report
-) -> MergeReport:
-    """Publish the merged model as the folder `target`, complete or not at all.
+Facts = dict[str, Any]
+"""What a writer has to tell: counts, bytes, the rounding loss."""
 
-    Raises InvalidInput if `target` is occupied, OutOfSpace, InvalidAdapter.
+
+def export(what: Exporting, target: Path, report: Report) -> Facts:
+    """Publish the folder `target` in the wanted format, complete or not at all.
+
+    Raises InvalidInput if `target` is occupied, OutOfSpace, InvalidAdapter, InvalidModel.
     """
     with published_folder(target) as staging:
-        result = merge_into_base(base_folder, adapter, skeleton.transposed, staging, report, about.metadata())
-        for name in _COMPANIONS:
-            if (base_folder / name).is_file():
-                shutil.copyfile(base_folder / name, staging / name)
-        if chat_template(base_folder) is None:
-            (staging / "chat_template.jinja").write_text(chosen_template(about.base_template), encoding="utf-8")
-        (staging / "README.md").write_text(model_card(about), encoding="utf-8")
-    return result
+        facts = _WRITERS[what.config.format](what, staging, report)
+        (staging / "README.md").write_text(model_card(what.about, what.config, facts), encoding="utf-8")
+    return facts
 
 
-def model_card(about: Provenance) -> str:
-    """The model card: front matter the hub understands, then what went into the model."""
-    front = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
-    if about.base_licence:
-        front.append(f"license: {about.base_licence}")
-    front += ["tags:", "- lora", "- merged", "---", ""]
-    losses = {"train": about.train_loss, "validation": about.validation_loss}
-    shown = ", ".join(f"{name} {value:.4f}" for name, value in losses.items() if value is not None)
-    body = [
-        f"# {_plain(about.adapter_name)}",
-        "",
-        f"{_plain(about.base_name)} with the LoRA adapter {_plain(about.adapter_name)} merged in: W + (α/r)BA.",
-        "",
-        "| | |",
-        "|---|---|",
-        f"| Base model | {_plain(about.base_name)} |",
-        f"| Fingerprint of the base | `{about.base_fingerprint}` |",
-        f"| Licence of the base | {about.base_licence or 'not stated'} |",
-        f"| Digest of the adapter | `{about.adapter_digest}` |",
-        f"| Data set | {_plain(about.dataset_name) or 'not known'} |",
-        f"| Final loss | {shown or 'not known'} |",
-        "",
-        "Training configuration:",
-        "",
-        "```json",
-        json.dumps(about.config, indent=2, ensure_ascii=False),
-        "```",
-        "",
-    ]
-    return "\n".join(front + body)
+def _safetensors(what: Exporting, staging: Path, report: Report) -> Facts:
+    written = merge_into_base(
+        what.base_folder, what.adapter, what.skeleton.transposed, staging, report, what.about.metadata(), what.config
+    )
+    for name in _COMPANIONS:
+        if (what.base_folder / name).is_file():
+            shutil.copyfile(what.base_folder / name, staging / name)
+    if what.config.dtype in FLOAT_DTYPES:
+        _state_dtype(staging / "config.json", what.config.dtype)
+    if chat_template(what.base_folder) is None:
+        (staging / "chat_template.jinja").write_text(chosen_template(what.about.base_template), encoding="utf-8")
+    return {
+        "merged_tensors": written.merged_tensors, "copied_tensors": written.copied_tensors,
+        "rounding_loss": written.rounding_loss, "worst_rounding_loss": written.worst_rounding_loss,
+    }  # fmt: skip
 
 
-def _plain(text: str) -> str:
-    """A name in one line, without what Markdown tables or HTML would act on."""
-    return "".join(" " if char in "|<>\n\r`" else char for char in text).strip()
+def _state_dtype(path: Path, dtype: str) -> None:
+    """Software that loads the model takes its number format from the configuration."""
+    config = read_json(path)
+    config.pop("torch_dtype", None)
+    path.write_text(json.dumps(config | {"dtype": dtype}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _peft(what: Exporting, staging: Path, report: Report) -> Facts:
+    save_adapter(staging, what.adapter)
+    return {"tensors": 2 * len(what.adapter.layers)}
+
+
+def _gguf(what: Exporting, staging: Path, report: Report) -> Facts:
+    kind = "f16" if what.config.dtype == "auto" else what.config.dtype
+    return {"tensors": _write_gguf(what, staging / f"{file_name(what.about.adapter_name)}-{kind}.gguf", report)}
+
+
+def _gguf_adapter(what: Exporting, staging: Path, report: Report) -> Facts:
+    file = staging / f"{file_name(what.about.adapter_name)}-lora.gguf"
+    return {"tensors": write_adapter_gguf(what.base_folder, what.adapter, file, what.about.adapter_name)}
+
+
+def _ollama(what: Exporting, staging: Path, report: Report) -> Facts:
+    count = _write_gguf(what, staging / "model.gguf", report)
+    tokenizer = load_tokenizer(what.base_folder, what.about.base_template)
+    parts = chat_parts(tokenizer)
+    stop = sorted(str(tokenizer.convert_ids_to_tokens(one)) for one in end_token_ids(what.base_folder, tokenizer))
+    settings = what.base_folder / "generation_config.json"
+    context = min(int(read_json(what.base_folder / "config.json").get("max_position_embeddings", 2048)), _MOST_CONTEXT)
+    generation = read_json(settings) if settings.is_file() else {}
+    text = modelfile("./model.gguf", parts, stop, generation, context, what.about.base_licence)
+    (staging / "Modelfile").write_text(text, encoding="utf-8")
+    return {"tensors": count, "template_in_modelfile": parts is not None}
+
+
+def _write_gguf(what: Exporting, target: Path, report: Report) -> int:
+    return write_merged_gguf(
+        what.base_folder, what.adapter, what.skeleton.transposed, target, report, what.about.adapter_name, what.config,
+        what.about.base_template, what.about.base_licence,
+    )  # fmt: skip
+
+
+_WRITERS: dict[str, Callable[[Exporting, Path, Report], Facts]] = {
+    "safetensors": _safetensors, "peft": _peft, "gguf": _gguf, "gguf-adapter": _gguf_adapter, "ollama": _ollama,
+}  # fmt: skip
+
+
+def file_name(name: str) -> str:
+    """A name that every file system takes."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:60] or "adapter"
+
+
+def gguf_file(folder: Path) -> Path:
+    """The one GGUF file in an exported folder. Raises InvalidInput."""
+    found = sorted(folder.glob("*.gguf"))
+    if len(found) != 1:
+        raise InvalidInput(f"{folder} holds {len(found)} GGUF files where one was expected.")
+    return found[0]

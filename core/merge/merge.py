@@ -1,30 +1,33 @@
 """Merging an adapter into its base: W' = W + (α/r)·B·A, as a pure function from files to files.
 
-Each output file has the layout of its input file. Untargeted tensors are copied byte for byte; targeted ones are
-added in float32 and cast once to their own dtype. One tensor is in memory at a time, and the base's files are only read.
+Untargeted tensors are copied byte for byte; targeted ones are added in float32 and cast once. Pieces of a few MB are
+read, computed and written at the same time, so memory stays bounded whatever the model, and the base is only read.
 """
 
 from __future__ import annotations
 
-import mmap
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import safe_open
 from torch import Tensor
 
 from core.base_model.files import INDEX_NAME, weight_files
+from core.config import ExportConfig
 from core.errors import InvalidAdapter
 from core.events import Progress
-from core.lora.adapter import AdapterWeights
+from core.lora.adapter import AdapterWeights, LayerFactors
+from core.lora.low_rank import inner_product
+from core.merge.stream import PIECE_BYTES, in_order, read_range
 from core.publish import require_space
 from core.reporting import Report
-from core.safetensors_file import TensorEntry, build_header, read_header
+from core.safetensors_file import DTYPE_BYTES, TensorEntry, build_header, read_header
 
-_COPY_BYTES = 16 * 1024 * 1024
-_FLOATS = ("F64", "F32", "F16", "BF16")
+TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
 @dataclass(frozen=True)
@@ -34,31 +37,60 @@ class MergeReport:
     merged_tensors: int
     copied_tensors: int
     bytes_written: int
+    rounding_loss: float
+    """‖stored − (W + ΔW)‖ / ‖ΔW‖ over all targeted layers: the share of the adapter that the cast rounds away; 0 in float32."""
+    worst_rounding_loss: float
+    """The same of the layer that loses most."""
 
 
-def merge_into_base(
-    base_folder: Path, adapter: AdapterWeights, transposed: frozenset[str], target: Path, report: Report,
-    metadata: Mapping[str, str],
-) -> MergeReport:  # fmt: skip
-    """Write the weights of base + adapter into the existing folder `target`.
+@dataclass(frozen=True)
+class Source:
+    """A tensor of the base: where it lies, and what is added to it."""
 
-    transposed: module paths whose weight is stored as [in, out] (GPT-2). metadata goes into every file's header.
-    Raises InvalidAdapter if a targeted layer has no weight in the files, OutOfSpace before anything is written.
-    """
-    shards = weight_files(base_folder)
-    total = sum(path.stat().st_size for path in shards)
-    require_space(target, total)
-    names = {entry.name for path in shards for entry in read_header(path).tensors}
+    path: Path
+    entry: TensorEntry
+    factors: LayerFactors | None
+    """The adapter's part of this layer; None where it changes nothing."""
+    module: str | None
+    """The module path of a layer that the adapter changes."""
+    transposed: bool
+    """Whether W is stored as [in, out] (GPT-2)."""
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Some rows of a tensor, or of an untouched one some bytes."""
+
+    source: Source
+    start: int
+    end: int
+    dtype: str
+
+
+@dataclass(frozen=True)
+class _Made:
+    source: Source
+    data: bytearray | memoryview
+    error: float
+    """Sum of the squared rounding errors."""
+
+
+def sources(base_folder: Path, adapter: AdapterWeights, transposed: frozenset[str]) -> list[list[Source]]:
+    """All tensors of the base, by file and in their order there. Raises InvalidAdapter if a targeted layer is not among them."""
+    headers = {path: read_header(path) for path in weight_files(base_folder)}
+    names = {entry.name for header in headers.values() for entry in header.tensors}
     module_of = {tensor_name(path, names): path for path in adapter.layers}
-    merged = copied = written = 0
-    for source in shards:
-        for entry, size in _merge_shard(source, target / source.name, adapter, module_of, transposed, metadata):
-            merged, copied = (merged + 1, copied) if entry.name in module_of else (merged, copied + 1)
-            written += size
-            report(Progress(f"Merging {entry.name}", min(written / total, 1.0)))
-    if (base_folder / INDEX_NAME).is_file():
-        (target / INDEX_NAME).write_bytes((base_folder / INDEX_NAME).read_bytes())
-    return MergeReport(merged, copied, written)
+    found = []
+    for path, header in headers.items():
+        rows = []
+        for entry in header.tensors:
+            module = module_of.get(entry.name)
+            factors = adapter.layers[module] if module else None
+            rows.append(Source(path, entry, factors, module, module in transposed))
+            if factors is not None:
+                _require_shape(rows[-1])
+        found.append(rows)
+    return found
 
 
 def tensor_name(path: str, names: set[str]) -> str:
@@ -70,35 +102,146 @@ def tensor_name(path: str, names: set[str]) -> str:
     return found
 
 
-def _merge_shard(
-    source: Path, target: Path, adapter: AdapterWeights, module_of: Mapping[str, str],
-    transposed: frozenset[str], metadata: Mapping[str, str],
-) -> Iterator[tuple[TensorEntry, int]]:  # fmt: skip
-    """Write one file, tensor by tensor; yield each with its size in bytes."""
-    header = read_header(source)
-    layout = [(entry.name, entry.dtype, entry.shape) for entry in header.tensors]
-    with (
-        safe_open(source, framework="pt") as tensors,
-        source.open("rb") as raw_file,
-        mmap.mmap(raw_file.fileno(), 0, access=mmap.ACCESS_READ) as raw,
-        target.open("wb") as out,
-    ):
-        out.write(build_header(layout, {**header.metadata, **metadata}))
-        for entry in header.tensors:
-            path = module_of.get(entry.name)
-            if path is None:
-                for start in range(entry.start, entry.end, _COPY_BYTES):
-                    out.write(raw[start : min(start + _COPY_BYTES, entry.end)])
-            else:
-                weight = merged_weight(tensors.get_tensor(entry.name), entry, adapter, path, path in transposed)
-                out.write(weight.view(torch.uint8).numpy().data)
-            yield entry, entry.end - entry.start
+def _require_shape(source: Source) -> None:
+    factors, entry = source.factors, source.entry
+    assert factors is not None
+    delta = (factors.B.shape[0], factors.A.shape[1])
+    if (delta[::-1] if source.transposed else delta) != entry.shape or entry.dtype not in TORCH_DTYPES:
+        shape = f"{entry.dtype} {list(entry.shape)}"
+        raise InvalidAdapter(f"ΔW of {entry.name} is {list(delta)}, but the base holds {shape} there.")
 
 
-def merged_weight(weight: Tensor, entry: TensorEntry, adapter: AdapterWeights, path: str, transposed: bool) -> Tensor:
-    """W + ΔW in float32, cast once to W's dtype; contiguous. Raises InvalidAdapter if the shapes disagree."""
-    delta = adapter.layers[path].delta_weight()
-    delta = delta.T if transposed else delta
-    if delta.shape != weight.shape or entry.dtype not in _FLOATS:
-        raise InvalidAdapter(f"ΔW of {path} is {list(delta.shape)}, but the base holds {entry.dtype} {list(weight.shape)} there.")
-    return (weight.float() + delta).to(weight.dtype).contiguous()
+def merge_into_base(
+    base_folder: Path, adapter: AdapterWeights, transposed: frozenset[str], target: Path, report: Report,
+    metadata: Mapping[str, str], config: ExportConfig | None = None,
+) -> MergeReport:  # fmt: skip
+    """Write the weights of base + adapter into the existing folder `target`.
+
+    transposed: module paths whose weight is stored as [in, out]. metadata goes into every file's header.
+    Raises InvalidAdapter if a targeted layer has no weight in the files, OutOfSpace before anything is written.
+    """
+    config = config or ExportConfig()
+    files = _layout(sources(base_folder, adapter, transposed), config)
+    total = sum(_size(source, config) for rows in files.values() for source in rows)
+    require_space(target, total)
+    written = 0
+    errors: dict[str, float] = {}
+    for name, rows in files.items():
+        for source, size, error in _write(target / name, rows, config, metadata):
+            written += size
+            errors[source.entry.name] = errors.get(source.entry.name, 0.0) + error
+            report(Progress(f"Merging {source.entry.name}", min(written / max(total, 1), 1.0)))
+    if len(files) > 1 or (base_folder / INDEX_NAME).is_file():
+        _write_index(target, files, total)
+    merged = [source for rows in files.values() for source in rows if source.factors is not None]
+    energy = {source.entry.name: inner_product(source.factors, source.factors) for source in merged if source.factors}
+    lost = [math.sqrt(errors[name] / value) for name, value in energy.items() if value]
+    return MergeReport(
+        merged_tensors=len(merged), copied_tensors=sum(map(len, files.values())) - len(merged), bytes_written=written,
+        rounding_loss=math.sqrt(sum(errors[name] for name in energy) / max(sum(energy.values()), 1e-300)),
+        worst_rounding_loss=max(lost, default=0.0),
+    )  # fmt: skip
+
+
+def _layout(files: Sequence[Sequence[Source]], config: ExportConfig) -> dict[str, list[Source]]:
+    """Which tensors go into which file: as in the base, or packed in order into files of the wanted size."""
+    if not config.shard_gigabytes:
+        return {rows[0].path.name: list(rows) for rows in files}
+    shards: list[list[Source]] = [[]]
+    filled = 0
+    for source in (source for rows in files for source in rows):
+        size = _size(source, config)
+        if shards[-1] and filled + size > config.shard_gigabytes * 1e9:
+            shards.append([])
+            filled = 0
+        shards[-1].append(source)
+        filled += size
+    if len(shards) == 1:
+        return {"model.safetensors": shards[0]}
+    return {f"model-{at:05d}-of-{len(shards):05d}.safetensors": rows for at, rows in enumerate(shards, 1)}
+
+
+def _stored(source: Source, config: ExportConfig) -> str:
+    """The dtype a tensor is written in: the wanted one where it holds floats."""
+    return _NAMES.get(config.dtype, source.entry.dtype) if source.entry.dtype in TORCH_DTYPES else source.entry.dtype
+
+
+def _size(source: Source, config: ExportConfig) -> int:
+    return source.entry.count * DTYPE_BYTES[_stored(source, config)]
+
+
+def _write(
+    target: Path, rows: Sequence[Source], config: ExportConfig, metadata: Mapping[str, str]
+) -> Iterator[tuple[Source, int, float]]:
+    """Write one file; yield for each piece its tensor, its bytes and its squared rounding error."""
+    own = {key: value for path in {source.path for source in rows} for key, value in read_header(path).metadata.items()}
+    layout = [(source.entry.name, _stored(source, config), source.entry.shape) for source in rows]
+    pieces = (piece for source in rows for piece in _pieces(source, _stored(source, config)))
+    with target.open("wb") as out:
+        out.write(build_header(layout, {**own, **metadata}))
+        for made in in_order(_make, pieces):
+            out.write(made.data)
+            yield made.source, len(made.data), made.error
+
+
+def _pieces(source: Source, dtype: str) -> Iterator[_Piece]:
+    entry = source.entry
+    if source.factors is None and dtype == entry.dtype:
+        step = PIECE_BYTES
+    else:  # whole rows, so that each piece is a matrix
+        width = math.prod(entry.shape[1:]) * DTYPE_BYTES[entry.dtype]
+        step = max(1, PIECE_BYTES // max(width, 1)) * width
+    for start in range(entry.start, entry.end, max(step, 1)):
+        yield _Piece(source, start, min(start + step, entry.end), dtype)
+
+
+def _make(piece: _Piece) -> _Made:
+    source, entry = piece.source, piece.source.entry
+    raw = read_range(source.path, piece.start, piece.end)
+    if source.factors is None and piece.dtype == entry.dtype:
+        return _Made(source, raw, 0.0)
+    width = math.prod(entry.shape[1:])
+    exact = torch.frombuffer(raw, dtype=TORCH_DTYPES[entry.dtype]).view(-1, width).float()
+    if source.factors is not None:
+        first = (piece.start - entry.start) // (width * DTYPE_BYTES[entry.dtype])
+        exact = exact + _delta_rows(source, first, exact.shape[0])
+    stored = exact.to(TORCH_DTYPES[piece.dtype])
+    rounds = source.factors is not None and stored.dtype != torch.float32
+    error = float(stored.float().sub_(exact).square_().sum(dtype=torch.float64)) if rounds else 0.0
+    return _Made(source, stored.contiguous().view(torch.uint8).numpy().data.cast("B"), error)
+
+
+def _delta_rows(source: Source, first: int, count: int) -> Tensor:
+    """Rows of ΔW as the file stores them, in float32."""
+    factors = source.factors
+    assert factors is not None
+    rows = slice(first, first + count)
+    if source.transposed:
+        return (factors.A[:, rows].float().T * factors.scale) @ factors.B.float().T
+    return (factors.B[rows].float() * factors.scale) @ factors.A.float()
+
+
+def merged_weight(source: Source) -> Tensor:
+    """A whole tensor with what the adapter adds to it, in float32, in the shape that the file gives."""
+    entry = source.entry
+    exact = torch.frombuffer(read_range(source.path, entry.start, entry.end), dtype=TORCH_DTYPES[entry.dtype]).float()
+    if source.factors is not None:
+        exact = (exact.view(entry.shape) + _delta_rows(source, 0, entry.shape[0])).flatten()
+    return exact.view(entry.shape)
+
+
+def weight_norms(base_folder: Path, adapter: AdapterWeights, transposed: frozenset[str], report: Report) -> dict[str, float]:
+    """‖W‖ by module path of the layers that the adapter changes, one in memory at a time."""
+    targeted = [one for rows in sources(base_folder, adapter, transposed) for one in rows if one.module]
+    norms = {}
+    for number, source in enumerate(targeted):
+        report(Progress(f"Measuring {source.entry.name}", number / len(targeted)))
+        weight = merged_weight(replace(source, factors=None))
+        norms[source.module or ""] = float(torch.linalg.vector_norm(weight, dtype=torch.float64))
+    return norms
+
+
+def _write_index(target: Path, files: Mapping[str, Sequence[Source]], total: int) -> None:
+    weight_map = {source.entry.name: name for name, rows in files.items() for source in rows}
+    content = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    (target / INDEX_NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

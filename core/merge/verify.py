@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig
 
+from core.base_model.files import weight_files
 from core.base_model.load import ResidentBase, load_base
 from core.data.render import apply_template
 from core.errors import InvalidAdapter
@@ -17,6 +18,7 @@ from core.events import Progress
 from core.lora.adapter import AdapterWeights
 from core.lora.inject import AdapterBank
 from core.reporting import Report
+from core.safetensors_file import read_header
 
 PROBES = (
     "What is the capital of France?",
@@ -25,6 +27,15 @@ PROBES = (
     "Zwei plus zwei ist",
     "The quick brown fox jumps over the lazy dog. 0123456789",
 )
+RENDERED = (
+    ({"role": "user", "content": PROBES[0]},),
+    (
+        {"role": "user", "content": PROBES[1]},
+        {"role": "assistant", "content": "It is wide."},
+        {"role": "user", "content": PROBES[2]},
+    ),
+)
+ANSWER_TOKENS = 64
 # Weights rounded to bf16 differ by up to 2⁻⁹ of their size, which moves logits by about a hundredth of their spread.
 TOLERANCE = {torch.bfloat16: 0.05, torch.float16: 0.01, torch.float32: 1e-4}
 
@@ -43,16 +54,18 @@ class MergeCheck:
     adapter_effect: float
     """The same share between base and base + adapter: how much there was to merge."""
     greedy_agreement: float
-    """Share of positions with the same likeliest token."""
+    """Share of the probes' positions with the same likeliest token."""
+    answer_agreement: float
+    """Share of the 64 tokens of a greedy answer of base + adapter that the merged model would give as well."""
     problems: tuple[str, ...]
-    """What else differs: template, end tokens."""
+    """What else differs: template, end tokens, tied weights, number of tensors."""
 
     def sentence(self) -> str:
         """The result in words."""
         figures = (
             f"logits differ by at most {self.max_logit_difference:.3g}, {self.relative_difference:.2%} of their spread "
             f"(allowed {self.tolerance:.2%}; the adapter itself moves them by {self.adapter_effect:.2%}); "
-            f"same next token at {self.greedy_agreement:.1%} of positions"
+            f"same next token at {self.greedy_agreement:.1%} of positions and {self.answer_agreement:.1%} of a greedy answer"
         )
         return f"{'Passed' if self.passed else 'FAILED'}: {'; '.join([figures, *self.problems])}."
 
@@ -65,20 +78,23 @@ def verify_merge(
     base = load_base(base_folder, device=torch.device("cpu"), dtype=torch.float32, template=template)
     bank = AdapterBank(base.layers, list(adapter.layers), slots=1, rank=adapter.highest_rank)
     bank.load(0, adapter)
-    probes = _probe_ids(base)
-    plain = _logits(base, probes)
+    probes = probe_ids(base)
+    plain = probe_logits(base, probes)
     with bank.use():
-        expected = _logits(base, probes)
-    written, ends = base.tokenizer.chat_template, base.end_token_ids()
+        expected = probe_logits(base, probes)
+        answer = greedy_answer(base, probes[0])
+    facts = _facts(base, base_folder)
     del base, bank
     gc.collect()
     report(Progress("Loading the merged model"))
     merged = load_base(merged_folder, device=torch.device("cpu"), dtype=torch.float32)
-    problems = _differences(merged, written, ends)
-    return _compare(plain, expected, _logits(merged, probes), _stored_dtype(merged_folder), problems)
+    found = probe_logits(merged, probes)
+    same_answer = _follows(merged, probes[0], answer)
+    problems = _differences(_facts(merged, merged_folder), facts)
+    return _compare(plain, expected, found, same_answer, stored_dtype(merged_folder), problems)
 
 
-def _probe_ids(base: ResidentBase) -> list[Tensor]:
+def probe_ids(base: ResidentBase) -> list[Tensor]:
     """The probes as the base's own template and tokenizer render them, each [1, length]."""
     texts = [apply_template(base.tokenizer, [{"role": "user", "content": probe}], add_generation_prompt=True) for probe in PROBES]
     encoded = [base.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"] for text in texts]
@@ -86,27 +102,66 @@ def _probe_ids(base: ResidentBase) -> list[Tensor]:
 
 
 @torch.no_grad()
-def _logits(base: ResidentBase, probes: list[Tensor]) -> Tensor:
+def probe_logits(base: ResidentBase, probes: list[Tensor]) -> Tensor:
     """Logits at every position of every probe, [positions, vocabulary]."""
     return torch.cat([base.model(input_ids=ids, use_cache=False).logits[0].float() for ids in probes])
 
 
-def _stored_dtype(folder: Path) -> torch.dtype:
+@torch.no_grad()
+def greedy_answer(base: ResidentBase, prompt: Tensor, tokens: int = ANSWER_TOKENS) -> Tensor:
+    """The likeliest token again and again, [tokens]; not stopped by an end token, so that there is something to compare."""
+    tokens = min(tokens, base.context_length - prompt.shape[1])
+    ids, cache = prompt, None
+    answer = []
+    for _ in range(tokens):
+        out = base.model(input_ids=ids, past_key_values=cache, use_cache=True)
+        ids, cache = out.logits[:, -1:].argmax(-1), out.past_key_values
+        answer.append(ids)
+    return torch.cat(answer, dim=1)[0] if answer else prompt.new_zeros(0)
+
+
+@torch.no_grad()
+def _follows(merged: ResidentBase, prompt: Tensor, answer: Tensor) -> float:
+    """The share of the answer's tokens that are the merged model's likeliest too, given those before."""
+    if not len(answer):
+        return 1.0
+    logits = merged.model(input_ids=torch.cat([prompt, answer[None]], dim=1), use_cache=False).logits[0]
+    return float((logits[prompt.shape[1] - 1 : -1].argmax(-1) == answer).float().mean())
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
     """The dtype the merged weights are stored in, which decides how exact they can be."""
     stored = getattr(AutoConfig.from_pretrained(folder), "dtype", None)
     return stored if stored in TOLERANCE else torch.bfloat16
 
 
-def _differences(merged: ResidentBase, template: str | None, ends: set[int]) -> tuple[str, ...]:
-    problems = []
-    if merged.tokenizer.chat_template != template:
-        problems.append("the chat template is not the base's")
-    if merged.end_token_ids() != ends:
-        problems.append(f"the end tokens are {sorted(merged.end_token_ids())}, the base's are {sorted(ends)}")
-    return tuple(problems)
+def _facts(base: ResidentBase, folder: Path) -> dict[str, object]:
+    """What must be the same in the merged model, by the words in which a difference is told."""
+    config, generation = base.model.config, base.model.generation_config
+    rendered = [apply_template(base.tokenizer, list(probe), add_generation_prompt=True) for probe in RENDERED]
+    return {
+        "chat template": base.tokenizer.chat_template,
+        "rendering of the chat template": rendered,
+        "end token of the tokenizer": base.tokenizer.eos_token_id,
+        "end tokens of the configuration": getattr(config, "eos_token_id", None),
+        "end tokens of the generation configuration": generation.eos_token_id if generation else None,
+        "tying of input and output embeddings": bool(getattr(config, "tie_word_embeddings", False)),
+        "number of tensors": sum(len(read_header(path).tensors) for path in weight_files(folder)),
+    }
 
 
-def _compare(plain: Tensor, expected: Tensor, found: Tensor, dtype: torch.dtype, problems: tuple[str, ...]) -> MergeCheck:
+def _differences(found: dict[str, object], wanted: dict[str, object]) -> tuple[str, ...]:
+    differing = [name for name, value in wanted.items() if found[name] != value]
+    short = [name for name in differing if len(str(wanted[name])) < 60]
+    return tuple(
+        f"the {name} is {found[name]}, the base's is {wanted[name]}" if name in short else f"the {name} is not the base's"
+        for name in differing
+    )
+
+
+def _compare(
+    plain: Tensor, expected: Tensor, found: Tensor, same_answer: float, dtype: torch.dtype, problems: tuple[str, ...]
+) -> MergeCheck:  # fmt: skip
     if not (expected.isfinite().all() and found.isfinite().all()):
         raise InvalidAdapter("The logits hold NaN or infinite numbers: the adapter or the base is damaged.")
     spread = max(float(expected.std()), 1e-12)
@@ -119,5 +174,6 @@ def _compare(plain: Tensor, expected: Tensor, found: Tensor, dtype: torch.dtype,
         tolerance=TOLERANCE[dtype],
         adapter_effect=float((plain - expected).square().mean().sqrt()) / spread,
         greedy_agreement=float(same.float().mean()),
+        answer_agreement=same_answer,
         problems=problems,
     )

@@ -41,6 +41,15 @@ def _set_up(base: ResidentBase, bank: AdapterBank, batch: Batch) -> Iterator[Non
         yield
 
 
+@torch.no_grad()
+def evaluate_batch(base: ResidentBase, bank: AdapterBank, batch: Batch) -> Tensor:
+    """The summed loss of each adapter of the bank over its part of the batch, [K], without dropout."""
+    bank.eval()
+    batch = batch.to(base.device)
+    with eager_layers(), _set_up(base, bank, batch):  # without gradients it would be another graph
+        return losses_of(base, batch)[1]
+
+
 @dataclass
 class MicroBatchStep:
     """Forward and backward for one bank. Gradients add up in the bank until they are zeroed."""
@@ -82,13 +91,9 @@ class MicroBatchStep:
                 return self.graphs[key].replay(batch)
         return self._plain(batch)
 
-    @torch.no_grad()
     def evaluate(self, batch: Batch) -> Tensor:
         """Each run's summed loss, [K]."""
-        self.bank.eval()
-        batch = batch.to(self.base.device)
-        with eager_layers(), _set_up(self.base, self.bank, batch):  # without gradients it would be another graph
-            return losses_of(self.base, batch)[1]
+        return evaluate_batch(self.base, self.bank, batch)
 
     def _plain(self, batch: Batch) -> Tensor:
         self.bank.train()

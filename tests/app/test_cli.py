@@ -190,7 +190,9 @@ def test_training_chat_and_adapters_from_the_command_line(workbench, settings, t
     beside = run_json(settings, *asked, "--adapter", "mine", "--adapter", "mine")[1]["answers"]
     assert [one["adapter"] for one in alone] == [one["adapter"] for one in beside] == ["mine"]
     assert run(settings, "adapters", "export", "mine", tmp_path / "out").exit_code == 0
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "README.md", "adapter_config.json", "adapter_model.safetensors",
+    ]  # fmt: skip
     again = run(settings, "adapters", "export", "mine", tmp_path / "out")
     assert (again.exit_code, "not empty" in again.stderr) == (1, True)
 

@@ -276,7 +276,7 @@ def test_a_base_without_a_template_takes_a_known_one(workbench, tiny_llama, tmp_
     assert "".join(token["text"] for token in workbench.datasets.tokens(row, "bare", 0)["tokens"]) == shown["chatml"]
     workbench.wait_run(workbench.train("bare", "data", QUICK, "a").id, lambda seen: None)
     assert workbench.registry.find(Adapter, "a").base_name == "bare"
-    export = do_job(workbench, "export_model", {"adapter": "a", "folder": str(tmp_path / "out")})
+    export = do_job(workbench, "export_adapter", {"adapter": "a", "folder": str(tmp_path / "out"), "config": {}})
     assert export.result["passed"]
     assert "<|im_start|>" in (tmp_path / "out" / "chat_template.jinja").read_text()
 

@@ -11,7 +11,7 @@ from app.errors import JobFailed
 from core.base_model.fingerprint import fingerprint
 from storage.tables import Adapter, Base, Export, Job
 from tests.core.helpers import logits, new_peft, peft_from, plain_model
-from tests.workbenches import do_job, wait_for
+from tests.workbenches import copy_adapter, do_job, wait_for
 
 
 def test_a_model_is_added_in_a_process_of_its_own(workbench, other_llama):
@@ -59,8 +59,9 @@ def test_an_adapter_from_peft_is_imported_for_the_base_it_fits(workbench, tiny_l
     model = new_peft(tiny_llama)
     model.save_pretrained(tmp_path / "theirs")
     job = do_job(workbench, "import_adapter", {"folder": str(tmp_path / "theirs"), "name": "", "base": None})
-    assert job.result == {"name": "theirs", "base": "llama", "warning": ""}
-    workbench.copy_adapter("theirs", tmp_path / "back")
+    assert {key: job.result[key] for key in ("name", "base", "warning")} == {"name": "theirs", "base": "llama", "warning": ""}
+    assert "PEFT layout, rank 4, alpha 8" in job.result["sentence"]
+    copy_adapter(workbench, "theirs", tmp_path / "back")
     assert logits(peft_from(tiny_llama, tmp_path / "back")).equal(logits(model))
 
 
@@ -76,7 +77,7 @@ def test_an_adapter_that_fits_several_bases_needs_its_base_named(workbench, tiny
 def test_an_adapter_that_records_another_base_is_refused_with_both_names(workbench, trained, other_llama, tmp_path):
     """Exported here, it carries its base's fingerprint; a base with the same shapes is not that base."""
     trained("mine")
-    workbench.copy_adapter("mine", tmp_path / "mine")
+    copy_adapter(workbench, "mine", tmp_path / "mine")
     do_job(workbench, "add_model", {"origin": str(other_llama), "name": "other"})
     job = do_job(workbench, "import_adapter", {"folder": str(tmp_path / "mine"), "name": "again", "base": "other"})
     assert job.state == "failed"
@@ -88,10 +89,10 @@ def test_an_adapter_that_records_another_base_is_refused_with_both_names(workben
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ({}, "has no adapter_config.json"),
+        ({}, "holds no .safetensors file"),
         ({"adapter_config.json": "{}", "adapter_model.bin": "x"}, "pickle adapter"),
-        ({"adapter_config.json": "{", "adapter_model.safetensors": "x"}, "not valid JSON"),
-        ({"adapter_config.json": json.dumps({"peft_type": "LORA", "r": 10**9})}, "has no adapter_model.safetensors"),
+        ({"adapter_config.json": "{", "adapter_model.safetensors": "x"}, "not a safetensors file"),
+        ({"adapter_config.json": json.dumps({"peft_type": "LORA", "r": 10**9})}, "holds no .safetensors file"),
     ],
 )
 def test_folders_that_are_no_adapters_change_nothing(workbench, tmp_path, content, said):
@@ -109,7 +110,7 @@ def test_an_export_is_a_checked_model_that_transformers_loads(workbench, trained
     result = workbench.wait_job(workbench.export("mine", tmp_path / "merged"))
     assert result["passed"]
     assert result["folder"] == str(tmp_path / "merged")
-    workbench.copy_adapter("mine", tmp_path / "adapter")
+    copy_adapter(workbench, "mine", tmp_path / "adapter")
     expected = logits(peft_from(tiny_llama, tmp_path / "adapter"))
     assert (logits(plain_model(tmp_path / "merged")) - expected).abs().max() < 1e-4
     (row,) = workbench.registry.all(Export)
@@ -146,7 +147,7 @@ def test_an_export_that_cannot_be_made_leaves_nothing(workbench, trained, tmp_pa
     else:
         (workbench.registry.blobs.path(row.digest) / "adapter_model.safetensors").write_bytes(b"x")
         said = "has changed on disk"
-    job = do_job(workbench, "export_model", {"adapter": "mine", "folder": str(target)})
+    job = do_job(workbench, "export_adapter", {"adapter": "mine", "folder": str(target), "config": {}})
     assert (job.state, said in job.message) == ("failed", True), job.message
     assert workbench.registry.all(Export) == []
     assert not target.exists() or [path.name for path in target.iterdir()] == ["mine.txt"]

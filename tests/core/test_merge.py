@@ -7,8 +7,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from core.base_model.skeleton import skeleton
+from core.config import ExportConfig
 from core.errors import InvalidInput, OutOfSpace
-from core.merge.export import Provenance, export_merged
+from core.merge.cards import Provenance
+from core.merge.export import Exporting, export
 from core.merge.verify import verify_merge
 from core.reporting import silent
 from core.safetensors_file import read_header
@@ -18,8 +20,8 @@ from tests.core.helpers import load, logits, peft_from, plain_model, random_adap
 ABOUT = Provenance("base", "f" * 64, "mit", "my | adapter", "a" * 64, "data", {"rank": 4}, 1.5, None)
 
 
-def _export(folder, adapter, target):
-    return export_merged(folder, skeleton(folder), adapter, target, ABOUT, silent)
+def _export(folder, adapter, target, report=silent, **options):
+    return export(Exporting(folder, skeleton(folder), adapter, ABOUT, ExportConfig(**options)), target, report)
 
 
 def test_the_merged_model_is_base_plus_adapter(any_model, tmp_path):
@@ -40,7 +42,7 @@ def test_untouched_tensors_are_copied_byte_for_byte(tiny_llama, tmp_path):
     before, after = load_file(tiny_llama / "model.safetensors"), load_file(tmp_path / "merged" / "model.safetensors")
     touched = {f"{path}.weight" for path in adapter.layers}
     assert before.keys() == after.keys()
-    assert (written.merged_tensors, written.copied_tensors) == (len(touched), len(before) - len(touched))
+    assert (written["merged_tensors"], written["copied_tensors"]) == (len(touched), len(before) - len(touched))
     for name in before:
         assert torch.equal(before[name], after[name]) == (name not in touched), name
 
@@ -133,5 +135,5 @@ def test_a_failure_half_way_leaves_nothing(tiny_llama, tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space"):
-        export_merged(tiny_llama, skeleton(tiny_llama), adapter, tmp_path / "merged", ABOUT, report)
+        _export(tiny_llama, adapter, tmp_path / "merged", report)
     assert list(tmp_path.iterdir()) == []

@@ -17,7 +17,7 @@ from storage.database import Database, wal_is_safe
 from storage.errors import BlobDamaged, InUse, InvalidName, NameTaken, NotFound, StorageError
 from storage.names import clean_name, free_name
 from storage.registry import Registry
-from storage.tables import Adapter, Base, Chat, ChatMessage, Dataset, Job, Point, Run
+from storage.tables import Adapter, Base, Chat, ChatMessage, Dataset, Export, Job, Point, Run
 
 
 @pytest.fixture
@@ -194,11 +194,13 @@ def test_a_change_is_noticed(registry):
         lambda: registry.update_run(1, state="running"),
         lambda: registry.update_run(1, state="finished"),
         lambda: registry.save(Job(kind="x", title="x")),
-        lambda: registry.remove_adapter("a"),
+        lambda: registry.change_adapter(1, starred=True),
+        lambda: registry.delete_adapter(1),
+        lambda: registry.undelete_adapter(1),
     ):
         change()
         seen.add(registry.change_count())
-    assert len(seen) == 8
+    assert len(seen) == 10
 
 
 def test_removing_a_chat_removes_its_messages(registry):
@@ -270,7 +272,7 @@ def test_an_older_schema_is_backed_up_before_it_is_migrated(tmp_path, monkeypatc
     older.database.close()
     newer = shutil.copytree(storage.database._MIGRATIONS, tmp_path / "migrations")
     (newer / "versions" / "0099_more.py").write_text(
-        "import sqlalchemy as sa\nfrom alembic import op\nrevision, down_revision = '0099', '0005'\n"
+        "import sqlalchemy as sa\nfrom alembic import op\nrevision, down_revision = '0099', '0006'\n"
         "def upgrade():\n    op.add_column('adapter', sa.Column('stars', sa.Integer(), nullable=True))\n"
     )
     monkeypatch.setattr(storage.database, "_MIGRATIONS", newer)
@@ -284,37 +286,61 @@ def test_an_older_schema_is_backed_up_before_it_is_migrated(tmp_path, monkeypatc
         connection.close()
 
 
-def test_a_registry_of_the_first_version_keeps_its_runs_and_points(tmp_path, monkeypatch):
-    first = shutil.copytree(storage.database._MIGRATIONS, tmp_path / "migrations")
-    for later in ("0002_sweeps.py", "0003_dataset_versions.py", "0004_checkpoints.py", "0005_queue_and_samples.py"):
+_OF_THE_FIRST = {
+    "run": "(name, base_id, base_name, base_fingerprint, dataset_id, dataset_name, dataset_digest, config, state, reason,"
+    " stop_requested, details, created) values (?, 1, 'b', 'f', 1, 'd', 'd', ?, ?, '', 0, '{}', 1)",
+    "point": "(run_id, step, loss, at) values (1, 1, 2.5, 1)",
+    "dataset": "(name, format, reason, rows, digest, size_bytes, source_name, preview, created)"
+    " values ('mine', 'text', 'r', 7, 'dddd', 1, 'x', '[]', 5)",
+    "adapter": "(name, base_name, base_fingerprint, dataset_name, source, rank, alpha, target_modules, parameters, digest,"
+    " size_bytes, config, created) values ('old one', 'b', 'f', 'd', 'trained', 4, 8, 'q', 1, 'eeee', 1, '{}', 1)",
+    "base": "(name, fingerprint, stat_key, tokenizer_hash, template_hash, architecture, parameters, dtype, context_length,"
+    " layers, hidden_size, vocab_size, has_chat_template, size_bytes, licence, source, origin, folder, owned, layer_shapes,"
+    " created)"
+    " values ('b', 'f', '', '', '', 'L', 1, 'f32', 1, 1, 1, 1, 0, 1, '', 'folder', '', '/x', 0, '{}', 1)",
+    "export": '(adapter_name, adapter_digest, base_name, folder, size_bytes, passed, sentence, "check", created)'
+    " values ('old one', 'eeee', 'b', '/y', 1, ?, 's', '{}', 1)",
+    "note": "(run_id, text, at) values (1, 'said', 1)",
+}
+_VERSIONS = sorted(path.name for path in (storage.database._MIGRATIONS / "versions").glob("0*.py"))
+
+
+@pytest.mark.parametrize("newest", _VERSIONS[:-1])
+def test_a_registry_of_every_earlier_version_keeps_what_is_in_it(tmp_path, monkeypatch, newest):
+    """Rows as the first version wrote them, brought to one of the earlier schemas, then to this one."""
+    path, first = tmp_path / "registry.db", shutil.copytree(storage.database._MIGRATIONS, tmp_path / "first")
+    for later in _VERSIONS[1:]:
         (first / "versions" / later).unlink()
-    with monkeypatch.context() as patch:
-        patch.setattr(storage.database, "_MIGRATIONS", first)
-        Database(tmp_path / "registry.db").close()
-    with sqlite3.connect(tmp_path / "registry.db") as connection:
-        connection.execute(
-            "insert into run (name, base_id, base_name, base_fingerprint, dataset_id, dataset_name, dataset_digest, config,"
-            " state, reason, stop_requested, details, created) values ('old', 1, 'b', 'f', 1, 'd', 'd', '{}', 'finished', '',"
-            " 0, '{}', 1)"
-        )
-        connection.execute("insert into point (run_id, step, loss, at) values (1, 1, 2.5, 1)")
-        connection.execute(
-            "insert into dataset (name, format, reason, rows, digest, size_bytes, source_name, preview, created)"
-            " values ('mine', 'text', 'r', 7, 'dddd', 1, 'x', '[]', 5)"
-        )
-        connection.execute(
-            "insert into run (name, base_id, base_name, base_fingerprint, dataset_id, dataset_name, dataset_digest, config,"
-            " state, reason, stop_requested, details, created) values ('waits', 1, 'b', 'f', 1, 'd', 'd',"
-            " '{\"train\": {\"seed\": 1, \"validation_share\": 0.05}}', 'queued', '', 0, '{}', 1)"
-        )
-    connection.close()
-    registry = Registry(Database(tmp_path / "registry.db"), BlobStore(tmp_path / "blobs"))
-    assert (registry.get(Run, 1).name, registry.get(Run, 1).sweep) == ("old", "")
+    earlier = shutil.copytree(storage.database._MIGRATIONS, tmp_path / "earlier")
+    for later in (name for name in _VERSIONS if name > newest):
+        (earlier / "versions" / later).unlink()
+    for migrations in (first, earlier):
+        with monkeypatch.context() as patch:
+            patch.setattr(storage.database, "_MIGRATIONS", migrations)
+            Database(path).close()
+        if migrations == first:
+            with sqlite3.connect(path) as connection:
+                waits = '{"train": {"seed": 1, "validation_share": 0.05}}'
+                for values in (("old", "{}", "finished"), ("waits", waits, "queued")):
+                    connection.execute(f"insert into run {_OF_THE_FIRST['run']}", values)
+                for table in ("base", "dataset", "adapter", "point", "note"):
+                    connection.execute(f"insert into {table} {_OF_THE_FIRST[table]}")
+                for passed in (True, False):
+                    connection.execute(f"insert into export {_OF_THE_FIRST['export']}", (passed,))
+            connection.close()
+    registry = Registry(Database(path), BlobStore(tmp_path / "blobs"))
+    assert len(list(tmp_path.glob("registry-before-*.db"))) == (1 if newest == _VERSIONS[0] else 2)
+    assert (registry.get(Run, 1).name, registry.get(Run, 1).sweep, registry.get(Run, 1).position) == ("old", "", 1.0)
     assert registry.last_point(1).loss == 2.5
+    assert registry.notes(1)[0].text == "said"
     assert registry.get(Run, 2).config == {"train": {"seed": 1}}
     mine = registry.find(Dataset, "mine")
     assert (mine.version, mine.rows_digest, mine.faulty_rows, mine.mapping) == (1, "dddd", 0, {})
     assert [(one.number, one.digest, one.rows, one.change) for one in registry.versions(mine.id)] == [(1, "dddd", 7, "imported")]
+    old = registry.find(Adapter, "old one")
+    assert (old.parents, old.starred, old.deleted, old.tags, old.tokenizer_hash) == ([], False, None, "", "")
+    assert registry.find(Base, "b").merged == {}
+    assert [(one.format, one.verdict) for one in registry.all(Export)] == [("safetensors", "failed"), ("safetensors", "passed")]
     registry.database.close()
 
 

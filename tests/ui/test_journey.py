@@ -17,6 +17,7 @@ from app.settings import settings_for
 from storage.tables import Adapter, Base, Export, Run
 from tests.core.helpers import peft_from
 from tests.ui.conftest import choose, go_to, picture, ready, served, tab
+from tests.workbenches import copy_adapter
 
 pytestmark = [pytest.mark.starter, pytest.mark.browser, pytest.mark.timeout(900)]
 MINUTES = 60_000
@@ -144,7 +145,7 @@ def test_the_export_loads_with_plain_transformers_and_gives_base_plus_adapter(wo
     (export,) = workbench.registry.all(Export)
     (base,) = workbench.registry.all(Base)
     (adapter,) = workbench.registry.all(Adapter)
-    workbench.copy_adapter(adapter.name, tmp_path / "adapter")
+    copy_adapter(workbench, adapter.name, tmp_path / "adapter")
     tokenizer = AutoTokenizer.from_pretrained(export.folder)
     expected = _logits(peft_from(Path(base.folder), tmp_path / "adapter"), tokenizer)
     plain = _logits(AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32), tokenizer)

@@ -1,0 +1,58 @@
+"""What has been exported: whether it is still as it was written, and as one file to take away."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from storage.blobs import content_digest
+from storage.errors import BlobDamaged, NotFound
+from storage.tables import Export
+
+_PIECE = 1 << 20
+
+
+def verify_export(row: Export) -> None:
+    """Raise BlobDamaged or NotFound unless every file is as it was written."""
+    folder = Path(row.folder)
+    if not folder.is_dir():
+        raise NotFound(f"The export {row.folder} is gone.")
+    for name, digest in row.files.items():
+        path = folder / name
+        if not path.is_file() or content_digest(path) != digest:
+            raise BlobDamaged(
+                f"{path} is {'not as it was written' if path.is_file() else 'gone'}; export {row.adapter_name} again."
+            )
+
+
+class _Pipe(io.RawIOBase):
+    """A file that cannot seek and gives away what was written to it."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: bytes) -> int:  # type: ignore[override]
+        self._pieces.append(bytes(data))
+        return len(data)
+
+    def take(self) -> bytes:
+        data, self._pieces = b"".join(self._pieces), []
+        return data
+
+
+def zipped(folder: Path) -> Iterator[bytes]:
+    """The files of a folder as an uncompressed zip, made while it is sent: nothing is written to the disk."""
+    pipe = _Pipe()
+    with zipfile.ZipFile(pipe, "w", zipfile.ZIP_STORED) as archive:
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            about = zipfile.ZipInfo.from_file(path, f"{folder.name}/{path.relative_to(folder).as_posix()}")
+            with path.open("rb") as source, archive.open(about, "w", force_zip64=True) as target:
+                while data := source.read(_PIECE):
+                    target.write(data)
+                    yield pipe.take()
+    yield pipe.take()

@@ -1,0 +1,75 @@
+"""The model card that goes with everything exported: what it is made of, and what may be done with it. Needs no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from core.config import ExportConfig
+
+_WHAT = {
+    "safetensors": "{base} with the LoRA adapter {adapter} merged in: W + (α/r)BA.",
+    "gguf": "{base} with the LoRA adapter {adapter} merged in, for llama.cpp and what is built on it.",
+    "ollama": "{base} with the LoRA adapter {adapter} merged in. `ollama create NAME -f Modelfile` makes a model of it.",
+    "peft": "The LoRA adapter {adapter} for {base}, in PEFT's format.",
+    "gguf-adapter": "The LoRA adapter {adapter} for {base}, for llama.cpp's `--lora`.",
+}
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where an export comes from, for its card and its files' headers."""
+
+    base_name: str
+    base_fingerprint: str
+    base_licence: str
+    adapter_name: str
+    adapter_digest: str
+    dataset_name: str
+    config: dict[str, Any]
+    train_loss: float | None
+    validation_loss: float | None
+    base_template: str = ""
+    """The known chat template chosen for a base that has none of its own."""
+    parents: tuple[str, ...] = ()
+    """What the adapter was combined from, each with its weight."""
+
+    def metadata(self) -> dict[str, str]:
+        """For the header of each safetensors file, so that merging the same adapter twice can be noticed."""
+        return {
+            "format": "pt",
+            "base_fingerprint": self.base_fingerprint,
+            "base_name": self.base_name,
+            "merged_adapter": self.adapter_digest,
+            "merged_adapter_name": self.adapter_name,
+        }
+
+
+def model_card(about: Provenance, config: ExportConfig, facts: Mapping[str, Any]) -> str:
+    """The model card: front matter the hub understands, then what went into the model."""
+    adapter_alone = config.format in ("peft", "gguf-adapter")
+    front = ["---", f"library_name: {'peft' if adapter_alone else 'transformers'}", "pipeline_tag: text-generation"]
+    if about.base_licence:
+        front.append(f"license: {about.base_licence}")
+    front += ["tags:", "- lora", "- adapter" if adapter_alone else "- merged", "---", ""]
+    losses = {"train": about.train_loss, "validation": about.validation_loss}
+    shown = ", ".join(f"{name} {value:.4f}" for name, value in losses.items() if value is not None)
+    rounding = facts.get("rounding_loss")
+    rows = [
+        ("Base model", plain(about.base_name)), ("Fingerprint of the base", f"`{about.base_fingerprint}`"),
+        ("Licence of the base", about.base_licence or "not stated"), ("Digest of the adapter", f"`{about.adapter_digest}`"),
+        ("Combined from", plain(", ".join(about.parents))), ("Data set", plain(about.dataset_name) or "not known"),
+        ("Final loss", shown or "not known"), ("Weights", "" if adapter_alone else config.dtype),
+        ("Of the adapter rounded away", "" if rounding is None else f"{rounding:.2%}"),
+    ]  # fmt: skip
+    what = _WHAT[config.format].format(base=plain(about.base_name), adapter=plain(about.adapter_name))
+    table = ["| | |", "|---|---|", *[f"| {name} | {value} |" for name, value in rows if value]]
+    configuration = ["Training configuration:", "", "```json", json.dumps(about.config, indent=2, ensure_ascii=False), "```", ""]
+    return "\n".join([*front, f"# {plain(about.adapter_name)}", "", what, "", *table, "", *configuration])
+
+
+def plain(text: str) -> str:
+    """A name in one line, without what Markdown tables or HTML would act on."""
+    return "".join(" " if char in "|<>\n\r`" else char for char in text).strip()
