@@ -18,7 +18,7 @@ from core.gguf.architecture import gguf_architecture
 from core.gguf.write import ADAPTER_ALPHA, adapter_tensors, exact_values, planned
 from core.lora.adapter import AdapterWeights
 from core.lora.inject import AdapterBank
-from core.merge.verify import greedy_answer, probe_ids
+from core.merge.verify import greedy_answer, probe_ids, probe_texts
 from core.reporting import Report
 
 # Root mean square of the error, as a share of the weights' own, that each kind's rounding explains with room to spare.
@@ -122,7 +122,7 @@ def _ask(
     prompt = probe_ids(base)[0]
     with bank.use():
         answer = greedy_answer(base, prompt)
-    text = str(base.tokenizer.decode(prompt[0]))
+    text = probe_texts(base)[0]
     ids, expected = prompt[0].tolist(), answer.tolist()
     del base, bank
     tokens, likeliest = llama_cpp_answer(file, lora, text, ids + expected[:-1])

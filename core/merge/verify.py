@@ -94,10 +94,14 @@ def verify_merge(
     return _compare(plain, expected, found, same_answer, stored_dtype(merged_folder), problems)
 
 
+def probe_texts(base: ResidentBase) -> list[str]:
+    """The probes as the base's own template renders them."""
+    return [apply_template(base.tokenizer, [{"role": "user", "content": probe}], add_generation_prompt=True) for probe in PROBES]
+
+
 def probe_ids(base: ResidentBase) -> list[Tensor]:
-    """The probes as the base's own template and tokenizer render them, each [1, length]."""
-    texts = [apply_template(base.tokenizer, [{"role": "user", "content": probe}], add_generation_prompt=True) for probe in PROBES]
-    encoded = [base.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"] for text in texts]
+    """The same in tokens, each [1, length]."""
+    encoded = [base.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"] for text in probe_texts(base)]
     return [ids[:, : base.context_length] for ids in encoded]
 
 
@@ -110,6 +114,7 @@ def probe_logits(base: ResidentBase, probes: list[Tensor]) -> Tensor:
 @torch.no_grad()
 def greedy_answer(base: ResidentBase, prompt: Tensor, tokens: int = ANSWER_TOKENS) -> Tensor:
     """The likeliest token again and again, [tokens]; not stopped by an end token, so that there is something to compare."""
+    base.model.set_attn_implementation("sdpa")  # our own attends to what a row was given, not to a cache behind it
     tokens = min(tokens, base.context_length - prompt.shape[1])
     ids, cache = prompt, None
     answer = []
