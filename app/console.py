@@ -50,6 +50,9 @@ def _print_error(error: Exception, as_json: bool) -> None:
         print(f"Error: {_harmless(str(error))}", file=sys.stderr)
 
 
+_ONE_OF_MANY = ("Merging ", "Writing ", "Combining ", "Measuring ", "Packing ", "Restoring ")  # not a line each
+
+
 class Console:
     """Prints results, as text or as JSON."""
 
@@ -204,7 +207,7 @@ class ProgressLine:
             total=None if fraction is None else 1.0,
         )
         stage = message.split(" (")[0] if "MB" in message else message
-        if self._lines and not self._lines.is_terminal and stage != self._stage and not message.startswith("Merging "):
+        if self._lines and not self._lines.is_terminal and stage != self._stage and not message.startswith(_ONE_OF_MANY):
             self._lines.print(Text(message))
         self._stage = stage
 

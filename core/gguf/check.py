@@ -41,6 +41,8 @@ class GgufCheck:
     answer_agreement: float | None
     """Share of the tokens of a greedy answer that llama.cpp gives as well; None where it is not installed."""
     problems: tuple[str, ...]
+    asked: str = "llama.cpp's Python binding is not installed, so it was not asked to answer"
+    """What is said of llama.cpp where it was not asked."""
 
     @property
     def passed(self) -> bool:
@@ -49,7 +51,7 @@ class GgufCheck:
 
     def sentence(self) -> str:
         """The result in words."""
-        asked = "llama.cpp's Python binding is not installed, so it was not asked to answer"
+        asked = self.asked
         if self.answer_agreement is not None:
             asked = f"llama.cpp gives the same next token at {self.answer_agreement:.1%} of a greedy answer"
         figures = f"{self.tensors} tensors read back, rounded by at most {self.worst_error:.2g} of their size; {asked}"
@@ -104,7 +106,7 @@ def check_adapter_gguf(base_folder: Path, adapter: AdapterWeights, file: Path) -
     alpha = reader.get_field(gguf.Keys.Adapter.LORA_ALPHA)
     if alpha is None or float(alpha.contents()) != ADAPTER_ALPHA:
         problems.append("it does not state its alpha")
-    return GgufCheck(len(found), 0.0, None, tuple(problems))
+    return GgufCheck(len(found), 0.0, None, tuple(problems), "llama.cpp was not asked, which would need the base as GGUF too")
 
 
 def _error(found: np.ndarray, exact: np.ndarray) -> float:

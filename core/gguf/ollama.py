@@ -33,23 +33,18 @@ class ChatParts:
     after_system: str
     """Up to where the user's words begin."""
     before_user: str
-    """Where the user speaks first."""
+    """Where the user speaks first; with what the template says as the system if nobody does."""
     after_user: str
     """Up to where the answer begins."""
     after_assistant: str
     """Up to where the user's words begin again."""
-    default_system: str
-    """What it says as the system if nobody does; empty if nothing."""
 
     def render(self, messages: Sequence[Message]) -> str:
         """What the Go template makes of a conversation that ends with the user's turn."""
-        turns = list(messages)
-        if self.default_system and turns[0]["role"] != "system":
-            turns.insert(0, {"role": "system", "content": self.default_system})
         before = {"system": self.before_system, "user": self.before_user}
         after = {"system": self.after_system, "user": self.after_user, "assistant": self.after_assistant}
-        text = "".join(f"{turn['content']}{after[turn['role']]}" for turn in turns)
-        return before[turns[0]["role"]] + text
+        text = "".join(f"{turn['content']}{after[turn['role']]}" for turn in messages)
+        return before[messages[0]["role"]] + text
 
     def go_template(self) -> str:
         """The same in Ollama's language."""
@@ -97,10 +92,7 @@ def _cut(tokenizer: PreTrainedTokenizerBase) -> ChatParts | None:
     if pieces[2] != after_user:  # an answer that was given stands behind the same words as one that is asked for
         return None
     alone = _rendered(tokenizer, [{"role": "user", "content": _LAST}]).partition(_LAST)[0]
-    default = ""
-    if alone.startswith(before_system) and alone.endswith(after_system) and len(alone) > len(before_system + after_system):
-        default = alone[len(before_system) : len(alone) - len(after_system)]
-    return ChatParts(before_system, after_system, alone, after_user, after_assistant, default)
+    return ChatParts(before_system, after_system, alone, after_user, after_assistant)
 
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
@@ -127,8 +119,6 @@ def modelfile(
     lines = [f"FROM {source}", ""]
     if parts is not None:
         lines += [f"TEMPLATE {_quoted(parts.go_template())}", ""]
-        if parts.default_system:
-            lines += [f"SYSTEM {_quoted(parts.default_system)}", ""]
     lines += [f"PARAMETER stop {json.dumps(word, ensure_ascii=False)}" for word in stop]
     lines += [f"PARAMETER {name} {generation[key]}" for key, name in _PARAMETERS.items() if _is_number(generation.get(key))]
     lines.append(f"PARAMETER num_ctx {context}")

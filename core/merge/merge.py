@@ -27,6 +27,7 @@ from core.reporting import Report
 from core.safetensors_file import DTYPE_BYTES, TensorEntry, build_header, read_header
 
 TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_CACHED = 1 << 18  # numbers that are worked on at a time
 _NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
@@ -70,7 +71,7 @@ class _Piece:
 @dataclass(frozen=True)
 class _Made:
     source: Source
-    data: bytearray | memoryview
+    data: bytearray
     error: float
     """Sum of the squared rounding errors."""
 
@@ -201,24 +202,44 @@ def _make(piece: _Piece) -> _Made:
     if source.factors is None and piece.dtype == entry.dtype:
         return _Made(source, raw, 0.0)
     width = math.prod(entry.shape[1:])
-    exact = torch.frombuffer(raw, dtype=TORCH_DTYPES[entry.dtype]).view(-1, width).float()
-    if source.factors is not None:
-        first = (piece.start - entry.start) // (width * DTYPE_BYTES[entry.dtype])
-        exact = exact + _delta_rows(source, first, exact.shape[0])
-    stored = exact.to(TORCH_DTYPES[piece.dtype])
+    weight = torch.frombuffer(raw, dtype=TORCH_DTYPES[entry.dtype]).view(-1, width)
+    data, stored = raw, weight  # rounded in place, unless the numbers become wider or narrower
+    if piece.dtype != entry.dtype:
+        data = bytearray(weight.numel() * DTYPE_BYTES[piece.dtype])
+        stored = torch.frombuffer(data, dtype=TORCH_DTYPES[piece.dtype]).view(-1, width)
+    first = (piece.start - entry.start) // (width * DTYPE_BYTES[entry.dtype])
+    return _Made(source, data, _add_rounded(source, first, weight, stored))
+
+
+def _add_rounded(source: Source, first: int, weight: Tensor, stored: Tensor) -> float:
+    """stored = weight + ΔW, a few rows at a time that stay in the processor's cache; returns the squared rounding error.
+
+    weight [rows, …] is the part of W that begins at row `first`.
+    """
+    step, width = max(1, _CACHED // weight.shape[1]), weight.shape[1]
+    exact, rounded = torch.empty(step, width), torch.empty(step, width)
     rounds = source.factors is not None and stored.dtype != torch.float32
-    error = float(stored.float().sub_(exact).square_().sum(dtype=torch.float64)) if rounds else 0.0
-    return _Made(source, stored.contiguous().view(torch.uint8).numpy().data.cast("B"), error)
+    error = 0.0
+    for at in range(0, weight.shape[0], step):
+        rows = slice(at, min(at + step, weight.shape[0]))
+        whole = exact[: rows.stop - rows.start].copy_(weight[rows])
+        if source.factors is not None:
+            left, right = _delta_rows(source, first + rows.start, first + rows.stop)
+            whole.addmm_(left, right)
+        stored[rows].copy_(whole)
+        if rounds:
+            lost = rounded[: len(whole)].copy_(stored[rows]).sub_(whole).flatten()
+            error += float(torch.dot(lost, lost))
+    return error
 
 
-def _delta_rows(source: Source, first: int, count: int) -> Tensor:
-    """Rows of ΔW as the file stores them, in float32."""
+def _delta_rows(source: Source, first: int, last: int) -> tuple[Tensor, Tensor]:
+    """Two factors in float32 whose product is these rows of ΔW as the file stores them."""
     factors = source.factors
     assert factors is not None
-    rows = slice(first, first + count)
     if source.transposed:
-        return (factors.A[:, rows].float().T * factors.scale) @ factors.B.float().T
-    return (factors.B[rows].float() * factors.scale) @ factors.A.float()
+        return factors.A[:, first:last].float().T * factors.scale, factors.B.float().T
+    return factors.B[first:last].float() * factors.scale, factors.A.float()
 
 
 def merged_weight(source: Source) -> Tensor:
@@ -226,7 +247,7 @@ def merged_weight(source: Source) -> Tensor:
     entry = source.entry
     exact = torch.frombuffer(read_range(source.path, entry.start, entry.end), dtype=TORCH_DTYPES[entry.dtype]).float()
     if source.factors is not None:
-        exact = (exact.view(entry.shape) + _delta_rows(source, 0, entry.shape[0])).flatten()
+        exact = exact.view(entry.shape).addmm(*_delta_rows(source, 0, entry.shape[0]))
     return exact.view(entry.shape)
 
 
