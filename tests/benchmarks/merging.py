@@ -1,8 +1,7 @@
-"""What the registry's work costs: combining against PEFT, merging against copying, listing, fingerprints.
+"""What work on weights costs: combining against PEFT, merging against copying, fingerprints.
 
-python -m tests.benchmarks.registry --combine          four rank-16 adapters on one 4096×4096 layer, against PEFT's svd
-python -m tests.benchmarks.registry --merge 8b FOLDER  a checkpoint of this shape, merged and copied on FOLDER's disk
-python -m tests.benchmarks.registry --list             10,000 adapters: a page of them, a search
+python -m tests.benchmarks.merging --combine          four rank-16 adapters on one 4096×4096 layer, against PEFT's svd
+python -m tests.benchmarks.merging --merge 8b FOLDER  a checkpoint of this shape, merged and copied on FOLDER's disk
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from peft import LoraConfig as PeftConfig
 from peft import get_peft_model
@@ -33,11 +31,6 @@ from core.merge.combine import Part, combine
 from core.merge.merge import merge_into_base
 from core.reporting import silent
 from core.safetensors_file import build_header
-from storage.adapter_rows import AdapterQuery
-from storage.blobs import BlobStore
-from storage.database import Database
-from storage.registry import Registry
-from storage.tables import Adapter
 from tests.benchmarks.report import show
 from tests.benchmarks.shapes import RANK, SHAPES
 
@@ -164,7 +157,7 @@ def _merge(folder: Path, layers: dict[str, tuple[int, int]]) -> tuple[float, flo
     """In a process of its own, so that its peak memory is its own."""
     (folder / "layers.json").write_text(json.dumps(layers))
     done = subprocess.run(
-        [sys.executable, "-m", "tests.benchmarks.registry", "--merge-here", str(folder)],
+        [sys.executable, "-m", "tests.benchmarks.merging", "--merge-here", str(folder)],
         capture_output=True,
         text=True,
         check=True,
@@ -208,38 +201,12 @@ def _forget_cache() -> None:
         Path("/proc/sys/vm/drop_caches").write_text("3")
 
 
-def listing(count: int = 10_000) -> list[dict[str, Any]]:
-    """A page of adapters, a search and the words to filter by, among many."""
-    with tempfile.TemporaryDirectory() as folder:
-        registry = Registry(Database(Path(folder) / "registry.db"), BlobStore(Path(folder) / "blobs"))
-        chance = np.random.default_rng(0)
-        with registry.database.writing() as session:
-            for at in range(count):
-                session.add(Adapter(
-                    name=f"adapter {at} {chance.integers(1000)}", base_name=f"base {at % 7}", base_fingerprint="f" * 64,
-                    source="trained", rank=16, alpha=32, target_modules="q_proj", parameters=1, digest=f"{at:064x}",
-                    size_bytes=1, dataset_name=f"data {at % 31}", tags="good, chat" if at % 10 == 0 else "",
-                    validation_loss=float(chance.random()),
-                ))  # fmt: skip
-        work = {
-            "a page by validation loss": lambda: registry.find_adapters(AdapterQuery(order="validation loss")),
-            "a search": lambda: registry.find_adapters(AdapterQuery(words="777 base", tag="good")),
-            "all of them": lambda: registry.find_adapters(AdapterQuery(), limit=count),
-            "words to filter by": registry.adapter_words,
-            "has anything changed": registry.change_count,
-        }
-        found = [{"what": name, "milliseconds": 1000 * seconds(one, 5)} for name, one in work.items()]
-        registry.database.close()
-    return found
-
-
 def main() -> None:
     """Measure what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--combine", action="store_true")
     parser.add_argument("--merge", nargs=2, metavar=("SHAPE", "FOLDER"))
     parser.add_argument("--merge-here", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--list", action="store_true")
     given = parser.parse_args()
     if given.merge_here:
         merge_here(given.merge_here)
@@ -247,8 +214,6 @@ def main() -> None:
         show("Combining four adapters by SVD", combining())
     if given.merge:
         show(f"Merging into a checkpoint of {given.merge[0]} shapes", merging(given.merge[0], Path(given.merge[1])))
-    if given.list:
-        show("Listing 10,000 adapters", listing())
 
 
 if __name__ == "__main__":
