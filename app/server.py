@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import secrets
 import socket
 import threading
@@ -20,11 +21,12 @@ from starlette.types import ASGIApp
 
 from app.console import Console
 from app.errors import USER_ERRORS, AlreadyRunning
+from app.exports import zipped
 from app.guard import RequestGuard
 from app.service import Workbench
 from app.settings import Settings
 from storage.errors import NotFound
-from storage.tables import Base, Dataset
+from storage.tables import Base, Dataset, Export
 
 _LOOK_AFTER_SECONDS = 0.2
 log = logging.getLogger("app")
@@ -131,6 +133,7 @@ def build_app(workbench: Workbench) -> ASGIApp:
     _serve_file(application, "/workbench/plotly.min.js", plotly_script(), "text/javascript")
     _serve_file(application, "/workbench/icon.svg", Path(str(resources.files("assets") / "icon.svg")), "image/svg+xml")
     _serve_reports(application, workbench)
+    _serve_exports(application, workbench)
     gr.mount_gradio_app(
         application, build_page(workbench), path="/", footer_links=[], run_history=False, allowed_paths=[],
         blocked_paths=[str(settings.home / name) for name in _PRIVATE],
@@ -156,6 +159,26 @@ def _serve_reports(application: object, workbench: Workbench) -> None:
 
     register: Callable[..., object] = application.add_api_route  # type: ignore[attr-defined]
     register("/workbench/data/{dataset_id}/report.csv", report, methods=["GET"], include_in_schema=False, response_model=None)
+
+
+def _serve_exports(application: object, workbench: Workbench) -> None:
+    """An export as one zip, made while it is downloaded."""
+    from fastapi import HTTPException
+    from fastapi.responses import StreamingResponse
+
+    def download(export_id: int) -> StreamingResponse:
+        try:
+            folder = Path(workbench.registry.get(Export, export_id).folder)
+        except NotFound as error:
+            raise HTTPException(404, str(error)) from None
+        if not folder.is_dir():
+            raise HTTPException(404, f"The export {folder} is gone.")
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.name)
+        headers = {"Content-Disposition": f'attachment; filename="{name}.zip"'}
+        return StreamingResponse(zipped(folder), media_type="application/zip", headers=headers)
+
+    register: Callable[..., object] = application.add_api_route  # type: ignore[attr-defined]
+    register("/workbench/exports/{export_id}.zip", download, methods=["GET"], include_in_schema=False, response_model=None)
 
 
 def _serve_file(application: object, route: str, path: Path, media_type: str) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
+from gradio.components import Component
 from gradio.events import Dependency
 
 from app.components.markup import empty
@@ -34,11 +35,16 @@ class Catalogue:
     """Lays itself out where it is made. `chosen` holds the name of the row that was clicked."""
 
     def __init__(
-        self, shell: Shell, words: Words, *, rows: Callable[[], Cells], describe: Callable[[str], str],
-        remove: Callable[[str], None], actions: Callable[[gr.State], None] | None = None, **table: Any,
+        self, shell: Shell, words: Words, *, rows: Callable[..., Cells], describe: Callable[[str], str],
+        remove: Callable[[str], None], actions: Callable[[gr.State], None] | None = None,
+        filters: Sequence[Component] = (), **table: Any,
     ) -> None:  # fmt: skip
-        """rows and describe are asked anew at each change; actions adds buttons for the chosen row."""
+        """rows and describe are asked anew at each change; actions adds buttons for the chosen row.
+
+        rows is given the values of the filters, and asked anew when one of them changes.
+        """
         self._shell, self._rows, self._describe, self._remove = shell, rows, describe, remove
+        self._filters = list(filters)
         self._openings: list[Dependency] = []
         self._extras: list[tuple[Callable[..., Any], list[Any], list[Any]]] = []
         self.chosen = gr.State("")
@@ -59,12 +65,15 @@ class Catalogue:
         self.follow(yes.click(told(self._drop), self.chosen, self.chosen, **WORKING))
         clicked = self._table.select(_name_clicked, None, self.chosen, **QUIET)
         self._openings.append(clicked.then(self._open, self.chosen, self._opened, **QUIET))
-        shell.refresh(self._show, [], [self._table, self._nothing])
+        shell.refresh(self._show, self._filters, [self._table, self._nothing])
+        changes = [one.change for one in self._filters]  # type: ignore[attr-defined]
+        if changes:
+            gr.on(changes, self._show, self._filters, [self._table, self._nothing], trigger_mode="always_last", **QUIET)
         shell.refresh(self._show_detail, [self.chosen], [self._about, self._detail])
 
     def follow(self, event: Dependency) -> None:
         """After an event that may have changed rows or the choice, show both anew."""
-        opened = event.success(self._show, None, [self._table, self._nothing], **QUIET).then(
+        opened = event.success(self._show, self._filters, [self._table, self._nothing], **QUIET).then(
             self._open, self.chosen, self._opened, **QUIET
         )
         self._openings.append(opened)
@@ -82,8 +91,8 @@ class Catalogue:
     def _opened(self) -> list[gr.blocks.Block]:
         return [self._about, self._detail, self._confirm]
 
-    def _show(self) -> tuple[object, ...]:
-        rows = self._rows()
+    def _show(self, *filters: Any) -> tuple[object, ...]:
+        rows = self._rows(*filters)
         return gr.Dataframe(value=rows, visible=bool(rows)), gr.HTML(visible=not rows)
 
     def _show_detail(self, name: str) -> tuple[object, ...]:

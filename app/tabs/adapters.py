@@ -1,81 +1,155 @@
-"""Adapters: everything trained or imported, and what each belongs to."""
+"""Adapters: everything trained, imported or combined, what each belongs to, and what can be done with it."""
 
 from __future__ import annotations
 
-import functools
-from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
+from app.components.adapter_import import adapter_import
+from app.components.adapter_tools import inside_panel, notes_form, resize_panel
 from app.components.catalogue import Catalogue, Words
+from app.components.combine_form import combine_form
+from app.components.lineage_graph import lineage_svg
 from app.components.markup import day, facts, number, size
-from app.components.shell import WORKING, Shell, refusal, told
+from app.components.shell import WORKING, Shell, told
+from app.lineage import lineage
 from app.service import Workbench
+from storage.adapter_rows import ORDERS, AdapterQuery
 from storage.tables import Adapter
 
 TAB, TITLE = "adapters", "Adapters"
 _WORDS = Words(
     label="Adapters",
-    columns=("Name", "Base model", "Data set", "Rank", "Train loss", "Validation loss", "Date"),
-    nothing="No adapter yet. Train one under Train, or import one from PEFT below.",
+    columns=("Name", "★", "Base model", "Data set", "Rank", "Train loss", "Validation loss", "Source", "Tags", "Date"),
+    nothing="No adapter that matches. Train one under Train, or import one below.",
     remove="Delete",
-    question="Delete this adapter and its files? This cannot be undone.",
+    question="Delete this adapter? For a day it can be brought back, at the end of this page.",
 )
+_ALL, _PAGE = "all", 50
 
 
 def build(shell: Shell) -> None:
     """Lay out the tab and bind its handlers."""
     workbench = shell.workbench
+    filters = _filters(shell)
 
     def chat_button(chosen: gr.State) -> None:
         chat = gr.Button("Chat with it", variant="primary", scale=0, min_width=140)
         chat.click(lambda name: (gr.Tabs(selected="playground"), name), chosen, [shell.tabs, shell.to_chat], **WORKING)
 
-    Catalogue(
-        shell, _WORDS, rows=lambda: _rows(workbench), remove=functools.partial(_delete, workbench), actions=chat_button,
-        describe=lambda name: detail_html(workbench, workbench.registry.find(Adapter, name)),
-        show_search="search", max_chars=60,
+    def remove(name: str) -> None:
+        workbench.registry.delete_adapter(workbench.registry.find(Adapter, name).id or 0)
+
+    catalogue = Catalogue(
+        shell, _WORDS, rows=lambda *values: _rows(workbench, *values), remove=remove, actions=chat_button, filters=filters,
+        describe=lambda name: detail_html(workbench, workbench.registry.find(Adapter, name)), max_chars=60,
     )  # fmt: skip
-    with gr.Accordion("Import a PEFT adapter", open=False), gr.Row(equal_height=True):
-        folder = gr.Textbox(label="Folder", info="With adapter_config.json and adapter_model.safetensors; only read.", scale=3)
-        name = gr.Textbox(label="Name", info="Empty: the folder's.", scale=1)
-        take = gr.Button("Import", scale=0, min_width=120)
-
-    @told
-    def bring(path: str, wanted: str) -> tuple[str, str]:
-        if not path.strip():
-            raise refusal("Give the adapter's folder first.")
-        workbench.import_adapter(Path(path.strip()).expanduser(), wanted.strip())
-        return "", ""
-
-    take.click(bring, [folder, name], [folder, name], **WORKING)
-
-
-def _delete(workbench: Workbench, name: str) -> None:
-    workbench.registry.delete_adapter(workbench.registry.find(Adapter, name).id or 0)
+    with gr.Accordion("Name, star, tags and note of the chosen adapter", open=False):
+        save, keep, inputs = notes_form(shell, catalogue.chosen)
+        catalogue.follow(save.click(told(keep), inputs, catalogue.chosen, **WORKING))
+    with gr.Accordion("Look inside the chosen adapter", open=False):
+        inside_panel(shell, catalogue.chosen)
+    with gr.Accordion("Resize the chosen adapter", open=False):
+        resize_panel(shell, catalogue.chosen)
+    with gr.Accordion("Combine adapters", open=False):
+        combine_form(shell)
+    with gr.Accordion("Import an adapter", open=False):
+        adapter_import(shell)
+    with gr.Accordion("Deleted adapters", open=False):
+        _deleted(shell)
 
 
-def _rows(workbench: Workbench) -> list[list[str]]:
+def _filters(shell: Shell) -> list[Any]:
+    """What narrows the table down; the page's number last."""
+    workbench = shell.workbench
+    with gr.Row(equal_height=True):
+        words = gr.Textbox(value="", label="Search", placeholder="name, tag, note, base, data", scale=3)
+        base = gr.Dropdown([_ALL], value=_ALL, label="Base model", interactive=True, scale=2)
+        data = gr.Dropdown([_ALL], value=_ALL, label="Data set", interactive=True, scale=2)
+        tag = gr.Dropdown([_ALL], value=_ALL, label="Tag", interactive=True, scale=1)
+        order = gr.Dropdown(list(ORDERS), value=ORDERS[0], label="Order", interactive=True, scale=1)
+        starred = gr.Checkbox(False, label="Starred", scale=0, min_width=100)
+        page = gr.Dropdown([("1", 0)], value=0, label="Page", interactive=True, scale=0, min_width=90)
+
+    def offer(*values: object) -> tuple[object, ...]:
+        words_now, base_now, data_now, tag_now, order_now, starred_now, page_now = values
+        there = workbench.registry.adapter_words()
+        _, total = workbench.registry.find_adapters(_query(words_now, base_now, data_now, tag_now, order_now, starred_now), 1)
+        pages = max(1, -(-total // _PAGE))
+        kept = [gr.Dropdown(choices=[_ALL, *there[key]], value=now if now in there[key] else _ALL)
+                for key, now in (("base", base_now), ("dataset", data_now), ("tag", tag_now))]  # fmt: skip
+        choices = [(f"{at + 1} of {pages}", at) for at in range(pages)]
+        return *kept, gr.Dropdown(choices=choices, value=page_now if isinstance(page_now, int) and page_now < pages else 0)
+
+    fields: list[Any] = [words, base, data, tag, order, starred, page]
+    shell.refresh(offer, fields, [base, data, tag, page])
+    gr.on([one.change for one in fields[:-1]], offer, fields, [base, data, tag, page], trigger_mode="always_last",
+          show_progress="hidden", queue=False, api_visibility="private")  # fmt: skip
+    return fields
+
+
+def _query(words: object, base: object, data: object, tag: object, order: object, starred: object) -> AdapterQuery:
+    def named(value: object) -> str:
+        return "" if value in (_ALL, None) else str(value)
+
+    return AdapterQuery(
+        words=str(words or ""), base=named(base), dataset=named(data), tag=named(tag), starred=bool(starred), order=str(order)
+    )
+
+
+def _rows(workbench: Workbench, *values: object) -> list[list[str]]:
+    *filters, page = values
+    rows, _ = workbench.registry.find_adapters(_query(*filters), _PAGE, _PAGE * int(str(page or 0)))
     return [
-        [row.name, row.base_name, row.dataset_name or "–", str(row.rank), number(row.train_loss), number(row.validation_loss),
-         day(row.created)]
-        for row in workbench.registry.all(Adapter)
+        [row.name, "★" if row.starred else "", row.base_name, row.dataset_name or "–", str(row.rank), number(row.train_loss),
+         number(row.validation_loss), row.source, row.tags, day(row.created)]
+        for row in rows
     ]  # fmt: skip
 
 
 def detail_html(workbench: Workbench, row: Adapter) -> str:
-    """Everything known of one adapter."""
+    """Everything known of one adapter, and its lineage."""
     train = row.config.get("train", {})
-    exports = [
-        f"{day(one.created)}: {one.folder} ({'passed' if one.passed else 'failed'})"
-        for one in workbench.registry.exports_of(row.digest)
-    ]
-    return facts([
+    about = facts([
         ("Base model", row.base_name), ("Fingerprint of the base", row.base_fingerprint),
         ("Source", f"run {row.run_id}" if row.run_id else row.source), ("Data set", row.dataset_name),
         ("Rank, alpha", f"{row.rank}, {row.alpha:g}"), ("Target modules", row.target_modules),
         ("Parameters", f"{row.parameters:,}"), ("Steps", row.steps),
         ("Loss", f"train {number(row.train_loss)}, validation {number(row.validation_loss)}"),
         ("Learning rate", f"{train['learning_rate']:g}, {train['lr_scheduler']}" if train else ""),
-        ("Digest", row.digest), ("Size", size(row.size_bytes)), ("Created", day(row.created)), ("Exports", "; ".join(exports)),
+        ("Made by", _made_by(row)), ("Note", row.note), ("Digest", row.digest), ("Size", size(row.size_bytes)),
+        ("Created", day(row.created)),
     ], row.name)  # fmt: skip
+    return f"{about}<div class='card'><h3>Lineage</h3>{lineage_svg(lineage(workbench.registry, row))}</div>"
+
+
+def _made_by(row: Adapter) -> str:
+    """How a combined or resized adapter came about."""
+    how = row.config.get(row.source)
+    if row.source not in ("combined", "resized") or not isinstance(how, dict):
+        return ""
+    what = "cut to a lower rank" if row.source == "resized" else f"{how.get('method')} of {len(row.parents)} adapters"
+    return f"{what}, {how.get('energy_lost', 0):.3%} of ‖ΔW‖² lost"
+
+
+def _deleted(shell: Shell) -> None:
+    workbench = shell.workbench
+    with gr.Row(equal_height=True, elem_classes="asked"):
+        which = gr.Dropdown([], label="Deleted", interactive=True, scale=3)
+        back = gr.Button("Bring back", scale=0, min_width=130)
+
+    def offer(now: int | None) -> object:
+        choices = [(f"{row.name}, {day(row.deleted)}", row.id or 0) for row in workbench.registry.deleted_adapters()]
+        numbers = [number for _, number in choices]
+        return gr.Dropdown(choices=choices, value=now if now in numbers else next(iter(numbers), None))
+
+    shell.refresh(offer, [which], [which])
+
+    @told
+    def bring(number: int | None) -> None:
+        if number:
+            row = workbench.registry.undelete_adapter(number)
+            gr.Info(f"{row.name} is back.")
+
+    back.click(bring, which, None, **WORKING).then(offer, which, which, show_progress="hidden", api_visibility="private")

@@ -112,7 +112,7 @@ def chat_side_by_side(page: Page) -> None:
 
 def export_and_check(page: Page) -> None:
     go_to(page, "Export")
-    page.get_by_role("button", name="Export merged model").click()
+    page.get_by_role("button", name="Export", exact=True).click()
     expect(page.get_by_text("Passed: logits differ by at most")).to_be_visible(timeout=3 * MINUTES)
     picture(page, "7-export")
     go_to(page, "Adapters")
