@@ -63,9 +63,12 @@ def import_adapter(settings: Settings, registry: Registry, arguments: Arguments,
         base, weights = _the_one(registry, found, tried, arguments.get("base"), shown)
         report(Progress("Storing"))
         digest = registry.blobs.put(_as_stored(found, weights, staging))
-    row = _add(registry, base, weights, name=name, source="imported", digest=digest)
-    untrained = "" if weights.is_trained() else "Every B is zero: this adapter was never trained."
-    return {**said, "name": row.name, "base": base.name, "warning": untrained}
+    told = {"tokenizer_hash": found.evidence.tokenizer_hash, "template_hash": found.evidence.template_hash}
+    row = _add(registry, base, weights, name=name, source="imported", digest=digest, **told)
+    warned = require_fit(registry, row, base)
+    if not weights.is_trained():
+        warned.append("Every B is zero: this adapter was never trained.")
+    return {**said, "name": row.name, "base": base.name, "warning": " ".join(warned)}
 
 
 Tried = tuple[Base, AdapterWeights | None, str]

@@ -64,7 +64,8 @@ def _provenance(row: Adapter, base: Base) -> Provenance:
     return Provenance(
         base_name=base.name, base_fingerprint=base.fingerprint, base_licence=base.licence, adapter_name=row.name,
         adapter_digest=row.digest, dataset_name=row.dataset_name, config=row.config, train_loss=row.train_loss,
-        validation_loss=row.validation_loss, base_template=base.template,
+        validation_loss=row.validation_loss, base_template=base.template, tokenizer_hash=row.tokenizer_hash,
+        template_hash=row.template_hash,
         parents=tuple(f"{parent['name']} × {parent['weight']:g}" for parent in row.parents),
     )  # fmt: skip
 

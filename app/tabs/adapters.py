@@ -70,7 +70,7 @@ def _filters(shell: Shell) -> list[Any]:
         tag = gr.Dropdown([_ALL], value=_ALL, label="Tag", interactive=True, scale=1)
         order = gr.Dropdown(list(ORDERS), value=ORDERS[0], label="Order", interactive=True, scale=1)
         starred = gr.Checkbox(False, label="Starred", scale=0, min_width=100)
-        page = gr.Dropdown([("1", 0)], value=0, label="Page", interactive=True, scale=0, min_width=90)
+        page = gr.Dropdown([("1", 0)], value=0, label="Page", interactive=True, scale=0, min_width=130)
 
     def offer(*values: object) -> tuple[object, ...]:
         words_now, base_now, data_now, tag_now, order_now, starred_now, page_now = values

@@ -24,7 +24,16 @@ from safetensors.torch import load_file
 from core.archive import safe_members
 from core.errors import InvalidAdapter, InvalidInput
 from core.lora.adapter import AdapterWeights, LayerFactors
-from core.lora.peft_format import CONFIG_NAME, WEIGHTS_NAME, load_adapter, read_config, recorded_fingerprint
+from core.lora.peft_format import (
+    CONFIG_NAME,
+    TEMPLATE_KEY,
+    TOKENIZER_KEY,
+    WEIGHTS_NAME,
+    load_adapter,
+    read_config,
+    recorded_fingerprint,
+    recorded_hash,
+)
 from core.lora.targets import LayerShapes, layer_number
 from core.publish import require_space
 from core.safetensors_file import SafetensorsHeader, TensorEntry, read_header
@@ -81,6 +90,9 @@ class Evidence:
     """The base it says it was made for; empty if it does not say."""
     fingerprint: str
     """The base's fingerprint, if the file records it."""
+    tokenizer_hash: str
+    template_hash: str
+    """Of the base as it was trained with it, if the file records them."""
 
     def sentence(self) -> str:
         """In words."""
@@ -199,7 +211,8 @@ def look(folder: Path) -> Found:
         layers=len({layer_number(path) for path in tensors} - {None}),
         parameters=sum(entry.count for pair in tensors.values() for entry in pair.values()),
         claims=str(claims or "")[:200],
-        fingerprint=recorded_fingerprint(header),
+        fingerprint=recorded_fingerprint(header), tokenizer_hash=recorded_hash(header, TOKENIZER_KEY),
+        template_hash=recorded_hash(header, TEMPLATE_KEY),
     )  # fmt: skip
     return Found(evidence, weights, config, tensors, layout, alphas)
 

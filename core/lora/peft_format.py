@@ -24,7 +24,7 @@ from core.safetensors_file import SafetensorsHeader, read_header, write_float32
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
-FINGERPRINT_KEY = "base_fingerprint"
+FINGERPRINT_KEY, TOKENIZER_KEY, TEMPLATE_KEY = "base_fingerprint", "tokenizer_hash", "template_hash"
 _PREFIX = "base_model.model."
 _TENSOR = re.compile(r"^base_model\.model\.(?P<path>.+)\.lora_(?P<factor>[AB])\.weight$")
 _FINGERPRINT = re.compile(r"^[0-9a-f]{64}$")
@@ -52,13 +52,16 @@ _REFUSED = {
 }
 
 
-def save_adapter(folder: Path, adapter: AdapterWeights) -> None:
-    """Write `adapter` into the existing folder, in the layout PEFT loads. float32 factors, fingerprint in the header."""
+def save_adapter(folder: Path, adapter: AdapterWeights, recorded: Mapping[str, str] | None = None) -> None:
+    """Write `adapter` into the existing folder, in the layout PEFT loads. float32 factors, fingerprint in the header.
+
+    recorded: what else the header should say, such as the tokenizer's hash.
+    """
     tensors = {}
     for path, factors in adapter.layers.items():
         tensors[f"{_PREFIX}{path}.lora_A.weight"] = factors.A.contiguous()
         tensors[f"{_PREFIX}{path}.lora_B.weight"] = factors.B.contiguous()
-    metadata = {"format": "pt", FINGERPRINT_KEY: adapter.base_fingerprint}
+    metadata = {"format": "pt", FINGERPRINT_KEY: adapter.base_fingerprint, **(recorded or {})}
     write_float32(folder / WEIGHTS_NAME, {name: one.float().numpy() for name, one in tensors.items()}, metadata)
     config = peft_config(adapter)
     (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -210,7 +213,12 @@ def read_weights_header(path: Path) -> SafetensorsHeader:
 
 def recorded_fingerprint(header: SafetensorsHeader) -> str:
     """The fingerprint of the base that the file records; empty if it records none."""
-    recorded = header.metadata.get(FINGERPRINT_KEY, "")
+    return recorded_hash(header, FINGERPRINT_KEY)
+
+
+def recorded_hash(header: SafetensorsHeader, key: str) -> str:
+    """A SHA-256 that the file records; empty if it records none."""
+    recorded = header.metadata.get(key, "")
     return recorded if _FINGERPRINT.match(recorded) else ""
 
 

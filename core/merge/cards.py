@@ -33,6 +33,9 @@ class Provenance:
     validation_loss: float | None
     base_template: str = ""
     """The known chat template chosen for a base that has none of its own."""
+    tokenizer_hash: str = ""
+    template_hash: str = ""
+    """Of the base as the adapter was trained with it; empty where nobody recorded them."""
     parents: tuple[str, ...] = ()
     """What the adapter was combined from, each with its weight."""
 

@@ -20,7 +20,7 @@ from core.errors import InvalidInput
 from core.gguf.ollama import chat_parts, modelfile
 from core.gguf.write import write_adapter_gguf, write_merged_gguf
 from core.lora.adapter import AdapterWeights
-from core.lora.peft_format import save_adapter
+from core.lora.peft_format import TEMPLATE_KEY, TOKENIZER_KEY, save_adapter
 from core.merge.cards import Provenance, model_card
 from core.merge.merge import merge_into_base
 from core.publish import published_folder
@@ -84,7 +84,8 @@ def _state_dtype(path: Path, dtype: str) -> None:
 
 
 def _peft(what: Exporting, staging: Path, report: Report) -> Facts:
-    save_adapter(staging, what.adapter)
+    about = {TOKENIZER_KEY: what.about.tokenizer_hash, TEMPLATE_KEY: what.about.template_hash}
+    save_adapter(staging, what.adapter, {key: value for key, value in about.items() if value})
     return {"tensors": 2 * len(what.adapter.layers)}
 
 
