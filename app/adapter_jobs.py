@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,12 @@ Arguments = dict[str, Any]
 
 
 def load_row(registry: Registry, row: Adapter, base: Base) -> AdapterWeights:
-    """The factors of a registered adapter, after its files' digest was compared. Raises BlobDamaged, InvalidAdapter."""
-    return load_adapter(registry.blobs.verify(row.digest), shapes_of(base), base.head)
+    """The factors of a registered adapter, after its files' digest was compared. Raises BlobDamaged, InvalidAdapter.
+
+    What came from elsewhere may not record its base; from its import on it is the one that it is registered for.
+    """
+    weights = load_adapter(registry.blobs.verify(row.digest), shapes_of(base), base.head)
+    return replace(weights, base_fingerprint=base.fingerprint, base_name=base.name)
 
 
 # Importing.

@@ -6,16 +6,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from app.adapter_jobs import load_row
 from app.base_source import source_of
 from app.identity import require_fit
 from app.model_jobs import register_base
 from app.settings import Settings
-from app.sources import base_for, folder_of, shapes_of
+from app.sources import base_for, folder_of
 from core.base_model.skeleton import skeleton
 from core.config import ExportConfig
 from core.engine import check_unchanged
 from core.events import Progress
-from core.lora.peft_format import load_adapter
 from core.merge.cards import Provenance
 from core.merge.check_process import check_export
 from core.merge.export import Exporting, export
@@ -39,10 +39,8 @@ def export_adapter(settings: Settings, registry: Registry, arguments: Arguments,
     warned = require_fit(registry, row, base)
     report(Progress("Computing the fingerprint of the base"))
     check_unchanged(source_of(registry, base), afresh=True)
-    blob = registry.blobs.verify(row.digest)
-    what = Exporting(
-        folder_of(base), skeleton(folder_of(base)), load_adapter(blob, shapes_of(base), base.head), _provenance(row, base), config
-    )
+    adapter, blob = load_row(registry, row, base), registry.blobs.path(row.digest)
+    what = Exporting(folder_of(base), skeleton(folder_of(base)), adapter, _provenance(row, base), config)
     facts = export(what, target, report)
     try:
         check = check_export(folder_of(base), blob, target, config, base.template, report)

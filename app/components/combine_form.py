@@ -19,7 +19,7 @@ def combine_form(shell: Shell) -> None:
     """Lay out the form and bind its handlers."""
     workbench = shell.workbench
     with gr.Row(equal_height=True):
-        chosen = gr.Dropdown([], label="Adapters", multiselect=True, interactive=True, scale=3)
+        chosen = gr.Dropdown([], label="Adapters to combine", multiselect=True, interactive=True, scale=3)
         weights = gr.Textbox(value="", label="Weights", info="One each, in that order: 0.7, 0.3. Empty: all the same.", scale=2)
     fields = option_fields(CombineConfig.options(), per_row=4)
     with gr.Row(equal_height=True, elem_classes="asked"):

@@ -37,7 +37,8 @@ class Shell:
 
     def refresh(self, handler: Handler, inputs: Sequence[Component], outputs: Sequence[Component]) -> None:
         """Call `handler` when the page opens and whenever the registry has changed, at once or when its section is opened."""
-        gr.on([self.page.load, self.changed.change], handler, list(inputs), list(outputs), **QUIET)
+        events = [self.page.load, self.changed.change]
+        gr.on(events, handler, list(inputs), list(outputs), trigger_mode="always_last", **QUIET)  # "once" loses the last change
 
 
 QUIET: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}

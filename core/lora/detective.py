@@ -207,8 +207,8 @@ def look(folder: Path) -> Found:
     claims = about.get("base_model_name_or_path") or about.get("model") or header.metadata.get("ss_base_model_version")
     evidence = Evidence(
         layout=layout.name, ranks=tuple(sorted(ranks)), alpha=alpha, use_rslora=bool(config and config.get("use_rslora")),
-        modules=dict(sorted(Counter(_last_name(path) for path in tensors).items())),
-        layers=len({layer_number(path) for path in tensors} - {None}),
+        modules=dict(sorted(Counter(_module_name(path, layout) for path in tensors).items())),
+        layers=len({layer_number(_dotted(path, layout)) for path in tensors} - {None}),
         parameters=sum(entry.count for pair in tensors.values() for entry in pair.values()),
         claims=str(claims or "")[:200],
         fingerprint=recorded_fingerprint(header), tokenizer_hash=recorded_hash(header, TOKENIZER_KEY),
@@ -258,8 +258,14 @@ def _rank(pair: Mapping[str, TensorEntry], layout: Layout) -> int:
     return pair["A"].shape[1 if layout.transposed else 0] if "A" in pair else 0
 
 
-def _last_name(path: str) -> str:
-    return path.rpartition(".")[2]
+def _dotted(path: str, layout: Layout) -> str:
+    """kohya writes underscores between the parts of a path, and within them."""
+    return re.sub(r"_(\d+)_", r".\1.", path) if layout.name == "kohya" else path
+
+
+def _module_name(path: str, layout: Layout) -> str:
+    """The last part of a path; where it cannot be told from the others, what stands behind the layer's number."""
+    return _dotted(path, layout).rpartition(".")[2]
 
 
 def _raw_config(path: Path) -> dict[str, Any]:

@@ -32,6 +32,7 @@ _MODULE_NAME = re.compile(r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$")
 _MAX_CONFIG_BYTES = 256 * 1024
 _MAX_HEADER_BYTES = 4 * 1024 * 1024
 _MAX_TENSORS = 10_000
+_MAX_TEXT = 1000
 _DTYPES = ("F32", "F16", "BF16")
 
 # Keys with a meaning we honour, or that describe and change nothing.
@@ -172,10 +173,44 @@ def _check_values(config: Mapping[str, Any]) -> None:
     numbers = chosen if isinstance(chosen, list) else [0 if chosen is None else chosen]
     if not all(type(number) is int and 0 <= number < 10_000 for number in numbers):
         raise InvalidAdapter(f"{CONFIG_NAME}: layers_to_transform must be layer numbers.")
+    _check_descriptions(config)
     _check_targets(config.get("target_modules"))
     excluded = config.get("exclude_modules") or []
     if not isinstance(excluded, list) or not all(isinstance(one, str) for one in excluded):
         raise InvalidAdapter(f"{CONFIG_NAME}: exclude_modules must be a list of module names.")
+
+
+def _check_descriptions(config: Mapping[str, Any]) -> None:
+    """Keys that change nothing still come from a stranger, and are shown or written again."""
+    for key in ("base_model_name_or_path", "revision", "task_type", "peft_version"):
+        value = config.get(key)
+        if value is not None and not (isinstance(value, str) and len(value) <= _MAX_TEXT):
+            raise InvalidAdapter(f"{CONFIG_NAME}: {key} must be a text of at most {_MAX_TEXT:,} characters.")
+    if not isinstance(config.get("inference_mode", True), bool):
+        raise InvalidAdapter(f"{CONFIG_NAME}: inference_mode must be true or false.")
+    if config.get("layers_pattern"):
+        raise InvalidAdapter(f"{CONFIG_NAME}: layers_pattern is not known here; save the adapter with layers_to_transform alone.")
+    if config.get("megatron_core") not in (None, "megatron.core"):
+        raise InvalidAdapter(
+            f"{CONFIG_NAME}: megatron_core names {str(config['megatron_core'])[:40]!r}; adapters of Megatron are not used."
+        )
+    group = config.get("qalora_group_size", 16)
+    if type(group) is not int or not 1 <= group <= 65536:
+        raise InvalidAdapter(
+            f"{CONFIG_NAME}: qalora_group_size is {str(group)[:40]!r}; expected a whole number from 1 to 65,536."
+        )
+    mapping = config.get("auto_mapping")
+    if mapping is not None and not _is_auto_mapping(mapping):
+        raise InvalidAdapter(f"{CONFIG_NAME}: auto_mapping names a class outside of transformers, which is never loaded.")
+
+
+def _is_auto_mapping(mapping: object) -> bool:
+    """As PEFT writes it: a class of transformers and its module."""
+    if not isinstance(mapping, dict) or set(mapping) != {"base_model_class", "parent_library"}:
+        return False
+    return all(isinstance(one, str) and _MODULE_NAME.match(one) for one in mapping.values()) and (
+        str(mapping["parent_library"]).split(".")[0] == "transformers"
+    )
 
 
 def _is_number(value: object) -> bool:
