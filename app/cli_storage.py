@@ -12,7 +12,7 @@ from app.console import Console, ProgressLine, guarded
 from app.errors import AlreadyRunning
 from app.processes import is_held
 from app.settings import settings_for
-from app.usage import clean_up, usage
+from app.usage import clean_up, set_quota, usage
 from core.events import Progress
 from storage.backup import Watch, restore
 from storage.backup import backup as back_up
@@ -56,11 +56,14 @@ def restore_backup(
 @guarded
 def space(
     clean: Annotated[bool, typer.Option("--clean", help="Remove what can go.")] = False,
+    limit: Annotated[float | None, typer.Option("--quota", help="GB that the home folder may hold; 0: no limit.")] = None,
     home: Home = None,
     json: Json = False,
 ) -> None:
     """Show what takes space in the home folder and what can go; remove that with --clean."""
     console, workbench = Console(json), open_workbench(home)
+    if limit is not None:
+        set_quota(workbench.settings, limit)
     if clean:
         freed = clean_up(workbench.registry, workbench.settings)
         console.result({"freed_bytes": freed}, [("Freed", f"{freed / 1e6:,.1f} MB")])

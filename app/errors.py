@@ -3,6 +3,7 @@
 AppError
 ├── EngineUnavailable    the engine did not start, or ended while it was asked something
 ├── JobFailed            a job ended without its result
+├── QuotaExceeded        the home folder holds more than is allowed
 └── AlreadyRunning       the page is open already on this home folder, or the port is taken
 """
 
@@ -20,6 +21,10 @@ class EngineUnavailable(AppError):
 
 class JobFailed(AppError):
     """A job ended without its result."""
+
+
+class QuotaExceeded(AppError):
+    """The home folder holds more than is allowed."""
 
 
 class AlreadyRunning(AppError):

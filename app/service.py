@@ -20,6 +20,7 @@ from app.processes import exit_reason, is_held, start_detached
 from app.runs import Runs
 from app.settings import Settings
 from app.sources import base_for, open_registry, shapes_of
+from app.usage import require_quota
 from core.base_model.files import file_digests
 from core.base_model.fingerprint import manifest, stat_key
 from core.base_model.identity import difference
@@ -35,6 +36,7 @@ from storage.tables import FAILED, INTERRUPTED, QUEUED, STOPPED, UNDER_WAY, Adap
 
 MAX_SIDE_BY_SIDE = 5  # the plain base and four adapters
 _POLL_SECONDS = 0.2
+_FREE_JOBS = ("inspect_adapter", "verify_adapter", "check_data")  # keep nothing, so no quota is in their way
 _JOB_START_SECONDS = 60.0
 Messages = Sequence[Mapping[str, str]]
 Choice = tuple[str, dict[str, Any]]
@@ -160,6 +162,7 @@ class Workbench:
     def _queue(
         self, base: str, dataset: str, wanted: Sequence[tuple[str, Mapping[str, object]]], name: str, together: bool = False
     ) -> list[Run]:
+        require_quota(self.registry, self.settings)
         model, data = self.registry.find(Base, base), self.registry.find(Dataset, dataset)
         self._require_sound(data)
         sweep = secrets.token_hex(8) if len(wanted) > 1 else ""
@@ -357,6 +360,8 @@ class Workbench:
     # Jobs, and looking after what other processes do.
 
     def _start_job(self, kind: str, title: str, arguments: dict[str, Any]) -> Job:
+        if kind not in _FREE_JOBS:
+            require_quota(self.registry, self.settings)
         job = self.registry.save(Job(kind=kind, title=title, arguments=arguments, message="Starting"))
         given = ["--home", str(self.settings.home), "--job", str(job.id)]
         self._jobs[job.id or 0] = start_detached("app.job_process", given, self.settings.logs / "jobs.log")

@@ -49,6 +49,11 @@ class Settings:
         return self.home / "presets"
 
     @property
+    def quota_file(self) -> Path:
+        """How many GB the home folder may hold; absent for as many as there are."""
+        return self.home / "quota"
+
+    @property
     def staging(self) -> Path:
         """Downloads under way."""
         return self.home / "staging"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Sequence
@@ -9,7 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from app.errors import QuotaExceeded
 from app.settings import Settings
+from core.errors import InvalidConfig
 from storage.blobs import content_size
 from storage.errors import NotFound
 from storage.registry import DAY, Registry
@@ -104,3 +107,33 @@ def _size(path: Path) -> int:
 
 def _size_of(paths: Any) -> int:
     return sum(_size(path) for path in paths)
+
+
+def quota(settings: Settings) -> float | None:
+    """How much the home folder may hold, in GB; None for as much as there is."""
+    try:
+        return float(settings.quota_file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+
+
+def set_quota(settings: Settings, gigabytes: float) -> None:
+    """Allow the home folder so many GB; 0 lifts the limit. Raises InvalidConfig."""
+    if not 0 <= gigabytes < math.inf:
+        raise InvalidConfig(f"A quota of {gigabytes:g} GB cannot be kept; give a number from 0.")
+    if gigabytes:
+        settings.quota_file.write_text(f"{gigabytes:g}", encoding="utf-8")
+    else:
+        settings.quota_file.unlink(missing_ok=True)
+
+
+def require_quota(registry: Registry, settings: Settings) -> None:
+    """Raise QuotaExceeded if more is kept than is allowed: nothing new is begun then, what is there stays."""
+    limit = quota(settings)
+    if limit is None:
+        return
+    used = sum(one.bytes for one in usage(registry, settings))
+    if used > limit * 1e9:
+        raise QuotaExceeded(
+            f"The home folder holds {used / 1e9:,.2f} GB, {limit:g} GB are allowed. Clean up (Home, Storage), or raise the quota."
+        )

@@ -9,6 +9,7 @@ import psutil
 
 from app.components.markup import day, facts, number, size
 from app.components.shell import QUIET, WORKING, Shell, told
+from app.components.storage_view import storage_view
 from app.datasets import SAMPLE_NAME
 from app.quickstart import QUICK_OPTIONS
 from app.service import Workbench
@@ -30,6 +31,7 @@ def build(shell: Shell) -> None:
         with gr.Row():
             go = gr.Button(_GET_STARTER, variant="primary", scale=0, min_width=260, elem_id="first-step")
     cards = gr.HTML()
+    storage_view(shell)
 
     def show() -> tuple[object, ...]:
         done = journey(workbench)

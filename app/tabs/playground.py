@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from html import escape
 from typing import Any
 
 import gradio as gr
@@ -13,6 +14,7 @@ from app.components.shell import QUIET, WORKING, Shell, choose_from, refusal, to
 from app.service import MAX_SIDE_BY_SIDE, Workbench
 from app.sources import base_for
 from core.config import GenerationConfig
+from core.errors import WrongBase
 from storage.errors import NotFound
 from storage.tables import Adapter, Base, Chat
 
@@ -39,6 +41,7 @@ def build(shell: Shell) -> None:
         )
         speaker = gr.Dropdown([], label="Who answers", interactive=True, visible=False, scale=4)
         with_base = gr.Checkbox(True, label="Plain base too", scale=0, min_width=150)
+    warned = gr.HTML()
     with gr.Row(elem_classes="chats"):
         boxes = [
             gr.Chatbot(label="–", visible=index == 0, height=400, layout="bubble", feedback_options=None,
@@ -71,6 +74,13 @@ def build(shell: Shell) -> None:
         adapter = workbench.registry.find(Adapter, name)
         at_home = base_for(workbench.registry, adapter).name
         return at_home, gr.Dropdown(choices=adapters_for(workbench, at_home), value=[name]), SIDE, True
+
+    def warn(base_now: str, mode_now: str, adapters_now: list[str] | None, speaker_now: str | None) -> str:
+        names = [one for one in speakers_of(mode_now, adapters_now or [], speaker_now or PLAIN, False) if one]
+        return warnings_html(workbench, base_now, names)
+
+    seen_by: list[Any] = [base, mode, adapters, speaker]
+    gr.on([one.change for one in seen_by], warn, seen_by, warned, trigger_mode="always_last", **QUIET)
 
     shell.to_chat.change(told(open_with), shell.to_chat, [base, adapters, mode, with_base], **WORKING)
 
@@ -143,6 +153,15 @@ def adapters_for(workbench: Workbench, base: str | None) -> list[str]:
         return []
     fingerprint = workbench.registry.find(Base, base).fingerprint
     return [row.name for row in workbench.registry.all(Adapter) if row.base_fingerprint == fingerprint]
+
+
+def warnings_html(workbench: Workbench, base: str | None, names: list[str]) -> str:
+    """What will go wrong when these adapters answer on this base; empty if nothing."""
+    try:
+        found = workbench.chat_warnings(base, names) if base else []
+    except (NotFound, WrongBase) as error:
+        found = [str(error)]
+    return "".join(f"<p class='fault' role='alert'>{escape(one)}</p>" for one in found)
 
 
 def speakers_of(mode: str, adapters: list[str] | None, speaker: str | None, with_base: bool) -> list[str | None]:

@@ -1,6 +1,12 @@
 """Merging: exact, byte for byte elsewhere, checked after reloading, and nothing half done."""
 
+import copy
 import json
+import os
+import random
+import shutil
+import signal
+import time
 
 import pytest
 import torch
@@ -9,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from core.base_model.skeleton import skeleton
 from core.config import ExportConfig
 from core.errors import InvalidInput, OutOfSpace
+from core.gguf.ollama import chat_parts
 from core.merge.cards import Provenance
 from core.merge.export import Exporting, export
 from core.merge.verify import verify_merge
@@ -60,10 +67,7 @@ def test_shards_keep_their_layout(tmp_path, tokenizer):
 
 def test_addition_is_in_float32_and_cast_once(tmp_path, tokenizer):
     folder = make_llama(tmp_path / "bf16", tokenizer)
-    weights = {name: tensor.bfloat16() for name, tensor in load_file(folder / "model.safetensors").items()}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    config = json.loads((folder / "config.json").read_text()) | {"dtype": "bfloat16"}
-    (folder / "config.json").write_text(json.dumps(config))
+    weights = _bf16(folder)
     adapter = random_adapter(load(folder))
     _export(folder, adapter, tmp_path / "merged")
     after = load_file(tmp_path / "merged" / "model.safetensors")
@@ -118,8 +122,6 @@ def test_an_occupied_folder_is_refused_and_left_alone(tiny_llama, tmp_path):
 
 
 def test_a_full_disk_is_noticed_before_anything_is_written(tiny_llama, tmp_path, monkeypatch):
-    import shutil
-
     full = type(shutil.disk_usage(tmp_path))(10**9, 10**9, 1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
     with pytest.raises(OutOfSpace, match="0 MB are free"):
@@ -137,3 +139,139 @@ def test_a_failure_half_way_leaves_nothing(tiny_llama, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         _export(tiny_llama, adapter, tmp_path / "merged", report)
     assert list(tmp_path.iterdir()) == []
+
+
+def _bf16(folder):
+    weights = {name: tensor.bfloat16() for name, tensor in load_file(folder / "model.safetensors").items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text()) | {"dtype": "bfloat16"}
+    (folder / "config.json").write_text(json.dumps(config))
+    return weights
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_the_rounding_loss_that_is_reported_is_the_one_there_is(tmp_path, tokenizer, tiny_gpt2, kind):
+    folder = make_llama(tmp_path / "bf16", tokenizer) if kind == "llama" else shutil.copytree(tiny_gpt2, tmp_path / "bf16")
+    weights, adapter = _bf16(folder), random_adapter(load(folder), size=0.01)
+    written = _export(folder, adapter, tmp_path / "merged")
+    after, transposed = load_file(tmp_path / "merged" / "model.safetensors"), skeleton(folder).transposed
+    error = energy = worst = 0.0
+    for path, factors in adapter.layers.items():
+        name = f"{path}.weight" if f"{path}.weight" in weights else f"{path.partition('.')[2]}.weight"
+        delta = factors.delta_weight().T if path in transposed else factors.delta_weight()
+        lost = float((after[name].float() - (weights[name].float() + delta)).double().square().sum())
+        size = float(delta.double().square().sum())
+        error, energy, worst = error + lost, energy + size, max(worst, (lost / size) ** 0.5)
+    assert written["rounding_loss"] == pytest.approx((error / energy) ** 0.5, rel=1e-4)
+    assert written["worst_rounding_loss"] == pytest.approx(worst, rel=1e-4)
+    assert 0.05 < written["rounding_loss"] < 2
+    exact = _export(folder, adapter, tmp_path / "exact", dtype="float32")
+    assert exact["rounding_loss"] == 0
+    assert verify_merge(folder, adapter, tmp_path / "exact", silent).max_logit_difference < 1e-4
+    assert json.loads((tmp_path / "exact" / "config.json").read_text())["dtype"] == "float32"
+    card = (tmp_path / "merged" / "README.md").read_text()
+    assert f"Of the adapter rounded away | {written['rounding_loss']:.2%}" in card
+
+
+def test_shards_of_the_wanted_size(tmp_path, tiny_llama, monkeypatch):
+    adapter = random_adapter(load(tiny_llama))
+    written = _export(tiny_llama, adapter, tmp_path / "merged", shard_gigabytes=30_000 / 1e9)
+    shards = sorted((tmp_path / "merged").glob("*.safetensors"))
+    assert len(shards) > 2
+    assert shards[0].name == f"model-00001-of-{len(shards):05d}.safetensors"
+    assert written["merged_tensors"] == len(adapter.layers)
+    assert verify_merge(tiny_llama, adapter, tmp_path / "merged", silent).passed
+    whole = _export(tiny_llama, adapter, tmp_path / "whole", shard_gigabytes=1.0)
+    assert whole["merged_tensors"] == len(adapter.layers)
+    assert [path.name for path in (tmp_path / "whole").glob("*.safetensors")] == ["model.safetensors"]
+
+
+def test_small_pieces_give_the_same_file(tmp_path, tiny_llama, monkeypatch):
+    """Each tensor in several pieces, each piece in several blocks of rows."""
+    adapter = random_adapter(load(tiny_llama))
+    _export(tiny_llama, adapter, tmp_path / "whole")
+    monkeypatch.setattr("core.merge.merge.PIECE_BYTES", 1024)
+    monkeypatch.setattr("core.merge.merge._CACHED", 96)
+    _export(tiny_llama, adapter, tmp_path / "pieces")
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "pieces"))
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=1e-6, atol=1e-6)
+
+
+def test_a_merge_killed_at_any_moment_leaves_no_half_model(tmp_path, tiny_llama):
+    adapter, chance = random_adapter(load(tiny_llama)), random.Random(0)
+    finished = 0
+    for at in range(12):
+        target = tmp_path / f"merged-{at}"
+        child = os.fork()
+        if not child:
+            try:
+                _export(tiny_llama, adapter, target, lambda progress: time.sleep(0.002))
+            finally:
+                os._exit(0)
+        time.sleep(chance.uniform(0.0, 0.12))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        if target.exists():
+            finished += 1
+            assert set(load_file(target / "model.safetensors")) == set(load_file(tiny_llama / "model.safetensors"))
+            assert (target / "README.md").exists()
+    assert finished < 12
+    for left in tmp_path.glob(".staging-*"):
+        os.utime(left, (1, 1))
+    _export(tiny_llama, adapter, tmp_path / "last")
+    assert list(tmp_path.glob(".staging-*")) == []
+
+
+# Ollama's Modelfile.
+
+TEMPLATES = {
+    "chatml with a default system": (
+        "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}"
+        "{{ '<|im_start|>system\\nBe kind<|im_end|>\\n' }}{% endif %}"
+        "{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    ),
+    "plain": (
+        "{% for m in messages %}{{ '### ' + m['role'] + ':\\n' + m['content'] + '\\n\\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '### assistant:\\n' }}{% endif %}"
+    ),
+    "with braces": (
+        "{% for m in messages %}{{ '{{' + m['role'] + '|' + m['content'] + '|' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '{{assistant|' }}{% endif %}"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_template_is_cut_into_what_ollama_needs(tokenizer, name):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = TEMPLATES[name]
+    parts = chat_parts(tokenizer)
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    for messages in (turns, turns[:1], [{"role": "system", "content": "s"}, *turns]):
+        wanted = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        assert parts.render(messages) == wanted
+    assert '{{ "{{" }}assistant' in parts.go_template() or name != "with braces"
+
+
+@pytest.mark.parametrize("template", [
+    "{% for m in messages %}{{ loop.index }}{{ m['content'] }}{% endfor %}",
+    "{{ raise_exception('no') }}",
+    "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}{{ m['content'] }}|{% endfor %}",
+])  # fmt: skip
+def test_a_template_that_does_more_is_left_to_ollama(tokenizer, template):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = template
+    assert chat_parts(tokenizer) is None
+
+
+def test_an_ollama_bundle_holds_what_it_needs(tiny_llama, tmp_path):
+    _export(tiny_llama, random_adapter(load(tiny_llama)), tmp_path / "bundle", format="ollama")
+    text = (tmp_path / "bundle" / "Modelfile").read_text()
+    assert text.startswith("FROM ./model.gguf\n")
+    assert 'TEMPLATE """{{ range' in text
+    assert 'PARAMETER stop "<|im_end|>"' in text
+    assert "PARAMETER num_ctx 256" in text
+    assert 'LICENSE """mit"""' in text
+    assert (tmp_path / "bundle" / "model.gguf").read_bytes()[:4] == b"GGUF"
