@@ -10,6 +10,7 @@ import zipfile
 
 import pytest
 
+import storage.blobs
 from storage.adapter_rows import AdapterQuery
 from storage.backup import backup, restore
 from storage.blobs import BlobStore
@@ -123,20 +124,28 @@ def test_a_sweep_leaves_what_rows_need_and_what_was_just_put(registry):
     assert set(registry.blobs.digests()) == {needed.digest, state}
 
 
-def test_what_is_put_again_while_a_sweep_looks_at_it_stays(registry):
-    """The sweep has read which digests are needed; before it removes the blob somebody puts the same content again."""
+@pytest.mark.parametrize("when", ["before it looks", "while it moves it aside"])
+def test_what_is_put_again_during_a_sweep_stays(registry, monkeypatch, when):
     with registry.blobs.staging() as staging:
         (staging / "x").write_text("content")
         digest = registry.blobs.put(staging / "x")
         path = registry.blobs.path(digest)
         os.utime(path, (1, 1))
         (staging / "y").write_text("content")
+        real = os.replace
+
+        def moved(source, target):
+            if "swept-" in str(target):
+                registry.blobs.put(staging / "y")
+            real(source, target)
 
         def referenced():
-            if path.exists() and path.stat().st_mtime < 2:
+            if when == "before it looks" and path.exists() and path.stat().st_mtime < 2:
                 registry.blobs.put(staging / "y")
             return set()
 
+        if when != "before it looks":
+            monkeypatch.setattr(storage.blobs.os, "replace", moved)
         assert registry.blobs.sweep(referenced, 3600) == 0
     assert registry.blobs.verify(digest).read_text() == "content"
 
