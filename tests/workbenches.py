@@ -69,7 +69,7 @@ def end_engine(settings: Settings) -> None:
 
 @pytest.fixture(scope="session")
 def zygote() -> Iterator[Zygote]:
-    """Forks engines that need not import torch anew."""
+    """Forks engines and jobs that need not import torch anew."""
     found = Zygote()
     yield found
     found.close()
@@ -85,8 +85,12 @@ def settings(tmp_path: Path) -> Settings:
 def workbench(
     settings: Settings, tiny_llama: Path, float32_engine: None, zygote: Zygote, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Workbench]:
-    """A workbench with the base "llama" and the data set "data". Its engines are forked; others are started as users' are."""
-    monkeypatch.setattr("app.engine_client.start_detached", zygote.start)
+    """A workbench with the base "llama" and the data set "data".
+
+    Its engines and jobs are forked; those of other processes are started as users' are.
+    """
+    for starter in ("app.engine_client", "app.service"):
+        monkeypatch.setattr(f"{starter}.start_detached", zygote.start)
     found = Workbench(settings)
     do_job(found, "add_model", {"origin": str(tiny_llama), "name": "llama"})
     found.datasets.add(write_rows(settings.home / "rows.jsonl"), "data")

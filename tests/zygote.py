@@ -1,22 +1,25 @@
-"""A process that has imported the engine once and forks an engine each time a test wants one: seconds saved a test.
+"""A process that has imported torch once and forks an engine or a job each time a test wants one: seconds saved a test.
 
-The workbench starts an engine with `python -m app.engine_process`; here a child is forked that runs the same main().
+The workbench starts them with `python -m app.engine_process` and `python -m app.job_process`; here a child is forked that
+runs the same main().
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import Any
 
 
 class Zygote:
-    """Forks engines on request."""
+    """Forks engines and jobs on request."""
 
     def __init__(self) -> None:
         # Tiny models gain nothing by more threads, and those of several engines would wait for each other.
@@ -26,11 +29,11 @@ class Zygote:
             env=environment,
         )  # fmt: skip
 
-    def start(self, module: str, arguments: list[str], log: Path) -> ForkedEngine:
-        """As app.processes.start_detached, for the engine."""
-        assert module == "app.engine_process"
+    def start(self, module: str, arguments: list[str], log: Path) -> Forked:
+        """As app.processes.start_detached."""
         environment = {name: value for name, value in os.environ.items() if name.startswith("LORA_WORKBENCH")}
-        return ForkedEngine(self, self.ask({"arguments": arguments, "log": str(log), "environment": environment})["pid"])
+        question = {"module": module, "arguments": arguments, "log": str(log), "environment": environment}
+        return Forked(self, self.ask(question)["pid"])
 
     def ask(self, question: dict[str, Any]) -> dict[str, Any]:
         """One line out, one line back."""
@@ -46,7 +49,7 @@ class Zygote:
         self._process.wait()
 
 
-class ForkedEngine:
+class Forked:
     """What the workbench needs of a Popen."""
 
     def __init__(self, zygote: Zygote, pid: int) -> None:
@@ -55,6 +58,16 @@ class ForkedEngine:
     def poll(self) -> int | None:
         """The exit code, negative for a signal; None while it lives."""
         code: int | None = self._zygote.ask({"poll": self.pid})["code"]
+        return code
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+        os.kill(self.pid, signal.SIGTERM)
+
+    def wait(self) -> int:
+        """Wait for its end; its exit code."""
+        while (code := self.poll()) is None:
+            time.sleep(0.01)
         return code
 
 
@@ -72,12 +85,12 @@ def _fork(question: dict[str, Any]) -> int:
     for name in [name for name in os.environ if name.startswith("LORA_WORKBENCH")]:
         del os.environ[name]
     os.environ.update(question["environment"])
-    sys.argv = ["app.engine_process", *question["arguments"]]
-    from app.engine_process import main
-
+    sys.argv = [question["module"], *question["arguments"]]
     code = 1
     try:
-        code = main()
+        code = importlib.import_module(question["module"]).main()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
     except BaseException:  # noqa: BLE001  (as a process that ends with a traceback)
         traceback.print_exc()
     finally:
@@ -87,7 +100,8 @@ def _fork(question: dict[str, Any]) -> int:
 
 
 def _serve() -> None:
-    import app.engine_process  # noqa: F401  (this is what takes the seconds)
+    for module in ("engine_process", "job_process", "adapter_jobs", "export_jobs", "data_jobs"):
+        importlib.import_module(f"app.{module}")  # this is what takes the seconds
 
     ended: dict[int, int] = {}
 

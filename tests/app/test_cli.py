@@ -10,6 +10,7 @@ from filelock import FileLock
 from typer.testing import CliRunner
 
 from app.cli import app
+from app.settings import settings_for
 from storage.tables import Adapter, Dataset, Run
 from tests.core.test_data import lines
 from tests.workbenches import QUICK, write_rows
@@ -20,7 +21,8 @@ COMMANDS = [
     *[["data", one] for one in ("check", "add", "report", "exclude", "restore", "split", "versions", "use")],
     *[["data", one] for one in ("list", "show", "remove")],
     *[["runs", one] for one in ("list", "show", "pause", "save", "resume", "stop")],
-    *[["adapters", one] for one in ("list", "show", "import", "export", "remove")],
+    *[["adapters", one] for one in ("list", "show", "note", "import", "inspect", "compare", "verify", "resize", "combine")],
+    *[["adapters", one] for one in ("export", "remove", "bring-back")], ["backup"], ["restore"], ["space"],
 ]  # fmt: skip
 
 
@@ -268,3 +270,49 @@ def test_quick_options_are_valid():
 
     split_train_options(QUICK_OPTIONS)
     split_train_options(QUICK)
+
+
+def test_adapters_are_noted_inspected_combined_resized_and_kept(workbench, trained, settings, tmp_path):
+    trained("one")
+    trained("other")
+    assert run(settings, "adapters", "note", "one", "--rename", "a=b", "--star", "--tags", "x,y").exit_code == 0
+    assert [row["name"] for row in run_json(settings, "adapters", "list", "--starred")[1]["rows"]] == ["a=b"]
+    assert run(settings, "adapters", "note", "other").exit_code == 1
+    code, inside = run_json(settings, "adapters", "inspect", "a=b")
+    assert (code, len(inside["modules"])) == (0, 14)
+    assert "effective rank" in run(settings, "adapters", "inspect", "a=b").stdout
+    assert run(settings, "adapters", "export", "a=b", tmp_path / "out").exit_code == 0
+    code, found = run_json(settings, "adapters", "inspect", tmp_path / "out")
+    assert (code, found["bases"][0]["fits"]) == (0, True)
+    code, both = run_json(settings, "adapters", "combine", "a=b=0.7", "other", "--method", "cat", "--name", "both")
+    assert (code, both["rank"], both["weights"]) == (0, 4, [0.7, 1.0])
+    assert "named twice" in run(settings, "adapters", "combine", "other", "other=2").stderr
+    code, small = run_json(settings, "adapters", "resize", "both", "--rank", "2")
+    assert (code, "name" in small, 0 < small["energy_lost"] < 1) == (0, False, True)
+    code, checked = run_json(settings, "adapters", "verify")
+    assert (code, checked["problems"]) == (0, {})
+    code, shared = run_json(settings, "adapters", "compare", "a=b", "both")
+    assert (code, len(shared["similarity"])) == (0, 14)
+    code, removed = run_json(settings, "adapters", "remove", "both", "--yes")
+    assert [row["id"] for row in run_json(settings, "adapters", "list", "--deleted")[1]["rows"]] == [removed["id"]]
+    assert run_json(settings, "adapters", "bring-back", removed["id"]) == (0, {"name": "both"})
+
+
+def test_the_registry_goes_into_a_file_and_back_and_is_examined_deeply(workbench, trained, settings, tmp_path):
+    trained("kept")
+    assert run(settings, "backup", tmp_path / "kept.zip").exit_code == 0
+    assert "exists already" in run(settings, "backup", tmp_path / "kept.zip").stderr
+    refused = run(settings, "restore", tmp_path / "kept.zip")
+    assert (refused.exit_code, "--replace" in refused.stderr) == (1, True)
+    elsewhere = settings_for(tmp_path / "elsewhere")
+    assert run_json(elsewhere, "restore", tmp_path / "kept.zip")[0] == 0
+    assert [row["name"] for row in run_json(elsewhere, "adapters", "list")[1]["rows"]] == ["kept"]
+    code, found = run_json(settings, "doctor", "--deep")
+    levels = {one["what"]: one["level"] for one in found["findings"]}
+    assert (code, levels["Stored files"], levels["Base models"], levels["Exports"]) == (0, "fine", "fine", "fine")
+    digest = workbench.registry.find(Adapter, "kept").digest
+    (workbench.registry.blobs.path(digest) / "adapter_config.json").write_text("{}")
+    code, found = run_json(settings, "doctor", "--deep")
+    assert (code, {one["what"]: one["level"] for one in found["findings"]}["Stored files"]) == (1, "fault")
+    assert "Adapters" in run(settings, "space").stdout
+    assert run_json(settings, "space", "--clean")[0] == 0
