@@ -44,18 +44,21 @@ def export_adapter(settings: Settings, registry: Registry, arguments: Arguments,
     facts = export(what, target, report)
     try:
         check = check_export(folder_of(base), blob, target, config, base.template, report)
-        merged = _registered(registry, row, target, report) if config.format == "safetensors" and check["passed"] else None
+        sound = check["verdict"] != NOT_PASSED
+        merged = _registered(registry, row, target, report) if config.format == "safetensors" and sound else None
     except BaseException:
         shutil.rmtree(target, ignore_errors=True)  # what nobody checked is not left behind
         raise
     registry.save(Export(
         adapter_name=row.name, adapter_digest=row.digest, base_name=base.name, folder=str(target),
-        size_bytes=content_size(target), passed=check["passed"], sentence=check["sentence"], check=check | facts,
-        format=config.format, verdict=PASSED if check["passed"] else NOT_PASSED,
+        size_bytes=content_size(target), passed=check["verdict"] == PASSED, sentence=check["sentence"], check=check | facts,
+        format=config.format, verdict=check["verdict"],
         files={path.name: content_digest(path) for path in sorted(target.iterdir())},
     ))  # fmt: skip
-    return {"folder": str(target), "passed": check["passed"], "sentence": check["sentence"], "check": check, "warnings": warned,
-            "base": merged, **facts}  # fmt: skip
+    return {
+        "folder": str(target), "passed": sound, "verdict": check["verdict"], "sentence": check["sentence"], "check": check,
+        "warnings": warned, "base": merged, **facts,
+    }  # fmt: skip
 
 
 def _provenance(row: Adapter, base: Base) -> Provenance:

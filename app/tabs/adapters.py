@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from html import escape
 from typing import Any
 
 import gradio as gr
@@ -121,7 +123,24 @@ def detail_html(workbench: Workbench, row: Adapter) -> str:
         ("Made by", _made_by(row)), ("Note", row.note), ("Digest", row.digest), ("Size", size(row.size_bytes)),
         ("Created", day(row.created)),
     ], row.name)  # fmt: skip
-    return f"{about}<div class='card'><h3>Lineage</h3>{lineage_svg(lineage(workbench.registry, row))}</div>"
+    drawn = f"<div class='card'><h3>Lineage</h3>{lineage_svg(lineage(workbench.registry, row))}</div>"
+    written = escape(json.dumps(row.config, indent=2, ensure_ascii=False))
+    config = (
+        f"<details class='card'><summary>Configuration</summary><pre class='mono'>{written}</pre></details>" if row.config else ""
+    )
+    return f"{about}{drawn}{_samples(workbench, row)}{config if row.config else ''}"
+
+
+def _samples(workbench: Workbench, row: Adapter) -> str:
+    """What its run answered to the sample prompts when it was last asked."""
+    said = workbench.registry.samples(row.run_id) if row.run_id else []
+    last = [one for one in said if one.step == said[-1].step]
+    turns = "".join(
+        f"<div class='turn user'><b>prompt</b>{escape(one.prompt)}</div>"
+        f"<div class='turn assistant'><b>at step {one.step}</b>{escape(one.text[:1500])}</div>"
+        for one in last
+    )
+    return f"<div class='card'><h3>Samples</h3>{turns}</div>" if last else ""
 
 
 def _made_by(row: Adapter) -> str:

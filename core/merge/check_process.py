@@ -13,8 +13,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
+from core.base_model.files import weight_files
 from core.base_model.load import load_base
 from core.base_model.skeleton import Skeleton, skeleton
 from core.config import ExportConfig
@@ -25,8 +27,10 @@ from core.lora.adapter import AdapterWeights
 from core.lora.inject import AdapterBank
 from core.lora.peft_format import load_adapter
 from core.merge.export import gguf_file
+from core.merge.merge import differing_tensors
 from core.merge.verify import probe_ids, probe_logits, verify_merge
 from core.reporting import Report
+from core.safetensors_file import read_header
 
 Result = dict[str, Any]
 
@@ -34,7 +38,7 @@ Result = dict[str, Any]
 def check_export(
     base_folder: Path, adapter_folder: Path, target: Path, config: ExportConfig, template: str, report: Report
 ) -> Result:
-    """Start the process and wait for its result: passed, a sentence, and the figures. Raises WorkbenchError."""
+    """Start the process and wait for its result: verdict, a sentence, and the figures. Raises WorkbenchError."""
     question = {
         "base": str(base_folder), "adapter": str(adapter_folder), "target": str(target), "config": config.to_dict(),
         "template": template,
@@ -64,6 +68,8 @@ def check(question: dict[str, Any], report: Report) -> Result:
     config, template = ExportConfig.parse(question["config"]), question["template"]
     layers = skeleton(base_folder)
     adapter = load_adapter(Path(question["adapter"]), layers.shapes, layers.head)
+    if config.format in ("safetensors", "peft") and (why := _too_large(base_folder)):
+        return _not_checkable(base_folder, layers, adapter, target, config, why, report)
     if config.format == "safetensors":
         return _told(verify_merge(base_folder, adapter, target, report, template))
     if config.format == "peft":
@@ -75,7 +81,40 @@ def check(question: dict[str, Any], report: Report) -> Result:
 
 
 def _told(found: Any) -> Result:
-    return {**asdict(found), "passed": found.passed, "sentence": found.sentence()}
+    return {**asdict(found), "verdict": _verdict(found.passed), "sentence": found.sentence()}
+
+
+def _verdict(passed: bool) -> str:
+    return "passed" if passed else "failed"
+
+
+def _too_large(base_folder: Path) -> str:
+    """Why the model cannot be computed in float32 in this machine's memory; empty if it can."""
+    count = sum(entry.count for path in weight_files(base_folder) for entry in read_header(path).tensors)
+    needed, free = 4.5 * count, psutil.virtual_memory().available
+    if needed <= free:
+        return ""
+    return f"computing the model in float32 takes {needed / 1e9:,.0f} GB of memory, {free / 1e9:,.0f} GB are free"
+
+
+def _not_checkable(
+    base_folder: Path, layers: Skeleton, adapter: AdapterWeights, target: Path, config: ExportConfig, why: str, report: Report
+) -> Result:  # fmt: skip
+    """What can be said without computing: whether every tensor is the one that was meant."""
+    report(Progress("Reading back every tensor"))
+    if config.format == "peft":
+        found = load_adapter(target, layers.shapes, layers.head)
+        different = [path for path, one in adapter.layers.items()
+                     if not (found.layers[path].A.equal(one.A) and found.layers[path].B.equal(one.B))]  # fmt: skip
+    else:
+        different = differing_tensors(base_folder, adapter, layers.transposed, target)
+    if different:
+        return {
+            "verdict": "failed",
+            "sentence": f"FAILED: {different[0]} is not what was written ({len(different)} such tensors).",
+        }
+    sentence = f"Its answers were not checkable: {why}. Every tensor was read back and is what it should be."
+    return {"verdict": "not checkable", "sentence": sentence}
 
 
 def _check_peft(
@@ -94,7 +133,7 @@ def _check_peft(
     difference = float((logits[0] - logits[1]).abs().max())
     passed = difference == 0 and bool(logits[0].isfinite().all())
     sentence = f"{'Passed' if passed else 'FAILED'}: loaded again from the folder, its logits differ by {difference:.3g}."
-    return {"passed": passed, "sentence": sentence, "max_logit_difference": difference}
+    return {"verdict": _verdict(passed), "sentence": sentence, "max_logit_difference": difference}
 
 
 def main() -> int:

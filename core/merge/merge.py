@@ -27,6 +27,7 @@ from core.reporting import Report
 from core.safetensors_file import DTYPE_BYTES, TensorEntry, build_header, read_header
 
 TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_LAST_DIGIT = {"F64": 1e-6, "F32": 1e-6, "F16": 2**-10, "BF16": 2**-7}
 _CACHED = 1 << 18  # numbers that are worked on at a time
 _NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
@@ -249,6 +250,26 @@ def merged_weight(source: Source) -> Tensor:
     if source.factors is not None:
         exact = exact.view(entry.shape).addmm(*_delta_rows(source, 0, entry.shape[0]))
     return exact.view(entry.shape)
+
+
+def differing_tensors(base_folder: Path, adapter: AdapterWeights, transposed: frozenset[str], merged: Path) -> list[str]:
+    """The names of tensors in the folder `merged` that are not base + adapter, rounded once; missing and extra ones count."""
+    written = {entry.name: (path, entry) for path in weight_files(merged) for entry in read_header(path).tensors}
+    wanted = {one.entry.name: one for rows in sources(base_folder, adapter, transposed) for one in rows}
+    different = sorted(set(written) ^ set(wanted))
+    for name in sorted(set(written) & set(wanted)):
+        source, (path, entry) = wanted[name], written[name]
+        found = read_range(path, entry.start, entry.end)
+        if source.factors is None and entry.dtype == source.entry.dtype:
+            same = found == read_range(source.path, source.entry.start, source.entry.end)
+        else:
+            meant = merged_weight(source).to(TORCH_DTYPES[entry.dtype])
+            stored = torch.frombuffer(found, dtype=TORCH_DTYPES[entry.dtype]).view(entry.shape)
+            # Products of other sizes may differ in float32's last digit, and with it the rounding to 16 bits.
+            same = bool(torch.isclose(stored.float(), meant.float(), rtol=_LAST_DIGIT[entry.dtype], atol=1e-7).all())
+        if not same:
+            different.append(name)
+    return different
 
 
 def weight_norms(base_folder: Path, adapter: AdapterWeights, transposed: frozenset[str], report: Report) -> dict[str, float]:

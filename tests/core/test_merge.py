@@ -16,7 +16,9 @@ from core.base_model.skeleton import skeleton
 from core.config import ExportConfig
 from core.errors import InvalidInput, OutOfSpace
 from core.gguf.ollama import chat_parts
+from core.lora.peft_format import save_adapter
 from core.merge.cards import Provenance
+from core.merge.check_process import check
 from core.merge.export import Exporting, export
 from core.merge.verify import verify_merge
 from core.reporting import silent
@@ -32,8 +34,6 @@ def _export(folder, adapter, target, report=silent, **options):
 
 
 def test_the_merged_model_is_base_plus_adapter(any_model, tmp_path):
-    from core.lora.peft_format import save_adapter
-
     adapter = random_adapter(load(any_model))
     _export(any_model, adapter, tmp_path / "merged")
     (tmp_path / "adapter").mkdir()
@@ -275,3 +275,25 @@ def test_an_ollama_bundle_holds_what_it_needs(tiny_llama, tmp_path):
     assert "PARAMETER num_ctx 256" in text
     assert 'LICENSE """mit"""' in text
     assert (tmp_path / "bundle" / "model.gguf").read_bytes()[:4] == b"GGUF"
+
+
+def test_what_is_too_large_to_compute_is_read_back_tensor_by_tensor(tiny_llama, tmp_path, monkeypatch):
+    adapter = random_adapter(load(tiny_llama))
+    _export(tiny_llama, adapter, tmp_path / "merged")
+    (tmp_path / "adapter").mkdir()
+    save_adapter(tmp_path / "adapter", adapter)
+    memory = type("Memory", (), {"available": 1000})
+    monkeypatch.setattr("core.merge.check_process.psutil.virtual_memory", memory)
+    question = {"base": str(tiny_llama), "adapter": str(tmp_path / "adapter"), "target": str(tmp_path / "merged"),
+                "config": {}, "template": ""}  # fmt: skip
+    found = check(question, silent)
+    assert found["verdict"] == "not checkable"
+    assert "takes 0 GB of memory" in found["sentence"]
+    for name in ("model.layers.1.mlp.up_proj.weight", "model.norm.weight"):
+        path = tmp_path / "merged" / "model.safetensors"
+        whole = path.read_bytes()
+        entry = next(one for one in read_header(path).tensors if one.name == name)
+        path.write_bytes(whole[: entry.end - 1] + bytes([whole[entry.end - 1] ^ 0x40]) + whole[entry.end :])
+        found = check(question, silent)
+        assert (found["verdict"], name in found["sentence"]) == ("failed", True)
+        path.write_bytes(whole)
