@@ -2,12 +2,14 @@
 
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import time
 
 import pytest
 
+from core.base_model.fingerprint import stat_key
 from core.errors import InvalidData, WrongBase
 from storage.errors import InUse
 from storage.tables import Adapter, Base, Checkpoint, Run
@@ -115,20 +117,20 @@ def test_a_run_saves_when_asked_to(workbench):
     workbench.wait_run(run.id, lambda seen: None)
 
 
-def test_what_has_changed_under_a_paused_run_is_named(workbench):
+def test_what_has_changed_under_a_paused_run_is_named(workbench, tiny_llama, tmp_path):
+    base = workbench.registry.find(Base, "llama")
+    folder = shutil.copytree(tiny_llama, tmp_path / "mine")
+    base = workbench.registry.save(Base(**base.model_dump() | {"folder": str(folder), "stat_key": stat_key(folder)}))
     run = workbench.train("llama", "data", STEPS, "mine")
     wait_for(lambda: len(_points(workbench, run)[0]) >= 1)
     workbench.runs.pause(run.id)
     workbench.wait_run(run.id, lambda seen: None)
-    base = workbench.registry.find(Base, "llama")
-    before = base.template_hash
-    base.template_hash = "0" * 64
-    workbench.registry.save(base)
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
     workbench.runs.resume(run.id)
     failed = workbench.wait_run(run.id, lambda seen: None)
     assert (failed.state, "chat template of llama changed" in failed.reason) == ("failed", True)
-    base.template_hash = before
-    workbench.registry.save(base)
+    (folder / "chat_template.jinja").write_text(template)
     workbench.registry.remove_dataset("data")
     with pytest.raises(InvalidData, match="Version 1 of data, which run 1 trains on, was deleted"):
         workbench.runs.resume(run.id)
