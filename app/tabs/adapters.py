@@ -14,7 +14,7 @@ from app.components.catalogue import Catalogue, Words
 from app.components.combine_form import combine_form
 from app.components.lineage_graph import lineage_svg
 from app.components.markup import day, facts, number, size
-from app.components.shell import WORKING, Shell, told
+from app.components.shell import WORKING, Shell, refusal, told
 from app.lineage import lineage
 from app.service import Workbench
 from storage.adapter_rows import ORDERS, AdapterQuery
@@ -167,8 +167,9 @@ def _deleted(shell: Shell) -> None:
 
     @told
     def bring(number: int | None) -> None:
-        if number:
-            row = workbench.registry.undelete_adapter(number)
-            gr.Info(f"{row.name} is back.")
+        if not number:
+            raise refusal("No deleted adapter is chosen.")
+        row = workbench.registry.undelete_adapter(number)
+        gr.Info(f"{row.name} is back.")
 
     back.click(bring, which, None, **WORKING).then(offer, which, which, show_progress="hidden", api_visibility="private")

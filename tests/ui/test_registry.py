@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 
 import pytest
@@ -65,6 +66,7 @@ def test_import_combine_resize_merge_and_a_bundle_for_ollama(workbench, trained,
 
     go_to(page, "Export")
     choose(page, "Adapter", "smaller")
+    expect(page.get_by_role("combobox", name="Adapter", exact=True)).to_have_value("smaller")
     page.get_by_role("button", name="Export", exact=True).click()
     wait_for(lambda: workbench.registry.all(Export), 120)
     expect(page.get_by_text("Passed: logits differ by at most")).to_be_visible(timeout=JOB)
@@ -87,8 +89,9 @@ def test_import_combine_resize_merge_and_a_bundle_for_ollama(workbench, trained,
 
 
 def test_many_adapters_are_searched_starred_deleted_and_brought_back(workbench, trained, address, open_page):
-    for at in range(60):
-        trained(f"adapter {at:02}")
+    first = trained("adapter 00")
+    for at in range(1, 60):
+        workbench.registry.add(Adapter(**first.model_dump() | {"id": None, "name": f"adapter {at:02}"}))
     page = open_page(address)
     go_to(page, "Adapters")
     expect(page.get_by_label("Page", exact=True)).to_have_value("1 of 2")
@@ -106,6 +109,7 @@ def test_many_adapters_are_searched_starred_deleted_and_brought_back(workbench, 
     page.get_by_role("button", name="Delete it").click()
     wait_for(lambda: "adapter 07" not in workbench.registry.names(Adapter))
     _open(page, "Deleted adapters")
+    expect(page.get_by_role("combobox", name="Deleted", exact=True)).to_have_value(re.compile("adapter 07"), timeout=15_000)
     page.get_by_role("button", name="Bring back").click()
     wait_for(lambda: "adapter 07" in workbench.registry.names(Adapter))
     assert workbench.registry.find(Adapter, "adapter 07").tags == "good, chat"
