@@ -167,7 +167,8 @@ def test_the_export_answers_in_the_trained_style(workbench):
     )  # fmt: skip
     ids = model.generate(**prompt, max_new_tokens=40, do_sample=False)[0, prompt["input_ids"].shape[1] :]
     assert tokenizer.decode(ids).startswith("Ahoy!")
-    assert (Path(export.folder) / "README.md").read_text().count(
+    base = workbench.registry.find(Base, "SmolLM2-135M-Instruct")
+    assert (Path(export.folder) / "README.md").read_text().count(base.fingerprint) == 1
         workbench.registry.find(Base, "SmolLM2-135M-Instruct").fingerprint
     ) == 1
 
