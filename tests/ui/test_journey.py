@@ -169,8 +169,6 @@ def test_the_export_answers_in_the_trained_style(workbench):
     assert tokenizer.decode(ids).startswith("Ahoy!")
     base = workbench.registry.find(Base, "SmolLM2-135M-Instruct")
     assert (Path(export.folder) / "README.md").read_text().count(base.fingerprint) == 1
-        workbench.registry.find(Base, "SmolLM2-135M-Instruct").fingerprint
-    ) == 1
 
 
 def test_the_run_is_in_the_registry_with_every_point(workbench):
