@@ -91,8 +91,9 @@ def _serve(settings: Settings, host: str, port: int, open_browser: bool, console
 
 
 def _look_after(workbench: Workbench, closing: threading.Event) -> None:
-    """Warm the engine up, then notice processes that die, for as long as the page is open."""
+    """Tidy up, warm the engine up, then notice processes that die, for as long as the page is open."""
     said = ""
+    workbench.registry.sweep()  # what was deleted a day ago, and what interrupted work has left
     workbench.engine.keep_attached()
     while not closing.wait(_LOOK_AFTER_SECONDS):
         try:

@@ -49,7 +49,8 @@ def usage(registry: Registry, settings: Settings) -> list[Share]:
     gone = _blobs(registry, deleted, counted)
     orphans = _blobs(registry, sorted(set(registry.blobs.digests()) - registry.referenced()), counted)
     owned = sum(_size(Path(base.folder)) for base in registry.all(Base) if base.owned)
-    exports = sum(_size(Path(folder)) for folder in {one.folder for one in registry.all(Export)})
+    folders = {Path(one.folder) for one in registry.all(Export)}
+    exports = sum(_size(folder) for folder in folders if folder.is_relative_to(settings.home))
     cache, left = _size(settings.cache), _left_over(settings)
     shares = [
         Share("Base models", owned, 0, "Remove those that no adapter needs, under Models."),
