@@ -91,10 +91,10 @@ def _serve(settings: Settings, host: str, port: int, open_browser: bool, console
 
 
 def _look_after(workbench: Workbench, closing: threading.Event) -> None:
-    """Tidy up, warm the engine up, then notice processes that die, for as long as the page is open."""
+    """Warm the engine up, then notice processes that die, for as long as the page is open."""
     said = ""
-    workbench.registry.sweep()  # what was deleted a day ago, and what interrupted work has left
     workbench.engine.keep_attached()
+    threading.Thread(target=_tidy_up, args=(workbench,), daemon=True).start()
     while not closing.wait(_LOOK_AFTER_SECONDS):
         try:
             workbench.look_after()
@@ -104,6 +104,14 @@ def _look_after(workbench: Workbench, closing: threading.Event) -> None:
             said = str(error)
         else:
             said = ""
+
+
+def _tidy_up(workbench: Workbench) -> None:
+    """What was deleted more than a day ago goes, and what interrupted work has left; at the next start, if not at this one."""
+    try:
+        workbench.registry.sweep()
+    except (*USER_ERRORS, OperationalError, OSError) as error:
+        log.warning("tidying up: %s", error)
 
 
 def _say_what_goes_on(workbench: Workbench, console: Console) -> None:
