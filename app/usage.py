@@ -18,6 +18,8 @@ from storage.errors import NotFound
 from storage.registry import DAY, Registry
 from storage.tables import Adapter, Base, Checkpoint, Dataset, DatasetVersion, Export
 
+_REGISTERED_WITHIN = 600.0  # seconds; what somebody has just put may be registered in a moment
+
 
 @dataclass(frozen=True)
 class Share:
@@ -70,9 +72,10 @@ def usage(registry: Registry, settings: Settings) -> list[Share]:
 
 
 def clean_up(registry: Registry, settings: Settings) -> int:
-    """Remove what can go; while a run is under way the caches stay. Returns the bytes that became free."""
+    """Remove what can go, deleted adapters too; while a run is under way the caches stay. Returns the bytes that became free."""
     before = shutil.disk_usage(settings.home).used
-    registry.sweep(0.0 if not registry.active_runs() and not registry.active_jobs() else DAY)
+    registry.purge_adapters(time.time())
+    registry.sweep(_REGISTERED_WITHIN)
     for path in _leavings(settings):
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
     if not registry.active_runs():

@@ -211,7 +211,10 @@ class Registry(RunRows, AdapterRows):
             return {digest for column in columns for digest in session.exec(select(column)).all()} - {""}
 
     def sweep(self, seconds: float = DAY) -> int:
-        """Remove what was deleted, or put and never registered, more than `seconds` ago. Returns the bytes that became free."""
+        """Remove what was deleted, or put and never registered, more than `seconds` ago. Returns the bytes that became free.
+
+        With fewer seconds than it takes another process to register what it has put, that is taken from it.
+        """
         self.purge_adapters(time.time() - max(seconds, 0.0))
         return self.blobs.sweep(self.referenced, seconds)
 

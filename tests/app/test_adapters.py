@@ -140,14 +140,19 @@ def test_what_takes_space_is_listed_and_what_can_go_goes(workbench, taught, trai
     workbench.registry.delete_adapter(row.id)
     with workbench.registry.blobs.staging() as staging:
         (staging / "orphan").write_bytes(bytes(5000))
-        workbench.registry.blobs.put(staging / "orphan")
+        orphan = workbench.registry.blobs.put(staging / "orphan")
+        (staging / "fresh").write_bytes(bytes(10))
+        fresh = workbench.registry.blobs.put(staging / "fresh")
+    os.utime(workbench.registry.blobs.path(orphan), (1, 1))
     shares = {one.what: one for one in usage(workbench.registry, workbench.settings)}
-    assert shares["Files that nothing needs"].removable_bytes == 5000
+    assert shares["Files that nothing needs"].removable_bytes == 5010
     assert shares["Deleted adapters"].removable_bytes > 0
     assert shares["Adapters"].removable_bytes == 0
     clean_up(workbench.registry, workbench.settings)
     left = {one.what for one in usage(workbench.registry, workbench.settings)}
-    assert not left & {"Files that nothing needs", "Deleted adapters", "Rendered rows and compiled kernels"}
+    assert fresh in workbench.registry.blobs.digests()
+    assert orphan not in workbench.registry.blobs.digests()
+    assert not left & {"Deleted adapters", "Rendered rows and compiled kernels"}
     assert workbench.registry.names(Adapter) == {"taught"}
     workbench.registry.blobs.verify(taught.digest)
 
