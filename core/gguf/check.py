@@ -15,9 +15,9 @@ from core.base_model.load import load_base
 from core.config import ExportConfig
 from core.events import Progress
 from core.gguf.architecture import gguf_architecture
-from core.gguf.write import ADAPTER_ALPHA, adapter_tensors, exact_values, planned
+from core.gguf.write import ADAPTER_ALPHA, adapter_tensors, exact_values, kind_of, planned
 from core.lora.adapter import AdapterWeights
-from core.lora.inject import AdapterBank
+from core.lora.inject import loaded_bank
 from core.merge.verify import greedy_answer, probe_ids, probe_texts
 from core.reporting import Report
 
@@ -89,7 +89,7 @@ def check_merged_gguf(
     agreement = None
     if llama_cpp_is_installed():
         report(Progress("Asking llama.cpp"))
-        agreement, problem = _ask(base_folder, adapter, file, None, config, template)
+        agreement, problem = _ask(base_folder, adapter, file, config, template)
         problems += problem
     return GgufCheck(len(found), worst, agreement, tuple(problems))
 
@@ -114,33 +114,23 @@ def _error(found: np.ndarray, exact: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(found.astype(np.float64) - exact)))) / max(size, 1e-12)
 
 
-def _ask(
-    base_folder: Path, adapter: AdapterWeights, file: Path, lora: Path | None, config: ExportConfig, template: str
-) -> tuple[float, list[str]]:
+def _ask(base_folder: Path, adapter: AdapterWeights, file: Path, config: ExportConfig, template: str) -> tuple[float, list[str]]:
     """llama.cpp's likeliest tokens against those of base + adapter computed here, along one greedy answer."""
     base = load_base(base_folder, device=torch.device("cpu"), dtype=torch.float32, template=template)
-    bank = AdapterBank(base.layers, list(adapter.layers), slots=1, rank=adapter.highest_rank)
-    bank.load(0, adapter)
     prompt = probe_ids(base)[0]
-    with bank.use():
+    with loaded_bank(base.layers, [adapter]).use():
         answer = greedy_answer(base, prompt)
     text = probe_texts(base)[0]
     ids, expected = prompt[0].tolist(), answer.tolist()
-    del base, bank
-    tokens, likeliest = llama_cpp_answer(file, lora, text, ids + expected[:-1])
+    del base
+    tokens, likeliest = llama_cpp_answer(file, None, text, ids + expected[:-1])
     problems = []
     if tokens != ids:
         problems.append("llama.cpp cuts the prompt into other tokens")
     agreement = float(np.mean([one == other for one, other in zip(likeliest[len(ids) - 1 :], expected, strict=True)]))
-    if agreement < _LEAST_AGREEMENT.get(_kind(config), _LEAST_AGREEMENT_BELOW):
+    if agreement < _LEAST_AGREEMENT.get(kind_of(config), _LEAST_AGREEMENT_BELOW):
         problems.append("llama.cpp answers something else")
     return agreement, problems
-
-
-def _kind(config: ExportConfig) -> Kind:
-    from core.gguf.write import kind_of
-
-    return kind_of(config)
 
 
 def llama_cpp_answer(file: Path, lora: Path | None, text: str, ids: list[int]) -> tuple[list[int], list[int]]:

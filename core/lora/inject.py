@@ -218,6 +218,15 @@ class AdapterBank(nn.Module):
         return mine_A, mine_B
 
 
+def loaded_bank(layers: Mapping[str, LoraLinear], adapters: Sequence[AdapterWeights]) -> AdapterBank:
+    """A bank that holds these adapters in order, one a slot, to compute with and not to train."""
+    paths = sorted({path for adapter in adapters for path in adapter.layers})
+    bank = AdapterBank(layers, paths, slots=len(adapters), rank=max(adapter.highest_rank for adapter in adapters))
+    for slot, adapter in enumerate(adapters):
+        bank.load(slot, adapter)
+    return bank.requires_grad_(False)
+
+
 def _padded(rank: int, device: torch.device) -> int:
     """Tensor cores want rows of 16 bytes, so a stack's rank is a multiple of 8 there; the rest stays zero."""
     return -(-rank // 8) * 8 if device.type == "cuda" else rank

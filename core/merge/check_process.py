@@ -24,7 +24,7 @@ from core.errors import WorkbenchError
 from core.events import Progress
 from core.gguf.check import check_adapter_gguf, check_merged_gguf
 from core.lora.adapter import AdapterWeights
-from core.lora.inject import AdapterBank
+from core.lora.inject import loaded_bank
 from core.lora.peft_format import load_adapter
 from core.merge.export import gguf_file
 from core.merge.merge import differing_tensors
@@ -126,9 +126,7 @@ def _check_peft(
     base = load_base(base_folder, device=torch.device("cpu"), dtype=torch.float32, template=template)
     logits = []
     for one in (adapter, found):
-        bank = AdapterBank(base.layers, list(one.layers), slots=1, rank=one.highest_rank)
-        bank.load(0, one)
-        with bank.use():
+        with loaded_bank(base.layers, [one]).use():
             logits.append(probe_logits(base, probe_ids(base)))
     difference = float((logits[0] - logits[1]).abs().max())
     passed = difference == 0 and bool(logits[0].isfinite().all())

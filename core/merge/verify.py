@@ -16,7 +16,7 @@ from core.data.render import apply_template
 from core.errors import InvalidAdapter
 from core.events import Progress
 from core.lora.adapter import AdapterWeights
-from core.lora.inject import AdapterBank
+from core.lora.inject import loaded_bank
 from core.reporting import Report
 from core.safetensors_file import read_header
 
@@ -76,8 +76,7 @@ def verify_merge(
     """Load base + adapter, then the merged model, and compare them on fixed prompts. Works in float32 on the CPU."""
     report(Progress("Computing base + adapter"))
     base = load_base(base_folder, device=torch.device("cpu"), dtype=torch.float32, template=template)
-    bank = AdapterBank(base.layers, list(adapter.layers), slots=1, rank=adapter.highest_rank)
-    bank.load(0, adapter)
+    bank = loaded_bank(base.layers, [adapter])
     probes = probe_ids(base)
     plain = probe_logits(base, probes)
     with bank.use():

@@ -151,6 +151,16 @@ class Shape:
     """The most segments a batch can have, the padding at a block's end counted; as many as blocks if none is shared."""
     fixed: bool
 
+    @classmethod
+    def of(cls, data: Sequence[RunData], *, runs: int, blocks: int, fixed: bool) -> Shape:
+        """That of `runs` runs on these data, which share block length and packing, with so many blocks of each at a time."""
+        length, most_rows = data[0].rows.max_length, max(one.most_rows for one in data)
+        return cls(
+            runs=runs, blocks=blocks, block_length=length, packed=data[0].packed,
+            supervised=min(blocks * length, blocks * max(one.most_supervised for one in data)),
+            segments=runs * blocks * (1 + most_rows if most_rows > 1 else 1), fixed=fixed,
+        )  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Batch:

@@ -215,16 +215,8 @@ class TrainingGroup:
         return -(-self.runs[0].train.micro_batch_size // pieces)
 
     def _shape(self) -> Shape:
-        runs = self.runs
-        first = runs[0]
-        blocks, length = self._blocks_a_piece, first.data.rows.max_length
-        most_rows = max(run.data.most_rows for run in runs)
-        return Shape(
-            runs=len(self._slots), blocks=blocks, block_length=length, packed=first.data.packed,
-            supervised=min(blocks * length, blocks * max(run.data.most_supervised for run in runs)),
-            segments=len(self._slots) * blocks * (1 + most_rows if most_rows > 1 else 1),
-            fixed=self.base.device.type == "cuda",
-        )  # fmt: skip
+        data, fixed = [run.data for run in self.runs], self.base.device.type == "cuda"
+        return Shape.of(data, runs=len(self._slots), blocks=self._blocks_a_piece, fixed=fixed)
 
     def _tick(self) -> Iterator[tuple[Hashable, Event]]:
         """One micro-batch of every run, and whatever it completes."""

@@ -11,7 +11,7 @@ from core.config import TrainConfig
 from core.errors import InvalidData
 from core.events import Progress
 from core.lora.adapter import AdapterWeights
-from core.lora.inject import AdapterBank
+from core.lora.inject import loaded_bank
 from core.reporting import Report
 from core.train.batches import RunData, Shape, collate
 from core.train.step import evaluate_batch
@@ -27,19 +27,9 @@ def validation_losses(
     parts = data.validation()
     if not parts:
         raise InvalidData("The data set keeps no rows back for validation, so no loss can be measured; change its split.")
-    paths = sorted({path for adapter in adapters for path in adapter.layers})
-    bank = AdapterBank(base.layers, paths, slots=len(adapters), rank=max(adapter.highest_rank for adapter in adapters))
-    bank.requires_grad_(False)
-    for slot, adapter in enumerate(adapters):
-        bank.load(slot, adapter)
-    bank.refresh()
-    blocks, length = train.micro_batch_size, data.rows.max_length
-    shape = Shape(
-        runs=len(adapters), blocks=blocks, block_length=length, packed=data.packed,
-        supervised=min(blocks * length, blocks * data.most_supervised),
-        segments=len(adapters) * blocks * (1 + data.most_rows if data.most_rows > 1 else 1),
-        fixed=base.device.type == "cuda",
-    )  # fmt: skip
+    bank = loaded_bank(base.layers, adapters)
+    fixed = base.device.type == "cuda"
+    shape = Shape.of([data], runs=len(adapters), blocks=train.micro_batch_size, fixed=fixed)
     sums = torch.zeros(len(adapters))
     for number, part in enumerate(parts):
         report(Progress("Measuring the validation loss", number / len(parts)))
