@@ -36,11 +36,16 @@ def build_page(workbench: Workbench) -> gr.Blocks:
             shell = Shell(workbench, page, tabs, changed, to_chat, to_train)
             for part in _PARTS:
                 with gr.Tab(part.TITLE, id=part.TAB) as tab:
-                    part.build(replace(shell, changed=changes[part.TAB]))
+                    own = replace(shell, changed=changes[part.TAB], refreshes=[])
+                    part.build(own)
+                    own.follow()
                 opened = functools.partial(_opened, workbench, part.TAB)
-                tab.select(opened, changes[part.TAB], [section, memory, changes[part.TAB]], **QUIET | {"queue": True})
+                # One after the other, so that the one opened last is the open one.
+                one_at_a_time = QUIET | {"queue": True, "concurrency_id": "section"}
+                tab.select(opened, changes[part.TAB], [section, memory, changes[part.TAB]], **one_at_a_time)
         _keep_up_to_date(shell, section, changes, [masthead, activity])
         _offer_to_cancel(shell, cancel)
+        shell.follow()
         # Nothing to do for Home, where the page opens: a click made meanwhile must not be undone.
         page.load(lambda tab: gr.skip() if tab == "home" else gr.Tabs(selected=tab), memory, tabs, **QUIET)
     return page

@@ -11,7 +11,6 @@ _MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
 
 HEAD = """
 <link rel="icon" href="/workbench/icon.svg" type="image/svg+xml">
-<script src="/workbench/plotly.min.js" defer></script>
 <script>
   (() => {
     const kept = localStorage.getItem('lora-workbench-theme');

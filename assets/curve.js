@@ -101,8 +101,15 @@ function colours() {
   return dark() ? {text: '#cbd5e1', grid: '#263145', hover: '#1c2739', mark: '#f472b6'} : {text: '#334155', grid: '#e2e8f0', hover: '#ffffff', mark: '#be185d'};
 }
 
+function bringPlotly() {
+  // Half a second of the browser's time, so not before there is a chart to be seen.
+  if (document.getElementById('plotly-script')) return;
+  document.head.append(make('script', {id: 'plotly-script', src: '/workbench/plotly.min.js', onload: draw}));
+}
+
 function draw() {
-  if (dragging || !window.Plotly || !host.isConnected || !plot.clientWidth) return;
+  if (dragging || !host.isConnected || !plot.clientWidth) return;
+  if (!window.Plotly) return bringPlotly();
   const weight = Number(smoothing.value), c = colours(), metric = METRICS[metricBox.value], traces = [], values = [];
   const several = runs.size > 1, shade = dark() ? 1 : 0;
   [...runs.entries()].forEach(([id, run], index) => {

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from typing import Any, ParamSpec, TypeVar
 
@@ -22,6 +22,22 @@ Handler = Callable[..., Any]
 
 
 @dataclass(frozen=True)
+class Refresh:
+    """One handler that brings components up to date."""
+
+    handler: Handler
+    inputs: list[Component]
+    outputs: list[Component]
+
+    def answer(self, given: Mapping[Component, Any]) -> list[Any]:
+        """What becomes of each output; a handler may skip all of several outputs at once."""
+        answer = self.handler(*[given[one] for one in self.inputs])
+        if len(self.outputs) == 1:
+            return [answer]
+        return [answer] * len(self.outputs) if isinstance(answer, dict) else list(answer)
+
+
+@dataclass(frozen=True)
 class Shell:
     """The page around the tabs."""
 
@@ -34,14 +50,39 @@ class Shell:
     """Name of the adapter that another section wants the playground to open with."""
     to_train: gr.State
     """What another section wants of the training section: show or duplicate, the run's number, and when it was wanted."""
+    refreshes: list[Refresh] = field(default_factory=list)
+    """What follows the registry in this section, until follow() binds it."""
 
     def refresh(self, handler: Handler, inputs: Sequence[Component], outputs: Sequence[Component]) -> None:
         """Call `handler` when the page opens and whenever the registry has changed, at once or when its section is opened."""
+        self.refreshes.append(Refresh(handler, list(inputs), list(outputs)))
+
+    def decide(self, handler: Handler, inputs: Sequence[gr.State], outputs: Sequence[gr.State]) -> None:
+        """As refresh, but before all others of the section, which then see what it has decided."""
+        self.refreshes.insert(0, Refresh(handler, list(inputs), list(outputs)))
+
+    def follow(self) -> None:
+        """Bind all that refreshes this section, as one event.
+
+        The browser spends its time by the event: it walks all components of the page for each input and output of each.
+        """
+        inputs = list(dict.fromkeys(one for refresh in self.refreshes for one in refresh.inputs))
+        outputs = list(dict.fromkeys(one for refresh in self.refreshes for one in refresh.outputs))
+
+        def everything(*values: Any) -> list[Any]:
+            given, found = dict(zip(inputs, values, strict=True)), dict.fromkeys(outputs, gr.skip())
+            for refresh in self.refreshes:
+                answers = zip(refresh.outputs, refresh.answer(given), strict=True)
+                new = {one: answer for one, answer in answers if answer != gr.skip()}
+                found |= new
+                given |= {one: answer for one, answer in new.items() if isinstance(one, gr.State)}
+            return list(found.values())
+
         events = [self.page.load, self.changed.change]
-        gr.on(events, handler, list(inputs), list(outputs), trigger_mode="always_last", **QUIET)  # "once" loses the last change
+        gr.on(events, everything, inputs, outputs, trigger_mode="always_last", **QUIET)  # "once" loses the last change
 
 
-QUIET: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
+QUIET: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": [], "queue": False, "api_visibility": "private"}
 """For handlers that answer at once and need no spinner."""
 
 WORKING: dict[str, Any] = {"show_progress": "minimal", "api_visibility": "private"}

@@ -32,7 +32,7 @@ def build(shell: Shell) -> None:
     DetailPanel(shell, catalogue)
     catalogue.follow(panel.sample.click(told(lambda: workbench.datasets.add_sample().name), None, catalogue.chosen, **WORKING))
     chosen = [catalogue.chosen, panel.awaited]
-    shell.refresh(lambda now, awaited: _choose(workbench, now, awaited), chosen, chosen)
+    shell.decide(lambda now, awaited: _choose(workbench, now, awaited), chosen, chosen)
 
 
 def _choose(workbench: Workbench, chosen: str, awaited: str) -> tuple[str, str]:
