@@ -15,7 +15,7 @@ from app.sources import base_for, folder_of, shapes_of
 from core.base_model.skeleton import skeleton
 from core.config import CombineConfig
 from core.engine import check_unchanged
-from core.errors import InvalidAdapter, InvalidConfig, WrongBase
+from core.errors import InvalidAdapter, InvalidConfig, InvalidModel, WrongBase
 from core.events import Progress
 from core.lora.adapter import AdapterWeights
 from core.lora.anatomy import anatomy, compare_subspaces
@@ -183,7 +183,7 @@ def verify_adapter(settings: Settings, registry: Registry, arguments: Arguments,
                 checked.add(base.fingerprint)
             if not load_row(registry, row, base).is_trained():
                 problems[row.name] = "Every B is zero: it was never trained and does nothing."
-        except (InvalidAdapter, WrongBase, StorageError) as error:
+        except (InvalidAdapter, InvalidModel, WrongBase, StorageError) as error:
             problems[row.name] = str(error)
     return {"checked": [row.name for row in rows], "problems": problems}
 
@@ -196,8 +196,6 @@ def resize_adapter(settings: Settings, registry: Registry, arguments: Arguments,
     row = registry.find(Adapter, arguments["adapter"])
     base = base_for(registry, row)
     rank = int(arguments["rank"])
-    if not 1 <= rank < row.rank:
-        raise InvalidConfig(f"{row.name} has rank {row.rank}; resize it to a rank from 1 to {row.rank - 1}.")
     adapter = load_row(registry, row, base)
     report(Progress("Decomposing"))
     found = resize(adapter, rank)

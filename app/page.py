@@ -42,7 +42,7 @@ def build_page(workbench: Workbench) -> gr.Blocks:
                 opened = functools.partial(_opened, workbench, part.TAB)
                 # One after the other, so that the one opened last is the open one.
                 one_at_a_time = QUIET | {"queue": True, "concurrency_id": "section"}
-                tab.select(opened, changes[part.TAB], [section, memory, changes[part.TAB]], **one_at_a_time)
+                tab.select(opened, [section, changes[part.TAB]], [section, memory, changes[part.TAB]], **one_at_a_time)
         _keep_up_to_date(shell, section, changes, [masthead, activity])
         _offer_to_cancel(shell, cancel)
         shell.follow()
@@ -51,10 +51,14 @@ def build_page(workbench: Workbench) -> gr.Blocks:
     return page
 
 
-def _opened(workbench: Workbench, tab: str, seen: str) -> tuple[object, ...]:
-    """A section was opened: it is brought up to date, kept so, and a reload comes back to it."""
+def _opened(workbench: Workbench, tab: str, before: str, seen: str) -> tuple[object, ...]:
+    """A section was opened: it is brought up to date, kept so, and a reload comes back to it.
+
+    A page that opens says so of Home, before it goes to where the reload was made; that is not to be remembered.
+    """
     count = workbench.registry.change_count()
-    return tab, tab, gr.skip() if count == seen or tab in _ALWAYS else count
+    remembered = gr.skip() if tab == before else tab
+    return remembered, remembered, gr.skip() if count == seen or tab in _ALWAYS else count
 
 
 def _keep_up_to_date(shell: Shell, section: gr.State, changes: Mapping[str, gr.State], head: Sequence[gr.HTML]) -> None:
@@ -110,6 +114,10 @@ def masthead_html(workbench: Workbench) -> str:
         if status["resident"]:
             resident = f"{escape(status['resident'])}</b> <span class='quiet'>{escape(status['dtype'])}</span>"
             chips.append(f"<span class='chip'><span class='quiet'>Resident base</span> <b>{resident}</span>")
+        if status["disk_full"]:
+            chips.append("<span class='chip bad' role='alert'><b>The disk is full: training waits until there is room</b></span>")
+        if status["measuring"]:
+            chips.append("<span class='chip'><b>Measuring a run</b></span>")
         if status["notice"]:
             chips.append(f"<span class='chip' title='{escape(status['notice'])}'><b>Decoding without compiled layers</b></span>")
     under_way = [run for run in workbench.registry.active_runs() if run.state != QUEUED]

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from app.components.job_result import job_button
-from app.components.shell import Shell, refusal
+from app.components.shell import Shell, choose_from, refusal
 from storage.tables import Base, Job
 
 _ANY = "the one that fits"
@@ -32,7 +32,7 @@ def adapter_import(shell: Shell) -> None:
 
     def offer(now: str) -> object:
         names = [_ANY, *[row.name for row in workbench.registry.all(Base)]]
-        return gr.Dropdown(choices=names, value=now if now in names else _ANY)
+        return choose_from(names, now, _ANY)
 
     shell.refresh(offer, [base], [base])
 

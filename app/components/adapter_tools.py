@@ -11,7 +11,7 @@ import gradio as gr
 from app.components.anatomy_charts import MEASURES, anatomy_map, similarity_grid, similarity_map
 from app.components.job_result import job_button
 from app.components.markup import facts, size
-from app.components.shell import QUIET, Shell, refusal
+from app.components.shell import QUIET, Shell, choose_from, refusal
 from app.service import Workbench
 from storage.errors import NotFound
 from storage.tables import Adapter, Job
@@ -106,7 +106,7 @@ def inside_panel(shell: Shell, chosen: gr.State) -> None:
             row = None
         alike = [one.name for one in workbench.registry.all(Adapter) if row and one.base_fingerprint == row.base_fingerprint]
         names = [one for one in alike if one != name]
-        return gr.Dropdown(choices=names, value=now if now in names else None)
+        return choose_from(names, now, None)
 
     shell.refresh(offer, [chosen, other], [other])
     chosen.change(offer, [chosen, other], [other], **QUIET | {"queue": True})

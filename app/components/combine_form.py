@@ -10,7 +10,7 @@ import gradio as gr
 from app.components.job_result import job_button
 from app.components.markup import facts, size
 from app.components.options_form import option_fields
-from app.components.shell import Shell, refusal
+from app.components.shell import Shell, choose_many, refusal
 from core.config import CombineConfig
 from storage.tables import Adapter, Job
 
@@ -31,7 +31,7 @@ def combine_form(shell: Shell) -> None:
     def offer(now: list[str] | None) -> object:
         rows = workbench.registry.all(Adapter)
         names = [row.name for row in rows]
-        return gr.Dropdown(choices=names, value=[one for one in now or [] if one in names])
+        return choose_many(names, now)
 
     shell.refresh(offer, [chosen], [chosen])
     names = list(fields)

@@ -18,7 +18,7 @@ from app.components.data_markup import (
     versions_html,
 )
 from app.components.markup import conversation
-from app.components.shell import QUIET, WORKING, Shell, choose_from, refusal, told
+from app.components.shell import QUIET, WORKING, Shell, choose_from, refusal, told, values_of
 from app.datasets import ALL, ERRORS, FILTERS, WARNINGS, BaseCheck
 from core.base_model.templates import TEMPLATES
 from core.config import TrainConfig
@@ -206,9 +206,9 @@ class DetailPanel:
         counts = opened.findings.counts() | (checked.findings.counts() if checked else {})
         kinds = [(f"{KINDS[code].title} ({count:,})", code) for code, count in counts.items()]
         choices = [(_EVERYTHING, _EVERYTHING), (ERRORS, ERRORS), (WARNINGS, WARNINGS), *kinds]
-        now = finding if finding in [value for _, value in choices] else _EVERYTHING
+        now = finding if finding in values_of(choices) else _EVERYTHING
         return [
-            kinds_html(opened, checked), gr.Dropdown(choices=choices, value=now),
+            kinds_html(opened, checked), choose_from(choices, finding, _EVERYTHING),
             findings_html(opened, checked, _codes(now), row.source_name),
             csv_link(row, base, length) if checked else csv_link(row),
         ]  # fmt: skip

@@ -11,7 +11,7 @@ import gradio as gr
 
 from app.components.curve import MOST_RUNS, run_view
 from app.components.markup import facts, moment, size, state_badge
-from app.components.shell import QUIET, WORKING, Shell, refusal, told
+from app.components.shell import QUIET, WORKING, Shell, choose_from, offered, refusal, told, values_of
 from app.runs import has_prompts, options_of
 from app.service import Workbench
 from storage.errors import NotFound
@@ -25,6 +25,18 @@ class RunPanel:
     outputs: list[Any]
     """Components that show() fills."""
     show: Callable[[int | None, Sequence[int]], tuple[object, ...]]
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """What the panel's dropdowns say: the run, those laid over it, the checkpoint."""
+
+    run: int | None
+    over: list[int]
+    saved: int | None
+
+
+_UNKNOWN = _Chosen(-1, [-1], -1)  # equal to no choice, so that all is said
 
 
 def run_panel(shell: Shell) -> RunPanel:
@@ -49,32 +61,40 @@ def run_panel(shell: Shell) -> RunPanel:
     detail = gr.HTML()
     outputs = [run, over, view, *controls, change, saved, keep, detail]
 
-    def show(run_now: int | None, over_now: Sequence[int]) -> tuple[object, ...]:
+    def filled(wanted: _Chosen, current: _Chosen) -> tuple[object, ...]:
         choices = run_choices(workbench)
-        ids = [run_id for _, run_id in choices]
-        chosen = run_now if run_now in ids else _most_interesting(workbench, ids)
-        others = [one for one in over_now or [] if one in ids and one != chosen]
+        ids = values_of(choices)
+        chosen = wanted.run if wanted.run in ids else _most_interesting(workbench, ids)
+        others = [one for one in wanted.over if one in ids and one != chosen]
+        stays = (chosen, others) == (current.run, current.over)
         return (
-            gr.Dropdown(choices=choices, value=chosen),
-            gr.Dropdown(choices=[one for one in choices if one[1] != chosen], value=others),
-            ",".join(str(one) for one in (chosen, *others) if one), *_parts(workbench, chosen),
+            offered(choices, chosen, current.run), offered([one for one in choices if one[1] != chosen], others, current.over),
+            gr.skip() if stays else ",".join(str(one) for one in (chosen, *others) if one),
+            *_parts(workbench, chosen, (current if chosen == current.run else _UNKNOWN).saved),
         )  # fmt: skip
 
-    shell.refresh(show, [run, over], outputs)
+    def show(run_id: int | None, over_ids: Sequence[int]) -> tuple[object, ...]:
+        return filled(_Chosen(run_id, list(over_ids or []), None), _UNKNOWN)
+
+    def follow(run_now: int | None, over_now: list[int] | None, saved_now: int | None) -> tuple[object, ...]:
+        now = _Chosen(run_now, over_now or [], saved_now)
+        return filled(now, now)
+
+    shell.refresh(follow, [run, over, saved], outputs)
     gr.on([run.input, over.input], show, [run, over], outputs, **QUIET)
 
-    def doing(act: Callable[[int], object]) -> Callable[[int | None, Sequence[int]], tuple[object, ...]]:
-        def handler(run_now: int | None, over_now: Sequence[int]) -> tuple[object, ...]:
+    def doing(act: Callable[[int], object]) -> Callable[[int | None, list[int], int | None], tuple[object, ...]]:
+        def handler(run_now: int | None, over_now: list[int], saved_now: int | None) -> tuple[object, ...]:
             if run_now:
                 act(run_now)
-            return show(run_now, over_now)
+            return follow(run_now, over_now, saved_now)
 
         return told(handler)
 
     runs = workbench.runs
     acts = ((pause, runs.pause), (resume, runs.resume), (save, runs.save), (sample, runs.sample), (stop, runs.stop))
     for button, act in acts:
-        button.click(doing(act), [run, over], outputs, concurrency_id="control", **WORKING)
+        button.click(doing(act), [run, over, saved], outputs, concurrency_id="control", **WORKING)
 
     @told
     def change_it(run_now: int | None, new_rate: str, new_epochs: str) -> tuple[object, ...]:
@@ -115,7 +135,7 @@ def run_choices(workbench: Workbench) -> list[tuple[str, int]]:
     return [(f"{run.id} · {run.name} · {run.state}", run.id or 0) for run in workbench.registry.all(Run, limit=200)]
 
 
-def _parts(workbench: Workbench, run_id: int | None) -> tuple[object, ...]:
+def _parts(workbench: Workbench, run_id: int | None, saved_now: int | None) -> tuple[object, ...]:
     """The buttons, the checkpoints and the details of the chosen run."""
     try:
         run = workbench.registry.get(Run, run_id) if run_id else None
@@ -134,7 +154,7 @@ def _parts(workbench: Workbench, run_id: int | None) -> tuple[object, ...]:
                   interactive=free and run.state == RUNNING and asks),
         gr.Button("Stopping …" if stopping else "Stop and keep", interactive=free),
         gr.Button(interactive=run.state != FINISHED),
-        gr.Dropdown(choices=[(_saved(row), row.id or 0) for row in rows], value=rows[0].id if rows else None),
+        choose_from([(_saved(row), row.id or 0) for row in rows], saved_now),
         gr.Button(interactive=bool(rows)), run_html(workbench, run),
     )  # fmt: skip
 

@@ -19,6 +19,9 @@ from app.service import Workbench
 P = ParamSpec("P")
 R = TypeVar("R")
 Handler = Callable[..., Any]
+Choices = Sequence[str] | Sequence[tuple[str, Any]]
+FIRST = object()
+"""Stands for whatever comes first."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,24 @@ def refusal(sentence: str) -> gr.Error:
     return gr.Error(escape(sentence), duration=12, title="Not done", print_exception=False)
 
 
-def choose_from(names: Sequence[str], current: str | None) -> gr.Dropdown:
-    """A dropdown's update: the new choices, keeping the choice that was made if it is still there."""
-    return gr.Dropdown(choices=list(names), value=current if current in names else (names[0] if names else None))
+def choose_from(choices: Choices, current: Any, otherwise: Any = FIRST) -> gr.Dropdown:
+    """A dropdown's update: new choices, and `otherwise` in place of a choice that is no longer among them."""
+    values = values_of(choices)
+    wanted = next(iter(values), None) if otherwise is FIRST else otherwise
+    return offered(choices, current if current in values else wanted, current)
+
+
+def choose_many(choices: Choices, current: Sequence[Any] | None, otherwise: Sequence[Any] = ()) -> gr.Dropdown:
+    """The same where several can be chosen: those that are still there, or `otherwise` where none is."""
+    values = values_of(choices)
+    return offered(choices, [one for one in current or [] if one in values] or list(otherwise), list(current or []))
+
+
+def offered(choices: Choices, wanted: Any, current: Any) -> gr.Dropdown:
+    """A dropdown's update that sends no choice where the current one stays: the user may have chosen anew meanwhile."""
+    return gr.Dropdown(choices=list(choices)) if wanted == current else gr.Dropdown(choices=list(choices), value=wanted)
+
+
+def values_of(choices: Choices) -> list[Any]:
+    """What is chosen, whatever it is called."""
+    return [one[1] if isinstance(one, tuple) else one for one in choices]

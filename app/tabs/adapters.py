@@ -14,7 +14,7 @@ from app.components.catalogue import Catalogue, Words
 from app.components.combine_form import combine_form
 from app.components.lineage_graph import lineage_svg
 from app.components.markup import day, facts, number, size
-from app.components.shell import WORKING, Shell, refusal, told
+from app.components.shell import WORKING, Shell, choose_from, refusal, told
 from app.lineage import lineage
 from app.service import Workbench
 from storage.adapter_rows import ORDERS, AdapterQuery
@@ -79,10 +79,10 @@ def _filters(shell: Shell) -> list[Any]:
         there = workbench.registry.adapter_words()
         _, total = workbench.registry.find_adapters(_query(words_now, base_now, data_now, tag_now, order_now, starred_now), 1)
         pages = max(1, -(-total // _PAGE))
-        kept = [gr.Dropdown(choices=[_ALL, *there[key]], value=now if now in there[key] else _ALL)
+        kept = [choose_from([_ALL, *there[key]], now, _ALL)
                 for key, now in (("base", base_now), ("dataset", data_now), ("tag", tag_now))]  # fmt: skip
         choices = [(f"{at + 1} of {pages}", at) for at in range(pages)]
-        return *kept, gr.Dropdown(choices=choices, value=page_now if isinstance(page_now, int) and page_now < pages else 0)
+        return *kept, choose_from(choices, page_now)
 
     fields: list[Any] = [words, base, data, tag, order, starred, page]
     shell.refresh(offer, fields, [base, data, tag, page])
@@ -160,8 +160,7 @@ def _deleted(shell: Shell) -> None:
 
     def offer(now: int | None) -> object:
         choices = [(f"{row.name}, {day(row.deleted)}", row.id or 0) for row in workbench.registry.deleted_adapters()]
-        numbers = [number for _, number in choices]
-        return gr.Dropdown(choices=choices, value=now if now in numbers else next(iter(numbers), None))
+        return choose_from(choices, now)
 
     shell.refresh(offer, [which], [which])
 

@@ -10,7 +10,7 @@ import gradio as gr
 
 from app.chat import Asked, ask, history
 from app.components.options_form import option_fields
-from app.components.shell import QUIET, WORKING, Shell, choose_from, refusal, told
+from app.components.shell import QUIET, WORKING, Shell, choose_from, choose_many, refusal, told
 from app.service import MAX_SIDE_BY_SIDE, Workbench
 from app.sources import base_for
 from core.config import GenerationConfig
@@ -61,9 +61,8 @@ def build(shell: Shell) -> None:
         names = [row.name for row in workbench.registry.all(Base)]
         chosen = base_now if base_now in names else (names[0] if names else None)
         fitting = adapters_for(workbench, chosen)
-        kept = [one for one in adapters_now or [] if one in fitting] or fitting[:1]
         return (
-            choose_from(names, base_now), gr.Dropdown(choices=fitting, value=kept),
+            choose_from(names, base_now), choose_many(fitting, adapters_now, fitting[:1]),
             choose_from([*fitting, PLAIN], speaker_now),
         )  # fmt: skip
 

@@ -15,7 +15,7 @@ from app.components.catalogue import Catalogue, Words
 from app.components.comparison import comparison_html, heat_map, parallel_coordinates
 from app.components.markup import day, duration, number
 from app.components.run_controls import run_choices, run_html
-from app.components.shell import QUIET, WORKING, Shell, refusal, told
+from app.components.shell import QUIET, WORKING, Shell, choose_many, refusal, told
 from app.service import Workbench
 from storage.tables import QUEUED, Adapter, Run
 
@@ -131,9 +131,7 @@ def _comparison(shell: Shell, chosen: gr.State) -> None:
         lines, heat = (gr.Plot(label=text, show_label=False, visible=False) for text in ("Parallel coordinates", "Heat map"))
 
     def offer(now: list[int]) -> gr.Dropdown:
-        choices = run_choices(workbench)
-        known = {run_id for _, run_id in choices}
-        return gr.Dropdown(choices=choices, value=[one for one in now or [] if one in known])
+        return choose_many(run_choices(workbench), now)
 
     @told
     def show(now: list[int]) -> tuple[object, ...]:

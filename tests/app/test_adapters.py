@@ -98,6 +98,14 @@ def test_verifying_says_what_is_wrong(workbench, taught, trained):
     assert "Every B is zero" in found["problems"]["untrained"]
 
 
+def test_verifying_names_each_adapter_whose_base_is_gone(workbench, taught, tmp_path):
+    base = workbench.registry.find(Base, "llama")
+    workbench.registry.save(Base(**base.model_dump() | {"folder": str(tmp_path / "moved away")}))
+    problems = result(workbench, "verify_adapter", adapter="")["problems"]
+    assert list(problems) == ["taught"]
+    assert "add the model again" in problems["taught"]
+
+
 def _flips(folder, check, count=FLIPS):
     """One bit after another in any of the folder's files, each found, each put back."""
     chance, files = random.Random(3), sorted(path for path in folder.iterdir() if path.is_file())

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from app.errors import EngineUnavailable
+from app.page import masthead_html
 from app.service import Workbench
 from core.config import GenerationConfig
 from core.errors import InvalidConfig, WrongBase
@@ -225,6 +226,16 @@ def test_data_damaged_on_disk_is_noticed_before_training(workbench):
     path.write_bytes(raw)
     run = workbench.wait_run(workbench.train("llama", "data", QUICK).id, lambda seen: None)
     assert (run.state, "has changed on disk" in run.reason) == ("failed", True)
+
+
+def test_the_masthead_says_what_the_engine_waits_for(workbench, monkeypatch):
+    idle = {"device": "CPU", "resident": None, "dtype": None, "notice": "", "disk_full": False, "measuring": False}
+    monkeypatch.setattr(workbench.engine, "status", lambda: idle)
+    assert "disk" not in masthead_html(workbench)
+    monkeypatch.setattr(workbench.engine, "status", lambda: idle | {"disk_full": True, "measuring": True})
+    said = masthead_html(workbench)
+    assert "The disk is full: training waits until there is room" in said
+    assert "Measuring a run" in said
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,14 @@ _ARGUMENTS = [
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 ARTIFACTS = Path(__file__).parents[1] / "artifacts"
+expect.set_options(timeout=15_000)  # two processes share the machine
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One process does all that needs a browser, and begins with it: half of it is waiting."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.xdist_group("browser"))
 
 
 @pytest.fixture(scope="session")
@@ -101,6 +109,11 @@ def go_to(page: Page, section: str) -> None:
     """Open a section of the page."""
     tab(page, section).click()
     expect(tab(page, section)).to_have_attribute("aria-selected", "true")
+
+
+def settled(page: Page) -> None:
+    """Wait until the last answer of the server is in place everywhere."""
+    expect(page.locator("[data-testid=status-tracker]:visible")).to_have_count(0)
 
 
 def picture(page: Page, name: str) -> None:

@@ -87,7 +87,7 @@ def train_and_reload(page: Page) -> None:
     ready(page)
     expect(tab(page, "Train")).to_have_attribute("aria-selected", "true")
     page.wait_for_function("before => Number(document.querySelector('.curve-plot')?.dataset.points) >= before", arg=seen)
-    assert page.locator(".curve-plot .scatterlayer .trace").count() >= 2
+    expect(page.locator(".curve-plot .scatterlayer .trace").nth(1)).to_be_attached()
     expect(page.locator(".curve-state", has_text="Running")).to_be_visible()
     expect(page.locator(".curve-state", has_text="Finished")).to_be_visible(timeout=5 * MINUTES)
     picture(page, "5-train-finished")
