@@ -113,7 +113,7 @@ def go_to(page: Page, section: str) -> None:
 
 def settled(page: Page) -> None:
     """Wait until the last answer of the server is in place everywhere."""
-    expect(page.locator("[data-testid=status-tracker]:visible")).to_have_count(0)
+    expect(page.locator("[data-testid=status-tracker]:not(.hide)")).to_have_count(0)
 
 
 def picture(page: Page, name: str) -> None:
