@@ -8,8 +8,8 @@ import time
 
 import pytest
 
+from app.components.head import masthead_html
 from app.errors import EngineUnavailable
-from app.page import masthead_html
 from app.service import Workbench
 from core.config import GenerationConfig
 from core.errors import InvalidConfig, WrongBase

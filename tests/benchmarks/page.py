@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from app.components.curve import run_news
-from app.page import activity_html, masthead_html
+from app.components.head import activity_html, masthead_html
 from app.service import Workbench
 from app.settings import settings_for
 from storage.tables import RUNNING, Point, Run

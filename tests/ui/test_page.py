@@ -185,6 +185,8 @@ def test_a_section_is_brought_up_to_date_when_it_is_opened_and_while_it_is_open(
     trained("made while Home was open")
     go_to(page, "Adapters")
     expect(page.get_by_role("gridcell", name="made while Home was open").first).to_be_visible()
+    trained("made while it was open")
+    expect(page.get_by_role("gridcell", name="made while it was open").first).to_be_visible()
     page.reload()
     ready(page)
     trained("made after a reload")
