@@ -34,7 +34,7 @@ def test_from_nothing_to_a_checked_export(home, open_page, tmp_path):
     rows = (resources.files("assets") / "captain_conversations.jsonl").read_text(encoding="utf-8").splitlines()
     upload = tmp_path / "captain.jsonl"
     upload.write_text("\n".join(rows[:40]), encoding="utf-8")
-    with served(home, threads=2) as address:
+    with served(home) as address:
         page = open_page(address)
         get_the_starter(page)
         upload_data(page, upload)
