@@ -23,14 +23,7 @@ _ARGUMENTS = [
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 ARTIFACTS = Path(__file__).parents[1] / "artifacts"
-expect.set_options(timeout=15_000)  # two processes share the machine
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One process does all that needs a browser, and begins with it: half of it is waiting."""
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("browser"))
+expect.set_options(timeout=15_000)  # server, engine and browser share the machine
 
 
 @pytest.fixture(scope="session")
