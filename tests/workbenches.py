@@ -107,6 +107,14 @@ def do_job(workbench: Workbench, kind: str, arguments: dict[str, object]) -> Job
 
 
 @pytest.fixture
+def checked_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports are checked in this process too; the check's own process has tests of its own."""
+    from core.merge import check_process
+
+    monkeypatch.setattr(check_process, "ask_process", check_process.check)
+
+
+@pytest.fixture
 def trained(workbench: Workbench, tiny_llama: Path) -> Callable[[str], Adapter]:
     """A function that puts an adapter with random factors for "llama" into the registry."""
     from core.lora.peft_format import save_adapter

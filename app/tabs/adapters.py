@@ -14,7 +14,7 @@ from app.components.catalogue import Catalogue, Words
 from app.components.combine_form import combine_form
 from app.components.lineage_graph import lineage_svg
 from app.components.markup import day, facts, number, size
-from app.components.shell import WORKING, Shell, choose_from, refusal, told
+from app.components.shell import QUIET, WORKING, Shell, choose_from, refusal, told
 from app.lineage import lineage
 from app.service import Workbench
 from storage.adapter_rows import ORDERS, AdapterQuery
@@ -86,8 +86,7 @@ def _filters(shell: Shell) -> list[Any]:
 
     fields: list[Any] = [words, base, data, tag, order, starred, page]
     shell.refresh(offer, fields, [base, data, tag, page])
-    gr.on([one.change for one in fields[:-1]], offer, fields, [base, data, tag, page], trigger_mode="always_last",
-          show_progress="hidden", queue=False, api_visibility="private")  # fmt: skip
+    gr.on([one.change for one in fields[:-1]], offer, fields, [base, data, tag, page], trigger_mode="always_last", **QUIET)
     return fields
 
 

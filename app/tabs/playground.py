@@ -127,7 +127,7 @@ def build(shell: Shell) -> None:
     given = {"base": base, **who, "prompt": prompt, "chat_id": chat_id, **sampling}
     gr.on(
         [send.click, prompt.submit], talk, None, outputs, inputs_kwargs=given, concurrency_id="generate", concurrency_limit=4,
-        show_progress="hidden", api_visibility="private",
+        **QUIET | {"queue": True},
     )  # fmt: skip
 
     def halt(ticket: int) -> None:

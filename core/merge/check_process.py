@@ -38,11 +38,16 @@ Result = dict[str, Any]
 def check_export(
     base_folder: Path, adapter_folder: Path, target: Path, config: ExportConfig, template: str, report: Report
 ) -> Result:
-    """Start the process and wait for its result: verdict, a sentence, and the figures. Raises WorkbenchError."""
+    """The result: verdict, a sentence, and the figures. Raises WorkbenchError."""
     question = {
         "base": str(base_folder), "adapter": str(adapter_folder), "target": str(target), "config": config.to_dict(),
         "template": template,
     }  # fmt: skip
+    return ask_process(question, report)
+
+
+def ask_process(question: dict[str, Any], report: Report) -> Result:
+    """Have a process of its own do what check() does. Raises WorkbenchError if it refuses or ends without a result."""
     command = [sys.executable, "-m", "core.merge.check_process"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None

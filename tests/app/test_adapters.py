@@ -120,7 +120,7 @@ def _flips(folder, check, count=FLIPS):
     check()
 
 
-def test_every_flipped_bit_of_a_base_and_an_export_is_found(workbench, taught, tiny_llama, tmp_path):
+def test_every_flipped_bit_of_a_base_and_an_export_is_found(workbench, taught, tiny_llama, tmp_path, checked_here):
     base = workbench.registry.find(Base, "llama")
     folder = shutil.copytree(tiny_llama, tmp_path / "mine")
     workbench.registry.save(Base(**base.model_dump() | {"folder": str(folder), "stat_key": stat_key(folder)}))

@@ -258,7 +258,7 @@ def test_rows_that_the_template_refuses_are_an_error_and_can_be_left_out(workben
     assert workbench.wait_run(workbench.train("strict", "mine", QUICK).id, lambda seen: None).state == "finished"
 
 
-def test_a_base_without_a_template_takes_a_known_one(workbench, tiny_llama, tmp_path):
+def test_a_base_without_a_template_takes_a_known_one(workbench, tiny_llama, tmp_path, checked_here):
     from tests.workbenches import write_refusing_template
 
     do_job(workbench, "add_model", {"origin": str(write_refusing_template(tiny_llama, tmp_path / "bare", "")), "name": "bare"})

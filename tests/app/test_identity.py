@@ -81,7 +81,7 @@ WEIGHTS = {
 
 
 @pytest.fixture
-def home(workbench, tiny_llama, tmp_path, session):
+def home(workbench, tiny_llama, tmp_path, session, checked_here):
     """A base whose files can be changed, an adapter trained on it with a checkpoint, and the adapter as PEFT files."""
     row = workbench.registry.find(Base, "llama")
     folder = shutil.copytree(tiny_llama, tmp_path / "mine")

@@ -22,6 +22,8 @@ _ARGUMENTS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
+_DRAWN = """() => new Promise(done => requestAnimationFrame(() => requestIdleCallback(
+    () => requestAnimationFrame(() => requestIdleCallback(done)))))"""
 ARTIFACTS = Path(__file__).parents[1] / "artifacts"
 expect.set_options(timeout=15_000)  # server, engine and browser share the machine
 
@@ -102,6 +104,21 @@ def go_to(page: Page, section: str) -> None:
     """Open a section of the page."""
     tab(page, section).click()
     expect(tab(page, section)).to_have_attribute("aria-selected", "true")
+    drawn(page)
+
+
+def unfold(page: Page, accordion: str) -> None:
+    """Open an accordion by the beginning of its label."""
+    page.get_by_role("button", name=accordion).click()
+    drawn(page)
+
+
+def drawn(page: Page) -> None:
+    """Wait until what was just opened is drawn.
+
+    Gradio fills what it shows for the first time once more a frame later: who types faster than that loses it, as no person does.
+    """
+    page.evaluate(_DRAWN)
 
 
 def settled(page: Page) -> None:

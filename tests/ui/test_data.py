@@ -12,7 +12,7 @@ from playwright.sync_api import Page, expect
 
 from storage.tables import Dataset, Run
 from tests.core.test_data import lines
-from tests.ui.conftest import go_to, picture, served, tab
+from tests.ui.conftest import go_to, picture, served, unfold
 
 pytestmark = pytest.mark.browser
 
@@ -98,7 +98,7 @@ def _leave_them_out(page: Page, workbench) -> None:
 
 
 def _see_the_tokens(page: Page) -> None:
-    tab(page, "Rows and tokens").click()
+    go_to(page, "Rows and tokens")
     page.locator("#row-list").get_by_role("gridcell", name="question number 2").first.click()
     tokens = page.locator(".tokens")
     expect(tokens).to_be_visible(timeout=60_000)
@@ -108,7 +108,7 @@ def _see_the_tokens(page: Page) -> None:
     assert tokens.locator(".token.begins").count() == 2
     picture(page, "10-data-tokens")
     page.get_by_role("button", name="Check with this base").click()
-    tab(page, "Statistics").click()
+    go_to(page, "Statistics")
     expect(page.get_by_text("Recommended max length")).to_be_visible(timeout=60_000)
     expect(page.get_by_text("Trained on what the playground sends")).to_be_visible()
     expect(page.locator(".js-plotly-plot").first).to_be_visible()
@@ -117,7 +117,7 @@ def _see_the_tokens(page: Page) -> None:
 
 def _train(page: Page, workbench) -> None:
     go_to(page, "Train")
-    page.get_by_role("button", name="More options").click()
+    unfold(page, "More options")
     page.get_by_label("Max steps").fill("6")
     expect(page.get_by_text("6, about")).to_be_visible()
     page.get_by_role("button", name="Start training").click()
@@ -166,16 +166,16 @@ def test_a_row_is_edited_in_place_as_a_new_version(workbench, address, open_page
     workbench.datasets.add(file)
     page = open_page(address)
     go_to(page, "Data")
-    tab(page, "Rows and tokens").click()
+    go_to(page, "Rows and tokens")
     page.locator("#row-list").get_by_role("gridcell", name="question number 5").first.click()
-    tab(page, "Edit").click()
+    go_to(page, "Edit")
     cell = page.locator("#turns").get_by_role("gridcell", name="a good answer, number 5 of them").first
     cell.dblclick()
     editor = page.locator("#turns textarea:focus")  # typed before it opens, keys would go elsewhere
     editor.fill("a better answer")
     editor.press("Enter")
     page.get_by_role("button", name="Save as a new version").click()
-    tab(page, "Split and versions").click()
+    go_to(page, "Split and versions")
     expect(page.get_by_text("row 6 changed")).to_be_visible()
     row = workbench.registry.find(Dataset, "mine")
     assert workbench.datasets.row(row, 5).example.messages[1]["content"] == "a better answer"

@@ -16,7 +16,7 @@ from app.service import Workbench
 from app.settings import settings_for
 from storage.tables import Adapter, Base, Export, Run
 from tests.core.helpers import peft_from
-from tests.ui.conftest import choose, go_to, picture, ready, served, tab
+from tests.ui.conftest import choose, go_to, picture, ready, served, tab, unfold
 from tests.workbenches import copy_adapter
 
 pytestmark = [pytest.mark.starter, pytest.mark.browser, pytest.mark.timeout(900)]
@@ -71,7 +71,7 @@ def train_and_reload(page: Page) -> None:
     go_to(page, "Train")
     expect(page.get_by_role("combobox", name="Data set", exact=True)).to_have_value("captain")
     choose(page, "Preset", "Quick try")
-    page.get_by_role("button", name="More options").click()
+    unfold(page, "More options")
     page.get_by_label("Max steps").fill("30")
     expect(page.get_by_label("Rank (r)")).to_have_value("8")
     expect(page.get_by_text("2,442,240 in 210 layers")).to_be_visible()
@@ -96,7 +96,7 @@ def train_and_reload(page: Page) -> None:
 def chat_side_by_side(page: Page) -> None:
     go_to(page, "Playground")
     expect(page.locator(".chats").get_by_text("captain", exact=True)).to_be_visible()  # the new adapter has its place
-    page.get_by_text("Sampling").click()
+    unfold(page, "Sampling")
     page.get_by_label("Temperature", exact=False).fill("0")
     page.get_by_label("Max tokens").fill("40")
     page.get_by_role("textbox", name="Prompt", exact=True).fill(PROMPT)

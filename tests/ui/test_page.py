@@ -7,7 +7,7 @@ import re
 import pytest
 from playwright.sync_api import expect
 
-from tests.ui.conftest import go_to, picture, ready, served
+from tests.ui.conftest import go_to, picture, ready, served, unfold
 from tests.workbenches import QUICK, wait_for
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
@@ -75,7 +75,7 @@ def test_data_with_markup_is_shown_as_text(workbench, address, open_page, tmp_pa
     go_to(page, "Data")
     page.get_by_role("gridcell", name="<b onmouseover=alert(1)>evil</b>").first.click()
     expect(page.get_by_text("<script>window.hacked=1</script>").first).to_be_visible()
-    page.get_by_role("tab", name="Rows and tokens").last.click()
+    go_to(page, "Rows and tokens")
     page.locator("#row-list").get_by_role("gridcell", name="onerror").first.click()
     expect(page.locator(".tokens")).to_be_visible(timeout=60_000)
     assert page.evaluate("window.hacked") is None
@@ -119,7 +119,7 @@ def test_a_sweep_is_typed_planned_and_trained_at_once(workbench, address, open_p
     page = open_page(address)
     go_to(page, "Train")
     page.get_by_label("Learning rate").first.fill("0.01")
-    page.get_by_role("button", name="More options").click()
+    unfold(page, "More options")
     page.get_by_label("Max steps").fill("400")
     page.get_by_label("Micro-batch size").fill("2")
     page.get_by_label("Sweep").fill("rank=2,0")
@@ -199,7 +199,7 @@ def test_one_at_a_time_and_a_conversation_survives_a_reload(workbench, trained, 
     go_to(page, "Playground")
     page.get_by_label("One at a time").check()
     expect(page.get_by_label("Who answers")).to_have_value("talker")
-    page.get_by_text("Sampling").click()
+    unfold(page, "Sampling")
     page.get_by_label("Max tokens").fill("4")
     page.get_by_role("textbox", name="Prompt", exact=True).fill("hello there")
     page.get_by_role("button", name="Send").click()

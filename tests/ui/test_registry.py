@@ -10,7 +10,7 @@ from playwright.sync_api import expect
 
 from storage.tables import Adapter, Base, Export
 from tests.core.helpers import new_peft
-from tests.ui.conftest import choose, go_to, picture, served
+from tests.ui.conftest import choose, go_to, picture, served, unfold
 from tests.workbenches import wait_for
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
@@ -23,21 +23,17 @@ def address(workbench):
         yield found
 
 
-def _open(page, accordion):
-    page.get_by_role("button", name=accordion).click()
-
-
 def test_import_combine_resize_merge_and_a_bundle_for_ollama(workbench, trained, address, open_page, tiny_llama, tmp_path):
     trained("here")
     new_peft(tiny_llama).save_pretrained(tmp_path / "theirs")
     page = open_page(address)
     go_to(page, "Adapters")
-    _open(page, "Import an adapter")
+    unfold(page, "Import an adapter")
     page.get_by_label("Or a folder or file on this machine").fill(str(tmp_path / "theirs"))
     page.get_by_role("button", name="Import", exact=True).click()
     expect(page.get_by_text("Imported as theirs for llama")).to_be_visible(timeout=JOB)
     expect(page.get_by_text("PEFT layout, rank 4, alpha 8")).to_be_visible()
-    _open(page, "Combine adapters")
+    unfold(page, "Combine adapters")
     for name in ("here", "theirs"):
         choose(page, "Adapters to combine", name)
     page.keyboard.press("Escape")
@@ -54,7 +50,7 @@ def test_import_combine_resize_merge_and_a_bundle_for_ollama(workbench, trained,
     for name in ("llama", "here", "theirs", "both"):
         expect(lineage.locator("text", has_text=name).first).to_be_visible()
     picture(page, "adapters-combined")
-    _open(page, "Resize the chosen adapter")
+    unfold(page, "Resize the chosen adapter")
     page.get_by_label("New rank").fill("3")
     page.get_by_label("Measure the validation loss").uncheck()
     page.get_by_label("Name of the resized one").fill("smaller")
@@ -99,7 +95,7 @@ def test_many_adapters_are_searched_starred_deleted_and_brought_back(workbench, 
     page.get_by_label("Search", exact=True).fill("adapter 07")
     expect(page.get_by_role("gridcell", name="adapter 59")).to_have_count(0)
     page.get_by_role("gridcell", name="adapter 07").first.click()
-    _open(page, "Name, star, tags and note")
+    unfold(page, "Name, star, tags and note")
     page.get_by_label("Star", exact=True).check()
     page.get_by_label("Tags", exact=True).fill("good, chat")
     page.get_by_role("button", name="Save", exact=True).click()
@@ -108,7 +104,7 @@ def test_many_adapters_are_searched_starred_deleted_and_brought_back(workbench, 
     page.get_by_role("button", name="Delete …").click()
     page.get_by_role("button", name="Delete it").click()
     wait_for(lambda: "adapter 07" not in workbench.registry.names(Adapter))
-    _open(page, "Deleted adapters")
+    unfold(page, "Deleted adapters")
     expect(page.get_by_role("combobox", name="Deleted", exact=True)).to_have_value(re.compile("adapter 07"), timeout=15_000)
     page.get_by_role("button", name="Bring back").click()
     wait_for(lambda: "adapter 07" in workbench.registry.names(Adapter))

@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import expect
 
 from storage.tables import Run
-from tests.ui.conftest import choose, go_to, picture, ready, served, settled
+from tests.ui.conftest import choose, go_to, picture, ready, served, settled, unfold
 from tests.workbenches import QUICK, wait_for
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
@@ -36,7 +36,7 @@ def _state(page, word):
 def test_three_queued_one_paused_one_stopped_a_sweep_compared_and_the_best_talked_to(workbench, address, open_page):
     page = open_page(address)
     go_to(page, "Train")
-    page.get_by_role("button", name="More options").click()
+    unfold(page, "More options")
     _fill(
         page,
         **{"Learning rate": "0.01", "Max steps": "1500", "Micro-batch size": "2", "Gradient accumulation": "1", "Rank (r)": "2"},
@@ -160,7 +160,7 @@ def test_measuring_and_presets_fill_the_form(workbench, address, open_page):
     expect(page.get_by_label("Epochs").first).to_have_value("10")
     page.get_by_role("button", name="Measure first").click()
     expect(page.get_by_text("Measured: fits")).to_be_visible(timeout=60_000)
-    page.get_by_role("button", name="Save these options as a preset").click()
+    unfold(page, "Save these options as a preset")
     page.get_by_label("Name of the preset").fill("mine")
     page.get_by_role("button", name="Save preset").click()
     wait_for(lambda: (workbench.settings.presets / "mine.toml").exists())
