@@ -143,9 +143,9 @@ def data_check(
 def _check_with(workbench: Workbench, folder: Path, base: str, max_length: int, out: Path, progress: Any) -> BaseCheck:
     job = workbench.check_rows(folder, base, max_length, out)
     try:
-        workbench.wait_job(job, progress.job)
+        workbench.jobs.wait(job, progress.job)
     except KeyboardInterrupt:
-        workbench.cancel_job(job)
+        workbench.jobs.cancel(job)
         raise
     return read_check(out)
 
@@ -228,7 +228,7 @@ def _checked(workbench: Workbench, console: Console, row: Dataset, base: str, ma
     model = workbench.registry.find(Base, base)
     if workbench.datasets.checked(row, model, max_length) is None:
         with console.progress() as progress:
-            workbench.wait_job(workbench.check_data(row.name, base, max_length), progress.job)
+            workbench.jobs.wait(workbench.check_data(row.name, base, max_length), progress.job)
     return workbench.datasets.checked(row, model, max_length)
 
 

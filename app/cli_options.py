@@ -27,7 +27,7 @@ def open_workbench(home: Path | None) -> Workbench:
 def finished(workbench: Workbench, job: Job, progress: ProgressLine) -> dict[str, Any]:
     """A job's result. Interrupting the command ends the job."""
     try:
-        return workbench.wait_job(job, progress.job)
+        return workbench.jobs.wait(job, progress.job)
     except KeyboardInterrupt:
-        workbench.cancel_job(job)
+        workbench.jobs.cancel(job)
         raise

@@ -53,9 +53,9 @@ def train(
     console, workbench = Console(json), open_workbench(home)
     options = _train_options(workbench, preset, config, option or [])
     if sweep:
-        started = workbench.sweep(base, dataset, options, parse_grid(sweep), name)
+        started = workbench.training.sweep(base, dataset, options, parse_grid(sweep), name)
     else:
-        started = [workbench.train(base, dataset, options, name, together=together)]
+        started = [workbench.training.start(base, dataset, options, name, together=together)]
     _follow(console, workbench, started, json, detach=detach, as_sweep=bool(sweep))
 
 
@@ -139,7 +139,7 @@ def preflight(
     wanted = [one for _, one in combinations(options, parse_grid(sweep))] if sweep else [options]
     with console.progress() as progress:
         progress.say("Measuring")
-        found, offered = workbench.measure(base, dataset, wanted)
+        found, offered = workbench.training.measure(base, dataset, wanted)
     hints = [
         ("Instead", f"{text}: {' '.join(f'--set {key}={value}' for key, value in change.items())}") for text, change in offered
     ]
@@ -238,7 +238,7 @@ def runs_stop(run_id: RunId, home: Home = None, json: Json = False) -> None:
     workbench, console = open_workbench(home), Console(json)
     if not workbench.runs.stop(run_id).active:
         console.say(f"Run {run_id} is not under way any more.")
-    _show_run(console, workbench, workbench.wait_run(run_id, lambda run: None), json)
+    _show_run(console, workbench, workbench.wait_run(run_id), json)
 
 
 @runs.command("pause")
@@ -247,7 +247,7 @@ def runs_pause(run_id: RunId, home: Home = None, json: Json = False) -> None:
     """Save where a run stands and let go of it; go on with runs resume."""
     workbench, console = open_workbench(home), Console(json)
     workbench.runs.pause(run_id)
-    _show_run(console, workbench, workbench.wait_run(run_id, lambda run: None), json)
+    _show_run(console, workbench, workbench.wait_run(run_id), json)
 
 
 @runs.command("save")
@@ -305,9 +305,8 @@ def runs_duplicate(
     workbench, console = open_workbench(home), Console(json)
     row = workbench.registry.get(Run, run_id)
     options = workbench.runs.options(run_id) | _train_options(workbench, "", None, option or [])
-    _follow(
-        console, workbench, [workbench.train(row.base_name, row.dataset_name, options, name)], json, detach=detach, as_sweep=False
-    )
+    run = workbench.training.start(row.base_name, row.dataset_name, options, name)
+    _follow(console, workbench, [run], json, detach=detach, as_sweep=False)
 
 
 @runs.command("remove")

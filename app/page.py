@@ -85,7 +85,7 @@ def _offer_to_cancel(shell: Shell, cancel: gr.Button) -> None:
 
     def end() -> None:
         for job in shell.workbench.registry.active_jobs()[:1]:
-            shell.workbench.cancel_job(job)
+            shell.workbench.jobs.cancel(job)
 
     shell.refresh(show, [], [cancel])
     cancel.click(told(end), None, None, concurrency_id="cancel", **QUIET | {"queue": True})

@@ -59,14 +59,14 @@ def run_quickstart(workbench: Workbench, watch: Watchers) -> QuickstartResult:
     watch.say("Importing the sample conversations")
     dataset = workbench.datasets.add_sample()
     watch.say(f"Training an adapter on {dataset.rows} conversations")
-    run = workbench.wait_run(workbench.train(base.name, dataset.name, QUICK_OPTIONS).id or 0, watch.run)
+    run = workbench.wait_run(workbench.training.start(base.name, dataset.name, QUICK_OPTIONS).id or 0, watch.run)
     if run.state != FINISHED or run.adapter_id is None:
         raise JobFailed(f"The training ended as {run.state}: {run.reason}")
     adapter = _adapter_name(workbench, run)
     watch.say("Asking the base and the adapter, side by side")
     answers = _ask(workbench, base.name, adapter)
     watch.say("Merging the adapter into the base and checking the result")
-    export = workbench.wait_job(workbench.export(adapter), watch.job)
+    export = workbench.jobs.wait(workbench.export(adapter), watch.job)
     losses = [point.loss for point in workbench.registry.points(run.id or 0) if point.loss is not None]
     return QuickstartResult(
         base=base.name, adapter=adapter, first_loss=losses[0], last_loss=losses[-1], prompt=PROMPT,
@@ -82,7 +82,7 @@ def _starter(workbench: Workbench, watch: Watchers) -> Base:
     if there is not None:
         return there
     watch.say(f"Fetching the starter model {STARTER_NAME}")
-    result = workbench.wait_job(workbench.add_model("starter"), watch.job)
+    result = workbench.jobs.wait(workbench.add_model("starter"), watch.job)
     return workbench.registry.find(Base, result["name"])
 
 

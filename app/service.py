@@ -2,45 +2,35 @@
 
 from __future__ import annotations
 
-import secrets
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from app.data_import import ImportRequest
 from app.datasets import Datasets
 from app.engine_client import EngineClient
-from app.errors import EngineUnavailable, JobFailed
+from app.errors import EngineUnavailable
 from app.identity import manifest_of, remember, require_fit
+from app.jobs import Jobs
 from app.presets import Presets
-from app.processes import exit_reason, is_held, start_detached
 from app.runs import Runs
 from app.settings import Settings
-from app.sources import base_for, open_registry, shapes_of
-from app.usage import require_quota
+from app.sources import base_for, open_registry
+from app.training import Training
 from core.base_model.files import file_digests
 from core.base_model.fingerprint import manifest, stat_key
 from core.base_model.identity import difference
 from core.base_model.templates import chosen_template
-from core.config import CombineConfig, ExportConfig, GenerationConfig, split_train_options
-from core.errors import InvalidConfig, InvalidData, InvalidInput, WrongBase
+from core.config import CombineConfig, ExportConfig, GenerationConfig
+from core.errors import InvalidConfig, InvalidInput, WrongBase
 from core.events import TokenDone
-from core.sweep import Grid, combinations
-from core.train.estimate import BaseShape, DataShape, Estimate, estimate
-from core.train.plan import smaller_plans
 from storage.blobs import content_digest
-from storage.tables import FAILED, INTERRUPTED, QUEUED, STOPPED, UNDER_WAY, Adapter, Base, Chat, Dataset, Job, Run
+from storage.tables import QUEUED, UNDER_WAY, Adapter, Base, Chat, Dataset, Job, Run
 
 MAX_SIDE_BY_SIDE = 5  # the plain base and four adapters
 _POLL_SECONDS = 0.2
-_FREE_JOBS = ("inspect_adapter", "verify_adapter", "check_data")  # keep nothing, so no quota is in their way
-_JOB_START_SECONDS = 60.0
 Messages = Sequence[Mapping[str, str]]
-Choice = tuple[str, dict[str, Any]]
-"""A change of options: in words, and the options."""
 
 
 class Workbench:
@@ -52,9 +42,10 @@ class Workbench:
         self.registry.blobs.sweep_staging()
         self.engine = EngineClient(settings)
         self.datasets = Datasets(self.registry, settings, self.engine)
+        self.training = Training(self.registry, settings, self.engine)
         self.runs = Runs(self.registry, self.engine)
+        self.jobs = Jobs(self.registry, settings)
         self.presets = Presets(settings.presets)
-        self._jobs: dict[int, subprocess.Popen[bytes]] = {}
 
     # Base models.
 
@@ -63,7 +54,7 @@ class Workbench:
         require_text(origin, name)
         if name:
             self.registry.require_free(Base, name)
-        return self._start_job("add_model", f"Add {origin}", {"origin": origin, "name": name})
+        return self.jobs.start("add_model", f"Add {origin}", {"origin": origin, "name": name})
 
     def remove_model(self, name: str) -> None:
         """Forget a base model, and delete its files if they are ours. Raises InUse while adapters need it."""
@@ -105,12 +96,12 @@ class Workbench:
         """Start importing a data set. Raises NameTaken."""
         require_text(*request.files, *request.validation, request.name)
         self.registry.require_free(Dataset, request.name or request.default_name)
-        return self._start_job("import_data", f"Import {Path(request.files[0]).name}", request.to_dict())
+        return self.jobs.start("import_data", f"Import {Path(request.files[0]).name}", request.to_dict())
 
     def check_data(self, dataset: str, base: str, max_length: int) -> Job:
         """Start checking a data set with a base's tokenizer. Raises NotFound."""
         row, model = self.registry.find(Dataset, dataset), self.registry.find(Base, base)
-        return self._start_job(
+        return self.jobs.start(
             "check_data", f"Check {dataset} with {base}", self.datasets.check_arguments(row, model, max_length)
         )
 
@@ -119,7 +110,7 @@ class Workbench:
         self.registry.find(Base, base)
         arguments = {"rows": str(folder), "version": "", "digest": content_digest(folder), "base": base,
                      "max_length": max_length, "out": str(out)}  # fmt: skip
-        return self._start_job("check_data", f"Check a file with {base}", arguments)
+        return self.jobs.start("check_data", f"Check a file with {base}", arguments)
 
     def choose_template(self, base: str, template: str) -> Base:
         """Choose a known chat template for a base that has none of its own. Raises InvalidConfig, NotFound."""
@@ -130,106 +121,13 @@ class Workbench:
         row.template = template
         return self.registry.save(row)
 
-    # Training.
+    # Runs: see also `training` and `runs`.
 
-    def train(self, base: str, dataset: str, options: Mapping[str, object], name: str = "", *, together: bool = False) -> Run:
-        """Queue a training run and have the engine take it. With `together` it may train at once with others that allow it.
-
-        Raises InvalidConfig, NotFound, NameTaken.
-        """
-        return self._queue(base, dataset, [("", options)], name, together)[0]
-
-    def sweep(self, base: str, dataset: str, options: Mapping[str, object], grid: Grid, name: str = "") -> list[Run]:
-        """Queue a run for every combination of the grid's values, to train at once where their shapes allow it.
-
-        Raises InvalidConfig, NotFound, NameTaken; all runs are queued or none.
-        """
-        return self._queue(base, dataset, combinations(options, grid), name)
-
-    def measure(self, base: str, dataset: str, wanted: Sequence[Mapping[str, object]]) -> tuple[dict[str, Any], list[Choice]]:
-        """What runs with these options would take at once, measured in a few seconds, and what to change if it is too much.
-
-        Raises InvalidConfig, InvalidData, NotFound, EngineUnavailable.
-        """
-        self._require_sound(self.registry.find(Dataset, dataset))
-        self.registry.find(Base, base)
-        configs = [split_train_options(options) for options in wanted]
-        found = self.engine.measure(
-            base, dataset, [{"lora": lora.to_dict(), "train": train.to_dict()} for lora, train in configs]
-        )
-        return found, [] if found["fits"] and not found["squeezed"] else smaller_plans(configs[0][1])
-
-    def _queue(
-        self, base: str, dataset: str, wanted: Sequence[tuple[str, Mapping[str, object]]], name: str, together: bool = False
-    ) -> list[Run]:
-        require_quota(self.registry, self.settings)
-        model, data = self.registry.find(Base, base), self.registry.find(Dataset, dataset)
-        self._require_sound(data)
-        sweep = secrets.token_hex(8) if len(wanted) > 1 else ""
-        prefix = name or self._unused_prefix(data.name.removesuffix(" (sample)"), [label for label, _ in wanted])
-        runs = []
-        for label, options in wanted:
-            lora, train = split_train_options(options)
-            self._estimate(model, data, options)  # raises for target_modules that match nothing
-            runs.append(Run(
-                name=f"{prefix} {label}".strip(),
-                base_id=model.id or 0, base_name=model.name, base_fingerprint=model.fingerprint,
-                dataset_id=data.id or 0, dataset_name=data.name, dataset_digest=data.digest,
-                dataset_version=data.version, sweep=sweep, together=together,
-                config={"lora": lora.to_dict(), "train": train.to_dict()},
-            ))  # fmt: skip
-        self.registry.queue_runs(runs, number_if_taken=not name)
-        try:
-            self.engine.wake()
-        except EngineUnavailable as error:
-            self.registry.fail_queued_runs(str(error))
-            raise
-        return runs
-
-    @staticmethod
-    def _require_sound(data: Dataset) -> None:
-        if data.faulty_rows:
-            many = data.faulty_rows > 1
-            raise InvalidData(
-                f"{data.faulty_rows:,} row{'s' if many else ''} of {data.name} {'have' if many else 'has'} errors. "
-                "Mend them or leave them out first: on the page under Data, Report; in a terminal with data exclude --errors."
-            )
-
-    def _unused_prefix(self, wanted: str, labels: Sequence[str]) -> str:
-        """`wanted`, with a number where a sweep of that name has been: behind a label it would read as part of a value."""
-        taken = self.registry.names(Adapter) | {run.name for run in self.registry.active_runs()}
-        prefix, number = wanted, 1
-        while any(f"{prefix} {label}" in taken for label in labels if label):
-            number += 1
-            prefix = f"{wanted}-{number}"
-        return prefix
-
-    def estimate(self, base: str, dataset: str, options: Mapping[str, object]) -> Estimate:
-        """What a training would need. Raises InvalidConfig, NotFound."""
-        data = self.registry.find(Dataset, dataset)
-        self._require_sound(data)
-        return self._estimate(self.registry.find(Base, base), data, options)
-
-    def _estimate(self, base: Base, data: Dataset, options: Mapping[str, object]) -> Estimate:
-        lora, train = split_train_options(options)
-        shape = BaseShape(shapes_of(base), base.head, base.parameters, base.layers, base.hidden_size, base.vocab_size)
-        lengths = [sum(len(m["content"]) for m in row["messages"]) + len(row["text"]) for row in data.preview]
-        usable = data.rows - data.excluded_rows - data.faulty_rows - data.validation_rows
-        rows = DataShape(usable, sum(lengths) / max(1, len(lengths)))
-        return estimate(shape, rows, lora, train, bytes_per_weight=2, tokens_per_second=self._speed_on(base))
-
-    def _speed_on(self, base: Base) -> float | None:
-        """Tokens a second of the last run on this base that got anywhere."""
-        for run in self.registry.all(Run, limit=20):
-            if run.base_fingerprint == base.fingerprint and (point := self.registry.last_point(run.id or 0)):
-                return point.tokens_per_second
-        return None
-
-    def wait_run(self, run_id: int, watch: Callable[[Run], None]) -> Run:
+    def wait_run(self, run_id: int, watch: Callable[[Run], None] = lambda run: None) -> Run:
         """Follow one run to its end."""
         return self.wait_runs([run_id], lambda runs: watch(runs[0]))[0]
 
-    def wait_runs(self, run_ids: Sequence[int], watch: Callable[[list[Run]], None]) -> list[Run]:
+    def wait_runs(self, run_ids: Sequence[int], watch: Callable[[list[Run]], None] = lambda runs: None) -> list[Run]:
         """Follow runs to their end, calling `watch` now and then; also when their process dies."""
         while True:
             self.look_after()
@@ -253,27 +151,27 @@ class Workbench:
         if base:
             self.registry.find(Base, base)
         arguments = {"folder": str(origin), "name": name, "base": base, "alpha": alpha, "shown": shown}
-        return self._start_job("import_adapter", f"Import {shown or origin.name}", arguments)
+        return self.jobs.start("import_adapter", f"Import {shown or origin.name}", arguments)
 
     def look_at_adapter(self, origin: Path, *, alpha: float | None = None, shown: str = "") -> Job:
         """Start finding out what a folder, zip or file holds and which base here it fits, without importing it."""
         require_text(str(origin))
         arguments = {"folder": str(origin), "look": True, "alpha": alpha, "shown": shown}
-        return self._start_job("import_adapter", f"Look at {shown or origin.name}", arguments)
+        return self.jobs.start("import_adapter", f"Look at {shown or origin.name}", arguments)
 
     def inspect_adapter(self, name: str, other: str = "") -> Job:
         """Start measuring what is inside an adapter; with `other`, how far the two share their directions. Raises NotFound."""
         for one in filter(None, (name, other)):
             self.registry.find(Adapter, one)
         title = f"Compare {name} with {other}" if other else f"Look inside {name}"
-        return self._start_job("inspect_adapter", title, {"adapter": name, "other": other})
+        return self.jobs.start("inspect_adapter", title, {"adapter": name, "other": other})
 
     def verify_adapters(self, name: str = "", *, deep: bool = False) -> Job:
         """Start verifying an adapter, or all; with `deep` the bases are hashed anew, touched or not. Raises NotFound."""
         if name:
             self.registry.find(Adapter, name)
         title = f"Verify {name}" if name else "Verify all adapters"
-        return self._start_job("verify_adapter", title, {"adapter": name, "deep": deep})
+        return self.jobs.start("verify_adapter", title, {"adapter": name, "deep": deep})
 
     def resize_adapter(self, adapter: str, rank: int, name: str = "", *, evaluate: bool = False) -> Job:
         """Start cutting an adapter to a lower rank; without a `name` it is only shown what that would lose.
@@ -286,7 +184,7 @@ class Workbench:
         if name:
             self.registry.require_free(Adapter, name)
         arguments = {"adapter": adapter, "rank": rank, "name": name, "evaluate": evaluate}
-        return self._start_job("resize_adapter", f"{'Resize' if name else 'Try'} {adapter} at rank {rank}", arguments)
+        return self.jobs.start("resize_adapter", f"{'Resize' if name else 'Try'} {adapter} at rank {rank}", arguments)
 
     def combine_adapters(self, parts: Mapping[str, float], options: Mapping[str, object], name: str = "") -> Job:
         """Start combining adapters by name and weight; without a `name` it is only shown what would become of them.
@@ -306,7 +204,7 @@ class Workbench:
             self.registry.require_free(Adapter, name)
         listed = [{"name": one, "weight": weight} for one, weight in parts.items()]
         arguments = {"parts": listed, "config": config.to_dict(), "name": name}
-        return self._start_job("combine_adapters", f"{'Combine' if name else 'Try'} {', '.join(parts)}"[:120], arguments)
+        return self.jobs.start("combine_adapters", f"{'Combine' if name else 'Try'} {', '.join(parts)}"[:120], arguments)
 
     def export(self, adapter: str, folder: Path | None = None, options: Mapping[str, object] | None = None) -> Job:
         """Start writing an adapter, or its base with it merged in, as a folder; by default under exports in the home folder.
@@ -319,7 +217,7 @@ class Workbench:
         require_text(str(folder or ""))
         target = folder or self.settings.exports / f"adapter-{row.id}-{time.strftime('%Y%m%d-%H%M%S')}-{config.format}"
         arguments = {"adapter": adapter, "folder": str(target), "config": config.to_dict()}
-        return self._start_job("export_adapter", f"Export {adapter} as {config.format}", arguments)
+        return self.jobs.start("export_adapter", f"Export {adapter} as {config.format}", arguments)
 
     # Chat.
 
@@ -357,38 +255,7 @@ class Workbench:
         """Whether anybody has talked to a model yet."""
         return bool(self.registry.all(Chat, limit=1))
 
-    # Jobs, and looking after what other processes do.
-
-    def _start_job(self, kind: str, title: str, arguments: dict[str, Any]) -> Job:
-        if kind not in _FREE_JOBS:
-            require_quota(self.registry, self.settings)
-        job = self.registry.save(Job(kind=kind, title=title, arguments=arguments, message="Starting"))
-        given = ["--home", str(self.settings.home), "--job", str(job.id)]
-        self._jobs[job.id or 0] = start_detached("app.job_process", given, self.settings.logs / "jobs.log")
-        return job
-
-    def wait_job(self, job: Job, watch: Callable[[Job], None] = lambda job: None) -> dict[str, Any]:
-        """Follow a job to its end; return its result. Raises JobFailed with the reason."""
-        while True:
-            self.look_after()
-            job = self.registry.get(Job, job.id or 0)
-            watch(job)
-            if not job.active:
-                break
-            time.sleep(_POLL_SECONDS)
-        if job.state in (FAILED, INTERRUPTED, STOPPED):
-            raise JobFailed(job.message)
-        return job.result
-
-    def cancel_job(self, job: Job) -> None:
-        """End a job; what it had begun is thrown away. Raises JobFailed if another program started it."""
-        process = self._jobs.get(job.id or 0)
-        if process is None:
-            raise JobFailed(f"{job.title} was started by another program; end it there.")
-        process.terminate()
-        process.wait()
-        if self.registry.get(Job, job.id or 0).active:
-            self.registry.update_job(job.id or 0, state=STOPPED, message="Cancelled. Nothing was added.", ended=time.time())
+    # Looking after what other processes do.
 
     def look_after(self) -> None:
         """Notice processes that died, let runs go on that can, and give a waiting run a new engine.
@@ -408,18 +275,7 @@ class Workbench:
         active = self.registry.active_runs()
         if any(run.state in UNDER_WAY for run in active) and not self.engine.alive:
             self.registry.interrupt_runs(self.engine.death_reason())
-        for job in self.registry.active_jobs():
-            self._look_after_job(job)
-
-    def _look_after_job(self, job: Job) -> None:
-        process = self._jobs.get(job.id or 0)
-        code = process.poll() if process else None
-        starting = job.state == QUEUED and code is None and time.time() - job.created < _JOB_START_SECONDS
-        if starting or is_held(self.settings.job_lock(job.id or 0)):
-            return
-        if self.registry.get(Job, job.id or 0).active:  # it may have ended between the two looks
-            reason = f"{job.title}: {exit_reason(code, 'its process')}. Nothing was added; start it again."
-            self.registry.update_job(job.id or 0, state=INTERRUPTED, message=reason, ended=time.time())
+        self.jobs.notice_deaths()
 
     def close(self) -> None:
         """Leave: the engine ends if it has nothing to do, and goes on if it has."""

@@ -89,7 +89,7 @@ def workbench(
 
     Its engines and jobs are forked; those of other processes are started as users' are.
     """
-    for starter in ("app.engine_client", "app.service"):
+    for starter in ("app.engine_client", "app.jobs"):
         monkeypatch.setattr(f"{starter}.start_detached", zygote.start)
     found = Workbench(settings)
     do_job(found, "add_model", {"origin": str(tiny_llama), "name": "llama"})
@@ -170,7 +170,7 @@ def session(workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> Callable[.
     engine = Engine(dtype=torch.float32)
 
     def begin(name: str, **options: object) -> tuple[int, RunSession]:
-        run = workbench.train("llama", "data", {**STEADY, **options}, name)
+        run = workbench.training.start("llama", "data", {**STEADY, **options}, name)
         return run.id or 0, begin.next()  # type: ignore[attr-defined]
 
     begin.engine = engine  # type: ignore[attr-defined]

@@ -40,7 +40,7 @@ class DetailPanel:
         self._workbench, self._chosen = shell.workbench, catalogue.chosen
         self._datasets = shell.workbench.datasets
         with gr.Column(visible=False) as self._panel:
-            with gr.Row(equal_height=True, elem_id="data-base"):
+            with gr.Row(equal_height=True, elem_classes="asked"):
                 self._base = gr.Dropdown([], label="Base model to check with", interactive=True, scale=2)
                 self._length = gr.Number(_LENGTH, label="Max length (tokens)", precision=0, minimum=8, scale=1, min_width=140)
                 self._check = gr.Button("Check with this base", scale=1, min_width=180)

@@ -81,7 +81,7 @@ def _train_first(workbench: Workbench) -> Run:
     """Train on the newest base and data with settings for a short try."""
     base, data = workbench.registry.all(Base, limit=1)[0], workbench.registry.all(Dataset, limit=1)[0]
     options = QUICK_OPTIONS if data.name == SAMPLE_NAME else {}
-    return workbench.train(base.name, data.name, options)
+    return workbench.training.start(base.name, data.name, options)
 
 
 def journey_html(done: int) -> str:

@@ -40,7 +40,7 @@ def build(shell: Shell) -> None:
             scale=4,
         )
         speaker = gr.Dropdown([], label="Who answers", interactive=True, visible=False, scale=4)
-        with_base = gr.Checkbox(True, label="Plain base too", scale=0, min_width=150)
+        with_base = gr.Checkbox(True, label="Plain base too", scale=0, min_width=170)
     warned = gr.HTML()
     with gr.Row(elem_classes="chats"):
         boxes = [

@@ -140,9 +140,9 @@ def _bind_start(shell: Shell, form: _Form, start: gr.Button, panel: RunPanel) ->
     def begin(base: str, dataset: str, name: str, sweep: str, together: bool, **values: Any) -> tuple[object, ...]:
         _require_chosen(base, dataset)
         if sweep.strip():
-            started = workbench.sweep(base, dataset, values, grid_of(sweep), name.strip())
+            started = workbench.training.sweep(base, dataset, values, grid_of(sweep), name.strip())
         else:
-            started = [workbench.train(base, dataset, values, name.strip(), together=together)]
+            started = [workbench.training.start(base, dataset, values, name.strip(), together=together)]
         return "", *panel.show(started[0].id, [run.id or 0 for run in started[1:]])
 
     inputs = {**form.inputs, "name": form.name, "together": form.together}
@@ -154,7 +154,7 @@ def _bind_measuring(shell: Shell, form: _Form, measure: gr.Button) -> None:
     def find_out(base: str, dataset: str, sweep: str, **values: Any) -> tuple[object, ...]:
         _require_chosen(base, dataset)
         wanted = [options for _, options in combinations(values, grid_of(sweep))] if sweep.strip() else [values]
-        found, offered = shell.workbench.measure(base, dataset, wanted)
+        found, offered = shell.workbench.training.measure(base, dataset, wanted)
         buttons = [
             gr.Button(offered[at][0] if at < len(offered) else "", visible=at < len(offered)) for at in range(_MOST_OFFERED)
         ]
@@ -250,7 +250,7 @@ def plan_html(workbench: Workbench, base: str | None, dataset: str | None, value
         return ""
     try:
         wanted = told(lambda: combinations(values, grid_of(sweep)))() if sweep.strip() else [("", values)]
-        plan = told(workbench.estimate)(base, dataset, wanted[0][1])
+        plan = told(workbench.training.estimate)(base, dataset, wanted[0][1])
     except gr.Error as error:
         return f"<div class='card'><span class='state bad'>cannot start</span> {error.message}</div>"
     hint = ""

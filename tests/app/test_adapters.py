@@ -184,13 +184,13 @@ def test_nothing_new_is_begun_above_the_quota(workbench, taught):
     set_quota(workbench.settings, 1e-6)
     for begin in (
         lambda: workbench.export("taught"),
-        lambda: workbench.train("llama", "data", QUICK),
+        lambda: workbench.training.start("llama", "data", QUICK),
         lambda: workbench.resize_adapter("taught", 2, "small"),
     ):
         with pytest.raises(QuotaExceeded, match="Clean up"):
             begin()
     set_quota(workbench.settings, 0)
     assert quota(workbench.settings) is None
-    assert workbench.train("llama", "data", QUICK, "again").state == "queued"
+    assert workbench.training.start("llama", "data", QUICK, "again").state == "queued"
     with pytest.raises(InvalidConfig):
         set_quota(workbench.settings, -1)

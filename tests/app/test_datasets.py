@@ -37,12 +37,12 @@ def test_training_refuses_rows_with_errors_until_they_are_left_out(workbench, tm
     content = lines(*rows(20)) + "{\n" + lines({"prompt": "p"})
     row = add(workbench, tmp_path, content)
     assert (row.rows, row.faulty_rows, row.version) == (22, 2, 1)
-    for call in (workbench.train, workbench.estimate):
+    for call in (workbench.training.start, workbench.training.estimate):
         with pytest.raises(InvalidData, match=r"2 rows of mine have errors.*data exclude --errors"):
             call("llama", "mine", QUICK)
     row = workbench.datasets.leave_out("mine", ERRORS)
     assert (row.faulty_rows, row.excluded_rows, row.version) == (0, 2, 2)
-    run = workbench.wait_run(workbench.train("llama", "mine", QUICK).id, lambda seen: None)
+    run = workbench.wait_run(workbench.training.start("llama", "mine", QUICK).id)
     assert (run.state, run.dataset_version, run.dataset_digest) == ("finished", 2, row.digest)
     assert "19 rows to train on, 1 kept for validation" in " ".join(note.text for note in workbench.registry.notes(run.id))
 
@@ -185,7 +185,7 @@ def test_a_look_at_a_file_shows_rows_and_faults_before_it_is_taken(tmp_path):
 def test_data_is_imported_in_a_process_of_its_own(workbench, tmp_path):
     (tmp_path / "a.jsonl").write_text(lines(*rows(12)) + "{\n")
     job = workbench.import_data(ImportRequest([str(tmp_path / "a.jsonl")]))
-    assert workbench.wait_job(job) == {"name": "a", "rows": 13, "faulty": 1, "warnings": 0}
+    assert workbench.jobs.wait(job) == {"name": "a", "rows": 13, "faulty": 1, "warnings": 0}
     with pytest.raises(NameTaken):
         workbench.import_data(ImportRequest([str(tmp_path / "a.jsonl")]))
 
@@ -196,12 +196,12 @@ def test_an_import_that_is_cancelled_or_killed_registers_nothing(workbench, tmp_
         job = workbench.import_data(ImportRequest([str(tmp_path / "big.jsonl")]))
         wait_for(lambda job=job: "MB" in workbench.registry.get(Job, job.id).message)
         if end == "cancel":
-            workbench.cancel_job(job)
+            workbench.jobs.cancel(job)
             assert list((workbench.settings.blobs / "staging").iterdir()) == []
         else:
-            os.kill(workbench._jobs[job.id].pid, signal.SIGKILL)
+            os.kill(workbench.jobs._processes[job.id].pid, signal.SIGKILL)
         with pytest.raises(JobFailed, match="Nothing was added"):
-            workbench.wait_job(job)
+            workbench.jobs.wait(job)
         assert workbench.registry.names(Dataset) == {"data"}
 
 
@@ -244,7 +244,7 @@ def test_rows_that_the_template_refuses_are_an_error_and_can_be_left_out(workben
 
     do_job(workbench, "add_model", {"origin": str(write_refusing_template(tiny_llama, tmp_path / "strict")), "name": "strict"})
     row = add(workbench, tmp_path, lines(*rows(12), {"system": "s", "prompt": "p", "completion": "c"}))
-    run = workbench.wait_run(workbench.train("strict", "mine", QUICK).id, lambda seen: None)
+    run = workbench.wait_run(workbench.training.start("strict", "mine", QUICK).id)
     assert run.state == "failed"
     assert "Row 13: The base's chat template cannot render" in run.reason
     assert "leave such rows out" in run.reason
@@ -255,7 +255,7 @@ def test_rows_that_the_template_refuses_are_an_error_and_can_be_left_out(workben
     found = workbench.datasets.checked(row, base, 64)
     assert found.findings.counts() == {"template": 1}
     workbench.datasets.leave_out("mine", ["template"], base=found)
-    assert workbench.wait_run(workbench.train("strict", "mine", QUICK).id, lambda seen: None).state == "finished"
+    assert workbench.wait_run(workbench.training.start("strict", "mine", QUICK).id).state == "finished"
 
 
 def test_a_base_without_a_template_takes_a_known_one(workbench, tiny_llama, tmp_path, checked_here):
@@ -274,7 +274,7 @@ def test_a_base_without_a_template_takes_a_known_one(workbench, tiny_llama, tmp_
         workbench.choose_template("llama", "chatml")
     workbench.choose_template("bare", "chatml")
     assert "".join(token["text"] for token in workbench.datasets.tokens(row, "bare", 0)["tokens"]) == shown["chatml"]
-    workbench.wait_run(workbench.train("bare", "data", QUICK, "a").id, lambda seen: None)
+    workbench.wait_run(workbench.training.start("bare", "data", QUICK, "a").id)
     assert workbench.registry.find(Adapter, "a").base_name == "bare"
     export = do_job(workbench, "export_adapter", {"adapter": "a", "folder": str(tmp_path / "out"), "config": {}})
     assert export.result["passed"]
@@ -285,9 +285,7 @@ def test_what_happens_to_long_rows_is_said_in_the_runs_log(workbench, tmp_path):
     add(workbench, tmp_path, lines(*rows(12), {"prompt": "p", "completion": "very long " * 100}), split=Split("none"))
     notes = {}
     for policy in ("truncate", "split", "drop"):
-        run = workbench.wait_run(
-            workbench.train("llama", "mine", {**QUICK, "max_length": 64, "over_length": policy}).id, lambda seen: None
-        )
+        run = workbench.wait_run(workbench.training.start("llama", "mine", {**QUICK, "max_length": 64, "over_length": policy}).id)
         assert run.state == "finished", run.reason
         notes[policy] = " ".join(note.text for note in workbench.registry.notes(run.id))
     assert "1 row is longer than 64 tokens and was cut off" in notes["truncate"]
@@ -312,7 +310,7 @@ def test_data_of_an_earlier_version_of_the_workbench_still_trains(workbench, tmp
         name="old", format="messages", reason="r", rows=20, digest=digest, rows_digest=digest, size_bytes=1, source_name="x"
     )
     workbench.registry.add_dataset(old, "imported")
-    run = workbench.wait_run(workbench.train("llama", "old", QUICK).id, lambda seen: None)
+    run = workbench.wait_run(workbench.training.start("llama", "old", QUICK).id)
     assert run.state == "finished"
     assert workbench.registry.get(Run, run.id).details["validation_rows"] == 1
     assert workbench.datasets.leave_out("old", rows=[3]).excluded_rows == 1

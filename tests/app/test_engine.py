@@ -35,7 +35,7 @@ def _engine_pid(workbench):
 
 
 def test_a_queued_run_is_trained_and_leaves_an_adapter(workbench):
-    run = workbench.train("llama", "data", QUICK, "first")
+    run = workbench.training.start("llama", "data", QUICK, "first")
     states = []
     run = workbench.wait_run(run.id, lambda seen: states.append(seen.state))
     assert run.state == "finished"
@@ -49,18 +49,18 @@ def test_a_queued_run_is_trained_and_leaves_an_adapter(workbench):
     assert any(
         "22 rows to train on" in note.text or "23 rows to train on" in note.text for note in workbench.registry.notes(run.id)
     )
-    second = workbench.train("llama", "data", QUICK)
-    third = workbench.train("llama", "data", QUICK)
-    assert workbench.wait_run(third.id, lambda seen: None).state == "finished"
+    second = workbench.training.start("llama", "data", QUICK)
+    third = workbench.training.start("llama", "data", QUICK)
+    assert workbench.wait_run(third.id).state == "finished"
     assert {_state(workbench, second), _state(workbench, third)} == {"finished"}
     assert workbench.registry.names(Adapter) == {"first", "data", "data-2"}
 
 
 def test_stopping_in_mid_training_leaves_a_usable_adapter(workbench):
-    run = workbench.train("llama", "data", LONG, "long")
+    run = workbench.training.start("llama", "data", LONG, "long")
     wait_for(lambda: len(_steps(workbench, run)) >= 2)
     workbench.runs.stop(run.id)
-    run = workbench.wait_run(run.id, lambda seen: None)
+    run = workbench.wait_run(run.id)
     assert run.state == "stopped"
     assert "the adapter is kept" in run.reason
     tokens = list(workbench.answer("llama", [None, "long"], [HELLO, HELLO], GREEDY))
@@ -68,14 +68,14 @@ def test_stopping_in_mid_training_leaves_a_usable_adapter(workbench):
 
 
 def test_a_killed_engine_leaves_the_run_interrupted_with_a_reason_and_the_next_run_works(workbench):
-    run = workbench.train("llama", "data", LONG, "doomed")
+    run = workbench.training.start("llama", "data", LONG, "doomed")
     wait_for(lambda: _steps(workbench, run))
     os.kill(_engine_pid(workbench), signal.SIGKILL)
-    run = workbench.wait_run(run.id, lambda seen: None)
+    run = workbench.wait_run(run.id)
     assert run.state == "interrupted"
     assert "killed (SIGKILL" in run.reason
-    again = workbench.train("llama", "data", QUICK, "again")
-    assert workbench.wait_run(again.id, lambda seen: None).state == "finished"
+    again = workbench.training.start("llama", "data", QUICK, "again")
+    assert workbench.wait_run(again.id).state == "finished"
 
 
 def test_closing_the_app_leaves_the_run_going_and_the_next_start_shows_it(settings, workbench):
@@ -83,7 +83,7 @@ def test_closing_the_app_leaves_the_run_going_and_the_next_start_shows_it(settin
     code = (
         "import sys; from pathlib import Path; from app.service import Workbench; from app.settings import settings_for\n"
         "w = Workbench(settings_for(Path(sys.argv[1])))\nw.engine.keep_attached()\n"
-        f"print(w.train('llama', 'data', {LONG!r}, 'on').id)\n"
+        f"print(w.training.start('llama', 'data', {LONG!r}, 'on').id)\n"
         "w.close()"
     )
     done = subprocess.run([sys.executable, "-c", code, str(settings.home)], capture_output=True, text=True, check=True)
@@ -94,15 +94,15 @@ def test_closing_the_app_leaves_the_run_going_and_the_next_start_shows_it(settin
     second.look_after()
     assert _state(second, run) == "running"
     second.runs.stop(run.id)
-    assert second.wait_run(run.id, lambda seen: None).state == "stopped"
+    assert second.wait_run(run.id).state == "stopped"
     second.close()
 
 
 def test_the_engine_ends_when_nobody_needs_it(workbench, monkeypatch):
     workbench.engine.keep_attached()
     pid = _engine_pid(workbench)
-    run = workbench.train("llama", "data", QUICK, "one")
-    workbench.wait_run(run.id, lambda seen: None)
+    run = workbench.training.start("llama", "data", QUICK, "one")
+    workbench.wait_run(run.id)
     time.sleep(1)
     assert _engine_pid(workbench) == pid
     workbench.engine.detach()
@@ -126,7 +126,7 @@ def test_answers_stream_side_by_side_and_equal_each_alone(workbench, trained):
 
 def test_a_chat_streams_while_a_run_trains(workbench, trained):
     trained("a")
-    run = workbench.train("llama", "data", LONG, "busy")
+    run = workbench.training.start("llama", "data", LONG, "busy")
     wait_for(lambda: _steps(workbench, run))
     tokens = list(workbench.answer("llama", [None, "a"], [HELLO, HELLO], GREEDY))
     assert {token.row for token in tokens if token.finished} == {0, 1}
@@ -134,7 +134,7 @@ def test_a_chat_streams_while_a_run_trains(workbench, trained):
     seen = len(_steps(workbench, run))
     wait_for(lambda: len(_steps(workbench, run)) > seen)
     workbench.runs.stop(run.id)
-    workbench.wait_run(run.id, lambda run: None)
+    workbench.wait_run(run.id)
 
 
 def test_one_answer_is_cancelled_and_the_others_go_on(workbench, trained):
@@ -152,35 +152,33 @@ def test_one_answer_is_cancelled_and_the_others_go_on(workbench, trained):
 
 
 def test_a_sweep_trains_at_once_and_every_run_is_its_own(workbench):
-    runs = workbench.sweep("llama", "data", QUICK, {"rank": ["2", "4"], "seed": ["1", "2"]}, "grid")
+    runs = workbench.training.sweep("llama", "data", QUICK, {"rank": ["2", "4"], "seed": ["1", "2"]}, "grid")
     assert [run.name for run in runs] == [f"grid rank={rank} seed={seed}" for rank in (2, 4) for seed in (1, 2)]
-    runs = workbench.wait_runs([run.id for run in runs], lambda seen: None)
+    runs = workbench.wait_runs([run.id for run in runs])
     assert {run.state for run in runs} == {"finished"}
     adapters = [workbench.registry.get(Adapter, run.adapter_id) for run in runs]
     assert [adapter.rank for adapter in adapters] == [2, 2, 4, 4]
     assert len({adapter.digest for adapter in adapters}) == 4
     assert max(run.started for run in runs) < min(run.ended for run in runs)
     assert any("4 adapters train at once" in note.text for note in workbench.registry.notes(runs[0].id))
-    alone = workbench.wait_run(workbench.train("llama", "data", {**QUICK, "rank": 4, "seed": 2}, "alone").id, lambda seen: None)
+    alone = workbench.wait_run(workbench.training.start("llama", "data", {**QUICK, "rank": 4, "seed": 2}, "alone").id)
     theirs = [[point.loss for point in workbench.registry.points(one.id) if point.loss is not None] for one in (runs[3], alone)]
     assert theirs[0] == pytest.approx(theirs[1], abs=1e-4)
 
 
 def test_one_run_of_a_sweep_is_stopped_and_the_other_finishes(workbench):
-    runs = workbench.sweep("llama", "data", {**QUICK, "max_steps": 600}, {"seed": ["1", "2"]}, "two")
+    runs = workbench.training.sweep("llama", "data", {**QUICK, "max_steps": 600}, {"seed": ["1", "2"]}, "two")
     wait_for(lambda: _steps(workbench, runs[1]))
     workbench.runs.stop(runs[1].id)
-    first, second = workbench.wait_runs([run.id for run in runs], lambda seen: None)
+    first, second = workbench.wait_runs([run.id for run in runs])
     assert (first.state, second.state) == ("finished", "stopped")
     assert workbench.registry.get(Adapter, second.adapter_id).steps < 600
 
 
 def test_one_run_of_a_sweep_diverges_and_the_other_finishes(workbench):
     options = {**QUICK, "max_steps": 120, "max_grad_norm": 0, "alpha": 512, "use_rslora": True}
-    runs = workbench.sweep("llama", "data", options, {"learning_rate": ["0.001", "1.0"]}, "two")
-    states = {
-        run.config["train"]["learning_rate"]: run for run in workbench.wait_runs([run.id for run in runs], lambda seen: None)
-    }
+    runs = workbench.training.sweep("llama", "data", options, {"learning_rate": ["0.001", "1.0"]}, "two")
+    states = {run.config["train"]["learning_rate"]: run for run in workbench.wait_runs([run.id for run in runs])}
     assert states[0.001].state == "finished"
     assert (states[1.0].state, "diverged" in states[1.0].reason) == ("failed", True)
 
@@ -188,18 +186,18 @@ def test_one_run_of_a_sweep_diverges_and_the_other_finishes(workbench):
 def test_a_sweep_is_queued_whole_or_not_at_all(workbench):
     before = len(workbench.registry.all(Run))
     with pytest.raises(InvalidConfig, match="'nope'"):
-        workbench.sweep("llama", "data", QUICK, {"target_modules": ["q_proj", "nope"]})
+        workbench.training.sweep("llama", "data", QUICK, {"target_modules": ["q_proj", "nope"]})
     assert len(workbench.registry.all(Run)) == before
 
 
 def test_another_base_cannot_take_the_engine_from_a_training(workbench, other_llama):
     do_job(workbench, "add_model", {"origin": str(other_llama), "name": "other"})
-    run = workbench.train("llama", "data", LONG, "busy")
+    run = workbench.training.start("llama", "data", LONG, "busy")
     wait_for(lambda: _steps(workbench, run))
     with pytest.raises(EngineUnavailable, match="llama is trained on right now"):
         list(workbench.answer("other", [None], [HELLO], GREEDY))
     workbench.runs.stop(run.id)
-    assert workbench.wait_run(run.id, lambda seen: None).state == "stopped"
+    assert workbench.wait_run(run.id).state == "stopped"
 
 
 def test_an_adapter_of_another_base_is_refused_with_both_names(workbench, trained, other_llama):
@@ -211,10 +209,10 @@ def test_an_adapter_of_another_base_is_refused_with_both_names(workbench, traine
 
 def test_a_run_that_diverges_fails_with_the_reason_and_the_next_one_works(workbench):
     options = {**QUICK, "learning_rate": 1.0, "max_grad_norm": 0, "alpha": 65536, "max_steps": 200}
-    run = workbench.wait_run(workbench.train("llama", "data", options, "wild").id, lambda seen: None)
+    run = workbench.wait_run(workbench.training.start("llama", "data", options, "wild").id)
     assert (run.state, "diverged" in run.reason) == ("failed", True)
-    again = workbench.train("llama", "data", QUICK, "calm")
-    assert workbench.wait_run(again.id, lambda seen: None).state == "finished"
+    again = workbench.training.start("llama", "data", QUICK, "calm")
+    assert workbench.wait_run(again.id).state == "finished"
 
 
 def test_data_damaged_on_disk_is_noticed_before_training(workbench):
@@ -224,7 +222,7 @@ def test_data_damaged_on_disk_is_noticed_before_training(workbench):
     raw = bytearray(path.read_bytes())
     raw[len(raw) // 2] ^= 1
     path.write_bytes(raw)
-    run = workbench.wait_run(workbench.train("llama", "data", QUICK).id, lambda seen: None)
+    run = workbench.wait_run(workbench.training.start("llama", "data", QUICK).id)
     assert (run.state, "has changed on disk" in run.reason) == ("failed", True)
 
 
@@ -252,7 +250,7 @@ def test_a_run_that_cannot_start_is_refused_at_once(workbench, trained, change, 
     trained("taken")
     given = {"base": "llama", "dataset": "data", "options": QUICK, "name": "", **change}
     with pytest.raises(error):
-        workbench.train(given["base"], given["dataset"], given["options"], given["name"])
+        workbench.training.start(given["base"], given["dataset"], given["options"], given["name"])
     assert workbench.registry.all(Run) == []
     assert not workbench.engine.alive
 
@@ -281,7 +279,7 @@ def test_strangers_without_the_key_are_refused(settings, workbench):
 def test_an_engine_that_cannot_start_says_why_and_blocks_nothing(workbench, monkeypatch):
     monkeypatch.setenv("LORA_WORKBENCH_DTYPE", "float9")
     with pytest.raises(EngineUnavailable, match="'float9'; use float32 or bfloat16"):
-        workbench.train("llama", "data", QUICK)
+        workbench.training.start("llama", "data", QUICK)
     workbench.look_after()
     (run,) = workbench.registry.all(Run)
     assert (run.state, "float9" in run.reason) == ("failed", True)
@@ -304,6 +302,6 @@ def test_a_run_on_another_base_waits_for_an_answer_to_end(workbench, other_llama
     do_job(workbench, "add_model", {"origin": str(other_llama), "name": "other"})
     answer = workbench.answer("llama", [None], [HELLO], GenerationConfig(max_tokens=200, temperature=0.0))
     next(answer)
-    run = workbench.train("other", "data", QUICK)
+    run = workbench.training.start("other", "data", QUICK)
     list(answer)
-    assert workbench.wait_run(run.id, lambda seen: None).state == "finished"
+    assert workbench.wait_run(run.id).state == "finished"

@@ -16,7 +16,7 @@ from tests.workbenches import copy_adapter, do_job, wait_for
 
 def test_a_model_is_added_in_a_process_of_its_own(workbench, other_llama):
     seen = []
-    result = workbench.wait_job(workbench.add_model(str(other_llama), "second"), lambda job: seen.append(job.message))
+    result = workbench.jobs.wait(workbench.add_model(str(other_llama), "second"), lambda job: seen.append(job.message))
     assert result == {"name": "second", "fingerprint": fingerprint(other_llama), "same_as": None}
     row = workbench.registry.find(Base, "second")
     assert (row.owned, row.folder, row.head) == (False, str(other_llama), None)
@@ -42,16 +42,16 @@ def test_a_source_that_is_no_model_is_one_sentence(workbench, origin, said, tmp_
 
 def test_a_failed_job_raises_its_sentence(workbench, tmp_path):
     with pytest.raises(JobFailed, match=r"no config\.json"):
-        workbench.wait_job(workbench.add_model(str(tmp_path)))
+        workbench.jobs.wait(workbench.add_model(str(tmp_path)))
 
 
 def test_a_job_whose_process_dies_is_interrupted_with_a_reason(workbench, trained, tmp_path):
     trained("a")
     job = workbench.export("a", tmp_path / "merged")
     wait_for(lambda: workbench.registry.get(Job, job.id).state == "running")
-    os.kill(workbench._jobs[job.id].pid, signal.SIGKILL)
+    os.kill(workbench.jobs._processes[job.id].pid, signal.SIGKILL)
     with pytest.raises(JobFailed, match="killed"):
-        workbench.wait_job(job)
+        workbench.jobs.wait(job)
     assert workbench.registry.all(Export) == []
 
 
@@ -107,7 +107,7 @@ def test_folders_that_are_no_adapters_change_nothing(workbench, tmp_path, conten
 
 def test_an_export_is_a_checked_model_that_transformers_loads(workbench, trained, tiny_llama, tmp_path):
     trained("mine")
-    result = workbench.wait_job(workbench.export("mine", tmp_path / "merged"))
+    result = workbench.jobs.wait(workbench.export("mine", tmp_path / "merged"))
     assert result["passed"]
     assert result["folder"] == str(tmp_path / "merged")
     copy_adapter(workbench, "mine", tmp_path / "adapter")

@@ -29,7 +29,7 @@ def _points(workbench, run):
 @pytest.fixture
 def uninterrupted(workbench):
     """A run to its end, its adapter's digest and its measurements."""
-    run = workbench.wait_run(workbench.train("llama", "data", STEPS, "whole").id, lambda seen: None)
+    run = workbench.wait_run(workbench.training.start("llama", "data", STEPS, "whole").id)
     assert run.state == "finished", run.reason
     return workbench.registry.find(Adapter, "whole").digest, _points(workbench, run)
 
@@ -42,7 +42,7 @@ def _kill_engine(workbench):
 
 def test_a_run_killed_again_and_again_ends_like_the_uninterrupted_one(workbench, uninterrupted):
     digest, measured = uninterrupted
-    chance, run = random.Random(1), workbench.train("llama", "data", STEPS, "killed")
+    chance, run = random.Random(1), workbench.training.start("llama", "data", STEPS, "killed")
     for _ in range(3):
         wait_for(lambda: len(_points(workbench, run)[0]) >= 1 or not workbench.registry.get(Run, run.id).active)
         time.sleep(chance.uniform(0, 0.6))  # anywhere: between two steps, inside of one, while a checkpoint is written
@@ -61,7 +61,7 @@ def test_a_run_killed_again_and_again_ends_like_the_uninterrupted_one(workbench,
             workbench.registry.blobs.verify(one.adapter_digest)
             workbench.registry.blobs.verify(one.state_digest)
         workbench.runs.resume(run.id)
-    done = workbench.wait_run(run.id, lambda seen: None)
+    done = workbench.wait_run(run.id)
     assert done.state == "finished", done.reason
     assert workbench.registry.find(Adapter, "killed").digest == digest
     assert _points(workbench, run) == measured
@@ -69,10 +69,10 @@ def test_a_run_killed_again_and_again_ends_like_the_uninterrupted_one(workbench,
 
 def test_a_run_that_is_paused_and_stopped_on_the_way_ends_the_same(workbench, uninterrupted):
     digest, measured = uninterrupted
-    run = workbench.train("llama", "data", STEPS, "mine")
+    run = workbench.training.start("llama", "data", STEPS, "mine")
     wait_for(lambda: len(_points(workbench, run)[0]) >= 1)
     workbench.runs.pause(run.id)
-    found = workbench.wait_run(run.id, lambda seen: None)
+    found = workbench.wait_run(run.id)
     assert (found.state, found.reason.startswith("after ")) == ("paused", True)
     assert workbench.registry.checkpoints(run.id)[0].step == _points(workbench, run)[0][-1][0]
     assert "mine" not in workbench.registry.names(Adapter)
@@ -81,10 +81,10 @@ def test_a_run_that_is_paused_and_stopped_on_the_way_ends_the_same(workbench, un
     assert workbench.runs.resume(run.id).id == run.id, "a second click does nothing"
     wait_for(lambda: workbench.registry.get(Run, run.id).state == "running")
     workbench.runs.stop(run.id)
-    assert workbench.wait_run(run.id, lambda seen: None).state == "stopped"
+    assert workbench.wait_run(run.id).state == "stopped"
     assert "mine" in workbench.registry.names(Adapter)
     workbench.runs.resume(run.id)
-    assert workbench.wait_run(run.id, lambda seen: None).state == "finished"
+    assert workbench.wait_run(run.id).state == "finished"
     assert workbench.registry.find(Adapter, "mine-2").digest == digest
     assert _points(workbench, run) == measured
     with pytest.raises(InUse, match="is finished"):
@@ -93,8 +93,7 @@ def test_a_run_that_is_paused_and_stopped_on_the_way_ends_the_same(workbench, un
 
 def test_the_last_two_checkpoints_and_the_best_are_kept(workbench):
     run = workbench.wait_run(
-        workbench.train("llama", "data", {**STEPS, "max_steps": 40, "save_steps": 3, "eval_steps": 3}, "many").id,
-        lambda seen: None,
+        workbench.training.start("llama", "data", {**STEPS, "max_steps": 40, "save_steps": 3, "eval_steps": 3}, "many").id
     )
     kept = workbench.registry.checkpoints(run.id)
     losses = {step: loss for step, loss in _points(workbench, run)[1] if step}
@@ -108,27 +107,27 @@ def test_the_last_two_checkpoints_and_the_best_are_kept(workbench):
 
 
 def test_a_run_saves_when_asked_to(workbench):
-    run = workbench.train("llama", "data", {**STEPS, "save_steps": 0, "max_steps": 5000}, "asked")
+    run = workbench.training.start("llama", "data", {**STEPS, "save_steps": 0, "max_steps": 5000}, "asked")
     wait_for(lambda: workbench.registry.get(Run, run.id).state == "running")
     workbench.runs.save(run.id)
     wait_for(lambda: workbench.registry.all(Checkpoint))
     assert not workbench.registry.get(Run, run.id).save_requested
     workbench.runs.stop(run.id)
-    workbench.wait_run(run.id, lambda seen: None)
+    workbench.wait_run(run.id)
 
 
 def test_what_has_changed_under_a_paused_run_is_named(workbench, tiny_llama, tmp_path):
     base = workbench.registry.find(Base, "llama")
     folder = shutil.copytree(tiny_llama, tmp_path / "mine")
     base = workbench.registry.save(Base(**base.model_dump() | {"folder": str(folder), "stat_key": stat_key(folder)}))
-    run = workbench.train("llama", "data", STEPS, "mine")
+    run = workbench.training.start("llama", "data", STEPS, "mine")
     wait_for(lambda: len(_points(workbench, run)[0]) >= 1)
     workbench.runs.pause(run.id)
-    workbench.wait_run(run.id, lambda seen: None)
+    workbench.wait_run(run.id)
     template = (folder / "chat_template.jinja").read_text()
     (folder / "chat_template.jinja").write_text("{{ messages }}")
     workbench.runs.resume(run.id)
-    failed = workbench.wait_run(run.id, lambda seen: None)
+    failed = workbench.wait_run(run.id)
     assert (failed.state, "chat template of llama changed" in failed.reason) == ("failed", True)
     (folder / "chat_template.jinja").write_text(template)
     workbench.registry.remove_dataset("data")

@@ -35,7 +35,7 @@ def queue(workbench, monkeypatch):
     """Four runs that wait; b and d may train together."""
     monkeypatch.setattr(workbench.engine, "wake", lambda: None)
     for name in "abcd":
-        workbench.train("llama", "data", QUICK, name, together=name in "bd")
+        workbench.training.start("llama", "data", QUICK, name, together=name in "bd")
     return lambda: [run.name for run in workbench.registry.waiting_runs()]
 
 
@@ -69,8 +69,8 @@ def test_runs_that_allow_it_train_together_and_the_others_alone(workbench, queue
 
 
 def test_a_run_that_cannot_share_waits_for_its_own_turn(workbench, session):
-    workbench.train("llama", "data", QUICK, "small", together=True)
-    workbench.train("llama", "data", {**QUICK, "max_length": 16}, "short", together=True)
+    workbench.training.start("llama", "data", QUICK, "small", together=True)
+    workbench.training.start("llama", "data", {**QUICK, "max_length": 16}, "short", together=True)
     finish(session.next())
     assert [(run.name, run.state) for run in reversed(workbench.registry.all(Run))] == [
         ("small", "finished"),
@@ -82,8 +82,8 @@ def test_a_run_that_cannot_share_waits_for_its_own_turn(workbench, session):
 
 
 def test_a_failed_run_does_not_hold_up_the_next(workbench, session):
-    workbench.train("llama", "data", {**QUICK, "learning_rate": 1.0, "max_steps": 50, "max_grad_norm": 0}, "wild")
-    workbench.train("llama", "data", QUICK, "tame")
+    workbench.training.start("llama", "data", {**QUICK, "learning_rate": 1.0, "max_steps": 50, "max_grad_norm": 0}, "wild")
+    workbench.training.start("llama", "data", QUICK, "tame")
     first = session.next()
     first._records[1].run.config["lora"]["target_modules"] = "no_such_layer"
     finish(first)
@@ -260,16 +260,16 @@ def test_a_run_goes_on_by_itself_once_for_each_piece_of_progress(workbench, sess
 
 
 def test_what_a_run_would_take_is_measured_in_the_engine(workbench):
-    found, offered = workbench.measure("llama", "data", [{**QUICK, "max_length": 64}])
+    found, offered = workbench.training.measure("llama", "data", [{**QUICK, "max_length": 64}])
     assert (found["fits"], found["squeezed"], found["steps"], offered) == (True, False, 6, [])
     assert 0 < found["peak_bytes"] < found["total_bytes"]
-    several, _ = workbench.measure("llama", "data", [{**QUICK, "rank": rank} for rank in (2, 4)])
+    several, _ = workbench.training.measure("llama", "data", [{**QUICK, "rank": rank} for rank in (2, 4)])
     assert several["together"] == 2
-    assert workbench.wait_run(workbench.train("llama", "data", QUICK, "after").id, lambda run: None).state == "finished"
-    long = workbench.train("llama", "data", {**QUICK, "max_steps": 5000}, "long")
+    assert workbench.wait_run(workbench.training.start("llama", "data", QUICK, "after").id).state == "finished"
+    long = workbench.training.start("llama", "data", {**QUICK, "max_steps": 5000}, "long")
     wait_for(lambda: _get(workbench, long.id).state == "running")
     with pytest.raises(Exception, match="A run is under way"):
-        workbench.measure("llama", "data", [QUICK])
+        workbench.training.measure("llama", "data", [QUICK])
     workbench.runs.stop(long.id)
 
 

@@ -44,7 +44,7 @@ def make_rows(path: Path, count: int) -> None:
 
 def follow(workbench: Workbench, job: Job) -> dict[str, float]:
     """Seconds of a job, and the most memory that its process and this one held, in MiB. Private: without mapped files."""
-    process, begun = psutil.Process(workbench._jobs[job.id or 0].pid), time.monotonic()
+    process, begun = psutil.Process(workbench.jobs._processes[job.id or 0].pid), time.monotonic()
     most = {"worker MiB": 0.0, "worker private MiB": 0.0, "app MiB": 0.0}
     while workbench.registry.get(Job, job.id or 0).active:
         try:
@@ -55,7 +55,7 @@ def follow(workbench: Workbench, job: Job) -> dict[str, float]:
         found = {"worker MiB": held.rss, "worker private MiB": private, "app MiB": psutil.Process().memory_info().rss}
         most = {key: max(most[key], found[key] / 2**20) for key in most}
         time.sleep(0.05)
-    workbench.wait_job(job)
+    workbench.jobs.wait(job)
     return {"seconds": time.monotonic() - begun, **most}
 
 
@@ -76,7 +76,7 @@ def main() -> None:
             found = follow(workbench, workbench.import_data(ImportRequest([str(path)], name, near_duplicates=near)))
             results.append({"work": name, "MB/s": megabytes / found["seconds"], **found})
         if given.base:
-            workbench.wait_job(workbench.add_model(str(given.base), "base"))
+            workbench.jobs.wait(workbench.add_model(str(given.base), "base"))
             found = follow(workbench, workbench.check_data("import", "base", 1024))
             results.append({"work": "check with the tokenizer", "MB/s": megabytes / found["seconds"], **found})
         workbench.close()

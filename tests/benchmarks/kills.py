@@ -52,14 +52,14 @@ def _kill_runs(folder: Path, kills: int, starter: bool, chance: random.Random) -
     os.environ["LORA_WORKBENCH_DTYPE"] = "bfloat16" if starter else "float32"
     workbench, options = _home(folder, starter), STARTER if starter else TINY
     start = time.monotonic()
-    whole = workbench.wait_run(workbench.train("base", "data", options, "whole").id or 0, lambda run: None)
+    whole = workbench.wait_run(workbench.training.start("base", "data", options, "whole").id or 0)
     assert whole.state == "finished", whole.reason
     seconds = max(1.0, (workbench.registry.last_point(whole.id or 0).seconds or 0.0))  # type: ignore[union-attr]
     digest, measured = workbench.registry.find(Adapter, "whole").digest, _measured(workbench, whole)
     killed = runs = lost = in_flight = 0
     while killed < kills:
         runs += 1
-        run = workbench.train("base", "data", options, f"killed {runs}")
+        run = workbench.training.start("base", "data", options, f"killed {runs}")
         for _ in range(6):  # then it may end
             if killed >= kills:
                 break
@@ -79,7 +79,7 @@ def _kill_runs(folder: Path, kills: int, starter: bool, chance: random.Random) -
             killed += 1
             lost = max(lost, _require_sound(workbench, run, before, options["save_steps"]))
             workbench.runs.resume(run.id or 0)
-        done = workbench.wait_run(run.id or 0, lambda run: None)
+        done = workbench.wait_run(run.id or 0)
         assert done.state == "finished", done.reason
         assert workbench.registry.find(Adapter, f"killed {runs}").digest == digest, f"run {run.id} ended with another adapter"
         assert _measured(workbench, run) == measured, f"run {run.id} measured something else"

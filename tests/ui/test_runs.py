@@ -100,7 +100,7 @@ def test_reloads_two_tabs_and_a_killed_engine_lose_and_double_no_point(workbench
     for one in (page, second):
         go_to(one, "Train")
     wait_for(workbench.engine.status)
-    run = workbench.train("llama", "data", {**QUICK, "max_steps": 1200, "save_steps": 100}, "mine")
+    run = workbench.training.start("llama", "data", {**QUICK, "max_steps": 1200, "save_steps": 100}, "mine")
     _state(page, "Running")
     for reload in range(RELOADS):
         page.reload(wait_until="domcontentloaded")
@@ -109,7 +109,7 @@ def test_reloads_two_tabs_and_a_killed_engine_lose_and_double_no_point(workbench
             expect(second.locator(".curve-state", has_text="Interrupted")).to_be_visible(timeout=10_000)
             second.get_by_role("button", name="Resume").first.click()
     ready(page)
-    done = workbench.wait_run(run.id, lambda seen: None)
+    done = workbench.wait_run(run.id)
     assert done.state == "finished", done.reason
     for one in (page, second):
         expect(one.locator(".curve-state", has_text="Finished")).to_be_visible(timeout=20_000)
@@ -122,7 +122,7 @@ def test_reloads_two_tabs_and_a_killed_engine_lose_and_double_no_point(workbench
 def test_samples_log_table_and_overlay_are_shown(workbench, address, open_page):
     options = {**QUICK, "max_steps": 20, "eval_steps": 5, "save_steps": 5, "sample_prompts": "hello", "sample_tokens": 6}
     for name in ("first", "second"):
-        assert workbench.wait_run(workbench.train("llama", "data", options, name).id, lambda seen: None).state == "finished"
+        assert workbench.wait_run(workbench.training.start("llama", "data", options, name).id).state == "finished"
     page = open_page(address)
     go_to(page, "Train")
     _state(page, "Finished")
