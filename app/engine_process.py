@@ -16,7 +16,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection, Listener
 from pathlib import Path
@@ -25,7 +24,8 @@ import torch
 from filelock import FileLock, Timeout
 
 from app import wire
-from app.base_source import source_of
+from app.answering import Answers
+from app.engine_faults import reason
 from app.errors import USER_ERRORS
 from app.measuring import Measuring
 from app.processes import ALREADY_RUNNING
@@ -33,13 +33,8 @@ from app.run_session import RunSession
 from app.settings import DTYPE_VARIABLE, Settings, settings_for
 from app.sources import open_registry
 from app.token_views import TokenViews
-from core.config import GenerationConfig
-from core.engine import AdapterSource, AnswerRequest, Engine
+from core.engine import Engine
 from core.errors import InvalidConfig
-from core.events import TokenDone
-from core.generate.decode import Decoder
-from core.train.memory import ran_out_of_memory
-from storage.tables import Adapter, Base
 
 _FIRST_GRACE = 30.0  # seconds to wait for the first client
 _GRACE = 5.0  # seconds without clients and work before the engine ends
@@ -48,18 +43,6 @@ _SWITCH_SECONDS = 0.0005  # Python's own 5 ms would keep finished tokens waiting
 _LEAST_SLICE = 0.25  # seconds of decoding between two micro-batches of training
 
 log = logging.getLogger("engine")
-
-
-@dataclass(eq=False)
-class _Answering:
-    """One request for answers: its question, and the queue its events go out by."""
-
-    question: wire.Message
-    out: queue.SimpleQueue[wire.Message] = field(default_factory=queue.SimpleQueue)
-    cancelled: set[int | None] = field(default_factory=set)
-    """Rows that nobody waits for any more; None stands for all."""
-    decoder: Decoder | None = None
-    steps: Iterator[list[TokenDone]] | None = None
 
 
 class EngineServer:
@@ -72,8 +55,7 @@ class EngineServer:
         self._session: RunSession | None = None
         self._measuring: Iterator[None] | None = None
         self._measure_asked: queue.SimpleQueue[Measuring] = queue.SimpleQueue()
-        self._answers: list[_Answering] = []
-        self._asked: queue.SimpleQueue[_Answering] = queue.SimpleQueue()
+        self._answers = Answers(self._registry, self._engine)
         self._wake = threading.Event()
         self._attached = 0
         self._attached_lock = threading.Lock()
@@ -87,8 +69,7 @@ class EngineServer:
             log.info("run %s was interrupted", run_id)
         while not self._is_over():
             slice_seconds = self._measure_a_little() if self._measures() else self._train_a_little()
-            self._take_questions()
-            self._decode_for(slice_seconds)
+            self._answers.decode_for(slice_seconds if self._session else 0.0)
             if self._session is None and self._measuring is None and not self._answers:
                 self._wake.wait(_IDLE_WAIT)
                 self._wake.clear()
@@ -114,8 +95,8 @@ class EngineServer:
         except Exception as error:  # noqa: BLE001  (the boundary: whatever ends a run must end up in its row)
             self._session = None
             self._engine.end_training()
-            session.fail(error, _reason(error))
-            _free_memory()
+            session.fail(error, reason(error))
+            self._engine.free_memory()
         return max(_LEAST_SLICE, time.monotonic() - start)
 
     def _measures(self) -> bool:
@@ -129,7 +110,7 @@ class EngineServer:
         assert self._measuring is not None
         if next(self._measuring, StopIteration) is StopIteration:
             self._measuring = None
-            _free_memory()
+            self._engine.free_memory()
         return max(_LEAST_SLICE, time.monotonic() - start)
 
     def _measured(self, asked: Measuring) -> Iterator[None]:
@@ -138,66 +119,7 @@ class EngineServer:
         except Exception as error:
             if not isinstance(error, USER_ERRORS):
                 log.error("measuring failed", exc_info=error)
-            asked.out.put({"error": _reason(error), "kind": type(error).__name__})
-
-    def _take_questions(self) -> None:
-        while not self._asked.empty():
-            asked = self._asked.get()
-            try:
-                asked.decoder = self._decoder(asked.question)
-                asked.steps = asked.decoder.steps()
-                self._answers.append(asked)
-            except Exception as error:  # noqa: BLE001  (the boundary: the reason goes to whoever asked)
-                self._refuse(asked, error)
-
-    def _decoder(self, question: wire.Message) -> Decoder:
-        base = self._registry.find(Base, question["base"])
-        source = source_of(self._registry, base)
-        requests = [
-            AnswerRequest(row["messages"], self._adapter_source(row.get("adapter")), GenerationConfig.parse(row["config"]))
-            for row in question["rows"]
-        ]
-        return self._engine.answer(source, requests)
-
-    def _adapter_source(self, name: str | None) -> AdapterSource | None:
-        if name is None:
-            return None
-        row = self._registry.find(Adapter, name)
-        folder = self._registry.blobs.verify(row.digest)
-        return AdapterSource(row.name, folder, row.digest, row.base_fingerprint, row.base_name)
-
-    def _decode_for(self, seconds: float) -> None:
-        """Decode for all who wait, for about `seconds` while a run is training, otherwise one token each."""
-        end = time.monotonic() + (seconds if self._session else 0.0)
-        while self._answers:
-            for answering in list(self._answers):
-                self._decode_step(answering)
-            if time.monotonic() >= end or not self._asked.empty():
-                return
-
-    def _decode_step(self, answering: _Answering) -> None:
-        assert answering.decoder is not None  # set before it joins the list
-        assert answering.steps is not None
-        while answering.cancelled:
-            answering.decoder.cancel(answering.cancelled.pop())
-        try:
-            events = next(answering.steps, None)
-        except Exception as error:  # noqa: BLE001  (the boundary: the reason goes to whoever asked)
-            answering.decoder.cancel()
-            self._answers.remove(answering)
-            self._refuse(answering, error)
-            return
-        if events is None:
-            self._answers.remove(answering)
-            answering.out.put({"done": True})
-        for event in events or []:
-            answering.out.put({"token": asdict(event)})
-
-    def _refuse(self, answering: _Answering, error: Exception) -> None:
-        if not isinstance(error, USER_ERRORS):
-            log.error("an answer failed", exc_info=error)
-            _free_memory()
-        answering.out.put({"error": _reason(error), "kind": type(error).__name__})
+            asked.out.put({"error": reason(error), "kind": type(error).__name__})
 
     # Threads, one for each connection.
 
@@ -239,7 +161,7 @@ class EngineServer:
             case "tokens":
                 wire.send(connection, self._tokens.view(message))
             case "cancel":
-                self._cancel(message)
+                self._answers.cancel(message["name"], int(message["row"]))
                 wire.send(connection, {"done": True})
             case other:
                 wire.send(connection, {"error": f"unknown command {other!r}", "kind": "EngineUnavailable"})
@@ -256,8 +178,7 @@ class EngineServer:
                 self._attached -= 1
 
     def _answer(self, connection: Connection, question: wire.Message) -> None:
-        asked = _Answering(question)
-        self._asked.put(asked)
+        asked = self._answers.ask(question)
         self._wake.set()
         try:
             while True:
@@ -279,18 +200,12 @@ class EngineServer:
         self._wake.set()
         return asked.out.get()
 
-    def _cancel(self, message: wire.Message) -> None:
-        """End one row of an answer under way, which its asker has given a name; it may have ended by now."""
-        for one in list(self._answers):
-            if one.question.get("name") == message["name"]:
-                one.cancelled.add(int(message["row"]))
-
     def status(self) -> wire.Message:
         """What the engine is doing, for the page and the doctor."""
-        base, device = self._engine.base, self._engine.device
+        base = self._engine.base
         return {
             "pid": os.getpid(),
-            "device": _device_name(device),
+            "device": self._engine.device_name,
             "torch": torch.__version__,
             "resident": base.name if base else None,
             "dtype": str(base.dtype).removeprefix("torch.") if base else None,
@@ -300,27 +215,6 @@ class EngineServer:
             "disk_full": bool(self._session and self._session.waiting_for_space),
             "notice": self._engine.notice,
         }
-
-
-def _reason(error: Exception) -> str:
-    """The sentence for the user: our own errors as they are, others with what they are and where the details lie."""
-    if isinstance(error, USER_ERRORS):
-        return str(error)
-    if ran_out_of_memory(error):
-        return "The memory ran out, also in the smallest pieces. Lower max_length or rank, or free memory elsewhere"
-    return f"Unexpected {type(error).__name__}: {str(error)[:300]} (details in logs/engine.log of the home folder)"
-
-
-def _free_memory() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        memory = torch.cuda.get_device_properties(device).total_memory
-        return f"{torch.cuda.get_device_name(device)}, {memory / 2**30:.0f} GiB"
-    return "Apple GPU (MPS)" if device.type == "mps" else f"CPU, {os.cpu_count()} cores"
 
 
 def _dtype_from_environment() -> torch.dtype | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -87,6 +88,19 @@ class Engine:
             "torch": torch.__version__, "transformers": transformers.__version__, "threads": torch.get_num_threads(),
             "device": torch.cuda.get_device_name(self.device) if cuda else f"{self.device.type}, {platform.machine()}",
         }  # fmt: skip
+
+    @property
+    def device_name(self) -> str:
+        """The device in words, for people."""
+        if self.device.type == "cuda":
+            memory = torch.cuda.get_device_properties(self.device).total_memory
+            return f"{torch.cuda.get_device_name(self.device)}, {memory / 2**30:.0f} GiB"
+        return "Apple GPU (MPS)" if self.device.type == "mps" else f"CPU, {os.cpu_count()} cores"
+
+    def free_memory(self) -> None:
+        """Give what nothing holds any more back to the device, so that work that failed leaves nothing behind."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     @property
     def operations_a_second(self) -> float:
