@@ -195,8 +195,10 @@ def runs_compare(
 ) -> None:
     """Put runs beside each other, the best first: in which options they differ, how they ended, what they cost."""
     workbench = open_workbench(home)
-    found = compare(workbench.registry, run_ids)
-    Console(json).records([one.record() for one in found.rows])
+    found, console = compare(workbench.registry, run_ids), Console(json)
+    console.records([one.record() for one in found.rows])
+    for caveat in found.caveats:
+        console.say(caveat)
 
 
 @runs.command("move")

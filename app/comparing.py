@@ -11,6 +11,7 @@ from app.runs import options_of
 from storage.registry import Registry
 from storage.tables import Run
 
+_MEASURED_ON = ("base_model", "data", "max_length", "over_length")  # decide which tokens a loss is the mean of
 _UNINTERESTING = ("sample_prompts", "sample_tokens", "resume_at_start", "save_steps", "save_minutes", "save_best")
 
 
@@ -46,7 +47,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Several runs, the best first."""
+    """Several runs, the best first; those without a validation loss behind those that have one."""
 
     rows: list[Compared]
     same: Mapping[str, Any]
@@ -56,6 +57,22 @@ class Comparison:
     def differing(self) -> list[str]:
         """The options in which the runs differ."""
         return list(self.rows[0].options) if self.rows else []
+
+    @property
+    def caveats(self) -> list[str]:
+        """Why the order says less than it seems to, in sentences."""
+        said = []
+        if names := [name for name in self.differing if name in _MEASURED_ON]:
+            said.append(
+                f"The runs differ in {' and '.join(names)}: their losses are means over different tokens, "
+                "so the lowest need not be the best."
+            )
+        unmeasured = [one.run.name for one in self.rows if one.best_validation_loss is None]
+        if 0 < len(unmeasured) < len(self.rows):
+            said.append(f"Without a validation loss, and therefore last: {', '.join(unmeasured)}.")
+        elif unmeasured and len(unmeasured) > 1:
+            said.append("None has a validation loss, so the last training loss decides, which knows nothing of overfitting.")
+        return said
 
 
 def compare(registry: Registry, run_ids: Sequence[int]) -> Comparison:
@@ -71,7 +88,7 @@ def compare(registry: Registry, run_ids: Sequence[int]) -> Comparison:
     found = [_compared(registry, row, {name: options[row.id].get(name) for name in differing}, best) for row in rows]
     first = options[rows[0].id] if rows else {}
     same = {name: first[name] for name in names if name not in differing and name in first}
-    return Comparison(sorted(found, key=lambda one: one.score), same)
+    return Comparison(sorted(found, key=lambda one: (one.best_validation_loss is None, one.score)), same)
 
 
 def _compared(registry: Registry, run: Run, options: Mapping[str, Any], best: Mapping[int, Any]) -> Compared:

@@ -15,6 +15,7 @@ from storage.adapter_rows import AdapterRows
 from storage.blobs import BlobStore
 from storage.database import Database
 from storage.errors import InUse, NameTaken, NotFound
+from storage.measurement_rows import MeasurementRows
 from storage.names import clean_name
 from storage.run_rows import RunRows
 from storage.tables import (
@@ -41,7 +42,7 @@ DAY = 24 * 3600.0
 _WORDS = {Base: "base model", Dataset: "data set", Adapter: "adapter"}
 
 
-class Registry(RunRows, AdapterRows):
+class Registry(RunRows, MeasurementRows, AdapterRows):
     """The rows in the database and the blobs they point to."""
 
     def __init__(self, database: Database, blobs: BlobStore) -> None:

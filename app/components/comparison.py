@@ -29,9 +29,10 @@ def comparison_html(found: Comparison) -> str:
         for index, one in enumerate(found.rows)
     )
     same = ", ".join(f"{name} {_shown(value)}" for name, value in found.same.items() if value not in ("", None))
+    caveats = "".join(f"<p class='fault'>{escape(one)}</p>" for one in found.caveats)
     return (
         f"<div class='wide'><table class='rows compared'><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table></div>"
-        f"<p class='hint'>The same in all: {escape(same)}</p>"
+        f"{caveats}<p class='hint'>The same in all: {escape(same)}</p>"
     )
 
 

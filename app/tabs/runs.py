@@ -120,18 +120,22 @@ def _cells(run: Run, place: int | None, last: Any, best: float | None) -> list[s
 
 def _comparison(shell: Shell, chosen: gr.State) -> None:
     workbench = shell.workbench
-    gr.Markdown("#### Compare runs")
-    with gr.Row(equal_height=True, elem_classes="asked"):
-        ids = gr.Dropdown([], label="Runs to compare", multiselect=True, max_choices=_MOST_COMPARED, interactive=True, scale=5)
-        sweep = gr.Button("The whole sweep", scale=1, min_width=130)
-        chat = gr.Button("Chat with the best", variant="primary", scale=1, min_width=150)
-        preset = gr.Button("Make it the preset", scale=1, min_width=150)
-    table = gr.HTML()
-    with gr.Row():
-        lines, heat = (gr.Plot(label=text, show_label=False, visible=False) for text in ("Parallel coordinates", "Heat map"))
+    with gr.Column(visible=False) as section:
+        gr.Markdown("#### Compare runs")
+        with gr.Row(equal_height=True, elem_classes="asked"):
+            ids = gr.Dropdown(
+                [], label="Runs to compare", multiselect=True, max_choices=_MOST_COMPARED, interactive=True, scale=5
+            )
+            sweep = gr.Button("The whole sweep", scale=1, min_width=130)
+            chat = gr.Button("Chat with the best", variant="primary", scale=1, min_width=150)
+            preset = gr.Button("Make it the preset", scale=1, min_width=150)
+        table = gr.HTML()
+        with gr.Row():
+            lines, heat = (gr.Plot(label=text, show_label=False, visible=False) for text in ("Parallel coordinates", "Heat map"))
 
-    def offer(now: list[int]) -> gr.Dropdown:
-        return choose_many(run_choices(workbench), now)
+    def offer(now: list[int]) -> tuple[object, ...]:
+        there = run_choices(workbench)
+        return gr.Column(visible=bool(there)), choose_many(there, now)
 
     @told
     def show(now: list[int]) -> tuple[object, ...]:
@@ -169,7 +173,7 @@ def _comparison(shell: Shell, chosen: gr.State) -> None:
         gr.Info(f"Saved as the preset {best.name} ({path.name}); choose it under Train.")
 
     shown = [table, lines, heat]
-    shell.refresh(offer, [ids], [ids])
+    shell.refresh(offer, [ids], [section, ids])
     ids.change(show, ids, shown, **QUIET)
     # Where nothing is chosen nothing is drawn: a figure brings a large script with it.
     shell.refresh(lambda now: show(now) if now else tuple(gr.skip() for _ in shown), [ids], shown)

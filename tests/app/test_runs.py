@@ -1,13 +1,14 @@
 """The queue, what is asked of runs under way, samples, alerts, checkpoints as adapters, comparing, presets."""
 
 import pytest
+from sqlmodel import col, update
 
 from app.comparing import compare
 from app.components.curve import run_news
 from app.presets import full_options, read_options
 from core.errors import InvalidConfig, InvalidInput
 from storage.errors import InUse, NotFound
-from storage.tables import Adapter, Run
+from storage.tables import Adapter, Point, Run
 from tests.workbenches import QUICK, finish, wait_for
 
 PROMPTS = {"sample_prompts": "hello\n how are you ", "sample_tokens": 4}
@@ -288,6 +289,21 @@ def test_runs_are_compared_by_what_differs(workbench, session):
     assert best.seconds
     with pytest.raises(NotFound):
         compare(workbench.registry, [1, 9])
+
+
+def test_a_comparison_says_what_its_order_is_worth(workbench, session):
+    for name, options in (("long", {}), ("short", {"max_length": 16}), ("blind", {"learning_rate": 0.02})):
+        finish(session(name, **options)[1])
+    with workbench.registry.database.writing() as connection:
+        connection.execute(update(Point).where(col(Point.run_id) == 3).values(validation_loss=None, loss=0.01))
+    measured, shorter, blind = (workbench.registry.get(Run, number) for number in (1, 2, 3))
+    assert compare(workbench.registry, [measured.id]).caveats == []
+    (tokens,) = compare(workbench.registry, [measured.id, shorter.id]).caveats
+    assert tokens.startswith("The runs differ in max_length: their losses are means over different tokens")
+    found = compare(workbench.registry, [blind.id, measured.id])
+    assert (found.rows[0].run.name, found.rows[1].best_validation_loss) == ("long", None)
+    assert found.rows[1].score < found.rows[0].score
+    assert found.caveats == ["Without a validation loss, and therefore last: blind."]
 
 
 def test_presets_are_saved_read_by_the_command_line_and_removed(workbench):
