@@ -238,8 +238,10 @@ def runs_change(
 def runs_stop(run_id: RunId, home: Home = None, json: Json = False) -> None:
     """Stop a run and keep what it has learnt as an adapter."""
     workbench, console = open_workbench(home), Console(json)
-    if not workbench.runs.stop(run_id).active:
-        console.say(f"Run {run_id} is not under way any more.")
+    before = workbench.registry.get(Run, run_id)
+    if not before.active:
+        console.say(f"Run {run_id} is {before.state}; there is nothing to stop.")
+    workbench.runs.stop(run_id)
     _show_run(console, workbench, workbench.wait_run(run_id), json)
 
 
@@ -345,7 +347,7 @@ def presets_show(name: str, home: Home = None, json: Json = False) -> None:
 @guarded
 def presets_save(
     name: str,
-    run: Annotated[int | None, typer.Option("--run", help="Take the options of this run.")] = None,
+    run: Annotated[int | None, typer.Option("--run", help="Take the options of this run.", min=1, max=2**63 - 1)] = None,
     option: Settings = None,
     why: Annotated[str, typer.Option(help="A sentence why.")] = "",
     home: Home = None,

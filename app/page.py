@@ -14,6 +14,7 @@ from app.service import Workbench
 from app.tabs import adapters, data, export, home, models, playground, runs, train
 
 _PARTS = (home, models, data, train, runs, adapters, playground, export)
+_AT = "(section, seen) => [section, seen, performance.now()]"
 _ALWAYS = (train.TAB, playground.TAB)  # opened with a wish of another section, which a refresh then would undo
 
 
@@ -23,8 +24,9 @@ def build_page(workbench: Workbench) -> gr.Blocks:
         head = live_head(workbench)
         cancel = gr.Button("Cancel", variant="stop", size="sm", visible=False, elem_id="cancel-job")
         # Outside of the tabs: each child of gr.Tabs counts as a tab.
-        section, changed, to_chat, to_train = gr.State(_PARTS[0].TAB), gr.State(""), gr.State(""), gr.State(("", 0, 0.0))
+        section, changed, to_chat, to_train = gr.State((_PARTS[0].TAB, 0.0)), gr.State(""), gr.State(""), gr.State(("", 0, 0.0))
         changes = {part.TAB: gr.State("") for part in _PARTS}
+        clock = gr.Number(visible=False)  # carries the browser's time of a click
         memory = gr.BrowserState("home", storage_key="lora-workbench-tab", secret="tab")
         with gr.Tabs(elem_id="sections") as tabs:
             shell = Shell(workbench, page, tabs, changed, to_chat, to_train)
@@ -34,9 +36,10 @@ def build_page(workbench: Workbench) -> gr.Blocks:
                     part.build(own)
                     own.follow()
                 opened = functools.partial(_opened, workbench, part.TAB)
-                # One after the other, so that the one opened last is the open one.
                 one_at_a_time = QUIET | {"queue": True, "concurrency_id": "section"}
-                tab.select(opened, [section, changes[part.TAB]], [section, memory, changes[part.TAB]], **one_at_a_time)
+                tab.select(
+                    opened, [section, changes[part.TAB], clock], [section, memory, changes[part.TAB]], js=_AT, **one_at_a_time
+                )
         _keep_up_to_date(shell, head, section, changes)
         _offer_to_cancel(shell, cancel)
         shell.follow()
@@ -45,14 +48,17 @@ def build_page(workbench: Workbench) -> gr.Blocks:
     return page
 
 
-def _opened(workbench: Workbench, tab: str, before: str, seen: str) -> tuple[object, ...]:
+def _opened(workbench: Workbench, tab: str, before: tuple[str, float], seen: str, at: float) -> tuple[object, ...]:
     """A section was opened: it is brought up to date, kept so, and a reload comes back to it.
 
-    A page that opens says so of Home, before it goes to where the reload was made; that is not to be remembered.
+    On a busy machine what was opened first may arrive last. A page that opens says so of Home, before it goes to where
+    the reload was made; that is not to be remembered.
     """
-    count = workbench.registry.change_count()
-    remembered = gr.skip() if tab == before else tab
-    return remembered, remembered, gr.skip() if count == seen or tab in _ALWAYS else count
+    count = workbench.changes()
+    last, last_at = before
+    now_open = gr.skip() if at < last_at else (tab, at)
+    remembered = gr.skip() if at < last_at or tab == last else tab
+    return now_open, remembered, gr.skip() if count == seen or tab in _ALWAYS else count
 
 
 def _keep_up_to_date(shell: Shell, head: gr.HTML, section: gr.State, changes: Mapping[str, gr.State]) -> None:
@@ -62,9 +68,9 @@ def _keep_up_to_date(shell: Shell, head: gr.HTML, section: gr.State, changes: Ma
     all of them up to date at once is busy for a second.
     """
 
-    def tell(now_open: str, everywhere: str, *seen: str) -> list[object]:
-        count = shell.workbench.registry.change_count()
-        following = (now_open, *_ALWAYS)
+    def tell(now_open: tuple[str, float], everywhere: str, *seen: str) -> list[object]:
+        count = shell.workbench.changes()
+        following = (now_open[0], *_ALWAYS)
         return [
             gr.skip() if count == everywhere else count,
             *[count if count != known and tab in following else gr.skip() for tab, known in zip(changes, seen, strict=True)],

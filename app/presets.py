@@ -49,7 +49,7 @@ class Presets:
     def all(self) -> list[Preset]:
         """Shipped ones first, then own ones by file; one that cannot be read, or has a taken name, is called as its file."""
         found = [_read(resources.files("assets") / "presets" / name) for name in _SHIPPED]
-        for path in sorted(self._folder.glob("*.toml")):
+        for path in sorted(path for path in self._folder.glob("*.toml") if path.is_file()):
             try:
                 one = _read(path)
             except (InvalidInput, OSError) as error:
@@ -57,6 +57,11 @@ class Presets:
             taken = {other.name for other in found}
             found.append(replace(one, file=path, name=path.name if one.name in taken else one.name))
         return found
+
+    @property
+    def changed(self) -> int:
+        """When a preset was last saved or deleted, in nanoseconds."""
+        return self._folder.stat().st_mtime_ns if self._folder.exists() else 0
 
     def usable(self) -> list[Preset]:
         """Those that can be read."""
@@ -82,7 +87,7 @@ class Presets:
         if any(slug(one.name) == slug(name) for one in self.all() if not one.own):
             raise InvalidInput(f"{name!r} is a preset that comes with the workbench; choose another name.")
         lora, train = split_train_options(options)
-        content = {"name": name, "why": why.strip() or "Saved from a run.", "lora": lora.to_dict(), "train": train.to_dict()}
+        content = {"name": name, "why": why.strip(), "lora": lora.to_dict(), "train": train.to_dict()}
         self._folder.mkdir(exist_ok=True, mode=0o700)
         path = self._folder / f"{slug(name)}.toml"
         staged = path.with_suffix(".new")
@@ -95,8 +100,6 @@ class Presets:
         found = self._named(name)
         if found.file is None:
             raise InvalidInput(f"{found.name!r} comes with the workbench and stays.")
-        if found.file.is_dir():
-            raise InvalidInput(f"{found.file} is a folder, no preset of the workbench's; remove it by hand.")
         found.file.unlink()
 
 
@@ -127,6 +130,9 @@ def _read(path: Path | Traversable) -> Preset:
     content = _content(path)
     options = _options(content, path.name)
     split_train_options(options)
+    for key in ("name", "why"):
+        if not isinstance(content.get(key, ""), str):
+            raise InvalidInput(f"{key} in {path.name} must be text, not {content[key]!r}.")
     return Preset(str(content.get("name") or path.name.removesuffix(".toml")), str(content.get("why", "")), options)
 
 

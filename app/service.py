@@ -22,7 +22,7 @@ from core.base_model.files import file_digests
 from core.base_model.fingerprint import manifest, stat_key
 from core.base_model.identity import difference
 from core.base_model.templates import chosen_template
-from core.config import CombineConfig, ExportConfig, GenerationConfig
+from core.config import CombineConfig, ExportConfig, GenerationConfig, require_weights
 from core.errors import InvalidConfig, InvalidInput, WrongBase
 from core.events import TokenDone
 from storage.blobs import content_digest
@@ -195,6 +195,7 @@ class Workbench:
         rows = [self.registry.find(Adapter, one) for one in parts]
         if len(rows) < 2:
             raise InvalidConfig("Give at least two adapters to combine, each with a weight.")
+        require_weights(parts.values())
         if not any(parts.values()):
             raise InvalidConfig("All weights are 0, so nothing would be left; give one that is not.")
         base = base_for(self.registry, rows[0])
@@ -269,6 +270,10 @@ class Workbench:
                 self.engine.ensure()
             except EngineUnavailable as error:
                 self.registry.fail_queued_runs(str(error))
+
+    def changes(self) -> str:
+        """A short text that changes when anything a page shows may have changed."""
+        return f"{self.registry.change_count()} {self.presets.changed}"
 
     def notice_deaths(self) -> None:
         """Mark runs and jobs whose process is gone as interrupted, with the reason as far as it is known."""

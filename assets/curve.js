@@ -6,7 +6,7 @@ const METRICS = {
   norm: {title: 'Gradient norm', axis: 'Gradient norm', at: 5, digits: 3},
   pace: {title: 'Tokens/s', axis: 'Tokens/s', at: 6, digits: 0},
   share: {title: 'Share of the hardware’s limit', axis: 'Share of the limit (%)', digits: 1,
-    of: (p, run) => run.about.operations_a_second ? 100 * p[6] * run.about.operations_a_token / run.about.operations_a_second : null},
+    of: (p, run) => p[6] != null && run.about.operations_a_second ? 100 * p[6] * run.about.operations_a_token / run.about.operations_a_second : null},
   memory: {title: 'Memory', axis: 'Memory (GiB)', digits: 2, of: p => p[7] == null ? null : p[7] / 2 ** 30},
 };
 const AXES = {step: ['Step', p => p[1]], tokens: ['Tokens', p => p[9]], time: ['Training time (min)', p => p[10] == null ? null : p[10] / 60]};
@@ -107,13 +107,18 @@ function bringPlotly() {
   document.head.append(make('script', {id: 'plotly-script', src: '/workbench/plotly.min.js', onload: draw}));
 }
 
+// Plotly reads some HTML in names.
+function asText(name) {
+  return name.replaceAll('&', '&amp;').replaceAll('<', '&lt;');
+}
+
 function draw() {
   if (dragging || !host.isConnected || !plot.clientWidth) return;
   if (!window.Plotly) return bringPlotly();
   const weight = Number(smoothing.value), c = colours(), metric = METRICS[metricBox.value], traces = [], values = [];
   const several = runs.size > 1, shade = dark() ? 1 : 0;
   [...runs.entries()].forEach(([id, run], index) => {
-    const colour = PALETTE[index % PALETTE.length][shade], name = several ? run.about.name || `Run ${id}` : '';
+    const colour = PALETTE[index % PALETTE.length][shade], name = several ? asText(run.about.name || `Run ${id}`) : '';
     const pairs = thinned(series(run, metric.of ? p => metric.of(p, run) : p => p[metric.at])), x = pairs.map(one => one[0]), y = pairs.map(one => one[1]);
     const smooth = weight > 0 && metricBox.value !== 'rate';
     values.push(...y);
@@ -121,11 +126,11 @@ function draw() {
     const label = metricBox.value === 'loss' ? (several ? name : 'Train loss') : (several ? name : metric.title);
     traces.push({x, y: smooth ? smoothed(y, weight) : y, name: label, mode: pairs.length < 40 ? 'lines+markers' : 'lines',
       line: {color: colour, width: several && id !== main ? 1.5 : 2}, marker: {size: 5},
-      hovertemplate: `${label.replaceAll('<', '&lt;')} %{y:${metric.exponent ? '.3e' : `.${metric.digits}f`}}<extra></extra>`});
+      hovertemplate: `${label} %{y:${metric.exponent ? '.3e' : `.${metric.digits}f`}}<extra></extra>`});
     const judged = metricBox.value === 'loss' ? validation(run) : [];
     if (judged.length) traces.push({x: judged.map(one => one[0]), y: judged.map(one => one[1]), name: several ? `${name} validation` : 'Validation loss',
       mode: 'lines+markers', line: {color: several ? colour : PALETTE[1][shade], width: 2, dash: 'dot'}, marker: {size: 7, symbol: 'diamond'}, showlegend: !several,
-      hovertemplate: `${several ? name.replaceAll('<', '&lt;') + ' ' : ''}validation %{y:.4f}<extra></extra>`});
+      hovertemplate: `${several ? name + ' ' : ''}validation %{y:.4f}<extra></extra>`});
   });
   const axis = {gridcolor: c.grid, zeroline: false, linecolor: c.grid, tickfont: {size: 11}};
   const range = clip.checked ? bounds(values) : null;
@@ -136,7 +141,7 @@ function draw() {
     hoverlabel: {bgcolor: c.hover, font: {color: c.text}}, showlegend: true,
     xaxis: {...axis, title: {text: AXES[axisBox.value][0]}, rangemode: 'tozero', hoverformat: axisBox.value === 'time' ? '.1f' : ',d'},
     yaxis: {...axis, title: {text: metric.axis}, type: logScale.checked ? 'log' : 'linear', exponentformat: 'power', ...(range ? {range} : {})},
-  }, {displaylogo: false, responsive: true, modeBarButtonsToRemove: ['lasso2d', 'select2d', 'autoScale2d', 'toImage']});
+  }, {displayModeBar: false, responsive: true});
   plot.setAttribute('aria-label', `${metric.title} by ${AXES[axisBox.value][0].toLowerCase()}`);
   fillTable();
 }

@@ -7,7 +7,7 @@ Defaults follow common practice for LoRA: rank 16, alpha 32, all linear layers, 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from core.errors import InvalidConfig
@@ -284,6 +284,7 @@ def split_train_options(values: Mapping[str, object]) -> tuple[LoraConfig, Train
     return lora, train
 
 
+LARGEST_WEIGHT = 1000
 COMBINE_METHODS = ("svd", "cat", "linear", "ties", "dare_linear", "dare_ties", "magnitude_prune")
 
 
@@ -338,3 +339,12 @@ class ExportConfig(Config):
             raise InvalidConfig(f"{self.dtype} is a kind of GGUF weights; {self.format} takes {', '.join(FLOAT_DTYPES)}.")
         if self.format in ("peft", "gguf-adapter") and self.dtype not in ("auto", "float32"):
             raise InvalidConfig(f"An adapter's factors stay in float32; leave out dtype for {self.format}.")
+
+
+def require_weights(weights: Iterable[float]) -> None:
+    """Raise InvalidConfig for the weight of an adapter that is no finite number, or so large that sums would overflow."""
+    for weight in weights:
+        if not math.isfinite(weight) or abs(weight) > LARGEST_WEIGHT:
+            raise InvalidConfig(
+                f"The weight of an adapter must be from -{LARGEST_WEIGHT:,} to {LARGEST_WEIGHT:,}, not {weight:g}."
+            )

@@ -49,6 +49,8 @@ class Option:
 
     def _parse_number(self, value: object) -> int | float:
         wanted = "a whole number" if self.kind is int else "a number"
+        if value is None or value == "":
+            raise InvalidConfig(f"{self.name} is empty; it must be {wanted}.")
         if isinstance(value, bool) or not isinstance(value, (int, float, str)):
             raise InvalidConfig(f"{self.name} must be {wanted}, not {value!r}.")
         try:

@@ -24,13 +24,16 @@ SPARE_BYTES = 64 * 1024 * 1024  # left free on the disk beside what is written
 def published_folder(target: Path) -> Iterator[Path]:
     """Give a staging folder; publish it as `target` when the block ends without an error, remove it otherwise.
 
-    Raises InvalidInput if `target` exists and is not an empty folder.
+    Raises InvalidInput if `target` exists and is not an empty folder, or if nothing can be written there.
     """
     refuse_occupied(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(target.parent)
     staging = target.parent / f"{_STAGING}{uuid.uuid4().hex}"
-    staging.mkdir()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(target.parent)
+        staging.mkdir()
+    except OSError as error:
+        raise InvalidInput(f"{target} cannot be written: {error.strerror}. Choose another place.") from None
     try:
         yield staging
         _sync_tree(staging)

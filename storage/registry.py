@@ -39,6 +39,7 @@ Named = TypeVar("Named", Base, Dataset, Adapter)
 Single = TypeVar("Single", Base, Adapter)
 Row = TypeVar("Row", bound=SQLModel)
 DAY = 24 * 3600.0
+_LISTED = 8  # names in a refusal
 _WORDS = {Base: "base model", Dataset: "data set", Adapter: "adapter"}
 
 
@@ -79,8 +80,9 @@ class Registry(RunRows, MeasurementRows, AdapterRows):
         with self.database.reading() as session:
             row = session.exec(_there(select(table), table).where(table.name == name)).one_or_none()
             if row is None:
-                there = session.exec(_there(select(table.name), table).order_by(col(table.id).desc()).limit(8)).all()
-                listed = f"There are: {', '.join(there)}." if there else "There is none yet."
+                there = session.exec(_there(select(table.name), table).order_by(col(table.id).desc())).all()
+                more = f" and {len(there) - _LISTED:,} more" if len(there) > _LISTED else ""
+                listed = f"There are: {', '.join(there[:_LISTED])}{more}." if there else "There is none yet."
                 raise NotFound(f"There is no {_WORDS[table]} called {name[:120]!r}. {listed}")
             return row
 

@@ -9,9 +9,10 @@ from typing import Any
 import gradio as gr
 
 from app.components.anatomy_charts import MEASURES, anatomy_map, similarity_grid, similarity_map
+from app.components.catalogue import Catalogue
 from app.components.job_result import job_button
 from app.components.markup import facts, size
-from app.components.shell import QUIET, Shell, choose_from, refusal
+from app.components.shell import QUIET, WORKING, Shell, choose_from, refusal, told
 from app.service import Workbench
 from storage.errors import NotFound
 from storage.tables import Adapter, Job
@@ -24,33 +25,45 @@ def chosen_adapter(workbench: Workbench, name: str) -> Adapter:
     return workbench.registry.find(Adapter, name)
 
 
-def notes_form(shell: Shell, chosen: gr.State) -> tuple[gr.Button, Any, list[gr.components.Component]]:
-    """Name, star, tags and note of the chosen adapter. Returns the button, what it does, and its inputs."""
-    workbench = shell.workbench
+def notes_form(shell: Shell, catalogue: Catalogue) -> None:
+    """Name, star, tags and note of the chosen adapter. What is not changed in the form is left as it is."""
+    workbench, chosen = shell.workbench, catalogue.chosen
     with gr.Row(equal_height=True, elem_classes="asked"):
         name = gr.Textbox(value="", label="New name", placeholder="as it is", scale=2)
         tags = gr.Textbox(value="", label="Tags", placeholder="with a comma between them", scale=2)
         note = gr.Textbox(value="", label="Note", scale=3)
         star = gr.Checkbox(False, label="Star", scale=0, min_width=90)
         save = gr.Button("Save", scale=0, min_width=90)
+    filled = gr.State(_noted("", None))
 
     def show(now: str) -> tuple[object, ...]:
         try:
             row = workbench.registry.find(Adapter, now) if now else None
         except NotFound:
             row = None
-        return ("", row.tags, row.note, row.starred) if row else ("", "", "", False)
+        values = _noted(now, row)
+        return values, "", values["tags"], values["note"], values["starred"]
 
-    chosen.change(show, chosen, [name, tags, note, star], **QUIET | {"queue": True})
+    chosen.change(show, chosen, [filled, name, tags, note, star], **QUIET | {"queue": True})
 
-    def keep(now: str, new: str, new_tags: str, new_note: str, starred: bool) -> str:
+    def keep(now: str, before: dict[str, Any], new: str, new_tags: str, new_note: str, starred: bool) -> tuple[object, ...]:
         row = chosen_adapter(workbench, now)
-        values: dict[str, Any] = {"tags": new_tags, "note": new_note, "starred": starred}
+        if before["of"] != now:
+            raise refusal(f"The form does not show {now} yet. Nothing was changed; look at it and save again.")
+        given: dict[str, Any] = {"tags": new_tags, "note": new_note, "starred": starred}
+        changed = {key: value for key, value in given.items() if value != before[key]}
         if new.strip():
-            values["name"] = new
-        return workbench.registry.change_adapter(row.id or 0, **values).name
+            changed["name"] = new
+        kept = workbench.registry.change_adapter(row.id or 0, **changed)
+        return kept.name, before | given | {"of": kept.name}, ""
 
-    return save, keep, [chosen, name, tags, note, star]
+    saved = save.click(told(keep), [chosen, filled, name, tags, note, star], [chosen, filled, name], **WORKING)
+    catalogue.follow(saved)
+
+
+def _noted(name: str, row: Adapter | None) -> dict[str, Any]:
+    """What the form shows of an adapter."""
+    return {"of": name, "tags": row.tags if row else "", "note": row.note if row else "", "starred": bool(row and row.starred)}
 
 
 def inside_panel(shell: Shell, chosen: gr.State) -> None:

@@ -63,7 +63,8 @@ class Catalogue:
         ask.click(lambda: gr.Row(visible=True), None, self._confirm, **QUIET)
         no.click(lambda: gr.Row(visible=False), None, self._confirm, **QUIET)
         self.follow(yes.click(told(self._drop), self.chosen, self.chosen, **WORKING))
-        clicked = self._table.select(_name_clicked, None, self.chosen, **QUIET)
+        # Queued, because Gradio reports a changed gr.State to its listeners on that path only.
+        clicked = self._table.select(_name_clicked, None, self.chosen, **QUIET | {"queue": True})
         self._openings.append(clicked.then(self._open, self.chosen, self._opened, **QUIET))
         shell.refresh(self._show, self._filters, [self._table, self._nothing])
         changes = [one.change for one in self._filters]  # type: ignore[attr-defined]

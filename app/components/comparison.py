@@ -28,7 +28,7 @@ def comparison_html(found: Comparison) -> str:
         _row(one, found.differing, best=index == 0 and len(found.rows) > 1 and math.isfinite(one.score))
         for index, one in enumerate(found.rows)
     )
-    same = ", ".join(f"{name} {_shown(value)}" for name, value in found.same.items() if value not in ("", None))
+    same = ", ".join(f"{name} = {_shown(value)}" for name, value in found.same.items() if value not in ("", None))
     caveats = "".join(f"<p class='fault'>{escape(one)}</p>" for one in found.caveats)
     return (
         f"<div class='wide'><table class='rows compared'><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table></div>"

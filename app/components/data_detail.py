@@ -18,7 +18,7 @@ from app.components.data_markup import (
     versions_html,
 )
 from app.components.markup import conversation
-from app.components.shell import QUIET, WORKING, Shell, choose_from, refusal, told, values_of
+from app.components.shell import QUIET, WORKING, Shell, choose_from, inform, refusal, told, values_of
 from app.datasets import ALL, ERRORS, FILTERS, WARNINGS, BaseCheck
 from core.base_model.templates import TEMPLATES
 from core.config import TrainConfig
@@ -288,7 +288,7 @@ class DetailPanel:
         if not name or not base:
             raise refusal("Choose a data set and a base model first.")
         self._workbench.check_data(name, base, int(length or _LENGTH))
-        gr.Info("The report and the statistics fill in when it is done.", title="Checking")
+        inform("The report and the statistics fill in when it is done.", "Checking")
 
     def _leave_out_errors(self, name: str, base: str | None, length: float) -> None:
         self._datasets.leave_out(
@@ -314,7 +314,7 @@ class DetailPanel:
 
     def _use_template(self, base: str, template: str) -> None:
         self._workbench.choose_template(base, template)
-        gr.Info(f"{base} is trained and chatted with in the {template or 'plain'} template from now on.", title="Chosen")
+        inform(f"{base} is trained and chatted with in the {template or 'plain'} template from now on.", "Chosen")
 
 
 def _silently(handler: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from app.components.data_markup import look_html, preview_html
-from app.components.shell import QUIET, WORKING, Shell, refusal, told
+from app.components.shell import QUIET, WORKING, Shell, inform, refusal, told
 from app.data_import import ImportRequest, look_at
 from core.data.detect import Candidate
 from core.data.mapping import FORMAT_ROLES, FORMATS, LINES, ROLES, TEMPLATED, TEXT, DataMapping
@@ -231,7 +231,7 @@ class ImportPanel:
             near,
         )
         self._workbench.import_data(request)
-        gr.Info("The data set appears below when it has been read and checked.", title="Importing")
+        inform("The data set appears below when it has been read and checked.", "Importing")
         return None, "", "", gr.Column(visible=False), request.name or request.default_name
 
 

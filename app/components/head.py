@@ -19,11 +19,11 @@ def live_head(workbench: Workbench) -> gr.HTML:
     """A component that keeps itself up to date, and triggers `submit` when it opens and when the registry has changed."""
 
     def news(seen: str) -> dict[str, str | None]:
-        count = workbench.registry.change_count()
+        count = workbench.changes()
         return {"html": head_html(workbench), "changes": count if count != seen else None}
 
     script = (resources.files("assets") / "head.js").read_text(encoding="utf-8")
-    return gr.HTML(head_html(workbench), js_on_load=script, server_functions=[news], elem_id="head")
+    return gr.HTML(_masthead(""), js_on_load=script, server_functions=[news], elem_id="head")
 
 
 def head_html(workbench: Workbench) -> str:
@@ -50,9 +50,14 @@ def masthead_html(workbench: Workbench) -> str:
             chips.append(f"<span class='chip' title='{escape(status['notice'])}'><b>Decoding without compiled layers</b></span>")
     under_way = [run for run in workbench.registry.active_runs() if run.state != QUEUED]
     chips += [_run_chip(workbench, under_way)] if under_way else []
+    return _masthead("".join(chips))
+
+
+def _masthead(chips: str) -> str:
+    """Without chips as a page opens: what it is given then was written when the server started."""
     return (
         "<header id='masthead'><img src='/workbench/icon.svg' alt=''><h1>LoRA Workbench</h1>"
-        f"<div class='status' role='status'>{''.join(chips)}</div>"
+        f"<div class='status' role='status'>{chips}</div>"
         "<button id='theme-button' type='button' aria-label='Switch between light and dark'>◐ Theme</button></header>"
     )
 

@@ -11,10 +11,11 @@ import gradio as gr
 
 from app.components.curve import MOST_RUNS, run_view
 from app.components.markup import facts, moment, size, state_badge
-from app.components.shell import QUIET, WORKING, Shell, choose_from, offered, refusal, told, values_of
+from app.components.shell import QUIET, WORKING, Shell, choose_from, inform, offered, refusal, told, values_of
 from app.runs import has_prompts, options_of
 from app.service import Workbench
 from storage.errors import NotFound
+from storage.run_rows import best_checkpoint
 from storage.tables import FINISHED, RESUMABLE_STATES, RUNNING, STATE, UNDER_WAY, Checkpoint, Note, Run
 
 
@@ -52,7 +53,7 @@ def run_panel(shell: Shell) -> RunPanel:
     view = run_view(workbench)
     controls = [pause, resume, save, sample, stop]
     with gr.Row(equal_height=True, elem_classes="asked"):
-        rate = gr.Textbox(value="", label="New learning rate", placeholder="as it is", scale=2)
+        rate = gr.Textbox(value="", label="New peak learning rate", placeholder="as it is", scale=2)
         epochs = gr.Textbox(value="", label="New number of epochs", placeholder="as it is", scale=2)
         change = gr.Button("Change from the next step on", scale=2, min_width=200, interactive=False)
     with gr.Row(equal_height=True, elem_classes="asked"):
@@ -103,10 +104,10 @@ def run_panel(shell: Shell) -> RunPanel:
         if not run_now or not given:
             raise refusal("Give a new learning rate or a new number of epochs first.")
         runs.change(run_now, given)
-        gr.Info(f"Run {run_now} changes from its next step on; its log says from which.")
+        inform(f"Run {run_now} changes from its next step on; its log says from which.")
         return "", ""
 
-    change.click(change_it, [run, rate, epochs], [rate, epochs], concurrency_id="control", **WORKING)
+    change.click(change_it, [run, rate, epochs], [rate, epochs], concurrency_id="control", **QUIET | {"queue": True})
 
     @told
     def keep_it(checkpoint: int | None) -> tuple[object, ...]:
@@ -154,9 +155,15 @@ def _parts(workbench: Workbench, run_id: int | None, saved_now: int | None) -> t
                   interactive=free and run.state == RUNNING and asks),
         gr.Button("Stopping …" if stopping else "Stop and keep", interactive=free),
         gr.Button(interactive=run.state != FINISHED),
-        choose_from([(_saved(row), row.id or 0) for row in rows], saved_now),
+        choose_from(_checkpoint_choices(rows), saved_now),
         gr.Button(interactive=bool(rows)), run_html(workbench, run),
     )  # fmt: skip
+
+
+def _checkpoint_choices(rows: Sequence[Checkpoint]) -> list[tuple[str, int]]:
+    """The newest first, and which is the best."""
+    best = best_checkpoint(rows)
+    return [(f"{_saved(row)}{' · best' if row is best and len(rows) > 1 else ''}", row.id or 0) for row in rows]
 
 
 def _saved(row: Checkpoint) -> str:

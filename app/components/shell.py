@@ -124,6 +124,11 @@ def refusal(sentence: str) -> gr.Error:
     return gr.Error(escape(sentence), duration=12, title="Not done", print_exception=False)
 
 
+def inform(sentence: str, title: str = "Done") -> None:
+    """Say beside the page that something was done. Gradio would take markup in it, such as a name's, as markup."""
+    gr.Info(escape(sentence), title=title)
+
+
 def choose_from(choices: Choices, current: Any, otherwise: Any = FIRST) -> gr.Dropdown:
     """A dropdown's update: new choices, and `otherwise` in place of a choice that is no longer among them."""
     values = values_of(choices)

@@ -7,7 +7,7 @@ from html import escape
 import gradio as gr
 
 from app.components.markup import size
-from app.components.shell import QUIET, WORKING, Shell, told
+from app.components.shell import QUIET, WORKING, Shell, inform, told
 from app.service import Workbench
 from app.usage import Share, clean_up, quota, set_quota, usage
 
@@ -29,7 +29,7 @@ def storage_view(shell: Shell) -> None:
     @told
     def tidy() -> str:
         freed = clean_up(workbench.registry, workbench.settings)
-        gr.Info(f"{size(freed)} became free.", title="Cleaned up")
+        inform(f"{size(freed)} became free.", "Cleaned up")
         return show()
 
     @told

@@ -14,7 +14,7 @@ from app.components.catalogue import Catalogue, Words
 from app.components.combine_form import combine_form
 from app.components.lineage_graph import lineage_svg
 from app.components.markup import day, facts, number, size
-from app.components.shell import QUIET, WORKING, Shell, choose_from, refusal, told
+from app.components.shell import QUIET, WORKING, Shell, choose_from, inform, refusal, told
 from app.lineage import lineage
 from app.service import Workbench
 from storage.adapter_rows import ORDERS, AdapterQuery
@@ -48,8 +48,7 @@ def build(shell: Shell) -> None:
         describe=lambda name: detail_html(workbench, workbench.registry.find(Adapter, name)), max_chars=60,
     )  # fmt: skip
     with gr.Accordion("Name, star, tags and note of the chosen adapter", open=False):
-        save, keep, inputs = notes_form(shell, catalogue.chosen)
-        catalogue.follow(save.click(told(keep), inputs, catalogue.chosen, **WORKING))
+        notes_form(shell, catalogue)
     with gr.Accordion("Look inside the chosen adapter", open=False):
         inside_panel(shell, catalogue.chosen)
     with gr.Accordion("Resize the chosen adapter", open=False):
@@ -168,6 +167,6 @@ def _deleted(shell: Shell) -> None:
         if not number:
             raise refusal("No deleted adapter is chosen.")
         row = workbench.registry.undelete_adapter(number)
-        gr.Info(f"{row.name} is back.")
+        inform(f"{row.name} is back.")
 
     back.click(bring, which, None, **WORKING).then(offer, which, which, show_progress="hidden", api_visibility="private")

@@ -10,7 +10,7 @@ import gradio as gr
 
 from app.components.markup import day, empty, size
 from app.components.options_form import option_fields
-from app.components.shell import WORKING, Shell, choose_from, refusal, told
+from app.components.shell import WORKING, Shell, choose_from, inform, refusal, told
 from app.service import Workbench
 from core.config import ExportConfig
 from storage.tables import PASSED, Adapter, Export, Job
@@ -43,7 +43,7 @@ def build(shell: Shell) -> None:
         if not name:
             raise refusal("Train or import an adapter first.")
         workbench.export(name, None, dict(zip(names, values, strict=True)))
-        gr.Info("Its progress is shown above.", title="Export started")
+        inform("Its progress is shown above.", "Export started")
 
     go.click(start, [adapter, *fields.values()], None, **WORKING)
 

@@ -6,7 +6,7 @@ import gradio as gr
 
 from app.components.catalogue import Catalogue, Words
 from app.components.markup import day, facts, size
-from app.components.shell import WORKING, Shell, refusal, told
+from app.components.shell import WORKING, Shell, inform, refusal, told
 from app.service import Workbench
 from storage.tables import Base
 
@@ -39,7 +39,7 @@ def build(shell: Shell) -> None:
 
     @told
     def check(model: str) -> None:
-        gr.Info(f"Unchanged: {workbench.verify_model(model)[:16]}…")
+        inform(f"Unchanged: {workbench.verify_model(model)[:16]}…")
 
     Catalogue(
         shell, _WORDS, rows=lambda: _rows(workbench), remove=workbench.remove_model, actions=verify_button,

@@ -15,7 +15,7 @@ from app.components.catalogue import Catalogue, Words
 from app.components.comparison import comparison_html, heat_map, parallel_coordinates
 from app.components.markup import day, duration, number
 from app.components.run_controls import run_choices, run_html
-from app.components.shell import QUIET, WORKING, Shell, choose_many, refusal, told
+from app.components.shell import QUIET, WORKING, Shell, choose_many, inform, refusal, told
 from app.service import Workbench
 from storage.tables import QUEUED, Adapter, Run
 
@@ -50,7 +50,7 @@ def build(shell: Shell) -> None:
     catalogue = Catalogue(
         shell, _WORDS, rows=lambda: run_rows(workbench), remove=lambda run: workbench.runs.remove(int(run)), actions=actions,
         describe=lambda run: run_html(workbench, workbench.registry.get(Run, int(run))), show_search="search",
-        max_chars=90, wrap=True,
+        max_chars=60, wrap=True,
     )  # fmt: skip
     for button, act in followers:
         catalogue.follow(button.click(_acting(act), catalogue.chosen, None, concurrency_id="control", **WORKING))
@@ -170,7 +170,7 @@ def _comparison(shell: Shell, chosen: gr.State) -> None:
     def keep(now: list[int]) -> None:
         best = best_of(now)
         path = workbench.presets.save(best.name, workbench.runs.options(best.id or 0), f"The options of run {best.id}.")
-        gr.Info(f"Saved as the preset {best.name} ({path.name}); choose it under Train.")
+        inform(f"Saved as the preset {best.name} ({path.name}); choose it under Train.")
 
     shown = [table, lines, heat]
     shell.refresh(offer, [ids], [section, ids])

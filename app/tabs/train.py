@@ -196,7 +196,7 @@ def _bind_presets(shell: Shell, form: _Form) -> None:
         presets.remove(name)
         return choices(), ""
 
-    shell.page.load(choices, None, form.preset, **QUIET)
+    shell.refresh(lambda now: choose_from([one.name for one in presets.usable()], now, None), [form.preset], [form.preset])
     form.preset.input(choose, form.preset, [form.why, *fields], **QUIET)
     form.save.click(
         save, None, [form.save_name, form.preset, form.why], inputs_kwargs={"name": form.save_name, **form.options}, **WORKING

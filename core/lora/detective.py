@@ -127,6 +127,8 @@ def take(origin: Path, staging: Path, name: str = "") -> Path:
     name = name or origin.name
     if origin.is_symlink():
         raise InvalidAdapter(f"{origin} is a link, which is not followed; give the file itself.")
+    if not origin.exists():
+        raise InvalidAdapter(f"There is no file or folder {origin}.")
     if origin.is_dir():
         _take_folder(origin, staging)
     elif Path(name).suffix.lower() == ".zip":
@@ -136,8 +138,6 @@ def take(origin: Path, staging: Path, name: str = "") -> Path:
         beside = origin.with_name(CONFIG_NAME)
         if beside.is_file() and not beside.is_symlink():
             _copy(beside, staging / CONFIG_NAME)
-    elif not origin.exists():
-        raise InvalidAdapter(f"There is no file or folder {origin}.")
     else:
         raise InvalidAdapter(f"{name} is no adapter: give a folder, a .zip or a .safetensors file.")
     return staging

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from core.config import CombineConfig
+from core.config import CombineConfig, require_weights
 from core.errors import InvalidConfig, WrongBase
 from core.events import Progress
 from core.lora.adapter import AdapterWeights, LayerFactors
@@ -113,6 +113,7 @@ def require_one_base(parts: Sequence[Part]) -> None:
     """Raise WrongBase unless all parts are of one base, InvalidConfig if there are none or all weights are zero."""
     if not parts or not any(part.weight for part in parts):
         raise InvalidConfig("Nothing to combine: give at least one adapter with a weight other than 0.")
+    require_weights([part.weight for part in parts])
     first = parts[0]
     for part in parts[1:]:
         if part.adapter.base_fingerprint != first.adapter.base_fingerprint:

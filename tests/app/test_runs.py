@@ -325,13 +325,19 @@ def test_presets_are_saved_read_by_the_command_line_and_removed(workbench):
         presets.find("broken")
     presets.remove("broken")
     (workbench.settings.presets / "folder.toml").mkdir()
+    (workbench.settings.presets / "list.toml").write_text("name = [1, 2]")
+    with pytest.raises(InvalidInput, match=r"name in list\.toml must be text"):
+        presets.find("list")
+    presets.remove("list")
     (workbench.settings.presets / "by-hand.toml").write_text('name = "Grüße"\nrank = 5\n')
     (workbench.settings.presets / "twin.toml").write_text('name = "Quick try"\nrank = 6\n')
     assert {one.name for one in presets.usable()[5:]} == {"Grüße", "twin.toml", "Über alles"}
     assert presets.find("twin.toml").options == {"rank": 6}
     presets.remove("Grüße")
     assert not (workbench.settings.presets / "by-hand.toml").exists()
+    seen = workbench.changes()
     presets.remove("Über alles")
+    assert workbench.changes() != seen  # so that pages offer what there is
     with pytest.raises(InvalidInput, match="There is no preset"):
         presets.find("Über alles")
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from core.config import GenerationConfig, LoraConfig, TrainConfig, split_train_options
+from core.config import GenerationConfig, LoraConfig, TrainConfig, require_weights, split_train_options
 from core.errors import InvalidConfig
 
 
@@ -19,7 +19,8 @@ def test_options_from_text_are_typed_and_sorted():
         ({"rank": "abc"}, "a whole number"),
         ({"rank": 2.5}, "a whole number"),
         ({"rank": True}, "a whole number"),
-        ({"rank": None}, "a whole number"),
+        ({"rank": None}, "rank is empty; it must be a whole number"),
+        ({"learning_rate": ""}, "learning_rate is empty; it must be a number"),
         ({"learning_rate": "nan"}, "a number"),
         ({"learning_rate": float("inf")}, "a number"),
         ({"lr_scheduler": "cosin"}, "cosine, linear, constant"),
@@ -30,6 +31,13 @@ def test_options_from_text_are_typed_and_sorted():
 def test_bad_options_say_what_was_expected(given, said):
     with pytest.raises(InvalidConfig, match=said):
         split_train_options(given)
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf"), 1e30, -1001])
+def test_a_weight_that_is_no_usable_number_is_refused(weight):
+    require_weights([0.5, -2, 1000])
+    with pytest.raises(InvalidConfig, match="The weight of an adapter must be from -1,000 to 1,000"):
+        require_weights([0.5, weight])
 
 
 def test_construction_is_validated_too():

@@ -311,6 +311,12 @@ def test_every_key_that_is_accepted_is_among_those_that_were_tried():
     assert peft_format._UNDERSTOOD | set(peft_format._DESCRIPTIVE) | set(peft_format._REFUSED) <= set(BAD)
 
 
+@pytest.mark.parametrize("name", ["folder", "adapter.safetensors", "adapter.zip", "adapter.bin"])
+def test_what_is_not_there_is_said_to_be_missing(tmp_path, staging, name):
+    with pytest.raises(InvalidAdapter, match="There is no file or folder"):
+        take(tmp_path / name, staging)
+
+
 def test_links_and_pickle_are_not_followed(folder, staging, tmp_path):
     (folder / "real").write_bytes((folder / WEIGHTS).read_bytes())
     (folder / WEIGHTS).unlink()

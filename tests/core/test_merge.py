@@ -7,6 +7,7 @@ import random
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -40,6 +41,14 @@ def test_the_merged_model_is_base_plus_adapter(any_model, tmp_path):
     save_adapter(tmp_path / "adapter", adapter)
     expected = logits(peft_from(any_model, tmp_path / "adapter"))
     torch.testing.assert_close(logits(plain_model(tmp_path / "merged")), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_place_that_cannot_be_written_is_named(tiny_llama, tmp_path):
+    adapter = random_adapter(load(tiny_llama))
+    (tmp_path / "file").touch()
+    for target in (tmp_path / "file" / "out", Path("/proc/out")):
+        with pytest.raises(InvalidInput, match=f"{target} cannot be written: .+ Choose another place"):
+            _export(tiny_llama, adapter, target)
 
 
 def test_untouched_tensors_are_copied_byte_for_byte(tiny_llama, tmp_path):

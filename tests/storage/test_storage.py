@@ -108,7 +108,11 @@ def test_an_unknown_name_lists_what_there_is(registry):
     with pytest.raises(NotFound, match="There is none yet"):
         registry.find(Base, "x")
     registry.add(base("llama"))
-    with pytest.raises(NotFound, match="There are: llama"):
+    with pytest.raises(NotFound, match=r"There are: llama\."):
+        registry.find(Base, "x")
+    for number in range(10):
+        registry.add(base(f"base {number}"))
+    with pytest.raises(NotFound, match=r"There are: base 9, .*, base 2 and 3 more\."):
         registry.find(Base, "x")
 
 
