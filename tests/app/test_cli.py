@@ -219,7 +219,7 @@ def test_a_detached_run_is_stopped_from_another_command(workbench, settings):
     assert done.exit_code == 0
     assert workbench.registry.get(Run, found["id"]).state == "stopped"
     again = run(settings, "runs", "stop", found["id"])
-    assert "not under way any more" in again.stderr
+    assert "Run 1 is stopped; there is nothing to stop" in again.stderr
 
 
 def test_refused_training_options(workbench, settings):
