@@ -1,7 +1,7 @@
-"""A process that has imported torch once and forks an engine or a job each time a test wants one: seconds saved a test.
+"""A process that has imported torch and Gradio once and forks an engine, a job or a server each time a test wants one.
 
-The workbench starts them with `python -m app.engine_process` and `python -m app.job_process`; here a child is forked that
-runs the same main().
+The workbench starts them with `python -m app.engine_process` and `python -m app.job_process`, users the server with
+`lora-workbench`; here a child is forked that runs the same main(), which saves seconds a test.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def _fork(question: dict[str, Any]) -> int:
 
 
 def _serve() -> None:
-    for module in ("engine_process", "job_process", "adapter_jobs", "export_jobs", "data_jobs"):
+    for module in ("engine_process", "job_process", "adapter_jobs", "export_jobs", "data_jobs", "cli", "page", "server"):
         importlib.import_module(f"app.{module}")  # this is what takes the seconds
 
     ended: dict[int, int] = {}

@@ -10,12 +10,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from app.settings import settings_for
 from tests.workbenches import end_engine, wait_for
+from tests.zygote import Zygote
 
 REQUIRED = "LORA_WORKBENCH_REQUIRE_BROWSER"
 _ARGUMENTS = [
@@ -43,24 +45,31 @@ def browser() -> Iterator[Browser]:
 
 
 @contextmanager
-def served(home: Path, threads: int = 1) -> Iterator[str]:
-    """The command `lora-workbench` on a home; its address. Tiny models want one thread."""
+def served(home: Path, zygote: Zygote | None = None) -> Iterator[str]:
+    """The command `lora-workbench` on a home; its address. Its engine takes one core, the browser has the other.
+
+    With a zygote the server is forked instead of started; its engine and jobs are started all the same.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "app.cli", "--home", str(home), "--port", str(port), "--no-browser"]
+    arguments = ["--home", str(home), "--port", str(port), "--no-browser"]
     home.mkdir(parents=True, exist_ok=True)
     with (home / "server.log").open("w") as log:
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        process = zygote.start("app.cli", arguments, home / "server.log") if zygote else _started(arguments, log)
         try:
             wait_for(lambda: process.poll() is not None or socket.socket().connect_ex(("127.0.0.1", port)) == 0)
             assert process.poll() is None, (home / "server.log").read_text()
             yield f"http://127.0.0.1:{port}/"
         finally:
             process.terminate()
-            process.wait(20)
+            process.wait()
             end_engine(settings_for(home))
+
+
+def _started(arguments: list[str], log: IO[str]) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "app.cli", *arguments]
+    return subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 @pytest.fixture

@@ -40,8 +40,8 @@ FAULTS: list[tuple[str, str, str]] = [
 
 
 @pytest.fixture
-def address(workbench) -> Iterator[str]:
-    with served(workbench.settings.home) as found:
+def address(workbench, zygote) -> Iterator[str]:
+    with served(workbench.settings.home, zygote) as found:
         yield found
 
 

@@ -18,8 +18,8 @@ JOB = 90_000  # a job starts a process that imports torch
 
 
 @pytest.fixture
-def address(workbench):
-    with served(workbench.settings.home) as found:
+def address(workbench, zygote):
+    with served(workbench.settings.home, zygote) as found:
         yield found
 
 

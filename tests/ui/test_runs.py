@@ -19,8 +19,8 @@ PLOTTED = "() => document.querySelector('.curve-plot').data[0].x"
 
 
 @pytest.fixture
-def address(workbench):
-    with served(workbench.settings.home) as found:
+def address(workbench, zygote):
+    with served(workbench.settings.home, zygote) as found:
         yield found
 
 
