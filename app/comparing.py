@@ -70,7 +70,7 @@ class Comparison:
         unmeasured = [one.run.name for one in self.rows if one.best_validation_loss is None]
         if 0 < len(unmeasured) < len(self.rows):
             said.append(f"Without a validation loss, and therefore last: {', '.join(unmeasured)}.")
-        elif unmeasured and len(unmeasured) > 1:
+        elif len(unmeasured) > 1:
             said.append("None has a validation loss, so the last training loss decides, which knows nothing of overfitting.")
         return said
 

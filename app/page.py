@@ -9,7 +9,7 @@ from dataclasses import replace
 import gradio as gr
 
 from app.components.head import live_head
-from app.components.shell import QUIET, Shell, told
+from app.components.shell import QUIET, QUIET_QUEUED, Shell, told
 from app.service import Workbench
 from app.tabs import adapters, data, export, home, models, playground, runs, train
 
@@ -36,7 +36,7 @@ def build_page(workbench: Workbench) -> gr.Blocks:
                     part.build(own)
                     own.follow()
                 opened = functools.partial(_opened, workbench, part.TAB)
-                one_at_a_time = QUIET | {"queue": True, "concurrency_id": "section"}
+                one_at_a_time = QUIET_QUEUED | {"concurrency_id": "section"}
                 tab.select(
                     opened, [section, changes[part.TAB], clock], [section, memory, changes[part.TAB]], js=_AT, **one_at_a_time
                 )
@@ -77,8 +77,7 @@ def _keep_up_to_date(shell: Shell, head: gr.HTML, section: gr.State, changes: Ma
         ]
 
     states = [shell.changed, *changes.values()]
-    # Queued, because Gradio reports a changed gr.State to the browser on that path only.
-    on_the_way = QUIET | {"queue": True, "trigger_mode": "always_last"}
+    on_the_way = QUIET_QUEUED | {"trigger_mode": "always_last"}
     head.submit(tell, [section, *states], states, concurrency_limit=None, **on_the_way)
 
 
@@ -94,4 +93,4 @@ def _offer_to_cancel(shell: Shell, cancel: gr.Button) -> None:
             shell.workbench.jobs.cancel(job)
 
     shell.refresh(show, [], [cancel])
-    cancel.click(told(end), None, None, concurrency_id="cancel", **QUIET | {"queue": True})
+    cancel.click(told(end), None, None, concurrency_id="cancel", **QUIET_QUEUED)

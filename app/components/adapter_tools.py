@@ -12,7 +12,7 @@ from app.components.anatomy_charts import MEASURES, anatomy_map, similarity_grid
 from app.components.catalogue import Catalogue
 from app.components.job_result import job_button
 from app.components.markup import facts, size
-from app.components.shell import QUIET, WORKING, Shell, choose_from, refusal, told
+from app.components.shell import QUIET, QUIET_QUEUED, WORKING, Shell, choose_from, refusal, told
 from app.service import Workbench
 from storage.errors import NotFound
 from storage.tables import Adapter, Job
@@ -44,7 +44,7 @@ def notes_form(shell: Shell, catalogue: Catalogue) -> None:
         values = _noted(now, row)
         return values, "", values["tags"], values["note"], values["starred"]
 
-    chosen.change(show, chosen, [filled, name, tags, note, star], **QUIET | {"queue": True})
+    chosen.change(show, chosen, [filled, name, tags, note, star], **QUIET_QUEUED)
 
     def keep(now: str, before: dict[str, Any], new: str, new_tags: str, new_note: str, starred: bool) -> tuple[object, ...]:
         row = chosen_adapter(workbench, now)
@@ -122,7 +122,7 @@ def inside_panel(shell: Shell, chosen: gr.State) -> None:
         return choose_from(names, now, None)
 
     shell.refresh(offer, [chosen, other], [other])
-    chosen.change(offer, [chosen, other], [other], **QUIET | {"queue": True})
+    chosen.change(offer, [chosen, other], [other], **QUIET_QUEUED)
 
 
 def resize_panel(shell: Shell, chosen: gr.State) -> None:

@@ -11,7 +11,7 @@ from gradio.components import Component
 from gradio.events import Dependency
 
 from app.components.markup import empty
-from app.components.shell import QUIET, WORKING, Shell, told
+from app.components.shell import QUIET, QUIET_QUEUED, WORKING, Shell, told
 from storage.errors import NotFound
 
 Cells = list[list[str]]
@@ -63,8 +63,7 @@ class Catalogue:
         ask.click(lambda: gr.Row(visible=True), None, self._confirm, **QUIET)
         no.click(lambda: gr.Row(visible=False), None, self._confirm, **QUIET)
         self.follow(yes.click(told(self._drop), self.chosen, self.chosen, **WORKING))
-        # Queued, because Gradio reports a changed gr.State to its listeners on that path only.
-        clicked = self._table.select(_name_clicked, None, self.chosen, **QUIET | {"queue": True})
+        clicked = self._table.select(_name_clicked, None, self.chosen, **QUIET_QUEUED)
         self._openings.append(clicked.then(self._open, self.chosen, self._opened, **QUIET))
         shell.refresh(self._show, self._filters, [self._table, self._nothing])
         changes = [one.change for one in self._filters]  # type: ignore[attr-defined]

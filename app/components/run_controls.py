@@ -11,7 +11,7 @@ import gradio as gr
 
 from app.components.curve import MOST_RUNS, run_view
 from app.components.markup import facts, moment, size, state_badge
-from app.components.shell import QUIET, WORKING, Shell, choose_from, inform, offered, refusal, told, values_of
+from app.components.shell import QUIET, QUIET_QUEUED, WORKING, Shell, choose_from, inform, offered, refusal, told, values_of
 from app.runs import has_prompts, options_of
 from app.service import Workbench
 from storage.errors import NotFound
@@ -107,7 +107,7 @@ def run_panel(shell: Shell) -> RunPanel:
         inform(f"Run {run_now} changes from its next step on; its log says from which.")
         return "", ""
 
-    change.click(change_it, [run, rate, epochs], [rate, epochs], concurrency_id="control", **QUIET | {"queue": True})
+    change.click(change_it, [run, rate, epochs], [rate, epochs], concurrency_id="control", **QUIET_QUEUED)
 
     @told
     def keep_it(checkpoint: int | None) -> tuple[object, ...]:

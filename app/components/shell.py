@@ -88,6 +88,9 @@ class Shell:
 QUIET: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": [], "queue": False, "api_visibility": "private"}
 """For handlers that answer at once and need no spinner."""
 
+QUIET_QUEUED: dict[str, Any] = QUIET | {"queue": True}
+"""The same where others listen to a gr.State that changes, since Gradio tells them on that path only; also for what streams."""
+
 WORKING: dict[str, Any] = {"show_progress": "minimal", "api_visibility": "private"}
 """For handlers that may take a moment."""
 

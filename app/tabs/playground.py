@@ -10,7 +10,7 @@ import gradio as gr
 
 from app.chat import Asked, ask, history
 from app.components.options_form import option_fields
-from app.components.shell import QUIET, WORKING, Shell, choose_from, choose_many, refusal, told
+from app.components.shell import QUIET, QUIET_QUEUED, WORKING, Shell, choose_from, choose_many, refusal, told
 from app.service import MAX_SIDE_BY_SIDE, Workbench
 from app.sources import base_for
 from core.config import GenerationConfig
@@ -127,7 +127,7 @@ def build(shell: Shell) -> None:
     given = {"base": base, **who, "prompt": prompt, "chat_id": chat_id, **sampling}
     gr.on(
         [send.click, prompt.submit], talk, None, outputs, inputs_kwargs=given, concurrency_id="generate", concurrency_limit=4,
-        **QUIET | {"queue": True},
+        **QUIET_QUEUED,
     )  # fmt: skip
 
     def halt(ticket: int) -> None:

@@ -174,8 +174,11 @@ def _bind_measuring(shell: Shell, form: _Form, measure: gr.Button) -> None:
 def _bind_presets(shell: Shell, form: _Form) -> None:
     presets, fields = shell.workbench.presets, list(form.options.values())
 
+    def names() -> list[str]:
+        return [one.name for one in presets.usable()]
+
     def choices(chosen: str | None = None) -> gr.Dropdown:
-        return gr.Dropdown(choices=[one.name for one in presets.usable()], value=chosen)
+        return gr.Dropdown(choices=names(), value=chosen)
 
     @told
     def choose(name: str | None) -> list[object]:
@@ -196,7 +199,7 @@ def _bind_presets(shell: Shell, form: _Form) -> None:
         presets.remove(name)
         return choices(), ""
 
-    shell.refresh(lambda now: choose_from([one.name for one in presets.usable()], now, None), [form.preset], [form.preset])
+    shell.refresh(lambda now: choose_from(names(), now, None), [form.preset], [form.preset])
     form.preset.input(choose, form.preset, [form.why, *fields], **QUIET)
     form.save.click(
         save, None, [form.save_name, form.preset, form.why], inputs_kwargs={"name": form.save_name, **form.options}, **WORKING

@@ -63,7 +63,7 @@ def served(home: Path, zygote: Zygote | None = None) -> Iterator[str]:
             yield f"http://127.0.0.1:{port}/"
         finally:
             process.terminate()
-            process.wait()
+            wait_for(lambda: process.poll() is not None, 20)
             end_engine(settings_for(home))
 
 
