@@ -33,9 +33,11 @@ Arguments = dict[str, Any]
 
 
 def load_row(registry: Registry, row: Adapter, base: Base) -> AdapterWeights:
-    """The factors of a registered adapter, after its files' digest was compared. Raises BlobDamaged, InvalidAdapter.
+    """The factors of a registered adapter, after its files' digest was compared. Raises BlobDamaged,
+    InvalidAdapter.
 
-    What came from elsewhere may not record its base; from its import on it is the one that it is registered for.
+    What came from elsewhere may not record its base; from its import on it is the one that it is registered
+    for.
     """
     weights = load_adapter(registry.blobs.verify(row.digest), shapes_of(base), base.head)
     return replace(weights, base_fingerprint=base.fingerprint, base_name=base.name)
@@ -45,13 +47,16 @@ def load_row(registry: Registry, row: Adapter, base: Base) -> AdapterWeights:
 
 
 def import_adapter(settings: Settings, registry: Registry, arguments: Arguments, report: Report) -> Arguments:
-    """Find out what the files are and which local base they fit; unless only `look` was asked for, import them.
+    """Find out what the files are and which local base they fit; unless only `look` was asked for, import
+    them.
 
     Result: what was found, the bases it was tried on, and of an imported one its name and its base's.
     """
     origin = Path(arguments["folder"]).expanduser()
     shown = arguments.get("shown") or origin.name
-    name = "" if arguments.get("look") else registry.require_free(Adapter, arguments["name"] or Path(shown).stem)
+    name = (
+        "" if arguments.get("look") else registry.require_free(Adapter, arguments["name"] or Path(shown).stem)
+    )
     report(Progress("Looking at the files"))
     with registry.blobs.staging() as staging:
         (staging / "taken").mkdir()
@@ -59,9 +64,12 @@ def import_adapter(settings: Settings, registry: Registry, arguments: Arguments,
         report(Progress("Looking for its base"))
         tried = [_tried(registry, found, base, arguments.get("alpha")) for base in registry.all(Base)]
         said = {
-            "evidence": asdict(found.evidence), "sentence": found.evidence.sentence(),
-            "bases": [{"name": base.name, "fits": weights is not None, "why": why} for base, weights, why in tried],
-        }  # fmt: skip
+            "evidence": asdict(found.evidence),
+            "sentence": found.evidence.sentence(),
+            "bases": [
+                {"name": base.name, "fits": weights is not None, "why": why} for base, weights, why in tried
+            ],
+        }
         if arguments.get("look"):
             return said
         base, weights = _the_one(registry, found, tried, arguments.get("base"), shown)
@@ -88,7 +96,9 @@ def _tried(registry: Registry, found: Found, base: Base, alpha: float | None) ->
     except InvalidAdapter as error:
         return base, None, str(error)
     how = (
-        "It records this base's fingerprint." if recorded else "Its layers fit; for which weights it was made it does not record."
+        "It records this base's fingerprint."
+        if recorded
+        else "Its layers fit; for which weights it was made it does not record."
     )
     return base, weights, how
 
@@ -96,7 +106,10 @@ def _tried(registry: Registry, found: Found, base: Base, alpha: float | None) ->
 def _the_one(
     registry: Registry, found: Found, tried: Sequence[Tried], named: str | None, shown: str
 ) -> tuple[Base, AdapterWeights]:
-    """The base that was named, or the only one that fits. Raises WrongBase or InvalidAdapter, saying why not the others."""
+    """The base that was named, or the only one that fits.
+
+    Raises WrongBase or InvalidAdapter, saying why not the others.
+    """
     if not tried:
         raise InvalidAdapter("There is no base model yet; add the one this adapter was made for first.")
     if named:
@@ -111,7 +124,8 @@ def _the_one(
     if len({base.fingerprint for base, _ in fitting}) > 1:
         names = ", ".join(base.name for base, _ in fitting)
         raise WrongBase(
-            f"The adapter {shown} does not record its base (it says {found.evidence.claims or 'nothing'}) and fits several: "
+            f"The adapter {shown} does not record its base (it says "
+            f"{found.evidence.claims or 'nothing'}) and fits several: "
             f"{names}. Name the right one with --base."
         )
     return fitting[0]
@@ -128,20 +142,42 @@ def _as_stored(found: Found, weights: AdapterWeights, staging: Path) -> Path:
 
 
 def _add(
-    registry: Registry, base: Base, weights: AdapterWeights, *, name: str, source: str, digest: str, **about: Any
+    registry: Registry,
+    base: Base,
+    weights: AdapterWeights,
+    *,
+    name: str,
+    source: str,
+    digest: str,
+    **about: Any,
 ) -> Adapter:
-    return registry.add(Adapter(
-        name=name, base_name=base.name, base_fingerprint=base.fingerprint, source=source, rank=weights.highest_rank,
-        alpha=weights.alpha, target_modules=", ".join(weights.target_names), parameters=weights.parameter_count, digest=digest,
-        size_bytes=content_size(registry.blobs.path(digest)), **about,
-    ))  # fmt: skip
+    return registry.add(
+        Adapter(
+            name=name,
+            base_name=base.name,
+            base_fingerprint=base.fingerprint,
+            source=source,
+            rank=weights.highest_rank,
+            alpha=weights.alpha,
+            target_modules=", ".join(weights.target_names),
+            parameters=weights.parameter_count,
+            digest=digest,
+            size_bytes=content_size(registry.blobs.path(digest)),
+            **about,
+        )
+    )
 
 
 # Looking inside.
 
 
-def inspect_adapter(settings: Settings, registry: Registry, arguments: Arguments, report: Report) -> Arguments:
-    """The anatomy of an adapter; with `other`, how far the two work in the same directions. Result: one entry for each layer."""
+def inspect_adapter(
+    settings: Settings, registry: Registry, arguments: Arguments, report: Report
+) -> Arguments:
+    """The anatomy of an adapter; with `other`, how far the two work in the same directions.
+
+    Result: one entry for each layer.
+    """
     row = registry.find(Adapter, arguments["adapter"])
     base = base_for(registry, row)
     adapter = load_row(registry, row, base)
@@ -149,10 +185,11 @@ def inspect_adapter(settings: Settings, registry: Registry, arguments: Arguments
     folder = folder_of(base)
     modules = anatomy(adapter, weight_norms(folder, adapter, skeleton(folder).transposed, report))
     result: Arguments = {
-        "adapter": row.name, "digest": row.digest,
+        "adapter": row.name,
+        "digest": row.digest,
         "modules": [asdict(one) | {"relative": one.relative} for one in modules],
         "sentence": usage_sentence([one.rank_held for one in modules], [one.rank for one in modules]),
-    }  # fmt: skip
+    }
     if arguments.get("other"):
         other = registry.find(Adapter, arguments["other"])
         require_fit(registry, other, base)
@@ -166,12 +203,20 @@ def usage_sentence(held: Sequence[int], ranks: Sequence[int]) -> str:
     """How much of its rank an adapter uses."""
     used = sum(held) / len(held)
     most = f"{max(held)} in the layer that needs most"
-    return f"It uses about rank {used:.1f} of {max(ranks)}: so many directions hold 99 % of what it changes, {most}."
+    return (
+        f"It uses about rank {used:.1f} of {max(ranks)}: so many directions hold 99 % of what it "
+        f"changes, {most}."
+    )
 
 
 def verify_adapter(settings: Settings, registry: Registry, arguments: Arguments, report: Report) -> Arguments:
-    """Check one adapter, or all: digest, keys, shapes, finite numbers, B not zero, and its base. Result: problems by name."""
-    rows = [registry.find(Adapter, arguments["adapter"])] if arguments.get("adapter") else registry.all(Adapter)
+    """Check one adapter, or all: digest, keys, shapes, finite numbers, B not zero, and its base.
+
+    Result: problems by name.
+    """
+    rows = (
+        [registry.find(Adapter, arguments["adapter"])] if arguments.get("adapter") else registry.all(Adapter)
+    )
     problems: dict[str, str] = {}
     checked: set[str] = set()
     for number, row in enumerate(rows):
@@ -192,7 +237,9 @@ def verify_adapter(settings: Settings, registry: Registry, arguments: Arguments,
 
 
 def resize_adapter(settings: Settings, registry: Registry, arguments: Arguments, report: Report) -> Arguments:
-    """An adapter cut to a lower rank: the energy it loses and the change of its validation loss; kept if a name is given."""
+    """An adapter cut to a lower rank: the energy it loses and the change of its validation loss; kept if a
+    name is given.
+    """
     row = registry.find(Adapter, arguments["adapter"])
     base = base_for(registry, row)
     rank = int(arguments["rank"])
@@ -204,13 +251,20 @@ def resize_adapter(settings: Settings, registry: Registry, arguments: Arguments,
         losses = validation_losses(settings, registry, row, base, [adapter, found.adapter], report)
     parents = [{"name": row.name, "digest": row.digest, "weight": 1.0}]
     return {
-        "adapter": row.name, "rank": rank, "energy_lost": found.energy_lost,
-        "losses": losses, "bytes": 4 * found.adapter.parameter_count,
-    } | _kept(registry, base, found, arguments.get("name"), "resized", parents, {"rank": rank}, row)  # fmt: skip
+        "adapter": row.name,
+        "rank": rank,
+        "energy_lost": found.energy_lost,
+        "losses": losses,
+        "bytes": 4 * found.adapter.parameter_count,
+    } | _kept(registry, base, found, arguments.get("name"), "resized", parents, {"rank": rank}, row)
 
 
-def combine_adapters(settings: Settings, registry: Registry, arguments: Arguments, report: Report) -> Arguments:
-    """Adapters of one base combined: norms, cosines, sign conflicts and the energy lost; kept if a name is given."""
+def combine_adapters(
+    settings: Settings, registry: Registry, arguments: Arguments, report: Report
+) -> Arguments:
+    """Adapters of one base combined: norms, cosines, sign conflicts and the energy lost; kept if a name is
+    given.
+    """
     config = CombineConfig.parse(arguments["config"])
     rows = [(registry.find(Adapter, one["name"]), float(one["weight"])) for one in arguments["parts"]]
     if len({row.id for row, _ in rows}) < len(rows):
@@ -223,17 +277,31 @@ def combine_adapters(settings: Settings, registry: Registry, arguments: Argument
     found = combine(parts, config, report)
     family = [{"name": row.name, "digest": row.digest, "weight": weight} for row, weight in rows]
     return {
-        "parents": [row.name for row, _ in rows], "weights": [weight for _, weight in rows], "norms": parents.norms,
-        "cosines": parents.cosines, "sign_conflicts": parents.sign_conflicts, "energy_lost": found.energy_lost,
-        "rank": found.adapter.highest_rank, "bytes": 4 * found.adapter.parameter_count, "warnings": warned,
-    } | _kept(registry, base, found, arguments.get("name"), "combined", family, config.to_dict(), rows[0][0])  # fmt: skip
+        "parents": [row.name for row, _ in rows],
+        "weights": [weight for _, weight in rows],
+        "norms": parents.norms,
+        "cosines": parents.cosines,
+        "sign_conflicts": parents.sign_conflicts,
+        "energy_lost": found.energy_lost,
+        "rank": found.adapter.highest_rank,
+        "bytes": 4 * found.adapter.parameter_count,
+        "warnings": warned,
+    } | _kept(registry, base, found, arguments.get("name"), "combined", family, config.to_dict(), rows[0][0])
 
 
 def _kept(
-    registry: Registry, base: Base, found: Combination, name: str | None, source: str, parents: list[dict[str, Any]],
-    config: Arguments, like: Adapter,
-) -> Arguments:  # fmt: skip
-    """Register what was made, if it was given a name; tokenizer and template are those of its first parent."""
+    registry: Registry,
+    base: Base,
+    found: Combination,
+    name: str | None,
+    source: str,
+    parents: list[dict[str, Any]],
+    config: Arguments,
+    like: Adapter,
+) -> Arguments:
+    """Register what was made, if it was given a name;
+    tokenizer and template are those of its first parent.
+    """
     if not name:
         return {}
     with registry.blobs.staging() as staging:
@@ -241,10 +309,16 @@ def _kept(
         save_adapter(staging / "adapter", found.adapter)
         digest = registry.blobs.put(staging / "adapter")
     row = _add(
-        registry, base, found.adapter, name=name, source=source, digest=digest, parents=parents,
+        registry,
+        base,
+        found.adapter,
+        name=name,
+        source=source,
+        digest=digest,
+        parents=parents,
         config={source: {**config, "energy_lost": found.energy_lost}},
         dataset_name=like.dataset_name if len(parents) == 1 else "",
         tokenizer_hash=like.tokenizer_hash or base.tokenizer_hash,
         template_hash=like.template_hash or effective_template_hash(base),
-    )  # fmt: skip
+    )
     return {"name": row.name, "digest": digest}

@@ -54,7 +54,9 @@ class Answers:
         return len(self._under_way)
 
     def ask(self, question: wire.Message) -> Answering:
-        """Have a request decoded; its events come out of the queue of what is returned, the last without a token."""
+        """Have a request decoded; its events come out of the queue of what is returned, the last without a
+        token.
+        """
         asked = Answering(question)
         self._asked.put(asked)
         return asked
@@ -66,7 +68,9 @@ class Answers:
                 one.asked.cancelled.add(row)
 
     def decode_for(self, seconds: float) -> None:
-        """Begin what was asked, then decode for all in turn: for about `seconds`, but at least one token each."""
+        """Begin what was asked, then decode for all in turn: for about `seconds`, but at least one token
+        each.
+        """
         self._begin()
         end = time.monotonic() + seconds
         while self._under_way:
@@ -87,7 +91,11 @@ class Answers:
     def _decoder(self, question: wire.Message) -> Decoder:
         base = self._registry.find(Base, question["base"])
         requests = [
-            AnswerRequest(row["messages"], self._adapter_source(row.get("adapter")), GenerationConfig.parse(row["config"]))
+            AnswerRequest(
+                row["messages"],
+                self._adapter_source(row.get("adapter")),
+                GenerationConfig.parse(row["config"]),
+            )
             for row in question["rows"]
         ]
         return self._engine.answer(source_of(self._registry, base), requests)

@@ -1,4 +1,6 @@
-"""Conversations that do not depend on a browser: answers are collected by a thread of the app and stored when done."""
+"""Conversations that do not depend on a browser: answers are collected by a thread of the app and stored when
+done.
+"""
 
 from __future__ import annotations
 
@@ -33,9 +35,17 @@ class Asked:
 
 
 def ask(
-    workbench: Workbench, chat_id: int | None, base: str, speakers: Sequence[str | None], prompt: str, config: GenerationConfig
-) -> Asked:  # fmt: skip
-    """Put `prompt` to every speaker and return at once. Raises InvalidInput for an empty prompt, or what answer() raises."""
+    workbench: Workbench,
+    chat_id: int | None,
+    base: str,
+    speakers: Sequence[str | None],
+    prompt: str,
+    config: GenerationConfig,
+) -> Asked:
+    """Put `prompt` to every speaker and return at once.
+
+    Raises InvalidInput for an empty prompt, or what answer() raises.
+    """
     if not prompt.strip():
         raise InvalidInput("Write something to ask first.")
     chat = workbench.registry.get(Chat, chat_id) if chat_id else None
@@ -71,7 +81,11 @@ def _store(registry: Registry, asked: Asked) -> None:
     registry.save(ChatMessage(chat_id=asked.chat_id, role="user", content=asked.prompt))
     for speaker, answer, finish in zip(asked.speakers, asked.answers, asked.finishes, strict=True):
         finish = finish or ("stopped" if asked.cancelled else "error")
-        registry.save(ChatMessage(chat_id=asked.chat_id, speaker=speaker or "", role="assistant", content=answer, finish=finish))
+        registry.save(
+            ChatMessage(
+                chat_id=asked.chat_id, speaker=speaker or "", role="assistant", content=answer, finish=finish
+            )
+        )
 
 
 def history(said: Sequence[ChatMessage], speaker: str | None) -> list[dict[str, str]]:
@@ -82,5 +96,8 @@ def history(said: Sequence[ChatMessage], speaker: str | None) -> list[dict[str, 
         if message.role == "user":
             question = message.content
         elif message.speaker == (speaker or "") and message.content:
-            turns += [{"role": "user", "content": question}, {"role": "assistant", "content": message.content}]
+            turns += [
+                {"role": "user", "content": question},
+                {"role": "assistant", "content": message.content},
+            ]
     return turns

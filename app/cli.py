@@ -22,9 +22,15 @@ from core.config import FORMATS, GenerationConfig
 from storage.tables import Base
 
 app = typer.Typer(
-    name="lora-workbench", no_args_is_help=False, add_completion=False, pretty_exceptions_enable=False,
-    help="Train, keep, compare and merge LoRA adapters on your own machine. Without a command it opens the page.",
-)  # fmt: skip
+    name="lora-workbench",
+    no_args_is_help=False,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help=(
+        "Train, keep, compare and merge LoRA adapters on your own machine. Without a command it opens "
+        "the page."
+    ),
+)
 models = typer.Typer(no_args_is_help=True, help="Base models: add, list, show, verify, remove.")
 groups = (("models", models), ("data", data), ("runs", runs), ("presets", presets), ("adapters", adapters))
 for name, group in groups:
@@ -40,7 +46,9 @@ app.command()(space)
 @guarded
 def open_app(
     context: typer.Context,
-    host: Annotated[str, typer.Option(help="Address to listen on. Beyond this machine a token is asked for.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on. Beyond this machine a token is asked for.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 7860,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Do not open a browser window.")] = False,
     home: Home = None,
@@ -61,23 +69,30 @@ def open_app(
 @app.command()
 @guarded
 def quickstart(home: Home = None, json: Json = False) -> None:
-    """Starter model, sample data, a short training, base beside adapter, checked merged export: all in one go."""
+    """Starter model, sample data, a short training, base beside adapter, checked merged export: all in one
+    go.
+    """
     from app.quickstart import Watchers, run_quickstart
 
     console = Console(json)
     with console.progress() as progress:
-        watchers = Watchers(progress.say, progress.job, progress.run_watcher(workbench := open_workbench(home)))
+        watchers = Watchers(
+            progress.say, progress.job, progress.run_watcher(workbench := open_workbench(home))
+        )
         result = run_quickstart(workbench, watchers)
-    console.result(result.to_dict(), [
-        ("Loss, first and last step", f"{result.first_loss:.3f} → {result.last_loss:.3f}"),
-        ("Prompt", result.prompt),
-        (f"Base ({result.base})", result.base_answer),
-        (f"Adapter ({result.adapter})", result.adapter_answer),
-        ("Merged model", result.export_folder),
-        ("Check", result.check),
-        ("Largest logit difference", f"{result.max_logit_difference:.4f}"),
-        ("Took", f"{result.seconds:.0f} s"),
-    ])  # fmt: skip
+    console.result(
+        result.to_dict(),
+        [
+            ("Loss, first and last step", f"{result.first_loss:.3f} → {result.last_loss:.3f}"),
+            ("Prompt", result.prompt),
+            (f"Base ({result.base})", result.base_answer),
+            (f"Adapter ({result.adapter})", result.adapter_answer),
+            ("Merged model", result.export_folder),
+            ("Check", result.check),
+            ("Largest logit difference", f"{result.max_logit_difference:.4f}"),
+            ("Took", f"{result.seconds:.0f} s"),
+        ],
+    )
     if not result.check_passed:
         raise typer.Exit(1)
 
@@ -88,7 +103,9 @@ def quickstart(home: Home = None, json: Json = False) -> None:
 @models.command("add")
 @guarded
 def models_add(
-    origin: Annotated[str, typer.Argument(help="starter, a folder of safetensors, a .gguf file, or a hub id (owner/name).")],
+    origin: Annotated[
+        str, typer.Argument(help="starter, a folder of safetensors, a .gguf file, or a hub id (owner/name).")
+    ],
     name: Annotated[str, typer.Option(help="Name to show; default from the source.")] = "",
     home: Home = None,
     json: Json = False,
@@ -107,7 +124,8 @@ def models_list(home: Home = None, json: Json = False) -> None:
     """List the base models."""
 
     Console(json).table(
-        open_workbench(home).registry.all(Base), ["name", "architecture", "parameters", "dtype", "size_bytes", "source"]
+        open_workbench(home).registry.all(Base),
+        ["name", "architecture", "parameters", "dtype", "size_bytes", "source"],
     )
 
 
@@ -123,7 +141,9 @@ def models_show(name: str, home: Home = None, json: Json = False) -> None:
 @guarded
 def models_verify(
     name: str,
-    accept: Annotated[bool, typer.Option("--accept", help="Take over changes in files other than the weights.")] = False,
+    accept: Annotated[
+        bool, typer.Option("--accept", help="Take over changes in files other than the weights.")
+    ] = False,
     home: Home = None,
     json: Json = False,
 ) -> None:
@@ -151,7 +171,8 @@ def chat(
     base: Annotated[str, typer.Option(help="Name of the base model.")],
     prompt: Annotated[str, typer.Option(help="What to ask.")],
     adapter: Annotated[
-        list[str] | None, typer.Option(help="An adapter; repeat for several side by side. None: the plain base.")
+        list[str] | None,
+        typer.Option(help="An adapter; repeat for several side by side. None: the plain base."),
     ] = None,
     greedy: Annotated[bool, typer.Option("--greedy", help="Always the likeliest token.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
@@ -159,8 +180,13 @@ def chat(
     home: Home = None,
     json: Json = False,
 ) -> None:
-    """Ask the base or adapters one question. With several adapters the plain base answers too, side by side."""
-    config = GenerationConfig.parse({"max_tokens": max_tokens, "seed": seed, **({"temperature": 0} if greedy else {})})
+    """Ask the base or adapters one question.
+
+    With several adapters the plain base answers too, side by side.
+    """
+    config = GenerationConfig.parse(
+        {"max_tokens": max_tokens, "seed": seed, **({"temperature": 0} if greedy else {})}
+    )
     chosen = list(dict.fromkeys(adapter or []))
     speakers: list[str | None] = [None, *chosen] if len(chosen) != 1 else list(chosen)
     messages = [{"role": "user", "content": prompt}]
@@ -179,12 +205,18 @@ def export(
     adapter: Annotated[str, typer.Option(help="Name of the adapter.")],
     to: Annotated[Path, typer.Option(help="A new folder.")],
     format: Annotated[str, typer.Option(help=f"One of {', '.join(FORMATS)}.")] = "safetensors",
-    dtype: Annotated[str, typer.Option(help="Number format of the weights: auto, float32, bfloat16, float16, q8_0, …")] = "auto",
-    shard_gigabytes: Annotated[float, typer.Option(help="Largest safetensors file, in GB; 0: as the base's files.")] = 0.0,
+    dtype: Annotated[
+        str, typer.Option(help="Number format of the weights: auto, float32, bfloat16, float16, q8_0, …")
+    ] = "auto",
+    shard_gigabytes: Annotated[
+        float, typer.Option(help="Largest safetensors file, in GB; 0: as the base's files.")
+    ] = 0.0,
     home: Home = None,
     json: Json = False,
 ) -> None:
-    """Merge an adapter into its base, or write it alone, for other software; the result is loaded again and checked."""
+    """Merge an adapter into its base, or write it alone, for other software; the result is loaded again and
+    checked.
+    """
     console, workbench = Console(json), open_workbench(home)
     options = {"format": format, "dtype": dtype, "shard_gigabytes": shard_gigabytes}
     with console.progress() as progress:
@@ -195,7 +227,9 @@ def export(
 @app.command()
 @guarded
 def doctor(
-    deep: Annotated[bool, typer.Option("--deep", help="Also read every stored file and compare it with its digest.")] = False,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Also read every stored file and compare it with its digest.")
+    ] = False,
     home: Home = None,
     json: Json = False,
 ) -> None:

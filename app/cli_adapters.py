@@ -17,7 +17,10 @@ from storage.tables import Adapter
 
 adapters = typer.Typer(
     no_args_is_help=True,
-    help="Adapters: list, show, note, import, inspect, compare, verify, resize, combine, export, remove, bring-back.",
+    help=(
+        "Adapters: list, show, note, import, inspect, compare, verify, resize, combine, export, "
+        "remove, bring-back."
+    ),
 )
 Alpha = Annotated[float | None, typer.Option(help="Alpha of files that do not say theirs.")]
 
@@ -25,7 +28,9 @@ Alpha = Annotated[float | None, typer.Option(help="Alpha of files that do not sa
 @adapters.command("list")
 @guarded
 def adapters_list(
-    words: Annotated[str, typer.Argument(help="Words that the name, tags, note, base or data set hold.")] = "",
+    words: Annotated[
+        str, typer.Argument(help="Words that the name, tags, note, base or data set hold.")
+    ] = "",
     base: Annotated[str, typer.Option(help="Of this base model.")] = "",
     tag: Annotated[str, typer.Option(help="With this tag.")] = "",
     starred: Annotated[bool, typer.Option("--starred", help="With a star.")] = False,
@@ -63,8 +68,12 @@ def adapters_show(name: str, home: Home = None, json: Json = False) -> None:
 def adapters_note(
     name: str,
     rename: Annotated[str | None, typer.Option(help="A new name.")] = None,
-    star: Annotated[bool | None, typer.Option("--star/--no-star", help="Give it a star, or take it away.")] = None,
-    tags: Annotated[str | None, typer.Option(help="Tags with a comma between them; replaces those it has.")] = None,
+    star: Annotated[
+        bool | None, typer.Option("--star/--no-star", help="Give it a star, or take it away.")
+    ] = None,
+    tags: Annotated[
+        str | None, typer.Option(help="Tags with a comma between them; replaces those it has.")
+    ] = None,
     note: Annotated[str | None, typer.Option(help="What to remember of it.")] = None,
     home: Home = None,
     json: Json = False,
@@ -100,16 +109,25 @@ def adapters_import(
 @adapters.command("inspect")
 @guarded
 def adapters_inspect(
-    what: Annotated[str, typer.Argument(metavar="NAME_OR_PATH", help="An adapter, or files that are not imported yet.")],
+    what: Annotated[
+        str, typer.Argument(metavar="NAME_OR_PATH", help="An adapter, or files that are not imported yet.")
+    ],
     alpha: Alpha = None,
     home: Home = None,
     json: Json = False,
 ) -> None:
-    """Look inside an adapter: what it changes in each layer, what rank it uses. Of files: what they are, which base fits."""
+    """Look inside an adapter: what it changes in each layer, what rank it uses.
+
+    Of files: what they are, which base fits.
+    """
     console, workbench = Console(json), open_workbench(home)
     registered = what in workbench.registry.names(Adapter)
     with console.progress() as progress:
-        job = workbench.inspect_adapter(what) if registered else workbench.look_at_adapter(Path(what), alpha=alpha)
+        job = (
+            workbench.inspect_adapter(what)
+            if registered
+            else workbench.look_at_adapter(Path(what), alpha=alpha)
+        )
         result = finished(workbench, job, progress)
     if json:
         console.result(result, [])
@@ -117,14 +135,25 @@ def adapters_inspect(
     console.result(result, [("Found", result["sentence"])])
     if not registered:
         console.records(
-            [{"base": one["name"], "fits": "yes" if one["fits"] else "no", "why": one["why"]} for one in result["bases"]]
+            [
+                {"base": one["name"], "fits": "yes" if one["fits"] else "no", "why": one["why"]}
+                for one in result["bases"]
+            ]
         )
         return
-    console.records([
-        {"layer": one["path"], "rank": one["rank"], "effective rank": one["effective_rank"], "99 % in": one["rank_held"],
-         "‖ΔW‖": one["delta_norm"], "of ‖W‖": f"{one['relative']:.3%}" if one["relative"] is not None else None}
-        for one in result["modules"]
-    ])  # fmt: skip
+    console.records(
+        [
+            {
+                "layer": one["path"],
+                "rank": one["rank"],
+                "effective rank": one["effective_rank"],
+                "99 % in": one["rank_held"],
+                "‖ΔW‖": one["delta_norm"],
+                "of ‖W‖": f"{one['relative']:.3%}" if one["relative"] is not None else None,
+            }
+            for one in result["modules"]
+        ]
+    )
 
 
 @adapters.command("compare")
@@ -149,7 +178,10 @@ def adapters_verify(
     console, workbench = Console(json), open_workbench(home)
     with console.progress() as progress:
         result = finished(workbench, workbench.verify_adapters(name), progress)
-    console.result(result, [("Sound", str(len(result["checked"]) - len(result["problems"]))), *result["problems"].items()])
+    console.result(
+        result,
+        [("Sound", str(len(result["checked"]) - len(result["problems"]))), *result["problems"].items()],
+    )
     if result["problems"]:
         raise typer.Exit(1)
 
@@ -159,32 +191,48 @@ def adapters_verify(
 def adapters_resize(
     adapter: str,
     rank: Annotated[int, typer.Option(min=1, help="The new, lower rank.")],
-    name: Annotated[str, typer.Option(help="Keep it under this name; without, only show what would be lost.")] = "",
-    evaluate: Annotated[bool, typer.Option("--evaluate", help="Measure the validation loss before and after.")] = False,
+    name: Annotated[
+        str, typer.Option(help="Keep it under this name; without, only show what would be lost.")
+    ] = "",
+    evaluate: Annotated[
+        bool, typer.Option("--evaluate", help="Measure the validation loss before and after.")
+    ] = False,
     home: Home = None,
     json: Json = False,
 ) -> None:
     """Cut an adapter to a lower rank, as well as that can be done."""
     console, workbench = Console(json), open_workbench(home)
     with console.progress() as progress:
-        result = finished(workbench, workbench.resize_adapter(adapter, rank, name, evaluate=evaluate), progress)
+        result = finished(
+            workbench, workbench.resize_adapter(adapter, rank, name, evaluate=evaluate), progress
+        )
     losses = [f"{loss:.4f}" for loss in result["losses"] or []]
-    console.result(result, [
-        ("Energy lost", f"{result['energy_lost']:.2%}"), ("Size", f"{result['bytes'] / 1e6:,.1f} MB"),
-        *([("Validation loss", f"{losses[0]} before, {losses[1]} after")] if losses else []),
-        ("Kept as", result.get("name", "not kept; give --name")),
-    ])  # fmt: skip
+    console.result(
+        result,
+        [
+            ("Energy lost", f"{result['energy_lost']:.2%}"),
+            ("Size", f"{result['bytes'] / 1e6:,.1f} MB"),
+            *([("Validation loss", f"{losses[0]} before, {losses[1]} after")] if losses else []),
+            ("Kept as", result.get("name", "not kept; give --name")),
+        ],
+    )
 
 
 @adapters.command("combine")
 @guarded
 def adapters_combine(
-    parts: Annotated[list[str], typer.Argument(metavar="NAME=WEIGHT …", help="The adapters, each with its weight.")],
+    parts: Annotated[
+        list[str], typer.Argument(metavar="NAME=WEIGHT …", help="The adapters, each with its weight.")
+    ],
     method: Annotated[str, typer.Option(help=f"One of {', '.join(COMBINE_METHODS)}.")] = "svd",
     rank: Annotated[int, typer.Option(help="Rank of the result; 0: the highest of its parents.")] = 0,
-    density: Annotated[float, typer.Option(help="Share of elements that ties, dare and magnitude_prune keep.")] = 0.5,
+    density: Annotated[
+        float, typer.Option(help="Share of elements that ties, dare and magnitude_prune keep.")
+    ] = 0.5,
     seed: Annotated[int, typer.Option(help="Of what dare drops.")] = 0,
-    name: Annotated[str, typer.Option(help="Keep it under this name; without, only show what would become of them.")] = "",
+    name: Annotated[
+        str, typer.Option(help="Keep it under this name; without, only show what would become of them.")
+    ] = "",
     home: Home = None,
     json: Json = False,
 ) -> None:
@@ -192,16 +240,26 @@ def adapters_combine(
     console, workbench = Console(json), open_workbench(home)
     options = {"method": method, "rank": rank, "density": density, "seed": seed}
     with console.progress() as progress:
-        result = finished(workbench, workbench.combine_adapters(_weights(workbench, parts), options, name), progress)
+        result = finished(
+            workbench, workbench.combine_adapters(_weights(workbench, parts), options, name), progress
+        )
     pairs = [
         f"{one} · {other}: {result['cosines'][i][j]:.3f}"
-        for i, one in enumerate(result["parents"]) for j, other in enumerate(result["parents"]) if i < j
-    ]  # fmt: skip
-    console.result(result, [
-        ("Cosines", "; ".join(pairs)), ("Sign conflicts", f"{result['sign_conflicts']:.1%}"),
-        ("Energy lost", f"{result['energy_lost']:.2%}"), ("Rank", str(result["rank"])),
-        *[("Warning", line) for line in result["warnings"]], ("Kept as", result.get("name", "not kept; give --name")),
-    ])  # fmt: skip
+        for i, one in enumerate(result["parents"])
+        for j, other in enumerate(result["parents"])
+        if i < j
+    ]
+    console.result(
+        result,
+        [
+            ("Cosines", "; ".join(pairs)),
+            ("Sign conflicts", f"{result['sign_conflicts']:.1%}"),
+            ("Energy lost", f"{result['energy_lost']:.2%}"),
+            ("Rank", str(result["rank"])),
+            *[("Warning", line) for line in result["warnings"]],
+            ("Kept as", result.get("name", "not kept; give --name")),
+        ],
+    )
 
 
 def _weights(workbench: Workbench, parts: list[str]) -> dict[str, float]:
@@ -217,7 +275,9 @@ def _weights(workbench: Workbench, parts: list[str]) -> dict[str, float]:
         except ValueError:
             raise InvalidConfig(f"{part!r} is not NAME=WEIGHT; write for example pirate=0.7.") from None
         if name in found:
-            raise InvalidConfig(f"{name} is named twice; name each adapter once, with the weight it gets in all.")
+            raise InvalidConfig(
+                f"{name} is named twice; name each adapter once, with the weight it gets in all."
+            )
         found[name] = weight
     return found
 
@@ -228,19 +288,25 @@ def adapters_export(name: str, folder: Path, home: Home = None, json: Json = Fal
     """Write an adapter in PEFT's format into a new folder, and check it. See also: export --format."""
     console, workbench = Console(json), open_workbench(home)
     with console.progress() as progress:
-        result = finished(workbench, workbench.export(name, folder.expanduser().absolute(), {"format": "peft"}), progress)
+        result = finished(
+            workbench, workbench.export(name, folder.expanduser().absolute(), {"format": "peft"}), progress
+        )
     show_export(console, result)
 
 
 def show_export(console: Console, result: dict[str, Any]) -> None:
     """Where an export lies and what its check found; a failed one ends the command with 1."""
     rounding = result.get("rounding_loss")
-    console.result(result, [
-        ("Written", result["folder"]), ("Check", result["sentence"]),
-        *([("Of the adapter rounded away", f"{rounding:.2%}")] if rounding else []),
-        *([("Registered as the base", result["base"])] if result.get("base") else []),
-        *[("Warning", line) for line in result["warnings"]],
-    ])  # fmt: skip
+    console.result(
+        result,
+        [
+            ("Written", result["folder"]),
+            ("Check", result["sentence"]),
+            *([("Of the adapter rounded away", f"{rounding:.2%}")] if rounding else []),
+            *([("Registered as the base", result["base"])] if result.get("base") else []),
+            *[("Warning", line) for line in result["warnings"]],
+        ],
+    )
     if not result["passed"]:
         raise typer.Exit(1)
 
@@ -253,13 +319,17 @@ def adapters_remove(name: str, yes: Yes = False, home: Home = None, json: Json =
     row = registry.find(Adapter, name)
     console.confirm(f"Delete the adapter {name}?", yes)
     registry.delete_adapter(row.id or 0)
-    console.result({"removed": name, "id": row.id}, [("Removed", name), ("To undo", f"adapters bring-back {row.id}")])
+    console.result(
+        {"removed": name, "id": row.id}, [("Removed", name), ("To undo", f"adapters bring-back {row.id}")]
+    )
 
 
 @adapters.command("bring-back")
 @guarded
 def adapters_bring_back(
-    number: Annotated[int, typer.Argument(help="Its number; see adapters list --deleted.", min=1, max=2**63 - 1)],
+    number: Annotated[
+        int, typer.Argument(help="Its number; see adapters list --deleted.", min=1, max=2**63 - 1)
+    ],
     home: Home = None,
     json: Json = False,
 ) -> None:

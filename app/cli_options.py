@@ -12,7 +12,10 @@ from app.service import Workbench
 from app.settings import settings_for
 from storage.tables import Job
 
-Home = Annotated[Path | None, typer.Option("--home", help="Home folder; default $LORA_WORKBENCH_HOME or the user's data folder.")]
+Home = Annotated[
+    Path | None,
+    typer.Option("--home", help="Home folder; default $LORA_WORKBENCH_HOME or the user's data folder."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before removing.")]
 

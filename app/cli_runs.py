@@ -21,17 +21,27 @@ from storage.tables import Adapter, Run
 
 runs = typer.Typer(
     no_args_is_help=True,
-    help="Training runs: list, show, watch, compare, move, change, pause, save, sample, resume, stop, keep, duplicate, remove.",
+    help=(
+        "Training runs: list, show, watch, compare, move, change, pause, save, sample, resume, stop, "
+        "keep, duplicate, remove."
+    ),
 )
 presets = typer.Typer(no_args_is_help=True, help="Presets of training options: list, show, save, remove.")
 
 RunId = Annotated[int, typer.Argument(help="Number of the run.", min=1, max=2**63 - 1)]
-Config = Annotated[Path | None, typer.Option(help="TOML file of training options.", exists=True, dir_okay=False)]
+Config = Annotated[
+    Path | None, typer.Option(help="TOML file of training options.", exists=True, dir_okay=False)
+]
 PresetName = Annotated[str, typer.Option("--preset", help="A preset to start from; see presets list.")]
-Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One option, such as rank=8; repeatable.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="One option, such as rank=8; repeatable."),
+]
 Sweep = Annotated[
     list[str] | None,
-    typer.Option("--sweep", metavar="KEY=A,B,…", help="Several values of one option, trained at once; repeatable."),
+    typer.Option(
+        "--sweep", metavar="KEY=A,B,…", help="Several values of one option, trained at once; repeatable."
+    ),
 ]
 
 
@@ -44,12 +54,19 @@ def train(
     config: Config = None,
     option: Settings = None,
     sweep: Sweep = None,
-    together: Annotated[bool, typer.Option("--together", help="May train at once with other waiting runs.")] = False,
-    detach: Annotated[bool, typer.Option("--detach", help="Return at once; the run goes on in the engine.")] = False,
+    together: Annotated[
+        bool, typer.Option("--together", help="May train at once with other waiting runs.")
+    ] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Return at once; the run goes on in the engine.")
+    ] = False,
     home: Home = None,
     json: Json = False,
 ) -> None:
-    """Train an adapter, or a sweep of them at once. Interrupting this command leaves runs going; end one with: runs stop ID."""
+    """Train an adapter, or a sweep of them at once.
+
+    Interrupting this command leaves runs going; end one with: runs stop ID.
+    """
     console, workbench = Console(json), open_workbench(home)
     options = _train_options(workbench, preset, config, option or [])
     if sweep:
@@ -59,7 +76,9 @@ def train(
     _follow(console, workbench, started, json, detach=detach, as_sweep=bool(sweep))
 
 
-def _follow(console: Console, workbench: Workbench, started: list[Run], json: bool, *, detach: bool, as_sweep: bool) -> None:
+def _follow(
+    console: Console, workbench: Workbench, started: list[Run], json: bool, *, detach: bool, as_sweep: bool
+) -> None:
     """Watch runs to their end, unless they are left to themselves, and show how they ended."""
     if not detach:
         try:
@@ -69,7 +88,10 @@ def _follow(console: Console, workbench: Workbench, started: list[Run], json: bo
                 started = workbench.wait_runs([run.id or 0 for run in started], watch)
         except KeyboardInterrupt:
             for run in started:
-                console.say(f"Run {run.id} ({run.name}) goes on in the engine. Stop it with: lora-workbench runs stop {run.id}")
+                console.say(
+                    f"Run {run.id} ({run.name}) goes on in the engine. Stop it with: lora-workbench "
+                    f"runs stop {run.id}"
+                )
             raise typer.Exit(130) from None
     if as_sweep:
         _show_sweep(console, workbench, started)
@@ -84,15 +106,23 @@ def _show_sweep(console: Console, workbench: Workbench, started: list[Run]) -> N
     rows: list[dict[str, Any]] = []
     for run in started:
         adapter = workbench.registry.get(Adapter, run.adapter_id) if run.adapter_id is not None else None
-        rows.append({
-            "id": run.id, "name": run.name, "state": run.state, "train_loss": adapter.train_loss if adapter else None,
-            "validation_loss": adapter.validation_loss if adapter else None, "reason": run.reason,
-        })  # fmt: skip
+        rows.append(
+            {
+                "id": run.id,
+                "name": run.name,
+                "state": run.state,
+                "train_loss": adapter.train_loss if adapter else None,
+                "validation_loss": adapter.validation_loss if adapter else None,
+                "reason": run.reason,
+            }
+        )
     console.records(sorted(rows, key=_loss))
 
 
 def _loss(row: Mapping[str, Any]) -> float:
-    """What a run of a sweep is judged by: the validation loss, or the last training loss where there is none."""
+    """What a run of a sweep is judged by: the validation loss,
+    or the last training loss where there is none.
+    """
     return next((row[key] for key in ("validation_loss", "train_loss") if row[key] is not None), math.inf)
 
 
@@ -101,12 +131,31 @@ def _show_run(console: Console, workbench: Workbench, run: Run, json: bool) -> N
     extra: dict[str, Any] = {}
     if run.adapter_id is not None:
         adapter = workbench.registry.get(Adapter, run.adapter_id)
-        extra = {"adapter": adapter.name, "train_loss": adapter.train_loss, "validation_loss": adapter.validation_loss}
-    brief = () if json else ("config", "details", "base_id", "dataset_id", "adapter_id", "changes", "position", "bytes_needed")
+        extra = {
+            "adapter": adapter.name,
+            "train_loss": adapter.train_loss,
+            "validation_loss": adapter.validation_loss,
+        }
+    brief = (
+        ()
+        if json
+        else (
+            "config",
+            "details",
+            "base_id",
+            "dataset_id",
+            "adapter_id",
+            "changes",
+            "position",
+            "bytes_needed",
+        )
+    )
     console.row(run, leave_out=brief, extra=extra)
 
 
-def _train_options(workbench: Workbench, preset: str, config: Path | None, settings: list[str]) -> dict[str, Any]:
+def _train_options(
+    workbench: Workbench, preset: str, config: Path | None, settings: list[str]
+) -> dict[str, Any]:
     """Options from the preset, then from the file, then from --set."""
     options = dict(workbench.presets.find(preset).options) if preset else {}
     if config:
@@ -141,17 +190,27 @@ def preflight(
         progress.say("Measuring")
         found, offered = workbench.training.measure(base, dataset, wanted)
     hints = [
-        ("Instead", f"{text}: {' '.join(f'--set {key}={value}' for key, value in change.items())}") for text, change in offered
+        ("Instead", f"{text}: {' '.join(f'--set {key}={value}' for key, value in change.items())}")
+        for text, change in offered
     ]
-    console.result({**found, "instead": [change for _, change in offered]}, [
-        ("Verdict", found["verdict"]),
-        ("Peak memory", f"{found['peak_bytes'] / 2**30:.2f} of {found['total_bytes'] / 2**30:.2f} GiB"),
-        ("Time a step", f"{found['seconds_a_step']:.2f} s with the longest rows"),
-        ("Time", f"at most {found['seconds'] / 60:.1f} min for {found['steps']:,} steps, evaluations not counted"),
-        ("Disk", f"at most {found['disk_bytes'] / 1e6:,.0f} MB for checkpoints"),
-        *[("Note", text) for text in found["notices"]],
-        *hints,
-    ])  # fmt: skip
+    console.result(
+        {**found, "instead": [change for _, change in offered]},
+        [
+            ("Verdict", found["verdict"]),
+            ("Peak memory", f"{found['peak_bytes'] / 2**30:.2f} of {found['total_bytes'] / 2**30:.2f} GiB"),
+            ("Time a step", f"{found['seconds_a_step']:.2f} s with the longest rows"),
+            (
+                "Time",
+                (
+                    f"at most {found['seconds'] / 60:.1f} min for {found['steps']:,} steps, evaluations not "
+                    "counted"
+                ),
+            ),
+            ("Disk", f"at most {found['disk_bytes'] / 1e6:,.0f} MB for checkpoints"),
+            *[("Note", text) for text in found["notices"]],
+            *hints,
+        ],
+    )
     if not found["fits"]:
         raise typer.Exit(1)
 
@@ -172,13 +231,20 @@ def runs_show(run_id: RunId, home: Home = None, json: Json = False) -> None:
     """Show a run: its configuration, its checkpoints, samples, log and last measurement."""
     registry = open_workbench(home).registry
     row, last = registry.get(Run, run_id), registry.last_point(run_id)
-    Console(json).row(row, extra={
-        "last": last.model_dump() if last else None,
-        "checkpoints": [{"step": one.step, "validation_loss": one.validation_loss, "bytes": one.size_bytes}
-                        for one in registry.checkpoints(run_id)],
-        "samples": [{"step": one.step, "prompt": one.prompt, "text": one.text} for one in registry.samples(run_id)],
-        "log": [note.text for note in registry.notes(run_id)],
-    })  # fmt: skip
+    Console(json).row(
+        row,
+        extra={
+            "last": last.model_dump() if last else None,
+            "checkpoints": [
+                {"step": one.step, "validation_loss": one.validation_loss, "bytes": one.size_bytes}
+                for one in registry.checkpoints(run_id)
+            ],
+            "samples": [
+                {"step": one.step, "prompt": one.prompt, "text": one.text} for one in registry.samples(run_id)
+            ],
+            "log": [note.text for note in registry.notes(run_id)],
+        },
+    )
 
 
 @runs.command("watch")
@@ -191,9 +257,13 @@ def runs_watch(run_id: RunId, home: Home = None) -> None:
 @runs.command("compare")
 @guarded
 def runs_compare(
-    run_ids: Annotated[list[int], typer.Argument(help="Numbers of the runs.", min=1)], home: Home = None, json: Json = False
+    run_ids: Annotated[list[int], typer.Argument(help="Numbers of the runs.", min=1)],
+    home: Home = None,
+    json: Json = False,
 ) -> None:
-    """Put runs beside each other, the best first: in which options they differ, how they ended, what they cost."""
+    """Put runs beside each other, the best first: in which options they differ, how they ended, what they
+    cost.
+    """
     workbench = open_workbench(home)
     found, console = compare(workbench.registry, run_ids), Console(json)
     console.records([one.record() for one in found.rows])
@@ -221,7 +291,8 @@ def runs_move(
 def runs_change(
     run_id: RunId,
     option: Annotated[
-        list[str], typer.Option("--set", metavar="KEY=VALUE", help="learning_rate, epochs or max_steps; repeatable.")
+        list[str],
+        typer.Option("--set", metavar="KEY=VALUE", help="learning_rate, epochs or max_steps; repeatable."),
     ],
     home: Home = None,
     json: Json = False,
@@ -230,7 +301,9 @@ def runs_change(
     workbench = open_workbench(home)
     values = _train_options(workbench, "", None, option)
     workbench.runs.change(run_id, values)
-    Console(json).result({"run": run_id, "changed": values}, [("Asked", f"run {run_id} changes from its next step on")])
+    Console(json).result(
+        {"run": run_id, "changed": values}, [("Asked", f"run {run_id} changes from its next step on")]
+    )
 
 
 @runs.command("stop")
@@ -259,7 +332,9 @@ def runs_pause(run_id: RunId, home: Home = None, json: Json = False) -> None:
 def runs_save(run_id: RunId, home: Home = None, json: Json = False) -> None:
     """Have a run write a checkpoint now."""
     open_workbench(home).runs.save(run_id)
-    Console(json).result({"run": run_id, "asked": True}, [("Asked", f"run {run_id} saves after the step at hand")])
+    Console(json).result(
+        {"run": run_id, "asked": True}, [("Asked", f"run {run_id} saves after the step at hand")]
+    )
 
 
 @runs.command("sample")
@@ -267,15 +342,19 @@ def runs_save(run_id: RunId, home: Home = None, json: Json = False) -> None:
 def runs_sample(run_id: RunId, home: Home = None, json: Json = False) -> None:
     """Have a run answer its sample prompts now; see them with runs show."""
     open_workbench(home).runs.sample(run_id)
-    Console(json).result({"run": run_id, "asked": True}, [("Asked", f"run {run_id} answers after the step at hand")])
+    Console(json).result(
+        {"run": run_id, "asked": True}, [("Asked", f"run {run_id} answers after the step at hand")]
+    )
 
 
 @runs.command("resume")
 @guarded
 def runs_resume(
-    run_id: RunId, detach: Annotated[bool, typer.Option("--detach", help="Return at once; the run goes on.")] = False,
-    home: Home = None, json: Json = False,
-) -> None:  # fmt: skip
+    run_id: RunId,
+    detach: Annotated[bool, typer.Option("--detach", help="Return at once; the run goes on.")] = False,
+    home: Home = None,
+    json: Json = False,
+) -> None:
     """Go on with a run that was paused, interrupted, stopped or has failed, from its last checkpoint."""
     workbench, console = open_workbench(home), Console(json)
     _follow(console, workbench, [workbench.runs.resume(run_id)], json, detach=detach, as_sweep=False)
@@ -292,7 +371,9 @@ def runs_keep(
 ) -> None:
     """Make an adapter of a checkpoint, to chat with, compare and export."""
     kept = open_workbench(home).runs.keep(run_id, step, name)
-    Console(json).result({"adapter": kept.name, "step": kept.steps}, [("Adapter", kept.name), ("Step", str(kept.steps))])
+    Console(json).result(
+        {"adapter": kept.name, "step": kept.steps}, [("Adapter", kept.name), ("Step", str(kept.steps))]
+    )
 
 
 @runs.command("duplicate")
@@ -331,7 +412,9 @@ def runs_remove(run_id: RunId, yes: Yes = False, home: Home = None, json: Json =
 def presets_list(home: Home = None, json: Json = False) -> None:
     """List the presets."""
     found = open_workbench(home).presets.all()
-    Console(json).records([{"name": one.name, "from": str(one.file or "shipped"), "why": one.why or one.fault} for one in found])
+    Console(json).records(
+        [{"name": one.name, "from": str(one.file or "shipped"), "why": one.why or one.fault} for one in found]
+    )
 
 
 @presets.command("show")
@@ -340,14 +423,18 @@ def presets_show(name: str, home: Home = None, json: Json = False) -> None:
     """Show the options of a preset; what is not named has its default."""
     found: Preset = open_workbench(home).presets.find(name)
     content = {"name": found.name, "why": found.why, "own": found.own, "options": dict(found.options)}
-    Console(json).result(content, [("Why", found.why), *[(key, str(value)) for key, value in found.options.items()]])
+    Console(json).result(
+        content, [("Why", found.why), *[(key, str(value)) for key, value in found.options.items()]]
+    )
 
 
 @presets.command("save")
 @guarded
 def presets_save(
     name: str,
-    run: Annotated[int | None, typer.Option("--run", help="Take the options of this run.", min=1, max=2**63 - 1)] = None,
+    run: Annotated[
+        int | None, typer.Option("--run", help="Take the options of this run.", min=1, max=2**63 - 1)
+    ] = None,
     option: Settings = None,
     why: Annotated[str, typer.Option(help="A sentence why.")] = "",
     home: Home = None,

@@ -29,34 +29,48 @@ def backup(
     home: Home = None,
     json: Json = False,
 ) -> None:
-    """Write the whole registry, with adapters, checkpoints and data, into one file. Base models are not in it."""
+    """Write the whole registry, with adapters, checkpoints and data, into one file.
+
+    Base models are not in it.
+    """
     console, workbench = Console(json), open_workbench(home)
     with console.progress() as progress:
         count = back_up(workbench.registry, file.expanduser().absolute(), _watch(progress))
     size = file.expanduser().stat().st_size
-    console.result({"file": str(file), "blobs": count, "size_bytes": size}, [("Written", f"{file}, {size / 1e6:,.1f} MB")])
+    console.result(
+        {"file": str(file), "blobs": count, "size_bytes": size},
+        [("Written", f"{file}, {size / 1e6:,.1f} MB")],
+    )
 
 
 @guarded
 def restore_backup(
     file: Annotated[Path, typer.Argument(help="What backup has written.", exists=True, dir_okay=False)],
-    replace: Annotated[bool, typer.Option("--replace", help="Also where the home folder holds something.")] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Also where the home folder holds something.")
+    ] = False,
     home: Home = None,
     json: Json = False,
 ) -> None:
     """Bring a backup back. Close the page and wait for runs to end first."""
     console, settings = Console(json), settings_for(home)
     if is_held(settings.engine_lock) or settings.app_file.exists():
-        raise AlreadyRunning(f"The workbench is running on {settings.home}; close the page and wait for its runs to end.")
+        raise AlreadyRunning(
+            f"The workbench is running on {settings.home}; close the page and wait for its runs to end."
+        )
     with console.progress() as progress:
         count = restore(file, settings.database, BlobStore(settings.blobs), _watch(progress), replace=replace)
-    console.result({"home": str(settings.home), "blobs": count}, [("Restored", f"{count} files into {settings.home}")])
+    console.result(
+        {"home": str(settings.home), "blobs": count}, [("Restored", f"{count} files into {settings.home}")]
+    )
 
 
 @guarded
 def space(
     clean: Annotated[bool, typer.Option("--clean", help="Remove what can go.")] = False,
-    limit: Annotated[float | None, typer.Option("--quota", help="GB that the home folder may hold; 0: no limit.")] = None,
+    limit: Annotated[
+        float | None, typer.Option("--quota", help="GB that the home folder may hold; 0: no limit.")
+    ] = None,
     home: Home = None,
     json: Json = False,
 ) -> None:
@@ -70,5 +84,13 @@ def space(
         return
     shares = usage(workbench.registry, workbench.settings)
     console.records(
-        [{"what": one.what, "bytes": one.bytes, "removable_bytes": one.removable_bytes, "advice": one.advice} for one in shares]
+        [
+            {
+                "what": one.what,
+                "bytes": one.bytes,
+                "removable_bytes": one.removable_bytes,
+                "advice": one.advice,
+            }
+            for one in shares
+        ]
     )

@@ -50,7 +50,14 @@ def _print_error(error: Exception, as_json: bool) -> None:
         print(f"Error: {_harmless(str(error))}", file=sys.stderr)
 
 
-_ONE_OF_MANY = ("Merging ", "Writing ", "Combining ", "Measuring ", "Packing ", "Restoring ")  # not a line each
+_ONE_OF_MANY = (
+    "Merging ",
+    "Writing ",
+    "Combining ",
+    "Measuring ",
+    "Packing ",
+    "Restoring ",
+)  # not a line each
 
 
 class Console:
@@ -74,8 +81,13 @@ class Console:
 
     def row(self, row: SQLModel, leave_out: Sequence[str] = (), extra: dict[str, Any] | None = None) -> None:
         """One registry row, and what else belongs to it."""
-        content = {key: getattr(row, key) for key in type(row).model_fields if key not in leave_out} | (extra or {})
-        self.result(content, [(key, _shown(key, value)) for key, value in content.items() if value not in (None, "", [])])
+        content = {key: getattr(row, key) for key in type(row).model_fields if key not in leave_out} | (
+            extra or {}
+        )
+        self.result(
+            content,
+            [(key, _shown(key, value)) for key, value in content.items() if value not in (None, "", [])],
+        )
 
     def table(self, rows: Sequence[SQLModel], columns: Sequence[str]) -> None:
         """Several registry rows; as JSON under "rows", with all columns but the bulky ones."""
@@ -141,9 +153,14 @@ class Console:
     def progress(self) -> Iterator[ProgressLine]:
         """A progress line on stderr."""
         bar = Progress(
-            TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[figures]}"), TimeElapsedColumn(),
-            console=self._err, transient=True, disable=self._json or not self._err.is_terminal,
-        )  # fmt: skip
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            console=self._err,
+            transient=True,
+            disable=self._json or not self._err.is_terminal,
+        )
         with bar:
             yield ProgressLine(bar, None if self._json else self._err)
 
@@ -178,7 +195,9 @@ class ProgressLine:
             if point is None or not total:
                 self._show(f"Run {run.id} ({run.name}): {run.state}", None, "")
                 return
-            figures = f"step {point.step}/{total}  loss {point.loss:.3f}  {point.tokens_per_second:,.0f} tokens/s"
+            figures = (
+                f"step {point.step}/{total}  loss {point.loss:.3f}  {point.tokens_per_second:,.0f} tokens/s"
+            )
             self._show(f"Run {run.id} ({run.name}): {run.state}", point.step / total, figures)
 
         return watch
@@ -189,8 +208,10 @@ class ProgressLine:
         def watch(runs: list[Run]) -> None:
             points = [workbench.registry.last_point(run.id or 0) for run in runs]
             totals = [run.details.get("total_steps") for run in runs]
-            shares = [1.0 if not run.active else (point.step / total if point and total else 0.0)
-                      for run, point, total in zip(runs, points, totals, strict=True)]  # fmt: skip
+            shares = [
+                1.0 if not run.active else (point.step / total if point and total else 0.0)
+                for run, point, total in zip(runs, points, totals, strict=True)
+            ]
             losses = [point.loss for point in points if point and point.loss is not None]
             ended = sum(not run.active for run in runs)
             best = f"  lowest loss {min(losses):.3f}" if losses else ""
@@ -207,7 +228,12 @@ class ProgressLine:
             total=None if fraction is None else 1.0,
         )
         stage = message.split(" (")[0] if "MB" in message else message
-        if self._lines and not self._lines.is_terminal and stage != self._stage and not message.startswith(_ONE_OF_MANY):
+        if (
+            self._lines
+            and not self._lines.is_terminal
+            and stage != self._stage
+            and not message.startswith(_ONE_OF_MANY)
+        ):
             self._lines.print(Text(message))
         self._stage = stage
 

@@ -1,4 +1,7 @@
-"""Bringing data in: what was asked for, what a file looks like before it is taken, and taking it. Imports no torch."""
+"""Bringing data in: what was asked for, what a file looks like before it is taken, and taking it.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,11 @@ class ImportRequest:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for a job's arguments."""
-        return asdict(self) | {"files": list(self.files), "validation": list(self.validation), "split": self.split.to_dict()}
+        return asdict(self) | {
+            "files": list(self.files),
+            "validation": list(self.validation),
+            "split": self.split.to_dict(),
+        }
 
     @classmethod
     def parse(cls, values: dict[str, Any]) -> ImportRequest:
@@ -118,16 +125,27 @@ def import_dataset(registry: Registry, request: ImportRequest, report: Report = 
         digest = registry.blobs.put(version_folder)
     mapping = DataMapping.parse(summary.mapping)
     row = Dataset(
-        name=name, format=mapping.format, reason=mapping.sentence(), rows=summary.rows, digest=digest, size_bytes=size,
-        source_name=", ".join(summary.sources)[:500], preview=summary.preview, rows_digest=rows_digest, mapping=summary.mapping,
-        validation_rows=int((version.validation & usable).sum()), faulty_rows=faulty,
+        name=name,
+        format=mapping.format,
+        reason=mapping.sentence(),
+        rows=summary.rows,
+        digest=digest,
+        size_bytes=size,
+        source_name=", ".join(summary.sources)[:500],
+        preview=summary.preview,
+        rows_digest=rows_digest,
+        mapping=summary.mapping,
+        validation_rows=int((version.validation & usable).sum()),
+        faulty_rows=faulty,
         warnings=sum(summary.counts.values()) - summary.faulty,
-    )  # fmt: skip
+    )
     return registry.add_dataset(row, f"imported; {said}")
 
 
 def read_rows(request: ImportRequest, staging: Path, folder: Path, report: Report = silent) -> Summary:
-    """Read what is asked for into the new `folder`: rows, findings, summary. `staging` takes what is unpacked on the way."""
+    """Read what is asked for into the new `folder`: rows, findings, summary. `staging` takes what is unpacked
+    on the way.
+    """
     sources = _sources(request, staging, report)
     near_misses: tuple[str, ...] = ()
     require_space(folder, sum(source.path.stat().st_size for source in sources))
@@ -139,7 +157,9 @@ def read_rows(request: ImportRequest, staging: Path, folder: Path, report: Repor
         mapping, near_misses = detection.require(first.name).mapping, detection.near_misses
     folder.mkdir()
     try:
-        return import_files(sources, mapping, folder, near=request.near_duplicates, near_misses=near_misses, report=report)
+        return import_files(
+            sources, mapping, folder, near=request.near_duplicates, near_misses=near_misses, report=report
+        )
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -157,7 +177,11 @@ def _sources(request: ImportRequest, staging: Path, report: Report) -> list[Sour
 
 def is_hub_id(name: str) -> bool:
     """Whether a name that is no file here can be a data set of the hub; a mistyped file name is none."""
-    return bool(HUB_DATASET.match(name)) and not Path(name).exists() and not name.lower().endswith((*SUFFIXES, ".zip"))
+    return (
+        bool(HUB_DATASET.match(name))
+        and not Path(name).exists()
+        and not name.lower().endswith((*SUFFIXES, ".zip"))
+    )
 
 
 def _unpacked(files: Sequence[str], staging: Path, *, validation: bool) -> list[Source]:
@@ -176,11 +200,20 @@ def _split_for(request: ImportRequest, summary: Summary) -> Split:
     return Split(FILE) if summary.validation_files and request.split == Split(SHARE) else request.split
 
 
-def mapping_from(path: Path, pairs: Sequence[str], templates: Sequence[str], separator: str = "") -> dict[str, Any] | None:
-    """The mapping that role=column pairs, templates and a separator describe; None if there are none. Raises InvalidConfig."""
+def mapping_from(
+    path: Path, pairs: Sequence[str], templates: Sequence[str], separator: str = ""
+) -> dict[str, Any] | None:
+    """The mapping that role=column pairs, templates and a separator describe; None if there are none.
+
+    Raises InvalidConfig.
+    """
     if not pairs and not templates and not separator:
         return None
     with tempfile.TemporaryDirectory(prefix="look-") as staging:
-        columns = () if not path.exists() else detect_file((one := sources_of(path, Path(staging))[0]).path, one.name).columns
+        columns = (
+            ()
+            if not path.exists()
+            else detect_file((one := sources_of(path, Path(staging))[0]).path, one.name).columns
+        )
     found = mapping_of(pairs, templates, separator, columns)
     return found.to_dict() if found else None

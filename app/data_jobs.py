@@ -33,7 +33,8 @@ def import_data(settings: Settings, registry: Registry, arguments: Arguments, re
 
 
 def check_data(settings: Settings, registry: Registry, arguments: Arguments, report: Report) -> Arguments:
-    """Check rows with a base's tokenizer and write report and findings into the new folder `out`. Result: the report.
+    """Check rows with a base's tokenizer and write report and findings into the new folder `out`. Result: the
+    report.
 
     Arguments: rows, version (folders; version may be empty), digest (of the rows), base, max_length, out.
     """
@@ -49,7 +50,9 @@ def check_data(settings: Settings, registry: Registry, arguments: Arguments, rep
     summary = Summary.read(folder)
     renderer = Renderer(tokenizer, special_tokens=bool(summary and summary.mapping.get("special_tokens")))
     rows, ends = DatasetFile(folder), end_token_ids(Path(base.folder), tokenizer)
-    file = tokenised(rows.all_stored(), arguments["digest"], renderer, settings.cache, total=len(rows), report=report)
+    file = tokenised(
+        rows.all_stored(), arguments["digest"], renderer, settings.cache, total=len(rows), report=report
+    )
     if arguments["version"]:
         version = Version.read(Path(arguments["version"]))
         keep, validation = version.usable(rows), version.validation

@@ -1,4 +1,7 @@
-"""Data sets after they are in: their report, their rows, what is left out, their split, edits and versions. Imports no torch."""
+"""Data sets after they are in: their report, their rows, what is left out, their split, edits and versions.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -91,7 +94,9 @@ class Datasets:
         return import_dataset(self._registry, ImportRequest([str(path)], name), report)
 
     def add_sample(self, name: str = "") -> Dataset:
-        """Import the sample conversations that come with the workbench, unless they are there under this name already."""
+        """Import the sample conversations that come with the workbench, unless they are there under this name
+        already.
+        """
         wanted = name or SAMPLE_NAME
         if wanted in self._registry.names(Dataset):
             return self._registry.find(Dataset, wanted)
@@ -101,24 +106,40 @@ class Datasets:
     # Looking.
 
     def open(self, row: Dataset | DatasetVersion) -> Opened:
-        """A version's rows, parts and findings. Raises NotFound or InvalidData if files are gone or damaged."""
+        """A version's rows, parts and findings.
+
+        Raises NotFound or InvalidData if files are gone or damaged.
+        """
         return self._read(row.digest, row.rows_digest)
 
     def _open(self, digest: str, rows_digest: str) -> Opened:
         blobs = self._registry.blobs
         folder = blobs.path(rows_digest)
         rows = DatasetFile(folder)
-        # An earlier version of the workbench stored rows alone; they are split now as they would be on import.
-        version = Version.read(blobs.path(digest)) if digest != rows_digest else first_version(rows_digest, rows, Split())
+        # An earlier version of the workbench stored rows alone; they are split now as they would be on
+        # import.
+        version = (
+            Version.read(blobs.path(digest))
+            if digest != rows_digest
+            else first_version(rows_digest, rows, Split())
+        )
         findings = Findings.read(folder)
         if version.split.kind != FILE:  # those that came from a file for validation are trained on by now
             findings = findings.without("leakage")
         return Opened(rows, version, findings, Summary.read(folder))
 
     def lines(
-        self, row: Dataset, shown: str = ALL, code: str = "", start: int = 0, count: int = 50, base: BaseCheck | None = None
+        self,
+        row: Dataset,
+        shown: str = ALL,
+        code: str = "",
+        start: int = 0,
+        count: int = 50,
+        base: BaseCheck | None = None,
     ) -> tuple[list[RowLine], int]:
-        """A part of the rows that a filter lets through, with what was found in each, and how many there are in all."""
+        """A part of the rows that a filter lets through, with what was found in each, and how many there are
+        in all.
+        """
         opened = self.open(row)
         found = [opened.findings, *([base.findings] if base else [])]
         indices = _filtered(opened, found, shown, code)
@@ -135,7 +156,10 @@ class Datasets:
         return self.open(row).rows.stored(index)
 
     def csv(self, row: Dataset, base: BaseCheck | None = None) -> Iterator[str]:
-        """All findings as CSV lines. Cells that a spreadsheet would take for a formula get an apostrophe in front."""
+        """All findings as CSV lines.
+
+        Cells that a spreadsheet would take for a formula get an apostrophe in front.
+        """
         opened = self.open(row)
         numbers, files = opened.rows.column("row"), opened.rows.column("file")
         sources = opened.summary.sources if opened.summary else [row.source_name]
@@ -155,9 +179,11 @@ class Datasets:
         return {
             "rows": str(blobs.path(row.rows_digest)),
             "version": str(blobs.path(row.digest)) if row.digest != row.rows_digest else "",
-            "digest": row.rows_digest, "base": base.name, "max_length": max_length,
+            "digest": row.rows_digest,
+            "base": base.name,
+            "max_length": max_length,
             "out": str(self._check_folder(row, base, max_length)),
-        }  # fmt: skip
+        }
 
     def checked(self, row: Dataset, base: Base, max_length: int) -> BaseCheck | None:
         """What that job found, if it has been done for exactly this version, base and length."""
@@ -165,11 +191,19 @@ class Datasets:
         return read_check(folder) if (folder / _REPORT_FILE).is_file() else None
 
     def _check_folder(self, row: Dataset, base: Base, max_length: int) -> Path:
-        about = [row.digest, base.fingerprint, base.tokenizer_hash, base.template_hash, base.template, max_length]
+        about = [
+            row.digest,
+            base.fingerprint,
+            base.tokenizer_hash,
+            base.template_hash,
+            base.template,
+            max_length,
+        ]
         return self._settings.cache / "checks" / hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
     def tokens(self, row: Dataset, base: str, index: int, template: str | None = None) -> dict[str, Any]:
-        """A row as the base's tokens: {"tokens", "count", "trained"}; `template` tries another known template.
+        """A row as the base's tokens: {"tokens", "count", "trained"}; `template` tries another known
+        template.
 
         Raises EngineUnavailable with the reason if the template refuses the row.
         """
@@ -180,8 +214,13 @@ class Datasets:
 
     # Changing: each change is a new version.
 
-    def leave_out(self, name: str, codes: Sequence[str] = (), rows: Sequence[int] = (), base: BaseCheck | None = None) -> Dataset:
-        """Leave out rows, or all rows with findings of these kinds. They are kept, and can be brought back."""
+    def leave_out(
+        self, name: str, codes: Sequence[str] = (), rows: Sequence[int] = (), base: BaseCheck | None = None
+    ) -> Dataset:
+        """Leave out rows, or all rows with findings of these kinds.
+
+        They are kept, and can be brought back.
+        """
         row = self._registry.find(Dataset, name)
         opened = self.open(row)
         still = ~opened.version.excluded
@@ -201,7 +240,10 @@ class Datasets:
             )
             raise InvalidData(f"There are no such rows, or all of them are left out already.{hint}")
         titles = ", ".join(kind.title.lower() for kind in KINDS.values() if kind.code in kinds)
-        change = f"{len(wanted):,} row{'s' if len(wanted) > 1 else ''} left out{f': {titles}' if 0 < len(titles) < 200 else ''}"
+        change = (
+            f"{len(wanted):,} row{'s' if len(wanted) > 1 else ''} left "
+            f"out{f': {titles}' if 0 < len(titles) < 200 else ''}"
+        )
         return self._keep(row, opened, excluding(opened.version, sorted(wanted)), change)
 
     def bring_back(self, name: str, rows: Sequence[int] | None = None) -> Dataset:
@@ -250,16 +292,21 @@ class Datasets:
         row.rows_digest, row.digest = old.rows_digest, old.digest
         return self._registry.add_version(_counted(row, opened), f"back to version {number}")
 
-    def _rewrite(self, row: Dataset, changes: dict[int, Example], added: list[Example], change: str) -> Dataset:
+    def _rewrite(
+        self, row: Dataset, changes: dict[int, Example], added: list[Example], change: str
+    ) -> Dataset:
         opened = self.open(row)
         if opened.summary is None:
             raise InvalidData(
-                f"{row.name} was imported by an earlier version of the workbench; import the file again to edit its rows."
+                f"{row.name} was imported by an earlier version of the workbench; import the file again "
+                "to edit its rows."
             )
         with self._registry.blobs.staging() as staging:
             folder = staging / "rows"
             folder.mkdir()
-            summary = rewritten(self._registry.blobs.path(row.rows_digest), changes, added, opened.summary, folder)
+            summary = rewritten(
+                self._registry.blobs.path(row.rows_digest), changes, added, opened.summary, folder
+            )
             count, row.size_bytes = summary.rows, content_size(folder)
             digest = self._registry.blobs.put(folder)
         row.rows_digest, row.rows, row.preview = digest, count, summary.preview
@@ -268,7 +315,10 @@ class Datasets:
         return self._keep(row, reopened, version, change)
 
     def _keep(self, row: Dataset, opened: Opened, version: Version, change: str) -> Dataset:
-        """Store a version and make it the newest. Raises InvalidData if it would leave nothing to train on."""
+        """Store a version and make it the newest.
+
+        Raises InvalidData if it would leave nothing to train on.
+        """
         if not (version.usable(opened.rows) & ~version.validation).any():
             raise InvalidData("That would leave no row to train on.")
         with self._registry.blobs.staging() as staging:
@@ -276,7 +326,9 @@ class Datasets:
             folder.mkdir()
             version.write(folder)
             row.digest = self._registry.blobs.put(folder)
-        return self._registry.add_version(_counted(row, Opened(opened.rows, version, opened.findings, opened.summary)), change)
+        return self._registry.add_version(
+            _counted(row, Opened(opened.rows, version, opened.findings, opened.summary)), change
+        )
 
 
 def read_check(folder: Path) -> BaseCheck:
@@ -295,7 +347,9 @@ def edited(number: int, turns: Sequence[tuple[str, str]]) -> Example:
     unknown = [role for role, _ in given if role not in SPEAKERS]
     if unknown or not given:
         raise InvalidData(
-            f"The role {unknown[0]!r} is not known; use system, user, assistant or tool." if unknown else "The row is empty."
+            f"The role {unknown[0]!r} is not known; use system, user, assistant or tool."
+            if unknown
+            else "The row is empty."
         )
     try:
         return conversation(number, [(SPEAKERS[role], text) for role, text in given])
@@ -325,9 +379,15 @@ def _filtered(opened: Opened, found: Sequence[Findings], shown: str, code: str) 
     return sorted({index for one in found for index in one.indices(*codes)})
 
 
-def _line(opened: Opened, index: int, sources: Sequence[str], findings: tuple[tuple[str, str], ...]) -> RowLine:
+def _line(
+    opened: Opened, index: int, sources: Sequence[str], findings: tuple[tuple[str, str], ...]
+) -> RowLine:
     stored = opened.rows.stored(index)
-    said = " → ".join(message["content"] for message in stored.example.messages) or stored.example.text or stored.raw
+    said = (
+        " → ".join(message["content"] for message in stored.example.messages)
+        or stored.example.text
+        or stored.raw
+    )
     version = opened.version
     part = (
         "left out"

@@ -23,7 +23,9 @@ def is_full(error: BaseException) -> bool:
     """Whether this is how the system or SQLite says that the disk, or somebody's share of it, is full."""
     if isinstance(error, OperationalError):
         return getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
-    return isinstance(error, OutOfSpace) or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT))
+    return isinstance(error, OutOfSpace) or (
+        isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    )
 
 
 def free_bytes(folder: Path) -> int:
@@ -32,7 +34,8 @@ def free_bytes(folder: Path) -> int:
 
 
 def insist(write: Callable[[], Result], waiting: Callable[[bool], object]) -> Result:
-    """Do a write to the registry; while the disk is full wait for space, since what happened must not be lost.
+    """Do a write to the registry; while the disk is full wait for space, since what happened must not be
+    lost.
 
     `waiting` is told when that begins and ends. Any other error is raised.
     """

@@ -32,7 +32,8 @@ found = torch.accelerator.current_accelerator() if torch.accelerator.is_availabl
 about = {"version": torch.__version__, "device": str(found) if found else "cpu", "cuda": torch.version.cuda}
 if found and found.type == "cuda":
     properties = torch.cuda.get_device_properties(0)
-    about |= {"name": properties.name, "memory": properties.total_memory, "bf16": torch.cuda.is_bf16_supported()}
+    about |= {"name": properties.name, "memory": properties.total_memory}
+    about["bf16"] = torch.cuda.is_bf16_supported()
 print(json.dumps(about))
 """
 
@@ -67,7 +68,9 @@ def examine(settings: Settings) -> list[Finding]:
 
 def _python() -> Finding:
     version = platform.python_version()
-    packages = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("transformers", "gradio", "safetensors"))
+    packages = ", ".join(
+        f"{name} {importlib.metadata.version(name)}" for name in ("transformers", "gradio", "safetensors")
+    )
     return Finding("Python", "fine", f"{version} with {packages}")
 
 
@@ -76,18 +79,30 @@ def _torch() -> list[Finding]:
     done = subprocess.run([sys.executable, "-c", _TORCH_PROBE], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        return [Finding("torch", "fault", last, "Reinstall torch in this environment: pip install --force-reinstall torch")]
+        return [
+            Finding(
+                "torch",
+                "fault",
+                last,
+                "Reinstall torch in this environment: pip install --force-reinstall torch",
+            )
+        ]
     about = json.loads(done.stdout)
     torch = Finding("torch", "fine", about["version"])
     if about["device"] == "cpu":
-        remedy = "Training works on the CPU, slower. For an NVIDIA GPU install its driver and a CUDA build of torch."
+        remedy = (
+            "Training works on the CPU, slower. For an NVIDIA GPU install its driver and a CUDA "
+            "build of torch."
+        )
         return [torch, Finding("GPU", "note", "none found", remedy)]
     name = about.get("name", about["device"])
     memory = f", {about['memory'] / 2**30:.0f} GiB" if "memory" in about else ""
     if about.get("bf16") is False:
         return [
             torch,
-            Finding("GPU", "note", f"{name}{memory}, without bfloat16", "The base is computed in float32, slower."),
+            Finding(
+                "GPU", "note", f"{name}{memory}, without bfloat16", "The base is computed in float32, slower."
+            ),
         ]
     return [torch, Finding("GPU", "fine", f"{name}{memory}")]
 
@@ -104,7 +119,9 @@ def _disk(settings: Settings) -> Finding:
     free = shutil.disk_usage(settings.home).free
     found = f"{free / 1e9:.1f} GB free at {settings.home}"
     if free < 2e9:
-        return Finding("Disk", "note", found, "A small model and its export need about 1 GB; make room or use --home.")
+        return Finding(
+            "Disk", "note", found, "A small model and its export need about 1 GB; make room or use --home."
+        )
     return Finding("Disk", "fine", found)
 
 
@@ -118,9 +135,13 @@ def _home(settings: Settings) -> Finding:
         with tempfile.NamedTemporaryFile(dir=settings.home):
             pass
     except OSError as error:
-        return Finding("Home folder", "fault", f"{settings.home}: {error.strerror}", "Make it writable or use --home.")
+        return Finding(
+            "Home folder", "fault", f"{settings.home}: {error.strerror}", "Make it writable or use --home."
+        )
     if os.name != "nt" and settings.home.stat().st_mode & 0o077:
-        return Finding("Home folder", "note", f"{settings.home} can be read by others", f"chmod 700 {settings.home}")
+        return Finding(
+            "Home folder", "note", f"{settings.home} can be read by others", f"chmod 700 {settings.home}"
+        )
     return Finding("Home folder", "fine", str(settings.home))
 
 
@@ -128,7 +149,9 @@ def _registry(settings: Settings) -> Finding:
     try:
         database = Database(settings.database)
     except StorageError as error:
-        return Finding("Registry", "fault", str(error), "Update the workbench, or restore a backup from the home folder.")
+        return Finding(
+            "Registry", "fault", str(error), "Update the workbench, or restore a backup from the home folder."
+        )
     with database.reading() as session:
         answer = session.connection().exec_driver_sql("PRAGMA integrity_check").scalar()
     database.close()
@@ -143,11 +166,20 @@ def _engine(settings: Settings) -> Finding:
     if status is not None:
         doing = f"training run {', '.join(map(str, status['runs']))}" if status["runs"] else "idle"
         if status["notice"]:
-            return Finding("Engine", "warning", f"running on {status['device']}, {doing}. {status['notice']}",
-                           f"Answers are right but slower; see {settings.engine_log}.")  # fmt: skip
+            return Finding(
+                "Engine",
+                "warning",
+                f"running on {status['device']}, {doing}. {status['notice']}",
+                f"Answers are right but slower; see {settings.engine_log}.",
+            )
         return Finding("Engine", "fine", f"running on {status['device']}, {doing}")
     if client.alive:
-        return Finding("Engine", "fault", "holds its lock but does not answer", f"See {settings.engine_log}; end the process.")
+        return Finding(
+            "Engine",
+            "fault",
+            "holds its lock but does not answer",
+            f"See {settings.engine_log}; end the process.",
+        )
     return Finding("Engine", "fine", "not running; it starts when it is needed")
 
 
@@ -159,9 +191,18 @@ def examine_deeply(workbench: Workbench) -> list[Finding]:
     changed = [why for base in bases if (why := _refusal(workbench.verify_model, base.name))]
     spoilt = [why for one in exports if (why := _refusal(verify_export, one))]
     return [
-        _verdict("Stored files", f"{len(blobs)} are what their digests say", damaged, "Restore them from a backup."),
-        _verdict("Base models", f"{len(bases)} are what their fingerprints say", changed, "Restore their files."),
-        _verdict("Exports", f"{len(exports)} are as they were written", spoilt, "Export them again, or forget them."),
+        _verdict(
+            "Stored files", f"{len(blobs)} are what their digests say", damaged, "Restore them from a backup."
+        ),
+        _verdict(
+            "Base models", f"{len(bases)} are what their fingerprints say", changed, "Restore their files."
+        ),
+        _verdict(
+            "Exports",
+            f"{len(exports)} are as they were written",
+            spoilt,
+            "Export them again, or forget them.",
+        ),
     ]
 
 

@@ -70,11 +70,15 @@ class EngineClient:
         while self.status() is None:
             code = self._process.poll()
             if code not in (None, ALREADY_RUNNING) or time.monotonic() > deadline:
-                raise EngineUnavailable(f"The engine did not start: {exit_reason(code, 'it')}. Log: {last_lines(log)}")
+                raise EngineUnavailable(
+                    f"The engine did not start: {exit_reason(code, 'it')}. Log: {last_lines(log)}"
+                )
             time.sleep(0.1)
 
     def keep_attached(self) -> None:
-        """Have an engine now, and keep it and every later one alive until detach() or the end of this process."""
+        """Have an engine now, and keep it and every later one alive until detach() or the end of this
+        process.
+        """
         self._keep = True
         self.ensure()
 
@@ -108,7 +112,8 @@ class EngineClient:
         self._ask({"command": "wake"})
 
     def answer(self, base: str, rows: list[wire.Message], name: str = "") -> Iterator[TokenDone]:
-        """Stream the answers of all rows. Closing the iterator early cancels them; `name` lets rows be cancelled one by one.
+        """Stream the answers of all rows. Closing the iterator early cancels them; `name` lets rows be
+        cancelled one by one.
 
         Raises EngineUnavailable with the reason the engine gave, or that it is gone.
         """
@@ -125,7 +130,10 @@ class EngineClient:
         self._ask({"command": "cancel", "name": name, "row": row})
 
     def tokens(self, base: str, rows: str, index: int, template: str | None = None) -> wire.Message:
-        """A row as the base's tokens; `rows` is the digest of the rows. Raises EngineUnavailable with the reason."""
+        """A row as the base's tokens; `rows` is the digest of the rows.
+
+        Raises EngineUnavailable with the reason.
+        """
         self.ensure()
         question = {"command": "tokens", "base": base, "rows": rows, "index": index, "template": template}
         answer = self._ask(question, _TOKENIZER_SECONDS)
@@ -136,7 +144,9 @@ class EngineClient:
     def measure(self, base: str, dataset: str, configs: list[dict[str, Any]]) -> wire.Message:
         """What runs with these options would take, measured. Raises EngineUnavailable with the reason."""
         self.ensure()
-        answer = self._ask({"command": "measure", "base": base, "dataset": dataset, "configs": configs}, _MEASURE_SECONDS)
+        answer = self._ask(
+            {"command": "measure", "base": base, "dataset": dataset, "configs": configs}, _MEASURE_SECONDS
+        )
         if "error" in answer:
             raise EngineUnavailable(answer["error"])
         return answer

@@ -1,7 +1,8 @@
 """The engine's own process: owns the device, trains queued runs, answers chats. One for each home folder.
 
-The main thread does all device work: it alternates one micro-batch of training with a slice of decoding. One thread
-for each connection passes questions in and events out. State lives in the registry, so nothing is lost with a client.
+The main thread does all device work: it alternates one micro-batch of training with a slice of decoding. One
+thread for each connection passes questions in and events out. State lives in the registry, so nothing is lost
+with a client.
 """
 
 from __future__ import annotations
@@ -75,7 +76,13 @@ class EngineServer:
                 self._wake.clear()
 
     def _is_over(self) -> bool:
-        if self._session or self._measuring or self._answers or self._attached or self._registry.next_queued():
+        if (
+            self._session
+            or self._measuring
+            or self._answers
+            or self._attached
+            or self._registry.next_queued()
+        ):
             self._idle_since = time.monotonic()
         return time.monotonic() - self._idle_since > _GRACE
 
@@ -84,7 +91,8 @@ class EngineServer:
         if self._session is None:
             runs = self._registry.next_queued()
             if not runs or not self._engine.free_for(runs[0].base_fingerprint):
-                return _LEAST_SLICE  # nothing waits, or what waits needs another base than the one that is answering
+                # nothing waits, or what waits needs another base than the one that is answering
+                return _LEAST_SLICE
             self._session = RunSession(self._registry, self._engine, runs, self._cache)
         start = time.monotonic()
         session = self._session
@@ -193,7 +201,10 @@ class EngineServer:
     def _measure(self, message: wire.Message) -> wire.Message:
         """Wait for what a run would take. While a run trains its memory would be measured too."""
         if self._session is not None:
-            why = "A run is under way, whose memory and time would be measured too; wait for its end, or pause it."
+            why = (
+                "A run is under way, whose memory and time would be measured too; wait for its end, "
+                "or pause it."
+            )
             return {"error": why, "kind": "EngineUnavailable"}
         asked = Measuring(message)
         self._measure_asked.put(asked)
@@ -254,7 +265,9 @@ def main() -> int:
     with lock, Listener(("127.0.0.1", 0), authkey=key) as listener:
         server = EngineServer(settings)
         threading.Thread(target=server.serve, args=(listener,), daemon=True).start()
-        _write_private(settings.engine_file, {"address": list(listener.address), "key": key.hex(), "pid": os.getpid()})
+        _write_private(
+            settings.engine_file, {"address": list(listener.address), "key": key.hex(), "pid": os.getpid()}
+        )
         log.info("ready on %s", server.status()["device"])
         server.work()
         settings.engine_file.unlink(missing_ok=True)

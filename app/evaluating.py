@@ -22,9 +22,15 @@ from storage.tables import Adapter, Base, Dataset, Run
 
 
 def validation_losses(
-    settings: Settings, registry: Registry, row: Adapter, base: Base, adapters: Sequence[AdapterWeights], report: Report
+    settings: Settings,
+    registry: Registry,
+    row: Adapter,
+    base: Base,
+    adapters: Sequence[AdapterWeights],
+    report: Report,
 ) -> list[float]:
-    """Of each of `adapters`, on the validation rows of the run that made `row`, or its data set's as it is now.
+    """Of each of `adapters`, on the validation rows of the run that made `row`, or its data set's as it is
+    now.
 
     Raises InvalidConfig if it is not known what it was trained on.
     """
@@ -54,10 +60,16 @@ def _run_like(registry: Registry, row: Adapter, base: Base) -> Run:
             f"{row.name} has no data set here, so its validation loss cannot be measured; leave that out."
         ) from None
     return Run(
-        name="", base_id=base.id or 0, base_name=base.name, base_fingerprint=base.fingerprint, dataset_id=data.id or 0,
-        dataset_name=data.name, dataset_digest=data.digest, dataset_version=data.version,
+        name="",
+        base_id=base.id or 0,
+        base_name=base.name,
+        base_fingerprint=base.fingerprint,
+        dataset_id=data.id or 0,
+        dataset_name=data.name,
+        dataset_digest=data.digest,
+        dataset_version=data.version,
         config={"lora": {}, "train": row.config.get("train", {})},
-    )  # fmt: skip
+    )
 
 
 def _trained_by(registry: Registry, row: Adapter) -> Run | None:

@@ -29,7 +29,8 @@ Arguments = dict[str, Any]
 
 
 def export_adapter(settings: Settings, registry: Registry, arguments: Arguments, report: Report) -> Arguments:
-    """Write an adapter in the wanted format, load it again and compare. A merged model becomes a base model of its own.
+    """Write an adapter in the wanted format, load it again and compare. A merged model becomes a base model
+    of its own.
 
     Result: folder, check, and what was written.
     """
@@ -45,33 +46,62 @@ def export_adapter(settings: Settings, registry: Registry, arguments: Arguments,
     try:
         check = check_export(folder_of(base), blob, target, config, base.template, report)
         sound = check["verdict"] != NOT_PASSED
-        merged = _registered(registry, row, target, report) if config.format == "safetensors" and sound else None
+        merged = (
+            _registered(registry, row, target, report) if config.format == "safetensors" and sound else None
+        )
     except BaseException:
         shutil.rmtree(target, ignore_errors=True)  # what nobody checked is not left behind
         raise
-    registry.save(Export(
-        adapter_name=row.name, adapter_digest=row.digest, base_name=base.name, folder=str(target),
-        size_bytes=content_size(target), passed=check["verdict"] == PASSED, sentence=check["sentence"], check=check | facts,
-        format=config.format, verdict=check["verdict"],
-        files={path.name: content_digest(path) for path in sorted(target.iterdir())},
-    ))  # fmt: skip
+    registry.save(
+        Export(
+            adapter_name=row.name,
+            adapter_digest=row.digest,
+            base_name=base.name,
+            folder=str(target),
+            size_bytes=content_size(target),
+            passed=check["verdict"] == PASSED,
+            sentence=check["sentence"],
+            check=check | facts,
+            format=config.format,
+            verdict=check["verdict"],
+            files={path.name: content_digest(path) for path in sorted(target.iterdir())},
+        )
+    )
     return {
-        "folder": str(target), "passed": sound, "verdict": check["verdict"], "sentence": check["sentence"], "check": check,
-        "warnings": warned, "base": merged, **facts,
-    }  # fmt: skip
+        "folder": str(target),
+        "passed": sound,
+        "verdict": check["verdict"],
+        "sentence": check["sentence"],
+        "check": check,
+        "warnings": warned,
+        "base": merged,
+        **facts,
+    }
 
 
 def _provenance(row: Adapter, base: Base) -> Provenance:
     return Provenance(
-        base_name=base.name, base_fingerprint=base.fingerprint, base_licence=base.licence, adapter_name=row.name,
-        adapter_digest=row.digest, dataset_name=row.dataset_name, config=row.config, train_loss=row.train_loss,
-        validation_loss=row.validation_loss, base_template=base.template, tokenizer_hash=row.tokenizer_hash,
+        base_name=base.name,
+        base_fingerprint=base.fingerprint,
+        base_licence=base.licence,
+        adapter_name=row.name,
+        adapter_digest=row.digest,
+        dataset_name=row.dataset_name,
+        config=row.config,
+        train_loss=row.train_loss,
+        validation_loss=row.validation_loss,
+        base_template=base.template,
+        tokenizer_hash=row.tokenizer_hash,
         template_hash=row.template_hash,
         parents=tuple(f"{parent['name']} × {parent['weight']:g}" for parent in row.parents),
-    )  # fmt: skip
+    )
 
 
 def _registered(registry: Registry, row: Adapter, target: Path, report: Report) -> str:
-    """The merged model as a base: it can be trained and merged again, and nobody takes it for the one it came from."""
+    """The merged model as a base: it can be trained and merged again, and nobody takes it for the one it came
+    from.
+    """
     name = free_name(f"{row.name} merged"[:110], registry.names(Base))
-    return register_base(registry, target, name=name, source="merged", origin=str(target), owned=False, report=report).name
+    return register_base(
+        registry, target, name=name, source="merged", origin=str(target), owned=False, report=report
+    ).name

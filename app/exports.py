@@ -23,7 +23,8 @@ def verify_export(row: Export) -> None:
         path = folder / name
         if not path.is_file() or content_digest(path) != digest:
             raise BlobDamaged(
-                f"{path} is {'not as it was written' if path.is_file() else 'gone'}; export {row.adapter_name} again."
+                f"{path} is {'not as it was written' if path.is_file() else 'gone'}; export "
+                f"{row.adapter_name} again."
             )
 
 

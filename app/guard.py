@@ -1,8 +1,8 @@
 """The request guard: stands in front of every route and lets only the page's own requests through.
 
-Every web page in the user's browser can send requests to this machine. So the Host must be one the server was started
-with (DNS rebinding), an Origin must be our own and Sec-Fetch-Site must say same-origin or none (cross-site requests).
-When the server listens beyond this machine, a token is asked for as well.
+Every web page in the user's browser can send requests to this machine. So the Host must be one the server was
+started with (DNS rebinding), an Origin must be our own and Sec-Fetch-Site must say same-origin or none
+(cross-site requests). When the server listens beyond this machine, a token is asked for as well.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ _FAILED_TOKEN_SECONDS = 1.0  # each wrong token waits this long, one after the o
 
 
 class RequestGuard:
-    """ASGI middleware that answers 403 to strangers, and 401 to people without the token where one is needed."""
+    """ASGI middleware that answers 403 to strangers,
+    and 401 to people without the token where one is needed.
+    """
 
     def __init__(self, app: ASGIApp, hosts: Iterable[str], token: str | None = None) -> None:
         """hosts: allowed values of the Host header, with port, in lower case."""
@@ -32,7 +34,9 @@ class RequestGuard:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        headers = {
+            name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]
+        }
         refusal = self._refusal(headers)
         if refusal:
             await _respond(scope, send, HTTPStatus.FORBIDDEN, refusal)
@@ -45,7 +49,10 @@ class RequestGuard:
         """Why a request does not come from our own page; empty if it does."""
         host = headers.get("host", "").lower()
         if host not in self._hosts:
-            return "This address is not one the workbench was started with. Open it under the address it printed."
+            return (
+                "This address is not one the workbench was started with. Open it under the address "
+                "it printed."
+            )
         origin = headers.get("origin")
         if origin is not None and origin.lower() not in (f"http://{host}", f"https://{host}"):
             return "Requests from other web pages are refused."
@@ -71,7 +78,12 @@ class RequestGuard:
         if given:
             async with self._wrong_tokens:
                 await asyncio.sleep(_FAILED_TOKEN_SECONDS)
-        await _respond(scope, send, HTTPStatus.UNAUTHORIZED, "Open the address with the token that the workbench printed.")
+        await _respond(
+            scope,
+            send,
+            HTTPStatus.UNAUTHORIZED,
+            "Open the address with the token that the workbench printed.",
+        )
 
 
 async def _respond(

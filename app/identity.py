@@ -1,4 +1,6 @@
-"""What belongs to what: why an adapter does not fit a base, and what would go wrong where it fits only in part."""
+"""What belongs to what: why an adapter does not fit a base, and what would go wrong where it fits only in
+part.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ def remember(registry: Registry, name: str, found: Manifest) -> None:
     """Keep what a fingerprint was taken over, to say later what differs from it."""
     tensors = [list(row) for row in found.tensors]
     registry.keep_manifest(
-        BaseManifest(fingerprint=found.fingerprint, name=name, tensors=tensors, architecture=found.architecture)
+        BaseManifest(
+            fingerprint=found.fingerprint, name=name, tensors=tensors, architecture=found.architecture
+        )
     )
 
 
@@ -33,15 +37,18 @@ def effective_template_hash(base: Base) -> str:
 
 
 def up_to_date(registry: Registry, base: Base) -> Base:
-    """The row, its tokenizer and template read anew from its files: they may have been edited since it was added."""
+    """The row, its tokenizer and template read anew from its files: they may have been edited since it was
+    added.
+    """
     folder = Path(base.folder)
     if not folder.is_dir():
         return base
     template = chat_template(folder)
     now = {
-        "tokenizer_hash": tokenizer_hash(folder), "template_hash": text_hash(template or TEMPLATES[PLAIN]),
+        "tokenizer_hash": tokenizer_hash(folder),
+        "template_hash": text_hash(template or TEMPLATES[PLAIN]),
         "has_chat_template": template is not None,
-    }  # fmt: skip
+    }
     if all(getattr(base, name) == value for name, value in now.items()):
         return base
     return registry.save(Base(**base.model_dump() | now))
@@ -50,7 +57,8 @@ def up_to_date(registry: Registry, base: Base) -> Base:
 def require_fit(registry: Registry, adapter: Adapter, base: Base) -> list[str]:
     """Raise WrongBase, saying what differs, unless `adapter` was made for the weights of `base`.
 
-    Returns warnings: sentences on what will go wrong where the weights fit but the tokenizer or the template does not.
+    Returns warnings: sentences on what will go wrong where the weights fit but the tokenizer or the template
+    does not.
     """
     if adapter.base_fingerprint != base.fingerprint:
         raise WrongBase(mismatch(registry, adapter.name, adapter.base_name, adapter.base_fingerprint, base))
@@ -58,14 +66,27 @@ def require_fit(registry: Registry, adapter: Adapter, base: Base) -> list[str]:
 
 
 def mismatch(registry: Registry, adapter: str, claimed: str, wanted: str, base: Base) -> str:
-    """Why an adapter made for the fingerprint `wanted` does not fit `base`, and which base here it would fit."""
-    said = f"The adapter {adapter} was made for {claimed} ({wanted[:12]}), not for {base.name} ({base.fingerprint[:12]})."
+    """Why an adapter made for the fingerprint `wanted` does not fit `base`,
+    and which base here it would fit.
+    """
+    said = (
+        f"The adapter {adapter} was made for {claimed} ({wanted[:12]}), not for {base.name} "
+        f"({base.fingerprint[:12]})."
+    )
     if base.merged.get("base_fingerprint") == wanted:
-        said += f" {base.name} is {base.merged['base_name']} with {base.merged['adapter_name']} merged in already."
+        said += (
+            f" {base.name} is {base.merged['base_name']} with {base.merged['adapter_name']} merged "
+            "in already."
+        )
     elif (meant := manifest_of(registry, wanted)) and (found := manifest_of(registry, base.fingerprint)):
         said += f" {difference(meant, found).sentence}"
     fitting = [one.name for one in registry.all(Base) if one.fingerprint == wanted]
-    return f"{said} {f'It fits {fitting[0]}: choose that.' if fitting else 'Its own base is not here; add that model first.'}"
+    advice = (
+        f"It fits {fitting[0]}: choose that."
+        if fitting
+        else "Its own base is not here; add that model first."
+    )
+    return f"{said} {advice}"
 
 
 def warnings(adapter: Adapter, base: Base) -> list[str]:
@@ -73,12 +94,15 @@ def warnings(adapter: Adapter, base: Base) -> list[str]:
     found = []
     if adapter.tokenizer_hash and base.tokenizer_hash != adapter.tokenizer_hash:
         found.append(
-            f"The tokenizer of {base.name} is not the one that {adapter.name} was trained with: the same text becomes other "
+            f"The tokenizer of {base.name} is not the one that {adapter.name} was trained with: the "
+            "same text becomes other "
             "tokens, and its answers may be noise. Put the tokenizer files back."
         )
     if adapter.template_hash and effective_template_hash(base) != adapter.template_hash:
         found.append(
-            f"The chat template of {base.name} is not the one that {adapter.name} was trained with: it is asked in a format it "
-            "has not seen, and may not know when to stop. Put the template back, or choose the same one under Models."
+            f"The chat template of {base.name} is not the one that {adapter.name} was trained with: it "
+            "is asked in a format it "
+            "has not seen, and may not know when to stop. Put the template back, or choose the same "
+            "one under Models."
         )
     return found

@@ -30,11 +30,16 @@ Work = Callable[[Settings, Registry, dict[str, Any], Report], dict[str, Any]]
 
 # Imported only when asked for: torch takes seconds, and importing data does not need it.
 KINDS = {
-    "add_model": "app.model_jobs", "export_adapter": "app.export_jobs",
-    "import_adapter": "app.adapter_jobs", "inspect_adapter": "app.adapter_jobs", "verify_adapter": "app.adapter_jobs",
-    "resize_adapter": "app.adapter_jobs", "combine_adapters": "app.adapter_jobs",
-    "import_data": "app.data_jobs", "check_data": "app.data_jobs",
-}  # fmt: skip
+    "add_model": "app.model_jobs",
+    "export_adapter": "app.export_jobs",
+    "import_adapter": "app.adapter_jobs",
+    "inspect_adapter": "app.adapter_jobs",
+    "verify_adapter": "app.adapter_jobs",
+    "resize_adapter": "app.adapter_jobs",
+    "combine_adapters": "app.adapter_jobs",
+    "import_data": "app.data_jobs",
+    "check_data": "app.data_jobs",
+}
 
 
 class _RowReport:
@@ -66,7 +71,10 @@ def run_job(settings: Settings, job_id: int) -> bool:
         return False
     except Exception as error:
         log.error("job %s failed", job_id, exc_info=error)
-        message = f"Unexpected {type(error).__name__}: {str(error)[:300]} (details in logs/jobs.log of the home folder)"
+        message = (
+            f"Unexpected {type(error).__name__}: {str(error)[:300]} (details in logs/jobs.log of "
+            "the home folder)"
+        )
         registry.update_job(job_id, state=FAILED, message=message, ended=time.time())
         return False
     registry.update_job(job_id, state=FINISHED, message="", fraction=1.0, result=result, ended=time.time())
@@ -80,7 +88,9 @@ def main() -> int:
     parser.add_argument("--job", type=int, required=True)
     given = parser.parse_args()
     settings = settings_for(given.home)
-    signal.signal(signal.SIGTERM, lambda *about: sys.exit(_ENDED))  # what was begun is cleaned up on the way out
+    signal.signal(
+        signal.SIGTERM, lambda *about: sys.exit(_ENDED)
+    )  # what was begun is cleaned up on the way out
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     with FileLock(settings.job_lock(given.job)):
         return 0 if run_job(settings, given.job) else 1

@@ -1,4 +1,7 @@
-"""Jobs: work that a process of its own does once, outside the engine. Starting, following and cancelling them."""
+"""Jobs: work that a process of its own does once, outside the engine.
+
+Starting, following and cancelling them.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +30,17 @@ class Jobs:
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
 
     def start(self, kind: str, title: str, arguments: dict[str, Any]) -> Job:
-        """Start a process that does the job. Raises QuotaExceeded if it would keep something and there is no room left."""
+        """Start a process that does the job.
+
+        Raises QuotaExceeded if it would keep something and there is no room left.
+        """
         if kind not in _FREE:
             require_quota(self._registry, self._settings)
         job = self._registry.save(Job(kind=kind, title=title, arguments=arguments, message="Starting"))
         given = ["--home", str(self._settings.home), "--job", str(job.id)]
-        self._processes[job.id or 0] = start_detached("app.job_process", given, self._settings.logs / "jobs.log")
+        self._processes[job.id or 0] = start_detached(
+            "app.job_process", given, self._settings.logs / "jobs.log"
+        )
         return job
 
     def wait(self, job: Job, watch: Callable[[Job], None] = lambda job: None) -> dict[str, Any]:
@@ -56,7 +64,9 @@ class Jobs:
         process.terminate()
         process.wait()
         if self._registry.get(Job, job.id or 0).active:
-            self._registry.update_job(job.id or 0, state=STOPPED, message="Cancelled. Nothing was added.", ended=time.time())
+            self._registry.update_job(
+                job.id or 0, state=STOPPED, message="Cancelled. Nothing was added.", ended=time.time()
+            )
 
     def notice_deaths(self) -> None:
         """Mark jobs whose process is gone as interrupted, with the reason as far as it is known."""

@@ -34,7 +34,9 @@ def lineage(registry: Registry, row: Adapter) -> Lineage:
     """The graph around one adapter."""
     base = next((one for one in registry.all(Base) if one.fingerprint == row.base_fingerprint), None)
     found = Lineage(Node("adapter", row.name, f"rank {row.rank}, {row.source}"))
-    sources = [Node("base", base.name if base else row.base_name, row.base_fingerprint[:12] if base else "not here")]
+    sources = [
+        Node("base", base.name if base else row.base_name, row.base_fingerprint[:12] if base else "not here")
+    ]
     run = _run(registry, row)
     if run is not None:
         sources.append(Node("data", run.dataset_name, f"version {run.dataset_version}"))
@@ -42,7 +44,10 @@ def lineage(registry: Registry, row: Adapter) -> Lineage:
         sources.append(Node("data", row.dataset_name))
     found.before.append(sources)
     middle = [Node("run", f"run {run.id}", run.state)] if run is not None else []
-    middle += [Node("adapter", str(one["name"]), f"× {one['weight']:g}" if len(row.parents) > 1 else "") for one in row.parents]
+    middle += [
+        Node("adapter", str(one["name"]), f"× {one['weight']:g}" if len(row.parents) > 1 else "")
+        for one in row.parents
+    ]
     if middle:
         found.before.append(middle)
     merged = [one for one in registry.all(Base) if one.merged.get("adapter_digest") == row.digest]

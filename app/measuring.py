@@ -23,7 +23,10 @@ class Measuring:
     out: queue.SimpleQueue[wire.Message] = field(default_factory=queue.SimpleQueue)
 
     def work(self, registry: Registry, engine: Engine, cache: Path) -> Iterator[None]:
-        """Pauses after each micro-batch; the result goes out by the queue. Raises what makes such a run impossible."""
+        """Pauses after each micro-batch; the result goes out by the queue.
+
+        Raises what makes such a run impossible.
+        """
         base = registry.find(Base, self.question["base"])
         data = registry.find(Dataset, self.question["dataset"])
         runs = [_unsaved(base, data, config) for config in self.question["configs"]]
@@ -39,6 +42,13 @@ class Measuring:
 
 def _unsaved(base: Base, data: Dataset, config: dict[str, Any]) -> Run:
     return Run(
-        name="", base_id=base.id or 0, base_name=base.name, base_fingerprint=base.fingerprint, dataset_id=data.id or 0,
-        dataset_name=data.name, dataset_digest=data.digest, dataset_version=data.version, config=config,
-    )  # fmt: skip
+        name="",
+        base_id=base.id or 0,
+        base_name=base.name,
+        base_fingerprint=base.fingerprint,
+        dataset_id=data.id or 0,
+        dataset_name=data.name,
+        dataset_digest=data.digest,
+        dataset_version=data.version,
+        config=config,
+    )

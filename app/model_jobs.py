@@ -32,35 +32,58 @@ Arguments = dict[str, Any]
 
 
 def add_model(settings: Settings, registry: Registry, arguments: Arguments, report: Report) -> Arguments:
-    """Add a base model: the starter, a folder, a GGUF file or a hub id. Result: its name, and a twin's if there is one."""
+    """Add a base model: the starter, a folder, a GGUF file or a hub id.
+
+    Result: its name, and a twin's if there is one.
+    """
     origin, wanted = arguments["origin"], arguments["name"]
     name = registry.require_free(Base, wanted or default_name(origin))
     with _model_files(settings, origin, report) as (folder, source, owned):
         before = {base.fingerprint: base.name for base in registry.all(Base)}
-        row = register_base(registry, folder, name=name, source=source, origin=origin, owned=owned, report=report)
+        row = register_base(
+            registry, folder, name=name, source=source, origin=origin, owned=owned, report=report
+        )
     return {"name": row.name, "fingerprint": row.fingerprint, "same_as": before.get(row.fingerprint)}
 
 
-def register_base(registry: Registry, folder: Path, *, name: str, source: str, origin: str, owned: bool, report: Report) -> Base:
-    """Describe the model in `folder` and put it into the registry. Where a base with these very weights has lost its files,
-    that one takes them over instead: it was moved. Raises InvalidModel, NameTaken.
+def register_base(
+    registry: Registry, folder: Path, *, name: str, source: str, origin: str, owned: bool, report: Report
+) -> Base:
+    """Describe the model in `folder` and put it into the registry. Where a base with these very weights has
+    lost its files, that one takes them over instead: it was moved. Raises InvalidModel, NameTaken.
     """
     report(Progress("Computing the fingerprint", 0.0))
-    info = describe(folder, lambda done, total: report(Progress("Computing the fingerprint", done / max(1, total))))
+    info = describe(
+        folder, lambda done, total: report(Progress("Computing the fingerprint", done / max(1, total)))
+    )
     layers = skeleton(folder)
     about = {field.name: getattr(info, field.name) for field in fields(info) if field.name != "manifest"}
     about |= {"licence": starter.LICENCE} if source == "starter" else {}
     remember(registry, name, info.manifest)
     row = Base(
-        name=name, source=source, origin=origin, folder=str(folder), owned=owned, **about, merged=merged_from(folder),
+        name=name,
+        source=source,
+        origin=origin,
+        folder=str(folder),
+        owned=owned,
+        **about,
+        merged=merged_from(folder),
         files=file_digests(folder),
-        layer_shapes={path: list(shape) for path, shape in layers.shapes.items()}, head=layers.head,
-    )  # fmt: skip
+        layer_shapes={path: list(shape) for path, shape in layers.shapes.items()},
+        head=layers.head,
+    )
     moved = next(
-        (one for one in registry.all(Base) if one.fingerprint == info.fingerprint and not Path(one.folder).is_dir()), None
+        (
+            one
+            for one in registry.all(Base)
+            if one.fingerprint == info.fingerprint and not Path(one.folder).is_dir()
+        ),
+        None,
     )
     if moved is not None:
-        return registry.save(Base(**row.model_dump() | {"id": moved.id, "name": moved.name, "created": moved.created}))
+        return registry.save(
+            Base(**row.model_dump() | {"id": moved.id, "name": moved.name, "created": moved.created})
+        )
     return registry.add(row)
 
 
@@ -70,9 +93,11 @@ def merged_from(folder: Path) -> Arguments:
     if not said.get("merged_adapter"):
         return {}
     return {
-        "base_fingerprint": said.get("base_fingerprint", "")[:64], "base_name": said.get("base_name", "another base")[:120],
-        "adapter_digest": said["merged_adapter"][:64], "adapter_name": said.get("merged_adapter_name", "an adapter")[:120],
-    }  # fmt: skip
+        "base_fingerprint": said.get("base_fingerprint", "")[:64],
+        "base_name": said.get("base_name", "another base")[:120],
+        "adapter_digest": said["merged_adapter"][:64],
+        "adapter_name": said.get("merged_adapter_name", "an adapter")[:120],
+    }
 
 
 def default_name(origin: str) -> str:
@@ -111,7 +136,9 @@ def _model_files(settings: Settings, origin: str, report: Report) -> Iterator[tu
             log.info("%s at revision %s", origin, revision)
             yield target, "hub", True
         else:
-            raise InvalidModel(f"{origin!r} is neither a folder, a .gguf file, a hub id (owner/name) nor the word starter.")
+            raise InvalidModel(
+                f"{origin!r} is neither a folder, a .gguf file, a hub id (owner/name) nor the word starter."
+            )
     except BaseException:
         shutil.rmtree(target, ignore_errors=True)
         raise

@@ -15,7 +15,10 @@ from app.tabs import adapters, data, export, home, models, playground, runs, tra
 
 _PARTS = (home, models, data, train, runs, adapters, playground, export)
 _AT = "(section, seen) => [section, seen, performance.now()]"
-_ALWAYS = (train.TAB, playground.TAB)  # opened with a wish of another section, which a refresh then would undo
+_ALWAYS = (
+    train.TAB,
+    playground.TAB,
+)  # opened with a wish of another section, which a refresh then would undo
 
 
 def build_page(workbench: Workbench) -> gr.Blocks:
@@ -24,7 +27,12 @@ def build_page(workbench: Workbench) -> gr.Blocks:
         head = live_head(workbench)
         cancel = gr.Button("Cancel", variant="stop", size="sm", visible=False, elem_id="cancel-job")
         # Outside of the tabs: each child of gr.Tabs counts as a tab.
-        section, changed, to_chat, to_train = gr.State((_PARTS[0].TAB, 0.0)), gr.State(""), gr.State(""), gr.State(("", 0, 0.0))
+        section, changed, to_chat, to_train = (
+            gr.State((_PARTS[0].TAB, 0.0)),
+            gr.State(""),
+            gr.State(""),
+            gr.State(("", 0, 0.0)),
+        )
         changes = {part.TAB: gr.State("") for part in _PARTS}
         clock = gr.Number(visible=False)  # carries the browser's time of a click
         memory = gr.BrowserState("home", storage_key="lora-workbench-tab", secret="tab")
@@ -38,7 +46,11 @@ def build_page(workbench: Workbench) -> gr.Blocks:
                 opened = functools.partial(_opened, workbench, part.TAB)
                 one_at_a_time = QUIET_QUEUED | {"concurrency_id": "section"}
                 tab.select(
-                    opened, [section, changes[part.TAB], clock], [section, memory, changes[part.TAB]], js=_AT, **one_at_a_time
+                    opened,
+                    [section, changes[part.TAB], clock],
+                    [section, memory, changes[part.TAB]],
+                    js=_AT,
+                    **one_at_a_time,
                 )
         _keep_up_to_date(shell, head, section, changes)
         _offer_to_cancel(shell, cancel)
@@ -48,11 +60,13 @@ def build_page(workbench: Workbench) -> gr.Blocks:
     return page
 
 
-def _opened(workbench: Workbench, tab: str, before: tuple[str, float], seen: str, at: float) -> tuple[object, ...]:
+def _opened(
+    workbench: Workbench, tab: str, before: tuple[str, float], seen: str, at: float
+) -> tuple[object, ...]:
     """A section was opened: it is brought up to date, kept so, and a reload comes back to it.
 
-    On a busy machine what was opened first may arrive last. A page that opens says so of Home, before it goes to where
-    the reload was made; that is not to be remembered.
+    On a busy machine what was opened first may arrive last. A page that opens says so of Home, before it goes
+    to where the reload was made; that is not to be remembered.
     """
     count = workbench.changes()
     last, last_at = before
@@ -64,8 +78,8 @@ def _opened(workbench: Workbench, tab: str, before: tuple[str, float], seen: str
 def _keep_up_to_date(shell: Shell, head: gr.HTML, section: gr.State, changes: Mapping[str, gr.State]) -> None:
     """One look at the registry for the whole page, and news for the sections only where there is any.
 
-    Most sections hear that the registry has changed while they are open, or when they are opened: a browser that brings
-    all of them up to date at once is busy for a second.
+    Most sections hear that the registry has changed while they are open, or when they are opened: a browser
+    that brings all of them up to date at once is busy for a second.
     """
 
     def tell(now_open: tuple[str, float], everywhere: str, *seen: str) -> list[object]:
@@ -73,7 +87,10 @@ def _keep_up_to_date(shell: Shell, head: gr.HTML, section: gr.State, changes: Ma
         following = (now_open[0], *_ALWAYS)
         return [
             gr.skip() if count == everywhere else count,
-            *[count if count != known and tab in following else gr.skip() for tab, known in zip(changes, seen, strict=True)],
+            *[
+                count if count != known and tab in following else gr.skip()
+                for tab, known in zip(changes, seen, strict=True)
+            ],
         ]
 
     states = [shell.changed, *changes.values()]

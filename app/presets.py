@@ -1,4 +1,7 @@
-"""Presets: named training options as TOML files, shipped ones and the user's own. The command line reads the same files."""
+"""Presets: named training options as TOML files, shipped ones and the user's own.
+
+The command line reads the same files.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,9 @@ class Presets:
         self._folder = folder
 
     def all(self) -> list[Preset]:
-        """Shipped ones first, then own ones by file; one that cannot be read, or has a taken name, is called as its file."""
+        """Shipped ones first, then own ones by file; one that cannot be read, or has a taken name, is called
+        as its file.
+        """
         found = [_read(resources.files("assets") / "presets" / name) for name in _SHIPPED]
         for path in sorted(path for path in self._folder.glob("*.toml") if path.is_file()):
             try:
@@ -79,10 +84,15 @@ class Presets:
         for one in self.all():
             if wanted in (one.name.lower(), slug(one.name)):
                 return one
-        raise InvalidInput(f"There is no preset {name!r}. There are: {', '.join(one.name for one in self.usable())}.")
+        raise InvalidInput(
+            f"There is no preset {name!r}. There are: {', '.join(one.name for one in self.usable())}."
+        )
 
     def save(self, name: str, options: Mapping[str, object], why: str = "") -> Path:
-        """Write an own preset, over an earlier one of its name. Raises InvalidConfig, InvalidName, InvalidInput."""
+        """Write an own preset, over an earlier one of its name.
+
+        Raises InvalidConfig, InvalidName, InvalidInput.
+        """
         name = clean_name(name, "preset")
         if any(slug(one.name) == slug(name) for one in self.all() if not one.own):
             raise InvalidInput(f"{name!r} is a preset that comes with the workbench; choose another name.")
@@ -115,7 +125,10 @@ def slug(name: str) -> str:
 
 def full_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Every training option: those given, the others with their defaults."""
-    return {option.name: options.get(option.name, option.default) for option in (*LoraConfig.options(), *TrainConfig.options())}
+    return {
+        option.name: options.get(option.name, option.default)
+        for option in (*LoraConfig.options(), *TrainConfig.options())
+    }
 
 
 def read_options(path: Path) -> dict[str, Any]:
@@ -133,7 +146,9 @@ def _read(path: Path | Traversable) -> Preset:
     for key in ("name", "why"):
         if not isinstance(content.get(key, ""), str):
             raise InvalidInput(f"{key} in {path.name} must be text, not {content[key]!r}.")
-    return Preset(str(content.get("name") or path.name.removesuffix(".toml")), str(content.get("why", "")), options)
+    return Preset(
+        str(content.get("name") or path.name.removesuffix(".toml")), str(content.get("why", "")), options
+    )
 
 
 def _content(path: Path | Traversable) -> dict[str, Any]:

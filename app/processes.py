@@ -20,12 +20,19 @@ def start_detached(module: str, arguments: list[str], log: Path) -> subprocess.P
         apart = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.DETACHED_PROCESS}  # type: ignore[attr-defined]
     with log.open("ab") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", module, *arguments], stdin=subprocess.DEVNULL, stdout=output, stderr=output, **apart
+            [sys.executable, "-m", module, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            **apart,
         )  # type: ignore[call-overload]
 
 
 def is_held(lock: Path) -> bool:
-    """Whether some process holds this lock. A lock is given up by the system when its process dies, however it dies."""
+    """Whether some process holds this lock.
+
+    A lock is given up by the system when its process dies, however it dies.
+    """
     probe = FileLock(lock)
     try:
         probe.acquire(timeout=0)

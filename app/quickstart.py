@@ -1,4 +1,6 @@
-"""The whole journey in one go: starter model, sample data, a short training, base beside adapter, checked export."""
+"""The whole journey in one go: starter model, sample data, a short training, base beside adapter, checked
+export.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,14 @@ from storage.tables import FINISHED, Adapter, Base, Job, Run
 PROMPT = "How do I cook pasta?"
 # A small set of short rows wants many small steps: 62 rows in micro-batches of 4 make 15 steps an epoch.
 QUICK_OPTIONS: dict[str, object] = {
-    "rank": 8, "alpha": 16, "learning_rate": 5e-4, "epochs": 3, "micro_batch_size": 4, "gradient_accumulation_steps": 1,
+    "rank": 8,
+    "alpha": 16,
+    "learning_rate": 5e-4,
+    "epochs": 3,
+    "micro_batch_size": 4,
+    "gradient_accumulation_steps": 1,
     "max_length": 256,
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,9 @@ def run_quickstart(workbench: Workbench, watch: Watchers) -> QuickstartResult:
     watch.say("Importing the sample conversations")
     dataset = workbench.datasets.add_sample()
     watch.say(f"Training an adapter on {dataset.rows} conversations")
-    run = workbench.wait_run(workbench.training.start(base.name, dataset.name, QUICK_OPTIONS).id or 0, watch.run)
+    run = workbench.wait_run(
+        workbench.training.start(base.name, dataset.name, QUICK_OPTIONS).id or 0, watch.run
+    )
     if run.state != FINISHED or run.adapter_id is None:
         raise JobFailed(f"The training ended as {run.state}: {run.reason}")
     adapter = _adapter_name(workbench, run)
@@ -69,11 +78,19 @@ def run_quickstart(workbench: Workbench, watch: Watchers) -> QuickstartResult:
     export = workbench.jobs.wait(workbench.export(adapter), watch.job)
     losses = [point.loss for point in workbench.registry.points(run.id or 0) if point.loss is not None]
     return QuickstartResult(
-        base=base.name, adapter=adapter, first_loss=losses[0], last_loss=losses[-1], prompt=PROMPT,
-        base_answer=answers[0], adapter_answer=answers[1], export_folder=export["folder"],
-        check_passed=export["passed"], max_logit_difference=export["check"]["max_logit_difference"],
-        check=export["sentence"], seconds=round(time.monotonic() - start, 1),
-    )  # fmt: skip
+        base=base.name,
+        adapter=adapter,
+        first_loss=losses[0],
+        last_loss=losses[-1],
+        prompt=PROMPT,
+        base_answer=answers[0],
+        adapter_answer=answers[1],
+        export_folder=export["folder"],
+        check_passed=export["passed"],
+        max_logit_difference=export["check"]["max_logit_difference"],
+        check=export["sentence"],
+        seconds=round(time.monotonic() - start, 1),
+    )
 
 
 def _starter(workbench: Workbench, watch: Watchers) -> Base:

@@ -1,4 +1,6 @@
-"""What the engine process holds of one run beside its row: measurements that wait, alerts, when it was saved; and its words."""
+"""What the engine process holds of one run beside its row: measurements that wait, alerts, when it was saved;
+and its words.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ class RunRecord:
         return Watch(self.train.patience)
 
     def catch_up(self, points: Iterable[Point]) -> None:
-        """Judge what was measured before it was interrupted, so that the judgement goes on as if it had not been."""
+        """Judge what was measured before it was interrupted, so that the judgement goes on as if it had not
+        been.
+        """
         for point in points:
             if point.validation_loss is not None:
                 self.watch.evaluation(point.step, point.validation_loss)
@@ -65,7 +69,9 @@ class RunRecord:
         self.step = event.step
         self.wants_save |= self._is_due()
         every = self.train.eval_steps or max(1, self.total_steps // 10)
-        self.wants_sample |= not self.validates and (event.step % every == 0 or event.step == self.total_steps)
+        self.wants_sample |= not self.validates and (
+            event.step % every == 0 or event.step == self.total_steps
+        )
         return self.watch.step(event.step, event.loss, event.grad_norm)
 
     def evaluated(self, event: EvalDone) -> list[Alert]:
@@ -89,16 +95,25 @@ def _training_point(run_id: int, event: StepDone) -> Point:
         return value if math.isfinite(value) else None
 
     return Point(
-        run_id=run_id, step=event.step, epoch=event.epoch, loss=finite(event.loss), learning_rate=event.learning_rate,
-        grad_norm=finite(event.grad_norm), tokens_per_second=event.tokens_per_second, memory_bytes=event.memory_bytes,
-        seconds_left=event.seconds_left, tokens=event.total_tokens, seconds=event.total_seconds,
-    )  # fmt: skip
+        run_id=run_id,
+        step=event.step,
+        epoch=event.epoch,
+        loss=finite(event.loss),
+        learning_rate=event.learning_rate,
+        grad_norm=finite(event.grad_norm),
+        tokens_per_second=event.tokens_per_second,
+        memory_bytes=event.memory_bytes,
+        seconds_left=event.seconds_left,
+        tokens=event.total_tokens,
+        seconds=event.total_seconds,
+    )
 
 
 def prepared_sentence(event: Prepared, together: int, over_length: str) -> str:
     """What a run is about to do."""
     parts = [
-        f"{event.train_rows} rows to train on, {event.validation_rows} kept for validation, {event.total_steps} steps, "
+        f"{event.train_rows} rows to train on, {event.validation_rows} kept for validation, "
+        f"{event.total_steps} steps, "
         f"{event.trainable_parameters:,} trainable parameters, base in {event.dtype}"
     ]
     if event.blocks:
@@ -107,10 +122,15 @@ def prepared_sentence(event: Prepared, together: int, over_length: str) -> str:
         parts.append(f"{together} adapters train at once")
     if event.truncated_rows:
         done = {"truncate": "cut off", "split": "split into several", "drop": "left out"}[over_length]
-        parts.append(f"{_rows(event.truncated_rows, 'is', 'are')} longer than {event.max_length:,} tokens and "
-                     f"{'was' if event.truncated_rows == 1 else 'were'} {done}")  # fmt: skip
+        parts.append(
+            f"{_rows(event.truncated_rows, 'is', 'are')} longer than {event.max_length:,} tokens and "
+            f"{'was' if event.truncated_rows == 1 else 'were'} {done}"
+        )
     if event.skipped_rows and over_length != "drop":
-        parts.append(f"{_rows(event.skipped_rows, 'has', 'have')} no answer within that length and nothing was trained on there")
+        parts.append(
+            f"{_rows(event.skipped_rows, 'has', 'have')} no answer within that length and nothing was "
+            "trained on there"
+        )
     return "; ".join(parts)
 
 

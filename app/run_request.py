@@ -40,7 +40,10 @@ def base_source(registry: Registry, run: Run) -> BaseSource:
 def prepare(
     registry: Registry, engine: Engine, run: Run, cache: Path, say: Callable[[str], object]
 ) -> Generator[None, None, RunRequest]:
-    """Load the base and render the rows, in a thread beside the chats. Its value is the run's request, keyed by its id."""
+    """Load the base and render the rows, in a thread beside the chats.
+
+    Its value is the run's request, keyed by its id.
+    """
     train = TrainConfig.parse(run.config["train"])
     rows, version, special_tokens = _data(registry, run)
     say(f"Loading {run.base_name} and reading {len(rows)} rows")
@@ -48,7 +51,9 @@ def prepare(
     length = min(train.max_length, base.context_length)
     renderer = Renderer(base.tokenizer, special_tokens=special_tokens)
     file = yield from _beside(lambda: tokenised(rows.all_stored(), version.rows, renderer, cache))
-    found = TokenRows(file, length, keep=version.usable(rows), validation=version.validation, over_length=train.over_length)
+    found = TokenRows(
+        file, length, keep=version.usable(rows), validation=version.validation, over_length=train.over_length
+    )
     resume = load_checkpoint(registry, run, engine, base) if run.id else None
     if resume is not None:
         say(f"Going on from the checkpoint at step {resume[1].position.steps}")
@@ -57,11 +62,15 @@ def prepare(
 
 
 def _data(registry: Registry, run: Run) -> tuple[DatasetFile, Version, bool]:
-    """The rows of the version that the run names, its parts, and whether special tokens in its texts are meant."""
+    """The rows of the version that the run names, its parts, and whether special tokens in its texts are
+    meant.
+    """
     blobs, digest = registry.blobs, registry.rows_of(run.dataset_digest)
     folder = blobs.verify(digest)
     rows, summary = DatasetFile(folder), Summary.read(folder)
-    if run.dataset_digest == digest:  # stored by an earlier version of the workbench, which split when it trained
+    if (
+        run.dataset_digest == digest
+    ):  # stored by an earlier version of the workbench, which split when it trained
         version = first_version(digest, rows, Split())
     else:
         version = Version.read(blobs.verify(run.dataset_digest))

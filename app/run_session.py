@@ -1,4 +1,6 @@
-"""Runs in the engine process: takes their rows, trains them together, writes what happens back, publishes adapters."""
+"""Runs in the engine process: takes their rows, trains them together, writes what happens back, publishes
+adapters.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +78,10 @@ class RunSession:
         return True
 
     def fail(self, error: Exception, reason: str) -> None:
-        """Record what ended all runs that are left. For want of memory they are interrupted and can go on later."""
+        """Record what ended all runs that are left.
+
+        For want of memory they are interrupted and can go on later.
+        """
         self.flush()
         out_of_memory = ran_out_of_memory(error)
         if out_of_memory:
@@ -90,7 +95,9 @@ class RunSession:
         self._share_energy()
         points = [point for record in self._records.values() for point in record.points]
         if points:
-            energy = {record.id: record.energy for record in self._records.values() if record.energy is not None}
+            energy = {
+                record.id: record.energy for record in self._records.values() if record.energy is not None
+            }
             self._write(self._registry.add_points, points, energy)
         for record in self._records.values():
             record.points = []
@@ -107,7 +114,10 @@ class RunSession:
 
     def _share_energy(self) -> None:
         """What the device has used is shared by the runs under way."""
-        used, sharing = self._meter.used() if self._meter else None, [one for one in self._records.values() if not one.over]
+        used, sharing = (
+            self._meter.used() if self._meter else None,
+            [one for one in self._records.values() if not one.over],
+        )
         for record in sharing if used is not None else []:
             record.energy = (record.energy or 0.0) + (used or 0.0) / len(sharing)
 
@@ -153,7 +163,9 @@ class RunSession:
 
     def _train(self) -> Iterator[Event | None]:
         for record in self._records.values():
-            record.over = not self._write(self._registry.claim_run, record.id)  # it may have been stopped before it started
+            record.over = not self._write(
+                self._registry.claim_run, record.id
+            )  # it may have been stopped before it started
         requests: list[RunRequest] = []
         for record in [record for record in self._records.values() if not record.over]:
             try:
@@ -203,7 +215,9 @@ class RunSession:
                 self.flush()
                 if isinstance(event.error, CannotShare):
                     record.over = True
-                    self._write(self._registry.put_back, record.id, "waits for its own turn: " + str(event.error))
+                    self._write(
+                        self._registry.put_back, record.id, "waits for its own turn: " + str(event.error)
+                    )
                 else:
                     self._fail(record, event.error, str(event.error))
 
@@ -225,9 +239,16 @@ class RunSession:
                 self._end_early(record, pause=False)
 
     def _told(self, record: RunRecord) -> bool:
-        """Whether all that belongs to the state at hand has been measured and noted: only then may it be saved or asked."""
+        """Whether all that belongs to the state at hand has been measured and noted: only then may it be
+        saved or asked.
+        """
         wanted = record.wants_save or (record.wants_sample and record.train.prompts)
-        return bool(wanted) and self._group is not None and not record.over and self._group.told(record.id, record.step)
+        return (
+            bool(wanted)
+            and self._group is not None
+            and not record.over
+            and self._group.told(record.id, record.step)
+        )
 
     def _sample(self, record: RunRecord) -> Iterator[None]:
         """Have the run as it is now answer its sample prompts, while chats go on."""
@@ -236,9 +257,12 @@ class RunSession:
         record.wants_sample = False
         self._say(record, f"Answering the sample prompts at step {record.step}")
         answers = sample_answers(
-            self._engine, base_source(self._registry, record.run), self._group.adapter(record.id),
-            f"{record.run.name} at step {record.step}", record.train,
-        )  # fmt: skip
+            self._engine,
+            base_source(self._registry, record.run),
+            self._group.adapter(record.id),
+            f"{record.run.name} at step {record.step}",
+            record.train,
+        )
         while True:
             try:
                 next(answers)
@@ -250,12 +274,18 @@ class RunSession:
                 return
             yield None
         for prompt, text in zip(record.train.prompts, texts, strict=True):
-            self._write(self._registry.add_sample, Sample(run_id=record.id, step=record.step, prompt=prompt, text=text))
+            self._write(
+                self._registry.add_sample,
+                Sample(run_id=record.id, step=record.step, prompt=prompt, text=text),
+            )
 
     # Saving, and the end.
 
     def _save(self, record: RunRecord) -> None:
-        """Write a checkpoint, unless there is nothing new to save. A full disk pauses the run, which has the one before."""
+        """Write a checkpoint, unless there is nothing new to save.
+
+        A full disk pauses the run, which has the one before.
+        """
         assert self._group is not None
         record.wants_save = False
         state = self._group.state(record.id)
@@ -271,8 +301,16 @@ class RunSession:
                 self._wait_for_space(record, checkpoint_bytes(adapter))
             elif isinstance(error, OSError):
                 record.saved_at = time.monotonic()  # the next one is tried when it is due
-                kept = f"the one at step {record.saved_step} is untouched" if record.saved_step else "there is none yet"
-                self._say(record, f"The checkpoint at step {state.position.steps} could not be written: {error}; {kept}", ALERT)
+                kept = (
+                    f"the one at step {record.saved_step} is untouched"
+                    if record.saved_step
+                    else "there is none yet"
+                )
+                self._say(
+                    record,
+                    f"The checkpoint at step {state.position.steps} could not be written: {error}; {kept}",
+                    ALERT,
+                )
                 self._write(self._registry.update_run, record.id, save_requested=False)
             else:
                 raise
@@ -288,10 +326,13 @@ class RunSession:
         lost = f"goes on from step {record.saved_step}" if record.saved_step else "starts anew"
         folder = self._registry.blobs.folder
         reason = (
-            f"the disk is full: {needed / 1e6:,.1f} MB are needed in {folder}, {free_bytes(folder) / 1e6:,.1f} MB are free; "
+            f"the disk is full: {needed / 1e6:,.1f} MB are needed in {folder}, "
+            f"{free_bytes(folder) / 1e6:,.1f} MB are free; "
             f"it {lost} by itself once there is space"
         )
-        self._write(self._registry.set_state, record.id, PAUSED, reason, bytes_needed=needed, save_requested=False)
+        self._write(
+            self._registry.set_state, record.id, PAUSED, reason, bytes_needed=needed, save_requested=False
+        )
 
     def _pause(self, record: RunRecord) -> None:
         """Save where the run stands and let go of it."""
@@ -330,7 +371,9 @@ class RunSession:
             return
         record.over = True
         self._say(record, f"Adapter {adapter.name} stored, as of step {adapter.steps}")
-        reason = record.stopped_by or (f"after {done.steps} steps; the adapter is kept" if done.stopped else "")
+        reason = record.stopped_by or (
+            f"after {done.steps} steps; the adapter is kept" if done.stopped else ""
+        )
         self._write(self._registry.set_state, record.id, state, reason, adapter_id=adapter.id)
 
     def _publish(self, record: RunRecord, done: TrainingDone) -> Adapter:
@@ -339,17 +382,30 @@ class RunSession:
         registry, run = self._registry, self._registry.get(Run, record.id)
         best = best_checkpoint(registry.checkpoints(record.id)) if record.train.keep_best else None
         name = free_name(run.name, registry.names(Adapter))
-        if best is not None and (done.validation_loss is None or (best.validation_loss or 0.0) < done.validation_loss):
+        if best is not None and (
+            done.validation_loss is None or (best.validation_loss or 0.0) < done.validation_loss
+        ):
             return keep_adapter(
-                registry, run, best.adapter_digest, name=name, step=best.step, train_loss=best.train_loss,
+                registry,
+                run,
+                best.adapter_digest,
+                name=name,
+                step=best.step,
+                train_loss=best.train_loss,
                 validation_loss=best.validation_loss,
-            )  # fmt: skip
+            )
         with registry.blobs.staging() as staging:
             folder = staging / "adapter"
             folder.mkdir()
             save_adapter(folder, self._group.adapter(record.id))
             digest = registry.blobs.put(folder)
         return self._write(
-            keep_adapter, registry, run, digest, name=name, step=done.steps, train_loss=done.train_loss,
+            keep_adapter,
+            registry,
+            run,
+            digest,
+            name=name,
+            step=done.steps,
+            train_loss=done.train_loss,
             validation_loss=done.validation_loss,
-        )  # fmt: skip
+        )

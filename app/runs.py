@@ -1,4 +1,7 @@
-"""What can be done with runs that exist: the queue, control in flight, checkpoints, going on. Knows nothing of Gradio."""
+"""What can be done with runs that exist: the queue, control in flight, checkpoints, going on.
+
+Knows nothing of Gradio.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,10 @@ class Runs:
         self._registry.move_run(run_id, place)
 
     def remove(self, run_id: int) -> None:
-        """Forget a run that is not under way, with its checkpoints; its adapter stays. Raises NotFound, InUse."""
+        """Forget a run that is not under way, with its checkpoints; its adapter stays.
+
+        Raises NotFound, InUse.
+        """
         self._registry.remove_run(run_id)
 
     def options(self, run_id: int) -> dict[str, Any]:
@@ -54,7 +60,10 @@ class Runs:
         return self._registry.request_of_running(run_id, "save", save_requested=True)
 
     def sample(self, run_id: int) -> Run:
-        """Ask a run to answer its sample prompts now. Raises NotFound, InUse, or InvalidConfig if it has none."""
+        """Ask a run to answer its sample prompts now.
+
+        Raises NotFound, InUse, or InvalidConfig if it has none.
+        """
         run = self._registry.get(Run, run_id)
         if not has_prompts(run):
             raise InvalidConfig(f"Run {run_id} ({run.name}) was started without sample prompts.")
@@ -67,9 +76,12 @@ class Runs:
         """
         parsed, last = parse_change(values), self._registry.last_point(run_id)
         ends_at = parsed.get("max_steps") or math.inf
-        if last is not None and (last.step >= ends_at or (last.epoch or 0.0) >= parsed.get("epochs", math.inf)):
+        if last is not None and (
+            last.step >= ends_at or (last.epoch or 0.0) >= parsed.get("epochs", math.inf)
+        ):
             raise InvalidConfig(
-                f"Run {run_id} is at step {last.step} already, in epoch {last.epoch or 0.0:.2f}; that lies behind it. "
+                f"Run {run_id} is at step {last.step} already, in epoch {last.epoch or 0.0:.2f}; that "
+                "lies behind it. "
                 "To end it now, stop it."
             )
         return self._registry.add_change(run_id, parsed)
@@ -77,12 +89,19 @@ class Runs:
     # Checkpoints.
 
     def keep(self, run_id: int, step: int | None = None, name: str = "") -> Adapter:
-        """Make an adapter of a run's checkpoint at `step`, by default of its newest. Raises NotFound, NameTaken, BlobDamaged."""
+        """Make an adapter of a run's checkpoint at `step`, by default of its newest.
+
+        Raises NotFound, NameTaken, BlobDamaged.
+        """
         run, rows = self._registry.get(Run, run_id), self._registry.checkpoints(run_id)
         row = next((one for one in rows if step in (None, one.step)), None)
         if row is None:
-            there = f"; there are checkpoints at step {', '.join(str(one.step) for one in rows)}" if rows else ""
-            raise NotFound(f"Run {run_id} ({run.name}) has no checkpoint{f' at step {step}' if rows else ''}{there}.")
+            there = (
+                f"; there are checkpoints at step {', '.join(str(one.step) for one in rows)}" if rows else ""
+            )
+            raise NotFound(
+                f"Run {run_id} ({run.name}) has no checkpoint{f' at step {step}' if rows else ''}{there}."
+            )
         return keep_checkpoint(self._registry, row, name)
 
     def checkpoint(self, checkpoint_id: int) -> Checkpoint:
@@ -92,7 +111,10 @@ class Runs:
     # Going on.
 
     def resume(self, run_id: int) -> Run:
-        """Let a run go on from its last checkpoint. Raises NotFound, InUse, InvalidData, WrongBase, EngineUnavailable."""
+        """Let a run go on from its last checkpoint.
+
+        Raises NotFound, InUse, InvalidData, WrongBase, EngineUnavailable.
+        """
         run = self._registry.get(Run, run_id)
         self._require_unchanged(run)
         run = self._registry.queue_again(run_id)
@@ -103,30 +125,40 @@ class Runs:
         """The base and the version of the data that a run names must still be here."""
         base = next((one for one in self._registry.all(Base) if one.id == run.base_id), None)
         if base is None or base.fingerprint != run.base_fingerprint:
-            raise WrongBase(f"The base model {run.base_name} that run {run.id} was trained on is gone or another one by now.")
+            raise WrongBase(
+                f"The base model {run.base_name} that run {run.id} was trained on is gone or another "
+                "one by now."
+            )
         try:
             self._registry.rows_of(run.dataset_digest)
         except NotFound:
             raise InvalidData(
-                f"Version {run.dataset_version} of {run.dataset_name}, which run {run.id} trains on, was deleted."
+                f"Version {run.dataset_version} of {run.dataset_name}, which run {run.id} trains on, "
+                "was deleted."
             ) from None
 
     def resume_what_can(self) -> list[int]:
-        """Let those runs go on that wait for space which is there by now, or were interrupted and want to go on by themselves.
+        """Let those runs go on that wait for space which is there by now, or were interrupted and want to go
+        on by themselves.
 
-        One that has not come further since it last went on by itself is left alone: it would die again. Returns their ids.
+        One that has not come further since it last went on by itself is left alone: it would die again.
+        Returns their ids.
         """
         resumed = []
         for run in self._registry.runs_in(PAUSED, INTERRUPTED):
             run_id = run.id or 0
             if (run.state == PAUSED and self._has_space_now(run)) or (
-                run.state == INTERRUPTED and run.config["train"].get("resume_at_start") and self._came_further(run)
+                run.state == INTERRUPTED
+                and run.config["train"].get("resume_at_start")
+                and self._came_further(run)
             ):
                 resumed.append(self.resume(run_id).id or 0)
         return resumed
 
     def _has_space_now(self, run: Run) -> bool:
-        return bool(run.bytes_needed) and free_bytes(self._registry.blobs.folder) > 2 * (run.bytes_needed + SPARE_BYTES)
+        return bool(run.bytes_needed) and free_bytes(self._registry.blobs.folder) > 2 * (
+            run.bytes_needed + SPARE_BYTES
+        )
 
     def _came_further(self, run: Run) -> bool:
         newest = next((one.step for one in self._registry.checkpoints(run.id or 0)), 0)
@@ -137,7 +169,9 @@ class Runs:
 
 
 def options_of(run: Run) -> dict[str, Any]:
-    """All training options of a run as they were last, its changes counted; what is no option any more is left out."""
+    """All training options of a run as they were last, its changes counted; what is no option any more is
+    left out.
+    """
     options: dict[str, Any] = {**run.config["lora"], **run.config["train"]}
     for change in run.changes:
         options.update(change["values"])

@@ -13,7 +13,10 @@ from core.lora.adapter import AdapterWeights
 def sample_answers(
     engine: Engine, source: BaseSource, weights: AdapterWeights, name: str, train: TrainConfig
 ) -> Generator[None, None, list[str]]:
-    """Greedy answers to all prompts in one batch, a pause after each token. Its value is the answers, in order."""
+    """Greedy answers to all prompts in one batch, a pause after each token.
+
+    Its value is the answers, in order.
+    """
     now = AdapterSource(name, source.folder, uuid.uuid4().hex, source.fingerprint, source.name, weights)
     config = GenerationConfig(max_tokens=train.sample_tokens, temperature=0.0)
     asked = [AnswerRequest([{"role": "user", "content": prompt}], now, config) for prompt in train.prompts]

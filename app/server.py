@@ -31,16 +31,31 @@ from storage.tables import Base, Dataset, Export
 _LOOK_AFTER_SECONDS = 0.2
 log = logging.getLogger("app")
 _MAX_UPLOAD = "8gb"
-_PRIVATE = ("registry.db", "blobs", "models", "exports", "staging", "locks", "logs", "engine.json", "app.json")
+_PRIVATE = (
+    "registry.db",
+    "blobs",
+    "models",
+    "exports",
+    "staging",
+    "locks",
+    "logs",
+    "engine.json",
+    "app.json",
+)
 
 
 def serve(settings: Settings, *, host: str, port: int, open_browser: bool, console: Console) -> None:
-    """Open the page and serve until interrupted. Raises AlreadyRunning with the first one's address, or for the port."""
+    """Open the page and serve until interrupted.
+
+    Raises AlreadyRunning with the first one's address, or for the port.
+    """
     lock = FileLock(settings.locks / "app.lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise AlreadyRunning(f"The workbench is open already on {settings.home}: {_running_address(settings)}") from None
+        raise AlreadyRunning(
+            f"The workbench is open already on {settings.home}: {_running_address(settings)}"
+        ) from None
     with lock:
         require_free_port(host, port)
         _serve(settings, host, port, open_browser, console)
@@ -78,11 +93,17 @@ def _serve(settings: Settings, host: str, port: int, open_browser: bool, console
     closing = threading.Event()
     threading.Thread(target=_look_after, args=(workbench, closing), daemon=True).start()
     opened = f"{address}?token={token}" if token else address
-    console.result({"address": opened, "home": str(settings.home)}, [("Open", opened), ("Home", str(settings.home))])
+    console.result(
+        {"address": opened, "home": str(settings.home)}, [("Open", opened), ("Home", str(settings.home))]
+    )
     if open_browser:
         threading.Timer(1.0, webbrowser.open, args=(opened,)).start()
     try:
-        uvicorn.Server(uvicorn.Config(application, host=host, port=port, log_level="warning", timeout_graceful_shutdown=1)).run()
+        uvicorn.Server(
+            uvicorn.Config(
+                application, host=host, port=port, log_level="warning", timeout_graceful_shutdown=1
+            )
+        ).run()
     finally:
         closing.set()
         settings.app_file.unlink(missing_ok=True)
@@ -98,7 +119,10 @@ def _look_after(workbench: Workbench, closing: threading.Event) -> None:
     while not closing.wait(_LOOK_AFTER_SECONDS):
         try:
             workbench.look_after()
-        except (*USER_ERRORS, OperationalError) as error:  # a full disk, a base that is gone: said once a change, looked at again
+        except (
+            *USER_ERRORS,
+            OperationalError,
+        ) as error:  # a full disk, a base that is gone: said once a change, looked at again
             if str(error) != said:
                 log.warning("looking after what runs: %s", error)
             said = str(error)
@@ -107,7 +131,9 @@ def _look_after(workbench: Workbench, closing: threading.Event) -> None:
 
 
 def _tidy_up(workbench: Workbench) -> None:
-    """What was deleted more than a day ago goes, and what interrupted work has left; at the next start, if not at this one."""
+    """What was deleted more than a day ago goes, and what interrupted work has left; at the next start, if
+    not at this one.
+    """
     try:
         workbench.registry.sweep()
     except (*USER_ERRORS, OperationalError, OSError) as error:
@@ -140,15 +166,29 @@ def build_app(workbench: Workbench) -> ASGIApp:
 
     application = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     _serve_file(application, "/workbench/plotly.min.js", plotly_script(), "text/javascript")
-    _serve_file(application, "/workbench/icon.svg", Path(str(resources.files("assets") / "icon.svg")), "image/svg+xml")
+    _serve_file(
+        application, "/workbench/icon.svg", Path(str(resources.files("assets") / "icon.svg")), "image/svg+xml"
+    )
     _serve_reports(application, workbench)
     _serve_exports(application, workbench)
     gr.mount_gradio_app(
-        application, build_page(workbench), path="/", footer_links=[], run_history=False, allowed_paths=[],
+        application,
+        build_page(workbench),
+        path="/",
+        footer_links=[],
+        run_history=False,
+        allowed_paths=[],
         blocked_paths=[str(settings.home / name) for name in _PRIVATE],
-        max_file_size=_MAX_UPLOAD, ssr_mode=False, mcp_server=False, enable_monitoring=False, pwa=False,
-        theme=theme(), css=style_sheet(), head=HEAD, show_error=True,
-    )  # fmt: skip
+        max_file_size=_MAX_UPLOAD,
+        ssr_mode=False,
+        mcp_server=False,
+        enable_monitoring=False,
+        pwa=False,
+        theme=theme(),
+        css=style_sheet(),
+        head=HEAD,
+        show_error=True,
+    )
     return application
 
 
@@ -160,14 +200,28 @@ def _serve_reports(application: object, workbench: Workbench) -> None:
     def report(dataset_id: int, base: str = "", max_length: int = 0) -> StreamingResponse:
         try:
             row = workbench.registry.get(Dataset, dataset_id)
-            checked = workbench.datasets.checked(row, workbench.registry.find(Base, base), max_length) if base else None
+            checked = (
+                workbench.datasets.checked(row, workbench.registry.find(Base, base), max_length)
+                if base
+                else None
+            )
         except NotFound as error:
             raise HTTPException(404, str(error)) from None
-        headers = {"Content-Disposition": f'attachment; filename="report-{dataset_id}-version-{row.version}.csv"'}
-        return StreamingResponse(workbench.datasets.csv(row, checked), media_type="text/csv; charset=utf-8", headers=headers)
+        headers = {
+            "Content-Disposition": f'attachment; filename="report-{dataset_id}-version-{row.version}.csv"'
+        }
+        return StreamingResponse(
+            workbench.datasets.csv(row, checked), media_type="text/csv; charset=utf-8", headers=headers
+        )
 
     register: Callable[..., object] = application.add_api_route  # type: ignore[attr-defined]
-    register("/workbench/data/{dataset_id}/report.csv", report, methods=["GET"], include_in_schema=False, response_model=None)
+    register(
+        "/workbench/data/{dataset_id}/report.csv",
+        report,
+        methods=["GET"],
+        include_in_schema=False,
+        response_model=None,
+    )
 
 
 def _serve_exports(application: object, workbench: Workbench) -> None:
@@ -187,7 +241,13 @@ def _serve_exports(application: object, workbench: Workbench) -> None:
         return StreamingResponse(zipped(folder), media_type="application/zip", headers=headers)
 
     register: Callable[..., object] = application.add_api_route  # type: ignore[attr-defined]
-    register("/workbench/exports/{export_id}.zip", download, methods=["GET"], include_in_schema=False, response_model=None)
+    register(
+        "/workbench/exports/{export_id}.zip",
+        download,
+        methods=["GET"],
+        include_in_schema=False,
+        response_model=None,
+    )
 
 
 def _serve_file(application: object, route: str, path: Path, media_type: str) -> None:
@@ -212,8 +272,17 @@ def is_loopback(host: str) -> bool:
 
 def allowed_hosts(host: str, port: int) -> set[str]:
     """The Host headers a server started on host and port answers to."""
-    names = {"127.0.0.1", "localhost", "[::1]"} if is_loopback(host) or host in ("0.0.0.0", "::") else {host.lower()}
+    names = (
+        {"127.0.0.1", "localhost", "[::1]"}
+        if is_loopback(host) or host in ("0.0.0.0", "::")
+        else {host.lower()}
+    )
     if host in ("0.0.0.0", "::"):
-        found = [one.address for many in psutil.net_if_addrs().values() for one in many if one.family == socket.AF_INET]
+        found = [
+            one.address
+            for many in psutil.net_if_addrs().values()
+            for one in many
+            if one.family == socket.AF_INET
+        ]
         names |= {*found, socket.gethostname().lower()}
     return {f"{name}:{port}" for name in names} | (names if port == 80 else set())

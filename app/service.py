@@ -50,7 +50,10 @@ class Workbench:
     # Base models.
 
     def add_model(self, origin: str, name: str = "") -> Job:
-        """Start adding a base model: the word starter, a folder, a .gguf file or a hub id. Raises NameTaken."""
+        """Start adding a base model: the word starter, a folder, a .gguf file or a hub id.
+
+        Raises NameTaken.
+        """
         require_text(origin, name)
         if name:
             self.registry.require_free(Base, name)
@@ -63,26 +66,36 @@ class Workbench:
             shutil.rmtree(row.folder, ignore_errors=True)
 
     def verify_model(self, name: str, *, accept: bool = False) -> str:
-        """Compute the fingerprint of a base afresh; return it. Other files than the weights may have changed if `accept`.
+        """Compute the fingerprint of a base afresh; return it. Other files than the weights may have changed
+        if `accept`.
 
         Raises WrongBase, saying what differs, if it is no longer the recorded model.
         """
         row = self.registry.find(Base, name)
         if not Path(row.folder).is_dir():
-            raise WrongBase(f"The files of {name} are gone from {row.folder}; restore them or add the model again.")
+            raise WrongBase(
+                f"The files of {name} are gone from {row.folder}; restore them or add the model again."
+            )
         found, known = manifest(Path(row.folder)), manifest_of(self.registry, row.fingerprint)
         if found.fingerprint != row.fingerprint:
             what = f" {difference(known, found).sentence}" if known else ""
             raise WrongBase(
-                f"The files of {name} have changed: the fingerprint is now {found.fingerprint[:12]}…, recorded is "
-                f"{row.fingerprint[:12]}….{what} Its adapters no longer fit; restore the files or add them as another model."
+                f"The files of {name} have changed: the fingerprint is now {found.fingerprint[:12]}…, "
+                "recorded is "
+                f"{row.fingerprint[:12]}….{what} Its adapters no longer fit; restore the files or add "
+                "them as another model."
             )
         remember(self.registry, name, found)
         files = file_digests(Path(row.folder))
-        changed = sorted(one for one in {*files, *row.files} if files.get(one) != row.files.get(one)) if row.files else []
+        changed = (
+            sorted(one for one in {*files, *row.files} if files.get(one) != row.files.get(one))
+            if row.files
+            else []
+        )
         if changed and not accept:
             raise WrongBase(
-                f"The weights of {name} are unchanged, but {', '.join(changed[:5])} in {row.folder} is not as it was when it was "
+                f"The weights of {name} are unchanged, but {', '.join(changed[:5])} in {row.folder} is "
+                "not as it was when it was "
                 "added. Put it back; if the change is wanted, accept it with models verify --accept."
             )
         row.files = files
@@ -102,18 +115,32 @@ class Workbench:
         """Start checking a data set with a base's tokenizer. Raises NotFound."""
         row, model = self.registry.find(Dataset, dataset), self.registry.find(Base, base)
         return self.jobs.start(
-            "check_data", f"Check {dataset} with {base}", self.datasets.check_arguments(row, model, max_length)
+            "check_data",
+            f"Check {dataset} with {base}",
+            self.datasets.check_arguments(row, model, max_length),
         )
 
     def check_rows(self, folder: Path, base: str, max_length: int, out: Path) -> Job:
-        """Start checking rows that are in no registry: `folder` as the import leaves it. The result goes into `out`."""
+        """Start checking rows that are in no registry: `folder` as the import leaves it.
+
+        The result goes into `out`.
+        """
         self.registry.find(Base, base)
-        arguments = {"rows": str(folder), "version": "", "digest": content_digest(folder), "base": base,
-                     "max_length": max_length, "out": str(out)}  # fmt: skip
+        arguments = {
+            "rows": str(folder),
+            "version": "",
+            "digest": content_digest(folder),
+            "base": base,
+            "max_length": max_length,
+            "out": str(out),
+        }
         return self.jobs.start("check_data", f"Check a file with {base}", arguments)
 
     def choose_template(self, base: str, template: str) -> Base:
-        """Choose a known chat template for a base that has none of its own. Raises InvalidConfig, NotFound."""
+        """Choose a known chat template for a base that has none of its own.
+
+        Raises InvalidConfig, NotFound.
+        """
         row = self.registry.find(Base, base)
         if row.has_chat_template:
             raise InvalidConfig(f"{base} has a chat template of its own, which is always used.")
@@ -127,7 +154,9 @@ class Workbench:
         """Follow one run to its end."""
         return self.wait_runs([run_id], lambda runs: watch(runs[0]))[0]
 
-    def wait_runs(self, run_ids: Sequence[int], watch: Callable[[list[Run]], None] = lambda runs: None) -> list[Run]:
+    def wait_runs(
+        self, run_ids: Sequence[int], watch: Callable[[list[Run]], None] = lambda runs: None
+    ) -> list[Run]:
         """Follow runs to their end, calling `watch` now and then; also when their process dies."""
         while True:
             self.look_after()
@@ -140,9 +169,16 @@ class Workbench:
     # Adapters.
 
     def import_adapter(
-        self, origin: Path, name: str = "", base: str | None = None, *, alpha: float | None = None, shown: str = ""
+        self,
+        origin: Path,
+        name: str = "",
+        base: str | None = None,
+        *,
+        alpha: float | None = None,
+        shown: str = "",
     ) -> Job:
-        """Start importing an adapter: a folder, a zip or a .safetensors file, called `shown` if not by its path.
+        """Start importing an adapter: a folder, a zip or a .safetensors file, called `shown` if not by its
+        path.
 
         alpha serves files that do not say theirs. Raises NameTaken, NotFound.
         """
@@ -154,20 +190,28 @@ class Workbench:
         return self.jobs.start("import_adapter", f"Import {shown or origin.name}", arguments)
 
     def look_at_adapter(self, origin: Path, *, alpha: float | None = None, shown: str = "") -> Job:
-        """Start finding out what a folder, zip or file holds and which base here it fits, without importing it."""
+        """Start finding out what a folder, zip or file holds and which base here it fits, without importing
+        it.
+        """
         require_text(str(origin))
         arguments = {"folder": str(origin), "look": True, "alpha": alpha, "shown": shown}
         return self.jobs.start("import_adapter", f"Look at {shown or origin.name}", arguments)
 
     def inspect_adapter(self, name: str, other: str = "") -> Job:
-        """Start measuring what is inside an adapter; with `other`, how far the two share their directions. Raises NotFound."""
+        """Start measuring what is inside an adapter; with `other`, how far the two share their directions.
+
+        Raises NotFound.
+        """
         for one in filter(None, (name, other)):
             self.registry.find(Adapter, one)
         title = f"Compare {name} with {other}" if other else f"Look inside {name}"
         return self.jobs.start("inspect_adapter", title, {"adapter": name, "other": other})
 
     def verify_adapters(self, name: str = "", *, deep: bool = False) -> Job:
-        """Start verifying an adapter, or all; with `deep` the bases are hashed anew, touched or not. Raises NotFound."""
+        """Start verifying an adapter, or all; with `deep` the bases are hashed anew, touched or not.
+
+        Raises NotFound.
+        """
         if name:
             self.registry.find(Adapter, name)
         title = f"Verify {name}" if name else "Verify all adapters"
@@ -180,14 +224,21 @@ class Workbench:
         """
         row = self.registry.find(Adapter, adapter)
         if not 1 <= rank < row.rank:
-            raise InvalidConfig(f"{adapter} has rank {row.rank}; resize it to a rank from 1 to {row.rank - 1}.")
+            raise InvalidConfig(
+                f"{adapter} has rank {row.rank}; resize it to a rank from 1 to {row.rank - 1}."
+            )
         if name:
             self.registry.require_free(Adapter, name)
         arguments = {"adapter": adapter, "rank": rank, "name": name, "evaluate": evaluate}
-        return self.jobs.start("resize_adapter", f"{'Resize' if name else 'Try'} {adapter} at rank {rank}", arguments)
+        return self.jobs.start(
+            "resize_adapter", f"{'Resize' if name else 'Try'} {adapter} at rank {rank}", arguments
+        )
 
-    def combine_adapters(self, parts: Mapping[str, float], options: Mapping[str, object], name: str = "") -> Job:
-        """Start combining adapters by name and weight; without a `name` it is only shown what would become of them.
+    def combine_adapters(
+        self, parts: Mapping[str, float], options: Mapping[str, object], name: str = ""
+    ) -> Job:
+        """Start combining adapters by name and weight; without a `name` it is only shown what would become of
+        them.
 
         Raises NameTaken, NotFound, InvalidConfig, and WrongBase if they are of several bases.
         """
@@ -205,10 +256,15 @@ class Workbench:
             self.registry.require_free(Adapter, name)
         listed = [{"name": one, "weight": weight} for one, weight in parts.items()]
         arguments = {"parts": listed, "config": config.to_dict(), "name": name}
-        return self.jobs.start("combine_adapters", f"{'Combine' if name else 'Try'} {', '.join(parts)}"[:120], arguments)
+        return self.jobs.start(
+            "combine_adapters", f"{'Combine' if name else 'Try'} {', '.join(parts)}"[:120], arguments
+        )
 
-    def export(self, adapter: str, folder: Path | None = None, options: Mapping[str, object] | None = None) -> Job:
-        """Start writing an adapter, or its base with it merged in, as a folder; by default under exports in the home folder.
+    def export(
+        self, adapter: str, folder: Path | None = None, options: Mapping[str, object] | None = None
+    ) -> Job:
+        """Start writing an adapter, or its base with it merged in, as a folder; by default under exports in
+        the home folder.
 
         Raises NotFound, WrongBase, InvalidConfig.
         """
@@ -216,17 +272,25 @@ class Workbench:
         row = self.registry.find(Adapter, adapter)
         base_for(self.registry, row)
         require_text(str(folder or ""))
-        target = folder or self.settings.exports / f"adapter-{row.id}-{time.strftime('%Y%m%d-%H%M%S')}-{config.format}"
+        target = (
+            folder
+            or self.settings.exports / f"adapter-{row.id}-{time.strftime('%Y%m%d-%H%M%S')}-{config.format}"
+        )
         arguments = {"adapter": adapter, "folder": str(target), "config": config.to_dict()}
         return self.jobs.start("export_adapter", f"Export {adapter} as {config.format}", arguments)
 
     # Chat.
 
     def answer(
-        self, base: str, speakers: Sequence[str | None], conversations: Sequence[Messages], config: GenerationConfig,
+        self,
+        base: str,
+        speakers: Sequence[str | None],
+        conversations: Sequence[Messages],
+        config: GenerationConfig,
         name: str = "",
-    ) -> Iterator[TokenDone]:  # fmt: skip
-        """Stream one answer for each speaker (an adapter's name, or None for the plain base), all in one batch.
+    ) -> Iterator[TokenDone]:
+        """Stream one answer for each speaker (an adapter's name, or None for the plain base), all in one
+        batch.
 
         conversations[i] is what speaker i sees. With a `name`, cancel_answer can end single rows.
         Raises WrongBase, NotFound, EngineUnavailable.
@@ -238,7 +302,11 @@ class Workbench:
         for speaker in filter(None, speakers):
             require_fit(self.registry, self.registry.find(Adapter, speaker), model)
         rows = [
-            {"adapter": speaker, "messages": [dict(message) for message in messages], "config": config.to_dict()}
+            {
+                "adapter": speaker,
+                "messages": [dict(message) for message in messages],
+                "config": config.to_dict(),
+            }
             for speaker, messages in zip(speakers, conversations, strict=True)
         ]
         return self.engine.answer(base, rows, name)
@@ -250,7 +318,11 @@ class Workbench:
     def chat_warnings(self, base: str, adapters: Sequence[str]) -> list[str]:
         """What will go wrong when these adapters answer on `base`. Raises WrongBase, NotFound."""
         model = self.registry.find(Base, base)
-        return [line for name in adapters for line in require_fit(self.registry, self.registry.find(Adapter, name), model)]
+        return [
+            line
+            for name in adapters
+            for line in require_fit(self.registry, self.registry.find(Adapter, name), model)
+        ]
 
     def has_chatted(self) -> bool:
         """Whether anybody has talked to a model yet."""
@@ -294,4 +366,6 @@ def require_text(*texts: str) -> None:
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise InvalidInput(f"{text[:80]!r} holds bytes that are not UTF-8 text; rename or retype it.") from None
+            raise InvalidInput(
+                f"{text[:80]!r} holds bytes that are not UTF-8 text; rename or retype it."
+            ) from None

@@ -35,7 +35,9 @@ class Settings:
 
     @property
     def cache(self) -> Path:
-        """Rendered rows and compiled kernels: what can be made again, and may be deleted while nothing runs."""
+        """Rendered rows and compiled kernels: what can be made again,
+        and may be deleted while nothing runs.
+        """
         return self.home / "cache"
 
     @property
@@ -99,8 +101,14 @@ class Settings:
 
 
 def settings_for(home: Path | None = None) -> Settings:
-    """Settings for `home`, or $LORA_WORKBENCH_HOME, or the user's data folder; its folders are made, private."""
-    chosen = home or os.environ.get(HOME_VARIABLE) or platformdirs.user_data_path("lora-workbench", appauthor=False)
+    """Settings for `home`, or $LORA_WORKBENCH_HOME, or the user's data folder;
+    its folders are made, private.
+    """
+    chosen = (
+        home
+        or os.environ.get(HOME_VARIABLE)
+        or platformdirs.user_data_path("lora-workbench", appauthor=False)
+    )
     settings = Settings(Path(chosen).expanduser().resolve())
     settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
     for folder in (

@@ -18,7 +18,10 @@ _WIDTH, _HEIGHT = 100, 24
 
 
 def watch_run(workbench: Workbench, run_id: int) -> None:
-    """Follow a run to its end; the last picture stays. Into a pipe only that one is written. Raises NotFound."""
+    """Follow a run to its end; the last picture stays.
+
+    Into a pipe only that one is written. Raises NotFound.
+    """
     console = RichConsole(highlight=False)
     points: list[Point] = []
     started: float | None = None
@@ -31,7 +34,9 @@ def watch_run(workbench: Workbench, run_id: int) -> None:
             points += workbench.registry.points(run_id, after=points[-1].id or 0 if points else 0)
             if sys.stdout.isatty() or not run.active:
                 size = (
-                    (min(console.width, _WIDTH), min(console.height - 2, _HEIGHT)) if sys.stdout.isatty() else (_WIDTH, _HEIGHT)
+                    (min(console.width, _WIDTH), min(console.height - 2, _HEIGHT))
+                    if sys.stdout.isatty()
+                    else (_WIDTH, _HEIGHT)
                 )
                 live.update(Text.from_ansi(picture(run, points, *size)), refresh=True)
             if not run.active:

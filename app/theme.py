@@ -30,7 +30,10 @@ HEAD = """
 
 
 def theme() -> gr.themes.Base:
-    """Calm greys with one accent; compact enough for work. System fonts only, so nothing is fetched from outside."""
+    """Calm greys with one accent; compact enough for work.
+
+    System fonts only, so nothing is fetched from outside.
+    """
     return gr.themes.Base(
         primary_hue=gr.themes.colors.teal,
         secondary_hue=gr.themes.colors.teal,

@@ -47,7 +47,9 @@ class TokenViews:
 
 
 def _load(folder: Path, tokenizer_hash: str, template: str, special_tokens: bool) -> Renderer:
-    """A renderer; the hash is in the signature so that another tokenizer in the same folder is loaded anew."""
+    """A renderer; the hash is in the signature so that another tokenizer in
+    the same folder is loaded anew.
+    """
     tokenizer = load_tokenizer(folder, template)
     if template and chat_template(folder) is None:
         tokenizer.chat_template = chosen_template(template)

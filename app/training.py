@@ -29,22 +29,37 @@ class Training:
     def __init__(self, registry: Registry, settings: Settings, engine: EngineClient) -> None:
         self._registry, self._settings, self._engine = registry, settings, engine
 
-    def start(self, base: str, dataset: str, options: Mapping[str, object], name: str = "", *, together: bool = False) -> Run:
-        """Queue a training run and have the engine take it. With `together` it may train at once with others that allow it.
+    def start(
+        self,
+        base: str,
+        dataset: str,
+        options: Mapping[str, object],
+        name: str = "",
+        *,
+        together: bool = False,
+    ) -> Run:
+        """Queue a training run and have the engine take it. With `together` it may train at once with others
+        that allow it.
 
         Raises InvalidConfig, NotFound, NameTaken.
         """
         return self._queue(base, dataset, [("", options)], name, together)[0]
 
-    def sweep(self, base: str, dataset: str, options: Mapping[str, object], grid: Grid, name: str = "") -> list[Run]:
-        """Queue a run for every combination of the grid's values, to train at once where their shapes allow it.
+    def sweep(
+        self, base: str, dataset: str, options: Mapping[str, object], grid: Grid, name: str = ""
+    ) -> list[Run]:
+        """Queue a run for every combination of the grid's values, to train at once where their shapes allow
+        it.
 
         Raises InvalidConfig, NotFound, NameTaken; all runs are queued or none.
         """
         return self._queue(base, dataset, combinations(options, grid), name)
 
-    def measure(self, base: str, dataset: str, wanted: Sequence[Mapping[str, object]]) -> tuple[dict[str, Any], list[Choice]]:
-        """What runs with these options would take at once, measured in a few seconds, and what to change if it is too much.
+    def measure(
+        self, base: str, dataset: str, wanted: Sequence[Mapping[str, object]]
+    ) -> tuple[dict[str, Any], list[Choice]]:
+        """What runs with these options would take at once, measured in a few seconds, and what to change if
+        it is too much.
 
         Raises InvalidConfig, InvalidData, NotFound, EngineUnavailable.
         """
@@ -57,24 +72,39 @@ class Training:
         return found, [] if found["fits"] and not found["squeezed"] else smaller_plans(configs[0][1])
 
     def _queue(
-        self, base: str, dataset: str, wanted: Sequence[tuple[str, Mapping[str, object]]], name: str, together: bool = False
+        self,
+        base: str,
+        dataset: str,
+        wanted: Sequence[tuple[str, Mapping[str, object]]],
+        name: str,
+        together: bool = False,
     ) -> list[Run]:
         require_quota(self._registry, self._settings)
         model, data = self._registry.find(Base, base), self._registry.find(Dataset, dataset)
         self._require_sound(data)
         sweep = secrets.token_hex(8) if len(wanted) > 1 else ""
-        prefix = name or self._unused_prefix(data.name.removesuffix(" (sample)"), [label for label, _ in wanted])
+        prefix = name or self._unused_prefix(
+            data.name.removesuffix(" (sample)"), [label for label, _ in wanted]
+        )
         runs = []
         for label, options in wanted:
             lora, train = split_train_options(options)
             self._estimate(model, data, options)  # raises for target_modules that match nothing
-            runs.append(Run(
-                name=f"{prefix} {label}".strip(),
-                base_id=model.id or 0, base_name=model.name, base_fingerprint=model.fingerprint,
-                dataset_id=data.id or 0, dataset_name=data.name, dataset_digest=data.digest,
-                dataset_version=data.version, sweep=sweep, together=together,
-                config={"lora": lora.to_dict(), "train": train.to_dict()},
-            ))  # fmt: skip
+            runs.append(
+                Run(
+                    name=f"{prefix} {label}".strip(),
+                    base_id=model.id or 0,
+                    base_name=model.name,
+                    base_fingerprint=model.fingerprint,
+                    dataset_id=data.id or 0,
+                    dataset_name=data.name,
+                    dataset_digest=data.digest,
+                    dataset_version=data.version,
+                    sweep=sweep,
+                    together=together,
+                    config={"lora": lora.to_dict(), "train": train.to_dict()},
+                )
+            )
         self._registry.queue_runs(runs, number_if_taken=not name)
         try:
             self._engine.wake()
@@ -88,12 +118,16 @@ class Training:
         if data.faulty_rows:
             many = data.faulty_rows > 1
             raise InvalidData(
-                f"{data.faulty_rows:,} row{'s' if many else ''} of {data.name} {'have' if many else 'has'} errors. "
-                "Mend them or leave them out first: on the page under Data, Report; in a terminal with data exclude --errors."
+                f"{data.faulty_rows:,} row{'s' if many else ''} of {data.name} "
+                f"{'have' if many else 'has'} errors. "
+                "Mend them or leave them out first: on the page under Data, Report; in a terminal with "
+                "data exclude --errors."
             )
 
     def _unused_prefix(self, wanted: str, labels: Sequence[str]) -> str:
-        """`wanted`, with a number where a sweep of that name has been: behind a label it would read as part of a value."""
+        """`wanted`, with a number where a sweep of that name has been: behind a label it would read as part
+        of a value.
+        """
         taken = self._registry.names(Adapter) | {run.name for run in self._registry.active_runs()}
         prefix, number = wanted, 1
         while any(f"{prefix} {label}" in taken for label in labels if label):
@@ -109,7 +143,9 @@ class Training:
 
     def _estimate(self, base: Base, data: Dataset, options: Mapping[str, object]) -> Estimate:
         lora, train = split_train_options(options)
-        shape = BaseShape(shapes_of(base), base.head, base.parameters, base.layers, base.hidden_size, base.vocab_size)
+        shape = BaseShape(
+            shapes_of(base), base.head, base.parameters, base.layers, base.hidden_size, base.vocab_size
+        )
         lengths = [sum(len(m["content"]) for m in row["messages"]) + len(row["text"]) for row in data.preview]
         usable = data.rows - data.excluded_rows - data.faulty_rows - data.validation_rows
         rows = DataShape(usable, sum(lengths) / max(1, len(lengths)))

@@ -42,8 +42,10 @@ def usage(registry: Registry, settings: Settings) -> list[Share]:
     counted: set[str] = set()
     deleted = [row.digest for row in registry.deleted_adapters()]
     versions = registry.all(DatasetVersion)
-    data = [*[d for row in registry.all(Dataset) for d in (row.digest, row.rows_digest)],
-            *[d for row in versions for d in (row.digest, row.rows_digest)]]  # fmt: skip
+    data = [
+        *[d for row in registry.all(Dataset) for d in (row.digest, row.rows_digest)],
+        *[d for row in versions for d in (row.digest, row.rows_digest)],
+    ]
     checkpoints = [d for row in registry.all(Checkpoint) for d in (row.adapter_digest, row.state_digest)]
     adapters = _blobs(registry, [row.digest for row in registry.all(Adapter)], counted)
     kept = _blobs(registry, checkpoints, counted)
@@ -65,14 +67,22 @@ def usage(registry: Registry, settings: Settings) -> list[Share]:
         Share("Rendered rows and compiled kernels", cache, cache, "Made again when needed."),
         Share("Left over from work that was killed", left, left, "Half written files."),
         Share("Registry", _size(settings.database), 0, ""),
-        Share("Older copies of the registry", _size_of(settings.home.glob("registry-before-*.db")), 0, "Delete old ones."),
+        Share(
+            "Older copies of the registry",
+            _size_of(settings.home.glob("registry-before-*.db")),
+            0,
+            "Delete old ones.",
+        ),
         Share("Logs", _size(settings.logs), 0, ""),
-    ]  # fmt: skip
+    ]
     return sorted((one for one in shares if one.bytes), key=lambda one: -one.bytes)
 
 
 def clean_up(registry: Registry, settings: Settings) -> int:
-    """Remove what can go, deleted adapters too; while a run is under way the caches stay. Returns the bytes that became free."""
+    """Remove what can go, deleted adapters too; while a run is under way the caches stay.
+
+    Returns the bytes that became free.
+    """
     before = shutil.disk_usage(settings.home).used
     registry.purge_adapters(time.time())
     registry.sweep(_REGISTERED_WITHIN)
@@ -85,7 +95,11 @@ def clean_up(registry: Registry, settings: Settings) -> int:
 
 def _leavings(settings: Settings) -> list[Path]:
     """Staging folders that nothing has touched for a day."""
-    places = [*settings.staging.iterdir(), *settings.models.glob(".staging-*"), *settings.exports.glob(".staging-*")]
+    places = [
+        *settings.staging.iterdir(),
+        *settings.models.glob(".staging-*"),
+        *settings.exports.glob(".staging-*"),
+    ]
     return [path for path in places if time.time() - path.stat().st_mtime > DAY]
 
 
@@ -139,5 +153,6 @@ def require_quota(registry: Registry, settings: Settings) -> None:
     used = sum(one.bytes for one in usage(registry, settings))
     if used > limit * 1e9:
         raise QuotaExceeded(
-            f"The home folder holds {used / 1e9:,.2f} GB, {limit:g} GB are allowed. Clean up (Home, Storage), or raise the quota."
+            f"The home folder holds {used / 1e9:,.2f} GB, {limit:g} GB are allowed. Clean up (Home, "
+            "Storage), or raise the quota."
         )

@@ -1,4 +1,7 @@
-"""Zip files from strangers: what a sound one never holds is refused before anything is unpacked. Needs no torch."""
+"""Zip files from strangers: what a sound one never holds is refused before anything is unpacked.
+
+Needs no torch.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,10 @@ _HARMLESS = 100 << 20
 def safe_members(
     archive: zipfile.ZipFile, name: str, most_bytes: int, error: type[InvalidInput] = InvalidInput
 ) -> list[zipfile.ZipInfo]:
-    """All members of the archive called `name`. Raises `error` for paths that lead outside, links, encryption and bombs."""
+    """All members of the archive called `name`.
+
+    Raises `error` for paths that lead outside, links, encryption and bombs.
+    """
     members = archive.infolist()
     if len(members) > _MOST_MEMBERS:
         raise error(f"{name} holds {len(members):,} files; at most {_MOST_MEMBERS:,} are read.")
@@ -29,7 +35,9 @@ def safe_members(
         if member.flag_bits & 1:
             raise error(f"{name} is encrypted; unpack it and import the files.")
         if member.file_size > _HARMLESS and member.file_size > _MOST_RATIO * max(1, member.compress_size):
-            raise error(f"{name} is refused: {member.filename[:80]!r} unpacks to {member.file_size / 1e9:,.1f} GB.")
+            raise error(
+                f"{name} is refused: {member.filename[:80]!r} unpacks to {member.file_size / 1e9:,.1f} GB."
+            )
     if sum(member.file_size for member in members) > most_bytes:
         raise error(f"{name} unpacks to more than {most_bytes / (1 << 30):,.0f} GiB.")
     return members

@@ -1,7 +1,7 @@
 """Configurations: frozen, validated on construction, described field by field.
 
-Each field carries its label, help, unit and range, so the page's forms and the command line are built from here.
-Defaults follow common practice for LoRA: rank 16, alpha 32, all linear layers, 2e-4 with cosine decay.
+Each field carries its label, help, unit and range, so the page's forms and the command line are built from
+here. Defaults follow common practice for LoRA: rank 16, alpha 32, all linear layers, 2e-4 with cosine decay.
 """
 
 from __future__ import annotations
@@ -24,12 +24,22 @@ class LoraConfig(Config):
     """The shape of an adapter: h = W₀x + (α/r)·B·A·x (Hu et al. 2021, arXiv 2106.09685, section 4.1)."""
 
     rank: int = option(
-        16, "Rank (r)", "Size of the low-rank factors. 4 to 16 is plenty for style and format.", minimum=1, maximum=1024
+        16,
+        "Rank (r)",
+        "Size of the low-rank factors. 4 to 16 is plenty for style and format.",
+        minimum=1,
+        maximum=1024,
     )
     alpha: float = option(
-        32.0, "Alpha (α)", "ΔW is scaled by alpha / rank. Twice the rank is common.", minimum=0.001, maximum=65536
+        32.0,
+        "Alpha (α)",
+        "ΔW is scaled by alpha / rank. Twice the rank is common.",
+        minimum=0.001,
+        maximum=65536,
     )
-    dropout: float = option(0.0, "Dropout", "Share of the adapter's inputs zeroed while training.", minimum=0.0, maximum=0.95)
+    dropout: float = option(
+        0.0, "Dropout", "Share of the adapter's inputs zeroed while training.", minimum=0.0, maximum=0.95
+    )
     target_modules: str = option(
         ALL_LINEAR,
         "Target modules",
@@ -99,14 +109,18 @@ def _pattern(text: str, name: str) -> dict[str, float]:
         except ValueError:
             value = math.nan
         if not equals or not module.strip() or not math.isfinite(value):
-            raise InvalidConfig(f"{name}: {part!r} is not module=number; write for example q_proj=8,down_proj=32.")
+            raise InvalidConfig(
+                f"{name}: {part!r} is not module=number; write for example q_proj=8,down_proj=32."
+            )
         pairs[module.strip()] = value
     return pairs
 
 
 def _by_pattern(pattern: Mapping[str, float], path: str, default: float) -> float:
     """The first entry whose name is the path or its end, as PEFT matches its patterns."""
-    return next((value for name, value in pattern.items() if path == name or path.endswith(f".{name}")), default)
+    return next(
+        (value for name, value in pattern.items() if path == name or path.endswith(f".{name}")), default
+    )
 
 
 def _layer_numbers(text: str) -> frozenset[int] | None:
@@ -115,7 +129,9 @@ def _layer_numbers(text: str) -> frozenset[int] | None:
     for part in filter(None, (part.strip() for part in text.split(","))):
         first, dash, last = (piece.strip() for piece in part.partition("-"))
         if not first.isdigit() or (dash and not last.isdigit()) or (dash and int(last) < int(first)):
-            raise InvalidConfig(f"layers_to_transform: {part!r} is no layer number or range; write for example 0-7,12.")
+            raise InvalidConfig(
+                f"layers_to_transform: {part!r} is no layer number or range; write for example 0-7,12."
+            )
         numbers.update(range(int(first), int(last or first) + 1))
     return frozenset(numbers) or None
 
@@ -125,13 +141,22 @@ class TrainConfig(Config):
     """How an adapter is trained."""
 
     learning_rate: float = option(
-        2e-4, "Learning rate", "Peak rate of AdamW. 1e-4 to 5e-4 suits most adapters.", minimum=1e-8, maximum=1.0
+        2e-4,
+        "Learning rate",
+        "Peak rate of AdamW. 1e-4 to 5e-4 suits most adapters.",
+        minimum=1e-8,
+        maximum=1.0,
     )
     loraplus_lr_ratio: float = option(
-        1.0, "LoRA+ ratio (λ)", "Learning rate of B as a multiple of A's. 1 is plain LoRA, 16 is LoRA+'s advice.",
-        minimum=1.0, maximum=1000.0,
-    )  # fmt: skip
-    lr_scheduler: str = option("cosine", "LR scheduler", "How the rate falls after the warm-up.", choices=SCHEDULERS)
+        1.0,
+        "LoRA+ ratio (λ)",
+        "Learning rate of B as a multiple of A's. 1 is plain LoRA, 16 is LoRA+'s advice.",
+        minimum=1.0,
+        maximum=1000.0,
+    )
+    lr_scheduler: str = option(
+        "cosine", "LR scheduler", "How the rate falls after the warm-up.", choices=SCHEDULERS
+    )
     warmup_ratio: float = option(
         0.03,
         "Warm-up ratio",
@@ -141,7 +166,12 @@ class TrainConfig(Config):
     )
     epochs: float = option(3.0, "Epochs", "Passes over the training rows.", minimum=0.01, maximum=1000)
     max_steps: int = option(
-        0, "Max steps", "Optimiser steps; 0 trains for the epochs above.", unit="steps", minimum=0, maximum=10_000_000
+        0,
+        "Max steps",
+        "Optimiser steps; 0 trains for the epochs above.",
+        unit="steps",
+        minimum=0,
+        maximum=10_000_000,
     )
     micro_batch_size: int = option(
         4,
@@ -162,7 +192,10 @@ class TrainConfig(Config):
     packing: str = option(
         "auto",
         "Packing",
-        "Join rows into blocks of the max length, which never see each other. auto packs when enough steps remain.",
+        (
+            "Join rows into blocks of the max length, which never see each other. auto packs when enough "
+            "steps remain."
+        ),
         choices=("auto", "on", "off"),
     )
     max_length: int = option(
@@ -176,12 +209,19 @@ class TrainConfig(Config):
     over_length: str = option(
         "truncate",
         "Longer rows",
-        "Conversations above the max length: truncate cuts them off, split makes several rows, drop leaves them out.",
+        (
+            "Conversations above the max length: truncate cuts them off, split makes several rows, drop "
+            "leaves them out."
+        ),
         choices=OVER_LENGTH,
     )
     weight_decay: float = option(0.0, "Weight decay", "AdamW's decoupled decay.", minimum=0.0, maximum=10.0)
     max_grad_norm: float = option(
-        1.0, "Max gradient norm", "Gradients are clipped to this norm; 0 turns clipping off.", minimum=0.0, maximum=1e6
+        1.0,
+        "Max gradient norm",
+        "Gradients are clipped to this norm; 0 turns clipping off.",
+        minimum=0.0,
+        maximum=1e6,
     )
     eval_steps: int = option(
         0,
@@ -192,19 +232,36 @@ class TrainConfig(Config):
         maximum=10_000_000,
     )
     save_steps: int = option(
-        0, "Save every (steps)", "A checkpoint after so many optimiser steps; 0: by time alone.", minimum=0, maximum=10_000_000
+        0,
+        "Save every (steps)",
+        "A checkpoint after so many optimiser steps; 0: by time alone.",
+        minimum=0,
+        maximum=10_000_000,
     )
     save_minutes: float = option(
-        5.0, "Save every (minutes)", "A checkpoint after so many minutes; 0: by steps alone.", minimum=0.0, maximum=10_000.0
+        5.0,
+        "Save every (minutes)",
+        "A checkpoint after so many minutes; 0: by steps alone.",
+        minimum=0.0,
+        maximum=10_000.0,
     )
-    save_best: bool = option(True, "Save the best", "A checkpoint after each evaluation that is the best so far.")
+    save_best: bool = option(
+        True, "Save the best", "A checkpoint after each evaluation that is the best so far."
+    )
     keep_best: bool = option(
-        False, "Keep the best", "The adapter is the state with the lowest validation loss instead of the last one."
+        False,
+        "Keep the best",
+        "The adapter is the state with the lowest validation loss instead of the last one.",
     )
     sample_prompts: str = option(
-        "", "Sample prompts", "Asked at each evaluation, one prompt a line; the answers are kept by step.", lines=3
+        "",
+        "Sample prompts",
+        "Asked at each evaluation, one prompt a line; the answers are kept by step.",
+        lines=3,
     )
-    sample_tokens: int = option(64, "Sample length", "Longest answer to a sample prompt.", unit="tokens", minimum=1, maximum=4096)
+    sample_tokens: int = option(
+        64, "Sample length", "Longest answer to a sample prompt.", unit="tokens", minimum=1, maximum=4096
+    )
     stop_on: str = option(
         "nan",
         "Stop on",
@@ -214,27 +271,40 @@ class TrainConfig(Config):
     patience: int = option(
         3,
         "Patience",
-        "Evaluations in a row with a rising validation loss (overfitting), or without a new best (no-improvement).",
+        (
+            "Evaluations in a row with a rising validation loss (overfitting), or without a new best "
+            "(no-improvement)."
+        ),
         unit="evaluations",
         minimum=1,
         maximum=10_000,
     )
     resume_at_start: bool = option(
-        False, "Resume by itself", "Go on after the engine or the machine has died, as soon as the workbench runs again."
+        False,
+        "Resume by itself",
+        "Go on after the engine or the machine has died, as soon as the workbench runs again.",
     )
     gradient_checkpointing: str = option(
         "auto",
         "Gradient checkpointing",
-        "Compute each layer again in backward: a third slower, a fraction of the memory. auto does so when memory is short.",
+        (
+            "Compute each layer again in backward: a third slower, a fraction of the memory. auto does so "
+            "when memory is short."
+        ),
         choices=("auto", "on", "off"),
     )
     compile: str = option(
         "auto",
         "Compile",
-        "Compile the model's layers with torch.compile. auto does so on a GPU when the run is long enough to gain.",
+        (
+            "Compile the model's layers with torch.compile. auto does so on a GPU when the run is long "
+            "enough to gain."
+        ),
         choices=("auto", "on", "off"),
     )
-    seed: int = option(42, "Seed", "Start of the factors, order of the rows, dropout.", minimum=0, maximum=2**31 - 1)
+    seed: int = option(
+        42, "Seed", "Start of the factors, order of the rows, dropout.", minimum=0, maximum=2**31 - 1
+    )
 
     @property
     def prompts(self) -> tuple[str, ...]:
@@ -258,9 +328,15 @@ class GenerationConfig(Config):
     """How one answer is sampled."""
 
     max_tokens: int = option(256, "Max tokens", "Longest answer.", unit="tokens", minimum=1, maximum=32768)
-    temperature: float = option(0.7, "Temperature", "0 is greedy: always the likeliest token.", minimum=0.0, maximum=5.0)
-    top_p: float = option(0.95, "Top-p", "Sample from the smallest set with this probability.", minimum=0.01, maximum=1.0)
-    top_k: int = option(0, "Top-k", "Sample from the k likeliest tokens; 0 for all.", minimum=0, maximum=100_000)
+    temperature: float = option(
+        0.7, "Temperature", "0 is greedy: always the likeliest token.", minimum=0.0, maximum=5.0
+    )
+    top_p: float = option(
+        0.95, "Top-p", "Sample from the smallest set with this probability.", minimum=0.01, maximum=1.0
+    )
+    top_k: int = option(
+        0, "Top-k", "Sample from the k likeliest tokens; 0 for all.", minimum=0, maximum=100_000
+    )
     repetition_penalty: float = option(
         1.0, "Repetition penalty", "Above 1 discourages tokens already used.", minimum=0.5, maximum=2.0
     )
@@ -295,13 +371,20 @@ class CombineConfig(Config):
     method: str = option(
         "svd",
         "Method",
-        "cat: exact, ranks add up. linear: exact, in the lowest rank that holds it. svd: the best of a chosen rank. "
+        "cat: exact, ranks add up. linear: exact, in the lowest rank that holds it. svd: the best of a "
+        "chosen rank. "
         "ties, dare_linear, dare_ties, magnitude_prune: element by element, then cut to the rank.",
         choices=COMBINE_METHODS,
     )
-    rank: int = option(0, "Rank (r)", "Of the result; 0: the highest of its parents.", minimum=0, maximum=1024)
+    rank: int = option(
+        0, "Rank (r)", "Of the result; 0: the highest of its parents.", minimum=0, maximum=1024
+    )
     density: float = option(
-        0.5, "Density", "Share of ΔW's elements that ties, dare and magnitude_prune keep.", minimum=0.001, maximum=1.0
+        0.5,
+        "Density",
+        "Share of ΔW's elements that ties, dare and magnitude_prune keep.",
+        minimum=0.001,
+        maximum=1.0,
     )
     seed: int = option(0, "Seed", "Of what dare drops.", minimum=0, maximum=2**31 - 1)
 
@@ -318,33 +401,45 @@ class ExportConfig(Config):
     format: str = option(
         "safetensors",
         "Format",
-        "safetensors: merged, for transformers and vLLM. peft: the adapter alone. gguf: merged, for llama.cpp. "
+        "safetensors: merged, for transformers and vLLM. peft: the adapter alone. gguf: merged, for "
+        "llama.cpp. "
         "gguf-adapter: the adapter alone, for llama.cpp. ollama: GGUF with a Modelfile.",
         choices=FORMATS,
     )
     dtype: str = option(
         "auto",
         "Weights as",
-        "auto: as the base's, in GGUF float16. float32 loses nothing of the adapter; 16 bits round small changes away, and "
+        "auto: as the base's, in GGUF float16. float32 loses nothing of the adapter; 16 bits round "
+        "small changes away, and "
         "the report says how much. The q kinds are for GGUF.",
         choices=("auto", *FLOAT_DTYPES, *QUANTISED_DTYPES),
     )
     shard_gigabytes: float = option(
-        0.0, "Shard size", "Largest safetensors file; 0: as the base's files.", unit="GB", minimum=0.0, maximum=1000.0
+        0.0,
+        "Shard size",
+        "Largest safetensors file; 0: as the base's files.",
+        unit="GB",
+        minimum=0.0,
+        maximum=1000.0,
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.dtype in QUANTISED_DTYPES and self.format not in ("gguf", "ollama"):
-            raise InvalidConfig(f"{self.dtype} is a kind of GGUF weights; {self.format} takes {', '.join(FLOAT_DTYPES)}.")
+            raise InvalidConfig(
+                f"{self.dtype} is a kind of GGUF weights; {self.format} takes {', '.join(FLOAT_DTYPES)}."
+            )
         if self.format in ("peft", "gguf-adapter") and self.dtype not in ("auto", "float32"):
             raise InvalidConfig(f"An adapter's factors stay in float32; leave out dtype for {self.format}.")
 
 
 def require_weights(weights: Iterable[float]) -> None:
-    """Raise InvalidConfig for the weight of an adapter that is no finite number, or so large that sums would overflow."""
+    """Raise InvalidConfig for the weight of an adapter that is no finite number, or so large that sums would
+    overflow.
+    """
     for weight in weights:
         if not math.isfinite(weight) or abs(weight) > LARGEST_WEIGHT:
             raise InvalidConfig(
-                f"The weight of an adapter must be from -{LARGEST_WEIGHT:,} to {LARGEST_WEIGHT:,}, not {weight:g}."
+                f"The weight of an adapter must be from -{LARGEST_WEIGHT:,} to {LARGEST_WEIGHT:,}, not "
+                f"{weight:g}."
             )

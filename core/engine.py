@@ -85,9 +85,13 @@ class Engine:
         """What has to be the same for the same work to give the same bits."""
         cuda = self.device.type == "cuda"
         return {
-            "torch": torch.__version__, "transformers": transformers.__version__, "threads": torch.get_num_threads(),
-            "device": torch.cuda.get_device_name(self.device) if cuda else f"{self.device.type}, {platform.machine()}",
-        }  # fmt: skip
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "threads": torch.get_num_threads(),
+            "device": torch.cuda.get_device_name(self.device)
+            if cuda
+            else f"{self.device.type}, {platform.machine()}",
+        }
 
     @property
     def device_name(self) -> str:
@@ -98,7 +102,9 @@ class Engine:
         return "Apple GPU (MPS)" if self.device.type == "mps" else f"CPU, {os.cpu_count()} cores"
 
     def free_memory(self) -> None:
-        """Give what nothing holds any more back to the device, so that work that failed leaves nothing behind."""
+        """Give what nothing holds any more back to the device, so that work that failed leaves nothing
+        behind.
+        """
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -111,7 +117,8 @@ class Engine:
         return self._rate
 
     def load_base(self, source: BaseSource) -> ResidentBase:
-        """Make `source` resident, unless it already is. Its files are checked against its fingerprint if touched.
+        """Make `source` resident, unless it already is. Its files are checked against its fingerprint if
+        touched.
 
         Raises WrongBase if the files are no longer those the fingerprint was taken from, InvalidModel.
         """
@@ -120,9 +127,13 @@ class Engine:
             self._require_idle(source)
             self.base, self._slots, self._pool = None, None, None  # free the old one first
             self.base = load_base(
-                source.folder, fingerprint=source.fingerprint, name=source.name, template=source.template,
-                device=self.device, dtype=self._dtype,
-            )  # fmt: skip
+                source.folder,
+                fingerprint=source.fingerprint,
+                name=source.name,
+                template=source.template,
+                device=self.device,
+                dtype=self._dtype,
+            )
             self._template = source.template
         elif self._template != source.template:
             self.base.use_template(source.template)
@@ -135,7 +146,9 @@ class Engine:
         return self._group
 
     def measure(self, source: BaseSource, requests: Sequence[RunRequest]) -> Iterator[Preflight | None]:
-        """What runs that train together on `source` would take; None after each micro-batch, the result at the end."""
+        """What runs that train together on `source` would take; None after each micro-batch, the result at
+        the end.
+        """
         base = self.load_base(source)
         self._measuring = True
         try:
@@ -173,11 +186,16 @@ class Engine:
 
     @property
     def notice(self) -> str:
-        """What a person should know of how answers are made: that something quicker failed. Empty if all is well."""
+        """What a person should know of how answers are made: that something quicker failed.
+
+        Empty if all is well.
+        """
         return self._pool.notice if self._pool else ""
 
     def _working_decoders(self) -> dict[Decoder, set[str]]:
-        self._decoders = {decoder: digests for decoder, digests in self._decoders.items() if not decoder.finished}
+        self._decoders = {
+            decoder: digests for decoder, digests in self._decoders.items() if not decoder.finished
+        }
         return self._decoders
 
     def free_for(self, fingerprint: str) -> bool:
@@ -199,7 +217,8 @@ class Engine:
 
 
 def check_unchanged(source: BaseSource, afresh: bool = False) -> None:
-    """Raise WrongBase, saying what differs, if the files of `source` are no longer those its fingerprint was taken from.
+    """Raise WrongBase, saying what differs, if the files of `source` are no longer those its fingerprint was
+    taken from.
 
     Files that nobody has touched since are not read again, unless `afresh` asks for it.
     """
@@ -211,7 +230,8 @@ def check_unchanged(source: BaseSource, afresh: bool = False) -> None:
     if found.fingerprint != source.fingerprint:
         what = f" {difference(source.manifest, found).sentence}" if source.manifest else ""
         raise WrongBase(
-            f"The files of {source.name} in {source.folder} have changed since it was added: its adapters no longer fit.{what} "
+            f"The files of {source.name} in {source.folder} have changed since it was added: its "
+            f"adapters no longer fit.{what} "
             "Restore them, or add the folder again as another model."
         )
 
@@ -221,7 +241,8 @@ def require_same_base(adapter: AdapterSource, base: BaseSource) -> None:
     if adapter.base_fingerprint != base.fingerprint:
         raise WrongBase(
             f"The adapter {adapter.name} was made for {adapter.base_name} ({adapter.base_fingerprint[:12]}), "
-            f"not for {base.name} ({base.fingerprint[:12]}). On another base its answers would be noise; choose its own base."
+            f"not for {base.name} ({base.fingerprint[:12]}). On another base its answers would be "
+            "noise; choose its own base."
         )
 
 
@@ -231,13 +252,21 @@ class _AdapterSlots:
 
     base: ResidentBase
     bank: AdapterBank = field(init=False)
-    loaded: dict[str, tuple[int, AdapterWeights]] = field(default_factory=dict)  # digest → slot, oldest use first
+    loaded: dict[str, tuple[int, AdapterWeights]] = field(
+        default_factory=dict
+    )  # digest → slot, oldest use first
 
     def __post_init__(self) -> None:
         self.bank = self._new_bank(_FIRST_RANK)
 
     def _new_bank(self, rank: int) -> AdapterBank:
-        bank = AdapterBank(self.base.layers, list(self.base.layers), slots=ADAPTER_SLOTS + 1, rank=rank, dtype=self.base.dtype)
+        bank = AdapterBank(
+            self.base.layers,
+            list(self.base.layers),
+            slots=ADAPTER_SLOTS + 1,
+            rank=rank,
+            dtype=self.base.dtype,
+        )
         return bank.requires_grad_(False)
 
     def place(self, sources: Sequence[AdapterSource], in_use: set[str]) -> dict[str, int]:
@@ -269,5 +298,7 @@ class _AdapterSlots:
             return free
         oldest = next((digest for digest in self.loaded if digest not in keep), None)
         if oldest is None:
-            raise WorkbenchError(f"{ADAPTER_SLOTS} adapters are answering already; try again when one has ended.")
+            raise WorkbenchError(
+                f"{ADAPTER_SLOTS} adapters are answering already; try again when one has ended."
+            )
         return self.loaded.pop(oldest)[0]

@@ -24,7 +24,9 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Notice:
-    """Something about how the work is done that its owner should know: compiling, falling back, saving memory."""
+    """Something about how the work is done that its owner should know: compiling, falling back, saving
+    memory.
+    """
 
     text: str
 

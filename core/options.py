@@ -42,7 +42,16 @@ class Option:
         return parsed
 
     def _parse_switch(self, value: object) -> bool:
-        known = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+        known = {
+            "true": True,
+            "yes": True,
+            "on": True,
+            "1": True,
+            "false": False,
+            "no": False,
+            "off": False,
+            "0": False,
+        }
         if isinstance(value, bool) or str(value).strip().lower() in known:
             return value if isinstance(value, bool) else known[str(value).strip().lower()]
         raise InvalidConfig(f"{self.name} must be true or false, not {value!r}.")
@@ -74,7 +83,11 @@ class Option:
         """The allowed range in words, for messages and help."""
         if self.minimum is not None and self.maximum is not None:
             return f"between {_figure(self.minimum)} and {_figure(self.maximum)}"
-        return f"at least {_figure(self.minimum)}" if self.minimum is not None else f"at most {_figure(self.maximum or 0)}"
+        return (
+            f"at least {_figure(self.minimum)}"
+            if self.minimum is not None
+            else f"at most {_figure(self.maximum or 0)}"
+        )
 
 
 def _figure(number: float) -> str:
@@ -102,7 +115,10 @@ class Config:
 
     @classmethod
     def parse(cls, values: Mapping[str, object]) -> Self:
-        """Build from form or command-line values. Raises InvalidConfig, naming the nearest option for a typo."""
+        """Build from form or command-line values.
+
+        Raises InvalidConfig, naming the nearest option for a typo.
+        """
         known = {option.name: option for option in cls.options()}
         for name in values:
             if name not in known:

@@ -1,6 +1,7 @@
 """Publishing a folder: complete on disk under its final name, or not there at all.
 
-Order: write into a staging folder in the same tree, fsync each file, fsync the folder, rename, fsync the parent.
+Order: write into a staging folder in the same tree, fsync each file, fsync the folder, rename, fsync the
+parent.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ SPARE_BYTES = 64 * 1024 * 1024  # left free on the disk beside what is written
 
 @contextmanager
 def published_folder(target: Path) -> Iterator[Path]:
-    """Give a staging folder; publish it as `target` when the block ends without an error, remove it otherwise.
+    """Give a staging folder; publish it as `target` when the block ends without an error, remove it
+    otherwise.
 
     Raises InvalidInput if `target` exists and is not an empty folder, or if nothing can be written there.
     """

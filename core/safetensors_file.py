@@ -1,7 +1,7 @@
 """The safetensors container, read without torch: header, byte ranges, and writing tensor by tensor.
 
-Format: 8 bytes little-endian header length, a JSON header {name: {dtype, shape, data_offsets}}, then the data.
-Source: the format description in the safetensors project's README.
+Format: 8 bytes little-endian header length, a JSON header {name: {dtype, shape, data_offsets}}, then the
+data. Source: the format description in the safetensors project's README.
 """
 
 from __future__ import annotations
@@ -19,9 +19,22 @@ from numpy.typing import NDArray
 from core.errors import InvalidInput
 
 DTYPE_BYTES = {
-    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
-    "U16": 2, "U32": 4, "U64": 8, "F8_E4M3": 1, "F8_E5M2": 1,
-}  # fmt: skip
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+    "U16": 2,
+    "U32": 4,
+    "U64": 8,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+}
 MAX_HEADER_BYTES = 64 * 1024 * 1024  # a base model's shard; adapters have a tighter limit of their own
 
 
@@ -49,17 +62,22 @@ class SafetensorsHeader:
     metadata: dict[str, str]
 
 
-def read_header(path: Path, max_bytes: int = MAX_HEADER_BYTES, max_tensors: int = 1_000_000) -> SafetensorsHeader:
+def read_header(
+    path: Path, max_bytes: int = MAX_HEADER_BYTES, max_tensors: int = 1_000_000
+) -> SafetensorsHeader:
     """Parse and check the header of a safetensors file.
 
-    Raises InvalidInput if the file is cut off, its header too large, or a tensor's range, shape and dtype disagree.
+    Raises InvalidInput if the file is cut off, its header too large, or a tensor's range, shape and dtype
+    disagree.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
         lead = file.read(8)
         length = struct.unpack("<Q", lead)[0] if len(lead) == 8 else 0
         if not 2 <= length <= min(max_bytes, size - 8):
-            raise InvalidInput(f"{path.name} is not a safetensors file: its header would be {length:,} bytes long.")
+            raise InvalidInput(
+                f"{path.name} is not a safetensors file: its header would be {length:,} bytes long."
+            )
         raw = file.read(length)
     try:
         header = json.loads(raw)
@@ -92,11 +110,14 @@ def _check_contiguous(path: Path, entries: list[TensorEntry], start: int, size: 
     position = start
     for entry in entries:
         if entry.start != position:
-            raise InvalidInput(f"{path.name}: tensor {entry.name[:120]!r} does not start where the one before it ends.")
+            raise InvalidInput(
+                f"{path.name}: tensor {entry.name[:120]!r} does not start where the one before it ends."
+            )
         position = entry.end
     if position != size:
         raise InvalidInput(
-            f"{path.name} is {size:,} bytes long where its header describes {position:,}; it is cut off or damaged."
+            f"{path.name} is {size:,} bytes long where its header describes {position:,}; it is cut off "
+            "or damaged."
         )
 
 
@@ -114,7 +135,10 @@ def build_header(layout: list[tuple[str, str, tuple[int, ...]]], metadata: dict[
 
 
 def write_float32(path: Path, tensors: Mapping[str, NDArray[np.float32]], metadata: dict[str, str]) -> None:
-    """A file of float32 tensors, sorted by name: the same content is the same file. The library orders metadata by chance."""
+    """A file of float32 tensors, sorted by name: the same content is the same file.
+
+    The library orders metadata by chance.
+    """
     names = sorted(tensors)
     with path.open("wb") as file:
         file.write(build_header([(name, "F32", tensors[name].shape) for name in names], metadata))

@@ -15,14 +15,20 @@ Grid = Mapping[str, Sequence[str]]
 
 
 def parse_grid(texts: Iterable[str]) -> dict[str, list[str]]:
-    """Read `option=value,value,…`; values that hold commas themselves are separated by `|`. Raises InvalidConfig."""
+    """Read `option=value,value,…`; values that hold commas themselves are separated by `|`.
+
+    Raises InvalidConfig.
+    """
     known = [option.name for option in (*LoraConfig.options(), *TrainConfig.options())]
     grid: dict[str, list[str]] = {}
     for text in texts:
         name, equals, listed = (part.strip() for part in text.partition("="))
         values = [value.strip() for value in listed.split("|" if "|" in listed else ",")]
         if not equals or not all(values):
-            raise InvalidConfig(f"{text!r} is no sweep; write for example rank=4,8,16 (or target_modules=q_proj|q_proj,v_proj).")
+            raise InvalidConfig(
+                f"{text!r} is no sweep; write for example rank=4,8,16 (or "
+                "target_modules=q_proj|q_proj,v_proj)."
+            )
         if name not in known:
             raise InvalidConfig(unknown_option(name, known))
         if name in grid:

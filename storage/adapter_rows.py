@@ -20,11 +20,14 @@ from storage.tables import Adapter, Checkpoint, Run
 
 _MARK = re.compile(r" \(deleted \d+\)$")
 _ORDERS = {
-    "newest": (col(Adapter.id).desc(),), "oldest": (col(Adapter.id),), "name": (func.lower(Adapter.name),),
+    "newest": (col(Adapter.id).desc(),),
+    "oldest": (col(Adapter.id),),
+    "name": (func.lower(Adapter.name),),
     "validation loss": (col(Adapter.validation_loss).is_(None), col(Adapter.validation_loss)),
     "train loss": (col(Adapter.train_loss).is_(None), col(Adapter.train_loss)),
-    "rank": (col(Adapter.rank).desc(),), "size": (col(Adapter.size_bytes).desc(),),
-}  # fmt: skip
+    "rank": (col(Adapter.rank).desc(),),
+    "size": (col(Adapter.size_bytes).desc(),),
+}
 ORDERS = tuple(_ORDERS)
 
 
@@ -48,14 +51,20 @@ class AdapterRows:
     database: Database
     blobs: BlobStore
 
-    def find_adapters(self, query: AdapterQuery, limit: int = 50, offset: int = 0) -> tuple[list[Adapter], int]:
+    def find_adapters(
+        self, query: AdapterQuery, limit: int = 50, offset: int = 0
+    ) -> tuple[list[Adapter], int]:
         """One page of the adapters that match, and how many match in all."""
         conditions = [col(Adapter.deleted).is_(None), *_conditions(query)]
         with self.database.reading() as session:
             total = session.exec(select(func.count()).select_from(Adapter).where(*conditions)).one()
             order = _ORDERS.get(query.order, _ORDERS["newest"])
             rows = session.exec(
-                select(Adapter).where(*conditions).order_by(*order, col(Adapter.id).desc()).offset(offset).limit(limit)
+                select(Adapter)
+                .where(*conditions)
+                .order_by(*order, col(Adapter.id).desc())
+                .offset(offset)
+                .limit(limit)
             )
             return list(rows.all()), total
 
@@ -64,7 +73,9 @@ class AdapterRows:
         there = col(Adapter.deleted).is_(None)
         with self.database.reading() as session:
             bases = session.exec(select(Adapter.base_name).where(there).distinct()).all()
-            data = session.exec(select(Adapter.dataset_name).where(there, Adapter.dataset_name != "").distinct()).all()
+            data = session.exec(
+                select(Adapter.dataset_name).where(there, Adapter.dataset_name != "").distinct()
+            ).all()
             tags = session.exec(select(Adapter.tags).where(there, Adapter.tags != "").distinct()).all()
         words = {word for line in tags for word in split_tags(line)}
         return {"base": sorted(bases), "dataset": sorted(data), "tag": sorted(words)}
@@ -77,10 +88,14 @@ class AdapterRows:
             values["tags"] = ", ".join(split_tags(values["tags"]))
         try:
             with self.database.writing() as session:
-                session.execute(update(Adapter).where(col(Adapter.id) == adapter_id).values(**values, changed=time.time()))
+                session.execute(
+                    update(Adapter).where(col(Adapter.id) == adapter_id).values(**values, changed=time.time())
+                )
                 row = session.get(Adapter, adapter_id)
         except IntegrityError:
-            raise NameTaken(f"The name {values['name']!r} is taken by another adapter; choose another one.") from None
+            raise NameTaken(
+                f"The name {values['name']!r} is taken by another adapter; choose another one."
+            ) from None
         if row is None:
             raise NotFound(f"There is no adapter {adapter_id}.")
         return row
@@ -88,11 +103,16 @@ class AdapterRows:
     def children_of(self, digest: str) -> list[Adapter]:
         """Adapters that were made from the one with this digest, oldest first."""
         with self.database.reading() as session:
-            query = select(Adapter).where(col(Adapter.deleted).is_(None), func.instr(Adapter.parents, digest) > 0)
+            query = select(Adapter).where(
+                col(Adapter.deleted).is_(None), func.instr(Adapter.parents, digest) > 0
+            )
             return list(session.exec(query.order_by(col(Adapter.id))).all())
 
     def delete_adapter(self, adapter_id: int) -> Adapter:
-        """Delete an adapter; undelete_adapter() brings it back until purge_adapters() has run. Raises NotFound."""
+        """Delete an adapter; undelete_adapter() brings it back until purge_adapters() has run.
+
+        Raises NotFound.
+        """
         with self.database.writing() as session:
             row = session.get(Adapter, adapter_id)
             if row is None or row.deleted:
@@ -104,11 +124,16 @@ class AdapterRows:
         return row
 
     def undelete_adapter(self, adapter_id: int) -> Adapter:
-        """Bring a deleted adapter back; if its name has been taken meanwhile it gets a number. Raises NotFound."""
+        """Bring a deleted adapter back; if its name has been taken meanwhile it gets a number.
+
+        Raises NotFound.
+        """
         with self.database.writing() as session:
             row = session.get(Adapter, adapter_id)
             if row is None or not row.deleted:
-                raise NotFound(f"There is no deleted adapter {adapter_id}; it has been swept away or is back already.")
+                raise NotFound(
+                    f"There is no deleted adapter {adapter_id}; it has been swept away or is back already."
+                )
             row.name = free_name(_MARK.sub("", row.name), set(session.exec(select(Adapter.name)).all()))
             row.deleted, row.changed = None, time.time()
             if row.run_id is not None:
@@ -120,7 +145,9 @@ class AdapterRows:
     def deleted_adapters(self) -> list[Adapter]:
         """Those that can still be brought back, the latest first."""
         with self.database.reading() as session:
-            query = select(Adapter).where(col(Adapter.deleted).is_not(None)).order_by(col(Adapter.deleted).desc())
+            query = (
+                select(Adapter).where(col(Adapter.deleted).is_not(None)).order_by(col(Adapter.deleted).desc())
+            )
             return list(session.exec(query).all())
 
     def purge_adapters(self, before: float) -> int:
@@ -130,7 +157,10 @@ class AdapterRows:
             for row in rows:
                 session.delete(row)
             session.flush()
-            kept = {*session.exec(select(Adapter.digest)).all(), *session.exec(select(Checkpoint.adapter_digest)).all()}
+            kept = {
+                *session.exec(select(Adapter.digest)).all(),
+                *session.exec(select(Checkpoint.adapter_digest)).all(),
+            }
             gone = {row.digest for row in rows} - kept
         for digest in gone:
             self.blobs.remove(digest)
@@ -140,7 +170,8 @@ class AdapterRows:
 def _conditions(query: AdapterQuery) -> Sequence[Any]:
     searched = (Adapter.name, Adapter.tags, Adapter.note, Adapter.base_name, Adapter.dataset_name)
     found: list[Any] = [
-        or_(*[col(column).icontains(word, autoescape=True) for column in searched]) for word in query.words.split()
+        or_(*[col(column).icontains(word, autoescape=True) for column in searched])
+        for word in query.words.split()
     ]
     if query.base:
         found.append(Adapter.base_name == query.base)

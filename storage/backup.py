@@ -1,7 +1,9 @@
-"""A whole registry in one file, and back: the database by SQLite's own backup, and every blob that its rows need.
+"""A whole registry in one file, and back: the database by SQLite's own backup, and every blob that its rows
+need.
 
-The file is an uncompressed zip: backup.json, registry.db, and blobs/<digest> as files or small folders. Base models are
-not in it: they are large, come from elsewhere, and are recognised by their fingerprint when they are added again.
+The file is an uncompressed zip: backup.json, registry.db, and blobs/<digest> as files or small folders. Base
+models are not in it: they are large, come from elsewhere, and are recognised by their fingerprint when they
+are added again.
 """
 
 from __future__ import annotations
@@ -30,9 +32,11 @@ Watch = Callable[[str, float], None]
 
 
 def backup(registry: Registry, target: Path, watch: Watch) -> int:
-    """Write the registry to the new file `target`, also while it is in use. Returns the number of blobs in it.
+    """Write the registry to the new file `target`, also while it is in use. Returns the number of blobs in
+    it.
 
-    Raises StorageError if `target` exists or a blob that is needed is missing or damaged. Killed midway it leaves no `target`.
+    Raises StorageError if `target` exists or a blob that is needed is missing or damaged. Killed midway it
+    leaves no `target`.
     """
     if target.exists():
         raise StorageError(f"{target} exists already; choose a new file.")
@@ -44,11 +48,16 @@ def backup(registry: Registry, target: Path, watch: Watch) -> int:
         with zipfile.ZipFile(staged, "x", zipfile.ZIP_STORED) as archive:
             found = _needed_by(copy)
             gone = [
-                digest for number, digest in enumerate(found) if not _pack(registry, archive, digest, watch, number / len(found))
+                digest
+                for number, digest in enumerate(found)
+                if not _pack(registry, archive, digest, watch, number / len(found))
             ]
             _forget(copy, set(gone))
             archive.write(copy, _DATABASE)
-            archive.writestr(_ABOUT, json.dumps({"format": FORMAT, "created": time.time(), "blobs": len(found) - len(gone)}))
+            archive.writestr(
+                _ABOUT,
+                json.dumps({"format": FORMAT, "created": time.time(), "blobs": len(found) - len(gone)}),
+            )
         with staged.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(staged, target)
@@ -88,8 +97,13 @@ def _forget(path: Path, gone: set[str]) -> None:
     marks = ",".join("?" * len(gone))
     with sqlite3.connect(path) as connection:
         connection.execute("PRAGMA foreign_keys=ON")
-        for table, column in (("adapter", "digest"), ("checkpoint", "adapter_digest"), ("checkpoint", "state_digest"),
-                              ("dataset", "digest"), ("dataset", "rows_digest")):  # fmt: skip
+        for table, column in (
+            ("adapter", "digest"),
+            ("checkpoint", "adapter_digest"),
+            ("checkpoint", "state_digest"),
+            ("dataset", "digest"),
+            ("dataset", "rows_digest"),
+        ):
             connection.execute(f"DELETE FROM {table} WHERE {column} IN ({marks})", sorted(gone))
     connection.close()
 
@@ -97,19 +111,22 @@ def _forget(path: Path, gone: set[str]) -> None:
 def restore(source: Path, database: Path, blobs: BlobStore, watch: Watch, *, replace: bool = False) -> int:
     """Bring a backup back into a home that nothing is running on. Returns the number of blobs brought back.
 
-    Every blob is checked against its digest before the database is put in place; what was there is kept beside it as
-    registry-before-restore-….db. Raises StorageError if the file is no backup, is damaged, or would replace a registry
-    with something in it and `replace` is not set.
+    Every blob is checked against its digest before the database is put in place; what was there is kept
+    beside it as registry-before-restore-….db. Raises StorageError if the file is no backup, is damaged, or
+    would replace a registry with something in it and `replace` is not set.
     """
     if not replace and database.exists() and _holds_anything(database):
         raise StorageError(
-            f"{database} holds a registry already; give --replace to put the backup in its place (it is kept beside)."
+            f"{database} holds a registry already; give --replace to put the backup in its place (it is "
+            "kept beside)."
         )
     try:
         with zipfile.ZipFile(source) as archive:
             return _unpack(archive, source.name, database, blobs, watch)
     except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError, KeyError) as error:
-        raise StorageError(f"{source.name} cannot be restored: {str(error)[:200]}. Nothing was changed.") from None
+        raise StorageError(
+            f"{source.name} cannot be restored: {str(error)[:200]}. Nothing was changed."
+        ) from None
 
 
 def _unpack(archive: zipfile.ZipFile, name: str, database: Path, blobs: BlobStore, watch: Watch) -> int:
@@ -118,7 +135,9 @@ def _unpack(archive: zipfile.ZipFile, name: str, database: Path, blobs: BlobStor
         raise StorageError(f"{name} is no backup of a registry: it holds no {_ABOUT} and {_DATABASE}.")
     about = json.loads(archive.read(_ABOUT))
     if about.get("format") != FORMAT:
-        raise StorageError(f"{name} was written by a newer version of the workbench (format {about.get('format')}).")
+        raise StorageError(
+            f"{name} was written by a newer version of the workbench (format {about.get('format')})."
+        )
     whole: dict[str, list[tuple[str, str]]] = {}
     for member in members:
         if match := _MEMBER.match(member):
@@ -132,12 +151,16 @@ def _unpack(archive: zipfile.ZipFile, name: str, database: Path, blobs: BlobStor
             if parts[0][1]:
                 folder.mkdir()
             for member, inner in parts:
-                with archive.open(member) as packed, (folder / inner if inner else folder).open("xb") as unpacked:
+                with (
+                    archive.open(member) as packed,
+                    (folder / inner if inner else folder).open("xb") as unpacked,
+                ):
                     shutil.copyfileobj(packed, unpacked, 1 << 20)
             found = blobs.put(folder)
         if found != digest:
             raise StorageError(
-                f"{name} is damaged: what should be {digest[:12]}… is {found[:12]}…. The registry was not changed."
+                f"{name} is damaged: what should be {digest[:12]}… is {found[:12]}…. The registry was "
+                "not changed."
             )
     staged = database.with_name(f".restore-{uuid.uuid4().hex}.db")
     try:
@@ -177,8 +200,10 @@ def _holds_anything(path: Path) -> bool:
     database = Database(path)
     try:
         with database.reading() as session:
-            counts = [session.connection().exec_driver_sql(f"SELECT count(*) FROM {table}").scalar()
-                      for table in ("adapter", "run", "dataset", "base")]  # fmt: skip
+            counts = [
+                session.connection().exec_driver_sql(f"SELECT count(*) FROM {table}").scalar()
+                for table in ("adapter", "run", "dataset", "base")
+            ]
         return any(counts)
     finally:
         database.close()

@@ -1,4 +1,6 @@
-"""Content-addressed files: blobs/sha256/ab/<digest>, each a file or a small folder, published whole or not at all."""
+"""Content-addressed files: blobs/sha256/ab/<digest>, each a file or a small folder, published whole or not at
+all.
+"""
 
 from __future__ import annotations
 
@@ -66,10 +68,11 @@ class BlobStore:
         return digest
 
     def sweep(self, referenced: Callable[[], set[str]], seconds: float = _STAGED_SECONDS) -> int:
-        """Remove blobs that no row names and nobody has put for `seconds`. Returns the bytes that became free.
+        """Remove blobs that no row names and nobody has put for `seconds`. Returns the bytes that became
+        free.
 
-        Safe beside processes that put and publish: a blob is moved aside first, and moved back if somebody has put it
-        again meanwhile. What a killed sweep had moved aside is moved back or removed by the next.
+        Safe beside processes that put and publish: a blob is moved aside first, and moved back if somebody
+        has put it again meanwhile. What a killed sweep had moved aside is moved back or removed by the next.
         """
         freed, before = 0, time.time() - seconds
         for aside in self._staging.glob(f"{_ASIDE}*"):
@@ -103,7 +106,9 @@ class BlobStore:
 
     def digests(self) -> list[str]:
         """Of every blob that is there."""
-        return sorted(one.name for folder in self._root.iterdir() for one in folder.iterdir() if _DIGEST.match(one.name))
+        return sorted(
+            one.name for folder in self._root.iterdir() for one in folder.iterdir() if _DIGEST.match(one.name)
+        )
 
     def sweep_staging(self, seconds: float = _STAGED_SECONDS) -> None:
         """Remove what processes that were killed have left behind: nothing is staged for a day."""
@@ -124,12 +129,15 @@ class BlobStore:
         found = content_digest(target)
         if found != digest:
             raise BlobDamaged(
-                f"The stored file {digest[:12]}… has changed on disk (now {found[:12]}…); restore it from a backup."
+                f"The stored file {digest[:12]}… has changed on disk (now {found[:12]}…); restore it "
+                "from a backup."
             )
         return target
 
     def remove(self, digest: str) -> None:
-        """Delete a blob that no row needs any more: gone at once and as a whole, also if this process is killed."""
+        """Delete a blob that no row needs any more: gone at once and as a whole, also if this process is
+        killed.
+        """
         aside = self._staging / uuid.uuid4().hex
         try:
             os.replace(self._place(digest), aside)
@@ -154,11 +162,17 @@ def content_digest(path: Path) -> str:
 
 def content_size(path: Path) -> int:
     """Bytes of a file, or of all files in a folder."""
-    return path.stat().st_size if path.is_file() else sum(one.stat().st_size for one in path.rglob("*") if one.is_file())
+    return (
+        path.stat().st_size
+        if path.is_file()
+        else sum(one.stat().st_size for one in path.rglob("*") if one.is_file())
+    )
 
 
 def _touched(target: Path) -> bool:
-    """Whether the blob is there; if so it counts as new, so that no sweep takes it from under a row about to be written."""
+    """Whether the blob is there; if so it counts as new, so that no sweep takes it from under a row about to
+    be written.
+    """
     try:
         os.utime(target)
     except FileNotFoundError:

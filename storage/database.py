@@ -23,7 +23,9 @@ _MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 def wal_is_safe(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> bool:
-    """Whether this SQLite has the fix for the WAL-reset bug: 3.51.3 or later, or 3.44.6, 3.50.7 of their branches."""
+    """Whether this SQLite has the fix for the WAL-reset bug: 3.51.3 or later, or 3.44.6, 3.50.7 of their
+    branches.
+    """
     fixed: dict[tuple[int, ...], int] = {(3, 44): 6, (3, 50): 7}
     return version >= (3, 51, 3) or version[2] >= fixed.get(version[:2], 1 << 30)
 
@@ -34,7 +36,9 @@ class Database:
     def __init__(self, path: Path) -> None:
         """Open or create `path` and bring its schema up to date, after a backup of what was there."""
         self.path = path
-        self._engine = create_engine(URL.create("sqlite", database=str(path)), connect_args={"timeout": _BUSY_SECONDS})
+        self._engine = create_engine(
+            URL.create("sqlite", database=str(path)), connect_args={"timeout": _BUSY_SECONDS}
+        )
         event.listen(self._engine, "connect", _configure)
         event.listen(self._engine, "begin", _begin)
         self._writer = self._engine.execution_options(begin="BEGIN IMMEDIATE")
@@ -72,14 +76,16 @@ class Database:
                 current = MigrationContext.configure(connection).get_current_revision()
         except DatabaseError as error:
             raise StorageError(
-                f"The registry {self.path} cannot be opened ({error.orig}). If it is damaged, put a backup of it in its place."
+                f"The registry {self.path} cannot be opened ({error.orig}). If it is damaged, put a "
+                "backup of it in its place."
             ) from None
         if current == head:
             return
         known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
         if current is not None and current not in known:
             raise StorageError(
-                f"{self.path} was written by a newer version of the workbench (schema {current}); update the workbench."
+                f"{self.path} was written by a newer version of the workbench (schema {current}); "
+                "update the workbench."
             )
         if current is not None:
             self.backup(self.path.with_name(f"{self.path.stem}-before-{head}-{int(time.time())}.db"))

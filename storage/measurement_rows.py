@@ -27,14 +27,24 @@ class MeasurementRows:
     def points(self, run_id: int, after: int = 0, limit: int | None = None) -> Sequence[Point]:
         """Measurements of a run with ids above `after`, in order."""
         with self.database.reading() as session:
-            query = select(Point).where(Point.run_id == run_id, col(Point.id) > after).order_by(col(Point.id)).limit(limit)
+            query = (
+                select(Point)
+                .where(Point.run_id == run_id, col(Point.id) > after)
+                .order_by(col(Point.id))
+                .limit(limit)
+            )
             return session.exec(query).all()
 
     def point_values(self, run_id: int, columns: Sequence[str], after: int, limit: int) -> list[list[Any]]:
         """The same as plain values of these columns, which is several times as quick."""
         with self.database.reading() as session:
             chosen = [getattr(Point, name) for name in columns]
-            query = select(*chosen).where(Point.run_id == run_id, col(Point.id) > after).order_by(col(Point.id)).limit(limit)
+            query = (
+                select(*chosen)
+                .where(Point.run_id == run_id, col(Point.id) > after)
+                .order_by(col(Point.id))
+                .limit(limit)
+            )
             return [list(row) for row in session.execute(query).all()]
 
     def last_point(self, run_id: int) -> Point | None:
@@ -46,7 +56,9 @@ class MeasurementRows:
     def last_points(self, run_ids: Sequence[int]) -> dict[int, Point]:
         """The newest training measurement of each of these runs."""
         with self.database.reading() as session:
-            newest = select(func.max(Point.id)).where(col(Point.run_id).in_(list(run_ids)), col(Point.loss).is_not(None))
+            newest = select(func.max(Point.id)).where(
+                col(Point.run_id).in_(list(run_ids)), col(Point.loss).is_not(None)
+            )
             query = select(Point).where(col(Point.id).in_(newest.group_by(col(Point.run_id))))
             return {point.run_id: point for point in session.exec(query).all()}
 
@@ -59,8 +71,13 @@ class MeasurementRows:
     def best_losses(self, run_ids: Sequence[int]) -> dict[int, float | None]:
         """For each of these runs that has been measured its lowest validation loss."""
         with self.database.reading() as session:
-            query = select(Point.run_id, func.min(Point.validation_loss)).where(col(Point.run_id).in_(list(run_ids)))
-            return {int(run_id): lowest for run_id, lowest in session.execute(query.group_by(col(Point.run_id))).all()}
+            query = select(Point.run_id, func.min(Point.validation_loss)).where(
+                col(Point.run_id).in_(list(run_ids))
+            )
+            return {
+                int(run_id): lowest
+                for run_id, lowest in session.execute(query.group_by(col(Point.run_id))).all()
+            }
 
     def add_sample(self, row: Sample) -> None:
         """Append what a run answered to one of its prompts."""
@@ -71,7 +88,9 @@ class MeasurementRows:
     def samples(self, run_id: int, after: int = 0) -> Sequence[Sample]:
         """What a run answered to its prompts, in order, from behind the id `after` on."""
         with self.database.reading() as session:
-            query = select(Sample).where(Sample.run_id == run_id, col(Sample.id) > after).order_by(col(Sample.id))
+            query = (
+                select(Sample).where(Sample.run_id == run_id, col(Sample.id) > after).order_by(col(Sample.id))
+            )
             return session.exec(query).all()
 
     def add_note(self, run_id: int, text: str, kind: str = LOG) -> None:
@@ -82,4 +101,6 @@ class MeasurementRows:
     def notes(self, run_id: int, after: int = 0) -> Sequence[Note]:
         """A run's log from behind the id `after` on."""
         with self.database.reading() as session:
-            return session.exec(select(Note).where(Note.run_id == run_id, col(Note.id) > after).order_by(col(Note.id))).all()
+            return session.exec(
+                select(Note).where(Note.run_id == run_id, col(Note.id) > after).order_by(col(Note.id))
+            ).all()

@@ -1,4 +1,7 @@
-"""Names people give to models, data sets, runs and adapters. They live in the registry only, never in a path."""
+"""Names people give to models, data sets, runs and adapters.
+
+They live in the registry only, never in a path.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,9 @@ def clean_name(name: str, what: str) -> str:
     if not clean:
         raise InvalidName(f"The {what} needs a name.")
     if len(clean) > MAX_LENGTH:
-        raise InvalidName(f"The {what}'s name may be {MAX_LENGTH} characters long; this one has {len(clean)}.")
+        raise InvalidName(
+            f"The {what}'s name may be {MAX_LENGTH} characters long; this one has {len(clean)}."
+        )
     if any(char in _DIRECTION or unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") for char in clean):
         raise InvalidName(f"The {what}'s name may not hold line breaks or control characters.")
     return clean

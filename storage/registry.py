@@ -59,7 +59,9 @@ class Registry(RunRows, MeasurementRows, AdapterRows):
             with self.database.writing() as session:
                 session.add(row)
         except IntegrityError:
-            raise NameTaken(f"The name {row.name!r} is taken by another {what}; choose another one.") from None
+            raise NameTaken(
+                f"The name {row.name!r} is taken by another {what}; choose another one."
+            ) from None
         return row
 
     def require_free(self, table: type[Named], name: str) -> str:
@@ -106,15 +108,21 @@ class Registry(RunRows, MeasurementRows, AdapterRows):
             return session.merge(row)
 
     def remove_base(self, name: str) -> Base:
-        """Forget a base model. Raises InUse while adapters or waiting runs need it; its files are the caller's."""
+        """Forget a base model.
+
+        Raises InUse while adapters or waiting runs need it; its files are the caller's.
+        """
         row = self.find(Base, name)
         with self.database.writing() as session:
             mine = _there(select(Adapter.name), Adapter).where(Adapter.base_fingerprint == row.fingerprint)
             adapters = session.exec(mine).all()
-            copies = session.exec(select(Base.id).where(Base.fingerprint == row.fingerprint, Base.id != row.id)).all()
+            copies = session.exec(
+                select(Base.id).where(Base.fingerprint == row.fingerprint, Base.id != row.id)
+            ).all()
             if adapters and not copies:
                 raise InUse(
-                    f"{name!r} is needed by {len(adapters)} adapter(s): {', '.join(adapters[:5])}. Remove them first; "
+                    f"{name!r} is needed by {len(adapters)} adapter(s): {', '.join(adapters[:5])}. "
+                    "Remove them first; "
                     "without their base they are of no use."
                 )
             self._refuse_active(session, Run.base_id == row.id, name)
@@ -141,17 +149,25 @@ class Registry(RunRows, MeasurementRows, AdapterRows):
                 session.flush()
                 session.add(_version_of(row, change, parent=None))
         except IntegrityError:
-            raise NameTaken(f"The name {row.name!r} is taken by another data set; choose another one.") from None
+            raise NameTaken(
+                f"The name {row.name!r} is taken by another data set; choose another one."
+            ) from None
         return row
 
     def add_version(self, row: Dataset, change: str) -> Dataset:
-        """Store `row` as the newest version of its data set. Raises NotFound, or InUse if it was changed meanwhile."""
+        """Store `row` as the newest version of its data set.
+
+        Raises NotFound, or InUse if it was changed meanwhile.
+        """
         with self.database.writing() as session:
             newest = session.get(Dataset, row.id or 0)
             if newest is None:
                 raise NotFound(f"There is no data set called {row.name[:120]!r} any more.")
             if newest.version != row.version:
-                raise InUse(f"{row.name!r} has been changed meanwhile (version {newest.version}); look at it and try again.")
+                raise InUse(
+                    f"{row.name!r} has been changed meanwhile (version {newest.version}); look at it "
+                    "and try again."
+                )
             changed = session.merge(Dataset(**row.model_dump() | {"version": row.version + 1}))
             session.add(_version_of(changed, change, parent=row.version))
         return changed
@@ -165,18 +181,25 @@ class Registry(RunRows, MeasurementRows, AdapterRows):
     def rows_of(self, version_digest: str) -> str:
         """The digest of the rows that a version is made of. Raises NotFound."""
         with self.database.reading() as session:
-            found = session.exec(select(DatasetVersion.rows_digest).where(DatasetVersion.digest == version_digest)).first()
+            found = session.exec(
+                select(DatasetVersion.rows_digest).where(DatasetVersion.digest == version_digest)
+            ).first()
             if found is None:
                 raise NotFound(f"The data set version {version_digest[:12]}… has been deleted.")
             return found
 
     def remove_dataset(self, name: str) -> None:
-        """Delete a data set, all its versions and their files. Raises InUse while a waiting or active run needs it."""
+        """Delete a data set, all its versions and their files.
+
+        Raises InUse while a waiting or active run needs it.
+        """
         row = self.find(Dataset, name)
         with self.database.writing() as session:
             self._refuse_active(session, Run.dataset_id == row.id, name)
             mine = session.exec(select(DatasetVersion).where(DatasetVersion.dataset_id == row.id)).all()
-            digests = {row.digest, row.rows_digest} | {one for version in mine for one in (version.digest, version.rows_digest)}
+            digests = {row.digest, row.rows_digest} | {
+                one for version in mine for one in (version.digest, version.rows_digest)
+            }
             session.execute(delete(DatasetVersion).where(col(DatasetVersion.dataset_id) == row.id))
             session.delete(row)
             others = session.exec(select(DatasetVersion.digest, DatasetVersion.rows_digest)).all()
@@ -198,7 +221,9 @@ class Registry(RunRows, MeasurementRows, AdapterRows):
     def active_jobs(self) -> list[Job]:
         """Jobs that wait or are under way, oldest first."""
         with self.database.reading() as session:
-            return list(session.exec(select(Job).where(col(Job.state).in_(ACTIVE_STATES)).order_by(col(Job.id))).all())
+            return list(
+                session.exec(select(Job).where(col(Job.state).in_(ACTIVE_STATES)).order_by(col(Job.id))).all()
+            )
 
     def failed_jobs(self, since: float, limit: int = 3) -> Sequence[Job]:
         """The newest jobs that failed after `since`."""
@@ -208,13 +233,21 @@ class Registry(RunRows, MeasurementRows, AdapterRows):
 
     def referenced(self) -> set[str]:
         """The digests of all blobs that some row needs; deleted adapters that can be brought back count."""
-        columns = (Adapter.digest, Dataset.digest, Dataset.rows_digest, DatasetVersion.digest, DatasetVersion.rows_digest,
-                   Checkpoint.adapter_digest, Checkpoint.state_digest)  # fmt: skip
+        columns = (
+            Adapter.digest,
+            Dataset.digest,
+            Dataset.rows_digest,
+            DatasetVersion.digest,
+            DatasetVersion.rows_digest,
+            Checkpoint.adapter_digest,
+            Checkpoint.state_digest,
+        )
         with self.database.reading() as session:
             return {digest for column in columns for digest in session.exec(select(column)).all()} - {""}
 
     def sweep(self, seconds: float = DAY) -> int:
-        """Remove what was deleted, or put and never registered, more than `seconds` ago. Returns the bytes that became free.
+        """Remove what was deleted, or put and never registered, more than `seconds` ago. Returns the bytes
+        that became free.
 
         With fewer seconds than it takes another process to register what it has put, that is taken from it.
         """
@@ -224,7 +257,9 @@ class Registry(RunRows, MeasurementRows, AdapterRows):
     def exports_of(self, adapter_digest: str) -> Sequence[Export]:
         """What was exported from an adapter, newest first."""
         with self.database.reading() as session:
-            query = select(Export).where(Export.adapter_digest == adapter_digest).order_by(col(Export.id).desc())
+            query = (
+                select(Export).where(Export.adapter_digest == adapter_digest).order_by(col(Export.id).desc())
+            )
             return session.exec(query).all()
 
     def chat_messages(self, chat_id: int) -> Sequence[ChatMessage]:
@@ -239,12 +274,22 @@ class Registry(RunRows, MeasurementRows, AdapterRows):
             session.execute(delete(Chat).where(col(Chat.id) == chat_id))
 
     def change_count(self) -> str:
-        """A short text that changes when anything a page shows may have changed; cheap enough to ask every second."""
+        """A short text that changes when anything a page shows may have changed; cheap enough to ask every
+        second.
+        """
         with self.database.reading() as session:
             tables = (Base, Dataset, DatasetVersion, Run, Checkpoint, Adapter, Job, Export)
             tops = [session.exec(select(func.max(table.id), func.count())).one() for table in tables]
             active = [
-                (run.id, run.state, run.stop_requested, run.save_requested, run.sample_requested, run.position, len(run.changes))
+                (
+                    run.id,
+                    run.state,
+                    run.stop_requested,
+                    run.save_requested,
+                    run.sample_requested,
+                    run.position,
+                    len(run.changes),
+                )
                 for run in session.exec(select(Run).where(col(Run.state).in_(ACTIVE_STATES))).all()
             ]
             jobs = session.exec(select(Job.id, Job.state).where(col(Job.state).in_(ACTIVE_STATES))).all()
@@ -259,6 +304,14 @@ def _there(query: Any, table: type[SQLModel]) -> Any:
 
 def _version_of(row: Dataset, change: str, parent: int | None) -> DatasetVersion:
     return DatasetVersion(
-        dataset_id=row.id or 0, number=row.version, parent=parent, digest=row.digest, rows_digest=row.rows_digest, change=change,
-        rows=row.rows, validation_rows=row.validation_rows, excluded_rows=row.excluded_rows, faulty_rows=row.faulty_rows,
-    )  # fmt: skip
+        dataset_id=row.id or 0,
+        number=row.version,
+        parent=parent,
+        digest=row.digest,
+        rows_digest=row.rows_digest,
+        change=change,
+        rows=row.rows,
+        validation_rows=row.validation_rows,
+        excluded_rows=row.excluded_rows,
+        faulty_rows=row.faulty_rows,
+    )

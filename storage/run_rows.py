@@ -45,7 +45,8 @@ class RunRows:
     # The queue.
 
     def queue_runs(self, runs: Sequence[Run], *, number_if_taken: bool = False) -> None:
-        """Store new runs behind all that wait, all or none. Their names must be free among adapters and runs to come.
+        """Store new runs behind all that wait, all or none. Their names must be free among adapters and runs
+        to come.
 
         Raises NameTaken, unless a name may get a number behind it.
         """
@@ -58,7 +59,10 @@ class RunRows:
                 if number_if_taken:
                     run.name = free_name(run.name, taken)
                 if run.name in taken:
-                    raise NameTaken(f"There is an adapter or an active run called {run.name!r} already; choose another name.")
+                    raise NameTaken(
+                        f"There is an adapter or an active run called {run.name!r} already; choose "
+                        "another name."
+                    )
                 taken.add(run.name)
             session.add_all(runs)
             session.flush()
@@ -68,10 +72,15 @@ class RunRows:
     def waiting_runs(self) -> list[Run]:
         """The queue, first come first."""
         with self.database.reading() as session:
-            return list(session.exec(select(Run).where(Run.state == QUEUED).order_by(col(Run.position), col(Run.id))).all())
+            return list(
+                session.exec(
+                    select(Run).where(Run.state == QUEUED).order_by(col(Run.position), col(Run.id))
+                ).all()
+            )
 
     def next_queued(self) -> list[Run]:
-        """The first of the queue with all that may train together with it: of its sweep, or of its base if all allow it.
+        """The first of the queue with all that may train together with it: of its sweep, or of its base if
+        all allow it.
 
         Empty if none waits.
         """
@@ -84,12 +93,19 @@ class RunRows:
             return list(session.exec(select(Run).where(Run.sweep == sweep).order_by(col(Run.id))).all())
 
     def move_run(self, run_id: int, place: int) -> None:
-        """Put a waiting run at a place of the queue, counted from 0. Raises NotFound, or InUse if it does not wait."""
+        """Put a waiting run at a place of the queue, counted from 0.
+
+        Raises NotFound, or InUse if it does not wait.
+        """
         with self.database.writing() as session:
             run = _run_in(session, run_id)
             if run.state != QUEUED:
                 raise InUse(f"Run {run_id} ({run.name}) is {run.state}; only a run that waits can be moved.")
-            query = select(Run).where(Run.state == QUEUED, Run.id != run_id).order_by(col(Run.position), col(Run.id))
+            query = (
+                select(Run)
+                .where(Run.state == QUEUED, Run.id != run_id)
+                .order_by(col(Run.position), col(Run.id))
+            )
             order = list(session.exec(query).all())
             order.insert(max(0, place), run)
             for position, one in enumerate(order):
@@ -125,9 +141,11 @@ class RunRows:
         self.set_state(run_id, QUEUED, reason, started=None)
 
     def queue_again(self, run_id: int) -> Run:
-        """Let a run that was paused, interrupted, stopped or has failed wait for the engine again; twice does it once.
+        """Let a run that was paused, interrupted, stopped or has failed wait for the engine again; twice does
+        it once.
 
-        What it measured behind its last checkpoint is forgotten: it will be measured again. Raises NotFound, InUse.
+        What it measured behind its last checkpoint is forgotten: it will be measured again. Raises NotFound,
+        InUse.
         """
         with self.database.writing() as session:
             run = _run_in(session, run_id)
@@ -135,7 +153,8 @@ class RunRows:
                 return run
             if run.state not in RESUMABLE_STATES:
                 raise InUse(
-                    f"Run {run_id} ({run.name}) is {run.state}; there is nothing left to do. Duplicate it to train again."
+                    f"Run {run_id} ({run.name}) is {run.state}; there is nothing left to do. Duplicate "
+                    "it to train again."
                 )
             newest = session.exec(select(func.max(Checkpoint.step)).where(Checkpoint.run_id == run_id)).one()
             last = -1 if newest is None else newest
@@ -179,7 +198,10 @@ class RunRows:
         self._change_all((QUEUED,), FAILED, reason)
 
     def interrupt_runs(self, reason: str) -> list[int]:
-        """Mark runs that were under way as interrupted, since nothing works on them any more. Returns their ids."""
+        """Mark runs that were under way as interrupted, since nothing works on them any more.
+
+        Returns their ids.
+        """
         return self._change_all(UNDER_WAY, INTERRUPTED, reason)
 
     def _change_all(self, states: Iterable[str], state: str, reason: str) -> list[int]:
@@ -193,21 +215,30 @@ class RunRows:
     def active_runs(self) -> list[Run]:
         """Runs that wait or are under way, oldest first."""
         with self.database.reading() as session:
-            return list(session.exec(select(Run).where(col(Run.state).in_(ACTIVE_STATES)).order_by(col(Run.id))).all())
+            return list(
+                session.exec(select(Run).where(col(Run.state).in_(ACTIVE_STATES)).order_by(col(Run.id))).all()
+            )
 
     def runs_in(self, *states: str) -> list[Run]:
         """Runs in any of these states, oldest first."""
         with self.database.reading() as session:
-            return list(session.exec(select(Run).where(col(Run.state).in_(states)).order_by(col(Run.id))).all())
+            return list(
+                session.exec(select(Run).where(col(Run.state).in_(states)).order_by(col(Run.id))).all()
+            )
 
     # What people ask of a run under way.
 
     def requests(self, run_ids: Iterable[int]) -> Sequence[Run]:
-        """Those of these runs of which somebody wants something: to stop, pause, save, write a sample, change."""
+        """Those of these runs of which somebody wants something: to stop, pause, save, write a sample,
+        change.
+        """
         asked = (
-            col(Run.stop_requested) | col(Run.pause_requested) | col(Run.save_requested) | col(Run.sample_requested)
+            col(Run.stop_requested)
+            | col(Run.pause_requested)
+            | col(Run.save_requested)
+            | col(Run.sample_requested)
             | col(Run.change_requested)
-        )  # fmt: skip
+        )
         with self.database.reading() as session:
             return session.exec(select(Run).where(col(Run.id).in_(list(run_ids)), asked)).all()
 
@@ -255,20 +286,32 @@ class RunRows:
         return run
 
     def add_change(self, run_id: int, values: Mapping[str, Any]) -> Run:
-        """Have options of a run change: from its next step on, or when it goes on. Raises NotFound, InUse if it is finished."""
+        """Have options of a run change: from its next step on, or when it goes on.
+
+        Raises NotFound, InUse if it is finished.
+        """
         with self.database.writing() as session:
             run = _run_in(session, run_id)
             if run.state == FINISHED:
-                raise InUse(f"Run {run_id} ({run.name}) is finished; duplicate it to train with other options.")
-            run.changes, run.change_requested = [*run.changes, {"values": dict(values), "at": time.time()}], True
+                raise InUse(
+                    f"Run {run_id} ({run.name}) is finished; duplicate it to train with other options."
+                )
+            run.changes, run.change_requested = (
+                [*run.changes, {"values": dict(values), "at": time.time()}],
+                True,
+            )
             session.add(run)
             return run
 
     def settle_changes(self, run_id: int, steps: Mapping[int, int], total_steps: int) -> None:
-        """Note after which step each of these changes, by its number, was taken over, and how many steps are planned now."""
+        """Note after which step each of these changes, by its number, was taken over, and how many steps are
+        planned now.
+        """
         with self.database.writing() as session:
             run = _run_in(session, run_id)
-            run.changes = [{**one, "step": steps[at]} if at in steps else one for at, one in enumerate(run.changes)]
+            run.changes = [
+                {**one, "step": steps[at]} if at in steps else one for at, one in enumerate(run.changes)
+            ]
             run.change_requested = any(one.get("step") is None for one in run.changes)
             run.details = {**run.details, "total_steps": total_steps}
             session.add(run)
@@ -276,7 +319,9 @@ class RunRows:
     # Checkpoints.
 
     def add_checkpoint(self, row: Checkpoint) -> None:
-        """Store a checkpoint, then forget those that are neither among the last two nor the best by validation."""
+        """Store a checkpoint, then forget those that are neither among the last two nor the best by
+        validation.
+        """
         with self.database.writing() as session:
             session.add(row)
             session.execute(update(Run).where(col(Run.id) == row.run_id).values(save_requested=False))
@@ -308,7 +353,10 @@ def best_checkpoint(rows: Sequence[Checkpoint]) -> Checkpoint | None:
 
 
 def _may_share(first: Run, other: Run) -> bool:
-    """Whether two waiting runs may train at once. Whether their shapes allow it turns out when they are prepared."""
+    """Whether two waiting runs may train at once.
+
+    Whether their shapes allow it turns out when they are prepared.
+    """
     if other.base_id != first.base_id:
         return False
     return (bool(first.sweep) and other.sweep == first.sweep) or (first.together and other.together)

@@ -60,15 +60,26 @@ class Base(SQLModel, table=True):
     head: str | None = None
     template: str = Field(default="", sa_column_kwargs={"server_default": ""})
     """Name of the known chat template chosen for a base that has none of its own; empty for the plain one."""
-    merged: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False, server_default="{}"))
-    """For a merged model: base_fingerprint, base_name, adapter_digest and adapter_name of what went into it."""
-    files: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False, server_default="{}"))
-    """SHA-256 of each file when it was added, of weights only of their headers; empty where nobody recorded them."""
+    merged: dict[str, Any] = Field(
+        default_factory=dict, sa_column=Column(JSON, nullable=False, server_default="{}")
+    )
+    """For a merged model: base_fingerprint, base_name,
+    adapter_digest and adapter_name of what went into it.
+    """
+    files: dict[str, Any] = Field(
+        default_factory=dict, sa_column=Column(JSON, nullable=False, server_default="{}")
+    )
+    """SHA-256 of each file when it was added, of weights only of their headers; empty where nobody recorded
+    them.
+    """
     created: float = Field(default_factory=time.time)
 
 
 class BaseManifest(SQLModel, table=True):
-    """What a fingerprint was taken over, tensor by tensor. Outlives its base, to say what an adapter was made for."""
+    """What a fingerprint was taken over, tensor by tensor.
+
+    Outlives its base, to say what an adapter was made for.
+    """
 
     __tablename__ = "base_manifest"
 
@@ -79,7 +90,8 @@ class BaseManifest(SQLModel, table=True):
 
 
 class Dataset(SQLModel, table=True):
-    """A data set as it is now: its newest version. `digest` is that version's, `rows_digest` that of the rows it is made of.
+    """A data set as it is now: its newest version. `digest` is that version's, `rows_digest` that of the rows
+    it is made of.
 
     Where both are equal an earlier workbench stored it, and the rows are split when they are trained on.
     """
@@ -102,7 +114,9 @@ class Dataset(SQLModel, table=True):
     faulty_rows: int = _count()
     """Rows with an error that have not been left out; training refuses while there are any."""
     warnings: int = _count()
-    mapping: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False, server_default="{}"))
+    mapping: dict[str, Any] = Field(
+        default_factory=dict, sa_column=Column(JSON, nullable=False, server_default="{}")
+    )
     created: float = Field(default_factory=time.time)
 
 
@@ -113,7 +127,9 @@ class DatasetVersion(SQLModel, table=True):
     __table_args__ = (UniqueConstraint("dataset_id", "number"),)
 
     id: int | None = Field(default=None, primary_key=True)
-    dataset_id: int = Field(sa_column=Column(Integer, ForeignKey("dataset.id", ondelete="CASCADE"), nullable=False, index=True))
+    dataset_id: int = Field(
+        sa_column=Column(Integer, ForeignKey("dataset.id", ondelete="CASCADE"), nullable=False, index=True)
+    )
     number: int
     parent: int | None = None
     """Number of the version it was made from."""
@@ -151,8 +167,12 @@ class Run(SQLModel, table=True):
     sample_requested: bool = Field(default=False, sa_column_kwargs={"server_default": "0"})
     change_requested: bool = Field(default=False, sa_column_kwargs={"server_default": "0"})
     """Whether `changes` holds some that the engine has not seen."""
-    changes: list[dict[str, Any]] = Field(default_factory=list, sa_column=Column(JSON, nullable=False, server_default="[]"))
-    """What was changed while it was running, in order; `step` is missing until the engine has taken a change over."""
+    changes: list[dict[str, Any]] = Field(
+        default_factory=list, sa_column=Column(JSON, nullable=False, server_default="[]")
+    )
+    """What was changed while it was running, in order; `step` is missing until the engine has taken a change
+    over.
+    """
     position: float = Field(default=0.0, sa_column_kwargs={"server_default": "0"})
     """Its place in the queue: the lowest comes first."""
     together: bool = Field(default=False, sa_column_kwargs={"server_default": "0"})
@@ -210,7 +230,9 @@ class Sample(SQLModel, table=True):
     __tablename__ = "sample"
 
     id: int | None = Field(default=None, primary_key=True)
-    run_id: int = Field(sa_column=Column(Integer, ForeignKey("run.id", ondelete="CASCADE"), nullable=False, index=True))
+    run_id: int = Field(
+        sa_column=Column(Integer, ForeignKey("run.id", ondelete="CASCADE"), nullable=False, index=True)
+    )
     step: int
     prompt: str
     text: str
@@ -218,12 +240,16 @@ class Sample(SQLModel, table=True):
 
 
 class Checkpoint(SQLModel, table=True):
-    """A state that a run can go on from: the factors as an adapter, and the rest of the state, each a blob."""
+    """A state that a run can go on from: the factors as an adapter,
+    and the rest of the state, each a blob.
+    """
 
     __tablename__ = "checkpoint"
 
     id: int | None = Field(default=None, primary_key=True)
-    run_id: int = Field(sa_column=Column(Integer, ForeignKey("run.id", ondelete="CASCADE"), nullable=False, index=True))
+    run_id: int = Field(
+        sa_column=Column(Integer, ForeignKey("run.id", ondelete="CASCADE"), nullable=False, index=True)
+    )
     step: int
     adapter_digest: str
     state_digest: str
@@ -243,7 +269,9 @@ class Note(SQLModel, table=True):
     __tablename__ = "note"
 
     id: int | None = Field(default=None, primary_key=True)
-    run_id: int = Field(sa_column=Column(Integer, ForeignKey("run.id", ondelete="CASCADE"), nullable=False, index=True))
+    run_id: int = Field(
+        sa_column=Column(Integer, ForeignKey("run.id", ondelete="CASCADE"), nullable=False, index=True)
+    )
     text: str
     kind: str = Field(default=LOG, sa_column_kwargs={"server_default": "log"})
     at: float = Field(default_factory=time.time)
@@ -274,7 +302,9 @@ class Adapter(SQLModel, table=True):
     tokenizer_hash: str = Field(default="", sa_column_kwargs={"server_default": ""})
     template_hash: str = Field(default="", sa_column_kwargs={"server_default": ""})
     """Of the base as it was then, its chosen chat template counted; empty where nobody recorded them."""
-    parents: list[dict[str, Any]] = Field(default_factory=list, sa_column=Column(JSON, nullable=False, server_default="[]"))
+    parents: list[dict[str, Any]] = Field(
+        default_factory=list, sa_column=Column(JSON, nullable=False, server_default="[]")
+    )
     """What it was made of, if not by training: name, digest and weight of each adapter."""
     starred: bool = Field(default=False, sa_column_kwargs={"server_default": "0"})
     tags: str = Field(default="", sa_column_kwargs={"server_default": ""})
@@ -326,7 +356,9 @@ class Export(SQLModel, table=True):
     format: str = Field(default="safetensors", sa_column_kwargs={"server_default": "safetensors"})
     verdict: str = Field(default=PASSED, sa_column_kwargs={"server_default": "passed"})
     """passed, failed, or not checkable."""
-    files: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False, server_default="{}"))
+    files: dict[str, Any] = Field(
+        default_factory=dict, sa_column=Column(JSON, nullable=False, server_default="{}")
+    )
     """SHA-256 of each file as it was written; empty where nobody recorded them."""
     created: float = Field(default_factory=time.time)
 
@@ -347,7 +379,9 @@ class ChatMessage(SQLModel, table=True):
     __tablename__ = "chat_message"
 
     id: int | None = Field(default=None, primary_key=True)
-    chat_id: int = Field(sa_column=Column(Integer, ForeignKey("chat.id", ondelete="CASCADE"), nullable=False, index=True))
+    chat_id: int = Field(
+        sa_column=Column(Integer, ForeignKey("chat.id", ondelete="CASCADE"), nullable=False, index=True)
+    )
     speaker: str = ""
     role: str
     content: str

@@ -21,15 +21,20 @@ from transformers import (
 from core.reporting import silent
 
 os.environ.setdefault("HF_HUB_OFFLINE", "0")
-torch.set_num_threads(1)  # tiny models gain nothing by more, and the engines of the tests want the other cores
+torch.set_num_threads(
+    1
+)  # tiny models gain nothing by more, and the engines of the tests want the other cores
 pytest_plugins = ["tests.workbenches"]
 
 CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + "
+    "'<|im_end|>\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 _SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-_CORPUS = ["user assistant system hello world how are you fine thanks the quick brown fox jumps over the lazy dog"] * 4
+_CORPUS = [
+    "user assistant system hello world how are you fine thanks the quick brown fox jumps over the lazy dog"
+] * 4
 VOCABULARY = 320
 
 
@@ -46,7 +51,8 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     bare.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     bare.train_from_iterator(
-        _CORPUS, trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=_SPECIALS, initial_alphabet=alphabet)
+        _CORPUS,
+        trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=_SPECIALS, initial_alphabet=alphabet),
     )
     fast = PreTrainedTokenizerFast(
         tokenizer_object=bare,
@@ -67,13 +73,22 @@ def _save(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, folder: Pa
     return folder
 
 
-def make_llama(folder: Path, tokenizer: PreTrainedTokenizerFast, seed: int = 0, layers: int = 2, **save: object) -> Path:
+def make_llama(
+    folder: Path, tokenizer: PreTrainedTokenizerFast, seed: int = 0, layers: int = 2, **save: object
+) -> Path:
     """A two-layer Llama with tied embeddings and grouped-query attention."""
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=layers, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=True, initializer_range=0.15,
-    )  # fmt: skip
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        initializer_range=0.15,
+    )
     return _save(LlamaForCausalLM(config), tokenizer, folder, **save)
 
 
@@ -111,9 +126,15 @@ def tiny_qwen(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTok
     """The folder of a tiny Qwen2: biases on q, k, v, and a head of its own."""
     torch.manual_seed(0)
     config = Qwen2Config(
-        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=False,
-    )  # fmt: skip
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=False,
+    )
     model = Qwen2ForCausalLM(config)
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):  # they start at zero, and would show nothing

@@ -29,7 +29,13 @@ ROWS = [
     }
     for i in range(24)
 ]
-QUICK = {"max_steps": 6, "micro_batch_size": 2, "gradient_accumulation_steps": 1, "rank": 2, "learning_rate": 0.01}
+QUICK = {
+    "max_steps": 6,
+    "micro_batch_size": 2,
+    "gradient_accumulation_steps": 1,
+    "rank": 2,
+    "learning_rate": 0.01,
+}
 
 
 def write_rows(path: Path) -> Path:
@@ -40,13 +46,16 @@ def write_rows(path: Path) -> Path:
 
 _STRICT = (
     "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}"
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' "
+    "}}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
 
 def write_refusing_template(model: Path, folder: Path, template: str = _STRICT) -> Path:
-    """A copy of a model with another chat template: by default one that refuses system turns; with an empty one, none."""
+    """A copy of a model with another chat template: by default one that refuses system turns; with an empty
+    one, none.
+    """
     shutil.copytree(model, folder)
     (folder / "chat_template.jinja").unlink(missing_ok=True)
     about = json.loads((folder / "tokenizer_config.json").read_text())
@@ -83,7 +92,11 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def workbench(
-    settings: Settings, tiny_llama: Path, float32_engine: None, zygote: Zygote, monkeypatch: pytest.MonkeyPatch
+    settings: Settings,
+    tiny_llama: Path,
+    float32_engine: None,
+    zygote: Zygote,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Workbench]:
     """A workbench with the base "llama" and the data set "data".
 
@@ -100,7 +113,9 @@ def workbench(
 
 
 def do_job(workbench: Workbench, kind: str, arguments: dict[str, object]) -> Job:
-    """Do a job in this process, which has torch loaded already; the job's own process has tests of its own."""
+    """Do a job in this process, which has torch loaded already;
+    the job's own process has tests of its own.
+    """
     job = workbench.registry.save(Job(kind=kind, title=kind, arguments=arguments))
     run_job(workbench.settings, job.id or 0)
     return workbench.registry.get(Job, job.id or 0)
@@ -129,9 +144,19 @@ def trained(workbench: Workbench, tiny_llama: Path) -> Callable[[str], Adapter]:
             save_adapter(staging / "adapter", weights)
             digest = workbench.registry.blobs.put(staging / "adapter")
         return workbench.registry.add(
-            Adapter(name=name, base_name="llama", base_fingerprint=base.fingerprint, source="trained", rank=2, alpha=8,
-                    target_modules="all", parameters=1, digest=digest, size_bytes=1)
-        )  # fmt: skip
+            Adapter(
+                name=name,
+                base_name="llama",
+                base_fingerprint=base.fingerprint,
+                source="trained",
+                rank=2,
+                alpha=8,
+                target_modules="all",
+                parameters=1,
+                digest=digest,
+                size_bytes=1,
+            )
+        )
 
     return make
 
@@ -155,12 +180,22 @@ def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> object:
     raise AssertionError(f"not within {seconds} s")
 
 
-STEADY = {**QUICK, "max_steps": 30, "save_steps": 10, "save_minutes": 0, "save_best": False, "eval_steps": 10, "dropout": 0.1}
+STEADY = {
+    **QUICK,
+    "max_steps": 30,
+    "save_steps": 10,
+    "save_minutes": 0,
+    "save_best": False,
+    "eval_steps": 10,
+    "dropout": 0.1,
+}
 
 
 @pytest.fixture
 def session(workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, RunSession]]:
-    """A function that begins a run in this process, where everything can be seen and faults can be put into it."""
+    """A function that begins a run in this process, where everything can be seen and faults can be put into
+    it.
+    """
     import torch
 
     from app.run_session import RunSession
@@ -174,7 +209,9 @@ def session(workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> Callable[.
         return run.id or 0, begin.next()  # type: ignore[attr-defined]
 
     begin.engine = engine  # type: ignore[attr-defined]
-    begin.next = lambda: RunSession(workbench.registry, engine, workbench.registry.next_queued(), workbench.settings.cache)  # type: ignore[attr-defined]
+    begin.next = lambda: RunSession(
+        workbench.registry, engine, workbench.registry.next_queued(), workbench.settings.cache
+    )  # type: ignore[attr-defined]
     return begin
 
 

@@ -1,7 +1,8 @@
-"""A process that has imported torch and Gradio once and forks an engine, a job or a server each time a test wants one.
+"""A process that has imported torch and Gradio once and forks an engine, a job or a server each time a test
+wants one.
 
-The workbench starts them with `python -m app.engine_process` and `python -m app.job_process`, users the server with
-`lora-workbench`; here a child is forked that runs the same main(), which saves seconds a test.
+The workbench starts them with `python -m app.engine_process` and `python -m app.job_process`, users the
+server with `lora-workbench`; here a child is forked that runs the same main(), which saves seconds a test.
 """
 
 from __future__ import annotations
@@ -25,9 +26,13 @@ class Zygote:
         # Tiny models gain nothing by more threads, and those of several engines would wait for each other.
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.zygote"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
+            [sys.executable, "-m", "tests.zygote"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
             env=environment,
-        )  # fmt: skip
+        )
 
     def start(self, module: str, arguments: list[str], log: Path) -> Forked:
         """As app.processes.start_detached."""
@@ -78,7 +83,10 @@ def _fork(question: dict[str, Any]) -> int:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.setsid()
-    nothing, log = os.open(os.devnull, os.O_RDONLY), os.open(question["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    nothing, log = (
+        os.open(os.devnull, os.O_RDONLY),
+        os.open(question["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT),
+    )
     os.dup2(nothing, 0)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -100,7 +108,16 @@ def _fork(question: dict[str, Any]) -> int:
 
 
 def _serve() -> None:
-    for module in ("engine_process", "job_process", "adapter_jobs", "export_jobs", "data_jobs", "cli", "page", "server"):
+    for module in (
+        "engine_process",
+        "job_process",
+        "adapter_jobs",
+        "export_jobs",
+        "data_jobs",
+        "cli",
+        "page",
+        "server",
+    ):
         importlib.import_module(f"app.{module}")  # this is what takes the seconds
 
     ended: dict[int, int] = {}

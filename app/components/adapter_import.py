@@ -19,8 +19,13 @@ def adapter_import(shell: Shell) -> None:
     """Lay out the form and bind its handlers."""
     workbench = shell.workbench
     with gr.Row(equal_height=True):
-        files = gr.File(label="A .zip or .safetensors file, with adapter_config.json beside it if there is one",
-                        file_count="multiple", file_types=[".zip", ".safetensors", ".json"], height=140, scale=2)  # fmt: skip
+        files = gr.File(
+            label="A .zip or .safetensors file, with adapter_config.json beside it if there is one",
+            file_count="multiple",
+            file_types=[".zip", ".safetensors", ".json"],
+            height=140,
+            scale=2,
+        )
         folder = gr.Textbox(value="", label="Or a folder or file on this machine", info="Only read.", scale=2)
     with gr.Row(equal_height=True, elem_classes="asked"):
         name = gr.Textbox(value="", label="Name", placeholder="the file's", scale=2)
@@ -87,7 +92,10 @@ def found_html(found: dict[str, Any]) -> str:
         f"{'fits' if one['fits'] else 'does not fit'}</span></td><td>{escape(one['why'])}</td></tr>"
         for one in found["bases"]
     )
-    table = f"<table class='rows'><thead><tr><th>Base model</th><th></th><th>Why</th></tr></thead><tbody>{rows}</tbody></table>"
+    table = (
+        "<table class='rows'><thead><tr><th>Base "
+        f"model</th><th></th><th>Why</th></tr></thead><tbody>{rows}</tbody></table>"
+    )
     done = (
         f"<p class='lead'>Imported as <b>{escape(found['name'])}</b> for {escape(found['base'])}.</p>"
         if found.get("name")

@@ -46,10 +46,14 @@ def notes_form(shell: Shell, catalogue: Catalogue) -> None:
 
     chosen.change(show, chosen, [filled, name, tags, note, star], **QUIET_QUEUED)
 
-    def keep(now: str, before: dict[str, Any], new: str, new_tags: str, new_note: str, starred: bool) -> tuple[object, ...]:
+    def keep(
+        now: str, before: dict[str, Any], new: str, new_tags: str, new_note: str, starred: bool
+    ) -> tuple[object, ...]:
         row = chosen_adapter(workbench, now)
         if before["of"] != now:
-            raise refusal(f"The form does not show {now} yet. Nothing was changed; look at it and save again.")
+            raise refusal(
+                f"The form does not show {now} yet. Nothing was changed; look at it and save again."
+            )
         given: dict[str, Any] = {"tags": new_tags, "note": new_note, "starred": starred}
         changed = {key: value for key, value in given.items() if value != before[key]}
         if new.strip():
@@ -57,20 +61,29 @@ def notes_form(shell: Shell, catalogue: Catalogue) -> None:
         kept = workbench.registry.change_adapter(row.id or 0, **changed)
         return kept.name, before | given | {"of": kept.name}, ""
 
-    saved = save.click(told(keep), [chosen, filled, name, tags, note, star], [chosen, filled, name], **WORKING)
+    saved = save.click(
+        told(keep), [chosen, filled, name, tags, note, star], [chosen, filled, name], **WORKING
+    )
     catalogue.follow(saved)
 
 
 def _noted(name: str, row: Adapter | None) -> dict[str, Any]:
     """What the form shows of an adapter."""
-    return {"of": name, "tags": row.tags if row else "", "note": row.note if row else "", "starred": bool(row and row.starred)}
+    return {
+        "of": name,
+        "tags": row.tags if row else "",
+        "note": row.note if row else "",
+        "starred": bool(row and row.starred),
+    }
 
 
 def inside_panel(shell: Shell, chosen: gr.State) -> None:
     """Heat maps of the chosen adapter, and of what it shares with another."""
     workbench = shell.workbench
     with gr.Row(equal_height=True, elem_classes="asked"):
-        measure = gr.Dropdown(list(MEASURES), value=next(iter(MEASURES)), label="Show", interactive=True, scale=2)
+        measure = gr.Dropdown(
+            list(MEASURES), value=next(iter(MEASURES)), label="Show", interactive=True, scale=2
+        )
         other = gr.Dropdown([], label="Compare its directions with", interactive=True, scale=2)
         look = gr.Button("Look inside", scale=0, min_width=130)
         verify = gr.Button("Verify", scale=0, min_width=100)
@@ -90,22 +103,43 @@ def inside_panel(shell: Shell, chosen: gr.State) -> None:
         if similarity:
             mean = sum(phi[-1][-1] for phi in similarity.values()) / len(similarity)
             other_name = escape(result["other"])
-            words += f"<p class='hint'>Of its directions {mean:.0%} lie in those of {other_name}; by chance hardly any would.</p>"
+            words += (
+                f"<p class='hint'>Of its directions {mean:.0%} lie in those of {other_name}; by "
+                "chance hardly any would.</p>"
+            )
         return (
-            words, result["modules"], gr.Plot(value=anatomy_map(result["modules"], next(iter(MEASURES))), visible=True),
+            words,
+            result["modules"],
+            gr.Plot(value=anatomy_map(result["modules"], next(iter(MEASURES))), visible=True),
             gr.Plot(value=similarity_map(similarity) if similarity else None, visible=bool(similarity)),
-            gr.Plot(value=similarity_grid(similarity) if similarity else None, visible=bool(similarity)), next(iter(MEASURES)),
-        )  # fmt: skip
+            gr.Plot(value=similarity_grid(similarity) if similarity else None, visible=bool(similarity)),
+            next(iter(MEASURES)),
+        )
 
-    job_button(shell, look, start, [chosen, other], render, said, [sentence, found, chart, shared, grid, measure])
+    job_button(
+        shell, look, start, [chosen, other], render, said, [sentence, found, chart, shared, grid, measure]
+    )
 
     def verified(result: dict[str, Any]) -> tuple[object, ...]:
-        problems = [f"<p class='fault'><b>{escape(name)}</b>: {escape(why)}</p>" for name, why in result["problems"].items()]
-        sound = f"<p class='lead'>{escape(', '.join(result['checked']))}: digest, layers, shapes, numbers and base are right.</p>"
+        problems = [
+            f"<p class='fault'><b>{escape(name)}</b>: {escape(why)}</p>"
+            for name, why in result["problems"].items()
+        ]
+        sound = (
+            f"<p class='lead'>{escape(', '.join(result['checked']))}: digest, layers, shapes, "
+            "numbers and base are right.</p>"
+        )
         return ("".join(problems) or sound,)
 
-    job_button(shell, verify, lambda name: workbench.verify_adapters(chosen_adapter(workbench, name).name), [chosen], verified,
-               said, [sentence])  # fmt: skip
+    job_button(
+        shell,
+        verify,
+        lambda name: workbench.verify_adapters(chosen_adapter(workbench, name).name),
+        [chosen],
+        verified,
+        said,
+        [sentence],
+    )
 
     def redraw(modules: Sequence[dict[str, Any]], how: str) -> object:
         return gr.Plot(value=anatomy_map(modules, how), visible=True) if modules else gr.skip()
@@ -117,7 +151,11 @@ def inside_panel(shell: Shell, chosen: gr.State) -> None:
             row = workbench.registry.find(Adapter, name) if name else None
         except NotFound:
             row = None
-        alike = [one.name for one in workbench.registry.all(Adapter) if row and one.base_fingerprint == row.base_fingerprint]
+        alike = [
+            one.name
+            for one in workbench.registry.all(Adapter)
+            if row and one.base_fingerprint == row.base_fingerprint
+        ]
         names = [one for one in alike if one != name]
         return choose_from(names, now, None)
 
@@ -137,12 +175,16 @@ def resize_panel(shell: Shell, chosen: gr.State) -> None:
     said, result = gr.HTML(), gr.HTML()
 
     def start(now: str, wanted: float, measured: bool) -> Job:
-        return workbench.resize_adapter(chosen_adapter(workbench, now).name, int(wanted or 0), evaluate=measured)
+        return workbench.resize_adapter(
+            chosen_adapter(workbench, now).name, int(wanted or 0), evaluate=measured
+        )
 
     def start_keeping(now: str, wanted: float, measured: bool, kept_as: str) -> Job:
         if not kept_as.strip():
             raise refusal("Give the resized adapter a name first.")
-        return workbench.resize_adapter(chosen_adapter(workbench, now).name, int(wanted or 0), kept_as.strip(), evaluate=measured)
+        return workbench.resize_adapter(
+            chosen_adapter(workbench, now).name, int(wanted or 0), kept_as.strip(), evaluate=measured
+        )
 
     def render(found: dict[str, Any]) -> tuple[object, ...]:
         return (resized_html(found),)
@@ -155,7 +197,12 @@ def resized_html(found: dict[str, Any]) -> str:
     """What resizing loses."""
     losses = found.get("losses")
     change = f"{losses[0]:.4f} → {losses[1]:.4f} ({losses[1] - losses[0]:+.4f})" if losses else "not measured"
-    return facts([
-        ("Energy lost", f"{found['energy_lost']:.3%} of ‖ΔW‖²"), ("Validation loss", change), ("Size", size(found["bytes"])),
-        ("Kept as", found.get("name", "not kept")),
-    ], f"{found['adapter']} at rank {found['rank']}")  # fmt: skip
+    return facts(
+        [
+            ("Energy lost", f"{found['energy_lost']:.3%} of ‖ΔW‖²"),
+            ("Validation loss", change),
+            ("Size", size(found["bytes"])),
+            ("Kept as", found.get("name", "not kept")),
+        ],
+        f"{found['adapter']} at rank {found['rank']}",
+    )

@@ -12,9 +12,11 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 MEASURES = {
-    "Change (‖ΔW‖ / ‖W‖)": ("relative", ".2%"), "Rank that holds 99 %": ("rank_held", "d"),
-    "Effective rank": ("effective_rank", ".1f"), "‖ΔW‖": ("delta_norm", ".3g"),
-}  # fmt: skip
+    "Change (‖ΔW‖ / ‖W‖)": ("relative", ".2%"),
+    "Rank that holds 99 %": ("rank_held", "d"),
+    "Effective rank": ("effective_rank", ".1f"),
+    "‖ΔW‖": ("delta_norm", ".3g"),
+}
 _SCALE = [[0.0, "#eef6f5"], [0.5, "#2dd4bf"], [1.0, "#0f766e"]]
 _NUMBER = re.compile(r"\.(\d+)\.")
 
@@ -27,25 +29,38 @@ def anatomy_map(modules: Sequence[Mapping[str, Any]], measure: str) -> Figure:
 
 def similarity_map(similarity: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
     """How much of the directions two adapters share in each layer, all their directions counted."""
-    return _heat_map({path: phi[-1][-1] for path, phi in similarity.items()}, "Shared directions", ".2f", highest=1.0)
+    return _heat_map(
+        {path: phi[-1][-1] for path, phi in similarity.items()}, "Shared directions", ".2f", highest=1.0
+    )
 
 
 def similarity_grid(similarity: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
-    """φ(i, j), the mean over all layers with the most common shape: the figure of the LoRA paper's section 7.2."""
+    """φ(i, j), the mean over all layers with the most common shape: the figure of the LoRA paper's section
+    7.2.
+    """
     from plotly.graph_objects import Figure, Heatmap
 
     shapes = [(len(phi), len(phi[0])) for phi in similarity.values()]
     shape = max(set(shapes), key=shapes.count)
     alike = [phi for phi in similarity.values() if (len(phi), len(phi[0])) == shape]
     grid = [[sum(phi[i][j] for phi in alike) / len(alike) for j in range(shape[1])] for i in range(shape[0])]
-    cells = Heatmap(z=grid, x=list(range(1, shape[1] + 1)), y=list(range(1, shape[0] + 1)), colorscale=_SCALE, zmin=0, zmax=1)
+    cells = Heatmap(
+        z=grid,
+        x=list(range(1, shape[1] + 1)),
+        y=list(range(1, shape[0] + 1)),
+        colorscale=_SCALE,
+        zmin=0,
+        zmax=1,
+    )
     figure = Figure(cells)
     figure.update_xaxes(title="first j directions of the other")
     figure.update_yaxes(title="first i directions of this")
     return _laid_out(figure, 320)
 
 
-def _heat_map(values: Mapping[str, float | None], title: str, form: str, highest: float | None = None) -> Figure:
+def _heat_map(
+    values: Mapping[str, float | None], title: str, form: str, highest: float | None = None
+) -> Figure:
     from plotly.graph_objects import Figure, Heatmap  # half a second, not needed before somebody looks inside
 
     layers = sorted({_layer(path) for path in values}, key=lambda one: (one == "", int(one or 0)))
@@ -53,10 +68,19 @@ def _heat_map(values: Mapping[str, float | None], title: str, form: str, highest
     cells = {(_module(path), _layer(path)): value for path, value in values.items()}
     grid = [[cells.get((module, layer)) for layer in layers] for module in modules]
     limits = {} if highest is None else {"zmin": 0, "zmax": highest}
-    figure = Figure(Heatmap(
-        z=grid, x=[layer or "–" for layer in layers], y=modules, colorscale=_SCALE, colorbar={"title": "", "tickformat": form},
-        hovertemplate=f"layer %{{x}}, %{{y}}<br>{title} %{{z:{form}}}<extra></extra>", xgap=1, ygap=1, **limits,
-    ))  # fmt: skip
+    figure = Figure(
+        Heatmap(
+            z=grid,
+            x=[layer or "–" for layer in layers],
+            y=modules,
+            colorscale=_SCALE,
+            colorbar={"title": "", "tickformat": form},
+            hovertemplate=f"layer %{{x}}, %{{y}}<br>{title} %{{z:{form}}}<extra></extra>",
+            xgap=1,
+            ygap=1,
+            **limits,
+        )
+    )
     figure.update_xaxes(title="Layer", type="category", showgrid=False)
     figure.update_yaxes(type="category", showgrid=False, autorange="reversed")
     return _laid_out(figure, 90 + 32 * len(modules))
@@ -73,6 +97,9 @@ def _module(path: str) -> str:
 
 def _laid_out(figure: Figure, height: int) -> Figure:
     return figure.update_layout(
-        paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", font={"color": INK, "size": 12}, height=height,
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"color": INK, "size": 12},
+        height=height,
         margin={"l": 90, "r": 20, "t": 14, "b": 48},
-    )  # fmt: skip
+    )

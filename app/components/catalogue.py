@@ -35,10 +35,17 @@ class Catalogue:
     """Lays itself out where it is made. `chosen` holds the name of the row that was clicked."""
 
     def __init__(
-        self, shell: Shell, words: Words, *, rows: Callable[..., Cells], describe: Callable[[str], str],
-        remove: Callable[[str], None], actions: Callable[[gr.State], None] | None = None,
-        filters: Sequence[Component] = (), **table: Any,
-    ) -> None:  # fmt: skip
+        self,
+        shell: Shell,
+        words: Words,
+        *,
+        rows: Callable[..., Cells],
+        describe: Callable[[str], str],
+        remove: Callable[[str], None],
+        actions: Callable[[gr.State], None] | None = None,
+        filters: Sequence[Component] = (),
+        **table: Any,
+    ) -> None:
         """rows and describe are asked anew at each change; actions adds buttons for the chosen row.
 
         rows is given the values of the filters, and asked anew when one of them changes.
@@ -48,7 +55,9 @@ class Catalogue:
         self._openings: list[Dependency] = []
         self._extras: list[tuple[Callable[..., Any], list[Any], list[Any]]] = []
         self.chosen = gr.State("")
-        self._table = gr.Dataframe(headers=list(words.columns), interactive=False, label=words.label, show_label=False, **table)
+        self._table = gr.Dataframe(
+            headers=list(words.columns), interactive=False, label=words.label, show_label=False, **table
+        )
         self._nothing = gr.HTML(empty(words.nothing))
         with gr.Column(visible=False) as self._about:
             self._detail = gr.HTML()
@@ -68,7 +77,14 @@ class Catalogue:
         shell.refresh(self._show, self._filters, [self._table, self._nothing])
         changes = [one.change for one in self._filters]  # type: ignore[attr-defined]
         if changes:
-            gr.on(changes, self._show, self._filters, [self._table, self._nothing], trigger_mode="always_last", **QUIET)
+            gr.on(
+                changes,
+                self._show,
+                self._filters,
+                [self._table, self._nothing],
+                trigger_mode="always_last",
+                **QUIET,
+            )
         shell.refresh(self._show_detail, [self.chosen], [self._about, self._detail])
 
     def follow(self, event: Dependency) -> None:
@@ -103,7 +119,9 @@ class Catalogue:
         return gr.Column(visible=bool(html)), html
 
     def _open(self, name: str) -> tuple[object, ...]:
-        return *self._show_detail(name), gr.Row(visible=False)  # a question about another row is off the table
+        return *self._show_detail(name), gr.Row(
+            visible=False
+        )  # a question about another row is off the table
 
     def _drop(self, name: str) -> str:
         self._remove(name)

@@ -20,7 +20,9 @@ def combine_form(shell: Shell) -> None:
     workbench = shell.workbench
     with gr.Row(equal_height=True):
         chosen = gr.Dropdown([], label="Adapters to combine", multiselect=True, interactive=True, scale=3)
-        weights = gr.Textbox(value="", label="Weights", info="One each, in that order: 0.7, 0.3. Empty: all the same.", scale=2)
+        weights = gr.Textbox(
+            value="", label="Weights", info="One each, in that order: 0.7, 0.3. Empty: all the same.", scale=2
+        )
     fields = option_fields(CombineConfig.options(), per_row=4)
     with gr.Row(equal_height=True, elem_classes="asked"):
         name = gr.Textbox(value="", label="Name of the new adapter", scale=3)
@@ -59,7 +61,8 @@ def weighed(parts: list[str], given: str) -> dict[str, float]:
         return {name: 1.0 / len(parts) for name in parts}
     if len(texts) != len(parts):
         raise refusal(
-            f"There are {len(parts)} adapters and {len(texts)} weights; give one weight each, with commas between them."
+            f"There are {len(parts)} adapters and {len(texts)} weights; give one weight each, with "
+            "commas between them."
         )
     try:
         return {name: float(text) for name, text in zip(parts, texts, strict=True)}
@@ -73,16 +76,25 @@ def combined_html(found: dict[str, Any]) -> str:
     head = "".join(f"<th>{escape(name)}</th>" for name in names)
     lines = "".join(
         f"<tr><td>{escape(name)}</td><td>{found['weights'][at]:g}</td><td>{found['norms'][at]:.3g}</td>"
-        + "".join(f"<td>{value:.3f}</td>" for value in found["cosines"][at]) + "</tr>"
+        + "".join(f"<td>{value:.3f}</td>" for value in found["cosines"][at])
+        + "</tr>"
         for at, name in enumerate(names)
-    )  # fmt: skip
+    )
     warned = "".join(f"<p class='fault'>{escape(line)}</p>" for line in found["warnings"])
     head = f"<thead><tr><th>Parent</th><th>Weight</th><th>‖ΔW‖</th>{head}</tr></thead>"
     table = f"<table class='rows'>{head}<tbody>{lines}</tbody></table>"
-    card = facts([
-        ("Energy lost by the rank", f"{found['energy_lost']:.3%} of ‖ΔW‖²"),
-        ("Sign conflicts", f"{found['sign_conflicts']:.1%} of what they change pulls against the others"),
-        ("Rank of the result", found["rank"]), ("Size", size(found["bytes"])), ("Kept as", found.get("name", "not kept")),
-    ], "Combined")  # fmt: skip
-    hint = "<p class='hint'>The columns to the right are cosines: 1 the same direction, 0 unrelated, −1 opposite.</p>"
+    card = facts(
+        [
+            ("Energy lost by the rank", f"{found['energy_lost']:.3%} of ‖ΔW‖²"),
+            ("Sign conflicts", f"{found['sign_conflicts']:.1%} of what they change pulls against the others"),
+            ("Rank of the result", found["rank"]),
+            ("Size", size(found["bytes"])),
+            ("Kept as", found.get("name", "not kept")),
+        ],
+        "Combined",
+    )
+    hint = (
+        "<p class='hint'>The columns to the right are cosines: 1 the same direction, 0 unrelated, "
+        "−1 opposite.</p>"
+    )
     return f"{card}<div class='wide'>{table}</div>{hint}{warned}"

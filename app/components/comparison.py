@@ -22,16 +22,31 @@ def comparison_html(found: Comparison) -> str:
     """The table, the best run first."""
     if not found.rows:
         return ""
-    head = ["Run", "State", *found.differing, "Steps", "Train loss", "Validation", "Best validation", "Time", "Energy"]
-    names = "".join(f"<th class='{'differs' if name in found.differing else ''}'>{escape(name)}</th>" for name in head)
+    head = [
+        "Run",
+        "State",
+        *found.differing,
+        "Steps",
+        "Train loss",
+        "Validation",
+        "Best validation",
+        "Time",
+        "Energy",
+    ]
+    names = "".join(
+        f"<th class='{'differs' if name in found.differing else ''}'>{escape(name)}</th>" for name in head
+    )
     body = "".join(
         _row(one, found.differing, best=index == 0 and len(found.rows) > 1 and math.isfinite(one.score))
         for index, one in enumerate(found.rows)
     )
-    same = ", ".join(f"{name} = {_shown(value)}" for name, value in found.same.items() if value not in ("", None))
+    same = ", ".join(
+        f"{name} = {_shown(value)}" for name, value in found.same.items() if value not in ("", None)
+    )
     caveats = "".join(f"<p class='fault'>{escape(one)}</p>" for one in found.caveats)
     return (
-        f"<div class='wide'><table class='rows compared'><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table></div>"
+        "<div class='wide'><table class='rows "
+        f"compared'><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table></div>"
         f"{caveats}<p class='hint'>The same in all: {escape(same)}</p>"
     )
 
@@ -39,8 +54,14 @@ def comparison_html(found: Comparison) -> str:
 def _row(one: Compared, differing: Sequence[str], *, best: bool) -> str:
     options = "".join(f"<td class='differs'>{escape(_shown(one.options[name]))}</td>" for name in differing)
     energy = "–" if one.kilowatt_hours is None else f"{one.kilowatt_hours:.4f} kWh"
-    figures = [f"{one.steps:,}", number(one.train_loss), number(one.validation_loss), number(one.best_validation_loss),
-               duration(one.seconds), energy]  # fmt: skip
+    figures = [
+        f"{one.steps:,}",
+        number(one.train_loss),
+        number(one.validation_loss),
+        number(one.best_validation_loss),
+        duration(one.seconds),
+        energy,
+    ]
     cells = "".join(f"<td>{escape(cell)}</td>" for cell in figures)
     name = f"{one.run.id} · {escape(one.run.name)}{' <b class=best>best</b>' if best else ''}"
     return f"<tr><td>{name}</td><td>{state_badge(one.run.state)}</td>{options}{cells}</tr>"
@@ -59,20 +80,41 @@ def parallel_coordinates(found: Comparison) -> Figure | None:
 
     scores = [one.score for one in rows]
     dimensions = [_dimension(name, [one.options[name] for one in rows]) for name in found.differing]
-    lines = {"color": scores, "colorscale": _SCALE, "reversescale": True, "showscale": True, "colorbar": {"title": "loss"}}
-    figure = Figure(Parcoords(line=lines, dimensions=[*dimensions, {"label": "loss", "values": scores}],
-                              labelfont={"color": INK, "size": 12}, rangefont={"color": "rgba(0,0,0,0)"},
-                              tickfont={"color": INK, "size": 12, "shadow": "none"}))  # fmt: skip
+    lines = {
+        "color": scores,
+        "colorscale": _SCALE,
+        "reversescale": True,
+        "showscale": True,
+        "colorbar": {"title": "loss"},
+    }
+    figure = Figure(
+        Parcoords(
+            line=lines,
+            dimensions=[*dimensions, {"label": "loss", "values": scores}],
+            labelfont={"color": INK, "size": 12},
+            rangefont={"color": "rgba(0,0,0,0)"},
+            tickfont={"color": INK, "size": 12, "shadow": "none"},
+        )
+    )
     return _laid_out(figure)
 
 
 def _dimension(name: str, values: Sequence[Any]) -> dict[str, Any]:
     if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
         ticks = sorted(set(values))
-        return {"label": name, "values": values, "tickvals": ticks, "ticktext": [_shown(one) for one in ticks]}
+        return {
+            "label": name,
+            "values": values,
+            "tickvals": ticks,
+            "ticktext": [_shown(one) for one in ticks],
+        }
     kinds = sorted({_shown(value) for value in values})
-    return {"label": name, "values": [kinds.index(_shown(value)) for value in values], "tickvals": list(range(len(kinds))),
-            "ticktext": kinds}  # fmt: skip
+    return {
+        "label": name,
+        "values": [kinds.index(_shown(value)) for value in values],
+        "tickvals": list(range(len(kinds))),
+        "ticktext": kinds,
+    }
 
 
 def heat_map(found: Comparison) -> Figure | None:
@@ -91,9 +133,16 @@ def heat_map(found: Comparison) -> Figure | None:
     grid = [[lowest.get((column, line)) for column in x] for line in y]
     texts = [["" if cell is None else f"{cell:.4f}" for cell in line] for line in grid]
     cells = Heatmap(
-        z=grid, x=[_shown(one) for one in x], y=[_shown(one) for one in y], colorscale=_SCALE, reversescale=True,
-        text=texts, texttemplate="%{text}", textfont={"color": "#0b1220", "size": 13}, colorbar={"title": "loss"},
-    )  # fmt: skip
+        z=grid,
+        x=[_shown(one) for one in x],
+        y=[_shown(one) for one in y],
+        colorscale=_SCALE,
+        reversescale=True,
+        text=texts,
+        texttemplate="%{text}",
+        textfont={"color": "#0b1220", "size": 13},
+        colorbar={"title": "loss"},
+    )
     figure = Figure(cells)
     figure.update_xaxes(title=across, type="category", showgrid=False)
     figure.update_yaxes(title=down, type="category", showgrid=False)
@@ -101,7 +150,9 @@ def heat_map(found: Comparison) -> Figure | None:
 
 
 def _in_order(values: set[Any]) -> list[Any]:
-    return sorted(values, key=lambda one: (isinstance(one, str), one if isinstance(one, (int, float)) else 0, str(one)))
+    return sorted(
+        values, key=lambda one: (isinstance(one, str), one if isinstance(one, (int, float)) else 0, str(one))
+    )
 
 
 def _laid_out(figure: Figure) -> Figure:

@@ -42,7 +42,9 @@ class DetailPanel:
         with gr.Column(visible=False) as self._panel:
             with gr.Row(equal_height=True, elem_classes="asked"):
                 self._base = gr.Dropdown([], label="Base model to check with", interactive=True, scale=2)
-                self._length = gr.Number(_LENGTH, label="Max length (tokens)", precision=0, minimum=8, scale=1, min_width=140)
+                self._length = gr.Number(
+                    _LENGTH, label="Max length (tokens)", precision=0, minimum=8, scale=1, min_width=140
+                )
                 self._check = gr.Button("Check with this base", scale=1, min_width=180)
             with gr.Tabs():
                 with gr.Tab("Report"):
@@ -60,11 +62,15 @@ class DetailPanel:
     def _report_tab(self) -> None:
         self._kinds = gr.HTML()
         with gr.Row(equal_height=True):
-            self._out_errors = gr.Button("Leave out all rows with errors", variant="primary", scale=1, min_width=240)
+            self._out_errors = gr.Button(
+                "Leave out all rows with errors", variant="primary", scale=1, min_width=240
+            )
             self._out_kind = gr.Button("Leave out the rows shown", scale=1, min_width=200)
             self._back = gr.Button("Bring all back", scale=1, min_width=140)
             self._csv = gr.HTML()
-        self._finding = gr.Dropdown([_EVERYTHING], value=_EVERYTHING, label="Show", interactive=True, elem_id="finding-filter")
+        self._finding = gr.Dropdown(
+            [_EVERYTHING], value=_EVERYTHING, label="Show", interactive=True, elem_id="finding-filter"
+        )
         self._findings = gr.HTML(elem_classes="findings")
 
     def _rows_tab(self) -> None:
@@ -72,13 +78,21 @@ class DetailPanel:
         with gr.Row():
             with gr.Column(scale=1, min_width=440):
                 with gr.Row(equal_height=True):
-                    self._filter = gr.Dropdown(list(FILTERS), value=ALL, label="Rows", interactive=True, scale=2, min_width=160)
+                    self._filter = gr.Dropdown(
+                        list(FILTERS), value=ALL, label="Rows", interactive=True, scale=2, min_width=160
+                    )
                     self._page = gr.Number(1, label="Page", precision=0, minimum=1, scale=1, min_width=90)
                 self._count = gr.Markdown(elem_classes="quiet")
                 self._list = gr.Dataframe(
-                    headers=["№", "Row", "Part", "Finding", "Text"], interactive=False, show_label=False, label="Rows",
-                    column_widths=["11%", "11%", "16%", "24%", "38%"], wrap=True, max_height=620, elem_id="row-list",
-                )  # fmt: skip
+                    headers=["№", "Row", "Part", "Finding", "Text"],
+                    interactive=False,
+                    show_label=False,
+                    label="Rows",
+                    column_widths=["11%", "11%", "16%", "24%", "38%"],
+                    wrap=True,
+                    max_height=620,
+                    elem_id="row-list",
+                )
             with gr.Column(scale=1, min_width=440):
                 self._row_title = gr.Markdown("Choose a row on the left.")
                 with gr.Tabs():
@@ -90,17 +104,27 @@ class DetailPanel:
                             visible=False,
                             interactive=True,
                             info="This base has none of its own: try one here, then use it for the base.",
-                        )  # fmt: skip
+                        )
                         self._template_use = gr.Button("Use this template for the base", visible=False)
                         self._tokens = gr.HTML()
                     with gr.Tab("Conversation"):
                         self._conversation = gr.HTML()
                     with gr.Tab("Edit"):
-                        gr.Markdown("Roles: system, user, assistant, tool; or one line with the role text.", elem_classes="quiet")
+                        gr.Markdown(
+                            "Roles: system, user, assistant, tool; or one line with the role text.",
+                            elem_classes="quiet",
+                        )
                         self._turns = gr.Dataframe(
-                            headers=["Role", "Text"], interactive=True, row_count=2, column_count=2, wrap=True,
-                            show_label=False, label="Turns", column_widths=["110px", "auto"], elem_id="turns",
-                        )  # fmt: skip
+                            headers=["Role", "Text"],
+                            interactive=True,
+                            row_count=2,
+                            column_count=2,
+                            wrap=True,
+                            show_label=False,
+                            label="Turns",
+                            column_widths=["110px", "auto"],
+                            elem_id="turns",
+                        )
                         with gr.Row():
                             self._save = gr.Button("Save as a new version", variant="primary", min_width=160)
                             self._append = gr.Button("Add as a new row", min_width=130)
@@ -126,9 +150,14 @@ class DetailPanel:
     def _versions_tab(self) -> None:
         with gr.Row(equal_height=True):
             self._kind = gr.Radio(
-                [("share", SHARE), ("number", COUNT), ("none", NONE)], value=SHARE, label="Validation rows by", scale=2
+                [("share", SHARE), ("number", COUNT), ("none", NONE)],
+                value=SHARE,
+                label="Validation rows by",
+                scale=2,
             )
-            self._amount = gr.Number(5, label="Share in %, or number of rows", minimum=0, scale=1, min_width=150)
+            self._amount = gr.Number(
+                5, label="Share in %, or number of rows", minimum=0, scale=1, min_width=150
+            )
             self._seed = gr.Number(0, label="Seed", precision=0, minimum=0, scale=1, min_width=90)
             self._stratify = gr.Checkbox(False, label="Stratified by label", scale=1, min_width=140)
             self._resplit = gr.Button("Split anew", scale=1, min_width=120)
@@ -153,40 +182,73 @@ class DetailPanel:
         shell.refresh(bases, [self._base], [self._base])
         outputs = [self._panel, *report, *rows, *statistics, self._versions]
         catalogue.also(self._everything, [*about, self._finding, self._filter, self._page], outputs)
-        gr.on([self._base.change, self._length.change], self._everything,
-              [*about, self._finding, self._filter, self._page], outputs, **QUIET)  # fmt: skip
+        gr.on(
+            [self._base.change, self._length.change],
+            self._everything,
+            [*about, self._finding, self._filter, self._page],
+            outputs,
+            **QUIET,
+        )
         self._check.click(told(self._start_check), about, None, **WORKING)
         self._finding.input(self._report_list, [*about, self._finding], self._findings, **QUIET)
-        gr.on([self._filter.input, self._page.input], self._rows, [*about, self._filter, self._page], rows, **QUIET)
+        gr.on(
+            [self._filter.input, self._page.input],
+            self._rows,
+            [*about, self._filter, self._page],
+            rows,
+            **QUIET,
+        )
         chosen = self._list.select(_clicked, None, self._row, **QUIET)
         chosen.then(told(self._show_row), [*about, self._row, self._template_try], row, **WORKING)
-        self._template_try.input(told(self._show_row), [*about, self._row, self._template_try], row, **WORKING)
+        self._template_try.input(
+            told(self._show_row), [*about, self._row, self._template_try], row, **WORKING
+        )
         self._template_use.click(told(self._use_template), [self._base, self._template_try], None, **WORKING)
         turns = [self._chosen, self._row, self._turns]
         for button, handler, inputs in (
-            (self._out_errors, self._leave_out_errors, about), (self._out_kind, self._leave_out_kind, [*about, self._finding]),
+            (self._out_errors, self._leave_out_errors, about),
+            (self._out_kind, self._leave_out_kind, [*about, self._finding]),
             (self._back, lambda name: self._datasets.bring_back(name), [self._chosen]),
-            (self._save, self._save_row, turns), (self._append, self._append_row, turns),
-            (self._drop, lambda name, at: self._datasets.leave_out(name, rows=[at]), [self._chosen, self._row]),
+            (self._save, self._save_row, turns),
+            (self._append, self._append_row, turns),
+            (
+                self._drop,
+                lambda name, at: self._datasets.leave_out(name, rows=[at]),
+                [self._chosen, self._row],
+            ),
             (self._undrop, lambda name, at: self._datasets.bring_back(name, [at]), [self._chosen, self._row]),
-            (self._resplit, self._split_anew, [self._chosen, self._kind, self._amount, self._seed, self._stratify]),
-            (self._go_back, lambda name, number: self._datasets.go_back(name, int(number or 0)), [self._chosen, self._number]),
-        ):  # fmt: skip
-            catalogue.follow(button.click(_silently(told(handler)), inputs, None, concurrency_id="data-change", **WORKING))
+            (
+                self._resplit,
+                self._split_anew,
+                [self._chosen, self._kind, self._amount, self._seed, self._stratify],
+            ),
+            (
+                self._go_back,
+                lambda name, number: self._datasets.go_back(name, int(number or 0)),
+                [self._chosen, self._number],
+            ),
+        ):
+            catalogue.follow(
+                button.click(_silently(told(handler)), inputs, None, concurrency_id="data-change", **WORKING)
+            )
 
     # What is shown.
 
-    def _everything(self, name: str, base: str | None, length: float, finding: str, shown: str, page: float) -> list[Any]:
+    def _everything(
+        self, name: str, base: str | None, length: float, finding: str, shown: str, page: float
+    ) -> list[Any]:
         row = self._dataset(name)
         if row is None:
             count = 4 + 2 + 4 + len(self._figures) + len(self._tables) + 1
             return [gr.Column(visible=False), *[gr.skip()] * count]
         checked = self._checked(row, base, length)
         return [
-            gr.Column(visible=True), *self._report(row, base, length, checked, finding),
+            gr.Column(visible=True),
+            *self._report(row, base, length, checked, finding),
             *self._row_list(row, checked, shown, page),
-            *self._statistics(row, base, checked), versions_html(self._workbench.registry.versions(row.id or 0)),
-        ]  # fmt: skip
+            *self._statistics(row, base, checked),
+            versions_html(self._workbench.registry.versions(row.id or 0)),
+        ]
 
     def _dataset(self, name: str) -> Dataset | None:
         try:
@@ -201,37 +263,54 @@ class DetailPanel:
         model = self._model(base)
         return self._datasets.checked(row, model, int(length or _LENGTH)) if model else None
 
-    def _report(self, row: Dataset, base: str | None, length: float, checked: BaseCheck | None, finding: str) -> list[Any]:
+    def _report(
+        self, row: Dataset, base: str | None, length: float, checked: BaseCheck | None, finding: str
+    ) -> list[Any]:
         opened = self._datasets.open(row)
         counts = opened.findings.counts() | (checked.findings.counts() if checked else {})
         kinds = [(f"{KINDS[code].title} ({count:,})", code) for code, count in counts.items()]
         choices = [(_EVERYTHING, _EVERYTHING), (ERRORS, ERRORS), (WARNINGS, WARNINGS), *kinds]
         now = finding if finding in values_of(choices) else _EVERYTHING
         return [
-            kinds_html(opened, checked), choose_from(choices, finding, _EVERYTHING),
+            kinds_html(opened, checked),
+            choose_from(choices, finding, _EVERYTHING),
             findings_html(opened, checked, _codes(now), row.source_name),
             csv_link(row, base, length) if checked else csv_link(row),
-        ]  # fmt: skip
+        ]
 
     def _report_list(self, name: str, base: str | None, length: float, finding: str) -> str:
         row = self._dataset(name)
         if row is None:
             return ""
-        return findings_html(self._datasets.open(row), self._checked(row, base, length), _codes(finding), row.source_name)
+        return findings_html(
+            self._datasets.open(row), self._checked(row, base, length), _codes(finding), row.source_name
+        )
 
     def _rows(self, name: str, base: str | None, length: float, shown: str, page: float) -> list[Any]:
         row = self._dataset(name)
-        return self._row_list(row, self._checked(row, base, length), shown, page) if row else [gr.skip(), gr.skip()]
+        return (
+            self._row_list(row, self._checked(row, base, length), shown, page)
+            if row
+            else [gr.skip(), gr.skip()]
+        )
 
     def _row_list(self, row: Dataset, checked: BaseCheck | None, shown: str, page: float) -> list[Any]:
         start = _PAGE * (max(1, int(page or 1)) - 1)
         lines, total = self._datasets.lines(row, shown, start=start, count=_PAGE, base=checked)
         cells = [
-            [str(line.index + 1), str(line.number), line.part,
-             ", ".join(dict.fromkeys(KINDS[code].title for code, _ in line.findings)), line.said[:80]]
+            [
+                str(line.index + 1),
+                str(line.number),
+                line.part,
+                ", ".join(dict.fromkeys(KINDS[code].title for code, _ in line.findings)),
+                line.said[:80],
+            ]
             for line in lines
-        ]  # fmt: skip
-        return [gr.Dataframe(value=cells), f"{total:,} rows on {-(-total // _PAGE):,} page{'s' if total > _PAGE else ''}"]
+        ]
+        return [
+            gr.Dataframe(value=cells),
+            f"{total:,} rows on {-(-total // _PAGE):,} page{'s' if total > _PAGE else ''}",
+        ]
 
     def _show_row(self, name: str, base: str | None, length: float, index: int, template: str) -> list[Any]:
         row = self._dataset(name)
@@ -240,7 +319,9 @@ class DetailPanel:
         stored = self._datasets.row(row, index)
         example = stored.example
         shown = [{"row": stored.number, "messages": list(example.messages), "text": example.text}]
-        turns = [[one["role"], one["content"]] for one in example.messages] or [["text", example.text or stored.raw]]
+        turns = [[one["role"], one["content"]] for one in example.messages] or [
+            ["text", example.text or stored.raw]
+        ]
         if stored.fault:
             about = [finding.detail for finding in self._datasets.open(row).findings.about([index])]
             shown = [{"row": stored.number, "fault": " ".join(about)}]
@@ -269,18 +350,27 @@ class DetailPanel:
         parts: list[tuple[Any, tuple[str, ...], list[tuple[Any, ...]]] | None] = [
             _binned(report["lengths"], "tokens", report["max_length"]) if report else None,
             _binned(report["shares"], "share") if report else None,
-            *(_named(values, title) for values, title in (
-                (summary.turns if summary else {}, "turns"), (summary.roles if summary else {}, "role"),
-                (dict(list(summary.labels.items())[:100]) if summary else {}, "label"),
-            )),
-        ]  # fmt: skip
+            *(
+                _named(values, title)
+                for values, title in (
+                    (summary.turns if summary else {}, "turns"),
+                    (summary.roles if summary else {}, "role"),
+                    (dict(list(summary.labels.items())[:100]) if summary else {}, "label"),
+                )
+            ),
+        ]
         hint = "<p class='hint'>Check with a base to see tokens, lengths, packing and the chat template.</p>"
         return [
-            token_facts_html(report, _BATCH) if report else hint, template_html(checked.template) if checked else "",
-            gr.Dropdown(visible=bare), gr.Button(visible=bare),
+            token_facts_html(report, _BATCH) if report else hint,
+            template_html(checked.template) if checked else "",
+            gr.Dropdown(visible=bare),
+            gr.Button(visible=bare),
             *(gr.Plot(value=part[0], visible=True) if part else gr.Plot(visible=False) for part in parts),
-            *(gr.HTML(value=table(part[1], part[2]), visible=True) if part else gr.HTML(visible=False) for part in parts),
-        ]  # fmt: skip
+            *(
+                gr.HTML(value=table(part[1], part[2]), visible=True) if part else gr.HTML(visible=False)
+                for part in parts
+            ),
+        ]
 
     # What is done.
 
@@ -292,14 +382,18 @@ class DetailPanel:
 
     def _leave_out_errors(self, name: str, base: str | None, length: float) -> None:
         self._datasets.leave_out(
-            name, codes_of(ERROR), base=self._checked(self._workbench.registry.find(Dataset, name), base, length)
+            name,
+            codes_of(ERROR),
+            base=self._checked(self._workbench.registry.find(Dataset, name), base, length),
         )
 
     def _leave_out_kind(self, name: str, base: str | None, length: float, finding: str) -> None:
         if finding == _EVERYTHING:
             raise refusal("Choose one kind of finding under Show first.")
         self._datasets.leave_out(
-            name, _codes(finding), base=self._checked(self._workbench.registry.find(Dataset, name), base, length)
+            name,
+            _codes(finding),
+            base=self._checked(self._workbench.registry.find(Dataset, name), base, length),
         )
 
     def _save_row(self, name: str, index: int, turns: Any) -> None:
@@ -314,7 +408,9 @@ class DetailPanel:
 
     def _use_template(self, base: str, template: str) -> None:
         self._workbench.choose_template(base, template)
-        inform(f"{base} is trained and chatted with in the {template or 'plain'} template from now on.", "Chosen")
+        inform(
+            f"{base} is trained and chatted with in the {template or 'plain'} template from now on.", "Chosen"
+        )
 
 
 def _silently(handler: Any) -> Any:

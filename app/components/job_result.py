@@ -1,4 +1,6 @@
-"""A button that starts a job, and the place where its result appears: also after a reload of the work, not of the page."""
+"""A button that starts a job, and the place where its result appears: also after a reload of the work, not of
+the page.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,14 @@ Render = Callable[[dict[str, Any]], tuple[object, ...]]
 
 
 def job_button(
-    shell: Shell, button: gr.Button, start: Callable[..., Job], inputs: Sequence[Component], render: Render,
-    said: gr.HTML, outputs: Sequence[Component],
-) -> None:  # fmt: skip
+    shell: Shell,
+    button: gr.Button,
+    start: Callable[..., Job],
+    inputs: Sequence[Component],
+    render: Render,
+    said: gr.HTML,
+    outputs: Sequence[Component],
+) -> None:
     """On a click start(*values of inputs); when the job has ended render(its result) fills `outputs`.
 
     Where the job is, and why it failed, is told in `said`.

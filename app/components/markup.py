@@ -24,7 +24,11 @@ def check_badge(passed: bool) -> str:
 
 def facts(rows: Sequence[tuple[str, Any]], title: str = "") -> str:
     """A card of labelled facts; empty ones are left out."""
-    shown = "".join(f"<dt>{escape(label)}</dt><dd>{escape(str(value))}</dd>" for label, value in rows if value not in (None, ""))
+    shown = "".join(
+        f"<dt>{escape(label)}</dt><dd>{escape(str(value))}</dd>"
+        for label, value in rows
+        if value not in (None, "")
+    )
     head = f"<h3>{escape(title)}</h3>" if title else ""
     return f"<div class='card'>{head}<dl class='facts'>{shown}</dl></div>"
 
@@ -40,14 +44,19 @@ def job_bar(job: Job) -> str:
     width = f"width:{100 * (job.fraction or 0):.0f}%" if known else ""
     share = f"{100 * (job.fraction or 0):.0f} %" if known else "…"
     return (
-        f"<div class='job'><span><b>{escape(job.title)}</b> <span class='quiet'>{escape(job.message)}</span></span>"
-        f"<span class='bar {'' if known else 'unknown'}'><i style='{width}'></i></span><span>{share}</span></div>"
+        f"<div class='job'><span><b>{escape(job.title)}</b> <span "
+        f"class='quiet'>{escape(job.message)}</span></span>"
+        f"<span class='bar {'' if known else 'unknown'}'><i "
+        f"style='{width}'></i></span><span>{share}</span></div>"
     )
 
 
 def job_failure(job: Job) -> str:
     """A job that failed, and why."""
-    return f"<div class='notice' role='alert'>{state_badge(job.state)} <b>{escape(job.title)}</b> {escape(job.message)}</div>"
+    return (
+        f"<div class='notice' role='alert'>{state_badge(job.state)} <b>{escape(job.title)}</b> "
+        f"{escape(job.message)}</div>"
+    )
 
 
 def conversation(rows: Sequence[dict[str, Any]]) -> str:
@@ -55,11 +64,17 @@ def conversation(rows: Sequence[dict[str, Any]]) -> str:
     cards = []
     for row in rows:
         if row.get("fault"):
-            cards.append(f"<div class='card'><h3>Row {row['row']}</h3><p class='fault'>{escape(row['fault'])}</p></div>")
+            cards.append(
+                f"<div class='card'><h3>Row {row['row']}</h3><p "
+                f"class='fault'>{escape(row['fault'])}</p></div>"
+            )
             continue
         turns = row["messages"] or [{"role": "text", "content": row["text"]}]
         inner = "".join(
-            f"<div class='turn {escape(turn['role'])}'><b>{escape(turn['role'])}</b>{escape(turn['content'][:1500])}</div>"
+            (
+                "<div class='turn "
+                f"{escape(turn['role'])}'><b>{escape(turn['role'])}</b>{escape(turn['content'][:1500])}</div>"
+            )
             for turn in turns
         )
         cards.append(f"<div class='card'><h3>Row {row['row']}</h3>{inner}</div>")
@@ -87,7 +102,13 @@ def day(at: float | None) -> str:
 
 def size(count: int | float) -> str:
     """Bytes as people read them."""
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
+    return (
+        f"{count / 1e9:.2f} GB"
+        if count >= 1e9
+        else f"{count / 1e6:.1f} MB"
+        if count >= 1e5
+        else f"{count / 1e3:.1f} kB"
+    )
 
 
 def number(value: float | None, digits: int = 4) -> str:

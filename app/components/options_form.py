@@ -15,13 +15,19 @@ def option_field(option: Option) -> Component:
     unit_said = not option.unit or option.unit in option.label.lower()
     label = option.label if unit_said else f"{option.label} ({option.unit})"
     if option.choices:
-        return gr.Dropdown(list(option.choices), value=option.default, label=label, info=option.help, interactive=True)
+        return gr.Dropdown(
+            list(option.choices), value=option.default, label=label, info=option.help, interactive=True
+        )
     if option.kind is bool:
         return gr.Checkbox(value=option.default, label=label, info=option.help, interactive=True)
     if option.kind is str:
-        return gr.Textbox(value=option.default, label=label, info=option.help, interactive=True, lines=option.lines)
+        return gr.Textbox(
+            value=option.default, label=label, info=option.help, interactive=True, lines=option.lines
+        )
     precision = 0 if option.kind is int else None
-    return gr.Number(value=option.default, label=label, info=option.help, precision=precision, interactive=True)
+    return gr.Number(
+        value=option.default, label=label, info=option.help, precision=precision, interactive=True
+    )
 
 
 def option_fields(options: Sequence[Option], per_row: int) -> dict[str, Component]:

@@ -1,4 +1,6 @@
-"""One run beside the form that starts runs: its live view, what can be asked of it, its checkpoints and details."""
+"""One run beside the form that starts runs: its live view, what can be asked of it, its checkpoints and
+details.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,18 @@ import gradio as gr
 
 from app.components.curve import MOST_RUNS, run_view
 from app.components.markup import facts, moment, size, state_badge
-from app.components.shell import QUIET, QUIET_QUEUED, WORKING, Shell, choose_from, inform, offered, refusal, told, values_of
+from app.components.shell import (
+    QUIET,
+    QUIET_QUEUED,
+    WORKING,
+    Shell,
+    choose_from,
+    inform,
+    offered,
+    refusal,
+    told,
+    values_of,
+)
 from app.runs import has_prompts, options_of
 from app.service import Workbench
 from storage.errors import NotFound
@@ -45,7 +58,9 @@ def run_panel(shell: Shell) -> RunPanel:
     workbench = shell.workbench
     with gr.Row(equal_height=True):
         run = gr.Dropdown([], label="Run", interactive=True, elem_id="run-choice", scale=3)
-        over = gr.Dropdown([], label="Laid over it", multiselect=True, max_choices=MOST_RUNS - 1, interactive=True, scale=2)
+        over = gr.Dropdown(
+            [], label="Laid over it", multiselect=True, max_choices=MOST_RUNS - 1, interactive=True, scale=2
+        )
     with gr.Row():
         pause, resume = _button("Pause"), _button("Resume")
         save, sample = _button("Save now"), _button("Sample now")
@@ -69,10 +84,11 @@ def run_panel(shell: Shell) -> RunPanel:
         others = [one for one in wanted.over if one in ids and one != chosen]
         stays = (chosen, others) == (current.run, current.over)
         return (
-            offered(choices, chosen, current.run), offered([one for one in choices if one[1] != chosen], others, current.over),
+            offered(choices, chosen, current.run),
+            offered([one for one in choices if one[1] != chosen], others, current.over),
             gr.skip() if stays else ",".join(str(one) for one in (chosen, *others) if one),
             *_parts(workbench, chosen, (current if chosen == current.run else _UNKNOWN).saved),
-        )  # fmt: skip
+        )
 
     def show(run_id: int | None, over_ids: Sequence[int]) -> tuple[object, ...]:
         return filled(_Chosen(run_id, list(over_ids or []), None), _UNKNOWN)
@@ -84,7 +100,9 @@ def run_panel(shell: Shell) -> RunPanel:
     shell.refresh(follow, [run, over, saved], outputs)
     gr.on([run.input, over.input], show, [run, over], outputs, **QUIET)
 
-    def doing(act: Callable[[int], object]) -> Callable[[int | None, list[int], int | None], tuple[object, ...]]:
+    def doing(
+        act: Callable[[int], object],
+    ) -> Callable[[int | None, list[int], int | None], tuple[object, ...]]:
         def handler(run_now: int | None, over_now: list[int], saved_now: int | None) -> tuple[object, ...]:
             if run_now:
                 act(run_now)
@@ -93,7 +111,13 @@ def run_panel(shell: Shell) -> RunPanel:
         return told(handler)
 
     runs = workbench.runs
-    acts = ((pause, runs.pause), (resume, runs.resume), (save, runs.save), (sample, runs.sample), (stop, runs.stop))
+    acts = (
+        (pause, runs.pause),
+        (resume, runs.resume),
+        (save, runs.save),
+        (sample, runs.sample),
+        (stop, runs.stop),
+    )
     for button, act in acts:
         button.click(doing(act), [run, over, saved], outputs, concurrency_id="control", **WORKING)
 
@@ -133,7 +157,10 @@ def _button(text: str) -> gr.Button:
 
 def run_choices(workbench: Workbench) -> list[tuple[str, int]]:
     """All runs, newest first, as choices."""
-    return [(f"{run.id} · {run.name} · {run.state}", run.id or 0) for run in workbench.registry.all(Run, limit=200)]
+    return [
+        (f"{run.id} · {run.name} · {run.state}", run.id or 0)
+        for run in workbench.registry.all(Run, limit=200)
+    ]
 
 
 def _parts(workbench: Workbench, run_id: int | None, saved_now: int | None) -> tuple[object, ...]:
@@ -143,27 +170,41 @@ def _parts(workbench: Workbench, run_id: int | None, saved_now: int | None) -> t
     except NotFound:
         run = None
     if run is None:
-        return *[gr.Button(interactive=False)] * 6, gr.Dropdown(choices=[], value=None), gr.Button(interactive=False), ""
+        return (
+            *[gr.Button(interactive=False)] * 6,
+            gr.Dropdown(choices=[], value=None),
+            gr.Button(interactive=False),
+            "",
+        )
     stopping, pausing = run.stop_requested and run.active, run.pause_requested and run.active
     free = run.active and not stopping and not pausing
     asks = has_prompts(run)
     rows = workbench.registry.checkpoints(run.id or 0)
     return (
-        gr.Button("Pausing …" if pausing else "Pause", interactive=free), gr.Button(interactive=run.state in RESUMABLE_STATES),
-        gr.Button("Saving …" if run.save_requested and free else "Save now", interactive=free and run.state == RUNNING),
-        gr.Button("Sampling …" if run.sample_requested and free else "Sample now",
-                  interactive=free and run.state == RUNNING and asks),
+        gr.Button("Pausing …" if pausing else "Pause", interactive=free),
+        gr.Button(interactive=run.state in RESUMABLE_STATES),
+        gr.Button(
+            "Saving …" if run.save_requested and free else "Save now",
+            interactive=free and run.state == RUNNING,
+        ),
+        gr.Button(
+            "Sampling …" if run.sample_requested and free else "Sample now",
+            interactive=free and run.state == RUNNING and asks,
+        ),
         gr.Button("Stopping …" if stopping else "Stop and keep", interactive=free),
         gr.Button(interactive=run.state != FINISHED),
         choose_from(_checkpoint_choices(rows), saved_now),
-        gr.Button(interactive=bool(rows)), run_html(workbench, run),
-    )  # fmt: skip
+        gr.Button(interactive=bool(rows)),
+        run_html(workbench, run),
+    )
 
 
 def _checkpoint_choices(rows: Sequence[Checkpoint]) -> list[tuple[str, int]]:
     """The newest first, and which is the best."""
     best = best_checkpoint(rows)
-    return [(f"{_saved(row)}{' · best' if row is best and len(rows) > 1 else ''}", row.id or 0) for row in rows]
+    return [
+        (f"{_saved(row)}{' · best' if row is best and len(rows) > 1 else ''}", row.id or 0) for row in rows
+    ]
 
 
 def _saved(row: Checkpoint) -> str:
@@ -176,14 +217,28 @@ def run_html(workbench: Workbench, run: Run) -> str:
     lora, train = run.config["lora"], options_of(run)
     length = f"{train['max_steps']:,} steps" if train["max_steps"] else f"{train['epochs']:g} epochs"
     batch = train["micro_batch_size"] * train["gradient_accumulation_steps"]
-    about = facts([
-        ("Base model", run.base_name), ("Data set", f"{run.dataset_name}, version {run.dataset_version}"),
-        ("Adapter", f"rank {lora['rank']}, alpha {lora['alpha']:g}, dropout {lora['dropout']:g}, {lora['target_modules']}"),
-        ("Training", f"{length}, learning rate {train['learning_rate']:g}, {train['lr_scheduler']}, effective batch {batch}, "
-                     f"max length {train['max_length']:,}, seed {train['seed']}"),
-        ("Stops on", str(train.get("stop_on", "nan")).replace(",", ", ")),
-        ("Energy", "" if run.kilowatt_hours is None else f"{run.kilowatt_hours:.4f} kWh"),
-    ], f"Run {run.id}: {run.name}")  # fmt: skip
+    about = facts(
+        [
+            ("Base model", run.base_name),
+            ("Data set", f"{run.dataset_name}, version {run.dataset_version}"),
+            (
+                "Adapter",
+                (
+                    f"rank {lora['rank']}, alpha {lora['alpha']:g}, dropout {lora['dropout']:g}, "
+                    f"{lora['target_modules']}"
+                ),
+            ),
+            (
+                "Training",
+                f"{length}, learning rate {train['learning_rate']:g}, {train['lr_scheduler']}, "
+                f"effective batch {batch}, "
+                f"max length {train['max_length']:,}, seed {train['seed']}",
+            ),
+            ("Stops on", str(train.get("stop_on", "nan")).replace(",", ", ")),
+            ("Energy", "" if run.kilowatt_hours is None else f"{run.kilowatt_hours:.4f} kWh"),
+        ],
+        f"Run {run.id}: {run.name}",
+    )
     return f"{about}{states_html(workbench.registry.notes(run.id or 0))}"
 
 

@@ -52,12 +52,16 @@ class Shell:
     to_chat: gr.State
     """Name of the adapter that another section wants the playground to open with."""
     to_train: gr.State
-    """What another section wants of the training section: show or duplicate, the run's number, and when it was wanted."""
+    """What another section wants of the training section: show or duplicate, the run's number, and when it
+    was wanted.
+    """
     refreshes: list[Refresh] = field(default_factory=list)
     """What follows the registry in this section, until follow() binds it."""
 
     def refresh(self, handler: Handler, inputs: Sequence[Component], outputs: Sequence[Component]) -> None:
-        """Call `handler` when the page opens and whenever the registry has changed, at once or when its section is opened."""
+        """Call `handler` when the page opens and whenever the registry has changed, at once or when its
+        section is opened.
+        """
         self.refreshes.append(Refresh(handler, list(inputs), list(outputs)))
 
     def decide(self, handler: Handler, inputs: Sequence[gr.State], outputs: Sequence[gr.State]) -> None:
@@ -67,7 +71,8 @@ class Shell:
     def follow(self) -> None:
         """Bind all that refreshes this section, as one event.
 
-        The browser spends its time by the event: it walks all components of the page for each input and output of each.
+        The browser spends its time by the event: it walks all components of the page for each input and
+        output of each.
         """
         inputs = list(dict.fromkeys(one for refresh in self.refreshes for one in refresh.inputs))
         outputs = list(dict.fromkeys(one for refresh in self.refreshes for one in refresh.outputs))
@@ -82,14 +87,23 @@ class Shell:
             return list(found.values())
 
         events = [self.page.load, self.changed.change]
-        gr.on(events, everything, inputs, outputs, trigger_mode="always_last", **QUIET)  # "once" loses the last change
+        gr.on(
+            events, everything, inputs, outputs, trigger_mode="always_last", **QUIET
+        )  # "once" loses the last change
 
 
-QUIET: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": [], "queue": False, "api_visibility": "private"}
+QUIET: dict[str, Any] = {
+    "show_progress": "hidden",
+    "show_progress_on": [],
+    "queue": False,
+    "api_visibility": "private",
+}
 """For handlers that answer at once and need no spinner."""
 
 QUIET_QUEUED: dict[str, Any] = QUIET | {"queue": True}
-"""The same where others listen to a gr.State that changes, since Gradio tells them on that path only; also for what streams."""
+"""The same where others listen to a gr.State that changes, since Gradio tells them on that path only; also
+for what streams.
+"""
 
 WORKING: dict[str, Any] = {"show_progress": "minimal", "api_visibility": "private"}
 """For handlers that may take a moment."""
@@ -128,7 +142,10 @@ def refusal(sentence: str) -> gr.Error:
 
 
 def inform(sentence: str, title: str = "Done") -> None:
-    """Say beside the page that something was done. Gradio would take markup in it, such as a name's, as markup."""
+    """Say beside the page that something was done.
+
+    Gradio would take markup in it, such as a name's, as markup.
+    """
     gr.Info(escape(sentence), title=title)
 
 
@@ -139,15 +156,25 @@ def choose_from(choices: Choices, current: Any, otherwise: Any = FIRST) -> gr.Dr
     return offered(choices, current if current in values else wanted, current)
 
 
-def choose_many(choices: Choices, current: Sequence[Any] | None, otherwise: Sequence[Any] = ()) -> gr.Dropdown:
+def choose_many(
+    choices: Choices, current: Sequence[Any] | None, otherwise: Sequence[Any] = ()
+) -> gr.Dropdown:
     """The same where several can be chosen: those that are still there, or `otherwise` where none is."""
     values = values_of(choices)
-    return offered(choices, [one for one in current or [] if one in values] or list(otherwise), list(current or []))
+    return offered(
+        choices, [one for one in current or [] if one in values] or list(otherwise), list(current or [])
+    )
 
 
 def offered(choices: Choices, wanted: Any, current: Any) -> gr.Dropdown:
-    """A dropdown's update that sends no choice where the current one stays: the user may have chosen anew meanwhile."""
-    return gr.Dropdown(choices=list(choices)) if wanted == current else gr.Dropdown(choices=list(choices), value=wanted)
+    """A dropdown's update that sends no choice where the current one stays: the user may have chosen anew
+    meanwhile.
+    """
+    return (
+        gr.Dropdown(choices=list(choices))
+        if wanted == current
+        else gr.Dropdown(choices=list(choices), value=wanted)
+    )
 
 
 def values_of(choices: Choices) -> list[Any]:

@@ -49,11 +49,19 @@ def storage_html(workbench: Workbench) -> str:
     rows = "".join(_row(one) for one in shares)
     total, limit = sum(one.bytes for one in shares), quota(workbench.settings)
     said = f"{size(total)} in all" + (f" of {limit:g} GB allowed" if limit else "")
-    over = " <b class='fault'>More than the quota: clean up, or raise it.</b>" if limit and total > limit * 1e9 else ""
+    over = (
+        " <b class='fault'>More than the quota: clean up, or raise it.</b>"
+        if limit and total > limit * 1e9
+        else ""
+    )
     head = "<thead><tr><th>What</th><th>Size</th><th>Can go</th><th></th></tr></thead>"
-    return f"<p class='lead'>{said}.{over}</p><div class='wide'><table class='rows'>{head}<tbody>{rows}</tbody></table></div>"
+    return (
+        f"<p class='lead'>{said}.{over}</p><div class='wide'><table "
+        f"class='rows'>{head}<tbody>{rows}</tbody></table></div>"
+    )
 
 
 def _row(one: Share) -> str:
     removable = size(one.removable_bytes) if one.removable_bytes else "–"
-    return f"<tr><td>{escape(one.what)}</td><td>{size(one.bytes)}</td><td>{removable}</td><td>{escape(one.advice)}</td></tr>"
+    cells = (escape(one.what), size(one.bytes), removable, escape(one.advice))
+    return f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"

@@ -26,11 +26,18 @@ def build(shell: Shell) -> None:
     workbench = shell.workbench
     panel = ImportPanel(shell)
     catalogue = Catalogue(
-        shell, _WORDS, rows=lambda: _rows(workbench), remove=workbench.registry.remove_dataset,
+        shell,
+        _WORDS,
+        rows=lambda: _rows(workbench),
+        remove=workbench.registry.remove_dataset,
         describe=lambda name: about_html(workbench.registry.find(Dataset, name)),
-    )  # fmt: skip
+    )
     DetailPanel(shell, catalogue)
-    catalogue.follow(panel.sample.click(told(lambda: workbench.datasets.add_sample().name), None, catalogue.chosen, **WORKING))
+    catalogue.follow(
+        panel.sample.click(
+            told(lambda: workbench.datasets.add_sample().name), None, catalogue.chosen, **WORKING
+        )
+    )
     chosen = [catalogue.chosen, panel.awaited]
     shell.decide(lambda now, awaited: _choose(workbench, now, awaited), chosen, chosen)
 
@@ -45,7 +52,16 @@ def _choose(workbench: Workbench, chosen: str, awaited: str) -> tuple[str, str]:
 
 def _rows(workbench: Workbench) -> list[list[str]]:
     return [
-        [row.name, str(row.version), row.format, f"{row.rows:,}", f"{row.validation_rows:,}", f"{row.excluded_rows:,}",
-         f"{row.faulty_rows:,}", f"{row.warnings:,}", day(row.created)]
+        [
+            row.name,
+            str(row.version),
+            row.format,
+            f"{row.rows:,}",
+            f"{row.validation_rows:,}",
+            f"{row.excluded_rows:,}",
+            f"{row.faulty_rows:,}",
+            f"{row.warnings:,}",
+            day(row.created),
+        ]
         for row in workbench.registry.all(Dataset)
-    ]  # fmt: skip
+    ]

@@ -23,7 +23,8 @@ def build(shell: Shell) -> None:
     """Lay out the tab and bind its handlers."""
     workbench = shell.workbench
     gr.Markdown(
-        "A merged model is **W + (α/r)BA**, added in float32 and rounded once. Whatever is exported is loaded again from disk "
+        "A merged model is **W + (α/r)BA**, added in float32 and rounded once. Whatever is exported is "
+        "loaded again from disk "
         "in a process of its own and compared with base + adapter before you rely on it."
     )
     with gr.Row(equal_height=True):
@@ -33,7 +34,9 @@ def build(shell: Shell) -> None:
     done = gr.HTML()
 
     def show(now: str) -> tuple[object, ...]:
-        return choose_from([row.name for row in workbench.registry.all(Adapter)], now), exports_html(workbench)
+        return choose_from([row.name for row in workbench.registry.all(Adapter)], now), exports_html(
+            workbench
+        )
 
     shell.refresh(show, [adapter], [adapter, done])
     names = list(fields)
@@ -56,7 +59,8 @@ def exports_html(workbench: Workbench) -> str:
         if job.kind == "export_adapter" and job.state in ("failed", "interrupted")
     ]
     notices = "".join(
-        f"<p><span class='state bad'>{job.state}</span> {escape(job.title)}: {escape(job.message)}</p>" for job in failed[:3]
+        f"<p><span class='state bad'>{job.state}</span> {escape(job.title)}: {escape(job.message)}</p>"
+        for job in failed[:3]
     )
     rows = "".join(_row(one) for one in workbench.registry.all(Export, limit=100))
     if not rows:
@@ -72,9 +76,12 @@ def _row(one: Export) -> str:
     rounding = one.check.get("rounding_loss")
     lost = f" Rounding took {rounding:.2%} of the adapter." if rounding else ""
     there = Path(one.folder).is_dir()
-    link = f"<br><a href='/workbench/exports/{one.id}.zip' download>Download as zip</a>" if there else "<br>gone"
+    link = (
+        f"<br><a href='/workbench/exports/{one.id}.zip' download>Download as zip</a>" if there else "<br>gone"
+    )
     return (
         f"<tr><td>{escape(one.adapter_name)}</td><td>{escape(one.base_name)}</td><td>{escape(one.format)}</td><td>{badge}</td>"
-        f"<td>{escape(one.sentence)}{lost}</td><td class='mono'>{escape(one.folder)}{link}</td><td>{size(one.size_bytes)}</td>"
+        f"<td>{escape(one.sentence)}{lost}</td><td "
+        f"class='mono'>{escape(one.folder)}{link}</td><td>{size(one.size_bytes)}</td>"
         f"<td>{day(one.created)}</td></tr>"
     )

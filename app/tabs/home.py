@@ -36,7 +36,9 @@ def build(shell: Shell) -> None:
     def show() -> tuple[object, ...]:
         done = journey(workbench)
         fetching = done == 0 and bool(workbench.registry.active_jobs())
-        button = gr.Button("Getting it …" if fetching else _next_label(workbench, done), interactive=not fetching)
+        button = gr.Button(
+            "Getting it …" if fetching else _next_label(workbench, done), interactive=not fetching
+        )
         return gr.Column(visible=done < 4), journey_html(done), button, cards_html(workbench)
 
     shell.refresh(show, [], [first, steps, go, cards])
@@ -98,7 +100,10 @@ def journey_html(done: int) -> str:
     items = []
     for index, (title, text) in enumerate(texts):
         kind, mark = ("done", "✓") if index < done else ("next" if index == done else "", str(index + 1))
-        items.append(f"<li class='{kind}'><span class='mark'>{mark}</span><span>{title}<small>{text}</small></span></li>")
+        items.append(
+            f"<li class='{kind}'><span "
+            f"class='mark'>{mark}</span><span>{title}<small>{text}</small></span></li>"
+        )
     return (
         "<div class='card'><h3>Your first adapter</h3><p class='lead'>Four steps, a few minutes. "
         "The base model stays as it is; what you train is a small adapter beside it.</p>"
@@ -111,21 +116,35 @@ def cards_html(workbench: Workbench) -> str:
     status = workbench.engine.status()
     memory, disk = psutil.virtual_memory(), shutil.disk_usage(workbench.settings.home)
     engine = "starts when it is needed" if status is None else ("training" if status["runs"] else "ready")
-    machine = facts([
-        ("Device", status["device"] if status else "known when the engine has started"),
-        ("Engine", engine),
-        ("Resident base", status["resident"] or "none yet" if status else "none yet"),
-        ("Memory", f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free"),
-        ("Disk", f"{size(disk.free)} free"),
-        ("Home folder", workbench.settings.home),
-    ], "This machine")  # fmt: skip
+    machine = facts(
+        [
+            ("Device", status["device"] if status else "known when the engine has started"),
+            ("Engine", engine),
+            ("Resident base", status["resident"] or "none yet" if status else "none yet"),
+            ("Memory", f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free"),
+            ("Disk", f"{size(disk.free)} free"),
+            ("Home folder", workbench.settings.home),
+        ],
+        "This machine",
+    )
     registry = workbench.registry
-    kept = facts([
-        ("Base models", len(registry.names(Base))), ("Data sets", len(registry.names(Dataset))),
-        ("Runs", len(registry.all(Run))), ("Adapters", len(registry.names(Adapter))),
-    ], "Kept here")  # fmt: skip
+    kept = facts(
+        [
+            ("Base models", len(registry.names(Base))),
+            ("Data sets", len(registry.names(Dataset))),
+            ("Runs", len(registry.all(Run))),
+            ("Adapters", len(registry.names(Adapter))),
+        ],
+        "Kept here",
+    )
     newest = [
-        (one.name, f"loss {number(one.train_loss, 3)}, validation {number(one.validation_loss, 3)}, {day(one.created)}")
+        (
+            one.name,
+            (
+                f"loss {number(one.train_loss, 3)}, validation {number(one.validation_loss, 3)}, "
+                f"{day(one.created)}"
+            ),
+        )
         for one in registry.all(Adapter, limit=5)
     ]
     recent = facts(newest or [("None yet", "Train one under Train.")], "Newest adapters")

@@ -25,9 +25,13 @@ def build(shell: Shell) -> None:
     workbench = shell.workbench
     with gr.Row(equal_height=True):
         origin = gr.Textbox(
-            label="Add a base model", scale=3,
-            info="A folder of safetensors, a .gguf file, or a hub id such as HuggingFaceTB/SmolLM2-360M-Instruct.",
-        )  # fmt: skip
+            label="Add a base model",
+            scale=3,
+            info=(
+                "A folder of safetensors, a .gguf file, or a hub id such as "
+                "HuggingFaceTB/SmolLM2-360M-Instruct."
+            ),
+        )
         name = gr.Textbox(label="Name", info="Empty: taken from the source.", scale=1)
         with gr.Column(scale=0, min_width=220):
             add = gr.Button("Add", variant="primary")
@@ -42,9 +46,13 @@ def build(shell: Shell) -> None:
         inform(f"Unchanged: {workbench.verify_model(model)[:16]}…")
 
     Catalogue(
-        shell, _WORDS, rows=lambda: _rows(workbench), remove=workbench.remove_model, actions=verify_button,
+        shell,
+        _WORDS,
+        rows=lambda: _rows(workbench),
+        remove=workbench.remove_model,
+        actions=verify_button,
         describe=lambda name: detail_html(workbench.registry.find(Base, name)),
-    )  # fmt: skip
+    )
 
     @told
     def start(source: str, wanted: str) -> tuple[str, str]:
@@ -64,19 +72,44 @@ def build(shell: Shell) -> None:
 
 def _rows(workbench: Workbench) -> list[list[str]]:
     return [
-        [base.name, base.architecture, f"{base.parameters / 1e6:,.1f} M", base.dtype, f"{base.context_length:,}",
-         size(base.size_bytes), base.source, base.fingerprint[:12]]
+        [
+            base.name,
+            base.architecture,
+            f"{base.parameters / 1e6:,.1f} M",
+            base.dtype,
+            f"{base.context_length:,}",
+            size(base.size_bytes),
+            base.source,
+            base.fingerprint[:12],
+        ]
         for base in workbench.registry.all(Base)
-    ]  # fmt: skip
+    ]
 
 
 def detail_html(base: Base) -> str:
     """Everything known of one base model."""
-    template = "its own" if base.has_chat_template else "none of its own: the plain one is used (### User: … ### Assistant: …)"
-    return facts([
-        ("Architecture", base.architecture), ("Parameters", f"{base.parameters:,}"), ("Dtype", base.dtype),
-        ("Context length", f"{base.context_length:,} tokens"), ("Layers", base.layers), ("Hidden size", base.hidden_size),
-        ("Linear layers", len(base.layer_shapes)), ("Chat template", template), ("Licence", base.licence or "not stated"),
-        ("Size", size(base.size_bytes)), ("Source", f"{base.source}: {base.origin}"), ("Folder", base.folder),
-        ("Fingerprint", base.fingerprint), ("Tokenizer", base.tokenizer_hash[:16]), ("Added", day(base.created)),
-    ], base.name)  # fmt: skip
+    template = (
+        "its own"
+        if base.has_chat_template
+        else "none of its own: the plain one is used (### User: … ### Assistant: …)"
+    )
+    return facts(
+        [
+            ("Architecture", base.architecture),
+            ("Parameters", f"{base.parameters:,}"),
+            ("Dtype", base.dtype),
+            ("Context length", f"{base.context_length:,} tokens"),
+            ("Layers", base.layers),
+            ("Hidden size", base.hidden_size),
+            ("Linear layers", len(base.layer_shapes)),
+            ("Chat template", template),
+            ("Licence", base.licence or "not stated"),
+            ("Size", size(base.size_bytes)),
+            ("Source", f"{base.source}: {base.origin}"),
+            ("Folder", base.folder),
+            ("Fingerprint", base.fingerprint),
+            ("Tokenizer", base.tokenizer_hash[:16]),
+            ("Added", day(base.created)),
+        ],
+        base.name,
+    )

@@ -44,12 +44,26 @@ def build(shell: Shell) -> None:
     warned = gr.HTML()
     with gr.Row(elem_classes="chats"):
         boxes = [
-            gr.Chatbot(label="–", visible=index == 0, height=400, layout="bubble", feedback_options=None,
-                       placeholder="Ask something below." if index == 0 else None, buttons=["copy"], allow_tags=False)
+            gr.Chatbot(
+                label="–",
+                visible=index == 0,
+                height=400,
+                layout="bubble",
+                feedback_options=None,
+                placeholder="Ask something below." if index == 0 else None,
+                buttons=["copy"],
+                allow_tags=False,
+            )
             for index in range(MAX_SIDE_BY_SIDE)
-        ]  # fmt: skip
+        ]
     with gr.Row(equal_height=True):
-        prompt = gr.Textbox(label="Prompt", lines=2, scale=8, placeholder="Ask all of them the same question", submit_btn=False)
+        prompt = gr.Textbox(
+            label="Prompt",
+            lines=2,
+            scale=8,
+            placeholder="Ask all of them the same question",
+            submit_btn=False,
+        )
         with gr.Column(scale=0, min_width=130):
             send = gr.Button("Send", variant="primary")
             stop = gr.Button("Stop")
@@ -62,9 +76,10 @@ def build(shell: Shell) -> None:
         chosen = base_now if base_now in names else (names[0] if names else None)
         fitting = adapters_for(workbench, chosen)
         return (
-            choose_from(names, base_now), choose_many(fitting, adapters_now, fitting[:1]),
+            choose_from(names, base_now),
+            choose_many(fitting, adapters_now, fitting[:1]),
             choose_from([*fitting, PLAIN], speaker_now),
-        )  # fmt: skip
+        )
 
     shell.refresh(show, [base, adapters, speaker], [base, adapters, speaker])
     base.input(show, [base, adapters, speaker], [base, adapters, speaker], **QUIET)
@@ -83,7 +98,9 @@ def build(shell: Shell) -> None:
 
     shell.to_chat.change(told(open_with), shell.to_chat, [base, adapters, mode, with_base], **WORKING)
 
-    def show_boxes(mode: str, adapters: list[str], speaker: str, with_base: bool, chat_id: int) -> list[object]:
+    def show_boxes(
+        mode: str, adapters: list[str], speaker: str, with_base: bool, chat_id: int
+    ) -> list[object]:
         names = speakers_of(mode, adapters, speaker, with_base)
         return boxes_for(names, stored_histories(workbench, chat_id, names))
 
@@ -113,7 +130,9 @@ def build(shell: Shell) -> None:
         if not base:
             raise refusal("Add a base model first, under Models.")
         names = speakers_of(mode, adapters, speaker, with_base)
-        asked = ask(workbench, _existing(workbench, chat_id), base, names, prompt, GenerationConfig.parse(values))
+        asked = ask(
+            workbench, _existing(workbench, chat_id), base, names, prompt, GenerationConfig.parse(values)
+        )
         ticket = id(asked)
         under_way[ticket] = asked
         try:
@@ -126,9 +145,15 @@ def build(shell: Shell) -> None:
     outputs = [prompt, chat_id, asking, *boxes]
     given = {"base": base, **who, "prompt": prompt, "chat_id": chat_id, **sampling}
     gr.on(
-        [send.click, prompt.submit], talk, None, outputs, inputs_kwargs=given, concurrency_id="generate", concurrency_limit=4,
+        [send.click, prompt.submit],
+        talk,
+        None,
+        outputs,
+        inputs_kwargs=given,
+        concurrency_id="generate",
+        concurrency_limit=4,
         **QUIET_QUEUED,
-    )  # fmt: skip
+    )
 
     def halt(ticket: int) -> None:
         if ticket in under_way:
@@ -163,7 +188,9 @@ def warnings_html(workbench: Workbench, base: str | None, names: list[str]) -> s
     return "".join(f"<p class='fault' role='alert'>{escape(one)}</p>" for one in found)
 
 
-def speakers_of(mode: str, adapters: list[str] | None, speaker: str | None, with_base: bool) -> list[str | None]:
+def speakers_of(
+    mode: str, adapters: list[str] | None, speaker: str | None, with_base: bool
+) -> list[str | None]:
     """Who answers: names of adapters, None for the plain base."""
     if mode == SINGLE:
         return [None if speaker in (PLAIN, None) else speaker]
@@ -180,7 +207,9 @@ def boxes_for(names: list[str | None], conversations: list[list[dict[str, str]]]
     return [*shown, *[gr.Chatbot(visible=False) for _ in range(MAX_SIDE_BY_SIDE - len(shown))]]
 
 
-def stored_histories(workbench: Workbench, chat_id: int, names: list[str | None]) -> list[list[dict[str, str]]]:
+def stored_histories(
+    workbench: Workbench, chat_id: int, names: list[str | None]
+) -> list[list[dict[str, str]]]:
     """What each speaker has said in this conversation so far."""
     said = workbench.registry.chat_messages(chat_id) if chat_id else []
     return [history(said, name) for name in names]
@@ -194,8 +223,13 @@ def _existing(workbench: Workbench, chat_id: int) -> int | None:
         return None
 
 
-def follow(workbench: Workbench, asked: Asked, names: list[str | None], ticket: int) -> Iterator[list[object]]:
-    """Updates for the page while the answers grow. The answers are collected elsewhere, whoever listens here."""
+def follow(
+    workbench: Workbench, asked: Asked, names: list[str | None], ticket: int
+) -> Iterator[list[object]]:
+    """Updates for the page while the answers grow.
+
+    The answers are collected elsewhere, whoever listens here.
+    """
     before = stored_histories(workbench, asked.chat_id, names)
     yield ["", asked.chat_id, ticket, *boxes_for(names, _with(before, asked))]
     rest = [gr.skip()] * (MAX_SIDE_BY_SIDE - len(names))

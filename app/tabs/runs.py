@@ -42,18 +42,28 @@ def build(shell: Shell) -> None:
             button = gr.Button(text, scale=0, min_width=90 if what == "show" else 210)
             button.click(functools.partial(_wish, what), chosen, [shell.tabs, shell.to_train], **WORKING)
         for text, target in (("First", _first), ("Earlier", _earlier), ("Later", _later)):
-            followers.append((gr.Button(text, scale=0, min_width=80), functools.partial(_move, workbench, target)))
+            followers.append(
+                (gr.Button(text, scale=0, min_width=80), functools.partial(_move, workbench, target))
+            )
         acts = (("Pause", runs.pause), ("Resume", runs.resume), ("Stop and keep", _stopping(workbench)))
         for text, act in acts:
             followers.append((gr.Button(text, scale=0, min_width=90 if len(text) < 8 else 140), act))
 
     catalogue = Catalogue(
-        shell, _WORDS, rows=lambda: run_rows(workbench), remove=lambda run: workbench.runs.remove(int(run)), actions=actions,
-        describe=lambda run: run_html(workbench, workbench.registry.get(Run, int(run))), show_search="search",
-        max_chars=60, wrap=True,
-    )  # fmt: skip
+        shell,
+        _WORDS,
+        rows=lambda: run_rows(workbench),
+        remove=lambda run: workbench.runs.remove(int(run)),
+        actions=actions,
+        describe=lambda run: run_html(workbench, workbench.registry.get(Run, int(run))),
+        show_search="search",
+        max_chars=60,
+        wrap=True,
+    )
     for button, act in followers:
-        catalogue.follow(button.click(_acting(act), catalogue.chosen, None, concurrency_id="control", **WORKING))
+        catalogue.follow(
+            button.click(_acting(act), catalogue.chosen, None, concurrency_id="control", **WORKING)
+        )
     _comparison(shell, catalogue.chosen)
 
 
@@ -112,10 +122,16 @@ def _cells(run: Run, place: int | None, last: Any, best: float | None) -> list[s
     step = f"{last.step if last else 0:,}{f' / {total:,}' if total else ''}"
     state = run.state if not run.reason else f"{run.state}: {run.reason}"
     return [
-        str(run.id), run.name, state, str(place or ""), step,
-        number(last.loss if last else None), number(best), duration(last.seconds if last else None),
+        str(run.id),
+        run.name,
+        state,
+        str(place or ""),
+        step,
+        number(last.loss if last else None),
+        number(best),
+        duration(last.seconds if last else None),
         day(run.started),
-    ]  # fmt: skip
+    ]
 
 
 def _comparison(shell: Shell, chosen: gr.State) -> None:
@@ -124,14 +140,22 @@ def _comparison(shell: Shell, chosen: gr.State) -> None:
         gr.Markdown("#### Compare runs")
         with gr.Row(equal_height=True, elem_classes="asked"):
             ids = gr.Dropdown(
-                [], label="Runs to compare", multiselect=True, max_choices=_MOST_COMPARED, interactive=True, scale=5
+                [],
+                label="Runs to compare",
+                multiselect=True,
+                max_choices=_MOST_COMPARED,
+                interactive=True,
+                scale=5,
             )
             sweep = gr.Button("The whole sweep", scale=1, min_width=130)
             chat = gr.Button("Chat with the best", variant="primary", scale=1, min_width=150)
             preset = gr.Button("Make it the preset", scale=1, min_width=150)
         table = gr.HTML()
         with gr.Row():
-            lines, heat = (gr.Plot(label=text, show_label=False, visible=False) for text in ("Parallel coordinates", "Heat map"))
+            lines, heat = (
+                gr.Plot(label=text, show_label=False, visible=False)
+                for text in ("Parallel coordinates", "Heat map")
+            )
 
     def offer(now: list[int]) -> tuple[object, ...]:
         there = run_choices(workbench)
@@ -169,7 +193,9 @@ def _comparison(shell: Shell, chosen: gr.State) -> None:
     @told
     def keep(now: list[int]) -> None:
         best = best_of(now)
-        path = workbench.presets.save(best.name, workbench.runs.options(best.id or 0), f"The options of run {best.id}.")
+        path = workbench.presets.save(
+            best.name, workbench.runs.options(best.id or 0), f"The options of run {best.id}."
+        )
         inform(f"Saved as the preset {best.name} ({path.name}); choose it under Train.")
 
     shown = [table, lines, heat]

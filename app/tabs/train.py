@@ -95,23 +95,46 @@ def _form(workbench: Workbench) -> _Form:
     why = gr.HTML()
     options = _options()
     sweep = gr.Textbox(
-        value="", label="Sweep", lines=2, max_lines=6, elem_id="sweep", placeholder="rank=4,8,16\nlearning_rate=1e-4,3e-4",
+        value="",
+        label="Sweep",
+        lines=2,
+        max_lines=6,
+        elem_id="sweep",
+        placeholder="rank=4,8,16\nlearning_rate=1e-4,3e-4",
         info="Several values for any option, one option a line. Every combination becomes an adapter; "
-             "they train at once on the one base.",
-    )  # fmt: skip
+        "they train at once on the one base.",
+    )
     together = gr.Checkbox(
-        value=False, label="May train at once with other waiting runs",
+        value=False,
+        label="May train at once with other waiting runs",
         info="Runs on the same base that allow it share every pass over its weights.",
-    )  # fmt: skip
+    )
     with gr.Accordion("Save these options as a preset", open=False), gr.Row(equal_height=True):
         save_name = gr.Textbox(value="", label="Name of the preset", scale=3)
         save = gr.Button("Save preset", scale=1, min_width=110)
         forget = gr.Button("Delete preset", scale=1, min_width=110)
     plan, measured = gr.HTML(), gr.HTML(elem_id="measured")
     with gr.Row():
-        changes = [gr.Button("", visible=False, size="sm", elem_classes="offered") for _ in range(_MOST_OFFERED)]
-    return _Form(base, dataset, name, preset, why, save_name, save, forget, options, sweep, together, plan, measured, changes,
-                 gr.State([]))  # fmt: skip
+        changes = [
+            gr.Button("", visible=False, size="sm", elem_classes="offered") for _ in range(_MOST_OFFERED)
+        ]
+    return _Form(
+        base,
+        dataset,
+        name,
+        preset,
+        why,
+        save_name,
+        save,
+        forget,
+        options,
+        sweep,
+        together,
+        plan,
+        measured,
+        changes,
+        gr.State([]),
+    )
 
 
 def _bind_bases_and_data(shell: Shell, form: _Form) -> None:
@@ -130,14 +153,18 @@ def _bind_plan(shell: Shell, form: _Form) -> None:
 
     changed = [field.change for field in form.options.values()]
     triggers = [shell.page.load, form.base.change, form.dataset.change, form.sweep.change, *changed]
-    gr.on(triggers, show_plan, None, form.plan, inputs_kwargs=form.inputs, trigger_mode="always_last", **QUIET)
+    gr.on(
+        triggers, show_plan, None, form.plan, inputs_kwargs=form.inputs, trigger_mode="always_last", **QUIET
+    )
 
 
 def _bind_start(shell: Shell, form: _Form, start: gr.Button, panel: RunPanel) -> None:
     workbench = shell.workbench
 
     @told
-    def begin(base: str, dataset: str, name: str, sweep: str, together: bool, **values: Any) -> tuple[object, ...]:
+    def begin(
+        base: str, dataset: str, name: str, sweep: str, together: bool, **values: Any
+    ) -> tuple[object, ...]:
         _require_chosen(base, dataset)
         if sweep.strip():
             started = workbench.training.sweep(base, dataset, values, grid_of(sweep), name.strip())
@@ -146,17 +173,22 @@ def _bind_start(shell: Shell, form: _Form, start: gr.Button, panel: RunPanel) ->
         return "", *panel.show(started[0].id, [run.id or 0 for run in started[1:]])
 
     inputs = {**form.inputs, "name": form.name, "together": form.together}
-    start.click(begin, None, [form.name, *panel.outputs], inputs_kwargs=inputs, concurrency_id="start", **WORKING)
+    start.click(
+        begin, None, [form.name, *panel.outputs], inputs_kwargs=inputs, concurrency_id="start", **WORKING
+    )
 
 
 def _bind_measuring(shell: Shell, form: _Form, measure: gr.Button) -> None:
     @told
     def find_out(base: str, dataset: str, sweep: str, **values: Any) -> tuple[object, ...]:
         _require_chosen(base, dataset)
-        wanted = [options for _, options in combinations(values, grid_of(sweep))] if sweep.strip() else [values]
+        wanted = (
+            [options for _, options in combinations(values, grid_of(sweep))] if sweep.strip() else [values]
+        )
         found, offered = shell.workbench.training.measure(base, dataset, wanted)
         buttons = [
-            gr.Button(offered[at][0] if at < len(offered) else "", visible=at < len(offered)) for at in range(_MOST_OFFERED)
+            gr.Button(offered[at][0] if at < len(offered) else "", visible=at < len(offered))
+            for at in range(_MOST_OFFERED)
         ]
         return measured_html(found), [options for _, options in offered], *buttons
 
@@ -202,7 +234,11 @@ def _bind_presets(shell: Shell, form: _Form) -> None:
     shell.refresh(lambda now: choose_from(names(), now, None), [form.preset], [form.preset])
     form.preset.input(choose, form.preset, [form.why, *fields], **QUIET)
     form.save.click(
-        save, None, [form.save_name, form.preset, form.why], inputs_kwargs={"name": form.save_name, **form.options}, **WORKING
+        save,
+        None,
+        [form.save_name, form.preset, form.why],
+        inputs_kwargs={"name": form.save_name, **form.options},
+        **WORKING,
     )
     form.forget.click(forget, form.preset, [form.preset, form.why], **WORKING)
 
@@ -220,7 +256,9 @@ def _bind_duplicates(shell: Shell, form: _Form, panel: RunPanel) -> None:
             return *untouched, *panel.show(run_id, [])
         return (row.base_name, row.dataset_name, *form.values(runs.options(run_id)), *panel.show(run_id, []))
 
-    shell.to_train.change(bring, shell.to_train, [form.base, form.dataset, *fields, *panel.outputs], **WORKING)
+    shell.to_train.change(
+        bring, shell.to_train, [form.base, form.dataset, *fields, *panel.outputs], **WORKING
+    )
 
 
 def _require_chosen(base: str | None, dataset: str | None) -> None:
@@ -247,7 +285,9 @@ def grid_of(sweep: str) -> dict[str, list[str]]:
     return parse_grid(line for line in sweep.splitlines() if line.strip())
 
 
-def plan_html(workbench: Workbench, base: str | None, dataset: str | None, values: dict[str, Any], sweep: str = "") -> str:
+def plan_html(
+    workbench: Workbench, base: str | None, dataset: str | None, values: dict[str, Any], sweep: str = ""
+) -> str:
     """What the run would need, or each run of a sweep, or why it cannot start."""
     if not base or not dataset:
         return ""
@@ -258,7 +298,10 @@ def plan_html(workbench: Workbench, base: str | None, dataset: str | None, value
         return f"<div class='card'><span class='state bad'>cannot start</span> {error.message}</div>"
     hint = ""
     if len(wanted) > 1:
-        hint = f"<p class='hint'>{len(wanted)} adapters, trained at once where memory allows; the plan is that of the first.</p>"
+        hint = (
+            f"<p class='hint'>{len(wanted)} adapters, trained at once where memory allows; the plan "
+            "is that of the first.</p>"
+        )
     if plan.steps < _FEW_STEPS:
         hint += (
             f"<p class='hint'>Only {plan.steps} optimiser steps: with little data a smaller effective batch "
@@ -269,12 +312,21 @@ def plan_html(workbench: Workbench, base: str | None, dataset: str | None, value
 
 def _plan_facts(plan: Estimate) -> str:
     seconds = "known after the first run on this base" if plan.seconds is None else duration(plan.seconds)
-    return facts([
-        ("Trainable parameters", f"{plan.trainable_parameters:,} in {plan.targeted_layers} layers"),
-        ("Steps", f"{plan.steps:,}, about {plan.tokens:,} tokens{', rows packed into blocks' if plan.packed else ''}"),
-        ("Memory", f"about {size(plan.memory_bytes)} (estimate)"),
-        ("Time", f"about {seconds} (estimate)" if plan.seconds is not None else seconds),
-    ], "Plan")  # fmt: skip
+    return facts(
+        [
+            ("Trainable parameters", f"{plan.trainable_parameters:,} in {plan.targeted_layers} layers"),
+            (
+                "Steps",
+                (
+                    f"{plan.steps:,}, about {plan.tokens:,} "
+                    f"tokens{', rows packed into blocks' if plan.packed else ''}"
+                ),
+            ),
+            ("Memory", f"about {size(plan.memory_bytes)} (estimate)"),
+            ("Time", f"about {seconds} (estimate)" if plan.seconds is not None else seconds),
+        ],
+        "Plan",
+    )
 
 
 def measured_html(found: dict[str, Any]) -> str:
@@ -282,9 +334,16 @@ def measured_html(found: dict[str, Any]) -> str:
     share = f"{size(found['peak_bytes'])} of {size(found['total_bytes'])}"
     notices = "".join(f"<p class='hint'>{escape(one)}</p>" for one in found["notices"])
     several = f" ({found['together']} runs at once)" if found["together"] > 1 else ""
-    card = facts([
-        ("Peak memory", f"{share}{several}"), ("Time a step", f"{found['seconds_a_step']:.2f} s with the longest rows"),
-        ("Time", f"at most {duration(found['seconds'])} for {found['steps']:,} steps, evaluations not counted"),
-        ("Disk", f"at most {size(found['disk_bytes'])} for checkpoints"),
-    ], f"Measured: {found['verdict']}")  # fmt: skip
+    card = facts(
+        [
+            ("Peak memory", f"{share}{several}"),
+            ("Time a step", f"{found['seconds_a_step']:.2f} s with the longest rows"),
+            (
+                "Time",
+                f"at most {duration(found['seconds'])} for {found['steps']:,} steps, evaluations not counted",
+            ),
+            ("Disk", f"at most {size(found['disk_bytes'])} for checkpoints"),
+        ],
+        f"Measured: {found['verdict']}",
+    )
     return f"{card}{notices}"

@@ -1,14 +1,14 @@
 """The attention of every resident base: one function, which does what the pass at hand needs.
 
-transformers calls it in place of its own. What it attends to is set on the attention modules from outside, as a bank
-of adapters is set on the linear layers: nothing for a plain causal pass, or one of
+transformers calls it in place of its own. What it attends to is set on the attention modules from outside, as
+a bank of adapters is set on the linear layers: nothing for a plain causal pass, or one of
 
 - Packed: rows packed into blocks, where each segment sees itself alone (training);
 - Prefill: the tokens of prompts, written to a cache on the way (decoding);
 - OneToken: one new token for each row, beside the cache (decoding).
 
-So no pass builds a mask over a whole block, and no layer needs to know its number, which lets compiled layers share
-one graph. Padding masks are not used: rows are padded on the right, where causal attention never looks.
+So no pass builds a mask over a whole block, and no layer needs to know its number, which lets compiled layers
+share one graph. Padding masks are not used: rows are padded on the right, where causal attention never looks.
 """
 
 from __future__ import annotations
@@ -31,8 +31,15 @@ from core.errors import InvalidModel
 
 NAME = "lora_workbench"
 # torch 2.11 takes fewer key heads without being told; later releases ask for it.
-_FEWER_KEY_HEADS: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
-_CAUSAL_KERNELS = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+_FEWER_KEY_HEADS: dict[str, Any] = (
+    {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+)
+_CAUSAL_KERNELS = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
 _VARLEN_DTYPES = (torch.float16, torch.bfloat16)
 _PASS = "attention_pass"  # the attribute of an attention module that holds what the pass at hand attends to
 
@@ -44,13 +51,19 @@ class Packed:
     bounds: Sequence[int]
     """Where segments begin, and where the last ends, counted over the tokens of all rows."""
     offsets: Tensor | None = None
-    """The same as int32 on an accelerator, where one kernel handles all segments. May repeat its last entry."""
+    """The same as int32 on an accelerator, where one kernel handles all segments.
+
+    May repeat its last entry.
+    """
     longest: int = 0
 
 
 @dataclass(frozen=True)
 class Prefill:
-    """New tokens of every row at the same positions, `start` and on. Caches are [rows, kv_heads, capacity, head_dim]."""
+    """New tokens of every row at the same positions, `start` and on.
+
+    Caches are [rows, kv_heads, capacity, head_dim].
+    """
 
     keys: Tensor
     values: Tensor
@@ -59,7 +72,9 @@ class Prefill:
 
 @dataclass(frozen=True)
 class OneToken:
-    """One new token for each row at its own position [rows]; seen [rows, 1, 1, capacity] is true up to and with it."""
+    """One new token for each row at its own position [rows]; seen [rows, 1, 1, capacity] is true up to and
+    with it.
+    """
 
     keys: Tensor
     values: Tensor
@@ -97,10 +112,20 @@ def attend(modules: Sequence[Attending], passes: Sequence[Pass]) -> Iterator[Non
 
 
 def attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-    *, scaling: float | None = None, sliding_window: int | None = None, **others: Any,
-) -> tuple[Tensor, None]:  # fmt: skip
-    """query [rows, heads, length, width]; key and value may have fewer heads. Returns [rows, length, heads, width]."""
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """query [rows, heads, length, width]; key and value may have fewer heads.
+
+    Returns [rows, length, heads, width].
+    """
     if _found is not None:
         _notice(module, key, value, others)
     one = getattr(module, _PASS, None)
@@ -118,14 +143,20 @@ def attention(
 def _causal(query: Tensor, key: Tensor, value: Tensor, scale: float | None, window: int | None) -> Tensor:
     """Every row causal over its own length."""
     length = query.shape[2]
-    mask = _window_mask(length, length, window, query.device) if window is not None and window < length else None
+    mask = (
+        _window_mask(length, length, window, query.device) if window is not None and window < length else None
+    )
     grouped = query.shape[1] != key.shape[1]
-    if grouped and (mask is not None or query.device.type == "cpu"):  # only CUDA's kernels take fewer key heads as they are
+    if grouped and (
+        mask is not None or query.device.type == "cpu"
+    ):  # only CUDA's kernels take fewer key heads as they are
         key, value = (one.repeat_interleave(query.shape[1] // one.shape[1], dim=1) for one in (key, value))
         grouped = False
     if mask is None and query.is_cuda:
         with sdpa_kernel(_CAUSAL_KERNELS, set_priority=True):
-            return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=grouped)
+            return F.scaled_dot_product_attention(
+                query, key, value, is_causal=True, scale=scale, enable_gqa=grouped
+            )
     return F.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=grouped
     )
@@ -139,20 +170,36 @@ def _window_mask(queries: int, keys: int, window: int | None, device: torch.devi
     return mask if window is None else mask & (other > at - window)
 
 
-def _packed(one: Packed, query: Tensor, key: Tensor, value: Tensor, scale: float | None, window: int | None) -> Tensor:
+def _packed(
+    one: Packed, query: Tensor, key: Tensor, value: Tensor, scale: float | None, window: int | None
+) -> Tensor:
     rows, heads, length, _ = query.shape
     if one.offsets is not None and query.dtype not in _VARLEN_DTYPES:
         return _masked(one.offsets, query, key, value, scale, window)
     if one.offsets is not None:
-        q, k, v = (x.transpose(1, 2).reshape(rows * length, x.shape[1], x.shape[3]) for x in (query, key, value))
+        q, k, v = (
+            x.transpose(1, 2).reshape(rows * length, x.shape[1], x.shape[3]) for x in (query, key, value)
+        )
         back = -1 if window is None else window - 1
         out = varlen_attn(
-            q, k, v, one.offsets, one.offsets, one.longest, one.longest, scale=scale, window_size=(back, 0), **_FEWER_KEY_HEADS
+            q,
+            k,
+            v,
+            one.offsets,
+            one.offsets,
+            one.longest,
+            one.longest,
+            scale=scale,
+            window_size=(back, 0),
+            **_FEWER_KEY_HEADS,
         )
         assert isinstance(out, Tensor)  # a pair only if asked for
         return out.view(rows, length, heads, -1).transpose(1, 2)
-    # Elsewhere one call a segment: its work is the sum of the squared lengths, a masked call's the square of the block's.
-    q, k, v = (x.transpose(0, 1).reshape(1, x.shape[1], rows * length, x.shape[3]) for x in (query, key, value))
+    # Elsewhere one call a segment: its work is the sum of the squared lengths, a masked call's the square of
+    # the block's.
+    q, k, v = (
+        x.transpose(0, 1).reshape(1, x.shape[1], rows * length, x.shape[3]) for x in (query, key, value)
+    )
     parts = [
         _causal(q[:, :, start:stop], k[:, :, start:stop], v[:, :, start:stop], scale, window)
         for start, stop in itertools.pairwise(one.bounds)
@@ -160,16 +207,22 @@ def _packed(one: Packed, query: Tensor, key: Tensor, value: Tensor, scale: float
     return torch.cat(parts, dim=2).view(heads, rows, length, -1).transpose(0, 1)
 
 
-def _masked(offsets: Tensor, query: Tensor, key: Tensor, value: Tensor, scale: float | None, window: int | None) -> Tensor:
+def _masked(
+    offsets: Tensor, query: Tensor, key: Tensor, value: Tensor, scale: float | None, window: int | None
+) -> Tensor:
     """Segments by a mask over each block, for dtypes that the variable-length kernel does not take."""
     rows, heads, length, _ = query.shape
-    segment = torch.searchsorted(offsets, torch.arange(rows * length, device=query.device), right=True).view(rows, 1, length)
+    segment = torch.searchsorted(offsets, torch.arange(rows * length, device=query.device), right=True).view(
+        rows, 1, length
+    )
     mask = (segment[..., None] == segment[:, :, None]) & _window_mask(length, length, window, query.device)
     key, value = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (key, value))
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
 
 
-def _prefill(one: Prefill, query: Tensor, key: Tensor, value: Tensor, scale: float | None, window: int | None) -> Tensor:
+def _prefill(
+    one: Prefill, query: Tensor, key: Tensor, value: Tensor, scale: float | None, window: int | None
+) -> Tensor:
     length, stop = query.shape[2], one.start + query.shape[2]
     one.keys[:, :, one.start : stop] = key
     one.values[:, :, one.start : stop] = value
@@ -182,7 +235,9 @@ def _prefill(one: Prefill, query: Tensor, key: Tensor, value: Tensor, scale: flo
     )
 
 
-def _one_token(one: OneToken, query: Tensor, key: Tensor, value: Tensor, scale: float | None, window: int | None) -> Tensor:
+def _one_token(
+    one: OneToken, query: Tensor, key: Tensor, value: Tensor, scale: float | None, window: int | None
+) -> Tensor:
     rows, heads, _, width = query.shape
     one.keys[one.rows, :, one.positions] = key[:, :, 0]
     one.values[one.rows, :, one.positions] = value[:, :, 0]
@@ -190,7 +245,8 @@ def _one_token(one: OneToken, query: Tensor, key: Tensor, value: Tensor, scale: 
     if window is not None and window < seen.shape[-1]:
         at = torch.arange(seen.shape[-1], device=seen.device)
         seen = seen & (at > one.positions[:, None] - window)[:, None, None]
-    # The heads that share a key head stand in for a length, since all of them see the same: no key is read twice.
+    # The heads that share a key head stand in for a length, since all of them see the same: no key is read
+    # twice.
     folded = query.view(rows, key.shape[1], -1, width)
     out = F.scaled_dot_product_attention(folded, one.keys, one.values, attn_mask=seen, scale=scale)
     return out.reshape(rows, 1, heads, -1)
@@ -202,8 +258,8 @@ AttentionInterface.register(NAME, attention)
 def find_attention_modules(model: PreTrainedModel) -> list[Attending]:
     """The modules that attend, in order, seen in a pass over two tokens.
 
-    Raises InvalidModel for a model whose attention this function cannot stand for: layers of another kind (state
-    space, linear attention), capped scores, or sinks.
+    Raises InvalidModel for a model whose attention this function cannot stand for: layers of another kind
+    (state space, linear attention), capped scores, or sinks.
     """
     global _found
     _found = []
@@ -226,5 +282,7 @@ def _notice(module: nn.Module, key: Tensor, value: Tensor, others: dict[str, Any
     assert _found is not None
     for name in ("softcap", "s_aux", "position_bias"):
         if others.get(name) is not None:
-            raise InvalidModel(f"{type(module).__name__} uses {name} in its attention, which cannot be used yet.")
+            raise InvalidModel(
+                f"{type(module).__name__} uses {name} in its attention, which cannot be used yet."
+            )
     _found.append(Attending(module, key.shape[1], key.shape[3], value.shape[3]))

@@ -1,4 +1,6 @@
-"""torch.compile for the repeated layers of a base: once for all of them, and only where a pass asks for it."""
+"""torch.compile for the repeated layers of a base: once for all of them,
+and only where a pass asks for it.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,10 @@ _RECOMPILES = 64  # graphs of one layer: training, and decoding for each batch s
 
 
 def compile_layers(base: ResidentBase) -> None:
-    """Have the base's decoder layers compiled when they next run; they share one graph. Takes effect for good."""
+    """Have the base's decoder layers compiled when they next run; they share one graph.
+
+    Takes effect for good.
+    """
     torch._dynamo.config.recompile_limit = max(_RECOMPILES, torch._dynamo.config.recompile_limit)
     for layer in base.decoder_layers:
         if layer._compiled_call_impl is None:

@@ -81,9 +81,12 @@ def _refuse_unusable(folder: Path, config: dict[str, object]) -> None:
     if names and not any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names):
         raise InvalidModel(f"{folder} is a {names[0]}; a causal language model (…ForCausalLM) is needed.")
     if how := config.get("quantization_config"):
-        kind = how.get("quant_method", "of a kind it does not say") if isinstance(how, dict) else str(how)[:40]
+        kind = (
+            how.get("quant_method", "of a kind it does not say") if isinstance(how, dict) else str(how)[:40]
+        )
         raise InvalidModel(
-            f"{folder} was quantised before ({kind}), and adapters of the original would not fit its weights exactly. "
+            f"{folder} was quantised before ({kind}), and adapters of the original would not fit its "
+            "weights exactly. "
             "Add the original model in full precision."
         )
     if config.get("auto_map"):
@@ -97,7 +100,9 @@ def _count(config: dict[str, Any], *names: str) -> int:
     value = next((config[name] for name in names if config.get(name) is not None), 0)
     most = _MOST_LAYERS if "num_hidden_layers" in names else 1 << 40
     if type(value) is not int or not 0 <= value <= most:
-        raise InvalidModel(f"config.json says {names[0]} = {str(value)[:40]!r}; expected a whole number up to {most:,}.")
+        raise InvalidModel(
+            f"config.json says {names[0]} = {str(value)[:40]!r}; expected a whole number up to {most:,}."
+        )
     return value
 
 

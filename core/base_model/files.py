@@ -45,7 +45,9 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _loose_shards(folder: Path) -> list[Path]:
-    shards = sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith("adapter_model"))
+    shards = sorted(
+        path for path in folder.glob("*.safetensors") if not path.name.startswith("adapter_model")
+    )
     if shards:
         return shards
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
@@ -58,7 +60,8 @@ def _loose_shards(folder: Path) -> list[Path]:
 
 
 def file_digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file in the folder by name; of safetensors only of the header, since a fingerprint has the rest.
+    """SHA-256 of each file in the folder by name; of safetensors only of the header, since a fingerprint has
+    the rest.
 
     Raises InvalidInput if one of those is damaged.
     """

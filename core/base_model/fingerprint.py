@@ -1,8 +1,8 @@
 """The exact identity of a base model, by content.
 
-fingerprint = SHA-256 over the sorted (tensor name, dtype, shape, SHA-256 of the tensor's bytes) of every tensor, and
-over the architecture fields of config.json. Renaming, moving or re-sharding a model does not change it; one changed
-bit does. Needs no torch.
+fingerprint = SHA-256 over the sorted (tensor name, dtype, shape, SHA-256 of the tensor's bytes) of every
+tensor, and over the architecture fields of config.json. Renaming, moving or re-sharding a model does not
+change it; one changed bit does. Needs no torch.
 """
 
 from __future__ import annotations
@@ -23,11 +23,29 @@ from core.errors import InvalidModel
 from core.safetensors_file import TensorEntry, read_header
 
 ARCHITECTURE_FIELDS = (
-    "model_type", "architectures", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-    "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act", "activation_function",
-    "rms_norm_eps", "layer_norm_epsilon", "layer_norm_eps", "attention_bias", "mlp_bias", "sliding_window",
-    "tie_word_embeddings", "n_embd", "n_layer", "n_head", "n_inner",
-)  # fmt: skip
+    "model_type",
+    "architectures",
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "activation_function",
+    "rms_norm_eps",
+    "layer_norm_epsilon",
+    "layer_norm_eps",
+    "attention_bias",
+    "mlp_bias",
+    "sliding_window",
+    "tie_word_embeddings",
+    "n_embd",
+    "n_layer",
+    "n_head",
+    "n_inner",
+)
 _CHUNK = 8 * 1024 * 1024
 
 ReportBytes = Callable[[int, int], None]
@@ -51,7 +69,9 @@ class Manifest:
     @classmethod
     def from_json(cls, tensors: Sequence[Sequence[Any]], architecture: dict[str, Any]) -> Manifest:
         """As it comes back from JSON, where tuples are lists."""
-        return cls(tuple((name, dtype, tuple(shape), digest) for name, dtype, shape, digest in tensors), architecture)
+        return cls(
+            tuple((name, dtype, tuple(shape), digest) for name, dtype, shape, digest in tensors), architecture
+        )
 
 
 def fingerprint(folder: Path, report: ReportBytes | None = None) -> str:
@@ -89,7 +109,10 @@ def tensor_digest(path: Path, entry: TensorEntry) -> str:
 
 
 def architecture(config: dict[str, Any]) -> dict[str, Any]:
-    """The fields that change what the weights compute. Rotary settings are read from either place they live in."""
+    """The fields that change what the weights compute.
+
+    Rotary settings are read from either place they live in.
+    """
     fields = {name: config[name] for name in ARCHITECTURE_FIELDS if config.get(name) is not None}
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(rope, dict):
@@ -103,7 +126,9 @@ def architecture(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def stat_key(folder: Path) -> str:
-    """A cheap key that changes when a weight file or the configuration was touched: path, size, mtime, inode."""
+    """A cheap key that changes when a weight file or the configuration was touched: path, size,
+    mtime, inode.
+    """
     return hashlib.sha256("\n".join(_stat_lines(folder)).encode()).hexdigest()
 
 
@@ -120,7 +145,9 @@ def _stamp(path: Path) -> tuple[int, int, int]:
 
 @functools.lru_cache(maxsize=256)
 def _file_digest(path: Path, size: int, mtime_ns: int, inode: int) -> str:
-    """SHA-256 of a file, read once for as long as it is not touched: a chat asks for it with every message."""
+    """SHA-256 of a file, read once for as long as it is not touched:
+    a chat asks for it with every message.
+    """
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

@@ -35,7 +35,15 @@ def convert_gguf(source: Path, target: Path, report: Report, dtype: torch.dtype 
         model = AutoModelForCausalLM.from_pretrained(
             source.parent, gguf_file=source.name, dtype=torch.float32, **_dequantise_option()
         )
-    except (ValueError, KeyError, NotImplementedError, OSError, IndexError, RuntimeError, struct.error) as error:
+    except (
+        ValueError,
+        KeyError,
+        NotImplementedError,
+        OSError,
+        IndexError,
+        RuntimeError,
+        struct.error,
+    ) as error:
         raise InvalidModel(f"transformers cannot read {source.name}: {str(error)[:300]}") from error
     report(Progress("Writing safetensors"))
     _forget_quantisation(model).to(dtype).save_pretrained(target)

@@ -14,27 +14,42 @@ from core.publish import require_space
 from core.reporting import Report
 
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
-_WANTED = (".safetensors", ".json", ".jinja", "tokenizer.model", "merges.txt", "vocab.txt", "README.md", "LICENSE")
+_WANTED = (
+    ".safetensors",
+    ".json",
+    ".jinja",
+    "tokenizer.model",
+    "merges.txt",
+    "vocab.txt",
+    "README.md",
+    "LICENSE",
+)
 
 
 def fetch_from_hub(hub_id: str, target: Path, report: Report, endpoint: str | None = None) -> str:
     """Download the model `owner/name` into the folder `target`; return the exact revision (a commit hash).
 
-    Raises SourceUnreachable if the hub cannot be reached, InvalidModel if it has no such model or no safetensors,
-    OutOfSpace before anything is downloaded.
+    Raises SourceUnreachable if the hub cannot be reached, InvalidModel if it has no such model or no
+    safetensors, OutOfSpace before anything is downloaded.
     """
     if not HUB_ID.match(hub_id):
-        raise InvalidModel(f"{hub_id!r} is no hub id; expected owner/name, such as HuggingFaceTB/SmolLM2-360M-Instruct.")
+        raise InvalidModel(
+            f"{hub_id!r} is no hub id; expected owner/name, such as HuggingFaceTB/SmolLM2-360M-Instruct."
+        )
     report(Progress(f"Asking the hub for {hub_id}"))
     try:
         info = HfApi(endpoint=endpoint).model_info(hub_id, files_metadata=True, timeout=15)
         files = {one.rfilename: one.size or 0 for one in info.siblings or [] if _wanted(one.rfilename)}
         if not any(name.endswith(".safetensors") for name in files):
-            raise InvalidModel(f"{hub_id} has no safetensors weights on the hub; pickle weights are never downloaded.")
+            raise InvalidModel(
+                f"{hub_id} has no safetensors weights on the hub; pickle weights are never downloaded."
+            )
         require_space(target, sum(files.values()))
         _download_all(hub_id, str(info.sha), files, target, report, endpoint)
     except GatedRepoError:
-        raise InvalidModel(f"{hub_id} is gated: accept its terms on the hub, then set HF_TOKEN to a token of yours.") from None
+        raise InvalidModel(
+            f"{hub_id} is gated: accept its terms on the hub, then set HF_TOKEN to a token of yours."
+        ) from None
     except RepositoryNotFoundError:
         raise InvalidModel(f"The hub has no model {hub_id}, or it is private; check the spelling.") from None
     except (HTTPError, OSError) as error:
@@ -51,7 +66,9 @@ def _wanted(name: str) -> bool:
     return "/" not in name and name.endswith(_WANTED)
 
 
-def _download_all(hub_id: str, revision: str, files: dict[str, int], target: Path, report: Report, endpoint: str | None) -> None:
+def _download_all(
+    hub_id: str, revision: str, files: dict[str, int], target: Path, report: Report, endpoint: str | None
+) -> None:
     total, done = max(1, sum(files.values())), 0
     for name, size in files.items():
         report(Progress(f"Downloading {name} ({done / 1e6:,.0f} of {total / 1e6:,.0f} MB)", done / total))

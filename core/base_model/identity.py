@@ -23,7 +23,9 @@ class Difference:
 def difference(wanted: Manifest, found: Manifest) -> Difference:
     """How `found` differs from the model that was `wanted`; the coarsest kind of difference is named."""
     if wanted.architecture != found.architecture:
-        return Difference(ARCHITECTURE, f"Another architecture: {_fields(wanted.architecture, found.architecture)}.")
+        return Difference(
+            ARCHITECTURE, f"Another architecture: {_fields(wanted.architecture, found.architecture)}."
+        )
     there = {name: (dtype, shape, digest) for name, dtype, shape, digest in found.tensors}
     meant = {name: (dtype, shape, digest) for name, dtype, shape, digest in wanted.tensors}
     if missing := sorted(set(meant) - set(there)):
@@ -32,7 +34,9 @@ def difference(wanted: Manifest, found: Manifest) -> Difference:
         return Difference(SHAPES, f"There are tensors that it does not have: {_named(extra)}.")
     other = [name for name in sorted(meant) if meant[name][:2] != there[name][:2]]
     if other:
-        shown = [f"{name} is {_kind(*there[name][:2])} instead of {_kind(*meant[name][:2])}" for name in other[:1]]
+        shown = [
+            f"{name} is {_kind(*there[name][:2])} instead of {_kind(*meant[name][:2])}" for name in other[:1]
+        ]
         return Difference(SHAPES, f"Other shapes or number formats: {shown[0]}{_more(other, 1)}.")
     changed = [name for name in sorted(meant) if meant[name][2] != there[name][2]]
     if not changed:
@@ -43,7 +47,10 @@ def difference(wanted: Manifest, found: Manifest) -> Difference:
 
 def _fields(wanted: dict[str, Any], found: dict[str, Any]) -> str:
     names = [name for name in sorted({*wanted, *found}) if wanted.get(name) != found.get(name)]
-    shown = [f"{name} is {found.get(name, 'not given')} instead of {wanted.get(name, 'not given')}" for name in names]
+    shown = [
+        f"{name} is {found.get(name, 'not given')} instead of {wanted.get(name, 'not given')}"
+        for name in names
+    ]
     return f"{', '.join(shown[:_MOST_NAMED])}{_more(names, _MOST_NAMED)}"
 
 

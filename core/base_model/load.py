@@ -42,7 +42,10 @@ class ResidentBase:
 
     @cached_property
     def renderer(self) -> Renderer:
-        """Renders conversations with the base's tokenizer and chat template. Raises InvalidModel without a fast tokenizer."""
+        """Renders conversations with the base's tokenizer and chat template.
+
+        Raises InvalidModel without a fast tokenizer.
+        """
         return Renderer(self.tokenizer)
 
     def use_template(self, name: str) -> None:
@@ -86,14 +89,19 @@ class ResidentBase:
 
 
 def load_base(
-    folder: Path, *, fingerprint: str = "", name: str = "", template: str = "",
-    device: torch.device | None = None, dtype: torch.dtype | None = None,
-) -> ResidentBase:  # fmt: skip
+    folder: Path,
+    *,
+    fingerprint: str = "",
+    name: str = "",
+    template: str = "",
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> ResidentBase:
     """Load the model and tokenizer in `folder`, safetensors only and without any code of its own.
 
-    template names the known chat template for a base that has none of its own.
-    device and dtype default to the best this machine has. Raises InvalidModel if transformers cannot load it, or if
-    its layers are not causal attention throughout.
+    template names the known chat template for a base that has none of its own. device and dtype default to
+    the best this machine has. Raises InvalidModel if transformers cannot load it, or if its layers are not
+    causal attention throughout.
     """
     device = device or best_device()
     dtype = dtype or best_dtype(device)
@@ -104,26 +112,45 @@ def load_base(
     except (ValueError, KeyError, OSError, ImportError) as error:
         raise InvalidModel(f"transformers cannot load {name or folder}: {str(error)[:400]}") from error
     model.to(device)  # type: ignore[arg-type]
-    return make_resident(model, load_tokenizer(folder, template), folder=folder, fingerprint=fingerprint, name=name)
+    return make_resident(
+        model, load_tokenizer(folder, template), folder=folder, fingerprint=fingerprint, name=name
+    )
 
 
 def make_resident(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, folder: Path, fingerprint: str = "", name: str = ""
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    folder: Path,
+    fingerprint: str = "",
+    name: str = "",
 ) -> ResidentBase:
-    """Freeze a model where it is and put LoRA layers into it. Raises InvalidModel if its layers are not all causal attention."""
+    """Freeze a model where it is and put LoRA layers into it.
+
+    Raises InvalidModel if its layers are not all causal attention.
+    """
     model.eval()
     model.set_attn_implementation(ATTENTION)
     head = head_path(model)
     layers = wrap_linear_layers(model)
     return ResidentBase(
-        folder, fingerprint, name, model, tokenizer, layers, head if head in layers else None,
-        find_attention_modules(model), _head_is_plain(model),
-    )  # fmt: skip
+        folder,
+        fingerprint,
+        name,
+        model,
+        tokenizer,
+        layers,
+        head if head in layers else None,
+        find_attention_modules(model),
+        _head_is_plain(model),
+    )
 
 
 @torch.no_grad()
 def _head_is_plain(model: PreTrainedModel) -> bool:
-    """Seen on two tokens rather than read from the configuration, where each architecture has words of its own."""
+    """Seen on two tokens rather than read from the configuration, where each architecture has words of its
+    own.
+    """
     ids = torch.arange(2, device=model.device)[None]
     hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
     return torch.equal(model.get_output_embeddings()(hidden), model(input_ids=ids, use_cache=False).logits)
@@ -146,7 +173,9 @@ def best_dtype(device: torch.device) -> torch.dtype:
 def _cpu_prefers_bfloat16() -> bool:
     """Measured, since CPUs with bfloat16 instructions gain a factor of 2 to 4 and others lose as much."""
     best = {torch.bfloat16: math.inf, torch.float32: math.inf}
-    for _ in range(_PRODUCTS):  # in turn, and the best of each, so that other load on the machine does not decide
+    for _ in range(
+        _PRODUCTS
+    ):  # in turn, and the best of each, so that other load on the machine does not decide
         for dtype in best:
             best[dtype] = min(best[dtype], _product_seconds(dtype))
     return best[torch.bfloat16] < 0.9 * best[torch.float32]

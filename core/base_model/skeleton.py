@@ -14,7 +14,9 @@ from core.lora.inject import head_path, wrap_linear_layers
 
 @dataclass(frozen=True)
 class Skeleton:
-    """The layers an adapter can target: (in_features, out_features) by path; which store W transposed; the head."""
+    """The layers an adapter can target: (in_features, out_features) by path; which store W transposed; the
+    head.
+    """
 
     shapes: dict[str, tuple[int, int]]
     transposed: frozenset[str]

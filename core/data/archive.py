@@ -1,4 +1,7 @@
-"""Zip files of data files: members are unpacked one by one under names of our own, never by theirs. Needs no torch."""
+"""Zip files of data files: members are unpacked one by one under names of our own, never by theirs.
+
+Needs no torch.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,10 @@ class Source:
 
 
 def sources_of(path: Path, staging: Path, *, name: str = "", validation: bool = False) -> list[Source]:
-    """The file itself, or the data files in a zip, unpacked into `staging`. Raises InvalidData, OutOfSpace."""
+    """The file itself, or the data files in a zip, unpacked into `staging`.
+
+    Raises InvalidData, OutOfSpace.
+    """
     name = name or path.name
     if Path(name).suffix.lower() != ".zip":
         return [Source(path, name, validation)]
@@ -45,10 +51,26 @@ def sources_of(path: Path, staging: Path, *, name: str = "", validation: bool = 
             wanted = [member for member in members if _is_wanted(member, members, splits)]
             require_space(staging, sum(member.file_size for member in wanted))
             several = "train" in splits.values()
-            found = [_unpack(archive, member, staging, name, validation or (several and splits[member.filename] == "validation"))
-                     for member in wanted]  # fmt: skip
+            found = [
+                _unpack(
+                    archive,
+                    member,
+                    staging,
+                    name,
+                    validation or (several and splits[member.filename] == "validation"),
+                )
+                for member in wanted
+            ]
             return left_unread(found, [member.filename for member in members if member not in wanted])
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+    except (
+        zipfile.BadZipFile,
+        NotImplementedError,
+        RuntimeError,
+        EOFError,
+        OSError,
+        zlib.error,
+        lzma.LZMAError,
+    ) as error:
         raise InvalidData(f"{name} cannot be unpacked: {str(error)[:120]}.") from None
 
 
@@ -87,7 +109,9 @@ def _is_data(member: zipfile.ZipInfo) -> bool:
     return not member.is_dir() and not hidden and path.suffix.lower() in SUFFIXES
 
 
-def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo, staging: Path, name: str, validation: bool) -> Source:
+def _unpack(
+    archive: zipfile.ZipFile, member: zipfile.ZipInfo, staging: Path, name: str, validation: bool
+) -> Source:
     target = staging / f"member-{member.header_offset}{PurePosixPath(member.filename).suffix.lower()}"
     with archive.open(member) as packed, target.open("xb") as unpacked:
         shutil.copyfileobj(packed, unpacked, 1 << 20)  # zipfile ends at the announced size and checks the CRC

@@ -8,12 +8,14 @@ from collections.abc import Iterator
 
 from core.data.formats import Example
 
-# Control characters but tab and line ends; zero-width and direction marks; the replacement character; private use.
+# Control characters but tab and line ends; zero-width and direction marks; the replacement character; private
+# use.
 _SUSPICIOUS = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u0080-\u009f\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff\ufffd\ue000-\uf8ff]"
 )
 _MOJIBAKE = re.compile("Ã[\u0080-\u00bf]|â€[™œ\u009d“”˜¦¢–—]|Â[\u00a0-\u00bf]")
-# The special tokens of the families in use: here no base is chosen yet. Rendering knows the base's own and takes them as text.
+# The special tokens of the families in use: here no base is chosen yet. Rendering knows the base's own and
+# takes them as text.
 _SPECIAL = re.compile(
     r"<\|[^|<>\s]{1,40}\|>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<(?:bos|eos|pad|unk)>|<｜[^｜<>]{1,40}｜>"
 )
@@ -55,6 +57,15 @@ def text_warnings(text: str) -> Iterator[tuple[str, str]]:
         yield "special_tokens", f"The text holds {found.group()!r}."
     if found := _SUSPICIOUS.search(text):
         char = found.group()
-        yield "suspicious", f"Character {found.start() + 1} is U+{ord(char):04X}{f', {_NAMES[char]}' if char in _NAMES else ''}."
+        yield (
+            "suspicious",
+            (
+                f"Character {found.start() + 1} is "
+                f"U+{ord(char):04X}{f', {_NAMES[char]}' if char in _NAMES else ''}."
+            ),
+        )
     if not text.isascii() and (found := _MOJIBAKE.search(text)):
-        yield "mojibake", f"The text holds {found.group()!r}, as UTF-8 looks that was read as another encoding."
+        yield (
+            "mojibake",
+            f"The text holds {found.group()!r}, as UTF-8 looks that was read as another encoding.",
+        )

@@ -1,4 +1,7 @@
-"""The rows of a data set on disk: one Arrow file in a single shape, memory-mapped for reading. Needs no torch."""
+"""The rows of a data set on disk: one Arrow file in a single shape, memory-mapped for reading.
+
+Needs no torch.
+"""
 
 from __future__ import annotations
 
@@ -21,16 +24,27 @@ from core.errors import InvalidData
 ROWS_FILE, FINDINGS_FILE, SUMMARY_FILE = "rows.arrow", "findings.arrow", "summary.json"
 _BATCH_ROWS = 1000
 _TURN = pa.struct([("role", pa.string()), ("content", pa.string()), ("train", pa.bool_())])
-_SCHEMA = pa.schema([
-    ("row", pa.int64()), ("file", pa.int16()), ("messages", pa.list_(_TURN)), ("text", pa.string()), ("label", pa.string()),
-    ("fault", pa.string()), ("raw", pa.string()), ("hash", pa.uint64()), ("prompt", pa.uint64()),
-])  # fmt: skip
+_SCHEMA = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("file", pa.int16()),
+        ("messages", pa.list_(_TURN)),
+        ("text", pa.string()),
+        ("label", pa.string()),
+        ("fault", pa.string()),
+        ("raw", pa.string()),
+        ("hash", pa.uint64()),
+        ("prompt", pa.uint64()),
+    ]
+)
 _FINDINGS = pa.schema([("index", pa.int32()), ("code", pa.string()), ("detail", pa.string())])
 
 
 @dataclass(frozen=True)
 class StoredRow:
-    """A row as it is kept: what became of it, or the code of the fault that kept anything from becoming of it."""
+    """A row as it is kept: what became of it, or the code of the fault that kept anything from becoming of
+    it.
+    """
 
     number: int
     file: int
@@ -77,17 +91,24 @@ def _batch(rows: list[StoredRow]) -> pa.RecordBatch:
     trained = [at not in one.untrained for one in examples for at in range(len(one.messages))]
     offsets = list(itertools.accumulate((len(one.messages) for one in examples), initial=0))
     flat = pa.StructArray.from_arrays(
-        [pa.array([turn["role"] for turn in turns], pa.string()), pa.array([turn["content"] for turn in turns], pa.string()),
-         pa.array(trained, pa.bool_())],
+        [
+            pa.array([turn["role"] for turn in turns], pa.string()),
+            pa.array([turn["content"] for turn in turns], pa.string()),
+            pa.array(trained, pa.bool_()),
+        ],
         fields=list(_TURN),
-    )  # fmt: skip
+    )
     columns = [
-        pa.array([row.number for row in rows], pa.int64()), pa.array([row.file for row in rows], pa.int16()),
-        pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), flat), pa.array([one.text for one in examples], pa.string()),
-        pa.array([one.label for one in examples], pa.string()), pa.array([row.fault for row in rows], pa.string()),
-        pa.array([row.raw for row in rows], pa.string()), pa.array([row.hash for row in rows], pa.uint64()),
+        pa.array([row.number for row in rows], pa.int64()),
+        pa.array([row.file for row in rows], pa.int16()),
+        pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), flat),
+        pa.array([one.text for one in examples], pa.string()),
+        pa.array([one.label for one in examples], pa.string()),
+        pa.array([row.fault for row in rows], pa.string()),
+        pa.array([row.raw for row in rows], pa.string()),
+        pa.array([row.hash for row in rows], pa.uint64()),
         pa.array([row.prompt for row in rows], pa.uint64()),
-    ]  # fmt: skip
+    ]
     return pa.RecordBatch.from_arrays(columns, schema=_SCHEMA)
 
 
@@ -95,7 +116,8 @@ class DatasetFile:
     """Random access to the rows of a data set; only the rows asked for are read. Iterating gives Examples."""
 
     def __init__(self, path: Path) -> None:
-        """`path` is the folder of a data set, or the file of an earlier version of the workbench, which had no faulty rows.
+        """`path` is the folder of a data set, or the file of an earlier version of the workbench, which had
+        no faulty rows.
 
         Raises InvalidData if it cannot be read.
         """
@@ -125,14 +147,18 @@ class DatasetFile:
         return _stored(self._reader.get_batch(batch).slice(index - before, 1).to_pylist()[0])
 
     def all_stored(self) -> Iterator[StoredRow]:
-        """All rows in order, a batch at a time; read rather than mapped, so that what has passed takes no memory."""
+        """All rows in order, a batch at a time; read rather than mapped, so that what has passed takes no
+        memory.
+        """
         with pa.OSFile(str(self._path)) as file:
             reader = pa.ipc.open_file(file)
             for number in range(reader.num_record_batches):
                 yield from map(_stored, reader.get_batch(number).to_pylist())
 
     def column(self, name: str) -> list[Any]:
-        """One of row, file, label, fault, hash and prompt for all rows; what an earlier version did not keep is None."""
+        """One of row, file, label, fault, hash and prompt for all rows; what an earlier version did not keep
+        is None.
+        """
         if name not in self._reader.schema.names:
             return [None] * len(self)
         batches = (self._reader.get_batch(number) for number in range(self._reader.num_record_batches))
@@ -144,16 +170,23 @@ def _stored(record: dict[str, Any]) -> StoredRow:
     silent = frozenset(at for at, turn in enumerate(record["messages"]) if turn.get("train") is False)
     example = Example(record["row"], messages, record["text"] or "", silent, record.get("label") or "")
     return StoredRow(
-        record["row"], record.get("file") or 0, example, record.get("fault") or "", record.get("raw") or "",
-        record.get("hash") or 0, record.get("prompt") or 0,
-    )  # fmt: skip
+        record["row"],
+        record.get("file") or 0,
+        example,
+        record.get("fault") or "",
+        record.get("raw") or "",
+        record.get("hash") or 0,
+        record.get("prompt") or 0,
+    )
 
 
 @dataclass
 class Findings:
     """What was found in the rows, in the order of the rows."""
 
-    table: pa.Table = field(default_factory=lambda: pa.table({name: [] for name in _FINDINGS.names}, schema=_FINDINGS))
+    table: pa.Table = field(
+        default_factory=lambda: pa.table({name: [] for name in _FINDINGS.names}, schema=_FINDINGS)
+    )
 
     @classmethod
     def of(cls, found: Sequence[Finding]) -> Findings:

@@ -1,4 +1,7 @@
-"""Which format a file has: every one that fits, with the columns it was seen by. Nothing is guessed without a word."""
+"""Which format a file has: every one that fits, with the columns it was seen by.
+
+Nothing is guessed without a word.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +24,38 @@ LABELS = ("label", "category", "class", "label_text", "intent")
 SYSTEMS = ("system", "system_prompt", "persona")
 IDS, PARENTS = ("id", "message_id"), ("parent_id", "parent")
 SEPARATORS = ("||", "\t", "=>", "###")
-_KNOWN = (*TURNS, *QUESTIONS, *ANSWERS, *LABELS, *SYSTEMS, *IDS, *PARENTS, "text", "history", "chosen", "rejected", "content")
+_KNOWN = (
+    *TURNS,
+    *QUESTIONS,
+    *ANSWERS,
+    *LABELS,
+    *SYSTEMS,
+    *IDS,
+    *PARENTS,
+    "text",
+    "history",
+    "chosen",
+    "rejected",
+    "content",
+)
 # Names that are worth a look when a column is almost one; short ones are almost anything.
-_MISSPELLED = ("instruction", "input", "output", "prompt", "completion", "question", "answer", "response", "system", "history",
-               "messages", "conversations", "text", "label", "category")  # fmt: skip
+_MISSPELLED = (
+    "instruction",
+    "input",
+    "output",
+    "prompt",
+    "completion",
+    "question",
+    "answer",
+    "response",
+    "system",
+    "history",
+    "messages",
+    "conversations",
+    "text",
+    "label",
+    "category",
+)
 OPTIONAL = (*SYSTEMS, "input", "history")
 _SAMPLE, _LOOKED_AT = 200, 5000  # sound rows to judge by, and rows to find them among
 _SEPARATED_SHARE = 0.9
@@ -49,7 +80,9 @@ class Detection:
     hints: tuple[str, ...] = ()
     near_misses: tuple[str, ...] = ()
     optional_missed: bool = False
-    """Whether a part that the format would take may be misspelled, so that it would be left aside without a word."""
+    """Whether a part that the format would take may be misspelled, so that it would be left aside without a
+    word.
+    """
 
     @property
     def chosen(self) -> Candidate | None:
@@ -66,10 +99,15 @@ class Detection:
         hints = " ".join((*self.near_misses, *self.hints))
         if not self.candidates:
             raise InvalidData(
-                f"{name}: no usable columns: found {found}. Expected messages; conversations; instruction and output; prompt and "
-                f"completion; question and answer; text and label; text. Or say which is which with a mapping. {hints}".strip()
+                f"{name}: no usable columns: found {found}. Expected messages; conversations; "
+                "instruction and output; prompt and "
+                "completion; question and answer; text and label; text. Or say which is which with a "
+                f"mapping. {hints}".strip()
             )
-        choices = "; ".join(f"{number}. {one.mapping.sentence()} ({one.reason})" for number, one in enumerate(self.candidates, 1))
+        choices = "; ".join(
+            f"{number}. {one.mapping.sentence()} ({one.reason})"
+            for number, one in enumerate(self.candidates, 1)
+        )
         raise InvalidData(
             f"{name}: choose what the columns {found} mean. {hints} Possible: {choices}. "
             "In a terminal: --map ROLE=COLUMN, --template or --separator.".replace("  ", " ")
@@ -87,7 +125,9 @@ def detect_file(path: Path, name: str = "") -> Detection:
         if len(sample) == _SAMPLE:
             break
     if not sample:
-        raise InvalidData(f"{name} holds no rows." if not bad else f"{name}: none of its first rows can be read. {bad[0]}")
+        raise InvalidData(
+            f"{name} holds no rows." if not bad else f"{name}: none of its first rows can be read. {bad[0]}"
+        )
     return detect_plain(sample) if plain else detect(sample)
 
 
@@ -108,7 +148,11 @@ def detect(sample: Sequence[Row]) -> Detection:
     seen = Counter(name for row in sample for name in row if name)
     columns = tuple(seen)
     # What stands in few rows is no format, but may be a part of one: a system prompt is often missing.
-    names = {name.strip().lower(): name for name in columns if seen[name] * 2 >= len(sample) or name.strip().lower() in OPTIONAL}
+    names = {
+        name.strip().lower(): name
+        for name in columns
+        if seen[name] * 2 >= len(sample) or name.strip().lower() in OPTIONAL
+    }
     found = _candidates(names, sample)
     misses = _near_misses(names)
     if not found and misses:
@@ -117,10 +161,18 @@ def detect(sample: Sequence[Row]) -> Detection:
             Candidate(one.mapping, f"{one.reason}, if misspelled columns are meant", True)
             for one in _candidates(corrected, sample)
         ]
-    if not found and len(columns) == 2 and all(isinstance(row.get(column), str) for row in sample[:20] for column in columns):
+    if (
+        not found
+        and len(columns) == 2
+        and all(isinstance(row.get(column), str) for row in sample[:20] for column in columns)
+    ):
         first, second = columns
         found = [
-            Candidate(DataMapping(PAIRS, {"user": a, "assistant": b}), f"two columns: {a!r} asks, {b!r} answers", True)
+            Candidate(
+                DataMapping(PAIRS, {"user": a, "assistant": b}),
+                f"two columns: {a!r} asks, {b!r} answers",
+                True,
+            )
             for a, b in ((first, second), (second, first))
         ]
     hints = []
@@ -128,7 +180,9 @@ def detect(sample: Sequence[Row]) -> Detection:
         hints += unused_hint([column for column in columns if column not in found[0].mapping.used_columns()])
     if {"chosen", "rejected"} <= set(names):
         hints.append("Preferences (chosen / rejected) cannot be trained on yet; the chosen answers can.")
-    near = tuple(f"The column {column!r} looks like a misspelled {right!r}." for column, right in misses.items())
+    near = tuple(
+        f"The column {column!r} looks like a misspelled {right!r}." for column, right in misses.items()
+    )
     optional = any(right in OPTIONAL for right in misses.values())
     return Detection(tuple(found), columns, tuple(hints), near, optional)
 
@@ -150,7 +204,9 @@ def _conversations(names: dict[str, str], sample: Sequence[Row]) -> list[Candida
         for form, keys in ((MESSAGES, ("role", "content")), (SHAREGPT, ("from", "value"))):
             if turns and set(keys) <= set(turns[0]):
                 mapping = DataMapping(form, {"turns": column, **_system(names)})
-                found.append(Candidate(mapping, f"column {column!r} holds turns with {keys[0]} and {keys[1]}"))
+                found.append(
+                    Candidate(mapping, f"column {column!r} holds turns with {keys[0]} and {keys[1]}")
+                )
     return found
 
 
@@ -159,7 +215,11 @@ def _preference(names: dict[str, str]) -> list[Candidate]:
         return []
     prompt = _first(names, QUESTIONS)
     mapping = DataMapping(PAIRS, {"user": prompt, "assistant": names["chosen"]}) if prompt else None
-    return [Candidate(mapping, "the chosen answers as plain answers; the rejected ones are not used", True)] if mapping else []
+    return (
+        [Candidate(mapping, "the chosen answers as plain answers; the rejected ones are not used", True)]
+        if mapping
+        else []
+    )
 
 
 def _linked(names: dict[str, str]) -> list[Candidate]:
@@ -171,28 +231,45 @@ def _linked(names: dict[str, str]) -> list[Candidate]:
     keys = {"id": own, "parent": parent}
     if role and content:
         return [
-            Candidate(DataMapping(LINKED, keys | {"role": role, "content": content}), f"rows name their parent in {parent!r}")
+            Candidate(
+                DataMapping(LINKED, keys | {"role": role, "content": content}),
+                f"rows name their parent in {parent!r}",
+            )
         ]
     if question and answer:
         return [
             Candidate(
-                DataMapping(LINKED, keys | {"user": question, "assistant": answer}), f"rows name their parent in {parent!r}"
+                DataMapping(LINKED, keys | {"user": question, "assistant": answer}),
+                f"rows name their parent in {parent!r}",
             )
         ]
     return []
 
 
 def _pairs(names: dict[str, str]) -> list[Candidate]:
-    """Alpaca, and question with answer under any of their names; several of one side are several candidates."""
-    questions, answers = [name for name in QUESTIONS if name in names], [name for name in ANSWERS if name in names]
-    if {"instruction", "output"} <= set(names) and set(questions) <= {"instruction", "input"} and answers == ["output"]:
+    """Alpaca, and question with answer under any of their names;
+    several of one side are several candidates.
+    """
+    questions, answers = (
+        [name for name in QUESTIONS if name in names],
+        [name for name in ANSWERS if name in names],
+    )
+    if (
+        {"instruction", "output"} <= set(names)
+        and set(questions) <= {"instruction", "input"}
+        and answers == ["output"]
+    ):
         optional: dict[str, str] = {role: names[role] for role in ("input", "history") if role in names}
-        mapping = DataMapping(ALPACA, {"user": names["instruction"], "assistant": names["output"], **optional, **_system(names)})
+        mapping = DataMapping(
+            ALPACA, {"user": names["instruction"], "assistant": names["output"], **optional, **_system(names)}
+        )
         return [Candidate(mapping, "columns " + " and ".join(("instruction", "output")))]
     found = []
     for answer in (names[name] for name in answers):
         if len(questions) == 2:
-            first, second = sorted((names[name] for name in questions), key=lambda name: name.strip().lower() != "context")
+            first, second = sorted(
+                (names[name] for name in questions), key=lambda name: name.strip().lower() != "context"
+            )
             made = {"user": f"{{{first}}}\n\n{{{second}}}"}
             mapping = DataMapping(PAIRS, {"assistant": answer, **_system(names)}, made)
             found.append(Candidate(mapping, f"{first!r} and {second!r} together ask, {answer!r} answers"))
@@ -222,14 +299,22 @@ def _first(names: dict[str, str], wanted: Sequence[str]) -> str | None:
 def unused_hint(columns: Sequence[str]) -> list[str]:
     """That these columns are left aside; nothing if there are none."""
     return (
-        [f"Columns that are not used: {', '.join(map(repr, columns[:12]))}{' …' if len(columns) > 12 else ''}."]
+        [
+            (
+                "Columns that are not used: "
+                f"{', '.join(map(repr, columns[:12]))}{' …' if len(columns) > 12 else ''}."
+            )
+        ]
         if columns
         else []
     )
 
 
 def _near_misses(names: dict[str, str]) -> dict[str, str]:
-    """Columns of no known name that are almost one, by what they look like. One that is there already is not missed."""
+    """Columns of no known name that are almost one, by what they look like.
+
+    One that is there already is not missed.
+    """
     misses = {}
     for name, column in names.items():
         near = difflib.get_close_matches(name, _MISSPELLED, n=1, cutoff=_LIKE) if name not in _KNOWN else []

@@ -1,4 +1,7 @@
-"""Rows that say the same: exactly, by a hash of the whole row; nearly, by MinHash over its words. Needs no torch."""
+"""Rows that say the same: exactly, by a hash of the whole row; nearly, by MinHash over its words.
+
+Needs no torch.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,10 @@ from rensa import RMinHash
 
 from core.data.formats import Example
 
-_SLOTS, _BANDS = 64, 8  # 8 bands of 8: half of the pairs that share 0.77 of their words are candidates, nearly all above 0.9
+_SLOTS, _BANDS = (
+    64,
+    8,
+)  # 8 bands of 8: half of the pairs that share 0.77 of their words are candidates, nearly all above 0.9
 _THRESHOLD = 0.85
 _BATCH = 1000
 _MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], np.uint64)  # odd, of many bits
@@ -22,19 +28,29 @@ _LEAST_WORDS = 8  # shorter rows are alike by chance
 
 def content_hash(example: Example) -> int:
     """64 bits of BLAKE2b over all that the row says and who says it."""
-    said = "\x1f".join(f"{message['role']}\x1e{message['content']}" for message in example.messages) or example.text
+    said = (
+        "\x1f".join(f"{message['role']}\x1e{message['content']}" for message in example.messages)
+        or example.text
+    )
     return _hash(said)
 
 
 def prompt_hash(example: Example) -> int:
     """64 bits over all that comes before the last answer, or over a plain text."""
-    last = max((at for at, message in enumerate(example.messages) if message["role"] == "assistant"), default=0)
-    said = "\x1f".join(f"{message['role']}\x1e{message['content']}" for message in example.messages[:last]) or example.text
+    last = max(
+        (at for at, message in enumerate(example.messages) if message["role"] == "assistant"), default=0
+    )
+    said = (
+        "\x1f".join(f"{message['role']}\x1e{message['content']}" for message in example.messages[:last])
+        or example.text
+    )
     return _hash(said)
 
 
 def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+    return int.from_bytes(
+        hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little"
+    )
 
 
 def earlier_copy(hashes: NDArray[Any]) -> NDArray[np.int64]:
@@ -45,9 +61,11 @@ def earlier_copy(hashes: NDArray[Any]) -> NDArray[np.int64]:
 
 
 class NearCopies:
-    """Finds rows that are nearly the same: MinHash (Broder 1997) over runs of three words, signatures by rensa.
+    """Finds rows that are nearly the same: MinHash (Broder 1997) over runs of three words, signatures by
+    rensa.
 
-    256 bytes a row are held. Rows of which a band of the signature is equal are compared with the first of them.
+    256 bytes a row are held. Rows of which a band of the signature is equal are compared with the first of
+    them.
     """
 
     def __init__(self) -> None:
@@ -64,9 +82,14 @@ class NearCopies:
             self._sign()
 
     def _sign(self) -> None:
-        """Signatures of the rows that wait, [rows, slots]. A run's hash mixes those of its words; none spans two rows."""
+        """Signatures of the rows that wait, [rows, slots].
+
+        A run's hash mixes those of its words; none spans two rows.
+        """
         counts = np.array([len(words) for _, words in self._waiting])
-        hashes = np.fromiter(itertools.chain.from_iterable(words for _, words in self._waiting), np.uint64, int(counts.sum()))
+        hashes = np.fromiter(
+            itertools.chain.from_iterable(words for _, words in self._waiting), np.uint64, int(counts.sum())
+        )
         runs = hashes[:-2] * _MIX[0] + hashes[1:-1] * _MIX[1] + hashes[2:] * _MIX[2]
         runs ^= runs >> np.uint64(29)
         within = np.ones(len(hashes), bool)
@@ -89,11 +112,15 @@ class NearCopies:
         nearest = _nearest_earlier(signatures)
         found = [(row, int(nearest[row])) for row in np.flatnonzero(nearest >= 0).tolist()]
         at = self._indices
-        return [(at[row], at[other], float((signatures[row] == signatures[other]).mean())) for row, other in found]
+        return [
+            (at[row], at[other], float((signatures[row] == signatures[other]).mean())) for row, other in found
+        ]
 
 
 def _nearest_earlier(signatures: NDArray[np.uint32]) -> NDArray[np.int64]:
-    """For each row the most alike of the first rows that share a band with it, or -1 if none is alike enough."""
+    """For each row the most alike of the first rows that share a band with it,
+    or -1 if none is alike enough.
+    """
     rows = np.arange(len(signatures))
     best, likeness = np.full(len(rows), -1), np.full(len(rows), _THRESHOLD)
     for band in np.split(signatures, _BANDS, axis=1):

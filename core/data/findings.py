@@ -9,7 +9,10 @@ ERROR, WARNING = "error", "warning"
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of finding. While a row has an error the data set is refused for training, until it is mended or left out."""
+    """One kind of finding.
+
+    While a row has an error the data set is refused for training, until it is mended or left out.
+    """
 
     code: str
     level: str
@@ -19,7 +22,9 @@ class Kind:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something about one row; index is its place in the data set, -1 where the finding is about all of it."""
+    """Something about one row; index is its place in the data set,
+    -1 where the finding is about all of it.
+    """
 
     index: int
     code: str
@@ -39,34 +44,161 @@ class RowFault(Exception):
         self.code, self.detail = code, detail
 
 
-KINDS: dict[str, Kind] = {kind.code: kind for kind in (
-    Kind("unreadable", ERROR, "Unreadable", "Mend the line in the file and import it again, or leave the row out."),
-    Kind("cut_short", ERROR, "The rest could not be read", "Mend the file here and import it again: rows behind it are lost."),
-    Kind("encoding", ERROR, "Broken encoding", "Save the file as UTF-8 and import it again, or leave the row out."),
-    Kind("missing", ERROR, "Missing or of the wrong kind", "Fill the field, choose another column, or leave the row out."),
-    Kind("unknown_role", ERROR, "Unknown role", "Rename the role to system, user, assistant or tool, or leave the row out."),
-    Kind("no_answer", ERROR, "No answer", "Add an assistant's turn, or leave the row out: it has nothing to train on."),
-    Kind("empty_answer", ERROR, "Empty answer", "Write the answer, or leave the row out: it would teach silence."),
-    Kind("no_question", ERROR, "Answer without a question", "Put a user's turn before the first answer, or leave the row out."),
-    Kind("template", ERROR, "Refused by the chat template", "Change the turns, choose another base, or leave the row out."),
-    Kind("untrained", ERROR, "No trained token", "No token carries loss: mark an answer for training, or leave the row out."),
-    Kind("empty_prompt", WARNING, "Empty question", "Check whether the question was lost on the way here."),
-    Kind("two_in_a_row", WARNING, "Two turns of one speaker in a row", "Join the turns; many chat templates refuse such rows."),
-    Kind("ends_on_user", WARNING, "Ends on the user's turn", "The last turn is not trained on; add its answer, or cut it off."),
-    Kind("duplicate", WARNING, "Exact duplicate", "Leave the copies out: what is repeated is learnt by heart."),
-    Kind("near_duplicate", WARNING, "Near duplicate", "Look at both and leave one out if it adds nothing."),
-    Kind("leakage", WARNING, "Validation row is also trained on", "Leave it out: it makes the validation loss look too good."),
-    Kind("special_tokens", WARNING, "Special tokens in text", "They are read as plain text; take them out if they slipped in."),
-    Kind("suspicious", WARNING, "Suspicious characters", "Invisible or control characters; clean them if they are not meant."),
-    Kind("mojibake", WARNING, "Garbled letters", "UTF-8 was read as another encoding once; convert the source again."),
-    Kind("over_length", WARNING, "Longer than the max length", "Raise max_length, or choose what happens under over_length."),
-    Kind("no_end", WARNING, "No end token", "The base has no end token, so the adapter will not learn to stop."),
-    Kind("ignored_part", WARNING, "Part of a turn is not used", "Tool calls and reasoning beside the text are not trained on."),
-    Kind("separator", WARNING, "More than one separator", "The line is cut at the first one; check that it is the right one."),
-    Kind("unused_column", WARNING, "Column that is not used", "Choose it in the mapping if it belongs to the rows."),
-    Kind("class_balance", WARNING, "Uneven classes", "Add rows to the rare classes, or leave some of the frequent ones out."),
-    Kind("near_miss", WARNING, "Column that looks misspelled", "Rename it in the file, or choose it in the mapping."),
-)}  # fmt: skip
+KINDS: dict[str, Kind] = {
+    kind.code: kind
+    for kind in (
+        Kind(
+            "unreadable",
+            ERROR,
+            "Unreadable",
+            "Mend the line in the file and import it again, or leave the row out.",
+        ),
+        Kind(
+            "cut_short",
+            ERROR,
+            "The rest could not be read",
+            "Mend the file here and import it again: rows behind it are lost.",
+        ),
+        Kind(
+            "encoding",
+            ERROR,
+            "Broken encoding",
+            "Save the file as UTF-8 and import it again, or leave the row out.",
+        ),
+        Kind(
+            "missing",
+            ERROR,
+            "Missing or of the wrong kind",
+            "Fill the field, choose another column, or leave the row out.",
+        ),
+        Kind(
+            "unknown_role",
+            ERROR,
+            "Unknown role",
+            "Rename the role to system, user, assistant or tool, or leave the row out.",
+        ),
+        Kind(
+            "no_answer",
+            ERROR,
+            "No answer",
+            "Add an assistant's turn, or leave the row out: it has nothing to train on.",
+        ),
+        Kind(
+            "empty_answer",
+            ERROR,
+            "Empty answer",
+            "Write the answer, or leave the row out: it would teach silence.",
+        ),
+        Kind(
+            "no_question",
+            ERROR,
+            "Answer without a question",
+            "Put a user's turn before the first answer, or leave the row out.",
+        ),
+        Kind(
+            "template",
+            ERROR,
+            "Refused by the chat template",
+            "Change the turns, choose another base, or leave the row out.",
+        ),
+        Kind(
+            "untrained",
+            ERROR,
+            "No trained token",
+            "No token carries loss: mark an answer for training, or leave the row out.",
+        ),
+        Kind(
+            "empty_prompt", WARNING, "Empty question", "Check whether the question was lost on the way here."
+        ),
+        Kind(
+            "two_in_a_row",
+            WARNING,
+            "Two turns of one speaker in a row",
+            "Join the turns; many chat templates refuse such rows.",
+        ),
+        Kind(
+            "ends_on_user",
+            WARNING,
+            "Ends on the user's turn",
+            "The last turn is not trained on; add its answer, or cut it off.",
+        ),
+        Kind(
+            "duplicate",
+            WARNING,
+            "Exact duplicate",
+            "Leave the copies out: what is repeated is learnt by heart.",
+        ),
+        Kind(
+            "near_duplicate", WARNING, "Near duplicate", "Look at both and leave one out if it adds nothing."
+        ),
+        Kind(
+            "leakage",
+            WARNING,
+            "Validation row is also trained on",
+            "Leave it out: it makes the validation loss look too good.",
+        ),
+        Kind(
+            "special_tokens",
+            WARNING,
+            "Special tokens in text",
+            "They are read as plain text; take them out if they slipped in.",
+        ),
+        Kind(
+            "suspicious",
+            WARNING,
+            "Suspicious characters",
+            "Invisible or control characters; clean them if they are not meant.",
+        ),
+        Kind(
+            "mojibake",
+            WARNING,
+            "Garbled letters",
+            "UTF-8 was read as another encoding once; convert the source again.",
+        ),
+        Kind(
+            "over_length",
+            WARNING,
+            "Longer than the max length",
+            "Raise max_length, or choose what happens under over_length.",
+        ),
+        Kind(
+            "no_end",
+            WARNING,
+            "No end token",
+            "The base has no end token, so the adapter will not learn to stop.",
+        ),
+        Kind(
+            "ignored_part",
+            WARNING,
+            "Part of a turn is not used",
+            "Tool calls and reasoning beside the text are not trained on.",
+        ),
+        Kind(
+            "separator",
+            WARNING,
+            "More than one separator",
+            "The line is cut at the first one; check that it is the right one.",
+        ),
+        Kind(
+            "unused_column",
+            WARNING,
+            "Column that is not used",
+            "Choose it in the mapping if it belongs to the rows.",
+        ),
+        Kind(
+            "class_balance",
+            WARNING,
+            "Uneven classes",
+            "Add rows to the rare classes, or leave some of the frequent ones out.",
+        ),
+        Kind(
+            "near_miss",
+            WARNING,
+            "Column that looks misspelled",
+            "Rename it in the file, or choose it in the mapping.",
+        ),
+    )
+}
 
 
 def codes_of(level: str) -> list[str]:

@@ -9,17 +9,39 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from core.data.findings import RowFault
-from core.data.mapping import ALPACA, LABELLED, LINES, LINKED, MESSAGES, PAIRS, SHAREGPT, TEXT, DataMapping, fill, template_fields
+from core.data.mapping import (
+    ALPACA,
+    LABELLED,
+    LINES,
+    LINKED,
+    MESSAGES,
+    PAIRS,
+    SHAREGPT,
+    TEXT,
+    DataMapping,
+    fill,
+    template_fields,
+)
 from core.data.read import Row, kind_of
 
 Message = dict[str, str]
 SPEAKERS = {
-    "system": "system", "developer": "system",
-    "user": "user", "human": "user", "prompter": "user",
-    "assistant": "assistant", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant",
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "chatgpt": "assistant",
     "function_call": "assistant",
-    "tool": "tool", "observation": "tool", "function": "tool", "ipython": "tool",
-}  # fmt: skip
+    "tool": "tool",
+    "observation": "tool",
+    "function": "tool",
+    "ipython": "tool",
+}
 
 
 @dataclass(frozen=True)
@@ -36,17 +58,32 @@ class Example:
     """(code, sentence) of what was left aside when the row was made; not stored with it."""
 
 
-_BESIDE = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")  # what may stand beside a turn's text
+_BESIDE = (
+    "tool_calls",
+    "function_call",
+    "reasoning_content",
+    "reasoning",
+    "thinking",
+)  # what may stand beside a turn's text
 Convert = Callable[[int, Row], Example]
 Turn = tuple[str, str]
 
 
 def converter(mapping: DataMapping) -> Convert:
-    """The function that makes an Example of a row; it raises RowFault. Linked rows have first to be put together."""
+    """The function that makes an Example of a row; it raises RowFault.
+
+    Linked rows have first to be put together.
+    """
     return {
-        MESSAGES: _turns_of, SHAREGPT: _turns_of, ALPACA: _alpaca, PAIRS: _pairs, LABELLED: _pairs, TEXT: _text_of,
-        LINES: _lines, LINKED: _turns_of,
-    }[mapping.format](mapping)  # fmt: skip
+        MESSAGES: _turns_of,
+        SHAREGPT: _turns_of,
+        ALPACA: _alpaca,
+        PAIRS: _pairs,
+        LABELLED: _pairs,
+        TEXT: _text_of,
+        LINES: _lines,
+        LINKED: _turns_of,
+    }[mapping.format](mapping)
 
 
 def _turns_of(mapping: DataMapping) -> Convert:
@@ -56,12 +93,18 @@ def _turns_of(mapping: DataMapping) -> Convert:
         turns = as_turns(row.get(column))
         if not turns:
             found = "an empty list" if row.get(column) == [] else kind_of(row.get(column))
-            raise RowFault("missing", f"{column} is {found}; expected a list of turns, each with a role and its text.")
+            raise RowFault(
+                "missing", f"{column} is {found}; expected a list of turns, each with a role and its text."
+            )
         pairs = [(_speaker(turn), _content(turn)) for turn in turns]
         start = _system(mapping, row, system)
         silent = frozenset(len(start) + at for at, turn in enumerate(turns) if not _is_trained(turn))
-        notes = tuple(("ignored_part", f"The {key} of turn {at} are not used.") for at, turn in enumerate(turns, 1)
-                      for key in _BESIDE if turn.get(key))  # fmt: skip
+        notes = tuple(
+            ("ignored_part", f"The {key} of turn {at} are not used.")
+            for at, turn in enumerate(turns, 1)
+            for key in _BESIDE
+            if turn.get(key)
+        )
         made = conversation(number, [*start, *pairs], silent, _label(mapping, row))
         return replace(made, notes=notes) if notes else made
 
@@ -69,14 +112,23 @@ def _turns_of(mapping: DataMapping) -> Convert:
 
 
 def _alpaca(mapping: DataMapping) -> Convert:
-    question, answer, extra = mapping.columns["user"], mapping.columns["assistant"], mapping.columns.get("input")
+    question, answer, extra = (
+        mapping.columns["user"],
+        mapping.columns["assistant"],
+        mapping.columns.get("input"),
+    )
     system, history = mapping.columns.get("system"), mapping.columns.get("history", "")
 
     def convert(number: int, row: Row) -> Example:
         asked = _text(row, question)
         if extra and row.get(extra) not in (None, ""):
             asked = f"{asked}\n{_text(row, extra)}"
-        turns = [*_system(mapping, row, system), *_history(row.get(history)), ("user", asked), ("assistant", _text(row, answer))]
+        turns = [
+            *_system(mapping, row, system),
+            *_history(row.get(history)),
+            ("user", asked),
+            ("assistant", _text(row, answer)),
+        ]
         return conversation(number, turns, label=_label(mapping, row))
 
     return convert
@@ -84,7 +136,9 @@ def _alpaca(mapping: DataMapping) -> Convert:
 
 def _history(history: Any) -> list[Turn]:
     pairs = history or []
-    sound = isinstance(pairs, list) and all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs)
+    sound = isinstance(pairs, list) and all(
+        isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs
+    )
     if not sound or not all(isinstance(one, str) for pair in pairs for one in pair):
         raise RowFault("missing", "history must be a list of [question, answer] pairs.")
     return [turn for asked, answered in pairs for turn in (("user", asked), ("assistant", answered))]
@@ -94,7 +148,11 @@ def _pairs(mapping: DataMapping) -> Convert:
     system = mapping.columns.get("system")
 
     def convert(number: int, row: Row) -> Example:
-        turns = [*_system(mapping, row, system), *_side(mapping, row, "user"), *_side(mapping, row, "assistant")]
+        turns = [
+            *_system(mapping, row, system),
+            *_side(mapping, row, "user"),
+            *_side(mapping, row, "assistant"),
+        ]
         return conversation(number, turns, label=_label(mapping, row))
 
     return convert
@@ -134,12 +192,17 @@ def _lines(mapping: DataMapping) -> Convert:
         asked, separator, answered = _text(row, column).partition(mapping.separator)
         if not separator:
             raise RowFault("missing", f"The separator {mapping.separator!r} is not in the line.")
-        notes = (("separator", f"The line holds {mapping.separator!r} more than once."),) if mapping.separator in answered else ()
+        notes = (
+            (("separator", f"The line holds {mapping.separator!r} more than once."),)
+            if mapping.separator in answered
+            else ()
+        )
         asked, answered = asked.strip(), answered.strip()
         if "user" in mapping.templates:
             asked = fill(mapping.templates["user"], {column: asked})
         return replace(
-            conversation(number, [*_system(mapping, row, system), ("user", asked), ("assistant", answered)]), notes=notes
+            conversation(number, [*_system(mapping, row, system), ("user", asked), ("assistant", answered)]),
+            notes=notes,
         )
 
     return convert
@@ -172,10 +235,14 @@ def _content(turn: dict[str, Any]) -> str:
     """A turn's text: a string, or a list of blocks of which only text is taken."""
     value = turn["content"] if "content" in turn else turn.get("value")
     if isinstance(value, list):
-        texts = [block.get("text") for block in value if isinstance(block, dict) and block.get("type") == "text"]
+        texts = [
+            block.get("text") for block in value if isinstance(block, dict) and block.get("type") == "text"
+        ]
         blocks = [text for text in texts if isinstance(text, str)]
         if len(blocks) != len(value):
-            raise RowFault("missing", "A turn holds something other than text; images and tools cannot be trained on.")
+            raise RowFault(
+                "missing", "A turn holds something other than text; images and tools cannot be trained on."
+            )
         return "".join(blocks)
     if not isinstance(value, str):
         calls = next((key for key in _BESIDE if turn.get(key)), None)
@@ -217,7 +284,9 @@ def _text(row: Row, column: str) -> str:
     return str(value)
 
 
-def conversation(number: int, turns: Sequence[Turn], untrained: frozenset[int] = frozenset(), label: str = "") -> Example:
+def conversation(
+    number: int, turns: Sequence[Turn], untrained: frozenset[int] = frozenset(), label: str = ""
+) -> Example:
     """Check that there is something to learn: an answer, not empty, and a user's turn before it."""
     answers = [content for role, content in turns if role == "assistant"]
     if not answers:
@@ -229,4 +298,6 @@ def conversation(number: int, turns: Sequence[Turn], untrained: frozenset[int] =
         raise RowFault("no_question", "The first turn is the assistant's; a user's turn must come before it.")
     if all(at in untrained for at, (role, _) in enumerate(turns) if role == "assistant"):
         raise RowFault("untrained", "Every answer has weight 0, so nothing is trained on.")
-    return Example(number, tuple({"role": role, "content": content} for role, content in turns), "", untrained, label)
+    return Example(
+        number, tuple({"role": role, "content": content} for role, content in turns), "", untrained, label
+    )

@@ -16,18 +16,24 @@ from core.publish import require_space
 from core.reporting import Report
 
 HUB_DATASET = re.compile(r"^(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?::(?P<config>[\w.-]+))?$")
-_CONVERTED = "refs/convert/parquet"  # the hub's own conversion of almost every data set: config/split/0000.parquet
+_CONVERTED = (
+    "refs/convert/parquet"  # the hub's own conversion of almost every data set: config/split/0000.parquet
+)
 
 
 def fetch_dataset(name: str, target: Path, report: Report, endpoint: str | None = None) -> list[Source]:
-    """Download the training and validation files of `owner/name` or `owner/name:config` into the folder `target`.
+    """Download the training and validation files of `owner/name` or `owner/name:config` into the folder
+    `target`.
 
-    Raises SourceUnreachable if the hub cannot be reached, InvalidData if it has no such data set, no file that can be
-    read, or several configurations of which none was named; OutOfSpace before anything is downloaded.
+    Raises SourceUnreachable if the hub cannot be reached, InvalidData if it has no such data set, no file
+    that can be read, or several configurations of which none was named; OutOfSpace before anything is
+    downloaded.
     """
     found = HUB_DATASET.match(name)
     if found is None:
-        raise InvalidData(f"{name!r} is no hub id; expected owner/name, such as openai/gsm8k, or owner/name:configuration.")
+        raise InvalidData(
+            f"{name!r} is no hub id; expected owner/name, such as openai/gsm8k, or owner/name:configuration."
+        )
     hub_id, config = found["id"], found["config"] or ""
     report(Progress(f"Asking the hub for {hub_id}"))
     try:
@@ -37,25 +43,39 @@ def fetch_dataset(name: str, target: Path, report: Report, endpoint: str | None 
         sources = _download(hub_id, revision, chosen, sizes, target, report, endpoint)
         return left_unread(sources, [path for path in sizes if split_of(path) == "test"])
     except GatedRepoError:
-        raise InvalidData(f"{hub_id} is gated: accept its terms on the hub, then set HF_TOKEN to a token of yours.") from None
+        raise InvalidData(
+            f"{hub_id} is gated: accept its terms on the hub, then set HF_TOKEN to a token of yours."
+        ) from None
     except RepositoryNotFoundError:
-        raise InvalidData(f"The hub has no data set {hub_id}, or it is private; check the spelling.") from None
+        raise InvalidData(
+            f"The hub has no data set {hub_id}, or it is private; check the spelling."
+        ) from None
     except (HTTPError, OSError) as error:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise SourceUnreachable(
-            f"The hub could not be reached for {hub_id} ({reason}). Check the network connection, or add a local file instead."
+            f"The hub could not be reached for {hub_id} ({reason}). Check the network connection, or "
+            "add a local file instead."
         ) from error
 
 
 def _files(api: HfApi, hub_id: str) -> tuple[str, dict[str, int]]:
     """The revision to read, and its data files with their sizes in bytes."""
     try:
-        info, revision = api.dataset_info(hub_id, revision=_CONVERTED, files_metadata=True, timeout=15), _CONVERTED
+        info, revision = (
+            api.dataset_info(hub_id, revision=_CONVERTED, files_metadata=True, timeout=15),
+            _CONVERTED,
+        )
     except RevisionNotFoundError:
         info = api.dataset_info(hub_id, files_metadata=True, timeout=15)
         revision = str(info.sha)
-    sizes = {one.rfilename: one.size or 0 for one in info.siblings or [] if one.rfilename.lower().endswith(SUFFIXES)}
-    return revision, {path: size for path, size in sizes.items() if PurePosixPath(path).name.lower() != "readme.md"}
+    sizes = {
+        one.rfilename: one.size or 0
+        for one in info.siblings or []
+        if one.rfilename.lower().endswith(SUFFIXES)
+    }
+    return revision, {
+        path: size for path, size in sizes.items() if PurePosixPath(path).name.lower() != "readme.md"
+    }
 
 
 def _chosen(hub_id: str, sizes: dict[str, int], config: str, *, converted: bool) -> dict[str, bool]:
@@ -63,22 +83,38 @@ def _chosen(hub_id: str, sizes: dict[str, int], config: str, *, converted: bool)
     if converted:
         configs = sorted({PurePosixPath(path).parts[0] for path in sizes})
         if config not in configs and (config or len(configs) > 1):
-            raise InvalidData(f"{hub_id} has the configurations {', '.join(configs[:12])}; name one: {hub_id}:{configs[0]}.")
-        sizes = {path: size for path, size in sizes.items() if PurePosixPath(path).parts[0] == (config or configs[0])}
+            raise InvalidData(
+                f"{hub_id} has the configurations {', '.join(configs[:12])}; name one: {hub_id}:{configs[0]}."
+            )
+        sizes = {
+            path: size
+            for path, size in sizes.items()
+            if PurePosixPath(path).parts[0] == (config or configs[0])
+        }
     splits = {path: split_of(path) for path in sorted(sizes)}
     chosen = {path: split == "validation" for path, split in splits.items() if split != "test"}
     if all(chosen.values()):
-        raise InvalidData(f"{hub_id} has no file for training that can be read; expected {', '.join(SUFFIXES)}.")
+        raise InvalidData(
+            f"{hub_id} has no file for training that can be read; expected {', '.join(SUFFIXES)}."
+        )
     return chosen
 
 
 def _download(
-    hub_id: str, revision: str, chosen: dict[str, bool], sizes: dict[str, int], target: Path, report: Report, endpoint: str | None
+    hub_id: str,
+    revision: str,
+    chosen: dict[str, bool],
+    sizes: dict[str, int],
+    target: Path,
+    report: Report,
+    endpoint: str | None,
 ) -> list[Source]:
     total, done, sources = max(1, sum(sizes[path] for path in chosen)), 0, []
     for path, validation in chosen.items():
         report(Progress(f"Downloading {path} ({done / 1e6:,.0f} of {total / 1e6:,.0f} MB)", done / total))
-        local = hf_hub_download(hub_id, path, repo_type="dataset", revision=revision, local_dir=target, endpoint=endpoint)
+        local = hf_hub_download(
+            hub_id, path, repo_type="dataset", revision=revision, local_dir=target, endpoint=endpoint
+        )
         sources.append(Source(Path(local), path, validation))
         done += sizes[path]
     return sources

@@ -1,4 +1,7 @@
-"""From files to a data set's folder: rows, findings and a summary. One pass in bounded memory. Needs no torch."""
+"""From files to a data set's folder: rows, findings and a summary.
+
+One pass in bounded memory. Needs no torch.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +75,9 @@ class Summary:
 class RowSink:
     """Takes rows one by one, checks them and writes them; finish() writes the findings and the summary."""
 
-    def __init__(self, folder: Path, sources: Sequence[str], mapping: dict[str, Any], *, near: bool = False) -> None:
+    def __init__(
+        self, folder: Path, sources: Sequence[str], mapping: dict[str, Any], *, near: bool = False
+    ) -> None:
         """near: whether to look for near duplicates, which takes about as long again as all the rest."""
         self._folder, self._sources, self._mapping = folder, list(sources), mapping
         self._writer = RowsWriter(folder / ROWS_FILE)
@@ -121,10 +126,15 @@ class RowSink:
             self._preview.append({"row": row.row, "messages": list(row.messages), "text": row.text})
 
     def finish(
-        self, *, validation_files: Sequence[int] = (), hints: Sequence[str] = (), about_all: Sequence[tuple[str, str]] = (),
+        self,
+        *,
+        validation_files: Sequence[int] = (),
+        hints: Sequence[str] = (),
+        about_all: Sequence[tuple[str, str]] = (),
         report: Report = silent,
-    ) -> Summary:  # fmt: skip
-        """Close the rows, look for copies among them, write what was found. Raises InvalidData if there is no row.
+    ) -> Summary:
+        """Close the rows, look for copies among them, write what was found. Raises InvalidData if there is no
+        row.
 
         about_all are findings, (code, sentence), about the data set as a whole.
         """
@@ -141,12 +151,22 @@ class RowSink:
         found = Findings.of(self._findings)
         found.write(self._folder)
         summary = Summary(
-            rows=len(self._hashes), sources=self._sources, mapping=self._mapping, counts=found.counts(),
-            turns={str(key): count for key, count in sorted(self._turns.items())}, roles=dict(self._roles.most_common()),
-            labels=labels, characters=self._characters, validation_files=list(validation_files), hints=list(hints),
-            near_duplicates=self._near is not None, preview=self._preview,
-        )  # fmt: skip
-        (self._folder / SUMMARY_FILE).write_text(json.dumps(asdict(summary), ensure_ascii=False), encoding="utf-8")
+            rows=len(self._hashes),
+            sources=self._sources,
+            mapping=self._mapping,
+            counts=found.counts(),
+            turns={str(key): count for key, count in sorted(self._turns.items())},
+            roles=dict(self._roles.most_common()),
+            labels=labels,
+            characters=self._characters,
+            validation_files=list(validation_files),
+            hints=list(hints),
+            near_duplicates=self._near is not None,
+            preview=self._preview,
+        )
+        (self._folder / SUMMARY_FILE).write_text(
+            json.dumps(asdict(summary), ensure_ascii=False), encoding="utf-8"
+        )
         return summary
 
     def _find_copies(self, rows: DatasetFile, validation_files: set[int]) -> None:
@@ -159,7 +179,11 @@ class RowSink:
 
         earlier = np.where(hashes == 0, -1, earlier_copy(hashes))
         for index in np.flatnonzero(earlier >= 0).tolist():
-            if not validation_files or files[index] not in validation_files or files[earlier[index]] in validation_files:
+            if (
+                not validation_files
+                or files[index] not in validation_files
+                or files[earlier[index]] in validation_files
+            ):
                 self._note(index, "duplicate", f"The same as {place(int(earlier[index]))}.")
         if validation_files:
             self._find_leaks(rows, [file in validation_files for file in files], place)
@@ -188,14 +212,22 @@ class RowSink:
             return
         (most, many), (least, few) = next(iter(labels.items())), list(labels.items())[-1]
         if many > _UNEVEN * few or few == 1:
-            detail = f"{len(labels)} classes, from {few:,} row{'s' if few > 1 else ''} ({least[:40]}) to {many:,} ({most[:40]})."
+            detail = (
+                f"{len(labels)} classes, from {few:,} row{'s' if few > 1 else ''} ({least[:40]}) "
+                f"to {many:,} ({most[:40]})."
+            )
             self._note(-1, "class_balance", detail)
 
 
 def import_files(
-    sources: Sequence[Source], mapping: DataMapping, folder: Path,
-    *, near: bool = True, near_misses: Sequence[str] = (), report: Report = silent,
-) -> Summary:  # fmt: skip
+    sources: Sequence[Source],
+    mapping: DataMapping,
+    folder: Path,
+    *,
+    near: bool = True,
+    near_misses: Sequence[str] = (),
+    report: Report = silent,
+) -> Summary:
     """Read all rows of `sources` into the empty `folder`. Faulty rows are kept as such, with the reason.
 
     near_misses are sentences about columns that look misspelled.
@@ -205,7 +237,9 @@ def import_files(
     sink = RowSink(folder, [source.name for source in sources], mapping.to_dict(), near=near)
     by_line = mapping.format == LINES
     wanted = mapping.used_columns()
-    readers = [RowReader(source.path, name=source.name, by_line=by_line, columns=wanted) for source in sources]
+    readers = [
+        RowReader(source.path, name=source.name, by_line=by_line, columns=wanted) for source in sources
+    ]
     seen: Counter[str] = Counter()
     convert, total = converter(mapping), sum(reader.size for reader in readers)
     before = 0
@@ -223,18 +257,27 @@ def import_files(
     unused = {column: count for column, count in seen.items() if column not in wanted}
     unread = [name for source in sources for name in source.unread]
     summary = sink.finish(
-        validation_files=validation, report=report,
-        hints=[*near_misses, *unused_hint(list(unused)), *([f"Left unread: {', '.join(unread[:12])}."] if unread else [])],
+        validation_files=validation,
+        report=report,
+        hints=[
+            *near_misses,
+            *unused_hint(list(unused)),
+            *([f"Left unread: {', '.join(unread[:12])}."] if unread else []),
+        ],
         about_all=[*(("near_miss", text) for text in near_misses), *_left_aside(unused)],
-    )  # fmt: skip
+    )
     if summary.faulty == summary.rows:
         first = Findings.read(folder).some(_ERRORS, count=1)[0]
-        raise InvalidData(f"{readers[0].name}: none of the {summary.rows:,} rows can be used. The first: {first.detail}")
+        raise InvalidData(
+            f"{readers[0].name}: none of the {summary.rows:,} rows can be used. The first: {first.detail}"
+        )
     return summary
 
 
 def _counted(rows: NumberedRows, seen: Counter[str]) -> NumberedRows:
-    """The rows, with the columns they have counted: what no mapping speaks of must not vanish without a word."""
+    """The rows, with the columns they have counted:
+    what no mapping speaks of must not vanish without a word.
+    """
     for number, row in rows:
         if not isinstance(row, BadRow):
             seen.update(row.keys())
@@ -245,7 +288,13 @@ def _left_aside(unused: Mapping[str, int]) -> Iterator[tuple[str, str]]:
     """Findings about columns that are not used and look as if they belonged to the conversation."""
     for column, count in unused.items():
         if column.strip().lower() in OPTIONAL:
-            yield "unused_column", f"The column {column!r}, which {count:,} row{'s have' if count > 1 else ' has'}, is not used."
+            yield (
+                "unused_column",
+                (
+                    f"The column {column!r}, which {count:,} row{'s have' if count > 1 else ' has'}, is not "
+                    "used."
+                ),
+            )
 
 
 def _told_apart(example: Example) -> str:
@@ -286,7 +335,9 @@ def _raw(row: Row) -> str:
 
 
 def _encoding_fault(example: Example) -> RowFault | None:
-    """Text that is no Unicode: bytes that were not UTF-8, or half a surrogate pair, as broken JSON escapes give."""
+    """Text that is no Unicode: bytes that were not UTF-8, or half a surrogate pair, as broken JSON escapes
+    give.
+    """
     try:
         text_of(example).encode()
         example.label.encode()
@@ -299,10 +350,15 @@ def _encoding_fault(example: Example) -> RowFault | None:
 
 
 def rewritten(
-    source: Path, changes: Mapping[int, Example], added: Sequence[Example], summary: Summary, folder: Path,
+    source: Path,
+    changes: Mapping[int, Example],
+    added: Sequence[Example],
+    summary: Summary,
+    folder: Path,
     report: Report = silent,
-) -> Summary:  # fmt: skip
-    """Write all rows of the data set in `source` into the empty `folder`, some changed, some added at the end.
+) -> Summary:
+    """Write all rows of the data set in `source` into the empty `folder`, some changed, some added at the
+    end.
 
     What was found in them is found anew.
     """
@@ -318,4 +374,6 @@ def rewritten(
             sink.take(row.number, row.file, kept, row.raw)
     for example in added:
         sink.take(example.row, 0, example)
-    return sink.finish(validation_files=summary.validation_files, hints=summary.hints, about_all=about_all, report=report)
+    return sink.finish(
+        validation_files=summary.validation_files, hints=summary.hints, about_all=about_all, report=report
+    )

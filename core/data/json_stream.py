@@ -13,7 +13,8 @@ from typing import Any, BinaryIO
 
 _CHUNK = 1 << 20
 _BLANK = re.compile(r"[ \t\r\n]*")
-_PAIR = r'\s*"[^"\\]*"\s*:\s*(?:"(?:[^"\\]|\\.)*"|[^\[\]{},"]*)\s*,'  # with a value that is neither a list nor an object
+# with a value that is neither a list nor an object
+_PAIR = r'\s*"[^"\\]*"\s*:\s*(?:"(?:[^"\\]|\\.)*"|[^\[\]{},"]*)\s*,'
 _OPENING = re.compile(r"\s*(?:(\{)(?:" + _PAIR + r')*\s*"data"\s*:\s*)?\[')
 
 
@@ -29,7 +30,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]
-        raise TwinKey(f"the key {next(name for name in names if names.count(name) > 1)[:40]!r} stands there twice")
+        raise TwinKey(
+            f"the key {next(name for name in names if names.count(name) > 1)[:40]!r} stands there twice"
+        )
     return found
 
 
@@ -37,10 +40,11 @@ DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def items(file: BinaryIO, most: int) -> Iterator[Any]:
-    """The items of the array that the file holds, by itself or as {"data": [...]}; of at most `most` characters each.
+    """The items of the array that the file holds, by itself or as {"data": [...]}; of at most `most`
+    characters each.
 
-    An item that is valid JSON but cannot be taken (nested too deeply, a key twice) comes out as the exception. Raises
-    CutShort where the text stops being JSON.
+    An item that is valid JSON but cannot be taken (nested too deeply, a key twice) comes out as the
+    exception. Raises CutShort where the text stops being JSON.
     """
     text = _Text(file)
     opening = _OPENING.match(text.more())
@@ -74,7 +78,9 @@ def _item(text: _Text, most: int) -> Any:
             reason = "it is cut off"  # a number may go on in what was not read yet
         except (RecursionError, TwinKey) as error:
             if text.ended or len(text.buffer) - text.at > most:
-                raise CutShort("an item is nested too deeply" if isinstance(error, RecursionError) else str(error)) from None
+                raise CutShort(
+                    "an item is nested too deeply" if isinstance(error, RecursionError) else str(error)
+                ) from None
             end = _end_of(text)
             if end:
                 text.at = end
@@ -93,7 +99,9 @@ def _item(text: _Text, most: int) -> Any:
 
 
 def _end_of(text: _Text) -> int:
-    """Where a well-formed item ends that cannot be decoded: brackets are counted outside of strings. 0 if it is not all there."""
+    """Where a well-formed item ends that cannot be decoded: brackets are counted outside of strings. 0 if it
+    is not all there.
+    """
     depth = 0
     for found in re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL).finditer(text.buffer, text.at):
         depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(found.group()[0], 0)

@@ -1,4 +1,7 @@
-"""Rows that name their parent row, put together into conversations: one for each row that nobody answers. Needs no torch."""
+"""Rows that name their parent row, put together into conversations: one for each row that nobody answers.
+
+Needs no torch.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,8 @@ _MOST_ROWS = 2_000_000  # they are held in memory, since a parent may stand anyw
 def conversations(rows: NumberedRows, mapping: DataMapping) -> NumberedRows:
     """Yield (number of the last row, {"turns": [...]}) for each chain from a root to a leaf.
 
-    A row whose parent is missing, or that is its own ancestor, comes out as a BadRow. Raises InvalidData beyond 2,000,000 rows.
+    A row whose parent is missing, or that is its own ancestor, comes out as a BadRow. Raises InvalidData
+    beyond 2,000,000 rows.
     """
     own, parent = mapping.columns["id"], mapping.columns["parent"]
     kept: dict[str, tuple[int, Row]] = {}
@@ -27,17 +31,24 @@ def conversations(rows: NumberedRows, mapping: DataMapping) -> NumberedRows:
         elif key in (None, ""):
             yield number, BadRow("missing", f"{own} is missing; linked rows need one each.")
         elif str(key) in kept:
-            yield number, BadRow("unreadable", f"The id {str(key)[:40]!r} is row {kept[str(key)][0]}'s already.")
+            yield (
+                number,
+                BadRow("unreadable", f"The id {str(key)[:40]!r} is row {kept[str(key)][0]}'s already."),
+            )
         else:
             kept[str(key)] = (number, row)
             if row.get(parent) not in (None, ""):
                 answered.add(str(row[parent]))
         if len(kept) > _MOST_ROWS:
-            raise InvalidData(f"Linked rows are put together in memory; more than {_MOST_ROWS:,} of them cannot be read.")
+            raise InvalidData(
+                f"Linked rows are put together in memory; more than {_MOST_ROWS:,} of them cannot be read."
+            )
     yield from _chains(kept, answered, parent, mapping)
 
 
-def _chains(kept: dict[str, tuple[int, Row]], answered: set[str], parent: str, mapping: DataMapping) -> NumberedRows:
+def _chains(
+    kept: dict[str, tuple[int, Row]], answered: set[str], parent: str, mapping: DataMapping
+) -> NumberedRows:
     reached: set[str] = set()
     for key, (number, _) in kept.items():
         if key in answered:

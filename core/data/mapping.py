@@ -1,4 +1,7 @@
-"""How columns become conversations or text: chosen by detection or by the user, stored with the data set. Needs no torch."""
+"""How columns become conversations or text: chosen by detection or by the user, stored with the data set.
+
+Needs no torch.
+"""
 
 from __future__ import annotations
 
@@ -24,34 +27,56 @@ FORMATS: dict[str, str] = {
     LINKED: "rows that name their parent row; each chain becomes a conversation",
 }
 ROLES: dict[str, str] = {
-    "system": "System prompt", "user": "User (question)", "assistant": "Assistant (answer)", "text": "Text", "label": "Label",
-    "turns": "Turns", "input": "Further input", "history": "History", "id": "Row's id", "parent": "Parent row's id",
-    "role": "Role of the turn", "content": "Text of the turn",
-}  # fmt: skip
+    "system": "System prompt",
+    "user": "User (question)",
+    "assistant": "Assistant (answer)",
+    "text": "Text",
+    "label": "Label",
+    "turns": "Turns",
+    "input": "Further input",
+    "history": "History",
+    "id": "Row's id",
+    "parent": "Parent row's id",
+    "role": "Role of the turn",
+    "content": "Text of the turn",
+}
 TEMPLATED = ("system", "user", "assistant")
 FORMAT_ROLES: dict[str, tuple[str, ...]] = {
-    MESSAGES: ("turns", "system", "label"), SHAREGPT: ("turns", "system", "label"),
+    MESSAGES: ("turns", "system", "label"),
+    SHAREGPT: ("turns", "system", "label"),
     ALPACA: ("user", "input", "assistant", "system", "history", "label"),
-    PAIRS: ("user", "assistant", "system", "label"), LABELLED: ("user", "assistant", "label", "system"),
-    TEXT: ("text", "label"), LINES: ("text", "system"),
+    PAIRS: ("user", "assistant", "system", "label"),
+    LABELLED: ("user", "assistant", "label", "system"),
+    TEXT: ("text", "label"),
+    LINES: ("text", "system"),
     LINKED: ("id", "parent", "role", "content", "user", "assistant", "system"),
-}  # fmt: skip
+}
 """The roles that columns can play in each format."""
-_TEMPLATES_OF = {PAIRS: TEMPLATED, LABELLED: TEMPLATED, LINES: ("system", "user"), ALPACA: ("system",),
-                 MESSAGES: ("system",), SHAREGPT: ("system",)}  # fmt: skip
+_TEMPLATES_OF = {
+    PAIRS: TEMPLATED,
+    LABELLED: TEMPLATED,
+    LINES: ("system", "user"),
+    ALPACA: ("system",),
+    MESSAGES: ("system",),
+    SHAREGPT: ("system",),
+}
 _FIELD = re.compile(r"\{\{|\}\}|\{([^{}]+)\}")
 
 
 @dataclass(frozen=True)
 class DataMapping:
-    """Which column plays which role. `templates` give a role's text with {column} fields instead of a column."""
+    """Which column plays which role. `templates` give a role's text with
+    {column} fields instead of a column.
+    """
 
     format: str
     columns: MappingOf[str, str] = field(default_factory=dict)
     templates: MappingOf[str, str] = field(default_factory=dict)
     separator: str = ""
     special_tokens: bool = False
-    """Whether special tokens in a plain text are meant as such: the rows were rendered with a chat template before."""
+    """Whether special tokens in a plain text are meant as such: the rows were rendered with a chat template
+    before.
+    """
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
@@ -65,18 +90,26 @@ class DataMapping:
             if not self.templates[role].strip():
                 raise InvalidConfig(f"The template for {role} is empty.")
         unused = [role for role in self.columns if role not in FORMAT_ROLES[self.format]]
-        unused += [f"a template for {role}" for role in self.templates if role not in _TEMPLATES_OF.get(self.format, ())]
+        unused += [
+            f"a template for {role}"
+            for role in self.templates
+            if role not in _TEMPLATES_OF.get(self.format, ())
+        ]
         if unused:
             raise InvalidConfig(
                 f"The format {self.format!r} has no use for {' and '.join(unused)}; it takes "
                 f"{', '.join(FORMAT_ROLES[self.format])}."
             )
-        missing = [role for role in _NEEDED[self.format] if role not in self.columns and role not in self.templates]
+        missing = [
+            role for role in _NEEDED[self.format] if role not in self.columns and role not in self.templates
+        ]
         if missing:
             raise InvalidConfig(f"The format {self.format!r} needs a column for {' and '.join(missing)}.")
         if self.format == LINES and not self.separator:
             raise InvalidConfig("Separated lines need a separator, such as ||.")
-        if self.format == LINKED and not ({"role", "content"} <= set(self.columns) or {"user", "assistant"} <= set(self.columns)):
+        if self.format == LINKED and not (
+            {"role", "content"} <= set(self.columns) or {"user", "assistant"} <= set(self.columns)
+        ):
             raise InvalidConfig("Linked rows need columns for role and content, or for user and assistant.")
 
     @classmethod
@@ -106,9 +139,15 @@ class DataMapping:
 
 
 _NEEDED: dict[str, tuple[str, ...]] = {
-    MESSAGES: ("turns",), SHAREGPT: ("turns",), ALPACA: ("user", "assistant"), PAIRS: ("user", "assistant"),
-    LABELLED: ("user", "assistant"), TEXT: ("text",), LINES: ("text",), LINKED: ("id", "parent"),
-}  # fmt: skip
+    MESSAGES: ("turns",),
+    SHAREGPT: ("turns",),
+    ALPACA: ("user", "assistant"),
+    PAIRS: ("user", "assistant"),
+    LABELLED: ("user", "assistant"),
+    TEXT: ("text",),
+    LINES: ("text",),
+    LINKED: ("id", "parent"),
+}
 
 
 def template_fields(template: str) -> list[str]:
@@ -117,7 +156,10 @@ def template_fields(template: str) -> list[str]:
 
 
 def fill(template: str, values: MappingOf[str, str]) -> str:
-    """The template with its fields filled in. Doubled braces stand for themselves, as in Python's format strings."""
+    """The template with its fields filled in.
+
+    Doubled braces stand for themselves, as in Python's format strings.
+    """
     return _FIELD.sub(lambda found: values[found.group(1)] if found.group(1) else found.group()[0], template)
 
 
@@ -132,15 +174,25 @@ def mapping_of(
     if not chosen and not made and not separator:
         return None
     known = list(columns)
-    for name in [*chosen.values(), *(name for template in made.values() for name in template_fields(template))]:
+    for name in [
+        *chosen.values(),
+        *(name for template in made.values() for name in template_fields(template)),
+    ]:
         if known and name not in known:
             raise InvalidConfig(
                 f"There is no column {name!r}; the file has {', '.join(map(repr, known[:20]))}. "
                 "In a template write {{ for a brace."
             )
     if separator:
-        return DataMapping(LINES, {"text": "text"} | chosen, made, separator.encode().decode("unicode_escape"))
-    if "label" in chosen and "assistant" not in chosen and "assistant" not in made and not chosen.keys() & {"turns", "id"}:
+        return DataMapping(
+            LINES, {"text": "text"} | chosen, made, separator.encode().decode("unicode_escape")
+        )
+    if (
+        "label" in chosen
+        and "assistant" not in chosen
+        and "assistant" not in made
+        and not chosen.keys() & {"turns", "id"}
+    ):
         chosen["assistant"] = chosen["label"]  # as detection reads text and label: the label is the answer
         if "text" in chosen:
             chosen["user"] = chosen.pop("text")
@@ -152,7 +204,9 @@ def _once(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
     found: dict[str, str] = {}
     for role, value in pairs:
         if role in found:
-            raise InvalidConfig(f"{role} is given twice: {found[role]!r} and {value!r}; a template can join columns.")
+            raise InvalidConfig(
+                f"{role} is given twice: {found[role]!r} and {value!r}; a template can join columns."
+            )
         found[role] = value
     return found
 
@@ -170,7 +224,9 @@ def _format_of(roles: set[str]) -> str:
 def _pair(text: str) -> tuple[str, str]:
     role, equals, column = text.partition("=")
     if not equals or not column.strip():
-        raise InvalidConfig(f"{text!r}: expected role=column, such as user=question. Roles are {', '.join(ROLES)}.")
+        raise InvalidConfig(
+            f"{text!r}: expected role=column, such as user=question. Roles are {', '.join(ROLES)}."
+        )
     return role.strip(), column.strip()
 
 
@@ -180,6 +236,7 @@ def _template(text: str) -> tuple[str, str]:
         return role, template
     if equals and role.isidentifier():
         raise InvalidConfig(
-            f"{text!r}: a template can make {', '.join(TEMPLATED)}, not {role!r}; put user= in front if this is the text."
+            f"{text!r}: a template can make {', '.join(TEMPLATED)}, not {role!r}; put user= in front if "
+            "this is the text."
         )
     return "user", text

@@ -14,7 +14,8 @@ Block = tuple[int, ...]
 
 
 def pack(lengths: Sequence[int], block_length: int, seed: int) -> list[Block]:
-    """Rows in blocks of at most block_length tokens: best fit, in a random order so that no block is of one kind.
+    """Rows in blocks of at most block_length tokens: best fit, in a random order so that no block is of one
+    kind.
 
     Raises ValueError if a row is longer than a block.
     """

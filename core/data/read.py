@@ -1,7 +1,8 @@
 """Files of rows, read one row at a time with the number a person would find it by. Needs no torch.
 
-A row is a mapping of column names to values. Its number is the line of a JSONL file, or the position from 1 elsewhere.
-A row that cannot be read comes out as a BadRow, and reading goes on behind it wherever the file's format allows that.
+A row is a mapping of column names to values. Its number is the line of a JSONL file, or the position from 1
+elsewhere. A row that cannot be read comes out as a BadRow, and reading goes on behind it wherever the file's
+format allows that.
 """
 
 from __future__ import annotations
@@ -40,20 +41,28 @@ NumberedRows = Iterator[tuple[int, Row | BadRow]]
 
 
 class RowReader:
-    """Iterates over (number, row) of one file. `position` says how many of its `size` bytes have been read."""
+    """Iterates over (number, row) of one file. `position` says how many of
+    its `size` bytes have been read.
+    """
 
-    def __init__(self, path: Path, *, name: str = "", by_line: bool = False, columns: Collection[str] | None = None) -> None:
-        """`name` is what messages call the file; by_line makes each line of a plain text a row; columns says which are
-        wanted, where a file can be read by columns.
+    def __init__(
+        self, path: Path, *, name: str = "", by_line: bool = False, columns: Collection[str] | None = None
+    ) -> None:
+        """`name` is what messages call the file; by_line makes each line of a plain text a row; columns says
+        which are wanted, where a file can be read by columns.
 
-        Raises InvalidData for a kind of file that is not known, an empty one, or one that is no UTF-8 text at all.
+        Raises InvalidData for a kind of file that is not known, an empty one, or one that is no UTF-8 text at
+        all.
         """
         self.path, self.name = path, name or path.name
         self.size, self.position = path.stat().st_size, 0
         self._by_line, self._columns = by_line, columns
         suffix = Path(self.name).suffix.lower()
         if suffix not in _READERS:
-            raise InvalidData(f"{self.name}: files ending in {suffix or 'nothing'} cannot be read; use {', '.join(SUFFIXES)}.")
+            raise InvalidData(
+                f"{self.name}: files ending in {suffix or 'nothing'} cannot be read; use "
+                f"{', '.join(SUFFIXES)}."
+            )
         if self.size == 0:
             raise InvalidData(f"{self.name} is empty.")
         self._read: Callable[[RowReader], NumberedRows] = _READERS[suffix]
@@ -83,7 +92,9 @@ class RowReader:
                     yield number, _parsed(line, f"Line {number}")
 
     def _json(self) -> NumberedRows:
-        """An array of objects, read as a stream; or {"data": [...]}; or, under the wrong name, lines of objects."""
+        """An array of objects, read as a stream; or {"data": [...]}; or, under the wrong name, lines of
+        objects.
+        """
         with self._opened() as file:
             if _first_byte(file) == b"{" and _is_lines(file):
                 yield from self._jsonl()
@@ -95,12 +106,22 @@ class RowReader:
                     yield number, _object(value, f"Row {number}")
             except CutShort as error:
                 if not number:
-                    raise InvalidData(f"{self.name} is not valid JSON: {error}. Expected a list of rows [{{…}}, …].") from None
-                lost = f"what stands behind it, {1 - self.position / self.size:.0%} of the file or more, cannot be read"
-                yield number + 1, BadRow("cut_short", f"Row {number + 1} is not valid JSON ({error}); {lost}.")
+                    raise InvalidData(
+                        f"{self.name} is not valid JSON: {error}. Expected a list of rows [{{…}}, …]."
+                    ) from None
+                lost = (
+                    f"what stands behind it, {1 - self.position / self.size:.0%} of the file or "
+                    "more, cannot be read"
+                )
+                yield (
+                    number + 1,
+                    BadRow("cut_short", f"Row {number + 1} is not valid JSON ({error}); {lost}."),
+                )
                 return
             if not number:
-                raise InvalidData(f'{self.name} holds no list of rows; expected [{{…}}, …] or {{"data": [{{…}}, …]}}.')
+                raise InvalidData(
+                    f'{self.name} holds no list of rows; expected [{{…}}, …] or {{"data": [{{…}}, …]}}.'
+                )
 
     def _opened(self) -> BinaryIO:
         """The file behind its byte order mark."""
@@ -117,7 +138,9 @@ class RowReader:
                 length += self._rest_of_line(file)
                 size = f"{length / 1e6:,.0f} MB"
                 line_or_bad: bytes | BadRow = BadRow(
-                    "unreadable", f"The line is {size} long; a row may have {_MOST_LINE >> 20} MB.", _shown(line)
+                    "unreadable",
+                    f"The line is {size} long; a row may have {_MOST_LINE >> 20} MB.",
+                    _shown(line),
                 )
             else:
                 line_or_bad = line
@@ -136,10 +159,17 @@ class RowReader:
     # Tables.
 
     def _csv(self) -> NumberedRows:
-        """Each line by itself unless a quote is open at its end. A quote that is never closed costs its own line only."""
+        """Each line by itself unless a quote is open at its end.
+
+        A quote that is never closed costs its own line only.
+        """
         csv.field_size_limit(_MOST_LINE)
         with self.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            delimiter = "\t" if Path(self.name).suffix.lower() == ".tsv" else _csv_delimiter(file.readline(_MOST_LINE))
+            delimiter = (
+                "\t"
+                if Path(self.name).suffix.lower() == ".tsv"
+                else _csv_delimiter(file.readline(_MOST_LINE))
+            )
             file.seek(0)
             source = _CsvLines(file, self)
             try:
@@ -155,7 +185,14 @@ class RowReader:
                 except csv.Error as error:
                     number += 1
                     line, raw = source.give_back()
-                    yield number, BadRow("unreadable", f"Line {line} is not valid CSV ({error}); check its quotes.", _shown(raw))
+                    yield (
+                        number,
+                        BadRow(
+                            "unreadable",
+                            f"Line {line} is not valid CSV ({error}); check its quotes.",
+                            _shown(raw),
+                        ),
+                    )
                     rows = source.rows(delimiter)
                     continue
                 if cells is None:
@@ -169,7 +206,10 @@ class RowReader:
         if len(cells) != len(columns):
             return BadRow(
                 "unreadable",
-                f"Row {number} (line {line}) has {len(cells)} columns, the header {len(columns)}; quote text with separators.",
+                (
+                    f"Row {number} (line {line}) has {len(cells)} columns, the header {len(columns)}; quote "
+                    "text with separators."
+                ),
                 _shown(" | ".join(cells)),
             )
         return dict(zip(columns, cells, strict=True))
@@ -221,7 +261,9 @@ def _text_row(content: bytes) -> Row | BadRow:
     try:
         return {"text": content.decode("utf-8")}
     except UnicodeDecodeError as error:
-        return BadRow("encoding", f"The text is not UTF-8: byte {content[error.start]:#04x}.", _shown(content))
+        return BadRow(
+            "encoding", f"The text is not UTF-8: byte {content[error.start]:#04x}.", _shown(content)
+        )
 
 
 def _parsed(line: bytes, where: str) -> Row | BadRow:
@@ -230,14 +272,21 @@ def _parsed(line: bytes, where: str) -> Row | BadRow:
     except UnicodeDecodeError as error:
         return BadRow("encoding", f"{where} is not UTF-8: byte {line[error.start]:#04x}.", _shown(line))
     except json.JSONDecodeError as error:
-        return BadRow("unreadable", f"{where} is not valid JSON ({error.msg} at column {error.colno}).", _shown(line))
-    except (RecursionError, ValueError) as error:  # a number with thousands of digits, a key that stands there twice
+        return BadRow(
+            "unreadable", f"{where} is not valid JSON ({error.msg} at column {error.colno}).", _shown(line)
+        )
+    except (
+        RecursionError,
+        ValueError,
+    ) as error:  # a number with thousands of digits, a key that stands there twice
         return BadRow("unreadable", _cannot_be_read(where, error), _shown(line))
 
 
 def _cannot_be_read(where: str, error: Exception) -> str:
     return (
-        f"{where} is nested too deeply." if isinstance(error, RecursionError) else f"{where} cannot be read: {str(error)[:80]}."
+        f"{where} is nested too deeply."
+        if isinstance(error, RecursionError)
+        else f"{where} cannot be read: {str(error)[:80]}."
     )
 
 
@@ -251,7 +300,9 @@ def _object(value: Any, where: str) -> Row | BadRow:
 
 
 def _batch_rows(batch: pyarrow.RecordBatch, before: int) -> Iterator[Row | BadRow]:
-    """The rows of a batch; where one of them has no equal in Python, such as a date beyond the year 9999, that row is bad."""
+    """The rows of a batch; where one of them has no equal in Python, such as a date beyond the year 9999,
+    that row is bad.
+    """
     try:
         yield from batch.to_pylist()
     except (ArrowException, ValueError, OverflowError, KeyError, ImportError):
@@ -259,11 +310,16 @@ def _batch_rows(batch: pyarrow.RecordBatch, before: int) -> Iterator[Row | BadRo
             try:
                 yield batch.slice(at, 1).to_pylist()[0]
             except (ArrowException, ValueError, OverflowError, KeyError, ImportError) as error:
-                yield BadRow("unreadable", f"Row {before + at + 1} cannot be read: {type(error).__name__}, {str(error)[:120]}.")
+                yield BadRow(
+                    "unreadable",
+                    f"Row {before + at + 1} cannot be read: {type(error).__name__}, {str(error)[:120]}.",
+                )
 
 
 class _CsvLines:
-    """The lines of a table, of which those of a row that could not be read can be given back but for the first."""
+    """The lines of a table, of which those of a row that could not be read can be given back but for the
+    first.
+    """
 
     def __init__(self, file: TextIO, reader: RowReader) -> None:
         self._file, self._reader = file, reader
@@ -287,7 +343,9 @@ class _CsvLines:
             yield line
 
     def give_back(self) -> tuple[int, str]:
-        """The number and the text of the line that the faulty row began with; those behind it will be read again."""
+        """The number and the text of the line that the faulty row began with; those behind it will be read
+        again.
+        """
         first, *rest = self._held
         line = self._line - len(rest)
         self._back.extendleft(reversed(rest))
@@ -305,12 +363,16 @@ def _first_byte(file: BinaryIO) -> bytes:
 
 
 def _shown(content: bytes | str) -> str:
-    text = content[: _KEPT_RAW * 4].decode("utf-8", errors="replace") if isinstance(content, bytes) else content
+    text = (
+        content[: _KEPT_RAW * 4].decode("utf-8", errors="replace") if isinstance(content, bytes) else content
+    )
     return text[:_KEPT_RAW].encode("utf-8", errors="replace").decode()
 
 
 def _is_lines(file: BinaryIO) -> bool:
-    """Whether a .json file is lines of objects in truth: its first line is a whole object, and more follows."""
+    """Whether a .json file is lines of objects in truth: its first line is a whole object,
+    and more follows.
+    """
     at = file.tell()
     line, more = file.readline(_MOST_LINE), file.readline(_MOST_LINE)
     file.seek(at)
@@ -324,7 +386,9 @@ def _check_header(name: str, columns: list[str]) -> None:
     if not columns:
         raise InvalidData(f"{name} holds no rows.")
     if any(0xDC80 <= ord(char) <= 0xDCFF for column in columns for char in column):
-        raise InvalidData(f"{name}: the header is not UTF-8; save the file as UTF-8 (it may be Latin-1 or Windows-1252).")
+        raise InvalidData(
+            f"{name}: the header is not UTF-8; save the file as UTF-8 (it may be Latin-1 or Windows-1252)."
+        )
     if columns.count("") > 1:
         raise InvalidData(f"{name} has {columns.count('')} columns without a name; give each one.")
     _refuse_twin_columns(name, columns)
@@ -333,7 +397,9 @@ def _check_header(name: str, columns: list[str]) -> None:
 def _refuse_twin_columns(name: str, columns: list[str]) -> None:
     twins = sorted(column for column, count in Counter(columns).items() if count > 1)
     if twins:
-        raise InvalidData(f"{name} has several columns called {twins[0][:40]!r}; give each a name of its own.")
+        raise InvalidData(
+            f"{name} has several columns called {twins[0][:40]!r}; give each a name of its own."
+        )
 
 
 def _csv_delimiter(header: str) -> str:
@@ -343,7 +409,14 @@ def _csv_delimiter(header: str) -> str:
 
 def kind_of(value: Any) -> str:
     """What a value is, in words."""
-    names = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
+    names = {
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        str: "text",
+        list: "a list",
+        dict: "an object",
+    }
     names |= {bytes: "binary data"}
     return "missing" if value is None else names.get(type(value), f"of the kind {type(value).__name__}")
 

@@ -1,9 +1,9 @@
 """From conversations to token ids, with the tokens that carry loss marked.
 
-The base's own chat template renders the conversation, exactly as the playground does. Loss falls on each assistant's
-answer and on the end token after it, on nothing else. Answers are tokenised apart from what stands before them: the
-prompt's ids in training are then the ids that the playground sends, whatever the answer begins with. Special tokens
-that stand inside somebody's text are text.
+The base's own chat template renders the conversation, exactly as the playground does. Loss falls on each
+assistant's answer and on the end token after it, on nothing else. Answers are tokenised apart from what
+stands before them: the prompt's ids in training are then the ids that the playground sends, whatever the
+answer begins with. Special tokens that stand inside somebody's text are text.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ IGNORE = -100
 _BATCH_ROWS = 256
 _PROBE = ("A\n", "Hello world")
 _REWRITTEN = (
-    "This base's chat template changes earlier turns when later ones follow, so the trained tokens would differ from the "
+    "This base's chat template changes earlier turns when later ones follow, so the trained tokens "
+    "would differ from the "
     "ones chatted with. Use single-turn rows with this base."
 )
 
@@ -66,10 +67,12 @@ class Piece:
 
 @dataclass(frozen=True)
 class _Layout:
-    """What a template puts around the contents of turns with these roles: one text before each content and one behind all.
+    """What a template puts around the contents of turns with these roles: one text before each content and
+    one behind all.
 
-    heads and tails say, for each answer, how many characters at the end of the text before it, and at the start of the
-    text behind it, belong to the answer: what comes after the generation prompt, and the end token.
+    heads and tails say, for each answer, how many characters at the end of the text before it, and at the
+    start of the text behind it, belong to the answer: what comes after the generation prompt, and the end
+    token.
     """
 
     around: tuple[str, ...]
@@ -82,9 +85,15 @@ class Renderer:
     """Renders rows for one tokenizer and its chat template."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, special_tokens: bool = False) -> None:
-        """special_tokens: whether those in plain text are meant as such. Raises InvalidModel without a fast tokenizer."""
+        """special_tokens: whether those in plain text are meant as such.
+
+        Raises InvalidModel without a fast tokenizer.
+        """
         if not getattr(tokenizer, "is_fast", False):
-            raise InvalidModel("This base has no fast tokenizer (tokenizer.json), which is needed to find the answers' tokens.")
+            raise InvalidModel(
+                "This base has no fast tokenizer (tokenizer.json), which is needed to find the "
+                "answers' tokens."
+            )
         self.tokenizer, self.special_tokens = tokenizer, special_tokens
         self._backend: Tokenizer = tokenizer.backend_tokenizer
         found = {str(token) for token in tokenizer.all_special_tokens}
@@ -95,14 +104,20 @@ class Renderer:
 
     @cached_property
     def _plain_backend(self) -> Tokenizer:
-        """The same tokenizer, to which special tokens are text. A copy, since others use the original meanwhile."""
+        """The same tokenizer, to which special tokens are text.
+
+        A copy, since others use the original meanwhile.
+        """
         copy = Tokenizer.from_str(self._backend.to_str())
         copy.encode_special_tokens = True
         return copy
 
     @cached_property
     def _splits(self) -> bool:
-        """Whether texts can be tokenised piece by piece. Tokenizers that put a space in front of a text cannot do so."""
+        """Whether texts can be tokenised piece by piece.
+
+        Tokenizers that put a space in front of a text cannot do so.
+        """
         first, second = (self._backend.encode(part, add_special_tokens=False).ids for part in _PROBE)
         return first + second == self._backend.encode("".join(_PROBE), add_special_tokens=False).ids
 
@@ -141,7 +156,9 @@ class Renderer:
         except InvalidData as error:
             return InvalidData(f"Row {example.row}: {error}")
         last = len(example.messages) - 1
-        closing = not ended and example.messages[last]["role"] == "assistant" and last not in example.untrained
+        closing = (
+            not ended and example.messages[last]["role"] == "assistant" and last not in example.untrained
+        )
         return _Row(pieces, self._eos if closing else None)
 
     @property
@@ -149,10 +166,15 @@ class Renderer:
         return self.tokenizer.eos_token_id
 
     def _text_pieces(self, text: str) -> list[Piece]:
-        """Plain text: every token carries loss. In front stands what the tokenizer puts before any text, such as BOS."""
+        """Plain text: every token carries loss.
+
+        In front stands what the tokenizer puts before any text, such as BOS.
+        """
         plain = not self.special_tokens and bool(self._special.search(text))
         before = self._backend.encode("", add_special_tokens=True).tokens
-        starts = "".join(token for token in before if token in self._specials and token != self.tokenizer.eos_token)
+        starts = "".join(
+            token for token in before if token in self._specials and token != self.tokenizer.eos_token
+        )
         if starts and text.startswith(starts) and self.special_tokens:
             starts = ""  # it was rendered with a template before: no second BOS
         return [*([Piece(starts, True)] if starts else []), Piece(text, True, plain)]
@@ -190,7 +212,11 @@ class Renderer:
                 trained = at not in untrained
                 pieces.append(Piece(between[:head]))
                 if plain:
-                    pieces += [Piece(between[head:], trained), Piece(content, trained, True), Piece(after[:tail], trained)]
+                    pieces += [
+                        Piece(between[head:], trained),
+                        Piece(content, trained, True),
+                        Piece(after[:tail], trained),
+                    ]
                 else:
                     pieces.append(Piece(between[head:] + content + after[:tail], trained))
                 between = after[tail:]
@@ -203,7 +229,9 @@ class Renderer:
         return [piece for piece in pieces if piece.text]
 
     def _layout(self, roles: tuple[str, ...], generation: bool) -> _Layout | None:
-        """How the template lays out turns of these roles, or None if it does more than put text around them."""
+        """How the template lays out turns of these roles,
+        or None if it does more than put text around them.
+        """
         key = (roles, generation)
         if key not in self._layouts:
             self._layouts[key] = self._find_layout(roles, generation)
@@ -234,14 +262,22 @@ class Renderer:
         return _Layout(tuple(around), heads, tails, ended)
 
     def _end_token_length(self, after: str) -> int:
-        """Characters of `after` up to the end of the special token that it starts with; 0 if it starts with none."""
+        """Characters of `after` up to the end of the special token that it starts with; 0 if it starts with
+        none.
+        """
         token = next((token for token in self._specials if after.lstrip().startswith(token)), None)
         return 0 if token is None else after.index(token) + len(token)
 
-    def _by_prefixes(self, full: str, messages: Sequence[Message], untrained: frozenset[int]) -> tuple[list[Piece], bool]:
-        """For templates that change the contents: an answer is what follows the generation prompt of the turns before it."""
+    def _by_prefixes(
+        self, full: str, messages: Sequence[Message], untrained: frozenset[int]
+    ) -> tuple[list[Piece], bool]:
+        """For templates that change the contents: an answer is what follows the generation prompt of the
+        turns before it.
+        """
         if any(self._special.search(message["content"]) for message in messages):
-            raise InvalidData("This base's chat template changes the text, so special tokens in it cannot be kept apart.")
+            raise InvalidData(
+                "This base's chat template changes the text, so special tokens in it cannot be kept apart."
+            )
         pieces, done, ended = [], 0, True
         for at in (at for at, message in enumerate(messages) if message["role"] == "assistant"):
             before = apply_template(self.tokenizer, messages[:at], add_generation_prompt=True)
@@ -262,7 +298,9 @@ class Renderer:
             return [self._encode_joined(row) for row in rows]
         usual = [piece.text for row in rows for piece in row if not piece.plain]
         encoded = iter(self._backend.encode_batch_fast(usual, add_special_tokens=False))
-        return [[self._plain_ids(piece) if piece.plain else next(encoded).ids for piece in row] for row in rows]
+        return [
+            [self._plain_ids(piece) if piece.plain else next(encoded).ids for piece in row] for row in rows
+        ]
 
     def _plain_ids(self, piece: Piece) -> list[int]:
         return list(self._plain_backend.encode(piece.text, add_special_tokens=False).ids)
@@ -295,7 +333,9 @@ class _Row:
 _Prepared = _Row | InvalidData
 
 
-def _assembled(batch: list[_Prepared], encoded: Future[list[list[list[int]]]]) -> Iterator[Rendered | InvalidData]:
+def _assembled(
+    batch: list[_Prepared], encoded: Future[list[list[list[int]]]]
+) -> Iterator[Rendered | InvalidData]:
     rows = iter(encoded.result())
     for row in batch:
         if isinstance(row, InvalidData):
@@ -322,10 +362,14 @@ def _append(spans: list[tuple[int, int]], start: int, stop: int) -> None:
         spans.append((start, stop))
 
 
-def apply_template(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+def apply_template(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, add_generation_prompt: bool
+) -> str:
     """The conversation as text. Raises InvalidData with the template's own words if it refuses the turns."""
     try:
-        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=add_generation_prompt)
+        text = tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
+        )
     except (jinja2.TemplateError, TypeError, ValueError) as error:
         raise InvalidData(f"The base's chat template cannot render these turns: {str(error)[:200]}") from None
     return str(text)

@@ -57,10 +57,10 @@ class Split:
 def assign(split: Split, hashes: Hashes, prompts: Hashes, labels: Sequence[str], from_files: Mask) -> Mask:
     """True for each validation row. A hash of 0 stands for a row that cannot be used; it is passed over.
 
-    Rows that ask the same stay on one side, so that no validation row is answered in training; where too few differ for
-    that, only rows that say exactly the same do. The rows may then be fewer than asked for. hashes, prompts, labels and
-    from_files have one entry a row. Raises InvalidConfig if nothing would be left to train on, or if it is to be
-    stratified and there are no labels.
+    Rows that ask the same stay on one side, so that no validation row is answered in training; where too few
+    differ for that, only rows that say exactly the same do. The rows may then be fewer than asked for.
+    hashes, prompts, labels and from_files have one entry a row. Raises InvalidConfig if nothing would be left
+    to train on, or if it is to be stratified and there are no labels.
     """
     if split.kind in (NONE, FILE):
         return from_files.copy() if split.kind == FILE else np.zeros(len(hashes), bool)
@@ -68,7 +68,8 @@ def assign(split: Split, hashes: Hashes, prompts: Hashes, labels: Sequence[str],
     wanted = wanted_rows(split, len(usable))
     if split.kind == COUNT and wanted >= len(usable):
         raise InvalidConfig(
-            f"{wanted:,} validation rows leave nothing to train on: the data set has {len(usable):,} usable rows."
+            f"{wanted:,} validation rows leave nothing to train on: the data set has {len(usable):,} "
+            "usable rows."
         )
     if split.stratify and not any(labels):
         raise InvalidConfig("The split cannot be stratified: no column of the data is mapped to a label.")
@@ -97,7 +98,9 @@ def wanted_rows(split: Split, usable: int) -> int:
 
 
 def _counts(sizes: list[int], wanted: int) -> list[int]:
-    """`wanted` shared out in proportion to the sizes, by largest remainders; no class gives all of its rows."""
+    """`wanted` shared out in proportion to the sizes, by largest remainders;
+    no class gives all of its rows.
+    """
     total = max(1, sum(sizes))
     exact = [wanted * size / total for size in sizes]
     counts = [min(int(one), max(0, size - 1)) for one, size in zip(exact, sizes, strict=True)]
@@ -107,7 +110,9 @@ def _counts(sizes: list[int], wanted: int) -> list[int]:
     return counts
 
 
-def _draw(rows: NDArray[np.int64], hashes: Hashes, count: int, generator: np.random.Generator) -> NDArray[np.int64]:
+def _draw(
+    rows: NDArray[np.int64], hashes: Hashes, count: int, generator: np.random.Generator
+) -> NDArray[np.int64]:
     """About `count` rows at random, copies together: a group that no longer fits is passed over."""
     _, group, sizes = np.unique(hashes, return_inverse=True, return_counts=True)
     order = generator.permutation(len(sizes))

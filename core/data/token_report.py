@@ -1,4 +1,6 @@
-"""What a data set is to one base: lengths, trained tokens, what a max length costs, and the faults that only tokens show."""
+"""What a data set is to one base: lengths, trained tokens, what a max length costs, and the faults that only
+tokens show.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Loss:
-    """What a policy for rows above the max length costs, in rows that are left out and in tokens that carry loss."""
+    """What a policy for rows above the max length costs, in rows that are left out and in tokens that carry
+    loss.
+    """
 
     rows: int
     tokens: int
@@ -52,14 +56,18 @@ class TokenReport:
     shares: list[list[float]] = field(default_factory=list)
     """Histogram of the share of a row's tokens that carry loss: [from, to, rows]."""
     blocks: int = 0
-    """Blocks of max_length tokens that the training rows pack into; of many rows an estimate from the first 200,000."""
+    """Blocks of max_length tokens that the training rows pack into; of many rows an estimate from the first
+    200,000.
+    """
     filled: float = 0.0
     """Share of those blocks that is filled."""
     counts: dict[str, int] = field(default_factory=dict)
     """Findings by code."""
 
 
-def token_report(file: TokenFile, keep: Mask, validation: Mask, max_length: int, found: Findings) -> TokenReport:
+def token_report(
+    file: TokenFile, keep: Mask, validation: Mask, max_length: int, found: Findings
+) -> TokenReport:
     """Statistics over the rows that are kept. Raises InvalidData if none of them has a token."""
     chosen = keep & (file.lengths > 0)
     lengths, trained = file.lengths[chosen], file.supervised()[chosen]
@@ -67,14 +75,22 @@ def token_report(file: TokenFile, keep: Mask, validation: Mask, max_length: int,
     if not len(lengths):
         raise InvalidData("No row is left that this base's chat template can render.")
     return TokenReport(
-        max_length=max_length, rows=int(chosen.sum()), validation_rows=int((chosen & validation).sum()),
-        tokens=int(lengths.sum()), trained_tokens=int(trained.sum()), mean_length=float(lengths.mean()),
+        max_length=max_length,
+        rows=int(chosen.sum()),
+        validation_rows=int((chosen & validation).sum()),
+        tokens=int(lengths.sum()),
+        trained_tokens=int(trained.sum()),
+        mean_length=float(lengths.mean()),
         percentiles={str(at): int(np.percentile(lengths, at, method="higher")) for at in _PERCENTILES},
-        recommended_max_length=recommended_length(lengths), over_length_rows=int((lengths > max_length).sum()),
+        recommended_max_length=recommended_length(lengths),
+        over_length_rows=int((lengths > max_length).sum()),
         policies={policy: _loss(file, chosen, max_length, policy) for policy in OVER_LENGTH},
-        lengths=_histogram(lengths, 0, int(lengths.max())), shares=_histogram(trained / lengths, 0.0, 1.0),
-        counts=found.counts(), blocks=blocks, filled=filled,
-    )  # fmt: skip
+        lengths=_histogram(lengths, 0, int(lengths.max())),
+        shares=_histogram(trained / lengths, 0.0, 1.0),
+        counts=found.counts(),
+        blocks=blocks,
+        filled=filled,
+    )
 
 
 def recommended_length(lengths: NDArray[np.int64]) -> int:
@@ -120,15 +136,27 @@ def token_findings(file: TokenFile, keep: Mask, max_length: int, ends: Collectio
     trained, trained_within = file.supervised(), file.supervised(max_length)
     rendered = keep & (file.lengths > 0)
     found += [
-        Finding(int(row), "untrained", "No token of the row carries loss.") for row in np.flatnonzero(rendered & (trained == 0))
+        Finding(int(row), "untrained", "No token of the row carries loss.")
+        for row in np.flatnonzero(rendered & (trained == 0))
     ]
     for row in np.flatnonzero(rendered & (file.lengths > max_length)).tolist():
         lost = int(trained[row] - trained_within[row])
-        what = "cut into several rows" if file.texts[row] else f"cut, {lost:,} of its {int(trained[row]):,} trained tokens lost"
+        what = (
+            "cut into several rows"
+            if file.texts[row]
+            else f"cut, {lost:,} of its {int(trained[row]):,} trained tokens lost"
+        )
         nothing = " Nothing is left to train on." if trained_within[row] == 0 and not file.texts[row] else ""
         found.append(
-            Finding(row, "over_length", f"{int(file.lengths[row]):,} tokens; at {max_length:,} the row is {what}.{nothing}")
+            Finding(
+                row,
+                "over_length",
+                f"{int(file.lengths[row]):,} tokens; at {max_length:,} the row is {what}.{nothing}",
+            )
         )
     endless = rendered & (trained > 0) & ~np.isin(file.ends, list(ends))
-    found += [Finding(int(row), "no_end", "Its last answer does not end with an end token.") for row in np.flatnonzero(endless)]
+    found += [
+        Finding(int(row), "no_end", "Its last answer does not end with an end token.")
+        for row in np.flatnonzero(endless)
+    ]
     return Findings.of(found)

@@ -10,7 +10,10 @@ from core.data.render import Renderer
 from core.errors import InvalidData
 
 _MOST_TOKENS = 4000
-_PROBE = ({"role": "user", "content": "What is the capital of France?"}, {"role": "assistant", "content": "Paris."})
+_PROBE = (
+    {"role": "user", "content": "What is the capital of France?"},
+    {"role": "assistant", "content": "Paris."},
+)
 _SYSTEM = {"role": "system", "content": "Answer briefly."}
 
 
@@ -56,14 +59,19 @@ def _named(renderer: Renderer, token: int) -> str:
 
 
 def _borders(renderer: Renderer, example: Example, ids: Sequence[int]) -> set[int]:
-    """Where turns begin: as far as the conversation up to there, rendered by itself, agrees with the whole."""
+    """Where turns begin: as far as the conversation up to there, rendered by itself,
+    agrees with the whole.
+    """
     borders = {0}
     for count in range(1, len(example.messages)):
         try:
             before = renderer.render(Example(example.row, example.messages[:count])).ids
         except InvalidData:  # some templates refuse a conversation that ends there
             continue
-        same = next((at for at, (a, b) in enumerate(zip(before, ids, strict=False)) if a != b), min(len(before), len(ids)))
+        same = next(
+            (at for at, (a, b) in enumerate(zip(before, ids, strict=False)) if a != b),
+            min(len(before), len(ids)),
+        )
         borders.add(same)
     return borders
 
@@ -77,14 +85,23 @@ class TemplateCheck:
     detail: str
 
 
-def check_template(renderer: Renderer, ends: Collection[int], examples: Sequence[Example] = ()) -> list[TemplateCheck]:
-    """Whether what is trained on is what the playground will send. `examples` are rows of the data, beside a probe of our own."""
-    rows = [Example(0, _PROBE), *(one for one in examples if one.messages and one.messages[-1]["role"] == "assistant")]
+def check_template(
+    renderer: Renderer, ends: Collection[int], examples: Sequence[Example] = ()
+) -> list[TemplateCheck]:
+    """Whether what is trained on is what the playground will send. `examples` are rows of the data, beside a
+    probe of our own.
+    """
+    rows = [
+        Example(0, _PROBE),
+        *(one for one in examples if one.messages and one.messages[-1]["role"] == "assistant"),
+    ]
     return [
-        _end_token(renderer, ends, rows), _single_bos(renderer, rows), _same_prompt(renderer, rows),
+        _end_token(renderer, ends, rows),
+        _single_bos(renderer, rows),
+        _same_prompt(renderer, rows),
         _accepts(renderer, "Takes a system prompt", (_SYSTEM, *_PROBE)),
         _accepts(renderer, "Takes several turns", (*_PROBE, *_PROBE)),
-    ]  # fmt: skip
+    ]
 
 
 def _end_token(renderer: Renderer, ends: Collection[int], rows: Sequence[Example]) -> TemplateCheck:
@@ -97,7 +114,9 @@ def _end_token(renderer: Renderer, ends: Collection[int], rows: Sequence[Example
             last = rendered.ids[rendered.spans[-1][1] - 1]
             if last not in ends:
                 shown = repr(renderer.tokenizer.decode([last]))
-                return TemplateCheck(title, False, f"The last trained token is {shown}; the adapter would not learn to stop.")
+                return TemplateCheck(
+                    title, False, f"The last trained token is {shown}; the adapter would not learn to stop."
+                )
     except InvalidData as error:
         return TemplateCheck(title, False, str(error))
     return TemplateCheck(title, True, f"Each answer ends with {renderer.tokenizer.decode([last])!r}.")
@@ -107,11 +126,15 @@ def _single_bos(renderer: Renderer, rows: Sequence[Example]) -> TemplateCheck:
     title, bos = "No double start token", renderer.tokenizer.bos_token_id
     try:
         doubled = any(
-            renderer.render(row).ids[:2] == [bos, bos] for row in [*rows, Example(0, (), "Some text.")] if bos is not None
+            renderer.render(row).ids[:2] == [bos, bos]
+            for row in [*rows, Example(0, (), "Some text.")]
+            if bos is not None
         )
     except InvalidData as error:
         return TemplateCheck(title, False, str(error))
-    return TemplateCheck(title, not doubled, "Rows begin with two start tokens." if doubled else "Rows begin with one at most.")
+    return TemplateCheck(
+        title, not doubled, "Rows begin with two start tokens." if doubled else "Rows begin with one at most."
+    )
 
 
 def _same_prompt(renderer: Renderer, rows: Sequence[Example]) -> TemplateCheck:
@@ -120,10 +143,14 @@ def _same_prompt(renderer: Renderer, rows: Sequence[Example]) -> TemplateCheck:
         for row in rows:
             prompt = renderer.encode_prompt(row.messages[:-1])
             if renderer.render(row).ids[: len(prompt)] != prompt:
-                return TemplateCheck(title, False, f"The ids before the answer of row {row.row} differ from the prompt's.")
+                return TemplateCheck(
+                    title, False, f"The ids before the answer of row {row.row} differ from the prompt's."
+                )
     except InvalidData as error:
         return TemplateCheck(title, False, str(error))
-    return TemplateCheck(title, True, f"The ids before the answer equal the prompt's, in {len(rows)} conversations.")
+    return TemplateCheck(
+        title, True, f"The ids before the answer equal the prompt's, in {len(rows)} conversations."
+    )
 
 
 def _accepts(renderer: Renderer, title: str, messages: tuple[Message, ...]) -> TemplateCheck:

@@ -1,7 +1,7 @@
 """A data set as token ids for one base: rendered once, kept in a memory-mapped file, found again by content.
 
-The file holds whole rows. Cutting them to a length is done when they are read, so one file serves every max_length,
-the report on a data set and the training.
+The file holds whole rows. Cutting them to a length is done when they are read, so one file serves every
+max_length, the report on a data set and the training.
 """
 
 from __future__ import annotations
@@ -30,10 +30,15 @@ from core.reporting import Report, silent
 _VERSION = 3  # of the rendering; a change makes older files be written anew
 _BATCH_ROWS = 1000
 _KEPT_BYTES = 10 << 30  # of cached files; the longest unused go first
-_SCHEMA = pa.schema([
-    ("ids", pa.list_(pa.int32())), ("spans", pa.list_(pa.int32())), ("text", pa.bool_()), ("end", pa.int32()),
-    ("problem", pa.string()),
-])  # fmt: skip
+_SCHEMA = pa.schema(
+    [
+        ("ids", pa.list_(pa.int32())),
+        ("spans", pa.list_(pa.int32())),
+        ("text", pa.bool_()),
+        ("end", pa.int32()),
+        ("problem", pa.string()),
+    ]
+)
 _NO_END = -1
 Numbers = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -47,7 +52,9 @@ class TokenFile:
         try:
             reader = pa.ipc.open_file(pa.memory_map(str(path)))
         except (pa.ArrowException, OSError) as error:
-            raise InvalidData(f"The tokenised rows in {path.name} cannot be read: {str(error)[:200]}") from None
+            raise InvalidData(
+                f"The tokenised rows in {path.name} cannot be read: {str(error)[:200]}"
+            ) from None
         self._ids: list[tuple[NDArray[np.int32], NDArray[np.int32]]] = []
         self._firsts: list[int] = []
         lengths, texts, ends, span_rows, spans = [], [], [], [], []
@@ -62,12 +69,16 @@ class TokenFile:
             self._firsts.append(count)
             lengths.append(np.diff(starts))
             texts.append(batch.column(2).to_numpy(zero_copy_only=False))
-            span_rows.append(np.repeat(np.arange(count, count + batch.num_rows), np.diff(ranges.offsets.to_numpy()) // 2))
+            span_rows.append(
+                np.repeat(np.arange(count, count + batch.num_rows), np.diff(ranges.offsets.to_numpy()) // 2)
+            )
             spans.append(ranges.values.to_numpy().reshape(-1, 2))
             ends.append(batch.column(3).to_numpy())
             problems = batch.column(4)
             if problems.null_count < len(problems):
-                self.problems |= {count + at: text for at, text in enumerate(problems.to_pylist()) if text is not None}
+                self.problems |= {
+                    count + at: text for at, text in enumerate(problems.to_pylist()) if text is not None
+                }
             count += batch.num_rows
         self.lengths: Numbers = _joined(lengths)
         """Tokens of each row, [rows]."""
@@ -94,7 +105,10 @@ class TokenFile:
         return self._spans[first:last]
 
     def supervised(self, stop: int = 1 << 60) -> Numbers:
-        """Tokens that carry loss among the first `stop` of each row, [rows]. The first never does: nothing predicts it."""
+        """Tokens that carry loss among the first `stop` of each row, [rows].
+
+        The first never does: nothing predicts it.
+        """
         found = np.clip(np.minimum(self._spans[:, 1], stop) - np.maximum(self._spans[:, 0], 1), 0, None)
         return np.bincount(self._span_rows, weights=found, minlength=len(self)).astype(np.int64)
 
@@ -116,18 +130,24 @@ class _Parts:
 class TokenRows:
     """The rows a run is trained and judged on, cut to max_length; ids and labels are read when asked for.
 
-    truncated counts the rows that were longer than max_length; skipped those that are left out: their answers lie
-    wholly beyond the cut, or over_length says drop.
+    truncated counts the rows that were longer than max_length; skipped those that are left out: their answers
+    lie wholly beyond the cut, or over_length says drop.
     """
 
     def __init__(
-        self, file: TokenFile, max_length: int, *,
-        keep: Mask | None = None, validation: Mask | None = None, over_length: str = "truncate",
-    ) -> None:  # fmt: skip
+        self,
+        file: TokenFile,
+        max_length: int,
+        *,
+        keep: Mask | None = None,
+        validation: Mask | None = None,
+        over_length: str = "truncate",
+    ) -> None:
         """keep and validation have one entry a row of the file; by default all rows are kept and trained on.
 
-        over_length: truncate cuts long conversations off, split makes several rows of them, drop leaves them out. Long
-        plain text is always split. Raises InvalidData for a row that could not be rendered, or if nothing is left.
+        over_length: truncate cuts long conversations off, split makes several rows of them, drop leaves them
+        out. Long plain text is always split. Raises InvalidData for a row that could not be rendered, or if
+        nothing is left.
         """
         if over_length not in OVER_LENGTH:
             raise InvalidConfig(f"over_length must be one of {', '.join(OVER_LENGTH)}, not {over_length!r}.")
@@ -136,11 +156,15 @@ class TokenRows:
         failed = [row for row in file.problems if wanted[row]]
         if failed:
             more = f" So do {len(failed) - 1:,} more rows." if len(failed) > 1 else ""
-            raise InvalidData(f"{file.problems[failed[0]]}{more} Check the data set with this base and leave such rows out.")
+            raise InvalidData(
+                f"{file.problems[failed[0]]}{more} Check the data set with this base and leave such rows out."
+            )
         long = wanted & (file.lengths > max_length)
         parts = _cut(file, wanted & (file.lengths > 0), long, max_length, over_length)
         if not len(parts.rows):
-            raise InvalidData(f"No row has a token to train on within max_length = {max_length}; raise max_length.")
+            raise InvalidData(
+                f"No row has a token to train on within max_length = {max_length}; raise max_length."
+            )
         self.truncated = int(long.sum())
         self.skipped = int((wanted & (file.lengths > 0)).sum() - len(np.unique(parts.rows)))
         self._parts = parts
@@ -154,7 +178,9 @@ class TokenRows:
 
     def __getitem__(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """ids and labels of one row, each [length]."""
-        row, start, stop = (int(column[index]) for column in (self._parts.rows, self._parts.starts, self._parts.stops))
+        row, start, stop = (
+            int(column[index]) for column in (self._parts.rows, self._parts.starts, self._parts.stops)
+        )
         ids = self._file.ids(row)[start:stop]
         labels = np.full(len(ids), IGNORE, np.int32)
         for first, last in self._file.spans(row) - start:
@@ -167,12 +193,19 @@ def _cut(file: TokenFile, wanted: Mask, long: Mask, max_length: int, over_length
     split = long & (file.texts | (over_length == "split"))
     single = np.flatnonzero(wanted & ~split & ~(long & (over_length == "drop")))
     stops = np.minimum(file.lengths, max_length)
-    rows, starts, ends, supervised = [single], [np.zeros_like(single)], [stops[single]], [file.supervised(max_length)[single]]
+    rows, starts, ends, supervised = (
+        [single],
+        [np.zeros_like(single)],
+        [stops[single]],
+        [file.supervised(max_length)[single]],
+    )
     for row in np.flatnonzero(wanted & split):
         begins = np.arange(0, file.lengths[row], max_length)
         finishes = np.minimum(begins + max_length, file.lengths[row])
         spans = file.spans(int(row))
-        inside = np.minimum(spans[:, 1], finishes[:, None]) - np.maximum(spans[:, 0], begins[:, None] + 1)  # [parts, spans]
+        inside = np.minimum(spans[:, 1], finishes[:, None]) - np.maximum(
+            spans[:, 0], begins[:, None] + 1
+        )  # [parts, spans]
         rows.append(np.full(len(begins), row))
         starts.append(begins)
         ends.append(finishes)
@@ -184,9 +217,17 @@ def _cut(file: TokenFile, wanted: Mask, long: Mask, max_length: int, over_length
 
 
 def tokenised(
-    rows: Iterable[StoredRow], digest: str, renderer: Renderer, cache: Path, *, total: int = 0, report: Report = silent
+    rows: Iterable[StoredRow],
+    digest: str,
+    renderer: Renderer,
+    cache: Path,
+    *,
+    total: int = 0,
+    report: Report = silent,
 ) -> TokenFile:
-    """The rows of a data set with this content `digest` for this tokenizer, from the folder `cache` or rendered into it."""
+    """The rows of a data set with this content `digest` for this tokenizer, from the folder `cache` or
+    rendered into it.
+    """
     cache.mkdir(parents=True, exist_ok=True)
     path = token_path(digest, renderer, cache)
     if not path.exists():
@@ -203,7 +244,9 @@ def tokenised(
 
 
 def token_path(digest: str, renderer: Renderer, cache: Path) -> Path:
-    """Where the rows' ids are kept: named by the data, the tokenizer with its chat template, and the rendering."""
+    """Where the rows' ids are kept: named by the data, the tokenizer with its chat template, and the
+    rendering.
+    """
     tokenizer: PreTrainedTokenizerBase = renderer.tokenizer
     about = [
         _VERSION,
@@ -231,9 +274,13 @@ def _write(path: Path, rows: Iterable[StoredRow], renderer: Renderer, total: int
             writer.write_batch(_batch(waiting))
 
 
-def _rendered(rows: Iterable[StoredRow], renderer: Renderer) -> Iterator[tuple[Rendered | InvalidData | None, bool]]:
+def _rendered(
+    rows: Iterable[StoredRow], renderer: Renderer
+) -> Iterator[tuple[Rendered | InvalidData | None, bool]]:
     """Each row rendered, and whether it is plain text; None for one with a fault."""
-    waiting: deque[tuple[bool, bool]] = deque()  # (fault, plain text) of the rows handed on that have not come back
+    waiting: deque[tuple[bool, bool]] = (
+        deque()
+    )  # (fault, plain text) of the rows handed on that have not come back
 
     def examples() -> Iterator[Example]:
         for row in rows:
@@ -252,10 +299,12 @@ def _rendered(rows: Iterable[StoredRow], renderer: Renderer) -> Iterator[tuple[R
 def _batch(rows: list[tuple[Rendered | InvalidData | None, bool]]) -> pa.RecordBatch:
     good = [row if isinstance(row, Rendered) else Rendered([], []) for row, _ in rows]
     columns = [
-        [row.ids for row in good], [[bound for span in row.spans for bound in span] for row in good], [text for _, text in rows],
+        [row.ids for row in good],
+        [[bound for span in row.spans for bound in span] for row in good],
+        [text for _, text in rows],
         [row.ids[row.spans[-1][1] - 1] if row.spans else _NO_END for row in good],
         [str(row) if isinstance(row, InvalidData) else None for row, _ in rows],
-    ]  # fmt: skip
+    ]
     return pa.RecordBatch.from_arrays(
         [pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)], schema=_SCHEMA
     )
@@ -263,7 +312,9 @@ def _batch(rows: list[tuple[Rendered | InvalidData | None, bool]]) -> pa.RecordB
 
 def _forget_oldest(cache: Path, keep: Path) -> None:
     """Bring the cache back under its size; what goes can be rendered again."""
-    files = sorted((path for path in cache.glob("*.arrow") if path != keep), key=lambda path: path.stat().st_mtime)
+    files = sorted(
+        (path for path in cache.glob("*.arrow") if path != keep), key=lambda path: path.stat().st_mtime
+    )
     total = sum(path.stat().st_size for path in files) + keep.stat().st_size
     for path in files:
         if total <= _KEPT_BYTES:

@@ -49,19 +49,30 @@ class Version:
         try:
             about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
             parts = np.load(folder / _PARTS, allow_pickle=False)
-            return cls(about["rows"], Split(**about["split"]), (parts & _VALIDATION) > 0, (parts & _EXCLUDED) > 0)
+            return cls(
+                about["rows"], Split(**about["split"]), (parts & _VALIDATION) > 0, (parts & _EXCLUDED) > 0
+            )
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InvalidData(f"The stored version {folder.name[:12]} cannot be read: {str(error)[:200]}") from None
+            raise InvalidData(
+                f"The stored version {folder.name[:12]} cannot be read: {str(error)[:200]}"
+            ) from None
 
 
-def first_version(rows_digest: str, rows: DatasetFile, split: Split, validation_files: Iterable[int] = ()) -> Version:
+def first_version(
+    rows_digest: str, rows: DatasetFile, split: Split, validation_files: Iterable[int] = ()
+) -> Version:
     """All rows, split. Raises InvalidConfig if they cannot be split so."""
     return split_anew(
-        Version(rows_digest, split, np.zeros(len(rows), bool), np.zeros(len(rows), bool)), rows, split, validation_files
+        Version(rows_digest, split, np.zeros(len(rows), bool), np.zeros(len(rows), bool)),
+        rows,
+        split,
+        validation_files,
     )
 
 
-def split_anew(version: Version, rows: DatasetFile, split: Split, validation_files: Iterable[int] = ()) -> Version:
+def split_anew(
+    version: Version, rows: DatasetFile, split: Split, validation_files: Iterable[int] = ()
+) -> Version:
     """The same rows with other validation rows. What is left out stays left out. Raises InvalidConfig."""
     files = set(validation_files)
     if split.kind == FILE and not files:
@@ -84,9 +95,15 @@ def split_sentence(version: Version, rows: DatasetFile) -> str:
     said = version.split.sentence()
     if version.split.kind in (SHARE, COUNT):
         prompts = _hashes(rows)[1]
-        shared = int(np.isin(prompts[usable & version.validation], prompts[usable & ~version.validation]).sum())
+        shared = int(
+            np.isin(prompts[usable & version.validation], prompts[usable & ~version.validation]).sum()
+        )
         said += f"; {kept:,} rows, since rows that say the same stay together" if kept < wanted else ""
-        said += f"; the questions of {shared:,} of them are trained on too, since too few differ" if shared else ""
+        said += (
+            f"; the questions of {shared:,} of them are trained on too, since too few differ"
+            if shared
+            else ""
+        )
     return said
 
 

@@ -1,7 +1,8 @@
 """Decoding several answers in one batch, each with its own adapter, settings and seed.
 
-Prompts are read first, in pieces, so that something else can have the device in between; then every step adds one token
-to each row. On CUDA the next step is launched before the tokens of the last are read, so the device never waits.
+Prompts are read first, in pieces, so that something else can have the device in between; then every step adds
+one token to each row. On CUDA the next step is launched before the tokens of the last are read, so the device
+never waits.
 """
 
 from __future__ import annotations
@@ -52,7 +53,11 @@ class Decoder:
     """Generates all rows together, one token each per step. steps() may be paused between two steps."""
 
     def __init__(
-        self, base: ResidentBase, bank: AdapterBank | None, requests: Sequence[RowRequest], pool: StatePool | None = None
+        self,
+        base: ResidentBase,
+        bank: AdapterBank | None,
+        requests: Sequence[RowRequest],
+        pool: StatePool | None = None,
     ) -> None:
         """Raises InvalidInput if a prompt leaves no room in the model's context."""
         self._base, self._bank, self._pool = base, bank, pool or StatePool(base)
@@ -65,12 +70,15 @@ class Decoder:
         room = context - len(request.prompt)
         if room < 1:
             raise InvalidInput(
-                f"The conversation is {len(request.prompt):,} tokens long; this model reads at most {context:,}. "
+                f"The conversation is {len(request.prompt):,} tokens long; this model reads at most "
+                f"{context:,}. "
                 "Shorten it or start a new one."
             )
         limit = min(request.config.max_tokens, room)
         sampler = Sampler(request.config, self._base.device)
-        return _Row(index, request.prompt, request.slot, sampler, limit, DecodeStream(skip_special_tokens=True))
+        return _Row(
+            index, request.prompt, request.slot, sampler, limit, DecodeStream(skip_special_tokens=True)
+        )
 
     @property
     def finished(self) -> bool:
@@ -85,13 +93,16 @@ class Decoder:
             self._rows = []
 
     def steps(self) -> Iterator[list[TokenDone]]:
-        """Yield what was added to each row, step by step (nothing while prompts are read); ends when every row has ended.
+        """Yield what was added to each row, step by step (nothing while prompts are read); ends when every
+        row has ended.
 
         Raises InvalidInput if the model's output is not finite.
         """
         if not self._rows:
             return
-        longest = max(len(row.prompt) + row.limit for row in self._rows) + 1  # one more, for the step launched ahead
+        longest = (
+            max(len(row.prompt) + row.limit for row in self._rows) + 1
+        )  # one more, for the step launched ahead
         state = self._pool.borrow(self._bank, len(self._rows), longest)
         logits = yield from self._prefill(state)
         while self._rows:
@@ -107,13 +118,18 @@ class Decoder:
             else:
                 tokens, fine = chosen.tolist(), sound.tolist()
             if not all(fine):
-                raise InvalidInput("The model's output holds NaN or infinite numbers; the adapter or the base is damaged.")
+                raise InvalidInput(
+                    "The model's output holds NaN or infinite numbers; the adapter or the base is damaged."
+                )
             events = [self._advance(row, token) for row, token in zip(self._rows, tokens, strict=True)]
             yield [event for event in events if event is not None]
             if not self._rows:  # cancelled while paused
                 break
-            keep = [at for at, (row, event) in enumerate(zip(self._rows, events, strict=True))
-                    if not row.cancelled and not (event and event.finished)]  # fmt: skip
+            keep = [
+                at
+                for at, (row, event) in enumerate(zip(self._rows, events, strict=True))
+                if not row.cancelled and not (event and event.finished)
+            ]
             state, logits = self._go_on(state, logits, keep)
         self._pool.give_back(state)
 
@@ -125,7 +141,9 @@ class Decoder:
         for position, row in enumerate(self._rows):
             ids[position, : len(row.prompt)] = torch.tensor(row.prompt)
         ids = ids.to(device)
-        state.slots.copy_(torch.tensor([row.slot for row in self._rows] + [0] * (state.rows - len(self._rows))))
+        state.slots.copy_(
+            torch.tensor([row.slot for row in self._rows] + [0] * (state.rows - len(self._rows)))
+        )
         state.history[:, :length] = ids
         last: list[Tensor | None] = [None] * state.rows
         for start in range(0, length, _PREFILL):
@@ -161,12 +179,16 @@ class Decoder:
         added = "" if ended else row.stream.step(self._base.tokenizer.backend_tokenizer, token) or ""
         row.shown += added
         if finished:  # a character whose bytes never became whole is shown as what it is
-            whole = str(self._base.tokenizer.decode(row.ids[:-1] if ended else row.ids, skip_special_tokens=True))
+            whole = str(
+                self._base.tokenizer.decode(row.ids[:-1] if ended else row.ids, skip_special_tokens=True)
+            )
             added += whole[len(row.shown) :]
         reason = "" if not finished else ("end" if ended else "length")
         return TokenDone(row.index, added, finished, reason, len(row.ids))
 
-    def _go_on(self, state: DecodingState, logits: Tensor, keep: Sequence[int]) -> tuple[DecodingState, Tensor]:
+    def _go_on(
+        self, state: DecodingState, logits: Tensor, keep: Sequence[int]
+    ) -> tuple[DecodingState, Tensor]:
         """Drop the rows that have ended, and have the logits of the next step."""
         if len(keep) < len(self._rows):
             self._rows = [self._rows[position] for position in keep]

@@ -1,7 +1,7 @@
 """One decoding step for a batch of rows: static caches, and on CUDA one graph for each batch size.
 
-Every row has its own length and its own adapter. All state of a step lies in tensors that stay where they are, so a
-captured step is replayed for token after token, whoever the rows belong to.
+Every row has its own length and its own adapter. All state of a step lies in tensors that stay where they
+are, so a captured step is replayed for token after token, whoever the rows belong to.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from core.base_model.compiling import compile_layers, eager_layers
 from core.base_model.load import ResidentBase
 from core.lora.inject import AdapterBank
 
-_CAPACITY_STEP = 512  # on an accelerator capacities are this times a power of four, so that few graphs are needed
+_CAPACITY_STEP = (
+    512  # on an accelerator capacities are this times a power of four, so that few graphs are needed
+)
 _BATCH_SIZES = (1, 4, 8, 16, 32, 64)
 _WARM_UP = 2
 
@@ -25,7 +27,15 @@ _WARM_UP = 2
 class DecodingState:
     """The rows of one batch between two tokens: caches, positions, slots, and the ids so far."""
 
-    def __init__(self, base: ResidentBase, bank: AdapterBank | None, rows: int, capacity: int, *, compiled: bool = False) -> None:
+    def __init__(
+        self,
+        base: ResidentBase,
+        bank: AdapterBank | None,
+        rows: int,
+        capacity: int,
+        *,
+        compiled: bool = False,
+    ) -> None:
         """Room for `rows` rows of up to `capacity` tokens. bank None decodes with the plain base."""
         self.base, self.bank, self.rows, self.capacity = base, bank, rows, capacity
         self._compiled = compiled
@@ -39,16 +49,20 @@ class DecodingState:
         self._numbers = torch.arange(rows, device=device)
         self._places = torch.arange(capacity, device=device)
         self.caches = [
-            (torch.zeros(rows, one.kv_heads, capacity, one.key_width, device=device, dtype=base.dtype),
-             torch.zeros(rows, one.kv_heads, capacity, one.value_width, device=device, dtype=base.dtype))
+            (
+                torch.zeros(rows, one.kv_heads, capacity, one.key_width, device=device, dtype=base.dtype),
+                torch.zeros(rows, one.kv_heads, capacity, one.value_width, device=device, dtype=base.dtype),
+            )
             for one in base.attention
-        ]  # fmt: skip
+        ]
         self._graph: torch.cuda.CUDAGraph | None = None
         self._logits: Tensor | None = None
 
     @torch.no_grad()
     def prefill(self, ids: Tensor, start: int) -> Tensor:
-        """Read prompt tokens [rows, length] at positions start and on; the last layer's output [rows, length, hidden]."""
+        """Read prompt tokens [rows, length] at positions start and on; the last layer's output [rows, length,
+        hidden].
+        """
         passes = [Prefill(keys, values, start) for keys, values in self.caches]
         positions = torch.arange(start, start + ids.shape[1], device=ids.device).expand_as(ids)
         with self._using(self.slots), attend(self.base.attention, passes), eager_layers():
@@ -63,7 +77,9 @@ class DecodingState:
 
     @torch.no_grad()
     def step(self) -> Tensor:
-        """Read `tokens` at `positions`, move the positions on, and return the logits of what follows, [rows, vocabulary]."""
+        """Read `tokens` at `positions`, move the positions on, and return the logits of what follows, [rows,
+        vocabulary].
+        """
         if self.base.device.type != "cuda":
             return self._step()
         if self._graph is None:
@@ -84,14 +100,21 @@ class DecodingState:
         return logits
 
     def _forward(self) -> Tensor:
-        inputs = {"input_ids": self.tokens[:, None], "position_ids": self.positions[:, None], "use_cache": False}
+        inputs = {
+            "input_ids": self.tokens[:, None],
+            "position_ids": self.positions[:, None],
+            "use_cache": False,
+        }
         return self.base.model(**inputs).logits[:, -1]
 
     def _using(self, slots: Tensor) -> AbstractContextManager[None]:
         return nullcontext() if self.bank is None else self.bank.use(slots)
 
     def _capture(self) -> None:
-        """Capture one step; the state is as before. Where compiling fails, the layers are captured as they are written."""
+        """Capture one step; the state is as before.
+
+        Where compiling fails, the layers are captured as they are written.
+        """
         kept = [one.clone() for one in (self.positions, self.history)]
         try:
             if self._compiled:
@@ -100,7 +123,10 @@ class DecodingState:
         except Exception as error:
             if not self._compiled or isinstance(error, torch.OutOfMemoryError):
                 raise
-            self._compiled, self.notice = False, f"Decoding runs without compiled layers: {str(error).strip()[:200]}"
+            self._compiled, self.notice = (
+                False,
+                f"Decoding runs without compiled layers: {str(error).strip()[:200]}",
+            )
             self._warm_up(kept[0])
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
@@ -171,7 +197,9 @@ class StatePool:
     def give_back(self, state: DecodingState) -> None:
         """Keep a state for the next who needs one like it; only graphs are worth keeping."""
         self.notice = state.notice or self.notice
-        self._compiled = self._compiled and not state.notice  # what failed once is not tried for every batch size
+        self._compiled = (
+            self._compiled and not state.notice
+        )  # what failed once is not tried for every batch size
         if self._base.device.type == "cuda":
             self._free.append(state)
             del self._free[: -self._most]

@@ -16,7 +16,9 @@ from core.config import GenerationConfig
 
 
 class Sampler:
-    """Samples for one row, with its own settings and its own random generator: same seed, same answer on one device."""
+    """Samples for one row, with its own settings and its own random generator: same seed, same answer on one
+    device.
+    """
 
     def __init__(self, config: GenerationConfig, device: torch.device) -> None:
         self.config = config
@@ -29,7 +31,9 @@ class Sampler:
         return self.config.greedy and not self.processors
 
     def choose(self, ids: Tensor, logits: Tensor) -> Tensor:
-        """The next id [1], given all ids so far [length] and the last position's logits [vocabulary]; stays on the device."""
+        """The next id [1], given all ids so far [length] and the last position's logits [vocabulary]; stays
+        on the device.
+        """
         scores = self.processors(ids[None], logits[None].float())  # type: ignore[arg-type]
         if self.config.greedy:
             return scores.argmax(-1)

@@ -1,4 +1,6 @@
-"""Is a GGUF file what it claims to be? Read back tensor by tensor, and asked to answer where llama.cpp is installed."""
+"""Is a GGUF file what it claims to be? Read back tensor by tensor, and asked to answer where llama.cpp is
+installed.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +23,18 @@ from core.lora.inject import loaded_bank
 from core.merge.verify import greedy_answer, probe_ids, probe_texts
 from core.reporting import Report
 
-# Root mean square of the error, as a share of the weights' own, that each kind's rounding explains with room to spare.
+# Root mean square of the error, as a share of the weights' own, that each kind's rounding explains with room
+# to spare.
 _TOLERANCE = {
-    Kind.F32: 1e-7, Kind.F16: 1e-3, Kind.BF16: 5e-3, Kind.Q8_0: 0.02, Kind.Q5_1: 0.06, Kind.Q5_0: 0.08, Kind.Q4_1: 0.12,
+    Kind.F32: 1e-7,
+    Kind.F16: 1e-3,
+    Kind.BF16: 5e-3,
+    Kind.Q8_0: 0.02,
+    Kind.Q5_1: 0.06,
+    Kind.Q5_0: 0.08,
+    Kind.Q4_1: 0.12,
     Kind.Q4_0: 0.16,
-}  # fmt: skip
+}
 # Share of a greedy answer's tokens that llama.cpp must find likeliest too.
 _LEAST_AGREEMENT = {Kind.F32: 0.95, Kind.F16: 0.95, Kind.BF16: 0.95, Kind.Q8_0: 0.9}
 _LEAST_AGREEMENT_BELOW = 0.6
@@ -54,7 +63,10 @@ class GgufCheck:
         asked = self.asked
         if self.answer_agreement is not None:
             asked = f"llama.cpp gives the same next token at {self.answer_agreement:.1%} of a greedy answer"
-        figures = f"{self.tensors} tensors read back, rounded by at most {self.worst_error:.2g} of their size; {asked}"
+        figures = (
+            f"{self.tensors} tensors read back, rounded by at most {self.worst_error:.2g} of "
+            f"their size; {asked}"
+        )
         return f"{'Passed' if self.passed else 'FAILED'}: {'; '.join([figures, *self.problems])}."
 
 
@@ -64,10 +76,17 @@ def llama_cpp_is_installed() -> bool:
 
 
 def check_merged_gguf(
-    base_folder: Path, adapter: AdapterWeights, transposed: frozenset[str], file: Path, config: ExportConfig, report: Report,
+    base_folder: Path,
+    adapter: AdapterWeights,
+    transposed: frozenset[str],
+    file: Path,
+    config: ExportConfig,
+    report: Report,
     template: str = "",
-) -> GgufCheck:  # fmt: skip
-    """Compare every tensor of `file` with base + adapter computed anew, then have llama.cpp answer if it is there."""
+) -> GgufCheck:
+    """Compare every tensor of `file` with base + adapter computed anew, then have llama.cpp answer if it is
+    there.
+    """
     report(Progress("Reading the GGUF file back"))
     architecture, wanted = planned(base_folder, adapter, transposed, config)
     reader = gguf.GGUFReader(file)
@@ -95,18 +114,30 @@ def check_merged_gguf(
 
 
 def check_adapter_gguf(base_folder: Path, adapter: AdapterWeights, file: Path) -> GgufCheck:
-    """Compare every tensor of an adapter's file with the factors. llama.cpp is not asked: it needs the base as GGUF too."""
+    """Compare every tensor of an adapter's file with the factors. llama.cpp is not asked: it needs the base
+    as GGUF too.
+    """
     wanted = dict(adapter_tensors(gguf_architecture(base_folder), adapter))
     reader = gguf.GGUFReader(file)
     found = {tensor.name: tensor.data for tensor in reader.tensors}
-    problems = [] if set(found) == set(wanted) else [f"it holds {len(found)} tensors, {len(wanted)} were expected"]
+    problems = (
+        [] if set(found) == set(wanted) else [f"it holds {len(found)} tensors, {len(wanted)} were expected"]
+    )
     problems += [
-        f"{name} is not as it was" for name, data in found.items() if name in wanted and not np.array_equal(data, wanted[name])
+        f"{name} is not as it was"
+        for name, data in found.items()
+        if name in wanted and not np.array_equal(data, wanted[name])
     ]
     alpha = reader.get_field(gguf.Keys.Adapter.LORA_ALPHA)
     if alpha is None or float(alpha.contents()) != ADAPTER_ALPHA:
         problems.append("it does not state its alpha")
-    return GgufCheck(len(found), 0.0, None, tuple(problems), "llama.cpp was not asked, which would need the base as GGUF too")
+    return GgufCheck(
+        len(found),
+        0.0,
+        None,
+        tuple(problems),
+        "llama.cpp was not asked, which would need the base as GGUF too",
+    )
 
 
 def _error(found: np.ndarray, exact: np.ndarray) -> float:
@@ -114,7 +145,9 @@ def _error(found: np.ndarray, exact: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(found.astype(np.float64) - exact)))) / max(size, 1e-12)
 
 
-def _ask(base_folder: Path, adapter: AdapterWeights, file: Path, config: ExportConfig, template: str) -> tuple[float, list[str]]:
+def _ask(
+    base_folder: Path, adapter: AdapterWeights, file: Path, config: ExportConfig, template: str
+) -> tuple[float, list[str]]:
     """llama.cpp's likeliest tokens against those of base + adapter computed here, along one greedy answer."""
     base = load_base(base_folder, device=torch.device("cpu"), dtype=torch.float32, template=template)
     prompt = probe_ids(base)[0]
@@ -127,7 +160,9 @@ def _ask(base_folder: Path, adapter: AdapterWeights, file: Path, config: ExportC
     problems = []
     if tokens != ids:
         problems.append("llama.cpp cuts the prompt into other tokens")
-    agreement = float(np.mean([one == other for one, other in zip(likeliest[len(ids) - 1 :], expected, strict=True)]))
+    agreement = float(
+        np.mean([one == other for one, other in zip(likeliest[len(ids) - 1 :], expected, strict=True)])
+    )
     if agreement < _LEAST_AGREEMENT.get(kind_of(config), _LEAST_AGREEMENT_BELOW):
         problems.append("llama.cpp answers something else")
     return agreement, problems
@@ -137,7 +172,13 @@ def llama_cpp_answer(file: Path, lora: Path | None, text: str, ids: list[int]) -
     """How llama.cpp cuts `text` into tokens, and after each of `ids` the token that it finds likeliest."""
     from llama_cpp import Llama
 
-    model = Llama(str(file), n_ctx=max(512, len(ids) + 8), logits_all=True, verbose=False, lora_path=str(lora) if lora else None)
+    model = Llama(
+        str(file),
+        n_ctx=max(512, len(ids) + 8),
+        logits_all=True,
+        verbose=False,
+        lora_path=str(lora) if lora else None,
+    )
     tokens = model.tokenize(text.encode(), add_bos=False, special=True)
     model.eval(ids)
     likeliest = [int(np.argmax(model.scores[at])) for at in range(len(ids))]

@@ -1,8 +1,10 @@
-"""A Modelfile for Ollama: the chat template in Ollama's own language, stop words, sampling parameters, licence.
+"""A Modelfile for Ollama: the chat template in Ollama's own language, stop words, sampling parameters,
+licence.
 
-Ollama's templates are Go's, a model's is Jinja. Rather than translate programs, the model's template is run on a
-conversation with known words in it, the text around them is cut out, and a Go template is made of the pieces. It is kept
-only if the pieces put together give what the model's own template gives on other conversations.
+Ollama's templates are Go's, a model's is Jinja. Rather than translate programs, the model's template is run
+on a conversation with known words in it, the text around them is cut out, and a Go template is made of the
+pieces. It is kept only if the pieces put together give what the model's own template gives on other
+conversations.
 """
 
 from __future__ import annotations
@@ -20,9 +22,12 @@ from core.errors import InvalidData
 
 _SYSTEM, _USER, _ASSISTANT, _LAST = "Qsystemq", "Quserq", "Qassistantq", "Qlastq"
 _PARAMETERS = {
-    "temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "repetition_penalty": "repeat_penalty",
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "repetition_penalty": "repeat_penalty",
     "min_p": "min_p",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,13 @@ class ChatParts:
         """The same in Ollama's language."""
         before_system, after_system, before_user, after_user, after_assistant = (
             piece.replace("{{", '{{ "{{" }}')
-            for piece in (self.before_system, self.after_system, self.before_user, self.after_user, self.after_assistant)
+            for piece in (
+                self.before_system,
+                self.after_system,
+                self.before_user,
+                self.after_user,
+                self.after_assistant,
+            )
         )
         return (
             '{{ range $i, $_ := .Messages }}{{ if eq .Role "system" }}'
@@ -70,7 +81,9 @@ def chat_parts(tokenizer: PreTrainedTokenizerBase) -> ChatParts | None:
     """
     try:
         parts = _cut(tokenizer)
-        if parts is not None and all(parts.render(one) == _rendered(tokenizer, one) for one in _conversations()):
+        if parts is not None and all(
+            parts.render(one) == _rendered(tokenizer, one) for one in _conversations()
+        ):
             return parts
     except InvalidData:
         return None
@@ -78,10 +91,15 @@ def chat_parts(tokenizer: PreTrainedTokenizerBase) -> ChatParts | None:
 
 
 def _cut(tokenizer: PreTrainedTokenizerBase) -> ChatParts | None:
-    whole = _rendered(tokenizer, [
-        {"role": "system", "content": _SYSTEM}, {"role": "user", "content": _USER},
-        {"role": "assistant", "content": _ASSISTANT}, {"role": "user", "content": _LAST},
-    ])  # fmt: skip
+    whole = _rendered(
+        tokenizer,
+        [
+            {"role": "system", "content": _SYSTEM},
+            {"role": "user", "content": _USER},
+            {"role": "assistant", "content": _ASSISTANT},
+            {"role": "user", "content": _LAST},
+        ],
+    )
     pieces, rest = [], whole
     for word in (_SYSTEM, _USER, _ASSISTANT, _LAST):
         before, found, rest = rest.partition(word)
@@ -89,7 +107,9 @@ def _cut(tokenizer: PreTrainedTokenizerBase) -> ChatParts | None:
             return None
         pieces.append(before)
     before_system, after_system, after_user, after_assistant = pieces[0], pieces[1], rest, pieces[3]
-    if pieces[2] != after_user:  # an answer that was given stands behind the same words as one that is asked for
+    if (
+        pieces[2] != after_user
+    ):  # an answer that was given stands behind the same words as one that is asked for
         return None
     alone = _rendered(tokenizer, [{"role": "user", "content": _LAST}]).partition(_LAST)[0]
     return ChatParts(before_system, after_system, alone, after_user, after_assistant)
@@ -97,7 +117,11 @@ def _cut(tokenizer: PreTrainedTokenizerBase) -> ChatParts | None:
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
     text = apply_template(tokenizer, messages, add_generation_prompt=True)
-    return text.removeprefix(tokenizer.bos_token) if isinstance(tokenizer.bos_token, str) and _adds_bos(tokenizer) else text
+    return (
+        text.removeprefix(tokenizer.bos_token)
+        if isinstance(tokenizer.bos_token, str) and _adds_bos(tokenizer)
+        else text
+    )
 
 
 def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -106,21 +130,32 @@ def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def _conversations() -> list[list[Message]]:
-    user, answer = {"role": "user", "content": "What is 2 + 2?"}, {"role": "assistant", "content": "Four.\nIt is 4."}
+    user, answer = (
+        {"role": "user", "content": "What is 2 + 2?"},
+        {"role": "assistant", "content": "Four.\nIt is 4."},
+    )
     system = {"role": "system", "content": "Be brief."}
     return [[user], [system, user], [user, answer, user], [system, user, answer, user, answer, user]]
 
 
 def modelfile(
-    source: str, parts: ChatParts | None, stop: Sequence[str], generation: dict[str, Any],
-    context: int, licence: str,
-) -> str:  # fmt: skip
+    source: str,
+    parts: ChatParts | None,
+    stop: Sequence[str],
+    generation: dict[str, Any],
+    context: int,
+    licence: str,
+) -> str:
     """The Modelfile of a model whose weights lie in `source`, a path beside it."""
     lines = [f"FROM {source}", ""]
     if parts is not None:
         lines += [f"TEMPLATE {_quoted(parts.go_template())}", ""]
     lines += [f"PARAMETER stop {json.dumps(word, ensure_ascii=False)}" for word in stop]
-    lines += [f"PARAMETER {name} {generation[key]}" for key, name in _PARAMETERS.items() if _is_number(generation.get(key))]
+    lines += [
+        f"PARAMETER {name} {generation[key]}"
+        for key, name in _PARAMETERS.items()
+        if _is_number(generation.get(key))
+    ]
     lines.append(f"PARAMETER num_ctx {context}")
     if licence:
         lines += ["", f"LICENSE {_quoted(licence)}"]

@@ -1,8 +1,9 @@
 """A tokenizer in GGUF's words, read from tokenizer.json: what text becomes which ids there as here.
 
-llama.cpp knows two kinds. "gpt2" splits text by a regular expression that has a name of its own, then merges bytes;
-"llama" merges by scores, as SentencePiece does. Anything that is neither, or whose regular expression has no name there, is
-refused: a model that reads other tokens than it was trained on is broken without anybody noticing.
+llama.cpp knows two kinds. "gpt2" splits text by a regular expression that has a name of its own, then merges
+bytes; "llama" merges by scores, as SentencePiece does. Anything that is neither, or whose regular expression
+has no name there, is refused: a model that reads other tokens than it was trained on is broken without
+anybody noticing.
 """
 
 from __future__ import annotations
@@ -56,11 +57,15 @@ def vocabulary(folder: Path, size: int) -> Vocabulary:
     """
     path = folder / "tokenizer.json"
     if not path.is_file():
-        raise InvalidModel(f"{folder.name} has no tokenizer.json, from which the vocabulary of a GGUF file is made.")
+        raise InvalidModel(
+            f"{folder.name} has no tokenizer.json, from which the vocabulary of a GGUF file is made."
+        )
     about = json.loads(path.read_text(encoding="utf-8"))
     model = about["model"]
     if model.get("type") != "BPE":
-        raise InvalidModel(f"Its tokenizer is of the kind {model.get('type')}, for which llama.cpp has no equal; BPE has.")
+        raise InvalidModel(
+            f"Its tokenizer is of the kind {model.get('type')}, for which llama.cpp has no equal; BPE has."
+        )
     if model.get("byte_fallback"):
         return _sentencepiece(about, size)
     return Vocabulary("gpt2", _pre_tokenizer(about), *_tokens(about, size), _merges(model), None, None)
@@ -80,7 +85,8 @@ def _pre_tokenizer(about: dict[str, Any]) -> str:
     if kinds == ["Split", "ByteLevel"] and pattern in _PRE_TOKENIZERS:
         return _PRE_TOKENIZERS[pattern]
     raise InvalidModel(
-        f"Its tokenizer splits text by {', '.join(map(str, kinds)) or 'nothing'} in a way that has no name in llama.cpp; there "
+        f"Its tokenizer splits text by {', '.join(map(str, kinds)) or 'nothing'} in a way that has no "
+        "name in llama.cpp; there "
         "the model would read other tokens than it was trained on. Export it as safetensors instead."
     )
 

@@ -24,15 +24,30 @@ from core.publish import require_space
 from core.reporting import Report
 
 _KINDS = {
-    "auto": Kind.F16, "float32": Kind.F32, "float16": Kind.F16, "bfloat16": Kind.BF16, "q8_0": Kind.Q8_0,
-    "q5_1": Kind.Q5_1, "q5_0": Kind.Q5_0, "q4_1": Kind.Q4_1, "q4_0": Kind.Q4_0,
-}  # fmt: skip
+    "auto": Kind.F16,
+    "float32": Kind.F32,
+    "float16": Kind.F16,
+    "bfloat16": Kind.BF16,
+    "q8_0": Kind.Q8_0,
+    "q5_1": Kind.Q5_1,
+    "q5_0": Kind.Q5_0,
+    "q4_1": Kind.Q4_1,
+    "q4_0": Kind.Q4_0,
+}
 _FILE_TYPES = {
-    Kind.F32: File.ALL_F32, Kind.F16: File.MOSTLY_F16, Kind.BF16: File.MOSTLY_BF16, Kind.Q8_0: File.MOSTLY_Q8_0,
-    Kind.Q5_1: File.MOSTLY_Q5_1, Kind.Q5_0: File.MOSTLY_Q5_0, Kind.Q4_1: File.MOSTLY_Q4_1, Kind.Q4_0: File.MOSTLY_Q4_0,
-}  # fmt: skip
+    Kind.F32: File.ALL_F32,
+    Kind.F16: File.MOSTLY_F16,
+    Kind.BF16: File.MOSTLY_BF16,
+    Kind.Q8_0: File.MOSTLY_Q8_0,
+    Kind.Q5_1: File.MOSTLY_Q5_1,
+    Kind.Q5_0: File.MOSTLY_Q5_0,
+    Kind.Q4_1: File.MOSTLY_Q4_1,
+    Kind.Q4_0: File.MOSTLY_Q4_0,
+}
 _PLAIN = {Kind.F32: np.float32, Kind.F16: np.float16}
-ADAPTER_ALPHA = 16.0  # written once for the file; what a layer's own scale says otherwise is folded into its B
+ADAPTER_ALPHA = (
+    16.0  # written once for the file; what a layer's own scale says otherwise is folded into its B
+)
 
 
 @dataclass(frozen=True)
@@ -61,7 +76,9 @@ def planned(
     for source in (source for rows in sources(base_folder, adapter, transposed) for source in rows):
         name = architecture.tensor_name(source.entry.name)
         if name is not None:
-            found.append(Planned(name, source.entry.shape, _kind_for(source.entry.shape, kind_of(config)), source))
+            found.append(
+                Planned(name, source.entry.shape, _kind_for(source.entry.shape, kind_of(config)), source)
+            )
     extra = architecture.extra_tensors().items()
     return architecture, [*found, *[Planned(name, own.shape, Kind.F32, None, own) for name, own in extra]]
 
@@ -92,13 +109,20 @@ def stored_values(values: Array, kind: Kind) -> NDArray[np.generic]:
 
 
 def write_merged_gguf(
-    base_folder: Path, adapter: AdapterWeights, transposed: frozenset[str], target: Path, report: Report, name: str,
-    config: ExportConfig, template: str = "", licence: str = "",
-) -> int:  # fmt: skip
+    base_folder: Path,
+    adapter: AdapterWeights,
+    transposed: frozenset[str],
+    target: Path,
+    report: Report,
+    name: str,
+    config: ExportConfig,
+    template: str = "",
+    licence: str = "",
+) -> int:
     """Write base + adapter as the file `target`; returns its number of tensors.
 
-    Each tensor is added in float32 and rounded once, to the kind that is written. Raises InvalidModel for a model whose
-    layout or tokenizer GGUF cannot hold, OutOfSpace before anything is written.
+    Each tensor is added in float32 and rounded once, to the kind that is written. Raises InvalidModel for a
+    model whose layout or tokenizer GGUF cannot hold, OutOfSpace before anything is written.
     """
     architecture, tensors = planned(base_folder, adapter, transposed, config)
     require_space(target.parent, sum(_bytes(one) for one in tensors))
@@ -127,7 +151,9 @@ def _bytes(one: Planned) -> int:
     return int(np.prod(one.shape)) // block * size
 
 
-def _write_all(writer: gguf.GGUFWriter, tensors: Iterator[tuple[str, NDArray[np.generic]]], count: int, report: Report) -> None:
+def _write_all(
+    writer: gguf.GGUFWriter, tensors: Iterator[tuple[str, NDArray[np.generic]]], count: int, report: Report
+) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
@@ -140,9 +166,11 @@ def _write_all(writer: gguf.GGUFWriter, tensors: Iterator[tuple[str, NDArray[np.
 def _write_special_tokens(writer: gguf.GGUFWriter, folder: Path, template: str) -> None:
     tokenizer = load_tokenizer(folder, template)
     ids = (
-        (tokenizer.bos_token_id, writer.add_bos_token_id), (tokenizer.eos_token_id, writer.add_eos_token_id),
-        (tokenizer.pad_token_id, writer.add_pad_token_id), (tokenizer.unk_token_id, writer.add_unk_token_id),
-    )  # fmt: skip
+        (tokenizer.bos_token_id, writer.add_bos_token_id),
+        (tokenizer.eos_token_id, writer.add_eos_token_id),
+        (tokenizer.pad_token_id, writer.add_pad_token_id),
+        (tokenizer.unk_token_id, writer.add_unk_token_id),
+    )
     for number, add in ids:
         if number is not None:
             add(number)
@@ -176,9 +204,13 @@ def adapter_tensors(architecture: GgufArchitecture, adapter: AdapterWeights) -> 
         own = f"{path}.weight"
         if own == "lm_head.weight" and architecture.config.get("tie_word_embeddings"):
             raise InvalidModel(
-                "The adapter changes the output head, which this base shares with its embedding; GGUF cannot say that."
+                "The adapter changes the output head, which this base shares with its embedding; GGUF "
+                "cannot say that."
             )
         name = architecture.tensor_name(own)
         fold = factors.scale * factors.rank / ADAPTER_ALPHA
         yield f"{name}.lora_a", factors.A.float().numpy()
-        yield f"{name}.lora_b", np.ascontiguousarray(architecture.arranged(own, (factors.B.float() * fold).numpy()))
+        yield (
+            f"{name}.lora_b",
+            np.ascontiguousarray(architecture.arranged(own, (factors.B.float() * fold).numpy())),
+        )

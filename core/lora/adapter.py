@@ -58,5 +58,7 @@ class AdapterWeights:
 
     def is_trained(self) -> bool:
         """Whether every number is finite and some B is not zero."""
-        finite = all(bool(torch.isfinite(f.A).all() and torch.isfinite(f.B).all()) for f in self.layers.values())
+        finite = all(
+            bool(torch.isfinite(f.A).all() and torch.isfinite(f.B).all()) for f in self.layers.values()
+        )
         return finite and any(bool(f.B.any()) for f in self.layers.values())

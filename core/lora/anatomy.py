@@ -52,9 +52,14 @@ def _module(path: str, rank: int, S: Tensor, weight_norm: float | None) -> Modul
     total = float(energy.sum())
     held = int((energy.cumsum(0) < _ENERGY_HELD * total).sum()) + 1 if total else 0
     return ModuleAnatomy(
-        path=path, rank=rank, delta_norm=math.sqrt(total), weight_norm=weight_norm,
-        singular_values=tuple(S.tolist()), effective_rank=_effective_rank(S), rank_held=held,
-    )  # fmt: skip
+        path=path,
+        rank=rank,
+        delta_norm=math.sqrt(total),
+        weight_norm=weight_norm,
+        singular_values=tuple(S.tolist()),
+        effective_rank=_effective_rank(S),
+        rank_held=held,
+    )
 
 
 def _effective_rank(S: Tensor) -> float:
@@ -71,10 +76,12 @@ def _natural(path: str) -> tuple[tuple[int, int, str], ...]:
 
 
 def subspace_similarity(one: Tensor, other: Tensor) -> Tensor:
-    """φ(i, j) for all i and j: how much of the first i directions of `one` lies in the first j directions of `other`.
+    """φ(i, j) for all i and j: how much of the first i directions of `one` lies in the first j directions of
+    `other`.
 
-    one [r₁, n] and other [r₂, n] hold orthonormal rows. φ(i, j) = ‖U₁ᵢᵀ·U₂ⱼ‖²_F / min(i, j) lies between 0 (orthogonal) and
-    1 (contained); [r₁, r₂]. Hu et al. 2021, arXiv 2106.09685, section 7.2, equation 4, and appendix G.
+    one [r₁, n] and other [r₂, n] hold orthonormal rows. φ(i, j) = ‖U₁ᵢᵀ·U₂ⱼ‖²_F / min(i, j) lies between 0
+    (orthogonal) and 1 (contained); [r₁, r₂]. Hu et al. 2021, arXiv 2106.09685, section 7.2, equation 4, and
+    appendix G.
     """
     overlap = (one @ other.T).square().cumsum(0).cumsum(1)
     i = torch.arange(1, one.shape[0] + 1, dtype=overlap.dtype)

@@ -1,7 +1,9 @@
-"""LoRA weights of unknown origin: which layout they are in, what they are, and which base model's layers they fit.
+"""LoRA weights of unknown origin: which layout they are in, what they are, and which base model's layers they
+fit.
 
-Read are folders, zip files and single safetensors files, of these only the header until a base has been found. The
-layouts differ in the names and in which way round the factors lie; PEFT's is the one that others are turned into.
+Read are folders, zip files and single safetensors files, of these only the header until a base has been
+found. The layouts differ in the names and in which way round the factors lie; PEFT's is the one that others
+are turned into.
 """
 
 from __future__ import annotations
@@ -43,7 +45,15 @@ _MAX_HEADER_BYTES = 4 * 1024 * 1024
 _MAX_TENSORS = 10_000
 _WEIGHT_NAMES = (WEIGHTS_NAME, "adapters.safetensors")  # the second is MLX's
 _DTYPES = ("F32", "F16", "BF16")
-_PREFIXES = ("base_model.model.", "model.", "transformer.", "language_model.", "lora_te_", "lora_unet_", "lora_")
+_PREFIXES = (
+    "base_model.model.",
+    "model.",
+    "transformer.",
+    "language_model.",
+    "lora_te_",
+    "lora_unet_",
+    "lora_",
+)
 
 
 @dataclass(frozen=True)
@@ -61,13 +71,17 @@ class Layout:
 
 LAYOUTS = (
     Layout("PEFT", re.compile(r"^base_model\.model\.(?P<path>.+)\.lora_(?P<factor>[AB])\.weight$"), "A"),
-    Layout("PEFT, one of several", re.compile(r"^base_model\.model\.(?P<path>.+)\.lora_(?P<factor>[AB])\.[^.]+\.weight$"), "A"),
+    Layout(
+        "PEFT, one of several",
+        re.compile(r"^base_model\.model\.(?P<path>.+)\.lora_(?P<factor>[AB])\.[^.]+\.weight$"),
+        "A",
+    ),
     Layout("PEFT without its prefix", re.compile(r"^(?P<path>.+)\.lora_(?P<factor>[AB])\.weight$"), "A"),
     Layout("loralib", re.compile(r"^(?P<path>.+)\.lora_(?P<factor>[AB])$"), "A"),
     Layout("MLX", re.compile(r"^(?P<path>.+)\.lora_(?P<factor>[ab])$"), "a", transposed=True),
     Layout("torchtune", re.compile(r"^(?P<path>.+)\.lora_(?P<factor>[ab])\.weight$"), "a"),
     Layout("kohya", re.compile(r"^(?P<path>.+)\.lora_(?P<factor>down|up)\.weight$"), "down"),
-)  # fmt: skip
+)
 _ALPHA = re.compile(r"^(?P<path>.+)\.alpha$")
 
 
@@ -120,7 +134,8 @@ class Found:
 
 
 def take(origin: Path, staging: Path, name: str = "") -> Path:
-    """Copy what belongs to an adapter from a folder, a zip or a safetensors file into the empty folder `staging`.
+    """Copy what belongs to an adapter from a folder, a zip or a safetensors file into the empty folder
+    `staging`.
 
     What is looked at later is this copy, so nobody changes it in between. Raises InvalidAdapter, OutOfSpace.
     """
@@ -144,19 +159,26 @@ def take(origin: Path, staging: Path, name: str = "") -> Path:
 
 
 def _take_folder(origin: Path, staging: Path) -> None:
-    weights = [origin / name for name in _WEIGHT_NAMES if (origin / name).exists() or (origin / name).is_symlink()]
+    weights = [
+        origin / name for name in _WEIGHT_NAMES if (origin / name).exists() or (origin / name).is_symlink()
+    ]
     if not weights:
         weights = sorted(path for path in origin.glob("*.safetensors"))
-    if not weights and any((origin / name).exists() for name in ("adapter_model.bin", "pytorch_lora_weights.bin")):
+    if not weights and any(
+        (origin / name).exists() for name in ("adapter_model.bin", "pytorch_lora_weights.bin")
+    ):
         raise InvalidAdapter(
-            f"{origin} holds a pickle adapter, which can run code and is never opened; save it as {WEIGHTS_NAME}."
+            f"{origin} holds a pickle adapter, which can run code and is never opened; save it as "
+            f"{WEIGHTS_NAME}."
         )
     if len(weights) != 1:
         count = "no .safetensors file" if not weights else f"{len(weights)} .safetensors files"
         raise InvalidAdapter(f"{origin} holds {count}; an adapter is {CONFIG_NAME} and {WEIGHTS_NAME}.")
     for path, target in ((weights[0], WEIGHTS_NAME), (origin / CONFIG_NAME, CONFIG_NAME)):
         if path.is_symlink():
-            raise InvalidAdapter(f"{path} is a link, which is not followed; copy the file itself into the folder.")
+            raise InvalidAdapter(
+                f"{path} is a link, which is not followed; copy the file itself into the folder."
+            )
         if path.is_file():
             _copy(path, staging / target)
 
@@ -168,20 +190,26 @@ def _take_zip(origin: Path, staging: Path, name: str) -> None:
             weights = [one for one in members if _is_weights(one.filename)]
             named = [one for one in weights if PurePosixPath(one.filename).name in _WEIGHT_NAMES] or weights
             if len(named) != 1:
-                raise InvalidAdapter(f"{name} holds {len(named)} adapters' weights ({WEIGHTS_NAME}); expected one.")
+                raise InvalidAdapter(
+                    f"{name} holds {len(named)} adapters' weights ({WEIGHTS_NAME}); expected one."
+                )
             folder = PurePosixPath(named[0].filename).parent
             config = [one for one in members if PurePosixPath(one.filename) == folder / CONFIG_NAME]
             require_space(staging, sum(one.file_size for one in (*named, *config)))
             for member, target in ((named[0], WEIGHTS_NAME), *[(one, CONFIG_NAME) for one in config]):
                 with archive.open(member) as packed, (staging / target).open("xb") as unpacked:
-                    shutil.copyfileobj(packed, unpacked, 1 << 20)  # zipfile ends at the announced size and checks the CRC
+                    shutil.copyfileobj(
+                        packed, unpacked, 1 << 20
+                    )  # zipfile ends at the announced size and checks the CRC
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, zlib.error) as error:
         raise InvalidAdapter(f"{name} cannot be unpacked: {str(error)[:120]}.") from None
 
 
 def _is_weights(name: str) -> bool:
     path = PurePosixPath(name)
-    return path.suffix == ".safetensors" and not any(part.startswith((".", "__MACOSX")) for part in path.parts)
+    return path.suffix == ".safetensors" and not any(
+        part.startswith((".", "__MACOSX")) for part in path.parts
+    )
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -204,21 +232,34 @@ def look(folder: Path) -> Found:
         config = read_config(path) if "peft_type" in about or layout.name.startswith("PEFT") else None
     ranks = {_rank(pair, layout) for pair in tensors.values()}
     alpha = _alpha(config, about, header)
-    claims = about.get("base_model_name_or_path") or about.get("model") or header.metadata.get("ss_base_model_version")
+    claims = (
+        about.get("base_model_name_or_path")
+        or about.get("model")
+        or header.metadata.get("ss_base_model_version")
+    )
     evidence = Evidence(
-        layout=layout.name, ranks=tuple(sorted(ranks)), alpha=alpha, use_rslora=bool(config and config.get("use_rslora")),
+        layout=layout.name,
+        ranks=tuple(sorted(ranks)),
+        alpha=alpha,
+        use_rslora=bool(config and config.get("use_rslora")),
         modules=dict(sorted(Counter(_module_name(path, layout) for path in tensors).items())),
         layers=len({layer_number(_dotted(path, layout)) for path in tensors} - {None}),
         parameters=sum(entry.count for pair in tensors.values() for entry in pair.values()),
         claims=str(claims or "")[:200],
-        fingerprint=recorded_fingerprint(header), tokenizer_hash=recorded_hash(header, TOKENIZER_KEY),
+        fingerprint=recorded_fingerprint(header),
+        tokenizer_hash=recorded_hash(header, TOKENIZER_KEY),
         template_hash=recorded_hash(header, TEMPLATE_KEY),
-    )  # fmt: skip
+    )
     return Found(evidence, weights, config, tensors, layout, alphas)
 
 
-def _sorted_out(header: SafetensorsHeader) -> tuple[Layout, dict[str, dict[str, TensorEntry]], dict[str, str]]:
-    """The layout that every tensor is in. Raises InvalidAdapter naming the first that is in none, or breaks the pairs."""
+def _sorted_out(
+    header: SafetensorsHeader,
+) -> tuple[Layout, dict[str, dict[str, TensorEntry]], dict[str, str]]:
+    """The layout that every tensor is in.
+
+    Raises InvalidAdapter naming the first that is in none, or breaks the pairs.
+    """
     names = [entry.name for entry in header.tensors]
     factors = [name for name in names if not _ALPHA.match(name)]
     if not factors:
@@ -233,7 +274,8 @@ def _sorted_out(header: SafetensorsHeader) -> tuple[Layout, dict[str, dict[str, 
             continue
         if len(entry.shape) != 2 or entry.dtype not in _DTYPES:
             raise InvalidAdapter(
-                f"{entry.name[:120]!r} is {entry.dtype} {list(entry.shape)}; a LoRA factor is a matrix of floats."
+                f"{entry.name[:120]!r} is {entry.dtype} {list(entry.shape)}; a LoRA factor is a matrix "
+                "of floats."
             )
         tensors.setdefault(match["path"], {})["A" if match["factor"] == layout.A else "B"] = entry
     for path, pair in tensors.items():
@@ -246,11 +288,14 @@ def _sorted_out(header: SafetensorsHeader) -> tuple[Layout, dict[str, dict[str, 
 
 
 def _refuse_strangers(names: Sequence[str]) -> None:
-    if magnitude := next((name for name in names if "magnitude" in name or name.endswith("dora_scale")), None):
+    if magnitude := next(
+        (name for name in names if "magnitude" in name or name.endswith("dora_scale")), None
+    ):
         raise InvalidAdapter(f"It is a DoRA adapter ({magnitude[:120]}), which cannot be used yet.")
     stranger = next((name for name in names if not any(one.pattern.match(name) for one in LAYOUTS)), names[0])
     raise InvalidAdapter(
-        f"{stranger[:120]!r} is no LoRA factor in any layout that is known here: {', '.join(one.name for one in LAYOUTS)}."
+        f"{stranger[:120]!r} is no LoRA factor in any layout that is known here: "
+        f"{', '.join(one.name for one in LAYOUTS)}."
     )
 
 
@@ -264,13 +309,17 @@ def _dotted(path: str, layout: Layout) -> str:
 
 
 def _module_name(path: str, layout: Layout) -> str:
-    """The last part of a path; where it cannot be told from the others, what stands behind the layer's number."""
+    """The last part of a path; where it cannot be told from the others, what stands behind the layer's
+    number.
+    """
     return _dotted(path, layout).rpartition(".")[2]
 
 
 def _raw_config(path: Path) -> dict[str, Any]:
     try:
-        about = json.loads(path.read_text(encoding="utf-8-sig")) if path.stat().st_size <= 256 * 1024 else None
+        about = (
+            json.loads(path.read_text(encoding="utf-8-sig")) if path.stat().st_size <= 256 * 1024 else None
+        )
     except (ValueError, RecursionError) as error:
         raise InvalidAdapter(f"{path.name} is not valid JSON: {str(error)[:100]}.") from None
     if not isinstance(about, dict):
@@ -278,7 +327,9 @@ def _raw_config(path: Path) -> dict[str, Any]:
     return about
 
 
-def _alpha(config: Mapping[str, Any] | None, about: Mapping[str, Any], header: SafetensorsHeader) -> float | None:
+def _alpha(
+    config: Mapping[str, Any] | None, about: Mapping[str, Any], header: SafetensorsHeader
+) -> float | None:
     """From PEFT's configuration; MLX gives the scale itself; kohya writes it into the header."""
     if config is not None:
         return float(config["lora_alpha"])
@@ -299,7 +350,8 @@ def _positive(value: object, what: str) -> float:
 
 
 def fit(found: Found, shapes: LayerShapes, head: str | None, alpha: float | None = None) -> AdapterWeights:
-    """The adapter for a base with these (in, out) `shapes` by module path. alpha serves files that do not say theirs.
+    """The adapter for a base with these (in, out) `shapes` by module path. alpha serves files that do not say
+    theirs.
 
     Raises InvalidAdapter with the first thing that does not fit.
     """
@@ -315,7 +367,9 @@ def fit(found: Found, shapes: LayerShapes, head: str | None, alpha: float | None
             A, B = A.T.contiguous(), B.T.contiguous()
         n_in, n_out = shapes[path]
         if A.shape[1] != n_in or B.shape[0] != n_out:
-            raise InvalidAdapter(f"{own} has the shape {A.shape[1]} → {B.shape[0]}; in this base it is {n_in} → {n_out}.")
+            raise InvalidAdapter(
+                f"{own} has the shape {A.shape[1]} → {B.shape[0]}; in this base it is {n_in} → {n_out}."
+            )
         if not (torch.isfinite(A).all() and torch.isfinite(B).all()):
             raise InvalidAdapter(f"The factors of {own} hold NaN or infinite numbers.")
         scale = scales[own] if own in scales else _by_alpha(found, loaded, own, A.shape[0])
@@ -325,14 +379,22 @@ def fit(found: Found, shapes: LayerShapes, head: str | None, alpha: float | None
     everywhere = len(numbers) == len({layer_number(path) for path in shapes} - {None})
     root = math.sqrt(rank) if found.evidence.use_rslora else rank
     return AdapterWeights(
-        rank=rank, alpha=max(factors.scale for factors in layers.values()) * root, dropout=0.0, layers=layers,
-        base_fingerprint=found.evidence.fingerprint, base_name=found.evidence.claims, use_rslora=found.evidence.use_rslora,
+        rank=rank,
+        alpha=max(factors.scale for factors in layers.values()) * root,
+        dropout=0.0,
+        layers=layers,
+        base_fingerprint=found.evidence.fingerprint,
+        base_name=found.evidence.claims,
+        use_rslora=found.evidence.use_rslora,
         layers_to_transform=None if everywhere else tuple(numbers),
-    )  # fmt: skip
+    )
 
 
 def _paths_in(found: Found, shapes: LayerShapes) -> dict[str, str]:
-    """From the file's paths to the base's. Raises InvalidAdapter for one that the base has not, or has more than once."""
+    """From the file's paths to the base's.
+
+    Raises InvalidAdapter for one that the base has not, or has more than once.
+    """
     by_end: dict[str, list[str]] = {}
     for path in shapes:
         for name in _ends(path, found.layout):
@@ -361,7 +423,10 @@ def _stripped(own: str) -> list[str]:
 
 
 def _scales(found: Found, alpha: float | None) -> dict[str, float]:
-    """The scale of each layer whose file does not give an alpha of its own. Raises InvalidAdapter if nothing says one."""
+    """The scale of each layer whose file does not give an alpha of its own.
+
+    Raises InvalidAdapter if nothing says one.
+    """
     path = found.weights_file.with_name(CONFIG_NAME)
     if found.layout.name == "MLX" and path.is_file():
         given = _raw_config(path).get("lora_parameters")
@@ -371,7 +436,9 @@ def _scales(found: Found, alpha: float | None) -> dict[str, float]:
     stated = found.evidence.alpha if alpha is None else _positive(alpha, "alpha")
     missing = set(found.tensors) - set(found.alphas)
     if stated is None and missing:
-        raise InvalidAdapter("The files do not say alpha, without which the scale α/r is unknown; give it with --alpha.")
+        raise InvalidAdapter(
+            "The files do not say alpha, without which the scale α/r is unknown; give it with --alpha."
+        )
     return {} if stated is None else {own: _scale_of(found, own, stated) for own in missing}
 
 

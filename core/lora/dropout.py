@@ -1,7 +1,8 @@
 """Dropout whose mask depends on the run, its step, the layer and the position, and on nothing else.
 
-A generator would give a run another mask for every change in who shares its batch. Here each element's bit is a hash
-of where it stands, so a run trained in a group drops what it would drop alone, and a recomputed forward drops the same.
+A generator would give a run another mask for every change in who shares its batch. Here each element's bit is
+a hash of where it stands, so a run trained in a group drops what it would drop alone, and a recomputed
+forward drops the same.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ _SIGN = 0x7FFFFFFF
 
 
 class DropoutState:
-    """Shared by all layers of a bank: for each of K adapters its rate, and a key that changes with every micro-batch."""
+    """Shared by all layers of a bank: for each of K adapters its rate, and a key that changes with every
+    micro-batch.
+    """
 
     def __init__(self, rates: Tensor) -> None:
         """rates [K], each in 0 ≤ p < 1."""
@@ -32,10 +35,14 @@ class Dropout(nn.Module):
         super().__init__()
         self.state = state
         # A tensor rather than a number, so that compiled layers share one graph.
-        self.register_buffer("salt", torch.tensor(_signed(layer * 0x9E3779B1 + 1), dtype=torch.int32, device=state.keys.device))
+        self.register_buffer(
+            "salt", torch.tensor(_signed(layer * 0x9E3779B1 + 1), dtype=torch.int32, device=state.keys.device)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [N, T, in] with N/K consecutive rows for each adapter; dropped and rescaled by 1/(1 − p) as in inverted dropout."""
+        """x [N, T, in] with N/K consecutive rows for each adapter; dropped and rescaled by 1/(1 − p) as in
+        inverted dropout.
+        """
         rows, tokens, width = x.shape
         adapters = self.state.rates.shape[0]
         each = rows // adapters

@@ -1,7 +1,7 @@
 """Triton kernels for decoding: what each row's own adapter adds to one layer's output.
 
-torch has no product that picks its matrix by an index for each row, and gathering the factors first would copy them
-for every token.
+torch has no product that picks its matrix by an index for each row, and gathering the factors first would
+copy them for every token.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from torch import Tensor
 _IN_BLOCK, _OUT_BLOCK = 1024, 128
 
 
-def one_token_delta(x: Tensor, A: Tensor, B: Tensor, scale: Tensor, slots: Tensor, S: Tensor, delta: Tensor) -> None:
+def one_token_delta(
+    x: Tensor, A: Tensor, B: Tensor, scale: Tensor, slots: Tensor, S: Tensor, delta: Tensor
+) -> None:
     """delta[i] = scale[k]·B[k]·A[k]·x[i] with k = slots[i].
 
-    x [R, in], A [K, r, in], B [K, out, r] and scale [K] with factors contiguous inside a slot; slots [R] int64.
-    Writes S [R, r] float32, the intermediate, and delta [R, out].
+    x [R, in], A [K, r, in], B [K, out, r] and scale [K] with factors contiguous inside a slot; slots [R]
+    int64. Writes S [R, r] float32, the intermediate, and delta [R, out].
     """
     rows, rank, outputs = x.shape[0], A.shape[1], B.shape[1]
     _shrink[(rows, rank)](x, A, scale, slots, S, x.shape[1], x.stride(0), A.stride(0), rank, BLOCK=_IN_BLOCK)

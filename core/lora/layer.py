@@ -5,12 +5,12 @@
             └──► A[k] (r×in) ──► B[k] (out×r) ──► · s[k]         y = W·x + s·B·A·x,  s = α/r
 
 Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685, equation 3. A starts
-Kaiming-uniform with a = √5 and B at zero, as in the authors' loralib, so ΔW = s·B·A is exactly zero before the first
-step. The forward pass never changes W.
+Kaiming-uniform with a = √5 and B at zero, as in the authors' loralib, so ΔW = s·B·A is exactly zero before
+the first step. The forward pass never changes W.
 
-The factors of K adapters are stacked, A[K, r_max, in] and B[K, out, r_max]; an adapter of lower rank is padded with
-zero rows, which add nothing and get no gradient. A batch holds the same number of rows for each adapter in use, in
-order, so that the adapter path is two batched products, whatever K is.
+The factors of K adapters are stacked, A[K, r_max, in] and B[K, out, r_max]; an adapter of lower rank is
+padded with zero rows, which add nothing and get no gradient. A batch holds the same number of rows for each
+adapter in use, in order, so that the adapter path is two batched products, whatever K is.
 """
 
 from __future__ import annotations
@@ -26,15 +26,17 @@ from core.lora.ops import lora_linear, lora_linear_one_token, with_delta
 class LoraFactors(nn.Module):
     """The stacked factors of K adapters for one linear layer, and each adapter's scale.
 
-    A and B are what is stored and trained; work_A and work_B are the same numbers in the dtype the base computes in,
-    and the same tensors where that is the stored one. All are views into the bank's storage.
+    A and B are what is stored and trained; work_A and work_B are the same numbers in the dtype the base
+    computes in, and the same tensors where that is the stored one. All are views into the bank's storage.
     """
 
     scale: Tensor
     work_A: Tensor
     work_B: Tensor
 
-    def __init__(self, A: Tensor, B: Tensor, work_A: Tensor, work_B: Tensor, scale: Tensor, dropout: Dropout | None) -> None:
+    def __init__(
+        self, A: Tensor, B: Tensor, work_A: Tensor, work_B: Tensor, scale: Tensor, dropout: Dropout | None
+    ) -> None:
         super().__init__()
         self.A, self.B = nn.Parameter(A), nn.Parameter(B)
         self.register_buffer("work_A", work_A)
@@ -45,8 +47,8 @@ class LoraFactors(nn.Module):
     def linear(self, x: Tensor, base: nn.Module, slots: Tensor | None) -> Tensor:
         """The layer's output with the adapters' part.
 
-        x [N, …, in] holds N / len(slots) consecutive rows for each entry of `slots`; None means all slots in order.
-        Returns [N, …, out].
+        x [N, …, in] holds N / len(slots) consecutive rows for each entry of `slots`; None means all slots in
+        order. Returns [N, …, out].
         """
         weight, bias = plain_weight(base), base.bias
         if slots is not None:
@@ -74,7 +76,10 @@ class LoraFactors(nn.Module):
 
 
 class LoraLinear(nn.Module):
-    """A frozen linear layer and the factors in use on it. Without factors it computes exactly what the base does."""
+    """A frozen linear layer and the factors in use on it.
+
+    Without factors it computes exactly what the base does.
+    """
 
     def __init__(self, base: nn.Module) -> None:
         super().__init__()

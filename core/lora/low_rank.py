@@ -1,8 +1,9 @@
 """Arithmetic on ΔW = scale·B·A without ever forming it: sums, inner products, singular values, truncation.
 
-A product of thin factors has the singular values of a small matrix: with B = Q_B·R_B and Aᵀ = Q_A·R_A,
-ΔW = Q_B·(R_B·R_Aᵀ)·Q_Aᵀ, and the bracket is only R × R. That is exact, and for a 4096 × 4096 layer a thousand times
-less work than decomposing ΔW itself. Everything is computed in float64: the small matrices cost nothing.
+A product of thin factors has the singular values of a small matrix: with B = Q_B·R_B and Aᵀ = Q_A·R_A, ΔW =
+Q_B·(R_B·R_Aᵀ)·Q_Aᵀ, and the bracket is only R × R. That is exact, and for a 4096 × 4096 layer a thousand
+times less work than decomposing ΔW itself. Everything is computed in float64: the small matrices cost
+nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ _NEGLIGIBLE = 1e-9  # singular values below this share of the largest are roundi
 
 @dataclass(frozen=True)
 class Decomposition:
-    """ΔW = U·diag(S)·V: U [out, R] with orthonormal columns, S [R] descending, V [R, in] with orthonormal rows; float64."""
+    """ΔW = U·diag(S)·V: U [out, R] with orthonormal columns, S [R] descending, V [R, in] with orthonormal
+    rows; float64.
+    """
 
     U: Tensor
     S: Tensor
@@ -33,11 +36,14 @@ class Decomposition:
 
     @property
     def numerical_rank(self) -> int:
-        """Singular values that are more than rounding; at least 1, since an adapter's factors need one row."""
+        """Singular values that are more than rounding; at least 1,
+        since an adapter's factors need one row.
+        """
         return max(1, int((_NEGLIGIBLE * self.S[:1] < self.S).sum()))
 
     def truncated(self, rank: int) -> LayerFactors:
-        """The best approximation of this rank in the Frobenius norm (Eckart and Young 1936), the scale folded in.
+        """The best approximation of this rank in the Frobenius norm (Eckart and Young 1936), the scale folded
+        in.
 
         Each factor gets the square root of S, so that neither is much larger than the other.
         """
@@ -51,7 +57,10 @@ class Decomposition:
 
 
 def weighted_sum(parts: Sequence[tuple[LayerFactors, float]]) -> LayerFactors:
-    """Σ wᵢ·ΔWᵢ as one pair of factors: the A stacked, the B beside each other with their scales and weights. Ranks add up."""
+    """Σ wᵢ·ΔWᵢ as one pair of factors: the A stacked, the B beside each other with their scales and weights.
+
+    Ranks add up.
+    """
     A = torch.cat([factors.A.float() for factors, _ in parts])
     B = torch.cat([factors.B.float() * (factors.scale * weight) for factors, weight in parts], dim=1)
     return LayerFactors(A, B, 1.0)
@@ -82,8 +91,9 @@ def inner_product(one: LayerFactors, other: LayerFactors) -> float:
 def decompose_dense(delta: Tensor, rank: int) -> Decomposition:
     """The leading singular values and vectors of a dense ΔW [out, in]; at least `rank` of them.
 
-    Exact for layers up to 2,048 wide. Above, by subspace iteration from a fixed start (Halko et al. 2011, arXiv 0909.4061,
-    algorithm 4.4): the leading values agree to the printed digits, and it takes seconds instead of minutes.
+    Exact for layers up to 2,048 wide. Above, by subspace iteration from a fixed start (Halko et al. 2011,
+    arXiv 0909.4061, algorithm 4.4): the leading values agree to the printed digits, and it takes seconds
+    instead of minutes.
     """
     narrow = min(delta.shape)
     if narrow <= 2048:
@@ -91,7 +101,9 @@ def decompose_dense(delta: Tensor, rank: int) -> Decomposition:
         return Decomposition(U, S, V)
     wanted = min(narrow, rank + 32)
     generator = torch.Generator(delta.device).manual_seed(0)
-    Q = torch.linalg.qr(delta @ torch.randn(delta.shape[1], wanted, generator=generator, device=delta.device)).Q
+    Q = torch.linalg.qr(
+        delta @ torch.randn(delta.shape[1], wanted, generator=generator, device=delta.device)
+    ).Q
     for _ in range(6):
         Q = torch.linalg.qr(delta @ torch.linalg.qr(delta.T @ Q).Q).Q
     U, S, V = torch.linalg.svd((Q.T @ delta).double(), full_matrices=False)

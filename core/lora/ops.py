@@ -1,8 +1,8 @@
 """The arithmetic of a LoRA layer as operators that autograd, torch.compile and CUDA graphs take as they are.
 
-Forward and backward of one frozen linear layer with K adapters. Written as whole operators, since that keeps the
-adapters' products inside the output of the base's (one addition in place instead of two passes over it), and since
-backward then needs x and the small S = x·Aᵀ only, both of which a partitioner may recompute.
+Forward and backward of one frozen linear layer with K adapters. Written as whole operators, since that keeps
+the adapters' products inside the output of the base's (one addition in place instead of two passes over it),
+and since backward then needs x and the small S = x·Aᵀ only, both of which a partitioner may recompute.
 """
 
 from __future__ import annotations
@@ -16,22 +16,32 @@ from torch import Tensor
 
 @torch.library.custom_op("lora_workbench::linear", mutates_args=())
 def lora_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, work_A: Tensor, work_B: Tensor, scale: Tensor
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    work_A: Tensor,
+    work_B: Tensor,
+    scale: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """y = x·Wᵀ + bias + scale·(x·Aᵀ)·Bᵀ, and S = scale·x·Aᵀ for backward (arXiv 2106.09685, equation 3).
 
-    x [N, …, in] holds N/K consecutive rows of each adapter; weight [out, in]; A [K, r, in] and B [K, out, r] are the
-    float32 factors that receive gradients, work_A and work_B the same in x's dtype; scale [K]. y [N, …, out], S [K, T, r].
+    x [N, …, in] holds N/K consecutive rows of each adapter; weight [out, in]; A [K, r, in] and B [K, out, r]
+    are the float32 factors that receive gradients, work_A and work_B the same in x's dtype; scale [K]. y [N,
+    …, out], S [K, T, r].
     """
     return with_delta(x, weight, bias, work_A, work_B, scale)
 
 
-def with_delta(x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+def with_delta(
+    x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor]:
     """The same for factors in x's dtype, without a thought for gradients.
 
-    The base's product is added to the adapters' part, not the other way round: so it is summed in float32 and rounded
-    once. Added to an output that is rounded already, a young adapter's part is less than half of bfloat16's last digit
-    and would be rounded away whole, every time.
+    The base's product is added to the adapters' part, not the other way round: so it is summed in float32 and
+    rounded once. Added to an output that is rounded already, a young adapter's part is less than half of
+    bfloat16's last digit and would be rounded away whole, every time.
     """
     adapters, outputs = A.shape[0], weight.shape[0]
     grouped = x.reshape(adapters, -1, x.shape[-1])
@@ -103,10 +113,12 @@ lora_linear.register_autograd(_backward, setup_context=_keep)
 def lora_linear_one_token(
     x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: Tensor, slots: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """One new token for each row of x [R, in], row i with adapter slots[i]: the base's output and the adapters' delta.
+    """One new token for each row of x [R, in], row i with adapter slots[i]: the base's output and the
+    adapters' delta.
 
-    Decoding reads the whole weight for a few rows, so the adapters' two small kernels run beside it on a stream of
-    their own, and the sum is left to the caller, where a compiler folds it into whatever comes next.
+    Decoding reads the whole weight for a few rows, so the adapters' two small kernels run beside it on a
+    stream of their own, and the sum is left to the caller, where a compiler folds it into whatever comes
+    next.
     """
     from core.lora.kernels import one_token_delta  # needs Triton, which only CUDA builds of torch bring
 

@@ -1,8 +1,9 @@
 """Adapters on disk, in PEFT's format: adapter_config.json and adapter_model.safetensors.
 
-Reading is strict, because adapter files come from strangers: exactly these two files, the configuration against a
-list of known keys and ranges, the tensors against the exact set the configuration and the base call for, finite
-values. Nothing is allocated before the header was checked, and nothing named in a file is imported.
+Reading is strict, because adapter files come from strangers: exactly these two files, the configuration
+against a list of known keys and ranges, the tensors against the exact set the configuration and the base call
+for, finite values. Nothing is allocated before the header was checked, and nothing named in a file is
+imported.
 """
 
 from __future__ import annotations
@@ -37,13 +38,31 @@ _DTYPES = ("F32", "F16", "BF16")
 
 # Keys with a meaning we honour, or that describe and change nothing.
 _UNDERSTOOD = {
-    "peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "fan_in_fan_out", "use_rslora", "rank_pattern",
-    "alpha_pattern", "layers_to_transform", "bias", "init_lora_weights", "exclude_modules",
-}  # fmt: skip
+    "peft_type",
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "target_modules",
+    "fan_in_fan_out",
+    "use_rslora",
+    "rank_pattern",
+    "alpha_pattern",
+    "layers_to_transform",
+    "bias",
+    "init_lora_weights",
+    "exclude_modules",
+}
 _DESCRIPTIVE = {
-    "base_model_name_or_path", "revision", "task_type", "inference_mode", "auto_mapping", "peft_version",
-    "megatron_core", "layers_pattern", "qalora_group_size",
-}  # fmt: skip
+    "base_model_name_or_path",
+    "revision",
+    "task_type",
+    "inference_mode",
+    "auto_mapping",
+    "peft_version",
+    "megatron_core",
+    "layers_pattern",
+    "qalora_group_size",
+}
 _REFUSED = {
     "use_dora": "DoRA adapters cannot be used yet",
     "modules_to_save": "adapters that carry whole modules (modules_to_save) cannot be used",
@@ -54,7 +73,8 @@ _REFUSED = {
 
 
 def save_adapter(folder: Path, adapter: AdapterWeights, recorded: Mapping[str, str] | None = None) -> None:
-    """Write `adapter` into the existing folder, in the layout PEFT loads. float32 factors, fingerprint in the header.
+    """Write `adapter` into the existing folder, in the layout PEFT loads. float32 factors, fingerprint in the
+    header.
 
     recorded: what else the header should say, such as the tokenizer's hash.
     """
@@ -63,9 +83,13 @@ def save_adapter(folder: Path, adapter: AdapterWeights, recorded: Mapping[str, s
         tensors[f"{_PREFIX}{path}.lora_A.weight"] = factors.A.contiguous()
         tensors[f"{_PREFIX}{path}.lora_B.weight"] = factors.B.contiguous()
     metadata = {"format": "pt", FINGERPRINT_KEY: adapter.base_fingerprint, **(recorded or {})}
-    write_float32(folder / WEIGHTS_NAME, {name: one.float().numpy() for name, one in tensors.items()}, metadata)
+    write_float32(
+        folder / WEIGHTS_NAME, {name: one.float().numpy() for name, one in tensors.items()}, metadata
+    )
     config = peft_config(adapter)
-    (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / CONFIG_NAME).write_text(
+        json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
 
 
 def peft_config(adapter: AdapterWeights) -> dict[str, Any]:
@@ -85,8 +109,12 @@ def peft_config(adapter: AdapterWeights) -> dict[str, Any]:
         "use_dora": False,
         "fan_in_fan_out": adapter.fan_in_fan_out,
         "rank_pattern": _pattern(adapter, {p: f.rank for p, f in adapter.layers.items()}, adapter.rank),
-        "alpha_pattern": _pattern(adapter, {p: _alpha(adapter, f) for p, f in adapter.layers.items()}, adapter.alpha),
-        "layers_to_transform": None if adapter.layers_to_transform is None else list(adapter.layers_to_transform),
+        "alpha_pattern": _pattern(
+            adapter, {p: _alpha(adapter, f) for p, f in adapter.layers.items()}, adapter.alpha
+        ),
+        "layers_to_transform": None
+        if adapter.layers_to_transform is None
+        else list(adapter.layers_to_transform),
         "modules_to_save": None,
         "init_lora_weights": True,
     }
@@ -102,9 +130,14 @@ def _pattern(adapter: AdapterWeights, values: dict[str, Any], default: Any) -> d
 
 
 def check_folder(folder: Path) -> tuple[Path, Path]:
-    """The two files of an adapter folder. Raises InvalidAdapter if one is missing, a link, or pickle is all there is."""
+    """The two files of an adapter folder.
+
+    Raises InvalidAdapter if one is missing, a link, or pickle is all there is.
+    """
     if not folder.is_dir():
-        raise InvalidAdapter(f"{folder} is not a folder; an adapter is a folder with {CONFIG_NAME} and {WEIGHTS_NAME}.")
+        raise InvalidAdapter(
+            f"{folder} is not a folder; an adapter is a folder with {CONFIG_NAME} and {WEIGHTS_NAME}."
+        )
     config, weights = folder / CONFIG_NAME, folder / WEIGHTS_NAME
     if not weights.is_file() and (folder / "adapter_model.bin").exists():
         raise InvalidAdapter(
@@ -113,16 +146,25 @@ def check_folder(folder: Path) -> tuple[Path, Path]:
         )
     for path in (config, weights):
         if path.is_symlink():
-            raise InvalidAdapter(f"{path} is a link, which is not followed; copy the file itself into the folder.")
+            raise InvalidAdapter(
+                f"{path} is a link, which is not followed; copy the file itself into the folder."
+            )
         if not path.is_file():
-            raise InvalidAdapter(f"{folder} has no {path.name}; an adapter needs {CONFIG_NAME} and {WEIGHTS_NAME}.")
+            raise InvalidAdapter(
+                f"{folder} has no {path.name}; an adapter needs {CONFIG_NAME} and {WEIGHTS_NAME}."
+            )
     return config, weights
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Parse adapter_config.json against the known keys and ranges. Raises InvalidAdapter naming the key at fault."""
+    """Parse adapter_config.json against the known keys and ranges.
+
+    Raises InvalidAdapter naming the key at fault.
+    """
     if path.stat().st_size > _MAX_CONFIG_BYTES:
-        raise InvalidAdapter(f"{path.name} is {path.stat().st_size:,} bytes long; at most {_MAX_CONFIG_BYTES:,} are accepted.")
+        raise InvalidAdapter(
+            f"{path.name} is {path.stat().st_size:,} bytes long; at most {_MAX_CONFIG_BYTES:,} are accepted."
+        )
     try:
         config = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
@@ -130,7 +172,9 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise InvalidAdapter(f"{path.name} holds no JSON object.")
     if config.get("peft_type") != "LORA":
-        raise InvalidAdapter(f"{path.name} describes a {config.get('peft_type')!r} adapter; only LORA can be used.")
+        raise InvalidAdapter(
+            f"{path.name} describes a {config.get('peft_type')!r} adapter; only LORA can be used."
+        )
     for key, value in config.items():
         _check_key(key, value)
     _check_values(config)
@@ -140,7 +184,9 @@ def read_config(path: Path) -> dict[str, Any]:
 def _check_key(key: str, value: object) -> None:
     if key in _UNDERSTOOD or key in _DESCRIPTIVE or not value:
         return
-    why = _REFUSED.get(key, f"the setting {key!r} is not known here, so its effect would be lost without a word")
+    why = _REFUSED.get(
+        key, f"the setting {key!r} is not known here, so its effect would be lost without a word"
+    )
     raise InvalidAdapter(f"{CONFIG_NAME}: {why}.")
 
 
@@ -151,20 +197,28 @@ def _check_values(config: Mapping[str, Any]) -> None:
         value = config.get(key, low)
         whole = "a whole number" if key == "r" else "a number"
         if not _is_number(value) or (key == "r" and not isinstance(value, int)) or not low <= value <= high:
-            raise InvalidAdapter(f"{CONFIG_NAME}: {key} is {str(value)[:40]}; expected {whole} from {low} to {high}.")
+            raise InvalidAdapter(
+                f"{CONFIG_NAME}: {key} is {str(value)[:40]}; expected {whole} from {low} to {high}."
+            )
     for key, low, high in (("rank_pattern", 1, 1024), ("alpha_pattern", 1e-3, 65536)):
         pattern = config.get(key) or {}
-        sound = isinstance(pattern, dict) and all(_is_number(value) and low <= value <= high for value in pattern.values())
+        sound = isinstance(pattern, dict) and all(
+            _is_number(value) and low <= value <= high for value in pattern.values()
+        )
         if not sound or not all(_MODULE_NAME.match(name) for name in pattern):
             raise InvalidAdapter(
-                f"{CONFIG_NAME}: {key} must map plain module names (no regular expressions) to numbers from {low} to {high}."
+                f"{CONFIG_NAME}: {key} must map plain module names (no regular expressions) to numbers "
+                f"from {low} to {high}."
             )
     if config.get("bias", "none") != "none":
-        raise InvalidAdapter(f"{CONFIG_NAME}: bias is {config['bias']!r}; only adapters without biases can be used.")
+        raise InvalidAdapter(
+            f"{CONFIG_NAME}: bias is {config['bias']!r}; only adapters without biases can be used."
+        )
     start = config.get("init_lora_weights", True)
     if isinstance(start, str) and start.lower().startswith(("pissa", "olora", "corda", "loftq")):
         raise InvalidAdapter(
-            f"{CONFIG_NAME}: it was trained with {start}, which changes the base; convert it to plain LoRA first."
+            f"{CONFIG_NAME}: it was trained with {start}, which changes the base; convert it to plain "
+            "LoRA first."
         )
     for key in ("fan_in_fan_out", "use_rslora"):
         if not isinstance(config.get(key, False), bool):
@@ -189,19 +243,26 @@ def _check_descriptions(config: Mapping[str, Any]) -> None:
     if not isinstance(config.get("inference_mode", True), bool):
         raise InvalidAdapter(f"{CONFIG_NAME}: inference_mode must be true or false.")
     if config.get("layers_pattern"):
-        raise InvalidAdapter(f"{CONFIG_NAME}: layers_pattern is not known here; save the adapter with layers_to_transform alone.")
+        raise InvalidAdapter(
+            f"{CONFIG_NAME}: layers_pattern is not known here; save the adapter with "
+            "layers_to_transform alone."
+        )
     if config.get("megatron_core") not in (None, "megatron.core"):
         raise InvalidAdapter(
-            f"{CONFIG_NAME}: megatron_core names {str(config['megatron_core'])[:40]!r}; adapters of Megatron are not used."
+            f"{CONFIG_NAME}: megatron_core names {str(config['megatron_core'])[:40]!r}; adapters of "
+            "Megatron are not used."
         )
     group = config.get("qalora_group_size", 16)
     if type(group) is not int or not 1 <= group <= 65536:
         raise InvalidAdapter(
-            f"{CONFIG_NAME}: qalora_group_size is {str(group)[:40]!r}; expected a whole number from 1 to 65,536."
+            f"{CONFIG_NAME}: qalora_group_size is {str(group)[:40]!r}; expected a whole number from 1 "
+            "to 65,536."
         )
     mapping = config.get("auto_mapping")
     if mapping is not None and not _is_auto_mapping(mapping):
-        raise InvalidAdapter(f"{CONFIG_NAME}: auto_mapping names a class outside of transformers, which is never loaded.")
+        raise InvalidAdapter(
+            f"{CONFIG_NAME}: auto_mapping names a class outside of transformers, which is never loaded."
+        )
 
 
 def _is_auto_mapping(mapping: object) -> bool:
@@ -218,7 +279,11 @@ def _is_number(value: object) -> bool:
 
 
 def _check_targets(targets: object) -> None:
-    listed = isinstance(targets, list) and targets and all(isinstance(one, str) and len(one) < 512 for one in targets)
+    listed = (
+        isinstance(targets, list)
+        and targets
+        and all(isinstance(one, str) and len(one) < 512 for one in targets)
+    )
     if not listed and not (isinstance(targets, str) and targets == "all-linear"):
         raise InvalidAdapter(f"{CONFIG_NAME}: target_modules must be a list of module names or all-linear.")
 
@@ -240,7 +305,9 @@ def read_weights_header(path: Path) -> SafetensorsHeader:
         shapes.setdefault(match["path"], {})[match["factor"]] = entry.shape
     for module, pair in shapes.items():
         if set(pair) != {"A", "B"} or pair["A"][0] != pair["B"][1]:
-            raise InvalidAdapter(f"{path.name}: the factors A and B of {module[:120]} do not belong together.")
+            raise InvalidAdapter(
+                f"{path.name}: the factors A and B of {module[:120]} do not belong together."
+            )
     if not shapes:
         raise InvalidAdapter(f"{path.name} holds no LoRA factors at all.")
     return header
@@ -260,7 +327,8 @@ def recorded_hash(header: SafetensorsHeader, key: str) -> str:
 def load_adapter(folder: Path, shapes: LayerShapes, head: str | None = None) -> AdapterWeights:
     """Read an adapter made for a base whose linear layers have these (in, out) `shapes` by module path.
 
-    Raises InvalidAdapter if the files are malformed, target other layers than the base has, or hold NaN or infinity.
+    Raises InvalidAdapter if the files are malformed, target other layers than the base has, or hold NaN or
+    infinity.
     """
     config_path, weights_path = check_folder(folder)
     config = read_config(config_path)
@@ -277,31 +345,40 @@ def load_adapter(folder: Path, shapes: LayerShapes, head: str | None = None) -> 
             raise InvalidAdapter(f"{weights_path.name}: the factors of {path} hold NaN or infinite numbers.")
         layers[path] = LayerFactors(A.float(), B.float(), _scale(config, path, A.shape[0]))
     return AdapterWeights(
-        rank=config["r"], alpha=float(config["lora_alpha"]), dropout=float(config.get("lora_dropout", 0.0)),
-        layers=layers, base_fingerprint=recorded_fingerprint(header),
+        rank=config["r"],
+        alpha=float(config["lora_alpha"]),
+        dropout=float(config.get("lora_dropout", 0.0)),
+        layers=layers,
+        base_fingerprint=recorded_fingerprint(header),
         base_name=str(config.get("base_model_name_or_path") or ""),
-        fan_in_fan_out=config.get("fan_in_fan_out", False), use_rslora=config.get("use_rslora", False),
+        fan_in_fan_out=config.get("fan_in_fan_out", False),
+        use_rslora=config.get("use_rslora", False),
         layers_to_transform=_chosen_layers(config),
-    )  # fmt: skip
+    )
 
 
-def _check_modules(found: set[str], config: Mapping[str, Any], paths: Sequence[str], head: str | None) -> None:
+def _check_modules(
+    found: set[str], config: Mapping[str, Any], paths: Sequence[str], head: str | None
+) -> None:
     """The file must hold exactly the modules that the configuration targets in this base."""
     unknown = sorted(found - set(paths))
     if unknown:
         raise InvalidAdapter(
-            f"The base has no layer {unknown[0]} ({len(unknown)} such layers); the adapter is for another model."
+            f"The base has no layer {unknown[0]} ({len(unknown)} such layers); the adapter is for "
+            "another model."
         )
     targeted = set(_targeted(config, paths, head))
     untargeted = sorted(found - targeted)
     if untargeted:
         raise InvalidAdapter(
-            f"The file holds factors for {untargeted[0]} ({len(untargeted)} such layers), which target_modules does not name."
+            f"The file holds factors for {untargeted[0]} ({len(untargeted)} such layers), which "
+            "target_modules does not name."
         )
     missing = sorted(targeted - found)
     if missing:
         raise InvalidAdapter(
-            f"The adapter targets {missing[0]} in this base but holds no factors for it ({len(missing)} such layers); "
+            f"The adapter targets {missing[0]} in this base but holds no factors for it ({len(missing)} "
+            "such layers); "
             "it is incomplete or for a model with fewer layers."
         )
 
@@ -332,7 +409,9 @@ def _check_shape(name: str, shape: tuple[int, ...], shapes: LayerShapes, config:
     rank = int(_by_pattern(config.get("rank_pattern"), path, config["r"]))
     expected = (rank, in_features) if factor == "A" else (out_features, rank)
     if shape != expected:
-        raise InvalidAdapter(f"{factor} of {path} is {list(shape)}; with rank {rank} this base needs {list(expected)}.")
+        raise InvalidAdapter(
+            f"{factor} of {path} is {list(shape)}; with rank {rank} this base needs {list(expected)}."
+        )
 
 
 def _by_pattern(pattern: Mapping[str, Any] | None, path: str, default: Any) -> Any:

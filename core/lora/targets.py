@@ -19,12 +19,16 @@ def select_targets(paths: Sequence[str], config: LoraConfig, head: str | None) -
     chosen = _named(paths, config.target_names, head)
     for name in config.pattern_names:
         if not any(ends_with(path, name) for path in chosen):
-            raise InvalidConfig(f"A pattern speaks of {name!r}, which is none of the targeted modules: {_names(chosen)}.")
+            raise InvalidConfig(
+                f"A pattern speaks of {name!r}, which is none of the targeted modules: {_names(chosen)}."
+            )
     if config.layer_numbers is None:
         return chosen
     there = {number for path in chosen if (number := layer_number(path)) is not None}
     if unknown := sorted(config.layer_numbers - there):
-        raise InvalidConfig(f"layers_to_transform names layer {unknown[0]}; this model's layers are 0 to {max(there)}.")
+        raise InvalidConfig(
+            f"layers_to_transform names layer {unknown[0]}; this model's layers are 0 to {max(there)}."
+        )
     return [path for path in chosen if layer_number(path) in config.layer_numbers]
 
 
@@ -35,7 +39,9 @@ def _named(paths: Sequence[str], names: Sequence[str], head: str | None) -> list
         return [path for path in paths if path != head]
     for name in names:
         if not any(ends_with(path, name) for path in paths):
-            raise InvalidConfig(f"No layer of this model is called {name!r}. It has: {_names(paths)} (or all-linear).")
+            raise InvalidConfig(
+                f"No layer of this model is called {name!r}. It has: {_names(paths)} (or all-linear)."
+            )
     return [path for path in paths if any(ends_with(path, name) for name in names)]
 
 

@@ -1,4 +1,7 @@
-"""The model card that goes with everything exported: what it is made of, and what may be done with it. Needs no torch."""
+"""The model card that goes with everything exported: what it is made of, and what may be done with it.
+
+Needs no torch.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,10 @@ from core.config import ExportConfig
 _WHAT = {
     "safetensors": "{base} with the LoRA adapter {adapter} merged in: W + (α/r)BA.",
     "gguf": "{base} with the LoRA adapter {adapter} merged in, for llama.cpp and what is built on it.",
-    "ollama": "{base} with the LoRA adapter {adapter} merged in. `ollama create NAME -f Modelfile` makes a model of it.",
+    "ollama": (
+        "{base} with the LoRA adapter {adapter} merged in. `ollama create NAME -f Modelfile` "
+        "makes a model of it."
+    ),
     "peft": "The LoRA adapter {adapter} for {base}, in PEFT's format.",
     "gguf-adapter": "The LoRA adapter {adapter} for {base}, for llama.cpp's `--lora`.",
 }
@@ -53,7 +59,11 @@ class Provenance:
 def model_card(about: Provenance, config: ExportConfig, facts: Mapping[str, Any]) -> str:
     """The model card: front matter the hub understands, then what went into the model."""
     adapter_alone = config.format in ("peft", "gguf-adapter")
-    front = ["---", f"library_name: {'peft' if adapter_alone else 'transformers'}", "pipeline_tag: text-generation"]
+    front = [
+        "---",
+        f"library_name: {'peft' if adapter_alone else 'transformers'}",
+        "pipeline_tag: text-generation",
+    ]
     if about.base_licence:
         front.append(f"license: {about.base_licence}")
     front += ["tags:", "- lora", "- adapter" if adapter_alone else "- merged", "---", ""]
@@ -61,15 +71,26 @@ def model_card(about: Provenance, config: ExportConfig, facts: Mapping[str, Any]
     shown = ", ".join(f"{name} {value:.4f}" for name, value in losses.items() if value is not None)
     rounding = facts.get("rounding_loss")
     rows = [
-        ("Base model", plain(about.base_name)), ("Fingerprint of the base", f"`{about.base_fingerprint}`"),
-        ("Licence of the base", about.base_licence or "not stated"), ("Digest of the adapter", f"`{about.adapter_digest}`"),
-        ("Combined from", plain(", ".join(about.parents))), ("Data set", plain(about.dataset_name) or "not known"),
-        ("Final loss", shown or "not known"), ("Weights", "" if adapter_alone else config.dtype),
+        ("Base model", plain(about.base_name)),
+        ("Fingerprint of the base", f"`{about.base_fingerprint}`"),
+        ("Licence of the base", about.base_licence or "not stated"),
+        ("Digest of the adapter", f"`{about.adapter_digest}`"),
+        ("Combined from", plain(", ".join(about.parents))),
+        ("Data set", plain(about.dataset_name) or "not known"),
+        ("Final loss", shown or "not known"),
+        ("Weights", "" if adapter_alone else config.dtype),
         ("Of the adapter rounded away", "" if rounding is None else f"{rounding:.2%}"),
-    ]  # fmt: skip
+    ]
     what = _WHAT[config.format].format(base=plain(about.base_name), adapter=plain(about.adapter_name))
     table = ["| | |", "|---|---|", *[f"| {name} | {value} |" for name, value in rows if value]]
-    configuration = ["Training configuration:", "", "```json", json.dumps(about.config, indent=2, ensure_ascii=False), "```", ""]
+    configuration = [
+        "Training configuration:",
+        "",
+        "```json",
+        json.dumps(about.config, indent=2, ensure_ascii=False),
+        "```",
+        "",
+    ]
     return "\n".join([*front, f"# {plain(about.adapter_name)}", "", what, "", *table, "", *configuration])
 
 

@@ -1,7 +1,7 @@
 """Checking what was exported, in a process of its own: nothing that wrote it is left in memory.
 
-Reads one JSON object from standard input, writes lines of JSON to standard output: {"progress": …} now and then, at the
-end {"result": …} or {"refused": …}.
+Reads one JSON object from standard input, writes lines of JSON to standard output: {"progress": …} now and
+then, at the end {"result": …} or {"refused": …}.
 """
 
 from __future__ import annotations
@@ -40,14 +40,20 @@ def check_export(
 ) -> Result:
     """The result: verdict, a sentence, and the figures. Raises WorkbenchError."""
     question = {
-        "base": str(base_folder), "adapter": str(adapter_folder), "target": str(target), "config": config.to_dict(),
+        "base": str(base_folder),
+        "adapter": str(adapter_folder),
+        "target": str(target),
+        "config": config.to_dict(),
         "template": template,
-    }  # fmt: skip
+    }
     return ask_process(question, report)
 
 
 def ask_process(question: dict[str, Any], report: Report) -> Result:
-    """Have a process of its own do what check() does. Raises WorkbenchError if it refuses or ends without a result."""
+    """Have a process of its own do what check() does.
+
+    Raises WorkbenchError if it refuses or ends without a result.
+    """
     command = [sys.executable, "-m", "core.merge.check_process"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
@@ -63,7 +69,9 @@ def ask_process(question: dict[str, Any], report: Report) -> Result:
     if "refused" in answer:
         raise WorkbenchError(answer["refused"])
     if "result" not in answer:
-        raise WorkbenchError(f"The check of the export ended without a result (exit code {process.returncode}).")
+        raise WorkbenchError(
+            f"The check of the export ended without a result (exit code {process.returncode})."
+        )
     return dict(answer["result"])
 
 
@@ -99,18 +107,30 @@ def _too_large(base_folder: Path) -> str:
     needed, free = 4.5 * count, psutil.virtual_memory().available
     if needed <= free:
         return ""
-    return f"computing the model in float32 takes {needed / 1e9:,.0f} GB of memory, {free / 1e9:,.0f} GB are free"
+    return (
+        f"computing the model in float32 takes {needed / 1e9:,.0f} GB of memory, {free / 1e9:,.0f} "
+        "GB are free"
+    )
 
 
 def _not_checkable(
-    base_folder: Path, layers: Skeleton, adapter: AdapterWeights, target: Path, config: ExportConfig, why: str, report: Report
-) -> Result:  # fmt: skip
+    base_folder: Path,
+    layers: Skeleton,
+    adapter: AdapterWeights,
+    target: Path,
+    config: ExportConfig,
+    why: str,
+    report: Report,
+) -> Result:
     """What can be said without computing: whether every tensor is the one that was meant."""
     report(Progress("Reading back every tensor"))
     if config.format == "peft":
         found = load_adapter(target, layers.shapes, layers.head)
-        different = [path for path, one in adapter.layers.items()
-                     if not (found.layers[path].A.equal(one.A) and found.layers[path].B.equal(one.B))]  # fmt: skip
+        different = [
+            path
+            for path, one in adapter.layers.items()
+            if not (found.layers[path].A.equal(one.A) and found.layers[path].B.equal(one.B))
+        ]
     else:
         different = differing_tensors(base_folder, adapter, layers.transposed, target)
     if different:
@@ -135,7 +155,10 @@ def _check_peft(
             logits.append(probe_logits(base, probe_ids(base)))
     difference = float((logits[0] - logits[1]).abs().max())
     passed = difference == 0 and bool(logits[0].isfinite().all())
-    sentence = f"{'Passed' if passed else 'FAILED'}: loaded again from the folder, its logits differ by {difference:.3g}."
+    sentence = (
+        f"{'Passed' if passed else 'FAILED'}: loaded again from the folder, its logits differ by "
+        f"{difference:.3g}."
+    )
     return {"verdict": _verdict(passed), "sentence": sentence, "max_logit_difference": difference}
 
 

@@ -1,8 +1,9 @@
 """Adapters combined into a new one, always on ΔW and never on A and B apart.
 
-Exact and cheap where the result is a sum: `cat` puts the factors beside each other, `linear` writes the same sum with the
-lowest rank that holds it, `svd` cuts it to a chosen rank. The element-wise methods form ΔW layer by layer, one layer at
-a time, and cut the result to the chosen rank. What a cut loses is measured, not guessed.
+Exact and cheap where the result is a sum: `cat` puts the factors beside each other, `linear` writes the same
+sum with the lowest rank that holds it, `svd` cuts it to a chosen rank. The element-wise methods form ΔW layer
+by layer, one layer at a time, and cut the result to the chosen rank. What a cut loses is measured, not
+guessed.
 """
 
 from __future__ import annotations
@@ -53,11 +54,16 @@ class Parents:
     cosines: tuple[tuple[float, ...], ...]
     """⟨ΔWᵢ, ΔWⱼ⟩ / (‖ΔWᵢ‖·‖ΔWⱼ‖) over all layers: 1 the same direction, 0 unrelated, −1 opposite."""
     sign_conflicts: float
-    """Share of the weighted magnitude that pulls against the larger side, from 256 evenly spaced rows of each layer."""
+    """Share of the weighted magnitude that pulls against the larger side, from 256 evenly spaced rows of each
+    layer.
+    """
 
 
 def combine(parts: Sequence[Part], config: CombineConfig, report: Report) -> Combination:
-    """Combine adapters of one base. Raises WrongBase if they are of several, InvalidConfig if there is nothing to combine."""
+    """Combine adapters of one base.
+
+    Raises WrongBase if they are of several, InvalidConfig if there is nothing to combine.
+    """
     require_one_base(parts)
     paths = sorted({path for part in parts for path in part.adapter.layers})
     layers, lost, energy = {}, {}, {}
@@ -86,7 +92,10 @@ def resize(adapter: AdapterWeights, rank: int) -> Combination:
 
 
 def compare_parents(parts: Sequence[Part]) -> Parents:
-    """Norms, cosines and sign conflicts of adapters that somebody thinks of combining. Raises as combine() does."""
+    """Norms, cosines and sign conflicts of adapters that somebody thinks of combining.
+
+    Raises as combine() does.
+    """
     require_one_base(parts)
     count = len(parts)
     products = torch.zeros(count, count, dtype=torch.float64)
@@ -104,13 +113,16 @@ def compare_parents(parts: Sequence[Part]) -> Parents:
     norms = products.diagonal().clamp(min=0).sqrt()
     cosines = products / torch.outer(norms, norms).clamp(min=1e-300)
     return Parents(
-        norms=tuple(norms.tolist()), cosines=tuple(tuple(row) for row in cosines.tolist()),
+        norms=tuple(norms.tolist()),
+        cosines=tuple(tuple(row) for row in cosines.tolist()),
         sign_conflicts=against / magnitude if magnitude else 0.0,
-    )  # fmt: skip
+    )
 
 
 def require_one_base(parts: Sequence[Part]) -> None:
-    """Raise WrongBase unless all parts are of one base, InvalidConfig if there are none or all weights are zero."""
+    """Raise WrongBase unless all parts are of one base, InvalidConfig if there are none or all weights are
+    zero.
+    """
     if not parts or not any(part.weight for part in parts):
         raise InvalidConfig("Nothing to combine: give at least one adapter with a weight other than 0.")
     require_weights([part.weight for part in parts])
@@ -118,7 +130,8 @@ def require_one_base(parts: Sequence[Part]) -> None:
     for part in parts[1:]:
         if part.adapter.base_fingerprint != first.adapter.base_fingerprint:
             raise WrongBase(
-                f"{first.name} and {part.name} are of different bases ({first.adapter.base_fingerprint[:12]} and "
+                f"{first.name} and {part.name} are of different bases "
+                f"({first.adapter.base_fingerprint[:12]} and "
                 f"{part.adapter.base_fingerprint[:12]}); only adapters of one base can be combined."
             )
 
@@ -155,12 +168,15 @@ def _cut(found: Decomposition, wanted: int, energy: float) -> tuple[LayerFactors
 def dense_combination(path: str, parts: sparse.Weighted, config: CombineConfig) -> Tensor:
     """ΔW [out, in] of one layer by an element-wise method, before it is cut to a rank.
 
-    What DARE drops is drawn by the seed and the layer's name, so it does not depend on the order of the layers.
+    What DARE drops is drawn by the seed and the layer's name, so it does not depend on the order of the
+    layers.
     """
     if config.method == "magnitude_prune":
         return sparse.added([(sparse.trimmed(delta, config.density), weight) for delta, weight in parts])
     if config.method == "ties":
-        return sparse.agreeing_mean([(sparse.trimmed(delta, config.density), weight) for delta, weight in parts])
+        return sparse.agreeing_mean(
+            [(sparse.trimmed(delta, config.density), weight) for delta, weight in parts]
+        )
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + zlib.crc32(path.encode()))
     thinned = [(sparse.dropped(delta, config.density, generator), weight) for delta, weight in parts]
     return sparse.added(thinned) if config.method == "dare_linear" else sparse.agreeing_mean(thinned)
@@ -172,16 +188,28 @@ def _adapter(parts: Sequence[Part], layers: dict[str, LayerFactors], rank: int) 
     chosen = {number for part in parts for number in part.adapter.layers_to_transform or ()}
     everywhere = any(part.adapter.layers_to_transform is None for part in parts)
     return AdapterWeights(
-        rank=rank, alpha=float(rank), dropout=0.0, layers=layers, base_fingerprint=first.base_fingerprint,
-        base_name=first.base_name, fan_in_fan_out=first.fan_in_fan_out,
+        rank=rank,
+        alpha=float(rank),
+        dropout=0.0,
+        layers=layers,
+        base_fingerprint=first.base_fingerprint,
+        base_name=first.base_name,
+        fan_in_fan_out=first.fan_in_fan_out,
         layers_to_transform=None if everywhere else tuple(sorted(chosen)),
-    )  # fmt: skip
+    )
 
 
 def _conflicts(parts: Weighted) -> tuple[float, float]:
-    """In sampled rows of one layer: the magnitude on the smaller side of each element's signs, and the magnitude in all."""
+    """In sampled rows of one layer: the magnitude on the smaller side of each element's signs, and the
+    magnitude in all.
+    """
     rows = parts[0][0].B.shape[0]
     chosen = torch.arange(0, rows, max(1, rows // _SAMPLED_ROWS))
-    stack = torch.stack([weight * factors.scale * (factors.B[chosen].float() @ factors.A.float()) for factors, weight in parts])
+    stack = torch.stack(
+        [
+            weight * factors.scale * (factors.B[chosen].float() @ factors.A.float())
+            for factors, weight in parts
+        ]
+    )
     magnitude = stack.abs().sum(0)
     return float((magnitude - stack.sum(0).abs()).sum()) / 2, float(magnitude.sum())

@@ -1,4 +1,6 @@
-"""What leaves the house: a merged model or an adapter as a folder that other software loads, complete or not at all."""
+"""What leaves the house: a merged model or an adapter as a folder that other software loads, complete or not
+at all.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +29,18 @@ from core.publish import published_folder
 from core.reporting import Report
 
 _COMPANIONS = (
-    "config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json",
-    "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "LICENSE",
-)  # fmt: skip
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "LICENSE",
+)
 _MOST_CONTEXT = 32768  # Ollama reserves memory for all of it
 
 
@@ -61,7 +72,13 @@ def export(what: Exporting, target: Path, report: Report) -> Facts:
 
 def _safetensors(what: Exporting, staging: Path, report: Report) -> Facts:
     written = merge_into_base(
-        what.base_folder, what.adapter, what.skeleton.transposed, staging, report, what.about.metadata(), what.config
+        what.base_folder,
+        what.adapter,
+        what.skeleton.transposed,
+        staging,
+        report,
+        what.about.metadata(),
+        what.config,
     )
     for name in _COMPANIONS:
         if (what.base_folder / name).is_file():
@@ -69,18 +86,24 @@ def _safetensors(what: Exporting, staging: Path, report: Report) -> Facts:
     if what.config.dtype in FLOAT_DTYPES:
         _state_dtype(staging / "config.json", what.config.dtype)
     if chat_template(what.base_folder) is None:
-        (staging / "chat_template.jinja").write_text(chosen_template(what.about.base_template), encoding="utf-8")
+        (staging / "chat_template.jinja").write_text(
+            chosen_template(what.about.base_template), encoding="utf-8"
+        )
     return {
-        "merged_tensors": written.merged_tensors, "copied_tensors": written.copied_tensors,
-        "rounding_loss": written.rounding_loss, "worst_rounding_loss": written.worst_rounding_loss,
-    }  # fmt: skip
+        "merged_tensors": written.merged_tensors,
+        "copied_tensors": written.copied_tensors,
+        "rounding_loss": written.rounding_loss,
+        "worst_rounding_loss": written.worst_rounding_loss,
+    }
 
 
 def _state_dtype(path: Path, dtype: str) -> None:
     """Software that loads the model takes its number format from the configuration."""
     config = read_json(path)
     config.pop("torch_dtype", None)
-    path.write_text(json.dumps(config | {"dtype": dtype}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(
+        json.dumps(config | {"dtype": dtype}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
 
 
 def _peft(what: Exporting, staging: Path, report: Report) -> Facts:
@@ -91,7 +114,9 @@ def _peft(what: Exporting, staging: Path, report: Report) -> Facts:
 
 def _gguf(what: Exporting, staging: Path, report: Report) -> Facts:
     kind = "f16" if what.config.dtype == "auto" else what.config.dtype
-    return {"tensors": _write_gguf(what, staging / f"{file_name(what.about.adapter_name)}-{kind}.gguf", report)}
+    return {
+        "tensors": _write_gguf(what, staging / f"{file_name(what.about.adapter_name)}-{kind}.gguf", report)
+    }
 
 
 def _gguf_adapter(what: Exporting, staging: Path, report: Report) -> Facts:
@@ -103,9 +128,13 @@ def _ollama(what: Exporting, staging: Path, report: Report) -> Facts:
     count = _write_gguf(what, staging / "model.gguf", report)
     tokenizer = load_tokenizer(what.base_folder, what.about.base_template)
     parts = chat_parts(tokenizer)
-    stop = sorted(str(tokenizer.convert_ids_to_tokens(one)) for one in end_token_ids(what.base_folder, tokenizer))
+    stop = sorted(
+        str(tokenizer.convert_ids_to_tokens(one)) for one in end_token_ids(what.base_folder, tokenizer)
+    )
     settings = what.base_folder / "generation_config.json"
-    context = min(int(read_json(what.base_folder / "config.json").get("max_position_embeddings", 2048)), _MOST_CONTEXT)
+    context = min(
+        int(read_json(what.base_folder / "config.json").get("max_position_embeddings", 2048)), _MOST_CONTEXT
+    )
     generation = read_json(settings) if settings.is_file() else {}
     text = modelfile("./model.gguf", parts, stop, generation, context, what.about.base_licence)
     (staging / "Modelfile").write_text(text, encoding="utf-8")
@@ -114,14 +143,25 @@ def _ollama(what: Exporting, staging: Path, report: Report) -> Facts:
 
 def _write_gguf(what: Exporting, target: Path, report: Report) -> int:
     return write_merged_gguf(
-        what.base_folder, what.adapter, what.skeleton.transposed, target, report, what.about.adapter_name, what.config,
-        what.about.base_template, what.about.base_licence,
-    )  # fmt: skip
+        what.base_folder,
+        what.adapter,
+        what.skeleton.transposed,
+        target,
+        report,
+        what.about.adapter_name,
+        what.config,
+        what.about.base_template,
+        what.about.base_licence,
+    )
 
 
 _WRITERS: dict[str, Callable[[Exporting, Path, Report], Facts]] = {
-    "safetensors": _safetensors, "peft": _peft, "gguf": _gguf, "gguf-adapter": _gguf_adapter, "ollama": _ollama,
-}  # fmt: skip
+    "safetensors": _safetensors,
+    "peft": _peft,
+    "gguf": _gguf,
+    "gguf-adapter": _gguf_adapter,
+    "ollama": _ollama,
+}
 
 
 def file_name(name: str) -> str:

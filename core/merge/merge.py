@@ -1,7 +1,8 @@
 """Merging an adapter into its base: W' = W + (α/r)·B·A, as a pure function from files to files.
 
-Untargeted tensors are copied byte for byte; targeted ones are added in float32 and cast once. Pieces of a few MB are
-read, computed and written at the same time, so memory stays bounded whatever the model, and the base is only read.
+Untargeted tensors are copied byte for byte; targeted ones are added in float32 and cast once. Pieces of a few
+MB are read, computed and written at the same time, so memory stays bounded whatever the model, and the base
+is only read.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ class MergeReport:
     copied_tensors: int
     bytes_written: int
     rounding_loss: float
-    """‖stored − (W + ΔW)‖ / ‖ΔW‖ over all targeted layers: the share of the adapter that the cast rounds away; 0 in float32."""
+    """‖stored − (W + ΔW)‖ / ‖ΔW‖ over all targeted layers: the share of the adapter that the cast rounds
+    away; 0 in float32.
+    """
     worst_rounding_loss: float
     """The same of the layer that loses most."""
 
@@ -78,7 +81,10 @@ class _Made:
 
 
 def sources(base_folder: Path, adapter: AdapterWeights, transposed: frozenset[str]) -> list[list[Source]]:
-    """All tensors of the base, by file and in their order there. Raises InvalidAdapter if a targeted layer is not among them."""
+    """All tensors of the base, by file and in their order there.
+
+    Raises InvalidAdapter if a targeted layer is not among them.
+    """
     headers = {path: read_header(path) for path in weight_files(base_folder)}
     names = {entry.name for header in headers.values() for entry in header.tensors}
     module_of = {tensor_name(path, names): path for path in adapter.layers}
@@ -96,11 +102,15 @@ def sources(base_folder: Path, adapter: AdapterWeights, transposed: frozenset[st
 
 
 def tensor_name(path: str, names: set[str]) -> str:
-    """The name under which files hold the weight of module `path`; some leave out the outermost module's name."""
+    """The name under which files hold the weight of module `path`; some leave out the outermost module's
+    name.
+    """
     candidates = (f"{path}.weight", f"{path.partition('.')[2]}.weight")
     found = next((name for name in candidates if name in names), None)
     if found is None:
-        raise InvalidAdapter(f"The base's files hold no weight for {path}, so the adapter cannot be merged into it.")
+        raise InvalidAdapter(
+            f"The base's files hold no weight for {path}, so the adapter cannot be merged into it."
+        )
     return found
 
 
@@ -114,13 +124,19 @@ def _require_shape(source: Source) -> None:
 
 
 def merge_into_base(
-    base_folder: Path, adapter: AdapterWeights, transposed: frozenset[str], target: Path, report: Report,
-    metadata: Mapping[str, str], config: ExportConfig | None = None,
-) -> MergeReport:  # fmt: skip
+    base_folder: Path,
+    adapter: AdapterWeights,
+    transposed: frozenset[str],
+    target: Path,
+    report: Report,
+    metadata: Mapping[str, str],
+    config: ExportConfig | None = None,
+) -> MergeReport:
     """Write the weights of base + adapter into the existing folder `target`.
 
     transposed: module paths whose weight is stored as [in, out]. metadata goes into every file's header.
-    Raises InvalidAdapter if a targeted layer has no weight in the files, OutOfSpace before anything is written.
+    Raises InvalidAdapter if a targeted layer has no weight in the files, OutOfSpace before anything is
+    written.
     """
     config = config or ExportConfig()
     files = _layout(sources(base_folder, adapter, transposed), config)
@@ -136,13 +152,19 @@ def merge_into_base(
     if len(files) > 1 or (base_folder / INDEX_NAME).is_file():
         _write_index(target, files, total)
     merged = [source for rows in files.values() for source in rows if source.factors is not None]
-    energy = {source.entry.name: inner_product(source.factors, source.factors) for source in merged if source.factors}
+    energy = {
+        source.entry.name: inner_product(source.factors, source.factors)
+        for source in merged
+        if source.factors
+    }
     lost = [math.sqrt(errors[name] / value) for name, value in energy.items() if value]
     return MergeReport(
-        merged_tensors=len(merged), copied_tensors=sum(map(len, files.values())) - len(merged), bytes_written=written,
+        merged_tensors=len(merged),
+        copied_tensors=sum(map(len, files.values())) - len(merged),
+        bytes_written=written,
         rounding_loss=math.sqrt(sum(errors[name] for name in energy) / max(sum(energy.values()), 1e-300)),
         worst_rounding_loss=max(lost, default=0.0),
-    )  # fmt: skip
+    )
 
 
 def _layout(files: Sequence[Sequence[Source]], config: ExportConfig) -> dict[str, list[Source]]:
@@ -165,7 +187,11 @@ def _layout(files: Sequence[Sequence[Source]], config: ExportConfig) -> dict[str
 
 def _stored(source: Source, config: ExportConfig) -> str:
     """The dtype a tensor is written in: the wanted one where it holds floats."""
-    return _NAMES.get(config.dtype, source.entry.dtype) if source.entry.dtype in TORCH_DTYPES else source.entry.dtype
+    return (
+        _NAMES.get(config.dtype, source.entry.dtype)
+        if source.entry.dtype in TORCH_DTYPES
+        else source.entry.dtype
+    )
 
 
 def _size(source: Source, config: ExportConfig) -> int:
@@ -176,7 +202,11 @@ def _write(
     target: Path, rows: Sequence[Source], config: ExportConfig, metadata: Mapping[str, str]
 ) -> Iterator[tuple[Source, int, float]]:
     """Write one file; yield for each piece its tensor, its bytes and its squared rounding error."""
-    own = {key: value for path in {source.path for source in rows} for key, value in read_header(path).metadata.items()}
+    own = {
+        key: value
+        for path in {source.path for source in rows}
+        for key, value in read_header(path).metadata.items()
+    }
     layout = [(source.entry.name, _stored(source, config), source.entry.shape) for source in rows]
     pieces = (piece for source in rows for piece in _pieces(source, _stored(source, config)))
     with target.open("wb") as out:
@@ -213,7 +243,8 @@ def _make(piece: _Piece) -> _Made:
 
 
 def _add_rounded(source: Source, first: int, weight: Tensor, stored: Tensor) -> float:
-    """stored = weight + ΔW, a few rows at a time that stay in the processor's cache; returns the squared rounding error.
+    """stored = weight + ΔW, a few rows at a time that stay in the processor's cache; returns the squared
+    rounding error.
 
     weight [rows, …] is the part of W that begins at row `first`.
     """
@@ -246,15 +277,23 @@ def _delta_rows(source: Source, first: int, last: int) -> tuple[Tensor, Tensor]:
 def merged_weight(source: Source) -> Tensor:
     """A whole tensor with what the adapter adds to it, in float32, in the shape that the file gives."""
     entry = source.entry
-    exact = torch.frombuffer(read_range(source.path, entry.start, entry.end), dtype=TORCH_DTYPES[entry.dtype]).float()
+    exact = torch.frombuffer(
+        read_range(source.path, entry.start, entry.end), dtype=TORCH_DTYPES[entry.dtype]
+    ).float()
     if source.factors is not None:
         exact = exact.view(entry.shape).addmm(*_delta_rows(source, 0, entry.shape[0]))
     return exact.view(entry.shape)
 
 
-def differing_tensors(base_folder: Path, adapter: AdapterWeights, transposed: frozenset[str], merged: Path) -> list[str]:
-    """The names of tensors in the folder `merged` that are not base + adapter, rounded once; missing and extra ones count."""
-    written = {entry.name: (path, entry) for path in weight_files(merged) for entry in read_header(path).tensors}
+def differing_tensors(
+    base_folder: Path, adapter: AdapterWeights, transposed: frozenset[str], merged: Path
+) -> list[str]:
+    """The names of tensors in the folder `merged` that are not base + adapter, rounded once; missing and
+    extra ones count.
+    """
+    written = {
+        entry.name: (path, entry) for path in weight_files(merged) for entry in read_header(path).tensors
+    }
     wanted = {one.entry.name: one for rows in sources(base_folder, adapter, transposed) for one in rows}
     different = sorted(set(written) ^ set(wanted))
     for name in sorted(set(written) & set(wanted)):
@@ -266,13 +305,17 @@ def differing_tensors(base_folder: Path, adapter: AdapterWeights, transposed: fr
             meant = merged_weight(source).to(TORCH_DTYPES[entry.dtype])
             stored = torch.frombuffer(found, dtype=TORCH_DTYPES[entry.dtype]).view(entry.shape)
             # Products of other sizes may differ in float32's last digit, and with it the rounding to 16 bits.
-            same = bool(torch.isclose(stored.float(), meant.float(), rtol=_LAST_DIGIT[entry.dtype], atol=1e-7).all())
+            same = bool(
+                torch.isclose(stored.float(), meant.float(), rtol=_LAST_DIGIT[entry.dtype], atol=1e-7).all()
+            )
         if not same:
             different.append(name)
     return different
 
 
-def weight_norms(base_folder: Path, adapter: AdapterWeights, transposed: frozenset[str], report: Report) -> dict[str, float]:
+def weight_norms(
+    base_folder: Path, adapter: AdapterWeights, transposed: frozenset[str], report: Report
+) -> dict[str, float]:
     """‖W‖ by module path of the layers that the adapter changes, one in memory at a time."""
     targeted = [one for rows in sources(base_folder, adapter, transposed) for one in rows if one.module]
     norms = {}

@@ -1,7 +1,7 @@
 """Combining adapters element by element, on the dense ΔW of one layer: magnitude pruning, DARE and TIES.
 
-Each function takes the parents' ΔW [out, in] with their weights and gives the combined ΔW. They hold only on ΔW
-itself: applied to A and B apart, as is often done, they combine something else.
+Each function takes the parents' ΔW [out, in] with their weights and gives the combined ΔW. They hold only on
+ΔW itself: applied to A and B apart, as is often done, they combine something else.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ Weighted = Sequence[tuple[Tensor, float]]
 
 
 def trimmed(delta: Tensor, density: float) -> Tensor:
-    """The share `density` of elements with the largest magnitude, the rest zero (TIES, arXiv 2306.01708, section 3: trim)."""
+    """The share `density` of elements with the largest magnitude, the rest zero (TIES, arXiv 2306.01708,
+    section 3: trim).
+    """
     kept = max(1, round(density * delta.numel()))
     if kept >= delta.numel():
         return delta
@@ -24,7 +26,9 @@ def trimmed(delta: Tensor, density: float) -> Tensor:
 
 
 def dropped(delta: Tensor, density: float, generator: torch.Generator) -> Tensor:
-    """Each element kept with probability `density` and then divided by it (DARE, arXiv 2311.03099, equation 1)."""
+    """Each element kept with probability `density` and then divided by it (DARE, arXiv 2311.03099, equation
+    1).
+    """
     kept = torch.rand(delta.shape, generator=generator, device=delta.device) < density
     return torch.where(kept, delta / density, 0.0)
 
@@ -38,7 +42,8 @@ def added(parts: Weighted) -> Tensor:
 
 
 def agreeing_mean(parts: Weighted) -> Tensor:
-    """For each element the mean of the weighted ΔW whose sign is that of their sum (TIES, section 3: elect and merge).
+    """For each element the mean of the weighted ΔW whose sign is that of their sum (TIES, section 3: elect
+    and merge).
 
     The weights, negative ones too, count before the vote: to subtract an adapter is to add its opposite.
     """

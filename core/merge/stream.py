@@ -1,4 +1,6 @@
-"""A pipeline for files larger than memory: pieces are read and worked on by threads, and written in order behind them."""
+"""A pipeline for files larger than memory: pieces are read and worked on by threads, and written in order
+behind them.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,10 @@ _MOST_WORKERS = 8
 
 
 def in_order(work: Callable[[Piece], Done], pieces: Iterable[Piece]) -> Iterator[Done]:
-    """work(piece) for each piece, several at a time, in the order of the pieces. At most two for each worker are held."""
+    """work(piece) for each piece, several at a time, in the order of the pieces.
+
+    At most two for each worker are held.
+    """
     workers = min(_MOST_WORKERS, os.cpu_count() or 1)
     threads = torch.get_num_threads()
     waiting: deque[Future[Done]] = deque()

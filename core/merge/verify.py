@@ -36,7 +36,8 @@ RENDERED = (
     ),
 )
 ANSWER_TOKENS = 64
-# Weights rounded to bf16 differ by up to 2⁻⁹ of their size, which moves logits by about a hundredth of their spread.
+# Weights rounded to bf16 differ by up to 2⁻⁹ of their size, which moves logits by about a hundredth of their
+# spread.
 TOLERANCE = {torch.bfloat16: 0.05, torch.float16: 0.01, torch.float32: 1e-4}
 
 
@@ -56,16 +57,20 @@ class MergeCheck:
     greedy_agreement: float
     """Share of the probes' positions with the same likeliest token."""
     answer_agreement: float
-    """Share of the 64 tokens of a greedy answer of base + adapter that the merged model would give as well."""
+    """Share of the 64 tokens of a greedy answer of base + adapter that the
+    merged model would give as well.
+    """
     problems: tuple[str, ...]
     """What else differs: template, end tokens, tied weights, number of tensors."""
 
     def sentence(self) -> str:
         """The result in words."""
         figures = (
-            f"logits differ by at most {self.max_logit_difference:.3g}, {self.relative_difference:.2%} of their spread "
+            f"logits differ by at most {self.max_logit_difference:.3g}, {self.relative_difference:.2%} "
+            "of their spread "
             f"(allowed {self.tolerance:.2%}; the adapter itself moves them by {self.adapter_effect:.2%}); "
-            f"same next token at {self.greedy_agreement:.1%} of positions and {self.answer_agreement:.1%} of a greedy answer"
+            f"same next token at {self.greedy_agreement:.1%} of positions and "
+            f"{self.answer_agreement:.1%} of a greedy answer"
         )
         return f"{'Passed' if self.passed else 'FAILED'}: {'; '.join([figures, *self.problems])}."
 
@@ -73,7 +78,10 @@ class MergeCheck:
 def verify_merge(
     base_folder: Path, adapter: AdapterWeights, merged_folder: Path, report: Report, template: str = ""
 ) -> MergeCheck:
-    """Load base + adapter, then the merged model, and compare them on fixed prompts. Works in float32 on the CPU."""
+    """Load base + adapter, then the merged model, and compare them on fixed prompts.
+
+    Works in float32 on the CPU.
+    """
     report(Progress("Computing base + adapter"))
     base = load_base(base_folder, device=torch.device("cpu"), dtype=torch.float32, template=template)
     bank = loaded_bank(base.layers, [adapter])
@@ -95,12 +103,18 @@ def verify_merge(
 
 def probe_texts(base: ResidentBase) -> list[str]:
     """The probes as the base's own template renders them."""
-    return [apply_template(base.tokenizer, [{"role": "user", "content": probe}], add_generation_prompt=True) for probe in PROBES]
+    return [
+        apply_template(base.tokenizer, [{"role": "user", "content": probe}], add_generation_prompt=True)
+        for probe in PROBES
+    ]
 
 
 def probe_ids(base: ResidentBase) -> list[Tensor]:
     """The same in tokens, each [1, length]."""
-    encoded = [base.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"] for text in probe_texts(base)]
+    encoded = [
+        base.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        for text in probe_texts(base)
+    ]
     return [ids[:, : base.context_length] for ids in encoded]
 
 
@@ -112,8 +126,12 @@ def probe_logits(base: ResidentBase, probes: list[Tensor]) -> Tensor:
 
 @torch.no_grad()
 def greedy_answer(base: ResidentBase, prompt: Tensor, tokens: int = ANSWER_TOKENS) -> Tensor:
-    """The likeliest token again and again, [tokens]; not stopped by an end token, so that there is something to compare."""
-    base.model.set_attn_implementation("sdpa")  # our own attends to what a row was given, not to a cache behind it
+    """The likeliest token again and again, [tokens]; not stopped by an end token, so that there is something
+    to compare.
+    """
+    base.model.set_attn_implementation(
+        "sdpa"
+    )  # our own attends to what a row was given, not to a cache behind it
     tokens = min(tokens, base.context_length - prompt.shape[1])
     ids, cache = prompt, None
     answer = []
@@ -158,14 +176,21 @@ def _differences(found: dict[str, object], wanted: dict[str, object]) -> tuple[s
     differing = [name for name, value in wanted.items() if found[name] != value]
     short = [name for name in differing if len(str(wanted[name])) < 60]
     return tuple(
-        f"the {name} is {found[name]}, the base's is {wanted[name]}" if name in short else f"the {name} is not the base's"
+        f"the {name} is {found[name]}, the base's is {wanted[name]}"
+        if name in short
+        else f"the {name} is not the base's"
         for name in differing
     )
 
 
 def _compare(
-    plain: Tensor, expected: Tensor, found: Tensor, same_answer: float, dtype: torch.dtype, problems: tuple[str, ...]
-) -> MergeCheck:  # fmt: skip
+    plain: Tensor,
+    expected: Tensor,
+    found: Tensor,
+    same_answer: float,
+    dtype: torch.dtype,
+    problems: tuple[str, ...],
+) -> MergeCheck:
     if not (expected.isfinite().all() and found.isfinite().all()):
         raise InvalidAdapter("The logits hold NaN or infinite numbers: the adapter or the base is damaged.")
     spread = max(float(expected.std()), 1e-12)

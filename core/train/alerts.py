@@ -1,4 +1,6 @@
-"""What should worry whoever trains: loss that is no number, spikes, dead gradients, overfitting, no progress."""
+"""What should worry whoever trains: loss that is no number, spikes, dead gradients,
+overfitting, no progress.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,15 @@ class Watch:
     def step(self, step: int, loss: float, grad_norm: float) -> list[Alert]:
         """What an optimiser step gives cause for."""
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            return [Alert("nan", f"Step {step}: the loss is {loss:.4g}, the gradient norm {grad_norm:.4g}; the step was skipped")]
+            return [
+                Alert(
+                    "nan",
+                    (
+                        f"Step {step}: the loss is {loss:.4g}, the gradient norm {grad_norm:.4g}; the step "
+                        "was skipped"
+                    ),
+                )
+            ]
         found = [*self._spike(step, loss), *self._zero(step, grad_norm)]
         self._losses.append(loss)
         return found
@@ -51,13 +61,23 @@ class Watch:
         if loss <= max(usual + _DEVIATIONS * spread, usual * _FACTOR):
             return []
         self._quiet_until = step + _WINDOW
-        return [Alert("spike", f"Step {step}: the loss jumped to {loss:.4g}, usual were {usual:.4g}; consider a lower rate")]
+        return [
+            Alert(
+                "spike",
+                f"Step {step}: the loss jumped to {loss:.4g}, usual were {usual:.4g}; consider a lower rate",
+            )
+        ]
 
     def _zero(self, step: int, grad_norm: float) -> list[Alert]:
         self._zeros = self._zeros + 1 if grad_norm == 0.0 else 0
         if self._zeros != _ZERO_STEPS:
             return []
-        return [Alert("zero-gradient", f"Step {step}: the gradient has been zero for {_ZERO_STEPS} steps; nothing is learnt")]
+        return [
+            Alert(
+                "zero-gradient",
+                f"Step {step}: the gradient has been zero for {_ZERO_STEPS} steps; nothing is learnt",
+            )
+        ]
 
     def evaluation(self, step: int, loss: float) -> list[Alert]:
         """What an evaluation gives cause for."""
@@ -70,8 +90,16 @@ class Watch:
         found, best = [], f"the best was {self._best[0]:.4f} at step {self._best[1]}"
         if self._rising == self._patience:
             found.append(
-                Alert("overfitting", f"Step {step}: the validation loss has risen {self._rising} times to {loss:.4f}; {best}")
+                Alert(
+                    "overfitting",
+                    f"Step {step}: the validation loss has risen {self._rising} times to {loss:.4f}; {best}",
+                )
             )
         if self._stale == self._patience:
-            found.append(Alert("no-improvement", f"Step {step}: no better validation loss in {self._stale} evaluations; {best}"))
+            found.append(
+                Alert(
+                    "no-improvement",
+                    f"Step {step}: no better validation loss in {self._stale} evaluations; {best}",
+                )
+            )
         return found

@@ -26,7 +26,9 @@ _POSITION_STEP = 64
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """The part of one run: its blocks, and by how much each of its trained tokens counts in the step's mean."""
+    """The part of one run: its blocks,
+    and by how much each of its trained tokens counts in the step's mean.
+    """
 
     rows: TokenRows
     blocks: Sequence[Block]
@@ -65,7 +67,9 @@ class RunData:
         self.rows, self._config = rows, config
         chosen, kept_back = np.flatnonzero(~rows.validation), np.flatnonzero(rows.validation)
         if not len(chosen):
-            raise InvalidData("Every row is for validation, so none is left to train on; change the data set's split.")
+            raise InvalidData(
+                "Every row is for validation, so none is left to train on; change the data set's split."
+            )
         self.train_rows, self.validation_rows = len(chosen), len(kept_back)
         lengths = rows.lengths[chosen]
         self.packed = packs(len(chosen), float(lengths.sum()), int(lengths.max()), rows.max_length, config)
@@ -81,8 +85,8 @@ class RunData:
     def steps(self) -> Iterator[Step]:
         """Endless steps: each epoch in a new order drawn from seed and epoch.
 
-        Within a step, blocks of similar length share a micro-batch; the loss is a mean over the step's tokens, so
-        their order changes nothing but the padding.
+        Within a step, blocks of similar length share a micro-batch; the loss is a mean over the step's
+        tokens, so their order changes nothing but the padding.
         """
         size, accumulation = self._config.micro_batch_size, self._config.gradient_accumulation_steps
         epoch = 0
@@ -121,7 +125,11 @@ class RunData:
     @cached_property
     def longest_block(self) -> int:
         """Tokens of the longest block, the padding of packed ones counted."""
-        return self.rows.max_length if self.packed else max(map(self._tokens, [*self.blocks, *self.validation_blocks]))
+        return (
+            self.rows.max_length
+            if self.packed
+            else max(map(self._tokens, [*self.blocks, *self.validation_blocks]))
+        )
 
     @cached_property
     def most_rows(self) -> int:
@@ -137,7 +145,10 @@ class RunData:
 
 @dataclass(frozen=True)
 class Shape:
-    """What all batches of a group have in common. On an accelerator shapes are fixed, elsewhere as small as they can be."""
+    """What all batches of a group have in common.
+
+    On an accelerator shapes are fixed, elsewhere as small as they can be.
+    """
 
     runs: int
     blocks: int
@@ -148,23 +159,33 @@ class Shape:
     supervised: int
     """The most trained tokens a run's micro-batch can have."""
     segments: int
-    """The most segments a batch can have, the padding at a block's end counted; as many as blocks if none is shared."""
+    """The most segments a batch can have, the padding at a block's end counted; as many as blocks if none is
+    shared.
+    """
     fixed: bool
 
     @classmethod
     def of(cls, data: Sequence[RunData], *, runs: int, blocks: int, fixed: bool) -> Shape:
-        """That of `runs` runs on these data, which share block length and packing, with so many blocks of each at a time."""
+        """That of `runs` runs on these data, which share block length and packing, with so many blocks of
+        each at a time.
+        """
         length, most_rows = data[0].rows.max_length, max(one.most_rows for one in data)
         return cls(
-            runs=runs, blocks=blocks, block_length=length, packed=data[0].packed,
+            runs=runs,
+            blocks=blocks,
+            block_length=length,
+            packed=data[0].packed,
             supervised=min(blocks * length, blocks * max(one.most_supervised for one in data)),
-            segments=runs * blocks * (1 + most_rows if most_rows > 1 else 1), fixed=fixed,
-        )  # fmt: skip
+            segments=runs * blocks * (1 + most_rows if most_rows > 1 else 1),
+            fixed=fixed,
+        )
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch of K runs, run after run: ids and positions [K·blocks, length]; the rest by trained token, [K·C]."""
+    """One micro-batch of K runs, run after run: ids and positions [K·blocks, length]; the rest by trained
+    token, [K·C].
+    """
 
     ids: Tensor
     positions: Tensor
@@ -174,7 +195,9 @@ class Batch:
     weights: Tensor
     offsets: Tensor | None
     bounds: list[int] | None
-    """Segments, for the attention: on an accelerator a tensor, elsewhere a list; neither where nothing is packed."""
+    """Segments, for the attention: on an accelerator a tensor, elsewhere a list; neither where nothing is
+    packed.
+    """
     runs: int
 
     def attention(self) -> Packed | None:
@@ -185,7 +208,9 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same on another device, without waiting for the copy."""
-        return replace(self, **{name: one.to(device, non_blocking=True) for name, one in self._tensors().items()})
+        return replace(
+            self, **{name: one.to(device, non_blocking=True) for name, one in self._tensors().items()}
+        )
 
     def pinned(self) -> Batch:
         """The same in page-locked memory, from where copies need not be waited for."""
@@ -206,7 +231,9 @@ class Batch:
 
 
 def collate(parts: Sequence[MicroBatch | None], shape: Shape) -> Batch:
-    """Lay the micro-batches of K runs into one batch; a run that has none at the moment (None) gets empty blocks."""
+    """Lay the micro-batches of K runs into one batch; a run that has none at the moment (None) gets empty
+    blocks.
+    """
     blocks = shape.blocks if shape.fixed else max(len(part.blocks) for part in parts if part)
     length = _length(parts, shape)
     ids = np.zeros((len(parts) * blocks, length), np.int64)
@@ -237,9 +264,15 @@ def collate(parts: Sequence[MicroBatch | None], shape: Shape) -> Batch:
         padded[: len(bounds)] = bounds
         offsets, listed = torch.from_numpy(padded), None
     return Batch(
-        torch.from_numpy(ids), torch.from_numpy(positions), torch.from_numpy(index), torch.from_numpy(targets),
-        torch.from_numpy(weights), offsets, listed, len(parts),
-    )  # fmt: skip
+        torch.from_numpy(ids),
+        torch.from_numpy(positions),
+        torch.from_numpy(index),
+        torch.from_numpy(targets),
+        torch.from_numpy(weights),
+        offsets,
+        listed,
+        len(parts),
+    )
 
 
 def _length(parts: Sequence[MicroBatch | None], shape: Shape) -> int:
@@ -255,7 +288,9 @@ def _length(parts: Sequence[MicroBatch | None], shape: Shape) -> int:
 
 
 def _chosen_positions(
-    chosen: Sequence[Sequence[tuple[NDArray[np.int64], NDArray[np.int32]]]], parts: Sequence[MicroBatch | None], shape: Shape
+    chosen: Sequence[Sequence[tuple[NDArray[np.int64], NDArray[np.int32]]]],
+    parts: Sequence[MicroBatch | None],
+    shape: Shape,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
     """Index, target and weight of each run's trained tokens, padded to one number for all runs."""
     counts = [sum(len(labels) for _, labels in one) for one in chosen]

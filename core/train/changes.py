@@ -1,4 +1,6 @@
-"""A configuration that is changed while a run is under way, and gives the same run again when that is repeated."""
+"""A configuration that is changed while a run is under way, and gives the same run again when that is
+repeated.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,10 @@ class ChangingConfig:
         parsed = parse_change(values)
         now = self._held[-1][1]
         if "epochs" in parsed and now.max_steps and "max_steps" not in parsed:
-            parsed = {**parsed, "max_steps": 0}  # whoever plans by epochs from now on does not mean the old number of steps
+            parsed = {
+                **parsed,
+                "max_steps": 0,
+            }  # whoever plans by epochs from now on does not mean the old number of steps
         self._held.append((step, replace(now, **parsed)))
         return Change(step, parsed)
 
@@ -50,5 +55,7 @@ def parse_change(values: Mapping[str, object]) -> dict[str, Any]:
         raise InvalidConfig(f"Nothing to change; give one of {', '.join(CHANGEABLE)}.")
     for name in values:
         if name not in CHANGEABLE:
-            raise InvalidConfig(f"{name} cannot change while a run is under way; only {', '.join(CHANGEABLE)} can.")
+            raise InvalidConfig(
+                f"{name} cannot change while a run is under way; only {', '.join(CHANGEABLE)} can."
+            )
     return {name: options[name].parse(value) for name, value in values.items()}

@@ -14,7 +14,9 @@ _TEMPLATE_TOKENS = 24  # role names and end tokens around a short conversation
 _FILLED = 0.97  # of a packed block
 _LOSS_BYTES = 1 << 30  # for the chunk of logits that exists at one time
 _ADAM_BYTES = 16  # float32 factor, gradient and two moments
-_KEPT_PER_LAYER = 34  # numbers kept for backward, in units of the hidden size, for each token of a decoder layer
+_KEPT_PER_LAYER = (
+    34  # numbers kept for backward, in units of the hidden size, for each token of a decoder layer
+)
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,14 @@ class Estimate:
 
 
 def estimate(
-    base: BaseShape, data: DataShape, lora: LoraConfig, train: TrainConfig,
-    *, bytes_per_weight: int, tokens_per_second: float | None,
-) -> Estimate:  # fmt: skip
+    base: BaseShape,
+    data: DataShape,
+    lora: LoraConfig,
+    train: TrainConfig,
+    *,
+    bytes_per_weight: int,
+    tokens_per_second: float | None,
+) -> Estimate:
     """Estimate a training. Raises InvalidConfig if target_modules match nothing."""
     targets = select_targets(list(base.layer_shapes), lora, base.head)
     trainable = trainable_parameter_count(base.layer_shapes, targets, lora)

@@ -1,8 +1,9 @@
 """Training K adapters at once on the resident base, as a generator of events.
 
-Each batch holds one micro-batch of every run, so the base's weights are read once for all of them. Everything else is
-each run's own: rows, loss, clipping, schedule, optimiser, evaluation, end. The engine calls next() for each
-micro-batch and may decode tokens for a chat in between; nothing of a step stays switched on in the base across a yield.
+Each batch holds one micro-batch of every run, so the base's weights are read once for all of them. Everything
+else is each run's own: rows, loss, clipping, schedule, optimiser, evaluation, end. The engine calls next()
+for each micro-batch and may decode tokens for a chat in between; nothing of a step stays switched on in the
+base across a yield.
 
 On an accelerator figures are read one micro-batch late, so that the device never waits for the host.
 """
@@ -35,7 +36,10 @@ from core.train.step import MicroBatchStep, embedding_needs_gradient
 Event = Prepared | Notice | MicroBatchDone | StepDone | EvalDone | TrainingDone | RunFailed
 _LOOK_BEFORE_COMPILING = 5  # micro-batches
 _RATE_WINDOW = 20  # micro-batches over which a micro-batch's time is averaged
-_COMPILE_SECONDS, _COMPILE_GAIN = 60.0, 0.3  # what compiling costs at first, and the share of the time it saves
+_COMPILE_SECONDS, _COMPILE_GAIN = (
+    60.0,
+    0.3,
+)  # what compiling costs at first, and the share of the time it saves
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,11 @@ class _Pending:
 class TrainingGroup:
     """Runs that share a base, a block length and a micro-batch size. Iterate over run()."""
 
-    def __init__(self, base: ResidentBase, requests: Sequence[RunRequest], *, most_runs: int | None = None) -> None:
-        """A request that cannot be prepared fails by itself, in run(). most_runs is how many train at one time.
+    def __init__(
+        self, base: ResidentBase, requests: Sequence[RunRequest], *, most_runs: int | None = None
+    ) -> None:
+        """A request that cannot be prepared fails by itself, in run(). most_runs is how many train at one
+        time.
 
         By default as many as the memory is likely to hold; the others wait for their turn.
         """
@@ -77,7 +84,9 @@ class TrainingGroup:
     # From outside, between two events.
 
     def stop(self, key: Hashable) -> None:
-        """End a run after the current micro-batch and keep what it has learnt; an unfinished step is thrown away."""
+        """End a run after the current micro-batch and keep what it has learnt; an unfinished step is thrown
+        away.
+        """
         self._stopping.add(key)
 
     def change(self, key: Hashable, **values: object) -> Change:
@@ -89,20 +98,29 @@ class TrainingGroup:
         self._waiting.append(request)
 
     def adapter(self, key: Hashable) -> AdapterWeights:
-        """The factors of a run as they are now: from its Prepared on, until the group goes on after its TrainingDone."""
-        slot, run = next((slot, run) for slot, run in enumerate(self._slots) if run is not None and run.key == key)
+        """The factors of a run as they are now: from its Prepared on, until the group goes on after its
+        TrainingDone.
+        """
+        slot, run = next(
+            (slot, run) for slot, run in enumerate(self._slots) if run is not None and run.key == key
+        )
         assert self._bank is not None
         return run.adapter(self._bank, slot)
 
     def state(self, key: Hashable) -> RunState | None:
-        """Where a run stands after its last finished step; with adapter() all it takes to go on. None before the first step."""
+        """Where a run stands after its last finished step; with adapter() all it takes to go on.
+
+        None before the first step.
+        """
         run = next(run for run in self.runs if run.key == key)
         return run.state(self.bank) if run.done else None
 
     def told(self, key: Hashable, step: int) -> bool:
-        """Whether step number `step` is the last that a run has done, and its evaluation, if one is due, is over.
+        """Whether step number `step` is the last that a run has done, and its evaluation, if one is due, is
+        over.
 
-        Then no event is still to come about what state() holds. If not, the next step's figures are waited for.
+        Then no event is still to come about what state() holds. If not, the next step's figures are waited
+        for.
         """
         run = next(run for run in self.runs if run.key == key)
         self._read_soon = run.done != step
@@ -147,7 +165,9 @@ class TrainingGroup:
                 continue
             joining.append(run)
             if self._most is None:
-                self._most = room_for(self.base, run.parameters, run.train.micro_batch_size * run.data.longest_block)
+                self._most = room_for(
+                    self.base, run.parameters, run.train.micro_batch_size * run.data.longest_block
+                )
         if joining or self._has_shrunk():
             yield from self._read()
             self._rebuild(joining)
@@ -165,7 +185,9 @@ class TrainingGroup:
             )
 
     def _has_shrunk(self) -> bool:
-        """Whether enough runs have ended for a smaller batch to pay; compiled and captured work is not redone for one."""
+        """Whether enough runs have ended for a smaller batch to pay; compiled and captured work is not redone
+        for one.
+        """
         ended = self._slots.count(None)
         fixed = self.base.device.type == "cuda"
         return ended > 0 and (ended * 2 >= len(self._slots) if fixed else True) and bool(self.runs)
@@ -179,12 +201,19 @@ class TrainingGroup:
             if found := [run.ranks[path] for run in members if path in run.ranks]:
                 ranks[path] = max(found)
         if old is not None:  # a moment that the optimiser holds must find its place
-            ranks = {path: max(ranks.get(path, 0), old.ranks.get(path, 0)) for path in self.base.layers
-                     if path in ranks or path in old.ranks}  # fmt: skip
+            ranks = {
+                path: max(ranks.get(path, 0), old.ranks.get(path, 0))
+                for path in self.base.layers
+                if path in ranks or path in old.ranks
+            }
         self._bank = AdapterBank(
-            self.base.layers, list(ranks), slots=len(members), rank=ranks,
-            dropout=[run.lora.dropout for run in members], trainable=True,
-        )  # fmt: skip
+            self.base.layers,
+            list(ranks),
+            slots=len(members),
+            rank=ranks,
+            dropout=[run.lora.dropout for run in members],
+            trainable=True,
+        )
         sums = torch.zeros(len(members), device=self.base.device)
         for slot, (old_slot, run) in enumerate(staying):
             assert old is not None
@@ -195,7 +224,9 @@ class TrainingGroup:
         self._slots, self._sums = list(members), sums
         if self._plan is None:
             compiled = self._wants_compile("on")
-            self._plan = Plan(first_tier(self.base, self._tokens_a_batch(), compiled, self._checkpointing()), compiled)
+            self._plan = Plan(
+                first_tier(self.base, self._tokens_a_batch(), compiled, self._checkpointing()), compiled
+            )
             if compiled:
                 compile_layers(self.base)
         self._use(self._plan)
@@ -222,7 +253,9 @@ class TrainingGroup:
         """One micro-batch of every run, and whatever it completes."""
         self._compile_if_it_pays()
         if self._step is not None and self._step.plan.compiled and not self._step.proven:
-            yield from self._tell("Compiling the model's layers: this step takes up to a minute, those after it less")
+            yield from self._tell(
+                "Compiling the model's layers: this step takes up to a minute, those after it less"
+            )
         start = time.perf_counter()
         parts = [run.next_micro_batch() if run is not None else None for run in self._slots]
         yield from self._forward_backward(parts)
@@ -233,7 +266,11 @@ class TrainingGroup:
         yield self.runs[0].key if self.runs else None, MicroBatchDone()
         yield from late
         stepped = [pending.run for pending in self._pending]
-        if self.base.device.type != "cuda" or self._read_soon or any(run.ended or run.evaluates() for run in stepped):
+        if (
+            self.base.device.type != "cuda"
+            or self._read_soon
+            or any(run.ended or run.evaluates() for run in stepped)
+        ):
             yield from self._read()
             stepped = [run for run in stepped if run in self.runs]
             yield from self._evaluate([run for run in stepped if run.evaluates()])
@@ -253,8 +290,9 @@ class TrainingGroup:
     def _forward_backward(self, parts: Sequence[MicroBatch | None]) -> Iterator[tuple[Hashable, Event]]:
         """Add the gradients of one micro-batch of each run.
 
-        It may need more memory than there is, or fail to compile. Then the steps under way are done again from their
-        beginning, in smaller pieces or without compiling, which gives the same gradients, and the runs are told.
+        It may need more memory than there is, or fail to compile. Then the steps under way are done again
+        from their beginning, in smaller pieces or without compiling, which gives the same gradients, and the
+        runs are told.
         """
         try:
             self._add_gradients(parts, 0)
@@ -275,7 +313,9 @@ class TrainingGroup:
         return self._step
 
     def _add_gradients(self, parts: Sequence[MicroBatch | None], back: int) -> None:
-        """Forward and backward for the micro-batches that were taken `back` micro-batches ago, piece by piece."""
+        """Forward and backward for the micro-batches that were taken `back` micro-batches ago, piece by
+        piece.
+        """
         bank, step = self.bank, self._current_step
         if bank.dropout is not None:
             keys = [run.dropout_key(back) if run is not None else 0 for run in self._slots]
@@ -302,7 +342,9 @@ class TrainingGroup:
         self._sums.zero_()
         try:
             for back in range(max(run.place for run in self.runs) - 1, -1, -1):
-                self._add_gradients([run.earlier_micro_batch(back) if run else None for run in self._slots], back)
+                self._add_gradients(
+                    [run.earlier_micro_batch(back) if run else None for run in self._slots], back
+                )
         except Exception as error:  # noqa: BLE001  (as above)
             return self._help(error)
         return []
@@ -313,7 +355,9 @@ class TrainingGroup:
         if ran_out_of_memory(error):
             shape = self._shape()
             smaller = plan.smaller(
-                self.runs[0].train.micro_batch_size, plan.pieces * self._tokens_a_batch(), bool(self._current_step.graphs)
+                self.runs[0].train.micro_batch_size,
+                plan.pieces * self._tokens_a_batch(),
+                bool(self._current_step.graphs),
             )
             if smaller is None:
                 raise error
@@ -321,7 +365,10 @@ class TrainingGroup:
             why = f"The memory did not hold {tried}, so the step is done again: {smaller.sentence}"
             self.squeezed = True
         elif plan.compiled and not self._current_step.proven:
-            smaller, why = replace(plan, compiled=False), f"Compiling failed ({_first_line(error)}); going on without"
+            smaller, why = (
+                replace(plan, compiled=False),
+                f"Compiling failed ({_first_line(error)}); going on without",
+            )
         else:
             raise error
         self._use(smaller)
@@ -331,7 +378,9 @@ class TrainingGroup:
         self._plan, self._step = plan, MicroBatchStep(self.base, self.bank, plan)
 
     def _let_go(self) -> None:
-        """Give back what a step that failed has left behind: its graph of operations, and captured graphs of old plans."""
+        """Give back what a step that failed has left behind: its graph of operations, and captured graphs of
+        old plans.
+        """
         gc.collect()  # recomputing leaves cycles
         if self.base.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -344,7 +393,9 @@ class TrainingGroup:
         return any(run.train.compile == how for run in self.runs)
 
     def _compile_if_it_pays(self) -> None:
-        """After a few micro-batches it is known how long the group will take; compiling has to earn its own time."""
+        """After a few micro-batches it is known how long the group will take; compiling has to earn its own
+        time.
+        """
         assert self._plan is not None
         if self._plan.compiled or self._ticks != _LOOK_BEFORE_COMPILING or not self._wants_compile("auto"):
             return
@@ -358,7 +409,9 @@ class TrainingGroup:
         """Step the optimiser of every run whose step is complete, and send its figures on their way."""
         bank = self.bank
         assert bank.grad is not None
-        complete = [(slot, run) for slot, run in enumerate(self._slots) if run is not None and run.step_is_complete]
+        complete = [
+            (slot, run) for slot, run in enumerate(self._slots) if run is not None and run.step_is_complete
+        ]
         self._pending, self._figures = [], None
         if not complete:
             return
@@ -387,7 +440,9 @@ class TrainingGroup:
         for one in self._pending:
             each = seconds * len(one.step.micro_batches)
             try:
-                event: Event = one.run.step_done(one.number, one.step, one.rate, sums[one.slot], norms[one.slot], each, memory)
+                event: Event = one.run.step_done(
+                    one.number, one.step, one.rate, sums[one.slot], norms[one.slot], each, memory
+                )
             except TrainingDiverged as error:
                 event = RunFailed(error)
                 self._slots[one.slot] = None
@@ -423,7 +478,10 @@ class TrainingGroup:
         told: list[str] = []
         while True:
             try:
-                found = [self._current_step.evaluate(collate(piece, self._shape())) for _, piece in self._pieces(parts)]
+                found = [
+                    self._current_step.evaluate(collate(piece, self._shape()))
+                    for _, piece in self._pieces(parts)
+                ]
                 return torch.stack(found).sum(0), told
             except Exception as error:  # noqa: BLE001  (whatever nothing helps against is raised again)
                 told += self._help(error)

@@ -30,7 +30,9 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def operations_a_token(base: ResidentBase) -> float:
-    """Of a training step on the frozen base: 2N forward, 2N for the gradient of the inputs, N its linear layers' weights."""
+    """Of a training step on the frozen base: 2N forward, 2N for the gradient of the inputs, N its linear
+    layers' weights.
+    """
     numbers = sum(layer.in_features * layer.out_features for layer in base.layers.values())
     if base.head not in base.layers:  # a tied head is not wrapped, but computes all the same
         numbers += base.model.config.vocab_size * base.model.config.hidden_size

@@ -20,13 +20,16 @@ from core.train.step import evaluate_batch
 def validation_losses(
     base: ResidentBase, data: RunData, adapters: Sequence[AdapterWeights], train: TrainConfig, report: Report
 ) -> list[float]:
-    """Mean loss of each adapter over the validation rows, in nats a token; all adapters in one pass over the base.
+    """Mean loss of each adapter over the validation rows, in nats a token; all adapters in one pass over the
+    base.
 
     Raises InvalidData if no row was kept back.
     """
     parts = data.validation()
     if not parts:
-        raise InvalidData("The data set keeps no rows back for validation, so no loss can be measured; change its split.")
+        raise InvalidData(
+            "The data set keeps no rows back for validation, so no loss can be measured; change its split."
+        )
     bank = loaded_bank(base.layers, adapters)
     fixed = base.device.type == "cuda"
     shape = Shape.of([data], runs=len(adapters), blocks=train.micro_batch_size, fixed=fixed)

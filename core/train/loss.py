@@ -18,18 +18,25 @@ def token_losses(head: nn.Module, hidden: Tensor, targets: Tensor, weights: Tens
     """Cross-entropy of head(hidden) against targets, in nats.
 
     hidden [N, H], targets [N] (IGNORE for none), weights [N]: what each position counts in the sum that is
-    differentiated. Returns that weighted sum, and the plain losses [N] without a gradient. With a frozen head the
-    gradient for `hidden` is computed on the way forward, chunk by chunk, so that no logits are kept or computed twice
-    (the idea of the fused linear cross-entropy of Liger Kernel, arXiv 2410.10989, section 3.2).
+    differentiated. Returns that weighted sum, and the plain losses [N] without a gradient. With a frozen head
+    the gradient for `hidden` is computed on the way forward, chunk by chunk, so that no logits are kept or
+    computed twice (the idea of the fused linear cross-entropy of Liger Kernel, arXiv 2410.10989, section
+    3.2).
     """
     weight, chunk = getattr(head, "weight", None), _chunk(hidden, head)
-    if isinstance(weight, Tensor) and getattr(head, "factors", None) is None and isinstance(_inner(head), nn.Linear):
+    if (
+        isinstance(weight, Tensor)
+        and getattr(head, "factors", None) is None
+        and isinstance(_inner(head), nn.Linear)
+    ):
         return _FrozenHead.apply(hidden, weight, head.bias, targets, weights, chunk)
     return _differentiated(head, hidden, targets, weights, chunk)
 
 
 def _chunk(hidden: Tensor, head: nn.Module) -> int:
-    """How many positions have logits at one time: half a GiB of them on an accelerator, what stays near the core on a CPU."""
+    """How many positions have logits at one time: half a GiB of them on an accelerator, what stays near the
+    core on a CPU.
+    """
     vocabulary = int(getattr(head, "out_features", hidden.shape[-1]))
     positions = (1 << 29 if hidden.is_cuda else 1 << 23) // (4 * vocabulary)
     return max(16, 1 << (positions.bit_length() - 1)) if positions else 16
@@ -42,14 +49,22 @@ def _inner(head: nn.Module) -> nn.Module:
 class _FrozenHead(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, weights: Tensor, chunk: int
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        weights: Tensor,
+        chunk: int,
     ) -> tuple[Tensor, Tensor]:
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         losses = torch.empty(hidden.shape[0], device=hidden.device)
         for start in range(0, hidden.shape[0], chunk):
             part = slice(start, start + chunk)
             logits = F.linear(hidden[part], weight, bias)
-            losses[part], by_logits = _compilable(hidden.device)(logits, targets[part], weights[part], gradient is not None)
+            losses[part], by_logits = _compilable(hidden.device)(
+                logits, targets[part], weights[part], gradient is not None
+            )
             if gradient is not None:
                 torch.mm(by_logits, weight, out=gradient[part])
         ctx.gradient = gradient
@@ -63,8 +78,12 @@ class _FrozenHead(torch.autograd.Function):
         return gradient.mul_(by_sum), None, None, None, None, None
 
 
-def chunk_loss(logits: Tensor, targets: Tensor, weights: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor]:
-    """Losses [N] of logits [N, V], and d(Σ weights·losses)/d(logits) in the logits' dtype (empty if not asked for)."""
+def chunk_loss(
+    logits: Tensor, targets: Tensor, weights: Tensor, with_gradient: bool
+) -> tuple[Tensor, Tensor]:
+    """Losses [N] of logits [N, V], and d(Σ weights·losses)/d(logits) in the logits' dtype (empty if not asked
+    for).
+    """
     wide = logits.float()
     total = torch.logsumexp(wide, dim=-1)
     counted = targets != IGNORE
@@ -73,7 +92,9 @@ def chunk_loss(logits: Tensor, targets: Tensor, weights: Tensor, with_gradient: 
     if not with_gradient:
         return losses, logits[:0]
     factor = torch.where(counted, weights, 0.0)[:, None]
-    if not torch.compiler.is_compiling():  # one buffer, since a pass over the logits costs as much as their product
+    if (
+        not torch.compiler.is_compiling()
+    ):  # one buffer, since a pass over the logits costs as much as their product
         gradient = wide.sub_(total[:, None]).exp_().mul_(factor)
         return losses, gradient.scatter_add_(1, chosen, -factor).to(logits.dtype)
     gradient = torch.exp(wide - total[:, None]) * factor
@@ -87,11 +108,17 @@ def _compilable(device: torch.device) -> Callable[..., tuple[Tensor, Tensor]]:
     return torch.compile(chunk_loss, dynamic=False) if device.type == "cuda" else chunk_loss
 
 
-def _differentiated(head: nn.Module, hidden: Tensor, targets: Tensor, weights: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
-    """The same where the head itself is trained or does more than a product; its logits are computed twice."""
+def _differentiated(
+    head: nn.Module, hidden: Tensor, targets: Tensor, weights: Tensor, chunk: int
+) -> tuple[Tensor, Tensor]:
+    """The same where the head itself is trained or does more than a product;
+    its logits are computed twice.
+    """
     losses = torch.cat(
         [
-            checkpoint(_plain_losses, head, hidden[at : at + chunk], targets[at : at + chunk], use_reentrant=False)
+            checkpoint(
+                _plain_losses, head, hidden[at : at + chunk], targets[at : at + chunk], use_reentrant=False
+            )
             for at in range(0, hidden.shape[0], chunk)
         ]
     )

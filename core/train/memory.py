@@ -16,12 +16,17 @@ from core.base_model.load import ResidentBase
 
 
 class Tier(enum.IntEnum):
-    """From quickest to smallest. A compiled layer keeps what its partitioner chooses within the tier's budget."""
+    """From quickest to smallest.
+
+    A compiled layer keeps what its partitioner chooses within the tier's budget.
+    """
 
     KEEP = 0
     """Everything a layer's backward wants."""
     CHEAP = 1
-    """Norms, activations and the gated product are computed again: a few per cent of time for a third of the memory."""
+    """Norms, activations and the gated product are computed again: a few per cent of time for a third of the
+    memory.
+    """
     FULL = 2
     """Only each layer's input is kept and the whole layer is computed again (arXiv 1604.06174)."""
 
@@ -35,13 +40,19 @@ class Tier(enum.IntEnum):
         )[self]
 
 
-# torch's share of what a compiled layer would like to keep. Below 1 its partitioner first gives up what is cheap to
+# torch's share of what a compiled layer would like to keep. Below 1 its partitioner first gives up what is
+# cheap to
 # compute again, which is less than this asks for; lower figures make it compute whole products again.
 _BUDGETS = {Tier.KEEP: 1.0, Tier.CHEAP: 0.95, Tier.FULL: 0.0}
 MOST_RUNS = 64
 _BUSY_TOKENS = 2048  # in one pass; below, an accelerator waits for its memory and the host
-_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "could not create a memory object",
-                  "CUBLAS_STATUS_ALLOC_FAILED")  # fmt: skip
+_OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "could not create a memory object",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 _STATE_BYTES = 18  # of one trained number: itself, its gradient, two moments, and the copy that computes
 _RESERVE = 0.9  # share of the free memory that activations may take
 _KEPT = {Tier.KEEP: 1.0, Tier.CHEAP: 0.65, Tier.FULL: 0.05}  # of the inputs and outputs of the linear layers
@@ -55,9 +66,12 @@ def keeping(base: ResidentBase, tier: Tier, *, compiled: bool) -> Iterator[None]
     functorch.activation_memory_budget = _BUDGETS[tier]
     recomputed = base.decoder_layers if tier is Tier.FULL and not compiled else []
     for layer in recomputed:
-        # transformers has a switch for this, which is renamed and rewired from release to release. No random numbers
+        # transformers has a switch for this, which is renamed and rewired from release to release. No random
+        # numbers
         # are drawn in a layer, and restoring their state would break the capture of a graph.
-        layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+        layer.forward = functools.partial(
+            checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False
+        )
     try:
         yield
     finally:
@@ -78,10 +92,11 @@ class Plan:
     """Whether a CUDA graph may be captured, which holds memory of its own."""
 
     def smaller(self, blocks: int, tokens: int, captured: bool = False) -> Plan | None:
-        """The next plan that needs less memory for micro-batches of `blocks` blocks and `tokens` tokens; None if none does.
+        """The next plan that needs less memory for micro-batches of `blocks` blocks and `tokens` tokens; None
+        if none does.
 
-        Pieces cost nothing while each is large enough to keep the device busy; recomputing costs a third of the time.
-        `captured` says that a graph holds memory now.
+        Pieces cost nothing while each is large enough to keep the device busy; recomputing costs a third of
+        the time. `captured` says that a graph holds memory now.
         """
         if captured:
             return replace(self, captures=False)
@@ -120,7 +135,8 @@ def memory_figures(device: torch.device) -> str:
 def first_tier(base: ResidentBase, tokens: int, compiled: bool, checkpointing: str = "auto") -> Tier:
     """The quickest tier whose activations fit into the free memory for micro-batches of `tokens` tokens.
 
-    A compiled layer starts at CHEAP, which costs it next to nothing. `checkpointing` on or off is somebody's own choice.
+    A compiled layer starts at CHEAP, which costs it next to nothing. `checkpointing` on or off is somebody's
+    own choice.
     """
     if checkpointing == "on":
         return Tier.FULL
@@ -133,13 +149,17 @@ def first_tier(base: ResidentBase, tokens: int, compiled: bool, checkpointing: s
 
 
 def room_for(base: ResidentBase, parameters: int, tokens: int) -> int:
-    """How many runs with `parameters` trained numbers and micro-batches of `tokens` tokens fit at once; at least one."""
+    """How many runs with `parameters` trained numbers and micro-batches of `tokens` tokens fit at once; at
+    least one.
+    """
     each = parameters * _STATE_BYTES + _activations(base, tokens, Tier.KEEP)
     return int(min(MOST_RUNS, max(1, _RESERVE * _free(base.device) // each)))
 
 
 def _activations(base: ResidentBase, tokens: int, tier: Tier) -> float:
-    """Bytes that a forward pass over `tokens` tokens keeps, estimated from the widths of the linear layers."""
+    """Bytes that a forward pass over `tokens` tokens keeps,
+    estimated from the widths of the linear layers.
+    """
     numbers = sum(layer.in_features + layer.out_features for layer in base.layers.values())
     return numbers * tokens * torch.finfo(base.dtype).bits / 8 * _KEPT[tier]
 

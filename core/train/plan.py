@@ -24,8 +24,8 @@ def steps_per_epoch(blocks: int, config: TrainConfig) -> int:
 def packs(rows: int, tokens: float, longest: int, block_length: int, config: TrainConfig) -> bool:
     """Whether `rows` rows of `tokens` tokens in all are packed into blocks.
 
-    With auto, they are if a block would take two of the longest rows or more on average, and the run keeps enough
-    steps: a packed step sees many more rows, so a small data set would be over after a handful.
+    With auto, they are if a block would take two of the longest rows or more on average, and the run keeps
+    enough steps: a packed step sees many more rows, so a small data set would be over after a handful.
     """
     if config.packing != "auto":
         return config.packing == "on"
@@ -34,7 +34,9 @@ def packs(rows: int, tokens: float, longest: int, block_length: int, config: Tra
 
 
 def smaller_plans(config: TrainConfig) -> list[tuple[str, dict[str, Any]]]:
-    """Changes that lower the memory and keep the effective batch, each in words and as options; the cheapest first."""
+    """Changes that lower the memory and keep the effective batch, each in words and as options; the cheapest
+    first.
+    """
     found: list[tuple[str, dict[str, Any]]] = []
     size, accumulation = config.micro_batch_size, config.gradient_accumulation_steps
     if size > 1:

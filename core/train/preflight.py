@@ -1,4 +1,6 @@
-"""Measure, before a run starts, what it will take: a few micro-batches of its longest blocks, on the device."""
+"""Measure, before a run starts, what it will take: a few micro-batches of its longest blocks,
+on the device.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,10 @@ from core.train.memory import memory_figures, ran_out_of_memory
 from core.train.plan import planned_steps
 from core.train.run import RunRequest
 
-_STEPS = {"cuda": 6, "cpu": 3}  # three before a CUDA graph may be captured, the capture, and two that show its pace
+_STEPS = {
+    "cuda": 6,
+    "cpu": 3,
+}  # three before a CUDA graph may be captured, the capture, and two that show its pace
 _STATE_BYTES = 12  # of one trained number in a checkpoint: itself and Adam's two moments, float32
 _CHECKPOINTS = 4  # three are kept, one is being written
 
@@ -49,9 +54,14 @@ class Preflight:
 
 
 def measure(base: ResidentBase, requests: Sequence[RunRequest]) -> Iterator[Preflight | None]:
-    """Yield None after each micro-batch, then the result. Raises what makes a run impossible whatever its size."""
+    """Yield None after each micro-batch, then the result.
+
+    Raises what makes a run impossible whatever its size.
+    """
     data = {request.key: RunData(request.rows, request.train) for request in requests}
-    group = TrainingGroup(base, [_tried(request, data[request.key], base.device.type) for request in requests])
+    group = TrainingGroup(
+        base, [_tried(request, data[request.key], base.device.type) for request in requests]
+    )
     peak, notices, times = PeakMemory(base.device), dict[str, None](), [time.perf_counter()]
     members, parameters, fits = {request.key for request in requests}, 0, True
     try:
@@ -63,24 +73,41 @@ def measure(base: ResidentBase, requests: Sequence[RunRequest]) -> Iterator[Pref
             if isinstance(event, StepDone):
                 times.append(time.perf_counter())
             if isinstance(event, MicroBatchDone):
-                members, parameters = {run.key for run in group.runs}, sum(run.parameters for run in group.runs)
+                members, parameters = (
+                    {run.key for run in group.runs},
+                    sum(run.parameters for run in group.runs),
+                )
                 yield None
     except Exception as error:
         if not ran_out_of_memory(error):
             raise
         fits = False
-        notices[f"Even one block at a time with every layer computed again is too much: {memory_figures(base.device)}."] = None
+        notices[
+            (
+                "Even one block at a time with every layer computed again is too much: "
+                f"{memory_figures(base.device)}."
+            )
+        ] = None
     chosen = [request for request in requests if request.key in members]
     steps = max(planned_steps(len(data[one.key].blocks), one.train) for one in chosen)
     pace = _pace(times, len(chosen)) * max(one.train.gradient_accumulation_steps for one in chosen)
     yield Preflight(
-        fits=fits, squeezed=group.squeezed, peak_bytes=peak.bytes, total_bytes=peak.total, seconds_a_step=pace, steps=steps,
-        seconds=pace * steps, disk_bytes=parameters * _STATE_BYTES * _CHECKPOINTS, together=len(chosen), notices=tuple(notices),
-    )  # fmt: skip
+        fits=fits,
+        squeezed=group.squeezed,
+        peak_bytes=peak.bytes,
+        total_bytes=peak.total,
+        seconds_a_step=pace,
+        steps=steps,
+        seconds=pace * steps,
+        disk_bytes=parameters * _STATE_BYTES * _CHECKPOINTS,
+        together=len(chosen),
+        notices=tuple(notices),
+    )
 
 
 def _pace(times: Sequence[float], runs: int) -> float:
-    """Seconds a step at the end of the trial, when everything is warm; `times` is its start and the end of each run's steps.
+    """Seconds a step at the end of the trial, when everything is warm; `times` is its start and the end of
+    each run's steps.
 
     On an accelerator the last two steps are told together, so they are taken together.
     """
@@ -90,9 +117,14 @@ def _pace(times: Sequence[float], runs: int) -> float:
 
 
 def _tried(request: RunRequest, data: RunData, device: str) -> RunRequest:
-    """The same run for a few steps of one micro-batch, all of the longest blocks; packed as the whole run would be."""
+    """The same run for a few steps of one micro-batch, all of the longest blocks; packed as the whole run
+    would be.
+    """
     short = replace(
-        request.train, max_steps=_STEPS.get(device, 2), gradient_accumulation_steps=1, packing="on" if data.packed else "off",
+        request.train,
+        max_steps=_STEPS.get(device, 2),
+        gradient_accumulation_steps=1,
+        packing="on" if data.packed else "off",
         compile="off" if request.train.compile == "auto" else request.train.compile,
-    )  # fmt: skip
+    )
     return replace(request, longest_first=True, resume=None, changes=(), train=short)

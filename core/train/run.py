@@ -83,7 +83,9 @@ class TrainingRun:
         A, B = bank.rows(slot)
         groups = [{"params": [A]}, {"params": [B]}]
         decay = self.train.weight_decay
-        self._optimiser = torch.optim.AdamW(groups, lr=self.train.learning_rate, weight_decay=decay, fused=True)
+        self._optimiser = torch.optim.AdamW(
+            groups, lr=self.train.learning_rate, weight_decay=decay, fused=True
+        )
         if self._resume is not None:
             self._restore_moments(bank, self._resume[1])
             self._resume = None  # it holds as much memory as the optimiser
@@ -99,15 +101,24 @@ class TrainingRun:
         """Where the run stands after its last finished step; what was begun of the next is not part of it."""
         assert self._optimiser is not None
         found = [self._optimiser.state[group["params"][0]] for group in self._optimiser.param_groups]
-        mean, square = (bank.by_layer(found[0][name], found[1][name], self.ranks) for name in ("exp_avg", "exp_avg_sq"))
+        mean, square = (
+            bank.by_layer(found[0][name], found[1][name], self.ranks) for name in ("exp_avg", "exp_avg_sq")
+        )
         at = Position(
-            self.done, self._whole_micro_batches, self.train_loss, self.validation_loss, self.evaluated_at,
-            self.tokens, self.seconds,
-        )  # fmt: skip
+            self.done,
+            self._whole_micro_batches,
+            self.train_loss,
+            self.validation_loss,
+            self.evaluated_at,
+            self.tokens,
+            self.seconds,
+        )
         return RunState(at, mean, square)
 
     def move(self, old: AdapterBank, old_slot: int, new: AdapterBank, slot: int) -> None:
-        """Go on in another bank: factors, gradients so far and the optimiser's moments, laid out as the new bank is."""
+        """Go on in another bank: factors, gradients so far and the optimiser's moments, laid out as the new
+        bank is.
+        """
         assert self._optimiser is not None
         new.take(slot, old, old_slot)
         for group, parameter in zip(self._optimiser.param_groups, new.rows(slot), strict=True):
@@ -126,11 +137,16 @@ class TrainingRun:
         """The factors as they are now."""
         layers = self.lora.layer_numbers
         return AdapterWeights(
-            rank=self.lora.rank, alpha=self.lora.alpha, dropout=self.lora.dropout, layers=bank.export(slot, self.ranks),
-            base_fingerprint=self._base.fingerprint, base_name=self._base.name,
-            fan_in_fan_out=any(self._base.layers[path].transposed for path in self.targets), use_rslora=self.lora.use_rslora,
+            rank=self.lora.rank,
+            alpha=self.lora.alpha,
+            dropout=self.lora.dropout,
+            layers=bank.export(slot, self.ranks),
+            base_fingerprint=self._base.fingerprint,
+            base_name=self._base.name,
+            fan_in_fan_out=any(self._base.layers[path].transposed for path in self.targets),
+            use_rslora=self.lora.use_rslora,
             layers_to_transform=None if layers is None else tuple(sorted(layers)),
-        )  # fmt: skip
+        )
 
     # Its micro-batches.
 
@@ -144,7 +160,11 @@ class TrainingRun:
 
     def earlier_micro_batch(self, back: int) -> MicroBatch | None:
         """The one taken `back` micro-batches ago (0: the last one), if it is of the step at hand."""
-        return self._step.micro_batches[self._place - 1 - back] if self._step is not None and back < self._place else None
+        return (
+            self._step.micro_batches[self._place - 1 - back]
+            if self._step is not None and back < self._place
+            else None
+        )
 
     def dropout_key(self, back: int = 0) -> int:
         """Keys the dropout of the micro-batch taken `back` micro-batches ago."""
@@ -161,14 +181,21 @@ class TrainingRun:
         return self._step is not None and self._place == len(self._step.micro_batches)
 
     def update(self, norm: torch.Tensor, gradient: torch.Tensor) -> tuple[float, Step]:
-        """Clip by this run's own norm and step its optimiser, without waiting for the device. Returns rate and step."""
+        """Clip by this run's own norm and step its optimiser, without waiting for the device.
+
+        Returns rate and step.
+        """
         assert self._optimiser is not None
         assert self._step is not None
         if self.train.max_grad_norm:
-            gradient.mul_((self.train.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))  # as torch's clip_grad_norm_
+            gradient.mul_(
+                (self.train.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+            )  # as torch's clip_grad_norm_
         gradient.masked_fill_(~norm.isfinite(), 0.0)  # one step that is not finite must not spoil the factors
         rate = self._rate(self.done)
-        for group, ratio in zip(self._optimiser.param_groups, (1.0, self.train.loraplus_lr_ratio), strict=True):
+        for group, ratio in zip(
+            self._optimiser.param_groups, (1.0, self.train.loraplus_lr_ratio), strict=True
+        ):
             group["lr"] = rate * ratio  # LoRA+ (arXiv 2402.12354): B learns faster than A
         self._optimiser.step()
         step, self._step = self._step, None
@@ -229,21 +256,29 @@ class TrainingRun:
     def prepared(self) -> Prepared:
         """The event that opens the run."""
         return Prepared(
-            train_rows=self.data.train_rows, validation_rows=self.data.validation_rows,
-            truncated_rows=self.data.rows.truncated, skipped_rows=self.data.rows.skipped, total_steps=self.total_steps,
+            train_rows=self.data.train_rows,
+            validation_rows=self.data.validation_rows,
+            truncated_rows=self.data.rows.truncated,
+            skipped_rows=self.data.rows.skipped,
+            total_steps=self.total_steps,
             trainable_parameters=self.parameters,
-            max_length=self.data.rows.max_length, dtype=str(self._base.dtype).removeprefix("torch."),
+            max_length=self.data.rows.max_length,
+            dtype=str(self._base.dtype).removeprefix("torch."),
             blocks=len(self.data.blocks) if self.data.packed else 0,
-        )  # fmt: skip
+        )
 
     def step_done(
         self, number: int, step: Step, rate: float, loss_sum: float, norm: float, seconds: float, memory: int
     ) -> StepDone:
-        """The event of an optimiser step, once its figures are known. Raises TrainingDiverged if they are not finite."""
+        """The event of an optimiser step, once its figures are known.
+
+        Raises TrainingDiverged if they are not finite.
+        """
         loss = loss_sum / step.supervised
         if "nan" in self.train.stopping_alerts and not (math.isfinite(loss) and math.isfinite(norm)):
             raise TrainingDiverged(
-                f"At step {number} the loss is {loss:.4g} and the gradient norm {norm:.4g}: training has diverged. "
+                f"At step {number} the loss is {loss:.4g} and the gradient norm {norm:.4g}: training "
+                "has diverged. "
                 "Lower the learning rate, or raise the warm-up."
             )
         self.train_loss = loss
@@ -251,11 +286,18 @@ class TrainingRun:
         self._recent.append((seconds, step.tokens))
         spent = sum(one for one, _ in self._recent) or 1e-9
         return StepDone(
-            step=number, epoch=number / steps_per_epoch(len(self.data.blocks), self.train), loss=loss, learning_rate=rate,
-            grad_norm=norm, tokens=step.tokens, tokens_per_second=sum(count for _, count in self._recent) / spent,
-            memory_bytes=memory, seconds_left=max(0, self.total_steps - number) * spent / len(self._recent),
-            total_tokens=self.tokens, total_seconds=self.seconds,
-        )  # fmt: skip
+            step=number,
+            epoch=number / steps_per_epoch(len(self.data.blocks), self.train),
+            loss=loss,
+            learning_rate=rate,
+            grad_norm=norm,
+            tokens=step.tokens,
+            tokens_per_second=sum(count for _, count in self._recent) / spent,
+            memory_bytes=memory,
+            seconds_left=max(0, self.total_steps - number) * spent / len(self._recent),
+            total_tokens=self.tokens,
+            total_seconds=self.seconds,
+        )
 
     def evaluation_done(self, loss_sum: float) -> EvalDone:
         """The event of a pass over the validation rows."""

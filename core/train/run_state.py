@@ -1,7 +1,8 @@
 """Where a run stands at the end of an optimiser step: all it takes to go on as if nothing had happened.
 
-The order of the rows follows from the seed and the number of steps done, dropout from the seed and the number of micro-batches,
-the learning rate from the number of steps: so these numbers, the factors and Adam's moments are the whole state.
+The order of the rows follows from the seed and the number of steps done, dropout from the seed and the number
+of micro-batches, the learning rate from the number of steps: so these numbers, the factors and Adam's moments
+are the whole state.
 """
 
 from __future__ import annotations
@@ -50,9 +51,12 @@ class RunState:
 
     def save(self, folder: Path) -> None:
         """Write it into the existing folder."""
-        tensors = {f"{kind}/{path}/{factor}": tensor.numpy()
-                   for kind, moments in (("mean", self.mean), ("square", self.square))
-                   for path, pair in moments.items() for factor, tensor in zip("AB", pair, strict=True)}  # fmt: skip
+        tensors = {
+            f"{kind}/{path}/{factor}": tensor.numpy()
+            for kind, moments in (("mean", self.mean), ("square", self.square))
+            for path, pair in moments.items()
+            for factor, tensor in zip("AB", pair, strict=True)
+        }
         write_float32(folder / STATE_NAME, tensors, {"position": json.dumps(asdict(self.position))})
 
     @classmethod
@@ -63,10 +67,14 @@ class RunState:
                 position = Position(**json.loads(file.metadata()["position"]))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise InvalidInput(f"The checkpoint {folder.name[:12]} cannot be read: {str(error)[:200]}") from None
+            raise InvalidInput(
+                f"The checkpoint {folder.name[:12]} cannot be read: {str(error)[:200]}"
+            ) from None
         parts: dict[str, dict[str, dict[str, Tensor]]] = {"mean": {}, "square": {}}
         for name, tensor in tensors.items():
             kind, path, factor = name.split("/")
             parts[kind].setdefault(path, {})[factor] = tensor
-        mean, square = ({path: (pair["A"], pair["B"]) for path, pair in one.items()} for one in parts.values())
+        mean, square = (
+            {path: (pair["A"], pair["B"]) for path, pair in one.items()} for one in parts.values()
+        )
         return cls(position, mean, square)

@@ -1,4 +1,6 @@
-"""One micro-batch on the device: forward, loss and backward, plain, compiled, or replayed from a CUDA graph."""
+"""One micro-batch on the device: forward, loss and backward, plain, compiled,
+or replayed from a CUDA graph.
+"""
 
 from __future__ import annotations
 
@@ -29,13 +31,17 @@ def losses_of(base: ResidentBase, batch: Batch) -> tuple[Tensor, Tensor]:
         head, out = base.model.get_output_embeddings(), base.model.base_model(**inputs).last_hidden_state
     else:  # whatever the model does after its head is only known to its own forward
         head, out = nn.Identity(), base.model(**inputs).logits
-    total, losses = token_losses(head, out.flatten(0, 1).index_select(0, batch.index), batch.targets, batch.weights)
+    total, losses = token_losses(
+        head, out.flatten(0, 1).index_select(0, batch.index), batch.targets, batch.weights
+    )
     return total, losses.view(batch.runs, -1).sum(1)
 
 
 @contextmanager
 def _set_up(base: ResidentBase, bank: AdapterBank, batch: Batch) -> Iterator[None]:
-    """Within the block the base computes with this bank on these segments; recomputing needs it in backward, too."""
+    """Within the block the base computes with this bank on these segments; recomputing needs it in backward,
+    too.
+    """
     how = batch.attention()
     with bank.use(), attend(base.attention, [how] * len(base.attention)) if how else nullcontext():
         yield
@@ -66,13 +72,21 @@ class MicroBatchStep:
     _launching: dict[tuple[int, ...], float] = field(default_factory=dict)
 
     def train(self, batch: Batch) -> Tensor:
-        """Add the gradients of this micro-batch; return each run's summed loss, [K], without waiting for it."""
-        losses = self._on_cuda(batch) if self.base.device.type == "cuda" else self._plain(batch.to(self.base.device))
+        """Add the gradients of this micro-batch; return each run's summed loss, [K],
+        without waiting for it.
+        """
+        losses = (
+            self._on_cuda(batch)
+            if self.base.device.type == "cuda"
+            else self._plain(batch.to(self.base.device))
+        )
         self.proven = True
         return losses
 
     def _on_cuda(self, batch: Batch) -> Tensor:
-        """The first micro-batches of a shape show what they take; where launching them is half of it, a graph takes over."""
+        """The first micro-batches of a shape show what they take; where launching them is half of it, a graph
+        takes over.
+        """
         key = batch.key()
         if key in self.graphs:
             return self.graphs[key].replay(batch)
@@ -86,7 +100,9 @@ class MicroBatchStep:
             try:
                 self.graphs[key] = _Graph(self._plain, batch)
             except RuntimeError as error:
-                self.notices.append(f"The step could not be captured in a CUDA graph and runs without: {str(error)[:200]}")
+                self.notices.append(
+                    f"The step could not be captured in a CUDA graph and runs without: {str(error)[:200]}"
+                )
             else:
                 return self.graphs[key].replay(batch)
         return self._plain(batch)
@@ -98,7 +114,11 @@ class MicroBatchStep:
     def _plain(self, batch: Batch) -> Tensor:
         self.bank.train()
         layers = nullcontext() if self.plan.compiled else eager_layers()
-        with keeping(self.base, self.plan.tier, compiled=self.plan.compiled), layers, _set_up(self.base, self.bank, batch):
+        with (
+            keeping(self.base, self.plan.tier, compiled=self.plan.compiled),
+            layers,
+            _set_up(self.base, self.bank, batch),
+        ):
             total, losses = losses_of(self.base, batch)
             total.backward()
         return losses
@@ -121,7 +141,8 @@ class _Graph:
         self._batch = batch
         self._graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
-        torch.cuda.empty_cache()  # the graph has memory of its own; what earlier micro-batches left is not for it
+        # the graph has memory of its own; what earlier micro-batches left is not for it
+        torch.cuda.empty_cache()
         with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._losses = work(batch)
 
@@ -133,7 +154,10 @@ class _Graph:
 
 
 def embedding_needs_gradient(base: ResidentBase) -> Callable[[], None]:
-    """Let gradients flow from the first layer on, so that it is the same graph as the others. Returns the undo."""
+    """Let gradients flow from the first layer on, so that it is the same graph as the others.
+
+    Returns the undo.
+    """
 
     def hook(module: nn.Module, arguments: object, output: Tensor) -> None:
         if torch.is_grad_enabled():

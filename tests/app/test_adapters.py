@@ -1,4 +1,6 @@
-"""What is done with adapters: looked into, verified, resized with the loss measured, combined; and nothing rots unseen."""
+"""What is done with adapters: looked into, verified, resized with the loss measured, combined; and nothing
+rots unseen.
+"""
 
 import os
 import random
@@ -83,13 +85,24 @@ def test_verifying_says_what_is_wrong(workbench, taught, trained):
             from safetensors.torch import load_file, save_file
 
             tensors = load_file(file)
-            save_file({key: one * ("lora_A" in key) for key, one in tensors.items()}, file, metadata={"format": "pt"})
+            save_file(
+                {key: one * ("lora_A" in key) for key, one in tensors.items()},
+                file,
+                metadata={"format": "pt"},
+            )
         else:
             file.write_bytes(file.read_bytes()[:-1] + b"\x07")
         with workbench.registry.blobs.staging() as staging:
-            digest = workbench.registry.blobs.put(shutil.copytree(workbench.settings.home / "copy", staging / "x"))
-        workbench.registry.add(Adapter(**untouched.model_dump() | {"id": None, "name": name, "digest": digest}))
-    rotten = workbench.registry.blobs.path(workbench.registry.find(Adapter, "rotten").digest) / "adapter_model.safetensors"
+            digest = workbench.registry.blobs.put(
+                shutil.copytree(workbench.settings.home / "copy", staging / "x")
+            )
+        workbench.registry.add(
+            Adapter(**untouched.model_dump() | {"id": None, "name": name, "digest": digest})
+        )
+    rotten = (
+        workbench.registry.blobs.path(workbench.registry.find(Adapter, "rotten").digest)
+        / "adapter_model.safetensors"
+    )
     rotten.write_bytes(rotten.read_bytes()[:-1] + b"\x09")
     found = result(workbench, "verify_adapter", adapter="")
     assert set(found["checked"]) == {"taught", "sound", "rotten", "untrained"}
@@ -120,13 +133,21 @@ def _flips(folder, check, count=FLIPS):
     check()
 
 
-def test_every_flipped_bit_of_a_base_and_an_export_is_found(workbench, taught, tiny_llama, tmp_path, checked_here):
+def test_every_flipped_bit_of_a_base_and_an_export_is_found(
+    workbench, taught, tiny_llama, tmp_path, checked_here
+):
     base = workbench.registry.find(Base, "llama")
     folder = shutil.copytree(tiny_llama, tmp_path / "mine")
     workbench.registry.save(Base(**base.model_dump() | {"folder": str(folder), "stat_key": stat_key(folder)}))
     workbench.verify_model("llama", accept=True)
     _flips(folder, lambda: workbench.verify_model("llama"))
-    result(workbench, "export_adapter", adapter="taught", folder=str(tmp_path / "out"), config={"format": "safetensors"})
+    result(
+        workbench,
+        "export_adapter",
+        adapter="taught",
+        folder=str(tmp_path / "out"),
+        config={"format": "safetensors"},
+    )
     (row,) = workbench.registry.all(Export)
     _flips(tmp_path / "out", lambda: verify_export(row))
     (tmp_path / "out" / "README.md").unlink()
@@ -140,7 +161,11 @@ def test_every_flipped_bit_of_a_base_and_an_export_is_found(workbench, taught, t
 def test_every_flipped_bit_of_a_checkpoint_is_found_before_it_is_used(workbench, taught):
     for row in workbench.registry.checkpoints(taught.run_id):
         for digest in (row.adapter_digest, row.state_digest):
-            _flips(workbench.registry.blobs.path(digest), lambda one=digest: workbench.registry.blobs.verify(one), FLIPS // 2)
+            _flips(
+                workbench.registry.blobs.path(digest),
+                lambda one=digest: workbench.registry.blobs.verify(one),
+                FLIPS // 2,
+            )
 
 
 def test_what_takes_space_is_listed_and_what_can_go_goes(workbench, taught, trained):

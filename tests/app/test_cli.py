@@ -16,14 +16,25 @@ from tests.core.test_data import lines
 from tests.workbenches import QUICK, write_rows
 
 COMMANDS = [
-    [], ["quickstart"], ["train"], ["chat"], ["export"], ["doctor"],
+    [],
+    ["quickstart"],
+    ["train"],
+    ["chat"],
+    ["export"],
+    ["doctor"],
     *[["models", one] for one in ("add", "list", "show", "verify", "remove")],
     *[["data", one] for one in ("check", "add", "report", "exclude", "restore", "split", "versions", "use")],
     *[["data", one] for one in ("list", "show", "remove")],
     *[["runs", one] for one in ("list", "show", "pause", "save", "resume", "stop")],
-    *[["adapters", one] for one in ("list", "show", "note", "import", "inspect", "compare", "verify", "resize", "combine")],
-    *[["adapters", one] for one in ("export", "remove", "bring-back")], ["backup"], ["restore"], ["space"],
-]  # fmt: skip
+    *[
+        ["adapters", one]
+        for one in ("list", "show", "note", "import", "inspect", "compare", "verify", "resize", "combine")
+    ],
+    *[["adapters", one] for one in ("export", "remove", "bring-back")],
+    ["backup"],
+    ["restore"],
+    ["space"],
+]
 
 
 def run(settings, *arguments):
@@ -39,7 +50,9 @@ def run_json(settings, *arguments):
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join(command) or "open")
 def test_every_command_has_help_json_and_home(command):
-    shown = CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"})
+    shown = CliRunner().invoke(
+        app, [*command, "--help"], env={"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
+    )
     assert shown.exit_code == 0
     for expected in ("--home", "--json", "Usage"):
         assert expected in shown.output
@@ -59,7 +72,9 @@ def test_data_goes_in_is_listed_shown_and_removed(settings):
     assert run_json(settings, "data", "list")[1]["rows"] == []
 
 
-FAULTY = lines({"prompt": "p", "completion": "c"}) * 12 + lines({"prompt": "p"}, {"prompt": "x", "completion": "<|im_end|>"})
+FAULTY = lines({"prompt": "p", "completion": "c"}) * 12 + lines(
+    {"prompt": "p"}, {"prompt": "x", "completion": "<|im_end|>"}
+)
 
 
 def test_a_file_is_checked_without_being_registered(workbench, settings, tmp_path):
@@ -67,9 +82,13 @@ def test_a_file_is_checked_without_being_registered(workbench, settings, tmp_pat
     code, found = run_json(settings, "data", "check", tmp_path / "a.jsonl")
     assert (code, found["rows"], found["errors"], found["warnings"]) == (1, 14, 1, 12)
     assert found["counts"] == {"duplicate": 11, "missing": 1, "special_tokens": 1}
-    assert {"file": "a.jsonl", "row": 13, "level": "error", "code": "missing"}.items() <= found["findings"][11].items()
+    assert {"file": "a.jsonl", "row": 13, "level": "error", "code": "missing"}.items() <= found["findings"][
+        11
+    ].items()
     assert found["tokens"] is None
-    code, found = run_json(settings, "data", "check", tmp_path / "a.jsonl", "--base", "llama", "--max-length", "64")
+    code, found = run_json(
+        settings, "data", "check", tmp_path / "a.jsonl", "--base", "llama", "--max-length", "64"
+    )
     assert (code, found["tokens"]["rows"], found["tokens"]["max_length"]) == (1, 13, 64)
     assert all(check["passed"] for check in found["template"])
     shown = run(settings, "data", "check", tmp_path / "a.jsonl").stdout
@@ -82,18 +101,36 @@ def test_a_file_is_checked_without_being_registered(workbench, settings, tmp_pat
 def test_a_mapping_is_given_in_words(settings, tmp_path):
     (tmp_path / "a.csv").write_text("words,class\n" + "".join(f"word {i},c{i % 2}\n" for i in range(12)))
     refused = run(settings, "data", "add", tmp_path / "a.csv")
-    assert (refused.exit_code, "no usable columns" in refused.stderr or "choose what" in refused.stderr) == (1, True)
-    code, row = run_json(settings, "data", "add", tmp_path / "a.csv", "--map", "label=class", "--template", "Classify: {words}",
-                         "--count", "4", "--stratify")  # fmt: skip
+    assert (refused.exit_code, "no usable columns" in refused.stderr or "choose what" in refused.stderr) == (
+        1,
+        True,
+    )
+    code, row = run_json(
+        settings,
+        "data",
+        "add",
+        tmp_path / "a.csv",
+        "--map",
+        "label=class",
+        "--template",
+        "Classify: {words}",
+        "--count",
+        "4",
+        "--stratify",
+    )
     assert (code, row["validation_rows"]) == (0, 4)
     assert row["preview"][0]["messages"][0]["content"] == "Classify: word 0"
     (tmp_path / "b.txt").write_text("a : 1||one\nb : 2||two\n" * 6)
     (tmp_path / "v.txt").write_text("c : 3||three\n")
-    code, row = run_json(settings, "data", "add", tmp_path / "b.txt", "--separator", "||", "--validation", tmp_path / "v.txt")
+    code, row = run_json(
+        settings, "data", "add", tmp_path / "b.txt", "--separator", "||", "--validation", tmp_path / "v.txt"
+    )
     assert (code, row["rows"], row["validation_rows"], row["format"]) == (0, 13, 1, "separated lines")
     code, row = run_json(settings, "data", "add", tmp_path / "v.txt", "--like", "b", "--name", "like b")
     assert (code, row["mapping"]["separator"], row["rows"]) == (0, "||", 1)
-    unknown = run(settings, "data", "add", tmp_path / "a.csv", "--map", "user=wrds", "--map", "assistant=class")
+    unknown = run(
+        settings, "data", "add", tmp_path / "a.csv", "--map", "user=wrds", "--map", "assistant=class"
+    )
     assert (unknown.exit_code, "no column 'wrds'" in unknown.stderr) == (1, True)
 
 
@@ -102,14 +139,23 @@ def test_rows_are_left_out_and_brought_back_from_the_command_line(settings, tmp_
     added = run(settings, "data", "add", tmp_path / "a.jsonl", "--no-near-duplicates")
     assert "Rows with errors: 1." in added.stderr
     assert "data exclude 'a' --errors" in added.stderr
-    assert run_json(settings, "data", "exclude", "a", "--errors", "--kind", "duplicate")[1]["excluded_rows"] == 12
+    assert (
+        run_json(settings, "data", "exclude", "a", "--errors", "--kind", "duplicate")[1]["excluded_rows"]
+        == 12
+    )
     assert run_json(settings, "data", "split", "a", "--count", "1", "--seed", "3")[1]["validation_rows"] == 1
     versions = run_json(settings, "data", "versions", "a")[1]["rows"]
     assert [one["number"] for one in versions] == [3, 2, 1]
     assert run_json(settings, "data", "restore", "a")[1]["excluded_rows"] == 0
     assert run_json(settings, "data", "use", "a", "2")[1] | {"digest": ""} == {
-        "name": "a", "version": 5, "rows": 14, "validation_rows": 1, "excluded_rows": 12, "faulty_rows": 0,
-        "digest": ""}  # fmt: skip
+        "name": "a",
+        "version": 5,
+        "rows": 14,
+        "validation_rows": 1,
+        "excluded_rows": 12,
+        "faulty_rows": 0,
+        "digest": "",
+    }
     assert run(settings, "data", "report", "a", "--csv", tmp_path / "r.csv").exit_code == 0
     assert len((tmp_path / "r.csv").read_text().splitlines()) == 14
     again = run(settings, "data", "report", "a", "--csv", tmp_path / "r.csv")
@@ -127,7 +173,11 @@ def test_the_sample_is_about_sixty_conversations_of_one_style(settings):
     ("name", "content", "said"),
     [
         ("empty.jsonl", "", "empty.jsonl is empty."),
-        ("broken.jsonl", '{"prompt": \n', "broken.jsonl: none of its first rows can be read. Row 1: Line 1 is not valid JSON"),
+        (
+            "broken.jsonl",
+            '{"prompt": \n',
+            "broken.jsonl: none of its first rows can be read. Row 1: Line 1 is not valid JSON",
+        ),
         ("columns.csv", "colour,shape,x\nred,round,1\n", "no usable columns: found 'colour', 'shape', 'x'"),
         ("twoways.csv", "colour,shape\nred,round\n", "choose what the columns 'colour', 'shape' mean"),
     ],
@@ -164,9 +214,12 @@ def test_a_pickle_adapter(workbench, settings, tmp_path):
 
 def test_wrong_usage_is_exit_2(workbench, settings, tmp_path):
     for arguments in (
-        ["train"], ["data", "add", tmp_path / "absent.jsonl"], ["nonsense"], ["runs", "show", "0"],
+        ["train"],
+        ["data", "add", tmp_path / "absent.jsonl"],
+        ["nonsense"],
+        ["runs", "show", "0"],
         ["train", "--base", "llama", "--data", "data", "--set", "rank"],
-    ):  # fmt: skip
+    ):
         assert run(settings, *arguments).exit_code == 2, arguments
     toml = tmp_path / "options.toml"
     toml.write_text("[other]\nrank = 4\n")
@@ -183,9 +236,25 @@ def test_training_chat_and_adapters_from_the_command_line(workbench, settings, t
     toml = tmp_path / "options.toml"
     toml.write_text("[lora]\nrank = 3\n[train]\nmax_steps = 4\nlearning_rate = 0.01\n")
     code, found = run_json(
-        settings, "train", "--base", "llama", "--data", "data", "--name", "mine", "--config", toml, "--set", "rank=2"
-    )  # fmt: skip
-    assert (code, found["state"], found["adapter"], found["config"]["lora"]["rank"]) == (0, "finished", "mine", 2)
+        settings,
+        "train",
+        "--base",
+        "llama",
+        "--data",
+        "data",
+        "--name",
+        "mine",
+        "--config",
+        toml,
+        "--set",
+        "rank=2",
+    )
+    assert (code, found["state"], found["adapter"], found["config"]["lora"]["rank"]) == (
+        0,
+        "finished",
+        "mine",
+        2,
+    )
     assert found["train_loss"] > 0
     asked = ["chat", "--base", "llama", "--prompt", "hello", "--greedy", "--max-tokens", "5"]
     alone = run_json(settings, *asked, "--adapter", "mine")[1]["answers"]
@@ -193,20 +262,37 @@ def test_training_chat_and_adapters_from_the_command_line(workbench, settings, t
     assert [one["adapter"] for one in alone] == [one["adapter"] for one in beside] == ["mine"]
     assert run(settings, "adapters", "export", "mine", tmp_path / "out").exit_code == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "README.md", "adapter_config.json", "adapter_model.safetensors",
-    ]  # fmt: skip
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
     again = run(settings, "adapters", "export", "mine", tmp_path / "out")
     assert (again.exit_code, "not empty" in again.stderr) == (1, True)
 
 
 def test_a_sweep_from_the_command_line_shows_the_best_first(workbench, settings):
     options = ["--set", "max_steps=4", "--set", "micro_batch_size=2", "--set", "learning_rate=0.01"]
-    code, found = run_json(settings, "train", "--base", "llama", "--data", "data", "--name", "s", *options,
-                           "--sweep", "rank=1,2", "--sweep", "learning_rate=0.01,0.02")  # fmt: skip
+    code, found = run_json(
+        settings,
+        "train",
+        "--base",
+        "llama",
+        "--data",
+        "data",
+        "--name",
+        "s",
+        *options,
+        "--sweep",
+        "rank=1,2",
+        "--sweep",
+        "learning_rate=0.01,0.02",
+    )
     assert (code, len(found["rows"])) == (0, 4)
     losses = [row["validation_loss"] for row in found["rows"]]
     assert losses == sorted(losses)
-    assert {row["name"] for row in found["rows"]} == {f"s rank={r} learning_rate={lr}" for r in (1, 2) for lr in ("0.01", "0.02")}
+    assert {row["name"] for row in found["rows"]} == {
+        f"s rank={r} learning_rate={lr}" for r in (1, 2) for lr in ("0.01", "0.02")
+    }
     refused = run(settings, "train", "--base", "llama", "--data", "data", "--sweep", "rank=1,0")
     assert (refused.exit_code, "rank must be between" in refused.stderr) == (1, True)
 
@@ -241,14 +327,28 @@ def test_a_second_start_prints_the_firsts_address(settings):
     settings.app_file.write_text(json.dumps({"address": "http://127.0.0.1:7999/"}))
     with FileLock(settings.locks / "app.lock"):
         done = run(settings, "--no-browser")
-    assert (done.exit_code, "open already" in done.stderr, "http://127.0.0.1:7999/" in done.stderr) == (1, True, True)
+    assert (done.exit_code, "open already" in done.stderr, "http://127.0.0.1:7999/" in done.stderr) == (
+        1,
+        True,
+        True,
+    )
 
 
 def test_the_doctor_names_what_it_looked_at(settings):
     code, found = run_json(settings, "doctor")
     assert code == 0
     looked_at = {one["what"] for one in found["findings"]}
-    assert looked_at == {"Python", "torch", "GPU", "Memory", "Disk", "SQLite", "Home folder", "Registry", "Engine"}
+    assert looked_at == {
+        "Python",
+        "torch",
+        "GPU",
+        "Memory",
+        "Disk",
+        "SQLite",
+        "Home folder",
+        "Registry",
+        "Engine",
+    }
     settings.database.write_bytes(b"broken" * 1000)
     code, found = run_json(settings, "doctor")
     registry = next(one for one in found["findings"] if one["what"] == "Registry")
@@ -275,7 +375,9 @@ def test_quick_options_are_valid():
 def test_adapters_are_noted_inspected_combined_resized_and_kept(workbench, trained, settings, tmp_path):
     trained("one")
     trained("other")
-    assert run(settings, "adapters", "note", "one", "--rename", "a=b", "--star", "--tags", "x,y").exit_code == 0
+    assert (
+        run(settings, "adapters", "note", "one", "--rename", "a=b", "--star", "--tags", "x,y").exit_code == 0
+    )
     assert [row["name"] for row in run_json(settings, "adapters", "list", "--starred")[1]["rows"]] == ["a=b"]
     assert run(settings, "adapters", "note", "other").exit_code == 1
     code, inside = run_json(settings, "adapters", "inspect", "a=b")
@@ -284,7 +386,9 @@ def test_adapters_are_noted_inspected_combined_resized_and_kept(workbench, train
     assert run(settings, "adapters", "export", "a=b", tmp_path / "out").exit_code == 0
     code, found = run_json(settings, "adapters", "inspect", tmp_path / "out")
     assert (code, found["bases"][0]["fits"]) == (0, True)
-    code, both = run_json(settings, "adapters", "combine", "a=b=0.7", "other", "--method", "cat", "--name", "both")
+    code, both = run_json(
+        settings, "adapters", "combine", "a=b=0.7", "other", "--method", "cat", "--name", "both"
+    )
     assert (code, both["rank"], both["weights"]) == (0, 4, [0.7, 1.0])
     assert "named twice" in run(settings, "adapters", "combine", "other", "other=2").stderr
     code, small = run_json(settings, "adapters", "resize", "both", "--rank", "2")
@@ -294,11 +398,15 @@ def test_adapters_are_noted_inspected_combined_resized_and_kept(workbench, train
     code, shared = run_json(settings, "adapters", "compare", "a=b", "both")
     assert (code, len(shared["similarity"])) == (0, 14)
     code, removed = run_json(settings, "adapters", "remove", "both", "--yes")
-    assert [row["id"] for row in run_json(settings, "adapters", "list", "--deleted")[1]["rows"]] == [removed["id"]]
+    assert [row["id"] for row in run_json(settings, "adapters", "list", "--deleted")[1]["rows"]] == [
+        removed["id"]
+    ]
     assert run_json(settings, "adapters", "bring-back", removed["id"]) == (0, {"name": "both"})
 
 
-def test_the_registry_goes_into_a_file_and_back_and_is_examined_deeply(workbench, trained, settings, tmp_path):
+def test_the_registry_goes_into_a_file_and_back_and_is_examined_deeply(
+    workbench, trained, settings, tmp_path
+):
     trained("kept")
     assert run(settings, "backup", tmp_path / "kept.zip").exit_code == 0
     assert "exists already" in run(settings, "backup", tmp_path / "kept.zip").stderr
@@ -309,7 +417,12 @@ def test_the_registry_goes_into_a_file_and_back_and_is_examined_deeply(workbench
     assert [row["name"] for row in run_json(elsewhere, "adapters", "list")[1]["rows"]] == ["kept"]
     code, found = run_json(settings, "doctor", "--deep")
     levels = {one["what"]: one["level"] for one in found["findings"]}
-    assert (code, levels["Stored files"], levels["Base models"], levels["Exports"]) == (0, "fine", "fine", "fine")
+    assert (code, levels["Stored files"], levels["Base models"], levels["Exports"]) == (
+        0,
+        "fine",
+        "fine",
+        "fine",
+    )
     digest = workbench.registry.find(Adapter, "kept").digest
     (workbench.registry.blobs.path(digest) / "adapter_config.json").write_text("{}")
     code, found = run_json(settings, "doctor", "--deep")

@@ -1,4 +1,6 @@
-"""Data sets in the registry: what is left out, split, edited and gone back to; and what training makes of it."""
+"""Data sets in the registry: what is left out, split, edited and gone back to;
+and what training makes of it.
+"""
 
 import csv
 import io
@@ -23,7 +25,10 @@ ERRORS = [kind.code for kind in KINDS.values() if kind.level == ERROR]
 
 def rows(count, start=0):
     """Good conversations, all different."""
-    return [{"prompt": f"question {i}", "completion": f"the answer {i} " * (1 + i % 3)} for i in range(start, start + count)]
+    return [
+        {"prompt": f"question {i}", "completion": f"the answer {i} " * (1 + i % 3)}
+        for i in range(start, start + count)
+    ]
 
 
 def add(workbench, tmp_path, content, name="mine", **options):
@@ -44,7 +49,9 @@ def test_training_refuses_rows_with_errors_until_they_are_left_out(workbench, tm
     assert (row.faulty_rows, row.excluded_rows, row.version) == (0, 2, 2)
     run = workbench.wait_run(workbench.training.start("llama", "mine", QUICK).id)
     assert (run.state, run.dataset_version, run.dataset_digest) == ("finished", 2, row.digest)
-    assert "19 rows to train on, 1 kept for validation" in " ".join(note.text for note in workbench.registry.notes(run.id))
+    assert "19 rows to train on, 1 kept for validation" in " ".join(
+        note.text for note in workbench.registry.notes(run.id)
+    )
 
 
 def test_what_is_left_out_is_kept_listed_and_brought_back(workbench, tmp_path):
@@ -60,7 +67,11 @@ def test_what_is_left_out_is_kept_listed_and_brought_back(workbench, tmp_path):
     with pytest.raises(InvalidData, match="No such row is left out"):
         workbench.datasets.bring_back("mine")
     changes = [one.change for one in workbench.registry.versions(row.id)]
-    assert changes == ["1 row brought back", "1 row left out: exact duplicate", "imported; 5% for validation, seed 0"]
+    assert changes == [
+        "1 row brought back",
+        "1 row left out: exact duplicate",
+        "imported; 5% for validation, seed 0",
+    ]
 
 
 def test_leaving_out_everything_is_refused(workbench, tmp_path):
@@ -87,7 +98,9 @@ def test_a_validation_file_is_the_split(workbench, tmp_path):
     row = add(workbench, tmp_path, lines(*rows(20)), validation=[str(tmp_path / "valid.jsonl")])
     assert (row.rows, row.validation_rows) == (26, 6)
     found, _ = workbench.datasets.lines(row, "rows with warnings")
-    assert [(line.file, line.number, line.findings[0][0]) for line in found] == [("valid.jsonl", 6, "leakage")]
+    assert [(line.file, line.number, line.findings[0][0]) for line in found] == [
+        ("valid.jsonl", 6, "leakage")
+    ]
 
 
 def test_a_row_is_edited_added_and_an_earlier_version_comes_back(workbench, tmp_path):
@@ -98,9 +111,12 @@ def test_a_row_is_edited_added_and_an_earlier_version_comes_back(workbench, tmp_
     more = workbench.datasets.append("mine", [("System", "s"), ("user", "new"), ("assistant", "row")])
     assert (more.rows, workbench.datasets.row(more, 12).number) == (13, 13)
     for turns, said in (
-        ([("user", "x")], "no assistant turn"), ([("wizard", "x")], "'wizard' is not known"), ([], "row is empty"),
-        ([("user", "x"), ("assistant", " ")], "answer is empty"), ([("text", " ")], "text is empty"),
-    ):  # fmt: skip
+        ([("user", "x")], "no assistant turn"),
+        ([("wizard", "x")], "'wizard' is not known"),
+        ([], "row is empty"),
+        ([("user", "x"), ("assistant", " ")], "answer is empty"),
+        ([("text", " ")], "text is empty"),
+    ):
         with pytest.raises(InvalidData, match=said):
             workbench.datasets.edit("mine", 0, turns)
     back = workbench.datasets.go_back("mine", 1)
@@ -127,7 +143,12 @@ def test_findings_of_a_validation_file_end_with_it(workbench, tmp_path):
 def test_data_of_which_nothing_can_be_trained_on_is_refused(workbench, tmp_path):
     (tmp_path / "valid.jsonl").write_text(lines(*rows(5)))
     with pytest.raises(InvalidConfig, match="every row that can be used is for validation"):
-        add(workbench, tmp_path, lines({"prompt": "p", "completion": " "}), validation=[str(tmp_path / "valid.jsonl")])
+        add(
+            workbench,
+            tmp_path,
+            lines({"prompt": "p", "completion": " "}),
+            validation=[str(tmp_path / "valid.jsonl")],
+        )
 
 
 def test_two_changes_at_once_do_not_undo_each_other(workbench, tmp_path):
@@ -213,7 +234,11 @@ def test_a_base_checks_the_rows(workbench, tmp_path):
     do_job(workbench, "check_data", workbench.datasets.check_arguments(row, base, 64))
     found = workbench.datasets.checked(row, base, 64)
     report = found.report
-    assert (report["rows"], report["over_length_rows"], found.findings.counts()) == (13, 1, {"over_length": 1})
+    assert (report["rows"], report["over_length_rows"], found.findings.counts()) == (
+        13,
+        1,
+        {"over_length": 1},
+    )
     assert report["policies"]["drop"]["rows"] == 1
     assert (
         0
@@ -242,7 +267,11 @@ def test_a_row_is_seen_as_the_bases_tokens(workbench):
 def test_rows_that_the_template_refuses_are_an_error_and_can_be_left_out(workbench, tiny_llama, tmp_path):
     from tests.workbenches import write_refusing_template
 
-    do_job(workbench, "add_model", {"origin": str(write_refusing_template(tiny_llama, tmp_path / "strict")), "name": "strict"})
+    do_job(
+        workbench,
+        "add_model",
+        {"origin": str(write_refusing_template(tiny_llama, tmp_path / "strict")), "name": "strict"},
+    )
     row = add(workbench, tmp_path, lines(*rows(12), {"system": "s", "prompt": "p", "completion": "c"}))
     run = workbench.wait_run(workbench.training.start("strict", "mine", QUICK).id)
     assert run.state == "failed"
@@ -261,31 +290,52 @@ def test_rows_that_the_template_refuses_are_an_error_and_can_be_left_out(workben
 def test_a_base_without_a_template_takes_a_known_one(workbench, tiny_llama, tmp_path, checked_here):
     from tests.workbenches import write_refusing_template
 
-    do_job(workbench, "add_model", {"origin": str(write_refusing_template(tiny_llama, tmp_path / "bare", "")), "name": "bare"})
+    do_job(
+        workbench,
+        "add_model",
+        {"origin": str(write_refusing_template(tiny_llama, tmp_path / "bare", "")), "name": "bare"},
+    )
     row = workbench.registry.find(Dataset, "data")
-    shown = {name: "".join(token["text"] for token in workbench.datasets.tokens(row, "bare", 0, name)["tokens"])
-             for name in ("", "plain", "chatml", "alpaca")}  # fmt: skip
+    shown = {
+        name: "".join(token["text"] for token in workbench.datasets.tokens(row, "bare", 0, name)["tokens"])
+        for name in ("", "plain", "chatml", "alpaca")
+    }
     assert shown[""] == shown["plain"] == "### User:\nhello 0\n\n### Assistant:\nfine thanks <|im_end|>\n\n"
-    assert shown["chatml"] == "<|im_start|>user\nhello 0<|im_end|>\n<|im_start|>assistant\nfine thanks <|im_end|>\n"
+    assert (
+        shown["chatml"]
+        == "<|im_start|>user\nhello 0<|im_end|>\n<|im_start|>assistant\nfine thanks <|im_end|>\n"
+    )
     assert shown["alpaca"].startswith("### Instruction:\nhello 0")
     with pytest.raises(InvalidConfig, match="known are plain, chatml"):
         workbench.choose_template("bare", "nothing")
     with pytest.raises(InvalidConfig, match="template of its own"):
         workbench.choose_template("llama", "chatml")
     workbench.choose_template("bare", "chatml")
-    assert "".join(token["text"] for token in workbench.datasets.tokens(row, "bare", 0)["tokens"]) == shown["chatml"]
+    assert (
+        "".join(token["text"] for token in workbench.datasets.tokens(row, "bare", 0)["tokens"])
+        == shown["chatml"]
+    )
     workbench.wait_run(workbench.training.start("bare", "data", QUICK, "a").id)
     assert workbench.registry.find(Adapter, "a").base_name == "bare"
-    export = do_job(workbench, "export_adapter", {"adapter": "a", "folder": str(tmp_path / "out"), "config": {}})
+    export = do_job(
+        workbench, "export_adapter", {"adapter": "a", "folder": str(tmp_path / "out"), "config": {}}
+    )
     assert export.result["passed"]
     assert "<|im_start|>" in (tmp_path / "out" / "chat_template.jinja").read_text()
 
 
 def test_what_happens_to_long_rows_is_said_in_the_runs_log(workbench, tmp_path):
-    add(workbench, tmp_path, lines(*rows(12), {"prompt": "p", "completion": "very long " * 100}), split=Split("none"))
+    add(
+        workbench,
+        tmp_path,
+        lines(*rows(12), {"prompt": "p", "completion": "very long " * 100}),
+        split=Split("none"),
+    )
     notes = {}
     for policy in ("truncate", "split", "drop"):
-        run = workbench.wait_run(workbench.training.start("llama", "mine", {**QUICK, "max_length": 64, "over_length": policy}).id)
+        run = workbench.wait_run(
+            workbench.training.start("llama", "mine", {**QUICK, "max_length": 64, "over_length": policy}).id
+        )
         assert run.state == "finished", run.reason
         notes[policy] = " ".join(note.text for note in workbench.registry.notes(run.id))
     assert "1 row is longer than 64 tokens and was cut off" in notes["truncate"]
@@ -299,7 +349,9 @@ def test_data_of_an_earlier_version_of_the_workbench_still_trains(workbench, tmp
 
     turn = pa.struct([("role", pa.string()), ("content", pa.string())])
     schema = pa.schema([("row", pa.int64()), ("messages", pa.list_(turn)), ("text", pa.string())])
-    turns = [[{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": f"a{i}"}] for i in range(20)]
+    turns = [
+        [{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": f"a{i}"}] for i in range(20)
+    ]
     said = [{"row": i + 1, "messages": turns[i], "text": ""} for i in range(20)]
     with workbench.registry.blobs.staging() as staging:
         path = staging / "rows.arrow"
@@ -307,7 +359,14 @@ def test_data_of_an_earlier_version_of_the_workbench_still_trains(workbench, tmp
             writer.write_batch(pa.RecordBatch.from_pylist(said, schema=schema))
         digest = workbench.registry.blobs.put(path)
     old = Dataset(
-        name="old", format="messages", reason="r", rows=20, digest=digest, rows_digest=digest, size_bytes=1, source_name="x"
+        name="old",
+        format="messages",
+        reason="r",
+        rows=20,
+        digest=digest,
+        rows_digest=digest,
+        size_bytes=1,
+        source_name="x",
     )
     workbench.registry.add_dataset(old, "imported")
     run = workbench.wait_run(workbench.training.start("llama", "old", QUICK).id)

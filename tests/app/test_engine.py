@@ -44,10 +44,15 @@ def test_a_queued_run_is_trained_and_leaves_an_adapter(workbench):
     assert (adapter.name, adapter.steps, adapter.base_fingerprint) == ("first", 6, run.base_fingerprint)
     assert _steps(workbench, run) == [1, 2, 3, 4, 5, 6]
     points = workbench.registry.points(run.id)
-    assert all(p.learning_rate and p.grad_norm and p.tokens_per_second and p.memory_bytes for p in points if p.loss is not None)
+    assert all(
+        p.learning_rate and p.grad_norm and p.tokens_per_second and p.memory_bytes
+        for p in points
+        if p.loss is not None
+    )
     assert [p.step for p in points if p.validation_loss is not None] == [0, 1, 2, 3, 4, 5, 6]
     assert any(
-        "22 rows to train on" in note.text or "23 rows to train on" in note.text for note in workbench.registry.notes(run.id)
+        "22 rows to train on" in note.text or "23 rows to train on" in note.text
+        for note in workbench.registry.notes(run.id)
     )
     second = workbench.training.start("llama", "data", QUICK)
     third = workbench.training.start("llama", "data", QUICK)
@@ -81,12 +86,15 @@ def test_a_killed_engine_leaves_the_run_interrupted_with_a_reason_and_the_next_r
 def test_closing_the_app_leaves_the_run_going_and_the_next_start_shows_it(settings, workbench):
     """A first app in a process of its own queues a run and ends; a second one finds it under way."""
     code = (
-        "import sys; from pathlib import Path; from app.service import Workbench; from app.settings import settings_for\n"
+        "import sys; from pathlib import Path; from app.service import Workbench; from app.settings "
+        "import settings_for\n"
         "w = Workbench(settings_for(Path(sys.argv[1])))\nw.engine.keep_attached()\n"
         f"print(w.training.start('llama', 'data', {LONG!r}, 'on').id)\n"
         "w.close()"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(settings.home)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(settings.home)], capture_output=True, text=True, check=True
+    )
     run = workbench.registry.get(Run, int(done.stdout))
     before = wait_for(lambda: _steps(workbench, run))
     wait_for(lambda: len(_steps(workbench, run)) > len(before))
@@ -153,7 +161,9 @@ def test_one_answer_is_cancelled_and_the_others_go_on(workbench, trained):
 
 def test_a_sweep_trains_at_once_and_every_run_is_its_own(workbench):
     runs = workbench.training.sweep("llama", "data", QUICK, {"rank": ["2", "4"], "seed": ["1", "2"]}, "grid")
-    assert [run.name for run in runs] == [f"grid rank={rank} seed={seed}" for rank in (2, 4) for seed in (1, 2)]
+    assert [run.name for run in runs] == [
+        f"grid rank={rank} seed={seed}" for rank in (2, 4) for seed in (1, 2)
+    ]
     runs = workbench.wait_runs([run.id for run in runs])
     assert {run.state for run in runs} == {"finished"}
     adapters = [workbench.registry.get(Adapter, run.adapter_id) for run in runs]
@@ -161,8 +171,13 @@ def test_a_sweep_trains_at_once_and_every_run_is_its_own(workbench):
     assert len({adapter.digest for adapter in adapters}) == 4
     assert max(run.started for run in runs) < min(run.ended for run in runs)
     assert any("4 adapters train at once" in note.text for note in workbench.registry.notes(runs[0].id))
-    alone = workbench.wait_run(workbench.training.start("llama", "data", {**QUICK, "rank": 4, "seed": 2}, "alone").id)
-    theirs = [[point.loss for point in workbench.registry.points(one.id) if point.loss is not None] for one in (runs[3], alone)]
+    alone = workbench.wait_run(
+        workbench.training.start("llama", "data", {**QUICK, "rank": 4, "seed": 2}, "alone").id
+    )
+    theirs = [
+        [point.loss for point in workbench.registry.points(one.id) if point.loss is not None]
+        for one in (runs[3], alone)
+    ]
     assert theirs[0] == pytest.approx(theirs[1], abs=1e-4)
 
 
@@ -178,7 +193,9 @@ def test_one_run_of_a_sweep_is_stopped_and_the_other_finishes(workbench):
 def test_one_run_of_a_sweep_diverges_and_the_other_finishes(workbench):
     options = {**QUICK, "max_steps": 120, "max_grad_norm": 0, "alpha": 512, "use_rslora": True}
     runs = workbench.training.sweep("llama", "data", options, {"learning_rate": ["0.001", "1.0"]}, "two")
-    states = {run.config["train"]["learning_rate"]: run for run in workbench.wait_runs([run.id for run in runs])}
+    states = {
+        run.config["train"]["learning_rate"]: run for run in workbench.wait_runs([run.id for run in runs])
+    }
     assert states[0.001].state == "finished"
     assert (states[1.0].state, "diverged" in states[1.0].reason) == ("failed", True)
 
@@ -203,7 +220,9 @@ def test_another_base_cannot_take_the_engine_from_a_training(workbench, other_ll
 def test_an_adapter_of_another_base_is_refused_with_both_names(workbench, trained, other_llama):
     trained("mine")
     do_job(workbench, "add_model", {"origin": str(other_llama), "name": "other"})
-    with pytest.raises(WrongBase, match=r"mine was made for llama \(.*\), not for other.*It fits llama: choose that"):
+    with pytest.raises(
+        WrongBase, match=r"mine was made for llama \(.*\), not for other.*It fits llama: choose that"
+    ):
         workbench.answer("other", ["mine"], [HELLO], GREEDY)
 
 
@@ -227,7 +246,14 @@ def test_data_damaged_on_disk_is_noticed_before_training(workbench):
 
 
 def test_the_masthead_says_what_the_engine_waits_for(workbench, monkeypatch):
-    idle = {"device": "CPU", "resident": None, "dtype": None, "notice": "", "disk_full": False, "measuring": False}
+    idle = {
+        "device": "CPU",
+        "resident": None,
+        "dtype": None,
+        "notice": "",
+        "disk_full": False,
+        "measuring": False,
+    }
     monkeypatch.setattr(workbench.engine, "status", lambda: idle)
     assert "disk" not in masthead_html(workbench)
     monkeypatch.setattr(workbench.engine, "status", lambda: idle | {"disk_full": True, "measuring": True})

@@ -30,7 +30,9 @@ class _Faults:
 
         monkeypatch.setattr(io, "open", opened)
         monkeypatch.setattr(os, "fsync", lambda handle: (self.happens(), real_sync(handle))[1])
-        monkeypatch.setattr(os, "replace", lambda source, target: (self.happens(), real_replace(source, target))[1])
+        monkeypatch.setattr(
+            os, "replace", lambda source, target: (self.happens(), real_replace(source, target))[1]
+        )
 
     def happens(self):
         self.count += 1
@@ -74,7 +76,9 @@ def test_a_fault_at_any_place_of_a_checkpoint_leaves_the_one_before(workbench, s
 
     def save():
         group = training._group
-        return save_checkpoint(workbench.registry, run, session.engine, group.adapter(run_id), group.state(run_id))
+        return save_checkpoint(
+            workbench.registry, run, session.engine, group.adapter(run_id), group.state(run_id)
+        )
 
     def train_on():
         done = training._group.state(run_id).position.steps
@@ -166,7 +170,9 @@ def test_a_full_disk_pauses_the_run_and_space_lets_it_go_on(workbench, session, 
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda folder: usage._replace(free=5_000_000))
     finish(training)
     run = workbench.registry.get(Run, run_id)
-    assert (run.state, run.reason.startswith("the disk is full: 0.3 MB are needed")) == ("paused", True), run.reason
+    assert (run.state, run.reason.startswith("the disk is full: 0.3 MB are needed")) == ("paused", True), (
+        run.reason
+    )
     assert "5.0 MB are free" in run.reason
     assert "goes on from step 10 by itself" in run.reason
     assert "mine" not in workbench.registry.names(Adapter)
@@ -179,7 +185,9 @@ def test_a_full_disk_pauses_the_run_and_space_lets_it_go_on(workbench, session, 
     assert workbench.registry.find(Adapter, "mine").digest == whole
 
 
-def test_a_checkpoint_that_cannot_be_written_is_told_and_the_run_goes_on(workbench, session, whole, monkeypatch):
+def test_a_checkpoint_that_cannot_be_written_is_told_and_the_run_goes_on(
+    workbench, session, whole, monkeypatch
+):
     run_id, training = session("mine")
 
     def refuse(*about):
@@ -188,7 +196,9 @@ def test_a_checkpoint_that_cannot_be_written_is_told_and_the_run_goes_on(workben
     monkeypatch.setattr("app.run_session.save_checkpoint", refuse)
     finish(training)
     assert workbench.registry.get(Run, run_id).state == "finished"
-    assert not workbench.registry.all(Checkpoint) or {one.run_id for one in workbench.registry.all(Checkpoint)} == {1}
+    assert not workbench.registry.all(Checkpoint) or {
+        one.run_id for one in workbench.registry.all(Checkpoint)
+    } == {1}
     told = [note.text for note in workbench.registry.notes(run_id) if note.kind == "alert"]
     assert "The checkpoint at step 10 could not be written" in told[0]
     assert "there is none yet" in told[0]
@@ -198,7 +208,9 @@ def test_a_checkpoint_that_cannot_be_written_is_told_and_the_run_goes_on(workben
 def test_a_disk_that_is_full_at_the_end_keeps_the_last_checkpoint(workbench, session, whole, monkeypatch):
     run_id, training = session("mine")
     real = workbench.registry.blobs.put
-    monkeypatch.setattr(workbench.registry.blobs, "put", lambda source: _refuse_adapter_alone(source) or real(source))
+    monkeypatch.setattr(
+        workbench.registry.blobs, "put", lambda source: _refuse_adapter_alone(source) or real(source)
+    )
     finish(training)
     run = workbench.registry.get(Run, run_id)
     assert (run.state, run.bytes_needed > 0) == ("paused", True)
@@ -222,8 +234,15 @@ def test_a_limit_on_the_engines_memory_ends_in_pieces_and_the_next_run_starts_cl
     path = workbench.settings.home / "long.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     workbench.datasets.add(path, "long")
-    options = {**QUICK, "max_steps": 3, "micro_batch_size": 4, "gradient_accumulation_steps": 16, "max_length": 256,
-               "packing": "off", "eval_steps": 1000}  # fmt: skip
+    options = {
+        **QUICK,
+        "max_steps": 3,
+        "micro_batch_size": 4,
+        "gradient_accumulation_steps": 16,
+        "max_length": 256,
+        "packing": "off",
+        "eval_steps": 1000,
+    }
     roomy = workbench.wait_run(workbench.training.start("llama", "long", options, "roomy").id)
     assert roomy.state == "finished", roomy.reason
     engine = psutil.Process(workbench.engine.status()["pid"])
@@ -238,4 +257,6 @@ def test_a_limit_on_the_engines_memory_ends_in_pieces_and_the_next_run_starts_cl
     wait_for(lambda: workbench.engine.status()["pid"] == engine.pid)
     after = workbench.wait_run(workbench.training.start("llama", "long", options, "after").id)
     assert after.state == "finished"
-    assert workbench.registry.find(Adapter, "after").digest == workbench.registry.find(Adapter, "roomy").digest
+    assert (
+        workbench.registry.find(Adapter, "after").digest == workbench.registry.find(Adapter, "roomy").digest
+    )

@@ -34,11 +34,19 @@ def _routes(application):
             yield from ((method, route.path.rstrip("/") + path) for method, path in _routes(route.app))
 
 
-@pytest.mark.parametrize("stranger", [
-    {"host": "evil.example:7860"}, {"host": "127.0.0.1:1"}, {"host": ""}, {**OWN, "origin": "https://evil.example"},
-    {**OWN, "origin": "null"}, {**OWN, "origin": "http://127.0.0.1:9999"}, {**OWN, "sec-fetch-site": "cross-site"},
-    {**OWN, "sec-fetch-site": "same-site"},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "stranger",
+    [
+        {"host": "evil.example:7860"},
+        {"host": "127.0.0.1:1"},
+        {"host": ""},
+        {**OWN, "origin": "https://evil.example"},
+        {**OWN, "origin": "null"},
+        {**OWN, "origin": "http://127.0.0.1:9999"},
+        {**OWN, "sec-fetch-site": "cross-site"},
+        {**OWN, "sec-fetch-site": "same-site"},
+    ],
+)
 def test_strangers_get_403_on_every_route(application, stranger):
     client = TestClient(RequestGuard(application, allowed_hosts("127.0.0.1", 7860)))
     routes = sorted(set(_routes(application)))
@@ -53,7 +61,9 @@ def test_strangers_get_403_on_every_route(application, stranger):
 def test_a_foreign_upload_is_refused_and_stores_nothing(application, settings):
     client = TestClient(RequestGuard(application, allowed_hosts("127.0.0.1", 7860)))
     files = {"files": ("evil.txt", b"evil")}
-    response = client.post("/gradio_api/upload", files=files, headers={**OWN, "origin": "https://evil.example"})
+    response = client.post(
+        "/gradio_api/upload", files=files, headers={**OWN, "origin": "https://evil.example"}
+    )
     assert response.status_code == 403
     assert not any(path.is_file() for path in settings.uploads.rglob("*"))
     response = client.post("/gradio_api/upload", files=files, headers={**OWN, "origin": f"http://{HOST}"})
@@ -65,7 +75,12 @@ def test_the_page_itself_is_served_to_its_own_address(application):
     client = TestClient(RequestGuard(application, allowed_hosts("127.0.0.1", 7860)))
     for host in ("127.0.0.1:7860", "localhost:7860", "LOCALHOST:7860"):
         assert client.get("/", headers={"host": host, "sec-fetch-site": "none"}).status_code == 200
-    assert client.get("/config", headers={**OWN, "origin": f"http://{HOST}", "sec-fetch-site": "same-origin"}).status_code == 200
+    assert (
+        client.get(
+            "/config", headers={**OWN, "origin": f"http://{HOST}", "sec-fetch-site": "same-origin"}
+        ).status_code
+        == 200
+    )
 
 
 @pytest.mark.parametrize("name", ["registry.db", "engine.json", "blobs", "locks/engine.lock", "app.json"])
@@ -95,4 +110,6 @@ def test_which_names_a_server_answers_to():
     assert allowed_hosts("127.0.0.1", 7860) == {"127.0.0.1:7860", "localhost:7860", "[::1]:7860"}
     assert allowed_hosts("192.168.1.5", 7860) == {"192.168.1.5:7860"}
     assert "127.0.0.1:7860" in allowed_hosts("0.0.0.0", 7860)
-    assert [is_loopback(host) for host in ("127.0.0.1", "localhost", "::1", "0.0.0.0", "192.168.1.5")] == [True] * 3 + [False] * 2
+    assert [is_loopback(host) for host in ("127.0.0.1", "localhost", "::1", "0.0.0.0", "192.168.1.5")] == [
+        True
+    ] * 3 + [False] * 2

@@ -45,7 +45,9 @@ def quantised(folder, tokenizer):
     tensors[name] = (tensors[name] * 100).to(torch.int8)
     save_file(tensors, path, metadata={"format": "pt"})
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "bitsandbytes"}}))
+    (folder / "config.json").write_text(
+        json.dumps(config | {"quantization_config": {"quant_method": "bitsandbytes"}})
+    )
 
 
 def other_tokenizer(folder, tokenizer):
@@ -55,7 +57,9 @@ def other_tokenizer(folder, tokenizer):
 
 
 def other_template(folder, tokenizer):
-    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}")
+    (folder / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    )
 
 
 def resharded(folder, tokenizer):
@@ -63,7 +67,11 @@ def resharded(folder, tokenizer):
     (folder / "model.safetensors").unlink()
     halves = (sorted(tensors)[::2], sorted(tensors)[1::2])
     for at, names in enumerate(halves):
-        save_file({name: tensors[name] for name in names}, folder / f"model-{at}.safetensors", metadata={"format": "pt"})
+        save_file(
+            {name: tensors[name] for name in names},
+            folder / f"model-{at}.safetensors",
+            metadata={"format": "pt"},
+        )
     where = {name: f"model-{at}.safetensors" for at, names in enumerate(halves) for name in names}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
 
@@ -82,13 +90,17 @@ WEIGHTS = {
 
 @pytest.fixture
 def home(workbench, tiny_llama, tmp_path, session, checked_here):
-    """A base whose files can be changed, an adapter trained on it with a checkpoint, and the adapter as PEFT files."""
+    """A base whose files can be changed, an adapter trained on it with a checkpoint, and the adapter as PEFT
+    files.
+    """
     row = workbench.registry.find(Base, "llama")
     folder = shutil.copytree(tiny_llama, tmp_path / "mine")
     workbench.registry.save(Base(**row.model_dump() | {"folder": str(folder), "stat_key": stat_key(folder)}))
     finish(session("taught", **QUICK | {"max_steps": 2, "save_steps": 1})[1])
     exported = do_job(
-        workbench, "export_adapter", {"adapter": "taught", "folder": str(tmp_path / "peft"), "config": {"format": "peft"}}
+        workbench,
+        "export_adapter",
+        {"adapter": "taught", "folder": str(tmp_path / "peft"), "config": {"format": "peft"}},
     )
     assert exported.state == "finished", exported.message
     return folder
@@ -133,12 +145,16 @@ def combine(workbench, tmp_path):
 
 
 def merge(workbench, tmp_path):
-    return _job(workbench, "export_adapter", {"adapter": "taught", "folder": str(tmp_path / "out"), "config": {}})["warnings"]
+    return _job(
+        workbench, "export_adapter", {"adapter": "taught", "folder": str(tmp_path / "out"), "config": {}}
+    )["warnings"]
 
 
 def bring_in(workbench, tmp_path):
     load(workbench, tmp_path)
-    said = _job(workbench, "import_adapter", {"folder": str(tmp_path / "peft"), "name": "again", "base": "llama"})["warning"]
+    said = _job(
+        workbench, "import_adapter", {"folder": str(tmp_path / "peft"), "name": "again", "base": "llama"}
+    )["warning"]
     return [said] if said else []
 
 
@@ -146,7 +162,9 @@ PLACES = [load, resume, chat, combine, merge, bring_in]
 
 
 @pytest.mark.parametrize("change", WEIGHTS, ids=lambda one: one.__name__)
-def test_a_base_whose_weights_have_changed_is_refused_everywhere(workbench, home, tmp_path, tokenizer, change):
+def test_a_base_whose_weights_have_changed_is_refused_everywhere(
+    workbench, home, tmp_path, tokenizer, change
+):
     change(home, tokenizer)
     for place in PLACES:
         with pytest.raises(WrongBase) as refusal:
@@ -159,7 +177,9 @@ def test_a_base_whose_weights_have_changed_is_refused_everywhere(workbench, home
 
 
 @pytest.mark.parametrize("change", [other_tokenizer, other_template], ids=lambda one: one.__name__)
-def test_another_tokenizer_or_template_is_warned_of_and_stops_a_resume(workbench, home, tmp_path, tokenizer, change):
+def test_another_tokenizer_or_template_is_warned_of_and_stops_a_resume(
+    workbench, home, tmp_path, tokenizer, change
+):
     change(home, tokenizer)
     word = "tokenizer" if change is other_tokenizer else "chat template"
     for place in PLACES:
@@ -169,7 +189,9 @@ def test_another_tokenizer_or_template_is_warned_of_and_stops_a_resume(workbench
             with pytest.raises(InvalidInput, match=word):
                 place(workbench, tmp_path)
         else:
-            assert f"The {word} of llama is not the one" in " ".join(place(workbench, tmp_path)), place.__name__
+            assert f"The {word} of llama is not the one" in " ".join(place(workbench, tmp_path)), (
+                place.__name__
+            )
     with pytest.raises(WrongBase, match="is not as it was"):
         workbench.verify_model("llama")
     workbench.verify_model("llama", accept=True)
@@ -180,7 +202,9 @@ def test_another_tokenizer_or_template_is_warned_of_and_stops_a_resume(workbench
 def test_the_same_model_elsewhere_is_the_same_base(workbench, home, tmp_path, tokenizer, change):
     change(home, tokenizer)
     shutil.move(home, tmp_path / "moved and renamed")
-    job = do_job(workbench, "add_model", {"origin": str(tmp_path / "moved and renamed"), "name": "other name"})
+    job = do_job(
+        workbench, "add_model", {"origin": str(tmp_path / "moved and renamed"), "name": "other name"}
+    )
     assert job.result["name"] == "llama"  # the base takes its files over, since it had lost them
     assert [row.name for row in workbench.registry.all(Base)] == ["llama"]
     for place in PLACES:
@@ -188,18 +212,26 @@ def test_the_same_model_elsewhere_is_the_same_base(workbench, home, tmp_path, to
 
 
 def test_a_merged_model_is_another_base_and_the_same_adapter_is_not_merged_again(workbench, home, tmp_path):
-    result = _job(workbench, "export_adapter", {"adapter": "taught", "folder": str(tmp_path / "out"), "config": {}})
+    result = _job(
+        workbench, "export_adapter", {"adapter": "taught", "folder": str(tmp_path / "out"), "config": {}}
+    )
     merged = workbench.registry.find(Base, result["base"])
     original, adapter = workbench.registry.find(Base, "llama"), workbench.registry.find(Adapter, "taught")
     assert merged.fingerprint != original.fingerprint
     assert merged.merged == {
-        "base_fingerprint": original.fingerprint, "base_name": "llama", "adapter_digest": adapter.digest,
+        "base_fingerprint": original.fingerprint,
+        "base_name": "llama",
+        "adapter_digest": adapter.digest,
         "adapter_name": "taught",
-    }  # fmt: skip
+    }
     with pytest.raises(WrongBase, match="taught merged is llama with taught merged in already"):
         workbench.chat_warnings("taught merged", ["taught"])
     with pytest.raises(WrongBase, match="merged in already"):
-        _job(workbench, "import_adapter", {"folder": str(tmp_path / "peft"), "name": "again", "base": "taught merged"})
+        _job(
+            workbench,
+            "import_adapter",
+            {"folder": str(tmp_path / "peft"), "name": "again", "base": "taught merged"},
+        )
     shutil.copytree(tmp_path / "out", tmp_path / "copy")
     shutil.rmtree(home)
     shutil.copytree(tmp_path / "copy", home)  # the merged model in the place of its base
@@ -215,13 +247,16 @@ def test_an_adapter_for_another_local_base_says_which_one_it_fits(workbench, hom
     other = workbench.registry.find(Base, "other")
     workbench.registry.add(
         Adapter(
-            **row.model_dump() | {"id": None, "name": "stranger", "base_name": "other", "base_fingerprint": other.fingerprint}
+            **row.model_dump()
+            | {"id": None, "name": "stranger", "base_name": "other", "base_fingerprint": other.fingerprint}
         )
     )
     with pytest.raises(WrongBase, match="stranger was made for other"):
         workbench.combine_adapters({"taught": 0.5, "stranger": 0.5}, {})
     with pytest.raises(WrongBase, match="It fits llama"):
-        _job(workbench, "import_adapter", {"folder": str(tmp_path / "peft"), "name": "again", "base": "other"})
+        _job(
+            workbench, "import_adapter", {"folder": str(tmp_path / "peft"), "name": "again", "base": "other"}
+        )
 
 
 def test_a_model_that_was_quantised_before_is_not_added(workbench, tiny_llama, tmp_path, tokenizer):

@@ -16,7 +16,9 @@ from tests.workbenches import copy_adapter, do_job, wait_for
 
 def test_a_model_is_added_in_a_process_of_its_own(workbench, other_llama):
     seen = []
-    result = workbench.jobs.wait(workbench.add_model(str(other_llama), "second"), lambda job: seen.append(job.message))
+    result = workbench.jobs.wait(
+        workbench.add_model(str(other_llama), "second"), lambda job: seen.append(job.message)
+    )
     assert result == {"name": "second", "fingerprint": fingerprint(other_llama), "same_as": None}
     row = workbench.registry.find(Base, "second")
     assert (row.owned, row.folder, row.head) == (False, str(other_llama), None)
@@ -30,7 +32,11 @@ def test_the_same_model_under_another_name_is_pointed_out(workbench, tiny_llama)
 
 @pytest.mark.parametrize(
     ("origin", "said"),
-    [("nowhere at all", "neither a folder"), ("/nonexistent/x.gguf", "neither a folder"), (".", "no config.json")],
+    [
+        ("nowhere at all", "neither a folder"),
+        ("/nonexistent/x.gguf", "neither a folder"),
+        (".", "no config.json"),
+    ],
 )
 def test_a_source_that_is_no_model_is_one_sentence(workbench, origin, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -59,13 +65,19 @@ def test_an_adapter_from_peft_is_imported_for_the_base_it_fits(workbench, tiny_l
     model = new_peft(tiny_llama)
     model.save_pretrained(tmp_path / "theirs")
     job = do_job(workbench, "import_adapter", {"folder": str(tmp_path / "theirs"), "name": "", "base": None})
-    assert {key: job.result[key] for key in ("name", "base", "warning")} == {"name": "theirs", "base": "llama", "warning": ""}
+    assert {key: job.result[key] for key in ("name", "base", "warning")} == {
+        "name": "theirs",
+        "base": "llama",
+        "warning": "",
+    }
     assert "PEFT layout, rank 4, alpha 8" in job.result["sentence"]
     copy_adapter(workbench, "theirs", tmp_path / "back")
     assert logits(peft_from(tiny_llama, tmp_path / "back")).equal(logits(model))
 
 
-def test_an_adapter_that_fits_several_bases_needs_its_base_named(workbench, tiny_llama, other_llama, tmp_path):
+def test_an_adapter_that_fits_several_bases_needs_its_base_named(
+    workbench, tiny_llama, other_llama, tmp_path
+):
     do_job(workbench, "add_model", {"origin": str(other_llama), "name": "other"})
     new_peft(tiny_llama).save_pretrained(tmp_path / "theirs")
     arguments = {"folder": str(tmp_path / "theirs"), "name": "", "base": None}
@@ -74,12 +86,16 @@ def test_an_adapter_that_fits_several_bases_needs_its_base_named(workbench, tiny
     assert named.result["base"] == "other"
 
 
-def test_an_adapter_that_records_another_base_is_refused_with_both_names(workbench, trained, other_llama, tmp_path):
+def test_an_adapter_that_records_another_base_is_refused_with_both_names(
+    workbench, trained, other_llama, tmp_path
+):
     """Exported here, it carries its base's fingerprint; a base with the same shapes is not that base."""
     trained("mine")
     copy_adapter(workbench, "mine", tmp_path / "mine")
     do_job(workbench, "add_model", {"origin": str(other_llama), "name": "other"})
-    job = do_job(workbench, "import_adapter", {"folder": str(tmp_path / "mine"), "name": "again", "base": "other"})
+    job = do_job(
+        workbench, "import_adapter", {"folder": str(tmp_path / "mine"), "name": "again", "base": "other"}
+    )
     assert job.state == "failed"
     assert "made for tiny-llama" in job.message
     assert "not for other" in job.message
@@ -92,7 +108,10 @@ def test_an_adapter_that_records_another_base_is_refused_with_both_names(workben
         ({}, "holds no .safetensors file"),
         ({"adapter_config.json": "{}", "adapter_model.bin": "x"}, "pickle adapter"),
         ({"adapter_config.json": "{", "adapter_model.safetensors": "x"}, "not a safetensors file"),
-        ({"adapter_config.json": json.dumps({"peft_type": "LORA", "r": 10**9})}, "holds no .safetensors file"),
+        (
+            {"adapter_config.json": json.dumps({"peft_type": "LORA", "r": 10**9})},
+            "holds no .safetensors file",
+        ),
     ],
 )
 def test_folders_that_are_no_adapters_change_nothing(workbench, tmp_path, content, said):

@@ -1,4 +1,6 @@
-"""Runs that are paused, stopped or killed go on from their last checkpoint and end as if nothing had happened."""
+"""Runs that are paused, stopped or killed go on from their last checkpoint and end as if nothing had
+happened.
+"""
 
 import os
 import random
@@ -16,14 +18,24 @@ from storage.tables import Adapter, Base, Checkpoint, Run
 from tests.workbenches import QUICK, wait_for
 
 EVERY = 10
-STEPS = {**QUICK, "max_steps": 120, "save_steps": EVERY, "save_minutes": 0, "dropout": 0.1, "gradient_accumulation_steps": 2,
-         "learning_rate": 1e-3, "eval_steps": 25}  # fmt: skip
+STEPS = {
+    **QUICK,
+    "max_steps": 120,
+    "save_steps": EVERY,
+    "save_minutes": 0,
+    "dropout": 0.1,
+    "gradient_accumulation_steps": 2,
+    "learning_rate": 1e-3,
+    "eval_steps": 25,
+}
 
 
 def _points(workbench, run):
     points = workbench.registry.points(run.id)
-    return ([(one.step, one.loss) for one in points if one.loss is not None],
-            [(one.step, one.validation_loss) for one in points if one.validation_loss is not None])  # fmt: skip
+    return (
+        [(one.step, one.loss) for one in points if one.loss is not None],
+        [(one.step, one.validation_loss) for one in points if one.validation_loss is not None],
+    )
 
 
 @pytest.fixture
@@ -44,8 +56,12 @@ def test_a_run_killed_again_and_again_ends_like_the_uninterrupted_one(workbench,
     digest, measured = uninterrupted
     chance, run = random.Random(1), workbench.training.start("llama", "data", STEPS, "killed")
     for _ in range(3):
-        wait_for(lambda: len(_points(workbench, run)[0]) >= 1 or not workbench.registry.get(Run, run.id).active)
-        time.sleep(chance.uniform(0, 0.6))  # anywhere: between two steps, inside of one, while a checkpoint is written
+        wait_for(
+            lambda: len(_points(workbench, run)[0]) >= 1 or not workbench.registry.get(Run, run.id).active
+        )
+        time.sleep(
+            chance.uniform(0, 0.6)
+        )  # anywhere: between two steps, inside of one, while a checkpoint is written
         if not workbench.registry.get(Run, run.id).active:
             break
         steps = len(_points(workbench, run)[0])
@@ -93,12 +109,16 @@ def test_a_run_that_is_paused_and_stopped_on_the_way_ends_the_same(workbench, un
 
 def test_the_last_two_checkpoints_and_the_best_are_kept(workbench):
     run = workbench.wait_run(
-        workbench.training.start("llama", "data", {**STEPS, "max_steps": 40, "save_steps": 3, "eval_steps": 3}, "many").id
+        workbench.training.start(
+            "llama", "data", {**STEPS, "max_steps": 40, "save_steps": 3, "eval_steps": 3}, "many"
+        ).id
     )
     kept = workbench.registry.checkpoints(run.id)
     losses = {step: loss for step, loss in _points(workbench, run)[1] if step}
     best = min(losses, key=lambda step: (losses[step], step))
-    last = [39, 40] if best == 40 else [36, 39]  # an evaluation that is the best so far is saved, the last one as well
+    last = (
+        [39, 40] if best == 40 else [36, 39]
+    )  # an evaluation that is the best so far is saved, the last one as well
     assert {one.step for one in kept} == {*last, best}
     store = workbench.settings.blobs / "sha256"
     stored = {path.name for folder in store.iterdir() for path in folder.iterdir()}
@@ -119,7 +139,9 @@ def test_a_run_saves_when_asked_to(workbench):
 def test_what_has_changed_under_a_paused_run_is_named(workbench, tiny_llama, tmp_path):
     base = workbench.registry.find(Base, "llama")
     folder = shutil.copytree(tiny_llama, tmp_path / "mine")
-    base = workbench.registry.save(Base(**base.model_dump() | {"folder": str(folder), "stat_key": stat_key(folder)}))
+    base = workbench.registry.save(
+        Base(**base.model_dump() | {"folder": str(folder), "stat_key": stat_key(folder)})
+    )
     run = workbench.training.start("llama", "data", STEPS, "mine")
     wait_for(lambda: len(_points(workbench, run)[0]) >= 1)
     workbench.runs.pause(run.id)

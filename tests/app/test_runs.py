@@ -1,4 +1,6 @@
-"""The queue, what is asked of runs under way, samples, alerts, checkpoints as adapters, comparing, presets."""
+"""The queue, what is asked of runs under way, samples, alerts, checkpoints as adapters,
+comparing, presets.
+"""
 
 import pytest
 from sqlmodel import col, update
@@ -83,7 +85,9 @@ def test_a_run_that_cannot_share_waits_for_its_own_turn(workbench, session):
 
 
 def test_a_failed_run_does_not_hold_up_the_next(workbench, session):
-    workbench.training.start("llama", "data", {**QUICK, "learning_rate": 1.0, "max_steps": 50, "max_grad_norm": 0}, "wild")
+    workbench.training.start(
+        "llama", "data", {**QUICK, "learning_rate": 1.0, "max_steps": 50, "max_grad_norm": 0}, "wild"
+    )
     workbench.training.start("llama", "data", QUICK, "tame")
     first = session.next()
     first._records[1].run.config["lora"]["target_modules"] = "no_such_layer"
@@ -102,7 +106,17 @@ def test_every_state_is_noted_with_its_time_and_reason(workbench, session):
     workbench.runs.resume(run_id)
     finish(session.next())
     states = [note.text.split(":")[0] for note in workbench.registry.notes(run_id) if note.kind == "state"]
-    assert states == ["Queued", "Preparing", "Running", "Pausing", "Paused", "Queued", "Preparing", "Running", "Finished"]
+    assert states == [
+        "Queued",
+        "Preparing",
+        "Running",
+        "Pausing",
+        "Paused",
+        "Queued",
+        "Preparing",
+        "Running",
+        "Finished",
+    ]
     assert any(text.startswith("Paused: after ") for text in _notes(workbench, run_id, "state"))
 
 
@@ -134,7 +148,9 @@ def test_learning_rate_and_length_change_on_the_way_and_a_resume_repeats_it(work
     run = _get(workbench, run_id)
     (change,) = run.changes
     assert change["values"] == {"learning_rate": 0.002, "epochs": 3.0}
-    assert _notes(workbench, run_id, "change") == [f"From step {change['step'] + 1} on: learning_rate 0.002, epochs 3"]
+    assert _notes(workbench, run_id, "change") == [
+        f"From step {change['step'] + 1} on: learning_rate 0.002, epochs 3"
+    ]
     finish(training)
     points = [point for point in workbench.registry.points(run_id) if point.loss is not None]
     total = run.details["total_steps"]
@@ -173,20 +189,31 @@ def test_prompts_are_answered_at_each_evaluation_and_when_asked(workbench, sessi
 def test_samples_do_not_change_what_is_learnt(workbench, session):
     for name, options in (("silent", {}), ("asked", PROMPTS)):
         finish(session(name, **options)[1])
-    assert workbench.registry.find(Adapter, "silent").digest == workbench.registry.find(Adapter, "asked").digest
+    assert (
+        workbench.registry.find(Adapter, "silent").digest == workbench.registry.find(Adapter, "asked").digest
+    )
 
 
 def test_early_stopping_ends_the_run_keeps_the_best_and_says_why(workbench, session):
     run_id, training = session(
-        "mine", max_steps=300, learning_rate=0.5, max_grad_norm=0, eval_steps=3, patience=2, save_steps=0,
-        stop_on="no-improvement", keep_best=True,
-    )  # fmt: skip
+        "mine",
+        max_steps=300,
+        learning_rate=0.5,
+        max_grad_norm=0,
+        eval_steps=3,
+        patience=2,
+        save_steps=0,
+        stop_on="no-improvement",
+        keep_best=True,
+    )
     finish(training)
     run, adapter = _get(workbench, run_id), workbench.registry.find(Adapter, "mine")
     assert run.state == "stopped"
     assert run.reason.startswith("no-improvement: Step ")
     judged = {
-        point.step: point.validation_loss for point in workbench.registry.points(run_id) if point.validation_loss and point.step
+        point.step: point.validation_loss
+        for point in workbench.registry.points(run_id)
+        if point.validation_loss and point.step
     }
     best = min(judged, key=lambda step: judged[step])
     assert (adapter.steps, adapter.validation_loss) == (best, judged[best])
@@ -266,7 +293,9 @@ def test_what_a_run_would_take_is_measured_in_the_engine(workbench):
     assert 0 < found["peak_bytes"] < found["total_bytes"]
     several, _ = workbench.training.measure("llama", "data", [{**QUICK, "rank": rank} for rank in (2, 4)])
     assert several["together"] == 2
-    assert workbench.wait_run(workbench.training.start("llama", "data", QUICK, "after").id).state == "finished"
+    assert (
+        workbench.wait_run(workbench.training.start("llama", "data", QUICK, "after").id).state == "finished"
+    )
     long = workbench.training.start("llama", "data", {**QUICK, "max_steps": 5000}, "long")
     wait_for(lambda: _get(workbench, long.id).state == "running")
     with pytest.raises(Exception, match="A run is under way"):
@@ -283,7 +312,9 @@ def test_runs_are_compared_by_what_differs(workbench, session):
     assert found.rows[0].options == {"rank": 4, "learning_rate": 1e-2}
     assert found.same["alpha"] == 32.0
     best = found.rows[0]
-    losses = [point.validation_loss for point in workbench.registry.points(2) if point.validation_loss is not None]
+    losses = [
+        point.validation_loss for point in workbench.registry.points(2) if point.validation_loss is not None
+    ]
     assert (best.steps, best.best_validation_loss, best.validation_loss) == (30, min(losses), losses[-1])
     assert best.tokens
     assert best.seconds
@@ -295,7 +326,9 @@ def test_a_comparison_says_what_its_order_is_worth(workbench, session):
     for name, options in (("long", {}), ("short", {"max_length": 16}), ("blind", {"learning_rate": 0.02})):
         finish(session(name, **options)[1])
     with workbench.registry.database.writing() as connection:
-        connection.execute(update(Point).where(col(Point.run_id) == 3).values(validation_loss=None, loss=0.01))
+        connection.execute(
+            update(Point).where(col(Point.run_id) == 3).values(validation_loss=None, loss=0.01)
+        )
     measured, shorter, blind = (workbench.registry.get(Run, number) for number in (1, 2, 3))
     assert compare(workbench.registry, [measured.id]).caveats == []
     (tokens,) = compare(workbench.registry, [measured.id, shorter.id]).caveats
@@ -308,7 +341,13 @@ def test_a_comparison_says_what_its_order_is_worth(workbench, session):
 
 def test_presets_are_saved_read_by_the_command_line_and_removed(workbench):
     presets = workbench.presets
-    assert [one.name for one in presets.all()] == ["Quick try", "Chat style", "Knowledge", "Small data", "Careful"]
+    assert [one.name for one in presets.all()] == [
+        "Quick try",
+        "Chat style",
+        "Knowledge",
+        "Small data",
+        "Careful",
+    ]
     assert all(one.why and not one.own for one in presets.all())
     path = presets.save("Über alles", {"rank": 3, "sample_prompts": 'say "a"\nand b', "use_rslora": True})
     saved = full_options(read_options(path))
@@ -348,15 +387,29 @@ def test_a_page_is_told_what_is_new_and_nothing_twice(workbench, session):
 
     def ask(after, samples, notes, started):
         return run_news(
-            workbench, {"runs": [[run_id, after]], "main": run_id, "samples": samples, "notes": notes, "started": started}
+            workbench,
+            {
+                "runs": [[run_id, after]],
+                "main": run_id,
+                "samples": samples,
+                "notes": notes,
+                "started": started,
+            },
         )
 
     first = ask(0, 0, 0, None)
     about = first["runs"][0][1]
-    assert [row[1] for row in about["points"] if row[2] is not None] == list(range(1, len(about["points"]) - 1))
+    assert [row[1] for row in about["points"] if row[2] is not None] == list(
+        range(1, len(about["points"]) - 1)
+    )
     position = (about["points"][-1][0], first["samples"][-1][0], first["notes"][-1][0], about["started"])
     again = ask(*position)
-    assert (again["runs"][0][1]["points"], again["samples"], again["notes"], again["anew"]) == ([], [], [], False)
+    assert (again["runs"][0][1]["points"], again["samples"], again["notes"], again["anew"]) == (
+        [],
+        [],
+        [],
+        False,
+    )
     workbench.registry.interrupt_runs("killed")
     workbench.registry.queue_again(run_id)
     finish(session.next())
@@ -366,4 +419,7 @@ def test_a_page_is_told_what_is_new_and_nothing_twice(workbench, session):
     steps = [point.step for point in workbench.registry.points(run_id) if point.loss is not None]
     assert steps == list(range(1, 31))
     assert ask(0, 0, 0, None)["runs"][0][1]["name"] == "mine"
-    assert run_news(workbench, {"runs": [[99, 0]], "main": 99, "samples": 0, "notes": 0})["runs"][0][1]["state"] == ""
+    assert (
+        run_news(workbench, {"runs": [[99, 0]], "main": 99, "samples": 0, "notes": 0})["runs"][0][1]["state"]
+        == ""
+    )

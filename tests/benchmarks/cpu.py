@@ -1,6 +1,7 @@
 """The starter model on a CPU: PEFT in float32 and this engine in the dtype it chooses, on the same batches.
 
-python -m tests.benchmarks.cpu --steps 30      (needs the starter model, which it fetches once into a folder of its own)
+python -m tests.benchmarks.cpu --steps 30      (needs the starter model, which it fetches once into a folder
+of its own)
 """
 
 from __future__ import annotations
@@ -68,7 +69,11 @@ def ours(folder: Path, rows: int, length: int, steps: int, cache: Path, start: P
             begun = begun or time.perf_counter()  # after the first step
             tokens += event.tokens if len(losses) > 1 else 0
     seconds = time.perf_counter() - begun
-    return {"side": f"LoRA Workbench, {str(base.dtype)[6:]}", "tok/s": tokens / seconds, "last loss": losses[-1]}
+    return {
+        "side": f"LoRA Workbench, {str(base.dtype)[6:]}",
+        "tok/s": tokens / seconds,
+        "last loss": losses[-1],
+    }
 
 
 def theirs(folder: Path, rows: int, length: int, steps: int, cache: Path, start: Path) -> dict[str, object]:
@@ -103,12 +108,21 @@ def _lora() -> LoraConfig:
 
 
 def _train_config(rows: int, length: int, steps: int) -> TrainConfig:
-    return TrainConfig(micro_batch_size=rows, gradient_accumulation_steps=1, max_length=length, max_steps=steps,
-                       lr_scheduler="constant", warmup_ratio=0.0, packing="off")  # fmt: skip
+    return TrainConfig(
+        micro_batch_size=rows,
+        gradient_accumulation_steps=1,
+        max_length=length,
+        max_steps=steps,
+        lr_scheduler="constant",
+        warmup_ratio=0.0,
+        packing="off",
+    )
 
 
 def _ids(part: MicroBatch) -> torch.Tensor:
-    return torch.stack([torch.tensor(part.rows[row][0].copy(), dtype=torch.long) for block in part.blocks for row in block])
+    return torch.stack(
+        [torch.tensor(part.rows[row][0].copy(), dtype=torch.long) for block in part.blocks for row in block]
+    )
 
 
 def main() -> None:

@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.data --rows 1000000 --base FOLDER
 
-The file is made for the purpose: conversations of words drawn with the frequencies of a language. `--base` is a folder with a
-tokenizer, for the checks that need one; without it only the import is measured.
+The file is made for the purpose: conversations of words drawn with the frequencies of a language. `--base` is
+a folder with a tokenizer, for the checks that need one; without it only the import is measured.
 """
 
 from __future__ import annotations
@@ -38,12 +38,18 @@ def make_rows(path: Path, count: int) -> None:
         for number in range(count):
             at, to = chance.randrange(len(text) - _ANSWER), chance.randrange(len(text) - _ANSWER)
             question, answer = " ".join(text[at : at + _QUESTION]), " ".join(text[to : to + _ANSWER])
-            turns = [{"role": "user", "content": f"{number}: {question}?"}, {"role": "assistant", "content": f"{answer}."}]
+            turns = [
+                {"role": "user", "content": f"{number}: {question}?"},
+                {"role": "assistant", "content": f"{answer}."},
+            ]
             file.write(json.dumps({"messages": turns}) + "\n")
 
 
 def follow(workbench: Workbench, job: Job) -> dict[str, float]:
-    """Seconds of a job, and the most memory that its process and this one held, in MiB. Private: without mapped files."""
+    """Seconds of a job, and the most memory that its process and this one held, in MiB.
+
+    Private: without mapped files.
+    """
     process, begun = psutil.Process(workbench.jobs._processes[job.id or 0].pid), time.monotonic()
     most = {"worker MiB": 0.0, "worker private MiB": 0.0, "app MiB": 0.0}
     while workbench.registry.get(Job, job.id or 0).active:
@@ -52,7 +58,11 @@ def follow(workbench: Workbench, job: Job) -> dict[str, float]:
         except psutil.NoSuchProcess:
             break
         private = held.rss - getattr(held, "shared", 0)
-        found = {"worker MiB": held.rss, "worker private MiB": private, "app MiB": psutil.Process().memory_info().rss}
+        found = {
+            "worker MiB": held.rss,
+            "worker private MiB": private,
+            "app MiB": psutil.Process().memory_info().rss,
+        }
         most = {key: max(most[key], found[key] / 2**20) for key in most}
         time.sleep(0.05)
     workbench.jobs.wait(job)
@@ -73,12 +83,16 @@ def main() -> None:
         results: list[dict[str, object]] = []
         for near in (False, True):
             name = f"import{' and near duplicates' if near else ''}"
-            found = follow(workbench, workbench.import_data(ImportRequest([str(path)], name, near_duplicates=near)))
+            found = follow(
+                workbench, workbench.import_data(ImportRequest([str(path)], name, near_duplicates=near))
+            )
             results.append({"work": name, "MB/s": megabytes / found["seconds"], **found})
         if given.base:
             workbench.jobs.wait(workbench.add_model(str(given.base), "base"))
             found = follow(workbench, workbench.check_data("import", "base", 1024))
-            results.append({"work": "check with the tokenizer", "MB/s": megabytes / found["seconds"], **found})
+            results.append(
+                {"work": "check with the tokenizer", "MB/s": megabytes / found["seconds"], **found}
+            )
         workbench.close()
     from tests.benchmarks.report import show  # it imports torch, which would count as the app's memory
 

@@ -1,4 +1,5 @@
-"""Decoding rows with an adapter each: PEFT's generate in turn, and this engine in one batch, merged and unmerged.
+"""Decoding rows with an adapter each: PEFT's generate in turn, and this engine in one batch, merged and
+unmerged.
 
 python -m tests.benchmarks.decode --shape 1b --rows 8
 """
@@ -26,7 +27,12 @@ def peft_tokens_a_second(shape: str, tokens: int) -> float:
     """One row, greedy, with transformers' generate."""
     model = peer.with_adapter(build(shape))
     ids = torch.randint(0, model.config.vocab_size, (1, PROMPT), device=DEVICE)
-    options = {"attention_mask": torch.ones_like(ids), "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    options = {
+        "attention_mask": torch.ones_like(ids),
+        "do_sample": False,
+        "pad_token_id": 0,
+        "eos_token_id": None,
+    }
     model.generate(input_ids=ids, max_new_tokens=8, min_new_tokens=8, **options)
     peer.wait()
     start = time.perf_counter()
@@ -38,7 +44,9 @@ def peft_tokens_a_second(shape: str, tokens: int) -> float:
 
 def random_bank(base: ResidentBase, adapters: int) -> AdapterBank:
     """A bank of adapters that do something; slot 0 is the plain base."""
-    bank = AdapterBank(base.layers, [path for path in base.layers if path != base.head], adapters + 1, RANK, dtype=base.dtype)
+    bank = AdapterBank(
+        base.layers, [path for path in base.layers if path != base.head], adapters + 1, RANK, dtype=base.dtype
+    )
     bank.flat.normal_(0, 0.01)
     bank.scale.fill_(2.0)
     bank.flat[0].zero_()
@@ -82,13 +90,24 @@ def main() -> None:
     bank = random_bank(base, args.rows)
     for compiled in (True, False) if args.plain else (True,):
         pool = StatePool(base, compiled=compiled, most=8)
-        for name, chosen, count in (("merged", None, 1), ("unmerged", bank, 1), (f"{args.rows} adapters", bank, args.rows)):
+        for name, chosen, count in (
+            ("merged", None, 1),
+            ("unmerged", bank, 1),
+            (f"{args.rows} adapters", bank, args.rows),
+        ):
             _, first = our_tokens_a_second(base, chosen, pool, count, 16)
             pool_first = first
             speed, first = our_tokens_a_second(base, chosen, pool, count, args.tokens)
-            row: dict[str, object] = {"side": f"{name}{'' if compiled else ', layers not compiled'}", "tok/s": speed}
+            row: dict[str, object] = {
+                "side": f"{name}{'' if compiled else ', layers not compiled'}",
+                "tok/s": speed,
+            }
             row |= {"÷ PEFT in turn": speed / peft} if peft else {}
-            row |= {"share of bandwidth": speed / count / limit, "first token s": first, "with capture s": pool_first}
+            row |= {
+                "share of bandwidth": speed / count / limit,
+                "first token s": first,
+                "with capture s": pool_first,
+            }
             rows.append(row)
     show(f"decode {args.shape}", rows)
     print(f"limit by bandwidth: {limit:.0f} tok/s")

@@ -3,9 +3,9 @@
     python -m tests.benchmarks.kills --kills 200            a tiny model
     python -m tests.benchmarks.kills --kills 10 --starter   the starter model, which is fetched
 
-Each run is killed by SIGKILL and resumed until it ends. After every kill: the database is sound, every checkpoint there is
-reads back under its digest, and no more than one checkpoint interval of steps is lost. In the end: the same digest and the
-same measurements as the run that was never interrupted.
+Each run is killed by SIGKILL and resumed until it ends. After every kill: the database is sound, every
+checkpoint there is reads back under its digest, and no more than one checkpoint interval of steps is lost. In
+the end: the same digest and the same measurements as the run that was never interrupted.
 """
 
 from __future__ import annotations
@@ -28,15 +28,36 @@ from tests.workbenches import do_job, end_engine, wait_for, write_rows
 from tests.zygote import Zygote
 
 EVERY = 10
-TINY = {"max_steps": 200, "micro_batch_size": 2, "gradient_accumulation_steps": 2, "rank": 2, "learning_rate": 1e-3,
-        "dropout": 0.1, "save_steps": EVERY, "save_minutes": 0, "eval_steps": 50}  # fmt: skip
-STARTER = {"max_steps": 24, "micro_batch_size": 2, "gradient_accumulation_steps": 1, "rank": 4, "learning_rate": 1e-3,
-           "dropout": 0.1, "save_steps": 4, "save_minutes": 0, "eval_steps": 12, "max_length": 64}  # fmt: skip
+TINY = {
+    "max_steps": 200,
+    "micro_batch_size": 2,
+    "gradient_accumulation_steps": 2,
+    "rank": 2,
+    "learning_rate": 1e-3,
+    "dropout": 0.1,
+    "save_steps": EVERY,
+    "save_minutes": 0,
+    "eval_steps": 50,
+}
+STARTER = {
+    "max_steps": 24,
+    "micro_batch_size": 2,
+    "gradient_accumulation_steps": 1,
+    "rank": 4,
+    "learning_rate": 1e-3,
+    "dropout": 0.1,
+    "save_steps": 4,
+    "save_minutes": 0,
+    "eval_steps": 12,
+    "max_length": 64,
+}
 
 
 def main() -> None:
     """Print what was seen as JSON; an assertion that fails says what was lost."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--starter", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
@@ -44,7 +65,11 @@ def main() -> None:
     zygote = Zygote()
     engine_client.start_detached = zygote.start  # type: ignore[assignment]
     with tempfile.TemporaryDirectory() as folder:
-        print(json.dumps(_kill_runs(Path(folder), chosen.kills, chosen.starter, random.Random(chosen.seed)), indent=2))
+        print(
+            json.dumps(
+                _kill_runs(Path(folder), chosen.kills, chosen.starter, random.Random(chosen.seed)), indent=2
+            )
+        )
     zygote.close()
 
 
@@ -81,13 +106,22 @@ def _kill_runs(folder: Path, kills: int, starter: bool, chance: random.Random) -
             workbench.runs.resume(run.id or 0)
         done = workbench.wait_run(run.id or 0)
         assert done.state == "finished", done.reason
-        assert workbench.registry.find(Adapter, f"killed {runs}").digest == digest, f"run {run.id} ended with another adapter"
+        assert workbench.registry.find(Adapter, f"killed {runs}").digest == digest, (
+            f"run {run.id} ended with another adapter"
+        )
         assert _measured(workbench, run) == measured, f"run {run.id} measured something else"
         print(f"{killed} kills, {runs} runs, {time.monotonic() - start:.0f} s", flush=True)
     workbench.close()
     end_engine(workbench.settings)
-    return {"kills": killed, "while training": in_flight, "runs": runs, "all digests equal": True,
-            "most steps lost": lost, "interval": options["save_steps"], "seconds": round(time.monotonic() - start)}  # fmt: skip
+    return {
+        "kills": killed,
+        "while training": in_flight,
+        "runs": runs,
+        "all digests equal": True,
+        "most steps lost": lost,
+        "interval": options["save_steps"],
+        "seconds": round(time.monotonic() - start),
+    }
 
 
 def _require_sound(workbench: Workbench, run: Run, before: int, interval: object) -> int:
@@ -105,8 +139,10 @@ def _require_sound(workbench: Workbench, run: Run, before: int, interval: object
 
 def _measured(workbench: Workbench, run: Run) -> tuple[list[object], list[object]]:
     points = workbench.registry.points(run.id or 0)
-    return ([(one.step, one.loss, one.tokens) for one in points if one.loss is not None],
-            [(one.step, one.validation_loss) for one in points if one.validation_loss is not None])  # fmt: skip
+    return (
+        [(one.step, one.loss, one.tokens) for one in points if one.loss is not None],
+        [(one.step, one.validation_loss) for one in points if one.validation_loss is not None],
+    )
 
 
 def _home(folder: Path, starter: bool) -> Workbench:
@@ -121,7 +157,11 @@ def _home(folder: Path, starter: bool) -> Workbench:
     else:
         from tests.conftest import make_llama, make_tokenizer
 
-        do_job(workbench, "add_model", {"origin": str(make_llama(folder / "llama", make_tokenizer())), "name": "base"})
+        do_job(
+            workbench,
+            "add_model",
+            {"origin": str(make_llama(folder / "llama", make_tokenizer())), "name": "base"},
+        )
     workbench.datasets.add(write_rows(folder / "rows.jsonl"), "data")
     return workbench
 

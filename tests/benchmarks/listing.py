@@ -24,14 +24,27 @@ def listing(count: int = 10_000) -> list[dict[str, Any]]:
         chance = np.random.default_rng(0)
         with registry.database.writing() as session:
             for at in range(count):
-                session.add(Adapter(
-                    name=f"adapter {at} {chance.integers(1000)}", base_name=f"base {at % 7}", base_fingerprint="f" * 64,
-                    source="trained", rank=16, alpha=32, target_modules="q_proj", parameters=1, digest=f"{at:064x}",
-                    size_bytes=1, dataset_name=f"data {at % 31}", tags="good, chat" if at % 10 == 0 else "",
-                    validation_loss=float(chance.random()),
-                ))  # fmt: skip
+                session.add(
+                    Adapter(
+                        name=f"adapter {at} {chance.integers(1000)}",
+                        base_name=f"base {at % 7}",
+                        base_fingerprint="f" * 64,
+                        source="trained",
+                        rank=16,
+                        alpha=32,
+                        target_modules="q_proj",
+                        parameters=1,
+                        digest=f"{at:064x}",
+                        size_bytes=1,
+                        dataset_name=f"data {at % 31}",
+                        tags="good, chat" if at % 10 == 0 else "",
+                        validation_loss=float(chance.random()),
+                    )
+                )
         work = {
-            "a page by validation loss": lambda: registry.find_adapters(AdapterQuery(order="validation loss")),
+            "a page by validation loss": lambda: registry.find_adapters(
+                AdapterQuery(order="validation loss")
+            ),
             "a search": lambda: registry.find_adapters(AdapterQuery(words="777 base", tag="good")),
             "all of them": lambda: registry.find_adapters(AdapterQuery(), limit=count),
             "words to filter by": registry.adapter_words,

@@ -26,10 +26,15 @@ def main() -> None:
     model = peer.with_adapter(build(args.shape))
     ids = torch.randint(0, model.config.vocab_size, (1, args.length), device=DEVICE)
     in_turn = peer.train(model, ids, steps=args.steps, warm_up=3)  # one after another: the rate of one
-    rows: list[dict[str, object]] = [{"side": f"PEFT, {args.runs} in turn", "tok/s": in_turn, "peak GiB": peer.peak_gib()}]
+    rows: list[dict[str, object]] = [
+        {"side": f"PEFT, {args.runs} in turn", "tok/s": in_turn, "peak GiB": peer.peak_gib()}
+    ]
     del model, ids
     warm_up = 8
-    for name, runs, blocks in ((f"{args.runs} adapters at once", args.runs, 1), ("one adapter, the same tokens", 1, args.runs)):
+    for name, runs, blocks in (
+        (f"{args.runs} adapters at once", args.runs, 1),
+        ("one adapter, the same tokens", 1, args.runs),
+    ):
         peer.forget()
         base = resident(args.shape)
         requests = ours.requests(base, runs, blocks, args.length, args.steps + warm_up)

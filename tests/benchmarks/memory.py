@@ -1,4 +1,5 @@
-"""What preflight says against what the run then takes; and runs that are too large for a device with less memory.
+"""What preflight says against what the run then takes; and runs that are too large for a device with less
+memory.
 
 python -m tests.benchmarks.memory                the peak, for the shapes of the starter, 1B and 8B
 python -m tests.benchmarks.memory --pressure     the same work with ever less memory
@@ -44,8 +45,16 @@ class UnevenRows(RandomRows):
 
 def request(base: ResidentBase, rows: RandomRows, blocks: int, length: int, **options: object) -> RunRequest:
     """One run of a few steps."""
-    chosen = {"micro_batch_size": blocks, "gradient_accumulation_steps": 2, "max_length": length, "max_steps": _STEPS,
-              "learning_rate": 1e-4, "eval_steps": 5, "packing": "off", **options}  # fmt: skip
+    chosen = {
+        "micro_batch_size": blocks,
+        "gradient_accumulation_steps": 2,
+        "max_length": length,
+        "max_steps": _STEPS,
+        "learning_rate": 1e-4,
+        "eval_steps": 5,
+        "packing": "off",
+        **options,
+    }
     return RunRequest("run", rows, LoraConfig(rank=RANK, alpha=ALPHA), TrainConfig(**chosen))  # type: ignore[arg-type]
 
 
@@ -55,7 +64,10 @@ def peaks(work: Sequence[tuple[str, int, int]]) -> list[dict[str, object]]:
     for shape, blocks, length in work:
         base = resident(shape)
         vocabulary = base.model.config.vocab_size
-        for kind, rows in (("even", RandomRows(400, length, vocabulary)), ("uneven", UnevenRows(400, length, vocabulary))):
+        for kind, rows in (
+            ("even", RandomRows(400, length, vocabulary)),
+            ("uneven", UnevenRows(400, length, vocabulary)),
+        ):
             *_, before = measure(base, [request(base, rows, blocks, length)])
             _forget()
             group, taken = TrainingGroup(base, [request(base, rows, blocks, length)]), 0
@@ -63,11 +75,16 @@ def peaks(work: Sequence[tuple[str, int, int]]) -> list[dict[str, object]]:
                 if isinstance(event, StepDone):
                     taken, pace = event.memory_bytes, event.total_seconds / event.step
             assert before is not None
-            found.append({
-                "shape": f"{shape} {blocks}×{length} {kind}", "preflight ÷ run": before.peak_bytes / taken,
-                "preflight GiB": before.peak_bytes / _GIB, "run GiB": taken / _GIB,
-                "preflight s/step": before.seconds_a_step, "run s/step": pace,
-            })  # fmt: skip
+            found.append(
+                {
+                    "shape": f"{shape} {blocks}×{length} {kind}",
+                    "preflight ÷ run": before.peak_bytes / taken,
+                    "preflight GiB": before.peak_bytes / _GIB,
+                    "run GiB": taken / _GIB,
+                    "preflight s/step": before.seconds_a_step,
+                    "run s/step": pace,
+                }
+            )
             del group
             _forget()
         del base
@@ -76,9 +93,14 @@ def peaks(work: Sequence[tuple[str, int, int]]) -> list[dict[str, object]]:
 
 
 def pressure(shape: str, blocks: int, length: int) -> list[dict[str, object]]:
-    """The same run with less and less of the device's memory, until nothing helps; then once more with all of it."""
+    """The same run with less and less of the device's memory, until nothing helps; then once more with all of
+    it.
+    """
     base = resident(shape)
-    rows, total = UnevenRows(200, length, base.model.config.vocab_size), torch.cuda.get_device_properties(DEVICE).total_memory
+    rows, total = (
+        UnevenRows(200, length, base.model.config.vocab_size),
+        torch.cuda.get_device_properties(DEVICE).total_memory,
+    )
     found: list[dict[str, object]] = []
     held, free_peak = torch.cuda.memory_allocated(), 0
     for share in (None, 0.7, 0.4, 0.25, 0.03, None):
@@ -99,10 +121,14 @@ def pressure(shape: str, blocks: int, length: int) -> list[dict[str, object]]:
         torch.cuda.set_per_process_memory_fraction(1.0)
         if not free_peak:
             free_peak, reference = peak - held, losses[-1]
-        found.append({"memory beside the base GiB": "all" if share is None else f"{share * free_peak / _GIB:.2f}",
-                      "final loss": losses[-1] if len(losses) == _STEPS else failed,
-                      "relative difference": abs(losses[-1] / reference - 1) if len(losses) == _STEPS else "",
-                      "how": "; ".join(notices[-1:]) or ("as planned" if not failed else "")})  # fmt: skip
+        found.append(
+            {
+                "memory beside the base GiB": "all" if share is None else f"{share * free_peak / _GIB:.2f}",
+                "final loss": losses[-1] if len(losses) == _STEPS else failed,
+                "relative difference": abs(losses[-1] / reference - 1) if len(losses) == _STEPS else "",
+                "how": "; ".join(notices[-1:]) or ("as planned" if not failed else ""),
+            }
+        )
         _forget()
     return found
 
@@ -114,7 +140,9 @@ def _forget() -> None:
 
 def main() -> None:
     """Measure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--pressure", action="store_true")
     parser.add_argument("--shapes", default=",".join(shape for shape, *_ in WORK))
     args = parser.parse_args()

@@ -1,7 +1,8 @@
 """What work on weights costs: combining against PEFT, merging against copying, fingerprints.
 
-python -m tests.benchmarks.merging --combine          four rank-16 adapters on one 4096×4096 layer, against PEFT's svd
-python -m tests.benchmarks.merging --merge 8b FOLDER  a checkpoint of this shape, merged and copied on FOLDER's disk
+python -m tests.benchmarks.merging --combine          four rank-16 adapters on one 4096×4096 layer, against
+PEFT's svd python -m tests.benchmarks.merging --merge 8b FOLDER  a checkpoint of this shape, merged and copied
+on FOLDER's disk
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ def seconds(work: Callable[[], object], repeats: int = 1) -> float:
 
 
 def combining() -> list[dict[str, Any]]:
-    """The same four adapters, combined by us and by PEFT, and how far both are from the sum they stand for."""
+    """The same four adapters, combined by us and by PEFT,
+    and how far both are from the sum they stand for.
+    """
     torch.manual_seed(0)
     factors = [(torch.randn(RANK, _SIDE) / 64, torch.randn(_SIDE, RANK) / 64) for _ in range(_PARENTS)]
     parts = [
@@ -65,10 +68,15 @@ def combining() -> list[dict[str, Any]]:
     their_seconds = seconds(lambda: model.add_weighted_adapter(names, list(_WEIGHTS), "all", **how))
     layer = model.base_model.model.layer
     theirs = layer.get_delta_weight("all")
-    return [{
-        "times PEFT": their_seconds / our_seconds, "ours (s)": our_seconds, "PEFT (s)": their_seconds,
-        "our error": _error(ours, wanted), "PEFT's error": _error(theirs, wanted),
-    }]  # fmt: skip
+    return [
+        {
+            "times PEFT": their_seconds / our_seconds,
+            "ours (s)": our_seconds,
+            "PEFT (s)": their_seconds,
+            "our error": _error(ours, wanted),
+            "PEFT's error": _error(theirs, wanted),
+        }
+    ]
 
 
 def _error(found: torch.Tensor, wanted: torch.Tensor) -> float:
@@ -95,7 +103,9 @@ def _peft_model(factors: list[tuple[torch.Tensor, torch.Tensor]]) -> Any:
 
 
 def merging(shape: str, place: Path) -> list[dict[str, Any]]:
-    """Copying a checkpoint and merging into it, in turn, each from and to a cold disk where the system allows that."""
+    """Copying a checkpoint and merging into it, in turn, each from and to a cold disk where the system allows
+    that.
+    """
     folder = Path(tempfile.mkdtemp(dir=place, prefix="merge-"))
     try:
         layers, total = write_checkpoint(shape, folder / "base")
@@ -103,7 +113,9 @@ def merging(shape: str, place: Path) -> list[dict[str, Any]]:
         for name, work in (("copy", _copy), ("merge", _merge)):
             _forget_cache()
             took, peak = work(folder, layers)
-            rows.append({"what": name, "GB/s": total / took / 1e9, "seconds": took, "peak memory (GiB)": peak})
+            rows.append(
+                {"what": name, "GB/s": total / took / 1e9, "seconds": took, "peak memory (GiB)": peak}
+            )
             shutil.rmtree(folder / "out")
         _forget_cache()
         took = seconds(lambda: fingerprint(folder / "base"))
@@ -114,15 +126,26 @@ def merging(shape: str, place: Path) -> list[dict[str, Any]]:
 
 
 def write_checkpoint(shape: str, folder: Path) -> tuple[dict[str, tuple[int, int]], int]:
-    """A checkpoint of random bf16 weights in shards; its linear layers as (in, out) by path, and its bytes."""
+    """A checkpoint of random bf16 weights in shards; its linear layers as (in, out) by path,
+    and its bytes.
+    """
     about = SHAPES[shape]
     hidden, inner, count = about["hidden_size"], about["intermediate_size"], about["num_hidden_layers"]
     narrow = hidden // about["num_attention_heads"] * about["num_key_value_heads"]
-    linear = {"self_attn.q_proj": (hidden, hidden), "self_attn.k_proj": (hidden, narrow), "self_attn.v_proj": (hidden, narrow),
-              "self_attn.o_proj": (hidden, hidden), "mlp.gate_proj": (hidden, inner), "mlp.up_proj": (hidden, inner),
-              "mlp.down_proj": (inner, hidden)}  # fmt: skip
+    linear = {
+        "self_attn.q_proj": (hidden, hidden),
+        "self_attn.k_proj": (hidden, narrow),
+        "self_attn.v_proj": (hidden, narrow),
+        "self_attn.o_proj": (hidden, hidden),
+        "mlp.gate_proj": (hidden, inner),
+        "mlp.up_proj": (hidden, inner),
+        "mlp.down_proj": (inner, hidden),
+    }
     layers = {f"model.layers.{at}.{name}": one for at in range(count) for name, one in linear.items()}
-    tensors = [("model.embed_tokens.weight", (about["vocab_size"], hidden)), ("lm_head.weight", (about["vocab_size"], hidden))]
+    tensors = [
+        ("model.embed_tokens.weight", (about["vocab_size"], hidden)),
+        ("lm_head.weight", (about["vocab_size"], hidden)),
+    ]
     tensors += [(f"{path}.weight", (n_out, n_in)) for path, (n_in, n_out) in layers.items()]
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
@@ -203,7 +226,9 @@ def _forget_cache() -> None:
 
 def main() -> None:
     """Measure what was asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--combine", action="store_true")
     parser.add_argument("--merge", nargs=2, metavar=("SHAPE", "FOLDER"))
     parser.add_argument("--merge-here", type=Path, help=argparse.SUPPRESS)
@@ -213,7 +238,10 @@ def main() -> None:
     if given.combine:
         show("Combining four adapters by SVD", combining())
     if given.merge:
-        show(f"Merging into a checkpoint of {given.merge[0]} shapes", merging(given.merge[0], Path(given.merge[1])))
+        show(
+            f"Merging into a checkpoint of {given.merge[0]} shapes",
+            merging(given.merge[0], Path(given.merge[1])),
+        )
 
 
 if __name__ == "__main__":

@@ -17,16 +17,29 @@ from tests.benchmarks.peer import wait
 from tests.benchmarks.shapes import ALPHA, RANK, RandomRows
 
 
-def requests(base: ResidentBase, runs: int, blocks: int, length: int, steps: int, **options: object) -> list[RunRequest]:
+def requests(
+    base: ResidentBase, runs: int, blocks: int, length: int, steps: int, **options: object
+) -> list[RunRequest]:
     """`runs` runs that train on `blocks` full blocks of `length` tokens a step."""
     vocabulary = base.model.config.vocab_size
-    train = {"micro_batch_size": blocks, "gradient_accumulation_steps": 1, "max_length": length, "max_steps": steps,
-             "packing": "on", "compile": "on", **options}  # fmt: skip
+    train = {
+        "micro_batch_size": blocks,
+        "gradient_accumulation_steps": 1,
+        "max_length": length,
+        "max_steps": steps,
+        "packing": "on",
+        "compile": "on",
+        **options,
+    }
     return [
-        RunRequest(seed, RandomRows(2 * blocks, length, vocabulary, seed), LoraConfig(rank=RANK, alpha=ALPHA),  # type: ignore[arg-type]
-                   TrainConfig(seed=seed, **train))
+        RunRequest(
+            seed,
+            RandomRows(2 * blocks, length, vocabulary, seed),
+            LoraConfig(rank=RANK, alpha=ALPHA),  # type: ignore[arg-type]
+            TrainConfig(seed=seed, **train),
+        )
         for seed in range(runs)
-    ]  # fmt: skip
+    ]
 
 
 def train(
@@ -34,7 +47,11 @@ def train(
 ) -> tuple[float, float, list[str]]:
     """Tokens a second of all runs together, seconds until the first timed step, and the notices."""
     group = TrainingGroup(base, wanted)
-    watch = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) if profile else nullcontext()
+    watch = (
+        torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
+        if profile
+        else nullcontext()
+    )
     done, tokens, notices, begun = 0, 0, [], time.perf_counter()
     start = first = begun
     for _, event in group.run():
@@ -57,5 +74,9 @@ def train(
     notices.append(f"captured graphs: {graphs}")
     if profile:
         watch.__exit__(None, None, None)
-        print(watch.key_averages().table(sort_by="self_device_time_total", row_limit=28, max_name_column_width=90))
+        print(
+            watch.key_averages().table(
+                sort_by="self_device_time_total", row_limit=28, max_name_column_width=90
+            )
+        )
     return tokens / seconds, first - begun, notices

@@ -25,7 +25,9 @@ _REPEATS = 50
 
 def main() -> None:
     """Print the median and the slowest of each part in milliseconds."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--points", type=int, default=100_000)
     count = parser.parse_args().points
     with tempfile.TemporaryDirectory() as folder:
@@ -37,7 +39,9 @@ def main() -> None:
         first = {**news, "runs": [[run, 0]]}
         rows = [
             _timed("a tick: nothing new", lambda: run_news(workbench, news)),
-            _timed("a tick: one new point", lambda: (_add(workbench, run, count), run_news(workbench, news))[1]),
+            _timed(
+                "a tick: one new point", lambda: (_add(workbench, run, count), run_news(workbench, news))[1]
+            ),
             _timed("first load: 2,000 points", lambda: run_news(workbench, first)),
             _timed("the rest of a tick: masthead, jobs, change count", lambda: _rest(workbench)),
             _timed("the Runs table", lambda: _table(workbench)),
@@ -60,10 +64,21 @@ def _timed(what: str, work: Callable[[], object]) -> dict[str, object]:
 
 
 def _run(workbench: Workbench, count: int) -> int:
-    row = workbench.registry.save(Run(
-        name="long", base_id=1, base_name="base", base_fingerprint="f", dataset_id=1, dataset_name="data", dataset_digest="d",
-        config={"lora": {}, "train": {}}, state=RUNNING, started=time.time(), details={"total_steps": count},
-    ))  # fmt: skip
+    row = workbench.registry.save(
+        Run(
+            name="long",
+            base_id=1,
+            base_name="base",
+            base_fingerprint="f",
+            dataset_id=1,
+            dataset_name="data",
+            dataset_digest="d",
+            config={"lora": {}, "train": {}},
+            state=RUNNING,
+            started=time.time(),
+            details={"total_steps": count},
+        )
+    )
     for start in range(0, count, 10_000):
         steps = range(start + 1, min(count, start + 10_000) + 1)
         workbench.registry.add_points([_point(row.id or 0, step) for step in steps])
@@ -72,9 +87,18 @@ def _run(workbench: Workbench, count: int) -> int:
 
 def _point(run: int, step: int) -> Point:
     return Point(
-        run_id=run, step=step, epoch=step / 100, loss=2.0 + 1.0 / step, learning_rate=1e-4, grad_norm=1.0,
-        tokens_per_second=100.0, memory_bytes=1 << 30, seconds_left=1.0, tokens=step * 100, seconds=float(step),
-    )  # fmt: skip
+        run_id=run,
+        step=step,
+        epoch=step / 100,
+        loss=2.0 + 1.0 / step,
+        learning_rate=1e-4,
+        grad_norm=1.0,
+        tokens_per_second=100.0,
+        memory_bytes=1 << 30,
+        seconds_left=1.0,
+        tokens=step * 100,
+        seconds=float(step),
+    )
 
 
 def _add(workbench: Workbench, run: int, count: int) -> None:

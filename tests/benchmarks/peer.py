@@ -14,10 +14,14 @@ from tests.benchmarks.shapes import ALPHA, DEVICE, RANK
 
 def with_adapter(model: PreTrainedModel) -> PeftModel:
     """A fresh adapter on all linear layers, in float32 as PEFT makes it."""
-    return get_peft_model(model, LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM"))
+    return get_peft_model(
+        model, LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM")
+    )
 
 
-def train(model: PeftModel, ids: torch.Tensor, *, steps: int, warm_up: int, checkpointing: bool = False) -> float:
+def train(
+    model: PeftModel, ids: torch.Tensor, *, steps: int, warm_up: int, checkpointing: bool = False
+) -> float:
     """Tokens a second of plain training steps on these ids [rows, length]."""
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})

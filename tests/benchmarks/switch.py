@@ -1,4 +1,5 @@
-"""Switching between adapters that are resident, while decoding: what it costs, and that nothing is compiled or captured anew.
+"""Switching between adapters that are resident, while decoding: what it costs, and that nothing is compiled
+or captured anew.
 
 python -m tests.benchmarks.switch --shape 1b
 """
@@ -47,10 +48,13 @@ def main() -> None:
         seconds.append(time.perf_counter() - start)
         answers.add(round(float(state.step().float().std()), 5))
     row = {
-        "switches": SWITCHES, "median ms": 1e3 * statistics.median(seconds), "worst ms": 1e3 * max(seconds),
-        "different answers": len(answers), "captured anew": int(state._graph is not graph),
+        "switches": SWITCHES,
+        "median ms": 1e3 * statistics.median(seconds),
+        "worst ms": 1e3 * max(seconds),
+        "different answers": len(answers),
+        "captured anew": int(state._graph is not graph),
         "compiled anew": counters["stats"]["unique_graphs"] - compiled.get("unique_graphs", 0),
-    }  # fmt: skip
+    }
     with tempfile.TemporaryDirectory() as folder:
         save_adapter(Path(folder), _adapter(base))
         start = time.perf_counter()
@@ -58,15 +62,19 @@ def main() -> None:
         read = time.perf_counter()
         bank.load(1, weights)
         peer.wait()
-        row |= {"a cold one: reading ms": 1e3 * (read - start), "and placing ms": 1e3 * (time.perf_counter() - read)}
+        row |= {
+            "a cold one: reading ms": 1e3 * (read - start),
+            "and placing ms": 1e3 * (time.perf_counter() - read),
+        }
     show(f"switch {args.shape}", [row])
 
 
 def _adapter(base) -> AdapterWeights:  # type: ignore[no-untyped-def]
     layers = {
         path: LayerFactors(torch.randn(RANK, n_in), torch.randn(n_out, RANK), ALPHA / RANK)
-        for path, (n_in, n_out) in base.layer_shapes.items() if path != base.head
-    }  # fmt: skip
+        for path, (n_in, n_out) in base.layer_shapes.items()
+        if path != base.head
+    }
     return AdapterWeights(RANK, ALPHA, 0.0, layers, base.fingerprint, base.name)
 
 

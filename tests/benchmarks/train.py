@@ -31,7 +31,9 @@ def measure(
     warm_up = 8
     requests = ours.requests(base, 1, blocks, length, steps + warm_up)
     speed, first, notices = ours.train(base, requests, steps=steps, warm_up=warm_up, profile=profile)
-    rows.append({"side": "LoRA Workbench", "tok/s": speed, "peak GiB": peer.peak_gib(), "first steps s": first})
+    rows.append(
+        {"side": "LoRA Workbench", "tok/s": speed, "peak GiB": peer.peak_gib(), "first steps s": first}
+    )
     for row in rows:
         row["ours ÷ it"] = speed / row["tok/s"]  # type: ignore[operator]
         row["memory ours ÷ it"] = rows[-1]["peak GiB"] / (row["peak GiB"] or 1)  # type: ignore[operator]
@@ -49,7 +51,9 @@ def main() -> None:
     parser.add_argument("--only-ours", action="store_true", help="without the peer")
     parser.add_argument("--profile", action="store_true", help="print where the device's time goes")
     args = parser.parse_args()
-    rows = measure(args.shape, args.blocks, args.length, args.steps, only_ours=args.only_ours, profile=args.profile)
+    rows = measure(
+        args.shape, args.blocks, args.length, args.steps, only_ours=args.only_ours, profile=args.profile
+    )
     show(f"train {args.shape} {args.blocks}×{args.length}", rows)
 
 

@@ -32,7 +32,9 @@ def load(folder: Path, fingerprint: str = "f" * 64) -> ResidentBase:
     return load_base(folder, fingerprint=fingerprint, name=folder.name, device=CPU, dtype=torch.float32)
 
 
-def random_adapter(base: ResidentBase, rank: int = 4, alpha: float = 8.0, seed: int = 0, size: float = 0.2) -> AdapterWeights:
+def random_adapter(
+    base: ResidentBase, rank: int = 4, alpha: float = 8.0, seed: int = 0, size: float = 0.2
+) -> AdapterWeights:
     """An adapter on every linear layer with factors that are all different from zero."""
     generator = torch.Generator().manual_seed(seed)
     layers = {
@@ -61,7 +63,9 @@ def peft_from(folder: Path, adapter: Path) -> PeftModel:
 def new_peft(folder: Path, rank: int = 4, alpha: float = 8.0, **options: object) -> PeftModel:
     """A fresh PEFT adapter on all linear layers, with B filled so that it does something."""
     options = {"target_modules": "all-linear", **options}
-    model = get_peft_model(plain_model(folder), PeftConfig(r=rank, lora_alpha=alpha, task_type="CAUSAL_LM", **options))
+    model = get_peft_model(
+        plain_model(folder), PeftConfig(r=rank, lora_alpha=alpha, task_type="CAUSAL_LM", **options)
+    )
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -77,7 +81,10 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 
 
 def token_rows(
-    base: ResidentBase, examples: Sequence[Example], max_length: int = 2048, validation_rows: int | None = None
+    base: ResidentBase,
+    examples: Sequence[Example],
+    max_length: int = 2048,
+    validation_rows: int | None = None,
 ) -> TokenRows:
     """Rendered rows in a cache of their own; the first few for validation, by default one in twenty."""
     digest = hashlib.sha256(repr(list(examples)).encode()).hexdigest()
@@ -90,15 +97,23 @@ def token_rows(
 
 
 def request(
-    base: ResidentBase, examples: Sequence[Example], lora: LoraConfig, train: TrainConfig, key: object = "run",
+    base: ResidentBase,
+    examples: Sequence[Example],
+    lora: LoraConfig,
+    train: TrainConfig,
+    key: object = "run",
     validation_rows: int | None = None,
-) -> RunRequest:  # fmt: skip
+) -> RunRequest:
     """A run to train."""
     return RunRequest(key, token_rows(base, examples, train.max_length, validation_rows), lora, train)
 
 
 def train_alone(
-    base: ResidentBase, examples: Sequence[Example], lora: LoraConfig, train: TrainConfig, validation_rows: int | None = None
+    base: ResidentBase,
+    examples: Sequence[Example],
+    lora: LoraConfig,
+    train: TrainConfig,
+    validation_rows: int | None = None,
 ) -> tuple[AdapterWeights, list[Event]]:
     """Train one adapter to its end; raises what made it fail."""
     group = TrainingGroup(base, [request(base, examples, lora, train, validation_rows=validation_rows)])
@@ -118,7 +133,10 @@ def peft_loss(model: torch.nn.Module, part: MicroBatch) -> torch.Tensor:
     ids, labels = torch.full((len(rows), length), 2), torch.full((len(rows), length), -100)
     mask = torch.zeros_like(ids)
     for at, (tokens, targets) in enumerate(rows):
-        ids[at, : len(tokens)], labels[at, : len(tokens)] = torch.tensor(tokens.copy()), torch.tensor(targets.copy())
+        ids[at, : len(tokens)], labels[at, : len(tokens)] = (
+            torch.tensor(tokens.copy()),
+            torch.tensor(targets.copy()),
+        )
         mask[at, : len(tokens)] = 1
     out = model(input_ids=ids, attention_mask=mask).logits[:, :-1].flatten(0, 1)
     return torch.nn.functional.cross_entropy(out, labels[:, 1:].flatten(), ignore_index=-100, reduction="sum")

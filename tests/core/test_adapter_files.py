@@ -1,4 +1,6 @@
-"""Adapter files come from strangers: what is malformed or hostile is refused with a reason, and nothing is run."""
+"""Adapter files come from strangers: what is malformed or hostile is refused with a reason, and nothing is
+run.
+"""
 
 import json
 
@@ -39,20 +41,34 @@ def _refused(folder, base, said):
         load_adapter(folder, base.layer_shapes, base.head)
 
 
-@pytest.mark.parametrize(("changes", "said"), [
-    ({"r": 10**9}, "r is 1000000000"), ({"r": 0}, "r is 0"), ({"r": "4"}, "r is 4"), ({"r": True}, "r is True"),
-    ({"lora_alpha": 1e30}, "lora_alpha"), ({"lora_alpha": float("nan")}, "lora_alpha"), ({"lora_dropout": -1}, "lora_dropout"),
-    ({"use_dora": True}, "DoRA"), ({"bias": "all"}, "biases"),
-    ({"modules_to_save": ["lm_head"]}, "whole modules"),
-    ({"peft_type": "LOHA"}, "only LORA"), ({"init_lora_weights": "pissa_niter_4"}, "changes the base"),
-    ({"target_modules": None}, "target_modules"),
-    ({"target_modules": [1]}, "target_modules"), ({"target_modules": ".*"}, "target_modules"),
-    ({"rank_pattern": {"q_proj": 10**9}}, "rank_pattern"),
-    ({"alpha_pattern": []}, None), ({"alpha_pattern": {"model.layers.0.*": 4}}, "plain module names"),
-    ({"alpha_pattern": ["x"]}, "alpha_pattern"),
-    ({"layers_to_transform": ["x"]}, "layers_to_transform"), ({"a_new_setting": 3}, "'a_new_setting' is not known"),
-    ({"use_rslora": "yes"}, "use_rslora"), ({"lora_bias": True}, "bias on B"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"r": 10**9}, "r is 1000000000"),
+        ({"r": 0}, "r is 0"),
+        ({"r": "4"}, "r is 4"),
+        ({"r": True}, "r is True"),
+        ({"lora_alpha": 1e30}, "lora_alpha"),
+        ({"lora_alpha": float("nan")}, "lora_alpha"),
+        ({"lora_dropout": -1}, "lora_dropout"),
+        ({"use_dora": True}, "DoRA"),
+        ({"bias": "all"}, "biases"),
+        ({"modules_to_save": ["lm_head"]}, "whole modules"),
+        ({"peft_type": "LOHA"}, "only LORA"),
+        ({"init_lora_weights": "pissa_niter_4"}, "changes the base"),
+        ({"target_modules": None}, "target_modules"),
+        ({"target_modules": [1]}, "target_modules"),
+        ({"target_modules": ".*"}, "target_modules"),
+        ({"rank_pattern": {"q_proj": 10**9}}, "rank_pattern"),
+        ({"alpha_pattern": []}, None),
+        ({"alpha_pattern": {"model.layers.0.*": 4}}, "plain module names"),
+        ({"alpha_pattern": ["x"]}, "alpha_pattern"),
+        ({"layers_to_transform": ["x"]}, "layers_to_transform"),
+        ({"a_new_setting": 3}, "'a_new_setting' is not known"),
+        ({"use_rslora": "yes"}, "use_rslora"),
+        ({"lora_bias": True}, "bias on B"),
+    ],
+)
 def test_configurations_are_checked_key_by_key(folder, base, changes, said):
     _edit_config(folder, **changes)
     if said is None:
@@ -66,14 +82,33 @@ def test_rank_that_the_tensors_do_not_have(folder, base):
     _refused(folder, base, "with rank 5 this base needs")
 
 
-@pytest.mark.parametrize(("name", "tensor", "said"), [
-    ("base_model.model.lm_head.weight", torch.zeros(2, 2), "no LoRA factor"),
-    ("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight", torch.full((4, 32), float("nan")), "NaN or infinite"),
-    ("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight", torch.zeros(4, 31), "needs"),
-    ("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight", torch.zeros(3, 32), "do not belong together"),
-    ("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight", torch.zeros(4, 32, dtype=torch.int64), "no LoRA factor"),
-    ("base_model.model.model.layers.9.self_attn.q_proj.lora_A.weight", torch.zeros(4, 32), "do not belong together"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "tensor", "said"),
+    [
+        ("base_model.model.lm_head.weight", torch.zeros(2, 2), "no LoRA factor"),
+        (
+            "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",
+            torch.full((4, 32), float("nan")),
+            "NaN or infinite",
+        ),
+        ("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight", torch.zeros(4, 31), "needs"),
+        (
+            "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",
+            torch.zeros(3, 32),
+            "do not belong together",
+        ),
+        (
+            "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",
+            torch.zeros(4, 32, dtype=torch.int64),
+            "no LoRA factor",
+        ),
+        (
+            "base_model.model.model.layers.9.self_attn.q_proj.lora_A.weight",
+            torch.zeros(4, 32),
+            "do not belong together",
+        ),
+    ],
+)
 def test_tensors_are_checked_one_by_one(folder, base, name, tensor, said):
     _edit_tensors(folder, lambda tensors: tensors.update({name: tensor}))
     _refused(folder, base, said)

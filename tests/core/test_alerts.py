@@ -27,7 +27,11 @@ def test_a_spike_is_told_once_and_ordinary_noise_is_not():
 
 
 def test_a_falling_curve_and_a_flat_one_are_no_spikes():
-    for loss in (lambda step: 5.0 / step, lambda step: 1.0 + 1e-9 * (step % 3), lambda step: 1.0 + 0.3 * (step % 2)):
+    for loss in (
+        lambda step: 5.0 / step,
+        lambda step: 1.0 + 1e-9 * (step % 3),
+        lambda step: 1.0 + 0.3 * (step % 2),
+    ):
         watch = Watch(patience=3)
         assert [watch.step(step, loss(step), 1.0) for step in range(1, 200)] == [[]] * 199
 
@@ -64,9 +68,11 @@ def test_planning_by_epochs_ends_planning_by_steps():
 
 
 _REFUSED = [
-    ({}, "Nothing to change"), ({"rank": 4}, "rank cannot change"), ({"learning_rate": 7}, "learning_rate must be"),
+    ({}, "Nothing to change"),
+    ({"rank": 4}, "rank cannot change"),
+    ({"learning_rate": 7}, "learning_rate must be"),
     ({"epochs": "x"}, "a number"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("values", "said"), _REFUSED)
@@ -92,7 +98,10 @@ def test_smaller_plans_go_down_to_one_block_with_everything_recomputed():
 def test_offered_plans_keep_the_effective_batch():
     config = TrainConfig(micro_batch_size=6, gradient_accumulation_steps=4, max_length=1024)
     offered = dict(smaller_plans(config))
-    assert offered["Micro-batch 3, accumulation 8"] == {"micro_batch_size": 3, "gradient_accumulation_steps": 8}
+    assert offered["Micro-batch 3, accumulation 8"] == {
+        "micro_batch_size": 3,
+        "gradient_accumulation_steps": 8,
+    }
     assert offered["Gradient checkpointing"] == {"gradient_checkpointing": "on"}
     assert offered["Max length 512"] == {"max_length": 512}
     assert smaller_plans(TrainConfig(micro_batch_size=1, max_length=64, gradient_checkpointing="on")) == []

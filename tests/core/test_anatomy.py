@@ -42,7 +42,9 @@ def test_an_untrained_adapter_has_no_rank_at_all():
     adapter = make(LLAMA, 4, 8.0, 1)
     for factors in adapter.layers.values():
         factors.B.zero_()
-    assert all(one.rank_held == 0 and one.effective_rank == 0 and one.delta_norm == 0 for one in anatomy(adapter))
+    assert all(
+        one.rank_held == 0 and one.effective_rank == 0 and one.delta_norm == 0 for one in anatomy(adapter)
+    )
 
 
 def test_subspaces_are_compared_as_the_paper_defines_it():

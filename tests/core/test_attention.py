@@ -37,7 +37,9 @@ def test_a_sliding_window_is_kept_in_a_pass_and_in_packed_blocks(windowed):
     oracle = AutoModelForCausalLM.from_pretrained(windowed, dtype=torch.float32).eval()
     with torch.no_grad():
         expected = oracle(input_ids=ids).logits
-        torch.testing.assert_close(base.model(input_ids=ids, use_cache=False).logits, expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            base.model(input_ids=ids, use_cache=False).logits, expected, atol=1e-5, rtol=1e-5
+        )
         positions = torch.tensor([[*range(15), *range(25)]])
         with attend(base.attention, [Packed([0, 15, 40])] * 2):
             packed = base.model(input_ids=ids, position_ids=positions, use_cache=False).logits
@@ -48,16 +50,22 @@ def test_a_sliding_window_is_kept_while_decoding(windowed, monkeypatch):
     monkeypatch.setattr("core.generate.decode._PREFILL", 16)
     base, prompts = load(windowed), [list(range(3, 43)), list(range(50, 55))]
     oracle = AutoModelForCausalLM.from_pretrained(windowed, dtype=torch.float32).eval()
-    decoder = Decoder(base, None, [RowRequest(one, 0, GenerationConfig(max_tokens=20, temperature=0.0)) for one in prompts])
+    decoder = Decoder(
+        base, None, [RowRequest(one, 0, GenerationConfig(max_tokens=20, temperature=0.0)) for one in prompts]
+    )
     rows = {row.index: row for row in decoder._rows}
     list(decoder.steps())
     for index, prompt in enumerate(prompts):
-        expected = oracle.generate(torch.tensor([prompt]), max_new_tokens=20, do_sample=False)[0, len(prompt) :]
+        expected = oracle.generate(torch.tensor([prompt]), max_new_tokens=20, do_sample=False)[
+            0, len(prompt) :
+        ]
         assert rows[index].ids == expected.tolist()
 
 
 def test_models_of_another_kind_are_refused_with_the_reason(tmp_path, tokenizer):
-    mamba = MambaForCausalLM(MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, state_size=4))
+    mamba = MambaForCausalLM(
+        MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, state_size=4)
+    )
     with pytest.raises(InvalidModel, match="2 layers, of which 0 are causal attention"):
         load(_save(mamba, tokenizer, tmp_path / "mamba"))
     gemma = Gemma2ForCausalLM(Gemma2Config(**SIZES, **HEADS, head_dim=8))

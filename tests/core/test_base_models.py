@@ -37,10 +37,15 @@ def test_one_flipped_bit_changes_the_fingerprint(tiny_llama, tmp_path):
     assert fingerprint(copy) != fingerprint(tiny_llama)
 
 
-@pytest.mark.parametrize(("key", "value", "same"), [
-    ("rope_parameters", {"rope_theta": 5.0, "rope_type": "default"}, False), ("rms_norm_eps", 0.1, False),
-    ("transformers_version", "4.0", True), ("use_cache", False, True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("key", "value", "same"),
+    [
+        ("rope_parameters", {"rope_theta": 5.0, "rope_type": "default"}, False),
+        ("rms_norm_eps", 0.1, False),
+        ("transformers_version", "4.0", True),
+        ("use_cache", False, True),
+    ],
+)
 def test_the_architecture_is_part_of_the_fingerprint(tiny_llama, tmp_path, key, value, same):
     copy = shutil.copytree(tiny_llama, tmp_path / "copy")
     config = json.loads((copy / "config.json").read_text()) | {key: value}
@@ -50,8 +55,15 @@ def test_the_architecture_is_part_of_the_fingerprint(tiny_llama, tmp_path, key, 
 
 def test_a_model_is_described(tiny_llama):
     info = describe(tiny_llama)
-    assert (info.architecture, info.layers, info.context_length, info.dtype) == ("LlamaForCausalLM", 2, 256, "f32")
-    assert info.parameters == sum(tensor.numel() for tensor in load_file(tiny_llama / "model.safetensors").values())
+    assert (info.architecture, info.layers, info.context_length, info.dtype) == (
+        "LlamaForCausalLM",
+        2,
+        256,
+        "f32",
+    )
+    assert info.parameters == sum(
+        tensor.numel() for tensor in load_file(tiny_llama / "model.safetensors").values()
+    )
     assert info.has_chat_template
 
 
@@ -74,13 +86,22 @@ def _broken(tiny_llama, tmp_path, how):
     return copy
 
 
-@pytest.mark.parametrize(("how", "said"), [
-    ("no config", "has no config.json"), ("pickle", "pickle weights"), ("no weights", "no .safetensors weights"),
-    ("cut off", "cut off or damaged"), ("no tokenizer", "no tokenizer files"), ('{"model_type": null}', "no model_type"),
-    ('{"architectures": ["BertModel"]}', "is a BertModel"), ('{"auto_map": {"AutoModel": "x.Y"}}', "code of its own"),
-    ('{"num_hidden_layers": 200000000}', "whole number up to 10,000"), ('{"hidden_size": "x"}', "expected a whole number"),
-    ('{"rope_parameters": 5}', "expected an object"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("no config", "has no config.json"),
+        ("pickle", "pickle weights"),
+        ("no weights", "no .safetensors weights"),
+        ("cut off", "cut off or damaged"),
+        ("no tokenizer", "no tokenizer files"),
+        ('{"model_type": null}', "no model_type"),
+        ('{"architectures": ["BertModel"]}', "is a BertModel"),
+        ('{"auto_map": {"AutoModel": "x.Y"}}', "code of its own"),
+        ('{"num_hidden_layers": 200000000}', "whole number up to 10,000"),
+        ('{"hidden_size": "x"}', "expected a whole number"),
+        ('{"rope_parameters": 5}', "expected an object"),
+    ],
+)
 def test_a_folder_that_is_no_model_says_why(tiny_llama, tmp_path, how, said):
     with pytest.raises(InvalidInput, match=said):
         describe(_broken(tiny_llama, tmp_path, how))
@@ -105,13 +126,18 @@ def test_an_adapter_of_another_base_is_refused_with_both_names(tmp_path):
 
 
 def test_a_gguf_file_is_converted_to_safetensors(tiny_llama, tmp_path, tokenizer):
-    """A GGUF of a tiny Llama, written with the gguf library, gives a model that loads and the same weights."""
+    """A GGUF of a tiny Llama, written with the gguf library,
+    gives a model that loads and the same weights.
+    """
     source = _write_gguf(tiny_llama, tmp_path / "tiny.gguf", tokenizer)
     (tmp_path / "out").mkdir()
     convert_gguf(source, tmp_path / "out", silent)
     info = describe(tmp_path / "out")
     assert (info.dtype, info.architecture) == ("bf16", "LlamaForCausalLM")
-    found, expected = load_file(tmp_path / "out" / "model.safetensors"), load_file(tiny_llama / "model.safetensors")
+    found, expected = (
+        load_file(tmp_path / "out" / "model.safetensors"),
+        load_file(tiny_llama / "model.safetensors"),
+    )
     for name in ("model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight"):
         assert found[name].equal(expected[name].bfloat16()), name
 
@@ -202,7 +228,9 @@ def hub(tiny_llama):
 def test_a_hub_model_is_fetched_without_code_or_pickle(hub, tiny_llama, tmp_path):
     endpoint, handler = hub
     messages = []
-    revision = fetch_from_hub("owner/tiny", tmp_path / "got", lambda progress: messages.append(progress.message), endpoint)
+    revision = fetch_from_hub(
+        "owner/tiny", tmp_path / "got", lambda progress: messages.append(progress.message), endpoint
+    )
     assert revision == "c" * 40
     assert fingerprint(tmp_path / "got") == fingerprint(tiny_llama)
     assert not any(name in path for path in handler.asked for name in ("modeling.py", "pytorch_model.bin"))
@@ -225,13 +253,20 @@ def test_a_hub_out_of_reach_is_one_sentence(tmp_path):
         fetch_from_hub("owner/tiny", tmp_path, silent, "http://127.0.0.1:9")
 
 
-@pytest.mark.parametrize("raw", [
-    b"", b"\x08\0\0\0\0\0\0\0", b"\xff" * 16, b"\x02\0\0\0\0\0\0\0[]", b"\x02\0\0\0\0\0\0\0{]",
-    b"\x3b\0\0\0\0\0\0\0" + b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}     ' + b"\0" * 4,
-    b"\x3b\0\0\0\0\0\0\0" + b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}     ' + b"\0" * 8,
-    b"\x3b\0\0\0\0\0\0\0" + b'{"a":{"dtype":"XXX","shape":[1],"data_offsets":[0,4]}}     ' + b"\0" * 4,
-    b"\x3b\0\0\0\0\0\0\0" + b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}     ' + b"\0" * 9,
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"\x08\0\0\0\0\0\0\0",
+        b"\xff" * 16,
+        b"\x02\0\0\0\0\0\0\0[]",
+        b"\x02\0\0\0\0\0\0\0{]",
+        b"\x3b\0\0\0\0\0\0\0" + b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}     ' + b"\0" * 4,
+        b"\x3b\0\0\0\0\0\0\0" + b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}     ' + b"\0" * 8,
+        b"\x3b\0\0\0\0\0\0\0" + b'{"a":{"dtype":"XXX","shape":[1],"data_offsets":[0,4]}}     ' + b"\0" * 4,
+        b"\x3b\0\0\0\0\0\0\0" + b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}     ' + b"\0" * 9,
+    ],
+)
 def test_malformed_safetensors_are_refused(tmp_path, raw):
     (tmp_path / "a.safetensors").write_bytes(raw)
     with pytest.raises(InvalidInput):
@@ -242,7 +277,9 @@ def test_a_header_we_build_is_one_the_library_reads(tmp_path):
     import numpy as np
 
     header = build_header([("a", "F32", (2, 3)), ("b", "I64", ())], {"k": "v"})
-    (tmp_path / "a.safetensors").write_bytes(header + np.arange(6, dtype="f4").tobytes() + np.int64(7).tobytes())
+    (tmp_path / "a.safetensors").write_bytes(
+        header + np.arange(6, dtype="f4").tobytes() + np.int64(7).tobytes()
+    )
     found = load_file(tmp_path / "a.safetensors")
     assert found["a"].tolist() == [[0, 1, 2], [3, 4, 5]]
     assert int(found["b"]) == 7

@@ -49,7 +49,10 @@ def test_warnings_of_a_row(row, codes):
 
 
 def test_every_kind_of_finding_has_a_remedy():
-    assert all(kind.title and kind.remedy.endswith((".", ":")) and kind.level in ("error", "warning") for kind in KINDS.values())
+    assert all(
+        kind.title and kind.remedy.endswith((".", ":")) and kind.level in ("error", "warning")
+        for kind in KINDS.values()
+    )
 
 
 def test_copies_are_found_exactly(tmp_path):
@@ -62,7 +65,12 @@ def test_copies_are_found_exactly(tmp_path):
 def test_near_copies_are_found_and_others_are_not(tmp_path):
     words = [f"word{i}" for i in range(60)]
     other = [f"else{i}" for i in range(60)]
-    rows = [" ".join(words), " ".join(other), " ".join([*words[:59], "changed"]), " ".join(words[:30] + other[:30])]
+    rows = [
+        " ".join(words),
+        " ".join(other),
+        " ".join([*words[:59], "changed"]),
+        " ".join(words[:30] + other[:30]),
+    ]
     _, _, found = take(tmp_path, "a.jsonl", lines(*({"text": text} for text in rows)))
     assert [(number, code) for number, code, _ in found] == [(3, "near_duplicate")]
     assert "the same as row 1" in found[0][2]
@@ -82,14 +90,23 @@ def _with_validation(tmp_path, training, validation):
     for name, rows in (("train.jsonl", training), ("valid.jsonl", validation)):
         (tmp_path / name).write_text(lines(*rows))
     (tmp_path / "rows").mkdir()
-    sources = [Source(tmp_path / "train.jsonl", "train.jsonl"), Source(tmp_path / "valid.jsonl", "valid.jsonl", True)]
-    summary = import_files(sources, detect_file(sources[0].path).require("t").mapping, tmp_path / "rows", near=False)
+    sources = [
+        Source(tmp_path / "train.jsonl", "train.jsonl"),
+        Source(tmp_path / "valid.jsonl", "valid.jsonl", True),
+    ]
+    summary = import_files(
+        sources, detect_file(sources[0].path).require("t").mapping, tmp_path / "rows", near=False
+    )
     return summary, DatasetFile(tmp_path / "rows"), Findings.read(tmp_path / "rows")
 
 
 def test_validation_rows_that_are_trained_on_are_found(tmp_path):
     training = [{"prompt": f"p{i}", "completion": f"c{i}"} for i in range(5)]
-    validation = [training[2], {"prompt": "p3", "completion": "another"}, {"prompt": "new", "completion": "c"}]
+    validation = [
+        training[2],
+        {"prompt": "p3", "completion": "another"},
+        {"prompt": "new", "completion": "c"},
+    ]
     summary, rows, found = _with_validation(tmp_path, training, validation)
     assert [(one.index, one.code, one.detail) for one in found.some()] == [
         (5, "leakage", "The row is also row 3 of train.jsonl, which is trained on."),
@@ -142,7 +159,10 @@ def test_a_split_that_falls_short_or_shares_questions_says_so(tmp_path):
     assert split_sentence(version, stored).endswith("; 4 rows, since rows that say the same stay together")
     (tmp_path / "same").mkdir()
     _, stored, _ = take(
-        tmp_path / "same", "a.jsonl", lines(*({"prompt": "p", "completion": f"c{i}"} for i in range(40))), near=False
+        tmp_path / "same",
+        "a.jsonl",
+        lines(*({"prompt": "p", "completion": f"c{i}"} for i in range(40))),
+        near=False,
     )
     version = first_version("d", stored, Split("count", count=5))
     assert "the questions of 5 of them are trained on too" in split_sentence(version, stored)
@@ -150,13 +170,18 @@ def test_a_split_that_falls_short_or_shares_questions_says_so(tmp_path):
 
 def test_a_shared_system_prompt_does_not_make_rows_near_copies(tmp_path):
     rules = " ".join(f"rule{i}" for i in range(100))
-    rows = [{"system": rules, "prompt": " ".join(f"q{i}w{n}" for n in range(9)), "completion": f"a{i}"} for i in range(20)]
+    rows = [
+        {"system": rules, "prompt": " ".join(f"q{i}w{n}" for n in range(9)), "completion": f"a{i}"}
+        for i in range(20)
+    ]
     _, _, found = take(tmp_path, "a.jsonl", lines(*rows))
     assert found == []
 
 
 def test_a_split_draws_from_the_rows_that_are_not_left_out(tmp_path):
-    _, rows, _ = take(tmp_path, "a.jsonl", lines(*({"prompt": f"p{i}", "completion": "c"} for i in range(80))), near=False)
+    _, rows, _ = take(
+        tmp_path, "a.jsonl", lines(*({"prompt": f"p{i}", "completion": "c"} for i in range(80))), near=False
+    )
     left = excluding(first_version("d", rows, Split("none")), range(40))
     half = split_anew(left, rows, Split(share=0.5))
     assert (half.validation.sum(), (half.validation & half.excluded).sum()) == (20, 0)
@@ -184,7 +209,9 @@ def test_a_split_that_cannot_be_is_refused(split, said):
         Split(**split)
 
 
-@pytest.mark.parametrize(("split", "said"), [(Split("count", count=9), "leave nothing"), (Split(stratify=True), "no column")])
+@pytest.mark.parametrize(
+    ("split", "said"), [(Split("count", count=9), "leave nothing"), (Split(stratify=True), "no column")]
+)
 def test_a_split_that_does_not_fit_the_rows_is_refused(split, said):
     with pytest.raises(InvalidConfig, match=said):
         _assign(split, range(1, 10))
@@ -217,11 +244,15 @@ def test_a_version_is_read_back_and_changes_keep_the_rest(tmp_path):
 
 
 def test_edited_rows_are_checked_again_and_the_others_stay(tmp_path):
-    content = lines({"prompt": "p0", "completion": "c0"}, {"prompt": "p1"}, {"prompt": "p2", "completion": "c2"})
+    content = lines(
+        {"prompt": "p0", "completion": "c0"}, {"prompt": "p1"}, {"prompt": "p2", "completion": "c2"}
+    )
     summary, rows, _ = take(tmp_path, "a.jsonl", content)
     (tmp_path / "new").mkdir()
     changes = {1: _row("u p0", "a c0", number=2)}
-    again = rewritten(tmp_path / "rows", changes, [_row("u new", "a row\x07", number=4)], summary, tmp_path / "new")
+    again = rewritten(
+        tmp_path / "rows", changes, [_row("u new", "a row\x07", number=4)], summary, tmp_path / "new"
+    )
     found, stored = Findings.read(tmp_path / "new"), DatasetFile(tmp_path / "new")
     assert (summary.faulty, again.faulty, again.rows) == (1, 0, 4)
     assert [(one.index, one.code) for one in found.some()] == [(1, "duplicate"), (3, "suspicious")]
@@ -232,7 +263,9 @@ def test_edited_rows_are_checked_again_and_the_others_stay(tmp_path):
 
 
 def test_faults_keep_their_sentence_when_other_rows_are_edited(tmp_path):
-    content = lines({"prompt": "p0", "completion": "c0"}, {"prompt": "p1"}, {"prompt": "p2", "completion": "c2"})
+    content = lines(
+        {"prompt": "p0", "completion": "c0"}, {"prompt": "p1"}, {"prompt": "p2", "completion": "c2"}
+    )
     summary, _, found = take(tmp_path, "a.jsonl", content)
     (tmp_path / "new").mkdir()
     rewritten(tmp_path / "rows", {0: _row("u x", "a y")}, [], summary, tmp_path / "new")

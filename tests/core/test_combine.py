@@ -1,4 +1,6 @@
-"""Combined adapters against the dense definition in float64 and against plain references written out element by element."""
+"""Combined adapters against the dense definition in float64 and against plain references written out element
+by element.
+"""
 
 import math
 
@@ -26,9 +28,12 @@ def make(shapes, rank, alpha, seed, rslora=False, fingerprint="f" * 64, only=Non
     generator = torch.Generator().manual_seed(seed)
     scale = alpha / math.sqrt(rank) if rslora else alpha / rank
     layers = {
-        path: LayerFactors(torch.randn(rank, n_in, generator=generator), torch.randn(n_out, rank, generator=generator), scale)
-        for path, (n_in, n_out) in shapes.items() if only is None or path in only
-    }  # fmt: skip
+        path: LayerFactors(
+            torch.randn(rank, n_in, generator=generator), torch.randn(n_out, rank, generator=generator), scale
+        )
+        for path, (n_in, n_out) in shapes.items()
+        if only is None or path in only
+    }
     return AdapterWeights(rank, alpha, 0.0, layers, fingerprint, "base", use_rslora=rslora)
 
 
@@ -43,7 +48,11 @@ def parents(shapes):
 
 
 def dense(parts, path):
-    return sum(part.weight * part.adapter.layers[path].delta_weight().double() for part in parts if path in part.adapter.layers)
+    return sum(
+        part.weight * part.adapter.layers[path].delta_weight().double()
+        for part in parts
+        if path in part.adapter.layers
+    )
 
 
 def close(found, wanted, tolerance=1e-6):
@@ -64,7 +73,9 @@ def test_sums_are_exact(shapes, method):
 
 def test_linear_takes_no_more_rank_than_the_sum_needs():
     one = make(LLAMA, 4, 8.0, 1)
-    found = combine([Part("a", one, 0.5), Part("b", one, 0.25)], CombineConfig(method="linear"), silent).adapter
+    found = combine(
+        [Part("a", one, 0.5), Part("b", one, 0.25)], CombineConfig(method="linear"), silent
+    ).adapter
     assert {factors.rank for factors in found.layers.values()} == {4}
     for path in LLAMA:
         assert close(found.layers[path].delta_weight(), 0.75 * one.layers[path].delta_weight().double())
@@ -116,11 +127,21 @@ def test_element_wise_methods_equal_a_plain_reference(shapes, method):
     parts, config = parents(shapes), CombineConfig(method=method, density=0.4, rank=1024, seed=7)
     found = combine(parts, config, silent)
     for path in shapes:
-        mine = [(part.adapter.layers[path].delta_weight(), part.weight) for part in parts if path in part.adapter.layers]
+        mine = [
+            (part.adapter.layers[path].delta_weight(), part.weight)
+            for part in parts
+            if path in part.adapter.layers
+        ]
         generator = torch.Generator().manual_seed(7 * 1_000_003 + zlib.crc32(path.encode()))
-        wanted = _reference(method, [(delta.numpy().astype(np.float64), weight) for delta, weight in mine], 0.4, generator)
-        np.testing.assert_allclose(dense_combination(path, mine, config).numpy(), wanted, rtol=1e-5, atol=1e-5)
-        assert close(found.adapter.layers[path].delta_weight(), torch.from_numpy(wanted), 1e-5)  # the rank holds all of it
+        wanted = _reference(
+            method, [(delta.numpy().astype(np.float64), weight) for delta, weight in mine], 0.4, generator
+        )
+        np.testing.assert_allclose(
+            dense_combination(path, mine, config).numpy(), wanted, rtol=1e-5, atol=1e-5
+        )
+        assert close(
+            found.adapter.layers[path].delta_weight(), torch.from_numpy(wanted), 1e-5
+        )  # the rank holds all of it
     assert found.energy_lost < 1e-9
 
 
@@ -130,7 +151,11 @@ def test_a_cut_of_an_element_wise_method_reports_what_it_loses():
     found = combine(parts, config, silent)
     lost = energy = 0.0
     for path in LLAMA:
-        mine = [(part.adapter.layers[path].delta_weight(), part.weight) for part in parts if path in part.adapter.layers]
+        mine = [
+            (part.adapter.layers[path].delta_weight(), part.weight)
+            for part in parts
+            if path in part.adapter.layers
+        ]
         whole = dense_combination(path, mine, config).double()
         lost += float((found.adapter.layers[path].delta_weight().double() - whole).square().sum())
         energy += float(whole.square().sum())
@@ -147,7 +172,11 @@ def test_dare_keeps_the_mean():
 
 def test_wide_layers_are_decomposed_as_exactly():
     generator = torch.Generator().manual_seed(0)
-    delta = torch.randn(2100, 24, generator=generator) * 0.5 ** torch.arange(24) @ torch.randn(24, 2200, generator=generator)
+    delta = (
+        torch.randn(2100, 24, generator=generator)
+        * 0.5 ** torch.arange(24)
+        @ torch.randn(24, 2200, generator=generator)
+    )
     found, exact = decompose_dense(delta, 8), torch.linalg.svdvals(delta.double())
     torch.testing.assert_close(found.S[:8], exact[:8], rtol=1e-5, atol=0)
 
@@ -171,7 +200,8 @@ def test_resizing_loses_what_it_says():
     one = make(LLAMA, 8, 16.0, 4)
     found = resize(one, 3)
     error = sum(
-        float((found.adapter.layers[p].delta_weight() - one.layers[p].delta_weight()).double().square().sum()) for p in LLAMA
+        float((found.adapter.layers[p].delta_weight() - one.layers[p].delta_weight()).double().square().sum())
+        for p in LLAMA
     )
     energy = sum(float(one.layers[p].delta_weight().double().square().sum()) for p in LLAMA)
     assert found.energy_lost == pytest.approx(error / energy, rel=1e-4)

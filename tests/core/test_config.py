@@ -7,7 +7,9 @@ from core.errors import InvalidConfig
 
 
 def test_options_from_text_are_typed_and_sorted():
-    lora, train = split_train_options({"rank": "8", "learning_rate": "5e-4", "target_modules": "q_proj, v_proj"})
+    lora, train = split_train_options(
+        {"rank": "8", "learning_rate": "5e-4", "target_modules": "q_proj, v_proj"}
+    )
     assert (lora.rank, train.learning_rate, lora.target_names) == (8, 5e-4, ("q_proj", "v_proj"))
 
 
@@ -56,6 +58,11 @@ def test_every_option_is_described_and_its_default_is_valid():
 def test_defaults_are_the_documented_ones():
     lora, train = LoraConfig(), TrainConfig()
     assert (lora.rank, lora.alpha, lora.dropout, lora.target_modules) == (16, 32, 0, "all-linear")
-    assert (train.learning_rate, train.lr_scheduler, train.warmup_ratio, train.epochs) == (2e-4, "cosine", 0.03, 3)
+    assert (train.learning_rate, train.lr_scheduler, train.warmup_ratio, train.epochs) == (
+        2e-4,
+        "cosine",
+        0.03,
+        3,
+    )
     assert train.micro_batch_size * train.gradient_accumulation_steps == 16
     assert (train.max_length, train.over_length, train.max_grad_norm) == (2048, "truncate", 1.0)

@@ -1,4 +1,6 @@
-"""What only an accelerator does: variable-length attention, compiled layers, captured graphs, Triton kernels."""
+"""What only an accelerator does: variable-length attention, compiled layers, captured graphs,
+Triton kernels.
+"""
 
 import pytest
 import torch
@@ -29,8 +31,16 @@ def _base(device="cuda", dtype=torch.float32):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=512, hidden_size=256, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4,
-                         num_key_value_heads=2, max_position_embeddings=1024, initializer_range=0.1)  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=512,
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        initializer_range=0.1,
+    )
     model = LlamaForCausalLM(config).to(device=device, dtype=dtype)
     model.generation_config.eos_token_id = None
     return make_resident(model, NoTokenizer(), folder=Path("."), name="tiny")
@@ -51,11 +61,22 @@ class _Uneven(RandomRows):
 
 def _train(base, runs=2, dropout=0.0, **options):
     requests = [
-        RunRequest(seed, _Uneven(24, 128, 512, seed), LoraConfig(rank=4 + seed, dropout=dropout),
-                   TrainConfig(max_length=128, micro_batch_size=2, gradient_accumulation_steps=2, max_steps=8, seed=seed,
-                               learning_rate=1e-3, **options))
+        RunRequest(
+            seed,
+            _Uneven(24, 128, 512, seed),
+            LoraConfig(rank=4 + seed, dropout=dropout),
+            TrainConfig(
+                max_length=128,
+                micro_batch_size=2,
+                gradient_accumulation_steps=2,
+                max_steps=8,
+                seed=seed,
+                learning_rate=1e-3,
+                **options,
+            ),
+        )
         for seed in range(runs)
-    ]  # fmt: skip
+    ]
     group, losses, notices, adapters = TrainingGroup(base, requests), {}, [], {}
     for key, event in group.run():
         if isinstance(event, RunFailed):
@@ -75,7 +96,9 @@ def test_bfloat16_on_the_device_learns_as_float32_does_on_the_cpu(packing, dropo
     """Variable-length attention, fixed shapes and lagging figures against the plain path; bf16 has 8 bits."""
     expected, *_ = _train(_base("cpu"), packing=packing, dropout=dropout)
     for how in ("off", "on"):
-        found, _, notices, graphs = _train(_base(dtype=torch.bfloat16), packing=packing, compile=how, dropout=dropout)
+        found, _, notices, graphs = _train(
+            _base(dtype=torch.bfloat16), packing=packing, compile=how, dropout=dropout
+        )
         assert not notices, notices
         for key, losses in expected.items():
             assert found[key] == pytest.approx(losses, rel=0.01), how
@@ -111,18 +134,30 @@ def test_a_captured_step_is_the_step():
 
 def _adapter(base, seed, rank):
     generator = torch.Generator().manual_seed(seed)
-    return AdapterWeights(rank, 8, 0.0, {
-        path: LayerFactors(torch.randn(rank, n_in, generator=generator) * 0.05,
-                           torch.randn(n_out, rank, generator=generator) * 0.05, 8 / rank)
-        for path, (n_in, n_out) in base.layer_shapes.items() if path != base.head
-    })  # fmt: skip
+    return AdapterWeights(
+        rank,
+        8,
+        0.0,
+        {
+            path: LayerFactors(
+                torch.randn(rank, n_in, generator=generator) * 0.05,
+                torch.randn(n_out, rank, generator=generator) * 0.05,
+                8 / rank,
+            )
+            for path, (n_in, n_out) in base.layer_shapes.items()
+            if path != base.head
+        },
+    )
 
 
 def _decoded(base, prompts, adapters, compiled=False, greedy=True):
     bank = AdapterBank(base.layers, list(base.layers), len(adapters) + 1, 8, dtype=base.dtype)
     for slot, adapter in enumerate(adapters, start=1):
         bank.load(slot, adapter)
-    config = [GenerationConfig(max_tokens=12 + 3 * i, temperature=0.0 if greedy else 0.9, seed=i) for i in range(len(prompts))]
+    config = [
+        GenerationConfig(max_tokens=12 + 3 * i, temperature=0.0 if greedy else 0.9, seed=i)
+        for i in range(len(prompts))
+    ]
     rows = [RowRequest(prompt, at % (len(adapters) + 1), config[at]) for at, prompt in enumerate(prompts)]
     decoder = Decoder(base, bank, rows, StatePool(base, compiled=compiled))
     kept = {row.index: row for row in decoder._rows}
@@ -150,13 +185,17 @@ def test_sampling_on_the_device_repeats_with_its_seed():
 
 def _one(base, steps, resume=None, save_at=None):
     """A run to its end, or what it takes to go on from some step after `save_at`."""
-    train = TrainConfig(max_length=128, micro_batch_size=2, gradient_accumulation_steps=2, max_steps=steps, learning_rate=1e-3)
+    train = TrainConfig(
+        max_length=128, micro_batch_size=2, gradient_accumulation_steps=2, max_steps=steps, learning_rate=1e-3
+    )
     request = RunRequest("run", _Uneven(24, 128, 512, 0), LoraConfig(rank=4, dropout=0.1), train, resume)
     group, saved, adapter = TrainingGroup(base, [request]), None, None
     for _, event in group.run():
         if isinstance(event, RunFailed):
             raise event.error
-        wanted = isinstance(event, StepDone) and saved is None and save_at is not None and event.step >= save_at
+        wanted = (
+            isinstance(event, StepDone) and saved is None and save_at is not None and event.step >= save_at
+        )
         if wanted and group.told("run", event.step):
             saved = group.adapter("run"), group.state("run")
             group.stop("run")

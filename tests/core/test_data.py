@@ -30,7 +30,10 @@ def take(tmp_path, name, content, mapping=None, **options):
     summary = import_files([Source(source, name)], mapping, folder, **options)
     rows = DatasetFile(folder)
     numbers = rows.column("row")
-    found = [(numbers[one.index] if one.index >= 0 else 0, one.code, one.detail) for one in Findings.read(folder).some()]
+    found = [
+        (numbers[one.index] if one.index >= 0 else 0, one.code, one.detail)
+        for one in Findings.read(folder).some()
+    ]
     return summary, rows, found
 
 
@@ -43,19 +46,51 @@ def lines(*rows):
     [
         ({"messages": MESSAGES}, "messages", ["user", "assistant"]),
         ({"conversations": MESSAGES}, "messages", ["user", "assistant"]),
-        ({"messages": [{"role": "developer", "content": "s"}, *MESSAGES]}, "messages", ["system", "user", "assistant"]),
-        ({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], "system": "s"}, "sharegpt",
-         ["system", "user", "assistant"]),
-        ({"conversations": [{"from": "human", "value": "a"}, {"from": "function_call", "value": "f()"},
-                            {"from": "observation", "value": "1"}, {"from": "gpt", "value": "b"}], "tools": "[]"}, "sharegpt",
-         ["user", "assistant", "tool", "assistant"]),
+        (
+            {"messages": [{"role": "developer", "content": "s"}, *MESSAGES]},
+            "messages",
+            ["system", "user", "assistant"],
+        ),
+        (
+            {
+                "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}],
+                "system": "s",
+            },
+            "sharegpt",
+            ["system", "user", "assistant"],
+        ),
+        (
+            {
+                "conversations": [
+                    {"from": "human", "value": "a"},
+                    {"from": "function_call", "value": "f()"},
+                    {"from": "observation", "value": "1"},
+                    {"from": "gpt", "value": "b"},
+                ],
+                "tools": "[]",
+            },
+            "sharegpt",
+            ["user", "assistant", "tool", "assistant"],
+        ),
         ({"instruction": "a", "input": "b", "output": "c"}, "alpaca", ["user", "assistant"]),
         ({"instruction": "a", "output": "c", "system": "s"}, "alpaca", ["system", "user", "assistant"]),
-        ({"instruction": "a", "output": "c", "history": [["q", "r"]]}, "alpaca", ["user", "assistant", "user", "assistant"]),
+        (
+            {"instruction": "a", "output": "c", "history": [["q", "r"]]},
+            "alpaca",
+            ["user", "assistant", "user", "assistant"],
+        ),
         ({"prompt": "a", "completion": "b"}, "prompt and completion", ["user", "assistant"]),
-        ({"prompt": [MESSAGES[0]], "completion": [MESSAGES[1]]}, "prompt and completion", ["user", "assistant"]),
+        (
+            {"prompt": [MESSAGES[0]], "completion": [MESSAGES[1]]},
+            "prompt and completion",
+            ["user", "assistant"],
+        ),
         ({"question": "a", "answer": "b"}, "prompt and completion", ["user", "assistant"]),
-        ({"query": "a", "response": "b", "persona": "s"}, "prompt and completion", ["system", "user", "assistant"]),
+        (
+            {"query": "a", "response": "b", "persona": "s"},
+            "prompt and completion",
+            ["system", "user", "assistant"],
+        ),
         ({"problem": "a", "solution": "b"}, "prompt and completion", ["user", "assistant"]),
         ({"inputs": "a", "targets": "b"}, "prompt and completion", ["user", "assistant"]),
         ({"Question": "a", "Answer": 7}, "prompt and completion", ["user", "assistant"]),
@@ -63,10 +98,12 @@ def lines(*rows):
         ({"id": 1, "parent_id": None, "role": "prompter", "text": "a"}, "linked rows", ["user", "assistant"]),
         ({"text": "a b c"}, "text", []),
     ],
-)  # fmt: skip
+)
 def test_each_format_is_detected(tmp_path, row, form, turns):
     more = {"id": 2, "parent_id": 1, "role": "assistant", "text": "b"}
-    summary, rows, found = take(tmp_path, "a.jsonl", lines(row, more) if form == "linked rows" else lines(row))
+    summary, rows, found = take(
+        tmp_path, "a.jsonl", lines(row, more) if form == "linked rows" else lines(row)
+    )
     assert summary.mapping["format"] == form
     assert [message["role"] for message in rows[0].messages] == turns
     assert found == []
@@ -93,7 +130,9 @@ def test_a_long_text_is_cut_at_line_ends_and_nothing_is_lost(tmp_path):
 
 def test_content_blocks_become_text(tmp_path):
     blocks = [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]
-    _, rows, _ = take(tmp_path, "a.jsonl", lines({"messages": [{"role": "user", "content": blocks}, MESSAGES[1]]}))
+    _, rows, _ = take(
+        tmp_path, "a.jsonl", lines({"messages": [{"role": "user", "content": blocks}, MESSAGES[1]]})
+    )
     assert rows[0].messages[0]["content"] == "one two"
 
 
@@ -109,7 +148,12 @@ def test_a_turn_of_weight_zero_carries_no_loss(tmp_path):
     [
         ("a.json", json.dumps([{"prompt": "p", "completion": "c"}] * 3)),
         ("a.json", json.dumps({"data": [{"prompt": "p", "completion": "c"}] * 3})),
-        ("a.json", json.dumps({"version": 1, "by": "x, [y]", "data": [{"prompt": "p", "completion": "c"}] * 3, "more": {}})),
+        (
+            "a.json",
+            json.dumps(
+                {"version": 1, "by": "x, [y]", "data": [{"prompt": "p", "completion": "c"}] * 3, "more": {}}
+            ),
+        ),
         ("a.json", lines({"prompt": "p", "completion": "c"}) * 3),
         ("a.csv", "prompt,completion\n" + 'p,"c"\n' * 3),
         ("a.csv", "\ufeffprompt;completion\n" + "p;c\n" * 3),
@@ -136,47 +180,167 @@ def test_parquet_is_read(tmp_path):
         ("a.jsonl", lines(GOOD) + '{"messages": [\n', "unreadable", "Line 2 is not valid JSON"),
         ("a.jsonl", lines(GOOD) + "[1]\n", "unreadable", "Line 2 is a list"),
         ("a.jsonl", lines(GOOD) + "[" * 100_000 + "\n", "unreadable", "nested too deeply|not valid JSON"),
-        ("a.jsonl", lines(GOOD) + '{"messages": ' + "9" * 5000 + "}\n", "unreadable", "Line 2 cannot be read"),
-        ("a.jsonl", lines(GOOD).encode() + b'{"messages": "\xff"}\n', "encoding", "Line 2 is not UTF-8: byte 0xff"),
-        ("a.json", json.dumps([GOOD])[:-1] + ', {"messages": }, {"x": 1}]', "cut_short", "Row 2 is not .* cannot be read"),
-        ("a.json", json.dumps([GOOD])[:-1] + ', {"messages": "unclosed', "cut_short", "Row 2 is not valid JSON"),
-        ("a.json", json.dumps([GOOD])[:-1] + ", " + "[" * 90_000 + "]" * 90_000 + ", " + json.dumps(GOOD | {"n": 2}) + "]",
-         "unreadable", "Row 2 is nested too deeply"),
+        (
+            "a.jsonl",
+            lines(GOOD) + '{"messages": ' + "9" * 5000 + "}\n",
+            "unreadable",
+            "Line 2 cannot be read",
+        ),
+        (
+            "a.jsonl",
+            lines(GOOD).encode() + b'{"messages": "\xff"}\n',
+            "encoding",
+            "Line 2 is not UTF-8: byte 0xff",
+        ),
+        (
+            "a.json",
+            json.dumps([GOOD])[:-1] + ', {"messages": }, {"x": 1}]',
+            "cut_short",
+            "Row 2 is not .* cannot be read",
+        ),
+        (
+            "a.json",
+            json.dumps([GOOD])[:-1] + ', {"messages": "unclosed',
+            "cut_short",
+            "Row 2 is not valid JSON",
+        ),
+        (
+            "a.json",
+            json.dumps([GOOD])[:-1]
+            + ", "
+            + "[" * 90_000
+            + "]" * 90_000
+            + ", "
+            + json.dumps(GOOD | {"n": 2})
+            + "]",
+            "unreadable",
+            "Row 2 is nested too deeply",
+        ),
         ("a.json", json.dumps([GOOD])[:-1] + ', {"messages": "\\ud83d b"}]', "missing", "messages is text"),
-        ("a.jsonl", lines(GOOD) + '{"messages": 1, "messages": 2}\n', "unreadable", "the key 'messages' stands there twice"),
-        ("a.json", json.dumps([GOOD])[:-1] + ', {"a": 1, "a": 2}]', "unreadable", "the key 'a' stands there twice"),
+        (
+            "a.jsonl",
+            lines(GOOD) + '{"messages": 1, "messages": 2}\n',
+            "unreadable",
+            "the key 'messages' stands there twice",
+        ),
+        (
+            "a.json",
+            json.dumps([GOOD])[:-1] + ', {"a": 1, "a": 2}]',
+            "unreadable",
+            "the key 'a' stands there twice",
+        ),
         ("a.json", json.dumps([GOOD, 5]), "unreadable", "Row 2 is a number"),
         ("a.jsonl", json.dumps([GOOD]) + "\n" + lines(GOOD), "cut_short", "something stands behind the list"),
-        ("a.csv", "prompt,completion\np,c\np,c,d\n", "unreadable", r"Row 2 \(line 3\) has 3 columns, the header 2"),
+        (
+            "a.csv",
+            "prompt,completion\np,c\np,c,d\n",
+            "unreadable",
+            r"Row 2 \(line 3\) has 3 columns, the header 2",
+        ),
         ("a.csv", b"prompt,completion\np,c\n\xff,c\n", "encoding", "not UTF-8: byte 0xff"),
         ("a.csv", 'prompt,completion\np,c\np,"c\n', "unreadable", "Line 3 is not valid CSV"),
-        ("a.csv", 'prompt,completion\np,c\n"hello" she said,c\nq,d\n', "unreadable", "Line 3 is not valid CSV"),
+        (
+            "a.csv",
+            'prompt,completion\np,c\n"hello" she said,c\nq,d\n',
+            "unreadable",
+            "Line 3 is not valid CSV",
+        ),
         ("a.jsonl", lines(GOOD, {"messages": MESSAGES[:1]}), "no_answer", "no assistant turn"),
         ("a.jsonl", lines(GOOD, {"messages": [MESSAGES[1]]}), "no_question", "first turn is the assistant"),
-        ("a.jsonl", lines(GOOD, {"messages": [{"role": "wizard", "content": "x"}]}), "unknown_role", "'wizard' is not known"),
+        (
+            "a.jsonl",
+            lines(GOOD, {"messages": [{"role": "wizard", "content": "x"}]}),
+            "unknown_role",
+            "'wizard' is not known",
+        ),
         ("a.jsonl", lines(GOOD, {"messages": [{"content": "x"}]}), "unknown_role", "A turn has no role"),
-        ("a.jsonl", lines(GOOD, {"messages": [MESSAGES[0], {"role": "assistant"}]}), "missing", "content is missing"),
-        ("a.jsonl", lines(GOOD, {"messages": [MESSAGES[0], MESSAGES[1] | {"weight": 2}]}), "missing", "the number 0 or 1"),
-        ("a.jsonl", lines(GOOD, {"messages": [{"role": "user", "content": [{"type": "image"}]}]}), "missing", "other than text"),
-        ("a.jsonl", lines({"prompt": "p", "completion": "c"}, {"prompt": "p", "completion": " "}), "empty_answer", "empty"),
-        ("a.jsonl", lines({"prompt": "p", "completion": "c"}, {"prompt": "p"}), "missing", "completion is missing"),
-        ("a.jsonl", lines({"prompt": "p", "completion": "c"}) + '{"prompt": "p", "completion": NaN}\n', "missing", "is missing"),
-        ("a.jsonl", lines({"prompt": "p", "completion": "c"}) + '{"prompt": "p", "completion": "\\ud800"}\n', "encoding",
-         "half a character"),
-        ("a.jsonl", lines({"text": "p", "label": "x"}, {"text": "p", "label": None}), "missing", "label is missing"),
-        ("a.jsonl", lines({"text": "p", "label": "x"}, {"text": "p", "label": [1]}), "missing", "label is a list"),
+        (
+            "a.jsonl",
+            lines(GOOD, {"messages": [MESSAGES[0], {"role": "assistant"}]}),
+            "missing",
+            "content is missing",
+        ),
+        (
+            "a.jsonl",
+            lines(GOOD, {"messages": [MESSAGES[0], MESSAGES[1] | {"weight": 2}]}),
+            "missing",
+            "the number 0 or 1",
+        ),
+        (
+            "a.jsonl",
+            lines(GOOD, {"messages": [{"role": "user", "content": [{"type": "image"}]}]}),
+            "missing",
+            "other than text",
+        ),
+        (
+            "a.jsonl",
+            lines({"prompt": "p", "completion": "c"}, {"prompt": "p", "completion": " "}),
+            "empty_answer",
+            "empty",
+        ),
+        (
+            "a.jsonl",
+            lines({"prompt": "p", "completion": "c"}, {"prompt": "p"}),
+            "missing",
+            "completion is missing",
+        ),
+        (
+            "a.jsonl",
+            lines({"prompt": "p", "completion": "c"}) + '{"prompt": "p", "completion": NaN}\n',
+            "missing",
+            "is missing",
+        ),
+        (
+            "a.jsonl",
+            lines({"prompt": "p", "completion": "c"}) + '{"prompt": "p", "completion": "\\ud800"}\n',
+            "encoding",
+            "half a character",
+        ),
+        (
+            "a.jsonl",
+            lines({"text": "p", "label": "x"}, {"text": "p", "label": None}),
+            "missing",
+            "label is missing",
+        ),
+        (
+            "a.jsonl",
+            lines({"text": "p", "label": "x"}, {"text": "p", "label": [1]}),
+            "missing",
+            "label is a list",
+        ),
         ("a.jsonl", lines({"text": "a"}, {"text": "  "}), "empty_answer", "text is empty"),
-        ("a.jsonl", lines({"instruction": "a", "output": "b", "history": []}, {"instruction": "a", "output": "b", "history": 5}),
-         "missing", "history must be a list"),
-        ("a.jsonl", lines({"id": 1, "parent_id": None, "role": "user", "text": "q"},
-                          {"id": 2, "parent_id": 1, "role": "assistant", "text": "a"},
-                          {"id": 3, "parent_id": 9, "role": "user", "text": "q"}), "missing", "parent '9' is not in the file"),
-        ("a.jsonl", lines({"id": 1, "parent_id": None, "role": "user", "text": "q"},
-                          {"id": 2, "parent_id": 1, "role": "assistant", "text": "a"},
-                          {"id": 3, "parent_id": 4, "role": "user", "text": "q"},
-                          {"id": 4, "parent_id": 3, "role": "user", "text": "q"}), "unreadable", "its own ancestor"),
+        (
+            "a.jsonl",
+            lines(
+                {"instruction": "a", "output": "b", "history": []},
+                {"instruction": "a", "output": "b", "history": 5},
+            ),
+            "missing",
+            "history must be a list",
+        ),
+        (
+            "a.jsonl",
+            lines(
+                {"id": 1, "parent_id": None, "role": "user", "text": "q"},
+                {"id": 2, "parent_id": 1, "role": "assistant", "text": "a"},
+                {"id": 3, "parent_id": 9, "role": "user", "text": "q"},
+            ),
+            "missing",
+            "parent '9' is not in the file",
+        ),
+        (
+            "a.jsonl",
+            lines(
+                {"id": 1, "parent_id": None, "role": "user", "text": "q"},
+                {"id": 2, "parent_id": 1, "role": "assistant", "text": "a"},
+                {"id": 3, "parent_id": 4, "role": "user", "text": "q"},
+                {"id": 4, "parent_id": 3, "role": "user", "text": "q"},
+            ),
+            "unreadable",
+            "its own ancestor",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_faulty_row_is_kept_with_its_number_and_the_reason(tmp_path, name, content, code, said):
     summary, rows, found = take(tmp_path, name, content)
     faulty = [one for one in found if one[1] == code]
@@ -276,7 +440,9 @@ def test_columns_that_come_late_do_not_vanish_without_a_word(tmp_path):
 def test_what_stands_beside_the_text_of_a_turn_is_said(tmp_path):
     call = {"role": "assistant", "content": "Let me look", "tool_calls": [{"name": "f"}]}
     silent = {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}
-    _, _, found = take(tmp_path, "a.jsonl", lines({"messages": [MESSAGES[0], call]}, {"messages": [MESSAGES[0], silent]}))
+    _, _, found = take(
+        tmp_path, "a.jsonl", lines({"messages": [MESSAGES[0], call]}, {"messages": [MESSAGES[0], silent]})
+    )
     assert [one[1:] for one in found] == [
         ("ignored_part", "The tool_calls of turn 2 are not used."),
         ("missing", "A turn holds tool_calls and no text; that cannot be trained on yet."),
@@ -292,7 +458,10 @@ def test_a_falsy_input_is_kept(tmp_path):
 
 def test_a_broken_quote_costs_its_own_line_only(tmp_path):
     good = "".join(f"p{i},c{i}\n" for i in range(50))
-    content = f'prompt,completion\n{good}"hello" she said,c\n{good.replace("p", "q")}open,"never closed\n{good.replace("p", "r")}'
+    content = (
+        f'prompt,completion\n{good}"hello" she said,c\n{good.replace("p", "q")}open,"never '
+        f"closed\n{good.replace('p', 'r')}"
+    )
     _, rows, found = take(tmp_path, "a.csv", content, near=False)
     assert [(number, code) for number, code, _ in found] == [(51, "unreadable"), (102, "unreadable")]
     assert "Line 52" in found[0][2]
@@ -307,13 +476,19 @@ def test_quoted_line_ends_stay_in_their_cell(tmp_path):
 
 def test_numbers_in_arrays_are_read_as_in_lines(tmp_path):
     big = "123456789012345678901234567890"
-    _, rows, found = take(tmp_path, "a.json", f'[{{"prompt": "p", "completion": {big}}}, {{"prompt": "q", "completion": NaN}}]')
+    _, rows, found = take(
+        tmp_path, "a.json", f'[{{"prompt": "p", "completion": {big}}}, {{"prompt": "q", "completion": NaN}}]'
+    )
     assert rows[0].messages[1]["content"] == big
     assert found[0][:2] == (2, "missing")
 
 
 def test_half_a_character_is_found_in_arrays_too(tmp_path):
-    _, _, found = take(tmp_path, "a.json", '[{"prompt": "p", "completion": "c"}, {"prompt": "a \\ud83d b", "completion": "c"}]')
+    _, _, found = take(
+        tmp_path,
+        "a.json",
+        '[{"prompt": "p", "completion": "c"}, {"prompt": "a \\ud83d b", "completion": "c"}]',
+    )
     assert found[0][:2] == (2, "encoding")
 
 
@@ -333,7 +508,11 @@ def test_a_long_array_is_read_across_chunks(tmp_path):
 def test_parquet_rows_that_python_cannot_hold_are_faults_and_other_columns_do_not_matter(tmp_path):
     sink = io.BytesIO()
     table = pa.table(
-        {"question": ["q", "r"], "answer": pa.array([2**30, 3], pa.date32()), "beside": pa.array([2**30] * 2, pa.date32())}
+        {
+            "question": ["q", "r"],
+            "answer": pa.array([2**30, 3], pa.date32()),
+            "beside": pa.array([2**30] * 2, pa.date32()),
+        }
     )
     pyarrow.parquet.write_table(table, sink)
     mapping = mapping_of(["user=question", "assistant=question"])
@@ -341,7 +520,12 @@ def test_parquet_rows_that_python_cannot_hold_are_faults_and_other_columns_do_no
     assert (summary.rows, found) == (2, [])
     (tmp_path / "again").mkdir()
     with pytest.raises(InvalidData, match=r"none of the 2 rows can be used.*Row 1 cannot be read"):
-        take(tmp_path / "again", "a.parquet", sink.getvalue(), mapping_of(["user=question", "assistant=answer"]))
+        take(
+            tmp_path / "again",
+            "a.parquet",
+            sink.getvalue(),
+            mapping_of(["user=question", "assistant=answer"]),
+        )
 
 
 def test_a_cycle_above_a_linked_row_is_a_fault(tmp_path):
@@ -356,10 +540,16 @@ def test_a_cycle_above_a_linked_row_is_a_fault(tmp_path):
 
 
 def test_a_mapping_by_hand_with_templates(tmp_path):
-    mapping = mapping_of(["label=class"], ["Classify: {words}", "assistant=It is {class}.", "system=Be brief."])
+    mapping = mapping_of(
+        ["label=class"], ["Classify: {words}", "assistant=It is {class}.", "system=Be brief."]
+    )
     content = "words,class\nred rose,flower\nblue {sky},thing\n"
     summary, rows, _ = take(tmp_path, "a.csv", content, mapping)
-    assert [one["content"] for one in rows[1].messages] == ["Be brief.", "Classify: blue {sky}", "It is thing."]
+    assert [one["content"] for one in rows[1].messages] == [
+        "Be brief.",
+        "Classify: blue {sky}",
+        "It is thing.",
+    ]
     assert summary.labels == {"flower": 1, "thing": 1}
 
 
@@ -428,7 +618,10 @@ def test_linked_rows_make_a_conversation_for_each_leaf(tmp_path):
 
 
 def test_linked_pairs_of_question_and_answer(tmp_path):
-    rows = [{"id": 1, "parent_id": "", "prompt": "q1", "answer": "a1"}, {"id": 2, "parent_id": 1, "prompt": "q2", "answer": "a2"}]
+    rows = [
+        {"id": 1, "parent_id": "", "prompt": "q1", "answer": "a1"},
+        {"id": 2, "parent_id": 1, "prompt": "q2", "answer": "a2"},
+    ]
     _, found, _ = take(tmp_path, "a.jsonl", lines(*rows))
     assert [message["content"] for message in found[0].messages] == ["q1", "a1", "q2", "a2"]
 
@@ -437,7 +630,9 @@ def test_several_files_become_one_data_set(tmp_path):
     for name, count in (("a.jsonl", 2), ("b.csv", 3)):
         text = lines(*[{"prompt": f"p{i}", "completion": "c"} for i in range(count)])
         _written(
-            tmp_path, name, text if name == "a.jsonl" else "prompt,completion\n" + "".join(f"q{i},c\n" for i in range(count))
+            tmp_path,
+            name,
+            text if name == "a.jsonl" else "prompt,completion\n" + "".join(f"q{i},c\n" for i in range(count)),
         )
     (tmp_path / "rows").mkdir()
     sources = [Source(tmp_path / name, name) for name in ("a.jsonl", "b.csv")]
@@ -452,7 +647,9 @@ def test_files_without_the_columns_are_refused(tmp_path):
     _written(tmp_path, "b.jsonl", lines({"messages": MESSAGES}))
     (tmp_path / "rows").mkdir()
     sources = [Source(tmp_path / name, name) for name in ("a.jsonl", "b.jsonl")]
-    with pytest.raises(InvalidData, match=r"b\.jsonl has none of the columns 'completion', 'prompt'; it has 'messages'"):
+    with pytest.raises(
+        InvalidData, match=r"b\.jsonl has none of the columns 'completion', 'prompt'; it has 'messages'"
+    ):
         import_files(sources, detect_file(sources[0].path).require("a").mapping, tmp_path / "rows")
 
 
@@ -485,8 +682,15 @@ def _zip(tmp_path, members, **options):
 
 
 def test_the_data_files_of_a_zip_are_read_under_their_names(tmp_path):
-    members = {"x/a.jsonl": lines(GOOD), "b.csv": "prompt,completion\np,c\n", "README": "no data", "__MACOSX/a.jsonl": "junk",
-               "README.md": "# card", "notes.txt": "n", "dataset_info.json": "{}"}  # fmt: skip
+    members = {
+        "x/a.jsonl": lines(GOOD),
+        "b.csv": "prompt,completion\np,c\n",
+        "README": "no data",
+        "__MACOSX/a.jsonl": "junk",
+        "README.md": "# card",
+        "notes.txt": "n",
+        "dataset_info.json": "{}",
+    }
     (tmp_path / "out").mkdir()
     found = sources_of(_zip(tmp_path, members), tmp_path / "out")
     assert [one.name for one in found] == ["a.zip/b.csv", "a.zip/x/a.jsonl"]
@@ -552,7 +756,13 @@ def test_a_file_that_is_no_zip_is_a_sentence(tmp_path):
 
 
 def test_a_line_of_100_mb_is_one_faulty_row(tmp_path):
-    content = lines(GOOD).encode() + b'{"messages": "' + b"x" * 100_000_000 + b'"}\n' + lines(GOOD | {"n": 2}).encode()
+    content = (
+        lines(GOOD).encode()
+        + b'{"messages": "'
+        + b"x" * 100_000_000
+        + b'"}\n'
+        + lines(GOOD | {"n": 2}).encode()
+    )
     _, rows, found = take(tmp_path, "a.jsonl", content)
     assert [one[:2] for one in found] == [(2, "unreadable"), (3, "duplicate")]
     assert "100 MB long" in found[0][2]

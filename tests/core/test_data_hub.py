@@ -35,7 +35,9 @@ class _Hub(FakeHub):
             if files is None:
                 return self._refuse("RevisionNotFound")
             siblings = [{"rfilename": name, "size": len(content)} for name, content in files.items()]
-            return self._send(json.dumps({"id": "owner/qa", "sha": "d" * 40, "siblings": siblings}).encode(), body)
+            return self._send(
+                json.dumps({"id": "owner/qa", "sha": "d" * 40, "siblings": siblings}).encode(), body
+            )
         if "/datasets/owner/qa/resolve/" in path:
             files = self.files["refs/convert/parquet" if revision != "main" else "main"]
             return self._send(next(content for name, content in files.items() if path.endswith(name)), body)
@@ -58,15 +60,22 @@ def _rows(sources):
 
 def test_the_hubs_own_conversion_is_read_without_the_test_split(hub, tmp_path):
     endpoint, files = hub
-    files[CONVERTED] = {f"default/{split}/0000.parquet": _parquet(count) for split, count in
-                        (("train", 5), ("validation", 2), ("test", 3))}  # fmt: skip
+    files[CONVERTED] = {
+        f"default/{split}/0000.parquet": _parquet(count)
+        for split, count in (("train", 5), ("validation", 2), ("test", 3))
+    }
     found = fetch_dataset("owner/qa", tmp_path / "a", silent, endpoint)
-    assert _rows(found) == [("default/train/0000.parquet", False, 5), ("default/validation/0000.parquet", True, 2)]
+    assert _rows(found) == [
+        ("default/train/0000.parquet", False, 5),
+        ("default/validation/0000.parquet", True, 2),
+    ]
 
 
 def test_one_of_several_configurations_has_to_be_named(hub, tmp_path):
     endpoint, files = hub
-    files[CONVERTED] = {f"{config}/train/0000.parquet": _parquet(count) for config, count in (("main", 5), ("socratic", 4))}
+    files[CONVERTED] = {
+        f"{config}/train/0000.parquet": _parquet(count) for config, count in (("main", 5), ("socratic", 4))
+    }
     with pytest.raises(InvalidData, match=r"configurations main, socratic; name one: owner/qa:main"):
         fetch_dataset("owner/qa", tmp_path / "a", silent, endpoint)
     assert _rows(fetch_dataset("owner/qa:socratic", tmp_path / "b", silent, endpoint)) == [
@@ -76,8 +85,12 @@ def test_one_of_several_configurations_has_to_be_named(hub, tmp_path):
 
 def test_without_a_conversion_the_data_files_are_read_and_no_script(hub, tmp_path):
     endpoint, files = hub
-    files["main"] = {"train.jsonl": b'{"question": "q", "answer": "a"}\n', "dev.jsonl": b'{"question": "q", "answer": "a"}\n' * 2,
-                     "qa.py": b"raise", "README.md": b"# card"}  # fmt: skip
+    files["main"] = {
+        "train.jsonl": b'{"question": "q", "answer": "a"}\n',
+        "dev.jsonl": b'{"question": "q", "answer": "a"}\n' * 2,
+        "qa.py": b"raise",
+        "README.md": b"# card",
+    }
     found = fetch_dataset("owner/qa", tmp_path / "a", silent, endpoint)
     assert _rows(found) == [("dev.jsonl", True, 2), ("train.jsonl", False, 1)]
     assert not list(tmp_path.rglob("*.py"))

@@ -34,7 +34,9 @@ def test_greedy_equals_transformers(any_model):
     oracle = AutoModelForCausalLM.from_pretrained(any_model, dtype=torch.float32).eval()
     found = _ids(base, _bank(base, []), [RowRequest(prompt, 0, GREEDY) for prompt in PROMPTS])
     for prompt, ids in zip(PROMPTS, found, strict=True):
-        expected = oracle.generate(torch.tensor([prompt]), max_new_tokens=24, do_sample=False)[0, len(prompt) :]
+        expected = oracle.generate(torch.tensor([prompt]), max_new_tokens=24, do_sample=False)[
+            0, len(prompt) :
+        ]
         assert ids == expected.tolist()
 
 
@@ -44,11 +46,17 @@ def test_rows_with_different_adapters_equal_each_alone(any_model, tmp_path):
     base = load(any_model)
     adapters = [random_adapter(base, seed=seed) for seed in range(3)]
     bank = _bank(base, adapters)
-    together = _ids(base, bank, [RowRequest(prompt, slot, GREEDY) for prompt, slot in zip(PROMPTS, (0, 1, 2, 3), strict=True)])
+    together = _ids(
+        base,
+        bank,
+        [RowRequest(prompt, slot, GREEDY) for prompt, slot in zip(PROMPTS, (0, 1, 2, 3), strict=True)],
+    )
     for prompt, slot, ids in zip(PROMPTS, (0, 1, 2, 3), together, strict=True):
         assert ids == _ids(base, bank, [RowRequest(prompt, slot, GREEDY)])[0]
     save_adapter(tmp_path, adapters[1])
-    peft = peft_from(any_model, tmp_path).generate(input_ids=torch.tensor([PROMPTS[2]]), max_new_tokens=24, do_sample=False)
+    peft = peft_from(any_model, tmp_path).generate(
+        input_ids=torch.tensor([PROMPTS[2]]), max_new_tokens=24, do_sample=False
+    )
     assert together[2] == peft[0, len(PROMPTS[2]) :].tolist()
     assert len({tuple(ids) for ids in together}) > 1
 
@@ -60,7 +68,12 @@ def test_a_seed_gives_the_same_answer_whoever_shares_the_batch(tiny_llama):
     alone = _ids(base, bank, [RowRequest(PROMPTS[0], 1, config)])[0]
     other = RowRequest(PROMPTS[1], 0, GenerationConfig(max_tokens=12, temperature=2.0, seed=9))
     assert _ids(base, bank, [other, RowRequest(PROMPTS[0], 1, config)])[1] == alone
-    assert _ids(base, bank, [RowRequest(PROMPTS[0], 1, GenerationConfig(max_tokens=12, temperature=1.0, seed=6))])[0] != alone
+    assert (
+        _ids(
+            base, bank, [RowRequest(PROMPTS[0], 1, GenerationConfig(max_tokens=12, temperature=1.0, seed=6))]
+        )[0]
+        != alone
+    )
 
 
 def test_streamed_pieces_join_to_the_whole_text(tiny_llama):
@@ -77,7 +90,9 @@ def test_streamed_pieces_join_to_the_whole_text(tiny_llama):
 def test_rows_end_separately(tiny_llama):
     base = load(tiny_llama)
     limits = [2, 7, 4]
-    requests = [RowRequest(PROMPTS[0], 0, GenerationConfig(max_tokens=limit, temperature=0.0)) for limit in limits]
+    requests = [
+        RowRequest(PROMPTS[0], 0, GenerationConfig(max_tokens=limit, temperature=0.0)) for limit in limits
+    ]
     found = _ids(base, _bank(base, []), requests)
     assert [len(ids) for ids in found] == limits
     assert found[0] == found[1][:2]
@@ -113,7 +128,10 @@ def test_one_row_is_cancelled_and_the_others_go_on(tiny_llama):
 def test_a_long_prompt_is_read_in_pieces_with_the_same_answer(tiny_llama, monkeypatch):
     base = load(tiny_llama)
     bank = _bank(base, [random_adapter(base)])
-    requests = [RowRequest([5 + i % 40 for i in range(length)], slot, GREEDY) for length, slot in ((150, 1), (7, 0), (64, 1))]
+    requests = [
+        RowRequest([5 + i % 40 for i in range(length)], slot, GREEDY)
+        for length, slot in ((150, 1), (7, 0), (64, 1))
+    ]
     whole = _ids(base, bank, requests)
     monkeypatch.setattr("core.generate.decode._PREFILL", 64)
     decoder = Decoder(base, bank, requests)

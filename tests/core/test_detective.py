@@ -1,4 +1,6 @@
-"""LoRA files of unknown origin: recognised in every layout that is known, refused with a reason in every other way."""
+"""LoRA files of unknown origin: recognised in every layout that is known, refused with a reason in every
+other way.
+"""
 
 import json
 import math
@@ -53,30 +55,43 @@ def plain(name):
 
 
 LAYOUTS = {
-    "PEFT": lambda p, f: {f"base_model.model.{p}.lora_A.weight": f.A, f"base_model.model.{p}.lora_B.weight": f.B},
+    "PEFT": lambda p, f: {
+        f"base_model.model.{p}.lora_A.weight": f.A,
+        f"base_model.model.{p}.lora_B.weight": f.B,
+    },
     "PEFT, one of several": lambda p, f: {
-        f"base_model.model.{p}.lora_A.mine.weight": f.A, f"base_model.model.{p}.lora_B.mine.weight": f.B},
+        f"base_model.model.{p}.lora_A.mine.weight": f.A,
+        f"base_model.model.{p}.lora_B.mine.weight": f.B,
+    },
     "PEFT without its prefix": lambda p, f: {f"{p}.lora_A.weight": f.A, f"{p}.lora_B.weight": f.B},
     "loralib": lambda p, f: {f"{plain(p)}.lora_A": f.A, f"{plain(p)}.lora_B": f.B},
     "MLX": lambda p, f: {f"{p}.lora_a": f.A.T, f"{p}.lora_b": f.B.T},
     "torchtune": lambda p, f: {f"{plain(p)}.lora_a.weight": f.A, f"{plain(p)}.lora_b.weight": f.B},
     "kohya": lambda p, f: {
-        f"lora_te_{p.replace('.', '_')}.lora_down.weight": f.A, f"lora_te_{p.replace('.', '_')}.lora_up.weight": f.B,
-        f"lora_te_{p.replace('.', '_')}.alpha": torch.tensor(8.0)},
-}  # fmt: skip
+        f"lora_te_{p.replace('.', '_')}.lora_down.weight": f.A,
+        f"lora_te_{p.replace('.', '_')}.lora_up.weight": f.B,
+        f"lora_te_{p.replace('.', '_')}.alpha": torch.tensor(8.0),
+    },
+}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("how", ["folder", "zip", "file"])
 def test_every_known_layout_becomes_the_same_adapter(base, tmp_path, staging, layout, how):
     layers = layers_of(base)
-    tensors = {name: one.contiguous() for path, factors in layers.items() for name, one in LAYOUTS[layout](path, factors).items()}
+    tensors = {
+        name: one.contiguous()
+        for path, factors in layers.items()
+        for name, one in LAYOUTS[layout](path, factors).items()
+    }
     theirs = tmp_path / "theirs"
     theirs.mkdir()
     save_file(tensors, theirs / WEIGHTS)
     alpha = 8.0
     if layout == "MLX":
-        (theirs / CONFIG).write_text(json.dumps({"lora_parameters": {"rank": 4, "scale": 2.0}, "model": "org/name"}))
+        (theirs / CONFIG).write_text(
+            json.dumps({"lora_parameters": {"rank": 4, "scale": 2.0}, "model": "org/name"})
+        )
         alpha = None
     origin = theirs
     if how == "zip":
@@ -99,7 +114,11 @@ def test_every_known_layout_becomes_the_same_adapter(base, tmp_path, staging, la
 
 def test_a_scale_that_nothing_states_is_asked_for(base, tmp_path, staging):
     (tmp_path / "theirs").mkdir()
-    tensors = {name: one for path, factors in layers_of(base).items() for name, one in LAYOUTS["loralib"](path, factors).items()}
+    tensors = {
+        name: one
+        for path, factors in layers_of(base).items()
+        for name, one in LAYOUTS["loralib"](path, factors).items()
+    }
     save_file(tensors, tmp_path / "theirs" / WEIGHTS)
     with pytest.raises(InvalidAdapter, match="do not say alpha"):
         found(tmp_path / "theirs", staging, base)
@@ -120,7 +139,8 @@ def test_dora_is_recognised_and_refused(base, folder, staging):
         look(take(folder, staging))
 
 
-# Hostile files. Each is refused with a reason, quickly, with little memory, and nothing is written anywhere else.
+# Hostile files. Each is refused with a reason, quickly, with little memory, and nothing is written anywhere
+# else.
 
 
 class Bounded:
@@ -137,11 +157,17 @@ class Bounded:
 
     @staticmethod
     def _kilobytes(name):
-        return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+        return next(
+            int(line.split()[1])
+            for line in Path("/proc/self/status").read_text().splitlines()
+            if line.startswith(name)
+        )
 
 
 def tree(folder, but):
-    return {path: path.stat().st_size for path in folder.rglob("*") if path.is_file() and but not in path.parents}
+    return {
+        path: path.stat().st_size for path in folder.rglob("*") if path.is_file() and but not in path.parents
+    }
 
 
 def container(header, data=b"", length=None):
@@ -184,10 +210,12 @@ MALFORMED = {
     "a negative shape": container(tensor(shape=(-4, 32)), bytes(512)),
     "a shape of text": container(tensor(shape=("4", 32)), bytes(512)),
     "metadata that is no text": container({"__metadata__": {"a": 1}, **tensor()}, bytes(512)),
-    "two tensors on the same bytes": container({**tensor(), **tensor(name=NAME.replace("lora_A", "lora_B"))}, bytes(512)),
+    "two tensors on the same bytes": container(
+        {**tensor(), **tensor(name=NAME.replace("lora_A", "lora_B"))}, bytes(512)
+    ),
     "700,000 empty tensors": container({f"t{at}": EMPTY for at in range(700_000)}),
     "20,000 tensors": container({f"t{at}": EMPTY for at in range(20_000)}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("how", MALFORMED)
@@ -250,7 +278,7 @@ ARCHIVES = {
     "a wrong sum": wrong_sum,
     "announced too small": announced_too_small,
     "only pickle": lambda path: a_zip(path, ("adapter_model.bin", b"x"), (CONFIG, b"{}")),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("how", ARCHIVES)
@@ -294,7 +322,7 @@ BAD = {
     "layers_pattern": [3, ["x"], {"a": 1}, "layers", True],
     "megatron_core": [3, ["x"], {"a": 1}, "os", True],
     "qalora_group_size": ["x", ["x"], {"a": 1}, -1, True],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in BAD.items() for value in values])

@@ -1,4 +1,6 @@
-"""GGUF files: every tensor read back, refused where llama.cpp would read something else, and llama.cpp itself where it is."""
+"""GGUF files: every tensor read back, refused where llama.cpp would read something else, and llama.cpp itself
+where it is.
+"""
 
 import json
 
@@ -30,14 +32,28 @@ from tests.conftest import VOCABULARY, _save, make_llama
 from tests.core.helpers import load, random_adapter
 
 SHAPE = {
-    "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 256, "initializer_range": 0.15,
-}  # fmt: skip
-LLAMA3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-          "original_max_position_embeddings": 64}  # fmt: skip
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.15,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 KINDS = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE, tie_word_embeddings=True)),
-    "llama 3": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE, tie_word_embeddings=False, rope_parameters=LLAMA3)),
+    "llama 3": lambda: LlamaForCausalLM(
+        LlamaConfig(**SHAPE, tie_word_embeddings=False, rope_parameters=LLAMA3)
+    ),
     "mistral": lambda: MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=None)),
     "qwen 3": lambda: Qwen3ForCausalLM(Qwen3Config(**SHAPE, head_dim=32)),
     "gemma": lambda: GemmaForCausalLM(GemmaConfig(**SHAPE, head_dim=16)),
@@ -70,7 +86,9 @@ def written(folder, target, **options):
 def test_a_merged_model_reads_back_and_llama_cpp_agrees(kinds, tmp_path, kind, dtype):
     folder = kinds(kind)
     adapter, config = written(folder, tmp_path / "m.gguf", dtype=dtype)
-    found = check_merged_gguf(folder, adapter, skeleton(folder).transposed, tmp_path / "m.gguf", config, silent)
+    found = check_merged_gguf(
+        folder, adapter, skeleton(folder).transposed, tmp_path / "m.gguf", config, silent
+    )
     assert found.passed, found.sentence()
     assert (found.answer_agreement is not None) == llama_cpp_is_installed()
     fields = gguf.GGUFReader(tmp_path / "m.gguf").fields
@@ -142,7 +160,10 @@ def sentencepiece_like(prepend):
     about = json.loads(bare.to_str())
     about["added_tokens"] = [one for one in about["added_tokens"] if not one["content"].startswith("<0x")]
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(about)), bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+        tokenizer_object=Tokenizer.from_str(json.dumps(about)),
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
     )
     fast.chat_template = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}</s>{% endfor %}"
     return fast
@@ -165,21 +186,28 @@ def test_a_sentencepiece_vocabulary_keeps_its_bytes_scores_and_spaces(tmp_path, 
     assert checked.passed, checked.sentence()
 
 
-QWEN2 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+QWEN2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| "
+    r"?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 @pytest.mark.parametrize(
-    ("pattern", "name"), [(QWEN2, "qwen2"), (QWEN2.replace(r"\p{N}|", r"\p{N}{1,3}|", 1), "llama-bpe"), ("x", None)]
+    ("pattern", "name"),
+    [(QWEN2, "qwen2"), (QWEN2.replace(r"\p{N}|", r"\p{N}{1,3}|", 1), "llama-bpe"), ("x", None)],
 )
 def test_the_way_text_is_split_has_a_name_or_is_refused(tiny_llama, tmp_path, pattern, name):
     import shutil
 
     folder = shutil.copytree(tiny_llama, tmp_path / "copy")
     about = json.loads((folder / "tokenizer.json").read_text())
-    about["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [
-        {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False},
-        {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
-    ]}  # fmt: skip
+    about["pre_tokenizer"] = {
+        "type": "Sequence",
+        "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False},
+            {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+        ],
+    }
     (folder / "tokenizer.json").write_text(json.dumps(about))
     if name is None:
         with pytest.raises(InvalidModel, match=r"no name in llama\.cpp"):

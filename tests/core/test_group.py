@@ -13,7 +13,13 @@ from tests.core.helpers import load, request, train_alone
 
 def _rows(word, count):
     return [
-        Example(i, ({"role": "user", "content": f"{word} {i}"}, {"role": "assistant", "content": f"{word} fine " * (1 + i % 5)}))
+        Example(
+            i,
+            (
+                {"role": "user", "content": f"{word} {i}"},
+                {"role": "assistant", "content": f"{word} fine " * (1 + i % 5)},
+            ),
+        )
         for i in range(count)
     ]
 
@@ -21,18 +27,35 @@ def _rows(word, count):
 SHARED = {"micro_batch_size": 2, "max_length": 96, "learning_rate": 5e-3}
 RUNS = {
     "plain": (_rows("hello", 20), LoraConfig(rank=4, alpha=8), TrainConfig(max_steps=6, seed=1, **SHARED)),
-    "small": (_rows("world", 30), LoraConfig(rank=2, alpha=8, use_rslora=True, target_modules="q_proj,v_proj"),
-              TrainConfig(max_steps=4, gradient_accumulation_steps=2, lr_scheduler="linear", seed=2, **SHARED)),
-    "large": (_rows("fox", 25), LoraConfig(rank=7, alpha=3, rank_pattern="k_proj=3"),
-              TrainConfig(max_steps=8, gradient_accumulation_steps=3, weight_decay=0.1, max_grad_norm=0.1, seed=3,
-                          loraplus_lr_ratio=4, **SHARED)),
-}  # fmt: skip
+    "small": (
+        _rows("world", 30),
+        LoraConfig(rank=2, alpha=8, use_rslora=True, target_modules="q_proj,v_proj"),
+        TrainConfig(max_steps=4, gradient_accumulation_steps=2, lr_scheduler="linear", seed=2, **SHARED),
+    ),
+    "large": (
+        _rows("fox", 25),
+        LoraConfig(rank=7, alpha=3, rank_pattern="k_proj=3"),
+        TrainConfig(
+            max_steps=8,
+            gradient_accumulation_steps=3,
+            weight_decay=0.1,
+            max_grad_norm=0.1,
+            seed=3,
+            loraplus_lr_ratio=4,
+            **SHARED,
+        ),
+    ),
+}
 
 
 def _with(lora_changes=None, **train_changes):
     """The three runs, changed alike."""
     return {
-        key: (rows, LoraConfig(**{**lora.to_dict(), **(lora_changes or {})}), TrainConfig(**{**train.to_dict(), **train_changes}))
+        key: (
+            rows,
+            LoraConfig(**{**lora.to_dict(), **(lora_changes or {})}),
+            TrainConfig(**{**train.to_dict(), **train_changes}),
+        )
         for key, (rows, lora, train) in RUNS.items()
     }
 
@@ -70,17 +93,23 @@ def test_together_equals_each_alone(tiny_llama, dropout, packing):
         alone, its_events = train_alone(base, *parts)
         _assert_same(together[key], alone)
         for kind, field in ((StepDone, "loss"), (StepDone, "grad_norm"), (EvalDone, "loss")):
-            found = [[getattr(event, field) for event in one if isinstance(event, kind)] for one in (events[key], its_events)]
+            found = [
+                [getattr(event, field) for event in one if isinstance(event, kind)]
+                for one in (events[key], its_events)
+            ]
             assert found[0] == pytest.approx(found[1], rel=1e-4)
 
 
 @pytest.mark.parametrize("name", ["tiny_qwen", "tiny_gpt2"])
 def test_together_equals_each_alone_on_other_architectures(request, name):
     base = load(request.getfixturevalue(name))
-    # AdamW divides by the size of a gradient, so a rounding error in one that is nearly zero grows to the learning rate.
+    # AdamW divides by the size of a gradient, so a rounding error in one that is nearly zero grows to the
+    # learning rate.
     slow = {**SHARED, "learning_rate": 1e-3}
-    runs = {key: (rows, LoraConfig(rank=rank, dropout=0.2), TrainConfig(max_steps=4, seed=rank, **slow))
-            for rank, (key, (rows, _, _)) in enumerate(RUNS.items(), start=2)}  # fmt: skip
+    runs = {
+        key: (rows, LoraConfig(rank=rank, dropout=0.2), TrainConfig(max_steps=4, seed=rank, **slow))
+        for rank, (key, (rows, _, _)) in enumerate(RUNS.items(), start=2)
+    }
     together, _ = _train(base, runs)
     for key, parts in runs.items():
         _assert_same(together[key], train_alone(base, *parts)[0])

@@ -75,7 +75,9 @@ def test_adapters_of_different_rank_share_a_batch_with_the_plain_base(any_model)
         if adapter:
             alone.load(0, adapter)
         with torch.no_grad(), alone.use():
-            torch.testing.assert_close(together[position], base.model(input_ids=row).logits[0], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(
+                together[position], base.model(input_ids=row).logits[0], atol=1e-5, rtol=1e-5
+            )
 
 
 def test_the_same_seed_starts_the_same_adapter(tiny_llama):

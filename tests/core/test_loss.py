@@ -19,9 +19,15 @@ def test_loss_and_gradient_are_torchs(head, chunk, monkeypatch):
     torch.manual_seed(0)
     linear = nn.Linear(16, 50, bias=head == "with bias").requires_grad_(head == "differentiated")
     module = nn.Sequential(linear) if head == "differentiated" else linear
-    hidden, targets, weights = torch.randn(30, 16, requires_grad=True), torch.randint(0, 50, (30,)), torch.rand(30)
+    hidden, targets, weights = (
+        torch.randn(30, 16, requires_grad=True),
+        torch.randint(0, 50, (30,)),
+        torch.rand(30),
+    )
     targets[::4] = IGNORE
-    expected = torch.nn.functional.cross_entropy(linear(hidden), targets, ignore_index=IGNORE, reduction="none")
+    expected = torch.nn.functional.cross_entropy(
+        linear(hidden), targets, ignore_index=IGNORE, reduction="none"
+    )
     (gradient,) = torch.autograd.grad(3 * (expected * weights).sum(), hidden)
     total, each = token_losses(module, hidden, targets, weights)
     (found,) = torch.autograd.grad(3 * total, hidden)
@@ -34,7 +40,10 @@ def test_no_logits_outlive_their_chunk(monkeypatch):
     """What backward holds is as large as the hidden states, whatever the vocabulary."""
     monkeypatch.setattr(losses, "_chunk", lambda *about: 8)
     held = []
-    head, hidden = nn.Linear(4, 10_000, bias=False).requires_grad_(False), torch.randn(64, 4, requires_grad=True)
+    head, hidden = (
+        nn.Linear(4, 10_000, bias=False).requires_grad_(False),
+        torch.randn(64, 4, requires_grad=True),
+    )
     with torch.autograd.graph.saved_tensors_hooks(lambda x: held.append(x.numel()) or x, lambda x: x):
         token_losses(head, hidden, torch.zeros(64, dtype=torch.long), torch.ones(64))
     assert max(held, default=0) <= 64 * 4
@@ -42,7 +51,9 @@ def test_no_logits_outlive_their_chunk(monkeypatch):
 
 def test_a_head_can_be_trained(tiny_qwen):
     """The output head as the only target: its loss cannot take the short way."""
-    rows = [Example(1, ({"role": "user", "content": "hello"}, {"role": "assistant", "content": "fine thanks"}))]
+    rows = [
+        Example(1, ({"role": "user", "content": "hello"}, {"role": "assistant", "content": "fine thanks"}))
+    ]
     base = load(tiny_qwen)
     lora = LoraConfig(rank=2, target_modules="lm_head")
     adapter, events = train_alone(base, rows, lora, TrainConfig(max_steps=3, learning_rate=0.05))

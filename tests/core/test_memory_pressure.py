@@ -1,4 +1,6 @@
-"""Memory that runs out in mid-run, measuring beforehand, steps that are not finite, and changes while a run is under way."""
+"""Memory that runs out in mid-run, measuring beforehand, steps that are not finite, and changes while a run
+is under way.
+"""
 
 import math
 
@@ -16,11 +18,19 @@ from core.train.step import MicroBatchStep
 from tests.core.helpers import load, request
 
 ROWS = [
-    Example(i, ({"role": "user", "content": f"hello {i}"}, {"role": "assistant", "content": "fine thanks " * (1 + i % 5)}))
+    Example(
+        i,
+        (
+            {"role": "user", "content": f"hello {i}"},
+            {"role": "assistant", "content": "fine thanks " * (1 + i % 5)},
+        ),
+    )
     for i in range(23)
 ]
 LORA = LoraConfig(rank=4, alpha=8, dropout=0.2)
-TRAIN = TrainConfig(max_steps=8, micro_batch_size=4, gradient_accumulation_steps=2, learning_rate=1e-3, eval_steps=4)
+TRAIN = TrainConfig(
+    max_steps=8, micro_batch_size=4, gradient_accumulation_steps=2, learning_rate=1e-3, eval_steps=4
+)
 
 
 def _flat(adapter):
@@ -30,7 +40,11 @@ def _flat(adapter):
 def _train(base, *configs, between=None):
     """Train runs at once; their adapters and events by number. `between` is called after each event."""
     requests = [request(base, ROWS, LORA, config, key=number) for number, config in enumerate(configs)]
-    group, adapters, events = TrainingGroup(base, requests), {}, {number: [] for number in range(len(configs))}
+    group, adapters, events = (
+        TrainingGroup(base, requests),
+        {},
+        {number: [] for number in range(len(configs))},
+    )
     for key, event in group.run():
         if key is not None:
             events[key].append(event)
@@ -98,7 +112,9 @@ def test_every_way_to_run_out_of_memory_is_known(error):
 def test_evaluations_go_on_in_pieces_too(tiny_llama, monkeypatch):
     base, real = load(tiny_llama), MicroBatchStep.evaluate
     requests = [request(base, ROWS, LORA, TRAIN, validation_rows=6)]
-    expected = _losses([event for event in alone(TrainingGroup(base, requests)) if isinstance(event, EvalDone)])
+    expected = _losses(
+        [event for event in alone(TrainingGroup(base, requests)) if isinstance(event, EvalDone)]
+    )
 
     def evaluate(step, batch):
         if batch.ids.shape[0] > 2:

@@ -31,7 +31,9 @@ ABOUT = Provenance("base", "f" * 64, "mit", "my | adapter", "a" * 64, "data", {"
 
 
 def _export(folder, adapter, target, report=silent, **options):
-    return export(Exporting(folder, skeleton(folder), adapter, ABOUT, ExportConfig(**options)), target, report)
+    return export(
+        Exporting(folder, skeleton(folder), adapter, ABOUT, ExportConfig(**options)), target, report
+    )
 
 
 def test_the_merged_model_is_base_plus_adapter(any_model, tmp_path):
@@ -55,10 +57,16 @@ def test_untouched_tensors_are_copied_byte_for_byte(tiny_llama, tmp_path):
     base = load(tiny_llama)
     adapter = random_adapter(base)
     written = _export(tiny_llama, adapter, tmp_path / "merged")
-    before, after = load_file(tiny_llama / "model.safetensors"), load_file(tmp_path / "merged" / "model.safetensors")
+    before, after = (
+        load_file(tiny_llama / "model.safetensors"),
+        load_file(tmp_path / "merged" / "model.safetensors"),
+    )
     touched = {f"{path}.weight" for path in adapter.layers}
     assert before.keys() == after.keys()
-    assert (written["merged_tensors"], written["copied_tensors"]) == (len(touched), len(before) - len(touched))
+    assert (written["merged_tensors"], written["copied_tensors"]) == (
+        len(touched),
+        len(before) - len(touched),
+    )
     for name in before:
         assert torch.equal(before[name], after[name]) == (name not in touched), name
 
@@ -160,7 +168,11 @@ def _bf16(folder):
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_the_rounding_loss_that_is_reported_is_the_one_there_is(tmp_path, tokenizer, tiny_gpt2, kind):
-    folder = make_llama(tmp_path / "bf16", tokenizer) if kind == "llama" else shutil.copytree(tiny_gpt2, tmp_path / "bf16")
+    folder = (
+        make_llama(tmp_path / "bf16", tokenizer)
+        if kind == "llama"
+        else shutil.copytree(tiny_gpt2, tmp_path / "bf16")
+    )
     weights, adapter = _bf16(folder), random_adapter(load(folder), size=0.01)
     written = _export(folder, adapter, tmp_path / "merged")
     after, transposed = load_file(tmp_path / "merged" / "model.safetensors"), skeleton(folder).transposed
@@ -223,7 +235,9 @@ def test_a_merge_killed_at_any_moment_leaves_no_half_model(tmp_path, tiny_llama)
         os.waitpid(child, 0)
         if target.exists():
             finished += 1
-            assert set(load_file(target / "model.safetensors")) == set(load_file(tiny_llama / "model.safetensors"))
+            assert set(load_file(target / "model.safetensors")) == set(
+                load_file(tiny_llama / "model.safetensors")
+            )
             assert (target / "README.md").exists()
     assert finished < 12
     for left in tmp_path.glob(".staging-*"):
@@ -257,18 +271,28 @@ def test_a_template_is_cut_into_what_ollama_needs(tokenizer, name):
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.chat_template = TEMPLATES[name]
     parts = chat_parts(tokenizer)
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    turns = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "c"},
+    ]
     for messages in (turns, turns[:1], [{"role": "system", "content": "s"}, *turns]):
         wanted = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         assert parts.render(messages) == wanted
     assert '{{ "{{" }}assistant' in parts.go_template() or name != "with braces"
 
 
-@pytest.mark.parametrize("template", [
-    "{% for m in messages %}{{ loop.index }}{{ m['content'] }}{% endfor %}",
-    "{{ raise_exception('no') }}",
-    "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}{{ m['content'] }}|{% endfor %}",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}{{ loop.index }}{{ m['content'] }}{% endfor %}",
+        "{{ raise_exception('no') }}",
+        (
+            "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}{{ "
+            "m['content'] }}|{% endfor %}"
+        ),
+    ],
+)
 def test_a_template_that_does_more_is_left_to_ollama(tokenizer, template):
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.chat_template = template
@@ -293,8 +317,13 @@ def test_what_is_too_large_to_compute_is_read_back_tensor_by_tensor(tiny_llama, 
     save_adapter(tmp_path / "adapter", adapter)
     memory = type("Memory", (), {"available": 1000})
     monkeypatch.setattr("core.merge.check_process.psutil.virtual_memory", memory)
-    question = {"base": str(tiny_llama), "adapter": str(tmp_path / "adapter"), "target": str(tmp_path / "merged"),
-                "config": {}, "template": ""}  # fmt: skip
+    question = {
+        "base": str(tiny_llama),
+        "adapter": str(tmp_path / "adapter"),
+        "target": str(tmp_path / "merged"),
+        "config": {},
+        "template": "",
+    }
     found = check(question, silent)
     assert found["verdict"] == "not checkable"
     assert "takes 0 GB of memory" in found["sentence"]

@@ -16,7 +16,13 @@ from core.data.tokens import TokenFile, TokenRows, tokenised
 from core.errors import InvalidData
 
 ROWS = [
-    Example(i, ({"role": "user", "content": f"hello {i}"}, {"role": "assistant", "content": "fine thanks " * (1 + i % 7)}))
+    Example(
+        i,
+        (
+            {"role": "user", "content": f"hello {i}"},
+            {"role": "assistant", "content": "fine thanks " * (1 + i % 7)},
+        ),
+    )
     for i in range(2500)
 ]
 
@@ -66,7 +72,8 @@ def test_other_content_is_rendered_anew(tokenizer, tmp_path, monkeypatch, change
 
 def test_a_row_that_cannot_be_rendered_is_named_and_can_be_left_out(tokenizer, tmp_path, monkeypatch):
     template = (
-        "{% if 'hello 3' == messages[0]['content'] %}{{ raise_exception('not three') }}{% endif %}" + tokenizer.chat_template
+        "{% if 'hello 3' == messages[0]['content'] %}{{ raise_exception('not three') }}{% endif %}"
+        + tokenizer.chat_template
     )
     monkeypatch.setattr(tokenizer, "chat_template", template)
     file = _tokenised(ROWS[:6], "d", tokenizer, tmp_path)
@@ -78,7 +85,10 @@ def test_a_row_that_cannot_be_rendered_is_named_and_can_be_left_out(tokenizer, t
 
 
 def test_rows_with_a_fault_keep_their_place(tokenizer, tmp_path):
-    rows = [StoredRow(one.row, 0, one, fault="missing" if at in (0, 2, 4) else "") for at, one in enumerate(ROWS[:5])]
+    rows = [
+        StoredRow(one.row, 0, one, fault="missing" if at in (0, 2, 4) else "")
+        for at, one in enumerate(ROWS[:5])
+    ]
     file = tokenised(rows, "d", Renderer(tokenizer), tmp_path)
     assert [bool(length) for length in file.lengths] == [False, True, False, True, False]
     assert tokenizer.decode(TokenRows(file, 64)[1][0]).count("hello 3") == 1
@@ -107,7 +117,11 @@ def test_a_damaged_file_of_rows_is_a_sentence(tmp_path):
 
 @pytest.mark.parametrize("policy", ["truncate", "split", "drop"])
 def test_supervised_tokens_are_counted_without_the_first_position(tokenizer, tmp_path, policy):
-    rows = TokenRows(_tokenised([*ROWS[:9], Example(9, (), "plain text " * 9)], "d", tokenizer, tmp_path), 24, over_length=policy)
+    rows = TokenRows(
+        _tokenised([*ROWS[:9], Example(9, (), "plain text " * 9)], "d", tokenizer, tmp_path),
+        24,
+        over_length=policy,
+    )
     for index in range(len(rows)):
         _, labels = rows[index]
         assert rows.supervised[index] == (labels[1:] != -100).sum() > 0
@@ -117,7 +131,9 @@ def test_each_policy_for_long_rows_loses_what_it_says(tokenizer, tmp_path):
     file = _tokenised(ROWS[:7], "d", tokenizer, tmp_path)
     whole = TokenRows(file, 1000)
     long = int((file.lengths > 24).sum())
-    cut, split, dropped = (TokenRows(file, 24, over_length=policy) for policy in ("truncate", "split", "drop"))
+    cut, split, dropped = (
+        TokenRows(file, 24, over_length=policy) for policy in ("truncate", "split", "drop")
+    )
     assert 0 < long < 7
     assert cut.truncated == split.truncated == dropped.truncated == long
     assert (cut.skipped, len(cut)) == (0, 7)

@@ -13,10 +13,25 @@ from core.train.batches import MicroBatch, RunData, Shape, collate
 from core.train.group import TrainingGroup, alone
 from core.train.memory import Plan, Tier
 from core.train.step import MicroBatchStep
-from tests.core.helpers import load, logits, new_peft, peft_from, peft_loss, random_adapter, request, token_rows
+from tests.core.helpers import (
+    load,
+    logits,
+    new_peft,
+    peft_from,
+    peft_loss,
+    random_adapter,
+    request,
+    token_rows,
+)
 
 ROWS = [
-    Example(i, ({"role": "user", "content": f"hello {i}"}, {"role": "assistant", "content": "fine thanks " * (1 + i % 4)}))
+    Example(
+        i,
+        (
+            {"role": "user", "content": f"hello {i}"},
+            {"role": "assistant", "content": "fine thanks " * (1 + i % 4)},
+        ),
+    )
     for i in range(24)
 ]
 
@@ -32,7 +47,9 @@ def test_an_adapter_from_here_loads_in_peft(any_model, tmp_path):
     base = load(any_model)
     adapter = random_adapter(base)
     save_adapter(tmp_path, adapter)
-    torch.testing.assert_close(logits(peft_from(any_model, tmp_path)), _our_logits(base, adapter), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        logits(peft_from(any_model, tmp_path)), _our_logits(base, adapter), atol=1e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -71,13 +88,16 @@ def test_what_peft_wrote_is_written_back_the_same(tiny_llama, tmp_path):
     base = load(tiny_llama)
     (tmp_path / "ours").mkdir()
     save_adapter(tmp_path / "ours", load_adapter(tmp_path / "theirs", base.layer_shapes, base.head))
-    torch.testing.assert_close(logits(peft_from(tiny_llama, tmp_path / "ours")), logits(model), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        logits(peft_from(tiny_llama, tmp_path / "ours")), logits(model), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_twenty_steps_from_the_same_start_give_the_same_losses(any_model, tmp_path):
     lora = LoraConfig(rank=4, alpha=8)
-    train = TrainConfig(max_steps=20, micro_batch_size=2, gradient_accumulation_steps=2, learning_rate=5e-3,
-                        weight_decay=0.01)  # fmt: skip
+    train = TrainConfig(
+        max_steps=20, micro_batch_size=2, gradient_accumulation_steps=2, learning_rate=5e-3, weight_decay=0.01
+    )
     base = load(any_model)
     group = TrainingGroup(base, [request(base, ROWS, lora, train, validation_rows=0)])
     events = []
@@ -99,7 +119,9 @@ def _peft_losses(folder, adapter, base, train, rates):
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(parameters, weight_decay=train.weight_decay)
     losses = []
-    for rate, step in zip(rates, RunData(token_rows(base, ROWS, validation_rows=0), train).steps(), strict=False):
+    for rate, step in zip(
+        rates, RunData(token_rows(base, ROWS, validation_rows=0), train).steps(), strict=False
+    ):
         optimiser.zero_grad()
         total = 0.0
         for part in step.micro_batches:

@@ -22,7 +22,9 @@ def _supervised(tokenizer, rendered):
 
 def _conversation(*turns):
     roles = ["user", "assistant"] * len(turns)
-    return Example(1, tuple({"role": role, "content": text} for role, text in zip(roles, turns, strict=False)))
+    return Example(
+        1, tuple({"role": role, "content": text} for role, text in zip(roles, turns, strict=False))
+    )
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -69,7 +71,10 @@ def test_a_template_without_any_end_token_gets_one_behind_the_last_answer(tokeni
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer, monkeypatch):
-    template = "{% for m in messages %}{{ loop.length ~ m['content'] }}{% endfor %}{% if add_generation_prompt %}A{% endif %}"
+    template = (
+        "{% for m in messages %}{{ loop.length ~ m['content'] }}{% endfor %}{% if "
+        "add_generation_prompt %}A{% endif %}"
+    )
     monkeypatch.setattr(tokenizer, "chat_template", template)
     with pytest.raises(InvalidData, match=r"Row 1.*template changes earlier turns"):
         Renderer(tokenizer).render(_conversation("a", "b", "c", "d"))
@@ -91,7 +96,11 @@ def test_plain_text_is_trained_on_whole(tokenizer):
 # Any text, with the known templates; with the starter's own tokenizer in tests/core/test_starter_rows.py.
 
 PIECES = st.sampled_from(["<|im_end|>", "<|im_start|>", "\n", "\n\n", " ", "###", "Assistant:", "<|eot_id|>"])
-ROWDY = st.lists(st.characters(exclude_categories=["Cs"]) | PIECES, min_size=1, max_size=30).map("".join).filter(str.strip)
+ROWDY = (
+    st.lists(st.characters(exclude_categories=["Cs"]) | PIECES, min_size=1, max_size=30)
+    .map("".join)
+    .filter(str.strip)
+)
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -122,7 +131,9 @@ def test_special_tokens_inside_a_text_are_text(tokenizer):
 
 @pytest.mark.parametrize(("meant", "specials"), [(False, 1), (True, 3)])
 def test_special_tokens_in_plain_text_are_special_only_where_they_are_meant(tokenizer, meant, specials):
-    rendered = Renderer(tokenizer, special_tokens=meant).render(Example(1, text="<|im_start|>user hi<|im_end|> more"))
+    rendered = Renderer(tokenizer, special_tokens=meant).render(
+        Example(1, text="<|im_start|>user hi<|im_end|> more")
+    )
     assert sum(token in (1, 2) for token in rendered.ids) == specials
 
 
@@ -140,19 +151,28 @@ def test_tokenizers_that_put_a_space_in_front_are_rendered_whole():
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     backend.decoder = decoders.Metaspace(prepend_scheme="first")
     trainer = trainers.BpeTrainer(vocab_size=200, special_tokens=["<unk>", "<s>", "</s>"])
-    backend.train_from_iterator(["hello there my friend \n [INST] [/INST] How are you? Fine, thanks."] * 50, trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    backend.train_from_iterator(
+        ["hello there my friend \n [INST] [/INST] How are you? Fine, thanks."] * 50, trainer
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
     tokenizer.chat_template = (
-        "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + ' [/INST]' }}"
+        "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] "
+        "+ ' [/INST]' }}"
         "{% else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}"
     )
     renderer = Renderer(tokenizer)
     rendered = renderer.render(_conversation("How are you", "Fine, thanks.", "hello", "hello there"))
     whole = tokenizer(
-        "<s>[INST] How are you [/INST] Fine, thanks.</s>[INST] hello [/INST] hello there</s>", add_special_tokens=False
+        "<s>[INST] How are you [/INST] Fine, thanks.</s>[INST] hello [/INST] hello there</s>",
+        add_special_tokens=False,
     )
     assert rendered.ids == whole["input_ids"]
-    assert [tokenizer.decode(rendered.ids[a:b]).strip() for a, b in rendered.spans] == ["Fine, thanks.</s>", "hello there</s>"]
+    assert [tokenizer.decode(rendered.ids[a:b]).strip() for a, b in rendered.spans] == [
+        "Fine, thanks.</s>",
+        "hello there</s>",
+    ]
 
 
 def test_a_template_that_rewrites_an_answer_is_followed_by_its_prompt(tokenizer, monkeypatch):
@@ -165,16 +185,28 @@ def test_a_template_that_rewrites_an_answer_is_followed_by_its_prompt(tokenizer,
     )
     monkeypatch.setattr(tokenizer, "chat_template", template)
     renderer = Renderer(tokenizer)
-    assert _supervised(tokenizer, renderer.render(_conversation("a", "fine"))) == "<think>\n\n</think>\n\nfine<|im_end|>"
-    assert _supervised(tokenizer, renderer.render(_conversation("a", "secretfine"))) == "<think>\n\n</think>\n\nfine<|im_end|>"
+    assert (
+        _supervised(tokenizer, renderer.render(_conversation("a", "fine")))
+        == "<think>\n\n</think>\n\nfine<|im_end|>"
+    )
+    assert (
+        _supervised(tokenizer, renderer.render(_conversation("a", "secretfine")))
+        == "<think>\n\n</think>\n\nfine<|im_end|>"
+    )
     with pytest.raises(InvalidData, match="changes earlier turns"):
         renderer.render(_conversation("a", "secretfine", "b", "more"))
 
 
 def test_rows_come_back_in_order_with_the_reason_where_one_fails(tokenizer, monkeypatch):
-    refusing = "{% if 'bad' in messages[0]['content'] %}{{ raise_exception('no') }}{% endif %}" + tokenizer.chat_template
+    refusing = (
+        "{% if 'bad' in messages[0]['content'] %}{{ raise_exception('no') }}{% endif %}"
+        + tokenizer.chat_template
+    )
     monkeypatch.setattr(tokenizer, "chat_template", refusing)
-    rows = [Example(i, _conversation("bad" if i % 5 == 0 else "good", f"answer {i}").messages) for i in range(1000)]
+    rows = [
+        Example(i, _conversation("bad" if i % 5 == 0 else "good", f"answer {i}").messages)
+        for i in range(1000)
+    ]
     found = list(Renderer(tokenizer).render_many(rows))
     assert [isinstance(one, InvalidData) for one in found] == [i % 5 == 0 for i in range(1000)]
     assert all(_supervised(tokenizer, one) == f"answer {i}<|im_end|>" for i, one in enumerate(found) if i % 5)

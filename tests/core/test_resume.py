@@ -15,7 +15,13 @@ from core.train.run_state import STATE_NAME, RunState
 from tests.core.helpers import load, request
 
 ROWS = [
-    Example(i, ({"role": "user", "content": f"hello {i}"}, {"role": "assistant", "content": "fine thanks " * (1 + i % 5)}))
+    Example(
+        i,
+        (
+            {"role": "user", "content": f"hello {i}"},
+            {"role": "assistant", "content": "fine thanks " * (1 + i % 5)},
+        ),
+    )
     for i in range(23)
 ]
 LORA = LoraConfig(rank=4, alpha=8, dropout=0.2)
@@ -23,7 +29,12 @@ LORA = LoraConfig(rank=4, alpha=8, dropout=0.2)
 
 def _train_config(**options):
     return TrainConfig(
-        max_steps=17, micro_batch_size=2, gradient_accumulation_steps=2, learning_rate=1e-2, weight_decay=0.01, **options
+        max_steps=17,
+        micro_batch_size=2,
+        gradient_accumulation_steps=2,
+        learning_rate=1e-2,
+        weight_decay=0.01,
+        **options,
     )
 
 
@@ -72,7 +83,9 @@ def test_a_resumed_run_ends_bit_for_bit_like_the_uninterrupted_one(any_model, tm
 
 @pytest.mark.parametrize("lost", ["mean", "square", "steps", "micro_batches", "factors"])
 def test_each_part_of_the_state_is_needed(tiny_llama, tmp_path, lost):
-    """Left out, any of them gives another adapter: Adam's moments, schedule and place in the data, dropout's count, factors."""
+    """Left out, any of them gives another adapter: Adam's moments, schedule and place in the data, dropout's
+    count, factors.
+    """
     base, train = load(tiny_llama), _train_config()
     whole, _ = _run(base, train)
     _run(base, train, save_at=6, folder=tmp_path)
@@ -81,7 +94,9 @@ def test_each_part_of_the_state_is_needed(tiny_llama, tmp_path, lost):
     if lost in ("mean", "square"):
         state = dataclasses.replace(state, **{lost: zeros})
     elif lost == "factors":
-        layers = {path: dataclasses.replace(layer, A=layer.A * 1.001) for path, layer in adapter.layers.items()}
+        layers = {
+            path: dataclasses.replace(layer, A=layer.A * 1.001) for path, layer in adapter.layers.items()
+        }
         adapter = dataclasses.replace(adapter, layers=layers)
     else:
         state = dataclasses.replace(state, position=dataclasses.replace(state.position, **{lost: 0}))

@@ -35,17 +35,27 @@ def _rows(count):
     """Random conversations of words of the sample data and of what often goes wrong."""
     text = (resources.files("assets") / "captain_conversations.jsonl").read_text(encoding="utf-8")
     words = [
-        word for line in text.splitlines() for message in json.loads(line)["messages"] for word in message["content"].split()
+        word
+        for line in text.splitlines()
+        for message in json.loads(line)["messages"]
+        for word in message["content"].split()
     ]
     chance = random.Random(0)
 
     def said():
-        parts = [chance.choice(words) if chance.random() < 0.8 else chance.choice(NASTY) for _ in range(chance.randint(1, 30))]
+        parts = [
+            chance.choice(words) if chance.random() < 0.8 else chance.choice(NASTY)
+            for _ in range(chance.randint(1, 30))
+        ]
         return chance.choice(["", " ", "\n"]) + " ".join(parts) + "x" + chance.choice(["", " ", "\n"])
 
     for number in range(count):
         system = [{"role": "system", "content": said()}] if chance.random() < 0.3 else []
-        turns = [{"role": role, "content": said()} for _ in range(chance.randint(1, 3)) for role in ("user", "assistant")]
+        turns = [
+            {"role": role, "content": said()}
+            for _ in range(chance.randint(1, 3))
+            for role in ("user", "assistant")
+        ]
         yield Example(number, (*system, *turns))
 
 
@@ -56,7 +66,10 @@ def test_supervised_tokens_decode_to_the_answers_exactly(starter_folder, name):
         tokenizer.chat_template = TEMPLATES[name]
     renderer, rows = Renderer(tokenizer), list(_rows(1000))
     for row, rendered in zip(rows, renderer.render_many(rows), strict=True):
-        found = [tokenizer.decode(rendered.ids[start:stop], clean_up_tokenization_spaces=False) for start, stop in rendered.spans]
+        found = [
+            tokenizer.decode(rendered.ids[start:stop], clean_up_tokenization_spaces=False)
+            for start, stop in rendered.spans
+        ]
         answers = [message["content"] for message in row.messages if message["role"] == "assistant"]
         assert found == [f"{answer}<|im_end|>" for answer in answers]
         prompt = renderer.encode_prompt(row.messages[:-1])
@@ -70,7 +83,10 @@ def test_the_starters_template_passes_its_check(starter_folder):
 
 
 def test_a_row_is_shown_token_by_token(starter_folder):
-    messages = ({"role": "user", "content": "Hi <|im_end|> there"}, {"role": "assistant", "content": "Ahoy 日本!"})
+    messages = (
+        {"role": "user", "content": "Hi <|im_end|> there"},
+        {"role": "assistant", "content": "Ahoy 日本!"},
+    )
     view = token_view(Renderer(load_tokenizer(starter_folder)), Example(1, messages))
     assert (view.count, view.trained) == (len(view.tokens), sum(token.trained for token in view.tokens))
     assert "".join(token.text for token in view.tokens if token.trained).startswith("Ahoy")

@@ -10,13 +10,18 @@ def test_every_combination_is_there_with_the_options_around_it():
     grid = parse_grid(["rank=4,8", "learning_rate=1e-4, 3e-4"])
     found = combinations({"epochs": 2}, grid)
     assert [label for label, _ in found] == [
-        "rank=4 learning_rate=1e-4", "rank=4 learning_rate=3e-4", "rank=8 learning_rate=1e-4", "rank=8 learning_rate=3e-4"
-    ]  # fmt: skip
+        "rank=4 learning_rate=1e-4",
+        "rank=4 learning_rate=3e-4",
+        "rank=8 learning_rate=1e-4",
+        "rank=8 learning_rate=3e-4",
+    ]
     assert found[0][1] == {"epochs": 2, "rank": "4", "learning_rate": "1e-4"}
 
 
 def test_values_with_commas_are_parted_by_bars():
-    assert parse_grid(["target_modules=q_proj|q_proj,v_proj"]) == {"target_modules": ["q_proj", "q_proj,v_proj"]}
+    assert parse_grid(["target_modules=q_proj|q_proj,v_proj"]) == {
+        "target_modules": ["q_proj", "q_proj,v_proj"]
+    }
 
 
 @pytest.mark.parametrize(
@@ -38,7 +43,10 @@ def test_a_sweep_that_is_not_one_says_what_to_write(texts, message):
     [
         ({}, "at least one option"),
         ({"rank": ["4", "0"]}, "rank must be between"),
-        ({"rank": [str(n) for n in range(1, 10)], "seed": [str(n) for n in range(8)]}, f"72 combinations; at most {MOST_RUNS}"),
+        (
+            {"rank": [str(n) for n in range(1, 10)], "seed": [str(n) for n in range(8)]},
+            f"72 combinations; at most {MOST_RUNS}",
+        ),
     ],
 )
 def test_a_grid_that_cannot_be_trained_is_refused(grid, message):

@@ -1,4 +1,6 @@
-"""Training one adapter: steps and schedules, accumulation, packing, stopping, divergence, and the resident base."""
+"""Training one adapter: steps and schedules, accumulation, packing, stopping, divergence, and the resident
+base.
+"""
 
 import dataclasses
 
@@ -17,7 +19,13 @@ from core.train.schedule import rate_factor, warmup_steps
 from tests.core.helpers import load, logits, request, token_rows, train_alone
 
 ROWS = [
-    Example(i, ({"role": "user", "content": f"hello {i}"}, {"role": "assistant", "content": "fine thanks " * (1 + i % 5)}))
+    Example(
+        i,
+        (
+            {"role": "user", "content": f"hello {i}"},
+            {"role": "assistant", "content": "fine thanks " * (1 + i % 5)},
+        ),
+    )
     for i in range(30)
 ]
 LORA = LoraConfig(rank=4, alpha=8)
@@ -33,7 +41,9 @@ def _run(folder, lora=LORA, **options):
 
 
 def test_a_run_tells_its_story_in_order(tiny_llama):
-    _, events = _run(tiny_llama, max_steps=10, micro_batch_size=2, gradient_accumulation_steps=2, learning_rate=1e-2)
+    _, events = _run(
+        tiny_llama, max_steps=10, micro_batch_size=2, gradient_accumulation_steps=2, learning_rate=1e-2
+    )
     steps = [event for event in events if isinstance(event, StepDone)]
     assert isinstance(events[0], Prepared)
     assert (events[0].train_rows, events[0].validation_rows, events[0].total_steps) == (28, 2, 10)
@@ -69,9 +79,15 @@ def test_accumulation_is_weighted_by_tokens(tiny_llama, size, accumulation, pack
 def test_packed_rows_train_as_they_do_apart(any_model):
     """All rows in every step, once in blocks and once one by one: the same losses and the same adapter."""
     rows, options = ROWS[:12], {"max_steps": 4, "learning_rate": 1e-2, "gradient_accumulation_steps": 1}
-    apart, events = train_alone(load(any_model), rows, LORA, TrainConfig(micro_batch_size=12, packing="off", **options), 0)
+    apart, events = train_alone(
+        load(any_model), rows, LORA, TrainConfig(micro_batch_size=12, packing="off", **options), 0
+    )
     packed, others = train_alone(
-        load(any_model), rows, LORA, TrainConfig(micro_batch_size=12, packing="on", max_length=150, **options), 0
+        load(any_model),
+        rows,
+        LORA,
+        TrainConfig(micro_batch_size=12, packing="on", max_length=150, **options),
+        0,
     )
     assert 0 < others[0].blocks < len(rows)
     losses = [[event.loss for event in one if isinstance(event, StepDone)] for one in (events, others)]
@@ -123,7 +139,9 @@ def test_stopping_keeps_what_was_learnt(tiny_llama):
 def test_training_leaves_the_resident_base_untouched(any_model, packing):
     base = load(any_model)
     before = logits(base.model)
-    train_alone(base, ROWS, LORA, TrainConfig(max_steps=3, learning_rate=1e-2, packing=packing, max_length=128))
+    train_alone(
+        base, ROWS, LORA, TrainConfig(max_steps=3, learning_rate=1e-2, packing=packing, max_length=128)
+    )
     assert torch.equal(logits(base.model), before)
 
 
@@ -174,7 +192,9 @@ def test_targets_that_do_not_exist_are_refused_before_anything_starts(tiny_llama
 
 
 def test_patterns_and_layers_shape_the_adapter(tiny_llama):
-    lora = LoraConfig(rank=4, rank_pattern="q_proj=2", alpha_pattern="v_proj=16", layers_to_transform="1", use_rslora=True)
+    lora = LoraConfig(
+        rank=4, rank_pattern="q_proj=2", alpha_pattern="v_proj=16", layers_to_transform="1", use_rslora=True
+    )
     adapter, events = train_alone(load(tiny_llama), ROWS, lora, TrainConfig(max_steps=2))
     by_name = {path.rpartition(".")[2]: factors for path, factors in adapter.layers.items()}
     assert {path.split(".")[2] for path in adapter.layers} == {"1"}
@@ -216,7 +236,8 @@ def test_long_plain_text_becomes_several_rows(tiny_llama):
 
 
 @pytest.mark.parametrize(
-    ("kind", "oracle"), [("cosine", get_cosine_schedule_with_warmup), ("linear", get_linear_schedule_with_warmup)]
+    ("kind", "oracle"),
+    [("cosine", get_cosine_schedule_with_warmup), ("linear", get_linear_schedule_with_warmup)],
 )
 def test_schedules_are_transformers(kind, oracle):
     optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)

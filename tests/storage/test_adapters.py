@@ -117,7 +117,11 @@ def test_a_sweep_leaves_what_rows_need_and_what_was_just_put(registry):
         for name in ("state", "orphan"):
             (staging / name).write_text(name)
         state, orphan = (registry.blobs.put(staging / name) for name in ("state", "orphan"))
-    registry.save(Checkpoint(run_id=1, step=1, adapter_digest=needed.digest, state_digest=state, size_bytes=1, seconds=1))
+    registry.save(
+        Checkpoint(
+            run_id=1, step=1, adapter_digest=needed.digest, state_digest=state, size_bytes=1, seconds=1
+        )
+    )
     assert registry.sweep() == 0
     assert orphan in registry.blobs.digests()
     assert registry.sweep(0) == len("orphan")
@@ -210,7 +214,11 @@ def test_kills_around_publish_delete_and_sweep_lose_nothing_and_leave_nothing(tm
 def test_every_flipped_bit_of_a_blob_is_found(registry, where):
     with registry.blobs.staging() as staging:
         (staging / "single").write_bytes(random.Random(0).randbytes(3000))
-        digest = registry.blobs.put(staging / "single") if where == "single" else stored(registry, "x", "content " * 300).digest
+        digest = (
+            registry.blobs.put(staging / "single")
+            if where == "single"
+            else stored(registry, "x", "content " * 300).digest
+        )
     path = registry.blobs.path(digest)
     file, chance = (path if where == "single" else path / where), random.Random(2)
     for _ in range(100):

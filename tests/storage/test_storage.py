@@ -29,24 +29,59 @@ def registry(tmp_path):
 
 def base(name="llama", fingerprint="f" * 64):
     return Base(
-        name=name, fingerprint=fingerprint, stat_key="", tokenizer_hash="", template_hash="", architecture="Llama", parameters=1,
-        dtype="f32", context_length=8, layers=1, hidden_size=1, vocab_size=1, has_chat_template=True, size_bytes=1,
-        source="folder", origin="x", folder="x", owned=False,
-    )  # fmt: skip
+        name=name,
+        fingerprint=fingerprint,
+        stat_key="",
+        tokenizer_hash="",
+        template_hash="",
+        architecture="Llama",
+        parameters=1,
+        dtype="f32",
+        context_length=8,
+        layers=1,
+        hidden_size=1,
+        vocab_size=1,
+        has_chat_template=True,
+        size_bytes=1,
+        source="folder",
+        origin="x",
+        folder="x",
+        owned=False,
+    )
 
 
 def dataset(name="data", digest="d" * 64):
-    return Dataset(name=name, format="messages", reason="", rows=1, digest=digest, size_bytes=1, source_name="x")
+    return Dataset(
+        name=name, format="messages", reason="", rows=1, digest=digest, size_bytes=1, source_name="x"
+    )
 
 
 def adapter(name="a", digest="e" * 64):
-    return Adapter(name=name, base_name="llama", base_fingerprint="f" * 64, source="trained", rank=4, alpha=8,
-                   target_modules="q_proj", parameters=1, digest=digest, size_bytes=1)  # fmt: skip
+    return Adapter(
+        name=name,
+        base_name="llama",
+        base_fingerprint="f" * 64,
+        source="trained",
+        rank=4,
+        alpha=8,
+        target_modules="q_proj",
+        parameters=1,
+        digest=digest,
+        size_bytes=1,
+    )
 
 
 def run(name="run", state="queued", base_id=1, dataset_id=1):
-    return Run(name=name, base_id=base_id, base_name="llama", base_fingerprint="f" * 64, dataset_id=dataset_id,
-               dataset_name="data", dataset_digest="d" * 64, state=state)  # fmt: skip
+    return Run(
+        name=name,
+        base_id=base_id,
+        base_name="llama",
+        base_fingerprint="f" * 64,
+        dataset_id=dataset_id,
+        dataset_name="data",
+        dataset_digest="d" * 64,
+        state=state,
+    )
 
 
 def queue(registry, one, **options):
@@ -60,7 +95,9 @@ def test_names_that_cannot_be_shown_are_refused(name):
         clean_name(name, "adapter")
 
 
-@pytest.mark.parametrize("name", ["../../x", "名前", "👩‍🚀 one", "Captain's log (sample)", "<b>bold</b>", "C:\\x"])
+@pytest.mark.parametrize(
+    "name", ["../../x", "名前", "👩‍🚀 one", "Captain's log (sample)", "<b>bold</b>", "C:\\x"]
+)
 def test_any_other_name_is_kept_as_it_is(registry, name):
     registry.add(adapter(name))
     assert registry.find(Adapter, name).name == name
@@ -68,7 +105,9 @@ def test_any_other_name_is_kept_as_it_is(registry, name):
 
 def test_a_name_is_found_however_its_accents_are_written(registry):
     registry.add(adapter("cafe\u0301"))
-    assert registry.find(Adapter, "cafe\u0301").name == registry.find(Adapter, "caf\u00e9").name == "caf\u00e9"
+    assert (
+        registry.find(Adapter, "cafe\u0301").name == registry.find(Adapter, "caf\u00e9").name == "caf\u00e9"
+    )
 
 
 def test_a_waiting_run_is_claimed_once_and_not_after_it_was_stopped(registry):
@@ -162,7 +201,12 @@ def test_interrupting_touches_only_what_was_under_way(registry):
     for name, state in (("a", "queued"), ("b", "preparing"), ("c", "running"), ("d", "finished")):
         queue(registry, run(name, state))
     assert registry.interrupt_runs("killed") == [2, 3]
-    assert [one.state for one in reversed(registry.all(Run))] == ["queued", "interrupted", "interrupted", "finished"]
+    assert [one.state for one in reversed(registry.all(Run))] == [
+        "queued",
+        "interrupted",
+        "interrupted",
+        "finished",
+    ]
     assert (registry.notes(2)[-1].text, registry.notes(2)[-1].kind) == ("Interrupted: killed", "state")
 
 
@@ -216,7 +260,9 @@ def test_removing_a_chat_removes_its_messages(registry):
 
 def test_writers_wait_for_each_other(tmp_path):
     """Two connections that both read and then write: each gets its turn, and no number is lost."""
-    databases = [Registry(Database(tmp_path / "registry.db"), BlobStore(tmp_path / "blobs")) for _ in range(2)]
+    databases = [
+        Registry(Database(tmp_path / "registry.db"), BlobStore(tmp_path / "blobs")) for _ in range(2)
+    ]
     queue(databases[0], run())
 
     def work(registry):
@@ -264,7 +310,9 @@ def test_the_migrated_schema_is_the_models(tmp_path):
     with database.reading() as session:
         found = inspect(session.connection())
         for name, table in SQLModel.metadata.tables.items():
-            assert {column["name"] for column in found.get_columns(name)} == {column.name for column in table.columns}, name
+            assert {column["name"] for column in found.get_columns(name)} == {
+                column.name for column in table.columns
+            }, name
     database.close()
 
 
@@ -291,18 +339,24 @@ def test_an_older_schema_is_backed_up_before_it_is_migrated(tmp_path, monkeypatc
 
 
 _OF_THE_FIRST = {
-    "run": "(name, base_id, base_name, base_fingerprint, dataset_id, dataset_name, dataset_digest, config, state, reason,"
+    "run": "(name, base_id, base_name, base_fingerprint, dataset_id, dataset_name, dataset_digest, "
+    "config, state, reason,"
     " stop_requested, details, created) values (?, 1, 'b', 'f', 1, 'd', 'd', ?, ?, '', 0, '{}', 1)",
     "point": "(run_id, step, loss, at) values (1, 1, 2.5, 1)",
     "dataset": "(name, format, reason, rows, digest, size_bytes, source_name, preview, created)"
     " values ('mine', 'text', 'r', 7, 'dddd', 1, 'x', '[]', 5)",
-    "adapter": "(name, base_name, base_fingerprint, dataset_name, source, rank, alpha, target_modules, parameters, digest,"
-    " size_bytes, config, created) values ('old one', 'b', 'f', 'd', 'trained', 4, 8, 'q', 1, 'eeee', 1, '{}', 1)",
-    "base": "(name, fingerprint, stat_key, tokenizer_hash, template_hash, architecture, parameters, dtype, context_length,"
-    " layers, hidden_size, vocab_size, has_chat_template, size_bytes, licence, source, origin, folder, owned, layer_shapes,"
+    "adapter": "(name, base_name, base_fingerprint, dataset_name, source, rank, alpha, target_modules, "
+    "parameters, digest,"
+    " size_bytes, config, created) values ('old one', 'b', 'f', 'd', 'trained', 4, 8, 'q', 1, 'eeee', "
+    "1, '{}', 1)",
+    "base": "(name, fingerprint, stat_key, tokenizer_hash, template_hash, architecture, parameters, "
+    "dtype, context_length,"
+    " layers, hidden_size, vocab_size, has_chat_template, size_bytes, licence, source, origin, folder, "
+    "owned, layer_shapes,"
     " created)"
     " values ('b', 'f', '', '', '', 'L', 1, 'f32', 1, 1, 1, 1, 0, 1, '', 'folder', '', '/x', 0, '{}', 1)",
-    "export": '(adapter_name, adapter_digest, base_name, folder, size_bytes, passed, sentence, "check", created)'
+    "export": "(adapter_name, adapter_digest, base_name, folder, size_bytes, passed, sentence, "
+    '"check", created)'
     " values ('old one', 'eeee', 'b', '/y', 1, ?, 's', '{}', 1)",
     "note": "(run_id, text, at) values (1, 'said', 1)",
 }
@@ -334,23 +388,36 @@ def test_a_registry_of_every_earlier_version_keeps_what_is_in_it(tmp_path, monke
             connection.close()
     registry = Registry(Database(path), BlobStore(tmp_path / "blobs"))
     assert len(list(tmp_path.glob("registry-before-*.db"))) == (1 if newest == _VERSIONS[0] else 2)
-    assert (registry.get(Run, 1).name, registry.get(Run, 1).sweep, registry.get(Run, 1).position) == ("old", "", 1.0)
+    assert (registry.get(Run, 1).name, registry.get(Run, 1).sweep, registry.get(Run, 1).position) == (
+        "old",
+        "",
+        1.0,
+    )
     assert registry.last_point(1).loss == 2.5
     assert registry.notes(1)[0].text == "said"
     assert registry.get(Run, 2).config == {"train": {"seed": 1}}
     mine = registry.find(Dataset, "mine")
     assert (mine.version, mine.rows_digest, mine.faulty_rows, mine.mapping) == (1, "dddd", 0, {})
-    assert [(one.number, one.digest, one.rows, one.change) for one in registry.versions(mine.id)] == [(1, "dddd", 7, "imported")]
+    assert [(one.number, one.digest, one.rows, one.change) for one in registry.versions(mine.id)] == [
+        (1, "dddd", 7, "imported")
+    ]
     old = registry.find(Adapter, "old one")
     assert (old.parents, old.starred, old.deleted, old.tags, old.tokenizer_hash) == ([], False, None, "", "")
     assert registry.find(Base, "b").merged == {}
-    assert [(one.format, one.verdict) for one in registry.all(Export)] == [("safetensors", "failed"), ("safetensors", "passed")]
+    assert [(one.format, one.verdict) for one in registry.all(Export)] == [
+        ("safetensors", "failed"),
+        ("safetensors", "passed"),
+    ]
     registry.database.close()
 
 
 def test_the_runs_of_a_sweep_are_taken_together_and_queued_all_or_none(registry):
-    registry.queue_runs([Run(**{**run(name).model_dump(), "sweep": sweep}) for name, sweep in
-                         (("a", "s"), ("x", ""), ("b", "s"), ("c", "s"))])  # fmt: skip
+    registry.queue_runs(
+        [
+            Run(**{**run(name).model_dump(), "sweep": sweep})
+            for name, sweep in (("a", "s"), ("x", ""), ("b", "s"), ("c", "s"))
+        ]
+    )
     registry.update_run(4, state="running")
     assert [one.name for one in registry.next_queued()] == ["a", "b"]
     for run_id in (1, 3):
@@ -383,9 +450,18 @@ def test_a_backup_is_a_whole_registry(registry, tmp_path):
 
 @pytest.mark.parametrize(
     ("version", "safe"),
-    [((3, 40, 1), False), ((3, 44, 5), False), ((3, 44, 6), True), ((3, 50, 6), False), ((3, 50, 7), True),
-     ((3, 51, 2), False), ((3, 51, 3), True), ((3, 52, 0), True), ((4, 0, 0), True)],
-)  # fmt: skip
+    [
+        ((3, 40, 1), False),
+        ((3, 44, 5), False),
+        ((3, 44, 6), True),
+        ((3, 50, 6), False),
+        ((3, 50, 7), True),
+        ((3, 51, 2), False),
+        ((3, 51, 3), True),
+        ((3, 52, 0), True),
+        ((4, 0, 0), True),
+    ],
+)
 def test_wal_only_where_its_reset_is_fixed(version, safe):
     assert wal_is_safe(version) == safe
 

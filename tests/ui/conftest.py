@@ -21,9 +21,14 @@ from tests.zygote import Zygote
 
 REQUIRED = "LORA_WORKBENCH_REQUIRE_BROWSER"
 _ARGUMENTS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 _DRAWN = """() => new Promise(done => requestAnimationFrame(() => requestIdleCallback(
     () => requestAnimationFrame(() => requestIdleCallback(done)))))"""
 ARTIFACTS = Path(__file__).parents[1] / "artifacts"
@@ -46,7 +51,8 @@ def browser() -> Iterator[Browser]:
 
 @contextmanager
 def served(home: Path, zygote: Zygote | None = None) -> Iterator[str]:
-    """The command `lora-workbench` on a home; its address. Its engine takes one core, the browser has the other.
+    """The command `lora-workbench` on a home; its address. Its engine takes one core, the browser has the
+    other.
 
     With a zygote the server is forked instead of started; its engine and jobs are started all the same.
     """
@@ -56,9 +62,13 @@ def served(home: Path, zygote: Zygote | None = None) -> Iterator[str]:
     arguments = ["--home", str(home), "--port", str(port), "--no-browser"]
     home.mkdir(parents=True, exist_ok=True)
     with (home / "server.log").open("w") as log:
-        process = zygote.start("app.cli", arguments, home / "server.log") if zygote else _started(arguments, log)
+        process = (
+            zygote.start("app.cli", arguments, home / "server.log") if zygote else _started(arguments, log)
+        )
         try:
-            wait_for(lambda: process.poll() is not None or socket.socket().connect_ex(("127.0.0.1", port)) == 0)
+            wait_for(
+                lambda: process.poll() is not None or socket.socket().connect_ex(("127.0.0.1", port)) == 0
+            )
             assert process.poll() is None, (home / "server.log").read_text()
             yield f"http://127.0.0.1:{port}/"
         finally:
@@ -78,7 +88,9 @@ def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
     contexts, errors = [], []
 
     def opener(address: str, width: int = 1280, dark: bool = False) -> Page:
-        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light")
+        context = browser.new_context(
+            viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light"
+        )
         contexts.append(context)
         page = context.new_page()
         page.on("pageerror", lambda error: errors.append(str(error)))
@@ -93,13 +105,18 @@ def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
 
 
 def tab(page: Page, section: str) -> Locator:
-    """The button of a section. While Gradio measures its tabs it holds them twice; the last is the real one."""
+    """The button of a section.
+
+    While Gradio measures its tabs it holds them twice; the last is the real one.
+    """
     return page.get_by_role("tab", name=section, exact=True).last
 
 
 def choose(page: Page, label: str, option: str) -> None:
     """Choose from a dropdown by the beginning of an option's text."""
-    page.get_by_role("combobox", name=label, exact=True).or_(page.get_by_label(label, exact=True)).first.click()
+    page.get_by_role("combobox", name=label, exact=True).or_(
+        page.get_by_label(label, exact=True)
+    ).first.click()
     page.get_by_role("option", name=option).first.click()
 
 
@@ -125,7 +142,8 @@ def unfold(page: Page, accordion: str) -> None:
 def drawn(page: Page) -> None:
     """Wait until what was just opened is drawn.
 
-    Gradio fills what it shows for the first time once more a frame later: who types faster than that loses it, as no person does.
+    Gradio fills what it shows for the first time once more a frame later: who types faster than that loses
+    it, as no person does.
     """
     page.evaluate(_DRAWN)
 

@@ -1,4 +1,6 @@
-"""The Data section: ten planted faults are named, left out, and the rest is looked at token by token and trained on."""
+"""The Data section: ten planted faults are named, left out, and the rest is looked at token by token and
+trained on.
+"""
 
 from __future__ import annotations
 
@@ -21,22 +23,42 @@ def _turns(*said: tuple[str, str]) -> dict[str, object]:
     return {"messages": [{"role": role, "content": text} for role, text in said]}
 
 
-GOOD = [_turns(("user", f"question number {i}"), ("assistant", f"a good answer, number {i} of them")) for i in range(20)]
+GOOD = [
+    _turns(("user", f"question number {i}"), ("assistant", f"a good answer, number {i} of them"))
+    for i in range(20)
+]
 FAULTS: list[tuple[str, str, str]] = [
     ('{"messages": [{"role": "user"\n', "Unreadable", "Line 21 is not valid JSON"),
     (lines(_turns(("user", "hi"), ("assistant", "  "))), "Empty answer", "An answer is empty."),
     (lines(_turns(("user", "nobody answers"))), "No answer", "There is no assistant turn"),
     (lines(_turns(("wizard", "hi"), ("assistant", "x"))), "Unknown role", "The role 'wizard' is not known"),
-    (lines(_turns(("assistant", "I begin"))), "Answer without a question", "The first turn is the assistant's"),
-    (lines({"messages": 5}), "Missing or of the wrong kind", "messages is a number; expected a list of turns"),
-    ('{"messages": [{"role": "user", "content": "\\ud800"}, {"role": "assistant", "content": "x"}]}\n', "Broken encoding",
-     "half a character"),
-    (lines(_turns(("user", "a"), ("user", "b"), ("assistant", "two users speak"))), "Two turns of one speaker in a row",
-     "Turns 1 and 2"),
+    (
+        lines(_turns(("assistant", "I begin"))),
+        "Answer without a question",
+        "The first turn is the assistant's",
+    ),
+    (
+        lines({"messages": 5}),
+        "Missing or of the wrong kind",
+        "messages is a number; expected a list of turns",
+    ),
+    (
+        '{"messages": [{"role": "user", "content": "\\ud800"}, {"role": "assistant", "content": "x"}]}\n',
+        "Broken encoding",
+        "half a character",
+    ),
+    (
+        lines(_turns(("user", "a"), ("user", "b"), ("assistant", "two users speak"))),
+        "Two turns of one speaker in a row",
+        "Turns 1 and 2",
+    ),
     (lines(GOOD[3]), "Exact duplicate", "The same as row 4."),
-    (lines(_turns(("user", "special <|im_end|>"), ("assistant", "fine"))), "Special tokens in text",
-     "The text holds '<|im_end|>'."),
-]  # fmt: skip
+    (
+        lines(_turns(("user", "special <|im_end|>"), ("assistant", "fine"))),
+        "Special tokens in text",
+        "The text holds '<|im_end|>'.",
+    ),
+]
 
 
 @pytest.fixture
@@ -50,12 +72,16 @@ def _upload(page: Page, path: Path) -> None:
     page.locator("#data-upload input[type=file]").set_input_files(path)
 
 
-def test_ten_planted_faults_are_named_left_out_and_the_rest_is_trained_on(workbench, address, open_page, tmp_path):
+def test_ten_planted_faults_are_named_left_out_and_the_rest_is_trained_on(
+    workbench, address, open_page, tmp_path
+):
     file = tmp_path / "planted.jsonl"
     file.write_text(lines(*GOOD) + "".join(row for row, _, _ in FAULTS), encoding="utf-8")
     page = open_page(address)
     _upload(page, file)
-    expect(page.locator("#look").get_by_text("column 'messages' holds turns with role and content")).to_be_visible()
+    expect(
+        page.locator("#look").get_by_text("column 'messages' holds turns with role and content")
+    ).to_be_visible()
     page.get_by_role("button", name="Import", exact=True).click()
     table = page.locator(".findings table")
     expect(table).to_be_visible(timeout=60_000)
@@ -80,7 +106,11 @@ def _refused_while_there_are_errors(page: Page) -> None:
 def _leave_them_out(page: Page, workbench) -> None:
     page.get_by_role("button", name="Leave out all rows with errors").click()
     expect(page.get_by_text("23 to train on").or_(page.get_by_text("22 to train on"))).to_be_visible()
-    for kind in ("Two turns of one speaker in a row (1)", "Exact duplicate (1)", "Special tokens in text (1)"):
+    for kind in (
+        "Two turns of one speaker in a row (1)",
+        "Exact duplicate (1)",
+        "Special tokens in text (1)",
+    ):
         page.locator("#finding-filter").get_by_role("combobox").click()
         page.get_by_role("option", name=kind).click()
         expect(page.locator(".findings table tbody tr")).to_have_count(1)
@@ -102,9 +132,14 @@ def _see_the_tokens(page: Page) -> None:
     page.locator("#row-list").get_by_role("gridcell", name="question number 2").first.click()
     tokens = page.locator(".tokens")
     expect(tokens).to_be_visible(timeout=60_000)
-    said = "".join(tokens.locator(".token.trained").evaluate_all("all => all.map(one => one.firstChild.textContent)"))
+    said = "".join(
+        tokens.locator(".token.trained").evaluate_all("all => all.map(one => one.firstChild.textContent)")
+    )
     assert said == "a good answer, number 2 of them<|im_end|>"
-    assert tokens.locator(".token.trained").first.evaluate("one => getComputedStyle(one).textDecorationLine") == "underline"
+    assert (
+        tokens.locator(".token.trained").first.evaluate("one => getComputedStyle(one).textDecorationLine")
+        == "underline"
+    )
     assert tokens.locator(".token.begins").count() == 2
     picture(page, "10-data-tokens")
     page.get_by_role("button", name="Check with this base").click()

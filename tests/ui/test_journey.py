@@ -31,7 +31,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_from_nothing_to_a_checked_export(home, open_page, tmp_path):
-    rows = (resources.files("assets") / "captain_conversations.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = (
+        (resources.files("assets") / "captain_conversations.jsonl").read_text(encoding="utf-8").splitlines()
+    )
     upload = tmp_path / "captain.jsonl"
     upload.write_text("\n".join(rows[:40]), encoding="utf-8")
     with served(home) as address:
@@ -76,17 +78,23 @@ def train_and_reload(page: Page) -> None:
     expect(page.get_by_label("Rank (r)")).to_have_value("8")
     expect(page.get_by_text("2,442,240 in 210 layers")).to_be_visible()
     page.get_by_role("button", name="Start training").click()
-    page.wait_for_function("Number(document.querySelector('.curve-plot')?.dataset.points) >= 2", timeout=2 * MINUTES)
+    page.wait_for_function(
+        "Number(document.querySelector('.curve-plot')?.dataset.points) >= 2", timeout=2 * MINUTES
+    )
     node = page.locator(".curve-plot").element_handle()
     seen = points_on(page)
-    page.wait_for_function("before => Number(document.querySelector('.curve-plot').dataset.points) > before", arg=seen)
+    page.wait_for_function(
+        "before => Number(document.querySelector('.curve-plot').dataset.points) > before", arg=seen
+    )
     assert node.evaluate("node => node === document.querySelector('.curve-plot')"), "the chart was rebuilt"
     picture(page, "4-train-running")
     seen = points_on(page)
     page.reload()
     ready(page)
     expect(tab(page, "Train")).to_have_attribute("aria-selected", "true")
-    page.wait_for_function("before => Number(document.querySelector('.curve-plot')?.dataset.points) >= before", arg=seen)
+    page.wait_for_function(
+        "before => Number(document.querySelector('.curve-plot')?.dataset.points) >= before", arg=seen
+    )
     expect(page.locator(".curve-plot .scatterlayer .trace").nth(1)).to_be_attached()
     expect(page.locator(".curve-state", has_text="Running")).to_be_visible()
     expect(page.locator(".curve-state", has_text="Finished")).to_be_visible(timeout=5 * MINUTES)
@@ -95,7 +103,9 @@ def train_and_reload(page: Page) -> None:
 
 def chat_side_by_side(page: Page) -> None:
     go_to(page, "Playground")
-    expect(page.locator(".chats").get_by_text("captain", exact=True)).to_be_visible()  # the new adapter has its place
+    expect(
+        page.locator(".chats").get_by_text("captain", exact=True)
+    ).to_be_visible()  # the new adapter has its place
     unfold(page, "Sampling")
     page.get_by_label("Temperature", exact=False).fill("0")
     page.get_by_label("Max tokens").fill("40")
@@ -135,8 +145,11 @@ def workbench(home: Path):
 
 def _logits(model, tokenizer):
     ids = tokenizer.apply_chat_template(
-        [{"role": "user", "content": PROMPT}], add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )["input_ids"]  # fmt: skip
+        [{"role": "user", "content": PROMPT}],
+        add_generation_prompt=True,
+        return_tensors="pt",
+        return_dict=True,
+    )["input_ids"]
     with torch.no_grad():
         return model(input_ids=ids).logits.float()
 
@@ -163,8 +176,11 @@ def test_the_export_answers_in_the_trained_style(workbench):
     tokenizer = AutoTokenizer.from_pretrained(export.folder)
     model = AutoModelForCausalLM.from_pretrained(export.folder)
     prompt = tokenizer.apply_chat_template(
-        [{"role": "user", "content": PROMPT}], add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )  # fmt: skip
+        [{"role": "user", "content": PROMPT}],
+        add_generation_prompt=True,
+        return_tensors="pt",
+        return_dict=True,
+    )
     ids = model.generate(**prompt, max_new_tokens=40, do_sample=False)[0, prompt["input_ids"].shape[1] :]
     assert tokenizer.decode(ids).startswith("Ahoy!")
     base = workbench.registry.find(Base, "SmolLM2-135M-Instruct")

@@ -33,7 +33,8 @@ def _look_at_all(page, width, dark):
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), section
         spilling = page.evaluate(
             "[...document.querySelectorAll('.card, .facts dt, .facts dd, #masthead, .job')]"
-            ".filter(one => one.offsetParent && one.scrollWidth > one.clientWidth + 1).map(one => one.outerHTML.slice(0, 200))"
+            ".filter(one => one.offsetParent && one.scrollWidth > one.clientWidth + 1).map(one => "
+            "one.outerHTML.slice(0, 200))"
         )
         assert spilling == [], section
         picture(page, f"full-{section.lower()}-{width}-{'dark' if dark else 'light'}")
@@ -61,7 +62,9 @@ def test_refusals_are_sentences_and_markup_in_them_is_text(address, open_page, t
     go_to(page, "Data")
     page.locator("#data-upload input[type=file]").set_input_files(bad)
     page.get_by_role("button", name="Import", exact=True).click()
-    expect(page.get_by_test_id("toast-body").filter(has_text="Line 1 is not valid JSON").first).to_be_visible()
+    expect(
+        page.get_by_test_id("toast-body").filter(has_text="Line 1 is not valid JSON").first
+    ).to_be_visible()
     assert page.locator(".toast-body img[src=x], .toast-wrap img[src=x]").count() == 0
     go_to(page, "Train")
     page.get_by_label("Rank (r)").fill("0")
@@ -72,7 +75,10 @@ def test_refusals_are_sentences_and_markup_in_them_is_text(address, open_page, t
 
 def test_data_with_markup_is_shown_as_text(workbench, address, open_page, tmp_path):
     path = tmp_path / "evil.jsonl"
-    path.write_text('{"prompt": "<img src=x onerror=window.hacked=1>", "completion": "<script>window.hacked=1</script>"}\n')
+    path.write_text(
+        '{"prompt": "<img src=x onerror=window.hacked=1>", "completion": '
+        '"<script>window.hacked=1</script>"}\n'
+    )
     workbench.datasets.add(path, "<b onmouseover=alert(1)>evil</b>")
     page = open_page(address)
     go_to(page, "Data")
@@ -132,7 +138,9 @@ def test_a_sweep_is_typed_planned_and_trained_at_once(workbench, address, open_p
     page.get_by_role("button", name="Start training").click()
     expect(page.locator("#masthead", has_text="4 adapters at once")).to_be_visible(timeout=60_000)
     runs = workbench.registry.active_runs()
-    assert {run.name for run in runs} == {f"data rank={rank} seed={seed}" for rank in (2, 4) for seed in (1, 2)}
+    assert {run.name for run in runs} == {
+        f"data rank={rank} seed={seed}" for rank in (2, 4) for seed in (1, 2)
+    }
     for run in runs:
         workbench.runs.stop(run.id)
     states = {run.state for run in workbench.wait_runs([run.id for run in runs])}
@@ -144,7 +152,9 @@ def test_a_killed_engine_leaves_the_page_alive_and_says_so(workbench, address, o
 
     page = open_page(address)
     go_to(page, "Train")
-    wait_for(workbench.engine.status)  # the page's own engine; a second one starting now would take over from it
+    wait_for(
+        workbench.engine.status
+    )  # the page's own engine; a second one starting now would take over from it
     run = workbench.training.start("llama", "data", {**QUICK, "max_steps": 5000}, "doomed")
     wait_for(lambda: workbench.registry.last_point(run.id))
     psutil.Process(workbench.engine.status()["pid"]).kill()
@@ -161,7 +171,9 @@ def test_the_curve_keeps_its_zoom_while_it_grows(workbench, address, open_page):
     page.wait_for_function("Number(document.querySelector('.curve-plot')?.dataset.points) > 5")
     page.evaluate("Plotly.relayout(document.querySelector('.curve-plot'), {'xaxis.range': [1, 4]})")
     seen = page.evaluate("Number(document.querySelector('.curve-plot').dataset.points)")
-    page.wait_for_function("seen => Number(document.querySelector('.curve-plot').dataset.points) > seen + 5", arg=seen)
+    page.wait_for_function(
+        "seen => Number(document.querySelector('.curve-plot').dataset.points) > seen + 5", arg=seen
+    )
     assert page.evaluate("document.querySelector('.curve-plot').layout.xaxis.range") == [1, 4]
     page.get_by_label("Log scale").check()
     assert page.evaluate("document.querySelector('.curve-plot').layout.yaxis.type") == "log"

@@ -23,7 +23,9 @@ def address(workbench, zygote):
         yield found
 
 
-def test_import_combine_resize_merge_and_a_bundle_for_ollama(workbench, trained, address, open_page, tiny_llama, tmp_path):
+def test_import_combine_resize_merge_and_a_bundle_for_ollama(
+    workbench, trained, address, open_page, tiny_llama, tmp_path
+):
     trained("here")
     new_peft(tiny_llama).save_pretrained(tmp_path / "theirs")
     page = open_page(address)
@@ -114,7 +116,9 @@ def test_many_adapters_are_searched_starred_deleted_and_brought_back(workbench, 
     page.get_by_role("button", name="Delete it").click()
     wait_for(lambda: "adapter 07" not in workbench.registry.names(Adapter))
     unfold(page, "Deleted adapters")
-    expect(page.get_by_role("combobox", name="Deleted", exact=True)).to_have_value(re.compile("adapter 07"), timeout=15_000)
+    expect(page.get_by_role("combobox", name="Deleted", exact=True)).to_have_value(
+        re.compile("adapter 07"), timeout=15_000
+    )
     page.get_by_role("button", name="Bring back").click()
     wait_for(lambda: "adapter 07" in workbench.registry.names(Adapter))
     assert workbench.registry.find(Adapter, "adapter 07").tags == "good, chat"

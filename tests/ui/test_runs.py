@@ -1,4 +1,6 @@
-"""Runs on the page: a queue, pausing, stopping, a sweep compared and talked to; reloads, two tabs and a killed engine."""
+"""Runs on the page: a queue, pausing, stopping, a sweep compared and talked to; reloads, two tabs and a
+killed engine.
+"""
 
 from __future__ import annotations
 
@@ -33,13 +35,21 @@ def _state(page, word):
     expect(page.locator(".curve-state", has_text=word)).to_be_visible(timeout=90_000)
 
 
-def test_three_queued_one_paused_one_stopped_a_sweep_compared_and_the_best_talked_to(workbench, address, open_page):
+def test_three_queued_one_paused_one_stopped_a_sweep_compared_and_the_best_talked_to(
+    workbench, address, open_page
+):
     page = open_page(address)
     go_to(page, "Train")
     unfold(page, "More options")
     _fill(
         page,
-        **{"Learning rate": "0.01", "Max steps": "1500", "Micro-batch size": "2", "Gradient accumulation": "1", "Rank (r)": "2"},
+        **{
+            "Learning rate": "0.01",
+            "Max steps": "1500",
+            "Micro-batch size": "2",
+            "Gradient accumulation": "1",
+            "Rank (r)": "2",
+        },
     )
     for name in ("one", "two", "three"):
         page.get_by_label("Name of the adapter").fill(name)
@@ -65,7 +75,9 @@ def test_three_queued_one_paused_one_stopped_a_sweep_compared_and_the_best_talke
     workbench.runs.stop(2)
     choose(page, "Run", "1 · one")
     _state(page, "Finished")
-    page.wait_for_function("() => document.querySelector('.curve-plot').dataset.points === '1500'", timeout=30_000)
+    page.wait_for_function(
+        "() => document.querySelector('.curve-plot').dataset.points === '1500'", timeout=30_000
+    )
     assert page.evaluate(PLOTTED) == list(range(1, 1501))
     assert {run.name: run.state for run in workbench.registry.all(Run)} == {
         "one": "finished",
@@ -120,9 +132,19 @@ def test_reloads_two_tabs_and_a_killed_engine_lose_and_double_no_point(workbench
 
 
 def test_samples_log_table_and_overlay_are_shown(workbench, address, open_page):
-    options = {**QUICK, "max_steps": 20, "eval_steps": 5, "save_steps": 5, "sample_prompts": "hello", "sample_tokens": 6}
+    options = {
+        **QUICK,
+        "max_steps": 20,
+        "eval_steps": 5,
+        "save_steps": 5,
+        "sample_prompts": "hello",
+        "sample_tokens": 6,
+    }
     for name in ("first", "second"):
-        assert workbench.wait_run(workbench.training.start("llama", "data", options, name).id).state == "finished"
+        assert (
+            workbench.wait_run(workbench.training.start("llama", "data", options, name).id).state
+            == "finished"
+        )
     page = open_page(address)
     go_to(page, "Train")
     _state(page, "Finished")

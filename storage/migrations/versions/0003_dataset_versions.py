@@ -1,4 +1,6 @@
-"""Data sets have versions; a base without a chat template has a chosen one; the split belongs to the data set"""
+"""Data sets have versions; a base without a chat template has a chosen one;
+the split belongs to the data set
+"""
 
 import json
 
@@ -57,5 +59,6 @@ def _drop_validation_share() -> None:
         config = json.loads(stored)
         config.get("train", {}).pop("validation_share", None)
         connection.execute(
-            sa.text("UPDATE run SET config = :config WHERE id = :id"), {"config": json.dumps(config), "id": run_id}
+            sa.text("UPDATE run SET config = :config WHERE id = :id"),
+            {"config": json.dumps(config), "id": run_id},
         )

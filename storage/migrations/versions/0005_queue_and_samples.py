@@ -48,5 +48,6 @@ def _drop_validation_share() -> None:
         config = json.loads(stored)
         if config.get("train", {}).pop("validation_share", None) is not None:
             connection.execute(
-                sa.text("UPDATE run SET config = :config WHERE id = :id"), {"config": json.dumps(config), "id": run_id}
+                sa.text("UPDATE run SET config = :config WHERE id = :id"),
+                {"config": json.dumps(config), "id": run_id},
             )
