@@ -11,17 +11,16 @@ from pathlib import Path
 import torch
 import transformers
 
-from core.base_model.fingerprint import Manifest, manifest, stat_key
-from core.base_model.identity import difference
 from core.base_model.load import ResidentBase, best_device, load_base
+from core.base_model.source import BaseSource, check_unchanged
 from core.config import GenerationConfig
 from core.data.formats import Message
-from core.errors import InvalidModel, WorkbenchError, WrongBase
+from core.errors import WorkbenchError, WrongBase
 from core.generate.decode import Decoder, RowRequest
 from core.generate.one_token import StatePool
 from core.lora.adapter import AdapterWeights
-from core.lora.inject import AdapterBank
-from core.lora.peft_format import load_adapter
+from core.lora.bank import AdapterBank
+from core.lora.peft.files import load_adapter
 from core.train.group import TrainingGroup
 from core.train.hardware import matmul_rate
 from core.train.preflight import Preflight, measure
@@ -29,20 +28,6 @@ from core.train.run import RunRequest
 
 ADAPTER_SLOTS = 8  # adapters kept ready beside the base; slot 0 is the plain base
 _FIRST_RANK = 16
-
-
-@dataclass(frozen=True)
-class BaseSource:
-    """A base model to make resident: where it lies and what it must be."""
-
-    name: str
-    folder: Path
-    fingerprint: str
-    stat_key: str
-    template: str = ""
-    """The known chat template chosen for a base that has none of its own."""
-    manifest: Manifest | None = None
-    """What its fingerprint was taken over, to say what has changed."""
 
 
 @dataclass(frozen=True)
@@ -214,26 +199,6 @@ class Engine:
                 f"{self.base.name} is {doing} right now and only one base model is resident at a time; "
                 f"{source.name} can be used when that ends."
             )
-
-
-def check_unchanged(source: BaseSource, afresh: bool = False) -> None:
-    """Raise WrongBase, saying what differs, if the files of `source` are no longer those its fingerprint was
-    taken from.
-
-    Files that nobody has touched since are not read again, unless `afresh` asks for it.
-    """
-    if not source.folder.is_dir():
-        raise InvalidModel(f"The files of {source.name} are gone from {source.folder}; add the model again.")
-    if not afresh and stat_key(source.folder) == source.stat_key:
-        return
-    found = manifest(source.folder)
-    if found.fingerprint != source.fingerprint:
-        what = f" {difference(source.manifest, found).sentence}" if source.manifest else ""
-        raise WrongBase(
-            f"The files of {source.name} in {source.folder} have changed since it was added: its "
-            f"adapters no longer fit.{what} "
-            "Restore them, or add the folder again as another model."
-        )
 
 
 def require_same_base(adapter: AdapterSource, base: BaseSource) -> None:

@@ -11,13 +11,13 @@ from sqlalchemy import delete, func, update
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, SQLModel, col, select
 
-from storage.adapter_rows import AdapterRows
+from storage.adapters import AdapterRows
 from storage.blobs import BlobStore
 from storage.database import Database
 from storage.errors import InUse, NameTaken, NotFound
-from storage.measurement_rows import MeasurementRows
+from storage.measurements import MeasurementRows
 from storage.names import clean_name
-from storage.run_rows import RunRows
+from storage.runs import RunRows
 from storage.tables import (
     ACTIVE_STATES,
     FAILED,

@@ -6,6 +6,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from setuptools import find_packages
 
 ROOT = Path(__file__).parents[1]
 FORBIDDEN = {
@@ -32,17 +33,18 @@ def test_imports_run_in_the_right_direction(package):
 
 def test_only_the_engine_and_jobs_import_torch_in_app():
     users = {path.name for path in (ROOT / "app").rglob("*.py") if "torch" in set(_imports(path))}
-    assert users == {"engine_process.py"}
+    assert users == {"process.py"}
 
 
-def test_every_package_is_shipped():
-    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
-    found = {
+def test_every_folder_with_code_is_a_package_and_shipped():
+    about = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]
+    shipped = set(find_packages(str(ROOT), include=about["include"]))
+    folders = {
         ".".join(path.parent.relative_to(ROOT).parts)
         for top in ("app", "core", "storage", "assets")
-        for path in (ROOT / top).rglob("__init__.py")
+        for path in (ROOT / top).rglob("*.py")
     }
-    assert listed == found
+    assert folders == shipped
 
 
 def test_the_readme_has_its_two_commands_and_the_ci_runs_the_second():

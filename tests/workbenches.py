@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from app.job_process import run_job
-from app.service import Workbench
-from app.settings import Settings, settings_for
+from app.jobs.process import run_job
+from app.service.workbench import Workbench
+from app.shared.settings import Settings, settings_for
 from storage.tables import Adapter, Job
 from tests.zygote import Zygote
 
 if TYPE_CHECKING:
-    from app.run_session import RunSession
+    from app.engine.session import RunSession
 
 ROWS = [
     {
@@ -102,7 +102,7 @@ def workbench(
 
     Its engines and jobs are forked; those of other processes are started as users' are.
     """
-    for starter in ("app.engine_client", "app.jobs"):
+    for starter in ("app.shared.engine_client", "app.service.jobs"):
         monkeypatch.setattr(f"{starter}.start_detached", zygote.start)
     found = Workbench(settings)
     do_job(found, "add_model", {"origin": str(tiny_llama), "name": "llama"})
@@ -124,7 +124,7 @@ def do_job(workbench: Workbench, kind: str, arguments: dict[str, object]) -> Job
 @pytest.fixture
 def checked_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exports are checked in this process too; the check's own process has tests of its own."""
-    from core.merge import check_process
+    from core.export import check_process
 
     monkeypatch.setattr(check_process, "ask_process", check_process.check)
 
@@ -132,7 +132,7 @@ def checked_here(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def trained(workbench: Workbench, tiny_llama: Path) -> Callable[[str], Adapter]:
     """A function that puts an adapter with random factors for "llama" into the registry."""
-    from core.lora.peft_format import save_adapter
+    from core.lora.peft.files import save_adapter
     from storage.tables import Base
     from tests.core.helpers import load, random_adapter
 
@@ -198,7 +198,7 @@ def session(workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> Callable[.
     """
     import torch
 
-    from app.run_session import RunSession
+    from app.engine.session import RunSession
     from core.engine import Engine
 
     monkeypatch.setattr(workbench.engine, "wake", lambda: None)

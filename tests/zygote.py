@@ -1,7 +1,7 @@
 """A process that has imported torch and Gradio once and forks an engine, a job or a server each time a test
 wants one.
 
-The workbench starts them with `python -m app.engine_process` and `python -m app.job_process`, users the
+The workbench starts them with `python -m app.engine.process` and `python -m app.jobs.process`, users the
 server with `lora-workbench`; here a child is forked that runs the same main(), which saves seconds a test.
 """
 
@@ -35,7 +35,7 @@ class Zygote:
         )
 
     def start(self, module: str, arguments: list[str], log: Path) -> Forked:
-        """As app.processes.start_detached."""
+        """As app.shared.processes.start_detached."""
         environment = {name: value for name, value in os.environ.items() if name.startswith("LORA_WORKBENCH")}
         question = {"module": module, "arguments": arguments, "log": str(log), "environment": environment}
         return Forked(self, self.ask(question)["pid"])

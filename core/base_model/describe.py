@@ -11,7 +11,7 @@ from core.base_model.files import read_json, weight_files
 from core.base_model.fingerprint import Manifest, ReportBytes, manifest, stat_key, text_hash, tokenizer_hash
 from core.base_model.templates import PLAIN, TEMPLATES
 from core.errors import InvalidModel
-from core.safetensors_file import read_header
+from core.files.safetensors_file import read_header
 
 _MOST_LAYERS = 10_000  # the layers are built to list them, so their number must be sane
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import InvalidModel
-from core.safetensors_file import read_header
+from core.files.safetensors_file import read_header
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 INDEX_NAME = "model.safetensors.index.json"

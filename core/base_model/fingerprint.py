@@ -20,7 +20,7 @@ from typing import Any
 
 from core.base_model.files import read_json, weight_files
 from core.errors import InvalidModel
-from core.safetensors_file import TensorEntry, read_header
+from core.files.safetensors_file import TensorEntry, read_header
 
 ARCHITECTURE_FIELDS = (
     "model_type",

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from core.errors import InvalidModel
 from core.events import Progress
-from core.publish import require_space
+from core.files.publish import require_space
 from core.reporting import Report
 
 GGUF_MAGIC = b"GGUF"

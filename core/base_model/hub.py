@@ -10,7 +10,7 @@ from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFound
 
 from core.errors import InvalidModel, SourceUnreachable
 from core.events import Progress
-from core.publish import require_space
+from core.files.publish import require_space
 from core.reporting import Report
 
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")

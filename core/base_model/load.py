@@ -16,10 +16,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from core.base_model.attention import NAME as ATTENTION
 from core.base_model.attention import Attending, find_attention_modules
 from core.base_model.tokenizer import load_tokenizer
-from core.data.render import Renderer
+from core.data.rendering import Renderer
 from core.errors import InvalidModel
-from core.lora.inject import head_path, wrap_linear_layers
 from core.lora.layer import LoraLinear
+from core.lora.wrapping import head_path, wrap_linear_layers
 
 _PRODUCTS = 40  # of each dtype, about 0.2 s in all
 

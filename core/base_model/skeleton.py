@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from core.errors import InvalidModel
-from core.lora.inject import head_path, wrap_linear_layers
+from core.lora.wrapping import head_path, wrap_linear_layers
 
 
 @dataclass(frozen=True)

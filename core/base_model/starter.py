@@ -15,7 +15,7 @@ from pathlib import Path
 
 from core.errors import InvalidModel, SourceUnreachable
 from core.events import Progress
-from core.publish import require_space
+from core.files.publish import require_space
 from core.reporting import Report
 
 NAME = "SmolLM2-135M-Instruct"

@@ -8,11 +8,11 @@ from pathlib import Path, PurePosixPath
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
-from core.data.archive import Source, left_unread, split_of
 from core.data.read import SUFFIXES
+from core.data.zipped import Source, left_unread, split_of
 from core.errors import InvalidData, SourceUnreachable
 from core.events import Progress
-from core.publish import require_space
+from core.files.publish import require_space
 from core.reporting import Report
 
 HUB_DATASET = re.compile(r"^(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?::(?P<config>[\w.-]+))?$")

@@ -15,16 +15,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from core.data.archive import Source
 from core.data.checks import text_of, warnings
 from core.data.dataset_file import ROWS_FILE, SUMMARY_FILE, DatasetFile, Findings, RowsWriter, StoredRow
-from core.data.detect import OPTIONAL, unused_hint
+from core.data.detection import OPTIONAL, unused_hint
 from core.data.duplicates import NearCopies, content_hash, earlier_copy, prompt_hash
 from core.data.findings import ERROR, KINDS, Finding, RowFault, codes_of
 from core.data.formats import Convert, Example, converter
 from core.data.linked import conversations
 from core.data.mapping import LINES, LINKED, DataMapping
 from core.data.read import PLAIN_SUFFIXES, BadRow, NumberedRows, Row, RowReader
+from core.data.zipped import Source
 from core.errors import InvalidData
 from core.events import Progress
 from core.reporting import Report, silent

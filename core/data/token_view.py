@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from core.data.formats import Example, Message
-from core.data.render import Renderer
+from core.data.rendering import Renderer
 from core.errors import InvalidData
 
 _MOST_TOKENS = 4000

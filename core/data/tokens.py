@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from core.config import OVER_LENGTH
 from core.data.dataset_file import StoredRow
 from core.data.formats import Example
-from core.data.render import IGNORE, Rendered, Renderer
+from core.data.rendering import IGNORE, Rendered, Renderer
 from core.errors import InvalidConfig, InvalidData
 from core.events import Progress
 from core.reporting import Report, silent

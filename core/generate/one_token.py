@@ -15,7 +15,7 @@ from torch import Tensor
 from core.base_model.attention import OneToken, Prefill, attend
 from core.base_model.compiling import compile_layers, eager_layers
 from core.base_model.load import ResidentBase
-from core.lora.inject import AdapterBank
+from core.lora.bank import AdapterBank
 
 _CAPACITY_STEP = (
     512  # on an accelerator capacities are this times a power of four, so that few graphs are needed

@@ -16,11 +16,11 @@ from gguf import GGMLQuantizationType as Kind
 from core.base_model.load import load_base
 from core.config import ExportConfig
 from core.events import Progress
+from core.export.verify import greedy_answer, probe_ids, probe_texts
 from core.gguf.architecture import gguf_architecture
 from core.gguf.write import ADAPTER_ALPHA, adapter_tensors, exact_values, kind_of, planned
 from core.lora.adapter import AdapterWeights
-from core.lora.inject import loaded_bank
-from core.merge.verify import greedy_answer, probe_ids, probe_texts
+from core.lora.bank import loaded_bank
 from core.reporting import Report
 
 # Root mean square of the error, as a share of the weights' own, that each kind's rounding explains with room

@@ -17,7 +17,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from core.data.formats import Message
-from core.data.render import apply_template
+from core.data.rendering import apply_template
 from core.errors import InvalidData
 
 _SYSTEM, _USER, _ASSISTANT, _LAST = "Qsystemq", "Quserq", "Qassistantq", "Qlastq"

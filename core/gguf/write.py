@@ -16,11 +16,11 @@ from core.base_model.tokenizer import load_tokenizer
 from core.config import ExportConfig
 from core.errors import InvalidModel
 from core.events import Progress
+from core.files.publish import require_space
 from core.gguf.architecture import Array, GgufArchitecture, gguf_architecture
 from core.gguf.vocabulary import vocabulary
 from core.lora.adapter import AdapterWeights
 from core.merge.merge import Source, merged_weight, sources
-from core.publish import require_space
 from core.reporting import Report
 
 _KINDS = {

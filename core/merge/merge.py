@@ -20,12 +20,12 @@ from core.base_model.files import INDEX_NAME, weight_files
 from core.config import ExportConfig
 from core.errors import InvalidAdapter
 from core.events import Progress
+from core.files.publish import require_space
+from core.files.safetensors_file import DTYPE_BYTES, TensorEntry, build_header, read_header
 from core.lora.adapter import AdapterWeights, LayerFactors
 from core.lora.low_rank import inner_product
 from core.merge.stream import PIECE_BYTES, in_order, read_range
-from core.publish import require_space
 from core.reporting import Report
-from core.safetensors_file import DTYPE_BYTES, TensorEntry, build_header, read_header
 
 TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _LAST_DIGIT = {"F64": 1e-6, "F32": 1e-6, "F16": 2**-10, "BF16": 2**-7}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from core.config import LoraConfig, TrainConfig
 from core.lora.targets import LayerShapes, select_targets, trainable_parameter_count
-from core.train.plan import packs, planned_steps, steps_per_epoch
+from core.train.step_count import packs, planned_steps, steps_per_epoch
 
 _CHARACTERS_PER_TOKEN = 4.0
 _TEMPLATE_TOKENS = 24  # role names and end tokens around a short conversation

@@ -24,7 +24,7 @@ from core.base_model.load import ResidentBase
 from core.errors import CannotShare, TrainingDiverged, WorkbenchError
 from core.events import EvalDone, MicroBatchDone, Notice, Prepared, RunFailed, StepDone, TrainingDone
 from core.lora.adapter import AdapterWeights
-from core.lora.inject import AdapterBank
+from core.lora.bank import AdapterBank
 from core.train.batches import MicroBatch, Shape, Step, collate
 from core.train.changes import Change
 from core.train.hardware import PeakMemory

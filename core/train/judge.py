@@ -11,7 +11,7 @@ from core.config import TrainConfig
 from core.errors import InvalidData
 from core.events import Progress
 from core.lora.adapter import AdapterWeights
-from core.lora.inject import loaded_bank
+from core.lora.bank import loaded_bank
 from core.reporting import Report
 from core.train.batches import RunData, Shape, collate
 from core.train.step import evaluate_batch

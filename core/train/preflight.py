@@ -14,8 +14,8 @@ from core.train.batches import RunData
 from core.train.group import TrainingGroup
 from core.train.hardware import PeakMemory
 from core.train.memory import memory_figures, ran_out_of_memory
-from core.train.plan import planned_steps
 from core.train.run import RunRequest
+from core.train.step_count import planned_steps
 
 _STEPS = {
     "cuda": 6,

@@ -16,14 +16,14 @@ from core.data.tokens import TokenRows
 from core.errors import TrainingDiverged
 from core.events import EvalDone, Prepared, StepDone, TrainingDone
 from core.lora.adapter import AdapterWeights
+from core.lora.bank import AdapterBank
 from core.lora.dropout import run_key
-from core.lora.inject import AdapterBank
 from core.lora.targets import select_targets, trainable_parameter_count
 from core.train.batches import MicroBatch, RunData, Step
 from core.train.changes import Change, ChangingConfig
-from core.train.plan import planned_steps, steps_per_epoch
 from core.train.run_state import Position, RunState
 from core.train.schedule import rate_factor, warmup_steps
+from core.train.step_count import planned_steps, steps_per_epoch
 
 _RATE_WINDOW = 20  # steps over which speed and time left are averaged
 

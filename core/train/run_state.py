@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from core.errors import InvalidInput
-from core.safetensors_file import write_float32
+from core.files.safetensors_file import write_float32
 
 STATE_NAME = "state.safetensors"
 Moments = Mapping[str, tuple[Tensor, Tensor]]

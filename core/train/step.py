@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from core.base_model.attention import attend
 from core.base_model.compiling import eager_layers
 from core.base_model.load import ResidentBase
-from core.lora.inject import AdapterBank
+from core.lora.bank import AdapterBank
 from core.train.batches import Batch
 from core.train.loss import token_losses
 from core.train.memory import Plan, keeping

@@ -8,10 +8,10 @@ import shutil
 
 import pytest
 
-from app.adapter_jobs import load_row
-from app.errors import QuotaExceeded
-from app.exports import verify_export, zipped
-from app.usage import clean_up, quota, set_quota, usage
+from app.jobs.adapters import load_row
+from app.service.exports import verify_export, zipped
+from app.service.usage import clean_up, quota, set_quota, usage
+from app.shared.errors import QuotaExceeded
 from core.base_model.fingerprint import stat_key
 from core.errors import InvalidConfig, WorkbenchError
 from storage.errors import BlobDamaged, NotFound, StorageError

@@ -9,8 +9,8 @@ import pytest
 from filelock import FileLock
 from typer.testing import CliRunner
 
-from app.cli import app
-from app.settings import settings_for
+from app.cli.main import app
+from app.shared.settings import settings_for
 from storage.tables import Adapter, Dataset, Run
 from tests.core.test_data import lines
 from tests.workbenches import QUICK, write_rows
@@ -59,7 +59,10 @@ def test_every_command_has_help_json_and_home(command):
 
 
 def test_the_app_process_never_imports_torch(settings):
-    code = "import sys, app.cli, app.page, app.server, app.quickstart; sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, app.cli.main, app.web.page, app.web.server, app.service.quickstart\n"
+        "sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -365,7 +368,7 @@ def test_control_characters_do_not_reach_the_terminal(workbench, settings, train
 
 
 def test_quick_options_are_valid():
-    from app.quickstart import QUICK_OPTIONS
+    from app.service.quickstart import QUICK_OPTIONS
     from core.config import split_train_options
 
     split_train_options(QUICK_OPTIONS)

@@ -10,8 +10,8 @@ import signal
 
 import pytest
 
-from app.data_import import ImportRequest, import_dataset, look_at
-from app.errors import EngineUnavailable, JobFailed
+from app.service.data_import import ImportRequest, import_dataset, look_at
+from app.shared.errors import EngineUnavailable, JobFailed
 from core.data.findings import ERROR, KINDS
 from core.data.split import Split
 from core.errors import InvalidConfig, InvalidData

@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from app.components.head import masthead_html
-from app.errors import EngineUnavailable
-from app.service import Workbench
+from app.service.workbench import Workbench
+from app.shared.errors import EngineUnavailable
+from app.web.parts.head import masthead_html
 from core.config import GenerationConfig
 from core.errors import InvalidConfig, WrongBase
 from storage.errors import NameTaken, NotFound
@@ -86,8 +86,8 @@ def test_a_killed_engine_leaves_the_run_interrupted_with_a_reason_and_the_next_r
 def test_closing_the_app_leaves_the_run_going_and_the_next_start_shows_it(settings, workbench):
     """A first app in a process of its own queues a run and ends; a second one finds it under way."""
     code = (
-        "import sys; from pathlib import Path; from app.service import Workbench; from app.settings "
-        "import settings_for\n"
+        "import sys\nfrom pathlib import Path\nfrom app.service.workbench import Workbench\n"
+        "from app.shared.settings import settings_for\n"
         "w = Workbench(settings_for(Path(sys.argv[1])))\nw.engine.keep_attached()\n"
         f"print(w.training.start('llama', 'data', {LONG!r}, 'on').id)\n"
         "w.close()"
@@ -312,7 +312,7 @@ def test_an_engine_that_cannot_start_says_why_and_blocks_nothing(workbench, monk
 
 
 def test_a_frozen_engine_is_noticed(workbench, monkeypatch):
-    monkeypatch.setattr("app.engine_client._PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr("app.shared.engine_client._PATIENCE_SECONDS", 0.5)
     workbench.engine.ensure()
     pid = _engine_pid(workbench)
     os.kill(pid, signal.SIGSTOP)

@@ -11,8 +11,8 @@ import psutil
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from app import disk
-from app.checkpoints import save_checkpoint
+from app.engine.checkpoints import save_checkpoint
+from app.shared import disk
 from storage.tables import Adapter, Checkpoint, Run
 from tests.workbenches import QUICK, finish, wait_for
 
@@ -193,7 +193,7 @@ def test_a_checkpoint_that_cannot_be_written_is_told_and_the_run_goes_on(
     def refuse(*about):
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("app.run_session.save_checkpoint", refuse)
+    monkeypatch.setattr("app.engine.session.save_checkpoint", refuse)
     finish(training)
     assert workbench.registry.get(Run, run_id).state == "finished"
     assert not workbench.registry.all(Checkpoint) or {

@@ -5,9 +5,9 @@ import re
 import pytest
 from starlette.testclient import TestClient
 
-from app.guard import RequestGuard
-from app.server import allowed_hosts, build_app, is_loopback
-from app.service import Workbench
+from app.service.workbench import Workbench
+from app.web.guard import RequestGuard
+from app.web.server import allowed_hosts, build_app, is_loopback
 
 HOST = "127.0.0.1:7860"
 OWN = {"host": HOST}
@@ -93,7 +93,7 @@ def test_the_home_folder_is_not_served(application, settings, name):
 
 
 def test_beyond_this_machine_a_token_is_asked_for(application, monkeypatch):
-    monkeypatch.setattr("app.guard._FAILED_TOKEN_SECONDS", 0.01)
+    monkeypatch.setattr("app.web.guard._FAILED_TOKEN_SECONDS", 0.01)
     client = TestClient(RequestGuard(application, {"box:7860"}, token="secret"), base_url="http://box:7860")
     assert client.get("/").status_code == 401
     assert client.post("/gradio_api/upload", files={"files": ("a", b"a")}).status_code == 401

@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from app.base_source import source_of
-from app.checkpoints import load_checkpoint
-from app.run_request import base_source
+from app.engine.checkpoints import load_checkpoint
+from app.engine.preparing import base_source
+from app.shared.bases import source_of
 from core.base_model.fingerprint import stat_key
 from core.engine import Engine
 from core.errors import InvalidInput, WrongBase

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from app.errors import JobFailed
+from app.shared.errors import JobFailed
 from core.base_model.fingerprint import fingerprint
 from storage.tables import Adapter, Base, Export, Job
 from tests.core.helpers import logits, new_peft, peft_from, plain_model

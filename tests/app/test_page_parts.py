@@ -3,9 +3,9 @@
 import gradio as gr
 import pytest
 
-from app.components.head import head_html, live_head
-from app.components.shell import inform
-from app.page import _opened
+from app.web.page import _opened
+from app.web.parts.head import head_html, live_head
+from app.web.parts.shell import inform
 
 
 @pytest.mark.parametrize(

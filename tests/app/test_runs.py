@@ -5,9 +5,9 @@ comparing, presets.
 import pytest
 from sqlmodel import col, update
 
-from app.comparing import compare
-from app.components.curve import run_news
-from app.presets import full_options, read_options
+from app.service.comparing import compare
+from app.service.presets import full_options, read_options
+from app.web.parts.curve import run_news
 from core.errors import InvalidConfig, InvalidInput
 from storage.errors import InUse, NotFound
 from storage.tables import Adapter, Point, Run

@@ -26,8 +26,8 @@ from core.data.formats import Example
 from core.data.read import RowReader
 from core.data.tokens import TokenRows, tokenised
 from core.events import StepDone
-from core.lora.peft_format import save_adapter
-from core.publish import published_folder
+from core.files.publish import published_folder
+from core.lora.peft.files import save_adapter
 from core.train.batches import MicroBatch, RunData
 from core.train.group import TrainingGroup, alone
 from core.train.run import RunRequest

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import psutil
 
-from app.data_import import ImportRequest
-from app.service import Workbench
-from app.settings import settings_for
+from app.service.data_import import ImportRequest
+from app.service.workbench import Workbench
+from app.shared.settings import settings_for
 from storage.tables import Job
 
 _WORDS = 20_000

@@ -15,7 +15,7 @@ from core.base_model.load import ResidentBase
 from core.config import GenerationConfig
 from core.generate.decode import Decoder, RowRequest
 from core.generate.one_token import StatePool
-from core.lora.inject import AdapterBank
+from core.lora.bank import AdapterBank
 from tests.benchmarks import peer
 from tests.benchmarks.report import show
 from tests.benchmarks.shapes import DEVICE, RANK, build, resident

@@ -20,9 +20,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from app import engine_client
-from app.service import Workbench
-from app.settings import settings_for
+from app.service.workbench import Workbench
+from app.shared import engine_client
+from app.shared.settings import settings_for
 from storage.tables import Adapter, Base, Run
 from tests.workbenches import do_job, end_engine, wait_for, write_rows
 from tests.zygote import Zygote

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from storage.adapter_rows import AdapterQuery
+from storage.adapters import AdapterQuery
 from storage.blobs import BlobStore
 from storage.database import Database
 from storage.registry import Registry

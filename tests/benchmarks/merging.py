@@ -26,12 +26,12 @@ from peft import get_peft_model
 from torch import nn
 
 from core.base_model.fingerprint import fingerprint
+from core.combine.combining import Part, combine
 from core.config import CombineConfig
+from core.files.safetensors_file import build_header
 from core.lora.adapter import AdapterWeights, LayerFactors
-from core.merge.combine import Part, combine
 from core.merge.merge import merge_into_base
 from core.reporting import silent
-from core.safetensors_file import build_header
 from tests.benchmarks.report import show
 from tests.benchmarks.shapes import RANK, SHAPES
 

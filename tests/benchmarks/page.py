@@ -13,10 +13,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from app.components.curve import run_news
-from app.components.head import activity_html, masthead_html
-from app.service import Workbench
-from app.settings import settings_for
+from app.service.workbench import Workbench
+from app.shared.settings import settings_for
+from app.web.parts.curve import run_news
+from app.web.parts.head import activity_html, masthead_html
 from storage.tables import RUNNING, Point, Run
 from tests.benchmarks.report import show
 
@@ -110,7 +110,7 @@ def _rest(workbench: Workbench) -> object:
 
 
 def _table(workbench: Workbench) -> object:
-    from app.tabs.runs import run_rows
+    from app.web.sections.runs.section import run_rows
 
     return run_rows(workbench)
 

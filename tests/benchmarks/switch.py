@@ -17,7 +17,7 @@ from torch._dynamo.utils import counters
 
 from core.generate.one_token import StatePool
 from core.lora.adapter import AdapterWeights, LayerFactors
-from core.lora.peft_format import load_adapter, save_adapter
+from core.lora.peft.files import load_adapter, save_adapter
 from tests.benchmarks import peer
 from tests.benchmarks.decode import random_bank
 from tests.benchmarks.report import show

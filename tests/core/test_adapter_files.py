@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from core.errors import InvalidAdapter
-from core.lora.peft_format import load_adapter, save_adapter
+from core.lora.peft.files import load_adapter, save_adapter
 from tests.core.helpers import load, random_adapter
 
 

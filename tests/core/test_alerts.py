@@ -9,7 +9,7 @@ from core.errors import InvalidConfig
 from core.train.alerts import Watch
 from core.train.changes import ChangingConfig
 from core.train.memory import Plan, Tier
-from core.train.plan import smaller_plans
+from core.train.step_count import smaller_plans
 
 
 def _kinds(alerts):

@@ -12,10 +12,11 @@ from core.base_model.describe import describe
 from core.base_model.fingerprint import fingerprint, stat_key
 from core.base_model.gguf_convert import convert_gguf
 from core.base_model.hub import fetch_from_hub
-from core.engine import AdapterSource, BaseSource, check_unchanged, require_same_base
+from core.base_model.source import BaseSource, check_unchanged
+from core.engine import AdapterSource, require_same_base
 from core.errors import InvalidInput, InvalidModel, SourceUnreachable, WrongBase
+from core.files.safetensors_file import build_header, read_header
 from core.reporting import silent
-from core.safetensors_file import build_header, read_header
 from tests.conftest import make_llama
 from tests.core.fake_hub import FakeHub, serving
 

@@ -5,15 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.data.archive import Source
 from core.data.checks import warnings
 from core.data.dataset_file import DatasetFile, Findings
-from core.data.detect import detect_file
+from core.data.detection import detect_file
 from core.data.findings import KINDS
 from core.data.formats import Example
 from core.data.importing import import_files, rewritten
 from core.data.split import Split, assign
 from core.data.version import Version, excluding, first_version, grown, split_anew, split_sentence
+from core.data.zipped import Source
 from core.errors import InvalidConfig
 from tests.core.test_data import lines, take
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from core.combine.combining import Part, combine, compare_parents, dense_combination, resize
+from core.combine.sparse import dropped
 from core.config import CombineConfig
 from core.errors import InvalidConfig, WrongBase
 from core.lora.adapter import AdapterWeights, LayerFactors
 from core.lora.low_rank import decompose_dense
-from core.merge.combine import Part, combine, compare_parents, dense_combination, resize
-from core.merge.sparse import dropped
 from core.reporting import silent
 
 LLAMA = {

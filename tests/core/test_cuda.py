@@ -11,7 +11,7 @@ from core.events import Notice, RunFailed, StepDone, TrainingDone
 from core.generate.decode import Decoder, RowRequest
 from core.generate.one_token import StatePool
 from core.lora.adapter import AdapterWeights, LayerFactors
-from core.lora.inject import AdapterBank
+from core.lora.bank import AdapterBank
 from core.train.group import TrainingGroup
 from core.train.memory import Tier
 from core.train.run import RunRequest

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from core.data.archive import Source, sources_of
 from core.data.dataset_file import DatasetFile, Findings
-from core.data.detect import detect_file
+from core.data.detection import detect_file
 from core.data.importing import Summary, import_files
 from core.data.mapping import DataMapping, mapping_of
+from core.data.zipped import Source, sources_of
 from core.errors import InvalidConfig, InvalidData
 
 MESSAGES = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM
 from core.config import GenerationConfig
 from core.errors import InvalidInput
 from core.generate.decode import Decoder, RowRequest
-from core.lora.inject import AdapterBank
+from core.lora.bank import AdapterBank
 from tests.core.helpers import load, peft_from, random_adapter
 
 GREEDY = GenerationConfig(max_tokens=24, temperature=0.0)
@@ -41,7 +41,7 @@ def test_greedy_equals_transformers(any_model):
 
 
 def test_rows_with_different_adapters_equal_each_alone(any_model, tmp_path):
-    from core.lora.peft_format import save_adapter
+    from core.lora.peft.files import save_adapter
 
     base = load(any_model)
     adapters = [random_adapter(base, seed=seed) for seed in range(3)]

@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from core.errors import InvalidAdapter, InvalidInput
-from core.lora.detective import fit, look, take
-from core.lora.peft_format import read_config, save_adapter
+from core.lora.foreign.detective import fit, look, take
+from core.lora.peft.files import read_config, save_adapter
 from tests.core.helpers import load, random_adapter
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -334,7 +334,7 @@ def test_every_key_of_the_configuration_is_checked(folder, staging, base, key, v
 
 
 def test_every_key_that_is_accepted_is_among_those_that_were_tried():
-    from core.lora import peft_format
+    from core.lora.peft import files as peft_format
 
     assert peft_format._UNDERSTOOD | set(peft_format._DESCRIPTIVE) | set(peft_format._REFUSED) <= set(BAD)
 

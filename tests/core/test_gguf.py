@@ -130,7 +130,7 @@ def test_an_adapter_alone_reads_back_and_gives_the_same_answers_in_llama_cpp(kin
 @pytest.mark.skipif(not llama_cpp_is_installed(), reason="llama.cpp's Python binding is not installed")
 def test_llama_cpp_applies_the_adapter_as_we_do(kinds, tmp_path):
     from core.gguf.check import llama_cpp_answer
-    from core.lora.inject import AdapterBank
+    from core.lora.bank import AdapterBank
 
     folder = kinds("llama")
     base = load(folder)

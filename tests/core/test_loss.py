@@ -6,7 +6,7 @@ from torch import nn
 
 from core.config import LoraConfig, TrainConfig
 from core.data.formats import Example
-from core.data.render import IGNORE
+from core.data.rendering import IGNORE
 from core.train import loss as losses
 from core.train.loss import token_losses
 from tests.core.helpers import load, train_alone

@@ -16,14 +16,14 @@ from safetensors.torch import load_file, save_file
 from core.base_model.skeleton import skeleton
 from core.config import ExportConfig
 from core.errors import InvalidInput, OutOfSpace
+from core.export.cards import Provenance
+from core.export.check_process import check
+from core.export.exporting import Exporting, export
+from core.export.verify import verify_merge
+from core.files.safetensors_file import read_header
 from core.gguf.ollama import chat_parts
-from core.lora.peft_format import save_adapter
-from core.merge.cards import Provenance
-from core.merge.check_process import check
-from core.merge.export import Exporting, export
-from core.merge.verify import verify_merge
+from core.lora.peft.files import save_adapter
 from core.reporting import silent
-from core.safetensors_file import read_header
 from tests.conftest import make_llama
 from tests.core.helpers import load, logits, peft_from, plain_model, random_adapter
 
@@ -316,7 +316,7 @@ def test_what_is_too_large_to_compute_is_read_back_tensor_by_tensor(tiny_llama, 
     (tmp_path / "adapter").mkdir()
     save_adapter(tmp_path / "adapter", adapter)
     memory = type("Memory", (), {"available": 1000})
-    monkeypatch.setattr("core.merge.check_process.psutil.virtual_memory", memory)
+    monkeypatch.setattr("core.export.check_process.psutil.virtual_memory", memory)
     question = {
         "base": str(tiny_llama),
         "adapter": str(tmp_path / "adapter"),

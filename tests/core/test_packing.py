@@ -11,7 +11,7 @@ import core.data.tokens as tokens
 from core.data.dataset_file import StoredRow
 from core.data.formats import Example
 from core.data.packing import pack
-from core.data.render import Renderer
+from core.data.rendering import Renderer
 from core.data.tokens import TokenFile, TokenRows, tokenised
 from core.errors import InvalidData
 

@@ -7,8 +7,8 @@ from core.config import LoraConfig, TrainConfig
 from core.data.formats import Example
 from core.errors import InvalidAdapter
 from core.events import StepDone
-from core.lora.inject import AdapterBank
-from core.lora.peft_format import load_adapter, save_adapter
+from core.lora.bank import AdapterBank
+from core.lora.peft.files import load_adapter, save_adapter
 from core.train.batches import MicroBatch, RunData, Shape, collate
 from core.train.group import TrainingGroup, alone
 from core.train.memory import Plan, Tier

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from core.base_model.templates import TEMPLATES
 from core.data.formats import Example
-from core.data.render import IGNORE, Renderer
+from core.data.rendering import IGNORE, Renderer
 from core.errors import InvalidData
 
 TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=40).filter(str.strip)

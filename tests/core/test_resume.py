@@ -9,7 +9,7 @@ from core.config import LoraConfig, TrainConfig
 from core.data.formats import Example
 from core.errors import InvalidInput
 from core.events import EvalDone, StepDone
-from core.lora.peft_format import load_adapter, save_adapter
+from core.lora.peft.files import load_adapter, save_adapter
 from core.train.group import TrainingGroup, alone
 from core.train.run_state import STATE_NAME, RunState
 from tests.core.helpers import load, request

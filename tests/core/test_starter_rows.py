@@ -9,7 +9,7 @@ import pytest
 from core.base_model.templates import TEMPLATES
 from core.base_model.tokenizer import end_token_ids, load_tokenizer
 from core.data.formats import Example
-from core.data.render import Renderer
+from core.data.rendering import Renderer
 from core.data.token_view import check_template, token_view
 
 pytestmark = pytest.mark.starter

@@ -11,7 +11,7 @@ import zipfile
 import pytest
 
 import storage.blobs
-from storage.adapter_rows import AdapterQuery
+from storage.adapters import AdapterQuery
 from storage.backup import backup, restore
 from storage.blobs import BlobStore
 from storage.database import Database

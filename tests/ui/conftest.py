@@ -15,7 +15,7 @@ from typing import IO
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
-from app.settings import settings_for
+from app.shared.settings import settings_for
 from tests.workbenches import end_engine, wait_for
 from tests.zygote import Zygote
 
@@ -63,7 +63,9 @@ def served(home: Path, zygote: Zygote | None = None) -> Iterator[str]:
     home.mkdir(parents=True, exist_ok=True)
     with (home / "server.log").open("w") as log:
         process = (
-            zygote.start("app.cli", arguments, home / "server.log") if zygote else _started(arguments, log)
+            zygote.start("app.cli.main", arguments, home / "server.log")
+            if zygote
+            else _started(arguments, log)
         )
         try:
             wait_for(
@@ -78,7 +80,7 @@ def served(home: Path, zygote: Zygote | None = None) -> Iterator[str]:
 
 
 def _started(arguments: list[str], log: IO[str]) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "app.cli", *arguments]
+    command = [sys.executable, "-m", "app.cli.main", *arguments]
     return subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 

@@ -12,8 +12,8 @@ import torch
 from playwright.sync_api import Page, expect
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from app.service import Workbench
-from app.settings import settings_for
+from app.service.workbench import Workbench
+from app.shared.settings import settings_for
 from storage.tables import Adapter, Base, Export, Run
 from tests.core.helpers import peft_from
 from tests.ui.conftest import choose, go_to, picture, ready, served, tab, unfold

@@ -1,0 +1,130 @@
+"""In the engine process: answers, decoded a slice at a time between two micro-batches of training."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+
+from app.engine.faults import reason
+from app.shared import wire
+from app.shared.bases import source_of
+from app.shared.errors import USER_ERRORS
+from core.config import GenerationConfig
+from core.engine import AdapterSource, AnswerRequest, Engine
+from core.events import TokenDone
+from core.generate.decode import Decoder
+from storage.registry import Registry
+from storage.tables import Adapter, Base
+
+log = logging.getLogger("engine")
+
+
+@dataclass(eq=False)
+class Answering:
+    """One request for answers: its question, and the queue its events go out by."""
+
+    question: wire.Message
+    out: queue.SimpleQueue[wire.Message] = field(default_factory=queue.SimpleQueue)
+    cancelled: set[int | None] = field(default_factory=set)
+    """Rows that nobody waits for any more; None stands for all."""
+
+
+@dataclass(eq=False)
+class _UnderWay:
+    """A request that is being decoded."""
+
+    asked: Answering
+    decoder: Decoder
+    steps: Iterator[list[TokenDone]]
+
+
+class Answers:
+    """Requests that wait and those under way. Any thread may ask and cancel; the engine's own decodes."""
+
+    def __init__(self, registry: Registry, engine: Engine) -> None:
+        self._registry, self._engine = registry, engine
+        self._asked: queue.SimpleQueue[Answering] = queue.SimpleQueue()
+        self._under_way: list[_UnderWay] = []
+
+    def __len__(self) -> int:
+        """How many requests are being decoded."""
+        return len(self._under_way)
+
+    def ask(self, question: wire.Message) -> Answering:
+        """Have a request decoded; its events come out of the queue of what is returned, the last without a
+        token.
+        """
+        asked = Answering(question)
+        self._asked.put(asked)
+        return asked
+
+    def cancel(self, name: str, row: int) -> None:
+        """End one row of the request that its asker has given this name; it may have ended by now."""
+        for one in list(self._under_way):
+            if one.asked.question.get("name") == name:
+                one.asked.cancelled.add(row)
+
+    def decode_for(self, seconds: float) -> None:
+        """Begin what was asked, then decode for all in turn: for about `seconds`, but at least one token
+        each.
+        """
+        self._begin()
+        end = time.monotonic() + seconds
+        while self._under_way:
+            for one in list(self._under_way):
+                self._step(one)
+            if time.monotonic() >= end or not self._asked.empty():
+                return
+
+    def _begin(self) -> None:
+        while not self._asked.empty():
+            asked = self._asked.get()
+            try:
+                decoder = self._decoder(asked.question)
+                self._under_way.append(_UnderWay(asked, decoder, decoder.steps()))
+            except Exception as error:  # noqa: BLE001  (the boundary: the reason goes to whoever asked)
+                self._refuse(asked, error)
+
+    def _decoder(self, question: wire.Message) -> Decoder:
+        base = self._registry.find(Base, question["base"])
+        requests = [
+            AnswerRequest(
+                row["messages"],
+                self._adapter_source(row.get("adapter")),
+                GenerationConfig.parse(row["config"]),
+            )
+            for row in question["rows"]
+        ]
+        return self._engine.answer(source_of(self._registry, base), requests)
+
+    def _adapter_source(self, name: str | None) -> AdapterSource | None:
+        if name is None:
+            return None
+        row = self._registry.find(Adapter, name)
+        folder = self._registry.blobs.verify(row.digest)
+        return AdapterSource(row.name, folder, row.digest, row.base_fingerprint, row.base_name)
+
+    def _step(self, one: _UnderWay) -> None:
+        while one.asked.cancelled:
+            one.decoder.cancel(one.asked.cancelled.pop())
+        try:
+            events = next(one.steps, None)
+        except Exception as error:  # noqa: BLE001  (the boundary: the reason goes to whoever asked)
+            one.decoder.cancel()
+            self._under_way.remove(one)
+            self._refuse(one.asked, error)
+            return
+        if events is None:
+            self._under_way.remove(one)
+            one.asked.out.put({"done": True})
+        for event in events or []:
+            one.asked.out.put({"token": asdict(event)})
+
+    def _refuse(self, asked: Answering, error: Exception) -> None:
+        if not isinstance(error, USER_ERRORS):
+            log.error("an answer failed", exc_info=error)
+            self._engine.free_memory()
+        asked.out.put({"error": reason(error), "kind": type(error).__name__})

@@ -1,0 +1,91 @@
+"""From a run's row to what the core trains: the base loaded, the rows rendered, the checkpoint read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from app.engine.checkpoints import load_checkpoint
+from app.shared.bases import source_of
+from core.base_model.load import ResidentBase
+from core.base_model.source import BaseSource
+from core.config import LoraConfig, TrainConfig
+from core.data.dataset_file import DatasetFile
+from core.data.importing import Summary
+from core.data.rendering import Renderer
+from core.data.split import Split
+from core.data.tokens import TokenRows, tokenised
+from core.data.version import Version, first_version
+from core.engine import Engine
+from core.errors import WrongBase
+from core.train.changes import Change
+from core.train.run import RunRequest
+from storage.registry import Registry
+from storage.tables import Base, Run
+
+_WAIT_SECONDS = 0.1  # at a time for rows that are being rendered, so that chats go on meanwhile
+
+Result = TypeVar("Result")
+
+
+def base_source(registry: Registry, run: Run) -> BaseSource:
+    """The base that a run is for. Raises WrongBase if it is another one by now."""
+    base = registry.get(Base, run.base_id)
+    if base.fingerprint != run.base_fingerprint:
+        raise WrongBase(f"{base.name} is no longer the model this run was queued for; start the run again.")
+    return source_of(registry, base)
+
+
+def prepare(
+    registry: Registry, engine: Engine, run: Run, cache: Path, say: Callable[[str], object]
+) -> Generator[None, None, RunRequest]:
+    """Load the base and render the rows, in a thread beside the chats.
+
+    Its value is the run's request, keyed by its id.
+    """
+    train = TrainConfig.parse(run.config["train"])
+    rows, version, special_tokens = _data(registry, run)
+    say(f"Loading {run.base_name} and reading {len(rows)} rows")
+    base: ResidentBase = engine.load_base(base_source(registry, run))
+    length = min(train.max_length, base.context_length)
+    renderer = Renderer(base.tokenizer, special_tokens=special_tokens)
+    file = yield from _beside(lambda: tokenised(rows.all_stored(), version.rows, renderer, cache))
+    found = TokenRows(
+        file, length, keep=version.usable(rows), validation=version.validation, over_length=train.over_length
+    )
+    resume = load_checkpoint(registry, run, engine, base) if run.id else None
+    if resume is not None:
+        say(f"Going on from the checkpoint at step {resume[1].position.steps}")
+    changes = [Change(one["step"], one["values"]) for one in run.changes if one.get("step") is not None]
+    return RunRequest(run.id, found, LoraConfig.parse(run.config["lora"]), train, resume, changes)
+
+
+def _data(registry: Registry, run: Run) -> tuple[DatasetFile, Version, bool]:
+    """The rows of the version that the run names, its parts, and whether special tokens in its texts are
+    meant.
+    """
+    blobs, digest = registry.blobs, registry.rows_of(run.dataset_digest)
+    folder = blobs.verify(digest)
+    rows, summary = DatasetFile(folder), Summary.read(folder)
+    if (
+        run.dataset_digest == digest
+    ):  # stored by an earlier version of the workbench, which split when it trained
+        version = first_version(digest, rows, Split())
+    else:
+        version = Version.read(blobs.verify(run.dataset_digest))
+    return rows, version, bool(summary and summary.mapping.get("special_tokens"))
+
+
+def _beside(work: Callable[[], Result]) -> Generator[None, None, Result]:
+    """Do `work` in a thread and pause again and again until it is done. The value is its result."""
+    with ThreadPoolExecutor(1) as pool:
+        future: Future[Result] = pool.submit(work)
+        while True:
+            try:
+                return future.result(timeout=_WAIT_SECONDS)
+            except TimeoutError:
+                if future.done():
+                    raise  # the work's own
+                yield None

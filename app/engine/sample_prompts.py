@@ -1,0 +1,33 @@
+"""What a run that is still training answers to its sample prompts."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Generator
+
+from core.base_model.source import BaseSource
+from core.config import GenerationConfig, TrainConfig
+from core.engine import AdapterSource, AnswerRequest, Engine
+from core.lora.adapter import AdapterWeights
+
+
+def sample_answers(
+    engine: Engine, source: BaseSource, weights: AdapterWeights, name: str, train: TrainConfig
+) -> Generator[None, None, list[str]]:
+    """Greedy answers to all prompts in one batch, a pause after each token.
+
+    Its value is the answers, in order.
+    """
+    now = AdapterSource(name, source.folder, uuid.uuid4().hex, source.fingerprint, source.name, weights)
+    config = GenerationConfig(max_tokens=train.sample_tokens, temperature=0.0)
+    asked = [AnswerRequest([{"role": "user", "content": prompt}], now, config) for prompt in train.prompts]
+    texts = [""] * len(asked)
+    decoder = engine.answer(source, asked)
+    try:
+        for events in decoder.steps():
+            for event in events:
+                texts[event.row] += event.text
+            yield None
+    finally:
+        decoder.cancel()  # whoever closes this early must not leave the base in use
+    return texts

@@ -1,0 +1,184 @@
+"""What can be done with runs that exist: the queue, control in flight, checkpoints, going on.
+
+Knows nothing of Gradio.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from app.shared.disk import SPARE_BYTES, free_bytes
+from app.shared.engine_client import EngineClient
+from app.shared.publishing import keep_checkpoint
+from core.config import TrainConfig
+from core.errors import InvalidConfig, InvalidData, WrongBase
+from core.train.changes import parse_change
+from storage.errors import NotFound
+from storage.registry import Registry
+from storage.tables import INTERRUPTED, PAUSED, Adapter, Base, Checkpoint, Run
+
+_RESUMED_FROM = "resumed_from"  # in a run's details: the step from which it last went on by itself
+
+
+class Runs:
+    """The runs of one home folder."""
+
+    def __init__(self, registry: Registry, engine: EngineClient) -> None:
+        self._registry, self._engine = registry, engine
+
+    # The queue.
+
+    def move(self, run_id: int, place: int) -> None:
+        """Put a waiting run at a place of the queue, counted from 0. Raises NotFound, InUse."""
+        self._registry.move_run(run_id, place)
+
+    def remove(self, run_id: int) -> None:
+        """Forget a run that is not under way, with its checkpoints; its adapter stays.
+
+        Raises NotFound, InUse.
+        """
+        self._registry.remove_run(run_id)
+
+    def options(self, run_id: int) -> dict[str, Any]:
+        """All training options of a run as they were last, to train again with changes. Raises NotFound."""
+        return options_of(self._registry.get(Run, run_id))
+
+    # Control in flight.
+
+    def stop(self, run_id: int) -> Run:
+        """Ask a run to stop and keep what it has learnt. Raises NotFound."""
+        return self._registry.request_stop(run_id)
+
+    def pause(self, run_id: int) -> Run:
+        """Ask a run to save where it stands and let go of the memory. Raises NotFound, InUse."""
+        return self._registry.request_pause(run_id)
+
+    def save(self, run_id: int) -> Run:
+        """Ask a run to write a checkpoint now. Raises NotFound, InUse."""
+        return self._registry.request_of_running(run_id, "save", save_requested=True)
+
+    def sample(self, run_id: int) -> Run:
+        """Ask a run to answer its sample prompts now.
+
+        Raises NotFound, InUse, or InvalidConfig if it has none.
+        """
+        run = self._registry.get(Run, run_id)
+        if not has_prompts(run):
+            raise InvalidConfig(f"Run {run_id} ({run.name}) was started without sample prompts.")
+        return self._registry.request_of_running(run_id, "sample", sample_requested=True)
+
+    def change(self, run_id: int, values: Mapping[str, object]) -> Run:
+        """Change learning_rate, epochs or max_steps of a run: from its next step on, or when it goes on.
+
+        Raises NotFound, InvalidConfig, InUse.
+        """
+        parsed, last = parse_change(values), self._registry.last_point(run_id)
+        ends_at = parsed.get("max_steps") or math.inf
+        if last is not None and (
+            last.step >= ends_at or (last.epoch or 0.0) >= parsed.get("epochs", math.inf)
+        ):
+            raise InvalidConfig(
+                f"Run {run_id} is at step {last.step} already, in epoch {last.epoch or 0.0:.2f}; that "
+                "lies behind it. "
+                "To end it now, stop it."
+            )
+        return self._registry.add_change(run_id, parsed)
+
+    # Checkpoints.
+
+    def keep(self, run_id: int, step: int | None = None, name: str = "") -> Adapter:
+        """Make an adapter of a run's checkpoint at `step`, by default of its newest.
+
+        Raises NotFound, NameTaken, BlobDamaged.
+        """
+        run, rows = self._registry.get(Run, run_id), self._registry.checkpoints(run_id)
+        row = next((one for one in rows if step in (None, one.step)), None)
+        if row is None:
+            there = (
+                f"; there are checkpoints at step {', '.join(str(one.step) for one in rows)}" if rows else ""
+            )
+            raise NotFound(
+                f"Run {run_id} ({run.name}) has no checkpoint{f' at step {step}' if rows else ''}{there}."
+            )
+        return keep_checkpoint(self._registry, row, name)
+
+    def checkpoint(self, checkpoint_id: int) -> Checkpoint:
+        """One checkpoint. Raises NotFound."""
+        return self._registry.get(Checkpoint, checkpoint_id)
+
+    # Going on.
+
+    def resume(self, run_id: int) -> Run:
+        """Let a run go on from its last checkpoint.
+
+        Raises NotFound, InUse, InvalidData, WrongBase, EngineUnavailable.
+        """
+        run = self._registry.get(Run, run_id)
+        self._require_unchanged(run)
+        run = self._registry.queue_again(run_id)
+        self._engine.wake()
+        return run
+
+    def _require_unchanged(self, run: Run) -> None:
+        """The base and the version of the data that a run names must still be here."""
+        base = next((one for one in self._registry.all(Base) if one.id == run.base_id), None)
+        if base is None or base.fingerprint != run.base_fingerprint:
+            raise WrongBase(
+                f"The base model {run.base_name} that run {run.id} was trained on is gone or another "
+                "one by now."
+            )
+        try:
+            self._registry.rows_of(run.dataset_digest)
+        except NotFound:
+            raise InvalidData(
+                f"Version {run.dataset_version} of {run.dataset_name}, which run {run.id} trains on, "
+                "was deleted."
+            ) from None
+
+    def resume_what_can(self) -> list[int]:
+        """Let those runs go on that wait for space which is there by now, or were interrupted and want to go
+        on by themselves.
+
+        One that has not come further since it last went on by itself is left alone: it would die again.
+        Returns their ids.
+        """
+        resumed = []
+        for run in self._registry.runs_in(PAUSED, INTERRUPTED):
+            run_id = run.id or 0
+            if (run.state == PAUSED and self._has_space_now(run)) or (
+                run.state == INTERRUPTED
+                and run.config["train"].get("resume_at_start")
+                and self._came_further(run)
+            ):
+                resumed.append(self.resume(run_id).id or 0)
+        return resumed
+
+    def _has_space_now(self, run: Run) -> bool:
+        return bool(run.bytes_needed) and free_bytes(self._registry.blobs.folder) > 2 * (
+            run.bytes_needed + SPARE_BYTES
+        )
+
+    def _came_further(self, run: Run) -> bool:
+        newest = next((one.step for one in self._registry.checkpoints(run.id or 0)), 0)
+        if newest <= run.details.get(_RESUMED_FROM, -1):
+            return False
+        self._registry.update_run(run.id or 0, details={**run.details, _RESUMED_FROM: newest})
+        return True
+
+
+def options_of(run: Run) -> dict[str, Any]:
+    """All training options of a run as they were last, its changes counted; what is no option any more is
+    left out.
+    """
+    options: dict[str, Any] = {**run.config["lora"], **run.config["train"]}
+    for change in run.changes:
+        options.update(change["values"])
+    known = {option.name for option in TrainConfig.options()}
+    return {name: value for name, value in options.items() if name in known or name in run.config["lora"]}
+
+
+def has_prompts(run: Run) -> bool:
+    """Whether it was started with sample prompts."""
+    return bool(str(run.config["train"].get("sample_prompts", "")).strip())

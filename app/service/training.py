@@ -1,0 +1,159 @@
+"""Training: from options to queued runs, and what they would take. Knows nothing of Gradio."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from app.service.usage import require_quota
+from app.shared.bases import shapes_of
+from app.shared.engine_client import EngineClient
+from app.shared.errors import EngineUnavailable
+from app.shared.settings import Settings
+from core.config import split_train_options
+from core.errors import InvalidData
+from core.sweep import Grid, combinations
+from core.train.estimate import BaseShape, DataShape, Estimate, estimate
+from core.train.step_count import smaller_plans
+from storage.registry import Registry
+from storage.tables import Adapter, Base, Dataset, Run
+
+Choice = tuple[str, dict[str, Any]]
+"""A change of options: in words, and the options."""
+
+
+class Training:
+    """Planning, measuring and queueing the runs of one home folder."""
+
+    def __init__(self, registry: Registry, settings: Settings, engine: EngineClient) -> None:
+        self._registry, self._settings, self._engine = registry, settings, engine
+
+    def start(
+        self,
+        base: str,
+        dataset: str,
+        options: Mapping[str, object],
+        name: str = "",
+        *,
+        together: bool = False,
+    ) -> Run:
+        """Queue a training run and have the engine take it. With `together` it may train at once with others
+        that allow it.
+
+        Raises InvalidConfig, NotFound, NameTaken.
+        """
+        return self._queue(base, dataset, [("", options)], name, together)[0]
+
+    def sweep(
+        self, base: str, dataset: str, options: Mapping[str, object], grid: Grid, name: str = ""
+    ) -> list[Run]:
+        """Queue a run for every combination of the grid's values, to train at once where their shapes allow
+        it.
+
+        Raises InvalidConfig, NotFound, NameTaken; all runs are queued or none.
+        """
+        return self._queue(base, dataset, combinations(options, grid), name)
+
+    def measure(
+        self, base: str, dataset: str, wanted: Sequence[Mapping[str, object]]
+    ) -> tuple[dict[str, Any], list[Choice]]:
+        """What runs with these options would take at once, measured in a few seconds, and what to change if
+        it is too much.
+
+        Raises InvalidConfig, InvalidData, NotFound, EngineUnavailable.
+        """
+        self._require_sound(self._registry.find(Dataset, dataset))
+        self._registry.find(Base, base)
+        configs = [split_train_options(options) for options in wanted]
+        found = self._engine.measure(
+            base, dataset, [{"lora": lora.to_dict(), "train": train.to_dict()} for lora, train in configs]
+        )
+        return found, [] if found["fits"] and not found["squeezed"] else smaller_plans(configs[0][1])
+
+    def _queue(
+        self,
+        base: str,
+        dataset: str,
+        wanted: Sequence[tuple[str, Mapping[str, object]]],
+        name: str,
+        together: bool = False,
+    ) -> list[Run]:
+        require_quota(self._registry, self._settings)
+        model, data = self._registry.find(Base, base), self._registry.find(Dataset, dataset)
+        self._require_sound(data)
+        sweep = secrets.token_hex(8) if len(wanted) > 1 else ""
+        prefix = name or self._unused_prefix(
+            data.name.removesuffix(" (sample)"), [label for label, _ in wanted]
+        )
+        runs = []
+        for label, options in wanted:
+            lora, train = split_train_options(options)
+            self._estimate(model, data, options)  # raises for target_modules that match nothing
+            runs.append(
+                Run(
+                    name=f"{prefix} {label}".strip(),
+                    base_id=model.id or 0,
+                    base_name=model.name,
+                    base_fingerprint=model.fingerprint,
+                    dataset_id=data.id or 0,
+                    dataset_name=data.name,
+                    dataset_digest=data.digest,
+                    dataset_version=data.version,
+                    sweep=sweep,
+                    together=together,
+                    config={"lora": lora.to_dict(), "train": train.to_dict()},
+                )
+            )
+        self._registry.queue_runs(runs, number_if_taken=not name)
+        try:
+            self._engine.wake()
+        except EngineUnavailable as error:
+            self._registry.fail_queued_runs(str(error))
+            raise
+        return runs
+
+    @staticmethod
+    def _require_sound(data: Dataset) -> None:
+        if data.faulty_rows:
+            many = data.faulty_rows > 1
+            raise InvalidData(
+                f"{data.faulty_rows:,} row{'s' if many else ''} of {data.name} "
+                f"{'have' if many else 'has'} errors. "
+                "Mend them or leave them out first: on the page under Data, Report; in a terminal with "
+                "data exclude --errors."
+            )
+
+    def _unused_prefix(self, wanted: str, labels: Sequence[str]) -> str:
+        """`wanted`, with a number where a sweep of that name has been: behind a label it would read as part
+        of a value.
+        """
+        taken = self._registry.names(Adapter) | {run.name for run in self._registry.active_runs()}
+        prefix, number = wanted, 1
+        while any(f"{prefix} {label}" in taken for label in labels if label):
+            number += 1
+            prefix = f"{wanted}-{number}"
+        return prefix
+
+    def estimate(self, base: str, dataset: str, options: Mapping[str, object]) -> Estimate:
+        """What a training would need. Raises InvalidConfig, NotFound."""
+        data = self._registry.find(Dataset, dataset)
+        self._require_sound(data)
+        return self._estimate(self._registry.find(Base, base), data, options)
+
+    def _estimate(self, base: Base, data: Dataset, options: Mapping[str, object]) -> Estimate:
+        lora, train = split_train_options(options)
+        shape = BaseShape(
+            shapes_of(base), base.head, base.parameters, base.layers, base.hidden_size, base.vocab_size
+        )
+        lengths = [sum(len(m["content"]) for m in row["messages"]) + len(row["text"]) for row in data.preview]
+        usable = data.rows - data.excluded_rows - data.faulty_rows - data.validation_rows
+        rows = DataShape(usable, sum(lengths) / max(1, len(lengths)))
+        return estimate(shape, rows, lora, train, bytes_per_weight=2, tokens_per_second=self._speed_on(base))
+
+    def _speed_on(self, base: Base) -> float | None:
+        """Tokens a second of the last run on this base that got anywhere."""
+        for run in self._registry.all(Run, limit=20):
+            if run.base_fingerprint == base.fingerprint and (point := self._registry.last_point(run.id or 0)):
+                return point.tokens_per_second
+        return None

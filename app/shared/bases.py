@@ -1,0 +1,47 @@
+"""From rows of the registry to what the core works with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from app.shared.identity import manifest_of, up_to_date
+from app.shared.settings import Settings
+from core.base_model.source import BaseSource
+from core.errors import WrongBase
+from storage.blobs import BlobStore
+from storage.database import Database
+from storage.registry import Registry
+from storage.tables import Adapter, Base
+
+
+def open_registry(settings: Settings) -> Registry:
+    """The registry of a home folder, its schema up to date."""
+    return Registry(Database(settings.database), BlobStore(settings.blobs))
+
+
+def base_for(registry: Registry, adapter: Adapter) -> Base:
+    """The local base model an adapter was made for. Raises WrongBase if it is not here."""
+    found = next((base for base in registry.all(Base) if base.fingerprint == adapter.base_fingerprint), None)
+    if found is None:
+        raise WrongBase(
+            f"The adapter {adapter.name} was made for {adapter.base_name} ({adapter.base_fingerprint[:12]}), "
+            "which is not among the base models here. Add that model first."
+        )
+    return found
+
+
+def shapes_of(base: Base) -> dict[str, tuple[int, int]]:
+    """(in_features, out_features) of the base's linear layers, as stored."""
+    return {path: (int(shape[0]), int(shape[1])) for path, shape in base.layer_shapes.items()}
+
+
+def folder_of(base: Base) -> Path:
+    """Where the base's files lie."""
+    return Path(base.folder)
+
+
+def source_of(registry: Registry, base: Base) -> BaseSource:
+    """Where a base lies and what it must be."""
+    base = up_to_date(registry, base)
+    known = manifest_of(registry, base.fingerprint)
+    return BaseSource(base.name, folder_of(base), base.fingerprint, base.stat_key, base.template, known)

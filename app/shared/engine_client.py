@@ -1,0 +1,176 @@
+"""The app's side of the engine: start it, talk to it, notice when it is gone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Client, Connection, answer_challenge, deliver_challenge
+from typing import Any
+
+from app.shared import wire
+from app.shared.errors import EngineUnavailable
+from app.shared.processes import ALREADY_RUNNING, exit_reason, is_held, last_lines, start_detached
+from app.shared.settings import Settings
+from core.events import TokenDone
+
+_START_SECONDS = 120.0
+_PATIENCE_SECONDS = 10.0
+_MEASURE_SECONDS = 600.0  # a large base is loaded first, and a large data set rendered
+_TOKENIZER_SECONDS = 60.0  # the first question about tokens loads a tokenizer
+
+
+def _introduce(connection: Connection, key: bytes) -> Connection:
+    """Prove to each other that both know the key. An engine that is frozen never sends its challenge."""
+    if not connection.poll(_PATIENCE_SECONDS):
+        connection.close()
+        raise EngineUnavailable("The engine does not answer.")
+    answer_challenge(connection, key)
+    deliver_challenge(connection, key)
+    return connection
+
+
+class EngineClient:
+    """Talks to the home folder's engine, starting it when needed."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._process: subprocess.Popen[bytes] | None = None
+        self._attachment: Connection | None = None
+        self._keep = False
+        self._attached_to = 0  # the pid of the engine that is attached
+        self._starting = threading.Lock()
+
+    @property
+    def alive(self) -> bool:
+        """Whether an engine holds this home folder."""
+        return is_held(self._settings.engine_lock)
+
+    def death_reason(self) -> str:
+        """Why the engine is gone, as far as this process can know."""
+        code = self._process.poll() if self._process else None
+        return exit_reason(None if code == ALREADY_RUNNING else code, "the engine")
+
+    def ensure(self) -> None:
+        """Have an engine running and reachable. Raises EngineUnavailable with the last lines of its log."""
+        with self._starting:
+            if self.status() is None:
+                self._start()
+            if self._keep:
+                self._attach()
+
+    def _start(self) -> None:
+        log = self._settings.engine_log
+        self._process = start_detached("app.engine.process", ["--home", str(self._settings.home)], log)
+        deadline = time.monotonic() + _START_SECONDS
+        while self.status() is None:
+            code = self._process.poll()
+            if code not in (None, ALREADY_RUNNING) or time.monotonic() > deadline:
+                raise EngineUnavailable(
+                    f"The engine did not start: {exit_reason(code, 'it')}. Log: {last_lines(log)}"
+                )
+            time.sleep(0.1)
+
+    def keep_attached(self) -> None:
+        """Have an engine now, and keep it and every later one alive until detach() or the end of this
+        process.
+        """
+        self._keep = True
+        self.ensure()
+
+    def _attach(self) -> None:
+        status = self.status()
+        if self._attachment is not None and status is not None and status["pid"] == self._attached_to:
+            return
+        if self._attachment is not None:
+            self._attachment.close()
+        self._attachment = self._connect()
+        wire.send(self._attachment, {"command": "attach"})
+        self._attached_to = wire.receive(self._attachment)["pid"]
+
+    def detach(self) -> None:
+        """Let the engine end when it has nothing to do."""
+        self._keep = False
+        if self._attachment is not None:
+            self._attachment.close()
+            self._attachment = None
+
+    def status(self) -> wire.Message | None:
+        """What the engine says of itself; None if there is none."""
+        try:
+            return self._ask({"command": "status"})
+        except EngineUnavailable:
+            return None
+
+    def wake(self) -> None:
+        """Tell the engine that a run is waiting."""
+        self.ensure()
+        self._ask({"command": "wake"})
+
+    def answer(self, base: str, rows: list[wire.Message], name: str = "") -> Iterator[TokenDone]:
+        """Stream the answers of all rows. Closing the iterator early cancels them; `name` lets rows be
+        cancelled one by one.
+
+        Raises EngineUnavailable with the reason the engine gave, or that it is gone.
+        """
+        self.ensure()
+        with self._talking() as connection:
+            wire.send(connection, {"command": "answer", "base": base, "rows": rows, "name": name})
+            while "token" in (message := wire.receive(connection)):
+                yield TokenDone(**message["token"])
+            if "error" in message:
+                raise EngineUnavailable(message["error"])
+
+    def cancel(self, name: str, row: int) -> None:
+        """End one row of the answer called `name`; the others go on."""
+        self._ask({"command": "cancel", "name": name, "row": row})
+
+    def tokens(self, base: str, rows: str, index: int, template: str | None = None) -> wire.Message:
+        """A row as the base's tokens; `rows` is the digest of the rows.
+
+        Raises EngineUnavailable with the reason.
+        """
+        self.ensure()
+        question = {"command": "tokens", "base": base, "rows": rows, "index": index, "template": template}
+        answer = self._ask(question, _TOKENIZER_SECONDS)
+        if "error" in answer:
+            raise EngineUnavailable(answer["error"])
+        return answer
+
+    def measure(self, base: str, dataset: str, configs: list[dict[str, Any]]) -> wire.Message:
+        """What runs with these options would take, measured. Raises EngineUnavailable with the reason."""
+        self.ensure()
+        answer = self._ask(
+            {"command": "measure", "base": base, "dataset": dataset, "configs": configs}, _MEASURE_SECONDS
+        )
+        if "error" in answer:
+            raise EngineUnavailable(answer["error"])
+        return answer
+
+    def _ask(self, question: wire.Message, patience: float = _PATIENCE_SECONDS) -> wire.Message:
+        with self._talking() as connection:
+            wire.send(connection, question)
+            if not connection.poll(patience):
+                raise EngineUnavailable("The engine does not answer.")
+            return wire.receive(connection)
+
+    @contextmanager
+    def _talking(self) -> Iterator[Connection]:
+        connection = self._connect()
+        try:
+            yield connection
+        except (EOFError, OSError) as error:
+            raise EngineUnavailable(f"The engine ended while it was asked: {self.death_reason()}.") from error
+        finally:
+            connection.close()
+
+    def _connect(self) -> Connection:
+        try:
+            about = json.loads(self._settings.engine_file.read_text())
+            return _introduce(Client(tuple(about["address"])), bytes.fromhex(about["key"]))
+        except (OSError, ValueError, KeyError, EOFError, AuthenticationError) as error:
+            raise EngineUnavailable("No engine is running on this home folder.") from error

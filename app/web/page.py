@@ -1,0 +1,120 @@
+"""The page: masthead, what is under way, and one tab for each part of the work."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import replace
+
+import gradio as gr
+
+from app.service.workbench import Workbench
+from app.web.parts.head import live_head
+from app.web.parts.shell import QUIET, QUIET_QUEUED, Shell, told
+from app.web.sections.adapters import section as adapters
+from app.web.sections.data import section as data
+from app.web.sections.export import section as export
+from app.web.sections.home import section as home
+from app.web.sections.models import section as models
+from app.web.sections.playground import section as playground
+from app.web.sections.runs import section as runs
+from app.web.sections.train import section as train
+
+_PARTS = (home, models, data, train, runs, adapters, playground, export)
+_AT = "(section, seen) => [section, seen, performance.now()]"
+_ALWAYS = (
+    train.TAB,
+    playground.TAB,
+)  # opened with a wish of another section, which a refresh then would undo
+
+
+def build_page(workbench: Workbench) -> gr.Blocks:
+    """All of the page, bound to one Workbench."""
+    with gr.Blocks(title="LoRA Workbench", analytics_enabled=False, fill_width=True) as page:
+        head = live_head(workbench)
+        cancel = gr.Button("Cancel", variant="stop", size="sm", visible=False, elem_id="cancel-job")
+        # Outside of the tabs: each child of gr.Tabs counts as a tab.
+        section, changed, to_chat, to_train = (
+            gr.State((_PARTS[0].TAB, 0.0)),
+            gr.State(""),
+            gr.State(""),
+            gr.State(("", 0, 0.0)),
+        )
+        changes = {part.TAB: gr.State("") for part in _PARTS}
+        clock = gr.Number(visible=False)  # carries the browser's time of a click
+        memory = gr.BrowserState("home", storage_key="lora-workbench-tab", secret="tab")
+        with gr.Tabs(elem_id="sections") as tabs:
+            shell = Shell(workbench, page, tabs, changed, to_chat, to_train)
+            for part in _PARTS:
+                with gr.Tab(part.TITLE, id=part.TAB) as tab:
+                    own = replace(shell, changed=changes[part.TAB], refreshes=[])
+                    part.build(own)
+                    own.follow()
+                opened = functools.partial(_opened, workbench, part.TAB)
+                one_at_a_time = QUIET_QUEUED | {"concurrency_id": "section"}
+                tab.select(
+                    opened,
+                    [section, changes[part.TAB], clock],
+                    [section, memory, changes[part.TAB]],
+                    js=_AT,
+                    **one_at_a_time,
+                )
+        _keep_up_to_date(shell, head, section, changes)
+        _offer_to_cancel(shell, cancel)
+        shell.follow()
+        # Nothing to do for Home, where the page opens: a click made meanwhile must not be undone.
+        page.load(lambda tab: gr.skip() if tab == "home" else gr.Tabs(selected=tab), memory, tabs, **QUIET)
+    return page
+
+
+def _opened(
+    workbench: Workbench, tab: str, before: tuple[str, float], seen: str, at: float
+) -> tuple[object, ...]:
+    """A section was opened: it is brought up to date, kept so, and a reload comes back to it.
+
+    On a busy machine what was opened first may arrive last. A page that opens says so of Home, before it goes
+    to where the reload was made; that is not to be remembered.
+    """
+    count = workbench.changes()
+    last, last_at = before
+    now_open = gr.skip() if at < last_at else (tab, at)
+    remembered = gr.skip() if at < last_at or tab == last else tab
+    return now_open, remembered, gr.skip() if count == seen or tab in _ALWAYS else count
+
+
+def _keep_up_to_date(shell: Shell, head: gr.HTML, section: gr.State, changes: Mapping[str, gr.State]) -> None:
+    """One look at the registry for the whole page, and news for the sections only where there is any.
+
+    Most sections hear that the registry has changed while they are open, or when they are opened: a browser
+    that brings all of them up to date at once is busy for a second.
+    """
+
+    def tell(now_open: tuple[str, float], everywhere: str, *seen: str) -> list[object]:
+        count = shell.workbench.changes()
+        following = (now_open[0], *_ALWAYS)
+        return [
+            gr.skip() if count == everywhere else count,
+            *[
+                count if count != known and tab in following else gr.skip()
+                for tab, known in zip(changes, seen, strict=True)
+            ],
+        ]
+
+    states = [shell.changed, *changes.values()]
+    on_the_way = QUIET_QUEUED | {"trigger_mode": "always_last"}
+    head.submit(tell, [section, *states], states, concurrency_limit=None, **on_the_way)
+
+
+def _offer_to_cancel(shell: Shell, cancel: gr.Button) -> None:
+    """A button for the job that has been going on longest."""
+
+    def show() -> gr.Button:
+        jobs = shell.workbench.registry.active_jobs()
+        return gr.Button(f"Cancel: {jobs[0].title[:60]}" if jobs else "Cancel", visible=bool(jobs))
+
+    def end() -> None:
+        for job in shell.workbench.registry.active_jobs()[:1]:
+            shell.workbench.jobs.cancel(job)
+
+    shell.refresh(show, [], [cancel])
+    cancel.click(told(end), None, None, concurrency_id="cancel", **QUIET_QUEUED)

@@ -1,0 +1,182 @@
+"""What every tab shares: the service, the signal that something changed, and how a handler refuses."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any, ParamSpec, TypeVar
+
+import gradio as gr
+from gradio.components import Component
+
+from app.service.workbench import Workbench
+from app.shared.errors import USER_ERRORS
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Handler = Callable[..., Any]
+Choices = Sequence[str] | Sequence[tuple[str, Any]]
+FIRST = object()
+"""Stands for whatever comes first."""
+
+
+@dataclass(frozen=True)
+class Refresh:
+    """One handler that brings components up to date."""
+
+    handler: Handler
+    inputs: list[Component]
+    outputs: list[Component]
+
+    def answer(self, given: Mapping[Component, Any]) -> list[Any]:
+        """What becomes of each output; a handler may skip all of several outputs at once."""
+        answer = self.handler(*[given[one] for one in self.inputs])
+        if len(self.outputs) == 1:
+            return [answer]
+        return [answer] * len(self.outputs) if isinstance(answer, dict) else list(answer)
+
+
+@dataclass(frozen=True)
+class Shell:
+    """The page around the tabs."""
+
+    workbench: Workbench
+    page: gr.Blocks
+    tabs: gr.Tabs
+    changed: gr.State
+    """The registry's change count as this section has last seen it; while it is closed it may stay behind."""
+    to_chat: gr.State
+    """Name of the adapter that another section wants the playground to open with."""
+    to_train: gr.State
+    """What another section wants of the training section: show or duplicate, the run's number, and when it
+    was wanted.
+    """
+    refreshes: list[Refresh] = field(default_factory=list)
+    """What follows the registry in this section, until follow() binds it."""
+
+    def refresh(self, handler: Handler, inputs: Sequence[Component], outputs: Sequence[Component]) -> None:
+        """Call `handler` when the page opens and whenever the registry has changed, at once or when its
+        section is opened.
+        """
+        self.refreshes.append(Refresh(handler, list(inputs), list(outputs)))
+
+    def decide(self, handler: Handler, inputs: Sequence[gr.State], outputs: Sequence[gr.State]) -> None:
+        """As refresh, but before all others of the section, which then see what it has decided."""
+        self.refreshes.insert(0, Refresh(handler, list(inputs), list(outputs)))
+
+    def follow(self) -> None:
+        """Bind all that refreshes this section, as one event.
+
+        The browser spends its time by the event: it walks all components of the page for each input and
+        output of each.
+        """
+        inputs = list(dict.fromkeys(one for refresh in self.refreshes for one in refresh.inputs))
+        outputs = list(dict.fromkeys(one for refresh in self.refreshes for one in refresh.outputs))
+
+        def everything(*values: Any) -> list[Any]:
+            given, found = dict(zip(inputs, values, strict=True)), dict.fromkeys(outputs, gr.skip())
+            for refresh in self.refreshes:
+                answers = zip(refresh.outputs, refresh.answer(given), strict=True)
+                new = {one: answer for one, answer in answers if answer != gr.skip()}
+                found |= new
+                given |= {one: answer for one, answer in new.items() if isinstance(one, gr.State)}
+            return list(found.values())
+
+        events = [self.page.load, self.changed.change]
+        gr.on(
+            events, everything, inputs, outputs, trigger_mode="always_last", **QUIET
+        )  # "once" loses the last change
+
+
+QUIET: dict[str, Any] = {
+    "show_progress": "hidden",
+    "show_progress_on": [],
+    "queue": False,
+    "api_visibility": "private",
+}
+"""For handlers that answer at once and need no spinner."""
+
+QUIET_QUEUED: dict[str, Any] = QUIET | {"queue": True}
+"""The same where others listen to a gr.State that changes, since Gradio tells them on that path only; also
+for what streams.
+"""
+
+WORKING: dict[str, Any] = {"show_progress": "minimal", "api_visibility": "private"}
+"""For handlers that may take a moment."""
+
+
+def told(handler: Callable[P, R]) -> Callable[P, R]:
+    """Show a refusal as a message on the page, escaped; anything unexpected is left to Gradio and its log."""
+    if inspect.isgeneratorfunction(handler):
+
+        @functools.wraps(handler)
+        def streaming(*args: P.args, **kwargs: P.kwargs) -> Iterator[Any]:
+            with _refusals_shown():
+                yield from handler(*args, **kwargs)
+
+        return streaming  # type: ignore[return-value]
+
+    @functools.wraps(handler)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        with _refusals_shown():
+            return handler(*args, **kwargs)
+
+    return wrapper
+
+
+@contextmanager
+def _refusals_shown() -> Iterator[None]:
+    try:
+        yield
+    except (*USER_ERRORS, OSError) as error:
+        raise refusal(str(error)) from None
+
+
+def refusal(sentence: str) -> gr.Error:
+    """The message for something that was not done."""
+    return gr.Error(escape(sentence), duration=12, title="Not done", print_exception=False)
+
+
+def inform(sentence: str, title: str = "Done") -> None:
+    """Say beside the page that something was done.
+
+    Gradio would take markup in it, such as a name's, as markup.
+    """
+    gr.Info(escape(sentence), title=title)
+
+
+def choose_from(choices: Choices, current: Any, otherwise: Any = FIRST) -> gr.Dropdown:
+    """A dropdown's update: new choices, and `otherwise` in place of a choice that is no longer among them."""
+    values = values_of(choices)
+    wanted = next(iter(values), None) if otherwise is FIRST else otherwise
+    return offered(choices, current if current in values else wanted, current)
+
+
+def choose_many(
+    choices: Choices, current: Sequence[Any] | None, otherwise: Sequence[Any] = ()
+) -> gr.Dropdown:
+    """The same where several can be chosen: those that are still there, or `otherwise` where none is."""
+    values = values_of(choices)
+    return offered(
+        choices, [one for one in current or [] if one in values] or list(otherwise), list(current or [])
+    )
+
+
+def offered(choices: Choices, wanted: Any, current: Any) -> gr.Dropdown:
+    """A dropdown's update that sends no choice where the current one stays: the user may have chosen anew
+    meanwhile.
+    """
+    return (
+        gr.Dropdown(choices=list(choices))
+        if wanted == current
+        else gr.Dropdown(choices=list(choices), value=wanted)
+    )
+
+
+def values_of(choices: Choices) -> list[Any]:
+    """What is chosen, whatever it is called."""
+    return [one[1] if isinstance(one, tuple) else one for one in choices]

@@ -1,0 +1,236 @@
+"""HTML of the Data section: what a file looks like, what was found in it, a row's tokens.
+
+All of it escaped here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+from urllib.parse import urlencode
+
+from app.service.data_import import Look
+from app.service.datasets import BaseCheck, Opened
+from app.web.parts.markup import conversation, day, facts, number
+from app.web.sections.data.charts import table
+from core.data.findings import ERROR, KINDS, Kind
+from storage.tables import Dataset, DatasetVersion
+
+MOST_FINDINGS = 300
+_TITLES = {"truncate": "truncate: cut off", "split": "split: several rows", "drop": "drop: left out"}
+
+
+def look_html(look: Look) -> str:
+    """What a file was found to be, and what to do if that is not clear."""
+    detection = look.detection
+    lines = [f"<p class='lead'><b>Columns:</b> {escape(', '.join(detection.columns[:20])) or 'none'}</p>"]
+    if detection.chosen is not None:
+        chosen = detection.chosen
+        found = f"{escape(chosen.mapping.format)}</b>, seen by: {escape(chosen.reason)}."
+        lines.append(f"<p class='lead'><span class='state good'>sure</span> This is <b>{found}</p>")
+    elif detection.candidates:
+        lines.append(
+            "<p class='lead'><span class='state busy'>your choice</span> More than one reading is "
+            "possible: choose below.</p>"
+        )
+    else:
+        said = "No known format has these columns: say below which column is what."
+        lines.append(f"<p class='lead'><span class='state bad'>unknown</span> {said}</p>")
+    lines += [f"<p class='hint'>{escape(text)}</p>" for text in (*detection.near_misses, *detection.hints)]
+    return f"<div class='card'>{''.join(lines)}</div>"
+
+
+def preview_html(rows: Sequence[dict[str, Any]]) -> str:
+    """The first rows as a mapping makes them."""
+    return conversation(rows) if rows else ""
+
+
+def about_html(row: Dataset) -> str:
+    """What is known of a data set."""
+    usable = row.rows - row.excluded_rows - row.faulty_rows
+    about = facts(
+        [
+            ("Format", row.reason if row.mapping else f"{row.format}: {row.reason}"),
+            ("File", row.source_name),
+            ("Version", f"{row.version}, {row.digest[:12]}"),
+            (
+                "Rows",
+                f"{row.rows:,}: {usable - row.validation_rows:,} to train on, {row.validation_rows:,} "
+                "for validation"
+                f"{f', {row.excluded_rows:,} left out' if row.excluded_rows else ''}",
+            ),
+            (
+                "Errors",
+                f"{row.faulty_rows:,} rows; training waits until they are mended or left out"
+                if row.faulty_rows
+                else "none",
+            ),
+            ("Warnings", f"{row.warnings:,}" if row.warnings else "none"),
+            ("Added", day(row.created)),
+        ],
+        row.name,
+    )
+    return f"{about}<div style='height:10px'></div>{conversation(row.preview[:3])}"
+
+
+def kinds_html(opened: Opened, base: BaseCheck | None) -> str:
+    """Everything that was found, by kind, with its remedy."""
+    counts: Counter[str] = Counter()
+    left_out: Counter[str] = Counter()
+    for found in (opened.findings, *([base.findings] if base else [])):
+        counts.update(found.counts())
+        left_out.update(found.counts(opened.version.excluded))
+    hints = "".join(
+        f"<p class='hint'>{escape(hint)}</p>" for hint in (opened.summary.hints if opened.summary else ())
+    )
+    if not counts:
+        return (
+            "<div class='card'><span class='state good'>clean</span> Nothing was found that needs a "
+            f"look.{hints}</div>"
+        )
+    rows = "".join(_kind_row(KINDS[code], counts[code], left_out[code]) for code in KINDS if code in counts)
+    head = "<tr><th>Level</th><th>Finding</th><th>Rows</th><th>Left out</th><th>What to do</th></tr>"
+    return (
+        "<div class='card'><table class='rows "
+        f"kinds'><thead>{head}</thead><tbody>{rows}</tbody></table>{hints}</div>"
+    )
+
+
+def _kind_row(kind: Kind, count: int, left_out: int) -> str:
+    level = "calm" if left_out == count else "bad" if kind.level == ERROR else "busy"
+    cells = f"<td>{count:,}</td><td>{f'{left_out:,}' if left_out else ''}</td>"
+    badge = f"<span class='state {level}'>{kind.level}</span>"
+    return f"<tr><td>{badge}</td><td>{escape(kind.title)}</td>{cells}<td>{escape(kind.remedy)}</td></tr>"
+
+
+def findings_html(opened: Opened, base: BaseCheck | None, codes: Sequence[str], source: str) -> str:
+    """Findings by row, the first few hundred."""
+    found = [
+        one
+        for many in (opened.findings, *([base.findings] if base else []))
+        for one in many.some(codes, 0, MOST_FINDINGS)
+    ]
+    total = sum(
+        count
+        for many in (opened.findings, *([base.findings] if base else []))
+        for code, count in many.counts().items()
+        if not codes or code in codes
+    )
+    sources = opened.summary.sources if opened.summary else [source]
+    rows: list[tuple[str, ...]] = []
+    for one in sorted(found, key=lambda finding: finding.index)[:MOST_FINDINGS]:
+        stored = opened.rows.stored(one.index) if one.index >= 0 else None
+        place = (
+            "all rows"
+            if stored is None
+            else f"row {stored.number}{f' of {sources[stored.file]}' if len(sources) > 1 else ''}"
+        )
+        left_out = "left out" if stored is not None and opened.version.excluded[one.index] else ""
+        rows.append((place, one.kind.title, one.detail, left_out))
+    more = (
+        f"<p class='hint'>{total - len(rows):,} more; all of them are in the CSV.</p>"
+        if total > len(rows)
+        else ""
+    )
+    return table(("Row", "Finding", "Detail", ""), rows, "Nothing of this kind.") + more
+
+
+def csv_link(row: Dataset, base: str | None = None, length: float | None = None) -> str:
+    """Where the whole report can be downloaded."""
+    about = urlencode({"base": base, "max_length": int(length)}) if base and length else ""
+    return (
+        f"<a class='link-button' href='/workbench/data/{row.id}/report.csv?{about}' download>Report "
+        "as CSV</a>"
+    )
+
+
+def tokens_html(view: dict[str, Any]) -> str:
+    """A row's tokens: those that carry loss marked, each turn on a line of its own."""
+    parts: list[str] = []
+    for token in view["tokens"]:
+        kind = " ".join(name for name in ("trained", "special") if token[name])
+        shown = escape(token["text"].replace("\n", "⏎").replace("\t", "⇥")) or "∅"
+        border = " begins" if token["begins"] else ""
+        parts.append(
+            f"<span class='token {kind}{border}' title='id "
+            f"{token['id']}{', carries loss' if token['trained'] else ''}'>"
+            f"{shown}<sub>{token['id']}</sub></span>{'<br>' * token['text'].count(chr(10))}"
+        )
+    more = (
+        f"<p class='hint'>The first {len(view['tokens']):,} tokens are shown.</p>"
+        if view["count"] > len(view["tokens"])
+        else ""
+    )
+    legend = (
+        f"<p class='hint'>{view['count']:,} tokens, {view['trained']:,} carry loss: "
+        "<span class='token trained'>coloured and underlined</span>; special ones <span class='token "
+        "special'>framed</span>.</p>"
+    )
+    return f"<div class='card'>{legend}<div class='tokens'>{''.join(parts)}</div>{more}</div>"
+
+
+def template_html(checks: Sequence[dict[str, Any]]) -> str:
+    """What the base's chat template does right."""
+    rows = "".join(
+        "<tr><td><span class='state "
+        f"{'good' if one['passed'] else 'bad'}'>{'yes' if one['passed'] else 'no'}</span></td>"
+        f"<td>{escape(one['title'])}</td><td>{escape(one['detail'])}</td></tr>"
+        for one in checks
+    )
+    return f"<div class='card'><h3>Chat template</h3><table class='rows'><tbody>{rows}</tbody></table></div>"
+
+
+def token_facts_html(report: dict[str, Any], effective_batch: int) -> str:
+    """The figures of a data set for one base."""
+    train_rows = report["rows"] - report["validation_rows"]
+    steps, packed = -(-train_rows // effective_batch), -(-report["blocks"] // effective_batch)
+    packing = (
+        f"{report['blocks']:,} blocks of {report['max_length']:,}, {report['filled']:.1%} filled"
+        if report["blocks"]
+        else ""
+    )
+    about = facts(
+        [
+            ("Tokens an epoch", f"{report['tokens']:,}, {report['trained_tokens']:,} of them carry loss"),
+            (
+                "Length of a row",
+                f"{number(report['mean_length'], 0)} on average, half have up to "
+                f"{report['percentiles']['50']:,}, "
+                f"99 % up to {report['percentiles']['99']:,}, the longest {report['percentiles']['100']:,}",
+            ),
+            ("Recommended max length", f"{report['recommended_max_length']:,} tokens"),
+            ("Packed", packing),
+            (
+                "Steps an epoch",
+                f"{steps:,} row by row, {packed:,} packed (effective batch {effective_batch})",
+            ),
+        ],
+        "For this base",
+    )
+    rows = [
+        (_TITLES[policy], f"{loss['rows']:,}", f"{loss['tokens']:,}", f"{loss['trained_tokens']:,}")
+        for policy, loss in report["policies"].items()
+    ]
+    head = ("Rows above the max length", "Rows lost", "Tokens lost", "Trained tokens lost")
+    return f"{about}<div style='height:10px'></div><div class='card'>{table(head, rows)}</div>"
+
+
+def versions_html(versions: Sequence[DatasetVersion]) -> str:
+    """The history of a data set."""
+    rows = [
+        (
+            one.number,
+            one.parent or "",
+            one.change,
+            f"{one.rows:,}",
+            f"{one.validation_rows:,}",
+            f"{one.excluded_rows:,}",
+            day(one.created),
+            one.digest[:12],
+        )
+        for one in versions
+    ]
+    head = ("Version", "From", "Change", "Rows", "Validation", "Left out", "When", "Digest")
+    return f"<div class='card'>{table(head, rows)}</div>"
