@@ -45,18 +45,16 @@ class AdapterQuery:
     order: str = "newest"
 
 
-class AdapterRows:
-    """The part of the registry that is about adapters."""
+class Adapters:
+    """The adapters."""
 
-    database: Database
-    blobs: BlobStore
+    def __init__(self, database: Database, blobs: BlobStore) -> None:
+        self._database, self._blobs = database, blobs
 
-    def find_adapters(
-        self, query: AdapterQuery, limit: int = 50, offset: int = 0
-    ) -> tuple[list[Adapter], int]:
+    def search(self, query: AdapterQuery, limit: int = 50, offset: int = 0) -> tuple[list[Adapter], int]:
         """One page of the adapters that match, and how many match in all."""
         conditions = [col(Adapter.deleted).is_(None), *_conditions(query)]
-        with self.database.reading() as session:
+        with self._database.reading() as session:
             total = session.exec(select(func.count()).select_from(Adapter).where(*conditions)).one()
             order = _ORDERS.get(query.order, _ORDERS["newest"])
             rows = session.exec(
@@ -68,10 +66,10 @@ class AdapterRows:
             )
             return list(rows.all()), total
 
-    def adapter_words(self) -> dict[str, list[str]]:
+    def words(self) -> dict[str, list[str]]:
         """What adapters can be filtered by: the names of bases and data sets, and the tags, each once."""
         there = col(Adapter.deleted).is_(None)
-        with self.database.reading() as session:
+        with self._database.reading() as session:
             bases = session.exec(select(Adapter.base_name).where(there).distinct()).all()
             data = session.exec(
                 select(Adapter.dataset_name).where(there, Adapter.dataset_name != "").distinct()
@@ -80,14 +78,14 @@ class AdapterRows:
         words = {word for line in tags for word in split_tags(line)}
         return {"base": sorted(bases), "dataset": sorted(data), "tag": sorted(words)}
 
-    def change_adapter(self, adapter_id: int, **values: Any) -> Adapter:
+    def change(self, adapter_id: int, **values: Any) -> Adapter:
         """Set a name, a star, tags or a note. Raises NotFound, NameTaken, InvalidName."""
         if "name" in values:
             values["name"] = clean_name(values["name"], "adapter")
         if "tags" in values:
             values["tags"] = ", ".join(split_tags(values["tags"]))
         try:
-            with self.database.writing() as session:
+            with self._database.writing() as session:
                 session.execute(
                     update(Adapter).where(col(Adapter.id) == adapter_id).values(**values, changed=time.time())
                 )
@@ -102,18 +100,18 @@ class AdapterRows:
 
     def children_of(self, digest: str) -> list[Adapter]:
         """Adapters that were made from the one with this digest, oldest first."""
-        with self.database.reading() as session:
+        with self._database.reading() as session:
             query = select(Adapter).where(
                 col(Adapter.deleted).is_(None), func.instr(Adapter.parents, digest) > 0
             )
             return list(session.exec(query.order_by(col(Adapter.id))).all())
 
-    def delete_adapter(self, adapter_id: int) -> Adapter:
+    def delete(self, adapter_id: int) -> Adapter:
         """Delete an adapter; undelete_adapter() brings it back until purge_adapters() has run.
 
         Raises NotFound.
         """
-        with self.database.writing() as session:
+        with self._database.writing() as session:
             row = session.get(Adapter, adapter_id)
             if row is None or row.deleted:
                 raise NotFound(f"There is no adapter {adapter_id}; it has been deleted already.")
@@ -123,12 +121,12 @@ class AdapterRows:
             session.add(row)
         return row
 
-    def undelete_adapter(self, adapter_id: int) -> Adapter:
+    def bring_back(self, adapter_id: int) -> Adapter:
         """Bring a deleted adapter back; if its name has been taken meanwhile it gets a number.
 
         Raises NotFound.
         """
-        with self.database.writing() as session:
+        with self._database.writing() as session:
             row = session.get(Adapter, adapter_id)
             if row is None or not row.deleted:
                 raise NotFound(
@@ -142,17 +140,17 @@ class AdapterRows:
             session.add(row)
         return row
 
-    def deleted_adapters(self) -> list[Adapter]:
+    def deleted(self) -> list[Adapter]:
         """Those that can still be brought back, the latest first."""
-        with self.database.reading() as session:
+        with self._database.reading() as session:
             query = (
                 select(Adapter).where(col(Adapter.deleted).is_not(None)).order_by(col(Adapter.deleted).desc())
             )
             return list(session.exec(query).all())
 
-    def purge_adapters(self, before: float) -> int:
+    def purge(self, before: float) -> int:
         """Forget adapters that were deleted before this time, with their files. Returns how many."""
-        with self.database.writing() as session:
+        with self._database.writing() as session:
             rows = session.exec(select(Adapter).where(col(Adapter.deleted) < before)).all()
             for row in rows:
                 session.delete(row)
@@ -163,7 +161,7 @@ class AdapterRows:
             }
             gone = {row.digest for row in rows} - kept
         for digest in gone:
-            self.blobs.remove(digest)
+            self._blobs.remove(digest)
         return len(rows)
 
 

@@ -12,21 +12,22 @@ from storage.database import Database
 from storage.tables import LOG, Note, Point, Run, Sample
 
 
-class MeasurementRows:
-    """The part of the registry that is about measurements."""
+class Measurements:
+    """The measurements."""
 
-    database: Database
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     def add_points(self, points: Iterable[Point], energy: Mapping[int, float] | None = None) -> None:
         """Append measurements, and note what runs have cost so far, in joules."""
-        with self.database.writing() as session:
+        with self._database.writing() as session:
             session.add_all(points)
             for run_id, joules in (energy or {}).items():
                 session.execute(update(Run).where(col(Run.id) == run_id).values(energy_joules=joules))
 
     def points(self, run_id: int, after: int = 0, limit: int | None = None) -> Sequence[Point]:
         """Measurements of a run with ids above `after`, in order."""
-        with self.database.reading() as session:
+        with self._database.reading() as session:
             query = (
                 select(Point)
                 .where(Point.run_id == run_id, col(Point.id) > after)
@@ -37,7 +38,7 @@ class MeasurementRows:
 
     def point_values(self, run_id: int, columns: Sequence[str], after: int, limit: int) -> list[list[Any]]:
         """The same as plain values of these columns, which is several times as quick."""
-        with self.database.reading() as session:
+        with self._database.reading() as session:
             chosen = [getattr(Point, name) for name in columns]
             query = (
                 select(*chosen)
@@ -49,13 +50,13 @@ class MeasurementRows:
 
     def last_point(self, run_id: int) -> Point | None:
         """The newest training measurement of a run."""
-        with self.database.reading() as session:
+        with self._database.reading() as session:
             query = select(Point).where(Point.run_id == run_id, col(Point.loss).is_not(None))
             return session.exec(query.order_by(col(Point.id).desc()).limit(1)).first()
 
     def last_points(self, run_ids: Sequence[int]) -> dict[int, Point]:
         """The newest training measurement of each of these runs."""
-        with self.database.reading() as session:
+        with self._database.reading() as session:
             newest = select(func.max(Point.id)).where(
                 col(Point.run_id).in_(list(run_ids)), col(Point.loss).is_not(None)
             )
@@ -64,13 +65,13 @@ class MeasurementRows:
 
     def last_evaluation(self, run_id: int) -> Point | None:
         """The newest evaluation of a run."""
-        with self.database.reading() as session:
+        with self._database.reading() as session:
             query = select(Point).where(Point.run_id == run_id, col(Point.validation_loss).is_not(None))
             return session.exec(query.order_by(col(Point.id).desc()).limit(1)).first()
 
     def best_losses(self, run_ids: Sequence[int]) -> dict[int, float | None]:
         """For each of these runs that has been measured its lowest validation loss."""
-        with self.database.reading() as session:
+        with self._database.reading() as session:
             query = select(Point.run_id, func.min(Point.validation_loss)).where(
                 col(Point.run_id).in_(list(run_ids))
             )
@@ -81,13 +82,13 @@ class MeasurementRows:
 
     def add_sample(self, row: Sample) -> None:
         """Append what a run answered to one of its prompts."""
-        with self.database.writing() as session:
+        with self._database.writing() as session:
             session.add(row)
             session.execute(update(Run).where(col(Run.id) == row.run_id).values(sample_requested=False))
 
     def samples(self, run_id: int, after: int = 0) -> Sequence[Sample]:
         """What a run answered to its prompts, in order, from behind the id `after` on."""
-        with self.database.reading() as session:
+        with self._database.reading() as session:
             query = (
                 select(Sample).where(Sample.run_id == run_id, col(Sample.id) > after).order_by(col(Sample.id))
             )
@@ -95,12 +96,12 @@ class MeasurementRows:
 
     def add_note(self, run_id: int, text: str, kind: str = LOG) -> None:
         """Append a line to a run's log."""
-        with self.database.writing() as session:
+        with self._database.writing() as session:
             session.add(Note(run_id=run_id, text=text, kind=kind))
 
     def notes(self, run_id: int, after: int = 0) -> Sequence[Note]:
         """A run's log from behind the id `after` on."""
-        with self.database.reading() as session:
+        with self._database.reading() as session:
             return session.exec(
                 select(Note).where(Note.run_id == run_id, col(Note.id) > after).order_by(col(Note.id))
             ).all()

@@ -210,7 +210,7 @@ def session(workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> Callable[.
 
     begin.engine = engine  # type: ignore[attr-defined]
     begin.next = lambda: RunSession(
-        workbench.registry, engine, workbench.registry.next_queued(), workbench.settings.cache
+        workbench.registry, engine, workbench.registry.queue.next(), workbench.settings.cache
     )  # type: ignore[attr-defined]
     return begin
 

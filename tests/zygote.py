@@ -109,14 +109,14 @@ def _fork(question: dict[str, Any]) -> int:
 
 def _serve() -> None:
     for module in (
-        "engine_process",
-        "job_process",
-        "adapter_jobs",
-        "export_jobs",
-        "data_jobs",
-        "cli",
-        "page",
-        "server",
+        "engine.process",
+        "jobs.process",
+        "jobs.adapters",
+        "jobs.export_adapter",
+        "jobs.data",
+        "cli.main",
+        "web.page",
+        "web.server",
     ):
         importlib.import_module(f"app.{module}")  # this is what takes the seconds
 

@@ -45,7 +45,7 @@ def adapters_list(
     if order not in ORDERS:
         raise InvalidConfig(f"There is no order {order!r}; choose from {', '.join(ORDERS)}.")
     query = AdapterQuery(words=words, base=base, tag=tag, starred=starred, order=order)
-    rows = registry.deleted_adapters() if deleted else registry.find_adapters(query, limit)[0]
+    rows = registry.adapters.deleted() if deleted else registry.adapters.search(query, limit)[0]
     columns = ["name", "base_name", "dataset_name", "rank", "train_loss", "validation_loss", "source", "tags"]
     Console(json).table(rows, ["id", *columns] if deleted else columns)
 
@@ -57,8 +57,8 @@ def adapters_show(name: str, home: Home = None, json: Json = False) -> None:
     registry = open_workbench(home).registry
     row = registry.find(Adapter, name)
     made = {
-        "children": [one.name for one in registry.children_of(row.digest)],
-        "exports": [f"{one.format}, {one.verdict}: {one.folder}" for one in registry.exports_of(row.digest)],
+        "children": [one.name for one in registry.adapters.children_of(row.digest)],
+        "exports": [f"{one.format}, {one.verdict}: {one.folder}" for one in registry.exports.of(row.digest)],
     }
     Console(json).row(row, extra=made)
 
@@ -84,7 +84,7 @@ def adapters_note(
     values = {key: value for key, value in given.items() if value is not None}
     if not values:
         raise InvalidConfig("Give what to change: --rename, --star, --no-star, --tags or --note.")
-    row = registry.change_adapter(registry.find(Adapter, name).id or 0, **values)
+    row = registry.adapters.change(registry.find(Adapter, name).id or 0, **values)
     Console(json).result({"name": row.name, **values}, [("Changed", row.name)])
 
 
@@ -318,7 +318,7 @@ def adapters_remove(name: str, yes: Yes = False, home: Home = None, json: Json =
     console, registry = Console(json), open_workbench(home).registry
     row = registry.find(Adapter, name)
     console.confirm(f"Delete the adapter {name}?", yes)
-    registry.delete_adapter(row.id or 0)
+    registry.adapters.delete(row.id or 0)
     console.result(
         {"removed": name, "id": row.id}, [("Removed", name), ("To undo", f"adapters bring-back {row.id}")]
     )
@@ -334,5 +334,5 @@ def adapters_bring_back(
     json: Json = False,
 ) -> None:
     """Bring a deleted adapter back."""
-    row = open_workbench(home).registry.undelete_adapter(number)
+    row = open_workbench(home).registry.adapters.bring_back(number)
     Console(json).result({"name": row.name}, [("Back as", row.name)])

@@ -190,7 +190,7 @@ class ProgressLine:
         """A watcher that shows where a run is."""
 
         def watch(run: Run) -> None:
-            point = workbench.registry.last_point(run.id or 0) if run.active else None
+            point = workbench.registry.measurements.last_point(run.id or 0) if run.active else None
             total = run.details.get("total_steps")
             if point is None or not total:
                 self._show(f"Run {run.id} ({run.name}): {run.state}", None, "")
@@ -206,7 +206,7 @@ class ProgressLine:
         """A watcher that shows how far the runs of a sweep are, together."""
 
         def watch(runs: list[Run]) -> None:
-            points = [workbench.registry.last_point(run.id or 0) for run in runs]
+            points = [workbench.registry.measurements.last_point(run.id or 0) for run in runs]
             totals = [run.details.get("total_steps") for run in runs]
             shares = [
                 1.0 if not run.active else (point.step / total if point and total else 0.0)

@@ -392,7 +392,7 @@ def data_split(
 def data_versions(name: str, home: Home = None, json: Json = False) -> None:
     """List the versions of a data set, the newest first."""
     registry = open_workbench(home).registry
-    rows = registry.versions(registry.find(Dataset, name).id or 0)
+    rows = registry.datasets.versions(registry.find(Dataset, name).id or 0)
     Console(json).table(
         rows,
         ["number", "parent", "change", "rows", "validation_rows", "excluded_rows", "faulty_rows", "digest"],
@@ -458,5 +458,5 @@ def data_remove(name: str, yes: Yes = False, home: Home = None, json: Json = Fal
     """Delete a data set with all its versions."""
     console = Console(json)
     console.confirm(f"Delete the data set {name}?", yes)
-    open_workbench(home).registry.remove_dataset(name)
+    open_workbench(home).datasets.remove(name)
     console.result({"removed": name}, [("Removed", name)])

@@ -220,7 +220,7 @@ def preflight(
 def runs_list(home: Home = None, json: Json = False) -> None:
     """List the runs; those that wait come first, in the queue's order."""
     registry = open_workbench(home).registry
-    waiting = registry.waiting_runs()
+    waiting = registry.queue.waiting()
     rows = [*waiting, *[run for run in registry.all(Run) if run.id not in {one.id for one in waiting}]]
     Console(json).table(rows, ["id", "name", "state", "base_name", "dataset_name", "reason"])
 
@@ -230,19 +230,20 @@ def runs_list(home: Home = None, json: Json = False) -> None:
 def runs_show(run_id: RunId, home: Home = None, json: Json = False) -> None:
     """Show a run: its configuration, its checkpoints, samples, log and last measurement."""
     registry = open_workbench(home).registry
-    row, last = registry.get(Run, run_id), registry.last_point(run_id)
+    row, last = registry.get(Run, run_id), registry.measurements.last_point(run_id)
     Console(json).row(
         row,
         extra={
             "last": last.model_dump() if last else None,
             "checkpoints": [
                 {"step": one.step, "validation_loss": one.validation_loss, "bytes": one.size_bytes}
-                for one in registry.checkpoints(run_id)
+                for one in registry.checkpoints.of(run_id)
             ],
             "samples": [
-                {"step": one.step, "prompt": one.prompt, "text": one.text} for one in registry.samples(run_id)
+                {"step": one.step, "prompt": one.prompt, "text": one.text}
+                for one in registry.measurements.samples(run_id)
             ],
-            "log": [note.text for note in registry.notes(run_id)],
+            "log": [note.text for note in registry.measurements.notes(run_id)],
         },
     )
 
@@ -282,7 +283,7 @@ def runs_move(
     """Put a waiting run at another place of the queue."""
     workbench = open_workbench(home)
     workbench.runs.move(run_id, place - 1)
-    order = [run.id for run in workbench.registry.waiting_runs()]
+    order = [run.id for run in workbench.registry.queue.waiting()]
     Console(json).result({"queue": order}, [("Queue", ", ".join(str(one) for one in order))])
 
 

@@ -31,7 +31,9 @@ def watch_run(workbench: Workbench, run_id: int) -> None:
             run = workbench.registry.get(Run, run_id)
             if run.started != started:  # it goes on from a checkpoint: what was measured behind it comes anew
                 points, started = [], run.started
-            points += workbench.registry.points(run_id, after=points[-1].id or 0 if points else 0)
+            points += workbench.registry.measurements.points(
+                run_id, after=points[-1].id or 0 if points else 0
+            )
             if sys.stdout.isatty() or not run.active:
                 size = (
                     (min(console.width, _WIDTH), min(console.height - 2, _HEIGHT))

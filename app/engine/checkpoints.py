@@ -53,7 +53,7 @@ def save_checkpoint(
         seconds=time.monotonic() - start,
         about=_about(base, engine),
     )
-    registry.add_checkpoint(row)
+    registry.checkpoints.add(row)
     return row
 
 
@@ -73,7 +73,7 @@ def load_checkpoint(
     Raises InvalidInput if the base's tokenizer or chat template is another than it was trained with,
     BlobDamaged.
     """
-    row = next(iter(registry.checkpoints(run.id or 0)), None)
+    row = next(iter(registry.checkpoints.of(run.id or 0)), None)
     if row is None:
         return None
     now = _about(registry.get(Base, run.base_id), engine)
@@ -86,7 +86,7 @@ def load_checkpoint(
         )
     if changed:
         said = ", ".join(f"{key} {row.about[key]} then, {now.get(key)} now" for key in changed)
-        registry.add_note(run.id or 0, f"The run goes on approximately, not bit for bit: {said}")
+        registry.measurements.add_note(run.id or 0, f"The run goes on approximately, not bit for bit: {said}")
     adapter = load_adapter(registry.blobs.verify(row.adapter_digest), base.layer_shapes, base.head)
     return adapter, RunState.load(registry.blobs.verify(row.state_digest))
 

@@ -66,7 +66,7 @@ def _data(registry: Registry, run: Run) -> tuple[DatasetFile, Version, bool]:
     """The rows of the version that the run names, its parts, and whether special tokens in its texts are
     meant.
     """
-    blobs, digest = registry.blobs, registry.rows_of(run.dataset_digest)
+    blobs, digest = registry.blobs, registry.datasets.rows_of(run.dataset_digest)
     folder = blobs.verify(digest)
     rows, summary = DatasetFile(folder), Summary.read(folder)
     if (

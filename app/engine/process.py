@@ -66,7 +66,7 @@ class EngineServer:
 
     def work(self) -> None:
         """Train and answer until there is nothing to do and nobody is attached."""
-        for run_id in self._registry.interrupt_runs("the engine ended while it was training"):
+        for run_id in self._registry.runs.interrupt("the engine ended while it was training"):
             log.info("run %s was interrupted", run_id)
         while not self._is_over():
             slice_seconds = self._measure_a_little() if self._measures() else self._train_a_little()
@@ -76,20 +76,14 @@ class EngineServer:
                 self._wake.clear()
 
     def _is_over(self) -> bool:
-        if (
-            self._session
-            or self._measuring
-            or self._answers
-            or self._attached
-            or self._registry.next_queued()
-        ):
+        if self._session or self._measuring or self._answers or self._attached or self._registry.queue.next():
             self._idle_since = time.monotonic()
         return time.monotonic() - self._idle_since > _GRACE
 
     def _train_a_little(self) -> float:
         """One micro-batch of the runs under way, or the start of the next. Returns the seconds it took."""
         if self._session is None:
-            runs = self._registry.next_queued()
+            runs = self._registry.queue.next()
             if not runs or not self._engine.free_for(runs[0].base_fingerprint):
                 # nothing waits, or what waits needs another base than the one that is answering
                 return _LEAST_SLICE

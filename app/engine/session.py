@@ -28,9 +28,9 @@ from core.train.group import Event, TrainingGroup
 from core.train.hardware import EnergyMeter, operations_a_token
 from core.train.memory import memory_figures, ran_out_of_memory
 from core.train.run import RunRequest
+from storage.checkpoints import best_checkpoint
 from storage.names import free_name
 from storage.registry import Registry
-from storage.runs import best_checkpoint
 from storage.tables import ALERT, CHANGE, FAILED, FINISHED, INTERRUPTED, PAUSED, STOPPED, Adapter, Run, Sample
 
 _FLUSH_SECONDS = 0.5  # measurements are written at most this often: each write waits for the disk
@@ -98,7 +98,7 @@ class RunSession:
             energy = {
                 record.id: record.energy for record in self._records.values() if record.energy is not None
             }
-            self._write(self._registry.add_points, points, energy)
+            self._write(self._registry.measurements.add_points, points, energy)
         for record in self._records.values():
             record.points = []
         self._flushed = time.monotonic()
@@ -110,7 +110,7 @@ class RunSession:
         return insist(functools.partial(write, *arguments, **values), waiting)
 
     def _say(self, record: RunRecord, text: str, kind: str = "log") -> None:
-        self._write(self._registry.add_note, record.id, text, kind)
+        self._write(self._registry.measurements.add_note, record.id, text, kind)
 
     def _share_energy(self) -> None:
         """What the device has used is shared by the runs under way."""
@@ -125,7 +125,7 @@ class RunSession:
 
     def _look_for_requests(self) -> None:
         self._looked = time.monotonic()
-        for run in self._registry.requests(self.run_ids):
+        for run in self._registry.requests.open(self.run_ids):
             record = self._records[run.id]
             record.wants_save |= run.save_requested
             record.wants_sample |= run.sample_requested
@@ -157,14 +157,14 @@ class RunSession:
                 said = ", ".join(f"{name} {value:g}" for name, value in change.values.items())
                 self._say(record, f"From step {change.step + 1} on: {said}", CHANGE)
         record.total_steps = next(one.total_steps for one in self._group.runs if one.key == record.id)
-        self._write(self._registry.settle_changes, record.id, taken, record.total_steps)
+        self._write(self._registry.requests.settle_changes, record.id, taken, record.total_steps)
 
     # The training.
 
     def _train(self) -> Iterator[Event | None]:
         for record in self._records.values():
             record.over = not self._write(
-                self._registry.claim_run, record.id
+                self._registry.queue.claim, record.id
             )  # it may have been stopped before it started
         requests: list[RunRequest] = []
         for record in [record for record in self._records.values() if not record.over]:
@@ -173,7 +173,7 @@ class RunSession:
                 request = yield from prepare(self._registry, self._engine, record.run, self._cache, say)
                 if request.resume is not None:
                     record.step = record.saved_step = request.resume[1].position.steps
-                    record.catch_up(self._registry.points(record.id))
+                    record.catch_up(self._registry.measurements.points(record.id))
                 requests.append(request)
             except USER_ERRORS as error:
                 self._fail(record, error, str(error))
@@ -216,7 +216,9 @@ class RunSession:
                 if isinstance(event.error, CannotShare):
                     record.over = True
                     self._write(
-                        self._registry.put_back, record.id, "waits for its own turn: " + str(event.error)
+                        self._registry.queue.put_back,
+                        record.id,
+                        "waits for its own turn: " + str(event.error),
                     )
                 else:
                     self._fail(record, event.error, str(event.error))
@@ -228,7 +230,7 @@ class RunSession:
             "operations_a_second": self._engine.operations_a_second,
         }
         record.total_steps, record.validates = event.total_steps, event.validation_rows > 0
-        self._write(self._registry.begin_run, record.id, details)
+        self._write(self._registry.runs.begin, record.id, details)
         self._say(record, prepared_sentence(event, len(self.run_ids), record.train.over_length))
 
     def _act_on(self, record: RunRecord, alerts: Sequence[Alert]) -> None:
@@ -275,7 +277,7 @@ class RunSession:
             yield None
         for prompt, text in zip(record.train.prompts, texts, strict=True):
             self._write(
-                self._registry.add_sample,
+                self._registry.measurements.add_sample,
                 Sample(run_id=record.id, step=record.step, prompt=prompt, text=text),
             )
 
@@ -290,7 +292,7 @@ class RunSession:
         record.wants_save = False
         state = self._group.state(record.id)
         if state is None or state.position.steps == record.saved_step:
-            self._write(self._registry.update_run, record.id, save_requested=False)
+            self._write(self._registry.runs.update, record.id, save_requested=False)
             return
         self.flush()  # what was measured up to here must not be missing when the run goes on from here
         adapter = self._group.adapter(record.id)
@@ -311,7 +313,7 @@ class RunSession:
                     f"The checkpoint at step {state.position.steps} could not be written: {error}; {kept}",
                     ALERT,
                 )
-                self._write(self._registry.update_run, record.id, save_requested=False)
+                self._write(self._registry.runs.update, record.id, save_requested=False)
             else:
                 raise
         else:
@@ -331,7 +333,12 @@ class RunSession:
             f"it {lost} by itself once there is space"
         )
         self._write(
-            self._registry.set_state, record.id, PAUSED, reason, bytes_needed=needed, save_requested=False
+            self._registry.runs.set_state,
+            record.id,
+            PAUSED,
+            reason,
+            bytes_needed=needed,
+            save_requested=False,
         )
 
     def _pause(self, record: RunRecord) -> None:
@@ -342,12 +349,12 @@ class RunSession:
         self.flush()
         record.over = True
         reason = f"after {record.saved_step} steps" if record.saved_step else "before the first step"
-        self._write(self._registry.set_state, record.id, PAUSED, reason, pause_requested=False)
+        self._write(self._registry.runs.set_state, record.id, PAUSED, reason, pause_requested=False)
 
     def _fail(self, record: RunRecord, error: Exception, reason: str, state: str = FAILED) -> None:
         record.over = True
         log.error("run %s failed", record.id, exc_info=error)
-        self._write(self._registry.set_state, record.id, state, reason)
+        self._write(self._registry.runs.set_state, record.id, state, reason)
 
     def _finish(self, record: RunRecord, done: TrainingDone) -> None:
         """Store the adapter and end the run. A run stopped before its first step leaves no adapter."""
@@ -355,7 +362,7 @@ class RunSession:
         state = STOPPED if done.stopped else FINISHED
         if done.steps == 0:
             record.over = True
-            self._write(self._registry.set_state, record.id, state, "before the first step")
+            self._write(self._registry.runs.set_state, record.id, state, "before the first step")
             return
         if done.stopped:
             self._save(record)  # it can be taken up again later
@@ -374,13 +381,13 @@ class RunSession:
         reason = record.stopped_by or (
             f"after {done.steps} steps; the adapter is kept" if done.stopped else ""
         )
-        self._write(self._registry.set_state, record.id, state, reason, adapter_id=adapter.id)
+        self._write(self._registry.runs.set_state, record.id, state, reason, adapter_id=adapter.id)
 
     def _publish(self, record: RunRecord, done: TrainingDone) -> Adapter:
         """Store what the run has learnt: its last state, or its best where that is asked for."""
         assert self._group is not None  # it has just yielded TrainingDone
         registry, run = self._registry, self._registry.get(Run, record.id)
-        best = best_checkpoint(registry.checkpoints(record.id)) if record.train.keep_best else None
+        best = best_checkpoint(registry.checkpoints.of(record.id)) if record.train.keep_best else None
         name = free_name(run.name, registry.names(Adapter))
         if best is not None and (
             done.validation_loss is None or (best.validation_loss or 0.0) < done.validation_loss

@@ -51,7 +51,7 @@ def ask(
     chat = workbench.registry.get(Chat, chat_id) if chat_id else None
     if chat is None or chat.base_name != base:
         chat = workbench.registry.save(Chat(base_name=base))
-    said = workbench.registry.chat_messages(chat.id or 0)
+    said = workbench.registry.chats.messages(chat.id or 0)
     conversations = [[*history(said, speaker), {"role": "user", "content": prompt}] for speaker in speakers]
     asked = Asked(chat.id or 0, prompt, list(speakers), [""] * len(speakers), [""] * len(speakers))
     stream = workbench.answer(base, speakers, conversations, config)

@@ -114,7 +114,7 @@ def compare(registry: Registry, run_ids: Sequence[int]) -> Comparison:
         dict.fromkeys(name for one in options.values() for name in one if name not in _UNINTERESTING)
     )
     differing = [name for name in names if len({repr(one.get(name)) for one in options.values()}) > 1]
-    best = registry.best_losses([row.id or 0 for row in rows])
+    best = registry.measurements.best_losses([row.id or 0 for row in rows])
     found = [
         _compared(registry, row, {name: options[row.id].get(name) for name in differing}, best)
         for row in rows
@@ -125,7 +125,10 @@ def compare(registry: Registry, run_ids: Sequence[int]) -> Comparison:
 
 
 def _compared(registry: Registry, run: Run, options: Mapping[str, Any], best: Mapping[int, Any]) -> Compared:
-    last, judged = registry.last_point(run.id or 0), registry.last_evaluation(run.id or 0)
+    last, judged = (
+        registry.measurements.last_point(run.id or 0),
+        registry.measurements.last_evaluation(run.id or 0),
+    )
     return Compared(
         run=run,
         options=options,

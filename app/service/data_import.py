@@ -139,7 +139,7 @@ def import_dataset(registry: Registry, request: ImportRequest, report: Report = 
         faulty_rows=faulty,
         warnings=sum(summary.counts.values()) - summary.faulty,
     )
-    return registry.add_dataset(row, f"imported; {said}")
+    return registry.datasets.add(row, f"imported; {said}")
 
 
 def read_rows(request: ImportRequest, staging: Path, folder: Path, report: Report = silent) -> Summary:

@@ -283,14 +283,20 @@ class Datasets:
     def go_back(self, name: str, number: int) -> Dataset:
         """Make an earlier version the newest again, as a version of its own. Raises InvalidData."""
         row = self._registry.find(Dataset, name)
-        old = next((one for one in self._registry.versions(row.id or 0) if one.number == number), None)
+        old = next(
+            (one for one in self._registry.datasets.versions(row.id or 0) if one.number == number), None
+        )
         if old is None:
             raise InvalidData(f"{name} has no version {number}; it has 1 to {row.version}.")
         if old.digest == row.digest:
             raise InvalidData(f"{name} is as it was in version {number}.")
         opened = self.open(old)
         row.rows_digest, row.digest = old.rows_digest, old.digest
-        return self._registry.add_version(_counted(row, opened), f"back to version {number}")
+        return self._registry.datasets.add_version(_counted(row, opened), f"back to version {number}")
+
+    def remove(self, name: str) -> None:
+        """Delete a data set with all its versions. Raises NotFound, or InUse while a run needs it."""
+        self._registry.datasets.remove(self._registry.find(Dataset, name))
 
     def _rewrite(
         self, row: Dataset, changes: dict[int, Example], added: list[Example], change: str
@@ -326,7 +332,7 @@ class Datasets:
             folder.mkdir()
             version.write(folder)
             row.digest = self._registry.blobs.put(folder)
-        return self._registry.add_version(
+        return self._registry.datasets.add_version(
             _counted(row, Opened(opened.rows, version, opened.findings, opened.summary)), change
         )
 

@@ -64,13 +64,13 @@ class Jobs:
         process.terminate()
         process.wait()
         if self._registry.get(Job, job.id or 0).active:
-            self._registry.update_job(
+            self._registry.jobs.update(
                 job.id or 0, state=STOPPED, message="Cancelled. Nothing was added.", ended=time.time()
             )
 
     def notice_deaths(self) -> None:
         """Mark jobs whose process is gone as interrupted, with the reason as far as it is known."""
-        for job in self._registry.active_jobs():
+        for job in self._registry.jobs.active():
             self._notice_death(job)
 
     def _notice_death(self, job: Job) -> None:
@@ -81,4 +81,4 @@ class Jobs:
             return
         if self._registry.get(Job, job.id or 0).active:  # it may have ended between the two looks
             reason = f"{job.title}: {exit_reason(code, 'its process')}. Nothing was added; start it again."
-            self._registry.update_job(job.id or 0, state=INTERRUPTED, message=reason, ended=time.time())
+            self._registry.jobs.update(job.id or 0, state=INTERRUPTED, message=reason, ended=time.time())

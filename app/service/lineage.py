@@ -51,9 +51,11 @@ def lineage(registry: Registry, row: Adapter) -> Lineage:
     if middle:
         found.before.append(middle)
     merged = [one for one in registry.all(Base) if one.merged.get("adapter_digest") == row.digest]
-    found.after += [Node("adapter", one.name, one.source) for one in registry.children_of(row.digest)]
+    found.after += [
+        Node("adapter", one.name, one.source) for one in registry.adapters.children_of(row.digest)
+    ]
     found.after += [Node("base", one.name, "merged") for one in merged]
-    exports = registry.exports_of(row.digest)
+    exports = registry.exports.of(row.digest)
     found.after += [Node("export", one.format, f"{one.verdict}, {Path(one.folder).name}") for one in exports]
     return found
 

@@ -76,7 +76,9 @@ def run_quickstart(workbench: Workbench, watch: Watchers) -> QuickstartResult:
     answers = _ask(workbench, base.name, adapter)
     watch.say("Merging the adapter into the base and checking the result")
     export = workbench.jobs.wait(workbench.export(adapter), watch.job)
-    losses = [point.loss for point in workbench.registry.points(run.id or 0) if point.loss is not None]
+    losses = [
+        point.loss for point in workbench.registry.measurements.points(run.id or 0) if point.loss is not None
+    ]
     return QuickstartResult(
         base=base.name,
         adapter=adapter,

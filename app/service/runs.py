@@ -32,14 +32,14 @@ class Runs:
 
     def move(self, run_id: int, place: int) -> None:
         """Put a waiting run at a place of the queue, counted from 0. Raises NotFound, InUse."""
-        self._registry.move_run(run_id, place)
+        self._registry.queue.move(run_id, place)
 
     def remove(self, run_id: int) -> None:
         """Forget a run that is not under way, with its checkpoints; its adapter stays.
 
         Raises NotFound, InUse.
         """
-        self._registry.remove_run(run_id)
+        self._registry.runs.remove(run_id)
 
     def options(self, run_id: int) -> dict[str, Any]:
         """All training options of a run as they were last, to train again with changes. Raises NotFound."""
@@ -49,15 +49,15 @@ class Runs:
 
     def stop(self, run_id: int) -> Run:
         """Ask a run to stop and keep what it has learnt. Raises NotFound."""
-        return self._registry.request_stop(run_id)
+        return self._registry.requests.stop(run_id)
 
     def pause(self, run_id: int) -> Run:
         """Ask a run to save where it stands and let go of the memory. Raises NotFound, InUse."""
-        return self._registry.request_pause(run_id)
+        return self._registry.requests.pause(run_id)
 
     def save(self, run_id: int) -> Run:
         """Ask a run to write a checkpoint now. Raises NotFound, InUse."""
-        return self._registry.request_of_running(run_id, "save", save_requested=True)
+        return self._registry.requests.of_running(run_id, "save", save_requested=True)
 
     def sample(self, run_id: int) -> Run:
         """Ask a run to answer its sample prompts now.
@@ -67,14 +67,14 @@ class Runs:
         run = self._registry.get(Run, run_id)
         if not has_prompts(run):
             raise InvalidConfig(f"Run {run_id} ({run.name}) was started without sample prompts.")
-        return self._registry.request_of_running(run_id, "sample", sample_requested=True)
+        return self._registry.requests.of_running(run_id, "sample", sample_requested=True)
 
     def change(self, run_id: int, values: Mapping[str, object]) -> Run:
         """Change learning_rate, epochs or max_steps of a run: from its next step on, or when it goes on.
 
         Raises NotFound, InvalidConfig, InUse.
         """
-        parsed, last = parse_change(values), self._registry.last_point(run_id)
+        parsed, last = parse_change(values), self._registry.measurements.last_point(run_id)
         ends_at = parsed.get("max_steps") or math.inf
         if last is not None and (
             last.step >= ends_at or (last.epoch or 0.0) >= parsed.get("epochs", math.inf)
@@ -84,7 +84,7 @@ class Runs:
                 "lies behind it. "
                 "To end it now, stop it."
             )
-        return self._registry.add_change(run_id, parsed)
+        return self._registry.requests.change(run_id, parsed)
 
     # Checkpoints.
 
@@ -93,7 +93,7 @@ class Runs:
 
         Raises NotFound, NameTaken, BlobDamaged.
         """
-        run, rows = self._registry.get(Run, run_id), self._registry.checkpoints(run_id)
+        run, rows = self._registry.get(Run, run_id), self._registry.checkpoints.of(run_id)
         row = next((one for one in rows if step in (None, one.step)), None)
         if row is None:
             there = (
@@ -117,7 +117,7 @@ class Runs:
         """
         run = self._registry.get(Run, run_id)
         self._require_unchanged(run)
-        run = self._registry.queue_again(run_id)
+        run = self._registry.queue.again(run_id)
         self._engine.wake()
         return run
 
@@ -130,7 +130,7 @@ class Runs:
                 "one by now."
             )
         try:
-            self._registry.rows_of(run.dataset_digest)
+            self._registry.datasets.rows_of(run.dataset_digest)
         except NotFound:
             raise InvalidData(
                 f"Version {run.dataset_version} of {run.dataset_name}, which run {run.id} trains on, "
@@ -145,7 +145,7 @@ class Runs:
         Returns their ids.
         """
         resumed = []
-        for run in self._registry.runs_in(PAUSED, INTERRUPTED):
+        for run in self._registry.runs.in_states(PAUSED, INTERRUPTED):
             run_id = run.id or 0
             if (run.state == PAUSED and self._has_space_now(run)) or (
                 run.state == INTERRUPTED
@@ -161,10 +161,10 @@ class Runs:
         )
 
     def _came_further(self, run: Run) -> bool:
-        newest = next((one.step for one in self._registry.checkpoints(run.id or 0)), 0)
+        newest = next((one.step for one in self._registry.checkpoints.of(run.id or 0)), 0)
         if newest <= run.details.get(_RESUMED_FROM, -1):
             return False
-        self._registry.update_run(run.id or 0, details={**run.details, _RESUMED_FROM: newest})
+        self._registry.runs.update(run.id or 0, details={**run.details, _RESUMED_FROM: newest})
         return True
 
 

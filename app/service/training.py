@@ -105,11 +105,11 @@ class Training:
                     config={"lora": lora.to_dict(), "train": train.to_dict()},
                 )
             )
-        self._registry.queue_runs(runs, number_if_taken=not name)
+        self._registry.queue.add(runs, number_if_taken=not name)
         try:
             self._engine.wake()
         except EngineUnavailable as error:
-            self._registry.fail_queued_runs(str(error))
+            self._registry.runs.fail_queued(str(error))
             raise
         return runs
 
@@ -128,7 +128,7 @@ class Training:
         """`wanted`, with a number where a sweep of that name has been: behind a label it would read as part
         of a value.
         """
-        taken = self._registry.names(Adapter) | {run.name for run in self._registry.active_runs()}
+        taken = self._registry.names(Adapter) | {run.name for run in self._registry.runs.active()}
         prefix, number = wanted, 1
         while any(f"{prefix} {label}" in taken for label in labels if label):
             number += 1
@@ -154,6 +154,8 @@ class Training:
     def _speed_on(self, base: Base) -> float | None:
         """Tokens a second of the last run on this base that got anywhere."""
         for run in self._registry.all(Run, limit=20):
-            if run.base_fingerprint == base.fingerprint and (point := self._registry.last_point(run.id or 0)):
+            if run.base_fingerprint == base.fingerprint and (
+                point := self._registry.measurements.last_point(run.id or 0)
+            ):
                 return point.tokens_per_second
         return None

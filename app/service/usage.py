@@ -40,7 +40,7 @@ class Share:
 def usage(registry: Registry, settings: Settings) -> list[Share]:
     """What takes space, the largest first. A blob that two rows need counts once, for the first kind."""
     counted: set[str] = set()
-    deleted = [row.digest for row in registry.deleted_adapters()]
+    deleted = [row.digest for row in registry.adapters.deleted()]
     versions = registry.all(DatasetVersion)
     data = [
         *[d for row in registry.all(Dataset) for d in (row.digest, row.rows_digest)],
@@ -84,11 +84,11 @@ def clean_up(registry: Registry, settings: Settings) -> int:
     Returns the bytes that became free.
     """
     before = shutil.disk_usage(settings.home).used
-    registry.purge_adapters(time.time())
+    registry.adapters.purge(time.time())
     registry.sweep(_REGISTERED_WITHIN)
     for path in _leavings(settings):
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-    if not registry.active_runs():
+    if not registry.runs.active():
         shutil.rmtree(settings.cache, ignore_errors=True)
     return max(0, before - shutil.disk_usage(settings.home).used)
 

@@ -61,7 +61,8 @@ class Workbench:
 
     def remove_model(self, name: str) -> None:
         """Forget a base model, and delete its files if they are ours. Raises InUse while adapters need it."""
-        row = self.registry.remove_base(name)
+        row = self.registry.find(Base, name)
+        self.registry.bases.remove(row)
         if row.owned:
             shutil.rmtree(row.folder, ignore_errors=True)
 
@@ -337,11 +338,11 @@ class Workbench:
         """
         self.notice_deaths()
         self.runs.resume_what_can()
-        if any(run.state == QUEUED for run in self.registry.active_runs()) and not self.engine.alive:
+        if any(run.state == QUEUED for run in self.registry.runs.active()) and not self.engine.alive:
             try:
                 self.engine.ensure()
             except EngineUnavailable as error:
-                self.registry.fail_queued_runs(str(error))
+                self.registry.runs.fail_queued(str(error))
 
     def changes(self) -> str:
         """A short text that changes when anything a page shows may have changed."""
@@ -349,9 +350,9 @@ class Workbench:
 
     def notice_deaths(self) -> None:
         """Mark runs and jobs whose process is gone as interrupted, with the reason as far as it is known."""
-        active = self.registry.active_runs()
+        active = self.registry.runs.active()
         if any(run.state in UNDER_WAY for run in active) and not self.engine.alive:
-            self.registry.interrupt_runs(self.engine.death_reason())
+            self.registry.runs.interrupt(self.engine.death_reason())
         self.jobs.notice_deaths()
 
     def close(self) -> None:

@@ -18,7 +18,7 @@ from storage.tables import Adapter, Base, BaseManifest
 def remember(registry: Registry, name: str, found: Manifest) -> None:
     """Keep what a fingerprint was taken over, to say later what differs from it."""
     tensors = [list(row) for row in found.tensors]
-    registry.keep_manifest(
+    registry.bases.keep_manifest(
         BaseManifest(
             fingerprint=found.fingerprint, name=name, tensors=tensors, architecture=found.architecture
         )
@@ -27,7 +27,7 @@ def remember(registry: Registry, name: str, found: Manifest) -> None:
 
 def manifest_of(registry: Registry, fingerprint: str) -> Manifest | None:
     """What was remembered of a fingerprint; None for one that never was here."""
-    row = registry.manifest(fingerprint)
+    row = registry.bases.manifest(fingerprint)
     return Manifest.from_json(row.tensors, row.architecture) if row else None
 
 

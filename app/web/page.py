@@ -109,11 +109,11 @@ def _offer_to_cancel(shell: Shell, cancel: gr.Button) -> None:
     """A button for the job that has been going on longest."""
 
     def show() -> gr.Button:
-        jobs = shell.workbench.registry.active_jobs()
+        jobs = shell.workbench.registry.jobs.active()
         return gr.Button(f"Cancel: {jobs[0].title[:60]}" if jobs else "Cancel", visible=bool(jobs))
 
     def end() -> None:
-        for job in shell.workbench.registry.active_jobs()[:1]:
+        for job in shell.workbench.registry.jobs.active()[:1]:
             shell.workbench.jobs.cancel(job)
 
     shell.refresh(show, [], [cancel])

@@ -141,7 +141,7 @@ def _tidy_up(workbench: Workbench) -> None:
 
 
 def _say_what_goes_on(workbench: Workbench, console: Console) -> None:
-    active = workbench.registry.active_runs()
+    active = workbench.registry.runs.active()
     if active:
         names = ", ".join(f"{run.id} ({run.name})" for run in active)
         text = f"Run {names} goes on without the page. Start the workbench again to see it."

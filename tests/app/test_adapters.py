@@ -45,7 +45,7 @@ def test_resizing_measures_the_loss_that_training_measured(workbench, taught):
     small = workbench.registry.find(Adapter, "small")
     assert (small.rank, small.source, small.parents[0]["name"]) == (2, "resized", "taught")
     assert small.tokenizer_hash == taught.tokenizer_hash != ""
-    assert [one.name for one in workbench.registry.children_of(taught.digest)] == ["small"]
+    assert [one.name for one in workbench.registry.adapters.children_of(taught.digest)] == ["small"]
     again = result(workbench, "resize_adapter", adapter="small", rank=1, evaluate=True, name="")
     assert again["losses"][0] == pytest.approx(kept["losses"][1], rel=1e-4)
 
@@ -159,7 +159,7 @@ def test_every_flipped_bit_of_a_base_and_an_export_is_found(
 
 
 def test_every_flipped_bit_of_a_checkpoint_is_found_before_it_is_used(workbench, taught):
-    for row in workbench.registry.checkpoints(taught.run_id):
+    for row in workbench.registry.checkpoints.of(taught.run_id):
         for digest in (row.adapter_digest, row.state_digest):
             _flips(
                 workbench.registry.blobs.path(digest),
@@ -170,7 +170,7 @@ def test_every_flipped_bit_of_a_checkpoint_is_found_before_it_is_used(workbench,
 
 def test_what_takes_space_is_listed_and_what_can_go_goes(workbench, taught, trained):
     row = trained("unwanted")
-    workbench.registry.delete_adapter(row.id)
+    workbench.registry.adapters.delete(row.id)
     with workbench.registry.blobs.staging() as staging:
         (staging / "orphan").write_bytes(bytes(5000))
         orphan = workbench.registry.blobs.put(staging / "orphan")

@@ -50,7 +50,7 @@ def test_training_refuses_rows_with_errors_until_they_are_left_out(workbench, tm
     run = workbench.wait_run(workbench.training.start("llama", "mine", QUICK).id)
     assert (run.state, run.dataset_version, run.dataset_digest) == ("finished", 2, row.digest)
     assert "19 rows to train on, 1 kept for validation" in " ".join(
-        note.text for note in workbench.registry.notes(run.id)
+        note.text for note in workbench.registry.measurements.notes(run.id)
     )
 
 
@@ -66,7 +66,7 @@ def test_what_is_left_out_is_kept_listed_and_brought_back(workbench, tmp_path):
     assert (row.excluded_rows, row.version) == (0, 3)
     with pytest.raises(InvalidData, match="No such row is left out"):
         workbench.datasets.bring_back("mine")
-    changes = [one.change for one in workbench.registry.versions(row.id)]
+    changes = [one.change for one in workbench.registry.datasets.versions(row.id)]
     assert changes == [
         "1 row brought back",
         "1 row left out: exact duplicate",
@@ -123,7 +123,7 @@ def test_a_row_is_edited_added_and_an_earlier_version_comes_back(workbench, tmp_
     assert (back.digest, back.rows, back.faulty_rows, back.version) == (first.digest, 12, 1, 4)
     with pytest.raises(InvalidData, match="has no version 9"):
         workbench.datasets.go_back("mine", 9)
-    assert [one.parent for one in workbench.registry.versions(back.id)] == [3, 2, 1, None]
+    assert [one.parent for one in workbench.registry.datasets.versions(back.id)] == [3, 2, 1, None]
 
 
 def test_a_split_that_changes_nothing_is_no_new_version(workbench, tmp_path):
@@ -156,7 +156,7 @@ def test_two_changes_at_once_do_not_undo_each_other(workbench, tmp_path):
     stale = workbench.registry.find(Dataset, "mine")
     workbench.datasets.leave_out("mine", rows=[0])
     with pytest.raises(InUse, match=r"changed meanwhile \(version 2\)"):
-        workbench.registry.add_version(stale, "late")
+        workbench.registry.datasets.add_version(stale, "late")
 
 
 def test_the_report_as_csv_is_harmless_and_whole(workbench, tmp_path):
@@ -185,13 +185,13 @@ def test_removing_a_data_set_removes_all_its_versions_and_no_others(workbench, t
     first = add(workbench, tmp_path, lines(*rows(12)))
     add(workbench, tmp_path, lines(*rows(12)), "twin", split=Split("count", count=2))
     workbench.datasets.leave_out("mine", rows=[0])
-    workbench.registry.remove_dataset("mine")
+    workbench.registry.datasets.remove(workbench.registry.find(Dataset, "mine"))
     twin = workbench.registry.find(Dataset, "twin")
     assert workbench.datasets.open(twin).rows[0].messages
-    workbench.registry.remove_dataset("twin")
+    workbench.registry.datasets.remove(workbench.registry.find(Dataset, "twin"))
     store = workbench.settings.blobs / "sha256"
     assert not (store / first.rows_digest[:2] / first.rows_digest).exists()
-    assert workbench.registry.versions(twin.id) == []
+    assert workbench.registry.datasets.versions(twin.id) == []
 
 
 def test_a_look_at_a_file_shows_rows_and_faults_before_it_is_taken(tmp_path):
@@ -337,7 +337,7 @@ def test_what_happens_to_long_rows_is_said_in_the_runs_log(workbench, tmp_path):
             workbench.training.start("llama", "mine", {**QUICK, "max_length": 64, "over_length": policy}).id
         )
         assert run.state == "finished", run.reason
-        notes[policy] = " ".join(note.text for note in workbench.registry.notes(run.id))
+        notes[policy] = " ".join(note.text for note in workbench.registry.measurements.notes(run.id))
     assert "1 row is longer than 64 tokens and was cut off" in notes["truncate"]
     assert "1 row is longer than 64 tokens and was split into several" in notes["split"]
     assert "1 row is longer than 64 tokens and was left out" in notes["drop"]
@@ -368,7 +368,7 @@ def test_data_of_an_earlier_version_of_the_workbench_still_trains(workbench, tmp
         size_bytes=1,
         source_name="x",
     )
-    workbench.registry.add_dataset(old, "imported")
+    workbench.registry.datasets.add(old, "imported")
     run = workbench.wait_run(workbench.training.start("llama", "old", QUICK).id)
     assert run.state == "finished"
     assert workbench.registry.get(Run, run.id).details["validation_rows"] == 1

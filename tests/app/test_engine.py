@@ -27,7 +27,7 @@ def _state(workbench, run):
 
 
 def _steps(workbench, run):
-    return [point.step for point in workbench.registry.points(run.id) if point.loss is not None]
+    return [point.step for point in workbench.registry.measurements.points(run.id) if point.loss is not None]
 
 
 def _engine_pid(workbench):
@@ -43,7 +43,7 @@ def test_a_queued_run_is_trained_and_leaves_an_adapter(workbench):
     adapter = workbench.registry.get(Adapter, run.adapter_id)
     assert (adapter.name, adapter.steps, adapter.base_fingerprint) == ("first", 6, run.base_fingerprint)
     assert _steps(workbench, run) == [1, 2, 3, 4, 5, 6]
-    points = workbench.registry.points(run.id)
+    points = workbench.registry.measurements.points(run.id)
     assert all(
         p.learning_rate and p.grad_norm and p.tokens_per_second and p.memory_bytes
         for p in points
@@ -52,7 +52,7 @@ def test_a_queued_run_is_trained_and_leaves_an_adapter(workbench):
     assert [p.step for p in points if p.validation_loss is not None] == [0, 1, 2, 3, 4, 5, 6]
     assert any(
         "22 rows to train on" in note.text or "23 rows to train on" in note.text
-        for note in workbench.registry.notes(run.id)
+        for note in workbench.registry.measurements.notes(run.id)
     )
     second = workbench.training.start("llama", "data", QUICK)
     third = workbench.training.start("llama", "data", QUICK)
@@ -170,12 +170,14 @@ def test_a_sweep_trains_at_once_and_every_run_is_its_own(workbench):
     assert [adapter.rank for adapter in adapters] == [2, 2, 4, 4]
     assert len({adapter.digest for adapter in adapters}) == 4
     assert max(run.started for run in runs) < min(run.ended for run in runs)
-    assert any("4 adapters train at once" in note.text for note in workbench.registry.notes(runs[0].id))
+    assert any(
+        "4 adapters train at once" in note.text for note in workbench.registry.measurements.notes(runs[0].id)
+    )
     alone = workbench.wait_run(
         workbench.training.start("llama", "data", {**QUICK, "rank": 4, "seed": 2}, "alone").id
     )
     theirs = [
-        [point.loss for point in workbench.registry.points(one.id) if point.loss is not None]
+        [point.loss for point in workbench.registry.measurements.points(one.id) if point.loss is not None]
         for one in (runs[3], alone)
     ]
     assert theirs[0] == pytest.approx(theirs[1], abs=1e-4)

@@ -60,7 +60,7 @@ class _Watched:
 
 def _everything(workbench, run_id):
     """The rows of a run's checkpoints, each read back under its digest, and what lies half written."""
-    rows = workbench.registry.checkpoints(run_id)
+    rows = workbench.registry.checkpoints.of(run_id)
     for row in rows:
         workbench.registry.blobs.verify(row.adapter_digest)
         workbench.registry.blobs.verify(row.state_digest)
@@ -70,7 +70,7 @@ def _everything(workbench, run_id):
 
 def test_a_fault_at_any_place_of_a_checkpoint_leaves_the_one_before(workbench, session, monkeypatch):
     run_id, training = session("mine", max_steps=4000, eval_steps=100_000)
-    while not workbench.registry.checkpoints(run_id):
+    while not workbench.registry.checkpoints.of(run_id):
         training.advance()
     run = workbench.registry.get(Run, run_id)
 
@@ -122,14 +122,14 @@ def test_what_sqlite_says_on_a_full_disk_is_known(tmp_path):
 
 def test_a_registry_without_space_takes_no_checkpoint_and_the_run_waits(workbench, session, monkeypatch):
     run_id, training = session("mine")
-    while not workbench.registry.checkpoints(run_id):
+    while not workbench.registry.checkpoints.of(run_id):
         training.advance()
     before = _everything(workbench, run_id)
 
     def refuse(row):
         raise _full()
 
-    monkeypatch.setattr(workbench.registry, "add_checkpoint", refuse)
+    monkeypatch.setattr(workbench.registry.checkpoints, "add", refuse)
     finish(training)
     assert workbench.registry.get(Run, run_id).state == "paused"
     assert _everything(workbench, run_id) == before
@@ -137,7 +137,7 @@ def test_a_registry_without_space_takes_no_checkpoint_and_the_run_waits(workbenc
 
 def test_measurements_wait_for_space_and_none_is_lost(workbench, session, monkeypatch):
     run_id, training = session("mine")
-    real, refused = workbench.registry.add_points, []
+    real, refused = workbench.registry.measurements.add_points, []
 
     def add_points(points, energy=None):
         if len(refused) < 3:
@@ -145,11 +145,11 @@ def test_measurements_wait_for_space_and_none_is_lost(workbench, session, monkey
             raise _full()
         real(points, energy)
 
-    monkeypatch.setattr(workbench.registry, "add_points", add_points)
+    monkeypatch.setattr(workbench.registry.measurements, "add_points", add_points)
     monkeypatch.setattr(disk.time, "sleep", lambda seconds: None)
     finish(training)
     assert refused == [False, True, True]
-    steps = [one.step for one in workbench.registry.points(run_id) if one.loss is not None]
+    steps = [one.step for one in workbench.registry.measurements.points(run_id) if one.loss is not None]
     assert steps == list(range(1, 31))
     assert workbench.registry.get(Run, run_id).state == "finished"
 
@@ -164,7 +164,7 @@ def whole(workbench, session):
 
 def test_a_full_disk_pauses_the_run_and_space_lets_it_go_on(workbench, session, whole, monkeypatch):
     run_id, training = session("mine")
-    while not workbench.registry.checkpoints(run_id):
+    while not workbench.registry.checkpoints.of(run_id):
         training.advance()
     usage = shutil.disk_usage(workbench.settings.home)
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda folder: usage._replace(free=5_000_000))
@@ -199,7 +199,7 @@ def test_a_checkpoint_that_cannot_be_written_is_told_and_the_run_goes_on(
     assert not workbench.registry.all(Checkpoint) or {
         one.run_id for one in workbench.registry.all(Checkpoint)
     } == {1}
-    told = [note.text for note in workbench.registry.notes(run_id) if note.kind == "alert"]
+    told = [note.text for note in workbench.registry.measurements.notes(run_id) if note.kind == "alert"]
     assert "The checkpoint at step 10 could not be written" in told[0]
     assert "there is none yet" in told[0]
     assert workbench.registry.find(Adapter, "mine").digest == whole
@@ -249,7 +249,7 @@ def test_a_limit_on_the_engines_memory_ends_in_pieces_and_the_next_run_starts_cl
     engine.rlimit(psutil.RLIMIT_AS, (engine.memory_info().vms + 6_000_000,) * 2)
     large = {**options, "micro_batch_size": 64, "gradient_accumulation_steps": 1}
     tight = workbench.wait_run(workbench.training.start("llama", "long", large, "tight").id)
-    notes = [note.text for note in workbench.registry.notes(tight.id)]
+    notes = [note.text for note in workbench.registry.measurements.notes(tight.id)]
     assert tight.state == "finished", notes
     assert any("The memory did not hold" in note and "pieces" in note for note in notes), notes
     found, wanted = (workbench.registry.find(Adapter, name).train_loss for name in ("tight", "roomy"))

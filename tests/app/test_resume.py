@@ -14,7 +14,7 @@ import pytest
 from core.base_model.fingerprint import stat_key
 from core.errors import InvalidData, WrongBase
 from storage.errors import InUse
-from storage.tables import Adapter, Base, Checkpoint, Run
+from storage.tables import Adapter, Base, Checkpoint, Dataset, Run
 from tests.workbenches import QUICK, wait_for
 
 EVERY = 10
@@ -31,7 +31,7 @@ STEPS = {
 
 
 def _points(workbench, run):
-    points = workbench.registry.points(run.id)
+    points = workbench.registry.measurements.points(run.id)
     return (
         [(one.step, one.loss) for one in points if one.loss is not None],
         [(one.step, one.validation_loss) for one in points if one.validation_loss is not None],
@@ -68,7 +68,7 @@ def test_a_run_killed_again_and_again_ends_like_the_uninterrupted_one(workbench,
         _kill_engine(workbench)
         found = workbench.registry.get(Run, run.id)
         assert (found.state, "killed" in found.reason) == ("interrupted", True)
-        saved = workbench.registry.checkpoints(run.id)
+        saved = workbench.registry.checkpoints.of(run.id)
         assert len(saved) <= 3, "the last two and the best"
         assert steps - (saved[0].step if saved else 0) <= EVERY, "more than an interval is lost"
         with sqlite3.connect(workbench.settings.database) as connection:
@@ -90,7 +90,7 @@ def test_a_run_that_is_paused_and_stopped_on_the_way_ends_the_same(workbench, un
     workbench.runs.pause(run.id)
     found = workbench.wait_run(run.id)
     assert (found.state, found.reason.startswith("after ")) == ("paused", True)
-    assert workbench.registry.checkpoints(run.id)[0].step == _points(workbench, run)[0][-1][0]
+    assert workbench.registry.checkpoints.of(run.id)[0].step == _points(workbench, run)[0][-1][0]
     assert "mine" not in workbench.registry.names(Adapter)
     assert workbench.runs.pause(run.id).state == "paused", "a second click does nothing"
     workbench.runs.resume(run.id)
@@ -113,7 +113,7 @@ def test_the_last_two_checkpoints_and_the_best_are_kept(workbench):
             "llama", "data", {**STEPS, "max_steps": 40, "save_steps": 3, "eval_steps": 3}, "many"
         ).id
     )
-    kept = workbench.registry.checkpoints(run.id)
+    kept = workbench.registry.checkpoints.of(run.id)
     losses = {step: loss for step, loss in _points(workbench, run)[1] if step}
     best = min(losses, key=lambda step: (losses[step], step))
     last = (
@@ -152,7 +152,7 @@ def test_what_has_changed_under_a_paused_run_is_named(workbench, tiny_llama, tmp
     failed = workbench.wait_run(run.id)
     assert (failed.state, "chat template of llama changed" in failed.reason) == ("failed", True)
     (folder / "chat_template.jinja").write_text(template)
-    workbench.registry.remove_dataset("data")
+    workbench.registry.datasets.remove(workbench.registry.find(Dataset, "data"))
     with pytest.raises(InvalidData, match="Version 1 of data, which run 1 trains on, was deleted"):
         workbench.runs.resume(run.id)
     base.fingerprint = "f" * 64

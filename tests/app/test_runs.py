@@ -21,11 +21,14 @@ def _get(workbench, run_id):
 
 
 def _notes(workbench, run_id, kind=None):
-    return [note.text for note in workbench.registry.notes(run_id) if kind in (None, note.kind)]
+    return [note.text for note in workbench.registry.measurements.notes(run_id) if kind in (None, note.kind)]
 
 
 def _until(session, workbench, run_id, step):
-    while len([point for point in workbench.registry.points(run_id) if point.loss is not None]) < step:
+    while (
+        len([point for point in workbench.registry.measurements.points(run_id) if point.loss is not None])
+        < step
+    ):
         assert session.advance()
         session.flush()
 
@@ -39,7 +42,7 @@ def queue(workbench, monkeypatch):
     monkeypatch.setattr(workbench.engine, "wake", lambda: None)
     for name in "abcd":
         workbench.training.start("llama", "data", QUICK, name, together=name in "bd")
-    return lambda: [run.name for run in workbench.registry.waiting_runs()]
+    return lambda: [run.name for run in workbench.registry.queue.waiting()]
 
 
 def test_waiting_runs_are_moved_removed_and_paused(workbench, queue):
@@ -62,7 +65,7 @@ def test_waiting_runs_are_moved_removed_and_paused(workbench, queue):
 
 def test_runs_that_allow_it_train_together_and_the_others_alone(workbench, queue):
     def taken():
-        return [run.name for run in workbench.registry.next_queued()]
+        return [run.name for run in workbench.registry.queue.next()]
 
     assert taken() == ["a"]
     workbench.runs.stop(1)
@@ -105,7 +108,11 @@ def test_every_state_is_noted_with_its_time_and_reason(workbench, session):
     finish(training)
     workbench.runs.resume(run_id)
     finish(session.next())
-    states = [note.text.split(":")[0] for note in workbench.registry.notes(run_id) if note.kind == "state"]
+    states = [
+        note.text.split(":")[0]
+        for note in workbench.registry.measurements.notes(run_id)
+        if note.kind == "state"
+    ]
     assert states == [
         "Queued",
         "Preparing",
@@ -126,7 +133,7 @@ def test_a_run_under_way_cannot_be_removed_and_a_removed_one_leaves_its_adapter(
     with pytest.raises(InUse, match="is running; stop or pause it first"):
         workbench.runs.remove(run_id)
     finish(training)
-    digests = {one.state_digest for one in workbench.registry.checkpoints(run_id)}
+    digests = {one.state_digest for one in workbench.registry.checkpoints.of(run_id)}
     workbench.runs.remove(run_id)
     assert workbench.registry.all(Run) == []
     assert workbench.registry.find(Adapter, "mine").run_id is None
@@ -152,13 +159,13 @@ def test_learning_rate_and_length_change_on_the_way_and_a_resume_repeats_it(work
         f"From step {change['step'] + 1} on: learning_rate 0.002, epochs 3"
     ]
     finish(training)
-    points = [point for point in workbench.registry.points(run_id) if point.loss is not None]
+    points = [point for point in workbench.registry.measurements.points(run_id) if point.loss is not None]
     total = run.details["total_steps"]
     assert points[-1].step == total
     assert points[change["step"]].learning_rate <= 0.002 < points[change["step"] - 1].learning_rate
     digest = workbench.registry.find(Adapter, "mine").digest
-    workbench.registry.update_run(run_id, state="interrupted")
-    workbench.registry.queue_again(run_id)
+    workbench.registry.runs.update(run_id, state="interrupted")
+    workbench.registry.queue.again(run_id)
     finish(session.next())
     assert workbench.registry.find(Adapter, "mine-2").digest == digest
     assert workbench.runs.options(run_id)["learning_rate"] == 0.002
@@ -172,7 +179,7 @@ def test_prompts_are_answered_at_each_evaluation_and_when_asked(workbench, sessi
     workbench.runs.sample(run_id)
     training._looked = 0.0
     finish(training)
-    samples = workbench.registry.samples(run_id)
+    samples = workbench.registry.measurements.samples(run_id)
     assert {one.prompt for one in samples} == {"hello", "how are you"}
     steps = sorted({one.step for one in samples})
     assert {0, 10, 20, 30} < set(steps)
@@ -212,7 +219,7 @@ def test_early_stopping_ends_the_run_keeps_the_best_and_says_why(workbench, sess
     assert run.reason.startswith("no-improvement: Step ")
     judged = {
         point.step: point.validation_loss
-        for point in workbench.registry.points(run_id)
+        for point in workbench.registry.measurements.points(run_id)
         if point.validation_loss and point.step
     }
     best = min(judged, key=lambda step: judged[step])
@@ -235,7 +242,7 @@ def test_a_change_that_lies_behind_the_run_is_refused(workbench, session):
     workbench.runs.change(run_id, {"max_steps": 20})
     training._looked = 0.0
     finish(training)
-    assert workbench.registry.last_point(run_id).step == 20
+    assert workbench.registry.measurements.last_point(run_id).step == 20
 
 
 def test_a_pause_does_not_wait_for_sample_prompts(workbench, session):
@@ -246,7 +253,7 @@ def test_a_pause_does_not_wait_for_sample_prompts(workbench, session):
     training._looked = 0.0
     finish(training)
     assert _get(workbench, run_id).state == "paused"
-    assert {one.step for one in workbench.registry.samples(run_id)} == {0}
+    assert {one.step for one in workbench.registry.measurements.samples(run_id)} == {0}
     assert session.engine.free_for("another base"), "an answer that was given up must not keep the base"
 
 
@@ -270,17 +277,17 @@ def test_a_checkpoint_becomes_an_adapter(workbench, session):
 def test_a_run_goes_on_by_itself_once_for_each_piece_of_progress(workbench, session):
     run_id, training = session("mine", resume_at_start=True)
     _until(training, workbench, run_id, 12)
-    workbench.registry.interrupt_runs("the engine was killed")
+    workbench.registry.runs.interrupt("the engine was killed")
     assert workbench.runs.resume_what_can() == [run_id]
-    workbench.registry.claim_run(run_id)
-    workbench.registry.interrupt_runs("the engine was killed again")
+    workbench.registry.queue.claim(run_id)
+    workbench.registry.runs.interrupt("the engine was killed again")
     assert workbench.runs.resume_what_can() == [], "it came no further, so it would die again"
-    workbench.registry.queue_again(run_id)
+    workbench.registry.queue.again(run_id)
     finish(session.next())
     assert _get(workbench, run_id).state == "finished"
     other, training = session("other")
     _until(training, workbench, other, 12)
-    workbench.registry.interrupt_runs("the engine was killed")
+    workbench.registry.runs.interrupt("the engine was killed")
     assert workbench.runs.resume_what_can() == [], "nobody asked for it"
 
 
@@ -313,7 +320,9 @@ def test_runs_are_compared_by_what_differs(workbench, session):
     assert found.same["alpha"] == 32.0
     best = found.rows[0]
     losses = [
-        point.validation_loss for point in workbench.registry.points(2) if point.validation_loss is not None
+        point.validation_loss
+        for point in workbench.registry.measurements.points(2)
+        if point.validation_loss is not None
     ]
     assert (best.steps, best.best_validation_loss, best.validation_loss) == (30, min(losses), losses[-1])
     assert best.tokens
@@ -410,13 +419,15 @@ def test_a_page_is_told_what_is_new_and_nothing_twice(workbench, session):
         [],
         False,
     )
-    workbench.registry.interrupt_runs("killed")
-    workbench.registry.queue_again(run_id)
+    workbench.registry.runs.interrupt("killed")
+    workbench.registry.queue.again(run_id)
     finish(session.next())
     after = ask(*position)
     assert after["anew"], "it went on from a checkpoint, so what the page has of samples is not what there is"
-    assert [one[1] for one in after["samples"]] == [one.step for one in workbench.registry.samples(run_id)]
-    steps = [point.step for point in workbench.registry.points(run_id) if point.loss is not None]
+    assert [one[1] for one in after["samples"]] == [
+        one.step for one in workbench.registry.measurements.samples(run_id)
+    ]
+    steps = [point.step for point in workbench.registry.measurements.points(run_id) if point.loss is not None]
     assert steps == list(range(1, 31))
     assert ask(0, 0, 0, None)["runs"][0][1]["name"] == "mine"
     assert (

@@ -79,7 +79,7 @@ def _kill_runs(folder: Path, kills: int, starter: bool, chance: random.Random) -
     start = time.monotonic()
     whole = workbench.wait_run(workbench.training.start("base", "data", options, "whole").id or 0)
     assert whole.state == "finished", whole.reason
-    seconds = max(1.0, (workbench.registry.last_point(whole.id or 0).seconds or 0.0))  # type: ignore[union-attr]
+    seconds = max(1.0, (workbench.registry.measurements.last_point(whole.id or 0).seconds or 0.0))  # type: ignore[union-attr]
     digest, measured = workbench.registry.find(Adapter, "whole").digest, _measured(workbench, whole)
     killed = runs = lost = in_flight = 0
     while killed < kills:
@@ -128,7 +128,7 @@ def _require_sound(workbench: Workbench, run: Run, before: int, interval: object
     """How many measured steps were lost by a kill."""
     with sqlite3.connect(workbench.settings.database) as connection:
         assert connection.execute("pragma integrity_check").fetchone() == ("ok",)
-    saved = workbench.registry.checkpoints(run.id or 0)
+    saved = workbench.registry.checkpoints.of(run.id or 0)
     for one in saved:
         workbench.registry.blobs.verify(one.adapter_digest)
         workbench.registry.blobs.verify(one.state_digest)
@@ -138,7 +138,7 @@ def _require_sound(workbench: Workbench, run: Run, before: int, interval: object
 
 
 def _measured(workbench: Workbench, run: Run) -> tuple[list[object], list[object]]:
-    points = workbench.registry.points(run.id or 0)
+    points = workbench.registry.measurements.points(run.id or 0)
     return (
         [(one.step, one.loss, one.tokens) for one in points if one.loss is not None],
         [(one.step, one.validation_loss) for one in points if one.validation_loss is not None],

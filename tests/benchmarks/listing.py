@@ -42,12 +42,12 @@ def listing(count: int = 10_000) -> list[dict[str, Any]]:
                     )
                 )
         work = {
-            "a page by validation loss": lambda: registry.find_adapters(
+            "a page by validation loss": lambda: registry.adapters.search(
                 AdapterQuery(order="validation loss")
             ),
-            "a search": lambda: registry.find_adapters(AdapterQuery(words="777 base", tag="good")),
-            "all of them": lambda: registry.find_adapters(AdapterQuery(), limit=count),
-            "words to filter by": registry.adapter_words,
+            "a search": lambda: registry.adapters.search(AdapterQuery(words="777 base", tag="good")),
+            "all of them": lambda: registry.adapters.search(AdapterQuery(), limit=count),
+            "words to filter by": registry.adapters.words,
             "has anything changed": registry.change_count,
         }
         found = [{"what": name, "milliseconds": 1000 * seconds(one, 5)} for name, one in work.items()]

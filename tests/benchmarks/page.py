@@ -33,7 +33,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         workbench = Workbench(settings_for(Path(folder)))
         run = _run(workbench, count)
-        last = workbench.registry.last_point(run)
+        last = workbench.registry.measurements.last_point(run)
         assert last is not None
         news = {"runs": [[run, last.id]], "main": run, "samples": 0, "notes": 0, "started": None}
         first = {**news, "runs": [[run, 0]]}
@@ -81,7 +81,7 @@ def _run(workbench: Workbench, count: int) -> int:
     )
     for start in range(0, count, 10_000):
         steps = range(start + 1, min(count, start + 10_000) + 1)
-        workbench.registry.add_points([_point(row.id or 0, step) for step in steps])
+        workbench.registry.measurements.add_points([_point(row.id or 0, step) for step in steps])
     return row.id or 0
 
 
@@ -102,7 +102,7 @@ def _point(run: int, step: int) -> Point:
 
 
 def _add(workbench: Workbench, run: int, count: int) -> None:
-    workbench.registry.add_points([_point(run, count + 1)])
+    workbench.registry.measurements.add_points([_point(run, count + 1)])
 
 
 def _rest(workbench: Workbench) -> object:

@@ -43,7 +43,7 @@ def stored(registry, name, content=None):
 
 
 def named(registry, **query):
-    return [row.name for row in registry.find_adapters(AdapterQuery(**query))[0]]
+    return [row.name for row in registry.adapters.search(AdapterQuery(**query))[0]]
 
 
 def test_adapters_are_found_by_what_people_remember(registry):
@@ -65,46 +65,48 @@ def test_adapters_are_found_by_what_people_remember(registry):
     assert named(registry, starred=True) == named(registry, dataset="ships") == ["pirate"]
     assert named(registry, base="qwen") == ["lawyer"]
     assert named(registry, run_id=7) == ["100 % sure"]
-    assert registry.adapter_words() == {
+    assert registry.adapters.words() == {
         "base": ["llama", "qwen"],
         "dataset": ["law", "ships"],
         "tag": ["fun", "style", "style guide"],
     }
-    rows, total = registry.find_adapters(AdapterQuery(order="name"), limit=1, offset=1)
+    rows, total = registry.adapters.search(AdapterQuery(order="name"), limit=1, offset=1)
     assert ([row.name for row in rows], total) == (["lawyer"], 3)
 
 
 def test_names_stars_tags_and_notes_are_changed(registry):
     one, other = registry.add(adapter("one")), registry.add(adapter("other"))
-    found = registry.change_adapter(one.id, name=" first ", starred=True, tags="b, a,b,", note="the good one")
+    found = registry.adapters.change(
+        one.id, name=" first ", starred=True, tags="b, a,b,", note="the good one"
+    )
     assert (found.name, found.starred, found.tags, found.note) == ("first", True, "b, a", "the good one")
     with pytest.raises(NameTaken):
-        registry.change_adapter(other.id, name="first")
+        registry.adapters.change(other.id, name="first")
     with pytest.raises(NotFound):
-        registry.change_adapter(99, starred=True)
+        registry.adapters.change(99, starred=True)
 
 
 def test_a_deleted_adapter_can_be_brought_back_until_it_is_swept(registry):
     row = stored(registry, "mine")
     queue(registry, run())
-    registry.update_run(1, adapter_id=row.id)
-    registry.change_adapter(row.id, starred=True)
+    registry.runs.update(1, adapter_id=row.id)
+    registry.adapters.change(row.id, starred=True)
     registry.save(Adapter(**row.model_dump() | {"run_id": 1}))
-    registry.delete_adapter(row.id)
+    registry.adapters.delete(row.id)
     assert registry.names(Adapter) == set()
     assert registry.all(Adapter) == []
     with pytest.raises(NotFound, match="There is none yet"):
         registry.find(Adapter, "mine")
     stored(registry, "mine", "another one")
     registry.sweep()
-    back = registry.undelete_adapter(row.id)
+    back = registry.adapters.bring_back(row.id)
     assert back.name == "mine-2"
     assert registry.get(type(run()), 1).adapter_id == row.id
     registry.blobs.verify(back.digest)
-    registry.delete_adapter(row.id)
+    registry.adapters.delete(row.id)
     registry.sweep(0)
     with pytest.raises(NotFound):
-        registry.undelete_adapter(row.id)
+        registry.adapters.bring_back(row.id)
     with pytest.raises(NotFound):
         registry.blobs.path(back.digest)
     registry.blobs.verify(registry.find(Adapter, "mine").digest)
@@ -165,7 +167,7 @@ def _work(folder, say):
         if len(names) > 3:
             gone = names.pop(0)
             os.write(say, f"?{gone}\n".encode())
-            registry.delete_adapter(registry.find(Adapter, gone).id)
+            registry.adapters.delete(registry.find(Adapter, gone).id)
             os.write(say, f"-{gone}\n".encode())
             registry.sweep(0)
 
@@ -246,7 +248,7 @@ def full(registry):
     with registry.blobs.staging() as staging:
         (staging / "rows").write_text("rows")
         digest = registry.blobs.put(staging / "rows")
-    registry.add_dataset(dataset("data", digest), "imported")
+    registry.datasets.add(dataset("data", digest), "imported")
     return digest
 
 
@@ -289,7 +291,7 @@ def test_a_backup_is_made_while_others_write(registry, tmp_path):
 
     def meanwhile(what, share):
         if gone.digest[:12] in what:
-            registry.delete_adapter(gone.id)
+            registry.adapters.delete(gone.id)
             registry.sweep(0)
 
     backup(registry, tmp_path / "kept.zip", meanwhile)

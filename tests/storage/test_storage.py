@@ -85,7 +85,7 @@ def run(name="run", state="queued", base_id=1, dataset_id=1):
 
 
 def queue(registry, one, **options):
-    registry.queue_runs([one], **options)
+    registry.queue.add([one], **options)
     return one
 
 
@@ -112,10 +112,10 @@ def test_a_name_is_found_however_its_accents_are_written(registry):
 
 def test_a_waiting_run_is_claimed_once_and_not_after_it_was_stopped(registry):
     first, second = queue(registry, run("a")), queue(registry, run("b"))
-    assert registry.claim_run(first.id)
-    assert not registry.claim_run(first.id)
-    registry.request_stop(second.id)
-    assert not registry.claim_run(second.id)
+    assert registry.queue.claim(first.id)
+    assert not registry.queue.claim(first.id)
+    registry.requests.stop(second.id)
+    assert not registry.queue.claim(second.id)
 
 
 def test_runs_without_a_name_of_their_own_get_a_number(registry):
@@ -137,9 +137,9 @@ def test_a_home_may_have_any_name(tmp_path, name):
 
 
 def test_a_name_is_used_once(registry):
-    registry.add_dataset(dataset(), "imported")
+    registry.datasets.add(dataset(), "imported")
     with pytest.raises(NameTaken, match="'data' is taken"):
-        registry.add_dataset(dataset(" data "), "imported")
+        registry.datasets.add(dataset(" data "), "imported")
     assert len(registry.all(Dataset)) == 1
 
 
@@ -164,17 +164,17 @@ def test_a_base_that_adapters_need_stays(registry):
     registry.add(base())
     registry.add(adapter())
     with pytest.raises(InUse, match=r"'llama' is needed by 1 adapter\(s\): a"):
-        registry.remove_base("llama")
+        registry.bases.remove(registry.find(Base, "llama"))
     registry.add(base("copy"))
-    registry.remove_base("llama")
+    registry.bases.remove(registry.find(Base, "llama"))
     assert registry.names(Base) == {"copy"}
 
 
 def test_data_of_an_active_run_stays(registry):
-    registry.add_dataset(dataset(), "imported")
+    registry.datasets.add(dataset(), "imported")
     queue(registry, run())
     with pytest.raises(InUse, match="Run 1"):
-        registry.remove_dataset("data")
+        registry.datasets.remove(registry.find(Dataset, "data"))
 
 
 def test_a_run_may_not_take_the_name_of_an_adapter_or_an_active_run(registry):
@@ -183,52 +183,55 @@ def test_a_run_may_not_take_the_name_of_an_adapter_or_an_active_run(registry):
     for name in ("a", "b"):
         with pytest.raises(NameTaken):
             queue(registry, run(name))
-    registry.update_run(1, state="finished")
+    registry.runs.update(1, state="finished")
     queue(registry, run("b"))
 
 
 def test_stopping_a_waiting_run_ends_it_and_an_active_one_is_asked(registry):
     first, second = queue(registry, run("a")), queue(registry, run("b"))
-    registry.update_run(second.id, state="running")
-    assert registry.request_stop(first.id).state == "stopped"
-    assert registry.request_stop(second.id).state == "running"
-    assert [one.id for one in registry.requests([first.id, second.id])] == [second.id]
+    registry.runs.update(second.id, state="running")
+    assert registry.requests.stop(first.id).state == "stopped"
+    assert registry.requests.stop(second.id).state == "running"
+    assert [one.id for one in registry.requests.open([first.id, second.id])] == [second.id]
     with pytest.raises(NotFound):
-        registry.request_stop(99)
+        registry.requests.stop(99)
 
 
 def test_interrupting_touches_only_what_was_under_way(registry):
     for name, state in (("a", "queued"), ("b", "preparing"), ("c", "running"), ("d", "finished")):
         queue(registry, run(name, state))
-    assert registry.interrupt_runs("killed") == [2, 3]
+    assert registry.runs.interrupt("killed") == [2, 3]
     assert [one.state for one in reversed(registry.all(Run))] == [
         "queued",
         "interrupted",
         "interrupted",
         "finished",
     ]
-    assert (registry.notes(2)[-1].text, registry.notes(2)[-1].kind) == ("Interrupted: killed", "state")
+    assert (registry.measurements.notes(2)[-1].text, registry.measurements.notes(2)[-1].kind) == (
+        "Interrupted: killed",
+        "state",
+    )
 
 
 def test_points_come_in_order_after_the_last_one_seen(registry):
     queue(registry, run())
-    registry.add_points([Point(run_id=1, step=step, loss=1.0) for step in range(5)])
-    registry.add_points([Point(run_id=1, step=5, validation_loss=1.0)])
-    seen = registry.points(1, after=0, limit=2)
+    registry.measurements.add_points([Point(run_id=1, step=step, loss=1.0) for step in range(5)])
+    registry.measurements.add_points([Point(run_id=1, step=5, validation_loss=1.0)])
+    seen = registry.measurements.points(1, after=0, limit=2)
     assert [point.step for point in seen] == [0, 1]
-    assert [point.step for point in registry.points(1, after=seen[-1].id)] == [2, 3, 4, 5]
-    assert registry.last_point(1).step == 4
+    assert [point.step for point in registry.measurements.points(1, after=seen[-1].id)] == [2, 3, 4, 5]
+    assert registry.measurements.last_point(1).step == 4
 
 
 def test_a_shared_blob_outlives_one_of_its_rows(registry):
     with registry.blobs.staging() as staging:
         (staging / "x").write_text("content")
         digest = registry.blobs.put(staging / "x")
-    registry.add_dataset(dataset("a", digest), "imported")
-    registry.add_dataset(dataset("b", digest), "imported")
-    registry.remove_dataset("a")
+    registry.datasets.add(dataset("a", digest), "imported")
+    registry.datasets.add(dataset("b", digest), "imported")
+    registry.datasets.remove(registry.find(Dataset, "a"))
     assert registry.blobs.verify(digest).read_text() == "content"
-    registry.remove_dataset("b")
+    registry.datasets.remove(registry.find(Dataset, "b"))
     with pytest.raises(NotFound):
         registry.blobs.path(digest)
 
@@ -239,12 +242,12 @@ def test_a_change_is_noticed(registry):
         lambda: registry.add(base()),
         lambda: registry.add(adapter()),
         lambda: queue(registry, run()),
-        lambda: registry.update_run(1, state="running"),
-        lambda: registry.update_run(1, state="finished"),
+        lambda: registry.runs.update(1, state="running"),
+        lambda: registry.runs.update(1, state="finished"),
         lambda: registry.save(Job(kind="x", title="x")),
-        lambda: registry.change_adapter(1, starred=True),
-        lambda: registry.delete_adapter(1),
-        lambda: registry.undelete_adapter(1),
+        lambda: registry.adapters.change(1, starred=True),
+        lambda: registry.adapters.delete(1),
+        lambda: registry.adapters.bring_back(1),
     ):
         change()
         seen.add(registry.change_count())
@@ -254,8 +257,8 @@ def test_a_change_is_noticed(registry):
 def test_removing_a_chat_removes_its_messages(registry):
     chat = registry.save(Chat(base_name="llama"))
     registry.save(ChatMessage(chat_id=chat.id, role="user", content="hi"))
-    registry.remove_chat(chat.id)
-    assert registry.chat_messages(chat.id) == []
+    registry.chats.remove(chat.id)
+    assert registry.chats.messages(chat.id) == []
 
 
 def test_writers_wait_for_each_other(tmp_path):
@@ -267,14 +270,14 @@ def test_writers_wait_for_each_other(tmp_path):
 
     def work(registry):
         for step in range(25):
-            registry.add_points([Point(run_id=1, step=step)])
+            registry.measurements.add_points([Point(run_id=1, step=step)])
 
     threads = [threading.Thread(target=work, args=(one,)) for one in databases]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(databases[0].points(1)) == 50
+    assert len(databases[0].measurements.points(1)) == 50
     for one in databases:
         one.database.close()
 
@@ -393,14 +396,14 @@ def test_a_registry_of_every_earlier_version_keeps_what_is_in_it(tmp_path, monke
         "",
         1.0,
     )
-    assert registry.last_point(1).loss == 2.5
-    assert registry.notes(1)[0].text == "said"
+    assert registry.measurements.last_point(1).loss == 2.5
+    assert registry.measurements.notes(1)[0].text == "said"
     assert registry.get(Run, 2).config == {"train": {"seed": 1}}
     mine = registry.find(Dataset, "mine")
     assert (mine.version, mine.rows_digest, mine.faulty_rows, mine.mapping) == (1, "dddd", 0, {})
-    assert [(one.number, one.digest, one.rows, one.change) for one in registry.versions(mine.id)] == [
-        (1, "dddd", 7, "imported")
-    ]
+    assert [
+        (one.number, one.digest, one.rows, one.change) for one in registry.datasets.versions(mine.id)
+    ] == [(1, "dddd", 7, "imported")]
     old = registry.find(Adapter, "old one")
     assert (old.parents, old.starred, old.deleted, old.tags, old.tokenizer_hash) == ([], False, None, "", "")
     assert registry.find(Base, "b").merged == {}
@@ -412,21 +415,21 @@ def test_a_registry_of_every_earlier_version_keeps_what_is_in_it(tmp_path, monke
 
 
 def test_the_runs_of_a_sweep_are_taken_together_and_queued_all_or_none(registry):
-    registry.queue_runs(
+    registry.queue.add(
         [
             Run(**{**run(name).model_dump(), "sweep": sweep})
             for name, sweep in (("a", "s"), ("x", ""), ("b", "s"), ("c", "s"))
         ]
     )
-    registry.update_run(4, state="running")
-    assert [one.name for one in registry.next_queued()] == ["a", "b"]
+    registry.runs.update(4, state="running")
+    assert [one.name for one in registry.queue.next()] == ["a", "b"]
     for run_id in (1, 3):
-        assert registry.claim_run(run_id)
-    assert [one.name for one in registry.next_queued()] == ["x"]
-    assert registry.claim_run(2)
-    assert registry.next_queued() == []
+        assert registry.queue.claim(run_id)
+    assert [one.name for one in registry.queue.next()] == ["x"]
+    assert registry.queue.claim(2)
+    assert registry.queue.next() == []
     with pytest.raises(NameTaken):
-        registry.queue_runs([run("new"), run("x")])
+        registry.queue.add([run("new"), run("x")])
     assert len(registry.all(Run)) == 4
 
 

@@ -189,7 +189,7 @@ def test_the_export_answers_in_the_trained_style(workbench):
 
 def test_the_run_is_in_the_registry_with_every_point(workbench):
     (run,) = workbench.registry.all(Run)
-    points = workbench.registry.points(run.id)
+    points = workbench.registry.measurements.points(run.id)
     steps = [point.step for point in points if point.loss is not None]
     assert steps == list(range(1, run.details["total_steps"] + 1))
     assert run.state == "finished"

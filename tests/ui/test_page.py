@@ -115,12 +115,12 @@ def test_a_run_is_paused_saved_and_resumed(workbench, address, open_page):
     expect(page.get_by_label("Checkpoint", exact=True)).to_have_value(re.compile("step "), timeout=30_000)
     page.get_by_role("button", name="Pause").click()
     expect(page.locator(".curve-state", has_text="Paused")).to_be_visible(timeout=30_000)
-    step = workbench.registry.checkpoints(run.id)[0].step
+    step = workbench.registry.checkpoints.of(run.id)[0].step
     page.get_by_role("button", name="Resume").click()
     expect(page.locator(".curve-state", has_text="Finished")).to_be_visible(timeout=120_000)
     assert 0 < step < 800
     page.wait_for_function("() => document.querySelector('.curve-plot').dataset.points === '800'")
-    steps = [point.step for point in workbench.registry.points(run.id) if point.loss is not None]
+    steps = [point.step for point in workbench.registry.measurements.points(run.id) if point.loss is not None]
     assert steps == list(range(1, 801))
 
 
@@ -137,7 +137,7 @@ def test_a_sweep_is_typed_planned_and_trained_at_once(workbench, address, open_p
     expect(page.get_by_text("4 adapters, trained at once")).to_be_visible()
     page.get_by_role("button", name="Start training").click()
     expect(page.locator("#masthead", has_text="4 adapters at once")).to_be_visible(timeout=60_000)
-    runs = workbench.registry.active_runs()
+    runs = workbench.registry.runs.active()
     assert {run.name for run in runs} == {
         f"data rank={rank} seed={seed}" for rank in (2, 4) for seed in (1, 2)
     }
@@ -156,7 +156,7 @@ def test_a_killed_engine_leaves_the_page_alive_and_says_so(workbench, address, o
         workbench.engine.status
     )  # the page's own engine; a second one starting now would take over from it
     run = workbench.training.start("llama", "data", {**QUICK, "max_steps": 5000}, "doomed")
-    wait_for(lambda: workbench.registry.last_point(run.id))
+    wait_for(lambda: workbench.registry.measurements.last_point(run.id))
     psutil.Process(workbench.engine.status()["pid"]).kill()
     expect(page.locator(".curve-state", has_text="Interrupted")).to_be_visible(timeout=30_000)
     expect(page.locator(".curve-state")).to_contain_text("killed")
@@ -220,7 +220,7 @@ def test_one_at_a_time_and_a_conversation_survives_a_reload(workbench, trained, 
     page.get_by_role("button", name="Send").click()
     expect(page.get_by_role("textbox", name="Prompt", exact=True)).to_have_value("")
     expect(page.locator(".user.message")).to_have_count(1)
-    wait_for(lambda: len(workbench.registry.chat_messages(1)) == 2)
+    wait_for(lambda: len(workbench.registry.chats.messages(1)) == 2)
     page.reload()
     ready(page)
     expect(page.get_by_text("hello there").first).to_be_visible()

@@ -59,7 +59,7 @@ def test_three_queued_one_paused_one_stopped_a_sweep_compared_and_the_best_talke
     go_to(page, "Runs")
     page.get_by_role("gridcell", name="three").first.click()
     page.get_by_role("button", name="Earlier").click()
-    wait_for(lambda: [run.name for run in workbench.registry.waiting_runs()] == ["three", "two"])
+    wait_for(lambda: [run.name for run in workbench.registry.queue.waiting()] == ["three", "two"])
     page.get_by_role("gridcell", name="one", exact=True).first.click()
     page.get_by_role("button", name="Show", exact=True).click()
     expect(page.get_by_label("Run", exact=True)).to_have_value(re.compile("· one ·"))
@@ -127,7 +127,7 @@ def test_reloads_two_tabs_and_a_killed_engine_lose_and_double_no_point(workbench
         expect(one.locator(".curve-state", has_text="Finished")).to_be_visible(timeout=20_000)
         one.wait_for_function("() => document.querySelector('.curve-plot').dataset.points === '1200'")
         assert one.evaluate(PLOTTED) == list(range(1, 1201))
-    steps = [point.step for point in workbench.registry.points(run.id) if point.loss is not None]
+    steps = [point.step for point in workbench.registry.measurements.points(run.id) if point.loss is not None]
     assert steps == list(range(1, 1201))
 
 

@@ -63,8 +63,8 @@ def run_news(workbench: Workbench, request: dict[str, Any]) -> dict[str, Any]:
     anew = started is not None and started != request.get(
         "started"
     )  # it went on from a checkpoint: later samples are gone
-    samples = workbench.registry.samples(main, 0 if anew else int(request["samples"]))
-    notes = workbench.registry.notes(main, int(request["notes"]))
+    samples = workbench.registry.measurements.samples(main, 0 if anew else int(request["samples"]))
+    notes = workbench.registry.measurements.notes(main, int(request["notes"]))
     return {
         "runs": runs,
         "anew": anew,
@@ -79,7 +79,7 @@ def run_points(workbench: Workbench, run_id: int, after: int) -> dict[str, Any]:
         run = workbench.registry.get(Run, run_id)
     except NotFound:
         return {"name": "", "state": "", "reason": "", "started": None, "points": [], "more": False}
-    points = workbench.registry.point_values(run_id, COLUMNS, after, MOST_POINTS)
+    points = workbench.registry.measurements.point_values(run_id, COLUMNS, after, MOST_POINTS)
     return {
         "name": run.name,
         "state": run.state,

@@ -62,7 +62,7 @@ def masthead_html(workbench: Workbench) -> str:
                 f"<span class='chip' title='{escape(status['notice'])}'><b>Decoding without compiled "
                 "layers</b></span>"
             )
-    under_way = [run for run in workbench.registry.active_runs() if run.state != QUEUED]
+    under_way = [run for run in workbench.registry.runs.active() if run.state != QUEUED]
     chips += [_run_chip(workbench, under_way)] if under_way else []
     return _masthead("".join(chips))
 
@@ -80,7 +80,7 @@ def _masthead(chips: str) -> str:
 def _run_chip(workbench: Workbench, runs: list[Run]) -> str:
     """What is being trained: one run with its step, or how many at once."""
     run = runs[0]
-    point = workbench.registry.last_point(run.id or 0)
+    point = workbench.registry.measurements.last_point(run.id or 0)
     total = run.details.get("total_steps")
     where = f"step {point.step} of {total}" if point and total else run.state
     name = escape(run.name) if len(runs) == 1 else f"{len(runs)} adapters at once"
@@ -94,8 +94,8 @@ def activity_html(workbench: Workbench) -> str:
     """The jobs that are under way, each with its progress, and those that failed lately, each with its
     reason.
     """
-    lines = [job_bar(job) for job in workbench.registry.active_jobs()]
+    lines = [job_bar(job) for job in workbench.registry.jobs.active()]
     lines += [
-        job_failure(job) for job in workbench.registry.failed_jobs(since=time.time() - _FAILURE_SECONDS)
+        job_failure(job) for job in workbench.registry.jobs.failed(since=time.time() - _FAILURE_SECONDS)
     ]
     return f"<div class='activity'>{''.join(lines)}</div>"

@@ -57,7 +57,7 @@ def build(shell: Shell) -> None:
         )
 
     def remove(name: str) -> None:
-        workbench.registry.delete_adapter(workbench.registry.find(Adapter, name).id or 0)
+        workbench.registry.adapters.delete(workbench.registry.find(Adapter, name).id or 0)
 
     catalogue = Catalogue(
         shell,
@@ -97,8 +97,8 @@ def _filters(shell: Shell) -> list[Any]:
 
     def offer(*values: object) -> tuple[object, ...]:
         words_now, base_now, data_now, tag_now, order_now, starred_now, page_now = values
-        there = workbench.registry.adapter_words()
-        _, total = workbench.registry.find_adapters(
+        there = workbench.registry.adapters.words()
+        _, total = workbench.registry.adapters.search(
             _query(words_now, base_now, data_now, tag_now, order_now, starred_now), 1
         )
         pages = max(1, -(-total // _PAGE))
@@ -140,7 +140,7 @@ def _query(
 
 def _rows(workbench: Workbench, *values: object) -> list[list[str]]:
     *filters, page = values
-    rows, _ = workbench.registry.find_adapters(_query(*filters), _PAGE, _PAGE * int(str(page or 0)))
+    rows, _ = workbench.registry.adapters.search(_query(*filters), _PAGE, _PAGE * int(str(page or 0)))
     return [
         [
             row.name,
@@ -193,7 +193,7 @@ def detail_html(workbench: Workbench, row: Adapter) -> str:
 
 def _samples(workbench: Workbench, row: Adapter) -> str:
     """What its run answered to the sample prompts when it was last asked."""
-    said = workbench.registry.samples(row.run_id) if row.run_id else []
+    said = workbench.registry.measurements.samples(row.run_id) if row.run_id else []
     last = [one for one in said if one.step == said[-1].step]
     turns = "".join(
         f"<div class='turn user'><b>prompt</b>{escape(one.prompt)}</div>"
@@ -224,7 +224,7 @@ def _deleted(shell: Shell) -> None:
 
     def offer(now: int | None) -> object:
         choices = [
-            (f"{row.name}, {day(row.deleted)}", row.id or 0) for row in workbench.registry.deleted_adapters()
+            (f"{row.name}, {day(row.deleted)}", row.id or 0) for row in workbench.registry.adapters.deleted()
         ]
         return choose_from(choices, now)
 
@@ -234,7 +234,7 @@ def _deleted(shell: Shell) -> None:
     def bring(number: int | None) -> None:
         if not number:
             raise refusal("No deleted adapter is chosen.")
-        row = workbench.registry.undelete_adapter(number)
+        row = workbench.registry.adapters.bring_back(number)
         inform(f"{row.name} is back.")
 
     back.click(bring, which, None, **WORKING).then(

@@ -58,7 +58,7 @@ def notes_form(shell: Shell, catalogue: Catalogue) -> None:
         changed = {key: value for key, value in given.items() if value != before[key]}
         if new.strip():
             changed["name"] = new
-        kept = workbench.registry.change_adapter(row.id or 0, **changed)
+        kept = workbench.registry.adapters.change(row.id or 0, **changed)
         return kept.name, before | given | {"of": kept.name}, ""
 
     saved = save.click(

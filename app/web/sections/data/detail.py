@@ -247,7 +247,7 @@ class DetailPanel:
             *self._report(row, base, length, checked, finding),
             *self._row_list(row, checked, shown, page),
             *self._statistics(row, base, checked),
-            versions_html(self._workbench.registry.versions(row.id or 0)),
+            versions_html(self._workbench.registry.datasets.versions(row.id or 0)),
         ]
 
     def _dataset(self, name: str) -> Dataset | None:

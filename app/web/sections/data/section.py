@@ -29,7 +29,7 @@ def build(shell: Shell) -> None:
         shell,
         _WORDS,
         rows=lambda: _rows(workbench),
-        remove=workbench.registry.remove_dataset,
+        remove=workbench.datasets.remove,
         describe=lambda name: about_html(workbench.registry.find(Dataset, name)),
     )
     DetailPanel(shell, catalogue)

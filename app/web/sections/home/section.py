@@ -35,7 +35,7 @@ def build(shell: Shell) -> None:
 
     def show() -> tuple[object, ...]:
         done = journey(workbench)
-        fetching = done == 0 and bool(workbench.registry.active_jobs())
+        fetching = done == 0 and bool(workbench.registry.jobs.active())
         button = gr.Button(
             "Getting it …" if fetching else _next_label(workbench, done), interactive=not fetching
         )
@@ -74,7 +74,7 @@ def journey(workbench: Workbench) -> int:
 
 
 def _next_label(workbench: Workbench, done: int) -> str:
-    if done == 2 and workbench.registry.active_runs():
+    if done == 2 and workbench.registry.runs.active():
         return _WATCH
     return (_GET_STARTER, _ADD_SAMPLE, _TRAIN, _CHAT, _CHAT)[done]
 

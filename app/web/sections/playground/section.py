@@ -211,7 +211,7 @@ def stored_histories(
     workbench: Workbench, chat_id: int, names: list[str | None]
 ) -> list[list[dict[str, str]]]:
     """What each speaker has said in this conversation so far."""
-    said = workbench.registry.chat_messages(chat_id) if chat_id else []
+    said = workbench.registry.chats.messages(chat_id) if chat_id else []
     return [history(said, name) for name in names]
 
 

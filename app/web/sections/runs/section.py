@@ -101,19 +101,19 @@ def _later(place: int) -> int:
 
 
 def _move(workbench: Workbench, target: Callable[[int], int], run_id: int) -> None:
-    order = [run.id for run in workbench.registry.waiting_runs()]
+    order = [run.id for run in workbench.registry.queue.waiting()]
     workbench.runs.move(run_id, target(order.index(run_id)) if run_id in order else 0)
 
 
 def run_rows(workbench: Workbench) -> list[list[str]]:
     """Those that wait first, in the queue's order, then the others, the newest first."""
     registry = workbench.registry
-    waiting = registry.waiting_runs()
+    waiting = registry.queue.waiting()
     places = {run.id: place for place, run in enumerate(waiting, start=1)}
     others = [run for run in registry.all(Run, limit=_MOST_SHOWN) if run.state != QUEUED]
     runs = [*waiting, *others]
-    best = registry.best_losses([run.id or 0 for run in runs])
-    last = registry.last_points([run.id or 0 for run in runs])
+    best = registry.measurements.best_losses([run.id or 0 for run in runs])
+    last = registry.measurements.last_points([run.id or 0 for run in runs])
     return [_cells(run, places.get(run.id), last.get(run.id or 0), best.get(run.id or 0)) for run in runs]
 
 
@@ -175,7 +175,7 @@ def _comparison(shell: Shell, chosen: gr.State) -> None:
         wanted = workbench.registry.get(Run, start).sweep
         if not wanted:
             raise refusal(f"Run {start} is not part of a sweep.")
-        return [one.id or 0 for one in reversed(workbench.registry.sweep_runs(wanted))]
+        return [one.id or 0 for one in reversed(workbench.registry.runs.of_sweep(wanted))]
 
     def best_of(now: list[int]) -> Run:
         found = compare(workbench.registry, now or [])

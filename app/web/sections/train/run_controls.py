@@ -27,8 +27,8 @@ from app.web.parts.shell import (
     told,
     values_of,
 )
+from storage.checkpoints import best_checkpoint
 from storage.errors import NotFound
-from storage.runs import best_checkpoint
 from storage.tables import FINISHED, RESUMABLE_STATES, RUNNING, STATE, UNDER_WAY, Checkpoint, Note, Run
 
 
@@ -147,7 +147,7 @@ def run_panel(shell: Shell) -> RunPanel:
 
 def _most_interesting(workbench: Workbench, ids: Sequence[int]) -> int | None:
     """The run that is under way, or the newest."""
-    under_way = [run.id for run in workbench.registry.runs_in(*UNDER_WAY)]
+    under_way = [run.id for run in workbench.registry.runs.in_states(*UNDER_WAY)]
     return under_way[0] if under_way else (ids[0] if ids else None)
 
 
@@ -179,7 +179,7 @@ def _parts(workbench: Workbench, run_id: int | None, saved_now: int | None) -> t
     stopping, pausing = run.stop_requested and run.active, run.pause_requested and run.active
     free = run.active and not stopping and not pausing
     asks = has_prompts(run)
-    rows = workbench.registry.checkpoints(run.id or 0)
+    rows = workbench.registry.checkpoints.of(run.id or 0)
     return (
         gr.Button("Pausing …" if pausing else "Pause", interactive=free),
         gr.Button(interactive=run.state in RESUMABLE_STATES),
@@ -239,7 +239,7 @@ def run_html(workbench: Workbench, run: Run) -> str:
         ],
         f"Run {run.id}: {run.name}",
     )
-    return f"{about}{states_html(workbench.registry.notes(run.id or 0))}"
+    return f"{about}{states_html(workbench.registry.measurements.notes(run.id or 0))}"
 
 
 def states_html(notes: Sequence[Note]) -> str:

@@ -1,0 +1,125 @@
+"""What people ask of runs under way: to stop, pause, save, write a sample, change."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import func
+from sqlmodel import Session, col, select
+
+from storage.database import Database
+from storage.errors import InUse
+from storage.run_states import note_state, run_in
+from storage.tables import (
+    FINISHED,
+    PAUSED,
+    PAUSING,
+    QUEUED,
+    RUNNING,
+    STOPPED,
+    Checkpoint,
+    Run,
+)
+
+
+class RunRequests:
+    """Wishes, stored with the run until the engine sees them."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def open(self, run_ids: Iterable[int]) -> Sequence[Run]:
+        """Those of these runs of which somebody wants something: to stop, pause, save, write a sample,
+        change.
+        """
+        asked = (
+            col(Run.stop_requested)
+            | col(Run.pause_requested)
+            | col(Run.save_requested)
+            | col(Run.sample_requested)
+            | col(Run.change_requested)
+        )
+        with self._database.reading() as session:
+            return session.exec(select(Run).where(col(Run.id).in_(list(run_ids)), asked)).all()
+
+    def stop(self, run_id: int) -> Run:
+        """Ask a run to stop; one that has not started is stopped at once. Raises NotFound."""
+        with self._database.writing() as session:
+            run = run_in(session, run_id)
+            if run.state == QUEUED:
+                run.state, run.reason, run.ended = STOPPED, _waited_at(session, run_id), time.time()
+                note_state(session, run)
+            elif run.active:
+                run.stop_requested = True
+        return run
+
+    def pause(self, run_id: int) -> Run:
+        """Ask a run to pause; one that has not started is paused at once, twice does it once.
+
+        Raises NotFound, or InUse if it is over.
+        """
+        with self._database.writing() as session:
+            run = run_in(session, run_id)
+            if run.state == PAUSED:
+                return run
+            if not run.active:
+                raise InUse(f"Run {run_id} ({run.name}) is {run.state}, so there is nothing to pause.")
+            if run.state == QUEUED:
+                run.state, run.reason, run.ended = PAUSED, _waited_at(session, run_id), time.time()
+                note_state(session, run)
+            elif run.state != PAUSING:
+                run.state, run.pause_requested = PAUSING, True
+                note_state(session, run)
+        return run
+
+    def of_running(self, run_id: int, what: str, **values: Any) -> Run:
+        """Set columns that ask something of a run that is running; `what` completes "there is nothing to".
+
+        Raises NotFound, InUse.
+        """
+        with self._database.writing() as session:
+            run = run_in(session, run_id)
+            if run.state != RUNNING:
+                raise InUse(f"Run {run_id} ({run.name}) is {run.state}, so there is nothing to {what}.")
+            for name, value in values.items():
+                setattr(run, name, value)
+        return run
+
+    def change(self, run_id: int, values: Mapping[str, Any]) -> Run:
+        """Have options of a run change: from its next step on, or when it goes on.
+
+        Raises NotFound, InUse if it is finished.
+        """
+        with self._database.writing() as session:
+            run = run_in(session, run_id)
+            if run.state == FINISHED:
+                raise InUse(
+                    f"Run {run_id} ({run.name}) is finished; duplicate it to train with other options."
+                )
+            run.changes, run.change_requested = (
+                [*run.changes, {"values": dict(values), "at": time.time()}],
+                True,
+            )
+            session.add(run)
+            return run
+
+    def settle_changes(self, run_id: int, steps: Mapping[int, int], total_steps: int) -> None:
+        """Note after which step each of these changes, by its number, was taken over, and how many steps are
+        planned now.
+        """
+        with self._database.writing() as session:
+            run = run_in(session, run_id)
+            run.changes = [
+                {**one, "step": steps[at]} if at in steps else one for at, one in enumerate(run.changes)
+            ]
+            run.change_requested = any(one.get("step") is None for one in run.changes)
+            run.details = {**run.details, "total_steps": total_steps}
+            session.add(run)
+
+
+def _waited_at(session: Session, run_id: int) -> str:
+    """Where a run stood that has left the queue before it was taken."""
+    step = session.exec(select(func.max(Checkpoint.step)).where(Checkpoint.run_id == run_id)).one()
+    return f"while it waited to go on from step {step}" if step else "before it started"
