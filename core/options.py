@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields
 from typing import Any, ClassVar, Self
 
@@ -26,9 +26,15 @@ class Option:
     unit: str = ""
     minimum: float | None = None
     maximum: float | None = None
-    choices: tuple[str, ...] = ()
+    choices: tuple[str, ...] | Callable[[], tuple[str, ...]] = ()
+    """What may be chosen; a function where a folder lists its kinds."""
     lines: int = 1
     """Of the text field; above 1 the value may hold line breaks."""
+
+    @property
+    def listed(self) -> tuple[str, ...]:
+        """The choices there are now; empty where the value is free."""
+        return self.choices() if callable(self.choices) else self.choices
 
     def parse(self, value: object) -> Any:
         """Convert form or command-line input to the field's type; raise InvalidConfig with the reason."""
@@ -72,8 +78,9 @@ class Option:
 
     def check(self, value: Any) -> None:
         """Raise InvalidConfig if value is outside the field's choices or range."""
-        if self.choices and value not in self.choices:
-            raise InvalidConfig(f"{self.name} must be one of {', '.join(self.choices)}, not {value!r}.")
+        listed = self.listed
+        if listed and value not in listed:
+            raise InvalidConfig(f"{self.name} must be one of {', '.join(listed)}, not {value!r}.")
         too_low = self.minimum is not None and value < self.minimum
         too_high = self.maximum is not None and value > self.maximum
         if too_low or too_high:
@@ -132,6 +139,11 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class NoOptions(Config):
+    """For kinds of a thing that have no options beyond those that all share."""
 
 
 def unknown_option(name: str, known: list[str]) -> str:

@@ -14,9 +14,9 @@ def option_field(option: Option) -> Component:
     """The input for one option, with its label, help, unit and range."""
     unit_said = not option.unit or option.unit in option.label.lower()
     label = option.label if unit_said else f"{option.label} ({option.unit})"
-    if option.choices:
+    if option.listed:
         return gr.Dropdown(
-            list(option.choices), value=option.default, label=label, info=option.help, interactive=True
+            list(option.listed), value=option.default, label=label, info=option.help, interactive=True
         )
     if option.kind is bool:
         return gr.Checkbox(value=option.default, label=label, info=option.help, interactive=True)
