@@ -95,7 +95,7 @@ def test_rank_that_the_tensors_do_not_have(folder, base):
         (
             "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",
             torch.zeros(3, 32),
-            "do not belong together",
+            "with rank 4 this base needs",
         ),
         (
             "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",

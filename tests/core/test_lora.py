@@ -48,7 +48,7 @@ def test_the_base_is_frozen_and_only_factors_train(any_model):
     assert not any(parameter.requires_grad for parameter in base.model.parameters())
     counted = sum(parameter.numel() for parameter in bank.parameters() if parameter.requires_grad)
     assert counted == trainable_parameter_count(base.layer_shapes, _targets(base), LoraConfig(rank=4))
-    assert sum(row.numel() for row in bank.rows(0)) == counted
+    assert sum(row.numel() for row in bank.parameters_of(0).values()) == counted
 
 
 def test_using_a_bank_leaves_the_base_as_it_was(tiny_llama):
