@@ -59,7 +59,7 @@ class Rescale(AdapterKind):
     def added(
         self, x: Tensor, y: Tensor, weight: Tensor, tensors: Mapping[str, Tensor], scale: Tensor
     ) -> Tensor:
-        return y * (tensors["gain"] - tensors["start"])[:, None]
+        return y * (scale[:, None] * (tensors["gain"] - tensors["start"]))[:, None]
 
     def is_trained(self, layer: LayerWeights) -> bool:
         return not layer.tensors["gain"].equal(layer.tensors["start"])

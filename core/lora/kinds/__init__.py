@@ -4,9 +4,9 @@ The page and the command line list the kinds, so neither this file nor a kind's 
 what computes gets its tensors, or imports torch where it needs it.
 
 A kind says what tensors one layer has for one adapter. The bank (core/lora/bank.py) lays them out for K
-adapters, trains the trained ones and hands them back; core/lora/peft writes and reads them. A slot whose
-numbers are all zero is the plain base: added() must give zero there, since adapters of other kinds, and of
-none, answer in the same batch.
+adapters, trains the trained ones and hands them back; core/lora/peft writes and reads them. Where an adapter
+has no part on a layer its numbers and its scale are zero. added() multiplies by the scale, so nothing is
+added there and nothing learns: adapters with other targets, of other kinds and of none share the batch.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class AdapterKind:
         raise NotImplementedError
 
     def scale(self, config: LoraConfig, path: str) -> float:
-        """The factor that added() gets for the layer at this module path."""
+        """The factor that added() multiplies by on the layer at this module path; not 0."""
         return 1.0
 
     def rate_ratio(self, name: str, train: TrainConfig) -> float:
@@ -117,7 +117,8 @@ class AdapterKind:
         """What K adapters add to the output of a layer, [K, T, out]; differentiable.
 
         x [K, T, in] is the layer's input after dropout, y [K, T, out] the base's output, weight [out, in] the
-        frozen W. `tensors` holds this kind's tensors, each with K in front, and scale [K], all in x's dtype.
+        frozen W. `tensors` holds this kind's tensors, each with K in front, and scale [K], all in x's dtype;
+        the scale multiplies what is added, and is 0 for an adapter without a part on this layer.
         """
         raise NotImplementedError
 
