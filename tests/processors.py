@@ -2,8 +2,8 @@
 
 Runs pytest with these arguments once for each of IMITATIONS, and ends with 1 if any of them failed. What is
 there was chosen by comparing the digests of products, attention, element-wise functions and decompositions
-between settings on a processor with AVX2. Of no effect there: MKL_ENABLE_INSTRUCTIONS, ONEDNN_MAX_CPU_ISA (it
-counts from AVX-512 on), MKL_DEBUG_CPU_TYPE, TORCH_MKLDNN_MATMUL, and ATEN_CPU_CAPABILITY=avx2, which it has.
+between settings on a processor with AVX2. Of no effect there: MKL_ENABLE_INSTRUCTIONS, ONEDNN_MAX_CPU_ISA,
+MKL_DEBUG_CPU_TYPE, TORCH_MKLDNN_MATMUL, and ATEN_CPU_CAPABILITY=avx2, which it has.
 """
 
 from __future__ import annotations
