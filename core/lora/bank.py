@@ -16,6 +16,7 @@ from core.lora.kinds import ADAPTER_KINDS, AdapterKind
 from core.lora.kinds.lora import KIND as LORA
 from core.lora.layer import LoraLinear, plain_weight
 from core.lora.layout import Layout, corner
+from core.lora.ops import factor_dtype
 from core.lora.stack import AdapterStack, MixedStack
 
 # Gradients of a stack's slices are slices too, which torch warns costs time. Beside one pass over them it
@@ -44,11 +45,11 @@ class AdapterBank(nn.Module):
         *,
         kind: AdapterKind = LORA,
         dropout: Sequence[float] = (),
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
         trainable: bool = False,
     ) -> None:
         """rank is the largest that a slot will hold, for all layers or by module path; dropout is one rate
-        for each slot.
+        for each slot. dtype is factor_dtype() of the base's if nothing is said.
         """
         super().__init__()
         self.kind = kind
@@ -60,6 +61,7 @@ class AdapterBank(nn.Module):
         self.ranks = {path: rank if isinstance(rank, int) else rank[path] for path in targets}
         first = next(iter(self._layers.values())).weight
         device, self._work_dtype = first.device, first.dtype
+        dtype = dtype or factor_dtype(self._work_dtype)
         self.dropout = DropoutState(torch.tensor(dropout, device=device)) if any(dropout) else None
         shapes = {path: (layer.in_features, layer.out_features) for path, layer in self._layers.items()}
         self.layout = Layout(kind, shapes, {path: _padded(self.ranks[path], device) for path in targets})
@@ -144,7 +146,7 @@ class AdapterBank(nn.Module):
 
     @torch.no_grad()
     def export(self, slot: int, ranks: Mapping[str, int]) -> dict[str, LayerWeights]:
-        """The layers of `slot` cut to `ranks` by module path, as float32 copies on the CPU."""
+        """The layers of `slot` cut to `ranks` by module path, as copies on the CPU."""
         cut = self._cut(self.layout.of(self.flat[slot]), ranks)
         return {
             path: self.kind.layer(tensors, float(self.factors[path].scale[slot]))
@@ -154,7 +156,7 @@ class AdapterBank(nn.Module):
     def _cut(
         self, views: Mapping[str, Mapping[str, Tensor]], ranks: Mapping[str, int]
     ) -> dict[str, dict[str, Tensor]]:
-        """Tensors of one adapter cut to `ranks` by module path, as float32 copies on the CPU."""
+        """Tensors of one adapter cut to `ranks` by module path, as copies on the CPU."""
         found: dict[str, dict[str, Tensor]] = {}
         for path, rank in ranks.items():
             layer = self._layers[path]
@@ -162,7 +164,7 @@ class AdapterBank(nn.Module):
                 one.name: one.shape for one in self.kind.tensors(layer.in_features, layer.out_features, rank)
             }
             found[path] = {
-                name: corner(view, shapes[name]).float().cpu().clone() for name, view in views[path].items()
+                name: corner(view, shapes[name]).cpu().clone() for name, view in views[path].items()
             }
         return found
 
@@ -189,11 +191,11 @@ class AdapterBank(nn.Module):
 
     def by_layer(self, rows: Mapping[str, Tensor], ranks: Mapping[str, int]) -> dict[str, dict[str, Tensor]]:
         """Flat numbers of one adapter (such as an optimiser's moments) by name, as tensors by path and name,
-        copies on the CPU.
+        float32 copies on the CPU.
         """
         views: dict[str, dict[str, Tensor]] = {path: {} for path in self.layout.places}
         for path, name, view in self.layout.views(rows):
-            views[path][name] = view
+            views[path][name] = view.float()
         return self._cut(views, ranks)
 
     def flat_of(self, layers: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -246,9 +248,11 @@ class MixedBank(nn.Module):
         targets: Sequence[str],
         slots: int,
         ranks: Mapping[str, int],
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        """ranks gives the kinds that there is room for, by name, and the largest rank of each."""
+        """ranks gives the kinds that there is room for, by name, and the largest rank of each; dtype as in
+        AdapterBank.
+        """
         super().__init__()
         self._layers, self.slots, self.ranks = {path: layers[path] for path in targets}, slots, dict(ranks)
         self._banks = {

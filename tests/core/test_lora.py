@@ -150,5 +150,5 @@ def test_a_name_speaks_of_the_modules_whose_path_ends_with_it(name, speaks):
     assert by_pattern({"other": 1, name: 2}, path, 3) == (2 if speaks else 3)
 
 
-def test_a_trained_number_takes_another_copy_where_the_base_computes_in_fewer_bits():
-    assert [LORA.bytes_per_parameter(width) for width in (4, 2)] == [16, 18]
+def test_a_trained_number_takes_a_copy_more_where_the_base_has_fewer_bits():
+    assert [LORA.bytes_per_parameter(width) for width in (8, 4, 2)] == [32, 16, 18]

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from core.lora.bank import AdapterBank
     from core.lora.stack import AdapterStack
 
-_FACTOR, _GRADIENT, _MOMENTS = 4, 4, 8  # bytes: in float32, with two moments of AdamW
+_FLOAT32 = 4  # bytes
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,11 @@ class AdapterKind:
         return sum(one.count for one in self.tensors(n_in, n_out, rank) if one.trained)
 
     def bytes_per_parameter(self, work_bytes: float) -> float:
-        """Memory for each trained number: the float32 factor, its gradient and AdamW's two moments, and the
-        copy that computes where the base's numbers have another width (`work_bytes`).
+        """Memory for each trained number beside a base whose numbers take `work_bytes`: itself, its gradient
+        and AdamW's two moments in float32 or wider, and where the base is narrower the copy that computes.
         """
-        return _FACTOR + _GRADIENT + _MOMENTS + (work_bytes if work_bytes != _FACTOR else 0)
+        own = max(_FLOAT32, work_bytes)
+        return 4 * own + (work_bytes if work_bytes < own else 0)
 
     # Training.
 
