@@ -20,6 +20,7 @@ from core.files.publish import require_space
 from core.gguf.architecture import Array, GgufArchitecture, gguf_architecture
 from core.gguf.vocabulary import vocabulary
 from core.lora.adapter import AdapterWeights
+from core.lora.scaling import alpha_of
 from core.merge.merge import Source, merged_weight, sources
 from core.reporting import Report
 
@@ -208,7 +209,7 @@ def adapter_tensors(architecture: GgufArchitecture, adapter: AdapterWeights) -> 
                 "cannot say that."
             )
         name = architecture.tensor_name(own)
-        fold = factors.scale * factors.rank / ADAPTER_ALPHA
+        fold = alpha_of(factors.scale, factors.rank) / ADAPTER_ALPHA
         yield f"{name}.lora_a", factors.A.float().numpy()
         yield (
             f"{name}.lora_b",

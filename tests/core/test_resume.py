@@ -90,7 +90,10 @@ def test_each_part_of_the_state_is_needed(tiny_llama, tmp_path, lost):
     whole, _ = _run(base, train)
     _run(base, train, save_at=6, folder=tmp_path)
     adapter, state = _restored(base, tmp_path)
-    zeros = {path: tuple(torch.zeros_like(tensor) for tensor in pair) for path, pair in state.mean.items()}
+    zeros = {
+        path: {name: torch.zeros_like(tensor) for name, tensor in layer.items()}
+        for path, layer in state.mean.items()
+    }
     if lost in ("mean", "square"):
         state = dataclasses.replace(state, **{lost: zeros})
     elif lost == "factors":
