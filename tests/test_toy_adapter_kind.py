@@ -29,7 +29,9 @@ LIMIT = 0.05
 
 
 class Rescale(AdapterKind):
-    """y = W·x ⊙ (1 + g − g₀): the output side of (IA)³ (arXiv 2205.05638), counted from a random start g₀."""
+    """y = W·x ⊙ (1 + c·(g − g₀)): the output side of (IA)³ (arXiv 2205.05638), counted from a random start
+    g₀, with one strength c for all layers.
+    """
 
     name, label = "rescale", "Rescaling"
     help = "One factor for each output of a layer."
@@ -39,7 +41,13 @@ class Rescale(AdapterKind):
             raise InvalidConfig("dropout is of no use to Rescaling; leave it at 0.")
 
     def tensors(self, n_in: int, n_out: int, rank: int) -> tuple[LayerTensor, ...]:
-        return LayerTensor("gain", (n_out,)), LayerTensor("start", (n_out,), trained=False)
+        return (
+            LayerTensor("gain", (n_out,)),
+            LayerTensor("strength", (1,)),
+            LayerTensor("start", (n_out,), trained=False),
+        )
+
+    shared = frozenset({"strength"})
 
     def start(
         self, n_in: int, n_out: int, rank: int, weight: Tensor, generator: Generator
@@ -47,10 +55,10 @@ class Rescale(AdapterKind):
         import torch
 
         start = torch.rand(n_out, generator=generator)
-        return {"gain": start.clone(), "start": start}
+        return {"gain": start.clone(), "strength": torch.ones(1), "start": start}
 
     def rate_ratio(self, name: str, train: TrainConfig) -> float:
-        return 10.0
+        return 10.0 if name == "gain" else 1.0
 
     def after_step(self, bank: AdapterBank, slot: int, done: int, planned: int) -> None:
         for own in bank.row(slot).values():
@@ -59,7 +67,8 @@ class Rescale(AdapterKind):
     def added(
         self, x: Tensor, y: Tensor, weight: Tensor, tensors: Mapping[str, Tensor], scale: Tensor
     ) -> Tensor:
-        return y * (scale[:, None] * (tensors["gain"] - tensors["start"]))[:, None]
+        change = scale[:, None] * tensors["strength"] * (tensors["gain"] - tensors["start"])
+        return y * change[:, None]
 
     def is_trained(self, layer: LayerWeights) -> bool:
         return not layer.tensors["gain"].equal(layer.tensors["start"])
@@ -67,7 +76,11 @@ class Rescale(AdapterKind):
     not_low_rank = "it scales the outputs of W"
 
     peft_type = "RESCALE"
-    peft_names: Mapping[str, str] = {"gain": "rescale.gain", "start": "rescale.start"}
+    peft_names: Mapping[str, str] = {
+        "gain": "rescale.gain",
+        "strength": "rescale.strength",
+        "start": "rescale.start",
+    }
     peft_keys = frozenset({"rescale_limit"})
 
     def peft_settings(self, adapter: AdapterWeights) -> dict[str, Any]:
@@ -137,6 +150,7 @@ def _random(base, seed=0):
         path: LayerWeights(
             {
                 "gain": torch.randn(n_out, generator=generator) * 0.3,
+                "strength": torch.full((1,), 1.5),
                 "start": torch.randn(n_out, generator=generator) * 0.3,
             },
             1.0,
@@ -177,7 +191,7 @@ def test_its_parameters_are_counted_on_shapes(base):
 
     lora = LoraConfig(kind="rescale", target_modules="q_proj")
     targets = [path for path in base.layers if path.endswith("q_proj")]
-    expected = sum(base.layer_shapes[path][1] for path in targets)
+    expected = sum(base.layer_shapes[path][1] for path in targets) + 1  # the strength is shared
     assert trainable_parameter_count(base.layer_shapes, targets, lora) == expected
 
 
@@ -196,7 +210,7 @@ def test_a_fresh_one_changes_nothing_and_a_trained_one_scales_each_output(base, 
     path = next(iter(adapter.layers))
     layer, own = base.layers[path], adapter.layers[path].tensors
     x = torch.randn(2, 3, layer.in_features)
-    expected = layer.base(x) * (1 + own["gain"] - own["start"])
+    expected = layer.base(x) * (1 + 1.5 * (own["gain"] - own["start"]))
     with bank.use():
         torch.testing.assert_close(layer(x), expected)
 
@@ -215,9 +229,13 @@ def test_two_train_together_as_each_does_alone(base):
         for path, layer in alone[key].layers.items():
             found = together[key].layers[path].tensors
             torch.testing.assert_close(found["gain"], layer.tensors["gain"], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(found["strength"], layer.tensors["strength"], atol=1e-5, rtol=1e-5)
             assert found["start"].equal(layer.tensors["start"])
             moved = (found["gain"] - found["start"]).abs()
             assert 0 < moved.max() <= LIMIT + 1e-6  # as after_step() keeps it
+        strengths = {layer.tensors["strength"].item() for layer in alone[key].layers.values()}
+        assert len(strengths) == 1  # all layers have one, which has learnt
+        assert strengths != {1.0}
     assert losses["first"][-1] < losses["first"][0]
     assert torch.equal(logits(base.model), before)
 

@@ -18,11 +18,6 @@ class LayerWeights:
     tensors: Mapping[str, Tensor]
     scale: float
 
-    @property
-    def count(self) -> int:
-        """Numbers in all tensors."""
-        return sum(one.numel() for one in self.tensors.values())
-
     def equals(self, other: LayerWeights) -> bool:
         """Whether both hold the same numbers, the scale not compared."""
         return set(self.tensors) == set(other.tensors) and all(
@@ -87,7 +82,8 @@ class AdapterWeights:
     @property
     def parameter_count(self) -> int:
         """Numbers in all layers."""
-        return sum(layer.count for layer in self.layers.values())
+        tensors = [pair for layer in self.layers.values() for pair in layer.tensors.items()]
+        return ADAPTER_KINDS.get(self.kind).count((name, tuple(one.shape)) for name, one in tensors)
 
     def is_trained(self) -> bool:
         """Whether every number is finite and some layer changes something."""

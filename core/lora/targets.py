@@ -61,4 +61,4 @@ def trainable_parameter_count(shapes: LayerShapes, targets: Sequence[str], confi
     layers (arXiv 2106.09685, section 4.2).
     """
     kind = ADAPTER_KINDS.get(config.kind)
-    return sum(kind.parameter_count(*shapes[path], config.rank_of(path)) for path in targets)
+    return kind.parameter_count((*shapes[path], config.rank_of(path)) for path in targets)

@@ -9,6 +9,7 @@ from core.config import LoraConfig, TrainConfig
 from core.data.formats import Example
 from core.errors import InvalidInput
 from core.events import EvalDone, StepDone
+from core.lora.adapter import LayerFactors
 from core.lora.peft.files import load_adapter, save_adapter
 from core.train.group import TrainingGroup, alone
 from core.train.run_state import STATE_NAME, RunState
@@ -98,7 +99,8 @@ def test_each_part_of_the_state_is_needed(tiny_llama, tmp_path, lost):
         state = dataclasses.replace(state, **{lost: zeros})
     elif lost == "factors":
         layers = {
-            path: dataclasses.replace(layer, A=layer.A * 1.001) for path, layer in adapter.layers.items()
+            path: LayerFactors(layer.A * 1.001, layer.B, layer.scale)
+            for path, layer in adapter.layers.items()
         }
         adapter = dataclasses.replace(adapter, layers=layers)
     else:

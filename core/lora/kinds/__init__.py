@@ -12,7 +12,7 @@ added there and nothing learns: adapters with other targets, of other kinds and 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +47,11 @@ class LayerTensor:
         return math.prod(self.shape)
 
 
+def largest(shapes: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
+    """The shape with the most numbers."""
+    return max(shapes, key=math.prod)
+
+
 class AdapterKind:
     """An adapter kind: its head, and its duties. Those with a default serve most kinds as they are."""
 
@@ -66,9 +71,25 @@ class AdapterKind:
         """What one layer with n_in inputs and n_out outputs has."""
         raise NotImplementedError
 
-    def parameter_count(self, n_in: int, n_out: int, rank: int) -> int:
-        """Numbers that are trained on one layer."""
-        return sum(one.count for one in self.tensors(n_in, n_out, rank) if one.trained)
+    shared: frozenset[str] = frozenset()
+    """Names of tensors that an adapter has once for all its layers, as large as the largest layer says; a
+    smaller layer has the corner. start() gives the same numbers on each layer.
+    """
+
+    def parameter_count(self, layers: Iterable[tuple[int, int, int]]) -> int:
+        """Numbers that are trained on layers with these inputs, outputs and ranks."""
+        trained = [(one.name, one.shape) for layer in layers for one in self.tensors(*layer) if one.trained]
+        return self.count(trained)
+
+    def count(self, tensors: Iterable[tuple[str, tuple[int, ...]]]) -> int:
+        """Numbers in all layers' tensors, given by name and shape, the shared ones counted once."""
+        shapes: dict[str, list[tuple[int, ...]]] = {}
+        for name, shape in tensors:
+            shapes.setdefault(name, []).append(shape)
+        return sum(
+            math.prod(largest(found)) if name in self.shared else sum(map(math.prod, found))
+            for name, found in shapes.items()
+        )
 
     def bytes_per_parameter(self, work_bytes: float) -> float:
         """Memory for each trained number beside a base whose numbers take `work_bytes`: itself, its gradient
@@ -154,7 +175,7 @@ class AdapterKind:
 
     peft_type: str
     peft_names: Mapping[str, str]
-    """How each tensor is called in the file, behind its module's path."""
+    """How each tensor is called in the file, behind its module's path; a shared one behind base_model."""
     peft_keys: frozenset[str] = frozenset()
     """Settings that belong to this kind and that check_peft() looks at."""
     peft_refused: Mapping[str, str] = {}

@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 from core.errors import InvalidAdapter, InvalidInput
 from core.files.safetensors_file import SafetensorsHeader, TensorEntry, read_header, write_float32
 from core.lora.adapter import AdapterWeights
-from core.lora.kinds import ADAPTER_KINDS, AdapterKind
+from core.lora.kinds import ADAPTER_KINDS, AdapterKind, largest
+from core.lora.layout import corner
 from core.lora.peft.checks import CONFIG_NAME
 from core.lora.peft.config import chosen_layers, kind_of, peft_config, read_config, targeted_paths
 from core.lora.targets import LayerShapes
@@ -29,13 +30,15 @@ WEIGHTS_NAME = "adapter_model.safetensors"
 FINGERPRINT_KEY, TOKENIZER_KEY, TEMPLATE_KEY = "base_fingerprint", "tokenizer_hash", "template_hash"
 DTYPES = ("F32", "F16", "BF16")
 """In which an adapter's tensors may be stored."""
-_PREFIX = "base_model.model."
+_PREFIX, _SHARED_PREFIX = "base_model.model.", "base_model."
 _FINGERPRINT = re.compile(r"^[0-9a-f]{64}$")
 _MAX_HEADER_BYTES = 4 * 1024 * 1024
 _MAX_TENSORS = 10_000
 
 Entries = dict[str, dict[str, TensorEntry]]
 """By module path, then by what the adapter's kind calls the tensor."""
+Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]
+"""Likewise."""
 
 
 def save_adapter(folder: Path, adapter: AdapterWeights, recorded: Mapping[str, str] | None = None) -> None:
@@ -44,16 +47,22 @@ def save_adapter(folder: Path, adapter: AdapterWeights, recorded: Mapping[str, s
 
     recorded: what else the header should say, such as the tokenizer's hash.
     """
-    names = ADAPTER_KINDS.get(adapter.kind).peft_names
-    tensors = {
-        f"{_PREFIX}{path}.{names[name]}": tensor.contiguous().float().numpy()
-        for path, layer in adapter.layers.items()
-        for name, tensor in layer.tensors.items()
-    }
+    kind = ADAPTER_KINDS.get(adapter.kind)
+    tensors: dict[str, torch.Tensor] = {}
+    for path, layer in adapter.layers.items():
+        for name, tensor in layer.tensors.items():
+            key = _key(path, name, kind)
+            tensors[key] = max(tensors.get(key, tensor), tensor, key=torch.Tensor.numel)  # of a shared one
     metadata = {"format": "pt", FINGERPRINT_KEY: adapter.base_fingerprint, **(recorded or {})}
-    write_float32(folder / WEIGHTS_NAME, tensors, metadata)
+    arrays = {key: tensor.contiguous().float().numpy() for key, tensor in tensors.items()}
+    write_float32(folder / WEIGHTS_NAME, arrays, metadata)
     config = json.dumps(peft_config(adapter), indent=2, ensure_ascii=False)
     (folder / CONFIG_NAME).write_text(config + "\n", encoding="utf-8")
+
+
+def _key(path: str, name: str, kind: AdapterKind) -> str:
+    """How the file calls one tensor of the module at this path."""
+    return f"{_SHARED_PREFIX if name in kind.shared else f'{_PREFIX}{path}.'}{kind.peft_names[name]}"
 
 
 def check_folder(folder: Path) -> tuple[Path, Path]:
@@ -100,14 +109,16 @@ def sorted_entries(header: SafetensorsHeader, kind: AdapterKind) -> Entries:
     Raises InvalidAdapter with the tensor at fault.
     """
     found: Entries = {}
+    shared: dict[str, TensorEntry] = {}
     for entry in header.tensors:
         path, name = _module_and_name(entry.name, kind)
-        if not path or entry.dtype not in DTYPES:
+        if not name or entry.dtype not in DTYPES:
             raise InvalidAdapter(
                 f"{WEIGHTS_NAME}: {entry.name[:120]!r} is no {kind.label} factor this workbench knows."
             )
-        found.setdefault(path, {})[name] = entry
+        (found.setdefault(path, {}) if path else shared)[name] = entry
     for path, entries in found.items():
+        entries.update(shared)
         if set(entries) != set(kind.peft_names):
             raise InvalidAdapter(
                 f"{WEIGHTS_NAME}: the factors {' and '.join(kind.peft_names)} of {path[:120]} do not belong "
@@ -119,9 +130,12 @@ def sorted_entries(header: SafetensorsHeader, kind: AdapterKind) -> Entries:
 
 
 def _module_and_name(key: str, kind: AdapterKind) -> tuple[str, str]:
-    """The module path and the kind's own name of a tensor; an empty path for a stranger's."""
+    """The module path and the kind's own name of a tensor; a shared one has no path, a stranger neither."""
     for name, end in kind.peft_names.items():
-        if key.startswith(_PREFIX) and key.endswith(f".{end}"):
+        if name in kind.shared:
+            if key == f"{_SHARED_PREFIX}{end}":
+                return "", name
+        elif key.startswith(_PREFIX) and key.endswith(f".{end}"):
             return key.removeprefix(_PREFIX).removesuffix(f".{end}"), name
     return "", ""
 
@@ -148,16 +162,22 @@ def load_adapter(folder: Path, shapes: LayerShapes, head: str | None = None) -> 
     kind, header = kind_of(config), read_adapter_header(weights_path)
     entries = sorted_entries(header, kind)
     _check_modules(set(entries), config, list(shapes), head)
+    expected: Shapes = {
+        path: {one.name: one.shape for one in kind.tensors(*shapes[path], kind.stated_rank(config, path))}
+        for path in entries
+    }
     for path in entries:
-        _check_shapes(path, entries[path], kind, shapes[path], kind.stated_rank(config, path))
+        _check_shapes(path, entries[path], expected, kind, kind.stated_rank(config, path))
     loaded = load_file(weights_path)
     layers = {}
     for path in sorted(entries):
-        tensors = {name: loaded[entries[path][name].name] for name in kind.peft_names}
+        tensors = {
+            name: corner(loaded[entries[path][name].name], shape) for name, shape in expected[path].items()
+        }
         if not all(bool(torch.isfinite(one).all()) for one in tensors.values()):
             raise InvalidAdapter(f"{weights_path.name}: the factors of {path} hold NaN or infinite numbers.")
-        tensors = {name: one.float() for name, one in tensors.items()}
-        layers[path] = kind.layer(tensors, kind.stated_scale(config, path))
+        wide = {name: one.float() for name, one in tensors.items()}
+        layers[path] = kind.layer(wide, kind.stated_scale(config, path))
     return AdapterWeights(
         **kind.stated(config),
         kind=kind.name,
@@ -195,12 +215,14 @@ def _check_modules(
 
 
 def _check_shapes(
-    path: str, entries: Mapping[str, TensorEntry], kind: AdapterKind, shape: tuple[int, int], rank: int
+    path: str, entries: Mapping[str, TensorEntry], expected: Shapes, kind: AdapterKind, rank: int
 ) -> None:
-    for expected in kind.tensors(*shape, rank):
-        found = entries[expected.name].shape
-        if found != expected.shape:
+    """One module's tensors must be as the configuration and the base call for, shared ones as the largest."""
+    for name, wanted in expected[path].items():
+        if name in kind.shared:
+            wanted = largest(shapes[name] for shapes in expected.values())
+        found = entries[name].shape
+        if found != wanted:
             raise InvalidAdapter(
-                f"{expected.name} of {path} is {list(found)}; with rank {rank} this base needs "
-                f"{list(expected.shape)}."
+                f"{name} of {path} is {list(found)}; with rank {rank} this base needs {list(wanted)}."
             )
