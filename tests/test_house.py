@@ -103,7 +103,7 @@ def test_every_room_of_the_app_has_its_rule_and_every_exception_its_use():
 
 
 LIGHT = """
-import importlib, importlib.util, pkgutil, sys
+import importlib, pkgutil, sys
 
 class Refusal:
     heavy = {"torch", "transformers", "gradio"}
@@ -125,10 +125,9 @@ for room in light:
     for module in everything(room):
         importlib.import_module(module)
 for folder in seams:
-    if importlib.util.find_spec(folder):
-        package = importlib.import_module(folder)
-        kinds = [one.all() for one in list(vars(package).values()) if type(one).__name__ == "Seam"]
-        assert kinds and all(kinds), f"{folder} lists no kinds"
+    package = importlib.import_module(folder)
+    kinds = [one.all() for one in list(vars(package).values()) if type(one).__name__ == "Seam"]
+    assert kinds and all(kinds), f"{folder} lists no kinds"
 Refusal.heavy = {"torch", "transformers"}
 for module in everything(*page):
     importlib.import_module(module)
@@ -145,7 +144,8 @@ SEAMS = (
 def test_the_page_the_command_line_and_all_heads_need_neither_torch_nor_transformers():
     """In a process where they cannot be imported; Gradio neither but for the page."""
     light = ("storage", "app.shared", "app.service", "app.cli")
-    command = [sys.executable, "-c", LIGHT, ",".join(light), ",".join(SEAMS), "app.web"]
+    seams = [folder for folder in SEAMS if (ROOT / folder.replace(".", "/")).is_dir()]
+    command = [sys.executable, "-c", LIGHT, ",".join(light), ",".join(seams), "app.web"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
 
