@@ -281,6 +281,7 @@ class RunSession:
                 self._registry.measurements.add_sample,
                 Sample(run_id=record.id, step=record.step, prompt=prompt, text=text),
             )
+        record.wants_sample = False  # the wish was still in the row, and seen again, while it was answered
 
     # Saving, and the end.
 
