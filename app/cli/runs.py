@@ -85,7 +85,7 @@ def _follow(
             with console.progress() as progress:
                 one = progress.run_watcher(workbench)
                 watch = progress.sweep_watcher(workbench) if as_sweep else lambda runs: one(runs[0])
-                started = workbench.wait_runs([run.id or 0 for run in started], watch)
+                started = workbench.runs.wait_all([run.id or 0 for run in started], watch)
         except KeyboardInterrupt:
             for run in started:
                 console.say(
@@ -316,7 +316,7 @@ def runs_stop(run_id: RunId, home: Home = None, json: Json = False) -> None:
     if not before.active:
         console.say(f"Run {run_id} is {before.state}; there is nothing to stop.")
     workbench.runs.stop(run_id)
-    _show_run(console, workbench, workbench.wait_run(run_id), json)
+    _show_run(console, workbench, workbench.runs.wait(run_id), json)
 
 
 @runs.command("pause")
@@ -325,7 +325,7 @@ def runs_pause(run_id: RunId, home: Home = None, json: Json = False) -> None:
     """Save where a run stands and let go of it; go on with runs resume."""
     workbench, console = open_workbench(home), Console(json)
     workbench.runs.pause(run_id)
-    _show_run(console, workbench, workbench.wait_run(run_id), json)
+    _show_run(console, workbench, workbench.runs.wait(run_id), json)
 
 
 @runs.command("save")

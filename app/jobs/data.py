@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from app.service.data_import import ImportRequest, import_dataset
+from app.shared.data_import import ImportRequest, import_dataset
 from app.shared.settings import Settings
 from core.data.dataset_file import DatasetFile
 from core.data.formats import Example

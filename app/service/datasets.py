@@ -18,9 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from app.service.data_import import ImportRequest, import_dataset
+from app.service.jobs import Jobs
+from app.shared.data_import import ImportRequest, import_dataset
 from app.shared.engine_client import EngineClient
 from app.shared.settings import Settings
+from app.shared.text import require_text
 from core.data.dataset_file import DatasetFile, Findings, StoredRow
 from core.data.findings import ERROR, KINDS, WARNING, RowFault, codes_of
 from core.data.formats import SPEAKERS, Example, conversation
@@ -29,9 +31,9 @@ from core.data.split import FILE, Split
 from core.data.version import Version, excluding, first_version, grown, split_anew, split_sentence
 from core.errors import InvalidData
 from core.reporting import Report, silent
-from storage.blobs import content_size
+from storage.blobs import content_digest, content_size
 from storage.registry import Registry
-from storage.tables import Base, Dataset, DatasetVersion
+from storage.tables import Base, Dataset, DatasetVersion, Job
 
 SAMPLE_FILE = "captain_conversations.jsonl"
 SAMPLE_NAME = "Captain's log (sample)"
@@ -85,8 +87,8 @@ class BaseCheck:
 class Datasets:
     """Everything about data sets that are in the registry."""
 
-    def __init__(self, registry: Registry, settings: Settings, engine: EngineClient) -> None:
-        self._registry, self._settings, self._engine = registry, settings, engine
+    def __init__(self, registry: Registry, settings: Settings, engine: EngineClient, jobs: Jobs) -> None:
+        self._registry, self._settings, self._engine, self._jobs = registry, settings, engine, jobs
         self._read = lru_cache(maxsize=_KEPT_OPEN)(self._open)
 
     def add(self, path: Path, name: str = "", report: Report = silent) -> Dataset:
@@ -102,6 +104,12 @@ class Datasets:
             return self._registry.find(Dataset, wanted)
         with resources.as_file(resources.files("assets") / SAMPLE_FILE) as path:
             return self.add(path, wanted)
+
+    def import_files(self, request: ImportRequest) -> Job:
+        """Start importing a data set. Raises NameTaken."""
+        require_text(*request.files, *request.validation, request.name)
+        self._registry.require_free(Dataset, request.name or request.default_name)
+        return self._jobs.start("import_data", f"Import {Path(request.files[0]).name}", request.to_dict())
 
     # Looking.
 
@@ -173,6 +181,12 @@ class Datasets:
 
     # A base's view of the rows.
 
+    def check(self, dataset: str, base: str, max_length: int) -> Job:
+        """Start checking a data set with a base's tokenizer. Raises NotFound."""
+        row, model = self._registry.find(Dataset, dataset), self._registry.find(Base, base)
+        arguments = self.check_arguments(row, model, max_length)
+        return self._jobs.start("check_data", f"Check {dataset} with {base}", arguments)
+
     def check_arguments(self, row: Dataset, base: Base, max_length: int) -> dict[str, Any]:
         """The arguments of the job that checks a data set with a base's tokenizer."""
         blobs = self._registry.blobs
@@ -184,6 +198,22 @@ class Datasets:
             "max_length": max_length,
             "out": str(self._check_folder(row, base, max_length)),
         }
+
+    def check_rows(self, folder: Path, base: str, max_length: int, out: Path) -> Job:
+        """Start checking rows that are in no registry: `folder` as the import leaves it.
+
+        The result goes into `out`.
+        """
+        self._registry.find(Base, base)
+        arguments = {
+            "rows": str(folder),
+            "version": "",
+            "digest": content_digest(folder),
+            "base": base,
+            "max_length": max_length,
+            "out": str(out),
+        }
+        return self._jobs.start("check_data", f"Check a file with {base}", arguments)
 
     def checked(self, row: Dataset, base: Base, max_length: int) -> BaseCheck | None:
         """What that job found, if it has been done for exactly this version, base and length."""

@@ -188,7 +188,7 @@ def examine_deeply(workbench: Workbench) -> list[Finding]:
     registry = workbench.registry
     blobs, bases, exports = sorted(registry.referenced()), registry.all(Base), registry.all(Export)
     damaged = [why for digest in blobs if (why := _refusal(registry.blobs.verify, digest))]
-    changed = [why for base in bases if (why := _refusal(workbench.verify_model, base.name))]
+    changed = [why for base in bases if (why := _refusal(workbench.models.verify, base.name))]
     spoilt = [why for one in exports if (why := _refusal(verify_export, one))]
     return [
         _verdict(

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from app.service.usage import require_quota
+from app.service.usage import Usage
 from app.shared.errors import JobFailed
 from app.shared.processes import exit_reason, is_held, start_detached
 from app.shared.settings import Settings
@@ -25,8 +25,8 @@ _START_SECONDS = 60.0
 class Jobs:
     """The jobs of one home folder."""
 
-    def __init__(self, registry: Registry, settings: Settings) -> None:
-        self._registry, self._settings = registry, settings
+    def __init__(self, registry: Registry, settings: Settings, usage: Usage) -> None:
+        self._registry, self._settings, self._usage = registry, settings, usage
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
 
     def start(self, kind: str, title: str, arguments: dict[str, Any]) -> Job:
@@ -35,7 +35,7 @@ class Jobs:
         Raises QuotaExceeded if it would keep something and there is no room left.
         """
         if kind not in _FREE:
-            require_quota(self._registry, self._settings)
+            self._usage.require_room()
         job = self._registry.save(Job(kind=kind, title=title, arguments=arguments, message="Starting"))
         given = ["--home", str(self._settings.home), "--job", str(job.id)]
         self._processes[job.id or 0] = start_detached(

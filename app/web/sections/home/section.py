@@ -46,7 +46,7 @@ def build(shell: Shell) -> None:
     @told
     def advance(label: str) -> object:
         if label == _GET_STARTER:
-            workbench.add_model("starter")
+            workbench.models.add("starter")
         elif label == _ADD_SAMPLE:
             workbench.datasets.add_sample()
         elif label == _TRAIN:
@@ -70,7 +70,7 @@ def journey(workbench: Workbench) -> int:
         return 1
     if not registry.names(Adapter):
         return 2
-    return 4 if workbench.has_chatted() else 3
+    return 4 if workbench.chats.begun() else 3
 
 
 def _next_label(workbench: Workbench, done: int) -> str:
