@@ -1,24 +1,21 @@
-"""One job in a process of its own: adding a model, importing data, exporting. Survives the app's end."""
+"""One job in a process of its own, of whatever kind its row names. Survives the app's end."""
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import logging
 import signal
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
+from app.jobs.kinds import JOBS, JobContext
 from app.shared.bases import open_registry
 from app.shared.errors import USER_ERRORS
 from app.shared.settings import Settings, settings_for
 from core.events import Progress
-from core.reporting import Report
 from storage.registry import Registry
 from storage.tables import FAILED, FINISHED, RUNNING, Job
 
@@ -26,20 +23,6 @@ _REPORT_SECONDS = 0.25
 _ENDED = 143  # the exit code of a process that was asked to end
 
 log = logging.getLogger("job")
-Work = Callable[[Settings, Registry, dict[str, Any], Report], dict[str, Any]]
-
-# Imported only when asked for: torch takes seconds, and importing data does not need it.
-KINDS = {
-    "add_model": "app.jobs.add_model",
-    "export_adapter": "app.jobs.export_adapter",
-    "import_adapter": "app.jobs.adapters",
-    "inspect_adapter": "app.jobs.adapters",
-    "verify_adapter": "app.jobs.adapters",
-    "resize_adapter": "app.jobs.adapters",
-    "combine_adapters": "app.jobs.adapters",
-    "import_data": "app.jobs.data",
-    "check_data": "app.jobs.data",
-}
 
 
 class _RowReport:
@@ -63,8 +46,8 @@ def run_job(settings: Settings, job_id: int) -> bool:
     job = registry.get(Job, job_id)
     registry.jobs.update(job_id, state=RUNNING)
     try:
-        work: Work = getattr(importlib.import_module(KINDS[job.kind]), job.kind)
-        result = work(settings, registry, job.arguments, _RowReport(registry, job_id))
+        context = JobContext(settings, registry, _RowReport(registry, job_id))
+        result = JOBS.get(job.kind).run(context, job.arguments)
     except (*USER_ERRORS, OSError) as error:
         log.warning("job %s was refused", job_id, exc_info=error)
         registry.jobs.update(job_id, state=FAILED, message=str(error), ended=time.time())

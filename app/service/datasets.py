@@ -22,7 +22,6 @@ from app.service.jobs import Jobs
 from app.shared.data_import import ImportRequest, import_dataset
 from app.shared.engine_client import EngineClient
 from app.shared.settings import Settings
-from app.shared.text import require_text
 from core.data.dataset_file import DatasetFile, Findings, StoredRow
 from core.data.findings import ERROR, KINDS, WARNING, RowFault, codes_of
 from core.data.formats import SPEAKERS, Example, conversation
@@ -107,9 +106,7 @@ class Datasets:
 
     def import_files(self, request: ImportRequest) -> Job:
         """Start importing a data set. Raises NameTaken."""
-        require_text(*request.files, *request.validation, request.name)
-        self._registry.require_free(Dataset, request.name or request.default_name)
-        return self._jobs.start("import_data", f"Import {Path(request.files[0]).name}", request.to_dict())
+        return self._jobs.start("import_data", request.to_dict())
 
     # Looking.
 
@@ -184,13 +181,13 @@ class Datasets:
     def check(self, dataset: str, base: str, max_length: int) -> Job:
         """Start checking a data set with a base's tokenizer. Raises NotFound."""
         row, model = self._registry.find(Dataset, dataset), self._registry.find(Base, base)
-        arguments = self.check_arguments(row, model, max_length)
-        return self._jobs.start("check_data", f"Check {dataset} with {base}", arguments)
+        return self._jobs.start("check_data", self.check_arguments(row, model, max_length))
 
     def check_arguments(self, row: Dataset, base: Base, max_length: int) -> dict[str, Any]:
         """The arguments of the job that checks a data set with a base's tokenizer."""
         blobs = self._registry.blobs
         return {
+            "of": row.name,
             "rows": str(blobs.path(row.rows_digest)),
             "version": str(blobs.path(row.digest)) if row.digest != row.rows_digest else "",
             "digest": row.rows_digest,
@@ -204,8 +201,8 @@ class Datasets:
 
         The result goes into `out`.
         """
-        self._registry.find(Base, base)
         arguments = {
+            "of": "a file",
             "rows": str(folder),
             "version": "",
             "digest": content_digest(folder),
@@ -213,7 +210,7 @@ class Datasets:
             "max_length": max_length,
             "out": str(out),
         }
-        return self._jobs.start("check_data", f"Check a file with {base}", arguments)
+        return self._jobs.start("check_data", arguments)
 
     def checked(self, row: Dataset, base: Base, max_length: int) -> BaseCheck | None:
         """What that job found, if it has been done for exactly this version, base and length."""

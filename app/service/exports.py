@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import io
-import time
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from app.service.jobs import Jobs
-from app.shared.bases import base_for
-from app.shared.settings import Settings
-from app.shared.text import require_text
-from core.config import ExportConfig
 from storage.blobs import content_digest
 from storage.errors import BlobDamaged, NotFound
-from storage.registry import Registry
-from storage.tables import Adapter, Export, Job
+from storage.tables import Export, Job
 
 _PIECE = 1 << 20
 
@@ -24,8 +18,8 @@ _PIECE = 1 << 20
 class Exports:
     """The exports of one home folder."""
 
-    def __init__(self, registry: Registry, settings: Settings, jobs: Jobs) -> None:
-        self._registry, self._settings, self._jobs = registry, settings, jobs
+    def __init__(self, jobs: Jobs) -> None:
+        self._jobs = jobs
 
     def start(
         self, adapter: str, folder: Path | None = None, options: Mapping[str, object] | None = None
@@ -35,16 +29,8 @@ class Exports:
 
         Raises NotFound, WrongBase, InvalidConfig.
         """
-        config = ExportConfig.parse(options or {})
-        row = self._registry.find(Adapter, adapter)
-        base_for(self._registry, row)
-        require_text(str(folder or ""))
-        target = (
-            folder
-            or self._settings.exports / f"adapter-{row.id}-{time.strftime('%Y%m%d-%H%M%S')}-{config.format}"
-        )
-        arguments = {"adapter": adapter, "folder": str(target), "config": config.to_dict()}
-        return self._jobs.start("export_adapter", f"Export {adapter} as {config.format}", arguments)
+        arguments = {"adapter": adapter, "folder": str(folder or ""), "config": dict(options or {})}
+        return self._jobs.start("export_adapter", arguments)
 
 
 def verify_export(row: Export) -> None:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from app.jobs.kinds import JOBS, JobContext
 from app.service.usage import Usage
 from app.shared.errors import JobFailed
 from app.shared.processes import exit_reason, is_held, start_detached
@@ -17,7 +18,6 @@ from app.shared.settings import Settings
 from storage.registry import Registry
 from storage.tables import FAILED, INTERRUPTED, QUEUED, STOPPED, Job
 
-_FREE = ("inspect_adapter", "verify_adapter", "check_data")  # keep nothing, so no quota is in their way
 _POLL_SECONDS = 0.2
 _START_SECONDS = 60.0
 
@@ -29,14 +29,19 @@ class Jobs:
         self._registry, self._settings, self._usage = registry, settings, usage
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
 
-    def start(self, kind: str, title: str, arguments: dict[str, Any]) -> Job:
-        """Start a process that does the job.
+    def start(self, name: str, arguments: Mapping[str, Any]) -> Job:
+        """Start a process that does a job of the kind called `name`.
 
-        Raises QuotaExceeded if it would keep something and there is no room left.
+        Raises InvalidConfig if there is no such kind, what the kind raises for its arguments, and
+        QuotaExceeded if it would keep something and there is no room left.
         """
-        if kind not in _FREE:
+        kind = JOBS.get(name)
+        valid = kind.validate(JobContext(self._settings, self._registry), arguments)
+        if kind.keeps:
             self._usage.require_room()
-        job = self._registry.save(Job(kind=kind, title=title, arguments=arguments, message="Starting"))
+        job = self._registry.save(
+            Job(kind=name, title=kind.title(valid), arguments=valid, message="Starting")
+        )
         given = ["--home", str(self._settings.home), "--job", str(job.id)]
         self._processes[job.id or 0] = start_detached(
             "app.jobs.process", given, self._settings.logs / "jobs.log"

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from app.service.jobs import Jobs
 from app.shared.identity import manifest_of, remember
-from app.shared.text import require_text
 from core.base_model.difference import difference
 from core.base_model.files import file_digests
 from core.base_model.fingerprint import Manifest, manifest, stat_key
@@ -28,10 +27,7 @@ class Models:
 
         Raises NameTaken.
         """
-        require_text(origin, name)
-        if name:
-            self._registry.require_free(Base, name)
-        return self._jobs.start("add_model", f"Add {origin}", {"origin": origin, "name": name})
+        return self._jobs.start("add_model", {"origin": origin, "name": name})
 
     def remove(self, name: str) -> None:
         """Forget a base model, and delete its files if they are ours. Raises InUse while adapters need it."""

@@ -32,8 +32,8 @@ class Workbench:
         self.presets = Presets(settings.presets)
         self.training = Training(self.registry, self.engine, self.usage)
         self.runs = Runs(self.registry, self.engine)
-        self.adapters = Adapters(self.registry, self.jobs)
-        self.exports = Exports(self.registry, settings, self.jobs)
+        self.adapters = Adapters(self.jobs)
+        self.exports = Exports(self.jobs)
         self.chats = Chats(self.registry, self.engine)
 
     def look_after(self) -> None:
