@@ -76,7 +76,9 @@ def _python() -> Finding:
 
 def _torch() -> list[Finding]:
     """torch is asked in a process of its own: this one stays light."""
-    done = subprocess.run([sys.executable, "-c", _TORCH_PROBE], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", _TORCH_PROBE], capture_output=True, text=True, check=False
+    )
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no output"])[-1]
         return [
