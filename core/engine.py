@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,7 +35,10 @@ class AdapterSource:
     """An adapter to answer with: its files and the base it was made for."""
 
     name: str
-    folder: Path
+    folder: Callable[[], Path]
+    """Gives its files, after a look whether they are still those of `digest`. Called when they are read, not
+    for an adapter that is in a slot already.
+    """
     digest: str
     base_fingerprint: str
     base_name: str
@@ -247,7 +250,7 @@ class _AdapterSlots:
         return {digest: self.loaded[digest][0] for digest in wanted}
 
     def _load(self, source: AdapterSource, keep: set[str]) -> None:
-        weights = source.weights or load_adapter(source.folder, self.base.layer_shapes, self.base.head)
+        weights = source.weights or load_adapter(source.folder(), self.base.layer_shapes, self.base.head)
         if weights.highest_rank > max(self.bank.ranks.values()):
             self.bank = self._new_bank(weights.highest_rank)
             for slot, held in self.loaded.values():

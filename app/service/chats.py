@@ -8,9 +8,10 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from app.shared.bases import told_of
 from app.shared.engine_client import EngineClient
 from app.shared.errors import USER_ERRORS
-from app.shared.identity import require_fit
+from app.shared.identity import require_fit, require_same_weights
 from app.shared.text import require_text
 from core.config import GenerationConfig
 from core.errors import InvalidConfig, InvalidInput
@@ -64,17 +65,21 @@ class Chats:
             raise InvalidConfig(f"At most {MAX_SIDE_BY_SIDE - 1} adapters can answer beside the plain base.")
         require_text(*(message["content"] for messages in conversations for message in messages))
         model = self._registry.find(Base, base)
-        for speaker in filter(None, speakers):
-            require_fit(self._registry, self._registry.find(Adapter, speaker), model)
         rows = [
             {
-                "adapter": speaker,
+                "adapter": self._told_of(speaker, model) if speaker else None,
                 "messages": [dict(message) for message in messages],
                 "config": config.to_dict(),
             }
             for speaker, messages in zip(speakers, conversations, strict=True)
         ]
-        return self._engine.answer(base, rows, name)
+        return self._engine.answer(told_of(model), rows, name)
+
+    def _told_of(self, speaker: str, model: Base) -> dict[str, str]:
+        """What the engine is told of an adapter: core.engine.AdapterSource but for its files."""
+        row = self._registry.find(Adapter, speaker)
+        require_same_weights(self._registry, row, model)
+        return {name: getattr(row, name) for name in ("name", "digest", "base_fingerprint", "base_name")}
 
     def cancel(self, name: str, row: int) -> None:
         """End the answer of one speaker, by number, while the others go on. Raises EngineUnavailable."""

@@ -232,7 +232,7 @@ class Datasets:
         """A row as the base's tokens: {"tokens", "count", "trained"}; `template` tries another known
         template.
 
-        Raises EngineUnavailable with the reason if the template refuses the row.
+        Raises InvalidData with the reason if the template refuses the row, EngineUnavailable.
         """
         fault = self.row(row, index).fault
         if fault:

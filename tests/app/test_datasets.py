@@ -11,7 +11,7 @@ import signal
 import pytest
 
 from app.shared.data_import import ImportRequest, import_dataset, look_at
-from app.shared.errors import EngineUnavailable, JobFailed
+from app.shared.errors import JobFailed
 from core.data.findings import ERROR, KINDS
 from core.data.split import Split
 from core.errors import InvalidConfig, InvalidData
@@ -277,7 +277,7 @@ def test_rows_that_the_template_refuses_are_an_error_and_can_be_left_out(workben
     assert run.state == "failed"
     assert "Row 13: The base's chat template cannot render" in run.reason
     assert "leave such rows out" in run.reason
-    with pytest.raises(EngineUnavailable, match="no system here"):
+    with pytest.raises(InvalidData, match="no system here"):
         workbench.datasets.tokens(row, "strict", 12)
     base = workbench.registry.find(Base, "strict")
     do_job(workbench, "check_data", workbench.datasets.check_arguments(row, base, 64))

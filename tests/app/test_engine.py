@@ -12,7 +12,7 @@ from app.service.workbench import Workbench
 from app.shared.errors import EngineUnavailable
 from app.web.parts.head import masthead_html
 from core.config import GenerationConfig
-from core.errors import InvalidConfig, WrongBase
+from core.errors import InvalidConfig, WorkbenchError, WrongBase
 from storage.errors import NameTaken, NotFound
 from storage.tables import Adapter, Run
 from tests.workbenches import QUICK, do_job, wait_for
@@ -213,7 +213,7 @@ def test_another_base_cannot_take_the_engine_from_a_training(workbench, other_ll
     do_job(workbench, "add_model", {"origin": str(other_llama), "name": "other"})
     run = workbench.training.start("llama", "data", LONG, "busy")
     wait_for(lambda: _steps(workbench, run))
-    with pytest.raises(EngineUnavailable, match="llama is trained on right now"):
+    with pytest.raises(WorkbenchError, match="llama is trained on right now"):
         list(workbench.chats.answer("other", [None], [HELLO], GREEDY))
     workbench.runs.stop(run.id)
     assert workbench.runs.wait(run.id).state == "stopped"
