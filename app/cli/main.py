@@ -14,6 +14,7 @@ import typer
 from app.cli.adapters import adapters, show_export
 from app.cli.console import Console, guarded
 from app.cli.data import data
+from app.cli.jobs import jobs
 from app.cli.options import Home, Json, Yes, finished, open_workbench
 from app.cli.runs import preflight, presets, runs, train
 from app.cli.storage import backup, restore_backup, space
@@ -32,7 +33,14 @@ app = typer.Typer(
     ),
 )
 models = typer.Typer(no_args_is_help=True, help="Base models: add, list, show, verify, remove.")
-groups = (("models", models), ("data", data), ("runs", runs), ("presets", presets), ("adapters", adapters))
+groups = (
+    ("models", models),
+    ("data", data),
+    ("runs", runs),
+    ("presets", presets),
+    ("adapters", adapters),
+    ("jobs", jobs),
+)
 for name, group in groups:
     app.add_typer(group, name=name)
 app.command()(train)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import sys
 import time
@@ -75,8 +76,13 @@ def main() -> int:
         signal.SIGTERM, lambda *about: sys.exit(_ENDED)
     )  # what was begun is cleaned up on the way out
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    pid = settings.job_pid(given.job)
     with FileLock(settings.job_lock(given.job)):
-        return 0 if run_job(settings, given.job) else 1
+        pid.write_text(str(os.getpid()))
+        try:
+            return 0 if run_job(settings, given.job) else 1
+        finally:
+            pid.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

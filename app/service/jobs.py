@@ -10,11 +10,14 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from app.jobs.kinds import JOBS, JobContext
+import psutil
+
+from app.jobs.kinds import JOBS, JobContext, JobKind
 from app.service.usage import Usage
 from app.shared.errors import JobFailed
 from app.shared.processes import exit_reason, is_held, start_detached
 from app.shared.settings import Settings
+from core.errors import InvalidConfig
 from storage.registry import Registry
 from storage.tables import FAILED, INTERRUPTED, QUEUED, STOPPED, Job
 
@@ -48,6 +51,17 @@ class Jobs:
         )
         return job
 
+    def offered(self) -> list[JobKind]:
+        """The kinds that have no place of their own, and are started with their options alone."""
+        return [kind for kind in JOBS.all().values() if not kind.place]
+
+    def start_offered(self, name: str, options: Mapping[str, Any]) -> Job:
+        """Start a job of such a kind. Raises as start(), and InvalidConfig for a kind that has its place."""
+        kind = JOBS.get(name)
+        if kind.place:
+            raise InvalidConfig(f"{kind.label} is not started from options alone; see {kind.place}.")
+        return self.start(name, options)
+
     def wait(self, job: Job, watch: Callable[[Job], None] = lambda job: None) -> dict[str, Any]:
         """Follow a job to its end; return its result. Raises JobFailed with the reason."""
         while True:
@@ -62,16 +76,25 @@ class Jobs:
         return job.result
 
     def cancel(self, job: Job) -> None:
-        """End a job; what it had begun is thrown away. Raises JobFailed if another program started it."""
-        process = self._processes.get(job.id or 0)
-        if process is None:
-            raise JobFailed(f"{job.title} was started by another program; end it there.")
+        """End a job, whoever started it; what it had begun is thrown away. Raises JobFailed if it is not
+        under way.
+        """
+        process = self._processes.get(job.id or 0) or self._process_elsewhere(job)
         process.terminate()
         process.wait()
         if self._registry.get(Job, job.id or 0).active:
             self._registry.jobs.update(
                 job.id or 0, state=STOPPED, message="Cancelled. Nothing was added.", ended=time.time()
             )
+
+    def _process_elsewhere(self, job: Job) -> psutil.Process:
+        """The process of a job that another program started: the one that holds its lock."""
+        if is_held(self._settings.job_lock(job.id or 0)):
+            try:
+                return psutil.Process(int(self._settings.job_pid(job.id or 0).read_text()))
+            except (OSError, ValueError, psutil.NoSuchProcess):
+                pass  # it is coming up or going down
+        raise JobFailed(f"{job.title} is not under way, so it cannot be cancelled.")
 
     def notice_deaths(self) -> None:
         """Mark jobs whose process is gone as interrupted, with the reason as far as it is known."""

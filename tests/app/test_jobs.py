@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from app.jobs.kinds import JOBS
+from app.service.workbench import Workbench
 from app.shared.errors import JobFailed
 from core.base_model.fingerprint import fingerprint
+from core.errors import InvalidConfig
 from storage.tables import Adapter, Base, Export, Job
 from tests.core.helpers import logits, new_peft, peft_from, plain_model
 from tests.workbenches import copy_adapter, do_job, wait_for
@@ -59,6 +62,37 @@ def test_a_job_whose_process_dies_is_interrupted_with_a_reason(workbench, traine
     with pytest.raises(JobFailed, match="killed"):
         workbench.jobs.wait(job)
     assert workbench.registry.all(Export) == []
+
+
+def test_a_job_is_cancelled_by_another_program_than_the_one_that_started_it(
+    settings, workbench, trained, tmp_path
+):
+    trained("a")
+    job = workbench.exports.start("a", tmp_path / "merged")
+    wait_for(lambda: workbench.registry.get(Job, job.id).state == "running")
+    other = Workbench(settings)
+    other.jobs.cancel(job)
+    assert other.registry.get(Job, job.id).state == "stopped"
+    with pytest.raises(JobFailed, match="is not under way"):
+        other.jobs.cancel(job)
+    other.close()
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_kind_of_job_says_what_it_is_and_where_it_is_started():
+    found = list(JOBS.all().values())
+    assert [kind.name for kind in found][:2] == ["add_model", "import_data"]
+    assert all(kind.label and kind.help and kind.place for kind in found)
+    assert {kind.name for kind in found if not kind.keeps} == {
+        "inspect_adapter",
+        "verify_adapter",
+        "check_data",
+    }
+
+
+def test_a_kind_of_job_that_has_its_place_is_not_started_from_options_alone(workbench):
+    with pytest.raises(InvalidConfig, match="see Adapters, or adapters combine"):
+        workbench.jobs.start_offered("combine_adapters", {})
 
 
 def test_an_adapter_from_peft_is_imported_for_the_base_it_fits(workbench, tiny_llama, tmp_path):

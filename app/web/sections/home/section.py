@@ -12,6 +12,7 @@ from app.service.quickstart import QUICK_OPTIONS
 from app.service.workbench import Workbench
 from app.web.parts.markup import day, facts, number, size
 from app.web.parts.shell import QUIET, WORKING, Shell, told
+from app.web.sections.home.other_jobs import other_jobs
 from app.web.sections.home.storage_view import storage_view
 from storage.tables import Adapter, Base, Dataset, Run
 
@@ -32,6 +33,7 @@ def build(shell: Shell) -> None:
             go = gr.Button(_GET_STARTER, variant="primary", scale=0, min_width=260, elem_id="first-step")
     cards = gr.HTML()
     storage_view(shell)
+    other_jobs(shell)
 
     def show() -> tuple[object, ...]:
         done = journey(workbench)
