@@ -113,7 +113,7 @@ def test_it_starts_above_the_quota_since_it_keeps_nothing(workbench, expected):
 def test_the_command_line_lists_starts_shows_and_refuses(settings, workbench, expected):
     _, listed = _command(settings, "kinds")
     (mine,) = [one for one in listed["rows"] if one["name"] == "count_words"]
-    assert (mine["started"], mine["options"]) == ("jobs start count_words", "dataset, times")
+    assert (mine["where"], mine["options"]) == ("jobs start count_words", "dataset, times")
     assert _command(settings, "start", "count_words", "--set", "dataset=data") == (0, {"words": expected})
     newest = _command(settings, "list")[1]["rows"][0]
     assert (newest["kind"], newest["state"], newest["title"]) == ("count_words", "finished", "Count data")

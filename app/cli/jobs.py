@@ -18,13 +18,13 @@ JobId = Annotated[int, typer.Argument(help="Number of the job.", min=1, max=2**6
 @jobs.command("kinds")
 @guarded
 def jobs_kinds(home: Home = None, json: Json = False) -> None:
-    """List the kinds of jobs, where each is started and with what options."""
+    """List the kinds of jobs, where each is started, and with what options."""
     Console(json).records(
         [
             {
                 "name": kind.name,
                 "what": kind.help,
-                "started": kind.place or f"jobs start {kind.name}",
+                "where": kind.place or f"jobs start {kind.name}",
                 "options": ", ".join(option.name for option in kind.options.options()),
             }
             for kind in JOBS.all().values()
