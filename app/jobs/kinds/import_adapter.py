@@ -52,45 +52,26 @@ class ImportAdapter(JobKind):
         """Result: what was found, the bases it was tried on, and of an imported one its name and its
         base's.
         """
-        from app.jobs.adapters import add_adapter
         from core.lora.foreign.detective import look, take
 
         registry, report = context.registry, context.report
-        origin = Path(arguments["folder"]).expanduser()
+        origin, only_look = Path(arguments["folder"]).expanduser(), arguments.get("look")
         shown = arguments.get("shown") or origin.name
-        name = (
-            ""
-            if arguments.get("look")
-            else registry.require_free(Adapter, arguments["name"] or Path(shown).stem)
-        )
+        name = arguments.get("name") or Path(shown).stem
+        if not only_look:
+            registry.require_free(Adapter, name)
         report(Progress("Looking at the files"))
         with registry.blobs.staging() as staging:
             (staging / "taken").mkdir()
             found = look(take(origin, staging / "taken", shown))
             report(Progress("Looking for its base"))
             tried = [_tried(registry, found, base, arguments.get("alpha")) for base in registry.all(Base)]
-            said = {
-                "evidence": asdict(found.evidence),
-                "sentence": found.evidence.sentence(),
-                "bases": [
-                    {"name": base.name, "fits": weights is not None, "why": why}
-                    for base, weights, why in tried
-                ],
-            }
-            if arguments.get("look"):
-                return said
+            if only_look:
+                return _said(found, tried)
             base, weights = _the_one(registry, found, tried, arguments.get("base"), shown)
             report(Progress("Storing"))
             digest = registry.blobs.put(_as_stored(found, weights, staging))
-        told = {
-            "tokenizer_hash": found.evidence.tokenizer_hash,
-            "template_hash": found.evidence.template_hash,
-        }
-        row = add_adapter(registry, base, weights, name=name, source="imported", digest=digest, **told)
-        warned = require_fit(registry, row, base)
-        if not weights.is_trained():
-            warned.append("Every B is zero: this adapter was never trained.")
-        return {**said, "name": row.name, "base": base.name, "warning": " ".join(warned)}
+        return _said(found, tried) | _registered(registry, found, base, weights, name, digest)
 
 
 KIND = ImportAdapter()
@@ -117,6 +98,16 @@ def _tried(registry: Registry, found: Found, base: Base, alpha: float | None) ->
         else "Its layers fit; for which weights it was made it does not record."
     )
     return base, weights, how
+
+
+def _said(found: Found, tried: Sequence[Tried]) -> Arguments:
+    """What the files are, and which bases they were tried on."""
+    bases = [{"name": base.name, "fits": weights is not None, "why": why} for base, weights, why in tried]
+    return {
+        "evidence": asdict(found.evidence),
+        "sentence": found.evidence.sentence(),
+        "bases": bases,
+    }
 
 
 def _the_one(
@@ -158,3 +149,20 @@ def _as_stored(found: Found, weights: AdapterWeights, staging: Path) -> Path:
     folder.mkdir()
     save_adapter(folder, weights)
     return folder
+
+
+def _registered(
+    registry: Registry, found: Found, base: Base, weights: AdapterWeights, name: str, digest: str
+) -> Arguments:
+    """Its name, its base's, and what will go wrong with it."""
+    from app.jobs.adapters import add_adapter
+
+    hashes = {
+        "tokenizer_hash": found.evidence.tokenizer_hash,
+        "template_hash": found.evidence.template_hash,
+    }
+    row = add_adapter(registry, base, weights, name=name, source="imported", digest=digest, **hashes)
+    warned = require_fit(registry, row, base)
+    if not weights.is_trained():
+        warned.append("Every B is zero: this adapter was never trained.")
+    return {"name": row.name, "base": base.name, "warning": " ".join(warned)}
