@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
+from app.cli.common import Home, Json, Settings, finished, open_workbench, parsed_settings
 from app.cli.console import Console, guarded
-from app.cli.options import Home, Json, Settings, finished, open_workbench, parsed_settings
 from app.jobs.kinds import JOBS
 from storage.tables import Job
 

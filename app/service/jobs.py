@@ -82,10 +82,7 @@ class Jobs:
         process = self._processes.get(job.id or 0) or self._process_elsewhere(job)
         process.terminate()
         process.wait()
-        if self._registry.get(Job, job.id or 0).active:
-            self._registry.jobs.update(
-                job.id or 0, state=STOPPED, message="Cancelled. Nothing was added.", ended=time.time()
-            )
+        self._registry.jobs.stop(job.id or 0, "Cancelled. Nothing was added.")
 
     def _process_elsewhere(self, job: Job) -> psutil.Process:
         """The process of a job that another program started: the one that holds its lock."""
@@ -107,6 +104,5 @@ class Jobs:
         starting = job.state == QUEUED and code is None and time.time() - job.created < _START_SECONDS
         if starting or is_held(self._settings.job_lock(job.id or 0)):
             return
-        if self._registry.get(Job, job.id or 0).active:  # it may have ended between the two looks
-            reason = f"{job.title}: {exit_reason(code, 'its process')}. Nothing was added; start it again."
-            self._registry.jobs.update(job.id or 0, state=INTERRUPTED, message=reason, ended=time.time())
+        reason = f"{job.title}: {exit_reason(code, 'its process')}. Nothing was added; start it again."
+        self._registry.jobs.interrupt(job, reason)  # if it has not begun or ended between the two looks
