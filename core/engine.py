@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,7 +36,10 @@ class AdapterSource:
     """An adapter to answer with: its files and the base it was made for."""
 
     name: str
-    folder: Path
+    folder: Callable[[], Path]
+    """Gives its files, after a look whether they are still those of `digest`. Called when they are read, not
+    for an adapter that is in a slot already.
+    """
     digest: str
     base_fingerprint: str
     base_name: str
@@ -243,7 +246,7 @@ class _AdapterSlots:
         return {digest: self.loaded[digest][0] for digest in wanted}
 
     def _load(self, source: AdapterSource, keep: set[str]) -> None:
-        weights = source.weights or load_adapter(source.folder, self.base.layer_shapes, self.base.head)
+        weights = source.weights or load_adapter(source.folder(), self.base.layer_shapes, self.base.head)
         if not self.bank.has_room_for(weights):
             self.bank = self._new_bank({**self.bank.ranks, weights.kind: weights.highest_rank})
             for slot, held in self.loaded.values():

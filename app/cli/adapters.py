@@ -101,7 +101,9 @@ def adapters_import(
     """Import an adapter from PEFT or another tool; see inspect for what it is and where it fits."""
     console, workbench = Console(json), open_workbench(home)
     with console.progress() as progress:
-        result = finished(workbench, workbench.import_adapter(origin, name, base, alpha=alpha), progress)
+        result = finished(
+            workbench, workbench.adapters.import_files(origin, name, base, alpha=alpha), progress
+        )
     rows = [("Imported", result["name"]), ("Base", result["base"]), ("Found", result["sentence"])]
     console.result(result, rows + ([("Warning", result["warning"])] if result["warning"] else []))
 
@@ -124,9 +126,9 @@ def adapters_inspect(
     registered = what in workbench.registry.names(Adapter)
     with console.progress() as progress:
         job = (
-            workbench.inspect_adapter(what)
+            workbench.adapters.inspect(what)
             if registered
-            else workbench.look_at_adapter(Path(what), alpha=alpha)
+            else workbench.adapters.look_at(Path(what), alpha=alpha)
         )
         result = finished(workbench, job, progress)
     if json:
@@ -162,7 +164,7 @@ def adapters_compare(name: str, other: str, home: Home = None, json: Json = Fals
     """Compare the directions that two adapters work in: 0 nothing in common, 1 the same."""
     console, workbench = Console(json), open_workbench(home)
     with console.progress() as progress:
-        result = finished(workbench, workbench.inspect_adapter(name, other), progress)
+        result = finished(workbench, workbench.adapters.inspect(name, other), progress)
     rows = [{"layer": path, "shared": phi[-1][-1]} for path, phi in result["similarity"].items()]
     console.result(result, []) if json else console.records(rows)
 
@@ -177,7 +179,7 @@ def adapters_verify(
     """Check digest, layers, shapes, numbers and base of one adapter or all."""
     console, workbench = Console(json), open_workbench(home)
     with console.progress() as progress:
-        result = finished(workbench, workbench.verify_adapters(name), progress)
+        result = finished(workbench, workbench.adapters.verify(name), progress)
     console.result(
         result,
         [("Sound", str(len(result["checked"]) - len(result["problems"]))), *result["problems"].items()],
@@ -204,7 +206,7 @@ def adapters_resize(
     console, workbench = Console(json), open_workbench(home)
     with console.progress() as progress:
         result = finished(
-            workbench, workbench.resize_adapter(adapter, rank, name, evaluate=evaluate), progress
+            workbench, workbench.adapters.resize(adapter, rank, name, evaluate=evaluate), progress
         )
     losses = [f"{loss:.4f}" for loss in result["losses"] or []]
     console.result(
@@ -241,7 +243,7 @@ def adapters_combine(
     options = {"method": method, "rank": rank, "density": density, "seed": seed}
     with console.progress() as progress:
         result = finished(
-            workbench, workbench.combine_adapters(_weights(workbench, parts), options, name), progress
+            workbench, workbench.adapters.combine(_weights(workbench, parts), options, name), progress
         )
     pairs = [
         f"{one} · {other}: {result['cosines'][i][j]:.3f}"
@@ -289,7 +291,9 @@ def adapters_export(name: str, folder: Path, home: Home = None, json: Json = Fal
     console, workbench = Console(json), open_workbench(home)
     with console.progress() as progress:
         result = finished(
-            workbench, workbench.export(name, folder.expanduser().absolute(), {"format": "peft"}), progress
+            workbench,
+            workbench.exports.start(name, folder.expanduser().absolute(), {"format": "peft"}),
+            progress,
         )
     show_export(console, result)
 

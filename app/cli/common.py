@@ -17,7 +17,22 @@ Home = Annotated[
     typer.Option("--home", help="Home folder; default $LORA_WORKBENCH_HOME or the user's data folder."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="One option, such as rank=8; repeatable."),
+]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before removing.")]
+
+
+def parsed_settings(given: list[str] | None) -> dict[str, str]:
+    """The options that --set names, as text."""
+    found = {}
+    for setting in given or []:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"--set {setting}: expected KEY=VALUE, such as --set rank=8.")
+        found[key.strip()] = value.strip()
+    return found
 
 
 def open_workbench(home: Path | None) -> Workbench:

@@ -11,9 +11,10 @@ import typer
 
 from app.cli.common import Home, Json, Yes, open_workbench
 from app.cli.console import Console, guarded
-from app.service.data_import import ImportRequest, import_dataset, is_hub_id, mapping_from, read_rows
 from app.service.datasets import BaseCheck, read_check
-from app.service.workbench import Workbench, require_text
+from app.service.workbench import Workbench
+from app.shared.data_import import ImportRequest, import_dataset, is_hub_id, mapping_from, read_rows
+from app.shared.text import require_text
 from core.config import TrainConfig
 from core.data.dataset_file import DatasetFile, Findings
 from core.data.findings import ERROR, KINDS
@@ -212,7 +213,7 @@ def data_check(
 def _check_with(
     workbench: Workbench, folder: Path, base: str, max_length: int, out: Path, progress: Any
 ) -> BaseCheck:
-    job = workbench.check_rows(folder, base, max_length, out)
+    job = workbench.datasets.check_rows(folder, base, max_length, out)
     try:
         workbench.jobs.wait(job, progress.job)
     except KeyboardInterrupt:
@@ -332,7 +333,7 @@ def _checked(
     model = workbench.registry.find(Base, base)
     if workbench.datasets.checked(row, model, max_length) is None:
         with console.progress() as progress:
-            workbench.jobs.wait(workbench.check_data(row.name, base, max_length), progress.job)
+            workbench.jobs.wait(workbench.datasets.check(row.name, base, max_length), progress.job)
     return workbench.datasets.checked(row, model, max_length)
 
 

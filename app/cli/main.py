@@ -15,6 +15,7 @@ from app.cli.adapters import adapters, show_export
 from app.cli.common import Home, Json, Yes, finished, open_workbench
 from app.cli.console import Console, guarded
 from app.cli.data import data
+from app.cli.jobs import jobs
 from app.cli.runs import preflight, presets, runs, train
 from app.cli.storage import backup, restore_backup, space
 from app.shared.settings import HOME_VARIABLE, settings_for
@@ -32,7 +33,14 @@ app = typer.Typer(
     ),
 )
 models = typer.Typer(no_args_is_help=True, help="Base models: add, list, show, verify, remove.")
-groups = (("models", models), ("data", data), ("runs", runs), ("presets", presets), ("adapters", adapters))
+groups = (
+    ("models", models),
+    ("data", data),
+    ("runs", runs),
+    ("presets", presets),
+    ("adapters", adapters),
+    ("jobs", jobs),
+)
 for name, group in groups:
     app.add_typer(group, name=name)
 app.command()(train)
@@ -113,7 +121,7 @@ def models_add(
     """Add a base model."""
     console, workbench = Console(json), open_workbench(home)
     with console.progress() as progress:
-        result = finished(workbench, workbench.add_model(origin, name), progress)
+        result = finished(workbench, workbench.models.add(origin, name), progress)
     rows = [("Added", result["name"]), ("Fingerprint", result["fingerprint"])]
     console.result(result, rows + ([("The same model as", result["same_as"])] if result["same_as"] else []))
 
@@ -148,7 +156,7 @@ def models_verify(
     json: Json = False,
 ) -> None:
     """Compute the fingerprint afresh and compare it, and every other file, with what was recorded."""
-    found = open_workbench(home).verify_model(name, accept=accept)
+    found = open_workbench(home).models.verify(name, accept=accept)
     Console(json).result({"name": name, "fingerprint": found, "unchanged": True}, [("Unchanged", found)])
 
 
@@ -158,7 +166,7 @@ def models_remove(name: str, yes: Yes = False, home: Home = None, json: Json = F
     """Forget a base model; files that the workbench downloaded or converted are deleted."""
     console = Console(json)
     console.confirm(f"Remove the base model {name}?", yes)
-    open_workbench(home).remove_model(name)
+    open_workbench(home).models.remove(name)
     console.result({"removed": name}, [("Removed", name)])
 
 
@@ -191,7 +199,7 @@ def chat(
     speakers: list[str | None] = [None, *chosen] if len(chosen) != 1 else list(chosen)
     messages = [{"role": "user", "content": prompt}]
     console, answers = Console(json), [""] * len(speakers)
-    for token in open_workbench(home).answer(base, speakers, [messages] * len(speakers), config):
+    for token in open_workbench(home).chats.answer(base, speakers, [messages] * len(speakers), config):
         answers[token.row] += token.text
         if len(speakers) == 1:
             console.stream(token.text)
@@ -220,7 +228,9 @@ def export(
     console, workbench = Console(json), open_workbench(home)
     options = {"format": format, "dtype": dtype, "shard_gigabytes": shard_gigabytes}
     with console.progress() as progress:
-        result = finished(workbench, workbench.export(adapter, to.expanduser().absolute(), options), progress)
+        result = finished(
+            workbench, workbench.exports.start(adapter, to.expanduser().absolute(), options), progress
+        )
     show_export(console, result)
 
 

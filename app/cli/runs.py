@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from app.cli.common import Home, Json, Yes, open_workbench
+from app.cli.common import Home, Json, Settings, Yes, open_workbench, parsed_settings
 from app.cli.console import Console, guarded
 from app.cli.terminal_curve import watch_run
 from app.service.comparing import compare
@@ -33,10 +33,6 @@ Config = Annotated[
     Path | None, typer.Option(help="TOML file of training options.", exists=True, dir_okay=False)
 ]
 PresetName = Annotated[str, typer.Option("--preset", help="A preset to start from; see presets list.")]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="One option, such as rank=8; repeatable."),
-]
 Sweep = Annotated[
     list[str] | None,
     typer.Option(
@@ -85,7 +81,7 @@ def _follow(
             with console.progress() as progress:
                 one = progress.run_watcher(workbench)
                 watch = progress.sweep_watcher(workbench) if as_sweep else lambda runs: one(runs[0])
-                started = workbench.wait_runs([run.id or 0 for run in started], watch)
+                started = workbench.runs.wait_all([run.id or 0 for run in started], watch)
         except KeyboardInterrupt:
             for run in started:
                 console.say(
@@ -163,12 +159,7 @@ def _train_options(
             options.update(read_options(config))
         except InvalidInput as error:
             raise typer.BadParameter(str(error)) from None
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals:
-            raise typer.BadParameter(f"--set {setting}: expected KEY=VALUE, such as --set rank=8.")
-        options[key.strip()] = value.strip()
-    return options
+    return options | parsed_settings(settings)
 
 
 @guarded
@@ -316,7 +307,7 @@ def runs_stop(run_id: RunId, home: Home = None, json: Json = False) -> None:
     if not before.active:
         console.say(f"Run {run_id} is {before.state}; there is nothing to stop.")
     workbench.runs.stop(run_id)
-    _show_run(console, workbench, workbench.wait_run(run_id), json)
+    _show_run(console, workbench, workbench.runs.wait(run_id), json)
 
 
 @runs.command("pause")
@@ -325,7 +316,7 @@ def runs_pause(run_id: RunId, home: Home = None, json: Json = False) -> None:
     """Save where a run stands and let go of it; go on with runs resume."""
     workbench, console = open_workbench(home), Console(json)
     workbench.runs.pause(run_id)
-    _show_run(console, workbench, workbench.wait_run(run_id), json)
+    _show_run(console, workbench, workbench.runs.wait(run_id), json)
 
 
 @runs.command("save")

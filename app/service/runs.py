@@ -6,11 +6,13 @@ Knows nothing of Gradio.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from app.shared.disk import SPARE_BYTES, free_bytes
 from app.shared.engine_client import EngineClient
+from app.shared.errors import EngineUnavailable
 from app.shared.publishing import keep_checkpoint
 from core.config import TrainConfig
 from core.errors import InvalidConfig, InvalidData, WrongBase
@@ -18,7 +20,9 @@ from core.train.changes import parse_change
 from storage.errors import NotFound
 from storage.registry import Registry
 from storage.runs import RESUMED_FROM
-from storage.tables import INTERRUPTED, PAUSED, Adapter, Base, Checkpoint, Run
+from storage.tables import INTERRUPTED, PAUSED, QUEUED, UNDER_WAY, Adapter, Base, Checkpoint, Run
+
+_POLL_SECONDS = 0.2
 
 
 class Runs:
@@ -43,6 +47,42 @@ class Runs:
     def options(self, run_id: int) -> dict[str, Any]:
         """All training options of a run as they were last, to train again with changes. Raises NotFound."""
         return options_of(self._registry.get(Run, run_id))
+
+    # Following.
+
+    def wait(self, run_id: int, watch: Callable[[Run], None] = lambda run: None) -> Run:
+        """Follow one run to its end."""
+        return self.wait_all([run_id], lambda runs: watch(runs[0]))[0]
+
+    def wait_all(
+        self, run_ids: Sequence[int], watch: Callable[[list[Run]], None] = lambda runs: None
+    ) -> list[Run]:
+        """Follow runs to their end, calling `watch` now and then; also when their process dies."""
+        while True:
+            self.look_after()
+            runs = [self._registry.get(Run, run_id) for run_id in run_ids]
+            watch(runs)
+            if not any(run.active for run in runs):
+                return runs
+            time.sleep(_POLL_SECONDS)
+
+    def look_after(self) -> None:
+        """Notice an engine that died, let runs go on that can, and give a waiting run a new engine.
+
+        Runs fail if no engine can be started.
+        """
+        self.notice_death()
+        self.resume_what_can()
+        if any(run.state == QUEUED for run in self._registry.runs.active()) and not self._engine.alive:
+            try:
+                self._engine.ensure()
+            except EngineUnavailable as error:
+                self._registry.runs.fail_queued(str(error))
+
+    def notice_death(self) -> None:
+        """Mark runs whose engine is gone as interrupted, with the reason as far as it is known."""
+        if any(run.state in UNDER_WAY for run in self._registry.runs.active()) and not self._engine.alive:
+            self._registry.runs.interrupt_all(self._engine.death_reason())
 
     # Control in flight.
 

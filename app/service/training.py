@@ -6,11 +6,10 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from app.service.usage import require_quota
+from app.service.usage import Usage
 from app.shared.bases import shapes_of
 from app.shared.engine_client import EngineClient
 from app.shared.errors import EngineUnavailable
-from app.shared.settings import Settings
 from core.config import split_train_options
 from core.errors import InvalidData
 from core.sweep import Grid, combinations
@@ -26,8 +25,8 @@ Choice = tuple[str, dict[str, Any]]
 class Training:
     """Planning, measuring and queueing the runs of one home folder."""
 
-    def __init__(self, registry: Registry, settings: Settings, engine: EngineClient) -> None:
-        self._registry, self._settings, self._engine = registry, settings, engine
+    def __init__(self, registry: Registry, engine: EngineClient, usage: Usage) -> None:
+        self._registry, self._engine, self._usage = registry, engine, usage
 
     def start(
         self,
@@ -79,7 +78,7 @@ class Training:
         name: str,
         together: bool = False,
     ) -> list[Run]:
-        require_quota(self._registry, self._settings)
+        self._usage.require_room()
         model, data = self._registry.find(Base, base), self._registry.find(Dataset, dataset)
         self._require_sound(data)
         sweep = secrets.token_hex(8) if len(wanted) > 1 else ""

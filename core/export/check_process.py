@@ -54,7 +54,7 @@ def ask_process(question: dict[str, Any], report: Report) -> Result:
 
     Raises WorkbenchError if it refuses or ends without a result.
     """
-    command = [sys.executable, "-m", "core.export.check_process"]
+    command = [sys.executable, "-P", "-m", "core.export.check_process"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None

@@ -31,6 +31,7 @@ COMMANDS = [
         for one in ("list", "show", "note", "import", "inspect", "compare", "verify", "resize", "combine")
     ],
     *[["adapters", one] for one in ("export", "remove", "bring-back")],
+    *[["jobs", one] for one in ("kinds", "start", "list", "show", "cancel")],
     ["backup"],
     ["restore"],
     ["space"],

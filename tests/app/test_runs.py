@@ -303,7 +303,7 @@ def test_what_a_run_would_take_is_measured_in_the_engine(workbench):
     several, _ = workbench.training.measure("llama", "data", [{**QUICK, "rank": rank} for rank in (2, 4)])
     assert several["together"] == 2
     assert (
-        workbench.wait_run(workbench.training.start("llama", "data", QUICK, "after").id).state == "finished"
+        workbench.runs.wait(workbench.training.start("llama", "data", QUICK, "after").id).state == "finished"
     )
     long = workbench.training.start("llama", "data", {**QUICK, "max_steps": 5000}, "long")
     wait_for(lambda: _get(workbench, long.id).state == "running")

@@ -77,7 +77,7 @@ def _kill_runs(folder: Path, kills: int, starter: bool, chance: random.Random) -
     os.environ["LORA_WORKBENCH_DTYPE"] = "bfloat16" if starter else "float32"
     workbench, options = _home(folder, starter), STARTER if starter else TINY
     start = time.monotonic()
-    whole = workbench.wait_run(workbench.training.start("base", "data", options, "whole").id or 0)
+    whole = workbench.runs.wait(workbench.training.start("base", "data", options, "whole").id or 0)
     assert whole.state == "finished", whole.reason
     seconds = max(1.0, (workbench.registry.measurements.last_point(whole.id or 0).seconds or 0.0))  # type: ignore[union-attr]
     digest, measured = workbench.registry.find(Adapter, "whole").digest, _measured(workbench, whole)
@@ -104,7 +104,7 @@ def _kill_runs(folder: Path, kills: int, starter: bool, chance: random.Random) -
             killed += 1
             lost = max(lost, _require_sound(workbench, run, before, options["save_steps"]))
             workbench.runs.resume(run.id or 0)
-        done = workbench.wait_run(run.id or 0)
+        done = workbench.runs.wait(run.id or 0)
         assert done.state == "finished", done.reason
         assert workbench.registry.find(Adapter, f"killed {runs}").digest == digest, (
             f"run {run.id} ended with another adapter"

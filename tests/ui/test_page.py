@@ -101,7 +101,7 @@ def test_a_run_started_elsewhere_shows_up_and_can_be_stopped_here(workbench, add
     page.get_by_role("button", name="Stop and keep").click()
     for one in (page, second):
         expect(one.locator(".curve-state", has_text="Stopped")).to_be_visible(timeout=30_000)
-    assert workbench.wait_run(run.id).state == "stopped"
+    assert workbench.runs.wait(run.id).state == "stopped"
     go_to(page, "Adapters")
     expect(page.get_by_role("gridcell", name="elsewhere").first).to_be_visible()
 
@@ -143,7 +143,7 @@ def test_a_sweep_is_typed_planned_and_trained_at_once(workbench, address, open_p
     }
     for run in runs:
         workbench.runs.stop(run.id)
-    states = {run.state for run in workbench.wait_runs([run.id for run in runs])}
+    states = {run.state for run in workbench.runs.wait_all([run.id for run in runs])}
     assert states == {"stopped"}
 
 
@@ -178,7 +178,7 @@ def test_the_curve_keeps_its_zoom_while_it_grows(workbench, address, open_page):
     page.get_by_label("Log scale").check()
     assert page.evaluate("document.querySelector('.curve-plot').layout.yaxis.type") == "log"
     workbench.runs.stop(run.id)
-    workbench.wait_run(run.id)
+    workbench.runs.wait(run.id)
 
 
 def test_deleting_an_adapter_asks_first(workbench, trained, address, open_page):

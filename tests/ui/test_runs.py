@@ -121,7 +121,7 @@ def test_reloads_two_tabs_and_a_killed_engine_lose_and_double_no_point(workbench
             expect(second.locator(".curve-state", has_text="Interrupted")).to_be_visible(timeout=10_000)
             second.get_by_role("button", name="Resume").first.click()
     ready(page)
-    done = workbench.wait_run(run.id)
+    done = workbench.runs.wait(run.id)
     assert done.state == "finished", done.reason
     for one in (page, second):
         expect(one.locator(".curve-state", has_text="Finished")).to_be_visible(timeout=20_000)
@@ -142,7 +142,7 @@ def test_samples_log_table_and_overlay_are_shown(workbench, address, open_page):
     }
     for name in ("first", "second"):
         assert (
-            workbench.wait_run(workbench.training.start("llama", "data", options, name).id).state
+            workbench.runs.wait(workbench.training.start("llama", "data", options, name).id).state
             == "finished"
         )
     page = open_page(address)

@@ -39,13 +39,13 @@ def combine_form(shell: Shell) -> None:
     names = list(fields)
 
     def start(parts: list[str] | None, given: str, *values: Any) -> Job:
-        return workbench.combine_adapters(weighed(parts or [], given), dict(zip(names, values, strict=True)))
+        return workbench.adapters.combine(weighed(parts or [], given), dict(zip(names, values, strict=True)))
 
     def start_keeping(parts: list[str] | None, given: str, kept_as: str, *values: Any) -> Job:
         if not kept_as.strip():
             raise refusal("Give the new adapter a name first.")
         options = dict(zip(names, values, strict=True))
-        return workbench.combine_adapters(weighed(parts or [], given), options, kept_as.strip())
+        return workbench.adapters.combine(weighed(parts or [], given), options, kept_as.strip())
 
     def render(found: dict[str, Any]) -> tuple[object, ...]:
         return (combined_html(found),)

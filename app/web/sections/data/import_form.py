@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from app.service.data_import import ImportRequest, look_at
+from app.shared.data_import import ImportRequest, look_at
 from app.web.parts.shell import QUIET, WORKING, Shell, inform, refusal, told
 from app.web.sections.data.data_markup import look_html, preview_html
 from core.data.detection import Candidate
@@ -340,7 +340,7 @@ class ImportPanel:
             split,
             near,
         )
-        self._workbench.import_data(request)
+        self._workbench.datasets.import_files(request)
         inform("The data set appears below when it has been read and checked.", "Importing")
         return None, "", "", gr.Column(visible=False), request.name or request.default_name
 

@@ -45,7 +45,7 @@ def build(shell: Shell) -> None:
     def start(name: str | None, *values: Any) -> None:
         if not name:
             raise refusal("Train or import an adapter first.")
-        workbench.export(name, None, dict(zip(names, values, strict=True)))
+        workbench.exports.start(name, None, dict(zip(names, values, strict=True)))
         inform("Its progress is shown above.", "Export started")
 
     go.click(start, [adapter, *fields.values()], None, **WORKING)
