@@ -2,7 +2,7 @@
 
 import pytest
 
-from core.data.mapping import mapping_of
+from core.data.mapping import DataMapping, mapping_of
 from core.errors import InvalidConfig
 from tests.core.data_files import take
 
