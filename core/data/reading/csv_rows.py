@@ -21,7 +21,7 @@ from core.data.reading import (
 from core.errors import InvalidData
 
 
-class Tables(FileKind):
+class CsvRows(FileKind):
     """Each line by itself unless a quote is open at its end: a quote that is never closed costs its own line
     only.
     """
@@ -46,7 +46,7 @@ class Tables(FileKind):
             yield from _rows(source, delimiter, columns)
 
 
-KIND = Tables()
+KIND = CsvRows()
 
 
 def _rows(source: _Lines, delimiter: str, columns: list[str]) -> NumberedRows:

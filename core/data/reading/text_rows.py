@@ -9,7 +9,7 @@ from core.data.reading import BadRow, FileKind, NumberedRows, Row, RowReader, sh
 _DOCUMENT = 1 << 20  # bytes; a text longer than this becomes several rows, cut at line ends
 
 
-class PlainText(FileKind):
+class TextRows(FileKind):
     """Text and Markdown."""
 
     name, label, order = "text", "Plain text", 40
@@ -21,7 +21,7 @@ class PlainText(FileKind):
             yield from _lines(reader, file) if reader.by_line else _documents(reader, file)
 
 
-KIND = PlainText()
+KIND = TextRows()
 
 
 def _lines(reader: RowReader, file: BinaryIO) -> NumberedRows:

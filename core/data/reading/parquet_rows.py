@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pyarrow import RecordBatch
 
 
-class Parquet(FileKind):
+class ParquetRows(FileKind):
     """Of its columns only the wanted ones are read."""
 
     name, label, order = "parquet", "Parquet", 30
@@ -38,7 +38,7 @@ class Parquet(FileKind):
             raise InvalidData(f"{reader.name} is not a readable Parquet file: {str(error)[:200]}") from None
 
 
-KIND = Parquet()
+KIND = ParquetRows()
 
 
 def _batch_rows(batch: RecordBatch, before: int) -> Iterator[Row | BadRow]:
