@@ -6,7 +6,7 @@ without torch, and nothing but the file has to be written for a new one:
 
     core/lora/kinds/          adapter kinds           core/export/formats/      export formats
     core/train/objectives/    objectives              core/data/formats/        data formats
-    app/jobs/kinds/           jobs
+    app/jobs/kinds/           jobs                    core/data/reading/        kinds of files of rows
 
 A folder lists itself: each of its modules (but those whose names begin with an underscore) defines KIND.
 Kinds from elsewhere join by the names of their modules in LORA_WORKBENCH_PLUGINS, with commas between them;

@@ -24,9 +24,10 @@ from app.shared.engine_client import EngineClient
 from app.shared.settings import Settings
 from core.data.dataset_file import DatasetFile, Findings, StoredRow
 from core.data.findings import ERROR, KINDS, WARNING, RowFault, codes_of
-from core.data.formats import SPEAKERS, Example, conversation
+from core.data.formats import Example
 from core.data.importing import Summary, rewritten
 from core.data.split import FILE, Split
+from core.data.turns import SPEAKERS, conversation
 from core.data.version import Version, excluding, first_version, grown, split_anew, split_sentence
 from core.errors import InvalidData
 from core.reporting import Report, silent

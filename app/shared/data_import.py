@@ -7,21 +7,19 @@ from __future__ import annotations
 
 import itertools
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from core.data.dataset_file import DatasetFile
-from core.data.detection import Candidate, Detection, detect_file
+from core.data.detection import Detection, detect, detect_file
 from core.data.findings import RowFault
-from core.data.formats import converter
 from core.data.hub import HUB_DATASET, fetch_dataset
 from core.data.importing import Summary, import_files
-from core.data.linked import conversations
-from core.data.mapping import LINES, LINKED, DataMapping, mapping_of
-from core.data.read import SUFFIXES, BadRow, RowReader
+from core.data.mapping import Candidate, DataMapping, mapping_of
+from core.data.reading import BadRow, suffixes
+from core.data.sample import Sample, sample_of
 from core.data.split import FILE, SHARE, Split
 from core.data.version import Version, first_version, split_sentence
 from core.data.zipped import Source, sources_of
@@ -80,20 +78,21 @@ class Look:
 
 
 def look_at(path: Path, mapping: DataMapping | None = None) -> Look:
-    """The formats that fit a file, and its first rows. Raises InvalidData if it cannot be read at all."""
-    with tempfile.TemporaryDirectory(prefix="look-") as staging:
-        source = sources_of(path, Path(staging))[0]
-        detection = detect_file(source.path, source.name)
-        chosen = Candidate(mapping, "as you say") if mapping else detection.chosen
-        return Look(detection, chosen, _first_rows(source, chosen.mapping) if chosen else [])
+    """The formats that fit a file, and its first rows, which are read once and kept for other mappings.
+
+    Raises InvalidData if it cannot be read at all.
+    """
+    sample = sample_of(path)
+    detection = detect(sample)
+    chosen = Candidate(mapping, "as you say") if mapping else detection.chosen
+    return Look(detection, chosen, _first_rows(sample, chosen.mapping) if chosen else [])
 
 
-def _first_rows(source: Source, mapping: DataMapping) -> list[dict[str, Any]]:
-    reader = RowReader(source.path, name=source.name, by_line=mapping.format == LINES)
-    rows = itertools.islice(reader, 500 if mapping.format == LINKED else _PREVIEW_ROWS)
-    rows = itertools.islice(conversations(rows, mapping), _PREVIEW_ROWS) if mapping.format == LINKED else rows
-    convert, shown = converter(mapping), []
-    for number, row in rows:
+def _first_rows(sample: Sample, mapping: DataMapping) -> list[dict[str, Any]]:
+    form, shown = mapping.data_format, []
+    convert = form.converter(mapping)
+    rows = form.gather(sample.first(by_line=form.by_line), mapping)
+    for number, row in itertools.islice(rows, _PREVIEW_ROWS):
         try:
             if isinstance(row, BadRow):
                 raise RowFault(row.code, row.detail)
@@ -180,7 +179,7 @@ def is_hub_id(name: str) -> bool:
     return (
         bool(HUB_DATASET.match(name))
         and not Path(name).exists()
-        and not name.lower().endswith((*SUFFIXES, ".zip"))
+        and not name.lower().endswith((*suffixes(), ".zip"))
     )
 
 
@@ -209,11 +208,6 @@ def mapping_from(
     """
     if not pairs and not templates and not separator:
         return None
-    with tempfile.TemporaryDirectory(prefix="look-") as staging:
-        columns = (
-            ()
-            if not path.exists()
-            else detect_file((one := sources_of(path, Path(staging))[0]).path, one.name).columns
-        )
+    columns = detect(sample_of(path)).columns if path.exists() else ()
     found = mapping_of(pairs, templates, separator, columns)
     return found.to_dict() if found else None

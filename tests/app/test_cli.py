@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from app.cli.main import app
 from app.shared.settings import settings_for
 from storage.tables import Adapter, Dataset, Run
-from tests.core.test_data import lines
+from tests.core.data_files import lines
 from tests.workbenches import QUICK, write_rows
 
 COMMANDS = [

@@ -17,7 +17,7 @@ from core.data.split import Split
 from core.errors import InvalidConfig, InvalidData
 from storage.errors import InUse, NameTaken
 from storage.tables import Adapter, Base, Dataset, Job, Run
-from tests.core.test_data import lines
+from tests.core.data_files import lines
 from tests.workbenches import QUICK, do_job, wait_for
 
 ERRORS = [kind.code for kind in KINDS.values() if kind.level == ERROR]

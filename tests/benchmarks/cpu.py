@@ -23,7 +23,7 @@ from core.base_model.starter import fetch_gguf
 from core.config import LoraConfig, TrainConfig
 from core.data.dataset_file import StoredRow
 from core.data.formats import Example
-from core.data.read import RowReader
+from core.data.reading import RowReader
 from core.data.tokens import TokenRows, tokenised
 from core.events import StepDone
 from core.files.publish import published_folder

@@ -1,21 +1,69 @@
-"""Rows that name their parent row, put together into conversations: one for each row that nobody answers.
-
-Needs no torch.
-"""
+"""Rows that name their parent row, put together into conversations: one for each row that nobody answers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
-from core.data.mapping import DataMapping
-from core.data.read import BadRow, NumberedRows, Row
-from core.errors import InvalidData
+from core.data.formats import Convert, DataFormat, Seen
+from core.data.formats._columns import ANSWERS, IDS, PARENTS, QUESTIONS, SYSTEMS
+from core.data.formats._turns import turns_converter
+from core.data.mapping import Candidate, DataMapping
+from core.data.reading import BadRow, NumberedRows, Row
+from core.errors import InvalidConfig, InvalidData
 
 _MOST_ROWS = 2_000_000  # they are held in memory, since a parent may stand anywhere in the file
 
 
-def conversations(rows: NumberedRows, mapping: DataMapping) -> NumberedRows:
+class LinkedRows(DataFormat):
+    """{"id": 2, "parent_id": 1, "role": "assistant", "text": "…"}, as in OpenAssistant's conversations."""
+
+    name, label, order = "linked rows", "linked rows", 60
+    help = "rows that name their parent row; each chain becomes a conversation"
+    said = "linked rows"
+    roles = ("id", "parent", "role", "content", "user", "assistant", "system")
+    own_roles = (
+        ("id", "Row's id"),
+        ("parent", "Parent row's id"),
+        ("role", "Role of the turn"),
+        ("content", "Text of the turn"),
+    )
+    needed, optional = ("id", "parent"), SYSTEMS
+    instead_of = ("alpaca", "prompt and completion", "text and label", "text")
+
+    def check(self, mapping: DataMapping) -> None:
+        if not ({"role", "content"} <= set(mapping.columns) or {"user", "assistant"} <= set(mapping.columns)):
+            raise InvalidConfig("Linked rows need columns for role and content, or for user and assistant.")
+
+    def is_meant_by(self, roles: set[str]) -> bool:
+        return {"id", "parent"} <= roles
+
+    def detect(self, seen: Seen) -> list[Candidate]:
+        own, parent = seen.first(IDS), seen.first(PARENTS)
+        if own is None or parent is None:
+            return []
+        role, content = seen.names.get("role"), seen.first(("text", "content", "value"))
+        question, answer = seen.first(QUESTIONS), seen.first(ANSWERS)
+        if role and content:
+            said = {"role": role, "content": content}
+        elif question and answer:
+            said = {"user": question, "assistant": answer}
+        else:
+            return []
+        mapping = DataMapping(self.name, {"id": own, "parent": parent, **said})
+        return [Candidate(mapping, f"rows name their parent in {parent!r}")]
+
+    def gather(self, rows: NumberedRows, mapping: DataMapping) -> NumberedRows:
+        return _conversations(rows, mapping)
+
+    def converter(self, mapping: DataMapping) -> Convert:
+        return turns_converter(mapping)
+
+
+KIND = LinkedRows()
+
+
+def _conversations(rows: NumberedRows, mapping: DataMapping) -> NumberedRows:
     """Yield (number of the last row, {"turns": [...]}) for each chain from a root to a leaf.
 
     A row whose parent is missing, or that is its own ancestor, comes out as a BadRow. Raises InvalidData
