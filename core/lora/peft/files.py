@@ -136,7 +136,8 @@ def _module_and_name(key: str, kind: AdapterKind) -> tuple[str, str]:
             if key == f"{_SHARED_PREFIX}{end}":
                 return "", name
         elif key.startswith(_PREFIX) and key.endswith(f".{end}"):
-            return key.removeprefix(_PREFIX).removesuffix(f".{end}"), name
+            path = key.removeprefix(_PREFIX).removesuffix(f".{end}")
+            return path, name if path else ""
     return "", ""
 
 
