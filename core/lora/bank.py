@@ -172,11 +172,6 @@ class AdapterBank(nn.Module):
         """One adapter's stored tensors as views by module path and name, padded as they are laid out."""
         return self.layout.of(self.flat[slot])
 
-    def gradient(self, slot: int) -> dict[str, dict[str, Tensor]]:
-        """The gradients of its trained tensors, likewise."""
-        assert self.grad is not None
-        return self.layout.of(self.grad[slot])
-
     def parameters_of(self, slot: int) -> dict[str, nn.Parameter]:
         """One adapter's trained numbers by the tensors' names, each flat and with its gradient, for an
         optimiser of its own.
@@ -254,7 +249,7 @@ class MixedBank(nn.Module):
         AdapterBank.
         """
         super().__init__()
-        self._layers, self.slots, self.ranks = {path: layers[path] for path in targets}, slots, dict(ranks)
+        self._layers, self.ranks = {path: layers[path] for path in targets}, dict(ranks)
         self._banks = {
             name: AdapterBank(layers, targets, slots, ranks[name], kind=kind, dtype=dtype)
             for name, kind in ADAPTER_KINDS.all().items()

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from core.errors import InvalidAdapter
 from core.lora.adapter import AdapterWeights, LayerFactors
@@ -40,16 +41,7 @@ def fit(found: Found, shapes: LayerShapes, head: str | None, alpha: float | None
     loaded = load_file(found.weights_file)
     layers = {}
     for own, path in sorted(paths.items(), key=lambda pair: pair[1]):
-        A, B = (loaded[found.tensors[own][factor].name].float() for factor in "AB")
-        if found.layout.transposed:
-            A, B = A.T.contiguous(), B.T.contiguous()
-        n_in, n_out = shapes[path]
-        if A.shape[1] != n_in or B.shape[0] != n_out:
-            raise InvalidAdapter(
-                f"{own} has the shape {A.shape[1]} → {B.shape[0]}; in this base it is {n_in} → {n_out}."
-            )
-        if not (torch.isfinite(A).all() and torch.isfinite(B).all()):
-            raise InvalidAdapter(f"The factors of {own} hold NaN or infinite numbers.")
+        A, B = _factors(found, loaded, own, *shapes[path])
         scale = scales[own] if own in scales else _by_alpha(found, loaded, own, A.shape[0])
         layers[path] = LayerFactors(A, B, scale)
     rank = max(factors.rank for factors in layers.values())
@@ -65,6 +57,22 @@ def fit(found: Found, shapes: LayerShapes, head: str | None, alpha: float | None
         use_rslora=found.evidence.use_rslora,
         layers_to_transform=None if everywhere else tuple(numbers),
     )
+
+
+def _factors(
+    found: Found, loaded: Mapping[str, Tensor], own: str, n_in: int, n_out: int
+) -> tuple[Tensor, Tensor]:
+    """A [r, in] and B [out, r] of one layer in float32, by the path that the file gives."""
+    A, B = (loaded[found.tensors[own][factor].name].float() for factor in "AB")
+    if found.layout.transposed:
+        A, B = A.T.contiguous(), B.T.contiguous()
+    if A.shape[1] != n_in or B.shape[0] != n_out:
+        raise InvalidAdapter(
+            f"{own} has the shape {A.shape[1]} → {B.shape[0]}; in this base it is {n_in} → {n_out}."
+        )
+    if not (torch.isfinite(A).all() and torch.isfinite(B).all()):
+        raise InvalidAdapter(f"The factors of {own} hold NaN or infinite numbers.")
+    return A, B
 
 
 def _paths_in(found: Found, shapes: LayerShapes) -> dict[str, str]:
@@ -123,7 +131,7 @@ def _scale_of(found: Found, own: str, alpha: float) -> float:
     return scaling(alpha, rank_of(found.tensors[own], found.layout), found.evidence.use_rslora)
 
 
-def _by_alpha(found: Found, loaded: Mapping[str, torch.Tensor], own: str, rank: int) -> float:
+def _by_alpha(found: Found, loaded: Mapping[str, Tensor], own: str, rank: int) -> float:
     value = loaded[found.alphas[own]]
     if value.numel() != 1:
         raise InvalidAdapter(f"The alpha of {own} holds {value.numel()} numbers; expected one.")

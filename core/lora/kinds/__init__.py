@@ -120,7 +120,8 @@ class AdapterKind:
     def after_step(self, bank: AdapterBank, slot: int, done: int, planned: int) -> None:
         """Act on the adapter in `slot` after each optimiser step: `done` of `planned` are behind it.
 
-        bank.row(slot) has its numbers to be changed in place, and bank.gradient(slot) what the step went by.
+        bank.row(slot) has its numbers, to be changed in place; bank.grad[slot] still holds, clipped, the
+        gradients that the step went by.
         """
 
     # Computing.

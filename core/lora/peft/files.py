@@ -136,7 +136,8 @@ def _module_and_name(key: str, kind: AdapterKind) -> tuple[str, str]:
             if key == f"{_SHARED_PREFIX}{end}":
                 return "", name
         elif key.startswith(_PREFIX) and key.endswith(f".{end}"):
-            return key.removeprefix(_PREFIX).removesuffix(f".{end}"), name
+            path = key.removeprefix(_PREFIX).removesuffix(f".{end}")
+            return path, name if path else ""
     return "", ""
 
 
@@ -169,23 +170,32 @@ def load_adapter(folder: Path, shapes: LayerShapes, head: str | None = None) -> 
     for path in entries:
         _check_shapes(path, entries[path], expected, kind, kind.stated_rank(config, path))
     loaded = load_file(weights_path)
-    layers = {}
-    for path in sorted(entries):
-        tensors = {
-            name: corner(loaded[entries[path][name].name], shape) for name, shape in expected[path].items()
-        }
-        if not all(bool(torch.isfinite(one).all()) for one in tensors.values()):
-            raise InvalidAdapter(f"{weights_path.name}: the factors of {path} hold NaN or infinite numbers.")
-        wide = {name: one.float() for name, one in tensors.items()}
-        layers[path] = kind.layer(wide, kind.stated_scale(config, path))
     return AdapterWeights(
         **kind.stated(config),
         kind=kind.name,
-        layers=layers,
+        layers={
+            path: kind.layer(
+                _read(path, entries[path], expected[path], loaded), kind.stated_scale(config, path)
+            )
+            for path in sorted(entries)
+        },
         base_fingerprint=recorded_fingerprint(header),
         base_name=str(config.get("base_model_name_or_path") or ""),
         layers_to_transform=chosen_layers(config),
     )
+
+
+def _read(
+    path: str,
+    entries: Mapping[str, TensorEntry],
+    shapes: Mapping[str, tuple[int, ...]],
+    loaded: Mapping[str, torch.Tensor],
+) -> dict[str, torch.Tensor]:
+    """One module's tensors in float32."""
+    tensors = {name: corner(loaded[entries[name].name], shape).float() for name, shape in shapes.items()}
+    if not all(bool(torch.isfinite(one).all()) for one in tensors.values()):
+        raise InvalidAdapter(f"{WEIGHTS_NAME}: the factors of {path} hold NaN or infinite numbers.")
+    return tensors
 
 
 def _check_modules(
