@@ -14,11 +14,12 @@ import typer
 from app.cli.adapters import adapters, show_export
 from app.cli.console import Console, guarded
 from app.cli.data import data
-from app.cli.options import Home, Json, Yes, finished, open_workbench
+from app.cli.options import Home, Json, Settings, Yes, finished, listed, open_workbench, parsed_settings
 from app.cli.runs import preflight, presets, runs, train
 from app.cli.storage import backup, restore_backup, space
 from app.shared.settings import HOME_VARIABLE, settings_for
-from core.config import FORMATS, GenerationConfig
+from core.config import GenerationConfig
+from core.export.config import ExportConfig
 from storage.tables import Base
 
 app = typer.Typer(
@@ -63,7 +64,7 @@ def open_app(
         return
     from app.web.server import serve
 
-    serve(settings_for(home), host=host, port=port, open_browser=not no_browser, console=Console(json))
+    serve(settings_for(home), host=host, port=port, open_browser=not no_browser, tell=Console(json).result)
 
 
 @app.command()
@@ -204,13 +205,16 @@ def chat(
 def export(
     adapter: Annotated[str, typer.Option(help="Name of the adapter.")],
     to: Annotated[Path, typer.Option(help="A new folder.")],
-    format: Annotated[str, typer.Option(help=f"One of {', '.join(FORMATS)}.")] = "safetensors",
+    format: Annotated[
+        str, typer.Option(help="What it becomes.", click_type=listed(ExportConfig, "format"))
+    ] = "safetensors",
     dtype: Annotated[
-        str, typer.Option(help="Number format of the weights: auto, float32, bfloat16, float16, q8_0, …")
+        str, typer.Option(help="Number format of the weights.", click_type=listed(ExportConfig, "dtype"))
     ] = "auto",
     shard_gigabytes: Annotated[
         float, typer.Option(help="Largest safetensors file, in GB; 0: as the base's files.")
     ] = 0.0,
+    option: Settings = None,
     home: Home = None,
     json: Json = False,
 ) -> None:
@@ -219,6 +223,7 @@ def export(
     """
     console, workbench = Console(json), open_workbench(home)
     options = {"format": format, "dtype": dtype, "shard_gigabytes": shard_gigabytes}
+    options |= parsed_settings(option)
     with console.progress() as progress:
         result = finished(workbench, workbench.export(adapter, to.expanduser().absolute(), options), progress)
     show_export(console, result)

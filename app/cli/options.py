@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
+import click
 import typer
 
 from app.cli.console import ProgressLine
 from app.service.workbench import Workbench
 from app.shared.settings import settings_for
+from core.options import Config
 from storage.tables import Job
 
 Home = Annotated[
@@ -17,7 +19,44 @@ Home = Annotated[
     typer.Option("--home", help="Home folder; default $LORA_WORKBENCH_HOME or the user's data folder."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="One option, such as rank=8; repeatable."),
+]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before removing.")]
+
+
+class _Listed(click.ParamType):
+    """The choices of a configuration's option, asked for when the help is shown: plug-ins may add some.
+
+    What was given is checked by the configuration, whose refusal is one sentence.
+    """
+
+    name = "choice"
+
+    def __init__(self, config: type[Config], option: str) -> None:
+        self._config, self._option = config, option
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """For the help: every choice there is now."""
+        found = next(one for one in self._config.options() if one.name == self._option)
+        return f"[{'|'.join(found.listed)}]"
+
+
+def listed(config: type[Config], option: str) -> click.ParamType:
+    """The type of a parameter that takes one of an option's choices, as listed when the help is shown."""
+    return _Listed(config, option)
+
+
+def parsed_settings(given: list[str] | None) -> dict[str, str]:
+    """The options that --set names, as text."""
+    found = {}
+    for setting in given or []:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"--set {setting}: expected KEY=VALUE, such as --set rank=8.")
+        found[key.strip()] = value.strip()
+    return found
 
 
 def open_workbench(home: Path | None) -> Workbench:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from app.cli.console import Console, guarded
-from app.cli.options import Home, Json, Yes, open_workbench
+from app.cli.options import Home, Json, Settings, Yes, open_workbench, parsed_settings
 from app.cli.terminal_curve import watch_run
 from app.service.comparing import compare
 from app.service.presets import Preset, read_options
@@ -33,10 +33,6 @@ Config = Annotated[
     Path | None, typer.Option(help="TOML file of training options.", exists=True, dir_okay=False)
 ]
 PresetName = Annotated[str, typer.Option("--preset", help="A preset to start from; see presets list.")]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="One option, such as rank=8; repeatable."),
-]
 Sweep = Annotated[
     list[str] | None,
     typer.Option(
@@ -163,12 +159,7 @@ def _train_options(
             options.update(read_options(config))
         except InvalidInput as error:
             raise typer.BadParameter(str(error)) from None
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals:
-            raise typer.BadParameter(f"--set {setting}: expected KEY=VALUE, such as --set rank=8.")
-        options[key.strip()] = value.strip()
-    return options
+    return options | parsed_settings(settings)
 
 
 @guarded

@@ -22,9 +22,11 @@ from core.base_model.difference import difference
 from core.base_model.files import file_digests
 from core.base_model.fingerprint import manifest, stat_key
 from core.base_model.templates import chosen_template
-from core.config import CombineConfig, ExportConfig, GenerationConfig, require_weights
+from core.combine.config import CombineConfig, require_weights
+from core.config import GenerationConfig
 from core.errors import InvalidConfig, InvalidInput, WrongBase
 from core.events import TokenDone
+from core.export.config import split_export_options
 from storage.blobs import content_digest
 from storage.tables import QUEUED, UNDER_WAY, Adapter, Base, Chat, Dataset, Job, Run
 
@@ -269,7 +271,7 @@ class Workbench:
 
         Raises NotFound, WrongBase, InvalidConfig.
         """
-        config = ExportConfig.parse(options or {})
+        config, own = split_export_options(options or {})
         row = self.registry.find(Adapter, adapter)
         base_for(self.registry, row)
         require_text(str(folder or ""))
@@ -277,7 +279,7 @@ class Workbench:
             folder
             or self.settings.exports / f"adapter-{row.id}-{time.strftime('%Y%m%d-%H%M%S')}-{config.format}"
         )
-        arguments = {"adapter": adapter, "folder": str(target), "config": config.to_dict()}
+        arguments = {"adapter": adapter, "folder": str(target), "config": config.to_dict() | own.to_dict()}
         return self.jobs.start("export_adapter", f"Export {adapter} as {config.format}", arguments)
 
     # Chat.
