@@ -224,7 +224,7 @@ def adapters_combine(
     parts: Annotated[
         list[str], typer.Argument(metavar="NAME=WEIGHT …", help="The adapters, each with its weight.")
     ],
-    method: Annotated[str, typer.Option(help="How.", click_type=listed(CombineConfig, "method"))] = "svd",
+    method: Annotated[str, typer.Option(help=listed(CombineConfig, "method"))] = "svd",
     rank: Annotated[int, typer.Option(help="Rank of the result; 0: the highest of its parents.")] = 0,
     density: Annotated[
         float, typer.Option(help="Share of elements that ties, dare and magnitude_prune keep.")

@@ -205,11 +205,9 @@ def chat(
 def export(
     adapter: Annotated[str, typer.Option(help="Name of the adapter.")],
     to: Annotated[Path, typer.Option(help="A new folder.")],
-    format: Annotated[
-        str, typer.Option(help="What it becomes.", click_type=listed(ExportConfig, "format"))
-    ] = "safetensors",
+    format: Annotated[str, typer.Option(help=listed(ExportConfig, "format"))] = "safetensors",
     dtype: Annotated[
-        str, typer.Option(help="Number format of the weights.", click_type=listed(ExportConfig, "dtype"))
+        str, typer.Option(help=f"Number format of the weights. {listed(ExportConfig, 'dtype')}")
     ] = "auto",
     shard_gigabytes: Annotated[
         float, typer.Option(help="Largest safetensors file, in GB; 0: as the base's files.")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 
 from app.cli.console import ProgressLine
 from app.service.workbench import Workbench
 from app.shared.settings import settings_for
+from core.errors import InvalidConfig
 from core.options import Config
 from storage.tables import Job
 
@@ -26,26 +26,15 @@ Settings = Annotated[
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before removing.")]
 
 
-class _Listed(click.ParamType):
-    """The choices of a configuration's option, asked for when the help is shown: plug-ins may add some.
-
-    What was given is checked by the configuration, whose refusal is one sentence.
+def listed(config: type[Config], option: str) -> str:
+    """The choices of an option, for its help. Plug-ins that cannot be loaded are told there, not raised:
+    the command itself refuses them in one sentence.
     """
-
-    name = "choice"
-
-    def __init__(self, config: type[Config], option: str) -> None:
-        self._config, self._option = config, option
-
-    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
-        """For the help: every choice there is now."""
-        found = next(one for one in self._config.options() if one.name == self._option)
-        return f"[{'|'.join(found.listed)}]"
-
-
-def listed(config: type[Config], option: str) -> click.ParamType:
-    """The type of a parameter that takes one of an option's choices, as listed when the help is shown."""
-    return _Listed(config, option)
+    try:
+        found = next(one for one in config.options() if one.name == option)
+    except InvalidConfig as error:
+        return str(error)
+    return f"One of {', '.join(found.listed)}."
 
 
 def parsed_settings(given: list[str] | None) -> dict[str, str]:
