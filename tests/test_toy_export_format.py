@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -140,6 +141,8 @@ def test_the_command_line_offers_and_writes_it(workbench, trained, jobs_here, se
     done = run(settings, *asked, "--to", tmp_path / "out")
     assert (done.exit_code, "Passed: read back." in done.stdout) == (0, True), done.output
     assert deltas(workbench, "mine", tmp_path / "out") == (0, {"float32"})
+    with zipfile.ZipFile(tmp_path / "out" / "delta.npz") as archive:
+        assert {one.compress_type for one in archive.infolist()} == {zipfile.ZIP_DEFLATED}
     refused = run(settings, *asked, "--dtype", "q8_0", "--to", tmp_path / "other")
     assert (refused.exit_code, "npz takes float32, float64, not q8_0." in refused.stderr) == (1, True)
 
