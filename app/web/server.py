@@ -30,9 +30,6 @@ from storage.tables import Base, Dataset, Export
 
 _LOOK_AFTER_SECONDS = 0.2
 log = logging.getLogger("app")
-Tell = Callable[[dict[str, Any], Sequence[tuple[str, str]]], None]
-"""Says something to whoever started the server: all of it, and what of it to show by label."""
-
 _MAX_UPLOAD = "8gb"
 _PRIVATE = (
     "registry.db",
@@ -46,9 +43,12 @@ _PRIVATE = (
     "app.json",
 )
 
+Show = Callable[[dict[str, Any], Sequence[tuple[str, str]]], None]
+"""Prints a result: what a program reads of it, and its lines for people."""
 
-def serve(settings: Settings, *, host: str, port: int, open_browser: bool, tell: Tell) -> None:
-    """Open the page and serve until interrupted.
+
+def serve(settings: Settings, *, host: str, port: int, open_browser: bool, show: Show) -> None:
+    """Open the page and serve until interrupted; `show` tells people and programs where it is.
 
     Raises AlreadyRunning with the first one's address, or for the port.
     """
@@ -61,7 +61,7 @@ def serve(settings: Settings, *, host: str, port: int, open_browser: bool, tell:
         ) from None
     with lock:
         require_free_port(host, port)
-        _serve(settings, host, port, open_browser, tell)
+        _serve(settings, host, port, open_browser, show)
 
 
 def _running_address(settings: Settings) -> str:
@@ -85,7 +85,7 @@ def require_free_port(host: str, port: int) -> None:
             ) from None
 
 
-def _serve(settings: Settings, host: str, port: int, open_browser: bool, tell: Tell) -> None:
+def _serve(settings: Settings, host: str, port: int, open_browser: bool, show: Show) -> None:
     import uvicorn
 
     workbench = Workbench(settings)
@@ -96,7 +96,7 @@ def _serve(settings: Settings, host: str, port: int, open_browser: bool, tell: T
     closing = threading.Event()
     threading.Thread(target=_look_after, args=(workbench, closing), daemon=True).start()
     opened = f"{address}?token={token}" if token else address
-    tell({"address": opened, "home": str(settings.home)}, [("Open", opened), ("Home", str(settings.home))])
+    show({"address": opened, "home": str(settings.home)}, [("Open", opened), ("Home", str(settings.home))])
     if open_browser:
         threading.Timer(1.0, webbrowser.open, args=(opened,)).start()
     try:
@@ -108,7 +108,7 @@ def _serve(settings: Settings, host: str, port: int, open_browser: bool, tell: T
     finally:
         closing.set()
         settings.app_file.unlink(missing_ok=True)
-        _say_what_goes_on(workbench, tell)
+        _say_what_goes_on(workbench, show)
         workbench.close()
 
 
@@ -141,12 +141,12 @@ def _tidy_up(workbench: Workbench) -> None:
         log.warning("tidying up: %s", error)
 
 
-def _say_what_goes_on(workbench: Workbench, tell: Tell) -> None:
+def _say_what_goes_on(workbench: Workbench, show: Show) -> None:
     active = workbench.registry.runs.active()
     if active:
         names = ", ".join(f"{run.id} ({run.name})" for run in active)
         text = f"Run {names} goes on without the page. Start the workbench again to see it."
-        tell({"active_runs": [run.id for run in active], "message": text}, [("Closed", text)])
+        show({"active_runs": [run.id for run in active], "message": text}, [("Closed", text)])
 
 
 def guarded_app(workbench: Workbench, hosts: set[str], token: str | None = None) -> ASGIApp:
