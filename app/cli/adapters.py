@@ -10,7 +10,7 @@ import typer
 from app.cli.common import Home, Json, Yes, finished, listed, open_workbench
 from app.cli.console import Console, guarded
 from app.service.workbench import Workbench
-from core.combine.config import CombineConfig
+from core.combine.combine_config import CombineConfig
 from core.errors import InvalidConfig
 from storage.adapters import ORDERS, AdapterQuery
 from storage.tables import Adapter

@@ -19,7 +19,7 @@ from app.cli.runs import preflight, presets, runs, train
 from app.cli.storage import backup, restore_backup, space
 from app.shared.settings import HOME_VARIABLE, settings_for
 from core.config import GenerationConfig
-from core.export.config import ExportConfig
+from core.export.export_config import ExportConfig
 from storage.tables import Base
 
 app = typer.Typer(

@@ -16,8 +16,8 @@ from core.base_model.source import check_unchanged
 from core.events import Progress
 from core.export.cards import Provenance
 from core.export.check_process import check_export
-from core.export.config import split_export_options
 from core.export.duties import FAILED, PASSED, Exporting
+from core.export.export_config import split_export_options
 from core.export.exporting import export
 from core.reporting import Report
 from storage.blobs import content_digest, content_size

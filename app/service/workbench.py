@@ -22,11 +22,11 @@ from core.base_model.difference import difference
 from core.base_model.files import file_digests
 from core.base_model.fingerprint import manifest, stat_key
 from core.base_model.templates import chosen_template
-from core.combine.config import CombineConfig, require_weights
+from core.combine.combine_config import CombineConfig, require_weights
 from core.config import GenerationConfig
 from core.errors import InvalidConfig, InvalidInput, WrongBase
 from core.events import TokenDone
-from core.export.config import split_export_options
+from core.export.export_config import split_export_options
 from storage.blobs import content_digest
 from storage.tables import QUEUED, UNDER_WAY, Adapter, Base, Chat, Dataset, Job, Run
 

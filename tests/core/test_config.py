@@ -2,7 +2,7 @@
 
 import pytest
 
-from core.combine.config import require_weights
+from core.combine.combine_config import require_weights
 from core.config import GenerationConfig, LoraConfig, TrainConfig, split_train_options
 from core.errors import InvalidConfig
 

@@ -17,11 +17,11 @@ from core.base_model.skeleton import skeleton
 from core.errors import InvalidInput, OutOfSpace
 from core.export.cards import Provenance
 from core.export.check_process import check
-from core.export.config import split_export_options
 from core.export.duties import Exporting
+from core.export.export_config import split_export_options
 from core.export.exporting import export
 from core.files.safetensors_file import read_header
-from core.gguf.ollama import chat_parts
+from core.gguf.modelfile import chat_parts
 from core.lora.peft.files import save_adapter
 from core.merge.verify import verify_merge
 from core.reporting import silent

@@ -39,7 +39,7 @@ def _modelfile(what: Exporting, source: str) -> tuple[str, bool]:
     """The Modelfile for weights in `source`, and whether Ollama's language could say the chat template."""
     from core.base_model.files import read_json
     from core.base_model.tokenizer import end_token_ids, load_tokenizer
-    from core.gguf.ollama import chat_parts, modelfile
+    from core.gguf.modelfile import chat_parts, modelfile
 
     base = what.base_folder
     tokenizer = load_tokenizer(base, what.about.base_template)
