@@ -7,7 +7,7 @@ here. Defaults follow common practice for LoRA: rank 16, alpha 32, all linear la
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from core.errors import InvalidConfig
@@ -358,88 +358,3 @@ def split_train_options(values: Mapping[str, object]) -> tuple[LoraConfig, Train
     lora = LoraConfig.parse({name: value for name, value in values.items() if name in lora_names})
     train = TrainConfig.parse({name: value for name, value in values.items() if name in train_names})
     return lora, train
-
-
-LARGEST_WEIGHT = 1000
-COMBINE_METHODS = ("svd", "cat", "linear", "ties", "dare_linear", "dare_ties", "magnitude_prune")
-
-
-@dataclass(frozen=True)
-class CombineConfig(Config):
-    """How adapters become a new one."""
-
-    method: str = option(
-        "svd",
-        "Method",
-        "cat: exact, ranks add up. linear: exact, in the lowest rank that holds it. svd: the best of a "
-        "chosen rank. "
-        "ties, dare_linear, dare_ties, magnitude_prune: element by element, then cut to the rank.",
-        choices=COMBINE_METHODS,
-    )
-    rank: int = option(
-        0, "Rank (r)", "Of the result; 0: the highest of its parents.", minimum=0, maximum=1024
-    )
-    density: float = option(
-        0.5,
-        "Density",
-        "Share of ΔW's elements that ties, dare and magnitude_prune keep.",
-        minimum=0.001,
-        maximum=1.0,
-    )
-    seed: int = option(0, "Seed", "Of what dare drops.", minimum=0, maximum=2**31 - 1)
-
-
-FORMATS = ("safetensors", "peft", "gguf", "gguf-adapter", "ollama")
-FLOAT_DTYPES = ("float32", "bfloat16", "float16")
-QUANTISED_DTYPES = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
-
-
-@dataclass(frozen=True)
-class ExportConfig(Config):
-    """How an adapter leaves the house."""
-
-    format: str = option(
-        "safetensors",
-        "Format",
-        "safetensors: merged, for transformers and vLLM. peft: the adapter alone. gguf: merged, for "
-        "llama.cpp. "
-        "gguf-adapter: the adapter alone, for llama.cpp. ollama: GGUF with a Modelfile.",
-        choices=FORMATS,
-    )
-    dtype: str = option(
-        "auto",
-        "Weights as",
-        "auto: as the base's, in GGUF float16. float32 loses nothing of the adapter; 16 bits round "
-        "small changes away, and "
-        "the report says how much. The q kinds are for GGUF.",
-        choices=("auto", *FLOAT_DTYPES, *QUANTISED_DTYPES),
-    )
-    shard_gigabytes: float = option(
-        0.0,
-        "Shard size",
-        "Largest safetensors file; 0: as the base's files.",
-        unit="GB",
-        minimum=0.0,
-        maximum=1000.0,
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.dtype in QUANTISED_DTYPES and self.format not in ("gguf", "ollama"):
-            raise InvalidConfig(
-                f"{self.dtype} is a kind of GGUF weights; {self.format} takes {', '.join(FLOAT_DTYPES)}."
-            )
-        if self.format in ("peft", "gguf-adapter") and self.dtype not in ("auto", "float32"):
-            raise InvalidConfig(f"An adapter's factors stay in float32; leave out dtype for {self.format}.")
-
-
-def require_weights(weights: Iterable[float]) -> None:
-    """Raise InvalidConfig for the weight of an adapter that is no finite number, or so large that sums would
-    overflow.
-    """
-    for weight in weights:
-        if not math.isfinite(weight) or abs(weight) > LARGEST_WEIGHT:
-            raise InvalidConfig(
-                f"The weight of an adapter must be from -{LARGEST_WEIGHT:,} to {LARGEST_WEIGHT:,}, not "
-                f"{weight:g}."
-            )

@@ -102,12 +102,16 @@ def _figure(number: float) -> str:
     return f"{int(number):,}" if number == int(number) else f"{number:g}"
 
 
-def option(default: Any, label: str, help: str, **about: Any) -> Any:
+def option(default: Any, label: str, help: str | Callable[[], str], **about: Any) -> Any:
+    """A field of a Config. help: a function where it names the kinds that a folder lists."""
     return field(default=default, metadata={"label": label, "help": help, **about})
 
 
 def _described(spec: Field[Any]) -> Option:
-    return Option(name=spec.name, kind=type(spec.default), default=spec.default, **spec.metadata)
+    about = dict(spec.metadata)
+    if callable(about["help"]):
+        about["help"] = about["help"]()
+    return Option(name=spec.name, kind=type(spec.default), default=spec.default, **about)
 
 
 class Config:

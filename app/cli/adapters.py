@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from app.cli.common import Home, Json, Yes, finished, open_workbench
+from app.cli.common import Home, Json, Yes, finished, listed, open_workbench
 from app.cli.console import Console, guarded
 from app.service.workbench import Workbench
-from core.config import COMBINE_METHODS
+from core.combine.combine_config import CombineConfig
 from core.errors import InvalidConfig
 from storage.adapters import ORDERS, AdapterQuery
 from storage.tables import Adapter
@@ -226,7 +226,7 @@ def adapters_combine(
     parts: Annotated[
         list[str], typer.Argument(metavar="NAME=WEIGHT …", help="The adapters, each with its weight.")
     ],
-    method: Annotated[str, typer.Option(help=f"One of {', '.join(COMBINE_METHODS)}.")] = "svd",
+    method: Annotated[str, typer.Option(help=listed(CombineConfig, "method"))] = "svd",
     rank: Annotated[int, typer.Option(help="Rank of the result; 0: the highest of its parents.")] = 0,
     density: Annotated[
         float, typer.Option(help="Share of elements that ties, dare and magnitude_prune keep.")

@@ -10,6 +10,8 @@ import typer
 from app.cli.console import ProgressLine
 from app.service.workbench import Workbench
 from app.shared.settings import settings_for
+from core.errors import InvalidConfig
+from core.options import Config
 from storage.tables import Job
 
 Home = Annotated[
@@ -22,6 +24,17 @@ Settings = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="One option, such as rank=8; repeatable."),
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before removing.")]
+
+
+def listed(config: type[Config], option: str) -> str:
+    """The choices of an option, for its help. Plug-ins that cannot be loaded are told there, not raised:
+    the command itself refuses them in one sentence.
+    """
+    try:
+        found = next(one for one in config.options() if one.name == option)
+    except InvalidConfig as error:
+        return str(error)
+    return f"One of {', '.join(found.listed)}."
 
 
 def parsed_settings(given: list[str] | None) -> dict[str, str]:

@@ -12,14 +12,15 @@ from typing import Annotated
 import typer
 
 from app.cli.adapters import adapters, show_export
-from app.cli.common import Home, Json, Yes, finished, open_workbench
+from app.cli.common import Home, Json, Settings, Yes, finished, listed, open_workbench, parsed_settings
 from app.cli.console import Console, guarded
 from app.cli.data import data
 from app.cli.jobs import jobs
 from app.cli.runs import preflight, presets, runs, train
 from app.cli.storage import backup, restore_backup, space
 from app.shared.settings import HOME_VARIABLE, settings_for
-from core.config import FORMATS, GenerationConfig
+from core.config import GenerationConfig
+from core.export.export_config import ExportConfig
 from storage.tables import Base
 
 app = typer.Typer(
@@ -212,13 +213,14 @@ def chat(
 def export(
     adapter: Annotated[str, typer.Option(help="Name of the adapter.")],
     to: Annotated[Path, typer.Option(help="A new folder.")],
-    format: Annotated[str, typer.Option(help=f"One of {', '.join(FORMATS)}.")] = "safetensors",
+    format: Annotated[str, typer.Option(help=listed(ExportConfig, "format"))] = "safetensors",
     dtype: Annotated[
-        str, typer.Option(help="Number format of the weights: auto, float32, bfloat16, float16, q8_0, …")
+        str, typer.Option(help=f"Number format of the weights. {listed(ExportConfig, 'dtype')}")
     ] = "auto",
     shard_gigabytes: Annotated[
         float, typer.Option(help="Largest safetensors file, in GB; 0: as the base's files.")
     ] = 0.0,
+    option: Settings = None,
     home: Home = None,
     json: Json = False,
 ) -> None:
@@ -227,6 +229,7 @@ def export(
     """
     console, workbench = Console(json), open_workbench(home)
     options = {"format": format, "dtype": dtype, "shard_gigabytes": shard_gigabytes}
+    options |= parsed_settings(option)
     with console.progress() as progress:
         result = finished(
             workbench, workbench.exports.start(adapter, to.expanduser().absolute(), options), progress

@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from app.shared.disk import SPARE_BYTES, free_bytes
+from app.shared.disk import free_bytes
 from app.shared.engine_client import EngineClient
 from app.shared.errors import EngineUnavailable
 from app.shared.publishing import keep_checkpoint
 from core.config import TrainConfig
 from core.errors import InvalidConfig, InvalidData, WrongBase
+from core.files.publish import SPARE_BYTES
 from core.train.changes import parse_change
 from storage.errors import NotFound
 from storage.registry import Registry

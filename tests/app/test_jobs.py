@@ -12,7 +12,8 @@ from app.service.workbench import Workbench
 from app.shared.errors import JobFailed
 from core.base_model.fingerprint import fingerprint
 from core.errors import InvalidConfig
-from storage.tables import Adapter, Base, Export, Job
+from core.export import duties
+from storage.tables import NOT_CHECKABLE, NOT_PASSED, PASSED, Adapter, Base, Export, Job
 from tests.core.helpers import logits, new_peft, peft_from, plain_model
 from tests.workbenches import copy_adapter, do_job, wait_for
 
@@ -170,6 +171,10 @@ def test_an_export_is_a_checked_model_that_transformers_loads(workbench, trained
     assert (row.passed, row.adapter_name) == (True, "mine")
     job = do_job(workbench, "add_model", {"origin": str(tmp_path / "merged"), "name": ""})
     assert job.result["fingerprint"] != workbench.registry.find(Base, "llama").fingerprint
+
+
+def test_core_and_the_registry_have_the_same_verdicts():
+    assert (duties.PASSED, duties.FAILED, duties.NOT_CHECKABLE) == (PASSED, NOT_PASSED, NOT_CHECKABLE)
 
 
 @pytest.mark.parametrize("how", ["occupied", "full disk", "base gone", "base changed", "adapter damaged"])

@@ -2,7 +2,8 @@
 
 import pytest
 
-from core.config import GenerationConfig, LoraConfig, TrainConfig, require_weights, split_train_options
+from core.combine.combine_config import require_weights
+from core.config import GenerationConfig, LoraConfig, TrainConfig, split_train_options
 from core.errors import InvalidConfig
 
 

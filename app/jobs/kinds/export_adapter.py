@@ -13,14 +13,15 @@ from app.shared.bases import base_for, folder_of, source_of
 from app.shared.identity import require_fit
 from app.shared.text import require_text
 from core.base_model.source import check_unchanged
-from core.config import ExportConfig
 from core.events import Progress
 from core.export.cards import Provenance
+from core.export.duties import FAILED, PASSED, Exporting
+from core.export.export_config import split_export_options
 from core.reporting import Report
 from storage.blobs import content_digest, content_size
 from storage.names import free_name
 from storage.registry import Registry
-from storage.tables import NOT_PASSED, PASSED, Adapter, Base, Export
+from storage.tables import Adapter, Base, Export
 
 
 class ExportAdapter(JobKind):
@@ -36,14 +37,14 @@ class ExportAdapter(JobKind):
 
     def validate(self, context: JobContext, arguments: Mapping[str, Any]) -> Arguments:
         """Raises NotFound, WrongBase, InvalidConfig."""
-        config = ExportConfig.parse(arguments.get("config") or {})
+        config, own = split_export_options(arguments.get("config") or {})
         row = context.registry.find(Adapter, arguments["adapter"])
         base_for(context.registry, row)
         folder = str(arguments.get("folder") or "")
         require_text(folder)
         made = f"adapter-{row.id}-{time.strftime('%Y%m%d-%H%M%S')}-{config.format}"
         folder = folder or str(context.settings.exports / made)
-        return {"adapter": row.name, "folder": folder, "config": config.to_dict()}
+        return {"adapter": row.name, "folder": folder, "config": config.to_dict() | own.to_dict()}
 
     def run(self, context: JobContext, arguments: Mapping[str, Any]) -> Arguments:
         """Write an adapter in the wanted format, load it again and compare. A merged model becomes a base
@@ -54,26 +55,25 @@ class ExportAdapter(JobKind):
         from app.jobs.adapters import load_row
         from core.base_model.skeleton import skeleton
         from core.export.check_process import check_export
-        from core.export.exporting import Exporting, export
+        from core.export.exporting import export
 
         registry, report = context.registry, context.report
-        row, config = registry.find(Adapter, arguments["adapter"]), ExportConfig.parse(arguments["config"])
+        row = registry.find(Adapter, arguments["adapter"])
+        config, own = split_export_options(arguments["config"])
         target = Path(arguments["folder"]).expanduser().absolute()
         base = base_for(registry, row)
         warned = require_fit(registry, row, base)
         report(Progress("Computing the fingerprint of the base"))
         check_unchanged(source_of(registry, base), afresh=True)
         adapter, blob = load_row(registry, row, base), registry.blobs.path(row.digest)
-        what = Exporting(folder_of(base), skeleton(folder_of(base)), adapter, _provenance(row, base), config)
+        what = Exporting(
+            folder_of(base), skeleton(folder_of(base)), adapter, _provenance(row, base), config, own
+        )
         facts = export(what, target, report)
         try:
-            check = check_export(folder_of(base), blob, target, config, base.template, report)
-            sound = check["verdict"] != NOT_PASSED
-            merged = (
-                _registered(registry, row, target, report)
-                if config.format == "safetensors" and sound
-                else None
-            )
+            check = check_export(folder_of(base), blob, target, arguments["config"], base.template, report)
+            sound = check["verdict"] != FAILED
+            merged = _registered(registry, row, target, report) if config.kind.is_base and sound else None
         except BaseException:
             shutil.rmtree(target, ignore_errors=True)  # what nobody checked is not left behind
             raise

@@ -12,7 +12,7 @@ from app.service.workbench import Workbench
 from app.web.parts.markup import day, empty, size
 from app.web.parts.options_form import option_fields
 from app.web.parts.shell import WORKING, Shell, choose_from, inform, refusal, told
-from core.config import ExportConfig
+from core.export.export_config import export_options
 from storage.tables import FAILED, INTERRUPTED, NOT_PASSED, PASSED, Adapter, Export, Job
 
 TAB, TITLE = "export", "Export"
@@ -30,7 +30,7 @@ def build(shell: Shell) -> None:
     with gr.Row(equal_height=True):
         adapter = gr.Dropdown([], label="Adapter", interactive=True, scale=3)
         go = gr.Button("Export", variant="primary", scale=0, min_width=160, elem_id="export-button")
-    fields = option_fields(ExportConfig.options(), per_row=3)
+    fields = option_fields(export_options(), per_row=3)
     done = gr.HTML()
 
     def show(now: str) -> tuple[object, ...]:

@@ -1,4 +1,6 @@
-"""Is a merged model what it claims to be? Reload it from disk and compare its logits with base + adapter."""
+"""Is a merged model what it claims to be? Reload it from disk and compare its logits with base + adapter; or,
+where that takes too much memory, compare its tensors one by one.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +14,17 @@ from transformers import AutoConfig
 
 from core.base_model.files import weight_files
 from core.base_model.load import ResidentBase, load_base
+from core.base_model.probes import PROBES, greedy_answer, probe_ids, probe_logits
 from core.data.rendering import apply_template
 from core.errors import InvalidAdapter
 from core.events import Progress
-from core.files.safetensors_file import read_header
+from core.files.safetensors_file import TensorEntry, read_header
 from core.lora.adapter import AdapterWeights
 from core.lora.bank import loaded_bank
+from core.merge.merge import TORCH_DTYPES, Source, merged_weight, sources
+from core.merge.stream import read_range
 from core.reporting import Report
 
-PROBES = (
-    "What is the capital of France?",
-    "Write one sentence about the sea.",
-    "def add(a, b):",
-    "Zwei plus zwei ist",
-    "The quick brown fox jumps over the lazy dog. 0123456789",
-)
 RENDERED = (
     ({"role": "user", "content": PROBES[0]},),
     (
@@ -35,10 +33,10 @@ RENDERED = (
         {"role": "user", "content": PROBES[2]},
     ),
 )
-ANSWER_TOKENS = 64
 # Weights rounded to bf16 differ by up to 2⁻⁹ of their size, which moves logits by about a hundredth of their
 # spread.
 TOLERANCE = {torch.bfloat16: 0.05, torch.float16: 0.01, torch.float32: 1e-4}
+_LAST_DIGIT = {"F64": 1e-6, "F32": 1e-6, "F16": 2**-10, "BF16": 2**-7}
 
 
 @dataclass(frozen=True)
@@ -98,48 +96,7 @@ def verify_merge(
     found = probe_logits(merged, probes)
     same_answer = _follows(merged, probes[0], answer)
     problems = _differences(_facts(merged, merged_folder), facts)
-    return _compare(plain, expected, found, same_answer, stored_dtype(merged_folder), problems)
-
-
-def probe_texts(base: ResidentBase) -> list[str]:
-    """The probes as the base's own template renders them."""
-    return [
-        apply_template(base.tokenizer, [{"role": "user", "content": probe}], add_generation_prompt=True)
-        for probe in PROBES
-    ]
-
-
-def probe_ids(base: ResidentBase) -> list[Tensor]:
-    """The same in tokens, each [1, length]."""
-    encoded = [
-        base.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
-        for text in probe_texts(base)
-    ]
-    return [ids[:, : base.context_length] for ids in encoded]
-
-
-@torch.no_grad()
-def probe_logits(base: ResidentBase, probes: list[Tensor]) -> Tensor:
-    """Logits at every position of every probe, [positions, vocabulary]."""
-    return torch.cat([base.model(input_ids=ids, use_cache=False).logits[0].float() for ids in probes])
-
-
-@torch.no_grad()
-def greedy_answer(base: ResidentBase, prompt: Tensor, tokens: int = ANSWER_TOKENS) -> Tensor:
-    """The likeliest token again and again, [tokens]; not stopped by an end token, so that there is something
-    to compare.
-    """
-    base.model.set_attn_implementation(
-        "sdpa"
-    )  # our own attends to what a row was given, not to a cache behind it
-    tokens = min(tokens, base.context_length - prompt.shape[1])
-    ids, cache = prompt, None
-    answer = []
-    for _ in range(tokens):
-        out = base.model(input_ids=ids, past_key_values=cache, use_cache=True)
-        ids, cache = out.logits[:, -1:].argmax(-1), out.past_key_values
-        answer.append(ids)
-    return torch.cat(answer, dim=1)[0] if answer else prompt.new_zeros(0)
+    return _compare(plain, expected, found, same_answer, _stored_dtype(merged_folder), problems)
 
 
 @torch.no_grad()
@@ -151,7 +108,7 @@ def _follows(merged: ResidentBase, prompt: Tensor, answer: Tensor) -> float:
     return float((logits[prompt.shape[1] - 1 : -1].argmax(-1) == answer).float().mean())
 
 
-def stored_dtype(folder: Path) -> torch.dtype:
+def _stored_dtype(folder: Path) -> torch.dtype:
     """The dtype the merged weights are stored in, which decides how exact they can be."""
     stored = getattr(AutoConfig.from_pretrained(folder), "dtype", None)
     return stored if stored in TOLERANCE else torch.bfloat16
@@ -206,3 +163,29 @@ def _compare(
         answer_agreement=same_answer,
         problems=problems,
     )
+
+
+def differing_tensors(
+    base_folder: Path, adapter: AdapterWeights, transposed: frozenset[str], merged: Path
+) -> list[str]:
+    """The names of tensors in the folder `merged` that are not base + adapter, rounded once; missing and
+    extra ones count.
+    """
+    written = {
+        entry.name: (path, entry) for path in weight_files(merged) for entry in read_header(path).tensors
+    }
+    wanted = {one.entry.name: one for rows in sources(base_folder, adapter, transposed) for one in rows}
+    both = set(written) & set(wanted)
+    different = {name for name in both if not _is_as_meant(wanted[name], *written[name])}
+    return sorted(different | (set(written) ^ set(wanted)))
+
+
+def _is_as_meant(source: Source, path: Path, entry: TensorEntry) -> bool:
+    """Whether a tensor in a merged file is what the merge should have written there."""
+    found = read_range(path, entry.start, entry.end)
+    if source.factors is None and entry.dtype == source.entry.dtype:
+        return found == read_range(source.path, source.entry.start, source.entry.end)
+    meant = merged_weight(source).to(TORCH_DTYPES[entry.dtype])
+    stored = torch.frombuffer(found, dtype=TORCH_DTYPES[entry.dtype]).view(entry.shape)
+    # Products of other sizes may differ in float32's last digit, and with it the rounding to 16 bits.
+    return torch.allclose(stored.float(), meant.float(), rtol=_LAST_DIGIT[entry.dtype], atol=1e-7)
