@@ -15,7 +15,7 @@ from core.events import Progress
 from core.lora.adapter import AdapterWeights
 from core.reporting import Report
 from core.train.batches import RunData
-from core.train.judge import validation_losses as judge
+from core.train.evaluation import validation_losses as judge
 from storage.errors import NotFound
 from storage.registry import Registry
 from storage.tables import Adapter, Base, Dataset, Run

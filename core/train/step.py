@@ -18,7 +18,7 @@ from core.base_model.load import ResidentBase
 from core.lora.bank import AdapterBank
 from core.train.batches import Batch
 from core.train.loss import token_losses
-from core.train.memory import Plan, keeping
+from core.train.memory import ExecutionPlan, keeping
 
 _LAUNCH_BOUND = 0.5  # share of a micro-batch that the host spends launching, above which a graph pays
 _WARM_UP = 3  # micro-batches before a capture
@@ -62,7 +62,7 @@ class MicroBatchStep:
 
     base: ResidentBase
     bank: AdapterBank
-    plan: Plan
+    plan: ExecutionPlan
     proven: bool = False
     """Whether a micro-batch has come through."""
     notices: list[str] = field(default_factory=list)
