@@ -45,7 +45,7 @@ def validation_losses(
             request = done.value
             break
     train = TrainConfig.parse(run.config["train"])
-    return judge(resident, RunData(request.rows, train), adapters, train, report)
+    return judge(resident, RunData(request.rows, train), adapters, train, request.objective_options, report)
 
 
 def _run_like(registry: Registry, row: Adapter, base: Base) -> Run:
@@ -68,7 +68,11 @@ def _run_like(registry: Registry, row: Adapter, base: Base) -> Run:
         dataset_name=data.name,
         dataset_digest=data.digest,
         dataset_version=data.version,
-        config={"lora": {}, "train": row.config.get("train", {})},
+        config={
+            "lora": {},
+            "train": row.config.get("train", {}),
+            "objective": row.config.get("objective", {}),
+        },
     )
 
 

@@ -13,9 +13,11 @@ from core.errors import InvalidData
 from core.events import EvalDone, Progress
 from core.lora.adapter import AdapterWeights
 from core.lora.bank import loaded_bank
+from core.options import Config
 from core.reporting import Report
 from core.train.batches import RunData, Shape, collate
 from core.train.executing import Execution, Parts
+from core.train.group_objective import GroupObjective
 from core.train.run import TrainingRun
 from core.train.seating import Seating
 from core.train.step import evaluate_batch
@@ -29,7 +31,7 @@ class Evaluation:
         self.runs = [run for run in runs if run.data.validation_blocks]
         """Those that have such rows."""
         self._left = {run: iter(run.data.validation()) for run in self.runs}
-        self._sums: Tensor | None = None  # [slots]
+        self._sums: Tensor | None = None  # [slots, 1 + 2·metrics]
 
     def next_parts(self) -> Parts:
         """The next micro-batch of each slot's run; empty at the end."""
@@ -50,10 +52,15 @@ class Evaluation:
 
 
 def validation_losses(
-    base: ResidentBase, data: RunData, adapters: Sequence[AdapterWeights], train: TrainConfig, report: Report
+    base: ResidentBase,
+    data: RunData,
+    adapters: Sequence[AdapterWeights],
+    train: TrainConfig,
+    options: Config,
+    report: Report,
 ) -> list[float]:
-    """Mean loss of each adapter over the validation rows, in nats a token; all adapters in one pass over the
-    base.
+    """Mean loss of each adapter over the validation rows, in nats, by the data's objective with its own
+    `options`; all adapters in one pass over the base.
 
     Raises InvalidData if no row was kept back.
     """
@@ -65,8 +72,9 @@ def validation_losses(
     bank = loaded_bank(base.layers, adapters)
     fixed = base.device.type == "cuda"
     shape = Shape.of([data], runs=len(adapters), blocks=train.micro_batch_size, fixed=fixed)
+    goal = GroupObjective(data.objective, [options] * len(adapters))
     sums = torch.zeros(len(adapters))
     for number, part in enumerate(parts):
         report(Progress("Measuring the validation loss", number / len(parts)))
-        sums += evaluate_batch(base, bank, collate([part] * len(adapters), shape)).cpu()
-    return (sums / sum(part.supervised for part in parts)).tolist()
+        sums += evaluate_batch(base, bank, collate([part] * len(adapters), shape), goal)[:, 0].cpu()
+    return (sums / data.validation_units).tolist()

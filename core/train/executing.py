@@ -17,6 +17,7 @@ from core.base_model.compiling import compile_layers
 from core.base_model.load import ResidentBase
 from core.train.batches import MicroBatch, Shape, collate
 from core.train.figures import Figures
+from core.train.group_objective import GroupObjective
 from core.train.memory import ExecutionPlan, Tier, first_tier, ran_out_of_memory
 from core.train.seating import Seating
 from core.train.step import MicroBatchStep
@@ -49,8 +50,9 @@ class Execution:
         """CUDA graphs that are captured now."""
         return len(self._step.graphs) if self._step is not None else 0
 
-    def begin(self) -> None:
-        """Compute with the bank as it was built anew; at first, choose the plan."""
+    def begin(self, goal: GroupObjective) -> None:
+        """Compute towards `goal` with the bank as it was built anew; at first, choose the plan."""
+        self._goal = goal
         if self._plan is None:
             compiled = self._wants_compile("on")
             tier = first_tier(self._base, self._tokens_a_batch(), compiled, self._checkpointing())
@@ -60,7 +62,8 @@ class Execution:
         self._use(self._plan)
 
     def _use(self, plan: ExecutionPlan) -> None:
-        self._plan, self._step = plan, MicroBatchStep(self._base, self._seating.bank, plan)
+        self._plan = plan
+        self._step = MicroBatchStep(self._base, self._seating.bank, plan, self._goal)
 
     def _checkpointing(self) -> str:
         """On if one of the runs wants it, off if all refuse it."""
@@ -167,7 +170,7 @@ class Execution:
     # Evaluating.
 
     def evaluate(self, parts: Parts) -> tuple[Tensor, list[str]]:
-        """Each run's summed loss over one micro-batch, [K], and what to tell of how that was done."""
+        """Each run's figures over one micro-batch, [K, 1 + 2·metrics], and what to say of how it was done."""
         told: list[str] = []
         while True:
             try:

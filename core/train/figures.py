@@ -33,20 +33,22 @@ class Figures:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._sums = torch.zeros(0)  # [slots]: losses of the steps under way
-        self._sent: Tensor | None = None  # [2, slots]: loss sums and gradient norms of the pending steps
+        self._sums = torch.zeros(0, 1)  # [slots, 1 + 2·metrics]: figures of the steps under way
+        self._sent: Tensor | None = None  # [slots, 2 + 2·metrics]: the pending steps', then gradient norms
         self.pending: list[Pending] = []
 
-    def reseat(self, before: Sequence[int], slots: int) -> None:
-        """There are `slots` slots from now on; the first of them were the slots `before`."""
-        sums = torch.zeros(slots, device=self._device)
+    def reseat(self, before: Sequence[int], slots: int, width: int) -> None:
+        """There are `slots` slots from now on, with `width` figures each; the first of them were the slots
+        `before`.
+        """
+        sums = torch.zeros(slots, width, device=self._device)
         for slot, old in enumerate(before):
             sums[slot] = self._sums[old]
         self._sums = sums
 
-    def add(self, losses: Tensor) -> None:
-        """Those of another micro-batch, [slots]."""
-        self._sums += losses
+    def add(self, figures: Tensor) -> None:
+        """Those of another micro-batch, [slots, 1 + 2·metrics]."""
+        self._sums += figures
 
     def forget(self, slots: Tensor | None = None) -> None:
         """Begin the steps of these slots anew; by default of all."""
@@ -57,7 +59,7 @@ class Figures:
 
     def send(self, norms: Tensor) -> None:
         """Send the sums and the gradient norms [slots] on their way to the host, without waiting."""
-        self._sent = torch.stack([self._sums, norms]).to("cpu", non_blocking=True)
+        self._sent = torch.cat([self._sums, norms[:, None]], 1).to("cpu", non_blocking=True)
         if self._device.type == "cuda":
             self._arrived = torch.cuda.Event()
             self._arrived.record()
@@ -70,17 +72,16 @@ class Figures:
         assert self._sent is not None
         if self._device.type == "cuda":
             self._arrived.synchronize()
-        sums, norms = self._sent.tolist()
-        told = [
-            (one.run, _told(one, sums[one.slot], norms[one.slot], seconds, memory)) for one in self.pending
-        ]
+        rows = self._sent.tolist()
+        told = [(one.run, _told(one, rows[one.slot], seconds, memory)) for one in self.pending]
         self.pending, self._sent = [], None
         return told
 
 
-def _told(one: Pending, loss_sum: float, norm: float, seconds: float, memory: int) -> StepDone | RunFailed:
+def _told(one: Pending, row: Sequence[float], seconds: float, memory: int) -> StepDone | RunFailed:
     each = seconds * len(one.step.micro_batches)
+    *figures, norm = row
     try:
-        return one.run.step_done(one.number, one.step, one.rate, loss_sum, norm, each, memory)
+        return one.run.step_done(one.number, one.step, one.rate, figures, norm, each, memory)
     except TrainingDiverged as error:
         return RunFailed(error)

@@ -26,6 +26,7 @@ from core.train.changes import Change
 from core.train.evaluation import Evaluation
 from core.train.executing import Execution
 from core.train.figures import Figures, Pending
+from core.train.group_objective import figures_width
 from core.train.hardware import PeakMemory
 from core.train.memory import room_for
 from core.train.run import RunRequest, TrainingRun
@@ -42,7 +43,7 @@ _RATE_WINDOW = 20  # micro-batches over which a micro-batch's time is averaged
 
 
 class TrainingGroup:
-    """Runs that share a base, a block length and a micro-batch size. Iterate over run()."""
+    """Runs that share a base, a block length, a micro-batch size and an objective. Iterate over run()."""
 
     def __init__(
         self, base: ResidentBase, requests: Sequence[RunRequest], *, most_runs: int | None = None
@@ -161,8 +162,9 @@ class TrainingGroup:
 
     def _reseat(self, joining: Sequence[TrainingRun]) -> None:
         before = self._seating.seat(joining)
-        self._figures.reseat(before, len(self._seating.slots))
-        self._execution.begin()
+        goal = self._seating.goal
+        self._figures.reseat(before, len(self._seating.slots), figures_width(goal.objective))
+        self._execution.begin(goal)
 
     def _tick(self) -> Events:
         """One micro-batch of every run, and whatever it completes."""

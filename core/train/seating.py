@@ -8,6 +8,7 @@ from core.base_model.load import ResidentBase
 from core.errors import CannotShare
 from core.lora.adapter import AdapterWeights
 from core.lora.bank import AdapterBank
+from core.train.group_objective import GroupObjective
 from core.train.run import TrainingRun
 from core.train.run_state import RunState
 
@@ -45,6 +46,11 @@ class Seating:
         """Where a run stands after its last finished step; None before the first."""
         run = self.run(key)
         return run.state(self.bank) if run.done else None
+
+    @property
+    def goal(self) -> GroupObjective:
+        """What the runs minimise, with the options of each. They have one objective, see require_fit()."""
+        return GroupObjective(self.runs[0].data.objective, [run.objective_options for run in self.runs])
 
     def leave(self, run: TrainingRun) -> None:
         """A run has ended; its slot stays empty until the bank is built anew."""
@@ -104,11 +110,14 @@ def require_fit(run: TrainingRun, others: Sequence[TrainingRun]) -> None:
     """Raise CannotShare unless `run` has in common with `others` what the runs of one batch must."""
     if others and (wanted := _commons(others[0])) != (found := _commons(run)):
         raise CannotShare(
-            f"Runs that train together need the same block length, micro-batch size and packing; "
+            f"Runs that train together need the same block length, micro-batch size, packing and objective; "
             f"this one has {found}, the others {wanted}. Train it by itself."
         )
 
 
 def _commons(run: TrainingRun) -> str:
     packing = "packed" if run.data.packed else "not packed"
-    return f"{run.data.rows.max_length} tokens, {run.train.micro_batch_size} rows, {packing}"
+    return (
+        f"{run.data.rows.max_length} tokens, {run.train.micro_batch_size} rows, {packing}, "
+        f"{run.data.objective.label}"
+    )
