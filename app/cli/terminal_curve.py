@@ -71,10 +71,11 @@ def _metric_charts(run: Run, points: Sequence[Point]) -> list[Lines]:
     charts: dict[str, Lines] = {}
     for metric in metrics_of(run):
         for point in points:
-            if metric.name in (point.metrics or {}):
+            value = (point.metrics or {}).get(metric.name)
+            if value is not None:
                 label = f"{metric.label}{' (validation)' if point.loss is None else ''}"
                 lines = charts.setdefault(metric.title, {})
-                lines.setdefault(label, []).append((point.step, point.metrics[metric.name]))
+                lines.setdefault(label, []).append((point.step, value))
     return list(charts.values())
 
 
@@ -98,10 +99,11 @@ def _headline(run: Run, points: Sequence[Point]) -> str:
     if last is not None:
         parts.append(f"step {last.step}{f' of {total}' if total else ''}")
         parts.append(f"loss {last.loss:.4f}")
+        measured = last.metrics or {}
         parts += [
-            f"{metric.label} {metric.shown(last.metrics[metric.name])}"
+            f"{metric.label} {metric.shown(measured[metric.name])}"
             for metric in metrics_of(run)
-            if metric.name in (last.metrics or {})
+            if metric.name in measured
         ]
         parts.append(f"{last.tokens_per_second or 0:,.0f} tokens/s")
     return "  ".join(parts)
