@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from app.cli.common import Home, Json, Yes, finished, open_workbench
 from app.cli.console import Console, guarded
-from app.cli.options import Home, Json, Yes, finished, open_workbench
 from app.service.workbench import Workbench
 from core.config import COMBINE_METHODS
 from core.errors import InvalidConfig

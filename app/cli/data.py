@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from app.cli.common import Home, Json, Yes, open_workbench
 from app.cli.console import Console, guarded
-from app.cli.options import Home, Json, Yes, open_workbench
 from app.service.data_import import ImportRequest, import_dataset, is_hub_id, mapping_from, read_rows
 from app.service.datasets import BaseCheck, read_check
 from app.service.workbench import Workbench, require_text

@@ -12,9 +12,9 @@ from typing import Annotated
 import typer
 
 from app.cli.adapters import adapters, show_export
+from app.cli.common import Home, Json, Yes, finished, open_workbench
 from app.cli.console import Console, guarded
 from app.cli.data import data
-from app.cli.options import Home, Json, Yes, finished, open_workbench
 from app.cli.runs import preflight, presets, runs, train
 from app.cli.storage import backup, restore_backup, space
 from app.shared.settings import HOME_VARIABLE, settings_for
@@ -63,7 +63,7 @@ def open_app(
         return
     from app.web.server import serve
 
-    serve(settings_for(home), host=host, port=port, open_browser=not no_browser, console=Console(json))
+    serve(settings_for(home), host=host, port=port, open_browser=not no_browser, show=Console(json).result)
 
 
 @app.command()

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from app.cli.common import Home, Json, Yes, open_workbench
 from app.cli.console import Console, guarded
-from app.cli.options import Home, Json, Yes, open_workbench
 from app.cli.terminal_curve import watch_run
 from app.service.comparing import compare
 from app.service.metrics import last_metrics
@@ -18,7 +18,7 @@ from app.service.presets import Preset, read_options
 from app.service.workbench import Workbench
 from core.errors import InvalidInput
 from core.sweep import combinations, parse_grid
-from storage.tables import Adapter, Run
+from storage.tables import FAILED, INTERRUPTED, Adapter, Run
 
 runs = typer.Typer(
     no_args_is_help=True,
@@ -98,7 +98,7 @@ def _follow(
         _show_sweep(console, workbench, started)
     else:
         _show_run(console, workbench, started[0], json)
-    if any(run.state in ("failed", "interrupted") for run in started):
+    if any(run.state in (FAILED, INTERRUPTED) for run in started):
         raise typer.Exit(1)
 
 
