@@ -136,6 +136,12 @@ def _layer_numbers(text: str) -> frozenset[int] | None:
     return frozenset(numbers) or None
 
 
+def _objectives() -> tuple[str, ...]:
+    from core.train.objectives import OBJECTIVES  # which may want the configurations above
+
+    return OBJECTIVES.names
+
+
 @dataclass(frozen=True)
 class TrainConfig(Config):
     """How an adapter is trained."""
@@ -302,6 +308,7 @@ class TrainConfig(Config):
         ),
         choices=("auto", "on", "off"),
     )
+    objective: str = option("sft", "Objective", "What the training minimises.", choices=_objectives)
     seed: int = option(
         42, "Seed", "Start of the factors, order of the rows, dropout.", minimum=0, maximum=2**31 - 1
     )

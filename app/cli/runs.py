@@ -13,6 +13,7 @@ from app.cli.common import Home, Json, Settings, Yes, open_workbench, parsed_set
 from app.cli.console import Console, guarded
 from app.cli.terminal_curve import watch_run
 from app.service.comparing import compare
+from app.service.metrics import last_metrics
 from app.service.presets import Preset, read_options
 from app.service.workbench import Workbench
 from core.errors import InvalidInput
@@ -226,6 +227,7 @@ def runs_show(run_id: RunId, home: Home = None, json: Json = False) -> None:
         row,
         extra={
             "last": last.model_dump() if last else None,
+            "metrics": last_metrics(registry, row),
             "checkpoints": [
                 {"step": one.step, "validation_loss": one.validation_loss, "bytes": one.size_bytes}
                 for one in registry.checkpoints.of(run_id)

@@ -21,6 +21,7 @@ from core.data.version import Version, first_version
 from core.engine import Engine
 from core.errors import WrongBase
 from core.train.changes import Change
+from core.train.objectives import OBJECTIVES
 from core.train.run import RunRequest
 from storage.registry import Registry
 from storage.tables import Base, Run
@@ -51,15 +52,24 @@ def prepare(
     base: ResidentBase = engine.load_base(base_source(registry, run))
     length = min(train.max_length, base.context_length)
     renderer = Renderer(base.tokenizer, special_tokens=special_tokens)
-    file = yield from _beside(lambda: tokenised(rows.all_stored(), version.rows, renderer, cache))
+    objective = OBJECTIVES.get(train.objective)
+    file = yield from _beside(
+        lambda: tokenised(rows.all_stored(), version.rows, renderer, cache, sequences=objective.sequences)
+    )
     found = TokenRows(
-        file, length, keep=version.usable(rows), validation=version.validation, over_length=train.over_length
+        file,
+        length,
+        keep=version.usable(rows),
+        validation=version.validation,
+        over_length=train.over_length,
+        each=objective.sequences.count,
     )
     resume = load_checkpoint(registry, run, engine, base) if run.id else None
     if resume is not None:
         say(f"Going on from the checkpoint at step {resume[1].position.steps}")
     changes = [Change(one["step"], one["values"]) for one in run.changes if one.get("step") is not None]
-    return RunRequest(run.id, found, LoraConfig.parse(run.config["lora"]), train, resume, changes)
+    lora, own = LoraConfig.parse(run.config["lora"]), objective.options.parse(run.config.get("objective", {}))
+    return RunRequest(run.id, found, lora, train, resume, changes, own)
 
 
 def _data(registry: Registry, run: Run) -> tuple[DatasetFile, Version, bool]:

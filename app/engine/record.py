@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -76,7 +76,14 @@ class RunRecord:
 
     def evaluated(self, event: EvalDone) -> list[Alert]:
         """Take an evaluation's measurement; say what it gives cause for."""
-        self.points.append(Point(run_id=self.id, step=event.step, validation_loss=event.loss))
+        self.points.append(
+            Point(
+                run_id=self.id,
+                step=event.step,
+                validation_loss=event.loss,
+                metrics=_finite_metrics(event.metrics),
+            )
+        )
         self.wants_sample = True
         if event.loss < self.best:
             self.best = event.loss
@@ -106,7 +113,13 @@ def _training_point(run_id: int, event: StepDone) -> Point:
         seconds_left=event.seconds_left,
         tokens=event.total_tokens,
         seconds=event.total_seconds,
+        metrics=_finite_metrics(event.metrics),
     )
+
+
+def _finite_metrics(metrics: Mapping[str, float]) -> dict[str, float] | None:
+    """JSON has no NaN either."""
+    return {name: value for name, value in metrics.items() if math.isfinite(value)} or None
 
 
 def prepared_sentence(event: Prepared, together: int, over_length: str) -> str:

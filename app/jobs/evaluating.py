@@ -15,7 +15,7 @@ from core.events import Progress
 from core.lora.adapter import AdapterWeights
 from core.reporting import Report
 from core.train.batches import RunData
-from core.train.judge import validation_losses as judge
+from core.train.evaluation import validation_losses as judge
 from storage.errors import NotFound
 from storage.registry import Registry
 from storage.tables import Adapter, Base, Dataset, Run
@@ -45,7 +45,7 @@ def validation_losses(
             request = done.value
             break
     train = TrainConfig.parse(run.config["train"])
-    return judge(resident, RunData(request.rows, train), adapters, train, report)
+    return judge(resident, RunData(request.rows, train), adapters, train, request.objective_options, report)
 
 
 def _run_like(registry: Registry, row: Adapter, base: Base) -> Run:
@@ -68,7 +68,11 @@ def _run_like(registry: Registry, row: Adapter, base: Base) -> Run:
         dataset_name=data.name,
         dataset_digest=data.digest,
         dataset_version=data.version,
-        config={"lora": {}, "train": row.config.get("train", {})},
+        config={
+            "lora": {},
+            "train": row.config.get("train", {}),
+            "objective": row.config.get("objective", {}),
+        },
     )
 
 

@@ -80,7 +80,7 @@ def keeping(base: ResidentBase, tier: Tier, *, compiled: bool) -> Iterator[None]
 
 
 @dataclass(frozen=True)
-class Plan:
+class ExecutionPlan:
     """How a micro-batch is computed."""
 
     tier: Tier
@@ -90,7 +90,7 @@ class Plan:
     captures: bool = True
     """Whether a CUDA graph may be captured, which holds memory of its own."""
 
-    def smaller(self, blocks: int, tokens: int, captured: bool = False) -> Plan | None:
+    def smaller(self, blocks: int, tokens: int, captured: bool = False) -> ExecutionPlan | None:
         """The next plan that needs less memory for micro-batches of `blocks` blocks and `tokens` tokens; None
         if none does.
 

@@ -20,8 +20,10 @@ from core.lora.bank import AdapterBank
 from core.lora.dropout import run_key
 from core.lora.kinds import ADAPTER_KINDS
 from core.lora.targets import select_targets, trainable_parameter_count
+from core.options import Config
 from core.train.batches import MicroBatch, RunData, Step
 from core.train.changes import Change, ChangingConfig
+from core.train.group_objective import metric_means
 from core.train.run_state import Position, RunState
 from core.train.schedule import rate_factor, warmup_steps
 from core.train.step_count import planned_steps, steps_per_epoch
@@ -42,6 +44,8 @@ class RunRequest:
     """Where to go on from: the factors and the rest of the state."""
     changes: Sequence[Change] = ()
     """What was changed while it ran before."""
+    objective_options: Config | None = None
+    """Options of the objective alone; None for its defaults."""
     longest_first: bool = False
     """Whether every micro-batch is made of the longest blocks, to find out what the run will take."""
 
@@ -57,6 +61,7 @@ class TrainingRun:
         self.targets = select_targets(list(base.layers), self.lora, base.head)
         self.ranks = {path: self.lora.rank_of(path) for path in self.targets}
         self.data = RunData(request.rows, self.train)
+        self.objective_options = request.objective_options or self.data.objective.options()
         self._config = ChangingConfig(self.train, request.changes)
         self._resume = request.resume
         at = request.resume[1].position if request.resume else Position(0, 0, None, None, -1)
@@ -283,13 +288,20 @@ class TrainingRun:
         )
 
     def step_done(
-        self, number: int, step: Step, rate: float, loss_sum: float, norm: float, seconds: float, memory: int
+        self,
+        number: int,
+        step: Step,
+        rate: float,
+        figures: Sequence[float],
+        norm: float,
+        seconds: float,
+        memory: int,
     ) -> StepDone:
-        """The event of an optimiser step, once its figures are known.
+        """The event of an optimiser step, once its figures are known (see core/train/group_objective.py).
 
         Raises TrainingDiverged if they are not finite.
         """
-        loss = loss_sum / step.supervised
+        loss = figures[0] / step.units
         if "nan" in self.train.stopping_alerts and not (math.isfinite(loss) and math.isfinite(norm)):
             raise TrainingDiverged(
                 f"At step {number} the loss is {loss:.4g} and the gradient norm {norm:.4g}: training "
@@ -312,13 +324,13 @@ class TrainingRun:
             seconds_left=max(0, self.total_steps - number) * spent / len(self._recent),
             total_tokens=self.tokens,
             total_seconds=self.seconds,
+            metrics=metric_means(self.data.objective, figures),
         )
 
-    def evaluation_done(self, loss_sum: float) -> EvalDone:
-        """The event of a pass over the validation rows."""
-        count = sum(part.supervised for part in self.data.validation())
-        self.validation_loss, self.evaluated_at = loss_sum / count, self.done
-        return EvalDone(self.done, self.validation_loss)
+    def evaluation_done(self, figures: Sequence[float]) -> EvalDone:
+        """The event of a pass over the validation rows, with the sums of its figures."""
+        self.validation_loss, self.evaluated_at = figures[0] / self.data.validation_units, self.done
+        return EvalDone(self.done, self.validation_loss, metric_means(self.data.objective, figures))
 
     def training_done(self) -> TrainingDone:
         """The event that closes the run."""

@@ -60,7 +60,7 @@ def train(
         if isinstance(event, Notice):
             notices.append(event.text)
         if isinstance(event, StepDone):
-            graphs = len(group._step.graphs) if group._step else 0
+            graphs = group.graphs
             done += 1
             if done == warm_up * len(wanted):
                 wait()

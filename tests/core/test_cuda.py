@@ -87,7 +87,7 @@ def _train(base, runs=2, dropout=0.0, **options):
             notices.append(event.text)
         if isinstance(event, TrainingDone):
             adapters[key] = group.adapter(key)
-            graphs = len(group._step.graphs)
+            graphs = group.graphs
     return losses, adapters, notices, graphs
 
 
@@ -108,7 +108,7 @@ def test_bfloat16_on_the_device_learns_as_float32_does_on_the_cpu(packing, dropo
 @pytest.mark.parametrize("compile", ["off", "on"])
 def test_what_is_kept_for_backward_changes_nothing_that_is_learnt(compile, monkeypatch):
     expected, *_ = _train(_base(), packing="on", compile=compile)
-    monkeypatch.setattr("core.train.group.first_tier", lambda *about: Tier.FULL)
+    monkeypatch.setattr("core.train.executing.first_tier", lambda *about: Tier.FULL)
     found, _, notices, _ = _train(_base(), packing="on", compile=compile)
     assert not notices, notices
     for key, losses in expected.items():

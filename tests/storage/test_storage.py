@@ -331,7 +331,7 @@ def test_an_older_schema_is_backed_up_before_it_is_migrated(tmp_path, monkeypatc
     older.database.close()
     newer = shutil.copytree(storage.database._MIGRATIONS, tmp_path / "migrations")
     (newer / "versions" / "0099_more.py").write_text(
-        "import sqlalchemy as sa\nfrom alembic import op\nrevision, down_revision = '0099', '0006'\n"
+        "import sqlalchemy as sa\nfrom alembic import op\nrevision, down_revision = '0099', '0007'\n"
         "def upgrade():\n    op.add_column('adapter', sa.Column('stars', sa.Integer(), nullable=True))\n"
     )
     monkeypatch.setattr(storage.database, "_MIGRATIONS", newer)
@@ -401,6 +401,7 @@ def test_a_registry_of_every_earlier_version_keeps_what_is_in_it(tmp_path, monke
         1.0,
     )
     assert registry.measurements.last_point(1).loss == 2.5
+    assert registry.measurements.last_point(1).metrics is None
     assert registry.measurements.notes(1)[0].text == "said"
     assert registry.get(Run, 2).config == {"train": {"seed": 1}}
     mine = registry.find(Dataset, "mine")
