@@ -10,7 +10,7 @@ import typer
 from app.cli.console import Console, guarded
 from app.cli.options import Home, Json, Yes, finished, open_workbench
 from app.service.workbench import Workbench
-from core.config import COMBINE_METHODS
+from core.combine.config import COMBINE_METHODS
 from core.errors import InvalidConfig
 from storage.adapters import ORDERS, AdapterQuery
 from storage.tables import Adapter

@@ -14,13 +14,13 @@ from app.cli.options import Home, Json, Yes, open_workbench
 from app.service.data_import import ImportRequest, import_dataset, is_hub_id, mapping_from, read_rows
 from app.service.datasets import BaseCheck, read_check
 from app.service.workbench import Workbench, require_text
-from core.config import TrainConfig
 from core.data.dataset_file import DatasetFile, Findings
 from core.data.findings import ERROR, KINDS
 from core.data.importing import Summary
 from core.data.split import COUNT, FILE, NONE, SHARE, Split
 from core.data.version import Mask
 from core.errors import InvalidConfig
+from core.train.config import TrainConfig
 from storage.tables import Base, Dataset
 
 data = typer.Typer(

@@ -18,7 +18,8 @@ from app.cli.options import Home, Json, Yes, finished, open_workbench
 from app.cli.runs import preflight, presets, runs, train
 from app.cli.storage import backup, restore_backup, space
 from app.shared.settings import HOME_VARIABLE, settings_for
-from core.config import FORMATS, GenerationConfig
+from core.export.config import FORMATS
+from core.generate.config import GenerationConfig
 from storage.tables import Base
 
 app = typer.Typer(

@@ -16,7 +16,8 @@ from app.service.comparing import compare
 from app.service.presets import Preset, read_options
 from app.service.workbench import Workbench
 from core.errors import InvalidInput
-from core.sweep import combinations, parse_grid
+from core.train.sweep import combinations, parse_grid
+from core.train.training_options import TrainingOptions
 from storage.tables import Adapter, Run
 
 runs = typer.Typer(
@@ -68,7 +69,7 @@ def train(
     Interrupting this command leaves runs going; end one with: runs stop ID.
     """
     console, workbench = Console(json), open_workbench(home)
-    options = _train_options(workbench, preset, config, option or [])
+    options = TrainingOptions.parse(_given_options(workbench, preset, config, option or []))
     if sweep:
         started = workbench.training.sweep(base, dataset, options, parse_grid(sweep), name)
     else:
@@ -153,7 +154,7 @@ def _show_run(console: Console, workbench: Workbench, run: Run, json: bool) -> N
     console.row(run, leave_out=brief, extra=extra)
 
 
-def _train_options(
+def _given_options(
     workbench: Workbench, preset: str, config: Path | None, settings: list[str]
 ) -> dict[str, Any]:
     """Options from the preset, then from the file, then from --set."""
@@ -184,7 +185,7 @@ def preflight(
 ) -> None:
     """Measure what a run would take: memory, time and disk, by a few micro-batches of its longest rows."""
     console, workbench = Console(json), open_workbench(home)
-    options = _train_options(workbench, preset, config, option or [])
+    options = TrainingOptions.parse(_given_options(workbench, preset, config, option or []))
     wanted = [one for _, one in combinations(options, parse_grid(sweep))] if sweep else [options]
     with console.progress() as progress:
         progress.say("Measuring")
@@ -300,7 +301,7 @@ def runs_change(
 ) -> None:
     """Change the learning rate or the planned length of a run, from its next step on."""
     workbench = open_workbench(home)
-    values = _train_options(workbench, "", None, option)
+    values = _given_options(workbench, "", None, option)
     workbench.runs.change(run_id, values)
     Console(json).result(
         {"run": run_id, "changed": values}, [("Asked", f"run {run_id} changes from its next step on")]
@@ -390,8 +391,8 @@ def runs_duplicate(
     """Train again with the options of a run, on its base and the newest version of its data, with changes."""
     workbench, console = open_workbench(home), Console(json)
     row = workbench.registry.get(Run, run_id)
-    options = workbench.runs.options(run_id) | _train_options(workbench, "", None, option or [])
-    run = workbench.training.start(row.base_name, row.dataset_name, options, name)
+    options = workbench.runs.options(run_id) | _given_options(workbench, "", None, option or [])
+    run = workbench.training.start(row.base_name, row.dataset_name, TrainingOptions.parse(options), name)
     _follow(console, workbench, [run], json, detach=detach, as_sweep=False)
 
 
@@ -443,8 +444,8 @@ def presets_save(
 ) -> None:
     """Save options as a preset of your own: those of a run, or those given with --set."""
     workbench = open_workbench(home)
-    options = (workbench.runs.options(run) if run else {}) | _train_options(workbench, "", None, option or [])
-    path = workbench.presets.save(name, options, why)
+    options = (workbench.runs.options(run) if run else {}) | _given_options(workbench, "", None, option or [])
+    path = workbench.presets.save(name, TrainingOptions.parse(options), why)
     Console(json).result({"preset": name, "file": str(path)}, [("Saved", str(path))])
 
 

@@ -12,9 +12,9 @@ from app.engine.faults import reason
 from app.shared import wire
 from app.shared.bases import source_of
 from app.shared.errors import USER_ERRORS
-from core.config import GenerationConfig
 from core.engine import AdapterSource, AnswerRequest, Engine
 from core.events import TokenDone
+from core.generate.config import GenerationConfig
 from core.generate.decode import Decoder
 from storage.registry import Registry
 from storage.tables import Adapter, Base

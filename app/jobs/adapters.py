@@ -14,7 +14,7 @@ from app.shared.settings import Settings
 from core.base_model.skeleton import skeleton
 from core.base_model.source import check_unchanged
 from core.combine.combining import Combination, Part, combine, compare_parents, resize
-from core.config import CombineConfig
+from core.combine.config import CombineConfig
 from core.errors import InvalidAdapter, InvalidConfig, InvalidModel, WrongBase
 from core.events import Progress
 from core.lora.adapter import AdapterWeights

@@ -13,10 +13,10 @@ from app.shared.identity import require_fit
 from app.shared.settings import Settings
 from core.base_model.skeleton import skeleton
 from core.base_model.source import check_unchanged
-from core.config import ExportConfig
 from core.events import Progress
 from core.export.cards import Provenance
 from core.export.check_process import check_export
+from core.export.config import ExportConfig
 from core.export.exporting import Exporting, export
 from core.reporting import Report
 from storage.blobs import content_digest, content_size

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 from app.service.workbench import Workbench
 from app.shared.errors import USER_ERRORS
-from core.config import GenerationConfig
 from core.errors import InvalidInput
+from core.generate.config import GenerationConfig
 from storage.registry import Registry
 from storage.tables import Chat, ChatMessage
 

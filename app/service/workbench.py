@@ -22,9 +22,11 @@ from core.base_model.difference import difference
 from core.base_model.files import file_digests
 from core.base_model.fingerprint import manifest, stat_key
 from core.base_model.templates import chosen_template
-from core.config import CombineConfig, ExportConfig, GenerationConfig, require_weights
+from core.combine.config import CombineConfig, require_weights
 from core.errors import InvalidConfig, InvalidInput, WrongBase
 from core.events import TokenDone
+from core.export.config import ExportConfig
+from core.generate.config import GenerationConfig
 from storage.blobs import content_digest
 from storage.tables import QUEUED, UNDER_WAY, Adapter, Base, Chat, Dataset, Job, Run
 

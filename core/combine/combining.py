@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from core.combine import sparse
-from core.config import CombineConfig, require_weights
+from core.combine.config import CombineConfig, require_weights
 from core.errors import InvalidConfig, WrongBase
 from core.events import Progress
 from core.lora.adapter import AdapterWeights, LayerFactors

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from core.config import ExportConfig
+from core.export.config import ExportConfig
 
 _WHAT = {
     "safetensors": "{base} with the LoRA adapter {adapter} merged in: W + (α/r)BA.",

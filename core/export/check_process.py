@@ -19,9 +19,9 @@ import torch
 from core.base_model.files import weight_files
 from core.base_model.load import load_base
 from core.base_model.skeleton import Skeleton, skeleton
-from core.config import ExportConfig
 from core.errors import WorkbenchError
 from core.events import Progress
+from core.export.config import ExportConfig
 from core.export.exporting import gguf_file
 from core.export.verify import probe_ids, probe_logits, verify_merge
 from core.files.safetensors_file import read_header

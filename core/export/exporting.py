@@ -17,9 +17,9 @@ from core.base_model.files import read_json
 from core.base_model.skeleton import Skeleton
 from core.base_model.templates import chosen_template
 from core.base_model.tokenizer import end_token_ids, load_tokenizer
-from core.config import FLOAT_DTYPES, ExportConfig
 from core.errors import InvalidInput
 from core.export.cards import Provenance, model_card
+from core.export.config import FLOAT_DTYPES, ExportConfig
 from core.files.publish import published_folder
 from core.gguf.ollama import chat_parts, modelfile
 from core.gguf.write import write_adapter_gguf, write_merged_gguf

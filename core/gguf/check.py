@@ -14,8 +14,8 @@ import torch
 from gguf import GGMLQuantizationType as Kind
 
 from core.base_model.load import load_base
-from core.config import ExportConfig
 from core.events import Progress
+from core.export.config import ExportConfig
 from core.export.verify import greedy_answer, probe_ids, probe_texts
 from core.gguf.architecture import gguf_architecture
 from core.gguf.write import ADAPTER_ALPHA, adapter_tensors, exact_values, kind_of, planned

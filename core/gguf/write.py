@@ -13,9 +13,9 @@ from gguf import LlamaFileType as File
 from numpy.typing import NDArray
 
 from core.base_model.tokenizer import load_tokenizer
-from core.config import ExportConfig
 from core.errors import InvalidModel
 from core.events import Progress
+from core.export.config import ExportConfig
 from core.files.publish import require_space
 from core.gguf.architecture import Array, GgufArchitecture, gguf_architecture
 from core.gguf.vocabulary import vocabulary

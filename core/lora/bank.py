@@ -10,8 +10,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from core.config import LoraConfig
 from core.lora.adapter import AdapterWeights, LayerFactors
+from core.lora.config import LoraConfig
 from core.lora.dropout import Dropout, DropoutState
 from core.lora.layer import LoraFactors, LoraLinear
 

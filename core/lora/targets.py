@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from core.config import ALL_LINEAR, LoraConfig
 from core.errors import InvalidConfig
+from core.lora.config import ALL_LINEAR, LoraConfig
 
 LayerShapes = Mapping[str, tuple[int, int]]
 """(in_features, out_features) by module path."""

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from core.base_model.files import INDEX_NAME, weight_files
-from core.config import ExportConfig
 from core.errors import InvalidAdapter
 from core.events import Progress
+from core.export.config import ExportConfig
 from core.files.publish import require_space
 from core.files.safetensors_file import DTYPE_BYTES, TensorEntry, build_header, read_header
 from core.lora.adapter import AdapterWeights, LayerFactors

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import torch
 
 from core.base_model.load import ResidentBase
-from core.config import TrainConfig
 from core.errors import InvalidData
 from core.events import Progress
 from core.lora.adapter import AdapterWeights
 from core.lora.bank import loaded_bank
 from core.reporting import Report
 from core.train.batches import RunData, Shape, collate
+from core.train.config import TrainConfig
 from core.train.step import evaluate_batch
 
 

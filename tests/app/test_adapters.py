@@ -14,6 +14,7 @@ from app.service.usage import clean_up, quota, set_quota, usage
 from app.shared.errors import QuotaExceeded
 from core.base_model.fingerprint import stat_key
 from core.errors import InvalidConfig, WorkbenchError
+from core.train.training_options import TrainingOptions
 from storage.errors import BlobDamaged, NotFound, StorageError
 from storage.tables import Adapter, Base, Export
 from tests.workbenches import QUICK, copy_adapter, do_job, finish
@@ -209,13 +210,13 @@ def test_nothing_new_is_begun_above_the_quota(workbench, taught):
     set_quota(workbench.settings, 1e-6)
     for begin in (
         lambda: workbench.export("taught"),
-        lambda: workbench.training.start("llama", "data", QUICK),
+        lambda: workbench.training.start("llama", "data", TrainingOptions.parse(QUICK)),
         lambda: workbench.resize_adapter("taught", 2, "small"),
     ):
         with pytest.raises(QuotaExceeded, match="Clean up"):
             begin()
     set_quota(workbench.settings, 0)
     assert quota(workbench.settings) is None
-    assert workbench.training.start("llama", "data", QUICK, "again").state == "queued"
+    assert workbench.training.start("llama", "data", TrainingOptions.parse(QUICK), "again").state == "queued"
     with pytest.raises(InvalidConfig):
         set_quota(workbench.settings, -1)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from core.combine.combining import Part, combine, compare_parents, dense_combination, resize
+from core.combine.config import CombineConfig
 from core.combine.sparse import dropped
-from core.config import CombineConfig
 from core.errors import InvalidConfig, WrongBase
 from core.lora.adapter import AdapterWeights, LayerFactors
 from core.lora.low_rank import decompose_dense

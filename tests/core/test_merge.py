@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from core.base_model.skeleton import skeleton
-from core.config import ExportConfig
 from core.errors import InvalidInput, OutOfSpace
 from core.export.cards import Provenance
 from core.export.check_process import check
+from core.export.config import ExportConfig
 from core.export.exporting import Exporting, export
 from core.export.verify import verify_merge
 from core.files.safetensors_file import read_header

@@ -12,7 +12,7 @@ from app.service.workbench import Workbench
 from app.web.parts.markup import day, empty, size
 from app.web.parts.options_form import option_fields
 from app.web.parts.shell import WORKING, Shell, choose_from, inform, refusal, told
-from core.config import ExportConfig
+from core.export.config import ExportConfig
 from storage.tables import PASSED, Adapter, Export, Job
 
 TAB, TITLE = "export", "Export"

@@ -9,15 +9,19 @@ from typing import Any
 
 import gradio as gr
 
-from app.service.presets import full_options
 from app.service.workbench import Workbench
 from app.web.parts.markup import duration, facts, size
 from app.web.parts.options_form import option_fields
 from app.web.parts.shell import QUIET, WORKING, Shell, choose_from, refusal, told
 from app.web.sections.train.run_controls import RunPanel, run_panel
-from core.config import LoraConfig, TrainConfig
-from core.sweep import combinations, parse_grid
+from core.lora.config import LoraConfig
+from core.lora.kinds import ADAPTER_KINDS, AdapterKind
+from core.options import Option
+from core.train.config import TrainConfig
 from core.train.estimate import Estimate
+from core.train.objectives import OBJECTIVES, Objective
+from core.train.sweep import combinations, parse_grid
+from core.train.training_options import TrainingOptions, all_options, without_unchosen
 from storage.tables import Base, Dataset, Run
 
 TAB, TITLE = "train", "Train"
@@ -82,8 +86,8 @@ class _Form:
 
     def values(self, options: Mapping[str, Any]) -> list[Any]:
         """What the option fields show for these options; what is not named has its default."""
-        full = full_options(options)
-        return [full[name] for name in self.options]
+        known = all_options()
+        return [options.get(name, known[name].default) for name in self.options]
 
 
 def _form(workbench: Workbench) -> _Form:
@@ -166,10 +170,11 @@ def _bind_start(shell: Shell, form: _Form, start: gr.Button, panel: RunPanel) ->
         base: str, dataset: str, name: str, sweep: str, together: bool, **values: Any
     ) -> tuple[object, ...]:
         _require_chosen(base, dataset)
+        options = parsed(values)
         if sweep.strip():
-            started = workbench.training.sweep(base, dataset, values, grid_of(sweep), name.strip())
+            started = workbench.training.sweep(base, dataset, options, grid_of(sweep), name.strip())
         else:
-            started = [workbench.training.start(base, dataset, values, name.strip(), together=together)]
+            started = [workbench.training.start(base, dataset, options, name.strip(), together=together)]
         return "", *panel.show(started[0].id, [run.id or 0 for run in started[1:]])
 
     inputs = {**form.inputs, "name": form.name, "together": form.together}
@@ -182,10 +187,7 @@ def _bind_measuring(shell: Shell, form: _Form, measure: gr.Button) -> None:
     @told
     def find_out(base: str, dataset: str, sweep: str, **values: Any) -> tuple[object, ...]:
         _require_chosen(base, dataset)
-        wanted = (
-            [options for _, options in combinations(values, grid_of(sweep))] if sweep.strip() else [values]
-        )
-        found, offered = shell.workbench.training.measure(base, dataset, wanted)
+        found, offered = shell.workbench.training.measure(base, dataset, wanted(values, sweep))
         buttons = [
             gr.Button(offered[at][0] if at < len(offered) else "", visible=at < len(offered))
             for at in range(_MOST_OFFERED)
@@ -221,7 +223,7 @@ def _bind_presets(shell: Shell, form: _Form) -> None:
 
     @told
     def save(name: str, **values: Any) -> tuple[object, ...]:
-        presets.save(name, values)
+        presets.save(name, parsed(values))
         return "", choices(name.strip()), ""
 
     @told
@@ -269,15 +271,54 @@ def _require_chosen(base: str | None, dataset: str | None) -> None:
 
 def _options() -> dict[str, Any]:
     """All training options: the ones people change first, the rest folded away."""
-    train = TrainConfig.options()
+    (kind, *lora), (objective, *train) = LoraConfig.options(), TrainConfig.options()
     gr.Markdown("#### Adapter")
-    lora = LoraConfig.options()
-    fields = option_fields([option for option in lora if option.name in _MAIN], per_row=2)
+    fields = _kind_fields(kind, ADAPTER_KINDS.all())
+    fields |= option_fields([option for option in lora if option.name in _MAIN], per_row=2)
     gr.Markdown("#### Training")
+    fields |= _kind_fields(objective, OBJECTIVES.all())
     fields |= option_fields([option for option in train if option.name in _MAIN], per_row=2)
     with gr.Accordion("More options", open=False):
         fields |= option_fields([option for option in (*lora, *train) if option.name not in _MAIN], per_row=2)
     return fields
+
+
+def _kind_fields(option: Option, heads: Mapping[str, AdapterKind | Objective]) -> dict[str, Any]:
+    """A choice among several kinds, and below it what the chosen one is for and the options it has of its
+    own. A kind that is the only one is not asked for.
+    """
+    if len(heads) == 1:
+        return option_fields(heads[option.default].options.options(), per_row=2)
+    choices = [(head.label, name) for name, head in heads.items()]
+    chooser = gr.Dropdown(
+        choices, value=option.default, label=option.label, info=option.help, interactive=True
+    )
+    fields: dict[str, Any] = {option.name: chooser}
+    groups = []
+    for name, head in heads.items():
+        with gr.Group(visible=name == option.default) as group:
+            gr.Markdown(head.help)
+            fields |= option_fields(head.options.options(), per_row=2)
+        groups.append(group)
+
+    def show(chosen: str) -> list[gr.Group]:
+        return [gr.Group(visible=name == chosen) for name in heads]
+
+    chooser.change(show, chooser, groups, **QUIET)
+    return fields
+
+
+def parsed(values: Mapping[str, object]) -> TrainingOptions:
+    """What the fields say, of the chosen kinds alone. Raises InvalidConfig."""
+    return TrainingOptions.parse(without_unchosen(values))
+
+
+def wanted(values: Mapping[str, object], sweep: str) -> list[TrainingOptions]:
+    """The options of the run that the form describes, or of each run of its sweep. Raises InvalidConfig."""
+    options = parsed(values)
+    if not sweep.strip():
+        return [options]
+    return [one for _, one in combinations(options, grid_of(sweep))]
 
 
 def grid_of(sweep: str) -> dict[str, list[str]]:
@@ -292,14 +333,14 @@ def plan_html(
     if not base or not dataset:
         return ""
     try:
-        wanted = told(lambda: combinations(values, grid_of(sweep)))() if sweep.strip() else [("", values)]
-        plan = told(workbench.training.estimate)(base, dataset, wanted[0][1])
+        runs = told(wanted)(values, sweep)
+        plan = told(workbench.training.estimate)(base, dataset, runs[0])
     except gr.Error as error:
         return f"<div class='card'><span class='state bad'>cannot start</span> {error.message}</div>"
     hint = ""
-    if len(wanted) > 1:
+    if len(runs) > 1:
         hint = (
-            f"<p class='hint'>{len(wanted)} adapters, trained at once where memory allows; the plan "
+            f"<p class='hint'>{len(runs)} adapters, trained at once where memory allows; the plan "
             "is that of the first.</p>"
         )
     if plan.steps < _FEW_STEPS:
