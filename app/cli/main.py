@@ -14,6 +14,7 @@ import typer
 from app.cli.adapters import adapters, show_export
 from app.cli.console import Console, guarded
 from app.cli.data import data
+from app.cli.kinds import kinds
 from app.cli.options import Home, Json, Yes, finished, open_workbench
 from app.cli.runs import preflight, presets, runs, train
 from app.cli.storage import backup, restore_backup, space
@@ -38,6 +39,7 @@ for name, group in groups:
     app.add_typer(group, name=name)
 app.command()(train)
 app.command()(preflight)
+app.command()(kinds)
 app.command()(backup)
 app.command("restore")(restore_backup)
 app.command()(space)

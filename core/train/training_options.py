@@ -97,7 +97,7 @@ def all_options() -> dict[str, Option]:
     Raises InvalidConfig if two have the same name.
     """
     found = {option.name: option for option in (*LoraConfig.options(), *TrainConfig.options())}
-    for _, what, head in _heads():
+    for _, what, head in heads():
         for option in head.options.options():
             if option.name in found:
                 raise InvalidConfig(
@@ -117,7 +117,7 @@ def without_unchosen(values: Mapping[str, object]) -> dict[str, object]:
     return {name: value for name, value in values.items() if name in chosen or name not in every}
 
 
-def _heads() -> Iterator[tuple[str, str, AdapterKind | Objective]]:
+def heads() -> Iterator[tuple[str, str, AdapterKind | Objective]]:
     """Each with the option that chooses it, and what it is in words."""
     yield from (("kind", "adapter kind", head) for head in ADAPTER_KINDS.all().values())
     yield from (("objective", "objective", head) for head in OBJECTIVES.all().values())
@@ -159,7 +159,7 @@ def _require_known(values: Mapping[str, object]) -> None:
             continue
         if name not in every:
             raise InvalidConfig(unknown_option(name, known))
-        chooser, what, head = next(one for one in _heads() if name in _option_names(one[2].options))
+        chooser, what, head = next(one for one in heads() if name in _option_names(one[2].options))
         raise InvalidConfig(
             f"{name} is an option of the {what} {head.name}, which is not chosen. Set {chooser}={head.name}, "
             f"or leave {name} out."

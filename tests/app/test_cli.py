@@ -19,6 +19,7 @@ COMMANDS = [
     [],
     ["quickstart"],
     ["train"],
+    ["kinds"],
     ["chat"],
     ["export"],
     ["doctor"],
