@@ -14,6 +14,7 @@ from core.lora.adapter import AdapterWeights, LayerFactors
 from core.lora.config import LoraConfig
 from core.lora.dropout import Dropout, DropoutState
 from core.lora.layer import LoraFactors, LoraLinear
+from core.lora.ops import factor_dtype
 
 # Gradients of a stack's slices are slices too, which torch warns costs time. Beside one pass over them it
 # does not.
@@ -39,11 +40,11 @@ class AdapterBank(nn.Module):
         rank: int | Mapping[str, int],
         *,
         dropout: Sequence[float] = (),
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
         trainable: bool = False,
     ) -> None:
         """rank is the largest that a slot will hold, for all layers or by module path; dropout is one rate
-        for each slot.
+        for each slot. dtype is factor_dtype() of the base's if nothing is said.
         """
         super().__init__()
         self._layers = {path: layers[path] for path in targets}
@@ -54,6 +55,7 @@ class AdapterBank(nn.Module):
         self.ranks = {path: rank if isinstance(rank, int) else rank[path] for path in targets}
         first = next(iter(self._layers.values())).weight
         device, self._work_dtype = first.device, first.dtype
+        dtype = dtype or factor_dtype(self._work_dtype)
         self.dropout = DropoutState(torch.tensor(dropout, device=device)) if any(dropout) else None
         self.split = sum(
             _padded(self.ranks[path], device) * layer.in_features for path, layer in self._layers.items()
@@ -156,11 +158,11 @@ class AdapterBank(nn.Module):
 
     @torch.no_grad()
     def export(self, slot: int, ranks: Mapping[str, int]) -> dict[str, LayerFactors]:
-        """The factors of `slot` cut to `ranks` by module path, as float32 copies on the CPU."""
+        """The factors of `slot` cut to `ranks` by module path, as copies on the CPU."""
         return {
             path: LayerFactors(
-                A=self.factors[path].A[slot, :rank].float().cpu().clone(),
-                B=self.factors[path].B[slot, :, :rank].float().cpu().clone(),
+                A=self.factors[path].A[slot, :rank].cpu().clone(),
+                B=self.factors[path].B[slot, :, :rank].cpu().clone(),
                 scale=float(self.factors[path].scale[slot]),
             )
             for path, rank in ranks.items()
