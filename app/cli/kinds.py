@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from app.cli.common import Home, Json
 from app.cli.console import Console, guarded
-from app.cli.options import Home, Json
 from core.options import Option
 from core.train.training_options import heads
 

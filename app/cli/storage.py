@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from app.cli.common import Home, Json, open_workbench
 from app.cli.console import Console, ProgressLine, guarded
-from app.cli.options import Home, Json, open_workbench
 from app.service.usage import clean_up, set_quota, usage
 from app.shared.errors import AlreadyRunning
 from app.shared.processes import is_held
