@@ -50,8 +50,8 @@ class Zygote:
 
     def close(self) -> None:
         """End the process; engines that still run are their tests' business."""
-        self._process.kill()
-        self._process.wait()
+        with self._process:  # which closes its pipes, and waits
+            self._process.kill()
 
 
 class Forked:

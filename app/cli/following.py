@@ -10,7 +10,7 @@ import typer
 
 from app.cli.console import Console
 from app.service.workbench import Workbench
-from storage.tables import Adapter, Run
+from storage.tables import FAILED, INTERRUPTED, Adapter, Run
 
 
 def follow_runs(
@@ -34,7 +34,7 @@ def follow_runs(
         _show_sweep(console, workbench, started)
     else:
         show_run(console, workbench, started[0], json)
-    if any(run.state in ("failed", "interrupted") for run in started):
+    if any(run.state in (FAILED, INTERRUPTED) for run in started):
         raise typer.Exit(1)
 
 

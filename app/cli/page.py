@@ -32,4 +32,4 @@ def open_page(
         return
     from app.web.server import serve
 
-    serve(settings_for(home), host=host, port=port, open_browser=not no_browser, console=Console(json))
+    serve(settings_for(home), host=host, port=port, open_browser=not no_browser, show=Console(json).result)

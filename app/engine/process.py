@@ -66,7 +66,7 @@ class EngineServer:
 
     def work(self) -> None:
         """Train and answer until there is nothing to do and nobody is attached."""
-        for run_id in self._registry.runs.interrupt("the engine ended while it was training"):
+        for run_id in self._registry.runs.interrupt_all("the engine ended while it was training"):
             log.info("run %s was interrupted", run_id)
         while not self._is_over():
             slice_seconds = self._measure_a_little() if self._measures() else self._train_a_little()

@@ -20,7 +20,6 @@ from app.shared.settings import Settings, settings_for
 from core.events import Progress
 from core.reporting import Report
 from storage.registry import Registry
-from storage.tables import FAILED, FINISHED, RUNNING, Job
 
 _REPORT_SECONDS = 0.25
 _ENDED = 143  # the exit code of a process that was asked to end
@@ -54,20 +53,19 @@ class _RowReport:
         if progress.message.split(" (")[0] == message and time.monotonic() - at < _REPORT_SECONDS:
             return
         self._last = (progress.message.split(" (")[0], time.monotonic())
-        self._registry.jobs.update(self._job_id, message=progress.message, fraction=progress.fraction)
+        self._registry.jobs.report(self._job_id, progress.message, progress.fraction)
 
 
 def run_job(settings: Settings, job_id: int) -> bool:
     """Do the job and write its end into its row. Returns whether it went well."""
     registry = open_registry(settings)
-    job = registry.get(Job, job_id)
-    registry.jobs.update(job_id, state=RUNNING)
+    job = registry.jobs.begin(job_id)
     try:
         work: Work = getattr(importlib.import_module(KINDS[job.kind]), job.kind)
         result = work(settings, registry, job.arguments, _RowReport(registry, job_id))
     except (*USER_ERRORS, OSError) as error:
         log.warning("job %s was refused", job_id, exc_info=error)
-        registry.jobs.update(job_id, state=FAILED, message=str(error), ended=time.time())
+        registry.jobs.fail(job_id, str(error))
         return False
     except Exception as error:
         log.error("job %s failed", job_id, exc_info=error)
@@ -75,9 +73,9 @@ def run_job(settings: Settings, job_id: int) -> bool:
             f"Unexpected {type(error).__name__}: {str(error)[:300]} (details in logs/jobs.log of "
             "the home folder)"
         )
-        registry.jobs.update(job_id, state=FAILED, message=message, ended=time.time())
+        registry.jobs.fail(job_id, message)
         return False
-    registry.jobs.update(job_id, state=FINISHED, message="", fraction=1.0, result=result, ended=time.time())
+    registry.jobs.finish(job_id, result)
     return True
 
 

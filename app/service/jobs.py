@@ -63,10 +63,7 @@ class Jobs:
             raise JobFailed(f"{job.title} was started by another program; end it there.")
         process.terminate()
         process.wait()
-        if self._registry.get(Job, job.id or 0).active:
-            self._registry.jobs.update(
-                job.id or 0, state=STOPPED, message="Cancelled. Nothing was added.", ended=time.time()
-            )
+        self._registry.jobs.stop(job.id or 0, "Cancelled. Nothing was added.")
 
     def notice_deaths(self) -> None:
         """Mark jobs whose process is gone as interrupted, with the reason as far as it is known."""
@@ -79,6 +76,5 @@ class Jobs:
         starting = job.state == QUEUED and code is None and time.time() - job.created < _START_SECONDS
         if starting or is_held(self._settings.job_lock(job.id or 0)):
             return
-        if self._registry.get(Job, job.id or 0).active:  # it may have ended between the two looks
-            reason = f"{job.title}: {exit_reason(code, 'its process')}. Nothing was added; start it again."
-            self._registry.jobs.update(job.id or 0, state=INTERRUPTED, message=reason, ended=time.time())
+        reason = f"{job.title}: {exit_reason(code, 'its process')}. Nothing was added; start it again."
+        self._registry.jobs.interrupt(job, reason)  # if it has not begun or ended between the two looks

@@ -19,9 +19,8 @@ from core.train.config import TrainConfig
 from core.train.training_options import all_options, flat_values
 from storage.errors import NotFound
 from storage.registry import Registry
+from storage.runs import RESUMED_FROM
 from storage.tables import INTERRUPTED, PAUSED, Adapter, Base, Checkpoint, Run
-
-_RESUMED_FROM = "resumed_from"  # in a run's details: the step from which it last went on by itself
 
 
 class Runs:
@@ -59,7 +58,7 @@ class Runs:
 
     def save(self, run_id: int) -> Run:
         """Ask a run to write a checkpoint now. Raises NotFound, InUse."""
-        return self._registry.requests.of_running(run_id, "save", save_requested=True)
+        return self._registry.requests.save(run_id)
 
     def sample(self, run_id: int) -> Run:
         """Ask a run to answer its sample prompts now.
@@ -69,7 +68,7 @@ class Runs:
         run = self._registry.get(Run, run_id)
         if not has_prompts(run):
             raise InvalidConfig(f"Run {run_id} ({run.name}) was started without sample prompts.")
-        return self._registry.requests.of_running(run_id, "sample", sample_requested=True)
+        return self._registry.requests.sample(run_id)
 
     def change(self, run_id: int, values: Mapping[str, object]) -> Run:
         """Change learning_rate, epochs or max_steps of a run: from its next step on, or when it goes on.
@@ -164,9 +163,9 @@ class Runs:
 
     def _came_further(self, run: Run) -> bool:
         newest = next((one.step for one in self._registry.checkpoints.of(run.id or 0)), 0)
-        if newest <= run.details.get(_RESUMED_FROM, -1):
+        if newest <= run.details.get(RESUMED_FROM, -1):
             return False
-        self._registry.runs.update(run.id or 0, details={**run.details, _RESUMED_FROM: newest})
+        self._registry.runs.resumed_from(run.id or 0, newest)
         return True
 
 

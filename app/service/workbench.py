@@ -354,7 +354,7 @@ class Workbench:
         """Mark runs and jobs whose process is gone as interrupted, with the reason as far as it is known."""
         active = self.registry.runs.active()
         if any(run.state in UNDER_WAY for run in active) and not self.engine.alive:
-            self.registry.runs.interrupt(self.engine.death_reason())
+            self.registry.runs.interrupt_all(self.engine.death_reason())
         self.jobs.notice_deaths()
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ from app.web.parts.curve import run_news
 from core.errors import InvalidConfig, InvalidInput
 from core.train.training_options import TrainingOptions
 from storage.errors import InUse, NotFound
-from storage.tables import Adapter, Point, Run
+from storage.tables import INTERRUPTED, Adapter, Point, Run
 from tests.workbenches import QUICK, finish, wait_for
 
 PROMPTS = {"sample_prompts": "hello\n how are you ", "sample_tokens": 4}
@@ -170,7 +170,9 @@ def test_learning_rate_and_length_change_on_the_way_and_a_resume_repeats_it(work
     assert points[-1].step == total
     assert points[change["step"]].learning_rate <= 0.002 < points[change["step"] - 1].learning_rate
     digest = workbench.registry.find(Adapter, "mine").digest
-    workbench.registry.runs.update(run_id, state="interrupted")
+    row = _get(workbench, run_id)  # as if it had been interrupted just before its end
+    row.state = INTERRUPTED
+    workbench.registry.save(row)
     workbench.registry.queue.again(run_id)
     finish(session.next())
     assert workbench.registry.find(Adapter, "mine-2").digest == digest
@@ -283,17 +285,17 @@ def test_a_checkpoint_becomes_an_adapter(workbench, session):
 def test_a_run_goes_on_by_itself_once_for_each_piece_of_progress(workbench, session):
     run_id, training = session("mine", resume_at_start=True)
     _until(training, workbench, run_id, 12)
-    workbench.registry.runs.interrupt("the engine was killed")
+    workbench.registry.runs.interrupt_all("the engine was killed")
     assert workbench.runs.resume_what_can() == [run_id]
     workbench.registry.queue.claim(run_id)
-    workbench.registry.runs.interrupt("the engine was killed again")
+    workbench.registry.runs.interrupt_all("the engine was killed again")
     assert workbench.runs.resume_what_can() == [], "it came no further, so it would die again"
     workbench.registry.queue.again(run_id)
     finish(session.next())
     assert _get(workbench, run_id).state == "finished"
     other, training = session("other")
     _until(training, workbench, other, 12)
-    workbench.registry.runs.interrupt("the engine was killed")
+    workbench.registry.runs.interrupt_all("the engine was killed")
     assert workbench.runs.resume_what_can() == [], "nobody asked for it"
 
 
@@ -437,7 +439,7 @@ def test_a_page_is_told_what_is_new_and_nothing_twice(workbench, session):
         [],
         False,
     )
-    workbench.registry.runs.interrupt("killed")
+    workbench.registry.runs.interrupt_all("killed")
     workbench.registry.queue.again(run_id)
     finish(session.next())
     after = ask(*position)

@@ -13,10 +13,10 @@ from app.web.parts.markup import day, empty, size
 from app.web.parts.options_form import option_fields
 from app.web.parts.shell import WORKING, Shell, choose_from, inform, refusal, told
 from core.export.config import ExportConfig
-from storage.tables import PASSED, Adapter, Export, Job
+from storage.tables import FAILED, INTERRUPTED, NOT_PASSED, PASSED, Adapter, Export, Job
 
 TAB, TITLE = "export", "Export"
-_KINDS = {PASSED: "good", "failed": "bad"}
+_KINDS = {PASSED: "good", NOT_PASSED: "bad"}
 
 
 def build(shell: Shell) -> None:
@@ -56,7 +56,7 @@ def exports_html(workbench: Workbench) -> str:
     failed = [
         job
         for job in workbench.registry.all(Job, limit=50)
-        if job.kind == "export_adapter" and job.state in ("failed", "interrupted")
+        if job.kind == "export_adapter" and job.state in (FAILED, INTERRUPTED)
     ]
     notices = "".join(
         f"<p><span class='state bad'>{job.state}</span> {escape(job.title)}: {escape(job.message)}</p>"
