@@ -14,7 +14,7 @@ from app.cli.doctor import doctor
 from app.cli.export import export
 from app.cli.kinds import kinds
 from app.cli.models import models
-from app.cli.page import open_page
+from app.cli.opening import open_page
 from app.cli.presets import presets
 from app.cli.quickstart import quickstart
 from app.cli.runs import runs
