@@ -19,7 +19,10 @@ from core.errors import InvalidAdapter, InvalidConfig, InvalidModel, WrongBase
 from core.events import Progress
 from core.lora.adapter import AdapterWeights
 from core.lora.anatomy import anatomy, compare_subspaces
-from core.lora.foreign.detective import LAYOUTS, Found, fit, look, take
+from core.lora.foreign.fit import fit
+from core.lora.foreign.layouts import LAYOUTS
+from core.lora.foreign.look import Found, look
+from core.lora.foreign.take import take
 from core.lora.peft.files import load_adapter, save_adapter
 from core.merge.merge import weight_norms
 from core.reporting import Report

@@ -8,6 +8,7 @@ guessed.
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,11 @@ class Part:
     name: str
     adapter: AdapterWeights
     weight: float
+
+    @functools.cached_property
+    def factors(self) -> dict[str, LayerFactors]:
+        """Its ΔW by layer. Raises InvalidAdapter if its kind has no low-rank factors."""
+        return self.adapter.low_rank()
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,7 @@ def combine(parts: Sequence[Part], config: CombineConfig, report: Report) -> Com
     Raises WrongBase if they are of several, InvalidConfig if there is nothing to combine.
     """
     require_one_base(parts)
-    paths = sorted({path for part in parts for path in part.adapter.layers})
+    paths = sorted({path for part in parts for path in part.factors})
     layers, lost, energy = {}, {}, {}
     for number, path in enumerate(paths):
         report(Progress(f"Combining {path}", number / len(paths)))
@@ -80,7 +86,7 @@ def combine(parts: Sequence[Part], config: CombineConfig, report: Report) -> Com
 
 def resize(adapter: AdapterWeights, rank: int) -> Combination:
     """The best approximation of an adapter with at most `rank` in every layer, and the energy it loses."""
-    cut = {path: decompose(factors) for path, factors in adapter.layers.items()}
+    cut = {path: decompose(factors) for path, factors in adapter.low_rank().items()}
     layers = {path: one.truncated(min(rank, one.numerical_rank)) for path, one in cut.items()}
     lost = {path: one.lost(layers[path].rank) for path, one in cut.items()}
     energy = sum(one.energy for one in cut.values())
@@ -100,15 +106,15 @@ def compare_parents(parts: Sequence[Part]) -> Parents:
     count = len(parts)
     products = torch.zeros(count, count, dtype=torch.float64)
     against = magnitude = 0.0
-    for path in sorted({path for part in parts for path in part.adapter.layers}):
-        present = [(index, part) for index, part in enumerate(parts) if path in part.adapter.layers]
+    for path in sorted({path for part in parts for path in part.factors}):
+        present = [(index, part) for index, part in enumerate(parts) if path in part.factors]
         for at, (i, one) in enumerate(present):
             for j, other in present[at:]:
-                product = inner_product(one.adapter.layers[path], other.adapter.layers[path])
+                product = inner_product(one.factors[path], other.factors[path])
                 products[i, j] += product
                 if i != j:
                     products[j, i] += product
-        conflict, total = _conflicts([(part.adapter.layers[path], part.weight) for _, part in present])
+        conflict, total = _conflicts([(part.factors[path], part.weight) for _, part in present])
         against, magnitude = against + conflict, magnitude + total
     norms = products.diagonal().clamp(min=0).sqrt()
     cosines = products / torch.outer(norms, norms).clamp(min=1e-300)
@@ -141,7 +147,7 @@ Weighted = list[tuple[LayerFactors, float]]
 
 def _of_layer(parts: Sequence[Part], path: str) -> Weighted:
     """The parents' factors of one layer, in order. Who does not target it counts as zero there."""
-    return [(part.adapter.layers[path], part.weight) for part in parts if path in part.adapter.layers]
+    return [(part.factors[path], part.weight) for part in parts if path in part.factors]
 
 
 def _layer(path: str, parts: Weighted, config: CombineConfig) -> tuple[LayerFactors, float, float]:

@@ -126,11 +126,7 @@ def _not_checkable(
     report(Progress("Reading back every tensor"))
     if config.format == "peft":
         found = load_adapter(target, layers.shapes, layers.head)
-        different = [
-            path
-            for path, one in adapter.layers.items()
-            if not (found.layers[path].A.equal(one.A) and found.layers[path].B.equal(one.B))
-        ]
+        different = [path for path, one in adapter.layers.items() if not found.layers[path].equals(one)]
     else:
         different = differing_tensors(base_folder, adapter, layers.transposed, target)
     if different:

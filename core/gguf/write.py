@@ -20,6 +20,7 @@ from core.files.publish import require_space
 from core.gguf.architecture import Array, GgufArchitecture, gguf_architecture
 from core.gguf.vocabulary import vocabulary
 from core.lora.adapter import AdapterWeights
+from core.lora.scaling import alpha_of
 from core.merge.merge import Source, merged_weight, sources
 from core.reporting import Report
 
@@ -200,7 +201,7 @@ def write_adapter_gguf(base_folder: Path, adapter: AdapterWeights, target: Path,
 
 def adapter_tensors(architecture: GgufArchitecture, adapter: AdapterWeights) -> Iterator[tuple[str, Array]]:
     """Names and values as llama.cpp reads them: A [r, in] and B [out, r], scaled by alpha / r there."""
-    for path, factors in adapter.layers.items():
+    for path, factors in adapter.low_rank().items():
         own = f"{path}.weight"
         if own == "lm_head.weight" and architecture.config.get("tie_word_embeddings"):
             raise InvalidModel(
@@ -208,7 +209,7 @@ def adapter_tensors(architecture: GgufArchitecture, adapter: AdapterWeights) -> 
                 "cannot say that."
             )
         name = architecture.tensor_name(own)
-        fold = factors.scale * factors.rank / ADAPTER_ALPHA
+        fold = alpha_of(factors.scale, factors.rank) / ADAPTER_ALPHA
         yield f"{name}.lora_a", factors.A.float().numpy()
         yield (
             f"{name}.lora_b",

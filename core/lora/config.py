@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from core.errors import InvalidConfig
+from core.lora.kinds import ADAPTER_KINDS
+from core.lora.module_names import by_pattern
+from core.lora.scaling import scaling
 from core.options import Config, option
 
 ALL_LINEAR = "all-linear"
 
 
 def _adapter_kinds() -> tuple[str, ...]:
-    from core.lora.kinds import ADAPTER_KINDS  # its heads may need this file
-
-    return ADAPTER_KINDS.names
+    return ADAPTER_KINDS.names  # when asked: a kind's head may need this file
 
 
 @dataclass(frozen=True)
@@ -57,20 +57,16 @@ class LoraConfig(Config):
     @property
     def scaling(self) -> float:
         """The factor in front of BA where no pattern says otherwise."""
-        return self._scaling(self.alpha, self.rank)
-
-    def _scaling(self, alpha: float, rank: int) -> float:
-        """α/r, or α/√r for rsLoRA (arXiv 2312.03732, equation 4)."""
-        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
+        return scaling(self.alpha, self.rank, self.use_rslora)
 
     def rank_of(self, path: str) -> int:
         """r of the layer at this module path."""
-        return int(_by_pattern(_pattern(self.rank_pattern, "rank_pattern"), path, self.rank))
+        return int(by_pattern(_pattern(self.rank_pattern, "rank_pattern"), path, self.rank))
 
     def scaling_of(self, path: str) -> float:
         """The factor in front of BA of the layer at this module path."""
-        alpha = _by_pattern(_pattern(self.alpha_pattern, "alpha_pattern"), path, self.alpha)
-        return self._scaling(alpha, self.rank_of(path))
+        alpha = by_pattern(_pattern(self.alpha_pattern, "alpha_pattern"), path, self.alpha)
+        return scaling(alpha, self.rank_of(path), self.use_rslora)
 
     @property
     def pattern_names(self) -> tuple[str, ...]:
@@ -99,6 +95,7 @@ class LoraConfig(Config):
         for alpha in _pattern(self.alpha_pattern, "alpha_pattern").values():
             limits["alpha"].check(alpha)
         _layer_numbers(self.layers_to_transform)
+        ADAPTER_KINDS.get(self.kind).check(self)
 
 
 def _pattern(text: str, name: str) -> dict[str, float]:
@@ -116,13 +113,6 @@ def _pattern(text: str, name: str) -> dict[str, float]:
             )
         pairs[module.strip()] = value
     return pairs
-
-
-def _by_pattern(pattern: Mapping[str, float], path: str, default: float) -> float:
-    """The first entry whose name is the path or its end, as PEFT matches its patterns."""
-    return next(
-        (value for name, value in pattern.items() if path == name or path.endswith(f".{name}")), default
-    )
 
 
 def _layer_numbers(text: str) -> frozenset[int] | None:

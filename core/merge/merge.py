@@ -83,17 +83,18 @@ class _Made:
 def sources(base_folder: Path, adapter: AdapterWeights, transposed: frozenset[str]) -> list[list[Source]]:
     """All tensors of the base, by file and in their order there.
 
-    Raises InvalidAdapter if a targeted layer is not among them.
+    Raises InvalidAdapter if a targeted layer is not among them, or the adapter has no low-rank factors.
     """
+    low_rank = adapter.low_rank()
     headers = {path: read_header(path) for path in weight_files(base_folder)}
     names = {entry.name for header in headers.values() for entry in header.tensors}
-    module_of = {tensor_name(path, names): path for path in adapter.layers}
+    module_of = {tensor_name(path, names): path for path in low_rank}
     found = []
     for path, header in headers.items():
         rows = []
         for entry in header.tensors:
             module = module_of.get(entry.name)
-            factors = adapter.layers[module] if module else None
+            factors = low_rank[module] if module else None
             rows.append(Source(path, entry, factors, module, module in transposed))
             if factors is not None:
                 _require_shape(rows[-1])

@@ -166,7 +166,7 @@ class TrainingGroup:
             joining.append(run)
             if self._most is None:
                 self._most = room_for(
-                    self.base, run.parameters, run.train.micro_batch_size * run.data.longest_block
+                    self.base, run.state_bytes, run.train.micro_batch_size * run.data.longest_block
                 )
         if joining or self._has_shrunk():
             yield from self._read()
@@ -180,7 +180,8 @@ class TrainingGroup:
         """What the runs of one batch must have in common."""
         if others and (wanted := _commons(others[0])) != (found := _commons(run)):
             raise CannotShare(
-                f"Runs that train together need the same block length, micro-batch size and packing; "
+                f"Runs that train together need the same adapter kind, block length, micro-batch size and "
+                "packing; "
                 f"this one has {found}, the others {wanted}. Train it by itself."
             )
 
@@ -211,6 +212,7 @@ class TrainingGroup:
             list(ranks),
             slots=len(members),
             rank=ranks,
+            kind=members[0].kind,
             dropout=[run.lora.dropout for run in members],
             trainable=True,
         )
@@ -422,6 +424,7 @@ class TrainingGroup:
             self._arrived.record()
         for slot, run in complete:
             rate, step = run.update(norms[slot], bank.grad[slot])
+            run.kind.after_step(bank, slot, run.done, run.total_steps)
             self._pending.append(_Pending(run, run.done, step, rate, slot))
         done = torch.tensor([slot for slot, _ in complete], device=self.base.device)
         bank.grad.index_fill_(0, done, 0.0)
@@ -494,7 +497,8 @@ class TrainingGroup:
 
 def _commons(run: TrainingRun) -> str:
     packing = "packed" if run.data.packed else "not packed"
-    return f"{run.data.rows.max_length} tokens, {run.train.micro_batch_size} rows, {packing}"
+    shape = f"{run.data.rows.max_length} tokens, {run.train.micro_batch_size} rows, {packing}"
+    return f"{run.kind.label}, {shape}"
 
 
 def _first_line(error: Exception) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from core.base_model.attention import attend
 from core.base_model.compiling import eager_layers
 from core.base_model.load import ResidentBase
-from core.lora.bank import AdapterBank
+from core.lora.bank import AdapterBank, Bank
 from core.train.batches import Batch
 from core.train.loss import token_losses
 from core.train.memory import Plan, keeping
@@ -38,7 +38,7 @@ def losses_of(base: ResidentBase, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 @contextmanager
-def _set_up(base: ResidentBase, bank: AdapterBank, batch: Batch) -> Iterator[None]:
+def _set_up(base: ResidentBase, bank: Bank, batch: Batch) -> Iterator[None]:
     """Within the block the base computes with this bank on these segments; recomputing needs it in backward,
     too.
     """
@@ -48,7 +48,7 @@ def _set_up(base: ResidentBase, bank: AdapterBank, batch: Batch) -> Iterator[Non
 
 
 @torch.no_grad()
-def evaluate_batch(base: ResidentBase, bank: AdapterBank, batch: Batch) -> Tensor:
+def evaluate_batch(base: ResidentBase, bank: Bank, batch: Batch) -> Tensor:
     """The summed loss of each adapter of the bank over its part of the batch, [K], without dropout."""
     bank.eval()
     batch = batch.to(base.device)
