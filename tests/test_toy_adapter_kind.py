@@ -18,7 +18,7 @@ from core.events import RunFailed, StepDone, TrainingDone
 from core.generate.config import GenerationConfig
 from core.lora.config import LoraConfig
 from core.lora.kinds import ADAPTER_KINDS, AdapterKind, LayerTensor
-from core.lora.peft.checks import check_number
+from core.lora.peft.config_checks import check_number
 from core.seam import PLUGINS_VARIABLE
 from core.train.config import TrainConfig
 

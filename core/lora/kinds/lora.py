@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 from core.errors import InvalidAdapter
 from core.lora.kinds import AdapterKind, LayerTensor
 from core.lora.module_names import by_pattern
-from core.lora.peft.checks import CONFIG_NAME, check_number, check_pattern, check_switch
+from core.lora.peft.config_checks import CONFIG_NAME, check_number, check_pattern, check_switch
 from core.lora.scaling import alpha_of, scaling
 
 if TYPE_CHECKING:
