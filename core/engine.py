@@ -13,9 +13,9 @@ import transformers
 
 from core.base_model.load import ResidentBase, best_device, load_base
 from core.base_model.source import BaseSource, check_unchanged
-from core.config import GenerationConfig
 from core.data.formats import Message
 from core.errors import WorkbenchError, WrongBase
+from core.generate.config import GenerationConfig
 from core.generate.decode import Decoder, RowRequest
 from core.generate.one_token import StatePool
 from core.lora.adapter import AdapterWeights

@@ -136,6 +136,18 @@ class Config:
                 raise InvalidConfig(unknown_option(name, list(known)))
         return cls(**{name: known[name].parse(value) for name, value in values.items()})
 
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Self:
+        """Build from what to_dict() gave; what is missing has its default.
+
+        Raises InvalidConfig for an option that there is no more, or a value that is not allowed.
+        """
+        known = [spec.name for spec in fields(cls)]
+        for name in stored:
+            if name not in known:
+                raise InvalidConfig(unknown_option(name, known))
+        return cls(**stored)
+
     def __post_init__(self) -> None:
         for option in self.options():
             option.check(getattr(self, option.name))

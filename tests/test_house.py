@@ -221,10 +221,14 @@ FACES = {
     "bases": "base models: their rows, and what every process does with them",
     "chats": "chats: their rows and the service",
     "checkpoints": "checkpoints: their rows, and how the engine writes and reads them",
+    "config": "the configuration of that folder's subject, described field by field",
     "data": "data sets: the commands and the jobs",
     "datasets": "data sets: their rows and the service",
+    "doctor": "what could be wrong: the service and the command",
     "exports": "exports: their rows and the service",
     "jobs": "jobs: their rows and the service",
+    "presets": "presets: the service and the commands",
+    "quickstart": "the whole journey in one go: the service and the command",
     "runs": "runs: their rows, the service and the commands",
 }
 

@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from core.config import CombineConfig, GenerationConfig, LoraConfig, TrainConfig
+from core.combine.config import CombineConfig
 from core.data.formats import Example
 from core.errors import CannotShare, InvalidAdapter, InvalidConfig
 from core.events import RunFailed, StepDone, TrainingDone
+from core.generate.config import GenerationConfig
+from core.lora.config import LoraConfig
 from core.lora.kinds import ADAPTER_KINDS, AdapterKind, LayerTensor
-from core.lora.peft.checks import check_number
+from core.lora.peft.config_checks import check_number
 from core.seam import PLUGINS_VARIABLE
+from core.train.config import TrainConfig
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -256,7 +259,7 @@ def test_it_goes_on_from_a_checkpoint_as_if_nothing_had_happened(base, tmp_path)
         if isinstance(event, TrainingDone):
             whole = group.adapter("run")
     resume = load_adapter(tmp_path, base.layer_shapes, base.head), RunState.load(tmp_path)
-    group = TrainingGroup(base, [RunRequest("run", asked.rows, asked.lora, asked.train, resume)])
+    group = TrainingGroup(base, [RunRequest("run", asked.rows, asked.options, resume)])
     for _, event in group.run():
         if isinstance(event, TrainingDone):
             resumed = group.adapter("run")
@@ -393,16 +396,17 @@ def test_the_engine_makes_room_for_a_kind_it_has_not_seen(base, adapter):
 
 
 def test_its_validation_loss_is_measured_beside_loras(base, adapter):
+    from core.options import NoOptions
     from core.reporting import silent
     from core.train.batches import RunData
-    from core.train.judge import validation_losses
+    from core.train.evaluation import validation_losses
     from tests.core.helpers import random_adapter, token_rows
 
     train = TrainConfig(**SHARED)
     data = RunData(token_rows(base, ROWS, 96, validation_rows=4), train)
     three = [random_adapter(base), adapter, random_adapter(base, size=0.0)]
-    together = validation_losses(base, data, three, train, silent)
-    alone = [validation_losses(base, data, [one], train, silent)[0] for one in three]
+    together = validation_losses(base, data, three, train, NoOptions(), silent)
+    alone = [validation_losses(base, data, [one], train, NoOptions(), silent)[0] for one in three]
     assert together == pytest.approx(alone, rel=1e-5)
     assert len({round(loss, 3) for loss in together}) == 3  # the last is the plain base's
 

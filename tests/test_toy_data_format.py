@@ -4,11 +4,11 @@ import json
 
 import gradio as gr
 import pytest
-from app.service.data_import import ImportRequest, import_dataset, look_at
 from typer.testing import CliRunner
 
 from app.cli.main import app
 from app.service.workbench import Workbench
+from app.shared.data_import import ImportRequest, import_dataset, look_at
 from app.web.parts.shell import Shell
 from app.web.sections.data.import_form import ImportPanel, format_choices
 from core.data.findings import RowFault

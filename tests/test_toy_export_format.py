@@ -172,7 +172,7 @@ def test_the_page_offers_and_writes_it(workbench, trained, jobs_here):
 
 def test_without_the_plug_in_nobody_knows_it(workbench, monkeypatch):
     from core.errors import InvalidConfig
-    from core.export.export_config import ExportConfig, export_options
+    from core.export.config import ExportConfig, export_options
 
     monkeypatch.delenv(PLUGINS_VARIABLE, raising=False)
     assert "compressed" not in {one.name for one in export_options()}

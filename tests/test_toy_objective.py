@@ -13,13 +13,14 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from core.config import LoraConfig, TrainConfig
 from core.data.formats import Example
 from core.data.sequences import Sequences
 from core.errors import CannotShare, InvalidConfig
 from core.events import EvalDone, RunFailed, StepDone, TrainingDone
+from core.lora.config import LoraConfig
 from core.options import Config, option
 from core.seam import PLUGINS_VARIABLE
+from core.train.config import TrainConfig
 from core.train.objectives import OBJECTIVES, Metric, Objective
 
 # What somebody who adds an objective writes.

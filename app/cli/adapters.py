@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from app.cli.common import Home, Json, Yes, finished, listed, open_workbench
 from app.cli.console import Console, guarded
+from app.cli.export import show_export
 from app.service.workbench import Workbench
-from core.combine.combine_config import CombineConfig
+from core.combine.config import CombineConfig
 from core.errors import InvalidConfig
 from storage.adapters import ORDERS, AdapterQuery
 from storage.tables import Adapter
@@ -296,23 +297,6 @@ def adapters_export(name: str, folder: Path, home: Home = None, json: Json = Fal
             progress,
         )
     show_export(console, result)
-
-
-def show_export(console: Console, result: dict[str, Any]) -> None:
-    """Where an export lies and what its check found; a failed one ends the command with 1."""
-    rounding = result.get("rounding_loss")
-    console.result(
-        result,
-        [
-            ("Written", result["folder"]),
-            ("Check", result["sentence"]),
-            *([("Of the adapter rounded away", f"{rounding:.2%}")] if rounding else []),
-            *([("Registered as the base", result["base"])] if result.get("base") else []),
-            *[("Warning", line) for line in result["warnings"]],
-        ],
-    )
-    if not result["passed"]:
-        raise typer.Exit(1)
 
 
 @adapters.command("remove")

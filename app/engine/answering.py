@@ -13,9 +13,9 @@ from app.shared import wire
 from app.shared.bases import source_told
 from app.shared.errors import USER_ERRORS
 from app.shared.refusals import refused
-from core.config import GenerationConfig
 from core.engine import AdapterSource, AnswerRequest, Engine
 from core.events import TokenDone
+from core.generate.config import GenerationConfig
 from core.generate.decode import Decoder
 from storage.registry import Registry
 

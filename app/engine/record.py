@@ -10,9 +10,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from core.config import TrainConfig
 from core.events import EvalDone, Prepared, StepDone
 from core.train.alerts import Alert, Watch
+from core.train.config import TrainConfig
+from core.train.training_options import TrainingOptions
 from storage.tables import Point, Run
 
 
@@ -43,9 +44,14 @@ class RunRecord:
         return self.run.id or 0
 
     @cached_property
+    def options(self) -> TrainingOptions:
+        """What is to be trained, and how. Raises InvalidConfig."""
+        return TrainingOptions.from_dict(self.run.config)
+
+    @property
     def train(self) -> TrainConfig:
         """How it is to be trained."""
-        return TrainConfig.parse(self.run.config["train"])
+        return self.options.train
 
     @cached_property
     def watch(self) -> Watch:

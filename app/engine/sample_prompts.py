@@ -6,9 +6,10 @@ import uuid
 from collections.abc import Generator
 
 from core.base_model.source import BaseSource
-from core.config import GenerationConfig, TrainConfig
 from core.engine import AdapterSource, AnswerRequest, Engine
+from core.generate.config import GenerationConfig
 from core.lora.adapter import AdapterWeights
+from core.train.config import TrainConfig
 
 
 def sample_answers(

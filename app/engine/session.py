@@ -171,7 +171,9 @@ class RunSession:
         for record in [record for record in self._records.values() if not record.over]:
             try:
                 say = functools.partial(self._say, record)
-                request = yield from prepare(self._registry, self._engine, record.run, self._cache, say)
+                request = yield from prepare(
+                    self._registry, self._engine, record.run, record.options, self._cache, say
+                )
                 if request.resume is not None:
                     record.step = record.saved_step = request.resume[1].position.steps
                     record.catch_up(self._registry.measurements.points(record.id))

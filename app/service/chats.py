@@ -13,9 +13,9 @@ from app.shared.engine_client import EngineClient
 from app.shared.errors import USER_ERRORS
 from app.shared.identity import require_fit, require_same_weights
 from app.shared.text import require_text
-from core.config import GenerationConfig
 from core.errors import InvalidConfig, InvalidInput
 from core.events import TokenDone
+from core.generate.config import GenerationConfig
 from storage.registry import Registry
 from storage.tables import Adapter, Base, Chat, ChatMessage
 

@@ -12,7 +12,8 @@ from typing import Any
 from app.service.workbench import Workbench
 from app.shared.errors import JobFailed
 from core.base_model.starter import NAME as STARTER_NAME
-from core.config import GenerationConfig
+from core.generate.config import GenerationConfig
+from core.train.training_options import TrainingOptions
 from storage.tables import FINISHED, Adapter, Base, Job, Run
 
 PROMPT = "How do I cook pasta?"
@@ -66,9 +67,8 @@ def run_quickstart(workbench: Workbench, watch: Watchers) -> QuickstartResult:
     watch.say("Importing the sample conversations")
     dataset = workbench.datasets.add_sample()
     watch.say(f"Training an adapter on {dataset.rows} conversations")
-    run = workbench.runs.wait(
-        workbench.training.start(base.name, dataset.name, QUICK_OPTIONS).id or 0, watch.run
-    )
+    options = TrainingOptions.parse(QUICK_OPTIONS)
+    run = workbench.runs.wait(workbench.training.start(base.name, dataset.name, options).id or 0, watch.run)
     if run.state != FINISHED or run.adapter_id is None:
         raise JobFailed(f"The training ended as {run.state}: {run.reason}")
     adapter = _adapter_name(workbench, run)

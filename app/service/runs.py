@@ -14,10 +14,12 @@ from app.shared.disk import free_bytes
 from app.shared.engine_client import EngineClient
 from app.shared.errors import EngineUnavailable
 from app.shared.publishing import keep_checkpoint
-from core.config import TrainConfig
 from core.errors import InvalidConfig, InvalidData, WrongBase
 from core.files.publish import SPARE_BYTES
+from core.lora.config import LoraConfig
 from core.train.changes import parse_change
+from core.train.config import TrainConfig
+from core.train.training_options import all_options, flat_values
 from storage.errors import NotFound
 from storage.registry import Registry
 from storage.runs import RESUMED_FROM
@@ -212,11 +214,11 @@ def options_of(run: Run) -> dict[str, Any]:
     """All training options of a run as they were last, its changes counted; what is no option any more is
     left out.
     """
-    options: dict[str, Any] = {**run.config["lora"], **run.config["train"]}
+    options = {"kind": LoraConfig.kind, "objective": TrainConfig.objective, **flat_values(run.config)}
     for change in run.changes:
         options.update(change["values"])
-    known = {option.name for option in TrainConfig.options()}
-    return {name: value for name, value in options.items() if name in known or name in run.config["lora"]}
+    known = all_options()
+    return {name: value for name, value in options.items() if name in known}
 
 
 def has_prompts(run: Run) -> bool:

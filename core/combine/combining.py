@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from core.combine.combine_config import CombineConfig, require_weights
+from core.combine.config import CombineConfig, require_weights
 from core.combine.methods import COMBINE_METHODS
 from core.errors import InvalidConfig, WrongBase
 from core.events import Progress

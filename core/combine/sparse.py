@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from core.combine.combine_config import CombineConfig
+from core.combine.config import CombineConfig
 
 Weighted = Sequence[tuple[Tensor, float]]
 """ΔW [out, in] of one layer of each parent, with its weight."""

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from core.config import OVER_LENGTH
 from core.data.dataset_file import Findings
 from core.data.findings import Finding
 from core.data.packing import pack
 from core.data.tokens import TokenFile, TokenRows
 from core.errors import InvalidData
+from core.train.config import OVER_LENGTH
 
 _LENGTH_STEP = 64  # a recommended max length is a multiple of it
 _BINS = 40

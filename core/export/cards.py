@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from core.export.export_config import ExportConfig
+from core.export.config import ExportConfig
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from typing import Any
 from core.base_model.skeleton import skeleton
 from core.errors import WorkbenchError
 from core.events import Progress
+from core.export.config import split_export_options
 from core.export.duties import Exported
-from core.export.export_config import split_export_options
 from core.lora.peft.files import load_adapter
 from core.reporting import Report
 

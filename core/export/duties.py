@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from core.base_model.skeleton import Skeleton
     from core.export.cards import Provenance
-    from core.export.export_config import ExportConfig
+    from core.export.config import ExportConfig
     from core.gguf.check import GgufCheck
     from core.lora.adapter import AdapterWeights
     from core.merge.verify import MergeCheck

@@ -15,9 +15,9 @@ from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
 from core.base_model.load import ResidentBase
-from core.config import GenerationConfig
 from core.errors import InvalidInput
 from core.events import TokenDone
+from core.generate.config import GenerationConfig
 from core.generate.one_token import DecodingState, StatePool, fitting_rows
 from core.generate.sampling import Sampler
 from core.lora.bank import Bank

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from core.config import LoraConfig
 from core.lora.adapter import AdapterWeights, LayerWeights
+from core.lora.config import LoraConfig
 from core.lora.dropout import Dropout, DropoutState
 from core.lora.kinds import ADAPTER_KINDS, AdapterKind
 from core.lora.kinds.lora import KIND as LORA

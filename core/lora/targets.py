@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from core.config import ALL_LINEAR, LoraConfig
 from core.errors import InvalidConfig
+from core.lora.config import ALL_LINEAR, LoraConfig
 from core.lora.kinds import ADAPTER_KINDS
 from core.lora.module_names import ends_with, is_among
 

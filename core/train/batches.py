@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from core.base_model.attention import Packed
-from core.config import TrainConfig
 from core.data.packing import Block, one_row_each, pack
 from core.data.rendering import IGNORE
 from core.data.tokens import TokenRows
 from core.errors import InvalidData
+from core.train.config import TrainConfig
 from core.train.objectives import OBJECTIVES
 from core.train.step_count import packs
 

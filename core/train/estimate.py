@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from core.config import LoraConfig, TrainConfig
 from core.lora.kinds import ADAPTER_KINDS
 from core.lora.targets import LayerShapes, select_targets, trainable_parameter_count
 from core.train.step_count import packs, planned_steps, steps_per_epoch
+from core.train.training_options import TrainingOptions
 
 _CHARACTERS_PER_TOKEN = 4.0
 _TEMPLATE_TOKENS = 24  # role names and end tokens around a short conversation
@@ -56,13 +56,13 @@ class Estimate:
 def estimate(
     base: BaseShape,
     data: DataShape,
-    lora: LoraConfig,
-    train: TrainConfig,
+    options: TrainingOptions,
     *,
     bytes_per_weight: int,
     tokens_per_second: float | None,
 ) -> Estimate:
     """Estimate a training. Raises InvalidConfig if target_modules match nothing."""
+    lora, train = options.lora, options.train
     targets = select_targets(list(base.layer_shapes), lora, base.head)
     trainable = trainable_parameter_count(base.layer_shapes, targets, lora)
     train_rows = max(1, data.train_rows)

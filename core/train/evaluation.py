@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from core.base_model.load import ResidentBase
-from core.config import TrainConfig
 from core.errors import InvalidData
 from core.events import EvalDone, Progress
 from core.lora.adapter import AdapterWeights
@@ -16,6 +15,7 @@ from core.lora.bank import loaded_bank
 from core.options import Config
 from core.reporting import Report
 from core.train.batches import RunData, Shape, collate
+from core.train.config import TrainConfig
 from core.train.executing import Execution, Parts
 from core.train.group_objective import GroupObjective
 from core.train.run import TrainingRun

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 
 from core.base_model.load import ResidentBase
-from core.config import LoraConfig, TrainConfig
 from core.data.tokens import TokenRows
 from core.errors import TrainingDiverged
 from core.events import EvalDone, Prepared, StepDone, TrainingDone
@@ -27,6 +26,7 @@ from core.train.group_objective import metric_means
 from core.train.run_state import Position, RunState
 from core.train.schedule import rate_factor, warmup_steps
 from core.train.step_count import planned_steps, steps_per_epoch
+from core.train.training_options import TrainingOptions
 
 _RATE_WINDOW = 20  # steps over which speed and time left are averaged
 _MOMENTS = ("exp_avg", "exp_avg_sq")  # as torch's AdamW calls its mean and its mean of squares
@@ -38,8 +38,7 @@ class RunRequest:
 
     key: Hashable
     rows: TokenRows
-    lora: LoraConfig
-    train: TrainConfig
+    options: TrainingOptions
     resume: tuple[AdapterWeights, RunState] | None = None
     """Where to go on from: the factors and the rest of the state."""
     changes: Sequence[Change] = ()
@@ -55,7 +54,7 @@ class TrainingRun:
 
     def __init__(self, base: ResidentBase, request: RunRequest) -> None:
         """Raises InvalidConfig or InvalidData."""
-        self.key, self.lora, self.train = request.key, request.lora, request.train
+        self.key, self.lora, self.train = request.key, request.options.lora, request.options.train
         self.kind = ADAPTER_KINDS.get(self.lora.kind)
         self._base = base
         self.targets = select_targets(list(base.layers), self.lora, base.head)

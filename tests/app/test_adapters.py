@@ -13,6 +13,7 @@ from app.service.exports import verify_export, zipped
 from app.shared.errors import QuotaExceeded
 from core.base_model.fingerprint import stat_key
 from core.errors import InvalidConfig, WorkbenchError
+from core.train.training_options import TrainingOptions
 from storage.errors import BlobDamaged, NotFound, StorageError
 from storage.tables import Adapter, Base, Export
 from tests.workbenches import QUICK, copy_adapter, do_job, finish
@@ -208,13 +209,13 @@ def test_nothing_new_is_begun_above_the_quota(workbench, taught):
     workbench.usage.set_quota(1e-6)
     for begin in (
         lambda: workbench.exports.start("taught"),
-        lambda: workbench.training.start("llama", "data", QUICK),
+        lambda: workbench.training.start("llama", "data", TrainingOptions.parse(QUICK)),
         lambda: workbench.adapters.resize("taught", 2, "small"),
     ):
         with pytest.raises(QuotaExceeded, match="Clean up"):
             begin()
     workbench.usage.set_quota(0)
     assert workbench.usage.quota() is None
-    assert workbench.training.start("llama", "data", QUICK, "again").state == "queued"
+    assert workbench.training.start("llama", "data", TrainingOptions.parse(QUICK), "again").state == "queued"
     with pytest.raises(InvalidConfig):
         workbench.usage.set_quota(-1)

@@ -7,10 +7,10 @@ from app.engine.answering import Answers
 from app.shared.engine_client import EngineClient
 from app.shared.errors import EngineUnavailable
 from app.shared.refusals import answered, refused
-from core.config import GenerationConfig
 from core.engine import ADAPTER_SLOTS, Engine
 from core.errors import InvalidData, WorkbenchError, WrongBase
 from core.events import TokenDone
+from core.generate.config import GenerationConfig
 from storage.blobs import BlobStore
 from storage.errors import BlobDamaged, NotFound
 from storage.tables import Adapter

@@ -19,6 +19,7 @@ COMMANDS = [
     [],
     ["quickstart"],
     ["train"],
+    ["kinds"],
     ["chat"],
     ["export"],
     ["doctor"],
@@ -370,10 +371,10 @@ def test_control_characters_do_not_reach_the_terminal(workbench, settings, train
 
 def test_quick_options_are_valid():
     from app.service.quickstart import QUICK_OPTIONS
-    from core.config import split_train_options
+    from core.train.training_options import TrainingOptions
 
-    split_train_options(QUICK_OPTIONS)
-    split_train_options(QUICK)
+    TrainingOptions.parse(QUICK_OPTIONS)
+    TrainingOptions.parse(QUICK)
 
 
 def test_adapters_are_noted_inspected_combined_resized_and_kept(workbench, trained, settings, tmp_path):

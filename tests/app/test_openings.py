@@ -7,9 +7,9 @@ import zipfile
 from collections import Counter
 
 import pytest
-from app.service.data_import import ImportRequest, import_dataset, look_at, mapping_from
 
 from app.service.workbench import Workbench
+from app.shared.data_import import ImportRequest, import_dataset, look_at, mapping_from
 from core.data.mapping import DataMapping
 
 _watched: list[Counter] = []

@@ -15,14 +15,16 @@ from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from core.base_model.load import ResidentBase, load_base
-from core.config import LoraConfig, TrainConfig
 from core.data.dataset_file import StoredRow
 from core.data.formats import Example
 from core.data.tokens import TokenRows, tokenised
 from core.lora.adapter import AdapterWeights, LayerFactors
+from core.lora.config import LoraConfig
 from core.train.batches import MicroBatch
+from core.train.config import TrainConfig
 from core.train.group import Event, TrainingGroup, alone
 from core.train.run import RunRequest
+from core.train.training_options import TrainingOptions
 
 CPU = torch.device("cpu")
 PROBE = torch.arange(3, 23).reshape(2, 10)
@@ -130,7 +132,8 @@ def request(
     validation_rows: int | None = None,
 ) -> RunRequest:
     """A run to train."""
-    return RunRequest(key, token_rows(base, examples, train.max_length, validation_rows), lora, train)
+    rows = token_rows(base, examples, train.max_length, validation_rows)
+    return RunRequest(key, rows, TrainingOptions(lora, train))
 
 
 def train_alone(

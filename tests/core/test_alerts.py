@@ -4,10 +4,10 @@ import math
 
 import pytest
 
-from core.config import TrainConfig
 from core.errors import InvalidConfig
 from core.train.alerts import Watch
 from core.train.changes import ChangingConfig
+from core.train.config import TrainConfig
 from core.train.memory import ExecutionPlan, Tier
 from core.train.step_count import smaller_plans
 

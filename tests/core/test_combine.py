@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from core.combine.combine_config import CombineConfig
 from core.combine.combining import Part, combine, compare_parents, resize
+from core.combine.config import CombineConfig
 from core.combine.methods import COMBINE_METHODS
 from core.combine.sparse import dropped
 from core.errors import InvalidConfig, WrongBase

@@ -6,13 +6,13 @@ import sys
 import pytest
 
 from core.base_model.skeleton import skeleton
-from core.combine.combine_config import CombineConfig
+from core.combine.config import CombineConfig
 from core.combine.methods import COMBINE_METHODS
 from core.errors import InvalidConfig, WorkbenchError
 from core.export.cards import Provenance
 from core.export.check_process import check_export
+from core.export.config import ExportConfig, split_export_options
 from core.export.duties import PASSED, Exporting
-from core.export.export_config import ExportConfig, split_export_options
 from core.export.exporting import export
 from core.export.formats import EXPORT_FORMATS
 from core.gguf.write import kind_of
@@ -26,8 +26,8 @@ ABOUT = Provenance("base", "f" * 64, "mit", "mine", "a" * 64, "data", {}, None, 
 def test_the_formats_and_methods_are_listed_without_torch():
     """In the order in which they are shown."""
     program = (
-        "import sys; from core.export.export_config import export_options; "
-        "from core.combine.combine_config import CombineConfig; "
+        "import sys; from core.export.config import export_options; "
+        "from core.combine.config import CombineConfig; "
         "export_options(), CombineConfig(); print('torch' in sys.modules, 'gguf' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -23,7 +23,7 @@ from transformers import (
 
 from core.base_model.skeleton import skeleton
 from core.errors import InvalidConfig, InvalidModel
-from core.export.export_config import ExportConfig
+from core.export.config import ExportConfig
 from core.gguf.check import check_adapter_gguf, check_merged_gguf, llama_cpp_is_installed
 from core.gguf.vocabulary import vocabulary
 from core.gguf.write import write_adapter_gguf, write_merged_gguf

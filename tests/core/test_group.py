@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from core.config import LoraConfig, TrainConfig
 from core.data.formats import Example
 from core.errors import InvalidConfig, TrainingDiverged
 from core.events import EvalDone, RunFailed, StepDone, TrainingDone
+from core.lora.config import LoraConfig
+from core.train.config import TrainConfig
 from core.train.group import TrainingGroup
 from tests.core.helpers import CLOSE, load, load_float64, request, train_alone
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from core.config import LoraConfig
 from core.errors import InvalidConfig
 from core.lora.adapter import AdapterWeights, LayerFactors
 from core.lora.bank import AdapterBank
+from core.lora.config import LoraConfig
 from core.lora.kinds.lora import KIND as LORA
 from core.lora.layer import LoraLinear
 from core.lora.module_names import by_pattern, ends_with

@@ -7,10 +7,11 @@ import math
 import pytest
 import torch
 
-from core.config import LoraConfig, TrainConfig
 from core.data.formats import Example
 from core.events import EvalDone, Notice, StepDone
+from core.lora.config import LoraConfig
 from core.train.changes import Change
+from core.train.config import TrainConfig
 from core.train.group import TrainingGroup, alone
 from core.train.memory import ran_out_of_memory
 from core.train.preflight import measure

@@ -17,8 +17,8 @@ from core.base_model.skeleton import skeleton
 from core.errors import InvalidInput, OutOfSpace
 from core.export.cards import Provenance
 from core.export.check_process import check
+from core.export.config import split_export_options
 from core.export.duties import Exporting
-from core.export.export_config import split_export_options
 from core.export.exporting import export
 from core.files.safetensors_file import read_header
 from core.gguf.modelfile import chat_parts

@@ -3,13 +3,14 @@
 import pytest
 import torch
 
-from core.config import LoraConfig, TrainConfig
 from core.data.formats import Example
 from core.errors import InvalidAdapter
 from core.events import StepDone
 from core.lora.bank import AdapterBank
+from core.lora.config import LoraConfig
 from core.lora.peft.files import load_adapter, save_adapter
 from core.train.batches import MicroBatch, RunData, Shape, collate
+from core.train.config import TrainConfig
 from core.train.group import TrainingGroup, alone
 from core.train.group_objective import GroupObjective
 from core.train.memory import ExecutionPlan, Tier

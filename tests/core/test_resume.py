@@ -5,12 +5,13 @@ import dataclasses
 import pytest
 import torch
 
-from core.config import LoraConfig, TrainConfig
 from core.data.formats import Example
 from core.errors import InvalidInput
 from core.events import EvalDone, StepDone
 from core.lora.adapter import LayerFactors
+from core.lora.config import LoraConfig
 from core.lora.peft.files import load_adapter, save_adapter
+from core.train.config import TrainConfig
 from core.train.group import TrainingGroup, alone
 from core.train.run_state import STATE_NAME, RunState
 from tests.core.helpers import load, request

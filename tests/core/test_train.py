@@ -9,11 +9,12 @@ import torch
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
 from core.base_model.attention import Packed, attend
-from core.config import LoraConfig, TrainConfig
 from core.data.formats import Example
 from core.errors import InvalidConfig, InvalidData, TrainingDiverged
 from core.events import EvalDone, MicroBatchDone, Prepared, StepDone, TrainingDone
+from core.lora.config import LoraConfig
 from core.train.batches import RunData
+from core.train.config import TrainConfig
 from core.train.group import TrainingGroup, alone
 from core.train.schedule import rate_factor, warmup_steps
 from tests.core.helpers import CLOSE, load, load_float64, logits, request, token_rows, train_alone

@@ -8,7 +8,7 @@ from typing import Any
 from app.jobs.kinds import Arguments, JobContext, JobKind
 from app.shared.bases import base_for
 from app.shared.identity import require_fit
-from core.combine.combine_config import CombineConfig, require_weights
+from core.combine.config import CombineConfig, require_weights
 from core.errors import InvalidConfig
 from core.events import Progress
 from storage.tables import Adapter

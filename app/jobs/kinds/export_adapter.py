@@ -15,8 +15,8 @@ from app.shared.text import require_text
 from core.base_model.source import check_unchanged
 from core.events import Progress
 from core.export.cards import Provenance
+from core.export.config import split_export_options
 from core.export.duties import FAILED, PASSED, Exporting
-from core.export.export_config import split_export_options
 from core.reporting import Report
 from storage.blobs import content_digest, content_size
 from storage.names import free_name

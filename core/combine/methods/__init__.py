@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from core.seam import Seam
 
 if TYPE_CHECKING:
-    from core.combine.combine_config import CombineConfig
     from core.combine.combining import CombinedLayer, WeightedFactors
+    from core.combine.config import CombineConfig
 
 
 class CombineMethod:

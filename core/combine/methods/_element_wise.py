@@ -9,8 +9,8 @@ from core.combine.methods import CombineMethod
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from core.combine.combine_config import CombineConfig
     from core.combine.combining import CombinedLayer, WeightedFactors
+    from core.combine.config import CombineConfig
     from core.combine.sparse import Weighted
 
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from core.combine.methods import CombineMethod
 
 if TYPE_CHECKING:
-    from core.combine.combine_config import CombineConfig
     from core.combine.combining import CombinedLayer, WeightedFactors
+    from core.combine.config import CombineConfig
 
 
 class Linear(CombineMethod):

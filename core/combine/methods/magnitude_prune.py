@@ -9,7 +9,7 @@ from core.combine.methods._element_wise import ElementWise
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from core.combine.combine_config import CombineConfig
+    from core.combine.config import CombineConfig
     from core.combine.sparse import Weighted
 
 

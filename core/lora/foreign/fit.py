@@ -12,7 +12,7 @@ from core.errors import InvalidAdapter
 from core.lora.adapter import AdapterWeights, LayerFactors
 from core.lora.foreign.layouts import LAYOUTS, Layout, rank_of
 from core.lora.foreign.look import Found, positive, raw_config
-from core.lora.peft.checks import CONFIG_NAME
+from core.lora.peft.config_checks import CONFIG_NAME
 from core.lora.peft.files import load_adapter
 from core.lora.scaling import alpha_of, scaling
 from core.lora.targets import LayerShapes, layer_number

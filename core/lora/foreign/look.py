@@ -18,8 +18,8 @@ from core.files.safetensors_file import SafetensorsHeader
 from core.lora.foreign.layouts import LAYOUTS, Layout, dotted, module_name, rank_of, sorted_out
 from core.lora.kinds import AdapterKind
 from core.lora.kinds.lora import KIND as LORA
-from core.lora.peft.checks import CONFIG_NAME
 from core.lora.peft.config import kind_of, read_config
+from core.lora.peft.config_checks import CONFIG_NAME
 from core.lora.peft.files import (
     TEMPLATE_KEY,
     TOKENIZER_KEY,

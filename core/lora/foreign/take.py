@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from core.errors import InvalidAdapter
 from core.files.archive import safe_members
 from core.files.publish import require_space
-from core.lora.peft.checks import CONFIG_NAME
+from core.lora.peft.config_checks import CONFIG_NAME
 from core.lora.peft.files import WEIGHTS_NAME
 
 _MOST_BYTES = 8 << 30

@@ -23,10 +23,11 @@ from core.seam import Seam
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
-    from core.config import LoraConfig, TrainConfig
     from core.lora.adapter import AdapterWeights, LayerFactors, LayerWeights
     from core.lora.bank import AdapterBank
+    from core.lora.config import LoraConfig
     from core.lora.stack import AdapterStack
+    from core.train.config import TrainConfig
 
 _FLOAT32 = 4  # bytes
 

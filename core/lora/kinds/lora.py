@@ -18,15 +18,16 @@ from typing import TYPE_CHECKING, Any, cast
 from core.errors import InvalidAdapter
 from core.lora.kinds import AdapterKind, LayerTensor
 from core.lora.module_names import by_pattern
-from core.lora.peft.checks import CONFIG_NAME, check_number, check_pattern, check_switch
+from core.lora.peft.config_checks import CONFIG_NAME, check_number, check_pattern, check_switch
 from core.lora.scaling import alpha_of, scaling
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
-    from core.config import LoraConfig, TrainConfig
     from core.lora.adapter import AdapterWeights, LayerFactors, LayerWeights
+    from core.lora.config import LoraConfig
     from core.lora.stack import AdapterStack
+    from core.train.config import TrainConfig
 
 _RANKS, _ALPHAS = (1, 1024), (1e-3, 65536)
 _CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq")  # as init_lora_weights spells them

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from core.errors import InvalidAdapter
 from core.lora.kinds import ADAPTER_KINDS, AdapterKind
 from core.lora.module_names import is_among
-from core.lora.peft.checks import CONFIG_NAME, MODULE_NAME
+from core.lora.peft.config_checks import CONFIG_NAME, MODULE_NAME
 from core.lora.targets import layer_number
 
 if TYPE_CHECKING:

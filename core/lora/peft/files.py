@@ -22,8 +22,8 @@ from core.files.safetensors_file import SafetensorsHeader, TensorEntry, read_hea
 from core.lora.adapter import AdapterWeights
 from core.lora.kinds import ADAPTER_KINDS, AdapterKind, largest
 from core.lora.layout import corner
-from core.lora.peft.checks import CONFIG_NAME
 from core.lora.peft.config import chosen_layers, kind_of, peft_config, read_config, targeted_paths
+from core.lora.peft.config_checks import CONFIG_NAME
 from core.lora.targets import LayerShapes
 
 WEIGHTS_NAME = "adapter_model.safetensors"

@@ -11,7 +11,7 @@ from app.web.parts.job_result import job_button
 from app.web.parts.markup import facts, size
 from app.web.parts.options_form import option_fields
 from app.web.parts.shell import Shell, choose_many, refusal
-from core.combine.combine_config import CombineConfig
+from core.combine.config import CombineConfig
 from storage.tables import Adapter, Job
 
 

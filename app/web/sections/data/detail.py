@@ -21,9 +21,9 @@ from app.web.sections.data.data_markup import (
     versions_html,
 )
 from core.base_model.templates import TEMPLATES
-from core.config import TrainConfig
 from core.data.findings import ERROR, KINDS, WARNING, codes_of
 from core.data.split import COUNT, NONE, SHARE, Split
+from core.train.config import TrainConfig
 from storage.errors import NotFound
 from storage.tables import Base, Dataset
 

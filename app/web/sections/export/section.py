@@ -12,7 +12,7 @@ from app.service.workbench import Workbench
 from app.web.parts.markup import day, empty, size
 from app.web.parts.options_form import option_fields
 from app.web.parts.shell import WORKING, Shell, choose_from, inform, refusal, told
-from core.export.export_config import export_options
+from core.export.config import export_options
 from storage.tables import FAILED, INTERRUPTED, NOT_PASSED, PASSED, Adapter, Export, Job
 
 TAB, TITLE = "export", "Export"

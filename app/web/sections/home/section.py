@@ -14,6 +14,7 @@ from app.web.parts.markup import day, facts, number, size
 from app.web.parts.shell import QUIET, WORKING, Shell, told
 from app.web.sections.home.other_jobs import other_jobs
 from app.web.sections.home.storage_view import storage_view
+from core.train.training_options import TrainingOptions
 from storage.tables import Adapter, Base, Dataset, Run
 
 TAB, TITLE = "home", "Home"
@@ -85,7 +86,7 @@ def _train_first(workbench: Workbench) -> Run:
     """Train on the newest base and data with settings for a short try."""
     base, data = workbench.registry.all(Base, limit=1)[0], workbench.registry.all(Dataset, limit=1)[0]
     options = QUICK_OPTIONS if data.name == SAMPLE_NAME else {}
-    return workbench.training.start(base.name, data.name, options)
+    return workbench.training.start(base.name, data.name, TrainingOptions.parse(options))
 
 
 def journey_html(done: int) -> str:

@@ -13,8 +13,8 @@ from app.service.workbench import Workbench
 from app.shared.bases import base_for
 from app.web.parts.options_form import option_fields
 from app.web.parts.shell import QUIET, QUIET_QUEUED, WORKING, Shell, choose_from, choose_many, refusal, told
-from core.config import GenerationConfig
 from core.errors import WrongBase
+from core.generate.config import GenerationConfig
 from storage.errors import NotFound
 from storage.tables import Adapter, Base, Chat
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from core.config import LoraConfig, TrainConfig, split_train_options
 from core.errors import InvalidConfig
 from core.options import unknown_option
+from core.train.training_options import TrainingOptions, all_options
 
 MOST_RUNS = 64  # in one sweep
 Grid = Mapping[str, Sequence[str]]
@@ -19,7 +20,7 @@ def parse_grid(texts: Iterable[str]) -> dict[str, list[str]]:
 
     Raises InvalidConfig.
     """
-    known = [option.name for option in (*LoraConfig.options(), *TrainConfig.options())]
+    known = list(all_options())
     grid: dict[str, list[str]] = {}
     for text in texts:
         name, equals, listed = (part.strip() for part in text.partition("="))
@@ -37,21 +38,22 @@ def parse_grid(texts: Iterable[str]) -> dict[str, list[str]]:
     return grid
 
 
-def combinations(options: Mapping[str, object], grid: Grid) -> list[tuple[str, dict[str, object]]]:
-    """Every combination as a label (rank=4 seed=1) and a full set of options.
+def combinations(options: TrainingOptions, grid: Grid) -> list[tuple[str, TrainingOptions]]:
+    """Every combination as a label (rank=4 seed=1), which has the values as they were written, and its
+    options.
 
     Raises InvalidConfig for an empty grid, for too many runs, or for the first value that no run could have.
     """
     if not grid:
         raise InvalidConfig("A sweep needs at least one option with its values, for example rank=4,8,16.")
-    count = 1
-    for values in grid.values():
-        count *= len(values)
+    count = math.prod(len(values) for values in grid.values())
     if count > MOST_RUNS:
         raise InvalidConfig(f"The sweep has {count} combinations; at most {MOST_RUNS} are trained at once.")
+    known = all_options()
+    parsed = [[(text, known[name].parse(text)) for text in texts] for name, texts in grid.items()]
     found = []
-    for values in itertools.product(*grid.values()):
-        chosen = dict(zip(grid, values, strict=True))
-        split_train_options({**options, **chosen})  # raises with the value at fault
-        found.append((" ".join(f"{name}={value}" for name, value in chosen.items()), {**options, **chosen}))
+    for values in itertools.product(*parsed):
+        label = " ".join(f"{name}={text}" for name, (text, _) in zip(grid, values, strict=True))
+        chosen = {name: value for name, (_, value) in zip(grid, values, strict=True)}
+        found.append((label, options.changed(chosen)))
     return found
