@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,8 +20,10 @@ from core.generate.config import GenerationConfig
 from core.lora.config import LoraConfig
 from core.lora.kinds import ADAPTER_KINDS, AdapterKind, LayerTensor
 from core.lora.peft.config_checks import check_number
+from core.options import Config, option
 from core.seam import PLUGINS_VARIABLE
 from core.train.config import TrainConfig
+from core.train.training_options import TrainingOptions
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -31,12 +34,21 @@ if TYPE_CHECKING:
 LIMIT = 0.015
 
 
+@dataclass(frozen=True)
+class RescaleOptions(Config):
+    """Of this kind alone."""
+
+    limit: float = option(
+        LIMIT, "Limit", "How far a factor may move from its start.", minimum=0.0, maximum=1.0
+    )
+
+
 class Rescale(AdapterKind):
     """y = W·x ⊙ (1 + c·(g − g₀)): the output side of (IA)³ (arXiv 2205.05638), counted from a random start
     g₀, with one strength c for all layers.
     """
 
-    name, label = "rescale", "Rescaling"
+    name, label, options = "rescale", "Rescaling", RescaleOptions
     help = "One factor for each output of a layer."
 
     def check(self, config: LoraConfig) -> None:
@@ -53,7 +65,7 @@ class Rescale(AdapterKind):
     shared = frozenset({"strength"})
 
     def start(
-        self, n_in: int, n_out: int, rank: int, weight: Tensor, generator: Generator
+        self, n_in: int, n_out: int, rank: int, weight: Tensor, generator: Generator, own: RescaleOptions
     ) -> Mapping[str, Tensor]:
         import torch
 
@@ -63,9 +75,9 @@ class Rescale(AdapterKind):
     def rate_ratio(self, name: str, train: TrainConfig) -> float:
         return 10.0 if name == "gain" else 1.0
 
-    def after_step(self, bank: AdapterBank, slot: int, done: int, planned: int) -> None:
-        for own in bank.row(slot).values():
-            own["gain"].clamp_(own["start"] - LIMIT, own["start"] + LIMIT)
+    def after_step(self, bank: AdapterBank, slot: int, done: int, planned: int, own: RescaleOptions) -> None:
+        for mine in bank.row(slot).values():
+            mine["gain"].clamp_(mine["start"] - own.limit, mine["start"] + own.limit)
 
     def added(
         self, x: Tensor, y: Tensor, weight: Tensor, tensors: Mapping[str, Tensor], scale: Tensor
@@ -206,7 +218,7 @@ def test_a_fresh_one_changes_nothing_and_a_trained_one_scales_each_output(base, 
 
     before = logits(base.model)
     bank = AdapterBank(base.layers, list(adapter.layers), 1, 1, kind=KINDS[0], trainable=True)
-    bank.initialise(0, LoraConfig(kind="rescale"), list(adapter.layers), seed=3)
+    bank.initialise(0, LoraConfig(kind="rescale"), RescaleOptions(), list(adapter.layers), seed=3)
     with bank.use():
         assert torch.equal(logits(base.model), before)
     bank.load(0, adapter)
@@ -428,3 +440,51 @@ def test_what_needs_low_rank_factors_refuses_it_with_its_reason(base, adapter, t
     ):
         with pytest.raises(InvalidAdapter, match="Rescaling is none: it scales the outputs of W"):
             work()
+
+
+# In the service, the command line and the form.
+
+OWN = {"kind": "rescale", "limit": 0.01, "dropout": 0.0}
+
+
+def test_the_engine_trains_it_and_answers_with_it_beside_lora(workbench, trained):
+    from storage.tables import Adapter
+    from tests.workbenches import QUICK
+
+    run = workbench.training.start("llama", "data", TrainingOptions.parse({**QUICK, **OWN}), "scaled")
+    assert workbench.runs.wait(run.id).state == "finished"
+    row = workbench.registry.find(Adapter, "scaled")
+    assert (row.config["lora"]["kind"], row.config["kind"]) == ("rescale", {"limit": 0.01})
+    said = json.loads((workbench.registry.blobs.verify(row.digest) / "adapter_config.json").read_text())
+    assert said["peft_type"] == KINDS[0].peft_type
+    trained("plain")
+    asked = [[{"role": "user", "content": "hello"}]] * 3
+    greedy = GenerationConfig(max_tokens=4, temperature=0.0)
+    rows = {token.row for token in workbench.chats.answer("llama", [None, "scaled", "plain"], asked, greedy)}
+    assert rows == {0, 1, 2}
+
+
+def test_the_command_line_trains_it_and_lists_its_options(workbench):
+    from typer.testing import CliRunner
+
+    from app.cli.main import app
+    from tests.workbenches import QUICK
+
+    home = ["--home", str(workbench.settings.home), "--json"]
+    given = [part for pair in ({**QUICK, **OWN}).items() for part in ("--set", f"{pair[0]}={pair[1]}")]
+    done = CliRunner().invoke(app, ["train", "--base", "llama", "--data", "data", *given, *home])
+    found = json.loads(done.stdout)
+    assert (done.exit_code, found["state"], found["config"]["kind"]) == (0, "finished", {"limit": 0.01})
+    listed = json.loads(CliRunner().invoke(app, ["kinds", "--json"]).stdout)["rows"]
+    assert next(row for row in listed if row["set"] == "kind=rescale")["options"].startswith("limit=0.015")
+
+
+def test_the_form_offers_it_with_its_options(workbench):
+    import gradio as gr
+
+    from app.web.sections.train.form import train_form
+
+    with gr.Blocks():
+        form = train_form(workbench)
+    assert ("Rescaling", "rescale") in form.options["kind"].choices
+    assert form.options["limit"].value == LIMIT

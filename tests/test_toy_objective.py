@@ -18,10 +18,11 @@ from core.data.sequences import Sequences
 from core.errors import CannotShare, InvalidConfig
 from core.events import EvalDone, RunFailed, StepDone, TrainingDone
 from core.lora.config import LoraConfig
-from core.options import Config, option
+from core.options import Config, NoOptions, option
 from core.seam import PLUGINS_VARIABLE
 from core.train.config import TrainConfig
 from core.train.objectives import OBJECTIVES, Metric, Objective
+from core.train.training_options import TrainingOptions
 
 # What somebody who adds an objective writes.
 
@@ -136,8 +137,10 @@ def _request(base, key="run", train=None, penalty=0.5, validation_rows=4, **abou
     """A run of this objective, as the engine's process makes it of a row."""
     from tests.core.helpers import request
 
-    found = request(base, ROWS, LORA, train or _train(), key, validation_rows)
-    return dataclasses.replace(found, objective_options=NearBaseOptions(penalty=penalty), **about)
+    train = train or _train()
+    found = request(base, ROWS, LORA, train, key, validation_rows)
+    own = NearBaseOptions(penalty=penalty) if train.objective == "near-base" else NoOptions()
+    return dataclasses.replace(found, options=TrainingOptions(LORA, train, objective=own), **about)
 
 
 def _train(**options):
@@ -178,7 +181,7 @@ def test_without_its_penalty_it_is_supervised_fine_tuning(tiny_llama):
     from tests.core.helpers import load
 
     base = load(tiny_llama)
-    plain = dataclasses.replace(_request(base, train=_train(objective="sft")), objective_options=None)
+    plain = _request(base, train=_train(objective="sft"))
     (expected,), events = _runs(TrainingGroup(base, [plain]))
     (found,), own_events = _runs(TrainingGroup(base, [_request(base, penalty=0.0)]))
     torch.testing.assert_close(_flat(found), _flat(expected), rtol=1e-5, atol=1e-7)
@@ -268,7 +271,7 @@ def test_a_run_of_another_objective_waits_for_its_own_turn(tiny_llama):
     from tests.core.helpers import load
 
     base = load(tiny_llama)
-    other = dataclasses.replace(_request(base, "other", _train(objective="sft")), objective_options=None)
+    other = _request(base, "other", _train(objective="sft"))
     adapters, events = _follow(TrainingGroup(base, [_request(base, "first"), other]))
     assert set(adapters) == {"first"}
     (refused,) = events["other"]
@@ -332,7 +335,7 @@ def test_one_row_may_become_several_sequences_that_stay_together(tiny_llama, tmp
     validation = torch.arange(23).numpy() < 4
     rows = TokenRows(file, 64, validation=validation, each=2)
     train = _train(objective="preferring", packing=packing, max_length=64, max_steps=12)
-    (_,), events = _runs(TrainingGroup(base, [RunRequest("run", rows, LORA, train)]))
+    (_,), events = _runs(TrainingGroup(base, [RunRequest("run", rows, TrainingOptions(LORA, train))]))
     judged = [one for one in events if isinstance(one, EvalDone)]
     assert judged[-1].loss < judged[0].loss
     assert all(one.metrics["accuracy"] % 25 == 0 for one in judged)  # of four rows
@@ -385,3 +388,36 @@ def test_the_curve_in_the_terminal_draws_its_metrics(session, workbench):
     )
     assert "train loss" in text
     assert "Divergence from the base (validation)" in text
+
+
+def test_the_command_line_trains_it_in_an_engine_of_its_own(workbench):
+    from typer.testing import CliRunner
+
+    from app.cli.main import app
+    from tests.workbenches import QUICK
+
+    home = ["--home", str(workbench.settings.home), "--json"]
+    options = {**QUICK, "objective": "near-base", "penalty": 0.25}
+    given = [part for pair in options.items() for part in ("--set", f"{pair[0]}={pair[1]}")]
+    done = CliRunner().invoke(app, ["train", "--base", "llama", "--data", "data", *given, *home])
+    found = json.loads(done.stdout)
+    assert (done.exit_code, found["state"], found["config"]["objective"]) == (
+        0,
+        "finished",
+        {"penalty": 0.25},
+    )
+    assert workbench.registry.measurements.points(found["id"])[-1].metrics.keys() == {
+        "cross_entropy",
+        "divergence",
+    }
+
+
+def test_the_form_offers_it_with_its_options(workbench):
+    import gradio as gr
+
+    from app.web.sections.train.form import train_form
+
+    with gr.Blocks():
+        form = train_form(workbench)
+    assert ("Near the base", "near-base") in form.options["objective"].choices
+    assert "penalty" in form.options

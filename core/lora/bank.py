@@ -18,6 +18,7 @@ from core.lora.layer import LoraLinear, plain_weight
 from core.lora.layout import Layout, corner
 from core.lora.ops import factor_dtype
 from core.lora.stack import AdapterStack, MixedStack
+from core.options import Config
 
 # Gradients of a stack's slices are slices too, which torch warns costs time. Beside one pass over them it
 # does not.
@@ -104,8 +105,10 @@ class AdapterBank(nn.Module):
         if self.work is not self.flat:
             self.work.copy_(self.flat)
 
-    def initialise(self, slot: int, config: LoraConfig, targets: Sequence[str], seed: int) -> None:
-        """Start a fresh adapter on `targets` in `slot`, as its kind says.
+    def initialise(
+        self, slot: int, config: LoraConfig, own: Config, targets: Sequence[str], seed: int
+    ) -> None:
+        """Start a fresh adapter on `targets` in `slot`, as its kind says; `own` are the kind's own options.
 
         Drawn on the CPU, so the same seed gives the same factors on every device.
         """
@@ -114,7 +117,7 @@ class AdapterBank(nn.Module):
         for path, layer in self._layers.items():
             if path in targets:
                 shape = layer.in_features, layer.out_features, config.rank_of(path)
-                tensors = self.kind.start(*shape, plain_weight(layer.base), generator)
+                tensors = self.kind.start(*shape, plain_weight(layer.base), generator, own)
                 layers[path] = self.kind.layer(tensors, self.kind.scale(config, path))
         self._place(slot, layers)
 

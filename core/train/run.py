@@ -19,7 +19,6 @@ from core.lora.bank import AdapterBank
 from core.lora.dropout import run_key
 from core.lora.kinds import ADAPTER_KINDS
 from core.lora.targets import select_targets, trainable_parameter_count
-from core.options import Config
 from core.train.batches import MicroBatch, RunData, Step
 from core.train.changes import Change, ChangingConfig
 from core.train.group_objective import metric_means
@@ -43,8 +42,6 @@ class RunRequest:
     """Where to go on from: the factors and the rest of the state."""
     changes: Sequence[Change] = ()
     """What was changed while it ran before."""
-    objective_options: Config | None = None
-    """Options of the objective alone; None for its defaults."""
     longest_first: bool = False
     """Whether every micro-batch is made of the longest blocks, to find out what the run will take."""
 
@@ -60,7 +57,7 @@ class TrainingRun:
         self.targets = select_targets(list(base.layers), self.lora, base.head)
         self.ranks = {path: self.lora.rank_of(path) for path in self.targets}
         self.data = RunData(request.rows, self.train)
-        self.objective_options = request.objective_options or self.data.objective.options()
+        self.kind_options, self.objective_options = request.options.kind, request.options.objective
         self._config = ChangingConfig(self.train, request.changes)
         self._resume = request.resume
         at = request.resume[1].position if request.resume else Position(0, 0, None, None, -1)
@@ -84,7 +81,7 @@ class TrainingRun:
     def start(self, bank: AdapterBank, slot: int) -> None:
         """Take `slot` with fresh factors, or with those that the run goes on from."""
         if self._resume is None:
-            bank.initialise(slot, self.lora, self.targets, self.train.seed)
+            bank.initialise(slot, self.lora, self.kind_options, self.targets, self.train.seed)
         else:
             bank.load(slot, self._resume[0])
         groups = [

@@ -13,6 +13,7 @@ from core.lora.layer import LoraLinear
 from core.lora.module_names import by_pattern, ends_with
 from core.lora.scaling import alpha_of, scaling
 from core.lora.targets import select_targets, trainable_parameter_count
+from core.options import NoOptions
 from tests.core.helpers import PROBE, load, logits, random_adapter
 
 
@@ -40,7 +41,7 @@ def test_a_fresh_adapter_changes_nothing_at_all(any_model):
     base = load(any_model)
     before = logits(base.model)
     bank = _bank(base)
-    bank.initialise(0, LoraConfig(rank=4), _targets(base), seed=3)
+    bank.initialise(0, LoraConfig(rank=4), NoOptions(), _targets(base), seed=3)
     with bank.use():
         assert torch.equal(logits(base.model), before)
 
@@ -87,7 +88,7 @@ def test_the_same_seed_starts_the_same_adapter(tiny_llama):
     base = load(tiny_llama)
     first, second, other = _bank(base), _bank(base), _bank(base)
     for bank, seed in ((first, 5), (second, 5), (other, 6)):
-        bank.initialise(0, LoraConfig(rank=4), _targets(base), seed)
+        bank.initialise(0, LoraConfig(rank=4), NoOptions(), _targets(base), seed)
     path = next(iter(first.factors))
     assert torch.equal(first.factors[path].A, second.factors[path].A)
     assert not torch.equal(first.factors[path].A, other.factors[path].A)

@@ -102,9 +102,10 @@ class AdapterKind:
     # Training.
 
     def start(
-        self, n_in: int, n_out: int, rank: int, weight: Tensor, generator: Generator
+        self, n_in: int, n_out: int, rank: int, weight: Tensor, generator: Generator, own: Any
     ) -> Mapping[str, Tensor]:
-        """The tensors of a fresh adapter, float32 on the CPU; `weight` is the frozen W [out, in].
+        """The tensors of a fresh adapter, float32 on the CPU; `weight` is the frozen W [out, in], `own` this
+        kind's options.
 
         Whatever is random comes from `generator`, so the same seed starts the same adapter on every device.
         """
@@ -118,8 +119,9 @@ class AdapterKind:
         """The learning rate of the trained tensors with this name, as a multiple of the run's."""
         return 1.0
 
-    def after_step(self, bank: AdapterBank, slot: int, done: int, planned: int) -> None:
-        """Act on the adapter in `slot` after each optimiser step: `done` of `planned` are behind it.
+    def after_step(self, bank: AdapterBank, slot: int, done: int, planned: int, own: Any) -> None:
+        """Act on the adapter in `slot` after each optimiser step: `done` of `planned` are behind it; `own`
+        are this kind's options.
 
         bank.row(slot) has its numbers, to be changed in place; bank.grad[slot] still holds, clipped, the
         gradients that the step went by.

@@ -44,7 +44,7 @@ class Lora(AdapterKind):
         return LayerTensor("A", (rank, n_in)), LayerTensor("B", (n_out, rank))
 
     def start(
-        self, n_in: int, n_out: int, rank: int, weight: Tensor, generator: Generator
+        self, n_in: int, n_out: int, rank: int, weight: Tensor, generator: Generator, own: Any
     ) -> Mapping[str, Tensor]:
         """A Kaiming-uniform, B zero."""
         import torch
