@@ -129,7 +129,6 @@ ROOMS = {
 }
 HEADS = "app.jobs.kinds"  # what jobs there are; their work is imported where it is done
 EXCEPTIONS = {
-    ("app/jobs/data.py", "app.service.data_import"): "the page imports small files in its own process",
     ("app/jobs/evaluating.py", "app.engine.preparing"): "rows are judged as the engine renders them",
 }
 
@@ -222,11 +221,11 @@ FACES = {
     "chats": "chats: their rows and the service",
     "checkpoints": "checkpoints: their rows, and how the engine writes and reads them",
     "config": "the configuration of that folder's subject, described field by field",
-    "data": "data sets: the commands and the jobs",
     "datasets": "data sets: their rows and the service",
     "doctor": "what could be wrong: the service and the command",
     "exports": "exports: their rows and the service",
-    "jobs": "jobs: their rows and the service",
+    "jobs": "jobs: their rows, the service and the commands",
+    "models": "base models: the service and the commands",
     "presets": "presets: the service and the commands",
     "quickstart": "the whole journey in one go: the service and the command",
     "runs": "runs: their rows, the service and the commands",

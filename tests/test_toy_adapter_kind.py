@@ -72,7 +72,7 @@ class Rescale(AdapterKind):
         start = torch.rand(n_out, generator=generator)
         return {"gain": start.clone(), "strength": torch.ones(1), "start": start}
 
-    def rate_ratio(self, name: str, train: TrainConfig) -> float:
+    def rate_ratio(self, name: str, plus: float) -> float:
         return 10.0 if name == "gain" else 1.0
 
     def after_step(self, bank: AdapterBank, slot: int, done: int, planned: int, own: RescaleOptions) -> None:

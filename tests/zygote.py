@@ -119,7 +119,7 @@ def _serve() -> None:
         "app.web.server",
         "core.base_model.gguf_convert",
         "core.export.exporting",
-        "core.lora.foreign.detective",
+        "core.lora.foreign.fit",
     ):
         importlib.import_module(module)  # this is what takes the seconds
 

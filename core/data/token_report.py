@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 
 from core.data.dataset_file import Findings
 from core.data.findings import Finding
-from core.data.packing import pack
+from core.data.packing import OVER_LENGTH, pack
 from core.data.tokens import TokenFile, TokenRows
 from core.errors import InvalidData
-from core.train.config import OVER_LENGTH
 
 _LENGTH_STEP = 64  # a recommended max length is a multiple of it
 _BINS = 40

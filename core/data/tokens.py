@@ -21,12 +21,12 @@ from transformers import PreTrainedTokenizerBase
 
 from core.data.dataset_file import StoredRow
 from core.data.formats import Example
+from core.data.packing import OVER_LENGTH
 from core.data.rendering import IGNORE, Rendered, Renderer
 from core.data.sequences import ONE_EACH, Sequences
 from core.errors import InvalidConfig, InvalidData
 from core.events import Progress
 from core.reporting import Report, silent
-from core.train.config import OVER_LENGTH
 
 _VERSION = 3  # of the rendering; a change makes older files be written anew
 _BATCH_ROWS = 1000

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from core.data.packing import OVER_LENGTH
 from core.errors import InvalidConfig
 from core.options import Config, option
 
 SCHEDULERS = ("cosine", "linear", "constant")
-OVER_LENGTH = ("truncate", "split", "drop")
 ALERTS = ("nan", "spike", "zero-gradient", "overfitting", "no-improvement")
 
 

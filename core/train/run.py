@@ -207,7 +207,7 @@ class TrainingRun:
         gradient.masked_fill_(~norm.isfinite(), 0.0)  # one step that is not finite must not spoil the factors
         rate = self._rate(self.done)
         for group in self._optimiser.param_groups:
-            group["lr"] = rate * self.kind.rate_ratio(group["name"], self.train)
+            group["lr"] = rate * self.kind.rate_ratio(group["name"], self.train.loraplus_lr_ratio)
         self._optimiser.step()
         step, self._step = self._step, None
         self.done += 1

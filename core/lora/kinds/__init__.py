@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from core.lora.bank import AdapterBank
     from core.lora.config import LoraConfig
     from core.lora.stack import AdapterStack
-    from core.train.config import TrainConfig
 
 _FLOAT32 = 4  # bytes
 
@@ -115,8 +114,10 @@ class AdapterKind:
         """The factor that added() multiplies by on the layer at this module path; not 0."""
         return 1.0
 
-    def rate_ratio(self, name: str, train: TrainConfig) -> float:
-        """The learning rate of the trained tensors with this name, as a multiple of the run's."""
+    def rate_ratio(self, name: str, plus: float) -> float:
+        """The learning rate of the trained tensors with this name, as a multiple of the run's; `plus` is
+        LoRA+'s λ.
+        """
         return 1.0
 
     def after_step(self, bank: AdapterBank, slot: int, done: int, planned: int, own: Any) -> None:

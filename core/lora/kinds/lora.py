@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from core.lora.adapter import AdapterWeights, LayerFactors, LayerWeights
     from core.lora.config import LoraConfig
     from core.lora.stack import AdapterStack
-    from core.train.config import TrainConfig
 
 _RANKS, _ALPHAS = (1, 1024), (1e-3, 65536)
 _CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq")  # as init_lora_weights spells them
@@ -56,9 +55,9 @@ class Lora(AdapterKind):
         """α/r or α/√r."""
         return config.scaling_of(path)
 
-    def rate_ratio(self, name: str, train: TrainConfig) -> float:
+    def rate_ratio(self, name: str, plus: float) -> float:
         """LoRA+ (arXiv 2402.12354): B learns faster than A."""
-        return train.loraplus_lr_ratio if name == "B" else 1.0
+        return plus if name == "B" else 1.0
 
     def stack(self) -> type[AdapterStack]:
         """One operator for the base's product and the adapters', and kernels for decoding."""
