@@ -9,6 +9,9 @@ const METRICS = {
     of: (p, run) => p[6] != null && run.about.operations_a_second ? 100 * p[6] * run.about.operations_a_token / run.about.operations_a_second : null},
   memory: {title: 'Memory', axis: 'Memory (GiB)', digits: 2, of: p => p[7] == null ? null : p[7] / 2 ** 30},
 };
+// What the objective of the run shown names beside these: a chart each, or several in one; the last column of a point.
+let named = {};
+const charts = () => ({...METRICS, ...named});
 const AXES = {step: ['Step', p => p[1]], tokens: ['Tokens', p => p[9]], time: ['Training time (min)', p => p[10] == null ? null : p[10] / 60]};
 const PALETTE = [['#0f766e', '#2dd4bf'], ['#b45309', '#fbbf24'], ['#6d28d9', '#a78bfa'], ['#be123c', '#fb7185'], ['#1d4ed8', '#60a5fa'],
   ['#4d7c0f', '#a3e635'], ['#a21caf', '#e879f9'], ['#0e7490', '#22d3ee']];
@@ -36,6 +39,7 @@ const [state, plot, figures, table, panels] =
   ['.curve-state', '.curve-plot', '.curve-figures', '.curve-table', '.run-panels'].map(one => host.querySelector(one));
 const kept = JSON.parse(localStorage.getItem('lora-workbench-curve') || '{}');
 metricBox.value = kept.metric in METRICS ? kept.metric : 'loss';
+let wished = kept.metric ?? 'loss';  // it may be one that only this run's objective names
 axisBox.value = kept.axis in AXES ? kept.axis : 'step';
 [smoothing.value, logScale.checked, clip.checked, notify.checked] = [kept.smoothing ?? 0, kept.log ?? false, kept.clip ?? false, kept.notify ?? false];
 
@@ -81,11 +85,12 @@ function series(run, value) {
   return run.points.map(p => [x(p), value(p), p[1]]).filter(pair => pair[0] != null && pair[1] != null && Number.isFinite(pair[1]));
 }
 
-function validation(run) {
+function validation(run, value = p => p[3]) {
   // An evaluation has a step alone; on another axis it stands where that step's measurement does.
   const x = AXES[axisBox.value][1], where = new Map([[0, 0]]);
   if (axisBox.value !== 'step') for (const p of run.points) if (p[2] != null) where.set(p[1], x(p));
-  return run.points.filter(p => p[3] != null).map(p => [axisBox.value === 'step' ? p[1] : where.get(p[1]), p[3], p[1]]).filter(pair => pair[0] != null);
+  return run.points.filter(p => p[3] != null).map(p => [axisBox.value === 'step' ? p[1] : where.get(p[1]), value(p), p[1]])
+    .filter(pair => pair[0] != null && pair[1] != null);
 }
 
 function bounds(all) {
@@ -112,25 +117,47 @@ function asText(name) {
   return name.replaceAll('&', '&amp;').replaceAll('<', '&lt;');
 }
 
+function offerCharts() {
+  // The charts that the main run's objective names stand behind those that every run has.
+  const found = {};
+  for (const one of runs.get(main)?.about.metrics ?? []) {
+    const axis = one.unit ? `${one.title} (${one.unit})` : one.title;
+    (found[`named ${one.title}`] ??= {title: one.title, axis, digits: one.digits, lines: []}).lines.push(one);
+  }
+  if (JSON.stringify(found) === JSON.stringify(named)) return;
+  named = found;
+  metricBox.replaceChildren(...Object.entries(charts()).map(([key, one]) => make('option', {value: key, textContent: one.title})));
+  metricBox.value = wished in charts() ? wished : 'loss';
+}
+
+function lines(metric) {
+  // What is drawn for a run: one line, or one for each metric of a chart that an objective names, with its evaluations.
+  const isLoss = metric === METRICS.loss;
+  if (metric.lines) return metric.lines.map(one => ({label: one.label, train: p => p[3] == null ? p[11]?.[one.name] : null, judged: p => p[11]?.[one.name]}));
+  return [{label: isLoss ? 'Train loss' : metric.title, train: metric.of ?? (p => p[metric.at]), judged: isLoss ? p => p[3] : null}];
+}
+
 function draw() {
   if (dragging || !host.isConnected || !plot.clientWidth) return;
   if (!window.Plotly) return bringPlotly();
-  const weight = Number(smoothing.value), c = colours(), metric = METRICS[metricBox.value], traces = [], values = [];
-  const several = runs.size > 1, shade = dark() ? 1 : 0;
-  [...runs.entries()].forEach(([id, run], index) => {
-    const colour = PALETTE[index % PALETTE.length][shade], name = several ? asText(run.about.name || `Run ${id}`) : '';
-    const pairs = thinned(series(run, metric.of ? p => metric.of(p, run) : p => p[metric.at])), x = pairs.map(one => one[0]), y = pairs.map(one => one[1]);
+  const weight = Number(smoothing.value), c = colours(), metric = charts()[metricBox.value], traces = [], values = [];
+  const several = runs.size > 1, shade = dark() ? 1 : 0, drawn = lines(metric);
+  [...runs.entries()].flatMap(([id, run]) => drawn.map(line => [id, run, line])).forEach(([id, run, line], index) => {
+    const colour = PALETTE[index * (several || drawn.length === 1 ? 1 : 2) % PALETTE.length][shade];
+    const name = several ? asText(`${run.about.name || `Run ${id}`}${drawn.length > 1 ? ` ${line.label}` : ''}`) : '';
+    const pairs = thinned(series(run, p => line.train(p, run))), x = pairs.map(one => one[0]), y = pairs.map(one => one[1]);
     const smooth = weight > 0 && metricBox.value !== 'rate';
     values.push(...y);
     if (smooth && !several) traces.push({x, y, name: 'raw', mode: 'lines', line: {color: colour, width: 1}, opacity: 0.28, hoverinfo: 'skip', showlegend: false});
-    const label = metricBox.value === 'loss' ? (several ? name : 'Train loss') : (several ? name : metric.title);
+    const label = several ? name : asText(line.label), judgedLabel = metric.lines ? `${label} (validation)` : several ? `${name} validation` : 'Validation loss';
     traces.push({x, y: smooth ? smoothed(y, weight) : y, name: label, mode: pairs.length < 40 ? 'lines+markers' : 'lines',
       line: {color: colour, width: several && id !== main ? 1.5 : 2}, marker: {size: 5},
       hovertemplate: `${label} %{y:${metric.exponent ? '.3e' : `.${metric.digits}f`}}<extra></extra>`});
-    const judged = metricBox.value === 'loss' ? validation(run) : [];
-    if (judged.length) traces.push({x: judged.map(one => one[0]), y: judged.map(one => one[1]), name: several ? `${name} validation` : 'Validation loss',
-      mode: 'lines+markers', line: {color: several ? colour : PALETTE[1][shade], width: 2, dash: 'dot'}, marker: {size: 7, symbol: 'diamond'}, showlegend: !several,
-      hovertemplate: `${several ? name + ' ' : ''}validation %{y:.4f}<extra></extra>`});
+    const judged = line.judged ? validation(run, line.judged) : [];
+    if (judged.length) traces.push({x: judged.map(one => one[0]), y: judged.map(one => one[1]), name: judgedLabel,
+      mode: 'lines+markers', line: {color: several ? colour : PALETTE[(index * (drawn.length > 1 ? 2 : 1) + 1) % PALETTE.length][shade], width: 2, dash: 'dot'},
+      marker: {size: 7, symbol: 'diamond'}, showlegend: !several,
+      hovertemplate: `${metric.lines ? judgedLabel : `${several ? name + ' ' : ''}validation`} %{y:.${metric.digits}f}<extra></extra>`});
   });
   const axis = {gridcolor: c.grid, zeroline: false, linecolor: c.grid, tickfont: {size: 11}};
   const range = clip.checked ? bounds(values) : null;
@@ -175,6 +202,10 @@ function describe() {
     ['Tokens/s', p ? Math.round(p[6]).toLocaleString() : '–'], ['Of the hardware’s limit', share ? `${share.toFixed(0)} %` : '–'],
     ['Memory', p ? `${(p[7] / 2 ** 30).toFixed(2)} GiB` : '–'],
     about.state === 'running' || !about.energy ? ['Time left', about.state === 'running' && p ? duration(p[8]) : '–'] : ['Energy', `${(about.energy / 3.6e6).toFixed(3)} kWh`]];
+  for (const one of about.metrics ?? []) {
+    const value = p?.[11]?.[one.name];
+    shown.push([one.label, value == null ? '–' : `${value.toFixed(one.digits)}${one.unit ? ` ${one.unit}` : ''}`]);
+  }
   plot.style.opacity = main ? 1 : 0.35;
   plot.dataset.points = run.points.filter(one => one[2] != null).length;
   figures.replaceChildren(...shown.map(([label, value]) => make('div', {}, make('small', {textContent: label}), make('b', {textContent: value}))));
@@ -213,6 +244,7 @@ async function ask() {
       let more = false, anything = false;
       for (const [id, one] of answer.runs) { anything ||= one.points.length > 0; more = take(id, one) || more; }
       if (asked === main) takePanels(answer);
+      offerCharts();
       describe();
       if (anything) draw();
       pause = more ? 0 : hidden ? 15000 : [...runs.values()].some(run => active(run.about.state)) ? 400 : 2000;
@@ -240,15 +272,17 @@ function choose() {
 function save(kind) {
   const name = (runs.get(main)?.about.name || 'run').replace(/[^\w.-]+/g, '-');
   if (kind === 'png') return Plotly.downloadImage(plot, {format: 'png', width: 1400, height: 700, filename: `${name}-${metricBox.value}`});
-  const quoted = text => `"${String(text).replace(/^([=+\-@])/, "'$1").replaceAll('"', '""')}"`, lines = ['run,step,loss,validation_loss,learning_rate,grad_norm,tokens_per_second,memory_bytes,tokens,seconds'];
+  const own = [...new Set([...runs.values()].flatMap(run => (run.about.metrics ?? []).map(one => one.name)))];
+  const quoted = text => `"${String(text).replace(/^([=+\-@])/, "'$1").replaceAll('"', '""')}"`, lines = ['run,step,loss,validation_loss,learning_rate,grad_norm,tokens_per_second,memory_bytes,tokens,seconds' + own.map(one => `,${one}`).join('')];
   for (const [id, run] of runs)
-    for (const p of run.points) lines.push([quoted(run.about.name || id), p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[9], p[10]].map(one => one ?? '').join(','));
+    for (const p of run.points) lines.push([quoted(run.about.name || id), p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[9], p[10], ...own.map(one => p[11]?.[one])].map(one => one ?? '').join(','));
   const link = make('a', {href: URL.createObjectURL(new Blob([lines.join('\n') + '\n'], {type: 'text/csv'})), download: `${name}.csv`});
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }
 
 const remember = () => {
+  wished = metricBox.value;
   localStorage.setItem('lora-workbench-curve', JSON.stringify({metric: metricBox.value, axis: axisBox.value, smoothing: Number(smoothing.value),
     log: logScale.checked, clip: clip.checked, notify: notify.checked}));
   draw();

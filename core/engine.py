@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,13 +13,14 @@ import transformers
 
 from core.base_model.load import ResidentBase, best_device, load_base
 from core.base_model.source import BaseSource, check_unchanged
-from core.config import GenerationConfig
 from core.data.formats import Message
 from core.errors import WorkbenchError, WrongBase
+from core.generate.config import GenerationConfig
 from core.generate.decode import Decoder, RowRequest
 from core.generate.one_token import StatePool
 from core.lora.adapter import AdapterWeights
-from core.lora.bank import AdapterBank
+from core.lora.bank import MixedBank
+from core.lora.kinds.lora import KIND as LORA
 from core.lora.peft.files import load_adapter
 from core.train.group import TrainingGroup
 from core.train.hardware import matmul_rate
@@ -35,7 +36,10 @@ class AdapterSource:
     """An adapter to answer with: its files and the base it was made for."""
 
     name: str
-    folder: Path
+    folder: Callable[[], Path]
+    """Gives its files, after a look whether they are still those of `digest`. Called when they are read, not
+    for an adapter that is in a slot already.
+    """
     digest: str
     base_fingerprint: str
     base_name: str
@@ -216,23 +220,18 @@ class _AdapterSlots:
     """Adapters ready to answer, in one bank; the least recently used makes room."""
 
     base: ResidentBase
-    bank: AdapterBank = field(init=False)
+    bank: MixedBank = field(init=False)
     loaded: dict[str, tuple[int, AdapterWeights]] = field(
         default_factory=dict
     )  # digest → slot, oldest use first
 
     def __post_init__(self) -> None:
-        self.bank = self._new_bank(_FIRST_RANK)
+        self.bank = self._new_bank({LORA.name: _FIRST_RANK})
 
-    def _new_bank(self, rank: int) -> AdapterBank:
-        bank = AdapterBank(
-            self.base.layers,
-            list(self.base.layers),
-            slots=ADAPTER_SLOTS + 1,
-            rank=rank,
-            dtype=self.base.dtype,
+    def _new_bank(self, ranks: Mapping[str, int]) -> MixedBank:
+        return MixedBank(
+            self.base.layers, list(self.base.layers), ADAPTER_SLOTS + 1, ranks, dtype=self.base.dtype
         )
-        return bank.requires_grad_(False)
 
     def place(self, sources: Sequence[AdapterSource], in_use: set[str]) -> dict[str, int]:
         """Have every adapter in a slot, without taking the slot of one `in_use`; return slots by digest."""
@@ -247,9 +246,9 @@ class _AdapterSlots:
         return {digest: self.loaded[digest][0] for digest in wanted}
 
     def _load(self, source: AdapterSource, keep: set[str]) -> None:
-        weights = source.weights or load_adapter(source.folder, self.base.layer_shapes, self.base.head)
-        if weights.highest_rank > max(self.bank.ranks.values()):
-            self.bank = self._new_bank(weights.highest_rank)
+        weights = source.weights or load_adapter(source.folder(), self.base.layer_shapes, self.base.head)
+        if not self.bank.has_room_for(weights):
+            self.bank = self._new_bank({**self.bank.ranks, weights.kind: weights.highest_rank})
             for slot, held in self.loaded.values():
                 self.bank.load(slot, held)
         slot = self._free_slot(keep)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,9 @@ class StepDone:
     step: int
     epoch: float
     loss: float
-    """Mean cross-entropy over the step's supervised tokens, in nats."""
+    """The objective's mean over the step, in nats: for supervised fine-tuning the cross-entropy of a trained
+    token.
+    """
     learning_rate: float
     grad_norm: float
     """Before clipping."""
@@ -57,6 +60,8 @@ class StepDone:
     """Input tokens since the run's first step."""
     total_seconds: float
     """Time spent on the run's steps so far."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Means over the step that the objective names beside the loss."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,8 @@ class EvalDone:
 
     step: int
     loss: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Means over these rows that the objective names beside the loss."""
 
 
 @dataclass(frozen=True)

@@ -102,12 +102,16 @@ def _figure(number: float) -> str:
     return f"{int(number):,}" if number == int(number) else f"{number:g}"
 
 
-def option(default: Any, label: str, help: str, **about: Any) -> Any:
+def option(default: Any, label: str, help: str | Callable[[], str], **about: Any) -> Any:
+    """A field of a Config. help: a function where it names the kinds that a folder lists."""
     return field(default=default, metadata={"label": label, "help": help, **about})
 
 
 def _described(spec: Field[Any]) -> Option:
-    return Option(name=spec.name, kind=type(spec.default), default=spec.default, **spec.metadata)
+    about = dict(spec.metadata)
+    if callable(about["help"]):
+        about["help"] = about["help"]()
+    return Option(name=spec.name, kind=type(spec.default), default=spec.default, **about)
 
 
 class Config:
@@ -131,6 +135,18 @@ class Config:
             if name not in known:
                 raise InvalidConfig(unknown_option(name, list(known)))
         return cls(**{name: known[name].parse(value) for name, value in values.items()})
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Self:
+        """Build from what to_dict() gave; what is missing has its default.
+
+        Raises InvalidConfig for an option that there is no more, or a value that is not allowed.
+        """
+        known = [spec.name for spec in fields(cls)]
+        for name in stored:
+            if name not in known:
+                raise InvalidConfig(unknown_option(name, known))
+        return cls(**stored)
 
     def __post_init__(self) -> None:
         for option in self.options():

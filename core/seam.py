@@ -6,6 +6,7 @@ without torch, and nothing but the file has to be written for a new one:
 
     core/lora/kinds/          adapter kinds           core/export/formats/      export formats
     core/train/objectives/    objectives              core/data/formats/        data formats
+    core/combine/methods/     combine methods         core/data/reading/        kinds of files of rows
     app/jobs/kinds/           jobs
 
 A folder lists itself: each of its modules (but those whose names begin with an underscore) defines KIND.
@@ -66,6 +67,10 @@ class Seam(Generic[K]):
         """The names of all kinds, in order."""
         return tuple(self.all())
 
+    def help(self) -> str:
+        """What each kind is for, for the help of an option that chooses among them."""
+        return " ".join(f"{name}: {_begun_small(kind.help)}" for name, kind in self.all().items())
+
     def get(self, name: str) -> K:
         """The kind called `name`. Raises InvalidConfig with the nearest name, or all of them."""
         found = self.all().get(name)
@@ -74,6 +79,11 @@ class Seam(Generic[K]):
             hint = f"Did you mean {near[0]}?" if near else f"There are: {', '.join(self.names)}."
             raise InvalidConfig(f"There is no {self._what} {name[:120]!r}. {hint}")
         return found
+
+
+def _begun_small(sentence: str) -> str:
+    """As a sentence goes on behind a colon; what begins with capitals, such as GGUF, keeps them."""
+    return sentence if sentence[1:2].isupper() else sentence[:1].lower() + sentence[1:]
 
 
 @functools.cache

@@ -1,11 +1,12 @@
 """Every error that storage raises on purpose.
 
 StorageError
-├── NameTaken        a name is already used in its table
-├── InvalidName      a name that cannot be stored or shown safely
-├── NotFound         no row of that name or id
-├── InUse            the row is needed by others
-└── BlobDamaged      stored bytes no longer match their digest
+├── NameTaken           a name is already used in its table
+├── InvalidName         a name that cannot be stored or shown safely
+├── NotFound            no row of that name or id
+├── InUse               the row is needed by others
+├── InvalidTransition   a state cannot follow the one that a run or a job is in
+└── BlobDamaged         stored bytes no longer match their digest
 """
 
 
@@ -27,6 +28,10 @@ class NotFound(StorageError):
 
 class InUse(StorageError):
     """The row is needed by others."""
+
+
+class InvalidTransition(StorageError):
+    """A state cannot follow the one that a run or a job is in."""
 
 
 class BlobDamaged(StorageError):

@@ -11,7 +11,7 @@ from sqlmodel import Session, col, select
 from storage.database import Database
 from storage.errors import InUse, NameTaken
 from storage.names import clean_name, free_name
-from storage.run_states import note_state, run_in
+from storage.run_states import change_state, note_state, run_in
 from storage.tables import (
     ACTIVE_STATES,
     PREPARING,
@@ -100,16 +100,16 @@ class RunQueue:
             run = session.get(Run, run_id)
             if run is None or run.state != QUEUED:
                 return False
-            run.state, run.started = PREPARING, time.time()
-            note_state(session, run)
+            change_state(session, run, PREPARING)
+            run.started = time.time()
             return True
 
     def put_back(self, run_id: int, reason: str) -> None:
         """Let a run that was taken wait again, at its old place."""
         with self._database.writing() as session:
             run = run_in(session, run_id)
-            run.state, run.reason, run.started = QUEUED, reason, None
-            note_state(session, run)
+            change_state(session, run, QUEUED, reason)
+            run.started = None
 
     def again(self, run_id: int) -> Run:
         """Let a run that was paused, interrupted, stopped or has failed wait for the engine again; twice does
@@ -131,10 +131,10 @@ class RunQueue:
             last = -1 if newest is None else newest
             for table in (Point, Sample):
                 session.execute(delete(table).where(col(table.run_id) == run_id, col(table.step) > last))
-            run.state, run.reason, run.started, run.ended, run.bytes_needed = QUEUED, "", None, None, 0
+            change_state(session, run, QUEUED, "")
+            run.started, run.ended, run.bytes_needed = None, None, 0
             run.position = _last_position(session) + 1
             run.stop_requested = run.pause_requested = run.save_requested = run.sample_requested = False
-            note_state(session, run)
             return run
 
 

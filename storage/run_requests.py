@@ -11,7 +11,7 @@ from sqlmodel import Session, col, select
 
 from storage.database import Database
 from storage.errors import InUse
-from storage.run_states import note_state, run_in
+from storage.run_states import change_state, run_in
 from storage.tables import (
     FINISHED,
     PAUSED,
@@ -49,8 +49,7 @@ class RunRequests:
         with self._database.writing() as session:
             run = run_in(session, run_id)
             if run.state == QUEUED:
-                run.state, run.reason, run.ended = STOPPED, _waited_at(session, run_id), time.time()
-                note_state(session, run)
+                change_state(session, run, STOPPED, _waited_at(session, run_id))
             elif run.active:
                 run.stop_requested = True
         return run
@@ -67,24 +66,29 @@ class RunRequests:
             if not run.active:
                 raise InUse(f"Run {run_id} ({run.name}) is {run.state}, so there is nothing to pause.")
             if run.state == QUEUED:
-                run.state, run.reason, run.ended = PAUSED, _waited_at(session, run_id), time.time()
-                note_state(session, run)
+                change_state(session, run, PAUSED, _waited_at(session, run_id))
             elif run.state != PAUSING:
-                run.state, run.pause_requested = PAUSING, True
-                note_state(session, run)
+                change_state(session, run, PAUSING)
+                run.pause_requested = True
         return run
 
-    def of_running(self, run_id: int, what: str, **values: Any) -> Run:
-        """Set columns that ask something of a run that is running; `what` completes "there is nothing to".
-
-        Raises NotFound, InUse.
-        """
+    def save(self, run_id: int) -> Run:
+        """Ask a run to write a checkpoint now. Raises NotFound, or InUse if it is not running."""
         with self._database.writing() as session:
-            run = run_in(session, run_id)
-            if run.state != RUNNING:
-                raise InUse(f"Run {run_id} ({run.name}) is {run.state}, so there is nothing to {what}.")
-            for name, value in values.items():
-                setattr(run, name, value)
+            run = _running(session, run_id, "save")
+            run.save_requested = True
+        return run
+
+    def settle_save(self, run_id: int) -> None:
+        """Note that no checkpoint is asked for any more, although none was written."""
+        with self._database.writing() as session:
+            run_in(session, run_id).save_requested = False
+
+    def sample(self, run_id: int) -> Run:
+        """Ask a run to answer its sample prompts now. Raises NotFound, or InUse if it is not running."""
+        with self._database.writing() as session:
+            run = _running(session, run_id, "sample")
+            run.sample_requested = True
         return run
 
     def change(self, run_id: int, values: Mapping[str, Any]) -> Run:
@@ -117,6 +121,14 @@ class RunRequests:
             run.change_requested = any(one.get("step") is None for one in run.changes)
             run.details = {**run.details, "total_steps": total_steps}
             session.add(run)
+
+
+def _running(session: Session, run_id: int, what: str) -> Run:
+    """The run, if it is running; `what` completes "there is nothing to". Raises NotFound, InUse."""
+    run = run_in(session, run_id)
+    if run.state != RUNNING:
+        raise InUse(f"Run {run_id} ({run.name}) is {run.state}, so there is nothing to {what}.")
+    return run
 
 
 def _waited_at(session: Session, run_id: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,18 +11,24 @@ from sqlmodel import col, select
 from storage.checkpoints import Checkpoints
 from storage.database import Database
 from storage.errors import InUse
-from storage.run_states import note_state, run_in
+from storage.run_states import change_state, run_in
 from storage.tables import (
     ACTIVE_STATES,
     FAILED,
+    FINISHED,
     INTERRUPTED,
+    PAUSED,
     PREPARING,
     QUEUED,
     RUNNING,
+    STOPPED,
     UNDER_WAY,
     Adapter,
     Run,
 )
+
+RESUMED_FROM = "resumed_from"
+"""In a run's details: the step from which it last went on by itself."""
 
 
 class Runs:
@@ -51,48 +56,78 @@ class Runs:
             session.execute(update(Adapter).where(col(Adapter.run_id) == run_id).values(run_id=None))
             session.execute(delete(Run).where(col(Run.id) == run_id, col(Run.state).not_in(UNDER_WAY)))
 
-    def set_state(self, run_id: int, state: str, reason: str = "", **values: Any) -> None:
-        """Change a run's state, and its log with it."""
-        with self._database.writing() as session:
-            run = run_in(session, run_id)
-            run.state, run.reason = state, reason
-            for name, value in values.items():
-                setattr(run, name, value)
-            if state not in ACTIVE_STATES:
-                run.ended = time.time()
-            note_state(session, run)
-
     def begin(self, run_id: int, details: Mapping[str, Any]) -> None:
         """Note what was prepared; the run is running now, unless somebody asked it to pause meanwhile."""
         with self._database.writing() as session:
             run = run_in(session, run_id)
             run.details = {**run.details, **details}
             if run.state == PREPARING:
-                run.state = RUNNING
-                note_state(session, run)
+                change_state(session, run, RUNNING)
 
-    def update(self, run_id: int, **values: Any) -> None:
-        """Set columns of a run."""
+    def finished(self, run_id: int, reason: str = "", adapter_id: int | None = None) -> None:
+        """Note that a run has come to its end, and the adapter it has left. Raises InvalidTransition."""
+        self._left_adapter(run_id, FINISHED, reason, adapter_id)
+
+    def stopped(self, run_id: int, reason: str, adapter_id: int | None = None) -> None:
+        """Note that a run has stopped before its end, and the adapter it has left, if any.
+
+        Raises InvalidTransition.
+        """
+        self._left_adapter(run_id, STOPPED, reason, adapter_id)
+
+    def paused(self, run_id: int, reason: str) -> None:
+        """Note that a run is paused as it was asked to. Raises InvalidTransition."""
         with self._database.writing() as session:
-            session.execute(update(Run).where(col(Run.id) == run_id).values(**values))
+            run = run_in(session, run_id)
+            change_state(session, run, PAUSED, reason)
+            run.pause_requested = False
+
+    def needs_space(self, run_id: int, reason: str, bytes_needed: int) -> None:
+        """Note that a run is paused until so much is free on the disk. Raises InvalidTransition."""
+        with self._database.writing() as session:
+            run = run_in(session, run_id)
+            change_state(session, run, PAUSED, reason)
+            run.bytes_needed, run.save_requested = bytes_needed, False
+
+    def failed(self, run_id: int, reason: str) -> None:
+        """Note what a run has failed by. Raises InvalidTransition."""
+        with self._database.writing() as session:
+            change_state(session, run_in(session, run_id), FAILED, reason)
+
+    def interrupted(self, run_id: int, reason: str) -> None:
+        """Note what has interrupted a run, which can go on later. Raises InvalidTransition."""
+        with self._database.writing() as session:
+            change_state(session, run_in(session, run_id), INTERRUPTED, reason)
+
+    def resumed_from(self, run_id: int, step: int) -> None:
+        """Note the step from which a run goes on by itself."""
+        with self._database.writing() as session:
+            run = run_in(session, run_id)
+            run.details = {**run.details, RESUMED_FROM: step}
 
     def fail_queued(self, reason: str) -> None:
         """Mark the waiting runs as failed, since there is no engine to take them."""
         self._change_all((QUEUED,), FAILED, reason)
 
-    def interrupt(self, reason: str) -> list[int]:
+    def interrupt_all(self, reason: str) -> list[int]:
         """Mark runs that were under way as interrupted, since nothing works on them any more.
 
         Returns their ids.
         """
         return self._change_all(UNDER_WAY, INTERRUPTED, reason)
 
+    def _left_adapter(self, run_id: int, state: str, reason: str, adapter_id: int | None) -> None:
+        with self._database.writing() as session:
+            run = run_in(session, run_id)
+            change_state(session, run, state, reason)
+            if adapter_id is not None:
+                run.adapter_id = adapter_id
+
     def _change_all(self, states: Iterable[str], state: str, reason: str) -> list[int]:
         with self._database.writing() as session:
             runs = session.exec(select(Run).where(col(Run.state).in_(list(states)))).all()
             for run in runs:
-                run.state, run.reason, run.ended = state, reason, time.time()
-                note_state(session, run)
+                change_state(session, run, state, reason)
             return [run.id or 0 for run in runs]
 
     def active(self) -> list[Run]:

@@ -221,6 +221,10 @@ class Point(SQLModel, table=True):
     """Input tokens since the run's first step."""
     seconds: float | None = None
     """Time spent training since the run's first step; pauses do not count."""
+    metrics: dict[str, float] | None = Field(
+        default=None, sa_column=Column(JSON(none_as_null=True), nullable=True)
+    )
+    """What the run's objective names beside the loss; None where it names nothing."""
     at: float = Field(default_factory=time.time)
 
 

@@ -21,9 +21,9 @@ from transformers import (
 from core.reporting import silent
 
 os.environ.setdefault("HF_HUB_OFFLINE", "0")
-torch.set_num_threads(
-    1
-)  # tiny models gain nothing by more, and the engines of the tests want the other cores
+# Tiny models gain nothing by more than one, and the engines of the tests want the other cores. More of them
+# imitate other machines: see tests/processors.py.
+torch.set_num_threads(int(os.environ.get("LORA_WORKBENCH_TEST_THREADS", "1")))
 pytest_plugins = ["tests.workbenches"]
 
 CHATML = (

@@ -14,6 +14,7 @@ import pytest
 from app.jobs.process import run_job
 from app.service.workbench import Workbench
 from app.shared.settings import Settings, settings_for
+from core.train.training_options import TrainingOptions
 from storage.tables import Adapter, Job
 from tests.zygote import Zygote
 
@@ -205,7 +206,7 @@ def session(workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> Callable[.
     engine = Engine(dtype=torch.float32)
 
     def begin(name: str, **options: object) -> tuple[int, RunSession]:
-        run = workbench.training.start("llama", "data", {**STEADY, **options}, name)
+        run = workbench.training.start("llama", "data", TrainingOptions.parse({**STEADY, **options}), name)
         return run.id or 0, begin.next()  # type: ignore[attr-defined]
 
     begin.engine = engine  # type: ignore[attr-defined]

@@ -50,8 +50,8 @@ class Zygote:
 
     def close(self) -> None:
         """End the process; engines that still run are their tests' business."""
-        self._process.kill()
-        self._process.wait()
+        with self._process:  # which closes its pipes, and waits
+            self._process.kill()
 
 
 class Forked:
@@ -109,16 +109,19 @@ def _fork(question: dict[str, Any]) -> int:
 
 def _serve() -> None:
     for module in (
-        "engine.process",
-        "jobs.process",
-        "jobs.adapters",
-        "jobs.export_adapter",
-        "jobs.data",
-        "cli.main",
-        "web.page",
-        "web.server",
+        "app.engine.process",
+        "app.jobs.process",
+        "app.jobs.adapters",
+        "app.jobs.evaluating",
+        "app.jobs.registering",
+        "app.cli.main",
+        "app.web.page",
+        "app.web.server",
+        "core.base_model.gguf_convert",
+        "core.export.exporting",
+        "core.lora.foreign.fit",
     ):
-        importlib.import_module(f"app.{module}")  # this is what takes the seconds
+        importlib.import_module(module)  # this is what takes the seconds
 
     ended: dict[int, int] = {}
 

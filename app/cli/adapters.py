@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from app.cli.common import Home, Json, Yes, finished, listed, open_workbench
 from app.cli.console import Console, guarded
-from app.cli.options import Home, Json, Yes, finished, open_workbench
+from app.cli.export import show_export
 from app.service.workbench import Workbench
-from core.config import COMBINE_METHODS
+from core.combine.config import CombineConfig
 from core.errors import InvalidConfig
 from storage.adapters import ORDERS, AdapterQuery
 from storage.tables import Adapter
@@ -101,7 +102,9 @@ def adapters_import(
     """Import an adapter from PEFT or another tool; see inspect for what it is and where it fits."""
     console, workbench = Console(json), open_workbench(home)
     with console.progress() as progress:
-        result = finished(workbench, workbench.import_adapter(origin, name, base, alpha=alpha), progress)
+        result = finished(
+            workbench, workbench.adapters.import_files(origin, name, base, alpha=alpha), progress
+        )
     rows = [("Imported", result["name"]), ("Base", result["base"]), ("Found", result["sentence"])]
     console.result(result, rows + ([("Warning", result["warning"])] if result["warning"] else []))
 
@@ -124,9 +127,9 @@ def adapters_inspect(
     registered = what in workbench.registry.names(Adapter)
     with console.progress() as progress:
         job = (
-            workbench.inspect_adapter(what)
+            workbench.adapters.inspect(what)
             if registered
-            else workbench.look_at_adapter(Path(what), alpha=alpha)
+            else workbench.adapters.look_at(Path(what), alpha=alpha)
         )
         result = finished(workbench, job, progress)
     if json:
@@ -162,7 +165,7 @@ def adapters_compare(name: str, other: str, home: Home = None, json: Json = Fals
     """Compare the directions that two adapters work in: 0 nothing in common, 1 the same."""
     console, workbench = Console(json), open_workbench(home)
     with console.progress() as progress:
-        result = finished(workbench, workbench.inspect_adapter(name, other), progress)
+        result = finished(workbench, workbench.adapters.inspect(name, other), progress)
     rows = [{"layer": path, "shared": phi[-1][-1]} for path, phi in result["similarity"].items()]
     console.result(result, []) if json else console.records(rows)
 
@@ -177,7 +180,7 @@ def adapters_verify(
     """Check digest, layers, shapes, numbers and base of one adapter or all."""
     console, workbench = Console(json), open_workbench(home)
     with console.progress() as progress:
-        result = finished(workbench, workbench.verify_adapters(name), progress)
+        result = finished(workbench, workbench.adapters.verify(name), progress)
     console.result(
         result,
         [("Sound", str(len(result["checked"]) - len(result["problems"]))), *result["problems"].items()],
@@ -204,7 +207,7 @@ def adapters_resize(
     console, workbench = Console(json), open_workbench(home)
     with console.progress() as progress:
         result = finished(
-            workbench, workbench.resize_adapter(adapter, rank, name, evaluate=evaluate), progress
+            workbench, workbench.adapters.resize(adapter, rank, name, evaluate=evaluate), progress
         )
     losses = [f"{loss:.4f}" for loss in result["losses"] or []]
     console.result(
@@ -224,7 +227,7 @@ def adapters_combine(
     parts: Annotated[
         list[str], typer.Argument(metavar="NAME=WEIGHT …", help="The adapters, each with its weight.")
     ],
-    method: Annotated[str, typer.Option(help=f"One of {', '.join(COMBINE_METHODS)}.")] = "svd",
+    method: Annotated[str, typer.Option(help=listed(CombineConfig, "method"))] = "svd",
     rank: Annotated[int, typer.Option(help="Rank of the result; 0: the highest of its parents.")] = 0,
     density: Annotated[
         float, typer.Option(help="Share of elements that ties, dare and magnitude_prune keep.")
@@ -241,7 +244,7 @@ def adapters_combine(
     options = {"method": method, "rank": rank, "density": density, "seed": seed}
     with console.progress() as progress:
         result = finished(
-            workbench, workbench.combine_adapters(_weights(workbench, parts), options, name), progress
+            workbench, workbench.adapters.combine(_weights(workbench, parts), options, name), progress
         )
     pairs = [
         f"{one} · {other}: {result['cosines'][i][j]:.3f}"
@@ -289,26 +292,11 @@ def adapters_export(name: str, folder: Path, home: Home = None, json: Json = Fal
     console, workbench = Console(json), open_workbench(home)
     with console.progress() as progress:
         result = finished(
-            workbench, workbench.export(name, folder.expanduser().absolute(), {"format": "peft"}), progress
+            workbench,
+            workbench.exports.start(name, folder.expanduser().absolute(), {"format": "peft"}),
+            progress,
         )
     show_export(console, result)
-
-
-def show_export(console: Console, result: dict[str, Any]) -> None:
-    """Where an export lies and what its check found; a failed one ends the command with 1."""
-    rounding = result.get("rounding_loss")
-    console.result(
-        result,
-        [
-            ("Written", result["folder"]),
-            ("Check", result["sentence"]),
-            *([("Of the adapter rounded away", f"{rounding:.2%}")] if rounding else []),
-            *([("Registered as the base", result["base"])] if result.get("base") else []),
-            *[("Warning", line) for line in result["warnings"]],
-        ],
-    )
-    if not result["passed"]:
-        raise typer.Exit(1)
 
 
 @adapters.command("remove")

@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
+from app.cli.common import Home, Json, open_workbench
 from app.cli.console import Console, ProgressLine, guarded
-from app.cli.options import Home, Json, open_workbench
-from app.service.usage import clean_up, set_quota, usage
 from app.shared.errors import AlreadyRunning
 from app.shared.processes import is_held
 from app.shared.settings import settings_for
@@ -77,12 +76,12 @@ def space(
     """Show what takes space in the home folder and what can go; remove that with --clean."""
     console, workbench = Console(json), open_workbench(home)
     if limit is not None:
-        set_quota(workbench.settings, limit)
+        workbench.usage.set_quota(limit)
     if clean:
-        freed = clean_up(workbench.registry, workbench.settings)
+        freed = workbench.usage.clean_up()
         console.result({"freed_bytes": freed}, [("Freed", f"{freed / 1e6:,.1f} MB")])
         return
-    shares = usage(workbench.registry, workbench.settings)
+    shares = workbench.usage.shares()
     console.records(
         [
             {

@@ -10,6 +10,7 @@ from rich.console import Console as RichConsole
 from rich.live import Live
 from rich.text import Text
 
+from app.service.metrics import metrics_of
 from app.service.workbench import Workbench
 from storage.tables import Point, Run
 
@@ -47,19 +48,48 @@ def watch_run(workbench: Workbench, run_id: int) -> None:
 
 
 def picture(run: Run, points: Sequence[Point], width: int, height: int) -> str:
-    """The losses of a run as text, under a line that says how it stands."""
+    """The losses of a run as text, under a line that says how it stands, and the further charts that its
+    objective names.
+    """
+    losses = {
+        "train loss": [(one.step, one.loss) for one in points if one.loss is not None],
+        "validation loss": [
+            (one.step, one.validation_loss) for one in points if one.validation_loss is not None
+        ],
+    }
+    charts = [losses, *_metric_charts(run, points)]
+    drawn = [_chart(lines, width, (height - 1) // len(charts)) for lines in charts if any(lines.values())]
+    return "\n".join([_headline(run, points), *(drawn or ["Nothing measured yet."])])
+
+
+Lines = dict[str, list[tuple[int, float]]]
+"""(step, value) by label."""
+
+
+def _metric_charts(run: Run, points: Sequence[Point]) -> list[Lines]:
+    """The lines of each chart that the run's objective asks for."""
+    charts: dict[str, Lines] = {}
+    for metric in metrics_of(run):
+        for point in points:
+            value = (point.metrics or {}).get(metric.name)
+            if value is not None:
+                label = f"{metric.label}{' (validation)' if point.loss is None else ''}"
+                lines = charts.setdefault(metric.title, {})
+                lines.setdefault(label, []).append((point.step, value))
+    return list(charts.values())
+
+
+def _chart(lines: Lines, width: int, height: int) -> str:
     import plotext
 
-    train = [(one.step, one.loss) for one in points if one.loss is not None]
-    judged = [(one.step, one.validation_loss) for one in points if one.validation_loss is not None]
     plotext.clear_figure()
     plotext.theme("clear")
-    plotext.plotsize(width, max(8, height - 1))
+    plotext.plotsize(width, max(8, height))
     plotext.xlabel("step")
-    for label, pairs in (("train loss", train), ("validation loss", judged)):
+    for label, pairs in lines.items():
         if pairs:
-            plotext.plot([step for step, _ in pairs], [loss for _, loss in pairs], label=label)
-    return f"{_headline(run, points)}\n{plotext.build() if train or judged else 'Nothing measured yet.'}"
+            plotext.plot([step for step, _ in pairs], [value for _, value in pairs], label=label)
+    return str(plotext.build())
 
 
 def _headline(run: Run, points: Sequence[Point]) -> str:
@@ -69,5 +99,11 @@ def _headline(run: Run, points: Sequence[Point]) -> str:
     if last is not None:
         parts.append(f"step {last.step}{f' of {total}' if total else ''}")
         parts.append(f"loss {last.loss:.4f}")
+        measured = last.metrics or {}
+        parts += [
+            f"{metric.label} {metric.shown(measured[metric.name])}"
+            for metric in metrics_of(run)
+            if metric.name in measured
+        ]
         parts.append(f"{last.tokens_per_second or 0:,.0f} tokens/s")
     return "  ".join(parts)

@@ -10,14 +10,14 @@ from dataclasses import asdict, dataclass, field
 
 from app.engine.faults import reason
 from app.shared import wire
-from app.shared.bases import source_of
+from app.shared.bases import source_told
 from app.shared.errors import USER_ERRORS
-from core.config import GenerationConfig
+from app.shared.refusals import refused
 from core.engine import AdapterSource, AnswerRequest, Engine
 from core.events import TokenDone
+from core.generate.config import GenerationConfig
 from core.generate.decode import Decoder
 from storage.registry import Registry
-from storage.tables import Adapter, Base
 
 log = logging.getLogger("engine")
 
@@ -89,23 +89,25 @@ class Answers:
                 self._refuse(asked, error)
 
     def _decoder(self, question: wire.Message) -> Decoder:
-        base = self._registry.find(Base, question["base"])
+        """The app has looked everything up: here nothing is read but what has to be loaded."""
         requests = [
             AnswerRequest(
-                row["messages"],
-                self._adapter_source(row.get("adapter")),
-                GenerationConfig.parse(row["config"]),
+                row["messages"], self._adapter_source(row["adapter"]), GenerationConfig.parse(row["config"])
             )
             for row in question["rows"]
         ]
-        return self._engine.answer(source_of(self._registry, base), requests)
+        return self._engine.answer(source_told(self._registry, question["base"]), requests)
 
-    def _adapter_source(self, name: str | None) -> AdapterSource | None:
-        if name is None:
+    def _adapter_source(self, told: dict[str, str] | None) -> AdapterSource | None:
+        if told is None:
             return None
-        row = self._registry.find(Adapter, name)
-        folder = self._registry.blobs.verify(row.digest)
-        return AdapterSource(row.name, folder, row.digest, row.base_fingerprint, row.base_name)
+        return AdapterSource(
+            told["name"],
+            lambda: self._registry.blobs.verify(told["digest"]),
+            told["digest"],
+            told["base_fingerprint"],
+            told["base_name"],
+        )
 
     def _step(self, one: _UnderWay) -> None:
         while one.asked.cancelled:
@@ -127,4 +129,4 @@ class Answers:
         if not isinstance(error, USER_ERRORS):
             log.error("an answer failed", exc_info=error)
             self._engine.free_memory()
-        asked.out.put({"error": reason(error), "kind": type(error).__name__})
+        asked.out.put(refused(error, reason(error)))

@@ -7,10 +7,11 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from app.shared.disk import SPARE_BYTES, free_bytes
+from app.shared.disk import free_bytes
 from core.base_model.load import ResidentBase
 from core.engine import Engine
 from core.errors import InvalidInput, OutOfSpace
+from core.files.publish import SPARE_BYTES
 from core.lora.adapter import AdapterWeights
 from core.lora.peft.files import load_adapter, save_adapter
 from core.train.run_state import RunState

@@ -11,6 +11,7 @@ from typing import Any
 from app.engine.preparing import base_source, prepare
 from app.shared import wire
 from core.engine import Engine
+from core.train.training_options import TrainingOptions
 from storage.registry import Registry
 from storage.tables import Base, Dataset, Run
 
@@ -32,7 +33,8 @@ class Measuring:
         runs = [_unsaved(base, data, config) for config in self.question["configs"]]
         requests = []
         for number, run in enumerate(runs):
-            request = yield from prepare(registry, engine, run, cache, lambda text: None)
+            options = TrainingOptions.from_dict(run.config)
+            request = yield from prepare(registry, engine, run, options, cache, lambda text: None)
             requests.append(replace(request, key=number))
         for found in engine.measure(base_source(registry, runs[0]), requests):
             if found is not None:

@@ -11,7 +11,6 @@ from app.engine.checkpoints import load_checkpoint
 from app.shared.bases import source_of
 from core.base_model.load import ResidentBase
 from core.base_model.source import BaseSource
-from core.config import LoraConfig, TrainConfig
 from core.data.dataset_file import DatasetFile
 from core.data.importing import Summary
 from core.data.rendering import Renderer
@@ -21,7 +20,9 @@ from core.data.version import Version, first_version
 from core.engine import Engine
 from core.errors import WrongBase
 from core.train.changes import Change
+from core.train.objectives import OBJECTIVES
 from core.train.run import RunRequest
+from core.train.training_options import TrainingOptions
 from storage.registry import Registry
 from storage.tables import Base, Run
 
@@ -39,27 +40,39 @@ def base_source(registry: Registry, run: Run) -> BaseSource:
 
 
 def prepare(
-    registry: Registry, engine: Engine, run: Run, cache: Path, say: Callable[[str], object]
+    registry: Registry,
+    engine: Engine,
+    run: Run,
+    options: TrainingOptions,
+    cache: Path,
+    say: Callable[[str], object],
 ) -> Generator[None, None, RunRequest]:
     """Load the base and render the rows, in a thread beside the chats.
 
     Its value is the run's request, keyed by its id.
     """
-    train = TrainConfig.parse(run.config["train"])
     rows, version, special_tokens = _data(registry, run)
     say(f"Loading {run.base_name} and reading {len(rows)} rows")
     base: ResidentBase = engine.load_base(base_source(registry, run))
-    length = min(train.max_length, base.context_length)
+    length = min(options.train.max_length, base.context_length)
     renderer = Renderer(base.tokenizer, special_tokens=special_tokens)
-    file = yield from _beside(lambda: tokenised(rows.all_stored(), version.rows, renderer, cache))
+    objective = OBJECTIVES.get(options.train.objective)
+    file = yield from _beside(
+        lambda: tokenised(rows.all_stored(), version.rows, renderer, cache, sequences=objective.sequences)
+    )
     found = TokenRows(
-        file, length, keep=version.usable(rows), validation=version.validation, over_length=train.over_length
+        file,
+        length,
+        keep=version.usable(rows),
+        validation=version.validation,
+        over_length=options.train.over_length,
+        each=objective.sequences.count,
     )
     resume = load_checkpoint(registry, run, engine, base) if run.id else None
     if resume is not None:
         say(f"Going on from the checkpoint at step {resume[1].position.steps}")
     changes = [Change(one["step"], one["values"]) for one in run.changes if one.get("step") is not None]
-    return RunRequest(run.id, found, LoraConfig.parse(run.config["lora"]), train, resume, changes)
+    return RunRequest(run.id, found, options, resume, changes)
 
 
 def _data(registry: Registry, run: Run) -> tuple[DatasetFile, Version, bool]:

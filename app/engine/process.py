@@ -31,8 +31,9 @@ from app.engine.session import RunSession
 from app.engine.token_views import TokenViews
 from app.shared import wire
 from app.shared.bases import open_registry
-from app.shared.errors import USER_ERRORS
+from app.shared.errors import USER_ERRORS, EngineUnavailable
 from app.shared.processes import ALREADY_RUNNING
+from app.shared.refusals import refused
 from app.shared.settings import DTYPE_VARIABLE, Settings, settings_for
 from core.engine import Engine
 from core.errors import InvalidConfig
@@ -66,7 +67,7 @@ class EngineServer:
 
     def work(self) -> None:
         """Train and answer until there is nothing to do and nobody is attached."""
-        for run_id in self._registry.runs.interrupt("the engine ended while it was training"):
+        for run_id in self._registry.runs.interrupt_all("the engine ended while it was training"):
             log.info("run %s was interrupted", run_id)
         while not self._is_over():
             slice_seconds = self._measure_a_little() if self._measures() else self._train_a_little()
@@ -121,7 +122,7 @@ class EngineServer:
         except Exception as error:
             if not isinstance(error, USER_ERRORS):
                 log.error("measuring failed", exc_info=error)
-            asked.out.put({"error": reason(error), "kind": type(error).__name__})
+            asked.out.put(refused(error, reason(error)))
 
     # Threads, one for each connection.
 
@@ -166,7 +167,8 @@ class EngineServer:
                 self._answers.cancel(message["name"], int(message["row"]))
                 wire.send(connection, {"done": True})
             case other:
-                wire.send(connection, {"error": f"unknown command {other!r}", "kind": "EngineUnavailable"})
+                why = f"The engine does not know the command {other!r}; end it, so that a new one starts."
+                wire.send(connection, refused(EngineUnavailable(), why))
 
     def _hold(self, connection: Connection) -> None:
         """Stay alive for as long as this client keeps its connection."""
@@ -199,7 +201,7 @@ class EngineServer:
                 "A run is under way, whose memory and time would be measured too; wait for its end, "
                 "or pause it."
             )
-            return {"error": why, "kind": "EngineUnavailable"}
+            return refused(EngineUnavailable(), why)
         asked = Measuring(message)
         self._measure_asked.put(asked)
         self._wake.set()

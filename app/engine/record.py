@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from core.config import TrainConfig
 from core.events import EvalDone, Prepared, StepDone
 from core.train.alerts import Alert, Watch
+from core.train.config import TrainConfig
+from core.train.training_options import TrainingOptions
 from storage.tables import Point, Run
 
 
@@ -43,9 +44,14 @@ class RunRecord:
         return self.run.id or 0
 
     @cached_property
+    def options(self) -> TrainingOptions:
+        """What is to be trained, and how. Raises InvalidConfig."""
+        return TrainingOptions.from_dict(self.run.config)
+
+    @property
     def train(self) -> TrainConfig:
         """How it is to be trained."""
-        return TrainConfig.parse(self.run.config["train"])
+        return self.options.train
 
     @cached_property
     def watch(self) -> Watch:
@@ -76,7 +82,14 @@ class RunRecord:
 
     def evaluated(self, event: EvalDone) -> list[Alert]:
         """Take an evaluation's measurement; say what it gives cause for."""
-        self.points.append(Point(run_id=self.id, step=event.step, validation_loss=event.loss))
+        self.points.append(
+            Point(
+                run_id=self.id,
+                step=event.step,
+                validation_loss=event.loss,
+                metrics=_finite_metrics(event.metrics),
+            )
+        )
         self.wants_sample = True
         if event.loss < self.best:
             self.best = event.loss
@@ -106,7 +119,13 @@ def _training_point(run_id: int, event: StepDone) -> Point:
         seconds_left=event.seconds_left,
         tokens=event.total_tokens,
         seconds=event.total_seconds,
+        metrics=_finite_metrics(event.metrics),
     )
+
+
+def _finite_metrics(metrics: Mapping[str, float]) -> dict[str, float] | None:
+    """JSON has no NaN either."""
+    return {name: value for name, value in metrics.items() if math.isfinite(value)} or None
 
 
 def prepared_sentence(event: Prepared, together: int, over_length: str) -> str:

@@ -6,9 +6,10 @@ import uuid
 from collections.abc import Generator
 
 from core.base_model.source import BaseSource
-from core.config import GenerationConfig, TrainConfig
 from core.engine import AdapterSource, AnswerRequest, Engine
+from core.generate.config import GenerationConfig
 from core.lora.adapter import AdapterWeights
+from core.train.config import TrainConfig
 
 
 def sample_answers(
@@ -18,7 +19,9 @@ def sample_answers(
 
     Its value is the answers, in order.
     """
-    now = AdapterSource(name, source.folder, uuid.uuid4().hex, source.fingerprint, source.name, weights)
+    now = AdapterSource(
+        name, lambda: source.folder, uuid.uuid4().hex, source.fingerprint, source.name, weights
+    )
     config = GenerationConfig(max_tokens=train.sample_tokens, temperature=0.0)
     asked = [AnswerRequest([{"role": "user", "content": prompt}], now, config) for prompt in train.prompts]
     texts = [""] * len(asked)

@@ -31,7 +31,7 @@ from core.train.run import RunRequest
 from storage.checkpoints import best_checkpoint
 from storage.names import free_name
 from storage.registry import Registry
-from storage.tables import ALERT, CHANGE, FAILED, FINISHED, INTERRUPTED, PAUSED, STOPPED, Adapter, Run, Sample
+from storage.tables import ALERT, CHANGE, LOG, Adapter, Run, Sample
 
 _FLUSH_SECONDS = 0.5  # measurements are written at most this often: each write waits for the disk
 _LOOK_SECONDS = 0.1  # between two looks for what somebody asks of a run
@@ -83,12 +83,13 @@ class RunSession:
         For want of memory they are interrupted and can go on later.
         """
         self.flush()
-        out_of_memory = ran_out_of_memory(error)
-        if out_of_memory:
+        log.error("the runs %s cannot go on", self.run_ids, exc_info=error)
+        if ran_out_of_memory(error):
             reason = f"{reason} ({memory_figures(self._engine.device)})"
+        active = {run.id for run in self._registry.runs.active()}  # others were stopped before they began
         for record in self._records.values():
-            if not record.over:
-                self._fail(record, error, reason, INTERRUPTED if out_of_memory else FAILED)
+            if not record.over and record.id in active:
+                self._fail(record, error, reason)
 
     def flush(self) -> None:
         """Write the measurements that wait, and what was used of energy."""
@@ -109,7 +110,7 @@ class RunSession:
 
         return insist(functools.partial(write, *arguments, **values), waiting)
 
-    def _say(self, record: RunRecord, text: str, kind: str = "log") -> None:
+    def _say(self, record: RunRecord, text: str, kind: str = LOG) -> None:
         self._write(self._registry.measurements.add_note, record.id, text, kind)
 
     def _share_energy(self) -> None:
@@ -170,7 +171,9 @@ class RunSession:
         for record in [record for record in self._records.values() if not record.over]:
             try:
                 say = functools.partial(self._say, record)
-                request = yield from prepare(self._registry, self._engine, record.run, self._cache, say)
+                request = yield from prepare(
+                    self._registry, self._engine, record.run, record.options, self._cache, say
+                )
                 if request.resume is not None:
                     record.step = record.saved_step = request.resume[1].position.steps
                     record.catch_up(self._registry.measurements.points(record.id))
@@ -280,6 +283,7 @@ class RunSession:
                 self._registry.measurements.add_sample,
                 Sample(run_id=record.id, step=record.step, prompt=prompt, text=text),
             )
+        record.wants_sample = False  # the wish was still in the row, and seen again, while it was answered
 
     # Saving, and the end.
 
@@ -292,7 +296,7 @@ class RunSession:
         record.wants_save = False
         state = self._group.state(record.id)
         if state is None or state.position.steps == record.saved_step:
-            self._write(self._registry.runs.update, record.id, save_requested=False)
+            self._write(self._registry.requests.settle_save, record.id)
             return
         self.flush()  # what was measured up to here must not be missing when the run goes on from here
         adapter = self._group.adapter(record.id)
@@ -313,7 +317,7 @@ class RunSession:
                     f"The checkpoint at step {state.position.steps} could not be written: {error}; {kept}",
                     ALERT,
                 )
-                self._write(self._registry.runs.update, record.id, save_requested=False)
+                self._write(self._registry.requests.settle_save, record.id)
             else:
                 raise
         else:
@@ -332,14 +336,7 @@ class RunSession:
             f"{free_bytes(folder) / 1e6:,.1f} MB are free; "
             f"it {lost} by itself once there is space"
         )
-        self._write(
-            self._registry.runs.set_state,
-            record.id,
-            PAUSED,
-            reason,
-            bytes_needed=needed,
-            save_requested=False,
-        )
+        self._write(self._registry.runs.needs_space, record.id, reason, needed)
 
     def _pause(self, record: RunRecord) -> None:
         """Save where the run stands and let go of it."""
@@ -349,20 +346,21 @@ class RunSession:
         self.flush()
         record.over = True
         reason = f"after {record.saved_step} steps" if record.saved_step else "before the first step"
-        self._write(self._registry.runs.set_state, record.id, PAUSED, reason, pause_requested=False)
+        self._write(self._registry.runs.paused, record.id, reason)
 
-    def _fail(self, record: RunRecord, error: Exception, reason: str, state: str = FAILED) -> None:
+    def _fail(self, record: RunRecord, error: Exception, reason: str) -> None:
         record.over = True
         log.error("run %s failed", record.id, exc_info=error)
-        self._write(self._registry.runs.set_state, record.id, state, reason)
+        ended = self._registry.runs.interrupted if ran_out_of_memory(error) else self._registry.runs.failed
+        self._write(ended, record.id, reason)
 
     def _finish(self, record: RunRecord, done: TrainingDone) -> None:
         """Store the adapter and end the run. A run stopped before its first step leaves no adapter."""
         self.flush()
-        state = STOPPED if done.stopped else FINISHED
+        ended = self._registry.runs.stopped if done.stopped else self._registry.runs.finished
         if done.steps == 0:
             record.over = True
-            self._write(self._registry.runs.set_state, record.id, state, "before the first step")
+            self._write(ended, record.id, "before the first step")
             return
         if done.stopped:
             self._save(record)  # it can be taken up again later
@@ -381,7 +379,7 @@ class RunSession:
         reason = record.stopped_by or (
             f"after {done.steps} steps; the adapter is kept" if done.stopped else ""
         )
-        self._write(self._registry.runs.set_state, record.id, state, reason, adapter_id=adapter.id)
+        self._write(ended, record.id, reason, adapter.id)
 
     def _publish(self, record: RunRecord, done: TrainingDone) -> Adapter:
         """Store what the run has learnt: its last state, or its best where that is asked for."""

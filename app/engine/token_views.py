@@ -10,6 +10,7 @@ from pathlib import Path
 from app.shared import wire
 from app.shared.bases import folder_of
 from app.shared.errors import USER_ERRORS
+from app.shared.refusals import refused
 from core.base_model.describe import chat_template
 from core.base_model.templates import chosen_template
 from core.base_model.tokenizer import load_tokenizer
@@ -43,7 +44,7 @@ class TokenViews:
                 renderer = self._renderer(folder_of(base), base.tokenizer_hash, template, special)
                 return asdict(token_view(renderer, DatasetFile(folder)[int(question["index"])]))
         except USER_ERRORS as error:
-            return {"error": str(error), "kind": type(error).__name__}
+            return refused(error, str(error))
 
 
 def _load(folder: Path, tokenizer_hash: str, template: str, special_tokens: bool) -> Renderer:

@@ -8,14 +8,14 @@ from app.engine.preparing import prepare
 from app.shared.bases import source_of
 from app.shared.settings import Settings
 from core.base_model.load import ResidentBase
-from core.config import TrainConfig
 from core.engine import Engine
 from core.errors import InvalidConfig
 from core.events import Progress
 from core.lora.adapter import AdapterWeights
 from core.reporting import Report
 from core.train.batches import RunData
-from core.train.judge import validation_losses as judge
+from core.train.evaluation import validation_losses as judge
+from core.train.training_options import TrainingOptions
 from storage.errors import NotFound
 from storage.registry import Registry
 from storage.tables import Adapter, Base, Dataset, Run
@@ -37,15 +37,16 @@ def validation_losses(
     run = _run_like(registry, row, base)
     engine = Engine()
     resident: ResidentBase = engine.load_base(source_of(registry, base))
-    preparing = prepare(registry, engine, run, settings.cache, lambda text: report(Progress(text)))
+    options = TrainingOptions.from_dict(run.config)
+    preparing = prepare(registry, engine, run, options, settings.cache, lambda text: report(Progress(text)))
     while True:
         try:
             next(preparing)
         except StopIteration as done:
             request = done.value
             break
-    train = TrainConfig.parse(run.config["train"])
-    return judge(resident, RunData(request.rows, train), adapters, train, report)
+    data = RunData(request.rows, options.train)
+    return judge(resident, data, adapters, options.train, options.objective, report)
 
 
 def _run_like(registry: Registry, row: Adapter, base: Base) -> Run:
@@ -68,7 +69,7 @@ def _run_like(registry: Registry, row: Adapter, base: Base) -> Run:
         dataset_name=data.name,
         dataset_digest=data.digest,
         dataset_version=data.version,
-        config={"lora": {}, "train": row.config.get("train", {})},
+        config={"lora": {}} | {part: row.config.get(part, {}) for part in ("train", "objective")},
     )
 
 

@@ -1,45 +1,28 @@
-"""One job in a process of its own: adding a model, importing data, exporting. Survives the app's end."""
+"""One job in a process of its own, of whatever kind its row names. Survives the app's end."""
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import logging
+import os
 import signal
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
+from app.jobs.kinds import JOBS, JobContext
 from app.shared.bases import open_registry
 from app.shared.errors import USER_ERRORS
 from app.shared.settings import Settings, settings_for
 from core.events import Progress
-from core.reporting import Report
 from storage.registry import Registry
-from storage.tables import FAILED, FINISHED, RUNNING, Job
 
 _REPORT_SECONDS = 0.25
 _ENDED = 143  # the exit code of a process that was asked to end
 
 log = logging.getLogger("job")
-Work = Callable[[Settings, Registry, dict[str, Any], Report], dict[str, Any]]
-
-# Imported only when asked for: torch takes seconds, and importing data does not need it.
-KINDS = {
-    "add_model": "app.jobs.add_model",
-    "export_adapter": "app.jobs.export_adapter",
-    "import_adapter": "app.jobs.adapters",
-    "inspect_adapter": "app.jobs.adapters",
-    "verify_adapter": "app.jobs.adapters",
-    "resize_adapter": "app.jobs.adapters",
-    "combine_adapters": "app.jobs.adapters",
-    "import_data": "app.jobs.data",
-    "check_data": "app.jobs.data",
-}
 
 
 class _RowReport:
@@ -54,20 +37,19 @@ class _RowReport:
         if progress.message.split(" (")[0] == message and time.monotonic() - at < _REPORT_SECONDS:
             return
         self._last = (progress.message.split(" (")[0], time.monotonic())
-        self._registry.jobs.update(self._job_id, message=progress.message, fraction=progress.fraction)
+        self._registry.jobs.report(self._job_id, progress.message, progress.fraction)
 
 
 def run_job(settings: Settings, job_id: int) -> bool:
     """Do the job and write its end into its row. Returns whether it went well."""
     registry = open_registry(settings)
-    job = registry.get(Job, job_id)
-    registry.jobs.update(job_id, state=RUNNING)
+    job = registry.jobs.begin(job_id)
     try:
-        work: Work = getattr(importlib.import_module(KINDS[job.kind]), job.kind)
-        result = work(settings, registry, job.arguments, _RowReport(registry, job_id))
+        context = JobContext(settings, registry, _RowReport(registry, job_id))
+        result = JOBS.get(job.kind).run(context, job.arguments)
     except (*USER_ERRORS, OSError) as error:
         log.warning("job %s was refused", job_id, exc_info=error)
-        registry.jobs.update(job_id, state=FAILED, message=str(error), ended=time.time())
+        registry.jobs.fail(job_id, str(error))
         return False
     except Exception as error:
         log.error("job %s failed", job_id, exc_info=error)
@@ -75,9 +57,9 @@ def run_job(settings: Settings, job_id: int) -> bool:
             f"Unexpected {type(error).__name__}: {str(error)[:300]} (details in logs/jobs.log of "
             "the home folder)"
         )
-        registry.jobs.update(job_id, state=FAILED, message=message, ended=time.time())
+        registry.jobs.fail(job_id, message)
         return False
-    registry.jobs.update(job_id, state=FINISHED, message="", fraction=1.0, result=result, ended=time.time())
+    registry.jobs.finish(job_id, result)
     return True
 
 
@@ -92,8 +74,13 @@ def main() -> int:
         signal.SIGTERM, lambda *about: sys.exit(_ENDED)
     )  # what was begun is cleaned up on the way out
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    pid = settings.job_pid(given.job)
     with FileLock(settings.job_lock(given.job)):
-        return 0 if run_job(settings, given.job) else 1
+        pid.write_text(str(os.getpid()))
+        try:
+            return 0 if run_job(settings, given.job) else 1
+        finally:
+            pid.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -5,15 +5,22 @@ done.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from app.service.workbench import Workbench
+from app.shared.bases import told_of
+from app.shared.engine_client import EngineClient
 from app.shared.errors import USER_ERRORS
-from core.config import GenerationConfig
-from core.errors import InvalidInput
+from app.shared.identity import require_fit, require_same_weights
+from app.shared.text import require_text
+from core.errors import InvalidConfig, InvalidInput
+from core.events import TokenDone
+from core.generate.config import GenerationConfig
 from storage.registry import Registry
-from storage.tables import Chat, ChatMessage
+from storage.tables import Adapter, Base, Chat, ChatMessage
+
+MAX_SIDE_BY_SIDE = 5  # the plain base and four adapters
+Messages = Sequence[Mapping[str, str]]
 
 
 @dataclass
@@ -34,29 +41,90 @@ class Asked:
         self.cancelled = True
 
 
-def ask(
-    workbench: Workbench,
-    chat_id: int | None,
-    base: str,
-    speakers: Sequence[str | None],
-    prompt: str,
-    config: GenerationConfig,
-) -> Asked:
-    """Put `prompt` to every speaker and return at once.
+class Chats:
+    """Answers, and the conversations of one home folder."""
 
-    Raises InvalidInput for an empty prompt, or what answer() raises.
-    """
-    if not prompt.strip():
-        raise InvalidInput("Write something to ask first.")
-    chat = workbench.registry.get(Chat, chat_id) if chat_id else None
-    if chat is None or chat.base_name != base:
-        chat = workbench.registry.save(Chat(base_name=base))
-    said = workbench.registry.chats.messages(chat.id or 0)
-    conversations = [[*history(said, speaker), {"role": "user", "content": prompt}] for speaker in speakers]
-    asked = Asked(chat.id or 0, prompt, list(speakers), [""] * len(speakers), [""] * len(speakers))
-    stream = workbench.answer(base, speakers, conversations, config)
+    def __init__(self, registry: Registry, engine: EngineClient) -> None:
+        self._registry, self._engine = registry, engine
 
-    def collect() -> None:
+    def answer(
+        self,
+        base: str,
+        speakers: Sequence[str | None],
+        conversations: Sequence[Messages],
+        config: GenerationConfig,
+        name: str = "",
+    ) -> Iterator[TokenDone]:
+        """Stream one answer for each speaker (an adapter's name, or None for the plain base), all in one
+        batch.
+
+        conversations[i] is what speaker i sees. With a `name`, cancel() can end single rows.
+        Raises WrongBase, NotFound, EngineUnavailable.
+        """
+        if not 1 <= len(speakers) <= MAX_SIDE_BY_SIDE:
+            raise InvalidConfig(f"At most {MAX_SIDE_BY_SIDE - 1} adapters can answer beside the plain base.")
+        require_text(*(message["content"] for messages in conversations for message in messages))
+        model = self._registry.find(Base, base)
+        rows = [
+            {
+                "adapter": self._told_of(speaker, model) if speaker else None,
+                "messages": [dict(message) for message in messages],
+                "config": config.to_dict(),
+            }
+            for speaker, messages in zip(speakers, conversations, strict=True)
+        ]
+        return self._engine.answer(told_of(model), rows, name)
+
+    def _told_of(self, speaker: str, model: Base) -> dict[str, str]:
+        """What the engine is told of an adapter: core.engine.AdapterSource but for its files."""
+        row = self._registry.find(Adapter, speaker)
+        require_same_weights(self._registry, row, model)
+        return {name: getattr(row, name) for name in ("name", "digest", "base_fingerprint", "base_name")}
+
+    def cancel(self, name: str, row: int) -> None:
+        """End the answer of one speaker, by number, while the others go on. Raises EngineUnavailable."""
+        self._engine.cancel(name, row)
+
+    def warnings(self, base: str, adapters: Sequence[str]) -> list[str]:
+        """What will go wrong when these adapters answer on `base`. Raises WrongBase, NotFound."""
+        model = self._registry.find(Base, base)
+        return [
+            line
+            for name in adapters
+            for line in require_fit(self._registry, self._registry.find(Adapter, name), model)
+        ]
+
+    def begun(self) -> bool:
+        """Whether anybody has talked to a model yet."""
+        return bool(self._registry.all(Chat, limit=1))
+
+    def ask(
+        self,
+        chat_id: int | None,
+        base: str,
+        speakers: Sequence[str | None],
+        prompt: str,
+        config: GenerationConfig,
+    ) -> Asked:
+        """Put `prompt` to every speaker and return at once.
+
+        Raises InvalidInput for an empty prompt, or what answer() raises.
+        """
+        if not prompt.strip():
+            raise InvalidInput("Write something to ask first.")
+        chat = self._registry.get(Chat, chat_id) if chat_id else None
+        if chat is None or chat.base_name != base:
+            chat = self._registry.save(Chat(base_name=base))
+        said = self._registry.chats.messages(chat.id or 0)
+        question = {"role": "user", "content": prompt}
+        conversations = [[*history(said, speaker), question] for speaker in speakers]
+        asked = Asked(chat.id or 0, prompt, list(speakers), [""] * len(speakers), [""] * len(speakers))
+        stream = self.answer(base, speakers, conversations, config)
+        threading.Thread(target=self._collect, args=(stream, asked), daemon=True).start()
+        return asked
+
+    def _collect(self, stream: Iterator[TokenDone], asked: Asked) -> None:
+        """Take the answers as they come, until they end or are cancelled, and store them."""
         try:
             for token in stream:
                 asked.answers[token.row] += token.text
@@ -67,11 +135,8 @@ def ask(
             asked.error = str(error)
         finally:
             stream.close()  # type: ignore[attr-defined]
-            _store(workbench.registry, asked)
+            _store(self._registry, asked)
             asked.done.set()
-
-    threading.Thread(target=collect, daemon=True).start()
-    return asked
 
 
 def _store(registry: Registry, asked: Asked) -> None:

@@ -18,20 +18,22 @@ from typing import Any
 
 import numpy as np
 
-from app.service.data_import import ImportRequest, import_dataset
+from app.service.jobs import Jobs
+from app.shared.data_import import ImportRequest, import_dataset
 from app.shared.engine_client import EngineClient
 from app.shared.settings import Settings
 from core.data.dataset_file import DatasetFile, Findings, StoredRow
 from core.data.findings import ERROR, KINDS, WARNING, RowFault, codes_of
-from core.data.formats import SPEAKERS, Example, conversation
+from core.data.formats import Example
 from core.data.importing import Summary, rewritten
 from core.data.split import FILE, Split
+from core.data.turns import SPEAKERS, conversation
 from core.data.version import Version, excluding, first_version, grown, split_anew, split_sentence
 from core.errors import InvalidData
 from core.reporting import Report, silent
-from storage.blobs import content_size
+from storage.blobs import content_digest, content_size
 from storage.registry import Registry
-from storage.tables import Base, Dataset, DatasetVersion
+from storage.tables import Base, Dataset, DatasetVersion, Job
 
 SAMPLE_FILE = "captain_conversations.jsonl"
 SAMPLE_NAME = "Captain's log (sample)"
@@ -85,8 +87,8 @@ class BaseCheck:
 class Datasets:
     """Everything about data sets that are in the registry."""
 
-    def __init__(self, registry: Registry, settings: Settings, engine: EngineClient) -> None:
-        self._registry, self._settings, self._engine = registry, settings, engine
+    def __init__(self, registry: Registry, settings: Settings, engine: EngineClient, jobs: Jobs) -> None:
+        self._registry, self._settings, self._engine, self._jobs = registry, settings, engine, jobs
         self._read = lru_cache(maxsize=_KEPT_OPEN)(self._open)
 
     def add(self, path: Path, name: str = "", report: Report = silent) -> Dataset:
@@ -102,6 +104,10 @@ class Datasets:
             return self._registry.find(Dataset, wanted)
         with resources.as_file(resources.files("assets") / SAMPLE_FILE) as path:
             return self.add(path, wanted)
+
+    def import_files(self, request: ImportRequest) -> Job:
+        """Start importing a data set. Raises NameTaken."""
+        return self._jobs.start("import_data", request.to_dict())
 
     # Looking.
 
@@ -173,10 +179,16 @@ class Datasets:
 
     # A base's view of the rows.
 
+    def check(self, dataset: str, base: str, max_length: int) -> Job:
+        """Start checking a data set with a base's tokenizer. Raises NotFound."""
+        row, model = self._registry.find(Dataset, dataset), self._registry.find(Base, base)
+        return self._jobs.start("check_data", self.check_arguments(row, model, max_length))
+
     def check_arguments(self, row: Dataset, base: Base, max_length: int) -> dict[str, Any]:
         """The arguments of the job that checks a data set with a base's tokenizer."""
         blobs = self._registry.blobs
         return {
+            "of": row.name,
             "rows": str(blobs.path(row.rows_digest)),
             "version": str(blobs.path(row.digest)) if row.digest != row.rows_digest else "",
             "digest": row.rows_digest,
@@ -184,6 +196,22 @@ class Datasets:
             "max_length": max_length,
             "out": str(self._check_folder(row, base, max_length)),
         }
+
+    def check_rows(self, folder: Path, base: str, max_length: int, out: Path) -> Job:
+        """Start checking rows that are in no registry: `folder` as the import leaves it.
+
+        The result goes into `out`.
+        """
+        arguments = {
+            "of": "a file",
+            "rows": str(folder),
+            "version": "",
+            "digest": content_digest(folder),
+            "base": base,
+            "max_length": max_length,
+            "out": str(out),
+        }
+        return self._jobs.start("check_data", arguments)
 
     def checked(self, row: Dataset, base: Base, max_length: int) -> BaseCheck | None:
         """What that job found, if it has been done for exactly this version, base and length."""
@@ -205,7 +233,7 @@ class Datasets:
         """A row as the base's tokens: {"tokens", "count", "trained"}; `template` tries another known
         template.
 
-        Raises EngineUnavailable with the reason if the template refuses the row.
+        Raises InvalidData with the reason if the template refuses the row, EngineUnavailable.
         """
         fault = self.row(row, index).fault
         if fault:

@@ -76,7 +76,9 @@ def _python() -> Finding:
 
 def _torch() -> list[Finding]:
     """torch is asked in a process of its own: this one stays light."""
-    done = subprocess.run([sys.executable, "-c", _TORCH_PROBE], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", _TORCH_PROBE], capture_output=True, text=True, check=False
+    )
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no output"])[-1]
         return [
@@ -188,7 +190,7 @@ def examine_deeply(workbench: Workbench) -> list[Finding]:
     registry = workbench.registry
     blobs, bases, exports = sorted(registry.referenced()), registry.all(Base), registry.all(Export)
     damaged = [why for digest in blobs if (why := _refusal(registry.blobs.verify, digest))]
-    changed = [why for base in bases if (why := _refusal(workbench.verify_model, base.name))]
+    changed = [why for base in bases if (why := _refusal(workbench.models.verify, base.name))]
     spoilt = [why for one in exports if (why := _refusal(verify_export, one))]
     return [
         _verdict(

@@ -1,17 +1,36 @@
-"""What has been exported: whether it is still as it was written, and as one file to take away."""
+"""Exports: starting one, whether it is still as it was written, and as one file to take away."""
 
 from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from app.service.jobs import Jobs
 from storage.blobs import content_digest
 from storage.errors import BlobDamaged, NotFound
-from storage.tables import Export
+from storage.tables import Export, Job
 
 _PIECE = 1 << 20
+
+
+class Exports:
+    """The exports of one home folder."""
+
+    def __init__(self, jobs: Jobs) -> None:
+        self._jobs = jobs
+
+    def start(
+        self, adapter: str, folder: Path | None = None, options: Mapping[str, object] | None = None
+    ) -> Job:
+        """Start writing an adapter, or its base with it merged in, as a folder; by default under exports in
+        the home folder.
+
+        Raises NotFound, WrongBase, InvalidConfig.
+        """
+        arguments = {"adapter": adapter, "folder": str(folder or ""), "config": dict(options or {})}
+        return self._jobs.start("export_adapter", arguments)
 
 
 def verify_export(row: Export) -> None:

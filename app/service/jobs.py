@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from app.service.usage import require_quota
+import psutil
+
+from app.jobs.kinds import JOBS, JobContext, JobKind
+from app.service.usage import Usage
 from app.shared.errors import JobFailed
 from app.shared.processes import exit_reason, is_held, start_detached
 from app.shared.settings import Settings
+from core.errors import InvalidConfig
 from storage.registry import Registry
 from storage.tables import FAILED, INTERRUPTED, QUEUED, STOPPED, Job
 
-_FREE = ("inspect_adapter", "verify_adapter", "check_data")  # keep nothing, so no quota is in their way
 _POLL_SECONDS = 0.2
 _START_SECONDS = 60.0
 
@@ -25,23 +28,39 @@ _START_SECONDS = 60.0
 class Jobs:
     """The jobs of one home folder."""
 
-    def __init__(self, registry: Registry, settings: Settings) -> None:
-        self._registry, self._settings = registry, settings
+    def __init__(self, registry: Registry, settings: Settings, usage: Usage) -> None:
+        self._registry, self._settings, self._usage = registry, settings, usage
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
 
-    def start(self, kind: str, title: str, arguments: dict[str, Any]) -> Job:
-        """Start a process that does the job.
+    def start(self, name: str, arguments: Mapping[str, Any]) -> Job:
+        """Start a process that does a job of the kind called `name`.
 
-        Raises QuotaExceeded if it would keep something and there is no room left.
+        Raises InvalidConfig if there is no such kind, what the kind raises for its arguments, and
+        QuotaExceeded if it would keep something and there is no room left.
         """
-        if kind not in _FREE:
-            require_quota(self._registry, self._settings)
-        job = self._registry.save(Job(kind=kind, title=title, arguments=arguments, message="Starting"))
+        kind = JOBS.get(name)
+        valid = kind.validate(JobContext(self._settings, self._registry), arguments)
+        if kind.keeps:
+            self._usage.require_room()
+        job = self._registry.save(
+            Job(kind=name, title=kind.title(valid), arguments=valid, message="Starting")
+        )
         given = ["--home", str(self._settings.home), "--job", str(job.id)]
         self._processes[job.id or 0] = start_detached(
             "app.jobs.process", given, self._settings.logs / "jobs.log"
         )
         return job
+
+    def offered(self) -> list[JobKind]:
+        """The kinds that have no place of their own, and are started with their options alone."""
+        return [kind for kind in JOBS.all().values() if not kind.place]
+
+    def start_offered(self, name: str, options: Mapping[str, Any]) -> Job:
+        """Start a job of such a kind. Raises as start(), and InvalidConfig for a kind that has its place."""
+        kind = JOBS.get(name)
+        if kind.place:
+            raise InvalidConfig(f"{kind.label} is not started from options alone; see {kind.place}.")
+        return self.start(name, options)
 
     def wait(self, job: Job, watch: Callable[[Job], None] = lambda job: None) -> dict[str, Any]:
         """Follow a job to its end; return its result. Raises JobFailed with the reason."""
@@ -57,16 +76,22 @@ class Jobs:
         return job.result
 
     def cancel(self, job: Job) -> None:
-        """End a job; what it had begun is thrown away. Raises JobFailed if another program started it."""
-        process = self._processes.get(job.id or 0)
-        if process is None:
-            raise JobFailed(f"{job.title} was started by another program; end it there.")
+        """End a job, whoever started it; what it had begun is thrown away. Raises JobFailed if it is not
+        under way.
+        """
+        process = self._processes.get(job.id or 0) or self._process_elsewhere(job)
         process.terminate()
         process.wait()
-        if self._registry.get(Job, job.id or 0).active:
-            self._registry.jobs.update(
-                job.id or 0, state=STOPPED, message="Cancelled. Nothing was added.", ended=time.time()
-            )
+        self._registry.jobs.stop(job.id or 0, "Cancelled. Nothing was added.")
+
+    def _process_elsewhere(self, job: Job) -> psutil.Process:
+        """The process of a job that another program started: the one that holds its lock."""
+        if is_held(self._settings.job_lock(job.id or 0)):
+            try:
+                return psutil.Process(int(self._settings.job_pid(job.id or 0).read_text()))
+            except (OSError, ValueError, psutil.NoSuchProcess):
+                pass  # it is coming up or going down
+        raise JobFailed(f"{job.title} is not under way, so it cannot be cancelled.")
 
     def notice_deaths(self) -> None:
         """Mark jobs whose process is gone as interrupted, with the reason as far as it is known."""
@@ -79,6 +104,5 @@ class Jobs:
         starting = job.state == QUEUED and code is None and time.time() - job.created < _START_SECONDS
         if starting or is_held(self._settings.job_lock(job.id or 0)):
             return
-        if self._registry.get(Job, job.id or 0).active:  # it may have ended between the two looks
-            reason = f"{job.title}: {exit_reason(code, 'its process')}. Nothing was added; start it again."
-            self._registry.jobs.update(job.id or 0, state=INTERRUPTED, message=reason, ended=time.time())
+        reason = f"{job.title}: {exit_reason(code, 'its process')}. Nothing was added; start it again."
+        self._registry.jobs.interrupt(job, reason)  # if it has not begun or ended between the two looks

@@ -17,11 +17,11 @@ from typing import Any
 
 import tomli_w
 
-from core.config import LoraConfig, TrainConfig, split_train_options
 from core.errors import InvalidConfig, InvalidInput
+from core.train.training_options import PARTS, TrainingOptions
 from storage.names import clean_name
 
-_TABLES = ("lora", "train")
+_TABLES = ", ".join(f"[{part}]" for part in PARTS)
 _SHIPPED = ("quick-try.toml", "chat-style.toml", "knowledge.toml", "small-data.toml", "careful.toml")
 
 
@@ -88,16 +88,16 @@ class Presets:
             f"There is no preset {name!r}. There are: {', '.join(one.name for one in self.usable())}."
         )
 
-    def save(self, name: str, options: Mapping[str, object], why: str = "") -> Path:
+    def save(self, name: str, options: TrainingOptions, why: str = "") -> Path:
         """Write an own preset, over an earlier one of its name.
 
-        Raises InvalidConfig, InvalidName, InvalidInput.
+        Raises InvalidName, InvalidInput.
         """
         name = clean_name(name, "preset")
         if any(slug(one.name) == slug(name) for one in self.all() if not one.own):
             raise InvalidInput(f"{name!r} is a preset that comes with the workbench; choose another name.")
-        lora, train = split_train_options(options)
-        content = {"name": name, "why": why.strip(), "lora": lora.to_dict(), "train": train.to_dict()}
+        parts = {part: values for part, values in options.to_dict().items() if values}
+        content = {"name": name, "why": why.strip(), **parts}
         self._folder.mkdir(exist_ok=True, mode=0o700)
         path = self._folder / f"{slug(name)}.toml"
         staged = path.with_suffix(".new")
@@ -123,16 +123,8 @@ def slug(name: str) -> str:
     )
 
 
-def full_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Every training option: those given, the others with their defaults."""
-    return {
-        option.name: options.get(option.name, option.default)
-        for option in (*LoraConfig.options(), *TrainConfig.options())
-    }
-
-
 def read_options(path: Path) -> dict[str, Any]:
-    """Training options of a TOML file: a preset, or options alone, grouped under [lora] and [train] or not.
+    """Training options of a TOML file: a preset, or options alone, grouped in tables or not.
 
     Raises InvalidInput.
     """
@@ -142,7 +134,7 @@ def read_options(path: Path) -> dict[str, Any]:
 def _read(path: Path | Traversable) -> Preset:
     content = _content(path)
     options = _options(content, path.name)
-    split_train_options(options)
+    TrainingOptions.parse(options)
     for key in ("name", "why"):
         if not isinstance(content.get(key, ""), str):
             raise InvalidInput(f"{key} in {path.name} must be text, not {content[key]!r}.")
@@ -163,7 +155,7 @@ def _options(content: Mapping[str, Any], where: str) -> dict[str, Any]:
     for key, value in content.items():
         if key in ("name", "why"):
             continue
-        if isinstance(value, dict) and key not in _TABLES:
-            raise InvalidConfig(f"{where} has a table [{key}]; only [lora] and [train] are known.")
+        if isinstance(value, dict) and key not in PARTS:
+            raise InvalidConfig(f"{where} has a table [{key}]; only {_TABLES} are known.")
         options.update(value if isinstance(value, dict) else {key: value})
     return options

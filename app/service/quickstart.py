@@ -12,7 +12,8 @@ from typing import Any
 from app.service.workbench import Workbench
 from app.shared.errors import JobFailed
 from core.base_model.starter import NAME as STARTER_NAME
-from core.config import GenerationConfig
+from core.generate.config import GenerationConfig
+from core.train.training_options import TrainingOptions
 from storage.tables import FINISHED, Adapter, Base, Job, Run
 
 PROMPT = "How do I cook pasta?"
@@ -66,16 +67,15 @@ def run_quickstart(workbench: Workbench, watch: Watchers) -> QuickstartResult:
     watch.say("Importing the sample conversations")
     dataset = workbench.datasets.add_sample()
     watch.say(f"Training an adapter on {dataset.rows} conversations")
-    run = workbench.wait_run(
-        workbench.training.start(base.name, dataset.name, QUICK_OPTIONS).id or 0, watch.run
-    )
+    options = TrainingOptions.parse(QUICK_OPTIONS)
+    run = workbench.runs.wait(workbench.training.start(base.name, dataset.name, options).id or 0, watch.run)
     if run.state != FINISHED or run.adapter_id is None:
         raise JobFailed(f"The training ended as {run.state}: {run.reason}")
     adapter = _adapter_name(workbench, run)
     watch.say("Asking the base and the adapter, side by side")
     answers = _ask(workbench, base.name, adapter)
     watch.say("Merging the adapter into the base and checking the result")
-    export = workbench.jobs.wait(workbench.export(adapter), watch.job)
+    export = workbench.jobs.wait(workbench.exports.start(adapter), watch.job)
     losses = [
         point.loss for point in workbench.registry.measurements.points(run.id or 0) if point.loss is not None
     ]
@@ -101,7 +101,7 @@ def _starter(workbench: Workbench, watch: Watchers) -> Base:
     if there is not None:
         return there
     watch.say(f"Fetching the starter model {STARTER_NAME}")
-    result = workbench.jobs.wait(workbench.add_model("starter"), watch.job)
+    result = workbench.jobs.wait(workbench.models.add("starter"), watch.job)
     return workbench.registry.find(Base, result["name"])
 
 
@@ -114,6 +114,6 @@ def _ask(workbench: Workbench, base: str, adapter: str) -> list[str]:
     answers = ["", ""]
     messages = [{"role": "user", "content": PROMPT}]
     config = GenerationConfig(max_tokens=60, temperature=0.0)
-    for token in workbench.answer(base, [None, adapter], [messages, messages], config):
+    for token in workbench.chats.answer(base, [None, adapter], [messages, messages], config):
         answers[token.row] += token.text
     return answers

@@ -6,20 +6,26 @@ Knows nothing of Gradio.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from app.shared.disk import SPARE_BYTES, free_bytes
+from app.shared.disk import free_bytes
 from app.shared.engine_client import EngineClient
+from app.shared.errors import EngineUnavailable
 from app.shared.publishing import keep_checkpoint
-from core.config import TrainConfig
 from core.errors import InvalidConfig, InvalidData, WrongBase
+from core.files.publish import SPARE_BYTES
+from core.lora.config import LoraConfig
 from core.train.changes import parse_change
+from core.train.config import TrainConfig
+from core.train.training_options import all_options, flat_values
 from storage.errors import NotFound
 from storage.registry import Registry
-from storage.tables import INTERRUPTED, PAUSED, Adapter, Base, Checkpoint, Run
+from storage.runs import RESUMED_FROM
+from storage.tables import INTERRUPTED, PAUSED, QUEUED, UNDER_WAY, Adapter, Base, Checkpoint, Run
 
-_RESUMED_FROM = "resumed_from"  # in a run's details: the step from which it last went on by itself
+_POLL_SECONDS = 0.2
 
 
 class Runs:
@@ -45,6 +51,42 @@ class Runs:
         """All training options of a run as they were last, to train again with changes. Raises NotFound."""
         return options_of(self._registry.get(Run, run_id))
 
+    # Following.
+
+    def wait(self, run_id: int, watch: Callable[[Run], None] = lambda run: None) -> Run:
+        """Follow one run to its end."""
+        return self.wait_all([run_id], lambda runs: watch(runs[0]))[0]
+
+    def wait_all(
+        self, run_ids: Sequence[int], watch: Callable[[list[Run]], None] = lambda runs: None
+    ) -> list[Run]:
+        """Follow runs to their end, calling `watch` now and then; also when their process dies."""
+        while True:
+            self.look_after()
+            runs = [self._registry.get(Run, run_id) for run_id in run_ids]
+            watch(runs)
+            if not any(run.active for run in runs):
+                return runs
+            time.sleep(_POLL_SECONDS)
+
+    def look_after(self) -> None:
+        """Notice an engine that died, let runs go on that can, and give a waiting run a new engine.
+
+        Runs fail if no engine can be started.
+        """
+        self.notice_death()
+        self.resume_what_can()
+        if any(run.state == QUEUED for run in self._registry.runs.active()) and not self._engine.alive:
+            try:
+                self._engine.ensure()
+            except EngineUnavailable as error:
+                self._registry.runs.fail_queued(str(error))
+
+    def notice_death(self) -> None:
+        """Mark runs whose engine is gone as interrupted, with the reason as far as it is known."""
+        if any(run.state in UNDER_WAY for run in self._registry.runs.active()) and not self._engine.alive:
+            self._registry.runs.interrupt_all(self._engine.death_reason())
+
     # Control in flight.
 
     def stop(self, run_id: int) -> Run:
@@ -57,7 +99,7 @@ class Runs:
 
     def save(self, run_id: int) -> Run:
         """Ask a run to write a checkpoint now. Raises NotFound, InUse."""
-        return self._registry.requests.of_running(run_id, "save", save_requested=True)
+        return self._registry.requests.save(run_id)
 
     def sample(self, run_id: int) -> Run:
         """Ask a run to answer its sample prompts now.
@@ -67,7 +109,7 @@ class Runs:
         run = self._registry.get(Run, run_id)
         if not has_prompts(run):
             raise InvalidConfig(f"Run {run_id} ({run.name}) was started without sample prompts.")
-        return self._registry.requests.of_running(run_id, "sample", sample_requested=True)
+        return self._registry.requests.sample(run_id)
 
     def change(self, run_id: int, values: Mapping[str, object]) -> Run:
         """Change learning_rate, epochs or max_steps of a run: from its next step on, or when it goes on.
@@ -162,9 +204,9 @@ class Runs:
 
     def _came_further(self, run: Run) -> bool:
         newest = next((one.step for one in self._registry.checkpoints.of(run.id or 0)), 0)
-        if newest <= run.details.get(_RESUMED_FROM, -1):
+        if newest <= run.details.get(RESUMED_FROM, -1):
             return False
-        self._registry.runs.update(run.id or 0, details={**run.details, _RESUMED_FROM: newest})
+        self._registry.runs.resumed_from(run.id or 0, newest)
         return True
 
 
@@ -172,11 +214,11 @@ def options_of(run: Run) -> dict[str, Any]:
     """All training options of a run as they were last, its changes counted; what is no option any more is
     left out.
     """
-    options: dict[str, Any] = {**run.config["lora"], **run.config["train"]}
+    options = {"kind": LoraConfig.kind, "objective": TrainConfig.objective, **flat_values(run.config)}
     for change in run.changes:
         options.update(change["values"])
-    known = {option.name for option in TrainConfig.options()}
-    return {name: value for name, value in options.items() if name in known or name in run.config["lora"]}
+    known = all_options()
+    return {name: value for name, value in options.items() if name in known}
 
 
 def has_prompts(run: Run) -> bool:

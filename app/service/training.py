@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from app.service.usage import require_quota
+from app.service.usage import Usage
 from app.shared.bases import shapes_of
 from app.shared.engine_client import EngineClient
 from app.shared.errors import EngineUnavailable
-from app.shared.settings import Settings
-from core.config import split_train_options
 from core.errors import InvalidData
-from core.sweep import Grid, combinations
 from core.train.estimate import BaseShape, DataShape, Estimate, estimate
 from core.train.step_count import smaller_plans
+from core.train.sweep import Grid, combinations
+from core.train.training_options import TrainingOptions
 from storage.registry import Registry
 from storage.tables import Adapter, Base, Dataset, Run
 
@@ -26,14 +25,14 @@ Choice = tuple[str, dict[str, Any]]
 class Training:
     """Planning, measuring and queueing the runs of one home folder."""
 
-    def __init__(self, registry: Registry, settings: Settings, engine: EngineClient) -> None:
-        self._registry, self._settings, self._engine = registry, settings, engine
+    def __init__(self, registry: Registry, engine: EngineClient, usage: Usage) -> None:
+        self._registry, self._engine, self._usage = registry, engine, usage
 
     def start(
         self,
         base: str,
         dataset: str,
-        options: Mapping[str, object],
+        options: TrainingOptions,
         name: str = "",
         *,
         together: bool = False,
@@ -41,12 +40,12 @@ class Training:
         """Queue a training run and have the engine take it. With `together` it may train at once with others
         that allow it.
 
-        Raises InvalidConfig, NotFound, NameTaken.
+        Raises InvalidConfig for target_modules that match nothing, NotFound, NameTaken.
         """
         return self._queue(base, dataset, [("", options)], name, together)[0]
 
     def sweep(
-        self, base: str, dataset: str, options: Mapping[str, object], grid: Grid, name: str = ""
+        self, base: str, dataset: str, options: TrainingOptions, grid: Grid, name: str = ""
     ) -> list[Run]:
         """Queue a run for every combination of the grid's values, to train at once where their shapes allow
         it.
@@ -56,7 +55,7 @@ class Training:
         return self._queue(base, dataset, combinations(options, grid), name)
 
     def measure(
-        self, base: str, dataset: str, wanted: Sequence[Mapping[str, object]]
+        self, base: str, dataset: str, wanted: Sequence[TrainingOptions]
     ) -> tuple[dict[str, Any], list[Choice]]:
         """What runs with these options would take at once, measured in a few seconds, and what to change if
         it is too much.
@@ -65,21 +64,18 @@ class Training:
         """
         self._require_sound(self._registry.find(Dataset, dataset))
         self._registry.find(Base, base)
-        configs = [split_train_options(options) for options in wanted]
-        found = self._engine.measure(
-            base, dataset, [{"lora": lora.to_dict(), "train": train.to_dict()} for lora, train in configs]
-        )
-        return found, [] if found["fits"] and not found["squeezed"] else smaller_plans(configs[0][1])
+        found = self._engine.measure(base, dataset, [options.to_dict() for options in wanted])
+        return found, [] if found["fits"] and not found["squeezed"] else smaller_plans(wanted[0].train)
 
     def _queue(
         self,
         base: str,
         dataset: str,
-        wanted: Sequence[tuple[str, Mapping[str, object]]],
+        wanted: Sequence[tuple[str, TrainingOptions]],
         name: str,
         together: bool = False,
     ) -> list[Run]:
-        require_quota(self._registry, self._settings)
+        self._usage.require_room()
         model, data = self._registry.find(Base, base), self._registry.find(Dataset, dataset)
         self._require_sound(data)
         sweep = secrets.token_hex(8) if len(wanted) > 1 else ""
@@ -88,7 +84,6 @@ class Training:
         )
         runs = []
         for label, options in wanted:
-            lora, train = split_train_options(options)
             self._estimate(model, data, options)  # raises for target_modules that match nothing
             runs.append(
                 Run(
@@ -102,7 +97,7 @@ class Training:
                     dataset_version=data.version,
                     sweep=sweep,
                     together=together,
-                    config={"lora": lora.to_dict(), "train": train.to_dict()},
+                    config=options.to_dict(),
                 )
             )
         self._registry.queue.add(runs, number_if_taken=not name)
@@ -135,21 +130,20 @@ class Training:
             prefix = f"{wanted}-{number}"
         return prefix
 
-    def estimate(self, base: str, dataset: str, options: Mapping[str, object]) -> Estimate:
+    def estimate(self, base: str, dataset: str, options: TrainingOptions) -> Estimate:
         """What a training would need. Raises InvalidConfig, NotFound."""
         data = self._registry.find(Dataset, dataset)
         self._require_sound(data)
         return self._estimate(self._registry.find(Base, base), data, options)
 
-    def _estimate(self, base: Base, data: Dataset, options: Mapping[str, object]) -> Estimate:
-        lora, train = split_train_options(options)
+    def _estimate(self, base: Base, data: Dataset, options: TrainingOptions) -> Estimate:
         shape = BaseShape(
             shapes_of(base), base.head, base.parameters, base.layers, base.hidden_size, base.vocab_size
         )
         lengths = [sum(len(m["content"]) for m in row["messages"]) + len(row["text"]) for row in data.preview]
         usable = data.rows - data.excluded_rows - data.faulty_rows - data.validation_rows
         rows = DataShape(usable, sum(lengths) / max(1, len(lengths)))
-        return estimate(shape, rows, lora, train, bytes_per_weight=2, tokens_per_second=self._speed_on(base))
+        return estimate(shape, rows, options, bytes_per_weight=2, tokens_per_second=self._speed_on(base))
 
     def _speed_on(self, base: Base) -> float | None:
         """Tokens a second of the last run on this base that got anywhere."""

@@ -42,6 +42,21 @@ def folder_of(base: Base) -> Path:
 
 def source_of(registry: Registry, base: Base) -> BaseSource:
     """Where a base lies and what it must be."""
-    base = up_to_date(registry, base)
-    known = manifest_of(registry, base.fingerprint)
-    return BaseSource(base.name, folder_of(base), base.fingerprint, base.stat_key, base.template, known)
+    return source_told(registry, told_of(up_to_date(registry, base)))
+
+
+def told_of(base: Base) -> dict[str, str]:
+    """What the engine is told of a base that it is to answer with, as it crosses the wire."""
+    return {name: getattr(base, name) for name in ("name", "folder", "fingerprint", "stat_key", "template")}
+
+
+def source_told(registry: Registry, told: dict[str, str]) -> BaseSource:
+    """The base that was told of."""
+    return BaseSource(
+        told["name"],
+        Path(told["folder"]),
+        told["fingerprint"],
+        told["stat_key"],
+        told["template"],
+        recorded=lambda: manifest_of(registry, told["fingerprint"]),
+    )

@@ -15,7 +15,6 @@ from sqlalchemy.exc import OperationalError
 from core.errors import OutOfSpace
 
 Result = TypeVar("Result")
-SPARE_BYTES = 16 * 1024 * 1024  # that stay free beside what is written, for the registry
 _PATIENCE_SECONDS = 1.0
 
 

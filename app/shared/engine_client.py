@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection, answer_challenge, deliver_challenge
+from pathlib import Path
 from typing import Any
 
 from app.shared import wire
 from app.shared.errors import EngineUnavailable
 from app.shared.processes import ALREADY_RUNNING, exit_reason, is_held, last_lines, start_detached
+from app.shared.refusals import answered
 from app.shared.settings import Settings
 from core.events import TokenDone
 
@@ -43,7 +45,7 @@ class EngineClient:
         self._attachment: Connection | None = None
         self._keep = False
         self._attached_to = 0  # the pid of the engine that is attached
-        self._starting = threading.Lock()
+        self._starting, self._attaching = threading.Lock(), threading.Lock()
 
     @property
     def alive(self) -> bool:
@@ -57,22 +59,40 @@ class EngineClient:
 
     def ensure(self) -> None:
         """Have an engine running and reachable. Raises EngineUnavailable with the last lines of its log."""
-        with self._starting:
-            if self.status() is None:
-                self._start()
-            if self._keep:
-                self._attach()
+        self._reach().close()
 
-    def _start(self) -> None:
-        log = self._settings.engine_log
-        self._process = start_detached("app.engine.process", ["--home", str(self._settings.home)], log)
+    def _reach(self) -> Connection:
+        """A connection to the engine, which is started if there is none."""
+        try:
+            connection = self._connect()
+        except EngineUnavailable:
+            connection = self._start()
+        if self._keep:
+            self._attach()
+        return connection
+
+    def _start(self) -> Connection:
+        with self._starting:
+            try:
+                return self._connect()  # another thread was faster
+            except EngineUnavailable:
+                log = self._settings.engine_log
+                home = ["--home", str(self._settings.home)]
+                self._process = start_detached("app.engine.process", home, log)
+                return self._wait_for(self._process, log)
+
+    def _wait_for(self, process: subprocess.Popen[bytes], log: Path) -> Connection:
+        """A connection as soon as the engine answers; the process may give way to another's engine."""
         deadline = time.monotonic() + _START_SECONDS
-        while self.status() is None:
-            code = self._process.poll()
-            if code not in (None, ALREADY_RUNNING) or time.monotonic() > deadline:
-                raise EngineUnavailable(
-                    f"The engine did not start: {exit_reason(code, 'it')}. Log: {last_lines(log)}"
-                )
+        while True:
+            try:
+                return self._connect()
+            except EngineUnavailable:
+                code = process.poll()
+                if code not in (None, ALREADY_RUNNING) or time.monotonic() > deadline:
+                    raise EngineUnavailable(
+                        f"The engine did not start: {exit_reason(code, 'it')}. Log: {last_lines(log)}"
+                    ) from None
             time.sleep(0.1)
 
     def keep_attached(self) -> None:
@@ -83,14 +103,17 @@ class EngineClient:
         self.ensure()
 
     def _attach(self) -> None:
-        status = self.status()
-        if self._attachment is not None and status is not None and status["pid"] == self._attached_to:
-            return
-        if self._attachment is not None:
-            self._attachment.close()
-        self._attachment = self._connect()
-        wire.send(self._attachment, {"command": "attach"})
-        self._attached_to = wire.receive(self._attachment)["pid"]
+        with self._attaching:
+            if self._attachment is not None and self._about().get("pid") == self._attached_to:
+                return
+            if self._attachment is not None:
+                self._attachment.close()
+            self._attachment = self._connect()
+            try:
+                wire.send(self._attachment, {"command": "attach"})
+                self._attached_to = wire.receive(self._attachment)["pid"]
+            except (EOFError, OSError) as error:
+                raise EngineUnavailable(f"The engine ended at once: {self.death_reason()}.") from error
 
     def detach(self) -> None:
         """Let the engine end when it has nothing to do."""
@@ -102,65 +125,58 @@ class EngineClient:
     def status(self) -> wire.Message | None:
         """What the engine says of itself; None if there is none."""
         try:
-            return self._ask({"command": "status"})
+            return self._ask(self._connect(), {"command": "status"})
         except EngineUnavailable:
             return None
 
     def wake(self) -> None:
         """Tell the engine that a run is waiting."""
-        self.ensure()
-        self._ask({"command": "wake"})
+        self._ask(self._reach(), {"command": "wake"})
 
-    def answer(self, base: str, rows: list[wire.Message], name: str = "") -> Iterator[TokenDone]:
+    def answer(self, base: wire.Message, rows: list[wire.Message], name: str = "") -> Iterator[TokenDone]:
         """Stream the answers of all rows. Closing the iterator early cancels them; `name` lets rows be
         cancelled one by one.
 
-        Raises EngineUnavailable with the reason the engine gave, or that it is gone.
+        base and rows are what the engine is told of them. Raises the engine's refusal, or EngineUnavailable
+        if it is gone.
         """
-        self.ensure()
-        with self._talking() as connection:
+        with self._talking(self._reach()) as connection:
             wire.send(connection, {"command": "answer", "base": base, "rows": rows, "name": name})
-            while "token" in (message := wire.receive(connection)):
+            while "token" in (message := answered(wire.receive(connection))):
                 yield TokenDone(**message["token"])
-            if "error" in message:
-                raise EngineUnavailable(message["error"])
 
     def cancel(self, name: str, row: int) -> None:
         """End one row of the answer called `name`; the others go on."""
-        self._ask({"command": "cancel", "name": name, "row": row})
+        self._ask(self._connect(), {"command": "cancel", "name": name, "row": row})
 
     def tokens(self, base: str, rows: str, index: int, template: str | None = None) -> wire.Message:
         """A row as the base's tokens; `rows` is the digest of the rows.
 
-        Raises EngineUnavailable with the reason.
+        Raises the engine's refusal, or EngineUnavailable.
         """
-        self.ensure()
         question = {"command": "tokens", "base": base, "rows": rows, "index": index, "template": template}
-        answer = self._ask(question, _TOKENIZER_SECONDS)
-        if "error" in answer:
-            raise EngineUnavailable(answer["error"])
-        return answer
+        return self._ask(self._reach(), question, _TOKENIZER_SECONDS)
 
     def measure(self, base: str, dataset: str, configs: list[dict[str, Any]]) -> wire.Message:
-        """What runs with these options would take, measured. Raises EngineUnavailable with the reason."""
-        self.ensure()
-        answer = self._ask(
-            {"command": "measure", "base": base, "dataset": dataset, "configs": configs}, _MEASURE_SECONDS
-        )
-        if "error" in answer:
-            raise EngineUnavailable(answer["error"])
-        return answer
+        """What runs with these options would take, measured.
 
-    def _ask(self, question: wire.Message, patience: float = _PATIENCE_SECONDS) -> wire.Message:
-        with self._talking() as connection:
+        Raises the engine's refusal, or EngineUnavailable.
+        """
+        question = {"command": "measure", "base": base, "dataset": dataset, "configs": configs}
+        return self._ask(self._reach(), question, _MEASURE_SECONDS)
+
+    def _ask(
+        self, connection: Connection, question: wire.Message, patience: float = _PATIENCE_SECONDS
+    ) -> wire.Message:
+        """Ask one question on a connection, which is closed then. Raises the engine's refusal."""
+        with self._talking(connection):
             wire.send(connection, question)
             if not connection.poll(patience):
                 raise EngineUnavailable("The engine does not answer.")
-            return wire.receive(connection)
+            return answered(wire.receive(connection))
 
     @contextmanager
-    def _talking(self) -> Iterator[Connection]:
-        connection = self._connect()
+    def _talking(self, connection: Connection) -> Iterator[Connection]:
         try:
             yield connection
         except (EOFError, OSError) as error:
@@ -169,8 +185,16 @@ class EngineClient:
             connection.close()
 
     def _connect(self) -> Connection:
+        about = self._about()
         try:
-            about = json.loads(self._settings.engine_file.read_text())
             return _introduce(Client(tuple(about["address"])), bytes.fromhex(about["key"]))
         except (OSError, ValueError, KeyError, EOFError, AuthenticationError) as error:
             raise EngineUnavailable("No engine is running on this home folder.") from error
+
+    def _about(self) -> dict[str, Any]:
+        """What the engine has written down of itself: address, key, pid. Raises EngineUnavailable."""
+        try:
+            about: dict[str, Any] = json.loads(self._settings.engine_file.read_text())
+        except (OSError, ValueError) as error:
+            raise EngineUnavailable("No engine is running on this home folder.") from error
+        return about

@@ -55,14 +55,17 @@ def up_to_date(registry: Registry, base: Base) -> Base:
 
 
 def require_fit(registry: Registry, adapter: Adapter, base: Base) -> list[str]:
-    """Raise WrongBase, saying what differs, unless `adapter` was made for the weights of `base`.
-
-    Returns warnings: sentences on what will go wrong where the weights fit but the tokenizer or the template
-    does not.
+    """As require_same_weights(). Returns warnings: sentences on what will go wrong where the weights fit but
+    the tokenizer or the template does not.
     """
+    require_same_weights(registry, adapter, base)
+    return warnings(adapter, up_to_date(registry, base))
+
+
+def require_same_weights(registry: Registry, adapter: Adapter, base: Base) -> None:
+    """Raise WrongBase, saying what differs, unless `adapter` was made for the weights of `base`."""
     if adapter.base_fingerprint != base.fingerprint:
         raise WrongBase(mismatch(registry, adapter.name, adapter.base_name, adapter.base_fingerprint, base))
-    return warnings(adapter, up_to_date(registry, base))
 
 
 def mismatch(registry: Registry, adapter: str, claimed: str, wanted: str, base: Base) -> str:

@@ -14,13 +14,16 @@ ALREADY_RUNNING = 3  # exit code of an engine that found another one on its home
 
 
 def start_detached(module: str, arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
-    """Start `python -m module` in a session of its own, so that closing this process leaves it going."""
+    """Start `python -m module` in a session of its own, so that closing this process leaves it going.
+
+    With -P the working folder is not importable: it is the user's, and may hold an app/ or core/ of its own.
+    """
     apart: dict[str, object] = {"start_new_session": True}
     if os.name == "nt":
         apart = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.DETACHED_PROCESS}  # type: ignore[attr-defined]
     with log.open("ab") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
+            [sys.executable, "-P", "-m", module, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from app.shared.identity import effective_template_hash
+from core.lora.peft.config import kind_of
 from storage.blobs import content_size
 from storage.names import free_name
 from storage.registry import Registry
@@ -27,6 +28,7 @@ def keep_adapter(
     """
     folder = registry.blobs.path(digest)
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    stated = kind_of(config).stated(config)
     base = registry.get(Base, run.base_id)
     return registry.add(
         Adapter(
@@ -36,8 +38,8 @@ def keep_adapter(
             run_id=run.id,
             dataset_name=run.dataset_name,
             source="trained",
-            rank=config["r"],
-            alpha=config["lora_alpha"],
+            rank=stated["rank"],
+            alpha=stated["alpha"],
             target_modules=", ".join(config["target_modules"]),
             parameters=run.details.get("trainable_parameters", 0),
             digest=digest,

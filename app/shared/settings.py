@@ -99,6 +99,10 @@ class Settings:
         """Held by a job's process for as long as it lives."""
         return self.locks / f"job-{job_id}.lock"
 
+    def job_pid(self, job_id: int) -> Path:
+        """The number of the process that holds a job's lock."""
+        return self.locks / f"job-{job_id}.pid"
+
 
 def settings_for(home: Path | None = None) -> Settings:
     """Settings for `home`, or $LORA_WORKBENCH_HOME, or the user's data folder;

@@ -10,16 +10,16 @@ import secrets
 import socket
 import threading
 import webbrowser
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import psutil
 from filelock import FileLock, Timeout
 from sqlalchemy.exc import OperationalError
 from starlette.types import ASGIApp
 
-from app.cli.console import Console
 from app.service.exports import zipped
 from app.service.workbench import Workbench
 from app.shared.errors import USER_ERRORS, AlreadyRunning
@@ -43,9 +43,12 @@ _PRIVATE = (
     "app.json",
 )
 
+Show = Callable[[dict[str, Any], Sequence[tuple[str, str]]], None]
+"""Prints a result: what a program reads of it, and its lines for people."""
 
-def serve(settings: Settings, *, host: str, port: int, open_browser: bool, console: Console) -> None:
-    """Open the page and serve until interrupted.
+
+def serve(settings: Settings, *, host: str, port: int, open_browser: bool, show: Show) -> None:
+    """Open the page and serve until interrupted; `show` tells people and programs where it is.
 
     Raises AlreadyRunning with the first one's address, or for the port.
     """
@@ -58,7 +61,7 @@ def serve(settings: Settings, *, host: str, port: int, open_browser: bool, conso
         ) from None
     with lock:
         require_free_port(host, port)
-        _serve(settings, host, port, open_browser, console)
+        _serve(settings, host, port, open_browser, show)
 
 
 def _running_address(settings: Settings) -> str:
@@ -82,7 +85,7 @@ def require_free_port(host: str, port: int) -> None:
             ) from None
 
 
-def _serve(settings: Settings, host: str, port: int, open_browser: bool, console: Console) -> None:
+def _serve(settings: Settings, host: str, port: int, open_browser: bool, show: Show) -> None:
     import uvicorn
 
     workbench = Workbench(settings)
@@ -93,9 +96,7 @@ def _serve(settings: Settings, host: str, port: int, open_browser: bool, console
     closing = threading.Event()
     threading.Thread(target=_look_after, args=(workbench, closing), daemon=True).start()
     opened = f"{address}?token={token}" if token else address
-    console.result(
-        {"address": opened, "home": str(settings.home)}, [("Open", opened), ("Home", str(settings.home))]
-    )
+    show({"address": opened, "home": str(settings.home)}, [("Open", opened), ("Home", str(settings.home))])
     if open_browser:
         threading.Timer(1.0, webbrowser.open, args=(opened,)).start()
     try:
@@ -107,7 +108,7 @@ def _serve(settings: Settings, host: str, port: int, open_browser: bool, console
     finally:
         closing.set()
         settings.app_file.unlink(missing_ok=True)
-        _say_what_goes_on(workbench, console)
+        _say_what_goes_on(workbench, show)
         workbench.close()
 
 
@@ -140,12 +141,12 @@ def _tidy_up(workbench: Workbench) -> None:
         log.warning("tidying up: %s", error)
 
 
-def _say_what_goes_on(workbench: Workbench, console: Console) -> None:
+def _say_what_goes_on(workbench: Workbench, show: Show) -> None:
     active = workbench.registry.runs.active()
     if active:
         names = ", ".join(f"{run.id} ({run.name})" for run in active)
         text = f"Run {names} goes on without the page. Start the workbench again to see it."
-        console.result({"active_runs": [run.id for run in active], "message": text}, [("Closed", text)])
+        show({"active_runs": [run.id for run in active], "message": text}, [("Closed", text)])
 
 
 def guarded_app(workbench: Workbench, hosts: set[str], token: str | None = None) -> ASGIApp:

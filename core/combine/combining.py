@@ -1,26 +1,23 @@
-"""Adapters combined into a new one, always on ΔW and never on A and B apart.
+"""Adapters combined into a new one, always on ΔW and never on A and B apart; one layer at a time.
 
-Exact and cheap where the result is a sum: `cat` puts the factors beside each other, `linear` writes the same
-sum with the lowest rank that holds it, `svd` cuts it to a chosen rank. The element-wise methods form ΔW layer
-by layer, one layer at a time, and cut the result to the chosen rank. What a cut loses is measured, not
-guessed.
+How a layer is combined is a method's affair, see core/combine/methods. What they share stands here: what a
+cut to the chosen rank loses is measured, not guessed.
 """
 
 from __future__ import annotations
 
-import zlib
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from core.combine import sparse
-from core.config import CombineConfig, require_weights
+from core.combine.config import CombineConfig, require_weights
+from core.combine.methods import COMBINE_METHODS
 from core.errors import InvalidConfig, WrongBase
 from core.events import Progress
 from core.lora.adapter import AdapterWeights, LayerFactors
-from core.lora.low_rank import Decomposition, decompose, decompose_dense, inner_product, weighted_sum
+from core.lora.low_rank import Decomposition, decompose, inner_product
 from core.reporting import Report
 
 _SAMPLED_ROWS = 256  # of each layer, evenly spaced: enough to see how far signs disagree
@@ -33,6 +30,26 @@ class Part:
     name: str
     adapter: AdapterWeights
     weight: float
+
+    @functools.cached_property
+    def factors(self) -> dict[str, LayerFactors]:
+        """Its ΔW by layer. Raises InvalidAdapter if its kind has no low-rank factors."""
+        return self.adapter.low_rank()
+
+
+WeightedFactors = Sequence[tuple[LayerFactors, float]]
+"""One layer of the parents that target it, each with its weight."""
+
+
+@dataclass(frozen=True)
+class CombinedLayer:
+    """What a method makes of one layer."""
+
+    factors: LayerFactors
+    energy_lost: float
+    """‖ΔW − what the factors hold‖²: what was cut off."""
+    energy: float
+    """‖ΔW‖², of what was asked for."""
 
 
 @dataclass(frozen=True)
@@ -65,27 +82,30 @@ def combine(parts: Sequence[Part], config: CombineConfig, report: Report) -> Com
     Raises WrongBase if they are of several, InvalidConfig if there is nothing to combine.
     """
     require_one_base(parts)
-    paths = sorted({path for part in parts for path in part.adapter.layers})
-    layers, lost, energy = {}, {}, {}
+    paths = sorted({path for part in parts for path in part.factors})
+    method = COMBINE_METHODS.get(config.method)
+    layers: dict[str, CombinedLayer] = {}
     for number, path in enumerate(paths):
         report(Progress(f"Combining {path}", number / len(paths)))
-        layers[path], lost[path], energy[path] = _layer(path, _of_layer(parts, path), config)
-    rank = max(factors.rank for factors in layers.values())
+        layers[path] = method.layer(path, _of_layer(parts, path), config)
+    energy = sum(one.energy for one in layers.values())
     return Combination(
-        adapter=_adapter(parts, layers, rank),
-        energy_lost=sum(lost.values()) / max(sum(energy.values()), 1e-300),
-        energy_lost_by_layer={path: lost[path] / max(energy[path], 1e-300) for path in paths},
+        adapter=_adapter(parts, {path: one.factors for path, one in layers.items()}),
+        energy_lost=sum(one.energy_lost for one in layers.values()) / max(energy, 1e-300),
+        energy_lost_by_layer={
+            path: one.energy_lost / max(one.energy, 1e-300) for path, one in layers.items()
+        },
     )
 
 
 def resize(adapter: AdapterWeights, rank: int) -> Combination:
     """The best approximation of an adapter with at most `rank` in every layer, and the energy it loses."""
-    cut = {path: decompose(factors) for path, factors in adapter.layers.items()}
+    cut = {path: decompose(factors) for path, factors in adapter.low_rank().items()}
     layers = {path: one.truncated(min(rank, one.numerical_rank)) for path, one in cut.items()}
     lost = {path: one.lost(layers[path].rank) for path, one in cut.items()}
     energy = sum(one.energy for one in cut.values())
     return Combination(
-        adapter=_adapter([Part("", adapter, 1.0)], layers, max(factors.rank for factors in layers.values())),
+        adapter=_adapter([Part("", adapter, 1.0)], layers),
         energy_lost=sum(lost.values()) / max(energy, 1e-300),
         energy_lost_by_layer={path: lost[path] / max(one.energy, 1e-300) for path, one in cut.items()},
     )
@@ -100,15 +120,15 @@ def compare_parents(parts: Sequence[Part]) -> Parents:
     count = len(parts)
     products = torch.zeros(count, count, dtype=torch.float64)
     against = magnitude = 0.0
-    for path in sorted({path for part in parts for path in part.adapter.layers}):
-        present = [(index, part) for index, part in enumerate(parts) if path in part.adapter.layers]
+    for path in sorted({path for part in parts for path in part.factors}):
+        present = [(index, part) for index, part in enumerate(parts) if path in part.factors]
         for at, (i, one) in enumerate(present):
             for j, other in present[at:]:
-                product = inner_product(one.adapter.layers[path], other.adapter.layers[path])
+                product = inner_product(one.factors[path], other.factors[path])
                 products[i, j] += product
                 if i != j:
                     products[j, i] += product
-        conflict, total = _conflicts([(part.adapter.layers[path], part.weight) for _, part in present])
+        conflict, total = _conflicts([(part.factors[path], part.weight) for _, part in present])
         against, magnitude = against + conflict, magnitude + total
     norms = products.diagonal().clamp(min=0).sqrt()
     cosines = products / torch.outer(norms, norms).clamp(min=1e-300)
@@ -136,54 +156,26 @@ def require_one_base(parts: Sequence[Part]) -> None:
             )
 
 
-Weighted = list[tuple[LayerFactors, float]]
-
-
-def _of_layer(parts: Sequence[Part], path: str) -> Weighted:
+def _of_layer(parts: Sequence[Part], path: str) -> WeightedFactors:
     """The parents' factors of one layer, in order. Who does not target it counts as zero there."""
-    return [(part.adapter.layers[path], part.weight) for part in parts if path in part.adapter.layers]
+    return [(part.factors[path], part.weight) for part in parts if path in part.factors]
 
 
-def _layer(path: str, parts: Weighted, config: CombineConfig) -> tuple[LayerFactors, float, float]:
-    """One layer's combined factors, the energy that was cut off, and the energy there was."""
-    if config.method == "cat":
-        whole = weighted_sum(parts)
-        return whole, 0.0, inner_product(whole, whole)
-    if config.method == "linear":
-        found = decompose(weighted_sum(parts))
-        return found.truncated(found.numerical_rank), 0.0, found.energy
-    wanted = config.rank or max(factors.rank for factors, _ in parts)
-    if config.method == "svd":
-        found = decompose(weighted_sum(parts))
-        return _cut(found, wanted, found.energy)
-    dense = dense_combination(path, [(factors.delta_weight(), weight) for factors, weight in parts], config)
-    return _cut(decompose_dense(dense, wanted), wanted, float(dense.double().square().sum()))
+def wanted_rank(parts: WeightedFactors, config: CombineConfig) -> int:
+    """The rank that a layer is cut to: the chosen one, or the highest of its parents."""
+    return config.rank or max(factors.rank for factors, _ in parts)
 
 
-def _cut(found: Decomposition, wanted: int, energy: float) -> tuple[LayerFactors, float, float]:
+def cut(found: Decomposition, wanted: int, energy: float) -> CombinedLayer:
+    """A layer's leading singular values, `wanted` of them or fewer; energy: ‖ΔW‖² of the whole."""
     rank = min(wanted, found.numerical_rank)
-    return found.truncated(rank), max(0.0, energy - float(found.S[:rank].square().sum())), energy
+    kept = float(found.S[:rank].square().sum())
+    return CombinedLayer(found.truncated(rank), max(0.0, energy - kept), energy)
 
 
-def dense_combination(path: str, parts: sparse.Weighted, config: CombineConfig) -> Tensor:
-    """ΔW [out, in] of one layer by an element-wise method, before it is cut to a rank.
-
-    What DARE drops is drawn by the seed and the layer's name, so it does not depend on the order of the
-    layers.
-    """
-    if config.method == "magnitude_prune":
-        return sparse.added([(sparse.trimmed(delta, config.density), weight) for delta, weight in parts])
-    if config.method == "ties":
-        return sparse.agreeing_mean(
-            [(sparse.trimmed(delta, config.density), weight) for delta, weight in parts]
-        )
-    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + zlib.crc32(path.encode()))
-    thinned = [(sparse.dropped(delta, config.density, generator), weight) for delta, weight in parts]
-    return sparse.added(thinned) if config.method == "dare_linear" else sparse.agreeing_mean(thinned)
-
-
-def _adapter(parts: Sequence[Part], layers: dict[str, LayerFactors], rank: int) -> AdapterWeights:
+def _adapter(parts: Sequence[Part], layers: dict[str, LayerFactors]) -> AdapterWeights:
     """The scale is folded into the factors, so alpha equals the rank and the scale is 1."""
+    rank = max(factors.rank for factors in layers.values())
     first = parts[0].adapter
     chosen = {number for part in parts for number in part.adapter.layers_to_transform or ()}
     everywhere = any(part.adapter.layers_to_transform is None for part in parts)
@@ -199,7 +191,7 @@ def _adapter(parts: Sequence[Part], layers: dict[str, LayerFactors], rank: int) 
     )
 
 
-def _conflicts(parts: Weighted) -> tuple[float, float]:
+def _conflicts(parts: WeightedFactors) -> tuple[float, float]:
     """In sampled rows of one layer: the magnitude on the smaller side of each element's signs, and the
     magnitude in all.
     """

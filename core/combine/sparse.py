@@ -6,12 +6,31 @@ Each function takes the parents' ΔW [out, in] with their weights and gives the 
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from core.combine.config import CombineConfig
+
 Weighted = Sequence[tuple[Tensor, float]]
+"""ΔW [out, in] of one layer of each parent, with its weight."""
+
+
+def all_trimmed(parts: Weighted, density: float) -> Weighted:
+    """Each parent's ΔW trimmed by itself."""
+    return [(trimmed(delta, density), weight) for delta, weight in parts]
+
+
+def all_dropped(path: str, parts: Weighted, config: CombineConfig) -> Weighted:
+    """Each parent's ΔW with elements dropped at random.
+
+    What is dropped is drawn by the seed and the layer's name, so it does not depend on the order of the
+    layers.
+    """
+    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + zlib.crc32(path.encode()))
+    return [(dropped(delta, config.density, generator), weight) for delta, weight in parts]
 
 
 def trimmed(delta: Tensor, density: float) -> Tensor:

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
-from core.data.read import SUFFIXES
+from core.data.reading import suffixes
 from core.data.zipped import Source, left_unread, split_of
 from core.errors import InvalidData, SourceUnreachable
 from core.events import Progress
@@ -71,7 +71,7 @@ def _files(api: HfApi, hub_id: str) -> tuple[str, dict[str, int]]:
     sizes = {
         one.rfilename: one.size or 0
         for one in info.siblings or []
-        if one.rfilename.lower().endswith(SUFFIXES)
+        if one.rfilename.lower().endswith(suffixes())
     }
     return revision, {
         path: size for path, size in sizes.items() if PurePosixPath(path).name.lower() != "readme.md"
@@ -95,7 +95,7 @@ def _chosen(hub_id: str, sizes: dict[str, int], config: str, *, converted: bool)
     chosen = {path: split == "validation" for path, split in splits.items() if split != "test"}
     if all(chosen.values()):
         raise InvalidData(
-            f"{hub_id} has no file for training that can be read; expected {', '.join(SUFFIXES)}."
+            f"{hub_id} has no file for training that can be read; expected {', '.join(suffixes())}."
         )
     return chosen
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,12 @@ from numpy.typing import NDArray
 
 from core.data.checks import text_of, warnings
 from core.data.dataset_file import ROWS_FILE, SUMMARY_FILE, DatasetFile, Findings, RowsWriter, StoredRow
-from core.data.detection import OPTIONAL, unused_hint
+from core.data.detection import optional_columns, unused_hint
 from core.data.duplicates import NearCopies, content_hash, earlier_copy, prompt_hash
 from core.data.findings import ERROR, KINDS, Finding, RowFault, codes_of
-from core.data.formats import Convert, Example, converter
-from core.data.linked import conversations
-from core.data.mapping import LINES, LINKED, DataMapping
-from core.data.read import PLAIN_SUFFIXES, BadRow, NumberedRows, Row, RowReader
+from core.data.formats import Convert, Example
+from core.data.mapping import DataMapping
+from core.data.reading import BadRow, NumberedRows, Row, RowReader
 from core.data.zipped import Source
 from core.errors import InvalidData
 from core.events import Progress
@@ -235,19 +234,16 @@ def import_files(
     Raises InvalidData if a file cannot be read at all, or if no row of it can be used.
     """
     sink = RowSink(folder, [source.name for source in sources], mapping.to_dict(), near=near)
-    by_line = mapping.format == LINES
+    form = mapping.data_format
     wanted = mapping.used_columns()
     readers = [
-        RowReader(source.path, name=source.name, by_line=by_line, columns=wanted) for source in sources
+        RowReader(source.path, name=source.name, by_line=form.by_line, columns=wanted) for source in sources
     ]
     seen: Counter[str] = Counter()
-    convert, total = converter(mapping), sum(reader.size for reader in readers)
+    convert, total = form.converter(mapping), sum(reader.size for reader in readers)
     before = 0
     for file, reader in enumerate(readers):
-        _require_columns(reader, mapping)
-        rows = _counted(iter(reader), seen)
-        rows = conversations(rows, mapping) if mapping.format == LINKED else rows
-        for number, row in rows:
+        for number, row in form.gather(_counted(reader, wanted, seen), mapping):
             if len(sink) % _REPORT_ROWS == 0:
                 done = before + reader.position
                 report(Progress(f"Reading {reader.name} ({done / 1e6:,.0f} MB)", min(1.0, done / total)))
@@ -274,20 +270,36 @@ def import_files(
     return summary
 
 
-def _counted(rows: NumberedRows, seen: Counter[str]) -> NumberedRows:
+def _counted(reader: RowReader, wanted: Collection[str], seen: Counter[str]) -> NumberedRows:
     """The rows, with the columns they have counted:
     what no mapping speaks of must not vanish without a word.
+
+    Raises InvalidData if a file lacks the wanted columns altogether, judged by its first row that can be
+    read.
     """
-    for number, row in rows:
+    judged = reader.kind.plain
+    for number, row in reader:
         if not isinstance(row, BadRow):
+            if not judged:
+                _require_columns(reader.name, reader.header or tuple(row), wanted)
+                judged = True
             seen.update(row.keys())
         yield number, row
 
 
+def _require_columns(name: str, columns: Sequence[str], wanted: Collection[str]) -> None:
+    if not set(wanted) & set(columns):
+        raise InvalidData(
+            f"{name} has none of the columns {', '.join(sorted(map(repr, wanted)))}; it has "
+            f"{', '.join(map(repr, columns[:12]))}. Files that become one data set share one mapping."
+        )
+
+
 def _left_aside(unused: Mapping[str, int]) -> Iterator[tuple[str, str]]:
     """Findings about columns that are not used and look as if they belonged to the conversation."""
+    optional = optional_columns()
     for column, count in unused.items():
-        if column.strip().lower() in OPTIONAL:
+        if column.strip().lower() in optional:
             yield (
                 "unused_column",
                 (
@@ -311,20 +323,6 @@ def _take(sink: RowSink, file: int, number: int, row: Row | BadRow, convert: Con
         sink.take(number, file, convert(number, row))
     except RowFault as fault:
         sink.take(number, file, fault, _raw(row))
-
-
-def _require_columns(reader: RowReader, mapping: DataMapping) -> None:
-    """Raises InvalidData if a file lacks a column altogether, judged by its first row that can be read."""
-    if Path(reader.name).suffix.lower() in PLAIN_SUFFIXES:
-        return
-    fresh = RowReader(reader.path, name=reader.name)
-    first = next((row for _, row in fresh if not isinstance(row, BadRow)), None)
-    needed = mapping.used_columns()
-    if first is not None and not needed & set(first):
-        raise InvalidData(
-            f"{reader.name} has none of the columns {', '.join(sorted(map(repr, needed)))}; it has "
-            f"{', '.join(map(repr, list(first)[:12]))}. Files that become one data set share one mapping."
-        )
 
 
 def _raw(row: Row) -> str:

@@ -11,55 +11,19 @@ from collections.abc import Mapping as MappingOf
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
+from core.data.formats import DATA_FORMATS, DataFormat
 from core.errors import InvalidConfig
 
-MESSAGES, SHAREGPT, ALPACA = "messages", "sharegpt", "alpaca"
-PAIRS, LABELLED, TEXT = "prompt and completion", "text and label", "text"
-LINES, LINKED = "separated lines", "linked rows"
-FORMATS: dict[str, str] = {
-    MESSAGES: "a column of turns with role and content",
-    SHAREGPT: "a column of turns with from and value",
-    ALPACA: "instruction, input and output",
-    PAIRS: "a question and an answer in columns of their own, or put together from columns by templates",
-    LABELLED: "a text and its label; the label is the answer",
-    TEXT: "plain text, every token of which is trained on",
-    LINES: "question and answer in one text, with a separator between them",
-    LINKED: "rows that name their parent row; each chain becomes a conversation",
-}
 ROLES: dict[str, str] = {
     "system": "System prompt",
     "user": "User (question)",
     "assistant": "Assistant (answer)",
     "text": "Text",
     "label": "Label",
-    "turns": "Turns",
-    "input": "Further input",
-    "history": "History",
-    "id": "Row's id",
-    "parent": "Parent row's id",
-    "role": "Role of the turn",
-    "content": "Text of the turn",
 }
+"""Roles that columns play in several formats, with their labels; all_roles() adds those of single ones."""
 TEMPLATED = ("system", "user", "assistant")
-FORMAT_ROLES: dict[str, tuple[str, ...]] = {
-    MESSAGES: ("turns", "system", "label"),
-    SHAREGPT: ("turns", "system", "label"),
-    ALPACA: ("user", "input", "assistant", "system", "history", "label"),
-    PAIRS: ("user", "assistant", "system", "label"),
-    LABELLED: ("user", "assistant", "label", "system"),
-    TEXT: ("text", "label"),
-    LINES: ("text", "system"),
-    LINKED: ("id", "parent", "role", "content", "user", "assistant", "system"),
-}
-"""The roles that columns can play in each format."""
-_TEMPLATES_OF = {
-    PAIRS: TEMPLATED,
-    LABELLED: TEMPLATED,
-    LINES: ("system", "user"),
-    ALPACA: ("system",),
-    MESSAGES: ("system",),
-    SHAREGPT: ("system",),
-}
+_BY_DEFAULT = "prompt and completion"
 _FIELD = re.compile(r"\{\{|\}\}|\{([^{}]+)\}")
 
 
@@ -79,38 +43,31 @@ class DataMapping:
     """
 
     def __post_init__(self) -> None:
-        if self.format not in FORMATS:
-            raise InvalidConfig(f"There is no format {self.format!r}; known are {', '.join(FORMATS)}.")
+        form, roles = DATA_FORMATS.get(self.format), all_roles()
         for role in self.columns:
-            if role not in ROLES:
-                raise InvalidConfig(f"There is no role {role!r}; known are {', '.join(ROLES)}.")
+            if role not in roles:
+                raise InvalidConfig(f"There is no role {role!r}; known are {', '.join(roles)}.")
         for role in self.templates:
             if role not in TEMPLATED:
                 raise InvalidConfig(f"A template can make {', '.join(TEMPLATED)}, not {role!r}.")
             if not self.templates[role].strip():
                 raise InvalidConfig(f"The template for {role} is empty.")
-        unused = [role for role in self.columns if role not in FORMAT_ROLES[self.format]]
-        unused += [
-            f"a template for {role}"
-            for role in self.templates
-            if role not in _TEMPLATES_OF.get(self.format, ())
-        ]
+        unused = [role for role in self.columns if role not in form.roles]
+        unused += [f"a template for {role}" for role in self.templates if role not in form.templates]
         if unused:
             raise InvalidConfig(
                 f"The format {self.format!r} has no use for {' and '.join(unused)}; it takes "
-                f"{', '.join(FORMAT_ROLES[self.format])}."
+                f"{', '.join(form.roles)}."
             )
-        missing = [
-            role for role in _NEEDED[self.format] if role not in self.columns and role not in self.templates
-        ]
+        missing = [role for role in form.needed if role not in self.columns and role not in self.templates]
         if missing:
             raise InvalidConfig(f"The format {self.format!r} needs a column for {' and '.join(missing)}.")
-        if self.format == LINES and not self.separator:
-            raise InvalidConfig("Separated lines need a separator, such as ||.")
-        if self.format == LINKED and not (
-            {"role", "content"} <= set(self.columns) or {"user", "assistant"} <= set(self.columns)
-        ):
-            raise InvalidConfig("Linked rows need columns for role and content, or for user and assistant.")
+        form.check(self)
+
+    @property
+    def data_format(self) -> DataFormat:
+        """The format itself, which does the work."""
+        return DATA_FORMATS.get(self.format)
 
     @classmethod
     def parse(cls, values: MappingOf[str, Any]) -> Self:
@@ -138,16 +95,18 @@ class DataMapping:
         return fields | {column for role, column in self.columns.items() if role not in self.templates}
 
 
-_NEEDED: dict[str, tuple[str, ...]] = {
-    MESSAGES: ("turns",),
-    SHAREGPT: ("turns",),
-    ALPACA: ("user", "assistant"),
-    PAIRS: ("user", "assistant"),
-    LABELLED: ("user", "assistant"),
-    TEXT: ("text",),
-    LINES: ("text",),
-    LINKED: ("id", "parent"),
-}
+@dataclass(frozen=True)
+class Candidate:
+    """A mapping that fits, and what it was seen by. A doubtful one is taken only when the user says so."""
+
+    mapping: DataMapping
+    reason: str
+    doubtful: bool = False
+
+
+def all_roles() -> dict[str, str]:
+    """Every role that columns play in some format, with its label, in the order in which they are shown."""
+    return ROLES | dict(role for form in DATA_FORMATS.all().values() for role in form.own_roles)
 
 
 def template_fields(template: str) -> list[str]:
@@ -184,8 +143,9 @@ def mapping_of(
                 "In a template write {{ for a brace."
             )
     if separator:
+        form = next(one for one in DATA_FORMATS.all().values() if one.separated)
         return DataMapping(
-            LINES, {"text": "text"} | chosen, made, separator.encode().decode("unicode_escape")
+            form.name, {"text": "text"} | chosen, made, separator.encode().decode("unicode_escape")
         )
     if (
         "label" in chosen
@@ -212,20 +172,15 @@ def _once(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 
 def _format_of(roles: set[str]) -> str:
-    if "turns" in roles:
-        return MESSAGES
-    if {"id", "parent"} <= roles:
-        return LINKED
-    if roles & {"input", "history"}:
-        return ALPACA
-    return TEXT if "text" in roles and "assistant" not in roles else PAIRS
+    meant = (form.name for form in DATA_FORMATS.all().values() if form.is_meant_by(roles))
+    return next(meant, _BY_DEFAULT)
 
 
 def _pair(text: str) -> tuple[str, str]:
     role, equals, column = text.partition("=")
     if not equals or not column.strip():
         raise InvalidConfig(
-            f"{text!r}: expected role=column, such as user=question. Roles are {', '.join(ROLES)}."
+            f"{text!r}: expected role=column, such as user=question. Roles are {', '.join(all_roles())}."
         )
     return role.strip(), column.strip()
 

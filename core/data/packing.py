@@ -9,6 +9,8 @@ import numpy as np
 
 _OPEN_BLOCKS = 512  # blocks that still take rows; more would fill better and take longer
 
+OVER_LENGTH = ("truncate", "split", "drop")
+"""What can become of a row that is longer than a block."""
 Block = tuple[int, ...]
 """The numbers of the rows that lie in one block, in order."""
 

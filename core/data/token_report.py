@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from core.config import OVER_LENGTH
 from core.data.dataset_file import Findings
 from core.data.findings import Finding
-from core.data.packing import pack
+from core.data.packing import OVER_LENGTH, pack
 from core.data.tokens import TokenFile, TokenRows
 from core.errors import InvalidData
 

@@ -19,10 +19,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from core.config import OVER_LENGTH
 from core.data.dataset_file import StoredRow
 from core.data.formats import Example
+from core.data.packing import OVER_LENGTH
 from core.data.rendering import IGNORE, Rendered, Renderer
+from core.data.sequences import ONE_EACH, Sequences
 from core.errors import InvalidConfig, InvalidData
 from core.events import Progress
 from core.reporting import Report, silent
@@ -126,6 +127,11 @@ class _Parts:
     stops: Numbers
     supervised: Numbers
 
+    def complete(self, each: int) -> _Parts:
+        """Without the rows of the file whose neighbours of the same row of the data set are missing."""
+        there = np.bincount(self.rows // each)[self.rows // each] == each if len(self.rows) else slice(0)
+        return _Parts(self.rows[there], self.starts[there], self.stops[there], self.supervised[there])
+
 
 class TokenRows:
     """The rows a run is trained and judged on, cut to max_length; ids and labels are read when asked for.
@@ -142,8 +148,10 @@ class TokenRows:
         keep: Mask | None = None,
         validation: Mask | None = None,
         over_length: str = "truncate",
+        each: int = 1,
     ) -> None:
-        """keep and validation have one entry a row of the file; by default all rows are kept and trained on.
+        """keep and validation have one entry a row of the data set; by default all are kept and trained on.
+        Each row of the data set is `each` rows of the file, which are kept together or not at all.
 
         over_length: truncate cuts long conversations off, split makes several rows of them, drop leaves them
         out. Long plain text is always split. Raises InvalidData for a row that could not be rendered, or if
@@ -151,8 +159,13 @@ class TokenRows:
         """
         if over_length not in OVER_LENGTH:
             raise InvalidConfig(f"over_length must be one of {', '.join(OVER_LENGTH)}, not {over_length!r}.")
+        if each > 1 and over_length == "split":
+            raise InvalidConfig(
+                f"over_length = split cannot be used where a row becomes {each} sequences, since parts of "
+                "them do not belong together; choose truncate or drop."
+            )
         self._file, self.max_length = file, max_length
-        wanted = np.ones(len(file), bool) if keep is None else keep
+        wanted = np.ones(len(file), bool) if keep is None else np.repeat(keep, each)
         failed = [row for row in file.problems if wanted[row]]
         if failed:
             more = f" So do {len(failed) - 1:,} more rows." if len(failed) > 1 else ""
@@ -160,17 +173,21 @@ class TokenRows:
                 f"{file.problems[failed[0]]}{more} Check the data set with this base and leave such rows out."
             )
         long = wanted & (file.lengths > max_length)
-        parts = _cut(file, wanted & (file.lengths > 0), long, max_length, over_length)
+        parts = _cut(file, wanted & (file.lengths > 0), long, max_length, over_length, may_split=each == 1)
+        if each > 1:
+            parts = parts.complete(each)
         if not len(parts.rows):
             raise InvalidData(
                 f"No row has a token to train on within max_length = {max_length}; raise max_length."
             )
         self.truncated = int(long.sum())
-        self.skipped = int((wanted & (file.lengths > 0)).sum() - len(np.unique(parts.rows)))
+        self.skipped = int((wanted & (file.lengths > 0)).sum() - len(np.unique(parts.rows))) // each
         self._parts = parts
         self.lengths: Numbers = parts.stops - parts.starts
         self.supervised: Numbers = parts.supervised
-        self.validation: Mask = np.zeros(len(self), bool) if validation is None else validation[parts.rows]
+        self.validation: Mask = (
+            np.zeros(len(self), bool) if validation is None else validation[parts.rows // each]
+        )
         """Whether a row is kept for validation, [rows]."""
 
     def __len__(self) -> int:
@@ -188,9 +205,11 @@ class TokenRows:
         return ids, labels
 
 
-def _cut(file: TokenFile, wanted: Mask, long: Mask, max_length: int, over_length: str) -> _Parts:
+def _cut(
+    file: TokenFile, wanted: Mask, long: Mask, max_length: int, over_length: str, *, may_split: bool
+) -> _Parts:
     """Each row's parts, in order of the rows; parts without a trained token are left out."""
-    split = long & (file.texts | (over_length == "split"))
+    split = long & (file.texts | (over_length == "split")) & may_split
     single = np.flatnonzero(wanted & ~split & ~(long & (over_length == "drop")))
     stops = np.minimum(file.lengths, max_length)
     rows, starts, ends, supervised = (
@@ -222,18 +241,21 @@ def tokenised(
     renderer: Renderer,
     cache: Path,
     *,
+    sequences: Sequences = ONE_EACH,
     total: int = 0,
     report: Report = silent,
 ) -> TokenFile:
     """The rows of a data set with this content `digest` for this tokenizer, from the folder `cache` or
     rendered into it.
+
+    Row i of the data set is as many rows of the file as `sequences` makes of it, from row count·i on.
     """
     cache.mkdir(parents=True, exist_ok=True)
-    path = token_path(digest, renderer, cache)
+    path = token_path(digest, renderer, cache, sequences)
     if not path.exists():
         staged = path.with_suffix(f".{os.getpid()}.new")
         try:
-            _write(staged, rows, renderer, total, report)
+            _write(staged, _rendered(rows, renderer, sequences), total, report)
             os.replace(staged, path)
         finally:
             staged.unlink(missing_ok=True)
@@ -243,9 +265,9 @@ def tokenised(
     return found
 
 
-def token_path(digest: str, renderer: Renderer, cache: Path) -> Path:
-    """Where the rows' ids are kept: named by the data, the tokenizer with its chat template, and the
-    rendering.
+def token_path(digest: str, renderer: Renderer, cache: Path, sequences: Sequences = ONE_EACH) -> Path:
+    """Where the rows' ids are kept: named by the data, the tokenizer with its chat template, the rendering,
+    and how rows become sequences.
     """
     tokenizer: PreTrainedTokenizerBase = renderer.tokenizer
     about = [
@@ -255,15 +277,21 @@ def token_path(digest: str, renderer: Renderer, cache: Path) -> Path:
         tokenizer.backend_tokenizer.to_str(),
         tokenizer.chat_template,
         tokenizer.eos_token,
+        *sequences.key,
     ]
     return cache / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()}.arrow"
 
 
-def _write(path: Path, rows: Iterable[StoredRow], renderer: Renderer, total: int, report: Report) -> None:
+_Found = tuple[Rendered | InvalidData | None, bool]
+"""A row of the file: what was rendered, the reason why it could not be, or None for one with a fault; and
+whether it is plain text."""
+
+
+def _write(path: Path, rows: Iterable[_Found], total: int, report: Report) -> None:
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
-        waiting: list[tuple[Rendered | InvalidData | None, bool]] = []
+        waiting: list[_Found] = []
         done = 0
-        for found in _rendered(rows, renderer):
+        for found in rows:
             waiting.append(found)
             if len(waiting) == _BATCH_ROWS:
                 writer.write_batch(_batch(waiting))
@@ -274,10 +302,17 @@ def _write(path: Path, rows: Iterable[StoredRow], renderer: Renderer, total: int
             writer.write_batch(_batch(waiting))
 
 
-def _rendered(
-    rows: Iterable[StoredRow], renderer: Renderer
-) -> Iterator[tuple[Rendered | InvalidData | None, bool]]:
-    """Each row rendered, and whether it is plain text; None for one with a fault."""
+def _rendered(rows: Iterable[StoredRow], renderer: Renderer, sequences: Sequences) -> Iterator[_Found]:
+    """The sequences of each row, one after another."""
+    for found, text in _by_row(rows, renderer, sequences):
+        parts = found if isinstance(found, tuple) else (found,) * sequences.count
+        yield from ((part, text) for part in parts)
+
+
+def _by_row(
+    rows: Iterable[StoredRow], renderer: Renderer, sequences: Sequences
+) -> Iterator[tuple[tuple[Rendered, ...] | InvalidData | None, bool]]:
+    """Each row's sequences, and whether it is plain text; None for one with a fault."""
     waiting: deque[tuple[bool, bool]] = (
         deque()
     )  # (fault, plain text) of the rows handed on that have not come back
@@ -288,7 +323,7 @@ def _rendered(
             if not row.fault:
                 yield row.example
 
-    for rendered in renderer.render_many(examples()):
+    for rendered in sequences.render(renderer, examples()):
         while waiting[0][0]:
             waiting.popleft()
             yield None, False
@@ -296,7 +331,7 @@ def _rendered(
     yield from ((None, False) for _ in waiting)
 
 
-def _batch(rows: list[tuple[Rendered | InvalidData | None, bool]]) -> pa.RecordBatch:
+def _batch(rows: list[_Found]) -> pa.RecordBatch:
     good = [row if isinstance(row, Rendered) else Rendered([], []) for row, _ in rows]
     columns = [
         [row.ids for row in good],

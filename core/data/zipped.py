@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from core.data.read import PLAIN_SUFFIXES, SUFFIXES
+from core.data.reading import plain_suffixes, suffixes
 from core.errors import InvalidData
 from core.files.archive import safe_members
 from core.files.publish import require_space
@@ -79,7 +79,7 @@ def _checked(archive: zipfile.ZipFile, name: str) -> list[zipfile.ZipInfo]:
     members = safe_members(archive, name, _MOST_BYTES, InvalidData)
     found = [member for member in members if _is_data(member)]
     if not found:
-        raise InvalidData(f"{name} holds no file that can be read; expected {', '.join(SUFFIXES)}.")
+        raise InvalidData(f"{name} holds no file that can be read; expected {', '.join(suffixes())}.")
     return sorted(found, key=lambda member: member.filename)
 
 
@@ -98,7 +98,7 @@ def _is_wanted(member: zipfile.ZipInfo, members: Sequence[zipfile.ZipInfo], spli
     """Beside rows, texts are read-me files; beside a training split, a test split is kept for tests."""
     if splits[member.filename] == "test" and "train" in splits.values():
         return False
-    tables = [one for one in members if not one.filename.lower().endswith(PLAIN_SUFFIXES)]
+    tables = [one for one in members if not one.filename.lower().endswith(plain_suffixes())]
     about = PurePosixPath(member.filename).name.lower() in _ABOUT
     return not about and (not tables or member in tables)
 
@@ -106,7 +106,7 @@ def _is_wanted(member: zipfile.ZipInfo, members: Sequence[zipfile.ZipInfo], spli
 def _is_data(member: zipfile.ZipInfo) -> bool:
     path = PurePosixPath(member.filename)
     hidden = any(part.startswith((".", "__MACOSX")) for part in path.parts)
-    return not member.is_dir() and not hidden and path.suffix.lower() in SUFFIXES
+    return not member.is_dir() and not hidden and path.suffix.lower() in suffixes()
 
 
 def _unpack(

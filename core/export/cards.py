@@ -6,22 +6,12 @@ Needs no torch.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from core.config import ExportConfig
-
-_WHAT = {
-    "safetensors": "{base} with the LoRA adapter {adapter} merged in: W + (α/r)BA.",
-    "gguf": "{base} with the LoRA adapter {adapter} merged in, for llama.cpp and what is built on it.",
-    "ollama": (
-        "{base} with the LoRA adapter {adapter} merged in. `ollama create NAME -f Modelfile` "
-        "makes a model of it."
-    ),
-    "peft": "The LoRA adapter {adapter} for {base}, in PEFT's format.",
-    "gguf-adapter": "The LoRA adapter {adapter} for {base}, for llama.cpp's `--lora`.",
-}
+from core.export.config import ExportConfig
 
 
 @dataclass(frozen=True)
@@ -58,7 +48,7 @@ class Provenance:
 
 def model_card(about: Provenance, config: ExportConfig, facts: Mapping[str, Any]) -> str:
     """The model card: front matter the hub understands, then what went into the model."""
-    adapter_alone = config.format in ("peft", "gguf-adapter")
+    adapter_alone = not config.kind.merges
     front = [
         "---",
         f"library_name: {'peft' if adapter_alone else 'transformers'}",
@@ -81,7 +71,7 @@ def model_card(about: Provenance, config: ExportConfig, facts: Mapping[str, Any]
         ("Weights", "" if adapter_alone else config.dtype),
         ("Of the adapter rounded away", "" if rounding is None else f"{rounding:.2%}"),
     ]
-    what = _WHAT[config.format].format(base=plain(about.base_name), adapter=plain(about.adapter_name))
+    what = config.kind.describe(plain(about.base_name), plain(about.adapter_name))
     table = ["| | |", "|---|---|", *[f"| {name} | {value} |" for name, value in rows if value]]
     configuration = [
         "Training configuration:",
@@ -97,3 +87,8 @@ def model_card(about: Provenance, config: ExportConfig, facts: Mapping[str, Any]
 def plain(text: str) -> str:
     """A name in one line, without what Markdown tables or HTML would act on."""
     return "".join(" " if char in "|<>\n\r`" else char for char in text).strip()
+
+
+def file_name(name: str) -> str:
+    """A name that every file system takes."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:60] or "adapter"

@@ -18,7 +18,10 @@ from core.errors import InvalidInput, OutOfSpace
 
 _STAGING = ".staging-"
 _STAGED_SECONDS = 24 * 3600
-SPARE_BYTES = 64 * 1024 * 1024  # left free on the disk beside what is written
+SPARE_BYTES = 64 * 1024 * 1024
+"""Left free on the disk beside what is written: the registry, its journal and the logs go on growing while a
+large file is written, and what is recorded there must not be lost.
+"""
 
 
 @contextmanager

@@ -15,12 +15,12 @@ from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
 from core.base_model.load import ResidentBase
-from core.config import GenerationConfig
 from core.errors import InvalidInput
 from core.events import TokenDone
+from core.generate.config import GenerationConfig
 from core.generate.one_token import DecodingState, StatePool, fitting_rows
 from core.generate.sampling import Sampler
-from core.lora.bank import AdapterBank
+from core.lora.bank import Bank
 
 _PREFILL = 512  # prompt tokens of each row that are read at a time
 
@@ -55,7 +55,7 @@ class Decoder:
     def __init__(
         self,
         base: ResidentBase,
-        bank: AdapterBank | None,
+        bank: Bank | None,
         requests: Sequence[RowRequest],
         pool: StatePool | None = None,
     ) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from core.base_model.attention import OneToken, Prefill, attend
 from core.base_model.compiling import compile_layers, eager_layers
 from core.base_model.load import ResidentBase
-from core.lora.bank import AdapterBank
+from core.lora.bank import Bank
 
 _CAPACITY_STEP = (
     512  # on an accelerator capacities are this times a power of four, so that few graphs are needed
@@ -30,7 +30,7 @@ class DecodingState:
     def __init__(
         self,
         base: ResidentBase,
-        bank: AdapterBank | None,
+        bank: Bank | None,
         rows: int,
         capacity: int,
         *,
@@ -183,7 +183,7 @@ class StatePool:
         self.notice = ""
         """What whoever looks after the engine should know."""
 
-    def borrow(self, bank: AdapterBank | None, rows: int, tokens: int) -> DecodingState:
+    def borrow(self, bank: Bank | None, rows: int, tokens: int) -> DecodingState:
         """A state for these rows; give it back when done."""
         device = self._base.device
         rows, capacity = fitting_rows(rows, device), fitting_capacity(tokens, device)

@@ -12,7 +12,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from core.config import GenerationConfig
+from core.generate.config import GenerationConfig
 
 
 class Sampler:

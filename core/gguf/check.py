@@ -14,9 +14,8 @@ import torch
 from gguf import GGMLQuantizationType as Kind
 
 from core.base_model.load import load_base
-from core.config import ExportConfig
+from core.base_model.probes import greedy_answer, probe_ids, probe_texts
 from core.events import Progress
-from core.export.verify import greedy_answer, probe_ids, probe_texts
 from core.gguf.architecture import gguf_architecture
 from core.gguf.write import ADAPTER_ALPHA, adapter_tensors, exact_values, kind_of, planned
 from core.lora.adapter import AdapterWeights
@@ -80,7 +79,7 @@ def check_merged_gguf(
     adapter: AdapterWeights,
     transposed: frozenset[str],
     file: Path,
-    config: ExportConfig,
+    dtype: str,
     report: Report,
     template: str = "",
 ) -> GgufCheck:
@@ -88,7 +87,7 @@ def check_merged_gguf(
     there.
     """
     report(Progress("Reading the GGUF file back"))
-    architecture, wanted = planned(base_folder, adapter, transposed, config)
+    architecture, wanted = planned(base_folder, adapter, transposed, dtype)
     reader = gguf.GGUFReader(file)
     found = {tensor.name: tensor for tensor in reader.tensors}
     problems, worst = [], 0.0
@@ -108,7 +107,7 @@ def check_merged_gguf(
     agreement = None
     if llama_cpp_is_installed():
         report(Progress("Asking llama.cpp"))
-        agreement, problem = _ask(base_folder, adapter, file, config, template)
+        agreement, problem = _ask(base_folder, adapter, file, dtype, template)
         problems += problem
     return GgufCheck(len(found), worst, agreement, tuple(problems))
 
@@ -146,7 +145,7 @@ def _error(found: np.ndarray, exact: np.ndarray) -> float:
 
 
 def _ask(
-    base_folder: Path, adapter: AdapterWeights, file: Path, config: ExportConfig, template: str
+    base_folder: Path, adapter: AdapterWeights, file: Path, dtype: str, template: str
 ) -> tuple[float, list[str]]:
     """llama.cpp's likeliest tokens against those of base + adapter computed here, along one greedy answer."""
     base = load_base(base_folder, device=torch.device("cpu"), dtype=torch.float32, template=template)
@@ -163,7 +162,7 @@ def _ask(
     agreement = float(
         np.mean([one == other for one, other in zip(likeliest[len(ids) - 1 :], expected, strict=True)])
     )
-    if agreement < _LEAST_AGREEMENT.get(kind_of(config), _LEAST_AGREEMENT_BELOW):
+    if agreement < _LEAST_AGREEMENT.get(kind_of(dtype), _LEAST_AGREEMENT_BELOW):
         problems.append("llama.cpp answers something else")
     return agreement, problems
 

@@ -13,13 +13,13 @@ from gguf import LlamaFileType as File
 from numpy.typing import NDArray
 
 from core.base_model.tokenizer import load_tokenizer
-from core.config import ExportConfig
 from core.errors import InvalidModel
 from core.events import Progress
 from core.files.publish import require_space
 from core.gguf.architecture import Array, GgufArchitecture, gguf_architecture
 from core.gguf.vocabulary import vocabulary
 from core.lora.adapter import AdapterWeights
+from core.lora.scaling import alpha_of
 from core.merge.merge import Source, merged_weight, sources
 from core.reporting import Report
 
@@ -62,13 +62,13 @@ class Planned:
     """Its values, where they come from no file of the base."""
 
 
-def kind_of(config: ExportConfig) -> Kind:
+def kind_of(dtype: str) -> Kind:
     """The number format that large tensors are written in."""
-    return _KINDS[config.dtype]
+    return _KINDS[dtype]
 
 
 def planned(
-    base_folder: Path, adapter: AdapterWeights, transposed: frozenset[str], config: ExportConfig
+    base_folder: Path, adapter: AdapterWeights, transposed: frozenset[str], dtype: str
 ) -> tuple[GgufArchitecture, list[Planned]]:
     """What a merged file will hold. Raises InvalidModel, InvalidAdapter."""
     architecture = gguf_architecture(base_folder)
@@ -77,7 +77,7 @@ def planned(
         name = architecture.tensor_name(source.entry.name)
         if name is not None:
             found.append(
-                Planned(name, source.entry.shape, _kind_for(source.entry.shape, kind_of(config)), source)
+                Planned(name, source.entry.shape, _kind_for(source.entry.shape, kind_of(dtype)), source)
             )
     extra = architecture.extra_tensors().items()
     return architecture, [*found, *[Planned(name, own.shape, Kind.F32, None, own) for name, own in extra]]
@@ -115,7 +115,7 @@ def write_merged_gguf(
     target: Path,
     report: Report,
     name: str,
-    config: ExportConfig,
+    dtype: str,
     template: str = "",
     licence: str = "",
 ) -> int:
@@ -124,13 +124,13 @@ def write_merged_gguf(
     Each tensor is added in float32 and rounded once, to the kind that is written. Raises InvalidModel for a
     model whose layout or tokenizer GGUF cannot hold, OutOfSpace before anything is written.
     """
-    architecture, tensors = planned(base_folder, adapter, transposed, config)
+    architecture, tensors = planned(base_folder, adapter, transposed, dtype)
     require_space(target.parent, sum(_bytes(one) for one in tensors))
     writer = gguf.GGUFWriter(target, architecture.name)
     writer.add_name(name)
     if licence:
         writer.add_license(licence)
-    writer.add_file_type(_FILE_TYPES[kind_of(config)])
+    writer.add_file_type(_FILE_TYPES[kind_of(dtype)])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     embedding = next(one for one in tensors if one.name == "token_embd.weight")
     architecture.write_header(writer, embedding.shape[0])
@@ -139,8 +139,8 @@ def write_merged_gguf(
     for one in tensors:
         block, size = gguf.GGML_QUANT_SIZES[one.kind]
         shape = one.shape if one.kind in _PLAIN else (*one.shape[:-1], one.shape[-1] // block * size)
-        dtype = np.dtype(_PLAIN.get(one.kind, np.uint8))
-        writer.add_tensor_info(one.name, shape, dtype, _bytes(one), raw_dtype=one.kind)
+        stored = np.dtype(_PLAIN.get(one.kind, np.uint8))
+        writer.add_tensor_info(one.name, shape, stored, _bytes(one), raw_dtype=one.kind)
     made = ((one.name, stored_values(exact_values(architecture, one), one.kind)) for one in tensors)
     _write_all(writer, made, len(tensors), report)
     return len(tensors)
@@ -200,7 +200,7 @@ def write_adapter_gguf(base_folder: Path, adapter: AdapterWeights, target: Path,
 
 def adapter_tensors(architecture: GgufArchitecture, adapter: AdapterWeights) -> Iterator[tuple[str, Array]]:
     """Names and values as llama.cpp reads them: A [r, in] and B [out, r], scaled by alpha / r there."""
-    for path, factors in adapter.layers.items():
+    for path, factors in adapter.low_rank().items():
         own = f"{path}.weight"
         if own == "lm_head.weight" and architecture.config.get("tie_word_embeddings"):
             raise InvalidModel(
@@ -208,7 +208,7 @@ def adapter_tensors(architecture: GgufArchitecture, adapter: AdapterWeights) -> 
                 "cannot say that."
             )
         name = architecture.tensor_name(own)
-        fold = factors.scale * factors.rank / ADAPTER_ALPHA
+        fold = alpha_of(factors.scale, factors.rank) / ADAPTER_ALPHA
         yield f"{name}.lora_a", factors.A.float().numpy()
         yield (
             f"{name}.lora_b",

@@ -1,20 +1,45 @@
-"""An adapter in memory: for each targeted layer the factors A and B and their scale."""
+"""An adapter in memory: for each targeted layer the tensors of its kind and their scale."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from core.lora.kinds import ADAPTER_KINDS
+
 
 @dataclass(frozen=True)
-class LayerFactors:
-    """One layer's part of an adapter: A [r, in], B [out, r] and the scale α/r."""
+class LayerWeights:
+    """One layer's part of an adapter: tensors by the names that its kind gives them, and the scale."""
 
-    A: Tensor
-    B: Tensor
+    tensors: Mapping[str, Tensor]
     scale: float
+
+    def equals(self, other: LayerWeights) -> bool:
+        """Whether both hold the same numbers, the scale not compared."""
+        return set(self.tensors) == set(other.tensors) and all(
+            torch.equal(one, other.tensors[name]) for name, one in self.tensors.items()
+        )
+
+
+class LayerFactors(LayerWeights):
+    """One layer of a low-rank adapter: A [r, in], B [out, r] and the scale α/r."""
+
+    def __init__(self, A: Tensor, B: Tensor, scale: float) -> None:
+        super().__init__({"A": A, "B": B}, scale)
+
+    @property
+    def A(self) -> Tensor:
+        """[r, in]."""
+        return self.tensors["A"]
+
+    @property
+    def B(self) -> Tensor:
+        """[out, r]."""
+        return self.tensors["B"]
 
     @property
     def rank(self) -> int:
@@ -28,18 +53,20 @@ class LayerFactors:
 
 @dataclass(frozen=True)
 class AdapterWeights:
-    """A whole adapter: factors by module path, with the rank and alpha that its configuration states."""
+    """A whole adapter: its layers by module path, with the rank and alpha that its configuration states."""
 
     rank: int
     alpha: float
     dropout: float
-    layers: dict[str, LayerFactors]
+    layers: Mapping[str, LayerWeights]
     base_fingerprint: str = ""
     base_name: str = ""
     fan_in_fan_out: bool = False
     use_rslora: bool = False
     layers_to_transform: tuple[int, ...] | None = None
     """The decoder layers it adapts, counted from 0; None for all."""
+    kind: str = "lora"
+    """The name of its adapter kind."""
 
     @property
     def target_names(self) -> list[str]:
@@ -49,16 +76,25 @@ class AdapterWeights:
     @property
     def highest_rank(self) -> int:
         """The largest rank of any layer."""
-        return max(factors.rank for factors in self.layers.values())
+        kind = ADAPTER_KINDS.get(self.kind)
+        return max(kind.rank(layer) for layer in self.layers.values())
 
     @property
     def parameter_count(self) -> int:
-        """Numbers in all factors."""
-        return sum(one.A.numel() + one.B.numel() for one in self.layers.values())
+        """Numbers in all layers."""
+        tensors = [pair for layer in self.layers.values() for pair in layer.tensors.items()]
+        return ADAPTER_KINDS.get(self.kind).count((name, tuple(one.shape)) for name, one in tensors)
 
     def is_trained(self) -> bool:
-        """Whether every number is finite and some B is not zero."""
-        finite = all(
-            bool(torch.isfinite(f.A).all() and torch.isfinite(f.B).all()) for f in self.layers.values()
-        )
-        return finite and any(bool(f.B.any()) for f in self.layers.values())
+        """Whether every number is finite and some layer changes something."""
+        kind, layers = ADAPTER_KINDS.get(self.kind), self.layers.values()
+        finite = all(bool(torch.isfinite(one).all()) for layer in layers for one in layer.tensors.values())
+        return finite and any(kind.is_trained(layer) for layer in layers)
+
+    def low_rank(self) -> dict[str, LayerFactors]:
+        """Every layer's ΔW as scale·B·A, for what works on low-rank factors alone.
+
+        Raises InvalidAdapter with the reason if the adapter's kind cannot be written so.
+        """
+        kind = ADAPTER_KINDS.get(self.kind)
+        return {path: kind.low_rank(layer) for path, layer in self.layers.items()}

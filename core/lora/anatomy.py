@@ -40,10 +40,13 @@ class ModuleAnatomy:
 
 
 def anatomy(adapter: AdapterWeights, weight_norms: Mapping[str, float] | None = None) -> list[ModuleAnatomy]:
-    """Every layer of `adapter`, in order of its path; weight_norms gives ‖W‖ by module path."""
+    """Every layer of `adapter`, in order of its path; weight_norms gives ‖W‖ by module path.
+
+    Raises InvalidAdapter if its ΔW is no product of low-rank factors.
+    """
     return [
         _module(path, factors.rank, singular_values(factors), (weight_norms or {}).get(path))
-        for path, factors in sorted(adapter.layers.items(), key=lambda pair: _natural(pair[0]))
+        for path, factors in sorted(adapter.low_rank().items(), key=lambda pair: _natural(pair[0]))
     ]
 
 
@@ -92,13 +95,14 @@ def subspace_similarity(one: Tensor, other: Tensor) -> Tensor:
 def compare_subspaces(one: AdapterWeights, other: AdapterWeights) -> dict[str, Tensor]:
     """For each layer that both adapters change: φ(i, j) of the input directions of their ΔW, [rank₁, rank₂].
 
-    Raises InvalidAdapter if no layer is changed by both.
+    Raises InvalidAdapter if no layer is changed by both, or one of them is not low-rank.
     """
     shared = sorted(set(one.layers) & set(other.layers), key=_natural)
     if not shared:
         raise InvalidAdapter("The two adapters have no layer in common, so there is nothing to compare.")
+    ones, others = one.low_rank(), other.low_rank()
     found = {}
     for path in shared:
-        mine, theirs = decompose(one.layers[path]), decompose(other.layers[path])
+        mine, theirs = decompose(ones[path]), decompose(others[path])
         found[path] = subspace_similarity(mine.V[: mine.numerical_rank], theirs.V[: theirs.numerical_rank])
     return found

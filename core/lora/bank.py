@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,10 +9,16 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from core.config import LoraConfig
-from core.lora.adapter import AdapterWeights, LayerFactors
+from core.lora.adapter import AdapterWeights, LayerWeights
+from core.lora.config import LoraConfig
 from core.lora.dropout import Dropout, DropoutState
-from core.lora.layer import LoraFactors, LoraLinear
+from core.lora.kinds import ADAPTER_KINDS, AdapterKind
+from core.lora.kinds.lora import KIND as LORA
+from core.lora.layer import LoraLinear, plain_weight
+from core.lora.layout import Layout, corner
+from core.lora.ops import factor_dtype
+from core.lora.stack import AdapterStack, MixedStack
+from core.options import Config
 
 # Gradients of a stack's slices are slices too, which torch warns costs time. Beside one pass over them it
 # does not.
@@ -24,11 +29,12 @@ Layers = Mapping[str, LoraLinear]
 
 
 class AdapterBank(nn.Module):
-    """K adapters side by side on the targeted layers of one model. Several banks can exist; one is in use at
-    a time.
+    """K adapters of one kind, side by side on the targeted layers of one model. Several banks can exist; one
+    is in use at a time.
 
-    All numbers lie in one tensor, flat [K, P]: first every layer's A, then every layer's B. So one adapter is
-    one row, its gradient is one row, and an optimiser's step over it is one kernel.
+    All numbers lie in one tensor, flat [K, P], as core/lora/layout.py says: the trained ones first, for LoRA
+    every layer's A and then every layer's B. So one adapter is one row, its gradient is one row, and an
+    optimiser's step over it is one kernel.
     """
 
     def __init__(
@@ -38,14 +44,16 @@ class AdapterBank(nn.Module):
         slots: int,
         rank: int | Mapping[str, int],
         *,
+        kind: AdapterKind = LORA,
         dropout: Sequence[float] = (),
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
         trainable: bool = False,
     ) -> None:
         """rank is the largest that a slot will hold, for all layers or by module path; dropout is one rate
-        for each slot.
+        for each slot. dtype is factor_dtype() of the base's if nothing is said.
         """
         super().__init__()
+        self.kind = kind
         self._layers = {path: layers[path] for path in targets}
         self._numbers = {
             path: number for number, path in enumerate(layers)
@@ -54,100 +62,85 @@ class AdapterBank(nn.Module):
         self.ranks = {path: rank if isinstance(rank, int) else rank[path] for path in targets}
         first = next(iter(self._layers.values())).weight
         device, self._work_dtype = first.device, first.dtype
+        dtype = dtype or factor_dtype(self._work_dtype)
         self.dropout = DropoutState(torch.tensor(dropout, device=device)) if any(dropout) else None
-        self.split = sum(
-            _padded(self.ranks[path], device) * layer.in_features for path, layer in self._layers.items()
-        )
-        size = sum(
-            _padded(self.ranks[path], device) * (layer.in_features + layer.out_features)
-            for path, layer in self._layers.items()
-        )
-        self.flat = torch.zeros(slots, size, device=device, dtype=dtype)
+        shapes = {path: (layer.in_features, layer.out_features) for path, layer in self._layers.items()}
+        self.layout = Layout(kind, shapes, {path: _padded(self.ranks[path], device) for path in targets})
+        self.flat = torch.zeros(slots, self.layout.size, device=device, dtype=dtype)
         self.work = (
             self.flat if dtype == self._work_dtype else torch.zeros_like(self.flat, dtype=self._work_dtype)
         )
-        self.grad = torch.zeros_like(self.flat) if trainable else None
+        self.grad = torch.zeros_like(self.flat[:, : self.layout.trained_size]) if trainable else None
         self.scale = torch.zeros(len(targets), slots, device=device, dtype=torch.float32)
-        self.factors = self._views()
+        self.factors = self._stacks()
         self._modules.update({path.replace(".", "/"): module for path, module in self.factors.items()})
 
-    def _views(self) -> dict[str, LoraFactors]:
-        """Each layer's factors as views into the flat tensors."""
-        factors, at_A, at_B = {}, 0, self.split
-        self._places: dict[str, tuple[int, int, int]] = {}  # padded rank, where A begins, where B begins
-        for index, (path, layer) in enumerate(self._layers.items()):
-            rank = _padded(self.ranks[path], self.flat.device)
-            size_A, size_B = rank * layer.in_features, rank * layer.out_features
-            self._places[path] = (rank, at_A, at_B - self.split)
-            views = [
-                (
-                    flat[:, at_A : at_A + size_A].view(self.slots, rank, layer.in_features),
-                    flat[:, at_B : at_B + size_B].view(self.slots, layer.out_features, rank),
-                )
-                for flat in (self.flat, self.work, self.grad)
-                if flat is not None
-            ]
+    def _stacks(self) -> dict[str, AdapterStack]:
+        """Each layer's tensors as views into the flat tensors."""
+        stored, work = self.layout.of(self.flat), self.layout.of(self.work)
+        gradients = None if self.grad is None else self.layout.of(self.grad)
+        stacks, trained = {}, self.layout.trained
+        for index, path in enumerate(self._layers):
             dropout = Dropout(self.dropout, self._numbers[path]) if self.dropout else None
-            one = LoraFactors(*views[0], *views[1], self.scale[index], dropout)
-            if self.grad is None:
+            scale = self.scale[index]
+            one = self.kind.stack()(self.kind, stored[path], work[path], trained, scale, dropout)
+            if gradients is None:
                 one.requires_grad_(False)
             else:
-                one.A.grad, one.B.grad = views[2]
-            factors[path] = one
-            at_A, at_B = at_A + size_A, at_B + size_B
-        return factors
+                for name, gradient in gradients[path].items():
+                    getattr(one, name).grad = gradient
+            stacks[path] = one
+        return stacks
 
     @contextmanager
     def use(self, slots: Tensor | None = None) -> Iterator[None]:
         """Within the block the model computes with this bank: row group i uses adapter slots[i] (None: all in
         order).
         """
-        for path, layer in self._layers.items():
-            layer.factors, layer.slots = self.factors[path], slots
-        try:
+        with _in_use(self._layers, self.factors, slots):
             yield
-        finally:
-            for layer in self._layers.values():
-                layer.factors, layer.slots = None, None
 
     def refresh(self) -> None:
         """Bring the working copy up to date after the stored factors have changed."""
         if self.work is not self.flat:
             self.work.copy_(self.flat)
 
-    def initialise(self, slot: int, config: LoraConfig, targets: Sequence[str], seed: int) -> None:
-        """Start a fresh adapter on `targets` in `slot`: A Kaiming-uniform, B zero.
+    def initialise(
+        self, slot: int, config: LoraConfig, own: Config, targets: Sequence[str], seed: int
+    ) -> None:
+        """Start a fresh adapter on `targets` in `slot`, as its kind says; `own` are the kind's own options.
 
         Drawn on the CPU, so the same seed gives the same factors on every device.
         """
         generator = torch.Generator().manual_seed(seed)
         layers = {}
-        for path in self.factors:
+        for path, layer in self._layers.items():
             if path in targets:
-                rank, layer = config.rank_of(path), self._layers[path]
-                A = nn.init.kaiming_uniform_(
-                    torch.empty(rank, layer.in_features), a=math.sqrt(5), generator=generator
-                )
-                layers[path] = LayerFactors(A, torch.zeros(layer.out_features, rank), config.scaling_of(path))
+                shape = layer.in_features, layer.out_features, config.rank_of(path)
+                tensors = self.kind.start(*shape, plain_weight(layer.base), generator, own)
+                layers[path] = self.kind.layer(tensors, self.kind.scale(config, path))
         self._place(slot, layers)
 
     def load(self, slot: int, adapter: AdapterWeights) -> None:
         """Copy an adapter into `slot`; layers it does not target become the plain base there."""
         self._place(slot, adapter.layers)
 
+    def clear(self, slot: int) -> None:
+        """Make `slot` the plain base."""
+        self._place(slot, {})
+
     @torch.no_grad()
-    def _place(self, slot: int, layers: Mapping[str, LayerFactors]) -> None:
-        """Lay the factors out on the CPU, padded with zeros to the stacks' ranks, and copy them to the device
+    def _place(self, slot: int, layers: Mapping[str, LayerWeights]) -> None:
+        """Lay the tensors out on the CPU, padded with zeros to the stacks' ranks, and copy them to the device
         at once.
         """
         row, scales = torch.zeros(self.flat.shape[1], dtype=self.flat.dtype), torch.zeros(len(self.factors))
-        for index, (path, layer) in enumerate(self._layers.items()):
+        views = self.layout.of(row)
+        for index, path in enumerate(self._layers):
             if (own := layers.get(path)) is None:
                 continue
-            rank, at_A, at_B = self._places[path]
-            at_B += self.split
-            row[at_A : at_A + rank * layer.in_features].view(rank, -1)[: own.rank] = own.A
-            row[at_B : at_B + rank * layer.out_features].view(-1, rank)[:, : own.rank] = own.B
+            for name, tensor in own.tensors.items():
+                corner(views[path][name], tuple(tensor.shape)).copy_(tensor)
             scales[index] = own.scale
         self.flat[slot].copy_(row)
         self.scale[:, slot].copy_(scales)
@@ -155,51 +148,65 @@ class AdapterBank(nn.Module):
             self.work[slot].copy_(self.flat[slot])
 
     @torch.no_grad()
-    def export(self, slot: int, ranks: Mapping[str, int]) -> dict[str, LayerFactors]:
-        """The factors of `slot` cut to `ranks` by module path, as float32 copies on the CPU."""
+    def export(self, slot: int, ranks: Mapping[str, int]) -> dict[str, LayerWeights]:
+        """The layers of `slot` cut to `ranks` by module path, as copies on the CPU."""
+        cut = self._cut(self.layout.of(self.flat[slot]), ranks)
         return {
-            path: LayerFactors(
-                A=self.factors[path].A[slot, :rank].float().cpu().clone(),
-                B=self.factors[path].B[slot, :, :rank].float().cpu().clone(),
-                scale=float(self.factors[path].scale[slot]),
-            )
-            for path, rank in ranks.items()
+            path: self.kind.layer(tensors, float(self.factors[path].scale[slot]))
+            for path, tensors in cut.items()
         }
 
-    def rows(self, slot: int) -> tuple[nn.Parameter, nn.Parameter]:
-        """All A and all B of one adapter as two flat parameters with their gradients, for an optimiser of its
-        own.
-        """
-        assert self.grad is not None
-        parts = []
-        for part in (slice(None, self.split), slice(self.split, None)):
-            parameter = nn.Parameter(self.flat[slot, part])
-            parameter.grad = self.grad[slot, part]
-            parts.append(parameter)
-        return parts[0], parts[1]
-
-    def by_layer(self, A: Tensor, B: Tensor, ranks: Mapping[str, int]) -> dict[str, tuple[Tensor, Tensor]]:
-        """One adapter's flat A and B (or an optimiser's moments of them) as [r, in] and [out, r] by path,
-        copies on the CPU.
-        """
-        found = {}
+    def _cut(
+        self, views: Mapping[str, Mapping[str, Tensor]], ranks: Mapping[str, int]
+    ) -> dict[str, dict[str, Tensor]]:
+        """Tensors of one adapter cut to `ranks` by module path, as copies on the CPU."""
+        found: dict[str, dict[str, Tensor]] = {}
         for path, rank in ranks.items():
-            (padded, at_A, at_B), layer = self._places[path], self._layers[path]
-            wide_A = A[at_A : at_A + padded * layer.in_features].view(padded, -1)[:rank]
-            wide_B = B[at_B : at_B + padded * layer.out_features].view(-1, padded)[:, :rank]
-            found[path] = (wide_A.float().cpu().clone(), wide_B.float().cpu().clone())
+            layer = self._layers[path]
+            shapes = {
+                one.name: one.shape for one in self.kind.tensors(layer.in_features, layer.out_features, rank)
+            }
+            found[path] = {
+                name: corner(view, shapes[name]).cpu().clone() for name, view in views[path].items()
+            }
         return found
 
-    def flat_of(self, layers: Mapping[str, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """The reverse of by_layer(): flat A and B in this bank's layout, on its device, zero where nothing is
-        given.
+    def row(self, slot: int) -> dict[str, dict[str, Tensor]]:
+        """One adapter's stored tensors as views by module path and name, padded as they are laid out."""
+        return self.layout.of(self.flat[slot])
+
+    def parameters_of(self, slot: int) -> dict[str, nn.Parameter]:
+        """One adapter's trained numbers by the tensors' names, each flat and with its gradient, for an
+        optimiser of its own.
         """
-        A, B = torch.zeros(self.split), torch.zeros(self.flat.shape[1] - self.split)
-        for path, (own_A, own_B) in layers.items():
-            (padded, at_A, at_B), layer = self._places[path], self._layers[path]
-            A[at_A : at_A + padded * layer.in_features].view(padded, -1)[: own_A.shape[0]] = own_A
-            B[at_B : at_B + padded * layer.out_features].view(-1, padded)[:, : own_B.shape[1]] = own_B
-        return A.to(self.flat.device), B.to(self.flat.device)
+        assert self.grad is not None
+        found = {}
+        for name in self.layout.trained:
+            span = self.layout.spans[name]
+            found[name] = nn.Parameter(self.flat[slot, span])
+            found[name].grad = self.grad[slot, span]
+        return found
+
+    def by_layer(self, rows: Mapping[str, Tensor], ranks: Mapping[str, int]) -> dict[str, dict[str, Tensor]]:
+        """Flat numbers of one adapter (such as an optimiser's moments) by name, as tensors by path and name,
+        float32 copies on the CPU.
+        """
+        views: dict[str, dict[str, Tensor]] = {path: {} for path in self.layout.places}
+        for path, name, view in self.layout.views(rows):
+            views[path][name] = view.float()
+        return self._cut(views, ranks)
+
+    def flat_of(self, layers: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """The reverse of by_layer(): flat numbers by name in this bank's layout, on its device, zero where
+        nothing is given.
+        """
+        spans = self.layout.spans
+        rows = {name: torch.zeros(spans[name].stop - spans[name].start) for name in self.layout.trained}
+        for path, name, view in self.layout.views(rows):
+            if path in layers:
+                own = layers[path][name]
+                corner(view, tuple(own.shape)).copy_(own)
+        return {name: row.to(self.flat.device) for name, row in rows.items()}
 
     def take(self, slot: int, other: AdapterBank, theirs: int) -> None:
         """Copy the adapter in another bank's slot `theirs` into `slot`, with its gradient; ranks may be laid
@@ -207,39 +214,103 @@ class AdapterBank(nn.Module):
         """
         for mine, yours in ((self.flat, other.flat), (self.grad, other.grad)):
             if mine is not None and yours is not None:
-                A, B = self.laid_out_like(other, yours[theirs, : other.split], yours[theirs, other.split :])
-                mine[slot, : self.split], mine[slot, self.split :] = A, B
+                mine[slot].zero_()
+                into = self.layout.of(mine[slot])
+                for path, tensors in other.layout.of(yours[theirs]).items():
+                    for name, view in tensors.items():
+                        corner(into[path][name], tuple(view.shape)).copy_(view)
         for path, factors in self.factors.items():
             factors.scale[slot] = other.factors[path].scale[theirs] if path in other.factors else 0.0
         self.refresh()
 
-    def laid_out_like(self, other: AdapterBank, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
-        """One adapter's flat A and B (or an optimiser's moments of them) from the layout of `other` in this
-        bank's.
+    def laid_out_like(self, other: AdapterBank, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Flat numbers of one adapter by name (such as an optimiser's moments) from the layout of `other` in
+        this bank's.
         """
-        mine_A, mine_B = A.new_zeros(self.split), B.new_zeros(self.flat.shape[1] - self.split)
-        for path, (theirs, from_A, from_B) in other._places.items():
-            rank, to_A, to_B = self._places[path]
-            inputs, outputs = self._layers[path].in_features, self._layers[path].out_features
-            wide = slice(to_A, to_A + rank * inputs), slice(to_B, to_B + rank * outputs)
-            mine_A[wide[0]].view(rank, inputs)[:theirs] = A[from_A : from_A + theirs * inputs].view(
-                theirs, inputs
-            )
-            mine_B[wide[1]].view(outputs, rank)[:, :theirs] = B[from_B : from_B + theirs * outputs].view(
-                outputs, theirs
-            )
-        return mine_A, mine_B
+        spans = self.layout.spans
+        laid_out = {name: row.new_zeros(spans[name].stop - spans[name].start) for name, row in rows.items()}
+        into = {(path, name): view for path, name, view in self.layout.views(laid_out)}
+        for path, name, view in other.layout.views(rows):
+            corner(into[path, name], tuple(view.shape)).copy_(view)
+        return laid_out
 
 
-def loaded_bank(layers: Mapping[str, LoraLinear], adapters: Sequence[AdapterWeights]) -> AdapterBank:
+class MixedBank(nn.Module):
+    """Adapters of any kinds under one numbering of slots, to compute with and not to train: a bank for each
+    kind, in which the slots of the others are the plain base.
+    """
+
+    def __init__(
+        self,
+        layers: Layers,
+        targets: Sequence[str],
+        slots: int,
+        ranks: Mapping[str, int],
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """ranks gives the kinds that there is room for, by name, and the largest rank of each; dtype as in
+        AdapterBank.
+        """
+        super().__init__()
+        self._layers, self.ranks = {path: layers[path] for path in targets}, dict(ranks)
+        self._banks = {
+            name: AdapterBank(layers, targets, slots, ranks[name], kind=kind, dtype=dtype)
+            for name, kind in ADAPTER_KINDS.all().items()
+            if name in ranks
+        }
+        self._modules.update(self._banks)
+        self.requires_grad_(False)
+        self._factors: dict[str, AdapterStack | MixedStack] = {
+            path: stacks[0] if len(stacks) == 1 else MixedStack(stacks)
+            for path in targets
+            if (stacks := [bank.factors[path] for bank in self._banks.values()])
+        }
+
+    def load(self, slot: int, adapter: AdapterWeights) -> None:
+        """Copy an adapter into `slot`; layers it does not target become the plain base there."""
+        for name, bank in self._banks.items():
+            if name == adapter.kind:
+                bank.load(slot, adapter)
+            else:
+                bank.clear(slot)
+
+    def has_room_for(self, adapter: AdapterWeights) -> bool:
+        """Whether load() can take an adapter of this kind and rank."""
+        return adapter.highest_rank <= self.ranks.get(adapter.kind, 0)
+
+    @contextmanager
+    def use(self, slots: Tensor | None = None) -> Iterator[None]:
+        """As AdapterBank.use()."""
+        with _in_use(self._layers, self._factors, slots):
+            yield
+
+
+Bank = AdapterBank | MixedBank
+
+
+@contextmanager
+def _in_use(
+    layers: Layers, factors: Mapping[str, AdapterStack | MixedStack], slots: Tensor | None
+) -> Iterator[None]:
+    for path, layer in layers.items():
+        layer.factors, layer.slots = factors[path], slots
+    try:
+        yield
+    finally:
+        for layer in layers.values():
+            layer.factors, layer.slots = None, None
+
+
+def loaded_bank(layers: Layers, adapters: Sequence[AdapterWeights]) -> MixedBank:
     """A bank that holds these adapters in order, one a slot, to compute with and not to train."""
     paths = sorted({path for adapter in adapters for path in adapter.layers})
-    bank = AdapterBank(
-        layers, paths, slots=len(adapters), rank=max(adapter.highest_rank for adapter in adapters)
-    )
+    ranks: dict[str, int] = {}
+    for adapter in adapters:
+        ranks[adapter.kind] = max(ranks.get(adapter.kind, 0), adapter.highest_rank)
+    bank = MixedBank(layers, paths, len(adapters), ranks)
     for slot, adapter in enumerate(adapters):
         bank.load(slot, adapter)
-    return bank.requires_grad_(False)
+    return bank
 
 
 def _padded(rank: int, device: torch.device) -> int:

@@ -14,6 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def factor_dtype(computing: torch.dtype) -> torch.dtype:
+    """What factors are kept and trained in beside a base that computes in `computing`: float32, or wider if
+    that is.
+    """
+    return torch.promote_types(computing, torch.float32)
+
+
 @torch.library.custom_op("lora_workbench::linear", mutates_args=())
 def lora_linear(
     x: Tensor,
@@ -28,8 +35,8 @@ def lora_linear(
     """y = x·Wᵀ + bias + scale·(x·Aᵀ)·Bᵀ, and S = scale·x·Aᵀ for backward (arXiv 2106.09685, equation 3).
 
     x [N, …, in] holds N/K consecutive rows of each adapter; weight [out, in]; A [K, r, in] and B [K, out, r]
-    are the float32 factors that receive gradients, work_A and work_B the same in x's dtype; scale [K]. y [N,
-    …, out], S [K, T, r].
+    are the factors in factor_dtype() that receive gradients, work_A and work_B the same in x's dtype; scale
+    [K]. y [N, …, out], S [K, T, r].
     """
     return with_delta(x, weight, bias, work_A, work_B, scale)
 
@@ -69,17 +76,17 @@ def _(x, weight, bias, A, B, work_A, work_B, scale):  # type: ignore[no-untyped-
 def lora_linear_backward(
     dy: Tensor, x: Tensor, S: Tensor, weight: Tensor, work_A: Tensor, work_B: Tensor, scale: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients for x, A and B; those of the factors in float32. The frozen weight gets none."""
+    """Gradients for x, A and B; those of the factors in factor_dtype(). The frozen weight gets none."""
     adapters = work_A.shape[0]
     grouped_dy, grouped_x = dy.reshape(adapters, -1, dy.shape[-1]), x.reshape(adapters, -1, x.shape[-1])
     dS = _product(grouped_dy, work_B).mul_(scale[:, None, None])
     dx = _product(dS, work_A).view(-1, x.shape[-1]).addmm_(dy.reshape(-1, dy.shape[-1]), weight)
-    return dx.view(x.shape), _float32_product(dS, grouped_x), _float32_product(grouped_dy, S)
+    return dx.view(x.shape), _wide_product(dS, grouped_x), _wide_product(grouped_dy, S)
 
 
-def _float32_product(left: Tensor, right: Tensor) -> Tensor:
-    """leftᵀ·right for each adapter, summed over tokens, in float32."""
-    if left.dtype == torch.float32:
+def _wide_product(left: Tensor, right: Tensor) -> Tensor:
+    """leftᵀ·right for each adapter, summed over tokens, in factor_dtype()."""
+    if left.dtype == factor_dtype(left.dtype):
         return torch.bmm(left.transpose(1, 2), right)
     if left.is_cuda:  # accumulated in float32 anyway; this keeps it from being rounded on the way out
         return torch.bmm(left.transpose(1, 2), right, out_dtype=torch.float32)
@@ -90,8 +97,8 @@ def _float32_product(left: Tensor, right: Tensor) -> Tensor:
 def _(dy, x, S, weight, work_A, work_B, scale):  # type: ignore[no-untyped-def]
     return (
         torch.empty_like(x),
-        work_A.new_empty(work_A.shape, dtype=torch.float32),
-        work_B.new_empty(work_B.shape, dtype=torch.float32),
+        work_A.new_empty(work_A.shape, dtype=factor_dtype(x.dtype)),
+        work_B.new_empty(work_B.shape, dtype=factor_dtype(x.dtype)),
     )
 
 

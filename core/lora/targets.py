@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from core.config import ALL_LINEAR, LoraConfig
 from core.errors import InvalidConfig
+from core.lora.config import ALL_LINEAR, LoraConfig
+from core.lora.kinds import ADAPTER_KINDS
+from core.lora.module_names import ends_with, is_among
 
 LayerShapes = Mapping[str, tuple[int, int]]
 """(in_features, out_features) by module path."""
@@ -42,7 +44,7 @@ def _named(paths: Sequence[str], names: Sequence[str], head: str | None) -> list
             raise InvalidConfig(
                 f"No layer of this model is called {name!r}. It has: {_names(paths)} (or all-linear)."
             )
-    return [path for path in paths if any(ends_with(path, name) for name in names)]
+    return [path for path in paths if is_among(path, names)]
 
 
 def _names(paths: Sequence[str]) -> str:
@@ -54,11 +56,9 @@ def layer_number(path: str) -> int | None:
     return next((int(part) for part in path.split(".") if part.isdigit()), None)
 
 
-def ends_with(path: str, name: str) -> bool:
-    """Whether `name` is the path or its last parts, as PEFT matches target_modules."""
-    return path == name or path.endswith(f".{name}")
-
-
 def trainable_parameter_count(shapes: LayerShapes, targets: Sequence[str], config: LoraConfig) -> int:
-    """r·(in + out), summed over the targeted layers (arXiv 2106.09685, section 4.2)."""
-    return sum(config.rank_of(path) * sum(shapes[path]) for path in targets)
+    """Numbers that an adapter of this configuration trains: of LoRA r·(in + out), summed over the targeted
+    layers (arXiv 2106.09685, section 4.2).
+    """
+    kind = ADAPTER_KINDS.get(config.kind)
+    return kind.parameter_count((*shapes[path], config.rank_of(path)) for path in targets)

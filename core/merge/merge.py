@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from core.base_model.files import INDEX_NAME, weight_files
-from core.config import ExportConfig
 from core.errors import InvalidAdapter
 from core.events import Progress
 from core.files.publish import require_space
@@ -28,7 +27,6 @@ from core.merge.stream import PIECE_BYTES, in_order, read_range
 from core.reporting import Report
 
 TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_LAST_DIGIT = {"F64": 1e-6, "F32": 1e-6, "F16": 2**-10, "BF16": 2**-7}
 _CACHED = 1 << 18  # numbers that are worked on at a time
 _NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
@@ -83,17 +81,18 @@ class _Made:
 def sources(base_folder: Path, adapter: AdapterWeights, transposed: frozenset[str]) -> list[list[Source]]:
     """All tensors of the base, by file and in their order there.
 
-    Raises InvalidAdapter if a targeted layer is not among them.
+    Raises InvalidAdapter if a targeted layer is not among them, or the adapter has no low-rank factors.
     """
+    low_rank = adapter.low_rank()
     headers = {path: read_header(path) for path in weight_files(base_folder)}
     names = {entry.name for header in headers.values() for entry in header.tensors}
-    module_of = {tensor_name(path, names): path for path in adapter.layers}
+    module_of = {tensor_name(path, names): path for path in low_rank}
     found = []
     for path, header in headers.items():
         rows = []
         for entry in header.tensors:
             module = module_of.get(entry.name)
-            factors = adapter.layers[module] if module else None
+            factors = low_rank[module] if module else None
             rows.append(Source(path, entry, factors, module, module in transposed))
             if factors is not None:
                 _require_shape(rows[-1])
@@ -130,22 +129,24 @@ def merge_into_base(
     target: Path,
     report: Report,
     metadata: Mapping[str, str],
-    config: ExportConfig | None = None,
+    dtype: str = "auto",
+    file_bytes: float = 0,
 ) -> MergeReport:
     """Write the weights of base + adapter into the existing folder `target`.
 
     transposed: module paths whose weight is stored as [in, out]. metadata goes into every file's header.
+    dtype: float32, bfloat16, float16, or auto for the base's own. file_bytes: the largest file; 0 for the
+    base's files.
     Raises InvalidAdapter if a targeted layer has no weight in the files, OutOfSpace before anything is
     written.
     """
-    config = config or ExportConfig()
-    files = _layout(sources(base_folder, adapter, transposed), config)
-    total = sum(_size(source, config) for rows in files.values() for source in rows)
+    files = _layout(sources(base_folder, adapter, transposed), dtype, file_bytes)
+    total = sum(_size(source, dtype) for rows in files.values() for source in rows)
     require_space(target, total)
     written = 0
     errors: dict[str, float] = {}
     for name, rows in files.items():
-        for source, size, error in _write(target / name, rows, config, metadata):
+        for source, size, error in _write(target / name, rows, dtype, metadata):
             written += size
             errors[source.entry.name] = errors.get(source.entry.name, 0.0) + error
             report(Progress(f"Merging {source.entry.name}", min(written / max(total, 1), 1.0)))
@@ -167,15 +168,15 @@ def merge_into_base(
     )
 
 
-def _layout(files: Sequence[Sequence[Source]], config: ExportConfig) -> dict[str, list[Source]]:
+def _layout(files: Sequence[Sequence[Source]], dtype: str, file_bytes: float) -> dict[str, list[Source]]:
     """Which tensors go into which file: as in the base, or packed in order into files of the wanted size."""
-    if not config.shard_gigabytes:
+    if not file_bytes:
         return {rows[0].path.name: list(rows) for rows in files}
     shards: list[list[Source]] = [[]]
     filled = 0
     for source in (source for rows in files for source in rows):
-        size = _size(source, config)
-        if shards[-1] and filled + size > config.shard_gigabytes * 1e9:
+        size = _size(source, dtype)
+        if shards[-1] and filled + size > file_bytes:
             shards.append([])
             filled = 0
         shards[-1].append(source)
@@ -185,21 +186,18 @@ def _layout(files: Sequence[Sequence[Source]], config: ExportConfig) -> dict[str
     return {f"model-{at:05d}-of-{len(shards):05d}.safetensors": rows for at, rows in enumerate(shards, 1)}
 
 
-def _stored(source: Source, config: ExportConfig) -> str:
+def _stored(source: Source, dtype: str) -> str:
     """The dtype a tensor is written in: the wanted one where it holds floats."""
-    return (
-        _NAMES.get(config.dtype, source.entry.dtype)
-        if source.entry.dtype in TORCH_DTYPES
-        else source.entry.dtype
-    )
+    own = source.entry.dtype
+    return _NAMES.get(dtype, own) if own in TORCH_DTYPES else own
 
 
-def _size(source: Source, config: ExportConfig) -> int:
-    return source.entry.count * DTYPE_BYTES[_stored(source, config)]
+def _size(source: Source, dtype: str) -> int:
+    return source.entry.count * DTYPE_BYTES[_stored(source, dtype)]
 
 
 def _write(
-    target: Path, rows: Sequence[Source], config: ExportConfig, metadata: Mapping[str, str]
+    target: Path, rows: Sequence[Source], dtype: str, metadata: Mapping[str, str]
 ) -> Iterator[tuple[Source, int, float]]:
     """Write one file; yield for each piece its tensor, its bytes and its squared rounding error."""
     own = {
@@ -207,8 +205,8 @@ def _write(
         for path in {source.path for source in rows}
         for key, value in read_header(path).metadata.items()
     }
-    layout = [(source.entry.name, _stored(source, config), source.entry.shape) for source in rows]
-    pieces = (piece for source in rows for piece in _pieces(source, _stored(source, config)))
+    layout = [(source.entry.name, _stored(source, dtype), source.entry.shape) for source in rows]
+    pieces = (piece for source in rows for piece in _pieces(source, _stored(source, dtype)))
     with target.open("wb") as out:
         out.write(build_header(layout, {**own, **metadata}))
         for made in in_order(_make, pieces):
@@ -283,34 +281,6 @@ def merged_weight(source: Source) -> Tensor:
     if source.factors is not None:
         exact = exact.view(entry.shape).addmm(*_delta_rows(source, 0, entry.shape[0]))
     return exact.view(entry.shape)
-
-
-def differing_tensors(
-    base_folder: Path, adapter: AdapterWeights, transposed: frozenset[str], merged: Path
-) -> list[str]:
-    """The names of tensors in the folder `merged` that are not base + adapter, rounded once; missing and
-    extra ones count.
-    """
-    written = {
-        entry.name: (path, entry) for path in weight_files(merged) for entry in read_header(path).tensors
-    }
-    wanted = {one.entry.name: one for rows in sources(base_folder, adapter, transposed) for one in rows}
-    different = sorted(set(written) ^ set(wanted))
-    for name in sorted(set(written) & set(wanted)):
-        source, (path, entry) = wanted[name], written[name]
-        found = read_range(path, entry.start, entry.end)
-        if source.factors is None and entry.dtype == source.entry.dtype:
-            same = found == read_range(source.path, source.entry.start, source.entry.end)
-        else:
-            meant = merged_weight(source).to(TORCH_DTYPES[entry.dtype])
-            stored = torch.frombuffer(found, dtype=TORCH_DTYPES[entry.dtype]).view(entry.shape)
-            # Products of other sizes may differ in float32's last digit, and with it the rounding to 16 bits.
-            same = bool(
-                torch.isclose(stored.float(), meant.float(), rtol=_LAST_DIGIT[entry.dtype], atol=1e-7).all()
-            )
-        if not same:
-            different.append(name)
-    return different
 
 
 def weight_norms(

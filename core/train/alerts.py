@@ -19,7 +19,7 @@ _ZERO_STEPS = 3
 
 @dataclass(frozen=True)
 class Alert:
-    """One of core.config.ALERTS, and a sentence with the figures."""
+    """One of core.train.config.ALERTS, and a sentence with the figures."""
 
     kind: str
     text: str

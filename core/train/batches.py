@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from core.base_model.attention import Packed
-from core.config import TrainConfig
 from core.data.packing import Block, one_row_each, pack
 from core.data.rendering import IGNORE
 from core.data.tokens import TokenRows
 from core.errors import InvalidData
+from core.train.config import TrainConfig
+from core.train.objectives import OBJECTIVES
 from core.train.step_count import packs
 
 _LENGTH_STEP = 64  # lengths on an accelerator are this times a power of two, so that few shapes occur
@@ -57,6 +58,8 @@ class Step:
     micro_batches: list[MicroBatch]
     supervised: int
     tokens: int
+    units: int
+    """What its loss is a mean over: its trained tokens, or its rows."""
 
 
 class RunData:
@@ -64,23 +67,35 @@ class RunData:
 
     def __init__(self, rows: TokenRows, config: TrainConfig) -> None:
         """Raises InvalidData if no row is left to train on."""
-        self.rows, self._config = rows, config
-        chosen, kept_back = np.flatnonzero(~rows.validation), np.flatnonzero(rows.validation)
+        self.rows, self._config, self.objective = rows, config, OBJECTIVES.get(config.objective)
+        self._each = self.objective.sequences.count  # rows here that belong to one of the data set's
+        chosen, kept_back = self._firsts(~rows.validation), self._firsts(rows.validation)
         if not len(chosen):
             raise InvalidData(
                 "Every row is for validation, so none is left to train on; change the data set's split."
             )
         self.train_rows, self.validation_rows = len(chosen), len(kept_back)
-        lengths = rows.lengths[chosen]
-        self.packed = packs(len(chosen), float(lengths.sum()), int(lengths.max()), rows.max_length, config)
+        self.block_length = rows.max_length * self._each
+        lengths = self._lengths(chosen)
+        self.packed = packs(len(chosen), float(lengths.sum()), int(lengths.max()), self.block_length, config)
         self.blocks, self.validation_blocks = self._blocks(chosen), self._blocks(kept_back)
 
     def _blocks(self, chosen: NDArray[np.int64]) -> list[Block]:
+        """What belongs together, given by the number of its first row, stays in one block."""
         if self.packed:
-            found = pack(self.rows.lengths[chosen].tolist(), self.rows.max_length, self._config.seed)
+            found = pack(self._lengths(chosen).tolist(), self.block_length, self._config.seed)
         else:
             found = one_row_each(len(chosen))
-        return [tuple(int(chosen[row]) for row in block) for block in found]
+        each = range(self._each)
+        return [tuple(int(chosen[row]) + place for row in block for place in each) for block in found]
+
+    def _firsts(self, wanted: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """The first of those rows here that belong to one of the data set's."""
+        return np.flatnonzero(wanted[:: self._each]) * self._each
+
+    def _lengths(self, firsts: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Tokens of all that belongs together."""
+        return self.rows.lengths[firsts[:, None] + np.arange(self._each)].sum(1)
 
     def steps(self) -> Iterator[Step]:
         """Endless steps: each epoch in a new order drawn from seed and epoch.
@@ -96,26 +111,32 @@ class RunData:
             for start in range(0, len(order), size * accumulation):
                 chosen = [self.blocks[index] for index in order[start : start + size * accumulation]]
                 chosen.sort(key=self._tokens)
-                supervised = sum(self._supervised(block) for block in chosen)
+                supervised, units = sum(map(self._supervised, chosen)), self._units(chosen)
                 parts = [chosen[at : at + size] for at in range(0, len(chosen), size)]
-                micro = [MicroBatch(self.rows, part, 1.0 / supervised) for part in parts]
-                yield Step(micro, supervised, sum(map(self._tokens, chosen)))
+                micro = [MicroBatch(self.rows, part, 1.0 / units) for part in parts]
+                yield Step(micro, supervised, sum(map(self._tokens, chosen)), units)
             epoch += 1
 
     def longest(self) -> Iterator[Step]:
         """Endless steps of the longest blocks: what takes the most memory and time."""
         size, accumulation = self._config.micro_batch_size, self._config.gradient_accumulation_steps
         chosen = sorted(self.blocks, key=self._tokens)[-size:]
-        supervised = max(1, sum(self._supervised(block) for block in chosen))
-        micro = [MicroBatch(self.rows, chosen, 1.0 / (supervised * accumulation))] * accumulation
+        supervised, tokens = sum(map(self._supervised, chosen)), sum(map(self._tokens, chosen))
+        units = max(1, self._units(chosen)) * accumulation
+        micro = [MicroBatch(self.rows, chosen, 1.0 / units)] * accumulation
         while True:
-            yield Step(micro, supervised * accumulation, sum(map(self._tokens, chosen)) * accumulation)
+            yield Step(micro, supervised * accumulation, tokens * accumulation, units)
 
     def validation(self) -> list[MicroBatch]:
         """The validation rows in micro-batches; every trained token counts 1."""
         size = self._config.micro_batch_size
         ordered = sorted(self.validation_blocks, key=self._tokens)
         return [MicroBatch(self.rows, ordered[at : at + size], 1.0) for at in range(0, len(ordered), size)]
+
+    @cached_property
+    def validation_units(self) -> int:
+        """What a loss over the validation rows is a mean over."""
+        return self._units(self.validation_blocks)
 
     @cached_property
     def most_supervised(self) -> int:
@@ -126,7 +147,7 @@ class RunData:
     def longest_block(self) -> int:
         """Tokens of the longest block, the padding of packed ones counted."""
         return (
-            self.rows.max_length
+            self.block_length
             if self.packed
             else max(map(self._tokens, [*self.blocks, *self.validation_blocks]))
         )
@@ -141,6 +162,11 @@ class RunData:
 
     def _supervised(self, block: Block) -> int:
         return int(self.rows.supervised[list(block)].sum())
+
+    def _units(self, blocks: Sequence[Block]) -> int:
+        if self.objective.mean_over == "rows":
+            return sum(map(len, blocks)) // self._each
+        return sum(map(self._supervised, blocks))
 
 
 @dataclass(frozen=True)
@@ -163,13 +189,15 @@ class Shape:
     shared.
     """
     fixed: bool
+    sequences: int = 0
+    """The most sequences a run's micro-batch can have, where the objective tells them apart; otherwise 0."""
 
     @classmethod
     def of(cls, data: Sequence[RunData], *, runs: int, blocks: int, fixed: bool) -> Shape:
         """That of `runs` runs on these data, which share block length and packing, with so many blocks of
         each at a time.
         """
-        length, most_rows = data[0].rows.max_length, max(one.most_rows for one in data)
+        length, most_rows = data[0].block_length, max(one.most_rows for one in data)
         return cls(
             runs=runs,
             blocks=blocks,
@@ -178,6 +206,7 @@ class Shape:
             supervised=min(blocks * length, blocks * max(one.most_supervised for one in data)),
             segments=runs * blocks * (1 + most_rows if most_rows > 1 else 1),
             fixed=fixed,
+            sequences=blocks * most_rows if data[0].objective.wants_sequences else 0,
         )
 
 
@@ -199,6 +228,10 @@ class Batch:
     packed.
     """
     runs: int
+    sequence: Tensor | None = None
+    """Which of its run's sequences a trained token stands in, where the objective tells them apart."""
+    sequences: int = 0
+    """As many as there can be of one run."""
 
     def attention(self) -> Packed | None:
         """What the attention modules are told."""
@@ -272,7 +305,20 @@ def collate(parts: Sequence[MicroBatch | None], shape: Shape) -> Batch:
         offsets,
         listed,
         len(parts),
+        torch.from_numpy(_numbered(chosen, len(index) // len(parts))) if shape.sequences else None,
+        shape.sequences,
     )
+
+
+def _numbered(
+    chosen: Sequence[Sequence[tuple[NDArray[np.int64], NDArray[np.int32]]]], width: int
+) -> NDArray[np.int64]:
+    """The number of the sequence that each run's trained tokens stand in, as _chosen_positions lays them."""
+    numbers = np.zeros((len(chosen), width), np.int64)
+    for run, one in enumerate(chosen):
+        found = np.repeat(np.arange(len(one)), [len(labels) for _, labels in one])
+        numbers[run, : len(found)] = found
+    return numbers.ravel()
 
 
 def _length(parts: Sequence[MicroBatch | None], shape: Shape) -> int:

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from core.config import TrainConfig
 from core.errors import InvalidConfig
+from core.train.config import TrainConfig
 
 CHANGEABLE = ("learning_rate", "epochs", "max_steps")
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from core.config import LoraConfig, TrainConfig
+from core.lora.kinds import ADAPTER_KINDS
 from core.lora.targets import LayerShapes, select_targets, trainable_parameter_count
 from core.train.step_count import packs, planned_steps, steps_per_epoch
+from core.train.training_options import TrainingOptions
 
 _CHARACTERS_PER_TOKEN = 4.0
 _TEMPLATE_TOKENS = 24  # role names and end tokens around a short conversation
 _FILLED = 0.97  # of a packed block
 _LOSS_BYTES = 1 << 30  # for the chunk of logits that exists at one time
-_ADAM_BYTES = 16  # float32 factor, gradient and two moments
 _KEPT_PER_LAYER = (
     34  # numbers kept for backward, in units of the hidden size, for each token of a decoder layer
 )
@@ -56,13 +56,13 @@ class Estimate:
 def estimate(
     base: BaseShape,
     data: DataShape,
-    lora: LoraConfig,
-    train: TrainConfig,
+    options: TrainingOptions,
     *,
     bytes_per_weight: int,
     tokens_per_second: float | None,
 ) -> Estimate:
     """Estimate a training. Raises InvalidConfig if target_modules match nothing."""
+    lora, train = options.lora, options.train
     targets = select_targets(list(base.layer_shapes), lora, base.head)
     trainable = trainable_parameter_count(base.layer_shapes, targets, lora)
     train_rows = max(1, data.train_rows)
@@ -74,6 +74,7 @@ def estimate(
     tokens = int(steps * train_rows * row_tokens / steps_per_epoch(blocks, train))
     micro_tokens = train.micro_batch_size * (train.max_length if packed else row_tokens)
     kept = micro_tokens * base.hidden_size * base.layers * _KEPT_PER_LAYER * bytes_per_weight
-    memory = base.parameters * bytes_per_weight + trainable * _ADAM_BYTES + kept + _LOSS_BYTES
+    trained = trainable * ADAPTER_KINDS.get(lora.kind).bytes_per_parameter(bytes_per_weight)
+    memory = base.parameters * bytes_per_weight + trained + kept + _LOSS_BYTES
     seconds = tokens / tokens_per_second if tokens_per_second else None
     return Estimate(trainable, len(targets), steps, tokens, int(memory), seconds, packed)

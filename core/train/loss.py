@@ -58,7 +58,7 @@ class _FrozenHead(torch.autograd.Function):
         chunk: int,
     ) -> tuple[Tensor, Tensor]:
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        losses = torch.empty(hidden.shape[0], device=hidden.device)
+        losses = torch.empty(hidden.shape[0], device=hidden.device, dtype=_wide(hidden.dtype))
         for start in range(0, hidden.shape[0], chunk):
             part = slice(start, start + chunk)
             logits = F.linear(hidden[part], weight, bias)
@@ -84,14 +84,14 @@ def chunk_loss(
     """Losses [N] of logits [N, V], and d(Σ weights·losses)/d(logits) in the logits' dtype (empty if not asked
     for).
     """
-    wide = logits.float()
+    wide = logits.to(_wide(logits.dtype))
     total = torch.logsumexp(wide, dim=-1)
     counted = targets != IGNORE
     chosen = torch.where(counted, targets, 0)[:, None]
     losses = torch.where(counted, total - wide.gather(1, chosen)[:, 0], 0.0)
     if not with_gradient:
         return losses, logits[:0]
-    factor = torch.where(counted, weights, 0.0)[:, None]
+    factor = torch.where(counted, weights, 0.0)[:, None].to(wide.dtype)
     if (
         not torch.compiler.is_compiling()
     ):  # one buffer, since a pass over the logits costs as much as their product
@@ -126,4 +126,10 @@ def _differentiated(
 
 
 def _plain_losses(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(head(hidden[None])[0].float(), targets, ignore_index=IGNORE, reduction="none")
+    logits = head(hidden[None])[0]
+    return F.cross_entropy(logits.to(_wide(logits.dtype)), targets, ignore_index=IGNORE, reduction="none")
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """What losses are computed in: float32, or wider if the logits are."""
+    return torch.promote_types(dtype, torch.float32)

@@ -53,7 +53,6 @@ _OUT_OF_MEMORY = (
     "could not create a memory object",
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
-_STATE_BYTES = 18  # of one trained number: itself, its gradient, two moments, and the copy that computes
 _RESERVE = 0.9  # share of the free memory that activations may take
 _KEPT = {Tier.KEEP: 1.0, Tier.CHEAP: 0.65, Tier.FULL: 0.05}  # of the inputs and outputs of the linear layers
 
@@ -81,7 +80,7 @@ def keeping(base: ResidentBase, tier: Tier, *, compiled: bool) -> Iterator[None]
 
 
 @dataclass(frozen=True)
-class Plan:
+class ExecutionPlan:
     """How a micro-batch is computed."""
 
     tier: Tier
@@ -91,7 +90,7 @@ class Plan:
     captures: bool = True
     """Whether a CUDA graph may be captured, which holds memory of its own."""
 
-    def smaller(self, blocks: int, tokens: int, captured: bool = False) -> Plan | None:
+    def smaller(self, blocks: int, tokens: int, captured: bool = False) -> ExecutionPlan | None:
         """The next plan that needs less memory for micro-batches of `blocks` blocks and `tokens` tokens; None
         if none does.
 
@@ -148,11 +147,11 @@ def first_tier(base: ResidentBase, tokens: int, compiled: bool, checkpointing: s
     return Tier.FULL
 
 
-def room_for(base: ResidentBase, parameters: int, tokens: int) -> int:
-    """How many runs with `parameters` trained numbers and micro-batches of `tokens` tokens fit at once; at
-    least one.
+def room_for(base: ResidentBase, state_bytes: float, tokens: int) -> int:
+    """How many runs whose trained numbers take `state_bytes`, with micro-batches of `tokens` tokens, fit at
+    once; at least one.
     """
-    each = parameters * _STATE_BYTES + _activations(base, tokens, Tier.KEEP)
+    each = state_bytes + _activations(base, tokens, Tier.KEEP)
     return int(min(MOST_RUNS, max(1, _RESERVE * _free(base.device) // each)))
 
 

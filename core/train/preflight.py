@@ -58,7 +58,7 @@ def measure(base: ResidentBase, requests: Sequence[RunRequest]) -> Iterator[Pref
 
     Raises what makes a run impossible whatever its size.
     """
-    data = {request.key: RunData(request.rows, request.train) for request in requests}
+    data = {request.key: RunData(request.rows, request.options.train) for request in requests}
     group = TrainingGroup(
         base, [_tried(request, data[request.key], base.device.type) for request in requests]
     )
@@ -89,8 +89,8 @@ def measure(base: ResidentBase, requests: Sequence[RunRequest]) -> Iterator[Pref
             )
         ] = None
     chosen = [request for request in requests if request.key in members]
-    steps = max(planned_steps(len(data[one.key].blocks), one.train) for one in chosen)
-    pace = _pace(times, len(chosen)) * max(one.train.gradient_accumulation_steps for one in chosen)
+    steps = max(planned_steps(len(data[one.key].blocks), one.options.train) for one in chosen)
+    pace = _pace(times, len(chosen)) * max(one.options.train.gradient_accumulation_steps for one in chosen)
     yield Preflight(
         fits=fits,
         squeezed=group.squeezed,
@@ -120,11 +120,13 @@ def _tried(request: RunRequest, data: RunData, device: str) -> RunRequest:
     """The same run for a few steps of one micro-batch, all of the longest blocks; packed as the whole run
     would be.
     """
+    train = request.options.train
     short = replace(
-        request.train,
+        train,
         max_steps=_STEPS.get(device, 2),
         gradient_accumulation_steps=1,
         packing="on" if data.packed else "off",
-        compile="off" if request.train.compile == "auto" else request.train.compile,
+        compile="off" if train.compile == "auto" else train.compile,
     )
-    return replace(request, longest_first=True, resume=None, changes=(), train=short)
+    options = replace(request.options, train=short)
+    return replace(request, longest_first=True, resume=None, changes=(), options=options)

@@ -11,21 +11,24 @@ from dataclasses import dataclass
 import torch
 
 from core.base_model.load import ResidentBase
-from core.config import LoraConfig, TrainConfig
 from core.data.tokens import TokenRows
 from core.errors import TrainingDiverged
 from core.events import EvalDone, Prepared, StepDone, TrainingDone
 from core.lora.adapter import AdapterWeights
 from core.lora.bank import AdapterBank
 from core.lora.dropout import run_key
+from core.lora.kinds import ADAPTER_KINDS
 from core.lora.targets import select_targets, trainable_parameter_count
 from core.train.batches import MicroBatch, RunData, Step
 from core.train.changes import Change, ChangingConfig
+from core.train.group_objective import metric_means
 from core.train.run_state import Position, RunState
 from core.train.schedule import rate_factor, warmup_steps
 from core.train.step_count import planned_steps, steps_per_epoch
+from core.train.training_options import TrainingOptions
 
 _RATE_WINDOW = 20  # steps over which speed and time left are averaged
+_MOMENTS = ("exp_avg", "exp_avg_sq")  # as torch's AdamW calls its mean and its mean of squares
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,7 @@ class RunRequest:
 
     key: Hashable
     rows: TokenRows
-    lora: LoraConfig
-    train: TrainConfig
+    options: TrainingOptions
     resume: tuple[AdapterWeights, RunState] | None = None
     """Where to go on from: the factors and the rest of the state."""
     changes: Sequence[Change] = ()
@@ -49,11 +51,13 @@ class TrainingRun:
 
     def __init__(self, base: ResidentBase, request: RunRequest) -> None:
         """Raises InvalidConfig or InvalidData."""
-        self.key, self.lora, self.train = request.key, request.lora, request.train
+        self.key, self.lora, self.train = request.key, request.options.lora, request.options.train
+        self.kind = ADAPTER_KINDS.get(self.lora.kind)
         self._base = base
         self.targets = select_targets(list(base.layers), self.lora, base.head)
         self.ranks = {path: self.lora.rank_of(path) for path in self.targets}
         self.data = RunData(request.rows, self.train)
+        self.kind_options, self.objective_options = request.options.kind, request.options.objective
         self._config = ChangingConfig(self.train, request.changes)
         self._resume = request.resume
         at = request.resume[1].position if request.resume else Position(0, 0, None, None, -1)
@@ -77,11 +81,12 @@ class TrainingRun:
     def start(self, bank: AdapterBank, slot: int) -> None:
         """Take `slot` with fresh factors, or with those that the run goes on from."""
         if self._resume is None:
-            bank.initialise(slot, self.lora, self.targets, self.train.seed)
+            bank.initialise(slot, self.lora, self.kind_options, self.targets, self.train.seed)
         else:
             bank.load(slot, self._resume[0])
-        A, B = bank.rows(slot)
-        groups = [{"params": [A]}, {"params": [B]}]
+        groups = [
+            {"params": [parameter], "name": name} for name, parameter in bank.parameters_of(slot).items()
+        ]
         decay = self.train.weight_decay
         self._optimiser = torch.optim.AdamW(
             groups, lr=self.train.learning_rate, weight_decay=decay, fused=True
@@ -92,18 +97,18 @@ class TrainingRun:
 
     def _restore_moments(self, bank: AdapterBank, state: RunState) -> None:
         assert self._optimiser is not None
-        moments = zip(bank.flat_of(state.mean), bank.flat_of(state.square), strict=True)
-        for group, (mean, square) in zip(self._optimiser.param_groups, moments, strict=True):
-            step = torch.tensor(float(state.position.steps), device=mean.device)
-            self._optimiser.state[group["params"][0]] = {"step": step, "exp_avg": mean, "exp_avg_sq": square}
+        mean, square = bank.flat_of(state.mean), bank.flat_of(state.square)
+        for group in self._optimiser.param_groups:
+            name = group["name"]
+            self._optimiser.state[group["params"][0]] = {
+                "step": torch.tensor(float(state.position.steps), device=mean[name].device),
+                "exp_avg": mean[name],
+                "exp_avg_sq": square[name],
+            }
 
     def state(self, bank: AdapterBank) -> RunState:
         """Where the run stands after its last finished step; what was begun of the next is not part of it."""
-        assert self._optimiser is not None
-        found = [self._optimiser.state[group["params"][0]] for group in self._optimiser.param_groups]
-        mean, square = (
-            bank.by_layer(found[0][name], found[1][name], self.ranks) for name in ("exp_avg", "exp_avg_sq")
-        )
+        mean, square = (bank.by_layer(self._moment(which), self.ranks) for which in _MOMENTS)
         at = Position(
             self.done,
             self._whole_micro_batches,
@@ -115,23 +120,30 @@ class TrainingRun:
         )
         return RunState(at, mean, square)
 
+    def _moment(self, which: str) -> dict[str, torch.Tensor]:
+        """One of the optimiser's two moments by the trained tensors' names, flat; empty before a step."""
+        assert self._optimiser is not None
+        states = {
+            group["name"]: self._optimiser.state.get(group["params"][0])
+            for group in self._optimiser.param_groups
+        }
+        return {name: state[which] for name, state in states.items() if state}
+
     def move(self, old: AdapterBank, old_slot: int, new: AdapterBank, slot: int) -> None:
         """Go on in another bank: factors, gradients so far and the optimiser's moments, laid out as the new
         bank is.
         """
         assert self._optimiser is not None
         new.take(slot, old, old_slot)
-        for group, parameter in zip(self._optimiser.param_groups, new.rows(slot), strict=True):
-            before = group["params"][0]
-            group["params"] = [parameter]
+        moments = {which: new.laid_out_like(old, self._moment(which)) for which in _MOMENTS}
+        parameters = new.parameters_of(slot)
+        for group in self._optimiser.param_groups:
+            name, before = group["name"], group["params"][0]
+            group["params"] = [parameters[name]]
             state = self._optimiser.state.pop(before, None)
-            if state is not None:
-                self._optimiser.state[parameter] = state
-        states = [self._optimiser.state.get(group["params"][0]) for group in self._optimiser.param_groups]
-        if any(states):
-            for name in ("exp_avg", "exp_avg_sq"):
-                A, B = new.laid_out_like(old, states[0][name], states[1][name])  # type: ignore[index]
-                states[0][name], states[1][name] = A, B  # type: ignore[index]
+            if state:
+                state.update({which: moments[which][name] for which in _MOMENTS})
+                self._optimiser.state[parameters[name]] = state
 
     def adapter(self, bank: AdapterBank, slot: int) -> AdapterWeights:
         """The factors as they are now."""
@@ -146,6 +158,7 @@ class TrainingRun:
             fan_in_fan_out=any(self._base.layers[path].transposed for path in self.targets),
             use_rslora=self.lora.use_rslora,
             layers_to_transform=None if layers is None else tuple(sorted(layers)),
+            kind=self.kind.name,
         )
 
     # Its micro-batches.
@@ -193,10 +206,8 @@ class TrainingRun:
             )  # as torch's clip_grad_norm_
         gradient.masked_fill_(~norm.isfinite(), 0.0)  # one step that is not finite must not spoil the factors
         rate = self._rate(self.done)
-        for group, ratio in zip(
-            self._optimiser.param_groups, (1.0, self.train.loraplus_lr_ratio), strict=True
-        ):
-            group["lr"] = rate * ratio  # LoRA+ (arXiv 2402.12354): B learns faster than A
+        for group in self._optimiser.param_groups:
+            group["lr"] = rate * self.kind.rate_ratio(group["name"], self.train.loraplus_lr_ratio)
         self._optimiser.step()
         step, self._step = self._step, None
         self.done += 1
@@ -230,6 +241,11 @@ class TrainingRun:
     def parameters(self) -> int:
         """Numbers that it trains."""
         return trainable_parameter_count(self._base.layer_shapes, self.targets, self.lora)
+
+    @property
+    def state_bytes(self) -> float:
+        """Memory that they take while they are trained."""
+        return self.parameters * self.kind.bytes_per_parameter(self._base.dtype.itemsize)
 
     @property
     def ended(self) -> bool:
@@ -268,13 +284,20 @@ class TrainingRun:
         )
 
     def step_done(
-        self, number: int, step: Step, rate: float, loss_sum: float, norm: float, seconds: float, memory: int
+        self,
+        number: int,
+        step: Step,
+        rate: float,
+        figures: Sequence[float],
+        norm: float,
+        seconds: float,
+        memory: int,
     ) -> StepDone:
-        """The event of an optimiser step, once its figures are known.
+        """The event of an optimiser step, once its figures are known (see core/train/group_objective.py).
 
         Raises TrainingDiverged if they are not finite.
         """
-        loss = loss_sum / step.supervised
+        loss = figures[0] / step.units
         if "nan" in self.train.stopping_alerts and not (math.isfinite(loss) and math.isfinite(norm)):
             raise TrainingDiverged(
                 f"At step {number} the loss is {loss:.4g} and the gradient norm {norm:.4g}: training "
@@ -297,13 +320,13 @@ class TrainingRun:
             seconds_left=max(0, self.total_steps - number) * spent / len(self._recent),
             total_tokens=self.tokens,
             total_seconds=self.seconds,
+            metrics=metric_means(self.data.objective, figures),
         )
 
-    def evaluation_done(self, loss_sum: float) -> EvalDone:
-        """The event of a pass over the validation rows."""
-        count = sum(part.supervised for part in self.data.validation())
-        self.validation_loss, self.evaluated_at = loss_sum / count, self.done
-        return EvalDone(self.done, self.validation_loss)
+    def evaluation_done(self, figures: Sequence[float]) -> EvalDone:
+        """The event of a pass over the validation rows, with the sums of its figures."""
+        self.validation_loss, self.evaluated_at = figures[0] / self.data.validation_units, self.done
+        return EvalDone(self.done, self.validation_loss, metric_means(self.data.objective, figures))
 
     def training_done(self) -> TrainingDone:
         """The event that closes the run."""

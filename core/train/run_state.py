@@ -19,8 +19,8 @@ from core.errors import InvalidInput
 from core.files.safetensors_file import write_float32
 
 STATE_NAME = "state.safetensors"
-Moments = Mapping[str, tuple[Tensor, Tensor]]
-"""By module path: of A [r, in] and of B [out, r], in float32."""
+Moments = Mapping[str, Mapping[str, Tensor]]
+"""By module path and the name of the trained tensor, in its shape, in float32."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,10 @@ class RunState:
     def save(self, folder: Path) -> None:
         """Write it into the existing folder."""
         tensors = {
-            f"{kind}/{path}/{factor}": tensor.numpy()
-            for kind, moments in (("mean", self.mean), ("square", self.square))
-            for path, pair in moments.items()
-            for factor, tensor in zip("AB", pair, strict=True)
+            f"{moment}/{path}/{name}": tensor.numpy()
+            for moment, moments in (("mean", self.mean), ("square", self.square))
+            for path, layer in moments.items()
+            for name, tensor in layer.items()
         }
         write_float32(folder / STATE_NAME, tensors, {"position": json.dumps(asdict(self.position))})
 
@@ -71,10 +71,7 @@ class RunState:
                 f"The checkpoint {folder.name[:12]} cannot be read: {str(error)[:200]}"
             ) from None
         parts: dict[str, dict[str, dict[str, Tensor]]] = {"mean": {}, "square": {}}
-        for name, tensor in tensors.items():
-            kind, path, factor = name.split("/")
-            parts[kind].setdefault(path, {})[factor] = tensor
-        mean, square = (
-            {path: (pair["A"], pair["B"]) for path, pair in one.items()} for one in parts.values()
-        )
-        return cls(position, mean, square)
+        for key, tensor in tensors.items():
+            moment, path, name = key.split("/")
+            parts[moment].setdefault(path, {})[name] = tensor
+        return cls(position, parts["mean"], parts["square"])

@@ -15,45 +15,72 @@ from torch import Tensor, nn
 from core.base_model.attention import attend
 from core.base_model.compiling import eager_layers
 from core.base_model.load import ResidentBase
-from core.lora.bank import AdapterBank
+from core.lora.bank import AdapterBank, Bank
 from core.train.batches import Batch
+from core.train.group_objective import GroupObjective
 from core.train.loss import token_losses
-from core.train.memory import Plan, keeping
+from core.train.memory import ExecutionPlan, keeping
 
 _LAUNCH_BOUND = 0.5  # share of a micro-batch that the host spends launching, above which a graph pays
 _WARM_UP = 3  # micro-batches before a capture
 
 
-def losses_of(base: ResidentBase, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The weighted sum to differentiate, and each run's summed loss in nats, [K]."""
+def trained_states(base: ResidentBase, batch: Batch) -> tuple[nn.Module, Tensor]:
+    """The output head, and what it is given where a trained token is predicted, [K·C, H]."""
     inputs = {"input_ids": batch.ids, "position_ids": batch.positions, "use_cache": False}
     if base.plain_head:
         head, out = base.model.get_output_embeddings(), base.model.base_model(**inputs).last_hidden_state
     else:  # whatever the model does after its head is only known to its own forward
         head, out = nn.Identity(), base.model(**inputs).logits
-    total, losses = token_losses(
-        head, out.flatten(0, 1).index_select(0, batch.index), batch.targets, batch.weights
-    )
-    return total, losses.view(batch.runs, -1).sum(1)
+    return head, out.flatten(0, 1).index_select(0, batch.index)
+
+
+def objective_of(
+    head: nn.Module, states: Tensor, batch: Batch, goal: GroupObjective, base_losses: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The sum to differentiate, and each run's figures, [K, 1 + 2·metrics].
+
+    Where the objective is more than a weighted sum of token losses, what each of them counts follows from
+    all of them: the head is asked for the losses first, and then again for the gradient.
+    """
+    if goal.objective.is_weighted_sum:
+        total, losses = token_losses(head, states, batch.targets, batch.weights)
+        return total, goal.figures(batch, losses, base_losses)
+    with torch.no_grad():
+        losses = token_losses(head, states.detach(), batch.targets, batch.weights)[1]
+    figures, weights = goal.figures_and_weights(batch, losses, base_losses)
+    return token_losses(head, states, batch.targets, weights)[0], figures
 
 
 @contextmanager
-def _set_up(base: ResidentBase, bank: AdapterBank, batch: Batch) -> Iterator[None]:
-    """Within the block the base computes with this bank on these segments; recomputing needs it in backward,
-    too.
+def _set_up(base: ResidentBase, bank: Bank | None, batch: Batch) -> Iterator[None]:
+    """Within the block the base computes with this bank (None: by itself) on these segments; recomputing
+    needs it in backward, too.
     """
     how = batch.attention()
-    with bank.use(), attend(base.attention, [how] * len(base.attention)) if how else nullcontext():
+    with (
+        bank.use() if bank is not None else nullcontext(),
+        attend(base.attention, [how] * len(base.attention)) if how else nullcontext(),
+    ):
         yield
 
 
 @torch.no_grad()
-def evaluate_batch(base: ResidentBase, bank: AdapterBank, batch: Batch) -> Tensor:
-    """The summed loss of each adapter of the bank over its part of the batch, [K], without dropout."""
+def _plain_losses(base: ResidentBase, bank: Bank | None, batch: Batch) -> Tensor:
+    """The token losses [K·C] with this bank, or of the base by itself, without a thought for gradients."""
+    with eager_layers(), _set_up(base, bank, batch):  # without gradients it would be another graph
+        head, states = trained_states(base, batch)
+        return token_losses(head, states, batch.targets, batch.weights)[1]
+
+
+def evaluate_batch(base: ResidentBase, bank: Bank, batch: Batch, goal: GroupObjective) -> Tensor:
+    """The figures of each adapter of the bank over its part of the batch, [K, 1 + 2·metrics], without
+    dropout.
+    """
     bank.eval()
     batch = batch.to(base.device)
-    with eager_layers(), _set_up(base, bank, batch):  # without gradients it would be another graph
-        return losses_of(base, batch)[1]
+    base_losses = _plain_losses(base, None, batch) if goal.objective.wants_base else None
+    return goal.figures(batch, _plain_losses(base, bank, batch), base_losses)
 
 
 @dataclass
@@ -62,7 +89,8 @@ class MicroBatchStep:
 
     base: ResidentBase
     bank: AdapterBank
-    plan: Plan
+    plan: ExecutionPlan
+    goal: GroupObjective
     proven: bool = False
     """Whether a micro-batch has come through."""
     notices: list[str] = field(default_factory=list)
@@ -72,16 +100,16 @@ class MicroBatchStep:
     _launching: dict[tuple[int, ...], float] = field(default_factory=dict)
 
     def train(self, batch: Batch) -> Tensor:
-        """Add the gradients of this micro-batch; return each run's summed loss, [K],
-        without waiting for it.
+        """Add the gradients of this micro-batch; return each run's figures, [K, 1 + 2·metrics], without
+        waiting for them.
         """
-        losses = (
+        figures = (
             self._on_cuda(batch)
             if self.base.device.type == "cuda"
             else self._plain(batch.to(self.base.device))
         )
         self.proven = True
-        return losses
+        return figures
 
     def _on_cuda(self, batch: Batch) -> Tensor:
         """The first micro-batches of a shape show what they take; where launching them is half of it, a graph
@@ -108,10 +136,11 @@ class MicroBatchStep:
         return self._plain(batch)
 
     def evaluate(self, batch: Batch) -> Tensor:
-        """Each run's summed loss, [K]."""
-        return evaluate_batch(self.base, self.bank, batch)
+        """Each run's figures, [K, 1 + 2·metrics]."""
+        return evaluate_batch(self.base, self.bank, batch, self.goal)
 
     def _plain(self, batch: Batch) -> Tensor:
+        base_losses = _plain_losses(self.base, None, batch) if self.goal.objective.wants_base else None
         self.bank.train()
         layers = nullcontext() if self.plan.compiled else eager_layers()
         with (
@@ -119,19 +148,20 @@ class MicroBatchStep:
             layers,
             _set_up(self.base, self.bank, batch),
         ):
-            total, losses = losses_of(self.base, batch)
+            head, states = trained_states(self.base, batch)
+            total, figures = objective_of(head, states, batch, self.goal, base_losses)
             total.backward()
-        return losses
+        return figures
 
     def _measured(self, key: tuple[int, ...], batch: Batch) -> Tensor:
         """As plain, but find out how much of the time the host was busy launching."""
         torch.cuda.synchronize(self.base.device)
         start = time.perf_counter()
-        losses = self._plain(batch)
+        figures = self._plain(batch)
         launched = time.perf_counter()
         torch.cuda.synchronize(self.base.device)
         self._launching[key] = (launched - start) / (time.perf_counter() - start)
-        return losses
+        return figures
 
 
 class _Graph:
@@ -144,13 +174,13 @@ class _Graph:
         # the graph has memory of its own; what earlier micro-batches left is not for it
         torch.cuda.empty_cache()
         with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-            self._losses = work(batch)
+            self._figures = work(batch)
 
     def replay(self, batch: Batch) -> Tensor:
         if batch is not self._batch:
             self._batch.copy_(batch)
         self._graph.replay()
-        return self._losses.clone()
+        return self._figures.clone()
 
 
 def embedding_needs_gradient(base: ResidentBase) -> Callable[[], None]:

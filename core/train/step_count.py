@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from core.config import TrainConfig
+from core.train.config import TrainConfig
 
 _SHORTEST_OFFERED = 128
 _STEPS_WORTH_PACKING = 100  # fewer steps than this teach too little, however quick they are

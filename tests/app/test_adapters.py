@@ -10,10 +10,10 @@ import pytest
 
 from app.jobs.adapters import load_row
 from app.service.exports import verify_export, zipped
-from app.service.usage import clean_up, quota, set_quota, usage
 from app.shared.errors import QuotaExceeded
 from core.base_model.fingerprint import stat_key
 from core.errors import InvalidConfig, WorkbenchError
+from core.train.training_options import TrainingOptions
 from storage.errors import BlobDamaged, NotFound, StorageError
 from storage.tables import Adapter, Base, Export
 from tests.workbenches import QUICK, copy_adapter, do_job, finish
@@ -139,8 +139,8 @@ def test_every_flipped_bit_of_a_base_and_an_export_is_found(
     base = workbench.registry.find(Base, "llama")
     folder = shutil.copytree(tiny_llama, tmp_path / "mine")
     workbench.registry.save(Base(**base.model_dump() | {"folder": str(folder), "stat_key": stat_key(folder)}))
-    workbench.verify_model("llama", accept=True)
-    _flips(folder, lambda: workbench.verify_model("llama"))
+    workbench.models.verify("llama", accept=True)
+    _flips(folder, lambda: workbench.models.verify("llama"))
     result(
         workbench,
         "export_adapter",
@@ -177,12 +177,12 @@ def test_what_takes_space_is_listed_and_what_can_go_goes(workbench, taught, trai
         (staging / "fresh").write_bytes(bytes(10))
         fresh = workbench.registry.blobs.put(staging / "fresh")
     os.utime(workbench.registry.blobs.path(orphan), (1, 1))
-    shares = {one.what: one for one in usage(workbench.registry, workbench.settings)}
+    shares = {one.what: one for one in workbench.usage.shares()}
     assert shares["Files that nothing needs"].removable_bytes == 5010
     assert shares["Deleted adapters"].removable_bytes > 0
     assert shares["Adapters"].removable_bytes == 0
-    clean_up(workbench.registry, workbench.settings)
-    left = {one.what for one in usage(workbench.registry, workbench.settings)}
+    workbench.usage.clean_up()
+    left = {one.what for one in workbench.usage.shares()}
     assert fresh in workbench.registry.blobs.digests()
     assert orphan not in workbench.registry.blobs.digests()
     assert not left & {"Deleted adapters", "Rendered rows and compiled kernels"}
@@ -206,16 +206,16 @@ def test_a_zip_is_made_while_it_is_sent(tmp_path):
 
 
 def test_nothing_new_is_begun_above_the_quota(workbench, taught):
-    set_quota(workbench.settings, 1e-6)
+    workbench.usage.set_quota(1e-6)
     for begin in (
-        lambda: workbench.export("taught"),
-        lambda: workbench.training.start("llama", "data", QUICK),
-        lambda: workbench.resize_adapter("taught", 2, "small"),
+        lambda: workbench.exports.start("taught"),
+        lambda: workbench.training.start("llama", "data", TrainingOptions.parse(QUICK)),
+        lambda: workbench.adapters.resize("taught", 2, "small"),
     ):
         with pytest.raises(QuotaExceeded, match="Clean up"):
             begin()
-    set_quota(workbench.settings, 0)
-    assert quota(workbench.settings) is None
-    assert workbench.training.start("llama", "data", QUICK, "again").state == "queued"
+    workbench.usage.set_quota(0)
+    assert workbench.usage.quota() is None
+    assert workbench.training.start("llama", "data", TrainingOptions.parse(QUICK), "again").state == "queued"
     with pytest.raises(InvalidConfig):
-        set_quota(workbench.settings, -1)
+        workbench.usage.set_quota(-1)

@@ -12,13 +12,14 @@ from typer.testing import CliRunner
 from app.cli.main import app
 from app.shared.settings import settings_for
 from storage.tables import Adapter, Dataset, Run
-from tests.core.test_data import lines
+from tests.core.data_files import lines
 from tests.workbenches import QUICK, write_rows
 
 COMMANDS = [
     [],
     ["quickstart"],
     ["train"],
+    ["kinds"],
     ["chat"],
     ["export"],
     ["doctor"],
@@ -31,6 +32,7 @@ COMMANDS = [
         for one in ("list", "show", "note", "import", "inspect", "compare", "verify", "resize", "combine")
     ],
     *[["adapters", one] for one in ("export", "remove", "bring-back")],
+    *[["jobs", one] for one in ("kinds", "start", "list", "show", "cancel")],
     ["backup"],
     ["restore"],
     ["space"],
@@ -369,10 +371,10 @@ def test_control_characters_do_not_reach_the_terminal(workbench, settings, train
 
 def test_quick_options_are_valid():
     from app.service.quickstart import QUICK_OPTIONS
-    from core.config import split_train_options
+    from core.train.training_options import TrainingOptions
 
-    split_train_options(QUICK_OPTIONS)
-    split_train_options(QUICK)
+    TrainingOptions.parse(QUICK_OPTIONS)
+    TrainingOptions.parse(QUICK)
 
 
 def test_adapters_are_noted_inspected_combined_resized_and_kept(workbench, trained, settings, tmp_path):

@@ -10,14 +10,15 @@ import signal
 
 import pytest
 
-from app.service.data_import import ImportRequest, import_dataset, look_at
-from app.shared.errors import EngineUnavailable, JobFailed
+from app.shared.data_import import ImportRequest, import_dataset, look_at
+from app.shared.errors import JobFailed
 from core.data.findings import ERROR, KINDS
 from core.data.split import Split
 from core.errors import InvalidConfig, InvalidData
+from core.train.training_options import TrainingOptions
 from storage.errors import InUse, NameTaken
 from storage.tables import Adapter, Base, Dataset, Job, Run
-from tests.core.test_data import lines
+from tests.core.data_files import lines
 from tests.workbenches import QUICK, do_job, wait_for
 
 ERRORS = [kind.code for kind in KINDS.values() if kind.level == ERROR]
@@ -44,10 +45,10 @@ def test_training_refuses_rows_with_errors_until_they_are_left_out(workbench, tm
     assert (row.rows, row.faulty_rows, row.version) == (22, 2, 1)
     for call in (workbench.training.start, workbench.training.estimate):
         with pytest.raises(InvalidData, match=r"2 rows of mine have errors.*data exclude --errors"):
-            call("llama", "mine", QUICK)
+            call("llama", "mine", TrainingOptions.parse(QUICK))
     row = workbench.datasets.leave_out("mine", ERRORS)
     assert (row.faulty_rows, row.excluded_rows, row.version) == (0, 2, 2)
-    run = workbench.wait_run(workbench.training.start("llama", "mine", QUICK).id)
+    run = workbench.runs.wait(workbench.training.start("llama", "mine", TrainingOptions.parse(QUICK)).id)
     assert (run.state, run.dataset_version, run.dataset_digest) == ("finished", 2, row.digest)
     assert "19 rows to train on, 1 kept for validation" in " ".join(
         note.text for note in workbench.registry.measurements.notes(run.id)
@@ -205,16 +206,16 @@ def test_a_look_at_a_file_shows_rows_and_faults_before_it_is_taken(tmp_path):
 
 def test_data_is_imported_in_a_process_of_its_own(workbench, tmp_path):
     (tmp_path / "a.jsonl").write_text(lines(*rows(12)) + "{\n")
-    job = workbench.import_data(ImportRequest([str(tmp_path / "a.jsonl")]))
+    job = workbench.datasets.import_files(ImportRequest([str(tmp_path / "a.jsonl")]))
     assert workbench.jobs.wait(job) == {"name": "a", "rows": 13, "faulty": 1, "warnings": 0}
     with pytest.raises(NameTaken):
-        workbench.import_data(ImportRequest([str(tmp_path / "a.jsonl")]))
+        workbench.datasets.import_files(ImportRequest([str(tmp_path / "a.jsonl")]))
 
 
 def test_an_import_that_is_cancelled_or_killed_registers_nothing(workbench, tmp_path):
     (tmp_path / "big.jsonl").write_text(lines(*rows(300_000)))
     for end in ("cancel", "kill"):
-        job = workbench.import_data(ImportRequest([str(tmp_path / "big.jsonl")]))
+        job = workbench.datasets.import_files(ImportRequest([str(tmp_path / "big.jsonl")]))
         wait_for(lambda job=job: "MB" in workbench.registry.get(Job, job.id).message)
         if end == "cancel":
             workbench.jobs.cancel(job)
@@ -273,18 +274,21 @@ def test_rows_that_the_template_refuses_are_an_error_and_can_be_left_out(workben
         {"origin": str(write_refusing_template(tiny_llama, tmp_path / "strict")), "name": "strict"},
     )
     row = add(workbench, tmp_path, lines(*rows(12), {"system": "s", "prompt": "p", "completion": "c"}))
-    run = workbench.wait_run(workbench.training.start("strict", "mine", QUICK).id)
+    run = workbench.runs.wait(workbench.training.start("strict", "mine", TrainingOptions.parse(QUICK)).id)
     assert run.state == "failed"
     assert "Row 13: The base's chat template cannot render" in run.reason
     assert "leave such rows out" in run.reason
-    with pytest.raises(EngineUnavailable, match="no system here"):
+    with pytest.raises(InvalidData, match="no system here"):
         workbench.datasets.tokens(row, "strict", 12)
     base = workbench.registry.find(Base, "strict")
     do_job(workbench, "check_data", workbench.datasets.check_arguments(row, base, 64))
     found = workbench.datasets.checked(row, base, 64)
     assert found.findings.counts() == {"template": 1}
     workbench.datasets.leave_out("mine", ["template"], base=found)
-    assert workbench.wait_run(workbench.training.start("strict", "mine", QUICK).id).state == "finished"
+    assert (
+        workbench.runs.wait(workbench.training.start("strict", "mine", TrainingOptions.parse(QUICK)).id).state
+        == "finished"
+    )
 
 
 def test_a_base_without_a_template_takes_a_known_one(workbench, tiny_llama, tmp_path, checked_here):
@@ -307,15 +311,15 @@ def test_a_base_without_a_template_takes_a_known_one(workbench, tiny_llama, tmp_
     )
     assert shown["alpaca"].startswith("### Instruction:\nhello 0")
     with pytest.raises(InvalidConfig, match="known are plain, chatml"):
-        workbench.choose_template("bare", "nothing")
+        workbench.models.choose_template("bare", "nothing")
     with pytest.raises(InvalidConfig, match="template of its own"):
-        workbench.choose_template("llama", "chatml")
-    workbench.choose_template("bare", "chatml")
+        workbench.models.choose_template("llama", "chatml")
+    workbench.models.choose_template("bare", "chatml")
     assert (
         "".join(token["text"] for token in workbench.datasets.tokens(row, "bare", 0)["tokens"])
         == shown["chatml"]
     )
-    workbench.wait_run(workbench.training.start("bare", "data", QUICK, "a").id)
+    workbench.runs.wait(workbench.training.start("bare", "data", TrainingOptions.parse(QUICK), "a").id)
     assert workbench.registry.find(Adapter, "a").base_name == "bare"
     export = do_job(
         workbench, "export_adapter", {"adapter": "a", "folder": str(tmp_path / "out"), "config": {}}
@@ -333,8 +337,10 @@ def test_what_happens_to_long_rows_is_said_in_the_runs_log(workbench, tmp_path):
     )
     notes = {}
     for policy in ("truncate", "split", "drop"):
-        run = workbench.wait_run(
-            workbench.training.start("llama", "mine", {**QUICK, "max_length": 64, "over_length": policy}).id
+        run = workbench.runs.wait(
+            workbench.training.start(
+                "llama", "mine", TrainingOptions.parse({**QUICK, "max_length": 64, "over_length": policy})
+            ).id
         )
         assert run.state == "finished", run.reason
         notes[policy] = " ".join(note.text for note in workbench.registry.measurements.notes(run.id))
@@ -369,7 +375,7 @@ def test_data_of_an_earlier_version_of_the_workbench_still_trains(workbench, tmp
         source_name="x",
     )
     workbench.registry.datasets.add(old, "imported")
-    run = workbench.wait_run(workbench.training.start("llama", "old", QUICK).id)
+    run = workbench.runs.wait(workbench.training.start("llama", "old", TrainingOptions.parse(QUICK)).id)
     assert run.state == "finished"
     assert workbench.registry.get(Run, run.id).details["validation_rows"] == 1
     assert workbench.datasets.leave_out("old", rows=[3]).excluded_rows == 1

@@ -11,8 +11,9 @@ import pytest
 from app.service.workbench import Workbench
 from app.shared.errors import EngineUnavailable
 from app.web.parts.head import masthead_html
-from core.config import GenerationConfig
-from core.errors import InvalidConfig, WrongBase
+from core.errors import InvalidConfig, WorkbenchError, WrongBase
+from core.generate.config import GenerationConfig
+from core.train.training_options import TrainingOptions
 from storage.errors import NameTaken, NotFound
 from storage.tables import Adapter, Run
 from tests.workbenches import QUICK, do_job, wait_for
@@ -35,9 +36,9 @@ def _engine_pid(workbench):
 
 
 def test_a_queued_run_is_trained_and_leaves_an_adapter(workbench):
-    run = workbench.training.start("llama", "data", QUICK, "first")
+    run = workbench.training.start("llama", "data", TrainingOptions.parse(QUICK), "first")
     states = []
-    run = workbench.wait_run(run.id, lambda seen: states.append(seen.state))
+    run = workbench.runs.wait(run.id, lambda seen: states.append(seen.state))
     assert run.state == "finished"
     assert states[-1] == "finished"
     adapter = workbench.registry.get(Adapter, run.adapter_id)
@@ -54,33 +55,33 @@ def test_a_queued_run_is_trained_and_leaves_an_adapter(workbench):
         "22 rows to train on" in note.text or "23 rows to train on" in note.text
         for note in workbench.registry.measurements.notes(run.id)
     )
-    second = workbench.training.start("llama", "data", QUICK)
-    third = workbench.training.start("llama", "data", QUICK)
-    assert workbench.wait_run(third.id).state == "finished"
+    second = workbench.training.start("llama", "data", TrainingOptions.parse(QUICK))
+    third = workbench.training.start("llama", "data", TrainingOptions.parse(QUICK))
+    assert workbench.runs.wait(third.id).state == "finished"
     assert {_state(workbench, second), _state(workbench, third)} == {"finished"}
     assert workbench.registry.names(Adapter) == {"first", "data", "data-2"}
 
 
 def test_stopping_in_mid_training_leaves_a_usable_adapter(workbench):
-    run = workbench.training.start("llama", "data", LONG, "long")
+    run = workbench.training.start("llama", "data", TrainingOptions.parse(LONG), "long")
     wait_for(lambda: len(_steps(workbench, run)) >= 2)
     workbench.runs.stop(run.id)
-    run = workbench.wait_run(run.id)
+    run = workbench.runs.wait(run.id)
     assert run.state == "stopped"
     assert "the adapter is kept" in run.reason
-    tokens = list(workbench.answer("llama", [None, "long"], [HELLO, HELLO], GREEDY))
+    tokens = list(workbench.chats.answer("llama", [None, "long"], [HELLO, HELLO], GREEDY))
     assert {token.row for token in tokens if token.finished} == {0, 1}
 
 
 def test_a_killed_engine_leaves_the_run_interrupted_with_a_reason_and_the_next_run_works(workbench):
-    run = workbench.training.start("llama", "data", LONG, "doomed")
+    run = workbench.training.start("llama", "data", TrainingOptions.parse(LONG), "doomed")
     wait_for(lambda: _steps(workbench, run))
     os.kill(_engine_pid(workbench), signal.SIGKILL)
-    run = workbench.wait_run(run.id)
+    run = workbench.runs.wait(run.id)
     assert run.state == "interrupted"
     assert "killed (SIGKILL" in run.reason
-    again = workbench.training.start("llama", "data", QUICK, "again")
-    assert workbench.wait_run(again.id).state == "finished"
+    again = workbench.training.start("llama", "data", TrainingOptions.parse(QUICK), "again")
+    assert workbench.runs.wait(again.id).state == "finished"
 
 
 def test_closing_the_app_leaves_the_run_going_and_the_next_start_shows_it(settings, workbench):
@@ -88,8 +89,9 @@ def test_closing_the_app_leaves_the_run_going_and_the_next_start_shows_it(settin
     code = (
         "import sys\nfrom pathlib import Path\nfrom app.service.workbench import Workbench\n"
         "from app.shared.settings import settings_for\n"
+        "from core.train.training_options import TrainingOptions\n"
         "w = Workbench(settings_for(Path(sys.argv[1])))\nw.engine.keep_attached()\n"
-        f"print(w.training.start('llama', 'data', {LONG!r}, 'on').id)\n"
+        f"print(w.training.start('llama', 'data', TrainingOptions.parse({LONG!r}), 'on').id)\n"
         "w.close()"
     )
     done = subprocess.run(
@@ -102,15 +104,15 @@ def test_closing_the_app_leaves_the_run_going_and_the_next_start_shows_it(settin
     second.look_after()
     assert _state(second, run) == "running"
     second.runs.stop(run.id)
-    assert second.wait_run(run.id).state == "stopped"
+    assert second.runs.wait(run.id).state == "stopped"
     second.close()
 
 
 def test_the_engine_ends_when_nobody_needs_it(workbench, monkeypatch):
     workbench.engine.keep_attached()
     pid = _engine_pid(workbench)
-    run = workbench.training.start("llama", "data", QUICK, "one")
-    workbench.wait_run(run.id)
+    run = workbench.training.start("llama", "data", TrainingOptions.parse(QUICK), "one")
+    workbench.runs.wait(run.id)
     time.sleep(1)
     assert _engine_pid(workbench) == pid
     workbench.engine.detach()
@@ -123,7 +125,7 @@ def test_answers_stream_side_by_side_and_equal_each_alone(workbench, trained):
 
     def ask(speakers):
         texts = [""] * len(speakers)
-        for token in workbench.answer("llama", speakers, [HELLO] * len(speakers), GREEDY):
+        for token in workbench.chats.answer("llama", speakers, [HELLO] * len(speakers), GREEDY):
             texts[token.row] += token.text
         return texts
 
@@ -134,37 +136,39 @@ def test_answers_stream_side_by_side_and_equal_each_alone(workbench, trained):
 
 def test_a_chat_streams_while_a_run_trains(workbench, trained):
     trained("a")
-    run = workbench.training.start("llama", "data", LONG, "busy")
+    run = workbench.training.start("llama", "data", TrainingOptions.parse(LONG), "busy")
     wait_for(lambda: _steps(workbench, run))
-    tokens = list(workbench.answer("llama", [None, "a"], [HELLO, HELLO], GREEDY))
+    tokens = list(workbench.chats.answer("llama", [None, "a"], [HELLO, HELLO], GREEDY))
     assert {token.row for token in tokens if token.finished} == {0, 1}
     assert _state(workbench, run) == "running"
     seen = len(_steps(workbench, run))
     wait_for(lambda: len(_steps(workbench, run)) > seen)
     workbench.runs.stop(run.id)
-    workbench.wait_run(run.id)
+    workbench.runs.wait(run.id)
 
 
 def test_one_answer_is_cancelled_and_the_others_go_on(workbench, trained):
     trained("a")
     config = GenerationConfig(max_tokens=230, temperature=0.0)
     counts, ended = [0, 0], set()
-    for token in workbench.answer("llama", [None, "a"], [HELLO, HELLO], config, name="both"):
+    for token in workbench.chats.answer("llama", [None, "a"], [HELLO, HELLO], config, name="both"):
         counts[token.row] += 1
         ended |= {token.row} if token.finished else set()
         if counts == [1, 1]:
-            workbench.cancel_answer("both", 0)
-    alone = list(workbench.answer("llama", ["a"], [HELLO], config))
+            workbench.chats.cancel("both", 0)
+    alone = list(workbench.chats.answer("llama", ["a"], [HELLO], config))
     assert counts[1] == len(alone) > counts[0] + 5
     assert ended == {1}
 
 
 def test_a_sweep_trains_at_once_and_every_run_is_its_own(workbench):
-    runs = workbench.training.sweep("llama", "data", QUICK, {"rank": ["2", "4"], "seed": ["1", "2"]}, "grid")
+    runs = workbench.training.sweep(
+        "llama", "data", TrainingOptions.parse(QUICK), {"rank": ["2", "4"], "seed": ["1", "2"]}, "grid"
+    )
     assert [run.name for run in runs] == [
         f"grid rank={rank} seed={seed}" for rank in (2, 4) for seed in (1, 2)
     ]
-    runs = workbench.wait_runs([run.id for run in runs])
+    runs = workbench.runs.wait_all([run.id for run in runs])
     assert {run.state for run in runs} == {"finished"}
     adapters = [workbench.registry.get(Adapter, run.adapter_id) for run in runs]
     assert [adapter.rank for adapter in adapters] == [2, 2, 4, 4]
@@ -173,8 +177,10 @@ def test_a_sweep_trains_at_once_and_every_run_is_its_own(workbench):
     assert any(
         "4 adapters train at once" in note.text for note in workbench.registry.measurements.notes(runs[0].id)
     )
-    alone = workbench.wait_run(
-        workbench.training.start("llama", "data", {**QUICK, "rank": 4, "seed": 2}, "alone").id
+    alone = workbench.runs.wait(
+        workbench.training.start(
+            "llama", "data", TrainingOptions.parse({**QUICK, "rank": 4, "seed": 2}), "alone"
+        ).id
     )
     theirs = [
         [point.loss for point in workbench.registry.measurements.points(one.id) if point.loss is not None]
@@ -184,19 +190,23 @@ def test_a_sweep_trains_at_once_and_every_run_is_its_own(workbench):
 
 
 def test_one_run_of_a_sweep_is_stopped_and_the_other_finishes(workbench):
-    runs = workbench.training.sweep("llama", "data", {**QUICK, "max_steps": 600}, {"seed": ["1", "2"]}, "two")
+    runs = workbench.training.sweep(
+        "llama", "data", TrainingOptions.parse({**QUICK, "max_steps": 600}), {"seed": ["1", "2"]}, "two"
+    )
     wait_for(lambda: _steps(workbench, runs[1]))
     workbench.runs.stop(runs[1].id)
-    first, second = workbench.wait_runs([run.id for run in runs])
+    first, second = workbench.runs.wait_all([run.id for run in runs])
     assert (first.state, second.state) == ("finished", "stopped")
     assert workbench.registry.get(Adapter, second.adapter_id).steps < 600
 
 
 def test_one_run_of_a_sweep_diverges_and_the_other_finishes(workbench):
     options = {**QUICK, "max_steps": 120, "max_grad_norm": 0, "alpha": 512, "use_rslora": True}
-    runs = workbench.training.sweep("llama", "data", options, {"learning_rate": ["0.001", "1.0"]}, "two")
+    runs = workbench.training.sweep(
+        "llama", "data", TrainingOptions.parse(options), {"learning_rate": ["0.001", "1.0"]}, "two"
+    )
     states = {
-        run.config["train"]["learning_rate"]: run for run in workbench.wait_runs([run.id for run in runs])
+        run.config["train"]["learning_rate"]: run for run in workbench.runs.wait_all([run.id for run in runs])
     }
     assert states[0.001].state == "finished"
     assert (states[1.0].state, "diverged" in states[1.0].reason) == ("failed", True)
@@ -205,18 +215,20 @@ def test_one_run_of_a_sweep_diverges_and_the_other_finishes(workbench):
 def test_a_sweep_is_queued_whole_or_not_at_all(workbench):
     before = len(workbench.registry.all(Run))
     with pytest.raises(InvalidConfig, match="'nope'"):
-        workbench.training.sweep("llama", "data", QUICK, {"target_modules": ["q_proj", "nope"]})
+        workbench.training.sweep(
+            "llama", "data", TrainingOptions.parse(QUICK), {"target_modules": ["q_proj", "nope"]}
+        )
     assert len(workbench.registry.all(Run)) == before
 
 
 def test_another_base_cannot_take_the_engine_from_a_training(workbench, other_llama):
     do_job(workbench, "add_model", {"origin": str(other_llama), "name": "other"})
-    run = workbench.training.start("llama", "data", LONG, "busy")
+    run = workbench.training.start("llama", "data", TrainingOptions.parse(LONG), "busy")
     wait_for(lambda: _steps(workbench, run))
-    with pytest.raises(EngineUnavailable, match="llama is trained on right now"):
-        list(workbench.answer("other", [None], [HELLO], GREEDY))
+    with pytest.raises(WorkbenchError, match="llama is trained on right now"):
+        list(workbench.chats.answer("other", [None], [HELLO], GREEDY))
     workbench.runs.stop(run.id)
-    assert workbench.wait_run(run.id).state == "stopped"
+    assert workbench.runs.wait(run.id).state == "stopped"
 
 
 def test_an_adapter_of_another_base_is_refused_with_both_names(workbench, trained, other_llama):
@@ -225,15 +237,17 @@ def test_an_adapter_of_another_base_is_refused_with_both_names(workbench, traine
     with pytest.raises(
         WrongBase, match=r"mine was made for llama \(.*\), not for other.*It fits llama: choose that"
     ):
-        workbench.answer("other", ["mine"], [HELLO], GREEDY)
+        workbench.chats.answer("other", ["mine"], [HELLO], GREEDY)
 
 
 def test_a_run_that_diverges_fails_with_the_reason_and_the_next_one_works(workbench):
     options = {**QUICK, "learning_rate": 1.0, "max_grad_norm": 0, "alpha": 65536, "max_steps": 200}
-    run = workbench.wait_run(workbench.training.start("llama", "data", options, "wild").id)
+    run = workbench.runs.wait(
+        workbench.training.start("llama", "data", TrainingOptions.parse(options), "wild").id
+    )
     assert (run.state, "diverged" in run.reason) == ("failed", True)
-    again = workbench.training.start("llama", "data", QUICK, "calm")
-    assert workbench.wait_run(again.id).state == "finished"
+    again = workbench.training.start("llama", "data", TrainingOptions.parse(QUICK), "calm")
+    assert workbench.runs.wait(again.id).state == "finished"
 
 
 def test_data_damaged_on_disk_is_noticed_before_training(workbench):
@@ -243,7 +257,7 @@ def test_data_damaged_on_disk_is_noticed_before_training(workbench):
     raw = bytearray(path.read_bytes())
     raw[len(raw) // 2] ^= 1
     path.write_bytes(raw)
-    run = workbench.wait_run(workbench.training.start("llama", "data", QUICK).id)
+    run = workbench.runs.wait(workbench.training.start("llama", "data", TrainingOptions.parse(QUICK)).id)
     assert (run.state, "has changed on disk" in run.reason) == ("failed", True)
 
 
@@ -278,7 +292,9 @@ def test_a_run_that_cannot_start_is_refused_at_once(workbench, trained, change, 
     trained("taken")
     given = {"base": "llama", "dataset": "data", "options": QUICK, "name": "", **change}
     with pytest.raises(error):
-        workbench.training.start(given["base"], given["dataset"], given["options"], given["name"])
+        workbench.training.start(
+            given["base"], given["dataset"], TrainingOptions.parse(given["options"]), given["name"]
+        )
     assert workbench.registry.all(Run) == []
     assert not workbench.engine.alive
 
@@ -307,7 +323,7 @@ def test_strangers_without_the_key_are_refused(settings, workbench):
 def test_an_engine_that_cannot_start_says_why_and_blocks_nothing(workbench, monkeypatch):
     monkeypatch.setenv("LORA_WORKBENCH_DTYPE", "float9")
     with pytest.raises(EngineUnavailable, match="'float9'; use float32 or bfloat16"):
-        workbench.training.start("llama", "data", QUICK)
+        workbench.training.start("llama", "data", TrainingOptions.parse(QUICK))
     workbench.look_after()
     (run,) = workbench.registry.all(Run)
     assert (run.state, "float9" in run.reason) == ("failed", True)
@@ -328,8 +344,10 @@ def test_a_frozen_engine_is_noticed(workbench, monkeypatch):
 
 def test_a_run_on_another_base_waits_for_an_answer_to_end(workbench, other_llama):
     do_job(workbench, "add_model", {"origin": str(other_llama), "name": "other"})
-    answer = workbench.answer("llama", [None], [HELLO], GenerationConfig(max_tokens=200, temperature=0.0))
+    answer = workbench.chats.answer(
+        "llama", [None], [HELLO], GenerationConfig(max_tokens=200, temperature=0.0)
+    )
     next(answer)
-    run = workbench.training.start("other", "data", QUICK)
+    run = workbench.training.start("other", "data", TrainingOptions.parse(QUICK))
     list(answer)
-    assert workbench.wait_run(run.id).state == "finished"
+    assert workbench.runs.wait(run.id).state == "finished"

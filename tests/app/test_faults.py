@@ -13,6 +13,7 @@ from sqlalchemy.exc import OperationalError
 
 from app.engine.checkpoints import save_checkpoint
 from app.shared import disk
+from core.train.training_options import TrainingOptions
 from storage.tables import Adapter, Checkpoint, Run
 from tests.workbenches import QUICK, finish, wait_for
 
@@ -243,19 +244,25 @@ def test_a_limit_on_the_engines_memory_ends_in_pieces_and_the_next_run_starts_cl
         "packing": "off",
         "eval_steps": 1000,
     }
-    roomy = workbench.wait_run(workbench.training.start("llama", "long", options, "roomy").id)
+    roomy = workbench.runs.wait(
+        workbench.training.start("llama", "long", TrainingOptions.parse(options), "roomy").id
+    )
     assert roomy.state == "finished", roomy.reason
     engine = psutil.Process(workbench.engine.status()["pid"])
     engine.rlimit(psutil.RLIMIT_AS, (engine.memory_info().vms + 6_000_000,) * 2)
     large = {**options, "micro_batch_size": 64, "gradient_accumulation_steps": 1}
-    tight = workbench.wait_run(workbench.training.start("llama", "long", large, "tight").id)
+    tight = workbench.runs.wait(
+        workbench.training.start("llama", "long", TrainingOptions.parse(large), "tight").id
+    )
     notes = [note.text for note in workbench.registry.measurements.notes(tight.id)]
     assert tight.state == "finished", notes
     assert any("The memory did not hold" in note and "pieces" in note for note in notes), notes
     found, wanted = (workbench.registry.find(Adapter, name).train_loss for name in ("tight", "roomy"))
     assert found == pytest.approx(wanted, rel=1e-4)
     wait_for(lambda: workbench.engine.status()["pid"] == engine.pid)
-    after = workbench.wait_run(workbench.training.start("llama", "long", options, "after").id)
+    after = workbench.runs.wait(
+        workbench.training.start("llama", "long", TrainingOptions.parse(options), "after").id
+    )
     assert after.state == "finished"
     assert (
         workbench.registry.find(Adapter, "after").digest == workbench.registry.find(Adapter, "roomy").digest

@@ -123,7 +123,7 @@ def resume(workbench, tmp_path):
 
 
 def chat(workbench, tmp_path):
-    warned = workbench.chat_warnings("llama", ["taught"])
+    warned = workbench.chats.warnings("llama", ["taught"])
     load(workbench, tmp_path)
     return warned
 
@@ -171,7 +171,7 @@ def test_a_base_whose_weights_have_changed_is_refused_everywhere(
             place(workbench, tmp_path)
         assert WEIGHTS[change] in str(refusal.value), place.__name__
     with pytest.raises(WrongBase, match="no longer fit"):
-        workbench.verify_model("llama")
+        workbench.models.verify("llama")
     assert not (tmp_path / "out").exists()
     assert workbench.registry.names(Adapter) <= {"taught", "twin"}
 
@@ -193,9 +193,9 @@ def test_another_tokenizer_or_template_is_warned_of_and_stops_a_resume(
                 place.__name__
             )
     with pytest.raises(WrongBase, match="is not as it was"):
-        workbench.verify_model("llama")
-    workbench.verify_model("llama", accept=True)
-    workbench.verify_model("llama")
+        workbench.models.verify("llama")
+    workbench.models.verify("llama", accept=True)
+    workbench.models.verify("llama")
 
 
 @pytest.mark.parametrize("change", [nothing, resharded], ids=["moved and renamed", "re-sharded"])
@@ -225,7 +225,7 @@ def test_a_merged_model_is_another_base_and_the_same_adapter_is_not_merged_again
         "adapter_name": "taught",
     }
     with pytest.raises(WrongBase, match="taught merged is llama with taught merged in already"):
-        workbench.chat_warnings("taught merged", ["taught"])
+        workbench.chats.warnings("taught merged", ["taught"])
     with pytest.raises(WrongBase, match="merged in already"):
         _job(
             workbench,
@@ -242,7 +242,7 @@ def test_a_merged_model_is_another_base_and_the_same_adapter_is_not_merged_again
 def test_an_adapter_for_another_local_base_says_which_one_it_fits(workbench, home, other_llama, tmp_path):
     do_job(workbench, "add_model", {"origin": str(other_llama), "name": "other"})
     with pytest.raises(WrongBase, match=r"other weights in 15 of 20 tensors.*It fits llama: choose that"):
-        workbench.chat_warnings("other", ["taught"])
+        workbench.chats.warnings("other", ["taught"])
     row = workbench.registry.find(Adapter, "taught")
     other = workbench.registry.find(Base, "other")
     workbench.registry.add(
@@ -252,7 +252,7 @@ def test_an_adapter_for_another_local_base_says_which_one_it_fits(workbench, hom
         )
     )
     with pytest.raises(WrongBase, match="stranger was made for other"):
-        workbench.combine_adapters({"taught": 0.5, "stranger": 0.5}, {})
+        workbench.adapters.combine({"taught": 0.5, "stranger": 0.5}, {})
     with pytest.raises(WrongBase, match="It fits llama"):
         _job(
             workbench, "import_adapter", {"folder": str(tmp_path / "peft"), "name": "again", "base": "other"}

@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from app.jobs.kinds import JOBS
+from app.service.workbench import Workbench
 from app.shared.errors import JobFailed
 from core.base_model.fingerprint import fingerprint
-from storage.tables import Adapter, Base, Export, Job
+from core.errors import InvalidConfig
+from core.export import duties
+from storage.tables import NOT_CHECKABLE, NOT_PASSED, PASSED, Adapter, Base, Export, Job
 from tests.core.helpers import logits, new_peft, peft_from, plain_model
 from tests.workbenches import copy_adapter, do_job, wait_for
 
@@ -17,7 +21,7 @@ from tests.workbenches import copy_adapter, do_job, wait_for
 def test_a_model_is_added_in_a_process_of_its_own(workbench, other_llama):
     seen = []
     result = workbench.jobs.wait(
-        workbench.add_model(str(other_llama), "second"), lambda job: seen.append(job.message)
+        workbench.models.add(str(other_llama), "second"), lambda job: seen.append(job.message)
     )
     assert result == {"name": "second", "fingerprint": fingerprint(other_llama), "same_as": None}
     row = workbench.registry.find(Base, "second")
@@ -48,17 +52,48 @@ def test_a_source_that_is_no_model_is_one_sentence(workbench, origin, said, tmp_
 
 def test_a_failed_job_raises_its_sentence(workbench, tmp_path):
     with pytest.raises(JobFailed, match=r"no config\.json"):
-        workbench.jobs.wait(workbench.add_model(str(tmp_path)))
+        workbench.jobs.wait(workbench.models.add(str(tmp_path)))
 
 
 def test_a_job_whose_process_dies_is_interrupted_with_a_reason(workbench, trained, tmp_path):
     trained("a")
-    job = workbench.export("a", tmp_path / "merged")
+    job = workbench.exports.start("a", tmp_path / "merged")
     wait_for(lambda: workbench.registry.get(Job, job.id).state == "running")
     os.kill(workbench.jobs._processes[job.id].pid, signal.SIGKILL)
     with pytest.raises(JobFailed, match="killed"):
         workbench.jobs.wait(job)
     assert workbench.registry.all(Export) == []
+
+
+def test_a_job_is_cancelled_by_another_program_than_the_one_that_started_it(
+    settings, workbench, trained, tmp_path
+):
+    trained("a")
+    job = workbench.exports.start("a", tmp_path / "merged")
+    wait_for(lambda: workbench.registry.get(Job, job.id).state == "running")
+    other = Workbench(settings)
+    other.jobs.cancel(job)
+    assert other.registry.get(Job, job.id).state == "stopped"
+    with pytest.raises(JobFailed, match="is not under way"):
+        other.jobs.cancel(job)
+    other.close()
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_kind_of_job_says_what_it_is_and_where_it_is_started():
+    found = list(JOBS.all().values())
+    assert [kind.name for kind in found][:2] == ["add_model", "import_data"]
+    assert all(kind.label and kind.help and kind.place for kind in found)
+    assert {kind.name for kind in found if not kind.keeps} == {
+        "inspect_adapter",
+        "verify_adapter",
+        "check_data",
+    }
+
+
+def test_a_kind_of_job_that_has_its_place_is_not_started_from_options_alone(workbench):
+    with pytest.raises(InvalidConfig, match="see Adapters, or adapters combine"):
+        workbench.jobs.start_offered("combine_adapters", {})
 
 
 def test_an_adapter_from_peft_is_imported_for_the_base_it_fits(workbench, tiny_llama, tmp_path):
@@ -126,7 +161,7 @@ def test_folders_that_are_no_adapters_change_nothing(workbench, tmp_path, conten
 
 def test_an_export_is_a_checked_model_that_transformers_loads(workbench, trained, tiny_llama, tmp_path):
     trained("mine")
-    result = workbench.jobs.wait(workbench.export("mine", tmp_path / "merged"))
+    result = workbench.jobs.wait(workbench.exports.start("mine", tmp_path / "merged"))
     assert result["passed"]
     assert result["folder"] == str(tmp_path / "merged")
     copy_adapter(workbench, "mine", tmp_path / "adapter")
@@ -136,6 +171,10 @@ def test_an_export_is_a_checked_model_that_transformers_loads(workbench, trained
     assert (row.passed, row.adapter_name) == (True, "mine")
     job = do_job(workbench, "add_model", {"origin": str(tmp_path / "merged"), "name": ""})
     assert job.result["fingerprint"] != workbench.registry.find(Base, "llama").fingerprint
+
+
+def test_core_and_the_registry_have_the_same_verdicts():
+    assert (duties.PASSED, duties.FAILED, duties.NOT_CHECKABLE) == (PASSED, NOT_PASSED, NOT_CHECKABLE)
 
 
 @pytest.mark.parametrize("how", ["occupied", "full disk", "base gone", "base changed", "adapter damaged"])
@@ -178,17 +217,17 @@ def test_verify_notices_a_changed_base(workbench, tmp_path):
     from core.errors import WrongBase
 
     base = workbench.registry.find(Base, "llama")
-    assert workbench.verify_model("llama") == base.fingerprint
+    assert workbench.models.verify("llama") == base.fingerprint
     copy = Path(shutil.copytree(base.folder, tmp_path / "base"))
     (copy / "model.safetensors").write_bytes((copy / "model.safetensors").read_bytes()[:-1] + b"\7")
     base.folder = str(copy)
     workbench.registry.save(base)
     with pytest.raises(WrongBase, match="have changed"):
-        workbench.verify_model("llama")
+        workbench.models.verify("llama")
 
 
 def test_only_files_of_ours_are_deleted_with_a_model(workbench, tiny_llama):
-    workbench.remove_model("llama")
+    workbench.models.remove("llama")
     assert (tiny_llama / "config.json").exists()
     owned = workbench.settings.models / "x"
     owned.mkdir()
@@ -196,5 +235,5 @@ def test_only_files_of_ours_are_deleted_with_a_model(workbench, tiny_llama):
     row = workbench.registry.find(Base, "llama")
     row.owned, row.folder = True, str(owned)
     workbench.registry.save(row)
-    workbench.remove_model("llama")
+    workbench.models.remove("llama")
     assert not owned.exists()

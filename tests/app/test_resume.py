@@ -13,6 +13,7 @@ import pytest
 
 from core.base_model.fingerprint import stat_key
 from core.errors import InvalidData, WrongBase
+from core.train.training_options import TrainingOptions
 from storage.errors import InUse
 from storage.tables import Adapter, Base, Checkpoint, Dataset, Run
 from tests.workbenches import QUICK, wait_for
@@ -41,7 +42,9 @@ def _points(workbench, run):
 @pytest.fixture
 def uninterrupted(workbench):
     """A run to its end, its adapter's digest and its measurements."""
-    run = workbench.wait_run(workbench.training.start("llama", "data", STEPS, "whole").id)
+    run = workbench.runs.wait(
+        workbench.training.start("llama", "data", TrainingOptions.parse(STEPS), "whole").id
+    )
     assert run.state == "finished", run.reason
     return workbench.registry.find(Adapter, "whole").digest, _points(workbench, run)
 
@@ -54,7 +57,10 @@ def _kill_engine(workbench):
 
 def test_a_run_killed_again_and_again_ends_like_the_uninterrupted_one(workbench, uninterrupted):
     digest, measured = uninterrupted
-    chance, run = random.Random(1), workbench.training.start("llama", "data", STEPS, "killed")
+    chance, run = (
+        random.Random(1),
+        workbench.training.start("llama", "data", TrainingOptions.parse(STEPS), "killed"),
+    )
     for _ in range(3):
         wait_for(
             lambda: len(_points(workbench, run)[0]) >= 1 or not workbench.registry.get(Run, run.id).active
@@ -77,7 +83,7 @@ def test_a_run_killed_again_and_again_ends_like_the_uninterrupted_one(workbench,
             workbench.registry.blobs.verify(one.adapter_digest)
             workbench.registry.blobs.verify(one.state_digest)
         workbench.runs.resume(run.id)
-    done = workbench.wait_run(run.id)
+    done = workbench.runs.wait(run.id)
     assert done.state == "finished", done.reason
     assert workbench.registry.find(Adapter, "killed").digest == digest
     assert _points(workbench, run) == measured
@@ -85,10 +91,10 @@ def test_a_run_killed_again_and_again_ends_like_the_uninterrupted_one(workbench,
 
 def test_a_run_that_is_paused_and_stopped_on_the_way_ends_the_same(workbench, uninterrupted):
     digest, measured = uninterrupted
-    run = workbench.training.start("llama", "data", STEPS, "mine")
+    run = workbench.training.start("llama", "data", TrainingOptions.parse(STEPS), "mine")
     wait_for(lambda: len(_points(workbench, run)[0]) >= 1)
     workbench.runs.pause(run.id)
-    found = workbench.wait_run(run.id)
+    found = workbench.runs.wait(run.id)
     assert (found.state, found.reason.startswith("after ")) == ("paused", True)
     assert workbench.registry.checkpoints.of(run.id)[0].step == _points(workbench, run)[0][-1][0]
     assert "mine" not in workbench.registry.names(Adapter)
@@ -97,10 +103,10 @@ def test_a_run_that_is_paused_and_stopped_on_the_way_ends_the_same(workbench, un
     assert workbench.runs.resume(run.id).id == run.id, "a second click does nothing"
     wait_for(lambda: workbench.registry.get(Run, run.id).state == "running")
     workbench.runs.stop(run.id)
-    assert workbench.wait_run(run.id).state == "stopped"
+    assert workbench.runs.wait(run.id).state == "stopped"
     assert "mine" in workbench.registry.names(Adapter)
     workbench.runs.resume(run.id)
-    assert workbench.wait_run(run.id).state == "finished"
+    assert workbench.runs.wait(run.id).state == "finished"
     assert workbench.registry.find(Adapter, "mine-2").digest == digest
     assert _points(workbench, run) == measured
     with pytest.raises(InUse, match="is finished"):
@@ -108,9 +114,12 @@ def test_a_run_that_is_paused_and_stopped_on_the_way_ends_the_same(workbench, un
 
 
 def test_the_last_two_checkpoints_and_the_best_are_kept(workbench):
-    run = workbench.wait_run(
+    run = workbench.runs.wait(
         workbench.training.start(
-            "llama", "data", {**STEPS, "max_steps": 40, "save_steps": 3, "eval_steps": 3}, "many"
+            "llama",
+            "data",
+            TrainingOptions.parse({**STEPS, "max_steps": 40, "save_steps": 3, "eval_steps": 3}),
+            "many",
         ).id
     )
     kept = workbench.registry.checkpoints.of(run.id)
@@ -127,13 +136,15 @@ def test_the_last_two_checkpoints_and_the_best_are_kept(workbench):
 
 
 def test_a_run_saves_when_asked_to(workbench):
-    run = workbench.training.start("llama", "data", {**STEPS, "save_steps": 0, "max_steps": 5000}, "asked")
+    run = workbench.training.start(
+        "llama", "data", TrainingOptions.parse({**STEPS, "save_steps": 0, "max_steps": 5000}), "asked"
+    )
     wait_for(lambda: workbench.registry.get(Run, run.id).state == "running")
     workbench.runs.save(run.id)
     wait_for(lambda: workbench.registry.all(Checkpoint))
     assert not workbench.registry.get(Run, run.id).save_requested
     workbench.runs.stop(run.id)
-    workbench.wait_run(run.id)
+    workbench.runs.wait(run.id)
 
 
 def test_what_has_changed_under_a_paused_run_is_named(workbench, tiny_llama, tmp_path):
@@ -142,14 +153,14 @@ def test_what_has_changed_under_a_paused_run_is_named(workbench, tiny_llama, tmp
     base = workbench.registry.save(
         Base(**base.model_dump() | {"folder": str(folder), "stat_key": stat_key(folder)})
     )
-    run = workbench.training.start("llama", "data", STEPS, "mine")
+    run = workbench.training.start("llama", "data", TrainingOptions.parse(STEPS), "mine")
     wait_for(lambda: len(_points(workbench, run)[0]) >= 1)
     workbench.runs.pause(run.id)
-    workbench.wait_run(run.id)
+    workbench.runs.wait(run.id)
     template = (folder / "chat_template.jinja").read_text()
     (folder / "chat_template.jinja").write_text("{{ messages }}")
     workbench.runs.resume(run.id)
-    failed = workbench.wait_run(run.id)
+    failed = workbench.runs.wait(run.id)
     assert (failed.state, "chat template of llama changed" in failed.reason) == ("failed", True)
     (folder / "chat_template.jinja").write_text(template)
     workbench.registry.datasets.remove(workbench.registry.find(Dataset, "data"))

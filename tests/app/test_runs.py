@@ -6,11 +6,12 @@ import pytest
 from sqlmodel import col, update
 
 from app.service.comparing import compare
-from app.service.presets import full_options, read_options
+from app.service.presets import read_options
 from app.web.parts.curve import run_news
 from core.errors import InvalidConfig, InvalidInput
+from core.train.training_options import TrainingOptions
 from storage.errors import InUse, NotFound
-from storage.tables import Adapter, Point, Run
+from storage.tables import INTERRUPTED, Adapter, Point, Run
 from tests.workbenches import QUICK, finish, wait_for
 
 PROMPTS = {"sample_prompts": "hello\n how are you ", "sample_tokens": 4}
@@ -41,7 +42,7 @@ def queue(workbench, monkeypatch):
     """Four runs that wait; b and d may train together."""
     monkeypatch.setattr(workbench.engine, "wake", lambda: None)
     for name in "abcd":
-        workbench.training.start("llama", "data", QUICK, name, together=name in "bd")
+        workbench.training.start("llama", "data", TrainingOptions.parse(QUICK), name, together=name in "bd")
     return lambda: [run.name for run in workbench.registry.queue.waiting()]
 
 
@@ -75,8 +76,10 @@ def test_runs_that_allow_it_train_together_and_the_others_alone(workbench, queue
 
 
 def test_a_run_that_cannot_share_waits_for_its_own_turn(workbench, session):
-    workbench.training.start("llama", "data", QUICK, "small", together=True)
-    workbench.training.start("llama", "data", {**QUICK, "max_length": 16}, "short", together=True)
+    workbench.training.start("llama", "data", TrainingOptions.parse(QUICK), "small", together=True)
+    workbench.training.start(
+        "llama", "data", TrainingOptions.parse({**QUICK, "max_length": 16}), "short", together=True
+    )
     finish(session.next())
     assert [(run.name, run.state) for run in reversed(workbench.registry.all(Run))] == [
         ("small", "finished"),
@@ -89,9 +92,12 @@ def test_a_run_that_cannot_share_waits_for_its_own_turn(workbench, session):
 
 def test_a_failed_run_does_not_hold_up_the_next(workbench, session):
     workbench.training.start(
-        "llama", "data", {**QUICK, "learning_rate": 1.0, "max_steps": 50, "max_grad_norm": 0}, "wild"
+        "llama",
+        "data",
+        TrainingOptions.parse({**QUICK, "learning_rate": 1.0, "max_steps": 50, "max_grad_norm": 0}),
+        "wild",
     )
-    workbench.training.start("llama", "data", QUICK, "tame")
+    workbench.training.start("llama", "data", TrainingOptions.parse(QUICK), "tame")
     first = session.next()
     first._records[1].run.config["lora"]["target_modules"] = "no_such_layer"
     finish(first)
@@ -164,7 +170,9 @@ def test_learning_rate_and_length_change_on_the_way_and_a_resume_repeats_it(work
     assert points[-1].step == total
     assert points[change["step"]].learning_rate <= 0.002 < points[change["step"] - 1].learning_rate
     digest = workbench.registry.find(Adapter, "mine").digest
-    workbench.registry.runs.update(run_id, state="interrupted")
+    row = _get(workbench, run_id)  # as if it had been interrupted just before its end
+    row.state = INTERRUPTED
+    workbench.registry.save(row)
     workbench.registry.queue.again(run_id)
     finish(session.next())
     assert workbench.registry.find(Adapter, "mine-2").digest == digest
@@ -277,17 +285,17 @@ def test_a_checkpoint_becomes_an_adapter(workbench, session):
 def test_a_run_goes_on_by_itself_once_for_each_piece_of_progress(workbench, session):
     run_id, training = session("mine", resume_at_start=True)
     _until(training, workbench, run_id, 12)
-    workbench.registry.runs.interrupt("the engine was killed")
+    workbench.registry.runs.interrupt_all("the engine was killed")
     assert workbench.runs.resume_what_can() == [run_id]
     workbench.registry.queue.claim(run_id)
-    workbench.registry.runs.interrupt("the engine was killed again")
+    workbench.registry.runs.interrupt_all("the engine was killed again")
     assert workbench.runs.resume_what_can() == [], "it came no further, so it would die again"
     workbench.registry.queue.again(run_id)
     finish(session.next())
     assert _get(workbench, run_id).state == "finished"
     other, training = session("other")
     _until(training, workbench, other, 12)
-    workbench.registry.runs.interrupt("the engine was killed")
+    workbench.registry.runs.interrupt_all("the engine was killed")
     assert workbench.runs.resume_what_can() == [], "nobody asked for it"
 
 
@@ -295,18 +303,27 @@ def test_a_run_goes_on_by_itself_once_for_each_piece_of_progress(workbench, sess
 
 
 def test_what_a_run_would_take_is_measured_in_the_engine(workbench):
-    found, offered = workbench.training.measure("llama", "data", [{**QUICK, "max_length": 64}])
+    found, offered = workbench.training.measure(
+        "llama", "data", [TrainingOptions.parse({**QUICK, "max_length": 64})]
+    )
     assert (found["fits"], found["squeezed"], found["steps"], offered) == (True, False, 6, [])
     assert 0 < found["peak_bytes"] < found["total_bytes"]
-    several, _ = workbench.training.measure("llama", "data", [{**QUICK, "rank": rank} for rank in (2, 4)])
+    several, _ = workbench.training.measure(
+        "llama", "data", [TrainingOptions.parse({**QUICK, "rank": rank}) for rank in (2, 4)]
+    )
     assert several["together"] == 2
     assert (
-        workbench.wait_run(workbench.training.start("llama", "data", QUICK, "after").id).state == "finished"
+        workbench.runs.wait(
+            workbench.training.start("llama", "data", TrainingOptions.parse(QUICK), "after").id
+        ).state
+        == "finished"
     )
-    long = workbench.training.start("llama", "data", {**QUICK, "max_steps": 5000}, "long")
+    long = workbench.training.start(
+        "llama", "data", TrainingOptions.parse({**QUICK, "max_steps": 5000}), "long"
+    )
     wait_for(lambda: _get(workbench, long.id).state == "running")
     with pytest.raises(Exception, match="A run is under way"):
-        workbench.training.measure("llama", "data", [QUICK])
+        workbench.training.measure("llama", "data", [TrainingOptions.parse(QUICK)])
     workbench.runs.stop(long.id)
 
 
@@ -358,15 +375,18 @@ def test_presets_are_saved_read_by_the_command_line_and_removed(workbench):
         "Careful",
     ]
     assert all(one.why and not one.own for one in presets.all())
-    path = presets.save("Über alles", {"rank": 3, "sample_prompts": 'say "a"\nand b', "use_rslora": True})
-    saved = full_options(read_options(path))
+    path = presets.save(
+        "Über alles",
+        TrainingOptions.parse({"rank": 3, "sample_prompts": 'say "a"\nand b', "use_rslora": True}),
+    )
+    saved = read_options(path)
     assert (saved["rank"], saved["sample_prompts"], saved["use_rslora"]) == (3, 'say "a"\nand b', True)
     assert presets.find("über alles").own
     assert presets.find("quick-try").name == "Quick try"
     with pytest.raises(InvalidInput, match="comes with the workbench"):
-        presets.save("Quick try", {})
+        presets.save("Quick try", TrainingOptions.parse({}))
     with pytest.raises(InvalidConfig):
-        presets.save("bad", {"rank": 0})
+        presets.save("bad", TrainingOptions.parse({"rank": 0}))
     (workbench.settings.presets / "broken.toml").write_text("rank = ")
     assert "Über alles" in [one.name for one in presets.all()]
     with pytest.raises(InvalidInput, match="not valid TOML"):
@@ -419,7 +439,7 @@ def test_a_page_is_told_what_is_new_and_nothing_twice(workbench, session):
         [],
         False,
     )
-    workbench.registry.runs.interrupt("killed")
+    workbench.registry.runs.interrupt_all("killed")
     workbench.registry.queue.again(run_id)
     finish(session.next())
     after = ask(*position)

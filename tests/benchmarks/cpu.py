@@ -20,17 +20,19 @@ from transformers import AutoModelForCausalLM
 from core.base_model.gguf_convert import convert_gguf
 from core.base_model.load import ResidentBase, best_dtype, load_base
 from core.base_model.starter import fetch_gguf
-from core.config import LoraConfig, TrainConfig
 from core.data.dataset_file import StoredRow
 from core.data.formats import Example
-from core.data.read import RowReader
+from core.data.reading import RowReader
 from core.data.tokens import TokenRows, tokenised
 from core.events import StepDone
 from core.files.publish import published_folder
+from core.lora.config import LoraConfig
 from core.lora.peft.files import save_adapter
 from core.train.batches import MicroBatch, RunData
+from core.train.config import TrainConfig
 from core.train.group import TrainingGroup, alone
 from core.train.run import RunRequest
+from core.train.training_options import TrainingOptions
 from tests.benchmarks.report import show
 from tests.benchmarks.shapes import ALPHA, RANK
 
@@ -58,7 +60,8 @@ def ours(folder: Path, rows: int, length: int, steps: int, cache: Path, start: P
     """Our training group; writes the adapter it starts from to `start`."""
     base = load_base(folder, device=CPU, name="starter")
     train = _train_config(rows, length, steps)
-    group = TrainingGroup(base, [RunRequest("ours", sample_rows(base, length, cache), _lora(), train)])
+    options = TrainingOptions(_lora(), train)
+    group = TrainingGroup(base, [RunRequest("ours", sample_rows(base, length, cache), options)])
     losses, tokens, begun = [], 0, 0.0
     for event in alone(group):
         if not start.exists() and group.runs:

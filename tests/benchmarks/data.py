@@ -18,8 +18,8 @@ from pathlib import Path
 
 import psutil
 
-from app.service.data_import import ImportRequest
 from app.service.workbench import Workbench
+from app.shared.data_import import ImportRequest
 from app.shared.settings import settings_for
 from storage.tables import Job
 
@@ -84,12 +84,13 @@ def main() -> None:
         for near in (False, True):
             name = f"import{' and near duplicates' if near else ''}"
             found = follow(
-                workbench, workbench.import_data(ImportRequest([str(path)], name, near_duplicates=near))
+                workbench,
+                workbench.datasets.import_files(ImportRequest([str(path)], name, near_duplicates=near)),
             )
             results.append({"work": name, "MB/s": megabytes / found["seconds"], **found})
         if given.base:
-            workbench.jobs.wait(workbench.add_model(str(given.base), "base"))
-            found = follow(workbench, workbench.check_data("import", "base", 1024))
+            workbench.jobs.wait(workbench.models.add(str(given.base), "base"))
+            found = follow(workbench, workbench.datasets.check("import", "base", 1024))
             results.append(
                 {"work": "check with the tokenizer", "MB/s": megabytes / found["seconds"], **found}
             )

@@ -12,7 +12,7 @@ import time
 import torch
 
 from core.base_model.load import ResidentBase
-from core.config import GenerationConfig
+from core.generate.config import GenerationConfig
 from core.generate.decode import Decoder, RowRequest
 from core.generate.one_token import StatePool
 from core.lora.bank import AdapterBank

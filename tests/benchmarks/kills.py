@@ -23,6 +23,7 @@ from pathlib import Path
 from app.service.workbench import Workbench
 from app.shared import engine_client
 from app.shared.settings import settings_for
+from core.train.training_options import TrainingOptions
 from storage.tables import Adapter, Base, Run
 from tests.workbenches import do_job, end_engine, wait_for, write_rows
 from tests.zygote import Zygote
@@ -77,14 +78,16 @@ def _kill_runs(folder: Path, kills: int, starter: bool, chance: random.Random) -
     os.environ["LORA_WORKBENCH_DTYPE"] = "bfloat16" if starter else "float32"
     workbench, options = _home(folder, starter), STARTER if starter else TINY
     start = time.monotonic()
-    whole = workbench.wait_run(workbench.training.start("base", "data", options, "whole").id or 0)
+    whole = workbench.runs.wait(
+        workbench.training.start("base", "data", TrainingOptions.parse(options), "whole").id or 0
+    )
     assert whole.state == "finished", whole.reason
     seconds = max(1.0, (workbench.registry.measurements.last_point(whole.id or 0).seconds or 0.0))  # type: ignore[union-attr]
     digest, measured = workbench.registry.find(Adapter, "whole").digest, _measured(workbench, whole)
     killed = runs = lost = in_flight = 0
     while killed < kills:
         runs += 1
-        run = workbench.training.start("base", "data", options, f"killed {runs}")
+        run = workbench.training.start("base", "data", TrainingOptions.parse(options), f"killed {runs}")
         for _ in range(6):  # then it may end
             if killed >= kills:
                 break
@@ -104,7 +107,7 @@ def _kill_runs(folder: Path, kills: int, starter: bool, chance: random.Random) -
             killed += 1
             lost = max(lost, _require_sound(workbench, run, before, options["save_steps"]))
             workbench.runs.resume(run.id or 0)
-        done = workbench.wait_run(run.id or 0)
+        done = workbench.runs.wait(run.id or 0)
         assert done.state == "finished", done.reason
         assert workbench.registry.find(Adapter, f"killed {runs}").digest == digest, (
             f"run {run.id} ended with another adapter"

@@ -15,12 +15,14 @@ import numpy as np
 import torch
 
 from core.base_model.load import ResidentBase
-from core.config import LoraConfig, TrainConfig
 from core.events import Notice, StepDone
+from core.lora.config import LoraConfig
+from core.train.config import TrainConfig
 from core.train.group import TrainingGroup, alone
 from core.train.memory import ran_out_of_memory
 from core.train.preflight import measure
 from core.train.run import RunRequest
+from core.train.training_options import TrainingOptions
 from tests.benchmarks.report import show
 from tests.benchmarks.shapes import ALPHA, DEVICE, RANK, RandomRows, resident
 
@@ -55,7 +57,8 @@ def request(base: ResidentBase, rows: RandomRows, blocks: int, length: int, **op
         "packing": "off",
         **options,
     }
-    return RunRequest("run", rows, LoraConfig(rank=RANK, alpha=ALPHA), TrainConfig(**chosen))  # type: ignore[arg-type]
+    given = TrainingOptions(LoraConfig(rank=RANK, alpha=ALPHA), TrainConfig(**chosen))  # type: ignore[arg-type]
+    return RunRequest("run", rows, given)
 
 
 def peaks(work: Sequence[tuple[str, int, int]]) -> list[dict[str, object]]:

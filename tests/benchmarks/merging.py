@@ -27,7 +27,7 @@ from torch import nn
 
 from core.base_model.fingerprint import fingerprint
 from core.combine.combining import Part, combine
-from core.config import CombineConfig
+from core.combine.config import CombineConfig
 from core.files.safetensors_file import build_header
 from core.lora.adapter import AdapterWeights, LayerFactors
 from core.merge.merge import merge_into_base

@@ -9,10 +9,12 @@ from contextlib import nullcontext
 import torch
 
 from core.base_model.load import ResidentBase
-from core.config import LoraConfig, TrainConfig
 from core.events import Notice, RunFailed, StepDone
+from core.lora.config import LoraConfig
+from core.train.config import TrainConfig
 from core.train.group import TrainingGroup
 from core.train.run import RunRequest
+from core.train.training_options import TrainingOptions
 from tests.benchmarks.peer import wait
 from tests.benchmarks.shapes import ALPHA, RANK, RandomRows
 
@@ -35,8 +37,7 @@ def requests(
         RunRequest(
             seed,
             RandomRows(2 * blocks, length, vocabulary, seed),
-            LoraConfig(rank=RANK, alpha=ALPHA),  # type: ignore[arg-type]
-            TrainConfig(seed=seed, **train),
+            TrainingOptions(LoraConfig(rank=RANK, alpha=ALPHA), TrainConfig(seed=seed, **train)),  # type: ignore[arg-type]
         )
         for seed in range(runs)
     ]
@@ -60,7 +61,7 @@ def train(
         if isinstance(event, Notice):
             notices.append(event.text)
         if isinstance(event, StepDone):
-            graphs = len(group._step.graphs) if group._step else 0
+            graphs = group.graphs
             done += 1
             if done == warm_up * len(wanted):
                 wait()

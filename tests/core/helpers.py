@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import tempfile
 from collections.abc import Sequence
@@ -14,14 +15,16 @@ from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from core.base_model.load import ResidentBase, load_base
-from core.config import LoraConfig, TrainConfig
 from core.data.dataset_file import StoredRow
 from core.data.formats import Example
 from core.data.tokens import TokenRows, tokenised
 from core.lora.adapter import AdapterWeights, LayerFactors
+from core.lora.config import LoraConfig
 from core.train.batches import MicroBatch
+from core.train.config import TrainConfig
 from core.train.group import Event, TrainingGroup, alone
 from core.train.run import RunRequest
+from core.train.training_options import TrainingOptions
 
 CPU = torch.device("cpu")
 PROBE = torch.arange(3, 23).reshape(2, 10)
@@ -30,6 +33,30 @@ PROBE = torch.arange(3, 23).reshape(2, 10)
 def load(folder: Path, fingerprint: str = "f" * 64) -> ResidentBase:
     """The base in float32 on the CPU."""
     return load_base(folder, fingerprint=fingerprint, name=folder.name, device=CPU, dtype=torch.float32)
+
+
+def load_float64(folder: Path) -> ResidentBase:
+    """The base in float64 on the CPU, to compare factors that were trained in two ways.
+
+    AdamW divides a gradient by its own size. So the rounding error of one that is nearly zero moves a factor
+    by up to the learning rate in each step, however small the error is, and whether two ways of training
+    agree to 1e-5 in float32 is up to the processor. Float64's errors are 1e-16, and gradients that small are
+    rare: there they agree to 1e-10 (CLOSE). Losses need none of this: what is nearly zero is their slope.
+    """
+    base = load_base(folder, fingerprint="f" * 64, name=folder.name, device=CPU, dtype=torch.float64)
+    for module in base.model.modules():
+        if hasattr(module, "variance_epsilon"):  # transformers' RMS norms compute in float32 whatever comes
+            module.forward = functools.partial(
+                torch.nn.functional.rms_norm,
+                normalized_shape=module.weight.shape,
+                weight=module.weight,
+                eps=module.variance_epsilon,
+            )
+    return base
+
+
+CLOSE = {"atol": 1e-10, "rtol": 1e-10}
+"""How near two ways of training the same come in float64."""
 
 
 def random_adapter(
@@ -105,7 +132,8 @@ def request(
     validation_rows: int | None = None,
 ) -> RunRequest:
     """A run to train."""
-    return RunRequest(key, token_rows(base, examples, train.max_length, validation_rows), lora, train)
+    rows = token_rows(base, examples, train.max_length, validation_rows)
+    return RunRequest(key, rows, TrainingOptions(lora, train))
 
 
 def train_alone(

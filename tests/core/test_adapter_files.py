@@ -86,6 +86,7 @@ def test_rank_that_the_tensors_do_not_have(folder, base):
     ("name", "tensor", "said"),
     [
         ("base_model.model.lm_head.weight", torch.zeros(2, 2), "no LoRA factor"),
+        ("base_model.model..lora_A.weight", torch.zeros(4, 32), "no LoRA factor"),
         (
             "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",
             torch.full((4, 32), float("nan")),
@@ -95,7 +96,7 @@ def test_rank_that_the_tensors_do_not_have(folder, base):
         (
             "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",
             torch.zeros(3, 32),
-            "do not belong together",
+            "with rank 4 this base needs",
         ),
         (
             "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",

@@ -4,11 +4,11 @@ import math
 
 import pytest
 
-from core.config import TrainConfig
 from core.errors import InvalidConfig
 from core.train.alerts import Watch
 from core.train.changes import ChangingConfig
-from core.train.memory import Plan, Tier
+from core.train.config import TrainConfig
+from core.train.memory import ExecutionPlan, Tier
 from core.train.step_count import smaller_plans
 
 
@@ -87,7 +87,7 @@ def test_an_alert_that_does_not_exist_is_refused():
 
 
 def test_smaller_plans_go_down_to_one_block_with_everything_recomputed():
-    plan, seen = Plan(Tier.KEEP, compiled=False), []
+    plan, seen = ExecutionPlan(Tier.KEEP, compiled=False), []
     while (smaller := plan.smaller(blocks=8, tokens=8 * 1024)) is not None:
         plan = smaller
         seen.append((plan.tier, plan.pieces))

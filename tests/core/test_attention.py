@@ -13,8 +13,8 @@ from transformers import (
 )
 
 from core.base_model.attention import Packed, attend
-from core.config import GenerationConfig
 from core.errors import InvalidModel
+from core.generate.config import GenerationConfig
 from core.generate.decode import Decoder, RowRequest
 from tests.conftest import VOCABULARY, _save
 from tests.core.helpers import load

@@ -123,7 +123,7 @@ def test_a_changed_base_is_refused_and_a_touched_one_accepted(tiny_llama, tmp_pa
 def test_an_adapter_of_another_base_is_refused_with_both_names(tmp_path):
     base = BaseSource("llama", tmp_path, "a" * 64, "")
     with pytest.raises(WrongBase, match=r"mine was made for other .*not for llama"):
-        require_same_base(AdapterSource("mine", tmp_path, "d" * 64, "b" * 64, "other"), base)
+        require_same_base(AdapterSource("mine", lambda: tmp_path, "d" * 64, "b" * 64, "other"), base)
 
 
 def test_a_gguf_file_is_converted_to_safetensors(tiny_llama, tmp_path, tokenizer):

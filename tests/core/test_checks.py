@@ -15,7 +15,7 @@ from core.data.split import Split, assign
 from core.data.version import Version, excluding, first_version, grown, split_anew, split_sentence
 from core.data.zipped import Source
 from core.errors import InvalidConfig
-from tests.core.test_data import lines, take
+from tests.core.data_files import lines, take
 
 
 def _row(*turns, number=1):

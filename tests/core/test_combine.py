@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from core.combine.combining import Part, combine, compare_parents, dense_combination, resize
+from core.combine.combining import Part, combine, compare_parents, resize
+from core.combine.config import CombineConfig
+from core.combine.methods import COMBINE_METHODS
 from core.combine.sparse import dropped
-from core.config import CombineConfig
 from core.errors import InvalidConfig, WrongBase
 from core.lora.adapter import AdapterWeights, LayerFactors
 from core.lora.low_rank import decompose_dense
@@ -137,7 +138,7 @@ def test_element_wise_methods_equal_a_plain_reference(shapes, method):
             method, [(delta.numpy().astype(np.float64), weight) for delta, weight in mine], 0.4, generator
         )
         np.testing.assert_allclose(
-            dense_combination(path, mine, config).numpy(), wanted, rtol=1e-5, atol=1e-5
+            COMBINE_METHODS.get(method).dense(path, mine, config).numpy(), wanted, rtol=1e-5, atol=1e-5
         )
         assert close(
             found.adapter.layers[path].delta_weight(), torch.from_numpy(wanted), 1e-5
@@ -156,7 +157,7 @@ def test_a_cut_of_an_element_wise_method_reports_what_it_loses():
             for part in parts
             if path in part.adapter.layers
         ]
-        whole = dense_combination(path, mine, config).double()
+        whole = COMBINE_METHODS.get("ties").dense(path, mine, config).double()
         lost += float((found.adapter.layers[path].delta_weight().double() - whole).square().sum())
         energy += float(whole.square().sum())
     assert found.energy_lost == pytest.approx(lost / energy, rel=1e-5)

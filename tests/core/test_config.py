@@ -2,15 +2,19 @@
 
 import pytest
 
-from core.config import GenerationConfig, LoraConfig, TrainConfig, require_weights, split_train_options
+from core.combine.config import require_weights
 from core.errors import InvalidConfig
+from core.generate.config import GenerationConfig
+from core.lora.config import LoraConfig
+from core.train.config import TrainConfig
+from core.train.training_options import TrainingOptions
 
 
 def test_options_from_text_are_typed_and_sorted():
-    lora, train = split_train_options(
-        {"rank": "8", "learning_rate": "5e-4", "target_modules": "q_proj, v_proj"}
-    )
-    assert (lora.rank, train.learning_rate, lora.target_names) == (8, 5e-4, ("q_proj", "v_proj"))
+    given = {"rank": "8", "learning_rate": "5e-4", "target_modules": "q_proj, v_proj"}
+    options = TrainingOptions.parse(given)
+    assert (options.lora.rank, options.train.learning_rate) == (8, 5e-4)
+    assert options.lora.target_names == ("q_proj", "v_proj")
 
 
 @pytest.mark.parametrize(
@@ -32,7 +36,7 @@ def test_options_from_text_are_typed_and_sorted():
 )
 def test_bad_options_say_what_was_expected(given, said):
     with pytest.raises(InvalidConfig, match=said):
-        split_train_options(given)
+        TrainingOptions.parse(given)
 
 
 @pytest.mark.parametrize("weight", [float("nan"), float("inf"), 1e30, -1001])

@@ -6,15 +6,18 @@ import pytest
 import torch
 
 from core.base_model.load import make_resident
-from core.config import GenerationConfig, LoraConfig, TrainConfig
 from core.events import Notice, RunFailed, StepDone, TrainingDone
+from core.generate.config import GenerationConfig
 from core.generate.decode import Decoder, RowRequest
 from core.generate.one_token import StatePool
 from core.lora.adapter import AdapterWeights, LayerFactors
 from core.lora.bank import AdapterBank
+from core.lora.config import LoraConfig
+from core.train.config import TrainConfig
 from core.train.group import TrainingGroup
 from core.train.memory import Tier
 from core.train.run import RunRequest
+from core.train.training_options import TrainingOptions
 from tests.benchmarks.shapes import NoTokenizer, RandomRows
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -64,15 +67,17 @@ def _train(base, runs=2, dropout=0.0, **options):
         RunRequest(
             seed,
             _Uneven(24, 128, 512, seed),
-            LoraConfig(rank=4 + seed, dropout=dropout),
-            TrainConfig(
-                max_length=128,
-                micro_batch_size=2,
-                gradient_accumulation_steps=2,
-                max_steps=8,
-                seed=seed,
-                learning_rate=1e-3,
-                **options,
+            TrainingOptions(
+                LoraConfig(rank=4 + seed, dropout=dropout),
+                TrainConfig(
+                    max_length=128,
+                    micro_batch_size=2,
+                    gradient_accumulation_steps=2,
+                    max_steps=8,
+                    seed=seed,
+                    learning_rate=1e-3,
+                    **options,
+                ),
             ),
         )
         for seed in range(runs)
@@ -87,7 +92,7 @@ def _train(base, runs=2, dropout=0.0, **options):
             notices.append(event.text)
         if isinstance(event, TrainingDone):
             adapters[key] = group.adapter(key)
-            graphs = len(group._step.graphs)
+            graphs = group.graphs
     return losses, adapters, notices, graphs
 
 
@@ -108,7 +113,7 @@ def test_bfloat16_on_the_device_learns_as_float32_does_on_the_cpu(packing, dropo
 @pytest.mark.parametrize("compile", ["off", "on"])
 def test_what_is_kept_for_backward_changes_nothing_that_is_learnt(compile, monkeypatch):
     expected, *_ = _train(_base(), packing="on", compile=compile)
-    monkeypatch.setattr("core.train.group.first_tier", lambda *about: Tier.FULL)
+    monkeypatch.setattr("core.train.executing.first_tier", lambda *about: Tier.FULL)
     found, _, notices, _ = _train(_base(), packing="on", compile=compile)
     assert not notices, notices
     for key, losses in expected.items():
@@ -188,7 +193,8 @@ def _one(base, steps, resume=None, save_at=None):
     train = TrainConfig(
         max_length=128, micro_batch_size=2, gradient_accumulation_steps=2, max_steps=steps, learning_rate=1e-3
     )
-    request = RunRequest("run", _Uneven(24, 128, 512, 0), LoraConfig(rank=4, dropout=0.1), train, resume)
+    options = TrainingOptions(LoraConfig(rank=4, dropout=0.1), train)
+    request = RunRequest("run", _Uneven(24, 128, 512, 0), options, resume)
     group, saved, adapter = TrainingGroup(base, [request]), None, None
     for _, event in group.run():
         if isinstance(event, RunFailed):

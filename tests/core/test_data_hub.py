@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from core.data.hub import fetch_dataset
-from core.data.read import RowReader
+from core.data.reading import RowReader
 from core.errors import InvalidData, SourceUnreachable
 from core.reporting import silent
 from tests.core.fake_hub import FakeHub, serving

@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from core.config import GenerationConfig
 from core.errors import InvalidInput
+from core.generate.config import GenerationConfig
 from core.generate.decode import Decoder, RowRequest
 from core.lora.bank import AdapterBank
 from tests.core.helpers import load, peft_from, random_adapter

@@ -16,8 +16,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from core.errors import InvalidAdapter, InvalidInput
-from core.lora.foreign.detective import fit, look, take
-from core.lora.peft.files import read_config, save_adapter
+from core.lora.foreign.fit import fit
+from core.lora.foreign.look import look
+from core.lora.foreign.take import take
+from core.lora.kinds.lora import KIND as LORA
+from core.lora.peft.config import DESCRIPTIVE, UNDERSTOOD, read_config
+from core.lora.peft.files import save_adapter
 from tests.core.helpers import load, random_adapter
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -334,9 +338,7 @@ def test_every_key_of_the_configuration_is_checked(folder, staging, base, key, v
 
 
 def test_every_key_that_is_accepted_is_among_those_that_were_tried():
-    from core.lora.peft import files as peft_format
-
-    assert peft_format._UNDERSTOOD | set(peft_format._DESCRIPTIVE) | set(peft_format._REFUSED) <= set(BAD)
+    assert UNDERSTOOD | DESCRIPTIVE | LORA.peft_keys | set(LORA.peft_refused) <= set(BAD)
 
 
 @pytest.mark.parametrize("name", ["folder", "adapter.safetensors", "adapter.zip", "adapter.bin"])

@@ -22,8 +22,8 @@ from transformers import (
 )
 
 from core.base_model.skeleton import skeleton
-from core.config import ExportConfig
 from core.errors import InvalidConfig, InvalidModel
+from core.export.config import ExportConfig
 from core.gguf.check import check_adapter_gguf, check_merged_gguf, llama_cpp_is_installed
 from core.gguf.vocabulary import vocabulary
 from core.gguf.write import write_adapter_gguf, write_merged_gguf
@@ -75,19 +75,19 @@ def kinds(tmp_path, tokenizer, tiny_qwen):
     return make
 
 
-def written(folder, target, **options):
-    adapter, config = random_adapter(load(folder)), ExportConfig(format="gguf", **options)
-    write_merged_gguf(folder, adapter, skeleton(folder).transposed, target, silent, "mine", config)
-    return adapter, config
+def written(folder, target, dtype="auto"):
+    adapter = random_adapter(load(folder))
+    write_merged_gguf(folder, adapter, skeleton(folder).transposed, target, silent, "mine", dtype)
+    return adapter
 
 
 @pytest.mark.parametrize("dtype", ["auto", "q8_0"])
 @pytest.mark.parametrize("kind", [*KINDS, "qwen 2"])
 def test_a_merged_model_reads_back_and_llama_cpp_agrees(kinds, tmp_path, kind, dtype):
     folder = kinds(kind)
-    adapter, config = written(folder, tmp_path / "m.gguf", dtype=dtype)
+    adapter = written(folder, tmp_path / "m.gguf", dtype=dtype)
     found = check_merged_gguf(
-        folder, adapter, skeleton(folder).transposed, tmp_path / "m.gguf", config, silent
+        folder, adapter, skeleton(folder).transposed, tmp_path / "m.gguf", dtype, silent
     )
     assert found.passed, found.sentence()
     assert (found.answer_agreement is not None) == llama_cpp_is_installed()
@@ -100,8 +100,8 @@ def test_a_merged_model_reads_back_and_llama_cpp_agrees(kinds, tmp_path, kind, d
 def test_every_number_format_is_as_exact_as_it_can_be(kinds, tmp_path, monkeypatch, dtype):
     monkeypatch.setattr("core.gguf.check.llama_cpp_is_installed", lambda: False)
     folder = kinds("llama")
-    adapter, config = written(folder, tmp_path / "m.gguf", dtype=dtype)
-    found = check_merged_gguf(folder, adapter, frozenset(), tmp_path / "m.gguf", config, silent)
+    adapter = written(folder, tmp_path / "m.gguf", dtype=dtype)
+    found = check_merged_gguf(folder, adapter, frozenset(), tmp_path / "m.gguf", dtype, silent)
     assert found.passed, found.sentence()
     assert (found.worst_error == 0) == (dtype == "float32")
 
@@ -109,10 +109,10 @@ def test_every_number_format_is_as_exact_as_it_can_be(kinds, tmp_path, monkeypat
 def test_a_file_that_is_not_the_merge_is_found_out(kinds, tmp_path, monkeypatch):
     monkeypatch.setattr("core.gguf.check.llama_cpp_is_installed", lambda: False)
     folder = kinds("llama")
-    adapter, config = written(folder, tmp_path / "m.gguf")
+    adapter = written(folder, tmp_path / "m.gguf")
     layer = adapter.layers["model.layers.1.mlp.up_proj"]
     layer.B[3] += 1.0
-    found = check_merged_gguf(folder, adapter, frozenset(), tmp_path / "m.gguf", config, silent)
+    found = check_merged_gguf(folder, adapter, frozenset(), tmp_path / "m.gguf", "auto", silent)
     assert not found.passed
     assert "blk.1.ffn_up.weight differs" in found.sentence()
 
@@ -135,8 +135,7 @@ def test_llama_cpp_applies_the_adapter_as_we_do(kinds, tmp_path):
     folder = kinds("llama")
     base = load(folder)
     adapter, nothing = random_adapter(base, size=0.3), random_adapter(base, size=0.0)
-    config = ExportConfig(format="gguf", dtype="float32")
-    write_merged_gguf(folder, nothing, frozenset(), tmp_path / "base.gguf", silent, "base", config)
+    write_merged_gguf(folder, nothing, frozenset(), tmp_path / "base.gguf", silent, "base", "float32")
     write_adapter_gguf(folder, adapter, tmp_path / "a.gguf", "mine")
     bank = AdapterBank(base.layers, list(adapter.layers), slots=1, rank=4)
     bank.load(0, adapter)
@@ -181,8 +180,8 @@ def test_a_sentencepiece_vocabulary_keeps_its_bytes_scores_and_spaces(tmp_path, 
     merges = json.loads((folder / "tokenizer.json").read_text())["model"]["merges"]
     first, second = ("".join(merges[at]) for at in (0, 1))
     assert found.scores[found.tokens.index(first)] > found.scores[found.tokens.index(second)] > -len(merges)
-    adapter, config = written(folder, tmp_path / "m.gguf")
-    checked = check_merged_gguf(folder, adapter, frozenset(), tmp_path / "m.gguf", config, silent)
+    adapter = written(folder, tmp_path / "m.gguf")
+    checked = check_merged_gguf(folder, adapter, frozenset(), tmp_path / "m.gguf", "auto", silent)
     assert checked.passed, checked.sentence()
 
 

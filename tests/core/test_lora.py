@@ -4,12 +4,16 @@ import pytest
 import torch
 from torch import nn
 
-from core.config import LoraConfig
 from core.errors import InvalidConfig
 from core.lora.adapter import AdapterWeights, LayerFactors
 from core.lora.bank import AdapterBank
+from core.lora.config import LoraConfig
+from core.lora.kinds.lora import KIND as LORA
 from core.lora.layer import LoraLinear
+from core.lora.module_names import by_pattern, ends_with
+from core.lora.scaling import alpha_of, scaling
 from core.lora.targets import select_targets, trainable_parameter_count
+from core.options import NoOptions
 from tests.core.helpers import PROBE, load, logits, random_adapter
 
 
@@ -37,7 +41,7 @@ def test_a_fresh_adapter_changes_nothing_at_all(any_model):
     base = load(any_model)
     before = logits(base.model)
     bank = _bank(base)
-    bank.initialise(0, LoraConfig(rank=4), _targets(base), seed=3)
+    bank.initialise(0, LoraConfig(rank=4), NoOptions(), _targets(base), seed=3)
     with bank.use():
         assert torch.equal(logits(base.model), before)
 
@@ -48,7 +52,7 @@ def test_the_base_is_frozen_and_only_factors_train(any_model):
     assert not any(parameter.requires_grad for parameter in base.model.parameters())
     counted = sum(parameter.numel() for parameter in bank.parameters() if parameter.requires_grad)
     assert counted == trainable_parameter_count(base.layer_shapes, _targets(base), LoraConfig(rank=4))
-    assert sum(row.numel() for row in bank.rows(0)) == counted
+    assert sum(row.numel() for row in bank.parameters_of(0).values()) == counted
 
 
 def test_using_a_bank_leaves_the_base_as_it_was(tiny_llama):
@@ -84,7 +88,7 @@ def test_the_same_seed_starts_the_same_adapter(tiny_llama):
     base = load(tiny_llama)
     first, second, other = _bank(base), _bank(base), _bank(base)
     for bank, seed in ((first, 5), (second, 5), (other, 6)):
-        bank.initialise(0, LoraConfig(rank=4), _targets(base), seed)
+        bank.initialise(0, LoraConfig(rank=4), NoOptions(), _targets(base), seed)
     path = next(iter(first.factors))
     assert torch.equal(first.factors[path].A, second.factors[path].A)
     assert not torch.equal(first.factors[path].A, other.factors[path].A)
@@ -122,3 +126,30 @@ def test_a_target_that_matches_nothing_lists_what_there_is(tiny_llama):
     base = load(tiny_llama)
     with pytest.raises(InvalidConfig, match=r"'qproj'.*down_proj, gate_proj, k_proj.*all-linear"):
         select_targets(list(base.layers), LoraConfig(target_modules="q_proj,qproj"), base.head)
+
+
+@pytest.mark.parametrize(("use_rslora", "scale"), [(False, 0.5), (True, 2.0)])
+def test_the_scale_is_alpha_by_the_rank_or_its_root(use_rslora, scale):
+    assert scaling(8, 16, use_rslora) == scale
+    assert alpha_of(scale, 16, use_rslora) == 8
+    assert LoraConfig(rank=16, alpha=8, use_rslora=use_rslora).scaling == scale
+
+
+@pytest.mark.parametrize(
+    ("name", "speaks"),
+    [
+        ("q_proj", True),
+        ("self_attn.q_proj", True),
+        ("model.q_proj", False),
+        ("proj", False),
+        ("x.q_proj", False),
+    ],
+)
+def test_a_name_speaks_of_the_modules_whose_path_ends_with_it(name, speaks):
+    path = "model.layers.0.self_attn.q_proj"
+    assert ends_with(path, name) is speaks
+    assert by_pattern({"other": 1, name: 2}, path, 3) == (2 if speaks else 3)
+
+
+def test_a_trained_number_takes_a_copy_more_where_the_base_has_fewer_bits():
+    assert [LORA.bytes_per_parameter(width) for width in (8, 4, 2)] == [32, 16, 18]

@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from core.config import LoraConfig, TrainConfig
 from core.data.formats import Example
 from core.data.rendering import IGNORE
+from core.lora.config import LoraConfig
 from core.train import loss as losses
+from core.train.config import TrainConfig
 from core.train.loss import token_losses
 from tests.core.helpers import load, train_alone
 

@@ -7,15 +7,16 @@ import math
 import pytest
 import torch
 
-from core.config import LoraConfig, TrainConfig
 from core.data.formats import Example
 from core.events import EvalDone, Notice, StepDone
+from core.lora.config import LoraConfig
 from core.train.changes import Change
+from core.train.config import TrainConfig
 from core.train.group import TrainingGroup, alone
 from core.train.memory import ran_out_of_memory
 from core.train.preflight import measure
 from core.train.step import MicroBatchStep
-from tests.core.helpers import load, request
+from tests.core.helpers import CLOSE, load, load_float64, request
 
 ROWS = [
     Example(
@@ -81,15 +82,15 @@ class _Limited:
 @pytest.mark.parametrize("from_call", [0, 5])
 @pytest.mark.parametrize("runs", [1, 3])
 def test_a_step_is_done_again_in_smaller_pieces_with_the_same_result(any_model, monkeypatch, from_call, runs):
-    base = load(any_model)
+    base = load_float64(any_model)
     configs = [TrainConfig(**{**TRAIN.to_dict(), "seed": seed}) for seed in range(runs)]
     whole, events = _train(base, *configs)
     limited = _Limited(monkeypatch, rows=runs, from_call=from_call, backward=True)
     pieces, smaller = _train(base, *configs)
     assert limited.failed
     for number in range(runs):
-        torch.testing.assert_close(_flat(pieces[number]), _flat(whole[number]), rtol=1e-4, atol=1e-5)
-        assert _losses(smaller[number]) == pytest.approx(_losses(events[number]), rel=1e-4)
+        torch.testing.assert_close(_flat(pieces[number]), _flat(whole[number]), **CLOSE)
+        assert _losses(smaller[number]) == pytest.approx(_losses(events[number]), rel=1e-6)
         told = [event.text for event in smaller[number] if isinstance(event, Notice)]
         assert any("in 4 pieces" in text for text in told), told
 

@@ -14,15 +14,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from core.base_model.skeleton import skeleton
-from core.config import ExportConfig
 from core.errors import InvalidInput, OutOfSpace
 from core.export.cards import Provenance
 from core.export.check_process import check
-from core.export.exporting import Exporting, export
-from core.export.verify import verify_merge
+from core.export.config import split_export_options
+from core.export.duties import Exporting
+from core.export.exporting import export
 from core.files.safetensors_file import read_header
-from core.gguf.ollama import chat_parts
+from core.gguf.modelfile import chat_parts
 from core.lora.peft.files import save_adapter
+from core.merge.verify import verify_merge
 from core.reporting import silent
 from tests.conftest import make_llama
 from tests.core.helpers import load, logits, peft_from, plain_model, random_adapter
@@ -31,9 +32,8 @@ ABOUT = Provenance("base", "f" * 64, "mit", "my | adapter", "a" * 64, "data", {"
 
 
 def _export(folder, adapter, target, report=silent, **options):
-    return export(
-        Exporting(folder, skeleton(folder), adapter, ABOUT, ExportConfig(**options)), target, report
-    )
+    what = Exporting(folder, skeleton(folder), adapter, ABOUT, *split_export_options(options))
+    return export(what, target, report)
 
 
 def test_the_merged_model_is_base_plus_adapter(any_model, tmp_path):
@@ -316,7 +316,7 @@ def test_what_is_too_large_to_compute_is_read_back_tensor_by_tensor(tiny_llama, 
     (tmp_path / "adapter").mkdir()
     save_adapter(tmp_path / "adapter", adapter)
     memory = type("Memory", (), {"available": 1000})
-    monkeypatch.setattr("core.export.check_process.psutil.virtual_memory", memory)
+    monkeypatch.setattr("core.base_model.probes.psutil.virtual_memory", memory)
     question = {
         "base": str(tiny_llama),
         "adapter": str(tmp_path / "adapter"),

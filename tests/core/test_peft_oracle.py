@@ -3,15 +3,18 @@
 import pytest
 import torch
 
-from core.config import LoraConfig, TrainConfig
 from core.data.formats import Example
 from core.errors import InvalidAdapter
 from core.events import StepDone
 from core.lora.bank import AdapterBank
+from core.lora.config import LoraConfig
 from core.lora.peft.files import load_adapter, save_adapter
 from core.train.batches import MicroBatch, RunData, Shape, collate
+from core.train.config import TrainConfig
 from core.train.group import TrainingGroup, alone
-from core.train.memory import Plan, Tier
+from core.train.group_objective import GroupObjective
+from core.train.memory import ExecutionPlan, Tier
+from core.train.objectives.supervised import KIND
 from core.train.step import MicroBatchStep
 from tests.core.helpers import (
     load,
@@ -23,6 +26,8 @@ from tests.core.helpers import (
     request,
     token_rows,
 )
+
+SUPERVISED = GroupObjective(KIND, [KIND.options()])
 
 ROWS = [
     Example(
@@ -145,7 +150,7 @@ def test_gradients_equal_pefts_for_every_factor(any_model, tmp_path, packed, tie
     shape = Shape(1, 2, 128, packed=packed, supervised=256, segments=8, fixed=False)
     bank = AdapterBank(base.layers, list(adapter.layers), 1, adapter.rank, trainable=True)
     bank.load(0, adapter)
-    MicroBatchStep(base, bank, Plan(tier, False)).train(collate([part], shape))
+    MicroBatchStep(base, bank, ExecutionPlan(tier, False), SUPERVISED).train(collate([part], shape))
     model = peft_from(any_model, tmp_path)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)

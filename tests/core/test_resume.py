@@ -5,11 +5,13 @@ import dataclasses
 import pytest
 import torch
 
-from core.config import LoraConfig, TrainConfig
 from core.data.formats import Example
 from core.errors import InvalidInput
 from core.events import EvalDone, StepDone
+from core.lora.adapter import LayerFactors
+from core.lora.config import LoraConfig
 from core.lora.peft.files import load_adapter, save_adapter
+from core.train.config import TrainConfig
 from core.train.group import TrainingGroup, alone
 from core.train.run_state import STATE_NAME, RunState
 from tests.core.helpers import load, request
@@ -90,12 +92,16 @@ def test_each_part_of_the_state_is_needed(tiny_llama, tmp_path, lost):
     whole, _ = _run(base, train)
     _run(base, train, save_at=6, folder=tmp_path)
     adapter, state = _restored(base, tmp_path)
-    zeros = {path: tuple(torch.zeros_like(tensor) for tensor in pair) for path, pair in state.mean.items()}
+    zeros = {
+        path: {name: torch.zeros_like(tensor) for name, tensor in layer.items()}
+        for path, layer in state.mean.items()
+    }
     if lost in ("mean", "square"):
         state = dataclasses.replace(state, **{lost: zeros})
     elif lost == "factors":
         layers = {
-            path: dataclasses.replace(layer, A=layer.A * 1.001) for path, layer in adapter.layers.items()
+            path: LayerFactors(layer.A * 1.001, layer.B, layer.scale)
+            for path, layer in adapter.layers.items()
         }
         adapter = dataclasses.replace(adapter, layers=layers)
     else:

@@ -9,14 +9,15 @@ import torch
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
 from core.base_model.attention import Packed, attend
-from core.config import LoraConfig, TrainConfig
 from core.data.formats import Example
 from core.errors import InvalidConfig, InvalidData, TrainingDiverged
 from core.events import EvalDone, MicroBatchDone, Prepared, StepDone, TrainingDone
+from core.lora.config import LoraConfig
 from core.train.batches import RunData
+from core.train.config import TrainConfig
 from core.train.group import TrainingGroup, alone
 from core.train.schedule import rate_factor, warmup_steps
-from tests.core.helpers import load, logits, request, token_rows, train_alone
+from tests.core.helpers import CLOSE, load, load_float64, logits, request, token_rows, train_alone
 
 ROWS = [
     Example(
@@ -71,19 +72,24 @@ def test_epochs_see_every_row_once(tiny_llama, packing):
 @pytest.mark.parametrize(("size", "accumulation"), [(8, 1), (4, 2), (2, 4), (1, 8)])
 def test_accumulation_is_weighted_by_tokens(tiny_llama, size, accumulation, packing):
     options = {"max_steps": 3, "learning_rate": 1e-2, "packing": packing, "max_length": 64}
-    expected, _ = _run(tiny_llama, micro_batch_size=8, gradient_accumulation_steps=1, **options)
-    found, _ = _run(tiny_llama, micro_batch_size=size, gradient_accumulation_steps=accumulation, **options)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    base = load_float64(tiny_llama)
+    found, expected = (
+        train_alone(
+            base, ROWS, LORA, TrainConfig(micro_batch_size=rows, gradient_accumulation_steps=times, **options)
+        )[0]
+        for rows, times in ((size, accumulation), (8, 1))
+    )
+    torch.testing.assert_close(_flat(found), _flat(expected), **CLOSE)
 
 
 def test_packed_rows_train_as_they_do_apart(any_model):
     """All rows in every step, once in blocks and once one by one: the same losses and the same adapter."""
     rows, options = ROWS[:12], {"max_steps": 4, "learning_rate": 1e-2, "gradient_accumulation_steps": 1}
     apart, events = train_alone(
-        load(any_model), rows, LORA, TrainConfig(micro_batch_size=12, packing="off", **options), 0
+        load_float64(any_model), rows, LORA, TrainConfig(micro_batch_size=12, packing="off", **options), 0
     )
     packed, others = train_alone(
-        load(any_model),
+        load_float64(any_model),
         rows,
         LORA,
         TrainConfig(micro_batch_size=12, packing="on", max_length=150, **options),
@@ -92,7 +98,7 @@ def test_packed_rows_train_as_they_do_apart(any_model):
     assert 0 < others[0].blocks < len(rows)
     losses = [[event.loss for event in one if isinstance(event, StepDone)] for one in (events, others)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    torch.testing.assert_close(_flat(packed), _flat(apart), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(_flat(packed), _flat(apart), **CLOSE)
 
 
 def test_a_mask_stands_in_where_the_kernel_takes_no_such_dtype(tiny_llama):

@@ -89,7 +89,9 @@ def test_names_stars_tags_and_notes_are_changed(registry):
 def test_a_deleted_adapter_can_be_brought_back_until_it_is_swept(registry):
     row = stored(registry, "mine")
     queue(registry, run())
-    registry.runs.update(1, adapter_id=row.id)
+    registry.queue.claim(1)
+    registry.runs.begin(1, {})
+    registry.runs.finished(1, adapter_id=row.id)
     registry.adapters.change(row.id, starred=True)
     registry.save(Adapter(**row.model_dump() | {"run_id": 1}))
     registry.adapters.delete(row.id)

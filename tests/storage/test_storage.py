@@ -183,13 +183,16 @@ def test_a_run_may_not_take_the_name_of_an_adapter_or_an_active_run(registry):
     for name in ("a", "b"):
         with pytest.raises(NameTaken):
             queue(registry, run(name))
-    registry.runs.update(1, state="finished")
+    registry.queue.claim(1)
+    registry.runs.begin(1, {})
+    registry.runs.finished(1)
     queue(registry, run("b"))
 
 
 def test_stopping_a_waiting_run_ends_it_and_an_active_one_is_asked(registry):
     first, second = queue(registry, run("a")), queue(registry, run("b"))
-    registry.runs.update(second.id, state="running")
+    registry.queue.claim(second.id)
+    registry.runs.begin(second.id, {})
     assert registry.requests.stop(first.id).state == "stopped"
     assert registry.requests.stop(second.id).state == "running"
     assert [one.id for one in registry.requests.open([first.id, second.id])] == [second.id]
@@ -200,7 +203,7 @@ def test_stopping_a_waiting_run_ends_it_and_an_active_one_is_asked(registry):
 def test_interrupting_touches_only_what_was_under_way(registry):
     for name, state in (("a", "queued"), ("b", "preparing"), ("c", "running"), ("d", "finished")):
         queue(registry, run(name, state))
-    assert registry.runs.interrupt("killed") == [2, 3]
+    assert registry.runs.interrupt_all("killed") == [2, 3]
     assert [one.state for one in reversed(registry.all(Run))] == [
         "queued",
         "interrupted",
@@ -242,8 +245,9 @@ def test_a_change_is_noticed(registry):
         lambda: registry.add(base()),
         lambda: registry.add(adapter()),
         lambda: queue(registry, run()),
-        lambda: registry.runs.update(1, state="running"),
-        lambda: registry.runs.update(1, state="finished"),
+        lambda: registry.queue.claim(1),
+        lambda: registry.runs.begin(1, {}),
+        lambda: registry.runs.finished(1),
         lambda: registry.save(Job(kind="x", title="x")),
         lambda: registry.adapters.change(1, starred=True),
         lambda: registry.adapters.delete(1),
@@ -251,7 +255,7 @@ def test_a_change_is_noticed(registry):
     ):
         change()
         seen.add(registry.change_count())
-    assert len(seen) == 10
+    assert len(seen) == 11
 
 
 def test_removing_a_chat_removes_its_messages(registry):
@@ -327,7 +331,7 @@ def test_an_older_schema_is_backed_up_before_it_is_migrated(tmp_path, monkeypatc
     older.database.close()
     newer = shutil.copytree(storage.database._MIGRATIONS, tmp_path / "migrations")
     (newer / "versions" / "0099_more.py").write_text(
-        "import sqlalchemy as sa\nfrom alembic import op\nrevision, down_revision = '0099', '0006'\n"
+        "import sqlalchemy as sa\nfrom alembic import op\nrevision, down_revision = '0099', '0007'\n"
         "def upgrade():\n    op.add_column('adapter', sa.Column('stars', sa.Integer(), nullable=True))\n"
     )
     monkeypatch.setattr(storage.database, "_MIGRATIONS", newer)
@@ -397,6 +401,7 @@ def test_a_registry_of_every_earlier_version_keeps_what_is_in_it(tmp_path, monke
         1.0,
     )
     assert registry.measurements.last_point(1).loss == 2.5
+    assert registry.measurements.last_point(1).metrics is None
     assert registry.measurements.notes(1)[0].text == "said"
     assert registry.get(Run, 2).config == {"train": {"seed": 1}}
     mine = registry.find(Dataset, "mine")
@@ -421,7 +426,7 @@ def test_the_runs_of_a_sweep_are_taken_together_and_queued_all_or_none(registry)
             for name, sweep in (("a", "s"), ("x", ""), ("b", "s"), ("c", "s"))
         ]
     )
-    registry.runs.update(4, state="running")
+    registry.queue.claim(4)
     assert [one.name for one in registry.queue.next()] == ["a", "b"]
     for run_id in (1, 3):
         assert registry.queue.claim(run_id)

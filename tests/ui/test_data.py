@@ -13,7 +13,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from storage.tables import Dataset, Run
-from tests.core.test_data import lines
+from tests.core.data_files import lines
 from tests.ui.conftest import go_to, picture, served, unfold
 
 pytestmark = pytest.mark.browser

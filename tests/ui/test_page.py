@@ -7,6 +7,7 @@ import re
 import pytest
 from playwright.sync_api import expect
 
+from core.train.training_options import TrainingOptions
 from tests.ui.conftest import go_to, picture, ready, served, unfold
 from tests.workbenches import QUICK, wait_for
 
@@ -93,7 +94,9 @@ def test_data_with_markup_is_shown_as_text(workbench, address, open_page, tmp_pa
 def test_a_run_started_elsewhere_shows_up_and_can_be_stopped_here(workbench, address, open_page):
     page = open_page(address)
     go_to(page, "Train")
-    run = workbench.training.start("llama", "data", {**QUICK, "max_steps": 5000}, "elsewhere")
+    run = workbench.training.start(
+        "llama", "data", TrainingOptions.parse({**QUICK, "max_steps": 5000}), "elsewhere"
+    )
     expect(page.locator(".curve-state", has_text="Running")).to_be_visible(timeout=30_000)
     second = open_page(address)
     go_to(second, "Train")
@@ -101,7 +104,7 @@ def test_a_run_started_elsewhere_shows_up_and_can_be_stopped_here(workbench, add
     page.get_by_role("button", name="Stop and keep").click()
     for one in (page, second):
         expect(one.locator(".curve-state", has_text="Stopped")).to_be_visible(timeout=30_000)
-    assert workbench.wait_run(run.id).state == "stopped"
+    assert workbench.runs.wait(run.id).state == "stopped"
     go_to(page, "Adapters")
     expect(page.get_by_role("gridcell", name="elsewhere").first).to_be_visible()
 
@@ -109,7 +112,9 @@ def test_a_run_started_elsewhere_shows_up_and_can_be_stopped_here(workbench, add
 def test_a_run_is_paused_saved_and_resumed(workbench, address, open_page):
     page = open_page(address)
     go_to(page, "Train")
-    run = workbench.training.start("llama", "data", {**QUICK, "max_steps": 800, "save_minutes": 0}, "mine")
+    run = workbench.training.start(
+        "llama", "data", TrainingOptions.parse({**QUICK, "max_steps": 800, "save_minutes": 0}), "mine"
+    )
     expect(page.locator(".curve-state", has_text="Running")).to_be_visible(timeout=60_000)
     page.get_by_role("button", name="Save now").click()
     expect(page.get_by_label("Checkpoint", exact=True)).to_have_value(re.compile("step "), timeout=30_000)
@@ -143,7 +148,7 @@ def test_a_sweep_is_typed_planned_and_trained_at_once(workbench, address, open_p
     }
     for run in runs:
         workbench.runs.stop(run.id)
-    states = {run.state for run in workbench.wait_runs([run.id for run in runs])}
+    states = {run.state for run in workbench.runs.wait_all([run.id for run in runs])}
     assert states == {"stopped"}
 
 
@@ -155,7 +160,9 @@ def test_a_killed_engine_leaves_the_page_alive_and_says_so(workbench, address, o
     wait_for(
         workbench.engine.status
     )  # the page's own engine; a second one starting now would take over from it
-    run = workbench.training.start("llama", "data", {**QUICK, "max_steps": 5000}, "doomed")
+    run = workbench.training.start(
+        "llama", "data", TrainingOptions.parse({**QUICK, "max_steps": 5000}), "doomed"
+    )
     wait_for(lambda: workbench.registry.measurements.last_point(run.id))
     psutil.Process(workbench.engine.status()["pid"]).kill()
     expect(page.locator(".curve-state", has_text="Interrupted")).to_be_visible(timeout=30_000)
@@ -167,7 +174,9 @@ def test_a_killed_engine_leaves_the_page_alive_and_says_so(workbench, address, o
 def test_the_curve_keeps_its_zoom_while_it_grows(workbench, address, open_page):
     page = open_page(address)
     go_to(page, "Train")
-    run = workbench.training.start("llama", "data", {**QUICK, "max_steps": 5000}, "long")
+    run = workbench.training.start(
+        "llama", "data", TrainingOptions.parse({**QUICK, "max_steps": 5000}), "long"
+    )
     page.wait_for_function("Number(document.querySelector('.curve-plot')?.dataset.points) > 5")
     page.evaluate("Plotly.relayout(document.querySelector('.curve-plot'), {'xaxis.range': [1, 4]})")
     seen = page.evaluate("Number(document.querySelector('.curve-plot').dataset.points)")
@@ -178,7 +187,7 @@ def test_the_curve_keeps_its_zoom_while_it_grows(workbench, address, open_page):
     page.get_by_label("Log scale").check()
     assert page.evaluate("document.querySelector('.curve-plot').layout.yaxis.type") == "log"
     workbench.runs.stop(run.id)
-    workbench.wait_run(run.id)
+    workbench.runs.wait(run.id)
 
 
 def test_deleting_an_adapter_asks_first(workbench, trained, address, open_page):

@@ -11,6 +11,7 @@ import psutil
 import pytest
 from playwright.sync_api import expect
 
+from core.train.training_options import TrainingOptions
 from storage.tables import Run
 from tests.ui.conftest import choose, go_to, picture, ready, served, settled, unfold
 from tests.workbenches import QUICK, wait_for
@@ -112,7 +113,9 @@ def test_reloads_two_tabs_and_a_killed_engine_lose_and_double_no_point(workbench
     for one in (page, second):
         go_to(one, "Train")
     wait_for(workbench.engine.status)
-    run = workbench.training.start("llama", "data", {**QUICK, "max_steps": 1200, "save_steps": 100}, "mine")
+    run = workbench.training.start(
+        "llama", "data", TrainingOptions.parse({**QUICK, "max_steps": 1200, "save_steps": 100}), "mine"
+    )
     _state(page, "Running")
     for reload in range(RELOADS):
         page.reload(wait_until="domcontentloaded")
@@ -121,7 +124,7 @@ def test_reloads_two_tabs_and_a_killed_engine_lose_and_double_no_point(workbench
             expect(second.locator(".curve-state", has_text="Interrupted")).to_be_visible(timeout=10_000)
             second.get_by_role("button", name="Resume").first.click()
     ready(page)
-    done = workbench.wait_run(run.id)
+    done = workbench.runs.wait(run.id)
     assert done.state == "finished", done.reason
     for one in (page, second):
         expect(one.locator(".curve-state", has_text="Finished")).to_be_visible(timeout=20_000)
@@ -142,7 +145,9 @@ def test_samples_log_table_and_overlay_are_shown(workbench, address, open_page):
     }
     for name in ("first", "second"):
         assert (
-            workbench.wait_run(workbench.training.start("llama", "data", options, name).id).state
+            workbench.runs.wait(
+                workbench.training.start("llama", "data", TrainingOptions.parse(options), name).id
+            ).state
             == "finished"
         )
     page = open_page(address)

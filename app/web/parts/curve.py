@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from importlib import resources
 from typing import Any
 
 import gradio as gr
 
+from app.service.metrics import metrics_of
 from app.service.workbench import Workbench
 from storage.errors import NotFound
 from storage.tables import Run
@@ -25,6 +27,7 @@ COLUMNS = (
     "seconds_left",
     "tokens",
     "seconds",
+    "metrics",
 )
 _DETAILS = ("total_steps", "operations_a_token", "operations_a_second")
 
@@ -78,7 +81,15 @@ def run_points(workbench: Workbench, run_id: int, after: int) -> dict[str, Any]:
     try:
         run = workbench.registry.get(Run, run_id)
     except NotFound:
-        return {"name": "", "state": "", "reason": "", "started": None, "points": [], "more": False}
+        return {
+            "name": "",
+            "state": "",
+            "reason": "",
+            "started": None,
+            "metrics": [],
+            "points": [],
+            "more": False,
+        }
     points = workbench.registry.measurements.point_values(run_id, COLUMNS, after, MOST_POINTS)
     return {
         "name": run.name,
@@ -87,6 +98,7 @@ def run_points(workbench: Workbench, run_id: int, after: int) -> dict[str, Any]:
         "started": run.started,
         "energy": run.energy_joules,
         **{name: run.details.get(name) for name in _DETAILS},
+        "metrics": [asdict(one) | {"title": one.title} for one in metrics_of(run)],
         "points": points,
         "more": len(points) == MOST_POINTS,
     }

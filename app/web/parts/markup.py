@@ -7,9 +7,9 @@ from datetime import datetime
 from html import escape
 from typing import Any
 
-from storage.tables import Job
+from storage.tables import FAILED, FINISHED, INTERRUPTED, NOT_PASSED, PASSED, PAUSED, STOPPED, Job
 
-_KINDS = {"finished": "good", "failed": "bad", "interrupted": "bad", "stopped": "calm", "paused": "calm"}
+_KINDS = {FINISHED: "good", FAILED: "bad", INTERRUPTED: "bad", STOPPED: "calm", PAUSED: "calm"}
 
 
 def state_badge(state: str) -> str:
@@ -19,7 +19,7 @@ def state_badge(state: str) -> str:
 
 def check_badge(passed: bool) -> str:
     """The result of a check, in a word."""
-    return f"<span class='state {'good' if passed else 'bad'}'>{'passed' if passed else 'failed'}</span>"
+    return f"<span class='state {'good' if passed else 'bad'}'>{PASSED if passed else NOT_PASSED}</span>"
 
 
 def facts(rows: Sequence[tuple[str, Any]], title: str = "") -> str:

@@ -1,16 +1,59 @@
 """Adapter kinds: what is trained on a frozen layer. Each is one file here; see core/seam.py.
 
-The head that this file describes needs no torch, so the page and the command line can list the kinds.
+The page and the command line list the kinds, so neither this file nor a kind's may import torch at its head;
+what computes gets its tensors, or imports torch where it needs it.
+
+A kind says what tensors one layer has for one adapter. The bank (core/lora/bank.py) lays them out for K
+adapters, trains the trained ones and hands them back; core/lora/peft writes and reads them. Where an adapter
+has no part on a layer its numbers and its scale are zero. added() multiplies by the scale, so nothing is
+added there and nothing learns: adapters with other targets, of other kinds and of none share the batch.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from core.errors import InvalidAdapter
 from core.options import Config, NoOptions
 from core.seam import Seam
 
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+    from core.lora.adapter import AdapterWeights, LayerFactors, LayerWeights
+    from core.lora.bank import AdapterBank
+    from core.lora.config import LoraConfig
+    from core.lora.stack import AdapterStack
+
+_FLOAT32 = 4  # bytes
+
+
+@dataclass(frozen=True)
+class LayerTensor:
+    """A tensor that one adapter has on one layer."""
+
+    name: str
+    shape: tuple[int, ...]
+    """Of an adapter with lower rank each length is at most this one's, and its numbers lie in the corner."""
+    trained: bool = True
+    """False for what stays as it was at the start."""
+
+    @property
+    def count(self) -> int:
+        """Numbers in it."""
+        return math.prod(self.shape)
+
+
+def largest(shapes: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
+    """The shape with the most numbers."""
+    return max(shapes, key=math.prod)
+
 
 class AdapterKind:
-    """The head of an adapter kind."""
+    """An adapter kind: its head, and its duties. Those with a default serve most kinds as they are."""
 
     name: str
     label: str
@@ -18,6 +61,157 @@ class AdapterKind:
     order: int = 100
     options: type[Config] = NoOptions
     """Options of this kind alone, beside LoraConfig's. Their names are unique among all training options."""
+
+    # On shapes alone.
+
+    def check(self, config: LoraConfig) -> None:
+        """Raise InvalidConfig for a setting that this kind cannot keep."""
+
+    def tensors(self, n_in: int, n_out: int, rank: int) -> tuple[LayerTensor, ...]:
+        """What one layer with n_in inputs and n_out outputs has."""
+        raise NotImplementedError
+
+    shared: frozenset[str] = frozenset()
+    """Names of tensors that an adapter has once for all its layers, as large as the largest layer says; a
+    smaller layer has the corner. start() gives the same numbers on each layer.
+    """
+
+    def parameter_count(self, layers: Iterable[tuple[int, int, int]]) -> int:
+        """Numbers that are trained on layers with these inputs, outputs and ranks."""
+        trained = [(one.name, one.shape) for layer in layers for one in self.tensors(*layer) if one.trained]
+        return self.count(trained)
+
+    def count(self, tensors: Iterable[tuple[str, tuple[int, ...]]]) -> int:
+        """Numbers in all layers' tensors, given by name and shape, the shared ones counted once."""
+        shapes: dict[str, list[tuple[int, ...]]] = {}
+        for name, shape in tensors:
+            shapes.setdefault(name, []).append(shape)
+        return sum(
+            math.prod(largest(found)) if name in self.shared else sum(map(math.prod, found))
+            for name, found in shapes.items()
+        )
+
+    def bytes_per_parameter(self, work_bytes: float) -> float:
+        """Memory for each trained number beside a base whose numbers take `work_bytes`: itself, its gradient
+        and AdamW's two moments in float32 or wider, and where the base is narrower the copy that computes.
+        """
+        own = max(_FLOAT32, work_bytes)
+        return 4 * own + (work_bytes if work_bytes < own else 0)
+
+    # Training.
+
+    def start(
+        self, n_in: int, n_out: int, rank: int, weight: Tensor, generator: Generator, own: Any
+    ) -> Mapping[str, Tensor]:
+        """The tensors of a fresh adapter, float32 on the CPU; `weight` is the frozen W [out, in], `own` this
+        kind's options.
+
+        Whatever is random comes from `generator`, so the same seed starts the same adapter on every device.
+        """
+        raise NotImplementedError
+
+    def scale(self, config: LoraConfig, path: str) -> float:
+        """The factor that added() multiplies by on the layer at this module path; not 0."""
+        return 1.0
+
+    def rate_ratio(self, name: str, plus: float) -> float:
+        """The learning rate of the trained tensors with this name, as a multiple of the run's; `plus` is
+        LoRA+'s λ.
+        """
+        return 1.0
+
+    def after_step(self, bank: AdapterBank, slot: int, done: int, planned: int, own: Any) -> None:
+        """Act on the adapter in `slot` after each optimiser step: `done` of `planned` are behind it; `own`
+        are this kind's options.
+
+        bank.row(slot) has its numbers, to be changed in place; bank.grad[slot] still holds, clipped, the
+        gradients that the step went by.
+        """
+
+    # Computing.
+
+    def stack(self) -> type[AdapterStack]:
+        """The module that computes one layer for K adapters. Another than the general one, where a kind has a
+        quicker way.
+        """
+        from core.lora.stack import AdapterStack
+
+        return AdapterStack
+
+    def added(
+        self, x: Tensor, y: Tensor, weight: Tensor, tensors: Mapping[str, Tensor], scale: Tensor
+    ) -> Tensor:
+        """What K adapters add to the output of a layer, [K, T, out]; differentiable.
+
+        x [K, T, in] is the layer's input after dropout, y [K, T, out] the base's output, weight [out, in] the
+        frozen W. `tensors` holds this kind's tensors, each with K in front, and scale [K], all in x's dtype;
+        the scale multiplies what is added, and is 0 for an adapter without a part on this layer.
+        """
+        raise NotImplementedError
+
+    # What a layer stands for.
+
+    def layer(self, tensors: Mapping[str, Tensor], scale: float) -> LayerWeights:
+        """One layer of an adapter."""
+        from core.lora.adapter import LayerWeights
+
+        return LayerWeights(tensors, scale)
+
+    def rank(self, layer: LayerWeights) -> int:
+        """The rank that tensors() needs to be told for this layer."""
+        return 1
+
+    def is_trained(self, layer: LayerWeights) -> bool:
+        """Whether the layer changes anything."""
+        return any(bool(one.any()) for one in layer.tensors.values())
+
+    not_low_rank = "its ΔW is no product of two low-rank factors"
+    """Why low_rank() refuses."""
+
+    def low_rank(self, layer: LayerWeights) -> LayerFactors:
+        """ΔW as scale·B·A, if it can be written so whatever W is: what merging, combining, cutting to a rank
+        and the anatomy work on. Raises InvalidAdapter with the reason.
+        """
+        raise InvalidAdapter(
+            f"This needs a low-rank adapter such as LoRA, and {self.label} is none: {self.not_low_rank}."
+        )
+
+    # PEFT's files: adapter_config.json and adapter_model.safetensors.
+
+    peft_type: str
+    peft_names: Mapping[str, str]
+    """How each tensor is called in the file, behind its module's path; a shared one behind base_model."""
+    peft_keys: frozenset[str] = frozenset()
+    """Settings that belong to this kind and that check_peft() looks at."""
+    peft_refused: Mapping[str, str] = {}
+    """Settings that may only be off, each with the reason."""
+
+    def recognises(self, config: Mapping[str, Any]) -> bool:
+        """Whether a configuration is of this kind. Where several say so, the last in order is taken."""
+        return config.get("peft_type") == self.peft_type
+
+    def check_peft(self, config: Mapping[str, Any]) -> None:
+        """Check the values of peft_keys. Raises InvalidAdapter naming the setting at fault."""
+
+    def peft_settings(self, adapter: AdapterWeights) -> dict[str, Any]:
+        """What the configuration holds beside peft_type, task_type and the base."""
+        layers = adapter.layers_to_transform
+        return {
+            "target_modules": adapter.target_names,
+            "layers_to_transform": None if layers is None else list(layers),
+        }
+
+    def stated(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of AdapterWeights that the configuration gives: rank, alpha, dropout and others."""
+        return {"rank": 1, "alpha": 1.0, "dropout": 0.0}
+
+    def stated_rank(self, config: Mapping[str, Any], path: str) -> int:
+        """The rank of the layer at this module path by the configuration."""
+        return 1
+
+    def stated_scale(self, config: Mapping[str, Any], path: str) -> float:
+        """The scale of the layer at this module path by the configuration."""
+        return 1.0
 
 
 ADAPTER_KINDS: Seam[AdapterKind] = Seam("core.lora.kinds", AdapterKind, "adapter kind")

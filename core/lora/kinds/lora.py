@@ -1,8 +1,35 @@
-"""LoRA (Hu et al. 2021, arXiv 2106.09685), with rsLoRA's scale (arXiv 2312.03732) as an option."""
+"""LoRA (Hu et al. 2021, arXiv 2106.09685), with rsLoRA's scale (arXiv 2312.03732) as an option.
+
+            x ──────────────► W (frozen) ────────────► + ──► y
+            │                                          ▲
+            └──► A[k] (r×in) ──► B[k] (out×r) ──► · s[k]         y = W·x + s·B·A·x,  s = α/r
+
+Equation 3 of the paper. A starts Kaiming-uniform with a = √5 and B at zero, as in the authors' loralib, so
+ΔW = s·B·A is exactly zero before the first step. An adapter of lower rank is padded with zero rows, which add
+nothing and get no gradient.
+"""
 
 from __future__ import annotations
 
-from core.lora.kinds import AdapterKind
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+from core.errors import InvalidAdapter
+from core.lora.kinds import AdapterKind, LayerTensor
+from core.lora.module_names import by_pattern
+from core.lora.peft.config_checks import CONFIG_NAME, check_number, check_pattern, check_switch
+from core.lora.scaling import alpha_of, scaling
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+    from core.lora.adapter import AdapterWeights, LayerFactors, LayerWeights
+    from core.lora.config import LoraConfig
+    from core.lora.stack import AdapterStack
+
+_RANKS, _ALPHAS = (1, 1024), (1e-3, 65536)
+_CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq")  # as init_lora_weights spells them
 
 
 class Lora(AdapterKind):
@@ -10,6 +37,152 @@ class Lora(AdapterKind):
 
     name, label, order = "lora", "LoRA", 0
     help = "Two low-rank factors beside each frozen layer; what every tool can load."
+
+    def tensors(self, n_in: int, n_out: int, rank: int) -> tuple[LayerTensor, ...]:
+        """A [r, in] and B [out, r]."""
+        return LayerTensor("A", (rank, n_in)), LayerTensor("B", (n_out, rank))
+
+    def start(
+        self, n_in: int, n_out: int, rank: int, weight: Tensor, generator: Generator, own: Any
+    ) -> Mapping[str, Tensor]:
+        """A Kaiming-uniform, B zero."""
+        import torch
+
+        A = torch.nn.init.kaiming_uniform_(torch.empty(rank, n_in), a=math.sqrt(5), generator=generator)
+        return {"A": A, "B": torch.zeros(n_out, rank)}
+
+    def scale(self, config: LoraConfig, path: str) -> float:
+        """α/r or α/√r."""
+        return config.scaling_of(path)
+
+    def rate_ratio(self, name: str, plus: float) -> float:
+        """LoRA+ (arXiv 2402.12354): B learns faster than A."""
+        return plus if name == "B" else 1.0
+
+    def stack(self) -> type[AdapterStack]:
+        """One operator for the base's product and the adapters', and kernels for decoding."""
+        from core.lora.factors import LoraFactors
+
+        return LoraFactors
+
+    def added(
+        self, x: Tensor, y: Tensor, weight: Tensor, tensors: Mapping[str, Tensor], scale: Tensor
+    ) -> Tensor:
+        """scale·B·A·x."""
+        low = x.bmm(tensors["A"].transpose(1, 2)) * scale[:, None, None]
+        return low.bmm(tensors["B"].transpose(1, 2))
+
+    def layer(self, tensors: Mapping[str, Tensor], scale: float) -> LayerFactors:
+        """A and B with their scale."""
+        from core.lora.adapter import LayerFactors
+
+        return LayerFactors(tensors["A"], tensors["B"], scale)
+
+    def rank(self, layer: LayerWeights) -> int:
+        """r."""
+        return int(layer.tensors["A"].shape[0])
+
+    def is_trained(self, layer: LayerWeights) -> bool:
+        """Whether B is not zero any more."""
+        return bool(layer.tensors["B"].any())
+
+    def low_rank(self, layer: LayerWeights) -> LayerFactors:
+        """The layer itself."""
+        return cast("LayerFactors", layer)
+
+    peft_type = "LORA"
+    peft_names: Mapping[str, str] = {"A": "lora_A.weight", "B": "lora_B.weight"}
+    peft_keys = frozenset(
+        {
+            "r",
+            "lora_alpha",
+            "lora_dropout",
+            "fan_in_fan_out",
+            "use_rslora",
+            "rank_pattern",
+            "alpha_pattern",
+            "bias",
+            "init_lora_weights",
+        }
+    )
+    peft_refused: Mapping[str, str] = {
+        "use_dora": "DoRA adapters cannot be used yet",
+        "modules_to_save": "adapters that carry whole modules (modules_to_save) cannot be used",
+        "trainable_token_indices": "adapters with trained tokens cannot be used",
+        "lora_bias": "adapters with a bias on B cannot be used",
+        "target_parameters": "adapters on bare parameters cannot be used",
+    }
+
+    def check_peft(self, config: Mapping[str, Any]) -> None:
+        """Ranges of r, alpha and dropout; no biases, no start that changes the base."""
+        check_number(config, "r", *_RANKS, whole=True)
+        check_number(config, "lora_alpha", *_ALPHAS)
+        check_number(config, "lora_dropout", 0, 0.95, default=0)
+        check_pattern(config, "rank_pattern", *_RANKS)
+        check_pattern(config, "alpha_pattern", *_ALPHAS)
+        if config.get("bias", "none") != "none":
+            raise InvalidAdapter(
+                f"{CONFIG_NAME}: bias is {config['bias']!r}; only adapters without biases can be used."
+            )
+        start = config.get("init_lora_weights", True)
+        if isinstance(start, str) and start.lower().startswith(_CHANGES_THE_BASE):
+            raise InvalidAdapter(
+                f"{CONFIG_NAME}: it was trained with {start}, which changes the base; convert it to plain "
+                "LoRA first."
+            )
+        check_switch(config, "fan_in_fan_out")
+        check_switch(config, "use_rslora")
+
+    def peft_settings(self, adapter: AdapterWeights) -> dict[str, Any]:
+        """Layers whose rank or alpha is another than the adapter's stand in the patterns."""
+        ranks = {path: self.rank(layer) for path, layer in adapter.layers.items()}
+        alphas = {
+            path: _nine_digits(alpha_of(layer.scale, ranks[path], adapter.use_rslora))
+            for path, layer in adapter.layers.items()
+        }
+        layers = adapter.layers_to_transform
+        return {
+            "r": adapter.rank,
+            "lora_alpha": adapter.alpha,
+            "lora_dropout": adapter.dropout,
+            "target_modules": adapter.target_names,
+            "bias": "none",
+            "use_rslora": adapter.use_rslora,
+            "use_dora": False,
+            "fan_in_fan_out": adapter.fan_in_fan_out,
+            "rank_pattern": _others(ranks, adapter.rank),
+            "alpha_pattern": _others(alphas, adapter.alpha),
+            "layers_to_transform": None if layers is None else list(layers),
+            "modules_to_save": None,
+            "init_lora_weights": True,
+        }
+
+    def stated(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """As AdapterWeights calls them."""
+        return {
+            "rank": config["r"],
+            "alpha": float(config["lora_alpha"]),
+            "dropout": float(config.get("lora_dropout", 0.0)),
+            "fan_in_fan_out": config.get("fan_in_fan_out", False),
+            "use_rslora": config.get("use_rslora", False),
+        }
+
+    def stated_rank(self, config: Mapping[str, Any], path: str) -> int:
+        """r, or what rank_pattern says."""
+        return int(by_pattern(config.get("rank_pattern") or {}, path, config["r"]))
+
+    def stated_scale(self, config: Mapping[str, Any], path: str) -> float:
+        """α/r or α/√r, with what alpha_pattern and rank_pattern say."""
+        alpha = float(by_pattern(config.get("alpha_pattern") or {}, path, config["lora_alpha"]))
+        return scaling(alpha, self.stated_rank(config, path), bool(config.get("use_rslora")))
+
+
+def _nine_digits(alpha: float) -> float:
+    return float(f"{alpha:.9g}")  # the scale was rounded to float32
+
+
+def _others(values: Mapping[str, float], default: float) -> dict[str, float]:
+    return {path: value for path, value in values.items() if not math.isclose(value, default, rel_tol=1e-6)}
 
 
 KIND = Lora()

@@ -11,7 +11,7 @@ from app.web.parts.job_result import job_button
 from app.web.parts.markup import facts, size
 from app.web.parts.options_form import option_fields
 from app.web.parts.shell import Shell, choose_many, refusal
-from core.config import CombineConfig
+from core.combine.config import CombineConfig
 from storage.tables import Adapter, Job
 
 
@@ -39,13 +39,13 @@ def combine_form(shell: Shell) -> None:
     names = list(fields)
 
     def start(parts: list[str] | None, given: str, *values: Any) -> Job:
-        return workbench.combine_adapters(weighed(parts or [], given), dict(zip(names, values, strict=True)))
+        return workbench.adapters.combine(weighed(parts or [], given), dict(zip(names, values, strict=True)))
 
     def start_keeping(parts: list[str] | None, given: str, kept_as: str, *values: Any) -> Job:
         if not kept_as.strip():
             raise refusal("Give the new adapter a name first.")
         options = dict(zip(names, values, strict=True))
-        return workbench.combine_adapters(weighed(parts or [], given), options, kept_as.strip())
+        return workbench.adapters.combine(weighed(parts or [], given), options, kept_as.strip())
 
     def render(found: dict[str, Any]) -> tuple[object, ...]:
         return (combined_html(found),)

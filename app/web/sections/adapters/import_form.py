@@ -43,12 +43,14 @@ def adapter_import(shell: Shell) -> None:
 
     def start_looking(given: list[str] | None, path: str, stated: str) -> Job:
         origin, shown = _origin(workbench.settings.uploads, given, path)
-        return workbench.look_at_adapter(origin, alpha=_alpha(stated), shown=shown)
+        return workbench.adapters.look_at(origin, alpha=_alpha(stated), shown=shown)
 
     def start(given: list[str] | None, path: str, wanted: str, on: str, stated: str) -> Job:
         origin, shown = _origin(workbench.settings.uploads, given, path)
         named = None if on == _ANY else on
-        return workbench.import_adapter(origin, wanted.strip(), named, alpha=_alpha(stated), shown=shown)
+        return workbench.adapters.import_files(
+            origin, wanted.strip(), named, alpha=_alpha(stated), shown=shown
+        )
 
     def render(found: dict[str, Any]) -> tuple[object, ...]:
         return (found_html(found),)

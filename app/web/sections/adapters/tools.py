@@ -95,7 +95,7 @@ def inside_panel(shell: Shell, chosen: gr.State) -> None:
         grid = gr.Plot(visible=False, show_label=False)
 
     def start(name: str, beside: str | None) -> Job:
-        return workbench.inspect_adapter(chosen_adapter(workbench, name).name, beside or "")
+        return workbench.adapters.inspect(chosen_adapter(workbench, name).name, beside or "")
 
     def render(result: dict[str, Any]) -> tuple[object, ...]:
         similarity = result.get("similarity") or {}
@@ -134,7 +134,7 @@ def inside_panel(shell: Shell, chosen: gr.State) -> None:
     job_button(
         shell,
         verify,
-        lambda name: workbench.verify_adapters(chosen_adapter(workbench, name).name),
+        lambda name: workbench.adapters.verify(chosen_adapter(workbench, name).name),
         [chosen],
         verified,
         said,
@@ -175,14 +175,14 @@ def resize_panel(shell: Shell, chosen: gr.State) -> None:
     said, result = gr.HTML(), gr.HTML()
 
     def start(now: str, wanted: float, measured: bool) -> Job:
-        return workbench.resize_adapter(
+        return workbench.adapters.resize(
             chosen_adapter(workbench, now).name, int(wanted or 0), evaluate=measured
         )
 
     def start_keeping(now: str, wanted: float, measured: bool, kept_as: str) -> Job:
         if not kept_as.strip():
             raise refusal("Give the resized adapter a name first.")
-        return workbench.resize_adapter(
+        return workbench.adapters.resize(
             chosen_adapter(workbench, now).name, int(wanted or 0), kept_as.strip(), evaluate=measured
         )
 

@@ -11,8 +11,8 @@ from html import escape
 from typing import Any
 from urllib.parse import urlencode
 
-from app.service.data_import import Look
 from app.service.datasets import BaseCheck, Opened
+from app.shared.data_import import Look
 from app.web.parts.markup import conversation, day, facts, number
 from app.web.sections.data.charts import table
 from core.data.findings import ERROR, KINDS, Kind

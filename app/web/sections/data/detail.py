@@ -21,9 +21,9 @@ from app.web.sections.data.data_markup import (
     versions_html,
 )
 from core.base_model.templates import TEMPLATES
-from core.config import TrainConfig
 from core.data.findings import ERROR, KINDS, WARNING, codes_of
 from core.data.split import COUNT, NONE, SHARE, Split
+from core.train.config import TrainConfig
 from storage.errors import NotFound
 from storage.tables import Base, Dataset
 
@@ -377,7 +377,7 @@ class DetailPanel:
     def _start_check(self, name: str, base: str | None, length: float) -> None:
         if not name or not base:
             raise refusal("Choose a data set and a base model first.")
-        self._workbench.check_data(name, base, int(length or _LENGTH))
+        self._workbench.datasets.check(name, base, int(length or _LENGTH))
         inform("The report and the statistics fill in when it is done.", "Checking")
 
     def _leave_out_errors(self, name: str, base: str | None, length: float) -> None:
@@ -407,7 +407,7 @@ class DetailPanel:
         self._datasets.split(name, Split(kind, share, int(amount or 0), int(seed or 0), bool(stratify)))
 
     def _use_template(self, base: str, template: str) -> None:
-        self._workbench.choose_template(base, template)
+        self._workbench.models.choose_template(base, template)
         inform(
             f"{base} is trained and chatted with in the {template or 'plain'} template from now on.", "Chosen"
         )

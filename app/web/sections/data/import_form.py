@@ -8,12 +8,12 @@ from typing import Any
 
 import gradio as gr
 
-from app.service.data_import import ImportRequest, look_at
+from app.shared.data_import import ImportRequest, look_at
 from app.web.parts.shell import QUIET, WORKING, Shell, inform, refusal, told
 from app.web.sections.data.data_markup import look_html, preview_html
-from core.data.detection import Candidate
-from core.data.mapping import FORMAT_ROLES, FORMATS, LINES, ROLES, TEMPLATED, TEXT, DataMapping
-from core.data.read import SUFFIXES
+from core.data.formats import DATA_FORMATS
+from core.data.mapping import TEMPLATED, Candidate, DataMapping, all_roles
+from core.data.reading import suffixes
 from core.data.split import KINDS, Split
 from core.errors import InvalidInput
 from storage.tables import Dataset
@@ -41,7 +41,7 @@ class ImportPanel:
         with gr.Row(equal_height=True):
             self._upload = gr.File(
                 label="Upload files of rows",
-                file_types=[*SUFFIXES, ".zip"],
+                file_types=[*suffixes(), ".zip"],
                 file_count="multiple",
                 height=150,
                 scale=2,
@@ -58,11 +58,8 @@ class ImportPanel:
                     self._add = gr.Button("Import", variant="primary")
                     self.sample = gr.Button("Use the sample data")
         gr.Markdown(
-            "JSONL, JSON, CSV, TSV, Parquet, plain text, or a zip of them. Recognised: chat "
-            "**messages**, **ShareGPT**, "
-            "**Alpaca**, **prompt/completion** and question/answer columns, **text and label**, "
-            "**a||b** lines, linked rows, raw "
-            "**text**. Any other columns can be mapped.",
+            f"JSONL, JSON, CSV, TSV, Parquet, plain text, or a zip of them. Recognised: {_recognised()}. "
+            "Any other columns can be mapped.",
             elem_classes="quiet",
         )
         with gr.Column(visible=False, elem_id="look") as self._looked:
@@ -80,13 +77,13 @@ class ImportPanel:
     def _mapping_fields(self) -> None:
         with gr.Accordion("Mapping: which column is what", open=False) as self._mapping:
             with gr.Row():
-                self._format = gr.Dropdown([_NONE, *FORMATS], value=_NONE, label="Format", interactive=True)
+                self._format = gr.Dropdown(format_choices(), value=_NONE, label="Format", interactive=True)
                 self._like = gr.Dropdown(
                     [_NONE], value=_NONE, label="Or as another data set was read", interactive=True
                 )
             self._columns: dict[str, gr.Dropdown] = {}
             with gr.Row():
-                for role, label in ROLES.items():
+                for role, label in all_roles().items():
                     self._columns[role] = gr.Dropdown(
                         [_NONE],
                         value=_NONE,
@@ -131,7 +128,7 @@ class ImportPanel:
                 self._stratify = gr.Checkbox(False, label="Stratified by label", min_width=140)
             self._validation = gr.File(
                 label="Validation file",
-                file_types=[*SUFFIXES, ".zip"],
+                file_types=[*suffixes(), ".zip"],
                 file_count="multiple",
                 height=110,
                 visible=False,
@@ -226,10 +223,7 @@ class ImportPanel:
     def _filled(self, chosen: Candidate | None, columns: tuple[str, ...]) -> list[Any]:
         """The mapping's fields, as a candidate fills them."""
         mapping = chosen.mapping if chosen else None
-        form, roles = (
-            (mapping.format if mapping else _NONE),
-            FORMAT_ROLES.get(mapping.format if mapping else _NONE, ()),
-        )
+        form, roles = (mapping.format, mapping.data_format.roles) if mapping else (_NONE, ())
         return [
             form,
             *(
@@ -257,7 +251,7 @@ class ImportPanel:
 
     def _choose(self, candidates: list[dict[str, Any]], number: int) -> list[Any]:
         mapping = DataMapping.parse(candidates[number])
-        roles = FORMAT_ROLES[mapping.format]
+        roles = mapping.data_format.roles
         return [
             mapping.format,
             *(
@@ -270,7 +264,8 @@ class ImportPanel:
         ]
 
     def _show_roles(self, form: str) -> list[Any]:
-        return [gr.Dropdown(visible=role in FORMAT_ROLES.get(form, ())) for role in self._columns]
+        roles = DATA_FORMATS.get(form).roles if form else ()
+        return [gr.Dropdown(visible=role in roles) for role in self._columns]
 
     def _show(self, files: list[str] | None, origin: str, *values: Any) -> str:
         """The first rows as the fields say, or what is still missing in them."""
@@ -282,13 +277,14 @@ class ImportPanel:
 
     def _mapping_of(self, values: tuple[Any, ...]) -> DataMapping | None:
         """The mapping that the fields describe; None while no format is chosen. Raises InvalidConfig."""
-        form, rest = values[0], list(values[1:])
-        if not form:
+        name, rest = values[0], list(values[1:])
+        if not name:
             return None
+        form = DATA_FORMATS.get(name)
         columns = {
             role: value
             for role, value in zip(self._columns, rest, strict=False)
-            if value and role in FORMAT_ROLES[form]
+            if value and role in form.roles
         }
         rest = rest[len(self._columns) :]
         templates = {
@@ -298,7 +294,11 @@ class ImportPanel:
         }
         separator, special = rest[len(self._templates) :]
         return DataMapping(
-            form, columns, templates, separator if form == LINES else "", bool(special) and form == TEXT
+            name,
+            columns,
+            templates,
+            separator if form.separated else "",
+            bool(special) and form.may_hold_special_tokens,
         )
 
     def _import(
@@ -340,9 +340,18 @@ class ImportPanel:
             split,
             near,
         )
-        self._workbench.import_data(request)
+        self._workbench.datasets.import_files(request)
         inform("The data set appears below when it has been read and checked.", "Importing")
         return None, "", "", gr.Column(visible=False), request.name or request.default_name
+
+
+def format_choices() -> list[tuple[str, str]]:
+    """What the mapping's form offers as formats: (as it is shown, its name), and none to begin with."""
+    return [(_NONE, _NONE), *((one.label, one.name) for one in DATA_FORMATS.all().values())]
+
+
+def _recognised() -> str:
+    return ", ".join(one.said or f"**{one.label}**" for one in DATA_FORMATS.all().values())
 
 
 def _split_parts(kind: str) -> list[Any]:

@@ -12,11 +12,11 @@ from app.service.workbench import Workbench
 from app.web.parts.markup import day, empty, size
 from app.web.parts.options_form import option_fields
 from app.web.parts.shell import WORKING, Shell, choose_from, inform, refusal, told
-from core.config import ExportConfig
-from storage.tables import PASSED, Adapter, Export, Job
+from core.export.config import export_options
+from storage.tables import FAILED, INTERRUPTED, NOT_PASSED, PASSED, Adapter, Export, Job
 
 TAB, TITLE = "export", "Export"
-_KINDS = {PASSED: "good", "failed": "bad"}
+_KINDS = {PASSED: "good", NOT_PASSED: "bad"}
 
 
 def build(shell: Shell) -> None:
@@ -30,7 +30,7 @@ def build(shell: Shell) -> None:
     with gr.Row(equal_height=True):
         adapter = gr.Dropdown([], label="Adapter", interactive=True, scale=3)
         go = gr.Button("Export", variant="primary", scale=0, min_width=160, elem_id="export-button")
-    fields = option_fields(ExportConfig.options(), per_row=3)
+    fields = option_fields(export_options(), per_row=3)
     done = gr.HTML()
 
     def show(now: str) -> tuple[object, ...]:
@@ -45,7 +45,7 @@ def build(shell: Shell) -> None:
     def start(name: str | None, *values: Any) -> None:
         if not name:
             raise refusal("Train or import an adapter first.")
-        workbench.export(name, None, dict(zip(names, values, strict=True)))
+        workbench.exports.start(name, None, dict(zip(names, values, strict=True)))
         inform("Its progress is shown above.", "Export started")
 
     go.click(start, [adapter, *fields.values()], None, **WORKING)
@@ -56,7 +56,7 @@ def exports_html(workbench: Workbench) -> str:
     failed = [
         job
         for job in workbench.registry.all(Job, limit=50)
-        if job.kind == "export_adapter" and job.state in ("failed", "interrupted")
+        if job.kind == "export_adapter" and job.state in (FAILED, INTERRUPTED)
     ]
     notices = "".join(
         f"<p><span class='state bad'>{job.state}</span> {escape(job.title)}: {escape(job.message)}</p>"

@@ -12,7 +12,9 @@ from app.service.quickstart import QUICK_OPTIONS
 from app.service.workbench import Workbench
 from app.web.parts.markup import day, facts, number, size
 from app.web.parts.shell import QUIET, WORKING, Shell, told
+from app.web.sections.home.other_jobs import other_jobs
 from app.web.sections.home.storage_view import storage_view
+from core.train.training_options import TrainingOptions
 from storage.tables import Adapter, Base, Dataset, Run
 
 TAB, TITLE = "home", "Home"
@@ -32,6 +34,7 @@ def build(shell: Shell) -> None:
             go = gr.Button(_GET_STARTER, variant="primary", scale=0, min_width=260, elem_id="first-step")
     cards = gr.HTML()
     storage_view(shell)
+    other_jobs(shell)
 
     def show() -> tuple[object, ...]:
         done = journey(workbench)
@@ -46,7 +49,7 @@ def build(shell: Shell) -> None:
     @told
     def advance(label: str) -> object:
         if label == _GET_STARTER:
-            workbench.add_model("starter")
+            workbench.models.add("starter")
         elif label == _ADD_SAMPLE:
             workbench.datasets.add_sample()
         elif label == _TRAIN:
@@ -70,7 +73,7 @@ def journey(workbench: Workbench) -> int:
         return 1
     if not registry.names(Adapter):
         return 2
-    return 4 if workbench.has_chatted() else 3
+    return 4 if workbench.chats.begun() else 3
 
 
 def _next_label(workbench: Workbench, done: int) -> str:
@@ -83,7 +86,7 @@ def _train_first(workbench: Workbench) -> Run:
     """Train on the newest base and data with settings for a short try."""
     base, data = workbench.registry.all(Base, limit=1)[0], workbench.registry.all(Dataset, limit=1)[0]
     options = QUICK_OPTIONS if data.name == SAMPLE_NAME else {}
-    return workbench.training.start(base.name, data.name, options)
+    return workbench.training.start(base.name, data.name, TrainingOptions.parse(options))
 
 
 def journey_html(done: int) -> str:

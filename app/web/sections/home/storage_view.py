@@ -6,7 +6,7 @@ from html import escape
 
 import gradio as gr
 
-from app.service.usage import Share, clean_up, quota, set_quota, usage
+from app.service.usage import Share
 from app.service.workbench import Workbench
 from app.web.parts.markup import size
 from app.web.parts.shell import QUIET, WORKING, Shell, inform, told
@@ -18,7 +18,7 @@ def storage_view(shell: Shell) -> None:
     with gr.Accordion("Storage", open=False) as view:
         table = gr.HTML()
         with gr.Row(equal_height=True, elem_classes="asked"):
-            most = gr.Number(quota(workbench.settings) or 0, label="Quota (GB); 0: none", minimum=0, scale=1)
+            most = gr.Number(workbench.usage.quota() or 0, label="Quota (GB); 0: none", minimum=0, scale=1)
             keep = gr.Button("Set quota", scale=0, min_width=110)
             clean = gr.Button("Clean up", scale=0, min_width=110)
             again = gr.Button("Measure again", scale=0, min_width=140)
@@ -28,13 +28,13 @@ def storage_view(shell: Shell) -> None:
 
     @told
     def tidy() -> str:
-        freed = clean_up(workbench.registry, workbench.settings)
+        freed = workbench.usage.clean_up()
         inform(f"{size(freed)} became free.", "Cleaned up")
         return show()
 
     @told
     def limit(gigabytes: float | None) -> str:
-        set_quota(workbench.settings, float(gigabytes or 0))
+        workbench.usage.set_quota(float(gigabytes or 0))
         return show()
 
     view.expand(show, None, table, **QUIET)
@@ -45,9 +45,9 @@ def storage_view(shell: Shell) -> None:
 
 def storage_html(workbench: Workbench) -> str:
     """Everything that takes space, the largest first."""
-    shares = usage(workbench.registry, workbench.settings)
+    shares = workbench.usage.shares()
     rows = "".join(_row(one) for one in shares)
-    total, limit = sum(one.bytes for one in shares), quota(workbench.settings)
+    total, limit = sum(one.bytes for one in shares), workbench.usage.quota()
     said = f"{size(total)} in all" + (f" of {limit:g} GB allowed" if limit else "")
     over = (
         " <b class='fault'>More than the quota: clean up, or raise it.</b>"

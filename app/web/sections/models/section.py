@@ -43,13 +43,13 @@ def build(shell: Shell) -> None:
 
     @told
     def check(model: str) -> None:
-        inform(f"Unchanged: {workbench.verify_model(model)[:16]}…")
+        inform(f"Unchanged: {workbench.models.verify(model)[:16]}…")
 
     Catalogue(
         shell,
         _WORDS,
         rows=lambda: _rows(workbench),
-        remove=workbench.remove_model,
+        remove=workbench.models.remove,
         actions=verify_button,
         describe=lambda name: detail_html(workbench.registry.find(Base, name)),
     )
@@ -58,12 +58,12 @@ def build(shell: Shell) -> None:
     def start(source: str, wanted: str) -> tuple[str, str]:
         if not source.strip():
             raise refusal("Give a folder, a .gguf file or a hub id first.")
-        workbench.add_model(source.strip(), wanted.strip())
+        workbench.models.add(source.strip(), wanted.strip())
         return "", ""
 
     @told
     def start_starter() -> None:
-        workbench.add_model("starter")
+        workbench.models.add("starter")
 
     add.click(start, [origin, name], [origin, name], **WORKING)
     origin.submit(start, [origin, name], [origin, name], **WORKING)

@@ -8,13 +8,13 @@ from typing import Any
 
 import gradio as gr
 
-from app.service.chats import Asked, ask, history
-from app.service.workbench import MAX_SIDE_BY_SIDE, Workbench
+from app.service.chats import MAX_SIDE_BY_SIDE, Asked, history
+from app.service.workbench import Workbench
 from app.shared.bases import base_for
 from app.web.parts.options_form import option_fields
 from app.web.parts.shell import QUIET, QUIET_QUEUED, WORKING, Shell, choose_from, choose_many, refusal, told
-from core.config import GenerationConfig
 from core.errors import WrongBase
+from core.generate.config import GenerationConfig
 from storage.errors import NotFound
 from storage.tables import Adapter, Base, Chat
 
@@ -130,8 +130,8 @@ def build(shell: Shell) -> None:
         if not base:
             raise refusal("Add a base model first, under Models.")
         names = speakers_of(mode, adapters, speaker, with_base)
-        asked = ask(
-            workbench, _existing(workbench, chat_id), base, names, prompt, GenerationConfig.parse(values)
+        asked = workbench.chats.ask(
+            _existing(workbench, chat_id), base, names, prompt, GenerationConfig.parse(values)
         )
         ticket = id(asked)
         under_way[ticket] = asked
@@ -182,7 +182,7 @@ def adapters_for(workbench: Workbench, base: str | None) -> list[str]:
 def warnings_html(workbench: Workbench, base: str | None, names: list[str]) -> str:
     """What will go wrong when these adapters answer on this base; empty if nothing."""
     try:
-        found = workbench.chat_warnings(base, names) if base else []
+        found = workbench.chats.warnings(base, names) if base else []
     except (NotFound, WrongBase) as error:
         found = [str(error)]
     return "".join(f"<p class='fault' role='alert'>{escape(one)}</p>" for one in found)

@@ -17,6 +17,7 @@ from app.web.parts.markup import day, duration, number
 from app.web.parts.shell import QUIET, WORKING, Shell, choose_many, inform, refusal, told
 from app.web.sections.runs.comparison import comparison_html, heat_map, parallel_coordinates
 from app.web.sections.train.run_controls import run_choices, run_html
+from core.train.training_options import TrainingOptions
 from storage.tables import QUEUED, Adapter, Run
 
 TAB, TITLE = "runs", "Runs"
@@ -193,9 +194,8 @@ def _comparison(shell: Shell, chosen: gr.State) -> None:
     @told
     def keep(now: list[int]) -> None:
         best = best_of(now)
-        path = workbench.presets.save(
-            best.name, workbench.runs.options(best.id or 0), f"The options of run {best.id}."
-        )
+        options = TrainingOptions.parse(workbench.runs.options(best.id or 0))
+        path = workbench.presets.save(best.name, options, f"The options of run {best.id}.")
         inform(f"Saved as the preset {best.name} ({path.name}); choose it under Train.")
 
     shown = [table, lines, heat]

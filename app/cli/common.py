@@ -1,0 +1,64 @@
+"""What all groups of commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from app.cli.console import ProgressLine
+from app.service.workbench import Workbench
+from app.shared.settings import settings_for
+from core.errors import InvalidConfig
+from core.options import Config
+from storage.tables import Job
+
+Home = Annotated[
+    Path | None,
+    typer.Option("--home", help="Home folder; default $LORA_WORKBENCH_HOME or the user's data folder."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="One option, such as rank=8; repeatable."),
+]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before removing.")]
+
+
+def listed(config: type[Config], option: str) -> str:
+    """The choices of an option, for its help. Plug-ins that cannot be loaded are told there, not raised:
+    the command itself refuses them in one sentence.
+    """
+    try:
+        found = next(one for one in config.options() if one.name == option)
+    except InvalidConfig as error:
+        return str(error)
+    return f"One of {', '.join(found.listed)}."
+
+
+def parsed_settings(given: list[str] | None) -> dict[str, str]:
+    """The options that --set names, as text."""
+    found = {}
+    for setting in given or []:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"--set {setting}: expected KEY=VALUE, such as --set rank=8.")
+        found[key.strip()] = value.strip()
+    return found
+
+
+def open_workbench(home: Path | None) -> Workbench:
+    """The workbench of a home folder, after a look at what has died since."""
+    workbench = Workbench(settings_for(home))
+    workbench.notice_deaths()
+    return workbench
+
+
+def finished(workbench: Workbench, job: Job, progress: ProgressLine) -> dict[str, Any]:
+    """A job's result. Interrupting the command ends the job."""
+    try:
+        return workbench.jobs.wait(job, progress.job)
+    except KeyboardInterrupt:
+        workbench.jobs.cancel(job)
+        raise

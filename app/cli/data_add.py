@@ -1,0 +1,72 @@
+"""Adding a data set."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from app.cli.common import Home, Json, open_workbench
+from app.cli.console import Console, guarded
+from app.cli.data_sources import (
+    Count,
+    Files,
+    Like,
+    Map,
+    Near,
+    Seed,
+    Separator,
+    Share,
+    Stratify,
+    Template,
+    existing_files,
+    given_mapping,
+    given_split,
+)
+from app.shared.data_import import ImportRequest, import_dataset
+from app.shared.text import require_text
+
+
+@guarded
+def data_add(
+    files: Files,
+    name: Annotated[str, typer.Option(help="Name to show; default the file's.")] = "",
+    map_: Map = None,
+    template: Template = None,
+    separator: Separator = "",
+    validation: Annotated[
+        list[str] | None, typer.Option(help="A file whose rows are for validation only; repeatable.")
+    ] = None,
+    share: Share = None,
+    count: Count = None,
+    seed: Seed = 0,
+    stratify: Stratify = False,
+    near: Near = True,
+    like: Like = "",
+    home: Home = None,
+    json: Json = False,
+) -> None:
+    """Import a data set: one or several files, a zip of them, or a data set of the hub."""
+    workbench, console = open_workbench(home), Console(json)
+    if "sample" in files:
+        if len(files) > 1 or map_ or template or separator or like or validation:
+            raise typer.BadParameter(
+                "sample is a data set of its own; leave out the other files and options."
+            )
+        row = workbench.datasets.add_sample(name)
+    else:
+        require_text(*files, name)
+        mapping = given_mapping(workbench, files, map_, template, separator, like)
+        split = given_split(share, count, seed, stratify, has_file=bool(validation))
+        for_validation = [str(one) for one in existing_files(validation or [])]
+        request = ImportRequest(
+            [str(one) for one in existing_files(files)], name, for_validation, mapping, split, near
+        )
+        with console.progress() as progress:
+            row = import_dataset(workbench.registry, request, progress.report)
+    console.row(row, leave_out=() if json else ("preview", "mapping", "digest"))
+    if row.faulty_rows:
+        console.say(
+            f"Rows with errors: {row.faulty_rows:,}. See them: data report {row.name!r}. "
+            f"Leave them out: data exclude {row.name!r} --errors"
+        )

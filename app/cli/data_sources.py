@@ -1,0 +1,106 @@
+"""How the command line says what to read, as what, and which rows are for validation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from app.service.workbench import Workbench
+from app.shared.data_import import is_hub_id, mapping_from
+from core.data.split import COUNT, FILE, NONE, SHARE, Split
+from core.errors import InvalidConfig
+from storage.tables import Dataset
+
+Files = Annotated[
+    list[str],
+    typer.Argument(
+        help=(
+            "Files (.jsonl .json .csv .tsv .parquet .txt .md .zip), or a hub id (owner/name); add "
+            "also takes the word sample."
+        )
+    ),
+]
+Map = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--map",
+        metavar="ROLE=COLUMN",
+        help="Which column is what, such as user=question; repeatable. "
+        "Roles: system, user, assistant, text, label, turns, input, history, id, parent, role, content.",
+    ),
+]
+Template = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--template",
+        metavar="TEXT",
+        help="The user's turn put together from columns: 'Classify: {text}'. "
+        "Or another role's: 'system=You are brief.'; repeatable.",
+    ),
+]
+Separator = Annotated[
+    str, typer.Option(help="What stands between question and answer in each line, such as '||'.")
+]
+Like = Annotated[str, typer.Option(metavar="NAME", help="Read it with the mapping of this data set.")]
+Near = Annotated[
+    bool,
+    typer.Option("--near-duplicates/--no-near-duplicates", help="Look for near duplicates in a second pass."),
+]
+Share = Annotated[
+    float | None,
+    typer.Option(min=0, max=0.5, help="Share of the rows for validation; 0 for none. Default 0.05."),
+]
+Count = Annotated[int | None, typer.Option(min=1, help="Number of rows for validation.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the split.")]
+Stratify = Annotated[
+    bool, typer.Option("--stratify", help="Each label gives its share of the validation rows.")
+]
+
+
+def existing_files(files: list[str]) -> list[Path]:
+    found = [Path(file).expanduser() for file in files]
+    for path in found:
+        if not path.is_file() and not (len(files) == 1 and is_hub_id(str(path))):
+            raise typer.BadParameter(f"{path} is not a file.")
+    return found
+
+
+def given_mapping(
+    workbench: Workbench,
+    files: list[str],
+    pairs: list[str] | None,
+    templates: list[str] | None,
+    separator: str,
+    like: str,
+) -> dict[str, Any] | None:
+    """What was said about the columns; None if nothing was."""
+    if like:
+        row = workbench.registry.find(Dataset, like)
+        if pairs or templates or separator:
+            raise InvalidConfig(
+                "--like takes the whole mapping of a data set; leave out --map, --template and --separator."
+            )
+        if not row.mapping:
+            raise InvalidConfig(
+                f"{like} was imported by an earlier version of the workbench, which kept no mapping."
+            )
+        return row.mapping
+    return mapping_from(existing_files(files)[0], pairs or [], templates or [], separator)
+
+
+def given_split(
+    share: float | None, count: int | None, seed: int, stratify: bool, *, has_file: bool = False
+) -> Split:
+    if sum(one is not None for one in (share, count)) + has_file > 1:
+        raise InvalidConfig("Give one of --share, --count and --validation.")
+    if has_file:
+        return Split(FILE)
+    if count is not None:
+        return Split(COUNT, count=count, seed=seed, stratify=stratify)
+    return (
+        Split(NONE)
+        if share == 0
+        else Split(SHARE, share=0.05 if share is None else share, seed=seed, stratify=stratify)
+    )

@@ -1,0 +1,75 @@
+"""The commands about base models."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from app.cli.common import Home, Json, Yes, finished, open_workbench
+from app.cli.console import Console, guarded
+from storage.tables import Base
+
+models = typer.Typer(no_args_is_help=True, help="Base models: add, list, show, verify, remove.")
+
+
+@models.command("add")
+@guarded
+def models_add(
+    origin: Annotated[
+        str, typer.Argument(help="starter, a folder of safetensors, a .gguf file, or a hub id (owner/name).")
+    ],
+    name: Annotated[str, typer.Option(help="Name to show; default from the source.")] = "",
+    home: Home = None,
+    json: Json = False,
+) -> None:
+    """Add a base model."""
+    console, workbench = Console(json), open_workbench(home)
+    with console.progress() as progress:
+        result = finished(workbench, workbench.models.add(origin, name), progress)
+    rows = [("Added", result["name"]), ("Fingerprint", result["fingerprint"])]
+    console.result(result, rows + ([("The same model as", result["same_as"])] if result["same_as"] else []))
+
+
+@models.command("list")
+@guarded
+def models_list(home: Home = None, json: Json = False) -> None:
+    """List the base models."""
+
+    Console(json).table(
+        open_workbench(home).registry.all(Base),
+        ["name", "architecture", "parameters", "dtype", "size_bytes", "source"],
+    )
+
+
+@models.command("show")
+@guarded
+def models_show(name: str, home: Home = None, json: Json = False) -> None:
+    """Show everything known of a base model."""
+
+    Console(json).row(open_workbench(home).registry.find(Base, name), leave_out=("layer_shapes",))
+
+
+@models.command("verify")
+@guarded
+def models_verify(
+    name: str,
+    accept: Annotated[
+        bool, typer.Option("--accept", help="Take over changes in files other than the weights.")
+    ] = False,
+    home: Home = None,
+    json: Json = False,
+) -> None:
+    """Compute the fingerprint afresh and compare it, and every other file, with what was recorded."""
+    found = open_workbench(home).models.verify(name, accept=accept)
+    Console(json).result({"name": name, "fingerprint": found, "unchanged": True}, [("Unchanged", found)])
+
+
+@models.command("remove")
+@guarded
+def models_remove(name: str, yes: Yes = False, home: Home = None, json: Json = False) -> None:
+    """Forget a base model; files that the workbench downloaded or converted are deleted."""
+    console = Console(json)
+    console.confirm(f"Remove the base model {name}?", yes)
+    open_workbench(home).models.remove(name)
+    console.result({"removed": name}, [("Removed", name)])

@@ -1,0 +1,89 @@
+"""The commands that train, or measure what training would take."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from app.cli.common import Home, Json, Settings, open_workbench
+from app.cli.console import Console, guarded
+from app.cli.following import follow_runs
+from app.cli.option_sources import Config, PresetName, Sweep, given_options
+from core.train.sweep import combinations, parse_grid
+from core.train.training_options import TrainingOptions
+
+
+@guarded
+def train(
+    base: Annotated[str, typer.Option(help="Name of the base model.")],
+    dataset: Annotated[str, typer.Option("--data", help="Name of the data set.")],
+    name: Annotated[str, typer.Option(help="Name of the adapter; default from the data set.")] = "",
+    preset: PresetName = "",
+    config: Config = None,
+    option: Settings = None,
+    sweep: Sweep = None,
+    together: Annotated[
+        bool, typer.Option("--together", help="May train at once with other waiting runs.")
+    ] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Return at once; the run goes on in the engine.")
+    ] = False,
+    home: Home = None,
+    json: Json = False,
+) -> None:
+    """Train an adapter, or a sweep of them at once.
+
+    Interrupting this command leaves runs going; end one with: runs stop ID.
+    """
+    console, workbench = Console(json), open_workbench(home)
+    options = TrainingOptions.parse(given_options(workbench, preset, config, option or []))
+    if sweep:
+        started = workbench.training.sweep(base, dataset, options, parse_grid(sweep), name)
+    else:
+        started = [workbench.training.start(base, dataset, options, name, together=together)]
+    follow_runs(console, workbench, started, json, detach=detach, as_sweep=bool(sweep))
+
+
+@guarded
+def preflight(
+    base: Annotated[str, typer.Option(help="Name of the base model.")],
+    dataset: Annotated[str, typer.Option("--data", help="Name of the data set.")],
+    preset: PresetName = "",
+    config: Config = None,
+    option: Settings = None,
+    sweep: Sweep = None,
+    home: Home = None,
+    json: Json = False,
+) -> None:
+    """Measure what a run would take: memory, time and disk, by a few micro-batches of its longest rows."""
+    console, workbench = Console(json), open_workbench(home)
+    options = TrainingOptions.parse(given_options(workbench, preset, config, option or []))
+    wanted = [one for _, one in combinations(options, parse_grid(sweep))] if sweep else [options]
+    with console.progress() as progress:
+        progress.say("Measuring")
+        found, offered = workbench.training.measure(base, dataset, wanted)
+    hints = [
+        ("Instead", f"{text}: {' '.join(f'--set {key}={value}' for key, value in change.items())}")
+        for text, change in offered
+    ]
+    console.result(
+        {**found, "instead": [change for _, change in offered]},
+        [
+            ("Verdict", found["verdict"]),
+            ("Peak memory", f"{found['peak_bytes'] / 2**30:.2f} of {found['total_bytes'] / 2**30:.2f} GiB"),
+            ("Time a step", f"{found['seconds_a_step']:.2f} s with the longest rows"),
+            (
+                "Time",
+                (
+                    f"at most {found['seconds'] / 60:.1f} min for {found['steps']:,} steps, evaluations not "
+                    "counted"
+                ),
+            ),
+            ("Disk", f"at most {found['disk_bytes'] / 1e6:,.0f} MB for checkpoints"),
+            *[("Note", text) for text in found["notices"]],
+            *hints,
+        ],
+    )
+    if not found["fits"]:
+        raise typer.Exit(1)

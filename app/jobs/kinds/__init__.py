@@ -1,0 +1,66 @@
+"""Jobs: work that a process of its own does once, outside the engine. Each kind is one file here; see
+core/seam.py.
+
+The heads need no torch, since the service lists them, names the jobs and checks what they are given; what
+run() needs is imported inside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlmodel import SQLModel
+
+from app.shared.settings import Settings
+from core.options import Config, NoOptions
+from core.reporting import Report, silent
+from core.seam import Seam
+from storage.registry import Registry
+
+Arguments = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class JobContext:
+    """What a job works on: a home folder, its registry, and whom it tells how far it is."""
+
+    settings: Settings
+    registry: Registry
+    report: Report = silent
+
+
+class JobKind:
+    """One kind of job."""
+
+    name: str
+    label: str
+    help: str
+    order: int = 100
+    options: type[Config] = NoOptions
+    """What a form or the command line asks for before such a job is started."""
+    place: str = ""
+    """Where people start it, for a kind that has a place of its own; any other is offered with its options
+    among the other jobs of the page, and by the command line's jobs start.
+    """
+    keeps: tuple[type[SQLModel], ...] = ()
+    """The tables it adds rows to. A kind that keeps nothing is started however full the home folder is."""
+
+    def title(self, arguments: Mapping[str, Any]) -> str:
+        """What the job is called while it is under way."""
+        return self.label
+
+    def validate(self, context: JobContext, arguments: Mapping[str, Any]) -> Arguments:
+        """The arguments as the job's row holds them, as JSON. Raises what makes the job impossible."""
+        return self.options.parse(arguments).to_dict()
+
+    def run(self, context: JobContext, arguments: Mapping[str, Any]) -> Arguments:
+        """Do the job, in its own process. What it returns, as JSON, is the result that the job's row keeps.
+
+        Raises a user error with the reason it could not be done; then nothing of it is left.
+        """
+        raise NotImplementedError
+
+
+JOBS: Seam[JobKind] = Seam("app.jobs.kinds", JobKind, "job")

@@ -1,0 +1,80 @@
+"""The job that combines adapters of one base into a new one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from app.jobs.kinds import Arguments, JobContext, JobKind
+from app.shared.bases import base_for
+from app.shared.identity import require_fit
+from core.combine.config import CombineConfig, require_weights
+from core.errors import InvalidConfig
+from core.events import Progress
+from storage.tables import Adapter
+
+
+class CombineAdapters(JobKind):
+    """Arguments: parts (each a name and a weight), config, name (empty: only show what would become of
+    them).
+    """
+
+    name, label, order = "combine_adapters", "Combine adapters", 70
+    help = "Make a new adapter of several of one base, on ΔW."
+    place = "Adapters, or adapters combine"
+    keeps = (Adapter,)
+
+    def title(self, arguments: Mapping[str, Any]) -> str:
+        names = ", ".join(one["name"] for one in arguments["parts"])
+        return f"{'Combine' if arguments['name'] else 'Try'} {names}"[:120]
+
+    def validate(self, context: JobContext, arguments: Mapping[str, Any]) -> Arguments:
+        """Raises NameTaken, NotFound, InvalidConfig, and WrongBase if they are of several bases."""
+        config, parts = CombineConfig.parse(arguments["config"]), arguments["parts"]
+        rows = [context.registry.find(Adapter, one["name"]) for one in parts]
+        if len(rows) < 2:
+            raise InvalidConfig("Give at least two adapters to combine, each with a weight.")
+        require_weights([one["weight"] for one in parts])
+        if not any(one["weight"] for one in parts):
+            raise InvalidConfig("All weights are 0, so nothing would be left; give one that is not.")
+        base = base_for(context.registry, rows[0])
+        for row in rows:
+            require_fit(context.registry, row, base)
+        name = arguments.get("name", "")
+        if name:
+            context.registry.require_free(Adapter, name)
+        return {"parts": parts, "config": config.to_dict(), "name": name}
+
+    def run(self, context: JobContext, arguments: Mapping[str, Any]) -> Arguments:
+        """Result: norms, cosines, sign conflicts and the energy lost; it is kept if a name is given."""
+        from app.jobs.adapters import keep_combination, load_row
+        from core.combine.combining import Part, combine, compare_parents
+
+        registry, report = context.registry, context.report
+        config = CombineConfig.parse(arguments["config"])
+        rows = [(registry.find(Adapter, one["name"]), float(one["weight"])) for one in arguments["parts"]]
+        if len({row.id for row, _ in rows}) < len(rows):
+            raise InvalidConfig("An adapter is named twice; name each once, with the weight it gets in all.")
+        base = base_for(registry, rows[0][0])
+        warned = [line for row, _ in rows for line in require_fit(registry, row, base)]
+        parts = [Part(row.name, load_row(registry, row, base), weight) for row, weight in rows]
+        report(Progress("Comparing the parents"))
+        parents = compare_parents(parts)
+        found = combine(parts, config, report)
+        family = [{"name": row.name, "digest": row.digest, "weight": weight} for row, weight in rows]
+        return {
+            "parents": [row.name for row, _ in rows],
+            "weights": [weight for _, weight in rows],
+            "norms": parents.norms,
+            "cosines": parents.cosines,
+            "sign_conflicts": parents.sign_conflicts,
+            "energy_lost": found.energy_lost,
+            "rank": found.adapter.highest_rank,
+            "bytes": 4 * found.adapter.parameter_count,
+            "warnings": warned,
+        } | keep_combination(
+            registry, base, found, arguments.get("name"), "combined", family, config.to_dict(), rows[0][0]
+        )
+
+
+KIND = CombineAdapters()

@@ -1,0 +1,137 @@
+"""The job that lets something leave the house: written, checked in a process of its own, and registered."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from app.jobs.kinds import Arguments, JobContext, JobKind
+from app.shared.bases import base_for, folder_of, source_of
+from app.shared.identity import require_fit
+from app.shared.text import require_text
+from core.base_model.source import check_unchanged
+from core.events import Progress
+from core.export.cards import Provenance
+from core.export.config import split_export_options
+from core.export.duties import FAILED, PASSED, Exporting
+from core.reporting import Report
+from storage.blobs import content_digest, content_size
+from storage.names import free_name
+from storage.registry import Registry
+from storage.tables import Adapter, Base, Export
+
+
+class ExportAdapter(JobKind):
+    """Arguments: adapter, folder (a new one; by default under exports in the home folder), config."""
+
+    name, label, order = "export_adapter", "Export an adapter", 80
+    help = "Write an adapter, or its base with it merged in, for other software, and check the result."
+    place = "Export, or export"
+    keeps = (Export, Base)
+
+    def title(self, arguments: Mapping[str, Any]) -> str:
+        return f"Export {arguments['adapter']} as {arguments['config']['format']}"
+
+    def validate(self, context: JobContext, arguments: Mapping[str, Any]) -> Arguments:
+        """Raises NotFound, WrongBase, InvalidConfig."""
+        config, own = split_export_options(arguments.get("config") or {})
+        row = context.registry.find(Adapter, arguments["adapter"])
+        base_for(context.registry, row)
+        folder = str(arguments.get("folder") or "")
+        require_text(folder)
+        made = f"adapter-{row.id}-{time.strftime('%Y%m%d-%H%M%S')}-{config.format}"
+        folder = folder or str(context.settings.exports / made)
+        return {"adapter": row.name, "folder": folder, "config": config.to_dict() | own.to_dict()}
+
+    def run(self, context: JobContext, arguments: Mapping[str, Any]) -> Arguments:
+        """Write an adapter in the wanted format, load it again and compare. A merged model becomes a base
+        model of its own.
+
+        Result: folder, check, and what was written.
+        """
+        from app.jobs.adapters import load_row
+        from core.base_model.skeleton import skeleton
+        from core.export.check_process import check_export
+        from core.export.exporting import export
+
+        registry, report = context.registry, context.report
+        row = registry.find(Adapter, arguments["adapter"])
+        config, own = split_export_options(arguments["config"])
+        target = Path(arguments["folder"]).expanduser().absolute()
+        base = base_for(registry, row)
+        warned = require_fit(registry, row, base)
+        report(Progress("Computing the fingerprint of the base"))
+        check_unchanged(source_of(registry, base), afresh=True)
+        adapter, blob = load_row(registry, row, base), registry.blobs.path(row.digest)
+        what = Exporting(
+            folder_of(base), skeleton(folder_of(base)), adapter, _provenance(row, base), config, own
+        )
+        facts = export(what, target, report)
+        try:
+            check = check_export(folder_of(base), blob, target, arguments["config"], base.template, report)
+            sound = check["verdict"] != FAILED
+            merged = _registered(registry, row, target, report) if config.kind.is_base and sound else None
+        except BaseException:
+            shutil.rmtree(target, ignore_errors=True)  # what nobody checked is not left behind
+            raise
+        registry.save(
+            Export(
+                adapter_name=row.name,
+                adapter_digest=row.digest,
+                base_name=base.name,
+                folder=str(target),
+                size_bytes=content_size(target),
+                passed=check["verdict"] == PASSED,
+                sentence=check["sentence"],
+                check=check | facts,
+                format=config.format,
+                verdict=check["verdict"],
+                files={path.name: content_digest(path) for path in sorted(target.iterdir())},
+            )
+        )
+        return {
+            "folder": str(target),
+            "passed": sound,
+            "verdict": check["verdict"],
+            "sentence": check["sentence"],
+            "check": check,
+            "warnings": warned,
+            "base": merged,
+            **facts,
+        }
+
+
+KIND = ExportAdapter()
+
+
+def _provenance(row: Adapter, base: Base) -> Provenance:
+    return Provenance(
+        base_name=base.name,
+        base_fingerprint=base.fingerprint,
+        base_licence=base.licence,
+        adapter_name=row.name,
+        adapter_digest=row.digest,
+        dataset_name=row.dataset_name,
+        config=row.config,
+        train_loss=row.train_loss,
+        validation_loss=row.validation_loss,
+        base_template=base.template,
+        tokenizer_hash=row.tokenizer_hash,
+        template_hash=row.template_hash,
+        parents=tuple(f"{parent['name']} × {parent['weight']:g}" for parent in row.parents),
+    )
+
+
+def _registered(registry: Registry, row: Adapter, target: Path, report: Report) -> str:
+    """The merged model as a base: it can be trained and merged again, and nobody takes it for the one it came
+    from.
+    """
+    from app.jobs.registering import register_base
+
+    name = free_name(f"{row.name} merged"[:110], registry.names(Base))
+    return register_base(
+        registry, target, name=name, source="merged", origin=str(target), owned=False, report=report
+    ).name

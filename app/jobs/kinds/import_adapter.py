@@ -1,0 +1,169 @@
+"""The job that imports an adapter, or only says what the files are and which base here they fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from app.jobs.kinds import Arguments, JobContext, JobKind
+from app.shared.bases import shapes_of
+from app.shared.identity import mismatch, require_fit
+from app.shared.text import require_text
+from core.errors import InvalidAdapter, WrongBase
+from core.events import Progress
+from storage.registry import Registry
+from storage.tables import Adapter, Base
+
+if TYPE_CHECKING:
+    from core.lora.adapter import AdapterWeights
+    from core.lora.foreign.look import Found
+
+    Tried = tuple[Base, AdapterWeights | None, str]
+
+
+class ImportAdapter(JobKind):
+    """Arguments: folder (or a .zip or .safetensors file), name, base (may be None), alpha (may be None),
+    shown (what the files are called if not by their path), look (only look, import nothing).
+    """
+
+    name, label, order = "import_adapter", "Import an adapter", 30
+    help = "Find out what a folder, zip or file holds, which base here it fits, and register it."
+    place = "Adapters, or adapters import"
+    keeps = (Adapter,)
+
+    def title(self, arguments: Mapping[str, Any]) -> str:
+        what = arguments["shown"] or Path(arguments["folder"]).name
+        return f"{'Look at' if arguments['look'] else 'Import'} {what}"
+
+    def validate(self, context: JobContext, arguments: Mapping[str, Any]) -> Arguments:
+        """Raises NameTaken, NotFound."""
+        given = {"name": "", "base": None, "alpha": None, "shown": "", "look": False, **arguments}
+        origin, name = Path(given["folder"]), given["name"]
+        require_text(str(origin), name)
+        if not given["look"]:
+            context.registry.require_free(Adapter, name or _default_name(origin, given["shown"]))
+        if given["base"]:
+            context.registry.find(Base, given["base"])
+        return given
+
+    def run(self, context: JobContext, arguments: Mapping[str, Any]) -> Arguments:
+        """Result: what was found, the bases it was tried on, and of an imported one its name and its
+        base's.
+        """
+        from core.lora.foreign.look import look
+        from core.lora.foreign.take import take
+
+        registry, report = context.registry, context.report
+        origin, only_look = Path(arguments["folder"]).expanduser(), arguments.get("look")
+        shown = arguments.get("shown") or origin.name
+        name = arguments.get("name") or Path(shown).stem
+        if not only_look:
+            registry.require_free(Adapter, name)
+        report(Progress("Looking at the files"))
+        with registry.blobs.staging() as staging:
+            (staging / "taken").mkdir()
+            found = look(take(origin, staging / "taken", shown))
+            report(Progress("Looking for its base"))
+            tried = [_tried(registry, found, base, arguments.get("alpha")) for base in registry.all(Base)]
+            if only_look:
+                return _said(found, tried)
+            base, weights = _the_one(registry, found, tried, arguments.get("base"), shown)
+            report(Progress("Storing"))
+            digest = registry.blobs.put(_as_stored(found, weights, staging))
+        return _said(found, tried) | _registered(registry, found, base, weights, name, digest)
+
+
+KIND = ImportAdapter()
+
+
+def _default_name(origin: Path, shown: str) -> str:
+    return Path(shown or origin.resolve().name).stem
+
+
+def _tried(registry: Registry, found: Found, base: Base, alpha: float | None) -> Tried:
+    """Whether an adapter fits a base, and why or why not."""
+    from core.lora.foreign.fit import fit
+
+    recorded, claimed = found.evidence.fingerprint, found.evidence.claims or "another base"
+    if recorded and recorded != base.fingerprint:
+        return base, None, mismatch(registry, "in these files", claimed, recorded, base)
+    try:
+        weights = fit(found, shapes_of(base), base.head, alpha)
+    except InvalidAdapter as error:
+        return base, None, str(error)
+    how = (
+        "It records this base's fingerprint."
+        if recorded
+        else "Its layers fit; for which weights it was made it does not record."
+    )
+    return base, weights, how
+
+
+def _said(found: Found, tried: Sequence[Tried]) -> Arguments:
+    """What the files are, and which bases they were tried on."""
+    bases = [{"name": base.name, "fits": weights is not None, "why": why} for base, weights, why in tried]
+    return {
+        "evidence": asdict(found.evidence),
+        "sentence": found.evidence.sentence(),
+        "bases": bases,
+    }
+
+
+def _the_one(
+    registry: Registry, found: Found, tried: Sequence[Tried], named: str | None, shown: str
+) -> tuple[Base, AdapterWeights]:
+    """The base that was named, or the only one that fits.
+
+    Raises WrongBase or InvalidAdapter, saying why not the others.
+    """
+    if not tried:
+        raise InvalidAdapter("There is no base model yet; add the one this adapter was made for first.")
+    if named:
+        base, weights, why = next(one for one in tried if one[0].name == registry.find(Base, named).name)
+        if weights is None:
+            raise WrongBase(f"The adapter {shown} does not fit {named}. {why}")
+        return base, weights
+    fitting = [(base, weights) for base, weights, _ in tried if weights is not None]
+    if not fitting:
+        why = f"{tried[0][0].name}: {tried[0][2]}"
+        raise WrongBase(f"The adapter {shown} fits no base model here. {found.evidence.sentence()} {why}")
+    if len({base.fingerprint for base, _ in fitting}) > 1:
+        names = ", ".join(base.name for base, _ in fitting)
+        raise WrongBase(
+            f"The adapter {shown} does not record its base (it says "
+            f"{found.evidence.claims or 'nothing'}) and fits several: "
+            f"{names}. Name the right one with --base."
+        )
+    return fitting[0]
+
+
+def _as_stored(found: Found, weights: AdapterWeights, staging: Path) -> Path:
+    """PEFT's own files as they are, what is in another layout written anew."""
+    from core.lora.foreign.layouts import LAYOUTS
+    from core.lora.peft.files import save_adapter
+
+    if found.layout is LAYOUTS[0] and found.config is not None:
+        return found.weights_file.parent
+    folder = staging / "converted"
+    folder.mkdir()
+    save_adapter(folder, weights)
+    return folder
+
+
+def _registered(
+    registry: Registry, found: Found, base: Base, weights: AdapterWeights, name: str, digest: str
+) -> Arguments:
+    """Its name, its base's, and what will go wrong with it."""
+    from app.jobs.adapters import add_adapter
+
+    hashes = {
+        "tokenizer_hash": found.evidence.tokenizer_hash,
+        "template_hash": found.evidence.template_hash,
+    }
+    row = add_adapter(registry, base, weights, name=name, source="imported", digest=digest, **hashes)
+    warned = require_fit(registry, row, base)
+    if not weights.is_trained():
+        warned.append("Every B is zero: this adapter was never trained.")
+    return {"name": row.name, "base": base.name, "warning": " ".join(warned)}

@@ -1,0 +1,71 @@
+"""Adapters: importing, looking inside, verifying, resizing, combining. Each starts a job."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from app.service.jobs import Jobs
+from storage.tables import Job
+
+
+class Adapters:
+    """What can be done with the adapters of one home folder."""
+
+    def __init__(self, jobs: Jobs) -> None:
+        self._jobs = jobs
+
+    def import_files(
+        self,
+        origin: Path,
+        name: str = "",
+        base: str | None = None,
+        *,
+        alpha: float | None = None,
+        shown: str = "",
+    ) -> Job:
+        """Start importing an adapter: a folder, a zip or a .safetensors file, called `shown` if not by its
+        path.
+
+        alpha serves files that do not say theirs. Raises NameTaken, NotFound.
+        """
+        arguments = {"folder": str(origin), "name": name, "base": base, "alpha": alpha, "shown": shown}
+        return self._jobs.start("import_adapter", arguments)
+
+    def look_at(self, origin: Path, *, alpha: float | None = None, shown: str = "") -> Job:
+        """Start finding out what a folder, zip or file holds and which base here it fits, without importing
+        it.
+        """
+        arguments = {"folder": str(origin), "look": True, "alpha": alpha, "shown": shown}
+        return self._jobs.start("import_adapter", arguments)
+
+    def inspect(self, name: str, other: str = "") -> Job:
+        """Start measuring what is inside an adapter; with `other`, how far the two share their directions.
+
+        Raises NotFound.
+        """
+        return self._jobs.start("inspect_adapter", {"adapter": name, "other": other})
+
+    def verify(self, name: str = "", *, deep: bool = False) -> Job:
+        """Start verifying an adapter, or all; with `deep` the bases are hashed anew, touched or not.
+
+        Raises NotFound.
+        """
+        return self._jobs.start("verify_adapter", {"adapter": name, "deep": deep})
+
+    def resize(self, adapter: str, rank: int, name: str = "", *, evaluate: bool = False) -> Job:
+        """Start cutting an adapter to a lower rank; without a `name` it is only shown what that would lose.
+
+        Raises NameTaken, NotFound, InvalidConfig.
+        """
+        arguments = {"adapter": adapter, "rank": rank, "name": name, "evaluate": evaluate}
+        return self._jobs.start("resize_adapter", arguments)
+
+    def combine(self, parts: Mapping[str, float], options: Mapping[str, object], name: str = "") -> Job:
+        """Start combining adapters by name and weight; without a `name` it is only shown what would become of
+        them.
+
+        Raises NameTaken, NotFound, InvalidConfig, and WrongBase if they are of several bases.
+        """
+        listed = [{"name": one, "weight": weight} for one, weight in parts.items()]
+        return self._jobs.start("combine_adapters", {"parts": listed, "config": dict(options), "name": name})

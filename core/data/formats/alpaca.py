@@ -1,0 +1,69 @@
+"""Alpaca: instruction, input and output, with LLaMA-Factory's history of earlier turns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from core.data.findings import RowFault
+from core.data.formats import Convert, DataFormat, Example, Seen
+from core.data.formats._cells import Turn, label_in, system_column, system_turn, text_in
+from core.data.formats._columns import ANSWERS, QUESTIONS, SYSTEMS
+from core.data.mapping import Candidate, DataMapping
+from core.data.reading import Row
+from core.data.turns import conversation
+
+
+class Alpaca(DataFormat):
+    """{"instruction": "…", "input": "…", "output": "…", "history": [["…", "…"], …]}."""
+
+    name, label, order = "alpaca", "alpaca", 20
+    help = "instruction, input and output"
+    said, expected = "**Alpaca**", "instruction and output"
+    roles, needed = ("user", "input", "assistant", "system", "history", "label"), ("user", "assistant")
+    own_roles = (("input", "Further input"), ("history", "History"))
+    templates, optional = ("system",), (*SYSTEMS, "input", "history")
+    instead_of = ("prompt and completion",)
+
+    def is_meant_by(self, roles: set[str]) -> bool:
+        return super().is_meant_by(roles) and not {"id", "parent"} <= roles
+
+    def detect(self, seen: Seen) -> list[Candidate]:
+        questions = {name for name in QUESTIONS if name in seen.names}
+        answers = {name for name in ANSWERS if name in seen.names}
+        if "instruction" not in questions or questions - {"instruction", "input"} or answers != {"output"}:
+            return []
+        columns = {"user": seen.names["instruction"], "assistant": seen.names["output"]}
+        columns |= {role: seen.names[role] for role in ("input", "history") if role in seen.names}
+        mapping = DataMapping(self.name, columns | system_column(seen))
+        return [Candidate(mapping, "columns instruction and output")]
+
+    def converter(self, mapping: DataMapping) -> Convert:
+        columns = mapping.columns
+        extra, history = columns.get("input"), columns.get("history", "")
+
+        def convert(number: int, row: Row) -> Example:
+            asked = text_in(row, columns["user"])
+            if extra and row.get(extra) not in (None, ""):
+                asked = f"{asked}\n{text_in(row, extra)}"
+            turns = [
+                *system_turn(mapping, row),
+                *_history(row.get(history)),
+                ("user", asked),
+                ("assistant", text_in(row, columns["assistant"])),
+            ]
+            return conversation(number, turns, label=label_in(mapping, row))
+
+        return convert
+
+
+KIND = Alpaca()
+
+
+def _history(history: Any) -> list[Turn]:
+    pairs = history or []
+    sound = isinstance(pairs, list) and all(
+        isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs
+    )
+    if not sound or not all(isinstance(one, str) for pair in pairs for one in pair):
+        raise RowFault("missing", "history must be a list of [question, answer] pairs.")
+    return [turn for asked, answered in pairs for turn in (("user", asked), ("assistant", answered))]

@@ -1,0 +1,75 @@
+"""A question and its answer in columns of their own, under any of the names that people give them."""
+
+from __future__ import annotations
+
+from core.data.formats import Convert, DataFormat, Seen
+from core.data.formats._cells import system_column
+from core.data.formats._columns import ANSWERS, QUESTIONS, SYSTEMS
+from core.data.formats._pairs import pairs_converter
+from core.data.mapping import TEMPLATED, Candidate, DataMapping
+
+
+class PromptAndCompletion(DataFormat):
+    """{"prompt": "…", "completion": "…"}; several columns of one side are several candidates."""
+
+    name, label, order = "prompt and completion", "prompt and completion", 30
+    help = "a question and an answer in columns of their own, or put together from columns by templates"
+    said = "**prompt/completion** and question/answer columns"
+    expected = "prompt and completion; question and answer"
+    roles, needed = ("user", "assistant", "system", "label"), ("user", "assistant")
+    templates, optional = TEMPLATED, SYSTEMS
+
+    def detect(self, seen: Seen) -> list[Candidate]:
+        questions = [seen.names[name] for name in QUESTIONS if name in seen.names]
+        answers = [seen.names[name] for name in ANSWERS if name in seen.names]
+        found = self._preferred(seen, questions)
+        for answer in answers:
+            rest = {"assistant": answer, **system_column(seen)}
+            if len(questions) == 2:
+                found.append(self._joined(questions, rest))
+            for question in questions:
+                mapping = DataMapping(self.name, {"user": question, **rest})
+                found.append(Candidate(mapping, f"columns {question!r} and {answer!r}"))
+        return found
+
+    def _preferred(self, seen: Seen, questions: list[str]) -> list[Candidate]:
+        if not _are_preferences(seen) or not questions:
+            return []
+        mapping = DataMapping(self.name, {"user": questions[0], "assistant": seen.names["chosen"]})
+        said = "the chosen answers as plain answers; the rejected ones are not used"
+        return [Candidate(mapping, said, doubtful=True)]
+
+    def _joined(self, questions: list[str], rest: dict[str, str]) -> Candidate:
+        """Two columns that ask together, the context first."""
+        first, second = sorted(questions, key=lambda name: name.strip().lower() != "context")
+        mapping = DataMapping(self.name, rest, {"user": f"{{{first}}}\n\n{{{second}}}"})
+        return Candidate(mapping, f"{first!r} and {second!r} together ask, {rest['assistant']!r} answers")
+
+    def guess(self, seen: Seen) -> list[Candidate]:
+        """Two columns of text are a question and an answer, one way or the other."""
+        columns = seen.columns
+        texts = all(isinstance(row.get(column), str) for row in seen.rows[:20] for column in columns)
+        if len(columns) != 2 or not texts:
+            return []
+        return [
+            Candidate(
+                DataMapping(self.name, {"user": a, "assistant": b}),
+                f"two columns: {a!r} asks, {b!r} answers",
+                doubtful=True,
+            )
+            for a, b in (columns, columns[::-1])
+        ]
+
+    def hints(self, seen: Seen) -> list[str]:
+        said = "Preferences (chosen / rejected) cannot be trained on yet; the chosen answers can."
+        return [said] if _are_preferences(seen) else []
+
+    def converter(self, mapping: DataMapping) -> Convert:
+        return pairs_converter(mapping)
+
+
+KIND = PromptAndCompletion()
+
+
+def _are_preferences(seen: Seen) -> bool:
+    return {"chosen", "rejected"} <= set(seen.names)

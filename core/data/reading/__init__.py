@@ -1,0 +1,189 @@
+"""Files of rows: each kind of file is one file here; see core/seam.py. Needs no torch.
+
+A row is a mapping of column names to values. Its number is the line of a JSONL file, or the position from 1
+elsewhere. A row that cannot be read comes out as a BadRow, and reading goes on behind it wherever the file's
+format allows that.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from core.errors import InvalidData
+from core.seam import Seam
+
+Row = dict[str, Any]
+MOST_LINE = 32 << 20  # bytes of one row; longer ones are broken files
+_KEPT_RAW = 20_000  # characters of an unreadable row that are kept to show
+_BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that could not be read: a finding's code, the reason, and what stands there."""
+
+    code: str
+    detail: str
+    raw: str = ""
+
+
+NumberedRows = Iterator[tuple[int, Row | BadRow]]
+
+
+class FileKind:
+    """One kind of file of rows."""
+
+    name: str
+    label: str
+    help: str
+    order: int = 100
+    suffixes: tuple[str, ...]
+    """What names of such files end in, in lower case and with the dot."""
+    plain: bool = False
+    """Whether it is plain text: rows of one column, text, which are lines or whole documents."""
+
+    def read(self, reader: RowReader) -> NumberedRows:
+        """All rows of reader's file, which is opened once.
+
+        Raises InvalidData if it cannot be read at all.
+        """
+        raise NotImplementedError
+
+
+FILE_KINDS: Seam[FileKind] = Seam("core.data.reading", FileKind, "kind of file")
+
+
+def suffixes() -> tuple[str, ...]:
+    """What names of files that can be read end in."""
+    return tuple(suffix for kind in FILE_KINDS.all().values() for suffix in kind.suffixes)
+
+
+def plain_suffixes() -> tuple[str, ...]:
+    """Those of plain texts."""
+    return tuple(suffix for kind in FILE_KINDS.all().values() if kind.plain for suffix in kind.suffixes)
+
+
+class RowReader:
+    """Iterates over (number, row) of one file. `position` says how many of
+    its `size` bytes have been read.
+    """
+
+    def __init__(
+        self, path: Path, *, name: str = "", by_line: bool = False, columns: Collection[str] | None = None
+    ) -> None:
+        """`name` is what messages call the file; by_line makes each line of a plain text a row; columns says
+        which are wanted, where a file can be read by columns.
+
+        Raises InvalidData for a kind of file that is not known, or an empty one. The file is opened when it
+        is iterated over.
+        """
+        self.path, self.name = path, name or path.name
+        self.size, self.position = path.stat().st_size, 0
+        self.by_line, self.columns = by_line, columns
+        self.suffix = Path(self.name).suffix.lower()
+        self.kind = self._kind()
+        self.header: tuple[str, ...] = ()
+        """All columns of a file that names them before its rows, once the first row is there."""
+        self._kept: BinaryIO | None = None
+        if self.size == 0:
+            raise InvalidData(f"{self.name} is empty.")
+
+    def _kind(self) -> FileKind:
+        found = next((kind for kind in FILE_KINDS.all().values() if self.suffix in kind.suffixes), None)
+        if found is None:
+            raise InvalidData(
+                f"{self.name}: files ending in {self.suffix or 'nothing'} cannot be read; use "
+                f"{', '.join(suffixes())}."
+            )
+        return found
+
+    def __iter__(self) -> NumberedRows:
+        return self.kind.read(self)
+
+    @contextmanager
+    def opened(self) -> Iterator[BinaryIO]:
+        """A text file, behind its byte order mark. Raises InvalidData if it is UTF-16."""
+        if self._kept is not None:
+            self._to_start(self._kept)
+            yield self._kept
+            return
+        with self.path.open("rb") as file:
+            self._to_start(file)
+            yield file
+
+    @contextmanager
+    def kept_open(self) -> Iterator[None]:
+        """Iterate over a text file several times in one opening, here with by_line and there without."""
+        with self.path.open("rb") as self._kept:
+            yield
+        self._kept = None
+
+    def _to_start(self, file: BinaryIO) -> None:
+        file.seek(0)
+        start = file.read(4)
+        if start[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in start:
+            raise InvalidData(f"{self.name} is not UTF-8 text (it looks like UTF-16); save it as UTF-8.")
+        self.position = 3 if start[:3] == _BOM else 0
+        file.seek(self.position)
+
+    def lines(self, file: BinaryIO) -> Iterator[bytes | BadRow]:
+        """The lines of a file with their ends; one of more than MOST_LINE bytes is a BadRow."""
+        while line := file.readline(MOST_LINE):
+            length = len(line)
+            if length == MOST_LINE and not line.endswith(b"\n"):
+                length += _rest_of_line(file)
+                size = f"{length / 1e6:,.0f} MB"
+                line_or_bad: bytes | BadRow = BadRow(
+                    "unreadable",
+                    f"The line is {size} long; a row may have {MOST_LINE >> 20} MB.",
+                    shown(line),
+                )
+            else:
+                line_or_bad = line
+            self.position += length
+            yield line_or_bad
+
+
+def _rest_of_line(file: BinaryIO) -> int:
+    length = 0
+    while part := file.readline(1 << 20):
+        length += len(part)
+        if part.endswith(b"\n"):
+            break
+    return length
+
+
+def shown(content: bytes | str) -> str:
+    """What is kept of a row that cannot be read."""
+    text = (
+        content[: _KEPT_RAW * 4].decode("utf-8", errors="replace") if isinstance(content, bytes) else content
+    )
+    return text[:_KEPT_RAW].encode("utf-8", errors="replace").decode()
+
+
+def refuse_twin_columns(name: str, columns: Sequence[str]) -> None:
+    """Raises InvalidData if two columns have one name."""
+    twins = sorted(column for column, count in Counter(columns).items() if count > 1)
+    if twins:
+        raise InvalidData(
+            f"{name} has several columns called {twins[0][:40]!r}; give each a name of its own."
+        )
+
+
+def kind_of(value: Any) -> str:
+    """What a value is, in words."""
+    names = {
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        str: "text",
+        list: "a list",
+        dict: "an object",
+    }
+    names |= {bytes: "binary data"}
+    return "missing" if value is None else names.get(type(value), f"of the kind {type(value).__name__}")

@@ -1,0 +1,60 @@
+"""Parquet, read by columns and batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from core.data.reading import BadRow, FileKind, NumberedRows, Row, RowReader, refuse_twin_columns
+from core.errors import InvalidData
+
+if TYPE_CHECKING:
+    from pyarrow import RecordBatch
+
+
+class ParquetRows(FileKind):
+    """Of its columns only the wanted ones are read."""
+
+    name, label, order = "parquet", "Parquet", 30
+    help = "Tables of columns, as the hub keeps them."
+    suffixes = (".parquet",)
+
+    def read(self, reader: RowReader) -> NumberedRows:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+
+        try:
+            with ParquetFile(reader.path) as file:
+                reader.header = names = tuple(file.schema_arrow.names)
+                refuse_twin_columns(reader.name, names)
+                wanted = [name for name in names if reader.columns is None or name in reader.columns]
+                number, total = 0, max(1, file.metadata.num_rows)
+                for batch in file.iter_batches(batch_size=1024, columns=wanted or None):
+                    reader.position = reader.size * (number + batch.num_rows) // total
+                    for row in _batch_rows(batch, number):
+                        number += 1
+                        yield number, row
+        except (ArrowException, OSError) as error:
+            raise InvalidData(f"{reader.name} is not a readable Parquet file: {str(error)[:200]}") from None
+
+
+KIND = ParquetRows()
+
+
+def _batch_rows(batch: RecordBatch, before: int) -> Iterator[Row | BadRow]:
+    """The rows of a batch; where one of them has no equal in Python, such as a date beyond the year 9999,
+    that row is bad.
+    """
+    from pyarrow import ArrowException
+
+    try:
+        yield from batch.to_pylist()
+    except (ArrowException, ValueError, OverflowError, KeyError, ImportError):
+        for at in range(batch.num_rows):
+            try:
+                yield batch.slice(at, 1).to_pylist()[0]
+            except (ArrowException, ValueError, OverflowError, KeyError, ImportError) as error:
+                yield BadRow(
+                    "unreadable",
+                    f"Row {before + at + 1} cannot be read: {type(error).__name__}, {str(error)[:120]}.",
+                )

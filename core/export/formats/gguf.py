@@ -1,0 +1,73 @@
+"""The merged model as one GGUF file, for llama.cpp and what is built on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from core.export.formats import AUTO, FLOAT_DTYPES, ExportFormat
+from core.reporting import Report
+
+if TYPE_CHECKING:
+    from core.export.duties import Exported, Exporting, Facts, Finding
+
+QUANTISED_DTYPES = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+
+
+class Gguf(ExportFormat):
+    """One file."""
+
+    name, label, order = "gguf", "GGUF model", 20
+    help = "Merged, for llama.cpp."
+    merges = True
+    dtypes = (AUTO, *FLOAT_DTYPES, *QUANTISED_DTYPES)
+    ending = ".gguf"
+
+    def write(self, what: Exporting, staging: Path, report: Report) -> Facts:
+        """See ExportFormat."""
+        from core.export.cards import file_name
+
+        stored = "f16" if what.config.dtype == AUTO else what.config.dtype
+        target = staging / f"{file_name(what.about.adapter_name)}-{stored}{self.ending}"
+        return {"tensors": write_merged(what, target, report)}
+
+    def check(self, what: Exported, report: Report) -> Finding:
+        """See ExportFormat."""
+        from core.export.duties import finding
+        from core.gguf.check import check_merged_gguf
+
+        return finding(
+            check_merged_gguf(
+                what.base_folder,
+                what.adapter,
+                what.skeleton.transposed,
+                self.only_file(what.folder),
+                what.config.dtype,
+                report,
+                what.template,
+            )
+        )
+
+    def describe(self, base: str, adapter: str) -> str:
+        """See ExportFormat."""
+        return f"{base} with the LoRA adapter {adapter} merged in, for llama.cpp and what is built on it."
+
+
+def write_merged(what: Exporting, target: Path, report: Report) -> int:
+    """Write the merged model as the file `target`; returns its number of tensors."""
+    from core.gguf.write import write_merged_gguf
+
+    return write_merged_gguf(
+        what.base_folder,
+        what.adapter,
+        what.skeleton.transposed,
+        target,
+        report,
+        what.about.adapter_name,
+        what.config.dtype,
+        what.about.base_template,
+        what.about.base_licence,
+    )
+
+
+KIND = Gguf()

@@ -1,0 +1,85 @@
+"""The adapter alone in PEFT's own files, which most tools load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from core.events import Progress
+from core.export.formats import ExportFormat
+from core.reporting import Report
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from core.export.duties import Exported, Exporting, Facts, Finding
+    from core.lora.adapter import AdapterWeights
+
+
+class Peft(ExportFormat):
+    """adapter_config.json and adapter_model.safetensors."""
+
+    name, label, order = "peft", "PEFT adapter", 10
+    help = "The adapter alone."
+    merges = False
+    no_other_dtype = "An adapter's factors stay in float32; leave out dtype for {name}."
+    ending = ".safetensors"
+
+    def write(self, what: Exporting, staging: Path, report: Report) -> Facts:
+        """See ExportFormat."""
+        from core.lora.peft.files import TEMPLATE_KEY, TOKENIZER_KEY, save_adapter
+
+        about = {TOKENIZER_KEY: what.about.tokenizer_hash, TEMPLATE_KEY: what.about.template_hash}
+        save_adapter(staging, what.adapter, {key: value for key, value in about.items() if value})
+        return {"tensors": 2 * len(what.adapter.layers)}
+
+    def check(self, what: Exported, report: Report) -> Finding:
+        """The exported adapter computes the same logits as the registered one, to the last bit."""
+        from core.base_model.probes import lack_of_memory
+        from core.export.duties import FAILED, PASSED, Finding, read_back
+        from core.lora.peft.files import load_adapter
+
+        if why := lack_of_memory(what.base_folder):
+            report(Progress("Reading back every tensor"))
+            return read_back(_differing_layers(what), why)
+        report(Progress("Loading the exported adapter"))
+        found = load_adapter(what.folder, what.skeleton.shapes, what.skeleton.head)
+        wanted_logits, logits = _probed(what, found)
+        difference = float((wanted_logits - logits).abs().max())
+        passed = difference == 0 and bool(logits.isfinite().all())
+        sentence = (
+            f"{'Passed' if passed else 'FAILED'}: loaded again from the folder, its logits differ by "
+            f"{difference:.3g}."
+        )
+        return Finding(PASSED if passed else FAILED, sentence, {"max_logit_difference": difference})
+
+    def describe(self, base: str, adapter: str) -> str:
+        """See ExportFormat."""
+        return f"The LoRA adapter {adapter} for {base}, in PEFT's format."
+
+
+def _differing_layers(what: Exported) -> list[str]:
+    from core.lora.peft.files import load_adapter
+
+    found = load_adapter(what.folder, what.skeleton.shapes, what.skeleton.head).layers
+    return [path for path, one in what.adapter.layers.items() if not found[path].equals(one)]
+
+
+def _probed(what: Exported, found: AdapterWeights) -> tuple[Tensor, Tensor]:
+    """Logits with the registered adapter and with the exported one, each [positions, vocabulary]."""
+    import torch
+
+    from core.base_model.load import load_base
+    from core.base_model.probes import probe_ids, probe_logits
+    from core.lora.bank import loaded_bank
+
+    cpu = torch.device("cpu")
+    base = load_base(what.base_folder, device=cpu, dtype=torch.float32, template=what.template)
+    probes, logits = probe_ids(base), []
+    for one in (what.adapter, found):
+        with loaded_bank(base.layers, [one]).use():
+            logits.append(probe_logits(base, probes))
+    return logits[0], logits[1]
+
+
+KIND = Peft()

@@ -1,0 +1,123 @@
+"""The merged model as transformers loads it: W + (α/r)BA in safetensors files beside the base's own files."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from core.events import Progress
+from core.export.formats import AUTO, FLOAT_DTYPES, ExportFormat
+from core.options import Config, option
+from core.reporting import Report
+
+if TYPE_CHECKING:
+    from core.export.duties import Exported, Exporting, Facts, Finding
+
+_COMPANIONS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "LICENSE",
+)
+
+
+@dataclass(frozen=True)
+class SafetensorsOptions(Config):
+    """How the files are cut."""
+
+    shard_gigabytes: float = option(
+        0.0,
+        "Shard size",
+        "Largest safetensors file; 0: as the base's files.",
+        unit="GB",
+        minimum=0.0,
+        maximum=1000.0,
+    )
+
+
+class Safetensors(ExportFormat):
+    """A folder that is a base model of its own."""
+
+    name, label, order = "safetensors", "Merged model", 0
+    help = "Merged, for transformers and vLLM."
+    options = SafetensorsOptions
+    merges = is_base = True
+    dtypes = (AUTO, *FLOAT_DTYPES)
+    no_other_dtype = "{dtype} is a kind of GGUF weights; {name} takes {dtypes}."
+    ending = ".safetensors"
+
+    def write(self, what: Exporting, staging: Path, report: Report) -> Facts:
+        """See ExportFormat."""
+        from core.merge.merge import merge_into_base
+
+        assert isinstance(what.own, SafetensorsOptions)
+        written = merge_into_base(
+            what.base_folder,
+            what.adapter,
+            what.skeleton.transposed,
+            staging,
+            report,
+            what.about.metadata(),
+            what.config.dtype,
+            what.own.shard_gigabytes * 1e9,
+        )
+        _copy_companions(what, staging)
+        facts = asdict(written)
+        del facts["bytes_written"]  # the folder's size is told in any case
+        return facts
+
+    def check(self, what: Exported, report: Report) -> Finding:
+        """See ExportFormat."""
+        from core.base_model.probes import lack_of_memory
+        from core.export.duties import finding, read_back
+        from core.merge.verify import differing_tensors, verify_merge
+
+        if why := lack_of_memory(what.base_folder):
+            report(Progress("Reading back every tensor"))
+            transposed = what.skeleton.transposed
+            return read_back(differing_tensors(what.base_folder, what.adapter, transposed, what.folder), why)
+        return finding(verify_merge(what.base_folder, what.adapter, what.folder, report, what.template))
+
+    def describe(self, base: str, adapter: str) -> str:
+        """See ExportFormat."""
+        return f"{base} with the LoRA adapter {adapter} merged in: W + (α/r)BA."
+
+
+def _copy_companions(what: Exporting, staging: Path) -> None:
+    """The base's configuration and tokenizer, with what the export says otherwise."""
+    import shutil
+
+    from core.base_model.describe import chat_template
+    from core.base_model.templates import chosen_template
+
+    for name in _COMPANIONS:
+        if (what.base_folder / name).is_file():
+            shutil.copyfile(what.base_folder / name, staging / name)
+    if what.config.dtype != AUTO:
+        _state_dtype(staging / "config.json", what.config.dtype)
+    if chat_template(what.base_folder) is None:
+        template = chosen_template(what.about.base_template)
+        (staging / "chat_template.jinja").write_text(template, encoding="utf-8")
+
+
+def _state_dtype(path: Path, dtype: str) -> None:
+    """Software that loads the model takes its number format from the configuration."""
+    import json
+
+    from core.base_model.files import read_json
+
+    config = read_json(path)
+    config.pop("torch_dtype", None)
+    stated = json.dumps(config | {"dtype": dtype}, indent=2, ensure_ascii=False)
+    path.write_text(stated + "\n", encoding="utf-8")
+
+
+KIND = Safetensors()

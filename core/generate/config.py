@@ -1,0 +1,32 @@
+"""How answers are sampled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from core.options import Config, option
+
+
+@dataclass(frozen=True)
+class GenerationConfig(Config):
+    """How one answer is sampled."""
+
+    max_tokens: int = option(256, "Max tokens", "Longest answer.", unit="tokens", minimum=1, maximum=32768)
+    temperature: float = option(
+        0.7, "Temperature", "0 is greedy: always the likeliest token.", minimum=0.0, maximum=5.0
+    )
+    top_p: float = option(
+        0.95, "Top-p", "Sample from the smallest set with this probability.", minimum=0.01, maximum=1.0
+    )
+    top_k: int = option(
+        0, "Top-k", "Sample from the k likeliest tokens; 0 for all.", minimum=0, maximum=100_000
+    )
+    repetition_penalty: float = option(
+        1.0, "Repetition penalty", "Above 1 discourages tokens already used.", minimum=0.5, maximum=2.0
+    )
+    seed: int = option(0, "Seed", "Same seed, same answer.", minimum=0, maximum=2**31 - 1)
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is always taken."""
+        return self.temperature == 0.0

@@ -1,0 +1,128 @@
+"""The shape of an adapter. Defaults follow common practice: rank 16, alpha 32, all linear layers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from core.errors import InvalidConfig
+from core.lora.kinds import ADAPTER_KINDS
+from core.lora.module_names import by_pattern
+from core.lora.scaling import scaling
+from core.options import Config, option
+
+ALL_LINEAR = "all-linear"
+
+
+def _adapter_kinds() -> tuple[str, ...]:
+    return ADAPTER_KINDS.names  # when asked: a kind's head may need this file
+
+
+@dataclass(frozen=True)
+class LoraConfig(Config):
+    """The shape of an adapter: h = W₀x + (α/r)·B·A·x (Hu et al. 2021, arXiv 2106.09685, section 4.1)."""
+
+    kind: str = option(
+        "lora", "Adapter kind", "What is trained on each targeted layer.", choices=_adapter_kinds
+    )
+    rank: int = option(
+        16,
+        "Rank (r)",
+        "Size of the low-rank factors. 4 to 16 is plenty for style and format.",
+        minimum=1,
+        maximum=1024,
+    )
+    alpha: float = option(
+        32.0,
+        "Alpha (α)",
+        "ΔW is scaled by alpha / rank. Twice the rank is common.",
+        minimum=0.001,
+        maximum=65536,
+    )
+    dropout: float = option(
+        0.0, "Dropout", "Share of the adapter's inputs zeroed while training.", minimum=0.0, maximum=0.95
+    )
+    target_modules: str = option(
+        ALL_LINEAR,
+        "Target modules",
+        "all-linear (every linear layer but the output head), or names separated by commas: q_proj,v_proj.",
+    )
+    use_rslora: bool = option(False, "rsLoRA", "Scale by alpha / √rank, which keeps high ranks learning.")
+    rank_pattern: str = option("", "Rank pattern", "Another rank for some modules: q_proj=8,down_proj=32.")
+    alpha_pattern: str = option("", "Alpha pattern", "Another alpha for some modules: q_proj=16.")
+    layers_to_transform: str = option(
+        "", "Layers to transform", "Decoder layers to adapt, counted from 0: 0-7,12. Empty for all."
+    )
+
+    @property
+    def scaling(self) -> float:
+        """The factor in front of BA where no pattern says otherwise."""
+        return scaling(self.alpha, self.rank, self.use_rslora)
+
+    def rank_of(self, path: str) -> int:
+        """r of the layer at this module path."""
+        return int(by_pattern(_pattern(self.rank_pattern, "rank_pattern"), path, self.rank))
+
+    def scaling_of(self, path: str) -> float:
+        """The factor in front of BA of the layer at this module path."""
+        alpha = by_pattern(_pattern(self.alpha_pattern, "alpha_pattern"), path, self.alpha)
+        return scaling(alpha, self.rank_of(path), self.use_rslora)
+
+    @property
+    def pattern_names(self) -> tuple[str, ...]:
+        """The module names that either pattern speaks of."""
+        return (*_pattern(self.rank_pattern, "rank_pattern"), *_pattern(self.alpha_pattern, "alpha_pattern"))
+
+    @property
+    def layer_numbers(self) -> frozenset[int] | None:
+        """The decoder layers to adapt, counted from 0; None for all."""
+        return _layer_numbers(self.layers_to_transform)
+
+    @property
+    def target_names(self) -> tuple[str, ...]:
+        """The target modules as a tuple of names."""
+        return tuple(name.strip() for name in self.target_modules.split(",") if name.strip())
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.target_names:
+            raise InvalidConfig("target_modules is empty; give all-linear or names such as q_proj,v_proj.")
+        limits = {option.name: option for option in self.options()}
+        for rank in _pattern(self.rank_pattern, "rank_pattern").values():
+            if rank != int(rank):
+                raise InvalidConfig(f"rank_pattern must give whole numbers, not {rank:g}.")
+            limits["rank"].check(int(rank))
+        for alpha in _pattern(self.alpha_pattern, "alpha_pattern").values():
+            limits["alpha"].check(alpha)
+        _layer_numbers(self.layers_to_transform)
+        ADAPTER_KINDS.get(self.kind).check(self)
+
+
+def _pattern(text: str, name: str) -> dict[str, float]:
+    """module=number pairs, separated by commas."""
+    pairs: dict[str, float] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        module, equals, number = part.partition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            value = math.nan
+        if not equals or not module.strip() or not math.isfinite(value):
+            raise InvalidConfig(
+                f"{name}: {part!r} is not module=number; write for example q_proj=8,down_proj=32."
+            )
+        pairs[module.strip()] = value
+    return pairs
+
+
+def _layer_numbers(text: str) -> frozenset[int] | None:
+    """Numbers and ranges such as 0-7,12. None for an empty text."""
+    numbers: set[int] = set()
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        first, dash, last = (piece.strip() for piece in part.partition("-"))
+        if not first.isdigit() or (dash and not last.isdigit()) or (dash and int(last) < int(first)):
+            raise InvalidConfig(
+                f"layers_to_transform: {part!r} is no layer number or range; write for example 0-7,12."
+            )
+        numbers.update(range(int(first), int(last or first) + 1))
+    return frozenset(numbers) or None

@@ -1,0 +1,41 @@
+"""LoRA on one layer for K adapters, the quickest way; the method is told in core/lora/kinds/lora.py.
+
+The factors of K adapters are stacked, A[K, r_max, in] and B[K, out, r_max]. A batch holds the same number of
+rows for each adapter in use, in order, so that the adapter path is two batched products, whatever K is.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from core.lora.layer import plain_weight
+from core.lora.ops import lora_linear, lora_linear_one_token, with_delta
+from core.lora.stack import AdapterStack
+
+
+class LoraFactors(AdapterStack):
+    """The stacked factors of K adapters for one linear layer."""
+
+    A: Tensor
+    B: Tensor
+    work_A: Tensor
+    work_B: Tensor
+
+    def linear(self, x: Tensor, base: nn.Module, slots: Tensor | None) -> Tensor:
+        """As any stack's, with the adapters' products inside the base's output."""
+        weight, bias = plain_weight(base), base.bias
+        if slots is not None:
+            return self._chosen(x, weight, bias, slots)  # type: ignore[arg-type]
+        if self.dropout is not None and self.training:
+            return super().linear(x, base, slots)
+        y, _ = lora_linear(x, weight, bias, self.A, self.B, self.work_A, self.work_B, self.scale)
+        return y
+
+    def _chosen(self, x: Tensor, weight: Tensor, bias: Tensor | None, slots: Tensor) -> Tensor:
+        """Inference with a choice of slots."""
+        one_token = x.is_cuda and x.shape[:-1].numel() == slots.shape[0]
+        if one_token:
+            flat = x.reshape(-1, x.shape[-1])
+            y, delta = lora_linear_one_token(flat, weight, bias, self.work_A, self.work_B, self.scale, slots)
+            return (y + delta).view(*x.shape[:-1], -1)
+        return with_delta(x, weight, bias, self.work_A[slots], self.work_B[slots], self.scale[slots])[0]

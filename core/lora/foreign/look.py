@@ -1,0 +1,164 @@
+"""LoRA weights of unknown origin: which layout they are in and what they are, without any base model.
+
+Of the files only the header is read until a base has been found.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core.errors import InvalidAdapter
+from core.files.safetensors_file import SafetensorsHeader
+from core.lora.foreign.layouts import LAYOUTS, Layout, dotted, module_name, rank_of, sorted_out
+from core.lora.kinds import AdapterKind
+from core.lora.kinds.lora import KIND as LORA
+from core.lora.peft.config import kind_of, read_config
+from core.lora.peft.config_checks import CONFIG_NAME
+from core.lora.peft.files import (
+    TEMPLATE_KEY,
+    TOKENIZER_KEY,
+    WEIGHTS_NAME,
+    Entries,
+    read_adapter_header,
+    recorded_fingerprint,
+    recorded_hash,
+    sorted_entries,
+)
+from core.lora.targets import layer_number
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the files say, without any base model."""
+
+    layout: str
+    ranks: tuple[int, ...]
+    """Every rank that occurs."""
+    alpha: float | None
+    """None where the files do not say it."""
+    use_rslora: bool
+    modules: dict[str, int]
+    """How many layers of each name."""
+    layers: int
+    """Decoder layers that are touched."""
+    parameters: int
+    claims: str
+    """The base it says it was made for; empty if it does not say."""
+    fingerprint: str
+    """The base's fingerprint, if the file records it."""
+    tokenizer_hash: str
+    template_hash: str
+    """Of the base as it was trained with it, if the file records them."""
+    kind: str = LORA.label
+    """The adapter kind, as people read it."""
+
+    def sentence(self) -> str:
+        """In words."""
+        ranks = ", ".join(map(str, self.ranks))
+        alpha = "no alpha stated" if self.alpha is None else f"alpha {self.alpha:g}"
+        names = ", ".join(f"{name} × {count}" for name, count in self.modules.items())
+        claims = f"says it was made for {self.claims}" if self.claims else "does not say what it was made for"
+        kind = "rsLoRA" if self.use_rslora else self.kind
+        return f"{kind} in {self.layout} layout, rank {ranks}, {alpha}, on {names}; {claims}."
+
+
+@dataclass(frozen=True)
+class Found:
+    """Adapter files that were looked at, in a place where nobody changes them."""
+
+    evidence: Evidence
+    weights_file: Path
+    config: dict[str, Any] | None
+    """PEFT's adapter_config.json, checked; None if there is none."""
+    tensors: Entries
+    """By the path that the file gives: the entries of A and B, or of what another kind has."""
+    layout: Layout
+    alphas: dict[str, str]
+    """Names of the tensors that hold a layer's own alpha, by path."""
+
+
+def look(folder: Path) -> Found:
+    """Recognise what take() has brought into `folder`. Raises InvalidAdapter with what is wrong."""
+    weights, path = folder / WEIGHTS_NAME, folder / CONFIG_NAME
+    header = read_adapter_header(weights)
+    about = raw_config(path) if path.is_file() else {}
+    kind = kind_of(about) if "peft_type" in about else LORA
+    layout, tensors, alphas = sorted_out(header) if kind is LORA else _as_peft(header, kind)
+    is_peft = "peft_type" in about or layout.name.startswith("PEFT")
+    config = read_config(path) if path.is_file() and is_peft else None
+    claims = (
+        about.get("base_model_name_or_path")
+        or about.get("model")
+        or header.metadata.get("ss_base_model_version")
+    )
+    evidence = Evidence(
+        layout=layout.name,
+        ranks=tuple(sorted(_ranks(kind, config, layout, tensors))),
+        alpha=_alpha(kind, config, about, header),
+        use_rslora=bool(config and config.get("use_rslora")),
+        modules=dict(sorted(Counter(module_name(path, layout) for path in tensors).items())),
+        layers=len({layer_number(dotted(path, layout)) for path in tensors} - {None}),
+        parameters=sum(entry.count for pair in tensors.values() for entry in pair.values()),
+        claims=str(claims or "")[:200],
+        fingerprint=recorded_fingerprint(header),
+        tokenizer_hash=recorded_hash(header, TOKENIZER_KEY),
+        template_hash=recorded_hash(header, TEMPLATE_KEY),
+        kind=kind.label,
+    )
+    return Found(evidence, weights, config, tensors, layout, alphas)
+
+
+def _as_peft(header: SafetensorsHeader, kind: AdapterKind) -> tuple[Layout, Entries, dict[str, str]]:
+    """As sorted_out(), for kinds that only PEFT's layout is known of."""
+    return LAYOUTS[0], sorted_entries(header, kind), {}
+
+
+def _ranks(kind: AdapterKind, config: Mapping[str, Any] | None, layout: Layout, tensors: Entries) -> set[int]:
+    if kind is LORA or config is None:
+        return {rank_of(pair, layout) for pair in tensors.values()}
+    return {kind.stated_rank(config, path) for path in tensors}
+
+
+def raw_config(path: Path) -> dict[str, Any]:
+    """What a configuration holds, unchecked. Raises InvalidAdapter if that is no JSON object."""
+    try:
+        about = (
+            json.loads(path.read_text(encoding="utf-8-sig")) if path.stat().st_size <= 256 * 1024 else None
+        )
+    except (ValueError, RecursionError) as error:
+        raise InvalidAdapter(f"{path.name} is not valid JSON: {str(error)[:100]}.") from None
+    if not isinstance(about, dict):
+        raise InvalidAdapter(f"{path.name} holds no JSON object of a sensible size.")
+    return about
+
+
+def _alpha(
+    kind: AdapterKind,
+    config: Mapping[str, Any] | None,
+    about: Mapping[str, Any],
+    header: SafetensorsHeader,
+) -> float | None:
+    """From PEFT's configuration; MLX gives the scale itself; kohya writes it into the header."""
+    if config is not None:
+        return float(kind.stated(config)["alpha"])
+    for key in ("lora_alpha", "ss_network_alpha", "alpha"):
+        if key in header.metadata:
+            return positive(header.metadata[key], key)
+    return None
+
+
+def positive(value: object, what: str) -> float:
+    """A number above 0 that a scale can be made of. Raises InvalidAdapter."""
+    try:
+        number = float(str(value))
+    except ValueError:
+        number = math.nan
+    if not 0 < number <= 65536:
+        raise InvalidAdapter(f"{what} is {str(value)[:40]!r}; expected a number above 0 and up to 65,536.")
+    return number

@@ -1,0 +1,175 @@
+"""adapter_config.json: read strictly, because it comes from strangers, and written as PEFT reads it.
+
+Every key has to be known, since the effect of one that is not would be lost without a word. What belongs to
+one kind of adapter, that kind checks and writes; the rest is here. Needs no torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core.errors import InvalidAdapter
+from core.lora.kinds import ADAPTER_KINDS, AdapterKind
+from core.lora.module_names import is_among
+from core.lora.peft.config_checks import CONFIG_NAME, MODULE_NAME
+from core.lora.targets import layer_number
+
+if TYPE_CHECKING:
+    from core.lora.adapter import AdapterWeights
+
+_MAX_CONFIG_BYTES = 256 * 1024
+_MAX_TEXT = 1000
+
+# Keys with a meaning for every kind, or that describe and change nothing.
+UNDERSTOOD = {"peft_type", "target_modules", "layers_to_transform", "exclude_modules"}
+DESCRIPTIVE = {
+    "base_model_name_or_path",
+    "revision",
+    "task_type",
+    "inference_mode",
+    "auto_mapping",
+    "peft_version",
+    "megatron_core",
+    "layers_pattern",
+    "qalora_group_size",
+}
+
+
+def peft_config(adapter: AdapterWeights) -> dict[str, Any]:
+    """The content of adapter_config.json."""
+    kind = ADAPTER_KINDS.get(adapter.kind)
+    return {
+        "peft_type": kind.peft_type,
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": adapter.base_name,
+        "revision": None,
+        "inference_mode": True,
+        **kind.peft_settings(adapter),
+    }
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Parse adapter_config.json against the known keys and ranges.
+
+    Raises InvalidAdapter naming the key at fault.
+    """
+    if path.stat().st_size > _MAX_CONFIG_BYTES:
+        raise InvalidAdapter(
+            f"{path.name} is {path.stat().st_size:,} bytes long; at most {_MAX_CONFIG_BYTES:,} are accepted."
+        )
+    try:
+        config = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise InvalidAdapter(f"{path.name} is not valid JSON: {error}.") from None
+    if not isinstance(config, dict):
+        raise InvalidAdapter(f"{path.name} holds no JSON object.")
+    kind = kind_of(config)
+    for key, value in config.items():
+        _check_key(key, value, kind)
+    kind.check_peft(config)
+    _check_layers(config)
+    _check_descriptions(config)
+    _check_targets(config)
+    return config
+
+
+def kind_of(config: Mapping[str, Any]) -> AdapterKind:
+    """The kind that a configuration describes. Raises InvalidAdapter if it is none of those there are."""
+    found = [kind for kind in ADAPTER_KINDS.all().values() if kind.recognises(config)]
+    if not found:
+        given = repr(config.get("peft_type"))[:40]
+        known = " or ".join(sorted({kind.peft_type for kind in ADAPTER_KINDS.all().values()}))
+        raise InvalidAdapter(f"{CONFIG_NAME} describes a {given} adapter; only {known} can be used.")
+    return found[-1]
+
+
+def _check_key(key: str, value: object, kind: AdapterKind) -> None:
+    if key in UNDERSTOOD or key in DESCRIPTIVE or key in kind.peft_keys or not value:
+        return
+    why = kind.peft_refused.get(
+        key, f"the setting {key!r} is not known here, so its effect would be lost without a word"
+    )
+    raise InvalidAdapter(f"{CONFIG_NAME}: {why}.")
+
+
+def _check_layers(config: Mapping[str, Any]) -> None:
+    chosen = config.get("layers_to_transform")
+    numbers = chosen if isinstance(chosen, list) else [0 if chosen is None else chosen]
+    if not all(type(number) is int and 0 <= number < 10_000 for number in numbers):
+        raise InvalidAdapter(f"{CONFIG_NAME}: layers_to_transform must be layer numbers.")
+    if config.get("layers_pattern"):
+        raise InvalidAdapter(
+            f"{CONFIG_NAME}: layers_pattern is not known here; save the adapter with "
+            "layers_to_transform alone."
+        )
+
+
+def _check_descriptions(config: Mapping[str, Any]) -> None:
+    """Keys that change nothing still come from a stranger, and are shown or written again."""
+    for key in ("base_model_name_or_path", "revision", "task_type", "peft_version"):
+        value = config.get(key)
+        if value is not None and not (isinstance(value, str) and len(value) <= _MAX_TEXT):
+            raise InvalidAdapter(f"{CONFIG_NAME}: {key} must be a text of at most {_MAX_TEXT:,} characters.")
+    if not isinstance(config.get("inference_mode", True), bool):
+        raise InvalidAdapter(f"{CONFIG_NAME}: inference_mode must be true or false.")
+    if config.get("megatron_core") not in (None, "megatron.core"):
+        raise InvalidAdapter(
+            f"{CONFIG_NAME}: megatron_core names {str(config['megatron_core'])[:40]!r}; adapters of "
+            "Megatron are not used."
+        )
+    group = config.get("qalora_group_size", 16)
+    if type(group) is not int or not 1 <= group <= 65536:
+        raise InvalidAdapter(
+            f"{CONFIG_NAME}: qalora_group_size is {str(group)[:40]!r}; expected a whole number from 1 "
+            "to 65,536."
+        )
+    mapping = config.get("auto_mapping")
+    if mapping is not None and not _is_auto_mapping(mapping):
+        raise InvalidAdapter(
+            f"{CONFIG_NAME}: auto_mapping names a class outside of transformers, which is never loaded."
+        )
+
+
+def _is_auto_mapping(mapping: object) -> bool:
+    """As PEFT writes it: a class of transformers and its module."""
+    if not isinstance(mapping, dict) or set(mapping) != {"base_model_class", "parent_library"}:
+        return False
+    return all(isinstance(one, str) and MODULE_NAME.match(one) for one in mapping.values()) and (
+        str(mapping["parent_library"]).split(".")[0] == "transformers"
+    )
+
+
+def _check_targets(config: Mapping[str, Any]) -> None:
+    targets = config.get("target_modules")
+    listed = (
+        isinstance(targets, list)
+        and targets
+        and all(isinstance(one, str) and len(one) < 512 for one in targets)
+    )
+    if not listed and not (isinstance(targets, str) and targets == "all-linear"):
+        raise InvalidAdapter(f"{CONFIG_NAME}: target_modules must be a list of module names or all-linear.")
+    excluded = config.get("exclude_modules") or []
+    if not isinstance(excluded, list) or not all(isinstance(one, str) for one in excluded):
+        raise InvalidAdapter(f"{CONFIG_NAME}: exclude_modules must be a list of module names.")
+
+
+def targeted_paths(config: Mapping[str, Any], paths: Sequence[str], head: str | None) -> list[str]:
+    """Which of these module paths a checked configuration targets."""
+    names, layers = config["target_modules"], chosen_layers(config)
+    paths = [path for path in paths if not is_among(path, config.get("exclude_modules") or [])]
+    if names == "all-linear":
+        chosen = [path for path in paths if path != head]
+    else:
+        chosen = [path for path in paths if is_among(path, names)]
+    if layers is None:
+        return chosen
+    return [path for path in chosen if layer_number(path) in layers]
+
+
+def chosen_layers(config: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """The decoder layers that a checked configuration names, counted from 0; None for all."""
+    layers = config.get("layers_to_transform")
+    return layers if layers is None else tuple([layers] if isinstance(layers, int) else layers)

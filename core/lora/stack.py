@@ -1,0 +1,86 @@
+"""K adapters of one kind on one layer, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from core.lora.dropout import Dropout
+from core.lora.kinds import AdapterKind
+from core.lora.layer import plain_weight
+
+
+class AdapterStack(nn.Module):
+    """The tensors of K adapters for one linear layer, and each adapter's scale.
+
+    Under its own name each tensor is what is stored and trained; under work_ and its name stand the same
+    numbers in the dtype the base computes in, in the same memory where that is the stored one. All are views
+    into the bank's storage.
+    """
+
+    scale: Tensor
+
+    def __init__(
+        self,
+        kind: AdapterKind,
+        tensors: Mapping[str, Tensor],
+        work: Mapping[str, Tensor],
+        trained: Sequence[str],
+        scale: Tensor,
+        dropout: Dropout | None,
+    ) -> None:
+        """Tensors are [K, …]; `trained` names those that get gradients. scale [K]."""
+        super().__init__()
+        self.kind, self.names = kind, tuple(tensors)
+        for name in tensors:
+            if name in trained:
+                self.register_parameter(name, nn.Parameter(tensors[name]))
+            else:
+                self.register_buffer(name, tensors[name])
+            self.register_buffer(f"work_{name}", work[name])
+        self.register_buffer("scale", scale)
+        self.dropout = dropout
+
+    def linear(self, x: Tensor, base: nn.Module, slots: Tensor | None) -> Tensor:
+        """The layer's output with the adapters' part.
+
+        x [N, …, in] holds N / len(slots) consecutive rows for each entry of `slots`; None means all slots in
+        order. Returns [N, …, out].
+        """
+        y: Tensor = base(x)
+        return y + self.added(x, y, base, slots)
+
+    def added(self, x: Tensor, y: Tensor, base: nn.Module, slots: Tensor | None) -> Tensor:
+        """The adapters' part alone, where the base's output is y [N, …, out]; by ordinary differentiation."""
+        if slots is None:
+            tensors = {name: getattr(self, name).to(x.dtype) for name in self.names}
+            scale = self.scale.to(x.dtype)
+            if self.dropout is not None and self.training:
+                x = self.dropout(x)
+        else:
+            tensors = {name: getattr(self, f"work_{name}")[slots] for name in self.names}
+            scale = self.scale[slots].to(x.dtype)
+        adapters = scale.shape[0]
+        grouped = x.reshape(adapters, -1, x.shape[-1]), y.reshape(adapters, -1, y.shape[-1])
+        return self.kind.added(*grouped, plain_weight(base), tensors, scale).reshape(y.shape)
+
+
+class MixedStack(nn.Module):
+    """Adapters of several kinds on one layer: a slot belongs to one of them, and is zero in the others."""
+
+    def __init__(self, stacks: Sequence[AdapterStack]) -> None:
+        super().__init__()
+        self.stacks = nn.ModuleList(stacks)
+
+    def linear(self, x: Tensor, base: nn.Module, slots: Tensor | None) -> Tensor:
+        """As AdapterStack.linear().
+
+        The first kind computes as it does alone. Where a slot is of another kind, its y is the plain base's;
+        so each adapter answers the same in any company.
+        """
+        first, *others = self.stacks
+        y: Tensor = first.linear(x, base, slots)  # type: ignore[operator]
+        for stack in others:
+            y = y + stack.added(x, y, base, slots)  # type: ignore[operator]
+        return y

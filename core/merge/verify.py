@@ -1,0 +1,191 @@
+"""Is a merged model what it claims to be? Reload it from disk and compare its logits with base + adapter; or,
+where that takes too much memory, compare its tensors one by one.
+"""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig
+
+from core.base_model.files import weight_files
+from core.base_model.load import ResidentBase, load_base
+from core.base_model.probes import PROBES, greedy_answer, probe_ids, probe_logits
+from core.data.rendering import apply_template
+from core.errors import InvalidAdapter
+from core.events import Progress
+from core.files.safetensors_file import TensorEntry, read_header
+from core.lora.adapter import AdapterWeights
+from core.lora.bank import loaded_bank
+from core.merge.merge import TORCH_DTYPES, Source, merged_weight, sources
+from core.merge.stream import read_range
+from core.reporting import Report
+
+RENDERED = (
+    ({"role": "user", "content": PROBES[0]},),
+    (
+        {"role": "user", "content": PROBES[1]},
+        {"role": "assistant", "content": "It is wide."},
+        {"role": "user", "content": PROBES[2]},
+    ),
+)
+# Weights rounded to bf16 differ by up to 2⁻⁹ of their size, which moves logits by about a hundredth of their
+# spread.
+TOLERANCE = {torch.bfloat16: 0.05, torch.float16: 0.01, torch.float32: 1e-4}
+_LAST_DIGIT = {"F64": 1e-6, "F32": 1e-6, "F16": 2**-10, "BF16": 2**-7}
+
+
+@dataclass(frozen=True)
+class MergeCheck:
+    """The result of comparing a merged model with base + adapter, both computed in float32."""
+
+    passed: bool
+    max_logit_difference: float
+    """Largest absolute difference of any logit."""
+    relative_difference: float
+    """Root mean square of the differences, as a share of the logits' own spread (standard deviation)."""
+    tolerance: float
+    """The largest relative difference that passes, by the dtype of the merged weights."""
+    adapter_effect: float
+    """The same share between base and base + adapter: how much there was to merge."""
+    greedy_agreement: float
+    """Share of the probes' positions with the same likeliest token."""
+    answer_agreement: float
+    """Share of the 64 tokens of a greedy answer of base + adapter that the
+    merged model would give as well.
+    """
+    problems: tuple[str, ...]
+    """What else differs: template, end tokens, tied weights, number of tensors."""
+
+    def sentence(self) -> str:
+        """The result in words."""
+        figures = (
+            f"logits differ by at most {self.max_logit_difference:.3g}, {self.relative_difference:.2%} "
+            "of their spread "
+            f"(allowed {self.tolerance:.2%}; the adapter itself moves them by {self.adapter_effect:.2%}); "
+            f"same next token at {self.greedy_agreement:.1%} of positions and "
+            f"{self.answer_agreement:.1%} of a greedy answer"
+        )
+        return f"{'Passed' if self.passed else 'FAILED'}: {'; '.join([figures, *self.problems])}."
+
+
+def verify_merge(
+    base_folder: Path, adapter: AdapterWeights, merged_folder: Path, report: Report, template: str = ""
+) -> MergeCheck:
+    """Load base + adapter, then the merged model, and compare them on fixed prompts.
+
+    Works in float32 on the CPU.
+    """
+    report(Progress("Computing base + adapter"))
+    base = load_base(base_folder, device=torch.device("cpu"), dtype=torch.float32, template=template)
+    bank = loaded_bank(base.layers, [adapter])
+    probes = probe_ids(base)
+    plain = probe_logits(base, probes)
+    with bank.use():
+        expected = probe_logits(base, probes)
+        answer = greedy_answer(base, probes[0])
+    facts = _facts(base, base_folder)
+    del base, bank
+    gc.collect()
+    report(Progress("Loading the merged model"))
+    merged = load_base(merged_folder, device=torch.device("cpu"), dtype=torch.float32)
+    found = probe_logits(merged, probes)
+    same_answer = _follows(merged, probes[0], answer)
+    problems = _differences(_facts(merged, merged_folder), facts)
+    return _compare(plain, expected, found, same_answer, _stored_dtype(merged_folder), problems)
+
+
+@torch.no_grad()
+def _follows(merged: ResidentBase, prompt: Tensor, answer: Tensor) -> float:
+    """The share of the answer's tokens that are the merged model's likeliest too, given those before."""
+    if not len(answer):
+        return 1.0
+    logits = merged.model(input_ids=torch.cat([prompt, answer[None]], dim=1), use_cache=False).logits[0]
+    return float((logits[prompt.shape[1] - 1 : -1].argmax(-1) == answer).float().mean())
+
+
+def _stored_dtype(folder: Path) -> torch.dtype:
+    """The dtype the merged weights are stored in, which decides how exact they can be."""
+    stored = getattr(AutoConfig.from_pretrained(folder), "dtype", None)
+    return stored if stored in TOLERANCE else torch.bfloat16
+
+
+def _facts(base: ResidentBase, folder: Path) -> dict[str, object]:
+    """What must be the same in the merged model, by the words in which a difference is told."""
+    config, generation = base.model.config, base.model.generation_config
+    rendered = [apply_template(base.tokenizer, list(probe), add_generation_prompt=True) for probe in RENDERED]
+    return {
+        "chat template": base.tokenizer.chat_template,
+        "rendering of the chat template": rendered,
+        "end token of the tokenizer": base.tokenizer.eos_token_id,
+        "end tokens of the configuration": getattr(config, "eos_token_id", None),
+        "end tokens of the generation configuration": generation.eos_token_id if generation else None,
+        "tying of input and output embeddings": bool(getattr(config, "tie_word_embeddings", False)),
+        "number of tensors": sum(len(read_header(path).tensors) for path in weight_files(folder)),
+    }
+
+
+def _differences(found: dict[str, object], wanted: dict[str, object]) -> tuple[str, ...]:
+    differing = [name for name, value in wanted.items() if found[name] != value]
+    short = [name for name in differing if len(str(wanted[name])) < 60]
+    return tuple(
+        f"the {name} is {found[name]}, the base's is {wanted[name]}"
+        if name in short
+        else f"the {name} is not the base's"
+        for name in differing
+    )
+
+
+def _compare(
+    plain: Tensor,
+    expected: Tensor,
+    found: Tensor,
+    same_answer: float,
+    dtype: torch.dtype,
+    problems: tuple[str, ...],
+) -> MergeCheck:
+    if not (expected.isfinite().all() and found.isfinite().all()):
+        raise InvalidAdapter("The logits hold NaN or infinite numbers: the adapter or the base is damaged.")
+    spread = max(float(expected.std()), 1e-12)
+    relative = float((found - expected).square().mean().sqrt()) / spread
+    same = expected.argmax(-1) == found.argmax(-1)
+    return MergeCheck(
+        passed=relative <= TOLERANCE[dtype] and not problems,
+        max_logit_difference=float((found - expected).abs().max()),
+        relative_difference=relative,
+        tolerance=TOLERANCE[dtype],
+        adapter_effect=float((plain - expected).square().mean().sqrt()) / spread,
+        greedy_agreement=float(same.float().mean()),
+        answer_agreement=same_answer,
+        problems=problems,
+    )
+
+
+def differing_tensors(
+    base_folder: Path, adapter: AdapterWeights, transposed: frozenset[str], merged: Path
+) -> list[str]:
+    """The names of tensors in the folder `merged` that are not base + adapter, rounded once; missing and
+    extra ones count.
+    """
+    written = {
+        entry.name: (path, entry) for path in weight_files(merged) for entry in read_header(path).tensors
+    }
+    wanted = {one.entry.name: one for rows in sources(base_folder, adapter, transposed) for one in rows}
+    both = set(written) & set(wanted)
+    different = {name for name in both if not _is_as_meant(wanted[name], *written[name])}
+    return sorted(different | (set(written) ^ set(wanted)))
+
+
+def _is_as_meant(source: Source, path: Path, entry: TensorEntry) -> bool:
+    """Whether a tensor in a merged file is what the merge should have written there."""
+    found = read_range(path, entry.start, entry.end)
+    if source.factors is None and entry.dtype == source.entry.dtype:
+        return found == read_range(source.path, source.entry.start, source.entry.end)
+    meant = merged_weight(source).to(TORCH_DTYPES[entry.dtype])
+    stored = torch.frombuffer(found, dtype=TORCH_DTYPES[entry.dtype]).view(entry.shape)
+    # Products of other sizes may differ in float32's last digit, and with it the rounding to 16 bits.
+    return torch.allclose(stored.float(), meant.float(), rtol=_LAST_DIGIT[entry.dtype], atol=1e-7)

@@ -1,0 +1,208 @@
+"""How an adapter is trained. Defaults follow common practice for LoRA: 2e-4 with cosine decay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from core.data.packing import OVER_LENGTH
+from core.errors import InvalidConfig
+from core.options import Config, option
+
+SCHEDULERS = ("cosine", "linear", "constant")
+ALERTS = ("nan", "spike", "zero-gradient", "overfitting", "no-improvement")
+
+
+def _objectives() -> tuple[str, ...]:
+    from core.train.objectives import OBJECTIVES  # its heads may need this file
+
+    return OBJECTIVES.names
+
+
+@dataclass(frozen=True)
+class TrainConfig(Config):
+    """How an adapter is trained."""
+
+    objective: str = option(
+        "sft", "Objective", "What the training minimises, and from which columns.", choices=_objectives
+    )
+    learning_rate: float = option(
+        2e-4,
+        "Learning rate",
+        "Peak rate of AdamW. 1e-4 to 5e-4 suits most adapters.",
+        minimum=1e-8,
+        maximum=1.0,
+    )
+    loraplus_lr_ratio: float = option(
+        1.0,
+        "LoRA+ ratio (λ)",
+        "Learning rate of B as a multiple of A's. 1 is plain LoRA, 16 is LoRA+'s advice.",
+        minimum=1.0,
+        maximum=1000.0,
+    )
+    lr_scheduler: str = option(
+        "cosine", "LR scheduler", "How the rate falls after the warm-up.", choices=SCHEDULERS
+    )
+    warmup_ratio: float = option(
+        0.03,
+        "Warm-up ratio",
+        "Share of the steps with a rising rate; never more than a tenth of the run.",
+        minimum=0.0,
+        maximum=0.5,
+    )
+    epochs: float = option(3.0, "Epochs", "Passes over the training rows.", minimum=0.01, maximum=1000)
+    max_steps: int = option(
+        0,
+        "Max steps",
+        "Optimiser steps; 0 trains for the epochs above.",
+        unit="steps",
+        minimum=0,
+        maximum=10_000_000,
+    )
+    micro_batch_size: int = option(
+        4,
+        "Micro-batch size",
+        "Rows, or packed blocks, in one forward and backward pass. Lower it if memory is short.",
+        unit="rows",
+        minimum=1,
+        maximum=1024,
+    )
+    gradient_accumulation_steps: int = option(
+        4,
+        "Gradient accumulation steps",
+        "Micro-batches in one optimiser step.",
+        unit="micro-batches",
+        minimum=1,
+        maximum=4096,
+    )
+    packing: str = option(
+        "auto",
+        "Packing",
+        (
+            "Join rows into blocks of the max length, which never see each other. auto packs when enough "
+            "steps remain."
+        ),
+        choices=("auto", "on", "off"),
+    )
+    max_length: int = option(
+        2048,
+        "Max length",
+        "Packed rows fill blocks of this length. What happens to longer rows is said below.",
+        unit="tokens",
+        minimum=8,
+        maximum=1_048_576,
+    )
+    over_length: str = option(
+        "truncate",
+        "Longer rows",
+        (
+            "Conversations above the max length: truncate cuts them off, split makes several rows, drop "
+            "leaves them out."
+        ),
+        choices=OVER_LENGTH,
+    )
+    weight_decay: float = option(0.0, "Weight decay", "AdamW's decoupled decay.", minimum=0.0, maximum=10.0)
+    max_grad_norm: float = option(
+        1.0,
+        "Max gradient norm",
+        "Gradients are clipped to this norm; 0 turns clipping off.",
+        minimum=0.0,
+        maximum=1e6,
+    )
+    eval_steps: int = option(
+        0,
+        "Evaluate every",
+        "Optimiser steps between two evaluations; 0 evaluates about ten times a run.",
+        unit="steps",
+        minimum=0,
+        maximum=10_000_000,
+    )
+    save_steps: int = option(
+        0,
+        "Save every (steps)",
+        "A checkpoint after so many optimiser steps; 0: by time alone.",
+        minimum=0,
+        maximum=10_000_000,
+    )
+    save_minutes: float = option(
+        5.0,
+        "Save every (minutes)",
+        "A checkpoint after so many minutes; 0: by steps alone.",
+        minimum=0.0,
+        maximum=10_000.0,
+    )
+    save_best: bool = option(
+        True, "Save the best", "A checkpoint after each evaluation that is the best so far."
+    )
+    keep_best: bool = option(
+        False,
+        "Keep the best",
+        "The adapter is the state with the lowest validation loss instead of the last one.",
+    )
+    sample_prompts: str = option(
+        "",
+        "Sample prompts",
+        "Asked at each evaluation, one prompt a line; the answers are kept by step.",
+        lines=3,
+    )
+    sample_tokens: int = option(
+        64, "Sample length", "Longest answer to a sample prompt.", unit="tokens", minimum=1, maximum=4096
+    )
+    stop_on: str = option(
+        "nan",
+        "Stop on",
+        f"Alerts that end the run; the others only tell. Any of {', '.join(ALERTS)}, separated by commas. "
+        "no-improvement is early stopping.",
+    )
+    patience: int = option(
+        3,
+        "Patience",
+        (
+            "Evaluations in a row with a rising validation loss (overfitting), or without a new best "
+            "(no-improvement)."
+        ),
+        unit="evaluations",
+        minimum=1,
+        maximum=10_000,
+    )
+    resume_at_start: bool = option(
+        False,
+        "Resume by itself",
+        "Go on after the engine or the machine has died, as soon as the workbench runs again.",
+    )
+    gradient_checkpointing: str = option(
+        "auto",
+        "Gradient checkpointing",
+        (
+            "Compute each layer again in backward: a third slower, a fraction of the memory. auto does so "
+            "when memory is short."
+        ),
+        choices=("auto", "on", "off"),
+    )
+    compile: str = option(
+        "auto",
+        "Compile",
+        (
+            "Compile the model's layers with torch.compile. auto does so on a GPU when the run is long "
+            "enough to gain."
+        ),
+        choices=("auto", "on", "off"),
+    )
+    seed: int = option(
+        42, "Seed", "Start of the factors, order of the rows, dropout.", minimum=0, maximum=2**31 - 1
+    )
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The sample prompts, one by one."""
+        return tuple(line.strip() for line in self.sample_prompts.splitlines() if line.strip())
+
+    @property
+    def stopping_alerts(self) -> tuple[str, ...]:
+        """The alerts that end the run."""
+        return tuple(name.strip() for name in self.stop_on.split(",") if name.strip())
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in self.stopping_alerts:
+            if name not in ALERTS:
+                raise InvalidConfig(f"stop_on: there is no alert {name!r}; choose from {', '.join(ALERTS)}.")

@@ -1,0 +1,80 @@
+"""The loss on the rows that are kept back: of runs while they train, and of finished adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from core.base_model.load import ResidentBase
+from core.errors import InvalidData
+from core.events import EvalDone, Progress
+from core.lora.adapter import AdapterWeights
+from core.lora.bank import loaded_bank
+from core.options import Config
+from core.reporting import Report
+from core.train.batches import RunData, Shape, collate
+from core.train.config import TrainConfig
+from core.train.executing import Execution, Parts
+from core.train.group_objective import GroupObjective
+from core.train.run import TrainingRun
+from core.train.seating import Seating
+from core.train.step import evaluate_batch
+
+
+class Evaluation:
+    """One pass over the validation rows of some runs of a group, a micro-batch of all of them at a time."""
+
+    def __init__(self, execution: Execution, seating: Seating, runs: Sequence[TrainingRun]) -> None:
+        self._execution, self._seating = execution, seating
+        self.runs = [run for run in runs if run.data.validation_blocks]
+        """Those that have such rows."""
+        self._left = {run: iter(run.data.validation()) for run in self.runs}
+        self._sums: Tensor | None = None  # [slots, 1 + 2·metrics]
+
+    def next_parts(self) -> Parts:
+        """The next micro-batch of each slot's run; empty at the end."""
+        parts = [next(self._left[run], None) if run in self._left else None for run in self._seating.slots]
+        return parts if any(parts) else []
+
+    def take(self, parts: Parts) -> list[str]:
+        """Add what these come to. Returns what the runs should be told of how that was done."""
+        found, told = self._execution.evaluate(parts)
+        self._sums = found if self._sums is None else self._sums + found
+        return told
+
+    def results(self) -> Iterator[tuple[TrainingRun, EvalDone]]:
+        """The event of each run, once there are no more parts."""
+        totals = self._sums.tolist() if self._sums is not None else []
+        for run in self.runs:
+            yield run, run.evaluation_done(totals[self._seating.slots.index(run)])
+
+
+def validation_losses(
+    base: ResidentBase,
+    data: RunData,
+    adapters: Sequence[AdapterWeights],
+    train: TrainConfig,
+    options: Config,
+    report: Report,
+) -> list[float]:
+    """Mean loss of each adapter over the validation rows, in nats, by the data's objective with its own
+    `options`; all adapters in one pass over the base.
+
+    Raises InvalidData if no row was kept back.
+    """
+    parts = data.validation()
+    if not parts:
+        raise InvalidData(
+            "The data set keeps no rows back for validation, so no loss can be measured; change its split."
+        )
+    bank = loaded_bank(base.layers, adapters)
+    fixed = base.device.type == "cuda"
+    shape = Shape.of([data], runs=len(adapters), blocks=train.micro_batch_size, fixed=fixed)
+    goal = GroupObjective(data.objective, [options] * len(adapters))
+    sums = torch.zeros(len(adapters))
+    for number, part in enumerate(parts):
+        report(Progress("Measuring the validation loss", number / len(parts)))
+        sums += evaluate_batch(base, bank, collate([part] * len(adapters), shape), goal)[:, 0].cpu()
+    return (sums / data.validation_units).tolist()

@@ -1,0 +1,223 @@
+"""How a group's micro-batches are computed: the plan they run under, and what is done where it does not hold.
+
+The first plan keeps as much as the memory seems to hold. Where that was too much, or compiling fails, the
+steps under way are done again under the next plan, which gives the same gradients.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from core.base_model.compiling import compile_layers
+from core.base_model.load import ResidentBase
+from core.train.batches import MicroBatch, Shape, collate
+from core.train.figures import Figures
+from core.train.group_objective import GroupObjective
+from core.train.memory import ExecutionPlan, Tier, first_tier, ran_out_of_memory
+from core.train.seating import Seating
+from core.train.step import MicroBatchStep
+
+_COMPILE_SECONDS = 60.0  # what compiling costs at first
+_COMPILE_GAIN = 0.3  # the share of the time it saves
+
+Parts = Sequence[MicroBatch | None]
+"""A micro-batch of each slot's run; None for a run that has none at the moment."""
+
+
+class Execution:
+    """Computes micro-batches of the runs that are seated."""
+
+    def __init__(self, base: ResidentBase, seating: Seating, figures: Figures) -> None:
+        self._base, self._seating, self._figures = base, seating, figures
+        self._plan: ExecutionPlan | None = None
+        self._step: MicroBatchStep | None = None
+        self.squeezed = False
+        """Whether the memory did not hold the work as it was planned."""
+
+    @property
+    def step(self) -> MicroBatchStep:
+        """One micro-batch under the plan that holds now."""
+        assert self._step is not None
+        return self._step
+
+    @property
+    def graphs(self) -> int:
+        """CUDA graphs that are captured now."""
+        return len(self._step.graphs) if self._step is not None else 0
+
+    def begin(self, goal: GroupObjective) -> None:
+        """Compute towards `goal` with the bank as it was built anew; at first, choose the plan."""
+        self._goal = goal
+        if self._plan is None:
+            compiled = self._wants_compile("on")
+            tier = first_tier(self._base, self._tokens_a_batch(), compiled, self._checkpointing())
+            self._plan = ExecutionPlan(tier, compiled)
+            if compiled:
+                compile_layers(self._base)
+        self._use(self._plan)
+
+    def _use(self, plan: ExecutionPlan) -> None:
+        self._plan = plan
+        self._step = MicroBatchStep(self._base, self._seating.bank, plan, self._goal)
+
+    def _checkpointing(self) -> str:
+        """On if one of the runs wants it, off if all refuse it."""
+        asked = {run.train.gradient_checkpointing for run in self._seating.runs}
+        return "on" if "on" in asked else "off" if asked == {"off"} else "auto"
+
+    # Compiling.
+
+    def _wants_compile(self, how: str) -> bool:
+        return any(run.train.compile == how for run in self._seating.runs)
+
+    def compile_if_it_pays(self, seconds: float) -> None:
+        """Compile from now on if that earns its own time. seconds: what a micro-batch takes."""
+        plan = self.step.plan
+        if plan.compiled or self._base.device.type != "cuda" or not self._wants_compile("auto"):
+            return
+        left = max(run.total_steps * run.train.gradient_accumulation_steps for run in self._seating.runs)
+        if left * seconds * _COMPILE_GAIN < _COMPILE_SECONDS:
+            return
+        compile_layers(self._base)
+        self._use(replace(plan, tier=max(plan.tier, Tier.CHEAP), compiled=True))
+
+    @property
+    def will_compile(self) -> bool:
+        """Whether the next micro-batch is the first that is compiled, which takes a while."""
+        return self._step is not None and self._step.plan.compiled and not self._step.proven
+
+    # Shapes and pieces.
+
+    def _tokens_a_batch(self) -> int:
+        shape = self._shape()
+        return shape.runs * shape.blocks * shape.block_length
+
+    @property
+    def _blocks_a_piece(self) -> int:
+        pieces = self._plan.pieces if self._plan else 1
+        return -(-self._seating.runs[0].train.micro_batch_size // pieces)
+
+    def _shape(self) -> Shape:
+        data, fixed = [run.data for run in self._seating.runs], self._base.device.type == "cuda"
+        return Shape.of(data, runs=len(self._seating.slots), blocks=self._blocks_a_piece, fixed=fixed)
+
+    def _pieces(self, parts: Parts) -> Iterator[tuple[int, list[MicroBatch | None]]]:
+        """The micro-batches in the plan's pieces, each with the number of its first block."""
+        each = self._blocks_a_piece
+        for first in range(0, self._seating.runs[0].train.micro_batch_size, each):
+            piece = [part.piece(first, each) if part else None for part in parts]
+            if any(piece):
+                yield first, piece
+
+    # Training.
+
+    def train(self, parts: Parts) -> Iterator[str]:
+        """Add the gradients and the figures of one micro-batch of each run; yield what the runs should be
+        told.
+
+        It may need more memory than there is, or fail to compile. Then the steps under way are done again
+        from their beginning, in smaller pieces or without compiling. Raises what nothing helps against.
+        """
+        try:
+            self._add_gradients(parts, 0)
+        except Exception as error:  # noqa: BLE001  (whatever nothing helps against is raised again)
+            why = self._next_plan(error)
+        else:
+            why = ""
+        while why:
+            yield why
+            why = self._redo()
+        notices = self.step.notices
+        while notices:
+            yield notices.pop()
+
+    def _add_gradients(self, parts: Parts, back: int) -> None:
+        """Forward and backward for the micro-batches that were taken `back` micro-batches ago, piece by
+        piece.
+        """
+        dropout = self._seating.bank.dropout
+        if dropout is not None:
+            keys = [run.dropout_key(back) if run is not None else 0 for run in self._seating.slots]
+            dropout.keys.copy_(torch.tensor(keys, dtype=torch.int32))
+        for first, piece in self._pieces(parts):
+            if dropout is not None:
+                dropout.first_row.fill_(first)
+            batch = collate(piece, self._shape())
+            self._figures.add(self.step.train(batch.pinned() if self._base.device.type == "cuda" else batch))
+
+    def _redo(self) -> str:
+        """Do the steps under way again up to here. Returns why, if that needed yet another plan."""
+        self._let_go()  # here, where the error that held on to it is gone
+        self._forget_steps()
+        try:
+            for back in range(max(run.place for run in self._seating.runs) - 1, -1, -1):
+                parts = [run.earlier_micro_batch(back) if run else None for run in self._seating.slots]
+                self._add_gradients(parts, back)
+        except Exception as error:  # noqa: BLE001  (as above)
+            return self._next_plan(error)
+        return ""
+
+    def _forget_steps(self) -> None:
+        assert self._seating.bank.grad is not None
+        self._seating.bank.grad.zero_()
+        self._figures.forget()
+
+    # Evaluating.
+
+    def evaluate(self, parts: Parts) -> tuple[Tensor, list[str]]:
+        """Each run's figures over one micro-batch, [K, 1 + 2·metrics], and what to say of how it was done."""
+        told: list[str] = []
+        while True:
+            try:
+                found = [
+                    self.step.evaluate(collate(piece, self._shape())) for _, piece in self._pieces(parts)
+                ]
+                return torch.stack(found).sum(0), told
+            except Exception as error:  # noqa: BLE001  (whatever nothing helps against is raised again)
+                told.append(self._next_plan(error))
+            self._let_go()
+
+    # The ladder of plans.
+
+    def _next_plan(self, error: Exception) -> str:
+        """Choose a plan under which this would not have happened, and say why; raise it if there is none."""
+        if ran_out_of_memory(error):
+            plan, why = self._smaller_plan(error)
+            self.squeezed = True
+        elif self.step.plan.compiled and not self.step.proven:
+            plan = replace(self.step.plan, compiled=False)
+            why = f"Compiling failed ({_first_line(error)}); going on without"
+        else:
+            raise error
+        self._use(plan)
+        return why
+
+    def _smaller_plan(self, error: Exception) -> tuple[ExecutionPlan, str]:
+        plan, shape = self.step.plan, self._shape()
+        smaller = plan.smaller(
+            self._seating.runs[0].train.micro_batch_size,
+            plan.pieces * self._tokens_a_batch(),
+            bool(self.step.graphs),
+        )
+        if smaller is None:
+            raise error
+        tried = f"{shape.runs * shape.blocks} × {shape.block_length:,} tokens"
+        return smaller, f"The memory did not hold {tried}, so the step is done again: {smaller.sentence}"
+
+    def _let_go(self) -> None:
+        """Give back what a step that failed has left behind: its graph of operations, and captured graphs of
+        old plans.
+        """
+        gc.collect()  # recomputing leaves cycles
+        if self._base.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _first_line(error: Exception) -> str:
+    said = str(error).strip()
+    return f"{type(error).__name__}: {said.splitlines()[0][:200] if said else ''}"

@@ -1,0 +1,118 @@
+"""One message to an adapter: what is read, hashed and connected for it."""
+
+import pytest
+import torch
+
+from app.engine.answering import Answers
+from app.shared.engine_client import EngineClient
+from app.shared.errors import EngineUnavailable
+from app.shared.refusals import answered, refused
+from core.engine import ADAPTER_SLOTS, Engine
+from core.errors import InvalidData, WorkbenchError, WrongBase
+from core.events import TokenDone
+from core.generate.config import GenerationConfig
+from storage.blobs import BlobStore
+from storage.errors import BlobDamaged, NotFound
+from storage.tables import Adapter
+
+HELLO = [{"role": "user", "content": "hello"}]
+GREEDY = GenerationConfig(max_tokens=3, temperature=0.0)
+
+
+@pytest.fixture
+def engine_here(workbench, monkeypatch):
+    """The engine's part of answering, in this process and behind the workbench's own client."""
+    answers = Answers(workbench.registry, Engine(torch.device("cpu"), torch.float32))
+
+    def answer(base, rows, name=""):
+        asked = answers.ask({"base": base, "rows": rows, "name": name})
+        while True:
+            answers.decode_for(0.0)
+            while not asked.out.empty():
+                message = answered(asked.out.get())
+                if "done" in message:
+                    return
+                yield TokenDone(**message["token"])
+
+    monkeypatch.setattr(workbench.engine, "answer", answer)
+
+
+@pytest.fixture
+def hashed(monkeypatch):
+    """The digests that were computed again, one entry for each time."""
+    seen, verify = [], BlobStore.verify
+    monkeypatch.setattr(BlobStore, "verify", lambda self, digest: seen.append(digest) or verify(self, digest))
+    return seen
+
+
+def _talk_to(workbench, name):
+    return list(workbench.chats.answer("llama", [None, name], [HELLO, HELLO], GREEDY))
+
+
+def test_an_adapter_is_hashed_when_it_is_loaded_and_not_when_it_is_used(
+    workbench, engine_here, trained, hashed
+):
+    mine = trained("mine").digest
+    for _ in range(5):
+        assert {token.row for token in _talk_to(workbench, "mine")} == {0, 1}
+    assert hashed == [mine]
+    for number in range(ADAPTER_SLOTS):  # as many as there are slots: none is left for the first
+        _talk_to(workbench, trained("x" * (10 + number)).name)
+    _talk_to(workbench, "mine")
+    assert hashed.count(mine) == 2
+
+
+def test_an_adapter_whose_files_are_damaged_is_refused_when_it_is_loaded(workbench, engine_here, trained):
+    row = trained("mine")
+    path = workbench.registry.blobs.path(row.digest) / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\7")
+    for _ in range(2):  # what was refused is not taken for loaded
+        with pytest.raises(BlobDamaged, match="has changed on disk"):
+            _talk_to(workbench, "mine")
+    assert _talk_to(workbench, trained("sound").name)
+
+
+def test_a_message_reads_neither_tokenizer_nor_template_again(workbench, engine_here, trained, monkeypatch):
+    trained("mine")
+    _talk_to(workbench, "mine")
+    monkeypatch.delattr("app.shared.identity.tokenizer_hash")
+    monkeypatch.delattr("app.shared.bases.manifest_of")
+    assert _talk_to(workbench, "mine")
+
+
+def test_a_message_is_one_connection_to_the_engine(workbench, trained, monkeypatch):
+    trained("mine")
+    workbench.engine.keep_attached()
+    made, connect = [], EngineClient._connect
+    monkeypatch.setattr(EngineClient, "_connect", lambda self: made.append(1) or connect(self))
+    for count in range(1, 4):
+        assert _talk_to(workbench, "mine")
+        assert len(made) == count
+
+
+@pytest.mark.parametrize("error", [WrongBase("a"), InvalidData("b"), NotFound("c"), WorkbenchError("d")])
+def test_a_refusal_arrives_as_what_it_was(error):
+    with pytest.raises(type(error), match=str(error)) as raised:
+        answered(refused(error, str(error)))
+    assert raised.type is type(error)
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), SystemExit("x"), Exception("x")])
+def test_what_is_no_refusal_of_ours_is_the_engine_s_fault(error):
+    with pytest.raises(EngineUnavailable, match="the log says why"):
+        answered(refused(error, "the log says why"))
+
+
+def test_refusals_of_a_running_engine_keep_their_class(workbench, trained, tmp_path):
+    """Whatever the app would have caught itself changes between its look and the engine's."""
+    trained("mine")
+    asked = list(workbench.registry.all(Adapter))
+    base = {"name": "llama", "folder": str(tmp_path), "fingerprint": "b" * 64, "stat_key": "", "template": ""}
+    told = {"name": "mine", "digest": asked[0].digest, "base_fingerprint": "a" * 64, "base_name": "llama"}
+    row = {"adapter": told, "messages": HELLO, "config": GREEDY.to_dict()}
+    with pytest.raises(WrongBase, match="mine was made for llama"):
+        list(workbench.engine.answer(base, [row]))
+    with pytest.raises(NotFound, match="absent"):
+        workbench.engine.tokens("absent", "0" * 64, 0)
+    with pytest.raises(NotFound):
+        workbench.engine.measure("llama", "absent", [])

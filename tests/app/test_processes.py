@@ -1,0 +1,54 @@
+"""Processes of our own, started from a working folder that holds packages with our names."""
+
+import pytest
+
+from app.service.workbench import Workbench
+from core.errors import WorkbenchError
+from core.export.check_process import ask_process
+from core.reporting import silent
+from storage.tables import Base
+from tests.workbenches import end_engine
+
+
+@pytest.fixture
+def hostile_folder(tmp_path, monkeypatch):
+    """A working folder whose app, core, storage and torch leave a mark when they are imported."""
+    mark = tmp_path / "imported"
+    folder = tmp_path / "working folder"
+    for name in ("app", "core", "storage", "torch", "json"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "__init__.py").write_text(f"open({str(mark)!r}, 'a').write({name!r})\n")
+    monkeypatch.chdir(folder)
+    yield folder
+    assert not mark.exists(), mark.read_text()
+
+
+@pytest.fixture
+def unforked(settings):
+    """A workbench whose engine and jobs are started as users' are."""
+    found = Workbench(settings)
+    yield found
+    found.close()
+    end_engine(settings)
+
+
+def test_an_engine_imports_nothing_from_the_working_folder(hostile_folder, unforked):
+    unforked.engine.ensure()
+    assert unforked.engine.status()["runs"] == []
+
+
+def test_a_job_imports_nothing_from_the_working_folder(hostile_folder, unforked, tiny_llama):
+    assert unforked.jobs.wait(unforked.models.add(str(tiny_llama), "tiny"))["name"] == "tiny"
+    assert unforked.registry.names(Base) == {"tiny"}
+
+
+def test_the_check_of_an_export_imports_nothing_from_the_working_folder(hostile_folder, tmp_path):
+    nothing = {name: str(tmp_path / "nothing") for name in ("base", "adapter", "target")}
+    with pytest.raises(WorkbenchError):
+        ask_process({**nothing, "config": {}, "template": ""}, silent)
+
+
+def test_the_doctor_asks_the_installed_torch(hostile_folder, settings):
+    from app.service.doctor import _torch
+
+    assert _torch()[0].level == "fine"

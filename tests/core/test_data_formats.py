@@ -1,0 +1,217 @@
+"""Data formats: which one rows are in, and what it makes of them."""
+
+import pytest
+
+from core.data.detection import detect_file
+from core.data.mapping import mapping_of
+from core.errors import InvalidData
+from tests.core.data_files import MESSAGES, lines, take, written
+
+
+@pytest.mark.parametrize(
+    ("row", "form", "turns"),
+    [
+        ({"messages": MESSAGES}, "messages", ["user", "assistant"]),
+        ({"conversations": MESSAGES}, "messages", ["user", "assistant"]),
+        (
+            {"messages": [{"role": "developer", "content": "s"}, *MESSAGES]},
+            "messages",
+            ["system", "user", "assistant"],
+        ),
+        (
+            {
+                "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}],
+                "system": "s",
+            },
+            "sharegpt",
+            ["system", "user", "assistant"],
+        ),
+        (
+            {
+                "conversations": [
+                    {"from": "human", "value": "a"},
+                    {"from": "function_call", "value": "f()"},
+                    {"from": "observation", "value": "1"},
+                    {"from": "gpt", "value": "b"},
+                ],
+                "tools": "[]",
+            },
+            "sharegpt",
+            ["user", "assistant", "tool", "assistant"],
+        ),
+        ({"instruction": "a", "input": "b", "output": "c"}, "alpaca", ["user", "assistant"]),
+        ({"instruction": "a", "output": "c", "system": "s"}, "alpaca", ["system", "user", "assistant"]),
+        (
+            {"instruction": "a", "output": "c", "history": [["q", "r"]]},
+            "alpaca",
+            ["user", "assistant", "user", "assistant"],
+        ),
+        ({"prompt": "a", "completion": "b"}, "prompt and completion", ["user", "assistant"]),
+        (
+            {"prompt": [MESSAGES[0]], "completion": [MESSAGES[1]]},
+            "prompt and completion",
+            ["user", "assistant"],
+        ),
+        ({"question": "a", "answer": "b"}, "prompt and completion", ["user", "assistant"]),
+        (
+            {"query": "a", "response": "b", "persona": "s"},
+            "prompt and completion",
+            ["system", "user", "assistant"],
+        ),
+        ({"problem": "a", "solution": "b"}, "prompt and completion", ["user", "assistant"]),
+        ({"inputs": "a", "targets": "b"}, "prompt and completion", ["user", "assistant"]),
+        ({"Question": "a", "Answer": 7}, "prompt and completion", ["user", "assistant"]),
+        ({"text": "a", "category": "b"}, "text and label", ["user", "assistant"]),
+        ({"id": 1, "parent_id": None, "role": "prompter", "text": "a"}, "linked rows", ["user", "assistant"]),
+        ({"text": "a b c"}, "text", []),
+    ],
+)
+def test_each_format_is_detected(tmp_path, row, form, turns):
+    more = {"id": 2, "parent_id": 1, "role": "assistant", "text": "b"}
+    summary, rows, found = take(
+        tmp_path, "a.jsonl", lines(row, more) if form == "linked rows" else lines(row)
+    )
+    assert summary.mapping["format"] == form
+    assert [message["role"] for message in rows[0].messages] == turns
+    assert found == []
+
+
+def test_alpaca_joins_instruction_and_input(tmp_path):
+    _, rows, _ = take(tmp_path, "a.jsonl", lines({"instruction": "add", "input": "1 2", "output": "3"}))
+    assert rows[0].messages[0]["content"] == "add\n1 2"
+
+
+def test_content_blocks_become_text(tmp_path):
+    blocks = [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]
+    _, rows, _ = take(
+        tmp_path, "a.jsonl", lines({"messages": [{"role": "user", "content": blocks}, MESSAGES[1]]})
+    )
+    assert rows[0].messages[0]["content"] == "one two"
+
+
+def test_a_turn_of_weight_zero_carries_no_loss(tmp_path):
+    turns = [MESSAGES[0], MESSAGES[1] | {"weight": 0}, MESSAGES[0], MESSAGES[1] | {"loss": True}]
+    _, rows, found = take(tmp_path, "a.jsonl", lines({"messages": turns}, {"messages": turns[:2]}))
+    assert rows[0].untrained == {1}
+    assert found[0][:2] == (2, "untrained")
+
+
+@pytest.mark.parametrize(
+    ("row", "count", "hint"),
+    [
+        ({"messages": MESSAGES, "prompt": "p", "completion": "c"}, 2, ""),
+        ({"prompt": "p", "response": "r", "answer": "a"}, 2, ""),
+        ({"context": "c", "question": "q", "answer": "a"}, 3, ""),
+        ({"text": "t", "prompt": "p", "completion": "c"}, 2, ""),
+        ({"prompt": "p", "chosen": "a", "rejected": "b"}, 1, "Preferences"),
+        ({"instuction": "a", "output": "b"}, 1, "'instuction' looks like a misspelled 'instruction'"),
+        ({"instruction": "a", "inptu": "x", "output": "b"}, 1, "'inptu' looks like a misspelled 'input'"),
+        ({"question": "q", "answer": "a", "sytem": "s"}, 1, "'sytem' looks like a misspelled 'system'"),
+        ({"frage": "a", "antwort": "b"}, 2, ""),
+        ({"a": "1", "b": "2", "c": "3"}, 0, ""),
+    ],
+)
+def test_what_is_not_clear_is_left_to_the_user(tmp_path, row, count, hint):
+    (tmp_path / "a.jsonl").write_text(lines(row))
+    found = detect_file(tmp_path / "a.jsonl")
+    assert found.chosen is None
+    assert len(found.candidates) == count
+    assert hint in " ".join((*found.near_misses, *found.hints))
+    with pytest.raises(InvalidData, match=hint or "choose what|no usable columns"):
+        found.require("a.jsonl")
+
+
+def test_context_and_question_go_together_by_a_template(tmp_path):
+    row = {"context": "It rains.", "question": "Wet?", "answer": "Yes."}
+    (tmp_path / "a.jsonl").write_text(lines(row))
+    mapping = detect_file(tmp_path / "a.jsonl").candidates[0].mapping
+    _, rows, _ = take(tmp_path, "b.jsonl", lines(row), mapping)
+    assert rows[0].messages[0]["content"] == "It rains.\n\nWet?"
+
+
+def test_columns_that_are_not_used_are_named(tmp_path):
+    (tmp_path / "a.jsonl").write_text(lines({"question": "q", "answer": "a", "topic": "t"}))
+    found = detect_file(tmp_path / "a.jsonl")
+    assert found.chosen is not None
+    assert found.hints == ("Columns that are not used: 'topic'.",)
+
+
+@pytest.mark.parametrize("column", ["idx", "qid", "uid", "contents", "persons", "cat", "outputs"])
+def test_other_columns_do_not_stand_in_the_way(tmp_path, column):
+    (tmp_path / "a.jsonl").write_text(lines({"question": "q", "answer": "a", column: "x"}))
+    assert detect_file(tmp_path / "a.jsonl").chosen is not None
+
+
+def test_columns_that_come_late_do_not_vanish_without_a_word(tmp_path):
+    rows = [{"instruction": f"i{n}", "output": "o"} for n in range(300)]
+    late = [row | {"input": "important", "system": "s", "extra": 1} for row in rows[:100]]
+    summary, _, found = take(tmp_path, "a.jsonl", lines(*rows, *late), near=False)
+    said = [detail for number, code, detail in found if code == "unused_column"]
+    assert said == [f"The column {name!r}, which 100 rows have, is not used." for name in ("input", "system")]
+    assert summary.hints == ["Columns that are not used: 'input', 'system', 'extra'."]
+
+
+def test_what_stands_beside_the_text_of_a_turn_is_said(tmp_path):
+    call = {"role": "assistant", "content": "Let me look", "tool_calls": [{"name": "f"}]}
+    silent = {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}
+    _, _, found = take(
+        tmp_path, "a.jsonl", lines({"messages": [MESSAGES[0], call]}, {"messages": [MESSAGES[0], silent]})
+    )
+    assert [one[1:] for one in found] == [
+        ("ignored_part", "The tool_calls of turn 2 are not used."),
+        ("missing", "A turn holds tool_calls and no text; that cannot be trained on yet."),
+    ]
+
+
+def test_a_falsy_input_is_kept(tmp_path):
+    rows = [{"instruction": "Even?", "input": value, "output": "yes"} for value in (0, "", None, False)]
+    _, stored, found = take(tmp_path, "a.jsonl", lines(*rows), near=False)
+    assert [one.messages[0]["content"] for one in list(stored)[:3]] == ["Even?\n0", "Even?", "Even?"]
+    assert (4, "missing", "input is true or false; expected text.") in found
+
+
+def test_a_cycle_above_a_linked_row_is_a_fault(tmp_path):
+    parents = {"A": "B", "B": "A", "C": "A", "D": "C", "x": "", "y": "x"}
+    rows = [
+        {"id": key, "parent_id": above, "role": "user" if key in "ACx" else "assistant", "text": key}
+        for key, above in parents.items()
+    ]
+    _, _, found = take(tmp_path, "a.jsonl", lines(*rows))
+    assert [(number, code) for number, code, _ in found] == [(4, "unreadable")]
+    assert "its own ancestor" in found[0][2]
+
+
+def test_a_second_separator_in_a_line_is_pointed_out(tmp_path):
+    _, rows, found = take(tmp_path, "a.txt", "q || a || b\nr || c\n", mapping_of([], [], "||"))
+    assert (rows[0].messages[1]["content"], found[0][:2]) == ("a || b", (1, "separator"))
+
+
+def test_separated_lines(tmp_path):
+    content = "name : A | food : B||A serves B .\nname : C||C it is .\nno separator here\n" + "x||y\n" * 30
+    found = detect_file(written(tmp_path, "a.txt", content))
+    assert [one.mapping.format for one in found.candidates] == ["separated lines", "text"]
+    _, rows, faults = take(tmp_path, "b.txt", content, found.candidates[0].mapping, near=False)
+    assert [one["content"] for one in rows[0].messages] == ["name : A | food : B", "A serves B ."]
+    assert faults[0][:2] == (3, "missing")
+
+
+def test_linked_rows_make_a_conversation_for_each_leaf(tmp_path):
+    rows = [
+        {"id": "a", "parent_id": None, "role": "prompter", "text": "q1"},
+        {"id": "c", "parent_id": "b", "role": "prompter", "text": "q2"},
+        {"id": "b", "parent_id": "a", "role": "assistant", "text": "a1"},
+        {"id": "d", "parent_id": "c", "role": "assistant", "text": "a2"},
+        {"id": "e", "parent_id": "a", "role": "assistant", "text": "other"},
+    ]
+    _, found, _ = take(tmp_path, "a.jsonl", lines(*rows))
+    said = {one.row: [message["content"] for message in one.messages] for one in found}
+    assert said == {4: ["q1", "a1", "q2", "a2"], 5: ["q1", "other"]}
+
+
+def test_linked_pairs_of_question_and_answer(tmp_path):
+    rows = [
+        {"id": 1, "parent_id": "", "prompt": "q1", "answer": "a1"},
+        {"id": 2, "parent_id": 1, "prompt": "q2", "answer": "a2"},
+    ]
+    _, found, _ = take(tmp_path, "a.jsonl", lines(*rows))
+    assert [message["content"] for message in found[0].messages] == ["q1", "a1", "q2", "a2"]
