@@ -107,7 +107,7 @@ class Adapters:
             return list(session.exec(query.order_by(col(Adapter.id))).all())
 
     def delete(self, adapter_id: int) -> Adapter:
-        """Delete an adapter; undelete_adapter() brings it back until purge_adapters() has run.
+        """Delete an adapter; bring_back() undoes it until purge() has run.
 
         Raises NotFound.
         """
