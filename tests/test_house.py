@@ -117,6 +117,26 @@ def test_the_readme_has_its_two_commands_and_the_ci_runs_the_second():
         assert (ROOT / link).exists(), link
 
 
+@pytest.mark.parametrize("wing", FORBIDDEN)
+def test_the_readme_of_each_wing_names_its_folders_and_none_that_is_not_there(wing):
+    top = ROOT / wing
+    folders = {path.parent.relative_to(top).as_posix() for path in top.rglob("*.py")} - {"."}
+    said = set(re.findall(r"`([\w/]+)/`", (top / "README.md").read_text(encoding="utf-8")))
+    assert not folders - said, f"{wing}/README.md does not name {sorted(folders - said)}"
+    gone = [name for name in said - folders if not (ROOT / name).is_dir()]
+    assert not gone, f"{wing}/README.md names {gone}, which are not there"
+
+
+@pytest.mark.parametrize("wing", FORBIDDEN)
+def test_the_readme_of_each_wing_names_only_files_that_are_there(wing):
+    said = re.findall(r"`([\w/]+\.py)`", (ROOT / wing / "README.md").read_text(encoding="utf-8"))
+    files = [
+        f"/{path.relative_to(ROOT)}" for top in (wing, "core", "tests") for path in (ROOT / top).rglob("*.py")
+    ]
+    gone = [name for name in said if not any(file.endswith(f"/{name}") for file in files)]
+    assert not gone, f"{wing}/README.md names {gone}, which are not there"
+
+
 # Rooms.
 
 ROOMS = {
