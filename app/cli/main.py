@@ -17,6 +17,7 @@ from app.cli.data import data
 from app.cli.options import Home, Json, Yes, finished, open_workbench
 from app.cli.runs import preflight, presets, runs, train
 from app.cli.storage import backup, restore_backup, space
+from app.shared.private import private_by_default
 from app.shared.settings import HOME_VARIABLE, settings_for
 from core.config import FORMATS, GenerationConfig
 from storage.tables import Base
@@ -47,9 +48,15 @@ app.command()(space)
 def open_app(
     context: typer.Context,
     host: Annotated[
-        str, typer.Option(help="Address to listen on. Beyond this machine a token is asked for.")
+        str, typer.Option(help="Address to listen on; 0.0.0.0 for the whole network.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 7860,
+    certfile: Annotated[
+        Path | None, typer.Option(help="Certificate (PEM) for https.", exists=True, dir_okay=False)
+    ] = None,
+    keyfile: Annotated[
+        Path | None, typer.Option(help="The certificate's key (PEM).", exists=True, dir_okay=False)
+    ] = None,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Do not open a browser window.")] = False,
     home: Home = None,
     json: Json = False,
@@ -61,9 +68,32 @@ def open_app(
         if home is not None:
             os.environ[HOME_VARIABLE] = str(home)  # for the command that follows
         return
-    from app.web.server import serve
+    from app.web.server import Listening, serve
 
-    serve(settings_for(home), host=host, port=port, open_browser=not no_browser, console=Console(json))
+    listening = Listening(host, port, certfile, keyfile)
+    serve(settings_for(home), listening, open_browser=not no_browser, tell=Console(json).result)
+
+
+@app.command()
+@guarded
+def address(
+    new_token: Annotated[
+        bool, typer.Option("--new-token", help="Make a new token; it counts from the page's next start.")
+    ] = False,
+    home: Home = None,
+    json: Json = False,
+) -> None:
+    """Print the address of the open page, with the token that opens it."""
+    from app.web.server import running_address
+    from app.web.token import page_token
+
+    settings = settings_for(home)
+    if new_token:
+        page_token(settings, anew=True)
+        Console(json).result({"new_token": True}, [("Token", "a new one, from the page's next start on")])
+        return
+    found = running_address(settings)
+    Console(json).result({"address": found}, [("Open", found)])
 
 
 @app.command()
@@ -246,6 +276,7 @@ def doctor(
 
 def main() -> None:
     """Entry point of the console command."""
+    private_by_default()
     app()
 
 
