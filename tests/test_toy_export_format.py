@@ -72,10 +72,15 @@ def plugged(monkeypatch):
 @pytest.fixture
 def jobs_here(workbench, checked_here, plugged, monkeypatch):
     """Jobs that the page and the command line start are done in this process."""
+    from app.jobs.kinds import JOBS, JobContext
     from app.service.jobs import Jobs
     from tests.workbenches import do_job
 
-    monkeypatch.setattr(Jobs, "start", lambda self, kind, title, given: do_job(workbench, kind, given))
+    def start(self, kind, arguments):
+        context = JobContext(workbench.settings, workbench.registry)
+        return do_job(workbench, kind, JOBS.get(kind).validate(context, arguments))
+
+    monkeypatch.setattr(Jobs, "start", start)
 
 
 def deltas(workbench, name, folder):
@@ -155,7 +160,7 @@ def test_the_page_offers_and_writes_it(workbench, trained, jobs_here):
     from storage.tables import Export
 
     trained("mine")
-    with gr.Blocks() as page, gr.Tabs() as tabs:
+    with gr.Blocks() as page, gr.Tabs() as tabs, gr.Tab():
         section.build(Shell(workbench, page, tabs, gr.State(""), gr.State(""), gr.State("")))
     fields = {one.label: one for one in page.blocks.values() if getattr(one, "label", None)}
     assert ("npz", "npz") in fields["Format"].choices

@@ -15,12 +15,13 @@ from app.cli.export import export
 from app.cli.jobs import jobs
 from app.cli.kinds import kinds
 from app.cli.models import models
-from app.cli.opening import open_page
+from app.cli.opening import address, open_page
 from app.cli.presets import presets
 from app.cli.quickstart import quickstart
 from app.cli.runs import runs
 from app.cli.storage import backup, restore_backup, space
 from app.cli.train import preflight, train
+from app.shared.private import private_by_default
 
 app = typer.Typer(
     name="lora-workbench",
@@ -53,10 +54,12 @@ app.command()(quickstart)
 app.command()(chat)
 app.command()(export)
 app.command()(doctor)
+app.command()(address)
 
 
 def main() -> None:
     """Entry point of the console command."""
+    private_by_default()
     app()
 
 

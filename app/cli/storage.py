@@ -53,7 +53,7 @@ def restore_backup(
 ) -> None:
     """Bring a backup back. Close the page and wait for runs to end first."""
     console, settings = Console(json), settings_for(home)
-    if is_held(settings.engine_lock) or settings.app_file.exists():
+    if is_held(settings.engine_lock) or is_held(settings.app_lock):
         raise AlreadyRunning(
             f"The workbench is running on {settings.home}; close the page and wait for its runs to end."
         )

@@ -32,6 +32,7 @@ from app.engine.token_views import TokenViews
 from app.shared import wire
 from app.shared.bases import open_registry
 from app.shared.errors import USER_ERRORS, EngineUnavailable
+from app.shared.private import private_by_default, write_private
 from app.shared.processes import ALREADY_RUNNING
 from app.shared.refusals import refused
 from app.shared.settings import DTYPE_VARIABLE, Settings, settings_for
@@ -232,18 +233,9 @@ def _dtype_from_environment() -> torch.dtype | None:
     return known[name] if name else None
 
 
-def _write_private(path: Path, content: dict[str, object]) -> None:
-    """Publish a small file that only this user can read."""
-    staged = path.with_suffix(".new")
-    staged.unlink(missing_ok=True)
-    handle = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "w") as file:
-        json.dump(content, file)
-    os.replace(staged, path)
-
-
 def main() -> int:
     """Hold the home folder's engine lock and work."""
+    private_by_default()
     parser = argparse.ArgumentParser(description="The LoRA Workbench engine; started by the app.")
     parser.add_argument("--home", type=Path, required=True)
     settings = settings_for(parser.parse_args().home)
@@ -261,9 +253,8 @@ def main() -> int:
     with lock, Listener(("127.0.0.1", 0), authkey=key) as listener:
         server = EngineServer(settings)
         threading.Thread(target=server.serve, args=(listener,), daemon=True).start()
-        _write_private(
-            settings.engine_file, {"address": list(listener.address), "key": key.hex(), "pid": os.getpid()}
-        )
+        about = {"address": list(listener.address), "key": key.hex(), "pid": os.getpid()}
+        write_private(settings.engine_file, json.dumps(about))
         log.info("ready on %s", server.status()["device"])
         server.work()
         settings.engine_file.unlink(missing_ok=True)

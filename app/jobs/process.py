@@ -15,6 +15,7 @@ from filelock import FileLock
 from app.jobs.kinds import JOBS, JobContext
 from app.shared.bases import open_registry
 from app.shared.errors import USER_ERRORS
+from app.shared.private import private_by_default
 from app.shared.settings import Settings, settings_for
 from core.events import Progress
 from storage.registry import Registry
@@ -65,6 +66,7 @@ def run_job(settings: Settings, job_id: int) -> bool:
 
 def main() -> int:
     """Hold the job's lock and do it."""
+    private_by_default()
     parser = argparse.ArgumentParser(description="One job of the LoRA Workbench; started by the app.")
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--job", type=int, required=True)

@@ -4,6 +4,8 @@ AppError
 ├── EngineUnavailable    the engine did not start, or ended while it was asked something
 ├── JobFailed            a job ended without its result
 ├── QuotaExceeded        the home folder holds more than is allowed
+├── NotYours             a folder belongs to another user
+├── CannotListen         the page cannot be opened as it was asked for
 └── AlreadyRunning       the page is open already on this home folder, or the port is taken
 """
 
@@ -25,6 +27,14 @@ class JobFailed(AppError):
 
 class QuotaExceeded(AppError):
     """The home folder holds more than is allowed."""
+
+
+class NotYours(AppError):
+    """A folder belongs to another user."""
+
+
+class CannotListen(AppError):
+    """The page cannot be opened as it was asked for, or no page is open."""
 
 
 class AlreadyRunning(AppError):

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import platformdirs
 
+from app.shared.private import private_folder
+
 HOME_VARIABLE = "LORA_WORKBENCH_HOME"
 DTYPE_VARIABLE = "LORA_WORKBENCH_DTYPE"
 
@@ -76,6 +78,11 @@ class Settings:
         return self.home / "locks"
 
     @property
+    def app_lock(self) -> Path:
+        """Held by the page for as long as it is open."""
+        return self.locks / "app.lock"
+
+    @property
     def engine_lock(self) -> Path:
         """Held by the engine for as long as it lives."""
         return self.locks / "engine.lock"
@@ -95,6 +102,16 @@ class Settings:
         """Address of the running page."""
         return self.home / "app.json"
 
+    @property
+    def token_file(self) -> Path:
+        """The token that opens the page, readable by this user only."""
+        return self.home / "token"
+
+    @property
+    def opening_file(self) -> Path:
+        """A page that leads a browser to the address with the token, readable by this user only."""
+        return self.home / "open.html"
+
     def job_lock(self, job_id: int) -> Path:
         """Held by a job's process for as long as it lives."""
         return self.locks / f"job-{job_id}.lock"
@@ -107,6 +124,8 @@ class Settings:
 def settings_for(home: Path | None = None) -> Settings:
     """Settings for `home`, or $LORA_WORKBENCH_HOME, or the user's data folder;
     its folders are made, private.
+
+    Raises NotYours if they belong to another user.
     """
     chosen = (
         home
@@ -114,7 +133,7 @@ def settings_for(home: Path | None = None) -> Settings:
         or platformdirs.user_data_path("lora-workbench", appauthor=False)
     )
     settings = Settings(Path(chosen).expanduser().resolve())
-    settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    private_folder(settings.home)
     for folder in (
         settings.models,
         settings.exports,
@@ -123,5 +142,5 @@ def settings_for(home: Path | None = None) -> Settings:
         settings.logs,
         settings.locks,
     ):
-        folder.mkdir(exist_ok=True, mode=0o700)
+        private_folder(folder)
     return settings

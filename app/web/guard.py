@@ -1,8 +1,9 @@
-"""The request guard: stands in front of every route and lets only the page's own requests through.
+"""The request guard: in front of every route, it lets only this user's own requests through.
 
 Every web page in the user's browser can send requests to this machine. So the Host must be one the server was
 started with (DNS rebinding), an Origin must be our own and Sec-Fetch-Site must say same-origin or none
-(cross-site requests). When the server listens beyond this machine, a token is asked for as well.
+(cross-site requests). Every user of this machine can reach the port, too. So each request carries the token:
+in a cookie, which the printed address sets, or, from a script, as `Authorization: Bearer TOKEN`.
 """
 
 from __future__ import annotations
@@ -11,23 +12,31 @@ import asyncio
 import hmac
 from collections.abc import Iterable
 from http import HTTPStatus
-from http.cookies import SimpleCookie
+from http.cookies import CookieError, SimpleCookie
+from importlib import resources
 from urllib.parse import parse_qs
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-COOKIE = "lora_workbench_token"
 _FAILED_TOKEN_SECONDS = 1.0  # each wrong token waits this long, one after the other
+_COOKIE_SECONDS = 30 * 24 * 3600
+_WELCOME = """<!doctype html><meta charset="utf-8"><title>LoRA Workbench</title>
+<meta http-equiv="refresh" content="0;url=/"><p><a href="/">LoRA Workbench</a></p>
+"""
+_ASKING = (resources.files("assets") / "token.html").read_text(encoding="utf-8")
+_PLAIN = (
+    "Send the token: open the address that `lora-workbench address` prints, or send it as a Bearer token.\n"
+)
+Headers = dict[str, str]
 
 
 class RequestGuard:
-    """ASGI middleware that answers 403 to strangers,
-    and 401 to people without the token where one is needed.
-    """
+    """ASGI middleware that answers 403 to other web pages, and 401 to whoever has not the token."""
 
-    def __init__(self, app: ASGIApp, hosts: Iterable[str], token: str | None = None) -> None:
-        """hosts: allowed values of the Host header, with port, in lower case."""
-        self._app, self._hosts, self._token = app, frozenset(hosts), token
+    def __init__(self, app: ASGIApp, hosts: Iterable[str], token: str, *, encrypted: bool = False) -> None:
+        """hosts: allowed values of the Host header, with port, in lower case; encrypted: served by https."""
+        self._app, self._hosts, self._token = app, frozenset(hosts), token.encode()
+        self._secure = "; Secure" if encrypted else ""
         self._wrong_tokens = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -37,53 +46,86 @@ class RequestGuard:
         headers = {
             name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]
         }
-        refusal = self._refusal(headers)
-        if refusal:
-            await _respond(scope, send, HTTPStatus.FORBIDDEN, refusal)
-        elif self._token is None or self._has_token(headers):
-            await self._app(scope, receive, send)
-        else:
-            await self._ask_for_token(scope, send)
-
-    def _refusal(self, headers: dict[str, str]) -> str:
-        """Why a request does not come from our own page; empty if it does."""
-        host = headers.get("host", "").lower()
-        if host not in self._hosts:
-            return (
+        if headers.get("host", "").lower() not in self._hosts:
+            text = (
                 "This address is not one the workbench was started with. Open it under the address "
                 "it printed."
             )
-        origin = headers.get("origin")
-        if origin is not None and origin.lower() not in (f"http://{host}", f"https://{host}"):
-            return "Requests from other web pages are refused."
-        if headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
-            return "Requests from other web pages are refused. Open the workbench by typing its address."
-        return ""
+            await _respond(scope, send, HTTPStatus.FORBIDDEN, text)
+        elif given := _token_of_query(scope):
+            await self._welcome(scope, send, headers, given)
+        elif refusal := _refusal(headers):
+            await _respond(scope, send, HTTPStatus.FORBIDDEN, refusal)
+        elif self._is_ours(headers):
+            await self._app(scope, receive, send)
+        else:
+            await self._refuse(scope, send, headers, tried="authorization" in headers)
 
-    def _has_token(self, headers: dict[str, str]) -> bool:
-        cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
-        return cookie is not None and self._matches(cookie.value)
+    def _is_ours(self, headers: Headers) -> bool:
+        bearer, cookie = _bearer(headers), _cookie(headers)
+        return (bearer is not None and self._matches(bearer)) or (
+            cookie is not None and self._matches(cookie)
+        )
 
     def _matches(self, given: str) -> bool:
-        return hmac.compare_digest(given.encode(), (self._token or "").encode())
+        return hmac.compare_digest(given.encode("utf-8", "replace"), self._token)
 
-    async def _ask_for_token(self, scope: Scope, send: Send) -> None:
-        """Take the token from ?token=… into a cookie, or refuse; wrong ones are slowed down."""
-        given = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("token", [""])[0]
-        if given and self._matches(given):
-            cookie = f"{COOKIE}={self._token}; Path=/; HttpOnly; SameSite=Strict"
-            headers = [(b"location", b"/"), (b"set-cookie", cookie.encode())]
-            await _respond(scope, send, HTTPStatus.SEE_OTHER, "", headers)
+    async def _welcome(self, scope: Scope, send: Send, headers: Headers, given: str) -> None:
+        """Take the token from the address into a cookie, and leave it out of the address.
+
+        Whoever knows the token may come from anywhere. What follows must come from this page, and only a page
+        of our own can lead there: a redirect would still count as coming from where the address was opened.
+        """
+        if not self._matches(given):
+            await self._refuse(scope, send, headers, tried=True)
             return
-        if given:
+        about = f"Path=/; HttpOnly; SameSite=Strict; Max-Age={_COOKIE_SECONDS}{self._secure}"
+        cookie = f"{_cookie_name(headers)}={given}; {about}"
+        await _respond(scope, send, HTTPStatus.OK, _WELCOME, [(b"set-cookie", cookie.encode())])
+
+    async def _refuse(self, scope: Scope, send: Send, headers: Headers, *, tried: bool) -> None:
+        """Ask for the token; wrong ones are slowed down."""
+        if tried:
             async with self._wrong_tokens:
                 await asyncio.sleep(_FAILED_TOKEN_SECONDS)
-        await _respond(
-            scope,
-            send,
-            HTTPStatus.UNAUTHORIZED,
-            "Open the address with the token that the workbench printed.",
-        )
+        html = "text/html" in headers.get("accept", "")
+        await _respond(scope, send, HTTPStatus.UNAUTHORIZED, _ASKING if html else _PLAIN)
+
+
+def _refusal(headers: Headers) -> str:
+    """Why a request does not come from our own page; empty if it does."""
+    host, origin = headers["host"].lower(), headers.get("origin")
+    if origin is not None and origin.lower() not in (f"http://{host}", f"https://{host}"):
+        return "Requests from other web pages are refused."
+    if headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
+        return "Requests from other web pages are refused. Open the workbench by typing its address."
+    return ""
+
+
+def _token_of_query(scope: Scope) -> str:
+    """The token in the address of the page itself; empty if there is none."""
+    if scope["type"] != "http" or scope["method"] != "GET" or scope["path"] != "/":
+        return ""
+    return parse_qs(scope.get("query_string", b"").decode("latin-1")).get("token", [""])[0]
+
+
+def _bearer(headers: Headers) -> str | None:
+    scheme, _, given = headers.get("authorization", "").partition(" ")
+    return given.strip() if scheme.lower() == "bearer" else None
+
+
+def _cookie(headers: Headers) -> str | None:
+    try:
+        found = SimpleCookie(headers.get("cookie", "")).get(_cookie_name(headers))
+    except CookieError:  # of another program on this machine
+        return None
+    return found.value if found else None
+
+
+def _cookie_name(headers: Headers) -> str:
+    """Browsers keep one set of cookies for all ports of a host; two workbenches must not clash."""
+    port = headers["host"].rpartition(":")[2]
+    return f"lora_workbench_{port if port.isdigit() else 'token'}"
 
 
 async def _respond(
@@ -93,6 +135,12 @@ async def _respond(
         await send({"type": "websocket.close", "code": 1008})
         return
     body = text.encode()
-    basics = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(body)).encode())]
+    kind = b"text/html" if text.startswith("<!doctype") else b"text/plain"
+    basics = [
+        (b"content-type", kind + b"; charset=utf-8"),
+        (b"content-length", str(len(body)).encode()),
+        (b"cache-control", b"no-store"),
+        (b"referrer-policy", b"no-referrer"),
+    ]
     await send({"type": "http.response.start", "status": int(status), "headers": [*basics, *(headers or [])]})
-    await send({"type": "http.response.body", "body": body})
+    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})

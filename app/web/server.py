@@ -5,111 +5,164 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
-import secrets
-import socket
+import signal
+import ssl
+import sys
 import threading
 import webbrowser
 from collections.abc import Callable, Sequence
-from importlib import resources
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 from filelock import FileLock, Timeout
 from sqlalchemy.exc import OperationalError
-from starlette.types import ASGIApp
 
-from app.service.exports import zipped
 from app.service.workbench import Workbench
-from app.shared.errors import USER_ERRORS, AlreadyRunning
+from app.shared.errors import USER_ERRORS, AlreadyRunning, CannotListen
+from app.shared.private import write_private
+from app.shared.processes import is_held
 from app.shared.settings import Settings
-from app.web.guard import RequestGuard
-from storage.errors import NotFound
-from storage.tables import Base, Dataset, Export
+from app.web.address import address_of, allowed_hosts, is_loopback, require_free_port
+from app.web.application import guarded_app
+from app.web.token import page_token
 
 _LOOK_AFTER_SECONDS = 0.2
+_OPENING = """<!doctype html><meta charset="utf-8"><meta name="referrer" content="no-referrer">
+<meta http-equiv="refresh" content="0;url={address}"><title>LoRA Workbench</title>
+"""
 log = logging.getLogger("app")
-_MAX_UPLOAD = "8gb"
-_PRIVATE = (
-    "registry.db",
-    "blobs",
-    "models",
-    "exports",
-    "staging",
-    "locks",
-    "logs",
-    "engine.json",
-    "app.json",
-)
-
-Show = Callable[[dict[str, Any], Sequence[tuple[str, str]]], None]
-"""Prints a result: what a program reads of it, and its lines for people."""
+Tell = Callable[[dict[str, Any], Sequence[tuple[str, str]]], None]
+"""Prints a result: the whole as a mapping, and its labelled lines."""
 
 
-def serve(settings: Settings, *, host: str, port: int, open_browser: bool, show: Show) -> None:
-    """Open the page and serve until interrupted; `show` tells people and programs where it is.
+@dataclass(frozen=True)
+class Listening:
+    """Where the page listens, and with which certificate."""
 
-    Raises AlreadyRunning with the first one's address, or for the port.
+    host: str
+    port: int
+    certfile: Path | None = None
+    keyfile: Path | None = None
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether the traffic is."""
+        return self.certfile is not None
+
+    @property
+    def exposed(self) -> bool:
+        """Whether others on the network can read what is said."""
+        return not self.encrypted and not is_loopback(self.host)
+
+    @property
+    def address(self) -> str:
+        """The address to open, without the token."""
+        return address_of(self.host, self.port, encrypted=self.encrypted)
+
+    def require_possible(self) -> None:
+        """Raise CannotListen for a certificate that cannot be used, AlreadyRunning for a taken port."""
+        if self.keyfile and not self.certfile:
+            raise CannotListen("--keyfile needs --certfile, the certificate that the key belongs to.")
+        if self.certfile:
+            try:
+                ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(
+                    self.certfile, self.keyfile
+                )
+            except (OSError, ssl.SSLError) as error:
+                raise CannotListen(
+                    f"The certificate {self.certfile} with the key {self.keyfile or 'in the same file'} "
+                    "cannot be "
+                    f"used: {error}. Both must be PEM files that belong together."
+                ) from None
+        require_free_port(self.host, self.port)
+
+
+def serve(settings: Settings, listening: Listening, *, open_browser: bool, tell: Tell) -> None:
+    """Open the page and serve until interrupted.
+
+    Raises AlreadyRunning with the first one's address, or for the port; CannotListen.
     """
-    lock = FileLock(settings.locks / "app.lock")
+    lock = FileLock(settings.app_lock)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise AlreadyRunning(
-            f"The workbench is open already on {settings.home}: {_running_address(settings)}"
+            f"The workbench is open already on {settings.home}: {running_address(settings)}"
         ) from None
     with lock:
-        require_free_port(host, port)
-        _serve(settings, host, port, open_browser, show)
+        listening.require_possible()
+        _serve(settings, listening, open_browser, tell)
 
 
-def _running_address(settings: Settings) -> str:
+def running_address(settings: Settings) -> str:
+    """The address of the open page with its token, in words where it is not known.
+
+    Raises AppError if no page is open on this home folder.
+    """
+    if not is_held(settings.app_lock):
+        raise CannotListen(f"No page is open on {settings.home}. Open one with: lora-workbench")
     try:
         return str(json.loads(settings.app_file.read_text())["address"])
     except (OSError, ValueError, KeyError):
         return "its address is not known yet; try again in a moment"
 
 
-def require_free_port(host: str, port: int) -> None:
-    """Raise AlreadyRunning if something listens on the port."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        if os.name != "nt":
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise AlreadyRunning(
-                f"Port {port} on {host} cannot be used ({error.strerror}); choose another with --port."
-            ) from None
-
-
-def _serve(settings: Settings, host: str, port: int, open_browser: bool, show: Show) -> None:
+def _serve(settings: Settings, listening: Listening, open_browser: bool, tell: Tell) -> None:
     import uvicorn
 
     workbench = Workbench(settings)
-    token = None if is_loopback(host) else secrets.token_urlsafe(18)
-    application = guarded_app(workbench, allowed_hosts(host, port), token)
-    address = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}/"
-    settings.app_file.write_text(json.dumps({"address": address, "pid": os.getpid()}))
+    token = page_token(settings)
+    hosts = allowed_hosts(listening.host, listening.port)
+    application = guarded_app(workbench, hosts, token, encrypted=listening.encrypted)
+    opened = f"{listening.address}?token={token}"
+    write_private(settings.app_file, json.dumps({"address": opened, "pid": os.getpid()}))
     closing = threading.Event()
     threading.Thread(target=_look_after, args=(workbench, closing), daemon=True).start()
-    opened = f"{address}?token={token}" if token else address
-    show({"address": opened, "home": str(settings.home)}, [("Open", opened), ("Home", str(settings.home))])
+    _tell_where(settings, listening, opened, tell)
     if open_browser:
-        threading.Timer(1.0, webbrowser.open, args=(opened,)).start()
+        threading.Timer(1.0, _open_browser, args=(settings, opened)).start()
+    config = uvicorn.Config(
+        application,
+        host=listening.host,
+        port=listening.port,
+        ssl_certfile=listening.certfile,
+        ssl_keyfile=listening.keyfile,
+        log_level="warning",
+        timeout_graceful_shutdown=1,
+    )
+    # uvicorn raises the signal that ended it once more when it is done; unhandled, that would be the end
+    # here.
+    signal.signal(signal.SIGTERM, lambda *about: sys.exit(0))
     try:
-        uvicorn.Server(
-            uvicorn.Config(
-                application, host=host, port=port, log_level="warning", timeout_graceful_shutdown=1
-            )
-        ).run()
+        uvicorn.Server(config).run()
     finally:
         closing.set()
         settings.app_file.unlink(missing_ok=True)
-        _say_what_goes_on(workbench, show)
+        settings.opening_file.unlink(missing_ok=True)
+        _say_what_goes_on(workbench, tell)
         workbench.close()
+
+
+def _tell_where(settings: Settings, listening: Listening, opened: str, tell: Tell) -> None:
+    rows = [("Open", opened), ("Home", str(settings.home))]
+    if listening.exposed:
+        rows.append(
+            (
+                "Note",
+                "Others on this network can read the traffic and the token in it, since it is not encrypted. "
+                "Give --certfile and --keyfile, or listen on 127.0.0.1 and go through ssh -L.",
+            )
+        )
+    tell({"address": opened, "home": str(settings.home), "encrypted": listening.encrypted}, rows)
+
+
+def _open_browser(settings: Settings, opened: str) -> None:
+    """By a file that only this user can read: every user can see the arguments that a browser is started
+    with.
+    """
+    write_private(settings.opening_file, _OPENING.format(address=opened))
+    webbrowser.open(settings.opening_file.as_uri())
 
 
 def _look_after(workbench: Workbench, closing: threading.Event) -> None:
@@ -141,149 +194,9 @@ def _tidy_up(workbench: Workbench) -> None:
         log.warning("tidying up: %s", error)
 
 
-def _say_what_goes_on(workbench: Workbench, show: Show) -> None:
+def _say_what_goes_on(workbench: Workbench, tell: Tell) -> None:
     active = workbench.registry.runs.active()
     if active:
         names = ", ".join(f"{run.id} ({run.name})" for run in active)
         text = f"Run {names} goes on without the page. Start the workbench again to see it."
-        show({"active_runs": [run.id for run in active], "message": text}, [("Closed", text)])
-
-
-def guarded_app(workbench: Workbench, hosts: set[str], token: str | None = None) -> ASGIApp:
-    """The whole application, the guard outermost."""
-    return RequestGuard(build_app(workbench), hosts, token)
-
-
-def build_app(workbench: Workbench) -> ASGIApp:
-    """The page and its few files as one FastAPI application, not yet guarded."""
-    settings = workbench.settings
-    os.environ["GRADIO_TEMP_DIR"] = str(settings.uploads)
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    import gradio as gr
-    from fastapi import FastAPI
-
-    from app.web.page import build_page
-    from app.web.theme import HEAD, style_sheet, theme
-
-    application = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    _serve_file(application, "/workbench/plotly.min.js", plotly_script(), "text/javascript")
-    _serve_file(
-        application, "/workbench/icon.svg", Path(str(resources.files("assets") / "icon.svg")), "image/svg+xml"
-    )
-    _serve_reports(application, workbench)
-    _serve_exports(application, workbench)
-    gr.mount_gradio_app(
-        application,
-        build_page(workbench),
-        path="/",
-        footer_links=[],
-        run_history=False,
-        allowed_paths=[],
-        blocked_paths=[str(settings.home / name) for name in _PRIVATE],
-        max_file_size=_MAX_UPLOAD,
-        ssr_mode=False,
-        mcp_server=False,
-        enable_monitoring=False,
-        pwa=False,
-        theme=theme(),
-        css=style_sheet(),
-        head=HEAD,
-        show_error=True,
-    )
-    return application
-
-
-def _serve_reports(application: object, workbench: Workbench) -> None:
-    """The report on a data set as CSV, written line by line while it is downloaded."""
-    from fastapi import HTTPException
-    from fastapi.responses import StreamingResponse
-
-    def report(dataset_id: int, base: str = "", max_length: int = 0) -> StreamingResponse:
-        try:
-            row = workbench.registry.get(Dataset, dataset_id)
-            checked = (
-                workbench.datasets.checked(row, workbench.registry.find(Base, base), max_length)
-                if base
-                else None
-            )
-        except NotFound as error:
-            raise HTTPException(404, str(error)) from None
-        headers = {
-            "Content-Disposition": f'attachment; filename="report-{dataset_id}-version-{row.version}.csv"'
-        }
-        return StreamingResponse(
-            workbench.datasets.csv(row, checked), media_type="text/csv; charset=utf-8", headers=headers
-        )
-
-    register: Callable[..., object] = application.add_api_route  # type: ignore[attr-defined]
-    register(
-        "/workbench/data/{dataset_id}/report.csv",
-        report,
-        methods=["GET"],
-        include_in_schema=False,
-        response_model=None,
-    )
-
-
-def _serve_exports(application: object, workbench: Workbench) -> None:
-    """An export as one zip, made while it is downloaded."""
-    from fastapi import HTTPException
-    from fastapi.responses import StreamingResponse
-
-    def download(export_id: int) -> StreamingResponse:
-        try:
-            folder = Path(workbench.registry.get(Export, export_id).folder)
-        except NotFound as error:
-            raise HTTPException(404, str(error)) from None
-        if not folder.is_dir():
-            raise HTTPException(404, f"The export {folder} is gone.")
-        name = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.name)
-        headers = {"Content-Disposition": f'attachment; filename="{name}.zip"'}
-        return StreamingResponse(zipped(folder), media_type="application/zip", headers=headers)
-
-    register: Callable[..., object] = application.add_api_route  # type: ignore[attr-defined]
-    register(
-        "/workbench/exports/{export_id}.zip",
-        download,
-        methods=["GET"],
-        include_in_schema=False,
-        response_model=None,
-    )
-
-
-def _serve_file(application: object, route: str, path: Path, media_type: str) -> None:
-    from fastapi.responses import FileResponse
-
-    def endpoint() -> FileResponse:
-        return FileResponse(path, media_type=media_type, headers={"Cache-Control": "max-age=86400"})
-
-    register: Callable[..., object] = application.add_api_route  # type: ignore[attr-defined]
-    register(route, endpoint, methods=["GET"], include_in_schema=False, response_model=None)
-
-
-def plotly_script() -> Path:
-    """Plotly's JavaScript, from the installed Python package."""
-    return Path(str(resources.files("plotly") / "package_data" / "plotly.min.js"))
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the server."""
-    return host in ("127.0.0.1", "localhost", "::1")
-
-
-def allowed_hosts(host: str, port: int) -> set[str]:
-    """The Host headers a server started on host and port answers to."""
-    names = (
-        {"127.0.0.1", "localhost", "[::1]"}
-        if is_loopback(host) or host in ("0.0.0.0", "::")
-        else {host.lower()}
-    )
-    if host in ("0.0.0.0", "::"):
-        found = [
-            one.address
-            for many in psutil.net_if_addrs().values()
-            for one in many
-            if one.family == socket.AF_INET
-        ]
-        names |= {*found, socket.gethostname().lower()}
-    return {f"{name}:{port}" for name in names} | (names if port == 80 else set())
+        tell({"active_runs": [run.id for run in active], "message": text}, [("Closed", text)])

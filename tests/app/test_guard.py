@@ -6,11 +6,13 @@ import pytest
 from starlette.testclient import TestClient
 
 from app.service.workbench import Workbench
+from app.web.address import address_of, allowed_hosts, is_loopback
+from app.web.application import build_app
 from app.web.guard import RequestGuard
-from app.web.server import allowed_hosts, build_app, is_loopback
+from app.web.token import page_token
 
-HOST = "127.0.0.1:7860"
-OWN = {"host": HOST}
+HOST, TOKEN = "127.0.0.1:7860", "secret"
+OWN = {"host": HOST, "authorization": f"Bearer {TOKEN}"}
 
 
 @pytest.fixture
@@ -48,7 +50,7 @@ def _routes(application):
     ],
 )
 def test_strangers_get_403_on_every_route(application, stranger):
-    client = TestClient(RequestGuard(application, allowed_hosts("127.0.0.1", 7860)))
+    client = TestClient(RequestGuard(application, allowed_hosts("127.0.0.1", 7860), TOKEN))
     routes = sorted(set(_routes(application)))
     assert len(routes) > 30
     assert any("upload" in path for _, path in routes)
@@ -59,7 +61,7 @@ def test_strangers_get_403_on_every_route(application, stranger):
 
 
 def test_a_foreign_upload_is_refused_and_stores_nothing(application, settings):
-    client = TestClient(RequestGuard(application, allowed_hosts("127.0.0.1", 7860)))
+    client = TestClient(RequestGuard(application, allowed_hosts("127.0.0.1", 7860), TOKEN))
     files = {"files": ("evil.txt", b"evil")}
     response = client.post(
         "/gradio_api/upload", files=files, headers={**OWN, "origin": "https://evil.example"}
@@ -72,9 +74,9 @@ def test_a_foreign_upload_is_refused_and_stores_nothing(application, settings):
 
 
 def test_the_page_itself_is_served_to_its_own_address(application):
-    client = TestClient(RequestGuard(application, allowed_hosts("127.0.0.1", 7860)))
+    client = TestClient(RequestGuard(application, allowed_hosts("127.0.0.1", 7860), TOKEN))
     for host in ("127.0.0.1:7860", "localhost:7860", "LOCALHOST:7860"):
-        assert client.get("/", headers={"host": host, "sec-fetch-site": "none"}).status_code == 200
+        assert client.get("/", headers={**OWN, "host": host, "sec-fetch-site": "none"}).status_code == 200
     assert (
         client.get(
             "/config", headers={**OWN, "origin": f"http://{HOST}", "sec-fetch-site": "same-origin"}
@@ -87,23 +89,69 @@ def test_the_page_itself_is_served_to_its_own_address(application):
 def test_the_home_folder_is_not_served(application, settings, name):
     (settings.home / "engine.json").write_text("{}")
     (settings.home / "app.json").write_text("{}")
-    client = TestClient(RequestGuard(application, allowed_hosts("127.0.0.1", 7860)))
+    client = TestClient(RequestGuard(application, allowed_hosts("127.0.0.1", 7860), TOKEN))
     response = client.get(f"/gradio_api/file={settings.home / name}", headers=OWN)
     assert response.status_code in (403, 404)
 
 
-def test_beyond_this_machine_a_token_is_asked_for(application, monkeypatch):
+def _client(application):
+    return TestClient(RequestGuard(application, {"box:7860"}, TOKEN), base_url="http://box:7860")
+
+
+def test_without_the_token_every_route_says_401(application):
+    client = _client(application)
+    for method, path in [*sorted(set(_routes(application))), ("GET", "/"), ("HEAD", "/"), ("GET", "/config")]:
+        response = client.request(method, path, follow_redirects=False)
+        assert response.status_code == 401, (method, path)
+
+
+def test_the_token_of_the_address_becomes_a_cookie(application, monkeypatch):
     monkeypatch.setattr("app.web.guard._FAILED_TOKEN_SECONDS", 0.01)
-    client = TestClient(RequestGuard(application, {"box:7860"}, token="secret"), base_url="http://box:7860")
-    assert client.get("/").status_code == 401
-    assert client.post("/gradio_api/upload", files={"files": ("a", b"a")}).status_code == 401
+    client = _client(application)
     assert client.get("/?token=guess").status_code == 401
-    assert client.get("/", cookies={"lora_workbench_token": "guess"}).status_code == 401
-    client.cookies.clear()
-    welcome = client.get("/?token=secret", follow_redirects=False)
-    assert (welcome.status_code, welcome.headers["location"]) == (303, "/")
-    assert "HttpOnly" in welcome.headers["set-cookie"]
+    assert client.get("/", headers={"authorization": "Bearer guess"}).status_code == 401
+    assert client.get("/", headers={"cookie": "lora_workbench_7860=guess"}).status_code == 401
+    welcome = client.get(f"/?token={TOKEN}", headers={"sec-fetch-site": "cross-site"})
+    assert (welcome.status_code, 'content="0;url=/"' in welcome.text) == (200, True)
+    for word in ("lora_workbench_7860=", "HttpOnly", "SameSite=Strict", "Path=/"):
+        assert word in welcome.headers["set-cookie"]
+    assert "gradio" not in welcome.text, "only the next request, which the page itself makes, gets the page"
     assert client.get("/").status_code == 200
+    assert client.get("/", headers={"sec-fetch-site": "cross-site"}).status_code == 403
+
+
+def test_the_page_asks_people_for_the_token_and_tells_programs(application):
+    client = _client(application)
+    asked = client.get("/", headers={"accept": "text/html,*/*"})
+    assert (asked.status_code, "lora-workbench address" in asked.text, "<form" in asked.text) == (
+        401,
+        True,
+        True,
+    )
+    assert "Bearer" in client.get("/config").text
+
+
+def test_over_https_the_cookie_is_for_https_alone(application):
+    guarded = RequestGuard(application, {"box:7860"}, TOKEN, encrypted=True)
+    welcome = TestClient(guarded, base_url="https://box:7860").get(f"/?token={TOKEN}")
+    assert "Secure" in welcome.headers["set-cookie"]
+
+
+def test_the_token_stays_for_as_long_as_only_this_user_could_read_it(settings):
+    token = page_token(settings)
+    assert (page_token(settings), settings.token_file.stat().st_mode & 0o777) == (token, 0o600)
+    assert page_token(settings, anew=True) != token
+    settings.token_file.chmod(0o644)
+    assert page_token(settings) not in (token, settings.token_file.with_name("none"))
+    assert settings.token_file.stat().st_mode & 0o777 == 0o600
+
+
+def test_the_printed_address_works_from_where_people_are(monkeypatch):
+    monkeypatch.setattr("app.web.address._own_addresses", lambda: ["127.0.0.1", "192.168.1.5"])
+    assert address_of("127.0.0.1", 7860, encrypted=False) == "http://127.0.0.1:7860/"
+    assert address_of("0.0.0.0", 7860, encrypted=True) == "https://192.168.1.5:7860/"
+    assert address_of("::1", 7860, encrypted=False) == "http://[::1]:7860/"
+    assert "192.168.1.5:7860" in allowed_hosts("0.0.0.0", 7860)
 
 
 def test_which_names_a_server_answers_to():

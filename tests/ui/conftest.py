@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -72,7 +73,7 @@ def served(home: Path, zygote: Zygote | None = None) -> Iterator[str]:
                 lambda: process.poll() is not None or socket.socket().connect_ex(("127.0.0.1", port)) == 0
             )
             assert process.poll() is None, (home / "server.log").read_text()
-            yield f"http://127.0.0.1:{port}/"
+            yield json.loads(settings_for(home).app_file.read_text())["address"]
         finally:
             process.terminate()
             wait_for(lambda: process.poll() is not None, 20)

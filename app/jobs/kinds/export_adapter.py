@@ -11,6 +11,7 @@ from typing import Any
 from app.jobs.kinds import Arguments, JobContext, JobKind
 from app.shared.bases import base_for, folder_of, source_of
 from app.shared.identity import require_fit
+from app.shared.private import as_users_files
 from app.shared.text import require_text
 from core.base_model.source import check_unchanged
 from core.events import Progress
@@ -70,6 +71,8 @@ class ExportAdapter(JobKind):
             folder_of(base), skeleton(folder_of(base)), adapter, _provenance(row, base), config, own
         )
         facts = export(what, target, report)
+        if not target.is_relative_to(context.settings.home):
+            as_users_files(target)
         try:
             check = check_export(folder_of(base), blob, target, arguments["config"], base.template, report)
             sound = check["verdict"] != FAILED

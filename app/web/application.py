@@ -1,0 +1,149 @@
+"""The page and its few files as one application, behind the request guard."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+
+from starlette.types import ASGIApp
+
+from app.service.exports import zipped
+from app.service.workbench import Workbench
+from app.web.guard import RequestGuard
+from storage.errors import NotFound
+from storage.tables import Base, Dataset, Export
+
+_MAX_UPLOAD = "8gb"
+_PRIVATE = (
+    "registry.db",
+    "blobs",
+    "models",
+    "exports",
+    "staging",
+    "locks",
+    "logs",
+    "engine.json",
+    "app.json",
+    "token",
+    "open.html",
+)
+
+
+def guarded_app(workbench: Workbench, hosts: set[str], token: str, *, encrypted: bool = False) -> ASGIApp:
+    """The whole application, the guard outermost."""
+    return RequestGuard(build_app(workbench), hosts, token, encrypted=encrypted)
+
+
+def build_app(workbench: Workbench) -> ASGIApp:
+    """The page and its few files as one FastAPI application, not yet guarded."""
+    settings = workbench.settings
+    os.environ["GRADIO_TEMP_DIR"] = str(settings.uploads)
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    import gradio as gr
+    from fastapi import FastAPI
+
+    from app.web.page import build_page
+    from app.web.theme import HEAD, style_sheet, theme
+
+    application = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    _serve_file(application, "/workbench/plotly.min.js", plotly_script(), "text/javascript")
+    _serve_file(
+        application, "/workbench/icon.svg", Path(str(resources.files("assets") / "icon.svg")), "image/svg+xml"
+    )
+    _serve_reports(application, workbench)
+    _serve_exports(application, workbench)
+    gr.mount_gradio_app(
+        application,
+        build_page(workbench),
+        path="/",
+        footer_links=[],
+        run_history=False,
+        allowed_paths=[],
+        blocked_paths=[str(settings.home / name) for name in _PRIVATE],
+        max_file_size=_MAX_UPLOAD,
+        ssr_mode=False,
+        mcp_server=False,
+        enable_monitoring=False,
+        pwa=False,
+        theme=theme(),
+        css=style_sheet(),
+        head=HEAD,
+        show_error=True,
+    )
+    return application
+
+
+def _serve_reports(application: object, workbench: Workbench) -> None:
+    """The report on a data set as CSV, written line by line while it is downloaded."""
+    from fastapi import HTTPException
+    from fastapi.responses import StreamingResponse
+
+    def report(dataset_id: int, base: str = "", max_length: int = 0) -> StreamingResponse:
+        try:
+            row = workbench.registry.get(Dataset, dataset_id)
+            checked = (
+                workbench.datasets.checked(row, workbench.registry.find(Base, base), max_length)
+                if base
+                else None
+            )
+        except NotFound as error:
+            raise HTTPException(404, str(error)) from None
+        headers = {
+            "Content-Disposition": f'attachment; filename="report-{dataset_id}-version-{row.version}.csv"'
+        }
+        return StreamingResponse(
+            workbench.datasets.csv(row, checked), media_type="text/csv; charset=utf-8", headers=headers
+        )
+
+    register: Callable[..., object] = application.add_api_route  # type: ignore[attr-defined]
+    register(
+        "/workbench/data/{dataset_id}/report.csv",
+        report,
+        methods=["GET"],
+        include_in_schema=False,
+        response_model=None,
+    )
+
+
+def _serve_exports(application: object, workbench: Workbench) -> None:
+    """An export as one zip, made while it is downloaded."""
+    from fastapi import HTTPException
+    from fastapi.responses import StreamingResponse
+
+    def download(export_id: int) -> StreamingResponse:
+        try:
+            folder = Path(workbench.registry.get(Export, export_id).folder)
+        except NotFound as error:
+            raise HTTPException(404, str(error)) from None
+        if not folder.is_dir():
+            raise HTTPException(404, f"The export {folder} is gone.")
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.name)
+        headers = {"Content-Disposition": f'attachment; filename="{name}.zip"'}
+        return StreamingResponse(zipped(folder), media_type="application/zip", headers=headers)
+
+    register: Callable[..., object] = application.add_api_route  # type: ignore[attr-defined]
+    register(
+        "/workbench/exports/{export_id}.zip",
+        download,
+        methods=["GET"],
+        include_in_schema=False,
+        response_model=None,
+    )
+
+
+def _serve_file(application: object, route: str, path: Path, media_type: str) -> None:
+    from fastapi.responses import FileResponse
+
+    def endpoint() -> FileResponse:
+        return FileResponse(path, media_type=media_type, headers={"Cache-Control": "max-age=86400"})
+
+    register: Callable[..., object] = application.add_api_route  # type: ignore[attr-defined]
+    register(route, endpoint, methods=["GET"], include_in_schema=False, response_model=None)
+
+
+def plotly_script() -> Path:
+    """Plotly's JavaScript, from the installed Python package."""
+    return Path(str(resources.files("plotly") / "package_data" / "plotly.min.js"))
