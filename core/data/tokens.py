@@ -48,14 +48,12 @@ Mask = NDArray[np.bool_]
 class TokenFile:
     """All rows of a data set as ids, whole. Row i is row i of the data set; one with a fault has no ids."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises InvalidData if the file is not one this version wrote."""
-        try:
-            reader = pa.ipc.open_file(pa.memory_map(str(path)))
-        except (pa.ArrowException, OSError) as error:
-            raise InvalidData(
-                f"The tokenised rows in {path.name} cannot be read: {str(error)[:200]}"
-            ) from None
+    def __init__(self, source: Path | pa.Buffer) -> None:
+        """A file on disk, or its bytes in memory.
+
+        Raises InvalidData if the file is not one this version wrote.
+        """
+        reader = _reader(source)
         self._ids: list[tuple[NDArray[np.int32], NDArray[np.int32]]] = []
         self._firsts: list[int] = []
         lengths, texts, ends, span_rows, spans = [], [], [], [], []
@@ -112,6 +110,15 @@ class TokenFile:
         """
         found = np.clip(np.minimum(self._spans[:, 1], stop) - np.maximum(self._spans[:, 0], 1), 0, None)
         return np.bincount(self._span_rows, weights=found, minlength=len(self)).astype(np.int64)
+
+
+def _reader(source: Path | pa.Buffer) -> pa.ipc.RecordBatchFileReader:
+    if isinstance(source, pa.Buffer):
+        return pa.ipc.open_file(source)
+    try:
+        return pa.ipc.open_file(pa.memory_map(str(source)))
+    except (pa.ArrowException, OSError) as error:
+        raise InvalidData(f"The tokenised rows in {source.name} cannot be read: {str(error)[:200]}") from None
 
 
 def _joined(parts: list[NDArray[np.int64]]) -> Numbers:
@@ -255,7 +262,8 @@ def tokenised(
     if not path.exists():
         staged = path.with_suffix(f".{os.getpid()}.new")
         try:
-            _write(staged, _rendered(rows, renderer, sequences), total, report)
+            with pa.OSFile(str(staged), "wb") as sink:
+                _write(sink, _rendered(rows, renderer, sequences), total, report)
             os.replace(staged, path)
         finally:
             staged.unlink(missing_ok=True)
@@ -263,6 +271,13 @@ def tokenised(
     path.touch()
     _forget_oldest(cache, keep=path)
     return found
+
+
+def tokenised_in_memory(rows: Iterable[StoredRow], renderer: Renderer) -> TokenFile:
+    """As tokenised() for few rows, which are not worth a file: row i of them is row i of the result."""
+    sink = pa.BufferOutputStream()
+    _write(sink, _rendered(rows, renderer, ONE_EACH), 0, silent)
+    return TokenFile(sink.getvalue())
 
 
 def token_path(digest: str, renderer: Renderer, cache: Path, sequences: Sequences = ONE_EACH) -> Path:
@@ -287,8 +302,8 @@ _Found = tuple[Rendered | InvalidData | None, bool]
 whether it is plain text."""
 
 
-def _write(path: Path, rows: Iterable[_Found], total: int, report: Report) -> None:
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
+def _write(sink: pa.NativeFile, rows: Iterable[_Found], total: int, report: Report) -> None:
+    with pa.ipc.new_file(sink, _SCHEMA) as writer:
         waiting: list[_Found] = []
         done = 0
         for found in rows:

@@ -301,14 +301,18 @@ def _in_use(
             layer.factors, layer.slots = None, None
 
 
-def loaded_bank(layers: Layers, adapters: Sequence[AdapterWeights]) -> MixedBank:
-    """A bank that holds these adapters in order, one a slot, to compute with and not to train."""
-    paths = sorted({path for adapter in adapters for path in adapter.layers})
+def loaded_bank(layers: Layers, adapters: Sequence[AdapterWeights | None]) -> MixedBank:
+    """A bank that holds these adapters in order, one a slot, to compute with and not to train.
+
+    None stands for the plain base.
+    """
+    given = {slot: adapter for slot, adapter in enumerate(adapters) if adapter is not None}
+    paths = sorted({path for adapter in given.values() for path in adapter.layers})
     ranks: dict[str, int] = {}
-    for adapter in adapters:
+    for adapter in given.values():
         ranks[adapter.kind] = max(ranks.get(adapter.kind, 0), adapter.highest_rank)
-    bank = MixedBank(layers, paths, len(adapters), ranks)
-    for slot, adapter in enumerate(adapters):
+    bank = MixedBank(layers, paths, len(adapters), ranks)  # its slots start as the plain base
+    for slot, adapter in given.items():
         bank.load(slot, adapter)
     return bank
 

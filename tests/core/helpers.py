@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from peft import LoraConfig as PeftConfig
 from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from core.base_model.load import ResidentBase, load_base
-from core.data.dataset_file import StoredRow
+from core.data.conversations import rendered_rows
 from core.data.formats import Example
-from core.data.tokens import TokenRows, tokenised
+from core.data.tokens import TokenRows
 from core.lora.adapter import AdapterWeights, LayerFactors
 from core.lora.config import LoraConfig
 from core.train.batches import MicroBatch
@@ -113,14 +110,11 @@ def token_rows(
     max_length: int = 2048,
     validation_rows: int | None = None,
 ) -> TokenRows:
-    """Rendered rows in a cache of their own; the first few for validation, by default one in twenty."""
-    digest = hashlib.sha256(repr(list(examples)).encode()).hexdigest()
-    cache = Path(tempfile.mkdtemp(prefix="tokens-"))
-    file = tokenised([StoredRow(one.row, 0, one) for one in examples], digest, base.renderer, cache)
-    validation = np.zeros(len(file), bool)
-    some = max(1, round(len(file) / 20)) if len(file) >= 10 else 0
-    validation[: some if validation_rows is None else validation_rows] = True
-    return TokenRows(file, min(max_length, base.context_length), validation=validation)
+    """Rendered rows; the first few for validation, by default one in twenty."""
+    if validation_rows is None:
+        validation_rows = max(1, round(len(examples) / 20)) if len(examples) >= 10 else 0
+    length = min(max_length, base.context_length)
+    return rendered_rows(examples, base.renderer, length, validation_rows=validation_rows)
 
 
 def request(
