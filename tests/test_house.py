@@ -212,6 +212,7 @@ SEAMS = (
     "core.lora.kinds",
     "core.train.objectives",
     "core.export.formats",
+    "core.combine.methods",
     "core.data.formats",
     "app.jobs.kinds",
 )
