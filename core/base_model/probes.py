@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import psutil
 import torch
 from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
 
 from core.base_model.files import weight_files
 from core.base_model.load import ResidentBase
@@ -55,13 +57,17 @@ def greedy_answer(base: ResidentBase, prompt: Tensor, tokens: int = ANSWER_TOKEN
         "sdpa"
     )  # our own attends to what a row was given, not to a cache behind it
     tokens = min(tokens, base.context_length - prompt.shape[1])
-    ids, cache = prompt, None
-    answer = []
+    ids, answer = prompt, []
+    cached = {_cache_name(base.model): DynamicCache(config=base.model.config)}
     for _ in range(tokens):
-        out = base.model(input_ids=ids, past_key_values=cache, use_cache=True)
-        ids, cache = out.logits[:, -1:].argmax(-1), out.past_key_values
+        ids = base.model(input_ids=ids, use_cache=True, **cached).logits[:, -1:].argmax(-1)
         answer.append(ids)
     return torch.cat(answer, dim=1)[0] if answer else prompt.new_zeros(0)
+
+
+def _cache_name(model: PreTrainedModel) -> str:
+    """What the model's forward calls its cache: transformers has renamed it on the way from 5.17 to 5.40."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def lack_of_memory(folder: Path) -> str:
