@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -166,6 +167,20 @@ def copy_adapter(workbench: Workbench, name: str, folder: Path) -> None:
     """The files of a registered adapter, as PEFT loads them."""
     row = workbench.registry.find(Adapter, name)
     shutil.copytree(workbench.registry.blobs.verify(row.digest), folder)
+
+
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def listens(port: int) -> bool:
+    """Whether something answers on a port of this machine."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> object:

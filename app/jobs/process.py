@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -41,27 +42,34 @@ class _RowReport:
         self._registry.jobs.report(self._job_id, progress.message, progress.fraction)
 
 
-def run_job(settings: Settings, job_id: int) -> bool:
-    """Do the job and write its end into its row. Returns whether it went well."""
+def run_job(settings: Settings, job_id: int, ended: threading.Event | None = None) -> bool:
+    """Do the job and write its end into its row. Returns whether it went well.
+
+    Where it was `ended` from outside, whoever did that writes it: libraries may turn the end into an error.
+    """
     registry = open_registry(settings)
     job = registry.jobs.begin(job_id)
     try:
         context = JobContext(settings, registry, _RowReport(registry, job_id))
         result = JOBS.get(job.kind).run(context, job.arguments)
-    except (*USER_ERRORS, OSError) as error:
-        log.warning("job %s was refused", job_id, exc_info=error)
-        registry.jobs.fail(job_id, str(error))
-        return False
     except Exception as error:
-        log.error("job %s failed", job_id, exc_info=error)
-        message = (
-            f"Unexpected {type(error).__name__}: {str(error)[:300]} (details in logs/jobs.log of "
-            "the home folder)"
-        )
-        registry.jobs.fail(job_id, message)
+        if ended is not None and ended.is_set():
+            sys.exit(_ENDED)
+        _note_failure(registry, job_id, error)
         return False
     registry.jobs.finish(job_id, result)
     return True
+
+
+def _note_failure(registry: Registry, job_id: int, error: Exception) -> None:
+    """Write why the job failed: a refusal in its own words, anything else with where to look further."""
+    if isinstance(error, (*USER_ERRORS, OSError)):
+        log.warning("job %s was refused", job_id, exc_info=error)
+        registry.jobs.fail(job_id, str(error))
+        return
+    log.error("job %s failed", job_id, exc_info=error)
+    said = f"Unexpected {type(error).__name__}: {str(error)[:300]}"
+    registry.jobs.fail(job_id, f"{said} (details in logs/jobs.log of the home folder)")
 
 
 def main() -> int:
@@ -72,15 +80,19 @@ def main() -> int:
     parser.add_argument("--job", type=int, required=True)
     given = parser.parse_args()
     settings = settings_for(given.home)
-    signal.signal(
-        signal.SIGTERM, lambda *about: sys.exit(_ENDED)
-    )  # what was begun is cleaned up on the way out
+    ended = threading.Event()
+
+    def end(*about: object) -> None:
+        ended.set()
+        sys.exit(_ENDED)  # what was begun is cleaned up on the way out
+
+    signal.signal(signal.SIGTERM, end)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     pid = settings.job_pid(given.job)
     with FileLock(settings.job_lock(given.job)):
         pid.write_text(str(os.getpid()))
         try:
-            return 0 if run_job(settings, given.job) else 1
+            return 0 if run_job(settings, given.job, ended) else 1
         finally:
             pid.unlink(missing_ok=True)
 

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import signal
-import socket
 import stat
 import traceback
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from app.shared.processes import is_held
 from app.shared.settings import settings_for
 from app.web.server import Listening
 from core.errors import WorkbenchError
-from tests.workbenches import end_engine, wait_for
+from tests.workbenches import end_engine, free_port, listens, wait_for
 
 NOBODY = 65534
 as_root = pytest.mark.skipif(
@@ -93,13 +92,11 @@ def page(reachable, zygote):
     """A page that is open on a home folder that was left open, and its port."""
     home = reachable / "home"
     home.mkdir(mode=0o777)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     log = reachable / "server.log"
     log.touch()
     process = zygote.start("app.cli.main", ["--home", str(home), "--port", str(port), "--no-browser"], log)
-    wait_for(lambda: process.poll() is not None or socket.socket().connect_ex(("127.0.0.1", port)) == 0)
+    wait_for(lambda: process.poll() is not None or listens(port))
     yield home, port, process, log
     if process.poll() is None:
         process.terminate()

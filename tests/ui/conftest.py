@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from app.shared.settings import settings_for
-from tests.workbenches import end_engine, wait_for
+from tests.workbenches import end_engine, free_port, listens, wait_for
 from tests.zygote import Zygote
 
 REQUIRED = "LORA_WORKBENCH_REQUIRE_BROWSER"
@@ -57,9 +56,7 @@ def served(home: Path, zygote: Zygote | None = None) -> Iterator[str]:
 
     With a zygote the server is forked instead of started; its engine and jobs are started all the same.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     arguments = ["--home", str(home), "--port", str(port), "--no-browser"]
     home.mkdir(parents=True, exist_ok=True)
     with (home / "server.log").open("w") as log:
@@ -69,9 +66,7 @@ def served(home: Path, zygote: Zygote | None = None) -> Iterator[str]:
             else _started(arguments, log)
         )
         try:
-            wait_for(
-                lambda: process.poll() is not None or socket.socket().connect_ex(("127.0.0.1", port)) == 0
-            )
+            wait_for(lambda: process.poll() is not None or listens(port))
             assert process.poll() is None, (home / "server.log").read_text()
             yield json.loads(settings_for(home).app_file.read_text())["address"]
         finally:
