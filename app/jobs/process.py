@@ -52,7 +52,7 @@ def run_job(settings: Settings, job_id: int, ended: threading.Event | None = Non
     try:
         context = JobContext(settings, registry, _RowReport(registry, job_id))
         result = JOBS.get(job.kind).run(context, job.arguments)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  (the boundary: whatever ends a job must end up in its row)
         if ended is not None and ended.is_set():
             sys.exit(_ENDED)
         _note_failure(registry, job_id, error)

@@ -122,7 +122,8 @@ def _leave_them_out(page: Page, workbench) -> None:
     assert (row.rows, row.excluded_rows, row.faulty_rows, row.version) == (30, 10, 0, 5)
     with page.expect_download() as download:
         page.get_by_role("link", name="Report as CSV").click()
-    found = list(csv.DictReader(download.value.path().open(encoding="utf-8", newline="")))
+    with download.value.path().open(encoding="utf-8", newline="") as file:
+        found = list(csv.DictReader(file))
     assert {line["left out"] for line in found} == {"yes"}
     assert len({line["row"] for line in found}) == 10
 
