@@ -211,6 +211,12 @@ KINDS: dict[str, Kind] = {
             "Add rows to the rare classes, or leave some of the frequent ones out.",
         ),
         Kind(
+            "preferences",
+            WARNING,
+            "Preferences",
+            "Look whether only good answers are trained on: how answers compare is not used.",
+        ),
+        Kind(
             "near_miss",
             WARNING,
             "Column that looks misspelled",

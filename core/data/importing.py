@@ -227,11 +227,13 @@ def import_files(
     *,
     near: bool = True,
     near_misses: Sequence[str] = (),
+    preferences: Sequence[str] = (),
     report: Report = silent,
 ) -> Summary:
     """Read all rows of `sources` into the empty `folder`. Faulty rows are kept as such, with the reason.
 
-    near_misses are sentences about columns that look misspelled.
+    near_misses are sentences about columns that look misspelled, preferences about answers that are compared
+    or judged, where somebody chose to train on some of them.
 
     Raises InvalidData if a file cannot be read at all, or if no row of it can be used.
     """
@@ -259,10 +261,15 @@ def import_files(
         report=report,
         hints=[
             *near_misses,
+            *preferences,
             *unused_hint(list(unused)),
             *([f"Left unread: {', '.join(unread[:12])}."] if unread else []),
         ],
-        about_all=[*(("near_miss", text) for text in near_misses), *_left_aside(unused)],
+        about_all=[
+            *(("near_miss", text) for text in near_misses),
+            *(("preferences", text) for text in preferences),
+            *_left_aside(unused),
+        ],
     )
     if summary.faulty == summary.rows:
         first = Findings.read(folder).some(_ERRORS, count=1)[0]
