@@ -245,7 +245,7 @@ def import_files(
     ]
     seen: Counter[str] = Counter()
     convert, total = form.converter(mapping), sum(reader.size for reader in readers)
-    before = 0
+    before, unread = 0, [name for source in sources for name in source.unread]
     for file, reader in enumerate(readers):
         for number, row in form.gather(_counted(reader, wanted, seen), mapping):
             if len(sink) % _REPORT_ROWS == 0:
@@ -253,9 +253,9 @@ def import_files(
                 report(Progress(f"Reading {reader.name} ({done / 1e6:,.0f} MB)", min(1.0, done / total)))
             _take(sink, file, number, row, convert)
         before += reader.size
+        unread += reader.unread
     validation = [file for file, source in enumerate(sources) if source.validation]
     unused = {column: count for column, count in seen.items() if column not in wanted}
-    unread = [name for source in sources for name in source.unread]
     summary = sink.finish(
         validation_files=validation,
         report=report,

@@ -206,7 +206,7 @@ def test_row_numbers_are_those_of_the_file(tmp_path):
         ("a.jsonl", "", "a.jsonl is empty"),
         ("a.jsonl", "\n\n", "holds no rows"),
         ("a.json", '{"a": 1}', "holds no list of rows"),
-        ("a.json", "{]", "holds no list of rows"),
+        ("a.json", "{]", "is not valid JSON: Expecting value"),
         ("a.json", '[{"a" 1}]', "is not valid JSON"),
         ("a.csv", "pr\xe9ponse,r\nq,a\n".encode("latin-1"), "header is not UTF-8.*Latin-1"),
         ("a.csv", "q,a,,\n1,2,3,4\n", "2 columns without a name"),
