@@ -55,8 +55,7 @@ class BlobStore:
         if _touched(target):
             return digest
         target.parent.mkdir(parents=True, exist_ok=True)
-        for path in [source, *source.rglob("*")] if source.is_dir() else [source]:
-            _sync(path)
+        sync(source)
         os.utime(source)  # a sweep leaves alone what is younger than it looks for
         try:
             os.replace(source, target)
@@ -189,6 +188,12 @@ def _mtime(path: Path) -> float:
 
 def _delete(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def sync(source: Path) -> None:
+    """Flush a file, or a folder with all that is in it."""
+    for path in [source, *source.rglob("*")] if source.is_dir() else [source]:
+        _sync(path)
 
 
 def _sync(path: Path) -> None:
