@@ -17,12 +17,15 @@ from core.reporting import Report
 from storage.registry import Registry
 from storage.tables import Base
 
+_ALL_THAT_MOVES = ("fingerprint", "tokenizer_hash", "template_hash")
+
 
 def register_base(
     registry: Registry, folder: Path, *, name: str, source: str, origin: str, owned: bool, report: Report
 ) -> Base:
-    """Describe the model in `folder` and put it into the registry. Where a base with these very weights has
-    lost its files, that one takes them over instead: it was moved. Raises InvalidModel, NameTaken.
+    """Describe the model in `folder` and put it into the registry. Where a base with these very weights,
+    tokenizer and template has lost its files, that one takes them over instead: it was moved. Raises
+    InvalidModel, NameTaken.
     """
     report(Progress("Computing the fingerprint", 0.0))
     info = describe(
@@ -48,7 +51,8 @@ def register_base(
         (
             one
             for one in registry.all(Base)
-            if one.fingerprint == info.fingerprint and not Path(one.folder).is_dir()
+            if all(getattr(one, name) == about[name] for name in _ALL_THAT_MOVES)
+            and not Path(one.folder).is_dir()
         ),
         None,
     )

@@ -47,6 +47,7 @@ ARCHITECTURE_FIELDS = (
     "n_inner",
 )
 _CHUNK = 8 * 1024 * 1024
+_COMPANION_SUFFIXES = (".json", ".jinja", ".model", ".txt")
 
 ReportBytes = Callable[[int, int], None]
 """Called with (bytes done, bytes in all)."""
@@ -151,6 +152,20 @@ def _file_digest(path: Path, size: int, mtime_ns: int, inode: int) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def companions_hash(folder: Path) -> str:
+    """SHA-256 over every file beside the weights that can decide what is read, said and when an answer ends:
+    configurations, tokenizer, templates. Files that nobody has touched since are not read again.
+    """
+    beside = [path for path in folder.glob("*") if path.suffix in _COMPANION_SUFFIXES and path.is_file()]
+    paths = sorted([*beside, *folder.glob("additional_chat_templates/*.jinja")])
+    return text_hash("\n".join(f"{path.relative_to(folder)}:{file_digest(path)}" for path in paths))
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, read once for as long as it is not touched; empty if there is none."""
+    return _file_digest(path, *_stamp(path)) if path.is_file() else ""
+
+
 def text_hash(text: str) -> str:
     """SHA-256 of a chat template or any other text."""
     return hashlib.sha256(text.encode()).hexdigest()
@@ -160,5 +175,5 @@ def tokenizer_hash(folder: Path) -> str:
     """SHA-256 over the files that decide how text becomes ids; empty if there are none."""
     names = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "special_tokens_map.json")
     present = [folder / name for name in names if (folder / name).is_file()]
-    parts = [f"{path.name}:{_file_digest(path, *_stamp(path))}" for path in present]
+    parts = [f"{path.name}:{file_digest(path)}" for path in present]
     return text_hash("\n".join(parts)) if parts else ""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from core.base_model.attention import NAME as ATTENTION
 from core.base_model.attention import Attending, find_attention_modules
@@ -39,6 +39,7 @@ class ResidentBase:
     """The modules that attend, one for each decoder layer."""
     plain_head: bool
     """Whether the logits are the output head's product and nothing more (no capping, no scaling)."""
+    generation_config: GenerationConfig | None
 
     @cached_property
     def renderer(self) -> Renderer:
@@ -48,12 +49,19 @@ class ResidentBase:
         """
         return Renderer(self.tokenizer)
 
-    def use_template(self, name: str) -> None:
-        """Take another known chat template, where the base has none of its own."""
-        tokenizer = load_tokenizer(self.folder, name)
-        if tokenizer.chat_template != self.tokenizer.chat_template:
-            self.tokenizer = tokenizer
-            self.__dict__.pop("renderer", None)
+    def beside(self, folder: Path, name: str, template: str) -> ResidentBase:
+        """The same model in memory with the tokenizer, template and end tokens of another folder, whose
+        weights and config.json must be equal. Whoever uses this one meanwhile notices nothing.
+
+        Raises InvalidModel.
+        """
+        return replace(
+            self,
+            folder=folder,
+            name=name,
+            tokenizer=load_tokenizer(folder, template),
+            generation_config=load_generation_config(folder, self.model),
+        )
 
     @property
     def decoder_layers(self) -> list[nn.Module]:
@@ -83,7 +91,7 @@ class ResidentBase:
 
     def end_token_ids(self) -> set[int]:
         """The ids that end an answer, from the generation config and the tokenizer."""
-        configured = self.model.generation_config.eos_token_id if self.model.generation_config else None
+        configured = self.generation_config.eos_token_id if self.generation_config else None
         ids = configured if isinstance(configured, list) else [configured]
         return {int(one) for one in [*ids, self.tokenizer.eos_token_id] if one is not None}
 
@@ -117,6 +125,21 @@ def load_base(
     )
 
 
+def load_generation_config(folder: Path, model: PreTrainedModel) -> GenerationConfig:
+    """What generation_config.json says, or what follows from the model's configuration without one.
+
+    Raises InvalidModel.
+    """
+    if not (folder / "generation_config.json").is_file():
+        return GenerationConfig.from_model_config(model.config)
+    try:
+        return GenerationConfig.from_pretrained(folder)
+    except (ValueError, TypeError, OSError) as error:
+        raise InvalidModel(
+            f"transformers cannot read {folder / 'generation_config.json'}: {str(error)[:300]}"
+        ) from error
+
+
 def make_resident(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -143,6 +166,7 @@ def make_resident(
         head if head in layers else None,
         find_attention_modules(model),
         _head_is_plain(model),
+        model.generation_config,
     )
 
 
