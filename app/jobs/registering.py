@@ -11,6 +11,7 @@ from core.base_model import starter
 from core.base_model.describe import describe
 from core.base_model.files import file_digests, weight_files
 from core.base_model.skeleton import skeleton
+from core.base_model.soundness import require_sound
 from core.events import Progress
 from core.files.safetensors_file import read_header
 from core.reporting import Report
@@ -27,6 +28,8 @@ def register_base(
     tokenizer and template has lost its files, that one takes them over instead: it was moved. Raises
     InvalidModel, NameTaken.
     """
+    report(Progress("Comparing the files with the architecture"))
+    require_sound(folder)
     report(Progress("Computing the fingerprint", 0.0))
     info = describe(
         folder, lambda done, total: report(Progress("Computing the fingerprint", done / max(1, total)))

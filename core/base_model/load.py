@@ -5,19 +5,25 @@ from __future__ import annotations
 import functools
 import math
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from core.base_model.agreement import require_agreement
 from core.base_model.attention import NAME as ATTENTION
 from core.base_model.attention import Attending, find_attention_modules
+from core.base_model.files import stored_tensors, weight_files
+from core.base_model.model_config import load_config, refusing
+from core.base_model.tensors import load_weights, require_tied_as_said
 from core.base_model.tokenizer import load_tokenizer
 from core.data.rendering import Renderer
-from core.errors import InvalidModel
 from core.lora.layer import LoraLinear
 from core.lora.wrapping import head_path, wrap_linear_layers
 
@@ -108,21 +114,30 @@ def load_base(
     """Load the model and tokenizer in `folder`, safetensors only and without any code of its own.
 
     template names the known chat template for a base that has none of its own. device and dtype default to
-    the best this machine has. Raises InvalidModel if transformers cannot load it, or if its layers are not
-    causal attention throughout.
+    the best this machine has. Raises InvalidModel if the files do not hold exactly the tensors of the
+    architecture, if transformers cannot load it, or if it would be computed otherwise here than there.
     """
     device = device or best_device()
     dtype = dtype or best_dtype(device)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, attn_implementation=ATTENTION
-        )
-    except (ValueError, KeyError, OSError, ImportError) as error:
-        raise InvalidModel(f"transformers cannot load {name or folder}: {str(error)[:400]}") from error
+    config = load_config(folder)
+    require_agreement(config)
+    with ExitStack() as opened:
+        model = load_weights(folder, config, _slices(folder, opened), dtype=dtype)
+    require_tied_as_said(folder, model)
+    model.generation_config = load_generation_config(folder, model)
     model.to(device)  # type: ignore[arg-type]
     return make_resident(
         model, load_tokenizer(folder, template), folder=folder, fingerprint=fingerprint, name=name
     )
+
+
+def _slices(folder: Path, opened: ExitStack) -> dict[str, Any]:
+    """The tensors of a folder by name, read when they are asked for, while `opened` is."""
+    files = {
+        path: opened.enter_context(safe_open(path, framework="pt", device="cpu"))
+        for path in weight_files(folder)
+    }
+    return {name: files[path].get_slice(name) for name, (path, _) in stored_tensors(folder).items()}
 
 
 def load_generation_config(folder: Path, model: PreTrainedModel) -> GenerationConfig:
@@ -132,12 +147,8 @@ def load_generation_config(folder: Path, model: PreTrainedModel) -> GenerationCo
     """
     if not (folder / "generation_config.json").is_file():
         return GenerationConfig.from_model_config(model.config)
-    try:
+    with refusing(f"transformers cannot use {folder / 'generation_config.json'}"):
         return GenerationConfig.from_pretrained(folder)
-    except (ValueError, TypeError, OSError) as error:
-        raise InvalidModel(
-            f"transformers cannot read {folder / 'generation_config.json'}: {str(error)[:300]}"
-        ) from error
 
 
 def make_resident(
