@@ -73,8 +73,6 @@ TINY = {
     "vocab_size": VOCABULARY,
 }
 _ALL_HEADS = {"num_key_value_heads": 4}
-_LONG = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
-_LONG |= {"original_max_position_embeddings": 32, "factor": 4.0}
 
 COMPUTED: dict[str, dict[str, object]] = {
     "afmoe": {},
@@ -153,7 +151,6 @@ REFUSED: dict[str, dict[str, object]] = {
     "rwkv": {},
     "xglm": {},
 }
-LONG_ROPE = {"rope_parameters": _LONG}
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 ROWS = [Example(0, (), _LETTERS * 3 + "the end"), Example(1, (), "hello world how are you")]
 _BARE = re.compile(r"\b[A-Z]\w*(Error|Exception)\b|Unexpected|Traceback")
@@ -233,9 +230,18 @@ def test_a_family_that_is_computed_otherwise_is_refused_when_it_is_added(saved, 
 @pytest.mark.parametrize("family", ["phi3", "llama"])
 def test_a_rotary_embedding_that_changes_with_the_batch_is_refused(saved, tmp_path, family):
     with pytest.raises(InvalidModel, match="longest row in a batch"):
-        _added(saved(family, **LONG_ROPE))
-    never = LONG_ROPE["rope_parameters"] | {"original_max_position_embeddings": 128}
-    _is_as_transformers(saved(family, rope_parameters=never), tmp_path)
+        _added(saved(family, **_long_rope(32)))
+    _is_as_transformers(saved(family, **_long_rope(TINY["max_position_embeddings"])), tmp_path)
+
+
+def _long_rope(original):
+    """Other factors for rows that are longer than `original`."""
+    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "factor": 4.0}
+    return {
+        "original_max_position_embeddings": original,
+        "rope_parameters": factors
+        | {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": original},
+    }
 
 
 def test_there_are_fifty_families():
