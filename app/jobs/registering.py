@@ -11,19 +11,25 @@ from core.base_model import starter
 from core.base_model.describe import describe
 from core.base_model.files import file_digests, weight_files
 from core.base_model.skeleton import skeleton
+from core.base_model.soundness import require_sound
 from core.events import Progress
 from core.files.safetensors_file import read_header
 from core.reporting import Report
 from storage.registry import Registry
 from storage.tables import Base
 
+_ALL_THAT_MOVES = ("fingerprint", "tokenizer_hash", "template_hash")
+
 
 def register_base(
     registry: Registry, folder: Path, *, name: str, source: str, origin: str, owned: bool, report: Report
 ) -> Base:
-    """Describe the model in `folder` and put it into the registry. Where a base with these very weights has
-    lost its files, that one takes them over instead: it was moved. Raises InvalidModel, NameTaken.
+    """Describe the model in `folder` and put it into the registry. Where a base with these very weights,
+    tokenizer and template has lost its files, that one takes them over instead: it was moved. Raises
+    InvalidModel, NameTaken.
     """
+    report(Progress("Comparing the files with the architecture"))
+    require_sound(folder)
     report(Progress("Computing the fingerprint", 0.0))
     info = describe(
         folder, lambda done, total: report(Progress("Computing the fingerprint", done / max(1, total)))
@@ -48,7 +54,8 @@ def register_base(
         (
             one
             for one in registry.all(Base)
-            if one.fingerprint == info.fingerprint and not Path(one.folder).is_dir()
+            if all(getattr(one, name) == about[name] for name in _ALL_THAT_MOVES)
+            and not Path(one.folder).is_dir()
         ),
         None,
     )

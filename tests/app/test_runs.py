@@ -8,6 +8,7 @@ from sqlmodel import col, update
 from app.service.comparing import compare
 from app.service.presets import read_options
 from app.web.parts.curve import run_news
+from core.base_model.source import BaseSource
 from core.errors import InvalidConfig, InvalidInput
 from core.train.training_options import TrainingOptions
 from storage.errors import InUse, NotFound
@@ -262,7 +263,8 @@ def test_a_pause_does_not_wait_for_sample_prompts(workbench, session):
     finish(training)
     assert _get(workbench, run_id).state == "paused"
     assert {one.step for one in workbench.registry.measurements.samples(run_id)} == {0}
-    assert session.engine.free_for("another base"), "an answer that was given up must not keep the base"
+    elsewhere = BaseSource("another base", workbench.settings.home, "b" * 64, "")
+    assert session.engine.free_for(elsewhere), "an answer that was given up must not keep the base"
 
 
 # Checkpoints.

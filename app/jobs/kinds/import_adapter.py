@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from app.jobs.kinds import Arguments, JobContext, JobKind
 from app.shared.bases import shapes_of
-from app.shared.identity import mismatch, require_fit
+from app.shared.identity import effective_template_hash, mismatch, require_fit
 from app.shared.text import require_text
 from core.errors import InvalidAdapter, WrongBase
 from core.events import Progress
@@ -136,7 +136,16 @@ def _the_one(
             f"{found.evidence.claims or 'nothing'}) and fits several: "
             f"{names}. Name the right one with --base."
         )
-    return fitting[0]
+    return max(fitting, key=lambda one: _said_of(found, one[0]))
+
+
+def _said_of(found: Found, base: Base) -> tuple[bool, bool]:
+    """Whether the files record the tokenizer and the template of this base, of several with equal weights."""
+    evidence = found.evidence
+    return (
+        evidence.tokenizer_hash == base.tokenizer_hash,
+        evidence.template_hash == effective_template_hash(base),
+    )
 
 
 def _as_stored(found: Found, weights: AdapterWeights, staging: Path) -> Path:
