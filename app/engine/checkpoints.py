@@ -38,7 +38,7 @@ def save_checkpoint(
     with registry.blobs.staging() as staging:
         for name in (_ADAPTER, _STATE):
             (staging / name).mkdir()
-        save_adapter(staging / _ADAPTER, adapter)
+        save_adapter(staging / _ADAPTER, adapter, modules=engine.base.layer_shapes if engine.base else ())
         state.save(staging / _STATE)
         size = content_size(staging)
         digests = [registry.blobs.put(staging / name) for name in (_ADAPTER, _STATE)]
