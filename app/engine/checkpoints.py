@@ -37,7 +37,7 @@ def save_checkpoint(
             f"A checkpoint needs {checkpoint_bytes(adapter) / 1e6:,.1f} MB in {registry.blobs.folder}."
         )
     with registry.blobs.staging() as staging:
-        parts = _written(staging, adapter, state)
+        parts = _written(staging, engine, adapter, state)
         size = content_size(staging)
         digests = [registry.blobs.put(part) for part in parts]
     base = registry.get(Base, run.base_id)
@@ -56,20 +56,20 @@ def save_checkpoint(
     return row
 
 
-def rehearse_checkpoint(registry: Registry, adapter: AdapterWeights, state: RunState) -> None:
+def rehearse_checkpoint(registry: Registry, engine: Engine, adapter: AdapterWeights, state: RunState) -> None:
     """All that a checkpoint takes, and nothing of it is kept. Raises OSError."""
     with registry.blobs.staging() as staging:
-        for part in _written(staging, adapter, state):
+        for part in _written(staging, engine, adapter, state):
             content_digest(part)
             sync(part)
 
 
-def _written(folder: Path, adapter: AdapterWeights, state: RunState) -> list[Path]:
+def _written(folder: Path, engine: Engine, adapter: AdapterWeights, state: RunState) -> list[Path]:
     """The parts of a checkpoint, each in a folder of its own."""
     parts = [folder / name for name in (_ADAPTER, _STATE)]
     for part in parts:
         part.mkdir()
-    save_adapter(parts[0], adapter)
+    save_adapter(parts[0], adapter, modules=engine.base.layer_shapes if engine.base else ())
     state.save(parts[1])
     return parts
 

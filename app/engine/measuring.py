@@ -38,7 +38,7 @@ class Measuring:
             options = TrainingOptions.from_dict(run.config)
             request = yield from prepare(registry, engine, run, options, cache, lambda text: None)
             requests.append(replace(request, key=number))
-        save = functools.partial(rehearse_checkpoint, registry)
+        save = functools.partial(rehearse_checkpoint, registry, engine)
         for found in engine.measure(base_source(registry, runs[0]), requests, save):
             if found is not None:
                 self.out.put(asdict(found) | {"verdict": found.verdict})

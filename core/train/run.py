@@ -146,7 +146,6 @@ class TrainingRun:
 
     def adapter(self, bank: AdapterBank, slot: int) -> AdapterWeights:
         """The factors as they are now."""
-        layers = self.lora.layer_numbers
         return AdapterWeights(
             rank=self.lora.rank,
             alpha=self.lora.alpha,
@@ -156,7 +155,6 @@ class TrainingRun:
             base_name=self._base.name,
             fan_in_fan_out=any(self._base.layers[path].transposed for path in self.targets),
             use_rslora=self.lora.use_rslora,
-            layers_to_transform=None if layers is None else tuple(sorted(layers)),
             kind=self.kind.name,
         )
 

@@ -71,7 +71,7 @@ class ImportAdapter(JobKind):
                 return _said(found, tried)
             base, weights = _the_one(registry, found, tried, arguments.get("base"), shown)
             report(Progress("Storing"))
-            digest = registry.blobs.put(_as_stored(found, weights, staging))
+            digest = registry.blobs.put(_as_stored(found, weights, base, staging))
         return _said(found, tried) | _registered(registry, found, base, weights, name, digest)
 
 
@@ -148,16 +148,16 @@ def _said_of(found: Found, base: Base) -> tuple[bool, bool]:
     )
 
 
-def _as_stored(found: Found, weights: AdapterWeights, staging: Path) -> Path:
+def _as_stored(found: Found, weights: AdapterWeights, base: Base, staging: Path) -> Path:
     """PEFT's own files as they are, what is in another layout written anew."""
     from core.lora.foreign.layouts import LAYOUTS
-    from core.lora.peft.files import save_adapter
+    from core.lora.peft.files import save_checked
 
     if found.layout is LAYOUTS[0] and found.config is not None:
         return found.weights_file.parent
     folder = staging / "converted"
     folder.mkdir()
-    save_adapter(folder, weights)
+    save_checked(folder, weights, shapes_of(base), base.head)
     return folder
 
 
