@@ -11,7 +11,7 @@ from app.shared.disk import free_bytes
 from core.base_model.load import ResidentBase
 from core.engine import Engine
 from core.errors import InvalidInput, OutOfSpace
-from core.files.publish import SPARE_BYTES
+from core.files.publish import SPARE_BYTES, space_sentence
 from core.lora.adapter import AdapterWeights
 from core.lora.peft.files import load_adapter, save_adapter
 from core.train.run_state import RunState
@@ -33,7 +33,7 @@ def save_checkpoint(
     start = time.monotonic()
     if free_bytes(registry.blobs.folder) < checkpoint_bytes(adapter) + SPARE_BYTES:
         raise OutOfSpace(
-            f"A checkpoint needs {checkpoint_bytes(adapter) / 1e6:,.1f} MB in {registry.blobs.folder}."
+            f"A checkpoint needs {space_sentence(checkpoint_bytes(adapter))} in {registry.blobs.folder}."
         )
     with registry.blobs.staging() as staging:
         for name in (_ADAPTER, _STATE):
