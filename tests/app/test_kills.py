@@ -41,7 +41,7 @@ def killed(workbench, zygote, monkeypatch) -> Callable[[Start, str], None]:
         monkeypatch.setenv(killed_job.MOMENT, moment)
         job = start()
         monkeypatch.setenv(killed_job.MOMENT, "")
-        with pytest.raises(JobFailed, match="was killed|ended unexpectedly"):
+        with pytest.raises(JobFailed, match=r"was killed|ended unexpectedly"):
             workbench.jobs.wait(job)
 
     return kill
