@@ -111,6 +111,7 @@ def _serve() -> None:
     for module in (
         "app.engine.process",
         "app.jobs.process",
+        "tests.killed_job",
         "app.jobs.adapters",
         "app.jobs.evaluating",
         "app.jobs.registering",

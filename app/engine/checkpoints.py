@@ -12,11 +12,11 @@ from app.shared.disk import free_bytes
 from core.base_model.load import ResidentBase
 from core.engine import Engine
 from core.errors import InvalidInput, OutOfSpace
-from core.files.publish import SPARE_BYTES
+from core.files.publish import SPARE_BYTES, space_sentence
 from core.lora.adapter import AdapterWeights
 from core.lora.peft.files import load_adapter, save_adapter
 from core.train.run_state import RunState
-from storage.blobs import content_digest, content_size, sync
+from storage.blobs import content_digest, content_size, sync_all
 from storage.registry import Registry
 from storage.tables import Base, Checkpoint, Run
 
@@ -34,7 +34,7 @@ def save_checkpoint(
     start = time.monotonic()
     if free_bytes(registry.blobs.folder) < checkpoint_bytes(adapter) + SPARE_BYTES:
         raise OutOfSpace(
-            f"A checkpoint needs {checkpoint_bytes(adapter) / 1e6:,.1f} MB in {registry.blobs.folder}."
+            f"A checkpoint needs {space_sentence(checkpoint_bytes(adapter))} in {registry.blobs.folder}."
         )
     with registry.blobs.staging() as staging:
         parts = _written(staging, engine, adapter, state)
@@ -61,7 +61,7 @@ def rehearse_checkpoint(registry: Registry, engine: Engine, adapter: AdapterWeig
     with registry.blobs.staging() as staging:
         for part in _written(staging, engine, adapter, state):
             content_digest(part)
-            sync(part)
+            sync_all(part)
 
 
 def _written(folder: Path, engine: Engine, adapter: AdapterWeights, state: RunState) -> list[Path]:

@@ -10,12 +10,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from app.shared.disk import free_bytes
+from app.shared.disk import bytes_to_go_on, free_bytes
 from app.shared.engine_client import EngineClient
 from app.shared.errors import EngineUnavailable
 from app.shared.publishing import keep_checkpoint
 from core.errors import InvalidConfig, InvalidData, WrongBase
-from core.files.publish import SPARE_BYTES
 from core.lora.config import LoraConfig
 from core.train.changes import parse_change
 from core.train.config import TrainConfig
@@ -198,9 +197,8 @@ class Runs:
         return resumed
 
     def _has_space_now(self, run: Run) -> bool:
-        return bool(run.bytes_needed) and free_bytes(self._registry.blobs.folder) > 2 * (
-            run.bytes_needed + SPARE_BYTES
-        )
+        free = free_bytes(self._registry.blobs.folder)
+        return bool(run.bytes_needed) and free > bytes_to_go_on(run.bytes_needed)
 
     def _came_further(self, run: Run) -> bool:
         newest = next((one.step for one in self._registry.checkpoints.of(run.id or 0)), 0)

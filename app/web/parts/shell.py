@@ -14,6 +14,7 @@ import gradio as gr
 from gradio.components import Component
 
 from app.service.workbench import Workbench
+from app.shared.disk import plain_sentence
 from app.shared.errors import USER_ERRORS
 
 P = ParamSpec("P")
@@ -133,7 +134,7 @@ def _refusals_shown() -> Iterator[None]:
     try:
         yield
     except (*USER_ERRORS, OSError) as error:
-        raise refusal(str(error)) from None
+        raise refusal(plain_sentence(error)) from None
 
 
 def refusal(sentence: str) -> gr.Error:
