@@ -45,7 +45,7 @@ class _RowReport:
 def run_job(settings: Settings, job_id: int, ended: threading.Event | None = None) -> bool:
     """Do the job and write its end into its row. Returns whether it went well.
 
-    Where it was `ended` from outside, whoever did that writes it: libraries may turn the end into an error.
+    Where it was `ended` from outside, that is its end: libraries may turn it into an error.
     """
     registry = open_registry(settings)
     job = registry.jobs.begin(job_id)
@@ -93,6 +93,10 @@ def main() -> int:
         pid.write_text(str(os.getpid()))
         try:
             return 0 if run_job(settings, given.job, ended) else 1
+        except SystemExit:
+            # Written while the lock is held: who looks for processes that died must not find one.
+            open_registry(settings).jobs.stop(given.job)
+            raise
         finally:
             pid.unlink(missing_ok=True)
 
