@@ -51,8 +51,8 @@ def run_job(
 ) -> bool:
     """Do the job and write its end into its row. Returns whether it went well.
 
-    Where it was `ended` from outside, that is its end: libraries may turn it into an error. `concluding` is set
-    when it is too late for that.
+    Where it was `ended` from outside, that is its end: libraries may turn it into an error. `concluding` is
+    set when it is too late for that.
     """
     registry = open_registry(settings)
     job = registry.jobs.begin(job_id)
