@@ -22,6 +22,7 @@ from app.service.jobs import Jobs
 from app.shared.data_import import ImportRequest, import_dataset
 from app.shared.engine_client import EngineClient
 from app.shared.settings import Settings
+from core.base_model.fingerprint import companions_hash
 from core.data.dataset_file import DatasetFile, Findings, StoredRow
 from core.data.findings import ERROR, KINDS, WARNING, RowFault, codes_of
 from core.data.formats import Example
@@ -222,8 +223,7 @@ class Datasets:
         about = [
             row.digest,
             base.fingerprint,
-            base.tokenizer_hash,
-            base.template_hash,
+            companions_hash(Path(base.folder)),
             base.template,
             max_length,
         ]

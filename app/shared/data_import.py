@@ -108,6 +108,11 @@ def import_dataset(registry: Registry, request: ImportRequest, report: Report = 
 
     Raises InvalidData, InvalidConfig, NameTaken, OutOfSpace, SourceUnreachable.
     """
+    return registry.datasets.add(*imported(registry, request, report))
+
+
+def imported(registry: Registry, request: ImportRequest, report: Report = silent) -> tuple[Dataset, str]:
+    """The same, but that the row is not registered yet; with it, what was done, in a sentence."""
     name = registry.require_free(Dataset, request.name or request.default_name)
     with registry.blobs.staging() as staging:
         rows_folder, version_folder = staging / "rows", staging / "version"
@@ -138,7 +143,7 @@ def import_dataset(registry: Registry, request: ImportRequest, report: Report = 
         faulty_rows=faulty,
         warnings=sum(summary.counts.values()) - summary.faulty,
     )
-    return registry.datasets.add(row, f"imported; {said}")
+    return row, f"imported; {said}"
 
 
 def read_rows(request: ImportRequest, staging: Path, folder: Path, report: Report = silent) -> Summary:
