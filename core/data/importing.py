@@ -37,6 +37,7 @@ _ERRORS = codes_of(ERROR)
 # Found when a row of the file is converted; what is stored of it does not show them again.
 _AT_CONVERSION = ("ignored_part", "unused_key", "only_answers", "separator")
 _UNEVEN = 20  # times as many rows in the largest class as in the smallest
+_FEW = 5  # times as many, where the smallest has a single row
 
 
 @dataclass(frozen=True)
@@ -212,7 +213,7 @@ class RowSink:
         if len(labels) < 2:
             return
         (most, many), (least, few) = next(iter(labels.items())), list(labels.items())[-1]
-        if many > _UNEVEN * few or few == 1:
+        if many > _UNEVEN * few or (few == 1 and many >= _FEW):
             detail = (
                 f"{len(labels)} classes, from {few:,} row{'s' if few > 1 else ''} ({least[:40]}) "
                 f"to {many:,} ({most[:40]})."
@@ -272,11 +273,26 @@ def import_files(
         ],
     )
     if summary.faulty == summary.rows:
-        first = Findings.read(folder).some(_ERRORS, count=1)[0]
-        raise InvalidData(
-            f"{readers[0].name}: none of the {summary.rows:,} rows can be used. The first: {first.detail}"
-        )
+        raise InvalidData(_none_usable(readers[0].name, summary, folder))
     return summary
+
+
+def _none_usable(name: str, summary: Summary, folder: Path) -> str:
+    """Why no row can be used: each kind of fault with its number of rows and an example, the most frequent
+    first.
+    """
+    faults = sorted(
+        (code for code in summary.counts if code in _ERRORS), key=lambda code: -summary.counts[code]
+    )
+    found, numbers = Findings.read(folder), DatasetFile(folder).column("row")
+    said = []
+    for code in faults:
+        first = found.some([code], count=1)[0]
+        said.append(
+            f"{KINDS[code].title} in {summary.counts[code]:,}, such as row {numbers[first.index]}: "
+            f"{first.detail}"
+        )
+    return f"{name}: none of the {summary.rows:,} rows can be used. {' '.join(said)}"
 
 
 def _counted(reader: RowReader, wanted: Collection[str], seen: Counter[str]) -> NumberedRows:

@@ -224,6 +224,14 @@ def test_a_file_that_cannot_be_used_at_all_says_why(tmp_path, name, content, sai
         take(tmp_path, name, content)
 
 
+def test_when_no_row_can_be_used_each_reason_is_said_the_most_frequent_first(tmp_path):
+    rows = [{"messages": [{"role": "wizard", "content": "x"}]}, *[{"messages": MESSAGES[:1]}] * 3]
+    with pytest.raises(InvalidData) as told:
+        take(tmp_path, "a.jsonl", lines(*rows))
+    assert "none of the 4 rows can be used. No answer in 3, such as row 2: There is no" in str(told.value)
+    assert "Unknown role in 1, such as row 1: The role 'wizard' is not known" in str(told.value)
+
+
 def test_a_broken_quote_costs_its_own_line_only(tmp_path):
     good = "".join(f"p{i},c{i}\n" for i in range(50))
     content = (
