@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from app.service.doctor import examine_deeply
 from app.shared.bases import base_for
 from core.base_model.describe import describe
+from core.base_model.files import file_digests
 from storage.tables import Adapter, Base
 from tests.conftest import make_llama
 from tests.workbenches import do_job
@@ -28,7 +29,7 @@ def _row(workbench, name, folder):
     """A row as an earlier version of the workbench made it, which compared nothing."""
     info = describe(folder)
     about = {field.name: getattr(info, field.name) for field in fields(info) if field.name != "manifest"}
-    like = workbench.registry.find(Base, "llama").model_dump(exclude={"id"})
+    like = workbench.registry.find(Base, "llama").model_dump(exclude={"id"}) | {"files": file_digests(folder)}
     return workbench.registry.add(Base(**like | about | {"name": name, "folder": str(folder)}))
 
 
