@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from app.service.usage import Usage
-from app.shared.bases import shapes_of
+from app.shared.bases import experts_of, shapes_of
 from app.shared.engine_client import EngineClient
 from app.shared.errors import EngineUnavailable
 from core.errors import InvalidData
@@ -63,8 +64,9 @@ class Training:
         Raises InvalidConfig, InvalidData, NotFound, EngineUnavailable.
         """
         self._require_sound(self._registry.find(Dataset, dataset))
-        self._registry.find(Base, base)
+        experts = experts_of(self._registry, self._registry.find(Base, base))
         found = self._engine.measure(base, dataset, [options.to_dict() for options in wanted])
+        found["notices"] = [*found["notices"], *([experts] if experts else [])]
         return found, [] if found["fits"] and not found["squeezed"] else smaller_plans(wanted[0].train)
 
     def _queue(
@@ -101,6 +103,9 @@ class Training:
                 )
             )
         self._registry.queue.add(runs, number_if_taken=not name)
+        if experts := experts_of(self._registry, model):
+            for run in runs:
+                self._registry.measurements.add_note(run.id or 0, experts)
         try:
             self._engine.wake()
         except EngineUnavailable as error:
@@ -143,7 +148,8 @@ class Training:
         lengths = [sum(len(m["content"]) for m in row["messages"]) + len(row["text"]) for row in data.preview]
         usable = data.rows - data.excluded_rows - data.faulty_rows - data.validation_rows
         rows = DataShape(usable, sum(lengths) / max(1, len(lengths)))
-        return estimate(shape, rows, options, bytes_per_weight=2, tokens_per_second=self._speed_on(base))
+        found = estimate(shape, rows, options, bytes_per_weight=2, tokens_per_second=self._speed_on(base))
+        return replace(found, experts=experts_of(self._registry, base))
 
     def _speed_on(self, base: Base) -> float | None:
         """Tokens a second of the last run on this base that got anywhere."""

@@ -8,6 +8,7 @@ from app.shared.identity import effective_template_hash, manifest_of, up_to_date
 from app.shared.settings import Settings
 from core.base_model.source import BaseSource
 from core.errors import WrongBase
+from core.lora.experts import experts_without_adapters
 from storage.blobs import BlobStore
 from storage.database import Database
 from storage.registry import Registry
@@ -48,6 +49,13 @@ def closest_base(registry: Registry, adapter: Adapter) -> Base | None:
 def shapes_of(base: Base) -> dict[str, tuple[int, int]]:
     """(in_features, out_features) of the base's linear layers, as stored."""
     return {path: (int(shape[0]), int(shape[1])) for path, shape in base.layer_shapes.items()}
+
+
+def experts_of(registry: Registry, base: Base) -> str:
+    """A sentence on experts that get no adapters; empty for a base without such."""
+    found = manifest_of(registry, base.fingerprint)
+    shapes = {name: shape for name, _, shape, _ in found.tensors} if found else {}
+    return experts_without_adapters(shapes, shapes_of(base))
 
 
 def folder_of(base: Base) -> Path:

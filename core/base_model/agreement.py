@@ -53,6 +53,11 @@ def require_agreement(config: PretrainedConfig) -> None:
         model.set_attn_implementation("eager")
         wanted = [_alone(model, row) for row in rows]
         model.set_attn_implementation(NAME)
+    if not all(one.isfinite().all() for one in wanted):
+        raise InvalidModel(
+            f"A {name} as config.json describes it computes no finite numbers, whatever its weights are. Put "
+            "back the config.json that belongs to these weights."
+        )
     with refusing(f"A {name} is asked in a way that cannot be used yet"):
         passes = {
             "where rows are packed for training": _packed(model, attention, rows),

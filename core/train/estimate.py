@@ -51,6 +51,8 @@ class Estimate:
     seconds: float | None
     """None until a run on this base has shown how fast this machine is."""
     packed: bool = False
+    experts: str = ""
+    """A sentence on what no target reaches; empty if there is nothing to say."""
 
 
 def estimate(
