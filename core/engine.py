@@ -26,6 +26,7 @@ from core.train.group import TrainingGroup
 from core.train.hardware import matmul_rate
 from core.train.preflight import Preflight, measure
 from core.train.run import RunRequest
+from core.train.trial import Save
 
 ADAPTER_SLOTS = 8  # adapters kept ready beside the base; slot 0 is the plain base
 _FIRST_RANK = 16
@@ -134,14 +135,16 @@ class Engine:
         self._group = TrainingGroup(self.load_base(source), requests)
         return self._group
 
-    def measure(self, source: BaseSource, requests: Sequence[RunRequest]) -> Iterator[Preflight | None]:
+    def measure(
+        self, source: BaseSource, requests: Sequence[RunRequest], save: Save
+    ) -> Iterator[Preflight | None]:
         """What runs that train together on `source` would take; None after each micro-batch, the result at
-        the end.
+        the end. `save` writes a checkpoint for the time it takes.
         """
         base = self.load_base(source)
         self._measuring = True
         try:
-            yield from measure(base, requests)
+            yield from measure(base, requests, save)
         finally:
             self._measuring = False
 

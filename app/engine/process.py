@@ -170,7 +170,7 @@ class EngineServer:
             case "answer":
                 self._answer(connection, message)
             case "measure":
-                wire.send(connection, self._measure(message))
+                self._measure(connection, message)
             case "tokens":
                 wire.send(connection, self._tokens.view(message))
             case "cancel":
@@ -195,27 +195,25 @@ class EngineServer:
         asked = self._answers.ask(question)
         self._wake.set()
         try:
-            while True:
-                event = asked.out.get()
-                wire.send(connection, event)
-                if "token" not in event:
-                    return
+            while "token" in wire.send_next(connection, asked.out):
+                pass
         except OSError:
             asked.cancelled.add(None)  # nobody listens any more
             raise
 
-    def _measure(self, message: wire.Message) -> wire.Message:
+    def _measure(self, connection: Connection, message: wire.Message) -> None:
         """Wait for what a run would take. While a run trains its memory would be measured too."""
         if self._session is not None:
             why = (
                 "A run is under way, whose memory and time would be measured too; wait for its end, "
                 "or pause it."
             )
-            return refused(EngineUnavailable(), why)
+            wire.send(connection, refused(EngineUnavailable(), why))
+            return
         asked = Measuring(message)
         self._measure_asked.put(asked)
         self._wake.set()
-        return asked.out.get()
+        wire.send_next(connection, asked.out)
 
     def status(self) -> wire.Message:
         """What the engine is doing, for the page and the doctor."""

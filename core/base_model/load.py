@@ -22,7 +22,7 @@ from core.base_model.attention import Attending, find_attention_modules
 from core.base_model.files import stored_tensors, weight_files
 from core.base_model.model_config import load_config, refusing
 from core.base_model.tensors import load_weights, require_tied_as_said
-from core.base_model.tokenizer import load_tokenizer
+from core.base_model.tokenizer import load_tokenizer, whole_numbers
 from core.data.rendering import Renderer
 from core.errors import InvalidModel
 from core.lora.layer import LoraLinear
@@ -97,10 +97,11 @@ class ResidentBase:
         return {path: (layer.in_features, layer.out_features) for path, layer in self.layers.items()}
 
     def end_token_ids(self) -> set[int]:
-        """The ids that end an answer, from the generation config and the tokenizer."""
-        configured = self.generation_config.eos_token_id if self.generation_config else None
-        ids = configured if isinstance(configured, list) else [configured]
-        return {int(one) for one in [*ids, self.tokenizer.eos_token_id] if one is not None}
+        """The ids that end an answer, by the generation config, the tokenizer and the chat template."""
+        generation = self.generation_config
+        told = [generation.eos_token_id if generation else None, self.tokenizer.eos_token_id]
+        by_template = self.renderer.end_ids if getattr(self.tokenizer, "is_fast", False) else frozenset()
+        return {*by_template, *(one for value in told for one in whole_numbers(value))}
 
 
 def load_base(

@@ -329,6 +329,17 @@ def test_what_a_run_would_take_is_measured_in_the_engine(workbench):
     workbench.runs.stop(long.id)
 
 
+def test_the_plan_knows_what_an_earlier_run_has_shown(workbench, session):
+    options = TrainingOptions.parse({**QUICK, "max_length": 64})
+    assert workbench.training.estimate("llama", "data", options).seconds is None
+    run_id, training = session("mine", max_steps=12, max_length=64)
+    finish(training)
+    last = workbench.registry.measurements.last_point(run_id)
+    plan = workbench.training.estimate("llama", "data", options)
+    assert plan.tokens / plan.steps == pytest.approx(last.tokens / 12, rel=0.15)
+    assert plan.seconds > plan.tokens / (last.tokens / last.seconds), "evaluations take their time too"
+
+
 def test_runs_are_compared_by_what_differs(workbench, session):
     for name, options in (("slow", {"learning_rate": 1e-5}), ("quick", {"learning_rate": 1e-2, "rank": 4})):
         finish(session(name, **options)[1])

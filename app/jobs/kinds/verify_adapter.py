@@ -7,6 +7,7 @@ from typing import Any
 
 from app.jobs.kinds import Arguments, JobContext, JobKind
 from app.shared.bases import base_for, source_of
+from app.shared.references import name_in, refer, referred
 from core.base_model.source import check_unchanged
 from core.errors import InvalidAdapter, InvalidModel, WrongBase
 from core.events import Progress
@@ -22,14 +23,14 @@ class VerifyAdapter(JobKind):
     place = "Adapters, or adapters verify"
 
     def title(self, arguments: Mapping[str, Any]) -> str:
-        return f"Verify {arguments['adapter']}" if arguments["adapter"] else "Verify all adapters"
+        adapter = arguments["adapter"]
+        return f"Verify {name_in(adapter)}" if adapter else "Verify all adapters"
 
     def validate(self, context: JobContext, arguments: Mapping[str, Any]) -> Arguments:
         """Raises NotFound."""
-        name = arguments.get("adapter", "")
-        if name:
-            context.registry.find(Adapter, name)
-        return {"adapter": name, "deep": bool(arguments.get("deep", False))}
+        given = arguments.get("adapter", "")
+        adapter = refer(referred(context.registry, Adapter, given)) if given else ""
+        return {"adapter": adapter, "deep": bool(arguments.get("deep", False))}
 
     def run(self, context: JobContext, arguments: Mapping[str, Any]) -> Arguments:
         """Check one adapter, or all: digest, keys, shapes, finite numbers, B not zero, and its base.
@@ -40,7 +41,7 @@ class VerifyAdapter(JobKind):
 
         registry, report = context.registry, context.report
         rows = (
-            [registry.find(Adapter, arguments["adapter"])]
+            [referred(registry, Adapter, arguments["adapter"])]
             if arguments.get("adapter")
             else registry.all(Adapter)
         )
