@@ -70,7 +70,8 @@ def source_of(registry: Registry, base: Base) -> BaseSource:
 
 def told_of(base: Base) -> dict[str, str]:
     """What the engine is told of a base that it is to answer with, as it crosses the wire."""
-    return {name: getattr(base, name) for name in ("name", "folder", "fingerprint", "stat_key", "template")}
+    told = {name: getattr(base, name) for name in ("name", "folder", "fingerprint", "stat_key", "template")}
+    return told | {"config": base.files.get("config.json", "")}
 
 
 def source_told(registry: Registry, told: dict[str, str]) -> BaseSource:
@@ -82,4 +83,5 @@ def source_told(registry: Registry, told: dict[str, str]) -> BaseSource:
         told["stat_key"],
         told["template"],
         recorded=lambda: manifest_of(registry, told["fingerprint"]),
+        config=told.get("config", ""),
     )

@@ -33,7 +33,7 @@ from core.errors import InvalidModel
 
 TOLERANCE = 1e-3
 """Root mean square of the differences, as a share of the logits' own spread. Rounding gives 1e-6."""
-_CONTEXT, _WINDOW, _WIDTH, _VOCABULARY, _EXPERTS = 96, 16, 128, 256, 8
+_CONTEXT, _WINDOW, _WIDTH, _VOCABULARY = 96, 16, 32, 256
 _MANY = 30_000_000  # parameters of a model whose layers and widths are cut down too
 _WINDOWS = ("window", "attention_chunk_size", "original_max_position_embeddings", "local_attention")
 _NO_WINDOW = ("layer", "pattern", "use_")
@@ -161,10 +161,8 @@ def _cut_widths(part: PretrainedConfig) -> None:
             setattr(part, name, min(value, _WIDTH))
         elif name == "vocab_size":
             setattr(part, name, min(value, _VOCABULARY))
-        elif name in ("num_experts", "num_local_experts", "n_routed_experts"):
-            setattr(part, name, min(value, _EXPERTS))
-        elif name.endswith("token_id") and value >= _VOCABULARY:
-            setattr(part, name, None)
+        elif name.endswith("token_id"):
+            setattr(part, name, value % _VOCABULARY)
 
 
 def _random_model(config: PretrainedConfig) -> PreTrainedModel:

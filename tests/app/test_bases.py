@@ -10,8 +10,10 @@ from safetensors.torch import load_file, save_file
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from app.service.doctor import examine_deeply
-from app.shared.bases import base_for, experts_of
+from app.shared.bases import base_for, experts_of, source_of
 from core.base_model.describe import describe
+from core.base_model.source import check_unchanged
+from core.errors import WrongBase
 from core.train.training_options import TrainingOptions
 from storage.tables import Adapter, Base
 from tests.conftest import VOCABULARY, _save, make_llama
@@ -102,3 +104,19 @@ def test_experts_that_get_no_adapters_are_told_in_numbers(workbench, tmp_path, t
     assert f"no adapters, whatever is targeted: {fused:,} of {whole:,} parameters" in plan.experts
     assert experts_of(workbench.registry, workbench.registry.find(Base, "mixture")) == plan.experts
     assert workbench.training.estimate("llama", "data", TrainingOptions()).experts == ""
+
+
+def test_a_configuration_that_was_edited_is_refused_until_it_is_accepted(workbench, tiny_llama, tmp_path):
+    """Also where the field that was edited is in no fingerprint."""
+    folder = shutil.copytree(tiny_llama, tmp_path / "mine")
+    assert do_job(workbench, "add_model", {"origin": str(folder), "name": "mine"}).state == "finished"
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"attention_multiplier": 2.0}))
+
+    def check():
+        check_unchanged(source_of(workbench.registry, workbench.registry.find(Base, "mine")))
+
+    with pytest.raises(WrongBase, match=r"config.json in .* not as it was .* models verify --accept"):
+        check()
+    workbench.models.verify("mine", accept=True)
+    check()
