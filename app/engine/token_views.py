@@ -18,6 +18,7 @@ from core.data.dataset_file import DatasetFile
 from core.data.importing import Summary
 from core.data.rendering import Renderer
 from core.data.token_view import token_view
+from core.panics import panics_as_errors
 from storage.registry import Registry
 from storage.tables import Base
 
@@ -42,7 +43,8 @@ class TokenViews:
             chosen_template(template)
             with self._lock:
                 renderer = self._renderer(folder_of(base), base.tokenizer_hash, template, special)
-                return asdict(token_view(renderer, DatasetFile(folder)[int(question["index"])]))
+                with panics_as_errors():
+                    return asdict(token_view(renderer, DatasetFile(folder)[int(question["index"])]))
         except USER_ERRORS as error:
             return refused(error, str(error))
 

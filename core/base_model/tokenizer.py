@@ -10,6 +10,7 @@ from core.base_model.files import read_json
 from core.base_model.templates import chosen_template
 from core.data.rendering import Renderer
 from core.errors import InvalidModel
+from core.panics import tokenizer_faults
 
 
 def load_tokenizer(folder: Path, template: str = "") -> PreTrainedTokenizerBase:
@@ -18,7 +19,8 @@ def load_tokenizer(folder: Path, template: str = "") -> PreTrainedTokenizerBase:
     Raises InvalidModel if transformers cannot load it.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        with tokenizer_faults(InvalidModel, "its own files"):
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (ValueError, KeyError, OSError, ImportError) as error:
         raise InvalidModel(
             f"transformers cannot load the tokenizer in {folder}: {str(error)[:400]}"
