@@ -7,6 +7,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from core.base_model.files import read_json
+from core.base_model.model_config import load_config, refusing
 from core.base_model.templates import chosen_template
 from core.data.rendering import Renderer
 from core.errors import InvalidModel
@@ -18,13 +19,9 @@ def load_tokenizer(folder: Path, template: str = "") -> PreTrainedTokenizerBase:
 
     Raises InvalidModel if transformers cannot load it.
     """
-    try:
-        with tokenizer_faults(InvalidModel, "its own files"):
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (ValueError, KeyError, OSError, ImportError) as error:
-        raise InvalidModel(
-            f"transformers cannot load the tokenizer in {folder}: {str(error)[:400]}"
-        ) from error
+    what = f"transformers cannot load the tokenizer in {folder}"
+    with refusing(what), tokenizer_faults(InvalidModel, "its own files"):
+        tokenizer = AutoTokenizer.from_pretrained(folder, config=load_config(folder), trust_remote_code=False)
     tokenizer.chat_template = tokenizer.chat_template or chosen_template(template)
     return tokenizer
 

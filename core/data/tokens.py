@@ -291,7 +291,7 @@ def token_path(digest: str, renderer: Renderer, cache: Path, sequences: Sequence
         renderer.special_tokens,
         tokenizer.backend_tokenizer.to_str(),
         tokenizer.chat_template,
-        tokenizer.eos_token,
+        tokenizer.special_tokens_map,
         *sequences.key,
     ]
     return cache / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()}.arrow"
