@@ -13,19 +13,36 @@ import os
 import re
 import shutil
 import sqlite3
+import struct
 import time
 import uuid
 import zipfile
+import zlib
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
-from storage.blobs import BlobStore
+from storage.blobs import BlobStore, sync
 from storage.database import Database
 from storage.errors import StorageError
 from storage.registry import Registry
 
 FORMAT = 1
 _DATABASE, _ABOUT, _BLOBS = "registry.db", "backup.json", "blobs/"
+_STAGED = ".restore-"
+_SAME = "The registry was not changed."
+_MOST_ABOUT = 1 << 20
+_BESIDE = ("-wal", "-shm", "-journal")
+_MALFORMED = (
+    zipfile.BadZipFile,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    KeyError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
 _MEMBER = re.compile(r"^blobs/([0-9a-f]{64})(?:/([A-Za-z0-9._-]+))?$")
 Watch = Callable[[str, float], None]
 """Called with what is being done and the share that is done."""
@@ -42,7 +59,7 @@ def backup(registry: Registry, target: Path, watch: Watch) -> int:
         raise StorageError(f"{target} exists already; choose a new file.")
     target.parent.mkdir(parents=True, exist_ok=True)
     staged = target.with_name(f".{target.name}-{uuid.uuid4().hex}")
-    copy = staged.with_suffix(".db")
+    copy = staged.with_name(f"{staged.name}.db")
     try:
         registry.database.backup(copy)
         with zipfile.ZipFile(staged, "x", zipfile.ZIP_STORED) as archive:
@@ -58,9 +75,9 @@ def backup(registry: Registry, target: Path, watch: Watch) -> int:
                 _ABOUT,
                 json.dumps({"format": FORMAT, "created": time.time(), "blobs": len(found) - len(gone)}),
             )
-        with staged.open("rb") as file:
-            os.fsync(file.fileno())
+        sync(staged)
         os.replace(staged, target)
+        sync(target.parent)
     finally:
         for path in (staged, copy):
             path.unlink(missing_ok=True)
@@ -120,59 +137,93 @@ def restore(source: Path, database: Path, blobs: BlobStore, watch: Watch, *, rep
             f"{database} holds a registry already; give --replace to put the backup in its place (it is "
             "kept beside)."
         )
+    _remove_left(database.parent)
     try:
         with zipfile.ZipFile(source) as archive:
             return _unpack(archive, source.name, database, blobs, watch)
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError, KeyError) as error:
-        raise StorageError(
-            f"{source.name} cannot be restored: {str(error)[:200]}. Nothing was changed."
-        ) from None
+    except OSError as error:
+        raise StorageError(f"{source.name} cannot be restored: {error.strerror or error}. {_SAME}") from None
+    except (*_MALFORMED, sqlite3.DatabaseError) as error:
+        raise StorageError(f"{source.name} cannot be restored: {str(error)[:200]}. {_SAME}") from None
 
 
-def _unpack(archive: zipfile.ZipFile, name: str, database: Path, blobs: BlobStore, watch: Watch) -> int:
+def _remove_left(folder: Path) -> None:
+    """What a restore that was killed has left half written."""
+    for path in folder.glob(f"{_STAGED}*"):
+        path.unlink(missing_ok=True)
+
+
+def _require_format(archive: zipfile.ZipFile, name: str) -> None:
+    """Raise StorageError unless the archive says that it is a backup, of a version that is known here."""
     members = archive.namelist()
     if _ABOUT not in members or _DATABASE not in members:
         raise StorageError(f"{name} is no backup of a registry: it holds no {_ABOUT} and {_DATABASE}.")
-    about = json.loads(archive.read(_ABOUT))
-    if about.get("format") != FORMAT:
+    try:
+        with archive.open(_ABOUT) as file:
+            found = json.loads(file.read(_MOST_ABOUT))["format"]
+    except (ValueError, TypeError, KeyError):
+        raise StorageError(f"{name} is no backup, or is damaged: its {_ABOUT} is none. {_SAME}") from None
+    if found != FORMAT:
         raise StorageError(
-            f"{name} was written by a newer version of the workbench (format {about.get('format')})."
+            f"{name} was written by a newer version of the workbench (format {str(found)[:20]}). {_SAME}"
         )
+
+
+def _require_space(archive: zipfile.ZipFile, name: str, folder: Path) -> None:
+    needed, free = sum(one.file_size for one in archive.infolist()), shutil.disk_usage(folder).free
+    if needed > free:
+        raise StorageError(
+            f"{name} unpacks to {needed / 1e6:,.1f} MB, but {free / 1e6:,.1f} MB are free in {folder}; make "
+            f"room or choose another home. {_SAME}"
+        )
+
+
+def _unpack(archive: zipfile.ZipFile, name: str, database: Path, blobs: BlobStore, watch: Watch) -> int:
+    _require_format(archive, name)
+    _require_space(archive, name, database.parent)
     whole: dict[str, list[tuple[str, str]]] = {}
-    for member in members:
+    for member in archive.namelist():
         if match := _MEMBER.match(member):
             whole.setdefault(match[1], []).append((member, match[2] or ""))
         elif member not in (_ABOUT, _DATABASE):
-            raise StorageError(f"{name} is refused: {member[:80]!r} belongs to no backup.")
+            raise StorageError(f"{name} is refused: {member[:80]!r} belongs to no backup. {_SAME}")
     for number, (digest, parts) in enumerate(sorted(whole.items())):
         watch(f"Restoring {digest[:12]}", number / len(whole))
-        with blobs.staging() as staging:
-            folder = staging / "blob"
-            if parts[0][1]:
-                folder.mkdir()
-            for member, inner in parts:
-                with (
-                    archive.open(member) as packed,
-                    (folder / inner if inner else folder).open("xb") as unpacked,
-                ):
-                    shutil.copyfileobj(packed, unpacked, 1 << 20)
-            found = blobs.put(folder)
-        if found != digest:
-            raise StorageError(
-                f"{name} is damaged: what should be {digest[:12]}… is {found[:12]}…. The registry was "
-                "not changed."
-            )
-    staged = database.with_name(f".restore-{uuid.uuid4().hex}.db")
+        if (found := _restored(archive, parts, blobs)) != digest:
+            raise StorageError(f"{name} is damaged: what should be {digest[:12]}… is {found[:12]}…. {_SAME}")
+    staged = database.with_name(f"{_STAGED}{uuid.uuid4().hex}.db")
     try:
         with archive.open(_DATABASE) as packed, staged.open("xb") as unpacked:
             shutil.copyfileobj(packed, unpacked, 1 << 20)
-        _put_in_place(staged, database, set(whole), name)
+        _require_whole(staged, set(whole), name)
+        _put_in_place(staged, database)
     finally:
-        staged.unlink(missing_ok=True)
+        for path in staged.parent.glob(f"{staged.stem}*"):
+            path.unlink(missing_ok=True)
     return len(whole)
 
 
-def _put_in_place(staged: Path, database: Path, there: set[str], name: str) -> None:
+def _restored(archive: zipfile.ZipFile, parts: list[tuple[str, str]], blobs: BlobStore) -> str:
+    """Put a blob from the archive, a file or a folder of files, into the store; returns its digest."""
+    with blobs.staging() as staging:
+        folder = staging / "blob"
+        if parts[0][1]:
+            folder.mkdir()
+        for member, inner in parts:
+            with (
+                archive.open(member) as packed,
+                (folder / inner if inner else folder).open("xb") as unpacked,
+            ):
+                shutil.copyfileobj(packed, unpacked, 1 << 20)
+        return blobs.put(folder)
+
+
+def _require_whole(staged: Path, there: set[str], name: str) -> None:
+    """Raise StorageError unless the database is a registry, sound, and all that its rows need is `there`."""
+    with closing(sqlite3.connect(staged)) as connection:
+        known = "SELECT count(*) FROM sqlite_master WHERE name = 'alembic_version'"
+        if not connection.execute(known).fetchone()[0]:
+            raise StorageError(f"{name} is damaged: the registry in it is empty. {_SAME}")
     opened = Database(staged)  # brings an older schema up to date
     try:
         with opened.reading() as session:
@@ -182,18 +233,31 @@ def _put_in_place(staged: Path, database: Path, there: set[str], name: str) -> N
         opened.close()
     if answer != "ok" or missing:
         why = str(answer) if answer != "ok" else f"{len(missing)} files that its rows need are not in it"
-        raise StorageError(f"{name} is damaged: {why[:200]}. The registry was not changed.")
+        raise StorageError(f"{name} is damaged: {why[:200]}. {_SAME}")
+
+
+def _put_in_place(staged: Path, database: Path) -> None:
+    """Replace the registry in one step, after a copy of it beside it."""
     if database.exists():
         kept = database.with_name(f"{database.stem}-before-restore-{time.strftime('%Y%m%d-%H%M%S')}.db")
-        with sqlite3.connect(database) as old, sqlite3.connect(kept) as copy:
-            old.backup(copy)
-        old.close()
-        copy.close()
-        for suffix in ("-wal", "-shm", "-journal"):
+        _copy(database, kept)
+        for suffix in _BESIDE:
             database.with_name(database.name + suffix).unlink(missing_ok=True)
-    with staged.open("rb") as file:
-        os.fsync(file.fileno())
+    sync(staged)
     os.replace(staged, database)
+    sync(database.parent)
+
+
+def _copy(database: Path, kept: Path) -> None:
+    try:
+        with closing(sqlite3.connect(database)) as old, closing(sqlite3.connect(kept)) as copy:
+            old.execute("PRAGMA journal_mode=DELETE")  # nothing of it is in a file beside it any more
+            old.backup(copy)
+    except sqlite3.DatabaseError:  # damaged, which is why it is replaced
+        for suffix in ("", *_BESIDE):
+            if (path := database.with_name(database.name + suffix)).exists():
+                shutil.copyfile(path, kept.with_name(kept.name + suffix))
+    sync(kept)
 
 
 def _holds_anything(path: Path) -> bool:

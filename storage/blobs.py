@@ -55,8 +55,7 @@ class BlobStore:
         if _touched(target):
             return digest
         target.parent.mkdir(parents=True, exist_ok=True)
-        for path in [source, *source.rglob("*")] if source.is_dir() else [source]:
-            _sync(path)
+        sync_all(source)
         os.utime(source)  # a sweep leaves alone what is younger than it looks for
         try:
             os.replace(source, target)
@@ -64,7 +63,7 @@ class BlobStore:
             if not target.exists():
                 raise
             return digest  # somebody else has put the same content there meanwhile
-        _sync(target.parent)
+        sync(target.parent)
         return digest
 
     def sweep(self, referenced: Callable[[], set[str]], seconds: float = _STAGED_SECONDS) -> int:
@@ -102,7 +101,7 @@ class BlobStore:
             _delete(aside)
         else:
             os.replace(aside, target)
-            _sync(target.parent)
+            sync(target.parent)
 
     def digests(self) -> list[str]:
         """Of every blob that is there."""
@@ -191,7 +190,13 @@ def _delete(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
+def sync_all(source: Path) -> None:
+    """Flush a file, or a folder with all that is in it."""
+    for path in [source, *source.rglob("*")] if source.is_dir() else [source]:
+        sync(path)
+
+
+def sync(path: Path) -> None:
     """Flush a file, or a folder's entries where the system can open folders."""
     if path.is_dir() and os.name == "nt":
         return

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from alembic import command
@@ -13,12 +14,14 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Connection, create_engine, event
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy.exc import DatabaseError, IntegrityError
 from sqlmodel import Session
 
-from storage.errors import StorageError
+from storage.errors import InvalidName, NotFound, RegistryFull, RegistryUnusable, StorageError
+from storage.paths import at_home
 
 _BUSY_SECONDS = 20
+_HIGHEST = 2**63 - 1
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
 
@@ -30,6 +33,12 @@ def wal_is_safe(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> bool:
     return version >= (3, 51, 3) or version[2] >= fixed.get(version[:2], 1 << 30)
 
 
+class _Together(threading.local):
+    """The session that a thread has joined all its work to."""
+
+    session: Session | None = None
+
+
 class Database:
     """One SQLite file. Any number of processes may hold one; writers wait for each other."""
 
@@ -39,29 +48,71 @@ class Database:
         self._engine = create_engine(
             URL.create("sqlite", database=str(path)), connect_args={"timeout": _BUSY_SECONDS}
         )
+        at_home(self._engine.dialect, path.parent)
         event.listen(self._engine, "connect", _configure)
         event.listen(self._engine, "begin", _begin)
         self._writer = self._engine.execution_options(begin="BEGIN IMMEDIATE")
+        self._together = _Together()
         self._migrate()
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
         """A session for reading; rows stay usable after it."""
-        with Session(self._engine, expire_on_commit=False) as session:
+        if self._together.session is not None:
+            yield self._together.session
+            return
+        with self._faults_told(), Session(self._engine, expire_on_commit=False) as session:
             yield session
 
     @contextmanager
     def writing(self) -> Iterator[Session]:
         """A session in one write transaction: committed at the end of the block, rolled back on an error."""
-        with Session(self._writer, expire_on_commit=False) as session, session.begin():
+        if (joined := self._together.session) is not None:
+            yield joined
+            joined.flush()
+            return
+        with (
+            self._faults_told(),
+            Session(self._writer, expire_on_commit=False) as session,
+            session.begin(),
+        ):
             yield session
+
+    @contextmanager
+    def _faults_told(self) -> Iterator[None]:
+        """Raise RegistryUnusable for what SQLite says of disks, rights and damage; NotFound and InvalidName
+        for numbers and texts that no row can have.
+        """
+        try:
+            yield
+        except IntegrityError:
+            raise  # what was to be stored is at fault
+        except DatabaseError as error:
+            raise unusable(self.path, error.orig) from error
+        except OverflowError:
+            raise NotFound(f"Numbers here go up to {_HIGHEST:,}; nothing has a higher one.") from None
+        except UnicodeEncodeError as error:
+            raise InvalidName(f"{error.object[:80]!r} holds bytes that are not UTF-8 text.") from None
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """All that this thread reads and writes in the block is one transaction: afterwards all of it is
+        there, or nothing.
+        """
+        with self.writing() as session:
+            self._together.session = session
+            try:
+                yield
+            finally:
+                self._together.session = None
 
     def backup(self, target: Path) -> None:
         """Copy the whole database to `target` with SQLite's own backup, also while it is in use."""
-        with sqlite3.connect(self.path) as source, sqlite3.connect(target) as copy:
-            source.backup(copy)
-        source.close()
-        copy.close()
+        try:
+            with closing(sqlite3.connect(self.path)) as source, closing(sqlite3.connect(target)) as copy:
+                source.backup(copy)
+        except sqlite3.DatabaseError as error:
+            raise unusable(target, error) from error
 
     def close(self) -> None:
         """Close all connections."""
@@ -75,10 +126,7 @@ class Database:
             with self._engine.connect() as connection:
                 current = MigrationContext.configure(connection).get_current_revision()
         except DatabaseError as error:
-            raise StorageError(
-                f"The registry {self.path} cannot be opened ({error.orig}). If it is damaged, put a "
-                "backup of it in its place."
-            ) from None
+            raise unusable(self.path, error.orig) from None
         if current == head:
             return
         known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
@@ -89,9 +137,28 @@ class Database:
             )
         if current is not None:
             self.backup(self.path.with_name(f"{self.path.stem}-before-{head}-{int(time.time())}.db"))
-        with self._writer.connect() as connection:
+        with self._faults_told(), self._writer.connect() as connection:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+
+
+def unusable(path: Path, error: BaseException | None) -> RegistryUnusable:
+    """What SQLite says of a disk, of rights or of damage, in a sentence with what to do."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the higher bits say more than is needed here
+    if code == sqlite3.SQLITE_FULL:
+        return RegistryFull(
+            f"There is no space left on the disk for {path}; make room, and do it again. Nothing was changed."
+        )
+    why = {
+        sqlite3.SQLITE_READONLY: "it cannot be written: give yourself the right to, or choose another "
+        "folder with --home",
+        sqlite3.SQLITE_CANTOPEN: "it cannot be opened: see that its folder is there and yours, and that "
+        "there is space on its disk",
+        sqlite3.SQLITE_IOERR: "its disk cannot be read or written; look at the disk, and do it again",
+        sqlite3.SQLITE_BUSY: f"another program has been writing to it for {_BUSY_SECONDS} seconds; wait for "
+        "it to end, and do it again",
+    }.get(code, "if it is damaged, put a backup in its place with restore --replace")
+    return RegistryUnusable(f"The registry {path} cannot be opened or written ({error}): {why}.")
 
 
 def _configure(connection: sqlite3.Connection, record: object) -> None:

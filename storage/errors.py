@@ -6,6 +6,8 @@ StorageError
 ├── NotFound            no row of that name or id
 ├── InUse               the row is needed by others
 ├── InvalidTransition   a state cannot follow the one that a run or a job is in
+├── RegistryUnusable    the database cannot be read or written: its disk, its rights, or itself
+│   └── RegistryFull    there is no space left for what was to be written
 └── BlobDamaged         stored bytes no longer match their digest
 """
 
@@ -32,6 +34,14 @@ class InUse(StorageError):
 
 class InvalidTransition(StorageError):
     """A state cannot follow the one that a run or a job is in."""
+
+
+class RegistryUnusable(StorageError):
+    """The database cannot be read or written: its disk, its rights, or itself."""
+
+
+class RegistryFull(RegistryUnusable):
+    """There is no space left for what was to be written."""
 
 
 class BlobDamaged(StorageError):

@@ -1,6 +1,7 @@
 """Every table of the registry. Plain data: validation happens before rows are made.
 
 Times are seconds since 1970 in UTC. JSON columns hold what core describes; storage does not look into them.
+Paths in the home folder are stored relative to it, see paths.py.
 """
 
 from __future__ import annotations
@@ -11,11 +12,15 @@ from typing import Any
 from sqlalchemy import JSON, Column, ForeignKey, Index, Integer, UniqueConstraint
 from sqlmodel import Field, SQLModel
 
+from storage.paths import HomeJSON, HomePath
+
 QUEUED, PREPARING, RUNNING = "queued", "preparing", "running"
 PAUSING, PAUSED, FINISHED, STOPPED = "pausing", "paused", "finished", "stopped"
 FAILED, INTERRUPTED = "failed", "interrupted"
 UNDER_WAY = (PREPARING, RUNNING, PAUSING)
 ACTIVE_STATES = (QUEUED, *UNDER_WAY)
+IDLE_STATES = (QUEUED, PAUSED, INTERRUPTED)
+"""Of runs that nothing works on and that are not over: they are stopped at once."""
 RESUMABLE_STATES = (PAUSED, INTERRUPTED, STOPPED, FAILED)
 
 PASSED, NOT_PASSED, NOT_CHECKABLE = "passed", "failed", "not checkable"  # verdicts on an export
@@ -29,6 +34,14 @@ def _count() -> Any:
 
 def _json() -> Any:
     return Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+
+
+def _json_with_paths() -> Any:
+    return Field(default_factory=dict, sa_column=Column(HomeJSON, nullable=False))
+
+
+def _path() -> Any:
+    return Field(sa_column=Column(HomePath, nullable=False))
 
 
 class Base(SQLModel, table=True):
@@ -54,7 +67,7 @@ class Base(SQLModel, table=True):
     licence: str = ""
     source: str
     origin: str
-    folder: str
+    folder: str = _path()
     owned: bool
     layer_shapes: dict[str, Any] = _json()
     head: str | None = None
@@ -329,11 +342,11 @@ class Job(SQLModel, table=True):
     id: int | None = Field(default=None, primary_key=True)
     kind: str
     title: str
-    arguments: dict[str, Any] = _json()
+    arguments: dict[str, Any] = _json_with_paths()
     state: str = Field(default=QUEUED, index=True)
     message: str = ""
     fraction: float | None = None
-    result: dict[str, Any] = _json()
+    result: dict[str, Any] = _json_with_paths()
     created: float = Field(default_factory=time.time)
     ended: float | None = None
 
@@ -352,7 +365,7 @@ class Export(SQLModel, table=True):
     adapter_name: str
     adapter_digest: str
     base_name: str
-    folder: str
+    folder: str = _path()
     size_bytes: int
     passed: bool
     sentence: str

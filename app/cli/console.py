@@ -18,8 +18,10 @@ from rich.table import Table
 from rich.text import Text
 from sqlmodel import SQLModel
 
+from app.cli.encoding import to_json
 from app.service.doctor import Finding
 from app.service.workbench import Workbench
+from app.shared.disk import plain_sentence
 from app.shared.errors import USER_ERRORS
 from core.events import Progress as Position
 from storage.tables import Job, Run
@@ -45,9 +47,9 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
 
 def _print_error(error: Exception, as_json: bool) -> None:
     if as_json:
-        print(json.dumps({"error": str(error), "kind": type(error).__name__}, ensure_ascii=False))
+        print(to_json({"error": plain_sentence(error), "kind": type(error).__name__}))
     else:
-        print(f"Error: {_harmless(str(error))}", file=sys.stderr)
+        print(f"Error: {_harmless(plain_sentence(error))}", file=sys.stderr)
 
 
 _ONE_OF_MANY = (
@@ -72,7 +74,7 @@ class Console:
     def result(self, content: dict[str, Any], rows: Sequence[tuple[str, str]]) -> None:
         """A result: the whole content as JSON, or labelled rows."""
         if self._json:
-            print(json.dumps(content, ensure_ascii=False, default=str))
+            print(to_json(content))
             return
         grid = Table.grid(padding=(0, 2))
         for label, value in rows:
@@ -93,7 +95,7 @@ class Console:
         """Several registry rows; as JSON under "rows", with all columns but the bulky ones."""
         if self._json:
             bulky = {"layer_shapes", "preview"}
-            print(json.dumps({"rows": [row.model_dump(exclude=bulky) for row in rows]}, ensure_ascii=False))
+            print(to_json({"rows": [row.model_dump(exclude=bulky) for row in rows]}))
             return
         if not rows:
             self._out.print("Nothing yet.")
@@ -103,7 +105,7 @@ class Console:
     def records(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Several rows with the same columns."""
         if self._json:
-            print(json.dumps({"rows": rows}, ensure_ascii=False))
+            print(to_json({"rows": rows}))
             return
         table = Table(*[column.replace("_", " ") for column in rows[0]], header_style="bold")
         for row in rows:
@@ -133,7 +135,7 @@ class Console:
     def findings(self, findings: Sequence[Finding]) -> None:
         """The doctor's findings."""
         if self._json:
-            print(json.dumps({"findings": [finding.to_dict() for finding in findings]}, ensure_ascii=False))
+            print(to_json({"findings": [finding.to_dict() for finding in findings]}))
             return
         grid = Table.grid(padding=(0, 2))
         for one in findings:

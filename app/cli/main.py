@@ -11,6 +11,7 @@ from app.cli.adapters import adapters
 from app.cli.chat import chat
 from app.cli.data import data
 from app.cli.doctor import doctor
+from app.cli.encoding import speak_any_encoding
 from app.cli.export import export
 from app.cli.jobs import jobs
 from app.cli.kinds import kinds
@@ -60,6 +61,7 @@ app.command()(address)
 def main() -> None:
     """Entry point of the console command."""
     private_by_default()
+    speak_any_encoding()
     app()
 
 

@@ -9,8 +9,7 @@ import typer
 
 from app.cli.common import Home, Json, open_workbench
 from app.cli.console import Console, ProgressLine, guarded
-from app.shared.errors import AlreadyRunning
-from app.shared.processes import is_held
+from app.shared.processes import nothing_running
 from app.shared.settings import settings_for
 from core.events import Progress
 from storage.backup import Watch, restore
@@ -53,11 +52,7 @@ def restore_backup(
 ) -> None:
     """Bring a backup back. Close the page and wait for runs to end first."""
     console, settings = Console(json), settings_for(home)
-    if is_held(settings.engine_lock) or is_held(settings.app_lock):
-        raise AlreadyRunning(
-            f"The workbench is running on {settings.home}; close the page and wait for its runs to end."
-        )
-    with console.progress() as progress:
+    with nothing_running(settings), console.progress() as progress:
         count = restore(file, settings.database, BlobStore(settings.blobs), _watch(progress), replace=replace)
     console.result(
         {"home": str(settings.home), "blobs": count}, [("Restored", f"{count} files into {settings.home}")]

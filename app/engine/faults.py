@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from app.shared.disk import is_full, plain_sentence
 from app.shared.errors import USER_ERRORS
 from core.train.memory import ran_out_of_memory
 
@@ -10,8 +11,8 @@ def reason(error: Exception) -> str:
     """The sentence for the user: our own errors as they are, others with what they are and where the details
     lie.
     """
-    if isinstance(error, USER_ERRORS):
-        return str(error)
+    if isinstance(error, (*USER_ERRORS, OSError)) or is_full(error):
+        return plain_sentence(error)
     if ran_out_of_memory(error):
         return (
             "The memory ran out, also in the smallest pieces. Lower max_length or rank, or free "

@@ -16,12 +16,13 @@ from app.engine.checkpoints import checkpoint_bytes, save_checkpoint
 from app.engine.preparing import base_source, prepare
 from app.engine.record import RunRecord, prepared_sentence
 from app.engine.sample_prompts import sample_answers
-from app.shared.disk import free_bytes, insist, is_full
+from app.shared.disk import bytes_to_go_on, free_bytes, insist, is_full
 from app.shared.errors import USER_ERRORS
 from app.shared.publishing import keep_adapter
 from core.engine import Engine
 from core.errors import CannotShare
 from core.events import EvalDone, Notice, Prepared, RunFailed, StepDone, TrainingDone
+from core.files.publish import SPARE_BYTES
 from core.lora.peft.files import save_checked
 from core.train.alerts import Alert
 from core.train.group import Event, TrainingGroup
@@ -332,9 +333,10 @@ class RunSession:
         lost = f"goes on from step {record.saved_step}" if record.saved_step else "starts anew"
         folder = self._registry.blobs.folder
         reason = (
-            f"the disk is full: {needed / 1e6:,.1f} MB are needed in {folder}, "
+            f"the disk is full: {needed / 1e6:,.1f} MB are needed in {folder} beside "
+            f"{SPARE_BYTES / 1e6:,.1f} MB that stay free for the registry, "
             f"{free_bytes(folder) / 1e6:,.1f} MB are free; "
-            f"it {lost} by itself once there is space"
+            f"it {lost} by itself once {bytes_to_go_on(needed) / 1e6:,.1f} MB are free"
         )
         self._write(self._registry.runs.needs_space, record.id, reason, needed)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from app.jobs.kinds import JobContext
 from app.shared.bases import shapes_of
 from app.shared.identity import effective_template_hash
 from core.combine.combining import Combination
@@ -54,7 +55,8 @@ def add_adapter(
 
 
 def keep_combination(
-    registry: Registry,
+    context: JobContext,
+    said: dict[str, Any],
     base: Base,
     found: Combination,
     name: str | None,
@@ -63,26 +65,31 @@ def keep_combination(
     config: dict[str, Any],
     like: Adapter,
 ) -> dict[str, Any]:
-    """Register what was made, if it was given a name;
+    """End the job with what is `said` of what was made, and register that if it was given a name;
     tokenizer and template are those of its first parent.
     """
     if not name:
-        return {}
+        return said
+    registry = context.registry
     with registry.blobs.staging() as staging:
         (staging / "adapter").mkdir()
         save_checked(staging / "adapter", found.adapter, shapes_of(base), base.head)
         digest = registry.blobs.put(staging / "adapter")
-    row = add_adapter(
-        registry,
-        base,
-        found.adapter,
-        name=name,
-        source=source,
-        digest=digest,
-        parents=parents,
-        config={source: {**config, "energy_lost": found.energy_lost}},
-        dataset_name=like.dataset_name if len(parents) == 1 else "",
-        tokenizer_hash=like.tokenizer_hash or base.tokenizer_hash,
-        template_hash=like.template_hash or effective_template_hash(base),
-    )
-    return {"name": row.name, "digest": digest}
+
+    def register() -> dict[str, Any]:
+        row = add_adapter(
+            registry,
+            base,
+            found.adapter,
+            name=name,
+            source=source,
+            digest=digest,
+            parents=parents,
+            config={source: {**config, "energy_lost": found.energy_lost}},
+            dataset_name=like.dataset_name if len(parents) == 1 else "",
+            tokenizer_hash=like.tokenizer_hash or base.tokenizer_hash,
+            template_hash=like.template_hash or effective_template_hash(base),
+        )
+        return {**said, "name": row.name, "digest": digest}
+
+    return context.conclude(register)

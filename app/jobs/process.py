@@ -15,6 +15,7 @@ from filelock import FileLock
 
 from app.jobs.kinds import JOBS, JobContext
 from app.shared.bases import open_registry
+from app.shared.disk import is_full, plain_sentence
 from app.shared.errors import USER_ERRORS
 from app.shared.private import private_by_default
 from app.shared.settings import Settings, settings_for
@@ -42,30 +43,38 @@ class _RowReport:
         self._registry.jobs.report(self._job_id, progress.message, progress.fraction)
 
 
-def run_job(settings: Settings, job_id: int, ended: threading.Event | None = None) -> bool:
+def run_job(
+    settings: Settings,
+    job_id: int,
+    ended: threading.Event | None = None,
+    concluding: threading.Event | None = None,
+) -> bool:
     """Do the job and write its end into its row. Returns whether it went well.
 
-    Where it was `ended` from outside, whoever did that writes it: libraries may turn the end into an error.
+    Where it was `ended` from outside, that is its end: libraries may turn it into an error. `concluding` is
+    set when it is too late for that.
     """
     registry = open_registry(settings)
     job = registry.jobs.begin(job_id)
     try:
-        context = JobContext(settings, registry, _RowReport(registry, job_id))
+        report, concluding = _RowReport(registry, job_id), concluding or threading.Event()
+        context = JobContext(settings, registry, report, job_id, concluding)
         result = JOBS.get(job.kind).run(context, job.arguments)
     except Exception as error:  # noqa: BLE001  (the boundary: whatever ends a job must end up in its row)
         if ended is not None and ended.is_set():
             sys.exit(_ENDED)
         _note_failure(registry, job_id, error)
         return False
-    registry.jobs.finish(job_id, result)
+    if not concluding.is_set():
+        registry.jobs.finish(job_id, result)
     return True
 
 
 def _note_failure(registry: Registry, job_id: int, error: Exception) -> None:
     """Write why the job failed: a refusal in its own words, anything else with where to look further."""
-    if isinstance(error, (*USER_ERRORS, OSError)):
+    if isinstance(error, (*USER_ERRORS, OSError)) or is_full(error):
         log.warning("job %s was refused", job_id, exc_info=error)
-        registry.jobs.fail(job_id, str(error))
+        registry.jobs.fail(job_id, plain_sentence(error))
         return
     log.error("job %s failed", job_id, exc_info=error)
     said = f"Unexpected {type(error).__name__}: {str(error)[:300]}"
@@ -80,11 +89,12 @@ def main() -> int:
     parser.add_argument("--job", type=int, required=True)
     given = parser.parse_args()
     settings = settings_for(given.home)
-    ended = threading.Event()
+    ended, concluding = threading.Event(), threading.Event()
 
     def end(*about: object) -> None:
         ended.set()
-        sys.exit(_ENDED)  # what was begun is cleaned up on the way out
+        if not concluding.is_set():
+            sys.exit(_ENDED)  # what was begun is cleaned up on the way out
 
     signal.signal(signal.SIGTERM, end)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
@@ -92,7 +102,11 @@ def main() -> int:
     with FileLock(settings.job_lock(given.job)):
         pid.write_text(str(os.getpid()))
         try:
-            return 0 if run_job(settings, given.job, ended) else 1
+            return 0 if run_job(settings, given.job, ended, concluding) else 1
+        except SystemExit:
+            # Written while the lock is held: who looks for processes that died must not find one.
+            open_registry(settings).jobs.stop(given.job)
+            raise
         finally:
             pid.unlink(missing_ok=True)
 

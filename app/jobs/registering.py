@@ -10,20 +10,27 @@ from app.shared.identity import remember
 from core.base_model import starter
 from core.base_model.describe import describe
 from core.base_model.files import file_digests, weight_files
+from core.base_model.fingerprint import Manifest, stat_key
 from core.base_model.skeleton import skeleton
+from core.base_model.soundness import require_sound
 from core.events import Progress
 from core.files.safetensors_file import read_header
 from core.reporting import Report
 from storage.registry import Registry
 from storage.tables import Base
 
+_ALL_THAT_MOVES = ("fingerprint", "tokenizer_hash", "template_hash")
 
-def register_base(
-    registry: Registry, folder: Path, *, name: str, source: str, origin: str, owned: bool, report: Report
-) -> Base:
-    """Describe the model in `folder` and put it into the registry. Where a base with these very weights has
-    lost its files, that one takes them over instead: it was moved. Raises InvalidModel, NameTaken.
+
+def described_base(
+    folder: Path, *, name: str, source: str, origin: str, owned: bool, report: Report
+) -> tuple[Base, Manifest]:
+    """The row of the model in `folder`, not yet registered, and what its fingerprint was taken over.
+
+    Raises InvalidModel.
     """
+    report(Progress("Comparing the files with the architecture"))
+    require_sound(folder)
     report(Progress("Computing the fingerprint", 0.0))
     info = describe(
         folder, lambda done, total: report(Progress("Computing the fingerprint", done / max(1, total)))
@@ -31,7 +38,6 @@ def register_base(
     layers = skeleton(folder)
     about = {field.name: getattr(info, field.name) for field in fields(info) if field.name != "manifest"}
     about |= {"licence": starter.LICENCE} if source == "starter" else {}
-    remember(registry, name, info.manifest)
     row = Base(
         name=name,
         source=source,
@@ -44,11 +50,22 @@ def register_base(
         layer_shapes={path: list(shape) for path, shape in layers.shapes.items()},
         head=layers.head,
     )
+    return row, info.manifest
+
+
+def register_base(registry: Registry, row: Base, found: Manifest, folder: Path) -> Base:
+    """Put a model that was described, and lies in `folder` by now, into the registry. Where a base with these
+    very weights, tokenizer and template has lost its files, that one takes them over instead: it was moved.
+    Raises NameTaken.
+    """
+    row.folder, row.stat_key = str(folder), stat_key(folder)
+    remember(registry, row.name, found)
     moved = next(
         (
             one
             for one in registry.all(Base)
-            if one.fingerprint == info.fingerprint and not Path(one.folder).is_dir()
+            if all(getattr(one, name) == getattr(row, name) for name in _ALL_THAT_MOVES)
+            and not Path(one.folder).is_dir()
         ),
         None,
     )

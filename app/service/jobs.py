@@ -5,6 +5,7 @@ Starting, following and cancelling them.
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import time
 from collections.abc import Callable, Mapping
@@ -77,12 +78,17 @@ class Jobs:
 
     def cancel(self, job: Job) -> None:
         """End a job, whoever started it; what it had begun is thrown away. Raises JobFailed if it is not
-        under way.
+        under way, or has come to its own end first.
         """
+        if not self._registry.get(Job, job.id or 0).active:
+            raise JobFailed(f"{job.title} is not under way, so it cannot be cancelled.")
         process = self._processes.get(job.id or 0) or self._process_elsewhere(job)
-        process.terminate()
-        process.wait()
-        self._registry.jobs.stop(job.id or 0, "Cancelled. Nothing was added.")
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+            process.terminate()
+            process.wait()
+        self._registry.jobs.stop(job.id or 0)  # if its process had not come up to do so
+        if self._registry.get(Job, job.id or 0).state != STOPPED:
+            raise JobFailed(f"{job.title} came to its end before it could be cancelled.")
 
     def _process_elsewhere(self, job: Job) -> psutil.Process:
         """The process of a job that another program started: the one that holds its lock."""

@@ -13,11 +13,14 @@ from typing import Any
 from app.shared.errors import QuotaExceeded
 from app.shared.settings import Settings
 from core.errors import InvalidConfig
+from core.files.holding import is_abandoned
+from core.files.publish import is_unfinished
 from storage.blobs import content_size
 from storage.errors import NotFound
-from storage.registry import DAY, Registry
+from storage.registry import Registry
 from storage.tables import Adapter, Base, Checkpoint, Dataset, DatasetVersion, Export
 
+_LEFT_SECONDS = 60.0
 _REGISTERED_WITHIN = 600.0  # seconds; what somebody has just put may be registered in a moment
 
 
@@ -109,21 +112,33 @@ class Usage:
         settings, before = self._settings, shutil.disk_usage(self._settings.home).used
         self._registry.adapters.purge(time.time())
         self._registry.sweep(_REGISTERED_WITHIN)
-        for path in self._leavings():
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        self.remove_leavings()
         if not self._registry.runs.active():
             shutil.rmtree(settings.cache, ignore_errors=True)
         return max(0, before - shutil.disk_usage(settings.home).used)
 
+    def remove_leavings(self) -> None:
+        """Remove what processes that were killed have left half written."""
+        for path in self._leavings():
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
     def _leavings(self) -> list[Path]:
-        """Staging folders that nothing has touched for a day."""
-        settings = self._settings
-        places = [
+        """What nobody works on any more: staging folders, and folders that were put in their place but never
+        registered.
+        """
+        registry, settings = self._registry, self._settings
+        staged = [
             *settings.staging.iterdir(),
             *settings.models.glob(".staging-*"),
             *settings.exports.glob(".staging-*"),
         ]
-        return [path for path in places if time.time() - path.stat().st_mtime > DAY]
+        rows: list[Base | Export] = [*registry.all(Base), *registry.all(Export)]
+        named = {Path(one.folder) for one in rows}
+        placed = [path for place in (settings.models, settings.exports) for path in place.iterdir()]
+        return [
+            *(path for path in staged if is_abandoned(path, _LEFT_SECONDS)),
+            *(path for path in placed if path not in named and is_unfinished(path)),
+        ]
 
     def quota(self) -> float | None:
         """How much the home folder may hold, in GB; None for as much as there is."""

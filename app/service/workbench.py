@@ -26,6 +26,7 @@ class Workbench:
         self.registry.blobs.sweep_staging()
         self.engine = EngineClient(settings)
         self.usage = Usage(self.registry, settings)
+        self.usage.remove_leavings()
         self.jobs = Jobs(self.registry, settings, self.usage)
         self.models = Models(self.registry, self.jobs)
         self.datasets = Datasets(self.registry, settings, self.engine, self.jobs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import threading
 import time
@@ -14,26 +15,59 @@ from pathlib import Path
 from typing import Any
 
 from app.shared import wire
-from app.shared.errors import EngineUnavailable
-from app.shared.processes import ALREADY_RUNNING, exit_reason, is_held, last_lines, start_detached
+from app.shared.errors import EngineSilent, EngineUnavailable
+from app.shared.processes import (
+    ALREADY_RUNNING,
+    exit_reason,
+    is_held,
+    is_stopped,
+    last_lines,
+    start_detached,
+    work_of,
+)
 from app.shared.refusals import answered
 from app.shared.settings import Settings
 from core.events import TokenDone
 
 _START_SECONDS = 120.0
 _PATIENCE_SECONDS = 10.0
+_STILL_SECONDS = 10.0  # a process that says nothing and does nothing for so long is stuck
+_LOOK_SECONDS = 2.0
+_BUSY_SECONDS = 60.0  # an engine that works may be slow to greet
 _MEASURE_SECONDS = 600.0  # a large base is loaded first, and a large data set rendered
 _TOKENIZER_SECONDS = 60.0  # the first question about tokens loads a tokenizer
 
 
-def _introduce(connection: Connection, key: bytes) -> Connection:
-    """Prove to each other that both know the key. An engine that is frozen never sends its challenge."""
-    if not connection.poll(_PATIENCE_SECONDS):
+def _introduce(connection: Connection, key: bytes, pid: int) -> Connection:
+    """Prove to each other that both know the key. Raises EngineSilent: one that is frozen never sends its
+    challenge.
+    """
+    try:
+        _wait_for_word(connection, pid, _BUSY_SECONDS)
+        answer_challenge(connection, key)
+        deliver_challenge(connection, key)
+    except BaseException:
         connection.close()
-        raise EngineUnavailable("The engine does not answer.")
-    answer_challenge(connection, key)
-    deliver_challenge(connection, key)
+        raise
     return connection
+
+
+def _wait_for_word(connection: Connection, pid: int, patience: float = math.inf) -> None:
+    """Wait until the engine, process `pid`, has said something, for as long as it works on something.
+
+    Raises EngineSilent when it stands still, or has said nothing for so many seconds.
+    """
+    end, still_since, work = time.monotonic() + patience, time.monotonic(), work_of(pid)
+    while not connection.poll(_LOOK_SECONDS):
+        now, before, work = time.monotonic(), work, work_of(pid)
+        still_since = still_since if work == before else now
+        if now - still_since > _STILL_SECONDS or is_stopped(pid):
+            raise EngineSilent(
+                f"The engine (process {pid}) does not answer: it is stopped, or stuck. Let it go on, or end "
+                "that process; a run goes on from its last checkpoint then."
+            )
+        if now > end:
+            raise EngineSilent(f"The engine (process {pid}) is busy and does not answer; try again later.")
 
 
 class EngineClient:
@@ -65,6 +99,8 @@ class EngineClient:
         """A connection to the engine, which is started if there is none."""
         try:
             connection = self._connect()
+        except EngineSilent:
+            raise  # another one cannot be started beside it
         except EngineUnavailable:
             connection = self._start()
         if self._keep:
@@ -142,7 +178,7 @@ class EngineClient:
         """
         with self._talking(self._reach()) as connection:
             wire.send(connection, {"command": "answer", "base": base, "rows": rows, "name": name})
-            while "token" in (message := answered(wire.receive(connection))):
+            while "token" in (message := answered(self._next(connection))):
                 yield TokenDone(**message["token"])
 
     def cancel(self, name: str, row: int) -> None:
@@ -171,9 +207,17 @@ class EngineClient:
         """Ask one question on a connection, which is closed then. Raises the engine's refusal."""
         with self._talking(connection):
             wire.send(connection, question)
-            if not connection.poll(patience):
-                raise EngineUnavailable("The engine does not answer.")
-            return answered(wire.receive(connection))
+            return answered(self._next(connection, patience))
+
+    def _next(self, connection: Connection, patience: float = math.inf) -> wire.Message:
+        """The engine's next message that says more than that it is there. Raises EngineSilent."""
+        end = time.monotonic() + patience
+        while True:
+            if not connection.poll(_LOOK_SECONDS):
+                _wait_for_word(connection, self._about()["pid"], end - time.monotonic())
+            message = wire.receive(connection)
+            if message != wire.STILL_THERE:
+                return message
 
     @contextmanager
     def _talking(self, connection: Connection) -> Iterator[Connection]:
@@ -186,8 +230,10 @@ class EngineClient:
 
     def _connect(self) -> Connection:
         about = self._about()
+        if not self.alive:  # what is written down is of one that was killed, or of a home that was copied
+            raise EngineUnavailable("No engine is running on this home folder.")
         try:
-            return _introduce(Client(tuple(about["address"])), bytes.fromhex(about["key"]))
+            return _introduce(Client(tuple(about["address"])), bytes.fromhex(about["key"]), about["pid"])
         except (OSError, ValueError, KeyError, EOFError, AuthenticationError) as error:
             raise EngineUnavailable("No engine is running on this home folder.") from error
 

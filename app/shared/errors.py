@@ -2,6 +2,7 @@
 
 AppError
 ├── EngineUnavailable    the engine did not start, or ended while it was asked something
+│   └── EngineSilent     it is there, but says nothing
 ├── JobFailed            a job ended without its result
 ├── QuotaExceeded        the home folder holds more than is allowed
 ├── NotYours             a folder belongs to another user
@@ -19,6 +20,10 @@ class AppError(Exception):
 
 class EngineUnavailable(AppError):
     """The engine did not start, or ended while it was asked something."""
+
+
+class EngineSilent(EngineUnavailable):
+    """The engine is there, but says nothing."""
 
 
 class JobFailed(AppError):

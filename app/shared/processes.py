@@ -6,9 +6,15 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import psutil
 from filelock import FileLock, Timeout
+
+from app.shared.errors import AlreadyRunning
+from app.shared.settings import Settings
 
 ALREADY_RUNNING = 3  # exit code of an engine that found another one on its home folder
 
@@ -43,6 +49,41 @@ def is_held(lock: Path) -> bool:
         return True
     probe.release()
     return False
+
+
+@contextmanager
+def nothing_running(settings: Settings) -> Iterator[None]:
+    """Keep page, engine and jobs from a home folder during the block.
+
+    Raises AlreadyRunning if one is there.
+    """
+    try:
+        with ExitStack() as held:
+            for lock in (settings.app_lock, settings.engine_lock, *settings.locks.glob("job-*.lock")):
+                held.enter_context(FileLock(lock).acquire(timeout=0))
+            yield
+    except Timeout:
+        raise AlreadyRunning(
+            f"The workbench is running on {settings.home}; close the page and wait for its runs and jobs to "
+            "end."
+        ) from None
+
+
+def work_of(pid: int) -> float | None:
+    """Seconds of computing that a process has done; None if it is gone."""
+    try:
+        times = psutil.Process(pid).cpu_times()
+    except psutil.Error:
+        return None
+    return float(times.user + times.system)
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a process is stopped, as by SIGSTOP or a debugger."""
+    try:
+        return psutil.Process(pid).status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
+    except psutil.Error:
+        return False
 
 
 def exit_reason(code: int | None, what: str) -> str:

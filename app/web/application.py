@@ -12,6 +12,7 @@ from starlette.types import ASGIApp
 
 from app.service.exports import zipped
 from app.service.workbench import Workbench
+from app.shared.errors import USER_ERRORS
 from app.web.guard import RequestGuard
 from storage.errors import NotFound
 from storage.tables import Base, Dataset, Export
@@ -81,19 +82,17 @@ def _serve_reports(application: object, workbench: Workbench) -> None:
     from fastapi import HTTPException
     from fastapi.responses import StreamingResponse
 
-    def report(dataset_id: int, base: str = "", max_length: int = 0) -> StreamingResponse:
+    def report(dataset_id: str, base: str = "", max_length: int = 0) -> StreamingResponse:
         try:
-            row = workbench.registry.get(Dataset, dataset_id)
+            row = workbench.registry.get(Dataset, number_in(dataset_id))
             checked = (
                 workbench.datasets.checked(row, workbench.registry.find(Base, base), max_length)
                 if base
                 else None
             )
-        except NotFound as error:
+        except USER_ERRORS as error:
             raise HTTPException(404, str(error)) from None
-        headers = {
-            "Content-Disposition": f'attachment; filename="report-{dataset_id}-version-{row.version}.csv"'
-        }
+        headers = {"Content-Disposition": f'attachment; filename="report-{row.id}-version-{row.version}.csv"'}
         return StreamingResponse(
             workbench.datasets.csv(row, checked), media_type="text/csv; charset=utf-8", headers=headers
         )
@@ -113,10 +112,10 @@ def _serve_exports(application: object, workbench: Workbench) -> None:
     from fastapi import HTTPException
     from fastapi.responses import StreamingResponse
 
-    def download(export_id: int) -> StreamingResponse:
+    def download(export_id: str) -> StreamingResponse:
         try:
-            folder = Path(workbench.registry.get(Export, export_id).folder)
-        except NotFound as error:
+            folder = Path(workbench.registry.get(Export, number_in(export_id)).folder)
+        except USER_ERRORS as error:
             raise HTTPException(404, str(error)) from None
         if not folder.is_dir():
             raise HTTPException(404, f"The export {folder} is gone.")
@@ -132,6 +131,13 @@ def _serve_exports(application: object, workbench: Workbench) -> None:
         include_in_schema=False,
         response_model=None,
     )
+
+
+def number_in(text: str) -> int:
+    """The number that an address names. Raises NotFound for what is none."""
+    if not re.fullmatch(r"[0-9]{1,19}", text):
+        raise NotFound(f"{text[:40]!r} is no number of anything here.")
+    return int(text)
 
 
 def _serve_file(application: object, route: str, path: Path, media_type: str) -> None:

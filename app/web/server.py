@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from sqlalchemy.exc import OperationalError
 
 from app.service.workbench import Workbench
 from app.shared.errors import USER_ERRORS, AlreadyRunning, CannotListen
@@ -173,10 +172,7 @@ def _look_after(workbench: Workbench, closing: threading.Event) -> None:
     while not closing.wait(_LOOK_AFTER_SECONDS):
         try:
             workbench.look_after()
-        except (
-            *USER_ERRORS,
-            OperationalError,
-        ) as error:  # a full disk, a base that is gone: said once a change, looked at again
+        except USER_ERRORS as error:  # a full disk, a base that is gone: said once a change, looked at again
             if str(error) != said:
                 log.warning("looking after what runs: %s", error)
             said = str(error)
@@ -190,7 +186,7 @@ def _tidy_up(workbench: Workbench) -> None:
     """
     try:
         workbench.registry.sweep()
-    except (*USER_ERRORS, OperationalError, OSError) as error:
+    except (*USER_ERRORS, OSError) as error:
         log.warning("tidying up: %s", error)
 
 

@@ -1,14 +1,17 @@
 """Checking what was exported, in a process of its own: nothing that wrote it is left in memory.
 
-Reads one JSON object from standard input, writes lines of JSON to standard output: {"progress": …} now and
-then, at the end {"result": …} or {"refused": …}.
+Reads a line with one JSON object from standard input, writes lines of JSON to standard output:
+{"progress": …} now and then, at the end {"result": …} or {"refused": …}. If "watched" is in the object, it
+ends with whoever asks: when its standard input is closed.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,14 +52,18 @@ def ask_process(question: dict[str, Any], report: Report) -> Result:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(json.dumps(question))
-        process.stdin.close()
+        process.stdin.write(json.dumps(question | {"watched": True}) + "\n")
+        process.stdin.flush()
         answer: dict[str, Any] = {}
-        for line in process.stdout:
-            if line.startswith("{"):
-                answer = json.loads(line)
-                if "progress" in answer:
-                    report(Progress(answer["progress"]))
+        try:
+            for line in process.stdout:
+                if line.startswith("{"):
+                    answer = json.loads(line)
+                    if "progress" in answer:
+                        report(Progress(answer["progress"]))
+        except BaseException:
+            process.kill()  # whoever is cancelled does not wait for the end of the check
+            raise
     if "refused" in answer:
         raise WorkbenchError(answer["refused"])
     if "result" not in answer:
@@ -83,9 +90,18 @@ def check(question: dict[str, Any], report: Report) -> Result:
     return config.kind.check(exported, report).to_dict()
 
 
+def _end_with_whoever_asks() -> None:
+    """One who was killed reads no answer, and what is checked is removed by the next."""
+    while os.read(sys.stdin.fileno(), 1 << 10):
+        pass
+    os._exit(1)
+
+
 def main() -> int:
     """Answer the question on standard input."""
-    question = json.loads(sys.stdin.read())
+    question = json.loads(sys.stdin.readline())
+    if question.get("watched"):
+        threading.Thread(target=_end_with_whoever_asks, daemon=True).start()
 
     def say(**line: object) -> None:
         print(json.dumps(line), flush=True)

@@ -18,6 +18,13 @@ def export(what: Exporting, target: Path, report: Report) -> Facts:
     Raises InvalidInput if `target` is occupied, OutOfSpace, InvalidAdapter, InvalidModel.
     """
     with published_folder(target) as staging:
-        facts = what.config.kind.write(what, staging, report)
-        (staging / "README.md").write_text(model_card(what.about, what.config, facts), encoding="utf-8")
+        return write_export(what, staging, report)
+
+
+def write_export(what: Exporting, folder: Path, report: Report) -> Facts:
+    """Write the wanted format into the empty folder `folder`. Raises OutOfSpace, InvalidAdapter,
+    InvalidModel.
+    """
+    facts = what.config.kind.write(what, folder, report)
+    (folder / "README.md").write_text(model_card(what.about, what.config, facts), encoding="utf-8")
     return facts

@@ -331,7 +331,8 @@ def test_an_older_schema_is_backed_up_before_it_is_migrated(tmp_path, monkeypatc
     older.database.close()
     newer = shutil.copytree(storage.database._MIGRATIONS, tmp_path / "migrations")
     (newer / "versions" / "0099_more.py").write_text(
-        "import sqlalchemy as sa\nfrom alembic import op\nrevision, down_revision = '0099', '0007'\n"
+        "import sqlalchemy as sa\nfrom alembic import op\n"
+        f"revision, down_revision = '0099', '{_VERSIONS[-1][:4]}'\n"
         "def upgrade():\n    op.add_column('adapter', sa.Column('stars', sa.Integer(), nullable=True))\n"
     )
     monkeypatch.setattr(storage.database, "_MIGRATIONS", newer)

@@ -7,13 +7,15 @@ run() needs is imported inside it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlmodel import SQLModel
 
 from app.shared.settings import Settings
+from core.files.publish import Publication
 from core.options import Config, NoOptions
 from core.reporting import Report, silent
 from core.seam import Seam
@@ -29,6 +31,32 @@ class JobContext:
     settings: Settings
     registry: Registry
     report: Report = silent
+    job_id: int | None = None
+    """The row that tells its end; None while its arguments are only looked at."""
+    concluding: threading.Event = field(default_factory=threading.Event)
+    """Set once its end is being written, or has been: then it is not to be ended from outside any more."""
+
+    def conclude(self, register: Callable[[], Arguments]) -> Arguments:
+        """Register what was made and note the job's end, in one transaction: a job that is killed has either
+        finished or registered nothing. `register` returns the result.
+        """
+        self.concluding.set()
+        try:
+            with self.registry.database.together():
+                result = register()
+                if self.job_id is not None:
+                    self.registry.jobs.finish(self.job_id, result)
+        except BaseException:
+            self.concluding.clear()
+            raise
+        return result
+
+    def publish(self, out: Publication, register: Callable[[], Arguments]) -> Arguments:
+        """The same for a job that makes a folder: it is put in its place first."""
+        out.publish()
+        result = self.conclude(register)
+        out.finish()
+        return result
 
 
 class JobKind:

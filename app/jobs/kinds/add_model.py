@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,10 @@ from app.jobs.kinds import Arguments, JobContext, JobKind
 from app.shared.settings import Settings
 from app.shared.text import require_text
 from core.base_model import starter
+from core.base_model.fingerprint import Manifest
 from core.base_model.hub import HUB_ID, fetch_from_hub
 from core.errors import InvalidModel
-from core.files.publish import published_folder
+from core.files.publish import publication, scratch_folder
 from core.reporting import Report
 from storage.tables import Base
 
@@ -44,16 +44,30 @@ class AddModel(JobKind):
 
     def run(self, context: JobContext, arguments: Mapping[str, Any]) -> Arguments:
         """Result: its name, its fingerprint, and a twin's name if there is one."""
-        from app.jobs.registering import register_base
+        from app.jobs.registering import described_base, register_base
 
         registry, report, origin = context.registry, context.report, arguments["origin"]
         name = registry.require_free(Base, arguments["name"] or default_name(origin))
-        with _model_files(context.settings, origin, report) as (folder, source, owned):
-            before = {base.fingerprint: base.name for base in registry.all(Base)}
-            row = register_base(
-                registry, folder, name=name, source=source, origin=origin, owned=owned, report=report
+        before = {base.fingerprint: base.name for base in registry.all(Base)}
+
+        def registered(row: Base, manifest: Manifest, folder: Path) -> Arguments:
+            row = register_base(registry, row, manifest, folder)
+            same_as = before.get(row.fingerprint)
+            return {"name": row.name, "fingerprint": row.fingerprint, "same_as": same_as}
+
+        path = Path(origin).expanduser()
+        if origin != "starter" and path.is_dir():
+            folder = path.resolve()
+            found = described_base(
+                folder, name=name, source="folder", origin=origin, owned=False, report=report
             )
-        return {"name": row.name, "fingerprint": row.fingerprint, "same_as": before.get(row.fingerprint)}
+            return context.conclude(lambda: registered(*found, folder))
+        with publication(context.settings.models / uuid.uuid4().hex) as out:
+            source = _fetch(context.settings, origin, out.folder, report)
+            found = described_base(
+                out.folder, name=name, source=source, origin=origin, owned=True, report=report
+            )
+            return context.publish(out, lambda: registered(*found, out.folder))
 
 
 KIND = AddModel()
@@ -69,50 +83,34 @@ def default_name(origin: str) -> str:
     return path.resolve().name if path.is_dir() else origin.rpartition("/")[2]
 
 
-@contextmanager
-def _model_files(settings: Settings, origin: str, report: Report) -> Iterator[tuple[Path, str, bool]]:
-    """Bring the model's files into a folder. Yields (folder, kind of source, whether the folder is ours).
+def _fetch(settings: Settings, origin: str, folder: Path, report: Report) -> str:
+    """Bring the model's files into `folder`; returns the kind of its source.
 
-    A folder of ours is removed again if the block fails.
+    Raises InvalidModel for what is no source.
     """
     path = Path(origin).expanduser()
-    if origin != "starter" and path.is_dir():
-        yield path.resolve(), "folder", False
-        return
-    target = settings.models / uuid.uuid4().hex
-    try:
-        if origin == "starter":
-            _fetch_starter(settings, target, report)
-            yield target, "starter", True
-        elif path.suffix.lower() == ".gguf" and path.is_file():
-            _convert(path.resolve(), target, report)
-            yield target, "gguf", True
-        elif HUB_ID.match(origin) and path.suffix != ".gguf":
-            with published_folder(target) as staging:
-                revision = fetch_from_hub(origin, staging, report)
-                shutil.rmtree(staging / ".cache", ignore_errors=True)
-            log.info("%s at revision %s", origin, revision)
-            yield target, "hub", True
-        else:
-            raise InvalidModel(
-                f"{origin!r} is neither a folder, a .gguf file, a hub id (owner/name) nor the word starter."
-            )
-    except BaseException:
-        shutil.rmtree(target, ignore_errors=True)
-        raise
+    if origin == "starter":
+        _fetch_starter(settings, folder, report)
+        return "starter"
+    if path.suffix.lower() == ".gguf" and path.is_file():
+        _convert(path.resolve(), folder, report)
+        return "gguf"
+    if HUB_ID.match(origin) and path.suffix != ".gguf":
+        revision = fetch_from_hub(origin, folder, report)
+        shutil.rmtree(folder / ".cache", ignore_errors=True)
+        log.info("%s at revision %s", origin, revision)
+        return "hub"
+    raise InvalidModel(
+        f"{origin!r} is neither a folder, a .gguf file, a hub id (owner/name) nor the word starter."
+    )
 
 
-def _fetch_starter(settings: Settings, target: Path, report: Report) -> None:
-    download = settings.staging / uuid.uuid4().hex
-    download.mkdir()
-    try:
-        _convert(starter.fetch_gguf(download, report), target, report)
-    finally:
-        shutil.rmtree(download, ignore_errors=True)
+def _fetch_starter(settings: Settings, folder: Path, report: Report) -> None:
+    with scratch_folder(settings.staging) as download:
+        _convert(starter.fetch_gguf(download, report), folder, report)
 
 
-def _convert(gguf: Path, target: Path, report: Report) -> None:
+def _convert(gguf: Path, folder: Path, report: Report) -> None:
     from core.base_model.gguf_convert import convert_gguf
 
-    with published_folder(target) as staging:
-        convert_gguf(gguf, staging, report)
+    convert_gguf(gguf, folder, report)

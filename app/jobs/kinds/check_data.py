@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from app.jobs.kinds import Arguments, JobContext, JobKind
+from app.shared.references import name_in, refer, referred
 from core.data.dataset_file import DatasetFile, Findings
 from core.data.formats import Example
 from core.data.importing import Summary
@@ -36,12 +37,12 @@ class CheckData(JobKind):
     place = "Data, Report, or data report --base"
 
     def title(self, arguments: Mapping[str, Any]) -> str:
-        return f"Check {arguments['of']} with {arguments['base']}"
+        return f"Check {arguments['of']} with {name_in(arguments['base'])}"
 
     def validate(self, context: JobContext, arguments: Mapping[str, Any]) -> Arguments:
         """Raises NotFound."""
-        context.registry.find(Base, arguments["base"])
-        return dict(arguments)
+        base = referred(context.registry, Base, arguments["base"])
+        return {**arguments, "base": refer(base)}
 
     def run(self, context: JobContext, arguments: Mapping[str, Any]) -> Arguments:
         """Writes report and findings into the folder `out`. Result: the report."""
@@ -49,7 +50,8 @@ class CheckData(JobKind):
         from core.data.token_view import check_template
         from core.data.tokens import tokenised
 
-        base, folder = context.registry.find(Base, arguments["base"]), Path(arguments["rows"])
+        base = referred(context.registry, Base, arguments["base"])
+        folder = Path(arguments["rows"])
         context.report(Progress("Loading the tokenizer"))
         renderer, ends = _renderer(base, folder)
         rows, cache = DatasetFile(folder), context.settings.cache
@@ -75,8 +77,8 @@ def _renderer(base: Base, folder: Path) -> tuple[Renderer, Collection[int]]:
 
     tokenizer, summary = load_tokenizer(Path(base.folder), base.template), Summary.read(folder)
     special_tokens = bool(summary and summary.mapping.get("special_tokens"))
-    ends = end_token_ids(Path(base.folder), tokenizer)
-    return Renderer(tokenizer, special_tokens=special_tokens), ends
+    renderer = Renderer(tokenizer, special_tokens=special_tokens)
+    return renderer, end_token_ids(Path(base.folder), renderer)
 
 
 def _parts(rows: DatasetFile, version: str) -> tuple[Mask, Mask]:

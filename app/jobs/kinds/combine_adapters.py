@@ -8,6 +8,7 @@ from typing import Any
 from app.jobs.kinds import Arguments, JobContext, JobKind
 from app.shared.bases import base_for
 from app.shared.identity import require_fit
+from app.shared.references import refer, referred
 from core.combine.config import CombineConfig, require_weights
 from core.errors import InvalidConfig
 from core.events import Progress
@@ -15,7 +16,7 @@ from storage.tables import Adapter
 
 
 class CombineAdapters(JobKind):
-    """Arguments: parts (each a name and a weight), config, name (empty: only show what would become of
+    """Arguments: parts (each an adapter and a weight), config, name (empty: only show what would become of
     them).
     """
 
@@ -31,7 +32,7 @@ class CombineAdapters(JobKind):
     def validate(self, context: JobContext, arguments: Mapping[str, Any]) -> Arguments:
         """Raises NameTaken, NotFound, InvalidConfig, and WrongBase if they are of several bases."""
         config, parts = CombineConfig.parse(arguments["config"]), arguments["parts"]
-        rows = [context.registry.find(Adapter, one["name"]) for one in parts]
+        rows = [referred(context.registry, Adapter, one) for one in parts]
         if len(rows) < 2:
             raise InvalidConfig("Give at least two adapters to combine, each with a weight.")
         require_weights([one["weight"] for one in parts])
@@ -43,7 +44,8 @@ class CombineAdapters(JobKind):
         name = arguments.get("name", "")
         if name:
             context.registry.require_free(Adapter, name)
-        return {"parts": parts, "config": config.to_dict(), "name": name}
+        listed = [{**refer(row), "weight": one["weight"]} for row, one in zip(rows, parts, strict=True)]
+        return {"parts": listed, "config": config.to_dict(), "name": name}
 
     def run(self, context: JobContext, arguments: Mapping[str, Any]) -> Arguments:
         """Result: norms, cosines, sign conflicts and the energy lost; it is kept if a name is given."""
@@ -52,7 +54,8 @@ class CombineAdapters(JobKind):
 
         registry, report = context.registry, context.report
         config = CombineConfig.parse(arguments["config"])
-        rows = [(registry.find(Adapter, one["name"]), float(one["weight"])) for one in arguments["parts"]]
+        parts_given = arguments["parts"]
+        rows = [(referred(registry, Adapter, one), float(one["weight"])) for one in parts_given]
         if len({row.id for row, _ in rows}) < len(rows):
             raise InvalidConfig("An adapter is named twice; name each once, with the weight it gets in all.")
         base = base_for(registry, rows[0][0])
@@ -62,7 +65,7 @@ class CombineAdapters(JobKind):
         parents = compare_parents(parts)
         found = combine(parts, config, report)
         family = [{"name": row.name, "digest": row.digest, "weight": weight} for row, weight in rows]
-        return {
+        said = {
             "parents": [row.name for row, _ in rows],
             "weights": [weight for _, weight in rows],
             "norms": parents.norms,
@@ -72,9 +75,9 @@ class CombineAdapters(JobKind):
             "rank": found.adapter.highest_rank,
             "bytes": 4 * found.adapter.parameter_count,
             "warnings": warned,
-        } | keep_combination(
-            registry, base, found, arguments.get("name"), "combined", family, config.to_dict(), rows[0][0]
-        )
+        }
+        name, like = arguments.get("name"), rows[0][0]
+        return keep_combination(context, said, base, found, name, "combined", family, config.to_dict(), like)
 
 
 KIND = CombineAdapters()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,12 +11,15 @@ from app.jobs.kinds import Arguments, JobContext, JobKind
 from app.shared.bases import base_for, folder_of, source_of
 from app.shared.identity import require_fit
 from app.shared.private import as_users_files
+from app.shared.references import name_in, refer, referred
 from app.shared.text import require_text
+from core.base_model.fingerprint import Manifest
 from core.base_model.source import check_unchanged
 from core.events import Progress
 from core.export.cards import Provenance
 from core.export.config import split_export_options
 from core.export.duties import FAILED, PASSED, Exporting
+from core.files.publish import publication, settle
 from core.reporting import Report
 from storage.blobs import content_digest, content_size
 from storage.names import free_name
@@ -34,18 +36,18 @@ class ExportAdapter(JobKind):
     keeps = (Export, Base)
 
     def title(self, arguments: Mapping[str, Any]) -> str:
-        return f"Export {arguments['adapter']} as {arguments['config']['format']}"
+        return f"Export {name_in(arguments['adapter'])} as {arguments['config']['format']}"
 
     def validate(self, context: JobContext, arguments: Mapping[str, Any]) -> Arguments:
         """Raises NotFound, WrongBase, InvalidConfig."""
         config, own = split_export_options(arguments.get("config") or {})
-        row = context.registry.find(Adapter, arguments["adapter"])
+        row = referred(context.registry, Adapter, arguments["adapter"])
         base_for(context.registry, row)
         folder = str(arguments.get("folder") or "")
         require_text(folder)
         made = f"adapter-{row.id}-{time.strftime('%Y%m%d-%H%M%S')}-{config.format}"
         folder = folder or str(context.settings.exports / made)
-        return {"adapter": row.name, "folder": folder, "config": config.to_dict() | own.to_dict()}
+        return {"adapter": refer(row), "folder": folder, "config": config.to_dict() | own.to_dict()}
 
     def run(self, context: JobContext, arguments: Mapping[str, Any]) -> Arguments:
         """Write an adapter in the wanted format, load it again and compare. A merged model becomes a base
@@ -56,10 +58,10 @@ class ExportAdapter(JobKind):
         from app.jobs.adapters import load_row
         from core.base_model.skeleton import skeleton
         from core.export.check_process import check_export
-        from core.export.exporting import export
+        from core.export.exporting import write_export
 
         registry, report = context.registry, context.report
-        row = registry.find(Adapter, arguments["adapter"])
+        row = referred(registry, Adapter, arguments["adapter"])
         config, own = split_export_options(arguments["config"])
         target = Path(arguments["folder"]).expanduser().absolute()
         base = base_for(registry, row)
@@ -70,41 +72,44 @@ class ExportAdapter(JobKind):
         what = Exporting(
             folder_of(base), skeleton(folder_of(base)), adapter, _provenance(row, base), config, own
         )
-        facts = export(what, target, report)
-        if not target.is_relative_to(context.settings.home):
-            as_users_files(target)
-        try:
-            check = check_export(folder_of(base), blob, target, arguments["config"], base.template, report)
+        _settle(registry, target)
+        with publication(target) as out:
+            facts = write_export(what, out.folder, report)
+            if not target.is_relative_to(context.settings.home):
+                as_users_files(out.folder)
+            check = check_export(
+                folder_of(base), blob, out.folder, arguments["config"], base.template, report
+            )
             sound = check["verdict"] != FAILED
-            merged = _registered(registry, row, target, report) if config.kind.is_base and sound else None
-        except BaseException:
-            shutil.rmtree(target, ignore_errors=True)  # what nobody checked is not left behind
-            raise
-        registry.save(
-            Export(
+            merged = _as_base(out.folder, row, report) if config.kind.is_base and sound else None
+            made = Export(
                 adapter_name=row.name,
                 adapter_digest=row.digest,
                 base_name=base.name,
                 folder=str(target),
-                size_bytes=content_size(target),
+                size_bytes=content_size(out.folder),
                 passed=check["verdict"] == PASSED,
                 sentence=check["sentence"],
                 check=check | facts,
                 format=config.format,
                 verdict=check["verdict"],
-                files={path.name: content_digest(path) for path in sorted(target.iterdir())},
+                files={path.name: content_digest(path) for path in sorted(out.folder.iterdir())},
             )
-        )
-        return {
-            "folder": str(target),
-            "passed": sound,
-            "verdict": check["verdict"],
-            "sentence": check["sentence"],
-            "check": check,
-            "warnings": warned,
-            "base": merged,
-            **facts,
-        }
+            result = {
+                "folder": str(target),
+                "passed": sound,
+                "verdict": check["verdict"],
+                "sentence": check["sentence"],
+                "check": check,
+                "warnings": warned,
+                **facts,
+            }
+
+            def register() -> Arguments:
+                registry.save(made)
+                return result | {"base": _registered(registry, merged, target) if merged else None}
+
+            return context.publish(out, register)
 
 
 KIND = ExportAdapter()
@@ -128,13 +133,25 @@ def _provenance(row: Adapter, base: Base) -> Provenance:
     )
 
 
-def _registered(registry: Registry, row: Adapter, target: Path, report: Report) -> str:
+def _settle(registry: Registry, target: Path) -> None:
+    """An export that was registered is finished, even if its process was killed before it could say so."""
+    if any(Path(one.folder) == target for one in registry.all(Export)):
+        settle(target)
+
+
+def _as_base(folder: Path, row: Adapter, report: Report) -> tuple[Base, Manifest]:
     """The merged model as a base: it can be trained and merged again, and nobody takes it for the one it came
-    from.
+    from. Its name is chosen when it is registered.
     """
+    from app.jobs.registering import described_base
+
+    name = f"{row.name} merged"[:110]
+    return described_base(folder, name=name, source="merged", origin=row.name, owned=False, report=report)
+
+
+def _registered(registry: Registry, merged: tuple[Base, Manifest], target: Path) -> str:
     from app.jobs.registering import register_base
 
-    name = free_name(f"{row.name} merged"[:110], registry.names(Base))
-    return register_base(
-        registry, target, name=name, source="merged", origin=str(target), owned=False, report=report
-    ).name
+    row, manifest = merged
+    row.name = free_name(row.name, registry.names(Base))
+    return register_base(registry, row, manifest, target).name

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from app.jobs.kinds import Arguments, JobContext, JobKind
 from app.shared.bases import folder_of, shapes_of
-from app.shared.identity import mismatch, require_fit
+from app.shared.identity import effective_template_hash, mismatch, require_fit
+from app.shared.references import Reference, refer, referred
 from app.shared.text import require_text
 from core.errors import InvalidAdapter, WrongBase
 from core.events import Progress
@@ -56,7 +57,7 @@ class ImportAdapter(JobKind):
         if not given["look"]:
             context.registry.require_free(Adapter, name or _default_name(origin, given["shown"]))
         if given["base"]:
-            context.registry.find(Base, given["base"])
+            given["base"] = refer(referred(context.registry, Base, given["base"]))
         return given
 
     def run(self, context: JobContext, arguments: Mapping[str, Any]) -> Arguments:
@@ -83,7 +84,8 @@ class ImportAdapter(JobKind):
             base, weights = _the_one(registry, found, tried, arguments.get("base"), shown)
             report(Progress("Storing"))
             digest = registry.blobs.put(_as_stored(found, weights, base, staging))
-        return _said(found, tried) | _registered(registry, found, base, weights, name, digest)
+        said = _said(found, tried)
+        return context.conclude(lambda: said | _registered(registry, found, base, weights, name, digest))
 
 
 KIND = ImportAdapter()
@@ -153,7 +155,7 @@ def _said(found: Found, tried: Sequence[Tried]) -> Arguments:
 
 
 def _the_one(
-    registry: Registry, found: Found, tried: Sequence[Tried], named: str | None, shown: str
+    registry: Registry, found: Found, tried: Sequence[Tried], named: Reference | None, shown: str
 ) -> tuple[Base, AdapterWeights]:
     """The base that was named, or the only one that fits.
 
@@ -162,9 +164,10 @@ def _the_one(
     if not tried:
         raise InvalidAdapter("There is no base model yet; add the one this adapter was made for first.")
     if named:
-        base, weights, why = next(one for one in tried if one[0].name == registry.find(Base, named).name)
+        wanted = referred(registry, Base, named).id
+        base, weights, why = next(one for one in tried if one[0].id == wanted)
         if weights is None:
-            raise WrongBase(f"The adapter {shown} does not fit {named}. {why}")
+            raise WrongBase(f"The adapter {shown} does not fit {base.name}. {why}")
         return base, weights
     fitting = [(base, weights) for base, weights, _ in tried if weights is not None]
     if not fitting:
@@ -177,7 +180,16 @@ def _the_one(
             f"{found.evidence.claims or 'nothing'}) and fits several: "
             f"{names}. Name the right one with --base."
         )
-    return fitting[0]
+    return max(fitting, key=lambda one: _said_of(found, one[0]))
+
+
+def _said_of(found: Found, base: Base) -> tuple[bool, bool]:
+    """Whether the files record the tokenizer and the template of this base, of several with equal weights."""
+    evidence = found.evidence
+    return (
+        evidence.tokenizer_hash == base.tokenizer_hash,
+        evidence.template_hash == effective_template_hash(base),
+    )
 
 
 def _as_stored(found: Found, weights: AdapterWeights, base: Base, staging: Path) -> Path:

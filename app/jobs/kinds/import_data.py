@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from app.jobs.kinds import Arguments, JobContext, JobKind
-from app.shared.data_import import ImportRequest, import_dataset
+from app.shared.data_import import ImportRequest, imported
 from app.shared.text import require_text
 from storage.tables import Dataset
 
@@ -32,8 +32,14 @@ class ImportData(JobKind):
 
     def run(self, context: JobContext, arguments: Mapping[str, Any]) -> Arguments:
         """Result: its name and what was found."""
-        row = import_dataset(context.registry, ImportRequest.parse(dict(arguments)), context.report)
-        return {"name": row.name, "rows": row.rows, "faulty": row.faulty_rows, "warnings": row.warnings}
+        request = ImportRequest.parse(dict(arguments))
+        row, change = imported(context.registry, request, context.report)
+
+        def register() -> Arguments:
+            context.registry.datasets.add(row, change)
+            return {"name": row.name, "rows": row.rows, "faulty": row.faulty_rows, "warnings": row.warnings}
+
+        return context.conclude(register)
 
 
 KIND = ImportData()

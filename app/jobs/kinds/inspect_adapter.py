@@ -9,6 +9,7 @@ from typing import Any
 from app.jobs.kinds import Arguments, JobContext, JobKind
 from app.shared.bases import base_for, folder_of
 from app.shared.identity import require_fit
+from app.shared.references import name_in, refer, referred
 from core.events import Progress
 from storage.tables import Adapter
 
@@ -21,15 +22,15 @@ class InspectAdapter(JobKind):
     place = "Adapters, or adapters inspect"
 
     def title(self, arguments: Mapping[str, Any]) -> str:
-        name, other = arguments["adapter"], arguments["other"]
-        return f"Compare {name} with {other}" if other else f"Look inside {name}"
+        name, other = name_in(arguments["adapter"]), arguments["other"]
+        return f"Compare {name} with {name_in(other)}" if other else f"Look inside {name}"
 
     def validate(self, context: JobContext, arguments: Mapping[str, Any]) -> Arguments:
         """Raises NotFound."""
-        name, other = arguments["adapter"], arguments.get("other", "")
-        for one in filter(None, (name, other)):
-            context.registry.find(Adapter, one)
-        return {"adapter": name, "other": other}
+        given = {"adapter": arguments["adapter"], "other": arguments.get("other", "")}
+        return {
+            key: refer(referred(context.registry, Adapter, one)) if one else "" for key, one in given.items()
+        }
 
     def run(self, context: JobContext, arguments: Mapping[str, Any]) -> Arguments:
         """The anatomy of an adapter; with `other`, how far the two work in the same directions.
@@ -42,7 +43,7 @@ class InspectAdapter(JobKind):
         from core.merge.merge import weight_norms
 
         registry, report = context.registry, context.report
-        row = registry.find(Adapter, arguments["adapter"])
+        row = referred(registry, Adapter, arguments["adapter"])
         base = base_for(registry, row)
         adapter = load_row(registry, row, base)
         report(Progress("Measuring the base's layers"))
@@ -55,7 +56,7 @@ class InspectAdapter(JobKind):
             "sentence": usage_sentence([one.rank_held for one in modules], [one.rank for one in modules]),
         }
         if arguments.get("other"):
-            other = registry.find(Adapter, arguments["other"])
+            other = referred(registry, Adapter, arguments["other"])
             require_fit(registry, other, base)
             report(Progress("Comparing the directions"))
             found = compare_subspaces(adapter, load_row(registry, other, base))

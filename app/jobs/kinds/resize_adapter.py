@@ -7,6 +7,7 @@ from typing import Any
 
 from app.jobs.kinds import Arguments, JobContext, JobKind
 from app.shared.bases import base_for
+from app.shared.references import name_in, refer, referred
 from core.errors import InvalidConfig
 from core.events import Progress
 from storage.tables import Adapter
@@ -24,11 +25,11 @@ class ResizeAdapter(JobKind):
 
     def title(self, arguments: Mapping[str, Any]) -> str:
         verb = "Resize" if arguments["name"] else "Try"
-        return f"{verb} {arguments['adapter']} at rank {arguments['rank']}"
+        return f"{verb} {name_in(arguments['adapter'])} at rank {arguments['rank']}"
 
     def validate(self, context: JobContext, arguments: Mapping[str, Any]) -> Arguments:
         """Raises NameTaken, NotFound, InvalidConfig."""
-        row, rank = context.registry.find(Adapter, arguments["adapter"]), int(arguments["rank"])
+        row, rank = referred(context.registry, Adapter, arguments["adapter"]), int(arguments["rank"])
         if not 1 <= rank < row.rank:
             raise InvalidConfig(
                 f"{row.name} has rank {row.rank}; resize it to a rank from 1 to {row.rank - 1}."
@@ -37,7 +38,7 @@ class ResizeAdapter(JobKind):
         if name:
             context.registry.require_free(Adapter, name)
         evaluate = bool(arguments.get("evaluate", False))
-        return {"adapter": row.name, "rank": rank, "name": name, "evaluate": evaluate}
+        return {"adapter": refer(row), "rank": rank, "name": name, "evaluate": evaluate}
 
     def run(self, context: JobContext, arguments: Mapping[str, Any]) -> Arguments:
         """Result: the energy it loses and the change of its validation loss; it is kept if a name is
@@ -48,7 +49,7 @@ class ResizeAdapter(JobKind):
         from core.combine.combining import resize
 
         settings, registry, report = context.settings, context.registry, context.report
-        row = registry.find(Adapter, arguments["adapter"])
+        row = referred(registry, Adapter, arguments["adapter"])
         base = base_for(registry, row)
         rank = int(arguments["rank"])
         adapter = load_row(registry, row, base)
@@ -58,15 +59,15 @@ class ResizeAdapter(JobKind):
         if arguments.get("evaluate"):
             losses = validation_losses(settings, registry, row, base, [adapter, found.adapter], report)
         parents = [{"name": row.name, "digest": row.digest, "weight": 1.0}]
-        return {
+        said = {
             "adapter": row.name,
             "rank": rank,
             "energy_lost": found.energy_lost,
             "losses": losses,
             "bytes": 4 * found.adapter.parameter_count,
-        } | keep_combination(
-            registry, base, found, arguments.get("name"), "resized", parents, {"rank": rank}, row
-        )
+        }
+        name = arguments.get("name")
+        return keep_combination(context, said, base, found, name, "resized", parents, {"rank": rank}, row)
 
 
 KIND = ResizeAdapter()

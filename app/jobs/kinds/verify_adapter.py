@@ -7,6 +7,7 @@ from typing import Any
 
 from app.jobs.kinds import Arguments, JobContext, JobKind
 from app.shared.bases import base_for, source_of
+from app.shared.references import name_in, refer, referred
 from core.base_model.source import check_unchanged
 from core.errors import InvalidAdapter, InvalidModel, WrongBase
 from core.events import Progress
@@ -22,14 +23,14 @@ class VerifyAdapter(JobKind):
     place = "Adapters, or adapters verify"
 
     def title(self, arguments: Mapping[str, Any]) -> str:
-        return f"Verify {arguments['adapter']}" if arguments["adapter"] else "Verify all adapters"
+        adapter = arguments["adapter"]
+        return f"Verify {name_in(adapter)}" if adapter else "Verify all adapters"
 
     def validate(self, context: JobContext, arguments: Mapping[str, Any]) -> Arguments:
         """Raises NotFound."""
-        name = arguments.get("adapter", "")
-        if name:
-            context.registry.find(Adapter, name)
-        return {"adapter": name, "deep": bool(arguments.get("deep", False))}
+        given = arguments.get("adapter", "")
+        adapter = refer(referred(context.registry, Adapter, given)) if given else ""
+        return {"adapter": adapter, "deep": bool(arguments.get("deep", False))}
 
     def run(self, context: JobContext, arguments: Mapping[str, Any]) -> Arguments:
         """Check one adapter, or all: digest, keys, shapes, finite numbers, B not zero, and its base.
@@ -40,19 +41,19 @@ class VerifyAdapter(JobKind):
 
         registry, report = context.registry, context.report
         rows = (
-            [registry.find(Adapter, arguments["adapter"])]
+            [referred(registry, Adapter, arguments["adapter"])]
             if arguments.get("adapter")
             else registry.all(Adapter)
         )
         problems: dict[str, str] = {}
-        checked: set[str] = set()
+        checked: set[int | None] = set()
         for number, row in enumerate(rows):
             report(Progress(f"Verifying {row.name}", number / len(rows)))
             try:
                 base = base_for(registry, row)
-                if base.fingerprint not in checked:
+                if base.id not in checked:
                     check_unchanged(source_of(registry, base), afresh=arguments.get("deep", False))
-                    checked.add(base.fingerprint)
+                    checked.add(base.id)
                 if not load_row(registry, row, base).is_trained():
                     problems[row.name] = "Every B is zero: it was never trained and does nothing."
             except (InvalidAdapter, InvalidModel, WrongBase, StorageError) as error:
