@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from core.base_model.load import ResidentBase, best_device, load_base
-from core.base_model.source import BaseSource, check_unchanged
+from core.base_model.source import BaseSource, ResidentKey, check_unchanged, resident_key
 from core.data.formats import Message
 from core.errors import WorkbenchError, WrongBase
 from core.generate.config import GenerationConfig
@@ -26,6 +26,7 @@ from core.train.group import TrainingGroup
 from core.train.hardware import matmul_rate
 from core.train.preflight import Preflight, measure
 from core.train.run import RunRequest
+from core.train.trial import Save
 
 ADAPTER_SLOTS = 8  # adapters kept ready beside the base; slot 0 is the plain base
 _FIRST_RANK = 16
@@ -65,7 +66,7 @@ class Engine:
         self._slots: _AdapterSlots | None = None
         self._group: TrainingGroup | None = None
         self._pool: StatePool | None = None
-        self._template = ""
+        self._key: ResidentKey | None = None
         self._rate: float | None = None
         self._measuring = False
         self._decoders: dict[Decoder, set[str]] = {}  # with the digests of the adapters each is using
@@ -112,9 +113,10 @@ class Engine:
         Raises WrongBase if the files are no longer those the fingerprint was taken from, InvalidModel.
         """
         check_unchanged(source)
-        if self.base is None or self.base.fingerprint != source.fingerprint:
+        key = resident_key(source)
+        if self.base is None or not key.computes_as(self._key):
             self._require_idle(source)
-            self.base, self._slots, self._pool = None, None, None  # free the old one first
+            self.base, self._key, self._slots, self._pool = None, None, None, None  # free the old one first
             self.base = load_base(
                 source.folder,
                 fingerprint=source.fingerprint,
@@ -123,10 +125,9 @@ class Engine:
                 device=self.device,
                 dtype=self._dtype,
             )
-            self._template = source.template
-        elif self._template != source.template:
-            self.base.use_template(source.template)
-            self._template = source.template
+        elif key != self._key:
+            self.base = self.base.beside(source.folder, source.name, source.template)
+        self._key = key
         return self.base
 
     def train(self, source: BaseSource, requests: Sequence[RunRequest]) -> TrainingGroup:
@@ -134,14 +135,16 @@ class Engine:
         self._group = TrainingGroup(self.load_base(source), requests)
         return self._group
 
-    def measure(self, source: BaseSource, requests: Sequence[RunRequest]) -> Iterator[Preflight | None]:
+    def measure(
+        self, source: BaseSource, requests: Sequence[RunRequest], save: Save
+    ) -> Iterator[Preflight | None]:
         """What runs that train together on `source` would take; None after each micro-batch, the result at
-        the end.
+        the end. `save` writes a checkpoint for the time it takes.
         """
         base = self.load_base(source)
         self._measuring = True
         try:
-            yield from measure(base, requests)
+            yield from measure(base, requests, save)
         finally:
             self._measuring = False
 
@@ -187,9 +190,9 @@ class Engine:
         }
         return self._decoders
 
-    def free_for(self, fingerprint: str) -> bool:
-        """Whether a base can be used now: it is resident, or the resident one is not in use."""
-        return self.base is None or self.base.fingerprint == fingerprint or not self._in_use()
+    def free_for(self, source: BaseSource) -> bool:
+        """Whether a base can be used now: its model is resident, or the resident one is not in use."""
+        return self.base is None or not self._in_use() or resident_key(source).computes_as(self._key)
 
     def _in_use(self) -> bool:
         training = self._group is not None and not self._group.finished

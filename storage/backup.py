@@ -22,7 +22,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-from storage.blobs import BlobStore, sync
+from storage.blobs import BlobStore, flush
 from storage.database import Database
 from storage.errors import StorageError
 from storage.registry import Registry
@@ -75,9 +75,13 @@ def backup(registry: Registry, target: Path, watch: Watch) -> int:
                 _ABOUT,
                 json.dumps({"format": FORMAT, "created": time.time(), "blobs": len(found) - len(gone)}),
             )
-        sync(staged)
+        flush(staged)
         os.replace(staged, target)
-        sync(target.parent)
+        try:
+            flush(target.parent)
+        except OSError:
+            target.unlink()
+            raise
     finally:
         for path in (staged, copy):
             path.unlink(missing_ok=True)
@@ -243,9 +247,15 @@ def _put_in_place(staged: Path, database: Path) -> None:
         _copy(database, kept)
         for suffix in _BESIDE:
             database.with_name(database.name + suffix).unlink(missing_ok=True)
-    sync(staged)
+    flush(staged)
     os.replace(staged, database)
-    sync(database.parent)
+    try:
+        flush(database.parent)
+    except OSError as error:
+        raise StorageError(
+            f"The backup is restored, but the disk may not have written it all ({error.strerror}): look at "
+            "the disk, and restore again with --replace."
+        ) from None
 
 
 def _copy(database: Path, kept: Path) -> None:
@@ -257,7 +267,7 @@ def _copy(database: Path, kept: Path) -> None:
         for suffix in ("", *_BESIDE):
             if (path := database.with_name(database.name + suffix)).exists():
                 shutil.copyfile(path, kept.with_name(kept.name + suffix))
-    sync(kept)
+    flush(kept)
 
 
 def _holds_anything(path: Path) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -56,7 +56,7 @@ def preflight(
     home: Home = None,
     json: Json = False,
 ) -> None:
-    """Measure what a run would take: memory, time and disk, by a few micro-batches of its longest rows."""
+    """Measure what a run would take: memory, time and disk, by a few of its micro-batches."""
     console, workbench = Console(json), open_workbench(home)
     options = TrainingOptions.parse(given_options(workbench, preset, config, option or []))
     wanted = [one for _, one in combinations(options, parse_grid(sweep))] if sweep else [options]
@@ -72,14 +72,7 @@ def preflight(
         [
             ("Verdict", found["verdict"]),
             ("Peak memory", f"{found['peak_bytes'] / 2**30:.2f} of {found['total_bytes'] / 2**30:.2f} GiB"),
-            ("Time a step", f"{found['seconds_a_step']:.2f} s with the longest rows"),
-            (
-                "Time",
-                (
-                    f"at most {found['seconds'] / 60:.1f} min for {found['steps']:,} steps, evaluations not "
-                    "counted"
-                ),
-            ),
+            *(_times(found) if found["fits"] else []),
             ("Disk", f"at most {found['disk_bytes'] / 1e6:,.0f} MB for checkpoints"),
             *[("Note", text) for text in found["notices"]],
             *hints,
@@ -87,3 +80,14 @@ def preflight(
     )
     if not found["fits"]:
         raise typer.Exit(1)
+
+
+def _times(found: dict[str, Any]) -> list[tuple[str, str]]:
+    parts = ", ".join(
+        f"{name} {found[key] / 60:.1f}"
+        for key, name in (("evaluating_seconds", "evaluations"), ("saving_seconds", "checkpoints"))
+    )
+    return [
+        ("Time", f"about {found['seconds'] / 60:.1f} min, of it {parts}"),
+        ("Time a step", f"{found['seconds_a_step']:.2f} s on average over {found['steps']:,} steps"),
+    ]

@@ -5,6 +5,7 @@ only.
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 from app.shared.disk import free_bytes
@@ -15,7 +16,7 @@ from core.files.publish import SPARE_BYTES, space_sentence
 from core.lora.adapter import AdapterWeights
 from core.lora.peft.files import load_adapter, save_adapter
 from core.train.run_state import RunState
-from storage.blobs import content_size
+from storage.blobs import content_digest, content_size, sync
 from storage.registry import Registry
 from storage.tables import Base, Checkpoint, Run
 
@@ -36,12 +37,9 @@ def save_checkpoint(
             f"A checkpoint needs {space_sentence(checkpoint_bytes(adapter))} in {registry.blobs.folder}."
         )
     with registry.blobs.staging() as staging:
-        for name in (_ADAPTER, _STATE):
-            (staging / name).mkdir()
-        save_adapter(staging / _ADAPTER, adapter)
-        state.save(staging / _STATE)
+        parts = _written(staging, engine, adapter, state)
         size = content_size(staging)
-        digests = [registry.blobs.put(staging / name) for name in (_ADAPTER, _STATE)]
+        digests = [registry.blobs.put(part) for part in parts]
     base = registry.get(Base, run.base_id)
     row = Checkpoint(
         run_id=run.id or 0,
@@ -56,6 +54,24 @@ def save_checkpoint(
     )
     registry.checkpoints.add(row)
     return row
+
+
+def rehearse_checkpoint(registry: Registry, engine: Engine, adapter: AdapterWeights, state: RunState) -> None:
+    """All that a checkpoint takes, and nothing of it is kept. Raises OSError."""
+    with registry.blobs.staging() as staging:
+        for part in _written(staging, engine, adapter, state):
+            content_digest(part)
+            sync(part)
+
+
+def _written(folder: Path, engine: Engine, adapter: AdapterWeights, state: RunState) -> list[Path]:
+    """The parts of a checkpoint, each in a folder of its own."""
+    parts = [folder / name for name in (_ADAPTER, _STATE)]
+    for part in parts:
+        part.mkdir()
+    save_adapter(parts[0], adapter, modules=engine.base.layer_shapes if engine.base else ())
+    state.save(parts[1])
+    return parts
 
 
 def checkpoint_bytes(adapter: AdapterWeights) -> int:

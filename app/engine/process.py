@@ -27,6 +27,7 @@ from filelock import FileLock, Timeout
 from app.engine.answering import Answers
 from app.engine.faults import reason
 from app.engine.measuring import Measuring
+from app.engine.preparing import base_source
 from app.engine.session import RunSession
 from app.engine.token_views import TokenViews
 from app.shared import wire
@@ -38,6 +39,7 @@ from app.shared.refusals import refused
 from app.shared.settings import DTYPE_VARIABLE, Settings, settings_for
 from core.engine import Engine
 from core.errors import InvalidConfig
+from storage.tables import Run
 
 _FIRST_GRACE = 30.0  # seconds to wait for the first client
 _GRACE = 5.0  # seconds without clients and work before the engine ends
@@ -86,7 +88,7 @@ class EngineServer:
         """One micro-batch of the runs under way, or the start of the next. Returns the seconds it took."""
         if self._session is None:
             runs = self._registry.queue.next()
-            if not runs or not self._engine.free_for(runs[0].base_fingerprint):
+            if not runs or not self._is_free_for(runs[0]):
                 # nothing waits, or what waits needs another base than the one that is answering
                 return _LEAST_SLICE
             self._session = RunSession(self._registry, self._engine, runs, self._cache)
@@ -102,6 +104,13 @@ class EngineServer:
             session.fail(error, reason(error))
             self._engine.free_memory()
         return max(_LEAST_SLICE, time.monotonic() - start)
+
+    def _is_free_for(self, run: Run) -> bool:
+        """Whether the run's base can be loaded now. Where its base is none any more, its session says so."""
+        try:
+            return self._engine.free_for(base_source(self._registry, run))
+        except USER_ERRORS:
+            return True
 
     def _measures(self) -> bool:
         """Whether something is being measured, now that nothing trains."""

@@ -13,6 +13,7 @@ from functools import cached_property
 from core.events import EvalDone, Prepared, StepDone
 from core.train.alerts import Alert, Watch
 from core.train.config import TrainConfig
+from core.train.step_count import steps_between_evaluations
 from core.train.training_options import TrainingOptions
 from storage.tables import Point, Run
 
@@ -74,7 +75,7 @@ class RunRecord:
         self.points.append(_training_point(self.id, event))
         self.step = event.step
         self.wants_save |= self._is_due()
-        every = self.train.eval_steps or max(1, self.total_steps // 10)
+        every = steps_between_evaluations(self.total_steps, self.train)
         self.wants_sample |= not self.validates and (
             event.step % every == 0 or event.step == self.total_steps
         )

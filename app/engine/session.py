@@ -23,7 +23,7 @@ from core.engine import Engine
 from core.errors import CannotShare
 from core.events import EvalDone, Notice, Prepared, RunFailed, StepDone, TrainingDone
 from core.files.publish import SPARE_BYTES
-from core.lora.peft.files import save_adapter
+from core.lora.peft.files import save_checked
 from core.train.alerts import Alert
 from core.train.group import Event, TrainingGroup
 from core.train.hardware import EnergyMeter, operations_a_token
@@ -404,7 +404,8 @@ class RunSession:
         with registry.blobs.staging() as staging:
             folder = staging / "adapter"
             folder.mkdir()
-            save_adapter(folder, self._group.adapter(record.id))
+            base = self._group.base
+            save_checked(folder, self._group.adapter(record.id), base.layer_shapes, base.head)
             digest = registry.blobs.put(folder)
         return self._write(
             keep_adapter,

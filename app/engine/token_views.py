@@ -12,6 +12,7 @@ from app.shared.bases import folder_of
 from app.shared.errors import USER_ERRORS
 from app.shared.refusals import refused
 from core.base_model.describe import chat_template
+from core.base_model.fingerprint import companions_hash
 from core.base_model.templates import chosen_template
 from core.base_model.tokenizer import load_tokenizer
 from core.data.dataset_file import DatasetFile
@@ -35,22 +36,21 @@ class TokenViews:
         """The answer to a question for tokens: the view, or the reason there is none."""
         try:
             base = self._registry.find(Base, question["base"])
-            folder = self._registry.blobs.path(question["rows"])
-            summary = Summary.read(folder)
+            rows = self._registry.blobs.path(question["rows"])
+            summary = Summary.read(rows)
             special = bool(summary and summary.mapping.get("special_tokens"))
             template = base.template if question["template"] is None else str(question["template"])
             chosen_template(template)
             with self._lock:
-                renderer = self._renderer(folder_of(base), base.tokenizer_hash, template, special)
-                return asdict(token_view(renderer, DatasetFile(folder)[int(question["index"])]))
+                folder = folder_of(base)
+                renderer = self._renderer(folder, companions_hash(folder), template, special)
+                return asdict(token_view(renderer, DatasetFile(rows)[int(question["index"])]))
         except USER_ERRORS as error:
             return refused(error, str(error))
 
 
-def _load(folder: Path, tokenizer_hash: str, template: str, special_tokens: bool) -> Renderer:
-    """A renderer; the hash is in the signature so that another tokenizer in
-    the same folder is loaded anew.
-    """
+def _load(folder: Path, companions: str, template: str, special_tokens: bool) -> Renderer:
+    """A renderer; the hash is in the signature so that what changes in the folder is loaded anew."""
     tokenizer = load_tokenizer(folder, template)
     if template and chat_template(folder) is None:
         tokenizer.chat_template = chosen_template(template)

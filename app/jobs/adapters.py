@@ -10,7 +10,7 @@ from app.shared.bases import shapes_of
 from app.shared.identity import effective_template_hash
 from core.combine.combining import Combination
 from core.lora.adapter import AdapterWeights
-from core.lora.peft.files import load_adapter, save_adapter
+from core.lora.peft.files import load_adapter, save_checked
 from storage.blobs import content_size
 from storage.registry import Registry
 from storage.tables import Adapter, Base
@@ -73,7 +73,7 @@ def keep_combination(
     registry = context.registry
     with registry.blobs.staging() as staging:
         (staging / "adapter").mkdir()
-        save_adapter(staging / "adapter", found.adapter)
+        save_checked(staging / "adapter", found.adapter, shapes_of(base), base.head)
         digest = registry.blobs.put(staging / "adapter")
 
     def register() -> dict[str, Any]:

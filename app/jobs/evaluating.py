@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from app.engine.preparing import prepare
 from app.shared.bases import source_of
+from app.shared.run_rows import run_row
 from app.shared.settings import Settings
 from core.base_model.load import ResidentBase
 from core.engine import Engine
@@ -60,17 +61,8 @@ def _run_like(registry: Registry, row: Adapter, base: Base) -> Run:
         raise InvalidConfig(
             f"{row.name} has no data set here, so its validation loss cannot be measured; leave that out."
         ) from None
-    return Run(
-        name="",
-        base_id=base.id or 0,
-        base_name=base.name,
-        base_fingerprint=base.fingerprint,
-        dataset_id=data.id or 0,
-        dataset_name=data.name,
-        dataset_digest=data.digest,
-        dataset_version=data.version,
-        config={"lora": {}} | {part: row.config.get(part, {}) for part in ("train", "objective")},
-    )
+    config = {"lora": {}} | {part: row.config.get(part, {}) for part in ("train", "objective")}
+    return run_row(base, data, config)
 
 
 def _trained_by(registry: Registry, row: Adapter) -> Run | None:

@@ -12,11 +12,14 @@ from core.base_model.describe import describe
 from core.base_model.files import file_digests, weight_files
 from core.base_model.fingerprint import Manifest, stat_key
 from core.base_model.skeleton import skeleton
+from core.base_model.soundness import require_sound
 from core.events import Progress
 from core.files.safetensors_file import read_header
 from core.reporting import Report
 from storage.registry import Registry
 from storage.tables import Base
+
+_ALL_THAT_MOVES = ("fingerprint", "tokenizer_hash", "template_hash")
 
 
 def described_base(
@@ -26,6 +29,8 @@ def described_base(
 
     Raises InvalidModel.
     """
+    report(Progress("Comparing the files with the architecture"))
+    require_sound(folder)
     report(Progress("Computing the fingerprint", 0.0))
     info = describe(
         folder, lambda done, total: report(Progress("Computing the fingerprint", done / max(1, total)))
@@ -50,7 +55,8 @@ def described_base(
 
 def register_base(registry: Registry, row: Base, found: Manifest, folder: Path) -> Base:
     """Put a model that was described, and lies in `folder` by now, into the registry. Where a base with these
-    very weights has lost its files, that one takes them over instead: it was moved. Raises NameTaken.
+    very weights, tokenizer and template has lost its files, that one takes them over instead: it was moved.
+    Raises NameTaken.
     """
     row.folder, row.stat_key = str(folder), stat_key(folder)
     remember(registry, row.name, found)
@@ -58,7 +64,8 @@ def register_base(registry: Registry, row: Base, found: Manifest, folder: Path) 
         (
             one
             for one in registry.all(Base)
-            if one.fingerprint == row.fingerprint and not Path(one.folder).is_dir()
+            if all(getattr(one, name) == getattr(row, name) for name in _ALL_THAT_MOVES)
+            and not Path(one.folder).is_dir()
         ),
         None,
     )

@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -22,6 +22,7 @@ from app.service.jobs import Jobs
 from app.shared.data_import import ImportRequest, import_dataset
 from app.shared.engine_client import EngineClient
 from app.shared.settings import Settings
+from core.base_model.fingerprint import companions_hash
 from core.data.dataset_file import DatasetFile, Findings, StoredRow
 from core.data.findings import ERROR, KINDS, WARNING, RowFault, codes_of
 from core.data.formats import Example
@@ -222,8 +223,7 @@ class Datasets:
         about = [
             row.digest,
             base.fingerprint,
-            base.tokenizer_hash,
-            base.template_hash,
+            companions_hash(Path(base.folder)),
             base.template,
             max_length,
         ]
@@ -297,10 +297,13 @@ class Datasets:
         return self._keep(row, opened, version, f"split: {split_sentence(version, opened.rows)}")
 
     def edit(self, name: str, index: int, turns: Sequence[tuple[str, str]]) -> Dataset:
-        """Give a row other turns: (role, text) pairs, or a single ("text", text). Raises InvalidData."""
+        """Give a row other turns: (role, text) pairs, or a single ("text", text). Its label, and turns that
+        are not trained on, stay so. Raises InvalidData.
+        """
         row = self._registry.find(Dataset, name)
-        number = self.row(row, index).number
-        return self._rewrite(row, {index: edited(number, turns)}, [], f"row {number} changed")
+        stored = self.row(row, index)
+        changed = _marked_as(stored.example, edited(stored.number, turns))
+        return self._rewrite(row, {index: changed}, [], f"row {stored.number} changed")
 
     def append(self, name: str, turns: Sequence[tuple[str, str]]) -> Dataset:
         """Add a row at the end. Raises InvalidData."""
@@ -389,6 +392,24 @@ def edited(number: int, turns: Sequence[tuple[str, str]]) -> Example:
         return conversation(number, [(SPEAKERS[role], text) for role, text in given])
     except RowFault as fault:
         raise InvalidData(fault.detail) from None
+
+
+def _marked_as(before: Example, changed: Example) -> Example:
+    """A changed row with the label it had; a turn at the same place, or with the same words, stays untrained.
+
+    Raises InvalidData if nothing would be trained on.
+    """
+    same = [turn["role"] for turn in before.messages] == [turn["role"] for turn in changed.messages]
+    silent = [before.messages[at] for at in before.untrained]
+    untrained = (
+        before.untrained
+        if same
+        else frozenset(at for at, turn in enumerate(changed.messages) if turn in silent)
+    )
+    answers = {at for at, turn in enumerate(changed.messages) if turn["role"] == "assistant"}
+    if answers and answers <= untrained:
+        raise InvalidData("Every answer of the row is marked as not trained, so nothing is trained on.")
+    return replace(changed, untrained=untrained, label=before.label)
 
 
 def _counted(row: Dataset, opened: Opened) -> Dataset:

@@ -11,8 +11,9 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -191,6 +192,7 @@ def examine_deeply(workbench: Workbench) -> list[Finding]:
     blobs, bases, exports = sorted(registry.referenced()), registry.all(Base), registry.all(Export)
     damaged = [why for digest in blobs if (why := _refusal(registry.blobs.verify, digest))]
     changed = [why for base in bases if (why := _refusal(workbench.models.verify, base.name))]
+    unsound = _unsound(base.folder for base in bases if Path(base.folder).is_dir())
     spoilt = [why for one in exports if (why := _refusal(verify_export, one))]
     return [
         _verdict(
@@ -200,12 +202,36 @@ def examine_deeply(workbench: Workbench) -> list[Finding]:
             "Base models", f"{len(bases)} are what their fingerprints say", changed, "Restore their files."
         ),
         _verdict(
+            "Their architectures",
+            f"{len(bases)} hold what their configurations describe",
+            unsound,
+            "Get their files again, and train again what was trained on them.",
+        ),
+        _verdict(
             "Exports",
             f"{len(exports)} are as they were written",
             spoilt,
             "Export them again, or forget them.",
         ),
     ]
+
+
+def _unsound(folders: Iterable[str]) -> list[str]:
+    """Why base models that were added earlier would be refused today. Asked in a process that has torch."""
+    asked = list(folders)
+    if not asked:
+        return []
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "core.base_model.soundness"],
+        input=json.dumps(asked),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        return [f"They could not be looked at: {last}"]
+    return list(json.loads(done.stdout.splitlines()[-1]).values())
 
 
 def _refusal(check: Callable[[Any], object], what: Any) -> str:

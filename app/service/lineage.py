@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from app.shared.bases import closest_base
 from storage.errors import NotFound
 from storage.registry import Registry
 from storage.tables import Adapter, Base, Run
@@ -32,7 +33,7 @@ class Lineage:
 
 def lineage(registry: Registry, row: Adapter) -> Lineage:
     """The graph around one adapter."""
-    base = next((one for one in registry.all(Base) if one.fingerprint == row.base_fingerprint), None)
+    base = closest_base(registry, row)
     found = Lineage(Node("adapter", row.name, f"rank {row.rank}, {row.source}"))
     sources = [
         Node("base", base.name if base else row.base_name, row.base_fingerprint[:12] if base else "not here")

@@ -58,7 +58,8 @@ class Models:
             raise WrongBase(
                 f"The files of {row.name} are gone from {row.folder}; restore them or add the model again."
             )
-        found, known = manifest(Path(row.folder)), manifest_of(self._registry, row.fingerprint)
+        found = manifest(Path(row.folder), finite=True)
+        known = manifest_of(self._registry, row.fingerprint)
         if found.fingerprint != row.fingerprint:
             what = f" {difference(known, found).sentence}" if known else ""
             raise WrongBase(

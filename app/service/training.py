@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from app.service.usage import Usage
 from app.shared.bases import shapes_of
 from app.shared.engine_client import EngineClient
 from app.shared.errors import EngineUnavailable
+from app.shared.run_rows import run_row
 from core.errors import InvalidData
 from core.train.estimate import BaseShape, DataShape, Estimate, estimate
 from core.train.step_count import smaller_plans
@@ -20,6 +22,14 @@ from storage.tables import Adapter, Base, Dataset, Run
 
 Choice = tuple[str, dict[str, Any]]
 """A change of options: in words, and the options."""
+
+
+@dataclass
+class _Seen:
+    """What earlier runs have shown."""
+
+    tokens_per_second: float | None = None
+    row_tokens: float | None = None
 
 
 class Training:
@@ -85,21 +95,9 @@ class Training:
         runs = []
         for label, options in wanted:
             self._estimate(model, data, options)  # raises for target_modules that match nothing
-            runs.append(
-                Run(
-                    name=f"{prefix} {label}".strip(),
-                    base_id=model.id or 0,
-                    base_name=model.name,
-                    base_fingerprint=model.fingerprint,
-                    dataset_id=data.id or 0,
-                    dataset_name=data.name,
-                    dataset_digest=data.digest,
-                    dataset_version=data.version,
-                    sweep=sweep,
-                    together=together,
-                    config=options.to_dict(),
-                )
-            )
+            run = run_row(model, data, options.to_dict(), f"{prefix} {label}".strip())
+            run.sweep, run.together = sweep, together
+            runs.append(run)
         self._registry.queue.add(runs, number_if_taken=not name)
         try:
             self._engine.wake()
@@ -142,14 +140,21 @@ class Training:
         )
         lengths = [sum(len(m["content"]) for m in row["messages"]) + len(row["text"]) for row in data.preview]
         usable = data.rows - data.excluded_rows - data.faulty_rows - data.validation_rows
-        rows = DataShape(usable, sum(lengths) / max(1, len(lengths)))
-        return estimate(shape, rows, options, bytes_per_weight=2, tokens_per_second=self._speed_on(base))
+        mean, seen = sum(lengths) / max(1, len(lengths)), self._seen(base, data, max(1, usable))
+        rows = DataShape(usable, mean, data.validation_rows, seen.row_tokens)
+        return estimate(shape, rows, options, bytes_per_weight=2, tokens_per_second=seen.tokens_per_second)
 
-    def _speed_on(self, base: Base) -> float | None:
-        """Tokens a second of the last run on this base that got anywhere."""
+    def _seen(self, base: Base, data: Dataset, rows: int) -> _Seen:
+        """What the last runs on this base that got anywhere have shown, their slow first steps counted."""
+        found = _Seen()
         for run in self._registry.all(Run, limit=20):
-            if run.base_fingerprint == base.fingerprint and (
-                point := self._registry.measurements.last_point(run.id or 0)
-            ):
-                return point.tokens_per_second
-        return None
+            if run.base_fingerprint != base.fingerprint:
+                continue
+            point = self._registry.measurements.last_point(run.id or 0)
+            if point is None or not (point.tokens and point.seconds and point.epoch):
+                continue
+            found.tokens_per_second = found.tokens_per_second or point.tokens / point.seconds
+            if run.dataset_digest == data.digest:
+                found.row_tokens = point.tokens / point.epoch / rows
+                break
+        return found

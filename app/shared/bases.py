@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from app.shared.identity import manifest_of, up_to_date
+from app.shared.identity import effective_template_hash, manifest_of, up_to_date
 from app.shared.settings import Settings
 from core.base_model.source import BaseSource
 from core.errors import WrongBase
@@ -21,13 +21,28 @@ def open_registry(settings: Settings) -> Registry:
 
 def base_for(registry: Registry, adapter: Adapter) -> Base:
     """The local base model an adapter was made for. Raises WrongBase if it is not here."""
-    found = next((base for base in registry.all(Base) if base.fingerprint == adapter.base_fingerprint), None)
+    found = closest_base(registry, adapter)
     if found is None:
         raise WrongBase(
             f"The adapter {adapter.name} was made for {adapter.base_name} ({adapter.base_fingerprint[:12]}), "
             "which is not among the base models here. Add that model first."
         )
     return found
+
+
+def closest_base(registry: Registry, adapter: Adapter) -> Base | None:
+    """The base with the adapter's weights; of several the one with its tokenizer, template and name too."""
+
+    def likeness(base: Base) -> tuple[bool, ...]:
+        return (
+            adapter.tokenizer_hash in ("", base.tokenizer_hash),
+            adapter.template_hash in ("", effective_template_hash(base)),
+            Path(base.folder).is_dir(),
+            adapter.base_name == base.name,
+        )
+
+    fitting = [base for base in registry.all(Base) if base.fingerprint == adapter.base_fingerprint]
+    return max(fitting, key=likeness, default=None)
 
 
 def shapes_of(base: Base) -> dict[str, tuple[int, int]]:

@@ -149,24 +149,52 @@ def imported(registry: Registry, request: ImportRequest, report: Report = silent
 def read_rows(request: ImportRequest, staging: Path, folder: Path, report: Report = silent) -> Summary:
     """Read what is asked for into the new `folder`: rows, findings, summary. `staging` takes what is unpacked
     on the way.
+
+    Raises InvalidData, InvalidConfig, OutOfSpace, SourceUnreachable.
     """
     sources = _sources(request, staging, report)
-    near_misses: tuple[str, ...] = ()
     require_space(folder, sum(source.path.stat().st_size for source in sources))
-    first = sources[0]
-    if request.mapping is not None:
-        mapping = DataMapping.parse(request.mapping)
-    else:
-        detection = detect_file(first.path, first.name)
-        mapping, near_misses = detection.require(first.name).mapping, detection.near_misses
+    mapping, near_misses = _mapping(request, sources[0])
+    preferences = _preferences(sources, refused=request.mapping is None)
     folder.mkdir()
     try:
         return import_files(
-            sources, mapping, folder, near=request.near_duplicates, near_misses=near_misses, report=report
+            sources,
+            mapping,
+            folder,
+            near=request.near_duplicates,
+            near_misses=near_misses,
+            preferences=preferences,
+            report=report,
         )
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def _mapping(request: ImportRequest, first: Source) -> tuple[DataMapping, tuple[str, ...]]:
+    """The mapping that was given or is detected, and what looks misspelled. Raises as read_rows()."""
+    if request.mapping is not None:
+        return DataMapping.parse(request.mapping), ()
+    detection = detect_file(first.path, first.name)
+    return detection.require(first.name).mapping, detection.near_misses
+
+
+def _preferences(sources: Sequence[Source], *, refused: bool) -> list[str]:
+    """What is said of the files that hold preferences, each once; or an InvalidData, where nobody chose to
+    train on part of them.
+    """
+    said = {}
+    for source in sources:
+        try:
+            said[source.name] = detect_file(source.path, source.name).preferences
+        except InvalidData:  # none of its first rows can be read: each says so in the report
+            continue
+    found = {name: text for name, text in said.items() if text}
+    if found and refused:
+        name, text = next(iter(found.items()))
+        raise InvalidData(f"{name}: {text}")
+    return list(dict.fromkeys(found.values()))
 
 
 def _sources(request: ImportRequest, staging: Path, report: Report) -> list[Source]:

@@ -137,7 +137,7 @@ def attention(
         out = _prefill(one, query, key, value, scaling, sliding_window)
     else:
         out = _causal(query, key, value, scaling, sliding_window)
-    return out.transpose(1, 2), None
+    return out.transpose(1, 2).contiguous(), None
 
 
 def _causal(query: Tensor, key: Tensor, value: Tensor, scale: float | None, window: int | None) -> Tensor:
@@ -272,8 +272,10 @@ def find_attention_modules(model: PreTrainedModel) -> list[Attending]:
     layers = int(model.config.get_text_config().num_hidden_layers)
     if len(found) != layers:
         raise InvalidModel(
-            f"{type(model).__name__} has {layers} layers, of which {len(found)} are causal attention. "
-            "Models with state-space or linear-attention layers cannot be used yet."
+            f"{type(model).__name__} has {layers} layers, of which {len(found)} are causal attention that "
+            "another function can compute. Models with state-space or linear-attention layers, with several "
+            "attentions in a layer, or whose attention is code of their own (ALiBi, for example) cannot be "
+            "used yet."
         )
     return found
 

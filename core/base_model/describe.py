@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.base_model.files import read_json, weight_files
+from core.base_model.files import read_json, stored_tensors, weight_files
 from core.base_model.fingerprint import Manifest, ReportBytes, manifest, stat_key, text_hash, tokenizer_hash
 from core.base_model.templates import PLAIN, TEMPLATES
 from core.errors import InvalidModel
-from core.files.safetensors_file import read_header
 
+_CONTEXT, _LAYERS = ("max_position_embeddings", "n_positions"), ("num_hidden_layers", "n_layer")
+_WIDTH, _VOCABULARY = ("hidden_size", "n_embd"), ("vocab_size",)
 _MOST_LAYERS = 10_000  # the layers are built to list them, so their number must be sane
+_MOST = 100_000_000  # of any other size: the longest contexts are a tenth of it
 
 
 @dataclass(frozen=True)
@@ -42,18 +44,14 @@ def describe(folder: Path, report: ReportBytes | None = None) -> BaseModelInfo:
 
     Raises InvalidModel with the reason if it does not.
     """
-    if not folder.is_dir():
-        raise InvalidModel(f"{folder} is not a folder.")
-    config = read_json(folder / "config.json")
+    config = look_over(folder)
     shards = weight_files(folder)
-    _refuse_unusable(folder, config)
-    _count(config, "num_hidden_layers", "n_layer")  # before anything is hashed or built
-    entries = [entry for path in shards for entry in read_header(path).tensors]
+    entries = [entry for _, entry in stored_tensors(folder).values()]
     dtypes = Counter({entry.dtype: 0 for entry in entries})
     for entry in entries:
         dtypes[entry.dtype] += entry.count
     template = chat_template(folder)
-    found = manifest(folder, report)
+    found = manifest(folder, report, finite=True)
     return BaseModelInfo(
         manifest=found,
         fingerprint=found.fingerprint,
@@ -63,24 +61,50 @@ def describe(folder: Path, report: ReportBytes | None = None) -> BaseModelInfo:
         architecture=str((config.get("architectures") or ["?"])[0]),
         parameters=sum(entry.count for entry in entries),
         dtype=dtypes.most_common(1)[0][0].lower(),
-        context_length=_count(config, "max_position_embeddings", "n_positions"),
-        layers=_count(config, "num_hidden_layers", "n_layer"),
-        hidden_size=_count(config, "hidden_size", "n_embd"),
-        vocab_size=_count(config, "vocab_size"),
+        context_length=_count(config, *_CONTEXT),
+        layers=_count(config, *_LAYERS),
+        hidden_size=_count(config, *_WIDTH),
+        vocab_size=_count(config, *_VOCABULARY),
         has_chat_template=template is not None,
         size_bytes=sum(path.stat().st_size for path in shards),
         licence=_licence(folder),
     )
 
 
-def _refuse_unusable(folder: Path, config: dict[str, object]) -> None:
+def look_over(folder: Path) -> dict[str, Any]:
+    """The configuration of a base, after what can be seen of it before anything is hashed or built.
+
+    Raises InvalidModel.
+    """
+    if not folder.is_dir():
+        raise InvalidModel(f"{folder} is not a folder.")
+    config = read_json(folder / "config.json")
+    weight_files(folder)
+    refuse_unusable(folder, config)
+    for names in (_CONTEXT, _LAYERS, _WIDTH, _VOCABULARY):
+        _count(config, *names)
+    return config
+
+
+def refuse_unusable(folder: Path, config: dict[str, Any]) -> None:
+    """Raise InvalidModel for what is no causal language model in plain numbers with a tokenizer beside it."""
     if not config.get("model_type"):
         raise InvalidModel(f"{folder / 'config.json'} names no model_type, so this is no transformers model.")
     architectures = config.get("architectures") or []
     names = [str(name) for name in architectures] if isinstance(architectures, list) else []
     if names and not any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names):
         raise InvalidModel(f"{folder} is a {names[0]}; a causal language model (…ForCausalLM) is needed.")
-    if how := config.get("quantization_config"):
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        _refuse_what_is_never_done(folder, part)
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise InvalidModel(f"{folder} has no tokenizer files (tokenizer.json); copy them beside the weights.")
+
+
+def _refuse_what_is_never_done(folder: Path, part: dict[str, Any]) -> None:
+    """Weights that are no plain numbers, and code from a folder; said in a configuration or in a part of
+    it.
+    """
+    if how := part.get("quantization_config") or part.get("compression_config"):
         kind = (
             how.get("quant_method", "of a kind it does not say") if isinstance(how, dict) else str(how)[:40]
         )
@@ -89,19 +113,20 @@ def _refuse_unusable(folder: Path, config: dict[str, object]) -> None:
             "weights exactly. "
             "Add the original model in full precision."
         )
-    if config.get("auto_map"):
+    if part.get("auto_map"):
         raise InvalidModel(f"{folder} needs code of its own (auto_map in config.json), which is never run.")
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        raise InvalidModel(f"{folder} has no tokenizer files (tokenizer.json); copy them beside the weights.")
 
 
 def _count(config: dict[str, Any], *names: str) -> int:
     """The first of these numbers that the configuration gives; 0 if it gives none."""
-    value = next((config[name] for name in names if config.get(name) is not None), 0)
-    most = _MOST_LAYERS if "num_hidden_layers" in names else 1 << 40
-    if type(value) is not int or not 0 <= value <= most:
+    given = next((name for name in names if config.get(name) is not None), None)
+    if given is None:
+        return 0
+    value, most = config[given], _MOST_LAYERS if names == _LAYERS else _MOST
+    if type(value) is not int or not 1 <= value <= most:
         raise InvalidModel(
-            f"config.json says {names[0]} = {str(value)[:40]!r}; expected a whole number up to {most:,}."
+            f"config.json says {given} = {str(value)[:40]!r}; expected a whole number up to {most:,}, "
+            "at least 1."
         )
     return value
 

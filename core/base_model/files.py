@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import InvalidModel
-from core.files.safetensors_file import read_header
+from core.files.safetensors_file import TensorEntry, read_header
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+INDEX_NAME = f"{SINGLE_NAME}.index.json"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -33,15 +34,38 @@ def weight_files(folder: Path) -> list[Path]:
     Raises InvalidModel if there are none, with the reason where only pickle weights are present.
     """
     if (folder / INDEX_NAME).is_file():
-        named = sorted(set(read_json(folder / INDEX_NAME).get("weight_map", {}).values()))
-        if any(not isinstance(name, str) or Path(name).name != name for name in named):
+        places = read_json(folder / INDEX_NAME).get("weight_map")
+        if not isinstance(places, dict) or not places:
+            raise InvalidModel(f"{folder / INDEX_NAME} has no weight_map that says where each tensor lies.")
+        if any(not isinstance(name, str) or Path(name).name != name for name in places.values()):
             raise InvalidModel(f"{folder / INDEX_NAME} names files outside its own folder.")
+        named = sorted(set(places.values()))
         missing = [name for name in named if not (folder / name).is_file()]
         if missing:
             raise InvalidModel(f"{folder} is incomplete: {', '.join(missing)} is missing.")
+        if SINGLE_NAME not in named and (folder / SINGLE_NAME).is_file():
+            raise InvalidModel(
+                f"{folder} holds two sets of weights: {SINGLE_NAME}, and those that {INDEX_NAME} names "
+                f"({named[0]}, …). Remove the set that is not meant."
+            )
         return [folder / name for name in named]
-    single = folder / "model.safetensors"
+    single = folder / SINGLE_NAME
     return [single] if single.is_file() else _loose_shards(folder)
+
+
+def stored_tensors(folder: Path) -> dict[str, tuple[Path, TensorEntry]]:
+    """Where each tensor of a model lies, by its name. Raises InvalidModel for one that lies there twice."""
+    found: dict[str, tuple[Path, TensorEntry]] = {}
+    for path in weight_files(folder):
+        for entry in read_header(path).tensors:
+            if entry.name in found:
+                raise InvalidModel(
+                    f"The tensor {entry.name[:120]} stands in {found[entry.name][0].name} and in "
+                    f"{path.name}, so it is not known which is meant. Get the files of {folder.name} again, "
+                    "or remove those that do not belong to it."
+                )
+            found[entry.name] = path, entry
+    return found
 
 
 def _loose_shards(folder: Path) -> list[Path]:

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from core.base_model.files import read_json, weight_files
 from core.errors import InvalidModel
 from core.files.safetensors_file import TensorEntry, read_header
@@ -47,6 +49,13 @@ ARCHITECTURE_FIELDS = (
     "n_inner",
 )
 _CHUNK = 8 * 1024 * 1024
+_EXPONENTS = {
+    "F64": (np.uint64, 0x7FF0000000000000),
+    "F32": (np.uint32, 0x7F800000),
+    "F16": (np.uint16, 0x7C00),
+    "BF16": (np.uint16, 0x7F80),
+}
+_COMPANION_SUFFIXES = (".json", ".jinja", ".model", ".txt")
 
 ReportBytes = Callable[[int, int], None]
 """Called with (bytes done, bytes in all)."""
@@ -79,17 +88,18 @@ def fingerprint(folder: Path, report: ReportBytes | None = None) -> str:
     return manifest(folder, report).fingerprint
 
 
-def manifest(folder: Path, report: ReportBytes | None = None) -> Manifest:
-    """Hash the model in `folder` afresh, tensors in parallel.
+def manifest(folder: Path, report: ReportBytes | None = None, *, finite: bool = False) -> Manifest:
+    """Hash the model in `folder` afresh, tensors in parallel. With `finite` every number is looked at too.
 
-    Raises InvalidModel if there are no safetensors weights, InvalidInput if a file is damaged.
+    Raises InvalidModel if there are no safetensors weights, or one that is not finite; InvalidInput if a file
+    is damaged.
     """
     tensors = [(path, entry) for path in weight_files(folder) for entry in read_header(path).tensors]
     total = sum(entry.end - entry.start for _, entry in tensors)
     done = 0
     rows: list[tuple[str, str, tuple[int, ...], str]] = []
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        digests = pool.map(lambda pair: tensor_digest(*pair), tensors)
+        digests = pool.map(lambda pair: tensor_digest(*pair, finite=finite), tensors)
         for (_, entry), digest in zip(tensors, digests, strict=True):
             rows.append((entry.name, entry.dtype, entry.shape, digest))
             done += entry.end - entry.start
@@ -98,14 +108,31 @@ def manifest(folder: Path, report: ReportBytes | None = None) -> Manifest:
     return Manifest(tuple(sorted(rows)), architecture(read_json(folder / "config.json")))
 
 
-def tensor_digest(path: Path, entry: TensorEntry) -> str:
-    """SHA-256 of one tensor's bytes, read through a memory map."""
+def tensor_digest(path: Path, entry: TensorEntry, *, finite: bool = False) -> str:
+    """SHA-256 of one tensor's bytes, read through a memory map.
+
+    Raises InvalidModel if its numbers have to be finite and are not.
+    """
     digest = hashlib.sha256()
     if entry.end > entry.start:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
             for position in range(entry.start, entry.end, _CHUNK):
-                digest.update(view[position : min(position + _CHUNK, entry.end)])
+                chunk = view[position : min(position + _CHUNK, entry.end)]
+                digest.update(chunk)
+                if finite and not _is_finite(chunk, entry.dtype):
+                    raise InvalidModel(
+                        f"{entry.name[:120]} in {path} holds NaN or infinite numbers, so nothing can be "
+                        "computed with it. The file is damaged, or its training failed; get it again."
+                    )
     return digest.hexdigest()
+
+
+def _is_finite(chunk: bytes, dtype: str) -> bool:
+    """Whether no number of a floating-point format has all bits of its exponent set."""
+    if dtype not in _EXPONENTS:
+        return True
+    kind, exponent = _EXPONENTS[dtype]
+    return bool(((np.frombuffer(chunk, kind) & kind(exponent)) != exponent).all())
 
 
 def architecture(config: dict[str, Any]) -> dict[str, Any]:
@@ -151,6 +178,20 @@ def _file_digest(path: Path, size: int, mtime_ns: int, inode: int) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def companions_hash(folder: Path) -> str:
+    """SHA-256 over every file beside the weights that can decide what is read, said and when an answer ends:
+    configurations, tokenizer, templates. Files that nobody has touched since are not read again.
+    """
+    beside = [path for path in folder.glob("*") if path.suffix in _COMPANION_SUFFIXES and path.is_file()]
+    paths = sorted([*beside, *folder.glob("additional_chat_templates/*.jinja")])
+    return text_hash("\n".join(f"{path.relative_to(folder)}:{file_digest(path)}" for path in paths))
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, read once for as long as it is not touched; empty if there is none."""
+    return _file_digest(path, *_stamp(path)) if path.is_file() else ""
+
+
 def text_hash(text: str) -> str:
     """SHA-256 of a chat template or any other text."""
     return hashlib.sha256(text.encode()).hexdigest()
@@ -160,5 +201,5 @@ def tokenizer_hash(folder: Path) -> str:
     """SHA-256 over the files that decide how text becomes ids; empty if there are none."""
     names = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "special_tokens_map.json")
     present = [folder / name for name in names if (folder / name).is_file()]
-    parts = [f"{path.name}:{_file_digest(path, *_stamp(path))}" for path in present]
+    parts = [f"{path.name}:{file_digest(path)}" for path in present]
     return text_hash("\n".join(parts)) if parts else ""

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from gguf import GGUFReader
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from core.errors import InvalidModel
 from core.events import Progress
@@ -17,6 +18,7 @@ from core.files.publish import require_space
 from core.reporting import Report
 
 GGUF_MAGIC = b"GGUF"
+_SPECIAL_TOKENS = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
 
 
 def convert_gguf(source: Path, target: Path, report: Report, dtype: torch.dtype = torch.bfloat16) -> None:
@@ -45,9 +47,19 @@ def convert_gguf(source: Path, target: Path, report: Report, dtype: torch.dtype 
         struct.error,
     ) as error:
         raise InvalidModel(f"transformers cannot read {source.name}: {str(error)[:300]}") from error
+    _name_special_tokens(tokenizer, source)
     report(Progress("Writing safetensors"))
     _forget_quantisation(model).to(dtype).save_pretrained(target)
     tokenizer.save_pretrained(target)
+
+
+def _name_special_tokens(tokenizer: PreTrainedTokenizerBase, source: Path) -> None:
+    """The special tokens that the file names by their ids: transformers 5.17 takes others for some files."""
+    fields = GGUFReader(source).fields
+    for key, name in _SPECIAL_TOKENS.items():
+        field = fields.get(f"tokenizer.ggml.{key}_token_id")
+        if field is not None:
+            setattr(tokenizer, name, tokenizer.convert_ids_to_tokens(int(field.contents())))
 
 
 def _dequantise_option() -> dict[str, object]:

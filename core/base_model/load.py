@@ -5,19 +5,25 @@ from __future__ import annotations
 import functools
 import math
 import time
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from core.base_model.agreement import require_agreement
 from core.base_model.attention import NAME as ATTENTION
 from core.base_model.attention import Attending, find_attention_modules
-from core.base_model.tokenizer import load_tokenizer
+from core.base_model.files import stored_tensors, weight_files
+from core.base_model.model_config import load_config, refusing
+from core.base_model.tensors import load_weights, require_tied_as_said
+from core.base_model.tokenizer import load_tokenizer, whole_numbers
 from core.data.rendering import Renderer
-from core.errors import InvalidModel
 from core.lora.layer import LoraLinear
 from core.lora.wrapping import head_path, wrap_linear_layers
 
@@ -39,6 +45,7 @@ class ResidentBase:
     """The modules that attend, one for each decoder layer."""
     plain_head: bool
     """Whether the logits are the output head's product and nothing more (no capping, no scaling)."""
+    generation_config: GenerationConfig | None
 
     @cached_property
     def renderer(self) -> Renderer:
@@ -48,12 +55,19 @@ class ResidentBase:
         """
         return Renderer(self.tokenizer)
 
-    def use_template(self, name: str) -> None:
-        """Take another known chat template, where the base has none of its own."""
-        tokenizer = load_tokenizer(self.folder, name)
-        if tokenizer.chat_template != self.tokenizer.chat_template:
-            self.tokenizer = tokenizer
-            self.__dict__.pop("renderer", None)
+    def beside(self, folder: Path, name: str, template: str) -> ResidentBase:
+        """The same model in memory with the tokenizer, template and end tokens of another folder, whose
+        weights and config.json must be equal. Whoever uses this one meanwhile notices nothing.
+
+        Raises InvalidModel.
+        """
+        return replace(
+            self,
+            folder=folder,
+            name=name,
+            tokenizer=load_tokenizer(folder, template),
+            generation_config=load_generation_config(folder, self.model),
+        )
 
     @property
     def decoder_layers(self) -> list[nn.Module]:
@@ -82,10 +96,11 @@ class ResidentBase:
         return {path: (layer.in_features, layer.out_features) for path, layer in self.layers.items()}
 
     def end_token_ids(self) -> set[int]:
-        """The ids that end an answer, from the generation config and the tokenizer."""
-        configured = self.model.generation_config.eos_token_id if self.model.generation_config else None
-        ids = configured if isinstance(configured, list) else [configured]
-        return {int(one) for one in [*ids, self.tokenizer.eos_token_id] if one is not None}
+        """The ids that end an answer, by the generation config, the tokenizer and the chat template."""
+        generation = self.generation_config
+        told = [generation.eos_token_id if generation else None, self.tokenizer.eos_token_id]
+        by_template = self.renderer.end_ids if getattr(self.tokenizer, "is_fast", False) else frozenset()
+        return {*by_template, *(one for value in told for one in whole_numbers(value))}
 
 
 def load_base(
@@ -100,21 +115,41 @@ def load_base(
     """Load the model and tokenizer in `folder`, safetensors only and without any code of its own.
 
     template names the known chat template for a base that has none of its own. device and dtype default to
-    the best this machine has. Raises InvalidModel if transformers cannot load it, or if its layers are not
-    causal attention throughout.
+    the best this machine has. Raises InvalidModel if the files do not hold exactly the tensors of the
+    architecture, if transformers cannot load it, or if it would be computed otherwise here than there.
     """
     device = device or best_device()
     dtype = dtype or best_dtype(device)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, attn_implementation=ATTENTION
-        )
-    except (ValueError, KeyError, OSError, ImportError) as error:
-        raise InvalidModel(f"transformers cannot load {name or folder}: {str(error)[:400]}") from error
+    config = load_config(folder)
+    require_agreement(config)
+    with ExitStack() as opened:
+        model = load_weights(folder, config, _slices(folder, opened), dtype=dtype)
+    require_tied_as_said(folder, model)
+    model.generation_config = load_generation_config(folder, model)
     model.to(device)  # type: ignore[arg-type]
     return make_resident(
         model, load_tokenizer(folder, template), folder=folder, fingerprint=fingerprint, name=name
     )
+
+
+def _slices(folder: Path, opened: ExitStack) -> dict[str, Any]:
+    """The tensors of a folder by name, read when they are asked for, while `opened` is."""
+    files = {
+        path: opened.enter_context(safe_open(path, framework="pt", device="cpu"))
+        for path in weight_files(folder)
+    }
+    return {name: files[path].get_slice(name) for name, (path, _) in stored_tensors(folder).items()}
+
+
+def load_generation_config(folder: Path, model: PreTrainedModel) -> GenerationConfig:
+    """What generation_config.json says, or what follows from the model's configuration without one.
+
+    Raises InvalidModel.
+    """
+    if not (folder / "generation_config.json").is_file():
+        return GenerationConfig.from_model_config(model.config)
+    with refusing(f"transformers cannot use {folder / 'generation_config.json'}"):
+        return GenerationConfig.from_pretrained(folder)
 
 
 def make_resident(
@@ -143,6 +178,7 @@ def make_resident(
         head if head in layers else None,
         find_attention_modules(model),
         _head_is_plain(model),
+        model.generation_config,
     )
 
 

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
-from core.errors import InvalidModel
+from core.base_model.model_config import load_config, model_class, refusing
 from core.lora.wrapping import head_path, wrap_linear_layers
 
 
@@ -28,13 +27,10 @@ def skeleton(folder: Path) -> Skeleton:
 
     Raises InvalidModel if transformers does not know the architecture.
     """
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except (ValueError, KeyError, OSError, TypeError, AttributeError) as error:
-        raise InvalidModel(f"transformers does not know the model in {folder}: {str(error)[:300]}") from error
-    model.tie_weights()
+    config = load_config(folder)
+    with refusing(f"transformers cannot build {folder.name} ({config.model_type})"), torch.device("meta"):
+        model = model_class(config)(config)
+        model.tie_weights()
     head = head_path(model)
     layers = wrap_linear_layers(model)
     return Skeleton(

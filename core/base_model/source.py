@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.base_model.difference import difference
-from core.base_model.fingerprint import Manifest, manifest, stat_key
+from core.base_model.fingerprint import Manifest, companions_hash, file_digest, manifest, stat_key
 from core.errors import InvalidModel, WrongBase
 
 
@@ -26,6 +26,39 @@ class BaseSource:
     """The known chat template chosen for a base that has none of its own."""
     recorded: Callable[[], Manifest | None] = lambda: None
     """Gives what its fingerprint was taken over, to say what has changed; called only then."""
+
+
+@dataclass(frozen=True)
+class ResidentKey:
+    """All that decides what a resident base computes and answers. Weights alone do not: another template,
+    tokenizer, configuration or end token beside equal weights is another base.
+    """
+
+    weights: str
+    """The fingerprint."""
+    config: str
+    """SHA-256 of config.json: with the weights, what is computed."""
+    companions: str
+    """SHA-256 over the files that decide what a text becomes and where an answer ends."""
+    folder: Path
+    name: str
+    template: str
+
+    def computes_as(self, other: ResidentKey | None) -> bool:
+        """Whether the same model in memory serves both."""
+        return other is not None and (self.weights, self.config) == (other.weights, other.config)
+
+
+def resident_key(source: BaseSource) -> ResidentKey:
+    """The key of `source` as its files are now."""
+    return ResidentKey(
+        source.fingerprint,
+        file_digest(source.folder / "config.json"),
+        companions_hash(source.folder),
+        source.folder,
+        source.name,
+        source.template,
+    )
 
 
 def check_unchanged(source: BaseSource, afresh: bool = False) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from core.base_model.files import read_json
+from core.base_model.model_config import load_config, refusing
 from core.base_model.templates import chosen_template
-from core.errors import InvalidModel
+from core.data.rendering import Renderer
 
 
 def load_tokenizer(folder: Path, template: str = "") -> PreTrainedTokenizerBase:
@@ -16,19 +17,30 @@ def load_tokenizer(folder: Path, template: str = "") -> PreTrainedTokenizerBase:
 
     Raises InvalidModel if transformers cannot load it.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (ValueError, KeyError, OSError, ImportError) as error:
-        raise InvalidModel(
-            f"transformers cannot load the tokenizer in {folder}: {str(error)[:400]}"
-        ) from error
+    with refusing(f"transformers cannot load the tokenizer in {folder}"):
+        tokenizer = AutoTokenizer.from_pretrained(folder, config=load_config(folder), trust_remote_code=False)
     tokenizer.chat_template = tokenizer.chat_template or chosen_template(template)
     return tokenizer
 
 
-def end_token_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """The ids that end an answer, from generation_config.json and the tokenizer."""
-    path = folder / "generation_config.json"
-    configured = read_json(path).get("eos_token_id") if path.is_file() else None
-    ids = configured if isinstance(configured, list) else [configured]
-    return {int(one) for one in [*ids, tokenizer.eos_token_id] if one is not None}
+def end_token_ids(folder: Path, renderer: Renderer) -> set[int]:
+    """The ids that end an answer: those of generation_config.json (or of config.json where there is none), of
+    the tokenizer, and the one that the chat template puts behind an answer.
+    """
+    configured = configured_end_ids(folder)
+    return {*configured, *renderer.end_ids, *whole_numbers(renderer.tokenizer.eos_token_id)}
+
+
+def configured_end_ids(folder: Path) -> list[int]:
+    """The end tokens that the model's files name, in their order."""
+    for name in ("generation_config.json", "config.json"):
+        path = folder / name
+        about = read_json(path) if path.is_file() else {}
+        if ids := whole_numbers(about.get("eos_token_id")):
+            return ids
+    return []
+
+
+def whole_numbers(value: object) -> list[int]:
+    """An id, or several, as a configuration may give them."""
+    return [one for one in (value if isinstance(value, list) else [value]) if type(one) is int]

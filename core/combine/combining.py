@@ -177,8 +177,6 @@ def _adapter(parts: Sequence[Part], layers: dict[str, LayerFactors]) -> AdapterW
     """The scale is folded into the factors, so alpha equals the rank and the scale is 1."""
     rank = max(factors.rank for factors in layers.values())
     first = parts[0].adapter
-    chosen = {number for part in parts for number in part.adapter.layers_to_transform or ()}
-    everywhere = any(part.adapter.layers_to_transform is None for part in parts)
     return AdapterWeights(
         rank=rank,
         alpha=float(rank),
@@ -187,7 +185,6 @@ def _adapter(parts: Sequence[Part], layers: dict[str, LayerFactors]) -> AdapterW
         base_fingerprint=first.base_fingerprint,
         base_name=first.base_name,
         fan_in_fan_out=first.fan_in_fan_out,
-        layers_to_transform=None if everywhere else tuple(sorted(chosen)),
     )
 
 

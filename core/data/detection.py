@@ -13,7 +13,9 @@ from pathlib import Path
 
 from core.data.formats import DATA_FORMATS, Seen
 from core.data.formats._columns import KNOWN, MISSPELLED
+from core.data.left_out import left_out_hint, text_left_out
 from core.data.mapping import Candidate
+from core.data.preferences import chosen_alone, preferences_hint, preferences_in
 from core.data.reading import Row
 from core.data.sample import Sample, sample_of
 from core.errors import InvalidData
@@ -33,11 +35,17 @@ class Detection:
     """Whether a part that the format would take may be misspelled, so that it would be left aside without a
     word.
     """
+    preferences: str = ""
+    """What a person is told of rows that are preferences; empty if they are none."""
+    left_out: tuple[str, ...] = ()
+    """Columns of text that the reading would leave out."""
 
     @property
     def chosen(self) -> Candidate | None:
         """The one that can be taken without asking."""
         if len(self.candidates) != 1 or self.candidates[0].doubtful or self.optional_missed:
+            return None
+        if self.preferences or self.left_out:
             return None
         return self.candidates[0]
 
@@ -47,6 +55,8 @@ class Detection:
             return self.chosen
         found = ", ".join(map(repr, self.columns[:12])) or "none"
         hints = " ".join((*self.near_misses, *self.hints))
+        if self.preferences and not self.candidates:
+            raise InvalidData(f"{name}: {hints}")
         if not self.candidates:
             expected = [form.expected for form in DATA_FORMATS.all().values() if form.expected]
             raise InvalidData(
@@ -88,18 +98,42 @@ def _in_rows(rows: Sequence[Row]) -> Detection:
             Candidate(one.mapping, f"{one.reason}, if misspelled columns are meant", True)
             for one in _candidates(replace(seen, names=corrected))
         ]
-    forms = DATA_FORMATS.all().values()
-    found = found or [one for form in forms for one in form.guess(seen)]
-    hints = []
-    if len(found) == 1:
-        used = found[0].mapping.used_columns()
-        hints += unused_hint([column for column in seen.columns if column not in used])
-    hints += [hint for form in forms for hint in form.hints(seen)]
+    everything = replace(seen, names={name.strip().lower(): name for name in seen.columns})
+    if why := preferences_in(everything, found):
+        return _of_preferences(everything, why)
+    left_out = text_left_out(seen, found[0]) if len(found) == 1 else ()
+    hints = [left_out_hint(left_out)] if left_out else []
+    if not found or left_out:
+        found += _guesses(seen, found, left_out)
+    hints += _unused(seen, found) + [
+        hint for form in DATA_FORMATS.all().values() for hint in form.hints(seen)
+    ]
     near = tuple(
         f"The column {column!r} looks like a misspelled {right!r}." for column, right in misses.items()
     )
     optional = any(right in optional_columns() for right in misses.values())
-    return Detection(tuple(found), seen.columns, tuple(hints), near, optional)
+    return Detection(tuple(found), seen.columns, tuple(hints), near, optional, left_out=left_out)
+
+
+def _of_preferences(seen: Seen, why: str) -> Detection:
+    offered = chosen_alone(seen)
+    said = preferences_hint(why, offered=bool(offered))
+    return Detection(tuple(offered), seen.columns, (said,), preferences=said)
+
+
+def _guesses(seen: Seen, found: Sequence[Candidate], left_out: Sequence[str]) -> list[Candidate]:
+    """Doubtful readings: of all columns where nothing fits, else of those used and those left out."""
+    if found:
+        used = sorted(found[0].mapping.used_columns())
+        seen = replace(seen, columns=(*left_out, *used))
+    return [one for form in DATA_FORMATS.all().values() for one in form.guess(seen)]
+
+
+def _unused(seen: Seen, found: Sequence[Candidate]) -> list[str]:
+    if len(found) != 1:
+        return []
+    used = found[0].mapping.used_columns()
+    return unused_hint([column for column in seen.columns if column not in used])
 
 
 def _seen(rows: Sequence[Row]) -> Seen:

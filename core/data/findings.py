@@ -78,6 +78,12 @@ KINDS: dict[str, Kind] = {
             "Rename the role to system, user, assistant or tool, or leave the row out.",
         ),
         Kind(
+            "weight",
+            ERROR,
+            "Weight of a turn that cannot be obeyed",
+            "Write 0 or 1 (or true or false) for the whole turn, or leave the row out.",
+        ),
+        Kind(
             "no_answer",
             ERROR,
             "No answer",
@@ -171,7 +177,20 @@ KINDS: dict[str, Kind] = {
             "ignored_part",
             WARNING,
             "Part of a turn is not used",
-            "Tool calls and reasoning beside the text are not trained on.",
+            "Tool calls, reasoning and images beside the text are not trained on: put what belongs to the "
+            "answer into its text, or leave the row out.",
+        ),
+        Kind(
+            "unused_key",
+            WARNING,
+            "Key inside a turn that is not used",
+            "Nothing is lost if it is a remark; what is meant to be said belongs into the turn's text.",
+        ),
+        Kind(
+            "only_answers",
+            WARNING,
+            "Marked for training, but no answer",
+            "Only an assistant's turns are trained on; a row of plain text is trained on as a whole.",
         ),
         Kind(
             "separator",
@@ -190,6 +209,12 @@ KINDS: dict[str, Kind] = {
             WARNING,
             "Uneven classes",
             "Add rows to the rare classes, or leave some of the frequent ones out.",
+        ),
+        Kind(
+            "preferences",
+            WARNING,
+            "Preferences",
+            "Look whether only good answers are trained on: how answers compare is not used.",
         ),
         Kind(
             "near_miss",

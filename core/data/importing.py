@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ _MOST_FINDINGS = 3_000_000
 _PREVIEW_ROWS = 5
 _MOST_COMPARED = 100_000  # characters of a row that near copies are told by
 _ERRORS = codes_of(ERROR)
+# Found when a row of the file is converted; what is stored of it does not show them again.
+_AT_CONVERSION = ("ignored_part", "unused_key", "only_answers", "separator")
 _UNEVEN = 20  # times as many rows in the largest class as in the smallest
 
 
@@ -225,11 +227,13 @@ def import_files(
     *,
     near: bool = True,
     near_misses: Sequence[str] = (),
+    preferences: Sequence[str] = (),
     report: Report = silent,
 ) -> Summary:
     """Read all rows of `sources` into the empty `folder`. Faulty rows are kept as such, with the reason.
 
-    near_misses are sentences about columns that look misspelled.
+    near_misses are sentences about columns that look misspelled, preferences about answers that are compared
+    or judged, where somebody chose to train on some of them.
 
     Raises InvalidData if a file cannot be read at all, or if no row of it can be used.
     """
@@ -257,10 +261,15 @@ def import_files(
         report=report,
         hints=[
             *near_misses,
+            *preferences,
             *unused_hint(list(unused)),
             *([f"Left unread: {', '.join(unread[:12])}."] if unread else []),
         ],
-        about_all=[*(("near_miss", text) for text in near_misses), *_left_aside(unused)],
+        about_all=[
+            *(("near_miss", text) for text in near_misses),
+            *(("preferences", text) for text in preferences),
+            *_left_aside(unused),
+        ],
     )
     if summary.faulty == summary.rows:
         first = Findings.read(folder).some(_ERRORS, count=1)[0]
@@ -363,12 +372,16 @@ def rewritten(
     sink = RowSink(folder, summary.sources, summary.mapping, near=summary.near_duplicates)
     before = Findings.read(source)
     details = {found.index: found.detail for found in before.some(_ERRORS)}
+    notes: dict[int, list[tuple[str, str]]] = {}
+    for found in before.some(_AT_CONVERSION):
+        notes.setdefault(found.index, []).append((found.code, found.detail))
     about_all = [(found.code, found.detail) for found in before.about([-1]) if found.code != "class_balance"]
     for index, row in enumerate(DatasetFile(source).all_stored()):
         if index in changes:
             sink.take(row.number, row.file, changes[index])
         else:
-            kept = RowFault(row.fault, details.get(index, "")) if row.fault else row.example
+            example = replace(row.example, notes=tuple(notes[index])) if index in notes else row.example
+            kept = RowFault(row.fault, details.get(index, "")) if row.fault else example
             sink.take(row.number, row.file, kept, row.raw)
     for example in added:
         sink.take(example.row, 0, example)

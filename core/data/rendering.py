@@ -10,28 +10,31 @@ from __future__ import annotations
 
 import itertools
 import re
-from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 
 import jinja2
-from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from core.data.formats import Example, Message
-from core.errors import InvalidData, InvalidModel
+from core.data.pieces import Piece, PieceEncoder
+from core.data.standing import excerpt, left_out
+from core.errors import InvalidData
 
 IGNORE = -100
 """The label of a token that carries no loss, as in torch's cross_entropy."""
 
 _BATCH_ROWS = 256
-_PROBE = ("A\n", "Hello world")
 _REWRITTEN = (
     "This base's chat template changes earlier turns when later ones follow, so the trained tokens "
     "would differ from the "
-    "ones chatted with. Use single-turn rows with this base."
+    "ones chatted with."
+)
+_EXCHANGE = (
+    {"role": "user", "content": "What is the capital of France?"},
+    {"role": "assistant", "content": "Paris."},
 )
 
 
@@ -57,15 +60,6 @@ class Rendered:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A run of text that is tokenised by itself. In a plain one special tokens are text."""
-
-    text: str
-    trained: bool = False
-    plain: bool = False
-
-
-@dataclass(frozen=True)
 class _Layout:
     """What a template puts around the contents of turns with these roles: one text before each content and
     one behind all.
@@ -81,6 +75,14 @@ class _Layout:
     ended: bool
 
 
+@dataclass(frozen=True)
+class _NoLayout:
+    """A template that does more with turns of these roles than to put text around them."""
+
+    absent: frozenset[int] = frozenset()
+    """Turns that it leaves out, whatever they hold."""
+
+
 class Renderer:
     """Renders rows for one tokenizer and its chat template."""
 
@@ -89,37 +91,22 @@ class Renderer:
 
         Raises InvalidModel without a fast tokenizer.
         """
-        if not getattr(tokenizer, "is_fast", False):
-            raise InvalidModel(
-                "This base has no fast tokenizer (tokenizer.json), which is needed to find the "
-                "answers' tokens."
-            )
         self.tokenizer, self.special_tokens = tokenizer, special_tokens
-        self._backend: Tokenizer = tokenizer.backend_tokenizer
-        found = {str(token) for token in tokenizer.all_special_tokens}
-        found |= {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-        self._specials = sorted(found, key=len, reverse=True)
-        self._special = re.compile("|".join(map(re.escape, self._specials)) or r"(?!)")
-        self._layouts: dict[tuple[tuple[str, ...], bool], _Layout | None] = {}
+        self._encoder = PieceEncoder(tokenizer)
+        self._special = self._encoder.special
+        self._layouts: dict[tuple[tuple[str, ...], bool], _Layout | _NoLayout] = {}
 
     @cached_property
-    def _plain_backend(self) -> Tokenizer:
-        """The same tokenizer, to which special tokens are text.
-
-        A copy, since others use the original meanwhile.
+    def end_ids(self) -> frozenset[int]:
+        """The special token that the template puts behind an answer and that is trained; empty if it has
+        none.
         """
-        copy = Tokenizer.from_str(self._backend.to_str())
-        copy.encode_special_tokens = True
-        return copy
-
-    @cached_property
-    def _splits(self) -> bool:
-        """Whether texts can be tokenised piece by piece.
-
-        Tokenizers that put a space in front of a text cannot do so.
-        """
-        first, second = (self._backend.encode(part, add_special_tokens=False).ids for part in _PROBE)
-        return first + second == self._backend.encode("".join(_PROBE), add_special_tokens=False).ids
+        try:
+            rendered = self.render(Example(0, _EXCHANGE))
+        except InvalidData:  # the template takes none of our turns
+            return frozenset()
+        last = {rendered.ids[stop - 1] for _, stop in rendered.spans[-1:]}
+        return frozenset(last & self._encoder.end_ids)
 
     # Rows.
 
@@ -141,7 +128,7 @@ class Renderer:
             while True:
                 batch = [self._prepare(example) for example in itertools.islice(examples, _BATCH_ROWS)]
                 rows = [one.pieces for one in batch if not isinstance(one, InvalidData)]
-                following = (batch, pool.submit(self._encode, rows)) if batch else None
+                following = (batch, pool.submit(self._encoder.encode, rows)) if batch else None
                 if waiting is not None:
                     yield from _assembled(*waiting)
                 if following is None:
@@ -150,7 +137,9 @@ class Renderer:
 
     def _prepare(self, example: Example) -> _Prepared:
         if not example.messages:
-            return _Row(self._text_pieces(example.text), self._eos)
+            plain = not self.special_tokens and bool(self._special.search(example.text))
+            text = [Piece(example.text, True, plain)]
+            return _Row(text, self._encoder.missing_opening(text), self._eos)
         try:
             pieces, ended = self._pieces(example.messages, example.untrained)
         except InvalidData as error:
@@ -159,30 +148,20 @@ class Renderer:
         closing = (
             not ended and example.messages[last]["role"] == "assistant" and last not in example.untrained
         )
-        return _Row(pieces, self._eos if closing else None)
+        return _Row(pieces, self._encoder.missing_opening(pieces), self._eos if closing else None)
 
     @property
     def _eos(self) -> int | None:
         return self.tokenizer.eos_token_id
 
-    def _text_pieces(self, text: str) -> list[Piece]:
-        """Plain text: every token carries loss.
-
-        In front stands what the tokenizer puts before any text, such as BOS.
-        """
-        plain = not self.special_tokens and bool(self._special.search(text))
-        before = self._backend.encode("", add_special_tokens=True).tokens
-        starts = "".join(
-            token for token in before if token in self._specials and token != self.tokenizer.eos_token
-        )
-        if starts and text.startswith(starts) and self.special_tokens:
-            starts = ""  # it was rendered with a template before: no second BOS
-        return [*([Piece(starts, True)] if starts else []), Piece(text, True, plain)]
-
     def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
-        """The ids an answer is generated from: the conversation and the generation prompt, as in training."""
+        """The ids an answer is generated from: the conversation and the generation prompt, as in training.
+
+        Raises InvalidData if the template cannot render the turns, or leaves out what is asked.
+        """
         pieces, _ = self._pieces(messages, frozenset(), generation=True)
-        return [token for ids in self._encode([pieces])[0] for token in ids]
+        encoded = self._encoder.encode([pieces])[0]
+        return [*self._encoder.missing_opening(pieces), *itertools.chain(*encoded)]
 
     # Text, cut into pieces.
 
@@ -192,12 +171,49 @@ class Renderer:
         """The rendered conversation in pieces, and whether its last answer ends with an end token."""
         full = apply_template(self.tokenizer, messages, add_generation_prompt=generation)
         layout = self._layout(tuple(message["role"] for message in messages), generation)
-        for strip in (False, True) if layout else ():
+        if isinstance(layout, _NoLayout):
+            self._require_standing(full, messages, layout.absent, generation)
+            return self._by_prefixes(full, messages, untrained, generation)
+        for strip in (False, True):
             contents = [message["content"].strip() if strip else message["content"] for message in messages]
-            assert layout is not None
             if full == "".join(itertools.chain(*zip(layout.around, [*contents, ""], strict=True))):
                 return self._laid_out(layout, messages, contents, untrained), layout.ended
-        return self._by_prefixes(full, messages, untrained)
+        self._require_standing(full, messages, frozenset(), generation)
+        return self._by_prefixes(full, messages, untrained, generation)
+
+    def _require_standing(
+        self, full: str, messages: Sequence[Message], absent: frozenset[int], generation: bool
+    ) -> None:
+        """Raise InvalidData, with what can be done, unless all that the turns say stands in the text `full`.
+
+        Where an answer is asked for, earlier answers may be shortened: the base is used to that.
+        """
+        judged = [
+            {**message, "content": ""} if generation and message["role"] == "assistant" else message
+            for message in messages
+        ]
+        at = left_out(full, judged, absent)
+        if at is None:
+            return
+        role, shown = messages[at]["role"], excerpt(full, messages[at]["content"])
+        if role == "system":
+            raise InvalidData(
+                f"This base's chat template leaves out the system turn ({shown}). Put its text in front of "
+                "the user's first words, or use a base whose template takes a system turn."
+            )
+        if role == "assistant" and at + 1 < len(messages):
+            alone = apply_template(self.tokenizer, messages[: at + 1], add_generation_prompt=False)
+            if left_out(alone, messages[: at + 1], absent) is None:
+                raise InvalidData(
+                    f"This base's chat template takes a part of turn {at + 1}, the assistant's ({shown}), "
+                    "out of the conversation once later turns follow. Make a row of each answer, with the "
+                    "turns before it, or take that part out of all answers but the last."
+                )
+        remedy = "Write it otherwise" if generation else "Take it out of the row, leave the row out"
+        raise InvalidData(
+            f"This base's chat template leaves out a part of turn {at + 1}, the {role}'s ({shown}), so the "
+            f"model would not see it. {remedy}, or use a base whose template keeps it."
+        )
 
     def _laid_out(
         self, layout: _Layout, messages: Sequence[Message], contents: Sequence[str], untrained: frozenset[int]
@@ -228,34 +244,36 @@ class Renderer:
         pieces.append(Piece(between))
         return [piece for piece in pieces if piece.text]
 
-    def _layout(self, roles: tuple[str, ...], generation: bool) -> _Layout | None:
-        """How the template lays out turns of these roles,
-        or None if it does more than put text around them.
-        """
+    def _layout(self, roles: tuple[str, ...], generation: bool) -> _Layout | _NoLayout:
+        """How the template lays out turns of these roles."""
         key = (roles, generation)
         if key not in self._layouts:
             self._layouts[key] = self._find_layout(roles, generation)
         return self._layouts[key]
 
-    def _find_layout(self, roles: tuple[str, ...], generation: bool) -> _Layout | None:
+    def _find_layout(self, roles: tuple[str, ...], generation: bool) -> _Layout | _NoLayout:
         marks = [f"\ue000{at}\ue001" for at in range(len(roles))]
         messages = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
-        full = apply_template(self.tokenizer, messages, add_generation_prompt=generation)
+        try:
+            full = apply_template(self.tokenizer, messages, add_generation_prompt=generation)
+        except InvalidData:  # it takes turns of these roles with other contents only
+            return _NoLayout()
+        none = _NoLayout(frozenset(at for at, mark in enumerate(marks) if mark not in full))
         around, rest = [], full
         for mark in marks:
             before, found, rest = rest.partition(mark)
             if not found:
-                return None
+                return none
             around.append(before)
         if "\ue000" in "".join([*around, rest]):
-            return None
+            return none
         around.append(rest)
         heads, tails, ended = {}, {}, True
         for at in (at for at, role in enumerate(roles) if role == "assistant"):
             prompt = apply_template(self.tokenizer, messages[:at], add_generation_prompt=True)
             start = full.index(marks[at])
             if not full[:start].startswith(prompt):
-                return None
+                return none
             heads[at] = start - len(prompt)
             tails[at] = self._end_token_length(around[at + 1])
             ended = tails[at] > 0
@@ -265,11 +283,11 @@ class Renderer:
         """Characters of `after` up to the end of the special token that it starts with; 0 if it starts with
         none.
         """
-        token = next((token for token in self._specials if after.lstrip().startswith(token)), None)
+        token = next((token for token in self._encoder.ends if after.lstrip().startswith(token)), None)
         return 0 if token is None else after.index(token) + len(token)
 
     def _by_prefixes(
-        self, full: str, messages: Sequence[Message], untrained: frozenset[int]
+        self, full: str, messages: Sequence[Message], untrained: frozenset[int], generation: bool
     ) -> tuple[list[Piece], bool]:
         """For templates that change the contents: an answer is what follows the generation prompt of the
         turns before it.
@@ -282,51 +300,50 @@ class Renderer:
         for at in (at for at, message in enumerate(messages) if message["role"] == "assistant"):
             before = apply_template(self.tokenizer, messages[:at], add_generation_prompt=True)
             until = apply_template(self.tokenizer, messages[: at + 1], add_generation_prompt=False)
-            if not full.startswith(before) or not full.startswith(until.rstrip()) or len(before) < done:
-                raise InvalidData(_REWRITTEN)
+            goes_on = full.startswith(before) and full.startswith(until.rstrip()) and len(before) >= done
+            if generation and not goes_on:  # nothing is trained here, so nothing has to be told apart
+                return [Piece(full)], True
+            if not until.startswith(before):
+                raise InvalidData(self._otherwise_opened(before, until, messages[: at + 1]))
+            if not goes_on:
+                raise InvalidData(f"{_REWRITTEN} Use single-turn rows with this base.")
             stop = len(until.rstrip())
-            ended = any(until.rstrip().endswith(token) for token in self._specials)
+            ended = any(until.rstrip().endswith(token) for token in self._encoder.ends)
             pieces += [Piece(full[done : len(before)]), Piece(full[len(before) : stop], at not in untrained)]
             done = stop
         return [piece for piece in [*pieces, Piece(full[done:])] if piece.text], ended
 
-    # Pieces to ids.
-
-    def _encode(self, rows: Sequence[Sequence[Piece]]) -> list[list[list[int]]]:
-        """The ids of each piece of each row."""
-        if not self._splits:
-            return [self._encode_joined(row) for row in rows]
-        usual = [piece.text for row in rows for piece in row if not piece.plain]
-        encoded = iter(self._backend.encode_batch_fast(usual, add_special_tokens=False))
-        return [
-            [self._plain_ids(piece) if piece.plain else next(encoded).ids for piece in row] for row in rows
-        ]
-
-    def _plain_ids(self, piece: Piece) -> list[int]:
-        return list(self._plain_backend.encode(piece.text, add_special_tokens=False).ids)
-
-    def _encode_joined(self, pieces: Sequence[Piece]) -> list[list[int]]:
-        """Neighbouring pieces are tokenised together and told apart by where their characters are."""
-        ids: list[list[int]] = []
-        for plain, group in itertools.groupby(pieces, key=lambda piece: piece.plain):
-            run = list(group)
-            if plain:
-                ids += [self._plain_ids(piece) for piece in run]
-                continue
-            found: list[list[int]] = [[] for _ in run]
-            ends = list(itertools.accumulate(len(piece.text) for piece in run))
-            encoding = self._backend.encode("".join(piece.text for piece in run), add_special_tokens=False)
-            for token, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True):
-                found[min(bisect_right(ends, max(start, stop - 1)), len(run) - 1)].append(token)
-            ids += found
-        return ids
+    def _otherwise_opened(self, before: str, until: str, messages: Sequence[Message]) -> str:
+        """Why an answer cannot follow the generation prompt `before`, and what to do."""
+        same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(before, until, strict=False))
+        shared = "".join(one for one, _ in same)
+        opened = before[len(shared) :]
+        if not opened.strip() or left_out(shared, messages[:-1]) is not None:
+            several = sum(message["role"] == "assistant" for message in messages) > 1
+            return f"{_REWRITTEN} Use {'single-turn rows with this' if several else 'another'} base."
+        answer = messages[-1]["content"]
+        if tag := re.fullmatch(r"\s*<(\w+)>\s*", opened):
+            tried = [*messages[:-1], {**messages[-1], "content": f"<{tag[1]}>\nA.\n</{tag[1]}>\n\n{answer}"}]
+            fitting = apply_template(self.tokenizer, tried, add_generation_prompt=False)
+            helps = fitting.startswith(before) and left_out(fitting, tried) is None
+            remedy = f"Let each answer begin with <{tag[1]}>…</{tag[1]}>, or use" if helps else "Use"
+        else:
+            remedy = "Use"
+        return (
+            f"This base's chat template ends its prompt for an answer with {opened[-40:]!r}, and writes turn "
+            f"{len(messages)}, the answer that is given, without it; so the playground would send something "
+            f"else than what is trained on. {remedy} a base whose chat template writes both alike."
+        )
 
 
 @dataclass(frozen=True)
 class _Row:
-    """A row's pieces, and the end token that closes it where the template has none."""
+    """A row's pieces, the ids that the tokenizer puts before them, and the end token that closes it where the
+    template has none.
+    """
 
     pieces: list[Piece]
+    opening: list[int]
     closing: int | None
 
 
@@ -341,7 +358,7 @@ def _assembled(
         if isinstance(row, InvalidData):
             yield row
             continue
-        ids: list[int] = []
+        ids: list[int] = list(row.opening)
         spans: list[tuple[int, int]] = []
         for piece, part in zip(row.pieces, next(rows), strict=True):
             start = len(ids)

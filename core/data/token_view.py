@@ -15,6 +15,10 @@ _PROBE = (
     {"role": "assistant", "content": "Paris."},
 )
 _SYSTEM = {"role": "system", "content": "Answer briefly."}
+_REASONED = (
+    _PROBE[0],
+    {"role": "assistant", "content": "<think>\nThe seat of its government.\n</think>\n\nParis."},
+)
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,7 @@ def check_template(
         _same_prompt(renderer, rows),
         _accepts(renderer, "Takes a system prompt", (_SYSTEM, *_PROBE)),
         _accepts(renderer, "Takes several turns", (*_PROBE, *_PROBE)),
+        _accepts(renderer, "Keeps the reasoning of an answer", _REASONED),
     ]
 
 
@@ -118,7 +123,7 @@ def _end_token(renderer: Renderer, ends: Collection[int], rows: Sequence[Example
                     title, False, f"The last trained token is {shown}; the adapter would not learn to stop."
                 )
     except InvalidData as error:
-        return TemplateCheck(title, False, str(error))
+        return TemplateCheck(title, False, _said(error))
     return TemplateCheck(title, True, f"Each answer ends with {renderer.tokenizer.decode([last])!r}.")
 
 
@@ -131,7 +136,7 @@ def _single_bos(renderer: Renderer, rows: Sequence[Example]) -> TemplateCheck:
             if bos is not None
         )
     except InvalidData as error:
-        return TemplateCheck(title, False, str(error))
+        return TemplateCheck(title, False, _said(error))
     return TemplateCheck(
         title, not doubled, "Rows begin with two start tokens." if doubled else "Rows begin with one at most."
     )
@@ -147,7 +152,7 @@ def _same_prompt(renderer: Renderer, rows: Sequence[Example]) -> TemplateCheck:
                     title, False, f"The ids before the answer of row {row.row} differ from the prompt's."
                 )
     except InvalidData as error:
-        return TemplateCheck(title, False, str(error))
+        return TemplateCheck(title, False, _said(error))
     return TemplateCheck(
         title, True, f"The ids before the answer equal the prompt's, in {len(rows)} conversations."
     )
@@ -157,5 +162,10 @@ def _accepts(renderer: Renderer, title: str, messages: tuple[Message, ...]) -> T
     try:
         renderer.render(Example(0, messages))
     except InvalidData as error:
-        return TemplateCheck(title, False, str(error))
+        return TemplateCheck(title, False, _said(error))
     return TemplateCheck(title, True, "Yes.")
+
+
+def _said(error: InvalidData) -> str:
+    """What is wrong; our own probe has no number of a row."""
+    return str(error).removeprefix("Row 0: ")

@@ -28,7 +28,7 @@ from core.errors import InvalidConfig, InvalidData
 from core.events import Progress
 from core.reporting import Report, silent
 
-_VERSION = 3  # of the rendering; a change makes older files be written anew
+_VERSION = 4  # of the rendering; a change makes older files be written anew
 _BATCH_ROWS = 1000
 _KEPT_BYTES = 10 << 30  # of cached files; the longest unused go first
 _SCHEMA = pa.schema(
@@ -291,7 +291,7 @@ def token_path(digest: str, renderer: Renderer, cache: Path, sequences: Sequence
         renderer.special_tokens,
         tokenizer.backend_tokenizer.to_str(),
         tokenizer.chat_template,
-        tokenizer.eos_token,
+        tokenizer.special_tokens_map,
         *sequences.key,
     ]
     return cache / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()}.arrow"

@@ -61,17 +61,21 @@ class DecodingState:
     @torch.no_grad()
     def prefill(self, ids: Tensor, start: int) -> Tensor:
         """Read prompt tokens [rows, length] at positions start and on; the last layer's output [rows, length,
-        hidden].
+        hidden], or the logits where the model does more after its head than the head's product.
         """
         passes = [Prefill(keys, values, start) for keys, values in self.caches]
         positions = torch.arange(start, start + ids.shape[1], device=ids.device).expand_as(ids)
         with self._using(self.slots), attend(self.base.attention, passes), eager_layers():
-            body = self.base.model.base_model
-            return body(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
+            inputs = {"input_ids": ids, "position_ids": positions, "use_cache": False}
+            if not self.base.plain_head:
+                return self.base.model(**inputs).logits
+            return self.base.model.base_model(**inputs).last_hidden_state
 
     @torch.no_grad()
     def logits_of(self, hidden: Tensor) -> Tensor:
-        """Logits [rows, vocabulary] of the rows' last positions [rows, hidden]."""
+        """Logits [rows, vocabulary] of what prefill() gave for the rows' last positions, [rows, …]."""
+        if not self.base.plain_head:
+            return hidden
         with self._using(self.slots):
             return self.base.model.get_output_embeddings()(hidden[:, None])[:, 0]
 

@@ -17,6 +17,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from core.data.formats import Message
+from core.data.pieces import opening_ids
 from core.data.rendering import apply_template
 from core.errors import InvalidData
 
@@ -117,16 +118,8 @@ def _cut(tokenizer: PreTrainedTokenizerBase) -> ChatParts | None:
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
     text = apply_template(tokenizer, messages, add_generation_prompt=True)
-    return (
-        text.removeprefix(tokenizer.bos_token)
-        if isinstance(tokenizer.bos_token, str) and _adds_bos(tokenizer)
-        else text
-    )
-
-
-def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
-    encoded = tokenizer("a")["input_ids"]
-    return bool(encoded) and encoded[0] == tokenizer.bos_token_id
+    opening = opening_ids(tokenizer)
+    return text.removeprefix(str(tokenizer.convert_ids_to_tokens(opening[0]))) if len(opening) == 1 else text
 
 
 def _conversations() -> list[list[Message]]:

@@ -12,7 +12,9 @@ from gguf import GGMLQuantizationType as Kind
 from gguf import LlamaFileType as File
 from numpy.typing import NDArray
 
-from core.base_model.tokenizer import load_tokenizer
+from core.base_model.tokenizer import end_token_ids, load_tokenizer
+from core.data.pieces import opening_ids
+from core.data.rendering import Renderer
 from core.errors import InvalidModel
 from core.events import Progress
 from core.files.publish import require_space
@@ -164,18 +166,24 @@ def _write_all(
 
 
 def _write_special_tokens(writer: gguf.GGUFWriter, folder: Path, template: str) -> None:
+    """BOS as the tokenizer puts it, and what ends an answer: llama.cpp stops at EOS, EOT and EOM."""
     tokenizer = load_tokenizer(folder, template)
+    opening = opening_ids(tokenizer)
+    ends = end_token_ids(folder, Renderer(tokenizer))
+    first_end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else min(ends, default=None)
+    further = sorted(ends - {first_end})
     ids = (
-        (tokenizer.bos_token_id, writer.add_bos_token_id),
-        (tokenizer.eos_token_id, writer.add_eos_token_id),
+        (opening[0] if len(opening) == 1 else tokenizer.bos_token_id, writer.add_bos_token_id),
+        (first_end, writer.add_eos_token_id),
+        (further[0] if further else None, writer.add_eot_token_id),
+        (further[1] if len(further) > 1 else None, writer.add_eom_token_id),
         (tokenizer.pad_token_id, writer.add_pad_token_id),
         (tokenizer.unk_token_id, writer.add_unk_token_id),
     )
     for number, add in ids:
         if number is not None:
             add(number)
-    encoded = tokenizer("a")["input_ids"]
-    writer.add_add_bos_token(bool(encoded) and encoded[0] == tokenizer.bos_token_id)
+    writer.add_add_bos_token(len(opening) == 1)
     if isinstance(tokenizer.chat_template, str):
         writer.add_chat_template(tokenizer.chat_template)
 

@@ -63,14 +63,12 @@ class AdapterWeights:
     base_name: str = ""
     fan_in_fan_out: bool = False
     use_rslora: bool = False
-    layers_to_transform: tuple[int, ...] | None = None
-    """The decoder layers it adapts, counted from 0; None for all."""
     kind: str = "lora"
     """The name of its adapter kind."""
 
     @property
     def target_names(self) -> list[str]:
-        """The last names of the targeted modules, as PEFT's target_modules lists them."""
+        """The last names of the targeted modules."""
         return sorted({path.rpartition(".")[2] for path in self.layers})
 
     @property

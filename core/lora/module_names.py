@@ -1,4 +1,4 @@
-"""Which modules a name speaks of that people or files give: PEFT's rule, for targets and patterns.
+"""Which modules a name speaks of that people or files give: PEFT's rule.
 
 Needs no torch.
 """
@@ -22,5 +22,5 @@ def is_among(path: str, names: Iterable[str]) -> bool:
 
 
 def by_pattern(pattern: Mapping[str, V], path: str, default: V) -> V:
-    """What the first name that speaks of the module gives, as PEFT reads rank_pattern and alpha_pattern."""
+    """What the first name that speaks of the module gives."""
     return next((value for name, value in pattern.items() if ends_with(path, name)), default)

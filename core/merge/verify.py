@@ -15,6 +15,7 @@ from transformers import AutoConfig
 from core.base_model.files import weight_files
 from core.base_model.load import ResidentBase, load_base
 from core.base_model.probes import PROBES, greedy_answer, probe_ids, probe_logits
+from core.base_model.tokenizer import configured_end_ids
 from core.data.rendering import apply_template
 from core.errors import InvalidAdapter
 from core.events import Progress
@@ -88,14 +89,14 @@ def verify_merge(
     with bank.use():
         expected = probe_logits(base, probes)
         answer = greedy_answer(base, probes[0])
-    facts = _facts(base, base_folder)
+    facts, ends = _facts(base, base_folder), base.end_token_ids()
     del base, bank
     gc.collect()
     report(Progress("Loading the merged model"))
     merged = load_base(merged_folder, device=torch.device("cpu"), dtype=torch.float32)
     found = probe_logits(merged, probes)
     same_answer = _follows(merged, probes[0], answer)
-    problems = _differences(_facts(merged, merged_folder), facts)
+    problems = _differences(_facts(merged, merged_folder), facts) + _unstated_ends(merged_folder, ends)
     return _compare(plain, expected, found, same_answer, _stored_dtype(merged_folder), problems)
 
 
@@ -116,17 +117,24 @@ def _stored_dtype(folder: Path) -> torch.dtype:
 
 def _facts(base: ResidentBase, folder: Path) -> dict[str, object]:
     """What must be the same in the merged model, by the words in which a difference is told."""
-    config, generation = base.model.config, base.model.generation_config
+    config = base.model.config
     rendered = [apply_template(base.tokenizer, list(probe), add_generation_prompt=True) for probe in RENDERED]
     return {
         "chat template": base.tokenizer.chat_template,
         "rendering of the chat template": rendered,
         "end token of the tokenizer": base.tokenizer.eos_token_id,
         "end tokens of the configuration": getattr(config, "eos_token_id", None),
-        "end tokens of the generation configuration": generation.eos_token_id if generation else None,
+        "end tokens of an answer": sorted(base.end_token_ids()),
         "tying of input and output embeddings": bool(getattr(config, "tie_word_embeddings", False)),
         "number of tensors": sum(len(read_header(path).tensors) for path in weight_files(folder)),
     }
+
+
+def _unstated_ends(folder: Path, ends: set[int]) -> tuple[str, ...]:
+    """Servers stop at the tokens that the generation configuration names."""
+    if set(configured_end_ids(folder)) == ends:
+        return ()
+    return (f"the generation configuration does not name exactly the end tokens {sorted(ends)}",)
 
 
 def _differences(found: dict[str, object], wanted: dict[str, object]) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from core.train.step_count import packs
 
 _LENGTH_STEP = 64  # lengths on an accelerator are this times a power of two, so that few shapes occur
 _POSITION_STEP = 64
+_TRIED = 3  # micro-batches that a trial evaluates
 
 
 @dataclass(frozen=True)
@@ -117,21 +118,30 @@ class RunData:
                 yield Step(micro, supervised, sum(map(self._tokens, chosen)), units)
             epoch += 1
 
-    def longest(self) -> Iterator[Step]:
-        """Endless steps of the longest blocks: what takes the most memory and time."""
-        size, accumulation = self._config.micro_batch_size, self._config.gradient_accumulation_steps
-        chosen = sorted(self.blocks, key=self._tokens)[-size:]
-        supervised, tokens = sum(map(self._supervised, chosen)), sum(map(self._tokens, chosen))
-        units = max(1, self._units(chosen)) * accumulation
-        micro = [MicroBatch(self.rows, chosen, 1.0 / units)] * accumulation
-        while True:
-            yield Step(micro, supervised * accumulation, tokens * accumulation, units)
+    def longest(self) -> MicroBatch:
+        """The longest blocks in one micro-batch: what takes the most memory and time."""
+        chosen = sorted(self.blocks, key=self._tokens)[-self._config.micro_batch_size :]
+        return MicroBatch(self.rows, chosen, 1.0 / max(1, self._units(chosen)))
+
+    def step_of(self, part: MicroBatch) -> Step:
+        """A step of this one micro-batch."""
+        units, tokens = max(1, self._units(part.blocks)), sum(map(self._tokens, part.blocks))
+        return Step([replace(part, weight=1.0 / units)], part.supervised, tokens, units)
 
     def validation(self) -> list[MicroBatch]:
         """The validation rows in micro-batches; every trained token counts 1."""
         size = self._config.micro_batch_size
         ordered = sorted(self.validation_blocks, key=self._tokens)
         return [MicroBatch(self.rows, ordered[at : at + size], 1.0) for at in range(0, len(ordered), size)]
+
+    def trial_validation(self) -> list[MicroBatch]:
+        """The longest of them, for a trial."""
+        return self.validation()[::-1][:_TRIED]
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Blocks in a micro-batch."""
+        return self._config.micro_batch_size
 
     @cached_property
     def validation_units(self) -> int:
@@ -268,7 +278,7 @@ def collate(parts: Sequence[MicroBatch | None], shape: Shape) -> Batch:
     blocks.
     """
     blocks = shape.blocks if shape.fixed else max(len(part.blocks) for part in parts if part)
-    length = _length(parts, shape)
+    length = padded_length(parts, shape)
     ids = np.zeros((len(parts) * blocks, length), np.int64)
     positions = np.tile(np.arange(length), (len(ids), 1))
     chosen: list[list[tuple[NDArray[np.int64], NDArray[np.int32]]]] = [[] for _ in parts]
@@ -321,7 +331,8 @@ def _numbered(
     return numbers.ravel()
 
 
-def _length(parts: Sequence[MicroBatch | None], shape: Shape) -> int:
+def padded_length(parts: Sequence[MicroBatch | None], shape: Shape) -> int:
+    """Tokens of each block of the batch that these micro-batches make."""
     if shape.packed:
         return shape.block_length
     longest = int(max(part.longest for part in parts if part))

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 from core.lora.kinds import ADAPTER_KINDS
 from core.lora.targets import LayerShapes, select_targets, trainable_parameter_count
-from core.train.step_count import packs, planned_steps, steps_per_epoch
+from core.train.step_count import evaluations, packs, planned_steps, steps_per_epoch
 from core.train.training_options import TrainingOptions
 
 _CHARACTERS_PER_TOKEN = 4.0
 _TEMPLATE_TOKENS = 24  # role names and end tokens around a short conversation
 _FILLED = 0.97  # of a packed block
 _LOSS_BYTES = 1 << 30  # for the chunk of logits that exists at one time
+_FORWARD_SHARE = 0.4  # of the time of a trained token: its forward pass, without a graph's quick launches
 _KEPT_PER_LAYER = (
     34  # numbers kept for backward, in units of the hidden size, for each token of a decoder layer
 )
@@ -37,6 +38,9 @@ class DataShape:
 
     train_rows: int
     mean_characters: float
+    validation_rows: int = 0
+    row_tokens: float | None = None
+    """Mean tokens of a row, where a run on these rows has shown it; else it follows from the characters."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class Estimate:
     tokens: int
     memory_bytes: int
     seconds: float | None
-    """None until a run on this base has shown how fast this machine is."""
+    """Evaluations counted; None until a run on this base has shown how fast this machine is."""
     packed: bool = False
 
 
@@ -66,7 +70,8 @@ def estimate(
     targets = select_targets(list(base.layer_shapes), lora, base.head)
     trainable = trainable_parameter_count(base.layer_shapes, targets, lora)
     train_rows = max(1, data.train_rows)
-    row_tokens = min(train.max_length, data.mean_characters / _CHARACTERS_PER_TOKEN + _TEMPLATE_TOKENS)
+    guessed = data.mean_characters / _CHARACTERS_PER_TOKEN + _TEMPLATE_TOKENS
+    row_tokens = min(train.max_length, data.row_tokens or guessed)
     packed = packs(train_rows, train_rows * row_tokens, int(row_tokens), train.max_length, train)
     block_tokens = train.max_length * _FILLED if packed else row_tokens
     blocks = max(1, math.ceil(train_rows * row_tokens / block_tokens))
@@ -76,5 +81,7 @@ def estimate(
     kept = micro_tokens * base.hidden_size * base.layers * _KEPT_PER_LAYER * bytes_per_weight
     trained = trainable * ADAPTER_KINDS.get(lora.kind).bytes_per_parameter(bytes_per_weight)
     memory = base.parameters * bytes_per_weight + trained + kept + _LOSS_BYTES
-    seconds = tokens / tokens_per_second if tokens_per_second else None
+    evaluated = evaluations(steps, train) * data.validation_rows * row_tokens
+    worth = tokens + evaluated * _FORWARD_SHARE
+    seconds = worth / tokens_per_second if tokens_per_second else None
     return Estimate(trainable, len(targets), steps, tokens, int(memory), seconds, packed)

@@ -30,7 +30,7 @@ class Evaluation:
         self._execution, self._seating = execution, seating
         self.runs = [run for run in runs if run.data.validation_blocks]
         """Those that have such rows."""
-        self._left = {run: iter(run.data.validation()) for run in self.runs}
+        self._left = {run: iter(run.validation()) for run in self.runs}
         self._sums: Tensor | None = None  # [slots, 1 + 2·metrics]
 
     def next_parts(self) -> Parts:

@@ -22,8 +22,8 @@ from core.train.memory import ExecutionPlan, Tier, first_tier, ran_out_of_memory
 from core.train.seating import Seating
 from core.train.step import MicroBatchStep
 
-_COMPILE_SECONDS = 60.0  # what compiling costs at first
-_COMPILE_GAIN = 0.3  # the share of the time it saves
+COMPILE_SECONDS = 60.0  # what compiling costs at first
+COMPILE_GAIN = 0.3  # the share of the time it saves
 
 Parts = Sequence[MicroBatch | None]
 """A micro-batch of each slot's run; None for a run that has none at the moment."""
@@ -81,7 +81,7 @@ class Execution:
         if plan.compiled or self._base.device.type != "cuda" or not self._wants_compile("auto"):
             return
         left = max(run.total_steps * run.train.gradient_accumulation_steps for run in self._seating.runs)
-        if left * seconds * _COMPILE_GAIN < _COMPILE_SECONDS:
+        if not compiling_pays(left * seconds):
             return
         compile_layers(self._base)
         self._use(replace(plan, tier=max(plan.tier, Tier.CHEAP), compiled=True))
@@ -216,6 +216,11 @@ class Execution:
         gc.collect()  # recomputing leaves cycles
         if self._base.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def compiling_pays(seconds: float) -> bool:
+    """Whether compiling earns its own time in so many seconds of training."""
+    return seconds * COMPILE_GAIN >= COMPILE_SECONDS
 
 
 def _first_line(error: Exception) -> str:

@@ -21,10 +21,10 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     best = float("inf")
     for _ in range(_REPEATS):
-        _wait(device)
+        wait_for(device)
         start = time.perf_counter()
         left @ right
-        _wait(device)
+        wait_for(device)
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
 
@@ -103,6 +103,7 @@ def _nvml_handle(device: torch.device) -> object | None:
         return None
 
 
-def _wait(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
+    """Until the device has done all that it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,28 +1,29 @@
-"""Measure, before a run starts, what it will take: a few micro-batches of its longest blocks,
-on the device.
-"""
+"""Measure, before a run starts, what it will take: a few of its micro-batches, on the device."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+import itertools
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
 
 from core.base_model.load import ResidentBase
-from core.events import MicroBatchDone, Notice, RunFailed, StepDone
+from core.events import MicroBatchDone, Notice, RunFailed, TrainingDone
 from core.train.batches import RunData
+from core.train.config import TrainConfig
+from core.train.executing import COMPILE_GAIN, COMPILE_SECONDS, compiling_pays
 from core.train.group import TrainingGroup
 from core.train.hardware import PeakMemory
 from core.train.memory import memory_figures, ran_out_of_memory
+from core.train.pace import PlannedTime, TrialTimes, checkpoints, training_seconds
 from core.train.run import RunRequest
-from core.train.step_count import planned_steps
+from core.train.step_count import evaluations, planned_steps
+from core.train.trial import Save, Trial, padded_tokens, shape_of
 
-_STEPS = {
-    "cuda": 6,
-    "cpu": 3,
-}  # three before a CUDA graph may be captured, the capture, and two that show its pace
 _STATE_BYTES = 12  # of one trained number in a checkpoint: itself and Adam's two moments, float32
 _CHECKPOINTS = 4  # three are kept, one is being written
+_LOOKED_AT = 1000  # steps of a run whose sizes are looked at; the others are taken to be like them
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,16 @@ class Preflight:
     """Of the device's memory, the base and everything else resident counted; on a CPU of this process."""
     total_bytes: int
     seconds_a_step: float
-    """Of the longest blocks."""
+    """On average over the run, the slower first ones counted; 0 if it does not fit, as are all seconds."""
     steps: int
     seconds: float
-    """For the whole run without its evaluations, if every block were as long as the longest."""
+    """For the whole run: its start, steps, evaluations and checkpoints; not loading the base, reading the
+    rows and answering sample prompts.
+    """
+    evaluating_seconds: float
+    """Of these, for evaluations."""
+    saving_seconds: float
+    """Of these, for checkpoints and the adapter."""
     disk_bytes: int
     """That the run's checkpoints take at most."""
     together: int
@@ -53,31 +60,31 @@ class Preflight:
         return "does not fit" if not self.fits else "fits in smaller pieces" if self.squeezed else "fits"
 
 
-def measure(base: ResidentBase, requests: Sequence[RunRequest]) -> Iterator[Preflight | None]:
-    """Yield None after each micro-batch, then the result.
+def measure(base: ResidentBase, requests: Sequence[RunRequest], save: Save) -> Iterator[Preflight | None]:
+    """Yield None after each micro-batch, then the result. `save` is called once for each run.
 
     Raises what makes a run impossible whatever its size.
     """
     data = {request.key: RunData(request.rows, request.options.train) for request in requests}
-    group = TrainingGroup(
-        base, [_tried(request, data[request.key], base.device.type) for request in requests]
-    )
-    peak, notices, times = PeakMemory(base.device), dict[str, None](), [time.perf_counter()]
-    members, parameters, fits = {request.key for request in requests}, 0, True
+    trial = Trial(base.device, data)
+    group = TrainingGroup(base, [trial.request(request) for request in requests])
+    peak, notices, fits = PeakMemory(base.device), dict[str, None](), True
+    parameters: dict[Hashable, int] = {}
     try:
-        for _, event in group.run():
+        for key, event in group.run():
             if isinstance(event, RunFailed):
                 raise event.error
             if isinstance(event, Notice):
                 notices[event.text] = None
-            if isinstance(event, StepDone):
-                times.append(time.perf_counter())
             if isinstance(event, MicroBatchDone):
-                members, parameters = (
-                    {run.key for run in group.runs},
-                    sum(run.parameters for run in group.runs),
-                )
+                parameters = parameters or {run.key: run.parameters for run in group.runs}
+                trial.micro_batch_done(list(parameters))
                 yield None
+            trial.note(event)
+            if isinstance(event, TrainingDone):
+                trial.time_saving(group, key, save)
+                if key == list(parameters)[-1]:
+                    break  # others wait for their turn, and would take as long again
     except Exception as error:
         if not ran_out_of_memory(error):
             raise
@@ -88,45 +95,60 @@ def measure(base: ResidentBase, requests: Sequence[RunRequest]) -> Iterator[Pref
                 f"{memory_figures(base.device)}."
             )
         ] = None
-    chosen = [request for request in requests if request.key in members]
-    steps = max(planned_steps(len(data[one.key].blocks), one.options.train) for one in chosen)
-    pace = _pace(times, len(chosen)) * max(one.options.train.gradient_accumulation_steps for one in chosen)
+    chosen = [request.options.train for request in requests if request.key in (parameters or data)]
+    steps = max(
+        planned_steps(len(one.blocks), config) for one, config in zip(trial.data, chosen, strict=True)
+    )
+    spent = planned_time(trial.times(), trial.data, chosen, base.device) if fits else PlannedTime()
     yield Preflight(
         fits=fits,
         squeezed=group.squeezed,
         peak_bytes=peak.bytes,
         total_bytes=peak.total,
-        seconds_a_step=pace,
+        seconds_a_step=spent.training / steps,
         steps=steps,
-        seconds=pace * steps,
-        disk_bytes=parameters * _STATE_BYTES * _CHECKPOINTS,
+        seconds=spent.total,
+        evaluating_seconds=spent.evaluating,
+        saving_seconds=spent.saving,
+        disk_bytes=sum(parameters.values()) * _STATE_BYTES * _CHECKPOINTS,
         together=len(chosen),
         notices=tuple(notices),
     )
 
 
-def _pace(times: Sequence[float], runs: int) -> float:
-    """Seconds a step at the end of the trial, when everything is warm; `times` is its start and the end of
-    each run's steps.
-
-    On an accelerator the last two steps are told together, so they are taken together.
-    """
-    ends = [times[0], *times[runs::runs]]
-    last = min(2, len(ends) - 1)
-    return (ends[-1] - ends[-1 - last]) / last if last else 0.0
-
-
-def _tried(request: RunRequest, data: RunData, device: str) -> RunRequest:
-    """The same run for a few steps of one micro-batch, all of the longest blocks; packed as the whole run
-    would be.
-    """
-    train = request.options.train
-    short = replace(
-        train,
-        max_steps=_STEPS.get(device, 2),
-        gradient_accumulation_steps=1,
-        packing="on" if data.packed else "off",
-        compile="off" if train.compile == "auto" else train.compile,
+def planned_time(
+    times: TrialTimes, data: Sequence[RunData], configs: Sequence[TrainConfig], device: torch.device
+) -> PlannedTime:
+    """What the whole of the runs on these data will take, trained at once."""
+    steps, longest, config = max(
+        (
+            (planned_steps(len(one.blocks), config), one, config)
+            for one, config in zip(data, configs, strict=True)
+        ),
+        key=lambda run: run[0],
     )
-    options = replace(request.options, train=short)
-    return replace(request, longest_first=True, resume=None, changes=(), options=options)
+    training = _training_seconds(times, data, steps, device)
+    micro_batches = steps * config.gradient_accumulation_steps
+    wants_compile = device.type == "cuda" and any(one.compile == "auto" for one in configs)
+    if wants_compile and compiling_pays(micro_batches * times.usual.seconds):
+        training = COMPILE_SECONDS + training * (1 - COMPILE_GAIN)
+    evaluating = evaluations(steps, config) * _pass_seconds(times, data, device)
+    spent = times.starting + training + evaluating
+    saves = checkpoints(steps, spent, bool(longest.validation_blocks), config)
+    return PlannedTime(times.starting, training, evaluating, saves * times.saving)
+
+
+def _training_seconds(times: TrialTimes, data: Sequence[RunData], steps: int, device: torch.device) -> float:
+    looked, shape = min(steps, _LOOKED_AT), shape_of(data, device)
+    each = [itertools.islice(one.steps(), looked) for one in data]
+    parts = itertools.zip_longest(*[[part for step in one for part in step.micro_batches] for one in each])
+    return training_seconds(times, (padded_tokens(one, shape) for one in parts), steps / looked)
+
+
+def _pass_seconds(times: TrialTimes, data: Sequence[RunData], device: torch.device) -> float:
+    """For one pass over the validation rows."""
+    if times.evaluated is None:
+        return 0.0
+    shape = shape_of(data, device)
+    parts = itertools.zip_longest(*[one.validation() for one in data])
+    return times.evaluated.seconds * sum(padded_tokens(one, shape) for one in parts) / times.evaluated.tokens

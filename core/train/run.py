@@ -24,7 +24,7 @@ from core.train.changes import Change, ChangingConfig
 from core.train.group_objective import metric_means
 from core.train.run_state import Position, RunState
 from core.train.schedule import rate_factor, warmup_steps
-from core.train.step_count import planned_steps, steps_per_epoch
+from core.train.step_count import planned_steps, steps_between_evaluations, steps_per_epoch
 from core.train.training_options import TrainingOptions
 
 _RATE_WINDOW = 20  # steps over which speed and time left are averaged
@@ -42,8 +42,8 @@ class RunRequest:
     """Where to go on from: the factors and the rest of the state."""
     changes: Sequence[Change] = ()
     """What was changed while it ran before."""
-    longest_first: bool = False
-    """Whether every micro-batch is made of the longest blocks, to find out what the run will take."""
+    trial: Sequence[Step] = ()
+    """Steps to do in place of its own, to find out what the run will take; evaluated after the last."""
 
 
 class TrainingRun:
@@ -68,9 +68,8 @@ class TrainingRun:
         self.micro_batches = at.micro_batches  # taken so far, also of unfinished steps
         self._whole_micro_batches = at.micro_batches  # those of finished steps
         self.tokens, self.seconds = at.tokens, at.seconds
-        self._measuring = request.longest_first
-        steps = self.data.longest() if self._measuring else self.data.steps()
-        self._steps = itertools.islice(steps, self.done, None)
+        self._trial = bool(request.trial)
+        self._steps = itertools.islice(request.trial or self.data.steps(), self.done, None)
         self._step: Step | None = None
         self._place = 0  # in the step's micro-batches
         self._optimiser: torch.optim.Optimizer | None = None
@@ -147,7 +146,6 @@ class TrainingRun:
 
     def adapter(self, bank: AdapterBank, slot: int) -> AdapterWeights:
         """The factors as they are now."""
-        layers = self.lora.layer_numbers
         return AdapterWeights(
             rank=self.lora.rank,
             alpha=self.lora.alpha,
@@ -157,7 +155,6 @@ class TrainingRun:
             base_name=self._base.name,
             fan_in_fan_out=any(self._base.layers[path].transposed for path in self.targets),
             use_rslora=self.lora.use_rslora,
-            layers_to_transform=None if layers is None else tuple(sorted(layers)),
             kind=self.kind.name,
         )
 
@@ -256,18 +253,23 @@ class TrainingRun:
     @property
     def settled(self) -> bool:
         """Whether the evaluation that is due after the steps done so far has been made, if one is."""
-        due = self._validates and (self.done == 0 or self.evaluates())
+        at_start = self.done == 0 and not self._trial
+        due = self._validates and (at_start or self.evaluates())
         return not due or self.evaluated_at == self.done
 
     def evaluates(self) -> bool:
         """Whether an evaluation is due after the steps done so far."""
         total = self._planned(self.done - 1)
-        every = self.train.eval_steps or max(1, total // 10)
+        every = steps_between_evaluations(total, self.train)
         return self._validates and (self.done % every == 0 or self.done >= total)
 
     @property
     def _validates(self) -> bool:
-        return bool(self.data.validation_blocks) and not self._measuring
+        return bool(self.data.validation_blocks)
+
+    def validation(self) -> list[MicroBatch]:
+        """The validation rows in micro-batches; a few of them in a trial."""
+        return self.data.trial_validation() if self._trial else self.data.validation()
 
     def prepared(self) -> Prepared:
         """The event that opens the run."""

@@ -21,6 +21,17 @@ def steps_per_epoch(blocks: int, config: TrainConfig) -> int:
     return math.ceil(blocks / (config.micro_batch_size * config.gradient_accumulation_steps))
 
 
+def steps_between_evaluations(steps: int, config: TrainConfig) -> int:
+    """Optimiser steps between two evaluations of a run of so many steps."""
+    return config.eval_steps or max(1, steps // 10)
+
+
+def evaluations(steps: int, config: TrainConfig) -> int:
+    """Passes over the validation rows in a run of so many steps: before the first, on the way, at the end."""
+    every = steps_between_evaluations(steps, config)
+    return 1 + steps // every + (steps % every > 0)
+
+
 def packs(rows: int, tokens: float, longest: int, block_length: int, config: TrainConfig) -> bool:
     """Whether `rows` rows of `tokens` tokens in all are packed into blocks.
 

@@ -5,6 +5,7 @@ rots unseen.
 import os
 import random
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -13,6 +14,7 @@ from app.service.exports import verify_export, zipped
 from app.shared.errors import QuotaExceeded
 from core.base_model.fingerprint import stat_key
 from core.errors import InvalidConfig, WorkbenchError
+from core.lora.peft.files import differing_layers, save_adapter
 from core.train.training_options import TrainingOptions
 from storage.errors import BlobDamaged, NotFound, StorageError
 from storage.tables import Adapter, Base, Export
@@ -73,6 +75,44 @@ def test_a_combination_is_previewed_then_kept(workbench, taught, trained, method
     assert [(one["name"], one["weight"]) for one in row.parents] == [("taught", 0.7), ("other", 0.3)]
     base = workbench.registry.find(Base, "llama")
     assert load_row(workbench.registry, row, base).highest_rank == kept["rank"]
+
+
+@pytest.fixture
+def uneven(workbench, trained):
+    """A function that keeps an adapter with some layers only of the one that trained() gives."""
+
+    def make(name, *held):
+        row, base = trained(name), workbench.registry.find(Base, "llama")
+        whole = load_row(workbench.registry, row, base)
+        layers = {path: one for path, one in whole.layers.items() if path.endswith(held)}
+        with workbench.registry.blobs.staging() as staging:
+            (staging / "adapter").mkdir()
+            save_adapter(staging / "adapter", replace(whole, layers=layers))
+            row.digest = workbench.registry.blobs.put(staging / "adapter")
+        return workbench.registry.save(row)
+
+    return make
+
+
+def test_what_is_made_of_uneven_adapters_is_usable(workbench, uneven, tmp_path):
+    """Targets that differ from layer to layer, combined, resized, verified, exported, imported again."""
+    uneven("one", "0.self_attn.q_proj", "1.mlp.up_proj")
+    uneven("other", "1.self_attn.q_proj", "1.self_attn.v_proj")
+    parts = [{"name": "one", "weight": 1.0}, {"name": "other", "weight": 0.5}]
+    result(workbench, "combine_adapters", parts=parts, config={"method": "cat"}, name="both")
+    result(workbench, "resize_adapter", adapter="both", rank=1, name="small")
+    assert result(workbench, "verify_adapter")["problems"] == {}
+    out = str(tmp_path / "out")
+    exported = result(workbench, "export_adapter", adapter="small", config={"format": "peft"}, folder=out)
+    assert exported["verdict"] == "passed"
+    result(workbench, "import_adapter", folder=out, name="back", look=False)
+    base = workbench.registry.find(Base, "llama")
+    small, back = (
+        load_row(workbench.registry, workbench.registry.find(Adapter, name), base)
+        for name in ("small", "back")
+    )
+    assert len(small.layers) == 4
+    assert not differing_layers(small, back)
 
 
 def test_verifying_says_what_is_wrong(workbench, taught, trained):

@@ -127,6 +127,22 @@ def test_a_row_is_edited_added_and_an_earlier_version_comes_back(workbench, tmp_
     assert [one.parent for one in workbench.registry.datasets.versions(back.id)] == [3, 2, 1, None]
 
 
+def test_an_edit_keeps_the_marks_of_its_row_and_the_findings_of_others(workbench, tmp_path):
+    said = [(role, f"{role} {i}") for i in range(2) for role in ("user", "assistant")]
+    turns = [{"role": role, "content": text} for role, text in said]
+    marked = [turns[0], turns[1] | {"train": False, "name": "Ann"}, *turns[2:]]
+    noted = [turns[0], turns[3] | {"thinking": "hm"}]
+    plain = [{"messages": [{"role": "user", "content": f"q{i}"}, turns[1]]} for i in range(9)]
+    row = add(workbench, tmp_path, lines({"messages": marked}, {"messages": noted}, *plain))
+    mended = workbench.datasets.edit("mine", 0, [*said[:3], ("assistant", "another")])
+    assert workbench.datasets.row(mended, 0).example.untrained == {1}
+    longer = workbench.datasets.edit("mine", 0, [("system", "s"), *said])
+    assert workbench.datasets.row(longer, 0).example.untrained == {2}
+    assert (row.warnings, workbench.datasets.open(longer).summary.counts) == (2, {"ignored_part": 1})
+    with pytest.raises(InvalidData, match="Every answer of the row is marked as not trained"):
+        workbench.datasets.edit("mine", 0, [*said[:2]])
+
+
 def test_a_split_that_changes_nothing_is_no_new_version(workbench, tmp_path):
     add(workbench, tmp_path, lines(*rows(20)))
     with pytest.raises(InvalidData, match="is split like that already: 5% for validation"):

@@ -8,6 +8,7 @@ from sqlmodel import col, update
 from app.service.comparing import compare
 from app.service.presets import read_options
 from app.web.parts.curve import run_news
+from core.base_model.source import BaseSource
 from core.errors import InvalidConfig, InvalidInput
 from core.train.training_options import TrainingOptions
 from storage.errors import InUse, NotFound
@@ -262,7 +263,8 @@ def test_a_pause_does_not_wait_for_sample_prompts(workbench, session):
     finish(training)
     assert _get(workbench, run_id).state == "paused"
     assert {one.step for one in workbench.registry.measurements.samples(run_id)} == {0}
-    assert session.engine.free_for("another base"), "an answer that was given up must not keep the base"
+    elsewhere = BaseSource("another base", workbench.settings.home, "b" * 64, "")
+    assert session.engine.free_for(elsewhere), "an answer that was given up must not keep the base"
 
 
 # Checkpoints.
@@ -325,6 +327,17 @@ def test_what_a_run_would_take_is_measured_in_the_engine(workbench):
     with pytest.raises(Exception, match="A run is under way"):
         workbench.training.measure("llama", "data", [TrainingOptions.parse(QUICK)])
     workbench.runs.stop(long.id)
+
+
+def test_the_plan_knows_what_an_earlier_run_has_shown(workbench, session):
+    options = TrainingOptions.parse({**QUICK, "max_length": 64})
+    assert workbench.training.estimate("llama", "data", options).seconds is None
+    run_id, training = session("mine", max_steps=12, max_length=64)
+    finish(training)
+    last = workbench.registry.measurements.last_point(run_id)
+    plan = workbench.training.estimate("llama", "data", options)
+    assert plan.tokens / plan.steps == pytest.approx(last.tokens / 12, rel=0.15)
+    assert plan.seconds > plan.tokens / (last.tokens / last.seconds), "evaluations take their time too"
 
 
 def test_runs_are_compared_by_what_differs(workbench, session):

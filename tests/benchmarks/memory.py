@@ -71,7 +71,7 @@ def peaks(work: Sequence[tuple[str, int, int]]) -> list[dict[str, object]]:
             ("even", RandomRows(400, length, vocabulary)),
             ("uneven", UnevenRows(400, length, vocabulary)),
         ):
-            *_, before = measure(base, [request(base, rows, blocks, length)])
+            *_, before = measure(base, [request(base, rows, blocks, length)], lambda *state: None)
             _forget()
             group, taken = TrainingGroup(base, [request(base, rows, blocks, length)]), 0
             for event in alone(group):

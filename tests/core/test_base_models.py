@@ -13,6 +13,7 @@ from core.base_model.fingerprint import fingerprint, stat_key
 from core.base_model.gguf_convert import convert_gguf
 from core.base_model.hub import fetch_from_hub
 from core.base_model.source import BaseSource, check_unchanged
+from core.base_model.tokenizer import load_tokenizer
 from core.engine import AdapterSource, require_same_base
 from core.errors import InvalidInput, InvalidModel, SourceUnreachable, WrongBase
 from core.files.safetensors_file import build_header, read_header
@@ -135,6 +136,9 @@ def test_a_gguf_file_is_converted_to_safetensors(tiny_llama, tmp_path, tokenizer
     convert_gguf(source, tmp_path / "out", silent)
     info = describe(tmp_path / "out")
     assert (info.dtype, info.architecture) == ("bf16", "LlamaForCausalLM")
+    converted = load_tokenizer(tmp_path / "out")
+    names = ("bos_token_id", "eos_token_id", "unk_token_id", "pad_token_id")
+    assert [getattr(converted, name) for name in names] == [1, 2, 3, 0]
     found, expected = (
         load_file(tmp_path / "out" / "model.safetensors"),
         load_file(tiny_llama / "model.safetensors"),
@@ -165,6 +169,8 @@ def _write_gguf(folder, target, tokenizer):
     writer.add_token_merges([" ".join(pair) for pair in merges])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
+    writer.add_unk_token_id(3)
+    writer.add_pad_token_id(0)
     writer.add_chat_template(tokenizer.chat_template)
     for name, tensor in load_file(folder / "model.safetensors").items():
         writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), tensor.numpy())

@@ -105,7 +105,7 @@ from tests.core.data_files import GOOD, MESSAGES, lines, take, written
         (
             "a.jsonl",
             lines(GOOD, {"messages": [MESSAGES[0], MESSAGES[1] | {"weight": 2}]}),
-            "missing",
+            "weight",
             "the number 0 or 1",
         ),
         (

@@ -130,23 +130,28 @@ def test_evaluations_go_on_in_pieces_too(tiny_llama, monkeypatch):
 def test_measuring_leaves_the_base_as_it_was_and_tells_what_a_run_takes(tiny_llama):
     base = load(tiny_llama)
     before = base.model(torch.arange(3, 13)[None]).logits
-    *paused, found = measure(base, [request(base, ROWS, LORA, TRAIN)])
+    saved = []
+    *paused, found = measure(base, [request(base, ROWS, LORA, TRAIN)], lambda *state: saved.append(state))
+    assert len(saved) == 1
     assert paused
     assert set(paused) == {None}
     assert (found.fits, found.squeezed, found.steps, found.together) == (True, False, 8, 1)
     assert 0 < found.peak_bytes < found.total_bytes
-    assert found.seconds == pytest.approx(8 * found.seconds_a_step)
-    assert found.seconds_a_step > 0
+    assert found.seconds > 8 * found.seconds_a_step > 0
     assert torch.equal(base.model(torch.arange(3, 13)[None]).logits, before)
+
+
+def _forget(*state):
+    """A checkpoint that is not written."""
 
 
 def test_measuring_says_what_does_not_fit(tiny_llama, monkeypatch):
     base = load(tiny_llama)
     _Limited(monkeypatch, rows=1)
-    *_, squeezed = measure(base, [request(base, ROWS, LORA, TRAIN)])
+    *_, squeezed = measure(base, [request(base, ROWS, LORA, TRAIN)], _forget)
     assert (squeezed.fits, squeezed.squeezed) == (True, True)
     _Limited(monkeypatch, rows=0)
-    *_, nothing = measure(base, [request(base, ROWS, LORA, TRAIN)])
+    *_, nothing = measure(base, [request(base, ROWS, LORA, TRAIN)], _forget)
     assert not nothing.fits
     assert "one block at a time" in nothing.notices[-1]
 

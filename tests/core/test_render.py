@@ -189,11 +189,9 @@ def test_a_template_that_rewrites_an_answer_is_followed_by_its_prompt(tokenizer,
         _supervised(tokenizer, renderer.render(_conversation("a", "fine")))
         == "<think>\n\n</think>\n\nfine<|im_end|>"
     )
-    assert (
-        _supervised(tokenizer, renderer.render(_conversation("a", "secretfine")))
-        == "<think>\n\n</think>\n\nfine<|im_end|>"
-    )
-    with pytest.raises(InvalidData, match="changes earlier turns"):
+    with pytest.raises(InvalidData, match=r"Row 1: .*leaves out a part of turn 2, the assistant's"):
+        renderer.render(_conversation("a", "secretfine"))
+    with pytest.raises(InvalidData, match="leaves out a part of turn 2"):
         renderer.render(_conversation("a", "secretfine", "b", "more"))
 
 

@@ -77,9 +77,9 @@ def test_supervised_tokens_decode_to_the_answers_exactly(starter_folder, name):
 
 
 def test_the_starters_template_passes_its_check(starter_folder):
-    tokenizer = load_tokenizer(starter_folder)
-    checks = check_template(Renderer(tokenizer), end_token_ids(starter_folder, tokenizer), list(_rows(20)))
-    assert [check.passed for check in checks] == [True] * 5
+    renderer = Renderer(load_tokenizer(starter_folder))
+    checks = check_template(renderer, end_token_ids(starter_folder, renderer), list(_rows(20)))
+    assert [check.passed for check in checks] == [True] * 6
 
 
 def test_a_row_is_shown_token_by_token(starter_folder):

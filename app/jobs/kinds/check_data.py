@@ -77,8 +77,8 @@ def _renderer(base: Base, folder: Path) -> tuple[Renderer, Collection[int]]:
 
     tokenizer, summary = load_tokenizer(Path(base.folder), base.template), Summary.read(folder)
     special_tokens = bool(summary and summary.mapping.get("special_tokens"))
-    ends = end_token_ids(Path(base.folder), tokenizer)
-    return Renderer(tokenizer, special_tokens=special_tokens), ends
+    renderer = Renderer(tokenizer, special_tokens=special_tokens)
+    return renderer, end_token_ids(Path(base.folder), renderer)
 
 
 def _parts(rows: DatasetFile, version: str) -> tuple[Mask, Mask]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from app.jobs.kinds import Arguments, JobContext, JobKind
 from app.shared.bases import shapes_of
-from app.shared.identity import mismatch, require_fit
+from app.shared.identity import effective_template_hash, mismatch, require_fit
 from app.shared.references import Reference, refer, referred
 from app.shared.text import require_text
 from core.errors import InvalidAdapter, WrongBase
@@ -72,7 +72,7 @@ class ImportAdapter(JobKind):
                 return _said(found, tried)
             base, weights = _the_one(registry, found, tried, arguments.get("base"), shown)
             report(Progress("Storing"))
-            digest = registry.blobs.put(_as_stored(found, weights, staging))
+            digest = registry.blobs.put(_as_stored(found, weights, base, staging))
         said = _said(found, tried)
         return context.conclude(lambda: said | _registered(registry, found, base, weights, name, digest))
 
@@ -139,19 +139,28 @@ def _the_one(
             f"{found.evidence.claims or 'nothing'}) and fits several: "
             f"{names}. Name the right one with --base."
         )
-    return fitting[0]
+    return max(fitting, key=lambda one: _said_of(found, one[0]))
 
 
-def _as_stored(found: Found, weights: AdapterWeights, staging: Path) -> Path:
+def _said_of(found: Found, base: Base) -> tuple[bool, bool]:
+    """Whether the files record the tokenizer and the template of this base, of several with equal weights."""
+    evidence = found.evidence
+    return (
+        evidence.tokenizer_hash == base.tokenizer_hash,
+        evidence.template_hash == effective_template_hash(base),
+    )
+
+
+def _as_stored(found: Found, weights: AdapterWeights, base: Base, staging: Path) -> Path:
     """PEFT's own files as they are, what is in another layout written anew."""
     from core.lora.foreign.layouts import LAYOUTS
-    from core.lora.peft.files import save_adapter
+    from core.lora.peft.files import save_checked
 
     if found.layout is LAYOUTS[0] and found.config is not None:
         return found.weights_file.parent
     folder = staging / "converted"
     folder.mkdir()
-    save_adapter(folder, weights)
+    save_checked(folder, weights, shapes_of(base), base.head)
     return folder
 
 

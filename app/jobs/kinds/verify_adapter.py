@@ -46,14 +46,14 @@ class VerifyAdapter(JobKind):
             else registry.all(Adapter)
         )
         problems: dict[str, str] = {}
-        checked: set[str] = set()
+        checked: set[int | None] = set()
         for number, row in enumerate(rows):
             report(Progress(f"Verifying {row.name}", number / len(rows)))
             try:
                 base = base_for(registry, row)
-                if base.fingerprint not in checked:
+                if base.id not in checked:
                     check_unchanged(source_of(registry, base), afresh=arguments.get("deep", False))
-                    checked.add(base.fingerprint)
+                    checked.add(base.id)
                 if not load_row(registry, row, base).is_trained():
                     problems[row.name] = "Every B is zero: it was never trained and does nothing."
             except (InvalidAdapter, InvalidModel, WrongBase, StorageError) as error:

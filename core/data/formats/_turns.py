@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from typing import Any
 
 from core.data.findings import RowFault
 from core.data.formats import Convert, DataFormat, Example, Seen
@@ -10,7 +10,7 @@ from core.data.formats._cells import label_in, system_column, system_turn
 from core.data.formats._columns import SYSTEMS, TURNS
 from core.data.mapping import Candidate, DataMapping
 from core.data.reading import Row, kind_of
-from core.data.turns import BESIDE, as_turns, content, conversation, is_trained, speaker
+from core.data.turns import as_list, as_turns, conversation, read_turns
 
 
 class TurnsFormat(DataFormat):
@@ -43,20 +43,16 @@ def turns_converter(mapping: DataMapping) -> Convert:
     def convert(number: int, row: Row) -> Example:
         turns = as_turns(row.get(column))
         if not turns:
-            found = "an empty list" if row.get(column) == [] else kind_of(row.get(column))
-            raise RowFault(
-                "missing", f"{column} is {found}; expected a list of turns, each with a role and its text."
-            )
-        pairs = [(speaker(turn), content(turn)) for turn in turns]
-        start = system_turn(mapping, row)
-        silent = frozenset(len(start) + at for at, turn in enumerate(turns) if not is_trained(turn))
-        notes = tuple(
-            ("ignored_part", f"The {key} of turn {at} are not used.")
-            for at, turn in enumerate(turns, 1)
-            for key in BESIDE
-            if turn.get(key)
-        )
-        made = conversation(number, [*start, *pairs], silent, label_in(mapping, row))
-        return replace(made, notes=notes) if notes else made
+            raise RowFault("missing", _no_turns(column, row.get(column)))
+        read, start = read_turns(turns), system_turn(mapping, row)
+        silent = frozenset(len(start) + at for at in read.untrained)
+        return conversation(number, [*start, *read.said], silent, label_in(mapping, row), read.notes)
 
     return convert
+
+
+def _no_turns(column: str, value: Any) -> str:
+    found = "an empty list" if as_list(value) == [] else kind_of(value)
+    if isinstance(value, list) and value:
+        found = f"a list that holds {kind_of(next(one for one in value if not isinstance(one, dict)))}"
+    return f"{column} is {found}; expected a list of turns, each with a role and its text."

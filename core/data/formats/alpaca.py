@@ -10,7 +10,7 @@ from core.data.formats._cells import Turn, label_in, system_column, system_turn,
 from core.data.formats._columns import ANSWERS, QUESTIONS, SYSTEMS
 from core.data.mapping import Candidate, DataMapping
 from core.data.reading import Row
-from core.data.turns import conversation
+from core.data.turns import as_list, conversation
 
 
 class Alpaca(DataFormat):
@@ -60,7 +60,7 @@ KIND = Alpaca()
 
 
 def _history(history: Any) -> list[Turn]:
-    pairs = history or []
+    pairs = as_list(history) or []
     sound = isinstance(pairs, list) and all(
         isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs
     )

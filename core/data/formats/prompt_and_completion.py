@@ -22,28 +22,22 @@ class PromptAndCompletion(DataFormat):
     def detect(self, seen: Seen) -> list[Candidate]:
         questions = [seen.names[name] for name in QUESTIONS if name in seen.names]
         answers = [seen.names[name] for name in ANSWERS if name in seen.names]
-        found = self._preferred(seen, questions)
+        found = []
         for answer in answers:
             rest = {"assistant": answer, **system_column(seen)}
-            if len(questions) == 2:
+            if len(questions) > 1:
                 found.append(self._joined(questions, rest))
             for question in questions:
                 mapping = DataMapping(self.name, {"user": question, **rest})
                 found.append(Candidate(mapping, f"columns {question!r} and {answer!r}"))
         return found
 
-    def _preferred(self, seen: Seen, questions: list[str]) -> list[Candidate]:
-        if not _are_preferences(seen) or not questions:
-            return []
-        mapping = DataMapping(self.name, {"user": questions[0], "assistant": seen.names["chosen"]})
-        said = "the chosen answers as plain answers; the rejected ones are not used"
-        return [Candidate(mapping, said, doubtful=True)]
-
     def _joined(self, questions: list[str], rest: dict[str, str]) -> Candidate:
-        """Two columns that ask together, the context first."""
-        first, second = sorted(questions, key=lambda name: name.strip().lower() != "context")
-        mapping = DataMapping(self.name, rest, {"user": f"{{{first}}}\n\n{{{second}}}"})
-        return Candidate(mapping, f"{first!r} and {second!r} together ask, {rest['assistant']!r} answers")
+        """Columns that ask together, the context first."""
+        *first, last = sorted(questions, key=lambda name: name.strip().lower() != "context")
+        template = "\n\n".join(f"{{{name}}}" for name in (*first, last))
+        said = f"{', '.join(map(repr, first))} and {last!r} together ask, {rest['assistant']!r} answers"
+        return Candidate(DataMapping(self.name, rest, {"user": template}), said)
 
     def guess(self, seen: Seen) -> list[Candidate]:
         """Two columns of text are a question and an answer, one way or the other."""
@@ -60,16 +54,8 @@ class PromptAndCompletion(DataFormat):
             for a, b in (columns, columns[::-1])
         ]
 
-    def hints(self, seen: Seen) -> list[str]:
-        said = "Preferences (chosen / rejected) cannot be trained on yet; the chosen answers can."
-        return [said] if _are_preferences(seen) else []
-
     def converter(self, mapping: DataMapping) -> Convert:
         return pairs_converter(mapping)
 
 
 KIND = PromptAndCompletion()
-
-
-def _are_preferences(seen: Seen) -> bool:
-    return {"chosen", "rejected"} <= set(seen.names)

@@ -39,12 +39,14 @@ def _modelfile(what: Exporting, source: str) -> tuple[str, bool]:
     """The Modelfile for weights in `source`, and whether Ollama's language could say the chat template."""
     from core.base_model.files import read_json
     from core.base_model.tokenizer import end_token_ids, load_tokenizer
+    from core.data.rendering import Renderer
     from core.gguf.modelfile import chat_parts, modelfile
 
     base = what.base_folder
     tokenizer = load_tokenizer(base, what.about.base_template)
     parts = chat_parts(tokenizer)
-    stop = sorted(str(tokenizer.convert_ids_to_tokens(one)) for one in end_token_ids(base, tokenizer))
+    ends = end_token_ids(base, Renderer(tokenizer))
+    stop = sorted(str(tokenizer.convert_ids_to_tokens(one)) for one in ends)
     settings = base / "generation_config.json"
     generation = read_json(settings) if settings.is_file() else {}
     context = int(read_json(base / "config.json").get("max_position_embeddings", 2048))

@@ -27,10 +27,11 @@ class Peft(ExportFormat):
 
     def write(self, what: Exporting, staging: Path, report: Report) -> Facts:
         """See ExportFormat."""
-        from core.lora.peft.files import TEMPLATE_KEY, TOKENIZER_KEY, save_adapter
+        from core.lora.peft.files import TEMPLATE_KEY, TOKENIZER_KEY, save_checked
 
         about = {TOKENIZER_KEY: what.about.tokenizer_hash, TEMPLATE_KEY: what.about.template_hash}
-        save_adapter(staging, what.adapter, {key: value for key, value in about.items() if value})
+        recorded = {key: value for key, value in about.items() if value}
+        save_checked(staging, what.adapter, what.skeleton.shapes, what.skeleton.head, recorded)
         return {"tensors": 2 * len(what.adapter.layers)}
 
     def check(self, what: Exported, report: Report) -> Finding:
@@ -59,10 +60,10 @@ class Peft(ExportFormat):
 
 
 def _differing_layers(what: Exported) -> list[str]:
-    from core.lora.peft.files import load_adapter
+    from core.lora.peft.files import differing_layers, load_adapter
 
-    found = load_adapter(what.folder, what.skeleton.shapes, what.skeleton.head).layers
-    return [path for path, one in what.adapter.layers.items() if not found[path].equals(one)]
+    found = load_adapter(what.folder, what.skeleton.shapes, what.skeleton.head)
+    return differing_layers(what.adapter, found)
 
 
 def _probed(what: Exported, found: AdapterWeights) -> tuple[Tensor, Tensor]:

@@ -103,9 +103,31 @@ def _copy_companions(what: Exporting, staging: Path) -> None:
             shutil.copyfile(what.base_folder / name, staging / name)
     if what.config.dtype != AUTO:
         _state_dtype(staging / "config.json", what.config.dtype)
+    _state_end_tokens(what, staging / "generation_config.json")
     if chat_template(what.base_folder) is None:
         template = chosen_template(what.about.base_template)
         (staging / "chat_template.jinja").write_text(template, encoding="utf-8")
+
+
+def _state_end_tokens(what: Exporting, path: Path) -> None:
+    """Servers stop at the tokens that this file names, and know nothing of what the chat template ends a turn
+    with.
+    """
+    import json
+
+    from core.base_model.files import read_json
+    from core.base_model.tokenizer import configured_end_ids, end_token_ids, load_tokenizer
+    from core.data.rendering import Renderer
+
+    stated = configured_end_ids(what.base_folder)
+    tokenizer = load_tokenizer(what.base_folder, what.about.base_template)
+    missing = end_token_ids(what.base_folder, Renderer(tokenizer)) - set(stated)
+    if not missing:
+        return
+    settings = read_json(path) if path.is_file() else {}
+    ends = [*stated, *sorted(missing)]
+    settings["eos_token_id"] = ends if len(ends) > 1 else ends[0]
+    path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _state_dtype(path: Path, dtype: str) -> None:

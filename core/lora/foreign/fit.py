@@ -15,7 +15,7 @@ from core.lora.foreign.look import Found, positive, raw_config
 from core.lora.peft.config_checks import CONFIG_NAME
 from core.lora.peft.files import load_adapter
 from core.lora.scaling import alpha_of, scaling
-from core.lora.targets import LayerShapes, layer_number
+from core.lora.targets import LayerShapes
 
 _PREFIXES = (
     "base_model.model.",
@@ -45,8 +45,6 @@ def fit(found: Found, shapes: LayerShapes, head: str | None, alpha: float | None
         scale = scales[own] if own in scales else _by_alpha(found, loaded, own, A.shape[0])
         layers[path] = LayerFactors(A, B, scale)
     rank = max(factors.rank for factors in layers.values())
-    numbers = sorted({number for path in layers if (number := layer_number(path)) is not None})
-    everywhere = len(numbers) == len({layer_number(path) for path in shapes} - {None})
     return AdapterWeights(
         rank=rank,
         alpha=alpha_of(max(factors.scale for factors in layers.values()), rank, found.evidence.use_rslora),
@@ -55,7 +53,6 @@ def fit(found: Found, shapes: LayerShapes, head: str | None, alpha: float | None
         base_fingerprint=found.evidence.fingerprint,
         base_name=found.evidence.claims,
         use_rslora=found.evidence.use_rslora,
-        layers_to_transform=None if everywhere else tuple(numbers),
     )
 
 

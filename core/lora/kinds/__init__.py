@@ -194,12 +194,8 @@ class AdapterKind:
         """Check the values of peft_keys. Raises InvalidAdapter naming the setting at fault."""
 
     def peft_settings(self, adapter: AdapterWeights) -> dict[str, Any]:
-        """What the configuration holds beside peft_type, task_type and the base."""
-        layers = adapter.layers_to_transform
-        return {
-            "target_modules": adapter.target_names,
-            "layers_to_transform": None if layers is None else list(layers),
-        }
+        """What the configuration holds beside peft_type, task_type, the base and the targeted modules."""
+        return {}
 
     def stated(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The fields of AdapterWeights that the configuration gives: rank, alpha, dropout and others."""

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from core.errors import InvalidAdapter
 from core.lora.kinds import AdapterKind, LayerTensor
-from core.lora.module_names import by_pattern
 from core.lora.peft.config_checks import CONFIG_NAME, check_number, check_pattern, check_switch
+from core.lora.peft.targeting import exceptions, stated_for
 from core.lora.scaling import alpha_of, scaling
 
 if TYPE_CHECKING:
@@ -137,22 +137,19 @@ class Lora(AdapterKind):
         """Layers whose rank or alpha is another than the adapter's stand in the patterns."""
         ranks = {path: self.rank(layer) for path, layer in adapter.layers.items()}
         alphas = {
-            path: _nine_digits(alpha_of(layer.scale, ranks[path], adapter.use_rslora))
+            path: _stated_alpha(alpha_of(layer.scale, ranks[path], adapter.use_rslora), adapter.alpha)
             for path, layer in adapter.layers.items()
         }
-        layers = adapter.layers_to_transform
         return {
             "r": adapter.rank,
             "lora_alpha": adapter.alpha,
             "lora_dropout": adapter.dropout,
-            "target_modules": adapter.target_names,
             "bias": "none",
             "use_rslora": adapter.use_rslora,
             "use_dora": False,
             "fan_in_fan_out": adapter.fan_in_fan_out,
-            "rank_pattern": _others(ranks, adapter.rank),
-            "alpha_pattern": _others(alphas, adapter.alpha),
-            "layers_to_transform": None if layers is None else list(layers),
+            "rank_pattern": exceptions(ranks, adapter.rank),
+            "alpha_pattern": exceptions(alphas, adapter.alpha),
             "modules_to_save": None,
             "init_lora_weights": True,
         }
@@ -169,20 +166,17 @@ class Lora(AdapterKind):
 
     def stated_rank(self, config: Mapping[str, Any], path: str) -> int:
         """r, or what rank_pattern says."""
-        return int(by_pattern(config.get("rank_pattern") or {}, path, config["r"]))
+        return int(stated_for(config.get("rank_pattern") or {}, path, config["r"]))
 
     def stated_scale(self, config: Mapping[str, Any], path: str) -> float:
         """α/r or α/√r, with what alpha_pattern and rank_pattern say."""
-        alpha = float(by_pattern(config.get("alpha_pattern") or {}, path, config["lora_alpha"]))
+        alpha = float(stated_for(config.get("alpha_pattern") or {}, path, config["lora_alpha"]))
         return scaling(alpha, self.stated_rank(config, path), bool(config.get("use_rslora")))
 
 
-def _nine_digits(alpha: float) -> float:
-    return float(f"{alpha:.9g}")  # the scale was rounded to float32
-
-
-def _others(values: Mapping[str, float], default: float) -> dict[str, float]:
-    return {path: value for path, value in values.items() if not math.isclose(value, default, rel_tol=1e-6)}
+def _stated_alpha(alpha: float, usual: float) -> float:
+    """With nine digits, since the scale was rounded to float32; the usual one if it is that."""
+    return usual if math.isclose(alpha, usual, rel_tol=1e-6) else float(f"{alpha:.9g}")
 
 
 KIND = Lora()

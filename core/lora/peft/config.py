@@ -7,15 +7,14 @@ one kind of adapter, that kind checks and writes; the rest is here. Needs no tor
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.errors import InvalidAdapter
 from core.lora.kinds import ADAPTER_KINDS, AdapterKind
-from core.lora.module_names import is_among
 from core.lora.peft.config_checks import CONFIG_NAME, MODULE_NAME
-from core.lora.targets import layer_number
+from core.lora.peft.targeting import check_targeting, naming
 
 if TYPE_CHECKING:
     from core.lora.adapter import AdapterWeights
@@ -24,7 +23,7 @@ _MAX_CONFIG_BYTES = 256 * 1024
 _MAX_TEXT = 1000
 
 # Keys with a meaning for every kind, or that describe and change nothing.
-UNDERSTOOD = {"peft_type", "target_modules", "layers_to_transform", "exclude_modules"}
+UNDERSTOOD = {"peft_type", "target_modules", "layers_to_transform", "layers_pattern", "exclude_modules"}
 DESCRIPTIVE = {
     "base_model_name_or_path",
     "revision",
@@ -33,13 +32,12 @@ DESCRIPTIVE = {
     "auto_mapping",
     "peft_version",
     "megatron_core",
-    "layers_pattern",
     "qalora_group_size",
 }
 
 
-def peft_config(adapter: AdapterWeights) -> dict[str, Any]:
-    """The content of adapter_config.json."""
+def peft_config(adapter: AdapterWeights, modules: Collection[str] = ()) -> dict[str, Any]:
+    """The content of adapter_config.json; `modules` are the linear layers of its base, by path."""
     kind = ADAPTER_KINDS.get(adapter.kind)
     return {
         "peft_type": kind.peft_type,
@@ -48,6 +46,7 @@ def peft_config(adapter: AdapterWeights) -> dict[str, Any]:
         "revision": None,
         "inference_mode": True,
         **kind.peft_settings(adapter),
+        **naming(adapter.layers, modules),
     }
 
 
@@ -70,9 +69,8 @@ def read_config(path: Path) -> dict[str, Any]:
     for key, value in config.items():
         _check_key(key, value, kind)
     kind.check_peft(config)
-    _check_layers(config)
     _check_descriptions(config)
-    _check_targets(config)
+    check_targeting(config)
     return config
 
 
@@ -93,18 +91,6 @@ def _check_key(key: str, value: object, kind: AdapterKind) -> None:
         key, f"the setting {key!r} is not known here, so its effect would be lost without a word"
     )
     raise InvalidAdapter(f"{CONFIG_NAME}: {why}.")
-
-
-def _check_layers(config: Mapping[str, Any]) -> None:
-    chosen = config.get("layers_to_transform")
-    numbers = chosen if isinstance(chosen, list) else [0 if chosen is None else chosen]
-    if not all(type(number) is int and 0 <= number < 10_000 for number in numbers):
-        raise InvalidAdapter(f"{CONFIG_NAME}: layers_to_transform must be layer numbers.")
-    if config.get("layers_pattern"):
-        raise InvalidAdapter(
-            f"{CONFIG_NAME}: layers_pattern is not known here; save the adapter with "
-            "layers_to_transform alone."
-        )
 
 
 def _check_descriptions(config: Mapping[str, Any]) -> None:
@@ -140,36 +126,3 @@ def _is_auto_mapping(mapping: object) -> bool:
     return all(isinstance(one, str) and MODULE_NAME.match(one) for one in mapping.values()) and (
         str(mapping["parent_library"]).split(".")[0] == "transformers"
     )
-
-
-def _check_targets(config: Mapping[str, Any]) -> None:
-    targets = config.get("target_modules")
-    listed = (
-        isinstance(targets, list)
-        and targets
-        and all(isinstance(one, str) and len(one) < 512 for one in targets)
-    )
-    if not listed and not (isinstance(targets, str) and targets == "all-linear"):
-        raise InvalidAdapter(f"{CONFIG_NAME}: target_modules must be a list of module names or all-linear.")
-    excluded = config.get("exclude_modules") or []
-    if not isinstance(excluded, list) or not all(isinstance(one, str) for one in excluded):
-        raise InvalidAdapter(f"{CONFIG_NAME}: exclude_modules must be a list of module names.")
-
-
-def targeted_paths(config: Mapping[str, Any], paths: Sequence[str], head: str | None) -> list[str]:
-    """Which of these module paths a checked configuration targets."""
-    names, layers = config["target_modules"], chosen_layers(config)
-    paths = [path for path in paths if not is_among(path, config.get("exclude_modules") or [])]
-    if names == "all-linear":
-        chosen = [path for path in paths if path != head]
-    else:
-        chosen = [path for path in paths if is_among(path, names)]
-    if layers is None:
-        return chosen
-    return [path for path in chosen if layer_number(path) in layers]
-
-
-def chosen_layers(config: Mapping[str, Any]) -> tuple[int, ...] | None:
-    """The decoder layers that a checked configuration names, counted from 0; None for all."""
-    layers = config.get("layers_to_transform")
-    return layers if layers is None else tuple([layers] if isinstance(layers, int) else layers)

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from core.errors import InvalidAdapter
+from core.lora.peft.patterns import compiled
 
 CONFIG_NAME = "adapter_config.json"
 MODULE_NAME = re.compile(r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$")
+_MOST_EXPRESSIONS = 100  # people write a few; each is tried on each layer
 
 
 def check_number(
@@ -33,16 +35,24 @@ def check_number(
 
 
 def check_pattern(config: Mapping[str, Any], key: str, low: float, high: float) -> None:
-    """Raise InvalidAdapter unless the setting maps plain module names to numbers in this range."""
+    """Raise InvalidAdapter unless the setting maps module names, or regular expressions for them, to numbers
+    in this range.
+    """
     pattern = config.get(key) or {}
-    sound = isinstance(pattern, dict) and all(
+    if not isinstance(pattern, dict) or not all(
         is_number(value) and low <= value <= high for value in pattern.values()
-    )
-    if not sound or not all(MODULE_NAME.match(name) for name in pattern):
+    ):
         raise InvalidAdapter(
-            f"{CONFIG_NAME}: {key} must map plain module names (no regular expressions) to numbers "
-            f"from {low} to {high}."
+            f"{CONFIG_NAME}: {key} must map names of modules to numbers from {low} to {high}."
         )
+    expressions = [name for name in pattern if not MODULE_NAME.match(name)]
+    if len(expressions) > _MOST_EXPRESSIONS:
+        raise InvalidAdapter(
+            f"{CONFIG_NAME}: {key} holds {len(expressions)} regular expressions; at most "
+            f"{_MOST_EXPRESSIONS} are accepted."
+        )
+    for name in expressions:
+        compiled(name)
 
 
 def check_switch(config: Mapping[str, Any], key: str) -> None:

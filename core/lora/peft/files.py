@@ -9,8 +9,9 @@ imported.
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ from safetensors.torch import load_file
 
 from core.errors import InvalidAdapter, InvalidInput
 from core.files.safetensors_file import SafetensorsHeader, TensorEntry, read_header, write_float32
-from core.lora.adapter import AdapterWeights
+from core.lora.adapter import AdapterWeights, LayerWeights
 from core.lora.kinds import ADAPTER_KINDS, AdapterKind, largest
 from core.lora.layout import corner
-from core.lora.peft.config import chosen_layers, kind_of, peft_config, read_config, targeted_paths
+from core.lora.peft.config import kind_of, peft_config, read_config
 from core.lora.peft.config_checks import CONFIG_NAME
+from core.lora.peft.targeting import targeted_paths
 from core.lora.targets import LayerShapes
 
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -41,11 +43,17 @@ Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]
 """Likewise."""
 
 
-def save_adapter(folder: Path, adapter: AdapterWeights, recorded: Mapping[str, str] | None = None) -> None:
+def save_adapter(
+    folder: Path,
+    adapter: AdapterWeights,
+    recorded: Mapping[str, str] | None = None,
+    modules: Collection[str] = (),
+) -> None:
     """Write `adapter` into the existing folder, in the layout PEFT loads. float32 numbers, fingerprint in the
     header.
 
-    recorded: what else the header should say, such as the tokenizer's hash.
+    recorded: what else the header should say, such as the tokenizer's hash. modules: the paths of its base's
+    linear layers; where they are known, short names stand for the layers if they mean no others.
     """
     kind = ADAPTER_KINDS.get(adapter.kind)
     tensors: dict[str, torch.Tensor] = {}
@@ -56,8 +64,39 @@ def save_adapter(folder: Path, adapter: AdapterWeights, recorded: Mapping[str, s
     metadata = {"format": "pt", FINGERPRINT_KEY: adapter.base_fingerprint, **(recorded or {})}
     arrays = {key: tensor.contiguous().float().numpy() for key, tensor in tensors.items()}
     write_float32(folder / WEIGHTS_NAME, arrays, metadata)
-    config = json.dumps(peft_config(adapter), indent=2, ensure_ascii=False)
+    config = json.dumps(peft_config(adapter, modules), indent=2, ensure_ascii=False)
     (folder / CONFIG_NAME).write_text(config + "\n", encoding="utf-8")
+
+
+def save_checked(
+    folder: Path,
+    adapter: AdapterWeights,
+    shapes: LayerShapes,
+    head: str | None,
+    recorded: Mapping[str, str] | None = None,
+) -> None:
+    """save_adapter() for a base with these layers, read again: what is kept or leaves must be usable.
+
+    Raises InvalidAdapter if it is not read back as it was.
+    """
+    save_adapter(folder, adapter, recorded, shapes)
+    if different := differing_layers(adapter, load_adapter(folder, shapes, head)):
+        raise InvalidAdapter(
+            f"{different[0]} is not read back as it was written ({len(different)} such layers), so nothing "
+            "was kept. Please report this."
+        )
+
+
+def differing_layers(adapter: AdapterWeights, found: AdapterWeights) -> list[str]:
+    """The paths of layers that are not the same in both, up to the rounding of a stated alpha."""
+    paths = sorted({*adapter.layers, *found.layers})
+    return [path for path in paths if not _same(adapter.layers.get(path), found.layers.get(path))]
+
+
+def _same(one: LayerWeights | None, other: LayerWeights | None) -> bool:
+    if one is None or other is None:
+        return False
+    return math.isclose(one.scale, other.scale, rel_tol=1e-6) and one.equals(other)
 
 
 def _key(path: str, name: str, kind: AdapterKind) -> str:
@@ -181,7 +220,6 @@ def load_adapter(folder: Path, shapes: LayerShapes, head: str | None = None) -> 
         },
         base_fingerprint=recorded_fingerprint(header),
         base_name=str(config.get("base_model_name_or_path") or ""),
-        layers_to_transform=chosen_layers(config),
     )
 
 

@@ -98,6 +98,19 @@ def _plan_facts(plan: Estimate) -> str:
     )
 
 
+def _time_text(found: dict[str, Any]) -> str:
+    parts = [
+        f"{duration(found[key])} for {name}"
+        for key, name in (("evaluating_seconds", "evaluations"), ("saving_seconds", "checkpoints"))
+        if found[key] >= 1
+    ]
+    return f"about {duration(found['seconds'])}{', of it ' + ' and '.join(parts) if parts else ''}"
+
+
+def _pace_text(found: dict[str, Any]) -> str:
+    return f"{found['seconds_a_step']:.2f} s on average over {found['steps']:,} steps"
+
+
 def measured_html(found: dict[str, Any]) -> str:
     """What a short trial has shown."""
     share = f"{size(found['peak_bytes'])} of {size(found['total_bytes'])}"
@@ -106,11 +119,7 @@ def measured_html(found: dict[str, Any]) -> str:
     card = facts(
         [
             ("Peak memory", f"{share}{several}"),
-            ("Time a step", f"{found['seconds_a_step']:.2f} s with the longest rows"),
-            (
-                "Time",
-                f"at most {duration(found['seconds'])} for {found['steps']:,} steps, evaluations not counted",
-            ),
+            *([("Time", _time_text(found)), ("Time a step", _pace_text(found))] if found["fits"] else []),
             ("Disk", f"at most {size(found['disk_bytes'])} for checkpoints"),
         ],
         f"Measured: {found['verdict']}",

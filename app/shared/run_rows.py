@@ -1,0 +1,22 @@
+"""The row of a run that is yet to be stored, or never is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from storage.tables import Base, Dataset, Run
+
+
+def run_row(base: Base, data: Dataset, config: dict[str, Any], name: str = "") -> Run:
+    """A run on this base and these data as they are now; the caller may set what else it needs."""
+    return Run(
+        name=name,
+        base_id=base.id or 0,
+        base_name=base.name,
+        base_fingerprint=base.fingerprint,
+        dataset_id=data.id or 0,
+        dataset_name=data.name,
+        dataset_digest=data.digest,
+        dataset_version=data.version,
+        config=config,
+    )

@@ -1,0 +1,244 @@
+"""Whether our passes compute what transformers' own plain forward does, for an architecture as configured.
+
+A model of the same configuration with random numbers is asked twice: by transformers' eager attention, each
+row alone; and by the three passes of ours, rows packed into a block, a prompt read in pieces, and one token
+beside a cache. Widths, windows and layers are cut down first, so a large base costs as little as a tiny one,
+and rows are longer than every window and every change of the context that the base can reach. What differs
+is refused: it would be trained and answered with something else than its authors' model, without a sign.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from core.base_model.attention import (
+    NAME,
+    Attending,
+    OneToken,
+    Packed,
+    Prefill,
+    attend,
+    find_attention_modules,
+)
+from core.base_model.model_config import model_class, refusing
+from core.errors import InvalidModel
+
+TOLERANCE = 1e-3
+"""Root mean square of the differences, as a share of the logits' own spread. Rounding gives 1e-6."""
+_CONTEXT, _WINDOW, _WIDTH, _VOCABULARY, _EXPERTS = 96, 16, 128, 256, 8
+_MANY = 30_000_000  # parameters of a model whose layers and widths are cut down too
+_WINDOWS = ("window", "attention_chunk_size", "original_max_position_embeddings", "local_attention")
+_NO_WINDOW = ("layer", "pattern", "use_")
+_agreed: set[str] = set()  # configurations, since a base is loaded more often than it changes
+
+
+def require_agreement(config: PretrainedConfig) -> None:
+    """Raise InvalidModel, saying where and why, if ours is not what transformers computes."""
+    key = json.dumps(config.to_dict(), sort_keys=True, default=str)
+    if key in _agreed:
+        return
+    name = model_class(config).__name__
+    with refusing(f"transformers cannot compute a {name} as config.json describes it"):
+        model = _random_model(_cut_down(config))
+    attention, rows = _attention_of_ours(model), _rows(model.config)
+    with refusing(f"transformers cannot compute a {name} as config.json describes it"):
+        model.set_attn_implementation("eager")
+        wanted = [_alone(model, row) for row in rows]
+        model.set_attn_implementation(NAME)
+    with refusing(f"A {name} is asked in a way that cannot be used yet"):
+        passes = {
+            "where rows are packed for training": _packed(model, attention, rows),
+            "while an answer is written": _decoded(model, attention, rows[:2]),
+        }
+    for where, found in passes.items():
+        difference = max(_difference(one, other) for one, other in zip(wanted, found, strict=False))
+        if not difference <= TOLERANCE:
+            raise InvalidModel(
+                f"A {name} with this configuration would not be computed as transformers computes it "
+                f"{where}: its logits differ by {difference:.1%} of their spread. {_cause(model)} Such a "
+                "model cannot be used yet."
+            )
+    _agreed.add(key)
+
+
+def _difference(wanted: Tensor, found: Tensor) -> float:
+    return float((found - wanted).square().mean().sqrt() / wanted.std().clamp_min(1e-12))
+
+
+def _cause(model: PreTrainedModel) -> str:
+    """What is known to differ, as far as the configuration tells."""
+    text = json.dumps(model.config.to_dict(), default=str)
+    if '"longrope"' in text or '"dynamic"' in text:
+        return (
+            "Its rotary embedding changes with the length of the longest row in a batch, so a row's numbers "
+            "would depend on who shares it."
+        )
+    return (
+        "Its layers attend by masks of their own, or to other positions than causal attention within a "
+        "sliding window does."
+    )
+
+
+# The model, cut down.
+
+
+def _cut_down(config: PretrainedConfig) -> PretrainedConfig:
+    small = copy.deepcopy(config)
+    context = _context(small)
+    for part in _parts(small):
+        for name, value in list(vars(part).items()):
+            setattr(part, name, _with_short_windows(name, value, context))
+        if _context(part) > _CONTEXT:
+            part.max_position_embeddings = _CONTEXT
+    if _parameters(small) > _MANY:
+        for part in _parts(small):
+            _cut_layers(part)
+            _cut_widths(part)
+    return small
+
+
+def _parts(config: PretrainedConfig) -> list[PretrainedConfig]:
+    parts = [getattr(config, name, None) for name in config.sub_configs]
+    return [config, *(part for part in parts if isinstance(part, PretrainedConfig))]
+
+
+def _context(config: PretrainedConfig) -> int:
+    return getattr(config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+
+
+def _with_short_windows(name: str, value: Any, context: int) -> Any:
+    """A window that the base can leave stays one that it can leave, and becomes short."""
+    if isinstance(value, dict) and "rope" in name:
+        return {
+            key: _with_short_windows(key if not isinstance(one, dict) else name, one, context)
+            for key, one in value.items()
+        }
+    is_window = any(word in name for word in _WINDOWS) and not any(word in name for word in _NO_WINDOW)
+    return min(value, _WINDOW) if is_window and type(value) is int and 0 < value < context else value
+
+
+def _parameters(config: PretrainedConfig) -> int:
+    with torch.device("meta"):
+        return sum(one.numel() for one in model_class(config)(config).parameters())
+
+
+def _cut_layers(part: PretrainedConfig) -> None:
+    """One layer of each kind that the configuration lists, two at least."""
+    count = getattr(part, "num_hidden_layers", None)
+    if not count:
+        return
+    lists = {
+        name: value
+        for name, value in vars(part).items()
+        if isinstance(value, (list, tuple)) and len(value) == count
+    }
+    kinds = [str([value[at] for value in lists.values()]) for at in range(count)]
+    kept = sorted({kinds.index(kind) for kind in kinds} | set(range(min(2, count))))
+    for name, value in lists.items():
+        setattr(part, name, type(value)(value[at] for at in kept))
+    part.num_hidden_layers = len(kept)
+
+
+def _cut_widths(part: PretrainedConfig) -> None:
+    """What no other width follows from."""
+    for name, value in list(vars(part).items()):
+        if type(value) is not int:
+            continue
+        if name.endswith("intermediate_size"):
+            setattr(part, name, min(value, _WIDTH))
+        elif name == "vocab_size":
+            setattr(part, name, min(value, _VOCABULARY))
+        elif name in ("num_experts", "num_local_experts", "n_routed_experts"):
+            setattr(part, name, min(value, _EXPERTS))
+        elif name.endswith("token_id") and value >= _VOCABULARY:
+            setattr(part, name, None)
+
+
+def _random_model(config: PretrainedConfig) -> PreTrainedModel:
+    """In float32, with numbers so large that every token attends to some tokens more than to others."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, attn_implementation="eager", dtype=torch.float32, trust_remote_code=False
+        )
+        for parameter in model.parameters():
+            spread = parameter.shape[-1] ** -0.5 if parameter.dim() > 1 else 0.1
+            noise = torch.randn(parameter.shape) * spread
+            parameter.data = noise if parameter.dim() > 1 else parameter.data + noise
+    embedding: nn.Parameter = model.get_input_embeddings().weight  # type: ignore[assignment]
+    embedding.data *= embedding.shape[-1] ** 0.5
+    return model.eval()
+
+
+def _rows(config: PretrainedConfig) -> list[Tensor]:
+    """Three rows of ids: one as long as the context, and two that are so together, one of them shorter than
+    any window.
+    """
+    length, vocabulary = min(_context(config), _CONTEXT), config.get_text_config().vocab_size
+    ids = torch.randint(vocabulary, (2 * length,), generator=torch.Generator().manual_seed(1))
+    return list(ids.split([length, length // 8, length - length // 8]))
+
+
+# Both ways.
+
+
+@torch.no_grad()
+def _alone(model: PreTrainedModel, row: Tensor) -> Tensor:
+    """Logits [length, vocabulary] as transformers' own attention gives them."""
+    return model(input_ids=row[None], use_cache=False).logits[0]
+
+
+def _attention_of_ours(model: PreTrainedModel) -> list[Attending]:
+    """The modules that attend, by our function. Raises InvalidModel."""
+    with refusing(f"The attention of a {type(model).__name__} cannot be used yet"):
+        model.set_attn_implementation(NAME)
+        return find_attention_modules(model)
+
+
+@torch.no_grad()
+def _packed(model: PreTrainedModel, attention: Sequence[Attending], rows: Sequence[Tensor]) -> list[Tensor]:
+    """Logits of each row, all of them in one batch of two blocks."""
+    lengths = [len(row) for row in rows]
+    bounds = [0, *itertools.accumulate(lengths)]
+    positions = torch.cat([torch.arange(length) for length in lengths])
+    with attend(attention, [Packed(bounds)] * len(attention)):
+        logits = model(
+            input_ids=torch.cat(list(rows)).view(2, -1), position_ids=positions.view(2, -1), use_cache=False
+        ).logits
+    return list(logits.flatten(0, 1).split(lengths))
+
+
+@torch.no_grad()
+def _decoded(model: PreTrainedModel, attention: Sequence[Attending], rows: Sequence[Tensor]) -> list[Tensor]:
+    """Logits of each row: its prompt read in two pieces, its last token by itself beside a cache."""
+    count, longest = len(rows), max(len(row) for row in rows)
+    ids = torch.stack([torch.nn.functional.pad(row, (0, longest - len(row))) for row in rows])
+    caches = [
+        (
+            torch.zeros(count, one.kv_heads, longest, one.key_width),
+            torch.zeros(count, one.kv_heads, longest, one.value_width),
+        )
+        for one in attention
+    ]
+    read = []
+    for start, stop in itertools.pairwise([0, longest // 2, longest - 1]):
+        positions = torch.arange(start, stop).expand(count, -1)
+        with attend(attention, [Prefill(keys, values, start) for keys, values in caches]):
+            read.append(model(input_ids=ids[:, start:stop], position_ids=positions, use_cache=False).logits)
+    last = torch.tensor([len(row) - 1 for row in rows])
+    seen = (torch.arange(longest) <= last[:, None])[:, None, None]
+    steps = [OneToken(keys, values, torch.arange(count), last, seen) for keys, values in caches]
+    with attend(attention, steps):
+        one = model(
+            input_ids=torch.stack([row[-1:] for row in rows]), position_ids=last[:, None], use_cache=False
+        ).logits
+    prompts = torch.cat(read, dim=1)
+    return [torch.cat([prompts[at, :end], one[at]]) for at, end in enumerate(last.tolist())]

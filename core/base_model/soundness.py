@@ -1,0 +1,72 @@
+"""Whether a folder holds a base that can be trained and answered with, beyond what its description tells.
+
+As a process of its own it reads a JSON list of folders from standard input, and writes an object of those
+that are not sound, with the reason of each.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from core.base_model.agreement import require_agreement
+from core.base_model.describe import look_over
+from core.base_model.load import load_generation_config
+from core.base_model.model_config import load_config
+from core.base_model.tensors import check_tensors
+from core.base_model.tokenizer import load_tokenizer
+from core.data.rendering import Renderer
+from core.errors import InvalidModel, WorkbenchError
+
+_MOST_NAMED = 3
+
+
+def require_sound(folder: Path) -> None:
+    """Raise InvalidModel if the files do not hold the tensors of their architecture, if the tokenizer cannot
+    be used or does not fit them, or if the architecture is not computed here as transformers does it.
+
+    No weight is read.
+    """
+    look_over(folder)
+    model = check_tensors(folder)
+    load_generation_config(folder, model)
+    tokenizer = load_tokenizer(folder)
+    Renderer(tokenizer)  # which needs a fast one
+    _require_ids_within(folder, tokenizer, model)
+    require_agreement(load_config(folder))
+
+
+def _require_ids_within(folder: Path, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    """The embedding may have more rows than there are tokens, never fewer."""
+    embedding: Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
+    rows = embedding.shape[0]
+    beyond = {token: number for token, number in tokenizer.get_vocab().items() if not 0 <= number < rows}
+    if beyond:
+        first = sorted(beyond, key=beyond.__getitem__)[:_MOST_NAMED]
+        shown = ", ".join(f"{token[:40]!r} ({beyond[token]:,})" for token in first)
+        more = f" and {len(beyond) - len(first):,} more" if len(beyond) > len(first) else ""
+        raise InvalidModel(
+            f"The tokenizer of {folder.name} has tokens beyond the model's embedding, which has {rows:,} "
+            f"rows: {shown}{more}. Put back the tokenizer files that belong to these weights, or take the "
+            "added tokens out of them."
+        )
+
+
+def main() -> int:
+    """Answer the question on standard input."""
+    refused = {}
+    for folder in json.loads(sys.stdin.read()):
+        try:
+            require_sound(Path(folder))
+        except WorkbenchError as error:
+            refused[folder] = str(error)
+    print(json.dumps(refused))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
