@@ -69,6 +69,10 @@ class Forked:
         """Ask it to end."""
         os.kill(self.pid, signal.SIGTERM)
 
+    def kill(self) -> None:
+        """End it, whatever it does."""
+        os.kill(self.pid, signal.SIGKILL)
+
     def wait(self) -> int:
         """Wait for its end; its exit code."""
         while (code := self.poll()) is None:

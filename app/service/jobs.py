@@ -23,6 +23,7 @@ from storage.tables import FAILED, INTERRUPTED, QUEUED, STOPPED, Job
 
 _POLL_SECONDS = 0.2
 _START_SECONDS = 60.0
+_END_SECONDS = 10.0
 
 
 class Jobs:
@@ -81,6 +82,12 @@ class Jobs:
         """
         process = self._processes.get(job.id or 0) or self._process_elsewhere(job)
         process.terminate()
+        end = time.monotonic() + _END_SECONDS
+        while is_held(self._settings.job_lock(job.id or 0)):
+            if time.monotonic() > end:
+                process.kill()  # it is stopped, or stuck; what a killed job leaves is swept by the next
+                break
+            time.sleep(_POLL_SECONDS)
         process.wait()
         self._registry.jobs.stop(job.id or 0, "Cancelled. Nothing was added.")
 
