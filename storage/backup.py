@@ -22,7 +22,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-from storage.blobs import BlobStore, flush
+from storage.blobs import BlobStore, sync
 from storage.database import Database
 from storage.errors import StorageError
 from storage.registry import Registry
@@ -75,10 +75,10 @@ def backup(registry: Registry, target: Path, watch: Watch) -> int:
                 _ABOUT,
                 json.dumps({"format": FORMAT, "created": time.time(), "blobs": len(found) - len(gone)}),
             )
-        flush(staged)
+        sync(staged)
         os.replace(staged, target)
         try:
-            flush(target.parent)
+            sync(target.parent)
         except OSError:
             target.unlink()
             raise
@@ -247,10 +247,10 @@ def _put_in_place(staged: Path, database: Path) -> None:
         _copy(database, kept)
         for suffix in _BESIDE:
             database.with_name(database.name + suffix).unlink(missing_ok=True)
-    flush(staged)
+    sync(staged)
     os.replace(staged, database)
     try:
-        flush(database.parent)
+        sync(database.parent)
     except OSError as error:
         raise StorageError(
             f"The backup is restored, but the disk may not have written it all ({error.strerror}): look at "
@@ -267,7 +267,7 @@ def _copy(database: Path, kept: Path) -> None:
         for suffix in ("", *_BESIDE):
             if (path := database.with_name(database.name + suffix)).exists():
                 shutil.copyfile(path, kept.with_name(kept.name + suffix))
-    flush(kept)
+    sync(kept)
 
 
 def _holds_anything(path: Path) -> bool:

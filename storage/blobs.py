@@ -67,7 +67,7 @@ class BlobStore:
         if _touched(target):
             return digest
         target.parent.mkdir(parents=True, exist_ok=True)
-        sync(source)
+        sync_all(source)
         os.utime(source)  # a sweep leaves alone what is younger than it looks for
         try:
             os.replace(source, target)
@@ -75,7 +75,7 @@ class BlobStore:
             if not target.exists():
                 raise
             return digest  # somebody else has put the same content there meanwhile
-        flush(target.parent)
+        sync(target.parent)
         return digest
 
     def sweep(self, referenced: Callable[[], set[str]], seconds: float = _STAGED_SECONDS) -> int:
@@ -113,7 +113,7 @@ class BlobStore:
             _delete(aside)
         else:
             os.replace(aside, target)
-            flush(target.parent)
+            sync(target.parent)
 
     def digests(self) -> list[str]:
         """Of every blob that is there."""
@@ -228,13 +228,13 @@ def _delete(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def sync(source: Path) -> None:
+def sync_all(source: Path) -> None:
     """Flush a file, or a folder with all that is in it."""
     for path in [source, *source.rglob("*")] if source.is_dir() else [source]:
-        flush(path)
+        sync(path)
 
 
-def flush(path: Path) -> None:
+def sync(path: Path) -> None:
     """Flush a file, or a folder's entries where the system can open folders."""
     if path.is_dir() and os.name == "nt":
         return

@@ -36,6 +36,9 @@ TRANSITIONS: Transitions = {
 }
 
 
+CANCELLED = "Cancelled. Nothing was added."
+
+
 class Jobs:
     """The jobs."""
 
@@ -64,8 +67,8 @@ class Jobs:
         with self._database.writing() as session:
             _change_state(session, _job_in(session, job_id), FAILED, message)
 
-    def stop(self, job_id: int, message: str) -> None:
-        """Note that a job was ended by the one who started it; one that is over stays as it is."""
+    def stop(self, job_id: int, message: str = CANCELLED) -> None:
+        """Note that somebody has ended a job; one that is over stays as it is."""
         with self._database.writing() as session:
             job = _job_in(session, job_id)
             if job.active:

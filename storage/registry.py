@@ -160,6 +160,7 @@ class Registry:
                 )
                 for run in session.exec(select(Run).where(col(Run.state).in_(ACTIVE_STATES))).all()
             ]
+            states = sorted(session.exec(select(Run.state, func.count()).group_by(Run.state)).all())
             jobs = session.exec(select(Job.id, Job.state).where(col(Job.state).in_(ACTIVE_STATES))).all()
             changed = session.exec(select(func.max(Adapter.changed))).one()
-            return repr((tops, active, jobs, changed))
+            return repr((tops, states, active, jobs, changed))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from sqlalchemy import delete, func
 from sqlmodel import Session, col, select
@@ -14,6 +15,7 @@ from storage.names import clean_name, free_name
 from storage.run_states import change_state, note_state, run_in
 from storage.tables import (
     ACTIVE_STATES,
+    FINISHED,
     PREPARING,
     QUEUED,
     RESUMABLE_STATES,
@@ -124,18 +126,41 @@ class RunQueue:
                 return run
             if run.state not in RESUMABLE_STATES:
                 raise InUse(
-                    f"Run {run_id} ({run.name}) is {run.state}; there is nothing left to do. Duplicate "
-                    "it to train again."
+                    f"Run {run_id} ({run.name}) is {run.state}; there is nothing left to do. Extend it, or "
+                    "duplicate it to train again."
                 )
-            newest = session.exec(select(func.max(Checkpoint.step)).where(Checkpoint.run_id == run_id)).one()
-            last = -1 if newest is None else newest
-            for table in (Point, Sample):
-                session.execute(delete(table).where(col(table.run_id) == run_id, col(table.step) > last))
-            change_state(session, run, QUEUED, "")
-            run.started, run.ended, run.bytes_needed = None, None, 0
-            run.position = _last_position(session) + 1
-            run.stop_requested = run.pause_requested = run.save_requested = run.sample_requested = False
+            _wait_again(session, run)
             return run
+
+    def extend(self, run_id: int, values: Mapping[str, Any]) -> Run:
+        """Let a finished run wait for the engine again, with options that count from the step after its last:
+        a change like one that was made while it ran.
+
+        Raises NotFound, InUse if it is not finished.
+        """
+        with self._database.writing() as session:
+            run = run_in(session, run_id)
+            if run.state != FINISHED:
+                raise InUse(
+                    f"Run {run_id} ({run.name}) is {run.state}; only a finished run is extended. Change it, "
+                    "and resume it if it does not run."
+                )
+            done = session.exec(select(func.max(Point.step)).where(Point.run_id == run_id)).one() or 0
+            run.changes = [*run.changes, {"values": dict(values), "at": time.time(), "step": done}]
+            _wait_again(session, run)
+            return run
+
+
+def _wait_again(session: Session, run: Run) -> None:
+    """Put a run behind all that wait. What it measured behind its last checkpoint is measured again."""
+    newest = session.exec(select(func.max(Checkpoint.step)).where(Checkpoint.run_id == run.id)).one()
+    last = -1 if newest is None else newest
+    for table in (Point, Sample):
+        session.execute(delete(table).where(col(table.run_id) == run.id, col(table.step) > last))
+    change_state(session, run, QUEUED, "")
+    run.started, run.ended, run.bytes_needed = None, None, 0
+    run.position = _last_position(session) + 1
+    run.stop_requested = run.pause_requested = run.save_requested = run.sample_requested = False
 
 
 def _may_share(first: Run, other: Run) -> bool:

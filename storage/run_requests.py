@@ -14,6 +14,7 @@ from storage.errors import InUse
 from storage.run_states import change_state, run_in
 from storage.tables import (
     FINISHED,
+    IDLE_STATES,
     PAUSED,
     PAUSING,
     QUEUED,
@@ -45,14 +46,23 @@ class RunRequests:
             return session.exec(select(Run).where(col(Run.id).in_(list(run_ids)), asked)).all()
 
     def stop(self, run_id: int) -> Run:
-        """Ask a run to stop; one that has not started is stopped at once. Raises NotFound."""
+        """Ask a run to stop; one that nothing works on is stopped at once. Raises NotFound."""
+        self.stop_idle(run_id)
         with self._database.writing() as session:
             run = run_in(session, run_id)
-            if run.state == QUEUED:
-                change_state(session, run, STOPPED, _waited_at(session, run_id))
-            elif run.active:
+            if run.active:
                 run.stop_requested = True
         return run
+
+    def stop_idle(self, run_id: int) -> bool:
+        """Stop a run that nothing works on. False if something does, or if it is over. Raises NotFound."""
+        with self._database.writing() as session:
+            run = run_in(session, run_id)
+            if run.state not in IDLE_STATES:
+                return False
+            change_state(session, run, STOPPED, _stood_at(session, run))
+            run.bytes_needed = 0
+            return True
 
     def pause(self, run_id: int) -> Run:
         """Ask a run to pause; one that has not started is paused at once, twice does it once.
@@ -66,7 +76,7 @@ class RunRequests:
             if not run.active:
                 raise InUse(f"Run {run_id} ({run.name}) is {run.state}, so there is nothing to pause.")
             if run.state == QUEUED:
-                change_state(session, run, PAUSED, _waited_at(session, run_id))
+                change_state(session, run, PAUSED, _stood_at(session, run))
             elif run.state != PAUSING:
                 change_state(session, run, PAUSING)
                 run.pause_requested = True
@@ -94,13 +104,14 @@ class RunRequests:
     def change(self, run_id: int, values: Mapping[str, Any]) -> Run:
         """Have options of a run change: from its next step on, or when it goes on.
 
-        Raises NotFound, InUse if it is finished.
+        Raises NotFound, InUse if it is finished: see RunQueue.extend.
         """
         with self._database.writing() as session:
             run = run_in(session, run_id)
             if run.state == FINISHED:
                 raise InUse(
-                    f"Run {run_id} ({run.name}) is finished; duplicate it to train with other options."
+                    f"Run {run_id} ({run.name}) is finished; extend it, or duplicate it to train with other "
+                    "options."
                 )
             run.changes, run.change_requested = (
                 [*run.changes, {"values": dict(values), "at": time.time()}],
@@ -131,7 +142,9 @@ def _running(session: Session, run_id: int, what: str) -> Run:
     return run
 
 
-def _waited_at(session: Session, run_id: int) -> str:
-    """Where a run stood that has left the queue before it was taken."""
-    step = session.exec(select(func.max(Checkpoint.step)).where(Checkpoint.run_id == run_id)).one()
-    return f"while it waited to go on from step {step}" if step else "before it started"
+def _stood_at(session: Session, run: Run) -> str:
+    """Where a run stood that is paused or stopped while nothing works on it."""
+    step = session.exec(select(func.max(Checkpoint.step)).where(Checkpoint.run_id == run.id)).one()
+    if not step:
+        return "before it started"
+    return f"while it waited to go on from step {step}" if run.state == QUEUED else f"as of step {step}"

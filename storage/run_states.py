@@ -6,17 +6,18 @@ transaction that makes it:
     preparing          ●         ·         ●        ●        ·        ·        ·        ●         ●
     running            ·         ·         ·        ●        ●        ●        ●        ●         ●
     pausing            ●         ·         ·        ·        ●        ●        ●        ●         ●
-    paused             ●         ·         ·        ·        ·        ·        ·        ·         ·
-    finished           ·         ·         ·        ·        ·        ·        ·        ·         ·
+    paused             ●         ·         ·        ·        ·        ·        ●        ·         ·
+    finished           ●         ·         ·        ·        ·        ·        ·        ·         ·
     stopped            ●         ·         ·        ·        ·        ·        ·        ·         ·
     failed             ●         ·         ·        ·        ·        ·        ·        ·         ·
-    interrupted        ●         ·         ·        ·        ·        ·        ·        ·         ·
+    interrupted        ●         ·         ·        ·        ·        ·        ●        ·         ·
 
 A new run is queued. The engine claims it (preparing) and puts it back if it cannot share a batch, also one
 that somebody has asked to pause meanwhile. People stop and pause: a run that waits at once, one under way is
-asked to. A pause is overtaken by the run's end, or by a stop. A running run is paused without having been
-asked when the disk is full. Waiting runs fail when there is no engine to take them, and are interrupted when
-the memory ends as they are taken.
+asked to. One that is paused or was interrupted can be stopped, too: it keeps what its last checkpoint holds.
+A finished run waits again when it is extended. A pause is overtaken by the run's end, or by a stop. A running
+run is paused without having been asked when the disk is full. Waiting runs fail when there is no engine to
+take them, and are interrupted when the memory ends as they are taken.
 """
 
 from __future__ import annotations
@@ -48,11 +49,11 @@ TRANSITIONS: Transitions = {
     PREPARING: (QUEUED, RUNNING, PAUSING, FAILED, INTERRUPTED),
     RUNNING: (PAUSING, PAUSED, FINISHED, STOPPED, FAILED, INTERRUPTED),
     PAUSING: (QUEUED, PAUSED, FINISHED, STOPPED, FAILED, INTERRUPTED),
-    PAUSED: (QUEUED,),
-    FINISHED: (),
+    PAUSED: (QUEUED, STOPPED),
+    FINISHED: (QUEUED,),
     STOPPED: (QUEUED,),
     FAILED: (QUEUED,),
-    INTERRUPTED: (QUEUED,),
+    INTERRUPTED: (QUEUED, STOPPED),
 }
 
 

@@ -75,6 +75,11 @@ class Runs:
         """
         self._left_adapter(run_id, STOPPED, reason, adapter_id)
 
+    def left(self, run_id: int, adapter_id: int) -> None:
+        """Note the adapter that a run has left which was stopped while nothing worked on it."""
+        with self._database.writing() as session:
+            run_in(session, run_id).adapter_id = adapter_id
+
     def paused(self, run_id: int, reason: str) -> None:
         """Note that a run is paused as it was asked to. Raises InvalidTransition."""
         with self._database.writing() as session:

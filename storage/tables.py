@@ -19,6 +19,8 @@ PAUSING, PAUSED, FINISHED, STOPPED = "pausing", "paused", "finished", "stopped"
 FAILED, INTERRUPTED = "failed", "interrupted"
 UNDER_WAY = (PREPARING, RUNNING, PAUSING)
 ACTIVE_STATES = (QUEUED, *UNDER_WAY)
+IDLE_STATES = (QUEUED, PAUSED, INTERRUPTED)
+"""Of runs that nothing works on and that are not over: they are stopped at once."""
 RESUMABLE_STATES = (PAUSED, INTERRUPTED, STOPPED, FAILED)
 
 PASSED, NOT_PASSED, NOT_CHECKABLE = "passed", "failed", "not checkable"  # verdicts on an export

@@ -14,13 +14,13 @@ from app.cli.terminal_curve import watch_run
 from app.service.comparing import compare
 from app.service.metrics import last_metrics
 from core.train.training_options import TrainingOptions
-from storage.tables import Run
+from storage.tables import ACTIVE_STATES, IDLE_STATES, Run
 
 runs = typer.Typer(
     no_args_is_help=True,
     help=(
         "Training runs: list, show, watch, compare, move, change, pause, save, sample, resume, stop, "
-        "keep, duplicate, remove."
+        "extend, keep, duplicate, remove."
     ),
 )
 
@@ -123,10 +123,10 @@ def runs_change(
 @runs.command("stop")
 @guarded
 def runs_stop(run_id: RunId, home: Home = None, json: Json = False) -> None:
-    """Stop a run and keep what it has learnt as an adapter."""
+    """Stop a run and keep what it has learnt as an adapter: of one that is paused, its last checkpoint."""
     workbench, console = open_workbench(home), Console(json)
     before = workbench.registry.get(Run, run_id)
-    if not before.active:
+    if before.state not in (*ACTIVE_STATES, *IDLE_STATES):
         console.say(f"Run {run_id} is {before.state}; there is nothing to stop.")
     workbench.runs.stop(run_id)
     show_run(console, workbench, workbench.runs.wait(run_id), json)
@@ -172,6 +172,28 @@ def runs_resume(
     """Go on with a run that was paused, interrupted, stopped or has failed, from its last checkpoint."""
     workbench, console = open_workbench(home), Console(json)
     follow_runs(console, workbench, [workbench.runs.resume(run_id)], json, detach=detach, as_sweep=False)
+
+
+@runs.command("extend")
+@guarded
+def runs_extend(
+    run_id: RunId,
+    option: Annotated[
+        list[str],
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="epochs or max_steps, in all; learning_rate; repeatable."
+        ),
+    ],
+    detach: Annotated[bool, typer.Option("--detach", help="Return at once; the run goes on.")] = False,
+    home: Home = None,
+    json: Json = False,
+) -> None:
+    """Train a finished run further, from its last checkpoint to a later end; its adapter stays beside the new
+    one.
+    """
+    workbench, console = open_workbench(home), Console(json)
+    run = workbench.runs.extend(run_id, given_options(workbench, "", None, option))
+    follow_runs(console, workbench, [run], json, detach=detach, as_sweep=False)
 
 
 @runs.command("keep")

@@ -16,7 +16,7 @@ from core.files.publish import SPARE_BYTES, space_sentence
 from core.lora.adapter import AdapterWeights
 from core.lora.peft.files import load_adapter, save_adapter
 from core.train.run_state import RunState
-from storage.blobs import content_digest, content_size, sync
+from storage.blobs import content_digest, content_size, sync_all
 from storage.registry import Registry
 from storage.tables import Base, Checkpoint, Run
 
@@ -61,7 +61,7 @@ def rehearse_checkpoint(registry: Registry, engine: Engine, adapter: AdapterWeig
     with registry.blobs.staging() as staging:
         for part in _written(staging, engine, adapter, state):
             content_digest(part)
-            sync(part)
+            sync_all(part)
 
 
 def _written(folder: Path, engine: Engine, adapter: AdapterWeights, state: RunState) -> list[Path]:

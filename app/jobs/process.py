@@ -51,8 +51,8 @@ def run_job(
 ) -> bool:
     """Do the job and write its end into its row. Returns whether it went well.
 
-    Where it was `ended` from outside, whoever did that writes it: libraries may turn the end into an error.
-    `concluding` is set when it is too late for that.
+    Where it was `ended` from outside, that is its end: libraries may turn it into an error. `concluding` is
+    set when it is too late for that.
     """
     registry = open_registry(settings)
     job = registry.jobs.begin(job_id)
@@ -103,6 +103,10 @@ def main() -> int:
         pid.write_text(str(os.getpid()))
         try:
             return 0 if run_job(settings, given.job, ended, concluding) else 1
+        except SystemExit:
+            # Written while the lock is held: who looks for processes that died must not find one.
+            open_registry(settings).jobs.stop(given.job)
+            raise
         finally:
             pid.unlink(missing_ok=True)
 

@@ -135,8 +135,12 @@ class Chats:
             asked.error = str(error)
         finally:
             stream.close()  # type: ignore[attr-defined]
-            _store(self._registry, asked)
-            asked.done.set()
+            try:
+                _store(self._registry, asked)
+            except (*USER_ERRORS, OSError) as error:
+                asked.error = asked.error or f"The answer could not be kept: {error}"
+            finally:
+                asked.done.set()
 
 
 def _store(registry: Registry, asked: Asked) -> None:

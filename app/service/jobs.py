@@ -5,6 +5,7 @@ Starting, following and cancelling them.
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import time
 from collections.abc import Callable, Mapping
@@ -78,18 +79,29 @@ class Jobs:
 
     def cancel(self, job: Job) -> None:
         """End a job, whoever started it; what it had begun is thrown away. Raises JobFailed if it is not
-        under way.
+        under way, or has come to its own end first.
         """
+        if not self._registry.get(Job, job.id or 0).active:
+            raise JobFailed(f"{job.title} is not under way, so it cannot be cancelled.")
         process = self._processes.get(job.id or 0) or self._process_elsewhere(job)
-        process.terminate()
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+            process.terminate()
+            self._require_end(job, process)
+            process.wait()
+        self._registry.jobs.stop(job.id or 0)  # if its process had not come up to do so
+        if self._registry.get(Job, job.id or 0).state != STOPPED:
+            raise JobFailed(f"{job.title} came to its end before it could be cancelled.")
+
+    def _require_end(self, job: Job, process: subprocess.Popen[bytes] | psutil.Process) -> None:
+        """Kill a process that was asked to end and does not: it is stopped, or stuck. What it leaves is swept
+        by the next.
+        """
         end = time.monotonic() + _END_SECONDS
         while is_held(self._settings.job_lock(job.id or 0)):
             if time.monotonic() > end:
-                process.kill()  # it is stopped, or stuck; what a killed job leaves is swept by the next
-                break
+                process.kill()
+                return
             time.sleep(_POLL_SECONDS)
-        process.wait()
-        self._registry.jobs.stop(job.id or 0, "Cancelled. Nothing was added.")
 
     def _process_elsewhere(self, job: Job) -> psutil.Process:
         """The process of a job that another program started: the one that holds its lock."""

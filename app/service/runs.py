@@ -19,7 +19,9 @@ from core.lora.config import LoraConfig
 from core.train.changes import parse_change
 from core.train.config import TrainConfig
 from core.train.training_options import all_options, flat_values
+from storage.checkpoints import best_checkpoint
 from storage.errors import NotFound
+from storage.names import free_name
 from storage.registry import Registry
 from storage.runs import RESUMED_FROM
 from storage.tables import INTERRUPTED, PAUSED, QUEUED, UNDER_WAY, Adapter, Base, Checkpoint, Run
@@ -89,8 +91,31 @@ class Runs:
     # Control in flight.
 
     def stop(self, run_id: int) -> Run:
-        """Ask a run to stop and keep what it has learnt. Raises NotFound."""
-        return self._registry.requests.stop(run_id)
+        """Ask a run to stop and keep what it has learnt; one that waits, is paused or was interrupted keeps
+        what its last checkpoint holds.
+
+        Raises NotFound, BlobDamaged.
+        """
+        if not self._registry.requests.stop_idle(run_id):
+            return self._registry.requests.stop(run_id)
+        row = self._to_publish(run_id)
+        if row is not None:
+            run, names = self._registry.get(Run, run_id), self._registry.names(Adapter)
+            kept = keep_checkpoint(self._registry, row, free_name(run.name, names))
+            self._registry.runs.left(run_id, kept.id or 0)
+            said = f"Adapter {kept.name} stored, as of step {kept.steps}"
+            self._registry.measurements.add_note(run_id, said)
+        return self._registry.get(Run, run_id)
+
+    def _to_publish(self, run_id: int) -> Checkpoint | None:
+        """The checkpoint that becomes the adapter of a run which ends where it stands: its newest, or its
+        best where that is to be kept. None if there is none, or if the adapter that it has left is as far.
+        """
+        run, rows = self._registry.get(Run, run_id), self._registry.checkpoints.of(run_id)
+        best = best_checkpoint(rows) if run.config["train"].get("keep_best") else None
+        row = best or next(iter(rows), None)
+        left = next((one for one in self._registry.all(Adapter) if one.id == run.adapter_id), None)
+        return None if row is None or (left is not None and (left.steps or 0) >= row.step) else row
 
     def pause(self, run_id: int) -> Run:
         """Ask a run to save where it stands and let go of the memory. Raises NotFound, InUse."""
@@ -115,17 +140,41 @@ class Runs:
 
         Raises NotFound, InvalidConfig, InUse.
         """
-        parsed, last = parse_change(values), self._registry.measurements.last_point(run_id)
-        ends_at = parsed.get("max_steps") or math.inf
+        parsed = parse_change(values)
+        self._require_ahead(run_id, parsed, "To end it now, stop it.")
+        return self._registry.requests.change(run_id, parsed)
+
+    def extend(self, run_id: int, values: Mapping[str, object]) -> Run:
+        """Let a finished run go on to a later end: `epochs` or `max_steps` in all, and a `learning_rate` if
+        it is to be another from there.
+
+        It goes on from its last checkpoint with its optimiser's state, in the order that its data would have
+        had. Up to its old end it is the run that it was. From there the rate is that which the longer plan
+        has at this step: a constant one stays, a falling one rises to it once, as where transformers'
+        Trainer goes on from a checkpoint with more epochs. Packing stays as the first plan chose it. The
+        adapter that it has left stays; the extended run leaves another.
+
+        Raises NotFound, InvalidConfig, InUse, InvalidData, WrongBase, EngineUnavailable.
+        """
+        parsed = parse_change(values)
+        if not {"epochs", "max_steps"} & set(parsed):
+            raise InvalidConfig("Give the new end of the run: epochs or max_steps, in all.")
+        self._require_ahead(run_id, parsed, "Give more than that: it is the length in all.")
+        self._require_unchanged(self._registry.get(Run, run_id))
+        run = self._registry.queue.extend(run_id, parsed)
+        self._engine.wake()
+        return run
+
+    def _require_ahead(self, run_id: int, values: Mapping[str, Any], advice: str) -> None:
+        """Raise InvalidConfig where a run has come to the end that `values` give it, or further."""
+        last, ends_at = self._registry.measurements.last_point(run_id), values.get("max_steps") or math.inf
         if last is not None and (
-            last.step >= ends_at or (last.epoch or 0.0) >= parsed.get("epochs", math.inf)
+            last.step >= ends_at or (last.epoch or 0.0) >= values.get("epochs", math.inf)
         ):
             raise InvalidConfig(
                 f"Run {run_id} is at step {last.step} already, in epoch {last.epoch or 0.0:.2f}; that "
-                "lies behind it. "
-                "To end it now, stop it."
+                f"lies behind it. {advice}"
             )
-        return self._registry.requests.change(run_id, parsed)
 
     # Checkpoints.
 

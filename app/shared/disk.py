@@ -20,7 +20,6 @@ from storage.errors import RegistryFull
 
 Result = TypeVar("Result")
 _PATIENCE_SECONDS = 1.0
-
 _FULL, _FAILS = os.strerror(errno.ENOSPC), os.strerror(errno.EIO)
 """All that is left where a library in another language was writing."""
 

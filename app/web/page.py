@@ -9,8 +9,9 @@ from dataclasses import replace
 import gradio as gr
 
 from app.service.workbench import Workbench
+from app.web.parts.answers import check_answers
 from app.web.parts.head import live_head
-from app.web.parts.shell import QUIET, QUIET_QUEUED, Shell, told
+from app.web.parts.shell import QUIET, QUIET_QUEUED, Shell, count_of, inform, told
 from app.web.sections.adapters import section as adapters
 from app.web.sections.data import section as data
 from app.web.sections.export import section as export
@@ -19,6 +20,7 @@ from app.web.sections.models import section as models
 from app.web.sections.playground import section as playground
 from app.web.sections.runs import section as runs
 from app.web.sections.train import section as train
+from storage.tables import Job
 
 _PARTS = (home, models, data, train, runs, adapters, playground, export)
 _AT = "(section, seen) => [section, seen, performance.now()]"
@@ -64,6 +66,7 @@ def build_page(workbench: Workbench) -> gr.Blocks:
         shell.follow()
         # Nothing to do for Home, where the page opens: a click made meanwhile must not be undone.
         page.load(lambda tab: gr.skip() if tab == "home" else gr.Tabs(selected=tab), memory, tabs, **QUIET)
+    check_answers(page)
     return page
 
 
@@ -79,7 +82,7 @@ def _opened(
     last, last_at = before
     now_open = gr.skip() if at < last_at else (tab, at)
     remembered = gr.skip() if at < last_at or tab == last else tab
-    return now_open, remembered, gr.skip() if count == seen or tab in _ALWAYS else count
+    return now_open, remembered, gr.skip() if count == count_of(seen) or tab in _ALWAYS else count
 
 
 def _keep_up_to_date(shell: Shell, head: gr.HTML, section: gr.State, changes: Mapping[str, gr.State]) -> None:
@@ -93,9 +96,9 @@ def _keep_up_to_date(shell: Shell, head: gr.HTML, section: gr.State, changes: Ma
         count = shell.workbench.changes()
         following = (now_open[0], *_ALWAYS)
         return [
-            gr.skip() if count == everywhere else count,
+            gr.skip() if count == count_of(everywhere) else count,
             *[
-                count if count != known and tab in following else gr.skip()
+                count if count != count_of(known) and tab in following else gr.skip()
                 for tab, known in zip(changes, seen, strict=True)
             ],
         ]
@@ -106,15 +109,19 @@ def _keep_up_to_date(shell: Shell, head: gr.HTML, section: gr.State, changes: Ma
 
 
 def _offer_to_cancel(shell: Shell, cancel: gr.Button) -> None:
-    """A button for the job that has been going on longest."""
+    """A button for the job that has been going on longest; it ends the one that it names, no other."""
+    jobs, named = shell.workbench.jobs, gr.State(0)
 
-    def show() -> gr.Button:
-        jobs = shell.workbench.registry.jobs.active()
-        return gr.Button(f"Cancel: {jobs[0].title[:60]}" if jobs else "Cancel", visible=bool(jobs))
+    def show() -> tuple[gr.Button, int]:
+        active = shell.workbench.registry.jobs.active()
+        if not active:
+            return gr.Button(visible=False), 0
+        return gr.Button(f"Cancel: {active[0].title[:60]}", visible=True), active[0].id or 0
 
-    def end() -> None:
-        for job in shell.workbench.registry.jobs.active()[:1]:
-            shell.workbench.jobs.cancel(job)
+    def end(job_id: int) -> None:
+        job = shell.workbench.registry.get(Job, job_id)
+        jobs.cancel(job)
+        inform(f"{job.title}: cancelled. Nothing was added.", "Cancelled")
 
-    shell.refresh(show, [], [cancel])
-    cancel.click(told(end), None, None, concurrency_id="cancel", **QUIET_QUEUED)
+    shell.refresh(show, [], [cancel, named])
+    shell.soon(cancel.click(told(end), named, None, concurrency_id="cancel", **QUIET_QUEUED))

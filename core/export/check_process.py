@@ -55,11 +55,15 @@ def ask_process(question: dict[str, Any], report: Report) -> Result:
         process.stdin.write(json.dumps(question | {"watched": True}) + "\n")
         process.stdin.flush()
         answer: dict[str, Any] = {}
-        for line in process.stdout:
-            if line.startswith("{"):
-                answer = json.loads(line)
-                if "progress" in answer:
-                    report(Progress(answer["progress"]))
+        try:
+            for line in process.stdout:
+                if line.startswith("{"):
+                    answer = json.loads(line)
+                    if "progress" in answer:
+                        report(Progress(answer["progress"]))
+        except BaseException:
+            process.kill()  # whoever is cancelled does not wait for the end of the check
+            raise
     if "refused" in answer:
         raise WorkbenchError(answer["refused"])
     if "result" not in answer:

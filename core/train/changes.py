@@ -35,10 +35,15 @@ class ChangingConfig:
         """What holds for step `index`, counted from 0."""
         return next(config for step, config in reversed(self._held) if step <= index or step < 0)
 
+    @property
+    def last(self) -> TrainConfig:
+        """What holds in the end, as things stand."""
+        return self._held[-1][1]
+
     def change(self, step: int, values: Mapping[str, object]) -> Change:
         """Change some values for step `step` and those after it. Raises InvalidConfig."""
         parsed = parse_change(values)
-        now = self._held[-1][1]
+        now = self.last
         if "epochs" in parsed and now.max_steps and "max_steps" not in parsed:
             parsed = {
                 **parsed,

@@ -224,7 +224,7 @@ class TrainingGroup:
         self._figures.send(norms)
         for slot, run in complete:
             rate, step = run.update(norms[slot], bank.grad[slot])
-            run.kind.after_step(bank, slot, run.done, run.total_steps, run.kind_options)
+            run.kind.after_step(bank, slot, run.done, run.planned_then, run.kind_options)
             self._figures.pending.append(Pending(run, run.done, step, rate, slot))
         done = torch.tensor([slot for slot, _ in complete], device=self.base.device)
         bank.grad.index_fill_(0, done, 0.0)

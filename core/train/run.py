@@ -226,8 +226,15 @@ class TrainingRun:
 
     @property
     def total_steps(self) -> int:
-        """Optimiser steps that are planned as things stand."""
-        return self._planned(self.done)
+        """Optimiser steps that are planned as things stand, all changes counted."""
+        return planned_steps(len(self.data.blocks), self._config.last)
+
+    @property
+    def planned_then(self) -> int:
+        """Optimiser steps that were planned when the last one was done: a change counts from the step after
+        it.
+        """
+        return self._planned(self.done - 1)
 
     def _planned(self, index: int) -> int:
         return planned_steps(len(self.data.blocks), self._config.at(index))
@@ -247,8 +254,8 @@ class TrainingRun:
     @property
     def ended(self) -> bool:
         """Whether it has done all its steps or was asked to stop."""
-        # By the plan that the last step was made under: a change counts from the step after it.
-        return self.stopping or self.done >= self._planned(self.done - 1)
+        # A run that was extended goes on behind the end that was planned when its last step was done.
+        return self.stopping or self.done >= max(self.planned_then, self._planned(self.done))
 
     @property
     def settled(self) -> bool:
@@ -259,7 +266,7 @@ class TrainingRun:
 
     def evaluates(self) -> bool:
         """Whether an evaluation is due after the steps done so far."""
-        total = self._planned(self.done - 1)
+        total = self.planned_then
         every = steps_between_evaluations(total, self.train)
         return self._validates and (self.done % every == 0 or self.done >= total)
 

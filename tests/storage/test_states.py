@@ -15,6 +15,7 @@ from storage.tables import (
     ACTIVE_STATES,
     FAILED,
     FINISHED,
+    IDLE_STATES,
     INTERRUPTED,
     PAUSED,
     PAUSING,
@@ -31,9 +32,10 @@ from storage.tables import (
 STATES = (*ACTIVE_STATES, PAUSED, FINISHED, STOPPED, FAILED, INTERRUPTED)
 JOB_STATES = (QUEUED, RUNNING, FINISHED, STOPPED, FAILED, INTERRUPTED)
 SENTENCES = {
-    (FINISHED, RUNNING): "Run 1 (mine) is finished and cannot become running; nothing follows that.",
-    (PAUSED, RUNNING): "Run 1 (mine) is paused and cannot become running; from there it can become only "
-    "queued.",
+    (FINISHED, RUNNING): "Run 1 (mine) is finished and cannot become running; from there it can "
+    "become only queued.",
+    (PAUSED, RUNNING): "Run 1 (mine) is paused and cannot become running; from there it can become "
+    "queued or stopped.",
     (PREPARING, FINISHED): "Run 1 (mine) is preparing and cannot become finished; from there it can become "
     "queued, running, pausing, failed or interrupted.",
 }
@@ -98,7 +100,8 @@ def test_the_docstring_draws_the_table_that_the_code_checks(module, states):
 
 def test_what_can_be_resumed_is_what_the_queue_may_follow():
     over = set(STATES) - set(ACTIVE_STATES)
-    assert {state for state in over if QUEUED in run_states.TRANSITIONS[state]} == set(RESUMABLE_STATES)
+    again = {state for state in over if QUEUED in run_states.TRANSITIONS[state]}
+    assert again == {*RESUMABLE_STATES, FINISHED}, "a finished one when it is extended"
 
 
 @pytest.mark.parametrize(("state", "wanted"), list(itertools.product(STATES, STATES)))
@@ -162,7 +165,9 @@ def test_what_people_ask_of_a_run_in_any_state(registry, run_in, state):
         return run.state, run.stop_requested, run.pause_requested
 
     over = state not in ACTIVE_STATES
-    stops = {QUEUED: (STOPPED, False, False)} | dict.fromkeys(UNDER_WAY, (state, True, False))
+    stops = dict.fromkeys(IDLE_STATES, (STOPPED, False, False)) | dict.fromkeys(
+        UNDER_WAY, (state, True, False)
+    )
     assert asked(registry.requests.stop) == stops.get(state, (state, False, False)), "over: left as it is"
     pauses = {
         QUEUED: (PAUSED, False, False),
@@ -174,6 +179,8 @@ def test_what_people_ask_of_a_run_in_any_state(registry, run_in, state):
     assert asked(registry.requests.pause) == pauses.get(state)
     resumed = (QUEUED if over else state, False, False)
     assert asked(registry.queue.again) == (None if state == FINISHED else resumed)
+    extended = asked(lambda run_id: registry.queue.extend(run_id, {"epochs": 9.0}))
+    assert extended == ((QUEUED, False, False) if state == FINISHED else None)
     assert (asked(registry.requests.save) is None) == (state != RUNNING)
     assert (asked(registry.requests.sample) is None) == (state != RUNNING)
 

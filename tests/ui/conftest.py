@@ -52,9 +52,9 @@ def browser() -> Iterator[Browser]:
 @contextmanager
 def served(home: Path, zygote: Zygote | None = None) -> Iterator[str]:
     """The command `lora-workbench` on a home; its address. Its engine takes one core, the browser has the
-    other.
+    other. No handler of the page may fail unexpectedly.
 
-    With a zygote the server is forked instead of started; its engine and jobs are started all the same.
+    With a zygote the server is forked instead of started, and so are its engine and jobs.
     """
     port = free_port()
     arguments = ["--home", str(home), "--port", str(port), "--no-browser"]
@@ -69,6 +69,8 @@ def served(home: Path, zygote: Zygote | None = None) -> Iterator[str]:
             wait_for(lambda: process.poll() is not None or listens(port))
             assert process.poll() is None, (home / "server.log").read_text()
             yield json.loads(settings_for(home).app_file.read_text())["address"]
+            said = (home / "server.log").read_text()
+            assert "Traceback" not in said, said[-4000:]
         finally:
             process.terminate()
             wait_for(lambda: process.poll() is not None, 20)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from gradio.components import Component
 from gradio.events import Dependency
 
 from app.web.parts.markup import empty
-from app.web.parts.shell import QUIET, QUIET_QUEUED, WORKING, Shell, told
+from app.web.parts.shell import QUIET, QUIET_QUEUED, WORKING, Shell, refusal, told
 from storage.errors import NotFound
 
 Cells = list[list[str]]
@@ -42,19 +43,21 @@ class Catalogue:
         rows: Callable[..., Cells],
         describe: Callable[[str], str],
         remove: Callable[[str], None],
+        number: Callable[[str], int | None],
         actions: Callable[[gr.State], None] | None = None,
         filters: Sequence[Component] = (),
         **table: Any,
     ) -> None:
-        """rows and describe are asked anew at each change; actions adds buttons for the chosen row.
+        """rows and describe are asked anew at each change; number tells a row from another that has its name
+        later; actions adds buttons for the chosen row.
 
         rows is given the values of the filters, and asked anew when one of them changes.
         """
         self._shell, self._rows, self._describe, self._remove = shell, rows, describe, remove
+        self._number = number
         self._filters = list(filters)
-        self._openings: list[Dependency] = []
-        self._extras: list[tuple[Callable[..., Any], list[Any], list[Any]]] = []
         self.chosen = gr.State("")
+        shown = gr.State("")
         self._table = gr.Dataframe(
             headers=list(words.columns), interactive=False, label=words.label, show_label=False, **table
         )
@@ -69,47 +72,35 @@ class Catalogue:
                 gr.Markdown(words.question)
                 yes = gr.Button(f"{words.remove} it", variant="stop", scale=0, min_width=120)
                 no = gr.Button("Keep it", scale=0, min_width=120)
-        ask.click(lambda: gr.Row(visible=True), None, self._confirm, **QUIET)
+        asked = gr.State(None)
+        ask.click(told(self._ask), self.chosen, [asked, self._confirm], **QUIET)
         no.click(lambda: gr.Row(visible=False), None, self._confirm, **QUIET)
-        self.follow(yes.click(told(self._drop), self.chosen, self.chosen, **WORKING))
-        clicked = self._table.select(_name_clicked, None, self.chosen, **QUIET_QUEUED)
-        self._openings.append(clicked.then(self._open, self.chosen, self._opened, **QUIET))
-        shell.refresh(self._show, self._filters, [self._table, self._nothing])
+        # A question about another row, or one that was answered, is off the table.
+        gone = [self.chosen, self._confirm]
+        self.follow(yes.click(told(self._drop), [self.chosen, asked], gone, **WORKING))
+        self.follow(self._table.select(_clicked, None, [self.chosen, self._confirm], **QUIET_QUEUED))
+        given, outputs = [shown, *self._filters], [shown, self._table, self._nothing]
+        shell.refresh(self._show, given, outputs)
         changes = [one.change for one in self._filters]  # type: ignore[attr-defined]
         if changes:
-            gr.on(
-                changes,
-                self._show,
-                self._filters,
-                [self._table, self._nothing],
-                trigger_mode="always_last",
-                **QUIET,
-            )
+            gr.on(changes, self._show, given, outputs, trigger_mode="always_last", **QUIET)
         shell.refresh(self._show_detail, [self.chosen], [self._about, self._detail])
 
     def follow(self, event: Dependency) -> None:
         """After an event that may have changed rows or the choice, show both anew."""
-        opened = event.success(self._show, self._filters, [self._table, self._nothing], **QUIET).then(
-            self._open, self.chosen, self._opened, **QUIET
-        )
-        self._openings.append(opened)
-        for handler, inputs, outputs in self._extras:
-            opened.then(handler, inputs, outputs, **QUIET)
+        self._shell.soon(event)
 
     def also(self, handler: Callable[..., Any], inputs: list[Any], outputs: list[Any]) -> None:
         """Call `handler` whenever the chosen row is shown anew, however that came about."""
-        self._extras.append((handler, inputs, outputs))
-        for opened in self._openings:
-            opened.then(handler, inputs, outputs, **QUIET)
         self._shell.refresh(handler, inputs, outputs)
 
-    @property
-    def _opened(self) -> list[gr.blocks.Block]:
-        return [self._about, self._detail, self._confirm]
-
-    def _show(self, *filters: Any) -> tuple[object, ...]:
+    def _show(self, shown: str, *filters: Any) -> object:
+        """The rows, unless they are shown already: a table that is filled anew loses its place."""
         rows = self._rows(*filters)
-        return gr.Dataframe(value=rows, visible=bool(rows)), gr.HTML(visible=not rows)
+        now = hashlib.sha256(repr(rows).encode()).hexdigest()
+        if now == shown:
+            return gr.skip()
+        return now, gr.Dataframe(value=rows, visible=bool(rows)), gr.HTML(visible=not rows)
 
     def _show_detail(self, name: str) -> tuple[object, ...]:
         try:
@@ -118,16 +109,18 @@ class Catalogue:
             html = ""
         return gr.Column(visible=bool(html)), html
 
-    def _open(self, name: str) -> tuple[object, ...]:
-        return *self._show_detail(name), gr.Row(
-            visible=False
-        )  # a question about another row is off the table
+    def _ask(self, name: str) -> tuple[object, ...]:
+        return self._number(name), gr.Row(visible=True)
 
-    def _drop(self, name: str) -> str:
+    def _drop(self, name: str, asked: int) -> tuple[object, ...]:
+        if self._number(name) != asked:
+            raise refusal(
+                f"{name} is another one by now than the one you were asked about; look at it first."
+            )
         self._remove(name)
-        return ""
+        return "", gr.Row(visible=False)
 
 
-def _name_clicked(event: gr.SelectData) -> str:
+def _clicked(event: gr.SelectData) -> tuple[object, ...]:
     """The first column of the row that was clicked, also when the table is sorted."""
-    return str(event.row_value[0])
+    return str(event.row_value[0]), gr.Row(visible=False)

@@ -37,7 +37,8 @@ def job_button(
         job = start(*values)
         return job.id or 0, "<p class='hint'>Under way; its progress is shown at the top.</p>"
 
-    button.click(told(begin), list(inputs), [asked, said], **WORKING)
+    # Looked at again at once: the job may have ended before it was known here which one is waited for.
+    shell.soon(button.click(told(begin), list(inputs), [asked, said], **WORKING))
 
     def look(job_id: int) -> tuple[object, ...]:
         nothing = [gr.skip()] * len(outputs)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,10 +14,12 @@ from typing import Any, ParamSpec, TypeVar
 
 import gradio as gr
 from gradio.components import Component
+from gradio.events import Dependency
 
 from app.service.workbench import Workbench
 from app.shared.disk import plain_sentence
 from app.shared.errors import USER_ERRORS
+from app.web.parts.answers import answers
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -23,6 +27,9 @@ Handler = Callable[..., Any]
 Choices = Sequence[str] | Sequence[tuple[str, Any]]
 FIRST = object()
 """Stands for whatever comes first."""
+_AGAIN = " seen at "
+
+log = logging.getLogger("page")
 
 
 @dataclass(frozen=True)
@@ -34,11 +41,24 @@ class Refresh:
     outputs: list[Component]
 
     def answer(self, given: Mapping[Component, Any]) -> list[Any]:
-        """What becomes of each output; a handler may skip all of several outputs at once."""
-        answer = self.handler(*[given[one] for one in self.inputs])
-        if len(self.outputs) == 1:
-            return [answer]
-        return [answer] * len(self.outputs) if isinstance(answer, dict) else list(answer)
+        """What becomes of each output. Raises WrongAnswer."""
+        return answers(self.handler, self.outputs, self.handler(*[given[one] for one in self.inputs]))
+
+
+def _news(refresh: Refresh, given: Mapping[Component, Any]) -> dict[Component, Any]:
+    """What changes on the page. What cannot be told is said, and keeps nothing else of the section back."""
+    try:
+        answer = refresh.answer(given)
+    except (*USER_ERRORS, OSError) as error:
+        log.warning("a part of the page is not up to date", exc_info=error)
+        gr.Warning(escape(str(error)), title="Not up to date")
+        return {}
+    return {one: value for one, value in zip(refresh.outputs, answer, strict=True) if value != gr.skip()}
+
+
+def count_of(changed: str) -> str:
+    """The change count that a section has last seen."""
+    return changed.partition(_AGAIN)[0]
 
 
 @dataclass(frozen=True)
@@ -49,7 +69,9 @@ class Shell:
     page: gr.Blocks
     tabs: gr.Tabs
     changed: gr.State
-    """The registry's change count as this section has last seen it; while it is closed it may stay behind."""
+    """The registry's change count as this section has last seen it, and what made it look again between two
+    counts; while it is closed it may stay behind.
+    """
     to_chat: gr.State
     """Name of the adapter that another section wants the playground to open with."""
     to_train: gr.State
@@ -69,6 +91,17 @@ class Shell:
         """As refresh, but before all others of the section, which then see what it has decided."""
         self.refreshes.insert(0, Refresh(handler, list(inputs), list(outputs)))
 
+    def soon(self, event: Dependency) -> None:
+        """After an event, whether it went well or not, bring this section up to date.
+
+        All that follows the registry is shown on this one path: answers on two may arrive in the wrong order,
+        and what the older one says would stay.
+        """
+        event.then(self._look_again, None, self.changed, **QUIET_QUEUED)
+
+    def _look_again(self) -> str:
+        return f"{self.workbench.changes()}{_AGAIN}{time.time()}"
+
     def follow(self) -> None:
         """Bind all that refreshes this section, as one event.
 
@@ -78,14 +111,13 @@ class Shell:
         inputs = list(dict.fromkeys(one for refresh in self.refreshes for one in refresh.inputs))
         outputs = list(dict.fromkeys(one for refresh in self.refreshes for one in refresh.outputs))
 
-        def everything(*values: Any) -> list[Any]:
+        def everything(*values: Any) -> dict[Component, Any]:
             given, found = dict(zip(inputs, values, strict=True)), dict.fromkeys(outputs, gr.skip())
             for refresh in self.refreshes:
-                answers = zip(refresh.outputs, refresh.answer(given), strict=True)
-                new = {one: answer for one, answer in answers if answer != gr.skip()}
+                new = _news(refresh, given)
                 found |= new
-                given |= {one: answer for one, answer in new.items() if isinstance(one, gr.State)}
-            return list(found.values())
+                given |= {one: value for one, value in new.items() if isinstance(one, gr.State)}
+            return found
 
         events = [self.page.load, self.changed.change]
         gr.on(

@@ -63,6 +63,7 @@ def build(shell: Shell) -> None:
         shell,
         _WORDS,
         rows=lambda *values: _rows(workbench, *values),
+        number=lambda name: workbench.registry.find(Adapter, name).id,
         remove=remove,
         actions=chat_button,
         filters=filters,
@@ -237,6 +238,4 @@ def _deleted(shell: Shell) -> None:
         row = workbench.registry.adapters.bring_back(number)
         inform(f"{row.name} is back.")
 
-    back.click(bring, which, None, **WORKING).then(
-        offer, which, which, show_progress="hidden", api_visibility="private"
-    )
+    shell.soon(back.click(bring, which, None, **WORKING))

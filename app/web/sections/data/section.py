@@ -29,6 +29,7 @@ def build(shell: Shell) -> None:
         shell,
         _WORDS,
         rows=lambda: _rows(workbench),
+        number=lambda name: workbench.registry.find(Dataset, name).id,
         remove=workbench.datasets.remove,
         describe=lambda name: about_html(workbench.registry.find(Dataset, name)),
     )

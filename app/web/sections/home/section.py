@@ -11,7 +11,7 @@ from app.service.datasets import SAMPLE_NAME
 from app.service.quickstart import QUICK_OPTIONS
 from app.service.workbench import Workbench
 from app.web.parts.markup import day, facts, number, size
-from app.web.parts.shell import QUIET, WORKING, Shell, told
+from app.web.parts.shell import WORKING, Shell, told
 from app.web.sections.home.other_jobs import other_jobs
 from app.web.sections.home.storage_view import storage_view
 from core.train.training_options import TrainingOptions
@@ -61,7 +61,7 @@ def build(shell: Shell) -> None:
             return gr.Tabs(selected="playground")
         return gr.skip()
 
-    go.click(advance, go, shell.tabs, **WORKING).then(show, None, [first, steps, go, cards], **QUIET)
+    shell.soon(go.click(advance, go, shell.tabs, **WORKING))
 
 
 def journey(workbench: Workbench) -> int:

@@ -49,6 +49,7 @@ def build(shell: Shell) -> None:
         shell,
         _WORDS,
         rows=lambda: _rows(workbench),
+        number=lambda name: workbench.registry.find(Base, name).id,
         remove=workbench.models.remove,
         actions=verify_button,
         describe=lambda name: detail_html(workbench.registry.find(Base, name)),

@@ -18,7 +18,7 @@ from app.web.parts.shell import QUIET, WORKING, Shell, choose_many, inform, refu
 from app.web.sections.runs.comparison import comparison_html, heat_map, parallel_coordinates
 from app.web.sections.train.run_controls import run_choices, run_html
 from core.train.training_options import TrainingOptions
-from storage.tables import QUEUED, Adapter, Run
+from storage.tables import ACTIVE_STATES, IDLE_STATES, QUEUED, Adapter, Run
 
 TAB, TITLE = "runs", "Runs"
 _WORDS = Words(
@@ -54,6 +54,7 @@ def build(shell: Shell) -> None:
         shell,
         _WORDS,
         rows=lambda: run_rows(workbench),
+        number=int,
         remove=lambda run: workbench.runs.remove(int(run)),
         actions=actions,
         describe=lambda run: run_html(workbench, workbench.registry.get(Run, int(run))),
@@ -82,7 +83,7 @@ def _wish(what: str, run: str) -> tuple[object, ...]:
 def _stopping(workbench: Workbench) -> Callable[[int], object]:
     def stop(run_id: int) -> None:
         run = workbench.registry.get(Run, run_id)
-        if not run.active:
+        if run.state not in (*ACTIVE_STATES, *IDLE_STATES):
             raise refusal(f"Run {run_id} ({run.name}) is {run.state}, so there is nothing to stop.")
         workbench.runs.stop(run_id)
 

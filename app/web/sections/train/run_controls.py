@@ -29,7 +29,19 @@ from app.web.parts.shell import (
 )
 from storage.checkpoints import best_checkpoint
 from storage.errors import NotFound
-from storage.tables import FINISHED, RESUMABLE_STATES, RUNNING, STATE, UNDER_WAY, Checkpoint, Note, Run
+from storage.tables import (
+    FINISHED,
+    IDLE_STATES,
+    RESUMABLE_STATES,
+    RUNNING,
+    STATE,
+    UNDER_WAY,
+    Checkpoint,
+    Note,
+    Run,
+)
+
+_CHANGE, _EXTEND = "Change from the next step on", "Extend the finished run"
 
 
 @dataclass(frozen=True)
@@ -70,7 +82,7 @@ def run_panel(shell: Shell) -> RunPanel:
     with gr.Row(equal_height=True, elem_classes="asked"):
         rate = gr.Textbox(value="", label="New peak learning rate", placeholder="as it is", scale=2)
         epochs = gr.Textbox(value="", label="New number of epochs", placeholder="as it is", scale=2)
-        change = gr.Button("Change from the next step on", scale=2, min_width=200, interactive=False)
+        change = gr.Button(_CHANGE, scale=2, min_width=200, interactive=False)
     with gr.Row(equal_height=True, elem_classes="asked"):
         saved = gr.Dropdown([], label="Checkpoint", interactive=True, scale=4)
         keep = gr.Button("Keep as adapter and chat", scale=2, min_width=200, interactive=False)
@@ -98,15 +110,12 @@ def run_panel(shell: Shell) -> RunPanel:
         return filled(now, now)
 
     shell.refresh(follow, [run, over, saved], outputs)
-    gr.on([run.input, over.input], show, [run, over], outputs, **QUIET)
+    shell.soon(gr.on([run.input, over.input], show, [run, over], outputs, **QUIET))
 
-    def doing(
-        act: Callable[[int], object],
-    ) -> Callable[[int | None, list[int], int | None], tuple[object, ...]]:
-        def handler(run_now: int | None, over_now: list[int], saved_now: int | None) -> tuple[object, ...]:
+    def doing(act: Callable[[int], object]) -> Callable[[int | None], None]:
+        def handler(run_now: int | None) -> None:
             if run_now:
                 act(run_now)
-            return follow(run_now, over_now, saved_now)
 
         return told(handler)
 
@@ -119,7 +128,7 @@ def run_panel(shell: Shell) -> RunPanel:
         (stop, runs.stop),
     )
     for button, act in acts:
-        button.click(doing(act), [run, over, saved], outputs, concurrency_id="control", **WORKING)
+        shell.soon(button.click(doing(act), run, None, concurrency_id="control", **WORKING))
 
     @told
     def change_it(run_now: int | None, new_rate: str, new_epochs: str) -> tuple[object, ...]:
@@ -127,11 +136,18 @@ def run_panel(shell: Shell) -> RunPanel:
         given = {name: value for name, value in values.items() if value.strip()}
         if not run_now or not given:
             raise refusal("Give a new learning rate or a new number of epochs first.")
-        runs.change(run_now, given)
-        inform(f"Run {run_now} changes from its next step on; its log says from which.")
+        if workbench.registry.get(Run, run_now).state == FINISHED:
+            runs.extend(run_now, given)
+            inform(f"Run {run_now} goes on from its last checkpoint.", "Extended")
+        else:
+            runs.change(run_now, given)
+            inform(f"Run {run_now} changes from its next step on; its log says from which.")
         return "", ""
 
-    change.click(change_it, [run, rate, epochs], [rate, epochs], concurrency_id="control", **QUIET_QUEUED)
+    changed = change.click(
+        change_it, [run, rate, epochs], [rate, epochs], concurrency_id="control", **QUIET_QUEUED
+    )
+    shell.soon(changed)
 
     @told
     def keep_it(checkpoint: int | None) -> tuple[object, ...]:
@@ -191,8 +207,10 @@ def _parts(workbench: Workbench, run_id: int | None, saved_now: int | None) -> t
             "Sampling …" if run.sample_requested and free else "Sample now",
             interactive=free and run.state == RUNNING and asks,
         ),
-        gr.Button("Stopping …" if stopping else "Stop and keep", interactive=free),
-        gr.Button(interactive=run.state != FINISHED),
+        gr.Button(
+            "Stopping …" if stopping else "Stop and keep", interactive=free or run.state in IDLE_STATES
+        ),
+        gr.Button(_EXTEND if run.state == FINISHED else _CHANGE, interactive=True),
         choose_from(_checkpoint_choices(rows), saved_now),
         gr.Button(interactive=bool(rows)),
         run_html(workbench, run),

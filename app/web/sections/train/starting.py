@@ -30,8 +30,10 @@ def bind_start(shell: Shell, form: TrainForm, start: gr.Button, panel: RunPanel)
         return "", *panel.show(started[0].id, [run.id or 0 for run in started[1:]])
 
     inputs = {**form.inputs, "name": form.name, "together": form.together}
-    start.click(
-        begin, None, [form.name, *panel.outputs], inputs_kwargs=inputs, concurrency_id="start", **WORKING
+    shell.soon(
+        start.click(
+            begin, None, [form.name, *panel.outputs], inputs_kwargs=inputs, concurrency_id="start", **WORKING
+        )
     )
 
 
@@ -48,6 +50,5 @@ def bind_duplicates(shell: Shell, form: TrainForm, panel: RunPanel) -> None:
             return *untouched, *panel.show(run_id, [])
         return (row.base_name, row.dataset_name, *form.values(runs.options(run_id)), *panel.show(run_id, []))
 
-    shell.to_train.change(
-        bring, shell.to_train, [form.base, form.dataset, *fields, *panel.outputs], **WORKING
-    )
+    outputs = [form.base, form.dataset, *fields, *panel.outputs]
+    shell.soon(shell.to_train.change(bring, shell.to_train, outputs, **WORKING))

@@ -1,0 +1,192 @@
+"""Jobs on the page: each kind is cancelled in the middle of its work, and what follows is never stuck."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import pytest
+from playwright.sync_api import Page, Route, expect
+
+from app.jobs.kinds import JOBS
+from app.service.workbench import Workbench
+from core.seam import PLUGINS_VARIABLE
+from storage.tables import RUNNING, STOPPED, Adapter, Base, Dataset, Export, Job
+from tests.core.helpers import new_peft
+from tests.ui import held_jobs
+from tests.ui.conftest import choose, go_to, served, unfold
+from tests.workbenches import wait_for, write_rows
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
+TABLES = (Base, Dataset, Adapter, Export)
+
+
+@pytest.fixture
+def pipe(tmp_path, monkeypatch):
+    """Every job waits behind its first report until somebody writes to it."""
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.setenv(held_jobs.HELD_VARIABLE, str(tmp_path / "pipe"))
+    monkeypatch.setenv(PLUGINS_VARIABLE, held_jobs.__name__)
+    return tmp_path / "pipe"
+
+
+@pytest.fixture
+def address(pipe, workbench, zygote):
+    with served(workbench.settings.home, zygote) as found:
+        yield found
+
+
+def _press(page: Page, name: str) -> None:
+    page.get_by_role("button", name=name, exact=True).click()
+
+
+def _cancel(page: Page, workbench: Workbench, kind: str) -> Job:
+    """Cancel the job that has just been started, once it is at work; the page offers it and says so."""
+    button = page.locator("#cancel-job")
+    expect(button).to_be_visible(timeout=60_000)
+    (job,) = workbench.registry.jobs.active()
+    assert job.kind == kind
+    expect(button).to_have_text(f"Cancel: {job.title[:60]}")
+    wait_for(lambda: workbench.registry.get(Job, job.id).message not in ("", "Starting"))
+    assert workbench.registry.get(Job, job.id).state == RUNNING
+    button.click()
+    expect(page.get_by_test_id("toast-body").filter(has_text=f"{job.title}: cancelled")).to_be_visible()
+    expect(button).to_be_hidden()
+    ended = workbench.registry.get(Job, job.id)
+    assert (ended.state, ended.message) == (STOPPED, "Cancelled. Nothing was added.")
+    return ended
+
+
+def _said(page: Page) -> None:
+    expect(page.locator("p.fault:visible", has_text="Cancelled. Nothing was added.")).to_have_count(1)
+
+
+def test_a_job_of_every_kind_is_cancelled_in_the_middle_of_its_work(
+    workbench, trained, address, open_page, other_llama, tiny_llama, tmp_path
+):
+    for name in ("one", "two"):
+        trained(name)
+    new_peft(tiny_llama).save_pretrained(tmp_path / "theirs")
+    rows = write_rows(tmp_path / "more.jsonl")
+    before = [workbench.registry.all(table) for table in TABLES]
+    page = open_page(address)
+    cancelled = []
+
+    def cancel(kind):
+        cancelled.append(_cancel(page, workbench, kind).kind)
+
+    unfold(page, "Other jobs")
+    page.locator("#job-look_about").click()
+    cancel("look_about")
+    _said(page)
+
+    go_to(page, "Models")
+    page.get_by_label("Add a base model").fill(str(other_llama))
+    _press(page, "Add")
+    cancel("add_model")
+
+    go_to(page, "Data")
+    page.locator("#data-upload input[type=file]").set_input_files(rows)
+    expect(page.locator("#look .turn").first).to_be_visible()
+    _press(page, "Import")
+    cancel("import_data")
+    page.get_by_role("gridcell", name="data", exact=True).first.click()
+    _press(page, "Check with this base")
+    cancel("check_data")
+
+    go_to(page, "Adapters")
+    page.get_by_role("gridcell", name="one", exact=True).first.click()
+    expect(page.get_by_text("Fingerprint of the base")).to_be_visible()
+    unfold(page, "Look inside the chosen adapter")
+    for button, kind in (("Look inside", "inspect_adapter"), ("Verify", "verify_adapter")):
+        _press(page, button)
+        cancel(kind)
+        _said(page)
+    unfold(page, "Look inside the chosen adapter")  # folds it again
+    unfold(page, "Resize the chosen adapter")
+    page.get_by_label("Name of the resized one").fill("smaller")
+    page.get_by_label("New rank").fill("1")
+    _press(page, "Resize and keep")
+    cancel("resize_adapter")
+    _said(page)
+    unfold(page, "Resize the chosen adapter")
+    unfold(page, "Combine adapters")
+    for name in ("one", "two"):
+        choose(page, "Adapters to combine", name)
+    page.keyboard.press("Escape")
+    page.get_by_label("Name of the new adapter").fill("both")
+    _press(page, "Combine and keep")
+    cancel("combine_adapters")
+    _said(page)
+    unfold(page, "Combine adapters")
+    unfold(page, "Import an adapter")
+    page.get_by_label("Or a folder or file on this machine").fill(str(tmp_path / "theirs"))
+    _press(page, "Import")
+    cancel("import_adapter")
+    _said(page)
+
+    go_to(page, "Export")
+    _press(page, "Export")
+    cancel("export_adapter")
+
+    assert sorted(cancelled) == sorted(JOBS.names)  # a new kind of job needs its own lines here
+    assert [workbench.registry.all(table) for table in TABLES] == before
+    left = [*workbench.registry.blobs.folder.parent.glob("staging/*"), *workbench.settings.exports.glob("*")]
+    assert left == []
+
+
+def test_the_button_ends_the_job_that_it_names_and_a_held_one_gives_its_result(
+    workbench, address, pipe, open_page
+):
+    page = open_page(address)
+    unfold(page, "Other jobs")
+    page.get_by_label("Place").fill("first")
+    page.locator("#job-look_about").click()
+    button = page.locator("#cancel-job")
+    expect(button).to_have_text("Cancel: Look about first", timeout=60_000)
+    second = workbench.jobs.start("look_about", {"place": "second"})
+    wait_for(lambda: workbench.registry.get(Job, second.id).message == "Looking")
+    wait_for(lambda: workbench.registry.jobs.active()[0].message == "Looking")
+    page.context.set_offline(True)  # the page hears nothing of what happens now
+    workbench.jobs.cancel(workbench.registry.jobs.active()[0])
+    page.context.set_offline(False)
+    button.click()
+    expect(button).to_have_text("Cancel: Look about second", timeout=30_000)
+    assert workbench.registry.get(Job, second.id).state == RUNNING
+    pipe.write_text("go on")
+    expect(button).to_be_hidden(timeout=30_000)
+    assert workbench.jobs.wait(second) == {"seen": "second"}
+    page.get_by_label("Place").fill("third")
+    page.locator("#job-look_about").click()
+    expect(button).to_have_text("Cancel: Look about third", timeout=30_000)
+    pipe.write_text("go on")
+    expect(page.locator(".facts dd", has_text="third")).to_be_visible(timeout=30_000)
+
+
+def test_home_does_not_stay_at_what_an_older_answer_said(settings, zygote, open_page, monkeypatch):
+    """On a busy machine an answer may arrive when the job that it tells of is over."""
+    with served(settings.home, zygote) as address:
+        workbench = Workbench(settings)
+        page = open_page(address)
+        late: list[Route] = []
+
+        def delay(route: Route) -> None:
+            answer = route.fetch()
+            if "Getting it" in answer.text() and not late:
+                late.append((route, answer))
+            else:
+                route.fulfill(response=answer)
+
+        page.route(re.compile("gradio_api/run"), delay)
+        page.get_by_role("button", name="Get the starter model").click()
+        (job,) = wait_for(workbench.registry.jobs.active)
+        wait_for(lambda: workbench.registry.get(Job, job.id).state == RUNNING)
+        page.wait_for_function("() => true")
+        while not late:
+            page.wait_for_timeout(50)
+        workbench.jobs.cancel(job)
+        expect(page.locator(".job")).to_have_count(0)
+        late[0][0].fulfill(response=late[0][1])
+        expect(page.get_by_role("button", name="Get the starter model")).to_be_enabled()
+        expect(page.get_by_role("button", name="Getting it …")).to_have_count(0)
+        workbench.close()

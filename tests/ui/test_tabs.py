@@ -1,0 +1,176 @@
+"""Two tabs that contradict each other, one of which has not heard what the other did; and an engine that is
+killed while it answers.
+"""
+
+from __future__ import annotations
+
+import re
+
+import psutil
+import pytest
+from playwright.sync_api import Page, expect
+
+from core.train.training_options import TrainingOptions
+from storage.tables import Adapter, Base, Dataset, Run
+from tests.conftest import make_llama
+from tests.ui.conftest import choose, go_to, served, settled
+from tests.workbenches import QUICK, do_job, wait_for, write_rows
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
+
+
+@pytest.fixture
+def address(workbench, zygote):
+    with served(workbench.settings.home, zygote) as found:
+        yield found
+
+
+def _deafen(page: Page) -> None:
+    """From now on the page hears nothing of what others do; what is pressed on it works."""
+    page.route("**/component_server**", lambda route: route.abort())
+
+
+def _press(page: Page, name: str) -> None:
+    page.get_by_role("button", name=name, exact=True).click()
+
+
+def _refused(page: Page, sentence: str) -> None:
+    said = page.get_by_test_id("toast-body").filter(has_text=sentence)
+    expect(said.first).to_be_visible()
+    page.locator(".toast-close").first.click()
+    settled(page)
+
+
+def _row(page: Page, name: str) -> None:
+    page.get_by_role("gridcell", name=name, exact=True).first.click()
+    expect(page.locator(".facts h3:visible, h3:visible", has_text=name).first).to_be_visible()
+    settled(page)
+
+
+def test_what_one_tab_took_away_the_other_refuses_in_a_sentence(
+    workbench, trained, address, open_page, tmp_path
+):
+    for name in ("renamed", "deleted", "swapped"):
+        trained(name)
+    workbench.datasets.add(write_rows(tmp_path / "other.jsonl"), "other")
+    page, registry = open_page(address), workbench.registry
+
+    go_to(page, "Train")
+    choose(page, "Data set", "other")
+    go_to(page, "Playground")
+    choose(page, "Adapters (up to four)", "deleted")
+    page.keyboard.press("Escape")
+    go_to(page, "Export")
+    choose(page, "Adapter", "deleted")
+    go_to(page, "Adapters")
+    _row(page, "renamed")
+    _deafen(page)
+
+    # Renamed elsewhere, and used here by its old name.
+    registry.adapters.change(registry.find(Adapter, "renamed").id, name="new name")
+    _press(page, "Chat with it")
+    _refused(page, "There is no adapter called 'renamed'")
+    go_to(page, "Adapters")
+    _press(page, "Delete …")
+    _refused(page, "There is no adapter called 'renamed'")
+    assert "new name" in registry.names(Adapter)
+
+    # The question is about one adapter, and another has its name when it is answered.
+    _row(page, "swapped")
+    _press(page, "Delete …")
+    expect(page.get_by_role("button", name="Delete it")).to_be_visible()
+    registry.adapters.change(registry.find(Adapter, "swapped").id, name="was swapped")
+    trained("swapped")
+    _press(page, "Delete it")
+    _refused(page, "swapped is another one by now")
+    assert {"swapped", "was swapped"} <= registry.names(Adapter)
+
+    # Deleted elsewhere, and used here.
+    registry.adapters.delete(registry.find(Adapter, "deleted").id)
+    workbench.datasets.remove("other")
+    page.locator("#sections").get_by_role("tab", name="Export", exact=True).last.click()
+    page.get_by_role("combobox", name="Adapter", exact=True).wait_for()
+    page.locator("#export-button").click()
+    _refused(page, "There is no adapter called 'deleted'")
+    page.locator("#sections").get_by_role("tab", name="Playground", exact=True).last.click()
+    page.get_by_role("textbox", name="Prompt", exact=True).fill("are you there?")
+    _press(page, "Send")
+    _refused(page, "There is no adapter called 'deleted'")
+    expect(page.get_by_role("textbox", name="Prompt", exact=True)).to_have_value("are you there?")
+    page.locator("#sections").get_by_role("tab", name="Train", exact=True).last.click()
+    page.locator("#start-training").click()
+    _refused(page, "There is no data set called 'other'")
+    assert registry.all(Run) == []
+
+
+def test_two_tabs_stop_pause_resume_and_remove_the_same_run(workbench, address, open_page):
+    page, second = open_page(address), open_page(address)
+    for one in (page, second):
+        go_to(one, "Train")
+        one.get_by_label("Name of the adapter").fill("mine")
+    wait_for(workbench.engine.status)
+    run = workbench.training.start(
+        "llama", "data", TrainingOptions.parse({**QUICK, "max_steps": 5000}), "mine"
+    )
+    for one in (page, second):
+        expect(one.locator(".curve-state", has_text="Running")).to_be_visible(timeout=60_000)
+    _deafen(second)
+    second.locator("#start-training").click()
+    _refused(second, "There is an adapter or an active run called 'mine' already")
+    assert len(workbench.registry.all(Run)) == 1
+
+    _press(page, "Pause")
+    expect(page.locator(".curve-state", has_text="Paused")).to_be_visible(timeout=60_000)
+    _press(second, "Pause")  # which does it once
+    resume = second.get_by_role("button", name="Resume", exact=True)
+    expect(resume).to_be_enabled()
+    resume.click()
+    expect(page.locator(".curve-state", has_text="Running")).to_be_visible(timeout=60_000)
+    _press(page, "Pause")
+    expect(page.locator(".curve-state", has_text="Paused")).to_be_visible(timeout=60_000)
+
+    # Paused, it can be stopped and kept; who takes it for running stops it once more, to no effect.
+    _press(page, "Stop and keep")
+    expect(page.locator(".curve-state", has_text="Stopped")).to_be_visible(timeout=60_000)
+    expect(resume).to_be_disabled()
+    _press(second, "Stop and keep")
+    expect(resume).to_be_enabled()
+    (kept,) = workbench.registry.all(Adapter)
+    assert (kept.name, kept.steps) == ("mine", workbench.registry.checkpoints.of(run.id)[0].step)
+
+    workbench.runs.remove(run.id)
+    resume.click()
+    _refused(second, f"There is no run {run.id}")
+    expect(page.get_by_label("Run", exact=True)).to_have_value("")
+    assert workbench.registry.find(Adapter, "mine").run_id is None
+
+
+def test_an_engine_killed_in_mid_answer_is_told_and_the_next_message_is_answered(
+    workbench, address, open_page, tokenizer, tmp_path
+):
+    deep = make_llama(tmp_path / "deep", tokenizer, layers=24)  # slow enough to be seen answering
+    do_job(workbench, "add_model", {"origin": str(deep), "name": "deep"})
+    page = open_page(address)
+    go_to(page, "Playground")
+    choose(page, "Base model", "deep")
+    page.get_by_role("button", name="Sampling").click()
+    page.get_by_label("Temperature", exact=False).fill("0")
+    page.get_by_label("Max tokens").fill("200")
+    prompt = page.get_by_role("textbox", name="Prompt", exact=True)
+    prompt.fill("hello there")
+    _press(page, "Send")
+    answer = page.locator(".bot.message")
+    expect(answer).to_have_count(1)
+    expect(answer).not_to_have_text(re.compile(r"^\s*…?\s*$"), timeout=60_000)
+    psutil.Process(workbench.engine.status()["pid"]).kill()
+    _refused(page, "The engine")
+    expect(prompt).to_have_value("hello there")  # it can be sent again
+    expect(prompt).to_be_editable()
+    page.get_by_label("Max tokens").fill("5")
+    prompt.fill("and now?")
+    _press(page, "Send")
+    expect(prompt).to_have_value("", timeout=60_000)
+    expect(page.locator(".bot.message").last).not_to_have_text(re.compile(r"^\s*…?\s*$"), timeout=60_000)
+    wait_for(lambda: workbench.registry.chats.messages(1)[-1].finish in ("length", "stop", "end"))
+    assert workbench.registry.names(Base) == {"llama", "deep"}
+    assert workbench.registry.names(Dataset) == {"data"}
