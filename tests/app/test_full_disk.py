@@ -22,7 +22,7 @@ from app.shared.disk import is_full, plain_sentence
 from app.shared.settings import settings_for
 from app.web.application import build_app
 from app.web.parts.shell import told
-from core.errors import OutOfSpace
+from core.errors import InvalidConfig, OutOfSpace
 from core.files.publish import SPARE_BYTES, require_space
 from core.train.training_options import TrainingOptions
 from storage.errors import RegistryFull, RegistryUnusable
@@ -350,3 +350,24 @@ def test_what_is_printed_suits_a_terminal_of_few_characters(monkeypatch, capsys)
     first, second = bare.buffer.getvalue().decode("ascii").splitlines()  # type: ignore[attr-defined]
     assert first == r"+ fine - n\xe9 \U0001f600 \udcff"
     assert json.loads(second) == {"name": "né 😀"}
+
+
+def test_a_setting_that_finds_no_space_stays_as_it_was(workbench, monkeypatch):
+    workbench.usage.set_quota(5)
+
+    def refuse(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    for write in (
+        lambda: workbench.usage.set_quota(7),
+        lambda: workbench.presets.save("mine", options(), ""),
+    ):
+        with pytest.raises(OSError, match="No space left"):
+            write()
+    assert workbench.usage.quota() == 5
+    assert list(workbench.settings.home.rglob("*.new")) == []
+    assert list(workbench.settings.home.rglob("*.toml")) == []
+    workbench.settings.quota_file.write_text("")
+    with pytest.raises(InvalidConfig, match="holds no number of GB; set it anew"):
+        workbench.usage.require_room()
