@@ -15,6 +15,7 @@ import psutil
 
 from app.jobs.kinds import JOBS, JobContext, JobKind
 from app.service.usage import Usage
+from app.shared.disk import plain_sentence
 from app.shared.errors import JobFailed
 from app.shared.processes import exit_reason, is_held, start_detached
 from app.shared.settings import Settings
@@ -48,9 +49,13 @@ class Jobs:
             Job(kind=name, title=kind.title(valid), arguments=valid, message="Starting")
         )
         given = ["--home", str(self._settings.home), "--job", str(job.id)]
-        self._processes[job.id or 0] = start_detached(
-            "app.jobs.process", given, self._settings.logs / "jobs.log"
-        )
+        try:
+            self._processes[job.id or 0] = start_detached(
+                "app.jobs.process", given, self._settings.logs / "jobs.log"
+            )
+        except OSError as error:
+            self._registry.jobs.interrupt(job, f"{job.title} could not be started. {plain_sentence(error)}")
+            raise
         return job
 
     def offered(self) -> list[JobKind]:

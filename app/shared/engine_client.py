@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from app.shared import wire
+from app.shared.disk import plain_sentence
 from app.shared.errors import EngineSilent, EngineUnavailable
 from app.shared.processes import (
     ALREADY_RUNNING,
@@ -133,7 +134,12 @@ class EngineClient:
             except EngineUnavailable:
                 log = self._settings.engine_log
                 home = ["--home", str(self._settings.home)]
-                self._process = start_detached("app.engine.process", home, log)
+                try:
+                    self._process = start_detached("app.engine.process", home, log)
+                except OSError as error:
+                    raise EngineUnavailable(
+                        f"The engine could not be started. {plain_sentence(error)}"
+                    ) from error
                 return self._wait_for(self._process, log)
 
     def _wait_for(self, process: subprocess.Popen[bytes], log: Path) -> Connection:

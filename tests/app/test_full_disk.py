@@ -19,6 +19,7 @@ import storage.database
 from app.cli.main import app
 from app.service.workbench import Workbench
 from app.shared.disk import is_full, plain_sentence
+from app.shared.errors import EngineUnavailable
 from app.shared.settings import settings_for
 from app.web.application import build_app
 from app.web.parts.shell import told
@@ -147,6 +148,27 @@ def test_what_the_system_says_becomes_a_sentence(error, said):
     assert plain_sentence(error).startswith(said)
     assert "Errno" not in plain_sentence(error)
     assert is_full(error) == ("no space left" in said)
+
+
+def test_what_finds_no_space_for_its_process_does_not_wait_for_ever(workbench, trained, monkeypatch):
+    trained("mine")
+
+    def refuse(*about: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/home/logs/engine.log")
+
+    for starter in ("app.shared.engine_client", "app.service.jobs"):
+        monkeypatch.setattr(f"{starter}.start_detached", refuse)
+    with pytest.raises(OSError, match="No space left"):
+        workbench.adapters.inspect("mine")
+    job = workbench.registry.all(Job, limit=1)[0]
+    assert (job.state, job.message) == (
+        "interrupted",
+        "Look inside mine could not be started. There is no space left on the disk for "
+        "/home/logs/engine.log; make room, and do it again.",
+    )
+    with pytest.raises(EngineUnavailable, match=r"could not be started\. There is no space left"):
+        workbench.training.start("llama", "data", TrainingOptions.parse(QUICK))
+    assert [run.state for run in workbench.registry.all(Run)] == ["failed"]
 
 
 def test_a_job_that_meets_a_failing_disk_says_so(workbench, trained, monkeypatch, tmp_path):
