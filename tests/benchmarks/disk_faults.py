@@ -23,6 +23,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import zipfile
 from collections import Counter
@@ -30,6 +31,8 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+
+from tqdm import tqdm
 
 from app.engine.checkpoints import save_checkpoint
 from app.engine.session import RunSession
@@ -78,6 +81,7 @@ def main() -> None:
         print(json.dumps({"skipped": "there is no strace"}))
         return
     os.environ["LORA_WORKBENCH_DTYPE"] = "float32"
+    tqdm.set_lock(threading.RLock())  # its own is shared with forked processes, which die holding it
     check_process.ask_process = check_process.check  # its process has torch to import each time
     with tempfile.TemporaryDirectory() as folder:
         print(json.dumps(_try_all(Path(folder), chosen.only, chosen.every), indent=2))
