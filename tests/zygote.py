@@ -91,6 +91,10 @@ class Forked:
         if self.poll() is None:
             os.kill(self.pid, signal.SIGTERM)
 
+    def kill(self) -> None:
+        """End it, whatever it does."""
+        os.kill(self.pid, signal.SIGKILL)
+
     def wait(self) -> int:
         """Wait for its end; its exit code."""
         while (code := self.poll()) is None:
