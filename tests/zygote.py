@@ -35,6 +35,7 @@ class Forks:
 
     def start(self, module: str, arguments: list[str], log: Path) -> Forked:
         """As app.shared.processes.start_detached."""
+        log.open("ab").close()  # made by the process that starts the other, with its rights
         environment = {name: value for name, value in os.environ.items() if name.startswith("LORA_WORKBENCH")}
         question = {"module": module, "arguments": arguments, "log": str(log), "environment": environment}
         return Forked(self, self.ask(question)["pid"])
@@ -89,6 +90,10 @@ class Forked:
         """Ask it to end, if it has not."""
         if self.poll() is None:
             os.kill(self.pid, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it, whatever it does."""
+        os.kill(self.pid, signal.SIGKILL)
 
     def wait(self) -> int:
         """Wait for its end; its exit code."""

@@ -164,6 +164,17 @@ def test_a_job_that_is_asked_to_end_while_it_registers_what_it_made_finishes(
     assert finished == (tmp_path / "out").exists() == bool(workbench.registry.all(Export))
 
 
+def test_a_job_that_is_stopped_is_cancelled_all_the_same(workbench, trained, killed, tmp_path, monkeypatch):
+    monkeypatch.setattr("app.service.jobs._END_SECONDS", 0.5)
+    trained("mine")
+    job = workbench.exports.start("mine", tmp_path / "out")
+    wait_for(lambda: workbench.registry.get(Job, job.id).state == "running")
+    os.kill(workbench.jobs._processes[job.id].pid, signal.SIGSTOP)
+    workbench.jobs.cancel(job)
+    found = workbench.registry.get(Job, job.id)
+    assert (found.state, found.message) == ("stopped", "Cancelled. Nothing was added.")
+
+
 def test_what_a_killed_process_has_staged_goes_when_the_next_one_writes_there(tmp_path, monkeypatch):
     reader, writer = os.pipe()
     child = os.fork()
