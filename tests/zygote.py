@@ -35,6 +35,7 @@ class Forks:
 
     def start(self, module: str, arguments: list[str], log: Path) -> Forked:
         """As app.shared.processes.start_detached."""
+        log.open("ab").close()  # made by the process that starts the other, with its rights
         environment = {name: value for name, value in os.environ.items() if name.startswith("LORA_WORKBENCH")}
         question = {"module": module, "arguments": arguments, "log": str(log), "environment": environment}
         return Forked(self, self.ask(question)["pid"])

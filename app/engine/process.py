@@ -39,6 +39,7 @@ from app.shared.refusals import refused
 from app.shared.settings import DTYPE_VARIABLE, Settings, settings_for
 from core.engine import Engine
 from core.errors import InvalidConfig
+from core.panics import panics_as_errors
 from storage.tables import Run
 
 _FIRST_GRACE = 30.0  # seconds to wait for the first client
@@ -96,7 +97,9 @@ class EngineServer:
         start = time.monotonic()
         session = self._session
         try:
-            if not session.advance():
+            with panics_as_errors():
+                goes_on = session.advance()
+            if not goes_on:
                 self._session = None
                 self._engine.end_training()
         except Exception as error:  # noqa: BLE001  (the boundary: whatever ends a run must end up in its row)
@@ -129,7 +132,8 @@ class EngineServer:
 
     def _measured(self, asked: Measuring) -> Iterator[None]:
         try:
-            yield from asked.work(self._registry, self._engine, self._cache)
+            with panics_as_errors():
+                yield from asked.work(self._registry, self._engine, self._cache)
         except Exception as error:
             if not isinstance(error, USER_ERRORS):
                 log.error("measuring failed", exc_info=error)

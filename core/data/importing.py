@@ -37,6 +37,7 @@ _ERRORS = codes_of(ERROR)
 # Found when a row of the file is converted; what is stored of it does not show them again.
 _AT_CONVERSION = ("ignored_part", "unused_key", "only_answers", "separator")
 _UNEVEN = 20  # times as many rows in the largest class as in the smallest
+_FEW = 5  # times as many, where the smallest has a single row
 
 
 @dataclass(frozen=True)
@@ -212,7 +213,7 @@ class RowSink:
         if len(labels) < 2:
             return
         (most, many), (least, few) = next(iter(labels.items())), list(labels.items())[-1]
-        if many > _UNEVEN * few or few == 1:
+        if many > _UNEVEN * few or (few == 1 and many >= _FEW):
             detail = (
                 f"{len(labels)} classes, from {few:,} row{'s' if few > 1 else ''} ({least[:40]}) "
                 f"to {many:,} ({most[:40]})."
@@ -245,7 +246,7 @@ def import_files(
     ]
     seen: Counter[str] = Counter()
     convert, total = form.converter(mapping), sum(reader.size for reader in readers)
-    before = 0
+    before, unread = 0, [name for source in sources for name in source.unread]
     for file, reader in enumerate(readers):
         for number, row in form.gather(_counted(reader, wanted, seen), mapping):
             if len(sink) % _REPORT_ROWS == 0:
@@ -253,9 +254,9 @@ def import_files(
                 report(Progress(f"Reading {reader.name} ({done / 1e6:,.0f} MB)", min(1.0, done / total)))
             _take(sink, file, number, row, convert)
         before += reader.size
+        unread += reader.unread
     validation = [file for file, source in enumerate(sources) if source.validation]
     unused = {column: count for column, count in seen.items() if column not in wanted}
-    unread = [name for source in sources for name in source.unread]
     summary = sink.finish(
         validation_files=validation,
         report=report,
@@ -272,11 +273,26 @@ def import_files(
         ],
     )
     if summary.faulty == summary.rows:
-        first = Findings.read(folder).some(_ERRORS, count=1)[0]
-        raise InvalidData(
-            f"{readers[0].name}: none of the {summary.rows:,} rows can be used. The first: {first.detail}"
-        )
+        raise InvalidData(_none_usable(readers[0].name, summary, folder))
     return summary
+
+
+def _none_usable(name: str, summary: Summary, folder: Path) -> str:
+    """Why no row can be used: each kind of fault with its number of rows and an example, the most frequent
+    first.
+    """
+    faults = sorted(
+        (code for code in summary.counts if code in _ERRORS), key=lambda code: -summary.counts[code]
+    )
+    found, numbers = Findings.read(folder), DatasetFile(folder).column("row")
+    said = []
+    for code in faults:
+        first = found.some([code], count=1)[0]
+        said.append(
+            f"{KINDS[code].title} in {summary.counts[code]:,}, such as row {numbers[first.index]}: "
+            f"{first.detail}"
+        )
+    return f"{name}: none of the {summary.rows:,} rows can be used. {' '.join(said)}"
 
 
 def _counted(reader: RowReader, wanted: Collection[str], seen: Counter[str]) -> NumberedRows:

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from core.data.reading import BadRow, FileKind, NumberedRows, Row, RowReader, refuse_twin_columns
+from core.data.reading import (
+    MOST_LINE,
+    BadRow,
+    FileKind,
+    NumberedRows,
+    Row,
+    RowReader,
+    refuse_twin_columns,
+    too_long,
+)
 from core.errors import InvalidData
 
 if TYPE_CHECKING:
@@ -47,6 +56,9 @@ def _batch_rows(batch: RecordBatch, before: int) -> Iterator[Row | BadRow]:
     """
     from pyarrow import ArrowException
 
+    if batch.nbytes > MOST_LINE:
+        yield from _long_rows(batch, before)
+        return
     try:
         yield from batch.to_pylist()
     except (ArrowException, ValueError, OverflowError, KeyError, ImportError):
@@ -58,3 +70,13 @@ def _batch_rows(batch: RecordBatch, before: int) -> Iterator[Row | BadRow]:
                     "unreadable",
                     f"Row {before + at + 1} cannot be read: {type(error).__name__}, {str(error)[:120]}.",
                 )
+
+
+def _long_rows(batch: RecordBatch, before: int) -> Iterator[Row | BadRow]:
+    """The rows of a batch of which some may be too long."""
+    for at in range(batch.num_rows):
+        size = batch.slice(at, 1).nbytes
+        if size > MOST_LINE:
+            yield too_long(f"Row {before + at + 1}", size)
+        else:
+            yield from _batch_rows(batch.slice(at, 1), before + at)
