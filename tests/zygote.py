@@ -113,7 +113,7 @@ def _fork(question: dict[str, Any], listening: socket.socket) -> int:
     os.setsid()
     nothing, log = (
         os.open(os.devnull, os.O_RDONLY),
-        os.open(question["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT),
+        os.open(question["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600),
     )
     os.dup2(nothing, 0)
     os.dup2(log, 1)
