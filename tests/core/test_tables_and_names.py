@@ -75,7 +75,7 @@ def test_json_in_a_plain_text_is_not_trained_on_as_text_without_a_question(tmp_p
 def test_a_file_of_another_kind_than_its_name_says_what_it_is(tmp_path, name, start, said):
     (tmp_path / name).write_bytes(start)
     with pytest.raises(InvalidData, match=said):
-        RowReader(tmp_path / name)
+        list(RowReader(tmp_path / name))
 
 
 def test_a_row_of_parquet_that_is_too_long_costs_itself_alone(tmp_path):

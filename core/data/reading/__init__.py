@@ -106,7 +106,7 @@ class RowReader:
         which are wanted, where a file can be read by columns.
 
         Raises InvalidData for a kind of file that is not known, or an empty one. The file is opened when it
-        is iterated over.
+        is iterated over, which raises it for a file that is of another kind than its name says.
         """
         self.path, self.name = path, name or path.name
         self.size, self.position = path.stat().st_size, 0
@@ -122,7 +122,6 @@ class RowReader:
         self._kept: BinaryIO | None = None
         if self.size == 0:
             raise InvalidData(f"{self.name} is empty.")
-        self._refuse_others()
 
     def _kind(self) -> FileKind:
         found = next((kind for kind in FILE_KINDS.all().values() if self.suffix in kind.suffixes), None)
@@ -133,10 +132,10 @@ class RowReader:
             )
         return found
 
-    def _refuse_others(self) -> None:
+    def refuse_others(self, file: BinaryIO) -> None:
         """Raises InvalidData for what is known to be another kind of file than its name says."""
-        with self.path.open("rb") as file:
-            start = file.read(_LOOKED_AT)
+        file.seek(0)
+        start = file.read(_LOOKED_AT)
         for begins, what in _OTHERS.items():
             if start.startswith(begins) and not (begins == _PARQUET and self.suffix == ".parquet"):
                 raise InvalidData(f"{self.name} {what}")
@@ -165,6 +164,7 @@ class RowReader:
         self._kept = None
 
     def _to_start(self, file: BinaryIO) -> None:
+        self.refuse_others(file)
         file.seek(0)
         start = file.read(4)
         if start[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in start:

@@ -34,6 +34,8 @@ class ParquetRows(FileKind):
         from pyarrow.parquet import ParquetFile
 
         try:
+            with reader.path.open("rb") as binary:
+                reader.refuse_others(binary)
             with ParquetFile(reader.path) as file:
                 reader.header = names = tuple(file.schema_arrow.names)
                 refuse_twin_columns(reader.name, names)
