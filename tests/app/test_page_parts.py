@@ -82,10 +82,13 @@ def test_every_section_follows_the_registry_with_answers_that_fit(workbench, tra
     page = build_page(workbench)
     followers = [one for one in page.fns.values() if one.fn and one.fn.__name__ == "everything"]
     assert len(followers) == 9, "eight sections and what stands above them"
-    LocalContext.in_event_listener.set(True)
-    for one in followers:
-        values = [getattr(component, "value", None) for component in one.inputs]
-        assert set(one.fn(*values)) == set(one.outputs)
+    before = LocalContext.in_event_listener.set(True)
+    try:
+        for one in followers:
+            values = [getattr(component, "value", None) for component in one.inputs]
+            assert set(one.fn(*values)) == set(one.outputs)
+    finally:
+        LocalContext.in_event_listener.reset(before)  # components that later tests make are whole
 
 
 @pytest.mark.parametrize(
