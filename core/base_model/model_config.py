@@ -15,6 +15,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PretrainedConf
 from core.base_model.describe import refuse_unusable
 from core.base_model.files import read_json
 from core.errors import InvalidModel, WorkbenchError
+from core.files.disk_faults import is_disk_fault
 
 _CHOOSES_CODE = frozenset(
     {
@@ -56,6 +57,8 @@ def refusing(what: str) -> Iterator[None]:
     except (WorkbenchError, MemoryError):
         raise
     except Exception as error:
+        if is_disk_fault(error):
+            raise
         raise InvalidModel(f"{what}: {_words(error)}") from error
     except BaseException as error:
         if (

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tokenizers import decoders
 from transformers import AutoModelForCausalLM, GraniteConfig, GraniteForCausalLM
 
 from core.errors import InvalidInput
@@ -87,6 +88,21 @@ def test_streamed_pieces_join_to_the_whole_text(tiny_llama):
     assert "".join(event.text for event in events) == base.tokenizer.decode(ids, skip_special_tokens=True)
     assert [event.finished for event in events] == [False] * (len(events) - 1) + [True]
     assert events[-1].reason in ("end", "length")
+
+
+class Panicking:
+    """A stream whose tokenizer's decoder takes more off a token than it has."""
+
+    def step(self, *_):
+        return decoders.Strip(" ", 0, 5).decode([" "])
+
+
+def test_a_panic_of_the_decoder_ends_the_answer_with_a_sentence(tiny_llama):
+    base = load(tiny_llama)
+    decoder = Decoder(base, _bank(base, []), [RowRequest(PROMPTS[0], 0, GREEDY)])
+    decoder._rows[0].stream = Panicking()
+    with pytest.raises(InvalidInput, match="This base's tokenizer fails with this answer"):
+        list(decoder.steps())
 
 
 def test_rows_end_separately(tiny_llama):
