@@ -187,7 +187,7 @@ def _rows(config: PretrainedConfig) -> list[Tensor]:
     """
     length, vocabulary = min(_context(config), _CONTEXT), config.get_text_config().vocab_size
     ids = torch.randint(vocabulary, (2 * length,), generator=torch.Generator().manual_seed(1))
-    return list(ids.split([length, length // 8, length - length // 8]))
+    return list(ids.split([length, short := max(1, length // 8), length - short]))
 
 
 # Both ways.

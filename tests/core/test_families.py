@@ -1,6 +1,7 @@
 """Families of models that transformers builds: as transformers computes it, or refused with a sentence."""
 
 import re
+import shutil
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from core.base_model.soundness import require_sound
 from core.data.formats import Example
 from core.errors import InvalidInput, InvalidModel
 from core.events import StepDone
+from core.lora.bank import loaded_bank
 from core.lora.config import LoraConfig
 from core.merge.merge import merge_into_base
 from core.reporting import silent
@@ -212,8 +214,14 @@ def _is_as_transformers(folder, tmp_path):
     _, events = train_alone(base, ROWS, LoraConfig(rank=2), train, 0)
     step = next(event for event in events if isinstance(event, StepDone))
     assert step.loss == pytest.approx(_losses(oracle, rows), abs=1e-4)
-    (tmp_path / "merged").mkdir()
-    merge_into_base(folder, random_adapter(base, rank=2), layers.transposed, tmp_path / "merged", silent, {})
+    adapter, merged = random_adapter(base, rank=2), tmp_path / f"{folder.name} merged"
+    merged.mkdir()
+    shutil.copy(folder / "config.json", merged)
+    merge_into_base(folder, adapter, layers.transposed, merged, silent, {})
+    with torch.no_grad(), loaded_bank(base.layers, [adapter]).use():
+        wanted = base.model(input_ids=rows[1][None], use_cache=False).logits
+    found = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32).eval()(input_ids=rows[1][None])
+    torch.testing.assert_close(found.logits, wanted, atol=2e-3, rtol=1e-3)
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # GPT BigCode's
