@@ -23,8 +23,8 @@ _WANTED = (
     "merges.txt",
     "vocab.txt",
     "README.md",
-    "LICENSE",
 )
+_LEGAL = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
 
 
 def fetch_from_hub(hub_id: str, target: Path, report: Report, endpoint: str | None = None) -> str:
@@ -64,9 +64,21 @@ def fetch_from_hub(hub_id: str, target: Path, report: Report, endpoint: str | No
     return str(info.sha)
 
 
+def fetched_revision(folder: Path) -> str:
+    """The commit that a folder was fetched at, as huggingface_hub notes it there; empty if it does not."""
+    note = folder / ".cache" / "huggingface" / "download" / "config.json.metadata"
+    if not note.is_file():
+        return ""
+    commit = note.read_text(encoding="utf-8").partition("\n")[0].strip()
+    return commit if re.fullmatch(r"[0-9a-f]{40}", commit) else ""
+
+
 def _wanted(name: str) -> bool:
-    """Files at the repository's root, of the kinds that hold data and never code."""
-    return "/" not in name and name.endswith(_WANTED)
+    """Files of the kinds that hold data and never code: at the repository's root, and chat templates."""
+    if name.startswith("additional_chat_templates/"):
+        return name.count("/") == 1 and name.endswith(".jinja")
+    legal = name.upper().startswith(_LEGAL) and Path(name).suffix.lower() in ("", ".txt", ".md")
+    return "/" not in name and (legal or name.endswith(_WANTED))
 
 
 def _download_all(

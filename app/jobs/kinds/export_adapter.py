@@ -14,6 +14,7 @@ from app.shared.private import as_users_files
 from app.shared.references import name_in, refer, referred
 from app.shared.text import require_text
 from core.base_model.fingerprint import Manifest
+from core.base_model.hub import fetched_revision
 from core.base_model.source import check_unchanged
 from core.errors import InvalidModel
 from core.events import Progress
@@ -76,6 +77,7 @@ class ExportAdapter(JobKind):
         _settle(registry, target)
         with publication(target) as out:
             facts = write_export(what, out.folder, report)
+            warned += facts.pop("warnings")
             if not target.is_relative_to(context.settings.home):
                 as_users_files(out.folder)
             check = check_export(
@@ -121,6 +123,8 @@ def _provenance(row: Adapter, base: Base) -> Provenance:
         base_name=base.name,
         base_fingerprint=base.fingerprint,
         base_licence=base.licence,
+        base_source=base.origin if base.source == "hub" else base.folder,
+        base_revision=fetched_revision(folder_of(base)) if base.source == "hub" else "",
         adapter_name=row.name,
         adapter_digest=row.digest,
         dataset_name=row.dataset_name,

@@ -47,7 +47,7 @@ def peft_config(adapter: AdapterWeights, modules: Collection[str] = ()) -> dict[
         "peft_type": kind.peft_type,
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": adapter.base_name,
-        "revision": None,
+        "revision": adapter.base_revision or None,
         "inference_mode": True,
         **kind.peft_settings(adapter),
         **naming(adapter.layers, modules),
