@@ -23,6 +23,7 @@ from core.data.findings import ERROR, KINDS, Finding, RowFault, codes_of
 from core.data.formats import Convert, Example
 from core.data.mapping import DataMapping
 from core.data.reading import BadRow, NumberedRows, Row, RowReader
+from core.data.turn_keys import is_nothing
 from core.data.zipped import Source
 from core.errors import InvalidData
 from core.events import Progress
@@ -36,6 +37,30 @@ _MOST_COMPARED = 100_000  # characters of a row that near copies are told by
 _ERRORS = codes_of(ERROR)
 # Found when a row of the file is converted; what is stored of it does not show them again.
 _AT_CONVERSION = ("ignored_part", "unused_key", "only_answers", "separator")
+# Columns that other tools train with, beside those that a format takes.
+_BELONG = frozenset(
+    (
+        "tools",
+        "functions",
+        "chat_template_kwargs",
+        "images",
+        "image",
+        "videos",
+        "video",
+        "audios",
+        "audio",
+        "weight",
+        "loss_weight",
+        "sample_weight",
+        "loss_mask",
+        "train",
+        "reasoning",
+        "reasoning_content",
+        "thinking",
+        "rationale",
+        "chain_of_thought",
+    )
+)
 _UNEVEN = 20  # times as many rows in the largest class as in the smallest
 _FEW = 5  # times as many, where the smallest has a single row
 
@@ -256,20 +281,19 @@ def import_files(
         before += reader.size
         unread += reader.unread
     validation = [file for file, source in enumerate(sources) if source.validation]
-    unused = {column: count for column, count in seen.items() if column not in wanted}
     summary = sink.finish(
         validation_files=validation,
         report=report,
         hints=[
             *near_misses,
             *preferences,
-            *unused_hint(list(unused)),
+            *unused_hint(list(seen)),
             *([f"Left unread: {', '.join(unread[:12])}."] if unread else []),
         ],
         about_all=[
             *(("near_miss", text) for text in near_misses),
             *(("preferences", text) for text in preferences),
-            *_left_aside(unused),
+            *_left_aside(seen),
         ],
     )
     if summary.faulty == summary.rows:
@@ -295,7 +319,7 @@ def _none_usable(name: str, summary: Summary, folder: Path) -> str:
     return f"{name}: none of the {summary.rows:,} rows can be used. {' '.join(said)}"
 
 
-def _counted(reader: RowReader, wanted: Collection[str], seen: Counter[str]) -> NumberedRows:
+def _counted(reader: RowReader, wanted: set[str], seen: Counter[str]) -> NumberedRows:
     """The rows, with the columns they have counted:
     what no mapping speaks of must not vanish without a word.
 
@@ -308,8 +332,19 @@ def _counted(reader: RowReader, wanted: Collection[str], seen: Counter[str]) -> 
             if not judged:
                 _require_columns(reader.name, reader.header or tuple(row), wanted)
                 judged = True
-            seen.update(row.keys())
+            _count_unused(row, wanted, seen)
         yield number, row
+    seen.update({column: count for column, count in reader.beside.items() if count})
+
+
+def _count_unused(row: Row, wanted: set[str], seen: Counter[str]) -> None:
+    """Count the columns with a value that no mapping speaks of."""
+    if len(row) > len(wanted) or not row.keys() <= wanted:
+        seen.update(key for key, value in row.items() if key not in wanted and not _is_empty(value))
+
+
+def _is_empty(value: Any) -> bool:
+    return is_nothing(value) or value in ("[]", "{}", "null")
 
 
 def _require_columns(name: str, columns: Sequence[str], wanted: Collection[str]) -> None:
@@ -322,9 +357,9 @@ def _require_columns(name: str, columns: Sequence[str], wanted: Collection[str])
 
 def _left_aside(unused: Mapping[str, int]) -> Iterator[tuple[str, str]]:
     """Findings about columns that are not used and look as if they belonged to the conversation."""
-    optional = optional_columns()
+    belong = optional_columns() | _BELONG
     for column, count in unused.items():
-        if column.strip().lower() in optional:
+        if column.strip().lower() in belong:
             yield (
                 "unused_column",
                 (

@@ -18,7 +18,6 @@ import psutil
 from app.shared.settings import settings_for
 from tests.benchmarks.report import show
 from tests.ui.conftest import served
-from tests.zygote import Zygote
 
 _CLIENTS = 3
 _PARTS = 6
@@ -32,8 +31,7 @@ def main() -> None:
     parser.add_argument("--ticks", type=int, default=3600, help="of each client; a page ticks each second")
     parser.add_argument("--reload", type=int, default=40, help="ticks between two loads of a page")
     given = parser.parse_args()
-    zygote = Zygote()
-    with tempfile.TemporaryDirectory() as folder, served(Path(folder) / "home", zygote) as address:
+    with tempfile.TemporaryDirectory() as folder, served(Path(folder) / "home") as address:
         about = settings_for(Path(folder) / "home").app_file.read_text()
         server = psutil.Process(int(about.partition('"pid": ')[2].rstrip("}")))
         rows = []
@@ -49,7 +47,6 @@ def main() -> None:
             if part < _PARTS:
                 _all_poll(address, given.ticks // _PARTS, given.reload)
         show(f"{_CLIENTS} clients, a page loaded anew after {given.reload} ticks", rows)
-    zygote.close()
 
 
 def _all_poll(address: str, ticks: int, reload: int) -> None:

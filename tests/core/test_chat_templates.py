@@ -2,15 +2,19 @@
 
 import copy
 
+import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from core.base_model.tokenizer import end_token_ids
+from core.data.dataset_file import StoredRow
 from core.data.formats import Example
 from core.data.pieces import PieceEncoder
 from core.data.rendering import Renderer
+from core.data.token_report import token_findings, token_report
 from core.data.token_view import check_template, token_view
+from core.data.tokens import tokenised_in_memory
 from core.errors import InvalidData
 from tests.conftest import CHATML
 
@@ -259,3 +263,11 @@ def test_a_token_that_a_vocabulary_has_not_is_a_sentence_about_its_row():
     )
     assert "Row 7: This base's tokenizer fails with the text of this row" in str(found[1])
     assert not isinstance(found[0], InvalidData)
+
+
+def test_where_every_row_is_refused_the_reason_is_the_rows_own(tokenizer):
+    rows = [StoredRow(at, 0, Example(at, row(("u", "14 + 9?"), ("a", "23")).messages)) for at in (1, 2)]
+    file, keep = tokenised_in_memory(rows, renderer(tokenizer, OPENS)), np.array([True, True])
+    found = token_findings(file, keep, 64, {2})
+    with pytest.raises(InvalidData, match=r"^Row 1: .*prompt for an answer.*No other of the 2 rows can"):
+        token_report(file, keep, ~keep, 64, found)

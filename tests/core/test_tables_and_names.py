@@ -70,6 +70,7 @@ def test_json_in_a_plain_text_is_not_trained_on_as_text_without_a_question(tmp_p
         ("a.parquet", b"version https://git-lfs.github.com/spec/v1\n", "only a pointer of Git LFS"),
         ("a.jsonl", b"\n<!DOCTYPE html>\n<html>", "is a web page, not the file itself"),
     ],
+    ids=["gzip", "zip", "parquet", "zstd", "pdf", "lfs", "html"],
 )
 def test_a_file_of_another_kind_than_its_name_says_what_it_is(tmp_path, name, start, said):
     (tmp_path / name).write_bytes(start)

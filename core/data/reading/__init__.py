@@ -117,6 +117,8 @@ class RowReader:
         """All columns of a file that names them before its rows, once the first row is there."""
         self.unread: tuple[str, ...] = ()
         """What else the file holds and is left unread, once all rows are read."""
+        self.beside: dict[str, int] = {}
+        """Columns that were not read, since nobody wants them, with the rows that have a value there."""
         self._kept: BinaryIO | None = None
         if self.size == 0:
             raise InvalidData(f"{self.name} is empty.")

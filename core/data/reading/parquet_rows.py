@@ -19,6 +19,7 @@ from core.errors import InvalidData
 
 if TYPE_CHECKING:
     from pyarrow import RecordBatch
+    from pyarrow.parquet import ParquetFile
 
 
 class ParquetRows(FileKind):
@@ -37,6 +38,7 @@ class ParquetRows(FileKind):
                 reader.header = names = tuple(file.schema_arrow.names)
                 refuse_twin_columns(reader.name, names)
                 wanted = [name for name in names if reader.columns is None or name in reader.columns]
+                reader.beside = {name: _filled(file, name) for name in names if name not in wanted}
                 number, total = 0, max(1, file.metadata.num_rows)
                 for batch in file.iter_batches(batch_size=1024, columns=wanted or None):
                     reader.position = reader.size * (number + batch.num_rows) // total
@@ -48,6 +50,19 @@ class ParquetRows(FileKind):
 
 
 KIND = ParquetRows()
+
+
+def _filled(file: ParquetFile, column: str) -> int:
+    """How many rows have a value in a column, as the file's statistics say; all where they say nothing."""
+    if str(file.schema_arrow.field(column).type) == "null":
+        return 0
+    nulls = 0
+    for group in map(file.metadata.row_group, range(file.metadata.num_row_groups)):
+        for at in range(group.num_columns):
+            chunk = group.column(at)
+            known = chunk.path_in_schema == column and chunk.statistics and chunk.statistics.has_null_count
+            nulls += chunk.statistics.null_count if known else 0
+    return int(file.metadata.num_rows - nulls)
 
 
 def _batch_rows(batch: RecordBatch, before: int) -> Iterator[Row | BadRow]:
