@@ -35,7 +35,7 @@ _START_SECONDS = 120.0
 _PATIENCE_SECONDS = 10.0
 _STILL_SECONDS = 10.0  # a process that says nothing and does nothing for so long is stuck
 _LOOK_SECONDS = 2.0
-_BUSY_SECONDS = 60.0  # an engine that works may be slow to greet
+_BUSY_SECONDS = 30.0  # an engine that works may be slow to greet
 _MEASURE_SECONDS = 600.0  # a large base is loaded first, and a large data set rendered
 _TOKENIZER_SECONDS = 60.0  # the first question about tokens loads a tokenizer
 
