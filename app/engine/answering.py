@@ -17,6 +17,7 @@ from core.engine import AdapterSource, AnswerRequest, Engine
 from core.events import TokenDone
 from core.generate.config import GenerationConfig
 from core.generate.decode import Decoder
+from core.panics import panics_as_errors
 from storage.registry import Registry
 
 log = logging.getLogger("engine")
@@ -83,7 +84,8 @@ class Answers:
         while not self._asked.empty():
             asked = self._asked.get()
             try:
-                decoder = self._decoder(asked.question)
+                with panics_as_errors():
+                    decoder = self._decoder(asked.question)
                 self._under_way.append(_UnderWay(asked, decoder, decoder.steps()))
             except Exception as error:  # noqa: BLE001  (the boundary: the reason goes to whoever asked)
                 self._refuse(asked, error)
@@ -113,7 +115,8 @@ class Answers:
         while one.asked.cancelled:
             one.decoder.cancel(one.asked.cancelled.pop())
         try:
-            events = next(one.steps, None)
+            with panics_as_errors():
+                events = next(one.steps, None)
         except Exception as error:  # noqa: BLE001  (the boundary: the reason goes to whoever asked)
             one.decoder.cancel()
             self._under_way.remove(one)

@@ -39,11 +39,13 @@ from app.shared.refusals import refused
 from app.shared.settings import DTYPE_VARIABLE, Settings, settings_for
 from core.engine import Engine
 from core.errors import InvalidConfig
+from core.panics import panics_as_errors
 from storage.tables import Run
 
 _FIRST_GRACE = 30.0  # seconds to wait for the first client
 _GRACE = 5.0  # seconds without clients and work before the engine ends
 _IDLE_WAIT = 0.5
+_BACKLOG = 16  # connections that wait to be taken
 _SWITCH_SECONDS = 0.0005  # Python's own 5 ms would keep finished tokens waiting behind the next step's work
 _LEAST_SLICE = 0.25  # seconds of decoding between two micro-batches of training
 
@@ -95,7 +97,9 @@ class EngineServer:
         start = time.monotonic()
         session = self._session
         try:
-            if not session.advance():
+            with panics_as_errors():
+                goes_on = session.advance()
+            if not goes_on:
                 self._session = None
                 self._engine.end_training()
         except Exception as error:  # noqa: BLE001  (the boundary: whatever ends a run must end up in its row)
@@ -128,7 +132,8 @@ class EngineServer:
 
     def _measured(self, asked: Measuring) -> Iterator[None]:
         try:
-            yield from asked.work(self._registry, self._engine, self._cache)
+            with panics_as_errors():
+                yield from asked.work(self._registry, self._engine, self._cache)
         except Exception as error:
             if not isinstance(error, USER_ERRORS):
                 log.error("measuring failed", exc_info=error)
@@ -257,7 +262,7 @@ def main() -> int:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(settings.cache / "kernels"))
     os.environ.setdefault("TRITON_CACHE_DIR", str(settings.cache / "triton"))
     key = secrets.token_bytes(32)
-    with lock, Listener(("127.0.0.1", 0), authkey=key) as listener:
+    with lock, Listener(("127.0.0.1", 0), backlog=_BACKLOG, authkey=key) as listener:
         server = EngineServer(settings)
         threading.Thread(target=server.serve, args=(listener,), daemon=True).start()
         about = {"address": list(listener.address), "key": key.hex(), "pid": os.getpid()}

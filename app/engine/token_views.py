@@ -19,6 +19,7 @@ from core.data.dataset_file import DatasetFile
 from core.data.importing import Summary
 from core.data.rendering import Renderer
 from core.data.token_view import token_view
+from core.panics import panics_as_errors
 from storage.registry import Registry
 from storage.tables import Base
 
@@ -44,7 +45,8 @@ class TokenViews:
             with self._lock:
                 folder = folder_of(base)
                 renderer = self._renderer(folder, companions_hash(folder), template, special)
-                return asdict(token_view(renderer, DatasetFile(rows)[int(question["index"])]))
+                with panics_as_errors():
+                    return asdict(token_view(renderer, DatasetFile(rows)[int(question["index"])]))
         except USER_ERRORS as error:
             return refused(error, str(error))
 

@@ -20,6 +20,7 @@ from app.shared.errors import USER_ERRORS
 from app.shared.private import private_by_default
 from app.shared.settings import Settings, settings_for
 from core.events import Progress
+from core.panics import panics_as_errors
 from storage.registry import Registry
 
 _REPORT_SECONDS = 0.25
@@ -59,7 +60,8 @@ def run_job(
     try:
         report, concluding = _RowReport(registry, job_id), concluding or threading.Event()
         context = JobContext(settings, registry, report, job_id, concluding)
-        result = JOBS.get(job.kind).run(context, job.arguments)
+        with panics_as_errors():
+            result = JOBS.get(job.kind).run(context, job.arguments)
     except Exception as error:  # noqa: BLE001  (the boundary: whatever ends a job must end up in its row)
         if ended is not None and ended.is_set():
             sys.exit(_ENDED)
@@ -100,7 +102,10 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     pid = settings.job_pid(given.job)
     with FileLock(settings.job_lock(given.job)):
-        pid.write_text(str(os.getpid()))
+        try:
+            pid.write_text(str(os.getpid()))
+        except OSError as error:  # on a full disk: then only who started the job can cancel it
+            log.warning("the process id of job %s could not be written: %s", given.job, error)
         try:
             return 0 if run_job(settings, given.job, ended, concluding) else 1
         except SystemExit:

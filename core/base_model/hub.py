@@ -10,6 +10,7 @@ from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFound
 
 from core.errors import InvalidModel, SourceUnreachable
 from core.events import Progress
+from core.files.disk_faults import is_disk_fault
 from core.files.publish import require_space
 from core.reporting import Report
 
@@ -53,6 +54,8 @@ def fetch_from_hub(hub_id: str, target: Path, report: Report, endpoint: str | No
     except RepositoryNotFoundError:
         raise InvalidModel(f"The hub has no model {hub_id}, or it is private; check the spelling.") from None
     except (HTTPError, OSError) as error:
+        if is_disk_fault(error):
+            raise
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise SourceUnreachable(
             f"The model hub could not be reached for {hub_id} ({reason}). "

@@ -12,7 +12,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from core.base_model.files import weight_files
 from core.base_model.load import ResidentBase
-from core.data.rendering import apply_template
+from core.data.templating import apply_template
 from core.files.safetensors_file import read_header
 
 PROBES = (

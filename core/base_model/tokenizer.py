@@ -10,6 +10,8 @@ from core.base_model.files import read_json
 from core.base_model.model_config import load_config, refusing
 from core.base_model.templates import chosen_template
 from core.data.rendering import Renderer
+from core.errors import InvalidModel
+from core.panics import tokenizer_faults
 
 
 def load_tokenizer(folder: Path, template: str = "") -> PreTrainedTokenizerBase:
@@ -17,7 +19,8 @@ def load_tokenizer(folder: Path, template: str = "") -> PreTrainedTokenizerBase:
 
     Raises InvalidModel if transformers cannot load it.
     """
-    with refusing(f"transformers cannot load the tokenizer in {folder}"):
+    what = f"transformers cannot load the tokenizer in {folder}"
+    with refusing(what), tokenizer_faults(InvalidModel, "its own files"):
         tokenizer = AutoTokenizer.from_pretrained(folder, config=load_config(folder), trust_remote_code=False)
     tokenizer.chat_template = tokenizer.chat_template or chosen_template(template)
     return tokenizer

@@ -17,6 +17,7 @@ from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from core.errors import InvalidData, InvalidModel
+from core.panics import tokenizer_faults
 
 _PROBE = ("A\n", "Hello world")
 _ANCHORS = ("\n", "\t", "\u0001")
@@ -63,7 +64,8 @@ class PieceEncoder:
         # A tokenizer.json may say that texts are cut or filled up; rows are cut by us, and are told of.
         self._backend.no_truncation()
         self._backend.no_padding()
-        self.opening = opening_ids(tokenizer)
+        with tokenizer_faults(InvalidModel, "a short text"):
+            self.opening = opening_ids(tokenizer)
         """What stands before any text of this tokenizer."""
         added = tokenizer.added_tokens_decoder.values()
         found = {str(token) for token in tokenizer.all_special_tokens}
@@ -112,8 +114,15 @@ class PieceEncoder:
         own = next(at for at in range(len(tokens) + 1) if text.startswith("".join(tokens[at:])))
         return self.opening[:own]
 
-    def encode(self, rows: Sequence[Sequence[Piece]]) -> list[list[list[int]]]:
-        """The ids of each piece of each row."""
+    def encode(self, rows: Sequence[Sequence[Piece]]) -> list[list[list[int]] | InvalidData]:
+        """The ids of each piece of each row; in place of a row that the tokenizer fails with, the reason."""
+        try:
+            with tokenizer_faults(InvalidData, "the text of this row"):
+                return [*self._encode(rows)]
+        except InvalidData as error:  # of one of them: which, is seen alone
+            return [error] if len(rows) == 1 else [self.encode([row])[0] for row in rows]
+
+    def _encode(self, rows: Sequence[Sequence[Piece]]) -> list[list[list[int]]]:
         if not self._splits:
             return [self._encode_joined(row) for row in rows]
         usual = [piece.text for row in rows for piece in row if not piece.plain]

@@ -15,12 +15,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 
-import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from core.data.formats import Example, Message
 from core.data.pieces import Piece, PieceEncoder
 from core.data.standing import excerpt, left_out
+from core.data.templating import apply_template, apply_templates
 from core.errors import InvalidData
 
 IGNORE = -100
@@ -124,9 +124,9 @@ class Renderer:
         """
         examples = iter(examples)
         with ThreadPoolExecutor(1) as pool:
-            waiting: tuple[list[_Prepared], Future[list[list[list[int]]]]] | None = None
+            waiting: tuple[list[_Prepared], Future[_Encoded]] | None = None
             while True:
-                batch = [self._prepare(example) for example in itertools.islice(examples, _BATCH_ROWS)]
+                batch = self._prepared(list(itertools.islice(examples, _BATCH_ROWS)))
                 rows = [one.pieces for one in batch if not isinstance(one, InvalidData)]
                 following = (batch, pool.submit(self._encoder.encode, rows)) if batch else None
                 if waiting is not None:
@@ -135,20 +135,30 @@ class Renderer:
                     return
                 waiting = following
 
-    def _prepare(self, example: Example) -> _Prepared:
+    def _prepared(self, examples: Sequence[Example]) -> list[_Prepared]:
+        conversations = [(example.messages, False) for example in examples if example.messages]
+        texts = iter(apply_templates(self.tokenizer, conversations))
+        return [self._prepare(example, next(texts) if example.messages else "") for example in examples]
+
+    def _prepare(self, example: Example, full: str | InvalidData) -> _Prepared:
+        """full: the conversation as the template renders it, or why it does not."""
         if not example.messages:
             plain = not self.special_tokens and bool(self._special.search(example.text))
             text = [Piece(example.text, True, plain)]
-            return _Row(text, self._encoder.missing_opening(text), self._eos)
+            return _Row(example.row, text, self._encoder.missing_opening(text), self._eos)
         try:
-            pieces, ended = self._pieces(example.messages, example.untrained)
+            if isinstance(full, InvalidData):
+                raise full
+            pieces, ended = self._pieces(full, example.messages, example.untrained)
         except InvalidData as error:
             return InvalidData(f"Row {example.row}: {error}")
         last = len(example.messages) - 1
         closing = (
             not ended and example.messages[last]["role"] == "assistant" and last not in example.untrained
         )
-        return _Row(pieces, self._encoder.missing_opening(pieces), self._eos if closing else None)
+        return _Row(
+            example.row, pieces, self._encoder.missing_opening(pieces), self._eos if closing else None
+        )
 
     @property
     def _eos(self) -> int | None:
@@ -159,17 +169,19 @@ class Renderer:
 
         Raises InvalidData if the template cannot render the turns, or leaves out what is asked.
         """
-        pieces, _ = self._pieces(messages, frozenset(), generation=True)
+        full = apply_template(self.tokenizer, messages, add_generation_prompt=True)
+        pieces, _ = self._pieces(full, messages, frozenset(), generation=True)
         encoded = self._encoder.encode([pieces])[0]
+        if isinstance(encoded, InvalidData):
+            raise encoded
         return [*self._encoder.missing_opening(pieces), *itertools.chain(*encoded)]
 
     # Text, cut into pieces.
 
     def _pieces(
-        self, messages: Sequence[Message], untrained: frozenset[int], *, generation: bool = False
+        self, full: str, messages: Sequence[Message], untrained: frozenset[int], *, generation: bool = False
     ) -> tuple[list[Piece], bool]:
-        """The rendered conversation in pieces, and whether its last answer ends with an end token."""
-        full = apply_template(self.tokenizer, messages, add_generation_prompt=generation)
+        """The rendered conversation `full` in pieces, and whether its last answer ends with an end token."""
         layout = self._layout(tuple(message["role"] for message in messages), generation)
         if isinstance(layout, _NoLayout):
             self._require_standing(full, messages, layout.absent, generation)
@@ -270,9 +282,9 @@ class Renderer:
         around.append(rest)
         heads, tails, ended = {}, {}, True
         for at in (at for at, role in enumerate(roles) if role == "assistant"):
-            prompt = apply_template(self.tokenizer, messages[:at], add_generation_prompt=True)
+            prompt = apply_templates(self.tokenizer, [(messages[:at], True)])[0]
             start = full.index(marks[at])
-            if not full[:start].startswith(prompt):
+            if isinstance(prompt, InvalidData) or not full[:start].startswith(prompt):
                 return none
             heads[at] = start - len(prompt)
             tails[at] = self._end_token_length(around[at + 1])
@@ -298,8 +310,7 @@ class Renderer:
             )
         pieces, done, ended = [], 0, True
         for at in (at for at, message in enumerate(messages) if message["role"] == "assistant"):
-            before = apply_template(self.tokenizer, messages[:at], add_generation_prompt=True)
-            until = apply_template(self.tokenizer, messages[: at + 1], add_generation_prompt=False)
+            before, until = self._around(messages, at)
             goes_on = full.startswith(before) and full.startswith(until.rstrip()) and len(before) >= done
             if generation and not goes_on:  # nothing is trained here, so nothing has to be told apart
                 return [Piece(full)], True
@@ -312,6 +323,20 @@ class Renderer:
             pieces += [Piece(full[done : len(before)]), Piece(full[len(before) : stop], at not in untrained)]
             done = stop
         return [piece for piece in [*pieces, Piece(full[done:])] if piece.text], ended
+
+    def _around(self, messages: Sequence[Message], at: int) -> tuple[str, str]:
+        """The prompt for the answer at this place, and the conversation up to its end. Raises InvalidData."""
+        asked = [(messages[:at], True), (messages[: at + 1], False)]
+        before, until = apply_templates(self.tokenizer, asked)
+        if isinstance(before, InvalidData) and at == 0:
+            raise InvalidData(
+                "The conversation begins with the assistant's turn, and this base's chat template has no "
+                "prompt for that. Put a user's turn in front, or leave the row out."
+            )
+        for one in (before, until):
+            if isinstance(one, InvalidData):
+                raise one
+        return str(before), str(until)
 
     def _otherwise_opened(self, before: str, until: str, messages: Sequence[Message]) -> str:
         """Why an answer cannot follow the generation prompt `before`, and what to do."""
@@ -342,25 +367,29 @@ class _Row:
     template has none.
     """
 
+    number: int
     pieces: list[Piece]
     opening: list[int]
     closing: int | None
 
 
 _Prepared = _Row | InvalidData
+_Encoded = list[list[list[int]] | InvalidData]
 
 
-def _assembled(
-    batch: list[_Prepared], encoded: Future[list[list[list[int]]]]
-) -> Iterator[Rendered | InvalidData]:
+def _assembled(batch: list[_Prepared], encoded: Future[_Encoded]) -> Iterator[Rendered | InvalidData]:
     rows = iter(encoded.result())
     for row in batch:
         if isinstance(row, InvalidData):
             yield row
             continue
+        parts = next(rows)
+        if isinstance(parts, InvalidData):
+            yield InvalidData(f"Row {row.number}: {parts}")
+            continue
         ids: list[int] = list(row.opening)
         spans: list[tuple[int, int]] = []
-        for piece, part in zip(row.pieces, next(rows), strict=True):
+        for piece, part in zip(row.pieces, parts, strict=True):
             start = len(ids)
             ids += part
             if piece.trained and len(ids) > start:
@@ -377,16 +406,3 @@ def _append(spans: list[tuple[int, int]], start: int, stop: int) -> None:
         spans[-1] = (spans[-1][0], stop)
     else:
         spans.append((start, stop))
-
-
-def apply_template(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, add_generation_prompt: bool
-) -> str:
-    """The conversation as text. Raises InvalidData with the template's own words if it refuses the turns."""
-    try:
-        text = tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
-        )
-    except (jinja2.TemplateError, TypeError, ValueError) as error:
-        raise InvalidData(f"The base's chat template cannot render these turns: {str(error)[:200]}") from None
-    return str(text)

@@ -72,7 +72,7 @@ def token_report(
     lengths, trained = file.lengths[chosen], file.supervised()[chosen]
     blocks, filled = _packing(file, chosen & ~validation, max_length)
     if not len(lengths):
-        raise InvalidData("No row is left that this base's chat template can render.")
+        raise InvalidData(_why_none(file, keep))
     return TokenReport(
         max_length=max_length,
         rows=int(chosen.sum()),
@@ -90,6 +90,15 @@ def token_report(
         blocks=blocks,
         filled=filled,
     )
+
+
+def _why_none(file: TokenFile, keep: Mask) -> str:
+    """Why no row has a token: the reason of the first, and how many there are."""
+    reasons = [text for row, text in file.problems.items() if keep[row]]
+    if not reasons:
+        return "No row is left to render: all have faults, or were left out."
+    others = f" No other of the {len(reasons):,} rows can be used either." if len(reasons) > 1 else ""
+    return f"{reasons[0]}{others}"
 
 
 def recommended_length(lengths: NDArray[np.int64]) -> int:

@@ -21,6 +21,7 @@ from core.generate.config import GenerationConfig
 from core.generate.one_token import DecodingState, StatePool, fitting_rows
 from core.generate.sampling import Sampler
 from core.lora.bank import Bank
+from core.panics import tokenizer_faults
 
 _PREFILL = 512  # prompt tokens of each row that are read at a time
 
@@ -176,13 +177,14 @@ class Decoder:
         row.ids.append(token)
         ended = token in self._ends
         finished = ended or len(row.ids) >= row.limit
-        added = "" if ended else row.stream.step(self._base.tokenizer.backend_tokenizer, token) or ""
-        row.shown += added
-        if finished:  # a character whose bytes never became whole is shown as what it is
-            whole = str(
-                self._base.tokenizer.decode(row.ids[:-1] if ended else row.ids, skip_special_tokens=True)
-            )
-            added += whole[len(row.shown) :]
+        with tokenizer_faults(InvalidInput, "this answer"):
+            added = "" if ended else row.stream.step(self._base.tokenizer.backend_tokenizer, token) or ""
+            row.shown += added
+            if finished:  # a character whose bytes never became whole is shown as what it is
+                whole = str(
+                    self._base.tokenizer.decode(row.ids[:-1] if ended else row.ids, skip_special_tokens=True)
+                )
+                added += whole[len(row.shown) :]
         reason = "" if not finished else ("end" if ended else "length")
         return TokenDone(row.index, added, finished, reason, len(row.ids))
 

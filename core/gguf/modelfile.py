@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from core.data.formats import Message
 from core.data.pieces import opening_ids
-from core.data.rendering import apply_template
+from core.data.templating import apply_template
 from core.errors import InvalidData
 
 _SYSTEM, _USER, _ASSISTANT, _LAST = "Qsystemq", "Quserq", "Qassistantq", "Qlastq"

@@ -16,7 +16,7 @@ from core.base_model.files import weight_files
 from core.base_model.load import ResidentBase, load_base
 from core.base_model.probes import PROBES, greedy_answer, probe_ids, probe_logits
 from core.base_model.tokenizer import configured_end_ids
-from core.data.rendering import apply_template
+from core.data.templating import apply_template
 from core.errors import InvalidAdapter
 from core.events import Progress
 from core.files.safetensors_file import TensorEntry, read_header

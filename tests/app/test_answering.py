@@ -80,6 +80,21 @@ def test_a_message_reads_neither_tokenizer_nor_template_again(workbench, engine_
     assert _talk_to(workbench, "mine")
 
 
+def test_a_panic_ends_the_request_and_not_the_engine(workbench, engine_here, trained, monkeypatch):
+    class PanicException(BaseException):
+        """As libraries written in Rust raise it."""
+
+    def breaks(*_):
+        raise PanicException("called `Option::unwrap()` on a `None` value")
+
+    name = trained("mine").name
+    with monkeypatch.context() as broken:
+        broken.setattr("core.engine.Engine.answer", breaks)
+        with pytest.raises(WorkbenchError, match=r"broke down .* get the base anew, or use another"):
+            _talk_to(workbench, name)
+    assert _talk_to(workbench, name)
+
+
 def test_a_message_is_one_connection_to_the_engine(workbench, trained, monkeypatch):
     trained("mine")
     workbench.engine.keep_attached()

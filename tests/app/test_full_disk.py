@@ -19,10 +19,11 @@ import storage.database
 from app.cli.main import app
 from app.service.workbench import Workbench
 from app.shared.disk import is_full, plain_sentence
+from app.shared.errors import EngineUnavailable
 from app.shared.settings import settings_for
 from app.web.application import build_app
 from app.web.parts.shell import told
-from core.errors import OutOfSpace
+from core.errors import InvalidConfig, OutOfSpace
 from core.files.publish import SPARE_BYTES, require_space
 from core.train.training_options import TrainingOptions
 from storage.errors import RegistryFull, RegistryUnusable
@@ -147,6 +148,27 @@ def test_what_the_system_says_becomes_a_sentence(error, said):
     assert plain_sentence(error).startswith(said)
     assert "Errno" not in plain_sentence(error)
     assert is_full(error) == ("no space left" in said)
+
+
+def test_what_finds_no_space_for_its_process_does_not_wait_for_ever(workbench, trained, monkeypatch):
+    trained("mine")
+
+    def refuse(*about: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/home/logs/engine.log")
+
+    for starter in ("app.shared.engine_client", "app.service.jobs"):
+        monkeypatch.setattr(f"{starter}.start_detached", refuse)
+    with pytest.raises(OSError, match="No space left"):
+        workbench.adapters.inspect("mine")
+    job = workbench.registry.all(Job, limit=1)[0]
+    assert (job.state, job.message) == (
+        "interrupted",
+        "Look inside mine could not be started. There is no space left on the disk for "
+        "/home/logs/engine.log; make room, and do it again.",
+    )
+    with pytest.raises(EngineUnavailable, match=r"could not be started\. There is no space left"):
+        workbench.training.start("llama", "data", TrainingOptions.parse(QUICK))
+    assert [run.state for run in workbench.registry.all(Run)] == ["failed"]
 
 
 def test_a_job_that_meets_a_failing_disk_says_so(workbench, trained, monkeypatch, tmp_path):
@@ -350,3 +372,24 @@ def test_what_is_printed_suits_a_terminal_of_few_characters(monkeypatch, capsys)
     first, second = bare.buffer.getvalue().decode("ascii").splitlines()  # type: ignore[attr-defined]
     assert first == r"+ fine - n\xe9 \U0001f600 \udcff"
     assert json.loads(second) == {"name": "né 😀"}
+
+
+def test_a_setting_that_finds_no_space_stays_as_it_was(workbench, monkeypatch):
+    workbench.usage.set_quota(5)
+
+    def refuse(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    for write in (
+        lambda: workbench.usage.set_quota(7),
+        lambda: workbench.presets.save("mine", options(), ""),
+    ):
+        with pytest.raises(OSError, match="No space left"):
+            write()
+    assert workbench.usage.quota() == 5
+    assert list(workbench.settings.home.rglob("*.new")) == []
+    assert list(workbench.settings.home.rglob("*.toml")) == []
+    workbench.settings.quota_file.write_text("")
+    with pytest.raises(InvalidConfig, match="holds no number of GB; set it anew"):
+        workbench.usage.require_room()

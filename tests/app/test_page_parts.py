@@ -7,6 +7,8 @@ from app.web.page import _opened
 from app.web.parts.answers import WrongAnswer, checked
 from app.web.parts.head import head_html, live_head
 from app.web.parts.shell import inform
+from app.web.sections.train.planning import _more_steps
+from core.train.config import TrainConfig
 
 
 def test_only_the_tabs_used_last_are_remembered(workbench, monkeypatch):
@@ -112,3 +114,16 @@ def test_a_name_with_markup_is_text_in_a_message(monkeypatch):
     monkeypatch.setattr(gr, "Info", lambda text, **about: said.append(text))
     inform("Saved as <img src=x>.")
     assert said == ["Saved as &lt;img src=x&gt;."]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"gradient_accumulation_steps": 4}, "4 accumulation steps, take fewer"),
+        ({"gradient_accumulation_steps": 1, "micro_batch_size": 2}, "a smaller micro-batch than 2"),
+        ({"gradient_accumulation_steps": 1, "micro_batch_size": 1}, "more epochs, or more rows"),
+        ({"gradient_accumulation_steps": 4, "max_steps": 5}, "max_steps = 5 says; raise it"),
+    ],
+)
+def test_advice_for_few_steps_fits_the_settings(options, said):
+    assert said in _more_steps(TrainConfig(**options))

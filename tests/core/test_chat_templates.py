@@ -2,14 +2,19 @@
 
 import copy
 
+import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from core.base_model.tokenizer import end_token_ids
+from core.data.dataset_file import StoredRow
 from core.data.formats import Example
+from core.data.pieces import PieceEncoder
 from core.data.rendering import Renderer
+from core.data.token_report import token_findings, token_report
 from core.data.token_view import check_template, token_view
+from core.data.tokens import tokenised_in_memory
 from core.errors import InvalidData
 from tests.conftest import CHATML
 
@@ -219,3 +224,50 @@ def test_an_end_token_that_nobody_called_special_is_trained(tokenizer):
     rendered = found.render(row(("u", "hello"), ("a", "fine")))
     assert other.decode(rendered.ids[slice(*rendered.spans[0])]) == "fine<end>"
     assert found.end_ids == {other.convert_tokens_to_ids("<end>")}
+
+
+# Tokenizers that break down.
+
+
+class PanicException(BaseException):
+    """As libraries written in Rust raise it: no Exception."""
+
+
+def test_a_panic_of_the_tokenizer_is_a_sentence_about_its_row(tokenizer, monkeypatch):
+    found, encode = Renderer(tokenizer), PieceEncoder._encode
+
+    def breaks(self, rows):
+        if any("bad" in piece.text for row in rows for piece in row):
+            raise PanicException("index out of bounds")
+        return encode(self, rows)
+
+    monkeypatch.setattr(PieceEncoder, "_encode", breaks)
+    rows = [Example(at, row(("u", "bad" if at == 3 else "good"), ("a", "fine")).messages) for at in range(6)]
+    rendered = list(found.render_many(rows))
+    assert [isinstance(one, InvalidData) for one in rendered] == [at == 3 for at in range(6)]
+    assert str(rendered[3]).startswith(
+        "Row 3: This base's tokenizer fails with the text of this row (index out"
+    )
+    with pytest.raises(InvalidData, match="tokenizer fails with"):
+        found.encode_prompt(rows[3].messages[:1])
+
+
+def test_a_token_that_a_vocabulary_has_not_is_a_sentence_about_its_row():
+    words = {word: at for at, word in enumerate(["hello", "fine", "a", "A", "Hello", "world"])}
+    bare = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    bare.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bare)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
+    found = list(
+        Renderer(tokenizer).render_many([row(("u", "hello"), ("a", "fine")), row(("u", "x"), ("a", "fine"))])
+    )
+    assert "Row 7: This base's tokenizer fails with the text of this row" in str(found[1])
+    assert not isinstance(found[0], InvalidData)
+
+
+def test_where_every_row_is_refused_the_reason_is_the_rows_own(tokenizer):
+    rows = [StoredRow(at, 0, Example(at, row(("u", "14 + 9?"), ("a", "23")).messages)) for at in (1, 2)]
+    file, keep = tokenised_in_memory(rows, renderer(tokenizer, OPENS)), np.array([True, True])
+    found = token_findings(file, keep, 64, {2})
+    with pytest.raises(InvalidData, match=r"^Row 1: .*prompt for an answer.*No other of the 2 rows can"):
+        token_report(file, keep, ~keep, 64, found)

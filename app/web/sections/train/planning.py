@@ -12,6 +12,7 @@ from app.web.parts.markup import duration, facts, size
 from app.web.parts.shell import QUIET, WORKING, Shell, told
 from app.web.sections.train.form import MOST_OFFERED, TrainForm, require_chosen
 from app.web.sections.train.form_values import wanted
+from core.train.config import TrainConfig
 from core.train.estimate import Estimate
 
 _FEW_STEPS = 30
@@ -71,12 +72,25 @@ def plan_html(
             f"<p class='hint'>{len(runs)} adapters, trained at once where memory allows; the plan "
             "is that of the first.</p>"
         )
+    if plan.experts:
+        hint += f"<p class='hint'>{escape(plan.experts)}</p>"
     if plan.steps < _FEW_STEPS:
-        hint += (
-            f"<p class='hint'>Only {plan.steps} optimiser steps: with little data a smaller effective batch "
-            "(fewer accumulation steps) learns more.</p>"
-        )
+        hint += f"<p class='hint'>Only {plan.steps} optimiser steps: {_more_steps(runs[0].train)}</p>"
     return f"{_plan_facts(plan)}{hint}"
+
+
+def _more_steps(train: TrainConfig) -> str:
+    """What makes more of few steps, with these settings."""
+    if train.max_steps and train.max_steps < _FEW_STEPS:
+        return f"that is what max_steps = {train.max_steps} says; raise it, or leave it at 0, to learn more."
+    if train.gradient_accumulation_steps > 1:
+        return (
+            "with little data a smaller effective batch learns more; there are "
+            f"{train.gradient_accumulation_steps} accumulation steps, take fewer."
+        )
+    if train.micro_batch_size > 1:
+        return f"with little data a smaller micro-batch than {train.micro_batch_size} learns more."
+    return "with so little data more epochs, or more rows, learn more."
 
 
 def _plan_facts(plan: Estimate) -> str:
