@@ -104,8 +104,12 @@ def workbench(
 
     Its engines and jobs are forked; those of other processes are started as users' are.
     """
+    from core.base_model.soundness import refusals
+
     for starter in ("app.shared.engine_client", "app.service.jobs"):
         monkeypatch.setattr(f"{starter}.start_detached", zygote.start)
+    # As the doctor has it asked in a process of its own, which has a test of its own.
+    monkeypatch.setattr("app.service.doctor._unsound", lambda folders: list(refusals(folders).values()))
     found = Workbench(settings)
     do_job(found, "add_model", {"origin": str(tiny_llama), "name": "llama"})
     found.datasets.add(write_rows(settings.home / "rows.jsonl"), "data")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from torch import Tensor
@@ -56,15 +57,20 @@ def _require_ids_within(folder: Path, tokenizer: PreTrainedTokenizerBase, model:
         )
 
 
-def main() -> int:
-    """Answer the question on standard input."""
+def refusals(folders: Iterable[str]) -> dict[str, str]:
+    """Why models would be refused if they were added now, by folder; those that would not are left out."""
     refused = {}
-    for folder in json.loads(sys.stdin.read()):
+    for folder in folders:
         try:
             require_sound(Path(folder))
         except (WorkbenchError, OSError) as error:
             refused[folder] = str(error)
-    print(json.dumps(refused))
+    return refused
+
+
+def main() -> int:
+    """Answer the question on standard input."""
+    print(json.dumps(refusals(json.loads(sys.stdin.read()))))
     return 0
 
 

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import MixtralConfig, MixtralForCausalLM
 
+from app.service.doctor import _unsound as ask_process
 from app.service.doctor import examine_deeply
 from app.shared.bases import base_for, experts_of, source_of
 from core.base_model.describe import describe
@@ -52,6 +53,12 @@ def test_the_doctor_finds_what_came_in_earlier(workbench, incomplete):
     assert found["Base models"].level == "fine"
     assert found["Their architectures"].level == "fault"
     assert "The weights of incomplete are not those of the model" in found["Their architectures"].found
+
+
+def test_the_doctor_asks_a_process_that_has_torch(incomplete, tiny_llama):
+    (said,) = ask_process([str(tiny_llama), str(incomplete)])
+    assert "The weights of incomplete are not those of the model" in said
+    assert ask_process([]) == []
 
 
 def test_an_adapter_is_used_with_the_twin_that_it_was_trained_on(workbench, tiny_llama, tmp_path):
