@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -85,20 +86,31 @@ def detect(sample: Sample) -> Detection:
 def _in_plain_text(rows: Sequence[Row]) -> Detection:
     lines = [row["text"] for row in rows]
     found = [one for form in DATA_FORMATS.all().values() for one in form.detect_lines(lines)]
-    hints = (
-        ("Its lines are JSON; call the file .jsonl, to have it read as rows.",) if _are_json(lines) else ()
-    )
-    return Detection(
-        tuple(replace(one, doubtful=one.doubtful or bool(hints)) for one in found), ("text",), hints
-    )
+    json_like = _are_json(lines) or _begins_as_json(lines)
+    hints = ("Its lines are JSON; call the file .jsonl, to have it read as rows.",) if json_like else ()
+    found = [replace(one, doubtful=one.doubtful or json_like) for one in found]
+    return Detection(tuple(found), ("text",), hints)
 
 
 def _are_json(lines: Sequence[str]) -> bool:
     """Whether every line is a JSON object or list, as of a file of rows."""
-    if not all(line.strip()[:1] in ("{", "[") for line in lines):
-        return False
+    return all(line.strip()[:1] in ("{", "[") and _is_json(line) for line in lines)
+
+
+def _begins_as_json(lines: Sequence[str]) -> bool:
+    """Whether the text is a JSON object over several lines, or begins as a list of objects."""
+    text = "\n".join(lines).strip()
+    if not re.match(r"\[\s*\{", text):
+        return text[:1] == "{" and _is_json(text)
     try:
-        return all(isinstance(json.loads(line), (dict, list)) for line in lines)
+        return isinstance(json.JSONDecoder().raw_decode(text, text.index("{"))[0], dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _is_json(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), (dict, list))
     except (ValueError, RecursionError):
         return False
 
@@ -119,7 +131,7 @@ def _in_rows(rows: Sequence[Row]) -> Detection:
     hints = [left_out_hint(left_out)] if left_out else []
     if not found or left_out:
         found += _guesses(seen, found, left_out)
-    hints += _unused(seen, found) + [
+    hints += _unused(seen, found, left_out) + [
         hint for form in DATA_FORMATS.all().values() for hint in form.hints(seen)
     ]
     near = tuple(
@@ -143,11 +155,11 @@ def _guesses(seen: Seen, found: Sequence[Candidate], left_out: Sequence[str]) ->
     return [one for form in DATA_FORMATS.all().values() for one in form.guess(seen)]
 
 
-def _unused(seen: Seen, found: Sequence[Candidate]) -> list[str]:
+def _unused(seen: Seen, found: Sequence[Candidate], said: Sequence[str]) -> list[str]:
     if len(found) != 1:
         return []
     used = found[0].mapping.used_columns()
-    return unused_hint([column for column in seen.columns if column not in used])
+    return unused_hint([column for column in seen.columns if column not in used and column not in said])
 
 
 def _seen(rows: Sequence[Row]) -> Seen:

@@ -25,8 +25,10 @@ def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-_CHOSEN = _names("chosen preferred")
-_REJECTED = _names("rejected reject dispreferred unpreferred nonpreferred worse worst bad losing inferior")
+_CHOSEN = _names("chosen preferred winning")
+_REJECTED = _names(
+    "rejected reject dispreferred unpreferred nonpreferred worse worst bad losing loser inferior negative"
+)
 _NUMBERED = _names(
     "response answer output completion conversation conversations candidate generation summary ref reply"
 )
@@ -55,6 +57,7 @@ _YES_OR_NO = _names(
     "accepted"
 )
 _THUMBS = _names("up down like dislike thumbs_up thumbs_down positive negative upvote downvote")
+_BAD = _names("false -1 -1.0 bad rejected undesirable down dislike thumbs_down downvote incorrect")
 _SCORES = _names(
     "score rating reward upvotes votes ups rank pm_score quality helpfulness overall_score preference_score "
     "stars likes karma"
@@ -72,6 +75,7 @@ def preferences_in(seen: Seen, candidates: Sequence[Candidate]) -> str:
         or next(_numbered(seen), "")
         or next(_ranked(seen), "")
         or (next(_judged(seen, candidates), "") if plain else "")
+        or next(_judged_turns(seen, candidates), "")
     )
 
 
@@ -206,6 +210,15 @@ def _judged(seen: Seen, candidates: Sequence[Candidate]) -> Iterator[str]:
             yield f"{column!r} says whether an answer is a good one"
         elif name in _SCORES and _tells_apart(seen, column, values, candidates[0]):
             yield f"{column!r} says how good an answer is"
+
+
+def _judged_turns(seen: Seen, candidates: Sequence[Candidate]) -> Iterator[str]:
+    """Answers of a conversation that are said to be bad, each by itself."""
+    columns = [one.mapping.columns["turns"] for one in candidates if "turns" in one.mapping.columns]
+    for turn in (turn for row in seen.rows for column in columns for turn in as_turns(row.get(column)) or ()):
+        for key in (_JUDGED | _MAY_JUDGE | _SCORES) & turn.keys():
+            if str(turn[key]).strip().lower() in _BAD:
+                yield f"{key!r} of a turn says that its answer is a bad one"
 
 
 def _is_number(value: Any) -> bool:

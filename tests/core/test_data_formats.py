@@ -272,3 +272,23 @@ def test_unused_columns_of_parquet_are_said_though_they_are_not_read(tmp_path):
     summary, _, found = take(tmp_path, "a.parquet", sink.getvalue(), near=False)
     assert summary.hints == ["Columns that are not used: 'tools', 'topic'."]
     assert [one[2] for one in found] == ["The column 'tools', which 1 row has, is not used."]
+
+
+def test_earlier_turns_beside_a_question_of_any_name_are_taken(tmp_path):
+    row = {"query": "q2", "response": "a2", "history": [["q1", "a1"]], "system": "s"}
+    _, rows, found = take(tmp_path, "a.jsonl", lines(row))
+    assert ([turn["content"] for turn in rows[0].messages], found) == (["s", "q1", "a1", "q2", "a2"], [])
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ({"role": ["user"], "content": ["q"]}, "'messages' holds an object; expected turns"),
+        ([{"user": "q"}, {"assistant": "a"}], "'messages' holds turns with 'user'; expected turns"),
+        ([], "'messages' holds an empty list"),
+        ("[{'role': 'user', 'content': 'cut", "'messages' holds text; expected turns"),
+    ],
+)
+def test_what_stands_in_a_column_instead_of_turns_is_said(tmp_path, value, said):
+    with pytest.raises(InvalidData, match=said):
+        take(tmp_path, "a.jsonl", lines({"messages": value}))

@@ -88,6 +88,11 @@ def test_an_object_without_clear_rows_says_what_it_holds(tmp_path, content, said
         take(tmp_path, "a.json", json.dumps(content))
 
 
+def test_pythons_quotes_are_named(tmp_path):
+    with pytest.raises(InvalidData, match=r"not valid JSON .Python's quotes; write it with json.dumps"):
+        take(tmp_path, "a.jsonl", "{'prompt': 'p', 'completion': 'c'}\n")
+
+
 def test_rows_that_are_single_turns_are_no_question_and_answer(tmp_path):
     with pytest.raises(InvalidData, match="Each row is a single turn"):
         take(tmp_path, "a.jsonl", lines(*_TALKS[0], *_TALKS[1]))

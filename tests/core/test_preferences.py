@@ -38,6 +38,8 @@ NOTHING_OFFERED = [
     ({"conversation_a": MESSAGES, "conversation_b": MESSAGES, "winner": "model_a"},),
     ({"input": {"messages": [ASKED]}, "preferred_output": [ANSWERED], "non_preferred_output": [ANSWERED]},),
     ({"prompt": "p", "responses": ["a", "b"], "scores": [1, 2]},),
+    ({"messages": [ASKED, ANSWERED | {"label": False}]},),
+    ({"prompt": "p", "winner": "a", "loser": "b"},),
     ({"prompt": "p", "answers": [{"answer": "a", "rank": 1}, {"answer": "b", "rank": 2}]},),
     ({"instruction": "p", "completions": [{"response": "a", "overall_score": 1}] * 2, "output": "a"},),
 ]

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -51,8 +52,11 @@ def test_jsonl_that_something_called_txt_is_read_as_rows(tmp_path):
     assert (summary.mapping["format"], summary.rows) == ("messages", 2)
 
 
-def test_json_in_a_plain_text_is_not_trained_on_as_text_without_a_question(tmp_path):
-    found = detect_file(written(tmp_path, "talks.txt", lines(GOOD, GOOD)))
+@pytest.mark.parametrize(
+    "content", [lines(GOOD, GOOD), json.dumps([GOOD], indent=1), json.dumps(GOOD, indent=1)]
+)
+def test_json_in_a_plain_text_is_not_trained_on_as_text_without_a_question(tmp_path, content):
+    found = detect_file(written(tmp_path, "talks.txt", content))
     assert (found.chosen, [one.mapping.format for one in found.candidates]) == (None, ["text"])
     with pytest.raises(InvalidData, match=r"Its lines are JSON; call the file \.jsonl"):
         found.require("talks.txt")

@@ -32,7 +32,7 @@ class Alpaca(DataFormat):
         questions = {name for name in QUESTIONS if name in seen.names}
         answers = {name for name in ANSWERS if name in seen.names}
         if "instruction" not in questions or questions - {"instruction", "input"} or answers != {"output"}:
-            return []
+            return _with_history(seen, questions, answers)
         columns = {"user": seen.names["instruction"], "assistant": seen.names["output"]}
         columns |= {role: seen.names[role] for role in ("input", "history") if role in seen.names}
         mapping = DataMapping(self.name, columns | system_column(seen))
@@ -58,6 +58,19 @@ class Alpaca(DataFormat):
 
 
 KIND = Alpaca()
+
+
+def _with_history(seen: Seen, questions: set[str], answers: set[str]) -> list[Candidate]:
+    """One question and one answer of other names with earlier turns beside them, as ms-swift has them."""
+    history = seen.names.get("history", "")
+    pairs = [as_list(row[history]) for row in seen.rows if not is_nothing(row.get(history))]
+    listed = all(isinstance(one, list) and all(isinstance(pair, list) for pair in one) for one in pairs)
+    if not history or not listed or len(questions) != 1 or len(answers) != 1:
+        return []
+    columns = {"user": seen.names[questions.pop()], "assistant": seen.names[answers.pop()]}
+    columns["history"] = history
+    mapping = DataMapping("alpaca", columns | system_column(seen))
+    return [Candidate(mapping, f"columns {', '.join(map(repr, columns.values()))}")]
 
 
 def _history(history: Any) -> list[Turn]:

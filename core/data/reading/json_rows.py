@@ -85,7 +85,8 @@ def _listed(reader: RowReader, file: BinaryIO) -> NumberedRows:
         return
     if not number:
         raise InvalidData(
-            f'{reader.name} holds no list of rows; expected [{{…}}, …] or {{"data": [{{…}}, …]}}.'
+            f'{reader.name} holds no list of rows; expected [{{…}}, …] or {{"data": [{{…}}, …]}}, as pandas '
+            "writes with to_json(orient='records')."
         )
 
 
@@ -171,9 +172,10 @@ def _parsed(line: bytes, where: str) -> Row | BadRow:
     except UnicodeDecodeError as error:
         return BadRow("encoding", f"{where} is not UTF-8: byte {line[error.start]:#04x}.", shown(line))
     except json.JSONDecodeError as error:
-        return BadRow(
-            "unreadable", f"{where} is not valid JSON ({error.msg} at column {error.colno}).", shown(line)
-        )
+        reason = f"{error.msg} at column {error.colno}"
+        if line.lstrip()[:2] in (b"{'", b"['"):
+            reason = "Python's quotes; write it with json.dumps"
+        return BadRow("unreadable", f"{where} is not valid JSON ({reason}).", shown(line))
     except (
         RecursionError,
         ValueError,

@@ -15,6 +15,7 @@ from app.service.datasets import BaseCheck, Opened
 from app.shared.data_import import Look
 from app.web.parts.markup import conversation, day, facts, number
 from app.web.sections.data.charts import table
+from core.data.detection import Detection
 from core.data.findings import ERROR, KINDS, Kind
 from storage.tables import Dataset, DatasetVersion
 
@@ -32,14 +33,23 @@ def look_html(look: Look) -> str:
         lines.append(f"<p class='lead'><span class='state good'>sure</span> This is <b>{found}</p>")
     elif detection.candidates:
         lines.append(
-            "<p class='lead'><span class='state busy'>your choice</span> More than one reading is "
-            "possible: choose below.</p>"
+            f"<p class='lead'><span class='state busy'>your choice</span> {_why_to_choose(detection)}: "
+            "choose below.</p>"
         )
+    elif detection.preferences:
+        said = "These are no plain answers: nothing is trained on them as they stand."
+        lines.append(f"<p class='lead'><span class='state bad'>preferences</span> {said}</p>")
     else:
         said = "No known format has these columns: say below which column is what."
         lines.append(f"<p class='lead'><span class='state bad'>unknown</span> {said}</p>")
     lines += [f"<p class='hint'>{escape(text)}</p>" for text in (*detection.near_misses, *detection.hints)]
     return f"<div class='card'>{''.join(lines)}</div>"
+
+
+def _why_to_choose(detection: Detection) -> str:
+    if len(detection.candidates) > 1:
+        return "More than one reading is possible"
+    return "This reading leaves something out" if detection.left_out else "This reading is not certain"
 
 
 def preview_html(rows: Sequence[dict[str, Any]]) -> str:
