@@ -279,7 +279,6 @@ def test_a_template_is_cut_into_what_ollama_needs(tokenizer, name):
     for messages in (turns, turns[:1], [{"role": "system", "content": "s"}, *turns]):
         wanted = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         assert parts.render(messages) == wanted
-    assert '{{ "{{" }}assistant' in parts.go_template() or name != "with braces"
 
 
 @pytest.mark.parametrize(
@@ -303,7 +302,7 @@ def test_an_ollama_bundle_holds_what_it_needs(tiny_llama, tmp_path):
     _export(tiny_llama, random_adapter(load(tiny_llama)), tmp_path / "bundle", format="ollama")
     text = (tmp_path / "bundle" / "Modelfile").read_text()
     assert text.startswith("FROM ./model.gguf\n")
-    assert 'TEMPLATE """{{ range' in text
+    assert 'TEMPLATE """{{ $before := "" }}{{ range' in text
     assert 'PARAMETER stop "<|im_end|>"' in text
     assert "PARAMETER num_ctx 256" in text
     assert 'LICENSE """mit"""' in text
