@@ -32,6 +32,7 @@ _DATABASE, _ABOUT, _BLOBS = "registry.db", "backup.json", "blobs/"
 _STAGED = ".restore-"
 _SAME = "The registry was not changed."
 _MOST_ABOUT = 1 << 20
+_DAY = 24 * 3600.0
 _BESIDE = ("-wal", "-shm", "-journal")
 _MALFORMED = (
     zipfile.BadZipFile,
@@ -58,6 +59,7 @@ def backup(registry: Registry, target: Path, watch: Watch) -> int:
     if target.exists():
         raise StorageError(f"{target} exists already; choose a new file.")
     target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_older(target)
     staged = target.with_name(f".{target.name}-{uuid.uuid4().hex}")
     copy = staged.with_name(f"{staged.name}.db")
     try:
@@ -77,11 +79,26 @@ def backup(registry: Registry, target: Path, watch: Watch) -> int:
             )
         sync(staged)
         os.replace(staged, target)
-        sync(target.parent)
+        try:
+            sync(target.parent)
+        except OSError:
+            target.unlink()
+            raise
     finally:
-        for path in (staged, copy):
+        for path in _beginning_with(staged):  # SQLite's journal of the copy, too
             path.unlink(missing_ok=True)
     return len(found) - len(gone)
+
+
+def _remove_older(target: Path) -> None:
+    """What a backup to this file that was killed more than a day ago has left half written."""
+    for path in _beginning_with(target.with_name(f".{target.name}-")):
+        if time.time() - path.stat().st_mtime > _DAY:
+            path.unlink(missing_ok=True)
+
+
+def _beginning_with(start: Path) -> list[Path]:
+    return [path for path in start.parent.iterdir() if path.name.startswith(start.name)]
 
 
 def _needed_by(path: Path) -> list[str]:
@@ -245,7 +262,13 @@ def _put_in_place(staged: Path, database: Path) -> None:
             database.with_name(database.name + suffix).unlink(missing_ok=True)
     sync(staged)
     os.replace(staged, database)
-    sync(database.parent)
+    try:
+        sync(database.parent)
+    except OSError as error:
+        raise StorageError(
+            f"The backup is restored, but the disk may not have written it all ({error.strerror}): look at "
+            "the disk, and restore again with --replace."
+        ) from None
 
 
 def _copy(database: Path, kept: Path) -> None:

@@ -16,8 +16,14 @@ from pathlib import Path
 
 from storage.errors import BlobDamaged, NotFound
 
+try:
+    import fcntl
+except ImportError:  # Windows has none
+    fcntl = None  # type: ignore[assignment]
+
 _STAGED_SECONDS = 24 * 3600
-_ASIDE = "swept-"
+_YOUNG_SECONDS = 5.0  # a folder is made before it is locked
+_HELD, _ASIDE = "held-", "swept-"
 _DIGEST = re.compile(r"^[0-9a-f]{64}$")
 
 
@@ -40,13 +46,19 @@ class BlobStore:
 
     @contextmanager
     def staging(self) -> Iterator[Path]:
-        """An empty folder in the store's own tree to write into; removed at the end of the block."""
-        folder = self._staging / uuid.uuid4().hex
+        """An empty folder in the store's own tree to write into; removed at the end of the block.
+
+        The block holds a lock on it, which the system takes from a process that is killed.
+        """
+        folder = self._staging / f"{_HELD}{uuid.uuid4().hex}"
         folder.mkdir()
+        lock = _lock(folder)
         try:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+            if lock is not None:
+                os.close(lock)
 
     def put(self, source: Path) -> str:
         """Move a staged file or folder into the store; return its digest. What is there already is kept."""
@@ -110,9 +122,14 @@ class BlobStore:
         )
 
     def sweep_staging(self, seconds: float = _STAGED_SECONDS) -> None:
-        """Remove what processes that were killed have left behind: nothing is staged for a day."""
+        """Remove what processes that were killed have left behind: what nobody holds, and where there are no
+        locks what is older than a day.
+        """
         for folder in self._staging.iterdir():
-            if not folder.name.startswith(_ASIDE) and time.time() - folder.stat().st_mtime > seconds:
+            if folder.name.startswith(_ASIDE):
+                continue
+            age = time.time() - _mtime(folder)
+            if age > seconds or (folder.name.startswith(_HELD) and age > _YOUNG_SECONDS and _is_free(folder)):
                 shutil.rmtree(folder, ignore_errors=True)
 
     def path(self, digest: str) -> Path:
@@ -148,6 +165,27 @@ class BlobStore:
         if not _DIGEST.match(digest):
             raise NotFound(f"{digest[:80]!r} is no digest.")
         return self._root / digest[:2] / digest
+
+
+def _lock(folder: Path) -> int | None:
+    """Lock a folder; the handle that holds the lock, or None where folders cannot be locked or it is held."""
+    if fcntl is None:
+        return None
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
+
+
+def _is_free(folder: Path) -> bool:
+    """Whether nobody holds a folder, as far as that can be known."""
+    lock = _lock(folder)
+    if lock is not None:
+        os.close(lock)
+    return lock is not None
 
 
 def content_digest(path: Path) -> str:

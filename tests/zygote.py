@@ -35,6 +35,7 @@ class Forks:
 
     def start(self, module: str, arguments: list[str], log: Path) -> Forked:
         """As app.shared.processes.start_detached."""
+        log.open("ab").close()  # made by the process that starts the other, with its rights
         environment = {name: value for name, value in os.environ.items() if name.startswith("LORA_WORKBENCH")}
         question = {"module": module, "arguments": arguments, "log": str(log), "environment": environment}
         return Forked(self, self.ask(question)["pid"])
@@ -90,6 +91,10 @@ class Forked:
         if self.poll() is None:
             os.kill(self.pid, signal.SIGTERM)
 
+    def kill(self) -> None:
+        """End it, whatever it does."""
+        os.kill(self.pid, signal.SIGKILL)
+
     def wait(self) -> int:
         """Wait for its end; its exit code."""
         while (code := self.poll()) is None:
@@ -108,7 +113,7 @@ def _fork(question: dict[str, Any], listening: socket.socket) -> int:
     os.setsid()
     nothing, log = (
         os.open(os.devnull, os.O_RDONLY),
-        os.open(question["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT),
+        os.open(question["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600),
     )
     os.dup2(nothing, 0)
     os.dup2(log, 1)

@@ -24,6 +24,7 @@ adapters = typer.Typer(
     ),
 )
 Alpha = Annotated[float | None, typer.Option(help="Alpha of files that do not say theirs.")]
+Which = Annotated[str, typer.Option(help="Which adapter of a file that holds several.")]
 
 
 @adapters.command("list")
@@ -96,6 +97,7 @@ def adapters_import(
     name: Annotated[str, typer.Option(help="Name to show; default the file's.")] = "",
     base: Annotated[str | None, typer.Option(help="The base it was made for, if it fits several.")] = None,
     alpha: Alpha = None,
+    which: Which = "",
     home: Home = None,
     json: Json = False,
 ) -> None:
@@ -103,7 +105,7 @@ def adapters_import(
     console, workbench = Console(json), open_workbench(home)
     with console.progress() as progress:
         result = finished(
-            workbench, workbench.adapters.import_files(origin, name, base, alpha=alpha), progress
+            workbench, workbench.adapters.import_files(origin, name, base, alpha=alpha, which=which), progress
         )
     rows = [("Imported", result["name"]), ("Base", result["base"]), ("Found", result["sentence"])]
     console.result(result, rows + ([("Warning", result["warning"])] if result["warning"] else []))
@@ -116,6 +118,7 @@ def adapters_inspect(
         str, typer.Argument(metavar="NAME_OR_PATH", help="An adapter, or files that are not imported yet.")
     ],
     alpha: Alpha = None,
+    which: Which = "",
     home: Home = None,
     json: Json = False,
 ) -> None:
@@ -129,7 +132,7 @@ def adapters_inspect(
         job = (
             workbench.adapters.inspect(what)
             if registered
-            else workbench.adapters.look_at(Path(what), alpha=alpha)
+            else workbench.adapters.look_at(Path(what), alpha=alpha, which=which)
         )
         result = finished(workbench, job, progress)
     if json:

@@ -8,6 +8,7 @@ import typer
 
 from app.cli.common import Home, Json, Yes, finished, open_workbench
 from app.cli.console import Console, guarded
+from app.shared.bases import experts_of
 from storage.tables import Base
 
 models = typer.Typer(no_args_is_help=True, help="Base models: add, list, show, verify, remove.")
@@ -46,8 +47,10 @@ def models_list(home: Home = None, json: Json = False) -> None:
 @guarded
 def models_show(name: str, home: Home = None, json: Json = False) -> None:
     """Show everything known of a base model."""
-
-    Console(json).row(open_workbench(home).registry.find(Base, name), leave_out=("layer_shapes",))
+    registry = open_workbench(home).registry
+    base = registry.find(Base, name)
+    experts = experts_of(registry, base)
+    Console(json).row(base, leave_out=("layer_shapes",), extra={"experts": experts} if experts else {})
 
 
 @models.command("verify")

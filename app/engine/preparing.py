@@ -54,6 +54,9 @@ def prepare(
     rows, version, special_tokens = _data(registry, run)
     say(f"Loading {run.base_name} and reading {len(rows)} rows")
     base: ResidentBase = engine.load_base(base_source(registry, run))
+    resume = load_checkpoint(registry, run, engine, base) if run.id else None
+    if resume is not None:
+        say(f"Going on from the checkpoint at step {resume[1].position.steps}")
     length = min(options.train.max_length, base.context_length)
     renderer = Renderer(base.tokenizer, special_tokens=special_tokens)
     objective = OBJECTIVES.get(options.train.objective)
@@ -68,9 +71,6 @@ def prepare(
         over_length=options.train.over_length,
         each=objective.sequences.count,
     )
-    resume = load_checkpoint(registry, run, engine, base) if run.id else None
-    if resume is not None:
-        say(f"Going on from the checkpoint at step {resume[1].position.steps}")
     changes = [Change(one["step"], one["values"]) for one in run.changes if one.get("step") is not None]
     return RunRequest(run.id, found, options, resume, changes)
 

@@ -45,6 +45,7 @@ from storage.tables import Run
 _FIRST_GRACE = 30.0  # seconds to wait for the first client
 _GRACE = 5.0  # seconds without clients and work before the engine ends
 _IDLE_WAIT = 0.5
+_BACKLOG = 16  # connections that wait to be taken
 _SWITCH_SECONDS = 0.0005  # Python's own 5 ms would keep finished tokens waiting behind the next step's work
 _LEAST_SLICE = 0.25  # seconds of decoding between two micro-batches of training
 
@@ -261,7 +262,7 @@ def main() -> int:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(settings.cache / "kernels"))
     os.environ.setdefault("TRITON_CACHE_DIR", str(settings.cache / "triton"))
     key = secrets.token_bytes(32)
-    with lock, Listener(("127.0.0.1", 0), authkey=key) as listener:
+    with lock, Listener(("127.0.0.1", 0), backlog=_BACKLOG, authkey=key) as listener:
         server = EngineServer(settings)
         threading.Thread(target=server.serve, args=(listener,), daemon=True).start()
         about = {"address": list(listener.address), "key": key.hex(), "pid": os.getpid()}

@@ -369,7 +369,7 @@ class RunSession:
         if record.over:
             return
         try:
-            adapter = self._publish(record, done)
+            keep = self._stored(record, done)
         except OSError as error:
             if not is_full(error):
                 raise
@@ -377,14 +377,24 @@ class RunSession:
             self._wait_for_space(record, checkpoint_bytes(self._group.adapter(record.id)))
             return
         record.over = True
-        self._say(record, f"Adapter {adapter.name} stored, as of step {adapter.steps}")
         reason = record.stopped_by or (
             f"after {done.steps} steps; the adapter is kept" if done.stopped else ""
         )
-        self._write(ended, record.id, reason, adapter.id)
 
-    def _publish(self, record: RunRecord, done: TrainingDone) -> Adapter:
-        """Store what the run has learnt: its last state, or its best where that is asked for."""
+        def end() -> None:
+            """Register the adapter and end the run: both, or neither if the process is killed now."""
+            with self._registry.database.together():
+                adapter = keep()
+                text = f"Adapter {adapter.name} stored, as of step {adapter.steps}"
+                self._registry.measurements.add_note(record.id, text, LOG)
+                ended(record.id, reason, adapter.id)
+
+        self._write(end)
+
+    def _stored(self, record: RunRecord, done: TrainingDone) -> Callable[[], Adapter]:
+        """Store the files of what the run has learnt: its last state, or its best where that is asked for.
+        Returns what registers them.
+        """
         assert self._group is not None  # it has just yielded TrainingDone
         registry, run = self._registry, self._registry.get(Run, record.id)
         best = best_checkpoint(registry.checkpoints.of(record.id)) if record.train.keep_best else None
@@ -392,7 +402,8 @@ class RunSession:
         if best is not None and (
             done.validation_loss is None or (best.validation_loss or 0.0) < done.validation_loss
         ):
-            return keep_adapter(
+            return functools.partial(
+                keep_adapter,
                 registry,
                 run,
                 best.adapter_digest,
@@ -407,7 +418,7 @@ class RunSession:
             base = self._group.base
             save_checked(folder, self._group.adapter(record.id), base.layer_shapes, base.head)
             digest = registry.blobs.put(folder)
-        return self._write(
+        return functools.partial(
             keep_adapter,
             registry,
             run,

@@ -102,7 +102,10 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     pid = settings.job_pid(given.job)
     with FileLock(settings.job_lock(given.job)):
-        pid.write_text(str(os.getpid()))
+        try:
+            pid.write_text(str(os.getpid()))
+        except OSError as error:  # on a full disk: then only who started the job can cancel it
+            log.warning("the process id of job %s could not be written: %s", given.job, error)
         try:
             return 0 if run_job(settings, given.job, ended, concluding) else 1
         except SystemExit:

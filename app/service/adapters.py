@@ -22,21 +22,29 @@ class Adapters:
         base: str | None = None,
         *,
         alpha: float | None = None,
+        which: str = "",
         shown: str = "",
     ) -> Job:
         """Start importing an adapter: a folder, a zip or a .safetensors file, called `shown` if not by its
         path.
 
-        alpha serves files that do not say theirs. Raises NameTaken, NotFound.
+        alpha serves files that do not say theirs, which those that hold several. Raises NameTaken, NotFound.
         """
-        arguments = {"folder": str(origin), "name": name, "base": base, "alpha": alpha, "shown": shown}
+        arguments = {
+            "folder": str(origin),
+            "name": name,
+            "base": base,
+            "alpha": alpha,
+            "which": which,
+            "shown": shown,
+        }
         return self._jobs.start("import_adapter", arguments)
 
-    def look_at(self, origin: Path, *, alpha: float | None = None, shown: str = "") -> Job:
+    def look_at(self, origin: Path, *, alpha: float | None = None, which: str = "", shown: str = "") -> Job:
         """Start finding out what a folder, zip or file holds and which base here it fits, without importing
         it.
         """
-        arguments = {"folder": str(origin), "look": True, "alpha": alpha, "shown": shown}
+        arguments = {"folder": str(origin), "look": True, "alpha": alpha, "which": which, "shown": shown}
         return self._jobs.start("import_adapter", arguments)
 
     def inspect(self, name: str, other: str = "") -> Job:

@@ -40,9 +40,9 @@ def verify_export(row: Export) -> None:
         raise NotFound(f"The export {row.folder} is gone.")
     for name, digest in row.files.items():
         path = folder / name
-        if not path.is_file() or content_digest(path) != digest:
+        if not path.exists() or content_digest(path) != digest:
             raise BlobDamaged(
-                f"{path} is {'not as it was written' if path.is_file() else 'gone'}; export "
+                f"{path} is {'not as it was written' if path.exists() else 'gone'}; export "
                 f"{row.adapter_name} again."
             )
 

@@ -15,6 +15,7 @@ import psutil
 
 from app.jobs.kinds import JOBS, JobContext, JobKind
 from app.service.usage import Usage
+from app.shared.disk import plain_sentence
 from app.shared.errors import JobFailed
 from app.shared.processes import exit_reason, is_held, start_detached
 from app.shared.settings import Settings
@@ -24,6 +25,7 @@ from storage.tables import FAILED, INTERRUPTED, QUEUED, STOPPED, Job
 
 _POLL_SECONDS = 0.2
 _START_SECONDS = 60.0
+_END_SECONDS = 10.0
 
 
 class Jobs:
@@ -47,9 +49,13 @@ class Jobs:
             Job(kind=name, title=kind.title(valid), arguments=valid, message="Starting")
         )
         given = ["--home", str(self._settings.home), "--job", str(job.id)]
-        self._processes[job.id or 0] = start_detached(
-            "app.jobs.process", given, self._settings.logs / "jobs.log"
-        )
+        try:
+            self._processes[job.id or 0] = start_detached(
+                "app.jobs.process", given, self._settings.logs / "jobs.log"
+            )
+        except OSError as error:
+            self._registry.jobs.interrupt(job, f"{job.title} could not be started. {plain_sentence(error)}")
+            raise
         return job
 
     def offered(self) -> list[JobKind]:
@@ -85,10 +91,22 @@ class Jobs:
         process = self._processes.get(job.id or 0) or self._process_elsewhere(job)
         with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
             process.terminate()
+            self._require_end(job, process)
             process.wait()
         self._registry.jobs.stop(job.id or 0)  # if its process had not come up to do so
         if self._registry.get(Job, job.id or 0).state != STOPPED:
             raise JobFailed(f"{job.title} came to its end before it could be cancelled.")
+
+    def _require_end(self, job: Job, process: subprocess.Popen[bytes] | psutil.Process) -> None:
+        """Kill a process that was asked to end and does not: it is stopped, or stuck. What it leaves is swept
+        by the next.
+        """
+        end = time.monotonic() + _END_SECONDS
+        while is_held(self._settings.job_lock(job.id or 0)):
+            if time.monotonic() > end:
+                process.kill()
+                return
+            time.sleep(_POLL_SECONDS)
 
     def _process_elsewhere(self, job: Job) -> psutil.Process:
         """The process of a job that another program started: the one that holds its lock."""

@@ -17,6 +17,7 @@ from typing import Any
 
 import tomli_w
 
+from app.shared.private import write_private
 from core.errors import InvalidConfig, InvalidInput
 from core.train.training_options import PARTS, TrainingOptions
 from storage.names import clean_name
@@ -100,9 +101,7 @@ class Presets:
         content = {"name": name, "why": why.strip(), **parts}
         self._folder.mkdir(exist_ok=True, mode=0o700)
         path = self._folder / f"{slug(name)}.toml"
-        staged = path.with_suffix(".new")
-        staged.write_text(tomli_w.dumps(content), encoding="utf-8")
-        staged.replace(path)
+        write_private(path, tomli_w.dumps(content))
         return path
 
     def remove(self, name: str) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from app.service.usage import Usage
-from app.shared.bases import shapes_of
+from app.shared.bases import experts_of, shapes_of
 from app.shared.engine_client import EngineClient
 from app.shared.errors import EngineUnavailable
 from app.shared.run_rows import run_row
@@ -73,8 +73,9 @@ class Training:
         Raises InvalidConfig, InvalidData, NotFound, EngineUnavailable.
         """
         self._require_sound(self._registry.find(Dataset, dataset))
-        self._registry.find(Base, base)
+        experts = experts_of(self._registry, self._registry.find(Base, base))
         found = self._engine.measure(base, dataset, [options.to_dict() for options in wanted])
+        found["notices"] = [*found["notices"], *([experts] if experts else [])]
         return found, [] if found["fits"] and not found["squeezed"] else smaller_plans(wanted[0].train)
 
     def _queue(
@@ -99,6 +100,9 @@ class Training:
             run.sweep, run.together = sweep, together
             runs.append(run)
         self._registry.queue.add(runs, number_if_taken=not name)
+        if experts := experts_of(self._registry, model):
+            for run in runs:
+                self._registry.measurements.add_note(run.id or 0, experts)
         try:
             self._engine.wake()
         except EngineUnavailable as error:
@@ -142,7 +146,8 @@ class Training:
         usable = data.rows - data.excluded_rows - data.faulty_rows - data.validation_rows
         mean, seen = sum(lengths) / max(1, len(lengths)), self._seen(base, data, max(1, usable))
         rows = DataShape(usable, mean, data.validation_rows, seen.row_tokens)
-        return estimate(shape, rows, options, bytes_per_weight=2, tokens_per_second=seen.tokens_per_second)
+        found = estimate(shape, rows, options, bytes_per_weight=2, tokens_per_second=seen.tokens_per_second)
+        return replace(found, experts=experts_of(self._registry, base))
 
     def _seen(self, base: Base, data: Dataset, rows: int) -> _Seen:
         """What the last runs on this base that got anywhere have shown, their slow first steps counted."""

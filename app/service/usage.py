@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from app.shared.errors import QuotaExceeded
+from app.shared.private import write_private
 from app.shared.settings import Settings
 from core.errors import InvalidConfig
 from core.files.holding import is_abandoned
@@ -146,13 +147,17 @@ class Usage:
             return float(self._settings.quota_file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
+        except ValueError:
+            raise InvalidConfig(
+                f"{self._settings.quota_file} holds no number of GB; set it anew with space --quota."
+            ) from None
 
     def set_quota(self, gigabytes: float) -> None:
         """Allow the home folder so many GB; 0 lifts the limit. Raises InvalidConfig."""
         if not 0 <= gigabytes < math.inf:
             raise InvalidConfig(f"A quota of {gigabytes:g} GB cannot be kept; give a number from 0.")
         if gigabytes:
-            self._settings.quota_file.write_text(f"{gigabytes:g}", encoding="utf-8")
+            write_private(self._settings.quota_file, f"{gigabytes:g}")
         else:
             self._settings.quota_file.unlink(missing_ok=True)
 

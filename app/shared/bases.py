@@ -8,6 +8,7 @@ from app.shared.identity import effective_template_hash, manifest_of, up_to_date
 from app.shared.settings import Settings
 from core.base_model.source import BaseSource
 from core.errors import WrongBase
+from core.lora.experts import experts_without_adapters
 from storage.blobs import BlobStore
 from storage.database import Database
 from storage.registry import Registry
@@ -50,6 +51,13 @@ def shapes_of(base: Base) -> dict[str, tuple[int, int]]:
     return {path: (int(shape[0]), int(shape[1])) for path, shape in base.layer_shapes.items()}
 
 
+def experts_of(registry: Registry, base: Base) -> str:
+    """A sentence on experts that get no adapters; empty for a base without such."""
+    found = manifest_of(registry, base.fingerprint)
+    shapes = {name: shape for name, _, shape, _ in found.tensors} if found else {}
+    return experts_without_adapters(shapes, shapes_of(base))
+
+
 def folder_of(base: Base) -> Path:
     """Where the base's files lie."""
     return Path(base.folder)
@@ -62,7 +70,8 @@ def source_of(registry: Registry, base: Base) -> BaseSource:
 
 def told_of(base: Base) -> dict[str, str]:
     """What the engine is told of a base that it is to answer with, as it crosses the wire."""
-    return {name: getattr(base, name) for name in ("name", "folder", "fingerprint", "stat_key", "template")}
+    told = {name: getattr(base, name) for name in ("name", "folder", "fingerprint", "stat_key", "template")}
+    return told | {"config": base.files.get("config.json", "")}
 
 
 def source_told(registry: Registry, told: dict[str, str]) -> BaseSource:
@@ -74,4 +83,5 @@ def source_told(registry: Registry, told: dict[str, str]) -> BaseSource:
         told["stat_key"],
         told["template"],
         recorded=lambda: manifest_of(registry, told["fingerprint"]),
+        config=told.get("config", ""),
     )

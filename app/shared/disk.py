@@ -20,7 +20,8 @@ from storage.errors import RegistryFull
 
 Result = TypeVar("Result")
 _PATIENCE_SECONDS = 1.0
-_FULL = os.strerror(errno.ENOSPC)  # all that is left of it where a library in another language was writing
+_FULL, _FAILS = os.strerror(errno.ENOSPC), os.strerror(errno.EIO)
+"""All that is left where a library in another language was writing."""
 
 
 def is_full(error: BaseException) -> bool:
@@ -37,7 +38,8 @@ def plain_sentence(error: BaseException) -> str:
     if is_full(error) and not isinstance(error, USER_ERRORS):
         return f"There is no space left on the disk{_for(error)}; make room, and do it again."
     if not isinstance(error, OSError) or not error.strerror:
-        return str(error)
+        failing = _FAILS in str(error) and not isinstance(error, USER_ERRORS)
+        return f"The disk fails ({_FAILS}): look at the disk, and do it again." if failing else str(error)
     said, place = error.strerror, str(error.filename or "A file")
     if error.errno == errno.EIO:
         return f"The disk fails{_for(error)} ({said}): look at the disk, and do it again."

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import socket
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import AuthenticationError
-from multiprocessing.connection import Client, Connection, answer_challenge, deliver_challenge
+from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
 from pathlib import Path
 from typing import Any
 
 from app.shared import wire
+from app.shared.disk import plain_sentence
 from app.shared.errors import EngineSilent, EngineUnavailable
 from app.shared.processes import (
     ALREADY_RUNNING,
@@ -33,9 +35,30 @@ _START_SECONDS = 120.0
 _PATIENCE_SECONDS = 10.0
 _STILL_SECONDS = 10.0  # a process that says nothing and does nothing for so long is stuck
 _LOOK_SECONDS = 2.0
-_BUSY_SECONDS = 60.0  # an engine that works may be slow to greet
+_BUSY_SECONDS = 30.0  # an engine that works may be slow to greet
 _MEASURE_SECONDS = 600.0  # a large base is loaded first, and a large data set rendered
 _TOKENIZER_SECONDS = 60.0  # the first question about tokens loads a tokenizer
+
+
+def _called(address: tuple[str, int], pid: int) -> Connection:
+    """A connection to the engine, process `pid`. Raises OSError if nobody listens there, and EngineSilent for
+    one that is stopped or has not come to take connections for a while: those that wait are few.
+    """
+    if is_stopped(pid):
+        raise _silent(pid)
+    try:
+        with socket.create_connection(address, timeout=_STILL_SECONDS) as found:
+            found.setblocking(True)
+            return Connection(found.detach())
+    except TimeoutError:
+        raise _silent(pid) from None
+
+
+def _silent(pid: int) -> EngineSilent:
+    return EngineSilent(
+        f"The engine (process {pid}) does not answer: it is stopped, or stuck. Let it go on, or end that "
+        "process; a run goes on from its last checkpoint then."
+    )
 
 
 def _introduce(connection: Connection, key: bytes, pid: int) -> Connection:
@@ -62,10 +85,7 @@ def _wait_for_word(connection: Connection, pid: int, patience: float = math.inf)
         now, before, work = time.monotonic(), work, work_of(pid)
         still_since = still_since if work == before else now
         if now - still_since > _STILL_SECONDS or is_stopped(pid):
-            raise EngineSilent(
-                f"The engine (process {pid}) does not answer: it is stopped, or stuck. Let it go on, or end "
-                "that process; a run goes on from its last checkpoint then."
-            )
+            raise _silent(pid)
         if now > end:
             raise EngineSilent(f"The engine (process {pid}) is busy and does not answer; try again later.")
 
@@ -114,7 +134,12 @@ class EngineClient:
             except EngineUnavailable:
                 log = self._settings.engine_log
                 home = ["--home", str(self._settings.home)]
-                self._process = start_detached("app.engine.process", home, log)
+                try:
+                    self._process = start_detached("app.engine.process", home, log)
+                except OSError as error:
+                    raise EngineUnavailable(
+                        f"The engine could not be started. {plain_sentence(error)}"
+                    ) from error
                 return self._wait_for(self._process, log)
 
     def _wait_for(self, process: subprocess.Popen[bytes], log: Path) -> Connection:
@@ -233,7 +258,8 @@ class EngineClient:
         if not self.alive:  # what is written down is of one that was killed, or of a home that was copied
             raise EngineUnavailable("No engine is running on this home folder.")
         try:
-            return _introduce(Client(tuple(about["address"])), bytes.fromhex(about["key"]), about["pid"])
+            connection = _called(tuple(about["address"]), about["pid"])
+            return _introduce(connection, bytes.fromhex(about["key"]), about["pid"])
         except (OSError, ValueError, KeyError, EOFError, AuthenticationError) as error:
             raise EngineUnavailable("No engine is running on this home folder.") from error
 

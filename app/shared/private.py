@@ -53,9 +53,15 @@ def write_private(path: Path, text: str) -> None:
     staged = path.with_name(f".{path.name}.{os.getpid()}.new")
     staged.unlink(missing_ok=True)
     handle = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-    os.replace(staged, path)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(staged, path)
+    except BaseException:
+        staged.unlink(missing_ok=True)
+        raise
 
 
 def is_private(path: Path) -> bool:

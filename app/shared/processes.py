@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -47,6 +48,10 @@ def is_held(lock: Path) -> bool:
         probe.acquire(timeout=0)
     except Timeout:
         return True
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+        return False  # nobody holds anything on a disk that cannot be written
     probe.release()
     return False
 

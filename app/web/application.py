@@ -18,6 +18,10 @@ from storage.errors import NotFound
 from storage.tables import Base, Dataset, Export
 
 _MAX_UPLOAD = "8gb"
+_MOST_TABS = 32
+"""That the server remembers, the last used: each takes about 0.8 MB, and Gradio would keep 10,000, also of
+tabs that were closed or loaded anew. One that is forgotten and comes back begins with nothing chosen.
+"""
 _PRIVATE = (
     "registry.db",
     "blobs",
@@ -56,9 +60,11 @@ def build_app(workbench: Workbench) -> ASGIApp:
     )
     _serve_reports(application, workbench)
     _serve_exports(application, workbench)
+    page = build_page(workbench)
+    page.state_session_capacity = _MOST_TABS
     gr.mount_gradio_app(
         application,
-        build_page(workbench),
+        page,
         path="/",
         footer_links=[],
         run_history=False,

@@ -33,7 +33,7 @@ from core.errors import InvalidModel
 
 TOLERANCE = 1e-3
 """Root mean square of the differences, as a share of the logits' own spread. Rounding gives 1e-6."""
-_CONTEXT, _WINDOW, _WIDTH, _VOCABULARY, _EXPERTS = 96, 16, 128, 256, 8
+_CONTEXT, _WINDOW, _WIDTH, _VOCABULARY = 96, 16, 32, 256
 _MANY = 30_000_000  # parameters of a model whose layers and widths are cut down too
 _WINDOWS = ("window", "attention_chunk_size", "original_max_position_embeddings", "local_attention")
 _NO_WINDOW = ("layer", "pattern", "use_")
@@ -53,6 +53,11 @@ def require_agreement(config: PretrainedConfig) -> None:
         model.set_attn_implementation("eager")
         wanted = [_alone(model, row) for row in rows]
         model.set_attn_implementation(NAME)
+    if not all(one.isfinite().all() for one in wanted):
+        raise InvalidModel(
+            f"A {name} as config.json describes it computes no finite numbers, whatever its weights are. Put "
+            "back the config.json that belongs to these weights."
+        )
     with refusing(f"A {name} is asked in a way that cannot be used yet"):
         passes = {
             "where rows are packed for training": _packed(model, attention, rows),
@@ -156,10 +161,8 @@ def _cut_widths(part: PretrainedConfig) -> None:
             setattr(part, name, min(value, _WIDTH))
         elif name == "vocab_size":
             setattr(part, name, min(value, _VOCABULARY))
-        elif name in ("num_experts", "num_local_experts", "n_routed_experts"):
-            setattr(part, name, min(value, _EXPERTS))
-        elif name.endswith("token_id") and value >= _VOCABULARY:
-            setattr(part, name, None)
+        elif name.endswith("token_id"):
+            setattr(part, name, value % _VOCABULARY)
 
 
 def _random_model(config: PretrainedConfig) -> PreTrainedModel:
@@ -184,7 +187,7 @@ def _rows(config: PretrainedConfig) -> list[Tensor]:
     """
     length, vocabulary = min(_context(config), _CONTEXT), config.get_text_config().vocab_size
     ids = torch.randint(vocabulary, (2 * length,), generator=torch.Generator().manual_seed(1))
-    return list(ids.split([length, length // 8, length - length // 8]))
+    return list(ids.split([length, short := max(1, length // 8), length - short]))
 
 
 # Both ways.

@@ -90,8 +90,11 @@ def refuse_unusable(folder: Path, config: dict[str, Any]) -> None:
     """Raise InvalidModel for what is no causal language model in plain numbers with a tokenizer beside it."""
     if not config.get("model_type"):
         raise InvalidModel(f"{folder / 'config.json'} names no model_type, so this is no transformers model.")
-    architectures = config.get("architectures") or []
-    names = [str(name) for name in architectures] if isinstance(architectures, list) else []
+    names = config.get("architectures") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InvalidModel(
+            f"config.json says architectures = {str(names)[:60]!r}; expected a list with the name of a class."
+        )
     if names and not any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names):
         raise InvalidModel(f"{folder} is a {names[0]}; a causal language model (…ForCausalLM) is needed.")
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import transformers
 from gguf import GGUFReader
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from core.base_model.model_config import refusing
 from core.errors import InvalidModel
 from core.events import Progress
 from core.files.publish import require_space
@@ -32,22 +32,12 @@ def convert_gguf(source: Path, target: Path, report: Report, dtype: torch.dtype 
             raise InvalidModel(f"{source.name} is not a GGUF file: it does not start with the letters GGUF.")
     require_space(target, 8 * source.stat().st_size)
     report(Progress("Reading the GGUF file"))
-    try:
+    with refusing(f"transformers cannot read {source.name}"):
         tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
         model = AutoModelForCausalLM.from_pretrained(
             source.parent, gguf_file=source.name, dtype=torch.float32, **_dequantise_option()
         )
-    except (
-        ValueError,
-        KeyError,
-        NotImplementedError,
-        OSError,
-        IndexError,
-        RuntimeError,
-        struct.error,
-    ) as error:
-        raise InvalidModel(f"transformers cannot read {source.name}: {str(error)[:300]}") from error
-    _name_special_tokens(tokenizer, source)
+        _name_special_tokens(tokenizer, source)
     report(Progress("Writing safetensors"))
     _forget_quantisation(model).to(dtype).save_pretrained(target)
     tokenizer.save_pretrained(target)

@@ -10,6 +10,7 @@ from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFound
 
 from core.errors import InvalidModel, SourceUnreachable
 from core.events import Progress
+from core.files.disk_faults import is_disk_fault
 from core.files.publish import require_space
 from core.reporting import Report
 
@@ -22,8 +23,8 @@ _WANTED = (
     "merges.txt",
     "vocab.txt",
     "README.md",
-    "LICENSE",
 )
+_LEGAL = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
 
 
 def fetch_from_hub(hub_id: str, target: Path, report: Report, endpoint: str | None = None) -> str:
@@ -53,6 +54,8 @@ def fetch_from_hub(hub_id: str, target: Path, report: Report, endpoint: str | No
     except RepositoryNotFoundError:
         raise InvalidModel(f"The hub has no model {hub_id}, or it is private; check the spelling.") from None
     except (HTTPError, OSError) as error:
+        if is_disk_fault(error):
+            raise
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise SourceUnreachable(
             f"The model hub could not be reached for {hub_id} ({reason}). "
@@ -61,9 +64,21 @@ def fetch_from_hub(hub_id: str, target: Path, report: Report, endpoint: str | No
     return str(info.sha)
 
 
+def fetched_revision(folder: Path) -> str:
+    """The commit that a folder was fetched at, as huggingface_hub notes it there; empty if it does not."""
+    note = folder / ".cache" / "huggingface" / "download" / "config.json.metadata"
+    if not note.is_file():
+        return ""
+    commit = note.read_text(encoding="utf-8").partition("\n")[0].strip()
+    return commit if re.fullmatch(r"[0-9a-f]{40}", commit) else ""
+
+
 def _wanted(name: str) -> bool:
-    """Files at the repository's root, of the kinds that hold data and never code."""
-    return "/" not in name and name.endswith(_WANTED)
+    """Files of the kinds that hold data and never code: at the repository's root, and chat templates."""
+    if name.startswith("additional_chat_templates/"):
+        return name.count("/") == 1 and name.endswith(".jinja")
+    legal = name.upper().startswith(_LEGAL) and Path(name).suffix.lower() in ("", ".txt", ".md")
+    return "/" not in name and (legal or name.endswith(_WANTED))
 
 
 def _download_all(

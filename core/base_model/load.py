@@ -24,6 +24,7 @@ from core.base_model.model_config import load_config, refusing
 from core.base_model.tensors import load_weights, require_tied_as_said
 from core.base_model.tokenizer import load_tokenizer, whole_numbers
 from core.data.rendering import Renderer
+from core.errors import InvalidModel
 from core.lora.layer import LoraLinear
 from core.lora.wrapping import head_path, wrap_linear_layers
 
@@ -149,7 +150,14 @@ def load_generation_config(folder: Path, model: PreTrainedModel) -> GenerationCo
     if not (folder / "generation_config.json").is_file():
         return GenerationConfig.from_model_config(model.config)
     with refusing(f"transformers cannot use {folder / 'generation_config.json'}"):
-        return GenerationConfig.from_pretrained(folder)
+        found = GenerationConfig.from_pretrained(folder)
+    ends = found.eos_token_id
+    if not all(type(one) is int for one in (ends if isinstance(ends, list) else [ends]) if one is not None):
+        raise InvalidModel(
+            f"{folder.name}/generation_config.json says eos_token_id = {str(ends)[:60]!r}; expected the "
+            "number of a token, or a list of such numbers."
+        )
+    return found
 
 
 def make_resident(

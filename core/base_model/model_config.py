@@ -15,6 +15,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PretrainedConf
 from core.base_model.describe import refuse_unusable
 from core.base_model.files import read_json
 from core.errors import InvalidModel, WorkbenchError
+from core.files.disk_faults import is_disk_fault
 
 _CHOOSES_CODE = frozenset(
     {
@@ -56,14 +57,22 @@ def refusing(what: str) -> Iterator[None]:
     except (WorkbenchError, MemoryError):
         raise
     except Exception as error:
+        if is_disk_fault(error):
+            raise
         raise InvalidModel(f"{what}: {_words(error)}") from error
+    except BaseException as error:
+        if (
+            type(error).__name__ != "PanicException"
+        ):  # of a library in Rust, which derives it from no Exception
+            raise
+        raise InvalidModel(f"{what}: it stopped in a panic ({str(error)[:200]}).") from error
 
 
 def _words(error: Exception) -> str:
     """What an error says, for people: a Python error's own words mean nothing to them."""
     said = _PYTHON_NAMES.sub("", " ".join(str(error).split()))[:300]
     if isinstance(error, _PYTHON_WORDS) or not said:
-        return f"its code stopped at {said or type(error).__name__}. The configuration does not fit it."
+        return f"its code stopped at {said or type(error).__name__}. What was given does not fit it."
     return said if said.endswith((".", "!", "?")) else f"{said}."
 
 

@@ -62,7 +62,7 @@ def main() -> int:
     for folder in json.loads(sys.stdin.read()):
         try:
             require_sound(Path(folder))
-        except WorkbenchError as error:
+        except (WorkbenchError, OSError) as error:
             refused[folder] = str(error)
     print(json.dumps(refused))
     return 0

@@ -26,6 +26,10 @@ class BaseSource:
     """The known chat template chosen for a base that has none of its own."""
     recorded: Callable[[], Manifest | None] = lambda: None
     """Gives what its fingerprint was taken over, to say what has changed; called only then."""
+    config: str = ""
+    """SHA-256 of config.json when it was added; empty where nobody recorded it. Not every field that changes
+    what is computed is in a fingerprint.
+    """
 
 
 @dataclass(frozen=True)
@@ -79,4 +83,10 @@ def check_unchanged(source: BaseSource, afresh: bool = False) -> None:
             f"The files of {source.name} in {source.folder} have changed since it was added: its "
             f"adapters no longer fit.{what} "
             "Restore them, or add the folder again as another model."
+        )
+    if source.config and file_digest(source.folder / "config.json") != source.config:
+        raise WrongBase(
+            f"The weights of {source.name} are unchanged, but config.json in {source.folder} is not as it "
+            "was when it was added, and may have something else computed. Put it back; if the change is "
+            "wanted, accept it with models verify --accept."
         )

@@ -6,6 +6,7 @@ Nothing is guessed without a word.
 from __future__ import annotations
 
 import difflib
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -59,10 +60,8 @@ class Detection:
             raise InvalidData(f"{name}: {hints}")
         if not self.candidates:
             expected = [form.expected for form in DATA_FORMATS.all().values() if form.expected]
-            raise InvalidData(
-                f"{name}: no usable columns: found {found}. Expected {'; '.join(expected)}. "
-                f"Or say which is which with a mapping. {hints}".strip()
-            )
+            said = hints or f"Expected {'; '.join(expected)}. Or say which is which with a mapping."
+            raise InvalidData(f"{name}: no usable columns: found {found}. {said}")
         choices = "; ".join(
             f"{number}. {one.mapping.sentence()} ({one.reason})"
             for number, one in enumerate(self.candidates, 1)
@@ -86,7 +85,22 @@ def detect(sample: Sample) -> Detection:
 def _in_plain_text(rows: Sequence[Row]) -> Detection:
     lines = [row["text"] for row in rows]
     found = [one for form in DATA_FORMATS.all().values() for one in form.detect_lines(lines)]
-    return Detection(tuple(found), ("text",))
+    hints = (
+        ("Its lines are JSON; call the file .jsonl, to have it read as rows.",) if _are_json(lines) else ()
+    )
+    return Detection(
+        tuple(replace(one, doubtful=one.doubtful or bool(hints)) for one in found), ("text",), hints
+    )
+
+
+def _are_json(lines: Sequence[str]) -> bool:
+    """Whether every line is a JSON object or list, as of a file of rows."""
+    if not all(line.strip()[:1] in ("{", "[") for line in lines):
+        return False
+    try:
+        return all(isinstance(json.loads(line), (dict, list)) for line in lines)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _in_rows(rows: Sequence[Row]) -> Detection:

@@ -156,6 +156,12 @@ KINDS: dict[str, Kind] = {
             "Invisible or control characters; clean them if they are not meant.",
         ),
         Kind(
+            "placeholder",
+            WARNING,
+            "Placeholder in text",
+            "Fill it in or take it out: an adapter learns to write it as it stands there.",
+        ),
+        Kind(
             "mojibake",
             WARNING,
             "Garbled letters",

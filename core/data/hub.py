@@ -12,6 +12,7 @@ from core.data.reading import suffixes
 from core.data.zipped import Source, left_unread, split_of
 from core.errors import InvalidData, SourceUnreachable
 from core.events import Progress
+from core.files.disk_faults import is_disk_fault
 from core.files.publish import require_space
 from core.reporting import Report
 
@@ -51,6 +52,8 @@ def fetch_dataset(name: str, target: Path, report: Report, endpoint: str | None 
             f"The hub has no data set {hub_id}, or it is private; check the spelling."
         ) from None
     except (HTTPError, OSError) as error:
+        if is_disk_fault(error):
+            raise
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise SourceUnreachable(
             f"The hub could not be reached for {hub_id} ({reason}). Check the network connection, or "

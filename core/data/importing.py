@@ -23,6 +23,7 @@ from core.data.findings import ERROR, KINDS, Finding, RowFault, codes_of
 from core.data.formats import Convert, Example
 from core.data.mapping import DataMapping
 from core.data.reading import BadRow, NumberedRows, Row, RowReader
+from core.data.turn_keys import is_nothing
 from core.data.zipped import Source
 from core.errors import InvalidData
 from core.events import Progress
@@ -36,7 +37,32 @@ _MOST_COMPARED = 100_000  # characters of a row that near copies are told by
 _ERRORS = codes_of(ERROR)
 # Found when a row of the file is converted; what is stored of it does not show them again.
 _AT_CONVERSION = ("ignored_part", "unused_key", "only_answers", "separator")
+# Columns that other tools train with, beside those that a format takes.
+_BELONG = frozenset(
+    (
+        "tools",
+        "functions",
+        "chat_template_kwargs",
+        "images",
+        "image",
+        "videos",
+        "video",
+        "audios",
+        "audio",
+        "weight",
+        "loss_weight",
+        "sample_weight",
+        "loss_mask",
+        "train",
+        "reasoning",
+        "reasoning_content",
+        "thinking",
+        "rationale",
+        "chain_of_thought",
+    )
+)
 _UNEVEN = 20  # times as many rows in the largest class as in the smallest
+_FEW = 5  # times as many, where the smallest has a single row
 
 
 @dataclass(frozen=True)
@@ -212,7 +238,7 @@ class RowSink:
         if len(labels) < 2:
             return
         (most, many), (least, few) = next(iter(labels.items())), list(labels.items())[-1]
-        if many > _UNEVEN * few or few == 1:
+        if many > _UNEVEN * few or (few == 1 and many >= _FEW):
             detail = (
                 f"{len(labels)} classes, from {few:,} row{'s' if few > 1 else ''} ({least[:40]}) "
                 f"to {many:,} ({most[:40]})."
@@ -245,7 +271,7 @@ def import_files(
     ]
     seen: Counter[str] = Counter()
     convert, total = form.converter(mapping), sum(reader.size for reader in readers)
-    before = 0
+    before, unread = 0, [name for source in sources for name in source.unread]
     for file, reader in enumerate(readers):
         for number, row in form.gather(_counted(reader, wanted, seen), mapping):
             if len(sink) % _REPORT_ROWS == 0:
@@ -253,33 +279,47 @@ def import_files(
                 report(Progress(f"Reading {reader.name} ({done / 1e6:,.0f} MB)", min(1.0, done / total)))
             _take(sink, file, number, row, convert)
         before += reader.size
+        unread += reader.unread
     validation = [file for file, source in enumerate(sources) if source.validation]
-    unused = {column: count for column, count in seen.items() if column not in wanted}
-    unread = [name for source in sources for name in source.unread]
     summary = sink.finish(
         validation_files=validation,
         report=report,
         hints=[
             *near_misses,
             *preferences,
-            *unused_hint(list(unused)),
+            *unused_hint(list(seen)),
             *([f"Left unread: {', '.join(unread[:12])}."] if unread else []),
         ],
         about_all=[
             *(("near_miss", text) for text in near_misses),
             *(("preferences", text) for text in preferences),
-            *_left_aside(unused),
+            *_left_aside(seen),
         ],
     )
     if summary.faulty == summary.rows:
-        first = Findings.read(folder).some(_ERRORS, count=1)[0]
-        raise InvalidData(
-            f"{readers[0].name}: none of the {summary.rows:,} rows can be used. The first: {first.detail}"
-        )
+        raise InvalidData(_none_usable(readers[0].name, summary, folder))
     return summary
 
 
-def _counted(reader: RowReader, wanted: Collection[str], seen: Counter[str]) -> NumberedRows:
+def _none_usable(name: str, summary: Summary, folder: Path) -> str:
+    """Why no row can be used: each kind of fault with its number of rows and an example, the most frequent
+    first.
+    """
+    faults = sorted(
+        (code for code in summary.counts if code in _ERRORS), key=lambda code: -summary.counts[code]
+    )
+    found, numbers = Findings.read(folder), DatasetFile(folder).column("row")
+    said = []
+    for code in faults:
+        first = found.some([code], count=1)[0]
+        said.append(
+            f"{KINDS[code].title} in {summary.counts[code]:,}, such as row {numbers[first.index]}: "
+            f"{first.detail}"
+        )
+    return f"{name}: none of the {summary.rows:,} rows can be used. {' '.join(said)}"
+
+
+def _counted(reader: RowReader, wanted: set[str], seen: Counter[str]) -> NumberedRows:
     """The rows, with the columns they have counted:
     what no mapping speaks of must not vanish without a word.
 
@@ -292,8 +332,19 @@ def _counted(reader: RowReader, wanted: Collection[str], seen: Counter[str]) -> 
             if not judged:
                 _require_columns(reader.name, reader.header or tuple(row), wanted)
                 judged = True
-            seen.update(row.keys())
+            _count_unused(row, wanted, seen)
         yield number, row
+    seen.update({column: count for column, count in reader.beside.items() if count})
+
+
+def _count_unused(row: Row, wanted: set[str], seen: Counter[str]) -> None:
+    """Count the columns with a value that no mapping speaks of."""
+    if len(row) > len(wanted) or not row.keys() <= wanted:
+        seen.update(key for key, value in row.items() if key not in wanted and not _is_empty(value))
+
+
+def _is_empty(value: Any) -> bool:
+    return is_nothing(value) or value in ("[]", "{}", "null")
 
 
 def _require_columns(name: str, columns: Sequence[str], wanted: Collection[str]) -> None:
@@ -306,9 +357,9 @@ def _require_columns(name: str, columns: Sequence[str], wanted: Collection[str])
 
 def _left_aside(unused: Mapping[str, int]) -> Iterator[tuple[str, str]]:
     """Findings about columns that are not used and look as if they belonged to the conversation."""
-    optional = optional_columns()
+    belong = optional_columns() | _BELONG
     for column, count in unused.items():
-        if column.strip().lower() in optional:
+        if column.strip().lower() in belong:
             yield (
                 "unused_column",
                 (

@@ -122,6 +122,21 @@ def fill(template: str, values: MappingOf[str, str]) -> str:
     return _FIELD.sub(lambda found: values[found.group(1)] if found.group(1) else found.group()[0], template)
 
 
+def is_bare(template: str) -> bool:
+    """Whether a template is several columns with nothing but white space between them."""
+    return (
+        len(template_fields(template)) > 1 and not _FIELD.sub("", template).strip() and "{{" not in template
+    )
+
+
+def without_fields(template: str, names: set[str]) -> str:
+    """A bare template without these fields, and without the white space before them, or behind the first."""
+    if not names:
+        return template
+    pieces = [piece for piece in re.split(r"(?=\s*\{)(?<=\})", template) if piece]
+    return "".join(piece for piece in pieces if not set(template_fields(piece)) & names).lstrip()
+
+
 def mapping_of(
     pairs: Iterable[str], templates: Iterable[str] = (), separator: str = "", columns: Iterable[str] = ()
 ) -> DataMapping | None:

@@ -34,6 +34,10 @@ class Provenance:
     """Of the base as the adapter was trained with it; empty where nobody recorded them."""
     parents: tuple[str, ...] = ()
     """What the adapter was combined from, each with its weight."""
+    base_source: str = ""
+    """Where other software finds the base: its hub id, or its folder."""
+    base_revision: str = ""
+    """The commit of a base that came from the hub."""
 
     def metadata(self) -> dict[str, str]:
         """For the header of each safetensors file, so that merging the same adapter twice can be noticed."""
@@ -81,7 +85,9 @@ def model_card(about: Provenance, config: ExportConfig, facts: Mapping[str, Any]
         "```",
         "",
     ]
-    return "\n".join([*front, f"# {plain(about.adapter_name)}", "", what, "", *table, "", *configuration])
+    warned = [line for warning in facts.get("warnings", ()) for line in (f"**Mind:** {plain(warning)}", "")]
+    title = f"# {plain(about.adapter_name)}"
+    return "\n".join([*front, title, "", what, "", *warned, *table, "", *configuration])
 
 
 def plain(text: str) -> str:

@@ -25,6 +25,7 @@ def write_export(what: Exporting, folder: Path, report: Report) -> Facts:
     """Write the wanted format into the empty folder `folder`. Raises OutOfSpace, InvalidAdapter,
     InvalidModel.
     """
-    facts = what.config.kind.write(what, folder, report)
+    kind = what.config.kind
+    facts = {**kind.write(what, folder, report), "warnings": kind.warnings(what)}
     (folder / "README.md").write_text(model_card(what.about, what.config, facts), encoding="utf-8")
     return facts

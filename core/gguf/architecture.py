@@ -118,6 +118,20 @@ class GgufArchitecture:
             writer.add_rope_scaling_factor(rope["factor"])
 
 
+def window_of(config: dict[str, Any]) -> int | None:
+    """How many tokens a layer attends to at most, if that is fewer than the context length; None if to all.
+
+    llama.cpp has no such window in the graphs of the architectures that are written here: their loaders do
+    not read sliding_window (src/llama-model.cpp).
+    """
+    window, length = config.get("sliding_window"), config.get("max_position_embeddings", 2048)
+    used = config.get("use_sliding_window", config.get("model_type") == "mistral")
+    if not used or not isinstance(window, int) or window >= length:
+        return None
+    kinds = config.get("layer_types") or ["sliding_attention"]
+    return window if "sliding_attention" in kinds else None
+
+
 def interleaved(weight: Array, heads: int) -> Array:
     """Rows of each head from two halves to pairs: llama.cpp rotates neighbours where transformers rotates
     halves.

@@ -184,8 +184,11 @@ def _write_special_tokens(writer: gguf.GGUFWriter, folder: Path, template: str) 
         if number is not None:
             add(number)
     writer.add_add_bos_token(len(opening) == 1)
-    if isinstance(tokenizer.chat_template, str):
-        writer.add_chat_template(tokenizer.chat_template)
+    templates = tokenizer.chat_template
+    if isinstance(templates, str):
+        writer.add_chat_template(templates)
+    elif isinstance(templates, dict):
+        writer.add_chat_template([{"name": name, "template": one} for name, one in templates.items()])
 
 
 def write_adapter_gguf(base_folder: Path, adapter: AdapterWeights, target: Path, name: str) -> int:

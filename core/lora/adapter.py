@@ -61,6 +61,8 @@ class AdapterWeights:
     layers: Mapping[str, LayerWeights]
     base_fingerprint: str = ""
     base_name: str = ""
+    base_revision: str = ""
+    """The commit of a base that is named by its hub id."""
     fan_in_fan_out: bool = False
     use_rslora: bool = False
     kind: str = "lora"

@@ -102,10 +102,11 @@ def sources(base_folder: Path, adapter: AdapterWeights, transposed: frozenset[st
 
 def tensor_name(path: str, names: set[str]) -> str:
     """The name under which files hold the weight of module `path`; some leave out the outermost module's
-    name.
+    name, others have one more in front.
     """
     candidates = (f"{path}.weight", f"{path.partition('.')[2]}.weight")
-    found = next((name for name in candidates if name in names), None)
+    longer = [name for name in names if name.endswith(f".{path}.weight")]
+    found = next((name for name in candidates if name in names), longer[0] if len(longer) == 1 else None)
     if found is None:
         raise InvalidAdapter(
             f"The base's files hold no weight for {path}, so the adapter cannot be merged into it."

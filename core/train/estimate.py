@@ -55,6 +55,8 @@ class Estimate:
     seconds: float | None
     """Evaluations counted; None until a run on this base has shown how fast this machine is."""
     packed: bool = False
+    experts: str = ""
+    """A sentence on what no target reaches; empty if there is nothing to say."""
 
 
 def estimate(

@@ -2,12 +2,15 @@
 rots unseen.
 """
 
+import json
 import os
 import random
 import shutil
 from dataclasses import replace
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from app.jobs.adapters import load_row
 from app.service.exports import verify_export, zipped
@@ -113,6 +116,30 @@ def test_what_is_made_of_uneven_adapters_is_usable(workbench, uneven, tmp_path):
     )
     assert len(small.layers) == 4
     assert not differing_layers(small, back)
+
+
+def test_an_import_asks_which_and_names_both_bases(workbench, tmp_path):
+    """Several adapters in one file, made for a base of another name: each is usable once it is in."""
+    held = {"pirate": (0, 1), "poet": (0,)}
+    tensors = {
+        f"base_model.model.model.layers.{layer}.self_attn.q_proj.lora_{one}.{name}.weight": factor
+        for name, layers in held.items()
+        for layer in layers
+        for one, factor in (("A", torch.ones(2, 32)), ("B", torch.ones(32, 2)))
+    }
+    (tmp_path / "two").mkdir()
+    save_file(tensors, tmp_path / "two" / "adapter_model.safetensors")
+    about = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
+    about["base_model_name_or_path"] = "somebody/Another-Llama"
+    (tmp_path / "two" / "adapter_config.json").write_text(json.dumps(about))
+    given = {"folder": str(tmp_path / "two"), "name": "poet"}
+    refused = do_job(workbench, "import_adapter", given)
+    assert "2 adapters: pirate, poet" in refused.message
+    found = result(workbench, "import_adapter", **given, which="poet")
+    assert "somebody/Another-Llama" in found["warning"]
+    assert "llama" in found["warning"]
+    row, base = workbench.registry.find(Adapter, "poet"), workbench.registry.find(Base, "llama")
+    assert list(load_row(workbench.registry, row, base).layers) == ["model.layers.0.self_attn.q_proj"]
 
 
 def test_verifying_says_what_is_wrong(workbench, taught, trained):

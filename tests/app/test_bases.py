@@ -5,13 +5,18 @@ import shutil
 from dataclasses import fields
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from app.service.doctor import examine_deeply
-from app.shared.bases import base_for
+from app.shared.bases import base_for, experts_of, source_of
 from core.base_model.describe import describe
+from core.base_model.source import check_unchanged
+from core.errors import WrongBase
+from core.train.training_options import TrainingOptions
 from storage.tables import Adapter, Base
-from tests.conftest import make_llama
+from tests.conftest import VOCABULARY, _save, make_llama
 from tests.workbenches import do_job
 
 
@@ -29,7 +34,7 @@ def _row(workbench, name, folder):
     info = describe(folder)
     about = {field.name: getattr(info, field.name) for field in fields(info) if field.name != "manifest"}
     like = workbench.registry.find(Base, "llama").model_dump(exclude={"id"})
-    return workbench.registry.add(Base(**like | about | {"name": name, "folder": str(folder)}))
+    return workbench.registry.add(Base(**like | about | {"name": name, "folder": str(folder), "files": {}}))
 
 
 def test_a_base_with_a_layer_missing_is_refused_when_it_is_added(workbench, incomplete):
@@ -82,3 +87,36 @@ def test_another_template_is_no_moved_base(workbench, tmp_path, tokenizer):
     job = do_job(workbench, "add_model", {"origin": str(second), "name": "second"})
     assert json.loads(json.dumps(job.result))["name"] == "second"
     assert {base.name for base in workbench.registry.all(Base)} == {"llama", "first", "second"}
+
+
+def test_experts_that_get_no_adapters_are_told_in_numbers(workbench, tmp_path, tokenizer):
+    """Where targets are chosen and shown: the plan of a run, its log, and the base's own page and command."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
+    model = MixtralForCausalLM(
+        MixtralConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, num_local_experts=4)
+    )
+    folder = _save(model, tokenizer, tmp_path / "mixture")
+    assert do_job(workbench, "add_model", {"origin": str(folder), "name": "mixture"}).state == "finished"
+    fused, whole = 3 * 4 * 3 * 32 * 48, sum(one.numel() for one in model.parameters())
+    plan = workbench.training.estimate("mixture", "data", TrainingOptions())
+    assert "experts of 3 layers" in plan.experts
+    assert f"no adapters, whatever is targeted: {fused:,} of {whole:,} parameters" in plan.experts
+    assert experts_of(workbench.registry, workbench.registry.find(Base, "mixture")) == plan.experts
+    assert workbench.training.estimate("llama", "data", TrainingOptions()).experts == ""
+
+
+def test_a_configuration_that_was_edited_is_refused_until_it_is_accepted(workbench, tiny_llama, tmp_path):
+    """Also where the field that was edited is in no fingerprint."""
+    folder = shutil.copytree(tiny_llama, tmp_path / "mine")
+    assert do_job(workbench, "add_model", {"origin": str(folder), "name": "mine"}).state == "finished"
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"attention_multiplier": 2.0}))
+
+    def check():
+        check_unchanged(source_of(workbench.registry, workbench.registry.find(Base, "mine")))
+
+    with pytest.raises(WrongBase, match=r"config.json in .* not as it was .* models verify --accept"):
+        check()
+    workbench.models.verify("mine", accept=True)
+    check()

@@ -6,6 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from app.cli.main import app
+from app.shared.engine_client import EngineClient
 from core.errors import InvalidConfig, InvalidData
 from storage.errors import InUse
 from storage.tables import Adapter, Run
@@ -137,7 +138,8 @@ def test_what_cannot_be_extended_is_refused_in_a_sentence(workbench, session, tr
     assert workbench.registry.get(Run, run_id).state == "finished"
 
 
-def test_the_command_line_extends(workbench, settings, train, session):
+def test_the_command_line_extends(workbench, settings, train, session, monkeypatch):
+    monkeypatch.setattr(EngineClient, "wake", lambda client: None)  # the run is trained here
     run_id = train("mine", max_steps=6)
     command = ["runs", "extend", str(run_id), "--home", str(settings.home), "--json", "--detach", "--set"]
     done = CliRunner().invoke(app, [*command, "max_steps=4"])

@@ -18,7 +18,7 @@ from storage.tables import Adapter, Checkpoint, Run
 from tests.workbenches import QUICK, finish, wait_for
 
 
-class _Faults:
+class Faults:
     """Counts writes, fsyncs and renames, and lets one of them fail."""
 
     def __init__(self, monkeypatch):
@@ -27,7 +27,7 @@ class _Faults:
 
         def opened(file, mode="r", *arguments, **options):
             found = real_open(file, mode, *arguments, **options)
-            return _Watched(found, self) if "w" in mode else found
+            return _Watched(found, self) if set(mode) & set("wx") else found
 
         monkeypatch.setattr(io, "open", opened)
         monkeypatch.setattr(os, "fsync", lambda handle: (self.happens(), real_sync(handle))[1])
@@ -86,7 +86,7 @@ def test_a_fault_at_any_place_of_a_checkpoint_leaves_the_one_before(workbench, s
         while training._group.state(run_id).position.steps == done:
             training.advance()
 
-    faults = _Faults(monkeypatch)
+    faults = Faults(monkeypatch)
     train_on()
     save()
     places = faults.count

@@ -8,8 +8,10 @@ import errno
 import json
 import os
 import re
+import shutil
 import sqlite3
 import zipfile
+from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
@@ -19,10 +21,11 @@ import storage.database
 from app.cli.main import app
 from app.service.workbench import Workbench
 from app.shared.disk import is_full, plain_sentence
-from app.shared.settings import settings_for
+from app.shared.errors import EngineUnavailable
+from app.shared.settings import Settings, settings_for
 from app.web.application import build_app
 from app.web.parts.shell import told
-from core.errors import OutOfSpace
+from core.errors import InvalidConfig, OutOfSpace
 from core.files.publish import SPARE_BYTES, require_space
 from core.train.training_options import TrainingOptions
 from storage.errors import RegistryFull, RegistryUnusable
@@ -149,6 +152,27 @@ def test_what_the_system_says_becomes_a_sentence(error, said):
     assert is_full(error) == ("no space left" in said)
 
 
+def test_what_finds_no_space_for_its_process_does_not_wait_for_ever(workbench, trained, monkeypatch):
+    trained("mine")
+
+    def refuse(*about: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/home/logs/engine.log")
+
+    for starter in ("app.shared.engine_client", "app.service.jobs"):
+        monkeypatch.setattr(f"{starter}.start_detached", refuse)
+    with pytest.raises(OSError, match="No space left"):
+        workbench.adapters.inspect("mine")
+    job = workbench.registry.all(Job, limit=1)[0]
+    assert (job.state, job.message) == (
+        "interrupted",
+        "Look inside mine could not be started. There is no space left on the disk for "
+        "/home/logs/engine.log; make room, and do it again.",
+    )
+    with pytest.raises(EngineUnavailable, match=r"could not be started\. There is no space left"):
+        workbench.training.start("llama", "data", TrainingOptions.parse(QUICK))
+    assert [run.state for run in workbench.registry.all(Run)] == ["failed"]
+
+
 def test_a_job_that_meets_a_failing_disk_says_so(workbench, trained, monkeypatch, tmp_path):
     trained("mine")
     for number in (errno.EIO, errno.ENOSPC):
@@ -169,8 +193,6 @@ def test_a_job_that_meets_a_failing_disk_says_so(workbench, trained, monkeypatch
 
 
 def test_the_space_that_is_asked_for_counts_what_stays_free(tmp_path, monkeypatch):
-    import shutil
-
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=SPARE_BYTES))
     with pytest.raises(OutOfSpace) as refused:
@@ -215,42 +237,48 @@ def test_a_number_that_nothing_has_is_not_found(client, route, number):
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory):
-    """The application of an empty home, without its guard."""
-    workbench = Workbench(settings_for(tmp_path_factory.mktemp("home")))
+def empty(tmp_path_factory) -> Settings:
+    """A home with nothing in it."""
+    return settings_for(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(scope="module")
+def client(empty):
+    """Its application, without its guard."""
+    workbench = Workbench(empty)
     with TestClient(build_app(workbench), raise_server_exceptions=False) as found:
         yield found
     workbench.close()
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        "runs show N",
-        "runs stop N",
-        "runs resume N",
-        "runs pause N",
-        "runs save N",
-        "runs remove N --yes",
-        "runs keep N",
-        "runs compare 1 N",
-        "runs move 1 N",
-        "runs list --limit N",
-        "jobs show N",
-        "jobs cancel N",
-        "jobs list --limit N",
-        "adapters bring-back N",
-        "adapters list --limit N",
-        "presets show x",
-        "data back x N",
-    ],
+COMMANDS = (
+    "runs show N",
+    "runs stop N",
+    "runs resume N",
+    "runs pause N",
+    "runs save N",
+    "runs remove N --yes",
+    "runs keep N",
+    "runs compare 1 N",
+    "runs move 1 N",
+    "runs list --limit N",
+    "jobs show N",
+    "jobs cancel N",
+    "jobs list --limit N",
+    "adapters bring-back N",
+    "adapters list --limit N",
+    "presets show x",
+    "data back x N",
 )
+
+
 @pytest.mark.parametrize("number", [str(HUGE), str(2**63), "0", "-5"])
-def test_a_command_with_a_number_that_nothing_has_is_refused(tmp_path, command, number):
-    given = command.replace("N", number).split()
-    done = CliRunner().invoke(app, [*given, "--home", str(tmp_path / "home")])
-    assert isinstance(done.exception, SystemExit | None), done.exception
-    assert "Traceback" not in done.output
+def test_a_command_with_a_number_that_nothing_has_is_refused(empty, number):
+    for command in COMMANDS:
+        given = command.replace("N", number).split()
+        done = CliRunner().invoke(app, [*given, "--home", str(empty.home)])
+        assert isinstance(done.exception, SystemExit | None), (command, done.exception)
+        assert "Traceback" not in done.output, command
 
 
 # Backups.
@@ -275,40 +303,42 @@ def _changed(path, name, content):
 
 def _other_database(tmp_path):
     path = tmp_path / "other.db"
+    path.unlink(missing_ok=True)
     with sqlite3.connect(path) as connection:
         connection.execute("create table adapter (id integer)")
     connection.close()
     return path.read_bytes()
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "said"),
-    [
-        ("backup.json", b"", "its backup.json is none"),
-        ("backup.json", b"{", "its backup.json is none"),
-        ("backup.json", b"[1]", "its backup.json is none"),
-        ("backup.json", b"null", "its backup.json is none"),
-        ("backup.json", b"\xff\xfe", "its backup.json is none"),
-        ("backup.json", b"{}", "its backup.json is none"),
-        ("backup.json", b'{"format": "1"}', "was written by a newer version"),
-        ("backup.json", b'{"format": 2}', "was written by a newer version"),
-        ("backup.json", b"[" * 100_000, "cannot be restored|its backup.json is none"),
-        ("registry.db", b"", "the registry in it is empty"),
-        ("registry.db", None, "is no backup"),
-        ("registry.db", b"no database at all, but long enough to be one " * 99, "cannot be restored"),
-        ("registry.db", _other_database, "the registry in it is empty"),
-        ("blobs/../../x", b"x", "belongs to no backup"),
-    ],
+DAMAGED = (
+    ("backup.json", b"", "its backup.json is none"),
+    ("backup.json", b"{", "its backup.json is none"),
+    ("backup.json", b"[1]", "its backup.json is none"),
+    ("backup.json", b"null", "its backup.json is none"),
+    ("backup.json", b"\xff\xfe", "its backup.json is none"),
+    ("backup.json", b"{}", "its backup.json is none"),
+    ("backup.json", b'{"format": "1"}', "was written by a newer version"),
+    ("backup.json", b'{"format": 2}', "was written by a newer version"),
+    ("backup.json", b"[" * 100_000, "cannot be restored|its backup.json is none"),
+    ("registry.db", b"", "the registry in it is empty"),
+    ("registry.db", None, "is no backup"),
+    ("registry.db", b"no database at all, but long enough to be one " * 99, "cannot be restored"),
+    ("registry.db", _other_database, "the registry in it is empty"),
+    ("blobs/../../x", b"x", "belongs to no backup"),
 )
-def test_a_damaged_backup_is_one_sentence_and_changes_nothing(workbench, tmp_path, name, content, said):
-    file = _backup(workbench, tmp_path / "home.backup")
-    _changed(file, name, content(tmp_path) if callable(content) else content)
-    home = tmp_path / "new"
-    done = CliRunner().invoke(app, ["restore", str(file), "--home", str(home)])
-    assert (done.exit_code, bool(re.search(said, done.stderr))) == (1, True), done.output
-    assert isinstance(done.exception, SystemExit)
-    assert not (home / "registry.db").exists()
-    assert [path.name for path in home.glob(".restore-*")] == []
+
+
+def test_a_damaged_backup_is_one_sentence_and_changes_nothing(workbench, tmp_path):
+    whole = _backup(workbench, tmp_path / "home.backup")
+    for number, (name, content, said) in enumerate(DAMAGED):
+        file = Path(shutil.copyfile(whole, tmp_path / f"{number}.backup"))
+        _changed(file, name, content(tmp_path) if callable(content) else content)
+        home = tmp_path / f"new {number}"
+        done = CliRunner().invoke(app, ["restore", str(file), "--home", str(home)])
+        assert (done.exit_code, bool(re.search(said, done.stderr))) == (1, True), (said, done.output)
+        assert isinstance(done.exception, SystemExit), said
+        assert not (home / "registry.db").exists(), said
+        assert list(home.glob(".restore-*")) == [], said
 
 
 def test_a_damaged_registry_is_replaced_by_a_backup_and_kept(workbench, tmp_path):
@@ -350,3 +380,24 @@ def test_what_is_printed_suits_a_terminal_of_few_characters(monkeypatch, capsys)
     first, second = bare.buffer.getvalue().decode("ascii").splitlines()  # type: ignore[attr-defined]
     assert first == r"+ fine - n\xe9 \U0001f600 \udcff"
     assert json.loads(second) == {"name": "né 😀"}
+
+
+def test_a_setting_that_finds_no_space_stays_as_it_was(workbench, monkeypatch):
+    workbench.usage.set_quota(5)
+
+    def refuse(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    for write in (
+        lambda: workbench.usage.set_quota(7),
+        lambda: workbench.presets.save("mine", options(), ""),
+    ):
+        with pytest.raises(OSError, match="No space left"):
+            write()
+    assert workbench.usage.quota() == 5
+    assert list(workbench.settings.home.rglob("*.new")) == []
+    assert list(workbench.settings.home.rglob("*.toml")) == []
+    workbench.settings.quota_file.write_text("")
+    with pytest.raises(InvalidConfig, match="holds no number of GB; set it anew"):
+        workbench.usage.require_room()

@@ -22,18 +22,18 @@ def application(settings):
     workbench.close()
 
 
-def _routes(application):
+def routes_of(application):
     """Every (method, path) that the application serves, mounted ones included."""
     for route in application.routes:
         included = getattr(route, "original_router", None)  # FastAPI keeps an included router as one route
         mounted = getattr(getattr(route, "app", None), "routes", None)
         if included is not None:
-            yield from _routes(included)
+            yield from routes_of(included)
         elif getattr(route, "methods", None):
             for method in route.methods - {"HEAD", "OPTIONS"}:
                 yield method, re.sub(r"\{[^}]*\}", "x", route.path)
         elif mounted is not None:
-            yield from ((method, route.path.rstrip("/") + path) for method, path in _routes(route.app))
+            yield from ((method, route.path.rstrip("/") + path) for method, path in routes_of(route.app))
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def _routes(application):
 )
 def test_strangers_get_403_on_every_route(application, stranger):
     client = TestClient(RequestGuard(application, allowed_hosts("127.0.0.1", 7860), TOKEN))
-    routes = sorted(set(_routes(application)))
+    routes = sorted(set(routes_of(application)))
     assert len(routes) > 30
     assert any("upload" in path for _, path in routes)
     assert ("GET", "/workbench/plotly.min.js") in routes
@@ -100,7 +100,12 @@ def _client(application):
 
 def test_without_the_token_every_route_says_401(application):
     client = _client(application)
-    for method, path in [*sorted(set(_routes(application))), ("GET", "/"), ("HEAD", "/"), ("GET", "/config")]:
+    for method, path in [
+        *sorted(set(routes_of(application))),
+        ("GET", "/"),
+        ("HEAD", "/"),
+        ("GET", "/config"),
+    ]:
         response = client.request(method, path, follow_redirects=False)
         assert response.status_code == 401, (method, path)
 

@@ -17,9 +17,9 @@ from app.service.exports import verify_export
 from app.service.workbench import Workbench
 from app.shared.errors import JobFailed
 from core.files.publish import is_unfinished, publication, published_folder
-from storage.tables import Adapter, Base, Dataset, Export, Job
+from storage.tables import Adapter, Base, Dataset, Export, Job, Run
 from tests import killed_job
-from tests.workbenches import copy_adapter, do_job, wait_for, write_rows
+from tests.workbenches import copy_adapter, do_job, finish, wait_for, write_rows
 
 WRITTEN = "storage.blobs:BlobStore.put:after"
 PLACED = "core.files.publish:Publication.publish:after"
@@ -162,6 +162,35 @@ def test_a_job_that_is_asked_to_end_while_it_registers_what_it_made_finishes(
     workbench.notice_deaths()
     finished = workbench.registry.get(Job, job.id).state == "finished"
     assert finished == (tmp_path / "out").exists() == bool(workbench.registry.all(Export))
+
+
+def test_an_adapter_is_registered_with_the_end_of_its_run_or_not_at_all(workbench, session, monkeypatch):
+    run_id, training = session("mine", max_steps=4, save_steps=0)
+
+    def die(*about: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(workbench.registry.runs, "finished", die)
+        with pytest.raises(KeyboardInterrupt):
+            finish(training)
+    assert workbench.registry.names(Adapter) == set()
+    workbench.registry.runs.interrupt_all("as if it had been killed")
+    workbench.runs.resume(run_id)
+    finish(session.next())
+    assert workbench.registry.get(Run, run_id).state == "finished"
+    assert workbench.registry.names(Adapter) == {"mine"}
+
+
+def test_a_job_that_is_stopped_is_cancelled_all_the_same(workbench, trained, killed, tmp_path, monkeypatch):
+    monkeypatch.setattr("app.service.jobs._END_SECONDS", 0.5)
+    trained("mine")
+    job = workbench.exports.start("mine", tmp_path / "out")
+    wait_for(lambda: workbench.registry.get(Job, job.id).state == "running")
+    os.kill(workbench.jobs._processes[job.id].pid, signal.SIGSTOP)
+    workbench.jobs.cancel(job)
+    found = workbench.registry.get(Job, job.id)
+    assert (found.state, found.message) == ("stopped", "Cancelled. Nothing was added.")
 
 
 def test_what_a_killed_process_has_staged_goes_when_the_next_one_writes_there(tmp_path, monkeypatch):

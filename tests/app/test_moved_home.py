@@ -67,7 +67,7 @@ def require_works(settings: Settings, tmp_path: Path) -> None:
     assert outside.folder == str(tmp_path / "outside")
     verify_export(inside)
     workbench.datasets.open(registry.find(Dataset, "data"))
-    assert [one.level for one in examine_deeply(workbench)] == ["fine"] * 3
+    assert {one.level for one in examine_deeply(workbench)} == {"fine"}
     again = {"adapter": "mine", "folder": str(settings.exports / "again"), "config": {"format": "peft"}}
     assert do_job(workbench, "export_adapter", again).state == "finished"
     greedy = GenerationConfig(max_tokens=3, temperature=0.0)

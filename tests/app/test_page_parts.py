@@ -4,10 +4,91 @@ import gradio as gr
 import pytest
 
 from app.web.page import _opened
+from app.web.parts.answers import WrongAnswer, checked
 from app.web.parts.head import head_html, live_head
 from app.web.parts.shell import inform
 from app.web.sections.train.planning import _more_steps
 from core.train.config import TrainConfig
+
+
+def test_only_the_tabs_used_last_are_remembered(workbench, monkeypatch):
+    """Each takes about 0.8 MB, and every load of the page is one."""
+    from gradio import state_holder
+    from gradio.routes import App
+
+    from app.web.application import build_app
+
+    apps = [getattr(one, "app", None) for one in build_app(workbench).routes]
+    (page,) = [one for one in apps if isinstance(one, App)]
+    monkeypatch.setattr(state_holder, "SessionState", lambda blocks: object())
+    held = page.state_holder
+    for number in range(500):
+        held["the one that polls"], held[f"loaded {number} times"]
+    assert len(held.session_data) == len(held.time_last_used) <= 40
+    assert "the one that polls" in held
+
+
+@pytest.mark.parametrize(
+    ("outputs", "answer"),
+    [
+        ([gr.Button()], [gr.Button(visible=True)]),  # a list is no update of a single output
+        ([gr.HTML()], ["text"]),
+        ([gr.HTML(), gr.HTML()], ["one"]),
+        ([gr.HTML(), gr.HTML()], "ab"),
+        ([gr.HTML(), gr.HTML()], ["one", "two", "three"]),
+        ([gr.HTML(), gr.Button()], ["one", [gr.Button()]]),
+        ([gr.Dropdown(multiselect=True)], [gr.Dropdown(choices=[])]),
+        ([gr.Dropdown()], ["one"]),
+        ([gr.State()], [gr.skip()]),
+        ([], "nobody sees it"),
+    ],
+)
+def test_an_answer_that_does_not_fit_its_outputs_is_named(outputs, answer):
+    def handler():
+        return answer
+
+    def streaming():
+        yield answer
+
+    with pytest.raises(WrongAnswer, match=r"handler gives .* outputs"):
+        checked(handler, outputs)()
+    with pytest.raises(WrongAnswer, match=rf"streaming gives .* for {len(outputs)} outputs"):
+        list(checked(streaming, outputs)())
+
+
+def test_answers_that_fit_are_let_through():
+    html, button = gr.HTML(), gr.Button()
+    for outputs, answer in (
+        ([html], "text"),
+        ([button], gr.Button(visible=True)),
+        ([html, button], gr.skip()),
+        ([html, button], {button: "Go"}),
+        ([html, button], ("text", gr.skip())),
+        ([gr.Dropdown(multiselect=True)], ["one"]),
+        ([gr.Dataframe()], [["a", "b"]]),
+        ([gr.State()], [1, 2]),
+        ([], None),
+    ):
+        assert checked(lambda answer=answer: answer, outputs)() is answer
+
+
+def test_every_section_follows_the_registry_with_answers_that_fit(workbench, trained):
+    """All of a section's followers, asked as the page does when it opens."""
+    from gradio.context import LocalContext
+
+    from app.web.page import build_page
+
+    trained("one")
+    page = build_page(workbench)
+    followers = [one for one in page.fns.values() if one.fn and one.fn.__name__ == "everything"]
+    assert len(followers) == 9, "eight sections and what stands above them"
+    before = LocalContext.in_event_listener.set(True)
+    try:
+        for one in followers:
+            values = [getattr(component, "value", None) for component in one.inputs]
+            assert set(one.fn(*values)) == set(one.outputs)
+    finally:
+        LocalContext.in_event_listener.reset(before)  # components that later tests make are whole
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,16 @@ from pathlib import Path
 
 import pytest
 
+from app.service.workbench import Workbench
 from app.shared.private import as_users_files, private_folder
 from app.shared.processes import is_held
 from app.shared.settings import settings_for
+from app.web.application import build_app
 from app.web.server import Listening
 from core.errors import WorkbenchError
-from tests.workbenches import end_engine, free_port, listens, wait_for
+from tests.app.test_guard import routes_of
+from tests.core.helpers import new_peft
+from tests.workbenches import end_engine, free_port, listens, wait_for, write_rows
 
 NOBODY = 65534
 as_root = pytest.mark.skipif(
@@ -116,30 +120,80 @@ ROUTES = (
 
 
 @as_root
-def test_another_user_gets_nothing_of_an_open_page(page):
+def test_another_user_gets_nothing_of_an_open_page(page, settings):
     home, port, _, _ = page
+    workbench = Workbench(settings)  # the page's application, to know its routes
+    asked = sorted({*routes_of(build_app(workbench)), *(("GET", route) for route in ROUTES)})
+    workbench.close()
+    files = [str(path) for path in [home, *home.rglob("*")]]
+    assert len(asked) > 30
+    assert str(home / "registry.db") in files
 
     def look() -> dict[str, object]:
-        found: dict[str, object] = {}
-        for route in ROUTES:
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
-            connection.request("GET", route)
-            found[route] = connection.getresponse().status
-            connection.close()
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
-        connection.request("POST", "/gradio_api/upload", body=b"x", headers={"content-type": "text/plain"})
-        found["upload"] = connection.getresponse().status
-        for name in ("registry.db", "token", "engine.json", "app.json", "blobs", "logs/engine.log"):
-            try:
-                found[name] = (home / name).read_bytes().decode("latin-1")[:10]
-            except PermissionError:
-                found[name] = "refused"
-        return found
+        return {
+            "statuses": {f"{method} {route}": _status(port, method, route) for method, route in asked},
+            "files": {path: _read(path) for path in files},
+        }
 
     found = as_another_user(look)
     assert isinstance(found, dict), found
-    assert {found.pop(route) for route in (*ROUTES, "upload")} == {401}
+    assert {one for one in found["statuses"].items() if one[1] != 401} == set()
+    assert {one for one in found["files"].items() if one[1] != "refused"} == set()
+
+
+def _status(port: int, method: str, route: str) -> int:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection.request(method, route, body=b"x" if method == "POST" else None)
+    status = connection.getresponse().status
+    connection.close()
+    return status
+
+
+def _read(path: str) -> str:
+    try:
+        return os.listdir(path)[0] if os.path.isdir(path) else Path(path).read_bytes().decode("latin-1")[:9]
+    except PermissionError:
+        return "refused"
+
+
+@as_root
+def test_another_user_gets_nothing_of_what_work_leaves(reachable, zygote, tiny_llama):
+    """Each command in a process of its own, as users start it; the home was open to everybody before."""
+    home, log = reachable / "home", reachable / "log"
+    home.mkdir(mode=0o777)
+    rows = write_rows(reachable / "rows.jsonl")
+    adapter = new_peft(tiny_llama)
+    adapter.save_pretrained(reachable / "theirs")
+    for command in (
+        f"models add {tiny_llama} --name llama",
+        f"data add {rows} --name data",
+        "data report data --base llama",
+        f"adapters import {reachable / 'theirs'} --name mine --base llama",
+        "adapters resize mine --rank 1 --name small",
+        f"export --adapter mine --to {home / 'exports' / 'mine'} --format peft",
+        f"backup {home / 'home.backup'}",
+        "train --base llama --data data --name taught --set max_steps=2 --set micro_batch_size=2",
+        "presets save quick --set rank=2",
+        "space --quota 5",
+    ):
+        process = zygote.start("app.cli.main", [*command.split(), "--home", str(home)], log)
+        assert process.wait() == 0, (command, log.read_text())
+    files = [str(path) for path in [home, *home.rglob("*")]]
+    for expected in (
+        "registry.db",
+        "blobs",
+        "exports/mine/README.md",
+        "home.backup",
+        "logs/jobs.log",
+        "quota",
+    ):
+        assert str(home / expected) in files
+    open_to_others = [path for path in files if os.lstat(path).st_mode & 0o077 and not os.path.islink(path)]
+    assert open_to_others == []
+    found = as_another_user(lambda: {path: _read(path) for path in files})
+    assert isinstance(found, dict), found
     assert set(found.values()) == {"refused"}
+    end_engine(settings_for(home))
 
 
 def test_what_the_workbench_writes_is_for_its_user_alone(page):

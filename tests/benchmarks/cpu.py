@@ -1,7 +1,9 @@
 """The starter model on a CPU: PEFT in float32 and this engine in the dtype it chooses, on the same batches.
 
-python -m tests.benchmarks.cpu --steps 30      (needs the starter model, which it fetches once into a folder
-of its own)
+python -m tests.benchmarks.cpu --steps 30                  every token carries loss
+python -m tests.benchmarks.cpu --steps 30 --kind chat      conversations, of which the answers carry loss
+
+They need the starter model, which is fetched once into a folder of its own.
 """
 
 from __future__ import annotations
@@ -12,9 +14,11 @@ import time
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
 import peft
 import platformdirs
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM
 
 from core.base_model.gguf_convert import convert_gguf
@@ -23,6 +27,7 @@ from core.base_model.starter import fetch_gguf
 from core.data.dataset_file import StoredRow
 from core.data.formats import Example
 from core.data.reading import RowReader
+from core.data.rendering import IGNORE
 from core.data.tokens import TokenRows, tokenised
 from core.events import StepDone
 from core.files.publish import published_folder
@@ -56,12 +61,26 @@ def sample_rows(base: ResidentBase, length: int, cache: Path) -> TokenRows:
     return TokenRows(file, length)
 
 
-def ours(folder: Path, rows: int, length: int, steps: int, cache: Path, start: Path) -> dict[str, object]:
+def chat_rows(base: ResidentBase, length: int, cache: Path) -> TokenRows:
+    """The sample conversations through the base's template: only the answers carry loss."""
+    with resources.as_file(resources.files("assets") / "captain_conversations.jsonl") as path:
+        rows = [
+            StoredRow(number, 0, Example(number, tuple(row["messages"]))) for number, row in RowReader(path)
+        ]
+    return TokenRows(tokenised(rows, "cpu-chat", base.renderer, cache), length)
+
+
+ROWS = {"text": sample_rows, "chat": chat_rows}
+
+
+def ours(
+    folder: Path, kind: str, rows: int, length: int, steps: int, cache: Path, start: Path
+) -> dict[str, object]:
     """Our training group; writes the adapter it starts from to `start`."""
     base = load_base(folder, device=CPU, name="starter")
     train = _train_config(rows, length, steps)
     options = TrainingOptions(_lora(), train)
-    group = TrainingGroup(base, [RunRequest("ours", sample_rows(base, length, cache), options)])
+    group = TrainingGroup(base, [RunRequest("ours", ROWS[kind](base, length, cache), options)])
     losses, tokens, begun = [], 0, 0.0
     for event in alone(group):
         if not start.exists() and group.runs:
@@ -79,11 +98,13 @@ def ours(folder: Path, rows: int, length: int, steps: int, cache: Path, start: P
     }
 
 
-def theirs(folder: Path, rows: int, length: int, steps: int, cache: Path, start: Path) -> dict[str, object]:
+def theirs(
+    folder: Path, kind: str, rows: int, length: int, steps: int, cache: Path, start: Path
+) -> dict[str, object]:
     """A plain PEFT loop in float32 from the same start over the same batches."""
     base = load_base(folder, device=CPU, dtype=torch.float32)
     train = _train_config(rows, length, steps)
-    batches = RunData(sample_rows(base, length, cache), train).steps()
+    batches = RunData(ROWS[kind](base, length, cache), train).steps()
     del base
     model = peft.PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), start, is_trainable=True
@@ -94,8 +115,7 @@ def theirs(folder: Path, rows: int, length: int, steps: int, cache: Path, start:
     for _ in range(steps):
         step = next(batches)
         (part,) = step.micro_batches
-        ids = _ids(part)
-        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+        loss = model(**_padded(part), use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, train.max_grad_norm)
         optimiser.step()
@@ -122,15 +142,22 @@ def _train_config(rows: int, length: int, steps: int) -> TrainConfig:
     )
 
 
-def _ids(part: MicroBatch) -> torch.Tensor:
-    return torch.stack(
-        [torch.tensor(part.rows[row][0].copy(), dtype=torch.long) for block in part.blocks for row in block]
-    )
+def _padded(part: MicroBatch) -> dict[str, torch.Tensor]:
+    """The rows side by side, as transformers' own collators lay them."""
+    found = [part.rows[row] for block in part.blocks for row in block]
+    columns = {"input_ids": [ids for ids, _ in found], "labels": [labels for _, labels in found]}
+    columns["attention_mask"] = [np.ones_like(ids) for ids, _ in found]
+    fillings = {"input_ids": 0, "labels": IGNORE, "attention_mask": 0}
+    return {
+        name: pad_sequence([torch.tensor(one, dtype=torch.long) for one in rows], True, fillings[name])
+        for name, rows in columns.items()
+    }
 
 
 def main() -> None:
     """Measure both sides, ours first, since it makes the start."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kind", choices=ROWS, default="text", help="text: every token carries loss")
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--steps", type=int, default=30)
@@ -140,12 +167,13 @@ def main() -> None:
     if not folder.exists():
         fetch_starter(cache, folder)
     start = cache / f"start-{time.time_ns()}"
-    sides = [one(folder, args.rows, args.length, args.steps, cache / "rows", start) for one in (ours, theirs)]
+    work = (folder, args.kind, args.rows, args.length, args.steps, cache / "rows", start)
+    sides = [one(*work) for one in (ours, theirs)]
     mine, peers = sides
     mine["÷ PEFT"] = mine["tok/s"] / peers["tok/s"]  # type: ignore[operator]
     mine["loss ÷ PEFT's"] = mine["last loss"] / peers["last loss"]  # type: ignore[operator]
     print(f"dtype chosen here: {best_dtype(CPU)}")
-    show(f"cpu starter {args.rows}×{args.length}, {args.steps} steps", [peers, mine])
+    show(f"cpu starter, {args.kind} {args.rows}×{args.length}, {args.steps} steps", [peers, mine])
 
 
 if __name__ == "__main__":

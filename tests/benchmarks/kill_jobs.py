@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from app.service import jobs
@@ -104,7 +105,8 @@ def _kill_job(
     job = start(number)
     process = workbench.jobs._processes[job.id or 0]
     time.sleep(chance.uniform(0.0, takes[kind]))
-    os.kill(process.pid, signal.SIGKILL)
+    with suppress(ProcessLookupError):  # it has ended already
+        os.kill(process.pid, signal.SIGKILL)
     process.wait()
     try:
         workbench.jobs.wait(job)
@@ -135,7 +137,8 @@ def _kill_restore(
         takes["restore"] = time.monotonic() - began
     process = begin(home)
     time.sleep(chance.uniform(0.0, takes["restore"]))
-    os.kill(process.pid, signal.SIGKILL)
+    with suppress(ProcessLookupError):  # it has ended already
+        os.kill(process.pid, signal.SIGKILL)
     process.wait()
     killed = begin(home).wait() == 0  # refused where all is back already
     restored = Workbench(settings_for(home))

@@ -39,6 +39,16 @@ def _row(*turns, number=1):
         (_row("u left\u202eright", "a x"), ["suspicious"]),
         (_row("u lost \ufffd", "a x"), ["suspicious"]),
         (_row("u café, naïve, São Paulo, “quoted” – ok\n\ttab", "a 日本語 👩‍🚀"), []),
+        (_row("u \u200fمرحبا (ABC)\u200e \u2067שלום\u2069", "a x"), []),
+        (_row("u สวัสดี\u200bครับ", "a ជំរាប\u200bសួរ 日本\u200b語"), []),
+        (_row("u مرحبا\u202eabc", "a x"), ["suspicious"]),
+        (_row("u مرحبا\u200b", "a x"), ["suspicious"]),
+        (_row("u left\u200fright", "a x"), ["suspicious"]),
+        (_row("u <image>\nWhat is it?", "a A cat."), ["placeholder"]),
+        (_row("u <image_1> and <audio>", "a x"), ["placeholder"]),
+        (_row("u Dear {{name}}, hi", "a Hi {{ user.name }}"), ["placeholder"]),
+        (_row("u <rss><image>x</image></rss>", "a <video controls>"), []),
+        (_row("u $x^{{ab}}$ \\frac{{ab}}{{cd}}", "a {'a': {'b': {}}} {{}}"), []),
         (_row("u cafÃ©", "a x"), ["mojibake"]),
         (_row("u itâ€™s", "a x"), ["mojibake"]),
     ],
@@ -84,6 +94,13 @@ def test_uneven_classes_are_said(tmp_path):
     summary, _, found = take(tmp_path, "a.jsonl", lines(*rows), near=False)
     assert summary.labels == {"common": 50, "rare": 1}
     assert found == [(0, "class_balance", "2 classes, from 1 row (rare) to 50 (common).")]
+
+
+@pytest.mark.parametrize("counts", [(1, 1, 1), (2, 1, 1), (3, 1), (30, 2)])
+def test_few_rows_of_many_classes_are_not_uneven(tmp_path, counts):
+    rows = [{"text": f"row {at} {i}", "label": f"c{at}"} for at, n in enumerate(counts) for i in range(n)]
+    _, _, found = take(tmp_path, "a.jsonl", lines(*rows), near=False)
+    assert found == []
 
 
 def _with_validation(tmp_path, training, validation):

@@ -206,7 +206,7 @@ def test_row_numbers_are_those_of_the_file(tmp_path):
         ("a.jsonl", "", "a.jsonl is empty"),
         ("a.jsonl", "\n\n", "holds no rows"),
         ("a.json", '{"a": 1}', "holds no list of rows"),
-        ("a.json", "{]", "holds no list of rows"),
+        ("a.json", "{]", "is not valid JSON: Expecting value"),
         ("a.json", '[{"a" 1}]', "is not valid JSON"),
         ("a.csv", "pr\xe9ponse,r\nq,a\n".encode("latin-1"), "header is not UTF-8.*Latin-1"),
         ("a.csv", "q,a,,\n1,2,3,4\n", "2 columns without a name"),
@@ -222,6 +222,14 @@ def test_row_numbers_are_those_of_the_file(tmp_path):
 def test_a_file_that_cannot_be_used_at_all_says_why(tmp_path, name, content, said):
     with pytest.raises(InvalidData, match=said):
         take(tmp_path, name, content)
+
+
+def test_when_no_row_can_be_used_each_reason_is_said_the_most_frequent_first(tmp_path):
+    rows = [{"messages": [{"role": "wizard", "content": "x"}]}, *[{"messages": MESSAGES[:1]}] * 3]
+    with pytest.raises(InvalidData) as told:
+        take(tmp_path, "a.jsonl", lines(*rows))
+    assert "none of the 4 rows can be used. No answer in 3, such as row 2: There is no" in str(told.value)
+    assert "Unknown role in 1, such as row 1: The role 'wizard' is not known" in str(told.value)
 
 
 def test_a_broken_quote_costs_its_own_line_only(tmp_path):

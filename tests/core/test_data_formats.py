@@ -1,5 +1,9 @@
 """Data formats: which one rows are in, and what it makes of them."""
 
+import io
+
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 from core.data.detection import detect_file
@@ -215,3 +219,56 @@ def test_linked_pairs_of_question_and_answer(tmp_path):
     ]
     _, found, _ = take(tmp_path, "a.jsonl", lines(*rows))
     assert [message["content"] for message in found[0].messages] == ["q1", "a1", "q2", "a2"]
+
+
+def _message(role, text, *replies, **more):
+    return {"message_id": text, "role": role, "text": text, **more, "replies": list(replies)}
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_a_tree_of_messages_is_a_conversation_for_each_way_to_a_leaf(tmp_path, wrapped):
+    late = _message("prompter", "q2", _message("assistant", "a2"))
+    tree = _message("prompter", "q1", _message("assistant", "a1", late), _message("assistant", "b1", rank=1))
+    row = (
+        {"message_tree_id": 1, "prompt": tree}
+        if wrapped
+        else tree | {"message_tree_id": 1, "parent_id": None}
+    )
+    summary, rows, found = take(tmp_path, "a.jsonl", lines(row))
+    assert summary.mapping["format"] == "message tree"
+    said = [[turn["content"] for turn in one.messages] for one in rows]
+    assert said == [["q1", "a1", "q2", "a2"], ["q1", "b1"]]
+    assert found == [(1, "unused_key", "The key 'rank' of turn 2 is not used.")]
+
+
+def test_a_broken_tree_is_a_fault_of_its_row(tmp_path):
+    rows = [{"prompt": _message("prompter", "q", _message("assistant", "a"))} for _ in range(3)]
+    rows += [{"prompt": "a text"}, {"prompt": _message("prompter", "q", "a text")}]
+    mapping = mapping_of(["tree=prompt"])
+    _, _, found = take(tmp_path, "a.jsonl", lines(*rows), mapping, near=False)
+    said = [one[2] for one in found if one[1] == "missing"]
+    assert said[0] == "prompt is text; expected a message with its replies."
+    assert said[1].startswith("turns is a list that holds text")
+
+
+@pytest.mark.parametrize("column", ["tools", "weight", "images", "chat_template_kwargs", "rationale"])
+def test_columns_that_other_tools_train_with_are_a_finding_where_they_have_a_value(tmp_path, column):
+    rows = [
+        {"messages": MESSAGES},
+        {"messages": MESSAGES, column: "some"},
+        {"messages": MESSAGES, column: []},
+    ]
+    mapping = mapping_of(["turns=messages"])
+    _, _, found = take(tmp_path, "a.jsonl", lines(*rows), mapping, near=False)
+    said = [detail for _, code, detail in found if code == "unused_column"]
+    assert said == [f"The column {column!r}, which 1 row has, is not used."]
+
+
+def test_unused_columns_of_parquet_are_said_though_they_are_not_read(tmp_path):
+    sink = io.BytesIO()
+    columns = {"prompt": ["p", "q"], "completion": ["c", "d"], "tools": [None, "f"], "empty": [None, None]}
+    columns["topic"] = ["a", "b"]
+    pyarrow.parquet.write_table(pa.table(columns), sink)
+    summary, _, found = take(tmp_path, "a.parquet", sink.getvalue(), near=False)
+    assert summary.hints == ["Columns that are not used: 'tools', 'topic'."]
+    assert [one[2] for one in found] == ["The column 'tools', which 1 row has, is not used."]

@@ -4,7 +4,7 @@ import pytest
 
 from core.data.mapping import DataMapping, mapping_of
 from core.errors import InvalidConfig
-from tests.core.data_files import take
+from tests.core.data_files import lines, take
 
 
 def test_a_mapping_by_hand_with_templates(tmp_path):
@@ -45,6 +45,39 @@ def test_a_mapping_that_cannot_be_is_refused(pairs, templates, said):
 def test_text_and_label_mean_the_same_by_hand_as_by_detection():
     assert mapping_of(["text=a", "label=b"]).columns == {"user": "a", "assistant": "b", "label": "b"}
     assert mapping_of(["user=a", "assistant=b", "input=c", "history=d"]).format == "alpaca"
+
+
+@pytest.mark.parametrize("empty", ["", "  ", None])
+def test_empty_columns_leave_no_blank_lines_in_a_template_of_columns(tmp_path, empty):
+    rows = [
+        {"context": "c", "instruction": "i", "input": "x", "response": "r"},
+        {"context": empty, "instruction": "i", "input": "x", "response": "r"},
+        {"context": empty, "instruction": "i", "input": empty, "response": "r"},
+    ]
+    mapping = mapping_of(["assistant=response"], ["{context}\n\n{instruction}\n{input}"])
+    _, stored, found = take(tmp_path, "a.jsonl", lines(*rows), mapping, near=False)
+    said = [row.messages[0]["content"] for row in stored]
+    assert (said, found) == (["c\n\ni\nx", "i\nx", "i"], [])
+
+
+def test_a_missing_question_is_a_fault_and_words_of_a_template_stay(tmp_path):
+    rows = [
+        {"context": "", "question": "q", "answer": "a"},
+        {"context": "c", "question": None, "answer": "a"},
+    ]
+    mapping = mapping_of(["assistant=answer"], ["{context}\n{question}"])
+    _, _, found = take(tmp_path, "a.jsonl", lines(*rows), mapping, near=False)
+    assert found == [(2, "missing", "question is missing; expected text.")]
+    (tmp_path / "b").mkdir()
+    mapping = mapping_of(["assistant=answer"], ["Context: {context}\nQ: {question}"])
+    _, stored, _ = take(tmp_path / "b", "a.jsonl", lines(rows[0]), mapping, near=False)
+    assert stored[0].messages[0]["content"] == "Context: \nQ: q"
+
+
+def test_optional_columns_without_a_value_are_left_out(tmp_path):
+    row = '{"instruction": "i", "input": NaN, "system": "  ", "output": "o"}\n'
+    _, stored, found = take(tmp_path, "a.jsonl", row)
+    assert ([turn["content"] for turn in stored[0].messages], found) == (["i", "o"], [])
 
 
 def test_braces_are_written_twice_in_a_template(tmp_path):

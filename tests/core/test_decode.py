@@ -3,12 +3,14 @@
 import pytest
 import torch
 from tokenizers import decoders
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GraniteConfig, GraniteForCausalLM
 
 from core.errors import InvalidInput
 from core.generate.config import GenerationConfig
 from core.generate.decode import Decoder, RowRequest
+from core.generate.one_token import DecodingState
 from core.lora.bank import AdapterBank
+from tests.conftest import VOCABULARY, _save
 from tests.core.helpers import load, peft_from, random_adapter
 
 GREEDY = GenerationConfig(max_tokens=24, temperature=0.0)
@@ -163,3 +165,14 @@ def test_a_prompt_longer_than_the_context_is_refused(tiny_llama):
     base = load(tiny_llama)
     with pytest.raises(InvalidInput, match="256"):
         Decoder(base, _bank(base, []), [RowRequest([5] * 256, 0, GREEDY)])
+
+
+@torch.no_grad()
+def test_the_first_token_is_drawn_from_what_the_model_makes_of_its_head(tmp_path, tokenizer):
+    """Of models that scale their logits too: a temperature means the same for each token."""
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    model = GraniteForCausalLM(GraniteConfig(**sizes, num_attention_heads=4, logits_scaling=8.0))
+    base = load(_save(model, tokenizer, tmp_path / "granite"))
+    ids, state = torch.arange(3, 20)[None], DecodingState(base, None, 1, 32)
+    found = state.logits_of(state.prefill(ids, 0)[:, -1])
+    torch.testing.assert_close(found, base.model(input_ids=ids).logits[:, -1], atol=1e-5, rtol=1e-5)

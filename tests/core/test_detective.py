@@ -325,6 +325,15 @@ BAD = {
     "peft_version": [3, ["x"], {"a": 1}, "x" * 3000, True],
     "layers_pattern": [3, ["x"], {"a": 1}, "layers", True],
     "megatron_core": [3, ["x"], {"a": 1}, "os", True],
+    **{
+        key: [3, "x", ["x"], True]
+        for key in ("eva_config", "corda_config", "loftq_config", "lora_ga_config", "velora_config")
+    },
+    **{
+        key: [True, [1], {"a": 1}, "x"]
+        for key in ("use_qalora", "use_bdlora", "alora_invocation_tokens", "arrow_config", "megatron_config")
+    },
+    **{key: [True, [1], {"a": 1}] for key in ("layer_replication", "kasa_config", "monteclora_config")},
     "qalora_group_size": ["x", ["x"], {"a": 1}, -1, True],
 }
 

@@ -10,6 +10,7 @@ from core.base_model.fingerprint import fingerprint, stat_key
 from core.base_model.source import BaseSource
 from core.base_model.tokenizer import load_tokenizer
 from core.data.rendering import Renderer
+from core.data.tokens import token_path
 from core.engine import AnswerRequest, Engine
 from core.errors import WorkbenchError
 from core.generate.config import GenerationConfig
@@ -75,6 +76,15 @@ def test_bases_with_equal_weights_keep_what_is_their_own(twins, engine, change):
         assert base.tokenizer.special_tokens_map == own.special_tokens_map
         assert base.end_token_ids() >= ({7, 8} if change is _other_end and folder.name == "two" else set())
         assert 7 not in base.end_token_ids() or folder.name == "two"
+
+
+def test_rendered_rows_are_kept_by_all_that_renders_them(tiny_llama, tmp_path):
+    """A template may name any special token, not only the end token."""
+    one, two = (shutil.copytree(tiny_llama, tmp_path / name) for name in ("one", "two"))
+    settings = json.loads((two / "tokenizer_config.json").read_text())
+    (two / "tokenizer_config.json").write_text(json.dumps(settings | {"bos_token": "<|endoftext|>"}))
+    places = {token_path("d" * 64, Renderer(load_tokenizer(folder)), tmp_path) for folder in (one, two, one)}
+    assert len(places) == 2
 
 
 def test_what_is_edited_in_the_folder_of_a_resident_base_counts(tiny_llama, tmp_path, engine):

@@ -8,10 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from core.base_model.describe import describe
-from core.base_model.load import load_base
 from core.base_model.soundness import require_sound
 from core.base_model.tensors import check_tensors
-from core.errors import InvalidModel
+from core.errors import InvalidInput, InvalidModel
 from tests.core.helpers import load
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -253,7 +252,55 @@ def test_what_is_missing_is_known_before_a_number_is_read(folder):
     assert {one.device.type for one in check_tensors(folder).parameters()} == {"meta"}
 
 
-def test_end_tokens_that_are_none_are_refused(folder):
-    (folder / "generation_config.json").write_text('{"eos_token_id": "x", "max_new_tokens": -3}')
-    with pytest.raises(InvalidModel, match="generation_config"):
-        load_base(folder, device=torch.device("cpu"), dtype=torch.float32)
+@pytest.mark.parametrize("ends", ["x", 1.5, [[1]], {"a": 1}], ids=str)
+def test_end_tokens_that_are_no_tokens_are_refused(folder, ends):
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    with pytest.raises(InvalidModel, match="eos_token_id"):
+        _require(folder)
+    with pytest.raises(InvalidModel, match="eos_token_id"):
+        load(folder)
+
+
+HOSTILE = {
+    "chat_template.jinja": [b"\xff\xfe"],
+    "tokenizer_config.json": [b"{", b"[1]", b'{"eos_token": 5}', b'{"tokenizer_class": 5}'],
+    "tokenizer.json": [b"", b"{}", b"null", b"\xff", b'{"added_tokens": "x"}'],
+    "special_tokens_map.json": [b"[1]"],
+    "generation_config.json": [b"[1]", b"{"],
+    "config.json": [b"[1]", b"{", b"\xff"],
+    "model.safetensors.index.json": [b"{", b"[]", b"{}", b'{"weight_map": [1]}', b'{"weight_map": {"a": 5}}'],
+    "model.safetensors": [b"", b"\xff" * 64],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [(name, content) for name, contents in HOSTILE.items() for content in contents]
+)
+def test_files_that_cannot_be_read_are_refused_with_a_sentence(folder, name, content):
+    (folder / name).write_bytes(content)
+    with pytest.raises(InvalidInput) as refused:
+        _require(folder)
+    assert len(str(refused.value)) > 40
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"architectures": "LlamaForCausalLM"}, "expected a list with the name"),
+        ({"model_type": 5}, r"config\.json"),
+        ({"model_type": ["llama"]}, r"config\.json"),
+        ({"rms_norm_eps": float("nan")}, "no finite numbers"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": "x"}}, "transformers cannot"),
+        ({"rope_scaling": {"type": "linear"}, "rope_parameters": None}, "factor"),
+        ({"per_layer_config": {"0": {"num_attention_heads": 2}}}, "transformers cannot"),
+        ({"is_causal": False}, "computed as transformers computes it"),
+        ({"to_dict": "x"}, "transformers cannot"),
+        ({"attribute_map": {"hidden_size": "x"}}, "transformers cannot"),
+        ({"eos_token_id": "x"}, "eos_token_id"),
+    ],
+    ids=str,
+)
+def test_a_configuration_that_is_none_is_refused_with_a_sentence(folder, values, said):
+    _json(folder, "config.json", **values)
+    with pytest.raises(InvalidModel, match=said):
+        _require(folder)

@@ -310,6 +310,13 @@ def test_what_killed_processes_left_behind_is_swept_after_a_day(registry, tmp_pa
         os.utime(staging / name, (at, at))
     registry.blobs.sweep_staging()
     assert [path.name for path in staging.iterdir()] == ["new"]
+    with registry.blobs.staging() as ours:
+        os.utime(ours, (at, at))
+        left = staging / "held-by-nobody"
+        left.mkdir()
+        os.utime(left, (at, at))
+        registry.blobs.sweep_staging()
+        assert {path.name for path in staging.iterdir()} == {"new", ours.name}
 
 
 def test_the_migrated_schema_is_the_models(tmp_path):

@@ -66,7 +66,7 @@ def served(home: Path, zygote: Zygote | None = None) -> Iterator[str]:
             else _started(arguments, log)
         )
         try:
-            wait_for(lambda: process.poll() is not None or listens(port))
+            wait_for(lambda: process.poll() is not None or listens(port), 180)
             assert process.poll() is None, (home / "server.log").read_text()
             yield json.loads(settings_for(home).app_file.read_text())["address"]
             said = (home / "server.log").read_text()

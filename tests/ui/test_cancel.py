@@ -147,10 +147,11 @@ def test_the_button_ends_the_job_that_it_names_and_a_held_one_gives_its_result(
     second = workbench.jobs.start("look_about", {"place": "second"})
     wait_for(lambda: workbench.registry.get(Job, second.id).message == "Looking")
     wait_for(lambda: workbench.registry.jobs.active()[0].message == "Looking")
-    page.context.set_offline(True)  # the page hears nothing of what happens now
+    page.route("**/component_server**", lambda route: route.abort())  # the page hears nothing of it
     workbench.jobs.cancel(workbench.registry.jobs.active()[0])
-    page.context.set_offline(False)
     button.click()
+    expect(page.get_by_test_id("toast-body").filter(has_text="first is not under way")).to_be_visible()
+    page.unroute("**/component_server**")
     expect(button).to_have_text("Cancel: Look about second", timeout=30_000)
     assert workbench.registry.get(Job, second.id).state == RUNNING
     pipe.write_text("go on")

@@ -14,7 +14,7 @@ from core.train.training_options import TrainingOptions
 from storage.tables import Adapter, Base, Dataset, Run
 from tests.conftest import make_llama
 from tests.ui.conftest import choose, go_to, served, settled
-from tests.workbenches import QUICK, do_job, wait_for, write_rows
+from tests.workbenches import QUICK, wait_for, write_rows
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
 
@@ -38,7 +38,7 @@ def _refused(page: Page, sentence: str) -> None:
     said = page.get_by_test_id("toast-body").filter(has_text=sentence)
     expect(said.first).to_be_visible()
     page.locator(".toast-close").first.click()
-    settled(page)
+    expect(said).to_have_count(0)
 
 
 def _row(page: Page, name: str) -> None:
@@ -149,7 +149,7 @@ def test_an_engine_killed_in_mid_answer_is_told_and_the_next_message_is_answered
     workbench, address, open_page, tokenizer, tmp_path
 ):
     deep = make_llama(tmp_path / "deep", tokenizer, layers=24)  # slow enough to be seen answering
-    do_job(workbench, "add_model", {"origin": str(deep), "name": "deep"})
+    workbench.jobs.wait(workbench.models.add(str(deep), "deep"))
     page = open_page(address)
     go_to(page, "Playground")
     choose(page, "Base model", "deep")

@@ -14,7 +14,9 @@ from app.shared.private import as_users_files
 from app.shared.references import name_in, refer, referred
 from app.shared.text import require_text
 from core.base_model.fingerprint import Manifest
+from core.base_model.hub import fetched_revision
 from core.base_model.source import check_unchanged
+from core.errors import InvalidModel
 from core.events import Progress
 from core.export.cards import Provenance
 from core.export.config import split_export_options
@@ -75,13 +77,14 @@ class ExportAdapter(JobKind):
         _settle(registry, target)
         with publication(target) as out:
             facts = write_export(what, out.folder, report)
+            warned += facts.pop("warnings")
             if not target.is_relative_to(context.settings.home):
                 as_users_files(out.folder)
             check = check_export(
                 folder_of(base), blob, out.folder, arguments["config"], base.template, report
             )
             sound = check["verdict"] != FAILED
-            merged = _as_base(out.folder, row, report) if config.kind.is_base and sound else None
+            merged = _as_base(out.folder, row, report, warned) if config.kind.is_base and sound else None
             made = Export(
                 adapter_name=row.name,
                 adapter_digest=row.digest,
@@ -120,6 +123,8 @@ def _provenance(row: Adapter, base: Base) -> Provenance:
         base_name=base.name,
         base_fingerprint=base.fingerprint,
         base_licence=base.licence,
+        base_source=base.origin if base.source == "hub" else base.folder,
+        base_revision=fetched_revision(folder_of(base)) if base.source == "hub" else "",
         adapter_name=row.name,
         adapter_digest=row.digest,
         dataset_name=row.dataset_name,
@@ -139,14 +144,20 @@ def _settle(registry: Registry, target: Path) -> None:
         settle(target)
 
 
-def _as_base(folder: Path, row: Adapter, report: Report) -> tuple[Base, Manifest]:
+def _as_base(folder: Path, row: Adapter, report: Report, warned: list[str]) -> tuple[Base, Manifest] | None:
     """The merged model as a base: it can be trained and merged again, and nobody takes it for the one it came
     from. Its name is chosen when it is registered.
+
+    None, with a warning, where its base came in before somebody looked whether it can be one.
     """
     from app.jobs.registering import described_base
 
     name = f"{row.name} merged"[:110]
-    return described_base(folder, name=name, source="merged", origin=row.name, owned=False, report=report)
+    try:
+        return described_base(folder, name=name, source="merged", origin=row.name, owned=False, report=report)
+    except InvalidModel as error:
+        warned.append(f"The merged model is written, but is not among the base models here. {error}")
+        return None
 
 
 def _registered(registry: Registry, merged: tuple[Base, Manifest], target: Path) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app.jobs.kinds import Arguments, JobContext, JobKind
-from app.shared.bases import shapes_of
+from app.shared.bases import folder_of, shapes_of
 from app.shared.identity import effective_template_hash, mismatch, require_fit
 from app.shared.references import Reference, refer, referred
 from app.shared.text import require_text
@@ -19,6 +20,7 @@ from storage.tables import Adapter, Base
 
 if TYPE_CHECKING:
     from core.lora.adapter import AdapterWeights
+    from core.lora.foreign.fit import BaseFacts
     from core.lora.foreign.look import Found
 
     Tried = tuple[Base, AdapterWeights | None, str]
@@ -26,7 +28,8 @@ if TYPE_CHECKING:
 
 class ImportAdapter(JobKind):
     """Arguments: folder (or a .zip or .safetensors file), name, base (may be None), alpha (may be None),
-    shown (what the files are called if not by their path), look (only look, import nothing).
+    which (of several adapters in one file), shown (what the files are called if not by their path), look
+    (only look, import nothing).
     """
 
     name, label, order = "import_adapter", "Import an adapter", 30
@@ -40,7 +43,15 @@ class ImportAdapter(JobKind):
 
     def validate(self, context: JobContext, arguments: Mapping[str, Any]) -> Arguments:
         """Raises NameTaken, NotFound."""
-        given = {"name": "", "base": None, "alpha": None, "shown": "", "look": False, **arguments}
+        given = {
+            "name": "",
+            "base": None,
+            "alpha": None,
+            "which": "",
+            "shown": "",
+            "look": False,
+            **arguments,
+        }
         origin, name = Path(given["folder"]), given["name"]
         require_text(str(origin), name)
         if not given["look"]:
@@ -65,7 +76,7 @@ class ImportAdapter(JobKind):
         report(Progress("Looking at the files"))
         with registry.blobs.staging() as staging:
             (staging / "taken").mkdir()
-            found = look(take(origin, staging / "taken", shown))
+            found = look(take(origin, staging / "taken", shown), arguments.get("which") or "")
             report(Progress("Looking for its base"))
             tried = [_tried(registry, found, base, arguments.get("alpha")) for base in registry.all(Base)]
             if only_look:
@@ -92,15 +103,45 @@ def _tried(registry: Registry, found: Found, base: Base, alpha: float | None) ->
     if recorded and recorded != base.fingerprint:
         return base, None, mismatch(registry, "in these files", claimed, recorded, base)
     try:
-        weights = fit(found, shapes_of(base), base.head, alpha)
+        weights = fit(found, shapes_of(base), base.head, alpha, _facts(base))
     except InvalidAdapter as error:
         return base, None, str(error)
-    how = (
-        "It records this base's fingerprint."
-        if recorded
-        else "Its layers fit; for which weights it was made it does not record."
-    )
-    return base, weights, how
+    if recorded:
+        return base, weights, "It records this base's fingerprint."
+    how = "Its layers fit; for which weights it was made it does not record."
+    return base, weights, " ".join([how, *_another_base(found, base)])
+
+
+def _another_base(found: Found, base: Base) -> list[str]:
+    """A warning if the files name another base than this one and record no fingerprint that would tell."""
+    claims = found.evidence.claims
+    if not claims or found.evidence.fingerprint or _last(claims) in map(_last, _names_of(base)):
+        return []
+    return [
+        f"The files say that it was made for {claims}, and {base.name} has layers of the same shapes: if it "
+        "is another model, the answers will be noise."
+    ]
+
+
+def _names_of(base: Base) -> list[str]:
+    return [base.name, base.origin, base.folder]
+
+
+def _last(name: str) -> str:
+    """The last part of a path or hub id, in the way that names are compared."""
+    return name.replace("\\", "/").rstrip("/").rpartition("/")[2].partition("@")[0].casefold()
+
+
+def _facts(base: Base) -> BaseFacts:
+    """What a few files need to know of a base beside its layers."""
+    from core.base_model.files import read_json
+    from core.base_model.stored import has_tensor
+    from core.lora.foreign.fit import BaseFacts
+
+    folder = folder_of(base)
+    if not folder.is_dir():
+        return BaseFacts()  # its layers are known all the same
+    return BaseFacts(read_json(folder / "config.json"), functools.partial(has_tensor, folder))
 
 
 def _said(found: Found, tried: Sequence[Tried]) -> Arguments:
@@ -152,11 +193,10 @@ def _said_of(found: Found, base: Base) -> tuple[bool, bool]:
 
 
 def _as_stored(found: Found, weights: AdapterWeights, base: Base, staging: Path) -> Path:
-    """PEFT's own files as they are, what is in another layout written anew."""
-    from core.lora.foreign.layouts import LAYOUTS
+    """PEFT's own files for this base as they are, what is in another layout written anew."""
     from core.lora.peft.files import save_checked
 
-    if found.layout is LAYOUTS[0] and found.config is not None:
+    if found.is_pefts_own and set(found.tensors) == set(weights.layers):
         return found.weights_file.parent
     folder = staging / "converted"
     folder.mkdir()
@@ -175,7 +215,7 @@ def _registered(
         "template_hash": found.evidence.template_hash,
     }
     row = add_adapter(registry, base, weights, name=name, source="imported", digest=digest, **hashes)
-    warned = require_fit(registry, row, base)
+    warned = [*require_fit(registry, row, base), *_another_base(found, base)]
     if not weights.is_trained():
         warned.append("Every B is zero: this adapter was never trained.")
     return {"name": row.name, "base": base.name, "warning": " ".join(warned)}

@@ -46,12 +46,11 @@ class Refresh:
 
 
 def _news(refresh: Refresh, given: Mapping[Component, Any]) -> dict[Component, Any]:
-    """What changes on the page. What cannot be told is said, and keeps nothing else of the section back."""
+    """What changes on the page. What cannot be shown, as it went in the meantime, keeps nothing else back."""
     try:
         answer = refresh.answer(given)
     except (*USER_ERRORS, OSError) as error:
         log.warning("a part of the page is not up to date", exc_info=error)
-        gr.Warning(escape(str(error)), title="Not up to date")
         return {}
     return {one: value for one, value in zip(refresh.outputs, answer, strict=True) if value != gr.skip()}
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from core.data.findings import RowFault
 from core.data.formats import Seen
 from core.data.formats._columns import SYSTEMS
-from core.data.mapping import DataMapping, fill, template_fields
+from core.data.mapping import DataMapping, fill, is_bare, template_fields, without_fields
 from core.data.reading import Row, kind_of
+from core.data.turn_keys import is_nothing
 
 Turn = tuple[str, str]
 """Role and text."""
@@ -27,8 +29,20 @@ def text_in(row: Row, column: str) -> str:
 
 
 def filled(template: str, row: Row) -> str:
-    """A template with a row's cells in it. Raises RowFault."""
-    return fill(template, {name: text_in(row, name) for name in template_fields(template)})
+    """A template with a row's cells in it; where it is nothing but columns, those that are empty leave no
+    blank lines, and a context or further input may be missing. Raises RowFault.
+    """
+    fields = template_fields(template)
+    if not is_bare(template):
+        return fill(template, {name: text_in(row, name) for name in fields})
+    kept = [name for name in fields if not _may_fail(name, row.get(name))] or fields
+    return fill(
+        without_fields(template, set(fields) - set(kept)), {name: text_in(row, name) for name in kept}
+    )
+
+
+def _may_fail(column: str, value: Any) -> bool:
+    return is_nothing(value) and (isinstance(value, str) or column.strip().lower() in ("context", "input"))
 
 
 def label_in(mapping: DataMapping, row: Row) -> str:
@@ -43,7 +57,7 @@ def system_turn(mapping: DataMapping, row: Row) -> list[Turn]:
     if "system" in mapping.templates:
         return [("system", filled(mapping.templates["system"], row))]
     column = mapping.columns.get("system")
-    return [("system", text_in(row, column))] if column and row.get(column) not in (None, "") else []
+    return [("system", text_in(row, column))] if column and not is_nothing(row.get(column)) else []
 
 
 def system_column(seen: Seen) -> dict[str, str]:

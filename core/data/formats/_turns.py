@@ -7,10 +7,11 @@ from typing import Any
 from core.data.findings import RowFault
 from core.data.formats import Convert, DataFormat, Example, Seen
 from core.data.formats._cells import label_in, system_column, system_turn
-from core.data.formats._columns import SYSTEMS, TURNS
+from core.data.formats._columns import KNOWN, SYSTEMS, TURNS
 from core.data.mapping import Candidate, DataMapping
 from core.data.reading import Row, kind_of
-from core.data.turns import as_list, as_turns, conversation, read_turns
+from core.data.turn_keys import ROLE_KEYS, TEXT_KEYS, first_key
+from core.data.turns import are_turns, as_list, as_turns, conversation, read_turns
 
 
 class TurnsFormat(DataFormat):
@@ -23,14 +24,19 @@ class TurnsFormat(DataFormat):
 
     def detect(self, seen: Seen) -> list[Candidate]:
         found = []
-        for column in (seen.names[name] for name in TURNS if name in seen.names):
+        for column in _columns(seen):
             turns = next((turns for row in seen.rows if (turns := as_turns(row.get(column)))), None)
-            if turns and set(self.keys) <= set(turns[0]):
+            if turns and self._speaks(turns[0]):
                 mapping = DataMapping(self.name, {"turns": column, **system_column(seen)})
-                found.append(
-                    Candidate(mapping, f"column {column!r} holds turns with {' and '.join(self.keys)}")
+                keys = " and ".join(
+                    filter(None, (first_key(turns[0], keys) for keys in (ROLE_KEYS, TEXT_KEYS)))
                 )
+                found.append(Candidate(mapping, f"column {column!r} holds turns with {keys}"))
         return found
+
+    def _speaks(self, turn: dict[str, Any]) -> bool:
+        """Whether a turn is spelled as this format has it."""
+        return set(self.keys) <= turn.keys()
 
     def converter(self, mapping: DataMapping) -> Convert:
         return turns_converter(mapping)
@@ -56,3 +62,16 @@ def _no_turns(column: str, value: Any) -> str:
     if isinstance(value, list) and value:
         found = f"a list that holds {kind_of(next(one for one in value if not isinstance(one, dict)))}"
     return f"{column} is {found}; expected a list of turns, each with a role and its text."
+
+
+def _columns(seen: Seen) -> list[str]:
+    """Columns that may hold turns: those that are called so, else those of another name in which nothing but
+    turns stands.
+    """
+    named = [seen.names[name] for name in TURNS if name in seen.names]
+    others = [column for name, column in seen.names.items() if name not in KNOWN]
+    return named or [
+        column
+        for column in others
+        if seen.rows and all(are_turns(as_turns(row.get(column))) for row in seen.rows[:20])
+    ]

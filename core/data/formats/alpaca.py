@@ -10,6 +10,7 @@ from core.data.formats._cells import Turn, label_in, system_column, system_turn,
 from core.data.formats._columns import ANSWERS, QUESTIONS, SYSTEMS
 from core.data.mapping import Candidate, DataMapping
 from core.data.reading import Row
+from core.data.turn_keys import is_nothing
 from core.data.turns import as_list, conversation
 
 
@@ -43,7 +44,7 @@ class Alpaca(DataFormat):
 
         def convert(number: int, row: Row) -> Example:
             asked = text_in(row, columns["user"])
-            if extra and row.get(extra) not in (None, ""):
+            if extra and not is_nothing(row.get(extra)):
                 asked = f"{asked}\n{text_in(row, extra)}"
             turns = [
                 *system_turn(mapping, row),

@@ -7,6 +7,7 @@ from core.data.formats._cells import system_column
 from core.data.formats._columns import ANSWERS, QUESTIONS, SYSTEMS
 from core.data.formats._pairs import pairs_converter
 from core.data.mapping import TEMPLATED, Candidate, DataMapping
+from core.data.turns import is_turn
 
 
 class PromptAndCompletion(DataFormat):
@@ -43,7 +44,7 @@ class PromptAndCompletion(DataFormat):
         """Two columns of text are a question and an answer, one way or the other."""
         columns = seen.columns
         texts = all(isinstance(row.get(column), str) for row in seen.rows[:20] for column in columns)
-        if len(columns) != 2 or not texts:
+        if len(columns) != 2 or not texts or all(map(is_turn, seen.rows)):
             return []
         return [
             Candidate(

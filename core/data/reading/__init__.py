@@ -7,6 +7,7 @@ format allows that.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,24 @@ Row = dict[str, Any]
 MOST_LINE = 32 << 20  # bytes of one row; longer ones are broken files
 _KEPT_RAW = 20_000  # characters of an unreadable row that are kept to show
 _BOM = b"\xef\xbb\xbf"
+_LOOKED_AT = 64  # bytes that show another kind of file
+_PARQUET = b"PAR1"
+_UNPACK = "unpack it and give the file that is inside."
+_OTHERS = {
+    b"\x1f\x8b": f"is packed with gzip; {_UNPACK}",
+    b"BZh": f"is packed with bzip2; {_UNPACK}",
+    b"\xfd7zXZ": f"is packed with xz; {_UNPACK}",
+    b"\x28\xb5\x2f\xfd": f"is packed with zstd; {_UNPACK}",
+    b"7z\xbc\xaf": f"is packed with 7-Zip; {_UNPACK}",
+    b"PK\x03\x04": "is a zip or an Excel file; call a zip .zip, and save a table as CSV.",
+    b"\xd0\xcf\x11\xe0": "is an Excel or Word file; save it as CSV or text.",
+    _PARQUET: "is a Parquet file; call it .parquet.",
+    b"ARROW1": "is an Arrow file; save it as Parquet or JSONL.",
+    b"SQLite format 3": "is a SQLite database; save its rows as CSV or JSONL.",
+    b"%PDF": "is a PDF; save its text as .txt.",
+    b"version https://git-lfs": "is only a pointer of Git LFS; fetch the file itself (git lfs pull).",
+}
+_WEB_PAGE = re.compile(rb"\s*<(?:!doctype\s+html|html)[\s>]", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -58,6 +77,13 @@ class FileKind:
 FILE_KINDS: Seam[FileKind] = Seam("core.data.reading", FileKind, "kind of file")
 
 
+def _suffix(name: str) -> str:
+    """What the name ends in; the end before .txt, where something called the file so that is none."""
+    path = Path(name.lower())
+    inner = path.with_suffix("").suffix
+    return inner if path.suffix == ".txt" and inner in suffixes() else path.suffix
+
+
 def suffixes() -> tuple[str, ...]:
     """What names of files that can be read end in."""
     return tuple(suffix for kind in FILE_KINDS.all().values() for suffix in kind.suffixes)
@@ -80,15 +106,19 @@ class RowReader:
         which are wanted, where a file can be read by columns.
 
         Raises InvalidData for a kind of file that is not known, or an empty one. The file is opened when it
-        is iterated over.
+        is iterated over, which raises it for a file that is of another kind than its name says.
         """
         self.path, self.name = path, name or path.name
         self.size, self.position = path.stat().st_size, 0
         self.by_line, self.columns = by_line, columns
-        self.suffix = Path(self.name).suffix.lower()
+        self.suffix = _suffix(self.name)
         self.kind = self._kind()
         self.header: tuple[str, ...] = ()
         """All columns of a file that names them before its rows, once the first row is there."""
+        self.unread: tuple[str, ...] = ()
+        """What else the file holds and is left unread, once all rows are read."""
+        self.beside: dict[str, int] = {}
+        """Columns that were not read, since nobody wants them, with the rows that have a value there."""
         self._kept: BinaryIO | None = None
         if self.size == 0:
             raise InvalidData(f"{self.name} is empty.")
@@ -101,6 +131,16 @@ class RowReader:
                 f"{', '.join(suffixes())}."
             )
         return found
+
+    def refuse_others(self, file: BinaryIO) -> None:
+        """Raises InvalidData for what is known to be another kind of file than its name says."""
+        file.seek(0)
+        start = file.read(_LOOKED_AT)
+        for begins, what in _OTHERS.items():
+            if start.startswith(begins) and not (begins == _PARQUET and self.suffix == ".parquet"):
+                raise InvalidData(f"{self.name} {what}")
+        if not self.kind.plain and _WEB_PAGE.match(start):
+            raise InvalidData(f"{self.name} is a web page, not the file itself; download that.")
 
     def __iter__(self) -> NumberedRows:
         return self.kind.read(self)
@@ -124,6 +164,7 @@ class RowReader:
         self._kept = None
 
     def _to_start(self, file: BinaryIO) -> None:
+        self.refuse_others(file)
         file.seek(0)
         start = file.read(4)
         if start[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in start:
@@ -137,16 +178,22 @@ class RowReader:
             length = len(line)
             if length == MOST_LINE and not line.endswith(b"\n"):
                 length += _rest_of_line(file)
-                size = f"{length / 1e6:,.0f} MB"
-                line_or_bad: bytes | BadRow = BadRow(
-                    "unreadable",
-                    f"The line is {size} long; a row may have {MOST_LINE >> 20} MB.",
-                    shown(line),
-                )
+                line_or_bad: bytes | BadRow = too_long("The line", length, line)
             else:
                 line_or_bad = line
             self.position += length
             yield line_or_bad
+
+
+def too_long(where: str, size: int, content: bytes | str = b"") -> BadRow:
+    """A row of more than MOST_LINE bytes, which is the limit in every kind of file."""
+    said = f"{where} is {size / 1e6:,.0f} MB long; a row may have {MOST_LINE >> 20} MB."
+    return BadRow("unreadable", said, shown(content))
+
+
+def size_of(text: str) -> int:
+    """The bytes of a text, counted only where they may be too many."""
+    return len(text) if 4 * len(text) < MOST_LINE else len(text.encode("utf-8", "surrogateescape"))
 
 
 def _rest_of_line(file: BinaryIO) -> int:

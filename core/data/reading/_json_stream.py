@@ -1,4 +1,4 @@
-"""The items of a JSON array of any size, one by one, with the standard library's decoder. Needs no torch.
+"""The items of a JSON list of any size, one by one, with the standard library's decoder. Needs no torch.
 
 What a line of JSONL may hold an item may hold: the same decoder, the same limits, the same faults.
 """
@@ -9,21 +9,41 @@ import codecs
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 _CHUNK = 1 << 20
 _BLANK = re.compile(r"[ \t\r\n]*")
-# with a value that is neither a list nor an object
-_PAIR = r'\s*"[^"\\]*"\s*:\s*(?:"(?:[^"\\]|\\.)*"|[^\[\]{},"]*)\s*,'
-_OPENING = re.compile(r"\s*(?:(\{)(?:" + _PAIR + r')*\s*"data"\s*:\s*)?\[')
+_TO_QUOTE = re.compile(r'[^"\\]*(?:\\.[^"\\]*)*', re.DOTALL)  # to the end of a text's inside
+_TO_SIGN = re.compile(r'[^"\[\]{}]*')
 
 
 class TwinKey(ValueError):
     """An object names one key twice."""
 
 
+class TooLong(ValueError):
+    """An item is longer than a row may be."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(f"it is {size} bytes long")
+        self.size = size
+
+
 class CutShort(Exception):
-    """The array cannot be read beyond an item: the reason, and how much of the file was read."""
+    """The list cannot be read beyond an item: the reason, and how much of the file was read."""
+
+
+@dataclass
+class Lists:
+    """What an object at the top of a file holds."""
+
+    of_objects: list[str] = field(default_factory=list)
+    """The keys of lists whose first item is an object or a list."""
+    first: dict[str, Any] = field(default_factory=dict)
+    """The first item of each."""
+    others: dict[str, Any] = field(default_factory=dict)
+    """What the other keys hold."""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -40,24 +60,69 @@ DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def items(file: BinaryIO, most: int) -> Iterator[Any]:
-    """The items of the array that the file holds, by itself or as {"data": [...]}; of at most `most`
-    characters each.
+    """The items of the list that the file is; of at most `most` bytes each.
 
-    An item that is valid JSON but cannot be taken (nested too deeply, a key twice) comes out as the
+    An item that is valid JSON but cannot be taken (nested too deeply, a key twice, too long) comes out as the
     exception. Raises CutShort where the text stops being JSON.
     """
     text = _Text(file)
-    opening = _OPENING.match(text.more())
-    if opening is None:
+    text.skip_blank()
+    if not text.next_is("["):
         return
-    text.take(opening.end())
+    yield from _list(text, most)
+    text.skip_blank()
+    if not text.at_end():
+        raise CutShort("something stands behind the list")
+
+
+def members(file: BinaryIO, most: int, lists: Lists) -> Iterator[tuple[str, Any]]:
+    """(key, item) of all lists in the object that the file is; what has been read of it is written into
+    `lists`. Raises as items().
+    """
+    text = _Text(file)
+    text.skip_blank()
+    text.take(1)
+    while True:
+        text.skip_blank()
+        if text.next_is(","):
+            text.take(1)
+            text.skip_blank()
+        if text.next_is("}"):
+            break
+        key = _key(text, most)
+        if not text.next_is("["):
+            lists.others[key] = _item(text, most)
+            continue
+        for number, item in enumerate(_list(text, most)):
+            if not number and isinstance(item, (dict, list)):
+                lists.of_objects.append(key)
+                lists.first[key] = item
+            yield key, item
+    text.take(1)
+    text.skip_blank()
+    if not text.at_end():
+        raise CutShort("something stands behind the object")
+
+
+def _key(text: _Text, most: int) -> str:
+    if text.at_end():
+        raise CutShort("the file ends inside of the object")
+    key = _item(text, most)
+    text.skip_blank()
+    if not isinstance(key, str) or not text.next_is(":"):
+        raise CutShort("a key and a colon were expected")
+    text.take(1)
+    text.skip_blank()
+    return key
+
+
+def _list(text: _Text, most: int) -> Iterator[Any]:
+    """The items of the list that begins here, which is consumed."""
+    text.take(1)
     while True:
         text.skip_blank()
         if text.next_is("]"):
             text.take(1)
-            text.skip_blank()
-            if not opening.group(1) and not text.at_end():
-                raise CutShort("something stands behind the list")
             return
         if text.next_is(","):
             text.take(1)
@@ -73,8 +138,9 @@ def _item(text: _Text, most: int) -> Any:
         try:
             value, end = DECODER.raw_decode(text.buffer, text.at)
             if end < len(text.buffer) or text.ended:
+                size = text.size(end) if end - text.at > most // 4 else 0
                 text.at = end
-                return value
+                return TooLong(size) if size > most else value
             reason = "it is cut off"  # a number may go on in what was not read yet
         except (RecursionError, TwinKey) as error:
             if text.ended or len(text.buffer) - text.at > most:
@@ -92,8 +158,10 @@ def _item(text: _Text, most: int) -> Any:
                 raise CutShort(reason) from None
         except ValueError as error:  # a number with thousands of digits
             raise CutShort(str(error)[:80]) from None
-        if text.ended or len(text.buffer) - text.at > most:
+        if text.ended:
             raise CutShort(reason)
+        if len(text.buffer) - text.at > most:
+            return _passed_over(text, reason)
         text.more(wanted)
         wanted *= 2  # so that a long item is parsed a few times, not once a chunk
 
@@ -110,6 +178,31 @@ def _end_of(text: _Text) -> int:
     return 0
 
 
+def _passed_over(text: _Text, reason: str) -> TooLong:
+    """Consume an item that is too long, of which no more than a chunk is held. Raises CutShort if its end is
+    not found.
+    """
+    size, depth, inside = 0, 0, False
+    while True:
+        found = (_TO_QUOTE if inside else _TO_SIGN).match(text.buffer, text.at)
+        end = found.end() if found else text.at
+        sign = text.buffer[end : end + 1]
+        size += text.size(end + len(sign))
+        text.at = end + len(sign)
+        if sign == '"':
+            inside = not inside
+        elif sign == "\\":  # what it escapes is not read yet
+            size, text.at = size - 1, end
+        else:
+            depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(sign, 0)
+        if depth == 0 and not inside and sign:
+            return TooLong(size)
+        if sign in ("", "\\"):
+            text.more()
+            if text.ended:
+                raise CutShort(reason)
+
+
 class _Text:
     """What was read of the file and not consumed."""
 
@@ -124,6 +217,10 @@ class _Text:
         self.buffer = self.buffer[self.at :] + self._decoder.decode(chunk, final=self.ended)
         self.at = 0
         return self.buffer
+
+    def size(self, end: int) -> int:
+        """Bytes from here to a place in the buffer."""
+        return len(self.buffer[self.at : end].encode("utf-8", "surrogateescape"))
 
     def take(self, count: int) -> None:
         """Consume characters."""

@@ -1,10 +1,11 @@
-"""CSV and TSV, with whatever separator splits the header."""
+"""CSV and TSV, with whatever separator splits the lines into the columns of the header."""
 
 from __future__ import annotations
 
 import csv
+import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from io import TextIOWrapper
 from typing import TextIO
 
@@ -17,8 +18,14 @@ from core.data.reading import (
     RowReader,
     refuse_twin_columns,
     shown,
+    size_of,
+    too_long,
 )
 from core.errors import InvalidData
+
+_SEPARATORS = (",", ";", "\t", "|")
+_LOOKED_AT = 20  # lines that show the separator
+_SAID = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)  # a first line of Excel's
 
 
 class CsvRows(FileKind):
@@ -34,9 +41,8 @@ class CsvRows(FileKind):
         csv.field_size_limit(MOST_LINE)
         with reader.opened() as binary:
             file = TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline="")
-            delimiter = "\t" if reader.suffix == ".tsv" else _delimiter(file.readline(MOST_LINE))
-            file.seek(0)
             source = _Lines(file, reader)
+            delimiter = source.to_header(preferred="\t" if reader.suffix == ".tsv" else "")
             try:
                 columns = next(source.rows(delimiter), [])
             except csv.Error as error:
@@ -49,6 +55,16 @@ class CsvRows(FileKind):
 KIND = CsvRows()
 
 
+class _LongLine(str):
+    """The start of a line of more than MOST_LINE characters, of which the rest is not kept."""
+
+    length: int
+
+
+class _LongLineMet(csv.Error):
+    """Such a line was met."""
+
+
 def _rows(source: _Lines, delimiter: str, columns: list[str]) -> NumberedRows:
     number, rows = 0, source.rows(delimiter)
     while True:
@@ -56,29 +72,36 @@ def _rows(source: _Lines, delimiter: str, columns: list[str]) -> NumberedRows:
             cells = next(rows, None)
         except csv.Error as error:
             number += 1
-            line, raw = source.give_back()
-            said = f"Line {line} is not valid CSV ({error}); check its quotes."
-            yield number, BadRow("unreadable", said, shown(raw))
+            yield number, _broken(number, source, error)
             rows = source.rows(delimiter)
             continue
         if cells is None:
             return
         if cells:
             number += 1
-            yield number, _row(columns, cells, number, source.first_line)
+            yield number, _row(columns, cells, number, source)
 
 
-def _row(columns: list[str], cells: list[str], number: int, line: int) -> Row | BadRow:
-    if len(cells) != len(columns):
-        return BadRow(
-            "unreadable",
-            (
-                f"Row {number} (line {line}) has {len(cells)} columns, the header {len(columns)}; quote "
-                "text with separators."
-            ),
-            shown(" | ".join(cells)),
-        )
-    return dict(zip(columns, cells, strict=True))
+def _broken(number: int, source: _Lines, error: csv.Error) -> BadRow:
+    line, raw = source.give_back()
+    if isinstance(raw, _LongLine):
+        return too_long(f"Row {number} (line {line})", raw.length, raw)
+    return BadRow("unreadable", f"Line {line} is not valid CSV ({error}); check its quotes.", shown(raw))
+
+
+def _row(columns: list[str], cells: list[str], number: int, source: _Lines) -> Row | BadRow:
+    where = f"Row {number} (line {source.first_line})"
+    if source.row_size > MOST_LINE:
+        return too_long(where, source.row_size, cells[0])
+    if len(cells) == len(columns):
+        return dict(zip(columns, cells, strict=True))
+    advice = (
+        "quote text with separators"
+        if len(cells) > len(columns)
+        else "quote text with line ends, and leave no cell out"
+    )
+    said = f"{where} has {len(cells)} columns, the header {len(columns)}; {advice}."
+    return BadRow("unreadable", said, shown(" | ".join(cells)))
 
 
 class _Lines:
@@ -92,20 +115,51 @@ class _Lines:
         self._back: deque[str] = deque()
         self._line = 0
         self.first_line = 1
+        self.row_size = 0
+        """Bytes of the row at hand, if it may be too long."""
+
+    def to_header(self, preferred: str) -> str:
+        """Go to the header, over blank lines and over Excel's sep=; the separator that splits its lines."""
+        while line := self._next():
+            said = _SAID.fullmatch(line)
+            if not said and line.strip(' \t\r\n,;|"'):
+                break
+            preferred = said.group(1) if said else preferred
+            self._line += 1
+            self._reader.position += len(line)
+        start = [line, *(self._next() for _ in range(_LOOKED_AT))]
+        self._back.extendleft(reversed([one for one in start if one]))
+        return preferred if preferred and preferred in line else _delimiter([one for one in start if one])
 
     def rows(self, delimiter: str) -> Iterator[list[str]]:
         """Rows of cells. Raises csv.Error."""
         for cells in csv.reader(self._lines(), delimiter=delimiter, strict=True):
             self.first_line = self._line - len(self._held) + 1
+            self.row_size = sum(map(size_of, self._held))
             self._held = []
             yield cells
 
     def _lines(self) -> Iterator[str]:
-        while line := self._back.popleft() if self._back else self._file.readline(MOST_LINE):
+        while line := self._next():
             self._line += 1
             self._held.append(line)
             self._reader.position += len(line)
+            if isinstance(line, _LongLine):
+                raise _LongLineMet
             yield line
+
+    def _next(self) -> str:
+        """The next line with its end; empty behind the last."""
+        if self._back:
+            return self._back.popleft()
+        line = self._file.readline(MOST_LINE)
+        if len(line) < MOST_LINE or line.endswith("\n"):
+            return line
+        long = _LongLine(line[: 1 << 16])
+        long.length = len(line.encode("utf-8", "surrogateescape"))
+        while (part := self._file.readline(1 << 20)) and not part.endswith("\n"):
+            long.length += len(part.encode("utf-8", "surrogateescape"))
+        return long
 
     def give_back(self) -> tuple[int, str]:
         """The number and the text of the line that the faulty row began with; those behind it will be read
@@ -131,6 +185,22 @@ def _check_header(name: str, columns: list[str]) -> None:
     refuse_twin_columns(name, columns)
 
 
-def _delimiter(header: str) -> str:
-    """The separator that splits the header into most columns; a comma if none does."""
-    return max((",", ";", "\t", "|"), key=header.count)
+def _delimiter(lines: Sequence[str]) -> str:
+    """The separator that splits most lines into as many cells as the header, else the header into most; a
+    comma if none splits it.
+    """
+    found = [one for one in _SEPARATORS if lines and one in lines[0]]
+    if len(found) < 2:
+        return found[0] if found else ","
+    return max(found, key=lambda one: _fit(lines, one))
+
+
+def _fit(lines: Sequence[str], delimiter: str) -> tuple[float, int]:
+    """The share of the rows with as many cells as the header, and how many these are."""
+    try:
+        header, *rows = [cells for cells in csv.reader(lines, delimiter=delimiter) if cells]
+    except csv.Error:
+        return 0.0, 0
+    whole = rows[:-1] or rows  # the last may be cut off
+    share = sum(len(cells) == len(header) for cells in whole) / max(1, len(whole))
+    return (share if len(header) > 1 else 0.0), len(header)

@@ -5,11 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from core.data.reading import BadRow, FileKind, NumberedRows, Row, RowReader, refuse_twin_columns
+from core.data.reading import (
+    MOST_LINE,
+    BadRow,
+    FileKind,
+    NumberedRows,
+    Row,
+    RowReader,
+    refuse_twin_columns,
+    too_long,
+)
 from core.errors import InvalidData
 
 if TYPE_CHECKING:
     from pyarrow import RecordBatch
+    from pyarrow.parquet import ParquetFile
 
 
 class ParquetRows(FileKind):
@@ -24,10 +34,13 @@ class ParquetRows(FileKind):
         from pyarrow.parquet import ParquetFile
 
         try:
+            with reader.path.open("rb") as binary:
+                reader.refuse_others(binary)
             with ParquetFile(reader.path) as file:
                 reader.header = names = tuple(file.schema_arrow.names)
                 refuse_twin_columns(reader.name, names)
                 wanted = [name for name in names if reader.columns is None or name in reader.columns]
+                reader.beside = {name: _filled(file, name) for name in names if name not in wanted}
                 number, total = 0, max(1, file.metadata.num_rows)
                 for batch in file.iter_batches(batch_size=1024, columns=wanted or None):
                     reader.position = reader.size * (number + batch.num_rows) // total
@@ -41,12 +54,28 @@ class ParquetRows(FileKind):
 KIND = ParquetRows()
 
 
+def _filled(file: ParquetFile, column: str) -> int:
+    """How many rows have a value in a column, as the file's statistics say; all where they say nothing."""
+    if str(file.schema_arrow.field(column).type) == "null":
+        return 0
+    nulls = 0
+    for group in map(file.metadata.row_group, range(file.metadata.num_row_groups)):
+        for at in range(group.num_columns):
+            chunk = group.column(at)
+            known = chunk.path_in_schema == column and chunk.statistics and chunk.statistics.has_null_count
+            nulls += chunk.statistics.null_count if known else 0
+    return int(file.metadata.num_rows - nulls)
+
+
 def _batch_rows(batch: RecordBatch, before: int) -> Iterator[Row | BadRow]:
     """The rows of a batch; where one of them has no equal in Python, such as a date beyond the year 9999,
     that row is bad.
     """
     from pyarrow import ArrowException
 
+    if batch.nbytes > MOST_LINE:
+        yield from _long_rows(batch, before)
+        return
     try:
         yield from batch.to_pylist()
     except (ArrowException, ValueError, OverflowError, KeyError, ImportError):
@@ -58,3 +87,13 @@ def _batch_rows(batch: RecordBatch, before: int) -> Iterator[Row | BadRow]:
                     "unreadable",
                     f"Row {before + at + 1} cannot be read: {type(error).__name__}, {str(error)[:120]}.",
                 )
+
+
+def _long_rows(batch: RecordBatch, before: int) -> Iterator[Row | BadRow]:
+    """The rows of a batch of which some may be too long."""
+    for at in range(batch.num_rows):
+        size = batch.slice(at, 1).nbytes
+        if size > MOST_LINE:
+            yield too_long(f"Row {before + at + 1}", size)
+        else:
+            yield from _batch_rows(batch.slice(at, 1), before + at)

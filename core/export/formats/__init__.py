@@ -48,6 +48,10 @@ class ExportFormat:
         """
         raise NotImplementedError
 
+    def warnings(self, what: Exporting) -> list[str]:
+        """What will go wrong with it where it is used, in sentences for people and for its card."""
+        return []
+
     def check(self, what: Exported, report: Report) -> Finding:
         """Read what lies in the folder again and compare it with what it should be.
 

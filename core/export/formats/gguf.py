@@ -26,10 +26,16 @@ class Gguf(ExportFormat):
     def write(self, what: Exporting, staging: Path, report: Report) -> Facts:
         """See ExportFormat."""
         from core.export.cards import file_name
+        from core.export.companions import copy_licences
 
         stored = "f16" if what.config.dtype == AUTO else what.config.dtype
         target = staging / f"{file_name(what.about.adapter_name)}-{stored}{self.ending}"
+        copy_licences(what.base_folder, staging)
         return {"tensors": write_merged(what, target, report)}
+
+    def warnings(self, what: Exporting) -> list[str]:
+        """See ExportFormat."""
+        return window_warnings(what)
 
     def check(self, what: Exported, report: Report) -> Finding:
         """See ExportFormat."""
@@ -51,6 +57,21 @@ class Gguf(ExportFormat):
     def describe(self, base: str, adapter: str) -> str:
         """See ExportFormat."""
         return f"{base} with the LoRA adapter {adapter} merged in, for llama.cpp and what is built on it."
+
+
+def window_warnings(what: Exporting) -> list[str]:
+    """What goes wrong in llama.cpp behind the base's sliding window, if it has one."""
+    from core.base_model.files import read_json
+    from core.gguf.architecture import window_of
+
+    window = window_of(read_json(what.base_folder / "config.json"))
+    if window is None:
+        return []
+    return [
+        f"The base attends to the last {window:,} tokens only, and llama.cpp does not do that for its kind: "
+        f"in longer conversations it answers otherwise than the model does here. Keep its context at "
+        f"{window:,}."
+    ]
 
 
 def write_merged(what: Exporting, target: Path, report: Report) -> int:

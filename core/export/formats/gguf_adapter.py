@@ -30,6 +30,12 @@ class GgufAdapter(ExportFormat):
         file = staging / f"{file_name(name)}-lora{self.ending}"
         return {"tensors": write_adapter_gguf(what.base_folder, what.adapter, file, name)}
 
+    def warnings(self, what: Exporting) -> list[str]:
+        """See ExportFormat."""
+        from core.export.formats.gguf import window_warnings
+
+        return window_warnings(what)
+
     def check(self, what: Exported, report: Report) -> Finding:
         """See ExportFormat."""
         from core.export.duties import finding

@@ -22,6 +22,9 @@ class Ollama(Gguf):
 
     def write(self, what: Exporting, staging: Path, report: Report) -> Facts:
         """See ExportFormat."""
+        from core.export.companions import copy_licences
+
+        copy_licences(what.base_folder, staging)
         count = write_merged(what, staging / f"model{self.ending}", report)
         text, has_template = _modelfile(what, f"./model{self.ending}")
         (staging / "Modelfile").write_text(text, encoding="utf-8")

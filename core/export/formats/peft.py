@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,11 @@ if TYPE_CHECKING:
 
 
 class Peft(ExportFormat):
-    """adapter_config.json and adapter_model.safetensors."""
+    """adapter_config.json and adapter_model.safetensors.
+
+    With one scale for all layers: servers such as vLLM read no rank_pattern and no alpha_pattern, so what
+    differs from lora_alpha / r is folded into B, and they and PEFT compute the same.
+    """
 
     name, label, order = "peft", "PEFT adapter", 10
     help = "The adapter alone."
@@ -27,27 +32,40 @@ class Peft(ExportFormat):
 
     def write(self, what: Exporting, staging: Path, report: Report) -> Facts:
         """See ExportFormat."""
+        from core.lora.equal_scales import with_one_scale
         from core.lora.peft.files import TEMPLATE_KEY, TOKENIZER_KEY, save_checked
 
         about = {TOKENIZER_KEY: what.about.tokenizer_hash, TEMPLATE_KEY: what.about.template_hash}
         recorded = {key: value for key, value in about.items() if value}
-        save_checked(staging, what.adapter, what.skeleton.shapes, what.skeleton.head, recorded)
+        adapter = replace(
+            with_one_scale(what.adapter),
+            base_name=what.about.base_source or what.about.base_name,
+            base_revision=what.about.base_revision,
+        )
+        save_checked(staging, adapter, what.skeleton.shapes, what.skeleton.head, recorded)
         return {"tensors": 2 * len(what.adapter.layers)}
 
     def check(self, what: Exported, report: Report) -> Finding:
-        """The exported adapter computes the same logits as the registered one, to the last bit."""
+        """The exported adapter computes the same logits as the registered one: to the last bit, or up to the
+        rounding of B where a scale was folded into it.
+        """
         from core.base_model.probes import lack_of_memory
         from core.export.duties import FAILED, PASSED, Finding, read_back
+        from core.lora.equal_scales import with_one_scale
         from core.lora.peft.files import load_adapter
 
-        if why := lack_of_memory(what.base_folder):
-            report(Progress("Reading back every tensor"))
-            return read_back(_differing_layers(what), why)
-        report(Progress("Loading the exported adapter"))
+        why = lack_of_memory(what.base_folder)
+        report(Progress("Reading back every tensor" if why else "Loading the exported adapter"))
         found = load_adapter(what.folder, what.skeleton.shapes, what.skeleton.head)
+        if why:
+            return read_back(_differing_layers(what, found), why)
         wanted_logits, logits = _probed(what, found)
         difference = float((wanted_logits - logits).abs().max())
-        passed = difference == 0 and bool(logits.isfinite().all())
+        folded = with_one_scale(what.adapter) is not what.adapter
+        allowed = 1e-5 * float(wanted_logits.abs().max()) if folded else 0.0
+        passed = (
+            difference <= allowed and bool(logits.isfinite().all()) and not _differing_layers(what, found)
+        )
         sentence = (
             f"{'Passed' if passed else 'FAILED'}: loaded again from the folder, its logits differ by "
             f"{difference:.3g}."
@@ -59,11 +77,11 @@ class Peft(ExportFormat):
         return f"The LoRA adapter {adapter} for {base}, in PEFT's format."
 
 
-def _differing_layers(what: Exported) -> list[str]:
-    from core.lora.peft.files import differing_layers, load_adapter
+def _differing_layers(what: Exported, found: AdapterWeights) -> list[str]:
+    from core.lora.equal_scales import with_one_scale
+    from core.lora.peft.files import differing_layers
 
-    found = load_adapter(what.folder, what.skeleton.shapes, what.skeleton.head)
-    return differing_layers(what.adapter, found)
+    return differing_layers(with_one_scale(what.adapter), found)
 
 
 def _probed(what: Exported, found: AdapterWeights) -> tuple[Tensor, Tensor]:

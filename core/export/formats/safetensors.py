@@ -14,20 +14,6 @@ from core.reporting import Report
 if TYPE_CHECKING:
     from core.export.duties import Exported, Exporting, Facts, Finding
 
-_COMPANIONS = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "LICENSE",
-)
-
 
 @dataclass(frozen=True)
 class SafetensorsOptions(Config):
@@ -69,7 +55,7 @@ class Safetensors(ExportFormat):
             what.config.dtype,
             what.own.shard_gigabytes * 1e9,
         )
-        _copy_companions(what, staging)
+        _write_companions(what, staging)
         facts = asdict(written)
         del facts["bytes_written"]  # the folder's size is told in any case
         return facts
@@ -91,16 +77,13 @@ class Safetensors(ExportFormat):
         return f"{base} with the LoRA adapter {adapter} merged in: W + (α/r)BA."
 
 
-def _copy_companions(what: Exporting, staging: Path) -> None:
-    """The base's configuration and tokenizer, with what the export says otherwise."""
-    import shutil
-
+def _write_companions(what: Exporting, staging: Path) -> None:
+    """The base's files beside its weights, with what the export says otherwise."""
     from core.base_model.describe import chat_template
     from core.base_model.templates import chosen_template
+    from core.export.companions import copy_companions
 
-    for name in _COMPANIONS:
-        if (what.base_folder / name).is_file():
-            shutil.copyfile(what.base_folder / name, staging / name)
+    copy_companions(what.base_folder, staging)
     if what.config.dtype != AUTO:
         _state_dtype(staging / "config.json", what.config.dtype)
     _state_end_tokens(what, staging / "generation_config.json")

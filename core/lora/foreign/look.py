@@ -5,7 +5,6 @@ Of the files only the header is read until a base has been found.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping
@@ -15,10 +14,10 @@ from typing import Any
 
 from core.errors import InvalidAdapter
 from core.files.safetensors_file import SafetensorsHeader
-from core.lora.foreign.layouts import LAYOUTS, Layout, dotted, module_name, rank_of, sorted_out
+from core.lora.foreign.layouts import PEFT, Layout, SortedOut, dotted, module_name, rank_of, sorted_out
 from core.lora.kinds import AdapterKind
 from core.lora.kinds.lora import KIND as LORA
-from core.lora.peft.config import kind_of, read_config
+from core.lora.peft.config import checked, kind_of, raw_config
 from core.lora.peft.config_checks import CONFIG_NAME
 from core.lora.peft.files import (
     TEMPLATE_KEY,
@@ -31,6 +30,9 @@ from core.lora.peft.files import (
     sorted_entries,
 )
 from core.lora.targets import layer_number
+
+ANY_MODULE = ".+"
+"""As target_modules of a configuration that names none."""
 
 
 @dataclass(frozen=True)
@@ -76,22 +78,38 @@ class Found:
     weights_file: Path
     config: dict[str, Any] | None
     """PEFT's adapter_config.json, checked; None if there is none."""
-    tensors: Entries
-    """By the path that the file gives: the entries of A and B, or of what another kind has."""
-    layout: Layout
-    alphas: dict[str, str]
-    """Names of the tensors that hold a layer's own alpha, by path."""
+    kind: AdapterKind
+    content: SortedOut
+
+    @property
+    def layout(self) -> Layout:
+        """How its factors are written."""
+        return self.content.layout
+
+    @property
+    def tensors(self) -> Entries:
+        """By the path that the file gives: the entries of A and B, or of what another kind has."""
+        return self.content.tensors
+
+    @property
+    def is_pefts_own(self) -> bool:
+        """Whether the files are as PEFT saves them, with nothing beside the factors."""
+        content = self.content
+        return self.config is not None and content.layout is PEFT and content.as_written and not content.whole
 
 
-def look(folder: Path) -> Found:
-    """Recognise what take() has brought into `folder`. Raises InvalidAdapter with what is wrong."""
+def look(folder: Path, which: str = "") -> Found:
+    """Recognise what take() has brought into `folder`; `which` names one of several adapters in a file.
+
+    Raises InvalidAdapter with what is wrong.
+    """
     weights, path = folder / WEIGHTS_NAME, folder / CONFIG_NAME
     header = read_adapter_header(weights)
     about = raw_config(path) if path.is_file() else {}
-    kind = kind_of(about) if "peft_type" in about else LORA
-    layout, tensors, alphas = sorted_out(header) if kind is LORA else _as_peft(header, kind)
-    is_peft = "peft_type" in about or layout.name.startswith("PEFT")
-    config = read_config(path) if path.is_file() and is_peft else None
+    config = _pefts_config(about)
+    kind = kind_of(config) if config else LORA
+    content = sorted_out(header, which) if kind is LORA else SortedOut(PEFT, sorted_entries(header, kind), {})
+    layout, tensors = content.layout, content.tensors
     claims = (
         about.get("base_model_name_or_path")
         or about.get("model")
@@ -100,7 +118,7 @@ def look(folder: Path) -> Found:
     evidence = Evidence(
         layout=layout.name,
         ranks=tuple(sorted(_ranks(kind, config, layout, tensors))),
-        alpha=_alpha(kind, config, about, header),
+        alpha=_alpha(kind, config, header),
         use_rslora=bool(config and config.get("use_rslora")),
         modules=dict(sorted(Counter(module_name(path, layout) for path in tensors).items())),
         layers=len({layer_number(dotted(path, layout)) for path in tensors} - {None}),
@@ -111,12 +129,24 @@ def look(folder: Path) -> Found:
         template_hash=recorded_hash(header, TEMPLATE_KEY),
         kind=kind.label,
     )
-    return Found(evidence, weights, config, tensors, layout, alphas)
+    return Found(evidence, weights, config, kind, content)
 
 
-def _as_peft(header: SafetensorsHeader, kind: AdapterKind) -> tuple[Layout, Entries, dict[str, str]]:
-    """As sorted_out(), for kinds that only PEFT's layout is known of."""
-    return LAYOUTS[0], sorted_entries(header, kind), {}
+def _pefts_config(about: dict[str, Any]) -> dict[str, Any] | None:
+    """The configuration, checked, if it is PEFT's: whatever the tensors are called, it says their scale.
+
+    Raises InvalidAdapter for a setting that is not known, or for an adapter of MLX that is no LoRA.
+    """
+    if "peft_type" in about or "target_modules" in about:
+        return checked(about)
+    if "lora_alpha" in about:  # somebody wrote down what matters
+        return checked({"peft_type": LORA.peft_type, "target_modules": ANY_MODULE, **about})
+    if about.get("fine_tune_type", "lora") != "lora":
+        raise InvalidAdapter(
+            f"{CONFIG_NAME} says that it is no LoRA adapter but fine_tune_type "
+            f"{str(about['fine_tune_type'])[:40]!r}; only lora can be used."
+        )
+    return None
 
 
 def _ranks(kind: AdapterKind, config: Mapping[str, Any] | None, layout: Layout, tensors: Entries) -> set[int]:
@@ -125,25 +155,7 @@ def _ranks(kind: AdapterKind, config: Mapping[str, Any] | None, layout: Layout, 
     return {kind.stated_rank(config, path) for path in tensors}
 
 
-def raw_config(path: Path) -> dict[str, Any]:
-    """What a configuration holds, unchecked. Raises InvalidAdapter if that is no JSON object."""
-    try:
-        about = (
-            json.loads(path.read_text(encoding="utf-8-sig")) if path.stat().st_size <= 256 * 1024 else None
-        )
-    except (ValueError, RecursionError) as error:
-        raise InvalidAdapter(f"{path.name} is not valid JSON: {str(error)[:100]}.") from None
-    if not isinstance(about, dict):
-        raise InvalidAdapter(f"{path.name} holds no JSON object of a sensible size.")
-    return about
-
-
-def _alpha(
-    kind: AdapterKind,
-    config: Mapping[str, Any] | None,
-    about: Mapping[str, Any],
-    header: SafetensorsHeader,
-) -> float | None:
+def _alpha(kind: AdapterKind, config: Mapping[str, Any] | None, header: SafetensorsHeader) -> float | None:
     """From PEFT's configuration; MLX gives the scale itself; kohya writes it into the header."""
     if config is not None:
         return float(kind.stated(config)["alpha"])

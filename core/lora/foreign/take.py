@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from core.errors import InvalidAdapter
 from core.files.archive import safe_members
+from core.files.disk_faults import is_disk_fault
 from core.files.publish import require_space
 from core.lora.peft.config_checks import CONFIG_NAME
 from core.lora.peft.files import WEIGHTS_NAME
@@ -86,6 +87,8 @@ def _take_zip(origin: Path, staging: Path, name: str) -> None:
                         packed, unpacked, 1 << 20
                     )  # zipfile ends at the announced size and checks the CRC
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, zlib.error) as error:
+        if is_disk_fault(error):
+            raise
         raise InvalidAdapter(f"{name} cannot be unpacked: {str(error)[:120]}.") from None
 
 

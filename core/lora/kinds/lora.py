@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from core.lora.stack import AdapterStack
 
 _RANKS, _ALPHAS = (1, 1024), (1e-3, 65536)
-_CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq")  # as init_lora_weights spells them
+_CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # as init_lora_weights spells them
 
 
 class Lora(AdapterKind):
@@ -110,7 +110,15 @@ class Lora(AdapterKind):
         "modules_to_save": "adapters that carry whole modules (modules_to_save) cannot be used",
         "trainable_token_indices": "adapters with trained tokens cannot be used",
         "lora_bias": "adapters with a bias on B cannot be used",
-        "target_parameters": "adapters on bare parameters cannot be used",
+        "target_parameters": "adapters on bare parameters, such as fused experts, cannot be used",
+        "use_qalora": "QALoRA adapters, which pool their inputs, cannot be used",
+        "use_bdlora": "block-diagonal adapters (BD-LoRA) cannot be used",
+        "alora_invocation_tokens": "activated LoRA, which works only behind certain tokens, cannot be used",
+        "arrow_config": "a router over several adapters (Arrow) cannot be used",
+        "layer_replication": "adapters for a model whose layers are repeated cannot be used",
+        "kasa_config": "KaSA adapters, which change the base, cannot be used",
+        "monteclora_config": "MonteCLoRA adapters, which are random in each pass, cannot be used",
+        "megatron_config": "adapters of Megatron cannot be used",
     }
 
     def check_peft(self, config: Mapping[str, Any]) -> None:

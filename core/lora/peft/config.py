@@ -24,6 +24,8 @@ _MAX_TEXT = 1000
 
 # Keys with a meaning for every kind, or that describe and change nothing.
 UNDERSTOOD = {"peft_type", "target_modules", "layers_to_transform", "layers_pattern", "exclude_modules"}
+OPTIONAL_PARTS = ("eva_config", "corda_config", "loftq_config", "lora_ga_config", "velora_config")
+"""How a start was found or gradients were computed; init_lora_weights says whether the base was changed."""
 DESCRIPTIVE = {
     "base_model_name_or_path",
     "revision",
@@ -33,7 +35,9 @@ DESCRIPTIVE = {
     "peft_version",
     "megatron_core",
     "qalora_group_size",
+    *OPTIONAL_PARTS,
 }
+_CLASS = ("base_model_class", "parent_library")
 
 
 def peft_config(adapter: AdapterWeights, modules: Collection[str] = ()) -> dict[str, Any]:
@@ -43,7 +47,7 @@ def peft_config(adapter: AdapterWeights, modules: Collection[str] = ()) -> dict[
         "peft_type": kind.peft_type,
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": adapter.base_name,
-        "revision": None,
+        "revision": adapter.base_revision or None,
         "inference_mode": True,
         **kind.peft_settings(adapter),
         **naming(adapter.layers, modules),
@@ -55,6 +59,11 @@ def read_config(path: Path) -> dict[str, Any]:
 
     Raises InvalidAdapter naming the key at fault.
     """
+    return checked(raw_config(path))
+
+
+def raw_config(path: Path) -> dict[str, Any]:
+    """What a configuration holds, unchecked. Raises InvalidAdapter if that is no JSON object."""
     if path.stat().st_size > _MAX_CONFIG_BYTES:
         raise InvalidAdapter(
             f"{path.name} is {path.stat().st_size:,} bytes long; at most {_MAX_CONFIG_BYTES:,} are accepted."
@@ -65,6 +74,11 @@ def read_config(path: Path) -> dict[str, Any]:
         raise InvalidAdapter(f"{path.name} is not valid JSON: {error}.") from None
     if not isinstance(config, dict):
         raise InvalidAdapter(f"{path.name} holds no JSON object.")
+    return config
+
+
+def checked(config: dict[str, Any]) -> dict[str, Any]:
+    """The same configuration, if every key is known and in range; else raises InvalidAdapter."""
     kind = kind_of(config)
     for key, value in config.items():
         _check_key(key, value, kind)
@@ -112,6 +126,9 @@ def _check_descriptions(config: Mapping[str, Any]) -> None:
             f"{CONFIG_NAME}: qalora_group_size is {str(group)[:40]!r}; expected a whole number from 1 "
             "to 65,536."
         )
+    for key in OPTIONAL_PARTS:
+        if not isinstance(config.get(key) or {}, dict):
+            raise InvalidAdapter(f"{CONFIG_NAME}: {key} must be an object or null.")
     mapping = config.get("auto_mapping")
     if mapping is not None and not _is_auto_mapping(mapping):
         raise InvalidAdapter(
@@ -120,9 +137,10 @@ def _check_descriptions(config: Mapping[str, Any]) -> None:
 
 
 def _is_auto_mapping(mapping: object) -> bool:
-    """As PEFT writes it: a class of transformers and its module."""
-    if not isinstance(mapping, dict) or set(mapping) != {"base_model_class", "parent_library"}:
+    """As PEFT writes it: a class of transformers and its module, or of PEFT; Unsloth adds a mark."""
+    if not isinstance(mapping, dict) or not set(mapping) <= {*_CLASS, "unsloth_fixed"}:
         return False
-    return all(isinstance(one, str) and MODULE_NAME.match(one) for one in mapping.values()) and (
-        str(mapping["parent_library"]).split(".")[0] == "transformers"
+    named = [mapping.get(key) for key in _CLASS]
+    return all(isinstance(one, str) and MODULE_NAME.match(one) for one in named) and (
+        str(mapping["parent_library"]).split(".")[0] in ("transformers", "peft")
     )

@@ -31,6 +31,7 @@ def adapter_import(shell: Shell) -> None:
         name = gr.Textbox(value="", label="Name", placeholder="the file's", scale=2)
         base = gr.Dropdown([_ANY], value=_ANY, label="Base model", interactive=True, scale=2)
         alpha = gr.Textbox(value="", label="Alpha", placeholder="if the files do not say", scale=1)
+        which = gr.Textbox(value="", label="Which one", placeholder="of several in a file", scale=1)
         look = gr.Button("Look at it", scale=0, min_width=120)
         take = gr.Button("Import", variant="primary", scale=0, min_width=120, elem_id="import-adapter")
     said, result = gr.HTML(), gr.HTML()
@@ -41,22 +42,22 @@ def adapter_import(shell: Shell) -> None:
 
     shell.refresh(offer, [base], [base])
 
-    def start_looking(given: list[str] | None, path: str, stated: str) -> Job:
+    def start_looking(given: list[str] | None, path: str, stated: str, one: str) -> Job:
         origin, shown = _origin(workbench.settings.uploads, given, path)
-        return workbench.adapters.look_at(origin, alpha=_alpha(stated), shown=shown)
+        return workbench.adapters.look_at(origin, alpha=_alpha(stated), which=one.strip(), shown=shown)
 
-    def start(given: list[str] | None, path: str, wanted: str, on: str, stated: str) -> Job:
+    def start(given: list[str] | None, path: str, wanted: str, on: str, stated: str, one: str) -> Job:
         origin, shown = _origin(workbench.settings.uploads, given, path)
         named = None if on == _ANY else on
         return workbench.adapters.import_files(
-            origin, wanted.strip(), named, alpha=_alpha(stated), shown=shown
+            origin, wanted.strip(), named, alpha=_alpha(stated), which=one.strip(), shown=shown
         )
 
     def render(found: dict[str, Any]) -> tuple[object, ...]:
         return (found_html(found),)
 
-    job_button(shell, look, start_looking, [files, folder, alpha], render, said, [result])
-    job_button(shell, take, start, [files, folder, name, base, alpha], render, said, [result])
+    job_button(shell, look, start_looking, [files, folder, alpha, which], render, said, [result])
+    job_button(shell, take, start, [files, folder, name, base, alpha, which], render, said, [result])
 
 
 def _origin(uploads: Path, given: list[str] | None, path: str) -> tuple[Path, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gradio as gr
 
 from app.service.workbench import Workbench
+from app.shared.bases import experts_of
 from app.web.parts.catalogue import Catalogue, Words
 from app.web.parts.markup import day, facts, size
 from app.web.parts.shell import WORKING, Shell, inform, refusal, told
@@ -52,7 +53,7 @@ def build(shell: Shell) -> None:
         number=lambda name: workbench.registry.find(Base, name).id,
         remove=workbench.models.remove,
         actions=verify_button,
-        describe=lambda name: detail_html(workbench.registry.find(Base, name)),
+        describe=lambda name: detail_html(workbench, workbench.registry.find(Base, name)),
     )
 
     @told
@@ -87,7 +88,7 @@ def _rows(workbench: Workbench) -> list[list[str]]:
     ]
 
 
-def detail_html(base: Base) -> str:
+def detail_html(workbench: Workbench, base: Base) -> str:
     """Everything known of one base model."""
     template = (
         "its own"
@@ -103,6 +104,7 @@ def detail_html(base: Base) -> str:
             ("Layers", base.layers),
             ("Hidden size", base.hidden_size),
             ("Linear layers", len(base.layer_shapes)),
+            *([("Experts", experts)] if (experts := experts_of(workbench.registry, base)) else []),
             ("Chat template", template),
             ("Licence", base.licence or "not stated"),
             ("Size", size(base.size_bytes)),

@@ -72,6 +72,8 @@ def plan_html(
             f"<p class='hint'>{len(runs)} adapters, trained at once where memory allows; the plan "
             "is that of the first.</p>"
         )
+    if plan.experts:
+        hint += f"<p class='hint'>{escape(plan.experts)}</p>"
     if plan.steps < _FEW_STEPS:
         hint += f"<p class='hint'>Only {plan.steps} optimiser steps: {_more_steps(runs[0].train)}</p>"
     return f"{_plan_facts(plan)}{hint}"
