@@ -2,14 +2,19 @@
 licence.
 
 Ollama's templates are Go's, a model's is Jinja. Rather than translate programs, the model's template is run
-on a conversation with known words in it, the text around them is cut out, and a Go template is made of the
-pieces. It is kept only if the pieces put together give what the model's own template gives on other
+on conversations with known words in them, the text around the words is cut out, and a Go template is made of
+the pieces. It is kept only if the pieces put together give what the model's own template gives on other
 conversations.
+
+Ollama joins neighbouring turns of one role, keeps system turns where they stand, and leaves out the oldest
+others where a conversation is too long. It lets the model go on with an assistant's turn that stands last.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +26,7 @@ from core.data.pieces import opening_ids
 from core.data.templating import apply_template
 from core.errors import InvalidData
 
-_SYSTEM, _USER, _ASSISTANT, _LAST = "Qsystemq", "Quserq", "Qassistantq", "Qlastq"
+_SYSTEM, _USER, _ASSISTANT = "system", "user", "assistant"
 _PARAMETERS = {
     "temperature": "temperature",
     "top_p": "top_p",
@@ -33,46 +38,45 @@ _PARAMETERS = {
 
 @dataclass(frozen=True)
 class ChatParts:
-    """What a chat template puts before, between and after the turns."""
+    """What a chat template puts before, between and behind the turns."""
 
-    before_system: str
-    after_system: str
-    """Up to where the user's words begin."""
-    before_user: str
-    """Where the user speaks first; with what the template says as the system if nobody does."""
-    after_user: str
-    """Up to where the answer begins."""
-    after_assistant: str
-    """Up to where the user's words begin again."""
+    first: dict[str, str]
+    """Before the first turn, by its role; with what the template says as the system if nobody does."""
+    between: dict[tuple[str, str], str]
+    """Between two turns, by their roles."""
+    asking: dict[str, str]
+    """Behind the last turn, by its role, where an answer is asked for."""
 
     def render(self, messages: Sequence[Message]) -> str:
-        """What the Go template makes of a conversation that ends with the user's turn."""
-        before = {"system": self.before_system, "user": self.before_user}
-        after = {"system": self.after_system, "user": self.after_user, "assistant": self.after_assistant}
-        text = "".join(f"{turn['content']}{after[turn['role']]}" for turn in messages)
-        return before[messages[0]["role"]] + text
+        """What the Go template makes of a conversation without neighbours of one role. An answer that stands
+        last is left open.
+        """
+        text = self.first[messages[0]["role"]] + messages[0]["content"]
+        for before, turn in itertools.pairwise(messages):
+            text += self.between[before["role"], turn["role"]] + turn["content"]
+        return text + self.asking.get(messages[-1]["role"], "")
 
     def go_template(self) -> str:
         """The same in Ollama's language."""
-        before_system, after_system, before_user, after_user, after_assistant = (
-            piece.replace("{{", '{{ "{{" }}')
-            for piece in (
-                self.before_system,
-                self.after_system,
-                self.before_user,
-                self.after_user,
-                self.after_assistant,
-            )
+        turns = ""
+        for role in (_SYSTEM, _USER, _ASSISTANT):
+            turns += f'{{{{ {"else if" if turns else "if"} eq .Role "{role}" }}}}{{{{ if eq $before "" }}}}'
+            turns += _literal(self.first[role])
+            for before in (other for other in (_SYSTEM, _USER, _ASSISTANT) if other != role):
+                turns += f'{{{{ else if eq $before "{before}" }}}}{_literal(self.between[before, role])}'
+            turns += f'{{{{ end }}}}{{{{ .Content }}}}{{{{ $before = "{role}" }}}}'
+        asking = "".join(
+            f'{{{{ if eq $before "{role}" }}}}{_literal(text)}{{{{ end }}}}'
+            for role, text in self.asking.items()
         )
-        return (
-            '{{ range $i, $_ := .Messages }}{{ if eq .Role "system" }}'
-            f"{before_system}{{{{ .Content }}}}{after_system}"
-            '{{ else if eq .Role "user" }}'
-            f"{{{{ if eq $i 0 }}}}{before_user}{{{{ end }}}}{{{{ .Content }}}}{after_user}"
-            '{{ else if eq .Role "assistant" }}'
-            f"{{{{ .Content }}}}{after_assistant}"
-            "{{ end }}{{ end }}"
-        )
+        return f'{{{{ $before := "" }}}}{{{{ range .Messages }}}}{turns}{{{{ end }}}}{{{{ end }}}}{asking}'
+
+
+def _literal(text: str) -> str:
+    """Text in a Go template between the quotation marks of a Modelfile: no brace of it may begin an action,
+    and no three quotation marks may stand together.
+    """
+    return re.sub(r'\{|(?<="")"', lambda found: f"{{{{ {json.dumps(found[0])} }}}}", text)
 
 
 def chat_parts(tokenizer: PreTrainedTokenizerBase) -> ChatParts | None:
@@ -85,35 +89,79 @@ def chat_parts(tokenizer: PreTrainedTokenizerBase) -> ChatParts | None:
         if parts is not None and all(
             parts.render(one) == _rendered(tokenizer, one) for one in _conversations()
         ):
-            return parts
+            return parts if all(_agrees(tokenizer, parts, one) for one in _unusual()) else None
     except InvalidData:
         return None
     return None
 
 
 def _cut(tokenizer: PreTrainedTokenizerBase) -> ChatParts | None:
-    whole = _rendered(
-        tokenizer,
-        [
-            {"role": "system", "content": _SYSTEM},
-            {"role": "user", "content": _USER},
-            {"role": "assistant", "content": _ASSISTANT},
-            {"role": "user", "content": _LAST},
-        ],
-    )
-    pieces, rest = [], whole
-    for word in (_SYSTEM, _USER, _ASSISTANT, _LAST):
-        before, found, rest = rest.partition(word)
-        if not found:
-            return None
-        pieces.append(before)
-    before_system, after_system, after_user, after_assistant = pieces[0], pieces[1], rest, pieces[3]
-    if (
-        pieces[2] != after_user
-    ):  # an answer that was given stands behind the same words as one that is asked for
+    whole = _pieces(tokenizer, _SYSTEM, _USER, _ASSISTANT, _USER)
+    alone = _pieces(tokenizer, _USER)
+    if whole is None or alone is None:
         return None
-    alone = _rendered(tokenizer, [{"role": "user", "content": _LAST}]).partition(_LAST)[0]
-    return ChatParts(before_system, after_system, alone, after_user, after_assistant)
+    first = {_SYSTEM: whole[0], _USER: alone[0]}
+    between = {(_SYSTEM, _USER): whole[1], (_USER, _ASSISTANT): whole[2], (_ASSISTANT, _USER): whole[3]}
+    opened = _pieces(tokenizer, _ASSISTANT, _USER)
+    first[_ASSISTANT] = opened[0] if opened else first[_USER] + whole[2]  # as behind an empty question
+    told = _pieces(tokenizer, _SYSTEM, _ASSISTANT, _USER)
+    between[_SYSTEM, _ASSISTANT] = told[1] if told else whole[1] + whole[2]
+    between |= _late_system(tokenizer, first, between)
+    lone = _pieces(tokenizer, _SYSTEM)
+    asking = lone[1] if lone and lone[0] == first[_SYSTEM] else between[_SYSTEM, _ASSISTANT]
+    return ChatParts(first, between, {_SYSTEM: asking, _USER: whole[4]})
+
+
+def _late_system(
+    tokenizer: PreTrainedTokenizerBase, first: dict[str, str], between: dict[tuple[str, str], str]
+) -> dict[tuple[str, str], str]:
+    """What stands before a system turn that is not the first. Of templates that refuse it, as before one that
+    is the first: within the user's turn where those put it, or as a turn of its own.
+    """
+    found = {}
+    if late := _pieces(tokenizer, _USER, _ASSISTANT, _SYSTEM, _USER):
+        found[_ASSISTANT, _SYSTEM] = late[2]
+    if late := _pieces(tokenizer, _USER, _SYSTEM, _USER):
+        found[_USER, _SYSTEM] = late[1]
+    closing = between[_ASSISTANT, _USER]
+    header = _common_end(closing, first[_USER])  # of a user's turn
+    if first[_SYSTEM].startswith(first[_USER]):
+        inside = first[_SYSTEM].removeprefix(first[_USER])
+        return {(_ASSISTANT, _SYSTEM): closing + inside, (_USER, _SYSTEM): "\n\n" + inside} | found
+    apart = closing.removesuffix(header) + first[_SYSTEM]
+    return {(_ASSISTANT, _SYSTEM): apart, (_USER, _SYSTEM): apart} | found
+
+
+def _common_end(one: str, other: str) -> str:
+    pairs = zip(reversed(one), reversed(other), strict=False)
+    count = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return one[len(one) - count :]
+
+
+def _pieces(tokenizer: PreTrainedTokenizerBase, *roles: str) -> list[str] | None:
+    """The text before each turn of these roles, and what stands behind the last, where an answer is asked
+    for. None where the template refuses them, or does not write them one behind another.
+    """
+    words = [f"Q{role}{at}q" for at, role in enumerate(roles)]
+    turns = [{"role": role, "content": word} for role, word in zip(roles, words, strict=True)]
+    try:
+        rest = _rendered(tokenizer, turns)
+    except InvalidData:
+        return None
+    found = []
+    for word in words:
+        before, there, rest = rest.partition(word)
+        if not there:
+            return None
+        found.append(before)
+    return [*found, rest]
+
+
+def _agrees(tokenizer: PreTrainedTokenizerBase, parts: ChatParts, messages: Sequence[Message]) -> bool:
+    """Whether a conversation that not every template takes is written as this one writes it, if it does."""
+    if _pieces(tokenizer, *(turn["role"] for turn in messages)) is None:
+        return True
+    return parts.render(messages) == _rendered(tokenizer, messages)
 
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
@@ -123,12 +171,28 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -
 
 
 def _conversations() -> list[list[Message]]:
-    user, answer = (
-        {"role": "user", "content": "What is 2 + 2?"},
-        {"role": "assistant", "content": "Four.\nIt is 4."},
-    )
-    system = {"role": "system", "content": "Be brief."}
+    user, answer, system = _turns()
     return [[user], [system, user], [user, answer, user], [system, user, answer, user, answer, user]]
+
+
+def _unusual() -> list[list[Message]]:
+    """An answer first, as where Ollama has left out the beginning; a system turn that comes late."""
+    user, answer, system = _turns()
+    return [
+        [answer, user],
+        [answer, user, answer, user],
+        [system, answer, user],
+        [user, answer, system, user],
+        [system, user, answer, system, user],
+    ]
+
+
+def _turns() -> tuple[Message, Message, Message]:
+    return (
+        {"role": _USER, "content": "What is 2 + 2?"},
+        {"role": _ASSISTANT, "content": "Four.\nIt is 4."},
+        {"role": _SYSTEM, "content": "Be brief."},
+    )
 
 
 def modelfile(

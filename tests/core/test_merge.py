@@ -9,6 +9,7 @@ import signal
 import time
 from pathlib import Path
 
+import gguf
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -279,7 +280,6 @@ def test_a_template_is_cut_into_what_ollama_needs(tokenizer, name):
     for messages in (turns, turns[:1], [{"role": "system", "content": "s"}, *turns]):
         wanted = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         assert parts.render(messages) == wanted
-    assert '{{ "{{" }}assistant' in parts.go_template() or name != "with braces"
 
 
 @pytest.mark.parametrize(
@@ -303,7 +303,7 @@ def test_an_ollama_bundle_holds_what_it_needs(tiny_llama, tmp_path):
     _export(tiny_llama, random_adapter(load(tiny_llama)), tmp_path / "bundle", format="ollama")
     text = (tmp_path / "bundle" / "Modelfile").read_text()
     assert text.startswith("FROM ./model.gguf\n")
-    assert 'TEMPLATE """{{ range' in text
+    assert 'TEMPLATE """{{ $before := "" }}{{ range' in text
     assert 'PARAMETER stop "<|im_end|>"' in text
     assert "PARAMETER num_ctx 256" in text
     assert 'LICENSE """mit"""' in text
@@ -335,3 +335,25 @@ def test_what_is_too_large_to_compute_is_read_back_tensor_by_tensor(tiny_llama, 
         found = check(question, silent)
         assert (found["verdict"], name in found["sentence"]) == ("failed", True)
         path.write_bytes(whole)
+
+
+def test_exports_name_the_template_s_end_of_turn_beside_the_base_s_eos(tokenizer, tmp_path):
+    from tests.conftest import make_llama
+
+    other = copy.deepcopy(tokenizer)
+    other.eos_token = "<|endoftext|>"
+    eos, end_of_turn = other.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
+    base = make_llama(tmp_path / "base", other)
+    adapter = random_adapter(load(base))
+    _export(base, adapter, tmp_path / "merged")
+    stated = json.loads((tmp_path / "merged" / "generation_config.json").read_text())["eos_token_id"]
+    assert stated == [eos, end_of_turn]
+    assert load(tmp_path / "merged").end_token_ids() == {eos, end_of_turn}
+    assert verify_merge(base, adapter, tmp_path / "merged", silent).passed
+    _export(base, adapter, tmp_path / "ollama", format="ollama")
+    fields = gguf.GGUFReader(tmp_path / "ollama" / "model.gguf").fields
+    assert fields["tokenizer.ggml.eos_token_id"].contents() == eos
+    assert fields["tokenizer.ggml.eot_token_id"].contents() == end_of_turn
+    assert not fields["tokenizer.ggml.add_bos_token"].contents()
+    modelfile = (tmp_path / "ollama" / "Modelfile").read_text()
+    assert 'PARAMETER stop "<|im_end|>"' in modelfile
