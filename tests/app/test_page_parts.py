@@ -6,7 +6,7 @@ import pytest
 from app.web.page import _opened
 from app.web.parts.answers import WrongAnswer, checked
 from app.web.parts.head import head_html, live_head
-from app.web.parts.shell import inform
+from app.web.parts.shell import choose_from, inform
 from app.web.sections.train.planning import _more_steps
 from core.train.config import TrainConfig
 
@@ -102,6 +102,16 @@ def test_every_section_follows_the_registry_with_answers_that_fit(workbench, tra
 def test_the_section_opened_last_is_the_one_remembered(workbench, tab, at, now_open, remembered):
     found = _opened(workbench, tab, ("playground", 5.0), workbench.changes(), at)
     assert [None if one == gr.skip() else one for one in found] == [now_open, remembered, None]
+
+
+@pytest.mark.parametrize(
+    ("current", "wanted"), [(None, "one"), ("", "one"), ("two", "two"), ("gone", None), ("also gone", None)]
+)
+def test_what_was_chosen_and_is_gone_is_not_replaced_by_another(current, wanted):
+    """An export, a training or a check of another one would be the next click."""
+    offered = choose_from(["one", "two"], current).constructor_args
+    assert offered.get("value", current) == wanted
+    assert choose_from(["one", "two"], "gone", "two").constructor_args["value"] == "two"
 
 
 def test_a_page_does_not_open_with_what_was_so_when_the_server_started(workbench):

@@ -182,9 +182,14 @@ def inform(sentence: str, title: str = "Done") -> None:
 
 
 def choose_from(choices: Choices, current: Any, otherwise: Any = FIRST) -> gr.Dropdown:
-    """A dropdown's update: new choices, and `otherwise` in place of a choice that is no longer among them."""
+    """A dropdown's update: new choices, and `otherwise` in place of a choice that is no longer among them.
+
+    By default that is the first where nothing was chosen yet, and nothing where somebody chose what is gone:
+    what is done next is not to be done to another.
+    """
     values = values_of(choices)
-    wanted = next(iter(values), None) if otherwise is FIRST else otherwise
+    first = next(iter(values), None) if current in (None, "") else None
+    wanted = first if otherwise is FIRST else otherwise
     return offered(choices, current if current in values else wanted, current)
 
 

@@ -108,7 +108,7 @@ def _filters(shell: Shell) -> list[Any]:
             for key, now in (("base", base_now), ("dataset", data_now), ("tag", tag_now))
         ]
         choices = [(f"{at + 1} of {pages}", at) for at in range(pages)]
-        return *kept, choose_from(choices, page_now)
+        return *kept, choose_from(choices, page_now, 0)
 
     fields: list[Any] = [words, base, data, tag, order, starred, page]
     shell.refresh(offer, fields, [base, data, tag, page])

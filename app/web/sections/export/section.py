@@ -44,7 +44,7 @@ def build(shell: Shell) -> None:
     @told
     def start(name: str | None, *values: Any) -> None:
         if not name:
-            raise refusal("Train or import an adapter first.")
+            raise refusal("Choose an adapter first; where there is none, train or import one.")
         workbench.exports.start(name, None, dict(zip(names, values, strict=True)))
         inform("Its progress is shown above.", "Export started")
 

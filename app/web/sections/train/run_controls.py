@@ -211,7 +211,7 @@ def _parts(workbench: Workbench, run_id: int | None, saved_now: int | None) -> t
             "Stopping …" if stopping else "Stop and keep", interactive=free or run.state in IDLE_STATES
         ),
         gr.Button(_EXTEND if run.state == FINISHED else _CHANGE, interactive=True),
-        choose_from(_checkpoint_choices(rows), saved_now),
+        choose_from(_checkpoint_choices(rows), saved_now, rows[0].id if rows else None),
         gr.Button(interactive=bool(rows)),
         run_html(workbench, run),
     )
