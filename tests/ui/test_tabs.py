@@ -13,7 +13,7 @@ from playwright.sync_api import Page, expect
 from core.train.training_options import TrainingOptions
 from storage.tables import Adapter, Base, Dataset, Run
 from tests.conftest import make_llama
-from tests.ui.conftest import choose, go_to, served, settled
+from tests.ui.conftest import choose, go_to, served
 from tests.workbenches import QUICK, wait_for, write_rows
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
@@ -43,8 +43,7 @@ def _refused(page: Page, sentence: str) -> None:
 
 def _row(page: Page, name: str) -> None:
     page.get_by_role("gridcell", name=name, exact=True).first.click()
-    expect(page.locator(".facts h3:visible, h3:visible", has_text=name).first).to_be_visible()
-    settled(page)
+    expect(page.locator("h3:visible", has_text=name).first).to_be_visible()
 
 
 def test_what_one_tab_took_away_the_other_refuses_in_a_sentence(
