@@ -92,10 +92,21 @@ def settings(tmp_path: Path) -> Settings:
     return settings_for(tmp_path / "home")
 
 
+@pytest.fixture(scope="session")
+def furnished(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
+    """A home with the base "llama" and the data set "data", made once and copied for each test."""
+    settings = settings_for(tmp_path_factory.mktemp("furnished") / "home")
+    found = Workbench(settings)
+    do_job(found, "add_model", {"origin": str(tiny_llama), "name": "llama"})
+    found.datasets.add(write_rows(settings.home / "rows.jsonl"), "data")
+    found.close()
+    return settings.home
+
+
 @pytest.fixture
 def workbench(
     settings: Settings,
-    tiny_llama: Path,
+    furnished: Path,
     float32_engine: None,
     zygote: Zygote,
     monkeypatch: pytest.MonkeyPatch,
@@ -110,9 +121,8 @@ def workbench(
         monkeypatch.setattr(f"{starter}.start_detached", zygote.start)
     # As the doctor has it asked in a process of its own, which has a test of its own.
     monkeypatch.setattr("app.service.doctor._unsound", lambda folders: list(refusals(folders).values()))
+    shutil.copytree(furnished, settings.home, dirs_exist_ok=True)
     found = Workbench(settings)
-    do_job(found, "add_model", {"origin": str(tiny_llama), "name": "llama"})
-    found.datasets.add(write_rows(settings.home / "rows.jsonl"), "data")
     yield found
     found.close()
     end_engine(settings)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import queue
 import signal
+import sqlite3
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from multiprocessing import Pipe
+from pathlib import Path
 
 import pytest
 
@@ -24,10 +26,28 @@ HELLO = [{"role": "user", "content": "hello"}]
 LONG = GenerationConfig(max_tokens=200, temperature=0.0)
 
 
+def _can_be_written(registry: Path) -> bool:
+    with closing(sqlite3.connect(registry, timeout=0.1)) as connection:
+        try:
+            connection.execute("begin immediate")
+        except sqlite3.OperationalError:
+            return False
+        return True
+
+
 @contextmanager
 def frozen(workbench):
+    """An engine that is stopped, not in the midst of writing: then the registry is what cannot be used."""
     pid = workbench.engine.status()["pid"]
-    os.kill(pid, signal.SIGSTOP)
+
+    def stop() -> bool:
+        os.kill(pid, signal.SIGSTOP)
+        if _can_be_written(workbench.settings.database):
+            return True
+        os.kill(pid, signal.SIGCONT)
+        return False
+
+    wait_for(stop)
     try:
         yield
     finally:
