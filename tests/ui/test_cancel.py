@@ -139,16 +139,18 @@ def test_the_button_ends_the_job_that_it_names_and_a_held_one_gives_its_result(
     workbench, address, pipe, open_page
 ):
     page = open_page(address)
-    unfold(page, "Other jobs")
-    page.get_by_label("Place").fill("first")
-    page.locator("#job-look_about").click()
+    first = workbench.jobs.start("look_about", {"place": "first"})
     button = page.locator("#cancel-job")
     expect(button).to_have_text("Cancel: Look about first", timeout=60_000)
     second = workbench.jobs.start("look_about", {"place": "second"})
     wait_for(lambda: workbench.registry.get(Job, second.id).message == "Looking")
-    wait_for(lambda: workbench.registry.jobs.active()[0].message == "Looking")
-    page.route("**/component_server**", lambda route: route.abort())  # the page hears nothing of it
-    workbench.jobs.cancel(workbench.registry.jobs.active()[0])
+    wait_for(lambda: workbench.registry.get(Job, first.id).message == "Looking")
+    silenced: list[None] = []
+    page.route("**/component_server**", lambda route: silenced.append(route.abort()))
+    while len(silenced) < 2:  # what was on its way has arrived; from here on the page hears nothing
+        page.wait_for_timeout(50)
+    workbench.jobs.cancel(first)
+    wait_for(lambda: not workbench.registry.get(Job, first.id).active)
     button.click()
     expect(page.get_by_test_id("toast-body").filter(has_text="first is not under way")).to_be_visible()
     page.unroute("**/component_server**")
@@ -157,6 +159,7 @@ def test_the_button_ends_the_job_that_it_names_and_a_held_one_gives_its_result(
     pipe.write_text("go on")
     expect(button).to_be_hidden(timeout=30_000)
     assert workbench.jobs.wait(second) == {"seen": "second"}
+    unfold(page, "Other jobs")
     page.get_by_label("Place").fill("third")
     page.locator("#job-look_about").click()
     expect(button).to_have_text("Cancel: Look about third", timeout=30_000)

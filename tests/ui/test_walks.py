@@ -135,8 +135,7 @@ def test_adapters_are_tried_before_they_are_kept_and_bases_verified(
     assert workbench.usage.quota() == 5
     _press(page, "Clean up")
     _toast(page, "became free")
-    (workbench.settings.exports / "made-meanwhile").mkdir(parents=True)
-    (workbench.settings.exports / "made-meanwhile" / "big").write_bytes(bytes(3_000_000))
+    (workbench.settings.logs / "written-meanwhile.log").write_bytes(bytes(3_000_000))
     _press(page, "Measure again")
     expect(page.get_by_text("3.0 MB").first).to_be_visible()
 
