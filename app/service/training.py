@@ -136,7 +136,8 @@ class Training:
         """What a training would need. Raises InvalidConfig, NotFound."""
         data = self._registry.find(Dataset, dataset)
         self._require_sound(data)
-        return self._estimate(self._registry.find(Base, base), data, options)
+        model = self._registry.find(Base, base)
+        return replace(self._estimate(model, data, options), experts=experts_of(self._registry, model))
 
     def _estimate(self, base: Base, data: Dataset, options: TrainingOptions) -> Estimate:
         shape = BaseShape(
@@ -146,8 +147,7 @@ class Training:
         usable = data.rows - data.excluded_rows - data.faulty_rows - data.validation_rows
         mean, seen = sum(lengths) / max(1, len(lengths)), self._seen(base, data, max(1, usable))
         rows = DataShape(usable, mean, data.validation_rows, seen.row_tokens)
-        found = estimate(shape, rows, options, bytes_per_weight=2, tokens_per_second=seen.tokens_per_second)
-        return replace(found, experts=experts_of(self._registry, base))
+        return estimate(shape, rows, options, bytes_per_weight=2, tokens_per_second=seen.tokens_per_second)
 
     def _seen(self, base: Base, data: Dataset, rows: int) -> _Seen:
         """What the last runs on this base that got anywhere have shown, their slow first steps counted."""
