@@ -140,6 +140,11 @@ def unfold(page: Page, accordion: str) -> None:
     drawn(page)
 
 
+def press(page: Page, button: str) -> None:
+    """Press the button of this name."""
+    page.get_by_role("button", name=button, exact=True).click()
+
+
 def drawn(page: Page) -> None:
     """Wait until what was just opened is drawn.
 

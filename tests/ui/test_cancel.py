@@ -14,7 +14,7 @@ from core.seam import PLUGINS_VARIABLE
 from storage.tables import RUNNING, STOPPED, Adapter, Base, Dataset, Export, Job
 from tests.core.helpers import new_peft
 from tests.ui import held_jobs
-from tests.ui.conftest import choose, go_to, served, unfold
+from tests.ui.conftest import choose, go_to, press, served, unfold
 from tests.workbenches import wait_for, write_rows
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
@@ -34,10 +34,6 @@ def pipe(tmp_path, monkeypatch):
 def address(pipe, workbench, zygote):
     with served(workbench.settings.home, zygote) as found:
         yield found
-
-
-def _press(page: Page, name: str) -> None:
-    page.get_by_role("button", name=name, exact=True).click()
 
 
 def _cancel(page: Page, workbench: Workbench, kind: str) -> Job:
@@ -82,16 +78,16 @@ def test_a_job_of_every_kind_is_cancelled_in_the_middle_of_its_work(
 
     go_to(page, "Models")
     page.get_by_label("Add a base model").fill(str(other_llama))
-    _press(page, "Add")
+    press(page, "Add")
     cancel("add_model")
 
     go_to(page, "Data")
     page.locator("#data-upload input[type=file]").set_input_files(rows)
     expect(page.locator("#look .turn").first).to_be_visible()
-    _press(page, "Import")
+    press(page, "Import")
     cancel("import_data")
     page.get_by_role("gridcell", name="data", exact=True).first.click()
-    _press(page, "Check with this base")
+    press(page, "Check with this base")
     cancel("check_data")
 
     go_to(page, "Adapters")
@@ -99,14 +95,14 @@ def test_a_job_of_every_kind_is_cancelled_in_the_middle_of_its_work(
     expect(page.get_by_text("Fingerprint of the base")).to_be_visible()
     unfold(page, "Look inside the chosen adapter")
     for button, kind in (("Look inside", "inspect_adapter"), ("Verify", "verify_adapter")):
-        _press(page, button)
+        press(page, button)
         cancel(kind)
         _said(page)
     unfold(page, "Look inside the chosen adapter")  # folds it again
     unfold(page, "Resize the chosen adapter")
     page.get_by_label("Name of the resized one").fill("smaller")
     page.get_by_label("New rank").fill("1")
-    _press(page, "Resize and keep")
+    press(page, "Resize and keep")
     cancel("resize_adapter")
     _said(page)
     unfold(page, "Resize the chosen adapter")
@@ -115,18 +111,18 @@ def test_a_job_of_every_kind_is_cancelled_in_the_middle_of_its_work(
         choose(page, "Adapters to combine", name)
     page.keyboard.press("Escape")
     page.get_by_label("Name of the new adapter").fill("both")
-    _press(page, "Combine and keep")
+    press(page, "Combine and keep")
     cancel("combine_adapters")
     _said(page)
     unfold(page, "Combine adapters")
     unfold(page, "Import an adapter")
     page.get_by_label("Or a folder or file on this machine").fill(str(tmp_path / "theirs"))
-    _press(page, "Import")
+    press(page, "Import")
     cancel("import_adapter")
     _said(page)
 
     go_to(page, "Export")
-    _press(page, "Export")
+    press(page, "Export")
     cancel("export_adapter")
 
     assert sorted(cancelled) == sorted(JOBS.names)  # a new kind of job needs its own lines here

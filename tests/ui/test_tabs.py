@@ -13,7 +13,7 @@ from playwright.sync_api import Page, expect
 from core.train.training_options import TrainingOptions
 from storage.tables import Adapter, Base, Dataset, Run
 from tests.conftest import make_llama
-from tests.ui.conftest import choose, go_to, served
+from tests.ui.conftest import choose, go_to, press, served
 from tests.workbenches import QUICK, wait_for, write_rows
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
@@ -28,10 +28,6 @@ def address(workbench, zygote):
 def _deafen(page: Page) -> None:
     """From now on the page hears nothing of what others do; what is pressed on it works."""
     page.route("**/component_server**", lambda route: route.abort())
-
-
-def _press(page: Page, name: str) -> None:
-    page.get_by_role("button", name=name, exact=True).click()
 
 
 def _refused(page: Page, sentence: str) -> None:
@@ -67,18 +63,18 @@ def test_what_one_tab_took_away_the_other_refuses_in_a_sentence(
 
     # Renamed elsewhere, and used here by its old name.
     registry.adapters.change(registry.find(Adapter, "renamed").id, name="new name")
-    _press(page, "Chat with it")
+    press(page, "Chat with it")
     _refused(page, "There is no adapter called 'renamed'")
     go_to(page, "Adapters")
     expect(page.get_by_role("button", name="Delete …")).to_be_hidden()  # it was not about another one
 
     # The question is about one adapter, and another has its name when it is answered.
     _row(page, "swapped")
-    _press(page, "Delete …")
+    press(page, "Delete …")
     expect(page.get_by_role("button", name="Delete it")).to_be_visible()
     registry.adapters.change(registry.find(Adapter, "swapped").id, name="was swapped")
     trained("swapped")
-    _press(page, "Delete it")
+    press(page, "Delete it")
     _refused(page, "swapped is another one by now")
     assert {"swapped", "was swapped"} <= registry.names(Adapter)
 
@@ -91,7 +87,7 @@ def test_what_one_tab_took_away_the_other_refuses_in_a_sentence(
     _refused(page, "Choose an adapter first")
     go_to(page, "Playground")
     page.get_by_role("textbox", name="Prompt", exact=True).fill("are you there?")
-    _press(page, "Send")
+    press(page, "Send")
     _refused(page, "There is no adapter called 'deleted'")
     expect(page.get_by_role("textbox", name="Prompt", exact=True)).to_have_value("are you there?")
     go_to(page, "Train")
@@ -116,21 +112,21 @@ def test_two_tabs_stop_pause_resume_and_remove_the_same_run(workbench, address, 
     _refused(second, "There is an adapter or an active run called 'mine' already")
     assert len(workbench.registry.all(Run)) == 1
 
-    _press(page, "Pause")
+    press(page, "Pause")
     expect(page.locator(".curve-state", has_text="Paused")).to_be_visible(timeout=60_000)
-    _press(second, "Pause")  # which does it once
+    press(second, "Pause")  # which does it once
     resume = second.get_by_role("button", name="Resume", exact=True)
     expect(resume).to_be_enabled()
     resume.click()
     expect(page.locator(".curve-state", has_text="Running")).to_be_visible(timeout=60_000)
-    _press(page, "Pause")
+    press(page, "Pause")
     expect(page.locator(".curve-state", has_text="Paused")).to_be_visible(timeout=60_000)
 
     # Paused, it can be stopped and kept; who takes it for running stops it once more, to no effect.
-    _press(page, "Stop and keep")
+    press(page, "Stop and keep")
     expect(page.locator(".curve-state", has_text="Stopped")).to_be_visible(timeout=60_000)
     expect(resume).to_be_disabled()
-    _press(second, "Stop and keep")
+    press(second, "Stop and keep")
     expect(resume).to_be_enabled()
     (kept,) = workbench.registry.all(Adapter)
     assert (kept.name, kept.steps) == ("mine", workbench.registry.checkpoints.of(run.id)[0].step)
@@ -155,7 +151,7 @@ def test_an_engine_killed_in_mid_answer_is_told_and_the_next_message_is_answered
     page.get_by_label("Max tokens").fill("200")
     prompt = page.get_by_role("textbox", name="Prompt", exact=True)
     prompt.fill("hello there")
-    _press(page, "Send")
+    press(page, "Send")
     answer = page.locator(".bot.message")
     expect(answer).to_have_count(1)
     expect(answer).not_to_have_text(re.compile(r"^\s*…?\s*$"), timeout=60_000)
@@ -165,7 +161,7 @@ def test_an_engine_killed_in_mid_answer_is_told_and_the_next_message_is_answered
     expect(prompt).to_be_editable()
     page.get_by_label("Max tokens").fill("5")
     prompt.fill("and now?")
-    _press(page, "Send")
+    press(page, "Send")
     expect(prompt).to_have_value("", timeout=60_000)
     expect(page.locator(".bot.message").last).not_to_have_text(re.compile(r"^\s*…?\s*$"), timeout=60_000)
     wait_for(lambda: workbench.registry.chats.messages(1)[-1].finish in ("length", "stop", "end"))

@@ -10,7 +10,7 @@ from core.seam import PLUGINS_VARIABLE
 from core.train.training_options import TrainingOptions
 from storage.tables import Adapter, Base, Dataset, Job, Run
 from tests.core.helpers import new_peft
-from tests.ui.conftest import choose, go_to, served, unfold
+from tests.ui.conftest import choose, go_to, press, served, unfold
 from tests.workbenches import wait_for, write_refusing_template
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
@@ -29,10 +29,6 @@ def address(plugins, workbench, zygote):
         yield found
 
 
-def _press(page: Page, name: str) -> None:
-    page.get_by_role("button", name=name, exact=True).click()
-
-
 def _toast(page: Page, sentence: str) -> None:
     expect(page.get_by_test_id("toast-body").filter(has_text=sentence).first).to_be_visible()
 
@@ -47,32 +43,32 @@ def test_rows_left_out_brought_back_appended_and_split_anew(workbench, address, 
 
     page = open_page(address)
     go_to(page, "Data")
-    _press(page, "Use the sample data")
+    press(page, "Use the sample data")
     expect(page.get_by_role("gridcell", name=SAMPLE_NAME).first).to_be_visible(timeout=JOB)
     page.get_by_role("gridcell", name="data", exact=True).first.click()
     go_to(page, "Rows and tokens")
     page.locator("#row-list").get_by_role("gridcell", name="hello 3", exact=False).first.click()
     expect(page.get_by_text("Row 4", exact=True)).to_be_visible()
     go_to(page, "Edit")
-    _press(page, "Leave this row out")
+    press(page, "Leave this row out")
     version(2)
     assert row().excluded_rows == 1
-    _press(page, "Bring this row back")
+    press(page, "Bring this row back")
     version(3)
     assert row().excluded_rows == 0
-    _press(page, "Add as a new row")
+    press(page, "Add as a new row")
     version(4)
     assert (row().rows, workbench.datasets.row(row(), 24).example.messages[0]["content"]) == (25, "hello 3")
-    _press(page, "Leave this row out")
+    press(page, "Leave this row out")
     version(5)
     go_to(page, "Report")
-    _press(page, "Bring all back")
+    press(page, "Bring all back")
     version(6)
     assert row().excluded_rows == 0
     go_to(page, "Split and versions")
     page.get_by_role("radio", name="number").check()
     page.get_by_label("Share in %, or number of rows").fill("7")
-    _press(page, "Split anew")
+    press(page, "Split anew")
     version(7)
     assert row().validation_rows == 7
 
@@ -92,25 +88,25 @@ def test_adapters_are_tried_before_they_are_kept_and_bases_verified(
     unfold(page, "Resize the chosen adapter")
     page.get_by_label("New rank").fill("1")
     page.get_by_label("Measure the validation loss").uncheck()
-    _press(page, "Try")
+    press(page, "Try")
     expect(page.get_by_text("one at rank 1")).to_be_visible(timeout=JOB)
     unfold(page, "Combine adapters")
     for name in ("one", "two"):
         choose(page, "Adapters to combine", name)
     page.keyboard.press("Escape")
-    _press(page, "Preview")
+    press(page, "Preview")
     expect(page.get_by_text("Sign conflicts")).to_be_visible(timeout=JOB)
     unfold(page, "Import an adapter")
     page.get_by_label("Or a folder or file on this machine").fill(str(tmp_path / "theirs"))
-    _press(page, "Look at it")
+    press(page, "Look at it")
     expect(page.get_by_text("PEFT layout, rank 4, alpha 8")).to_be_visible(timeout=JOB)
     assert workbench.registry.names(Adapter) == {"one", "two"}, "nothing of it is kept"
 
     go_to(page, "Models")
     page.get_by_role("gridcell", name="llama", exact=True).first.click()
-    _press(page, "Verify fingerprint")
+    press(page, "Verify fingerprint")
     _toast(page, f"Unchanged: {workbench.registry.find(Base, 'llama').fingerprint[:16]}")
-    _press(page, "Add the starter model")
+    press(page, "Add the starter model")
     cancel = page.locator("#cancel-job")
     expect(cancel).to_be_visible(timeout=JOB)
     cancel.click()
@@ -122,7 +118,7 @@ def test_adapters_are_tried_before_they_are_kept_and_bases_verified(
     go_to(page, "Rows and tokens")
     page.locator("#row-list").get_by_role("gridcell", name="hello 3", exact=False).first.click()
     choose(page, "Chat template", "chatml")
-    _press(page, "Use this template for the base")
+    press(page, "Use this template for the base")
     _toast(page, "bare is trained and chatted with in the chatml template")
     assert workbench.registry.find(Base, "bare").template == "chatml"
 
@@ -130,13 +126,13 @@ def test_adapters_are_tried_before_they_are_kept_and_bases_verified(
     unfold(page, "Storage")
     expect(page.get_by_text("in all").first).to_be_visible()
     page.get_by_label("Quota (GB); 0: none").fill("5")
-    _press(page, "Set quota")
+    press(page, "Set quota")
     expect(page.get_by_text("of 5 GB allowed")).to_be_visible()
     assert workbench.usage.quota() == 5
-    _press(page, "Clean up")
+    press(page, "Clean up")
     _toast(page, "became free")
     (workbench.settings.logs / "written-meanwhile.log").write_bytes(bytes(3_000_000))
-    _press(page, "Measure again")
+    press(page, "Measure again")
     expect(page.get_by_text("3.0 MB").first).to_be_visible()
 
 
@@ -152,7 +148,7 @@ def test_kinds_are_chosen_trained_charted_extended_and_made_a_preset(workbench, 
     page.get_by_label("Max steps").fill("8")
     page.get_by_label("Name of the adapter").fill("mine")
     expect(page.get_by_text("8, about")).to_be_visible()
-    _press(page, "Start training")
+    press(page, "Start training")
     expect(page.locator(".curve-state", has_text="Finished")).to_be_visible(timeout=120_000)
     (run,) = workbench.registry.all(Run)
     options = TrainingOptions.from_dict(run.config)
@@ -168,7 +164,7 @@ def test_kinds_are_chosen_trained_charted_extended_and_made_a_preset(workbench, 
     assert drawn == pytest.approx([one.metrics["cross_entropy"] for one in said if one.loss is not None])
 
     page.get_by_label("New number of epochs").fill("5")
-    _press(page, "Extend the finished run")
+    press(page, "Extend the finished run")
     _toast(page, "goes on from its last checkpoint")
     wait_for(lambda: workbench.registry.get(Run, run.id).state == "finished" and len(_left(workbench)) == 2)
     expect(page.locator(".curve-state", has_text="Finished")).to_be_visible(timeout=120_000)
@@ -178,12 +174,12 @@ def test_kinds_are_chosen_trained_charted_extended_and_made_a_preset(workbench, 
     page.get_by_role("gridcell", name="mine", exact=True).first.click()
     choose(page, "Runs to compare", f"{run.id} · mine")
     page.keyboard.press("Escape")
-    _press(page, "Make it the preset")
+    press(page, "Make it the preset")
     _toast(page, "Saved as the preset mine")
     go_to(page, "Train")
     unfold(page, "Save these options as a preset")
     choose(page, "Preset", "mine")
-    _press(page, "Delete preset")
+    press(page, "Delete preset")
     wait_for(lambda: not (workbench.settings.presets / "mine.toml").exists())
 
 
