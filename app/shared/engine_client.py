@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import socket
+import struct
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -49,9 +51,20 @@ def _called(address: tuple[str, int], pid: int) -> Connection:
     try:
         with socket.create_connection(address, timeout=_STILL_SECONDS) as found:
             found.setblocking(True)
+            _bound(found)
             return Connection(found.detach())
     except TimeoutError:
         raise _silent(pid) from None
+
+
+def _bound(found: socket.socket) -> None:
+    """Have a read or a write end with BlockingIOError that waits for longer than an engine may stand still:
+    one that is frozen in the midst of a message, or of one that it was to take.
+    """
+    seconds = int(_STILL_SECONDS)
+    limit = seconds * 1000 if sys.platform == "win32" else struct.pack("ll", seconds, 0)
+    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+        found.setsockopt(socket.SOL_SOCKET, option, limit)
 
 
 def _silent(pid: int) -> EngineSilent:
@@ -62,17 +75,32 @@ def _silent(pid: int) -> EngineSilent:
 
 
 def _introduce(connection: Connection, key: bytes, pid: int) -> Connection:
-    """Prove to each other that both know the key. Raises EngineSilent: one that is frozen never sends its
-    challenge.
+    """Prove to each other that both know the key. Raises EngineSilent: one that is frozen says nothing, from
+    the start or in the midst of it.
     """
+    patient: Any = _Patient(connection, pid)
     try:
-        _wait_for_word(connection, pid, _BUSY_SECONDS)
-        answer_challenge(connection, key)
-        deliver_challenge(connection, key)
+        answer_challenge(patient, key)
+        deliver_challenge(patient, key)
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+class _Patient:
+    """A connection to the engine, process `pid`, each of whose messages is waited for as `_wait_for_word`
+    does: what greeting needs of a connection.
+    """
+
+    def __init__(self, connection: Connection, pid: int) -> None:
+        self._connection, self._pid = connection, pid
+        self.send_bytes = connection.send_bytes
+
+    def recv_bytes(self, maxlength: int) -> bytes:
+        """The next message, of at most so many bytes. Raises EngineSilent."""
+        _wait_for_word(self._connection, self._pid, _BUSY_SECONDS)
+        return self._connection.recv_bytes(maxlength)
 
 
 def _wait_for_word(connection: Connection, pid: int, patience: float = math.inf) -> None:
@@ -248,6 +276,8 @@ class EngineClient:
     def _talking(self, connection: Connection) -> Iterator[Connection]:
         try:
             yield connection
+        except BlockingIOError:
+            raise _silent(self._about()["pid"]) from None
         except (EOFError, OSError) as error:
             raise EngineUnavailable(f"The engine ended while it was asked: {self.death_reason()}.") from error
         finally:
@@ -260,6 +290,8 @@ class EngineClient:
         try:
             connection = _called(tuple(about["address"]), about["pid"])
             return _introduce(connection, bytes.fromhex(about["key"]), about["pid"])
+        except BlockingIOError:
+            raise _silent(about["pid"]) from None
         except (OSError, ValueError, KeyError, EOFError, AuthenticationError) as error:
             raise EngineUnavailable("No engine is running on this home folder.") from error
 

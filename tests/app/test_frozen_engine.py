@@ -17,6 +17,7 @@ import pytest
 from app.shared import engine_client, wire
 from app.shared.engine_client import _wait_for_word
 from app.shared.errors import EngineSilent
+from app.shared.processes import is_stopped
 from core.generate.config import GenerationConfig
 from core.train.training_options import TrainingOptions
 from storage.tables import Dataset, Run
@@ -78,6 +79,45 @@ def test_whatever_is_asked_of_a_frozen_engine_ends_in_a_sentence(workbench):
     assert list(workbench.chats.answer("llama", [None], [HELLO], LONG))[-1].reason
     (run,) = workbench.registry.all(Run)
     assert (run.state, "stopped, or stuck" in run.reason) == ("failed", True)
+
+
+@pytest.mark.parametrize("moment", ["answer_challenge", "deliver_challenge"])
+def test_an_engine_that_freezes_while_it_greets_is_noticed(workbench, monkeypatch, moment):
+    workbench.engine.ensure()
+    pid, greet = workbench.engine.status()["pid"], getattr(engine_client, moment)
+
+    def freeze_and_greet(connection: object, key: bytes) -> None:
+        os.kill(pid, signal.SIGSTOP)
+        wait_for(lambda: is_stopped(pid))
+        greet(connection, key)
+
+    monkeypatch.setattr(engine_client, moment, freeze_and_greet)
+    start = time.monotonic()
+    try:
+        assert workbench.engine.status() is None
+        assert time.monotonic() - start < 15
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    monkeypatch.undo()
+    assert wait_for(workbench.engine.status)
+
+
+def test_a_large_message_that_a_frozen_engine_does_not_take_ends_in_a_sentence(workbench, monkeypatch):
+    monkeypatch.setattr(engine_client, "_STILL_SECONDS", 1.0)
+    workbench.engine.ensure()
+    pid, send = workbench.engine.status()["pid"], wire.send
+
+    def freeze_and_send(connection: object, message: wire.Message) -> None:
+        os.kill(pid, signal.SIGSTOP)
+        wait_for(lambda: is_stopped(pid))
+        send(connection, message | {"more": "." * 10_000_000})  # type: ignore[arg-type]
+
+    monkeypatch.setattr(wire, "send", freeze_and_send)
+    try:
+        with pytest.raises(EngineSilent, match="stopped, or stuck"):
+            list(workbench.chats.answer("llama", [None], [HELLO], LONG))
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 def test_an_engine_that_works_is_waited_for_and_one_that_does_nothing_is_not(monkeypatch):
