@@ -301,21 +301,25 @@ def _restore(workbench: Workbench, folder: Path) -> Place:
         blobs = BlobStore(settings.blobs)
         restore(file, settings.database, blobs, lambda what, share: None, replace=True)
 
-    def titles() -> list[str]:
-        with closing(sqlite3.connect(settings.database)) as connection:
+    def titles(database: Path) -> list[str]:
+        with closing(sqlite3.connect(database)) as connection:
             assert connection.execute("pragma integrity_check").fetchone() == ("ok",)
             return [row[0] for row in connection.execute("select title from job")]
 
     def require_none() -> None:
-        if titles() != ["what was there before"]:
+        if titles(settings.database) != ["what was there before"]:
             require_done()  # which is said, too: all of it is there, or nothing
 
     def require_done() -> None:
         restored = Workbench(settings)
         _require_sound(restored)
         restored.close()
-        for kept in settings.home.glob("registry-before-restore-*.db"):
-            kept.unlink()
+        kept = list(settings.home.glob("registry-before-restore-*.db"))
+        assert kept, "what was there is not kept"
+        for one in kept:
+            assert titles(one) in (["what was there before"], titles(settings.database)), "it is not whole"
+        for path in settings.home.glob("registry-before-restore-*"):
+            path.unlink()
         assert list(settings.home.glob(".restore-*")) == []
         shutil.rmtree(settings.blobs)
         shutil.copyfile(before, settings.database)
