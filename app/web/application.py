@@ -58,6 +58,13 @@ def build_app(workbench: Workbench) -> ASGIApp:
     _serve_file(
         application, "/workbench/icon.svg", Path(str(resources.files("assets") / "icon.svg")), "image/svg+xml"
     )
+    for script in ("frame.js",):
+        _serve_file(
+            application,
+            f"/workbench/{script}",
+            Path(str(resources.files("assets") / script)),
+            "text/javascript",
+        )
     _serve_reports(application, workbench)
     _serve_exports(application, workbench)
     page = build_page(workbench)
