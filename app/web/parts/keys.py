@@ -6,7 +6,7 @@ from html import escape
 
 import gradio as gr
 
-from app.web.parts.layout import sheet
+from app.web.parts.panes import sheet
 
 _KEYS = (
     ("g, then h m d t r a p e s", "Home, Models, Data, Train, Runs, Adapters, Playground, Export, Settings"),

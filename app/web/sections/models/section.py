@@ -8,8 +8,8 @@ import gradio as gr
 
 from app.service.workbench import Workbench
 from app.shared.bases import experts_of
-from app.web.parts.layout import ask_first, bar, close_sheet, left, opener, right, sheet, split
 from app.web.parts.markup import day, empty, facts, size, title_line
+from app.web.parts.panes import ask_first, bar, close_sheet, left, opener, right, sheet, split
 from app.web.parts.picker import Query, Row, Rows, matching, picker
 from app.web.parts.routes import link, there
 from app.web.parts.shell import WORKING, Shell, inform, refusal, told
