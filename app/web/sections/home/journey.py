@@ -61,7 +61,7 @@ def journey_html(done: int) -> str:
             f"<span>{title}<small>{text}</small></span></li>"
         )
     return (
-        "<div class='card'><h3>Your first adapter</h3><p class='lead'>Four steps, a few minutes. "
+        "<div class='card'><h2>Your first adapter</h2><p class='lead'>Four steps, a few minutes. "
         "The base model stays as it is; what you train is a small adapter beside it.</p>"
         f"<ol class='steps'>{''.join(items)}</ol></div>"
     )

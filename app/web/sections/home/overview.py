@@ -24,11 +24,11 @@ def overview_html(workbench: Workbench) -> str:
 def _card(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], nothing: str) -> str:
     """A table as a card; the cells are HTML."""
     if not rows:
-        return f"<div class='card'><h3>{title}</h3><p class='hint'>{nothing}</p></div>"
+        return f"<div class='card'><h2>{title}</h2><p class='hint'>{nothing}</p></div>"
     heads = "".join(f"<th>{one}</th>" for one in head)
     lines = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
     table = f"<table class='rows'><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table>"
-    return f"<div class='card'><h3>{title}</h3>{table}</div>"
+    return f"<div class='card'><h2>{title}</h2>{table}</div>"
 
 
 def _adapters(workbench: Workbench) -> str:
@@ -69,7 +69,7 @@ def _kept(workbench: Workbench) -> str:
         ("Exports", "export", len(registry.all(Export))),
     ]
     shown = "".join(f"<dt>{link(text, to)}</dt><dd>{count:,}</dd>" for text, to, count in counts)
-    return f"<div class='card'><h3>Kept here</h3><dl class='facts'>{shown}</dl></div>"
+    return f"<div class='card'><h2>Kept here</h2><dl class='facts'>{shown}</dl></div>"
 
 
 def _machine(workbench: Workbench) -> str:
@@ -86,4 +86,5 @@ def _machine(workbench: Workbench) -> str:
             ("Home folder", workbench.settings.home),
         ],
         "This machine",
+        2,
     )
