@@ -44,8 +44,8 @@ def guarded_app(workbench: Workbench, hosts: set[str], token: str, *, encrypted:
 
 
 class _PageCompressed:
-    """Compresses the page itself: half a megabyte, a tenth of it compressed. Its assets are so already, and what
-    streams must not wait.
+    """Compresses the page itself, half a megabyte, to a tenth. Its assets are so already, and what streams must
+    not wait.
     """
 
     def __init__(self, app: ASGIApp) -> None:
