@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,6 @@ from typing import Any
 import tomlkit
 from filelock import FileLock
 from tomlkit import TOMLDocument
-from tomlkit.exceptions import TOMLKitError
 
 from app.shared.private import write_private
 from app.shared.settings import Settings
@@ -173,6 +173,15 @@ class PreferenceStore:
         return next(one for one in self.all() if one.name == name)
 
     @property
+    def fault(self) -> str:
+        """What is wrong in the file or the environment; empty where nothing is."""
+        try:
+            self.values()
+        except InvalidConfig as error:
+            return str(error)
+        return ""
+
+    @property
     def changed(self) -> int:
         """When the file was last changed, in nanoseconds."""
         file = self._settings.settings_file
@@ -181,22 +190,26 @@ class PreferenceStore:
     def _stored(self) -> dict[str, tuple[Any, str]]:
         """What stands in the home folder, each with the name of its file."""
         file, earlier = self._settings.settings_file, self._settings.quota_file
-        stored = {name: (value, file.name) for name, value in self._checked(self._document()).items()}
+        stored = {name: (value, file.name) for name, value in self._read().items()}
         if "quota" not in stored and earlier.is_file():
             stored["quota"] = _earlier_quota(earlier), earlier.name
         return stored
 
-    def _document(self) -> TOMLDocument:
+    def _read(self) -> dict[str, Any]:
+        file = self._settings.settings_file
+        return _checked(tomllib.loads(self._text()), str(file))
+
+    def _text(self) -> str:
+        """What the file holds; nothing where there is none. Raises InvalidConfig if it is not TOML."""
         file = self._settings.settings_file
         try:
-            return tomlkit.parse(file.read_text(encoding="utf-8"))
+            text = file.read_text(encoding="utf-8")
+            tomllib.loads(text)
         except FileNotFoundError:
-            return tomlkit.document()
-        except (TOMLKitError, UnicodeDecodeError) as error:
+            return ""
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise InvalidConfig(f"{file} is not valid TOML: {error}") from None
-
-    def _checked(self, document: TOMLDocument) -> dict[str, Any]:
-        return _checked(document.unwrap(), str(self._settings.settings_file))
+        return text
 
     def _choices(self, one: Option, value: Any) -> tuple[str, ...]:
         """With the bases that are here; one that is chosen and gone stays in sight."""
@@ -250,11 +263,11 @@ class PreferenceStore:
         """What is in the file, to be changed; then it is checked, written and read back."""
         file = self._settings.settings_file
         with FileLock(self._settings.locks / "settings.lock"):
-            document = self._document()
+            document = tomlkit.parse(self._text() or _HEADER)
             yield document
-            wanted, text = self._checked(document), tomlkit.dumps(document)
-            write_private(file.resolve(), text if file.exists() else _HEADER + text)
-            if self._checked(self._document()) != wanted:
+            wanted = _checked(document.unwrap(), str(file))
+            write_private(file.resolve(), tomlkit.dumps(document))
+            if self._read() != wanted:
                 raise InvalidConfig(
                     f"{file} does not hold what was written into it; look at it and try again."
                 )

@@ -6,27 +6,16 @@ from importlib import resources
 
 import gradio as gr
 
+from app.web.installable import ACCENT
+
 _FONT = ["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 _MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
 
-HEAD = """
-<link rel="icon" href="/workbench/icon.svg" type="image/svg+xml">
-<script>
-  (() => {
-    const kept = localStorage.getItem('lora-workbench-theme');
-    const dark = kept ? kept === 'dark' : matchMedia('(prefers-color-scheme: dark)').matches;
-    const apply = on => document.body.classList.toggle('dark', on);
-    addEventListener('DOMContentLoaded', () => apply(dark));
-    addEventListener('click', event => {
-      if (!event.target.closest('#theme-button')) return;
-      const on = !document.body.classList.contains('dark');
-      apply(on);
-      localStorage.setItem('lora-workbench-theme', on ? 'dark' : 'light');
-      dispatchEvent(new Event('workbench-theme'));
-    });
-  })();
-</script>
-"""
+
+def head() -> str:
+    """What goes into the page's head."""
+    script = (resources.files("assets") / "around.js").read_text(encoding="utf-8")
+    return f"<meta name='theme-color' content='{ACCENT}'>\n<script>{script}</script>"
 
 
 def theme() -> gr.themes.Base:

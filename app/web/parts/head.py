@@ -5,13 +5,16 @@ failed lately.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from html import escape
 from importlib import resources
+from typing import Any
 
 import gradio as gr
 
 from app.service.workbench import Workbench
 from app.web.parts.markup import job_bar, job_failure
+from app.web.parts.tab_news import tab_news
 from storage.tables import QUEUED, Run
 
 _FAILURE_SECONDS = 300.0  # how long a failed job stays in sight
@@ -22,9 +25,13 @@ def live_head(workbench: Workbench) -> gr.HTML:
     changed.
     """
 
-    def news(seen: str) -> dict[str, str | None]:
+    def news(asked: Mapping[str, Any]) -> dict[str, Any]:
         count = workbench.changes()
-        return {"html": head_html(workbench), "changes": count if count != seen else None}
+        return {
+            **tab_news(workbench, asked["followed"]),
+            "html": head_html(workbench),
+            "changes": count if count != asked["seen"] else None,
+        }
 
     script = (resources.files("assets") / "head.js").read_text(encoding="utf-8")
     return gr.HTML(_masthead(""), js_on_load=script, server_functions=[news], elem_id="head")
@@ -62,6 +69,8 @@ def masthead_html(workbench: Workbench) -> str:
                 f"<span class='chip' title='{escape(status['notice'])}'><b>Decoding without compiled "
                 "layers</b></span>"
             )
+    if fault := workbench.preferences.fault:
+        chips.append(f"<span class='chip bad' role='alert'><b>{escape(fault)}</b></span>")
     under_way = [run for run in workbench.registry.runs.active() if run.state != QUEUED]
     chips += [_run_chip(workbench, under_way)] if under_way else []
     return _masthead("".join(chips))
