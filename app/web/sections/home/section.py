@@ -14,7 +14,6 @@ from app.web.parts.shell import WORKING, Shell, told
 from app.web.sections.home.journey import ALL, NEXT, TO_CHAT, journey_html, start_step, steps_done
 from app.web.sections.home.other_jobs import other_jobs
 from app.web.sections.home.overview import overview_html
-from app.web.sections.home.storage_view import storage_view
 
 TAB, TITLE = "home", "Home"
 
@@ -32,7 +31,6 @@ def build(shell: Shell) -> None:
             go = gr.Button(NEXT[0], size="md", elem_id="first-step")
             said = gr.HTML()
     overview = gr.HTML()
-    storage_view(shell)
     other_jobs(shell)
 
     def show(begun_now: list[int]) -> tuple[object, ...]:
