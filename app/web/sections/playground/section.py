@@ -65,7 +65,6 @@ def build(shell: Shell) -> None:
                 height="100%",
                 layout="bubble",
                 feedback_options=None,
-                placeholder="Ask something below." if index == 0 else None,
                 buttons=["copy"],
                 allow_tags=False,
             )
