@@ -13,8 +13,8 @@ from app.web.parts.shell import QUIET, WORKING, Shell, inform, refusal, told
 from app.web.sections.data.data_markup import look_html, preview_html
 from core.data.formats import DATA_FORMATS
 from core.data.mapping import TEMPLATED, Candidate, DataMapping, all_roles
-from core.data.reading import suffixes
 from core.data.split import KINDS, Split
+from core.data.zipped import readable
 from core.errors import InvalidInput
 from storage.tables import Dataset
 
@@ -41,7 +41,7 @@ class ImportPanel:
         with gr.Row(equal_height=True):
             self._upload = gr.File(
                 label="Upload files of rows",
-                file_types=[*suffixes(), ".zip"],
+                file_types=list(readable()),
                 file_count="multiple",
                 height=150,
                 scale=2,
@@ -58,8 +58,8 @@ class ImportPanel:
                     self._add = gr.Button("Import", variant="primary")
                     self.sample = gr.Button("Use the sample data")
         gr.Markdown(
-            f"JSONL, JSON, CSV, TSV, Parquet, plain text, or a zip of them. Recognised: {_recognised()}. "
-            "Any other columns can be mapped.",
+            "JSONL, JSON, CSV, TSV, Parquet, plain text, also packed with gzip, or a zip of them. "
+            f"Recognised: {_recognised()}. Any other columns can be mapped.",
             elem_classes="quiet",
         )
         with gr.Column(visible=False, elem_id="look") as self._looked:
@@ -128,7 +128,7 @@ class ImportPanel:
                 self._stratify = gr.Checkbox(False, label="Stratified by label", min_width=140)
             self._validation = gr.File(
                 label="Validation file",
-                file_types=[*suffixes(), ".zip"],
+                file_types=list(readable()),
                 file_count="multiple",
                 height=110,
                 visible=False,
