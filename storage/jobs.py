@@ -92,8 +92,15 @@ class Jobs:
 
     def failed(self, since: float, limit: int = 3) -> Sequence[Job]:
         """The newest jobs that failed after `since`."""
+        return self._ended(since, limit, FAILED, INTERRUPTED)
+
+    def finished(self, since: float, limit: int = 3) -> Sequence[Job]:
+        """The newest jobs that finished after `since`."""
+        return self._ended(since, limit, FINISHED)
+
+    def _ended(self, since: float, limit: int, *states: str) -> Sequence[Job]:
         with self._database.reading() as session:
-            query = select(Job).where(col(Job.state).in_((FAILED, INTERRUPTED)), col(Job.ended) > since)
+            query = select(Job).where(col(Job.state).in_(states), col(Job.ended) > since)
             return session.exec(query.order_by(col(Job.id).desc()).limit(limit)).all()
 
 

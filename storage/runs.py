@@ -142,6 +142,12 @@ class Runs:
                 session.exec(select(Run).where(col(Run.state).in_(ACTIVE_STATES)).order_by(col(Run.id))).all()
             )
 
+    def ended(self, since: float, limit: int = 3) -> list[Run]:
+        """The newest runs that ended after `since`, however they did."""
+        with self._database.reading() as session:
+            query = select(Run).where(col(Run.ended) > since, col(Run.state).not_in(ACTIVE_STATES))
+            return list(session.exec(query.order_by(col(Run.ended).desc()).limit(limit)).all())
+
     def in_states(self, *states: str) -> list[Run]:
         """Runs in any of these states, oldest first."""
         with self._database.reading() as session:

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
-from starlette.types import ASGIApp
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.service.exports import zipped
 from app.service.workbench import Workbench
@@ -45,7 +46,22 @@ def guarded_app(
     workbench: Workbench, hosts: set[str], token: str, *, encrypted: bool = False, pages: OpenPages
 ) -> ASGIApp:
     """The whole application, the guard outermost; which counts the pages that are open."""
-    return RequestGuard(pages.counting(build_app(workbench)), hosts, token, encrypted=encrypted)
+    return RequestGuard(
+        pages.counting(_PageCompressed(build_app(workbench))), hosts, token, encrypted=encrypted
+    )
+
+
+class _PageCompressed:
+    """Compresses the page itself, half a megabyte, to a tenth. Its assets are so already, and what streams
+    must not wait.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app, self._compressed = app, GZipMiddleware(app, minimum_size=1000, compresslevel=5)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        page = scope["type"] == "http" and scope["path"] == "/"
+        await (self._compressed if page else self._app)(scope, receive, send)
 
 
 def build_app(workbench: Workbench) -> ASGIApp:
@@ -64,6 +80,13 @@ def build_app(workbench: Workbench) -> ASGIApp:
     _serve_file(
         application, "/workbench/icon.svg", Path(str(resources.files("assets") / "icon.svg")), "image/svg+xml"
     )
+    for script in ("frame.js",):
+        _serve_file(
+            application,
+            f"/workbench/{script}",
+            Path(str(resources.files("assets") / script)),
+            "text/javascript",
+        )
     _serve_manifest(application)
     _serve_reports(application, workbench)
     _serve_exports(application, workbench)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from app.jobs.kinds import Arguments, JobContext, JobKind
+from app.jobs.kinds import Arguments, JobContext, JobKind, NextStep
 from app.shared.bases import base_for, folder_of, source_of
 from app.shared.identity import require_fit
 from app.shared.private import as_users_files
@@ -113,6 +113,11 @@ class ExportAdapter(JobKind):
                 return result | {"base": _registered(registry, merged, target) if merged else None}
 
             return context.publish(out, register)
+
+    def next_steps(self, result: Mapping[str, Any]) -> Sequence[NextStep]:
+        shown = NextStep("Show it", "export", {"name": result["folder"]})
+        base = result.get("base")
+        return (shown, NextStep("Chat with it", "playground", {"base": base})) if base else (shown,)
 
 
 KIND = ExportAdapter()

@@ -1,0 +1,27 @@
+// A Plotly figure in the page's own look, drawn anew when the theme changes. Its toolbar shows above it while it is pointed at.
+const host = document.createElement('div');
+host.className = 'chart-plot';
+host.setAttribute('role', 'img');
+host.setAttribute('aria-label', props.title);
+
+function place() {
+  const slot = element.querySelector('.chart-slot');
+  if (slot && host.parentElement !== slot) slot.replaceChildren(host);
+}
+
+async function draw() {
+  place();
+  const given = props.value;
+  element.closest('.chart')?.toggleAttribute('data-empty', !given);
+  if (!given || !window.workbench.seen(element)) return;
+  const plotly = await window.workbench.bringPlotly();
+  if (given !== props.value) return;
+  const figure = JSON.parse(given), layout = {...figure.layout, template: window.workbench.plotTemplate(), autosize: true};
+  delete layout.width;
+  await plotly.react(host, figure.data, layout, {responsive: true, displaylogo: false, modeBarButtonsToRemove: ['select2d', 'lasso2d']});
+}
+
+addEventListener('workbench-theme', draw);
+new ResizeObserver(() => { if (!host.childElementCount) draw(); }).observe(element);
+watch('value', draw);
+draw();
