@@ -60,7 +60,7 @@ def preview_html(rows: Sequence[dict[str, Any]]) -> str:
 def about_html(row: Dataset) -> str:
     """What is known of a data set."""
     usable = row.rows - row.excluded_rows - row.faulty_rows
-    about = facts(
+    return facts(
         [
             ("Format", row.reason if row.mapping else f"{row.format}: {row.reason}"),
             ("File", row.source_name),
@@ -80,9 +80,7 @@ def about_html(row: Dataset) -> str:
             ("Warnings", f"{row.warnings:,}" if row.warnings else "none"),
             ("Added", day(row.created)),
         ],
-        row.name,
     )
-    return f"{about}<div style='height:10px'></div>{conversation(row.preview[:3])}"
 
 
 def kinds_html(opened: Opened, base: BaseCheck | None) -> str:
@@ -224,7 +222,7 @@ def token_facts_html(report: dict[str, Any], effective_batch: int) -> str:
         for policy, loss in report["policies"].items()
     ]
     head = ("Rows above the max length", "Rows lost", "Tokens lost", "Trained tokens lost")
-    return f"{about}<div style='height:10px'></div><div class='card'>{table(head, rows)}</div>"
+    return f"{about}<div class='card'>{table(head, rows)}</div>"
 
 
 def versions_html(versions: Sequence[DatasetVersion]) -> str:
