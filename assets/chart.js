@@ -24,6 +24,9 @@ async function draw() {
 }
 
 addEventListener('workbench-theme', draw);
-new ResizeObserver(() => { if (props.value !== shown) draw(); }).observe(element);
+new ResizeObserver(() => {
+  if (props.value !== shown) draw();
+  else if (host.childElementCount && window.workbench.seen(element)) window.Plotly.Plots.resize(host);  // its tab was closed meanwhile
+}).observe(element);
 watch('value', draw);
 draw();

@@ -1,4 +1,4 @@
-// The turns of a row as fields. The value is JSON, {name, version, row, turns: [[role, text], …]}, and follows what is typed; what
+// The turns of a row as fields. The value is JSON, {name, version, row, roles, turns: [[role, text], …]}, and follows what is typed; what
 // was not saved yet outlives a reload.
 const DRAFT = 'lora-workbench-turns';
 const make = (tag, about, ...inner) => { const one = Object.assign(document.createElement(tag), about); one.append(...inner); return one; };
@@ -42,7 +42,7 @@ function draw() {
 }
 
 function fields([role, text], at) {
-  const roles = props.roles.includes(role) ? props.roles : [role, ...props.roles];
+  const roles = about.roles.includes(role) ? about.roles : [role, ...about.roles];
   const speaker = make('select', {ariaLabel: `Role of turn ${at + 1}`}, ...roles.map(one => make('option', {value: one, textContent: one})));
   const words = make('textarea', {ariaLabel: `Text of turn ${at + 1}`, value: text, rows: 1});
   const remove = make('button', {type: 'button', className: 'small', textContent: '✕', ariaLabel: `Remove turn ${at + 1}`});

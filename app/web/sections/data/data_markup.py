@@ -98,17 +98,24 @@ def kinds_html(opened: Opened, base: BaseCheck | None) -> str:
             "<div class='card'><span class='state good'>clean</span> Nothing was found that needs a "
             f"look.{hints}</div>"
         )
-    rows = "".join(_kind_row(KINDS[code], counts[code], left_out[code]) for code in KINDS if code in counts)
-    head = "<tr><th>Level</th><th>Finding</th><th>Rows</th><th>Left out</th><th>What to do</th></tr>"
+    some_out = any(left_out.values())
+    rows = "".join(
+        _kind_row(KINDS[code], counts[code], left_out[code], some_out) for code in KINDS if code in counts
+    )
+    out = "<th>Left out</th>" if some_out else ""
+    head = f"<tr><th>Level</th><th>Finding</th><th>Rows</th>{out}<th>What to do</th></tr>"
     return (
-        "<div class='card'><table class='rows "
-        f"kinds'><thead>{head}</thead><tbody>{rows}</tbody></table>{hints}</div>"
+        f"<div class='card'><table class='rows kinds{' left-out' if some_out else ''}'><thead>{head}</thead>"
+        f"<tbody>{rows}</tbody></table>{hints}</div>"
     )
 
 
-def _kind_row(kind: Kind, count: int, left_out: int) -> str:
+def _kind_row(kind: Kind, count: int, left_out: int, some_out: bool) -> str:
+    """A row of the table; with a column of what is left out where something is."""
     level = "calm" if left_out == count else "bad" if kind.level == ERROR else "busy"
-    cells = f"<td>{count:,}</td><td>{f'{left_out:,}' if left_out else ''}</td>"
+    cells = f"<td>{count:,}</td>"
+    if some_out:
+        cells += f"<td>{f'{left_out:,}' if left_out else ''}</td>"
     badge = f"<span class='state {level}'>{kind.level}</span>"
     return f"<tr><td>{badge}</td><td>{escape(kind.title)}</td>{cells}<td>{escape(kind.remedy)}</td></tr>"
 

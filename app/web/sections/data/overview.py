@@ -15,7 +15,7 @@ _MOST_LABELS = 100
 
 def overview_tab(shell: Shell, chosen: ChosenData) -> None:
     """Lay out the tab and bind what it shows."""
-    with gr.Row(elem_classes="side-by-side"):
+    with gr.Row(elem_classes=["side-by-side", "wide"]):
         about, kinds = gr.HTML(), gr.HTML()
     places = figure_places(("Turns a row, of all rows read", "Turns by role", "Labels"))
     first = gr.HTML()

@@ -7,7 +7,6 @@ from typing import Any
 import gradio as gr
 
 from app.service.datasets import ERRORS, WARNINGS, BaseCheck
-from app.web.parts.panes import bar
 from app.web.parts.shell import QUIET, WORKING, Shell, choose_from, refusal, told, values_of
 from app.web.sections.data.chosen import ChosenData
 from app.web.sections.data.data_markup import findings_html, kinds_html
@@ -15,19 +14,20 @@ from core.data.findings import ERROR, KINDS, WARNING, codes_of
 from storage.tables import Dataset
 
 EVERYTHING = "all findings"
+_NARROW: dict[str, Any] = {"size": "md", "scale": 0, "min_width": 0}
 
 
 def report_tab(shell: Shell, chosen: ChosenData) -> None:
     """Lay out the tab and bind its handlers."""
     datasets = shell.workbench.datasets
     kinds = gr.HTML()
-    with bar():
-        errors = gr.Button("Leave out all rows with errors", variant="primary", size="md", scale=0)
-        of_kind = gr.Button("Leave out the rows shown", size="md", scale=0)
-        back = gr.Button("Bring all back", size="md", scale=0)
-    finding = gr.Dropdown(
-        [EVERYTHING], value=EVERYTHING, label="Show", interactive=True, elem_id="finding-filter"
-    )
+    with gr.Row(elem_classes="check-bar"):
+        finding = gr.Dropdown(
+            [EVERYTHING], value=EVERYTHING, label="Show", interactive=True, elem_id="finding-filter"
+        )
+        errors = gr.Button("Leave out all rows with errors", variant="primary", **_NARROW)
+        of_kind = gr.Button("Leave out the rows shown", **_NARROW)
+        back = gr.Button("Bring all back", **_NARROW)
     by_row = gr.HTML(elem_classes="findings")
     about = [*chosen.inputs, finding]
 

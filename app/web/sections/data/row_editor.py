@@ -17,8 +17,8 @@ _ROLES = ("system", "user", "assistant", "tool", "text")
 
 
 def editor() -> gr.HTML:
-    """Fields for the turns. Its value is JSON: the data set's name and version, the row's index, and its
-    turns as [role, text].
+    """Fields for the turns. Its value is JSON: the data set's name and version, the row's index, the roles
+    there are, and the row's turns as [role, text].
     """
     return gr.HTML(
         value="",
@@ -26,7 +26,6 @@ def editor() -> gr.HTML:
         html_template="<div class='turns-slot'></div>",
         js_on_load=(resources.files("assets") / "turns.js").read_text(encoding="utf-8"),
         elem_id="turns",
-        roles=list(_ROLES),
     )
 
 
@@ -34,7 +33,8 @@ def editor_value(row: Dataset, index: int, stored: StoredRow) -> str:
     """A row as the editor takes it."""
     said = [[one["role"], one["content"]] for one in stored.example.messages]
     turns = said or [["text", stored.example.text or stored.raw]]
-    return json.dumps({"name": row.name, "version": row.version, "row": index, "turns": turns})
+    about = {"name": row.name, "version": row.version, "row": index}
+    return json.dumps(about | {"roles": _ROLES, "turns": turns})
 
 
 def edited_row(value: str) -> int | None:
