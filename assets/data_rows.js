@@ -11,10 +11,16 @@ const after = make('button', {type: 'button', className: 'small', textContent: '
 const pager = make('span', {className: 'row-pager'}, before, at, after);
 const host = make('div', {className: 'picker row-picker'}, make('div', {className: 'picker-tools'}, search, filter), list, make('div', {className: 'row-foot'}, said, pager));
 
-let kept = JSON.parse(sessionStorage.getItem(KEPT) || '{}'), asked = 0, typed = null, fetched = '', told = null;
+let kept = {}, asked = 0, typed = null, fetched = '', told = null;
 const about = () => JSON.parse(props.value || '{}');
 const seen = () => element.isConnected && window.workbench.seen(host);
 const keep = news => { kept = {...kept, ...news}; sessionStorage.setItem(KEPT, JSON.stringify(kept)); };
+
+function recall() {
+  kept = JSON.parse(sessionStorage.getItem(KEPT) || '{}');
+  // A finding names a row: it is shown among all of them.
+  if (kept.find) keep({words: '', shown: props.filters[0], page: 1 + Math.floor(kept.row / props.most), find: false});
+}
 
 function place() {
   const slot = element.querySelector('.row-list-slot');
@@ -51,7 +57,6 @@ function draw({rows, total}) {
   if (kept.page > pages) { keep({page: pages}); return update(); }
   list.replaceChildren(...rows.map(line));
   list.hidden = !rows.length;
-  list.scrollTop = 0;
   said.textContent = rows.length ? `${total.toLocaleString('en')} rows · page ${kept.page.toLocaleString('en')} of ${pages.toLocaleString('en')}` : 'No rows like that.';
   at.value = kept.page;
   at.max = pages;
@@ -59,6 +64,8 @@ function draw({rows, total}) {
   after.disabled = kept.page >= pages;
   pager.hidden = pages < 2;
   mark();
+  list.scrollTop = 0;
+  list.querySelector('[aria-selected=true]')?.scrollIntoView({block: 'nearest'});
 }
 
 function line(row) {
@@ -107,6 +114,8 @@ filter.addEventListener('change', () => { keep({shown: filter.value, page: 1}); 
 before.addEventListener('click', () => turnTo(kept.page - 1));
 after.addEventListener('click', () => turnTo(kept.page + 1));
 at.addEventListener('change', () => turnTo(Number(at.value)));
+addEventListener('workbench-row', () => { recall(); update(); });
 new ResizeObserver(() => update()).observe(element);
 watch('value', update);
+recall();
 update();

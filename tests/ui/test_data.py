@@ -125,6 +125,11 @@ def test_ten_planted_faults_are_named_left_out_and_the_rest_is_trained_on(
         found = table.locator("tr", has_text=title).filter(has_text=f"row {number}")
         expect(found).to_contain_text(detail)
     picture(page, "9-data-report")
+    table.get_by_role("button", name="row 24").click()
+    expect(page.get_by_role("heading", name="Row 24")).to_be_visible()
+    open_tab(page, "Conversation")
+    expect(page.locator(".one-row .fault")).to_contain_text("The role 'wizard' is not known")
+    open_tab(page, "Report")
     _leave_them_out(page, workbench)
     _see_the_tokens(page)
     run = workbench.training.start(
@@ -306,7 +311,9 @@ def test_rows_are_searched_paged_and_walked_by_keys_and_all_of_it_outlives_a_rel
     file.write_text(lines(*one_turn, *two_turns))
     workbench.datasets.add(file, "many")
     workbench.jobs.wait(workbench.datasets.check("many", "llama", 32))
-    page = open_page(f"{address}&section=data&name=data")
+    page = open_page(address)
+    go_to(page, "Data")
+    choose_row(page, "data", "data")
     turns = "() => [...document.querySelectorAll('.js-plotly-plot')].find(one => one.offsetParent).data[0].x"
     page.wait_for_function(f"() => String(({turns})()) === '2'")
     open_tab(page, "Rows and tokens")

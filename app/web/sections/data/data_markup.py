@@ -16,7 +16,7 @@ from app.shared.data_import import Look
 from app.web.parts.markup import conversation, day, facts, number
 from app.web.sections.data.charts import table
 from core.data.detection import Detection
-from core.data.findings import ERROR, KINDS, Kind
+from core.data.findings import ERROR, KINDS, Finding, Kind
 from storage.tables import Dataset, DatasetVersion
 
 MOST_FINDINGS = 300
@@ -134,22 +134,29 @@ def findings_html(opened: Opened, base: BaseCheck | None, codes: Sequence[str], 
         if not codes or code in codes
     )
     sources = opened.summary.sources if opened.summary else [source]
-    rows: list[tuple[str, ...]] = []
-    for one in sorted(found, key=lambda finding: finding.index)[:MOST_FINDINGS]:
-        stored = opened.rows.stored(one.index) if one.index >= 0 else None
-        place = (
-            "all rows"
-            if stored is None
-            else f"row {stored.number}{f' of {sources[stored.file]}' if len(sources) > 1 else ''}"
-        )
-        left_out = "left out" if stored is not None and opened.version.excluded[one.index] else ""
-        rows.append((place, one.kind.title, one.detail, left_out))
+    shown = sorted(found, key=lambda finding: finding.index)[:MOST_FINDINGS]
+    if not shown:
+        return "<p class='hint'>Nothing of this kind.</p>"
+    rows = "".join(_finding_row(opened, one, sources) for one in shown)
+    head = "<thead><tr><th>Row</th><th>Finding</th><th>Detail</th><th></th></tr></thead>"
     more = (
-        f"<p class='hint'>{total - len(rows):,} more; all of them are in the CSV.</p>"
-        if total > len(rows)
+        f"<p class='hint'>{total - len(shown):,} more; all of them are in the CSV.</p>"
+        if total > len(shown)
         else ""
     )
-    return table(("Row", "Finding", "Detail", ""), rows, "Nothing of this kind.") + more
+    return f"<table class='rows'>{head}<tbody>{rows}</tbody></table>{more}"
+
+
+def _finding_row(opened: Opened, one: Finding, sources: Sequence[str]) -> str:
+    """One finding; its row is a button that leads to it."""
+    place, left_out = "all rows", ""
+    if one.index >= 0:
+        stored = opened.rows.stored(one.index)
+        place = f"<button type='button' class='to-row' data-row='{one.index}'>row {stored.number}</button>"
+        place += f" of {escape(sources[stored.file])}" if len(sources) > 1 else ""
+        left_out = "left out" if opened.version.excluded[one.index] else ""
+    said = f"<td>{escape(one.kind.title)}</td><td>{escape(one.detail)}</td><td>{left_out}</td>"
+    return f"<tr><td>{place}</td>{said}</tr>"
 
 
 def csv_link(row: Dataset, base: str | None = None, length: float | None = None) -> str:

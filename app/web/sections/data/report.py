@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import resources
 from typing import Any
 
 import gradio as gr
@@ -28,7 +29,10 @@ def report_tab(shell: Shell, chosen: ChosenData) -> None:
         errors = gr.Button("Leave out all rows with errors", variant="primary", **_NARROW)
         of_kind = gr.Button("Leave out the rows shown", **_NARROW)
         back = gr.Button("Bring all back", **_NARROW)
-    by_row = gr.HTML(elem_classes="findings")
+    by_row = gr.HTML(
+        elem_classes="findings",
+        js_on_load=(resources.files("assets") / "findings.js").read_text(encoding="utf-8"),
+    )
     about = [*chosen.inputs, finding]
 
     def show(name: str, base: str | None, length: float, wanted: str) -> list[Any]:
