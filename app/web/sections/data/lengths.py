@@ -7,7 +7,7 @@ import gradio as gr
 from app.web.parts.shell import Shell
 from app.web.sections.data.charts import Part, figure_places, histogram
 from app.web.sections.data.chosen import ChosenData
-from app.web.sections.data.data_markup import template_html, token_facts_html
+from app.web.sections.data.token_markup import template_html, token_facts_html
 from core.train.config import TrainConfig
 
 _BATCH = TrainConfig().micro_batch_size * TrainConfig().gradient_accumulation_steps

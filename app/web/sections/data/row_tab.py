@@ -15,8 +15,8 @@ from app.web.parts.panes import bar
 from app.web.parts.shell import WORKING, Shell, inform, told
 from app.web.sections.data.charts import table
 from app.web.sections.data.chosen import ChosenData
-from app.web.sections.data.data_markup import tokens_html
 from app.web.sections.data.row_editor import edit_tab, edited_row, editor, editor_value
+from app.web.sections.data.token_markup import tokens_html
 from core.base_model.templates import TEMPLATES
 from core.data.findings import ERROR, KINDS
 from storage.tables import Dataset
