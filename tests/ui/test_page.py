@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import expect
 
 from core.train.training_options import TrainingOptions
-from tests.ui.conftest import go_to, picture, ready, served, unfold
+from tests.ui.conftest import choose_row, go_to, open_sheet, open_tab, picture, ready, served, unfold
 from tests.workbenches import QUICK, wait_for
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
@@ -66,8 +66,9 @@ def test_refusals_are_sentences_and_markup_in_them_is_text(address, open_page, t
     bad = tmp_path / "<img src=x onerror=alert(1)>.jsonl"
     bad.write_text('{"prompt": \n')
     go_to(page, "Data")
-    page.locator("#data-upload input[type=file]").set_input_files(bad)
-    page.get_by_role("button", name="Import", exact=True).click()
+    adding = open_sheet(page, "Add data")
+    adding.locator("#data-upload input[type=file]").set_input_files(bad)
+    adding.get_by_role("button", name="Import", exact=True).click()
     expect(
         page.get_by_test_id("toast-body").filter(has_text="Line 1 is not valid JSON").first
     ).to_be_visible()
@@ -88,10 +89,10 @@ def test_data_with_markup_is_shown_as_text(workbench, address, open_page, tmp_pa
     workbench.datasets.add(path, "<b onmouseover=alert(1)>evil</b>")
     page = open_page(address)
     go_to(page, "Data")
-    page.get_by_role("gridcell", name="<b onmouseover=alert(1)>evil</b>").first.click()
+    choose_row(page, "data", "<b onmouseover=alert(1)>evil</b>")
     expect(page.get_by_text("<script>window.hacked=1</script>").first).to_be_visible()
-    go_to(page, "Rows and tokens")
-    page.locator("#row-list").get_by_role("gridcell", name="onerror").first.click()
+    open_tab(page, "Rows and tokens")
+    page.locator("#row-list").get_by_role("option").filter(has_text="onerror").first.click()
     expect(page.locator(".tokens")).to_be_visible(timeout=60_000)
     assert page.evaluate("window.hacked") is None
 

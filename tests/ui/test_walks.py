@@ -10,7 +10,7 @@ from core.seam import PLUGINS_VARIABLE
 from core.train.training_options import TrainingOptions
 from storage.tables import Adapter, Base, Dataset, Job, Run
 from tests.core.helpers import new_peft
-from tests.ui.conftest import choose, go_to, press, served, unfold
+from tests.ui.conftest import choose, choose_row, go_to, open_sheet, open_tab, press, row, served, unfold
 from tests.workbenches import wait_for, write_refusing_template
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
@@ -34,43 +34,43 @@ def _toast(page: Page, sentence: str) -> None:
 
 
 def test_rows_left_out_brought_back_appended_and_split_anew(workbench, address, open_page):
-    def row(name="data") -> Dataset:
-        return workbench.registry.find(Dataset, name)
+    def now() -> Dataset:
+        return workbench.registry.find(Dataset, "data")
 
     def version(number: int) -> None:
-        wait_for(lambda: row().version == number)
-        expect(page.get_by_role("gridcell", name=str(number), exact=True).first).to_be_visible()
+        wait_for(lambda: now().version == number)
+        expect(row(page, "data", "data")).to_contain_text(f"version {number}")
 
     page = open_page(address)
     go_to(page, "Data")
-    press(page, "Use the sample data")
-    expect(page.get_by_role("gridcell", name=SAMPLE_NAME).first).to_be_visible(timeout=JOB)
-    page.get_by_role("gridcell", name="data", exact=True).first.click()
-    go_to(page, "Rows and tokens")
-    page.locator("#row-list").get_by_role("gridcell", name="hello 3", exact=False).first.click()
-    expect(page.get_by_text("Row 4", exact=True)).to_be_visible()
-    go_to(page, "Edit")
+    open_sheet(page, "Add data").get_by_role("button", name="Use the sample conversations").click()
+    expect(page.locator(".title-line h2:visible", has_text=SAMPLE_NAME)).to_be_visible(timeout=JOB)
+    choose_row(page, "data", "data")
+    open_tab(page, "Rows and tokens")
+    page.locator("#row-list").get_by_role("option").filter(has_text="hello 3").first.click()
+    expect(page.get_by_role("heading", name="Row 4", exact=True)).to_be_visible()
+    open_tab(page, "Edit")
     press(page, "Leave this row out")
     version(2)
-    assert row().excluded_rows == 1
+    assert now().excluded_rows == 1
     press(page, "Bring this row back")
     version(3)
-    assert row().excluded_rows == 0
+    assert now().excluded_rows == 0
     press(page, "Add as a new row")
     version(4)
-    assert (row().rows, workbench.datasets.row(row(), 24).example.messages[0]["content"]) == (25, "hello 3")
+    assert (now().rows, workbench.datasets.row(now(), 24).example.messages[0]["content"]) == (25, "hello 3")
     press(page, "Leave this row out")
     version(5)
-    go_to(page, "Report")
+    open_tab(page, "Report")
     press(page, "Bring all back")
     version(6)
-    assert row().excluded_rows == 0
-    go_to(page, "Split and versions")
-    page.get_by_role("radio", name="number").check()
+    assert now().excluded_rows == 0
+    open_tab(page, "Split and versions")
+    page.get_by_role("radio", name="number", exact=True).check()
     page.get_by_label("Share in %, or number of rows").fill("7")
     press(page, "Split anew")
     version(7)
-    assert row().validation_rows == 7
+    assert now().validation_rows == 7
 
 
 def test_adapters_are_tried_before_they_are_kept_and_bases_verified(
@@ -115,8 +115,8 @@ def test_adapters_are_tried_before_they_are_kept_and_bases_verified(
     assert (newest.kind, newest.arguments["origin"]) == ("add_model", "starter")
     go_to(page, "Data")
     choose(page, "Base model to check with", "bare")
-    go_to(page, "Rows and tokens")
-    page.locator("#row-list").get_by_role("gridcell", name="hello 3", exact=False).first.click()
+    open_tab(page, "Rows and tokens")
+    page.locator("#row-list").get_by_role("option").filter(has_text="hello 3").first.click()
     choose(page, "Chat template", "chatml")
     press(page, "Use this template for the base")
     _toast(page, "bare is trained and chatted with in the chatml template")
