@@ -9,6 +9,8 @@ function place() {
   if (slot && host.parentElement !== slot) slot.replaceChildren(host);
 }
 
+let shows = null;
+
 async function draw() {
   place();
   const given = props.value;
@@ -16,12 +18,13 @@ async function draw() {
   if (!given || !window.workbench.seen(element)) return;
   const plotly = await window.workbench.bringPlotly();
   if (given !== props.value) return;
+  shows = given;
   const figure = JSON.parse(given), layout = {...figure.layout, template: window.workbench.plotTemplate(), autosize: true};
   delete layout.width;
   await plotly.react(host, figure.data, layout, {responsive: true, displaylogo: false, modeBarButtonsToRemove: ['select2d', 'lasso2d']});
 }
 
 addEventListener('workbench-theme', draw);
-new ResizeObserver(() => { if (!host.childElementCount) draw(); }).observe(element);
+new ResizeObserver(() => { if (shows !== props.value) draw(); }).observe(element);
 watch('value', draw);
 draw();
