@@ -5,7 +5,7 @@ const METRICS = {
   rate: {title: 'Learning rate', axis: 'Learning rate', at: 4, exponent: true},
   norm: {title: 'Gradient norm', axis: 'Gradient norm', at: 5, digits: 3},
   pace: {title: 'Tokens/s', axis: 'Tokens/s', at: 6, digits: 0},
-  share: {title: 'Use of the processor', axis: 'Share of what the processor can do (%)', digits: 1,
+  share: {title: 'Processor use', axis: 'Share of what the processor can do (%)', digits: 1,
     of: (p, run) => p[6] != null && run.about.operations_a_second ? 100 * p[6] * run.about.operations_a_token / run.about.operations_a_second : null},
   memory: {title: 'Memory', axis: 'Memory (GiB)', digits: 2, of: p => p[7] == null ? null : p[7] / 2 ** 30},
 };
@@ -21,7 +21,7 @@ const MOST_DRAWN = 3000, MOST_ROWS = 200, KEPT = 'lora-workbench-curve';
 const host = make('div', {className: 'curve'});
 host.innerHTML = `
   <div class="curve-bar">
-    <label>Chart <select aria-label="Chart">${Object.entries(METRICS).map(([key, one]) => `<option value="${key}">${one.title}</option>`).join('')}</select></label>
+    <label><select aria-label="Chart">${Object.entries(METRICS).map(([key, one]) => `<option value="${key}">${one.title}</option>`).join('')}</select></label>
     <label>by <select aria-label="Horizontal axis">${Object.entries(AXES).map(([key, one]) => `<option value="${key}">${one[0]}</option>`).join('')}</select></label>
     <label>Smoothing <input type="range" min="0" max="0.95" step="0.05" aria-label="Smoothing"></label>
     <label><input type="checkbox" aria-label="Log scale"> Log scale</label>
@@ -200,11 +200,11 @@ function describe() {
   const best = judged.length ? judged.reduce((low, one) => one[3] < low[3] ? one : low) : null, share = p && METRICS.share.of(p, run);
   const shown = [
     ['Step', p ? `${p[1].toLocaleString('en')} / ${dash(about.total_steps?.toLocaleString('en'))}` : '–'], ['Train loss', p ? p[2].toFixed(4) : '–'],
-    ['Validation loss', judged.length ? judged.at(-1)[3].toFixed(4) : '–'], ['Best validation', best ? `${best[3].toFixed(4)} at step ${best[1].toLocaleString('en')}` : '–'],
+    ['Validation loss', judged.length ? judged.at(-1)[3].toFixed(4) : '–'], ['Best validation', best ? best[3].toFixed(4) : '–'], ['Best at step', best ? best[1].toLocaleString('en') : '–'],
     ['Learning rate', p ? p[4].toExponential(2) : '–'], ['Gradient norm', p && p[5] != null ? p[5].toFixed(3) : '–'],
     ['Tokens/s', p ? Math.round(p[6]).toLocaleString('en') : '–'], ['Memory', p ? `${(p[7] / 2 ** 30).toFixed(2)} GiB` : '–'],
     ['Trained for', p ? duration(p[10]) : '–'],
-    ...(share ? [['Use of the processor', `${share.toFixed(0)} %`]] : []), ...(about.energy ? [['Energy', `${(about.energy / 3.6e6).toFixed(3)} kWh`]] : [])];
+    ...(share ? [['Processor use', `${share.toFixed(0)} %`]] : []), ...(about.energy ? [['Energy', `${(about.energy / 3.6e6).toFixed(3)} kWh`]] : [])];
   for (const one of about.metrics ?? []) {
     const value = p?.[11]?.[one.name];
     shown.push([one.label, value == null ? '–' : `${value.toFixed(one.digits)}${one.unit ? ` ${one.unit}` : ''}`]);

@@ -4,18 +4,14 @@ const WORDS = {queued: 'Waiting', preparing: 'Preparing', running: 'Running', pa
   paused: 'Paused', failed: 'Failed', interrupted: 'Interrupted'};
 const DOING = {queued: 'It starts when those before it are done.', preparing: 'Loading the base model and reading the data.', pausing: 'Saving where it stands.'};
 const KINDS = {finished: 'good', failed: 'bad', interrupted: 'bad', stopped: 'calm', paused: 'calm'};
-const NOTIFY = 'lora-workbench-notify';
 
 const host = make('div', {className: 'run-head'});
 host.innerHTML = `
   <a class="go all-runs" href="?section=runs&name=">‹ All runs</a>
   <div class="title-line"><h2></h2><span class="curve-state" role="status"></span></div>
-  <div class="run-progress" hidden><span class="bar"><i></i></span><span class="run-step"></span>
-    <label><input type="checkbox"> Notify me at the end</label></div>
+  <div class="run-progress" hidden><span class="bar"><i></i></span><span class="run-step"></span></div>
   <div class="empty" hidden></div>`;
 const [name, state, progress, step, nothing] = ['h2', '.curve-state', '.run-progress', '.run-step', '.empty'].map(one => host.querySelector(one));
-const notify = host.querySelector('input');
-notify.checked = localStorage.getItem(NOTIFY) === 'on';
 let timer = null, asking = false, again = false, shownAs = '';
 
 function describe() {
@@ -45,7 +41,8 @@ function counted(all) {
 
 function showProgress(run, about) {
   const p = run && lastStep(run), total = about.total_steps, done = p?.[1] ?? 0;
-  progress.hidden = !run || !(active(about.state) || (total && done < total)) || about.gone;
+  const comes = about.more && !active(about.state);  // what it has measured is still on its way here
+  progress.hidden = !run || !(active(about.state) || (total && done < total)) || about.gone || comes;
   if (progress.hidden) return;
   const share = total ? Math.min(1, done / total) : 0, left = about.state === 'running' && p ? p[8] : null;
   progress.firstElementChild.classList.toggle('unknown', about.state === 'preparing');
@@ -53,7 +50,6 @@ function showProgress(run, about) {
   const ends = left == null ? '' : new Date(Date.now() + 1000 * left).toLocaleTimeString([], {hour: '2-digit', minute: '2-digit', hour12: false});
   step.textContent = [total ? `step ${done.toLocaleString('en')} of ${total.toLocaleString('en')}` : 'not counted yet', total ? `${Math.floor(100 * share)} %` : '',
     left == null ? '' : `${duration(left)} left, until about ${ends}`].filter(Boolean).join(' · ');
-  notify.parentElement.hidden = !active(about.state) || !('Notification' in window);
 }
 
 function take(id, answer) {
@@ -118,10 +114,6 @@ function choose() {
   ask();
 }
 
-notify.addEventListener('change', async () => {
-  if (notify.checked && await Notification.requestPermission() !== 'granted') notify.checked = false;
-  localStorage.setItem(NOTIFY, notify.checked ? 'on' : 'off');
-});
 document.addEventListener('visibilitychange', ask);
 new IntersectionObserver(seen => { if (seen.at(-1).isIntersecting) ask(); }).observe(element);
 watch('value', choose);

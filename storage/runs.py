@@ -54,10 +54,9 @@ class Runs:
         their numbers.
         """
         with self._database.reading() as session:
-            names, numbers = (func.min(Run.name), func.max(Run.name)), (func.min(Run.id), func.max(Run.id))
-            query = select(Run.sweep, func.count(), *names, *numbers)
-            query = query.where(col(Run.sweep).in_(set(wanted))).group_by(col(Run.sweep))
-            found = session.execute(query).all()
+            ends: list[Any] = [end(column) for column in (Run.name, Run.id) for end in (func.min, func.max)]
+            query = select(Run.sweep, func.count(), *ends).where(col(Run.sweep).in_(set(wanted)))
+            found = session.execute(query.group_by(col(Run.sweep))).all()
         return {
             sweep: f"{_common_words(first, last)} · sweep of {count} (runs {start}–{end})"
             for sweep, count, first, last, start, end in found

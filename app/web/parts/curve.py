@@ -14,7 +14,7 @@ from app.service.workbench import Workbench
 from storage.errors import NotFound
 from storage.tables import Run
 
-MOST_POINTS = 2000  # of a run in one answer; the page asks again at once for the rest
+MOST_POINTS = 10_000  # of a run in one answer; the page asks again at once for the rest
 MOST_RUNS = 16  # in one chart
 COLUMNS = (
     "id",

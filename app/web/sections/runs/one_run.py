@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
@@ -10,11 +11,11 @@ from app.service.workbench import Workbench
 from app.web.parts.curve import run_curve, run_head, run_log, run_samples
 from app.web.parts.panes import ask_first, bar
 from app.web.parts.routes import there
-from app.web.parts.shell import WORKING, Shell, choose_from, inform, refusal, told
+from app.web.parts.shell import WORKING, Shell, inform, offered, refusal, told, values_of
 from app.web.sections.runs.chosen import ids_of, one_of, runs_of
 from app.web.sections.runs.control import run_control
 from app.web.sections.runs.run_markup import checkpoint_choices, checkpoints_html, history_html, options_html
-from storage.tables import RESUMABLE_STATES, Run
+from storage.tables import RESUMABLE_STATES, Checkpoint, Run
 
 _STORE = "run"
 _FROM_HERE = (
@@ -54,7 +55,6 @@ def one_run(shell: Shell, chosen: gr.HTML) -> None:
         if now == tuple(before):  # the browser pays for each output
             return [gr.skip()] * len(outputs)
         rows = workbench.registry.checkpoints.of(run.id or 0)
-        same = bool(before) and before[0] == run.id
         return [
             now,
             gr.Column(visible=True),
@@ -63,13 +63,20 @@ def one_run(shell: Shell, chosen: gr.HTML) -> None:
             *control.answer(run),
             options_html(workbench, run),
             history_html(workbench, run),
-            choose_from(checkpoint_choices(rows), saved_now if same else None),
+            _offered(rows, saved_now, same=bool(before) and before[0] == run.id),
             gr.Row(visible=bool(rows)),
             gr.Row(visible=run.state in RESUMABLE_STATES),
             checkpoints_html(rows),
         ]
 
     shell.refresh(show, [chosen, shown, saved], outputs)
+
+
+def _offered(rows: Sequence[Checkpoint], current: int | None, *, same: bool) -> gr.Dropdown:
+    """The checkpoints to choose from: of the same run what was chosen stays, else it is the newest."""
+    choices = checkpoint_choices(rows)
+    ids = values_of(choices)
+    return offered(choices, current if same and current in ids else next(iter(ids), None), current)
 
 
 def _fingerprint(workbench: Workbench, run: Run) -> tuple[object, ...]:

@@ -11,8 +11,10 @@ from app.service.workbench import Workbench
 from app.web.parts.markup import day, moment, number, size, state_badge
 from app.web.parts.routes import link
 from core.lora.config import LoraConfig
+from core.lora.kinds import ADAPTER_KINDS
 from core.options import Option
 from core.train.config import TrainConfig
+from core.train.objectives import OBJECTIVES
 from core.train.training_options import all_options
 from storage.checkpoints import best_checkpoint
 from storage.errors import NotFound
@@ -38,6 +40,7 @@ _ALERTS = {
     "overfitting": "a rising validation loss (overfitting)",
     "no-improvement": "no new best validation loss (no-improvement)",
 }
+_HEADS: Mapping[str, Any] = {"kind": ADAPTER_KINDS, "objective": OBJECTIVES}
 _NO_VALUE = {
     "max_steps": "by epochs",
     "eval_steps": "about ten times a run",
@@ -58,6 +61,9 @@ def shown_value(option: Option | None, value: Any) -> str:
         return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if option is not None and option.name in _HEADS:
+        head = _HEADS[option.name].all().get(value)
+        return head.label if head is not None else str(value)
     if option is not None and option.name == "stop_on":
         return "; ".join(
             _ALERTS.get(one.strip(), one.strip()) for one in str(value).split(",") if one.strip()
@@ -83,9 +89,14 @@ def options_html(workbench: Workbench, run: Run) -> str:
     own = [name for name in known if name not in general]
     cards = [_about(workbench, run)]
     for title, names in (*groups, ("Of this adapter kind and objective", own)):
-        rows = [(known[name], values[name]) for name in names if name in values]
+        rows = [(known[name], values[name]) for name in names if _says_something(known[name], values)]
         cards += [_options_card(title, rows)] if rows else []
-    return f"<div class='run-options'>{''.join(cards)}</div>"
+    return f"<div class='cards run-options'>{''.join(cards)}</div>"
+
+
+def _says_something(option: Option, values: Mapping[str, Any]) -> bool:
+    """Whether a run has a value for it: an empty one counts where the default is not."""
+    return option.name in values and (values[option.name], option.default) != ("", "")
 
 
 def _about(workbench: Workbench, run: Run) -> str:
@@ -155,7 +166,7 @@ def changes_html(run: Run) -> str:
     return f"<table class='rows'>{head}<tbody>{''.join(lines)}</tbody></table>"
 
 
-def _first_values(run: Run) -> Mapping[str, Any]:
+def _first_values(run: Run) -> dict[str, Any]:
     """What the options that were changed were at first."""
     return dict(run.config.get("train", {}))
 
