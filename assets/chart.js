@@ -10,6 +10,8 @@ function place() {
   if (slot && host.parentElement !== slot) slot.replaceChildren(host);
 }
 
+let shows = null;
+
 async function draw() {
   place();
   const given = props.value;

@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import expect
 
 from core.train.training_options import TrainingOptions
-from tests.ui.conftest import choose_row, go_to, open_sheet, open_tab, picture, ready, served, unfold
+from tests.ui.conftest import choose_row, go_to, open_sheet, open_tab, picture, press, ready, served, unfold
 from tests.workbenches import QUICK, wait_for
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
@@ -99,15 +99,15 @@ def test_data_with_markup_is_shown_as_text(workbench, address, open_page, tmp_pa
 
 def test_a_run_started_elsewhere_shows_up_and_can_be_stopped_here(workbench, address, open_page):
     page = open_page(address)
-    go_to(page, "Train")
+    go_to(page, "Runs")
     run = workbench.training.start(
         "llama", "data", TrainingOptions.parse({**QUICK, "max_steps": 5000}), "elsewhere"
     )
     expect(page.locator(".curve-state", has_text="Running")).to_be_visible(timeout=30_000)
     second = open_page(address)
-    go_to(second, "Train")
+    go_to(second, "Runs")
     expect(second.locator(".curve-state", has_text="Running")).to_be_visible(timeout=30_000)
-    page.get_by_role("button", name="Stop and keep").click()
+    press(page, "Stop and keep")
     for one in (page, second):
         expect(one.locator(".curve-state", has_text="Stopped")).to_be_visible(timeout=30_000)
     assert workbench.runs.wait(run.id).state == "stopped"
@@ -117,17 +117,20 @@ def test_a_run_started_elsewhere_shows_up_and_can_be_stopped_here(workbench, add
 
 def test_a_run_is_paused_saved_and_resumed(workbench, address, open_page):
     page = open_page(address)
-    go_to(page, "Train")
+    go_to(page, "Runs")
     run = workbench.training.start(
         "llama", "data", TrainingOptions.parse({**QUICK, "max_steps": 400, "save_minutes": 0}), "mine"
     )
     expect(page.locator(".curve-state", has_text="Running")).to_be_visible(timeout=60_000)
-    page.get_by_role("button", name="Save now").click()
-    expect(page.get_by_label("Checkpoint", exact=True)).to_have_value(re.compile("step "), timeout=30_000)
-    page.get_by_role("button", name="Pause").click()
+    press(page, "Save now")
+    open_tab(page, "Checkpoints")
+    expect(page.get_by_role("combobox", name="Checkpoint", exact=True)).to_have_value(
+        re.compile("step "), timeout=30_000
+    )
+    press(page, "Pause")
     expect(page.locator(".curve-state", has_text="Paused")).to_be_visible(timeout=30_000)
     step = workbench.registry.checkpoints.of(run.id)[0].step
-    page.get_by_role("button", name="Resume").click()
+    press(page, "Resume")
     expect(page.locator(".curve-state", has_text="Finished")).to_be_visible(timeout=120_000)
     assert 0 < step < 400
     page.wait_for_function("() => document.querySelector('.curve-plot').dataset.points === '400'")
@@ -162,7 +165,7 @@ def test_a_killed_engine_leaves_the_page_alive_and_says_so(workbench, address, o
     import psutil
 
     page = open_page(address)
-    go_to(page, "Train")
+    go_to(page, "Runs")
     wait_for(
         workbench.engine.status
     )  # the page's own engine; a second one starting now would take over from it
@@ -179,7 +182,7 @@ def test_a_killed_engine_leaves_the_page_alive_and_says_so(workbench, address, o
 
 def test_the_curve_keeps_its_zoom_while_it_grows(workbench, address, open_page):
     page = open_page(address)
-    go_to(page, "Train")
+    go_to(page, "Runs")
     run = workbench.training.start(
         "llama", "data", TrainingOptions.parse({**QUICK, "max_steps": 5000}), "long"
     )

@@ -40,8 +40,8 @@ class ImportPanel:
             info="/data/rows.jsonl, or owner/name, such as openai/gsm8k.",
         )
         self._hint = gr.Markdown(
-            f"JSONL, JSON, CSV, TSV, Parquet, plain text, also packed with gzip, or a zip of them. Recognised: {_recognised()}. "
-            "Any other columns can be mapped.",
+            "JSONL, JSON, CSV, TSV, Parquet, plain text, also packed with gzip, or a zip of them. "
+            f"Recognised: {_recognised()}. Any other columns can be mapped.",
             elem_classes="quiet",
         )
         with gr.Column(visible=False, elem_id="look") as self._looked:
