@@ -7,8 +7,7 @@ from playwright.sync_api import Page, expect
 
 from app.service.datasets import SAMPLE_NAME
 from core.seam import PLUGINS_VARIABLE
-from core.train.training_options import TrainingOptions
-from storage.tables import Adapter, Base, Dataset, Job, Run
+from storage.tables import Adapter, Base, Dataset, Job
 from tests.core.helpers import new_peft
 from tests.ui.conftest import choose, go_to, press, served, unfold
 from tests.workbenches import wait_for, write_refusing_template
@@ -134,54 +133,3 @@ def test_adapters_are_tried_before_they_are_kept_and_bases_verified(
     (workbench.settings.logs / "written-meanwhile.log").write_bytes(bytes(3_000_000))
     press(page, "Measure again")
     expect(page.get_by_text("3.0 MB").first).to_be_visible()
-
-
-def test_kinds_are_chosen_trained_charted_extended_and_made_a_preset(workbench, address, open_page):
-    page = open_page(address)
-    go_to(page, "Train")
-    choose(page, "Adapter kind", "Rescaling")
-    choose(page, "Objective", "Near the base")
-    page.get_by_label("Penalty").fill("0.25")
-    page.get_by_label("Learning rate").first.fill("0.01")
-    page.get_by_label("Micro-batch size").fill("2")
-    unfold(page, "More options")
-    page.get_by_label("Max steps").fill("8")
-    page.get_by_label("Name of the adapter").fill("mine")
-    expect(page.get_by_text("8, about")).to_be_visible()
-    press(page, "Start training")
-    expect(page.locator(".curve-state", has_text="Finished")).to_be_visible(timeout=120_000)
-    (run,) = workbench.registry.all(Run)
-    options = TrainingOptions.from_dict(run.config)
-    chosen = (options.lora.kind, options.train.objective, options.objective.penalty)
-    assert chosen == ("rescale", "near-base", 0.25)
-    chart = page.get_by_label("Chart", exact=True)
-    chart.select_option(label="Cross-entropy")
-    page.wait_for_function(
-        "() => document.querySelector('.curve-plot').data[0].y.filter(one => one > 0).length === 8"
-    )
-    said = workbench.registry.measurements.points(run.id)
-    drawn = page.evaluate("() => document.querySelector('.curve-plot').data[0].y")
-    assert drawn == pytest.approx([one.metrics["cross_entropy"] for one in said if one.loss is not None])
-
-    page.get_by_label("New number of epochs").fill("5")
-    press(page, "Extend the finished run")
-    _toast(page, "goes on from its last checkpoint")
-    wait_for(lambda: workbench.registry.get(Run, run.id).state == "finished" and len(_left(workbench)) == 2)
-    expect(page.locator(".curve-state", has_text="Finished")).to_be_visible(timeout=120_000)
-    assert _left(workbench)["mine-2"] > _left(workbench)["mine"] == 8
-
-    go_to(page, "Runs")
-    page.get_by_role("gridcell", name="mine", exact=True).first.click()
-    choose(page, "Runs to compare", f"{run.id} · mine")
-    page.keyboard.press("Escape")
-    press(page, "Make it the preset")
-    _toast(page, "Saved as the preset mine")
-    go_to(page, "Train")
-    unfold(page, "Save these options as a preset")
-    choose(page, "Preset", "mine")
-    press(page, "Delete preset")
-    wait_for(lambda: not (workbench.settings.presets / "mine.toml").exists())
-
-
-def _left(workbench) -> dict[str, int]:
-    return {one.name: one.steps for one in workbench.registry.all(Adapter)}
