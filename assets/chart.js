@@ -10,7 +10,6 @@ function place() {
   if (slot && host.parentElement !== slot) slot.replaceChildren(host);
 }
 
-let shows = null;
 
 async function draw() {
   place();

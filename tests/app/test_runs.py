@@ -7,6 +7,7 @@ from sqlmodel import col, update
 
 from app.service.comparing import compare
 from app.service.presets import read_options
+from app.shared.errors import MeasuringEnded
 from app.web.parts.curve import run_news
 from core.base_model.source import BaseSource
 from core.errors import InvalidConfig, InvalidInput
@@ -327,6 +328,33 @@ def test_what_a_run_would_take_is_measured_in_the_engine(workbench):
     with pytest.raises(Exception, match="A run is under way"):
         workbench.training.measure("llama", "data", [TrainingOptions.parse(QUICK)])
     workbench.runs.stop(long.id)
+
+
+def test_measuring_tells_how_far_it_is_and_can_be_ended(workbench):
+    wanted = [TrainingOptions.parse({**QUICK, "max_length": 64})]
+    *told, (found, _) = workbench.training.measuring("llama", "data", wanted, "mine")
+    assert told[0][0]["text"].startswith("Loading llama and reading 24 rows")
+    shares = [about["share"] for about, _ in told if about["share"] is not None]
+    assert 0 < shares[0] < shares[-1] < 1
+    assert found["fits"]
+
+    measuring = workbench.training.measuring("llama", "data", wanted, "mine")
+    next(measuring)
+    workbench.training.end_measuring("mine")
+    with pytest.raises(MeasuringEnded):
+        list(measuring)
+    wait_for(lambda: not workbench.engine.status()["measuring"])
+    assert workbench.engine.status()["memory_bytes"] > 0
+    workbench.training.end_measuring("mine")  # nothing is measured any more, and nobody minds
+
+
+def test_whoever_goes_away_ends_what_is_measured_for_them(workbench):
+    wanted = [TrainingOptions.parse({**QUICK, "rank": rank, "max_length": 64}) for rank in range(1, 9)]
+    measuring = workbench.training.measuring("llama", "data", wanted)
+    next(measuring)
+    measuring.close()
+    wait_for(lambda: not workbench.engine.status()["measuring"])
+    assert workbench.training.measure("llama", "data", wanted[:1])[0]["fits"]
 
 
 def test_the_plan_knows_what_an_earlier_run_has_shown(workbench, session):

@@ -138,29 +138,6 @@ def test_a_run_is_paused_saved_and_resumed(workbench, address, open_page):
     assert steps == list(range(1, 401))
 
 
-def test_a_sweep_is_typed_planned_and_trained_at_once(workbench, address, open_page):
-    page = open_page(address)
-    go_to(page, "Train")
-    page.get_by_label("Learning rate").first.fill("0.01")
-    unfold(page, "More options")
-    page.get_by_label("Max steps").fill("400")
-    page.get_by_label("Micro-batch size").fill("2")
-    page.get_by_label("Sweep").fill("rank=2,0")
-    expect(page.get_by_text("rank must be between 1 and 1,024")).to_be_visible()
-    page.get_by_label("Sweep").fill("rank=2,4\nseed=1,2")
-    expect(page.get_by_text("4 adapters, trained at once")).to_be_visible()
-    page.get_by_role("button", name="Start training").click()
-    expect(page.locator("#masthead", has_text="4 adapters at once")).to_be_visible(timeout=60_000)
-    runs = workbench.registry.runs.active()
-    assert {run.name for run in runs} == {
-        f"data rank={rank} seed={seed}" for rank in (2, 4) for seed in (1, 2)
-    }
-    for run in runs:
-        workbench.runs.stop(run.id)
-    states = {run.state for run in workbench.runs.wait_all([run.id for run in runs])}
-    assert states == {"stopped"}
-
-
 def test_a_killed_engine_leaves_the_page_alive_and_says_so(workbench, address, open_page):
     import psutil
 

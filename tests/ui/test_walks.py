@@ -7,8 +7,7 @@ from playwright.sync_api import Page, expect
 
 from app.service.datasets import SAMPLE_NAME
 from core.seam import PLUGINS_VARIABLE
-from core.train.training_options import TrainingOptions
-from storage.tables import Adapter, Base, Dataset, Job, Run
+from storage.tables import Adapter, Base, Dataset, Job
 from tests.core.helpers import new_peft
 from tests.ui.conftest import choose, choose_row, go_to, open_sheet, open_tab, press, row, served, unfold
 from tests.workbenches import wait_for, write_refusing_template
@@ -134,28 +133,3 @@ def test_adapters_are_tried_before_they_are_kept_and_bases_verified(
     (workbench.settings.logs / "written-meanwhile.log").write_bytes(bytes(3_000_000))
     press(page, "Measure again")
     expect(page.get_by_text("3.0 MB").first).to_be_visible()
-
-
-def test_kinds_are_chosen_and_trained_and_a_preset_is_deleted(workbench, address, open_page):
-    page = open_page(address)
-    go_to(page, "Train")
-    choose(page, "Adapter kind", "Rescaling")
-    choose(page, "Objective", "Near the base")
-    page.get_by_label("Penalty").fill("0.25")
-    page.get_by_label("Learning rate").first.fill("0.01")
-    page.get_by_label("Micro-batch size").fill("2")
-    unfold(page, "More options")
-    page.get_by_label("Max steps").fill("8")
-    page.get_by_label("Name of the adapter").fill("mine")
-    expect(page.get_by_text("8, about")).to_be_visible()
-    press(page, "Start training")
-    (run,) = wait_for(lambda: workbench.registry.all(Run))
-    options = TrainingOptions.from_dict(run.config)
-    chosen = (options.lora.kind, options.train.objective, options.objective.penalty)
-    assert chosen == ("rescale", "near-base", 0.25)
-    workbench.presets.save("mine", options)
-    go_to(page, "Train")
-    unfold(page, "Save these options as a preset")
-    choose(page, "Preset", "mine")
-    press(page, "Delete preset")
-    wait_for(lambda: not (workbench.settings.presets / "mine.toml").exists())
