@@ -37,6 +37,11 @@ window.workbench = (() => {
     mark();
   }
 
+  function granted(parameter) {
+    const {[parameter]: wished, ...rest} = route();
+    history.replaceState({}, '', address(rest));
+  }
+
   const sectionTab = section => document.querySelector(`#sections > .tab-wrapper [data-tab-id="${CSS.escape(section)}"]`)
     ?? [...document.querySelectorAll('#sections > .tab-wrapper .overflow-dropdown button')]
       .find(one => one.textContent.trim() === document.querySelector(`#rail [data-section="${CSS.escape(section)}"]`)?.dataset.title);
@@ -116,6 +121,10 @@ window.workbench = (() => {
   addEventListener('keydown', event => {
     if (sheet && event.key === 'Tab') return keepFocusIn(event);
     if (sheet && event.key === 'Escape' && !event.defaultPrevented) { event.preventDefault(); return closeSheet(); }
+    if (event.key === 'Escape') {
+      const stop = document.getElementById('stop-answers');
+      if (stop && seen(stop) && !stop.disabled) return stop.click();
+    }
     if (event.ctrlKey || event.metaKey || event.altKey || typing(event.target)) return;
     const tabs = event.target.closest?.('[role=tablist]');
     if (tabs && /^(Arrow(Left|Right)|Home|End)$/.test(event.key)) return amongTabs(event, tabs);
@@ -225,5 +234,5 @@ window.workbench = (() => {
   // Gradio may bring this script after the document is there.
   if (document.readyState === 'loading') addEventListener('DOMContentLoaded', begin); else begin();
 
-  return {route, address, go, choose, openSheet, closeSheet, plotTemplate, bringPlotly, isDark, colours: () => COLOURS[isDark() ? 'dark' : 'light'], seen};
+  return {route, address, go, choose, granted, openSheet, closeSheet, plotTemplate, bringPlotly, isDark, colours: () => COLOURS[isDark() ? 'dark' : 'light'], seen};
 })();

@@ -1,19 +1,21 @@
 // The masthead and what is under way look for news by themselves. Gradio hears of it only when the registry has changed: each
 // of its events walks all components of the page, which would cost a tenth of a processor core for nothing. The lists hear of
-// it here, and ask for their own rows.
-let seen = '', timer = null, asking = false, first = true;
-const away = new Set(JSON.parse(sessionStorage.getItem('lora-workbench-away') || '[]')), announced = new Set();
+// it here, and ask for their own rows. A page out of sight asks now and then, for its title, its icon and notifications.
+let seen = '', followed = [], timer = null, asking = false;
+const away = new Set(JSON.parse(sessionStorage.getItem('lora-workbench-away') || '[]'));
 
 async function ask() {
   clearTimeout(timer);
-  let pause = 1000;
-  if ((document.visibilityState === 'visible' || notifies()) && !asking) {
+  const inSight = document.visibilityState === 'visible';
+  let pause = inSight ? 1000 : 5000;
+  if (!asking) {
     asking = true;
     try {
-      const now = await server.news(seen);
-      if (now.html !== props.value) { props.value = now.html; tidy(); announce(now.html); }
-      first = false;
-      if (now.changes) {
+      const now = await server.news({seen, followed});
+      followed = now.active;
+      dispatchEvent(new CustomEvent('workbench-news', {detail: now}));
+      if (inSight && now.html !== props.value) { props.value = now.html; tidy(); }
+      if (inSight && now.changes) {
         seen = now.changes;
         trigger('submit');
         dispatchEvent(new CustomEvent('workbench-changed'));
@@ -29,19 +31,6 @@ async function ask() {
 
 function tidy() {
   for (const one of element.querySelectorAll('[data-notice]')) if (away.has(one.dataset.notice)) one.remove();
-}
-
-const notifies = () => 'Notification' in window && Notification.permission === 'granted' && localStorage.getItem('lora-workbench-notify') === 'on';
-
-function announce(html) {
-  // What ended while the page was not looked at is told by the desktop, once.
-  const notices = new DOMParser().parseFromString(html, 'text/html').querySelectorAll('[data-notice]');
-  for (const one of notices) {
-    const key = one.dataset.notice, title = one.querySelector('b').textContent, state = one.querySelector('.state').textContent;
-    if (!announced.has(key) && !first && document.visibilityState !== 'visible' && notifies())
-      new Notification(`${title}: ${state}`, {body: one.querySelector('.notice-why').textContent, icon: '/workbench/icon.svg', tag: key});
-    announced.add(key);
-  }
 }
 
 function say(sentence) {

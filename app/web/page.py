@@ -22,9 +22,10 @@ from app.web.sections.home import section as home
 from app.web.sections.models import section as models
 from app.web.sections.playground import section as playground
 from app.web.sections.runs import section as runs
+from app.web.sections.settings import section as settings
 from app.web.sections.train import section as train
 
-_PARTS = (home, models, data, train, runs, adapters, playground, export)
+_PARTS = (home, models, data, train, runs, adapters, playground, export, settings)
 _AT = "(section, seen) => [section, seen, performance.now()]"
 _ALWAYS = (
     train.TAB,

@@ -6,6 +6,8 @@ from importlib import resources
 
 import gradio as gr
 
+from app.web.installable import ACCENT
+
 _FONT = ["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 _MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
 
@@ -13,25 +15,12 @@ _TEXT = gr.themes.Size(
     name="text_workbench", xxs="12px", xs="12px", sm="12px", md="13px", lg="13px", xl="15px", xxl="18px"
 )
 
-HEAD = """
-<link rel="icon" href="/workbench/icon.svg" type="image/svg+xml">
-<script src="/workbench/frame.js"></script>
-<script>
-  (() => {
-    const kept = localStorage.getItem('lora-workbench-theme');
-    const dark = kept ? kept === 'dark' : matchMedia('(prefers-color-scheme: dark)').matches;
-    const apply = on => document.body.classList.toggle('dark', on);
-    addEventListener('DOMContentLoaded', () => apply(dark));
-    addEventListener('click', event => {
-      if (!event.target.closest('#theme-button')) return;
-      const on = !document.body.classList.contains('dark');
-      apply(on);
-      localStorage.setItem('lora-workbench-theme', on ? 'dark' : 'light');
-      dispatchEvent(new Event('workbench-theme'));
-    });
-  })();
-</script>
-"""
+
+def head() -> str:
+    """What goes into the page's head."""
+    script = (resources.files("assets") / "around.js").read_text(encoding="utf-8")
+    frame = "<script src='/workbench/frame.js'></script>"
+    return f"<meta name='theme-color' content='{ACCENT}'>\n<script>{script}</script>\n{frame}"
 
 
 def theme() -> gr.themes.Base:

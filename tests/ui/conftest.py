@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import IO
 
 import pytest
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserType, Locator, Page, expect, sync_playwright
 
 from app.shared.settings import settings_for
 from tests.workbenches import end_engine, free_port, listens, wait_for
 from tests.zygote import Zygote
 
 REQUIRED = "LORA_WORKBENCH_REQUIRE_BROWSER"
-_ARGUMENTS = [
+ARGUMENTS = [
     "--no-sandbox",
     "--disable-gpu",
     "--disable-quic",
@@ -36,16 +36,21 @@ ARTIFACTS = Path(__file__).parents[1] / "artifacts"
 expect.set_options(timeout=15_000)  # server, engine and browser share the machine
 
 
+def chromium(kind: BrowserType) -> str:
+    """Where Chromium is: the system's, or the one Playwright brings."""
+    system = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    return system or kind.executable_path
+
+
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """Chromium: the system's, or the one Playwright brings."""
-    system = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     with sync_playwright() as playwright:
-        executable = system or playwright.chromium.executable_path
+        executable = chromium(playwright.chromium)
         if not Path(executable).exists():
             reason = "no Chromium found: install it, or run: playwright install chromium"
             pytest.fail(reason) if os.environ.get(REQUIRED) else pytest.skip(reason)
-        found = playwright.chromium.launch(executable_path=executable, args=_ARGUMENTS)
+        found = playwright.chromium.launch(executable_path=executable, args=ARGUMENTS)
         yield found
         found.close()
 

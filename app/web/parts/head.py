@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from html import escape
 from importlib import resources
+from typing import Any
 
 import gradio as gr
 
 from app.service.workbench import Workbench
 from app.web.parts.activity import activity_html, end_work
 from app.web.parts.routes import link
+from app.web.parts.tab_news import tab_news
 from storage.tables import QUEUED, Run
 
 
@@ -18,9 +21,13 @@ def live_head(workbench: Workbench) -> gr.HTML:
     changed.
     """
 
-    def news(seen: str) -> dict[str, str | None]:
+    def news(asked: Mapping[str, Any]) -> dict[str, Any]:
         count = workbench.changes()
-        return {"html": head_html(workbench), "changes": count if count != seen else None}
+        return {
+            **tab_news(workbench, asked["followed"]),
+            "html": head_html(workbench),
+            "changes": count if count != asked["seen"] else None,
+        }
 
     def end(what: str, number: int) -> str:
         return end_work(workbench, str(what), int(number))
@@ -62,6 +69,8 @@ def masthead_html(workbench: Workbench) -> str:
                 f"<span class='chip' title='{escape(status['notice'])}'><b>Decoding without compiled "
                 "layers</b></span>"
             )
+    if fault := workbench.preferences.fault:
+        chips.append(f"<span class='chip bad' role='alert'><b>{escape(fault)}</b></span>")
     under_way = [run for run in workbench.registry.runs.active() if run.state != QUEUED]
     chips += [_run_chip(workbench, under_way)] if under_way else []
     return _masthead("".join(chips))

@@ -27,14 +27,16 @@ def check_badge(passed: bool) -> str:
     return f"<span class='state {'good' if passed else 'bad'}'>{PASSED if passed else NOT_PASSED}</span>"
 
 
-def facts(rows: Sequence[tuple[str, Any]], title: str = "") -> str:
-    """A card of labelled facts; empty ones are left out, and all but Html is escaped."""
+def facts(rows: Sequence[tuple[str, Any]], title: str = "", level: int = 3) -> str:
+    """A card of labelled facts under a heading of this level; empty ones are left out, and all but Html is
+    escaped.
+    """
     shown = "".join(
         f"<dt>{escape(label)}</dt><dd>{value if isinstance(value, Html) else escape(str(value))}</dd>"
         for label, value in rows
         if value not in (None, "")
     )
-    head = f"<h3>{escape(title)}</h3>" if title else ""
+    head = f"<h{level}>{escape(title)}</h{level}>" if title else ""
     return f"<div class='card'>{head}<dl class='facts'>{shown}</dl></div>"
 
 

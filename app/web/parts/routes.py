@@ -15,6 +15,7 @@ const take = now => {
   if (!wished) return;
   props.value = wished;
   trigger('submit');
+  window.workbench.granted(props.parameter);  // or a reload would wish for it again
 };
 addEventListener('workbench-route', event => take(event.detail));
 take(window.workbench.route());
