@@ -14,6 +14,7 @@ from core.errors import InvalidData, SourceUnreachable
 from core.events import Progress
 from core.files.disk_faults import is_disk_fault
 from core.files.publish import require_space
+from core.offline import require_online
 from core.reporting import Report
 
 HUB_DATASET = re.compile(r"^(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?::(?P<config>[\w.-]+))?$")
@@ -36,6 +37,7 @@ def fetch_dataset(name: str, target: Path, report: Report, endpoint: str | None 
             f"{name!r} is no hub id; expected owner/name, such as openai/gsm8k, or owner/name:configuration."
         )
     hub_id, config = found["id"], found["config"] or ""
+    require_online(f"The data set {hub_id}")
     report(Progress(f"Asking the hub for {hub_id}"))
     try:
         revision, sizes = _files(HfApi(endpoint=endpoint), hub_id)
