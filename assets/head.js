@@ -1,16 +1,25 @@
 // The masthead and what is under way look for news by themselves. Gradio hears of it only when the registry has changed: each
-// of its events walks all components of the page, which would cost a tenth of a processor core for nothing.
-let seen = '', timer = null, asking = false;
+// of its events walks all components of the page, which would cost a tenth of a processor core for nothing. The lists hear of
+// it here, and ask for their own rows. A page out of sight asks now and then, for its title, its icon and notifications.
+let seen = '', followed = [], timer = null, asking = false;
+const away = new Set(JSON.parse(sessionStorage.getItem('lora-workbench-away') || '[]'));
 
 async function ask() {
   clearTimeout(timer);
-  let pause = 1000;
-  if (document.visibilityState === 'visible' && !asking) {
+  const inSight = document.visibilityState === 'visible';
+  let pause = inSight ? 1000 : 5000;
+  if (!asking) {
     asking = true;
     try {
-      const now = await server.news(seen);
-      if (now.html !== props.value) props.value = now.html;
-      if (now.changes) { seen = now.changes; trigger('submit'); }
+      const now = await server.news({seen, followed});
+      followed = now.active;
+      dispatchEvent(new CustomEvent('workbench-news', {detail: now}));
+      if (inSight && now.html !== props.value) { props.value = now.html; tidy(); }
+      if (inSight && now.changes) {
+        seen = now.changes;
+        trigger('submit');
+        dispatchEvent(new CustomEvent('workbench-changed'));
+      }
     } catch (error) {
       console.warn('The page could not ask for news; trying again.', error);
       pause = 4000;
@@ -20,5 +29,33 @@ async function ask() {
   timer = setTimeout(ask, pause);
 }
 
+function tidy() {
+  for (const one of element.querySelectorAll('[data-notice]')) if (away.has(one.dataset.notice)) one.remove();
+}
+
+function say(sentence) {
+  const line = Object.assign(document.createElement('div'), {className: 'notice said', textContent: sentence});
+  line.setAttribute('role', 'status');
+  element.querySelector('.activity')?.prepend(line);
+  setTimeout(() => line.remove(), 8000);
+}
+
+element.addEventListener('click', async event => {
+  const end = event.target.closest('[data-end]'), dismiss = event.target.closest('[data-dismiss]');
+  if (dismiss) {
+    const notice = dismiss.closest('[data-notice]');
+    away.add(notice.dataset.notice);
+    sessionStorage.setItem('lora-workbench-away', JSON.stringify([...away].slice(-50)));
+    notice.remove();
+  }
+  if (!end || end.disabled) return;
+  end.disabled = true;
+  const [what, number] = end.dataset.end.split('-');
+  const sentence = await server.end(what, Number(number)).catch(error => `The page could not ask for it: ${error.message ?? error}`);
+  await ask();
+  say(sentence);
+});
+
 document.addEventListener('visibilitychange', ask);
+addEventListener('workbench-look', ask);
 ask();

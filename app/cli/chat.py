@@ -6,15 +6,15 @@ from typing import Annotated
 
 import typer
 
-from app.cli.common import Home, Json, open_workbench
+from app.cli.common import BaseName, Home, Json, base_or_default, open_workbench
 from app.cli.console import Console, guarded
 from core.generate.config import GenerationConfig
 
 
 @guarded
 def chat(
-    base: Annotated[str, typer.Option(help="Name of the base model.")],
     prompt: Annotated[str, typer.Option(help="What to ask.")],
+    base: BaseName = "",
     adapter: Annotated[
         list[str] | None,
         typer.Option(help="An adapter; repeat for several side by side. None: the plain base."),
@@ -35,8 +35,9 @@ def chat(
     chosen = list(dict.fromkeys(adapter or []))
     speakers: list[str | None] = [None, *chosen] if len(chosen) != 1 else list(chosen)
     messages = [{"role": "user", "content": prompt}]
-    console, answers = Console(json), [""] * len(speakers)
-    for token in open_workbench(home).chats.answer(base, speakers, [messages] * len(speakers), config):
+    console, workbench, answers = Console(json), open_workbench(home), [""] * len(speakers)
+    base = base_or_default(workbench, base)
+    for token in workbench.chats.answer(base, speakers, [messages] * len(speakers), config):
         answers[token.row] += token.text
         if len(speakers) == 1:
             console.stream(token.text)

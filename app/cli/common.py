@@ -23,6 +23,9 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="One option, such as rank=8; repeatable."),
 ]
+BaseName = Annotated[
+    str, typer.Option("--base", help="Name of the base model; default: default_base, as set.")
+]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before removing.")]
 
 
@@ -53,6 +56,16 @@ def open_workbench(home: Path | None) -> Workbench:
     workbench = Workbench(settings_for(home))
     workbench.notice_deaths()
     return workbench
+
+
+def base_or_default(workbench: Workbench, name: str) -> str:
+    """The base that was named, or else the one that is set. Raises InvalidConfig if neither is."""
+    found = name or workbench.preferences.values().default_base
+    if not found:
+        raise InvalidConfig(
+            "Name the base model with --base, or set one for always: settings set default_base NAME"
+        )
+    return found
 
 
 def finished(workbench: Workbench, job: Job, progress: ProgressLine) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from app.cli.quickstart import quickstart
 from app.cli.runs import runs
 from app.cli.storage import backup, restore_backup, space
 from app.cli.train import preflight, train
+from app.cli.user_settings import settings
 from app.shared.private import private_by_default
 
 app = typer.Typer(
@@ -41,6 +42,7 @@ groups = (
     ("presets", presets),
     ("adapters", adapters),
     ("jobs", jobs),
+    ("settings", settings),
 )
 for name, group in groups:
     app.add_typer(group, name=name)

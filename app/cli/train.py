@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from app.cli.common import Home, Json, Settings, open_workbench
+from app.cli.common import BaseName, Home, Json, Settings, base_or_default, open_workbench
 from app.cli.console import Console, guarded
 from app.cli.following import follow_runs
 from app.cli.option_sources import Config, PresetName, Sweep, given_options
@@ -16,8 +16,8 @@ from core.train.training_options import TrainingOptions
 
 @guarded
 def train(
-    base: Annotated[str, typer.Option(help="Name of the base model.")],
     dataset: Annotated[str, typer.Option("--data", help="Name of the data set.")],
+    base: BaseName = "",
     name: Annotated[str, typer.Option(help="Name of the adapter; default from the data set.")] = "",
     preset: PresetName = "",
     config: Config = None,
@@ -37,6 +37,7 @@ def train(
     Interrupting this command leaves runs going; end one with: runs stop ID.
     """
     console, workbench = Console(json), open_workbench(home)
+    base = base_or_default(workbench, base)
     options = TrainingOptions.parse(given_options(workbench, preset, config, option or []))
     if sweep:
         started = workbench.training.sweep(base, dataset, options, parse_grid(sweep), name)
@@ -47,8 +48,8 @@ def train(
 
 @guarded
 def preflight(
-    base: Annotated[str, typer.Option(help="Name of the base model.")],
     dataset: Annotated[str, typer.Option("--data", help="Name of the data set.")],
+    base: BaseName = "",
     preset: PresetName = "",
     config: Config = None,
     option: Settings = None,
@@ -58,6 +59,7 @@ def preflight(
 ) -> None:
     """Measure what a run would take: memory, time and disk, by a few of its micro-batches."""
     console, workbench = Console(json), open_workbench(home)
+    base = base_or_default(workbench, base)
     options = TrainingOptions.parse(given_options(workbench, preset, config, option or []))
     wanted = [one for _, one in combinations(options, parse_grid(sweep))] if sweep else [options]
     with console.progress() as progress:

@@ -19,6 +19,7 @@ from app.shared.disk import is_full, plain_sentence
 from app.shared.errors import USER_ERRORS
 from app.shared.private import private_by_default
 from app.shared.settings import Settings, settings_for
+from app.shared.user_settings import heed_offline
 from core.events import Progress
 from core.panics import panics_as_errors
 from storage.registry import Registry
@@ -60,6 +61,7 @@ def run_job(
     try:
         report, concluding = _RowReport(registry, job_id), concluding or threading.Event()
         context = JobContext(settings, registry, report, job_id, concluding)
+        heed_offline(settings)
         with panics_as_errors():
             result = JOBS.get(job.kind).run(context, job.arguments)
     except Exception as error:  # noqa: BLE001  (the boundary: whatever ends a job must end up in its row)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from app.shared.errors import QuotaExceeded
-from app.shared.private import write_private
 from app.shared.settings import Settings
+from app.shared.user_settings import PreferenceStore
 from core.errors import InvalidConfig
 from core.files.holding import is_abandoned
 from core.files.publish import is_unfinished
@@ -44,8 +44,8 @@ class Share:
 class Usage:
     """The space that one home folder takes."""
 
-    def __init__(self, registry: Registry, settings: Settings) -> None:
-        self._registry, self._settings = registry, settings
+    def __init__(self, registry: Registry, settings: Settings, preferences: PreferenceStore) -> None:
+        self._registry, self._settings, self._preferences = registry, settings, preferences
 
     def shares(self) -> list[Share]:
         """What takes space, the largest first."""
@@ -142,24 +142,14 @@ class Usage:
         ]
 
     def quota(self) -> float | None:
-        """How much the home folder may hold, in GB; None for as much as there is."""
-        try:
-            return float(self._settings.quota_file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        except ValueError:
-            raise InvalidConfig(
-                f"{self._settings.quota_file} holds no number of GB; set it anew with space --quota."
-            ) from None
+        """How much the home folder may hold, in GB; None for as much as there is. Raises InvalidConfig."""
+        return self._preferences.values().quota or None
 
     def set_quota(self, gigabytes: float) -> None:
         """Allow the home folder so many GB; 0 lifts the limit. Raises InvalidConfig."""
         if not 0 <= gigabytes < math.inf:
             raise InvalidConfig(f"A quota of {gigabytes:g} GB cannot be kept; give a number from 0.")
-        if gigabytes:
-            write_private(self._settings.quota_file, f"{gigabytes:g}")
-        else:
-            self._settings.quota_file.unlink(missing_ok=True)
+        self._preferences.change({"quota": gigabytes})
 
     def require_room(self) -> None:
         """Raise QuotaExceeded if more is kept than is allowed: nothing new is begun then, what is there

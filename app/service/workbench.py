@@ -15,6 +15,8 @@ from app.service.usage import Usage
 from app.shared.bases import open_registry
 from app.shared.engine_client import EngineClient
 from app.shared.settings import Settings
+from app.shared.user_settings import PreferenceStore
+from storage.tables import Base
 
 
 class Workbench:
@@ -25,7 +27,8 @@ class Workbench:
         self.registry = open_registry(settings)
         self.registry.blobs.sweep_staging()
         self.engine = EngineClient(settings)
-        self.usage = Usage(self.registry, settings)
+        self.preferences = PreferenceStore(settings, lambda: sorted(self.registry.names(Base)))
+        self.usage = Usage(self.registry, settings, self.preferences)
         self.usage.remove_leavings()
         self.jobs = Jobs(self.registry, settings, self.usage)
         self.models = Models(self.registry, self.jobs)
@@ -34,7 +37,7 @@ class Workbench:
         self.training = Training(self.registry, self.engine, self.usage)
         self.runs = Runs(self.registry, self.engine)
         self.adapters = Adapters(self.jobs)
-        self.exports = Exports(self.jobs)
+        self.exports = Exports(self.registry, settings, self.jobs)
         self.chats = Chats(self.registry, self.engine)
 
     def look_after(self) -> None:
@@ -49,7 +52,7 @@ class Workbench:
 
     def changes(self) -> str:
         """A short text that changes when anything a page shows may have changed."""
-        return f"{self.registry.change_count()} {self.presets.changed}"
+        return f"{self.registry.change_count()} {self.presets.changed} {self.preferences.changed}"
 
     def close(self) -> None:
         """Leave: the engine ends if it has nothing to do, and goes on if it has."""

@@ -53,8 +53,13 @@ class Settings:
         return self.home / "presets"
 
     @property
+    def settings_file(self) -> Path:
+        """What the user has set for this home folder: see user_settings.py."""
+        return self.home / "settings.toml"
+
+    @property
     def quota_file(self) -> Path:
-        """How many GB the home folder may hold; absent for as many as there are."""
+        """Where the quota stood before there was settings.toml."""
         return self.home / "quota"
 
     @property

@@ -8,12 +8,15 @@ from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
-from starlette.types import ASGIApp
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.service.exports import zipped
 from app.service.workbench import Workbench
 from app.shared.errors import USER_ERRORS
 from app.web.guard import RequestGuard
+from app.web.installable import ICONS_ROUTE, MANIFEST_ROUTE, icon_files, manifest
+from app.web.open_pages import OpenPages
 from storage.errors import NotFound
 from storage.tables import Base, Dataset, Export
 
@@ -34,12 +37,31 @@ _PRIVATE = (
     "app.json",
     "token",
     "open.html",
+    "settings.toml",
+    "window",
 )
 
 
-def guarded_app(workbench: Workbench, hosts: set[str], token: str, *, encrypted: bool = False) -> ASGIApp:
-    """The whole application, the guard outermost."""
-    return RequestGuard(build_app(workbench), hosts, token, encrypted=encrypted)
+def guarded_app(
+    workbench: Workbench, hosts: set[str], token: str, *, encrypted: bool = False, pages: OpenPages
+) -> ASGIApp:
+    """The whole application, the guard outermost; which counts the pages that are open."""
+    return RequestGuard(
+        pages.counting(_PageCompressed(build_app(workbench))), hosts, token, encrypted=encrypted
+    )
+
+
+class _PageCompressed:
+    """Compresses the page itself, half a megabyte, to a tenth. Its assets are so already, and what streams
+    must not wait.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app, self._compressed = app, GZipMiddleware(app, minimum_size=1000, compresslevel=5)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        page = scope["type"] == "http" and scope["path"] == "/"
+        await (self._compressed if page else self._app)(scope, receive, send)
 
 
 def build_app(workbench: Workbench) -> ASGIApp:
@@ -51,13 +73,21 @@ def build_app(workbench: Workbench) -> ASGIApp:
     from fastapi import FastAPI
 
     from app.web.page import build_page
-    from app.web.theme import HEAD, style_sheet, theme
+    from app.web.theme import head, style_sheet, theme
 
     application = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     _serve_file(application, "/workbench/plotly.min.js", plotly_script(), "text/javascript")
     _serve_file(
         application, "/workbench/icon.svg", Path(str(resources.files("assets") / "icon.svg")), "image/svg+xml"
     )
+    for script in ("frame.js",):
+        _serve_file(
+            application,
+            f"/workbench/{script}",
+            Path(str(resources.files("assets") / script)),
+            "text/javascript",
+        )
+    _serve_manifest(application)
     _serve_reports(application, workbench)
     _serve_exports(application, workbench)
     page = build_page(workbench)
@@ -77,10 +107,23 @@ def build_app(workbench: Workbench) -> ASGIApp:
         pwa=False,
         theme=theme(),
         css=style_sheet(),
-        head=HEAD,
+        head=head(),
         show_error=True,
     )
     return application
+
+
+def _serve_manifest(application: object) -> None:
+    """What makes the page an app to install."""
+    from fastapi.responses import JSONResponse
+
+    def endpoint() -> JSONResponse:
+        return JSONResponse(manifest(), media_type="application/manifest+json")
+
+    register: Callable[..., object] = application.add_api_route  # type: ignore[attr-defined]
+    register(MANIFEST_ROUTE, endpoint, methods=["GET"], include_in_schema=False, response_model=None)
+    for icon in icon_files():
+        _serve_file(application, f"{ICONS_ROUTE}/{icon.name}", icon, "image/png")
 
 
 def _serve_reports(application: object, workbench: Workbench) -> None:

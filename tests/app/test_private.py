@@ -185,7 +185,7 @@ def test_another_user_gets_nothing_of_what_work_leaves(reachable, zygote, tiny_l
         "exports/mine/README.md",
         "home.backup",
         "logs/jobs.log",
-        "quota",
+        "settings.toml",
     ):
         assert str(home / expected) in files
     open_to_others = [path for path in files if os.lstat(path).st_mode & 0o077 and not os.path.islink(path)]

@@ -68,7 +68,12 @@ def _poll(address: str, ticks: int, reload: int) -> None:
             if tick % reload == 0:
                 client.get(f"{root}/")
                 session = uuid.uuid4().hex
-            asked = {"data": "", "component_id": head, "fn_name": "news", "session_hash": session}
+            asked = {
+                "data": {"seen": "", "followed": []},
+                "component_id": head,
+                "fn_name": "news",
+                "session_hash": session,
+            }
             client.post(f"{root}/gradio_api/component_server", json=asked).raise_for_status()
 
 

@@ -135,8 +135,9 @@ def test_measuring_leaves_the_base_as_it_was_and_tells_what_a_run_takes(tiny_lla
     saved = []
     *paused, found = measure(base, [request(base, ROWS, LORA, TRAIN)], lambda *state: saved.append(state))
     assert len(saved) == 1
-    assert paused
-    assert set(paused) == {None}
+    shares = [one.share for one in paused]
+    assert shares == sorted(shares)
+    assert 0 < shares[0] < shares[-1] < 1
     assert (found.fits, found.squeezed, found.steps, found.together) == (True, False, 8, 1)
     assert 0 < found.peak_bytes < found.total_bytes
     assert found.seconds > 8 * found.seconds_a_step > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,14 +14,14 @@ from pathlib import Path
 from typing import IO
 
 import pytest
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserType, Locator, Page, expect, sync_playwright
 
 from app.shared.settings import settings_for
 from tests.workbenches import end_engine, free_port, listens, wait_for
 from tests.zygote import Zygote
 
 REQUIRED = "LORA_WORKBENCH_REQUIRE_BROWSER"
-_ARGUMENTS = [
+ARGUMENTS = [
     "--no-sandbox",
     "--disable-gpu",
     "--disable-quic",
@@ -35,16 +36,21 @@ ARTIFACTS = Path(__file__).parents[1] / "artifacts"
 expect.set_options(timeout=15_000)  # server, engine and browser share the machine
 
 
+def chromium(kind: BrowserType) -> str:
+    """Where Chromium is: the system's, or the one Playwright brings."""
+    system = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    return system or kind.executable_path
+
+
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """Chromium: the system's, or the one Playwright brings."""
-    system = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     with sync_playwright() as playwright:
-        executable = system or playwright.chromium.executable_path
+        executable = chromium(playwright.chromium)
         if not Path(executable).exists():
             reason = "no Chromium found: install it, or run: playwright install chromium"
             pytest.fail(reason) if os.environ.get(REQUIRED) else pytest.skip(reason)
-        found = playwright.chromium.launch(executable_path=executable, args=_ARGUMENTS)
+        found = playwright.chromium.launch(executable_path=executable, args=ARGUMENTS)
         yield found
         found.close()
 
@@ -105,12 +111,44 @@ def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
     assert errors == []
 
 
-def tab(page: Page, section: str) -> Locator:
-    """The button of a section.
+def tab(page: Page, title: str) -> Locator:
+    """The tab of this title among those of what is chosen.
 
     While Gradio measures its tabs it holds them twice; the last is the real one.
     """
-    return page.get_by_role("tab", name=section, exact=True).last
+    return page.get_by_role("tab", name=title, exact=True).last
+
+
+def section_link(page: Page, title: str) -> Locator:
+    """The link of the rail to a section."""
+    return page.locator("#rail").get_by_role("link", name=title, exact=True)
+
+
+def row(page: Page, section: str, name: str) -> Locator:
+    """The row of a section's list that begins with this name."""
+    rows = page.locator(f"#list-{section}").get_by_role("option")
+    return rows.filter(has=page.locator(".picker-title", has_text=re.compile(f"^(. )?{re.escape(name)}$")))
+
+
+def choose_row(page: Page, section: str, name: str) -> None:
+    """Choose a row of a section's list, and see its name at the right."""
+    row(page, section, name).click()
+    expect(row(page, section, name)).to_have_attribute("aria-selected", "true")
+    expect(page.locator(".title-line h2:visible", has_text=name)).to_be_visible()
+
+
+def sheet(page: Page, title: str) -> Locator:
+    """The side sheet of this title, once it is open."""
+    found = page.get_by_role("dialog", name=title)
+    expect(found).to_be_visible()
+    return found
+
+
+def open_sheet(page: Page, button: str, title: str = "") -> Locator:
+    """Press the button that opens a side sheet; the sheet's title is the button's words if none is given."""
+    page.get_by_role("button", name=button, exact=True).locator("visible=true").click()
+    drawn(page)
+    return sheet(page, title or button.removesuffix(" …"))
 
 
 def choose(page: Page, label: str, option: str) -> None:
@@ -123,14 +161,21 @@ def choose(page: Page, label: str, option: str) -> None:
 
 def ready(page: Page) -> None:
     """Wait until the page can be used."""
-    expect(tab(page, "Home")).to_be_visible(timeout=30_000)
+    expect(page.locator("#rail [aria-current=page]")).to_be_visible(timeout=30_000)
     expect(page.get_by_role("status").first).to_be_visible()
 
 
 def go_to(page: Page, section: str) -> None:
     """Open a section of the page."""
-    tab(page, section).click()
-    expect(tab(page, section)).to_have_attribute("aria-selected", "true")
+    section_link(page, section).click()
+    expect(section_link(page, section)).to_have_attribute("aria-current", "page")
+    drawn(page)
+
+
+def open_tab(page: Page, title: str) -> None:
+    """Open one of the tabs of what is chosen."""
+    tab(page, title).click()
+    expect(tab(page, title)).to_have_attribute("aria-selected", "true")
     drawn(page)
 
 

@@ -8,7 +8,7 @@ run() needs is imported inside it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,6 +59,17 @@ class JobContext:
         return result
 
 
+@dataclass(frozen=True)
+class NextStep:
+    """What people may want to do with what a job has made: words, and the section of the page with what it
+    is to show or do there.
+    """
+
+    words: str
+    section: str
+    about: Mapping[str, str]
+
+
 class JobKind:
     """One kind of job."""
 
@@ -89,6 +100,20 @@ class JobKind:
         Raises a user error with the reason it could not be done; then nothing of it is left.
         """
         raise NotImplementedError
+
+    def next_steps(self, result: Mapping[str, Any]) -> Sequence[NextStep]:
+        """What is offered when the job has ended, from its result; the likeliest first."""
+        return ()
+
+
+def adapter_steps(result: Mapping[str, Any]) -> Sequence[NextStep]:
+    """For a job that may have kept an adapter under its result's `name`."""
+    name = result.get("name")
+    if not name:
+        return ()
+    return NextStep("Chat with it", "playground", {"adapter": name}), NextStep(
+        "Show it", "adapters", {"name": name}
+    )
 
 
 JOBS: Seam[JobKind] = Seam("app.jobs.kinds", JobKind, "job")

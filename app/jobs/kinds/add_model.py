@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from app.jobs.kinds import Arguments, JobContext, JobKind
+from app.jobs.kinds import Arguments, JobContext, JobKind, NextStep
 from app.shared.settings import Settings
 from app.shared.text import require_text
 from core.base_model import starter
@@ -68,6 +68,14 @@ class AddModel(JobKind):
                 out.folder, name=name, source=source, origin=origin, owned=True, report=report
             )
             return context.publish(out, lambda: registered(*found, out.folder))
+
+    def next_steps(self, result: Mapping[str, Any]) -> Sequence[NextStep]:
+        name = result["name"]
+        return (
+            NextStep("Train on it", "train", {"base": name}),
+            NextStep("Chat with it", "playground", {"base": name}),
+            NextStep("Show it", "models", {"name": name}),
+        )
 
 
 KIND = AddModel()

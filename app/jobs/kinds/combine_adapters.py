@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from app.jobs.kinds import Arguments, JobContext, JobKind
+from app.jobs.kinds import Arguments, JobContext, JobKind, NextStep, adapter_steps
 from app.shared.bases import base_for
 from app.shared.identity import require_fit
 from app.shared.references import refer, referred
@@ -78,6 +78,9 @@ class CombineAdapters(JobKind):
         }
         name, like = arguments.get("name"), rows[0][0]
         return keep_combination(context, said, base, found, name, "combined", family, config.to_dict(), like)
+
+    def next_steps(self, result: Mapping[str, Any]) -> Sequence[NextStep]:
+        return adapter_steps(result)
 
 
 KIND = CombineAdapters()

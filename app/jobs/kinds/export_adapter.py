@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from app.jobs.kinds import Arguments, JobContext, JobKind
+from app.jobs.kinds import Arguments, JobContext, JobKind, NextStep
 from app.shared.bases import base_for, folder_of, source_of
 from app.shared.identity import require_fit
 from app.shared.private import as_users_files
@@ -93,7 +93,7 @@ class ExportAdapter(JobKind):
                 size_bytes=content_size(out.folder),
                 passed=check["verdict"] == PASSED,
                 sentence=check["sentence"],
-                check=check | facts,
+                check=check | facts | {"warnings": warned, "dtype": config.dtype},
                 format=config.format,
                 verdict=check["verdict"],
                 files={path.name: content_digest(path) for path in sorted(out.folder.iterdir())},
@@ -109,10 +109,18 @@ class ExportAdapter(JobKind):
             }
 
             def register() -> Arguments:
-                registry.save(made)
-                return result | {"base": _registered(registry, merged, target) if merged else None}
+                number = registry.save(made).id
+                return result | {
+                    "export": number,
+                    "base": _registered(registry, merged, target) if merged else None,
+                }
 
             return context.publish(out, register)
+
+    def next_steps(self, result: Mapping[str, Any]) -> Sequence[NextStep]:
+        shown = NextStep("Show it", "export", {"name": str(result["export"])})
+        base = result.get("base")
+        return (shown, NextStep("Chat with it", "playground", {"base": base})) if base else (shown,)
 
 
 KIND = ExportAdapter()

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from app.jobs.kinds import Arguments, JobContext, JobKind
+from app.jobs.kinds import Arguments, JobContext, JobKind, NextStep, adapter_steps
 from app.shared.bases import folder_of, shapes_of
 from app.shared.identity import effective_template_hash, mismatch, require_fit
 from app.shared.references import Reference, refer, referred
@@ -86,6 +86,9 @@ class ImportAdapter(JobKind):
             digest = registry.blobs.put(_as_stored(found, weights, base, staging))
         said = _said(found, tried)
         return context.conclude(lambda: said | _registered(registry, found, base, weights, name, digest))
+
+    def next_steps(self, result: Mapping[str, Any]) -> Sequence[NextStep]:
+        return adapter_steps(result)
 
 
 KIND = ImportAdapter()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from app.jobs.kinds import Arguments, JobContext, JobKind
+from app.jobs.kinds import Arguments, JobContext, JobKind, NextStep
 from app.shared.data_import import ImportRequest, imported
 from app.shared.text import require_text
 from storage.tables import Dataset
@@ -40,6 +40,12 @@ class ImportData(JobKind):
             return {"name": row.name, "rows": row.rows, "faulty": row.faulty_rows, "warnings": row.warnings}
 
         return context.conclude(register)
+
+    def next_steps(self, result: Mapping[str, Any]) -> Sequence[NextStep]:
+        name = result["name"]
+        return NextStep("Look at it", "data", {"name": name}), NextStep(
+            "Train on it", "train", {"data": name}
+        )
 
 
 KIND = ImportData()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from app.jobs.kinds import Arguments, JobContext, JobKind
+from app.jobs.kinds import Arguments, JobContext, JobKind, NextStep, adapter_steps
 from app.shared.bases import base_for
 from app.shared.references import name_in, refer, referred
 from core.errors import InvalidConfig
@@ -68,6 +68,9 @@ class ResizeAdapter(JobKind):
         }
         name = arguments.get("name")
         return keep_combination(context, said, base, found, name, "resized", parents, {"rank": rank}, row)
+
+    def next_steps(self, result: Mapping[str, Any]) -> Sequence[NextStep]:
+        return adapter_steps(result)
 
 
 KIND = ResizeAdapter()

@@ -1,20 +1,19 @@
-"""What stands above the sections: the name, what the engine is doing, the jobs under way and those that
-failed lately.
-"""
+"""What stands above the sections: the name, what the engine is doing, and what is under way."""
 
 from __future__ import annotations
 
-import time
+from collections.abc import Mapping
 from html import escape
 from importlib import resources
+from typing import Any
 
 import gradio as gr
 
 from app.service.workbench import Workbench
-from app.web.parts.markup import job_bar, job_failure
+from app.web.parts.activity import activity_html, end_work
+from app.web.parts.routes import link
+from app.web.parts.tab_news import tab_news
 from storage.tables import QUEUED, Run
-
-_FAILURE_SECONDS = 300.0  # how long a failed job stays in sight
 
 
 def live_head(workbench: Workbench) -> gr.HTML:
@@ -22,12 +21,19 @@ def live_head(workbench: Workbench) -> gr.HTML:
     changed.
     """
 
-    def news(seen: str) -> dict[str, str | None]:
+    def news(asked: Mapping[str, Any]) -> dict[str, Any]:
         count = workbench.changes()
-        return {"html": head_html(workbench), "changes": count if count != seen else None}
+        return {
+            **tab_news(workbench, asked["followed"]),
+            "html": head_html(workbench),
+            "changes": count if count != asked["seen"] else None,
+        }
+
+    def end(what: str, number: int) -> str:
+        return end_work(workbench, str(what), int(number))
 
     script = (resources.files("assets") / "head.js").read_text(encoding="utf-8")
-    return gr.HTML(_masthead(""), js_on_load=script, server_functions=[news], elem_id="head")
+    return gr.HTML(_masthead(""), js_on_load=script, server_functions=[news, end], elem_id="head")
 
 
 def head_html(workbench: Workbench) -> str:
@@ -46,10 +52,11 @@ def masthead_html(workbench: Workbench) -> str:
             f"<span class='chip'><span class='quiet'>Device</span> <b>{escape(status['device'])}</b></span>"
         )
         if status["resident"]:
-            resident = (
-                f"{escape(status['resident'])}</b> <span class='quiet'>{escape(status['dtype'])}</span>"
+            name = link(status["resident"], "models", name=status["resident"])
+            chips.append(
+                f"<span class='chip'><span class='quiet'>Base</span> <b>{name}</b> "
+                f"<span class='quiet'>{escape(status['dtype'])}</span></span>"
             )
-            chips.append(f"<span class='chip'><span class='quiet'>Resident base</span> <b>{resident}</span>")
         if status["disk_full"]:
             chips.append(
                 "<span class='chip bad' role='alert'><b>The disk is full: training waits until there "
@@ -62,6 +69,8 @@ def masthead_html(workbench: Workbench) -> str:
                 f"<span class='chip' title='{escape(status['notice'])}'><b>Decoding without compiled "
                 "layers</b></span>"
             )
+    if fault := workbench.preferences.fault:
+        chips.append(f"<span class='chip bad' role='alert'><b>{escape(fault)}</b></span>")
     under_way = [run for run in workbench.registry.runs.active() if run.state != QUEUED]
     chips += [_run_chip(workbench, under_way)] if under_way else []
     return _masthead("".join(chips))
@@ -70,10 +79,11 @@ def masthead_html(workbench: Workbench) -> str:
 def _masthead(chips: str) -> str:
     """Without chips as a page opens: what it is given then was written when the server started."""
     return (
-        "<header id='masthead'><img src='/workbench/icon.svg' alt=''><h1>LoRA Workbench</h1>"
+        "<header id='masthead'><h1>LoRA Workbench</h1>"
         f"<div class='status' role='status'>{chips}</div>"
-        "<button id='theme-button' type='button' aria-label='Switch between light and dark'>◐ "
-        "Theme</button></header>"
+        "<button type='button' class='small' data-opens='keys' aria-label='Keys'>?</button>"
+        "<button id='theme-button' type='button' class='small' aria-label='Switch between light and dark'>◐"
+        "</button></header>"
     )
 
 
@@ -83,19 +93,9 @@ def _run_chip(workbench: Workbench, runs: list[Run]) -> str:
     point = workbench.registry.measurements.last_point(run.id or 0)
     total = run.details.get("total_steps")
     where = f"step {point.step} of {total}" if point and total else run.state
-    name = escape(run.name) if len(runs) == 1 else f"{len(runs)} adapters at once"
+    name = run.name if len(runs) == 1 else f"{len(runs)} adapters at once"
+    shown = link(name, "runs", name=run.id or 0)
     return (
-        f"<span class='chip'><span class='quiet'>Training</span> <b>{name}</b> <span "
-        f"class='quiet'>{where}</span></span>"
+        f"<span class='chip'><span class='quiet'>Training</span> <b>{shown}</b> "
+        f"<span class='quiet'>{where}</span></span>"
     )
-
-
-def activity_html(workbench: Workbench) -> str:
-    """The jobs that are under way, each with its progress, and those that failed lately, each with its
-    reason.
-    """
-    lines = [job_bar(job) for job in workbench.registry.jobs.active()]
-    lines += [
-        job_failure(job) for job in workbench.registry.jobs.failed(since=time.time() - _FAILURE_SECONDS)
-    ]
-    return f"<div class='activity'>{''.join(lines)}</div>"

@@ -7,7 +7,12 @@ from datetime import datetime
 from html import escape
 from typing import Any
 
-from storage.tables import FAILED, FINISHED, INTERRUPTED, NOT_PASSED, PASSED, PAUSED, STOPPED, Job
+from storage.tables import FAILED, FINISHED, INTERRUPTED, NOT_PASSED, PASSED, PAUSED, STOPPED
+
+
+class Html(str):
+    """Text that is HTML already, such as a link: what came from people or files in it is escaped."""
+
 
 _KINDS = {FINISHED: "good", FAILED: "bad", INTERRUPTED: "bad", STOPPED: "calm", PAUSED: "calm"}
 
@@ -22,41 +27,28 @@ def check_badge(passed: bool) -> str:
     return f"<span class='state {'good' if passed else 'bad'}'>{PASSED if passed else NOT_PASSED}</span>"
 
 
-def facts(rows: Sequence[tuple[str, Any]], title: str = "") -> str:
-    """A card of labelled facts; empty ones are left out."""
+def facts(rows: Sequence[tuple[str, Any]], title: str = "", level: int = 3) -> str:
+    """A card of labelled facts under a heading of this level; empty ones are left out, and all but Html is
+    escaped.
+    """
     shown = "".join(
-        f"<dt>{escape(label)}</dt><dd>{escape(str(value))}</dd>"
+        f"<dt>{escape(label)}</dt><dd>{value if isinstance(value, Html) else escape(str(value))}</dd>"
         for label, value in rows
         if value not in (None, "")
     )
-    head = f"<h3>{escape(title)}</h3>" if title else ""
+    head = f"<h{level}>{escape(title)}</h{level}>" if title else ""
     return f"<div class='card'>{head}<dl class='facts'>{shown}</dl></div>"
+
+
+def title_line(name: str, badges: Sequence[tuple[str, str]] = (), mark: str = "") -> str:
+    """The name of what is shown, with words in colours beside it."""
+    words = "".join(f"<span class='state {kind}'>{escape(text)}</span>" for text, kind in badges)
+    return f"<div class='title-line'><h2>{escape(f'{mark} {name}'.strip())}</h2>{words}</div>"
 
 
 def empty(text: str) -> str:
     """What stands where there is nothing yet."""
     return f"<div class='empty'>{escape(text)}</div>"
-
-
-def job_bar(job: Job) -> str:
-    """One job's line: what it does, how far it is."""
-    known = job.fraction is not None
-    width = f"width:{100 * (job.fraction or 0):.0f}%" if known else ""
-    share = f"{100 * (job.fraction or 0):.0f} %" if known else "…"
-    return (
-        f"<div class='job'><span><b>{escape(job.title)}</b> <span "
-        f"class='quiet'>{escape(job.message)}</span></span>"
-        f"<span class='bar {'' if known else 'unknown'}'><i "
-        f"style='{width}'></i></span><span>{share}</span></div>"
-    )
-
-
-def job_failure(job: Job) -> str:
-    """A job that failed, and why."""
-    return (
-        f"<div class='notice' role='alert'>{state_badge(job.state)} <b>{escape(job.title)}</b> "
-        f"{escape(job.message)}</div>"
-    )
 
 
 def conversation(rows: Sequence[dict[str, Any]]) -> str:

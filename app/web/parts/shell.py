@@ -13,6 +13,7 @@ from html import escape
 from typing import Any, ParamSpec, TypeVar
 
 import gradio as gr
+from gradio.blocks import Block
 from gradio.components import Component
 from gradio.events import Dependency
 
@@ -38,14 +39,14 @@ class Refresh:
 
     handler: Handler
     inputs: list[Component]
-    outputs: list[Component]
+    outputs: list[Block]
 
-    def answer(self, given: Mapping[Component, Any]) -> list[Any]:
+    def answer(self, given: Mapping[Block, Any]) -> list[Any]:
         """What becomes of each output. Raises WrongAnswer."""
         return answers(self.handler, self.outputs, self.handler(*[given[one] for one in self.inputs]))
 
 
-def _news(refresh: Refresh, given: Mapping[Component, Any]) -> dict[Component, Any]:
+def _news(refresh: Refresh, given: Mapping[Block, Any]) -> dict[Block, Any]:
     """What changes on the page. What cannot be shown, as it went in the meantime, keeps nothing else back."""
     try:
         answer = refresh.answer(given)
@@ -66,29 +67,30 @@ class Shell:
 
     workbench: Workbench
     page: gr.Blocks
-    tabs: gr.Tabs
     changed: gr.State
     """The registry's change count as this section has last seen it, and what made it look again between two
     counts; while it is closed it may stay behind.
     """
-    to_chat: gr.State
-    """Name of the adapter that another section wants the playground to open with."""
-    to_train: gr.State
-    """What another section wants of the training section: show or duplicate, the run's number, and when it
-    was wanted.
-    """
+    go: gr.HTML
+    """Given an address by `there`, leads to it."""
+    triggers: list[Any] = field(default_factory=list)
+    """What brings this section up to date beside the registry's changes, such as a choice in its list."""
     refreshes: list[Refresh] = field(default_factory=list)
     """What follows the registry in this section, until follow() binds it."""
 
-    def refresh(self, handler: Handler, inputs: Sequence[Component], outputs: Sequence[Component]) -> None:
+    def refresh(self, handler: Handler, inputs: Sequence[Component], outputs: Sequence[Block]) -> None:
         """Call `handler` when the page opens and whenever the registry has changed, at once or when its
         section is opened.
         """
         self.refreshes.append(Refresh(handler, list(inputs), list(outputs)))
 
-    def decide(self, handler: Handler, inputs: Sequence[gr.State], outputs: Sequence[gr.State]) -> None:
-        """As refresh, but before all others of the section, which then see what it has decided."""
+    def decide(self, handler: Handler, inputs: Sequence[Component], outputs: Sequence[Block]) -> None:
+        """As refresh, but before all others of the section, which then see what states it has decided."""
         self.refreshes.insert(0, Refresh(handler, list(inputs), list(outputs)))
+
+    def also_after(self, event: Any) -> None:
+        """Bring this section up to date after an event as well, at once."""
+        self.triggers.append(event)
 
     def soon(self, event: Dependency) -> None:
         """After an event, whether it went well or not, bring this section up to date.
@@ -110,15 +112,16 @@ class Shell:
         inputs = list(dict.fromkeys(one for refresh in self.refreshes for one in refresh.inputs))
         outputs = list(dict.fromkeys(one for refresh in self.refreshes for one in refresh.outputs))
 
-        def everything(*values: Any) -> dict[Component, Any]:
-            given, found = dict(zip(inputs, values, strict=True)), dict.fromkeys(outputs, gr.skip())
+        def everything(*values: Any) -> dict[Block, Any]:
+            given: dict[Block, Any] = dict(zip(inputs, values, strict=True))
+            found: dict[Block, Any] = dict.fromkeys(outputs, gr.skip())
             for refresh in self.refreshes:
                 new = _news(refresh, given)
                 found |= new
                 given |= {one: value for one, value in new.items() if isinstance(one, gr.State)}
             return found
 
-        events = [self.page.load, self.changed.change]
+        events = [self.page.load, self.changed.change, *self.triggers]
         gr.on(
             events, everything, inputs, outputs, trigger_mode="always_last", **QUIET
         )  # "once" loses the last change

@@ -1,60 +1,115 @@
-"""Models: the base models, how to add one, and what each is."""
+"""Models: the base models on the left, the chosen one on the right; adding one in a sheet."""
 
 from __future__ import annotations
+
+from html import escape
 
 import gradio as gr
 
 from app.service.workbench import Workbench
 from app.shared.bases import experts_of
-from app.web.parts.catalogue import Catalogue, Words
-from app.web.parts.markup import day, facts, size
+from app.web.parts.markup import day, empty, facts, size, title_line
+from app.web.parts.panes import ask_first, bar, close_sheet, left, opener, right, sheet, split
+from app.web.parts.picker import Query, Row, Rows, matching, picker
+from app.web.parts.routes import link, there
 from app.web.parts.shell import WORKING, Shell, inform, refusal, told
-from storage.tables import Base
+from storage.errors import NotFound
+from storage.tables import Adapter, Base
 
 TAB, TITLE = "models", "Models"
-_WORDS = Words(
-    label="Base models",
-    columns=("Name", "Architecture", "Parameters", "Dtype", "Context", "Size", "Source", "Fingerprint"),
-    nothing="No base model yet. The starter model is one click away.",
-    remove="Remove",
-    question="Remove this base model? Files that the workbench downloaded or converted are deleted.",
-)
+_NOTHING = "No base model yet. Add one: the starter model is in the same sheet, one click away."
+_REMOVE = "Remove this base model? Files that the workbench downloaded or converted are deleted."
 
 
 def build(shell: Shell) -> None:
-    """Lay out the tab and bind its handlers."""
+    """Lay out the section and bind its handlers."""
     workbench = shell.workbench
-    with gr.Row(equal_height=True):
-        origin = gr.Textbox(
-            label="Add a base model",
-            scale=3,
-            info=(
-                "A folder of safetensors, a .gguf file, or a hub id such as "
-                "HuggingFaceTB/SmolLM2-360M-Instruct."
-            ),
-        )
-        name = gr.Textbox(label="Name", info="Empty: taken from the source.", scale=1)
-        with gr.Column(scale=0, min_width=220):
-            add = gr.Button("Add", variant="primary")
-            starter = gr.Button("Add the starter model")
+    with split(TAB):
+        with left():
+            opener("add-model", "Add a base model", variant="primary")
+            chosen = picker(
+                shell,
+                TAB,
+                "Base models",
+                lambda query: find(workbench, query),
+                _NOTHING,
+                search="Search models",
+            )
+        with right():
+            _detail(shell, chosen)
+    with sheet("add-model", "Add a base model"):
+        _add_form(shell)
 
-    def verify_button(chosen: gr.State) -> None:
-        verify = gr.Button("Verify fingerprint", scale=0, min_width=170)
-        verify.click(check, chosen, **WORKING)
 
-    @told
-    def check(model: str) -> None:
-        inform(f"Unchanged: {workbench.models.verify(model)[:16]}…")
+def find(workbench: Workbench, query: Query) -> Rows:
+    """The rows of the list."""
+    return matching([_row(base) for base in workbench.registry.all(Base)], query)
 
-    Catalogue(
-        shell,
-        _WORDS,
-        rows=lambda: _rows(workbench),
-        number=lambda name: workbench.registry.find(Base, name).id,
-        remove=workbench.models.remove,
-        actions=verify_button,
-        describe=lambda name: detail_html(workbench, workbench.registry.find(Base, name)),
+
+def _row(base: Base) -> Row:
+    return Row(
+        base.name,
+        base.name,
+        f"{base.architecture} · {base.source}",
+        f"{base.parameters / 1e6:,.0f} M · {base.dtype}",
     )
+
+
+def _detail(shell: Shell, chosen: gr.HTML) -> None:
+    workbench = shell.workbench
+    title = gr.HTML()
+    with bar() as actions:
+        train = gr.Button("Train on it", variant="primary", size="md", scale=0)
+        chat = gr.Button("Chat with it", size="md", scale=0)
+        verify = gr.Button("Verify fingerprint", size="md", scale=0)
+        removed = ask_first(
+            "remove-model",
+            "Remove …",
+            _REMOVE,
+            lambda name: workbench.registry.find(Base, name).id,
+            lambda asked, name: _remove(workbench, asked, name),
+            [chosen],
+        )
+    about = gr.HTML()
+
+    def show(name: str) -> tuple[object, ...]:
+        try:
+            base = workbench.registry.find(Base, name) if name else None
+        except NotFound:  # removed meanwhile, here or elsewhere
+            base = None
+        if base is None:
+            return "", gr.Row(visible=False), empty("Choose a base model on the left, or add one.")
+        return (
+            title_line(base.name, [(base.dtype, "calm")]),
+            gr.Row(visible=True),
+            f"{facts_html(workbench, base)}{adapters_html(workbench, base)}",
+        )
+
+    shell.refresh(show, [chosen], [title, actions, about])
+    train.click(lambda name: there("train", base=name), chosen, shell.go, **WORKING)
+    chat.click(lambda name: there("playground", base=name), chosen, shell.go, **WORKING)
+    verify.click(
+        told(lambda name: inform(f"Unchanged: {workbench.models.verify(name)[:16]}…")), chosen, **WORKING
+    )
+    shell.soon(removed)
+
+
+def _remove(workbench: Workbench, asked: int, name: str) -> None:
+    if workbench.registry.find(Base, name).id != asked:
+        raise refusal(f"{name} is another one by now than the one you were asked about; look at it first.")
+    workbench.models.remove(name)
+
+
+def _add_form(shell: Shell) -> None:
+    workbench = shell.workbench
+    starter = gr.Button("Add the starter model (SmolLM2-135M-Instruct, 93 MB)", size="md")
+    origin = gr.Textbox(
+        label="Or a folder, a file or a hub id",
+        placeholder="/models/llama or model.gguf or HuggingFaceTB/SmolLM2-360M-Instruct",
+        info="A folder of safetensors, a .gguf file, or owner/name of the Hugging Face hub.",
+    )
+    name = gr.Textbox(label="Name", info="Empty: taken from the source.")
+    add = gr.Button("Add", variant="primary", size="md")
 
     @told
     def start(source: str, wanted: str) -> tuple[str, str]:
@@ -67,28 +122,15 @@ def build(shell: Shell) -> None:
     def start_starter() -> None:
         workbench.models.add("starter")
 
-    add.click(start, [origin, name], [origin, name], **WORKING)
-    origin.submit(start, [origin, name], [origin, name], **WORKING)
-    starter.click(start_starter, **WORKING)
+    for event in (
+        add.click(start, [origin, name], [origin, name], **WORKING),
+        origin.submit(start, [origin, name], [origin, name], **WORKING),
+        starter.click(start_starter, None, None, **WORKING),
+    ):
+        close_sheet(event, "add-model")
 
 
-def _rows(workbench: Workbench) -> list[list[str]]:
-    return [
-        [
-            base.name,
-            base.architecture,
-            f"{base.parameters / 1e6:,.1f} M",
-            base.dtype,
-            f"{base.context_length:,}",
-            size(base.size_bytes),
-            base.source,
-            base.fingerprint[:12],
-        ]
-        for base in workbench.registry.all(Base)
-    ]
-
-
-def detail_html(workbench: Workbench, base: Base) -> str:
+def facts_html(workbench: Workbench, base: Base) -> str:
     """Everything known of one base model."""
     template = (
         "its own"
@@ -99,7 +141,7 @@ def detail_html(workbench: Workbench, base: Base) -> str:
         [
             ("Architecture", base.architecture),
             ("Parameters", f"{base.parameters:,}"),
-            ("Dtype", base.dtype),
+            ("Number format", base.dtype),
             ("Context length", f"{base.context_length:,} tokens"),
             ("Layers", base.layers),
             ("Hidden size", base.hidden_size),
@@ -114,5 +156,20 @@ def detail_html(workbench: Workbench, base: Base) -> str:
             ("Tokenizer", base.tokenizer_hash[:16]),
             ("Added", day(base.created)),
         ],
-        base.name,
     )
+
+
+def adapters_html(workbench: Workbench, base: Base) -> str:
+    """The adapters that were made for this base, each a link."""
+    fitting = [one for one in workbench.registry.all(Adapter) if one.base_fingerprint == base.fingerprint]
+    rows = "".join(
+        f"<tr><td>{link(one.name, 'adapters', name=one.name)}</td><td>{one.rank}</td>"
+        f"<td>{escape(one.dataset_name or '–')}</td><td>{day(one.created)}</td></tr>"
+        for one in fitting[:50]
+    )
+    if not rows:
+        return ""
+    head = "<thead><tr><th>Adapter</th><th>Rank</th><th>Data set</th><th>Made</th></tr></thead>"
+    more = f"<p class='hint'>and {len(fitting) - 50} more</p>" if len(fitting) > 50 else ""
+    table = f"<table class='rows'>{head}<tbody>{rows}</tbody></table>"
+    return f"<div class='card'><h3>Adapters for it</h3>{table}{more}</div>"

@@ -12,7 +12,19 @@ from app.service.chats import MAX_SIDE_BY_SIDE, Asked, history
 from app.service.workbench import Workbench
 from app.shared.bases import base_for
 from app.web.parts.options_form import option_fields
-from app.web.parts.shell import QUIET, QUIET_QUEUED, WORKING, Shell, choose_from, choose_many, refusal, told
+from app.web.parts.panes import opener, sheet
+from app.web.parts.routes import wish
+from app.web.parts.shell import (
+    QUIET,
+    QUIET_QUEUED,
+    WORKING,
+    Shell,
+    choose_from,
+    choose_many,
+    offered,
+    refusal,
+    told,
+)
 from core.errors import WrongBase
 from core.generate.config import GenerationConfig
 from storage.errors import NotFound
@@ -24,13 +36,14 @@ _SHOW_SECONDS = 0.1
 
 
 def build(shell: Shell) -> None:
-    """Lay out the tab and bind its handlers."""
+    """Lay out the section and bind its handlers."""
     workbench = shell.workbench
     chat_id = gr.BrowserState(0, storage_key="lora-workbench-chat", secret="chat")
+    kept = gr.BrowserState([], storage_key="lora-workbench-playground", secret="playground")
     asking = gr.State(0)
-    with gr.Row(equal_height=True):
+    with gr.Row(elem_classes="who-answers"):
         base = gr.Dropdown([], label="Base model", interactive=True, scale=2)
-        mode = gr.Radio([SIDE, SINGLE], value=SIDE, label="Mode", scale=3, min_width=300)
+        mode = gr.Radio([SIDE, SINGLE], value=SIDE, label="Mode", scale=0, min_width=260)
         adapters = gr.Dropdown(
             [],
             label="Adapters (up to four)",
@@ -40,54 +53,69 @@ def build(shell: Shell) -> None:
             scale=4,
         )
         speaker = gr.Dropdown([], label="Who answers", interactive=True, visible=False, scale=4)
-        with_base = gr.Checkbox(True, label="Plain base too", scale=0, min_width=170)
+        with_base = gr.Checkbox(True, label="Plain base too", scale=0, min_width=130)
+        opener("sampling", "Sampling")
+        clear = gr.Button("New chat", size="md", scale=0, min_width=0)
     warned = gr.HTML()
-    with gr.Row(elem_classes="chats"):
+    with gr.Row(elem_classes="chats grows"):
         boxes = [
             gr.Chatbot(
                 label="–",
                 visible=index == 0,
-                height=400,
+                height="100%",
                 layout="bubble",
                 feedback_options=None,
-                placeholder="Ask something below." if index == 0 else None,
                 buttons=["copy"],
                 allow_tags=False,
             )
             for index in range(MAX_SIDE_BY_SIDE)
         ]
-    with gr.Row(equal_height=True):
+    with gr.Row(elem_classes="ask-line"):
         prompt = gr.Textbox(
             label="Prompt",
-            lines=2,
+            show_label=False,
+            lines=1,
+            max_lines=10,
             scale=8,
-            placeholder="Ask all of them the same question",
-            submit_btn=False,
+            placeholder="Ask all of them the same question. Enter sends, Shift+Enter breaks the line.",
+            elem_id="prompt",
         )
-        with gr.Column(scale=0, min_width=130):
-            send = gr.Button("Send", variant="primary")
-            stop = gr.Button("Stop")
-            clear = gr.Button("New chat")
-    with gr.Accordion("Sampling", open=False):
-        sampling = option_fields(GenerationConfig.options(), per_row=6)
+        send = gr.Button("Send", variant="primary", size="md", scale=0, min_width=80)
+        stop = gr.Button("Stop", size="md", scale=0, min_width=80, elem_id="stop-answers")
+    with sheet("sampling", "Sampling", "How the next token is chosen; the same for all columns."):
+        sampling = option_fields(GenerationConfig.options(), per_row=2)
 
-    def show(base_now: str, adapters_now: list[str] | None, speaker_now: str | None) -> tuple[object, ...]:
+    who: dict[str, Any] = {"mode": mode, "adapters": adapters, "speaker": speaker, "with_base": with_base}
+    fields: list[Any] = [base, adapters, speaker, mode, with_base]
+
+    def show(
+        base_now: str | None, adapters_now: list[str] | None, speaker_now: str | None, before: list[Any]
+    ) -> tuple[object, ...]:
+        """What there is to choose from; on a page that was loaded anew what was chosen before."""
+        shown, mode_now, with_base_now = base_now, gr.skip(), gr.skip()
+        if not base_now and len(before or []) == len(fields):
+            base_now, adapters_now, speaker_now, mode_now, with_base_now = before
         names = [row.name for row in workbench.registry.all(Base)]
-        chosen = base_now if base_now in names else (names[0] if names else None)
+        chosen = base_now if base_now in names else first_base(workbench)
         fitting = adapters_for(workbench, chosen)
         return (
-            choose_from(names, base_now),
+            offered(names, chosen, shown),
             choose_many(fitting, adapters_now, fitting[:1]),
             choose_from([*fitting, PLAIN], speaker_now),
+            mode_now,
+            with_base_now,
         )
 
-    shell.refresh(show, [base, adapters, speaker], [base, adapters, speaker])
-    base.input(show, [base, adapters, speaker], [base, adapters, speaker], **QUIET)
+    shell.refresh(show, [base, adapters, speaker, kept], fields)
 
-    def open_with(name: str) -> tuple[object, ...]:
-        adapter = workbench.registry.find(Adapter, name)
-        at_home = base_for(workbench.registry, adapter).name
-        return at_home, gr.Dropdown(choices=adapters_for(workbench, at_home), value=[name]), SIDE, True
+    def show_of(base_now: str, adapters_now: list[str], speaker_now: str) -> tuple[object, ...]:
+        return show(base_now, adapters_now, speaker_now, [])[1:3]
+
+    base.input(show_of, [base, adapters, speaker], [adapters, speaker], **QUIET)
+    gr.on(
+        [one.change for one in fields], None, fields, kept, js="(...chosen) => chosen", show_progress="hidden"
+    )
+    _bind_wishes(shell, [base, adapters, mode, with_base])
 
     def warn(base_now: str, mode_now: str, adapters_now: list[str] | None, speaker_now: str | None) -> str:
         names = [one for one in speakers_of(mode_now, adapters_now or [], speaker_now or PLAIN, False) if one]
@@ -96,15 +124,12 @@ def build(shell: Shell) -> None:
     seen_by: list[Any] = [base, mode, adapters, speaker]
     gr.on([one.change for one in seen_by], warn, seen_by, warned, trigger_mode="always_last", **QUIET)
 
-    shell.to_chat.change(told(open_with), shell.to_chat, [base, adapters, mode, with_base], **WORKING)
-
     def show_boxes(
         mode: str, adapters: list[str], speaker: str, with_base: bool, chat_id: int
     ) -> list[object]:
         names = speakers_of(mode, adapters, speaker, with_base)
         return boxes_for(names, stored_histories(workbench, chat_id, names))
 
-    who: dict[str, Any] = {"mode": mode, "adapters": adapters, "speaker": speaker, "with_base": with_base}
     choices = [mode.change, adapters.change, speaker.change, with_base.change, shell.page.load]
     gr.on(choices, show_boxes, None, boxes, inputs_kwargs={**who, "chat_id": chat_id}, **QUIET)
 
@@ -169,6 +194,39 @@ def build(shell: Shell) -> None:
 
 
 PLAIN = "Plain base"
+
+
+def _bind_wishes(shell: Shell, outputs: list[Any]) -> None:
+    """Another section wants to chat with an adapter, or with a base."""
+    workbench = shell.workbench
+
+    @told
+    def with_adapter(name: str) -> tuple[object, ...]:
+        adapter = workbench.registry.find(Adapter, name)
+        at_home = base_for(workbench.registry, adapter).name
+        return at_home, gr.Dropdown(choices=adapters_for(workbench, at_home), value=[name]), SIDE, True
+
+    @told
+    def with_model(name: str) -> tuple[object, ...]:
+        model = workbench.registry.find(Base, name).name
+        return model, gr.Dropdown(choices=adapters_for(workbench, model), value=[]), SIDE, True
+
+    for parameter, handler in (("adapter", with_adapter), ("base", with_model)):
+        wished = wish(TAB, parameter)
+        wished.submit(handler, wished, outputs, **WORKING)
+
+
+def first_base(workbench: Workbench) -> str | None:
+    """What one most likely wants to talk to: the base of the newest adapter, else the newest that was not
+    made by merging.
+    """
+    bases = workbench.registry.all(Base)
+    for adapter in workbench.registry.all(Adapter, limit=1):
+        for base in bases:
+            if base.fingerprint == adapter.base_fingerprint and base.source != "merged":
+                return base.name
+    plain = [base.name for base in bases if base.source != "merged"]
+    return next(iter([*plain, *[base.name for base in bases]]), None)
 
 
 def adapters_for(workbench: Workbench, base: str | None) -> list[str]:

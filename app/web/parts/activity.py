@@ -1,0 +1,152 @@
+"""What is under way, each with its bar and a way to end it, and what ended lately, with the next step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from html import escape
+
+from app.jobs.kinds import JOBS
+from app.service.workbench import Workbench
+from app.shared.errors import USER_ERRORS
+from app.web.parts.markup import duration, state_badge
+from app.web.parts.routes import link
+from core.errors import WorkbenchError
+from storage.tables import FINISHED, QUEUED, STOPPED, Adapter, Job, Run
+
+_FAILURE_SECONDS = 300.0  # how long something that failed stays in sight
+_DONE_SECONDS = 120.0
+_MOST_RUNS = 3
+_KNOWN_SHARE = 0.05  # of a job, from which on the rest of its time can be told
+
+
+def activity_html(workbench: Workbench) -> str:
+    """Runs and jobs that are under way, then what ended lately: finished with its next step, failed with its
+    reason.
+    """
+    now = time.time()
+    registry = workbench.registry
+    lines = [*_runs_under_way(workbench), *[job_line(job, now) for job in registry.jobs.active()]]
+    lines += [_job_done(job) for job in registry.jobs.finished(now - _DONE_SECONDS)]
+    lines += [_job_failed(job) for job in registry.jobs.failed(now - _FAILURE_SECONDS)]
+    lines += [_run_ended(workbench, run) for run in registry.runs.ended(now - _DONE_SECONDS)]
+    return f"<div class='activity'>{''.join(lines)}</div>"
+
+
+def end_work(workbench: Workbench, what: str, number: int) -> str:
+    """End a job, or stop a run and keep what it has learned. Returns what to say of it, also of a refusal."""
+    try:
+        if what == "run":
+            run = workbench.registry.get(Run, number)
+            workbench.runs.stop(number)
+            return f"{run.name} stops at its next step; what it has learned is kept."
+        job = workbench.registry.get(Job, number)
+        workbench.jobs.cancel(job)
+        return f"{job.title}: cancelled. Nothing was added."
+    except USER_ERRORS as error:
+        return str(error)
+
+
+def _runs_under_way(workbench: Workbench) -> list[str]:
+    runs = [run for run in workbench.registry.runs.active() if run.state != QUEUED]
+    lines = [_run_line(workbench, run) for run in runs[:_MOST_RUNS]]
+    if len(runs) > _MOST_RUNS:
+        more = link(f"{len(runs) - _MOST_RUNS} more runs train at once", "runs")
+        lines.append(f"<div class='job'><span>{more}</span></div>")
+    return lines
+
+
+def _run_line(workbench: Workbench, run: Run) -> str:
+    point = workbench.registry.measurements.last_point(run.id or 0)
+    total = run.details.get("total_steps")
+    share = min(1.0, point.step / total) if point and total else None
+    said = f"step {point.step:,} of {total:,}" if point and total else run.state
+    left = duration(point.seconds_left) if point and point.seconds_left is not None else ""
+    title = link(run.name, "runs", name=run.id or 0)
+    return _line(f"run-{run.id}", title, said, share, left, f"Stop {run.name} and keep it", "Stop and keep")
+
+
+def job_line(job: Job, now: float) -> str:
+    """One job: what it does, how far it is, how long it still takes, and its Cancel."""
+    title = f"<b>{escape(job.title)}</b>"
+    return _line(
+        f"job-{job.id}",
+        title,
+        job.message,
+        job.fraction,
+        _time_left(job, now),
+        f"Cancel: {job.title}",
+        "Cancel",
+    )
+
+
+def _time_left(job: Job, now: float) -> str:
+    if job.fraction is None or not _KNOWN_SHARE < job.fraction < 1:
+        return ""
+    return duration((now - job.created) * (1 - job.fraction) / job.fraction)
+
+
+def _line(key: str, title: str, said: str, share: float | None, left: str, ends: str, word: str) -> str:
+    known = share is not None
+    done = f"{100 * (share or 0):.0f} %" if known else "…"
+    width = f"width:{100 * (share or 0):.0f}%"
+    bar = f"<span class='bar {'' if known else 'unknown'}'><i style='{width}'></i></span>"
+    end = f"<button type='button' class='small' data-end='{key}' aria-label='{escape(ends)}'>{word}</button>"
+    return (
+        f"<div class='job' data-share='{share if known else ''}'><span class='job-said'>{title} "
+        f"<span class='quiet'>{escape(said)}</span></span>{bar}"
+        f"<span class='job-share'>{done}{f' · {left} left' if left else ''}</span>{end}</div>"
+    )
+
+
+def _job_done(job: Job) -> str:
+    try:
+        steps = JOBS.get(job.kind).next_steps(job.result)
+    except (WorkbenchError, KeyError):  # of a kind that is not here any more, or of an earlier version
+        steps = ()
+    return _notice(
+        f"job-{job.id}",
+        "good",
+        FINISHED,
+        escape(job.title),
+        "",
+        [link(one.words, one.section, **one.about) for one in steps],
+    )
+
+
+def _job_failed(job: Job) -> str:
+    return _notice(f"job-{job.id}", "bad", job.state, escape(job.title), job.message, [])
+
+
+def _run_ended(workbench: Workbench, run: Run) -> str:
+    links = [link("Show it", "runs", name=run.id or 0)]
+    if run.adapter_id is not None:
+        try:
+            name = workbench.registry.get(Adapter, run.adapter_id).name
+            links = [
+                link("Chat with it", "playground", adapter=name),
+                *links,
+                link("Export", "export", adapter=name),
+            ]
+        except USER_ERRORS:  # the adapter was deleted since
+            links = links[:1]
+    good = run.state in (FINISHED, STOPPED)
+    return _notice(
+        f"run-{run.id}-{run.ended:.0f}",
+        "good" if good else "bad",
+        run.state,
+        escape(run.name),
+        run.reason,
+        links,
+    )
+
+
+def _notice(key: str, kind: str, state: str, title: str, why: str, links: Sequence[str]) -> str:
+    """A line about what has ended; the page lets it be put away."""
+    role = "alert" if kind == "bad" else "status"
+    said = escape(why)
+    return (
+        f"<div class='notice {kind}' role='{role}' data-notice='{key}'>{state_badge(state)} <b>{title}</b> "
+        f"<span class='notice-why'>{said}</span><span class='notice-next'>{''.join(links)}</span>"
+        "<button type='button' class='small' data-dismiss aria-label='Put this away'>✕</button></div>"
+    )

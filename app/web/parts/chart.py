@@ -1,0 +1,31 @@
+"""A Plotly figure in the page's own look. The browser brings Plotly's script when the first one is shown."""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import Any
+
+import gradio as gr
+import plotly.graph_objects as go
+
+
+def chart(title: str, **about: Any) -> gr.HTML:
+    """A place for a figure; its value comes from `drawn`, and it takes no room without one."""
+    classes = ["chart", *about.pop("elem_classes", [])]
+    return gr.HTML(
+        value="",
+        label=title,
+        html_template="<div class='chart-slot'></div>",
+        js_on_load=(resources.files("assets") / "chart.js").read_text(encoding="utf-8"),
+        elem_classes=classes,
+        title=title,
+        **about,
+    )
+
+
+def drawn(figure: go.Figure | None) -> str:
+    """A figure as the value of a chart; fonts, colours of lines and grid are the page's."""
+    if figure is None:
+        return ""
+    figure.layout.template = None
+    return str(figure.to_json())

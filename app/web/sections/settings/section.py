@@ -1,0 +1,117 @@
+"""Settings: what people set for this home folder; the same stands in its settings.toml."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+
+from app.service.workbench import Workbench
+from app.shared.user_settings import Preference, Preferences
+from app.web.parts.options_form import option_field
+from app.web.parts.shell import QUIET, Shell, inform, told
+from app.web.sections.settings.storage_view import storage_view
+from core.errors import InvalidConfig
+
+TAB, TITLE = "settings", "Settings"
+_GROUPS = (
+    ("Look", ("theme", "density", "notifications")),
+    ("Work", ("default_base", "offline", "quota")),
+    ("Window and address", ("on_close", "host", "port")),
+)
+
+
+def build(shell: Shell) -> None:
+    """Lay out the section and bind its handlers."""
+    workbench = shell.workbench
+    options = {one.name: one for one in Preferences.options()}
+    fields: dict[str, Any] = {}
+    fault = gr.HTML()
+    with gr.Row(elem_classes="settings-groups"):
+        for title, names in _GROUPS:
+            with gr.Column(min_width=300):
+                gr.HTML(f"<h2 class='group-title'>{escape(title)}</h2>")
+                for name in names:
+                    fields[name] = _field(name, option_field(options[name]))
+    about = gr.HTML()
+    storage_view(shell)
+    shown = gr.State({})
+
+    def show(before: dict[str, Any]) -> tuple[object, ...]:
+        try:
+            now = {one.name: one for one in workbench.preferences.all()}
+        except InvalidConfig as error:
+            return (
+                before,
+                f"<p class='fault' role='alert'>{escape(str(error))}</p>",
+                about_html(workbench, ()),
+                *([gr.skip()] * len(fields)),
+            )
+        states = {name: [one.value, one.overruled, list(one.choices)] for name, one in now.items()}
+        updates = [
+            gr.skip() if states[name] == before.get(name) else _update(field, now[name])
+            for name, field in fields.items()
+        ]
+        return states, "", about_html(workbench, list(now.values())), *updates
+
+    shell.refresh(show, [shown], [shown, fault, about, *fields.values()])
+    for name, field in fields.items():
+        save = functools.partial(_save, workbench, options[name].label, name)
+        events = (
+            [field.input] if isinstance(field, (gr.Checkbox, gr.Dropdown)) else [field.submit, field.blur]
+        )
+        shell.soon(
+            gr.on(
+                events,
+                told(save),
+                field,
+                None,
+                trigger_mode="always_last",
+                concurrency_id="settings",
+                **QUIET,
+            )
+        )
+
+
+def _field(name: str, made: Component) -> Component:
+    """A choice among the bases that are here is a dropdown, though what is stored is text."""
+    if name != "default_base":
+        return made
+    label, info = made.label, made.info
+    made.unrender()
+    return gr.Dropdown([("None", "")], value="", label=label, info=info, interactive=True)
+
+
+def _update(field: Component, one: Preference) -> object:
+    about: dict[str, Any] = {"value": one.value, "interactive": not one.overruled}
+    if isinstance(field, gr.Dropdown):
+        about["choices"] = [(choice or "None", choice) for choice in one.choices]
+    return type(field)(**about)
+
+
+def _save(workbench: Workbench, label: str, name: str, value: object) -> None:
+    """Set one, if it is another value than what counts now."""
+    if value is None or workbench.preferences.find(name).value == value:
+        return
+    workbench.preferences.change({name: value})
+    inform(f"{label} is set.", "Saved")
+
+
+def about_html(workbench: Workbench, preferences: Sequence[Preference]) -> str:
+    """Where this stands, and what is given from outside."""
+    settings = workbench.settings
+    lines = [
+        f"Home folder: <code>{escape(str(settings.home))}</code>.",
+        f"The same stands in <code>{escape(str(settings.settings_file))}</code>, which may be edited.",
+        "Another device opens the page with the address that <code>lora-workbench address</code> prints.",
+    ]
+    lines += [
+        f"{escape(one.option.label)} is given by the {escape(one.source)}, which counts before the file."
+        for one in preferences
+        if one.overruled
+    ]
+    return "".join(f"<p class='hint'>{line}</p>" for line in lines)

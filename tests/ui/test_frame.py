@@ -1,0 +1,184 @@
+"""The page around its sections: the address bar, links, back and forward, sheets, keys, the split and axe."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Page, expect
+
+from tests.ui.conftest import choose_row, drawn, go_to, open_sheet, ready, row, section_link, served
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
+SECTIONS = ("Home", "Models", "Data", "Train", "Runs", "Adapters", "Playground", "Export", "Settings")
+
+
+@pytest.fixture
+def address(workbench, zygote):
+    with served(workbench.settings.home, zygote) as found:
+        yield found
+
+
+def _chosen(page: Page, section: str, name: str) -> None:
+    expect(row(page, section, name)).to_have_attribute("aria-selected", "true")
+    expect(page.locator(".title-line h2:visible")).to_have_text(name)
+
+
+def test_the_address_names_what_is_chosen_and_leads_back_to_it(trained, address, open_page):
+    for name in ("one", "two"):
+        trained(name)
+    page = open_page(address)
+    go_to(page, "Adapters")
+    choose_row(page, "adapters", "one")
+    expect(page).to_have_url(re.compile(r"\?section=adapters&name=one$"))
+    choose_row(page, "adapters", "two")
+    go_to(page, "Models")
+    _chosen(page, "models", "llama")
+    page.go_back()
+    _chosen(page, "adapters", "two")
+    page.go_back()
+    _chosen(page, "adapters", "one")
+    page.go_forward()
+    _chosen(page, "adapters", "two")
+    page.reload()
+    ready(page)
+    _chosen(page, "adapters", "two")
+    page.goto(page.url.replace("name=two", "name=one"))
+    ready(page)
+    _chosen(page, "adapters", "one")
+
+
+def test_names_are_links_to_what_they_name(trained, address, open_page):
+    trained("linked")
+    page = open_page(address)
+    page.get_by_role("tabpanel").get_by_role("link", name="linked", exact=True).click()
+    _chosen(page, "adapters", "linked")
+    go_to(page, "Home")
+    page.get_by_role("tabpanel").get_by_role("link", name="llama", exact=True).click()
+    _chosen(page, "models", "llama")
+    page.get_by_role("tabpanel").get_by_role("link", name="linked", exact=True).click()
+    _chosen(page, "adapters", "linked")
+
+
+def test_a_sheet_takes_the_focus_and_gives_it_back(address, open_page):
+    page = open_page(address)
+    go_to(page, "Models")
+    opens = page.get_by_role("button", name="Add a base model", exact=True)
+    sheet = open_sheet(page, "Add a base model")
+    for _ in range(12):  # more often than there are stops: the focus goes round in it
+        page.keyboard.press("Tab")
+        assert sheet.evaluate("sheet => sheet.contains(document.activeElement)")
+    page.keyboard.press("Escape")
+    expect(sheet).to_be_hidden()
+    expect(opens).to_be_focused()
+    open_sheet(page, "Add a base model")
+    sheet.get_by_role("button", name="Close").click()
+    expect(sheet).to_be_hidden()
+    open_sheet(page, "Add a base model")
+    page.mouse.click(200, 400)  # beside it
+    expect(sheet).to_be_hidden()
+
+
+def test_keys_go_to_sections_search_and_explain_themselves(trained, address, open_page):
+    for name in ("one", "two", "three"):
+        trained(name)
+    page = open_page(address)
+    page.keyboard.press("g")
+    page.keyboard.press("a")
+    expect(section_link(page, "Adapters")).to_have_attribute("aria-current", "page")
+    drawn(page)
+    page.keyboard.press("/")
+    expect(page.locator("#list-adapters input[type=search]")).to_be_focused()
+    page.keyboard.type("two")
+    expect(page.locator("#list-adapters").get_by_role("option")).to_have_count(1)
+    page.keyboard.press("Control+a")
+    page.keyboard.press("Delete")
+    expect(page.locator("#list-adapters").get_by_role("option")).to_have_count(3)
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("End")
+    _chosen(page, "adapters", "one")  # the newest comes first
+    page.keyboard.press("ArrowUp")
+    _chosen(page, "adapters", "two")
+    page.keyboard.press("?")
+    expect(page.get_by_role("dialog", name="Keys")).to_be_visible()
+    page.keyboard.press("Escape")
+    section_link(page, "Adapters").focus()
+    page.keyboard.press("ArrowUp")
+    expect(section_link(page, "Runs")).to_be_focused()
+
+
+def test_the_split_is_moved_and_stays(address, open_page):
+    page = open_page(address)
+    go_to(page, "Models")
+    bar = page.get_by_role("separator", name="Width of the list").locator("visible=true")
+    before = int(bar.get_attribute("aria-valuenow") or 0)
+    bar.focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    expect(bar).to_have_attribute("aria-valuenow", str(before + 48))
+    page.reload()
+    ready(page)
+    expect(bar).to_have_attribute("aria-valuenow", str(before + 48))
+    box = bar.bounding_box()
+    assert box
+    page.mouse.move(box["x"] + 4, box["y"] + 200)
+    page.mouse.down()
+    page.mouse.move(box["x"] - 96, box["y"] + 200, steps=4)
+    page.mouse.up()
+    assert abs(int(bar.get_attribute("aria-valuenow") or 0) - (before + 48 - 100)) <= 8
+
+
+def test_the_theme_is_switched_and_stays(address, open_page):
+    page = open_page(address)
+    assert page.evaluate("document.body.classList.contains('dark')") is False
+    page.get_by_role("button", name="Switch between light and dark").click()
+    assert page.evaluate("document.body.classList.contains('dark')") is True
+    page.reload()
+    ready(page)
+    assert page.evaluate("document.body.classList.contains('dark')") is True
+
+
+def test_no_request_leaves_the_machine_and_the_first_load_is_small(address, open_page, browser):
+    page = browser.new_context().new_page()
+    asked: list[str] = []
+    sizes: list[int] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("requestfinished", lambda done: sizes.append(done.sizes()["responseBodySize"]))
+    page.goto(address)
+    ready(page)
+    drawn(page)
+    own = address.partition("?")[0]
+    assert [url for url in asked if not url.startswith((own, "data:", "blob:"))] == []
+    print(f"{len(asked)} requests, {sum(sizes) / 1e3:.0f} kB")
+    page.context.close()
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_axe_finds_nothing_serious_or_moderate(trained, address, open_page, dark):
+    trained("one")
+    page = open_page(address, dark=dark)
+    for section in SECTIONS:
+        go_to(page, section)
+        assert _violations(page) == [], section
+        keys = page.evaluate(
+            "[...document.querySelectorAll('.sheet')].map(one => one.id.slice(6))"
+            ".filter(key => [...document.querySelectorAll(`.opens-${key}, [data-opens=${key}]`)]"
+            ".some(workbench.seen))"
+        )
+        for key in keys:
+            page.evaluate("key => workbench.openSheet(key)", key)
+            drawn(page)
+            assert _violations(page) == [], (section, key)
+            page.keyboard.press("Escape")
+
+
+def _violations(page: Page) -> list[str]:
+    """What axe finds that is at least moderate."""
+    found = Axe().run(page).response["violations"]
+    return [
+        f"{one['id']}: {node['html'][:200]}"
+        for one in found
+        if one["impact"] in ("moderate", "serious", "critical")
+        for node in one["nodes"]
+    ]
