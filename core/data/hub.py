@@ -8,8 +8,8 @@ from pathlib import Path, PurePosixPath
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
-from core.data.reading import suffixes
-from core.data.zipped import Source, left_unread, split_of
+from core.data.reading import suffix_of, suffixes
+from core.data.zipped import Source, left_unread, split_of, unpacked
 from core.errors import InvalidData, SourceUnreachable
 from core.events import Progress
 from core.files.disk_faults import is_disk_fault
@@ -74,9 +74,7 @@ def _files(api: HfApi, hub_id: str) -> tuple[str, dict[str, int]]:
         info = api.dataset_info(hub_id, files_metadata=True, timeout=15)
         revision = str(info.sha)
     sizes = {
-        one.rfilename: one.size or 0
-        for one in info.siblings or []
-        if one.rfilename.lower().endswith(suffixes())
+        one.rfilename: one.size or 0 for one in info.siblings or [] if suffix_of(one.rfilename) in suffixes()
     }
     return revision, {
         path: size for path, size in sizes.items() if PurePosixPath(path).name.lower() != "readme.md"
@@ -120,6 +118,7 @@ def _download(
         local = hf_hub_download(
             hub_id, path, repo_type="dataset", revision=revision, local_dir=target, endpoint=endpoint
         )
-        sources.append(Source(Path(local), path, validation))
+        plain = unpacked(Path(local), Path(f"{local}.unpacked"), path)
+        sources.append(Source(plain, path, validation))
         done += sizes[path]
     return sources

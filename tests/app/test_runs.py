@@ -12,7 +12,7 @@ from app.web.parts.curve import run_news
 from core.base_model.source import BaseSource
 from core.errors import InvalidConfig, InvalidInput
 from core.train.training_options import TrainingOptions
-from storage.errors import InUse, NotFound
+from storage.errors import BlobDamaged, InUse, NotFound
 from storage.tables import INTERRUPTED, Adapter, Point, Run
 from tests.workbenches import QUICK, finish, wait_for
 
@@ -495,3 +495,23 @@ def test_a_page_is_told_what_is_new_and_nothing_twice(workbench, session):
         run_news(workbench, {"runs": [[99, 0]], "main": 99, "samples": 0, "notes": 0})["runs"][0][1]["state"]
         == ""
     )
+
+
+def test_a_run_goes_on_from_an_earlier_checkpoint_and_forgets_what_lies_behind_it(workbench, session):
+    run_id, training = session("mine")
+    _until(training, workbench, run_id, 22)
+    workbench.registry.runs.interrupt_all("killed")
+    newer, older = workbench.registry.checkpoints.of(run_id)
+    with pytest.raises(NotFound, match="there are checkpoints at step 20, 10"):
+        workbench.runs.resume(run_id, 15)
+    assert _get(workbench, run_id).state == INTERRUPTED
+    workbench.runs.resume(run_id, 10)
+    assert [one.step for one in workbench.registry.checkpoints.of(run_id)] == [10] == [older.step]
+    assert max(point.step for point in workbench.registry.measurements.points(run_id)) == 10
+    with pytest.raises(BlobDamaged, match="missing"):
+        workbench.registry.blobs.verify(newer.state_digest)
+    finish(session.next())
+    points = workbench.registry.measurements.points(run_id)
+    assert [point.step for point in points if point.loss is not None] == list(range(1, 31))
+    with pytest.raises(InUse, match="is finished"):
+        workbench.runs.resume(run_id, 30)

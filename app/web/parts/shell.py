@@ -91,8 +91,8 @@ class Shell:
         """
         self.refreshes.append(Refresh(handler, list(inputs), list(outputs)))
 
-    def decide(self, handler: Handler, inputs: Sequence[gr.State], outputs: Sequence[gr.State]) -> None:
-        """As refresh, but before all others of the section, which then see what it has decided."""
+    def decide(self, handler: Handler, inputs: Sequence[Component], outputs: Sequence[Block]) -> None:
+        """As refresh, but before all others of the section, which then see what states it has decided."""
         self.refreshes.insert(0, Refresh(handler, list(inputs), list(outputs)))
 
     def also_after(self, event: Any) -> None:
