@@ -132,7 +132,7 @@ function mark() {
     const {row, note, input, help} = fields.get(option.name), changed = isChanged(option), wrong = fault(option, now(option));
     const from = option.name in said.given ? said.label : 'default';
     const was = make('span', {textContent: `${from} ${words(option, base(option))}`});
-    const parts = changed ? [make('span', {className: 'dot', textContent: '●', 'aria-label': 'changed'}), was, resetOf(option)] : [was];
+    const parts = changed ? [make('span', {className: 'dot', textContent: '●', role: 'img', 'aria-label': 'changed'}), was, resetOf(option)] : [was];
     const swept = said.sweep[option.name];
     if (swept) parts.unshift(make('span', {className: 'swept', textContent: `sweep: ${swept.join(', ')}`}));
     const shape = JSON.stringify([changed, from, base(option), swept]);
