@@ -40,6 +40,9 @@ element.addEventListener('click', event => {
 });
 watch('value', tell);
 tell();
+const pane = element.closest('.plan-scroll');  // it may scroll, and is to be reached by keyboard then
+for (const [name, value] of [['tabindex', '0'], ['role', 'region'], ['aria-label', 'Plan']])
+  pane?.setAttribute(name, value);
 """
 
 
