@@ -27,6 +27,11 @@ _STARTERS = ("app.shared.engine_client", "app.service.jobs")
 """Where processes are started."""
 
 
+def _is_handed_on(variable: str) -> bool:
+    """Whether a fork has the variable as who asked for it has."""
+    return variable.startswith("LORA_WORKBENCH") or variable == "DISPLAY"
+
+
 class Forks:
     """Has processes forked by the zygote that listens on a socket."""
 
@@ -36,7 +41,7 @@ class Forks:
     def start(self, module: str, arguments: list[str], log: Path) -> Forked:
         """As app.shared.processes.start_detached."""
         log.open("ab").close()  # made by the process that starts the other, with its rights
-        environment = {name: value for name, value in os.environ.items() if name.startswith("LORA_WORKBENCH")}
+        environment = {name: value for name, value in os.environ.items() if _is_handed_on(name)}
         question = {"module": module, "arguments": arguments, "log": str(log), "environment": environment}
         return Forked(self, self.ask(question)["pid"])
 
@@ -118,7 +123,7 @@ def _fork(question: dict[str, Any], listening: socket.socket) -> int:
     os.dup2(nothing, 0)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    for name in [name for name in os.environ if name.startswith("LORA_WORKBENCH")]:
+    for name in filter(_is_handed_on, list(os.environ)):
         del os.environ[name]
     os.environ.update(question["environment"])
     sys.argv = [question["module"], *question["arguments"]]
