@@ -14,7 +14,7 @@ search.value = kept.words ?? '';
 list.setAttribute('aria-label', props.title);
 if (several) list.setAttribute('aria-multiselectable', 'true');
 const make = (tag, about, ...inner) => { const one = Object.assign(document.createElement(tag), about); one.append(...inner.filter(part => part != null)); return one; };
-let rows = [], total = 0, asked = 0, shownAs = '', stale = true, facets = kept.facets ?? {}, folded = new Set(kept.folded ?? []), typed = null, focused = null;
+let rows = [], total = 0, asked = 0, shownAs = '', stale = true, facets = kept.facets ?? {}, folded = new Set(kept.folded ?? []), typed = null, moving = null, focused = null;
 
 const chosen = () => String(props.value ?? '').split(several ? ',' : '\u0000').filter(Boolean);
 const remember = () => sessionStorage.setItem(keptAs, JSON.stringify({words: search.value, facets, folded: [...folded]}));
@@ -40,6 +40,8 @@ async function fetchRows(more = false) {
   const now = JSON.stringify([rows, total]);
   if (now !== shownAs) { shownAs = now; draw(); }
   settle();
+  clearTimeout(moving);
+  if (rows.some(row => row.share != null)) moving = setTimeout(fetchRows, 3000);  // the registry tells of no single step
 }
 
 function settle() {
@@ -185,7 +187,17 @@ search.addEventListener('keydown', event => {
 });
 addEventListener('workbench-route', event => takeRoute(event.detail));
 addEventListener('workbench-changed', () => fetchRows());
-watch('value', () => { place(); window.workbench.choose(section, String(props.value ?? '')); mark(); fetchRows(); });
+// Gradio sets what has just been laid out to its first value once more: what the address names counts until somebody acts.
+let untouched = true;
+for (const kind of ['pointerdown', 'keydown']) addEventListener(kind, () => { untouched = false; }, {once: true, capture: true});
+watch('value', () => {
+  const now = window.workbench.route();
+  if (untouched && !chosen().length && now.section === section && now.name) return takeRoute(now);
+  place();
+  window.workbench.choose(section, String(props.value ?? ''));
+  mark();
+  fetchRows();
+});
 place();
 takeRoute(window.workbench.route());
 fetchRows();

@@ -38,6 +38,8 @@ class AdapterQuery:
     words: str = ""
     """Each word must be in the name, the tags, the note, the base's or the data set's name."""
     base: str = ""
+    fingerprint: str = ""
+    """Of the base."""
     dataset: str = ""
     run_id: int | None = None
     tag: str = ""
@@ -97,6 +99,12 @@ class Adapters:
         if row is None:
             raise NotFound(f"There is no adapter {adapter_id}.")
         return row
+
+    def with_digest(self, digest: str) -> Adapter | None:
+        """The oldest adapter with this content, if there is one."""
+        with self._database.reading() as session:
+            query = select(Adapter).where(col(Adapter.deleted).is_(None), Adapter.digest == digest)
+            return session.exec(query.order_by(col(Adapter.id)).limit(1)).first()
 
     def children_of(self, digest: str) -> list[Adapter]:
         """Adapters that were made from the one with this digest, oldest first."""
@@ -173,6 +181,8 @@ def _conditions(query: AdapterQuery) -> Sequence[Any]:
     ]
     if query.base:
         found.append(Adapter.base_name == query.base)
+    if query.fingerprint:
+        found.append(Adapter.base_fingerprint == query.fingerprint)
     if query.dataset:
         found.append(Adapter.dataset_name == query.dataset)
     if query.run_id is not None:

@@ -18,7 +18,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import update
+from sqlalchemy import func, update
 from sqlmodel import Session, col, select
 
 from storage.database import Database
@@ -89,6 +89,19 @@ class Jobs:
             return list(
                 session.exec(select(Job).where(col(Job.state).in_(ACTIVE_STATES)).order_by(col(Job.id))).all()
             )
+
+    def of(
+        self, kind: str, about: Mapping[str, object] | None = None, since: float = 0.0, limit: int = 1
+    ) -> Sequence[Job]:
+        """The newest jobs of a kind, made after `since`, whose arguments hold what `about` says. A key may be
+        a path, such as adapter.id.
+        """
+        wanted = [
+            func.json_extract(Job.arguments, f"$.{key}") == value for key, value in (about or {}).items()
+        ]
+        query = select(Job).where(Job.kind == kind, col(Job.created) >= since, *wanted)
+        with self._database.reading() as session:
+            return session.exec(query.order_by(col(Job.id).desc()).limit(limit)).all()
 
     def failed(self, since: float, limit: int = 3) -> Sequence[Job]:
         """The newest jobs that failed after `since`."""

@@ -155,21 +155,21 @@ def test_the_command_line_offers_and_writes_it(workbench, trained, jobs_here, se
 def test_the_page_offers_and_writes_it(workbench, trained, jobs_here):
     import gradio as gr
 
+    from app.web.parts.routes import router
     from app.web.parts.shell import Shell
     from app.web.sections.export import section
     from storage.tables import Export
 
     trained("mine")
-    with gr.Blocks() as page, gr.Tabs() as tabs, gr.Tab():
-        section.build(Shell(workbench, page, tabs, gr.State(""), gr.State(""), gr.State("")))
+    with gr.Blocks() as page:
+        changed = gr.State("")
+        section.build(Shell(workbench, page, changed, router()))
     fields = {one.label: one for one in page.blocks.values() if getattr(one, "label", None)}
-    assert ("npz", "npz") in fields["Format"].choices
-    assert "npz: ΔW by layer, for NumPy." in fields["Format"].info
-    assert ("float64", "float64") in fields["Weights as"].choices
-    clicked = next(one for one in page.fns.values() if one.name == "start")
-    labels = [one.label for one in clicked.inputs]
-    assert labels == ["Adapter", "Format", "Weights as", "Shard size (GB)", "Compressed"]
-    clicked.fn("mine", "npz", "float64", 0, True)
+    assert ("NumPy arrays: ΔW by layer, for NumPy.", "npz") in fields["Format"].choices
+    assert not fields["Compressed"].visible
+    labels = ["Adapter", "Folder", "Format", "Weights as", "Shard size (GB)", "Compressed"]
+    starts = (one for one in page.fns.values() if [given.label for given in one.inputs] == labels)
+    next(starts).fn("mine", "", "npz", "float64", 0, True)
     (row,) = workbench.registry.all(Export)
     assert (row.format, row.verdict) == ("npz", "passed")
     assert deltas(workbench, "mine", Path(row.folder)) == (0, {"float64"})

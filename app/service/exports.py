@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from app.service.jobs import Jobs
+from app.shared.settings import Settings
 from storage.blobs import content_digest
 from storage.errors import BlobDamaged, NotFound
+from storage.registry import Registry
 from storage.tables import Export, Job
 
 _PIECE = 1 << 20
@@ -18,8 +21,8 @@ _PIECE = 1 << 20
 class Exports:
     """The exports of one home folder."""
 
-    def __init__(self, jobs: Jobs) -> None:
-        self._jobs = jobs
+    def __init__(self, registry: Registry, settings: Settings, jobs: Jobs) -> None:
+        self._registry, self._settings, self._jobs = registry, settings, jobs
 
     def start(
         self, adapter: str, folder: Path | None = None, options: Mapping[str, object] | None = None
@@ -31,6 +34,25 @@ class Exports:
         """
         arguments = {"adapter": adapter, "folder": str(folder or ""), "config": dict(options or {})}
         return self._jobs.start("export_adapter", arguments)
+
+    def verify(self, export_id: int) -> Export:
+        """The export, if every file of it is as it was written. Raises BlobDamaged, NotFound."""
+        row = self._registry.get(Export, export_id)
+        verify_export(row)
+        return row
+
+    def remove(self, export_id: int) -> str:
+        """Remove an export, with its folder where that lies in the home folder; what was written elsewhere
+        stays. Returns what became of it in a sentence. Raises NotFound, InUse.
+        """
+        row = self._registry.exports.forget(export_id)
+        folder = Path(row.folder)
+        if not folder.is_dir():
+            return f"The export {folder.name} is forgotten; its folder was gone already."
+        if not folder.is_relative_to(self._settings.exports):
+            return f"The export is forgotten; its files stay in {folder}."
+        shutil.rmtree(folder)
+        return f"The export {folder.name} is removed."
 
 
 def verify_export(row: Export) -> None:

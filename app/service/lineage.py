@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from app.shared.bases import closest_base
 from storage.errors import NotFound
 from storage.registry import Registry
-from storage.tables import Adapter, Base, Run
+from storage.tables import Adapter, Base, Dataset, Run
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,8 @@ class Node:
     """base, data, run, adapter, export."""
     name: str
     note: str = ""
+    key: str = ""
+    """What it is found by: a name, or a run's or an export's number. Empty where it is gone."""
 
 
 @dataclass
@@ -34,31 +38,43 @@ class Lineage:
 def lineage(registry: Registry, row: Adapter) -> Lineage:
     """The graph around one adapter."""
     base = closest_base(registry, row)
-    found = Lineage(Node("adapter", row.name, f"rank {row.rank}, {row.source}"))
+    found = Lineage(Node("adapter", row.name, f"rank {row.rank}, {row.source}", row.name))
     sources = [
-        Node("base", base.name if base else row.base_name, row.base_fingerprint[:12] if base else "not here")
+        Node("base", base.name, row.base_fingerprint[:12], base.name)
+        if base
+        else Node("base", row.base_name, "not here")
     ]
     run = _run(registry, row)
     if run is not None:
-        sources.append(Node("data", run.dataset_name, f"version {run.dataset_version}"))
+        sources.append(_data(registry, run.dataset_name, f"version {run.dataset_version}"))
     elif row.dataset_name and not row.parents:
-        sources.append(Node("data", row.dataset_name))
+        sources.append(_data(registry, row.dataset_name))
     found.before.append(sources)
-    middle = [Node("run", f"run {run.id}", run.state)] if run is not None else []
-    middle += [
-        Node("adapter", str(one["name"]), f"× {one['weight']:g}" if len(row.parents) > 1 else "")
-        for one in row.parents
-    ]
+    middle = [Node("run", f"run {run.id}", run.state, str(run.id))] if run is not None else []
+    middle += [_parent(registry, one, several=len(row.parents) > 1) for one in row.parents]
     if middle:
         found.before.append(middle)
     merged = [one for one in registry.all(Base) if one.merged.get("adapter_digest") == row.digest]
     found.after += [
-        Node("adapter", one.name, one.source) for one in registry.adapters.children_of(row.digest)
+        Node("adapter", one.name, one.source, one.name) for one in registry.adapters.children_of(row.digest)
     ]
-    found.after += [Node("base", one.name, "merged") for one in merged]
-    exports = registry.exports.of(row.digest)
-    found.after += [Node("export", one.format, f"{one.verdict}, {Path(one.folder).name}") for one in exports]
+    found.after += [Node("base", one.name, "merged", one.name) for one in merged]
+    found.after += [
+        Node("export", one.format, f"{one.verdict}, {Path(one.folder).name}", str(one.id))
+        for one in registry.exports.of(row.digest)
+    ]
     return found
+
+
+def _data(registry: Registry, name: str, note: str = "") -> Node:
+    return Node("data", name, note, name if name in registry.names(Dataset) else "")
+
+
+def _parent(registry: Registry, parent: Mapping[str, Any], *, several: bool) -> Node:
+    """By the name that it has now, if it is still here."""
+    found = registry.adapters.with_digest(parent["digest"])
+    weight = f"× {parent['weight']:g}" if several else ""
+    return Node("adapter", found.name if found else str(parent["name"]), weight, found.name if found else "")
 
 
 def _run(registry: Registry, row: Adapter) -> Run | None:

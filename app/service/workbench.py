@@ -37,7 +37,7 @@ class Workbench:
         self.training = Training(self.registry, self.engine, self.usage)
         self.runs = Runs(self.registry, self.engine)
         self.adapters = Adapters(self.jobs)
-        self.exports = Exports(self.jobs)
+        self.exports = Exports(self.registry, settings, self.jobs)
         self.chats = Chats(self.registry, self.engine)
 
     def look_after(self) -> None:

@@ -8,11 +8,11 @@ import pytest
 from playwright.sync_api import expect
 
 from core.train.training_options import TrainingOptions
-from tests.ui.conftest import go_to, picture, ready, served, unfold
+from tests.ui.conftest import choose_row, go_to, open_sheet, open_tab, picture, press, ready, row, served
 from tests.workbenches import QUICK, wait_for
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
-SECTIONS = ("Home", "Models", "Data", "Train", "Runs", "Adapters", "Playground", "Export")
+SECTIONS = ("Home", "Models", "Data", "Train", "Runs", "Adapters", "Playground", "Export", "Settings")
 
 
 @pytest.fixture
@@ -66,8 +66,9 @@ def test_refusals_are_sentences_and_markup_in_them_is_text(address, open_page, t
     bad = tmp_path / "<img src=x onerror=alert(1)>.jsonl"
     bad.write_text('{"prompt": \n')
     go_to(page, "Data")
-    page.locator("#data-upload input[type=file]").set_input_files(bad)
-    page.get_by_role("button", name="Import", exact=True).click()
+    adding = open_sheet(page, "Add data")
+    adding.locator("#data-upload input[type=file]").set_input_files(bad)
+    adding.get_by_role("button", name="Import", exact=True).click()
     expect(
         page.get_by_test_id("toast-body").filter(has_text="Line 1 is not valid JSON").first
     ).to_be_visible()
@@ -88,45 +89,48 @@ def test_data_with_markup_is_shown_as_text(workbench, address, open_page, tmp_pa
     workbench.datasets.add(path, "<b onmouseover=alert(1)>evil</b>")
     page = open_page(address)
     go_to(page, "Data")
-    page.get_by_role("gridcell", name="<b onmouseover=alert(1)>evil</b>").first.click()
+    choose_row(page, "data", "<b onmouseover=alert(1)>evil</b>")
     expect(page.get_by_text("<script>window.hacked=1</script>").first).to_be_visible()
-    go_to(page, "Rows and tokens")
-    page.locator("#row-list").get_by_role("gridcell", name="onerror").first.click()
+    open_tab(page, "Rows and tokens")
+    page.locator("#row-list").get_by_role("option").filter(has_text="onerror").first.click()
     expect(page.locator(".tokens")).to_be_visible(timeout=60_000)
     assert page.evaluate("window.hacked") is None
 
 
 def test_a_run_started_elsewhere_shows_up_and_can_be_stopped_here(workbench, address, open_page):
     page = open_page(address)
-    go_to(page, "Train")
+    go_to(page, "Runs")
     run = workbench.training.start(
         "llama", "data", TrainingOptions.parse({**QUICK, "max_steps": 5000}), "elsewhere"
     )
     expect(page.locator(".curve-state", has_text="Running")).to_be_visible(timeout=30_000)
     second = open_page(address)
-    go_to(second, "Train")
+    go_to(second, "Runs")
     expect(second.locator(".curve-state", has_text="Running")).to_be_visible(timeout=30_000)
-    page.get_by_role("button", name="Stop and keep").click()
+    press(page, "Stop and keep")
     for one in (page, second):
         expect(one.locator(".curve-state", has_text="Stopped")).to_be_visible(timeout=30_000)
     assert workbench.runs.wait(run.id).state == "stopped"
     go_to(page, "Adapters")
-    expect(page.get_by_role("gridcell", name="elsewhere").first).to_be_visible()
+    expect(row(page, "adapters", "elsewhere")).to_be_visible()
 
 
 def test_a_run_is_paused_saved_and_resumed(workbench, address, open_page):
     page = open_page(address)
-    go_to(page, "Train")
+    go_to(page, "Runs")
     run = workbench.training.start(
         "llama", "data", TrainingOptions.parse({**QUICK, "max_steps": 400, "save_minutes": 0}), "mine"
     )
     expect(page.locator(".curve-state", has_text="Running")).to_be_visible(timeout=60_000)
-    page.get_by_role("button", name="Save now").click()
-    expect(page.get_by_label("Checkpoint", exact=True)).to_have_value(re.compile("step "), timeout=30_000)
-    page.get_by_role("button", name="Pause").click()
+    press(page, "Save now")
+    open_tab(page, "Checkpoints")
+    expect(page.get_by_role("combobox", name="Checkpoint", exact=True)).to_have_value(
+        re.compile("step "), timeout=30_000
+    )
+    press(page, "Pause")
     expect(page.locator(".curve-state", has_text="Paused")).to_be_visible(timeout=30_000)
     step = workbench.registry.checkpoints.of(run.id)[0].step
-    page.get_by_role("button", name="Resume").click()
+    press(page, "Resume")
     expect(page.locator(".curve-state", has_text="Finished")).to_be_visible(timeout=120_000)
     assert 0 < step < 400
     page.wait_for_function("() => document.querySelector('.curve-plot').dataset.points === '400'")
@@ -134,34 +138,11 @@ def test_a_run_is_paused_saved_and_resumed(workbench, address, open_page):
     assert steps == list(range(1, 401))
 
 
-def test_a_sweep_is_typed_planned_and_trained_at_once(workbench, address, open_page):
-    page = open_page(address)
-    go_to(page, "Train")
-    page.get_by_label("Learning rate").first.fill("0.01")
-    unfold(page, "More options")
-    page.get_by_label("Max steps").fill("400")
-    page.get_by_label("Micro-batch size").fill("2")
-    page.get_by_label("Sweep").fill("rank=2,0")
-    expect(page.get_by_text("rank must be between 1 and 1,024")).to_be_visible()
-    page.get_by_label("Sweep").fill("rank=2,4\nseed=1,2")
-    expect(page.get_by_text("4 adapters, trained at once")).to_be_visible()
-    page.get_by_role("button", name="Start training").click()
-    expect(page.locator("#masthead", has_text="4 adapters at once")).to_be_visible(timeout=60_000)
-    runs = workbench.registry.runs.active()
-    assert {run.name for run in runs} == {
-        f"data rank={rank} seed={seed}" for rank in (2, 4) for seed in (1, 2)
-    }
-    for run in runs:
-        workbench.runs.stop(run.id)
-    states = {run.state for run in workbench.runs.wait_all([run.id for run in runs])}
-    assert states == {"stopped"}
-
-
 def test_a_killed_engine_leaves_the_page_alive_and_says_so(workbench, address, open_page):
     import psutil
 
     page = open_page(address)
-    go_to(page, "Train")
+    go_to(page, "Runs")
     wait_for(
         workbench.engine.status
     )  # the page's own engine; a second one starting now would take over from it
@@ -178,7 +159,7 @@ def test_a_killed_engine_leaves_the_page_alive_and_says_so(workbench, address, o
 
 def test_the_curve_keeps_its_zoom_while_it_grows(workbench, address, open_page):
     page = open_page(address)
-    go_to(page, "Train")
+    go_to(page, "Runs")
     run = workbench.training.start(
         "llama", "data", TrainingOptions.parse({**QUICK, "max_steps": 5000}), "long"
     )
@@ -199,27 +180,28 @@ def test_deleting_an_adapter_asks_first(workbench, trained, address, open_page):
     trained("unwanted")
     page = open_page(address)
     go_to(page, "Adapters")
-    page.get_by_role("gridcell", name="unwanted").first.click()
-    page.get_by_role("button", name="Delete …").click()
-    page.get_by_role("button", name="Keep it").click()
+    choose_row(page, "adapters", "unwanted")
+    press(page, "Delete …")
+    press(page, "Keep it")
     expect(page.get_by_role("button", name="Delete it")).to_be_hidden()
     assert workbench.registry.names(type(trained("other"))) == {"unwanted", "other"}
-    page.get_by_role("button", name="Delete …").click()
-    page.get_by_role("button", name="Delete it").click()
-    expect(page.get_by_role("gridcell", name="unwanted")).to_have_count(0)
+    choose_row(page, "adapters", "unwanted")
+    press(page, "Delete …")
+    press(page, "Delete it")
+    expect(row(page, "adapters", "unwanted")).to_have_count(0)
 
 
 def test_a_section_is_brought_up_to_date_when_it_is_opened_and_while_it_is_open(trained, address, open_page):
     page = open_page(address)
     trained("made while Home was open")
     go_to(page, "Adapters")
-    expect(page.get_by_role("gridcell", name="made while Home was open").first).to_be_visible()
+    expect(row(page, "adapters", "made while Home was open")).to_be_visible()
     trained("made while it was open")
-    expect(page.get_by_role("gridcell", name="made while it was open").first).to_be_visible()
+    expect(row(page, "adapters", "made while it was open")).to_be_visible()
     page.reload()
     ready(page)
     trained("made after a reload")
-    expect(page.get_by_role("gridcell", name="made after a reload").first).to_be_visible()
+    expect(row(page, "adapters", "made after a reload")).to_be_visible()
 
 
 def test_one_at_a_time_and_a_conversation_survives_a_reload(workbench, trained, address, open_page):
@@ -228,15 +210,21 @@ def test_one_at_a_time_and_a_conversation_survives_a_reload(workbench, trained, 
     go_to(page, "Playground")
     page.get_by_label("One at a time").check()
     expect(page.get_by_label("Who answers")).to_have_value("talker")
-    unfold(page, "Sampling")
-    page.get_by_label("Max tokens").fill("4")
-    page.get_by_role("textbox", name="Prompt", exact=True).fill("hello there")
-    page.get_by_role("button", name="Send").click()
-    expect(page.get_by_role("textbox", name="Prompt", exact=True)).to_have_value("")
+    open_sheet(page, "Sampling").get_by_label("Max tokens").fill("4")
+    page.keyboard.press("Escape")
+    prompt = page.get_by_role("textbox", name="Prompt", exact=True)
+    prompt.fill("hello there")
+    prompt.press("Shift+Enter")
+    prompt.type("and here")
+    prompt.press("Enter")
+    expect(prompt).to_have_value("")
     expect(page.locator(".user.message")).to_have_count(1)
     wait_for(lambda: len(workbench.registry.chats.messages(1)) == 2)
+    assert workbench.registry.chats.messages(1)[0].content == "hello there\nand here"
     page.reload()
     ready(page)
     expect(page.get_by_text("hello there").first).to_be_visible()
+    expect(page.get_by_label("One at a time")).to_be_checked()
+    expect(page.get_by_label("Who answers")).to_have_value("talker")
     page.get_by_role("button", name="New chat").click()
     expect(page.get_by_text("hello there")).to_have_count(0)

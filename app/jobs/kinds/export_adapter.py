@@ -93,7 +93,7 @@ class ExportAdapter(JobKind):
                 size_bytes=content_size(out.folder),
                 passed=check["verdict"] == PASSED,
                 sentence=check["sentence"],
-                check=check | facts,
+                check=check | facts | {"warnings": warned, "dtype": config.dtype},
                 format=config.format,
                 verdict=check["verdict"],
                 files={path.name: content_digest(path) for path in sorted(out.folder.iterdir())},
@@ -109,13 +109,16 @@ class ExportAdapter(JobKind):
             }
 
             def register() -> Arguments:
-                registry.save(made)
-                return result | {"base": _registered(registry, merged, target) if merged else None}
+                number = registry.save(made).id
+                return result | {
+                    "export": number,
+                    "base": _registered(registry, merged, target) if merged else None,
+                }
 
             return context.publish(out, register)
 
     def next_steps(self, result: Mapping[str, Any]) -> Sequence[NextStep]:
-        shown = NextStep("Show it", "export", {"name": result["folder"]})
+        shown = NextStep("Show it", "export", {"name": str(result["export"])})
         base = result.get("base")
         return (shown, NextStep("Chat with it", "playground", {"base": base})) if base else (shown,)
 

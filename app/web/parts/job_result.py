@@ -1,55 +1,67 @@
-"""A button that starts a job, and the place where its result appears: also after a reload of the work, not of
-the page.
-"""
+"""Results of jobs, read from the job table: so they are there after a reload, and in a second tab."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
 import gradio as gr
 from gradio.components import Component
+from gradio.events import Dependency
 
+from app.web.parts.panes import close_sheet
 from app.web.parts.shell import WORKING, Shell, told
-from storage.errors import NotFound
+from storage.registry import Registry
 from storage.tables import FINISHED, Job
 
 Render = Callable[[dict[str, Any]], tuple[object, ...]]
+_LOOKED_AT = 5  # jobs that did not finish, behind which an earlier result is still found
 
 
-def job_button(
+def last_result(
+    registry: Registry, kind: str, about: Mapping[str, object] | None = None, since: float = 0.0
+) -> tuple[str, Job | None]:
+    """What to say of the newest job of a kind, and the newest that has finished."""
+    jobs = registry.jobs.of(kind, about, since, _LOOKED_AT)
+    return said_of(jobs[0] if jobs else None), next((one for one in jobs if one.state == FINISHED), None)
+
+
+def said_of(job: Job | None) -> str:
+    """Where a job is, or why it gave nothing, as HTML; nothing of one that went well."""
+    if job is None or job.state == FINISHED:
+        return ""
+    if job.active:
+        return "<p class='hint'>Under way; its progress is shown at the top.</p>"
+    return f"<p class='fault'>{escape(job.title)}: {escape(job.message)}</p>"
+
+
+def starts_job(
     shell: Shell,
-    button: gr.Button,
-    start: Callable[..., Job],
+    trigger: Callable[..., Dependency],
+    start: Callable[..., Job | None],
     inputs: Sequence[Component],
-    render: Render,
-    said: gr.HTML,
-    outputs: Sequence[Component],
+    closes: str = "",
 ) -> None:
-    """On a click start(*values of inputs); when the job has ended render(its result) fills `outputs`.
+    """On an event, such as a button's click, start(*values of inputs), and look at once for what follows.
 
-    Where the job is, and why it failed, is told in `said`.
+    closes: the sheet to close where the job has started.
     """
-    asked = gr.State(0)
 
-    def begin(*values: Any) -> tuple[int, str]:
-        job = start(*values)
-        return job.id or 0, "<p class='hint'>Under way; its progress is shown at the top.</p>"
+    def begin(*values: Any) -> None:
+        start(*values)
 
-    # Looked at again at once: the job may have ended before it was known here which one is waited for.
-    shell.soon(button.click(told(begin), list(inputs), [asked, said], **WORKING))
+    started = trigger(told(begin), list(inputs), None, **WORKING)
+    if closes:
+        close_sheet(started, closes)
+    shell.soon(started)
 
-    def look(job_id: int) -> tuple[object, ...]:
-        nothing = [gr.skip()] * len(outputs)
-        try:
-            job = shell.workbench.registry.get(Job, job_id) if job_id else None
-        except NotFound:
-            job = None
-        if job is None or job.active:
-            return gr.skip(), gr.skip(), *nothing
-        if job.state != FINISHED:
-            return 0, f"<p class='fault'>{escape(job.message)}</p>", *nothing
-        return 0, "", *render(job.result)
 
-    shell.refresh(look, [asked], [asked, said, *outputs])
+def job_result(shell: Shell, kind: str, render: Render, said: gr.HTML, outputs: Sequence[Component]) -> None:
+    """Keep `said` and, by render(its result), `outputs` at the newest job of a kind."""
+
+    def show() -> tuple[object, ...]:
+        words, done = last_result(shell.workbench.registry, kind)
+        return words, *(render(done.result) if done else [gr.skip()] * len(outputs))
+
+    shell.refresh(show, [], [said, *outputs])

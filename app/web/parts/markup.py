@@ -9,6 +9,11 @@ from typing import Any
 
 from storage.tables import FAILED, FINISHED, INTERRUPTED, NOT_PASSED, PASSED, PAUSED, STOPPED
 
+
+class Html(str):
+    """Text that is HTML already, such as a link: what came from people or files in it is escaped."""
+
+
 _KINDS = {FINISHED: "good", FAILED: "bad", INTERRUPTED: "bad", STOPPED: "calm", PAUSED: "calm"}
 
 
@@ -23,9 +28,11 @@ def check_badge(passed: bool) -> str:
 
 
 def facts(rows: Sequence[tuple[str, Any]], title: str = "", level: int = 3) -> str:
-    """A card of labelled facts under a heading of this level; empty ones are left out."""
+    """A card of labelled facts under a heading of this level; empty ones are left out, and all but Html is
+    escaped.
+    """
     shown = "".join(
-        f"<dt>{escape(label)}</dt><dd>{escape(str(value))}</dd>"
+        f"<dt>{escape(label)}</dt><dd>{value if isinstance(value, Html) else escape(str(value))}</dd>"
         for label, value in rows
         if value not in (None, "")
     )

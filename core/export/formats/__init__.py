@@ -6,6 +6,7 @@ writes and checks is imported where it is used; the check runs in a process that
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,20 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 FLOAT_DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Written:
+    """An export as other software is told of it."""
+
+    folder: Path
+    weights: str
+    """The name of the file of weights in it, of the first where there are several."""
+    name: str
+    """The adapter's, as every file system and server takes it."""
+    rank: int
+    base: str
+    """Where the base is found: its hub id, or its folder."""
 
 
 class ExportFormat:
@@ -58,6 +73,10 @@ class ExportFormat:
         Raises InvalidInput, InvalidAdapter, InvalidModel.
         """
         raise NotImplementedError
+
+    def commands(self, what: Written) -> list[tuple[str, str]]:
+        """How other software uses what is written: what it is called, and what to type."""
+        return []
 
     def describe(self, base: str, adapter: str) -> str:
         """What the folder holds, in a sentence for its card. Both names are plain text."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
-from core.export.formats import AUTO, FLOAT_DTYPES, ExportFormat
+from core.export.formats import AUTO, FLOAT_DTYPES, ExportFormat, Written
 from core.reporting import Report
 
 if TYPE_CHECKING:
@@ -53,6 +54,22 @@ class Gguf(ExportFormat):
                 what.template,
             )
         )
+
+    def commands(self, what: Written) -> list[tuple[str, str]]:
+        """See ExportFormat."""
+        file = quote(str(what.folder / what.weights))
+        return [
+            ("llama.cpp, a chat in the terminal", f"llama-cli -m {file} -cnv"),
+            ("llama.cpp, a server on port 8080", f"llama-server -m {file} --port 8080"),
+            ("LM Studio", f"lms import {file}"),
+            *self.for_ollama(what),
+        ]
+
+    def for_ollama(self, what: Written) -> list[tuple[str, str]]:
+        """How Ollama makes a model of it."""
+        source = quote(f"FROM {what.folder / what.weights}")
+        made = f"echo {source} > Modelfile\nollama create {what.name} -f Modelfile\nollama run {what.name}"
+        return [("Ollama", made)]
 
     def describe(self, base: str, adapter: str) -> str:
         """See ExportFormat."""

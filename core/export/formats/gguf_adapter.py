@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
-from core.export.formats import ExportFormat
+from core.export.formats import ExportFormat, Written
 from core.reporting import Report
 
 if TYPE_CHECKING:
@@ -42,6 +43,14 @@ class GgufAdapter(ExportFormat):
         from core.gguf.check import check_adapter_gguf
 
         return finding(check_adapter_gguf(what.base_folder, what.adapter, self.only_file(what.folder)))
+
+    def commands(self, what: Written) -> list[tuple[str, str]]:
+        """See ExportFormat."""
+        file = quote(str(what.folder / what.weights))
+        return [
+            ("llama.cpp, a chat in the terminal", f"llama-cli -m BASE.gguf --lora {file} -cnv"),
+            ("llama.cpp, a server on port 8080", f"llama-server -m BASE.gguf --lora {file} --port 8080"),
+        ]
 
     def describe(self, base: str, adapter: str) -> str:
         """See ExportFormat."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
+from core.export.formats import Written
 from core.export.formats.gguf import Gguf, write_merged
 from core.reporting import Report
 
@@ -29,6 +31,15 @@ class Ollama(Gguf):
         text, has_template = _modelfile(what, f"./model{self.ending}")
         (staging / "Modelfile").write_text(text, encoding="utf-8")
         return {"tensors": count, "template_in_modelfile": has_template}
+
+    def for_ollama(self, what: Written) -> list[tuple[str, str]]:
+        """See Gguf: the Modelfile is there already."""
+        file = quote(str(what.folder / "Modelfile"))
+        return [("Ollama", f"ollama create {what.name} -f {file}\nollama run {what.name}")]
+
+    def commands(self, what: Written) -> list[tuple[str, str]]:
+        """See ExportFormat; what it was made for comes first."""
+        return sorted(super().commands(what), key=lambda one: one[0] != "Ollama")
 
     def describe(self, base: str, adapter: str) -> str:
         """See ExportFormat."""

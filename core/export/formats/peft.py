@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from core.events import Progress
-from core.export.formats import ExportFormat
+from core.export.formats import ExportFormat, Written
 from core.reporting import Report
 
 if TYPE_CHECKING:
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
     from core.export.duties import Exported, Exporting, Facts, Finding
     from core.lora.adapter import AdapterWeights
+
+_VLLM_RANKS = (16, 32, 64, 128, 256, 320, 512)  # that its --max-lora-rank takes
 
 
 class Peft(ExportFormat):
@@ -71,6 +74,21 @@ class Peft(ExportFormat):
             f"{difference:.3g}."
         )
         return Finding(PASSED if passed else FAILED, sentence, {"max_logit_difference": difference})
+
+    def commands(self, what: Written) -> list[tuple[str, str]]:
+        """See ExportFormat. vLLM takes ranks up to 16 unless it is told otherwise."""
+        rank = next((one for one in _VLLM_RANKS if one >= what.rank), what.rank)
+        loaded = f"--lora-modules {quote(f'{what.name}={what.folder}')}"
+        most = f" --max-lora-rank {rank}" if rank > _VLLM_RANKS[0] else ""
+        load = (
+            "from peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer\n\n"
+            f"model = AutoPeftModelForCausalLM.from_pretrained({str(what.folder)!r})\n"
+            f"tokenizer = AutoTokenizer.from_pretrained({what.base!r})"
+        )
+        return [
+            ("vLLM", f"vllm serve {quote(what.base)} --enable-lora{most} {loaded}"),
+            ("PEFT and transformers, in Python", load),
+        ]
 
     def describe(self, base: str, adapter: str) -> str:
         """See ExportFormat."""

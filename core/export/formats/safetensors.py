@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from core.events import Progress
-from core.export.formats import AUTO, FLOAT_DTYPES, ExportFormat
+from core.export.formats import AUTO, FLOAT_DTYPES, ExportFormat, Written
 from core.options import Config, option
 from core.reporting import Report
 
@@ -71,6 +72,18 @@ class Safetensors(ExportFormat):
             transposed = what.skeleton.transposed
             return read_back(differing_tensors(what.base_folder, what.adapter, transposed, what.folder), why)
         return finding(verify_merge(what.base_folder, what.adapter, what.folder, report, what.template))
+
+    def commands(self, what: Written) -> list[tuple[str, str]]:
+        """See ExportFormat."""
+        chat = (
+            "from transformers import pipeline\n\n"
+            f'chat = pipeline("text-generation", model={str(what.folder)!r})\n'
+            'print(chat([{"role": "user", "content": "Hello"}]))'
+        )
+        return [
+            ("vLLM", f"vllm serve {quote(str(what.folder))} --served-model-name {what.name}"),
+            ("transformers, in Python", chat),
+        ]
 
     def describe(self, base: str, adapter: str) -> str:
         """See ExportFormat."""

@@ -6,8 +6,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from app.web.sections.data.charts import INK
-
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
@@ -17,7 +15,6 @@ MEASURES = {
     "Effective rank": ("effective_rank", ".1f"),
     "‖ΔW‖": ("delta_norm", ".3g"),
 }
-_SCALE = [[0.0, "#eef6f5"], [0.5, "#2dd4bf"], [1.0, "#0f766e"]]
 _NUMBER = re.compile(r"\.(\d+)\.")
 
 
@@ -30,7 +27,10 @@ def anatomy_map(modules: Sequence[Mapping[str, Any]], measure: str) -> Figure:
 def similarity_map(similarity: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
     """How much of the directions two adapters share in each layer, all their directions counted."""
     return _heat_map(
-        {path: phi[-1][-1] for path, phi in similarity.items()}, "Shared directions", ".2f", highest=1.0
+        {path: phi[-1][-1] for path, phi in similarity.items()},
+        "Shared directions, by layer and module",
+        ".2f",
+        highest=1.0,
     )
 
 
@@ -48,14 +48,15 @@ def similarity_grid(similarity: Mapping[str, Sequence[Sequence[float]]]) -> Figu
         z=grid,
         x=list(range(1, shape[1] + 1)),
         y=list(range(1, shape[0] + 1)),
-        colorscale=_SCALE,
+        autocolorscale=True,
         zmin=0,
         zmax=1,
+        hovertemplate="first %{y} of this, first %{x} of the other<br>φ %{z:.2f}<extra></extra>",
     )
     figure = Figure(cells)
     figure.update_xaxes(title="first j directions of the other")
     figure.update_yaxes(title="first i directions of this")
-    return _laid_out(figure, 320)
+    return _laid_out(figure, 340, "Shared directions, by how many of each are counted")
 
 
 def _heat_map(
@@ -73,7 +74,7 @@ def _heat_map(
             z=grid,
             x=[layer or "–" for layer in layers],
             y=modules,
-            colorscale=_SCALE,
+            autocolorscale=True,
             colorbar={"title": "", "tickformat": form},
             hovertemplate=f"layer %{{x}}, %{{y}}<br>{title} %{{z:{form}}}<extra></extra>",
             xgap=1,
@@ -83,7 +84,7 @@ def _heat_map(
     )
     figure.update_xaxes(title="Layer", type="category", showgrid=False)
     figure.update_yaxes(type="category", showgrid=False, autorange="reversed")
-    return _laid_out(figure, 90 + 32 * len(modules))
+    return _laid_out(figure, 110 + 32 * len(modules), title)
 
 
 def _layer(path: str) -> str:
@@ -95,11 +96,5 @@ def _module(path: str) -> str:
     return path.rpartition(".")[2]
 
 
-def _laid_out(figure: Figure, height: int) -> Figure:
-    return figure.update_layout(
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"color": INK, "size": 12},
-        height=height,
-        margin={"l": 90, "r": 20, "t": 14, "b": 48},
-    )
+def _laid_out(figure: Figure, height: int, title: str) -> Figure:
+    return figure.update_layout(height=height, title=title, margin={"l": 90, "r": 20, "t": 36, "b": 48})

@@ -6,71 +6,94 @@ from html import escape
 from typing import Any
 
 import gradio as gr
+from gradio.components import Component
 
-from app.web.parts.job_result import job_button
-from app.web.parts.markup import facts, size
-from app.web.parts.options_form import option_fields
-from app.web.parts.shell import Shell, choose_many, refusal
+from app.service.workbench import Workbench
+from app.web.parts.choice import Asked, adapters_like, choice, weighed
+from app.web.parts.job_result import last_result, starts_job
+from app.web.parts.markup import Html, facts, size
+from app.web.parts.options_form import option_field
+from app.web.parts.panes import bar
+from app.web.parts.routes import link
+from app.web.parts.shell import QUIET, Shell, refusal
 from core.combine.config import CombineConfig
+from core.combine.methods import COMBINE_METHODS
+from storage.errors import NotFound
 from storage.tables import Adapter, Job
 
 
 def combine_form(shell: Shell) -> None:
     """Lay out the form and bind its handlers."""
     workbench = shell.workbench
-    with gr.Row(equal_height=True):
-        chosen = gr.Dropdown([], label="Adapters to combine", multiselect=True, interactive=True, scale=3)
-        weights = gr.Textbox(
-            value="", label="Weights", info="One each, in that order: 0.7, 0.3. Empty: all the same.", scale=2
-        )
-    fields = option_fields(CombineConfig.options(), per_row=4)
-    with gr.Row(equal_height=True, elem_classes="asked"):
-        name = gr.Textbox(value="", label="Name of the new adapter", scale=3)
-        preview = gr.Button("Preview", scale=0, min_width=110)
-        keep = gr.Button("Combine and keep", variant="primary", scale=0, min_width=170)
+    parts = choice(
+        "combine-adapters",
+        "Adapters to combine, each with its weight",
+        lambda asked: _fitting(workbench, asked),
+        placeholder="Add an adapter",
+        help="Of one base. A weight of 1 takes all of what an adapter changes, a negative one takes it away.",
+        several=True,
+        opens_with=("combine-adapters", "adapters"),
+    )
+    fields = _option_fields()
+    name = gr.Textbox(value="", label="Name of the new adapter", info="Needed to keep it.")
+    with bar():
+        attempt = gr.Button("Try", size="md", scale=0)
+        keep = gr.Button("Combine and keep", variant="primary", size="md", scale=0)
     said, result = gr.HTML(), gr.HTML()
-
-    def offer(now: list[str] | None) -> object:
-        rows = workbench.registry.all(Adapter)
-        names = [row.name for row in rows]
-        return choose_many(names, now)
-
-    shell.refresh(offer, [chosen], [chosen])
     names = list(fields)
 
-    def start(parts: list[str] | None, given: str, *values: Any) -> Job:
-        return workbench.adapters.combine(weighed(parts or [], given), dict(zip(names, values, strict=True)))
+    def start(chosen: str, *values: Any) -> Job:
+        return workbench.adapters.combine(weighed(chosen), dict(zip(names, values, strict=True)))
 
-    def start_keeping(parts: list[str] | None, given: str, kept_as: str, *values: Any) -> Job:
+    def start_keeping(chosen: str, kept_as: str, *values: Any) -> Job:
         if not kept_as.strip():
             raise refusal("Give the new adapter a name first.")
         options = dict(zip(names, values, strict=True))
-        return workbench.adapters.combine(weighed(parts or [], given), options, kept_as.strip())
+        return workbench.adapters.combine(weighed(chosen), options, kept_as.strip())
 
-    def render(found: dict[str, Any]) -> tuple[object, ...]:
-        return (combined_html(found),)
+    def show() -> tuple[object, ...]:
+        words, done = last_result(workbench.registry, "combine_adapters")
+        return words, combined_html(done.result, done.arguments["config"]) if done else ""
 
-    job_button(shell, preview, start, [chosen, weights, *fields.values()], render, said, [result])
-    job_button(shell, keep, start_keeping, [chosen, weights, name, *fields.values()], render, said, [result])
+    shell.refresh(show, [], [said, result])
+    starts_job(shell, attempt.click, start, [parts, *fields.values()])
+    starts_job(shell, keep.click, start_keeping, [parts, name, *fields.values()])
 
 
-def weighed(parts: list[str], given: str) -> dict[str, float]:
-    """The weights by adapter; all the same, adding up to 1, if none are given."""
-    texts = [one.strip() for one in given.replace(";", ",").split(",") if one.strip()]
-    if not texts:
-        return {name: 1.0 / len(parts) for name in parts}
-    if len(texts) != len(parts):
-        raise refusal(
-            f"There are {len(parts)} adapters and {len(texts)} weights; give one weight each, with "
-            "commas between them."
-        )
+def _option_fields() -> dict[str, Component]:
+    """The method with a line about each, and those options that matter to it."""
+    method, *others = CombineConfig.options()
+    kinds = COMBINE_METHODS.all().values()
+    chosen = gr.Dropdown(
+        [(f"{kind.label}: {kind.help}", kind.name) for kind in kinds],
+        value=method.default,
+        label=method.label,
+        interactive=True,
+    )
+    with gr.Row(equal_height=True):
+        fields = {one.name: option_field(one) for one in others}
+
+    def fitting(name: str) -> list[Component]:
+        uses = COMBINE_METHODS.get(name).uses
+        return [type(field)(visible=key in uses) for key, field in fields.items()]
+
+    for key, field in fields.items():
+        field.visible = key in COMBINE_METHODS.get(method.default).uses
+    chosen.change(fitting, chosen, list(fields.values()), **QUIET)
+    return {method.name: chosen, **fields}
+
+
+def _fitting(workbench: Workbench, asked: Asked) -> list[tuple[str, str]]:
+    """Adapters of the base of those that are chosen already."""
     try:
-        return {name: float(text) for name, text in zip(parts, texts, strict=True)}
-    except ValueError:
-        raise refusal(f"The weights {given[:60]!r} are not numbers; write for example 0.7, 0.3.") from None
+        first = workbench.registry.find(Adapter, asked.taken[0]) if asked.taken else None
+    except NotFound:
+        first = None
+    found = adapters_like(workbench.registry, asked.words, first.base_fingerprint if first else "")
+    return [one for one in found if one[0] not in asked.taken]
 
 
-def combined_html(found: dict[str, Any]) -> str:
+def combined_html(found: dict[str, Any], config: dict[str, Any]) -> str:
     """How the parents go together and what the result keeps."""
     names = found["parents"]
     head = "".join(f"<th>{escape(name)}</th>" for name in names)
@@ -83,18 +106,20 @@ def combined_html(found: dict[str, Any]) -> str:
     warned = "".join(f"<p class='fault'>{escape(line)}</p>" for line in found["warnings"])
     head = f"<thead><tr><th>Parent</th><th>Weight</th><th>‖ΔW‖</th>{head}</tr></thead>"
     table = f"<table class='rows'>{head}<tbody>{lines}</tbody></table>"
+    name = found.get("name")
     card = facts(
         [
+            ("Method", config["method"]),
             ("Energy lost by the rank", f"{found['energy_lost']:.3%} of ‖ΔW‖²"),
             ("Sign conflicts", f"{found['sign_conflicts']:.1%} of what they change pulls against the others"),
             ("Rank of the result", found["rank"]),
             ("Size", size(found["bytes"])),
-            ("Kept as", found.get("name", "not kept")),
+            ("Kept as", Html(link(name, "adapters", name=name)) if name else "not kept: this was a try"),
         ],
-        "Combined",
+        "Combined" if name else "What would become of them",
     )
     hint = (
         "<p class='hint'>The columns to the right are cosines: 1 the same direction, 0 unrelated, "
         "−1 opposite.</p>"
     )
-    return f"{card}<div class='wide'>{table}</div>{hint}{warned}"
+    return f"{card}<div class='wide' tabindex='0'>{table}</div>{hint}{warned}"

@@ -1,4 +1,4 @@
-"""A lineage drawn as boxes and lines."""
+"""A lineage drawn as boxes and lines; each box leads to what it stands for."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from html import escape
 from itertools import pairwise
 
 from app.service.lineage import Lineage, Node
+from app.web.parts.routes import address
 
 _WIDTH, _HEIGHT, _GAP_X, _GAP_Y = 190, 46, 56, 14
 _MOST_SHOWN = 8
+_SECTIONS = {"base": "models", "data": "data", "run": "runs", "adapter": "adapters", "export": "export"}
 
 
 def lineage_svg(found: Lineage) -> str:
@@ -33,7 +35,7 @@ def lineage_svg(found: Lineage) -> str:
     drawn = f"{''.join(lines)}{''.join(boxes)}"
     size = f"width='{width + 2}' height='{height + 2}'"
     return (
-        f"<div class='wide'><svg class='lineage' role='img' aria-label='{label}' viewBox='{box}' "
+        f"<div class='wide'><svg class='lineage' role='group' aria-label='{label}' viewBox='{box}' "
         f"{size}>{drawn}</svg></div>"
     )
 
@@ -55,15 +57,19 @@ def _line(start: Place, end: Place) -> str:
 
 
 def _box(node: Node, place: Place, own: bool) -> str:
+    """A box, which is a link where what it stands for is still here."""
     x, y = place
     kind = f"{node.kind}: {node.note}" if node.note else node.kind
-    return (
+    drawn = (
         f"<g class='{'own' if own else ''}'><title>{escape(node.kind)} {escape(node.name)} "
         f"{escape(node.note)}</title>"
         f"<rect x='{x:g}' y='{y:g}' width='{_WIDTH}' height='{_HEIGHT}' rx='8'/>"
         f"<text x='{x + 10:g}' y='{y + 19:g}'>{escape(_short(node.name, 24))}</text>"
         f"<text class='kind' x='{x + 10:g}' y='{y + 36:g}'>{escape(_short(kind, 30))}</text></g>"
     )
+    if own or not node.key:
+        return drawn
+    return f"<a class='go' href='{escape(address(_SECTIONS[node.kind], name=node.key))}'>{drawn}</a>"
 
 
 def _short(text: str, most: int) -> str:

@@ -1,87 +1,166 @@
-"""Export: an adapter merged into its base or alone, for other software, with the result of a check."""
+"""Export: what has left the house on the left, the chosen export on the right; a new one in a sheet."""
 
 from __future__ import annotations
 
-from html import escape
-from pathlib import Path
-from typing import Any
+from importlib import resources
 
 import gradio as gr
 
 from app.service.workbench import Workbench
-from app.web.parts.markup import day, empty, size
-from app.web.parts.options_form import option_fields
-from app.web.parts.shell import WORKING, Shell, choose_from, inform, refusal, told
-from core.export.config import export_options
-from storage.tables import FAILED, INTERRUPTED, NOT_PASSED, PASSED, Adapter, Export, Job
+from app.web.parts.job_result import last_result
+from app.web.parts.markup import day, empty, size, title_line
+from app.web.parts.panes import ask_first, bar, left, opener, right, sheet, split
+from app.web.parts.picker import Facet, Query, Row, Rows, matching, picker
+from app.web.parts.routes import there
+from app.web.parts.shell import WORKING, Shell, inform, refusal, told
+from app.web.sections.export.export_markup import (
+    VERDICTS,
+    became,
+    card_html,
+    commands_html,
+    facts_html,
+    files_html,
+    format_label,
+    is_there,
+)
+from app.web.sections.export.sheet import export_sheet
+from storage.errors import NotFound
+from storage.tables import Export
 
 TAB, TITLE = "export", "Export"
-_KINDS = {PASSED: "good", NOT_PASSED: "bad"}
+_NOTHING = "Nothing exported yet. Export an adapter with the button above."
+_ABOUT = (
+    "A merged model is W + (α/r)BA, added in float32 and rounded once. Whatever is written is loaded again "
+    "from disk in a process of its own and compared with base + adapter before you rely on it."
+)
+_REMOVE = "Remove this export? Its files are deleted if they are in the home folder; elsewhere they stay."
+_CHOOSE = (
+    "Choose an export on the left, or export an adapter: as a merged model, for Ollama or llama.cpp, or as "
+    "the adapter alone."
+)
 
 
 def build(shell: Shell) -> None:
-    """Lay out the tab and bind its handlers."""
+    """Lay out the section and bind its handlers."""
     workbench = shell.workbench
-    gr.Markdown(
-        "A merged model is **W + (α/r)BA**, added in float32 and rounded once. Whatever is exported is "
-        "loaded again from disk "
-        "in a process of its own and compared with base + adapter before you rely on it."
-    )
-    with gr.Row(equal_height=True):
-        adapter = gr.Dropdown([], label="Adapter", interactive=True, scale=3)
-        go = gr.Button("Export", variant="primary", scale=0, min_width=160, elem_id="export-button")
-    fields = option_fields(export_options(), per_row=3)
-    done = gr.HTML()
+    with split(TAB):
+        with left():
+            opener("export-adapter", "Export an adapter", variant="primary")
+            said = gr.HTML()
+            chosen = picker(
+                shell, TAB, "Exports", lambda query: find(workbench, query), _NOTHING, search="Search exports"
+            )
+        with right():
+            _detail(shell, chosen)
+    with sheet("export-adapter", "Export an adapter", _ABOUT):
+        export_sheet(shell, TAB)
+    shell.refresh(lambda: last_result(workbench.registry, "export_adapter")[0], [], [said])
 
-    def show(now: str) -> tuple[object, ...]:
-        return choose_from([row.name for row in workbench.registry.all(Adapter)], now), exports_html(
-            workbench
+
+def find(workbench: Workbench, query: Query) -> Rows:
+    """The rows of the list."""
+    rows = workbench.registry.all(Export)
+    formats = dict.fromkeys(one.format for one in rows)
+    wanted = query.facets.get("format", "")
+    found = matching([_row(one) for one in rows if wanted in ("", one.format)], query)
+    facet = Facet("format", "Format", [("", "Any format"), *[(one, format_label(one)) for one in formats]])
+    return Rows(found.rows, found.total, [facet])
+
+
+def _row(one: Export) -> Row:
+    verdict = () if one.passed else ((one.verdict, VERDICTS.get(one.verdict, "calm")),)
+    return Row(
+        str(one.id),
+        one.adapter_name,
+        f"{format_label(one.format)} · {day(one.created)}",
+        size(one.size_bytes),
+        badges=verdict,
+    )
+
+
+def _detail(shell: Shell, chosen: gr.HTML) -> None:
+    workbench = shell.workbench
+    title = gr.HTML()
+    with bar() as actions:
+        download = gr.Button("Download as zip", variant="primary", size="md", scale=0, link="#")
+        chat = gr.Button("Chat with it", size="md", scale=0)
+        check = gr.Button("Check the files", size="md", scale=0)
+        removed = ask_first(
+            "remove-export",
+            "Remove …",
+            _REMOVE,
+            lambda number: _required(workbench, number).id,
+            lambda asked, number: _remove(workbench, asked, number),
+            [chosen],
+            [chosen],
+        )
+    with gr.Column(visible=False) as about, gr.Tabs():
+        with gr.Tab("Overview"):
+            overview = gr.HTML()
+        with gr.Tab("Use it"):
+            script = (resources.files("assets") / "copy.js").read_text(encoding="utf-8")
+            commands = gr.HTML(js_on_load=script)
+        with gr.Tab("Files"):
+            files = gr.HTML()
+        with gr.Tab("Card"):
+            card = gr.HTML()
+    nothing = gr.HTML()
+
+    def show(number: str) -> tuple[object, ...]:
+        row = _export(workbench, number)
+        if row is None:
+            hidden = gr.Row(visible=False), gr.skip(), gr.skip(), gr.Column(visible=False)
+            return "", *hidden, "", "", "", "", empty(_CHOOSE)
+        verdict = (row.verdict, VERDICTS.get(row.verdict, "calm"))
+        return (
+            title_line(row.adapter_name, [(format_label(row.format), "calm"), verdict]),
+            gr.Row(visible=True),
+            gr.Button(link=f"/workbench/exports/{row.id}.zip", visible=is_there(row)),
+            gr.Button(visible=became(workbench, row) is not None),
+            gr.Column(visible=True),
+            facts_html(workbench, row),
+            commands_html(workbench, row),
+            files_html(row),
+            card_html(row),
+            "",
         )
 
-    shell.refresh(show, [adapter], [adapter, done])
-    names = list(fields)
-
-    @told
-    def start(name: str | None, *values: Any) -> None:
-        if not name:
-            raise refusal("Choose an adapter first; where there is none, train or import one.")
-        workbench.exports.start(name, None, dict(zip(names, values, strict=True)))
-        inform("Its progress is shown above.", "Export started")
-
-    go.click(start, [adapter, *fields.values()], None, **WORKING)
+    outputs = [title, actions, download, chat, about, overview, commands, files, card, nothing]
+    shell.refresh(show, [chosen], outputs)
+    chat.click(told(lambda number: _chat(workbench, number)), chosen, shell.go, **WORKING)
+    check.click(told(lambda number: _check(workbench, number)), chosen, None, **WORKING)
+    shell.soon(removed)
 
 
-def exports_html(workbench: Workbench) -> str:
-    """All exports, newest first, each with its check in words; and exports that failed."""
-    failed = [
-        job
-        for job in workbench.registry.all(Job, limit=50)
-        if job.kind == "export_adapter" and job.state in (FAILED, INTERRUPTED)
-    ]
-    notices = "".join(
-        f"<p><span class='state bad'>{job.state}</span> {escape(job.title)}: {escape(job.message)}</p>"
-        for job in failed[:3]
-    )
-    rows = "".join(_row(one) for one in workbench.registry.all(Export, limit=100))
-    if not rows:
-        return notices + empty("Nothing exported yet.")
-    columns = ("Adapter", "Base model", "Format", "Check", "Result", "Folder", "Size", "Date")
-    head = "".join(f"<th>{name}</th>" for name in columns)
-    table = f"<table class='rows exports'><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
-    return f"{notices}<div class='wide'>{table}</div>"
+def _export(workbench: Workbench, number: str) -> Export | None:
+    """The export of this number, if it has not been removed meanwhile."""
+    try:
+        return workbench.registry.get(Export, int(number)) if number.isdecimal() else None
+    except NotFound:
+        return None
 
 
-def _row(one: Export) -> str:
-    badge = f"<span class='state {_KINDS.get(one.verdict, 'calm')}'>{escape(one.verdict)}</span>"
-    rounding = one.check.get("rounding_loss")
-    lost = f" Rounding took {rounding:.2%} of the adapter." if rounding else ""
-    there = Path(one.folder).is_dir()
-    link = (
-        f"<br><a href='/workbench/exports/{one.id}.zip' download>Download as zip</a>" if there else "<br>gone"
-    )
-    return (
-        f"<tr><td>{escape(one.adapter_name)}</td><td>{escape(one.base_name)}</td><td>{escape(one.format)}</td><td>{badge}</td>"
-        f"<td>{escape(one.sentence)}{lost}</td><td "
-        f"class='mono'>{escape(one.folder)}{link}</td><td>{size(one.size_bytes)}</td>"
-        f"<td>{day(one.created)}</td></tr>"
-    )
+def _required(workbench: Workbench, number: str) -> Export:
+    row = _export(workbench, number)
+    if row is None:
+        raise refusal("This export is not here any more; choose another one.")
+    return row
+
+
+def _chat(workbench: Workbench, number: str) -> str:
+    base = became(workbench, _required(workbench, number))
+    if base is None:
+        raise refusal("The base model that it became has been removed; add its folder under Models.")
+    return there("playground", base=base.name)
+
+
+def _check(workbench: Workbench, number: str) -> None:
+    row = workbench.exports.verify(_required(workbench, number).id or 0)
+    inform(f"All {len(row.files)} files are as they were written.", "Unchanged")
+
+
+def _remove(workbench: Workbench, asked: int, number: str) -> str:
+    if _required(workbench, number).id != asked:
+        raise refusal("Another export is chosen by now than the one you were asked about; look at it first.")
+    inform(workbench.exports.remove(asked), "Removed")
+    return ""

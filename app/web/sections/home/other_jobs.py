@@ -10,7 +10,7 @@ import gradio as gr
 
 from app.jobs.kinds import JobKind
 from app.service.workbench import Workbench
-from app.web.parts.job_result import job_button
+from app.web.parts.job_result import job_result, starts_job
 from app.web.parts.markup import facts
 from app.web.parts.options_form import option_fields
 from app.web.parts.shell import Shell
@@ -37,7 +37,8 @@ def _form(shell: Shell, kind: JobKind) -> None:
     def begin(*values: Any) -> Job:
         return start_job(shell.workbench, kind, list(fields), values)
 
-    job_button(shell, start, begin, list(fields.values()), render, said, [result])
+    starts_job(shell, start.click, begin, list(fields.values()))
+    job_result(shell, kind.name, render, said, [result])
 
 
 def start_job(workbench: Workbench, kind: JobKind, names: Sequence[str], values: Sequence[Any]) -> Job:
