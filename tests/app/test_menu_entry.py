@@ -63,7 +63,8 @@ def test_a_command_with_awkward_characters_is_read_as_it_was_meant():
     parsed = configparser.RawConfigParser()
     parsed.optionxform = str  # type: ignore[assignment,method-assign]
     parsed.read_string(text)
-    line = parsed["Desktop Entry"]["Exec"].replace("\\\\", "\\")
+    escapes = {"\\": "\\", "s": " ", "n": "\n", "t": "\t", "r": "\r"}  # there are no others
+    line = re.sub(r"\\(.)", lambda found: escapes[found[1]], parsed["Desktop Entry"]["Exec"])
     plain, quoted = re.fullmatch(r'(.*) "(.*)"', line).groups()
     argument = re.sub(r'\\(["`$\\])', r"\1", quoted).replace("%%", "%")
     assert [*plain.split(), argument] == workbench_command("linux", AWKWARD)
