@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import escape
 from importlib import resources
 from typing import Any
 
@@ -15,10 +16,10 @@ def chart(title: str, **about: Any) -> gr.HTML:
     return gr.HTML(
         value="",
         label=title,
-        html_template="<div class='chart-slot'></div>",
+        # In the template: Gradio forgets other properties of what is given a value before it is laid out.
+        html_template=f"<div class='chart-slot' data-title='{escape(title)}'></div>",
         js_on_load=(resources.files("assets") / "chart.js").read_text(encoding="utf-8"),
         elem_classes=classes,
-        title=title,
         **about,
     )
 
