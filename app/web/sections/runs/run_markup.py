@@ -55,10 +55,10 @@ def shown_value(option: Option | None, value: Any) -> str:
     if option is not None and option.name in _HEADS:
         head = _HEADS[option.name].all().get(value)
         return head.label if head is not None else str(value)
-    if option is not None and option.name == "stop_on":
-        return "; ".join(
-            _ALERTS.get(one.strip(), one.strip()) for one in str(value).split(",") if one.strip()
-        )
+    if option is not None and option.several:
+        words = dict(option.several)
+        names = [one.strip() for one in str(value).split(",") if one.strip()]
+        return "; ".join(words.get(one, one) for one in names)
     if option is not None and not value and option.name in _NO_VALUE:
         return _NO_VALUE[option.name]
     text = (
