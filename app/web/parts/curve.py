@@ -37,8 +37,7 @@ def run_head(workbench: Workbench, store: str) -> gr.HTML:
     """Name, state and progress of the runs whose numbers its value lists: the one it shows, then those laid
     over it.
 
-    It fetches what is new for all parts of the view with the same `store`. It has to be visible from the
-    start: Gradio forgets `store` where a component is given a value before it is laid out.
+    It fetches what is new for all parts of the view with the same `store`.
     """
 
     def news(request: dict[str, Any]) -> dict[str, Any]:
