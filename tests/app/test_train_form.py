@@ -51,11 +51,13 @@ def test_a_form_of_an_earlier_version_is_read_without_what_there_is_no_more():
 def test_the_form_begins_where_the_work_was(workbench, trained):
     registry = workbench.registry
     _another(workbench, Base, "llama", name="llama + style", fingerprint="f" * 64, source="merged")
-    assert usual_base(registry) == "llama", "a merge is made to be used"
+    assert usual_base(workbench) == "llama", "a merge is made to be used"
     _another(workbench, Base, "llama", name="newer", fingerprint="e" * 64)
-    assert usual_base(registry) == "newer"
+    assert usual_base(workbench) == "newer"
     trained("mine")
-    assert usual_base(registry) == "llama"
+    assert usual_base(workbench) == "llama"
+    workbench.preferences.change({"default_base": "newer"})
+    assert usual_base(workbench) == "newer"
     _another(workbench, Dataset, "data", name="imported later")
     assert usual_data(registry) == "imported later"
 

@@ -205,7 +205,7 @@ def test_presets_are_saved_chosen_and_deleted(workbench, address, open_page):
     press(page, "Delete preset …")
     press(page, "Delete preset it")
     wait_for(lambda: "twelve" not in [one.name for one in workbench.presets.usable()])
-    expect(page.get_by_role("combobox", name="Preset")).to_have_value("None: the defaults")
+    expect(page.get_by_role("combobox", name="Preset")).to_have_value("No preset")
 
 
 def test_measuring_tells_how_far_it_is_can_be_cancelled_and_offers_what_fits(workbench, address, open_page):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from app.service.workbench import Workbench
 from app.shared.bases import closest_base
 from storage.registry import Registry
 from storage.tables import Adapter, Base, Dataset, Run
@@ -9,12 +10,14 @@ from storage.tables import Adapter, Base, Dataset, Run
 _MERGED = "merged"
 
 
-def usual_base(registry: Registry) -> str | None:
-    """The base of the newest run or adapter; else the newest that is no merge: those are made to be used."""
-    bases = registry.all(Base)
-    return _worked_on(registry, {base.name for base in bases}) or next(
-        (base.name for base in sorted(bases, key=lambda one: one.source == _MERGED)), None
-    )
+def usual_base(workbench: Workbench) -> str | None:
+    """The base that is set for always; else that of the newest run or adapter; else the newest that is no
+    merge: those are made to be used.
+    """
+    registry, wanted = workbench.registry, workbench.preferences.values().default_base
+    bases = sorted(registry.all(Base), key=lambda one: one.source == _MERGED)  # else the newest first
+    names = [base.name for base in bases]
+    return wanted if wanted in names else _worked_on(registry, set(names)) or next(iter(names), None)
 
 
 def _worked_on(registry: Registry, there: set[str]) -> str | None:

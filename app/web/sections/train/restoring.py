@@ -78,13 +78,13 @@ def _bind_wish(shell: Shell, form: TrainForm, what: str, wished: gr.HTML) -> Non
 
 def bind_choices(shell: Shell, form: TrainForm) -> None:
     """Offer the base models and data sets that there are."""
-    registry = shell.workbench.registry
+    workbench, registry = shell.workbench, shell.workbench.registry
 
     def show(base: str | None, dataset: str | None, options: str) -> tuple[object, ...]:
         if not options:
             return gr.skip(), gr.skip()  # the page is opening
         bases, sets = [row.name for row in registry.all(Base)], [row.name for row in registry.all(Dataset)]
-        first_base = base if base else usual_base(registry)
+        first_base = base if base else usual_base(workbench)
         first_data = dataset if dataset else usual_data(registry)
         return (
             choose_from(bases, base, first_base if first_base in bases else None),
@@ -102,7 +102,7 @@ def _opened(workbench: Workbench, was: str, address: str) -> Kept:
     now = replace(
         before,
         options=options,
-        base=before.base if before.base in registry.names(Base) else usual_base(registry),
+        base=before.base if before.base in registry.names(Base) else usual_base(workbench),
         dataset=before.dataset if before.dataset in registry.names(Dataset) else usual_data(registry),
     )
     query = {key: values[0] for key, values in parse_qs(address.removeprefix("?")).items()}
