@@ -244,5 +244,11 @@ plot.addEventListener('pointerdown', () => { dragging = true; });
 addEventListener('pointerup', () => { dragging = false; });
 addEventListener('workbench-theme', draw);
 new ResizeObserver(draw).observe(plot);
-store.parts.chart = changed => { intoSlot(host); offerCharts(); describe(); if (changed) draw(); };
-store.parts.chart(true);
+function show(changed) {
+  intoSlot(host);
+  offerCharts();
+  describe();
+  if (changed) draw();
+}
+listen('chart', show);
+show(true);

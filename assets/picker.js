@@ -187,7 +187,17 @@ search.addEventListener('keydown', event => {
 });
 addEventListener('workbench-route', event => takeRoute(event.detail));
 addEventListener('workbench-changed', () => fetchRows());
-watch('value', () => { place(); window.workbench.choose(section, String(props.value ?? '')); mark(); fetchRows(); });
+// Gradio sets what has just been laid out to its first value once more: what the address names counts until somebody acts.
+let untouched = true;
+for (const kind of ['pointerdown', 'keydown']) addEventListener(kind, () => { untouched = false; }, {once: true, capture: true});
+watch('value', () => {
+  const now = window.workbench.route();
+  if (untouched && !chosen().length && now.section === section && now.name) return takeRoute(now);
+  place();
+  window.workbench.choose(section, String(props.value ?? ''));
+  mark();
+  fetchRows();
+});
 place();
 takeRoute(window.workbench.route());
 fetchRows();

@@ -69,19 +69,19 @@ function takePanels(answer) {
   if (answer.anew) store.samples = [];
   store.samples.push(...answer.samples);
   store.notes.push(...answer.notes);
-  if (answer.samples.length || answer.anew) store.parts.samples?.();
-  if (answer.notes.length) store.parts.log?.();
+  if (answer.samples.length || answer.anew) tell('samples');
+  if (answer.notes.length) tell('log');
 }
 
 async function fetchNews() {
-  const runs = [...store.runs].map(([id, run]) => [id, run.after]), asked = props.panels ? store.main : 0;
+  const runs = [...store.runs].map(([id, run]) => [id, run.after]), asked = store.runs.size === 1 ? store.main : 0;
   const answer = await server.news({runs, main: asked, notes: store.notes.at(-1)?.[0] ?? 0, samples: store.samples.at(-1)?.[0] ?? 0,
     started: store.runs.get(store.main)?.about.started ?? null});
   let more = false, anything = false;
   for (const [id, one] of answer.runs) { anything ||= one.points.length > 0; more = take(id, one) || more; }
   if (asked && asked === store.main) takePanels(answer);
   describe();
-  store.parts.chart?.(anything);
+  tell('chart', anything);
   return more ? 0 : [...store.runs.values()].some(run => active(run.about.state)) ? 400 : 2000;
 }
 
@@ -104,12 +104,12 @@ function choose() {
   const wanted = String(props.value || '').split(',').map(Number).filter(Boolean);
   if (wanted[0] !== store.main) {
     Object.assign(store, {main: wanted[0] ?? null, samples: [], notes: [], marked: null});
-    for (const part of ['samples', 'log']) store.parts[part]?.(true);
+    for (const part of ['samples', 'log']) tell(part, true);
   }
   if (`${wanted}` !== `${[...store.runs.keys()]}`) {
     store.runs = new Map(wanted.map(id => [id, store.runs.get(id) || fresh()]));
     describe();
-    store.parts.chart?.(true);
+    tell('chart', true);
   }
   ask();
 }

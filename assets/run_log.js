@@ -18,5 +18,5 @@ function show() {
 
 search.addEventListener('input', show);
 kind.addEventListener('change', show);
-store.parts.log = show;
+listen('log', show);
 show();

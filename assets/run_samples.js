@@ -32,6 +32,6 @@ function show(anew) {
   store.marked = follows && slider.value === slider.max ? null : step;
 }
 
-slider.addEventListener('input', () => { follows = slider.value === slider.max; show(); store.parts.chart?.(true); });
-store.parts.samples = show;
+slider.addEventListener('input', () => { follows = slider.value === slider.max; show(); tell('chart', true); });
+listen('samples', show);
 show();

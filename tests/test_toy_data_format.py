@@ -108,7 +108,7 @@ def test_the_command_line_imports_it_as_detected_by_hand_and_like_another(settin
 def test_the_pages_form_offers_it_with_its_own_roles(home, tmp_path, file):
     with gr.Blocks() as page:
         state = gr.State("")
-        panel = ImportPanel(Shell(home, page, gr.Tabs(), state, state, state, gr.HTML()))
+        panel = ImportPanel(Shell(home, page, state, gr.HTML()))
     columns = panel._fields.columns
     assert ("riddles in parts", "riddles") in format_choices()
     shown = dict(zip(columns, panel._fields.roles_shown("riddles"), strict=True))

@@ -13,6 +13,7 @@ from core.errors import InvalidAdapter
 from core.lora.foreign.fit import BaseFacts, fit
 from core.lora.foreign.look import look
 from core.lora.foreign.take import take
+from core.lora.peft.config import raw_config
 from core.lora.peft.files import save_adapter
 from tests.core.helpers import load, logits, new_peft, random_adapter
 from tests.core.test_peft_oracle import _our_logits
@@ -397,3 +398,41 @@ def test_what_peft_trained_with_biases_is_refused_and_the_remedy_holds(
             bring(tensors, config, onto)
     adapter = bring(tensors, config | {"bias": "none"})
     torch.testing.assert_close(_our_logits(base, adapter), logits(model), atol=1e-5, rtol=1e-5)
+
+
+OTHER_FILES = {
+    "LFS": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+        "only a pointer of Git LFS",
+    ),
+    "torch.save": (b"PK\x03\x04" + bytes(60), "a file of torch.save or a zip"),
+    "gzip": (b"\x1f\x8b\x08" + bytes(60), "packed with gzip; unpack it"),
+    "GGUF": (b"GGUF\x03" + bytes(60), r"a GGUF file; call it \.gguf"),
+    "web page": (b"<!DOCTYPE html><html>", "a web page"),
+    "nothing": (b"", "is cut off: it has 0 bytes"),
+}
+
+
+@pytest.mark.parametrize("what", OTHER_FILES)
+def test_files_that_are_no_safetensors_are_called_what_they_are(tmp_path, what):
+    content, said = OTHER_FILES[what]
+    (tmp_path / WEIGHTS).write_bytes(content)
+    with pytest.raises(InvalidAdapter, match=said):
+        look(tmp_path)
+
+
+def test_a_folder_of_checkpoints_says_where_its_adapters_lie(tmp_path):
+    for step in (20, 10):
+        (tmp_path / "run" / f"checkpoint-{step}").mkdir(parents=True)
+        (tmp_path / "run" / f"checkpoint-{step}" / WEIGHTS).touch()
+    with pytest.raises(InvalidAdapter, match="lie in its folders checkpoint-10, checkpoint-20; give one"):
+        take(tmp_path / "run", tmp_path)
+
+
+def test_a_configuration_in_another_encoding_and_factors_in_another_format_are_told(bring, saved, tmp_path):
+    tensors, config = saved
+    with pytest.raises(InvalidAdapter, match=r"is F64 \[.*\]; expected a matrix in one of F32, F16, BF16"):
+        bring({name: one.double() for name, one in tensors.items()}, config)
+    (tmp_path / CONFIG).write_text(json.dumps(config), encoding="utf-16")
+    with pytest.raises(InvalidAdapter, match=r"adapter_config\.json is not UTF-8 text; save it as UTF-8"):
+        raw_config(tmp_path / CONFIG)

@@ -33,18 +33,18 @@ COLUMNS = (
 _DETAILS = ("total_steps", "operations_a_token", "operations_a_second")
 
 
-def run_head(workbench: Workbench, store: str, *, panels: bool = True) -> gr.HTML:
+def run_head(workbench: Workbench, store: str) -> gr.HTML:
     """Name, state and progress of the runs whose numbers its value lists: the one it shows, then those laid
     over it.
 
-    It fetches what is new for all parts of the view with the same `store`; what belongs to the one run alone
-    with `panels`.
+    It fetches what is new for all parts of the view with the same `store`. It has to be visible from the
+    start: Gradio forgets `store` where a component is given a value before it is laid out.
     """
 
     def news(request: dict[str, Any]) -> dict[str, Any]:
         return run_news(workbench, request)
 
-    return _part("run_feed.js", "Run", store, server_functions=[news], panels=panels)
+    return _part("run_feed.js", "Run", store, server_functions=[news])
 
 
 def run_curve(store: str) -> gr.HTML:

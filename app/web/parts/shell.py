@@ -67,16 +67,9 @@ class Shell:
 
     workbench: Workbench
     page: gr.Blocks
-    tabs: gr.Tabs
     changed: gr.State
     """The registry's change count as this section has last seen it, and what made it look again between two
     counts; while it is closed it may stay behind.
-    """
-    to_chat: gr.State
-    """Name of the adapter that another section wants the playground to open with."""
-    to_train: gr.State
-    """What another section wants of the training section: show or duplicate, the run's number, and when it
-    was wanted.
     """
     go: gr.HTML
     """Given an address by `there`, leads to it."""

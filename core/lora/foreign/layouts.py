@@ -148,7 +148,8 @@ def _pairs(layout: Layout, entries: Mapping[str, TensorEntry]) -> Entries:
             refuse_convolution(name)
         if len(entry.shape) != 2 or entry.dtype not in DTYPES:
             raise InvalidAdapter(
-                f"{name[:120]!r} is {entry.dtype} {list(entry.shape)}; a LoRA factor is a matrix of floats."
+                f"{name[:120]!r} is {entry.dtype} {list(entry.shape)}; expected a matrix in one of "
+                f"{', '.join(DTYPES)}."
             )
         tensors.setdefault(match["path"], {})["A" if match["factor"] == layout.A else "B"] = entry
     for path, pair in tensors.items():

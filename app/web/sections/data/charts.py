@@ -14,7 +14,7 @@ from app.web.parts.chart import chart, drawn
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-INK = "#8792a5"  # legible on both backgrounds
+_INK = "#8792a5"  # legible on both backgrounds
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def histogram(bins: Sequence[Sequence[float]], x_title: str, marked: float | Non
         hovertemplate="%{customdata[0]:,.3~g} to %{customdata[1]:,.3~g}: %{y:,}<extra></extra>",
     )
     if marked is not None and bins and marked <= bins[-1][1]:
-        figure.add_vline(x=marked, line_dash="dot", line_color=INK, annotation_text="max length")
+        figure.add_vline(x=marked, line_dash="dot", line_color=_INK, annotation_text="max length")
     rows = [(f"{a:,.3g} to {b:,.3g}", f"{int(count):,}") for a, b, count in bins if count]
     return Part(figure, (x_title, "rows"), rows)
 

@@ -26,7 +26,7 @@ from storage.tables import Dataset
 TAB, TITLE = "data", "Data"
 _NOTHING = "No data yet. Add your own, or the sample conversations: one click in the same sheet."
 _REMOVE = "Remove this data set with all its versions? Adapters that were trained on it stay."
-_ADD = "<button type='button' class='small' data-opens='add-data'>Add data</button>"
+_ADD = "<button type='button' class='small' data-opens='add-data'>Add a data set</button>"
 _EMPTY = f"<div class='empty'><p>Choose a data set on the left, or add one.</p>{_ADD}</div>"
 
 

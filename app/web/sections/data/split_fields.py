@@ -10,8 +10,8 @@ import gradio as gr
 from gradio.components import Component
 
 from app.web.parts.shell import QUIET, refusal
-from core.data.reading import suffixes
 from core.data.split import COUNT, FILE, NONE, SHARE, Split
+from core.data.zipped import readable
 
 _SPLITS = {
     "a share of the rows": SHARE,
@@ -46,7 +46,7 @@ class SplitFields:
             self._stratify = gr.Checkbox(False, label="Stratified by label", min_width=140)
         self._validation = gr.File(
             label="Validation file",
-            file_types=[*suffixes(), ".zip"],
+            file_types=list(readable()),
             file_count="multiple",
             height=110,
             visible=False,

@@ -8,6 +8,8 @@ from storage.errors import NotFound
 from storage.tables import Run
 
 MOST = 64
+STORE = "runs"
+"""What the parts of the section's live view have in common."""
 
 
 def ids_of(keys: str) -> list[int]:

@@ -9,18 +9,17 @@ import gradio as gr
 from app.service.comparing import Comparison, compare
 from app.service.workbench import Workbench
 from app.web.parts.chart import chart, drawn
-from app.web.parts.curve import MOST_RUNS, run_curve, run_head
+from app.web.parts.curve import MOST_RUNS, run_curve
 from app.web.parts.panes import bar
 from app.web.parts.routes import there
 from app.web.parts.shell import QUIET, WORKING, Shell, inform, refusal, told
-from app.web.sections.runs.chosen import ids_of, runs_of
+from app.web.sections.runs.chosen import STORE, ids_of, runs_of
 from app.web.sections.runs.comparison import options_html, results_html
 from app.web.sections.runs.comparison_charts import heat_map, parallel_coordinates
 from app.web.sections.runs.run_markup import adapter_of
 from core.train.training_options import TrainingOptions
 from storage.tables import Run
 
-_STORE = "compared"
 _FEW = (
     "<p class='hint'>Drawn once two runs that differ in an option have been measured; the heat map, once "
     "they differ in two.</p>"
@@ -31,7 +30,6 @@ def compared_runs(shell: Shell, chosen: gr.HTML) -> None:
     """Lay out the comparison and bind its handlers."""
     workbench = shell.workbench
     with gr.Column(visible=False, elem_classes="run-view") as view:
-        head = run_head(workbench, _STORE, panels=False)
         with bar():
             chat = gr.Button("Chat with the best", variant="primary", size="md", scale=0)
             preset = gr.Button("Make its options a preset", size="md", scale=0)
@@ -39,7 +37,7 @@ def compared_runs(shell: Shell, chosen: gr.HTML) -> None:
         with gr.Tabs():
             with gr.Tab("Curves"):
                 drawn_of = gr.HTML()
-                run_curve(_STORE)
+                run_curve(STORE)
             with gr.Tab("Results"):
                 results = gr.HTML()
             with gr.Tab("Differences"):
@@ -50,18 +48,16 @@ def compared_runs(shell: Shell, chosen: gr.HTML) -> None:
             with gr.Tab("What matters"):
                 few = gr.HTML()
                 lines, heat = chart("Options and loss of each run"), chart("Lowest loss by two options")
-    outputs = [view, head, drawn_of, sweep, results, options, few, lines, heat]
+    outputs = [view, drawn_of, sweep, results, options, few, lines, heat]
 
     def show(keys: str, every: bool) -> list[object]:
         if len(ids_of(keys)) < 2:
             return [gr.Column(visible=False), *[gr.skip()] * (len(outputs) - 1)]
         found = compare(workbench.registry, [run.id or 0 for run in runs_of(workbench, keys)])
-        ids = [one.run.id for one in found.rows]
         figures = (parallel_coordinates(found), heat_map(found))
         return [
             gr.Column(visible=True),
-            ",".join(str(one) for one in ids[:MOST_RUNS]),
-            _left_out(len(ids)),
+            _left_out(len(found.rows)),
             gr.Button(visible=any(one.run.sweep for one in found.rows)),
             results_html(found),
             options_html(found, every=every),

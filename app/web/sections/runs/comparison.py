@@ -49,7 +49,7 @@ def results_html(found: Comparison) -> str:
 def options_html(found: Comparison, *, every: bool = False) -> str:
     """One line an option and one column a run: what differs, or every option."""
     heads = "".join(
-        f"<th title='{escape(one.run.name)}'>{link(one.run.name, 'runs', name=one.run.id)}</th>"
+        f"<th title='{escape(one.run.name)}'>{link(shortened(one.run.name), 'runs', name=one.run.id)}</th>"
         for one in found.rows
     )
     lines = [_option_line(name, [one.options[name] for one in found.rows], True) for name in found.differing]
@@ -58,6 +58,14 @@ def options_html(found: Comparison, *, every: bool = False) -> str:
     if not lines:
         return "<div class='empty'>They were started with the same options.</div>"
     return _table(f"<th>Option</th>{heads}", "".join(lines))
+
+
+def shortened(text: str, most: int = 24) -> str:
+    """A long name without its middle: its ends are where those of a sweep differ."""
+    if len(text) <= most:
+        return text
+    front = (most - 1) // 2
+    return f"{text[:front]}…{text[len(text) - (most - 1 - front) :]}"
 
 
 def _table(head: str, body: str) -> str:

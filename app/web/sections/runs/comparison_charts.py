@@ -7,22 +7,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from app.service.comparing import Compared, Comparison
-from app.web.sections.runs.comparison import label_of, plain
+from app.web.sections.runs.comparison import label_of, plain, shortened
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 _SCALE = [[0.0, "#f97316"], [0.5, "#a78bfa"], [1.0, "#14b8a6"]]  # seen on light and dark; the best is teal
-_LONGEST = 22  # characters that stand below or between the axes without touching their neighbours
 _MOST_AXES = 8
-
-
-def shortened(text: str, most: int = _LONGEST) -> str:
-    """A long name without its middle: its ends are where those of a sweep differ."""
-    if len(text) <= most:
-        return text
-    front = (most - 1) // 2
-    return f"{text[:front]}…{text[len(text) - (most - 1 - front) :]}"
 
 
 def parallel_coordinates(found: Comparison) -> Figure | None:
@@ -44,13 +35,14 @@ def parallel_coordinates(found: Comparison) -> Figure | None:
             dimensions=[*dimensions, loss],
             labelside="top",
             rangefont={"color": "rgba(0,0,0,0)"},
-            tickfont={"shadow": "none"},
+            labelfont={"size": 12},
+            tickfont={"size": 12, "shadow": "none"},
         )
     )
     return figure.update_layout(
         height=340,
-        margin={"l": 80, "r": 80, "t": 64, "b": 24},
-        title="Each run, through its options to its loss",
+        margin={"l": 80, "r": 80, "t": 76, "b": 24},
+        title={"text": "Each run, through its options to its loss", "y": 0.98, "yanchor": "top"},
     )
 
 
@@ -105,7 +97,7 @@ def heat_map(found: Comparison) -> Figure | None:
         words = [shortened(plain(name, one)) for one in values]
         ticks = {"tickvals": list(range(len(values))), "ticktext": words}
         axis(title=label_of(name), showgrid=False, zeroline=False, automargin=True, **ticks)
-    return figure.update_layout(height=340, title="The lowest loss of each pair")
+    return figure.update_layout(height=340, title={"text": "The lowest loss of each pair"})
 
 
 def _measured(found: Comparison) -> list[Compared]:

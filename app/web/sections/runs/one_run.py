@@ -8,16 +8,15 @@ from typing import Any
 import gradio as gr
 
 from app.service.workbench import Workbench
-from app.web.parts.curve import run_curve, run_head, run_log, run_samples
+from app.web.parts.curve import run_curve, run_log, run_samples
 from app.web.parts.panes import ask_first, bar
 from app.web.parts.routes import there
 from app.web.parts.shell import WORKING, Shell, inform, offered, refusal, told, values_of
-from app.web.sections.runs.chosen import ids_of, one_of, runs_of
+from app.web.sections.runs.chosen import STORE, ids_of, one_of, runs_of
 from app.web.sections.runs.control import run_control
 from app.web.sections.runs.run_markup import checkpoint_choices, checkpoints_html, history_html, options_html
 from storage.tables import RESUMABLE_STATES, Checkpoint, Run
 
-_STORE = "run"
 _FROM_HERE = (
     "Go on from this checkpoint? What the run has learnt behind it is forgotten, with its later checkpoints."
 )
@@ -27,38 +26,31 @@ def one_run(shell: Shell, chosen: gr.HTML) -> None:
     """Lay out the view of one run and bind its handlers."""
     workbench = shell.workbench
     shown = gr.State(())
-    with gr.Column(elem_classes="run-view") as view:
-        head = run_head(workbench, _STORE)
-        with gr.Column(visible=False, elem_classes="run-view") as rest:
-            control = run_control(shell, chosen)
-            with gr.Tabs():
-                with gr.Tab("Curve"):
-                    run_curve(_STORE)
-                with gr.Tab("Samples"):
-                    run_samples(_STORE)
-                with gr.Tab("Log"):
-                    run_log(_STORE)
-                with gr.Tab("Options and changes"):
-                    options, history = gr.HTML(), gr.HTML()
-                with gr.Tab("Checkpoints"):
-                    saved, *asked = _checkpoints(shell, chosen)
-    outputs = [shown, view, head, rest, *control.outputs, options, history, saved, *asked]
+    with gr.Column(visible=False, elem_classes="run-view") as view:
+        control = run_control(shell, chosen)
+        with gr.Tabs():
+            with gr.Tab("Curve"):
+                run_curve(STORE)
+            with gr.Tab("Samples"):
+                run_samples(STORE)
+            with gr.Tab("Log"):
+                run_log(STORE)
+            with gr.Tab("Options and changes"):
+                options, history = gr.HTML(), gr.HTML()
+            with gr.Tab("Checkpoints"):
+                saved, *asked = _checkpoints(shell, chosen)
+    outputs = [shown, view, *control.outputs, options, history, saved, *asked]
 
     def show(keys: str, before: tuple[object, ...], saved_now: int | None) -> list[object]:
-        if len(ids_of(keys)) > 1:
-            return [(), gr.Column(visible=False), *[gr.skip()] * (len(outputs) - 2)]
-        run = next(iter(runs_of(workbench, keys)), None)
+        run = next(iter(runs_of(workbench, keys)), None) if len(ids_of(keys)) == 1 else None
         if run is None:
-            gone = [gr.skip()] * (len(outputs) - 4)
-            return [(), gr.Column(visible=True), keys, gr.Column(visible=False), *gone]
+            return [(), gr.Column(visible=False), *[gr.skip()] * (len(outputs) - 2)]
         now = _fingerprint(workbench, run)
         if now == tuple(before):  # the browser pays for each output
             return [gr.skip()] * len(outputs)
         rows = workbench.registry.checkpoints.of(run.id or 0)
         return [
             now,
-            gr.Column(visible=True),
-            str(run.id),
             gr.Column(visible=True),
             *control.answer(run),
             options_html(workbench, run),

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import gradio as gr
 
+from app.service.comparing import compare
+from app.service.workbench import Workbench
+from app.web.parts.curve import MOST_RUNS, run_head
 from app.web.parts.panes import left, right, split
 from app.web.parts.picker import picker
 from app.web.parts.routes import there
 from app.web.parts.shell import QUIET, Shell
+from app.web.sections.runs.chosen import STORE, ids_of, runs_of
 from app.web.sections.runs.compared_runs import compared_runs
 from app.web.sections.runs.listing import find
 from app.web.sections.runs.one_run import one_run
@@ -31,6 +35,16 @@ def build(shell: Shell) -> None:
                 several=True,
             )
         with right():
+            head = run_head(shell.workbench, STORE)
             one_run(shell, chosen)
             compared_runs(shell, chosen)
+    shell.refresh(lambda keys: _shown(shell.workbench, keys), [chosen], [head])
     start.click(lambda: there("train"), None, shell.go, **QUIET)
+
+
+def _shown(workbench: Workbench, keys: str) -> str:
+    """The runs that are drawn: the one that is chosen, or of several the best."""
+    if len(ids_of(keys)) < 2:
+        return keys
+    found = compare(workbench.registry, [run.id or 0 for run in runs_of(workbench, keys)])
+    return ",".join(str(one.run.id) for one in found.rows[:MOST_RUNS])

@@ -11,10 +11,10 @@ from urllib.parse import parse_qs
 
 import gradio as gr
 
+from app.service.usual import usual_base, usual_data
 from app.service.workbench import Workbench
 from app.web.parts.routes import wish
 from app.web.parts.shell import QUIET, Shell, choose_from, inform, told
-from app.web.sections.train.defaults import usual_base, usual_data
 from app.web.sections.train.form import NO_PRESET, TrainForm
 from app.web.sections.train.form_values import FormValues
 from app.web.sections.train.planning import plan_html
@@ -78,13 +78,13 @@ def _bind_wish(shell: Shell, form: TrainForm, what: str, wished: gr.HTML) -> Non
 
 def bind_choices(shell: Shell, form: TrainForm) -> None:
     """Offer the base models and data sets that there are."""
-    workbench, registry = shell.workbench, shell.workbench.registry
+    registry = shell.workbench.registry
 
     def show(base: str | None, dataset: str | None, options: str) -> tuple[object, ...]:
         if not options:
             return gr.skip(), gr.skip()  # the page is opening
         bases, sets = [row.name for row in registry.all(Base)], [row.name for row in registry.all(Dataset)]
-        first_base = base if base else usual_base(workbench)
+        first_base = base if base else usual_base(shell.workbench)
         first_data = dataset if dataset else usual_data(registry)
         return (
             choose_from(bases, base, first_base if first_base in bases else None),

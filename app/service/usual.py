@@ -1,4 +1,4 @@
-"""What the form begins with: where the work was."""
+"""What a form begins with: what is set for it, or else where the work was."""
 
 from __future__ import annotations
 
@@ -11,13 +11,18 @@ _MERGED = "merged"
 
 
 def usual_base(workbench: Workbench) -> str | None:
-    """The base that is set for always; else that of the newest run or adapter; else the newest that is no
-    merge: those are made to be used.
+    """The default base, if one is set and here; else that of the newest run or adapter; else the newest that
+    is no merge: those are made to be used.
     """
-    registry, wanted = workbench.registry, workbench.preferences.values().default_base
-    bases = sorted(registry.all(Base), key=lambda one: one.source == _MERGED)  # else the newest first
-    names = [base.name for base in bases]
-    return wanted if wanted in names else _worked_on(registry, set(names)) or next(iter(names), None)
+    registry = workbench.registry
+    bases = registry.all(Base)
+    names = {base.name for base in bases}
+    chosen = "" if workbench.preferences.fault else workbench.preferences.values().default_base
+    if chosen in names:
+        return chosen
+    return _worked_on(registry, names) or next(
+        (base.name for base in sorted(bases, key=lambda one: one.source == _MERGED)), None
+    )
 
 
 def _worked_on(registry: Registry, there: set[str]) -> str | None:
