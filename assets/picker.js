@@ -15,6 +15,7 @@ list.setAttribute('aria-label', props.title);
 if (several) list.setAttribute('aria-multiselectable', 'true');
 const make = (tag, about, ...inner) => { const one = Object.assign(document.createElement(tag), about); one.append(...inner.filter(part => part != null)); return one; };
 let rows = [], total = 0, asked = 0, shownAs = '', stale = true, facets = kept.facets ?? {}, folded = new Set(kept.folded ?? []), typed = null, focused = null;
+let wished = null;  // by the address: Gradio may still be making this component, and then empties it once more
 
 const chosen = () => String(props.value ?? '').split(several ? ',' : '\u0000').filter(Boolean);
 const remember = () => sessionStorage.setItem(keptAs, JSON.stringify({words: search.value, facets, folded: [...folded]}));
@@ -139,7 +140,7 @@ function takeRoute(now) {
   if (now.section !== section) return;
   if (stale) fetchRows();
   if (now.name && now.name !== String(props.value ?? '')) {
-    props.value = now.name;
+    props.value = wished = now.name;
     place();
     mark();
     trigger('submit');
@@ -185,7 +186,14 @@ search.addEventListener('keydown', event => {
 });
 addEventListener('workbench-route', event => takeRoute(event.detail));
 addEventListener('workbench-changed', () => fetchRows());
-watch('value', () => { place(); window.workbench.choose(section, String(props.value ?? '')); mark(); fetchRows(); });
+for (const act of ['pointerdown', 'keydown']) addEventListener(act, () => { wished = null; }, {capture: true});
+watch('value', () => {
+  if (wished && !chosen().length) { props.value = wished; trigger('submit'); }
+  place();
+  window.workbench.choose(section, String(props.value ?? ''));
+  mark();
+  fetchRows();
+});
 place();
 takeRoute(window.workbench.route());
 fetchRows();

@@ -146,7 +146,9 @@ def test_a_finished_export_leads_to_itself_and_to_the_base_that_it_became(workbe
     from tests.workbenches import do_job
 
     trained("mine")
-    done = do_job(workbench, "export_adapter", {"adapter": "mine", "config": {"format": "safetensors"}})
+    folder = str(workbench.settings.exports / "out")
+    arguments = {"adapter": "mine", "folder": folder, "config": {"format": "safetensors"}}
+    done = do_job(workbench, "export_adapter", arguments)
     (row,) = workbench.registry.all(Export)
     shown, chat = JOBS.get("export_adapter").next_steps(done.result)
     assert (shown.section, shown.about) == ("export", {"name": str(row.id)})
