@@ -3,11 +3,13 @@ const host = document.createElement('div');
 host.className = 'chart-plot';
 host.setAttribute('role', 'img');
 host.setAttribute('aria-label', props.title);
+let shown = null;  // the value that is drawn
 
 function place() {
   const slot = element.querySelector('.chart-slot');
   if (slot && host.parentElement !== slot) slot.replaceChildren(host);
 }
+
 
 async function draw() {
   place();
@@ -18,10 +20,14 @@ async function draw() {
   if (given !== props.value) return;
   const figure = JSON.parse(given), layout = {...figure.layout, template: window.workbench.plotTemplate(), autosize: true};
   delete layout.width;
+  shown = given;
   await plotly.react(host, figure.data, layout, {responsive: true, displaylogo: false, modeBarButtonsToRemove: ['select2d', 'lasso2d']});
 }
 
 addEventListener('workbench-theme', draw);
-new ResizeObserver(() => { if (!host.childElementCount) draw(); }).observe(element);
+new ResizeObserver(() => {
+  if (props.value !== shown) draw();
+  else if (host.childElementCount && window.workbench.seen(element)) window.Plotly.Plots.resize(host);  // its tab was closed meanwhile
+}).observe(element);
 watch('value', draw);
 draw();

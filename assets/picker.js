@@ -14,8 +14,8 @@ search.value = kept.words ?? '';
 list.setAttribute('aria-label', props.title);
 if (several) list.setAttribute('aria-multiselectable', 'true');
 const make = (tag, about, ...inner) => { const one = Object.assign(document.createElement(tag), about); one.append(...inner.filter(part => part != null)); return one; };
-let rows = [], total = 0, asked = 0, shownAs = '', stale = true, facets = kept.facets ?? {}, folded = new Set(kept.folded ?? []), typed = null, focused = null;
-let wished = null;  // by the address: Gradio may still be making this component, and then empties it once more
+let rows = [], total = 0, asked = 0, shownAs = '', stale = true, facets = kept.facets ?? {}, folded = new Set(kept.folded ?? []), typed = null, moving = null, focused = null;
+let wished = null;  // by the address: Gradio sets what has just been laid out to its first value once more
 
 const chosen = () => String(props.value ?? '').split(several ? ',' : '\u0000').filter(Boolean);
 const remember = () => sessionStorage.setItem(keptAs, JSON.stringify({words: search.value, facets, folded: [...folded]}));
@@ -41,6 +41,8 @@ async function fetchRows(more = false) {
   const now = JSON.stringify([rows, total]);
   if (now !== shownAs) { shownAs = now; draw(); }
   settle();
+  clearTimeout(moving);
+  if (rows.some(row => row.share != null)) moving = setTimeout(fetchRows, 3000);  // the registry tells of no single step
 }
 
 function settle() {

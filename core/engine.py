@@ -24,7 +24,7 @@ from core.lora.kinds.lora import KIND as LORA
 from core.lora.peft.files import load_adapter
 from core.train.group import TrainingGroup
 from core.train.hardware import matmul_rate
-from core.train.preflight import Preflight, measure
+from core.train.preflight import Preflight, Trying, measure
 from core.train.run import RunRequest
 from core.train.trial import Save
 
@@ -137,9 +137,9 @@ class Engine:
 
     def measure(
         self, source: BaseSource, requests: Sequence[RunRequest], save: Save
-    ) -> Iterator[Preflight | None]:
-        """What runs that train together on `source` would take; None after each micro-batch, the result at
-        the end. `save` writes a checkpoint for the time it takes.
+    ) -> Iterator[Preflight | Trying]:
+        """What runs that train together on `source` would take; how far it is after each micro-batch, the
+        result at the end. `save` writes a checkpoint for the time it takes.
         """
         base = self.load_base(source)
         self._measuring = True

@@ -30,6 +30,12 @@ class Option:
     """What may be chosen; a function where a folder lists its kinds."""
     lines: int = 1
     """Of the text field; above 1 the value may hold line breaks."""
+    subject: str = ""
+    """Under which heading a form has it."""
+    common: bool = False
+    """Whether a form has it in view, where the others of its subject are folded away."""
+    several: tuple[tuple[str, str], ...] = ()
+    """What a text may name, separated by commas, each with what it means."""
 
     @property
     def listed(self) -> tuple[str, ...]:

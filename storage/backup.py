@@ -34,6 +34,7 @@ _SAME = "The registry was not changed."
 _MOST_ABOUT = 1 << 20
 _DAY = 24 * 3600.0
 _BESIDE = ("-wal", "-shm", "-journal")
+_OF_THE_DISK = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 _MALFORMED = (
     zipfile.BadZipFile,
     EOFError,
@@ -257,10 +258,14 @@ def _put_in_place(staged: Path, database: Path) -> None:
     """Replace the registry in one step, after a copy of it beside it."""
     if database.exists():
         kept = database.with_name(f"{database.stem}-before-restore-{time.strftime('%Y%m%d-%H%M%S')}.db")
-        _copy(database, kept)
-        for suffix in _BESIDE:
-            database.with_name(database.name + suffix).unlink(missing_ok=True)
+        try:
+            _copy(database, kept)
+        except BaseException:
+            _remove(kept)
+            raise
     sync(staged)
+    for suffix in _BESIDE:
+        database.with_name(database.name + suffix).unlink(missing_ok=True)
     os.replace(staged, database)
     try:
         sync(database.parent)
@@ -272,15 +277,25 @@ def _put_in_place(staged: Path, database: Path) -> None:
 
 
 def _copy(database: Path, kept: Path) -> None:
+    """Copy a registry, byte by byte where it is damaged, which is why it is replaced."""
     try:
         with closing(sqlite3.connect(database)) as old, closing(sqlite3.connect(kept)) as copy:
             old.execute("PRAGMA journal_mode=DELETE")  # nothing of it is in a file beside it any more
             old.backup(copy)
-    except sqlite3.DatabaseError:  # damaged, which is why it is replaced
+    except sqlite3.DatabaseError as error:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in _OF_THE_DISK:
+            raise
+        _remove(kept)  # with its journal, by which SQLite would undo what is copied now
         for suffix in ("", *_BESIDE):
             if (path := database.with_name(database.name + suffix)).exists():
                 shutil.copyfile(path, kept.with_name(kept.name + suffix))
     sync(kept)
+
+
+def _remove(database: Path) -> None:
+    """A database with all that SQLite has put beside it."""
+    for suffix in ("", *_BESIDE):
+        database.with_name(database.name + suffix).unlink(missing_ok=True)
 
 
 def _holds_anything(path: Path) -> bool:

@@ -9,11 +9,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import URL, Connection, create_engine, event
+from sqlalchemy import URL, Connection, create_engine, event, inspect
 from sqlalchemy.exc import DatabaseError, IntegrityError
 from sqlmodel import Session
 
@@ -22,7 +18,7 @@ from storage.paths import at_home
 
 _BUSY_SECONDS = 20
 _HIGHEST = 2**63 - 1
-_MIGRATIONS = Path(__file__).parent / "migrations"
+_MIGRATIONS = Path(__file__).parent / "migrations"  # in versions/, each file's name begins with its revision
 
 
 def wal_is_safe(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> bool:
@@ -119,17 +115,15 @@ class Database:
         self._engine.dispose()
 
     def _migrate(self) -> None:
-        config = Config()
-        config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
-        head = ScriptDirectory.from_config(config).get_current_head()
+        known = sorted(path.name[:4] for path in (_MIGRATIONS / "versions").glob("[0-9]*.py"))
+        head = known[-1]
         try:
             with self._engine.connect() as connection:
-                current = MigrationContext.configure(connection).get_current_revision()
+                current = _revision(connection)
         except DatabaseError as error:
             raise unusable(self.path, error.orig) from None
         if current == head:
             return
-        known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
         if current is not None and current not in known:
             raise StorageError(
                 f"{self.path} was written by a newer version of the workbench (schema {current}); "
@@ -138,8 +132,26 @@ class Database:
         if current is not None:
             self.backup(self.path.with_name(f"{self.path.stem}-before-{head}-{int(time.time())}.db"))
         with self._faults_told(), self._writer.connect() as connection:
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            _upgrade(connection)
+
+
+def _revision(connection: Connection) -> str | None:
+    """The schema of a registry, as alembic writes it down; none in a new one."""
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    found: str | None = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+    return found
+
+
+def _upgrade(connection: Connection) -> None:
+    """Run the migrations that are missing. Alembic is a tenth of what a command imports, seldom needed."""
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
 
 
 def unusable(path: Path, error: BaseException | None) -> RegistryUnusable:

@@ -57,10 +57,17 @@ class Measurements:
     def last_points(self, run_ids: Sequence[int]) -> dict[int, Point]:
         """The newest training measurement of each of these runs."""
         with self._database.reading() as session:
-            newest = select(func.max(Point.id)).where(
-                col(Point.run_id).in_(list(run_ids)), col(Point.loss).is_not(None)
+            # Looked up from the end of each run: grouping would read all that they have measured.
+            newest = (
+                select(Point.id)
+                .where(Point.run_id == Run.id, col(Point.loss).is_not(None))
+                .order_by(col(Point.id).desc())
+                .limit(1)
+                .correlate(Run)
+                .scalar_subquery()
             )
-            query = select(Point).where(col(Point.id).in_(newest.group_by(col(Point.run_id))))
+            wanted = select(newest).select_from(Run).where(col(Run.id).in_(list(run_ids)))
+            query = select(Point).where(col(Point.id).in_(wanted))
             return {point.run_id: point for point in session.exec(query).all()}
 
     def last_evaluation(self, run_id: int) -> Point | None:
@@ -69,11 +76,11 @@ class Measurements:
             query = select(Point).where(Point.run_id == run_id, col(Point.validation_loss).is_not(None))
             return session.exec(query.order_by(col(Point.id).desc()).limit(1)).first()
 
-    def best_losses(self, run_ids: Sequence[int]) -> dict[int, float | None]:
-        """For each of these runs that has been measured its lowest validation loss."""
+    def best_losses(self, run_ids: Sequence[int]) -> dict[int, float]:
+        """For each of these runs that has been evaluated its lowest validation loss."""
         with self._database.reading() as session:
             query = select(Point.run_id, func.min(Point.validation_loss)).where(
-                col(Point.run_id).in_(list(run_ids))
+                col(Point.run_id).in_(list(run_ids)), col(Point.validation_loss).is_not(None)
             )
             return {
                 int(run_id): lowest

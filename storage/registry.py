@@ -156,6 +156,7 @@ class Registry:
                     run.save_requested,
                     run.sample_requested,
                     run.position,
+                    run.change_requested,
                     len(run.changes),
                 )
                 for run in session.exec(select(Run).where(col(Run.state).in_(ACTIVE_STATES))).all()

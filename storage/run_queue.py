@@ -113,11 +113,11 @@ class RunQueue:
             change_state(session, run, QUEUED, reason)
             run.started = None
 
-    def again(self, run_id: int) -> Run:
+    def again(self, run_id: int, step: int | None = None) -> Run:
         """Let a run that was paused, interrupted, stopped or has failed wait for the engine again; twice does
-        it once.
+        it once. With `step` it goes on from its checkpoint there, and the later ones are forgotten.
 
-        What it measured behind its last checkpoint is forgotten: it will be measured again. Raises NotFound,
+        What it measured behind that checkpoint is forgotten: it will be measured again. Raises NotFound,
         InUse.
         """
         with self._database.writing() as session:
@@ -129,6 +129,9 @@ class RunQueue:
                     f"Run {run_id} ({run.name}) is {run.state}; there is nothing left to do. Extend it, or "
                     "duplicate it to train again."
                 )
+            if step is not None:
+                later = (col(Checkpoint.run_id) == run_id, col(Checkpoint.step) > step)
+                session.execute(delete(Checkpoint).where(*later))
             _wait_again(session, run)
             return run
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
-from sqlalchemy import delete, update
+from sqlalchemy import delete, func, update
 from sqlmodel import col, select
 
 from storage.checkpoints import Checkpoints
 from storage.database import Database
 from storage.errors import InUse
+from storage.run_search import RunQuery, search
 from storage.run_states import change_state, run_in
 from storage.tables import (
     ACTIVE_STATES,
@@ -41,6 +43,32 @@ class Runs:
         """The runs that were started together, oldest first."""
         with self._database.reading() as session:
             return list(session.exec(select(Run).where(Run.sweep == sweep).order_by(col(Run.id))).all())
+
+    def search(self, query: RunQuery, limit: int = 100, offset: int = 0) -> tuple[list[Run], int]:
+        """One page of the runs that match, and how many match in all."""
+        with self._database.reading() as session:
+            return search(session, query, limit, offset)
+
+    def sweeps(self, wanted: Sequence[str]) -> dict[str, str]:
+        """What each of these sweeps is called: what the names of its runs begin with, how many it has, and
+        their numbers.
+        """
+        with self._database.reading() as session:
+            ends: list[Any] = [end(column) for column in (Run.name, Run.id) for end in (func.min, func.max)]
+            query = select(Run.sweep, func.count(), *ends).where(col(Run.sweep).in_(set(wanted)))
+            found = session.execute(query.group_by(col(Run.sweep))).all()
+        return {
+            sweep: f"{_common_words(first, last)} · sweep of {count} (runs {start}–{end})"
+            for sweep, count, first, last, start, end in found
+        }
+
+    def words(self) -> dict[str, list[str]]:
+        """What runs can be filtered by: the names of bases and data sets, each once."""
+        with self._database.reading() as session:
+            return {
+                "base": sorted(session.exec(select(Run.base_name).distinct()).all()),
+                "dataset": sorted(session.exec(select(Run.dataset_name).distinct()).all()),
+            }
 
     def remove(self, run_id: int) -> None:
         """Forget a run that is not under way, with its measurements, log and checkpoints; its adapter stays.
@@ -154,3 +182,10 @@ class Runs:
             return list(
                 session.exec(select(Run).where(col(Run.state).in_(states)).order_by(col(Run.id))).all()
             )
+
+
+def _common_words(first: str, last: str) -> str:
+    """The words that the first and the last of names in order begin with, and with them all between."""
+    pairs = zip(first.split(), last.split(), strict=False)
+    common = " ".join(one for one, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return common or first.partition(" ")[0]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from sqlalchemy import JSON, Column, ForeignKey, Index, Integer, UniqueConstraint
+from sqlalchemy import JSON, Column, ForeignKey, Index, Integer, UniqueConstraint, text
 from sqlmodel import Field, SQLModel
 
 from storage.paths import HomeJSON, HomePath
@@ -217,7 +217,15 @@ class Point(SQLModel, table=True):
     """One measurement of a run: a training step, or an evaluation (validation_loss set, loss empty)."""
 
     __tablename__ = "point"
-    __table_args__ = (Index("ix_point_run_id_id", "run_id", "id"),)
+    __table_args__ = (
+        Index("ix_point_run_id_id", "run_id", "id"),
+        Index(
+            "ix_point_evaluations",
+            "run_id",
+            "validation_loss",
+            sqlite_where=text("validation_loss IS NOT NULL"),
+        ),
+    )
 
     id: int | None = Field(default=None, primary_key=True)
     run_id: int = Field(sa_column=Column(Integer, ForeignKey("run.id", ondelete="CASCADE"), nullable=False))

@@ -2,29 +2,87 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
 
 from core.reporting import silent
+from storage import database as database_module
+from storage.database import Database
+from tests.zygote import Zygote
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerFast
 
 os.environ.setdefault("HF_HUB_OFFLINE", "0")
-# Tiny models gain nothing by more than one, and the engines of the tests want the other cores. More of them
-# imitate other machines: see tests/processors.py.
-torch.set_num_threads(int(os.environ.get("LORA_WORKBENCH_TEST_THREADS", "1")))
 pytest_plugins = ["tests.workbenches"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Import torch where tests run: a process that only hands them to others starts those without waiting
+    for it.
+    """
+    if config.getoption("numprocesses", None):
+        return
+    import torch
+
+    # Tiny models gain nothing by more than one, and the engines of the tests want the other cores. More of
+    # them imitate other machines: see tests/processors.py.
+    torch.set_num_threads(int(os.environ.get("LORA_WORKBENCH_TEST_THREADS", "1")))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Let the workers of pytest-xdist have their processes forked by one zygote."""
+    stash: pytest.Stash = node.config.stash
+    if _ZYGOTE not in stash:
+        stash[_ZYGOTE] = Zygote()
+    node.workerinput["zygote"] = stash[_ZYGOTE].address
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End the zygote."""
+    if _ZYGOTE in config.stash:
+        config.stash[_ZYGOTE].close()
+
+
+_ZYGOTE = pytest.StashKey[Zygote]()
+
+
+def pytest_collection_finish() -> None:
+    """Take what is there now, torch above all, for needed: to look through it takes a third of a second each
+    time, and there are tests in which that happens again and again.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def born_at_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """New registries are copies of one that went through all migrations, as every new one does."""
+    path = tmp_path_factory.mktemp("registry") / "registry.db"
+    Database(path).close()
+    real, usual, made = Database._migrate, database_module._MIGRATIONS, path.read_bytes()
+
+    def migrate(database: Database) -> None:
+        if database_module._MIGRATIONS is usual and not database.path.exists():
+            try:
+                database.path.write_bytes(made)
+            except OSError:  # opening it tells why, in words
+                with contextlib.suppress(OSError):
+                    database.path.unlink()
+        real(database)
+
+    Database._migrate = migrate  # type: ignore[method-assign]
+    yield
+    Database._migrate = real  # type: ignore[method-assign]
+
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + "
@@ -46,6 +104,9 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """As the fixture, for those who are no tests."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
     bare = Tokenizer(models.BPE())
     bare.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bare.decoder = decoders.ByteLevel()
@@ -77,6 +138,9 @@ def make_llama(
     folder: Path, tokenizer: PreTrainedTokenizerFast, seed: int = 0, layers: int = 2, **save: object
 ) -> Path:
     """A two-layer Llama with tied embeddings and grouped-query attention."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
@@ -107,6 +171,9 @@ def other_llama(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedT
 @pytest.fixture(scope="session")
 def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
     """The folder of a tiny GPT-2, whose linear layers are stored transposed."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
     torch.manual_seed(0)
     config = GPT2Config(
         vocab_size=VOCABULARY,
@@ -124,6 +191,9 @@ def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTok
 @pytest.fixture(scope="session")
 def tiny_qwen(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
     """The folder of a tiny Qwen2: biases on q, k, v, and a head of its own."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=VOCABULARY,

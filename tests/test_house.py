@@ -250,6 +250,7 @@ FACES = {
     "presets": "presets: the service and the commands",
     "quickstart": "the whole journey in one go: the service and the command",
     "runs": "runs: their rows, the service and the commands",
+    "user_settings": "what people set for a home folder: the file and the commands",
 }
 
 

@@ -10,7 +10,8 @@ from app.cli.main import app
 from app.service.workbench import Workbench
 from app.shared.data_import import ImportRequest, import_dataset, look_at
 from app.web.parts.shell import Shell
-from app.web.sections.data.import_form import ImportPanel, format_choices
+from app.web.sections.data.import_form import ImportPanel
+from app.web.sections.data.mapping_fields import format_choices
 from core.data.findings import RowFault
 from core.data.formats import DataFormat
 from core.data.mapping import Candidate, DataMapping
@@ -107,15 +108,16 @@ def test_the_command_line_imports_it_as_detected_by_hand_and_like_another(settin
 def test_the_pages_form_offers_it_with_its_own_roles(home, tmp_path, file):
     with gr.Blocks() as page:
         state = gr.State("")
-        panel = ImportPanel(Shell(home, page, gr.Tabs(), state, state, state))
+        panel = ImportPanel(Shell(home, page, state, gr.HTML()))
+    columns = panel._fields.columns
     assert ("riddles in parts", "riddles") in format_choices()
-    shown = dict(zip(panel._columns, panel._show_roles("riddles"), strict=True))
-    visible = {panel._columns[role].label for role, field in shown.items() if field.visible}
+    shown = dict(zip(columns, panel._fields.roles_shown("riddles"), strict=True))
+    visible = {columns[role].label for role, field in shown.items() if field.visible}
     assert visible == {"Riddle", "Parts of the solution"}
     filled = panel._look([str(file)], "")
-    assert "riddles</b>, seen by: a riddle and the parts of its solution" in filled[1]
+    assert "riddles</b>, seen by: a riddle and the parts of its solution" in filled[3]
     values = {"riddle": "asked", "parts": "told"}
-    fields = ["riddles", *(values.get(role, "") for role in panel._columns), "", "", "", "", False]
+    fields = ["riddles", *(values.get(role, "") for role in columns), "", "", "", "", False]
     other = _written(tmp_path / "other.jsonl", "asked", "told")
     assert "What is 0?" in panel._show([str(other)], "", *fields)
 

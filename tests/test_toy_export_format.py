@@ -161,9 +161,9 @@ def test_the_page_offers_and_writes_it(workbench, trained, jobs_here):
     from storage.tables import Export
 
     trained("mine")
-    with gr.Blocks() as page, gr.Tabs() as tabs, gr.Tab():
-        states = gr.State(""), gr.State(""), gr.State("")
-        section.build(Shell(workbench, page, tabs, *states, router()))
+    with gr.Blocks() as page:
+        changed = gr.State("")
+        section.build(Shell(workbench, page, changed, router()))
     fields = {one.label: one for one in page.blocks.values() if getattr(one, "label", None)}
     assert ("NumPy arrays: ΔW by layer, for NumPy.", "npz") in fields["Format"].choices
     assert not fields["Compressed"].visible

@@ -6,6 +6,7 @@ import json
 import shutil
 import socket
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,14 +14,16 @@ import psutil
 import pytest
 
 from app.jobs.process import run_job
+from app.service.doctor import Finding
 from app.service.workbench import Workbench
 from app.shared.settings import Settings, settings_for
 from core.train.training_options import TrainingOptions
 from storage.tables import Adapter, Job
-from tests.zygote import Zygote
+from tests.zygote import Forks, Zygote, forking
 
 if TYPE_CHECKING:
     from app.engine.session import RunSession
+    from core.base_model.load import ResidentBase
 
 ROWS = [
     {
@@ -79,9 +82,15 @@ def end_engine(settings: Settings) -> None:
 
 
 @pytest.fixture(scope="session")
-def zygote() -> Iterator[Zygote]:
-    """Forks engines and jobs that need not import torch anew."""
+def zygote(request: pytest.FixtureRequest) -> Iterator[Forks]:
+    """Forks engines and jobs that need not import torch anew: one for all workers of pytest-xdist."""
+    if address := getattr(request.config, "workerinput", {}).get("zygote"):
+        shared = Forks(address)
+        shared.wait_until_ready()
+        yield shared
+        return
     found = Zygote()
+    found.wait_until_ready()
     yield found
     found.close()
 
@@ -108,7 +117,7 @@ def workbench(
     settings: Settings,
     furnished: Path,
     float32_engine: None,
-    zygote: Zygote,
+    zygote: Forks,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Workbench]:
     """A workbench with the base "llama" and the data set "data".
@@ -117,9 +126,12 @@ def workbench(
     """
     from core.base_model.soundness import refusals
 
-    for starter in ("app.shared.engine_client", "app.service.jobs"):
-        monkeypatch.setattr(f"{starter}.start_detached", zygote.start)
-    # As the doctor has it asked in a process of its own, which has a test of its own.
+    for starter, forked in forking(zygote).items():
+        monkeypatch.setattr(starter, forked)
+    for waits in ("app.service.jobs", "app.service.runs"):
+        monkeypatch.setattr(f"{waits}._POLL_SECONDS", 0.05)
+    # As the doctor has it asked in processes of its own, which have tests of their own.
+    monkeypatch.setattr("app.service.doctor._torch", lambda: [Finding("torch", "fine", "there")])
     monkeypatch.setattr("app.service.doctor._unsound", lambda folders: list(refusals(folders).values()))
     shutil.copytree(furnished, settings.home, dirs_exist_ok=True)
     found = Workbench(settings)
@@ -145,16 +157,25 @@ def checked_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check_process, "ask_process", check_process.check)
 
 
+@pytest.fixture(scope="session")
+def loaded_llama(tiny_llama: Path) -> ResidentBase:
+    """The tiny Llama in memory, to be looked at only."""
+    from tests.core.helpers import load
+
+    return load(tiny_llama)
+
+
 @pytest.fixture
-def trained(workbench: Workbench, tiny_llama: Path) -> Callable[[str], Adapter]:
+def trained(workbench: Workbench, loaded_llama: ResidentBase) -> Callable[[str], Adapter]:
     """A function that puts an adapter with random factors for "llama" into the registry."""
     from core.lora.peft.files import save_adapter
     from storage.tables import Base
-    from tests.core.helpers import load, random_adapter
+    from tests.core.helpers import random_adapter
 
     def make(name: str) -> Adapter:
         base = workbench.registry.find(Base, "llama")
-        weights = random_adapter(load(tiny_llama, base.fingerprint), rank=2, seed=len(name))
+        model = replace(loaded_llama, fingerprint=base.fingerprint)
+        weights = random_adapter(model, rank=2, seed=len(name))
         with workbench.registry.blobs.staging() as staging:
             (staging / "adapter").mkdir()
             save_adapter(staging / "adapter", weights)

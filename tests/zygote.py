@@ -8,9 +8,13 @@ listens on a socket, so that a server which was forked has its engine and jobs f
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import gc
 import importlib
 import json
 import os
+import pkgutil
 import selectors
 import shutil
 import signal
@@ -20,57 +24,91 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-_STARTERS = ("app.shared.engine_client", "app.service.jobs")
-"""Where processes are started."""
+import app
+import core
+import storage
+
+_NOT_OURS = (
+    "encodings.utf_8_sig",
+    "pyarrow.dataset",
+    "pyarrow.pandas_compat",
+    "sqlalchemy.dialects.sqlite",
+    "tqdm.contrib.logging",
+    "transformers.generation.utils",
+    "transformers.models.llama.modeling_llama",
+    "typer._adapters",
+)
+"""What others import only when it is needed; some of it takes longer than all that a test asks for."""
 
 
 class Forks:
     """Has processes forked by the zygote that listens on a socket."""
 
     def __init__(self, address: str) -> None:
-        self._address = address
+        self.address = address
+
+    def wait_until_ready(self) -> None:
+        """Wait until all is imported: a job whose process does not come up is taken for dead."""
+        self.ask({"poll": 0})
 
     def start(self, module: str, arguments: list[str], log: Path) -> Forked:
         """As app.shared.processes.start_detached."""
         log.open("ab").close()  # made by the process that starts the other, with its rights
+        return Forked(self, self._fork(module, arguments, log))
+
+    def asked(self, module: str) -> Asked:
+        """A process that is asked over its standard input, and answers over its standard output."""
+        theirs_in, ours_out = os.pipe()
+        ours_in, theirs_out = os.pipe()
+        pid = self._fork(module, [], Path(os.devnull), theirs_in, theirs_out)
+        for end in (theirs_in, theirs_out):
+            os.close(end)
+        return Asked(self, pid, ours_out, ours_in)
+
+    def _fork(self, module: str, arguments: list[str], log: Path, *pipes: int) -> int:
         environment = {name: value for name, value in os.environ.items() if name.startswith("LORA_WORKBENCH")}
         question = {"module": module, "arguments": arguments, "log": str(log), "environment": environment}
-        return Forked(self, self.ask(question)["pid"])
+        pid: int = self.ask(question, *pipes)["pid"]
+        return pid
 
-    def ask(self, question: dict[str, Any]) -> dict[str, Any]:
-        """One line out, one line back."""
+    def ask(self, question: dict[str, Any], *pipes: int) -> dict[str, Any]:
+        """One line out, with the ends of pipes that go with it, and one line back."""
         with socket.socket(socket.AF_UNIX) as connection:
-            connection.connect(self._address)
-            with connection.makefile("rw") as stream:
-                print(json.dumps(question), file=stream, flush=True)
+            connection.connect(self.address)
+            socket.send_fds(connection, [json.dumps(question).encode() + b"\n"], pipes)
+            with connection.makefile() as stream:
                 answer: dict[str, Any] = json.loads(stream.readline())
                 return answer
 
 
 class Zygote(Forks):
-    """The process that forks engines and jobs on request; it ends with the one that made it."""
+    """The process that forks engines and jobs on request; it ends with the one that made it.
+
+    It can be asked from the first moment on, and answers when it has imported all.
+    """
 
     def __init__(self) -> None:
         self._folder = tempfile.mkdtemp(prefix="zygote-")
         super().__init__(str(Path(self._folder) / "socket"))
         # Tiny models gain nothing by more threads, and those of several engines would wait for each other.
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.zygote", self._address],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        assert self._process.stdout is not None
-        self._process.stdout.readline()  # it listens
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(self.address)
+            listening.listen(64)
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.zygote", str(listening.fileno())],
+                stdin=subprocess.PIPE,
+                pass_fds=[listening.fileno()],
+                env=environment,
+            )
 
     def close(self) -> None:
         """End the process; engines that still run are their tests' business."""
-        with self._process:  # which closes its pipes, and waits
+        with self._process:  # which closes its pipe, and waits
             self._process.kill()
         shutil.rmtree(self._folder)
 
@@ -92,17 +130,46 @@ class Forked:
             os.kill(self.pid, signal.SIGTERM)
 
     def kill(self) -> None:
-        """End it, whatever it does."""
-        os.kill(self.pid, signal.SIGKILL)
+        """End it, whatever it does, if it has not ended."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
 
     def wait(self) -> int:
         """Wait for its end; its exit code."""
         while (code := self.poll()) is None:
-            time.sleep(0.01)
+            time.sleep(0.02)
         return code
 
 
-def _fork(question: dict[str, Any], listening: socket.socket) -> int:
+class Asked(Forked):
+    """What is needed of a Popen with pipes."""
+
+    def __init__(self, forks: Forks, pid: int, stdin: int, stdout: int) -> None:
+        super().__init__(forks, pid)
+        self.stdin = os.fdopen(stdin, "w", encoding="utf-8")
+        self.stdout = os.fdopen(stdout, encoding="utf-8")
+        self.returncode: int | None = None
+
+    def __enter__(self) -> Asked:
+        return self
+
+    def __exit__(self, *about: object) -> None:
+        self.stdout.close()
+        with contextlib.suppress(BrokenPipeError):
+            self.stdin.close()
+        self.returncode = self.wait()
+
+
+def forking(forks: Forks) -> dict[str, Callable[..., Forked]]:
+    """What starts engines, jobs and checks of exports, each with what has them forked."""
+    return {
+        "app.shared.engine_client.start_detached": forks.start,
+        "app.service.jobs.start_detached": forks.start,
+        "core.export.check_process._started": functools.partial(forks.asked, "core.export.check_process"),
+    }
+
+
+def _fork(question: dict[str, Any], pipes: list[int], listening: socket.socket) -> int:
     address = listening.getsockname()
     pid = os.fork()
     if pid:
@@ -111,19 +178,23 @@ def _fork(question: dict[str, Any], listening: socket.socket) -> int:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.setsid()
-    nothing, log = (
-        os.open(os.devnull, os.O_RDONLY),
-        os.open(question["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600),
-    )
-    os.dup2(nothing, 0)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
+    log = os.open(question["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    took, gives = pipes or [os.open(os.devnull, os.O_RDONLY), log]
+    for end, standard in ((took, 0), (gives, 1), (log, 2)):
+        os.dup2(end, standard)
+    for end in {took, gives, log}:
+        os.close(end)  # one that stays open here never ends for the other side
     for name in [name for name in os.environ if name.startswith("LORA_WORKBENCH")]:
         del os.environ[name]
     os.environ.update(question["environment"])
     sys.argv = [question["module"], *question["arguments"]]
-    for starter in _STARTERS:
-        setattr(importlib.import_module(starter), "start_detached", Forks(address).start)  # noqa: B010
+    forks = Forks(address)
+    templates = {
+        "core.data.templating._started": functools.partial(forks.asked, "core.data.template_process")
+    }
+    for name, start in (forking(forks) | templates).items():
+        owner, _, function = name.rpartition(".")
+        setattr(importlib.import_module(owner), function, start)
     code = 1
     try:
         code = importlib.import_module(question["module"]).main()
@@ -137,21 +208,16 @@ def _fork(question: dict[str, Any], listening: socket.socket) -> int:
         os._exit(code)
 
 
+def _ours() -> Iterator[str]:
+    """All our modules, but migrations, which are none, and what needs triton."""
+    for package in (app, core, storage):
+        for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if not found.name.startswith(("storage.migrations", "core.lora.kernels")):
+                yield found.name
+
+
 def _serve() -> None:
-    for module in (
-        "app.engine.process",
-        "app.jobs.process",
-        "tests.killed_job",
-        "app.jobs.adapters",
-        "app.jobs.evaluating",
-        "app.jobs.registering",
-        "app.cli.main",
-        "app.web.page",
-        "app.web.server",
-        "core.base_model.gguf_convert",
-        "core.export.exporting",
-        "core.lora.foreign.fit",
-    ):
+    for module in (*_ours(), "tests.closing_app", "tests.killed_job", *_NOT_OURS):
         importlib.import_module(module)  # this is what takes the seconds
 
     ended: dict[int, int] = {}
@@ -168,10 +234,9 @@ def _serve() -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, reap)
-    with socket.socket(socket.AF_UNIX) as listening, selectors.DefaultSelector() as waiting:
-        listening.bind(sys.argv[1])
-        listening.listen(64)
-        print("listens", flush=True)
+    gc.collect()
+    gc.freeze()  # else each child copies all of it as soon as it looks for what nobody needs
+    with socket.socket(fileno=int(sys.argv[1])) as listening, selectors.DefaultSelector() as waiting:
         waiting.register(listening, selectors.EVENT_READ)
         waiting.register(sys.stdin, selectors.EVENT_READ)  # which ends when nobody needs us any more
         while all(key.fileobj is listening for key, _ in waiting.select()):
@@ -180,13 +245,18 @@ def _serve() -> None:
 
 def _answer(listening: socket.socket, ended: dict[int, int]) -> None:
     connection, _ = listening.accept()
-    with connection, connection.makefile("rw") as stream:
-        question = json.loads(stream.readline())
+    with connection:
+        line, pipes, *_ = socket.recv_fds(connection, 1 << 16, 2)
+        while not line.endswith(b"\n"):
+            line += connection.recv(1 << 16)
+        question = json.loads(line)
         if "poll" in question:
             answer = {"code": ended.get(question["poll"])}
         else:
-            answer = {"pid": _fork(question, listening)}
-        print(json.dumps(answer), file=stream, flush=True)
+            answer = {"pid": _fork(question, pipes, listening)}
+        for end in pipes:
+            os.close(end)
+        connection.sendall(json.dumps(answer).encode() + b"\n")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import io
 import json
+import os
 import sys
 from typing import Any
 
@@ -13,7 +14,12 @@ _PLAIN |= {"✗": "x", "“": '"', "”": '"', "‘": "'", "’": "'"}
 
 
 def speak_any_encoding() -> None:
-    """From here on nothing that is printed fails for its characters."""
+    """From here on nothing that is printed fails for its characters, or since there is nowhere to print to:
+    a program without a terminal has no streams on Windows.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
     codecs.register_error("plain", _plainly)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -165,13 +165,18 @@ def runs_sample(run_id: RunId, home: Home = None, json: Json = False) -> None:
 @guarded
 def runs_resume(
     run_id: RunId,
+    step: Annotated[
+        int | None,
+        typer.Option("--step", help="Of an earlier checkpoint to go on from; the later ones are forgotten."),
+    ] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Return at once; the run goes on.")] = False,
     home: Home = None,
     json: Json = False,
 ) -> None:
     """Go on with a run that was paused, interrupted, stopped or has failed, from its last checkpoint."""
     workbench, console = open_workbench(home), Console(json)
-    follow_runs(console, workbench, [workbench.runs.resume(run_id)], json, detach=detach, as_sweep=False)
+    resumed = workbench.runs.resume(run_id, step)
+    follow_runs(console, workbench, [resumed], json, detach=detach, as_sweep=False)
 
 
 @runs.command("extend")

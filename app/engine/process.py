@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection, Listener
 from pathlib import Path
@@ -40,6 +41,7 @@ from app.shared.settings import DTYPE_VARIABLE, Settings, settings_for
 from core.engine import Engine
 from core.errors import InvalidConfig
 from core.panics import panics_as_errors
+from core.train.hardware import memory_to_train
 from storage.tables import Run
 
 _FIRST_GRACE = 30.0  # seconds to wait for the first client
@@ -62,6 +64,7 @@ class EngineServer:
         self._session: RunSession | None = None
         self._measuring: Iterator[None] | None = None
         self._measure_asked: queue.SimpleQueue[Measuring] = queue.SimpleQueue()
+        self._measured_by_name: dict[str, Measuring] = {}
         self._answers = Answers(self._registry, self._engine)
         self._wake = threading.Event()
         self._attached = 0
@@ -132,8 +135,9 @@ class EngineServer:
 
     def _measured(self, asked: Measuring) -> Iterator[None]:
         try:
-            with panics_as_errors():
-                yield from asked.work(self._registry, self._engine, self._cache)
+            with panics_as_errors(), closing(asked.work(self._registry, self._engine, self._cache)) as work:
+                while not asked.ended and next(work, StopIteration) is not StopIteration:
+                    yield
         except Exception as error:
             if not isinstance(error, USER_ERRORS):
                 log.error("measuring failed", exc_info=error)
@@ -181,6 +185,10 @@ class EngineServer:
             case "cancel":
                 self._answers.cancel(message["name"], int(message["row"]))
                 wire.send(connection, {"done": True})
+            case "end_measuring":
+                if asked := self._measured_by_name.get(message["name"]):
+                    asked.end()
+                wire.send(connection, {"done": True})
             case other:
                 why = f"The engine does not know the command {other!r}; end it, so that a new one starts."
                 wire.send(connection, refused(EngineUnavailable(), why))
@@ -215,10 +223,18 @@ class EngineServer:
             )
             wire.send(connection, refused(EngineUnavailable(), why))
             return
-        asked = Measuring(message)
+        asked, name = Measuring(message), message.get("name", "")
+        self._measured_by_name[name] = asked
         self._measure_asked.put(asked)
         self._wake.set()
-        wire.send_next(connection, asked.out)
+        try:
+            while "progress" in wire.send_next(connection, asked.out):
+                pass
+        except OSError:
+            asked.ended = True  # nobody listens any more
+            raise
+        finally:
+            self._measured_by_name.pop(name, None)
 
     def status(self) -> wire.Message:
         """What the engine is doing, for the page and the doctor."""
@@ -232,6 +248,7 @@ class EngineServer:
             "runs": self._session.run_ids if self._session else [],
             "answering": len(self._answers),
             "measuring": self._measuring is not None,
+            "memory_bytes": memory_to_train(self._engine.device),
             "disk_full": bool(self._session and self._session.waiting_for_space),
             "notice": self._engine.notice,
         }

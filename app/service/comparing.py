@@ -9,7 +9,7 @@ from typing import Any
 
 from app.service.runs import options_of
 from storage.registry import Registry
-from storage.tables import Run
+from storage.tables import Point, Run
 
 _MEASURED_ON = (
     "base_model",
@@ -114,9 +114,16 @@ def compare(registry: Registry, run_ids: Sequence[int]) -> Comparison:
         dict.fromkeys(name for one in options.values() for name in one if name not in _UNINTERESTING)
     )
     differing = [name for name in names if len({repr(one.get(name)) for one in options.values()}) > 1]
-    best = registry.measurements.best_losses([row.id or 0 for row in rows])
+    ids = [row.id or 0 for row in rows]
+    best, last = registry.measurements.best_losses(ids), registry.measurements.last_points(ids)
     found = [
-        _compared(registry, row, {name: options[row.id].get(name) for name in differing}, best)
+        _compared(
+            registry,
+            row,
+            {name: options[row.id].get(name) for name in differing},
+            last.get(row.id or 0),
+            best.get(row.id or 0),
+        )
         for row in rows
     ]
     first = options[rows[0].id] if rows else {}
@@ -124,17 +131,16 @@ def compare(registry: Registry, run_ids: Sequence[int]) -> Comparison:
     return Comparison(sorted(found, key=lambda one: (one.best_validation_loss is None, one.score)), same)
 
 
-def _compared(registry: Registry, run: Run, options: Mapping[str, Any], best: Mapping[int, Any]) -> Compared:
-    last, judged = (
-        registry.measurements.last_point(run.id or 0),
-        registry.measurements.last_evaluation(run.id or 0),
-    )
+def _compared(
+    registry: Registry, run: Run, options: Mapping[str, Any], last: Point | None, best: float | None
+) -> Compared:
+    judged = registry.measurements.last_evaluation(run.id or 0)
     return Compared(
         run=run,
         options=options,
         train_loss=last.loss if last else None,
         validation_loss=judged.validation_loss if judged else None,
-        best_validation_loss=best.get(run.id or 0),
+        best_validation_loss=best,
         steps=last.step if last else 0,
         seconds=last.seconds if last else None,
         tokens=last.tokens if last else None,

@@ -29,7 +29,7 @@ from core.data.formats import Example
 from core.data.importing import Summary, rewritten
 from core.data.split import FILE, Split
 from core.data.turns import SPEAKERS, conversation
-from core.data.version import Version, excluding, first_version, grown, split_anew, split_sentence
+from core.data.version import Mask, Version, excluding, first_version, grown, split_anew, split_sentence
 from core.errors import InvalidData
 from core.reporting import Report, silent
 from storage.blobs import content_digest, content_size
@@ -91,6 +91,7 @@ class Datasets:
     def __init__(self, registry: Registry, settings: Settings, engine: EngineClient, jobs: Jobs) -> None:
         self._registry, self._settings, self._engine, self._jobs = registry, settings, engine, jobs
         self._read = lru_cache(maxsize=_KEPT_OPEN)(self._open)
+        self._searched = lru_cache(maxsize=_KEPT_OPEN)(self._search)
 
     def add(self, path: Path, name: str = "", report: Report = silent) -> Dataset:
         """Import one file as it is detected. Raises as import_dataset()."""
@@ -143,13 +144,17 @@ class Datasets:
         start: int = 0,
         count: int = 50,
         base: BaseCheck | None = None,
+        words: str = "",
     ) -> tuple[list[RowLine], int]:
-        """A part of the rows that a filter lets through, with what was found in each, and how many there are
-        in all.
+        """A part of the rows that a filter lets through and that hold all of the words, with what was found
+        in each, and how many there are in all.
         """
         opened = self.open(row)
         found = [opened.findings, *([base.findings] if base else [])]
         indices = _filtered(opened, found, shown, code)
+        if wanted := tuple(words.split()):
+            holding = self._searched(row.rows_digest, wanted)
+            indices = [index for index in indices if holding[index]]
         part = indices[start : start + count]
         about: dict[int, list[tuple[str, str]]] = {int(index): [] for index in part}
         for one in found:
@@ -157,6 +162,9 @@ class Datasets:
                 about[finding.index].append((finding.code, finding.detail))
         sources = opened.summary.sources if opened.summary else [row.source_name]
         return [_line(opened, int(index), sources, tuple(about[int(index)])) for index in part], len(indices)
+
+    def _search(self, rows_digest: str, words: tuple[str, ...]) -> Mask:
+        return DatasetFile(self._registry.blobs.path(rows_digest)).holding(words)
 
     def row(self, row: Dataset, index: int) -> StoredRow:
         """One row. Raises InvalidData if there is no such row."""

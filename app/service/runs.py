@@ -183,6 +183,10 @@ class Runs:
 
         Raises NotFound, NameTaken, BlobDamaged.
         """
+        return keep_checkpoint(self._registry, self._checkpoint_at(run_id, step), name)
+
+    def _checkpoint_at(self, run_id: int, step: int | None) -> Checkpoint:
+        """The checkpoint of a run at this step, or its newest. Raises NotFound."""
         run, rows = self._registry.get(Run, run_id), self._registry.checkpoints.of(run_id)
         row = next((one for one in rows if step in (None, one.step)), None)
         if row is None:
@@ -192,7 +196,7 @@ class Runs:
             raise NotFound(
                 f"Run {run_id} ({run.name}) has no checkpoint{f' at step {step}' if rows else ''}{there}."
             )
-        return keep_checkpoint(self._registry, row, name)
+        return row
 
     def checkpoint(self, checkpoint_id: int) -> Checkpoint:
         """One checkpoint. Raises NotFound."""
@@ -200,14 +204,20 @@ class Runs:
 
     # Going on.
 
-    def resume(self, run_id: int) -> Run:
-        """Let a run go on from its last checkpoint.
+    def resume(self, run_id: int, step: int | None = None) -> Run:
+        """Let a run go on from its last checkpoint, or from the one at `step`: then the later ones are
+        forgotten with what was measured behind it.
 
         Raises NotFound, InUse, InvalidData, WrongBase, EngineUnavailable.
         """
         run = self._registry.get(Run, run_id)
         self._require_unchanged(run)
-        run = self._registry.queue.again(run_id)
+        at = None if step is None else self._checkpoint_at(run_id, step)
+        before = self._registry.checkpoints.of(run_id)
+        run = self._registry.queue.again(run_id, step)
+        if at is not None:
+            left = {one.id for one in self._registry.checkpoints.of(run_id)}
+            self._registry.checkpoints.forget([one for one in before if one.id not in left])
         self._engine.wake()
         return run
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -72,11 +72,27 @@ class Training:
 
         Raises InvalidConfig, InvalidData, NotFound, EngineUnavailable.
         """
+        *_, (found, offered) = self.measuring(base, dataset, wanted)
+        return found, offered
+
+    def measuring(
+        self, base: str, dataset: str, wanted: Sequence[TrainingOptions], name: str = ""
+    ) -> Iterator[tuple[dict[str, Any], list[Choice]]]:
+        """The same bit by bit: how far it is, as `{"text", "share"}` and without changes, until the result.
+
+        `end_measuring(name)` ends it, and so does closing the iterator. Raises MeasuringEnded as well.
+        """
         self._require_sound(self._registry.find(Dataset, dataset))
         experts = experts_of(self._registry, self._registry.find(Base, base))
-        found = self._engine.measure(base, dataset, [options.to_dict() for options in wanted])
+        for found in self._engine.measure(base, dataset, [one.to_dict() for one in wanted], name):
+            if "progress" in found:
+                yield found["progress"], []
         found["notices"] = [*found["notices"], *([experts] if experts else [])]
-        return found, [] if found["fits"] and not found["squeezed"] else smaller_plans(wanted[0].train)
+        yield found, [] if found["fits"] and not found["squeezed"] else smaller_plans(wanted[0].train)
+
+    def end_measuring(self, name: str) -> None:
+        """End what is being measured under this name. Raises EngineUnavailable."""
+        self._engine.end_measuring(name)
 
     def _queue(
         self,

@@ -15,14 +15,15 @@ from typing import Any
 from core.data.dataset_file import DatasetFile
 from core.data.detection import Detection, detect, detect_file
 from core.data.findings import RowFault
+from core.data.gzipped import GZIP
 from core.data.hub import HUB_DATASET, fetch_dataset
 from core.data.importing import Summary, import_files
 from core.data.mapping import Candidate, DataMapping, mapping_of
-from core.data.reading import BadRow, suffixes
+from core.data.reading import BadRow
 from core.data.sample import Sample, sample_of
 from core.data.split import FILE, SHARE, Split
 from core.data.version import Version, first_version, split_sentence
-from core.data.zipped import Source, sources_of
+from core.data.zipped import Source, readable, sources_of
 from core.errors import InvalidData
 from core.files.publish import require_space
 from core.reporting import Report, silent
@@ -62,8 +63,10 @@ class ImportRequest:
     @property
     def default_name(self) -> str:
         """The name of a data set that was given none."""
-        first = self.files[0]
-        return Path(first).stem if Path(first).exists() else first.rpartition("/")[2].replace(":", " ")
+        first = Path(self.files[0])
+        if not first.exists():
+            return self.files[0].rpartition("/")[2].replace(":", " ")
+        return Path(first.stem).stem if first.suffix.lower() == GZIP else first.stem
 
 
 @dataclass(frozen=True)
@@ -209,11 +212,7 @@ def _sources(request: ImportRequest, staging: Path, report: Report) -> list[Sour
 
 def is_hub_id(name: str) -> bool:
     """Whether a name that is no file here can be a data set of the hub; a mistyped file name is none."""
-    return (
-        bool(HUB_DATASET.match(name))
-        and not Path(name).exists()
-        and not name.lower().endswith((*suffixes(), ".zip"))
-    )
+    return bool(HUB_DATASET.match(name)) and not Path(name).exists() and not name.lower().endswith(readable())
 
 
 def _unpacked(files: Sequence[str], staging: Path, *, validation: bool) -> list[Source]:

@@ -246,13 +246,25 @@ class EngineClient:
         question = {"command": "tokens", "base": base, "rows": rows, "index": index, "template": template}
         return self._ask(self._reach(), question, _TOKENIZER_SECONDS)
 
-    def measure(self, base: str, dataset: str, configs: list[dict[str, Any]]) -> wire.Message:
-        """What runs with these options would take, measured.
+    def measure(
+        self, base: str, dataset: str, configs: list[dict[str, Any]], name: str = ""
+    ) -> Iterator[wire.Message]:
+        """Measure what runs with these options would take. Yields how far it is, as
+        `{"progress": {"text", "share"}}`, again and again, then the result. Closing the iterator early, or
+        `end_measuring(name)`, ends it.
 
-        Raises the engine's refusal, or EngineUnavailable.
+        Raises the engine's refusal, MeasuringEnded, or EngineUnavailable.
         """
-        question = {"command": "measure", "base": base, "dataset": dataset, "configs": configs}
-        return self._ask(self._reach(), question, _MEASURE_SECONDS)
+        question = {"command": "measure", "base": base, "dataset": dataset, "configs": configs, "name": name}
+        with self._talking(self._reach()) as connection:
+            wire.send(connection, question)
+            while "progress" in (message := answered(self._next(connection, _MEASURE_SECONDS))):
+                yield message
+            yield message
+
+    def end_measuring(self, name: str) -> None:
+        """End what is being measured under this name, if anything is."""
+        self._ask(self._connect(), {"command": "end_measuring", "name": name})
 
     def _ask(
         self, connection: Connection, question: wire.Message, patience: float = _PATIENCE_SECONDS

@@ -3,6 +3,7 @@
 AppError
 ├── EngineUnavailable    the engine did not start, or ended while it was asked something
 │   └── EngineSilent     it is there, but says nothing
+├── MeasuringEnded       what a run would take is not measured to the end, as somebody wished
 ├── JobFailed            a job ended without its result
 ├── QuotaExceeded        the home folder holds more than is allowed
 ├── NotYours             a folder belongs to another user
@@ -24,6 +25,10 @@ class EngineUnavailable(AppError):
 
 class EngineSilent(EngineUnavailable):
     """The engine is there, but says nothing."""
+
+
+class MeasuringEnded(AppError):
+    """Measuring was ended before it had a result, as somebody wished."""
 
 
 class JobFailed(AppError):

@@ -9,6 +9,7 @@ import psutil
 
 from app.shared.errors import AlreadyRunning
 
+_NEARBY = 20
 _EVERYWHERE = ("0.0.0.0", "::")
 
 
@@ -29,6 +30,19 @@ def require_free_port(host: str, port: int) -> None:
             raise AlreadyRunning(
                 f"Port {port} on {host} cannot be used ({error.strerror}); choose another with --port."
             ) from None
+
+
+def first_free_port(host: str, port: int) -> int:
+    """This port, or the next that nothing listens on. Raises AlreadyRunning if there is none nearby."""
+    for found in range(port, port + _NEARBY):
+        try:
+            require_free_port(host, found)
+        except AlreadyRunning:
+            continue
+        return found
+    raise AlreadyRunning(
+        f"The ports {port} to {port + _NEARBY - 1} on {host} are taken; choose one with --port."
+    )
 
 
 def allowed_hosts(host: str, port: int) -> set[str]:

@@ -16,6 +16,7 @@ from app.service.workbench import Workbench
 from app.shared.errors import USER_ERRORS
 from app.web.guard import RequestGuard
 from app.web.installable import ICONS_ROUTE, MANIFEST_ROUTE, icon_files, manifest
+from app.web.open_pages import OpenPages
 from storage.errors import NotFound
 from storage.tables import Base, Dataset, Export
 
@@ -36,12 +37,18 @@ _PRIVATE = (
     "app.json",
     "token",
     "open.html",
+    "settings.toml",
+    "window",
 )
 
 
-def guarded_app(workbench: Workbench, hosts: set[str], token: str, *, encrypted: bool = False) -> ASGIApp:
-    """The whole application, the guard outermost."""
-    return RequestGuard(_PageCompressed(build_app(workbench)), hosts, token, encrypted=encrypted)
+def guarded_app(
+    workbench: Workbench, hosts: set[str], token: str, *, encrypted: bool = False, pages: OpenPages
+) -> ASGIApp:
+    """The whole application, the guard outermost; which counts the pages that are open."""
+    return RequestGuard(
+        pages.counting(_PageCompressed(build_app(workbench))), hosts, token, encrypted=encrypted
+    )
 
 
 class _PageCompressed:

@@ -40,16 +40,11 @@ def build_page(workbench: Workbench) -> gr.Blocks:
         head = live_head(workbench)
         go = router()
         # Outside of the tabs: each child of gr.Tabs counts as a tab.
-        section, changed, to_chat, to_train = (
-            gr.State((_PARTS[0].TAB, 0.0)),
-            gr.State(""),
-            gr.State(""),
-            gr.State(("", 0, 0.0)),
-        )
+        section, changed = gr.State((_PARTS[0].TAB, 0.0)), gr.State("")
         changes = {part.TAB: gr.State("") for part in _PARTS}
         clock = gr.Number(visible=False)  # carries the browser's time of a click
-        with gr.Tabs(elem_id="sections") as tabs:
-            shell = Shell(workbench, page, tabs, changed, to_chat, to_train, go)
+        with gr.Tabs(elem_id="sections"):
+            shell = Shell(workbench, page, changed, go)
             for part in _PARTS:
                 with gr.Tab(part.TITLE, id=part.TAB) as tab:
                     own = replace(shell, changed=changes[part.TAB], refreshes=[], triggers=[])

@@ -9,14 +9,14 @@ import signal
 import ssl
 import sys
 import threading
-import webbrowser
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from filelock import FileLock, Timeout
 
+from app.service.leaving import leave_runs
 from app.service.workbench import Workbench
 from app.shared.errors import USER_ERRORS, AlreadyRunning, CannotListen
 from app.shared.private import write_private
@@ -24,15 +24,30 @@ from app.shared.processes import is_held
 from app.shared.settings import Settings
 from app.web.address import address_of, allowed_hosts, is_loopback, require_free_port
 from app.web.application import guarded_app
+from app.web.open_pages import OpenPages
 from app.web.token import page_token
+from app.web.window import NoWindow
+
+if TYPE_CHECKING:
+    import uvicorn
+    from starlette.types import ASGIApp
 
 _LOOK_AFTER_SECONDS = 0.2
-_OPENING = """<!doctype html><meta charset="utf-8"><meta name="referrer" content="no-referrer">
-<meta http-equiv="refresh" content="0;url={address}"><title>LoRA Workbench</title>
-"""
 log = logging.getLogger("app")
 Tell = Callable[[dict[str, Any], Sequence[tuple[str, str]]], None]
 """Prints a result: the whole as a mapping, and its labelled lines."""
+
+
+class Show(Protocol):
+    """How the page is shown, and what becomes of runs when its window is closed."""
+
+    def window(self, workbench: Workbench, pages: OpenPages) -> NoWindow:
+        """What runs the server. Raises CannotListen."""
+
+    def way(self, workbench: Workbench, *, asked: bool) -> str:
+        """One of app.service.leaving.WAYS, for runs under way as the window is closed; asked: it has been
+        confirmed there.
+        """
 
 
 @dataclass(frozen=True)
@@ -77,10 +92,11 @@ class Listening:
         require_free_port(self.host, self.port)
 
 
-def serve(settings: Settings, listening: Listening, *, open_browser: bool, tell: Tell) -> None:
-    """Open the page and serve until interrupted.
+def serve(settings: Settings, listening: Listening, show: Show, tell: Tell, given: Mapping[str, Any]) -> None:
+    """Open the page and serve until interrupted, or until the window of its own is closed.
 
-    Raises AlreadyRunning with the first one's address, or for the port; CannotListen.
+    given: the settings that the command line names. Raises AlreadyRunning with the first one's address, or
+    for the port; CannotListen.
     """
     lock = FileLock(settings.app_lock)
     try:
@@ -91,7 +107,12 @@ def serve(settings: Settings, listening: Listening, *, open_browser: bool, tell:
         ) from None
     with lock:
         listening.require_possible()
-        _serve(settings, listening, open_browser, tell)
+        workbench = Workbench(settings)
+        workbench.preferences.given(given)
+        try:
+            _serve(workbench, listening, show, tell)
+        finally:
+            workbench.close()
 
 
 def running_address(settings: Settings) -> str:
@@ -107,44 +128,49 @@ def running_address(settings: Settings) -> str:
         return "its address is not known yet; try again in a moment"
 
 
-def _serve(settings: Settings, listening: Listening, open_browser: bool, tell: Tell) -> None:
-    import uvicorn
-
-    workbench = Workbench(settings)
-    token = page_token(settings)
+def _serve(workbench: Workbench, listening: Listening, show: Show, tell: Tell) -> None:
+    settings, token, pages = workbench.settings, page_token(workbench.settings), OpenPages()
+    window = show.window(workbench, pages)
     hosts = allowed_hosts(listening.host, listening.port)
-    application = guarded_app(workbench, hosts, token, encrypted=listening.encrypted)
+    application = guarded_app(workbench, hosts, token, encrypted=listening.encrypted, pages=pages)
     opened = f"{listening.address}?token={token}"
     write_private(settings.app_file, json.dumps({"address": opened, "pid": os.getpid()}))
     closing = threading.Event()
     threading.Thread(target=_look_after, args=(workbench, closing), daemon=True).start()
-    _tell_where(settings, listening, opened, tell)
-    if open_browser:
-        threading.Timer(1.0, _open_browser, args=(settings, opened)).start()
-    config = uvicorn.Config(
-        application,
-        host=listening.host,
-        port=listening.port,
-        ssl_certfile=listening.certfile,
-        ssl_keyfile=listening.keyfile,
-        log_level="warning",
-        timeout_graceful_shutdown=1,
-    )
+    _tell_where(settings, listening, opened, window, tell)
     # uvicorn raises the signal that ended it once more when it is done; unhandled, that would be the end
     # here.
     signal.signal(signal.SIGTERM, lambda *about: sys.exit(0))
     try:
-        uvicorn.Server(config).run()
+        window.run(_server(application, listening), opened)
     finally:
         closing.set()
         settings.app_file.unlink(missing_ok=True)
         settings.opening_file.unlink(missing_ok=True)
-        _say_what_goes_on(workbench, tell)
-        workbench.close()
+        way = show.way(workbench, asked=window.asked) if window.closed else "continue"
+        _leave(workbench, way, tell)
 
 
-def _tell_where(settings: Settings, listening: Listening, opened: str, tell: Tell) -> None:
+def _server(application: ASGIApp, listening: Listening) -> uvicorn.Server:
+    import uvicorn
+
+    return uvicorn.Server(
+        uvicorn.Config(
+            application,
+            host=listening.host,
+            port=listening.port,
+            ssl_certfile=listening.certfile,
+            ssl_keyfile=listening.keyfile,
+            log_level="warning",
+            timeout_graceful_shutdown=1,
+        )
+    )
+
+
+def _tell_where(settings: Settings, listening: Listening, opened: str, window: NoWindow, tell: Tell) -> None:
     rows = [("Open", opened), ("Home", str(settings.home))]
+    if window.said:
+        rows.append(("Window", window.said))
     if listening.exposed:
         rows.append(
             (
@@ -153,15 +179,8 @@ def _tell_where(settings: Settings, listening: Listening, opened: str, tell: Tel
                 "Give --certfile and --keyfile, or listen on 127.0.0.1 and go through ssh -L.",
             )
         )
-    tell({"address": opened, "home": str(settings.home), "encrypted": listening.encrypted}, rows)
-
-
-def _open_browser(settings: Settings, opened: str) -> None:
-    """By a file that only this user can read: every user can see the arguments that a browser is started
-    with.
-    """
-    write_private(settings.opening_file, _OPENING.format(address=opened))
-    webbrowser.open(settings.opening_file.as_uri())
+    about = {"address": opened, "home": str(settings.home), "encrypted": listening.encrypted}
+    tell(about | ({"window": window.said} if window.said else {}), rows)
 
 
 def _look_after(workbench: Workbench, closing: threading.Event) -> None:
@@ -190,9 +209,8 @@ def _tidy_up(workbench: Workbench) -> None:
         log.warning("tidying up: %s", error)
 
 
-def _say_what_goes_on(workbench: Workbench, tell: Tell) -> None:
-    active = workbench.registry.runs.active()
-    if active:
-        names = ", ".join(f"{run.id} ({run.name})" for run in active)
-        text = f"Run {names} goes on without the page. Start the workbench again to see it."
-        tell({"active_runs": [run.id for run in active], "message": text}, [("Closed", text)])
+def _leave(workbench: Workbench, way: str, tell: Tell) -> None:
+    """What becomes of the runs now, and say it."""
+    active = [run.id for run in workbench.registry.runs.active()]
+    if text := leave_runs(workbench, way):
+        tell({"active_runs": active, "message": text}, [("Closed", text)])

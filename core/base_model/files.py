@@ -21,6 +21,8 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise InvalidModel(f"{path.parent} has no {path.name}; a base model's folder needs one.") from None
+    except UnicodeDecodeError:
+        raise InvalidModel(f"{path} is not UTF-8 text; save it as UTF-8.") from None
     except (ValueError, RecursionError) as error:
         raise InvalidModel(f"{path} is not valid JSON: {error}.") from None
     if not isinstance(content, dict):

@@ -155,6 +155,12 @@ class DatasetFile:
             for number in range(reader.num_record_batches):
                 yield from map(_stored, reader.get_batch(number).to_pylist())
 
+    def holding(self, words: Sequence[str]) -> NDArray[np.bool_]:
+        """Which rows [rows] hold every one of these words in what they say, whatever their case."""
+        batches = (self._reader.get_batch(number) for number in range(self._reader.num_record_batches))
+        found = [_holding(batch, words) for batch in batches]
+        return np.concatenate(found) if found else np.zeros(0, bool)
+
     def column(self, name: str) -> list[Any]:
         """One of row, file, label, fault, hash and prompt for all rows; what an earlier version did not keep
         is None.
@@ -163,6 +169,25 @@ class DatasetFile:
             return [None] * len(self)
         batches = (self._reader.get_batch(number) for number in range(self._reader.num_record_batches))
         return [value for batch in batches for value in batch.column(name).to_pylist()]
+
+
+def _holding(batch: pa.RecordBatch, words: Sequence[str]) -> NDArray[np.bool_]:
+    messages = batch.column("messages")
+    said, of_row = messages.flatten().field("content"), messages.value_parent_indices().to_numpy()
+    others = [batch.column(name) for name in ("text", "raw") if name in batch.schema.names]
+    found = np.ones(batch.num_rows, bool)
+    for word in words:
+        here = np.zeros(batch.num_rows, bool)
+        here[of_row[_with(said, word)]] = True
+        for column in others:
+            here |= _with(column, word)
+        found &= here
+    return found
+
+
+def _with(texts: pa.Array, word: str) -> NDArray[np.bool_]:
+    held = pc.match_substring(texts, word, ignore_case=True)
+    return np.asarray(held.fill_null(False).to_numpy(zero_copy_only=False), bool)
 
 
 def _stored(record: dict[str, Any]) -> StoredRow:

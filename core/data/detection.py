@@ -23,6 +23,10 @@ from core.data.sample import Sample, sample_of
 from core.errors import InvalidData
 
 _LIKE = 0.8
+_IDS = "input_ids"
+_OF_IDS = (
+    f"{_IDS!r} holds the tokens of some base, which no other understands; give the text they were made of."
+)
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,7 @@ def _is_json(text: str) -> bool:
 
 def _in_rows(rows: Sequence[Row]) -> Detection:
     seen = _seen(rows)
-    found, misses = _candidates(seen), _near_misses(seen.names)
+    found, misses = _candidates(seen), {} if _IDS in seen.names else _near_misses(seen.names)
     if not found and misses:
         corrected = dict(seen.names) | {right: column for column, right in misses.items()}
         found = [
@@ -131,6 +135,7 @@ def _in_rows(rows: Sequence[Row]) -> Detection:
     hints = [left_out_hint(left_out)] if left_out else []
     if not found or left_out:
         found += _guesses(seen, found, left_out)
+    hints += [_OF_IDS] if _IDS in seen.names and not found else []
     hints += _unused(seen, found, left_out) + [
         hint for form in DATA_FORMATS.all().values() for hint in form.hints(seen)
     ]

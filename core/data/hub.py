@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import re
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
-from huggingface_hub import HfApi, hf_hub_download
-from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError, RevisionNotFoundError
-
-from core.data.reading import suffixes
-from core.data.zipped import Source, left_unread, split_of
+from core.data.reading import suffix_of, suffixes
+from core.data.zipped import Source, left_unread, split_of, unpacked
 from core.errors import InvalidData, SourceUnreachable
 from core.events import Progress
 from core.files.disk_faults import is_disk_fault
 from core.files.publish import require_space
 from core.offline import require_online
 from core.reporting import Report
+
+if TYPE_CHECKING:  # it takes a tenth of a command's start, and most commands ask no hub
+    from huggingface_hub import HfApi
 
 HUB_DATASET = re.compile(r"^(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?::(?P<config>[\w.-]+))?$")
 _CONVERTED = (
@@ -31,6 +32,9 @@ def fetch_dataset(name: str, target: Path, report: Report, endpoint: str | None 
     that can be read, or several configurations of which none was named; OutOfSpace before anything is
     downloaded.
     """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError
+
     found = HUB_DATASET.match(name)
     if found is None:
         raise InvalidData(
@@ -65,6 +69,8 @@ def fetch_dataset(name: str, target: Path, report: Report, endpoint: str | None 
 
 def _files(api: HfApi, hub_id: str) -> tuple[str, dict[str, int]]:
     """The revision to read, and its data files with their sizes in bytes."""
+    from huggingface_hub.errors import RevisionNotFoundError
+
     try:
         info, revision = (
             api.dataset_info(hub_id, revision=_CONVERTED, files_metadata=True, timeout=15),
@@ -74,9 +80,7 @@ def _files(api: HfApi, hub_id: str) -> tuple[str, dict[str, int]]:
         info = api.dataset_info(hub_id, files_metadata=True, timeout=15)
         revision = str(info.sha)
     sizes = {
-        one.rfilename: one.size or 0
-        for one in info.siblings or []
-        if one.rfilename.lower().endswith(suffixes())
+        one.rfilename: one.size or 0 for one in info.siblings or [] if suffix_of(one.rfilename) in suffixes()
     }
     return revision, {
         path: size for path, size in sizes.items() if PurePosixPath(path).name.lower() != "readme.md"
@@ -114,12 +118,15 @@ def _download(
     report: Report,
     endpoint: str | None,
 ) -> list[Source]:
+    from huggingface_hub import hf_hub_download
+
     total, done, sources = max(1, sum(sizes[path] for path in chosen)), 0, []
     for path, validation in chosen.items():
         report(Progress(f"Downloading {path} ({done / 1e6:,.0f} of {total / 1e6:,.0f} MB)", done / total))
         local = hf_hub_download(
             hub_id, path, repo_type="dataset", revision=revision, local_dir=target, endpoint=endpoint
         )
-        sources.append(Source(Path(local), path, validation))
+        plain = unpacked(Path(local), Path(f"{local}.unpacked"), path)
+        sources.append(Source(plain, path, validation))
         done += sizes[path]
     return sources

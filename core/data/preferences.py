@@ -72,6 +72,7 @@ def preferences_in(seen: Seen, candidates: Sequence[Candidate]) -> str:
     plain = any({"assistant", "turns"} & set(one.mapping.columns) for one in candidates)
     return (
         next(_compared(seen), "")
+        or next(_in_one_column(seen), "")
         or next(_numbered(seen), "")
         or next(_ranked(seen), "")
         or (next(_judged(seen, candidates), "") if plain else "")
@@ -161,6 +162,14 @@ def _compared(seen: Seen) -> Iterator[str]:
         yield f"columns {columns['chosen']!r} and {columns['rejected']!r}"
     elif columns and _GIVEN & seen.names.keys():
         yield f"column {next(iter(columns.values()))!r}"
+
+
+def _in_one_column(seen: Seen) -> Iterator[str]:
+    """Both answers in one column, as {"chosen": …, "rejected": …}."""
+    for column in seen.names.values():
+        values = [row[column] for row in seen.rows if isinstance(row.get(column), dict)]
+        if values and {_side(str(key)) for key in values[0]} >= {"chosen", "rejected"}:
+            yield f"column {column!r} holds a chosen and a rejected answer"
 
 
 def _numbered(seen: Seen) -> Iterator[str]:

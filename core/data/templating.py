@@ -86,7 +86,7 @@ def _reason(
         case "undefined":
             return f"{_CANNOT}: {_undefined(said)}{where}. {_remedy(template, values, turns, asks)}"
         case "syntax":
-            return f"The base's chat template is faulty{where}: {said[:200]}. {_MEND}"
+            return f"The base's chat template is faulty{where}: {said[:200].rstrip('.')}. {_MEND}"
         case "security":
             return f"{_CANNOT}: it tries what a template may not do{where}. {_MEND}"
         case "time":

@@ -1,4 +1,4 @@
-"""Zip files of data files: members are unpacked one by one under names of our own, never by theirs.
+"""Packed data files, by themselves or in a zip: unpacked one by one under names of our own, never by theirs.
 
 Needs no torch.
 """
@@ -14,12 +14,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from core.data.reading import plain_suffixes, suffixes
+from core.data.gzipped import GZIP, gunzip, is_gzipped
+from core.data.reading import plain_suffixes, suffix_of, suffixes
 from core.errors import InvalidData
 from core.files.archive import safe_members
+from core.files.disk_faults import is_disk_fault
 from core.files.publish import require_space
 
 _MOST_BYTES = 50 << 30
+_ZIP = ".zip"
 _VALIDATION = ("validation", "valid", "val", "dev", "eval")
 _ABOUT = ("dataset_info.json", "dataset_infos.json", "state.json", "readme.md", "license.txt", "license.md")
 
@@ -37,13 +40,13 @@ class Source:
 
 
 def sources_of(path: Path, staging: Path, *, name: str = "", validation: bool = False) -> list[Source]:
-    """The file itself, or the data files in a zip, unpacked into `staging`.
+    """The file itself, unpacked into `staging` if it is packed with gzip, or the data files in a zip.
 
     Raises InvalidData, OutOfSpace.
     """
     name = name or path.name
-    if Path(name).suffix.lower() != ".zip":
-        return [Source(path, name, validation)]
+    if Path(name).suffix.lower() != _ZIP:
+        return [Source(unpacked(path, staging / "unpacked", name), name, validation)]
     try:
         with zipfile.ZipFile(path) as archive:
             members = _checked(archive, name)
@@ -71,7 +74,25 @@ def sources_of(path: Path, staging: Path, *, name: str = "", validation: bool = 
         zlib.error,
         lzma.LZMAError,
     ) as error:
+        if is_disk_fault(error):
+            raise
         raise InvalidData(f"{name} cannot be unpacked: {str(error)[:120]}.") from None
+
+
+def readable() -> tuple[str, ...]:
+    """What names of files that can be brought in end in, packed ones too."""
+    return (*suffixes(), GZIP, _ZIP)
+
+
+def unpacked(path: Path, target: Path, name: str) -> Path:
+    """The file itself, or the new file `target` with what it holds if it is packed with gzip.
+
+    Raises InvalidData, OutOfSpace.
+    """
+    if not is_gzipped(path):
+        return path
+    gunzip(path, target, name, _MOST_BYTES)
+    return target
 
 
 def _checked(archive: zipfile.ZipFile, name: str) -> list[zipfile.ZipInfo]:
@@ -98,7 +119,7 @@ def _is_wanted(member: zipfile.ZipInfo, members: Sequence[zipfile.ZipInfo], spli
     """Beside rows, texts are read-me files; beside a training split, a test split is kept for tests."""
     if splits[member.filename] == "test" and "train" in splits.values():
         return False
-    tables = [one for one in members if not one.filename.lower().endswith(plain_suffixes())]
+    tables = [one for one in members if suffix_of(one.filename) not in plain_suffixes()]
     about = PurePosixPath(member.filename).name.lower() in _ABOUT
     return not about and (not tables or member in tables)
 
@@ -106,13 +127,14 @@ def _is_wanted(member: zipfile.ZipInfo, members: Sequence[zipfile.ZipInfo], spli
 def _is_data(member: zipfile.ZipInfo) -> bool:
     path = PurePosixPath(member.filename)
     hidden = any(part.startswith((".", "__MACOSX")) for part in path.parts)
-    return not member.is_dir() and not hidden and path.suffix.lower() in suffixes()
+    return not member.is_dir() and not hidden and suffix_of(path.name) in suffixes()
 
 
 def _unpack(
     archive: zipfile.ZipFile, member: zipfile.ZipInfo, staging: Path, name: str, validation: bool
 ) -> Source:
     target = staging / f"member-{member.header_offset}{PurePosixPath(member.filename).suffix.lower()}"
-    with archive.open(member) as packed, target.open("xb") as unpacked:
-        shutil.copyfileobj(packed, unpacked, 1 << 20)  # zipfile ends at the announced size and checks the CRC
-    return Source(target, f"{name}/{member.filename}", validation)
+    with archive.open(member) as packed, target.open("xb") as file:
+        shutil.copyfileobj(packed, file, 1 << 20)  # zipfile ends at the announced size and checks the CRC
+    shown = f"{name}/{member.filename}"
+    return Source(unpacked(target, target.with_suffix(".unpacked"), shown), shown, validation)

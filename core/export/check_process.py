@@ -47,9 +47,7 @@ def ask_process(question: dict[str, Any], report: Report) -> Result:
 
     Raises WorkbenchError if it refuses or ends without a result.
     """
-    # -P: Python would import the working folder's modules first, and that may hold a core of its own.
-    command = [sys.executable, "-P", "-m", "core.export.check_process"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with _started() as process:
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdin.write(json.dumps(question | {"watched": True}) + "\n")
@@ -71,6 +69,12 @@ def ask_process(question: dict[str, Any], report: Report) -> Result:
             f"The check of the export ended without a result (exit code {process.returncode})."
         )
     return dict(answer["result"])
+
+
+def _started() -> subprocess.Popen[str]:
+    # -P: Python would import the working folder's modules first, and that may hold a core of its own.
+    command = [sys.executable, "-P", "-m", "core.export.check_process"]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def check(question: dict[str, Any], report: Report) -> Result:

@@ -34,10 +34,23 @@ def safe_members(
             raise error(f"{name} is refused: {member.filename[:80]!r} is a link.")
         if member.flag_bits & 1:
             raise error(f"{name} is encrypted; unpack it and import the files.")
-        if member.file_size > _HARMLESS and member.file_size > _MOST_RATIO * max(1, member.compress_size):
-            raise error(
-                f"{name} is refused: {member.filename[:80]!r} unpacks to {member.file_size / 1e9:,.1f} GB."
-            )
+        what = repr(member.filename[:80])
+        require_no_bomb(name, what, member.file_size, member.compress_size, most_bytes, error)
     if sum(member.file_size for member in members) > most_bytes:
         raise error(f"{name} unpacks to more than {most_bytes / (1 << 30):,.0f} GiB.")
     return members
+
+
+def require_no_bomb(
+    name: str, what: str, unpacked: int, packed: int, most_bytes: int, error: type[InvalidInput]
+) -> None:
+    """Raise `error` where `what`, in the file called `name`, unpacks to more bytes than honest data does, or
+    to more than `most_bytes`.
+    """
+    if unpacked > _HARMLESS and unpacked > _MOST_RATIO * max(1, packed):
+        raise error(
+            f"{name} is refused: {what} unpacks to {unpacked / 1e9:,.1f} GB, more than {_MOST_RATIO} times "
+            "its size."
+        )
+    if unpacked > most_bytes:
+        raise error(f"{name} unpacks to more than {most_bytes / (1 << 30):,.0f} GiB.")

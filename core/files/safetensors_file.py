@@ -35,6 +35,15 @@ DTYPE_BYTES = {
     "F8_E4M3": 1,
     "F8_E5M2": 1,
 }
+_OTHERS = {
+    b"version ": "is only a pointer of Git LFS; fetch the file itself (git lfs pull).",
+    b"PK\x03\x04": "is a file of torch.save or a zip; save it as safetensors.",
+    b"\x1f\x8b": "is packed with gzip; unpack it.",
+    b"GGUF": "is a GGUF file; call it .gguf.",
+    b"<!doctyp": "is a web page, not the file itself; download that.",
+    b"<html": "is a web page, not the file itself; download that.",
+}
+"""What is often found under the name of a safetensors file, by how it begins."""
 MAX_HEADER_BYTES = 64 * 1024 * 1024  # a base model's shard; adapters have a tighter limit of their own
 
 
@@ -75,9 +84,7 @@ def read_header(
         lead = file.read(8)
         length = struct.unpack("<Q", lead)[0] if len(lead) == 8 else 0
         if not 2 <= length <= min(max_bytes, size - 8):
-            raise InvalidInput(
-                f"{path.name} is not a safetensors file: its header would be {length:,} bytes long."
-            )
+            raise InvalidInput(_no_safetensors(path.name, size, lead, length))
         raw = file.read(length)
     try:
         header = json.loads(raw)
@@ -92,6 +99,14 @@ def read_header(
     entries.sort(key=lambda entry: (entry.start, entry.end))
     _check_contiguous(path, entries, 8 + length, size)
     return SafetensorsHeader(tuple(entries), metadata)
+
+
+def _no_safetensors(name: str, size: int, lead: bytes, length: int) -> str:
+    """What a file of another kind is, by its first bytes."""
+    known = next((what for start, what in _OTHERS.items() if lead.lower().startswith(start.lower())), None)
+    if size < 8 or known:
+        return f"{name} {known or f'is cut off: it has {size} bytes.'}"
+    return f"{name} is not a safetensors file: its header would be {length:,} bytes long."
 
 
 def _entry(path: Path, name: str, about: object, base: int) -> TensorEntry:

@@ -23,7 +23,11 @@ class LoraConfig(Config):
     """The shape of an adapter: h = W₀x + (α/r)·B·A·x (Hu et al. 2021, arXiv 2106.09685, section 4.1)."""
 
     kind: str = option(
-        "lora", "Adapter kind", "What is trained on each targeted layer.", choices=_adapter_kinds
+        "lora",
+        "Adapter kind",
+        "What is trained on each targeted layer.",
+        choices=_adapter_kinds,
+        subject="Adapter",
     )
     rank: int = option(
         16,
@@ -31,6 +35,8 @@ class LoraConfig(Config):
         "Size of the low-rank factors. 4 to 16 is plenty for style and format.",
         minimum=1,
         maximum=1024,
+        subject="Adapter",
+        common=True,
     )
     alpha: float = option(
         32.0,
@@ -38,20 +44,38 @@ class LoraConfig(Config):
         "ΔW is scaled by alpha / rank. Twice the rank is common.",
         minimum=0.001,
         maximum=65536,
+        subject="Adapter",
+        common=True,
     )
     dropout: float = option(
-        0.0, "Dropout", "Share of the adapter's inputs zeroed while training.", minimum=0.0, maximum=0.95
+        0.0,
+        "Dropout",
+        "Share of the adapter's inputs zeroed while training.",
+        minimum=0.0,
+        maximum=0.95,
+        subject="Adapter",
     )
     target_modules: str = option(
         ALL_LINEAR,
         "Target modules",
         "all-linear (every linear layer but the output head), or names separated by commas: q_proj,v_proj.",
+        subject="Adapter",
+        common=True,
     )
-    use_rslora: bool = option(False, "rsLoRA", "Scale by alpha / √rank, which keeps high ranks learning.")
-    rank_pattern: str = option("", "Rank pattern", "Another rank for some modules: q_proj=8,down_proj=32.")
-    alpha_pattern: str = option("", "Alpha pattern", "Another alpha for some modules: q_proj=16.")
+    use_rslora: bool = option(
+        False, "rsLoRA", "Scale by alpha / √rank, which keeps high ranks learning.", subject="Adapter"
+    )
+    rank_pattern: str = option(
+        "", "Rank pattern", "Another rank for some modules: q_proj=8,down_proj=32.", subject="Adapter"
+    )
+    alpha_pattern: str = option(
+        "", "Alpha pattern", "Another alpha for some modules: q_proj=16.", subject="Adapter"
+    )
     layers_to_transform: str = option(
-        "", "Layers to transform", "Decoder layers to adapt, counted from 0: 0-7,12. Empty for all."
+        "",
+        "Layers to transform",
+        "Decoder layers to adapt, counted from 0: 0-7,12. Empty for all.",
+        subject="Adapter",
     )
 
     @property

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from core.errors import InvalidConfig
 from core.lora.config import ALL_LINEAR, LoraConfig
@@ -11,6 +12,23 @@ from core.lora.module_names import ends_with, is_among
 
 LayerShapes = Mapping[str, tuple[int, int]]
 """(in_features, out_features) by module path."""
+
+_ATTENTION = ("attn", "attention")  # parts of the names of modules that attend
+_QUERY_AND_VALUE = (("q_proj", "v_proj"), ("query", "value"), ("q", "v"), ("wq", "wv"))
+
+
+@dataclass(frozen=True)
+class LayerKind:
+    """The linear layers of a model that are called alike."""
+
+    name: str
+    """As it stands in target_modules."""
+    layers: int
+    parameters: int
+    """That an adapter trains on them."""
+    attends: bool
+    """Whether they are parts of an attention module."""
+    is_head: bool = False
 
 
 def select_targets(paths: Sequence[str], config: LoraConfig, head: str | None) -> list[str]:
@@ -62,3 +80,49 @@ def trainable_parameter_count(shapes: LayerShapes, targets: Sequence[str], confi
     """
     kind = ADAPTER_KINDS.get(config.kind)
     return kind.parameter_count((*shapes[path], config.rank_of(path)) for path in targets)
+
+
+def layer_kinds(shapes: LayerShapes, head: str | None, config: LoraConfig) -> list[LayerKind]:
+    """What target_modules can name in this model, in the order of the model, and what each would cost."""
+    paths: dict[str, list[str]] = {}
+    for path, name in _kind_names(shapes).items():
+        paths.setdefault(name, []).append(path)
+    return [
+        LayerKind(
+            name,
+            len(found),
+            trainable_parameter_count(shapes, found, config),
+            all(any(part in path.rpartition(".")[0] for part in _ATTENTION) for path in found),
+            head in found,
+        )
+        for name, found in paths.items()
+    ]
+
+
+def _kind_names(paths: Iterable[str]) -> dict[str, str]:
+    """The last part of each path, with its module's name where layers of several modules are called so."""
+    parts = {path: ("", *path.split("."))[-2:] for path in paths}
+    modules: dict[str, set[str]] = {}
+    for module, last in parts.values():
+        modules.setdefault(last, set()).add(module)
+    apart = {last for last, found in modules.items() if len(found) > 1 and not any(map(_numbered, found))}
+    return {path: f"{module}.{last}" if last in apart else last for path, (module, last) in parts.items()}
+
+
+def _numbered(module: str) -> bool:
+    """Whether a module is one of a list, or none."""
+    return not module or module.isdigit()
+
+
+def target_choices(kinds: Sequence[LayerKind]) -> dict[str, str]:
+    """Usual choices of target modules for a model with these kinds of layers, by what they are called."""
+    inner = [kind for kind in kinds if not kind.is_head]
+    there = {kind.name for kind in inner}
+    pairs = [pair for pair in _QUERY_AND_VALUE if there.issuperset(pair)]
+    found = {
+        "All linear": ALL_LINEAR,
+        "Attention": ",".join(kind.name for kind in inner if kind.attends),
+        "Feed-forward": ",".join(kind.name for kind in inner if not kind.attends),
+        "Query and value": ",".join(pairs[0]) if pairs else "",
+    }
+    return {label: names for label, names in found.items() if names}

@@ -9,7 +9,14 @@ from core.errors import InvalidConfig
 from core.options import Config, option
 
 SCHEDULERS = ("cosine", "linear", "constant")
-ALERTS = ("nan", "spike", "zero-gradient", "overfitting", "no-improvement")
+_ALERTS = (
+    ("nan", "The loss is no number any more"),
+    ("spike", "The loss jumps far above what it was"),
+    ("zero-gradient", "Nothing is learnt: the gradients are zero"),
+    ("overfitting", "The validation loss rises again and again"),
+    ("no-improvement", "No new best validation loss for a while (early stopping)"),
+)
+ALERTS = tuple(name for name, _ in _ALERTS)
 
 
 def _objectives() -> tuple[str, ...]:
@@ -23,7 +30,11 @@ class TrainConfig(Config):
     """How an adapter is trained."""
 
     objective: str = option(
-        "sft", "Objective", "What the training minimises, and from which columns.", choices=_objectives
+        "sft",
+        "Objective",
+        "What the training minimises, and from which columns.",
+        choices=_objectives,
+        subject="Objective",
     )
     learning_rate: float = option(
         2e-4,
@@ -31,6 +42,8 @@ class TrainConfig(Config):
         "Peak rate of AdamW. 1e-4 to 5e-4 suits most adapters.",
         minimum=1e-8,
         maximum=1.0,
+        subject="Optimiser and schedule",
+        common=True,
     )
     loraplus_lr_ratio: float = option(
         1.0,
@@ -38,9 +51,14 @@ class TrainConfig(Config):
         "Learning rate of B as a multiple of A's. 1 is plain LoRA, 16 is LoRA+'s advice.",
         minimum=1.0,
         maximum=1000.0,
+        subject="Optimiser and schedule",
     )
     lr_scheduler: str = option(
-        "cosine", "LR scheduler", "How the rate falls after the warm-up.", choices=SCHEDULERS
+        "cosine",
+        "LR scheduler",
+        "How the rate falls after the warm-up.",
+        choices=SCHEDULERS,
+        subject="Optimiser and schedule",
     )
     warmup_ratio: float = option(
         0.03,
@@ -48,15 +66,25 @@ class TrainConfig(Config):
         "Share of the steps with a rising rate; never more than a tenth of the run.",
         minimum=0.0,
         maximum=0.5,
+        subject="Optimiser and schedule",
     )
-    epochs: float = option(3.0, "Epochs", "Passes over the training rows.", minimum=0.01, maximum=1000)
+    epochs: float = option(
+        3.0,
+        "Epochs",
+        "Passes over the training rows.",
+        minimum=0.01,
+        maximum=1000,
+        subject="Optimiser and schedule",
+        common=True,
+    )
     max_steps: int = option(
         0,
         "Max steps",
-        "Optimiser steps; 0 trains for the epochs above.",
+        "Optimiser steps; 0 trains for the epochs.",
         unit="steps",
         minimum=0,
         maximum=10_000_000,
+        subject="When it stops",
     )
     micro_batch_size: int = option(
         4,
@@ -65,6 +93,8 @@ class TrainConfig(Config):
         unit="rows",
         minimum=1,
         maximum=1024,
+        subject="Batches and memory",
+        common=True,
     )
     gradient_accumulation_steps: int = option(
         4,
@@ -73,6 +103,8 @@ class TrainConfig(Config):
         unit="micro-batches",
         minimum=1,
         maximum=4096,
+        subject="Batches and memory",
+        common=True,
     )
     packing: str = option(
         "auto",
@@ -82,14 +114,17 @@ class TrainConfig(Config):
             "steps remain."
         ),
         choices=("auto", "on", "off"),
+        subject="Batches and memory",
     )
     max_length: int = option(
         2048,
         "Max length",
-        "Packed rows fill blocks of this length. What happens to longer rows is said below.",
+        "Packed rows fill blocks of this length. The option Longer rows says what becomes of longer ones.",
         unit="tokens",
         minimum=8,
         maximum=1_048_576,
+        subject="Batches and memory",
+        common=True,
     )
     over_length: str = option(
         "truncate",
@@ -99,14 +134,23 @@ class TrainConfig(Config):
             "leaves them out."
         ),
         choices=OVER_LENGTH,
+        subject="Batches and memory",
     )
-    weight_decay: float = option(0.0, "Weight decay", "AdamW's decoupled decay.", minimum=0.0, maximum=10.0)
+    weight_decay: float = option(
+        0.0,
+        "Weight decay",
+        "AdamW's decoupled decay.",
+        minimum=0.0,
+        maximum=10.0,
+        subject="Optimiser and schedule",
+    )
     max_grad_norm: float = option(
         1.0,
         "Max gradient norm",
         "Gradients are clipped to this norm; 0 turns clipping off.",
         minimum=0.0,
         maximum=1e6,
+        subject="Optimiser and schedule",
     )
     eval_steps: int = option(
         0,
@@ -115,6 +159,7 @@ class TrainConfig(Config):
         unit="steps",
         minimum=0,
         maximum=10_000_000,
+        subject="Evaluation and checkpoints",
     )
     save_steps: int = option(
         0,
@@ -122,6 +167,7 @@ class TrainConfig(Config):
         "A checkpoint after so many optimiser steps; 0: by time alone.",
         minimum=0,
         maximum=10_000_000,
+        subject="Evaluation and checkpoints",
     )
     save_minutes: float = option(
         5.0,
@@ -129,29 +175,43 @@ class TrainConfig(Config):
         "A checkpoint after so many minutes; 0: by steps alone.",
         minimum=0.0,
         maximum=10_000.0,
+        subject="Evaluation and checkpoints",
     )
     save_best: bool = option(
-        True, "Save the best", "A checkpoint after each evaluation that is the best so far."
+        True,
+        "Save the best",
+        "A checkpoint after each evaluation that is the best so far.",
+        subject="Evaluation and checkpoints",
     )
     keep_best: bool = option(
         False,
         "Keep the best",
         "The adapter is the state with the lowest validation loss instead of the last one.",
+        subject="Evaluation and checkpoints",
     )
     sample_prompts: str = option(
         "",
         "Sample prompts",
         "Asked at each evaluation, one prompt a line; the answers are kept by step.",
         lines=3,
+        subject="Samples",
     )
     sample_tokens: int = option(
-        64, "Sample length", "Longest answer to a sample prompt.", unit="tokens", minimum=1, maximum=4096
+        64,
+        "Sample length",
+        "Longest answer to a sample prompt.",
+        unit="tokens",
+        minimum=1,
+        maximum=4096,
+        subject="Samples",
     )
     stop_on: str = option(
         "nan",
         "Stop on",
         f"Alerts that end the run; the others only tell. Any of {', '.join(ALERTS)}, separated by commas. "
         "no-improvement is early stopping.",
+        several=_ALERTS,
+        subject="When it stops",
     )
     patience: int = option(
         3,
@@ -163,11 +223,13 @@ class TrainConfig(Config):
         unit="evaluations",
         minimum=1,
         maximum=10_000,
+        subject="When it stops",
     )
     resume_at_start: bool = option(
         False,
         "Resume by itself",
         "Go on after the engine or the machine has died, as soon as the workbench runs again.",
+        subject="Others",
     )
     gradient_checkpointing: str = option(
         "auto",
@@ -177,6 +239,7 @@ class TrainConfig(Config):
             "when memory is short."
         ),
         choices=("auto", "on", "off"),
+        subject="Batches and memory",
     )
     compile: str = option(
         "auto",
@@ -186,9 +249,15 @@ class TrainConfig(Config):
             "enough to gain."
         ),
         choices=("auto", "on", "off"),
+        subject="Batches and memory",
     )
     seed: int = option(
-        42, "Seed", "Start of the factors, order of the rows, dropout.", minimum=0, maximum=2**31 - 1
+        42,
+        "Seed",
+        "Start of the factors, order of the rows, dropout.",
+        minimum=0,
+        maximum=2**31 - 1,
+        subject="Others",
     )
 
     @property

@@ -67,6 +67,13 @@ class PeakMemory:
         return int(psutil.virtual_memory().total)
 
 
+def memory_to_train(device: torch.device) -> int:
+    """Bytes that this process could have of the device's memory: what is free, and what it holds itself."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0]) + int(torch.cuda.memory_reserved(device))
+    return int(psutil.virtual_memory().available) + int(psutil.Process().memory_info().rss)
+
+
 class EnergyMeter:
     """Joules that an NVIDIA device has used since the last look; None where it does not say."""
 

@@ -27,6 +27,14 @@ _LOOKED_AT = 1000  # steps of a run whose sizes are looked at; the others are ta
 
 
 @dataclass(frozen=True)
+class Trying:
+    """What is said after each micro-batch."""
+
+    share: float
+    """Of the trial, from 0 to 1."""
+
+
+@dataclass(frozen=True)
 class Preflight:
     """What was measured."""
 
@@ -60,8 +68,8 @@ class Preflight:
         return "does not fit" if not self.fits else "fits in smaller pieces" if self.squeezed else "fits"
 
 
-def measure(base: ResidentBase, requests: Sequence[RunRequest], save: Save) -> Iterator[Preflight | None]:
-    """Yield None after each micro-batch, then the result. `save` is called once for each run.
+def measure(base: ResidentBase, requests: Sequence[RunRequest], save: Save) -> Iterator[Preflight | Trying]:
+    """Yield how far it is after each micro-batch, then the result. `save` is called once for each run.
 
     Raises what makes a run impossible whatever its size.
     """
@@ -79,7 +87,7 @@ def measure(base: ResidentBase, requests: Sequence[RunRequest], save: Save) -> I
             if isinstance(event, MicroBatchDone):
                 parameters = parameters or {run.key: run.parameters for run in group.runs}
                 trial.micro_batch_done(list(parameters))
-                yield None
+                yield Trying(trial.share)
             trial.note(event)
             if isinstance(event, TrainingDone):
                 trial.time_saving(group, key, save)

@@ -20,6 +20,17 @@ from core.train.objectives import OBJECTIVES, Objective
 
 PARTS = ("lora", "train", "kind", "objective")
 """As rows and presets keep them apart."""
+SUBJECTS = (
+    "Adapter",
+    "Objective",
+    "Optimiser and schedule",
+    "Batches and memory",
+    "Evaluation and checkpoints",
+    "Samples",
+    "When it stops",
+    "Others",
+)
+"""Headings of a form, in order."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +117,19 @@ def all_options() -> dict[str, Option]:
                 )
             found[option.name] = option
     return found
+
+
+def by_subject() -> dict[str, list[Option]]:
+    """Every training option once, under its subject in the order of a form. Own ones of a kind or an
+    objective are under that of what chooses them, and what has no known subject is under the last.
+    """
+    choosers = {option.name: option.subject for option in (*LoraConfig.options(), *TrainConfig.options())}
+    own = {name: choosers[chooser] for chooser, _, head in heads() for name in _option_names(head.options)}
+    found: dict[str, list[Option]] = {subject: [] for subject in SUBJECTS}
+    for name, option in all_options().items():
+        subject = option.subject or own.get(name, "")
+        found[subject if subject in found else SUBJECTS[-1]].append(option)
+    return {subject: options for subject, options in found.items() if options}
 
 
 def without_unchosen(values: Mapping[str, object]) -> dict[str, object]:

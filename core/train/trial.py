@@ -99,6 +99,11 @@ class Trial:
     def _ticks(self) -> int:
         return len(self._at)
 
+    @property
+    def share(self) -> float:
+        """How much of it is done, from 0 to 1; evaluating and saving are taken for one micro-batch more."""
+        return min(self._ticks, self._steps) / (self._steps + 1)
+
     @cached_property
     def _marks(self) -> set[int]:
         first, second = self._phases

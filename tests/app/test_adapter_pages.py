@@ -12,9 +12,9 @@ from app.shared.errors import USER_ERRORS
 from app.web.parts.choice import adapters_like, weighed
 from app.web.parts.job_result import last_result
 from app.web.parts.picker import Query
+from app.web.sections.adapters.adapter_facts import overview_html
 from app.web.sections.adapters.import_form import what_was_looked_at
 from app.web.sections.adapters.lineage_graph import lineage_svg
-from app.web.sections.adapters.adapter_facts import overview_html
 from app.web.sections.adapters.section import find
 from app.web.sections.export import export_markup, section, sheet
 from core.export.formats import EXPORT_FORMATS, Written

@@ -130,4 +130,4 @@ def test_refusals_of_a_running_engine_keep_their_class(workbench, trained, tmp_p
     with pytest.raises(NotFound, match="absent"):
         workbench.engine.tokens("absent", "0" * 64, 0)
     with pytest.raises(NotFound):
-        workbench.engine.measure("llama", "absent", [])
+        list(workbench.engine.measure("llama", "absent", []))

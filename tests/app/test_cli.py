@@ -4,12 +4,14 @@ import json
 import socket
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 from filelock import FileLock
 from typer.testing import CliRunner
 
 from app.cli.main import app
+from app.service import doctor
 from app.shared.settings import settings_for
 from storage.tables import Adapter, Dataset, Run
 from tests.core.data_files import lines
@@ -339,7 +341,8 @@ def test_a_second_start_prints_the_firsts_address(settings):
     )
 
 
-def test_the_doctor_names_what_it_looked_at(settings):
+def test_the_doctor_names_what_it_looked_at(settings, monkeypatch):
+    monkeypatch.setattr("app.service.doctor._torch", cache(doctor._torch))  # asked in a process, once
     code, found = run_json(settings, "doctor")
     assert code == 0
     looked_at = {one["what"] for one in found["findings"]}

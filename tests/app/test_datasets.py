@@ -55,6 +55,21 @@ def test_training_refuses_rows_with_errors_until_they_are_left_out(workbench, tm
     )
 
 
+def test_rows_are_found_by_all_of_the_words_in_them_page_by_page(workbench, tmp_path):
+    odd = [{"prompt": "ÄPFEL grow", "completion": "on trees"}, {"prompt": "pears", "completion": "on TREES"}]
+    row = add(workbench, tmp_path, lines(*rows(2100), *odd) + '{"broken trees\n')
+
+    def found(words, **about):
+        out, total = workbench.datasets.lines(row, words=words, **about)
+        return [line.index for line in out], total
+
+    assert found("trees") == ([2100, 2101, 2102], 3), "also in what could not be read"
+    assert found("äpfel Trees") == ([2100], 1)
+    assert found("question", start=2050) == (list(range(2050, 2100)), 2100)
+    assert found("trees", shown="rows with errors") == ([2102], 1)
+    assert found("a.b") == ([], 0), "words, not patterns"
+
+
 def test_what_is_left_out_is_kept_listed_and_brought_back(workbench, tmp_path):
     row = add(workbench, tmp_path, lines(*rows(12), rows(1)[0]))
     row = workbench.datasets.leave_out("mine", ["duplicate"])

@@ -1,9 +1,8 @@
 """The engine process: trains queued rows, answers, and leaves the registry right however it ends."""
 
+import json
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -84,20 +83,14 @@ def test_a_killed_engine_leaves_the_run_interrupted_with_a_reason_and_the_next_r
     assert workbench.runs.wait(again.id).state == "finished"
 
 
-def test_closing_the_app_leaves_the_run_going_and_the_next_start_shows_it(settings, workbench):
+def test_closing_the_app_leaves_the_run_going_and_the_next_start_shows_it(
+    settings, workbench, zygote, tmp_path
+):
     """A first app in a process of its own queues a run and ends; a second one finds it under way."""
-    code = (
-        "import sys\nfrom pathlib import Path\nfrom app.service.workbench import Workbench\n"
-        "from app.shared.settings import settings_for\n"
-        "from core.train.training_options import TrainingOptions\n"
-        "w = Workbench(settings_for(Path(sys.argv[1])))\nw.engine.keep_attached()\n"
-        f"print(w.training.start('llama', 'data', TrainingOptions.parse({LONG!r}), 'on').id)\n"
-        "w.close()"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(settings.home)], capture_output=True, text=True, check=True
-    )
-    run = workbench.registry.get(Run, int(done.stdout))
+    log = tmp_path / "log"
+    first = zygote.start("tests.closing_app", [str(settings.home), json.dumps(LONG)], log)
+    assert first.wait() == 0, log.read_text()
+    (run,) = workbench.registry.all(Run)
     before = wait_for(lambda: _steps(workbench, run))
     wait_for(lambda: len(_steps(workbench, run)) > len(before))
     second = Workbench(settings)
@@ -308,7 +301,6 @@ def test_two_clients_share_one_engine(settings, workbench):
 
 
 def test_strangers_without_the_key_are_refused(settings, workbench):
-    import json
     from multiprocessing import AuthenticationError
     from multiprocessing.connection import Client
 

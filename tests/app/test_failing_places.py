@@ -12,7 +12,6 @@ from app.service.exports import verify_export
 from app.service.workbench import Workbench
 from app.shared.disk import plain_sentence
 from app.shared.settings import settings_for
-from core.files.publish import is_unfinished
 from storage.backup import backup, restore
 from storage.blobs import BlobStore
 from storage.errors import StorageError
@@ -70,6 +69,7 @@ def test_a_restore_is_whole_or_changes_nothing(workbench, trained, tmp_path, mon
     for where, said in each_place(Faults(monkeypatch), work):
         if where != "none" and said is not None:
             assert "Errno" not in said, where
+            assert list(settings.home.glob(".restore-*")) == [], where
             if "is restored, but" not in said:
                 assert "The registry was not changed." in said, (where, said)
                 assert not settings.database.exists(), where
@@ -100,7 +100,7 @@ def test_an_export_is_whole_or_not_there(workbench, trained, checked_here, tmp_p
         if where != "none" and said not in (None, "finished"):
             assert re.search(r"no space left|disk fails", said), (where, said)
             assert len(registry.all(Export)) == known, where
-            assert not target.exists() or is_unfinished(target), where
+            assert not target.exists(), where
             work()
         row = registry.all(Export)[0]
         verify_export(row)

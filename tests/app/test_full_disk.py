@@ -5,6 +5,7 @@ each, and nothing half done.
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import os
 import re
@@ -352,6 +353,38 @@ def test_a_damaged_registry_is_replaced_by_a_backup_and_kept(workbench, tmp_path
     restored = Workbench(settings_for(home))
     assert restored.registry.names(Dataset) == {"data"}
     restored.close()
+
+
+class _FailingCopies(sqlite3.Connection):
+    """A connection whose copies fail after their first pages, as on a failing disk: their journal stays."""
+
+    def backup(self, target, **options):
+        (place,) = [row[2] for row in target.execute("pragma database_list")]
+        Path(place).write_bytes(b"half")
+        Path(f"{place}-journal").write_bytes(b"of it")
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode = sqlite3.SQLITE_IOERR_FSYNC
+        raise error
+
+
+def test_a_registry_that_cannot_be_kept_is_not_replaced(workbench, tmp_path, monkeypatch):
+    file = _backup(workbench, tmp_path / "home.backup")
+    home = settings_for(tmp_path / "new").home
+    earlier = Workbench(settings_for(home))
+    earlier.registry.save(Job(kind="none", title="what was there before"))
+    earlier.close()
+    command = ["restore", str(file), "--home", str(home), "--replace"]
+    connect = functools.partial(sqlite3.connect, factory=_FailingCopies)
+    with monkeypatch.context() as patch:
+        patch.setattr("storage.backup.sqlite3.connect", connect)
+        done = CliRunner().invoke(app, command)
+    assert "disk I/O error. The registry was not changed." in done.stderr
+    assert list(home.glob("registry-before-restore-*")) == []
+    assert CliRunner().invoke(app, command).exit_code == 0
+    (kept,) = home.glob("registry-before-restore-*")
+    with sqlite3.connect(kept) as connection:
+        assert connection.execute("select title from job").fetchall() == [("what was there before",)]
+    connection.close()
 
 
 def test_a_restore_waits_for_jobs(workbench, tmp_path):

@@ -3,11 +3,12 @@
 import pytest
 
 from app.service.workbench import Workbench
+from app.shared.data_import import ImportRequest
 from core.errors import WorkbenchError
 from core.export.check_process import ask_process
 from core.reporting import silent
-from storage.tables import Base
-from tests.workbenches import end_engine
+from storage.tables import Dataset
+from tests.workbenches import end_engine, write_rows
 
 
 @pytest.fixture
@@ -37,9 +38,13 @@ def test_an_engine_imports_nothing_from_the_working_folder(hostile_folder, unfor
     assert unforked.engine.status()["runs"] == []
 
 
-def test_a_job_imports_nothing_from_the_working_folder(hostile_folder, unforked, tiny_llama):
-    assert unforked.jobs.wait(unforked.models.add(str(tiny_llama), "tiny"))["name"] == "tiny"
-    assert unforked.registry.names(Base) == {"tiny"}
+def test_a_job_imports_nothing_from_the_working_folder(hostile_folder, unforked, tmp_path):
+    rows = write_rows(tmp_path / "rows.jsonl")
+    assert (
+        unforked.jobs.wait(unforked.datasets.import_files(ImportRequest([str(rows)], "mine")))["name"]
+        == "mine"
+    )
+    assert unforked.registry.names(Dataset) == {"mine"}
 
 
 def test_the_check_of_an_export_imports_nothing_from_the_working_folder(hostile_folder, tmp_path):

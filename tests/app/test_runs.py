@@ -7,11 +7,12 @@ from sqlmodel import col, update
 
 from app.service.comparing import compare
 from app.service.presets import read_options
+from app.shared.errors import MeasuringEnded
 from app.web.parts.curve import run_news
 from core.base_model.source import BaseSource
 from core.errors import InvalidConfig, InvalidInput
 from core.train.training_options import TrainingOptions
-from storage.errors import InUse, NotFound
+from storage.errors import BlobDamaged, InUse, NotFound
 from storage.tables import INTERRUPTED, Adapter, Point, Run
 from tests.workbenches import QUICK, finish, wait_for
 
@@ -329,6 +330,33 @@ def test_what_a_run_would_take_is_measured_in_the_engine(workbench):
     workbench.runs.stop(long.id)
 
 
+def test_measuring_tells_how_far_it_is_and_can_be_ended(workbench):
+    wanted = [TrainingOptions.parse({**QUICK, "max_length": 64})]
+    *told, (found, _) = workbench.training.measuring("llama", "data", wanted, "mine")
+    assert told[0][0]["text"].startswith("Loading llama and reading 24 rows")
+    shares = [about["share"] for about, _ in told if about["share"] is not None]
+    assert 0 < shares[0] < shares[-1] < 1
+    assert found["fits"]
+
+    measuring = workbench.training.measuring("llama", "data", wanted, "mine")
+    next(measuring)
+    workbench.training.end_measuring("mine")
+    with pytest.raises(MeasuringEnded):
+        list(measuring)
+    wait_for(lambda: not workbench.engine.status()["measuring"])
+    assert workbench.engine.status()["memory_bytes"] > 0
+    workbench.training.end_measuring("mine")  # nothing is measured any more, and nobody minds
+
+
+def test_whoever_goes_away_ends_what_is_measured_for_them(workbench):
+    wanted = [TrainingOptions.parse({**QUICK, "rank": rank, "max_length": 64}) for rank in range(1, 9)]
+    measuring = workbench.training.measuring("llama", "data", wanted)
+    next(measuring)
+    measuring.close()
+    wait_for(lambda: not workbench.engine.status()["measuring"])
+    assert workbench.training.measure("llama", "data", wanted[:1])[0]["fits"]
+
+
 def test_the_plan_knows_what_an_earlier_run_has_shown(workbench, session):
     options = TrainingOptions.parse({**QUICK, "max_length": 64})
     assert workbench.training.estimate("llama", "data", options).seconds is None
@@ -467,3 +495,23 @@ def test_a_page_is_told_what_is_new_and_nothing_twice(workbench, session):
         run_news(workbench, {"runs": [[99, 0]], "main": 99, "samples": 0, "notes": 0})["runs"][0][1]["state"]
         == ""
     )
+
+
+def test_a_run_goes_on_from_an_earlier_checkpoint_and_forgets_what_lies_behind_it(workbench, session):
+    run_id, training = session("mine")
+    _until(training, workbench, run_id, 22)
+    workbench.registry.runs.interrupt_all("killed")
+    newer, older = workbench.registry.checkpoints.of(run_id)
+    with pytest.raises(NotFound, match="there are checkpoints at step 20, 10"):
+        workbench.runs.resume(run_id, 15)
+    assert _get(workbench, run_id).state == INTERRUPTED
+    workbench.runs.resume(run_id, 10)
+    assert [one.step for one in workbench.registry.checkpoints.of(run_id)] == [10] == [older.step]
+    assert max(point.step for point in workbench.registry.measurements.points(run_id)) == 10
+    with pytest.raises(BlobDamaged, match="missing"):
+        workbench.registry.blobs.verify(newer.state_digest)
+    finish(session.next())
+    points = workbench.registry.measurements.points(run_id)
+    assert [point.step for point in points if point.loss is not None] == list(range(1, 31))
+    with pytest.raises(InUse, match="is finished"):
+        workbench.runs.resume(run_id, 30)

@@ -6,15 +6,14 @@ import json
 from collections import Counter
 from dataclasses import dataclass
 
-import gradio as gr
 import pytest
 from typer.testing import CliRunner
 
 from app.cli.main import app
 from app.shared.engine_client import EngineClient
 from app.web.page import build_page
-from app.web.sections.train.form import train_form
-from app.web.sections.train.form_values import parsed
+from app.web.sections.train.form_values import FormValues
+from app.web.sections.train.option_groups import groups
 from core.errors import InvalidConfig
 from core.lora.config import LoraConfig
 from core.lora.kinds import AdapterKind
@@ -164,11 +163,9 @@ def test_the_rank_of_a_run_is_parsed_once(workbench, settings, session, no_engin
     assert (code, parses["rank"]) == (0, 1)
     finish(session.next())
     assert workbench.registry.get(Run, found["id"]).state == "finished"
-    with gr.Blocks():
-        form = train_form(workbench)
-    shown = dict(zip(form.options, form.values(workbench.runs.options(found["id"])), strict=True))
-    assert (shown["rank"], parses["rank"]) == (2, 1)
-    parsed(shown)
+    shown = FormValues("", workbench.runs.options(found["id"]))
+    assert (shown.values["rank"], parses["rank"]) == (2, 1)
+    shown.parsed()
     assert parses["rank"] == 2, "what the form then says is the start of another way"
 
 
@@ -189,38 +186,36 @@ def _handler(page, name):
     return next(one.fn for one in page.fns.values() if getattr(one.fn, "__name__", "") == name)
 
 
-def test_the_form_has_a_choice_only_where_there_are_several(workbench, plugged, monkeypatch):
-    with gr.Blocks() as page:
-        form = train_form(workbench)
-    assert {"kind", "gain", "objective", "haste"} < set(form.options)
-    assert form.options["kind"].choices == [("LoRA", "lora"), ("Loud LoRA", "loud")]
-    assert form.options["gain"].label == "Gain"
-    shown = [group.visible for group in _handler(page, "show")("loud")]
-    assert shown == [False, True]
+def _fields():
+    """What the page has fields for, by name."""
+    return {option["name"]: option for group in groups() for option in group["options"]}
+
+
+def test_the_form_has_a_choice_only_where_there_are_several(plugged, monkeypatch):
+    fields = _fields()
+    assert {"kind", "gain", "objective", "haste"} < set(fields)
+    assert [words for _, words, _ in fields["kind"]["choices"]][:2] == ["LoRA", "Loud LoRA"]
+    assert (fields["gain"]["label"], fields["gain"]["only"]) == ("Gain", ("kind", "loud"))
+    under = {option["name"]: group["subject"] for group in groups() for option in group["options"]}
+    assert (under["gain"], under["haste"]) == ("Adapter", "Objective")
     monkeypatch.delenv(PLUGINS_VARIABLE)
-    with gr.Blocks():
-        plain = train_form(workbench)
-    assert list(plain.options) == [
-        name for name in form.options if name not in ("kind", "gain", "objective", "haste")
-    ]
+    chosen = {name for name, option in _fields().items() if len(option["choices"]) == 1}
+    assert chosen == set(), "what is the only kind is not asked for"
+    assert not {"gain", "haste"} & set(_fields())
 
 
-@pytest.mark.filterwarnings("ignore:The value passed into gr.Dropdown")  # an update of one that takes several
 def test_the_form_starts_a_run_with_the_options_of_the_chosen_kind(workbench, plugged, no_engine, parses):
-    given = {"base": "llama", "dataset": "data", "name": "mine", "sweep": "", "together": False}
-    with gr.Blocks():
-        form = train_form(workbench)
-    fields = dict(zip(form.options, form.values(QUICK), strict=True))
     begin = _handler(build_page(workbench), "begin")
     parses.clear()
-    begin(**given, **fields)
+    begin("llama", "data", FormValues("", QUICK).write(), "mine", False)
     assert parses["rank"] == 1
-    begin(**{**given, "name": "loud"}, **{**fields, "kind": "loud", "gain": 4})
+    wanted = FormValues("quick", QUICK, {"kind": "loud", "gain": "4"}, {})
+    begin("llama", "data", wanted.write(), "loud", False)
     loud, plain = workbench.registry.all(Run)
     assert (plain.config["lora"]["kind"], plain.config["kind"]) == ("lora", {})
     assert (loud.config["lora"]["kind"], loud.config["kind"]) == ("loud", {"gain": 4.0})
-    back = dict(zip(form.options, form.values(workbench.runs.options(loud.id)), strict=True))
-    assert (back["kind"], back["gain"], back["rank"], back["haste"]) == ("loud", 4.0, 2, 3)
+    back = FormValues("", workbench.runs.options(loud.id)).parsed()
+    assert (back.lora.kind, back.kind.gain, back.lora.rank) == ("loud", 4.0, 2)
 
 
 def test_the_command_line_takes_own_options_and_lists_them(workbench, settings, plugged, no_engine):

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.disk_faults                       all of them
     python -m tests.benchmarks.disk_faults --only backup         one of them
-    python -m tests.benchmarks.disk_faults --every 5             a sample
+    python -m tests.benchmarks.disk_faults --every 5             every fifth write; each fsync and rename
 
 The faults are the system's own, put in by strace (skipped where there is none): ENOSPC and EIO at one call,
 and ENOSPC from one call on, as on a disk that is full. After each: the database is sound and holds all that
@@ -51,10 +51,8 @@ from storage.tables import Adapter, Checkpoint, Export, Job, Run
 from tests.conftest import make_llama, make_tokenizer
 from tests.workbenches import STEADY, do_job, end_engine, write_rows
 
-CALLS = (
-    *("write", "writev", "pwrite64", "sendfile", "copy_file_range"),
-    *("fsync", "fdatasync", "rename", "renameat", "renameat2"),
-)
+WRITES = ("write", "writev", "pwrite64", "sendfile", "copy_file_range")
+CALLS = (*WRITES, "fsync", "fdatasync", "rename", "renameat", "renameat2")
 FAULTS = {"ENOSPC": "", "EIO": "", "ENOSPC from there on": "+"}
 UNTOLD = re.compile(r"Errno|Unexpected|Traceback|OperationalError|sqlalche|\[SQL", re.IGNORECASE)
 
@@ -75,7 +73,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", choices=("checkpoint", "export", "backup", "restore"))
-    parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--every", type=int, default=1, help="of the writes")
     chosen = parser.parse_args()
     if shutil.which("strace") is None:
         print(json.dumps({"skipped": "there is no strace"}))
@@ -102,7 +100,7 @@ def _try_place(name: str, place: Place, folder: Path, every: int) -> dict[str, o
     place.require_done()
     counts = Counter(line.split(None, 1)[1].split("(")[0] for line in _lines(trace))
     for call in (one for one in CALLS if counts[one]):
-        for number in range(1, counts[call] + 1, every):
+        for number in range(1, counts[call] + 1, every if call in WRITES else 1):
             for fault, on in FAULTS.items():
                 error = fault.split()[0]
                 inject = f"inject={call}:error={error}:when={number}{on}"
@@ -303,21 +301,25 @@ def _restore(workbench: Workbench, folder: Path) -> Place:
         blobs = BlobStore(settings.blobs)
         restore(file, settings.database, blobs, lambda what, share: None, replace=True)
 
-    def titles() -> list[str]:
-        with closing(sqlite3.connect(settings.database)) as connection:
+    def titles(database: Path) -> list[str]:
+        with closing(sqlite3.connect(database)) as connection:
             assert connection.execute("pragma integrity_check").fetchone() == ("ok",)
             return [row[0] for row in connection.execute("select title from job")]
 
     def require_none() -> None:
-        if titles() != ["what was there before"]:
+        if titles(settings.database) != ["what was there before"]:
             require_done()  # which is said, too: all of it is there, or nothing
 
     def require_done() -> None:
         restored = Workbench(settings)
         _require_sound(restored)
         restored.close()
-        for kept in settings.home.glob("registry-before-restore-*.db"):
-            kept.unlink()
+        kept = list(settings.home.glob("registry-before-restore-*.db"))
+        assert kept, "what was there is not kept"
+        for one in kept:
+            assert titles(one) in (["what was there before"], titles(settings.database)), "it is not whole"
+        for path in settings.home.glob("registry-before-restore-*"):
+            path.unlink()
         assert list(settings.home.glob(".restore-*")) == []
         shutil.rmtree(settings.blobs)
         shutil.copyfile(before, settings.database)

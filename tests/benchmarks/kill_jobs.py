@@ -48,6 +48,7 @@ def main() -> None:
     chosen = parser.parse_args()
     os.environ["LORA_WORKBENCH_DTYPE"] = "float32"
     zygote = Zygote()
+    zygote.wait_until_ready()
     jobs.start_detached = zygote.start  # type: ignore[assignment]
     with tempfile.TemporaryDirectory() as folder:
         found = _kill_all(Path(folder), zygote, chosen.kills, random.Random(chosen.seed))

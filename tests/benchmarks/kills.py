@@ -64,6 +64,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     zygote = Zygote()
+    zygote.wait_until_ready()
     engine_client.start_detached = zygote.start  # type: ignore[assignment]
     with tempfile.TemporaryDirectory() as folder:
         print(

@@ -7,7 +7,7 @@ from core.errors import InvalidConfig
 from core.generate.config import GenerationConfig
 from core.lora.config import LoraConfig
 from core.train.config import TrainConfig
-from core.train.training_options import TrainingOptions
+from core.train.training_options import SUBJECTS, TrainingOptions, all_options, by_subject
 
 
 def test_options_from_text_are_typed_and_sorted():
@@ -70,3 +70,15 @@ def test_defaults_are_the_documented_ones():
     )
     assert train.micro_batch_size * train.gradient_accumulation_steps == 16
     assert (train.max_length, train.over_length, train.max_grad_norm) == (2048, "truncate", 1.0)
+
+
+def test_every_training_option_is_under_exactly_one_subject():
+    found = by_subject()
+    names = [option.name for options in found.values() for option in options]
+    assert sorted(names) == sorted(all_options())
+    assert list(found) == [subject for subject in SUBJECTS if subject in found]
+    without = [
+        one.name for one in (*LoraConfig.options(), *TrainConfig.options()) if one.subject not in SUBJECTS
+    ]
+    assert without == []
+    assert sum(option.common for option in all_options().values()) == 8

@@ -125,6 +125,15 @@ def test_what_is_not_clear_is_left_to_the_user(tmp_path, row, count, hint):
         found.require("a.jsonl")
 
 
+def test_rows_of_tokens_are_told_to_be_none_of_text(tmp_path):
+    path = written(tmp_path, "a.jsonl", lines({"input_ids": [1, 2], "labels": [-100, 2]}))
+    with pytest.raises(
+        InvalidData, match=r"'input_ids' holds the tokens of some base, .* give the text"
+    ) as no:
+        detect_file(path).require("a.jsonl")
+    assert "misspelled" not in str(no.value)
+
+
 def test_context_and_question_go_together_by_a_template(tmp_path):
     row = {"context": "It rains.", "question": "Wet?", "answer": "Yes."}
     (tmp_path / "a.jsonl").write_text(lines(row))

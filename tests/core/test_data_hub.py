@@ -1,5 +1,6 @@
 """Data sets by hub id, from a hub of our own: enough of the API for a download."""
 
+import gzip
 import io
 import json
 from typing import ClassVar
@@ -55,7 +56,10 @@ CONVERTED = "refs/convert/parquet"
 
 
 def _rows(sources):
-    return [(source.name, source.validation, sum(1 for _ in RowReader(source.path))) for source in sources]
+    return [
+        (source.name, source.validation, sum(1 for _ in RowReader(source.path, name=source.name)))
+        for source in sources
+    ]
 
 
 def test_the_hubs_own_conversion_is_read_without_the_test_split(hub, tmp_path):
@@ -87,12 +91,12 @@ def test_without_a_conversion_the_data_files_are_read_and_no_script(hub, tmp_pat
     endpoint, files = hub
     files["main"] = {
         "train.jsonl": b'{"question": "q", "answer": "a"}\n',
-        "dev.jsonl": b'{"question": "q", "answer": "a"}\n' * 2,
+        "dev.jsonl.gz": gzip.compress(b'{"question": "q", "answer": "a"}\n' * 2),
         "qa.py": b"raise",
         "README.md": b"# card",
     }
     found = fetch_dataset("owner/qa", tmp_path / "a", silent, endpoint)
-    assert _rows(found) == [("dev.jsonl", True, 2), ("train.jsonl", False, 1)]
+    assert _rows(found) == [("dev.jsonl.gz", True, 2), ("train.jsonl", False, 1)]
     assert not list(tmp_path.rglob("*.py"))
 
 

@@ -76,6 +76,7 @@ LAYOUTS = {
         f"lora_te_{p.replace('.', '_')}.lora_up.weight": f.B,
         f"lora_te_{p.replace('.', '_')}.alpha": torch.tensor(8.0),
     },
+    "diffusers": lambda p, f: {f"{p}.lora.down.weight": f.A, f"{p}.lora.up.weight": f.B},
 }
 
 

@@ -13,6 +13,7 @@ from core.errors import InvalidAdapter
 from core.lora.foreign.fit import BaseFacts, fit
 from core.lora.foreign.look import look
 from core.lora.foreign.take import take
+from core.lora.peft.config import raw_config
 from core.lora.peft.files import save_adapter
 from tests.core.helpers import load, logits, new_peft, random_adapter
 from tests.core.test_peft_oracle import _our_logits
@@ -313,7 +314,125 @@ def test_shards_that_were_never_gathered_are_said_to_be_empty(bring, saved):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_factors_in_sixteen_bits_are_taken(base, bring, saved, dtype):
     tensors, config = saved
-    adapter = bring({name: one.to(dtype) for name, one in tensors.items()}, config)
-    first = adapter.layers["model.layers.0.self_attn.q_proj"]
-    assert first.A.dtype == torch.float32
-    assert torch.equal(first.A, tensors[f"{FIRST}.lora_A.weight"].to(dtype).float())
+    halves = {name: one.to(dtype) for name, one in tensors.items()}
+    bare = {name.removeprefix("base_model.model."): one for name, one in halves.items()}
+    for given in (halves, bare):
+        first = bring(given, config).layers["model.layers.0.self_attn.q_proj"]
+        assert first.A.dtype == first.B.dtype == torch.float32
+        assert torch.equal(first.A, tensors[f"{FIRST}.lora_A.weight"].to(dtype).float())
+
+
+def kohya(name, prefix):
+    """A tensor of PEFT's as kohya's scripts would call it: with a prefix in place of "model."."""
+    path, _, factor = name.removeprefix("base_model.model.").partition(".lora_")
+    own = prefix + path.removeprefix("model.").replace(".", "_")
+    return f"{own}.lora_{'down' if factor.startswith('A') else 'up'}.weight"
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "lora_te_model_",
+        "lora_te_",
+        "lora_unet_model_",
+        "lora_te_model_language_model_",
+        "lora_te_language_model_model_",
+        "lora_language_model_",
+    ],
+)
+def test_kohyas_names_of_models_with_pictures_fit_their_text_part(base, bring, saved, prefix):
+    tensors, _ = saved
+    adapter = bring({kohya(name, prefix): one for name, one in tensors.items()}, alpha=8.0)
+    plain = random_adapter(base)
+    assert set(adapter.layers) == set(plain.layers)
+    assert all(adapter.layers[path].equals(one) for path, one in plain.layers.items())
+
+
+@pytest.mark.parametrize("end", ["lora.{}", "lora_linear_layer.{}", "lora_{}"])
+def test_diffusers_names_of_a_language_model_fit_it(base, bring, saved, end):
+    names = {"A": end.format("down"), "B": end.format("up")}
+    tensors = {}
+    for name, one in saved[0].items():
+        path, _, factor = name.removeprefix("base_model.model.").partition(".lora_")
+        tensors[f"transformer.{path}.{names[factor[0]]}.weight"] = one
+    adapter = bring(tensors, alpha=8.0)
+    assert all(adapter.layers[path].equals(one) for path, one in random_adapter(base).layers.items())
+
+
+IMAGES = {
+    "unet.down_blocks.0.attentions.0.to_q.lora.{}.weight": "for pictures or sound",
+    "unet.mid_block.attentions.0.processor.to_q_lora.{}.weight": "for pictures or sound",
+    "lora_unet_down_blocks_0_attentions_0_proj_in.lora_{}.weight": "for pictures or sound",
+    "lora_te_vision_tower_encoder_layers_0_self_attn_q_proj.lora_{}.weight": "for pictures or sound",
+    "lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_{}.weight": "for another model",
+    "text_encoder.text_model.encoder.layers.0.mlp.fc1.lora_linear_layer.{}.weight": "another model",
+    "lora_unet_model_layers_7_self_attn_q_proj.lora_{}.weight": "for another model",
+}
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_adapters_of_image_models_are_called_what_they_are(bring, name):
+    tensors = {name.format("down"): torch.ones(4, 32), name.format("up"): torch.ones(32, 4)}
+    with pytest.raises(InvalidAdapter, match=IMAGES[name]):
+        bring(tensors, alpha=8.0)
+
+
+def test_adapters_of_convolutions_are_called_what_they_are(bring):
+    name = "lora_unet_down_blocks_0_attentions_0_proj_in.lora_{}.weight"
+    tensors = {name.format("down"): torch.ones(4, 32, 1, 1), name.format("up"): torch.ones(32, 4, 1, 1)}
+    with pytest.raises(InvalidAdapter, match="convolutions of an image model"):
+        bring(tensors, alpha=8.0)
+
+
+@pytest.mark.parametrize("bias", ["lora_only", "all"])
+def test_what_peft_trained_with_biases_is_refused_and_the_remedy_holds(
+    tiny_llama, tiny_qwen, base, bring, tmp_path, bias
+):
+    """A base without biases has none that could have been trained."""
+    for folder, onto in ((tiny_qwen, load(tiny_qwen)), (tiny_llama, base)):
+        model = new_peft(folder, bias=bias, target_modules=["q_proj", "v_proj"])
+        model.save_pretrained(tmp_path / folder.name)
+        tensors = load_file(tmp_path / folder.name / WEIGHTS)
+        config = json.loads((tmp_path / folder.name / CONFIG).read_text())
+        with pytest.raises(InvalidAdapter, match=rf"bias is '{bias}'.* Train it with bias: none"):
+            bring(tensors, config, onto)
+    adapter = bring(tensors, config | {"bias": "none"})
+    torch.testing.assert_close(_our_logits(base, adapter), logits(model), atol=1e-5, rtol=1e-5)
+
+
+OTHER_FILES = {
+    "LFS": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+        "only a pointer of Git LFS",
+    ),
+    "torch.save": (b"PK\x03\x04" + bytes(60), "a file of torch.save or a zip"),
+    "gzip": (b"\x1f\x8b\x08" + bytes(60), "packed with gzip; unpack it"),
+    "GGUF": (b"GGUF\x03" + bytes(60), r"a GGUF file; call it \.gguf"),
+    "web page": (b"<!DOCTYPE html><html>", "a web page"),
+    "nothing": (b"", "is cut off: it has 0 bytes"),
+}
+
+
+@pytest.mark.parametrize("what", OTHER_FILES)
+def test_files_that_are_no_safetensors_are_called_what_they_are(tmp_path, what):
+    content, said = OTHER_FILES[what]
+    (tmp_path / WEIGHTS).write_bytes(content)
+    with pytest.raises(InvalidAdapter, match=said):
+        look(tmp_path)
+
+
+def test_a_folder_of_checkpoints_says_where_its_adapters_lie(tmp_path):
+    for step in (20, 10):
+        (tmp_path / "run" / f"checkpoint-{step}").mkdir(parents=True)
+        (tmp_path / "run" / f"checkpoint-{step}" / WEIGHTS).touch()
+    with pytest.raises(InvalidAdapter, match="lie in its folders checkpoint-10, checkpoint-20; give one"):
+        take(tmp_path / "run", tmp_path)
+
+
+def test_a_configuration_in_another_encoding_and_factors_in_another_format_are_told(bring, saved, tmp_path):
+    tensors, config = saved
+    with pytest.raises(InvalidAdapter, match=r"is F64 \[.*\]; expected a matrix in one of F32, F16, BF16"):
+        bring({name: one.double() for name, one in tensors.items()}, config)
+    (tmp_path / CONFIG).write_text(json.dumps(config), encoding="utf-16")
+    with pytest.raises(InvalidAdapter, match=r"adapter_config\.json is not UTF-8 text; save it as UTF-8"):
+        raw_config(tmp_path / CONFIG)

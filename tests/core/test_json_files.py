@@ -42,6 +42,13 @@ def test_rows_are_found_where_people_put_them(tmp_path, name, content):
     assert (_said(rows), found) == ([[f"a{i}", f"b{i}"] for i in range(3)], [])
 
 
+def test_lines_that_end_in_cr_alone_are_told_so(tmp_path):
+    with pytest.raises(
+        InvalidData, match="lines of the file end in CR alone; save it with line ends of Unix"
+    ):
+        take(tmp_path, "a.jsonl", lines(GOOD, GOOD).replace("\n", "\r"))
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [

@@ -96,6 +96,14 @@ def test_keys_of_patterns_speak_of_what_they_speak_of_in_peft(key):
         assert stated_for(pattern, path, 0) == pattern.get(get_pattern_key(list(pattern), path), 0)
 
 
+@pytest.mark.parametrize("first", KEYS)
+def test_of_several_keys_the_first_that_fits_counts_as_in_peft(first):
+    for second in KEYS:
+        for path in PATHS:
+            pattern = {first: 1} | {second: 2}
+            assert stated_for(pattern, path, 0) == pattern.get(get_pattern_key(list(pattern), path), 0)
+
+
 TARGETS = [
     {"target_modules": ["q_proj", "lm_head"]},
     {"target_modules": ["q_proj", "lm_head"], "layers_to_transform": [1, 10]},

@@ -15,6 +15,8 @@ _PAIR = {"prompt": "p", "completion": "c"}
 NOTHING_OFFERED = [
     ({"messages": MESSAGES, "label": True}, {"messages": MESSAGES, "label": False}),
     ({"messages": MESSAGES, "kto_tag": True},),
+    ({"prompt": "p", "preference": {"chosen": "a", "rejected": "b"}},),
+    ({"question": "q", "answer": {"preferred": "a", "dispreferred": "b"}},),
     (_PAIR | {"label": False},),
     (_PAIR | {"label": 1}, _PAIR | {"label": 0}),
     ({"question": "q", "answer": "a", "is_correct": False},),

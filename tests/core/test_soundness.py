@@ -248,6 +248,14 @@ def test_tokenizers_that_do_not_fit_are_refused(folder, tokenizer):
         _require(folder)
 
 
+def test_a_pointer_of_git_lfs_is_told_so(folder):
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(
+        InvalidInput, match=r"model\.safetensors is only a pointer of Git LFS; fetch the file"
+    ):
+        _require(folder)
+
+
 def test_what_is_missing_is_known_before_a_number_is_read(folder):
     assert {one.device.type for one in check_tensors(folder).parameters()} == {"meta"}
 

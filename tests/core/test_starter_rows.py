@@ -2,6 +2,7 @@
 
 import json
 import random
+from functools import cache
 from importlib import resources
 
 import pytest
@@ -31,7 +32,13 @@ NASTY = [
 ]
 
 
+@cache
 def _rows(count):
+    """The random conversations, made once for all templates."""
+    return tuple(_random_rows(count))
+
+
+def _random_rows(count):
     """Random conversations of words of the sample data and of what often goes wrong."""
     text = (resources.files("assets") / "captain_conversations.jsonl").read_text(encoding="utf-8")
     words = [
@@ -64,7 +71,7 @@ def test_supervised_tokens_decode_to_the_answers_exactly(starter_folder, name):
     tokenizer = load_tokenizer(starter_folder)
     if name != "its own":
         tokenizer.chat_template = TEMPLATES[name]
-    renderer, rows = Renderer(tokenizer), list(_rows(1000))
+    renderer, rows = Renderer(tokenizer), _rows(1000)
     for row, rendered in zip(rows, renderer.render_many(rows), strict=True):
         found = [
             tokenizer.decode(rendered.ids[start:stop], clean_up_tokenization_spaces=False)

@@ -14,7 +14,7 @@ from core.seam import PLUGINS_VARIABLE
 from storage.tables import RUNNING, STOPPED, Adapter, Base, Dataset, Export, Job
 from tests.core.helpers import new_peft
 from tests.ui import held_jobs
-from tests.ui.conftest import choose, go_to, press, served, unfold
+from tests.ui.conftest import choose, choose_row, go_to, open_sheet, press, served, unfold
 from tests.workbenches import wait_for, write_rows
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
@@ -82,11 +82,12 @@ def test_a_job_of_every_kind_is_cancelled_in_the_middle_of_its_work(
     cancel("add_model")
 
     go_to(page, "Data")
-    page.locator("#data-upload input[type=file]").set_input_files(rows)
-    expect(page.locator("#look .turn").first).to_be_visible()
+    adding = open_sheet(page, "Add data")
+    adding.locator("#data-upload input[type=file]").set_input_files(rows)
+    expect(adding.locator("#first-rows .turn").first).to_be_visible()
     press(page, "Import")
     cancel("import_data")
-    page.get_by_role("gridcell", name="data", exact=True).first.click()
+    choose_row(page, "data", "data")
     press(page, "Check with this base")
     cancel("check_data")
 

@@ -16,7 +16,7 @@ from app.service.workbench import Workbench
 from app.shared.settings import settings_for
 from storage.tables import Adapter, Base, Export, Run
 from tests.core.helpers import peft_from
-from tests.ui.conftest import choose, go_to, picture, ready, served, tab, unfold
+from tests.ui.conftest import choose, go_to, open_sheet, picture, ready, section_link, served, unfold
 from tests.workbenches import copy_adapter
 
 pytestmark = [pytest.mark.starter, pytest.mark.browser, pytest.mark.timeout(900)]
@@ -57,10 +57,12 @@ def get_the_starter(page: Page) -> None:
 
 def upload_data(page: Page, file: Path) -> None:
     go_to(page, "Data")
-    page.locator("#data-upload input[type=file]").set_input_files(file)
-    expect(page.get_by_text("captain.jsonl").first).to_be_visible()
-    page.get_by_role("button", name="Import", exact=True).click()
-    expect(page.get_by_text("Ahoy! Paris it be").first).to_be_visible(timeout=MINUTES)
+    adding = open_sheet(page, "Add data")
+    adding.locator("#data-upload input[type=file]").set_input_files(file)
+    expect(adding.get_by_text("captain.jsonl").first).to_be_visible()
+    expect(adding.get_by_text("Ahoy! Paris it be").first).to_be_visible()
+    adding.get_by_role("button", name="Import", exact=True).click()
+    expect(page.locator(".title-line h2:visible", has_text="captain")).to_be_visible(timeout=MINUTES)
     picture(page, "3-data")
 
 
@@ -73,7 +75,7 @@ def train_and_reload(page: Page) -> None:
     go_to(page, "Train")
     expect(page.get_by_role("combobox", name="Data set", exact=True)).to_have_value("captain")
     choose(page, "Preset", "Quick try")
-    unfold(page, "More options")
+    page.get_by_role("button", name=re.compile("^When it stops")).click()
     page.get_by_label("Max steps").fill("30")
     expect(page.get_by_label("Rank (r)")).to_have_value("8")
     expect(page.get_by_text("2,442,240 in 210 layers")).to_be_visible()
@@ -91,7 +93,7 @@ def train_and_reload(page: Page) -> None:
     seen = points_on(page)
     page.reload()
     ready(page)
-    expect(tab(page, "Train")).to_have_attribute("aria-selected", "true")
+    expect(section_link(page, "Runs")).to_have_attribute("aria-current", "page")
     page.wait_for_function(
         "before => Number(document.querySelector('.curve-plot')?.dataset.points) >= before", arg=seen
     )

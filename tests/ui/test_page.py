@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import expect
 
 from core.train.training_options import TrainingOptions
-from tests.ui.conftest import go_to, picture, ready, served, unfold
+from tests.ui.conftest import choose_row, go_to, open_sheet, open_tab, picture, press, ready, served, unfold
 from tests.workbenches import QUICK, wait_for
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
@@ -66,8 +66,9 @@ def test_refusals_are_sentences_and_markup_in_them_is_text(address, open_page, t
     bad = tmp_path / "<img src=x onerror=alert(1)>.jsonl"
     bad.write_text('{"prompt": \n')
     go_to(page, "Data")
-    page.locator("#data-upload input[type=file]").set_input_files(bad)
-    page.get_by_role("button", name="Import", exact=True).click()
+    adding = open_sheet(page, "Add data")
+    adding.locator("#data-upload input[type=file]").set_input_files(bad)
+    adding.get_by_role("button", name="Import", exact=True).click()
     expect(
         page.get_by_test_id("toast-body").filter(has_text="Line 1 is not valid JSON").first
     ).to_be_visible()
@@ -88,25 +89,25 @@ def test_data_with_markup_is_shown_as_text(workbench, address, open_page, tmp_pa
     workbench.datasets.add(path, "<b onmouseover=alert(1)>evil</b>")
     page = open_page(address)
     go_to(page, "Data")
-    page.get_by_role("gridcell", name="<b onmouseover=alert(1)>evil</b>").first.click()
+    choose_row(page, "data", "<b onmouseover=alert(1)>evil</b>")
     expect(page.get_by_text("<script>window.hacked=1</script>").first).to_be_visible()
-    go_to(page, "Rows and tokens")
-    page.locator("#row-list").get_by_role("gridcell", name="onerror").first.click()
+    open_tab(page, "Rows and tokens")
+    page.locator("#row-list").get_by_role("option").filter(has_text="onerror").first.click()
     expect(page.locator(".tokens")).to_be_visible(timeout=60_000)
     assert page.evaluate("window.hacked") is None
 
 
 def test_a_run_started_elsewhere_shows_up_and_can_be_stopped_here(workbench, address, open_page):
     page = open_page(address)
-    go_to(page, "Train")
+    go_to(page, "Runs")
     run = workbench.training.start(
         "llama", "data", TrainingOptions.parse({**QUICK, "max_steps": 5000}), "elsewhere"
     )
     expect(page.locator(".curve-state", has_text="Running")).to_be_visible(timeout=30_000)
     second = open_page(address)
-    go_to(second, "Train")
+    go_to(second, "Runs")
     expect(second.locator(".curve-state", has_text="Running")).to_be_visible(timeout=30_000)
-    page.get_by_role("button", name="Stop and keep").click()
+    press(page, "Stop and keep")
     for one in (page, second):
         expect(one.locator(".curve-state", has_text="Stopped")).to_be_visible(timeout=30_000)
     assert workbench.runs.wait(run.id).state == "stopped"
@@ -116,17 +117,20 @@ def test_a_run_started_elsewhere_shows_up_and_can_be_stopped_here(workbench, add
 
 def test_a_run_is_paused_saved_and_resumed(workbench, address, open_page):
     page = open_page(address)
-    go_to(page, "Train")
+    go_to(page, "Runs")
     run = workbench.training.start(
         "llama", "data", TrainingOptions.parse({**QUICK, "max_steps": 400, "save_minutes": 0}), "mine"
     )
     expect(page.locator(".curve-state", has_text="Running")).to_be_visible(timeout=60_000)
-    page.get_by_role("button", name="Save now").click()
-    expect(page.get_by_label("Checkpoint", exact=True)).to_have_value(re.compile("step "), timeout=30_000)
-    page.get_by_role("button", name="Pause").click()
+    press(page, "Save now")
+    open_tab(page, "Checkpoints")
+    expect(page.get_by_role("combobox", name="Checkpoint", exact=True)).to_have_value(
+        re.compile("step "), timeout=30_000
+    )
+    press(page, "Pause")
     expect(page.locator(".curve-state", has_text="Paused")).to_be_visible(timeout=30_000)
     step = workbench.registry.checkpoints.of(run.id)[0].step
-    page.get_by_role("button", name="Resume").click()
+    press(page, "Resume")
     expect(page.locator(".curve-state", has_text="Finished")).to_be_visible(timeout=120_000)
     assert 0 < step < 400
     page.wait_for_function("() => document.querySelector('.curve-plot').dataset.points === '400'")
@@ -134,34 +138,11 @@ def test_a_run_is_paused_saved_and_resumed(workbench, address, open_page):
     assert steps == list(range(1, 401))
 
 
-def test_a_sweep_is_typed_planned_and_trained_at_once(workbench, address, open_page):
-    page = open_page(address)
-    go_to(page, "Train")
-    page.get_by_label("Learning rate").first.fill("0.01")
-    unfold(page, "More options")
-    page.get_by_label("Max steps").fill("400")
-    page.get_by_label("Micro-batch size").fill("2")
-    page.get_by_label("Sweep").fill("rank=2,0")
-    expect(page.get_by_text("rank must be between 1 and 1,024")).to_be_visible()
-    page.get_by_label("Sweep").fill("rank=2,4\nseed=1,2")
-    expect(page.get_by_text("4 adapters, trained at once")).to_be_visible()
-    page.get_by_role("button", name="Start training").click()
-    expect(page.locator("#masthead", has_text="4 adapters at once")).to_be_visible(timeout=60_000)
-    runs = workbench.registry.runs.active()
-    assert {run.name for run in runs} == {
-        f"data rank={rank} seed={seed}" for rank in (2, 4) for seed in (1, 2)
-    }
-    for run in runs:
-        workbench.runs.stop(run.id)
-    states = {run.state for run in workbench.runs.wait_all([run.id for run in runs])}
-    assert states == {"stopped"}
-
-
 def test_a_killed_engine_leaves_the_page_alive_and_says_so(workbench, address, open_page):
     import psutil
 
     page = open_page(address)
-    go_to(page, "Train")
+    go_to(page, "Runs")
     wait_for(
         workbench.engine.status
     )  # the page's own engine; a second one starting now would take over from it
@@ -178,7 +159,7 @@ def test_a_killed_engine_leaves_the_page_alive_and_says_so(workbench, address, o
 
 def test_the_curve_keeps_its_zoom_while_it_grows(workbench, address, open_page):
     page = open_page(address)
-    go_to(page, "Train")
+    go_to(page, "Runs")
     run = workbench.training.start(
         "llama", "data", TrainingOptions.parse({**QUICK, "max_steps": 5000}), "long"
     )

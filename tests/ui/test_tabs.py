@@ -13,7 +13,7 @@ from playwright.sync_api import Page, expect
 from core.train.training_options import TrainingOptions
 from storage.tables import Adapter, Base, Dataset, Run
 from tests.conftest import make_llama
-from tests.ui.conftest import choose, go_to, press, served
+from tests.ui.conftest import choose, choose_row, go_to, press, served
 from tests.workbenches import QUICK, wait_for, write_rows
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
@@ -98,43 +98,41 @@ def test_what_one_tab_took_away_the_other_refuses_in_a_sentence(
 
 def test_two_tabs_stop_pause_resume_and_remove_the_same_run(workbench, address, open_page):
     page, second = open_page(address), open_page(address)
-    for one in (page, second):
-        go_to(one, "Train")
-        one.get_by_label("Name of the adapter").fill("mine")
     wait_for(workbench.engine.status)
     run = workbench.training.start(
         "llama", "data", TrainingOptions.parse({**QUICK, "max_steps": 5000}), "mine"
     )
+    state = ".curve-state:visible"
     for one in (page, second):
-        expect(one.locator(".curve-state", has_text="Running")).to_be_visible(timeout=60_000)
+        go_to(one, "Runs")
+        choose_row(one, "runs", "mine")
+        expect(one.locator(state, has_text="Running")).to_be_visible(timeout=60_000)
+    expect(second.get_by_role("button", name="Pause", exact=True)).to_be_visible()
     _deafen(second)
-    second.locator("#start-training").click()
-    _refused(second, "There is an adapter or an active run called 'mine' already")
-    assert len(workbench.registry.all(Run)) == 1
 
     press(page, "Pause")
-    expect(page.locator(".curve-state", has_text="Paused")).to_be_visible(timeout=60_000)
+    expect(page.locator(state, has_text="Paused")).to_be_visible(timeout=60_000)
     press(second, "Pause")  # which does it once
     resume = second.get_by_role("button", name="Resume", exact=True)
-    expect(resume).to_be_enabled()
     resume.click()
-    expect(page.locator(".curve-state", has_text="Running")).to_be_visible(timeout=60_000)
+    expect(page.locator(state, has_text="Running")).to_be_visible(timeout=60_000)
     press(page, "Pause")
-    expect(page.locator(".curve-state", has_text="Paused")).to_be_visible(timeout=60_000)
+    expect(page.locator(state, has_text="Paused")).to_be_visible(timeout=60_000)
 
     # Paused, it can be stopped and kept; who takes it for running stops it once more, to no effect.
+    expect(second.get_by_role("button", name="Stop and keep", exact=True)).to_be_visible()
     press(page, "Stop and keep")
-    expect(page.locator(".curve-state", has_text="Stopped")).to_be_visible(timeout=60_000)
-    expect(resume).to_be_disabled()
+    expect(page.locator(state, has_text="Stopped")).to_be_visible(timeout=60_000)
     press(second, "Stop and keep")
-    expect(resume).to_be_enabled()
+    _refused(second, f"Run {run.id} (mine) is stopped, so there is nothing to stop")
     (kept,) = workbench.registry.all(Adapter)
     assert (kept.name, kept.steps) == ("mine", workbench.registry.checkpoints.of(run.id)[0].step)
 
+    expect(resume).to_be_visible()
     workbench.runs.remove(run.id)
     resume.click()
     _refused(second, f"There is no run {run.id}")
-    expect(page.get_by_label("Run", exact=True)).to_have_value("")
+    expect(second.get_by_role("button", name="Resume", exact=True)).to_have_count(0)
     assert workbench.registry.find(Adapter, "mine").run_id is None
 
 

@@ -7,10 +7,20 @@ from playwright.sync_api import Page, expect
 
 from app.service.datasets import SAMPLE_NAME
 from core.seam import PLUGINS_VARIABLE
-from core.train.training_options import TrainingOptions
-from storage.tables import Adapter, Base, Dataset, Job, Run
+from storage.tables import Adapter, Base, Dataset, Job
 from tests.core.helpers import new_peft
-from tests.ui.conftest import choose, choose_row, go_to, open_sheet, press, ready, row, served, unfold
+from tests.ui.conftest import (
+    choose,
+    choose_row,
+    go_to,
+    open_sheet,
+    open_tab,
+    press,
+    ready,
+    row,
+    served,
+    unfold,
+)
 from tests.workbenches import wait_for, write_refusing_template
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
@@ -34,43 +44,43 @@ def _toast(page: Page, sentence: str) -> None:
 
 
 def test_rows_left_out_brought_back_appended_and_split_anew(workbench, address, open_page):
-    def row(name="data") -> Dataset:
-        return workbench.registry.find(Dataset, name)
+    def now() -> Dataset:
+        return workbench.registry.find(Dataset, "data")
 
     def version(number: int) -> None:
-        wait_for(lambda: row().version == number)
-        expect(page.get_by_role("gridcell", name=str(number), exact=True).first).to_be_visible()
+        wait_for(lambda: now().version == number)
+        expect(row(page, "data", "data")).to_contain_text(f"version {number}")
 
     page = open_page(address)
     go_to(page, "Data")
-    press(page, "Use the sample data")
-    expect(page.get_by_role("gridcell", name=SAMPLE_NAME).first).to_be_visible(timeout=JOB)
-    page.get_by_role("gridcell", name="data", exact=True).first.click()
-    go_to(page, "Rows and tokens")
-    page.locator("#row-list").get_by_role("gridcell", name="hello 3", exact=False).first.click()
-    expect(page.get_by_text("Row 4", exact=True)).to_be_visible()
-    go_to(page, "Edit")
+    open_sheet(page, "Add data").get_by_role("button", name="Use the sample conversations").click()
+    expect(page.locator(".title-line h2:visible", has_text=SAMPLE_NAME)).to_be_visible(timeout=JOB)
+    choose_row(page, "data", "data")
+    open_tab(page, "Rows and tokens")
+    page.locator("#row-list").get_by_role("option").filter(has_text="hello 3").first.click()
+    expect(page.get_by_role("heading", name="Row 4", exact=True)).to_be_visible()
+    open_tab(page, "Edit")
     press(page, "Leave this row out")
     version(2)
-    assert row().excluded_rows == 1
+    assert now().excluded_rows == 1
     press(page, "Bring this row back")
     version(3)
-    assert row().excluded_rows == 0
+    assert now().excluded_rows == 0
     press(page, "Add as a new row")
     version(4)
-    assert (row().rows, workbench.datasets.row(row(), 24).example.messages[0]["content"]) == (25, "hello 3")
+    assert (now().rows, workbench.datasets.row(now(), 24).example.messages[0]["content"]) == (25, "hello 3")
     press(page, "Leave this row out")
     version(5)
-    go_to(page, "Report")
+    open_tab(page, "Report")
     press(page, "Bring all back")
     version(6)
-    assert row().excluded_rows == 0
-    go_to(page, "Split and versions")
-    page.get_by_role("radio", name="number").check()
+    assert now().excluded_rows == 0
+    open_tab(page, "Split and versions")
+    page.get_by_role("radio", name="number", exact=True).check()
     page.get_by_label("Share in %, or number of rows").fill("7")
     press(page, "Split anew")
     version(7)
-    assert row().validation_rows == 7
+    assert now().validation_rows == 7
 
 
 def test_adapters_are_tried_before_they_are_kept(
@@ -138,8 +148,8 @@ def test_bases_are_verified_and_storage_is_cleaned(workbench, address, open_page
     assert (newest.kind, newest.arguments["origin"]) == ("add_model", "starter")
     go_to(page, "Data")
     choose(page, "Base model to check with", "bare")
-    go_to(page, "Rows and tokens")
-    page.locator("#row-list").get_by_role("gridcell", name="hello 3", exact=False).first.click()
+    open_tab(page, "Rows and tokens")
+    page.locator("#row-list").get_by_role("option").filter(has_text="hello 3").first.click()
     choose(page, "Chat template", "chatml")
     press(page, "Use this template for the base")
     _toast(page, "bare is trained and chatted with in the chatml template")
@@ -157,54 +167,3 @@ def test_bases_are_verified_and_storage_is_cleaned(workbench, address, open_page
     (workbench.settings.logs / "written-meanwhile.log").write_bytes(bytes(3_000_000))
     press(page, "Measure again")
     expect(page.get_by_text("3.0 MB").first).to_be_visible()
-
-
-def test_kinds_are_chosen_trained_charted_extended_and_made_a_preset(workbench, address, open_page):
-    page = open_page(address)
-    go_to(page, "Train")
-    choose(page, "Adapter kind", "Rescaling")
-    choose(page, "Objective", "Near the base")
-    page.get_by_label("Penalty").fill("0.25")
-    page.get_by_label("Learning rate").first.fill("0.01")
-    page.get_by_label("Micro-batch size").fill("2")
-    unfold(page, "More options")
-    page.get_by_label("Max steps").fill("8")
-    page.get_by_label("Name of the adapter").fill("mine")
-    expect(page.get_by_text("8, about")).to_be_visible()
-    press(page, "Start training")
-    expect(page.locator(".curve-state", has_text="Finished")).to_be_visible(timeout=120_000)
-    (run,) = workbench.registry.all(Run)
-    options = TrainingOptions.from_dict(run.config)
-    chosen = (options.lora.kind, options.train.objective, options.objective.penalty)
-    assert chosen == ("rescale", "near-base", 0.25)
-    chart = page.get_by_label("Chart", exact=True)
-    chart.select_option(label="Cross-entropy")
-    page.wait_for_function(
-        "() => document.querySelector('.curve-plot').data[0].y.filter(one => one > 0).length === 8"
-    )
-    said = workbench.registry.measurements.points(run.id)
-    drawn = page.evaluate("() => document.querySelector('.curve-plot').data[0].y")
-    assert drawn == pytest.approx([one.metrics["cross_entropy"] for one in said if one.loss is not None])
-
-    page.get_by_label("New number of epochs").fill("5")
-    press(page, "Extend the finished run")
-    _toast(page, "goes on from its last checkpoint")
-    wait_for(lambda: workbench.registry.get(Run, run.id).state == "finished" and len(_left(workbench)) == 2)
-    expect(page.locator(".curve-state", has_text="Finished")).to_be_visible(timeout=120_000)
-    assert _left(workbench)["mine-2"] > _left(workbench)["mine"] == 8
-
-    go_to(page, "Runs")
-    page.get_by_role("gridcell", name="mine", exact=True).first.click()
-    choose(page, "Runs to compare", f"{run.id} · mine")
-    page.keyboard.press("Escape")
-    press(page, "Make it the preset")
-    _toast(page, "Saved as the preset mine")
-    go_to(page, "Train")
-    unfold(page, "Save these options as a preset")
-    choose(page, "Preset", "mine")
-    press(page, "Delete preset")
-    wait_for(lambda: not (workbench.settings.presets / "mine.toml").exists())
-
-
-def _left(workbench) -> dict[str, int]:
-    return {one.name: one.steps for one in workbench.registry.all(Adapter)}

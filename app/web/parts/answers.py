@@ -15,7 +15,7 @@ import gradio as gr
 from gradio.blocks import Block
 from gradio.utils import is_prop_update
 
-_HOLD_LISTS = (gr.BrowserState, gr.Chatbot, gr.CheckboxGroup, gr.Dataframe, gr.File, gr.State)
+_HOLD_LISTS = (gr.BrowserState, gr.Chatbot, gr.CheckboxGroup, gr.File, gr.State)
 
 
 class WrongAnswer(TypeError):

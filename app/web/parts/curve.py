@@ -1,4 +1,4 @@
-"""The live view of a run: a Plotly chart, samples and the log, which fetch what is new by themselves."""
+"""The live view of a run in parts, which are brought up to date by one of them: its head."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any
 import gradio as gr
 
 from app.service.metrics import metrics_of
+from app.service.runs import has_prompts
 from app.service.workbench import Workbench
 from storage.errors import NotFound
 from storage.tables import Run
 
-MOST_POINTS = 2000  # of a run in one answer; the page asks again at once for the rest
+MOST_POINTS = 10_000  # of a run in one answer; the page asks again at once for the rest
 MOST_RUNS = 16  # in one chart
 COLUMNS = (
     "id",
@@ -32,21 +33,45 @@ COLUMNS = (
 _DETAILS = ("total_steps", "operations_a_token", "operations_a_second")
 
 
-def run_view(workbench: Workbench) -> gr.HTML:
-    """A component whose value lists numbers of runs: the one it shows, then those laid over it."""
+def run_head(workbench: Workbench, store: str) -> gr.HTML:
+    """Name, state and progress of the runs whose numbers its value lists: the one it shows, then those laid
+    over it.
+
+    It fetches what is new for all parts of the view with the same `store`. It has to be visible from the
+    start: Gradio forgets `store` where a component is given a value before it is laid out.
+    """
 
     def news(request: dict[str, Any]) -> dict[str, Any]:
         return run_news(workbench, request)
 
+    return _part("run_feed.js", "Run", store, server_functions=[news])
+
+
+def run_curve(store: str) -> gr.HTML:
+    """Their chart, with the figures of the one run."""
+    return _part("curve.js", "Curve", store, elem_classes="curve-block")
+
+
+def run_samples(store: str) -> gr.HTML:
+    """What the run answered to its sample prompts."""
+    return _part("run_samples.js", "Samples", store)
+
+
+def run_log(store: str) -> gr.HTML:
+    """What the run has said."""
+    return _part("run_log.js", "Log", store)
+
+
+def _part(script: str, label: str, store: str, **about: Any) -> gr.HTML:
     folder = resources.files("assets")
-    script = "\n".join((folder / name).read_text(encoding="utf-8") for name in ("curve.js", "run_panels.js"))
+    scripts = [(folder / name).read_text(encoding="utf-8") for name in ("run_store.js", script)]
     return gr.HTML(
         value="",
-        label="Loss curve",
-        html_template="<div class='curve-slot'></div>",
-        js_on_load=script,
-        server_functions=[news],
-        elem_id="loss-curve",
+        label=label,
+        html_template="<div class='run-slot'></div>",
+        js_on_load="\n".join(scripts),
+        store=store,
+        **about,
     )
 
 
@@ -89,6 +114,7 @@ def run_points(workbench: Workbench, run_id: int, after: int) -> dict[str, Any]:
             "metrics": [],
             "points": [],
             "more": False,
+            "gone": True,
         }
     points = workbench.registry.measurements.point_values(run_id, COLUMNS, after, MOST_POINTS)
     return {
@@ -97,6 +123,7 @@ def run_points(workbench: Workbench, run_id: int, after: int) -> dict[str, Any]:
         "reason": run.reason,
         "started": run.started,
         "energy": run.energy_joules,
+        "asks": has_prompts(run),
         **{name: run.details.get(name) for name in _DETAILS},
         "metrics": [asdict(one) | {"title": one.title} for one in metrics_of(run)],
         "points": points,

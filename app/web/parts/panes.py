@@ -81,7 +81,7 @@ def ask_first(
     text: str,
     question: str,
     remember: Callable[..., Any],
-    act: Callable[..., object],
+    act: Callable[..., Any],
     inputs: Sequence[Component],
     outputs: Sequence[Component] = (),
     **button: Any,

@@ -67,16 +67,9 @@ class Shell:
 
     workbench: Workbench
     page: gr.Blocks
-    tabs: gr.Tabs
     changed: gr.State
     """The registry's change count as this section has last seen it, and what made it look again between two
     counts; while it is closed it may stay behind.
-    """
-    to_chat: gr.State
-    """Name of the adapter that another section wants the playground to open with."""
-    to_train: gr.State
-    """What another section wants of the training section: show or duplicate, the run's number, and when it
-    was wanted.
     """
     go: gr.HTML
     """Given an address by `there`, leads to it."""
@@ -91,8 +84,8 @@ class Shell:
         """
         self.refreshes.append(Refresh(handler, list(inputs), list(outputs)))
 
-    def decide(self, handler: Handler, inputs: Sequence[gr.State], outputs: Sequence[gr.State]) -> None:
-        """As refresh, but before all others of the section, which then see what it has decided."""
+    def decide(self, handler: Handler, inputs: Sequence[Component], outputs: Sequence[Block]) -> None:
+        """As refresh, but before all others of the section, which then see what states it has decided."""
         self.refreshes.insert(0, Refresh(handler, list(inputs), list(outputs)))
 
     def also_after(self, event: Any) -> None:

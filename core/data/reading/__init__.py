@@ -77,9 +77,9 @@ class FileKind:
 FILE_KINDS: Seam[FileKind] = Seam("core.data.reading", FileKind, "kind of file")
 
 
-def _suffix(name: str) -> str:
-    """What the name ends in; the end before .txt, where something called the file so that is none."""
-    path = Path(name.lower())
+def suffix_of(name: str) -> str:
+    """What a name ends in but for .gz; the end before .txt, where something put that behind another."""
+    path = Path(name.lower().removesuffix(".gz"))
     inner = path.with_suffix("").suffix
     return inner if path.suffix == ".txt" and inner in suffixes() else path.suffix
 
@@ -111,7 +111,7 @@ class RowReader:
         self.path, self.name = path, name or path.name
         self.size, self.position = path.stat().st_size, 0
         self.by_line, self.columns = by_line, columns
-        self.suffix = _suffix(self.name)
+        self.suffix = suffix_of(self.name)
         self.kind = self._kind()
         self.header: tuple[str, ...] = ()
         """All columns of a file that names them before its rows, once the first row is there."""

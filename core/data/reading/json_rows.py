@@ -173,6 +173,8 @@ def _parsed(line: bytes, where: str) -> Row | BadRow:
         return BadRow("encoding", f"{where} is not UTF-8: byte {line[error.start]:#04x}.", shown(line))
     except json.JSONDecodeError as error:
         reason = f"{error.msg} at column {error.colno}"
+        if b"\r" in line.strip():
+            reason = "lines of the file end in CR alone; save it with line ends of Unix or Windows"
         if line.lstrip()[:2] in (b"{'", b"['"):
             reason = "Python's quotes; write it with json.dumps"
         return BadRow("unreadable", f"{where} is not valid JSON ({reason}).", shown(line))

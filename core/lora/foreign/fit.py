@@ -114,7 +114,8 @@ def _paths_in(found: Found, shapes: LayerShapes) -> dict[str, str]:
     paths = {}
     for own in found.tensors:
         wanted = in_transformers_words(own) if found.layout.name == "torchtune" else own
-        candidates = next((by_end[name] for name in _stripped(wanted) if name in by_end), [])
+        names = _stripped(wanted, found.layout)
+        candidates = next((by_end[name] for name in names if name in by_end), [])
         if len(candidates) != 1:
             refuse_path(own, shapes, ambiguous=len(candidates))
         paths[own] = candidates[0]
@@ -127,13 +128,18 @@ def _ends(path: str, layout: Layout) -> list[str]:
     """The names by which a file may call a layer: its path with or without the outermost modules."""
     parts = path.split(".")
     ends = [".".join(parts[at:]) for at in range(min(2, len(parts) - 1) + 1)]
-    return [one.replace(".", "_") for one in ends] if layout.name == "kohya" else ends
+    return [_written(one, layout) for one in ends]
 
 
-def _stripped(own: str) -> list[str]:
+def _written(path: str, layout: Layout) -> str:
+    """A path as a layout writes it."""
+    return path.replace(".", "_") if layout.name == "kohya" else path
+
+
+def _stripped(own: str, layout: Layout) -> list[str]:
     """The path, then what is left of it without one prefix after the other."""
-    found = [own]
-    while shorter := [own.removeprefix(prefix) for prefix in _PREFIXES if own.startswith(prefix)]:
+    found, prefixes = [own], [_written(one, layout) for one in _PREFIXES]
+    while shorter := [own.removeprefix(prefix) for prefix in prefixes if own.startswith(prefix)]:
         own = min(shorter, key=len)
         found.append(own)
     return found

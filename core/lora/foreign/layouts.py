@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from core.errors import InvalidAdapter
 from core.files.safetensors_file import SafetensorsHeader, TensorEntry
-from core.lora.foreign.strangers import refuse_stranger
+from core.lora.foreign.strangers import refuse_convolution, refuse_stranger
 from core.lora.peft.files import DTYPES, Entries
 
 
@@ -41,7 +41,7 @@ LAYOUTS = (
     Layout("kohya", re.compile(r"^(?P<path>[^.]+)\.lora_(?P<factor>down|up)\.weight$"), "down"),
     Layout(
         "diffusers",
-        re.compile(r"^(?P<path>.+)\.lora(?:_linear_layer\.|\.|_)(?P<factor>down|up)\.weight$"),
+        re.compile(r"^(?P<path>.+)[._]lora(?:_linear_layer\.|\.|_)(?P<factor>down|up)\.weight$"),
         "down",
     ),
 )
@@ -144,9 +144,12 @@ def _pairs(layout: Layout, entries: Mapping[str, TensorEntry]) -> Entries:
                 f"{name[:120]!r} is empty: the adapter was saved before its shards were gathered "
                 "(DeepSpeed ZeRO-3 or FSDP); save it again with the gathered factors."
             )
+        if len(entry.shape) == 4:
+            refuse_convolution(name)
         if len(entry.shape) != 2 or entry.dtype not in DTYPES:
             raise InvalidAdapter(
-                f"{name[:120]!r} is {entry.dtype} {list(entry.shape)}; a LoRA factor is a matrix of floats."
+                f"{name[:120]!r} is {entry.dtype} {list(entry.shape)}; expected a matrix in one of "
+                f"{', '.join(DTYPES)}."
             )
         tensors.setdefault(match["path"], {})["A" if match["factor"] == layout.A else "B"] = entry
     for path, pair in tensors.items():

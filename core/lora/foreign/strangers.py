@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from typing import NoReturn
 
 from core.errors import InvalidAdapter
 
+_CONVOLUTIONS = (
+    "It adapts convolutions of an image model ({name}); only linear layers can have adapters here."
+)
 _KINDS = (
     (
         r"lora_magnitude_vector|\.magnitude$|dora_scale$|\.m$",
@@ -37,10 +41,7 @@ _KINDS = (
         "It is a VeRA adapter ({name}); PEFT's convert_to_lora makes a LoRA of it.",
     ),
     (r"prompt_embeddings|prefix", "It is a soft prompt ({name}), not a LoRA adapter."),
-    (
-        r"lora_mid",
-        "It adapts convolutions of an image model ({name}); only linear layers can have adapters here.",
-    ),
+    (r"lora_mid", _CONVOLUTIONS),
     (
         r"\.bias$",
         "It carries trained biases of the base ({name}, bias: all or lora_only), which an adapter here "
@@ -49,7 +50,7 @@ _KINDS = (
 )
 _VISION = re.compile(
     r"(^|[._])(vision|visual|vision_tower|vision_model|image_encoder|multi_modal_projector|mm_projector"
-    r"|audio_tower|unet)([._]|$)"
+    r"|audio_tower)([._]|$)|(^|[._])unet[._](down|mid|up|input|output|middle|time|conv|label)"
 )
 _EXPERTS = re.compile(r"[._]experts([._]|$)|switch_mlp")
 _HEADS = ("lm_head", "embed_out", "output")
@@ -60,6 +61,11 @@ def refuse_stranger(names: Sequence[str]) -> None:
     for pattern, sentence in _KINDS:
         if found := next((name for name in names if re.search(pattern, name)), None):
             raise InvalidAdapter(sentence.format(name=found[:120]))
+
+
+def refuse_convolution(name: str) -> NoReturn:
+    """Raise InvalidAdapter for a factor that is a kernel of a convolution."""
+    raise InvalidAdapter(_CONVOLUTIONS.format(name=name[:120]))
 
 
 def refuse_path(own: str, paths: Iterable[str], *, ambiguous: int = 0) -> None:

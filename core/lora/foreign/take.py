@@ -58,7 +58,11 @@ def _take_folder(origin: Path, staging: Path) -> None:
         )
     if len(weights) != 1:
         count = "no .safetensors file" if not weights else f"{len(weights)} .safetensors files"
-        raise InvalidAdapter(f"{origin} holds {count}; an adapter is {CONFIG_NAME} and {WEIGHTS_NAME}.")
+        inside = sorted(path.parent.name for path in origin.glob(f"*/{WEIGHTS_NAME}"))
+        there = f" Adapters lie in its folders {', '.join(inside[:6])}; give one of them." if inside else ""
+        raise InvalidAdapter(
+            f"{origin} holds {count}; an adapter is {CONFIG_NAME} and {WEIGHTS_NAME}.{there}"
+        )
     for path, target in ((weights[0], WEIGHTS_NAME), (origin / CONFIG_NAME, CONFIG_NAME)):
         if path.is_symlink():
             raise InvalidAdapter(

@@ -130,7 +130,9 @@ class Lora(AdapterKind):
         check_pattern(config, "alpha_pattern", *_ALPHAS)
         if config.get("bias", "none") != "none":
             raise InvalidAdapter(
-                f"{CONFIG_NAME}: bias is {config['bias']!r}; only adapters without biases can be used."
+                f"{CONFIG_NAME}: bias is {str(config['bias'])[:40]!r}; biases of the base that were trained "
+                "too cannot be used here. Train it with bias: none. A base without biases has none to train: "
+                "say none there if yours is one."
             )
         start = config.get("init_lora_weights", True)
         if isinstance(start, str) and start.lower().startswith(_CHANGES_THE_BASE):

@@ -70,6 +70,8 @@ def raw_config(path: Path) -> dict[str, Any]:
         )
     try:
         config = json.loads(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError:
+        raise InvalidAdapter(f"{path.name} is not UTF-8 text; save it as UTF-8.") from None
     except (ValueError, RecursionError) as error:
         raise InvalidAdapter(f"{path.name} is not valid JSON: {error}.") from None
     if not isinstance(config, dict):

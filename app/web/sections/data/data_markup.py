@@ -1,7 +1,4 @@
-"""HTML of the Data section: what a file looks like, what was found in it, a row's tokens.
-
-All of it escaped here.
-"""
+"""HTML of the Data section: what a file looks like, what was found in it, its versions; all escaped here."""
 
 from __future__ import annotations
 
@@ -13,14 +10,13 @@ from urllib.parse import urlencode
 
 from app.service.datasets import BaseCheck, Opened
 from app.shared.data_import import Look
-from app.web.parts.markup import conversation, day, facts, number
+from app.web.parts.markup import conversation, day, facts
 from app.web.sections.data.charts import table
 from core.data.detection import Detection
-from core.data.findings import ERROR, KINDS, Kind
+from core.data.findings import ERROR, KINDS, Finding, Kind
 from storage.tables import Dataset, DatasetVersion
 
 MOST_FINDINGS = 300
-_TITLES = {"truncate": "truncate: cut off", "split": "split: several rows", "drop": "drop: left out"}
 
 
 def look_html(look: Look) -> str:
@@ -60,7 +56,7 @@ def preview_html(rows: Sequence[dict[str, Any]]) -> str:
 def about_html(row: Dataset) -> str:
     """What is known of a data set."""
     usable = row.rows - row.excluded_rows - row.faulty_rows
-    about = facts(
+    return facts(
         [
             ("Format", row.reason if row.mapping else f"{row.format}: {row.reason}"),
             ("File", row.source_name),
@@ -80,9 +76,7 @@ def about_html(row: Dataset) -> str:
             ("Warnings", f"{row.warnings:,}" if row.warnings else "none"),
             ("Added", day(row.created)),
         ],
-        row.name,
     )
-    return f"{about}<div style='height:10px'></div>{conversation(row.preview[:3])}"
 
 
 def kinds_html(opened: Opened, base: BaseCheck | None) -> str:
@@ -100,17 +94,24 @@ def kinds_html(opened: Opened, base: BaseCheck | None) -> str:
             "<div class='card'><span class='state good'>clean</span> Nothing was found that needs a "
             f"look.{hints}</div>"
         )
-    rows = "".join(_kind_row(KINDS[code], counts[code], left_out[code]) for code in KINDS if code in counts)
-    head = "<tr><th>Level</th><th>Finding</th><th>Rows</th><th>Left out</th><th>What to do</th></tr>"
+    some_out = any(left_out.values())
+    rows = "".join(
+        _kind_row(KINDS[code], counts[code], left_out[code], some_out) for code in KINDS if code in counts
+    )
+    out = "<th>Left out</th>" if some_out else ""
+    head = f"<tr><th>Level</th><th>Finding</th><th>Rows</th>{out}<th>What to do</th></tr>"
     return (
-        "<div class='card'><table class='rows "
-        f"kinds'><thead>{head}</thead><tbody>{rows}</tbody></table>{hints}</div>"
+        f"<div class='card'><table class='rows kinds{' left-out' if some_out else ''}'><thead>{head}</thead>"
+        f"<tbody>{rows}</tbody></table>{hints}</div>"
     )
 
 
-def _kind_row(kind: Kind, count: int, left_out: int) -> str:
+def _kind_row(kind: Kind, count: int, left_out: int, some_out: bool) -> str:
+    """A row of the table; with a column of what is left out where something is."""
     level = "calm" if left_out == count else "bad" if kind.level == ERROR else "busy"
-    cells = f"<td>{count:,}</td><td>{f'{left_out:,}' if left_out else ''}</td>"
+    cells = f"<td>{count:,}</td>"
+    if some_out:
+        cells += f"<td>{f'{left_out:,}' if left_out else ''}</td>"
     badge = f"<span class='state {level}'>{kind.level}</span>"
     return f"<tr><td>{badge}</td><td>{escape(kind.title)}</td>{cells}<td>{escape(kind.remedy)}</td></tr>"
 
@@ -129,22 +130,29 @@ def findings_html(opened: Opened, base: BaseCheck | None, codes: Sequence[str], 
         if not codes or code in codes
     )
     sources = opened.summary.sources if opened.summary else [source]
-    rows: list[tuple[str, ...]] = []
-    for one in sorted(found, key=lambda finding: finding.index)[:MOST_FINDINGS]:
-        stored = opened.rows.stored(one.index) if one.index >= 0 else None
-        place = (
-            "all rows"
-            if stored is None
-            else f"row {stored.number}{f' of {sources[stored.file]}' if len(sources) > 1 else ''}"
-        )
-        left_out = "left out" if stored is not None and opened.version.excluded[one.index] else ""
-        rows.append((place, one.kind.title, one.detail, left_out))
+    shown = sorted(found, key=lambda finding: finding.index)[:MOST_FINDINGS]
+    if not shown:
+        return "<p class='hint'>Nothing of this kind.</p>"
+    rows = "".join(_finding_row(opened, one, sources) for one in shown)
+    head = "<thead><tr><th>Row</th><th>Finding</th><th>Detail</th><th></th></tr></thead>"
     more = (
-        f"<p class='hint'>{total - len(rows):,} more; all of them are in the CSV.</p>"
-        if total > len(rows)
+        f"<p class='hint'>{total - len(shown):,} more; all of them are in the CSV.</p>"
+        if total > len(shown)
         else ""
     )
-    return table(("Row", "Finding", "Detail", ""), rows, "Nothing of this kind.") + more
+    return f"<table class='rows'>{head}<tbody>{rows}</tbody></table>{more}"
+
+
+def _finding_row(opened: Opened, one: Finding, sources: Sequence[str]) -> str:
+    """One finding; its row is a button that leads to it."""
+    place, left_out = "all rows", ""
+    if one.index >= 0:
+        stored = opened.rows.stored(one.index)
+        place = f"<button type='button' class='to-row' data-row='{one.index}'>row {stored.number}</button>"
+        place += f" of {escape(sources[stored.file])}" if len(sources) > 1 else ""
+        left_out = "left out" if opened.version.excluded[one.index] else ""
+    said = f"<td>{escape(one.kind.title)}</td><td>{escape(one.detail)}</td><td>{left_out}</td>"
+    return f"<tr><td>{place}</td>{said}</tr>"
 
 
 def csv_link(row: Dataset, base: str | None = None, length: float | None = None) -> str:
@@ -154,77 +162,6 @@ def csv_link(row: Dataset, base: str | None = None, length: float | None = None)
         f"<a class='link-button' href='/workbench/data/{row.id}/report.csv?{about}' download>Report "
         "as CSV</a>"
     )
-
-
-def tokens_html(view: dict[str, Any]) -> str:
-    """A row's tokens: those that carry loss marked, each turn on a line of its own."""
-    parts: list[str] = []
-    for token in view["tokens"]:
-        kind = " ".join(name for name in ("trained", "special") if token[name])
-        shown = escape(token["text"].replace("\n", "⏎").replace("\t", "⇥")) or "∅"
-        border = " begins" if token["begins"] else ""
-        parts.append(
-            f"<span class='token {kind}{border}' title='id "
-            f"{token['id']}{', carries loss' if token['trained'] else ''}'>"
-            f"{shown}<sub>{token['id']}</sub></span>{'<br>' * token['text'].count(chr(10))}"
-        )
-    more = (
-        f"<p class='hint'>The first {len(view['tokens']):,} tokens are shown.</p>"
-        if view["count"] > len(view["tokens"])
-        else ""
-    )
-    legend = (
-        f"<p class='hint'>{view['count']:,} tokens, {view['trained']:,} carry loss: "
-        "<span class='token trained'>coloured and underlined</span>; special ones <span class='token "
-        "special'>framed</span>.</p>"
-    )
-    return f"<div class='card'>{legend}<div class='tokens'>{''.join(parts)}</div>{more}</div>"
-
-
-def template_html(checks: Sequence[dict[str, Any]]) -> str:
-    """What the base's chat template does right."""
-    rows = "".join(
-        "<tr><td><span class='state "
-        f"{'good' if one['passed'] else 'bad'}'>{'yes' if one['passed'] else 'no'}</span></td>"
-        f"<td>{escape(one['title'])}</td><td>{escape(one['detail'])}</td></tr>"
-        for one in checks
-    )
-    return f"<div class='card'><h3>Chat template</h3><table class='rows'><tbody>{rows}</tbody></table></div>"
-
-
-def token_facts_html(report: dict[str, Any], effective_batch: int) -> str:
-    """The figures of a data set for one base."""
-    train_rows = report["rows"] - report["validation_rows"]
-    steps, packed = -(-train_rows // effective_batch), -(-report["blocks"] // effective_batch)
-    packing = (
-        f"{report['blocks']:,} blocks of {report['max_length']:,}, {report['filled']:.1%} filled"
-        if report["blocks"]
-        else ""
-    )
-    about = facts(
-        [
-            ("Tokens an epoch", f"{report['tokens']:,}, {report['trained_tokens']:,} of them carry loss"),
-            (
-                "Length of a row",
-                f"{number(report['mean_length'], 0)} on average, half have up to "
-                f"{report['percentiles']['50']:,}, "
-                f"99 % up to {report['percentiles']['99']:,}, the longest {report['percentiles']['100']:,}",
-            ),
-            ("Recommended max length", f"{report['recommended_max_length']:,} tokens"),
-            ("Packed", packing),
-            (
-                "Steps an epoch",
-                f"{steps:,} row by row, {packed:,} packed (effective batch {effective_batch})",
-            ),
-        ],
-        "For this base",
-    )
-    rows = [
-        (_TITLES[policy], f"{loss['rows']:,}", f"{loss['tokens']:,}", f"{loss['trained_tokens']:,}")
-        for policy, loss in report["policies"].items()
-    ]
-    head = ("Rows above the max length", "Rows lost", "Tokens lost", "Trained tokens lost")
-    return f"{about}<div style='height:10px'></div><div class='card'>{table(head, rows)}</div>"
 
 
 def versions_html(versions: Sequence[DatasetVersion]) -> str:

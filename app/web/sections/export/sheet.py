@@ -58,7 +58,7 @@ def export_sheet(shell: Shell, section: str) -> None:
 
     told_of = [fields["format"], fields["dtype"], folder]
     shell.refresh(show, [adapter, begun, *told_of], [begun, adapter, preview])
-    events = [adapter.submit, *[one.change for one in told_of]]
+    events = [adapter.submit, *[one.change for one in told_of]]  # type: ignore[attr-defined]
 
     def look(*values: Any) -> str:
         return preview_html(workbench, *values)

@@ -13,7 +13,7 @@ from app.web.parts.routes import there
 from app.web.parts.shell import WORKING, Shell, told
 from app.web.sections.home.journey import ALL, NEXT, TO_CHAT, journey_html, start_step, steps_done
 from app.web.sections.home.other_jobs import other_jobs
-from app.web.sections.home.overview import overview_html
+from app.web.sections.home.recent import recent_html
 
 TAB, TITLE = "home", "Home"
 
@@ -51,7 +51,7 @@ def build(shell: Shell) -> None:
                 variant="primary" if done >= TO_CHAT else "secondary",
             ),
             f"<p class='{'fault' if why else 'hint'}'>{escape(why or hint)}</p>",
-            overview_html(workbench),
+            recent_html(workbench),
         )
 
     shell.refresh(show, [begun], [begun, first, steps, everything, go, said, overview])

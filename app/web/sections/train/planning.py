@@ -1,82 +1,158 @@
-"""What the run in the form would take: estimated as it changes, or measured when asked."""
+"""What the run in the form would take, estimated as the form changes."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
 import gradio as gr
 
 from app.service.workbench import Workbench
-from app.web.parts.markup import duration, facts, size
-from app.web.parts.shell import QUIET, WORKING, Shell, told
-from app.web.sections.train.form import MOST_OFFERED, TrainForm, require_chosen
-from app.web.sections.train.form_values import wanted
+from app.shared.bases import shapes_of
+from app.web.parts.markup import duration, size
+from app.web.parts.routes import link
+from app.web.parts.shell import QUIET, Shell, told
+from app.web.sections.train.form import TrainForm
+from app.web.sections.train.form_values import FormValues
+from core.errors import InvalidConfig
+from core.lora.config import LoraConfig
+from core.lora.targets import layer_kinds, target_choices
 from core.train.config import TrainConfig
 from core.train.estimate import Estimate
+from core.train.step_count import smaller_plans
+from core.train.training_options import TrainingOptions
+from storage.errors import NotFound
+from storage.tables import Base
 
+Offers = Sequence[tuple[str, Mapping[str, Any]]]
+"""Changes of options that are proposed: in words, and the options."""
 _FEW_STEPS = 30
+_TELL = """
+const tell = () => {
+  const found = element.querySelector('[data-targets]');
+  if (found) dispatchEvent(new CustomEvent('workbench-targets', {detail: JSON.parse(found.dataset.targets)}));
+};
+element.addEventListener('click', event => {
+  const offer = event.target.closest('[data-offer]');
+  if (offer) dispatchEvent(new CustomEvent('workbench-options', {detail: JSON.parse(offer.dataset.offer)}));
+});
+watch('value', tell);
+tell();
+const pane = element.closest('.plan-scroll');  // it may scroll, and is to be reached by keyboard then
+for (const [name, value] of [['tabindex', '0'], ['role', 'region'], ['aria-label', 'Plan']])
+  pane?.setAttribute(name, value);
+"""
 
 
-def bind_plan(shell: Shell, form: TrainForm) -> None:
-    """Estimate again whenever the form changes."""
+def plan_panel(elem_id: str) -> gr.HTML:
+    """A component for HTML that may propose changes, which go into the form when they are pressed."""
+    return gr.HTML("", js_on_load=_TELL, elem_id=elem_id)
 
-    def show_plan(base: str, dataset: str, sweep: str, **values: Any) -> str:
-        return plan_html(shell.workbench, base, dataset, values, sweep)
 
-    changed = [field.change for field in form.options.values()]
-    triggers = [shell.page.load, form.base.change, form.dataset.change, form.sweep.change, *changed]
-    gr.on(
-        triggers, show_plan, None, form.plan, inputs_kwargs=form.inputs, trigger_mode="always_last", **QUIET
+def bind_plan(shell: Shell, form: TrainForm, plan: gr.HTML, measured: gr.HTML) -> None:
+    """Estimate again whenever the form changes; what was measured of an earlier state of it goes away."""
+
+    def show_plan(base: str | None, dataset: str | None, options: str) -> tuple[str, str]:
+        return plan_html(shell.workbench, base, dataset, options), ""
+
+    def show_again(base: str | None, dataset: str | None, options: str) -> str:
+        return plan_html(shell.workbench, base, dataset, options)
+
+    triggers = [form.options.submit, form.base.change, form.dataset.change]
+    gr.on(triggers, show_plan, form.training, [plan, measured], trigger_mode="always_last", **QUIET)
+    shell.refresh(show_again, form.training, [plan])
+
+
+def plan_html(workbench: Workbench, base: str | None, dataset: str | None, options: str) -> str:
+    """What the run would need, or each run of a sweep, or why it cannot start."""
+    said = FormValues.read(options)
+    targets = targets_html(workbench, base, said)
+    if not base or not dataset:
+        return targets + _first_steps(base)
+    try:
+        runs = told(said.wanted)()
+        plan = told(workbench.training.estimate)(base, dataset, runs[0])
+    except gr.Error as error:
+        why = f"<span class='state bad'>cannot start</span> {error.message}"
+        return f"{targets}<div class='plan-bad'>{why}</div>"
+    room = _room(workbench)
+    return targets + _facts(plan, room) + _hints(plan, runs) + _too_large(plan, room, runs[0])
+
+
+def _first_steps(base: str | None) -> str:
+    if not base:
+        add = link("Add one under Models", "models")
+        said = f"There is no base model to train yet. {add}: the starter model is enough."
+    else:
+        said = f"There is nothing to learn from yet. {link('Import a data set', 'data')}."
+    return f"<div class='empty'>{said}</div>"
+
+
+def _facts(plan: Estimate, room: int | None) -> str:
+    seconds = "known after the first run on this base"
+    if plan.seconds is not None:
+        seconds = f"about {duration(plan.seconds)}"
+    packed = ", rows packed into blocks" if plan.packed else ""
+    free = f" of {size(room)} free" if room else ""
+    rows = [
+        ("Trainable parameters", f"{plan.trainable_parameters:,} in {plan.targeted_layers} layers"),
+        ("Steps", f"{plan.steps:,}, about {plan.tokens:,} tokens{packed}"),
+        ("Time", seconds),
+        ("Memory", f"about {size(plan.memory_bytes)}{free}{memory_bar(plan.memory_bytes, room)}"),
+    ]
+    lines = "".join(f"<div><dt>{name}</dt><dd>{said}</dd></div>" for name, said in rows)
+    return f"<dl class='plan-facts'>{lines}</dl>"
+
+
+def memory_bar(taken: int, room: int | None) -> str:
+    """How much of the memory is taken, as a bar; nothing where nobody knows how much there is."""
+    if not room:
+        return ""
+    share = taken / room
+    kind = "too-much" if share > 1 else ""
+    return (
+        f"<span class='bar {kind}' role='meter' aria-label='Share of the free memory' aria-valuemin='0' "
+        f"aria-valuemax='100' aria-valuenow='{min(100, round(100 * share))}'>"
+        f"<i style='width:{min(100.0, 100 * share):.0f}%'></i></span>"
     )
 
 
-def bind_measuring(shell: Shell, form: TrainForm, measure: gr.Button) -> None:
-    """Measure when asked, and offer what would make the run fit."""
-
-    @told
-    def find_out(base: str, dataset: str, sweep: str, **values: Any) -> tuple[object, ...]:
-        require_chosen(base, dataset)
-        found, offered = shell.workbench.training.measure(base, dataset, wanted(values, sweep))
-        buttons = [
-            gr.Button(offered[at][0] if at < len(offered) else "", visible=at < len(offered))
-            for at in range(MOST_OFFERED)
-        ]
-        return measured_html(found), [options for _, options in offered], *buttons
-
-    shown = [form.measured, form.offered, *form.changes]
-    measure.click(find_out, None, shown, inputs_kwargs=form.inputs, concurrency_id="measure", **WORKING)
-    fields = list(form.options.values())
-    for place, button in enumerate(form.changes):
-
-        def take(offered: list[dict[str, Any]], place: int = place) -> list[object]:
-            return [offered[place].get(name, gr.skip()) for name in form.options]
-
-        button.click(take, form.offered, fields, **QUIET)
+def _room(workbench: Workbench) -> int | None:
+    """Bytes that a run could have; None while no engine is there to say it."""
+    status = workbench.engine.status()
+    return status.get("memory_bytes") if status else None
 
 
-def plan_html(
-    workbench: Workbench, base: str | None, dataset: str | None, values: dict[str, Any], sweep: str = ""
-) -> str:
-    """What the run would need, or each run of a sweep, or why it cannot start."""
-    if not base or not dataset:
-        return ""
-    try:
-        runs = told(wanted)(values, sweep)
-        plan = told(workbench.training.estimate)(base, dataset, runs[0])
-    except gr.Error as error:
-        return f"<div class='card'><span class='state bad'>cannot start</span> {error.message}</div>"
-    hint = ""
+def _hints(plan: Estimate, runs: Sequence[TrainingOptions]) -> str:
+    said = []
     if len(runs) > 1:
-        hint = (
-            f"<p class='hint'>{len(runs)} adapters, trained at once where memory allows; the plan "
-            "is that of the first.</p>"
+        said.append(
+            f"{len(runs)} adapters, trained at once where memory allows; the plan is that of the first."
         )
     if plan.experts:
-        hint += f"<p class='hint'>{escape(plan.experts)}</p>"
+        said.append(plan.experts)
     if plan.steps < _FEW_STEPS:
-        hint += f"<p class='hint'>Only {plan.steps} optimiser steps: {_more_steps(runs[0].train)}</p>"
-    return f"{_plan_facts(plan)}{hint}"
+        said.append(f"Only {plan.steps} optimiser steps: {_more_steps(runs[0].train)}")
+    return "".join(f"<p class='plan-hint'>{escape(one)}</p>" for one in said)
+
+
+def _too_large(plan: Estimate, room: int | None, options: TrainingOptions) -> str:
+    if not room or plan.memory_bytes <= room:
+        return ""
+    said = "That may be more memory than there is. Measure first, or take less:"
+    return f"<p class='plan-hint'>{said}</p>{offers_html(smaller_plans(options.train))}"
+
+
+def offers_html(offers: Offers) -> str:
+    """Buttons, each of which puts its changes into the form."""
+    buttons = "".join(
+        f"<button type='button' class='small' data-offer='{escape(json.dumps(dict(change)))}'>"
+        f"{escape(words)}</button>"
+        for words, change in offers
+    )
+    return f"<div class='offers'>{buttons}</div>" if buttons else ""
 
 
 def _more_steps(train: TrainConfig) -> str:
@@ -93,49 +169,26 @@ def _more_steps(train: TrainConfig) -> str:
     return "with so little data more epochs, or more rows, learn more."
 
 
-def _plan_facts(plan: Estimate) -> str:
-    seconds = "known after the first run on this base" if plan.seconds is None else duration(plan.seconds)
-    return facts(
-        [
-            ("Trainable parameters", f"{plan.trainable_parameters:,} in {plan.targeted_layers} layers"),
-            (
-                "Steps",
-                (
-                    f"{plan.steps:,}, about {plan.tokens:,} "
-                    f"tokens{', rows packed into blocks' if plan.packed else ''}"
-                ),
-            ),
-            ("Memory", f"about {size(plan.memory_bytes)} (estimate)"),
-            ("Time", f"about {seconds} (estimate)" if plan.seconds is not None else seconds),
-        ],
-        "Plan",
+def targets_html(workbench: Workbench, base: str | None, said: FormValues) -> str:
+    """For the picker of target modules: the kinds of layers of the chosen base with what each would cost, and
+    usual choices.
+    """
+    try:
+        model = workbench.registry.find(Base, base) if base else None
+    except NotFound:  # removed meanwhile
+        model = None
+    if model is None:
+        return _targets([], {})
+    try:
+        lora = said.parsed().lora
+    except InvalidConfig:  # the plan says so; the counts are those of the defaults until it is mended
+        lora = LoraConfig()
+    kinds = layer_kinds(shapes_of(model), model.head, lora)
+    return _targets(
+        [[one.name, one.layers, one.parameters, one.is_head] for one in kinds], target_choices(kinds)
     )
 
 
-def _time_text(found: dict[str, Any]) -> str:
-    parts = [
-        f"{duration(found[key])} for {name}"
-        for key, name in (("evaluating_seconds", "evaluations"), ("saving_seconds", "checkpoints"))
-        if found[key] >= 1
-    ]
-    return f"about {duration(found['seconds'])}{', of it ' + ' and '.join(parts) if parts else ''}"
-
-
-def _pace_text(found: dict[str, Any]) -> str:
-    return f"{found['seconds_a_step']:.2f} s on average over {found['steps']:,} steps"
-
-
-def measured_html(found: dict[str, Any]) -> str:
-    """What a short trial has shown."""
-    share = f"{size(found['peak_bytes'])} of {size(found['total_bytes'])}"
-    notices = "".join(f"<p class='hint'>{escape(one)}</p>" for one in found["notices"])
-    several = f" ({found['together']} runs at once)" if found["together"] > 1 else ""
-    card = facts(
-        [
-            ("Peak memory", f"{share}{several}"),
-            *([("Time", _time_text(found)), ("Time a step", _pace_text(found))] if found["fits"] else []),
-            ("Disk", f"at most {size(found['disk_bytes'])} for checkpoints"),
-        ],
-        f"Measured: {found['verdict']}",
-    )
-    return f"{card}{notices}"
+def _targets(kinds: Sequence[Sequence[object]], choices: Mapping[str, str]) -> str:
+    told_of = json.dumps({"kinds": kinds, "choices": choices})
+    return f"<i hidden data-targets='{escape(told_of)}'></i>"

@@ -3,51 +3,74 @@
 from __future__ import annotations
 
 from html import escape
-from typing import Any
 
 import gradio as gr
 
+from app.service.presets import Presets
+from app.web.parts.panes import ask_first, bar, close_sheet, sheet
 from app.web.parts.shell import QUIET, WORKING, Shell, choose_from, refusal, told
-from app.web.sections.train.form import TrainForm
-from app.web.sections.train.form_values import parsed
+from app.web.sections.train.form import NO_PRESET, TrainForm
+from app.web.sections.train.form_values import FormValues
+from core.errors import InvalidInput
+
+_DELETE = "Delete this preset? Runs that were started with it keep their options."
 
 
-def bind_presets(shell: Shell, form: TrainForm) -> None:
-    """Bind the fields and buttons about presets."""
-    presets, fields = shell.workbench.presets, list(form.options.values())
-
-    def names() -> list[str]:
-        return [one.name for one in presets.usable()]
-
-    def choices(chosen: str | None = None) -> gr.Dropdown:
-        return gr.Dropdown(choices=names(), value=chosen)
+def preset_controls(shell: Shell, form: TrainForm) -> None:
+    """What the chosen preset is for, a sheet to save the options as one, and a question before one is
+    deleted.
+    """
+    presets = shell.workbench.presets
+    with gr.Row(elem_classes="preset-line", visible=False) as line:
+        why = gr.HTML("", elem_classes="preset-why")
+        with bar() as own:
+            deleted = ask_first(
+                "delete-preset",
+                "Delete preset …",
+                _DELETE,
+                str,
+                lambda asked, _: presets.remove(asked),
+                [form.preset],
+            )
+    with sheet("save-preset", "Save as a preset", "All options of the form, under a name of yours."):
+        name = gr.Textbox(value="", label="Name of the preset")
+        save = gr.Button("Save preset", variant="primary", size="md")
 
     @told
-    def choose(name: str | None) -> list[object]:
-        if not name:
-            return ["", *[gr.skip()] * len(fields)]
-        found = presets.find(name)
-        return [f"<p class='hint'>{escape(found.why)}</p>", *form.values(found.options)]
+    def choose(chosen: str | None, options: str) -> str:
+        said = FormValues.read(options)
+        given = dict(presets.find(chosen).options) if chosen else {}
+        return FormValues(chosen or "", given, {}, said.sweep).write()
+
+    def show(chosen: str | None) -> tuple[object, ...]:
+        names = [NO_PRESET, *((one.name, one.name) for one in presets.usable())]
+        return choose_from(names, chosen or "", ""), *about(presets, chosen)
 
     @told
-    def save(name: str, **values: Any) -> tuple[object, ...]:
-        presets.save(name, parsed(values))
-        return "", choices(name.strip()), ""
+    def keep(wanted: str, options: str) -> tuple[object, ...]:
+        said = FormValues.read(options)
+        if not wanted.strip():
+            raise refusal("Give the preset a name first.")
+        presets.save(wanted, said.parsed())
+        found = presets.find(wanted.strip())
+        names = [NO_PRESET, *((one.name, one.name) for one in presets.usable())]
+        now = FormValues(found.name, dict(found.options), {}, said.sweep).write()
+        return "", gr.Dropdown(choices=names, value=found.name), now
 
-    @told
-    def forget(name: str | None) -> tuple[object, ...]:
-        if not name:
-            raise refusal("Choose the preset to delete first, at the top.")
-        presets.remove(name)
-        return choices(), ""
+    shell.refresh(show, [form.preset], [form.preset, line, why, own])
+    shell.soon(form.preset.input(choose, [form.preset, form.options], form.options, **QUIET))
+    saved = save.click(keep, [name, form.options], [name, form.preset, form.options], **WORKING)
+    close_sheet(saved, "save-preset")
+    shell.soon(saved)
+    shell.soon(deleted)
 
-    shell.refresh(lambda now: choose_from(names(), now, None), [form.preset], [form.preset])
-    form.preset.input(choose, form.preset, [form.why, *fields], **QUIET)
-    form.save.click(
-        save,
-        None,
-        [form.save_name, form.preset, form.why],
-        inputs_kwargs={"name": form.save_name, **form.options},
-        **WORKING,
-    )
-    form.forget.click(forget, form.preset, [form.preset, form.why], **WORKING)
+
+def about(presets: Presets, chosen: str | None) -> tuple[gr.Row, str, gr.Row]:
+    """The line about a preset: what it is for, and whether it can be deleted."""
+    try:
+        found = presets.find(chosen) if chosen else None
+    except InvalidInput:  # deleted meanwhile
+        found = None
+    own = bool(found and found.own)
+    said = (found.why or f"The preset {found.name}") if found else ""
+    return gr.Row(visible=bool(found)), escape(said), gr.Row(visible=own)

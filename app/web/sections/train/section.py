@@ -1,32 +1,53 @@
-"""Train: choose, configure, start, and watch the loss."""
+"""Train: what is trained on what, with which options; what it would take; and its start, always in view."""
 
 from __future__ import annotations
 
 import gradio as gr
 
 from app.web.parts.shell import Shell
-from app.web.sections.train.form import bind_choices, train_form
-from app.web.sections.train.planning import bind_measuring, bind_plan
-from app.web.sections.train.preset_controls import bind_presets
-from app.web.sections.train.run_controls import run_panel
-from app.web.sections.train.starting import bind_duplicates, bind_start
+from app.web.sections.train.form import TrainForm, what_line
+from app.web.sections.train.live_runs import live_runs
+from app.web.sections.train.measuring import bind_measuring
+from app.web.sections.train.option_groups import options_panel
+from app.web.sections.train.planning import bind_plan, plan_panel
+from app.web.sections.train.preset_controls import preset_controls
+from app.web.sections.train.restoring import TAB, bind_choices, bind_keeping
+from app.web.sections.train.starting import bind_start
 
-TAB, TITLE = "train", "Train"
+TITLE = "Train"
+
+__all__ = ["TAB", "TITLE", "build"]
 
 
 def build(shell: Shell) -> None:
-    """Lay out the tab and bind its handlers."""
-    with gr.Row():
-        with gr.Column(scale=5, min_width=430):
-            form = train_form(shell.workbench)
-            with gr.Row(elem_id="start-row"):
-                start = gr.Button("Start training", variant="primary", elem_id="start-training")
-                measure = gr.Button("Measure first", elem_id="measure")
-        with gr.Column(scale=7, min_width=520):
-            panel = run_panel(shell)
+    """Lay out the section and bind its handlers."""
+    with gr.Column(elem_classes="cockpit grows"):
+        base, dataset, preset, name = what_line()
+        with gr.Row(elem_classes="cockpit-body"):
+            with gr.Column(elem_classes="pane options-pane", min_width=0):
+                presets = gr.Column(elem_classes="preset-column", min_width=0)
+                options = options_panel()
+            with gr.Column(elem_classes="pane plan-pane", min_width=0):
+                with gr.Column(elem_classes="plan-scroll", min_width=0):
+                    plan, measured = plan_panel("plan"), plan_panel("measured")
+                with gr.Column(elem_classes="plan-actions", min_width=0):
+                    together = gr.Checkbox(
+                        value=False,
+                        label="May train at once with other waiting runs",
+                        info="Runs on the same base that allow it share every pass over its weights.",
+                    )
+                    start = gr.Button(
+                        "Start training", variant="primary", elem_id="start-training", size="md"
+                    )
+                    measure = gr.Button("Measure first", elem_id="measure", size="md")
+                    end = gr.Button("Cancel measuring", visible=False, variant="stop", size="md")
+            with gr.Column(elem_classes="pane live-pane", min_width=0):
+                live_runs(shell.workbench)
+    form = TrainForm(base, dataset, preset, name, options, together)
     bind_choices(shell, form)
-    bind_plan(shell, form)
-    bind_start(shell, form, start, panel)
-    bind_measuring(shell, form, measure)
-    bind_presets(shell, form)
-    bind_duplicates(shell, form, panel)
+    bind_plan(shell, form, plan, measured)
+    with presets:
+        preset_controls(shell, form)
+    bind_start(shell, form, start)
+    bind_measuring(shell, form, measure, end, measured)
+    bind_keeping(shell, form, plan)

@@ -1,54 +1,34 @@
-"""Starting what the form describes, and bringing another run's options into it."""
+"""Starting what the form describes."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import gradio as gr
 
+from app.web.parts.curve import MOST_RUNS
+from app.web.parts.routes import there
 from app.web.parts.shell import WORKING, Shell, told
 from app.web.sections.train.form import TrainForm, require_chosen
-from app.web.sections.train.form_values import grid_of, parsed
-from app.web.sections.train.run_controls import RunPanel
-from storage.tables import Run
+from app.web.sections.train.form_values import FormValues
 
 
-def bind_start(shell: Shell, form: TrainForm, start: gr.Button, panel: RunPanel) -> None:
-    """Queue what the form says, and show the first run."""
-    workbench = shell.workbench
+def bind_start(shell: Shell, form: TrainForm, start: gr.Button) -> None:
+    """Queue what the form says, and lead to it. A second press while the first is on its way does nothing."""
+    training = shell.workbench.training
 
     @told
     def begin(
-        base: str, dataset: str, name: str, sweep: str, together: bool, **values: Any
-    ) -> tuple[object, ...]:
+        base: str | None, dataset: str | None, options: str, name: str, together: bool
+    ) -> tuple[str, str]:
         require_chosen(base, dataset)
-        options = parsed(values)
-        if sweep.strip():
-            started = workbench.training.sweep(base, dataset, options, grid_of(sweep), name.strip())
+        said = FormValues.read(options)
+        if said.sweep:
+            started = training.sweep(str(base), str(dataset), said.parsed(), said.sweep, name.strip())
         else:
-            started = [workbench.training.start(base, dataset, options, name.strip(), together=together)]
-        return "", *panel.show(started[0].id, [run.id or 0 for run in started[1:]])
+            started = [
+                training.start(str(base), str(dataset), said.parsed(), name.strip(), together=together)
+            ]
+        return "", there("runs", name=",".join(str(run.id) for run in started[:MOST_RUNS]))
 
-    inputs = {**form.inputs, "name": form.name, "together": form.together}
-    shell.soon(
-        start.click(
-            begin, None, [form.name, *panel.outputs], inputs_kwargs=inputs, concurrency_id="start", **WORKING
-        )
-    )
-
-
-def bind_duplicates(shell: Shell, form: TrainForm, panel: RunPanel) -> None:
-    """Another section wants a run shown, or its options put into the form."""
-    runs, registry, fields = shell.workbench.runs, shell.workbench.registry, list(form.options.values())
-
-    @told
-    def bring(wish: tuple[str, int]) -> tuple[object, ...]:
-        what, run_id = wish[0], int(wish[1])
-        row = registry.get(Run, run_id)
-        untouched = [gr.skip()] * (2 + len(fields))
-        if what == "show":
-            return *untouched, *panel.show(run_id, [])
-        return (row.base_name, row.dataset_name, *form.values(runs.options(run_id)), *panel.show(run_id, []))
-
-    outputs = [form.base, form.dataset, *fields, *panel.outputs]
-    shell.soon(shell.to_train.change(bring, shell.to_train, outputs, **WORKING))
+    inputs = [*form.training, form.name, form.together]
+    outputs = [form.name, shell.go]
+    shell.soon(start.click(begin, inputs, outputs, concurrency_id="start", trigger_mode="once", **WORKING))

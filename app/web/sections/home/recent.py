@@ -15,7 +15,7 @@ from storage.tables import Adapter, Base, Dataset, Export, Run
 _NEWEST = 6
 
 
-def overview_html(workbench: Workbench) -> str:
+def recent_html(workbench: Workbench) -> str:
     """All cards."""
     parts = [_adapters(workbench), _runs(workbench), _kept(workbench), _machine(workbench)]
     return f"<div class='overview'>{''.join(parts)}</div>"

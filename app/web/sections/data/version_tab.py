@@ -1,0 +1,63 @@
+"""Split and versions: which rows are kept for validation, and the history of the data set."""
+
+from __future__ import annotations
+
+import gradio as gr
+
+from app.web.parts.shell import QUIET, WORKING, Shell, offered, refusal, told, values_of
+from app.web.sections.data.chosen import ChosenData
+from app.web.sections.data.data_markup import versions_html
+from core.data.split import COUNT, NONE, SHARE, Split
+from storage.tables import Dataset
+
+
+def version_tab(shell: Shell, chosen: ChosenData) -> None:
+    """Lay out the tab and bind its handlers."""
+    datasets, registry = shell.workbench.datasets, shell.workbench.registry
+    with gr.Row(equal_height=True, elem_classes="asked"):
+        kind = gr.Radio(
+            [("share", SHARE), ("number", COUNT), ("none", NONE)],
+            value=SHARE,
+            label="Validation rows by",
+            scale=2,
+            min_width=280,
+        )
+        amount = gr.Number(5, label="Share in %, or number of rows", minimum=0, scale=1, min_width=150)
+        seed = gr.Number(0, label="Seed", precision=0, minimum=0, scale=1, min_width=90)
+        stratify = gr.Checkbox(False, label="Stratified by label", scale=1, min_width=140)
+        again = gr.Button("Split anew", size="md", scale=1, min_width=120)
+    history = gr.HTML()
+    with gr.Row(equal_height=True, elem_classes="asked", visible=False) as going_back:
+        number = gr.Dropdown([], label="Version", scale=0, min_width=160, interactive=True)
+        go_back = gr.Button("Go back to this version", size="md", scale=0, min_width=190)
+
+    def show(name: str, wanted: int | None) -> tuple[object, ...]:
+        row = chosen.dataset(name)
+        if row is None:
+            return gr.skip(), gr.skip(), gr.skip()
+        versions = registry.datasets.versions(row.id or 0)
+        earlier = [(f"version {one.number}", one.number) for one in versions if one.number != row.version]
+        numbers = values_of(earlier)
+        now = wanted if wanted in numbers else next(iter(numbers), None)
+        return versions_html(versions), gr.Row(visible=bool(earlier)), offered(earlier, now, wanted)
+
+    def split_anew(name: str, by: str, many: float, start: float, by_label: bool) -> None:
+        share = (many or 0) / 100 if by == SHARE else 0.05
+        datasets.split(name, Split(by, share, int(many or 0), int(start or 0), bool(by_label)))
+
+    def back_to(name: str, wanted: int | None) -> None:
+        if wanted is None:
+            now = registry.find(Dataset, name).version
+            raise refusal(f"{name} has version {now} only: there is none to go back to.")
+        datasets.go_back(name, wanted)
+
+    shell.refresh(show, [chosen.name, number], [history, going_back, number])
+    kind.input(
+        lambda by: (gr.Number(visible=by != NONE), gr.Number(visible=by != NONE)),
+        kind,
+        [amount, seed],
+        **QUIET,
+    )
+    changing = WORKING | {"concurrency_id": "data-change"}
+    shell.soon(again.click(told(split_anew), [chosen.name, kind, amount, seed, stratify], None, **changing))
+    shell.soon(go_back.click(told(back_to), [chosen.name, number], None, **changing))

@@ -1,0 +1,157 @@
+"""What the form says when the page opens: what it said before, or what an address wishes; and what bases,
+data sets and runs another section wants in it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from typing import Self
+from urllib.parse import parse_qs
+
+import gradio as gr
+
+from app.service.workbench import Workbench
+from app.web.parts.routes import wish
+from app.web.parts.shell import QUIET, Shell, choose_from, inform, told
+from app.web.sections.train.defaults import usual_base, usual_data
+from app.web.sections.train.form import NO_PRESET, TrainForm
+from app.web.sections.train.form_values import FormValues
+from app.web.sections.train.planning import plan_html
+from storage.errors import NotFound
+from storage.tables import Base, Dataset, Run
+
+TAB = "train"
+_KEPT = "lora-workbench-train"
+_KEEP = "(...all) => all[5] ? JSON.stringify(all.slice(0, 6)) : all[6]"  # not before it is restored
+_SEARCH = "(kept, search) => [kept, location.search]"
+_DONE = """() => {
+  if (window.workbench.route().section === 'train') window.workbench.go({section: 'train'}, {replace: true});
+}"""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The form as it is kept, in the order of TrainForm.all."""
+
+    base: str | None = None
+    dataset: str | None = None
+    preset: str = ""
+    name: str = ""
+    together: bool = False
+    options: str = ""
+
+    @classmethod
+    def read(cls, text: str) -> Self:
+        """What the browser has kept; nothing at first."""
+        return cls(*json.loads(text)) if text else cls()
+
+
+def bind_keeping(shell: Shell, form: TrainForm, plan: gr.HTML) -> None:
+    """Keep the form in the browser; as the page opens bring it back, then follow what an address wishes."""
+    kept = gr.BrowserState("", storage_key=_KEPT, secret="train")
+    wishes = {what: wish(TAB, what) for what in ("base", "data", "from")}
+    search = wishes["base"]  # only carries the address as the page opens
+
+    @told
+    def open_with(was: str, address: str) -> tuple[object, ...]:
+        return _shown(shell.workbench, _opened(shell.workbench, was, address), plan=True)
+
+    opened = shell.page.load(open_with, [kept, search], [*form.all, plan], js=_SEARCH, **QUIET)
+    opened.then(None, None, None, js=_DONE, **QUIET)
+    for what, wished in wishes.items():
+        _bind_wish(shell, form, what, wished)
+    changes = [form.options.submit, *(one.change for one in form.all[:5])]
+    gr.on(changes, None, [*form.all, kept], kept, js=_KEEP, **QUIET)
+
+
+def _bind_wish(shell: Shell, form: TrainForm, what: str, wished: gr.HTML) -> None:
+    @told
+    def bring(value: str, *now: object) -> tuple[object, ...]:
+        if not Kept(*now).options:  # type: ignore[arg-type]
+            return tuple(gr.skip() for _ in now)  # the page is opening, and takes the wish from its address
+        return _shown(shell.workbench, _granted(shell.workbench, Kept(*now), {what: value}))  # type: ignore[arg-type]
+
+    event = wished.submit(bring, [wished, *form.all], form.all, **QUIET)
+    event.then(None, None, None, js=_DONE, **QUIET)
+
+
+def bind_choices(shell: Shell, form: TrainForm) -> None:
+    """Offer the base models and data sets that there are."""
+    registry = shell.workbench.registry
+
+    def show(base: str | None, dataset: str | None, options: str) -> tuple[object, ...]:
+        if not options:
+            return gr.skip(), gr.skip()  # the page is opening
+        bases, sets = [row.name for row in registry.all(Base)], [row.name for row in registry.all(Dataset)]
+        first_base = base if base else usual_base(registry)
+        first_data = dataset if dataset else usual_data(registry)
+        return (
+            choose_from(bases, base, first_base if first_base in bases else None),
+            choose_from(sets, dataset, first_data if first_data in sets else None),
+        )
+
+    shell.refresh(show, form.training, [form.base, form.dataset])
+
+
+def _opened(workbench: Workbench, was: str, address: str) -> Kept:
+    """The form as it was, without what has gone since, and with what the address wishes."""
+    registry = workbench.registry
+    before = Kept.read(was)
+    options = FormValues.read(before.options).write()
+    now = replace(
+        before,
+        options=options,
+        base=before.base if before.base in registry.names(Base) else usual_base(registry),
+        dataset=before.dataset if before.dataset in registry.names(Dataset) else usual_data(registry),
+    )
+    query = {key: values[0] for key, values in parse_qs(address.removeprefix("?")).items()}
+    if query.get("section") != TAB:
+        return now
+    try:
+        return _granted(workbench, now, query)
+    except NotFound as error:  # the rest of the form is brought back all the same
+        inform(str(error), "Look again")
+        return now
+
+
+def _granted(workbench: Workbench, now: Kept, wishes: dict[str, str]) -> Kept:
+    """The form with what is wished of it, as far as it is there; else it is said what is not."""
+    registry = workbench.registry
+    if number := wishes.get("from"):
+        now = _as_run(workbench, now, int(number) if number.isdigit() else 0)
+    for field, table, wished in (
+        ("base", Base, wishes.get("base")),
+        ("dataset", Dataset, wishes.get("data")),
+    ):
+        if wished:
+            registry.find(table, wished)
+            now = replace(now, **{field: wished})
+    return now
+
+
+def _as_run(workbench: Workbench, now: Kept, number: int) -> Kept:
+    """The form with the base, the data set and all options of a run."""
+    registry = workbench.registry
+    run = registry.get(Run, number)
+    options = FormValues(f"run {number}", workbench.runs.options(number)).write()
+    there = {"base": (Base, run.base_name), "dataset": (Dataset, run.dataset_name)}
+    found = {field: name for field, (table, name) in there.items() if name in registry.names(table)}
+    if gone := [name for field, (_, name) in there.items() if field not in found]:
+        inform(f"{' and '.join(gone)} of run {number} are not here any more; choose others.", "Look again")
+    return replace(now, preset="", options=options, **found)
+
+
+def _shown(workbench: Workbench, kept: Kept, *, plan: bool = False) -> tuple[object, ...]:
+    registry = workbench.registry
+    presets = [NO_PRESET, *((one.name, one.name) for one in workbench.presets.usable())]
+    preset = kept.preset if kept.preset in [value for _, value in presets] else ""
+    shown = (
+        gr.Dropdown(choices=[row.name for row in registry.all(Base)], value=kept.base),
+        gr.Dropdown(choices=[row.name for row in registry.all(Dataset)], value=kept.dataset),
+        gr.Dropdown(choices=presets, value=preset),
+        kept.name,
+        kept.together,
+        kept.options,
+    )
+    return (*shown, plan_html(workbench, kept.base, kept.dataset, kept.options)) if plan else shown

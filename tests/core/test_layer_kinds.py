@@ -1,0 +1,58 @@
+"""What target_modules can name in a model, what each kind of layer costs, and the usual choices of it."""
+
+from core.lora.config import LoraConfig
+from core.lora.targets import layer_kinds, select_targets, target_choices, trainable_parameter_count
+
+LLAMA = {
+    **{
+        f"model.layers.{at}.{name}": shape
+        for at in range(3)
+        for name, shape in {
+            "self_attn.q_proj": (8, 8),
+            "self_attn.v_proj": (8, 4),
+            "self_attn.o_proj": (8, 8),
+            "mlp.up_proj": (8, 16),
+            "mlp.down_proj": (16, 8),
+        }.items()
+    },
+    "lm_head": (8, 100),
+}
+
+
+def test_kinds_of_layers_are_counted_with_what_they_cost():
+    config = LoraConfig(rank=4, alpha=8.0)
+    kinds = {kind.name: kind for kind in layer_kinds(LLAMA, "lm_head", config)}
+    assert list(kinds) == ["q_proj", "v_proj", "o_proj", "up_proj", "down_proj", "lm_head"]
+    assert (kinds["v_proj"].layers, kinds["v_proj"].parameters) == (3, 3 * 4 * (8 + 4))
+    assert [name for name, kind in kinds.items() if kind.attends] == ["q_proj", "v_proj", "o_proj"]
+    assert [name for name, kind in kinds.items() if kind.is_head] == ["lm_head"]
+    every = select_targets(list(LLAMA), config, "lm_head")
+    assert sum(kind.parameters for kind in kinds.values() if not kind.is_head) == trainable_parameter_count(
+        LLAMA, every, config
+    )
+
+
+def test_usual_choices_name_what_the_model_has():
+    config = LoraConfig()
+    assert target_choices(layer_kinds(LLAMA, "lm_head", config)) == {
+        "All linear": "all-linear",
+        "Attention": "q_proj,v_proj,o_proj",
+        "Feed-forward": "up_proj,down_proj",
+        "Query and value": "q_proj,v_proj",
+    }
+    fused = {"h.0.attn.c_attn": (8, 24), "h.0.attn.c_proj": (8, 8), "h.0.mlp.c_proj": (32, 8)}
+    kinds = layer_kinds(fused, None, config)
+    choices = target_choices(kinds)
+    assert [kind.name for kind in kinds] == ["c_attn", "attn.c_proj", "mlp.c_proj"]
+    assert choices == {
+        "All linear": "all-linear",
+        "Attention": "c_attn,attn.c_proj",
+        "Feed-forward": "mlp.c_proj",
+    }
+    chosen = select_targets(list(fused), LoraConfig(target_modules=choices["Attention"]), None)
+    assert chosen == ["h.0.attn.c_attn", "h.0.attn.c_proj"]
+
+
+def test_the_layers_of_experts_are_one_kind():
+    experts = {f"layers.0.mlp.experts.{at}.up.w1": (8, 4) for at in range(2)}
+    assert [(kind.name, kind.layers) for kind in layer_kinds(experts, None, LoraConfig())] == [("w1", 2)]
