@@ -4,7 +4,7 @@ import json
 import re
 from html import unescape
 
-from app.web.sections.train.defaults import usual_base, usual_data
+from app.service.usual import usual_base, usual_data
 from app.web.sections.train.form_values import FormValues
 from app.web.sections.train.live_runs import live_html
 from app.web.sections.train.option_groups import COMMON, groups
@@ -51,13 +51,15 @@ def test_a_form_of_an_earlier_version_is_read_without_what_there_is_no_more():
 def test_the_form_begins_where_the_work_was(workbench, trained):
     registry = workbench.registry
     _another(workbench, Base, "llama", name="llama + style", fingerprint="f" * 64, source="merged")
-    assert usual_base(registry) == "llama", "a merge is made to be used"
+    assert usual_base(workbench) == "llama", "a merge is made to be used"
     _another(workbench, Base, "llama", name="newer", fingerprint="e" * 64)
-    assert usual_base(registry) == "newer"
+    assert usual_base(workbench) == "newer"
     trained("mine")
-    assert usual_base(registry) == "llama"
+    assert usual_base(workbench) == "llama"
     _another(workbench, Dataset, "data", name="imported later")
     assert usual_data(registry) == "imported later"
+    workbench.preferences.change({"default_base": "newer"})
+    assert usual_base(workbench) == "newer"
 
 
 def test_a_reload_brings_back_what_is_still_there_and_an_address_what_it_wishes(workbench, monkeypatch):

@@ -16,7 +16,7 @@ from app.service.workbench import Workbench
 from app.shared.settings import settings_for
 from storage.tables import Adapter, Base, Export, Run
 from tests.core.helpers import peft_from
-from tests.ui.conftest import choose, go_to, open_sheet, picture, ready, section_link, served, unfold
+from tests.ui.conftest import choose, choose_row, go_to, open_sheet, picture, ready, row, section_link, served
 from tests.workbenches import copy_adapter
 
 pytestmark = [pytest.mark.starter, pytest.mark.browser, pytest.mark.timeout(900)]
@@ -51,7 +51,7 @@ def get_the_starter(page: Page) -> None:
     page.get_by_role("button", name="Get the starter model").click()
     expect(page.get_by_role("button", name="Add the sample data")).to_be_visible(timeout=5 * MINUTES)
     go_to(page, "Models")
-    expect(page.get_by_role("gridcell", name="SmolLM2-135M-Instruct").first).to_be_visible()
+    expect(row(page, "models", "SmolLM2-135M-Instruct")).to_have_attribute("aria-selected", "true")
     picture(page, "2-models")
 
 
@@ -108,9 +108,10 @@ def chat_side_by_side(page: Page) -> None:
     expect(
         page.locator(".chats").get_by_text("captain", exact=True)
     ).to_be_visible()  # the new adapter has its place
-    unfold(page, "Sampling")
-    page.get_by_label("Temperature", exact=False).fill("0")
-    page.get_by_label("Max tokens").fill("40")
+    sampling = open_sheet(page, "Sampling")
+    sampling.get_by_label("Temperature", exact=False).fill("0")
+    sampling.get_by_label("Max tokens").fill("40")
+    page.keyboard.press("Escape")
     page.get_by_role("textbox", name="Prompt", exact=True).fill(PROMPT)
     page.get_by_role("button", name="Send").click()
     answers = page.locator(".bot.message")
@@ -124,13 +125,13 @@ def chat_side_by_side(page: Page) -> None:
 
 def export_and_check(page: Page) -> None:
     go_to(page, "Export")
-    expect(page.get_by_role("combobox", name="Adapter", exact=True)).to_have_value("captain", timeout=MINUTES)
-    page.get_by_role("button", name="Export", exact=True).click()
+    form = open_sheet(page, "Export an adapter")
+    expect(form.get_by_role("combobox", name="Adapter")).to_have_value("captain", timeout=MINUTES)
+    form.locator("#export-button").click()
     expect(page.get_by_text("Passed: logits differ by at most")).to_be_visible(timeout=3 * MINUTES)
     picture(page, "7-export")
     go_to(page, "Adapters")
-    expect(page.get_by_role("gridcell", name="captain").first).to_be_visible()
-    page.get_by_role("gridcell", name="captain").first.click()
+    choose_row(page, "adapters", "captain")
     expect(page.get_by_text("Fingerprint of the base")).to_be_visible()
     picture(page, "8-adapters")
 

@@ -8,11 +8,11 @@ import pytest
 from playwright.sync_api import expect
 
 from core.train.training_options import TrainingOptions
-from tests.ui.conftest import choose_row, go_to, open_sheet, open_tab, picture, press, ready, served, unfold
+from tests.ui.conftest import choose_row, go_to, open_sheet, open_tab, picture, press, ready, row, served
 from tests.workbenches import QUICK, wait_for
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
-SECTIONS = ("Home", "Models", "Data", "Train", "Runs", "Adapters", "Playground", "Export")
+SECTIONS = ("Home", "Models", "Data", "Train", "Runs", "Adapters", "Playground", "Export", "Settings")
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def test_a_run_started_elsewhere_shows_up_and_can_be_stopped_here(workbench, add
         expect(one.locator(".curve-state", has_text="Stopped")).to_be_visible(timeout=30_000)
     assert workbench.runs.wait(run.id).state == "stopped"
     go_to(page, "Adapters")
-    expect(page.get_by_role("gridcell", name="elsewhere").first).to_be_visible()
+    expect(row(page, "adapters", "elsewhere")).to_be_visible()
 
 
 def test_a_run_is_paused_saved_and_resumed(workbench, address, open_page):
@@ -180,27 +180,28 @@ def test_deleting_an_adapter_asks_first(workbench, trained, address, open_page):
     trained("unwanted")
     page = open_page(address)
     go_to(page, "Adapters")
-    page.get_by_role("gridcell", name="unwanted").first.click()
-    page.get_by_role("button", name="Delete …").click()
-    page.get_by_role("button", name="Keep it").click()
+    choose_row(page, "adapters", "unwanted")
+    press(page, "Delete …")
+    press(page, "Keep it")
     expect(page.get_by_role("button", name="Delete it")).to_be_hidden()
     assert workbench.registry.names(type(trained("other"))) == {"unwanted", "other"}
-    page.get_by_role("button", name="Delete …").click()
-    page.get_by_role("button", name="Delete it").click()
-    expect(page.get_by_role("gridcell", name="unwanted")).to_have_count(0)
+    choose_row(page, "adapters", "unwanted")
+    press(page, "Delete …")
+    press(page, "Delete it")
+    expect(row(page, "adapters", "unwanted")).to_have_count(0)
 
 
 def test_a_section_is_brought_up_to_date_when_it_is_opened_and_while_it_is_open(trained, address, open_page):
     page = open_page(address)
     trained("made while Home was open")
     go_to(page, "Adapters")
-    expect(page.get_by_role("gridcell", name="made while Home was open").first).to_be_visible()
+    expect(row(page, "adapters", "made while Home was open")).to_be_visible()
     trained("made while it was open")
-    expect(page.get_by_role("gridcell", name="made while it was open").first).to_be_visible()
+    expect(row(page, "adapters", "made while it was open")).to_be_visible()
     page.reload()
     ready(page)
     trained("made after a reload")
-    expect(page.get_by_role("gridcell", name="made after a reload").first).to_be_visible()
+    expect(row(page, "adapters", "made after a reload")).to_be_visible()
 
 
 def test_one_at_a_time_and_a_conversation_survives_a_reload(workbench, trained, address, open_page):
@@ -209,15 +210,21 @@ def test_one_at_a_time_and_a_conversation_survives_a_reload(workbench, trained, 
     go_to(page, "Playground")
     page.get_by_label("One at a time").check()
     expect(page.get_by_label("Who answers")).to_have_value("talker")
-    unfold(page, "Sampling")
-    page.get_by_label("Max tokens").fill("4")
-    page.get_by_role("textbox", name="Prompt", exact=True).fill("hello there")
-    page.get_by_role("button", name="Send").click()
-    expect(page.get_by_role("textbox", name="Prompt", exact=True)).to_have_value("")
+    open_sheet(page, "Sampling").get_by_label("Max tokens").fill("4")
+    page.keyboard.press("Escape")
+    prompt = page.get_by_role("textbox", name="Prompt", exact=True)
+    prompt.fill("hello there")
+    prompt.press("Shift+Enter")
+    prompt.type("and here")
+    prompt.press("Enter")
+    expect(prompt).to_have_value("")
     expect(page.locator(".user.message")).to_have_count(1)
     wait_for(lambda: len(workbench.registry.chats.messages(1)) == 2)
+    assert workbench.registry.chats.messages(1)[0].content == "hello there\nand here"
     page.reload()
     ready(page)
     expect(page.get_by_text("hello there").first).to_be_visible()
+    expect(page.get_by_label("One at a time")).to_be_checked()
+    expect(page.get_by_label("Who answers")).to_have_value("talker")
     page.get_by_role("button", name="New chat").click()
     expect(page.get_by_text("hello there")).to_have_count(0)

@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from app.service.chats import MAX_SIDE_BY_SIDE, Asked, history
+from app.service.usual import usual_base
 from app.service.workbench import Workbench
 from app.shared.bases import base_for
 from app.web.parts.options_form import option_fields
@@ -96,7 +97,7 @@ def build(shell: Shell) -> None:
         if not base_now and len(before or []) == len(fields):
             base_now, adapters_now, speaker_now, mode_now, with_base_now = before
         names = [row.name for row in workbench.registry.all(Base)]
-        chosen = base_now if base_now in names else first_base(workbench)
+        chosen = base_now if base_now in names else usual_base(workbench)
         fitting = adapters_for(workbench, chosen)
         return (
             offered(names, chosen, shown),
@@ -214,19 +215,6 @@ def _bind_wishes(shell: Shell, outputs: list[Any]) -> None:
     for parameter, handler in (("adapter", with_adapter), ("base", with_model)):
         wished = wish(TAB, parameter)
         wished.submit(handler, wished, outputs, **WORKING)
-
-
-def first_base(workbench: Workbench) -> str | None:
-    """What one most likely wants to talk to: the base of the newest adapter, else the newest that was not
-    made by merging.
-    """
-    bases = workbench.registry.all(Base)
-    for adapter in workbench.registry.all(Adapter, limit=1):
-        for base in bases:
-            if base.fingerprint == adapter.base_fingerprint and base.source != "merged":
-                return base.name
-    plain = [base.name for base in bases if base.source != "merged"]
-    return next(iter([*plain, *[base.name for base in bases]]), None)
 
 
 def adapters_for(workbench: Workbench, base: str | None) -> list[str]:

@@ -1,4 +1,4 @@
-"""What takes space in the home folder, what of it can go, and how much there may be."""
+"""What takes space in the home folder, and what of it can go."""
 
 from __future__ import annotations
 
@@ -18,10 +18,8 @@ def storage_view(shell: Shell) -> None:
     with gr.Accordion("Storage", open=False) as view:
         table = gr.HTML()
         with gr.Row(equal_height=True, elem_classes="asked"):
-            most = gr.Number(workbench.usage.quota() or 0, label="Quota (GB); 0: none", minimum=0, scale=1)
-            keep = gr.Button("Set quota", scale=0, min_width=110)
-            clean = gr.Button("Clean up", scale=0, min_width=110)
-            again = gr.Button("Measure again", scale=0, min_width=140)
+            clean = gr.Button("Clean up", size="md", scale=0, min_width=110)
+            again = gr.Button("Measure again", size="md", scale=0, min_width=140)
 
     def show() -> str:
         return storage_html(workbench)
@@ -32,15 +30,9 @@ def storage_view(shell: Shell) -> None:
         inform(f"{size(freed)} became free.", "Cleaned up")
         return show()
 
-    @told
-    def limit(gigabytes: float | None) -> str:
-        workbench.usage.set_quota(float(gigabytes or 0))
-        return show()
-
     view.expand(show, None, table, **QUIET)
     again.click(show, None, table, **WORKING)
     clean.click(tidy, None, table, **WORKING)
-    keep.click(limit, most, table, **WORKING)
 
 
 def storage_html(workbench: Workbench) -> str:

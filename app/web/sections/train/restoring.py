@@ -11,10 +11,10 @@ from urllib.parse import parse_qs
 
 import gradio as gr
 
+from app.service.usual import usual_base, usual_data
 from app.service.workbench import Workbench
 from app.web.parts.routes import wish
 from app.web.parts.shell import QUIET, Shell, choose_from, inform, told
-from app.web.sections.train.defaults import usual_base, usual_data
 from app.web.sections.train.form import NO_PRESET, TrainForm
 from app.web.sections.train.form_values import FormValues
 from app.web.sections.train.planning import plan_html
@@ -84,7 +84,7 @@ def bind_choices(shell: Shell, form: TrainForm) -> None:
         if not options:
             return gr.skip(), gr.skip()  # the page is opening
         bases, sets = [row.name for row in registry.all(Base)], [row.name for row in registry.all(Dataset)]
-        first_base = base if base else usual_base(registry)
+        first_base = base if base else usual_base(shell.workbench)
         first_data = dataset if dataset else usual_data(registry)
         return (
             choose_from(bases, base, first_base if first_base in bases else None),
@@ -102,7 +102,7 @@ def _opened(workbench: Workbench, was: str, address: str) -> Kept:
     now = replace(
         before,
         options=options,
-        base=before.base if before.base in registry.names(Base) else usual_base(registry),
+        base=before.base if before.base in registry.names(Base) else usual_base(workbench),
         dataset=before.dataset if before.dataset in registry.names(Dataset) else usual_data(registry),
     )
     query = {key: values[0] for key, values in parse_qs(address.removeprefix("?")).items()}

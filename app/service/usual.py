@@ -1,7 +1,8 @@
-"""What the form begins with: where the work was."""
+"""What a form begins with: what is set for it, or else where the work was."""
 
 from __future__ import annotations
 
+from app.service.workbench import Workbench
 from app.shared.bases import closest_base
 from storage.registry import Registry
 from storage.tables import Adapter, Base, Dataset, Run
@@ -9,10 +10,17 @@ from storage.tables import Adapter, Base, Dataset, Run
 _MERGED = "merged"
 
 
-def usual_base(registry: Registry) -> str | None:
-    """The base of the newest run or adapter; else the newest that is no merge: those are made to be used."""
+def usual_base(workbench: Workbench) -> str | None:
+    """The default base, if one is set and here; else that of the newest run or adapter; else the newest that
+    is no merge: those are made to be used.
+    """
+    registry = workbench.registry
     bases = registry.all(Base)
-    return _worked_on(registry, {base.name for base in bases}) or next(
+    names = {base.name for base in bases}
+    chosen = "" if workbench.preferences.fault else workbench.preferences.values().default_base
+    if chosen in names:
+        return chosen
+    return _worked_on(registry, names) or next(
         (base.name for base in sorted(bases, key=lambda one: one.source == _MERGED)), None
     )
 
