@@ -170,6 +170,23 @@ def test_a_finished_export_leads_to_itself_and_to_the_base_that_it_became(workbe
     assert workbench.registry.names(Base) == {"llama"}
 
 
+def test_no_folder_goes_with_an_export_that_holds_something_else(workbench, trained):
+    adapter, exports = trained("mine"), workbench.settings.exports
+    same = [exported(workbench, adapter, folder=exports / "same") for _ in range(2)]
+    outer, inner = exports / "outer", exports / "outer" / "inner"
+    rows = [exported(workbench, adapter, folder=one) for one in (exports, exports / ".." / "models", outer)]
+    within = exported(workbench, adapter, folder=inner)
+    for row in (same[0], *rows):
+        assert "its files stay in" in workbench.exports.remove(row.id)
+    assert (exports / "same" / "README.md").is_file()
+    assert inner.is_dir()
+    assert (workbench.settings.models / "README.md").is_file()
+    for row in (same[1], within):
+        assert "is removed" in workbench.exports.remove(row.id)
+    assert not (exports / "same").exists()
+    assert not inner.exists()
+
+
 def test_what_was_exported_elsewhere_stays_there_when_it_is_forgotten(workbench, trained, tmp_path):
     row = exported(workbench, trained("mine"), folder=tmp_path / "out")
     with pytest.raises(USER_ERRORS, match="not as it was written"):

@@ -56,9 +56,9 @@ def export_sheet(shell: Shell, section: str) -> None:
         now = name if known else newest
         return True, gr.skip() if now == name else now, preview_html(workbench, now, *values)
 
-    told_of = [fields["format"], fields["dtype"], folder]
+    told_of: list[Any] = [fields["format"], fields["dtype"], folder]
     shell.refresh(show, [adapter, begun, *told_of], [begun, adapter, preview])
-    events = [adapter.submit, *[one.change for one in told_of]]  # type: ignore[attr-defined]
+    events = [adapter.submit, *[one.change for one in told_of]]
 
     def look(*values: Any) -> str:
         return preview_html(workbench, *values)
