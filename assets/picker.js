@@ -7,11 +7,11 @@ host.innerHTML = `
   <div class="picker-rows" role="listbox" tabindex="-1"></div>
   <div class="picker-foot" role="status"></div>`;
 const [search, facetBox, list, foot] = ['input', '.picker-facets', '.picker-rows', '.picker-foot'].map(one => host.querySelector(one));
-const section = props.section, several = props.several;
+const section = fixed.section, several = fixed.several;
 const keptAs = `lora-workbench-list-${section}`, kept = JSON.parse(sessionStorage.getItem(keptAs) || '{}');
-search.placeholder = props.search;
+search.placeholder = fixed.search;
 search.value = kept.words ?? '';
-list.setAttribute('aria-label', props.title);
+list.setAttribute('aria-label', fixed.title);
 if (several) list.setAttribute('aria-multiselectable', 'true');
 const make = (tag, about, ...inner) => { const one = Object.assign(document.createElement(tag), about); one.append(...inner.filter(part => part != null)); return one; };
 let rows = [], total = 0, asked = 0, shownAs = '', stale = true, facets = kept.facets ?? {}, folded = new Set(kept.folded ?? []), typed = null, moving = null, focused = null;
@@ -119,7 +119,7 @@ function draw() {
   list.hidden = !rows.length;
   facetBox.hidden = search.hidden = !rows.length && !words;
   foot.textContent = rows.length ? (total > rows.length ? `${rows.length.toLocaleString('en')} of ${total.toLocaleString('en')}; scroll for more` : `${total.toLocaleString('en')}`)
-    : (words ? 'Nothing matches.' : props.nothing);
+    : (words ? 'Nothing matches.' : fixed.nothing);
   foot.classList.toggle('empty', !rows.length);
   mark();
 }

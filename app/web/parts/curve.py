@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from importlib import resources
 from typing import Any
 
 import gradio as gr
@@ -11,6 +10,7 @@ import gradio as gr
 from app.service.metrics import metrics_of
 from app.service.runs import has_prompts
 from app.service.workbench import Workbench
+from app.web.parts.scripts import script
 from storage.errors import NotFound
 from storage.tables import Run
 
@@ -62,15 +62,12 @@ def run_log(store: str) -> gr.HTML:
     return _part("run_log.js", "Log", store)
 
 
-def _part(script: str, label: str, store: str, **about: Any) -> gr.HTML:
-    folder = resources.files("assets")
-    scripts = [(folder / name).read_text(encoding="utf-8") for name in ("run_store.js", script)]
+def _part(name: str, label: str, store: str, **about: Any) -> gr.HTML:
     return gr.HTML(
         value="",
         label=label,
         html_template="<div class='run-slot'></div>",
-        js_on_load="\n".join(scripts),
-        store=store,
+        js_on_load=script("run_store.js", name, store=store),
         **about,
     )
 
