@@ -103,8 +103,8 @@ input.addEventListener('input', () => offer(input.value));
 input.addEventListener('blur', () => {
   close();
   const typed = input.value.trim();
-  if (several) input.value = '';
-  else if (!typed && props.value && fixed.optional) set('');
+  if (several) { input.value = ''; return; }  // lines drawn anew would take the focus from the one that was clicked
+  if (!typed && props.value && fixed.optional) set('');
   else if (typed !== String(props.value ?? '') && offered.some(([name]) => name === typed)) set(typed);
   show();
 });
