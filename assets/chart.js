@@ -2,7 +2,7 @@
 const host = document.createElement('div');
 host.className = 'chart-plot';
 host.setAttribute('role', 'img');
-host.setAttribute('aria-label', props.title);
+host.setAttribute('aria-label', fixed.title);
 let shown = null;  // the value that is drawn
 
 function place() {

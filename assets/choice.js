@@ -1,13 +1,13 @@
 // A field that finds one thing among thousands: it asks the server for what matches, and shows it below. With `several` each
 // chosen one gets a line with its weight; the value is then JSON, a list of names and weights.
-const {several, label, opensWith} = props, keptAs = `lora-workbench-choice-${props.kept}`;
+const {several, label, opensWith} = fixed, keptAs = `lora-workbench-choice-${fixed.kept}`;
 const make = (tag, about, ...inner) => { const one = Object.assign(document.createElement(tag), about); one.append(...inner); return one; };
-const id = `choice-${props.kept}`;
-const input = make('input', {type: 'text', autocomplete: 'off', placeholder: props.placeholder, id: `${id}-input`});
+const id = `choice-${fixed.kept}`;
+const input = make('input', {type: 'text', autocomplete: 'off', placeholder: fixed.placeholder, id: `${id}-input`});
 const popup = make('ul', {id, className: 'choice-popup', role: 'listbox', ariaLabel: label, hidden: true});
 const lines = make('div', {className: 'choice-lines'});
 const host = make('div', {className: 'choice field'}, make('label', {htmlFor: input.id, textContent: label}), ...(several ? [lines] : []),
-  make('div', {className: 'choice-box'}, input, popup), make('p', {className: 'hint', textContent: props.help, hidden: !props.help}));
+  make('div', {className: 'choice-box'}, input, popup), make('p', {className: 'hint', textContent: fixed.help, hidden: !fixed.help}));
 for (const [name, value] of [['role', 'combobox'], ['aria-autocomplete', 'list'], ['aria-expanded', 'false'], ['aria-controls', id]]) input.setAttribute(name, value);
 let offered = [], at = -1, asked = 0, rows = [], touched = false;
 
@@ -103,8 +103,8 @@ input.addEventListener('input', () => offer(input.value));
 input.addEventListener('blur', () => {
   close();
   const typed = input.value.trim();
-  if (several) input.value = '';
-  else if (!typed && props.value && props.optional) set('');
+  if (several) { input.value = ''; return; }  // lines drawn anew would take the focus from the one that was clicked
+  if (!typed && props.value && fixed.optional) set('');
   else if (typed !== String(props.value ?? '') && offered.some(([name]) => name === typed)) set(typed);
   show();
 });
@@ -119,7 +119,7 @@ popup.addEventListener('mousedown', event => event.preventDefault());
 popup.addEventListener('click', event => { const one = event.target.closest('[data-name]'); if (one) pick(one.dataset.name); });
 if (opensWith) addEventListener('workbench-sheet', event => {
   const now = window.workbench.route();
-  if (event.detail.key === opensWith && !valueOf() && now.section === props.section && now.name) pick(now.name);
+  if (event.detail.key === opensWith && !valueOf() && now.section === fixed.section && now.name) pick(now.name);
 });
 watch('value', show);
 if (!props.value && sessionStorage.getItem(keptAs)) { props.value = sessionStorage.getItem(keptAs); touched = several; }

@@ -3,7 +3,7 @@
 const KEPT = 'lora-workbench-rows';
 const make = (tag, about, ...inner) => { const one = Object.assign(document.createElement(tag), about); one.append(...inner.filter(part => part != null)); return one; };
 const search = make('input', {type: 'search', placeholder: 'Search the rows', ariaLabel: 'Search the rows'});
-const filter = make('select', {ariaLabel: 'Which rows'}, ...props.filters.map(one => make('option', {value: one, textContent: one})));
+const filter = make('select', {ariaLabel: 'Which rows'}, ...fixed.filters.map(one => make('option', {value: one, textContent: one})));
 const list = make('div', {className: 'picker-rows', role: 'listbox', ariaLabel: 'Rows', tabIndex: -1});
 const said = make('span', {className: 'row-count', role: 'status'}), at = make('input', {type: 'number', min: 1, ariaLabel: 'Page'});
 const before = make('button', {type: 'button', className: 'small', textContent: '‹', ariaLabel: 'Page before'});
@@ -19,7 +19,7 @@ const keep = news => { kept = {...kept, ...news}; sessionStorage.setItem(KEPT, J
 function recall() {
   kept = JSON.parse(sessionStorage.getItem(KEPT) || '{}');
   // A finding names a row: it is shown among all of them.
-  if (kept.find) keep({words: '', shown: props.filters[0], page: 1 + Math.floor(kept.row / props.most), find: false});
+  if (kept.find) keep({words: '', shown: fixed.filters[0], page: 1 + Math.floor(kept.row / fixed.most), find: false});
 }
 
 function place() {
@@ -31,11 +31,11 @@ async function update() {
   place();
   if (!seen()) return;
   const now = about();
-  if (kept.name !== now.name) keep({name: now.name, words: '', shown: props.filters[0], page: 1, row: null});
+  if (kept.name !== now.name) keep({name: now.name, words: '', shown: fixed.filters[0], page: 1, row: null});
   if (search.value !== kept.words && document.activeElement !== search) search.value = kept.words;
   filter.value = kept.shown;
   tell(now);
-  const question = {...now, words: kept.words, shown: kept.shown, from: (kept.page - 1) * props.most};
+  const question = {...now, words: kept.words, shown: kept.shown, from: (kept.page - 1) * fixed.most};
   if (fetched === JSON.stringify(question)) return;
   const mine = ++asked;
   const answer = now.name ? await server.rows(question).catch(error => { console.warn('The rows could not be fetched.', error); return null; }) : {rows: [], total: 0};
@@ -53,7 +53,7 @@ function tell(now) {
 }
 
 function draw({rows, total}) {
-  const pages = Math.max(1, Math.ceil(total / props.most));
+  const pages = Math.max(1, Math.ceil(total / fixed.most));
   if (kept.page > pages) { keep({page: pages}); return update(); }
   list.replaceChildren(...rows.map(line));
   list.hidden = !rows.length;

@@ -198,6 +198,7 @@ window.workbench = (() => {
     light: ['#0f766e', '#b45309', '#1d4ed8', '#a21caf', '#4d7c0f', '#be123c', '#0369a1', '#57534e'],
     dark: ['#2dd4bf', '#fbbf24', '#93c5fd', '#f0abfc', '#a3e635', '#fda4af', '#7dd3fc', '#d6d3d1'],
   };
+  const TEAL = [[0, '#eef6f5'], [.5, '#2dd4bf'], [1, '#0f766e']];  // from little to much; Plotly's own begin in red
   const isDark = () => document.body.classList.contains('dark');
 
   function plotTemplate() {
@@ -207,7 +208,7 @@ window.workbench = (() => {
       font: {family: getComputedStyle(document.body).fontFamily, size: 12, color: text}, colorway: COLOURS[dark ? 'dark' : 'light'],
       paper_bgcolor: 'transparent', plot_bgcolor: 'transparent', xaxis: axis, yaxis: axis,
       margin: {l: 56, r: 16, t: 32, b: 44}, title: {font: {size: 13}, x: 0, xanchor: 'left'}, hoverlabel: {bgcolor: dark ? '#1c2739' : '#fff', font: {size: 12, color: text}},
-      legend: {orientation: 'h', y: 1.02, yanchor: 'bottom', x: 0, font: {size: 12}}, colorscale: {sequential: dark ? 'Viridis' : 'Tealgrn'},
+      legend: {orientation: 'h', y: 1.02, yanchor: 'bottom', x: 0, font: {size: 12}}, colorscale: {sequential: dark ? 'Viridis' : TEAL},
     }};
   }
 

@@ -8,7 +8,7 @@ const make = (tag, about = {}, ...inner) => {
   one.append(...inner.filter(part => part != null));
   return one;
 };
-const every = new Map(props.groups.flatMap(group => group.options.map(option => [option.name, option])));
+const every = new Map(fixed.groups.flatMap(group => group.options.map(option => [option.name, option])));
 const fields = new Map();  // name → {row, read(), write(value), note}
 const OPEN = 'lora-workbench-train-open', open = new Set(JSON.parse(localStorage.getItem(OPEN) || '[]'));
 const empty = () => ({label: '', given: {}, changed: {}, sweep: {}});
@@ -100,7 +100,7 @@ function folding(subject, body) {
 const search = make('input', {type: 'search', placeholder: 'Search options', 'aria-label': 'Search options'});
 const total = make('span', {className: 'options-total', role: 'status'});
 const resetAll = make('button', {type: 'button', className: 'small', textContent: 'Reset all'});
-const [common, ...others] = props.groups;
+const [common, ...others] = fixed.groups;
 const sections = [group(common, false), ...others.map(one => group(one, true))];
 const sweep = sweepSection();
 const nothing = make('p', {className: 'hint', textContent: 'No option matches.', hidden: true});
@@ -145,7 +145,7 @@ function mark() {
     help.classList.toggle('fault', Boolean(wrong));
   }
   for (const section of sections.filter(one => one.fold)) {
-    const options = props.groups.find(one => one.subject === section.subject).options.filter(shown);
+    const options = fixed.groups.find(one => one.subject === section.subject).options.filter(shown);
     const count = options.filter(isChanged).length, chooser = options.find(one => one.choices.some(([, , help]) => help));
     section.count.textContent = count ? `${count} changed` : '';
     section.about.textContent = chooser ? words(chooser, now(chooser)) : '';

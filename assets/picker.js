@@ -7,14 +7,15 @@ host.innerHTML = `
   <div class="picker-rows" role="listbox" tabindex="-1"></div>
   <div class="picker-foot" role="status"></div>`;
 const [search, facetBox, list, foot] = ['input', '.picker-facets', '.picker-rows', '.picker-foot'].map(one => host.querySelector(one));
-const section = props.section, several = props.several;
+const section = fixed.section, several = fixed.several;
 const keptAs = `lora-workbench-list-${section}`, kept = JSON.parse(sessionStorage.getItem(keptAs) || '{}');
-search.placeholder = props.search;
+search.placeholder = fixed.search;
 search.value = kept.words ?? '';
-list.setAttribute('aria-label', props.title);
+list.setAttribute('aria-label', fixed.title);
 if (several) list.setAttribute('aria-multiselectable', 'true');
 const make = (tag, about, ...inner) => { const one = Object.assign(document.createElement(tag), about); one.append(...inner.filter(part => part != null)); return one; };
 let rows = [], total = 0, asked = 0, shownAs = '', stale = true, facets = kept.facets ?? {}, folded = new Set(kept.folded ?? []), typed = null, moving = null, focused = null;
+let wished = null;  // by the address: Gradio sets what has just been laid out to its first value once more
 
 const chosen = () => String(props.value ?? '').split(several ? ',' : '\u0000').filter(Boolean);
 const remember = () => sessionStorage.setItem(keptAs, JSON.stringify({words: search.value, facets, folded: [...folded]}));
@@ -118,7 +119,7 @@ function draw() {
   list.hidden = !rows.length;
   facetBox.hidden = search.hidden = !rows.length && !words;
   foot.textContent = rows.length ? (total > rows.length ? `${rows.length.toLocaleString('en')} of ${total.toLocaleString('en')}; scroll for more` : `${total.toLocaleString('en')}`)
-    : (words ? 'Nothing matches.' : props.nothing);
+    : (words ? 'Nothing matches.' : fixed.nothing);
   foot.classList.toggle('empty', !rows.length);
   mark();
 }
@@ -141,7 +142,7 @@ function takeRoute(now) {
   if (now.section !== section) return;
   if (stale) fetchRows();
   if (now.name && now.name !== String(props.value ?? '')) {
-    props.value = now.name;
+    props.value = wished = now.name;
     place();
     mark();
     trigger('submit');
@@ -187,12 +188,9 @@ search.addEventListener('keydown', event => {
 });
 addEventListener('workbench-route', event => takeRoute(event.detail));
 addEventListener('workbench-changed', () => fetchRows());
-// Gradio sets what has just been laid out to its first value once more: what the address names counts until somebody acts.
-let untouched = true;
-for (const kind of ['pointerdown', 'keydown']) addEventListener(kind, () => { untouched = false; }, {once: true, capture: true});
+for (const act of ['pointerdown', 'keydown']) addEventListener(act, () => { wished = null; }, {capture: true});
 watch('value', () => {
-  const now = window.workbench.route();
-  if (untouched && !chosen().length && now.section === section && now.name) return takeRoute(now);
+  if (wished && !chosen().length) { props.value = wished; trigger('submit'); }
   place();
   window.workbench.choose(section, String(props.value ?? ''));
   mark();

@@ -1,6 +1,6 @@
 // What the parts of a run's view share: what run_feed.js has fetched of the runs that they show. Each script of the view
 // begins with this one, and finds the store of its name, whichever of them is there first.
-const store = (window.workbench.runStores ??= {})[props.store] ??= {runs: new Map(), main: null, samples: [], notes: [], marked: null, parts: {}};
+const store = (window.workbench.runStores ??= {})[fixed.store] ??= {runs: new Map(), main: null, samples: [], notes: [], marked: null, parts: {}};
 const listen = (part, act) => { (store.parts[part] ??= []).push([element, act]); };
 function tell(part, about) {
   // A part that Gradio has taken out of the page, and made anew, is there twice.

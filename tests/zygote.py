@@ -45,6 +45,11 @@ _NOT_OURS = (
 """What others import only when it is needed; some of it takes longer than all that a test asks for."""
 
 
+def _is_handed_on(variable: str) -> bool:
+    """Whether a fork has the variable as who asked for it has."""
+    return variable.startswith("LORA_WORKBENCH") or variable == "DISPLAY"
+
+
 class Forks:
     """Has processes forked by the zygote that listens on a socket."""
 
@@ -70,7 +75,7 @@ class Forks:
         return Asked(self, pid, ours_out, ours_in)
 
     def _fork(self, module: str, arguments: list[str], log: Path, *pipes: int) -> int:
-        environment = {name: value for name, value in os.environ.items() if name.startswith("LORA_WORKBENCH")}
+        environment = {name: value for name, value in os.environ.items() if _is_handed_on(name)}
         question = {"module": module, "arguments": arguments, "log": str(log), "environment": environment}
         pid: int = self.ask(question, *pipes)["pid"]
         return pid
@@ -184,7 +189,7 @@ def _fork(question: dict[str, Any], pipes: list[int], listening: socket.socket) 
         os.dup2(end, standard)
     for end in {took, gives, log}:
         os.close(end)  # one that stays open here never ends for the other side
-    for name in [name for name in os.environ if name.startswith("LORA_WORKBENCH")]:
+    for name in filter(_is_handed_on, list(os.environ)):
         del os.environ[name]
     os.environ.update(question["environment"])
     sys.argv = [question["module"], *question["arguments"]]

@@ -239,6 +239,9 @@ def adapters_combine(
     name: Annotated[
         str, typer.Option(help="Keep it under this name; without, only show what would become of them.")
     ] = "",
+    evaluate: Annotated[
+        bool, typer.Option("--evaluate", help="Measure each one's validation loss beside the result's.")
+    ] = False,
     home: Home = None,
     json: Json = False,
 ) -> None:
@@ -246,9 +249,8 @@ def adapters_combine(
     console, workbench = Console(json), open_workbench(home)
     options = {"method": method, "rank": rank, "density": density, "seed": seed}
     with console.progress() as progress:
-        result = finished(
-            workbench, workbench.adapters.combine(_weights(workbench, parts), options, name), progress
-        )
+        started = workbench.adapters.combine(_weights(workbench, parts), options, name, evaluate=evaluate)
+        result = finished(workbench, started, progress)
     pairs = [
         f"{one} · {other}: {result['cosines'][i][j]:.3f}"
         for i, one in enumerate(result["parents"])
@@ -262,6 +264,13 @@ def adapters_combine(
             ("Sign conflicts", f"{result['sign_conflicts']:.1%}"),
             ("Energy lost", f"{result['energy_lost']:.2%}"),
             ("Rank", str(result["rank"])),
+            *[
+                (
+                    f"Validation loss of {one}",
+                    f"{pair[0]:.4f} → {pair[1]:.4f}" if pair else "its data are not here",
+                )
+                for one, pair in zip(result["parents"], result["losses"], strict=False)
+            ],
             *[("Warning", line) for line in result["warnings"]],
             ("Kept as", result.get("name", "not kept; give --name")),
         ],

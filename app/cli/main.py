@@ -20,6 +20,7 @@ from app.cli.opening import address, open_page
 from app.cli.presets import presets
 from app.cli.quickstart import quickstart
 from app.cli.runs import runs
+from app.cli.shortcut import shortcut
 from app.cli.storage import backup, restore_backup, space
 from app.cli.train import preflight, train
 from app.cli.user_settings import settings
@@ -58,6 +59,7 @@ app.command()(chat)
 app.command()(export)
 app.command()(doctor)
 app.command()(address)
+app.command()(shortcut)
 
 
 def main() -> None:

@@ -50,6 +50,33 @@ def validation_losses(
     return judge(resident, data, adapters, options.train, options.objective, report)
 
 
+def losses_of_parents(
+    settings: Settings,
+    registry: Registry,
+    base: Base,
+    parents: Sequence[tuple[Adapter, AdapterWeights]],
+    made: AdapterWeights,
+    report: Report,
+) -> list[list[float] | None]:
+    """For each parent its own validation loss and that of what was `made` of them all, on the rows that its
+    own run kept back; None where it is not known what it was trained on.
+    """
+    return [
+        validation_losses(settings, registry, row, base, [weights, made], report)
+        if _is_known(registry, row, base)
+        else None
+        for row, weights in parents
+    ]
+
+
+def _is_known(registry: Registry, row: Adapter, base: Base) -> bool:
+    try:
+        _run_like(registry, row, base)
+    except InvalidConfig:
+        return False
+    return True
+
+
 def _run_like(registry: Registry, row: Adapter, base: Base) -> Run:
     """A run with the data and the options that the adapter was trained with; it is not stored."""
     found = _trained_by(registry, row)

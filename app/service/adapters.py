@@ -69,11 +69,19 @@ class Adapters:
         arguments = {"adapter": adapter, "rank": rank, "name": name, "evaluate": evaluate}
         return self._jobs.start("resize_adapter", arguments)
 
-    def combine(self, parts: Mapping[str, float], options: Mapping[str, object], name: str = "") -> Job:
+    def combine(
+        self,
+        parts: Mapping[str, float],
+        options: Mapping[str, object],
+        name: str = "",
+        *,
+        evaluate: bool = False,
+    ) -> Job:
         """Start combining adapters by name and weight; without a `name` it is only shown what would become of
-        them.
+        them. With `evaluate` the validation loss of each is measured beside the result's.
 
         Raises NameTaken, NotFound, InvalidConfig, and WrongBase if they are of several bases.
         """
         listed = [{"name": one, "weight": weight} for one, weight in parts.items()]
-        return self._jobs.start("combine_adapters", {"parts": listed, "config": dict(options), "name": name})
+        arguments = {"parts": listed, "config": dict(options), "name": name, "evaluate": evaluate}
+        return self._jobs.start("combine_adapters", arguments)

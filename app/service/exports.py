@@ -42,14 +42,16 @@ class Exports:
         return row
 
     def remove(self, export_id: int) -> str:
-        """Remove an export, with its folder where that lies in the home folder; what was written elsewhere
-        stays. Returns what became of it in a sentence. Raises NotFound, InUse.
+        """Remove an export, with its folder where that lies in the home folder and holds no other export;
+        what was written elsewhere stays. Returns what became of it in a sentence. Raises NotFound, InUse.
         """
-        row = self._registry.exports.forget(export_id)
-        folder = Path(row.folder)
+        folder = Path(self._registry.exports.forget(export_id).folder).resolve()
         if not folder.is_dir():
             return f"The export {folder.name} is forgotten; its folder was gone already."
-        if not folder.is_relative_to(self._settings.exports):
+        others = [
+            one for one in self._registry.all(Export) if Path(one.folder).resolve().is_relative_to(folder)
+        ]
+        if others or self._settings.exports.resolve() not in folder.parents:
             return f"The export is forgotten; its files stay in {folder}."
         shutil.rmtree(folder)
         return f"The export {folder.name} is removed."

@@ -80,13 +80,8 @@ def build_app(workbench: Workbench) -> ASGIApp:
     _serve_file(
         application, "/workbench/icon.svg", Path(str(resources.files("assets") / "icon.svg")), "image/svg+xml"
     )
-    for script in ("frame.js",):
-        _serve_file(
-            application,
-            f"/workbench/{script}",
-            Path(str(resources.files("assets") / script)),
-            "text/javascript",
-        )
+    for name, kind in (("frame.js", "text/javascript"), ("style.css", "text/css")):
+        _serve_file(application, f"/workbench/{name}", Path(str(resources.files("assets") / name)), kind)
     _serve_manifest(application)
     _serve_reports(application, workbench)
     _serve_exports(application, workbench)

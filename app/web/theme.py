@@ -19,7 +19,9 @@ _TEXT = gr.themes.Size(
 def head() -> str:
     """What goes into the page's head."""
     script = (resources.files("assets") / "around.js").read_text(encoding="utf-8")
-    frame = "<script src='/workbench/frame.js'></script>"
+    # Gradio puts what is in @media below its container, where rules of the frame find nothing.
+    style = "<link rel='stylesheet' href='/workbench/style.css'>"
+    frame = f"{style}\n<script src='/workbench/frame.js'></script>"
     return f"<meta name='theme-color' content='{ACCENT}'>\n<script>{script}</script>\n{frame}"
 
 

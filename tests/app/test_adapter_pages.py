@@ -12,9 +12,9 @@ from app.shared.errors import USER_ERRORS
 from app.web.parts.choice import adapters_like, weighed
 from app.web.parts.job_result import last_result
 from app.web.parts.picker import Query
+from app.web.sections.adapters.adapter_facts import overview_html
 from app.web.sections.adapters.import_form import what_was_looked_at
 from app.web.sections.adapters.lineage_graph import lineage_svg
-from app.web.sections.adapters.overview import overview_html
 from app.web.sections.adapters.section import find
 from app.web.sections.export import export_markup, section, sheet
 from core.export.formats import EXPORT_FORMATS, Written
@@ -146,7 +146,9 @@ def test_a_finished_export_leads_to_itself_and_to_the_base_that_it_became(workbe
     from tests.workbenches import do_job
 
     trained("mine")
-    done = do_job(workbench, "export_adapter", {"adapter": "mine", "config": {"format": "safetensors"}})
+    folder = str(workbench.settings.exports / "out")
+    arguments = {"adapter": "mine", "folder": folder, "config": {"format": "safetensors"}}
+    done = do_job(workbench, "export_adapter", arguments)
     (row,) = workbench.registry.all(Export)
     shown, chat = JOBS.get("export_adapter").next_steps(done.result)
     assert (shown.section, shown.about) == ("export", {"name": str(row.id)})
@@ -166,6 +168,23 @@ def test_a_finished_export_leads_to_itself_and_to_the_base_that_it_became(workbe
     with pytest.raises(NotFound, match="has been removed already"):
         workbench.exports.remove(row.id)
     assert workbench.registry.names(Base) == {"llama"}
+
+
+def test_no_folder_goes_with_an_export_that_holds_something_else(workbench, trained):
+    adapter, exports = trained("mine"), workbench.settings.exports
+    same = [exported(workbench, adapter, folder=exports / "same") for _ in range(2)]
+    outer, inner = exports / "outer", exports / "outer" / "inner"
+    rows = [exported(workbench, adapter, folder=one) for one in (exports, exports / ".." / "models", outer)]
+    within = exported(workbench, adapter, folder=inner)
+    for row in (same[0], *rows):
+        assert "its files stay in" in workbench.exports.remove(row.id)
+    assert (exports / "same" / "README.md").is_file()
+    assert inner.is_dir()
+    assert (workbench.settings.models / "README.md").is_file()
+    for row in (same[1], within):
+        assert "is removed" in workbench.exports.remove(row.id)
+    assert not (exports / "same").exists()
+    assert not inner.exists()
 
 
 def test_what_was_exported_elsewhere_stays_there_when_it_is_forgotten(workbench, trained, tmp_path):

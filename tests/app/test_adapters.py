@@ -74,10 +74,28 @@ def test_a_combination_is_previewed_then_kept(workbench, taught, trained, method
     assert workbench.registry.names(Adapter) == {"taught", "other"}
     kept = result(workbench, "combine_adapters", parts=parts, config={"method": method}, name="both")
     assert {**kept, "name": "", "digest": ""} == {**seen, "name": "", "digest": ""}
+    assert kept["losses"] == []
     row = workbench.registry.find(Adapter, "both")
     assert [(one["name"], one["weight"]) for one in row.parents] == [("taught", 0.7), ("other", 0.3)]
     base = workbench.registry.find(Base, "llama")
     assert load_row(workbench.registry, row, base).highest_rank == kept["rank"]
+
+
+def test_a_combination_tells_what_each_parent_loses_on_its_own_rows(workbench, taught, trained):
+    trained("stranger")
+    parts = [{"name": "taught", "weight": 1.0}, {"name": "stranger", "weight": 0.0}]
+    found = result(
+        workbench, "combine_adapters", parts=parts, config={"method": "cat"}, name="", evaluate=True
+    )
+    (alone, combined), unknown = found["losses"]
+    assert alone == pytest.approx(taught.validation_loss, rel=1e-4)
+    assert combined == pytest.approx(alone, rel=1e-4)  # the other weighs nothing
+    assert unknown is None
+    parts[1]["weight"] = 1.0
+    mixed = result(
+        workbench, "combine_adapters", parts=parts, config={"method": "cat"}, name="", evaluate=True
+    )
+    assert mixed["losses"][0][1] != pytest.approx(alone, rel=1e-4)
 
 
 @pytest.fixture

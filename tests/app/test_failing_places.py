@@ -25,14 +25,14 @@ def silent(what: str, share: float) -> None:
 
 
 def each_place(faults: Faults, work, every: int = 1):
-    """Do the work once to count its places, then let each of them, or every so many, fail with an error: in
-    turn one of a disk that fails, and one of a full one.
+    """Do the work once to count its places, then let each of them, or every so many and the last two, fail
+    with an error: in turn one of a disk that fails, and one of a full one.
     """
     faults.count, faults.fails_at = 0, 0
     yield "none", work()
     places = faults.count
     assert places >= 8
-    for number, place in enumerate(range(1, places + 1, every)):
+    for number, place in enumerate(sorted({*range(1, places + 1, every), places - 1, places})):
         code = (errno.EIO, errno.ENOSPC)[number % 2]
         faults.count, faults.fails_at, faults.code = 0, place, code
         try:

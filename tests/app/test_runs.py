@@ -12,7 +12,7 @@ from app.web.parts.curve import run_news
 from core.base_model.source import BaseSource
 from core.errors import InvalidConfig, InvalidInput
 from core.train.training_options import TrainingOptions
-from storage.errors import BlobDamaged, InUse, NotFound
+from storage.errors import InUse, NotFound
 from storage.tables import INTERRUPTED, Adapter, Point, Run
 from tests.workbenches import QUICK, finish, wait_for
 
@@ -508,7 +508,7 @@ def test_a_run_goes_on_from_an_earlier_checkpoint_and_forgets_what_lies_behind_i
     workbench.runs.resume(run_id, 10)
     assert [one.step for one in workbench.registry.checkpoints.of(run_id)] == [10] == [older.step]
     assert max(point.step for point in workbench.registry.measurements.points(run_id)) == 10
-    with pytest.raises(BlobDamaged, match="missing"):
+    with pytest.raises(NotFound, match="missing"):
         workbench.registry.blobs.verify(newer.state_digest)
     finish(session.next())
     points = workbench.registry.measurements.points(run_id)

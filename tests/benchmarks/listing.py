@@ -5,6 +5,7 @@ Each answer of a list on the page is to take 200 ms at most.
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,8 @@ import numpy as np
 from app.service.workbench import Workbench
 from app.shared.settings import settings_for
 from app.web.parts.picker import Query
-from app.web.sections.runs.listing import find
+from app.web.sections.adapters.section import find as find_adapters
+from app.web.sections.runs.listing import find as find_runs
 from storage.adapters import AdapterQuery
 from storage.registry import Registry
 from storage.tables import FINISHED, Adapter, Point, Run
@@ -32,18 +34,23 @@ def listing(count: int = 10_000) -> list[dict[str, Any]]:
         registry = workbench.registry
         _fill(registry, count)
         work: dict[str, Callable[[], object]] = {
-            "a page by validation loss": lambda: registry.adapters.search(
-                AdapterQuery(order="validation loss")
-            ),
-            "a search": lambda: registry.adapters.search(AdapterQuery(words="777 base", tag="good")),
-            "all of them": lambda: registry.adapters.search(AdapterQuery(), limit=count),
-            "words to filter by": registry.adapters.words,
+            "all adapters": lambda: registry.adapters.search(AdapterQuery(), limit=count),
             "has anything changed": registry.change_count,
-            "runs: the first page": lambda: find(workbench, Query()),
-            "runs: the last page": lambda: find(workbench, Query(start=count - 100)),
-            "runs: a search": lambda: find(workbench, Query("777 base", {"state": "finished"})),
-            "runs: by validation loss": lambda: find(workbench, Query(facets={"order": "best"})),
         }
+        queries = {
+            "the first page": Query(),
+            "the last page": Query(start=count - 100),
+            "by validation loss": Query(facets={"order": "validation loss"}),
+            "a search": Query("777 base", {"tag": "good"}),
+        }
+        for name, query in queries.items():
+            work[f"adapters: {name}"] = functools.partial(find_adapters, workbench, query)
+        queries |= {
+            "by validation loss": Query(facets={"order": "best"}),
+            "a search": Query("777 base", {"state": "finished"}),
+        }
+        for name, query in queries.items():
+            work[f"runs: {name}"] = functools.partial(find_runs, workbench, query)
         found = [{"what": name, "milliseconds": 1000 * seconds(one, 5)} for name, one in work.items()]
         workbench.close()
     return found

@@ -168,7 +168,7 @@ def test_many_adapters_are_searched_starred_deleted_and_brought_back(workbench, 
     rows.last.scroll_into_view_if_needed()
     expect(rows).to_have_count(130)
     page.get_by_placeholder("Search name, tag, note, base, data").fill("adapter 07")
-    expect(rows).to_have_count(10)
+    expect(rows).to_have_count(12)
     choose_row(page, "adapters", "adapter 077")
     page.get_by_role("button", name="☆ Star").click()
     expect(page.get_by_role("button", name="★ Starred")).to_be_visible()
@@ -226,7 +226,7 @@ def test_a_look_inside_stays_over_a_reload_and_is_compared(workbench, trained, a
     press(page, "Look inside")
     expect(page.get_by_text("It uses about rank")).to_be_visible(timeout=JOB)
     charts = page.locator("[role=tabpanel]:visible .chart-plot .heatmaplayer")
-    expect(charts).to_have_count(3)
+    expect(charts).to_have_count(3, timeout=JOB)  # Plotly's script comes first
     page.get_by_label("Show", exact=True).click()
     page.get_by_role("option", name="Effective rank").click()
     said = page.get_by_role("img", name="What it changes, by layer and module")

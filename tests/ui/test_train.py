@@ -104,7 +104,7 @@ def test_options_are_marked_reset_found_and_picked(workbench, address, open_page
     choose(page, "Preset", "Small data")
     expect(page.get_by_label("Rank (r)")).to_have_value("8")
     expect(rank).to_contain_text("Small data 8")
-    expect(page.locator(".preset-why")).to_contain_text("learnt by heart")
+    expect(page.locator(".preset-line")).to_contain_text("learnt by heart")
     unfold(page, "When it stops")
     alerts = page.get_by_role("group", name="Stop on")
     expect(alerts.get_by_role("checkbox", name="no-improvement")).to_be_checked()
@@ -148,7 +148,7 @@ def test_the_form_survives_a_reload_and_follows_an_address(workbench, address, o
     choose(page, "Preset", "Knowledge")
     page.get_by_label("Name of the adapter").fill("mine")
     page.get_by_label("May train at once").check()
-    page.get_by_label("Alpha").fill("20")
+    page.get_by_label("Alpha (α)").fill("20")
     unfold(page, "Sweep")
     page.get_by_label("Add an option to sweep").select_option(label="Rank (r)")
     for value in ("4", "8", "8"):
@@ -161,7 +161,7 @@ def test_the_form_survives_a_reload_and_follows_an_address(workbench, address, o
     settled(page)
     page.reload()
     ready(page)
-    expect(page.get_by_label("Alpha")).to_have_value("20")
+    expect(page.get_by_label("Alpha (α)")).to_have_value("20")
     for label, value in (("Base model", "llama"), ("Data set", "data"), ("Preset", "Knowledge")):
         expect(page.get_by_role("combobox", name=label)).to_have_value(value)
     expect(page.get_by_label("Name of the adapter")).to_have_value("mine")
@@ -205,7 +205,7 @@ def test_presets_are_saved_chosen_and_deleted(workbench, address, open_page):
     press(page, "Delete preset …")
     press(page, "Delete preset it")
     wait_for(lambda: "twelve" not in [one.name for one in workbench.presets.usable()])
-    expect(page.get_by_role("combobox", name="Preset")).to_have_value("None: the defaults")
+    expect(page.get_by_role("combobox", name="Preset")).to_have_value("No preset")
 
 
 def test_measuring_tells_how_far_it_is_can_be_cancelled_and_offers_what_fits(workbench, address, open_page):

@@ -17,7 +17,7 @@ from storage.tables import Adapter
 
 class CombineAdapters(JobKind):
     """Arguments: parts (each an adapter and a weight), config, name (empty: only show what would become of
-    them).
+    them), evaluate (measure the validation losses of the parents beside the result's).
     """
 
     name, label, order = "combine_adapters", "Combine adapters", 70
@@ -45,11 +45,13 @@ class CombineAdapters(JobKind):
         if name:
             context.registry.require_free(Adapter, name)
         listed = [{**refer(row), "weight": one["weight"]} for row, one in zip(rows, parts, strict=True)]
-        return {"parts": listed, "config": config.to_dict(), "name": name}
+        evaluate = bool(arguments.get("evaluate", False))
+        return {"parts": listed, "config": config.to_dict(), "name": name, "evaluate": evaluate}
 
     def run(self, context: JobContext, arguments: Mapping[str, Any]) -> Arguments:
         """Result: norms, cosines, sign conflicts and the energy lost; it is kept if a name is given."""
         from app.jobs.adapters import keep_combination, load_row
+        from app.jobs.evaluating import losses_of_parents
         from core.combine.combining import Part, combine, compare_parents
 
         registry, report = context.registry, context.report
@@ -64,6 +66,12 @@ class CombineAdapters(JobKind):
         report(Progress("Comparing the parents"))
         parents = compare_parents(parts)
         found = combine(parts, config, report)
+        weighed = [(row, part.adapter) for (row, _), part in zip(rows, parts, strict=True)]
+        losses = (
+            losses_of_parents(context.settings, registry, base, weighed, found.adapter, report)
+            if arguments.get("evaluate")
+            else []
+        )
         family = [{"name": row.name, "digest": row.digest, "weight": weight} for row, weight in rows]
         said = {
             "parents": [row.name for row, _ in rows],
@@ -74,6 +82,7 @@ class CombineAdapters(JobKind):
             "energy_lost": found.energy_lost,
             "rank": found.adapter.highest_rank,
             "bytes": 4 * found.adapter.parameter_count,
+            "losses": losses,
             "warnings": warned,
         }
         name, like = arguments.get("name"), rows[0][0]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from typing import Any
 
 import gradio as gr
 import plotly.graph_objects as go
+
+from app.web.parts.scripts import script
 
 
 def chart(title: str, **about: Any) -> gr.HTML:
@@ -16,9 +17,8 @@ def chart(title: str, **about: Any) -> gr.HTML:
         value="",
         label=title,
         html_template="<div class='chart-slot'></div>",
-        js_on_load=(resources.files("assets") / "chart.js").read_text(encoding="utf-8"),
+        js_on_load=script("chart.js", title=title),
         elem_classes=classes,
-        title=title,
         **about,
     )
 

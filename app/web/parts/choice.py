@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
 import gradio as gr
 
+from app.web.parts.scripts import script
 from storage.adapters import AdapterQuery
 from storage.registry import Registry
 
@@ -58,17 +58,20 @@ def choice(
         value="",
         label=label,
         html_template="<div class='choice-slot'></div>",
-        js_on_load=(resources.files("assets") / "choice.js").read_text(encoding="utf-8"),
+        js_on_load=script(
+            "choice.js",
+            label=label,
+            kept=kept,
+            help=help,
+            placeholder=placeholder,
+            optional=optional,
+            several=several,
+            opensWith=opens_with[0],
+            section=opens_with[1],
+        ),
         server_functions=[offer],
         elem_classes="choice-block",
         elem_id=f"choose-{kept}",
-        kept=kept,
-        help=help,
-        placeholder=placeholder,
-        optional=optional,
-        several=several,
-        opensWith=opens_with[0],
-        section=opens_with[1],
     )
 
 

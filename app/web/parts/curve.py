@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from importlib import resources
 from typing import Any
 
 import gradio as gr
@@ -11,6 +10,7 @@ import gradio as gr
 from app.service.metrics import metrics_of
 from app.service.runs import has_prompts
 from app.service.workbench import Workbench
+from app.web.parts.scripts import script
 from storage.errors import NotFound
 from storage.tables import Run
 
@@ -37,8 +37,7 @@ def run_head(workbench: Workbench, store: str) -> gr.HTML:
     """Name, state and progress of the runs whose numbers its value lists: the one it shows, then those laid
     over it.
 
-    It fetches what is new for all parts of the view with the same `store`. It has to be visible from the
-    start: Gradio forgets `store` where a component is given a value before it is laid out.
+    It fetches what is new for all parts of the view with the same `store`.
     """
 
     def news(request: dict[str, Any]) -> dict[str, Any]:
@@ -62,15 +61,12 @@ def run_log(store: str) -> gr.HTML:
     return _part("run_log.js", "Log", store)
 
 
-def _part(script: str, label: str, store: str, **about: Any) -> gr.HTML:
-    folder = resources.files("assets")
-    scripts = [(folder / name).read_text(encoding="utf-8") for name in ("run_store.js", script)]
+def _part(name: str, label: str, store: str, **about: Any) -> gr.HTML:
     return gr.HTML(
         value="",
         label=label,
         html_template="<div class='run-slot'></div>",
-        js_on_load="\n".join(scripts),
-        store=store,
+        js_on_load=script("run_store.js", name, store=store),
         **about,
     )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from html import escape
-from importlib import resources
 from typing import Any
 
 import gradio as gr
@@ -12,6 +11,7 @@ import gradio as gr
 from app.service.workbench import Workbench
 from app.web.parts.activity import activity_html, end_work
 from app.web.parts.routes import link
+from app.web.parts.scripts import script
 from app.web.parts.tab_news import tab_news
 from storage.tables import QUEUED, Run
 
@@ -32,8 +32,7 @@ def live_head(workbench: Workbench) -> gr.HTML:
     def end(what: str, number: int) -> str:
         return end_work(workbench, str(what), int(number))
 
-    script = (resources.files("assets") / "head.js").read_text(encoding="utf-8")
-    return gr.HTML(_masthead(""), js_on_load=script, server_functions=[news, end], elem_id="head")
+    return gr.HTML(_masthead(""), js_on_load=script("head.js"), server_functions=[news, end], elem_id="head")
 
 
 def head_html(workbench: Workbench) -> str:

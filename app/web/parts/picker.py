@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib import resources
 from typing import Any
 
 import gradio as gr
 
+from app.web.parts.scripts import script
 from app.web.parts.shell import Shell
 
 
@@ -93,15 +93,12 @@ def picker(
         value="",
         label=title,
         html_template="<div class='picker-slot'></div>",
-        js_on_load=(resources.files("assets") / "picker.js").read_text(encoding="utf-8"),
+        js_on_load=script(
+            "picker.js", section=section, title=title, search=search, several=several, nothing=nothing
+        ),
         server_functions=[rows],
         elem_id=f"list-{section}",
         elem_classes="picker-block",
-        section=section,
-        title=title,
-        search=search,
-        several=several,
-        nothing=nothing,
     )
     shell.also_after(made.submit)
     return made

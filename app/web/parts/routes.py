@@ -8,18 +8,9 @@ from urllib.parse import urlencode
 
 import gradio as gr
 
+from app.web.parts.scripts import script
+
 _GO = "watch('value', () => { if (props.value) window.workbench.go(props.value); });"
-_WISH = """
-const take = now => {
-  const wished = now.section === props.section ? now[props.parameter] : null;
-  if (!wished) return;
-  props.value = wished;
-  trigger('submit');
-  window.workbench.granted(props.parameter);  // or a reload would wish for it again
-};
-addEventListener('workbench-route', event => take(event.detail));
-take(window.workbench.route());
-"""
 
 
 def address(section: str, **about: object) -> str:
@@ -49,8 +40,6 @@ def wish(section: str, parameter: str) -> gr.HTML:
     return gr.HTML(
         value="",
         html_template="<i hidden></i>",
-        js_on_load=_WISH,
+        js_on_load=script("wish.js", section=section, parameter=parameter),
         elem_classes="unseen",
-        section=section,
-        parameter=parameter,
     )

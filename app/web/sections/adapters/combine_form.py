@@ -35,6 +35,11 @@ def combine_form(shell: Shell) -> None:
         opens_with=("combine-adapters", "adapters"),
     )
     fields = _option_fields()
+    evaluate = gr.Checkbox(
+        False,
+        label="Measure the validation losses",
+        info="Of each on the rows that its run kept back, alone and combined.",
+    )
     name = gr.Textbox(value="", label="Name of the new adapter", info="Needed to keep it.")
     with bar():
         attempt = gr.Button("Try", size="md", scale=0)
@@ -42,22 +47,23 @@ def combine_form(shell: Shell) -> None:
     said, result = gr.HTML(), gr.HTML()
     names = list(fields)
 
-    def start(chosen: str, *values: Any) -> Job:
-        return workbench.adapters.combine(weighed(chosen), dict(zip(names, values, strict=True)))
+    def start(chosen: str, measured: bool, *values: Any) -> Job:
+        options = dict(zip(names, values, strict=True))
+        return workbench.adapters.combine(weighed(chosen), options, evaluate=measured)
 
-    def start_keeping(chosen: str, kept_as: str, *values: Any) -> Job:
+    def start_keeping(chosen: str, kept_as: str, measured: bool, *values: Any) -> Job:
         if not kept_as.strip():
             raise refusal("Give the new adapter a name first.")
         options = dict(zip(names, values, strict=True))
-        return workbench.adapters.combine(weighed(chosen), options, kept_as.strip())
+        return workbench.adapters.combine(weighed(chosen), options, kept_as.strip(), evaluate=measured)
 
     def show() -> tuple[object, ...]:
         words, done = last_result(workbench.registry, "combine_adapters")
         return words, combined_html(done.result, done.arguments["config"]) if done else ""
 
     shell.refresh(show, [], [said, result])
-    starts_job(shell, attempt.click, start, [parts, *fields.values()])
-    starts_job(shell, keep.click, start_keeping, [parts, name, *fields.values()])
+    starts_job(shell, attempt.click, start, [parts, evaluate, *fields.values()])
+    starts_job(shell, keep.click, start_keeping, [parts, name, evaluate, *fields.values()])
 
 
 def _option_fields() -> dict[str, Component]:
@@ -112,6 +118,7 @@ def combined_html(found: dict[str, Any], config: dict[str, Any]) -> str:
             ("Method", config["method"]),
             ("Energy lost by the rank", f"{found['energy_lost']:.3%} of ‖ΔW‖²"),
             ("Sign conflicts", f"{found['sign_conflicts']:.1%} of what they change pulls against the others"),
+            *_losses(found),
             ("Rank of the result", found["rank"]),
             ("Size", size(found["bytes"])),
             ("Kept as", Html(link(name, "adapters", name=name)) if name else "not kept: this was a try"),
@@ -123,3 +130,14 @@ def combined_html(found: dict[str, Any], config: dict[str, Any]) -> str:
         "−1 opposite.</p>"
     )
     return f"{card}<div class='wide' tabindex='0'>{table}</div>{hint}{warned}"
+
+
+def _losses(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """What each adapter's own task loses, where that was measured."""
+    return [
+        (
+            f"Validation loss of {name}",
+            f"{pair[0]:.4f} alone → {pair[1]:.4f} combined" if pair else "not known: its data are not here",
+        )
+        for name, pair in zip(found["parents"], found.get("losses", ()), strict=False)
+    ]

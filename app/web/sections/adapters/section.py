@@ -9,8 +9,8 @@ from app.web.parts.markup import day, number
 from app.web.parts.panes import bar, left, opener, right, sheet, split
 from app.web.parts.picker import Facet, Query, Row, Rows, picker
 from app.web.parts.shell import WORKING, Shell, choose_from, inform, refusal, told
+from app.web.sections.adapters.adapter_detail import adapter_detail
 from app.web.sections.adapters.combine_form import combine_form
-from app.web.sections.adapters.detail import adapter_detail
 from app.web.sections.adapters.import_form import adapter_import
 from storage.adapters import ORDERS, AdapterQuery
 from storage.tables import Adapter

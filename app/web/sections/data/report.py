@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from typing import Any
 
 import gradio as gr
 
 from app.service.datasets import ERRORS, WARNINGS, BaseCheck
+from app.web.parts.scripts import script
 from app.web.parts.shell import QUIET, WORKING, Shell, choose_from, refusal, told, values_of
 from app.web.sections.data.chosen import ChosenData
 from app.web.sections.data.data_markup import findings_html, kinds_html
@@ -31,7 +31,7 @@ def report_tab(shell: Shell, chosen: ChosenData) -> None:
         back = gr.Button("Bring all back", **_NARROW)
     by_row = gr.HTML(
         elem_classes="findings",
-        js_on_load=(resources.files("assets") / "findings.js").read_text(encoding="utf-8"),
+        js_on_load=script("findings.js"),
     )
     about = [*chosen.inputs, finding]
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from importlib import resources
 from typing import Any
 
 import gradio as gr
 
 from app.web.parts.panes import bar
+from app.web.parts.scripts import script
 from app.web.parts.shell import WORKING, Shell, refusal, told
 from core.data.dataset_file import StoredRow
 from storage.tables import Dataset
@@ -24,7 +24,7 @@ def editor() -> gr.HTML:
         value="",
         label="Turns",
         html_template="<div class='turns-slot'></div>",
-        js_on_load=(resources.files("assets") / "turns.js").read_text(encoding="utf-8"),
+        js_on_load=script("turns.js"),
         elem_id="turns",
     )
 

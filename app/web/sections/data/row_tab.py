@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from importlib import resources
 from typing import Any
 
 import gradio as gr
@@ -12,6 +11,7 @@ import gradio as gr
 from app.service.datasets import ALL, FILTERS
 from app.web.parts.markup import conversation
 from app.web.parts.panes import bar
+from app.web.parts.scripts import script
 from app.web.parts.shell import WORKING, Shell, inform, told
 from app.web.sections.data.charts import table
 from app.web.sections.data.chosen import ChosenData
@@ -109,11 +109,9 @@ def _row_list(chosen: ChosenData) -> gr.HTML:
         value="",
         label="Rows",
         html_template="<div class='row-list-slot'></div>",
-        js_on_load=(resources.files("assets") / "data_rows.js").read_text(encoding="utf-8"),
+        js_on_load=script("data_rows.js", filters=list(FILTERS), most=_MOST),
         server_functions=[rows],
         elem_id="row-list",
-        filters=list(FILTERS),
-        most=_MOST,
     )
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import resources
-
 import gradio as gr
 
 from app.service.workbench import Workbench
@@ -12,6 +10,7 @@ from app.web.parts.markup import day, empty, size, title_line
 from app.web.parts.panes import ask_first, bar, left, opener, right, sheet, split
 from app.web.parts.picker import Facet, Query, Row, Rows, matching, picker
 from app.web.parts.routes import there
+from app.web.parts.scripts import script
 from app.web.parts.shell import WORKING, Shell, inform, refusal, told
 from app.web.sections.export.export_markup import (
     VERDICTS,
@@ -98,8 +97,7 @@ def _detail(shell: Shell, chosen: gr.HTML) -> None:
         with gr.Tab("Overview"):
             overview = gr.HTML()
         with gr.Tab("Use it"):
-            script = (resources.files("assets") / "copy.js").read_text(encoding="utf-8")
-            commands = gr.HTML(js_on_load=script)
+            commands = gr.HTML(js_on_load=script("copy.js"))
         with gr.Tab("Files"):
             files = gr.HTML()
         with gr.Tab("Card"):

@@ -56,7 +56,7 @@ def export_sheet(shell: Shell, section: str) -> None:
         now = name if known else newest
         return True, gr.skip() if now == name else now, preview_html(workbench, now, *values)
 
-    told_of = [fields["format"], fields["dtype"], folder]
+    told_of: list[Any] = [fields["format"], fields["dtype"], folder]
     shell.refresh(show, [adapter, begun, *told_of], [begun, adapter, preview])
     events = [adapter.submit, *[one.change for one in told_of]]
 

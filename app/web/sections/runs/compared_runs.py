@@ -13,7 +13,7 @@ from app.web.parts.curve import MOST_RUNS, run_curve
 from app.web.parts.panes import bar
 from app.web.parts.routes import there
 from app.web.parts.shell import QUIET, WORKING, Shell, inform, refusal, told
-from app.web.sections.runs.chosen import STORE, ids_of, runs_of
+from app.web.sections.runs.chosen_runs import STORE, ids_of, runs_of
 from app.web.sections.runs.comparison import options_html, results_html
 from app.web.sections.runs.comparison_charts import heat_map, parallel_coordinates
 from app.web.sections.runs.run_markup import adapter_of
@@ -58,7 +58,7 @@ def compared_runs(shell: Shell, chosen: gr.HTML) -> None:
         return [
             gr.Column(visible=True),
             _left_out(len(found.rows)),
-            gr.Button(visible=any(one.run.sweep for one in found.rows)),
+            gr.Button(visible=_more_of_its_sweep(workbench, [one.run for one in found.rows])),
             results_html(found),
             options_html(found, every=every),
             "" if all(figures) else _FEW,
@@ -81,6 +81,12 @@ def _left_out(count: int) -> str:
     if count <= MOST_RUNS:
         return ""
     return f"<p class='hint'>The best {MOST_RUNS} of {count} are drawn; the other tabs have all of them.</p>"
+
+
+def _more_of_its_sweep(workbench: Workbench, runs: list[Run]) -> bool:
+    sweep = next((run.sweep for run in runs if run.sweep), "")
+    here = {run.id for run in runs}
+    return bool(sweep) and any(one.id not in here for one in workbench.registry.runs.of_sweep(sweep))
 
 
 def _comparison(workbench: Workbench, keys: str) -> Comparison:

@@ -13,7 +13,7 @@ from app.service.workbench import Workbench
 from app.web.parts.panes import ask_first, bar, close_sheet, opener, sheet
 from app.web.parts.routes import there
 from app.web.parts.shell import QUIET_QUEUED, WORKING, Shell, inform, refusal, told
-from app.web.sections.runs.chosen import one_of, same_run
+from app.web.sections.runs.chosen_runs import one_of, same_run
 from app.web.sections.runs.run_markup import adapter_of, shown_value
 from core.train.changes import CHANGEABLE
 from core.train.training_options import all_options

@@ -12,7 +12,7 @@ from app.web.parts.curve import run_curve, run_log, run_samples
 from app.web.parts.panes import ask_first, bar
 from app.web.parts.routes import there
 from app.web.parts.shell import WORKING, Shell, inform, offered, refusal, told, values_of
-from app.web.sections.runs.chosen import STORE, ids_of, one_of, runs_of
+from app.web.sections.runs.chosen_runs import STORE, ids_of, one_of, runs_of
 from app.web.sections.runs.control import run_control
 from app.web.sections.runs.run_markup import checkpoint_choices, checkpoints_html, history_html, options_html
 from storage.tables import RESUMABLE_STATES, Checkpoint, Run
@@ -88,7 +88,7 @@ def _checkpoints(shell: Shell, chosen: gr.HTML) -> tuple[Any, ...]:
         saved = gr.Dropdown([], label="Checkpoint", interactive=True, min_width=260)
         keep = gr.Button("Keep as an adapter", size="md", scale=0)
         talk = gr.Button("Keep and chat", size="md", scale=0)
-        with gr.Row() as goes_on:
+        with gr.Row(elem_classes="action-bar") as goes_on:
             resumed = ask_first(
                 "resume-run",
                 "Rewind and resume …",

@@ -10,12 +10,10 @@ from app.service.runs import options_of
 from app.service.workbench import Workbench
 from app.web.parts.markup import day, moment, number, size, state_badge
 from app.web.parts.routes import link
-from core.lora.config import LoraConfig
 from core.lora.kinds import ADAPTER_KINDS
 from core.options import Option
-from core.train.config import TrainConfig
 from core.train.objectives import OBJECTIVES
-from core.train.training_options import all_options
+from core.train.training_options import all_options, by_subject
 from storage.checkpoints import best_checkpoint
 from storage.errors import NotFound
 from storage.tables import (
@@ -33,13 +31,6 @@ from storage.tables import (
 )
 
 _KINDS = {FINISHED: "good", FAILED: "bad", INTERRUPTED: "bad", STOPPED: "calm", PAUSED: "calm"}
-_ALERTS = {
-    "nan": "a loss that is no number (nan)",
-    "spike": "a sudden jump of the loss (spike)",
-    "zero-gradient": "no gradient any more (zero-gradient)",
-    "overfitting": "a rising validation loss (overfitting)",
-    "no-improvement": "no new best validation loss (no-improvement)",
-}
 _HEADS: Mapping[str, Any] = {"kind": ADAPTER_KINDS, "objective": OBJECTIVES}
 _NO_VALUE = {
     "max_steps": "by epochs",
@@ -64,10 +55,10 @@ def shown_value(option: Option | None, value: Any) -> str:
     if option is not None and option.name in _HEADS:
         head = _HEADS[option.name].all().get(value)
         return head.label if head is not None else str(value)
-    if option is not None and option.name == "stop_on":
-        return "; ".join(
-            _ALERTS.get(one.strip(), one.strip()) for one in str(value).split(",") if one.strip()
-        )
+    if option is not None and option.several:
+        words = dict(option.several)
+        names = [one.strip() for one in str(value).split(",") if one.strip()]
+        return "; ".join(words.get(one, one) for one in names)
     if option is not None and not value and option.name in _NO_VALUE:
         return _NO_VALUE[option.name]
     text = (
@@ -80,17 +71,10 @@ def options_html(workbench: Workbench, run: Run) -> str:
     """All that a run was started with; what differs from the defaults is marked, with the default beside
     it.
     """
-    values, known = options_of(run), all_options()
-    groups = [
-        ("Adapter", [one.name for one in LoraConfig.options()]),
-        ("Training", [one.name for one in TrainConfig.options()]),
-    ]
-    general = {name for _, names in groups for name in names}
-    own = [name for name in known if name not in general]
-    cards = [_about(workbench, run)]
-    for title, names in (*groups, ("Of this adapter kind and objective", own)):
-        rows = [(known[name], values[name]) for name in names if _says_something(known[name], values)]
-        cards += [_options_card(title, rows)] if rows else []
+    values, cards = options_of(run), [_about(workbench, run)]
+    for subject, options in by_subject().items():
+        rows = [(one, values[one.name]) for one in options if _says_something(one, values)]
+        cards += [_options_card(subject, rows)] if rows else []
     return f"<div class='cards run-options'>{''.join(cards)}</div>"
 
 
@@ -137,7 +121,8 @@ def _options_card(title: str, rows: Iterable[tuple[Option, Any]]) -> str:
 
 def _option_row(option: Option, value: Any) -> str:
     changed = value != option.default
-    default = f" <small>default {escape(shown_value(option, option.default))}</small>" if changed else ""
+    has_default = changed and option.default != ""
+    default = f" <small>default {escape(shown_value(option, option.default))}</small>" if has_default else ""
     kind = " class='differs'" if changed else ""
     return (
         f"<dt title='{escape(option.help)}'>{escape(option.label)}</dt>"

@@ -11,7 +11,7 @@ from app.web.parts.panes import left, right, split
 from app.web.parts.picker import picker
 from app.web.parts.routes import there
 from app.web.parts.shell import QUIET, Shell
-from app.web.sections.runs.chosen import STORE, ids_of, runs_of
+from app.web.sections.runs.chosen_runs import STORE, ids_of, runs_of
 from app.web.sections.runs.compared_runs import compared_runs
 from app.web.sections.runs.listing import find
 from app.web.sections.runs.one_run import one_run

@@ -8,7 +8,7 @@ import gradio as gr
 
 from app.web.parts.shell import refusal
 
-NO_PRESET = ("None: the defaults", "")
+NO_PRESET = ("No preset", "")
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import resources
 from typing import Any
 
 import gradio as gr
 
+from app.web.parts.scripts import script
 from core.lora.kinds import ADAPTER_KINDS
 from core.options import Option
 from core.train.objectives import OBJECTIVES
@@ -23,18 +23,13 @@ def options_panel() -> gr.HTML:
 
     Its value is what FormValues writes; `submit` tells that it has changed.
     """
-    folder = resources.files("assets")
-    script = "\n".join(
-        (folder / name).read_text(encoding="utf-8") for name in ("option_pickers.js", "options.js")
-    )
     return gr.HTML(
         value="",
         label="Options",
         html_template="<div class='options-slot'></div>",
-        js_on_load=script,
+        js_on_load=script("option_pickers.js", "options.js", groups=groups()),
         elem_id="train-options",
         elem_classes="options-block",
-        groups=groups(),
     )
 
 

@@ -13,9 +13,9 @@ from app.web.parts.markup import day, title_line
 from app.web.parts.panes import ask_first, bar, opener
 from app.web.parts.routes import link, there
 from app.web.parts.shell import WORKING, Shell, refusal, told
+from app.web.sections.adapters.adapter_facts import config_html, lineage_html, overview_html
 from app.web.sections.adapters.inside import inside_panel
 from app.web.sections.adapters.notes import notes_sheet
-from app.web.sections.adapters.overview import config_html, lineage_html, overview_html
 from app.web.sections.adapters.resize_form import resize_sheet
 from storage.errors import NotFound
 from storage.tables import Adapter, Run
