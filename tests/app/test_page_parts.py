@@ -144,6 +144,6 @@ def test_advice_for_few_steps_fits_the_settings(options, said):
 
 
 def test_no_rule_lists_what_an_element_has():
-    """Gradio puts a selector of its own before each part between commas; within :has() that matches nothing."""
+    """Gradio puts its own selector before each part between commas; within :has() that matches nothing."""
     css = (resources.files("assets") / "style.css").read_text(encoding="utf-8")
     assert re.findall(r":has\([^)]*,[^)]*\)", css) == []
