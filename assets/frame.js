@@ -208,6 +208,7 @@ window.workbench = (() => {
       font: {family: getComputedStyle(document.body).fontFamily, size: 12, color: text}, colorway: COLOURS[dark ? 'dark' : 'light'],
       paper_bgcolor: 'transparent', plot_bgcolor: 'transparent', xaxis: axis, yaxis: axis,
       margin: {l: 56, r: 16, t: 32, b: 44}, title: {font: {size: 13}, x: 0, xanchor: 'left'}, hoverlabel: {bgcolor: dark ? '#1c2739' : '#fff', font: {size: 12, color: text}},
+      modebar: {bgcolor: 'transparent', color: dark ? '#94a3b8' : '#64748b', activecolor: text},
       legend: {orientation: 'h', y: 1.02, yanchor: 'bottom', x: 0, font: {size: 12}}, colorscale: {sequential: dark ? 'Viridis' : TEAL},
     }};
   }

@@ -1,5 +1,8 @@
 """Parts of the page that need no browser: what it remembers, says and shows first."""
 
+import re
+from importlib import resources
+
 import gradio as gr
 import pytest
 
@@ -138,3 +141,9 @@ def test_a_name_with_markup_is_text_in_a_message(monkeypatch):
 )
 def test_advice_for_few_steps_fits_the_settings(options, said):
     assert said in _more_steps(TrainConfig(**options))
+
+
+def test_no_rule_lists_what_an_element_has():
+    """Gradio puts its own selector before each part between commas; within :has() that matches nothing."""
+    css = (resources.files("assets") / "style.css").read_text(encoding="utf-8")
+    assert re.findall(r":has\([^)]*,[^)]*\)", css) == []
