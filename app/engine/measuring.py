@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import queue
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -30,7 +30,7 @@ class Measuring:
     """Set when nobody wants to know any more."""
     out: queue.SimpleQueue[wire.Message] = field(default_factory=queue.SimpleQueue)
 
-    def work(self, registry: Registry, engine: Engine, cache: Path) -> Iterator[None]:
+    def work(self, registry: Registry, engine: Engine, cache: Path) -> Generator[None, None, None]:
         """Pauses after each micro-batch; how far it is and then the result go out by the queue.
 
         Raises what makes such a run impossible.

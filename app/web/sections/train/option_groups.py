@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gradio as gr
 
 from app.web.parts.scripts import script
-from core.lora.kinds import ADAPTER_KINDS
+from core.lora.kinds import ADAPTER_KINDS, AdapterKind
 from core.options import Option
-from core.train.objectives import OBJECTIVES
+from core.train.objectives import OBJECTIVES, Objective
 from core.train.training_options import by_subject, heads
 
 COMMON = "Common options"
 _PICKED = "target_modules"  # wide, so it stands below the others
-_CHOICES = {"kind": ADAPTER_KINDS, "objective": OBJECTIVES}
+_CHOICES: Mapping[str, Callable[[], Mapping[str, AdapterKind | Objective]]] = {
+    "kind": ADAPTER_KINDS.all,
+    "objective": OBJECTIVES.all,
+}
 
 
 def options_panel() -> gr.HTML:
@@ -84,5 +87,5 @@ def _described(option: Option, own: Mapping[str, tuple[str, str]]) -> dict[str, 
 def _choices(option: Option) -> list[tuple[str, str, str]]:
     """Value, words and help of each."""
     if option.name in _CHOICES:
-        return [(name, head.label, head.help) for name, head in _CHOICES[option.name].all().items()]
+        return [(name, head.label, head.help) for name, head in _CHOICES[option.name]().items()]
     return [(value, value, "") for value in option.listed]

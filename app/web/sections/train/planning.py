@@ -54,15 +54,14 @@ def plan_panel(elem_id: str) -> gr.HTML:
 def bind_plan(shell: Shell, form: TrainForm, plan: gr.HTML, measured: gr.HTML) -> None:
     """Estimate again whenever the form changes; what was measured of an earlier state of it goes away."""
 
-    def show_plan(base: str | None, dataset: str | None, options: str) -> tuple[str, str]:
-        return plan_html(shell.workbench, base, dataset, options), ""
-
-    def show_again(base: str | None, dataset: str | None, options: str) -> str:
+    def show_plan(base: str | None, dataset: str | None, options: str) -> str:
         return plan_html(shell.workbench, base, dataset, options)
 
     triggers = [form.options.submit, form.base.change, form.dataset.change]
-    gr.on(triggers, show_plan, form.training, [plan, measured], trigger_mode="always_last", **QUIET)
-    shell.refresh(show_again, form.training, [plan])
+    # By the browser, at once: an answer may come when the next measuring has begun.
+    gr.on(triggers, None, None, measured, js="() => ''", **QUIET)
+    gr.on(triggers, show_plan, form.training, plan, trigger_mode="always_last", **QUIET)
+    shell.refresh(show_plan, form.training, [plan])
 
 
 def plan_html(workbench: Workbench, base: str | None, dataset: str | None, options: str) -> str:

@@ -61,7 +61,8 @@ def bind_keeping(shell: Shell, form: TrainForm, plan: gr.HTML) -> None:
     opened.then(None, None, None, js=_DONE, **QUIET)
     for what, wished in wishes.items():
         _bind_wish(shell, form, what, wished)
-    changes = [form.options.submit, *(one.change for one in form.all[:5])]
+    fields = (form.base, form.dataset, form.preset, form.name, form.together)
+    changes = [form.options.submit, *(one.change for one in fields)]
     gr.on(changes, None, [*form.all, kept], kept, js=_KEEP, **QUIET)
 
 
@@ -120,14 +121,12 @@ def _granted(workbench: Workbench, now: Kept, wishes: dict[str, str]) -> Kept:
     registry = workbench.registry
     if number := wishes.get("from"):
         now = _as_run(workbench, now, int(number) if number.isdigit() else 0)
-    for field, table, wished in (
-        ("base", Base, wishes.get("base")),
-        ("dataset", Dataset, wishes.get("data")),
-    ):
-        if wished:
-            registry.find(table, wished)
-            now = replace(now, **{field: wished})
-    return now
+    base, data = wishes.get("base"), wishes.get("data")
+    return replace(
+        now,
+        base=registry.find(Base, base).name if base else now.base,
+        dataset=registry.find(Dataset, data).name if data else now.dataset,
+    )
 
 
 def _as_run(workbench: Workbench, now: Kept, number: int) -> Kept:
@@ -135,11 +134,12 @@ def _as_run(workbench: Workbench, now: Kept, number: int) -> Kept:
     registry = workbench.registry
     run = registry.get(Run, number)
     options = FormValues(f"run {number}", workbench.runs.options(number)).write()
-    there = {"base": (Base, run.base_name), "dataset": (Dataset, run.dataset_name)}
-    found = {field: name for field, (table, name) in there.items() if name in registry.names(table)}
-    if gone := [name for field, (_, name) in there.items() if field not in found]:
-        inform(f"{' and '.join(gone)} of run {number} are not here any more; choose others.", "Look again")
-    return replace(now, preset="", options=options, **found)
+    base = run.base_name if run.base_name in registry.names(Base) else None
+    data = run.dataset_name if run.dataset_name in registry.names(Dataset) else None
+    gone = [name for name, found in ((run.base_name, base), (run.dataset_name, data)) if not found]
+    if gone:
+        inform(f"{' and '.join(gone)} of run {number}: not here any more; choose another.", "Look again")
+    return replace(now, preset="", options=options, base=base or now.base, dataset=data or now.dataset)
 
 
 def _shown(workbench: Workbench, kept: Kept, *, plan: bool = False) -> tuple[object, ...]:

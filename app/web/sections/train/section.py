@@ -7,7 +7,7 @@ import gradio as gr
 from app.web.parts.shell import Shell
 from app.web.sections.train.form import TrainForm, what_line
 from app.web.sections.train.live_runs import live_runs
-from app.web.sections.train.measuring import bind_measuring
+from app.web.sections.train.measure_button import bind_measuring
 from app.web.sections.train.option_groups import options_panel
 from app.web.sections.train.planning import bind_plan, plan_panel
 from app.web.sections.train.preset_controls import preset_controls
