@@ -196,6 +196,7 @@ watch('value', () => {
   mark();
   fetchRows();
 });
+new MutationObserver(place).observe(element, {childList: true});  // Gradio may write the template anew
 place();
 takeRoute(window.workbench.route());
 fetchRows();

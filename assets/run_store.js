@@ -17,7 +17,11 @@ const fresh = () => ({after: 0, points: [], about: {}});
 // A name keeps both of its ends, where the names of a sweep differ.
 const shortened = (text, most = 36) => text.length <= most ? text : `${text.slice(0, Math.ceil(most / 2) - 1)}…${text.slice(1 - Math.floor(most / 2))}`;
 
+let placing = null;
+
 function intoSlot(host) {
   const slot = element.querySelector('.run-slot');
   if (slot && host.parentElement !== slot) slot.replaceChildren(host);
+  // Gradio may write the template anew.
+  placing ??= new MutationObserver(() => intoSlot(host)).observe(element, {childList: true}) ?? true;
 }
