@@ -70,7 +70,7 @@ def export_sheet(shell: Shell, section: str, opened: gr.Button) -> None:
     begun.then(look, [adapter, *told_of], preview, **QUIET)
     shown = wished.submit(lambda name: name, wished, adapter, **QUIET_QUEUED)
     shown.then(look, [adapter, *told_of], preview, **QUIET)
-    shown.then(None, None, None, js="() => window.workbench.openSheet('export-adapter')", **QUIET)
+    wished.submit(None, None, None, js="() => window.workbench.openSheet('export-adapter')", **QUIET)
 
     def start(name: str, where: str, *values: Any) -> Job:
         if not name:
