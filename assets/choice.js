@@ -121,6 +121,13 @@ if (opensWith) addEventListener('workbench-sheet', event => {
   const now = window.workbench.route();
   if (event.detail.key === opensWith && !valueOf() && now.section === fixed.section && now.name) pick(now.name);
 });
-watch('value', show);
-if (!props.value && sessionStorage.getItem(keptAs)) { props.value = sessionStorage.getItem(keptAs); touched = several; }
-show();
+// Gradio sets what has just been laid out to its first value once more: what was kept counts until somebody acts.
+let restored = sessionStorage.getItem(keptAs);
+for (const act of ['pointerdown', 'keydown']) addEventListener(act, () => { restored = null; }, {capture: true});
+function restore() {
+  if (restored && !props.value) { props.value = restored; touched = several; }
+  sessionStorage.setItem(keptAs, String(props.value ?? ''));
+  show();
+}
+watch('value', restore);
+restore();

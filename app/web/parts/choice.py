@@ -11,7 +11,9 @@ import gradio as gr
 
 from app.web.parts.scripts import script
 from storage.adapters import AdapterQuery
+from storage.errors import NotFound
 from storage.registry import Registry
+from storage.tables import Adapter
 
 _MOST = 50
 
@@ -78,6 +80,14 @@ def choice(
 def weighed(value: str) -> dict[str, float]:
     """The weight of each that was chosen, by name."""
     return {str(one["name"]): float(one["weight"]) for one in json.loads(value or "[]")}
+
+
+def adapter_called(registry: Registry, name: str) -> Adapter | None:
+    """The adapter of this name, if it has not been removed or renamed meanwhile, here or elsewhere."""
+    try:
+        return registry.find(Adapter, name) if name else None
+    except NotFound:
+        return None
 
 
 def adapters_like(registry: Registry, words: str, fingerprint: str = "") -> list[tuple[str, str]]:

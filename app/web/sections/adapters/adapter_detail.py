@@ -8,6 +8,7 @@ import gradio as gr
 
 from app.service.workbench import Workbench
 from app.shared.bases import closest_base
+from app.web.parts.choice import adapter_called
 from app.web.parts.job_result import last_result, starts_job
 from app.web.parts.markup import day, title_line
 from app.web.parts.panes import ask_first, bar, opener
@@ -63,7 +64,7 @@ def adapter_detail(shell: Shell, chosen: gr.HTML) -> None:
     resize_sheet(shell, chosen)
 
     def show(name: str) -> tuple[object, ...]:
-        row = adapter_called(workbench, name)
+        row = adapter_called(workbench.registry, name)
         if row is None:
             return "", gr.Row(visible=False), *[gr.skip()] * 2, _NOTHING, gr.Column(visible=False), "", "", ""
         return (
@@ -133,14 +134,6 @@ def verified_html(workbench: Workbench, row: Adapter) -> str:
     problems = "".join(f"<p class='fault'>{escape(why)}</p>" for why in done.result["problems"].values())
     sound = f"Verified {day(done.ended)}: digest, layers, shapes, numbers and base are right."
     return problems or f"<p class='hint'>{sound}</p>"
-
-
-def adapter_called(workbench: Workbench, name: str) -> Adapter | None:
-    """The adapter of this name, if it has not been removed meanwhile, here or elsewhere."""
-    try:
-        return workbench.registry.find(Adapter, name) if name else None
-    except NotFound:
-        return None
 
 
 def required(workbench: Workbench, name: str) -> Adapter:

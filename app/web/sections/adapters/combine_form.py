@@ -9,7 +9,7 @@ import gradio as gr
 from gradio.components import Component
 
 from app.service.workbench import Workbench
-from app.web.parts.choice import Asked, adapters_like, choice, weighed
+from app.web.parts.choice import Asked, adapter_called, adapters_like, choice, weighed
 from app.web.parts.job_result import last_result, starts_job
 from app.web.parts.markup import Html, facts, size
 from app.web.parts.options_form import option_field
@@ -18,8 +18,7 @@ from app.web.parts.routes import link
 from app.web.parts.shell import QUIET, Shell, refusal
 from core.combine.config import CombineConfig
 from core.combine.methods import COMBINE_METHODS
-from storage.errors import NotFound
-from storage.tables import Adapter, Job
+from storage.tables import Job
 
 
 def combine_form(shell: Shell) -> None:
@@ -91,10 +90,7 @@ def _option_fields() -> dict[str, Component]:
 
 def _fitting(workbench: Workbench, asked: Asked) -> list[tuple[str, str]]:
     """Adapters of the base of those that are chosen already."""
-    try:
-        first = workbench.registry.find(Adapter, asked.taken[0]) if asked.taken else None
-    except NotFound:
-        first = None
+    first = adapter_called(workbench.registry, asked.taken[0] if asked.taken else "")
     found = adapters_like(workbench.registry, asked.words, first.base_fingerprint if first else "")
     return [one for one in found if one[0] not in asked.taken]
 

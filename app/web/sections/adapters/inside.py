@@ -9,14 +9,13 @@ import gradio as gr
 
 from app.service.workbench import Workbench
 from app.web.parts.chart import chart, drawn
-from app.web.parts.choice import Asked, adapters_like, choice
+from app.web.parts.choice import Asked, adapter_called, adapters_like, choice
 from app.web.parts.job_result import last_result, starts_job
 from app.web.parts.markup import day, empty
 from app.web.parts.panes import bar
 from app.web.parts.shell import QUIET, Shell, told
 from app.web.sections.adapters.anatomy_charts import MEASURES, anatomy_map, similarity_grid, similarity_map
-from storage.errors import NotFound
-from storage.tables import Adapter, Job
+from storage.tables import Job
 
 _NOTHING = (
     "Look inside: how much it changes each layer, and how much of its rank it uses. Beside another adapter "
@@ -46,7 +45,7 @@ def inside_panel(shell: Shell, chosen: gr.HTML) -> None:
     grid = chart("Directions that both share, by how many are counted")
 
     def start(name: str, beside: str) -> Job:
-        return workbench.adapters.inspect(workbench.registry.find(Adapter, name).name, beside or "")
+        return workbench.adapters.inspect(name, "" if beside == name else beside)
 
     starts_job(shell, look.click, start, [chosen, other])
 
@@ -73,10 +72,7 @@ def inside_panel(shell: Shell, chosen: gr.HTML) -> None:
 
 
 def _last_look(workbench: Workbench, name: str) -> tuple[str, Job | None]:
-    try:
-        row = workbench.registry.find(Adapter, name) if name else None
-    except NotFound:
-        row = None
+    row = adapter_called(workbench.registry, name)
     if row is None:
         return "", None
     return last_result(workbench.registry, "inspect_adapter", {"adapter.id": row.id}, row.created)
@@ -97,9 +93,8 @@ def _words(job: Job) -> str:
 
 def _alike(workbench: Workbench, asked: Asked) -> list[tuple[str, str]]:
     """Other adapters of the chosen one's base."""
-    try:
-        row = workbench.registry.find(Adapter, asked.name)
-    except NotFound:
+    row = adapter_called(workbench.registry, asked.name)
+    if row is None:
         return []
     found = adapters_like(workbench.registry, asked.words, row.base_fingerprint)
     return [one for one in found if one[0] != row.name]

@@ -6,12 +6,12 @@ from typing import Any
 
 import gradio as gr
 
+from app.web.parts.choice import adapter_called
 from app.web.parts.job_result import last_result, starts_job
 from app.web.parts.markup import facts, size
 from app.web.parts.panes import bar, sheet
 from app.web.parts.shell import Shell, refusal
-from storage.errors import NotFound
-from storage.tables import Adapter, Job
+from storage.tables import Job
 
 _HELP = (
     "Cut to the directions that matter most (SVD of ΔW). Try says what that would lose, and keeps nothing."
@@ -45,10 +45,7 @@ def resize_sheet(shell: Shell, chosen: gr.HTML) -> None:
         return workbench.adapters.resize(adapter, int(wanted or 0), kept_as.strip(), evaluate=measured)
 
     def show(adapter: str, before: str) -> tuple[object, ...]:
-        try:
-            row = workbench.registry.find(Adapter, adapter) if adapter else None
-        except NotFound:
-            row = None
+        row = adapter_called(workbench.registry, adapter)
         if row is None:
             return "", gr.skip(), "", "", ""
         words, done = last_result(workbench.registry, "resize_adapter", {"adapter.id": row.id}, row.created)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import gradio as gr
 
 from app.service.workbench import Workbench
-from app.web.parts.markup import day, number
+from app.web.parts.markup import day, empty, number
 from app.web.parts.panes import bar, left, opener, right, sheet, split
 from app.web.parts.picker import Facet, Query, Row, Rows, picker
-from app.web.parts.shell import WORKING, Shell, choose_from, inform, refusal, told
+from app.web.parts.shell import WORKING, Shell, inform, refusal, told
 from app.web.sections.adapters.adapter_detail import adapter_detail
 from app.web.sections.adapters.combine_form import combine_form
 from app.web.sections.adapters.import_form import adapter_import
@@ -90,22 +90,23 @@ def _row(one: Adapter) -> Row:
 
 def _deleted(shell: Shell) -> None:
     workbench = shell.workbench
-    which = gr.Dropdown([], label="Deleted", interactive=True)
+    nothing = gr.HTML(empty("Nothing was deleted lately."))
+    which = gr.Radio([], label="Deleted", interactive=True, visible=False)
     with bar():
         back = gr.Button("Bring back", variant="primary", size="md", scale=0)
 
-    def offer(now: int | None) -> object:
-        choices = [
-            (f"{row.name}, {day(row.deleted)}", row.id or 0) for row in workbench.registry.adapters.deleted()
-        ]
-        return choose_from(choices, now)
+    def offer(now: int | None) -> tuple[object, ...]:
+        rows = workbench.registry.adapters.deleted()
+        choices = [(f"{row.name}, {day(row.deleted)}", row.id or 0) for row in rows]
+        kept = now if any(row.id == now for row in rows) else None
+        return gr.HTML(visible=not rows), gr.Radio(choices=choices, value=kept, visible=bool(rows))
 
-    shell.refresh(offer, [which], [which])
+    shell.refresh(offer, [which], [nothing, which])
 
     @told
     def bring(number: int | None) -> None:
         if not number:
-            raise refusal("No deleted adapter is chosen.")
+            raise refusal("Choose the adapter to bring back first.")
         row = workbench.registry.adapters.bring_back(number)
         inform(f"{row.name} is back.")
 

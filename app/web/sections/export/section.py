@@ -44,7 +44,7 @@ def build(shell: Shell) -> None:
     workbench = shell.workbench
     with split(TAB):
         with left():
-            opener("export-adapter", "Export an adapter", variant="primary")
+            opened = opener("export-adapter", "Export an adapter", variant="primary")
             said = gr.HTML()
             chosen = picker(
                 shell, TAB, "Exports", lambda query: find(workbench, query), _NOTHING, search="Search exports"
@@ -52,7 +52,7 @@ def build(shell: Shell) -> None:
         with right():
             _detail(shell, chosen)
     with sheet("export-adapter", "Export an adapter", _ABOUT):
-        export_sheet(shell, TAB)
+        export_sheet(shell, TAB, opened)
     shell.refresh(lambda: last_result(workbench.registry, "export_adapter")[0], [], [said])
 
 

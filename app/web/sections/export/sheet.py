@@ -11,7 +11,7 @@ from gradio.components import Component
 
 from app.service.workbench import Workbench
 from app.shared.bases import closest_base
-from app.web.parts.choice import adapters_like, choice
+from app.web.parts.choice import adapter_called, adapters_like, choice
 from app.web.parts.job_result import starts_job
 from app.web.parts.markup import facts, size
 from app.web.parts.options_form import option_field
@@ -20,7 +20,6 @@ from app.web.parts.routes import wish
 from app.web.parts.shell import QUIET, QUIET_QUEUED, Shell, refusal
 from core.export.config import export_options
 from core.export.formats import AUTO, EXPORT_FORMATS, ExportFormat
-from storage.errors import NotFound
 from storage.tables import Adapter, Base, Job
 
 _BITS = {
@@ -35,8 +34,10 @@ _BITS = {
 }
 
 
-def export_sheet(shell: Shell, section: str) -> None:
-    """Lay out the form and bind its handlers."""
+def export_sheet(shell: Shell, section: str, opened: gr.Button) -> None:
+    """Lay out the form and bind its handlers. `opened` opens it, with the newest adapter if none is chosen
+    yet.
+    """
     workbench = shell.workbench
     wished = wish(section, "adapter")
     adapter = choice(
@@ -47,26 +48,29 @@ def export_sheet(shell: Shell, section: str) -> None:
     preview = gr.HTML()
     with bar():
         go = gr.Button("Export", variant="primary", size="md", scale=0, elem_id="export-button")
-    begun = gr.State(False)
 
-    def show(name: str, begun: bool, *values: Any) -> tuple[object, ...]:
-        """The newest adapter is chosen as the page opens; what was chosen and is gone is not replaced."""
-        known = bool(name) and name in workbench.registry.names(Adapter)
-        newest = "" if begun else next((one for one, _ in adapters_like(workbench.registry, "")), "")
-        now = name if known else newest
-        return True, gr.skip() if now == name else now, preview_html(workbench, now, *values)
+    def show(name: str, *values: Any) -> tuple[object, ...]:
+        """What was chosen and is gone is not replaced by another."""
+        gone = name and adapter_called(workbench.registry, name) is None
+        return "" if gone else gr.skip(), preview_html(workbench, "" if gone else name, *values)
 
     told_of: list[Any] = [fields["format"], fields["dtype"], folder]
-    shell.refresh(show, [adapter, begun, *told_of], [begun, adapter, preview])
+    shell.refresh(show, [adapter, *told_of], [adapter, preview])
     events = [adapter.submit, *[one.change for one in told_of]]
 
     def look(*values: Any) -> str:
         return preview_html(workbench, *values)
 
     gr.on(events, look, [adapter, *told_of], preview, trigger_mode="always_last", **QUIET)
+
+    def newest(name: str) -> str:
+        return name or next((one for one, _ in adapters_like(workbench.registry, "")), "")
+
+    begun = opened.click(newest, adapter, adapter, **QUIET_QUEUED)
+    begun.then(look, [adapter, *told_of], preview, **QUIET)
     shown = wished.submit(lambda name: name, wished, adapter, **QUIET_QUEUED)
     shown.then(look, [adapter, *told_of], preview, **QUIET)
-    shown.then(None, None, None, js="() => window.workbench.openSheet('export-adapter')", **QUIET)
+    wished.submit(None, None, None, js="() => window.workbench.openSheet('export-adapter')", **QUIET)
 
     def start(name: str, where: str, *values: Any) -> Job:
         if not name:
@@ -115,10 +119,7 @@ def _has(kind: ExportFormat, option: str) -> bool:
 
 def preview_html(workbench: Workbench, adapter: str, format: str, dtype: str, folder: str) -> str:
     """What will be written, how large, and where to."""
-    try:
-        row = workbench.registry.find(Adapter, adapter) if adapter else None
-    except NotFound:
-        row = None
+    row = adapter_called(workbench.registry, adapter)
     if row is None:
         return ""
     kind, base = EXPORT_FORMATS.get(format), closest_base(workbench.registry, row)
