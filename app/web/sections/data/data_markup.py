@@ -180,4 +180,4 @@ def versions_html(versions: Sequence[DatasetVersion]) -> str:
         for one in versions
     ]
     head = ("Version", "From", "Change", "Rows", "Validation", "Left out", "When", "Digest")
-    return f"<div class='card'>{table(head, rows)}</div>"
+    return f"<div class='card wide'>{table(head, rows)}</div>"
