@@ -25,9 +25,12 @@ TAB = "train"
 _KEPT = "lora-workbench-train"
 _KEEP = "(...all) => all[5] ? JSON.stringify(all.slice(0, 6)) : all[6]"  # not before it is restored
 _SEARCH = "(kept, search) => [kept, location.search]"
-_DONE = """() => {
-  if (window.workbench.route().section === 'train') window.workbench.go({section: 'train'}, {replace: true});
+# The address stays until the form is there: as the page opens it is still to be read.
+_DONE = """options => {
+  const here = window.workbench.route().section === 'train';
+  if (options && here) window.workbench.go({section: 'train'}, {replace: true});
 }"""
+_AGAIN = "() => dispatchEvent(new CustomEvent('workbench-route', {detail: window.workbench.route()}))"
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ def bind_keeping(shell: Shell, form: TrainForm, plan: gr.HTML) -> None:
         return _shown(shell.workbench, _opened(shell.workbench, was, address), plan=True)
 
     opened = shell.page.load(open_with, [kept, search], [*form.all, plan], js=_SEARCH, **QUIET)
-    opened.then(None, None, None, js=_DONE, **QUIET)
+    opened.then(None, None, None, js=_AGAIN, **QUIET)  # a wish that came too early
     for what, wished in wishes.items():
         _bind_wish(shell, form, what, wished)
     fields = (form.base, form.dataset, form.preset, form.name, form.together)
@@ -74,7 +77,7 @@ def _bind_wish(shell: Shell, form: TrainForm, what: str, wished: gr.HTML) -> Non
         return _shown(shell.workbench, _granted(shell.workbench, Kept(*now), {what: value}))  # type: ignore[arg-type]
 
     event = wished.submit(bring, [wished, *form.all], form.all, **QUIET)
-    event.then(None, None, None, js=_DONE, **QUIET)
+    event.then(None, form.options, None, js=_DONE, **QUIET)
 
 
 def bind_choices(shell: Shell, form: TrainForm) -> None:
