@@ -119,7 +119,7 @@ def test_import_combine_resize_merge_and_a_bundle_for_ollama(
     wait_for(lambda: len(workbench.registry.all(Export)) == 2, 120)
     newest = workbench.registry.all(Export)[0]
     done = page.locator("[data-notice]").filter(has_text="Export smaller as ollama")
-    done.get_by_role("link", name="Show it").click()
+    done.get_by_role("link", name="Show it").click(timeout=JOB)
     expect(page.get_by_text("tensors read back")).to_be_visible(timeout=JOB)
     assert page.url.endswith(f"?section=export&name={newest.id}")
     with page.expect_download() as given:
