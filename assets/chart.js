@@ -1,7 +1,7 @@
 // A Plotly figure in the page's own look, drawn anew when the theme changes. Its toolbar shows above it while it is pointed at.
 const host = document.createElement('div');
 host.className = 'chart-plot';
-host.setAttribute('role', 'img');
+host.setAttribute('role', 'figure');
 host.setAttribute('aria-label', fixed.title);
 let shown = null;  // the value that is drawn
 

@@ -29,7 +29,7 @@ host.innerHTML = `
     <span class="curve-save"><button type="button" class="small" data-save="csv" title="All that was measured, as a table">CSV</button><button type="button" class="small" data-save="png" title="The chart as a picture">PNG</button></span>
   </div>
   <div class="curve-legend" role="group" aria-label="Lines of the chart"></div>
-  <div class="curve-plot" role="img" aria-label="Loss by step"></div>
+  <div class="curve-plot" role="figure" aria-label="Loss by step"></div>
   <div class="curve-figures"></div>
   <details class="curve-table"><summary>Table</summary><div></div></details>`;
 const [metricBox, axisBox] = host.querySelectorAll('select');

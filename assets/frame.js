@@ -225,6 +225,8 @@ window.workbench = (() => {
   let arrived = false;
   function look() {
     splits();
+    // Gradio calls the empty place of each chat a landmark of the page.
+    for (const one of document.querySelectorAll('.placeholder-content[role=complementary]')) one.removeAttribute('role');
     if (!arrived && sectionTab('home') && document.querySelector('#rail [data-section]')) { arrived = true; show(); }
   }
   let looking = 0;

@@ -229,7 +229,7 @@ def test_a_look_inside_stays_over_a_reload_and_is_compared(workbench, trained, a
     expect(charts).to_have_count(3, timeout=JOB)  # Plotly's script comes first
     page.get_by_label("Show", exact=True).click()
     page.get_by_role("option", name="Effective rank").click()
-    said = page.get_by_role("img", name="What it changes, by layer and module")
+    said = page.get_by_role("figure", name="What it changes, by layer and module")
     expect(said).to_be_visible()
     page.wait_for_function(
         "() => document.querySelector('[aria-label=\"What it changes, by layer and module\"]')"
