@@ -73,6 +73,7 @@ def test_refusals_are_sentences_and_markup_in_them_is_text(address, open_page, t
         page.get_by_test_id("toast-body").filter(has_text="Line 1 is not valid JSON").first
     ).to_be_visible()
     assert page.locator(".toast-body img[src=x], .toast-wrap img[src=x]").count() == 0
+    page.keyboard.press("Escape")
     go_to(page, "Train")
     page.get_by_label("Rank (r)").fill("0")
     expect(page.get_by_text("rank must be between 1 and 1,024")).to_be_visible()

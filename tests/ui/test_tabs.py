@@ -13,7 +13,7 @@ from playwright.sync_api import Page, expect
 from core.train.training_options import TrainingOptions
 from storage.tables import Adapter, Base, Dataset, Run
 from tests.conftest import make_llama
-from tests.ui.conftest import choose, choose_row, go_to, press, served
+from tests.ui.conftest import choose, choose_row, go_to, open_sheet, press, served
 from tests.workbenches import QUICK, wait_for, write_rows
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
@@ -133,9 +133,10 @@ def test_an_engine_killed_in_mid_answer_is_told_and_the_next_message_is_answered
     page = open_page(address)
     go_to(page, "Playground")
     choose(page, "Base model", "deep")
-    page.get_by_role("button", name="Sampling").click()
-    page.get_by_label("Temperature", exact=False).fill("0")
-    page.get_by_label("Max tokens").fill("200")
+    sampling = open_sheet(page, "Sampling")
+    sampling.get_by_label("Temperature", exact=False).fill("0")
+    sampling.get_by_label("Max tokens").fill("200")
+    page.keyboard.press("Escape")
     prompt = page.get_by_role("textbox", name="Prompt", exact=True)
     prompt.fill("hello there")
     press(page, "Send")
@@ -146,7 +147,8 @@ def test_an_engine_killed_in_mid_answer_is_told_and_the_next_message_is_answered
     _refused(page, "The engine")
     expect(prompt).to_have_value("hello there")  # it can be sent again
     expect(prompt).to_be_editable()
-    page.get_by_label("Max tokens").fill("5")
+    open_sheet(page, "Sampling").get_by_label("Max tokens").fill("5")
+    page.keyboard.press("Escape")
     prompt.fill("and now?")
     press(page, "Send")
     expect(prompt).to_have_value("", timeout=60_000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from html import escape
 from typing import Any
@@ -40,7 +41,7 @@ def build(shell: Shell) -> None:
     """Lay out the section and bind its handlers."""
     workbench = shell.workbench
     chat_id = gr.BrowserState(0, storage_key="lora-workbench-chat", secret="chat")
-    kept = gr.BrowserState([], storage_key="lora-workbench-playground", secret="playground")
+    kept = gr.BrowserState("", storage_key="lora-workbench-playground", secret="playground")
     asking = gr.State(0)
     with gr.Row(elem_classes="who-answers"):
         base = gr.Dropdown([], label="Base model", interactive=True, scale=2)
@@ -90,12 +91,12 @@ def build(shell: Shell) -> None:
     fields: list[Any] = [base, adapters, speaker, mode, with_base]
 
     def show(
-        base_now: str | None, adapters_now: list[str] | None, speaker_now: str | None, before: list[Any]
+        base_now: str | None, adapters_now: list[str] | None, speaker_now: str | None, before: str
     ) -> tuple[object, ...]:
         """What there is to choose from; on a page that was loaded anew what was chosen before."""
         shown, mode_now, with_base_now = base_now, gr.skip(), gr.skip()
-        if not base_now and len(before or []) == len(fields):
-            base_now, adapters_now, speaker_now, mode_now, with_base_now = before
+        if not base_now and before:
+            base_now, adapters_now, speaker_now, mode_now, with_base_now = json.loads(before)
         names = [row.name for row in workbench.registry.all(Base)]
         chosen = base_now if base_now in names else usual_base(workbench)
         fitting = adapters_for(workbench, chosen)
@@ -110,11 +111,16 @@ def build(shell: Shell) -> None:
     shell.refresh(show, [base, adapters, speaker, kept], fields)
 
     def show_of(base_now: str, adapters_now: list[str], speaker_now: str) -> tuple[object, ...]:
-        return show(base_now, adapters_now, speaker_now, [])[1:3]
+        return show(base_now, adapters_now, speaker_now, "")[1:3]
 
     base.input(show_of, [base, adapters, speaker], [adapters, speaker], **QUIET)
     gr.on(
-        [one.change for one in fields], None, fields, kept, js="(...chosen) => chosen", show_progress="hidden"
+        [one.change for one in fields],
+        None,
+        [*fields, kept],
+        kept,
+        js="(...chosen) => chosen[0] ? JSON.stringify(chosen.slice(0, 5)) : chosen[5]",
+        show_progress="hidden",
     )
     _bind_wishes(shell, [base, adapters, mode, with_base])
 
