@@ -117,10 +117,13 @@ def test_two_tabs_stop_pause_resume_and_remove_the_same_run(workbench, address, 
     (kept,) = workbench.registry.all(Adapter)
     assert (kept.name, kept.steps) == ("mine", workbench.registry.checkpoints.of(run.id)[0].step)
 
-    expect(resume).to_be_visible()
+    second.unroute("**/component_server**")  # it hears again
+    expect(resume).to_be_visible(timeout=30_000)
+    _deafen(second)
     workbench.runs.remove(run.id)
     resume.click()
     _refused(second, f"There is no run {run.id}")
+    second.unroute("**/component_server**")
     expect(second.get_by_role("button", name="Resume", exact=True)).to_have_count(0)
     assert workbench.registry.find(Adapter, "mine").run_id is None
 

@@ -37,7 +37,7 @@ def adapter_import(shell: Shell) -> None:
     with bar():
         look = gr.Button("Look at it", variant="primary", size="md", scale=0)
     said, preview = gr.HTML(), gr.HTML()
-    with gr.Column(visible=False) as keeping:
+    with gr.Column():  # always there: Gradio may lose that it became visible before its section was opened
         name = gr.Textbox(value="", label="Name", info="Empty: the file's.")
         base = gr.Dropdown([], label="Base model", interactive=True)
         with bar():
@@ -51,11 +51,11 @@ def adapter_import(shell: Shell) -> None:
     def show(before: int, now: str | None) -> tuple[object, ...]:
         words, job = what_was_looked_at(workbench.registry)
         if job is None:
-            return 0, words, "", gr.Column(visible=False), gr.skip()
+            return 0, words, "", gr.skip()
         bases = _bases(workbench, job.result, now if job.id == before else None)
-        return job.id, words, found_html(job.result), gr.Column(visible=fits(job.result)), bases
+        return job.id, words, found_html(job.result), bases
 
-    shell.refresh(show, [looked, base], [looked, said, preview, keeping, base])
+    shell.refresh(show, [looked, base], [looked, said, preview, base])
     starts_job(shell, look.click, start_looking, [files, folder, alpha, which])
     starts_job(shell, folder.submit, start_looking, [files, folder, alpha, which])
 
@@ -97,6 +97,8 @@ def _keep(workbench: Workbench, number: int, name: str, on: str | None) -> Job:
     """Import what was looked at. Raises a refusal, NameTaken, NotFound."""
     if not number:
         raise refusal("Look at an adapter first.")
+    if not fits(workbench.registry.get(Job, number).result):
+        raise refusal("It fits no base model that is here; add its own under Models, and look at it again.")
     if not on:
         raise refusal("It fits several base models, and does not record which is its own; choose one.")
     looked = workbench.registry.get(Job, number).arguments
