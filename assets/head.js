@@ -50,8 +50,7 @@ element.addEventListener('click', async event => {
   }
   if (!end || end.disabled) return;
   end.disabled = true;
-  const [what, number] = end.dataset.end.split('-');
-  const sentence = await server.end(what, Number(number)).catch(error => `The page could not ask for it: ${error.message ?? error}`);
+  const sentence = await server.end(end.dataset.end).catch(error => `The page could not ask for it: ${error.message ?? error}`);
   await ask();
   say(sentence);
 });

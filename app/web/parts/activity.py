@@ -33,14 +33,17 @@ def activity_html(workbench: Workbench) -> str:
     return f"<div class='activity'>{''.join(lines)}</div>"
 
 
-def end_work(workbench: Workbench, what: str, number: int) -> str:
-    """End a job, or stop a run and keep what it has learned. Returns what to say of it, also of a refusal."""
+def end_work(workbench: Workbench, key: str) -> str:
+    """End a job, or stop a run and keep what it has learned, by its key: job-3, run-7. Returns what to say of
+    it, also of a refusal.
+    """
+    what, _, number = key.partition("-")
     try:
         if what == "run":
-            run = workbench.registry.get(Run, number)
-            workbench.runs.stop(number)
+            run = workbench.registry.get(Run, int(number))
+            workbench.runs.stop(int(number))
             return f"{run.name} stops at its next step; what it has learned is kept."
-        job = workbench.registry.get(Job, number)
+        job = workbench.registry.get(Job, int(number))
         workbench.jobs.cancel(job)
         return f"{job.title}: cancelled. Nothing was added."
     except USER_ERRORS as error:

@@ -29,8 +29,8 @@ def live_head(workbench: Workbench) -> gr.HTML:
             "changes": count if count != asked["seen"] else None,
         }
 
-    def end(what: str, number: int) -> str:
-        return end_work(workbench, str(what), int(number))
+    def end(key: str) -> str:
+        return end_work(workbench, key)
 
     return gr.HTML(_masthead(""), js_on_load=script("head.js"), server_functions=[news, end], elem_id="head")
 

@@ -65,14 +65,14 @@ def build(shell: Shell) -> None:
         return gr.skip()
 
     @told
-    def begin() -> list[int]:
+    def begin_all() -> list[int]:
         done = steps_done(workbench)
         if done < TO_CHAT and not _waits(workbench):
             start_step(workbench, done)
         return [done]
 
     shell.soon(go.click(advance, None, shell.go, concurrency_id="first", **WORKING))
-    shell.soon(everything.click(begin, None, begun, concurrency_id="first", **WORKING))
+    shell.soon(everything.click(begin_all, None, begun, concurrency_id="first", **WORKING))
 
 
 def _go_on(workbench: Workbench, begun: list[int], done: int) -> tuple[list[int], str]:

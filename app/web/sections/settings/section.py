@@ -13,7 +13,7 @@ from gradio.components import Component
 from app.service.workbench import Workbench
 from app.shared.user_settings import Preference, Preferences
 from app.web.parts.options_form import option_field
-from app.web.parts.shell import QUIET, Shell, inform, told
+from app.web.parts.shell import QUIET_QUEUED, Shell, inform, told
 from app.web.sections.settings.storage_view import storage_view
 from core.errors import InvalidConfig
 
@@ -72,7 +72,7 @@ def build(shell: Shell) -> None:
                 None,
                 trigger_mode="always_last",
                 concurrency_id="settings",
-                **QUIET,
+                **QUIET_QUEUED,
             )
         )
 
