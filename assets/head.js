@@ -4,6 +4,19 @@
 let seen = '', followed = [], timer = null, asking = false;
 const away = new Set(JSON.parse(sessionStorage.getItem('lora-workbench-away') || '[]'));
 
+// What is shown stands in an element of our own: Gradio may draw what it was given before once more.
+const host = document.createElement('div');
+let shown = null;
+
+function show(html) {
+  const slot = element.querySelector('.head-slot');
+  if (slot && host.parentElement !== slot) slot.replaceChildren(host);
+  if (html === shown) return;
+  shown = html;
+  host.innerHTML = html;
+  for (const one of host.querySelectorAll('[data-notice]')) if (away.has(one.dataset.notice)) one.remove();
+}
+
 async function ask() {
   clearTimeout(timer);
   const inSight = document.visibilityState === 'visible';
@@ -14,7 +27,7 @@ async function ask() {
       const now = await server.news({seen, followed});
       followed = now.active;
       dispatchEvent(new CustomEvent('workbench-news', {detail: now}));
-      if (inSight && now.html !== props.value) { props.value = now.html; tidy(); }
+      if (inSight) show(now.html);
       if (inSight && now.changes) {
         seen = now.changes;
         trigger('submit');
@@ -27,10 +40,6 @@ async function ask() {
     asking = false;
   }
   timer = setTimeout(ask, pause);
-}
-
-function tidy() {
-  for (const one of element.querySelectorAll('[data-notice]')) if (away.has(one.dataset.notice)) one.remove();
 }
 
 function say(sentence) {

@@ -32,7 +32,13 @@ def live_head(workbench: Workbench) -> gr.HTML:
     def end(key: str) -> str:
         return end_work(workbench, key)
 
-    return gr.HTML(_masthead(""), js_on_load=script("head.js"), server_functions=[news, end], elem_id="head")
+    return gr.HTML(
+        _masthead(""),
+        html_template="<div class='head-slot'>${value}</div>",
+        js_on_load=script("head.js"),
+        server_functions=[news, end],
+        elem_id="head",
+    )
 
 
 def head_html(workbench: Workbench) -> str:
