@@ -210,3 +210,4 @@ watch('value', take);
 place();
 write();
 take();
+if (!props.value) trigger('focus');  // what the page gave as it was opened is lost on what is shown later

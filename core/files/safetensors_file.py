@@ -105,7 +105,7 @@ def _no_safetensors(name: str, size: int, lead: bytes, length: int) -> str:
     """What a file of another kind is, by its first bytes."""
     known = next((what for start, what in _OTHERS.items() if lead.lower().startswith(start.lower())), None)
     if size < 8 or known:
-        return f"{name} {known or f'is cut off: it has {size} bytes.'}"
+        return f"{name} {known or f'is cut off: of its bytes only {size:,} are there.'}"
     return f"{name} is not a safetensors file: its header would be {length:,} bytes long."
 
 

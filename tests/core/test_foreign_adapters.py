@@ -409,7 +409,7 @@ OTHER_FILES = {
     "gzip": (b"\x1f\x8b\x08" + bytes(60), "packed with gzip; unpack it"),
     "GGUF": (b"GGUF\x03" + bytes(60), r"a GGUF file; call it \.gguf"),
     "web page": (b"<!DOCTYPE html><html>", "a web page"),
-    "nothing": (b"", "is cut off: it has 0 bytes"),
+    "nothing": (b"", "is cut off: of its bytes only 0 are there"),
 }
 
 

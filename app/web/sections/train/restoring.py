@@ -60,7 +60,8 @@ def bind_keeping(shell: Shell, form: TrainForm, plan: gr.HTML) -> None:
     def open_with(was: str, address: str) -> tuple[object, ...]:
         return _shown(shell.workbench, _opened(shell.workbench, was, address), plan=True)
 
-    opened = shell.page.load(open_with, [kept, search], [*form.all, plan], js=_SEARCH, **QUIET)
+    opening = [shell.page.load, form.options.focus]  # the options ask where they came up empty
+    opened = gr.on(opening, open_with, [kept, search], [*form.all, plan], js=_SEARCH, **QUIET)
     opened.then(None, None, None, js=_AGAIN, **QUIET)  # a wish that came too early
     for what, wished in wishes.items():
         _bind_wish(shell, form, what, wished)
