@@ -210,4 +210,5 @@ watch('value', take);
 place();
 write();
 take();
-if (!props.value) trigger('focus');  // what the page gave as it was opened is lost on what is shown later
+// What the page gave as it was opened is lost on what is shown later: then it is asked for once more.
+setTimeout(() => { if (!props.value) trigger('focus'); }, 1500);
