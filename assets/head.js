@@ -65,5 +65,4 @@ element.addEventListener('click', async event => {
 });
 
 document.addEventListener('visibilitychange', ask);
-addEventListener('workbench-look', ask);
 ask();

@@ -13,7 +13,7 @@ import gradio as gr
 from gradio.components import Component
 from gradio.events import Dependency
 
-from app.web.parts.shell import QUIET, WORKING, told
+from app.web.parts.shell import QUIET, WORKING, refusal, told
 
 
 @contextmanager
@@ -97,10 +97,16 @@ def ask_first(
         gr.HTML(f"<p class='lead'>{escape(question)}</p>")
         with bar():
             yes = gr.Button(f"{text.removesuffix(' …')} it", variant="stop", size="md", scale=0)
-            gr.Button("Keep it", size="md", scale=0, elem_classes="closes").click(
+            gr.Button("Keep it", size="md", scale=0).click(
                 None, None, None, js="() => window.workbench.closeSheet()", **QUIET
             )
     ask.click(told(remember), list(inputs), asked, **QUIET)
     done = yes.click(told(act), [asked, *inputs], list(outputs) or None, **WORKING)
     close_sheet(done, key)
     return done
+
+
+def require_same(name: str, asked: int | None, now: int | None) -> None:
+    """Refuse to do to what is called `name` now what was asked about another that had the name."""
+    if now != asked:
+        raise refusal(f"{name} is another one by now than the one you were asked about; look at it first.")

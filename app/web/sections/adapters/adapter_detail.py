@@ -11,7 +11,7 @@ from app.shared.bases import closest_base
 from app.web.parts.choice import adapter_called
 from app.web.parts.job_result import last_result, starts_job
 from app.web.parts.markup import day, title_line
-from app.web.parts.panes import ask_first, bar, opener
+from app.web.parts.panes import ask_first, bar, opener, require_same
 from app.web.parts.routes import link, there
 from app.web.parts.shell import WORKING, Shell, refusal, told
 from app.web.sections.adapters.adapter_facts import config_html, lineage_html, overview_html
@@ -108,8 +108,7 @@ def _toggle_star(workbench: Workbench, name: str) -> None:
 
 def _delete(workbench: Workbench, asked: int, name: str) -> str:
     row = required(workbench, name)
-    if row.id != asked:
-        raise refusal(f"{name} is another one by now than the one you were asked about; look at it first.")
+    require_same(name, asked, row.id)
     workbench.registry.adapters.delete(asked)
     return ""
 

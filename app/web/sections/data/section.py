@@ -8,10 +8,10 @@ import gradio as gr
 
 from app.service.workbench import Workbench
 from app.web.parts.markup import title_line
-from app.web.parts.panes import ask_first, bar, close_sheet, left, opener, right, sheet, split
+from app.web.parts.panes import ask_first, bar, close_sheet, left, opener, require_same, right, sheet, split
 from app.web.parts.picker import Query, Row, Rows, matching, picker
 from app.web.parts.routes import there
-from app.web.parts.shell import WORKING, Shell, refusal, told
+from app.web.parts.shell import WORKING, Shell, told
 from app.web.sections.data.chosen import ChosenData
 from app.web.sections.data.data_markup import csv_link
 from app.web.sections.data.import_form import ImportPanel
@@ -142,6 +142,5 @@ def _remove(workbench: Workbench, asked: int, name: str) -> None:
         current = workbench.registry.find(Dataset, name).id
     except NotFound:
         current = None
-    if current != asked:
-        raise refusal(f"{name} is another one by now than the one you were asked about; look at it first.")
+    require_same(name, asked, current)
     workbench.datasets.remove(name)

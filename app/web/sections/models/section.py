@@ -9,7 +9,7 @@ import gradio as gr
 from app.service.workbench import Workbench
 from app.shared.bases import experts_of
 from app.web.parts.markup import day, empty, facts, size, title_line
-from app.web.parts.panes import ask_first, bar, close_sheet, left, opener, right, sheet, split
+from app.web.parts.panes import ask_first, bar, close_sheet, left, opener, require_same, right, sheet, split
 from app.web.parts.picker import Query, Row, Rows, matching, picker
 from app.web.parts.routes import link, there
 from app.web.parts.shell import WORKING, Shell, inform, refusal, told
@@ -95,8 +95,7 @@ def _detail(shell: Shell, chosen: gr.HTML) -> None:
 
 
 def _remove(workbench: Workbench, asked: int, name: str) -> None:
-    if workbench.registry.find(Base, name).id != asked:
-        raise refusal(f"{name} is another one by now than the one you were asked about; look at it first.")
+    require_same(name, asked, workbench.registry.find(Base, name).id)
     workbench.models.remove(name)
 
 
