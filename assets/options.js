@@ -193,6 +193,7 @@ function commit(after) {
 
 function take() {
   place();
+  if (!props.value && sent) props.value = sent;  // Gradio sets what it has just laid out to its first value once more
   if (!props.value || props.value === sent) return;
   clearTimeout(waiting);
   said = {...empty(), ...JSON.parse(props.value)};
@@ -210,5 +211,5 @@ watch('value', take);
 place();
 write();
 take();
-// What the page gave as it was opened is lost on what is shown later: then it is asked for once more.
-setTimeout(() => { if (!props.value) trigger('focus'); }, 1500);
+// The form is filled when it is first shown, once Gradio has laid it out.
+if (!props.value) requestAnimationFrame(() => requestAnimationFrame(() => { if (!props.value) trigger('focus'); }));

@@ -156,7 +156,7 @@ def choose(page: Page, label: str, option: str) -> None:
     page.get_by_role("combobox", name=label, exact=True).or_(
         page.get_by_label(label, exact=True)
     ).first.click()
-    page.get_by_role("option", name=option).first.click()
+    page.locator("ul").get_by_role("option", name=option).first.click()
 
 
 def ready(page: Page) -> None:

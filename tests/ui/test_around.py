@@ -13,9 +13,10 @@ from playwright.sync_api import expect
 from core.train.training_options import TrainingOptions
 from tests.icons import ASSETS, drawn
 from tests.ui.conftest import ARGUMENTS, chromium, ready, served
-from tests.workbenches import QUICK, wait_for
+from tests.workbenches import QUICK
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
+LONG = TrainingOptions.parse({**QUICK, "max_steps": 5000})
 
 
 @pytest.fixture
@@ -62,9 +63,7 @@ def test_title_and_icon_tell_how_far_a_run_is(workbench, address, open_page):
     page = open_page(address)
     icon = page.locator("link[rel=icon]")
     expect(icon).to_have_attribute("href", "/workbench/icon.svg")
-    run = workbench.training.start(
-        "llama", "data", TrainingOptions.parse({**QUICK, "max_steps": 5000}), "night shift"
-    )
+    run = workbench.training.start("llama", "data", LONG, "night shift")
     expect(page).to_have_title(re.compile(r"^\d+ % · night shift · LoRA Workbench$"), timeout=60_000)
     expect(icon).to_have_attribute("href", re.compile("^data:image/svg.*stroke-dasharray"))
     workbench.runs.stop(run.id)
@@ -113,14 +112,17 @@ def test_what_ends_out_of_sight_is_told_if_that_is_allowed_and_set(workbench, ad
         }"""
     )
     said = "() => window.told.join()"
-    run = workbench.training.start("llama", "data", TrainingOptions.parse(QUICK), "first")
-    wait_for(lambda: page.wait_for_function("() => document.title.includes('first')"))
-    workbench.runs.wait(run.id)
+    _seen_and_stopped(workbench, page, "first")
     page.wait_for_function("() => window.told.length")
-    assert page.evaluate(said) == "Run 1 (first) is finished."
+    assert page.evaluate(said) == "Run 1 (first) is stopped."
     workbench.preferences.change({"notifications": False})
-    run = workbench.training.start("llama", "data", TrainingOptions.parse(QUICK), "second")
-    page.wait_for_function("() => document.title.includes('second')")
-    workbench.runs.wait(run.id)
+    _seen_and_stopped(workbench, page, "second")
     expect(page).to_have_title("LoRA Workbench")
-    assert page.evaluate(said) == "Run 1 (first) is finished."
+    assert page.evaluate(said) == "Run 1 (first) is stopped."
+
+
+def _seen_and_stopped(workbench, page, name):
+    run = workbench.training.start("llama", "data", LONG, name)
+    expect(page).to_have_title(re.compile(f" · {name} · "), timeout=60_000)
+    workbench.runs.stop(run.id)
+    workbench.runs.wait(run.id)

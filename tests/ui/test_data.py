@@ -101,7 +101,7 @@ def _import(page: Page, name: str) -> None:
 
 
 def _row_with(page: Page, words: str) -> Locator:
-    return page.locator("#row-list").get_by_role("option").filter(has_text=words)
+    return page.locator("#row-list .picker-row").filter(has_text=words)
 
 
 def test_ten_planted_faults_are_named_left_out_and_the_rest_is_trained_on(
@@ -193,6 +193,7 @@ def _toast(page: Page, sentence: str) -> None:
 def _see_the_tokens(page: Page) -> None:
     open_tab(page, "Rows and tokens")
     _row_with(page, "question number 2 ").first.click()
+    open_tab(page, "Tokens")
     tokens = page.locator(".tokens")
     expect(tokens).to_be_visible(timeout=60_000)
     said = "".join(
@@ -224,7 +225,7 @@ def test_a_file_that_can_be_read_in_two_ways_is_asked_about(workbench, address, 
     _toast(page, "choose what")
     adding.get_by_role("radio", name="separated lines").check()
     expect(adding.locator("#first-rows .turn.assistant").first).to_contain_text("N0 serves F0 .")
-    adding.get_by_label("Name", exact=True).fill("restaurants")
+    adding.get_by_role("textbox", name="Name").fill("restaurants")
     unfold(page, "Validation rows and checks")
     adding.get_by_role("radio", name="a number of rows").check()
     adding.get_by_label("Number of rows", exact=True).fill("4")
@@ -330,7 +331,7 @@ def test_rows_are_searched_paged_and_walked_by_keys_and_all_of_it_outlives_a_rel
     page.get_by_label("Search the rows").fill("YES again")
     expect(page.get_by_text("20 rows · page 1 of 1")).to_be_visible()
     page.get_by_label("Which rows").select_option("validation rows")
-    expect(page.locator("#row-list").get_by_role("option").filter(has_not_text="validation")).to_have_count(0)
+    expect(page.locator("#row-list .picker-row").filter(has_not_text="validation")).to_have_count(0)
     page.get_by_label("Which rows").select_option("all rows")
     expect(_row_with(page, "3 again")).not_to_have_count(0)
     _row_with(page, "0 again").first.click()

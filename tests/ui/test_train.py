@@ -260,7 +260,7 @@ def test_start_leads_to_the_run_once_and_live_runs_stand_beside_the_form(workben
 
 
 def choose_kind(page: Page, label: str, kind: str) -> None:
-    page.get_by_label(label, exact=True).select_option(label=kind)
+    page.get_by_label(label, exact=True).and_(page.locator("select")).select_option(label=kind)
 
 
 def test_a_sweep_is_picked_and_leads_to_its_runs(workbench, address, open_page):

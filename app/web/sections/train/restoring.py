@@ -25,7 +25,7 @@ TAB = "train"
 _KEPT = "lora-workbench-train"
 _KEEP = "(...all) => all[5] ? JSON.stringify(all.slice(0, 6)) : all[6]"  # not before it is restored
 _SEARCH = "(kept, search) => [kept, location.search]"
-# The address stays until the form is there: as the page opens it is still to be read.
+# The address stays until the form is there: as it is first shown it is still to be read.
 _DONE = """options => {
   const here = window.workbench.route().section === 'train';
   if (options && here) window.workbench.go({section: 'train'}, {replace: true});
@@ -51,17 +51,17 @@ class Kept:
 
 
 def bind_keeping(shell: Shell, form: TrainForm, plan: gr.HTML) -> None:
-    """Keep the form in the browser; as the page opens bring it back, then follow what an address wishes."""
+    """Keep the form in the browser; when it is first shown bring it back, then follow what an address wishes."""
     kept = gr.BrowserState("", storage_key=_KEPT, secret="train")
     wishes = {what: wish(TAB, what) for what in ("base", "data", "from")}
-    search = wishes["base"]  # only carries the address as the page opens
+    search = wishes["base"]  # only carries the address as the form is filled
 
     @told
     def open_with(was: str, address: str) -> tuple[object, ...]:
         return _shown(shell.workbench, _opened(shell.workbench, was, address), plan=True)
 
-    opening = [shell.page.load, form.options.focus]  # the options ask where they came up empty
-    opened = gr.on(opening, open_with, [kept, search], [*form.all, plan], js=_SEARCH, **QUIET)
+    # Not when the page opens: Gradio drops what it is given for a section that has not been shown yet.
+    opened = form.options.focus(open_with, [kept, search], [*form.all, plan], js=_SEARCH, **QUIET)
     opened.then(None, None, None, js=_AGAIN, **QUIET)  # a wish that came too early
     for what, wished in wishes.items():
         _bind_wish(shell, form, what, wished)
