@@ -18,7 +18,7 @@ from core.lora.adapter import AdapterWeights
 from core.lora.bank import AdapterBank
 from core.lora.dropout import run_key
 from core.lora.kinds import ADAPTER_KINDS
-from core.lora.targets import select_targets, trainable_parameter_count
+from core.lora.targets import select_targets, trainable_parameter_count, training_bytes
 from core.train.batches import MicroBatch, RunData, Step
 from core.train.changes import Change, ChangingConfig
 from core.train.group_objective import metric_means
@@ -58,6 +58,7 @@ class TrainingRun:
         self.ranks = {path: self.lora.rank_of(path) for path in self.targets}
         self.data = RunData(request.rows, self.train)
         self.kind_options, self.objective_options = request.options.kind, request.options.objective
+        self.frozen = self.kind.frozen(self.kind_options)
         self._config = ChangingConfig(self.train, request.changes)
         self._resume = request.resume
         at = request.resume[1].position if request.resume else Position(0, 0, None, None, -1)
@@ -105,7 +106,7 @@ class TrainingRun:
                 "exp_avg_sq": square[name],
             }
 
-    def state(self, bank: AdapterBank) -> RunState:
+    def state(self, bank: AdapterBank, slot: int) -> RunState:
         """Where the run stands after its last finished step; what was begun of the next is not part of it."""
         mean, square = (bank.by_layer(self._moment(which), self.ranks) for which in _MOMENTS)
         at = Position(
@@ -244,12 +245,14 @@ class TrainingRun:
     @property
     def parameters(self) -> int:
         """Numbers that it trains."""
-        return trainable_parameter_count(self._base.layer_shapes, self.targets, self.lora)
+        shapes = self._base.layer_shapes
+        return trainable_parameter_count(shapes, self.targets, self.lora, self.kind_options)
 
     @property
     def state_bytes(self) -> float:
-        """Memory that they take while they are trained."""
-        return self.parameters * self.kind.bytes_per_parameter(self._base.dtype.itemsize)
+        """Memory that its adapter takes while it is trained."""
+        shapes, width = self._base.layer_shapes, self._base.dtype.itemsize
+        return training_bytes(shapes, self.targets, self.lora, self.kind_options, width)
 
     @property
     def ended(self) -> bool:
