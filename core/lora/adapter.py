@@ -91,6 +91,11 @@ class AdapterWeights:
         finite = all(bool(torch.isfinite(one).all()) for layer in layers for one in layer.tensors.values())
         return finite and any(kind.is_trained(layer) for layer in layers)
 
+    def merge_parts(self) -> dict[str, tuple[LayerFactors, Tensor | None]]:
+        """What a merge writes for every layer, see AdapterKind.merge_parts(). Raises InvalidAdapter."""
+        kind = ADAPTER_KINDS.get(self.kind)
+        return {path: kind.merge_parts(layer) for path, layer in self.layers.items()}
+
     def low_rank(self) -> dict[str, LayerFactors]:
         """Every layer's ΔW as scale·B·A, for what works on low-rank factors alone.
 

@@ -92,6 +92,7 @@ class AdapterBank(nn.Module):
             else:
                 for name, gradient in gradients[path].items():
                     getattr(one, name).grad = gradient
+            one.prepare(self._layers[path].base)
             stacks[path] = one
         return stacks
 
@@ -149,6 +150,9 @@ class AdapterBank(nn.Module):
         self.scale[:, slot].copy_(scales)
         if self.work is not self.flat:
             self.work[slot].copy_(self.flat[slot])
+        if self.grad is None:
+            for path, stack in self.factors.items():
+                stack.placed(slot, layers.get(path), self._layers[path].base)
 
     @torch.no_grad()
     def export(self, slot: int, ranks: Mapping[str, int]) -> dict[str, LayerWeights]:

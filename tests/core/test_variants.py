@@ -6,19 +6,46 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from core.base_model.skeleton import skeleton
+from core.combine.combining import Part, combine, compare_parents, resize
+from core.combine.config import CombineConfig
 from core.data.formats import Example
+from core.errors import InvalidAdapter
 from core.events import Prepared, RunFailed, StepDone, TrainingDone
+from core.export.cards import Provenance
+from core.export.config import split_export_options
+from core.export.duties import Exporting
+from core.export.exporting import export
+from core.generate.config import GenerationConfig
+from core.generate.decode import Decoder, RowRequest
+from core.gguf.write import adapter_tensors
+from core.lora.anatomy import anatomy, compare_subspaces
+from core.lora.bank import MixedBank, loaded_bank
 from core.lora.config import LoraConfig
 from core.lora.kinds import ADAPTER_KINDS
 from core.lora.peft.files import load_adapter, save_adapter
+from core.merge.verify import differing_tensors, verify_merge
+from core.reporting import silent
 from core.train.batches import RunData
 from core.train.config import TrainConfig
 from core.train.group import TrainingGroup
 from core.train.run import RunRequest
 from core.train.run_state import RunState
 from core.train.training_options import TrainingOptions
-from tests.core.helpers import load, load_float64, peft_from, peft_loss, token_rows
+from tests.conftest import make_llama
+from tests.core.helpers import (
+    load,
+    load_float64,
+    logits,
+    new_peft,
+    peft_from,
+    peft_loss,
+    plain_model,
+    random_adapter,
+    token_rows,
+)
 
 ROWS = [
     Example(
@@ -30,6 +57,7 @@ ROWS = [
     )
     for i in range(24)
 ]
+ABOUT = Provenance("base", "f" * 64, "mit", "mine", "a" * 64, "data", {"rank": 4}, 1.5, None)
 TRAIN: dict[str, Any] = {"micro_batch_size": 2, "max_length": 96, "learning_rate": 5e-3, "weight_decay": 0.01}
 
 
@@ -47,7 +75,9 @@ class Case:
         return TrainingOptions(config, TrainConfig(**{**TRAIN, **train}), own)
 
 
-CASES = {"lora-fa": Case("lora", {"freeze_a": True})}
+CASES = {"lora-fa": Case("lora", {"freeze_a": True}), "dora": Case("dora")}
+TRAINED = {"lora-fa": ["lora_B"], "dora": ["lora_"]}
+"""What learns of PEFT's parameters."""
 PLAIN = Case("lora")
 
 
@@ -91,7 +121,7 @@ def _train(base, requests, save_at=None, folder=None) -> Trained:
 
 
 def _same(one, other, **tolerance) -> None:
-    assert list(one.layers) == list(other.layers)
+    assert one.layers.keys() == other.layers.keys()
     for path, layer in one.layers.items():
         assert layer.scale == pytest.approx(other.layers[path].scale)
         for name, tensor in layer.tensors.items():
@@ -142,12 +172,13 @@ def _peft_losses(model, base, options, steps, trained):
     return losses
 
 
-@pytest.mark.parametrize(("name", "trained"), [("lora-fa", ["lora_B"])])
-def test_twenty_steps_from_the_same_start_give_pefts_losses(any_model, name, trained, tmp_path):
+@pytest.mark.parametrize("name", TRAINED)
+def test_twenty_steps_from_the_same_start_give_pefts_losses(any_model, name, tmp_path):
     base, options = load(any_model), CASES[name].options(max_steps=20)
     found = _train(base, [_request(base, options)])
     save_adapter(tmp_path, found.start["run"])
-    theirs = _peft_losses(peft_from(any_model, tmp_path), base, options, found.steps["run"], trained)
+    model = peft_from(any_model, tmp_path)
+    theirs = _peft_losses(model, base, options, found.steps["run"], TRAINED[name])
     assert found.losses() == pytest.approx(theirs, abs=1e-4)
     assert found.losses()[-1] < found.losses()[0] - 0.1
 
@@ -158,3 +189,145 @@ def test_lora_fa_leaves_a_as_it_was_drawn(tiny_llama):
     for path, layer in found.adapters["run"].layers.items():
         assert layer.A.equal(found.start["run"].layers[path].A)
         assert layer.B.any()
+
+
+# Files, answers, merges.
+
+KINDS = ["dora"]
+"""Those with files of their own."""
+
+
+def _adapter(base, name, rank=4, seed=0):
+    """One that changes something on every layer."""
+    group = TrainingGroup(base, [_request(base, CASES[name].options(rank, seed=seed))])
+    next(group.run())
+    adapter = group.adapter("run")
+    generator = torch.Generator().manual_seed(seed)
+    layers = {
+        path: dataclasses.replace(layer, tensors=_moved(layer.tensors, generator))
+        for path, layer in adapter.layers.items()
+    }
+    return dataclasses.replace(adapter, layers=layers)
+
+
+def _moved(tensors, generator):
+    return {name: one + 0.1 * torch.randn(one.shape, generator=generator) for name, one in tensors.items()}
+
+
+def _our_logits(base, adapter):
+    with loaded_bank(base.layers, [adapter]).use():
+        return logits(base.model)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_what_is_written_here_loads_in_peft(any_model, name, tmp_path):
+    base = load(any_model)
+    adapter = _adapter(base, name)
+    save_adapter(tmp_path, adapter, modules=base.layer_shapes)
+    ours = _our_logits(base, adapter)
+    assert (ours - logits(base.model)).abs().max() > 0.01
+    torch.testing.assert_close(ours, logits(peft_from(any_model, tmp_path)), atol=1e-5, rtol=1e-5)
+    _same(load_adapter(tmp_path, base.layer_shapes, base.head), adapter, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "options", [{"use_dora": True}, {"use_dora": True, "rank_pattern": {".*[0-9].*": 2}}]
+)
+def test_what_peft_writes_loads_here(any_model, options, tmp_path):
+    model = new_peft(any_model, **options)
+    model.save_pretrained(tmp_path)
+    base = load(any_model)
+    adapter = load_adapter(tmp_path, base.layer_shapes, base.head)
+    assert adapter.kind == "dora"
+    torch.testing.assert_close(_our_logits(base, adapter), logits(model), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_merged_it_computes_what_it_does_live(any_model, name, tmp_path):
+    base = load(any_model)
+    adapter = _adapter(base, name)
+    what = Exporting(any_model, skeleton(any_model), adapter, ABOUT, *split_export_options({}))
+    written = export(what, tmp_path / "merged", silent)
+    torch.testing.assert_close(
+        logits(plain_model(tmp_path / "merged")), _our_logits(base, adapter), atol=1e-4, rtol=1e-4
+    )
+    assert written["merged_tensors"] == len(adapter.layers)
+    assert verify_merge(any_model, adapter, tmp_path / "merged", silent).passed
+    assert not differing_tensors(any_model, adapter, what.skeleton.transposed, tmp_path / "merged")
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_it_answers_beside_lora_and_the_plain_base_in_one_batch(tiny_llama, name):
+    base = load(tiny_llama)
+    adapters = {
+        "own": _adapter(base, name),
+        "lora": random_adapter(base),
+        "other": _adapter(base, name, 2, 1),
+    }
+    alone = {key: _answers(base, loaded_bank(base.layers, [one]), [0])[0] for key, one in adapters.items()}
+    plain = _answers(base, None, [0])[0]
+    assert len({tuple(one) for one in (*alone.values(), plain)}) == 4
+    bank = MixedBank(base.layers, sorted(adapters["own"].layers), 4, {"lora": 4, adapters["own"].kind: 4})
+    for slot, one in enumerate(adapters.values(), 1):
+        bank.load(slot, one)
+    assert _answers(base, bank, [2, 0, 1, 3]) == [alone["lora"], plain, alone["own"], alone["other"]]
+    bank.load(1, adapters["lora"])  # a slot that changes its kind keeps nothing of what it held
+    bank.load(2, adapters["own"])
+    assert _answers(base, bank, [1, 2]) == [alone["lora"], alone["own"]]
+
+
+def _answers(base, bank, slots):
+    greedy = GenerationConfig(max_tokens=12, temperature=0)
+    decoder = Decoder(base, bank, [RowRequest([5, 9, 30, 7], slot, greedy) for slot in slots])
+    rows = {row.index: row for row in decoder._rows}
+    for _ in decoder.steps():
+        pass
+    return [rows[index].ids for index in range(len(slots))]
+
+
+# DoRA.
+
+
+def test_dora_changes_nothing_before_it_learns_and_has_a_length_for_each_output(any_model):
+    base = load(any_model)
+    before = logits(base.model)
+    group = TrainingGroup(base, [_request(base, CASES["dora"].options())])
+    next(group.run())
+    with group.bank.use():
+        assert torch.equal(logits(base.model), before)
+    for path, layer in group.adapter("run").layers.items():
+        weight = base.layers[path].weight
+        rows = weight.T if base.layers[path].transposed else weight
+        torch.testing.assert_close(layer.tensors["m"], rows.norm(dim=1))
+
+
+def test_what_needs_low_rank_factors_says_why_dora_is_none_and_what_is_exact(tiny_llama):
+    base = load(tiny_llama)
+    parts = [Part("one", _adapter(base, "dora"), 1.0), Part("two", random_adapter(base), 1.0)]
+    for work in (
+        lambda: combine(parts, CombineConfig(), silent),
+        lambda: compare_parents(parts),
+        lambda: resize(parts[0].adapter, 2),
+        lambda: anatomy(parts[0].adapter),
+        lambda: compare_subspaces(parts[0].adapter, parts[1].adapter),
+        lambda: dict(adapter_tensors(None, parts[0].adapter)),
+    ):
+        with pytest.raises(InvalidAdapter, match=r"DoRA is none: .* do not add up. Merging it .* is exact"):
+            work()
+
+
+def test_dora_merges_into_a_narrow_base_with_the_rounding_told(tmp_path, tokenizer):
+    folder = make_llama(tmp_path / "narrow", tokenizer)
+    weights = {key: one.bfloat16() for key, one in load_file(folder / "model.safetensors").items()}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    base = load(folder)
+    adapter = _adapter(base, "dora")
+    what = Exporting(folder, skeleton(folder), adapter, ABOUT, *split_export_options({}))
+    written = export(what, tmp_path / "merged", silent)
+    merged = load_file(tmp_path / "merged" / "model.safetensors")
+    for path, layer in adapter.layers.items():
+        own = layer.tensors
+        whole = weights[f"{path}.weight"].float() + layer.scale * own["B"] @ own["A"]
+        expected = own["m"][:, None] * whole / whole.norm(dim=1, keepdim=True)
+        torch.testing.assert_close(merged[f"{path}.weight"], expected.bfloat16(), atol=0, rtol=2**-7)
+    assert 0 < written["rounding_loss"] < 0.05

@@ -192,7 +192,16 @@ class AdapterKind:
             f"This needs a low-rank adapter such as LoRA, and {self.label} is none: {self.not_low_rank}."
         )
 
+    def merge_parts(self, layer: LayerWeights) -> tuple[LayerFactors, Tensor | None]:
+        """What a merge writes: W + scale·B·A, and where lengths [out] are given, each row of that brought to
+        its length. Raises InvalidAdapter with the reason where a merge cannot be written so.
+        """
+        return self.low_rank(layer), None
+
     # PEFT's files: adapter_config.json and adapter_model.safetensors.
+
+    plain_lora = False
+    """Whether software that knows LoRA alone, such as vLLM, loads its files."""
 
     peft_type: str
     peft_names: Mapping[str, str]

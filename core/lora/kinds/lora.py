@@ -49,7 +49,8 @@ class LoraOptions(Config):
 class Lora(AdapterKind):
     """h = W₀x + (α/r)·B·A·x."""
 
-    name, label, order, options = "lora", "LoRA", 0, LoraOptions
+    name, label, order = "lora", "LoRA", 0
+    options: type[Config] = LoraOptions
     help = "Two low-rank factors beside each frozen layer; what every tool can load."
 
     def tensors(self, n_in: int, n_out: int, rank: int) -> tuple[LayerTensor, ...]:
@@ -90,7 +91,7 @@ class Lora(AdapterKind):
         low = x.bmm(tensors["A"].transpose(1, 2)) * scale[:, None, None]
         return low.bmm(tensors["B"].transpose(1, 2))
 
-    def layer(self, tensors: Mapping[str, Tensor], scale: float) -> LayerFactors:
+    def layer(self, tensors: Mapping[str, Tensor], scale: float) -> LayerWeights:
         """A and B with their scale."""
         from core.lora.adapter import LayerFactors
 
@@ -108,6 +109,8 @@ class Lora(AdapterKind):
         """The layer itself."""
         return cast("LayerFactors", layer)
 
+    plain_lora = True
+
     peft_type = "LORA"
     peft_names: Mapping[str, str] = {"A": "lora_A.weight", "B": "lora_B.weight"}
     peft_keys = frozenset(
@@ -124,7 +127,6 @@ class Lora(AdapterKind):
         }
     )
     peft_refused: Mapping[str, str] = {
-        "use_dora": "DoRA adapters cannot be used yet",
         "modules_to_save": "adapters that carry whole modules (modules_to_save) cannot be used",
         "trainable_token_indices": "adapters with trained tokens cannot be used",
         "lora_bias": "adapters with a bias on B cannot be used",
