@@ -314,6 +314,7 @@ class MixedBank(nn.Module):
 
     def load(self, slot: int, adapter: AdapterWeights) -> None:
         """Copy an adapter into `slot`; layers it does not target become the plain base there."""
+        adapter = adapter.answering()
         for name, bank in self._banks.items():
             if name == adapter.kind:
                 bank.load(slot, adapter)
@@ -322,6 +323,7 @@ class MixedBank(nn.Module):
 
     def has_room_for(self, adapter: AdapterWeights) -> bool:
         """Whether load() can take an adapter of this kind and rank."""
+        adapter = adapter.answering()
         return adapter.highest_rank <= self.ranks.get(adapter.kind, 0)
 
     @contextmanager
@@ -351,7 +353,7 @@ def loaded_bank(layers: Layers, adapters: Sequence[AdapterWeights | None]) -> Mi
 
     None stands for the plain base.
     """
-    given = {slot: adapter for slot, adapter in enumerate(adapters) if adapter is not None}
+    given = {slot: adapter.answering() for slot, adapter in enumerate(adapters) if adapter is not None}
     paths = sorted({path for adapter in given.values() for path in adapter.layers})
     ranks: dict[str, int] = {}
     for adapter in given.values():

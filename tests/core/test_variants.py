@@ -1,18 +1,21 @@
 """The adapter kinds beside plain LoRA: PEFT as the oracle, together as alone, resumed as never stopped."""
 
 import dataclasses
+import json
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
+from peft import MissConfig, get_peft_model
+from peft.tuners.lora.conversion import convert_to_lora
 from safetensors.torch import load_file, save_file
 
 from core.base_model.skeleton import skeleton
 from core.combine.combining import Part, combine, compare_parents, resize
 from core.combine.config import CombineConfig
 from core.data.formats import Example
-from core.errors import InvalidAdapter
+from core.errors import InvalidAdapter, InvalidConfig
 from core.events import Prepared, RunFailed, StepDone, TrainingDone
 from core.export.cards import Provenance
 from core.export.config import split_export_options
@@ -75,8 +78,8 @@ class Case:
         return TrainingOptions(config, TrainConfig(**{**TRAIN, **train}), own)
 
 
-CASES = {"lora-fa": Case("lora", {"freeze_a": True}), "dora": Case("dora")}
-TRAINED = {"lora-fa": ["lora_B"], "dora": ["lora_"]}
+CASES = {"lora-fa": Case("lora", {"freeze_a": True}), "dora": Case("dora"), "miss": Case("miss")}
+TRAINED = {"lora-fa": ["lora_B"], "dora": ["lora_"], "miss": ["miss_"]}
 """What learns of PEFT's parameters."""
 PLAIN = Case("lora")
 
@@ -176,11 +179,18 @@ def _peft_losses(model, base, options, steps, trained):
 def test_twenty_steps_from_the_same_start_give_pefts_losses(any_model, name, tmp_path):
     base, options = load(any_model), CASES[name].options(max_steps=20)
     found = _train(base, [_request(base, options)])
-    save_adapter(tmp_path, found.start["run"])
-    model = peft_from(any_model, tmp_path)
-    theirs = _peft_losses(model, base, options, found.steps["run"], TRAINED[name])
+    start, trained = found.start["run"], TRAINED[name]
+    if not _peft_can(name, base):
+        start, trained = start.as_lora(), ["lora_B"]
+    save_adapter(tmp_path, start)
+    theirs = _peft_losses(peft_from(any_model, tmp_path), base, options, found.steps["run"], trained)
     assert found.losses() == pytest.approx(theirs, abs=1e-4)
     assert found.losses()[-1] < found.losses()[0] - 0.1
+
+
+def _peft_can(name, base):
+    """PEFT's MiSS takes no Conv1D; there the LoRA that it stands for is the oracle."""
+    return name != "miss" or not any(layer.transposed for layer in base.layers.values())
 
 
 def test_lora_fa_leaves_a_as_it_was_drawn(tiny_llama):
@@ -193,7 +203,7 @@ def test_lora_fa_leaves_a_as_it_was_drawn(tiny_llama):
 
 # Files, answers, merges.
 
-KINDS = ["dora"]
+KINDS = ["dora", "miss"]
 """Those with files of their own."""
 
 
@@ -211,7 +221,10 @@ def _adapter(base, name, rank=4, seed=0):
 
 
 def _moved(tensors, generator):
-    return {name: one + 0.1 * torch.randn(one.shape, generator=generator) for name, one in tensors.items()}
+    return {
+        name: one if name == "fold" else one + 0.1 * torch.randn(one.shape, generator=generator)
+        for name, one in tensors.items()
+    }
 
 
 def _our_logits(base, adapter):
@@ -223,10 +236,13 @@ def _our_logits(base, adapter):
 def test_what_is_written_here_loads_in_peft(any_model, name, tmp_path):
     base = load(any_model)
     adapter = _adapter(base, name)
+    (tmp_path / "theirs").mkdir()
+    written = adapter if _peft_can(name, base) else adapter.as_lora()
+    save_adapter(tmp_path / "theirs", written, modules=base.layer_shapes)
     save_adapter(tmp_path, adapter, modules=base.layer_shapes)
     ours = _our_logits(base, adapter)
     assert (ours - logits(base.model)).abs().max() > 0.01
-    torch.testing.assert_close(ours, logits(peft_from(any_model, tmp_path)), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ours, logits(peft_from(any_model, tmp_path / "theirs")), atol=1e-5, rtol=1e-5)
     _same(load_adapter(tmp_path, base.layer_shapes, base.head), adapter, atol=0, rtol=0)
 
 
@@ -331,3 +347,67 @@ def test_dora_merges_into_a_narrow_base_with_the_rounding_told(tmp_path, tokeniz
         expected = own["m"][:, None] * whole / whole.norm(dim=1, keepdim=True)
         torch.testing.assert_close(merged[f"{path}.weight"], expected.bfloat16(), atol=0, rtol=2**-7)
     assert 0 < written["rounding_loss"] < 0.05
+
+
+# MiSS.
+
+
+@pytest.mark.parametrize("rank", [4, 5])
+def test_miss_from_peft_loads_here_and_becomes_the_lora_that_peft_makes_of_it(tiny_llama, rank, tmp_path):
+    config = MissConfig(r=rank, target_modules=["q_proj", "down_proj"], init_weights=False)
+    torch.manual_seed(0)
+    model = get_peft_model(plain_model(tiny_llama), config).eval()
+    model.save_pretrained(tmp_path)
+    base = load(tiny_llama)
+    adapter = load_adapter(tmp_path, base.layer_shapes, base.head)
+    torch.testing.assert_close(_our_logits(base, adapter), logits(model), atol=1e-5, rtol=1e-5)
+    lora, (_, theirs) = adapter.as_lora(), convert_to_lora(model, rank)
+    for path, layer in lora.layers.items():
+        for name in "AB":
+            found = next(one for key, one in theirs.items() if f"{path}.lora_{name}" in key)
+            torch.testing.assert_close(layer.tensors[name], found)
+    (tmp_path / "lora").mkdir()
+    save_adapter(tmp_path / "lora", lora)
+    torch.testing.assert_close(
+        logits(peft_from(tiny_llama, tmp_path / "lora")), logits(model), atol=1e-5, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"init_weights": "bat"}, "in the form 'bat'.*convert_to_lora"),
+        ({"init_weights": "mini"}, "in the form 'mini'"),
+        ({"bias": "all"}, "biases"),
+        ({"r": 0}, "r is 0"),
+        ({"modules_to_save": ["lm_head"]}, "whole modules"),
+        ({"lora_alpha": 8}, "'lora_alpha' is not known"),
+    ],
+)
+def test_forms_of_miss_that_are_not_computed_are_refused_by_name(tiny_llama, changes, said, tmp_path):
+    base = load(tiny_llama)
+    save_adapter(tmp_path, _adapter(base, "miss"))
+    config = tmp_path / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | changes))
+    with pytest.raises(InvalidAdapter, match=said):
+        load_adapter(tmp_path, base.layer_shapes, base.head)
+
+
+def test_what_miss_cannot_keep_is_refused_before_it_trains(tiny_llama):
+    for wrong in ({"use_rslora": True}, {"rank_pattern": "q_proj=2"}, {"alpha_pattern": "q_proj=2"}):
+        with pytest.raises(InvalidConfig, match=f"{next(iter(wrong))} is of no use to MiSS"):
+            LoraConfig(kind="miss", **wrong)
+    group = TrainingGroup(load(tiny_llama), [_request(load(tiny_llama), CASES["miss"].options(40))])
+    ((_, event),) = group.run()
+    assert "MiSS of rank 40 needs layers with as many inputs, and one has 32" in str(event.error)
+
+
+def test_miss_combines_with_a_lora_exactly_and_is_cut_and_looked_into(tiny_llama):
+    base = load(tiny_llama)
+    miss, lora = _adapter(base, "miss"), random_adapter(base)
+    both = combine([Part("miss", miss, 1.0), Part("lora", lora, 0.5)], CombineConfig(method="cat"), silent)
+    for path, layer in both.adapter.layers.items():
+        wanted = miss.low_rank()[path].delta_weight() + 0.5 * lora.layers[path].delta_weight()
+        torch.testing.assert_close(layer.delta_weight(), wanted)
+    assert resize(miss, 2).energy_lost > 0
+    assert {one.rank_held for one in anatomy(miss)} <= {1, 2, 3, 4}

@@ -126,6 +126,12 @@ class AdapterKind:
         """
         raise NotImplementedError
 
+    def derived(self, n_in: int, n_out: int, rank: int) -> Mapping[str, Tensor]:
+        """Tensors of a layer that no file holds, since they follow from its shape alone. start() gives them,
+        too; peft_names does not name them.
+        """
+        return {}
+
     def scale(self, config: LoraConfig, path: str) -> float:
         """The factor that added() multiplies by on the layer at this module path; not 0."""
         return 1.0
@@ -144,7 +150,19 @@ class AdapterKind:
         gradients that the step went by.
         """
 
+    state_names: frozenset[str] = frozenset()
+    """Tensors that going on from a checkpoint needs as they were, beside the adapter that it holds."""
+
+    def finished(self, adapter: AdapterWeights) -> AdapterWeights:
+        """What is kept of an adapter in training, and answers, as of now: another kind's, where that is what
+        the numbers stand for.
+        """
+        return adapter
+
     # Computing.
+
+    answers_as_lora = False
+    """Whether answers and measurements are computed with low_rank(), which LoRA's kernels make quick."""
 
     def stack(self) -> type[AdapterStack]:
         """The module that computes one layer for K adapters. Another than the general one, where a kind has a
