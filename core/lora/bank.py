@@ -122,7 +122,8 @@ class AdapterBank(nn.Module):
             if path in targets:
                 shape = layer.in_features, layer.out_features, config.rank_of(path)
                 tensors = self.kind.start(*shape, plain_weight(layer.base), generator, own)
-                layers[path] = self.kind.layer(tensors, self.kind.scale(config, path))
+                scale = self.kind.scale(config, path)
+                layers[path] = self.kind.layer(self.kind.started(tensors, scale), scale)
         self._place(slot, layers)
 
     def load(self, slot: int, adapter: AdapterWeights) -> None:

@@ -51,6 +51,12 @@ class RunState:
     beside: Moments = field(default_factory=dict)
     """What the adapter does not hold of the run's numbers; of most kinds nothing."""
 
+    @property
+    def numbers(self) -> int:
+        """Of all its tensors."""
+        parts = (self.mean, self.square, self.beside)
+        return sum(one.numel() for part in parts for layer in part.values() for one in layer.values())
+
     def save(self, folder: Path) -> None:
         """Write it into the existing folder."""
         tensors = {

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig as PeftConfig
 from peft import MissConfig, get_peft_model
 from peft.tuners.lora.conversion import convert_to_lora
 from safetensors.torch import load_file, save_file
@@ -24,10 +25,12 @@ from core.export.exporting import export
 from core.generate.config import GenerationConfig
 from core.generate.decode import Decoder, RowRequest
 from core.gguf.write import adapter_tensors
+from core.lora.adapter import LayerFactors
 from core.lora.anatomy import anatomy, compare_subspaces
 from core.lora.bank import MixedBank, loaded_bank
 from core.lora.config import LoraConfig
 from core.lora.kinds import ADAPTER_KINDS
+from core.lora.low_rank import decompose_dense
 from core.lora.peft.files import load_adapter, save_adapter
 from core.merge.verify import differing_tensors, verify_merge
 from core.reporting import silent
@@ -78,7 +81,13 @@ class Case:
         return TrainingOptions(config, TrainConfig(**{**TRAIN, **train}), own)
 
 
-CASES = {"lora-fa": Case("lora", {"freeze_a": True}), "dora": Case("dora"), "miss": Case("miss")}
+CASES = {
+    "lora-fa": Case("lora", {"freeze_a": True}),
+    "dora": Case("dora"),
+    "miss": Case("miss"),
+    "pissa": Case("pissa"),
+    "olora": Case("olora"),
+}
 TRAINED = {"lora-fa": ["lora_B"], "dora": ["lora_"], "miss": ["miss_"]}
 """What learns of PEFT's parameters."""
 PLAIN = Case("lora")
@@ -411,3 +420,95 @@ def test_miss_combines_with_a_lora_exactly_and_is_cut_and_looked_into(tiny_llama
         torch.testing.assert_close(layer.delta_weight(), wanted)
     assert resize(miss, 2).energy_lost > 0
     assert {one.rank_held for one in anatomy(miss)} <= {1, 2, 3, 4}
+
+
+# PiSSA and OLoRA.
+
+
+def _by_hand(folder, start, adapter, target):
+    """PEFT's model as the papers have it: LoRA with these factors, beside a base without the part they start
+    as.
+    """
+    fresh = {
+        path: LayerFactors(one["A"], one["B"], adapter.layers[path].scale) for path, one in start.items()
+    }
+    rank = len(next(iter(fresh.values())).A)
+    half = dataclasses.replace(adapter, layers=fresh, rank=rank, alpha=adapter.alpha / 2)
+    save_adapter(target, half)
+    model = peft_from(folder, target)
+    with torch.no_grad():
+        for path, layer in fresh.items():
+            weight = model.get_submodule(f"base_model.model.{path}").base_layer.weight
+            delta = layer.delta_weight()
+            weight -= delta if weight.shape == delta.shape and not adapter.fan_in_fan_out else delta.T
+    return model
+
+
+@pytest.mark.parametrize("name", ["pissa", "olora"])
+def test_what_starts_from_w_gives_the_losses_of_the_papers_residual(any_model, name, tmp_path):
+    base, options = load(any_model), CASES[name].options(max_steps=20)
+    plain = logits(base.model)
+    group = TrainingGroup(base, [_request(base, options)])
+    steps, start = [], {}
+    for _, event in group.run():
+        if isinstance(event, Prepared):
+            bank, _ = group.bank.place(0)
+            layers = bank.export(0, {path: 4 for path in bank.factors})
+            start = {path: layer.tensors for path, layer in layers.items()}
+            begun = group.adapter("run")
+            with group.bank.use():
+                assert torch.equal(logits(base.model), plain)
+        if isinstance(event, StepDone):
+            steps.append(event)
+        if isinstance(event, TrainingDone):
+            adapter = group.adapter("run")
+    for path, one in start.items():
+        assert one["A"].equal(one["A0"])
+        weight = base.layers[path].weight.detach()
+        W = weight.T if base.layers[path].transposed else weight
+        taken = begun.layers[path].scale * one["B"] @ one["A"]
+        if name == "pissa":
+            U, S, V = torch.linalg.svd(W, full_matrices=False)
+            torch.testing.assert_close(taken, (U[:, :4] * S[:4]) @ V[:4], atol=1e-4, rtol=1e-4)
+    (tmp_path / "start").mkdir()
+    model = _by_hand(any_model, start, begun, tmp_path / "start")
+    torch.testing.assert_close(logits(model), plain, atol=1e-4, rtol=1e-4)
+    losses = _peft_losses(model, base, options, steps, ["lora_"])
+    assert [one.loss for one in steps] == pytest.approx(losses, abs=1e-4)
+    assert (adapter.kind, adapter.rank, adapter.alpha) == ("lora", 8, 16.0)
+    (tmp_path / "kept").mkdir()
+    save_adapter(tmp_path / "kept", adapter)
+    ours = _our_logits(base, adapter)
+    torch.testing.assert_close(ours, logits(peft_from(any_model, tmp_path / "kept")), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ours, logits(model.eval()), atol=1e-2, rtol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["pissa", "olora"])
+def test_pefts_own_start_takes_the_same_part_of_w(tiny_llama, name):
+    base = load(tiny_llama)
+    config = PeftConfig(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"], init_lora_weights=name)
+    model = get_peft_model(plain_model(tiny_llama), config)
+    kind = ADAPTER_KINDS.get(name)
+    for path in ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"):
+        theirs = model.get_submodule(f"base_model.model.{path}")
+        weight = base.layers[path].weight.detach()
+        own = kind.started(kind.start(*base.layer_shapes[path], 4, weight, torch.Generator(), None), 2.0)
+        expected = theirs.lora_B["default"].weight @ theirs.lora_A["default"].weight
+        torch.testing.assert_close(own["B"] @ own["A"], expected.detach(), atol=1e-5, rtol=1e-4)
+
+
+def test_a_rank_that_w_does_not_have_is_refused(tiny_llama):
+    base = load(tiny_llama)
+    ((_, event),) = TrainingGroup(base, [_request(base, CASES["pissa"].options(17))]).run()
+    assert "PiSSA of rank 17 takes as many directions of W" in str(event.error)
+
+
+def test_a_wide_w_is_cut_quickly_and_nearly_exactly():
+    generator = torch.Generator().manual_seed(0)
+    low = torch.randn(600, 20, generator=generator) @ torch.randn(20, 700, generator=generator)
+    W = low + 0.1 * torch.randn(600, 700, generator=generator)
+    exact, found = decompose_dense(W, 8), decompose_dense(W, 8, exact_up_to=512)
+    torch.testing.assert_close(found.S[:8], exact.S[:8], rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        found.truncated(8).delta_weight(), exact.truncated(8).delta_weight(), atol=1e-3, rtol=1e-3
+    )

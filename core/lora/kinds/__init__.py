@@ -126,6 +126,10 @@ class AdapterKind:
         """
         raise NotImplementedError
 
+    def started(self, tensors: Mapping[str, Tensor], scale: float) -> Mapping[str, Tensor]:
+        """What start() gave, for a layer with this scale()."""
+        return tensors
+
     def derived(self, n_in: int, n_out: int, rank: int) -> Mapping[str, Tensor]:
         """Tensors of a layer that no file holds, since they follow from its shape alone. start() gives them,
         too; peft_names does not name them.
