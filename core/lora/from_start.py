@@ -23,7 +23,6 @@ class FromStartFactors(LoraFactors):
         A, B = both_halves(self.A, self.B, self.A0, self.B0)
         work_A, work_B = A.detach().to(x.dtype), B.detach().to(x.dtype)
         weight, work = plain_weight(base), (work_A, work_B, self.scale)
-        weight, work = plain_weight(base), (work_A, work_B, self.scale)
         return lora_linear(x, weight, base.bias, A, B, *work)[0]
 
 

@@ -1,6 +1,6 @@
 """OLoRA (Büyükakyüz 2024, arXiv 2406.01775): the factors start from the QR decomposition of W.
 
-W = Q·R:    B₀ = the first r columns of Q    A₀ = the first r rows of R
+With W = Q·R: B₀ is the first r columns of Q, and A₀ the first r rows of R.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Olora(FromWeight):
     name, label, order = "olora", "OLoRA", 31
     help = (
         "LoRA that starts from orthonormal directions of W; stored as a LoRA of twice the rank, which loads "
-        "anywhere. Once the learning rate is tuned, such starts lie within 1 to 2 % of plain LoRA (arXiv "
+        "anywhere. Once the learning rate is tuned, such variants lie within 1 to 2 % of LoRA (arXiv "
         "2602.04998)."
     )
 

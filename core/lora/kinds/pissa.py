@@ -1,6 +1,6 @@
 """PiSSA (Meng et al. 2024, arXiv 2404.02948): the factors start as the leading singular directions of W.
 
-W ≈ U·S·Vᵀ cut to r:    s·B₀ = U·√S·√s    A₀ = √S·Vᵀ/√s          so s·B₀·A₀ is that part of W
+With W ≈ U·S·Vᵀ, cut to r: B₀ = U·√S / √s and A₀ = √S·Vᵀ / √s, so that s·B₀·A₀ is that part of W.
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ from core.lora.kinds._from_weight import FromWeight
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
-_EXACT_UP_TO = (
-    512  # wide; a larger W is cut by subspace iteration, which takes a second where this takes minutes
-)
+_EXACT_UP_TO = 512  # wide; a larger W is cut by subspace iteration: a second where this takes minutes
 
 
 class Pissa(FromWeight):
@@ -23,8 +21,8 @@ class Pissa(FromWeight):
 
     name, label, order = "pissa", "PiSSA", 30
     help = (
-        "LoRA that starts from the strongest directions of W; stored as a LoRA of twice the rank, which loads "
-        "anywhere. Once the learning rate is tuned, such starts lie within 1 to 2 % of plain LoRA (arXiv "
+        "LoRA that starts from the strongest directions of W; stored as a LoRA of twice the rank, which "
+        "loads anywhere. Once the learning rate is tuned, such variants lie within 1 to 2 % of LoRA (arXiv "
         "2602.04998)."
     )
 
