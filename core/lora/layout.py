@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,18 +34,33 @@ class Layout:
     layers share lies there once.
     """
 
-    def __init__(self, kind: AdapterKind, shapes: LayerShapes, ranks: Mapping[str, int]) -> None:
-        """shapes (in, out) and the ranks that are laid out, both by module path."""
+    def __init__(
+        self,
+        kind: AdapterKind,
+        shapes: LayerShapes,
+        ranks: Mapping[str, int],
+        *,
+        frozen: Collection[str] = (),
+        training: bool = True,
+    ) -> None:
+        """shapes (in, out) and the ranks that are laid out, both by module path; `frozen` names tensors that
+        stay as they started although they could be trained. What only training needs is left out without
+        `training`.
+        """
         layers = {path: kind.tensors(*shapes[path], ranks[path]) for path in shapes}
+        if not training:
+            layers = {path: tuple(one for one in own if one.kept) for path, own in layers.items()}
         tensors = [one for own in layers.values() for one in own]
-        self.trained = tuple(dict.fromkeys(one.name for one in tensors if one.trained))
-        frozen = tuple(dict.fromkeys(one.name for one in tensors if not one.trained))
+        names = tuple(dict.fromkeys(one.name for one in tensors))
+        learning = {one.name for one in tensors if one.trained} - set(frozen)
+        self.trained = tuple(name for name in names if name in learning)
+        staying = tuple(name for name in names if name not in learning)
         self.size = 0
         self.spans: dict[str, slice] = {}
         """Of each name's numbers in a row."""
         self.places: dict[str, dict[str, Place]] = {path: {} for path in shapes}
         """By module path and name."""
-        for name in (*self.trained, *frozen):
+        for name in (*self.trained, *staying):
             named = {path: one for path, own in layers.items() for one in own if one.name == name}
             self._lay_out(name, named, shared=name in kind.shared)
         self.trained_size = max((self.spans[name].stop for name in self.trained), default=0)

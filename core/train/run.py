@@ -6,7 +6,7 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -18,7 +18,7 @@ from core.lora.adapter import AdapterWeights
 from core.lora.bank import AdapterBank
 from core.lora.dropout import run_key
 from core.lora.kinds import ADAPTER_KINDS
-from core.lora.targets import select_targets, trainable_parameter_count
+from core.lora.targets import select_targets, trainable_parameter_count, training_bytes
 from core.train.batches import MicroBatch, RunData, Step
 from core.train.changes import Change, ChangingConfig
 from core.train.group_objective import metric_means
@@ -56,8 +56,13 @@ class TrainingRun:
         self._base = base
         self.targets = select_targets(list(base.layers), self.lora, base.head)
         self.ranks = {path: self.lora.rank_of(path) for path in self.targets}
-        self.data = RunData(request.rows, self.train)
         self.kind_options, self.objective_options = request.options.kind, request.options.objective
+        self.frozen = self.kind.frozen(self.kind_options)
+        self.parameters = trainable_parameter_count(
+            base.layer_shapes, self.targets, self.lora, self.kind_options
+        )
+        """Numbers that it trains."""
+        self.data = RunData(request.rows, self.train)
         self._config = ChangingConfig(self.train, request.changes)
         self._resume = request.resume
         at = request.resume[1].position if request.resume else Position(0, 0, None, None, -1)
@@ -82,7 +87,7 @@ class TrainingRun:
         if self._resume is None:
             bank.initialise(slot, self.lora, self.kind_options, self.targets, self.train.seed)
         else:
-            bank.load(slot, self._resume[0])
+            bank.load(slot, self._as_it_was(*self._resume))
         groups = [
             {"params": [parameter], "name": name} for name, parameter in bank.parameters_of(slot).items()
         ]
@@ -93,6 +98,16 @@ class TrainingRun:
         if self._resume is not None:
             self._restore_moments(bank, self._resume[1])
             self._resume = None  # it holds as much memory as the optimiser
+
+    def _as_it_was(self, adapter: AdapterWeights, state: RunState) -> AdapterWeights:
+        """What a checkpoint holds, as this kind trains it."""
+        if not self.kind.state_names:
+            return adapter
+        layers = {
+            path: self.kind.layer(state.beside[path], self.kind.scale(self.lora, path))
+            for path in self.targets
+        }
+        return replace(adapter, layers=layers, kind=self.kind.name)
 
     def _restore_moments(self, bank: AdapterBank, state: RunState) -> None:
         assert self._optimiser is not None
@@ -105,7 +120,7 @@ class TrainingRun:
                 "exp_avg_sq": square[name],
             }
 
-    def state(self, bank: AdapterBank) -> RunState:
+    def state(self, bank: AdapterBank, slot: int) -> RunState:
         """Where the run stands after its last finished step; what was begun of the next is not part of it."""
         mean, square = (bank.by_layer(self._moment(which), self.ranks) for which in _MOMENTS)
         at = Position(
@@ -117,7 +132,17 @@ class TrainingRun:
             self.tokens,
             self.seconds,
         )
-        return RunState(at, mean, square)
+        return RunState(at, mean, square, self._beside(bank, slot))
+
+    def _beside(self, bank: AdapterBank, slot: int) -> dict[str, dict[str, torch.Tensor]]:
+        """What the adapter does not hold and going on needs, see AdapterKind.state_names."""
+        names = self.kind.state_names
+        if not names:
+            return {}
+        return {
+            path: {name: tensor for name, tensor in layer.tensors.items() if name in names}
+            for path, layer in bank.export(slot, self.ranks).items()
+        }
 
     def _moment(self, which: str) -> dict[str, torch.Tensor]:
         """One of the optimiser's two moments by the trained tensors' names, flat; empty before a step."""
@@ -146,7 +171,7 @@ class TrainingRun:
 
     def adapter(self, bank: AdapterBank, slot: int) -> AdapterWeights:
         """The factors as they are now."""
-        return AdapterWeights(
+        adapter = AdapterWeights(
             rank=self.lora.rank,
             alpha=self.lora.alpha,
             dropout=self.lora.dropout,
@@ -157,6 +182,7 @@ class TrainingRun:
             use_rslora=self.lora.use_rslora,
             kind=self.kind.name,
         )
+        return self.kind.finished(adapter)
 
     # Its micro-batches.
 
@@ -242,14 +268,10 @@ class TrainingRun:
     # What it tells.
 
     @property
-    def parameters(self) -> int:
-        """Numbers that it trains."""
-        return trainable_parameter_count(self._base.layer_shapes, self.targets, self.lora)
-
-    @property
     def state_bytes(self) -> float:
-        """Memory that they take while they are trained."""
-        return self.parameters * self.kind.bytes_per_parameter(self._base.dtype.itemsize)
+        """Memory that its adapter takes while it is trained."""
+        shapes, width = self._base.layer_shapes, self._base.dtype.itemsize
+        return training_bytes(shapes, self.targets, self.lora, self.kind_options, width)
 
     @property
     def ended(self) -> bool:

@@ -58,7 +58,8 @@ def save_adapter(
     kind = ADAPTER_KINDS.get(adapter.kind)
     tensors: dict[str, torch.Tensor] = {}
     for path, layer in adapter.layers.items():
-        for name, tensor in layer.tensors.items():
+        for name in kind.peft_names:
+            tensor = layer.tensors[name]
             key = _key(path, name, kind)
             tensors[key] = max(tensors.get(key, tensor), tensor, key=torch.Tensor.numel)  # of a shared one
     metadata = {"format": "pt", FINGERPRINT_KEY: adapter.base_fingerprint, **(recorded or {})}
@@ -202,19 +203,21 @@ def load_adapter(folder: Path, shapes: LayerShapes, head: str | None = None) -> 
     kind, header = kind_of(config), read_adapter_header(weights_path)
     entries = sorted_entries(header, kind)
     _check_modules(set(entries), config, list(shapes), head)
+    sizes = {path: (*shapes[path], kind.stated_rank(config, path)) for path in entries}
     expected: Shapes = {
-        path: {one.name: one.shape for one in kind.tensors(*shapes[path], kind.stated_rank(config, path))}
-        for path in entries
+        path: {one.name: one.shape for one in kind.tensors(*size) if one.name in kind.peft_names}
+        for path, size in sizes.items()
     }
-    for path in entries:
-        _check_shapes(path, entries[path], expected, kind, kind.stated_rank(config, path))
+    for path, (_, _, rank) in sizes.items():
+        _check_shapes(path, entries[path], expected, kind, rank)
     loaded = load_file(weights_path)
     return AdapterWeights(
         **kind.stated(config),
         kind=kind.name,
         layers={
             path: kind.layer(
-                _read(path, entries[path], expected[path], loaded), kind.stated_scale(config, path)
+                {**_read(path, entries[path], expected[path], loaded), **kind.derived(*sizes[path])},
+                kind.stated_scale(config, path),
             )
             for path in sorted(entries)
         },
