@@ -23,7 +23,7 @@ from tests.workbenches import copy_adapter
 pytestmark = [pytest.mark.starter, pytest.mark.browser, pytest.mark.timeout(900)]
 MINUTES = 60_000
 PROMPT = "How do I cook pasta?"
-ADAPTER = SAMPLE_NAME
+ADAPTER = SAMPLE_NAME.removesuffix(" (sample)")
 COUNT_CLICKS = """addEventListener('click', event => {
     if (event.isTrusted && event.detail) sessionStorage.clicks = 1 + Number(sessionStorage.clicks ?? 0);
 }, {capture: true})"""
