@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from peft import AdaLoraConfig, MissConfig, get_peft_model
 from peft import LoraConfig as PeftConfig
-from peft import MissConfig, get_peft_model
 from peft.tuners.lora.conversion import convert_to_lora
 from safetensors.torch import load_file, save_file
 
@@ -17,7 +17,7 @@ from core.combine.combining import Part, combine, compare_parents, resize
 from core.combine.config import CombineConfig
 from core.data.formats import Example
 from core.errors import InvalidAdapter, InvalidConfig
-from core.events import Prepared, RunFailed, StepDone, TrainingDone
+from core.events import Prepared, RanksDone, RunFailed, StepDone, TrainingDone
 from core.export.cards import Provenance
 from core.export.config import split_export_options
 from core.export.duties import Exporting
@@ -42,6 +42,7 @@ from core.train.run_state import RunState
 from core.train.training_options import TrainingOptions
 from tests.conftest import make_llama
 from tests.core.helpers import (
+    PROBE,
     load,
     load_float64,
     logits,
@@ -87,6 +88,7 @@ CASES = {
     "miss": Case("miss"),
     "pissa": Case("pissa"),
     "olora": Case("olora"),
+    "adalora": Case("adalora", {"rank_hold": 0.2, "rank_settle": 0.25, "rank_every": 2}),
 }
 TRAINED = {"lora-fa": ["lora_B"], "dora": ["lora_"], "miss": ["miss_"]}
 """What learns of PEFT's parameters."""
@@ -110,6 +112,7 @@ class Trained:
     start: dict[str, Any] = dataclasses.field(default_factory=dict)
     adapters: dict[str, Any] = dataclasses.field(default_factory=dict)
     steps: dict[str, list[StepDone]] = dataclasses.field(default_factory=dict)
+    ranks: list[tuple[int, Any]] = dataclasses.field(default_factory=list)
 
     def losses(self, key="run"):
         return [one.loss for one in self.steps[key]]
@@ -127,6 +130,8 @@ def _train(base, requests, save_at=None, folder=None) -> Trained:
             if event.step == save_at:
                 save_adapter(folder, group.adapter(key))
                 group.state(key).save(folder)
+        if isinstance(event, RanksDone):
+            found.ranks.append((event.step, dict(event.ranks)))
         if isinstance(event, TrainingDone):
             found.adapters[key] = group.adapter(key)
     return found
@@ -211,7 +216,7 @@ def test_lora_fa_leaves_a_as_it_was_drawn(tiny_llama):
 
 # Files, answers, merges.
 
-KINDS = ["dora", "miss"]
+KINDS = ["dora", "miss", "adalora"]
 """Those with files of their own."""
 
 
@@ -291,7 +296,9 @@ def test_it_answers_beside_lora_and_the_plain_base_in_one_batch(tiny_llama, name
     alone = {key: _answers(base, loaded_bank(base.layers, [one]), [0])[0] for key, one in adapters.items()}
     plain = _answers(base, None, [0])[0]
     assert len({tuple(one) for one in (*alone.values(), plain)}) == 4
-    bank = MixedBank(base.layers, sorted(adapters["own"].layers), 4, {"lora": 4, adapters["own"].kind: 4})
+    bank = MixedBank(
+        base.layers, sorted(adapters["own"].layers), 4, {"lora": 4, adapters["own"].answering().kind: 4}
+    )
     for slot, one in enumerate(adapters.values(), 1):
         bank.load(slot, one)
     assert _answers(base, bank, [2, 0, 1, 3]) == [alone["lora"], plain, alone["own"], alone["other"]]
@@ -511,3 +518,122 @@ def test_a_wide_w_is_cut_quickly_and_nearly_exactly():
     torch.testing.assert_close(
         found.truncated(8).delta_weight(), exact.truncated(8).delta_weight(), atol=1e-3, rtol=1e-3
     )
+
+
+# AdaLoRA.
+
+
+@pytest.mark.filterwarnings("ignore:The following rank_pattern keys")  # PEFT says so of its own files, too
+@pytest.mark.filterwarnings("ignore:.*LoRA tensor.*have invalid shape")  # and so of layers without ranks left
+def test_adalora_takes_pefts_steps_and_leaves_pefts_ranks(any_model, tmp_path):
+    base, options = load(any_model), CASES["adalora"].options(6, max_steps=20)
+    found = _train(base, [_request(base, options)])
+    config = AdaLoraConfig(
+        **{
+            "init_r": 6,
+            "target_r": 3,
+            "tinit": 4,
+            "tfinal": 5,
+            "total_step": 20,
+            "deltaT": 2,
+            "lora_alpha": 8,
+        },
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    model = get_peft_model(plain_model(any_model), config)
+    with torch.no_grad():
+        for path, layer in found.start["run"].layers.items():
+            for own, theirs in ADAPTER_KINDS.get("adalora").peft_names.items():
+                parameter = getattr(model.get_submodule(f"base_model.model.{path}"), theirs)["default"]
+                parameter.copy_(layer.tensors[own])
+    losses = _adalora_losses(model, base, options, found.steps["run"])
+    assert found.losses() == pytest.approx(losses, abs=1e-4)
+    left = {key.removesuffix(".lora_E.default"): sum(one) for key, one in config.rank_pattern.items()}
+    adapter = found.adapters["run"]
+    assert {path: len(layer.tensors["E"]) for path, layer in adapter.layers.items()} == left
+    assert sum(left.values()) == 3 * len(left)
+    assert len(set(left.values())) > 1
+    assert [step for step, _ in found.ranks] == list(range(1, 21))
+    assert found.ranks[-1][1] == left
+    assert found.ranks[3][1] == dict.fromkeys(left, 6)  # held so far
+    totals = [sum(ranks.values()) for _, ranks in found.ranks]
+    assert totals == sorted(totals, reverse=True)
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "ours").mkdir()
+    model.save_pretrained(tmp_path / "theirs")
+    read = load_adapter(tmp_path / "theirs", base.layer_shapes, base.head)
+    torch.testing.assert_close(_our_logits(base, read), logits(model.eval()), atol=1e-5, rtol=1e-5)
+    save_adapter(tmp_path / "ours", adapter, modules=base.layer_shapes)
+    ours = logits(peft_from(any_model, tmp_path / "ours"))
+    torch.testing.assert_close(ours, _our_logits(base, adapter), atol=1e-5, rtol=1e-5)
+
+
+def _adalora_losses(model, base, options, steps):
+    """PEFT's loop with its penalty and its allocator. The losses are those of the tokens, without penalty."""
+    parameters = [one for name, one in model.named_parameters() if one.requires_grad]
+    optimiser = torch.optim.AdamW(parameters, weight_decay=options.train.weight_decay)
+    rows, losses = token_rows(base, ROWS, options.train.max_length, 0), []
+    for done, step in zip(steps, RunData(rows, options.train).steps(), strict=False):
+        optimiser.zero_grad()
+        total = 0.0
+        for part in step.micro_batches:
+            loss = peft_loss(model, part)
+            (loss * part.weight).backward()
+            total += float(loss.detach())
+        out = model(input_ids=PROBE, labels=PROBE)
+        tokens = torch.nn.functional.cross_entropy(out.logits[:, :-1].flatten(0, 1), PROBE[:, 1:].flatten())
+        (out.loss - tokens).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, options.train.max_grad_norm)
+        optimiser.param_groups[0]["lr"] = done.learning_rate
+        optimiser.step()
+        model.base_model.update_and_allocate(done.step)
+        losses.append(total / step.supervised)
+    return losses
+
+
+@pytest.mark.filterwarnings("ignore:The following rank_pattern keys")
+def test_a_layer_without_ranks_left_loads_merges_and_answers(tiny_llama, tmp_path):
+    base = load(tiny_llama)
+    adapter = _adapter(base, "adalora")
+    path, layer = next(iter(adapter.layers.items()))
+    none = {name: one[:, :0] if name == "P" else one[:0] for name, one in layer.tensors.items()}
+    layers = {**adapter.layers, path: dataclasses.replace(layer, tensors=none)}
+    adapter = dataclasses.replace(adapter, layers=layers)
+    save_adapter(tmp_path, adapter)
+    read = load_adapter(tmp_path, base.layer_shapes, base.head)
+    _same(read, adapter, atol=0, rtol=0)
+    ours = _our_logits(base, read)
+    torch.testing.assert_close(ours, logits(peft_from(tiny_llama, tmp_path)), atol=1e-5, rtol=1e-5)
+    assert not read.low_rank()[path].delta_weight().any()
+    lora = read.as_lora()
+    torch.testing.assert_close(_our_logits(base, lora), ours, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rank_pattern": {"x.lora_E": [True] * 5}}, "which of its 4 triplets are left"),
+        ({"rank_pattern": {"x.lora_E": 3}}, "which of its 4 triplets are left"),
+        ({"init_r": 0}, "init_r is 0"),
+        ({"lora_alpha": "x"}, "lora_alpha is x"),
+        ({"alpha_pattern": {"q_proj": 3}}, "one alpha for all layers"),
+        ({"use_dora": True}, "not used together with DoRA"),
+        ({"bias": "all"}, "biases"),
+        ({"something": 1}, "'something' is not known"),
+    ],
+)
+def test_settings_of_adalora_are_checked_by_name(tiny_llama, changes, said, tmp_path):
+    base = load(tiny_llama)
+    save_adapter(tmp_path, _adapter(base, "adalora"))
+    config = tmp_path / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | changes))
+    with pytest.raises(InvalidAdapter, match=said):
+        load_adapter(tmp_path, base.layer_shapes, base.head)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_the_shortest_runs_of_adalora_keep_something(tiny_llama, steps):
+    base = load(tiny_llama)
+    adapter = _train(base, [_request(base, CASES["adalora"].options(max_steps=steps))]).adapters["run"]
+    assert adapter.is_trained()
