@@ -20,16 +20,21 @@ from core.errors import InvalidAdapter, InvalidConfig
 from core.events import Prepared, RanksDone, RunFailed, StepDone, TrainingDone
 from core.export.cards import Provenance
 from core.export.config import split_export_options
-from core.export.duties import Exporting
+from core.export.duties import PASSED, Exported, Exporting
 from core.export.exporting import export
+from core.export.formats import EXPORT_FORMATS, Written
 from core.generate.config import GenerationConfig
 from core.generate.decode import Decoder, RowRequest
 from core.gguf.write import adapter_tensors
 from core.lora.adapter import LayerFactors
 from core.lora.anatomy import anatomy, compare_subspaces
-from core.lora.bank import MixedBank, loaded_bank
+from core.lora.bank import AdapterBank, MixedBank, loaded_bank
 from core.lora.config import LoraConfig
+from core.lora.foreign.fit import fit
+from core.lora.foreign.look import look
+from core.lora.foreign.take import take
 from core.lora.kinds import ADAPTER_KINDS
+from core.lora.layer import LoraLinear
 from core.lora.low_rank import decompose_dense
 from core.lora.peft.files import load_adapter, save_adapter
 from core.merge.verify import differing_tensors, verify_merge
@@ -152,9 +157,9 @@ def test_together_and_beside_plain_lora_it_learns_what_it_learns_alone(tiny_llam
         "plain": PLAIN.options(rank=3, max_steps=2, seed=5),
         "second": case.options(2, {"target_modules": "q_proj,down_proj"}, max_steps=3, seed=7),
     }
+    solo = {key: _train(base, [_request(base, options, key)]) for key, options in runs.items()}
     together = _train(base, [_request(base, options, key) for key, options in runs.items()])
-    for key, options in runs.items():
-        alone = _train(base, [_request(base, options, key)])
+    for key, alone in solo.items():
         assert together.losses(key) == pytest.approx(alone.losses(key), rel=1e-5)
         _same(together.adapters[key], alone.adapters[key], atol=1e-5, rtol=1e-5)
 
@@ -305,6 +310,44 @@ def test_it_answers_beside_lora_and_the_plain_base_in_one_batch(tiny_llama, name
     bank.load(1, adapters["lora"])  # a slot that changes its kind keeps nothing of what it held
     bank.load(2, adapters["own"])
     assert _answers(base, bank, [1, 2]) == [alone["lora"], alone["own"]]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_it_leaves_as_pefts_folder_and_comes_in_again(tiny_llama, name, tmp_path):
+    base = load(tiny_llama)
+    adapter, chosen = _adapter(base, name), split_export_options({"format": "peft"})
+    what = Exporting(tiny_llama, skeleton(tiny_llama), adapter, ABOUT, *chosen)
+    form, target = EXPORT_FORMATS.get("peft"), tmp_path / "out"
+    assert export(what, target, silent)["tensors"] == len(adapter.layers) * (1 if name == "miss" else 3)
+    label = ADAPTER_KINDS.get(name).label
+    assert form.warnings(what) == [
+        f"PEFT loads {label}; vLLM, llama.cpp and others that know LoRA alone do not."
+    ]
+    told = [program for program, _ in form.commands(Written(target, "x.safetensors", "x", 4, "base"))]
+    assert told == ["PEFT and transformers, in Python"]
+    checked = Exported(target, tiny_llama, what.skeleton, adapter, *chosen, "")
+    finding = form.check(checked, silent)
+    assert finding.verdict == PASSED, finding.sentence
+    (tmp_path / "staging").mkdir()
+    for extra in {one.name for one in target.iterdir()} - {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }:
+        (target / extra).unlink()
+    found = look(take(target, tmp_path / "staging"))
+    assert found.evidence.sentence().startswith(f"{label} in PEFT layout")
+    _same(fit(found, base.layer_shapes, base.head), adapter, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["miss", "adalora"])
+def test_what_is_low_rank_leaves_for_llama_cpp_as_the_lora_that_it_is(tiny_llama, name, tmp_path):
+    base = load(tiny_llama)
+    adapter = _adapter(base, name)
+    chosen = split_export_options({"format": "gguf-adapter"})
+    what = Exporting(tiny_llama, skeleton(tiny_llama), adapter, ABOUT, *chosen)
+    export(what, tmp_path / "out", silent)
+    checked = Exported(tmp_path / "out", tiny_llama, what.skeleton, adapter, *chosen, "")
+    assert EXPORT_FORMATS.get("gguf-adapter").check(checked, silent).verdict == PASSED
 
 
 def _answers(base, bank, slots):
@@ -637,3 +680,33 @@ def test_the_shortest_runs_of_adalora_keep_something(tiny_llama, steps):
     base = load(tiny_llama)
     adapter = _train(base, [_request(base, CASES["adalora"].options(max_steps=steps))]).adapters["run"]
     assert adapter.is_trained()
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_a_layer_computes_and_learns_what_it_does_as_it_is_written(name, dtype):
+    case = CASES[name]
+    kind, own, layers = ADAPTER_KINDS.get(case.kind), case.options().kind, {"x": _layer(dtype)}
+    bank = AdapterBank(layers, ["x"], 2, 4, kind=kind, trainable=True, frozen=kind.frozen(own))
+    for slot in range(2):
+        bank.initialise(slot, LoraConfig(kind=case.kind, rank=4), own, ["x"], seed=slot)
+    bank.flat[:, : bank.layout.trained_size] += 0.1
+    bank.refresh()
+    x = torch.randn(4, 5, 32, generator=torch.Generator().manual_seed(1)).to(dtype).requires_grad_()
+    found = []
+    for run in (layers["x"], torch.compile(layers["x"], backend="aot_eager", fullgraph=True)):
+        with bank.use():
+            y = run(x)
+            y.float().square().sum().backward()
+        found.append((y, x.grad, bank.grad.clone()))
+        assert bank.grad.any()
+        bank.grad.zero_()
+        x.grad = None
+    for written, compiled in zip(*found, strict=True):
+        torch.testing.assert_close(compiled, written)
+    torch._dynamo.reset()
+
+
+def _layer(dtype):
+    torch.manual_seed(0)
+    return LoraLinear(torch.nn.Linear(32, 48).to(dtype))
