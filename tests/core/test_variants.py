@@ -70,7 +70,13 @@ ROWS = [
     for i in range(24)
 ]
 ABOUT = Provenance("base", "f" * 64, "mit", "mine", "a" * 64, "data", {"rank": 4}, 1.5, None)
-TRAIN: dict[str, Any] = {"micro_batch_size": 2, "max_length": 96, "learning_rate": 5e-3, "weight_decay": 0.01}
+TRAIN: dict[str, Any] = {
+    "micro_batch_size": 2,
+    "gradient_accumulation_steps": 1,
+    "max_length": 96,
+    "learning_rate": 5e-3,
+    "weight_decay": 0.01,
+}
 
 
 @dataclass(frozen=True)
