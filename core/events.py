@@ -65,6 +65,15 @@ class StepDone:
 
 
 @dataclass(frozen=True)
+class RanksDone:
+    """The rank of each layer of a run whose kind changes them while it learns."""
+
+    step: int
+    ranks: Mapping[str, int]
+    """By module path."""
+
+
+@dataclass(frozen=True)
 class EvalDone:
     """One pass over the validation rows."""
 

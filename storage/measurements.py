@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import func, update
+from sqlalchemy import ColumnElement, func, update
 from sqlmodel import col, select
 
 from storage.database import Database
-from storage.tables import LOG, Note, Point, Run, Sample
+from storage.tables import LOG, RANKS, Note, Point, Run, Sample
 
 
 class Measurements:
@@ -108,7 +109,20 @@ class Measurements:
 
     def notes(self, run_id: int, after: int = 0) -> Sequence[Note]:
         """A run's log from behind the id `after` on."""
+        return self._notes(run_id, after, col(Note.kind) != RANKS)
+
+    def _notes(self, run_id: int, after: int, chosen: ColumnElement[bool]) -> Sequence[Note]:
         with self._database.reading() as session:
-            return session.exec(
-                select(Note).where(Note.run_id == run_id, col(Note.id) > after).order_by(col(Note.id))
-            ).all()
+            query = select(Note).where(Note.run_id == run_id, col(Note.id) > after, chosen)
+            return session.exec(query.order_by(col(Note.id))).all()
+
+    def add_ranks(self, run_id: int, step: int, ranks: Mapping[str, int]) -> None:
+        """Append the rank of each layer, by module path, after a step."""
+        self.add_note(run_id, json.dumps({"step": step, "ranks": ranks}), RANKS)
+
+    def ranks(self, run_id: int) -> dict[int, dict[str, int]]:
+        """The rank of each layer, by step and module path, in order; a step that was done again counts as it
+        was last.
+        """
+        noted = [json.loads(note.text) for note in self._notes(run_id, 0, col(Note.kind) == RANKS)]
+        return dict(sorted({one["step"]: one["ranks"] for one in noted}.items()))

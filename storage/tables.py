@@ -26,6 +26,7 @@ RESUMABLE_STATES = (PAUSED, INTERRUPTED, STOPPED, FAILED)
 PASSED, NOT_PASSED, NOT_CHECKABLE = "passed", "failed", "not checkable"  # verdicts on an export
 
 LOG, STATE, ALERT, CHANGE = "log", "state", "alert", "change"  # kinds of a run's notes
+RANKS = "ranks"  # and one that is no line of its log: the rank of each layer at a step, as JSON
 
 
 def _count() -> Any:

@@ -21,7 +21,7 @@ from app.shared.errors import USER_ERRORS
 from app.shared.publishing import keep_adapter
 from core.engine import Engine
 from core.errors import CannotShare
-from core.events import EvalDone, Notice, Prepared, RunFailed, StepDone, TrainingDone
+from core.events import EvalDone, Notice, Prepared, RanksDone, RunFailed, StepDone, TrainingDone
 from core.files.publish import SPARE_BYTES
 from core.lora.peft.files import save_checked
 from core.train.alerts import Alert
@@ -207,6 +207,9 @@ class RunSession:
                 self._say(record, event.text)
             case StepDone():
                 self._act_on(record, record.step_done(event))
+            case RanksDone():
+                ranks = dict(event.ranks)
+                self._write(self._registry.measurements.add_ranks, record.id, event.step, ranks)
             case EvalDone():
                 self._act_on(record, record.evaluated(event))
             case TrainingDone() if record.over:

@@ -75,6 +75,7 @@ class AdapterBank(nn.Module):
         )
         self.grad = torch.zeros_like(self.flat[:, : self.layout.trained_size]) if trainable else None
         self.scale = torch.zeros(len(targets), slots, device=device, dtype=torch.float32)
+        self._held: dict[int, dict[str, int]] = {}
         self.factors = self._stacks()
         self._modules.update({path.replace(".", "/"): module for path, module in self.factors.items()})
 
@@ -139,6 +140,7 @@ class AdapterBank(nn.Module):
         """Lay the tensors out on the CPU, padded with zeros to the stacks' ranks, and copy them to the device
         at once.
         """
+        self._held[slot] = {path: self.kind.rank(layer) for path, layer in layers.items()}
         row, scales = torch.zeros(self.flat.shape[1], dtype=self.flat.dtype), torch.zeros(len(self.factors))
         views = self.layout.of(row)
         for index, path in enumerate(self._layers):
@@ -222,6 +224,10 @@ class AdapterBank(nn.Module):
         """One adapter's stored tensors as views by module path and name, padded as they are laid out."""
         return self.layout.of(self.flat[slot])
 
+    def held(self, slot: int) -> dict[str, int]:
+        """The rank of the adapter in `slot` on each of its layers, by module path."""
+        return self._held.get(slot, {})
+
     def parameters_of(self, slot: int) -> dict[str, nn.Parameter]:
         """One adapter's trained numbers by the tensors' names, each flat and with its gradient, for an
         optimiser of its own.
@@ -259,6 +265,7 @@ class AdapterBank(nn.Module):
         """Copy the adapter in another bank's slot `theirs` into `slot`, with its gradient; ranks may be laid
         out larger.
         """
+        self._held[slot] = other.held(theirs)
         for mine, yours in ((self.flat, other.flat), (self.grad, other.grad)):
             if mine is not None and yours is not None:
                 mine[slot].zero_()

@@ -42,7 +42,8 @@ class MagnitudeFactors(LoraFactors):
         if layer is None:
             self.ratios[slot] = 1.0
             return
-        own = {name: tensor[None].to(self.squares) for name, tensor in layer.tensors.items()}
+        # Copied, since numbers that lie where a file was mapped may be summed in another order.
+        own = {name: tensor[None].to(self.squares, copy=True) for name, tensor in layer.tensors.items()}
         scale = self.squares.new_tensor([layer.scale])
         self.ratios[slot] = _ratios(own["m"], plain_weight(base), self.squares, own["A"], own["B"], scale)[0]
 
@@ -108,7 +109,7 @@ def directed_norms(weight: Tensor, squares: Tensor, A: Tensor, B: Tensor, scale:
     s = scale.to(A.dtype)[:, None]
     crossed = (WA * B).sum(-1)
     own = (B.bmm(A.bmm(A.transpose(1, 2))) * B).sum(-1)
-    return (squares + 2 * s * crossed + s * s * own).clamp(min=torch.finfo(A.dtype).tiny).sqrt()
+    return (squares + 2 * s * crossed + s * s * own).clamp(min=torch.finfo(A.dtype).tiny).sqrt().contiguous()
 
 
 @directed_norms.register_fake

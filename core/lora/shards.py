@@ -22,8 +22,8 @@ class ShardFactors(AdapterStack):
     fold: Tensor
 
     def linear(self, x: Tensor, base: nn.Module, slots: Tensor | None) -> Tensor:
-        """As any stack's, with the adapters' products inside the base's output."""
-        if slots is not None or (self.dropout is not None and self.training):
+        """As any stack's, in all slots, with the adapters' products inside the base's output."""
+        if self.dropout is not None and self.training:
             return super().linear(x, base, slots)
         A, work_B = folding(self.fold, self.D.shape[1], x.dtype), self.work_D.transpose(1, 2)
         weight, B = plain_weight(base), self.D.transpose(1, 2)
@@ -32,13 +32,11 @@ class ShardFactors(AdapterStack):
 
     def added(self, x: Tensor, y: Tensor, base: nn.Module, slots: Tensor | None) -> Tensor:
         """D·fold(x), by ordinary differentiation."""
-        fold, D, scale = self.fold, self.D.to(x.dtype), self.scale.to(x.dtype)
-        if slots is not None:
-            fold, D, scale = fold[slots], self.work_D[slots], scale[slots]
-        elif self.dropout is not None and self.training:
+        if self.dropout is not None and self.training:
             x = self.dropout(x)
-        folded = x.reshape(len(D), -1, x.shape[-1]).bmm(folding(fold, D.shape[1], x.dtype).transpose(1, 2))
-        return (folded * scale[:, None, None]).bmm(D).reshape(y.shape)
+        A, D = folding(self.fold, self.D.shape[1], x.dtype), self.D.to(x.dtype)
+        folded = x.reshape(len(D), -1, x.shape[-1]).bmm(A.transpose(1, 2))
+        return (folded * self.scale[:, None, None].to(x.dtype)).bmm(D).reshape(y.shape)
 
 
 def folding(fold: Tensor, rank: int, dtype: torch.dtype) -> Tensor:

@@ -78,10 +78,14 @@ TrainedBank = AdapterBank | SideBySideBank
 """What a group trains: one bank where all its runs are computed in one way."""
 
 
-class _SideBySide:
-    """One layer's stacks, each for its own rows of the batch; None where a bank does not target the layer."""
+class _SideBySide(nn.Module):
+    """One layer's stacks, each for its own rows of the batch; None where a bank does not target the layer.
+
+    A module, since a layer takes no other thing in the place of the stack of a bank.
+    """
 
     def __init__(self, stacks: Sequence[LayerStack | None], counts: Sequence[int]) -> None:
+        super().__init__()
         self._stacks, self._counts = stacks, counts
 
     def linear(self, x: Tensor, base: nn.Module, slots: Tensor | None) -> Tensor:

@@ -19,7 +19,16 @@ import torch
 
 from core.base_model.load import ResidentBase
 from core.errors import WorkbenchError
-from core.events import EvalDone, MicroBatchDone, Notice, Prepared, RunFailed, StepDone, TrainingDone
+from core.events import (
+    EvalDone,
+    MicroBatchDone,
+    Notice,
+    Prepared,
+    RanksDone,
+    RunFailed,
+    StepDone,
+    TrainingDone,
+)
 from core.lora.adapter import AdapterWeights
 from core.lora.side_by_side import TrainedBank
 from core.train.changes import Change
@@ -34,7 +43,7 @@ from core.train.run_state import RunState
 from core.train.seating import Seating, require_fit
 from core.train.step import embedding_needs_gradient
 
-Event = Prepared | Notice | MicroBatchDone | StepDone | EvalDone | TrainingDone | RunFailed
+Event = Prepared | Notice | MicroBatchDone | StepDone | RanksDone | EvalDone | TrainingDone | RunFailed
 Events = Iterator[tuple[Hashable, Event]]
 """Each with the key of its run."""
 
@@ -60,6 +69,7 @@ class TrainingGroup:
         self._stopping: set[Hashable] = set()
         self._busy: deque[float] = deque(maxlen=_RATE_WINDOW)  # seconds of the last micro-batches
         self._ticks = 0
+        self._ranks: list[tuple[Hashable, RanksDone]] = []  # not told yet
         self._read_soon = False  # whether somebody wants the events of a step before the next one is done
         self.finished = False
 
@@ -184,6 +194,8 @@ class TrainingGroup:
         self._ticks += 1
         yield self.runs[0].key if self.runs else None, MicroBatchDone()
         yield from late
+        yield from self._ranks
+        self._ranks.clear()
         yield from self._after_steps([pending.run for pending in self._figures.pending])
         yield from self._stop_asked()
 
@@ -219,12 +231,17 @@ class TrainingGroup:
         if not complete:
             return
         bank = self.bank
+        for slot, run in complete:
+            run.kind.before_step(*bank.place(slot), run.kind_options)
         norms = bank.gradient_norms()
         self._figures.send(norms)
         for slot, run in complete:
             own, place = bank.place(slot)
             rate, step = run.update(norms[slot], own.gradient(place))
             run.kind.after_step(own, place, run.done, run.planned_then, run.kind_options)
+            ranks = run.kind.ranks(own, place, run.done, run.planned_then)
+            if ranks is not None:
+                self._ranks.append((run.key, RanksDone(run.done, ranks)))
             self._figures.pending.append(Pending(run, run.done, step, rate, slot))
         done = [slot for slot, _ in complete]
         bank.forget_gradients(done)

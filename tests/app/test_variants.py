@@ -43,3 +43,21 @@ def test_the_form_offers_every_kind_with_its_help_and_its_own_options():
     assert offered == {name: kind.help for name, kind in ADAPTER_KINDS.all().items()}
     assert fields["freeze_a"]["only"] == ("kind", "lora")
     assert "40.4 %" in fields["freeze_a"]["help"]
+
+
+def test_the_ranks_of_adalora_are_in_the_runs_record_and_not_in_its_log(workbench):
+    values = {**QUICK, "kind": "adalora", "rank": 4, "max_steps": 4, "rank_hold": 0, "rank_settle": 0.25}
+    run = workbench.training.start("llama", "data", TrainingOptions.parse(values), "fitted")
+    assert workbench.runs.wait(run.id).state == "finished"
+    measured = workbench.registry.measurements
+    found = measured.ranks(run.id)
+    assert list(found) == [1, 2, 3, 4]
+    totals = [sum(ranks.values()) for ranks in found.values()]
+    assert totals == sorted(totals, reverse=True)
+    assert totals[-1] == totals[-2] == 2 * len(found[1])
+    assert not [note for note in measured.notes(run.id) if note.text.startswith("{")]
+    row, base = workbench.registry.find(Adapter, "fitted"), workbench.registry.find(Base, "llama")
+    weights = load_adapter(workbench.registry.blobs.verify(row.digest), shapes_of(base), base.head)
+    assert {path: len(layer.tensors["E"]) for path, layer in weights.layers.items()} == found[4]
+    measured.add_ranks(run.id, 4, {"again": 1})
+    assert measured.ranks(run.id)[4] == {"again": 1}

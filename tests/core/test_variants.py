@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from peft import AdaLoraConfig, MissConfig, get_peft_model
 from peft import LoraConfig as PeftConfig
-from peft import MissConfig, get_peft_model
 from peft.tuners.lora.conversion import convert_to_lora
 from safetensors.torch import load_file, save_file
 
@@ -17,19 +17,24 @@ from core.combine.combining import Part, combine, compare_parents, resize
 from core.combine.config import CombineConfig
 from core.data.formats import Example
 from core.errors import InvalidAdapter, InvalidConfig
-from core.events import Prepared, RunFailed, StepDone, TrainingDone
+from core.events import Prepared, RanksDone, RunFailed, StepDone, TrainingDone
 from core.export.cards import Provenance
 from core.export.config import split_export_options
-from core.export.duties import Exporting
+from core.export.duties import PASSED, Exported, Exporting
 from core.export.exporting import export
+from core.export.formats import EXPORT_FORMATS, Written
 from core.generate.config import GenerationConfig
 from core.generate.decode import Decoder, RowRequest
 from core.gguf.write import adapter_tensors
 from core.lora.adapter import LayerFactors
 from core.lora.anatomy import anatomy, compare_subspaces
-from core.lora.bank import MixedBank, loaded_bank
+from core.lora.bank import AdapterBank, MixedBank, loaded_bank
 from core.lora.config import LoraConfig
+from core.lora.foreign.fit import fit
+from core.lora.foreign.look import look
+from core.lora.foreign.take import take
 from core.lora.kinds import ADAPTER_KINDS
+from core.lora.layer import LoraLinear
 from core.lora.low_rank import decompose_dense
 from core.lora.peft.files import load_adapter, save_adapter
 from core.merge.verify import differing_tensors, verify_merge
@@ -42,6 +47,7 @@ from core.train.run_state import RunState
 from core.train.training_options import TrainingOptions
 from tests.conftest import make_llama
 from tests.core.helpers import (
+    PROBE,
     load,
     load_float64,
     logits,
@@ -64,7 +70,13 @@ ROWS = [
     for i in range(24)
 ]
 ABOUT = Provenance("base", "f" * 64, "mit", "mine", "a" * 64, "data", {"rank": 4}, 1.5, None)
-TRAIN: dict[str, Any] = {"micro_batch_size": 2, "max_length": 96, "learning_rate": 5e-3, "weight_decay": 0.01}
+TRAIN: dict[str, Any] = {
+    "micro_batch_size": 2,
+    "gradient_accumulation_steps": 1,
+    "max_length": 96,
+    "learning_rate": 5e-3,
+    "weight_decay": 0.01,
+}
 
 
 @dataclass(frozen=True)
@@ -87,6 +99,7 @@ CASES = {
     "miss": Case("miss"),
     "pissa": Case("pissa"),
     "olora": Case("olora"),
+    "adalora": Case("adalora", {"rank_hold": 0.2, "rank_settle": 0.25, "rank_every": 2}),
 }
 TRAINED = {"lora-fa": ["lora_B"], "dora": ["lora_"], "miss": ["miss_"]}
 """What learns of PEFT's parameters."""
@@ -110,6 +123,7 @@ class Trained:
     start: dict[str, Any] = dataclasses.field(default_factory=dict)
     adapters: dict[str, Any] = dataclasses.field(default_factory=dict)
     steps: dict[str, list[StepDone]] = dataclasses.field(default_factory=dict)
+    ranks: list[tuple[int, Any]] = dataclasses.field(default_factory=list)
 
     def losses(self, key="run"):
         return [one.loss for one in self.steps[key]]
@@ -127,6 +141,8 @@ def _train(base, requests, save_at=None, folder=None) -> Trained:
             if event.step == save_at:
                 save_adapter(folder, group.adapter(key))
                 group.state(key).save(folder)
+        if isinstance(event, RanksDone):
+            found.ranks.append((event.step, dict(event.ranks)))
         if isinstance(event, TrainingDone):
             found.adapters[key] = group.adapter(key)
     return found
@@ -147,9 +163,9 @@ def test_together_and_beside_plain_lora_it_learns_what_it_learns_alone(tiny_llam
         "plain": PLAIN.options(rank=3, max_steps=2, seed=5),
         "second": case.options(2, {"target_modules": "q_proj,down_proj"}, max_steps=3, seed=7),
     }
+    solo = {key: _train(base, [_request(base, options, key)]) for key, options in runs.items()}
     together = _train(base, [_request(base, options, key) for key, options in runs.items()])
-    for key, options in runs.items():
-        alone = _train(base, [_request(base, options, key)])
+    for key, alone in solo.items():
         assert together.losses(key) == pytest.approx(alone.losses(key), rel=1e-5)
         _same(together.adapters[key], alone.adapters[key], atol=1e-5, rtol=1e-5)
 
@@ -157,7 +173,7 @@ def test_together_and_beside_plain_lora_it_learns_what_it_learns_alone(tiny_llam
 def test_it_goes_on_from_a_checkpoint_bit_for_bit(tiny_gpt2, case, tmp_path):
     base = load(tiny_gpt2)
     options = case.options(max_steps=6, gradient_accumulation_steps=2)
-    whole = _train(base, [_request(base, options)], save_at=3, folder=tmp_path).adapters["run"]
+    whole = _train(base, [_request(base, options)], save_at=4, folder=tmp_path).adapters["run"]
     resume = load_adapter(tmp_path, base.layer_shapes, base.head), RunState.load(tmp_path)
     _same(_train(base, [_request(base, options, resume=resume)]).adapters["run"], whole, atol=0, rtol=0)
 
@@ -211,7 +227,7 @@ def test_lora_fa_leaves_a_as_it_was_drawn(tiny_llama):
 
 # Files, answers, merges.
 
-KINDS = ["dora", "miss"]
+KINDS = ["dora", "miss", "adalora"]
 """Those with files of their own."""
 
 
@@ -291,13 +307,53 @@ def test_it_answers_beside_lora_and_the_plain_base_in_one_batch(tiny_llama, name
     alone = {key: _answers(base, loaded_bank(base.layers, [one]), [0])[0] for key, one in adapters.items()}
     plain = _answers(base, None, [0])[0]
     assert len({tuple(one) for one in (*alone.values(), plain)}) == 4
-    bank = MixedBank(base.layers, sorted(adapters["own"].layers), 4, {"lora": 4, adapters["own"].kind: 4})
+    bank = MixedBank(
+        base.layers, sorted(adapters["own"].layers), 4, {"lora": 4, adapters["own"].answering().kind: 4}
+    )
     for slot, one in enumerate(adapters.values(), 1):
         bank.load(slot, one)
     assert _answers(base, bank, [2, 0, 1, 3]) == [alone["lora"], plain, alone["own"], alone["other"]]
     bank.load(1, adapters["lora"])  # a slot that changes its kind keeps nothing of what it held
     bank.load(2, adapters["own"])
     assert _answers(base, bank, [1, 2]) == [alone["lora"], alone["own"]]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_it_leaves_as_pefts_folder_and_comes_in_again(tiny_llama, name, tmp_path):
+    base = load(tiny_llama)
+    adapter, chosen = _adapter(base, name), split_export_options({"format": "peft"})
+    what = Exporting(tiny_llama, skeleton(tiny_llama), adapter, ABOUT, *chosen)
+    form, target = EXPORT_FORMATS.get("peft"), tmp_path / "out"
+    assert export(what, target, silent)["tensors"] == len(adapter.layers) * (1 if name == "miss" else 3)
+    label = ADAPTER_KINDS.get(name).label
+    assert form.warnings(what) == [
+        f"PEFT loads {label}; vLLM, llama.cpp and others that know LoRA alone do not."
+    ]
+    told = [program for program, _ in form.commands(Written(target, "x.safetensors", "x", 4, "base"))]
+    assert told == ["PEFT and transformers, in Python"]
+    checked = Exported(target, tiny_llama, what.skeleton, adapter, *chosen, "")
+    finding = form.check(checked, silent)
+    assert finding.verdict == PASSED, finding.sentence
+    (tmp_path / "staging").mkdir()
+    for extra in {one.name for one in target.iterdir()} - {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }:
+        (target / extra).unlink()
+    found = look(take(target, tmp_path / "staging"))
+    assert found.evidence.sentence().startswith(f"{label} in PEFT layout")
+    _same(fit(found, base.layer_shapes, base.head), adapter, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["miss", "adalora"])
+def test_what_is_low_rank_leaves_for_llama_cpp_as_the_lora_that_it_is(tiny_llama, name, tmp_path):
+    base = load(tiny_llama)
+    adapter = _adapter(base, name)
+    chosen = split_export_options({"format": "gguf-adapter"})
+    what = Exporting(tiny_llama, skeleton(tiny_llama), adapter, ABOUT, *chosen)
+    export(what, tmp_path / "out", silent)
+    checked = Exported(tmp_path / "out", tiny_llama, what.skeleton, adapter, *chosen, "")
+    assert EXPORT_FORMATS.get("gguf-adapter").check(checked, silent).verdict == PASSED
 
 
 def _answers(base, bank, slots):
@@ -511,3 +567,152 @@ def test_a_wide_w_is_cut_quickly_and_nearly_exactly():
     torch.testing.assert_close(
         found.truncated(8).delta_weight(), exact.truncated(8).delta_weight(), atol=1e-3, rtol=1e-3
     )
+
+
+# AdaLoRA.
+
+
+@pytest.mark.filterwarnings("ignore:The following rank_pattern keys")  # PEFT says so of its own files, too
+@pytest.mark.filterwarnings("ignore:.*LoRA tensor.*have invalid shape")  # and so of layers without ranks left
+def test_adalora_takes_pefts_steps_and_leaves_pefts_ranks(any_model, tmp_path):
+    base, options = load(any_model), CASES["adalora"].options(6, max_steps=20)
+    found = _train(base, [_request(base, options)])
+    config = AdaLoraConfig(
+        **{
+            "init_r": 6,
+            "target_r": 3,
+            "tinit": 4,
+            "tfinal": 5,
+            "total_step": 20,
+            "deltaT": 2,
+            "lora_alpha": 8,
+        },
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    model = get_peft_model(plain_model(any_model), config)
+    with torch.no_grad():
+        for path, layer in found.start["run"].layers.items():
+            for own, theirs in ADAPTER_KINDS.get("adalora").peft_names.items():
+                parameter = getattr(model.get_submodule(f"base_model.model.{path}"), theirs)["default"]
+                parameter.copy_(layer.tensors[own])
+    losses = _adalora_losses(model, base, options, found.steps["run"])
+    assert found.losses() == pytest.approx(losses, abs=1e-4)
+    left = {key.removesuffix(".lora_E.default"): sum(one) for key, one in config.rank_pattern.items()}
+    adapter = found.adapters["run"]
+    assert {path: len(layer.tensors["E"]) for path, layer in adapter.layers.items()} == left
+    assert sum(left.values()) == 3 * len(left)
+    assert len(set(left.values())) > 1
+    assert [step for step, _ in found.ranks] == list(range(1, 21))
+    assert found.ranks[-1][1] == left
+    assert found.ranks[3][1] == dict.fromkeys(left, 6)  # held so far
+    totals = [sum(ranks.values()) for _, ranks in found.ranks]
+    assert totals == sorted(totals, reverse=True)
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "ours").mkdir()
+    model.save_pretrained(tmp_path / "theirs")
+    read = load_adapter(tmp_path / "theirs", base.layer_shapes, base.head)
+    torch.testing.assert_close(_our_logits(base, read), logits(model.eval()), atol=1e-5, rtol=1e-5)
+    save_adapter(tmp_path / "ours", adapter, modules=base.layer_shapes)
+    ours = logits(peft_from(any_model, tmp_path / "ours"))
+    torch.testing.assert_close(ours, _our_logits(base, adapter), atol=1e-5, rtol=1e-5)
+
+
+def _adalora_losses(model, base, options, steps):
+    """PEFT's loop with its penalty and its allocator. The losses are those of the tokens, without penalty."""
+    parameters = [one for name, one in model.named_parameters() if one.requires_grad]
+    optimiser = torch.optim.AdamW(parameters, weight_decay=options.train.weight_decay)
+    rows, losses = token_rows(base, ROWS, options.train.max_length, 0), []
+    for done, step in zip(steps, RunData(rows, options.train).steps(), strict=False):
+        optimiser.zero_grad()
+        total = 0.0
+        for part in step.micro_batches:
+            loss = peft_loss(model, part)
+            (loss * part.weight).backward()
+            total += float(loss.detach())
+        out = model(input_ids=PROBE, labels=PROBE)
+        tokens = torch.nn.functional.cross_entropy(out.logits[:, :-1].flatten(0, 1), PROBE[:, 1:].flatten())
+        (out.loss - tokens).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, options.train.max_grad_norm)
+        optimiser.param_groups[0]["lr"] = done.learning_rate
+        optimiser.step()
+        model.base_model.update_and_allocate(done.step)
+        losses.append(total / step.supervised)
+    return losses
+
+
+@pytest.mark.filterwarnings("ignore:The following rank_pattern keys")
+def test_a_layer_without_ranks_left_loads_merges_and_answers(tiny_llama, tmp_path):
+    base = load(tiny_llama)
+    adapter = _adapter(base, "adalora")
+    path, layer = next(iter(adapter.layers.items()))
+    none = {name: one[:, :0] if name == "P" else one[:0] for name, one in layer.tensors.items()}
+    layers = {**adapter.layers, path: dataclasses.replace(layer, tensors=none)}
+    adapter = dataclasses.replace(adapter, layers=layers)
+    save_adapter(tmp_path, adapter)
+    read = load_adapter(tmp_path, base.layer_shapes, base.head)
+    _same(read, adapter, atol=0, rtol=0)
+    ours = _our_logits(base, read)
+    torch.testing.assert_close(ours, logits(peft_from(tiny_llama, tmp_path)), atol=1e-5, rtol=1e-5)
+    assert not read.low_rank()[path].delta_weight().any()
+    lora = read.as_lora()
+    torch.testing.assert_close(_our_logits(base, lora), ours, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rank_pattern": {"x.lora_E": [True] * 5}}, "which of its 4 triplets are left"),
+        ({"rank_pattern": {"x.lora_E": 3}}, "which of its 4 triplets are left"),
+        ({"init_r": 0}, "init_r is 0"),
+        ({"lora_alpha": "x"}, "lora_alpha is x"),
+        ({"alpha_pattern": {"q_proj": 3}}, "one alpha for all layers"),
+        ({"use_dora": True}, "not used together with DoRA"),
+        ({"bias": "all"}, "biases"),
+        ({"something": 1}, "'something' is not known"),
+    ],
+)
+def test_settings_of_adalora_are_checked_by_name(tiny_llama, changes, said, tmp_path):
+    base = load(tiny_llama)
+    save_adapter(tmp_path, _adapter(base, "adalora"))
+    config = tmp_path / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | changes))
+    with pytest.raises(InvalidAdapter, match=said):
+        load_adapter(tmp_path, base.layer_shapes, base.head)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_the_shortest_runs_of_adalora_keep_something(tiny_llama, steps):
+    base = load(tiny_llama)
+    adapter = _train(base, [_request(base, CASES["adalora"].options(max_steps=steps))]).adapters["run"]
+    assert adapter.is_trained()
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_a_layer_computes_and_learns_what_it_does_as_it_is_written(name, dtype):
+    case = CASES[name]
+    kind, own, layers = ADAPTER_KINDS.get(case.kind), case.options().kind, {"x": _layer(dtype)}
+    bank = AdapterBank(layers, ["x"], 2, 4, kind=kind, trainable=True, frozen=kind.frozen(own))
+    for slot in range(2):
+        bank.initialise(slot, LoraConfig(kind=case.kind, rank=4), own, ["x"], seed=slot)
+    bank.flat[:, : bank.layout.trained_size] += 0.1
+    bank.refresh()
+    x = torch.randn(4, 5, 32, generator=torch.Generator().manual_seed(1)).to(dtype).requires_grad_()
+    found = []
+    for run in (layers["x"], torch.compile(layers["x"], backend="aot_eager", fullgraph=True)):
+        with bank.use():
+            y = run(x)
+            y.float().square().sum().backward()
+        found.append((y, x.grad, bank.grad.clone()))
+        assert bank.grad.any()
+        bank.grad.zero_()
+        x.grad = None
+    for written, compiled in zip(*found, strict=True):
+        torch.testing.assert_close(compiled, written)
+    torch._dynamo.reset()
+
+
+def _layer(dtype):
+    torch.manual_seed(0)
+    return LoraLinear(torch.nn.Linear(32, 48).to(dtype))

@@ -36,6 +36,7 @@ class Peft(ExportFormat):
     def write(self, what: Exporting, staging: Path, report: Report) -> Facts:
         """See ExportFormat."""
         from core.lora.equal_scales import with_one_scale
+        from core.lora.kinds import ADAPTER_KINDS
         from core.lora.peft.files import TEMPLATE_KEY, TOKENIZER_KEY, save_checked
 
         about = {TOKENIZER_KEY: what.about.tokenizer_hash, TEMPLATE_KEY: what.about.template_hash}
@@ -46,7 +47,8 @@ class Peft(ExportFormat):
             base_revision=what.about.base_revision,
         )
         save_checked(staging, adapter, what.skeleton.shapes, what.skeleton.head, recorded)
-        return {"tensors": 2 * len(what.adapter.layers)}
+        each = len(ADAPTER_KINDS.get(adapter.kind).peft_names)
+        return {"tensors": each * len(adapter.layers)}
 
     def warnings(self, what: Exporting) -> list[str]:
         """Servers know LoRA alone."""

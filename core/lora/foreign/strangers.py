@@ -33,7 +33,10 @@ _KINDS = (
         "It carries a whole trained module ({name}, modules_to_save), which an adapter here cannot hold. "
         "Merge it into its base with PEFT and add the result as a base, or train without modules_to_save.",
     ),
-    (r"\.lora_E$|\.ranknum$", "It is an AdaLoRA adapter ({name}), which cannot be used yet."),
+    (
+        r"\.lora_E$|\.ranknum$",
+        "It is an AdaLoRA adapter ({name}); of this kind only PEFT's own two files are taken.",
+    ),
     (r"\.hada_|\.lokr_", "It is a LoHa or LoKr adapter ({name}); PEFT's convert_to_lora makes a LoRA of it."),
     (r"\.ia3_l", "It is an (IA)³ adapter ({name}), which cannot be used yet."),
     (r"\.oft_|\.boft_", "It is an OFT adapter ({name}), which cannot be used yet."),

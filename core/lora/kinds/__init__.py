@@ -146,6 +146,11 @@ class AdapterKind:
         """
         return 1.0
 
+    def before_step(self, bank: AdapterBank, slot: int, own: Any) -> None:
+        """Act on the gradients in bank.gradient(slot) before they are clipped and the optimiser steps; `own`
+        are this kind's options.
+        """
+
     def after_step(self, bank: AdapterBank, slot: int, done: int, planned: int, own: Any) -> None:
         """Act on the adapter in `slot` after each optimiser step: `done` of `planned` are behind it; `own`
         are this kind's options.
@@ -153,6 +158,12 @@ class AdapterKind:
         bank.row(slot) has its numbers, to be changed in place; bank.grad[slot] still holds, clipped, the
         gradients that the step went by.
         """
+
+    def ranks(self, bank: AdapterBank, slot: int, done: int, planned: int) -> Mapping[str, int] | None:
+        """The rank of each layer by module path after step `done`, where ranks change while it trains and
+        these should be kept in the run's record; else None. May wait for the device, so not after every step.
+        """
+        return None
 
     state_names: frozenset[str] = frozenset()
     """Tensors that going on from a checkpoint needs as they were, beside the adapter that it holds."""
