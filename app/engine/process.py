@@ -176,7 +176,7 @@ class EngineServer:
                 wire.send(connection, {"done": True})
             case "attach":
                 self._hold(connection)
-            case "answer":
+            case "answer" | "classify":
                 self._answer(connection, message)
             case "measure":
                 self._measure(connection, message)

@@ -45,7 +45,7 @@ class Seating:
     def state(self, key: Hashable) -> RunState | None:
         """Where a run stands after its last finished step; None before the first."""
         run = self.run(key)
-        return run.state(self.bank) if run.done else None
+        return run.state(self.bank, self.slots.index(run)) if run.done else None
 
     @property
     def goal(self) -> GroupObjective:
@@ -92,7 +92,18 @@ class Seating:
             kind=members[0].kind,
             dropout=[run.lora.dropout for run in members],
             trainable=True,
+            head=self._head_shapes(members),
         )
+
+    def _head_shapes(self, members: Sequence[TrainingRun]) -> dict[str, tuple[int, ...]]:
+        """The largest that a member's head has of each parameter, and never smaller than before, as with the
+        ranks.
+        """
+        found = dict(self._bank.head_shapes) if self._bank is not None else {}
+        for name, shape in (pair for run in members for pair in run.head_shapes.items()):
+            before = found.get(name, shape)
+            found[name] = tuple(map(max, before, shape))
+        return found
 
     def _ranks(self, members: Sequence[TrainingRun]) -> dict[str, int]:
         """Of each layer's stacks, by module path: the highest that a member has, and never lower than before,
