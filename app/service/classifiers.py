@@ -54,6 +54,10 @@ class Classifiers:
         """What an adapter's scores stand for; None for one that writes answers."""
         return labels_of_row(self._registry, adapter)
 
+    def try_words(self, adapter: Adapter) -> str:
+        """What one does with an adapter in the playground."""
+        return "Classify with it" if self.labels(adapter) is not None else "Chat with it"
+
     def all(self, base: str = "") -> list[Adapter]:
         """Those that classify, of one base if it is named; the newest first."""
         wanted = self._registry.find(Base, base).fingerprint if base else ""

@@ -83,3 +83,15 @@ def table_lines(report: Mapping[str, Any]) -> list[tuple[str, float, float, floa
         (str(label), *row) for label, row in zip(report["labels"], report.get("by_label", []), strict=False)
     ]
     return sorted(found, key=lambda row: (row[3], row[0]))
+
+
+def most_confused(report: Mapping[str, Any], most: int = 10) -> list[tuple[str, str, int]]:
+    """Which label is taken for which, and how often; the most frequent first."""
+    labels, table = report["labels"], report.get("confusion", [])
+    pairs = [
+        (labels[own], labels[told], count)
+        for own, row in enumerate(table)
+        for told, count in enumerate(row)
+        if own != told and count
+    ]
+    return sorted(pairs, key=lambda pair: -pair[2])[:most]

@@ -115,6 +115,7 @@ class ExportAdapter(JobKind):
                 return result | {
                     "export": number,
                     "base": _registered(registry, merged, target) if merged else None,
+                    "writes": adapter.labels is None,
                 }
 
             return context.publish(out, register)
@@ -122,7 +123,9 @@ class ExportAdapter(JobKind):
     def next_steps(self, result: Mapping[str, Any]) -> Sequence[NextStep]:
         shown = NextStep("Show it", "export", {"name": str(result["export"])})
         base = result.get("base")
-        return (shown, NextStep("Chat with it", "playground", {"base": base})) if base else (shown,)
+        if not base or not result.get("writes", True):
+            return (shown,)
+        return (shown, NextStep("Chat with it", "playground", {"base": base}))
 
 
 KIND = ExportAdapter()
