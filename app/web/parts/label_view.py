@@ -23,10 +23,11 @@ _READABLE = 40  # labels that are named at the map's sides
 
 def label_view() -> list[Any]:
     """Places for the figures, the map and the table; `label_values` fills them."""
+    figures = gr.HTML()
     confusions = chart(
         "Confusions: rows by their own label and by the one that was told", elem_classes=["tall"]
     )
-    return [gr.HTML(), confusions, gr.HTML()]
+    return [figures, confusions, gr.HTML()]
 
 
 def label_values(table: LabelTable | None) -> list[str]:
@@ -101,7 +102,7 @@ def confusion_map(report: Mapping[str, Any]) -> Figure | None:
         customdata=counts,
         text=counts if few else None,
         texttemplate="%{text}" if few else None,
-        colorscale="Blues",
+        autocolorscale=True,
         zmin=0,
         zmax=1,
         colorbar={"title": "", "tickformat": ".0%"},
@@ -109,7 +110,8 @@ def confusion_map(report: Mapping[str, Any]) -> Figure | None:
     )
     figure = Figure(cells)
     named = len(labels) <= _READABLE
-    figure.update_xaxes(title="Told", side="bottom", showticklabels=named, type="category")
-    figure.update_yaxes(title="Own label", autorange="reversed", showticklabels=named, type="category")
+    axis = {"type": "category", "showticklabels": named, "ticks": ""}
+    figure.update_xaxes(title="Told", **axis)
+    figure.update_yaxes(title="Own label", autorange="reversed", **axis)
     figure.update_layout(margin={"l": 140, "r": 20, "t": 40, "b": 120 if named else 50})
     return figure

@@ -165,7 +165,7 @@ def build(shell: Shell) -> None:
         **values: Any,
     ) -> Iterator[list[object]]:
         if not base:
-            raise refusal("Add a base model first, under Models.")
+            raise refusal("Add a base model that writes text first, under Models.")
         names = speakers_of(mode, adapters, speaker, with_base)
         asked = workbench.chats.ask(
             _existing(workbench, chat_id), base, names, prompt, GenerationConfig.parse(values)

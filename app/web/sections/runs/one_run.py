@@ -35,7 +35,7 @@ def one_run(shell: Shell, chosen: gr.HTML) -> None:
                 run_curve(STORE)
             with gr.Tab("Labels", visible=False) as labels:
                 by_label = label_view()
-            with gr.Tab("Samples"):
+            with gr.Tab("Samples") as samples:
                 run_samples(STORE)
             with gr.Tab("Log"):
                 run_log(STORE)
@@ -43,7 +43,7 @@ def one_run(shell: Shell, chosen: gr.HTML) -> None:
                 options, history = gr.HTML(), gr.HTML()
             with gr.Tab("Checkpoints"):
                 saved, *asked = _checkpoints(shell, chosen)
-    outputs = [shown, view, *control.outputs, options, history, saved, *asked, labels, *by_label]
+    outputs = [shown, view, *control.outputs, options, history, saved, *asked, labels, samples, *by_label]
 
     def show(keys: str, before: tuple[object, ...], saved_now: int | None) -> list[object]:
         run = next(iter(runs_of(workbench, keys)), None) if len(ids_of(keys)) == 1 else None
@@ -64,6 +64,7 @@ def one_run(shell: Shell, chosen: gr.HTML) -> None:
             gr.Row(visible=run.state in RESUMABLE_STATES),
             checkpoints_html(rows),
             gr.Tab(visible=classifies(run)),
+            gr.Tab(visible=not classifies(run)),
             *label_values(workbench.registry.measurements.last_label_table(run.id or 0)),
         ]
 
