@@ -55,6 +55,7 @@ function tell(now) {
 function draw({rows, total}) {
   const pages = Math.max(1, Math.ceil(total / fixed.most));
   if (kept.page > pages) { keep({page: pages}); return update(); }
+  const focused = list.contains(document.activeElement) ? document.activeElement.dataset.row : null;
   list.replaceChildren(...rows.map(line));
   list.hidden = !rows.length;
   said.textContent = rows.length ? `${total.toLocaleString('en')} rows · page ${kept.page.toLocaleString('en')} of ${pages.toLocaleString('en')}` : 'No rows like that.';
@@ -66,6 +67,7 @@ function draw({rows, total}) {
   mark();
   list.scrollTop = 0;
   list.querySelector('[aria-selected=true]')?.scrollIntoView({block: 'nearest'});
+  if (focused != null) list.querySelector(`[data-row="${focused}"]`)?.focus({preventScroll: true});
 }
 
 function line(row) {

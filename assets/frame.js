@@ -124,6 +124,7 @@ window.workbench = (() => {
     if (event.key === 'Escape') {
       const stop = document.getElementById('stop-answers');
       if (stop && seen(stop) && !stop.disabled) return stop.click();
+      if (typing(event.target) && !event.defaultPrevented) return focusSection();  // the keys of the page count again
     }
     if (event.ctrlKey || event.metaKey || event.altKey || typing(event.target)) return;
     const tabs = event.target.closest?.('[role=tablist]');
@@ -135,7 +136,7 @@ window.workbench = (() => {
       if (search) { event.preventDefault(); search.focus(); search.select(); }
     } else if (event.key === '?') { event.preventDefault(); openSheet('keys'); }
     else if (event.key === 'g') goes = performance.now();
-    else if (KEYS[event.key] && performance.now() - goes < 1500) { event.preventDefault(); goes = 0; go({section: KEYS[event.key]}); focusSection(); }
+    else if (KEYS[event.key] && performance.now() - goes < 1500) { event.preventDefault(); goes = 0; go({section: KEYS[event.key]}); requestAnimationFrame(() => requestAnimationFrame(focusSection)); }
   });
 
   function amongTabs(event, tabs) {
@@ -154,7 +155,13 @@ window.workbench = (() => {
     all[(at + (/Up|Left/.test(event.key) ? -1 : 1) + all.length) % all.length]?.focus();
   }
 
-  function focusSection() { document.querySelector('#rail [aria-current]')?.focus({preventScroll: true}); }
+  // What Tab reaches next is the first thing in the section.
+  function focusSection() {
+    const panel = [...document.querySelectorAll('#sections > [role=tabpanel]')].find(seen);
+    if (!panel) return;
+    panel.tabIndex = -1;
+    panel.focus({preventScroll: true});
+  }
 
   // --- the split between a list and what is chosen in it ----------------------------------------------------------------
   const MOST = 0.6, LEAST = 200;

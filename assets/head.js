@@ -5,12 +5,12 @@ let seen = '', followed = [], timer = null, asking = false;
 const away = new Set(JSON.parse(sessionStorage.getItem('lora-workbench-away') || '[]'));
 
 // What is shown stands in an element of our own: Gradio may draw what it was given before once more.
-const host = document.createElement('div');
+const host = document.createElement('div'), answers = Object.assign(document.createElement('div'), {className: 'activity'});
 let shown = null;
 
 function show(html) {
   const slot = element.querySelector('.head-slot');
-  if (slot && host.parentElement !== slot) slot.replaceChildren(host);
+  if (slot && host.parentElement !== slot) slot.replaceChildren(host, answers);
   if (html === shown) return;
   shown = html;
   host.innerHTML = html;
@@ -45,7 +45,7 @@ async function ask() {
 function say(sentence) {
   const line = Object.assign(document.createElement('div'), {className: 'notice said', textContent: sentence});
   line.setAttribute('role', 'status');
-  element.querySelector('.activity')?.prepend(line);
+  answers.prepend(line);
   setTimeout(() => line.remove(), 8000);
 }
 

@@ -11,6 +11,7 @@ import gradio as gr
 from app.service.workbench import Workbench
 from app.web.parts.answers import check_answers
 from app.web.parts.head import live_head
+from app.web.parts.kept import kept_states
 from app.web.parts.keys import keys_sheet
 from app.web.parts.rail import rail
 from app.web.parts.routes import router
@@ -44,7 +45,7 @@ def build_page(workbench: Workbench) -> gr.Blocks:
         changes = {part.TAB: gr.State("") for part in _PARTS}
         clock = gr.Number(visible=False)  # carries the browser's time of a click
         with gr.Tabs(elem_id="sections"):
-            shell = Shell(workbench, page, changed, go)
+            shell = Shell(workbench, page, changed, go, kept_states())
             for part in _PARTS:
                 with gr.Tab(part.TITLE, id=part.TAB) as tab:
                     own = replace(shell, changed=changes[part.TAB], refreshes=[], triggers=[])

@@ -66,12 +66,12 @@ def test_a_reload_brings_back_what_is_still_there_and_an_address_what_it_wishes(
     monkeypatch.setattr(type(workbench.engine), "wake", lambda self: None)
     said = FormValues("", {}, {"rank": "8"}, {"seed": ["1", "2"]}).write()
     kept = json.dumps(["gone", "data", "", "mine", True, said])
-    found = _opened(workbench, kept, "?section=train")
+    found = _opened(workbench, kept)
     assert (found.base, found.dataset, found.name, found.together) == ("llama", "data", "mine", True)
     assert FormValues.read(found.options) == FormValues.read(said)
 
     _another(workbench, Base, "llama", name="other", fingerprint="e" * 64)
-    assert _opened(workbench, kept, "?section=train&base=other").base == "other"
+    assert _granted(workbench, found, {"base": "other", "data": ""}).base == "other"
     run = workbench.training.start("other", "data", TrainingOptions.parse(QUICK | {"seed": 7}), "first")
     again = _granted(workbench, found, {"from": str(run.id)})
     options = FormValues.read(again.options)

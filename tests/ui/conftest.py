@@ -100,7 +100,7 @@ def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
         )
         contexts.append(context)
         page = context.new_page()
-        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("pageerror", lambda error: errors.append(f"{error.message}\n{error.stack}"))
         page.goto(address)
         ready(page)
         return page
@@ -162,7 +162,7 @@ def choose(page: Page, label: str, option: str) -> None:
 def ready(page: Page) -> None:
     """Wait until the page can be used."""
     expect(page.locator("#rail [aria-current=page]")).to_be_visible(timeout=30_000)
-    expect(page.get_by_role("status").first).to_be_visible()
+    expect(page.locator("#masthead .status .chip").first).to_be_attached()
 
 
 def go_to(page: Page, section: str) -> None:

@@ -12,16 +12,21 @@ import torch
 from playwright.sync_api import Page, expect
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from app.service.datasets import SAMPLE_NAME
 from app.service.workbench import Workbench
 from app.shared.settings import settings_for
-from storage.tables import Adapter, Base, Export, Run
+from storage.tables import Base, Export, Run
 from tests.core.helpers import peft_from
-from tests.ui.conftest import choose, choose_row, go_to, open_sheet, picture, ready, row, section_link, served
+from tests.ui.conftest import choose_row, go_to, open_sheet, picture, press, ready, section_link, served
 from tests.workbenches import copy_adapter
 
 pytestmark = [pytest.mark.starter, pytest.mark.browser, pytest.mark.timeout(900)]
 MINUTES = 60_000
 PROMPT = "How do I cook pasta?"
+ADAPTER = SAMPLE_NAME
+COUNT_CLICKS = """addEventListener('click', event => {
+    if (event.isTrusted && event.detail) sessionStorage.clicks = 1 + Number(sessionStorage.clicks ?? 0);
+}, {capture: true})"""
 
 
 @pytest.fixture(scope="module")
@@ -38,32 +43,25 @@ def test_from_nothing_to_a_checked_export(home, open_page, tmp_path):
     upload.write_text("\n".join(rows[:40]), encoding="utf-8")
     with served(home) as address:
         page = open_page(address)
-        get_the_starter(page)
-        upload_data(page, upload)
-        train_and_reload(page)
+        page.add_init_script(COUNT_CLICKS)
+        page.reload()
+        ready(page)
+        begin_all_of_it(page)
+        watch_and_reload(page)
         chat_side_by_side(page)
+        train_on_own_data(page, upload)
         export_and_check(page)
 
 
-def get_the_starter(page: Page) -> None:
+def clicks(page: Page) -> int:
+    return int(page.evaluate("Number(sessionStorage.clicks ?? 0)"))
+
+
+def begin_all_of_it(page: Page) -> None:
     expect(page.get_by_text("Your first adapter")).to_be_visible()
     picture(page, "1-home-empty")
-    page.get_by_role("button", name="Get the starter model").click()
-    expect(page.get_by_role("button", name="Add the sample data")).to_be_visible(timeout=5 * MINUTES)
-    go_to(page, "Models")
-    expect(row(page, "models", "SmolLM2-135M-Instruct")).to_have_attribute("aria-selected", "true")
-    picture(page, "2-models")
-
-
-def upload_data(page: Page, file: Path) -> None:
-    go_to(page, "Data")
-    adding = open_sheet(page, "Add data")
-    adding.locator("#data-upload input[type=file]").set_input_files(file)
-    expect(adding.get_by_text("captain.jsonl").first).to_be_visible()
-    expect(adding.get_by_text("Ahoy! Paris it be").first).to_be_visible()
-    adding.get_by_role("button", name="Import", exact=True).click()
-    expect(page.locator(".title-line h2:visible", has_text="captain")).to_be_visible(timeout=MINUTES)
-    picture(page, "3-data")
+    press(page, "Do all of it")
+    page.locator("#masthead").get_by_role("link", name=ADAPTER).click(timeout=5 * MINUTES)
 
 
 def points_on(page: Page) -> int:
@@ -71,15 +69,7 @@ def points_on(page: Page) -> int:
     return int(page.locator(".curve-plot").get_attribute("data-points") or 0)
 
 
-def train_and_reload(page: Page) -> None:
-    go_to(page, "Train")
-    expect(page.get_by_role("combobox", name="Data set", exact=True)).to_have_value("captain")
-    choose(page, "Preset", "Quick try")
-    page.get_by_role("button", name=re.compile("^When it stops")).click()
-    page.get_by_label("Max steps").fill("30")
-    expect(page.get_by_label("Rank (r)")).to_have_value("8")
-    expect(page.get_by_text("2,442,240 in 210 layers")).to_be_visible()
-    page.get_by_role("button", name="Start training").click()
+def watch_and_reload(page: Page) -> None:
     page.wait_for_function(
         "Number(document.querySelector('.curve-plot')?.dataset.points) >= 2", timeout=2 * MINUTES
     )
@@ -104,16 +94,11 @@ def train_and_reload(page: Page) -> None:
 
 
 def chat_side_by_side(page: Page) -> None:
-    go_to(page, "Playground")
-    expect(
-        page.locator(".chats").get_by_text("captain", exact=True)
-    ).to_be_visible()  # the new adapter has its place
-    sampling = open_sheet(page, "Sampling")
-    sampling.get_by_label("Temperature", exact=False).fill("0")
-    sampling.get_by_label("Max tokens").fill("40")
-    page.keyboard.press("Escape")
+    page.locator(".notice").get_by_role("link", name="Chat with it").click()
+    expect(page.locator(".chats").get_by_text(ADAPTER, exact=True)).to_be_visible()  # it has its place
     page.get_by_role("textbox", name="Prompt", exact=True).fill(PROMPT)
-    page.get_by_role("button", name="Send").click()
+    page.get_by_role("textbox", name="Prompt", exact=True).press("Enter")
+    assert clicks(page) <= 5, "from an empty home to a chat beside the base"
     answers = page.locator(".bot.message")
     expect(answers).to_have_count(2, timeout=MINUTES)
     expect(answers.nth(1)).to_contain_text("Ahoy", timeout=MINUTES)
@@ -123,15 +108,38 @@ def chat_side_by_side(page: Page) -> None:
     picture(page, "6-playground")
 
 
+def train_on_own_data(page: Page, file: Path) -> None:
+    """From the file to a running training, which then is stopped."""
+    before = clicks(page)
+    go_to(page, "Data")
+    adding = open_sheet(page, "Add data")
+    adding.locator("#data-upload input[type=file]").set_input_files(file)  # a click for a person
+    expect(adding.get_by_text("captain.jsonl").first).to_be_visible()
+    expect(adding.get_by_text("Ahoy! Paris it be").first).to_be_visible()
+    press(page, "Import")
+    expect(page.locator(".title-line h2:visible", has_text="captain")).to_be_visible(timeout=MINUTES)
+    picture(page, "3-data")
+    press(page, "Train on it")
+    expect(page.get_by_role("combobox", name="Data set", exact=True)).to_have_value("captain")
+    expect(page.get_by_text("4,884,480 in 210 layers")).to_be_visible()
+    press(page, "Start training")
+    assert clicks(page) - before + 1 <= 7
+    expect(page.locator(".curve-state", has_text="Running")).to_be_visible(timeout=2 * MINUTES)
+    press(page, "Stop and keep")
+    expect(page.locator(".curve-state", has_text="Stopped")).to_be_visible(timeout=2 * MINUTES)
+
+
 def export_and_check(page: Page) -> None:
     go_to(page, "Export")
     form = open_sheet(page, "Export an adapter")
-    expect(form.get_by_role("combobox", name="Adapter")).to_have_value("captain", timeout=MINUTES)
+    field = form.get_by_role("combobox", name="Adapter")
+    field.fill(ADAPTER)
+    form.locator(".choice-popup").get_by_role("option", name=ADAPTER).click()
     form.locator("#export-button").click()
     expect(page.get_by_text("Passed: logits differ by at most")).to_be_visible(timeout=3 * MINUTES)
     picture(page, "7-export")
     go_to(page, "Adapters")
-    choose_row(page, "adapters", "captain")
+    choose_row(page, "adapters", ADAPTER)
     expect(page.get_by_text("Fingerprint of the base")).to_be_visible()
     picture(page, "8-adapters")
 
@@ -161,8 +169,7 @@ def test_the_export_loads_with_plain_transformers_and_gives_base_plus_adapter(wo
     """bf16 tolerance: the root mean square of the differences is at most 5 % of the logits' spread."""
     (export,) = workbench.registry.all(Export)
     base = workbench.registry.find(Base, "SmolLM2-135M-Instruct")
-    (adapter,) = workbench.registry.all(Adapter)
-    copy_adapter(workbench, adapter.name, tmp_path / "adapter")
+    copy_adapter(workbench, ADAPTER, tmp_path / "adapter")
     tokenizer = AutoTokenizer.from_pretrained(export.folder)
     expected = _logits(peft_from(Path(base.folder), tmp_path / "adapter"), tokenizer)
     plain = _logits(AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32), tokenizer)
@@ -191,7 +198,7 @@ def test_the_export_answers_in_the_trained_style(workbench):
 
 
 def test_the_run_is_in_the_registry_with_every_point(workbench):
-    (run,) = workbench.registry.all(Run)
+    run = workbench.registry.all(Run)[-1]  # the first one
     points = workbench.registry.measurements.points(run.id)
     steps = [point.step for point in points if point.loss is not None]
     assert steps == list(range(1, run.details["total_steps"] + 1))

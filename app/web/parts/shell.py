@@ -73,6 +73,8 @@ class Shell:
     """
     go: gr.HTML
     """Given an address by `there`, leads to it."""
+    kept: Mapping[str, gr.BrowserState] = field(default_factory=dict)
+    """What the browser keeps, by name; see kept.py."""
     triggers: list[Any] = field(default_factory=list)
     """What brings this section up to date beside the registry's changes, such as a choice in its list."""
     refreshes: list[Refresh] = field(default_factory=list)

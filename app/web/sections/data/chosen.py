@@ -40,7 +40,7 @@ class ChosenData:
                 LENGTH, label="Max length (tokens)", precision=0, minimum=8, scale=1, min_width=140
             )
             check = gr.Button("Check with this base", size="md", scale=0, min_width=0)
-        kept: gr.BrowserState = gr.BrowserState(None, storage_key="lora-workbench-data", secret="data")
+        kept = self._shell.kept["data"]
         asked: list[Component] = [self.base, self.length]
         self._shell.refresh(self._bases, [*asked, kept], asked)
         gr.on(

@@ -12,7 +12,7 @@ from app.service.datasets import ALL, FILTERS
 from app.web.parts.markup import conversation
 from app.web.parts.panes import bar
 from app.web.parts.scripts import script
-from app.web.parts.shell import WORKING, Shell, inform, told
+from app.web.parts.shell import QUIET, WORKING, Shell, inform, told
 from app.web.sections.data.charts import table
 from app.web.sections.data.chosen import ChosenData
 from app.web.sections.data.row_editor import edit_tab, edited_row, editor, editor_value
@@ -41,12 +41,17 @@ def row_tab(shell: Shell, chosen: ChosenData) -> None:
                 with gr.Tab("Edit"):
                     turns = editor()
                     edit_tab(shell, turns)
-    outputs = [title, shown, turns_read, turns, tokens]
 
-    def choose(
+    def choose(name: str, event: gr.EventData) -> tuple[object, ...]:
+        return _row_shown(chosen, name, event.row)
+
+    def its_tokens(
         name: str, base: str | None, length: float, trial: str, event: gr.EventData
-    ) -> Iterator[tuple[object, ...]]:
-        yield from _row_shown(chosen, name, event.row, base, trial)
+    ) -> Iterator[str]:
+        row = chosen.dataset(name)
+        if row is not None and event.row is not None:
+            yield "<p class='hint'>Asking the engine for its tokens …</p>"
+            yield _tokens(chosen, row, event.row, base, trial)
 
     def try_template(name: str, base: str | None, length: float, trial: str, edited: str) -> str:
         row, index = chosen.dataset(name), edited_row(edited)
@@ -60,7 +65,10 @@ def row_tab(shell: Shell, chosen: ChosenData) -> None:
 
     shell.refresh(about, chosen.inputs, [listed, template, use])
     inputs = [*chosen.inputs, template]
-    listed.submit(told(choose), inputs, outputs, trigger_mode="always_last", **WORKING)
+    # The row at once; its tokens when they come, for the engine may have to start.
+    shows = [title, shown, turns_read, turns]
+    listed.submit(told(choose), chosen.name, shows, trigger_mode="always_last", **QUIET)
+    listed.submit(told(its_tokens), inputs, tokens, trigger_mode="always_last", **WORKING)
     template.input(told(try_template), [*inputs, turns], tokens, trigger_mode="always_last", **WORKING)
     use.click(told(lambda *given: _use_template(chosen, *given)), [chosen.base, template], None, **WORKING)
 
@@ -129,19 +137,14 @@ def _template_choice() -> tuple[gr.Dropdown, gr.Button]:
     return template, use
 
 
-def _row_shown(
-    chosen: ChosenData, name: str, index: int | None, base: str | None, template: str
-) -> Iterator[tuple[object, ...]]:
-    """The chosen row at once, then its tokens, for which the engine may have to start."""
+def _row_shown(chosen: ChosenData, name: str, index: int | None) -> tuple[object, ...]:
+    """The chosen row: its title, whether there is one, its turns to read and to edit."""
     row = chosen.dataset(name)
     if row is None or index is None:
-        yield _NO_ROW, gr.Column(visible=False), "", "", ""
-        return
+        return _NO_ROW, gr.Column(visible=False), "", ""
     stored = chosen.workbench.datasets.row(row, index)
     head = f"<div class='title-line'><h3>Row {stored.number}</h3></div>"
-    known = (head, gr.Column(visible=True), _read(chosen, row, index), editor_value(row, index, stored))
-    yield *known, "<p class='hint'>Asking the engine for its tokens …</p>"
-    yield *known[:3], gr.skip(), _tokens(chosen, row, index, base, template)
+    return head, gr.Column(visible=True), _read(chosen, row, index), editor_value(row, index, stored)
 
 
 def _read(chosen: ChosenData, row: Dataset, index: int) -> str:
@@ -156,11 +159,13 @@ def _read(chosen: ChosenData, row: Dataset, index: int) -> str:
 
 
 def _tokens(chosen: ChosenData, row: Dataset, index: int, base: str | None, template: str) -> str:
-    if chosen.workbench.datasets.row(row, index).fault:
+    stored = chosen.workbench.datasets.row(row, index)
+    if stored.fault:
         return "<p class='hint'>A row with an error has no tokens.</p>"
     if not base:
         return "<p class='hint'>Add a base model to see its tokens.</p>"
-    return tokens_html(chosen.workbench.datasets.tokens(row, base, index, template or None))
+    found = chosen.workbench.datasets.tokens(row, base, index, template or None)
+    return f"<h4>Tokens of row {stored.number}</h4>{tokens_html(found)}"
 
 
 def _use_template(chosen: ChosenData, base: str, template: str) -> None:

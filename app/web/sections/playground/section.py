@@ -42,8 +42,7 @@ _SHOW_SECONDS = 0.1
 def build(shell: Shell) -> None:
     """Lay out the section and bind its handlers."""
     workbench = shell.workbench
-    chat_id = gr.BrowserState(0, storage_key="lora-workbench-chat", secret="chat")
-    kept = gr.BrowserState("", storage_key="lora-workbench-playground", secret="playground")
+    chat_id, kept = shell.kept["chat"], shell.kept["playground"]
     asking = gr.State(0)
     with gr.Row(elem_classes="who-answers"):
         base = gr.Dropdown([], label="Base model", interactive=True, scale=2)
@@ -86,7 +85,7 @@ def build(shell: Shell) -> None:
             elem_id="prompt",
         )
         send = gr.Button("Send", variant="primary", size="md", scale=0, min_width=80)
-        stop = gr.Button("Stop", size="md", scale=0, min_width=80, elem_id="stop-answers")
+        stop = gr.Button("Stop", interactive=False, size="md", scale=0, min_width=80, elem_id="stop-answers")
     with sheet("sampling", "Sampling", "How the next token is chosen; the same for all columns."):
         sampling = option_fields(GenerationConfig.options(), per_row=2)
     sheet_outputs = classify_sheet(shell)
@@ -197,6 +196,7 @@ def build(shell: Shell) -> None:
             under_way[ticket].cancel()
 
     stop.click(halt, asking, **QUIET)
+    asking.change(lambda ticket: gr.Button(interactive=bool(ticket)), asking, stop, **QUIET)
 
     def renew(mode: str, adapters: list[str], speaker: str, with_base: bool) -> list[object]:
         names = speakers_of(mode, adapters, speaker, with_base)

@@ -7,14 +7,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from typing import Self
-from urllib.parse import parse_qs
 
 import gradio as gr
 
 from app.service.usual import usual_base, usual_data
 from app.service.workbench import Workbench
 from app.web.parts.routes import wish
-from app.web.parts.shell import QUIET, Shell, choose_from, inform, told
+from app.web.parts.shell import QUIET, QUIET_QUEUED, Shell, choose_from, inform, told
 from app.web.sections.train.form import NO_PRESET, TrainForm
 from app.web.sections.train.form_values import FormValues
 from app.web.sections.train.planning import plan_html
@@ -22,15 +21,7 @@ from storage.errors import NotFound
 from storage.tables import Base, Dataset, Run
 
 TAB = "train"
-_KEPT = "lora-workbench-train"
 _KEEP = "(...all) => all[5] ? JSON.stringify(all.slice(0, 6)) : all[6]"  # not before it is restored
-_SEARCH = "(kept, search) => [kept, location.search]"
-# The address stays until the form is there: as it is first shown it is still to be read.
-_DONE = """options => {
-  const here = window.workbench.route().section === 'train';
-  if (options && here) window.workbench.go({section: 'train'}, {replace: true});
-}"""
-_AGAIN = "() => dispatchEvent(new CustomEvent('workbench-route', {detail: window.workbench.route()}))"
 
 
 @dataclass(frozen=True)
@@ -51,34 +42,39 @@ class Kept:
 
 
 def bind_keeping(shell: Shell, form: TrainForm, plan: gr.HTML) -> None:
-    """Keep the form in the browser; when it is first shown bring it back, then follow what an address wishes."""
-    kept = gr.BrowserState("", storage_key=_KEPT, secret="train")
+    """Keep the form in the browser; first shown, it is as it was, and as an address wishes from then on."""
+    workbench = shell.workbench
+    kept = shell.kept["train"]
     wishes = {what: wish(TAB, what) for what in ("base", "data", "from")}
-    search = wishes["base"]  # only carries the address as the form is filled
 
     @told
-    def open_with(was: str, address: str) -> tuple[object, ...]:
-        return _shown(shell.workbench, _opened(shell.workbench, was, address), plan=True)
+    def open_with(was: str, *wished: str) -> tuple[object, ...]:
+        before = _opened(workbench, was)
+        try:
+            now = _granted(workbench, before, dict(zip(wishes, wished, strict=True)))
+        except NotFound as error:  # the rest of the form is brought back all the same
+            inform(str(error), "Look again")
+            now = before
+        return _shown(workbench, now, plan=True)
 
     # Not when the page opens: Gradio drops what it is given for a section that has not been shown yet.
-    opened = form.options.focus(open_with, [kept, search], [*form.all, plan], js=_SEARCH, **QUIET)
-    opened.then(None, None, None, js=_AGAIN, **QUIET)  # a wish that came too early
+    form.options.focus(open_with, [kept, *wishes.values()], [*form.all, plan], **QUIET_QUEUED)
     for what, wished in wishes.items():
-        _bind_wish(shell, form, what, wished)
+        _bind_wish(workbench, form, what, wished)
     fields = (form.base, form.dataset, form.preset, form.name, form.together)
     changes = [form.options.submit, *(one.change for one in fields)]
     gr.on(changes, None, [*form.all, kept], kept, js=_KEEP, **QUIET)
 
 
-def _bind_wish(shell: Shell, form: TrainForm, what: str, wished: gr.HTML) -> None:
+def _bind_wish(workbench: Workbench, form: TrainForm, what: str, wished: gr.HTML) -> None:
     @told
     def bring(value: str, *now: object) -> tuple[object, ...]:
-        if not Kept(*now).options:  # type: ignore[arg-type]
-            return tuple(gr.skip() for _ in now)  # the page is opening, and takes the wish from its address
-        return _shown(shell.workbench, _granted(shell.workbench, Kept(*now), {what: value}))  # type: ignore[arg-type]
+        form_now = Kept(*now)  # type: ignore[arg-type]
+        if not form_now.options:
+            return tuple(gr.skip() for _ in now)  # it is filled next, with what is wished
+        return _shown(workbench, _granted(workbench, form_now, {what: value}))
 
-    event = wished.submit(bring, [wished, *form.all], form.all, **QUIET)
-    event.then(None, form.options, None, js=_DONE, **QUIET)
+    wished.submit(bring, [wished, *form.all], form.all, **QUIET_QUEUED)
 
 
 def bind_choices(shell: Shell, form: TrainForm) -> None:
@@ -99,25 +95,15 @@ def bind_choices(shell: Shell, form: TrainForm) -> None:
     shell.refresh(show, form.training, [form.base, form.dataset])
 
 
-def _opened(workbench: Workbench, was: str, address: str) -> Kept:
-    """The form as it was, without what has gone since, and with what the address wishes."""
-    registry = workbench.registry
-    before = Kept.read(was)
-    options = FormValues.read(before.options).write()
-    now = replace(
+def _opened(workbench: Workbench, was: str) -> Kept:
+    """The form as it was, without what has gone since."""
+    registry, before = workbench.registry, Kept.read(was)
+    return replace(
         before,
-        options=options,
+        options=FormValues.read(before.options).write(),
         base=before.base if before.base in registry.names(Base) else usual_base(workbench),
         dataset=before.dataset if before.dataset in registry.names(Dataset) else usual_data(registry),
     )
-    query = {key: values[0] for key, values in parse_qs(address.removeprefix("?")).items()}
-    if query.get("section") != TAB:
-        return now
-    try:
-        return _granted(workbench, now, query)
-    except NotFound as error:  # the rest of the form is brought back all the same
-        inform(str(error), "Look again")
-        return now
 
 
 def _granted(workbench: Workbench, now: Kept, wishes: dict[str, str]) -> Kept:

@@ -1,0 +1,19 @@
+"""What a browser keeps from one visit to the next."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+_FIRST: dict[str, Any] = {"data": None, "train": "", "chat": 0, "playground": ""}
+
+
+def kept_states() -> dict[str, gr.BrowserState]:
+    """One for each purpose, by name. They are laid out before the sections: within one, Gradio would read
+    what was kept only when that section is shown, after the page has asked for it.
+    """
+    return {
+        name: gr.BrowserState(first, storage_key=f"lora-workbench-{name}", secret=name)
+        for name, first in _FIRST.items()
+    }
