@@ -49,6 +49,8 @@ class Answers:
         self._registry, self._engine = registry, engine
         self._asked: queue.SimpleQueue[Answering] = queue.SimpleQueue()
         self._under_way: list[_UnderWay] = []
+        self.classified_at = 0.0
+        """When texts were last classified, which takes a turn of its own."""
 
     def __len__(self) -> int:
         """How many requests are being decoded."""
@@ -87,6 +89,7 @@ class Answers:
                 with panics_as_errors():
                     if "texts" in asked.question:
                         asked.out.put(self._classified(asked.question))
+                        self.classified_at = time.monotonic()
                         continue
                     decoder = self._decoder(asked.question)
                 self._under_way.append(_UnderWay(asked, decoder, decoder.steps()))

@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from core.base_model.files import read_json, stored_tensors, weight_files
-from core.base_model.fingerprint import Manifest, ReportBytes, manifest, stat_key, text_hash, tokenizer_hash
+from core.base_model.fingerprint import (
+    OLDER_TOKENIZER_NAMES,
+    TOKENIZER_NAMES,
+    Manifest,
+    ReportBytes,
+    manifest,
+    stat_key,
+    text_hash,
+    tokenizer_hash,
+)
 from core.base_model.templates import PLAIN, TEMPLATES
 from core.errors import InvalidModel
 
@@ -133,7 +142,7 @@ def refuse_unusable(folder: Path, config: dict[str, Any]) -> None:
         )
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
         _refuse_what_is_never_done(folder, part)
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+    if not any((folder / name).is_file() for name in (*TOKENIZER_NAMES, *OLDER_TOKENIZER_NAMES)):
         raise InvalidModel(f"{folder} has no tokenizer files (tokenizer.json); copy them beside the weights.")
 
 

@@ -62,9 +62,9 @@ def with_encoder(workbench, encoder, tmp_path):
 def trained_on(with_encoder, session):
     """A function that trains a classifier on a base, in this process."""
 
-    def train(name, base="bert", **options):
+    def train(name, base="bert", data="moods", **options):
         given = TrainingOptions.parse({**OPTIONS, **options})
-        run = with_encoder.training.start(base, "moods", given, name)
+        run = with_encoder.training.start(base, data, given, name)
         finish(session.next())
         found = with_encoder.registry.get(Run, run.id)
         assert found.state == "finished", found.reason
@@ -165,6 +165,55 @@ def test_the_merged_export_is_a_standard_classifier_and_can_be_a_base(
     assert job.result["base"] == base, job.reason
     _, again = _run(workbench, "classify", "--text", TEXTS[0], "--adapter", "back")
     assert again["texts"][0]["told"][0]["probabilities"] == pytest.approx(theirs, abs=1e-4)
+
+
+def test_a_head_in_the_files_is_where_training_starts_if_it_tells_the_same_labels(
+    trained_on, workbench, checked_here, tmp_path
+):
+    run = trained_on("first")
+    export = {"adapter": "first", "folder": str(tmp_path / "out"), "config": {"format": "safetensors"}}
+    merged = do_job(workbench, "export_adapter", export).result["base"]
+    again = trained_on("again", merged, max_steps=1)
+    ended, began = (
+        [one.validation_loss for one in workbench.registry.measurements.points(of.id) if one.validation_loss]
+        for of in (run, again)
+    )
+    assert began[0] == pytest.approx(ended[-1], abs=1e-4)
+    rows = [f"a {at},{'xyz'[at % 3]}\n" for at in range(30)]
+    (tmp_path / "other.csv").write_text("text,label\n" + "".join(rows))
+    workbench.datasets.add(tmp_path / "other.csv", "other")
+    anew = trained_on("anew", merged, "other", max_steps=1)
+    assert workbench.registry.measurements.last_label_table(anew.id).content["labels"] == ["x", "y", "z"]
+
+
+def test_a_run_that_classifies_is_measured_before_it_starts(with_encoder, session):
+    from app.engine.measuring import Measuring
+
+    configs = [TrainingOptions.parse({**OPTIONS, "rank": rank}).to_dict() for rank in (2, 4)]
+    asked = Measuring({"base": "bert", "dataset": "moods", "configs": configs})
+    for _ in asked.work(with_encoder.registry, session.engine, with_encoder.settings.cache):
+        pass
+    said = [asked.out.get() for _ in range(asked.out.qsize())]
+    assert said[-1]["verdict"] == "fits", said[-1]
+    assert said[-1]["together"] == 2
+
+
+def test_what_is_inside_a_classifier_can_be_seen(trained_on, workbench):
+    from app.web.parts.label_view import label_values
+    from app.web.sections.playground.classify_sheet import told_html
+
+    run = trained_on("seen")
+    job = do_job(workbench, "inspect_adapter", {"adapter": "seen", "other": ""})
+    assert job.state == "finished", job.message
+    assert {one["path"].split(".")[0] for one in job.result["modules"]} == {"bert"}
+    table = workbench.registry.measurements.last_label_table(run.id)
+    figures, drawn, by_label = label_values(table)
+    assert f"At step {table.step}" in figures
+    assert json.loads(drawn)["data"][0]["customdata"] == table.content["confusion"]
+    assert all(mood in by_label for mood in MOODS)
+    (told,) = workbench.classifiers.classify([TEXTS[0]], ["seen"])[0]
+    shown = told_html([told])
+    assert f"{100 * told.probabilities['so so']:.1f} %" in shown
 
 
 def test_an_adapter_whose_head_was_left_at_random_numbers_is_refused(trained_on, workbench, tmp_path):

@@ -1,5 +1,6 @@
 """Sequence classification, with transformers and PEFT as the oracle: tiny random encoders and decoders."""
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -14,16 +15,24 @@ from core.base_model.soundness import require_sound
 from core.data.dataset_file import StoredRow
 from core.data.formats import Example
 from core.data.labelled_rows import LabelledRows, labels_in, targets_of
-from core.data.labels import MULTI, REGRESSION, SINGLE, LabelSet
-from core.data.plain_texts import Texts, closing_count, text_ids
+from core.data.labels import MULTI, REGRESSION, SINGLE, LabelSet, fitting, label_set, stored_labels
+from core.data.plain_texts import Texts, closing_count, cut, text_ids
 from core.data.tokens import tokenised
+from core.errors import InvalidData
 from core.events import EvalDone, StepDone, TrainingDone
+from core.export.classifiers_out import named_tensors, state_labels
+from core.export.companions import copy_companions
 from core.lora.config import LoraConfig
-from core.lora.peft.files import load_adapter, save_checked
+from core.lora.peft.files import differing_layers, load_adapter, save_adapter, save_checked
+from core.merge.merge import merge_into_base
+from core.reporting import silent
 from core.train.config import TrainConfig
 from core.train.group import TrainingGroup
+from core.train.label_report import metrics_and_report, most_confused
+from core.train.label_step import counts, right_rows
 from core.train.objectives.classification import ClassificationConfig
 from core.train.run import RunRequest
+from core.train.run_state import RunState
 from core.train.training_options import TrainingOptions
 from tests.core.helpers import load
 
@@ -165,6 +174,50 @@ def test_a_base_is_trained_to_classify_and_peft_computes_the_same_from_its_file(
     torch.testing.assert_close(_scores(base, [found], TEXTS)[0], ours, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", BASES)
+def test_what_is_merged_is_a_whole_model_of_transformers_own(name, made, tmp_path):
+    base = load(made(name))
+    group, found = TrainingGroup(base, [_request(base, tmp_path, max_steps=3, learning_rate=1e-2)]), []
+    _follow(group, lambda key, event: found.append(group.adapter(key)) if isinstance(event, StepDone) else 0)
+    (tmp_path / "out").mkdir()
+    layers, named = skeleton(base.folder), named_tensors(base.folder)
+    how = {"named": named, "added": found[-1].head}
+    merge_into_base(base.folder, found[-1], layers.transposed, tmp_path / "out", silent, {}, **how)
+    copy_companions(base.folder, tmp_path / "out")
+    state_labels(tmp_path / "out" / "config.json", base.folder, found[-1].labels)
+    model, info = transformers.AutoModelForSequenceClassification.from_pretrained(
+        tmp_path / "out", dtype=torch.float32, output_loading_info=True
+    )
+    assert not any(info.values()), info
+    assert model.config.id2label == {0: "bad", 1: "good", 2: "so so"}
+    (ours,) = _scores(base, [found[-1]], TEXTS)
+    ids = [torch.tensor(one) for one in text_ids(base.tokenizer, TEXTS)]
+    with torch.no_grad():
+        theirs = torch.cat([model.eval()(input_ids=row[None]).logits for row in ids])
+    torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=1e-4)
+
+
+def test_a_run_that_goes_on_ends_where_it_would_have(made, tmp_path):
+    base, saved = load(made("bert for masks")), []
+    whole, events = _follow(TrainingGroup(base, [_request(base, tmp_path, max_steps=6, eval_steps=2)]))
+    group = TrainingGroup(base, [_request(base, tmp_path, max_steps=6, eval_steps=2)])
+
+    def save(key, event):
+        if isinstance(event, EvalDone) and event.step == 2 and group.told("run", 2):
+            save_adapter(tmp_path, group.adapter("run"), modules=base.layer_shapes)
+            group.state("run").save(tmp_path)
+            saved.append(load_adapter(tmp_path, base.layer_shapes, base.head))
+            group.stop("run")
+
+    _follow(group, save)
+    request = _request(base, tmp_path, max_steps=6, eval_steps=2)
+    request = dataclasses.replace(request, resume=(saved[0], RunState.load(tmp_path)))
+    resumed, after = _follow(TrainingGroup(base, [request]))
+    assert not differing_layers(resumed["run"], whole["run"])
+    reports, all_of_them = ([one.report for one in _judged(of["run"])] for of in (after, events))
+    assert reports == all_of_them[-2:]
+
+
 PROBLEMS = {
     SINGLE: ROWS,
     MULTI: [
@@ -219,6 +272,80 @@ def _transformers_loss(model, rows, numbers, pad_id):
     if rows.labels.problem_type == SINGLE:
         targets = targets[:, 0].long()
     return model(input_ids=padded, attention_mask=mask, labels=targets).loss
+
+
+def test_figures_are_those_of_their_definitions():
+    """Precision, recall and F1 as scikit-learn defines them, R² likewise; a label that nothing is told of has
+    0.
+    """
+    labels = LabelSet(SINGLE, ("a", "b", "c"))
+    table = [3, 1, 0, 2, 2, 0, 1, 0, 0]  # rows by their own label and the one told
+    found, report = metrics_and_report(labels, (500.0, 9), table)
+    assert report["confusion"] == [[3, 1, 0], [2, 2, 0], [1, 0, 0]]
+    assert report["by_label"] == [
+        pytest.approx(row) for row in ([0.5, 0.75, 0.6, 4], [2 / 3, 0.5, 4 / 7, 4], [0, 0, 0, 1])
+    ]
+    assert found == pytest.approx({"accuracy": 500 / 9, "macro_f1": 100 * (0.6 + 4 / 7) / 3})
+    assert most_confused(report)[0] == ("b", "a", 2)
+
+    several = LabelSet(MULTI, ("a", "b"))
+    scores, targets = torch.tensor([[1.0, -1], [2, 3], [-1, 1]]), torch.tensor([[1.0, 0], [1, 0], [1, 1]])
+    there = torch.ones(3)
+    assert right_rows(scores, targets, several).tolist() == [True, False, False]
+    _, report = metrics_and_report(several, (100.0, 3), counts(scores, targets, there, several).tolist())
+    assert report["by_label"] == [pytest.approx([1, 2 / 3, 0.8, 3]), pytest.approx([0.5, 1, 2 / 3, 1])]
+
+    number = LabelSet(REGRESSION, ("value",))
+    values, told = torch.tensor([[1.0], [2], [4]]), torch.tensor([[1.5], [2], [3]])
+    found, _ = metrics_and_report(number, (0.0, 3), counts(told, values, there, number).tolist())
+    assert found == pytest.approx({"mean_error": 0.5, "r2": 1 - 1.25 / (14 / 3)})
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "answers", "said"),
+    [
+        (SINGLE, ["one", "two", "three"], "3 different answers"),
+        (SINGLE, ["same", "same"], "the same label"),
+        (REGRESSION, ["1", "much"], "'much' is no number"),
+        (MULTI, ["", " , "], "No row has a label"),
+    ],
+)
+def test_answers_that_are_no_labels_are_refused(problem_type, answers, said):
+    with pytest.raises(InvalidData, match=said):
+        label_set(problem_type, answers, ",")
+
+
+def test_labels_are_in_order_and_a_stored_head_fits_those_of_its_names():
+    assert label_set(SINGLE, ["10", "9", "b", "a", "9"], ",").names == ("9", "10", "a", "b")
+    own = LabelSet(SINGLE, ("b", "a"))
+    assert fitting(LabelSet(SINGLE, ("a", "b")), own) == own
+    assert fitting(LabelSet(SINGLE, ("a", "c")), own) is None
+    nameless = stored_labels({"id2label": {"1": "LABEL_1", "0": "LABEL_0"}})
+    assert fitting(LabelSet(SINGLE, ("a", "c")), nameless) == LabelSet(SINGLE, ("a", "c"))
+    assert fitting(LabelSet(SINGLE, ("a", "b", "c")), nameless) is None
+    assert LabelSet.from_json(own.to_json()) == own
+    assert LabelSet.from_json('{"problem_type": "x", "names": ["a"]}') is None
+
+
+def test_a_long_text_is_cut_as_transformers_cuts_it(made, tmp_path):
+    base = load(made("bert"))
+    text = "hello world " * 40
+    for tokenizer in (base.tokenizer, _with_closing(base.tokenizer)):
+        (whole,) = text_ids(tokenizer, [text])
+        wanted = tokenizer(text, truncation=True, max_length=20)["input_ids"]
+        assert cut(whole, 20, closing_count(tokenizer)) == wanted
+
+
+def _with_closing(tokenizer):
+    """The same with a special token before and behind each text."""
+    from tokenizers.processors import TemplateProcessing
+
+    found = copy.deepcopy(tokenizer)
+    ids = [("<|im_start|>", found.bos_token_id), ("<|im_end|>", found.eos_token_id)]
+    found.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A <|im_end|>", special_tokens=ids
+    )
+    return found
 
 
 @pytest.mark.parametrize("name", ["bert for masks", "deberta", "llama"])
