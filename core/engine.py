@@ -277,7 +277,8 @@ class _AdapterSlots:
         return {digest: self.loaded[digest][0] for digest in wanted}
 
     def _load(self, source: AdapterSource, keep: set[str]) -> None:
-        weights = source.weights or load_adapter(source.folder(), self.base.layer_shapes, self.base.head)
+        read = source.weights or load_adapter(source.folder(), self.base.layer_shapes, self.base.head)
+        weights = read.answering()
         if not self.bank.has_room_for(weights):
             self.bank = self._new_bank({**self.bank.ranks, weights.kind: weights.highest_rank})
             for slot, held in self.loaded.values():

@@ -19,7 +19,7 @@ from storage.tables import Adapter
 adapters = typer.Typer(
     no_args_is_help=True,
     help=(
-        "Adapters: list, show, note, import, inspect, compare, verify, resize, combine, export, "
+        "Adapters: list, show, note, import, inspect, compare, verify, resize, convert, combine, export, "
         "remove, bring-back."
     ),
 )
@@ -220,6 +220,29 @@ def adapters_resize(
             ("Size", f"{result['bytes'] / 1e6:,.1f} MB"),
             *([("Validation loss", f"{losses[0]} before, {losses[1]} after")] if losses else []),
             ("Kept as", result.get("name", "not kept; give --name")),
+        ],
+    )
+
+
+@adapters.command("convert")
+@guarded
+def adapters_convert(
+    adapter: str,
+    name: Annotated[str, typer.Option(help="Under which the LoRA is kept.")],
+    home: Home = None,
+    json: Json = False,
+) -> None:
+    """Write an adapter of another kind, such as MiSS, as a LoRA that computes the same and loads anywhere."""
+    console, workbench = Console(json), open_workbench(home)
+    with console.progress() as progress:
+        result = finished(workbench, workbench.adapters.convert(adapter, name), progress)
+    console.result(
+        result,
+        [
+            ("Was", result["kind"]),
+            ("Rank", str(result["rank"])),
+            ("Size", f"{result['bytes'] / 1e6:,.1f} MB"),
+            ("Kept as", result["name"]),
         ],
     )
 

@@ -32,10 +32,9 @@ def save_checkpoint(
     Raises OutOfSpace or OSError; then there is no new checkpoint and those before are as they were.
     """
     start = time.monotonic()
-    if free_bytes(registry.blobs.folder) < checkpoint_bytes(adapter) + SPARE_BYTES:
-        raise OutOfSpace(
-            f"A checkpoint needs {space_sentence(checkpoint_bytes(adapter))} in {registry.blobs.folder}."
-        )
+    needed = checkpoint_bytes(adapter, state)
+    if free_bytes(registry.blobs.folder) < needed + SPARE_BYTES:
+        raise OutOfSpace(f"A checkpoint needs {space_sentence(needed)} in {registry.blobs.folder}.")
     with registry.blobs.staging() as staging:
         parts = _written(staging, engine, adapter, state)
         size = content_size(staging)
@@ -74,11 +73,12 @@ def _written(folder: Path, engine: Engine, adapter: AdapterWeights, state: RunSt
     return parts
 
 
-def checkpoint_bytes(adapter: AdapterWeights) -> int:
-    """What a checkpoint takes on the disk: the factors and Adam's two moments in float32, and a little around
-    them.
+def checkpoint_bytes(adapter: AdapterWeights, state: RunState | None) -> int:
+    """What a checkpoint takes on the disk: the factors and the state, mostly Adam's two moments, in float32,
+    and a little around them. Without a state the moments are guessed.
     """
-    return 12 * adapter.parameter_count + _AROUND_BYTES
+    count = adapter.parameter_count
+    return 4 * (count + (2 * count if state is None else state.numbers)) + _AROUND_BYTES
 
 
 def load_checkpoint(

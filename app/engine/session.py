@@ -308,7 +308,7 @@ class RunSession:
             row = save_checkpoint(self._registry, record.run, self._engine, adapter, state)
         except Exception as error:
             if is_full(error):
-                self._wait_for_space(record, checkpoint_bytes(adapter))
+                self._wait_for_space(record, checkpoint_bytes(adapter, state))
             elif isinstance(error, OSError):
                 record.saved_at = time.monotonic()  # the next one is tried when it is due
                 kept = (
@@ -377,7 +377,7 @@ class RunSession:
             if not is_full(error):
                 raise
             assert self._group is not None
-            self._wait_for_space(record, checkpoint_bytes(self._group.adapter(record.id)))
+            self._wait_for_space(record, checkpoint_bytes(self._group.adapter(record.id), None))
             return
         record.over = True
         reason = record.stopped_by or (

@@ -1,4 +1,4 @@
-"""Adapters: importing, looking inside, verifying, resizing, combining. Each starts a job."""
+"""Adapters: importing, looking inside, verifying, resizing, converting, combining. Each starts a job."""
 
 from __future__ import annotations
 
@@ -68,6 +68,13 @@ class Adapters:
         """
         arguments = {"adapter": adapter, "rank": rank, "name": name, "evaluate": evaluate}
         return self._jobs.start("resize_adapter", arguments)
+
+    def convert(self, adapter: str, name: str) -> Job:
+        """Start writing an adapter of another kind as a LoRA, kept under `name`.
+
+        Raises NameTaken, NotFound, InvalidConfig.
+        """
+        return self._jobs.start("convert_adapter", {"adapter": adapter, "name": name})
 
     def combine(
         self,

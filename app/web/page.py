@@ -45,9 +45,11 @@ def build_page(workbench: Workbench) -> gr.Blocks:
         changes = {part.TAB: gr.State("") for part in _PARTS}
         clock = gr.Number(visible=False)  # carries the browser's time of a click
         with gr.Tabs(elem_id="sections"):
-            shell = Shell(workbench, page, changed, go, kept_states())
+            shell = Shell(workbench, page, changed, go)
             for part in _PARTS:
                 with gr.Tab(part.TITLE, id=part.TAB) as tab:
+                    if part is _PARTS[0]:
+                        shell = replace(shell, kept=kept_states())
                     own = replace(shell, changed=changes[part.TAB], refreshes=[], triggers=[])
                     part.build(own)
                     own.follow()

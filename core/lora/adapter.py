@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -86,9 +86,10 @@ class AdapterWeights:
 
     @property
     def parameter_count(self) -> int:
-        """Numbers in all layers."""
+        """Numbers in all layers, as far as they are stored."""
+        kind = ADAPTER_KINDS.get(self.kind)
         tensors = [pair for layer in self.layers.values() for pair in layer.tensors.items()]
-        own = ADAPTER_KINDS.get(self.kind).count((name, tuple(one.shape)) for name, one in tensors)
+        own = kind.count((name, tuple(one.shape)) for name, one in tensors if name in kind.peft_names)
         return own + sum(one.numel() for one in self.head.values())
 
     @property
@@ -102,6 +103,21 @@ class AdapterWeights:
         tensors = [*(one for layer in layers for one in layer.tensors.values()), *self.head.values()]
         finite = all(bool(torch.isfinite(one).all()) for one in tensors)
         return finite and any(kind.is_trained(layer) for layer in layers)
+
+    def merge_parts(self) -> dict[str, tuple[LayerFactors, Tensor | None]]:
+        """What a merge writes for every layer, see AdapterKind.merge_parts(). Raises InvalidAdapter."""
+        kind = ADAPTER_KINDS.get(self.kind)
+        return {path: kind.merge_parts(layer) for path, layer in self.layers.items()}
+
+    def as_lora(self) -> AdapterWeights:
+        """The same ΔW as an adapter of the kind lora, the scale folded into B. Raises InvalidAdapter."""
+        layers = {path: LayerFactors(one.A, one.B * one.scale, 1.0) for path, one in self.low_rank().items()}
+        rank = max(one.rank for one in layers.values())
+        return replace(self, rank=rank, alpha=float(rank), layers=layers, kind="lora", use_rslora=False)
+
+    def answering(self) -> AdapterWeights:
+        """What computes the same, in the quickest way."""
+        return self.as_lora() if ADAPTER_KINDS.get(self.kind).answers_as_lora else self
 
     def low_rank(self) -> dict[str, LayerFactors]:
         """Every layer's ΔW as scale·B·A, for what works on low-rank factors alone.

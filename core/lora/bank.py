@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -14,7 +14,7 @@ from core.lora.config import LoraConfig
 from core.lora.dropout import Dropout, DropoutState
 from core.lora.kinds import ADAPTER_KINDS, AdapterKind
 from core.lora.kinds.lora import KIND as LORA
-from core.lora.layer import LoraLinear, plain_weight
+from core.lora.layer import LayerStack, LoraLinear, plain_weight
 from core.lora.layout import HEAD, Layout, corner
 from core.lora.ops import factor_dtype
 from core.lora.stack import AdapterStack, MixedStack
@@ -48,11 +48,13 @@ class AdapterBank(nn.Module):
         dropout: Sequence[float] = (),
         dtype: torch.dtype | None = None,
         trainable: bool = False,
+        frozen: Collection[str] = (),
         head: Mapping[str, tuple[int, ...]] | None = None,
     ) -> None:
         """rank is the largest that a slot will hold, for all layers or by module path; dropout is one rate
-        for each slot. dtype is factor_dtype() of the base's if nothing is said. head: the largest shapes of
-        the parameters of classifiers' heads, by path; a slot's own are the corners of these.
+        for each slot. dtype is factor_dtype() of the base's if nothing is said. `frozen` names tensors that
+        get no gradients although the kind can train them. head: the largest shapes of the parameters of
+        classifiers' heads, by path; a slot's own are the corners of these.
         """
         super().__init__()
         self.kind = kind
@@ -67,10 +69,10 @@ class AdapterBank(nn.Module):
         dtype = dtype or factor_dtype(self._work_dtype)
         self.dropout = DropoutState(torch.tensor(dropout, device=device)) if any(dropout) else None
         shapes = {path: (layer.in_features, layer.out_features) for path, layer in self._layers.items()}
-        ranks = {path: _padded(self.ranks[path], device) for path in targets}
+        padded = {path: _padded(self.ranks[path], device) for path in targets}
         self.head_shapes = dict(head or {})
         self._heads: dict[int, dict[str, nn.Parameter]] = {}
-        self.layout = Layout(kind, shapes, ranks, head=self.head_shapes)
+        self.layout = Layout(kind, shapes, padded, frozen=frozen, training=trainable, head=self.head_shapes)
         self.flat = torch.zeros(slots, self.layout.size, device=device, dtype=dtype)
         self.work = (
             self.flat if dtype == self._work_dtype else torch.zeros_like(self.flat, dtype=self._work_dtype)
@@ -94,6 +96,7 @@ class AdapterBank(nn.Module):
             else:
                 for name, gradient in gradients[path].items():
                     getattr(one, name).grad = gradient
+            one.prepare(self._layers[path].base)
             stacks[path] = one
         return stacks
 
@@ -102,7 +105,7 @@ class AdapterBank(nn.Module):
         """Within the block the model computes with this bank: row group i uses adapter slots[i] (None: all in
         order).
         """
-        with _in_use(self._layers, self.factors, slots):
+        with in_use(self._layers, self.factors, slots):
             yield
 
     def refresh(self) -> None:
@@ -130,7 +133,8 @@ class AdapterBank(nn.Module):
             if path in targets:
                 shape = layer.in_features, layer.out_features, config.rank_of(path)
                 tensors = self.kind.start(*shape, plain_weight(layer.base), generator, own)
-                layers[path] = self.kind.layer(tensors, self.kind.scale(config, path))
+                scale = self.kind.scale(config, path)
+                layers[path] = self.kind.layer(self.kind.started(tensors, scale), scale)
         self._place(slot, layers, head or {})
 
     def load(self, slot: int, adapter: AdapterWeights) -> None:
@@ -161,6 +165,9 @@ class AdapterBank(nn.Module):
         self.scale[:, slot].copy_(scales)
         if self.work is not self.flat:
             self.work[slot].copy_(self.flat[slot])
+        if self.grad is None:
+            for path, stack in self.factors.items():
+                stack.placed(slot, layers.get(path), self._layers[path].base)
 
     @torch.no_grad()
     def export(self, slot: int, ranks: Mapping[str, int]) -> dict[str, LayerWeights]:
@@ -208,6 +215,45 @@ class AdapterBank(nn.Module):
                 name: corner(view, shapes[name]).cpu().clone() for name, view in views[path].items()
             }
         return found
+
+    # While it trains.
+
+    @property
+    def drops(self) -> bool:
+        """Whether an adapter has dropout."""
+        return self.dropout is not None
+
+    def key_dropout(self, keys: Sequence[int]) -> None:
+        """The masks of the next micro-batch follow from these, one for each slot."""
+        if self.dropout is not None:
+            self.dropout.keys.copy_(torch.tensor(keys, dtype=torch.int32))
+
+    def begin_rows(self, first: int) -> None:
+        """The next batch begins with row `first` of its micro-batch."""
+        if self.dropout is not None:
+            self.dropout.first_row.fill_(first)
+
+    def place(self, slot: int) -> tuple[AdapterBank, int]:
+        """The bank that holds this slot's adapter, and its slot there."""
+        return self, slot
+
+    def gradient(self, slot: int) -> Tensor:
+        """Of all of a slot's trained numbers, as a view."""
+        assert self.grad is not None
+        return self.grad[slot]
+
+    def gradient_norms(self) -> Tensor:
+        """Of each slot, [K]."""
+        assert self.grad is not None
+        return torch.linalg.vector_norm(self.grad, dim=1)
+
+    def forget_gradients(self, slots: Sequence[int] | None = None) -> None:
+        """Begin the sums of these slots anew; by default of all."""
+        assert self.grad is not None
+        if slots is None or len(slots) == self.slots:
+            self.grad.zero_()
+        elif slots:
+            self.grad.index_fill_(0, torch.tensor(slots, device=self.grad.device), 0.0)
 
     def row(self, slot: int) -> dict[str, dict[str, Tensor]]:
         """The layers' stored tensors of one adapter as views by module path and name, padded as they are laid
@@ -319,6 +365,7 @@ class MixedBank(nn.Module):
 
     def load(self, slot: int, adapter: AdapterWeights) -> None:
         """Copy an adapter into `slot`; layers it does not target become the plain base there."""
+        adapter = adapter.answering()
         for name, bank in self._banks.items():
             if name == adapter.kind:
                 bank.load(slot, adapter)
@@ -327,12 +374,13 @@ class MixedBank(nn.Module):
 
     def has_room_for(self, adapter: AdapterWeights) -> bool:
         """Whether load() can take an adapter of this kind and rank."""
+        adapter = adapter.answering()
         return adapter.highest_rank <= self.ranks.get(adapter.kind, 0)
 
     @contextmanager
     def use(self, slots: Tensor | None = None) -> Iterator[None]:
         """As AdapterBank.use()."""
-        with _in_use(self._layers, self._factors, slots):
+        with in_use(self._layers, self._factors, slots):
             yield
 
 
@@ -340,9 +388,8 @@ Bank = AdapterBank | MixedBank
 
 
 @contextmanager
-def _in_use(
-    layers: Layers, factors: Mapping[str, AdapterStack | MixedStack], slots: Tensor | None
-) -> Iterator[None]:
+def in_use(layers: Layers, factors: Mapping[str, LayerStack], slots: Tensor | None) -> Iterator[None]:
+    """Within the block each of these layers computes with its stack."""
     for path, layer in layers.items():
         layer.factors, layer.slots = factors[path], slots
     try:
@@ -357,7 +404,7 @@ def loaded_bank(layers: Layers, adapters: Sequence[AdapterWeights | None]) -> Mi
 
     None stands for the plain base.
     """
-    given = {slot: adapter for slot, adapter in enumerate(adapters) if adapter is not None}
+    given = {slot: adapter.answering() for slot, adapter in enumerate(adapters) if adapter is not None}
     paths = sorted({path for adapter in given.values() for path in adapter.layers})
     ranks: dict[str, int] = {}
     for adapter in given.values():

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from core.lora.layer import plain_weight
-from core.lora.ops import lora_linear, lora_linear_one_token, with_delta
+from core.lora.ops import lora_linear, lora_linear_frozen_a, lora_linear_one_token, with_delta
 from core.lora.stack import AdapterStack
 
 
@@ -28,8 +28,10 @@ class LoraFactors(AdapterStack):
             return self._chosen(x, weight, bias, slots)  # type: ignore[arg-type]
         if self.dropout is not None and self.training:
             return super().linear(x, base, slots)
-        y, _ = lora_linear(x, weight, bias, self.A, self.B, self.work_A, self.work_B, self.scale)
-        return y
+        work = self.work_A, self.work_B, self.scale
+        if self.A.requires_grad or not self.B.requires_grad:
+            return lora_linear(x, weight, bias, self.A, self.B, *work)[0]
+        return lora_linear_frozen_a(x, weight, bias, self.B, *work)[0]
 
     def _chosen(self, x: Tensor, weight: Tensor, bias: Tensor | None, slots: Tensor) -> Tensor:
         """Inference with a choice of slots."""

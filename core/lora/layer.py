@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-if TYPE_CHECKING:
-    from core.lora.stack import AdapterStack, MixedStack
+
+class LayerStack(Protocol):
+    """The adapters on one layer, in whatever arrangement."""
+
+    def linear(self, x: Tensor, base: nn.Module, slots: Tensor | None) -> Tensor:
+        """The layer's output with the adapters' part, see AdapterStack.linear()."""
 
 
 class LoraLinear(nn.Module):
@@ -21,7 +25,7 @@ class LoraLinear(nn.Module):
         super().__init__()
         self.base = base
         self.in_features, self.out_features = linear_shape(base)
-        self.factors: AdapterStack | MixedStack | None = None
+        self.factors: LayerStack | None = None
         self.slots: Tensor | None = None
         for parameter in base.parameters():
             parameter.requires_grad_(False)

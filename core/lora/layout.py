@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,17 +43,24 @@ class Layout:
         shapes: LayerShapes,
         ranks: Mapping[str, int],
         *,
+        frozen: Collection[str] = (),
+        training: bool = True,
         head: Mapping[str, tuple[int, ...]] | None = None,
     ) -> None:
-        """shapes (in, out) and the ranks that are laid out, both by module path. head: whole parameters that
-        are trained beside them, by path; they stand under no module, behind the trained ones of the layers.
+        """shapes (in, out) and the ranks that are laid out, both by module path; `frozen` names tensors that
+        stay as they started although they could be trained. What only training needs is left out without
+        `training`. head: whole parameters that are trained beside the layers, by path; they stand under no
+        module, behind the trained ones.
         """
         layers = {path: kind.tensors(*shapes[path], ranks[path]) for path in shapes}
+        if not training:
+            layers = {path: tuple(one for one in own if one.kept) for path, own in layers.items()}
         tensors = [one for own in layers.values() for one in own]
-        self.head = tuple(head or ())
-        own = tuple(dict.fromkeys(one.name for one in tensors if one.trained))
-        self.trained = (*own, *self.head)
-        frozen = tuple(dict.fromkeys(one.name for one in tensors if not one.trained))
+        names = tuple(dict.fromkeys(one.name for one in tensors))
+        learning = {one.name for one in tensors if one.trained} - set(frozen)
+        own = tuple(name for name in names if name in learning)
+        self.trained = (*own, *(head or {}))
+        staying = tuple(name for name in names if name not in learning)
         self.size = 0
         self.spans: dict[str, slice] = {}
         """Of each name's numbers in a row."""
@@ -64,7 +71,7 @@ class Layout:
             self._lay_out_layers(kind, layers, name)
         for name, shape in (head or {}).items():
             self._lay_out(name, {HEAD: LayerTensor(name, shape)}, shared=False)
-        for name in frozen:
+        for name in staying:
             self._lay_out_layers(kind, layers, name)
         self.trained_size = max((self.spans[name].stop for name in self.trained), default=0)
 

@@ -88,15 +88,15 @@ def inner_product(one: LayerFactors, other: LayerFactors) -> float:
     return float((left * right).sum()) * one.scale * other.scale
 
 
-def decompose_dense(delta: Tensor, rank: int) -> Decomposition:
+def decompose_dense(delta: Tensor, rank: int, exact_up_to: int = 2048) -> Decomposition:
     """The leading singular values and vectors of a dense ΔW [out, in]; at least `rank` of them.
 
-    Exact for layers up to 2,048 wide. Above, by subspace iteration from a fixed start (Halko et al. 2011,
+    Exact for layers up to that wide. Above, by subspace iteration from a fixed start (Halko et al. 2011,
     arXiv 0909.4061, algorithm 4.4): the leading values agree to the printed digits, and it takes seconds
     instead of minutes.
     """
     narrow = min(delta.shape)
-    if narrow <= 2048:
+    if narrow <= exact_up_to:
         U, S, V = torch.linalg.svd(delta.double(), full_matrices=False)
         return Decomposition(U, S, V)
     wanted = min(narrow, rank + 32)

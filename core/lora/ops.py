@@ -116,6 +116,55 @@ def _backward(ctx, dy, _dS):  # type: ignore[no-untyped-def]
 lora_linear.register_autograd(_backward, setup_context=_keep)
 
 
+# The same where A is not trained: backward needs neither x nor A's gradient (LoRA-FA, arXiv 2308.03303).
+
+
+@torch.library.custom_op("lora_workbench::linear_frozen_a", mutates_args=())
+def lora_linear_frozen_a(
+    x: Tensor, weight: Tensor, bias: Tensor | None, B: Tensor, work_A: Tensor, work_B: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor]:
+    """As lora_linear(), with a gradient for B alone of the two factors."""
+    return with_delta(x, weight, bias, work_A, work_B, scale)
+
+
+@lora_linear_frozen_a.register_fake
+def _(x, weight, bias, B, work_A, work_B, scale):  # type: ignore[no-untyped-def]
+    tokens = x.numel() // x.shape[-1] // work_A.shape[0]
+    return x.new_empty(*x.shape[:-1], weight.shape[0]), x.new_empty(work_A.shape[0], tokens, work_A.shape[1])
+
+
+@torch.library.custom_op("lora_workbench::linear_frozen_a_backward", mutates_args=())
+def lora_linear_frozen_a_backward(
+    dy: Tensor, S: Tensor, weight: Tensor, work_A: Tensor, work_B: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients for x and B."""
+    adapters = work_A.shape[0]
+    grouped_dy = dy.reshape(adapters, -1, dy.shape[-1])
+    dS = _product(grouped_dy, work_B).mul_(scale[:, None, None])
+    dx = _product(dS, work_A).view(-1, weight.shape[1]).addmm_(dy.reshape(-1, dy.shape[-1]), weight)
+    return dx.view(*dy.shape[:-1], weight.shape[1]), _wide_product(grouped_dy, S)
+
+
+@lora_linear_frozen_a_backward.register_fake
+def _(dy, S, weight, work_A, work_B, scale):  # type: ignore[no-untyped-def]
+    dx = dy.new_empty(*dy.shape[:-1], weight.shape[1])
+    return dx, work_B.new_empty(work_B.shape, dtype=factor_dtype(dy.dtype))
+
+
+def _keep_without_x(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    _x, weight, _bias, _B, work_A, work_B, scale = inputs
+    ctx.save_for_backward(output[1], weight, work_A, work_B, scale)
+
+
+def _backward_without_x(ctx, dy, _dS):  # type: ignore[no-untyped-def]
+    S, weight, work_A, work_B, scale = ctx.saved_tensors
+    dx, dB = lora_linear_frozen_a_backward(dy.contiguous(), S, weight, work_A, work_B, scale)
+    return dx if ctx.needs_input_grad[0] else None, None, None, dB, None, None, None
+
+
+lora_linear_frozen_a.register_autograd(_backward_without_x, setup_context=_keep_without_x)
+
+
 @torch.library.custom_op("lora_workbench::linear_one_token", mutates_args=())
 def lora_linear_one_token(
     x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: Tensor, slots: Tensor

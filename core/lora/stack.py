@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
+from core.lora.adapter import LayerWeights
 from core.lora.dropout import Dropout
 from core.lora.kinds import AdapterKind
 from core.lora.layer import plain_weight
@@ -41,6 +42,14 @@ class AdapterStack(nn.Module):
             self.register_buffer(f"work_{name}", work[name])
         self.register_buffer("scale", scale)
         self.dropout = dropout
+
+    def prepare(self, base: nn.Module) -> None:
+        """Work out what follows from the frozen layer alone; once, when the stack is built."""
+
+    def placed(self, slot: int, layer: LayerWeights | None, base: nn.Module) -> None:
+        """Work out what follows from an adapter that is not trained, when it has been laid into `slot`; None
+        for the plain base.
+        """
 
     def linear(self, x: Tensor, base: nn.Module, slots: Tensor | None) -> Tensor:
         """The layer's output with the adapters' part.

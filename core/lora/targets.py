@@ -9,6 +9,7 @@ from core.errors import InvalidConfig
 from core.lora.config import ALL_LINEAR, LoraConfig
 from core.lora.kinds import ADAPTER_KINDS
 from core.lora.module_names import ends_with, is_among
+from core.options import Config
 
 LayerShapes = Mapping[str, tuple[int, int]]
 """(in_features, out_features) by module path."""
@@ -74,15 +75,32 @@ def layer_number(path: str) -> int | None:
     return next((int(part) for part in path.split(".") if part.isdigit()), None)
 
 
-def trainable_parameter_count(shapes: LayerShapes, targets: Sequence[str], config: LoraConfig) -> int:
+def trainable_parameter_count(
+    shapes: LayerShapes, targets: Sequence[str], config: LoraConfig, own: Config | None = None
+) -> int:
     """Numbers that an adapter of this configuration trains: of LoRA r·(in + out), summed over the targeted
-    layers (arXiv 2106.09685, section 4.2).
+    layers (arXiv 2106.09685, section 4.2). `own`: its kind's options, by default their defaults.
     """
     kind = ADAPTER_KINDS.get(config.kind)
-    return kind.parameter_count((*shapes[path], config.rank_of(path)) for path in targets)
+    return kind.parameter_count(_sizes(shapes, targets, config), kind.options() if own is None else own)
 
 
-def layer_kinds(shapes: LayerShapes, head: str | None, config: LoraConfig) -> list[LayerKind]:
+def training_bytes(
+    shapes: LayerShapes, targets: Sequence[str], config: LoraConfig, own: Config, work_bytes: float
+) -> float:
+    """Memory that such an adapter takes while it is trained beside a base whose numbers take `work_bytes`."""
+    kind = ADAPTER_KINDS.get(config.kind)
+    return kind.training_bytes(_sizes(shapes, targets, config), own, work_bytes)
+
+
+def _sizes(shapes: LayerShapes, targets: Sequence[str], config: LoraConfig) -> list[tuple[int, int, int]]:
+    """Inputs, outputs and rank of each targeted layer."""
+    return [(*shapes[path], config.rank_of(path)) for path in targets]
+
+
+def layer_kinds(
+    shapes: LayerShapes, head: str | None, config: LoraConfig, own: Config | None = None
+) -> list[LayerKind]:
     """What target_modules can name in this model, in the order of the model, and what each would cost."""
     paths: dict[str, list[str]] = {}
     for path, name in _kind_names(shapes).items():
@@ -91,7 +109,7 @@ def layer_kinds(shapes: LayerShapes, head: str | None, config: LoraConfig) -> li
         LayerKind(
             name,
             len(found),
-            trainable_parameter_count(shapes, found, config),
+            trainable_parameter_count(shapes, found, config, own),
             all(any(part in path.rpartition(".")[0] for part in _ATTENTION) for path in found),
             head in found,
         )

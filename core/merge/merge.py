@@ -1,4 +1,5 @@
-"""Merging an adapter into its base: W' = W + (α/r)·B·A, as a pure function from files to files.
+"""Merging an adapter into its base: W' = W + (α/r)·B·A, as a pure function from files to files. Where the
+adapter's kind gives each row a length, such as DoRA, the rows of that sum are brought to it.
 
 Untargeted tensors are copied byte for byte; targeted ones are added in float32 and cast once. Pieces of a few
 MB are read, computed and written at the same time, so memory stays bounded whatever the model, and the base
@@ -7,6 +8,7 @@ is only read.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +29,7 @@ from core.merge.stream import PIECE_BYTES, in_order, read_range
 from core.reporting import Report
 
 TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_TINY = torch.finfo(torch.float32).tiny  # a row of zeros stays one
 _CACHED = 1 << 18  # numbers that are worked on at a time
 _NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
@@ -58,6 +61,8 @@ class Source:
     """The module path of a layer that the adapter changes."""
     transposed: bool
     """Whether W is stored as [in, out] (GPT-2)."""
+    lengths: Tensor | None = None
+    """That the rows of W + ΔW are brought to, [out]; None where they stay as they come."""
     renamed: str = ""
     """How the merged files call it; empty if as the base's do."""
 
@@ -65,6 +70,13 @@ class Source:
     def name(self) -> str:
         """How the merged files call it."""
         return self.renamed or self.entry.name
+
+    @functools.cached_property
+    def column_ratios(self) -> Tensor | None:
+        """What the columns of a transposed W + ΔW are multiplied by, [out]; None where nothing is."""
+        if self.lengths is None or not self.transposed:
+            return None
+        return self.lengths.float() / torch.linalg.vector_norm(_sum(self), dim=0).clamp(min=_TINY)
 
 
 @dataclass(frozen=True)
@@ -83,24 +95,26 @@ class _Made:
     data: bytearray
     error: float
     """Sum of the squared rounding errors."""
+    energy: float
+    """Sum of the squared changes, where the rows were brought to lengths; else 0, ΔW is known."""
 
 
 def sources(base_folder: Path, adapter: AdapterWeights, transposed: frozenset[str]) -> list[list[Source]]:
     """All tensors of the base, by file and in their order there.
 
-    Raises InvalidAdapter if a targeted layer is not among them, or the adapter has no low-rank factors.
+    Raises InvalidAdapter if a targeted layer is not among them, or the adapter's kind cannot be merged.
     """
-    low_rank = adapter.low_rank()
+    parts = adapter.merge_parts()
     headers = {path: read_header(path) for path in weight_files(base_folder)}
     names = {entry.name for header in headers.values() for entry in header.tensors}
-    module_of = {tensor_name(path, names): path for path in low_rank}
+    module_of = {tensor_name(path, names): path for path in parts}
     found = []
     for path, header in headers.items():
         rows = []
         for entry in header.tensors:
             module = module_of.get(entry.name)
-            factors = low_rank[module] if module else None
-            rows.append(Source(path, entry, factors, module, module in transposed))
+            factors, lengths = parts[module] if module else (None, None)
+            rows.append(Source(path, entry, factors, module, module in transposed, lengths))
             if factors is not None:
                 _require_shape(rows[-1])
         found.append(rows)
@@ -158,11 +172,13 @@ def merge_into_base(
     require_space(target, total)
     written = 0
     errors: dict[str, float] = {}
+    changes: dict[str, float] = {}
     for name, rows in files.items():
         more = own if name == last else {}
-        for source, size, error in _write(target / name, rows, dtype, metadata, more):
-            written += size
-            errors[source.entry.name] = errors.get(source.entry.name, 0.0) + error
+        for source, made in _write(target / name, rows, dtype, metadata, more):
+            written += len(made.data)
+            errors[source.entry.name] = errors.get(source.entry.name, 0.0) + made.error
+            changes[source.entry.name] = changes.get(source.entry.name, 0.0) + made.energy
             report(Progress(f"Merging {source.entry.name}", min(written / max(total, 1), 1.0)))
     if len(files) > 1 or (base_folder / INDEX_NAME).is_file():
         names = {name: [source.name for source in rows] for name, rows in files.items()}
@@ -171,6 +187,8 @@ def merge_into_base(
     merged = [source for rows in files.values() for source in rows if source.factors is not None]
     energy = {
         source.entry.name: inner_product(source.factors, source.factors)
+        if source.lengths is None
+        else changes[source.entry.name]
         for source in merged
         if source.factors
     }
@@ -233,9 +251,9 @@ def _write(
     dtype: str,
     metadata: Mapping[str, str],
     added: Mapping[str, Tensor],
-) -> Iterator[tuple[Source, int, float]]:
-    """Write one file; yield for each piece its tensor, its bytes and its squared rounding error. What is
-    added stands behind the others, in the format of the first.
+) -> Iterator[tuple[Source, _Made]]:
+    """Write one file; yield for each piece its tensor and what was made of it. What is added stands behind
+    the others, in the format of the first.
     """
     own = {
         key: value
@@ -249,7 +267,7 @@ def _write(
         out.write(build_header(layout, {**own, **metadata}))
         for made in in_order(_make, pieces):
             out.write(made.data)
-            yield made.source, len(made.data), made.error
+            yield made.source, made
         for one in added.values():
             out.write(_bytes(one, layout[0][1]))
 
@@ -274,7 +292,7 @@ def _make(piece: _Piece) -> _Made:
     source, entry = piece.source, piece.source.entry
     raw = read_range(source.path, piece.start, piece.end)
     if source.factors is None and piece.dtype == entry.dtype:
-        return _Made(source, raw, 0.0)
+        return _Made(source, raw, 0.0, 0.0)
     width = math.prod(entry.shape[1:])
     weight = torch.frombuffer(raw, dtype=TORCH_DTYPES[entry.dtype]).view(-1, width)
     data, stored = raw, weight  # rounded in place, unless the numbers become wider or narrower
@@ -282,30 +300,43 @@ def _make(piece: _Piece) -> _Made:
         data = bytearray(weight.numel() * DTYPE_BYTES[piece.dtype])
         stored = torch.frombuffer(data, dtype=TORCH_DTYPES[piece.dtype]).view(-1, width)
     first = (piece.start - entry.start) // (width * DTYPE_BYTES[entry.dtype])
-    return _Made(source, data, _add_rounded(source, first, weight, stored))
+    return _Made(source, data, *_add_rounded(source, first, weight, stored))
 
 
-def _add_rounded(source: Source, first: int, weight: Tensor, stored: Tensor) -> float:
+def _add_rounded(source: Source, first: int, weight: Tensor, stored: Tensor) -> tuple[float, float]:
     """stored = weight + ΔW, a few rows at a time that stay in the processor's cache; returns the squared
-    rounding error.
+    rounding error, and the squared change where rows have lengths.
 
     weight [rows, …] is the part of W that begins at row `first`.
     """
     step, width = max(1, _CACHED // weight.shape[1]), weight.shape[1]
     exact, rounded = torch.empty(step, width), torch.empty(step, width)
     rounds = source.factors is not None and stored.dtype != torch.float32
-    error = 0.0
+    error = energy = 0.0
     for at in range(0, weight.shape[0], step):
         rows = slice(at, min(at + step, weight.shape[0]))
         whole = exact[: rows.stop - rows.start].copy_(weight[rows])
         if source.factors is not None:
             left, right = _delta_rows(source, first + rows.start, first + rows.stop)
             whole.addmm_(left, right)
+        if source.lengths is not None:
+            _bring_to_length(whole, source, first + rows.start)
+            energy += float((whole - weight[rows]).square().sum())
         stored[rows].copy_(whole)
         if rounds:
             lost = rounded[: len(whole)].copy_(stored[rows]).sub_(whole).flatten()
             error += float(torch.dot(lost, lost))
-    return error
+    return error, energy
+
+
+def _bring_to_length(whole: Tensor, source: Source, first: int) -> None:
+    """Rescale these rows of W + ΔW, as the file stores it from row `first` on, in place."""
+    assert source.lengths is not None
+    if source.column_ratios is not None:
+        whole.mul_(source.column_ratios)
+        return
+    lengths = source.lengths[first : first + len(whole)].float()
+    whole.mul_((lengths / torch.linalg.vector_norm(whole, dim=1).clamp(min=_TINY))[:, None])
 
 
 def _delta_rows(source: Source, first: int, last: int) -> tuple[Tensor, Tensor]:
@@ -318,7 +349,15 @@ def _delta_rows(source: Source, first: int, last: int) -> tuple[Tensor, Tensor]:
 
 
 def merged_weight(source: Source) -> Tensor:
-    """A whole tensor with what the adapter adds to it, in float32, in the shape that the file gives."""
+    """A whole tensor with what the adapter makes of it, in float32, in the shape that the file gives."""
+    whole = _sum(source)
+    if source.lengths is not None:
+        _bring_to_length(whole, source, 0)
+    return whole
+
+
+def _sum(source: Source) -> Tensor:
+    """W + ΔW in float32, in the shape that the file gives."""
     entry = source.entry
     exact = torch.frombuffer(
         read_range(source.path, entry.start, entry.end), dtype=TORCH_DTYPES[entry.dtype]
@@ -336,7 +375,7 @@ def weight_norms(
     norms = {}
     for number, source in enumerate(targeted):
         report(Progress(f"Measuring {source.entry.name}", number / len(targeted)))
-        weight = merged_weight(replace(source, factors=None))
+        weight = merged_weight(replace(source, factors=None, lengths=None))
         norms[source.module or ""] = float(torch.linalg.vector_norm(weight, dtype=torch.float64))
     return norms
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from core.lora.kinds import ADAPTER_KINDS
-from core.lora.targets import LayerShapes, select_targets, trainable_parameter_count
+from core.lora.targets import LayerShapes, select_targets, trainable_parameter_count, training_bytes
 from core.train.step_count import evaluations, packs, planned_steps, steps_per_epoch
 from core.train.training_options import TrainingOptions
 
@@ -70,7 +69,7 @@ def estimate(
     """Estimate a training. Raises InvalidConfig if target_modules match nothing."""
     lora, train = options.lora, options.train
     targets = select_targets(list(base.layer_shapes), lora, base.head)
-    trainable = trainable_parameter_count(base.layer_shapes, targets, lora)
+    trainable = trainable_parameter_count(base.layer_shapes, targets, lora, options.kind)
     train_rows = max(1, data.train_rows)
     guessed = data.mean_characters / _CHARACTERS_PER_TOKEN + _TEMPLATE_TOKENS
     row_tokens = min(train.max_length, data.row_tokens or guessed)
@@ -81,7 +80,7 @@ def estimate(
     tokens = int(steps * train_rows * row_tokens / steps_per_epoch(blocks, train))
     micro_tokens = train.micro_batch_size * (train.max_length if packed else row_tokens)
     kept = micro_tokens * base.hidden_size * base.layers * _KEPT_PER_LAYER * bytes_per_weight
-    trained = trainable * ADAPTER_KINDS.get(lora.kind).bytes_per_parameter(bytes_per_weight)
+    trained = training_bytes(base.layer_shapes, targets, lora, options.kind, bytes_per_weight)
     memory = base.parameters * bytes_per_weight + trained + kept + _LOSS_BYTES
     evaluated = evaluations(steps, train) * data.validation_rows * row_tokens
     worth = tokens + evaluated * _FORWARD_SHARE

@@ -149,13 +149,12 @@ class Execution:
         """Forward and backward for the micro-batches that were taken `back` micro-batches ago, piece by
         piece.
         """
-        dropout = self._seating.bank.dropout
-        if dropout is not None:
-            keys = [run.dropout_key(back) if run is not None else 0 for run in self._seating.slots]
-            dropout.keys.copy_(torch.tensor(keys, dtype=torch.int32))
+        bank = self._seating.bank
+        if bank.drops:
+            bank.key_dropout([run.dropout_key(back) if run else 0 for run in self._seating.slots])
         for first, piece in self._pieces(parts):
-            if dropout is not None:
-                dropout.first_row.fill_(first)
+            if bank.drops:
+                bank.begin_rows(first)
             self._figures.add(self._trained(piece))
 
     def _trained(self, piece: Parts) -> Tensor:
@@ -176,8 +175,7 @@ class Execution:
         return ""
 
     def _forget_steps(self) -> None:
-        assert self._seating.bank.grad is not None
-        self._seating.bank.grad.zero_()
+        self._seating.bank.forget_gradients()
         self._figures.forget()
 
     # Evaluating.

@@ -37,13 +37,14 @@ class Figures:
         self._sent: Tensor | None = None  # [slots, 2 + 2·metrics]: the pending steps', then gradient norms
         self.pending: list[Pending] = []
 
-    def reseat(self, before: Sequence[int], slots: int, width: int) -> None:
-        """There are `slots` slots from now on, with `width` figures each; the first of them were the slots
-        `before`.
+    def reseat(self, before: Sequence[int | None], width: int) -> None:
+        """There are other slots from now on, with `width` figures each: `before` says which slot each was,
+        None where it is new.
         """
-        sums = torch.zeros(slots, width, device=self._device)
+        sums = torch.zeros(len(before), width, device=self._device)
         for slot, old in enumerate(before):
-            sums[slot] = self._sums[old]
+            if old is not None:
+                sums[slot] = self._sums[old]
         self._sums = sums
 
     def add(self, figures: Tensor) -> None:

@@ -21,7 +21,7 @@ from core.base_model.load import ResidentBase
 from core.errors import WorkbenchError
 from core.events import EvalDone, MicroBatchDone, Notice, Prepared, RunFailed, StepDone, TrainingDone
 from core.lora.adapter import AdapterWeights
-from core.lora.bank import AdapterBank
+from core.lora.side_by_side import TrainedBank
 from core.train.changes import Change
 from core.train.evaluation import Evaluation
 from core.train.executing import Execution
@@ -104,7 +104,7 @@ class TrainingGroup:
         return run.done == step and run.settled
 
     @property
-    def bank(self) -> AdapterBank:
+    def bank(self) -> TrainedBank:
         """The factors that are being trained."""
         return self._seating.bank
 
@@ -163,7 +163,7 @@ class TrainingGroup:
     def _reseat(self, joining: Sequence[TrainingRun]) -> None:
         before = self._seating.seat(joining)
         goal = self._seating.goal
-        self._figures.reseat(before, len(self._seating.slots), figures_width(goal.objective))
+        self._figures.reseat(before, figures_width(goal.objective))
         self._execution.begin(goal)
 
     def _tick(self) -> Events:
@@ -211,8 +211,6 @@ class TrainingGroup:
 
     def _update(self) -> None:
         """Step the optimiser of every run whose step is complete, and send its figures on their way."""
-        bank = self.bank
-        assert bank.grad is not None
         complete = [
             (slot, run)
             for slot, run in enumerate(self._seating.slots)
@@ -220,15 +218,17 @@ class TrainingGroup:
         ]
         if not complete:
             return
-        norms = torch.linalg.vector_norm(bank.grad, dim=1)
+        bank = self.bank
+        norms = bank.gradient_norms()
         self._figures.send(norms)
         for slot, run in complete:
-            rate, step = run.update(norms[slot], bank.grad[slot])
-            run.kind.after_step(bank, slot, run.done, run.planned_then, run.kind_options)
+            own, place = bank.place(slot)
+            rate, step = run.update(norms[slot], own.gradient(place))
+            run.kind.after_step(own, place, run.done, run.planned_then, run.kind_options)
             self._figures.pending.append(Pending(run, run.done, step, rate, slot))
-        done = torch.tensor([slot for slot, _ in complete], device=self.base.device)
-        bank.grad.index_fill_(0, done, 0.0)
-        self._figures.forget(done)
+        done = [slot for slot, _ in complete]
+        bank.forget_gradients(done)
+        self._figures.forget(torch.tensor(done, device=self.base.device))
         bank.refresh()
 
     def _read(self) -> list[tuple[Hashable, Event]]:

@@ -20,7 +20,7 @@ from core.base_model.compiling import eager_layers
 from core.base_model.load import ResidentBase
 from core.data.labelled_rows import LabelledRows
 from core.data.labels import MULTI, REGRESSION, SINGLE, LabelSet
-from core.lora.bank import AdapterBank
+from core.lora.side_by_side import TrainedBank
 from core.train.batches import MicroBatch, Shape, padded_length
 from core.train.group_objective import GroupObjective
 from core.train.label_report import counts_width
@@ -120,7 +120,7 @@ class LabelStep:
     """Forward and backward for one bank. Gradients add up in the bank until they are zeroed."""
 
     base: ResidentBase
-    bank: AdapterBank
+    bank: TrainedBank
     plan: ExecutionPlan
     goal: GroupObjective
     labels: Sequence[LabelSet]
@@ -162,7 +162,8 @@ class LabelStep:
 
     def _logits(self, batch: LabelBatch) -> Tensor:
         """[K, rows, labels], filled up where a run has fewer."""
-        heads = [self.bank.head(slot) for slot in range(len(self.labels))]
+        places = [self.bank.place(slot) for slot in range(len(self.labels))]
+        heads = [bank.head(slot) for bank, slot in places]
         logits = self.base.classifier.logits(batch.ids, batch.mask, heads)
         return logits.view(len(self.labels), -1, logits.shape[-1])
 

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -19,7 +19,7 @@ from core.lora.adapter import AdapterWeights
 from core.lora.bank import AdapterBank
 from core.lora.dropout import run_key
 from core.lora.kinds import ADAPTER_KINDS
-from core.lora.targets import select_targets, trainable_parameter_count
+from core.lora.targets import select_targets, trainable_parameter_count, training_bytes
 from core.train.batches import MicroBatch, RunData, Step
 from core.train.changes import Change, ChangingConfig
 from core.train.group_objective import figures_width, metric_means
@@ -58,13 +58,19 @@ class TrainingRun:
         self._base = base
         self.targets = select_targets(list(base.layers), self.lora, base.head)
         self.ranks = {path: self.lora.rank_of(path) for path in self.targets}
+        self.kind_options, self.objective_options = request.options.kind, request.options.objective
+        self.frozen = self.kind.frozen(self.kind_options)
+        self.parameters = trainable_parameter_count(
+            base.layer_shapes, self.targets, self.lora, self.kind_options
+        )
+        """Numbers that it trains."""
         self.data = RunData(request.rows, self.train)
         self._labelled = request.rows if isinstance(request.rows, LabelledRows) else None
         self.labels = self._labelled.labels if self._labelled is not None else None
         """What it is to tell, if it classifies."""
         self.head_shapes = base.classifier.shapes(len(self.labels)) if self.labels else {}
         """Of the parameters of its head, by path."""
-        self.kind_options, self.objective_options = request.options.kind, request.options.objective
+        self.parameters += sum(map(math.prod, self.head_shapes.values()))
         self._config = ChangingConfig(self.train, request.changes)
         self._resume = request.resume
         at = request.resume[1].position if request.resume else Position(0, 0, None, None, -1)
@@ -90,7 +96,7 @@ class TrainingRun:
             head = self._first_head()
             bank.initialise(slot, self.lora, self.kind_options, self.targets, self.train.seed, head)
         else:
-            bank.load(slot, self._resume[0])
+            bank.load(slot, self._as_it_was(*self._resume))
         groups = [
             {"params": [parameter], "name": name} for name, parameter in bank.parameters_of(slot).items()
         ]
@@ -110,6 +116,16 @@ class TrainingRun:
         if self._labelled.goes_on:
             return classifier.stored
         return classifier.fresh(len(self._labelled.labels), self.train.seed)
+
+    def _as_it_was(self, adapter: AdapterWeights, state: RunState) -> AdapterWeights:
+        """What a checkpoint holds, as this kind trains it."""
+        if not self.kind.state_names:
+            return adapter
+        layers = {
+            path: self.kind.layer(state.beside[path], self.kind.scale(self.lora, path))
+            for path in self.targets
+        }
+        return replace(adapter, layers=layers, kind=self.kind.name)
 
     def _restore_moments(self, bank: AdapterBank, state: RunState) -> None:
         assert self._optimiser is not None
@@ -134,7 +150,17 @@ class TrainingRun:
             self.tokens,
             self.seconds,
         )
-        return RunState(at, mean, square)
+        return RunState(at, mean, square, self._beside(bank, slot))
+
+    def _beside(self, bank: AdapterBank, slot: int) -> dict[str, dict[str, torch.Tensor]]:
+        """What the adapter does not hold and going on needs, see AdapterKind.state_names."""
+        names = self.kind.state_names
+        if not names:
+            return {}
+        return {
+            path: {name: tensor for name, tensor in layer.tensors.items() if name in names}
+            for path, layer in bank.export(slot, self.ranks).items()
+        }
 
     def _moment(self, which: str) -> dict[str, torch.Tensor]:
         """One of the optimiser's two moments by the trained tensors' names, flat; empty before a step."""
@@ -163,7 +189,7 @@ class TrainingRun:
 
     def adapter(self, bank: AdapterBank, slot: int) -> AdapterWeights:
         """The factors as they are now."""
-        return AdapterWeights(
+        adapter = AdapterWeights(
             rank=self.lora.rank,
             alpha=self.lora.alpha,
             dropout=self.lora.dropout,
@@ -176,6 +202,7 @@ class TrainingRun:
             head=bank.export_head(slot),
             labels=self.labels,
         )
+        return self.kind.finished(adapter)
 
     # Its micro-batches.
 
@@ -261,20 +288,15 @@ class TrainingRun:
     # What it tells.
 
     @property
-    def parameters(self) -> int:
-        """Numbers that it trains."""
-        head = sum(map(math.prod, self.head_shapes.values()))
-        return head + trainable_parameter_count(self._base.layer_shapes, self.targets, self.lora)
-
-    @property
     def needs_a_turn(self) -> bool:
         """Whether it cannot share a batch with others, whatever they are."""
         return self.labels is not None and not self._base.classifier.takes_several
 
     @property
     def state_bytes(self) -> float:
-        """Memory that they take while they are trained."""
-        return self.parameters * self.kind.bytes_per_parameter(self._base.dtype.itemsize)
+        """Memory that its adapter takes while it is trained."""
+        shapes, width = self._base.layer_shapes, self._base.dtype.itemsize
+        return training_bytes(shapes, self.targets, self.lora, self.kind_options, width)
 
     @property
     def ended(self) -> bool:

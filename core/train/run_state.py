@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -48,12 +48,20 @@ class RunState:
     position: Position
     mean: Moments
     square: Moments
+    beside: Moments = field(default_factory=dict)
+    """What the adapter does not hold of the run's numbers; of most kinds nothing."""
+
+    @property
+    def numbers(self) -> int:
+        """Of all its tensors."""
+        parts = (self.mean, self.square, self.beside)
+        return sum(one.numel() for part in parts for layer in part.values() for one in layer.values())
 
     def save(self, folder: Path) -> None:
         """Write it into the existing folder."""
         tensors = {
             f"{moment}/{path}/{name}": tensor.numpy()
-            for moment, moments in (("mean", self.mean), ("square", self.square))
+            for moment, moments in (("mean", self.mean), ("square", self.square), ("beside", self.beside))
             for path, layer in moments.items()
             for name, tensor in layer.items()
         }
@@ -70,8 +78,8 @@ class RunState:
             raise InvalidInput(
                 f"The checkpoint {folder.name[:12]} cannot be read: {str(error)[:200]}"
             ) from None
-        parts: dict[str, dict[str, dict[str, Tensor]]] = {"mean": {}, "square": {}}
+        parts: dict[str, dict[str, dict[str, Tensor]]] = {"mean": {}, "square": {}, "beside": {}}
         for key, tensor in tensors.items():
             moment, path, name = key.split("/")
             parts[moment].setdefault(path, {})[name] = tensor
-        return cls(position, parts["mean"], parts["square"])
+        return cls(position, parts["mean"], parts["square"], parts["beside"])

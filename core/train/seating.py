@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 from core.base_model.load import ResidentBase
 from core.errors import CannotShare
 from core.lora.adapter import AdapterWeights
 from core.lora.bank import AdapterBank
+from core.lora.side_by_side import SideBySideBank, TrainedBank
 from core.train.group_objective import GroupObjective
 from core.train.run import TrainingRun
 from core.train.run_state import RunState
+
+Seat = tuple[str, frozenset[str]]
+"""Runs with the same are computed in one way: their kind, and what of it stays frozen."""
 
 
 class Seating:
@@ -18,12 +22,14 @@ class Seating:
 
     def __init__(self, base: ResidentBase) -> None:
         self._base = base
-        self._bank: AdapterBank | None = None
+        self._bank: TrainedBank | None = None
+        self._ranks: dict[Seat, dict[str, int]] = {}  # of each seat's stacks, by module path
+        self._heads: dict[Seat, dict[str, tuple[int, ...]]] = {}  # of each seat's heads, by parameter
         self.slots: list[TrainingRun | None] = []
         """Who holds which slot; None where a run has ended."""
 
     @property
-    def bank(self) -> AdapterBank:
+    def bank(self) -> TrainedBank:
         """The factors that are being trained."""
         assert self._bank is not None
         return self._bank
@@ -40,12 +46,12 @@ class Seating:
     def adapter(self, key: Hashable) -> AdapterWeights:
         """The factors of a run as they are now."""
         run = self.run(key)
-        return run.adapter(self.bank, self.slots.index(run))
+        return run.adapter(*self.bank.place(self.slots.index(run)))
 
     def state(self, key: Hashable) -> RunState | None:
         """Where a run stands after its last finished step; None before the first."""
         run = self.run(key)
-        return run.state(self.bank, self.slots.index(run)) if run.done else None
+        return run.state(*self.bank.place(self.slots.index(run))) if run.done else None
 
     @property
     def goal(self) -> GroupObjective:
@@ -65,25 +71,28 @@ class Seating:
         fixed = self._base.device.type == "cuda"
         return ended > 0 and (ended * 2 >= len(self.slots) if fixed else True) and bool(self.runs)
 
-    def seat(self, joining: Sequence[TrainingRun]) -> list[int]:
-        """Build the bank anew for the runs that stay and those that join behind them.
+    def seat(self, joining: Sequence[TrainingRun]) -> list[int | None]:
+        """Build the bank anew for the runs that stay and those that join, those of one kind beside each
+        other.
 
-        Returns the slots that those that stay had before, in their new order.
+        Returns for each new slot the one that its run had before, None for those that join.
         """
-        old = self._bank
-        staying = [(slot, run) for slot, run in enumerate(self.slots) if run is not None]
-        members = [*(run for _, run in staying), *joining]
-        self._bank = self._new_bank(members)
-        for slot, (old_slot, run) in enumerate(staying):
-            assert old is not None
-            run.move(old, old_slot, self._bank, slot)
-        for slot, run in enumerate(joining, start=len(staying)):
-            run.start(self._bank, slot)
-        self.slots = list(members)
-        return [slot for slot, _ in staying]
+        old, before = self._bank, {run: slot for slot, run in enumerate(self.slots) if run is not None}
+        seats = _by_seat([*before, *joining])
+        banks = [self._new_bank(seat, members) for seat, members in seats.items()]
+        self._bank = banks[0] if len(banks) == 1 else SideBySideBank(self._base.layers, banks)
+        order = [run for members in seats.values() for run in members]
+        for slot, run in enumerate(order):
+            place = self._bank.place(slot)
+            if run not in before:
+                run.start(*place)
+            elif old is not None:
+                run.move(*old.place(before[run]), *place)
+        self.slots = list(order)
+        return [before.get(run) for run in order]
 
-    def _new_bank(self, members: Sequence[TrainingRun]) -> AdapterBank:
-        ranks = self._ranks(members)
+    def _new_bank(self, seat: Seat, members: Sequence[TrainingRun]) -> AdapterBank:
+        ranks = self._ranks[seat] = self._laid_out(members, self._ranks.get(seat, {}))
         return AdapterBank(
             self._base.layers,
             list(ranks),
@@ -92,24 +101,24 @@ class Seating:
             kind=members[0].kind,
             dropout=[run.lora.dropout for run in members],
             trainable=True,
-            head=self._head_shapes(members),
+            frozen=members[0].frozen,
+            head=self._head_shapes(seat, members),
         )
 
-    def _head_shapes(self, members: Sequence[TrainingRun]) -> dict[str, tuple[int, ...]]:
+    def _head_shapes(self, seat: Seat, members: Sequence[TrainingRun]) -> dict[str, tuple[int, ...]]:
         """The largest that a member's head has of each parameter, and never smaller than before, as with the
         ranks.
         """
-        found = dict(self._bank.head_shapes) if self._bank is not None else {}
+        found = self._heads.setdefault(seat, {})
         for name, shape in (pair for run in members for pair in run.head_shapes.items()):
             before = found.get(name, shape)
             found[name] = tuple(map(max, before, shape))
         return found
 
-    def _ranks(self, members: Sequence[TrainingRun]) -> dict[str, int]:
-        """Of each layer's stacks, by module path: the highest that a member has, and never lower than before,
-        since a moment that the optimiser holds must find its place.
+    def _laid_out(self, members: Sequence[TrainingRun], before: Mapping[str, int]) -> dict[str, int]:
+        """Of each layer's stacks, by module path: the highest rank that a member has, and never lower than
+        before, since a moment that the optimiser holds must find its place.
         """
-        before = self._bank.ranks if self._bank is not None else {}
         ranks: dict[str, int] = {}
         for path in self._base.layers:
             own = [run.ranks[path] for run in members if path in run.ranks]
@@ -118,12 +127,19 @@ class Seating:
         return ranks
 
 
+def _by_seat(runs: Sequence[TrainingRun]) -> dict[Seat, list[TrainingRun]]:
+    """Those of one seat together, in the order in which they came."""
+    found: dict[Seat, list[TrainingRun]] = {}
+    for run in runs:
+        found.setdefault((run.kind.name, run.frozen), []).append(run)
+    return found
+
+
 def require_fit(run: TrainingRun, others: Sequence[TrainingRun]) -> None:
     """Raise CannotShare unless `run` has in common with `others` what the runs of one batch must."""
     if others and (wanted := _commons(others[0])) != (found := _commons(run)):
         raise CannotShare(
-            f"Runs that train together need the same adapter kind, block length, micro-batch size, packing "
-            "and objective; "
+            "Runs that train together need the same block length, micro-batch size, packing and objective; "
             f"this one has {found}, the others {wanted}. Train it by itself."
         )
 
@@ -131,6 +147,6 @@ def require_fit(run: TrainingRun, others: Sequence[TrainingRun]) -> None:
 def _commons(run: TrainingRun) -> str:
     packing = "packed" if run.data.packed else "not packed"
     return (
-        f"{run.kind.label}, {run.data.rows.max_length} tokens, {run.train.micro_batch_size} rows, {packing}, "
+        f"{run.data.rows.max_length} tokens, {run.train.micro_batch_size} rows, {packing}, "
         f"{run.data.objective.label}"
     )

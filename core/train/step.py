@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from core.base_model.attention import attend
 from core.base_model.compiling import eager_layers
 from core.base_model.load import ResidentBase
-from core.lora.bank import AdapterBank, Bank
+from core.lora.bank import Bank
+from core.lora.side_by_side import TrainedBank
 from core.train.batches import Batch, MicroBatch, Shape, collate
 from core.train.group_objective import GroupObjective
 from core.train.loss import token_losses
@@ -53,7 +54,7 @@ def objective_of(
 
 
 @contextmanager
-def _set_up(base: ResidentBase, bank: Bank | None, batch: Batch) -> Iterator[None]:
+def _set_up(base: ResidentBase, bank: Bank | TrainedBank | None, batch: Batch) -> Iterator[None]:
     """Within the block the base computes with this bank (None: by itself) on these segments; recomputing
     needs it in backward, too.
     """
@@ -66,14 +67,16 @@ def _set_up(base: ResidentBase, bank: Bank | None, batch: Batch) -> Iterator[Non
 
 
 @torch.no_grad()
-def _plain_losses(base: ResidentBase, bank: Bank | None, batch: Batch) -> Tensor:
+def _plain_losses(base: ResidentBase, bank: Bank | TrainedBank | None, batch: Batch) -> Tensor:
     """The token losses [K·C] with this bank, or of the base by itself, without a thought for gradients."""
     with eager_layers(), _set_up(base, bank, batch):  # without gradients it would be another graph
         head, states = trained_states(base, batch)
         return token_losses(head, states, batch.targets, batch.weights)[1]
 
 
-def evaluate_batch(base: ResidentBase, bank: Bank, batch: Batch, goal: GroupObjective) -> Tensor:
+def evaluate_batch(
+    base: ResidentBase, bank: Bank | TrainedBank, batch: Batch, goal: GroupObjective
+) -> Tensor:
     """The figures of each adapter of the bank over its part of the batch, [K, 1 + 2·metrics], without
     dropout.
     """
@@ -88,7 +91,7 @@ class MicroBatchStep:
     """Forward and backward for one bank. Gradients add up in the bank until they are zeroed."""
 
     base: ResidentBase
-    bank: AdapterBank
+    bank: TrainedBank
     plan: ExecutionPlan
     goal: GroupObjective
     proven: bool = False

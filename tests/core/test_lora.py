@@ -152,4 +152,8 @@ def test_a_name_speaks_of_the_modules_whose_path_ends_with_it(name, speaks):
 
 
 def test_a_trained_number_takes_a_copy_more_where_the_base_has_fewer_bits():
-    assert [LORA.bytes_per_parameter(width) for width in (8, 4, 2)] == [32, 16, 18]
+    layers, whole, fixed = [(30, 20, 2)], LORA.options(), LORA.options(freeze_a=True)
+    assert [LORA.training_bytes(layers, whole, width) / 100 for width in (8, 4, 2)] == [32, 16, 18]
+    trained, staying = 2 * 20, 2 * 30  # LoRA-FA: a gradient and moments for B alone
+    assert LORA.parameter_count(layers, fixed) == trained
+    assert LORA.training_bytes(layers, fixed, 2) == 18 * trained + 6 * staying

@@ -316,9 +316,7 @@ def test_rows_are_searched_paged_and_walked_by_keys_and_all_of_it_outlives_a_rel
     page = open_page(address)
     go_to(page, "Data")
     choose_row(page, "data", "data")
-    turns = (
-        "() => [...document.querySelectorAll('.js-plotly-plot')].find(one => one.offsetParent)?.data?.[0].x"
-    )
+    turns = "() => [...document.querySelectorAll('.js-plotly-plot')].find(workbench.seen)?.data?.[0].x"
     page.wait_for_function(f"() => String(({turns})()) === '2'")
     open_tab(page, "Rows and tokens")
     choose_row(page, "data", "many")

@@ -109,6 +109,7 @@ def test_from_data_to_an_export_by_keys_alone(workbench, address, open_page, tmp
     _type(page, "Prompt", "number 3")
     page.keyboard.press("Enter")
     expect(page.locator(".bot.message")).to_have_count(2, timeout=JOB)
+    page.keyboard.press("Escape")  # stops the answers if they are not whole yet
     expect(page.locator("#stop-answers")).to_be_disabled(timeout=JOB)
     page.keyboard.press("Escape")  # leaves the field
 

@@ -10,8 +10,9 @@ _FIRST: dict[str, Any] = {"data": None, "train": "", "chat": 0, "playground": ""
 
 
 def kept_states() -> dict[str, gr.BrowserState]:
-    """One for each purpose, by name. They are laid out before the sections: within one, Gradio would read
-    what was kept only when that section is shown, after the page has asked for it.
+    """One for each purpose, by name. They are laid out in the section that the page opens with: Gradio reads
+    what was kept when its section is shown, which in another one is after the page has asked for it, and
+    beside the sections it mistakes the place of the first.
     """
     return {
         name: gr.BrowserState(first, storage_key=f"lora-workbench-{name}", secret=name)

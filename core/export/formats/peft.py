@@ -49,6 +49,15 @@ class Peft(ExportFormat):
         save_checked(staging, adapter, what.skeleton.shapes, what.skeleton.head, recorded)
         return {"tensors": 2 * len(what.adapter.layers)}
 
+    def warnings(self, what: Exporting) -> list[str]:
+        """Servers know LoRA alone."""
+        from core.lora.kinds import ADAPTER_KINDS
+
+        kind = ADAPTER_KINDS.get(what.adapter.kind)
+        if kind.plain_lora:
+            return []
+        return [f"PEFT loads {kind.label}; vLLM, llama.cpp and others that know LoRA alone do not."]
+
     def check(self, what: Exported, report: Report) -> Finding:
         """The exported adapter computes the same logits as the registered one: to the last bit, or up to the
         rounding of B where a scale was folded into it.
@@ -80,6 +89,11 @@ class Peft(ExportFormat):
         """See ExportFormat. vLLM takes ranks up to 16 unless it is told otherwise."""
         if what.labels:
             return [("PEFT and transformers, in Python", _classifying(what))]
+        from core.lora.peft.config import kind_of, raw_config
+        from core.lora.peft.config_checks import CONFIG_NAME
+
+        config = what.folder / CONFIG_NAME
+        served = not config.is_file() or kind_of(raw_config(config)).plain_lora
         rank = next((one for one in _VLLM_RANKS if one >= what.rank), what.rank)
         loaded = f"--lora-modules {quote(f'{what.name}={what.folder}')}"
         most = f" --max-lora-rank {rank}" if rank > _VLLM_RANKS[0] else ""
@@ -88,10 +102,8 @@ class Peft(ExportFormat):
             f"model = AutoPeftModelForCausalLM.from_pretrained({str(what.folder)!r})\n"
             f"tokenizer = AutoTokenizer.from_pretrained({what.base!r})"
         )
-        return [
-            ("vLLM", f"vllm serve {quote(what.base)} --enable-lora{most} {loaded}"),
-            ("PEFT and transformers, in Python", load),
-        ]
+        serve = ("vLLM", f"vllm serve {quote(what.base)} --enable-lora{most} {loaded}")
+        return [*([serve] if served else []), ("PEFT and transformers, in Python", load)]
 
     def describe(self, base: str, adapter: str) -> str:
         """See ExportFormat."""

@@ -14,7 +14,8 @@ _CONVOLUTIONS = (
 _KINDS = (
     (
         r"lora_magnitude_vector|\.magnitude$|dora_scale$|\.m$",
-        "It is a DoRA adapter ({name}), which cannot be used yet.",
+        "It is a DoRA adapter ({name}); only PEFT's own two files, with use_dora in "
+        "adapter_config.json, are taken of this kind.",
     ),
     (
         r"trainable_tokens|token_adapter",

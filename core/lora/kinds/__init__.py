@@ -40,6 +40,8 @@ class LayerTensor:
     """Of an adapter with lower rank each length is at most this one's, and its numbers lie in the corner."""
     trained: bool = True
     """False for what stays as it was at the start."""
+    kept: bool = True
+    """False for what only training needs: it is no part of the adapter that is stored."""
 
     @property
     def count(self) -> int:
@@ -76,10 +78,19 @@ class AdapterKind:
     smaller layer has the corner. start() gives the same numbers on each layer.
     """
 
-    def parameter_count(self, layers: Iterable[tuple[int, int, int]]) -> int:
+    def frozen(self, own: Any) -> frozenset[str]:
+        """Names of tensors that could be trained, and are not with these options of this kind."""
+        return frozenset()
+
+    def parameter_count(self, layers: Iterable[tuple[int, int, int]], own: Any) -> int:
         """Numbers that are trained on layers with these inputs, outputs and ranks."""
-        trained = [(one.name, one.shape) for layer in layers for one in self.tensors(*layer) if one.trained]
-        return self.count(trained)
+        return self.count((one.name, one.shape) for one in self._tensors(layers) if self._learns(one, own))
+
+    def _tensors(self, layers: Iterable[tuple[int, int, int]]) -> list[LayerTensor]:
+        return [one for layer in layers for one in self.tensors(*layer)]
+
+    def _learns(self, tensor: LayerTensor, own: Any) -> bool:
+        return tensor.trained and tensor.name not in self.frozen(own)
 
     def count(self, tensors: Iterable[tuple[str, tuple[int, ...]]]) -> int:
         """Numbers in all layers' tensors, given by name and shape, the shared ones counted once."""
@@ -91,12 +102,17 @@ class AdapterKind:
             for name, found in shapes.items()
         )
 
-    def bytes_per_parameter(self, work_bytes: float) -> float:
-        """Memory for each trained number beside a base whose numbers take `work_bytes`: itself, its gradient
-        and AdamW's two moments in float32 or wider, and where the base is narrower the copy that computes.
+    def training_bytes(self, layers: Iterable[tuple[int, int, int]], own: Any, work_bytes: float) -> float:
+        """Memory of an adapter on these layers while it is trained, beside a base whose numbers take
+        `work_bytes`: its numbers in float32 or wider, and where the base is narrower the copy that computes;
+        for each that is trained a gradient and AdamW's two moments, too.
         """
-        own = max(_FLOAT32, work_bytes)
-        return 4 * own + (work_bytes if work_bytes < own else 0)
+        tensors = self._tensors(layers)
+        learning = self.count((one.name, one.shape) for one in tensors if self._learns(one, own))
+        numbers = self.count((one.name, one.shape) for one in tensors)
+        stored = max(_FLOAT32, work_bytes)
+        copied = work_bytes if work_bytes < stored else 0
+        return 3 * stored * learning + (stored + copied) * numbers
 
     # Training.
 
@@ -109,6 +125,16 @@ class AdapterKind:
         Whatever is random comes from `generator`, so the same seed starts the same adapter on every device.
         """
         raise NotImplementedError
+
+    def started(self, tensors: Mapping[str, Tensor], scale: float) -> Mapping[str, Tensor]:
+        """What start() gave, for a layer with this scale()."""
+        return tensors
+
+    def derived(self, n_in: int, n_out: int, rank: int) -> Mapping[str, Tensor]:
+        """Tensors of a layer that no file holds, since they follow from its shape alone. start() gives them,
+        too; peft_names does not name them.
+        """
+        return {}
 
     def scale(self, config: LoraConfig, path: str) -> float:
         """The factor that added() multiplies by on the layer at this module path; not 0."""
@@ -128,7 +154,19 @@ class AdapterKind:
         gradients that the step went by.
         """
 
+    state_names: frozenset[str] = frozenset()
+    """Tensors that going on from a checkpoint needs as they were, beside the adapter that it holds."""
+
+    def finished(self, adapter: AdapterWeights) -> AdapterWeights:
+        """What is kept of an adapter in training, and answers, as of now: another kind's, where that is what
+        the numbers stand for.
+        """
+        return adapter
+
     # Computing.
+
+    answers_as_lora = False
+    """Whether answers and measurements are computed with low_rank(), which LoRA's kernels make quick."""
 
     def stack(self) -> type[AdapterStack]:
         """The module that computes one layer for K adapters. Another than the general one, where a kind has a
@@ -176,7 +214,16 @@ class AdapterKind:
             f"This needs a low-rank adapter such as LoRA, and {self.label} is none: {self.not_low_rank}."
         )
 
+    def merge_parts(self, layer: LayerWeights) -> tuple[LayerFactors, Tensor | None]:
+        """What a merge writes: W + scale·B·A, and where lengths [out] are given, each row of that brought to
+        its length. Raises InvalidAdapter with the reason where a merge cannot be written so.
+        """
+        return self.low_rank(layer), None
+
     # PEFT's files: adapter_config.json and adapter_model.safetensors.
+
+    plain_lora = False
+    """Whether software that knows LoRA alone, such as vLLM, loads its files."""
 
     peft_type: str
     peft_names: Mapping[str, str]

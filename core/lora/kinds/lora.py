@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from core.errors import InvalidAdapter
@@ -20,6 +21,7 @@ from core.lora.kinds import AdapterKind, LayerTensor
 from core.lora.peft.config_checks import CONFIG_NAME, check_number, check_pattern, check_switch
 from core.lora.peft.targeting import exceptions, stated_for
 from core.lora.scaling import alpha_of, scaling
+from core.options import Config, option
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -32,10 +34,23 @@ _RANKS, _ALPHAS = (1, 1024), (1e-3, 65536)
 _CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # as init_lora_weights spells them
 
 
+@dataclass(frozen=True)
+class LoraOptions(Config):
+    """Of this kind alone."""
+
+    freeze_a: bool = option(
+        False,
+        "LoRA-FA",
+        "Train B alone and leave A as it was drawn (arXiv 2308.03303): less memory, and less is learnt. In "
+        "PEFT's comparison LoRA-FA reached 40.4 % where LoRA reached 47.8 % (GSM8K, one seed).",
+    )
+
+
 class Lora(AdapterKind):
     """h = W₀x + (α/r)·B·A·x."""
 
     name, label, order = "lora", "LoRA", 0
+    options: type[Config] = LoraOptions
     help = "Two low-rank factors beside each frozen layer; what every tool can load."
 
     def tensors(self, n_in: int, n_out: int, rank: int) -> tuple[LayerTensor, ...]:
@@ -50,6 +65,10 @@ class Lora(AdapterKind):
 
         A = torch.nn.init.kaiming_uniform_(torch.empty(rank, n_in), a=math.sqrt(5), generator=generator)
         return {"A": A, "B": torch.zeros(n_out, rank)}
+
+    def frozen(self, own: Config) -> frozenset[str]:
+        """A, in LoRA-FA."""
+        return frozenset({"A"} if isinstance(own, LoraOptions) and own.freeze_a else ())
 
     def scale(self, config: LoraConfig, path: str) -> float:
         """α/r or α/√r."""
@@ -72,7 +91,7 @@ class Lora(AdapterKind):
         low = x.bmm(tensors["A"].transpose(1, 2)) * scale[:, None, None]
         return low.bmm(tensors["B"].transpose(1, 2))
 
-    def layer(self, tensors: Mapping[str, Tensor], scale: float) -> LayerFactors:
+    def layer(self, tensors: Mapping[str, Tensor], scale: float) -> LayerWeights:
         """A and B with their scale."""
         from core.lora.adapter import LayerFactors
 
@@ -90,6 +109,8 @@ class Lora(AdapterKind):
         """The layer itself."""
         return cast("LayerFactors", layer)
 
+    plain_lora = True
+
     peft_type = "LORA"
     peft_names: Mapping[str, str] = {"A": "lora_A.weight", "B": "lora_B.weight"}
     peft_keys = frozenset(
@@ -106,7 +127,6 @@ class Lora(AdapterKind):
         }
     )
     peft_refused: Mapping[str, str] = {
-        "use_dora": "DoRA adapters cannot be used yet",
         "modules_to_save": "adapters that carry whole modules (modules_to_save) cannot be used",
         "trainable_token_indices": "adapters with trained tokens cannot be used",
         "lora_bias": "adapters with a bias on B cannot be used",

@@ -56,7 +56,8 @@ def save_adapter(
     kind = ADAPTER_KINDS.get(adapter.kind)
     tensors: dict[str, torch.Tensor] = {}
     for path, layer in adapter.layers.items():
-        for name, tensor in layer.tensors.items():
+        for name in kind.peft_names:
+            tensor = layer.tensors[name]
             key = _key(path, name, kind)
             tensors[key] = max(tensors.get(key, tensor), tensor, key=torch.Tensor.numel)  # of a shared one
     tensors |= {f"{PREFIX}{path}": tensor for path, tensor in adapter.head.items()}
@@ -218,12 +219,13 @@ def load_adapter(folder: Path, shapes: LayerShapes, head: str | None = None) -> 
     own = head_entries(header, config)
     entries = sorted_entries(header, kind, own.values())
     _check_modules(set(entries), config, list(shapes), head)
+    sizes = {path: (*shapes[path], kind.stated_rank(config, path)) for path in entries}
     expected: Shapes = {
-        path: {one.name: one.shape for one in kind.tensors(*shapes[path], kind.stated_rank(config, path))}
-        for path in entries
+        path: {one.name: one.shape for one in kind.tensors(*size) if one.name in kind.peft_names}
+        for path, size in sizes.items()
     }
-    for path in entries:
-        _check_shapes(path, entries[path], expected, kind, kind.stated_rank(config, path))
+    for path, (_, _, rank) in sizes.items():
+        _check_shapes(path, entries[path], expected, kind, rank)
     loaded = load_file(weights_path)
     tensors = {path: _finite(path, loaded[entry.name].float()) for path, entry in own.items()}
     return AdapterWeights(
@@ -233,7 +235,8 @@ def load_adapter(folder: Path, shapes: LayerShapes, head: str | None = None) -> 
         kind=kind.name,
         layers={
             path: kind.layer(
-                _read(path, entries[path], expected[path], loaded), kind.stated_scale(config, path)
+                {**_read(path, entries[path], expected[path], loaded), **kind.derived(*sizes[path])},
+                kind.stated_scale(config, path),
             )
             for path in sorted(entries)
         },

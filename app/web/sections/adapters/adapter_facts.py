@@ -71,9 +71,11 @@ def _made_by(row: Adapter) -> Html | str:
     if row.run_id:
         return Html(link(f"run {row.run_id}", "runs", name=row.run_id))
     how: Any = row.config.get(row.source)
-    if row.source not in ("combined", "resized") or not isinstance(how, dict):
+    if row.source not in ("combined", "resized", "converted") or not isinstance(how, dict):
         return row.source
     parents = ", ".join(link(str(one["name"]), "adapters", name=one["name"]) for one in row.parents)
+    if row.source == "converted":
+        return Html(f"converted to LoRA, exactly, from {parents}")
     what = "cut to a lower rank, from" if row.source == "resized" else f"{escape(str(how.get('method')))} of"
     return Html(f"{what} {parents}; {how.get('energy_lost', 0):.3%} of ‖ΔW‖² lost")
 

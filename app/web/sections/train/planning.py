@@ -17,7 +17,6 @@ from app.web.parts.shell import QUIET, Shell, told
 from app.web.sections.train.form import TrainForm
 from app.web.sections.train.form_values import FormValues
 from core.errors import InvalidConfig
-from core.lora.config import LoraConfig
 from core.lora.targets import layer_kinds, target_choices
 from core.train.config import TrainConfig
 from core.train.estimate import Estimate
@@ -179,10 +178,10 @@ def targets_html(workbench: Workbench, base: str | None, said: FormValues) -> st
     if model is None:
         return _targets([], {})
     try:
-        lora = said.parsed().lora
+        options = said.parsed()
     except InvalidConfig:  # the plan says so; the counts are those of the defaults until it is mended
-        lora = LoraConfig()
-    kinds = layer_kinds(shapes_of(model), model.head, lora)
+        options = TrainingOptions()
+    kinds = layer_kinds(shapes_of(model), model.head, options.lora, options.kind)
     return _targets(
         [[one.name, one.layers, one.parameters, one.is_head] for one in kinds], target_choices(kinds)
     )

@@ -1,0 +1,95 @@
+"""Adapters that are computed in different ways, trained side by side: a bank for each way, in one batch.
+
+Each bank holds its own adapters alone, in slots that follow each other, and computes their rows of the batch
+as it does by itself. So a kind is as quick in company as it is alone, and none pays for another's work.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from core.lora.bank import AdapterBank, Layers, in_use
+from core.lora.layer import LayerStack
+
+
+class SideBySideBank(nn.Module):
+    """Several banks under one numbering of slots: those of the first bank, then those of the next."""
+
+    def __init__(self, layers: Layers, banks: Sequence[AdapterBank]) -> None:
+        super().__init__()
+        self._banks = list(banks)
+        self._modules.update({str(number): bank for number, bank in enumerate(banks)})
+        counts = [bank.slots for bank in banks]
+        self._starts = [0, *itertools.accumulate(counts)]
+        targeted = [path for path in layers if any(path in bank.factors for bank in banks)]
+        self._layers = {path: layers[path] for path in targeted}
+        self._stacks = {
+            path: _SideBySide([bank.factors.get(path) for bank in banks], counts) for path in targeted
+        }
+
+    @contextmanager
+    def use(self) -> Iterator[None]:
+        """Within the block the model computes with all slots in order."""
+        with in_use(self._layers, self._stacks, None):
+            yield
+
+    def refresh(self) -> None:
+        """As AdapterBank.refresh()."""
+        for bank in self._banks:
+            bank.refresh()
+
+    @property
+    def drops(self) -> bool:
+        """As AdapterBank.drops."""
+        return any(bank.drops for bank in self._banks)
+
+    def key_dropout(self, keys: Sequence[int]) -> None:
+        """As AdapterBank.key_dropout()."""
+        for first, bank in zip(self._starts, self._banks, strict=False):
+            bank.key_dropout(keys[first : first + bank.slots])
+
+    def begin_rows(self, first: int) -> None:
+        """As AdapterBank.begin_rows()."""
+        for bank in self._banks:
+            bank.begin_rows(first)
+
+    def place(self, slot: int) -> tuple[AdapterBank, int]:
+        """As AdapterBank.place()."""
+        number = next(at for at, end in enumerate(self._starts[1:]) if slot < end)
+        return self._banks[number], slot - self._starts[number]
+
+    def gradient_norms(self) -> Tensor:
+        """As AdapterBank.gradient_norms()."""
+        return torch.cat([bank.gradient_norms() for bank in self._banks])
+
+    def forget_gradients(self, slots: Sequence[int] | None = None) -> None:
+        """As AdapterBank.forget_gradients()."""
+        for first, bank in zip(self._starts, self._banks, strict=False):
+            inside = range(first, first + bank.slots)
+            bank.forget_gradients(None if slots is None else [one - first for one in slots if one in inside])
+
+
+TrainedBank = AdapterBank | SideBySideBank
+"""What a group trains: one bank where all its runs are computed in one way."""
+
+
+class _SideBySide:
+    """One layer's stacks, each for its own rows of the batch; None where a bank does not target the layer."""
+
+    def __init__(self, stacks: Sequence[LayerStack | None], counts: Sequence[int]) -> None:
+        self._stacks, self._counts = stacks, counts
+
+    def linear(self, x: Tensor, base: nn.Module, slots: Tensor | None) -> Tensor:
+        """See AdapterStack.linear(); all slots in order."""
+        rows = x.shape[0] // sum(self._counts)
+        parts = x.split([rows * count for count in self._counts])
+        found = [
+            base(part) if stack is None else stack.linear(part, base, None)
+            for part, stack in zip(parts, self._stacks, strict=True)
+        ]
+        return torch.cat(found)
