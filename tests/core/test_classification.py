@@ -89,7 +89,7 @@ def made(tmp_path_factory, tokenizer):
     return make
 
 
-def _request(base, folder, rows=ROWS, key="run", problem_type=SINGLE, **train):
+def _request(base, folder, rows=ROWS, key="run", problem_type=SINGLE, lora=LORA, **train):
     """A run to classify, as the engine's process makes it of a row; every sixth row is for validation."""
     stored = [
         StoredRow(
@@ -109,7 +109,7 @@ def _request(base, folder, rows=ROWS, key="run", problem_type=SINGLE, **train):
     )
     config = TrainConfig(**{"objective": "classification", "max_length": 64, "learning_rate": 1e-3, **train})
     own = ClassificationConfig(problem_type=problem_type)
-    return RunRequest(key, found, TrainingOptions(LORA, config, objective=own))
+    return RunRequest(key, found, TrainingOptions(lora, config, objective=own))
 
 
 def _follow(group, at=lambda key, event: None):
@@ -378,6 +378,27 @@ def test_adapters_with_other_labels_learn_together_what_each_learns_alone(name, 
     assert [one.shape for one in scores] == [(5, len(one.labels)) for one in together.values()]
     for adapter, own in zip(together.values(), scores, strict=True):
         torch.testing.assert_close(_scores(base, [adapter], TEXTS)[0], own, atol=1e-5, rtol=1e-5)
+
+
+def test_adapters_of_several_kinds_tell_labels_side_by_side(made, tmp_path):
+    """A head goes with whatever changes the layers; PEFT computes the same from the files of each."""
+    folder = made("bert for masks")
+    base = load(folder)
+    kinds = {name: dataclasses.replace(LORA, kind=name) for name in ("lora", "dora", "miss", "pissa")}
+    train = {"max_steps": 4, "learning_rate": 1e-2}
+    requests = [_request(base, tmp_path, ROWS, key, lora=lora, **train) for key, lora in kinds.items()]
+    together, _ = _follow(TrainingGroup(base, requests))
+    scores = dict(zip(together, _scores(base, list(together.values()), TEXTS), strict=True))
+    for request in requests:
+        key = request.key
+        alone, _ = _follow(TrainingGroup(base, [request]))
+        torch.testing.assert_close(_scores(base, [alone[key]], TEXTS)[0], scores[key], atol=1e-4, rtol=1e-4)
+        (tmp_path / key).mkdir()
+        peft = _peft(folder, base, together[key], tmp_path / key)
+        with torch.no_grad():
+            ids = [torch.tensor(one) for one in text_ids(base.tokenizer, TEXTS)]
+            theirs = torch.cat([peft(input_ids=row[None]).logits for row in ids])
+        torch.testing.assert_close(scores[key], theirs, atol=1e-4, rtol=1e-4)
 
 
 def _judged(events):
