@@ -58,14 +58,9 @@ class Classifiers:
         """What one does with an adapter in the playground."""
         return "Classify with it" if self.labels(adapter) is not None else "Chat with it"
 
-    def all(self, base: str = "") -> list[Adapter]:
-        """Those that classify, of one base if it is named; the newest first."""
-        wanted = self._registry.find(Base, base).fingerprint if base else ""
-        rows = [
-            row
-            for row in self._registry.all(Adapter)
-            if wanted in ("", row.base_fingerprint) and self.labels(row) is not None
-        ]
+    def all(self) -> list[Adapter]:
+        """Those that classify, the newest first."""
+        rows = [row for row in self._registry.all(Adapter) if self.labels(row) is not None]
         return sorted(rows, key=lambda row: row.created, reverse=True)
 
     def classify(
