@@ -17,6 +17,7 @@ from core.data.formats import Message
 from core.errors import WorkbenchError, WrongBase
 from core.generate.config import GenerationConfig
 from core.generate.decode import Decoder, RowRequest
+from core.generate.labelling import Classified, classify
 from core.generate.one_token import StatePool
 from core.lora.adapter import AdapterWeights
 from core.lora.bank import MixedBank
@@ -69,6 +70,7 @@ class Engine:
         self._key: ResidentKey | None = None
         self._rate: float | None = None
         self._measuring = False
+        self._classifiers: dict[str, AdapterWeights] = {}  # by digest, oldest use first
         self._decoders: dict[Decoder, set[str]] = {}  # with the digests of the adapters each is using
 
     def surroundings(self) -> dict[str, str | int]:
@@ -148,6 +150,31 @@ class Engine:
         finally:
             self._measuring = False
 
+    def classify(
+        self, source: BaseSource, adapters: Sequence[AdapterSource | None], texts: Sequence[str]
+    ) -> list[Classified]:
+        """What each adapter tells of each text; None stands for the head that the base's files hold.
+
+        Raises WrongBase for an adapter of another base, and what classify() raises.
+        """
+        for adapter in adapters:
+            if adapter is not None:
+                require_same_base(adapter, source)
+        base = self.load_base(source)
+        weights = [self._classifier(adapter, base) if adapter is not None else None for adapter in adapters]
+        names = [adapter.name if adapter is not None else base.name for adapter in adapters]
+        return classify(base, weights, texts, names)
+
+    def _classifier(self, adapter: AdapterSource, base: ResidentBase) -> AdapterWeights:
+        """Its factors and its head, read once as long as few others are asked."""
+        found = self._classifiers.pop(adapter.digest, None) or load_adapter(
+            adapter.folder(), base.layer_shapes, base.head
+        )
+        self._classifiers[adapter.digest] = found
+        while len(self._classifiers) > ADAPTER_SLOTS:
+            del self._classifiers[next(iter(self._classifiers))]
+        return found
+
     def end_training(self) -> None:
         """Let go of the last group's factors and optimiser states."""
         self._group = None
@@ -158,6 +185,7 @@ class Engine:
             if request.adapter is not None:
                 require_same_base(request.adapter, source)
         base = self.load_base(source)
+        base.require_writing()
         if self._slots is None:
             self._slots = _AdapterSlots(base)
         if self._pool is None:

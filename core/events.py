@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,8 @@ class EvalDone:
     loss: float
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Means over these rows that the objective names beside the loss."""
+    report: Mapping[str, Any] = field(default_factory=dict)
+    """Of a classifier: its table by label and its confusions, see core/train/label_report.py."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, func, update
 from sqlmodel import col, select
 
 from storage.database import Database
-from storage.tables import LOG, RANKS, Note, Point, Run, Sample
+from storage.tables import LOG, RANKS, LabelTable, Note, Point, Run, Sample
 
 
 class Measurements:
@@ -101,6 +101,19 @@ class Measurements:
                 select(Sample).where(Sample.run_id == run_id, col(Sample.id) > after).order_by(col(Sample.id))
             )
             return session.exec(query).all()
+
+    def add_label_table(self, row: LabelTable) -> None:
+        """Append what an evaluation of a run that classifies has found."""
+        with self._database.writing() as session:
+            session.add(row)
+
+    def last_label_table(self, run_id: int, step: int | None = None) -> LabelTable | None:
+        """The newest of a run, or the newest that is of this step."""
+        with self._database.reading() as session:
+            query = select(LabelTable).where(LabelTable.run_id == run_id)
+            if step is not None:
+                query = query.where(LabelTable.step == step)
+            return session.exec(query.order_by(col(LabelTable.id).desc()).limit(1)).first()
 
     def add_note(self, run_id: int, text: str, kind: str = LOG) -> None:
         """Append a line to a run's log."""

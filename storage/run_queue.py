@@ -21,6 +21,7 @@ from storage.tables import (
     RESUMABLE_STATES,
     Adapter,
     Checkpoint,
+    LabelTable,
     Point,
     Run,
     Sample,
@@ -158,7 +159,7 @@ def _wait_again(session: Session, run: Run) -> None:
     """Put a run behind all that wait. What it measured behind its last checkpoint is measured again."""
     newest = session.exec(select(func.max(Checkpoint.step)).where(Checkpoint.run_id == run.id)).one()
     last = -1 if newest is None else newest
-    for table in (Point, Sample):
+    for table in (Point, Sample, LabelTable):
         session.execute(delete(table).where(col(table.run_id) == run.id, col(table.step) > last))
     change_state(session, run, QUEUED, "")
     run.started, run.ended, run.bytes_needed = None, None, 0

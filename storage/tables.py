@@ -265,6 +265,20 @@ class Sample(SQLModel, table=True):
     at: float = Field(default_factory=time.time)
 
 
+class LabelTable(SQLModel, table=True):
+    """What an evaluation of a run that classifies has found, label by label."""
+
+    __tablename__ = "label_table"
+
+    id: int | None = Field(default=None, primary_key=True)
+    run_id: int = Field(
+        sa_column=Column(Integer, ForeignKey("run.id", ondelete="CASCADE"), nullable=False, index=True)
+    )
+    step: int
+    content: dict[str, Any] = _json()
+    at: float = Field(default_factory=time.time)
+
+
 class Checkpoint(SQLModel, table=True):
     """A state that a run can go on from: the factors as an adapter,
     and the rest of the state, each a blob.

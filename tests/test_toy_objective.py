@@ -169,10 +169,10 @@ def _measured(events):
 
 
 def test_it_is_listed_and_what_is_not_there_is_refused_with_the_nearest():
-    assert OBJECTIVES.names == ("sft", "near-base", "preferring")
+    assert OBJECTIVES.names == ("sft", "classification", "near-base", "preferring")
     assert TrainConfig().objective == "sft"
     assert TrainConfig.parse({}).objective == "sft"  # as configurations say that were stored before
-    with pytest.raises(InvalidConfig, match="must be one of sft, near-base"):
+    with pytest.raises(InvalidConfig, match="must be one of sft, classification, near-base"):
         TrainConfig(objective="near-bass")
 
 

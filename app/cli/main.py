@@ -9,6 +9,7 @@ import typer
 
 from app.cli.adapters import adapters
 from app.cli.chat import chat
+from app.cli.classify import classify
 from app.cli.data import data
 from app.cli.doctor import doctor
 from app.cli.encoding import speak_any_encoding
@@ -56,6 +57,7 @@ app.command("restore")(restore_backup)
 app.command()(space)
 app.command()(quickstart)
 app.command()(chat)
+app.command()(classify)
 app.command()(export)
 app.command()(doctor)
 app.command()(address)

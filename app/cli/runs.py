@@ -43,11 +43,13 @@ def runs_show(run_id: RunId, home: Home = None, json: Json = False) -> None:
     """Show a run: its configuration, its checkpoints, samples, log and last measurement."""
     registry = open_workbench(home).registry
     row, last = registry.get(Run, run_id), registry.measurements.last_point(run_id)
+    table = registry.measurements.last_label_table(run_id)
     Console(json).row(
         row,
         extra={
             "last": last.model_dump() if last else None,
             "metrics": last_metrics(registry, row),
+            "labels": table.content | {"step": table.step} if table else None,
             "checkpoints": [
                 {"step": one.step, "validation_loss": one.validation_loss, "bytes": one.size_bytes}
                 for one in registry.checkpoints.of(run_id)

@@ -49,6 +49,8 @@ class Answers:
         self._registry, self._engine = registry, engine
         self._asked: queue.SimpleQueue[Answering] = queue.SimpleQueue()
         self._under_way: list[_UnderWay] = []
+        self.classified_at = 0.0
+        """When texts were last classified, which takes a turn of its own."""
 
     def __len__(self) -> int:
         """How many requests are being decoded."""
@@ -85,6 +87,10 @@ class Answers:
             asked = self._asked.get()
             try:
                 with panics_as_errors():
+                    if "texts" in asked.question:
+                        asked.out.put(self._classified(asked.question))
+                        self.classified_at = time.monotonic()
+                        continue
                     decoder = self._decoder(asked.question)
                 self._under_way.append(_UnderWay(asked, decoder, decoder.steps()))
             except Exception as error:  # noqa: BLE001  (the boundary: the reason goes to whoever asked)
@@ -99,6 +105,22 @@ class Answers:
             for row in question["rows"]
         ]
         return self._engine.answer(source_told(self._registry, question["base"]), requests)
+
+    def _classified(self, question: wire.Message) -> wire.Message:
+        """What adapters tell of a few texts, in one pass, between two micro-batches."""
+        adapters = [self._adapter_source(told) for told in question["adapters"]]
+        source = source_told(self._registry, question["base"])
+        found = self._engine.classify(source, adapters, question["texts"])
+        return {
+            "classified": [
+                {
+                    "problem_type": one.labels.problem_type,
+                    "labels": list(one.labels.names),
+                    "probabilities": one.probabilities,
+                }
+                for one in found
+            ]
+        }
 
     def _adapter_source(self, told: dict[str, str] | None) -> AdapterSource | None:
         if told is None:

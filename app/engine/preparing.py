@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from app.engine.checkpoints import load_checkpoint
 from app.shared.bases import source_of
+from core.base_model.files import read_json
 from core.base_model.load import ResidentBase
 from core.base_model.source import BaseSource
 from core.data.dataset_file import DatasetFile
 from core.data.importing import Summary
+from core.data.labelled_rows import LabelledRows, labels_in, targets_of
+from core.data.labels import fitting, stored_labels
+from core.data.plain_texts import closing_count
 from core.data.rendering import Renderer
 from core.data.split import Split
-from core.data.tokens import TokenRows, tokenised
+from core.data.tokens import Mask, TokenFile, TokenRows, tokenised
 from core.data.version import Version, first_version
 from core.engine import Engine
 from core.errors import WrongBase
@@ -60,19 +64,55 @@ def prepare(
     length = min(options.train.max_length, base.context_length)
     renderer = Renderer(base.tokenizer, special_tokens=special_tokens)
     objective = OBJECTIVES.get(options.train.objective)
+    if not objective.classifies:
+        base.require_writing()
+    keep = version.usable(rows)
     file = yield from _beside(
         lambda: tokenised(rows.all_stored(), version.rows, renderer, cache, sequences=objective.sequences)
     )
-    found = TokenRows(
-        file,
-        length,
-        keep=version.usable(rows),
-        validation=version.validation,
-        over_length=options.train.over_length,
-        each=objective.sequences.count,
+    found = (
+        _labelled(base, rows, file, keep, version, options)
+        if objective.classifies
+        else TokenRows(
+            file,
+            length,
+            keep=keep,
+            validation=version.validation,
+            over_length=options.train.over_length,
+            each=objective.sequences.count,
+        )
     )
     changes = [Change(one["step"], one["values"]) for one in run.changes if one.get("step") is not None]
     return RunRequest(run.id, found, options, resume, changes)
+
+
+def _labelled(
+    base: ResidentBase,
+    rows: DatasetFile,
+    file: TokenFile,
+    keep: Mask,
+    version: Version,
+    options: TrainingOptions,
+) -> LabelledRows:
+    """The rows to classify, with their labels: those of the head that the base's files hold, where these are
+    the same.
+    """
+    own: Any = options.objective
+    found, said = labels_in(rows.all_stored(), keep, own.problem_type, own.label_separator)
+    stored = stored_labels(read_json(base.folder / "config.json")) if base.classifier.stored else None
+    goes_on = fitting(found, stored)
+    labels = goes_on or found
+    return LabelledRows(
+        file,
+        min(options.train.max_length, base.context_length),
+        targets_of(labels, said, own.label_separator),
+        labels,
+        closing=closing_count(base.tokenizer),
+        keep=keep,
+        validation=version.validation,
+        over_length=options.train.over_length,
+        goes_on=goes_on is not None,
+    )
 
 
 def _data(registry: Registry, run: Run) -> tuple[DatasetFile, Version, bool]:

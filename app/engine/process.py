@@ -87,6 +87,7 @@ class EngineServer:
     def _is_over(self) -> bool:
         if self._session or self._measuring or self._answers or self._attached or self._registry.queue.next():
             self._idle_since = time.monotonic()
+        self._idle_since = max(self._idle_since, self._answers.classified_at)
         return time.monotonic() - self._idle_since > _GRACE
 
     def _train_a_little(self) -> float:
@@ -176,7 +177,7 @@ class EngineServer:
                 wire.send(connection, {"done": True})
             case "attach":
                 self._hold(connection)
-            case "answer":
+            case "answer" | "classify":
                 self._answer(connection, message)
             case "measure":
                 self._measure(connection, message)

@@ -32,7 +32,7 @@ from core.train.run import RunRequest
 from storage.checkpoints import best_checkpoint
 from storage.names import free_name
 from storage.registry import Registry
-from storage.tables import ALERT, CHANGE, LOG, Adapter, Run, Sample
+from storage.tables import ALERT, CHANGE, LOG, Adapter, LabelTable, Run, Sample
 
 _FLUSH_SECONDS = 0.5  # measurements are written at most this often: each write waits for the disk
 _LOOK_SECONDS = 0.1  # between two looks for what somebody asks of a run
@@ -211,6 +211,9 @@ class RunSession:
                 ranks = dict(event.ranks)
                 self._write(self._registry.measurements.add_ranks, record.id, event.step, ranks)
             case EvalDone():
+                if event.report:
+                    table = LabelTable(run_id=record.id, step=event.step, content=dict(event.report))
+                    self._write(self._registry.measurements.add_label_table, table)
                 self._act_on(record, record.evaluated(event))
             case TrainingDone() if record.over:
                 pass  # it was let go of already, for want of space

@@ -8,7 +8,8 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from app.shared.bases import told_of
+from app.shared.adapter_labels import require_writing
+from app.shared.bases import require_writing_base, told_of
 from app.shared.engine_client import EngineClient
 from app.shared.errors import USER_ERRORS
 from app.shared.identity import require_fit, require_same_weights
@@ -65,6 +66,7 @@ class Chats:
             raise InvalidConfig(f"At most {MAX_SIDE_BY_SIDE - 1} adapters can answer beside the plain base.")
         require_text(*(message["content"] for messages in conversations for message in messages))
         model = self._registry.find(Base, base)
+        require_writing_base(model)
         rows = [
             {
                 "adapter": self._told_of(speaker, model) if speaker else None,
@@ -79,6 +81,7 @@ class Chats:
         """What the engine is told of an adapter: core.engine.AdapterSource but for its files."""
         row = self._registry.find(Adapter, speaker)
         require_same_weights(self._registry, row, model)
+        require_writing(self._registry, row, "a chat")
         return {name: getattr(row, name) for name in ("name", "digest", "base_fingerprint", "base_name")}
 
     def cancel(self, name: str, row: int) -> None:

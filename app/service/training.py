@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from app.service.usage import Usage
-from app.shared.bases import experts_of, shapes_of
+from app.shared.bases import experts_of, require_can, shapes_of
 from app.shared.engine_client import EngineClient
 from app.shared.errors import EngineUnavailable
 from app.shared.run_rows import run_row
@@ -83,6 +83,8 @@ class Training:
         `end_measuring(name)` ends it, and so does closing the iterator. Raises MeasuringEnded as well.
         """
         self._require_sound(self._registry.find(Dataset, dataset))
+        for options in wanted:
+            require_can(self._registry.find(Base, base), options.train.objective)
         experts = experts_of(self._registry, self._registry.find(Base, base))
         for found in self._engine.measure(base, dataset, [one.to_dict() for one in wanted], name):
             if "progress" in found:
@@ -111,6 +113,7 @@ class Training:
         )
         runs = []
         for label, options in wanted:
+            require_can(model, options.train.objective)
             self._estimate(model, data, options)  # raises for target_modules that match nothing
             run = run_row(model, data, options.to_dict(), f"{prefix} {label}".strip())
             run.sweep, run.together = sweep, together

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from app.service.adapters import Adapters
 from app.service.chats import Chats
+from app.service.classifiers import Classifiers
 from app.service.datasets import Datasets
 from app.service.exports import Exports
 from app.service.jobs import Jobs
@@ -39,6 +40,7 @@ class Workbench:
         self.adapters = Adapters(self.jobs)
         self.exports = Exports(self.registry, settings, self.jobs)
         self.chats = Chats(self.registry, self.engine)
+        self.classifiers = Classifiers(self.registry, self.engine)
 
     def look_after(self) -> None:
         """Notice processes that died, let runs go on that can, and give a waiting run a new engine."""

@@ -6,9 +6,11 @@ from pathlib import Path
 
 from app.shared.identity import effective_template_hash, manifest_of, up_to_date
 from app.shared.settings import Settings
+from core.base_model.describe import cannot_write, writes_text
 from core.base_model.source import BaseSource
-from core.errors import WrongBase
+from core.errors import InvalidConfig, InvalidModel, WrongBase
 from core.lora.experts import experts_without_adapters
+from core.train.objectives import OBJECTIVES
 from storage.blobs import BlobStore
 from storage.database import Database
 from storage.registry import Registry
@@ -56,6 +58,18 @@ def experts_of(registry: Registry, base: Base) -> str:
     found = manifest_of(registry, base.fingerprint)
     shapes = {name: shape for name, _, shape, _ in found.tensors} if found else {}
     return experts_without_adapters(shapes, shapes_of(base))
+
+
+def require_can(base: Base, objective: str) -> None:
+    """Raise InvalidConfig for an objective that needs a head which this base does not have."""
+    if not writes_text(base.architecture) and not OBJECTIVES.get(objective).classifies:
+        raise InvalidConfig(cannot_write(base.name))
+
+
+def require_writing_base(base: Base) -> None:
+    """Raise InvalidModel for a base that has no head that writes text."""
+    if not writes_text(base.architecture):
+        raise InvalidModel(cannot_write(base.name))
 
 
 def folder_of(base: Base) -> Path:

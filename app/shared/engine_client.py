@@ -234,6 +234,18 @@ class EngineClient:
             while "token" in (message := answered(self._next(connection))):
                 yield TokenDone(**message["token"])
 
+    def classify(
+        self, base: wire.Message, adapters: list[wire.Message | None], texts: list[str]
+    ) -> list[wire.Message]:
+        """What each adapter, or the base's own head (None), tells of each text: problem_type, labels and
+        probabilities [texts][labels].
+
+        Raises the engine's refusal, or EngineUnavailable if it is gone.
+        """
+        question = {"command": "classify", "base": base, "adapters": adapters, "texts": texts}
+        found: list[wire.Message] = self._ask(self._reach(), question, _MEASURE_SECONDS)["classified"]
+        return found
+
     def cancel(self, name: str, row: int) -> None:
         """End one row of the answer called `name`; the others go on."""
         self._ask(self._connect(), {"command": "cancel", "name": name, "row": row})

@@ -8,12 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from core.base_model.files import read_json, stored_tensors, weight_files
-from core.base_model.fingerprint import Manifest, ReportBytes, manifest, stat_key, text_hash, tokenizer_hash
+from core.base_model.fingerprint import (
+    OLDER_TOKENIZER_NAMES,
+    TOKENIZER_NAMES,
+    Manifest,
+    ReportBytes,
+    manifest,
+    stat_key,
+    text_hash,
+    tokenizer_hash,
+)
 from core.base_model.templates import PLAIN, TEMPLATES
 from core.errors import InvalidModel
 
 _CONTEXT, _LAYERS = ("max_position_embeddings", "n_positions"), ("num_hidden_layers", "n_layer")
 _WIDTH, _VOCABULARY = ("hidden_size", "n_embd"), ("vocab_size",)
+_WRITING = ("ForCausalLM", "LMHeadModel")
+_CLASSIFYING = ("Model", "ForSequenceClassification", "ForMaskedLM", "ForPreTraining")
 _MOST_LAYERS = 10_000  # the layers are built to list them, so their number must be sane
 _MOST = 100_000_000  # of any other size: the longest contexts are a tenth of it
 
@@ -58,7 +69,7 @@ def describe(folder: Path, report: ReportBytes | None = None) -> BaseModelInfo:
         stat_key=stat_key(folder),
         tokenizer_hash=tokenizer_hash(folder),
         template_hash=text_hash(template or TEMPLATES[PLAIN]),
-        architecture=str((config.get("architectures") or ["?"])[0]),
+        architecture=_architecture(config),
         parameters=sum(entry.count for entry in entries),
         dtype=dtypes.most_common(1)[0][0].lower(),
         context_length=_count(config, *_CONTEXT),
@@ -69,6 +80,28 @@ def describe(folder: Path, report: ReportBytes | None = None) -> BaseModelInfo:
         size_bytes=sum(path.stat().st_size for path in shards),
         licence=_licence(folder),
     )
+
+
+def writes_text(architecture: str) -> bool:
+    """Whether a model of this class has a head that writes text; one without can only be trained to classify.
+
+    "?" stands for a model whose config.json names no class, which was taken for one that writes.
+    """
+    return architecture == "?" or architecture.endswith(_WRITING)
+
+
+def cannot_write(name: str) -> str:
+    """What is said where a base is asked for text that has no head for it."""
+    return (
+        f"{name} has no head that writes text, so it can neither chat nor learn answers. It can be trained "
+        "to classify texts: choose the objective classification."
+    )
+
+
+def _architecture(config: dict[str, Any]) -> str:
+    """The class that config.json names, of several the one that writes text."""
+    names = [str(name) for name in config.get("architectures") or []]
+    return next((name for name in names if writes_text(name)), names[0] if names else "?")
 
 
 def look_over(folder: Path) -> dict[str, Any]:
@@ -87,7 +120,9 @@ def look_over(folder: Path) -> dict[str, Any]:
 
 
 def refuse_unusable(folder: Path, config: dict[str, Any]) -> None:
-    """Raise InvalidModel for what is no causal language model in plain numbers with a tokenizer beside it."""
+    """Raise InvalidModel for what neither writes text nor can be trained to classify one, or is not in plain
+    numbers with a tokenizer beside it.
+    """
     if not config.get("model_type"):
         raise InvalidModel(f"{folder / 'config.json'} names no model_type, so this is no transformers model.")
     names = config.get("architectures") or []
@@ -95,11 +130,19 @@ def refuse_unusable(folder: Path, config: dict[str, Any]) -> None:
         raise InvalidModel(
             f"config.json says architectures = {str(names)[:60]!r}; expected a list with the name of a class."
         )
-    if names and not any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names):
-        raise InvalidModel(f"{folder} is a {names[0]}; a causal language model (…ForCausalLM) is needed.")
+    if names and not any(name.endswith((*_WRITING, *_CLASSIFYING)) for name in names):
+        raise InvalidModel(
+            f"{folder} is a {names[0]}; a causal language model (…ForCausalLM) is needed, or for classifying "
+            "texts an encoder such as BERT."
+        )
+    if config.get("is_encoder_decoder") and not any(map(writes_text, names)):
+        raise InvalidModel(
+            f"{folder} is an encoder with a decoder behind it ({config['model_type']}), which cannot be used "
+            "yet; a causal language model or an encoder alone is needed."
+        )
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
         _refuse_what_is_never_done(folder, part)
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+    if not any((folder / name).is_file() for name in (*TOKENIZER_NAMES, *OLDER_TOKENIZER_NAMES)):
         raise InvalidModel(f"{folder} has no tokenizer files (tokenizer.json); copy them beside the weights.")
 
 

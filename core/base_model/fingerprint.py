@@ -48,6 +48,9 @@ ARCHITECTURE_FIELDS = (
     "n_head",
     "n_inner",
 )
+TOKENIZER_NAMES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+OLDER_TOKENIZER_NAMES = ("vocab.txt", "spm.model", "sentencepiece.bpe.model")
+"""Of encoders that were published before tokenizer.json; they count where none of the others is there."""
 _CHUNK = 8 * 1024 * 1024
 _EXPONENTS = {
     "F64": (np.uint64, 0x7FF0000000000000),
@@ -199,7 +202,8 @@ def text_hash(text: str) -> str:
 
 def tokenizer_hash(folder: Path) -> str:
     """SHA-256 over the files that decide how text becomes ids; empty if there are none."""
-    names = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "special_tokens_map.json")
+    newer = any((folder / name).is_file() for name in TOKENIZER_NAMES)
+    names = [*(TOKENIZER_NAMES if newer else OLDER_TOKENIZER_NAMES), "merges.txt", "special_tokens_map.json"]
     present = [folder / name for name in names if (folder / name).is_file()]
     parts = [f"{path.name}:{file_digest(path)}" for path in present]
     return text_hash("\n".join(parts)) if parts else ""

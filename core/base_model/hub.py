@@ -23,6 +23,8 @@ _WANTED = (
     "tokenizer.model",
     "merges.txt",
     "vocab.txt",
+    "spm.model",
+    "sentencepiece.bpe.model",
     "README.md",
 )
 _LEGAL = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")

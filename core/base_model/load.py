@@ -14,14 +14,16 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import nn
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from core.base_model.agreement import require_agreement
 from core.base_model.attention import NAME as ATTENTION
 from core.base_model.attention import Attending, find_attention_modules
+from core.base_model.classifier import Classifier, classifier_around, classifier_of
+from core.base_model.describe import cannot_write
 from core.base_model.files import stored_tensors, weight_files
-from core.base_model.model_config import load_config, refusing
-from core.base_model.tensors import load_weights, require_tied_as_said
+from core.base_model.model_config import is_writing, load_config, refusing
+from core.base_model.tensors import load_weights, load_with_head, require_tied_as_said
 from core.base_model.tokenizer import load_tokenizer, whole_numbers
 from core.data.rendering import Renderer
 from core.errors import InvalidModel
@@ -47,6 +49,23 @@ class ResidentBase:
     plain_head: bool
     """Whether the logits are the output head's product and nothing more (no capping, no scaling)."""
     generation_config: GenerationConfig | None
+    own_classifier: Classifier | None = None
+    """Of a base without a head that writes text: its model can do nothing else."""
+
+    @property
+    def writes_text(self) -> bool:
+        """Whether it can be chatted with, and trained to."""
+        return self.own_classifier is None
+
+    def require_writing(self) -> None:
+        """Raise InvalidModel unless it can."""
+        if not self.writes_text:
+            raise InvalidModel(cannot_write(self.name))
+
+    @cached_property
+    def classifier(self) -> Classifier:
+        """What classifies texts by this base's layers. Raises InvalidModel if transformers has none."""
+        return self.own_classifier or classifier_around(self.model, self.tokenizer, self.layers)
 
     @cached_property
     def renderer(self) -> Renderer:
@@ -89,7 +108,18 @@ class ResidentBase:
     @property
     def context_length(self) -> int:
         """How many tokens the model was built for; unbounded if it does not say."""
-        return int(getattr(self.model.config, "max_position_embeddings", None) or 1 << 30)
+        length = int(getattr(self.model.config, "max_position_embeddings", None) or 1 << 30)
+        return length - self._positions_before_the_first
+
+    @property
+    def _positions_before_the_first(self) -> int:
+        """RoBERTa and its kin count positions from behind that of the padding."""
+        padding = [
+            module.padding_idx
+            for path, module in self.model.named_modules()
+            if path.endswith("position_embeddings") and isinstance(module, nn.Embedding)
+        ]
+        return padding[0] + 1 if padding and padding[0] is not None else 0
 
     @property
     def layer_shapes(self) -> dict[str, tuple[int, int]]:
@@ -122,6 +152,8 @@ def load_base(
     device = device or best_device()
     dtype = dtype or best_dtype(device)
     config = load_config(folder)
+    if not is_writing(config):
+        return _load_classifier(folder, config, fingerprint, name, device, dtype)
     require_agreement(config)
     with ExitStack() as opened:
         model = load_weights(folder, config, _slices(folder, opened), dtype=dtype)
@@ -130,6 +162,37 @@ def load_base(
     model.to(device)  # type: ignore[arg-type]
     return make_resident(
         model, load_tokenizer(folder, template), folder=folder, fingerprint=fingerprint, name=name
+    )
+
+
+def _load_classifier(
+    folder: Path,
+    config: PretrainedConfig,
+    fingerprint: str,
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> ResidentBase:
+    """A base without a head that writes text, which transformers' own forward pass and attention compute."""
+    with ExitStack() as opened:
+        model, missing = load_with_head(folder, config, _slices(folder, opened), dtype=dtype)
+    model.to(device).eval()  # type: ignore[arg-type]
+    if model._supports_sdpa:
+        model.set_attn_implementation("sdpa")
+    tokenizer = load_tokenizer(folder)
+    classifier = classifier_of(model, tokenizer, missing)
+    return ResidentBase(
+        folder,
+        fingerprint,
+        name,
+        model,
+        tokenizer,
+        dict(classifier.layers),
+        None,
+        [],
+        False,
+        None,
+        classifier,
     )
 
 

@@ -10,9 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PretrainedConfig, PreTrainedModel
+import transformers
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
-from core.base_model.describe import refuse_unusable
+from core.base_model.describe import refuse_unusable, writes_text
 from core.base_model.files import read_json
 from core.errors import InvalidModel, WorkbenchError
 from core.files.disk_faults import is_disk_fault
@@ -92,24 +99,67 @@ def load_config(folder: Path) -> PretrainedConfig:
 
 
 def model_class(config: PretrainedConfig) -> type[PreTrainedModel]:
-    """The class that is this configuration's causal language model.
+    """The class that a base of this configuration is loaded as: its causal language model, or for one
+    without a head that writes its classifier.
 
     Raises InvalidModel if there is none, or if the configuration names another.
     """
+    if not is_writing(config):
+        return classifier_class(config)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise InvalidModel(
             f"transformers has no causal language model for model_type = {config.model_type!r}; "
             "one that writes text is needed."
         )
-    found: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    cls: type[PreTrainedModel] = found[0] if isinstance(found, tuple) else found
+    cls = _mapped(MODEL_FOR_CAUSAL_LM_MAPPING, config)
     named = [str(name) for name in config.architectures or []]
     if named and cls.__name__.lower() not in [name.lower() for name in named]:
-        raise InvalidModel(
-            f"config.json contradicts itself: model_type = {config.model_type!r} is a {cls.__name__}, "
-            f"architectures names {named[0]}. Put back the config.json that belongs to these weights."
-        )
+        raise _contradiction(config, cls)
     return cls
+
+
+def is_writing(config: PretrainedConfig) -> bool:
+    """Whether this is the configuration of a causal language model. Where it names no class, an encoder is
+    none, though transformers could have one write.
+    """
+    named = [str(name) for name in config.architectures or []]
+    if named:
+        return any(map(writes_text, named))
+    is_encoder = type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING and not getattr(
+        config, "is_decoder", False
+    )
+    classifies = type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+    return not (classifies and (is_encoder or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING))
+
+
+def classifier_class(config: PretrainedConfig) -> type[PreTrainedModel]:
+    """The class that classifies texts with a base of this configuration.
+
+    Raises InvalidModel if there is none, or if the configuration names a class of another kind of model.
+    """
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise InvalidModel(
+            f"transformers has no model that classifies texts for model_type = {config.model_type!r}."
+        )
+    cls = _mapped(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, config)
+    named = [getattr(transformers, str(name), None) for name in config.architectures or []]
+    if named and not any(getattr(one, "config_class", None) is type(config) for one in named):
+        raise _contradiction(config, cls)
+    return cls
+
+
+def _mapped(mapping: Any, config: PretrainedConfig) -> type[PreTrainedModel]:
+    found = mapping[type(config)]
+    cls: type[PreTrainedModel] = found[0] if isinstance(found, tuple) else found
+    return cls
+
+
+def _contradiction(config: PretrainedConfig, cls: type[PreTrainedModel]) -> InvalidModel:
+    return InvalidModel(
+        f"config.json contradicts itself: model_type = {config.model_type!r} is a {cls.__name__}, "
+        f"architectures names {(config.architectures or ['?'])[0]}. Put back the config.json that belongs to "
+        "these weights."
+    )
 
 
 def _without_choices(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,8 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
+from transformers import PreTrainedModel
 
-from core.base_model.model_config import load_config, model_class, refusing
+from core.base_model.classifier import head_parts, replace_module
+from core.base_model.model_config import is_writing, load_config, model_class, refusing
+from core.base_model.tensors import empty_with_head
 from core.lora.wrapping import head_path, wrap_linear_layers
 
 
@@ -28,10 +32,23 @@ def skeleton(folder: Path) -> Skeleton:
     Raises InvalidModel if transformers does not know the architecture.
     """
     config = load_config(folder)
+    if not is_writing(config):
+        return _of_classifier(folder)
     with refusing(f"transformers cannot build {folder.name} ({config.model_type})"), torch.device("meta"):
         model = model_class(config)(config)
         model.tie_weights()
-    head = head_path(model)
+    return _listed(model, head_path(model))
+
+
+def _of_classifier(folder: Path) -> Skeleton:
+    """Of a base without a head that writes text: the layers that all its adapters share."""
+    model, missing = empty_with_head(folder)
+    for path in head_parts(model, missing):
+        replace_module(model, path, nn.Identity())
+    return _listed(model, None)
+
+
+def _listed(model: PreTrainedModel, head: str | None) -> Skeleton:
     layers = wrap_linear_layers(model)
     return Skeleton(
         shapes={path: (layer.in_features, layer.out_features) for path, layer in layers.items()},

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from core.base_model.agreement import require_agreement
 from core.base_model.describe import look_over
 from core.base_model.load import load_generation_config
-from core.base_model.model_config import load_config
+from core.base_model.model_config import is_writing, load_config
 from core.base_model.tensors import check_tensors
 from core.base_model.tokenizer import load_tokenizer
 from core.data.rendering import Renderer
@@ -33,12 +33,15 @@ def require_sound(folder: Path) -> None:
     No weight is read.
     """
     look_over(folder)
-    model = check_tensors(folder)
-    load_generation_config(folder, model)
+    model, config = check_tensors(folder), load_config(folder)
+    writes = is_writing(config)
+    if writes:
+        load_generation_config(folder, model)
     tokenizer = load_tokenizer(folder)
     Renderer(tokenizer)  # which needs a fast one
     _require_ids_within(folder, tokenizer, model)
-    require_agreement(load_config(folder))
+    if writes:
+        require_agreement(config)
 
 
 def _require_ids_within(folder: Path, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:

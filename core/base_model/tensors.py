@@ -17,7 +17,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from core.base_model.files import stored_tensors
 from core.base_model.fingerprint import tensor_digest
-from core.base_model.model_config import load_config, model_class, refusing
+from core.base_model.model_config import is_writing, load_config, model_class, refusing
 from core.errors import InvalidModel
 from core.files.safetensors_file import TensorEntry
 from core.lora.wrapping import head_path
@@ -33,8 +33,13 @@ _MOST_NAMED = 3
 
 def check_tensors(folder: Path) -> PreTrainedModel:
     """The model of `folder` on the meta device. Raises InvalidModel, saying what differs, if its files do not
-    hold exactly the architecture's tensors in floating-point numbers.
+    hold exactly the architecture's tensors in floating-point numbers; a classifier's head may be missing.
     """
+    return empty_with_head(folder)[0]
+
+
+def empty_with_head(folder: Path) -> tuple[PreTrainedModel, list[str]]:
+    """As check_tensors(), and the names of the tensors that a classifier's head lacks."""
     config = load_config(folder)
     cls, stored = model_class(config), stored_tensors(folder)
     entries = {name: entry for name, (_, entry) in stored.items() if not _LEFT_OVER.search(name)}
@@ -45,10 +50,11 @@ def check_tensors(folder: Path) -> PreTrainedModel:
         name: torch.empty(entry.shape, dtype=_TORCH_DTYPES[entry.dtype], device="meta")
         for name, entry in entries.items()
     }
-    model = load_weights(folder, config, empty, device_map={"": "meta"}, dtype=torch.float32)
+    how = {"device_map": {"": "meta"}, "dtype": torch.float32}
+    model, missing = load_with_head(folder, config, empty, **how)
     if not _holds_one_tensor_twice(model, stored):
         require_tied_as_said(folder, model)
-    return model
+    return model, missing
 
 
 def load_weights(
@@ -58,6 +64,15 @@ def load_weights(
 
     Nothing but the two decides what is loaded: no file beside them, and no field that names code. Raises
     InvalidModel if they do not fit.
+    """
+    return load_with_head(folder, config, weights, **how)[0]
+
+
+def load_with_head(
+    folder: Path, config: PretrainedConfig, weights: Mapping[str, Any], **how: Any
+) -> tuple[PreTrainedModel, list[str]]:
+    """As load_weights(), and the names of the tensors that a classifier's head lacks, drawn at random by
+    transformers. What the files hold of another head is left aside.
     """
     how = {"attn_implementation": "eager"} | how
     kept = {name: one for name, one in weights.items() if not _LEFT_OVER.search(name)}
@@ -71,8 +86,24 @@ def load_weights(
             ignore_mismatched_sizes=True,
             **how,
         )
-    _refuse_faults(folder, info)
-    return model
+    head = [] if is_writing(config) else [name for name in info["missing_keys"] if _is_of_head(model, name)]
+    unexpected = [
+        name for name in info["unexpected_keys"] if is_writing(config) or not _is_of_head(model, name)
+    ]
+    _refuse_faults(
+        folder, {**info, "missing_keys": set(info["missing_keys"]) - set(head), "unexpected_keys": unexpected}
+    )
+    return model, sorted(head)
+
+
+def _is_of_head(model: PreTrainedModel, name: str) -> bool:
+    """Whether a tensor stands outside of what all models of this architecture share, or is of its pooler,
+    which some of them lack. Files of the shared part alone do not name it.
+    """
+    prefix, first = model.base_model_prefix, name.partition(".")[0]
+    inside = name.removeprefix(f"{prefix}.").partition(".")[0]
+    shared = {path for path, _ in model.base_model.named_children()}
+    return inside == "pooler" or (first != prefix and first not in shared)
 
 
 def _refuse_faults(folder: Path, info: Mapping[str, Any]) -> None:

@@ -36,6 +36,8 @@ class Provenance:
     """What the adapter was combined from, each with its weight."""
     base_source: str = ""
     """Where other software finds the base: its hub id, or its folder."""
+    classifies: bool = False
+    """Whether the adapter tells labels and writes no text."""
     base_revision: str = ""
     """The commit of a base that came from the hub."""
 
@@ -56,7 +58,7 @@ def model_card(about: Provenance, config: ExportConfig, facts: Mapping[str, Any]
     front = [
         "---",
         f"library_name: {'peft' if adapter_alone else 'transformers'}",
-        "pipeline_tag: text-generation",
+        f"pipeline_tag: {'text-classification' if about.classifies else 'text-generation'}",
     ]
     if about.base_licence:
         front.append(f"license: {about.base_licence}")

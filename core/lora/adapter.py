@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from core.data.labels import LabelSet
 from core.lora.kinds import ADAPTER_KINDS
 
 
@@ -67,6 +68,10 @@ class AdapterWeights:
     use_rslora: bool = False
     kind: str = "lora"
     """The name of its adapter kind."""
+    head: Mapping[str, Tensor] = field(default_factory=dict)
+    """Of a classifier: whole parameters of the model that are its own, by their paths there, float32."""
+    labels: LabelSet | None = None
+    """Of a classifier: what its scores stand for."""
 
     @property
     def target_names(self) -> list[str]:
@@ -84,12 +89,19 @@ class AdapterWeights:
         """Numbers in all layers, as far as they are stored."""
         kind = ADAPTER_KINDS.get(self.kind)
         tensors = [pair for layer in self.layers.values() for pair in layer.tensors.items()]
-        return kind.count((name, tuple(one.shape)) for name, one in tensors if name in kind.peft_names)
+        own = kind.count((name, tuple(one.shape)) for name, one in tensors if name in kind.peft_names)
+        return own + sum(one.numel() for one in self.head.values())
+
+    @property
+    def head_modules(self) -> list[str]:
+        """The modules that the head's parameters belong to, as PEFT's modules_to_save names them."""
+        return sorted({_module_of(path) for path in self.head})
 
     def is_trained(self) -> bool:
         """Whether every number is finite and some layer changes something."""
         kind, layers = ADAPTER_KINDS.get(self.kind), self.layers.values()
-        finite = all(bool(torch.isfinite(one).all()) for layer in layers for one in layer.tensors.values())
+        tensors = [*(one for layer in layers for one in layer.tensors.values()), *self.head.values()]
+        finite = all(bool(torch.isfinite(one).all()) for one in tensors)
         return finite and any(kind.is_trained(layer) for layer in layers)
 
     def merge_parts(self) -> dict[str, tuple[LayerFactors, Tensor | None]]:
@@ -114,3 +126,9 @@ class AdapterWeights:
         """
         kind = ADAPTER_KINDS.get(self.kind)
         return {path: kind.low_rank(layer) for path, layer in self.layers.items()}
+
+
+def _module_of(path: str) -> str:
+    """Of a parameter of a classifier's head: the model's own child, or the pooler inside its layers."""
+    first, _, rest = path.partition(".")
+    return f"{first}.pooler" if rest.startswith("pooler.") else first

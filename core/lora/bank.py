@@ -15,7 +15,7 @@ from core.lora.dropout import Dropout, DropoutState
 from core.lora.kinds import ADAPTER_KINDS, AdapterKind
 from core.lora.kinds.lora import KIND as LORA
 from core.lora.layer import LayerStack, LoraLinear, plain_weight
-from core.lora.layout import Layout, corner
+from core.lora.layout import HEAD, Layout, corner
 from core.lora.ops import factor_dtype
 from core.lora.stack import AdapterStack, MixedStack
 from core.options import Config
@@ -49,10 +49,12 @@ class AdapterBank(nn.Module):
         dtype: torch.dtype | None = None,
         trainable: bool = False,
         frozen: Collection[str] = (),
+        head: Mapping[str, tuple[int, ...]] | None = None,
     ) -> None:
         """rank is the largest that a slot will hold, for all layers or by module path; dropout is one rate
         for each slot. dtype is factor_dtype() of the base's if nothing is said. `frozen` names tensors that
-        get no gradients although the kind can train them.
+        get no gradients although the kind can train them. head: the largest shapes of the parameters of
+        classifiers' heads, by path; a slot's own are the corners of these.
         """
         super().__init__()
         self.kind = kind
@@ -68,7 +70,9 @@ class AdapterBank(nn.Module):
         self.dropout = DropoutState(torch.tensor(dropout, device=device)) if any(dropout) else None
         shapes = {path: (layer.in_features, layer.out_features) for path, layer in self._layers.items()}
         padded = {path: _padded(self.ranks[path], device) for path in targets}
-        self.layout = Layout(kind, shapes, padded, frozen=frozen, training=trainable)
+        self.head_shapes = dict(head or {})
+        self._heads: dict[int, dict[str, nn.Parameter]] = {}
+        self.layout = Layout(kind, shapes, padded, frozen=frozen, training=trainable, head=self.head_shapes)
         self.flat = torch.zeros(slots, self.layout.size, device=device, dtype=dtype)
         self.work = (
             self.flat if dtype == self._work_dtype else torch.zeros_like(self.flat, dtype=self._work_dtype)
@@ -111,9 +115,16 @@ class AdapterBank(nn.Module):
             self.work.copy_(self.flat)
 
     def initialise(
-        self, slot: int, config: LoraConfig, own: Config, targets: Sequence[str], seed: int
+        self,
+        slot: int,
+        config: LoraConfig,
+        own: Config,
+        targets: Sequence[str],
+        seed: int,
+        head: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Start a fresh adapter on `targets` in `slot`, as its kind says; `own` are the kind's own options.
+        """Start a fresh adapter on `targets` in `slot`, as its kind says, and with this head if it is to have
+        one; `own` are the kind's own options.
 
         Drawn on the CPU, so the same seed gives the same factors on every device.
         """
@@ -125,18 +136,18 @@ class AdapterBank(nn.Module):
                 tensors = self.kind.start(*shape, plain_weight(layer.base), generator, own)
                 scale = self.kind.scale(config, path)
                 layers[path] = self.kind.layer(self.kind.started(tensors, scale), scale)
-        self._place(slot, layers)
+        self._place(slot, layers, head or {})
 
     def load(self, slot: int, adapter: AdapterWeights) -> None:
         """Copy an adapter into `slot`; layers it does not target become the plain base there."""
-        self._place(slot, adapter.layers)
+        self._place(slot, adapter.layers, adapter.head if self.head_shapes else {})
 
     def clear(self, slot: int) -> None:
         """Make `slot` the plain base."""
-        self._place(slot, {})
+        self._place(slot, {}, {})
 
     @torch.no_grad()
-    def _place(self, slot: int, layers: Mapping[str, LayerWeights]) -> None:
+    def _place(self, slot: int, layers: Mapping[str, LayerWeights], head: Mapping[str, Tensor]) -> None:
         """Lay the tensors out on the CPU, padded with zeros to the stacks' ranks, and copy them to the device
         at once.
         """
@@ -149,6 +160,9 @@ class AdapterBank(nn.Module):
             for name, tensor in own.tensors.items():
                 corner(views[path][name], tuple(tensor.shape)).copy_(tensor)
             scales[index] = own.scale
+        for name, tensor in head.items():
+            corner(views[HEAD][name], tuple(tensor.shape)).copy_(tensor)
+        self._take_head(slot, {name: tuple(tensor.shape) for name, tensor in head.items()})
         self.flat[slot].copy_(row)
         self.scale[:, slot].copy_(scales)
         if self.work is not self.flat:
@@ -165,6 +179,29 @@ class AdapterBank(nn.Module):
             path: self.kind.layer(tensors, float(self.factors[path].scale[slot]))
             for path, tensors in cut.items()
         }
+
+    def head(self, slot: int) -> dict[str, nn.Parameter]:
+        """The parameters of a classifier's head in `slot`, by path, in the shapes that it has; their
+        gradients add up as the factors' do.
+        """
+        return self._heads[slot]
+
+    def _take_head(self, slot: int, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """The head in `slot` has these shapes from now on."""
+        self._heads[slot] = {}
+        for name, shape in shapes.items():
+            place = self.layout.places[HEAD][name]
+            parameter = nn.Parameter(
+                corner(place.of(self.flat[slot]), shape), requires_grad=self.grad is not None
+            )
+            if self.grad is not None:
+                parameter.grad = corner(place.of(self.grad[slot]), shape)
+            self._heads[slot][name] = parameter
+
+    @torch.no_grad()
+    def export_head(self, slot: int) -> dict[str, Tensor]:
+        """The head in `slot`, as copies on the CPU."""
+        return {name: one.detach().cpu().clone() for name, one in self._heads[slot].items()}
 
     def _cut(
         self, views: Mapping[str, Mapping[str, Tensor]], ranks: Mapping[str, int]
@@ -221,8 +258,12 @@ class AdapterBank(nn.Module):
             self.grad.index_fill_(0, torch.tensor(slots, device=self.grad.device), 0.0)
 
     def row(self, slot: int) -> dict[str, dict[str, Tensor]]:
-        """One adapter's stored tensors as views by module path and name, padded as they are laid out."""
-        return self.layout.of(self.flat[slot])
+        """The layers' stored tensors of one adapter as views by module path and name, padded as they are laid
+        out.
+        """
+        found = self.layout.of(self.flat[slot])
+        found.pop(HEAD, None)
+        return found
 
     def held(self, slot: int) -> dict[str, int]:
         """The rank of the adapter in `slot` on each of its layers, by module path."""
@@ -240,14 +281,22 @@ class AdapterBank(nn.Module):
             found[name].grad = self.grad[slot, span]
         return found
 
-    def by_layer(self, rows: Mapping[str, Tensor], ranks: Mapping[str, int]) -> dict[str, dict[str, Tensor]]:
-        """Flat numbers of one adapter (such as an optimiser's moments) by name, as tensors by path and name,
-        float32 copies on the CPU.
+    def by_layer(
+        self, rows: Mapping[str, Tensor], ranks: Mapping[str, int], slot: int
+    ) -> dict[str, dict[str, Tensor]]:
+        """Flat numbers of the adapter in `slot` (such as an optimiser's moments) by name, as tensors by path
+        and name, float32 copies on the CPU.
         """
         views: dict[str, dict[str, Tensor]] = {path: {} for path in self.layout.places}
         for path, name, view in self.layout.views(rows):
             views[path][name] = view.float()
-        return self._cut(views, ranks)
+        found = self._cut(views, ranks)
+        if self.head_shapes and rows:
+            shapes = {name: tuple(one.shape) for name, one in self._heads[slot].items()}
+            found[HEAD] = {
+                name: corner(views[HEAD][name], shape).cpu().clone() for name, shape in shapes.items()
+            }
+        return found
 
     def flat_of(self, layers: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """The reverse of by_layer(): flat numbers by name in this bank's layout, on its device, zero where
@@ -275,6 +324,7 @@ class AdapterBank(nn.Module):
                         corner(into[path][name], tuple(view.shape)).copy_(view)
         for path, factors in self.factors.items():
             factors.scale[slot] = other.factors[path].scale[theirs] if path in other.factors else 0.0
+        self._take_head(slot, {name: tuple(one.shape) for name, one in other.head(theirs).items()})
         self.refresh()
 
     def laid_out_like(self, other: AdapterBank, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:

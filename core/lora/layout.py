@@ -12,6 +12,9 @@ from torch import Tensor
 from core.lora.kinds import AdapterKind, LayerTensor, largest
 from core.lora.targets import LayerShapes
 
+HEAD = ""
+"""The path under which a head's parameters stand: no module's."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -42,10 +45,12 @@ class Layout:
         *,
         frozen: Collection[str] = (),
         training: bool = True,
+        head: Mapping[str, tuple[int, ...]] | None = None,
     ) -> None:
         """shapes (in, out) and the ranks that are laid out, both by module path; `frozen` names tensors that
         stay as they started although they could be trained. What only training needs is left out without
-        `training`.
+        `training`. head: whole parameters that are trained beside the layers, by path; they stand under no
+        module, behind the trained ones.
         """
         layers = {path: kind.tensors(*shapes[path], ranks[path]) for path in shapes}
         if not training:
@@ -53,17 +58,28 @@ class Layout:
         tensors = [one for own in layers.values() for one in own]
         names = tuple(dict.fromkeys(one.name for one in tensors))
         learning = {one.name for one in tensors if one.trained} - set(frozen)
-        self.trained = tuple(name for name in names if name in learning)
+        own = tuple(name for name in names if name in learning)
+        self.trained = (*own, *(head or {}))
         staying = tuple(name for name in names if name not in learning)
         self.size = 0
         self.spans: dict[str, slice] = {}
         """Of each name's numbers in a row."""
-        self.places: dict[str, dict[str, Place]] = {path: {} for path in shapes}
+        paths = [*shapes, HEAD] if head else shapes
+        self.places: dict[str, dict[str, Place]] = {path: {} for path in paths}
         """By module path and name."""
-        for name in (*self.trained, *staying):
-            named = {path: one for path, own in layers.items() for one in own if one.name == name}
-            self._lay_out(name, named, shared=name in kind.shared)
+        for name in own:
+            self._lay_out_layers(kind, layers, name)
+        for name, shape in (head or {}).items():
+            self._lay_out(name, {HEAD: LayerTensor(name, shape)}, shared=False)
+        for name in staying:
+            self._lay_out_layers(kind, layers, name)
         self.trained_size = max((self.spans[name].stop for name in self.trained), default=0)
+
+    def _lay_out_layers(
+        self, kind: AdapterKind, layers: Mapping[str, tuple[LayerTensor, ...]], name: str
+    ) -> None:
+        named = {path: one for path, own in layers.items() for one in own if one.name == name}
+        self._lay_out(name, named, shared=name in kind.shared)
 
     def _lay_out(self, name: str, tensors: Mapping[str, LayerTensor], *, shared: bool) -> None:
         """Give the tensors of one name, by module path, their places behind those that have one."""

@@ -63,6 +63,13 @@ class Source:
     """Whether W is stored as [in, out] (GPT-2)."""
     lengths: Tensor | None = None
     """That the rows of W + ΔW are brought to, [out]; None where they stay as they come."""
+    renamed: str = ""
+    """How the merged files call it; empty if as the base's do."""
+
+    @property
+    def name(self) -> str:
+        """How the merged files call it."""
+        return self.renamed or self.entry.name
 
     @functools.cached_property
     def column_ratios(self) -> Tensor | None:
@@ -146,29 +153,37 @@ def merge_into_base(
     metadata: Mapping[str, str],
     dtype: str = "auto",
     file_bytes: float = 0,
+    named: Mapping[str, str] | None = None,
+    added: Mapping[str, Tensor] | None = None,
 ) -> MergeReport:
     """Write the weights of base + adapter into the existing folder `target`.
 
     transposed: module paths whose weight is stored as [in, out]. metadata goes into every file's header.
     dtype: float32, bfloat16, float16, or auto for the base's own. file_bytes: the largest file; 0 for the
-    base's files.
+    base's files. named: how the files call the base's tensors, which are left out where it does not name
+    them; added: what they hold beside these, such as a classifier's head.
     Raises InvalidAdapter if a targeted layer has no weight in the files, OutOfSpace before anything is
     written.
     """
-    files = _layout(sources(base_folder, adapter, transposed), dtype, file_bytes)
+    files = _layout(_named(sources(base_folder, adapter, transposed), named), dtype, file_bytes)
     total = sum(_size(source, dtype) for rows in files.values() for source in rows)
+    last, own = list(files)[-1], dict(added or {})
+    total += sum(one.numel() * _added_bytes(files[last], dtype) for one in own.values())
     require_space(target, total)
     written = 0
     errors: dict[str, float] = {}
     changes: dict[str, float] = {}
     for name, rows in files.items():
-        for source, made in _write(target / name, rows, dtype, metadata):
+        more = own if name == last else {}
+        for source, made in _write(target / name, rows, dtype, metadata, more):
             written += len(made.data)
             errors[source.entry.name] = errors.get(source.entry.name, 0.0) + made.error
             changes[source.entry.name] = changes.get(source.entry.name, 0.0) + made.energy
             report(Progress(f"Merging {source.entry.name}", min(written / max(total, 1), 1.0)))
     if len(files) > 1 or (base_folder / INDEX_NAME).is_file():
-        _write_index(target, files, total)
+        names = {name: [source.name for source in rows] for name, rows in files.items()}
+        names[last] += own
+        _write_index(target, names, total)
     merged = [source for rows in files.values() for source in rows if source.factors is not None]
     energy = {
         source.entry.name: inner_product(source.factors, source.factors)
@@ -185,6 +200,21 @@ def merge_into_base(
         rounding_loss=math.sqrt(sum(errors[name] for name in energy) / max(sum(energy.values()), 1e-300)),
         worst_rounding_loss=max(lost, default=0.0),
     )
+
+
+def _named(files: Sequence[Sequence[Source]], named: Mapping[str, str] | None) -> list[list[Source]]:
+    """The tensors that are written, under the names that they are to have."""
+    if named is None:
+        return [list(rows) for rows in files]
+    kept = [
+        [replace(one, renamed=named[one.entry.name]) for one in rows if one.entry.name in named]
+        for rows in files
+    ]
+    return [rows for rows in kept if rows]
+
+
+def _added_bytes(rows: Sequence[Source], dtype: str) -> int:
+    return DTYPE_BYTES[_stored(rows[0], dtype)]
 
 
 def _layout(files: Sequence[Sequence[Source]], dtype: str, file_bytes: float) -> dict[str, list[Source]]:
@@ -216,21 +246,35 @@ def _size(source: Source, dtype: str) -> int:
 
 
 def _write(
-    target: Path, rows: Sequence[Source], dtype: str, metadata: Mapping[str, str]
+    target: Path,
+    rows: Sequence[Source],
+    dtype: str,
+    metadata: Mapping[str, str],
+    added: Mapping[str, Tensor],
 ) -> Iterator[tuple[Source, _Made]]:
-    """Write one file; yield for each piece its tensor and what was made of it."""
+    """Write one file; yield for each piece its tensor and what was made of it. What is added stands behind
+    the others, in the format of the first.
+    """
     own = {
         key: value
         for path in {source.path for source in rows}
         for key, value in read_header(path).metadata.items()
     }
-    layout = [(source.entry.name, _stored(source, dtype), source.entry.shape) for source in rows]
+    layout = [(source.name, _stored(source, dtype), source.entry.shape) for source in rows]
+    layout += [(name, layout[0][1], tuple(one.shape)) for name, one in added.items()]
     pieces = (piece for source in rows for piece in _pieces(source, _stored(source, dtype)))
     with target.open("wb") as out:
         out.write(build_header(layout, {**own, **metadata}))
         for made in in_order(_make, pieces):
             out.write(made.data)
             yield made.source, made
+        for one in added.values():
+            out.write(_bytes(one, layout[0][1]))
+
+
+def _bytes(tensor: Tensor, dtype: str) -> bytes:
+    plain = tensor.to(TORCH_DTYPES[dtype]).contiguous().flatten()
+    return plain.view(torch.uint8).numpy().tobytes()
 
 
 def _pieces(source: Source, dtype: str) -> Iterator[_Piece]:
@@ -336,7 +380,8 @@ def weight_norms(
     return norms
 
 
-def _write_index(target: Path, files: Mapping[str, Sequence[Source]], total: int) -> None:
-    weight_map = {source.entry.name: name for name, rows in files.items() for source in rows}
+def _write_index(target: Path, files: Mapping[str, Sequence[str]], total: int) -> None:
+    """files: the names of the tensors in each."""
+    weight_map = {tensor: name for name, tensors in files.items() for tensor in tensors}
     content = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     (target / INDEX_NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from core.base_model.load import ResidentBase
-from core.errors import InvalidData
+from core.errors import InvalidConfig, InvalidData
 from core.events import EvalDone, Progress
 from core.lora.adapter import AdapterWeights
 from core.lora.bank import loaded_bank
@@ -64,6 +64,8 @@ def validation_losses(
 
     Raises InvalidData if no row was kept back.
     """
+    if data.objective.classifies:
+        raise InvalidConfig("The validation loss of adapters that tell labels cannot be measured anew yet.")
     parts = data.validation()
     if not parts:
         raise InvalidData(

@@ -9,15 +9,17 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from core.base_model.compiling import compile_layers
 from core.base_model.load import ResidentBase
-from core.train.batches import MicroBatch, Shape, collate
+from core.train.batches import MicroBatch, Shape
 from core.train.figures import Figures
 from core.train.group_objective import GroupObjective
+from core.train.label_step import LabelStep
 from core.train.memory import ExecutionPlan, Tier, first_tier, ran_out_of_memory
 from core.train.seating import Seating
 from core.train.step import MicroBatchStep
@@ -35,12 +37,12 @@ class Execution:
     def __init__(self, base: ResidentBase, seating: Seating, figures: Figures) -> None:
         self._base, self._seating, self._figures = base, seating, figures
         self._plan: ExecutionPlan | None = None
-        self._step: MicroBatchStep | None = None
+        self._step: MicroBatchStep | LabelStep | None = None
         self.squeezed = False
         """Whether the memory did not hold the work as it was planned."""
 
     @property
-    def step(self) -> MicroBatchStep:
+    def step(self) -> MicroBatchStep | LabelStep:
         """One micro-batch under the plan that holds now."""
         assert self._step is not None
         return self._step
@@ -53,6 +55,7 @@ class Execution:
     def begin(self, goal: GroupObjective) -> None:
         """Compute towards `goal` with the bank as it was built anew; at first, choose the plan."""
         self._goal = goal
+        self._labels = [run.labels for run in self._seating.runs if run.labels is not None]
         if self._plan is None:
             compiled = self._wants_compile("on")
             tier = first_tier(self._base, self._tokens_a_batch(), compiled, self._checkpointing())
@@ -63,7 +66,12 @@ class Execution:
 
     def _use(self, plan: ExecutionPlan) -> None:
         self._plan = plan
-        self._step = MicroBatchStep(self._base, self._seating.bank, plan, self._goal)
+        bank = self._seating.bank
+        self._step = (
+            LabelStep(self._base, bank, plan, self._goal, self._labels)
+            if self._goal.objective.classifies
+            else MicroBatchStep(self._base, bank, plan, self._goal)
+        )
 
     def _checkpointing(self) -> str:
         """On if one of the runs wants it, off if all refuse it."""
@@ -73,7 +81,8 @@ class Execution:
     # Compiling.
 
     def _wants_compile(self, how: str) -> bool:
-        return any(run.train.compile == how for run in self._seating.runs)
+        runs = self._seating.runs
+        return not self._goal.objective.classifies and any(run.train.compile == how for run in runs)
 
     def compile_if_it_pays(self, seconds: float) -> None:
         """Compile from now on if that earns its own time. seconds: what a micro-batch takes."""
@@ -146,8 +155,12 @@ class Execution:
         for first, piece in self._pieces(parts):
             if bank.drops:
                 bank.begin_rows(first)
-            batch = collate(piece, self._shape())
-            self._figures.add(self.step.train(batch.pinned() if self._base.device.type == "cuda" else batch))
+            self._figures.add(self._trained(piece))
+
+    def _trained(self, piece: Parts) -> Tensor:
+        step = self.step
+        batch: Any = step.collate(piece, self._shape())
+        return step.train(batch.pinned() if self._base.device.type == "cuda" else batch)
 
     def _redo(self) -> str:
         """Do the steps under way again up to here. Returns why, if that needed yet another plan."""
@@ -168,17 +181,22 @@ class Execution:
     # Evaluating.
 
     def evaluate(self, parts: Parts) -> tuple[Tensor, list[str]]:
-        """Each run's figures over one micro-batch, [K, 1 + 2·metrics], and what to say of how it was done."""
+        """Each run's figures over one micro-batch, [K, 1 + 2·metrics] and a classifier's counts behind them,
+        and what to say of how it was done.
+        """
         told: list[str] = []
         while True:
             try:
-                found = [
-                    self.step.evaluate(collate(piece, self._shape())) for _, piece in self._pieces(parts)
-                ]
+                found = [self._evaluated(piece) for _, piece in self._pieces(parts)]
                 return torch.stack(found).sum(0), told
             except Exception as error:  # noqa: BLE001  (whatever nothing helps against is raised again)
                 told.append(self._next_plan(error))
             self._let_go()
+
+    def _evaluated(self, piece: Parts) -> Tensor:
+        step = self.step
+        batch: Any = step.collate(piece, self._shape())
+        return step.evaluate(batch)
 
     # The ladder of plans.
 

@@ -162,7 +162,7 @@ class TrainingGroup:
             joining.append(run)
             if self._most is None:
                 tokens = run.train.micro_batch_size * run.data.longest_block
-                self._most = room_for(self.base, run.state_bytes, tokens)
+                self._most = 1 if run.needs_a_turn else room_for(self.base, run.state_bytes, tokens)
         if joining or self._seating.has_shrunk:
             yield from self._read()
             self._reseat(joining)

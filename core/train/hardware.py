@@ -34,7 +34,9 @@ def operations_a_token(base: ResidentBase) -> float:
     layers' weights.
     """
     numbers = sum(layer.in_features * layer.out_features for layer in base.layers.values())
-    if base.head not in base.layers:  # a tied head is not wrapped, but computes all the same
+    if (
+        base.writes_text and base.head not in base.layers
+    ):  # a tied head is not wrapped, but computes all the same
         numbers += base.model.config.vocab_size * base.model.config.hidden_size
     return 4.0 * numbers
 

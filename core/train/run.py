@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections import deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from core.base_model.load import ResidentBase
+from core.data.labelled_rows import LabelledRows
 from core.data.tokens import TokenRows
 from core.errors import TrainingDiverged
 from core.events import EvalDone, Prepared, StepDone, TrainingDone
@@ -21,7 +22,8 @@ from core.lora.kinds import ADAPTER_KINDS
 from core.lora.targets import select_targets, trainable_parameter_count, training_bytes
 from core.train.batches import MicroBatch, RunData, Step
 from core.train.changes import Change, ChangingConfig
-from core.train.group_objective import metric_means
+from core.train.group_objective import figures_width, metric_means
+from core.train.label_report import metrics_and_report
 from core.train.run_state import Position, RunState
 from core.train.schedule import rate_factor, warmup_steps
 from core.train.step_count import planned_steps, steps_between_evaluations, steps_per_epoch
@@ -63,6 +65,12 @@ class TrainingRun:
         )
         """Numbers that it trains."""
         self.data = RunData(request.rows, self.train)
+        self._labelled = request.rows if isinstance(request.rows, LabelledRows) else None
+        self.labels = self._labelled.labels if self._labelled is not None else None
+        """What it is to tell, if it classifies."""
+        self.head_shapes = base.classifier.shapes(len(self.labels)) if self.labels else {}
+        """Of the parameters of its head, by path."""
+        self.parameters += sum(map(math.prod, self.head_shapes.values()))
         self._config = ChangingConfig(self.train, request.changes)
         self._resume = request.resume
         at = request.resume[1].position if request.resume else Position(0, 0, None, None, -1)
@@ -85,7 +93,8 @@ class TrainingRun:
     def start(self, bank: AdapterBank, slot: int) -> None:
         """Take `slot` with fresh factors, or with those that the run goes on from."""
         if self._resume is None:
-            bank.initialise(slot, self.lora, self.kind_options, self.targets, self.train.seed)
+            head = self._first_head()
+            bank.initialise(slot, self.lora, self.kind_options, self.targets, self.train.seed, head)
         else:
             bank.load(slot, self._as_it_was(*self._resume))
         groups = [
@@ -98,6 +107,15 @@ class TrainingRun:
         if self._resume is not None:
             self._restore_moments(bank, self._resume[1])
             self._resume = None  # it holds as much memory as the optimiser
+
+    def _first_head(self) -> Mapping[str, torch.Tensor]:
+        """The one that the base's files hold, where it tells the same labels; else a new one."""
+        if self._labelled is None:
+            return {}
+        classifier = self._base.classifier
+        if self._labelled.goes_on:
+            return classifier.stored
+        return classifier.fresh(len(self._labelled.labels), self.train.seed)
 
     def _as_it_was(self, adapter: AdapterWeights, state: RunState) -> AdapterWeights:
         """What a checkpoint holds, as this kind trains it."""
@@ -122,7 +140,7 @@ class TrainingRun:
 
     def state(self, bank: AdapterBank, slot: int) -> RunState:
         """Where the run stands after its last finished step; what was begun of the next is not part of it."""
-        mean, square = (bank.by_layer(self._moment(which), self.ranks) for which in _MOMENTS)
+        mean, square = (bank.by_layer(self._moment(which), self.ranks, slot) for which in _MOMENTS)
         at = Position(
             self.done,
             self._whole_micro_batches,
@@ -181,6 +199,8 @@ class TrainingRun:
             fan_in_fan_out=any(self._base.layers[path].transposed for path in self.targets),
             use_rslora=self.lora.use_rslora,
             kind=self.kind.name,
+            head=bank.export_head(slot),
+            labels=self.labels,
         )
         return self.kind.finished(adapter)
 
@@ -266,6 +286,11 @@ class TrainingRun:
         return planned_steps(len(self.data.blocks), self._config.at(index))
 
     # What it tells.
+
+    @property
+    def needs_a_turn(self) -> bool:
+        """Whether it cannot share a batch with others, whatever they are."""
+        return self.labels is not None and not self._base.classifier.takes_several
 
     @property
     def state_bytes(self) -> float:
@@ -357,7 +382,13 @@ class TrainingRun:
     def evaluation_done(self, figures: Sequence[float]) -> EvalDone:
         """The event of a pass over the validation rows, with the sums of its figures."""
         self.validation_loss, self.evaluated_at = figures[0] / self.data.validation_units, self.done
-        return EvalDone(self.done, self.validation_loss, metric_means(self.data.objective, figures))
+        own = figures[: figures_width(self.data.objective)]
+        if self.labels is None:
+            return EvalDone(self.done, self.validation_loss, metric_means(self.data.objective, own))
+        found, report = metrics_and_report(
+            self.labels, (own[1], self.data.validation_units), figures[len(own) :]
+        )
+        return EvalDone(self.done, self.validation_loss, found, report)
 
     def training_done(self) -> TrainingDone:
         """The event that closes the run."""

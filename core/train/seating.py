@@ -24,6 +24,7 @@ class Seating:
         self._base = base
         self._bank: TrainedBank | None = None
         self._ranks: dict[Seat, dict[str, int]] = {}  # of each seat's stacks, by module path
+        self._heads: dict[Seat, dict[str, tuple[int, ...]]] = {}  # of each seat's heads, by parameter
         self.slots: list[TrainingRun | None] = []
         """Who holds which slot; None where a run has ended."""
 
@@ -101,7 +102,18 @@ class Seating:
             dropout=[run.lora.dropout for run in members],
             trainable=True,
             frozen=members[0].frozen,
+            head=self._head_shapes(seat, members),
         )
+
+    def _head_shapes(self, seat: Seat, members: Sequence[TrainingRun]) -> dict[str, tuple[int, ...]]:
+        """The largest that a member's head has of each parameter, and never smaller than before, as with the
+        ranks.
+        """
+        found = self._heads.setdefault(seat, {})
+        for name, shape in (pair for run in members for pair in run.head_shapes.items()):
+            before = found.get(name, shape)
+            found[name] = tuple(map(max, before, shape))
+        return found
 
     def _laid_out(self, members: Sequence[TrainingRun], before: Mapping[str, int]) -> dict[str, int]:
         """Of each layer's stacks, by module path: the highest rank that a member has, and never lower than

@@ -5,7 +5,7 @@ or replayed from a CUDA graph.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
@@ -17,7 +17,7 @@ from core.base_model.compiling import eager_layers
 from core.base_model.load import ResidentBase
 from core.lora.bank import Bank
 from core.lora.side_by_side import TrainedBank
-from core.train.batches import Batch
+from core.train.batches import Batch, MicroBatch, Shape, collate
 from core.train.group_objective import GroupObjective
 from core.train.loss import token_losses
 from core.train.memory import ExecutionPlan, keeping
@@ -101,6 +101,10 @@ class MicroBatchStep:
     graphs: dict[tuple[int, ...], _Graph] = field(default_factory=dict)
     _seen: dict[tuple[int, ...], int] = field(default_factory=dict)
     _launching: dict[tuple[int, ...], float] = field(default_factory=dict)
+
+    def collate(self, parts: Sequence[MicroBatch | None], shape: Shape) -> Batch:
+        """The batch of these micro-batches."""
+        return collate(parts, shape)
 
     def train(self, batch: Batch) -> Tensor:
         """Add the gradients of this micro-batch; return each run's figures, [K, 1 + 2·metrics], without

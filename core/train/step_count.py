@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from core.train.config import TrainConfig
+from core.train.objectives import OBJECTIVES
 
 _SHORTEST_OFFERED = 128
 _STEPS_WORTH_PACKING = 100  # fewer steps than this teach too little, however quick they are
@@ -38,6 +39,8 @@ def packs(rows: int, tokens: float, longest: int, block_length: int, config: Tra
     With auto, they are if a block would take two of the longest rows or more on average, and the run keeps
     enough steps: a packed step sees many more rows, so a small data set would be over after a handful.
     """
+    if OBJECTIVES.get(config.objective).classifies:
+        return False
     if config.packing != "auto":
         return config.packing == "on"
     worthwhile = tokens / max(1, rows) <= block_length / 2 and longest <= block_length

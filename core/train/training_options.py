@@ -51,6 +51,7 @@ class TrainingOptions:
                 object.__setattr__(self, part, config())
             elif not isinstance(given, config):
                 raise InvalidConfig(f"{part} takes {config.__name__}, not {type(given).__name__}.")
+        OBJECTIVES.get(self.train.objective).check(self.train)
 
     @classmethod
     def parse(cls, values: Mapping[str, object]) -> TrainingOptions:

@@ -97,7 +97,7 @@ def _broken(tiny_llama, tmp_path, how):
         ("cut off", "cut off or damaged"),
         ("no tokenizer", "no tokenizer files"),
         ('{"model_type": null}', "no model_type"),
-        ('{"architectures": ["BertModel"]}', "is a BertModel"),
+        ('{"architectures": ["T5ForConditionalGeneration"]}', "is a T5ForConditionalGeneration"),
         ('{"auto_map": {"AutoModel": "x.Y"}}', "code of its own"),
         ('{"num_hidden_layers": 200000000}', "whole number up to 10,000"),
         ('{"hidden_size": "x"}', "expected a whole number"),

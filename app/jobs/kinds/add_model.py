@@ -13,6 +13,7 @@ from app.jobs.kinds import Arguments, JobContext, JobKind, NextStep
 from app.shared.settings import Settings
 from app.shared.text import require_text
 from core.base_model import starter
+from core.base_model.describe import writes_text
 from core.base_model.fingerprint import Manifest
 from core.base_model.hub import HUB_ID, fetch_from_hub
 from core.errors import InvalidModel
@@ -53,7 +54,8 @@ class AddModel(JobKind):
         def registered(row: Base, manifest: Manifest, folder: Path) -> Arguments:
             row = register_base(registry, row, manifest, folder)
             same_as = before.get(row.fingerprint)
-            return {"name": row.name, "fingerprint": row.fingerprint, "same_as": same_as}
+            about = {"name": row.name, "fingerprint": row.fingerprint, "same_as": same_as}
+            return about | {"writes": writes_text(row.architecture)}
 
         path = Path(origin).expanduser()
         if origin != "starter" and path.is_dir():
@@ -71,9 +73,10 @@ class AddModel(JobKind):
 
     def next_steps(self, result: Mapping[str, Any]) -> Sequence[NextStep]:
         name = result["name"]
+        chat = [NextStep("Chat with it", "playground", {"base": name})] if result.get("writes", True) else []
         return (
             NextStep("Train on it", "train", {"base": name}),
-            NextStep("Chat with it", "playground", {"base": name}),
+            *chat,
             NextStep("Show it", "models", {"name": name}),
         )
 

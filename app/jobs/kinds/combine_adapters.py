@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from app.jobs.kinds import Arguments, JobContext, JobKind, NextStep, adapter_steps
+from app.shared.adapter_labels import require_writing
 from app.shared.bases import base_for
 from app.shared.identity import require_fit
 from app.shared.references import refer, referred
@@ -41,6 +42,7 @@ class CombineAdapters(JobKind):
         base = base_for(context.registry, rows[0])
         for row in rows:
             require_fit(context.registry, row, base)
+            require_writing(context.registry, row, "a combination")
         name = arguments.get("name", "")
         if name:
             context.registry.require_free(Adapter, name)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from app.jobs.kinds import Arguments, JobContext, JobKind, NextStep
+from app.shared.adapter_labels import labels_of_row
 from app.shared.bases import base_for, folder_of, source_of
 from app.shared.identity import require_fit
 from app.shared.private import as_users_files
@@ -45,6 +47,7 @@ class ExportAdapter(JobKind):
         config, own = split_export_options(arguments.get("config") or {})
         row = referred(context.registry, Adapter, arguments["adapter"])
         base_for(context.registry, row)
+        config.kind.require_for(row.name, labels_of_row(context.registry, row) is not None)
         folder = str(arguments.get("folder") or "")
         require_text(folder)
         made = f"adapter-{row.id}-{time.strftime('%Y%m%d-%H%M%S')}-{config.format}"
@@ -71,9 +74,8 @@ class ExportAdapter(JobKind):
         report(Progress("Computing the fingerprint of the base"))
         check_unchanged(source_of(registry, base), afresh=True)
         adapter, blob = load_row(registry, row, base), registry.blobs.path(row.digest)
-        what = Exporting(
-            folder_of(base), skeleton(folder_of(base)), adapter, _provenance(row, base), config, own
-        )
+        about = replace(_provenance(row, base), classifies=adapter.labels is not None)
+        what = Exporting(folder_of(base), skeleton(folder_of(base)), adapter, about, config, own)
         _settle(registry, target)
         with publication(target) as out:
             facts = write_export(what, out.folder, report)
@@ -113,6 +115,7 @@ class ExportAdapter(JobKind):
                 return result | {
                     "export": number,
                     "base": _registered(registry, merged, target) if merged else None,
+                    "writes": adapter.labels is None,
                 }
 
             return context.publish(out, register)
@@ -120,7 +123,9 @@ class ExportAdapter(JobKind):
     def next_steps(self, result: Mapping[str, Any]) -> Sequence[NextStep]:
         shown = NextStep("Show it", "export", {"name": str(result["export"])})
         base = result.get("base")
-        return (shown, NextStep("Chat with it", "playground", {"base": base})) if base else (shown,)
+        if not base or not result.get("writes", True):
+            return (shown,)
+        return (shown, NextStep("Chat with it", "playground", {"base": base}))
 
 
 KIND = ExportAdapter()

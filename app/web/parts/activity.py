@@ -125,11 +125,11 @@ def _run_ended(workbench: Workbench, run: Run) -> str:
     links = [link("Show it", "runs", name=run.id or 0)]
     if run.adapter_id is not None:
         try:
-            name = workbench.registry.get(Adapter, run.adapter_id).name
+            adapter = workbench.registry.get(Adapter, run.adapter_id)
             links = [
-                link("Chat with it", "playground", adapter=name),
+                link(workbench.classifiers.try_words(adapter), "playground", adapter=adapter.name),
                 *links,
-                link("Export", "export", adapter=name),
+                link("Export", "export", adapter=adapter.name),
             ]
         except USER_ERRORS:  # the adapter was deleted since
             links = links[:1]

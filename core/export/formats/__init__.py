@@ -34,6 +34,8 @@ class Written:
     rank: int
     base: str
     """Where the base is found: its hub id, or its folder."""
+    labels: int = 0
+    """How many labels it tells; 0 if it writes text."""
 
 
 class ExportFormat:
@@ -47,6 +49,8 @@ class ExportFormat:
     """Options of this format alone, beside ExportConfig's."""
     merges: bool
     """Whether it holds W + ΔW; otherwise it holds the adapter alone."""
+    takes_classifiers: bool = False
+    """Whether it can hold an adapter that classifies, with its head."""
     is_base: bool = False
     """Whether what is written can be added as a base model, to be trained and merged again."""
     dtypes: tuple[str, ...] = (AUTO, "float32")
@@ -81,6 +85,15 @@ class ExportFormat:
     def describe(self, base: str, adapter: str) -> str:
         """What the folder holds, in a sentence for its card. Both names are plain text."""
         raise NotImplementedError
+
+    def require_for(self, adapter: str, classifies: bool) -> None:
+        """Raise InvalidConfig for an adapter that classifies where it can hold none."""
+        if classifies and not self.takes_classifiers:
+            possible = ", ".join(one.name for one in EXPORT_FORMATS.all().values() if one.takes_classifiers)
+            raise InvalidConfig(
+                f"{adapter} tells labels by a head of its own, which {self.name} cannot hold; choose "
+                f"{possible}."
+            )
 
     def require_dtype(self, dtype: str) -> None:
         """Raise InvalidConfig, with the reason, for a number format that it cannot hold."""

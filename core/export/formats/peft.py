@@ -30,6 +30,7 @@ class Peft(ExportFormat):
     name, label, order = "peft", "PEFT adapter", 10
     help = "The adapter alone."
     merges = False
+    takes_classifiers = True
     no_other_dtype = "An adapter's factors stay in float32; leave out dtype for {name}."
     ending = ".safetensors"
 
@@ -88,6 +89,8 @@ class Peft(ExportFormat):
 
     def commands(self, what: Written) -> list[tuple[str, str]]:
         """See ExportFormat. vLLM takes ranks up to 16 unless it is told otherwise."""
+        if what.labels:
+            return [("PEFT and transformers, in Python", _classifying(what))]
         from core.lora.peft.config import kind_of, raw_config
         from core.lora.peft.config_checks import CONFIG_NAME
 
@@ -109,6 +112,15 @@ class Peft(ExportFormat):
         return f"The LoRA adapter {adapter} for {base}, in PEFT's format."
 
 
+def _classifying(what: Written) -> str:
+    return (
+        "from peft import AutoPeftModelForSequenceClassification\nfrom transformers import AutoTokenizer\n\n"
+        "model = AutoPeftModelForSequenceClassification.from_pretrained(\n"
+        f"    {str(what.folder)!r}, num_labels={what.labels}\n)\n"
+        f"tokenizer = AutoTokenizer.from_pretrained({what.base!r})"
+    )
+
+
 def _differing_layers(what: Exported, found: AdapterWeights) -> list[str]:
     from core.lora.equal_scales import with_one_scale
     from core.lora.peft.files import differing_layers
@@ -121,11 +133,15 @@ def _probed(what: Exported, found: AdapterWeights) -> tuple[Tensor, Tensor]:
     import torch
 
     from core.base_model.load import load_base
-    from core.base_model.probes import probe_ids, probe_logits
+    from core.base_model.probes import PROBES, probe_ids, probe_logits
+    from core.generate.labelling import classify
     from core.lora.bank import loaded_bank
 
     cpu = torch.device("cpu")
     base = load_base(what.base_folder, device=cpu, dtype=torch.float32, template=what.template)
+    if what.adapter.labels is not None:
+        told = classify(base, [what.adapter, found], PROBES)
+        return torch.tensor(told[0].scores), torch.tensor(told[1].scores)
     probes, logits = probe_ids(base), []
     for one in (what.adapter, found):
         with loaded_bank(base.layers, [one]).use():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from core.events import Progress
 from core.export.formats import AUTO, FLOAT_DTYPES, ExportFormat, Written
@@ -36,7 +36,7 @@ class Safetensors(ExportFormat):
     name, label, order = "safetensors", "Merged model", 0
     help = "Merged, for transformers and vLLM."
     options = SafetensorsOptions
-    merges = is_base = True
+    merges = is_base = takes_classifiers = True
     dtypes = (AUTO, *FLOAT_DTYPES)
     no_other_dtype = "{dtype} is a kind of GGUF weights; {name} takes {dtypes}."
     ending = ".safetensors"
@@ -46,6 +46,7 @@ class Safetensors(ExportFormat):
         from core.merge.merge import merge_into_base
 
         assert isinstance(what.own, SafetensorsOptions)
+        classifier = _classifier_parts(what)
         written = merge_into_base(
             what.base_folder,
             what.adapter,
@@ -55,6 +56,7 @@ class Safetensors(ExportFormat):
             what.about.metadata(),
             what.config.dtype,
             what.own.shard_gigabytes * 1e9,
+            **classifier,
         )
         _write_companions(what, staging)
         facts = asdict(written)
@@ -64,9 +66,12 @@ class Safetensors(ExportFormat):
     def check(self, what: Exported, report: Report) -> Finding:
         """See ExportFormat."""
         from core.base_model.probes import lack_of_memory
+        from core.export.classifiers_out import check_merged
         from core.export.duties import finding, read_back
         from core.merge.verify import differing_tensors, verify_merge
 
+        if what.adapter.labels is not None:
+            return check_merged(what, report)
         if why := lack_of_memory(what.base_folder):
             report(Progress("Reading back every tensor"))
             transposed = what.skeleton.transposed
@@ -75,6 +80,8 @@ class Safetensors(ExportFormat):
 
     def commands(self, what: Written) -> list[tuple[str, str]]:
         """See ExportFormat."""
+        if what.labels:
+            return [("transformers, in Python", _classifying(what))]
         chat = (
             "from transformers import pipeline\n\n"
             f'chat = pipeline("text-generation", model={str(what.folder)!r})\n'
@@ -90,6 +97,23 @@ class Safetensors(ExportFormat):
         return f"{base} with the LoRA adapter {adapter} merged in: W + (α/r)BA."
 
 
+def _classifying(what: Written) -> str:
+    return (
+        "from transformers import pipeline\n\n"
+        f'classify = pipeline("text-classification", model={str(what.folder)!r}, top_k=None)\n'
+        'print(classify("A text"))'
+    )
+
+
+def _classifier_parts(what: Exporting) -> dict[str, Any]:
+    """What makes a standard classifier of the merged files: other names, and the head."""
+    if what.adapter.labels is None:
+        return {}
+    from core.export.classifiers_out import named_tensors
+
+    return {"named": named_tensors(what.base_folder), "added": what.adapter.head}
+
+
 def _write_companions(what: Exporting, staging: Path) -> None:
     """The base's files beside its weights, with what the export says otherwise."""
     from core.base_model.describe import chat_template
@@ -99,6 +123,12 @@ def _write_companions(what: Exporting, staging: Path) -> None:
     copy_companions(what.base_folder, staging)
     if what.config.dtype != AUTO:
         _state_dtype(staging / "config.json", what.config.dtype)
+    if what.adapter.labels is not None:
+        from core.export.classifiers_out import state_labels
+
+        state_labels(staging / "config.json", what.base_folder, what.adapter.labels)
+        (staging / "generation_config.json").unlink(missing_ok=True)
+        return
     _state_end_tokens(what, staging / "generation_config.json")
     if chat_template(what.base_folder) is None:
         template = chosen_template(what.about.base_template)

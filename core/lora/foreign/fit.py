@@ -59,7 +59,11 @@ def fit(
     Raises InvalidAdapter with the first thing that does not fit.
     """
     base = base or BaseFacts()
-    if found.kind is not LORA or (found.is_pefts_own and set(found.tensors) <= set(shapes)):
+    if (
+        found.kind is not LORA
+        or found.classifies
+        or (found.is_pefts_own and set(found.tensors) <= set(shapes))
+    ):
         return load_adapter(found.weights_file.parent, shapes, head)
     paths = _paths_in(found, shapes)
     _check_targeted(found, paths, shapes, head)

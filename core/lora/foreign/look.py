@@ -17,7 +17,7 @@ from core.files.safetensors_file import SafetensorsHeader
 from core.lora.foreign.layouts import PEFT, Layout, SortedOut, dotted, module_name, rank_of, sorted_out
 from core.lora.kinds import AdapterKind
 from core.lora.kinds.lora import KIND as LORA
-from core.lora.peft.config import checked, kind_of, raw_config
+from core.lora.peft.config import CLASSIFIES, checked, kind_of, raw_config
 from core.lora.peft.config_checks import CONFIG_NAME
 from core.lora.peft.files import (
     TEMPLATE_KEY,
@@ -29,6 +29,7 @@ from core.lora.peft.files import (
     recorded_hash,
     sorted_entries,
 )
+from core.lora.peft.own_head import head_entries
 from core.lora.targets import layer_number
 
 ANY_MODULE = ".+"
@@ -82,6 +83,11 @@ class Found:
     content: SortedOut
 
     @property
+    def classifies(self) -> bool:
+        """Whether it tells labels by a head of its own, as PEFT saves one."""
+        return self.config is not None and self.config.get("task_type") == CLASSIFIES
+
+    @property
     def layout(self) -> Layout:
         """How its factors are written."""
         return self.content.layout
@@ -108,7 +114,11 @@ def look(folder: Path, which: str = "") -> Found:
     about = raw_config(path) if path.is_file() else {}
     config = _pefts_config(about)
     kind = kind_of(config) if config else LORA
-    content = sorted_out(header, which) if kind is LORA else SortedOut(PEFT, sorted_entries(header, kind), {})
+    head = head_entries(header, config or {})
+    if head or kind is not LORA:
+        content = SortedOut(PEFT, sorted_entries(header, kind, head.values()), {})
+    else:
+        content = sorted_out(header, which)
     layout, tensors = content.layout, content.tensors
     claims = (
         about.get("base_model_name_or_path")

@@ -37,6 +37,11 @@ DESCRIPTIVE = {
     "qalora_group_size",
     *OPTIONAL_PARTS,
 }
+CLASSIFIES = "SEQ_CLS"
+"""The task_type of an adapter that classifies texts."""
+_SCORING = ("classifier", "score")
+"""What PEFT itself takes for the head of such an adapter, and names in its files."""
+_MOST_MODULES = 20
 _CLASS = ("base_model_class", "parent_library")
 
 
@@ -50,8 +55,21 @@ def peft_config(adapter: AdapterWeights, modules: Collection[str] = ()) -> dict[
         "revision": adapter.base_revision or None,
         "inference_mode": True,
         **kind.peft_settings(adapter),
-        **naming(adapter.layers, modules),
+        **naming(adapter.layers, [*modules, *_beside(adapter)] if modules else ()),
+        **_classifying(adapter),
     }
+
+
+def _beside(adapter: AdapterWeights) -> list[str]:
+    """Modules of a head, which a short name must not mean beside the layers."""
+    return [path.removesuffix(".weight") for path in adapter.head if path.endswith(".weight")]
+
+
+def _classifying(adapter: AdapterWeights) -> dict[str, Any]:
+    """What says that an adapter classifies, by a head of its own."""
+    if adapter.labels is None:
+        return {}
+    return {"task_type": CLASSIFIES, "modules_to_save": sorted({*adapter.head_modules, *_SCORING})}
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -83,7 +101,10 @@ def checked(config: dict[str, Any]) -> dict[str, Any]:
     """The same configuration, if every key is known and in range; else raises InvalidAdapter."""
     kind = kind_of(config)
     for key, value in config.items():
-        _check_key(key, value, kind)
+        if key == "modules_to_save" and config.get("task_type") == CLASSIFIES:
+            _check_modules(value)
+        else:
+            _check_key(key, value, kind)
     kind.check_peft(config)
     _check_descriptions(config)
     check_targeting(config)
@@ -107,6 +128,18 @@ def _check_key(key: str, value: object, kind: AdapterKind) -> None:
         key, f"the setting {key!r} is not known here, so its effect would be lost without a word"
     )
     raise InvalidAdapter(f"{CONFIG_NAME}: {why}.")
+
+
+def _check_modules(value: object) -> None:
+    """The modules of a classifier's head, by their paths."""
+    names = value if isinstance(value, list) else []
+    if not 0 < len(names) <= _MOST_MODULES or not all(
+        isinstance(name, str) and MODULE_NAME.match(name) for name in names
+    ):
+        raise InvalidAdapter(
+            f"{CONFIG_NAME}: modules_to_save is {str(value)[:60]}; of an adapter that classifies it names "
+            "the modules of its head, such as classifier."
+        )
 
 
 def _check_descriptions(config: Mapping[str, Any]) -> None:

@@ -25,14 +25,12 @@ from core.lora.kinds import ADAPTER_KINDS, AdapterKind, largest
 from core.lora.layout import corner
 from core.lora.peft.config import kind_of, peft_config, read_config
 from core.lora.peft.config_checks import CONFIG_NAME
+from core.lora.peft.own_head import DTYPES, LABELS_KEY, PREFIX, WEIGHTS_NAME, head_entries, labels_of
 from core.lora.peft.targeting import targeted_paths
 from core.lora.targets import LayerShapes
 
-WEIGHTS_NAME = "adapter_model.safetensors"
 FINGERPRINT_KEY, TOKENIZER_KEY, TEMPLATE_KEY = "base_fingerprint", "tokenizer_hash", "template_hash"
-DTYPES = ("F32", "F16", "BF16")
-"""In which an adapter's tensors may be stored."""
-_PREFIX, _SHARED_PREFIX = "base_model.model.", "base_model."
+_SHARED_PREFIX = "base_model."
 _FINGERPRINT = re.compile(r"^[0-9a-f]{64}$")
 _MAX_HEADER_BYTES = 4 * 1024 * 1024
 _MAX_TENSORS = 10_000
@@ -62,7 +60,10 @@ def save_adapter(
             tensor = layer.tensors[name]
             key = _key(path, name, kind)
             tensors[key] = max(tensors.get(key, tensor), tensor, key=torch.Tensor.numel)  # of a shared one
+    tensors |= {f"{PREFIX}{path}": tensor for path, tensor in adapter.head.items()}
     metadata = {"format": "pt", FINGERPRINT_KEY: adapter.base_fingerprint, **(recorded or {})}
+    if adapter.labels is not None:
+        metadata[LABELS_KEY] = adapter.labels.to_json()
     arrays = {key: tensor.contiguous().float().numpy() for key, tensor in tensors.items()}
     write_float32(folder / WEIGHTS_NAME, arrays, metadata)
     config = json.dumps(peft_config(adapter, modules), indent=2, ensure_ascii=False)
@@ -89,9 +90,17 @@ def save_checked(
 
 
 def differing_layers(adapter: AdapterWeights, found: AdapterWeights) -> list[str]:
-    """The paths of layers that are not the same in both, up to the rounding of a stated alpha."""
+    """The paths of layers and of parts of a head that are not the same in both, up to the rounding of a
+    stated alpha.
+    """
     paths = sorted({*adapter.layers, *found.layers})
-    return [path for path in paths if not _same(adapter.layers.get(path), found.layers.get(path))]
+    layers = [path for path in paths if not _same(adapter.layers.get(path), found.layers.get(path))]
+    heads = sorted({*adapter.head, *found.head})
+    return [*layers, *(path for path in heads if not _equal(adapter.head.get(path), found.head.get(path)))]
+
+
+def _equal(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
+    return one is not None and other is not None and torch.equal(one, other)
 
 
 def _same(one: LayerWeights | None, other: LayerWeights | None) -> bool:
@@ -102,7 +111,7 @@ def _same(one: LayerWeights | None, other: LayerWeights | None) -> bool:
 
 def _key(path: str, name: str, kind: AdapterKind) -> str:
     """How the file calls one tensor of the module at this path."""
-    return f"{_SHARED_PREFIX if name in kind.shared else f'{_PREFIX}{path}.'}{kind.peft_names[name]}"
+    return f"{_SHARED_PREFIX if name in kind.shared else f'{PREFIX}{path}.'}{kind.peft_names[name]}"
 
 
 def check_folder(folder: Path) -> tuple[Path, Path]:
@@ -143,14 +152,20 @@ def read_adapter_header(path: Path) -> SafetensorsHeader:
         raise InvalidAdapter(str(error)) from None
 
 
-def sorted_entries(header: SafetensorsHeader, kind: AdapterKind) -> Entries:
-    """The tensors of an adapter of this kind: each module has all that the kind has, and nothing else.
+def sorted_entries(
+    header: SafetensorsHeader, kind: AdapterKind, head: Collection[TensorEntry] = ()
+) -> Entries:
+    """The tensors of an adapter of this kind beside those of its head: each module has all that the kind has,
+    and nothing else.
 
     Raises InvalidAdapter with the tensor at fault.
     """
     found: Entries = {}
     shared: dict[str, TensorEntry] = {}
+    of_head = {entry.name for entry in head}
     for entry in header.tensors:
+        if entry.name in of_head:
+            continue
         path, name = _module_and_name(entry.name, kind)
         if not name or entry.dtype not in DTYPES:
             raise InvalidAdapter(
@@ -175,8 +190,8 @@ def _module_and_name(key: str, kind: AdapterKind) -> tuple[str, str]:
         if name in kind.shared:
             if key == f"{_SHARED_PREFIX}{end}":
                 return "", name
-        elif key.startswith(_PREFIX) and key.endswith(f".{end}"):
-            path = key.removeprefix(_PREFIX).removesuffix(f".{end}")
+        elif key.startswith(PREFIX) and key.endswith(f".{end}"):
+            path = key.removeprefix(PREFIX).removesuffix(f".{end}")
             return path, name if path else ""
     return "", ""
 
@@ -201,7 +216,8 @@ def load_adapter(folder: Path, shapes: LayerShapes, head: str | None = None) -> 
     config_path, weights_path = check_folder(folder)
     config = read_config(config_path)
     kind, header = kind_of(config), read_adapter_header(weights_path)
-    entries = sorted_entries(header, kind)
+    own = head_entries(header, config)
+    entries = sorted_entries(header, kind, own.values())
     _check_modules(set(entries), config, list(shapes), head)
     sizes = {path: (*shapes[path], kind.stated_rank(config, path)) for path in entries}
     expected: Shapes = {
@@ -211,7 +227,10 @@ def load_adapter(folder: Path, shapes: LayerShapes, head: str | None = None) -> 
     for path, (_, _, rank) in sizes.items():
         _check_shapes(path, entries[path], expected, kind, rank)
     loaded = load_file(weights_path)
+    tensors = {path: _finite(path, loaded[entry.name].float()) for path, entry in own.items()}
     return AdapterWeights(
+        head=tensors,
+        labels=labels_of(header, config),
         **kind.stated(config),
         kind=kind.name,
         layers={
@@ -224,6 +243,12 @@ def load_adapter(folder: Path, shapes: LayerShapes, head: str | None = None) -> 
         base_fingerprint=recorded_fingerprint(header),
         base_name=str(config.get("base_model_name_or_path") or ""),
     )
+
+
+def _finite(path: str, tensor: torch.Tensor) -> torch.Tensor:
+    if not bool(torch.isfinite(tensor).all()):
+        raise InvalidAdapter(f"{WEIGHTS_NAME}: {path} holds NaN or infinite numbers.")
+    return tensor
 
 
 def _read(

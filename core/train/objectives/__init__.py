@@ -20,6 +20,8 @@ from core.seam import Seam
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from core.train.config import TrainConfig
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -91,6 +93,13 @@ class Objective:
     """Whether it wants the base's token losses too, which take one more forward pass."""
     wants_sequences: bool = False
     """Whether it wants to know which sequence each token stands in."""
+    classifies: bool = False
+    """Whether rows get labels by a head of the adapter's own, and no token is predicted: then neither loss()
+    nor measure() is asked, and core/train/label_step.py computes.
+    """
+
+    def check(self, train: TrainConfig) -> None:
+        """Raise InvalidConfig for an option of all trainings that it cannot keep."""
 
     def loss(self, tokens: TokenLosses, options: Any) -> Tensor:
         """The sum over the part's tokens or rows that is minimised, in nats, []; differentiable in

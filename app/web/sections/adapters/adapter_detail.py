@@ -10,6 +10,7 @@ from app.service.workbench import Workbench
 from app.shared.bases import closest_base
 from app.web.parts.choice import adapter_called
 from app.web.parts.job_result import last_result, starts_job
+from app.web.parts.label_view import label_values, label_view
 from app.web.parts.markup import day, title_line
 from app.web.parts.panes import ask_first, bar, opener, require_same
 from app.web.parts.routes import link, there
@@ -19,7 +20,7 @@ from app.web.sections.adapters.inside import inside_panel
 from app.web.sections.adapters.notes import notes_sheet
 from app.web.sections.adapters.resize_form import resize_sheet
 from storage.errors import NotFound
-from storage.tables import Adapter, Run
+from storage.tables import Adapter, LabelTable, Run
 
 _NOTHING = (
     "<div class='empty'><p>An adapter that you train, import or combine is shown here, with what can be done "
@@ -54,6 +55,8 @@ def adapter_detail(shell: Shell, chosen: gr.HTML) -> None:
     with gr.Column(visible=False) as about, gr.Tabs():
         with gr.Tab("Overview"):
             overview = gr.HTML()
+        with gr.Tab("Labels", visible=False) as labels:
+            by_label = label_view()
         with gr.Tab("Lineage"):
             family = gr.HTML()
         with gr.Tab("Inside"):
@@ -66,7 +69,8 @@ def adapter_detail(shell: Shell, chosen: gr.HTML) -> None:
     def show(name: str) -> tuple[object, ...]:
         row = adapter_called(workbench.registry, name)
         if row is None:
-            return "", gr.Row(visible=False), *[gr.skip()] * 2, _NOTHING, gr.Column(visible=False), "", "", ""
+            hidden = gr.Column(visible=False), "", "", "", *[gr.skip()] * 5
+            return "", gr.Row(visible=False), *[gr.skip()] * 2, _NOTHING, *hidden
         return (
             title_line(row.name, _badges(workbench, row), "★" if row.starred else ""),
             gr.Row(visible=True),
@@ -77,9 +81,13 @@ def adapter_detail(shell: Shell, chosen: gr.HTML) -> None:
             overview_html(workbench, row),
             lineage_html(workbench, row),
             config_html(row),
+            gr.Button(workbench.classifiers.try_words(row)),
+            gr.Tab(visible=(tells := workbench.classifiers.labels(row) is not None)),
+            *label_values(_table_of(workbench, row) if tells else None),
         )
 
-    shell.refresh(show, [chosen], [title, actions, train, star, said, about, overview, family, config])
+    facts = [title, actions, train, star, said, about, overview, family, config]
+    shell.refresh(show, [chosen], [*facts, chat, labels, *by_label])
     chat.click(told(lambda name: _lead(workbench, name, "playground")), chosen, shell.go, **WORKING)
     export.click(told(lambda name: _lead(workbench, name, "export")), chosen, shell.go, **WORKING)
     train.click(told(lambda name: _train_again(workbench, name)), chosen, shell.go, **WORKING)
@@ -92,6 +100,14 @@ def adapter_detail(shell: Shell, chosen: gr.HTML) -> None:
 
 def _lead(workbench: Workbench, name: str, section: str) -> str:
     return there(section, adapter=required(workbench, name).name)
+
+
+def _table_of(workbench: Workbench, row: Adapter) -> LabelTable | None:
+    """What its run's evaluation has found at the step that it is of, or at the last one."""
+    if row.run_id is None:
+        return None
+    measured = workbench.registry.measurements
+    return measured.last_label_table(row.run_id, row.steps) or measured.last_label_table(row.run_id)
 
 
 def _train_again(workbench: Workbench, name: str) -> str:

@@ -6,6 +6,7 @@ from html import escape
 from pathlib import Path
 
 from app.service.workbench import Workbench
+from app.shared.adapter_labels import labels_of_row
 from app.web.parts.markup import Html, day, empty, facts, size
 from app.web.parts.routes import link
 from core.errors import InvalidConfig
@@ -127,12 +128,14 @@ def _written(workbench: Workbench, row: Export, kind: ExportFormat) -> Written:
     adapter: Adapter | None = workbench.registry.adapters.with_digest(row.adapter_digest)
     names = workbench.registry.names(Base)
     base = workbench.registry.find(Base, row.base_name) if row.base_name in names else None
+    labels = labels_of_row(workbench.registry, adapter) if adapter else None
     weights = sorted(name for name in _names(row) if name.endswith(kind.ending))
     return Written(
         folder=Path(row.folder),
         weights=weights[0] if weights else f"model{kind.ending}",
         name=file_name(row.adapter_name).lower(),
         rank=adapter.rank if adapter else 0,
+        labels=len(labels) if labels else 0,
         base=row.base_name if base is None else base.origin if base.source == "hub" else base.folder,
     )
 

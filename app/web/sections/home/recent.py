@@ -37,7 +37,7 @@ def _adapters(workbench: Workbench) -> str:
             link(one.name, "adapters", name=one.name),
             link(one.base_name, "models", name=one.base_name),
             number(one.validation_loss, 3),
-            link("Chat", "playground", adapter=one.name),
+            link(workbench.classifiers.try_words(one).split()[0], "playground", adapter=one.name),
         )
         for one in workbench.registry.all(Adapter, limit=_NEWEST)
     ]

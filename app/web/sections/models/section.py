@@ -13,6 +13,7 @@ from app.web.parts.panes import ask_first, bar, close_sheet, left, opener, requi
 from app.web.parts.picker import Query, Row, Rows, matching, picker
 from app.web.parts.routes import link, there
 from app.web.parts.shell import WORKING, Shell, inform, refusal, told
+from core.base_model.describe import writes_text
 from storage.errors import NotFound
 from storage.tables import Adapter, Base
 
@@ -78,14 +79,15 @@ def _detail(shell: Shell, chosen: gr.HTML) -> None:
         except NotFound:  # removed meanwhile, here or elsewhere
             base = None
         if base is None:
-            return "", gr.Row(visible=False), empty("Choose a base model on the left, or add one.")
+            return "", gr.Row(visible=False), empty("Choose a base model on the left, or add one."), gr.skip()
         return (
             title_line(base.name, [(base.dtype, "calm")]),
             gr.Row(visible=True),
             f"{facts_html(workbench, base)}{adapters_html(workbench, base)}",
+            gr.Button(visible=writes_text(base.architecture)),
         )
 
-    shell.refresh(show, [chosen], [title, actions, about])
+    shell.refresh(show, [chosen], [title, actions, about, chat])
     train.click(lambda name: there("train", base=name), chosen, shell.go, **WORKING)
     chat.click(lambda name: there("playground", base=name), chosen, shell.go, **WORKING)
     verify.click(

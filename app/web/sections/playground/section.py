@@ -12,7 +12,7 @@ import gradio as gr
 from app.service.chats import MAX_SIDE_BY_SIDE, Asked, history
 from app.service.usual import usual_base
 from app.service.workbench import Workbench
-from app.shared.bases import base_for
+from app.shared.bases import base_for, require_writing_base
 from app.web.parts.options_form import option_fields
 from app.web.parts.panes import opener, sheet
 from app.web.parts.routes import wish
@@ -27,6 +27,8 @@ from app.web.parts.shell import (
     refusal,
     told,
 )
+from app.web.sections.playground.classify_sheet import KEY, asked_for, classify_sheet
+from core.base_model.describe import writes_text
 from core.errors import WrongBase
 from core.generate.config import GenerationConfig
 from storage.errors import NotFound
@@ -56,6 +58,7 @@ def build(shell: Shell) -> None:
         speaker = gr.Dropdown([], label="Who answers", interactive=True, visible=False, scale=4)
         with_base = gr.Checkbox(True, label="Plain base too", scale=0, min_width=130)
         opener("sampling", "Sampling")
+        opener(KEY, "Classify")
         clear = gr.Button("New chat", size="md", scale=0, min_width=0)
     warned = gr.HTML()
     with gr.Row(elem_classes="chats grows"):
@@ -85,6 +88,7 @@ def build(shell: Shell) -> None:
         stop = gr.Button("Stop", interactive=False, size="md", scale=0, min_width=80, elem_id="stop-answers")
     with sheet("sampling", "Sampling", "How the next token is chosen; the same for all columns."):
         sampling = option_fields(GenerationConfig.options(), per_row=2)
+    sheet_outputs = classify_sheet(shell)
 
     who: dict[str, Any] = {"mode": mode, "adapters": adapters, "speaker": speaker, "with_base": with_base}
     fields: list[Any] = [base, adapters, speaker, mode, with_base]
@@ -96,8 +100,9 @@ def build(shell: Shell) -> None:
         shown, mode_now, with_base_now = base_now, gr.skip(), gr.skip()
         if not base_now and before:
             base_now, adapters_now, speaker_now, mode_now, with_base_now = json.loads(before)
-        names = [row.name for row in workbench.registry.all(Base)]
-        chosen = base_now if base_now in names else usual_base(workbench)
+        names = [row.name for row in workbench.registry.all(Base) if writes_text(row.architecture)]
+        usual = usual_base(workbench)
+        chosen = next((one for one in (base_now, usual, *names) if one in names), None)
         fitting = adapters_for(workbench, chosen)
         return (
             offered(names, chosen, shown),
@@ -121,7 +126,7 @@ def build(shell: Shell) -> None:
         js="(...chosen) => chosen[0] ? JSON.stringify(chosen.slice(0, 5)) : chosen[5]",
         show_progress="hidden",
     )
-    _bind_wishes(shell, [base, adapters, mode, with_base])
+    _bind_wishes(shell, [base, adapters, mode, with_base], sheet_outputs)
 
     def warn(base_now: str, mode_now: str, adapters_now: list[str] | None, speaker_now: str | None) -> str:
         names = [one for one in speakers_of(mode_now, adapters_now or [], speaker_now or PLAIN, False) if one]
@@ -159,7 +164,7 @@ def build(shell: Shell) -> None:
         **values: Any,
     ) -> Iterator[list[object]]:
         if not base:
-            raise refusal("Add a base model first, under Models.")
+            raise refusal("Add a base model that writes text first, under Models.")
         names = speakers_of(mode, adapters, speaker, with_base)
         asked = workbench.chats.ask(
             _existing(workbench, chat_id), base, names, prompt, GenerationConfig.parse(values)
@@ -203,32 +208,40 @@ def build(shell: Shell) -> None:
 PLAIN = "Plain base"
 
 
-def _bind_wishes(shell: Shell, outputs: list[Any]) -> None:
-    """Another section wants to chat with an adapter, or with a base."""
+def _bind_wishes(shell: Shell, outputs: list[Any], sheet_outputs: list[Any]) -> None:
+    """Another section wants to try an adapter, or to chat with a base."""
     workbench = shell.workbench
 
     @told
     def with_adapter(name: str) -> tuple[object, ...]:
         adapter = workbench.registry.find(Adapter, name)
+        if workbench.classifiers.labels(adapter) is not None:
+            return *[gr.skip()] * len(outputs), *asked_for(workbench, name)
         at_home = base_for(workbench.registry, adapter).name
-        return at_home, gr.Dropdown(choices=adapters_for(workbench, at_home), value=[name]), SIDE, True
+        answers = gr.Dropdown(choices=adapters_for(workbench, at_home), value=[name])
+        return at_home, answers, SIDE, True, *[gr.skip()] * len(sheet_outputs)
 
     @told
     def with_model(name: str) -> tuple[object, ...]:
-        model = workbench.registry.find(Base, name).name
+        require_writing_base(found := workbench.registry.find(Base, name))
+        model = found.name
         return model, gr.Dropdown(choices=adapters_for(workbench, model), value=[]), SIDE, True
 
-    for parameter, handler in (("adapter", with_adapter), ("base", with_model)):
+    for parameter, handler, into in (
+        ("adapter", with_adapter, [*outputs, *sheet_outputs]),
+        ("base", with_model, outputs),
+    ):
         wished = wish(TAB, parameter)
-        wished.submit(handler, wished, outputs, **WORKING)
+        wished.submit(handler, wished, into, **WORKING)
 
 
 def adapters_for(workbench: Workbench, base: str | None) -> list[str]:
-    """Names of the adapters that were made for this base, newest first."""
+    """Names of the adapters that answer on this base, newest first."""
     if base is None:
         return []
     fingerprint = workbench.registry.find(Base, base).fingerprint
-    return [row.name for row in workbench.registry.all(Adapter) if row.base_fingerprint == fingerprint]
+    rows = [row for row in workbench.registry.all(Adapter) if row.base_fingerprint == fingerprint]
+    return [row.name for row in rows if workbench.classifiers.labels(row) is None]
 
 
 def warnings_html(workbench: Workbench, base: str | None, names: list[str]) -> str:

@@ -111,7 +111,9 @@ def _button_states(workbench: Workbench, run: Run) -> dict[str, gr.Button]:
     place, last = (order.index(run.id), len(order) - 1) if run.id in order else (0, 0)
     saving, sampling = run.save_requested and free, run.sample_requested and free
     return {
-        "chat": _shown(adapter_of(workbench, run) is not None),
+        "chat": _shown(False)
+        if (adapter := adapter_of(workbench, run)) is None
+        else gr.Button(workbench.classifiers.try_words(adapter), visible=True),
         "resume": _shown(run.state in RESUMABLE_STATES),
         "pause": _asked("Pause", "Pausing …", shown=run.active and not stopping, asked=pausing),
         "stop": _asked(

@@ -9,12 +9,14 @@ import gradio as gr
 
 from app.service.workbench import Workbench
 from app.web.parts.curve import run_curve, run_log, run_samples
+from app.web.parts.label_view import label_values, label_view
 from app.web.parts.panes import ask_first, bar
 from app.web.parts.routes import there
 from app.web.parts.shell import WORKING, Shell, inform, offered, refusal, told, values_of
 from app.web.sections.runs.chosen_runs import STORE, ids_of, one_of, runs_of
 from app.web.sections.runs.control import run_control
 from app.web.sections.runs.run_markup import checkpoint_choices, checkpoints_html, history_html, options_html
+from core.train.objectives import OBJECTIVES
 from storage.tables import RESUMABLE_STATES, Checkpoint, Run
 
 _FROM_HERE = (
@@ -31,7 +33,9 @@ def one_run(shell: Shell, chosen: gr.HTML) -> None:
         with gr.Tabs():
             with gr.Tab("Curve"):
                 run_curve(STORE)
-            with gr.Tab("Samples"):
+            with gr.Tab("Labels", visible=False) as labels:
+                by_label = label_view()
+            with gr.Tab("Samples") as samples:
                 run_samples(STORE)
             with gr.Tab("Log"):
                 run_log(STORE)
@@ -39,7 +43,7 @@ def one_run(shell: Shell, chosen: gr.HTML) -> None:
                 options, history = gr.HTML(), gr.HTML()
             with gr.Tab("Checkpoints"):
                 saved, *asked = _checkpoints(shell, chosen)
-    outputs = [shown, view, *control.outputs, options, history, saved, *asked]
+    outputs = [shown, view, *control.outputs, options, history, saved, *asked, labels, samples, *by_label]
 
     def show(keys: str, before: tuple[object, ...], saved_now: int | None) -> list[object]:
         run = next(iter(runs_of(workbench, keys)), None) if len(ids_of(keys)) == 1 else None
@@ -59,9 +63,18 @@ def one_run(shell: Shell, chosen: gr.HTML) -> None:
             gr.Row(visible=bool(rows)),
             gr.Row(visible=run.state in RESUMABLE_STATES),
             checkpoints_html(rows),
+            gr.Tab(visible=classifies(run)),
+            gr.Tab(visible=not classifies(run)),
+            *label_values(workbench.registry.measurements.last_label_table(run.id or 0)),
         ]
 
     shell.refresh(show, [chosen, shown, saved], outputs)
+
+
+def classifies(run: Run) -> bool:
+    """Whether it learns to tell labels."""
+    objective = OBJECTIVES.all().get(run.config.get("train", {}).get("objective", "sft"))
+    return objective is not None and objective.classifies
 
 
 def _offered(rows: Sequence[Checkpoint], current: int | None, *, same: bool) -> gr.Dropdown:
@@ -76,7 +89,8 @@ def _fingerprint(workbench: Workbench, run: Run) -> tuple[object, ...]:
     saved = tuple(one.id for one in workbench.registry.checkpoints.of(run.id or 0))
     order = tuple(one.id for one in workbench.registry.queue.waiting())
     about = run.model_dump(exclude={"details", "energy_joules"})
-    return run.id, repr(about), saved, order
+    table = workbench.registry.measurements.last_label_table(run.id or 0)
+    return run.id, repr(about), saved, order, table.id if table else None
 
 
 def _checkpoints(shell: Shell, chosen: gr.HTML) -> tuple[Any, ...]:

@@ -80,8 +80,8 @@ def _finished(workbench: Workbench) -> str:
 
 def _ended(workbench: Workbench, run: Run) -> str:
     try:
-        name = workbench.registry.get(Adapter, run.adapter_id or 0).name
-        chat = link("Chat with it", "playground", adapter=name)
+        adapter = workbench.registry.get(Adapter, run.adapter_id or 0)
+        chat = link(workbench.classifiers.try_words(adapter), "playground", adapter=adapter.name)
     except NotFound:  # it kept none, or that was deleted since
         chat = "<span class='quiet'>its adapter is not here</span>"
     title = link(run.name, "runs", name=run.id or 0)
