@@ -96,6 +96,7 @@ def test_a_home_that_was_moved_before_its_paths_were_relative_is_found_out(moved
             connection.execute("update job set arguments = ?, result = ? where id = ?", (*whole, row_id))
         connection.execute("update alembic_version set version_num = '0007'")
         connection.execute("drop index ix_point_evaluations")  # of a later schema
+        connection.execute("drop table label_table")
     connection.close()
     assert as_stored(moved).count(old) > 3
     workbench = Workbench(settings_for(moved))
