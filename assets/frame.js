@@ -245,5 +245,5 @@ window.workbench = (() => {
   // Gradio may bring this script after the document is there.
   if (document.readyState === 'loading') addEventListener('DOMContentLoaded', begin); else begin();
 
-  return {route, address, go, choose, granted, openSheet, closeSheet, plotTemplate, bringPlotly, colours: () => COLOURS[isDark() ? 'dark' : 'light'], seen};
+  return {route, address, go, choose, granted, openSheet, closeSheet, plotTemplate, bringPlotly, wished: {}, colours: () => COLOURS[isDark() ? 'dark' : 'light'], seen};
 })();

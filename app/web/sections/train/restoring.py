@@ -23,6 +23,9 @@ from storage.tables import Base, Dataset, Run
 TAB = "train"
 _KEEP = "(...all) => all[5] ? JSON.stringify(all.slice(0, 6)) : all[6]"  # not before it is restored
 
+_WISHED = """(kept, ...held) => [kept, ...['base', 'data', 'from'].map(
+    (what, at) => window.workbench.wished[`train ${what}`] ?? held[at])]"""
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -58,7 +61,8 @@ def bind_keeping(shell: Shell, form: TrainForm, plan: gr.HTML) -> None:
         return _shown(workbench, now, plan=True)
 
     # Not when the page opens: Gradio drops what it is given for a section that has not been shown yet.
-    form.options.focus(open_with, [kept, *wishes.values()], [*form.all, plan], **QUIET_QUEUED)
+    inputs, outputs = [kept, *wishes.values()], [*form.all, plan]
+    form.options.focus(open_with, inputs, outputs, js=_WISHED, **QUIET_QUEUED)
     for what, wished in wishes.items():
         _bind_wish(workbench, form, what, wished)
     fields = (form.base, form.dataset, form.preset, form.name, form.together)
