@@ -437,6 +437,16 @@ def test_miss_from_peft_loads_here_and_becomes_the_lora_that_peft_makes_of_it(ti
     )
 
 
+def _refused(tiny_llama, kind, changes, said, tmp_path):
+    """A file of this kind with these settings changed is refused when it is read."""
+    base = load(tiny_llama)
+    save_adapter(tmp_path, _adapter(base, kind))
+    config = tmp_path / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | changes))
+    with pytest.raises(InvalidAdapter, match=said):
+        load_adapter(tmp_path, base.layer_shapes, base.head)
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -449,12 +459,7 @@ def test_miss_from_peft_loads_here_and_becomes_the_lora_that_peft_makes_of_it(ti
     ],
 )
 def test_forms_of_miss_that_are_not_computed_are_refused_by_name(tiny_llama, changes, said, tmp_path):
-    base = load(tiny_llama)
-    save_adapter(tmp_path, _adapter(base, "miss"))
-    config = tmp_path / "adapter_config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | changes))
-    with pytest.raises(InvalidAdapter, match=said):
-        load_adapter(tmp_path, base.layer_shapes, base.head)
+    _refused(tiny_llama, "miss", changes, said, tmp_path)
 
 
 def test_what_miss_cannot_keep_is_refused_before_it_trains(tiny_llama):
@@ -673,12 +678,7 @@ def test_a_layer_without_ranks_left_loads_merges_and_answers(tiny_llama, tmp_pat
     ],
 )
 def test_settings_of_adalora_are_checked_by_name(tiny_llama, changes, said, tmp_path):
-    base = load(tiny_llama)
-    save_adapter(tmp_path, _adapter(base, "adalora"))
-    config = tmp_path / "adapter_config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | changes))
-    with pytest.raises(InvalidAdapter, match=said):
-        load_adapter(tmp_path, base.layer_shapes, base.head)
+    _refused(tiny_llama, "adalora", changes, said, tmp_path)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])

@@ -21,14 +21,14 @@ from core.lora.kinds.lora import Lora
 from core.options import NoOptions
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Generator, Tensor
 
     from core.lora.adapter import AdapterWeights, LayerWeights
     from core.lora.stack import AdapterStack
 
 
 class FromWeight(Lora):
-    """LoRA that starts from W. Derived kinds say how in start()."""
+    """LoRA that starts from W. Derived kinds say how in directions()."""
 
     options = NoOptions
 
@@ -44,6 +44,17 @@ class FromWeight(Lora):
             *(LayerTensor("A", A), LayerTensor("B", B)),
             *(LayerTensor("A0", A, trained=False), LayerTensor("B0", B, trained=False)),
         )
+
+    def directions(self, weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+        """A [r, in] and B [out, r] to start from; `weight` is W in float32."""
+        raise NotImplementedError
+
+    def start(
+        self, n_in: int, n_out: int, rank: int, weight: Tensor, generator: Generator, own: Any
+    ) -> Mapping[str, Tensor]:
+        """The directions of W, and the same once more to stay as they are."""
+        A, B = (one.cpu().contiguous() for one in self.directions(weight.float(), rank))
+        return {"A": A, "B": B, "A0": A.clone(), "B0": B.clone()}
 
     def stack(self) -> type[AdapterStack]:
         """LoRA's operator with both halves of ΔW."""

@@ -166,26 +166,22 @@ class Adalora(AdapterKind):
     peft_names: Mapping[str, str] = {"P": "lora_B", "E": "lora_E", "Q": "lora_A"}
     peft_keys = frozenset(
         {
-            *(
-                "r",
-                "init_r",
-                "target_r",
-                "lora_alpha",
-                "lora_dropout",
-                "fan_in_fan_out",
-                "use_rslora",
-                "bias",
-            ),
-            *(
-                "init_lora_weights",
-                "rank_pattern",
-                "tinit",
-                "tfinal",
-                "deltaT",
-                "beta1",
-                "beta2",
-                "total_step",
-            ),
+            "r",
+            "init_r",
+            "target_r",
+            "lora_alpha",
+            "lora_dropout",
+            "fan_in_fan_out",
+            "use_rslora",
+            "bias",
+            "init_lora_weights",
+            "rank_pattern",
+            "tinit",
+            "tfinal",
+            "deltaT",
+            "beta1",
+            "beta2",
+            "total_step",
             "orth_reg_weight",
         }
     )

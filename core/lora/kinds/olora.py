@@ -5,13 +5,12 @@ With W = Q·R: B₀ is the first r columns of Q, and A₀ the first r rows of R.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from core.lora.kinds._from_weight import FromWeight
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor
+    from torch import Tensor
 
 
 class Olora(FromWeight):
@@ -24,16 +23,12 @@ class Olora(FromWeight):
         "2602.04998)."
     )
 
-    def start(
-        self, n_in: int, n_out: int, rank: int, weight: Tensor, generator: Generator, own: Any
-    ) -> Mapping[str, Tensor]:
+    def directions(self, weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         """The first r columns of Q follow from those of W alone, and R's rows are Qᵀ·W."""
         import torch
 
-        W = weight.float()
-        Q = torch.linalg.qr(W[:, :rank]).Q
-        A, B = (Q.T @ W).cpu(), Q.cpu().contiguous()
-        return {"A": A, "B": B, "A0": A.clone(), "B0": B.clone()}
+        Q = torch.linalg.qr(weight[:, :rank]).Q
+        return Q.T @ weight, Q
 
 
 KIND = Olora()

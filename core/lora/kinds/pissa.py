@@ -6,12 +6,12 @@ With W ≈ U·S·Vᵀ, cut to r: B₀ = U·√S / √s and A₀ = √S·Vᵀ / �
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from core.lora.kinds._from_weight import FromWeight
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor
+    from torch import Tensor
 
 _EXACT_UP_TO = 512  # wide; a larger W is cut by subspace iteration: a second where this takes minutes
 
@@ -26,15 +26,12 @@ class Pissa(FromWeight):
         "2602.04998)."
     )
 
-    def start(
-        self, n_in: int, n_out: int, rank: int, weight: Tensor, generator: Generator, own: Any
-    ) -> Mapping[str, Tensor]:
+    def directions(self, weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         """By a singular value decomposition of W, for the scale 1."""
         from core.lora.low_rank import decompose_dense
 
-        found = decompose_dense(weight.float(), rank, exact_up_to=_EXACT_UP_TO).truncated(rank)
-        A, B = found.A.cpu().contiguous(), found.B.cpu().contiguous()
-        return {"A": A, "B": B, "A0": A.clone(), "B0": B.clone()}
+        found = decompose_dense(weight, rank, exact_up_to=_EXACT_UP_TO).truncated(rank)
+        return found.A, found.B
 
     def started(self, tensors: Mapping[str, Tensor], scale: float) -> Mapping[str, Tensor]:
         """Each factor takes its share of the scale."""
