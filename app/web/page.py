@@ -48,9 +48,12 @@ def build_page(workbench: Workbench) -> gr.Blocks:
             shell = Shell(workbench, page, changed, go)
             for part in _PARTS:
                 with gr.Tab(part.TITLE, id=part.TAB) as tab:
-                    if part is _PARTS[0]:
+                    first = part is _PARTS[0]
+                    if first:
                         shell = replace(shell, kept=kept_states())
-                    own = replace(shell, changed=changes[part.TAB], refreshes=[], triggers=[])
+                    # The others are brought up to date as they are opened.
+                    triggers = [page.load] if first else []
+                    own = replace(shell, changed=changes[part.TAB], refreshes=[], triggers=triggers)
                     part.build(own)
                     own.follow()
                 opened = functools.partial(_opened, workbench, part.TAB)

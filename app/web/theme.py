@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from importlib import resources
+from pathlib import Path
 
 import gradio as gr
 
@@ -22,7 +24,16 @@ def head() -> str:
     # Gradio puts what is in @media below its container, where rules of the frame find nothing.
     style = "<link rel='stylesheet' href='/workbench/style.css'>"
     frame = f"{style}\n<script src='/workbench/frame.js'></script>"
-    return f"<meta name='theme-color' content='{ACCENT}'>\n<script>{script}</script>\n{frame}"
+    color = f"<meta name='theme-color' content='{ACCENT}'>"
+    return f"{color}\n<script>{script}</script>\n{frame}\n<script>{{{_speed()}}}</script>"
+
+
+def _speed() -> str:
+    """assets/gradio_speed.js with the addresses of the modules it is about; their names carry a version."""
+    modules = Path(gr.__file__).parent / "templates" / "frontend" / "assets"
+    found = [f"/assets/{one.name}" for kind in ("core", "statustracker") for one in modules.glob(f"{kind}-*.js")]
+    script = (resources.files("assets") / "gradio_speed.js").read_text(encoding="utf-8")
+    return f"const sources = {json.dumps(found)};\n{script}"
 
 
 def theme() -> gr.themes.Base:

@@ -182,3 +182,19 @@ def _violations(page: Page) -> list[str]:
         if one["impact"] in ("moderate", "serious", "critical")
         for node in one["nodes"]
     ]
+
+
+def test_what_makes_gradio_slow_is_found_and_taken_out(address, open_page):
+    page = open_page(address)
+    ours = page.evaluate(
+        """async () => {
+            const names = performance.getEntriesByType('resource').map(one => one.name);
+            const modules = names.filter(one => /\\/assets\\/(core|statustracker)-[^/]*\\.js$/.test(one));
+            const found = (await Promise.all(modules.map(one => import(one)))).flatMap(Object.values);
+            return ['resolve_args', 'find_attached_events'].map(name => found
+                .filter(one => typeof one === 'function' && one.prototype && name in one.prototype)
+                .map(one => /every|known/.test(String(one.prototype[name]))));
+        }"""
+    )
+    assert ours == [[True], [True]]
+    assert page.evaluate("performance.getEntriesByType('resource').length") <= 110

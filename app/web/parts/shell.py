@@ -29,6 +29,7 @@ Choices = Sequence[str] | Sequence[tuple[str, Any]]
 FIRST = object()
 """Stands for whatever comes first."""
 _AGAIN = " seen at "
+_READ_SECONDS = 6
 
 log = logging.getLogger("page")
 
@@ -81,8 +82,8 @@ class Shell:
     """What follows the registry in this section, until follow() binds it."""
 
     def refresh(self, handler: Handler, inputs: Sequence[Component], outputs: Sequence[Block]) -> None:
-        """Call `handler` when the page opens and whenever the registry has changed, at once or when its
-        section is opened.
+        """Call `handler` when its section is first opened and whenever the registry has changed, at once or when
+        its section is opened.
         """
         self.refreshes.append(Refresh(handler, list(inputs), list(outputs)))
 
@@ -123,10 +124,14 @@ class Shell:
                 given |= {one: value for one, value in new.items() if isinstance(one, gr.State)}
             return found
 
-        events = [self.page.load, self.changed.change, *self.triggers]
         gr.on(
-            events, everything, inputs, outputs, trigger_mode="always_last", **QUIET
-        )  # "once" loses the last change
+            [self.changed.change, *self.triggers],
+            everything,
+            inputs,
+            outputs,
+            trigger_mode="always_last",  # "once" loses the last change
+            **QUIET,
+        )
 
 
 QUIET: dict[str, Any] = {
@@ -183,7 +188,7 @@ def inform(sentence: str, title: str = "Done") -> None:
 
     Gradio would take markup in it, such as a name's, as markup.
     """
-    gr.Info(escape(sentence), title=title)
+    gr.Info(escape(sentence), title=title, duration=_READ_SECONDS)
 
 
 def choose_from(choices: Choices, current: Any, otherwise: Any = FIRST) -> gr.Dropdown:
