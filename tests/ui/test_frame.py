@@ -177,6 +177,7 @@ def test_axe_finds_nothing_serious_or_moderate(trained, address, open_page, dark
 
 def _violations(page: Page, colours_only: bool, where: str = "html") -> list[str]:
     """What axe finds that is at least moderate."""
+    page.wait_for_function("document.getAnimations().every(one => one.playState !== 'running')")
     options = {"resultTypes": ["violations"]} | ({"runOnly": ["color-contrast"]} if colours_only else {})
     found = page.evaluate("async all => await axe.run(...all)", [where, options])
     return [
