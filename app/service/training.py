@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from app.service.usage import Usage
-from app.shared.bases import experts_of, require_can, shapes_of
+from app.shared.bases import config_of, experts_of, require_can, shapes_of, wholes_in
 from app.shared.engine_client import EngineClient
 from app.shared.errors import EngineUnavailable
 from app.shared.run_rows import run_row
 from core.errors import InvalidData
+from core.lora.wholes import Wholes
 from core.train.estimate import BaseShape, DataShape, Estimate, estimate
 from core.train.step_count import smaller_plans
 from core.train.sweep import Grid, combinations
@@ -160,7 +161,14 @@ class Training:
 
     def _estimate(self, base: Base, data: Dataset, options: TrainingOptions) -> Estimate:
         shape = BaseShape(
-            shapes_of(base), base.head, base.parameters, base.layers, base.hidden_size, base.vocab_size
+            shapes_of(base),
+            base.head,
+            base.parameters,
+            base.layers,
+            base.hidden_size,
+            base.vocab_size,
+            wholes_in(base) if options.lora.trains_wholes else Wholes(),
+            config_of(base) if options.lora.parts else {},
         )
         lengths = [sum(len(m["content"]) for m in row["messages"]) + len(row["text"]) for row in data.preview]
         usable = data.rows - data.excluded_rows - data.faulty_rows - data.validation_rows

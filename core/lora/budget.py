@@ -82,7 +82,7 @@ def allocate(bank: AdapterBank, slot: int, done: int, planned: int, own: Adalora
 def _measure(bank: AdapterBank, slot: int, decay: float) -> None:
     """Smooth |w·∂L/∂w| and how far it is from its mean (equations 8 to 10)."""
     row, gradient, spans = bank.flat[slot], bank.gradient(slot), bank.layout.spans
-    for name in bank.layout.trained:
+    for name in "EPQ":
         felt = (row[spans[name]] * gradient[spans[name]]).abs()
         sensitivity, uncertainty = (row[spans[f"{name}_{what}"]] for what in ("sensitivity", "uncertainty"))
         sensitivity.mul_(decay).add_(felt, alpha=1 - decay)

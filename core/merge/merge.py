@@ -26,9 +26,9 @@ from core.files.safetensors_file import DTYPE_BYTES, TensorEntry, build_header, 
 from core.lora.adapter import AdapterWeights, LayerFactors
 from core.lora.low_rank import inner_product
 from core.merge.stream import PIECE_BYTES, in_order, read_range
+from core.merge.whole_tensors import TORCH_DTYPES, tensor_name, whole_tensors
 from core.reporting import Report
 
-TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _TINY = torch.finfo(torch.float32).tiny  # a row of zeros stays one
 _CACHED = 1 << 18  # numbers that are worked on at a time
 _NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
@@ -63,6 +63,8 @@ class Source:
     """Whether W is stored as [in, out] (GPT-2)."""
     lengths: Tensor | None = None
     """That the rows of W + ΔW are brought to, [out]; None where they stay as they come."""
+    whole: Tensor | None = None
+    """What the adapter has of its own in the place of the base's numbers; see core/lora/wholes.py."""
     renamed: str = ""
     """How the merged files call it; empty if as the base's do."""
 
@@ -70,6 +72,19 @@ class Source:
     def name(self) -> str:
         """How the merged files call it."""
         return self.renamed or self.entry.name
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether the adapter makes something else of it."""
+        return self.factors is not None or self.whole is not None
+
+    @functools.cached_property
+    def touched(self) -> Tensor | None:
+        """Which rows of W have a part in ΔW, [out] bool; None for all."""
+        if self.factors is None:
+            return None
+        touched = self.factors.B.ne(0).any(1)
+        return None if bool(touched.all()) else touched
 
     @functools.cached_property
     def column_ratios(self) -> Tensor | None:
@@ -108,30 +123,19 @@ def sources(base_folder: Path, adapter: AdapterWeights, transposed: frozenset[st
     headers = {path: read_header(path) for path in weight_files(base_folder)}
     names = {entry.name for header in headers.values() for entry in header.tensors}
     module_of = {tensor_name(path, names): path for path in parts}
+    entries = {entry.name: (path, entry) for path, header in headers.items() for entry in header.tensors}
+    whole = whole_tensors(adapter, entries)
     found = []
     for path, header in headers.items():
         rows = []
         for entry in header.tensors:
             module = module_of.get(entry.name)
             factors, lengths = parts[module] if module else (None, None)
-            rows.append(Source(path, entry, factors, module, module in transposed, lengths))
+            own = whole.get(entry.name)
+            rows.append(Source(path, entry, factors, module, module in transposed, lengths, own))
             if factors is not None:
                 _require_shape(rows[-1])
         found.append(rows)
-    return found
-
-
-def tensor_name(path: str, names: set[str]) -> str:
-    """The name under which files hold the weight of module `path`; some leave out the outermost module's
-    name, others have one more in front.
-    """
-    candidates = (f"{path}.weight", f"{path.partition('.')[2]}.weight")
-    longer = [name for name in names if name.endswith(f".{path}.weight")]
-    found = next((name for name in candidates if name in names), longer[0] if len(longer) == 1 else None)
-    if found is None:
-        raise InvalidAdapter(
-            f"The base's files hold no weight for {path}, so the adapter cannot be merged into it."
-        )
     return found
 
 
@@ -184,13 +188,13 @@ def merge_into_base(
         names = {name: [source.name for source in rows] for name, rows in files.items()}
         names[last] += own
         _write_index(target, names, total)
-    merged = [source for rows in files.values() for source in rows if source.factors is not None]
+    merged = [source for rows in files.values() for source in rows if source.is_changed]
     energy = {
         source.entry.name: inner_product(source.factors, source.factors)
         if source.lengths is None
         else changes[source.entry.name]
         for source in merged
-        if source.factors
+        if source.factors is not None
     }
     lost = [math.sqrt(errors[name] / value) for name, value in energy.items() if value]
     return MergeReport(
@@ -272,6 +276,13 @@ def _write(
             out.write(_bytes(one, layout[0][1]))
 
 
+def _rows(whole: Tensor, piece: _Piece) -> Tensor:
+    """The part of an adapter's own numbers that stands where the base has this piece."""
+    entry = piece.source.entry
+    width = math.prod(entry.shape[1:]) * DTYPE_BYTES[entry.dtype]
+    return whole[(piece.start - entry.start) // width : (piece.end - entry.start) // width]
+
+
 def _bytes(tensor: Tensor, dtype: str) -> bytes:
     plain = tensor.to(TORCH_DTYPES[dtype]).contiguous().flatten()
     return plain.view(torch.uint8).numpy().tobytes()
@@ -279,7 +290,7 @@ def _bytes(tensor: Tensor, dtype: str) -> bytes:
 
 def _pieces(source: Source, dtype: str) -> Iterator[_Piece]:
     entry = source.entry
-    if source.factors is None and dtype == entry.dtype:
+    if not source.is_changed and dtype == entry.dtype:
         step = PIECE_BYTES
     else:  # whole rows, so that each piece is a matrix
         width = math.prod(entry.shape[1:]) * DTYPE_BYTES[entry.dtype]
@@ -290,6 +301,8 @@ def _pieces(source: Source, dtype: str) -> Iterator[_Piece]:
 
 def _make(piece: _Piece) -> _Made:
     source, entry = piece.source, piece.source.entry
+    if source.whole is not None:
+        return _Made(source, bytearray(_bytes(_rows(source.whole, piece), piece.dtype)), 0.0, 0.0)
     raw = read_range(source.path, piece.start, piece.end)
     if source.factors is None and piece.dtype == entry.dtype:
         return _Made(source, raw, 0.0, 0.0)
@@ -319,6 +332,7 @@ def _add_rounded(source: Source, first: int, weight: Tensor, stored: Tensor) -> 
         if source.factors is not None:
             left, right = _delta_rows(source, first + rows.start, first + rows.stop)
             whole.addmm_(left, right)
+            _keep_untouched(whole, weight[rows], source, first + rows.start)
         if source.lengths is not None:
             _bring_to_length(whole, source, first + rows.start)
             energy += float((whole - weight[rows]).square().sum())
@@ -327,6 +341,19 @@ def _add_rounded(source: Source, first: int, weight: Tensor, stored: Tensor) -> 
             lost = rounded[: len(whole)].copy_(stored[rows]).sub_(whole).flatten()
             error += float(torch.dot(lost, lost))
     return error, energy
+
+
+def _keep_untouched(whole: Tensor, weight: Tensor, source: Source, first: int) -> None:
+    """Rows of W whose rows of B are zero stay as they are to the bit, and with them the sign of a zero."""
+    assert source.factors is not None
+    touched = source.touched
+    if touched is None:
+        return
+    if source.transposed:
+        whole[:, ~touched] = weight[:, ~touched].to(whole.dtype)
+    else:
+        untouched = ~touched[first : first + len(whole)]
+        whole[untouched] = weight[untouched].to(whole.dtype)
 
 
 def _bring_to_length(whole: Tensor, source: Source, first: int) -> None:
@@ -350,6 +377,8 @@ def _delta_rows(source: Source, first: int, last: int) -> tuple[Tensor, Tensor]:
 
 def merged_weight(source: Source) -> Tensor:
     """A whole tensor with what the adapter makes of it, in float32, in the shape that the file gives."""
+    if source.whole is not None:
+        return source.whole.float()
     whole = _sum(source)
     if source.lengths is not None:
         _bring_to_length(whole, source, 0)

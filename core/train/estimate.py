@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-from core.lora.targets import LayerShapes, select_targets, trainable_parameter_count, training_bytes
+from core.lora.fused import fused_parts
+from core.lora.kinds import ADAPTER_KINDS
+from core.lora.targets import (
+    LayerShapes,
+    select_targets,
+    trainable_parameter_count,
+    training_bytes,
+    whole_bytes,
+)
+from core.lora.wholes import Wholes, require_no_wholes
+from core.train.objectives import OBJECTIVES
 from core.train.step_count import evaluations, packs, planned_steps, steps_per_epoch
 from core.train.training_options import TrainingOptions
 
@@ -29,6 +41,10 @@ class BaseShape:
     layers: int
     hidden_size: int
     vocab_size: int
+    wholes: Wholes = field(default_factory=Wholes)
+    """What of it adapters can have of their own."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """What its config.json says."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +85,9 @@ def estimate(
     """Estimate a training. Raises InvalidConfig if target_modules match nothing."""
     lora, train = options.lora, options.train
     targets = select_targets(list(base.layer_shapes), lora, base.head)
-    trainable = trainable_parameter_count(base.layer_shapes, targets, lora, options.kind)
+    own = whole_numbers(base, options, targets)
+    parts = fused_parts(base.config, {path: base.layer_shapes[path] for path in targets}, lora.parts)
+    trainable = own + trainable_parameter_count(base.layer_shapes, targets, lora, options.kind, parts)
     train_rows = max(1, data.train_rows)
     guessed = data.mean_characters / _CHARACTERS_PER_TOKEN + _TEMPLATE_TOKENS
     row_tokens = min(train.max_length, data.row_tokens or guessed)
@@ -81,8 +99,22 @@ def estimate(
     micro_tokens = train.micro_batch_size * (train.max_length if packed else row_tokens)
     kept = micro_tokens * base.hidden_size * base.layers * _KEPT_PER_LAYER * bytes_per_weight
     trained = training_bytes(base.layer_shapes, targets, lora, options.kind, bytes_per_weight)
+    trained += whole_bytes(own, bytes_per_weight)
     memory = base.parameters * bytes_per_weight + trained + kept + _LOSS_BYTES
     evaluated = evaluations(steps, train) * data.validation_rows * row_tokens
     worth = tokens + evaluated * _FORWARD_SHARE
     seconds = worth / tokens_per_second if tokens_per_second else None
     return Estimate(trainable, len(targets), steps, tokens, int(memory), seconds, packed)
+
+
+def whole_numbers(base: BaseShape, options: TrainingOptions, targets: Sequence[str]) -> int:
+    """Numbers that an adapter on `targets` trains whole, a classifier's head not counted.
+
+    Raises InvalidConfig for what the base has not, or what could not be right.
+    """
+    if OBJECTIVES.get(options.train.objective).classifies:
+        require_no_wholes(options.lora)
+        return 0
+    biased = ADAPTER_KINDS.get(options.lora.kind).biases_on_b(options.kind)
+    outputs = {path: base.layer_shapes[path][1] for path in targets} if biased else {}
+    return sum(map(math.prod, base.wholes.trained(options.lora, targets, outputs).values()))
