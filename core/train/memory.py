@@ -58,9 +58,7 @@ _KEPT = {Tier.KEEP: 1.0, Tier.CHEAP: 0.65, Tier.FULL: 0.05}  # of the inputs and
 
 
 @contextmanager
-def keeping(
-    base: ResidentBase, tier: Tier, *, compiled: bool, keeps_inputs: bool = True
-) -> Iterator[None]:
+def keeping(base: ResidentBase, tier: Tier, *, compiled: bool, keeps_inputs: bool = True) -> Iterator[None]:
     """Within the block, forward passes keep what `tier` says; backward has to be inside, too.
 
     Where backward does without the inputs of the linear layers, little is kept as it is: less of that would
