@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from app.service.adapters import Adapters
+from app.service.baselines import Baselines
 from app.service.chats import Chats
 from app.service.classifiers import Classifiers
 from app.service.datasets import Datasets
@@ -37,6 +38,7 @@ class Workbench:
         self.presets = Presets(settings.presets)
         self.training = Training(self.registry, self.engine, self.usage)
         self.runs = Runs(self.registry, self.engine)
+        self.baselines = Baselines(self.registry, self.engine, self.training, self.jobs)
         self.adapters = Adapters(self.jobs)
         self.exports = Exports(self.registry, settings, self.jobs)
         self.chats = Chats(self.registry, self.engine)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from core.base_model.files import INDEX_NAME, weight_files
+from core.base_model.skeleton import tied_parameters
 from core.errors import InvalidAdapter
 from core.events import Progress
 from core.files.publish import require_space
@@ -65,6 +66,13 @@ class Source:
     """That the rows of W + ΔW are brought to, [out]; None where they stay as they come."""
     renamed: str = ""
     """How the merged files call it; empty if as the base's do."""
+    replaced: Tensor | None = None
+    """What stands there instead of W, in float32; None where W stays."""
+
+    @property
+    def untouched(self) -> bool:
+        """Whether the adapter leaves it as it is."""
+        return self.factors is None and self.replaced is None
 
     @property
     def name(self) -> str:
@@ -108,14 +116,16 @@ def sources(base_folder: Path, adapter: AdapterWeights, transposed: frozenset[st
     headers = {path: read_header(path) for path in weight_files(base_folder)}
     names = {entry.name for header in headers.values() for entry in header.tensors}
     module_of = {tensor_name(path, names): path for path in parts}
+    replaced = replaced_tensors(base_folder, adapter.whole, names)
     found = []
     for path, header in headers.items():
         rows = []
         for entry in header.tensors:
             module = module_of.get(entry.name)
             factors, lengths = parts[module] if module else (None, None)
-            rows.append(Source(path, entry, factors, module, module in transposed, lengths))
-            if factors is not None:
+            instead = replaced.get(entry.name)
+            rows.append(Source(path, entry, factors, module, module in transposed, lengths, replaced=instead))
+            if not rows[-1].untouched:
                 _require_shape(rows[-1])
         found.append(rows)
     return found
@@ -125,18 +135,49 @@ def tensor_name(path: str, names: set[str]) -> str:
     """The name under which files hold the weight of module `path`; some leave out the outermost module's
     name, others have one more in front.
     """
-    candidates = (f"{path}.weight", f"{path.partition('.')[2]}.weight")
-    longer = [name for name in names if name.endswith(f".{path}.weight")]
+    return _stored_name(f"{path}.weight", names)
+
+
+def _stored_name(path: str, names: set[str]) -> str:
+    """As tensor_name(), of any parameter by its path."""
+    candidates = (path, path.partition(".")[2])
+    longer = [name for name in names if name.endswith(f".{path}")]
     found = next((name for name in candidates if name in names), longer[0] if len(longer) == 1 else None)
     if found is None:
+        module, _, kind = path.rpartition(".")
         raise InvalidAdapter(
-            f"The base's files hold no weight for {path}, so the adapter cannot be merged into it."
+            f"The base's files hold no {kind} for {module}, so the adapter cannot be merged into it."
         )
+    return found
+
+
+def replaced_tensors(base_folder: Path, whole: Mapping[str, Tensor], names: set[str]) -> dict[str, Tensor]:
+    """What replaces the tensors of the base's files, by their names there. A head that is tied to the
+    embedding and stored beside it is replaced with it.
+
+    Raises InvalidAdapter where the files hold no such tensor, as where they hold it in another arrangement.
+    """
+    if not whole:
+        return {}
+    found = {_stored_name(path, names): tensor for path, tensor in whole.items()}
+    tied = tied_parameters(base_folder)
+    if tied is not None and tied[0] in whole:
+        head = tied[1]
+        stored = next((name for name in (head, head.partition(".")[2]) if name in names), None)
+        if stored is not None:
+            found[stored] = whole[tied[0]]
     return found
 
 
 def _require_shape(source: Source) -> None:
     factors, entry = source.factors, source.entry
+    if source.replaced is not None:
+        if tuple(source.replaced.shape) != entry.shape or entry.dtype not in TORCH_DTYPES:
+            shape = f"{entry.dtype} {list(entry.shape)}"
+            raise InvalidAdapter(
+                f"{entry.name} is {list(source.replaced.shape)} in the adapter, but the base holds {shape}."
+            )
+        return
     assert factors is not None
     delta = (factors.B.shape[0], factors.A.shape[1])
     if (delta[::-1] if source.transposed else delta) != entry.shape or entry.dtype not in TORCH_DTYPES:
@@ -184,13 +225,12 @@ def merge_into_base(
         names = {name: [source.name for source in rows] for name, rows in files.items()}
         names[last] += own
         _write_index(target, names, total)
-    merged = [source for rows in files.values() for source in rows if source.factors is not None]
+    merged = [source for rows in files.values() for source in rows if not source.untouched]
     energy = {
         source.entry.name: inner_product(source.factors, source.factors)
-        if source.lengths is None
+        if source.factors is not None and source.lengths is None
         else changes[source.entry.name]
         for source in merged
-        if source.factors
     }
     lost = [math.sqrt(errors[name] / value) for name, value in energy.items() if value]
     return MergeReport(
@@ -279,7 +319,7 @@ def _bytes(tensor: Tensor, dtype: str) -> bytes:
 
 def _pieces(source: Source, dtype: str) -> Iterator[_Piece]:
     entry = source.entry
-    if source.factors is None and dtype == entry.dtype:
+    if source.untouched and dtype == entry.dtype:
         step = PIECE_BYTES
     else:  # whole rows, so that each piece is a matrix
         width = math.prod(entry.shape[1:]) * DTYPE_BYTES[entry.dtype]
@@ -291,7 +331,7 @@ def _pieces(source: Source, dtype: str) -> Iterator[_Piece]:
 def _make(piece: _Piece) -> _Made:
     source, entry = piece.source, piece.source.entry
     raw = read_range(source.path, piece.start, piece.end)
-    if source.factors is None and piece.dtype == entry.dtype:
+    if source.untouched and piece.dtype == entry.dtype:
         return _Made(source, raw, 0.0, 0.0)
     width = math.prod(entry.shape[1:])
     weight = torch.frombuffer(raw, dtype=TORCH_DTYPES[entry.dtype]).view(-1, width)
@@ -311,7 +351,8 @@ def _add_rounded(source: Source, first: int, weight: Tensor, stored: Tensor) -> 
     """
     step, width = max(1, _CACHED // weight.shape[1]), weight.shape[1]
     exact, rounded = torch.empty(step, width), torch.empty(step, width)
-    rounds = source.factors is not None and stored.dtype != torch.float32
+    instead = source.replaced.view(-1, width) if source.replaced is not None else None
+    rounds = not source.untouched and stored.dtype != torch.float32
     error = energy = 0.0
     for at in range(0, weight.shape[0], step):
         rows = slice(at, min(at + step, weight.shape[0]))
@@ -319,8 +360,11 @@ def _add_rounded(source: Source, first: int, weight: Tensor, stored: Tensor) -> 
         if source.factors is not None:
             left, right = _delta_rows(source, first + rows.start, first + rows.stop)
             whole.addmm_(left, right)
+        if instead is not None:
+            whole.copy_(instead[first + rows.start : first + rows.stop])
         if source.lengths is not None:
             _bring_to_length(whole, source, first + rows.start)
+        if source.lengths is not None or instead is not None:
             energy += float((whole - weight[rows]).square().sum())
         stored[rows].copy_(whole)
         if rounds:
@@ -359,6 +403,8 @@ def merged_weight(source: Source) -> Tensor:
 def _sum(source: Source) -> Tensor:
     """W + ΔW in float32, in the shape that the file gives."""
     entry = source.entry
+    if source.replaced is not None:
+        return source.replaced.float().clone()
     exact = torch.frombuffer(
         read_range(source.path, entry.start, entry.end), dtype=TORCH_DTYPES[entry.dtype]
     ).float()
@@ -375,7 +421,7 @@ def weight_norms(
     norms = {}
     for number, source in enumerate(targeted):
         report(Progress(f"Measuring {source.entry.name}", number / len(targeted)))
-        weight = merged_weight(replace(source, factors=None, lengths=None))
+        weight = merged_weight(replace(source, factors=None, lengths=None, replaced=None))
         norms[source.module or ""] = float(torch.linalg.vector_norm(weight, dtype=torch.float64))
     return norms
 

@@ -21,7 +21,7 @@ from core.errors import InvalidAdapter
 from core.events import Progress
 from core.files.safetensors_file import TensorEntry, read_header
 from core.lora.adapter import AdapterWeights
-from core.lora.bank import loaded_bank
+from core.lora.whole import computing_bank
 from core.merge.merge import TORCH_DTYPES, Source, merged_weight, sources
 from core.merge.stream import read_range
 from core.reporting import Report
@@ -83,7 +83,7 @@ def verify_merge(
     """
     report(Progress("Computing base + adapter"))
     base = load_base(base_folder, device=torch.device("cpu"), dtype=torch.float32, template=template)
-    bank = loaded_bank(base.layers, [adapter])
+    bank = computing_bank(base.model, base.layers, [adapter])
     probes = probe_ids(base)
     plain = probe_logits(base, probes)
     with bank.use():
@@ -191,7 +191,7 @@ def differing_tensors(
 def _is_as_meant(source: Source, path: Path, entry: TensorEntry) -> bool:
     """Whether a tensor in a merged file is what the merge should have written there."""
     found = read_range(path, entry.start, entry.end)
-    if source.factors is None and entry.dtype == source.entry.dtype:
+    if source.untouched and entry.dtype == source.entry.dtype:
         return found == read_range(source.path, source.entry.start, source.entry.end)
     meant = merged_weight(source).to(TORCH_DTYPES[entry.dtype])
     stored = torch.frombuffer(found, dtype=TORCH_DTYPES[entry.dtype]).view(entry.shape)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
+from core.lora.kinds import ADAPTER_KINDS
 from core.lora.targets import LayerShapes, select_targets, trainable_parameter_count, training_bytes
+from core.lora.whole_names import chosen_parameters, module_of
 from core.train.step_count import evaluations, packs, planned_steps, steps_per_epoch
 from core.train.training_options import TrainingOptions
 
@@ -29,6 +32,8 @@ class BaseShape:
     layers: int
     hidden_size: int
     vocab_size: int
+    tensors: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """Shapes of all its parameters by name, as its files hold them; empty where they are not known."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +72,8 @@ def estimate(
     tokens_per_second: float | None,
 ) -> Estimate:
     """Estimate a training. Raises InvalidConfig if target_modules match nothing."""
-    lora, train = options.lora, options.train
-    targets = select_targets(list(base.layer_shapes), lora, base.head)
-    trainable = trainable_parameter_count(base.layer_shapes, targets, lora, options.kind)
+    train = options.train
+    trainable, targeted, trained = _trained(base, options, bytes_per_weight)
     train_rows = max(1, data.train_rows)
     guessed = data.mean_characters / _CHARACTERS_PER_TOKEN + _TEMPLATE_TOKENS
     row_tokens = min(train.max_length, data.row_tokens or guessed)
@@ -80,9 +84,22 @@ def estimate(
     tokens = int(steps * train_rows * row_tokens / steps_per_epoch(blocks, train))
     micro_tokens = train.micro_batch_size * (train.max_length if packed else row_tokens)
     kept = micro_tokens * base.hidden_size * base.layers * _KEPT_PER_LAYER * bytes_per_weight
-    trained = training_bytes(base.layer_shapes, targets, lora, options.kind, bytes_per_weight)
     memory = base.parameters * bytes_per_weight + trained + kept + _LOSS_BYTES
     evaluated = evaluations(steps, train) * data.validation_rows * row_tokens
     worth = tokens + evaluated * _FORWARD_SHARE
     seconds = worth / tokens_per_second if tokens_per_second else None
-    return Estimate(trainable, len(targets), steps, tokens, int(memory), seconds, packed)
+    return Estimate(trainable, targeted, steps, tokens, int(memory), seconds, packed)
+
+
+def _trained(base: BaseShape, options: TrainingOptions, bytes_per_weight: int) -> tuple[int, int, float]:
+    """Numbers that are trained, layers that have some, and bytes of memory that these take."""
+    lora, kind = options.lora, ADAPTER_KINDS.get(options.lora.kind)
+    if kind.whole:
+        shapes = base.tensors or {f"{path}.weight": shape for path, shape in base.layer_shapes.items()}
+        chosen = chosen_parameters(list(shapes), lora)
+        count = sum(math.prod(shapes[path]) for path in chosen)
+        return count, len({module_of(path) for path in chosen}), kind.whole_bytes(count, bytes_per_weight)
+    targets = select_targets(list(base.layer_shapes), lora, base.head)
+    trainable = trainable_parameter_count(base.layer_shapes, targets, lora, options.kind)
+    trained = training_bytes(base.layer_shapes, targets, lora, options.kind, bytes_per_weight)
+    return trainable, len(targets), trained

@@ -26,6 +26,7 @@ def token_losses(head: nn.Module, hidden: Tensor, targets: Tensor, weights: Tens
     weight, chunk = getattr(head, "weight", None), _chunk(hidden, head)
     if (
         isinstance(weight, Tensor)
+        and not weight.requires_grad
         and getattr(head, "factors", None) is None
         and isinstance(_inner(head), nn.Linear)
     ):

@@ -20,6 +20,8 @@ from core.lora.bank import AdapterBank
 from core.lora.dropout import run_key
 from core.lora.kinds import ADAPTER_KINDS
 from core.lora.targets import select_targets, trainable_parameter_count, training_bytes
+from core.lora.whole import base_numbers, parameter_places
+from core.lora.whole_names import chosen_parameters
 from core.train.batches import MicroBatch, RunData, Step
 from core.train.changes import Change, ChangingConfig
 from core.train.group_objective import figures_width, metric_means
@@ -56,7 +58,7 @@ class TrainingRun:
         self.key, self.lora, self.train = request.key, request.options.lora, request.options.train
         self.kind = ADAPTER_KINDS.get(self.lora.kind)
         self._base = base
-        self.targets = select_targets(list(base.layers), self.lora, base.head)
+        self.targets = [] if self.kind.whole else select_targets(list(base.layers), self.lora, base.head)
         self.ranks = {path: self.lora.rank_of(path) for path in self.targets}
         self.kind_options, self.objective_options = request.options.kind, request.options.objective
         self.frozen = self.kind.frozen(self.kind_options)
@@ -70,7 +72,13 @@ class TrainingRun:
         """What it is to tell, if it classifies."""
         self.head_shapes = base.classifier.shapes(len(self.labels)) if self.labels else {}
         """Of the parameters of its head, by path."""
-        self.parameters += sum(map(math.prod, self.head_shapes.values()))
+        self._whole = self._base_numbers() if self.kind.whole else {}
+        self.own_shapes = {
+            **self.head_shapes,
+            **{path: tuple(one.shape) for path, one in self._whole.items()},
+        }
+        """Of whole parameters that are its own, by path: those of its head, and those that it replaces."""
+        self.parameters += sum(map(math.prod, self.own_shapes.values()))
         self._config = ChangingConfig(self.train, request.changes)
         self._resume = request.resume
         at = request.resume[1].position if request.resume else Position(0, 0, None, None, -1)
@@ -93,7 +101,7 @@ class TrainingRun:
     def start(self, bank: AdapterBank, slot: int) -> None:
         """Take `slot` with fresh factors, or with those that the run goes on from."""
         if self._resume is None:
-            head = self._first_head()
+            head = {**self._first_head(), **self._whole}
             bank.initialise(slot, self.lora, self.kind_options, self.targets, self.train.seed, head)
         else:
             bank.load(slot, self._as_it_was(*self._resume))
@@ -107,6 +115,19 @@ class TrainingRun:
         if self._resume is not None:
             self._restore_moments(bank, self._resume[1])
             self._resume = None  # it holds as much memory as the optimiser
+        elif self.kind.whole:
+            # as large as the weights, and to be there before it is looked how much activations may take
+            self._restore_moments(bank, RunState(Position(0, 0, None, None, -1), {}, {}))
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """The one that computes."""
+        return self._base.classifier.model if self.labels else self._base.model
+
+    def _base_numbers(self) -> Mapping[str, torch.Tensor]:
+        """The base's own of the parameters that are trained, by path. Raises InvalidConfig."""
+        places = parameter_places(self.model)
+        return base_numbers(self.model, chosen_parameters(places, self.lora))
 
     def _first_head(self) -> Mapping[str, torch.Tensor]:
         """The one that the base's files hold, where it tells the same labels; else a new one."""
@@ -189,9 +210,10 @@ class TrainingRun:
 
     def adapter(self, bank: AdapterBank, slot: int) -> AdapterWeights:
         """The factors as they are now."""
+        own = bank.export_head(slot)
         adapter = AdapterWeights(
-            rank=self.lora.rank,
-            alpha=self.lora.alpha,
+            rank=0 if self.kind.whole else self.lora.rank,
+            alpha=0.0 if self.kind.whole else self.lora.alpha,
             dropout=self.lora.dropout,
             layers=bank.export(slot, self.ranks),
             base_fingerprint=self._base.fingerprint,
@@ -199,7 +221,8 @@ class TrainingRun:
             fan_in_fan_out=any(self._base.layers[path].transposed for path in self.targets),
             use_rslora=self.lora.use_rslora,
             kind=self.kind.name,
-            head=bank.export_head(slot),
+            head={path: one for path, one in own.items() if path in self.head_shapes},
+            whole={path: one for path, one in own.items() if path in self._whole},
             labels=self.labels,
         )
         return self.kind.finished(adapter)
@@ -290,12 +313,14 @@ class TrainingRun:
     @property
     def needs_a_turn(self) -> bool:
         """Whether it cannot share a batch with others, whatever they are."""
-        return self.labels is not None and not self._base.classifier.takes_several
+        return self.kind.whole or (self.labels is not None and not self._base.classifier.takes_several)
 
     @property
     def state_bytes(self) -> float:
         """Memory that its adapter takes while it is trained."""
         shapes, width = self._base.layer_shapes, self._base.dtype.itemsize
+        if self.kind.whole:
+            return self.kind.whole_bytes(self.parameters, width)
         return training_bytes(shapes, self.targets, self.lora, self.kind_options, width)
 
     @property
@@ -325,8 +350,8 @@ class TrainingRun:
         """The validation rows in micro-batches; a few of them in a trial."""
         return self.data.trial_validation() if self._trial else self.data.validation()
 
-    def prepared(self) -> Prepared:
-        """The event that opens the run."""
+    def prepared(self, bank: AdapterBank, slot: int) -> Prepared:
+        """The event that opens the run, which has its place."""
         return Prepared(
             train_rows=self.data.train_rows,
             validation_rows=self.data.validation_rows,
@@ -337,6 +362,7 @@ class TrainingRun:
             max_length=self.data.rows.max_length,
             dtype=str(self._base.dtype).removeprefix("torch."),
             blocks=len(self.data.blocks) if self.data.packed else 0,
+            start_change=None if self.done else bank.change(slot),
         )
 
     def step_done(
