@@ -208,5 +208,5 @@ def _rows(rows: int, rank: int) -> Check:
         "rows",
         label,
         MIND,
-        f"{said}: below {_ROWS_A_RANK} it may learn them by heart; rank {suited} or more rows would do.",
+        f"{said}: below {_ROWS_A_RANK} it may learn them by heart; take rank {suited}, or more rows.",
     )

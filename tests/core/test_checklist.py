@@ -75,7 +75,7 @@ def test_a_point_follows_from_the_options(lora, point, state, said):
         ({"room": None}, "memory", OPEN, "the engine says"),
         ({"untouched": False}, "base-pinned", MIND, "hashed anew"),
         ({"fingerprint": ""}, "base-pinned", MIND, "no fingerprint"),
-        ({"train_rows": 24}, "rows", MIND, "rank 2 or more rows"),
+        ({"train_rows": 24}, "rows", MIND, "take rank 2, or more rows"),
         ({"others": 0}, "base", GOOD, "4.10% as many"),
     ],
 )

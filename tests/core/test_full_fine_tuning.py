@@ -252,6 +252,9 @@ def test_other_weights_and_damaged_files_are_refused(tiny_llama, tiny_qwen, tmp_
     save_adapter(tmp_path, _replacing(torch.full((32,), torch.nan)))
     with pytest.raises(InvalidAdapter, match="NaN"):
         load_adapter(tmp_path, other.layer_shapes, other.head)
+    save_adapter(tmp_path, replace(adapter, base_fingerprint=""))
+    with pytest.raises(InvalidAdapter, match="does not record the base"):
+        load_adapter(tmp_path, base.layer_shapes, base.head)
 
 
 def test_what_needs_factors_is_refused_with_the_reason():

@@ -33,7 +33,6 @@ def test_the_checklist_refuses_queries_alone_until_somebody_insists(workbench, a
     expect(page.locator(".checklist li.bad")).to_contain_text("Queries alone learn clearly less")
     expect(insist).to_be_visible()
     picture(page, "checklist")
-    page.get_by_label("Max steps").fill("2")
     press(page, "Start training")
     expect(page.get_by_test_id("toast-body").filter(has_text="Queries alone").first).to_be_visible()
     assert workbench.registry.all(Run) == []
@@ -52,7 +51,9 @@ def test_a_run_is_held_against_its_baselines_and_quality_is_drawn_against_cost(w
     options = TrainingOptions.parse({**QUICK, "eval_steps": 3})
     run = workbench.training.start("llama", "data", options, "mine")
     assert workbench.runs.wait(run.id).state == "finished"
-    page = open_page(f"{address}&section=runs&name={run.id}")
+    page = open_page(address)
+    page.goto(f"{page.url.partition('?')[0]}?section=runs&name={run.id}")
+    ready(page)
     open_sheet(page, "Compare with baselines …")
     table = page.locator("table.baselines")
     lines = table.locator("tbody tr")

@@ -262,6 +262,11 @@ def _replacing(
     whole = {_parameter_path(entry): entry for entry in header.tensors if entry.name not in of_head}
     if not whole:
         raise InvalidAdapter(f"{WEIGHTS_NAME} holds no weights at all.")
+    if not recorded_fingerprint(header):
+        raise InvalidAdapter(
+            f"{WEIGHTS_NAME} holds whole weights and does not record the base that they are of: they could "
+            "stand in another's place unnoticed; export the merged model where they were trained."
+        )
     loaded = load_file(weights_path)
     return AdapterWeights(
         **kind.stated(config),
