@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from html import escape
 
 import gradio as gr
@@ -21,7 +22,6 @@ _HELP = (
     "What is missing is trained and measured: full fine-tuning with a tenth of the run's learning rate, and "
     "the plain base on the validation rows, behind examples in its prompt and behind none."
 )
-_COLUMNS = ("", "Trained parameters", "File", "Peak memory", "Seconds a step", "Validation loss")
 
 
 def baselines_opener() -> gr.Button:
@@ -73,26 +73,35 @@ def _table(workbench: Workbench, keys: str, shots: int) -> str:
 
 
 def table_html(lines: Sequence[Baseline]) -> str:
-    """One line for each, with the scores that any of them has."""
+    """A column for each, since the sheet is narrow, with the scores that any of them has."""
     scores = list(dict.fromkeys(name for line in lines for name in line.scores))
-    head = "".join(f"<th>{escape(one)}</th>" for one in (*_COLUMNS, *scores, "State"))
-    body = "".join(_row(line, scores) for line in lines)
+    figures: list[tuple[str, Callable[[Baseline], str]]] = [
+        ("Validation loss", lambda line: number(line.validation_loss)),
+        *((name, functools.partial(_score, name)) for name in scores),
+        ("Trained parameters", lambda line: "–" if line.parameters is None else f"{line.parameters:,}"),
+        ("File", lambda line: _size(line.file_bytes)),
+        ("Peak memory", lambda line: _size(line.peak_bytes)),
+        ("Seconds a step", lambda line: number(line.step_seconds, 3)),
+        ("State", lambda line: escape(": ".join(filter(None, (line.state, line.note))))),
+    ]
+    head = "".join(f"<th scope='col'>{_name(line)}</th>" for line in lines)
+    body = "".join(
+        f"<tr><th scope='row'>{escape(label)}</th>{''.join(f'<td>{shown(line)}</td>' for line in lines)}</tr>"
+        for label, shown in figures
+    )
     return (
-        "<div class='wide' tabindex='0'><table class='rows compared baselines'>"
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        "<div class='wide' tabindex='0'><table class='rows baselines'>"
+        f"<thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 
-def _row(line: Baseline, scores: Sequence[str]) -> str:
-    name = link(line.name, "runs", name=line.run.id) if line.run else escape(line.name)
-    cells = [
-        "–" if line.parameters is None else f"{line.parameters:,}",
-        "–" if line.file_bytes is None else size(line.file_bytes),
-        "–" if line.peak_bytes is None else size(line.peak_bytes),
-        number(line.step_seconds, 3),
-        number(line.validation_loss),
-        *(number(line.scores.get(one), 1) for one in scores),
-    ]
-    figures = "".join(f"<td>{cell}</td>" for cell in cells)
-    said = f"{line.state}: {line.note}" if line.note else line.state
-    return f"<tr><th scope='row'>{name}</th>{figures}<td>{escape(said)}</td></tr>"
+def _name(line: Baseline) -> str:
+    return link(line.name, "runs", name=line.run.id) if line.run else escape(line.name)
+
+
+def _score(name: str, line: Baseline) -> str:
+    return number(line.scores.get(name), 1)
+
+
+def _size(count: int | None) -> str:
+    return "–" if count is None else size(count) if count else "0"
