@@ -181,7 +181,7 @@ class Engine:
     def _classifier(self, adapter: AdapterSource, base: ResidentBase) -> AdapterWeights:
         """Its factors and its head, read once as long as few others are asked."""
         found = self._classifiers.pop(adapter.digest, None) or load_adapter(
-            adapter.folder(), base.layer_shapes, base.head
+            adapter.folder(), base.layer_shapes, base.head, base.wholes
         )
         self._classifiers[adapter.digest] = found
         while len(self._classifiers) > ADAPTER_SLOTS:
@@ -327,13 +327,17 @@ class _AdapterSlots:
         return {digest: self.loaded[digest][0] for digest in wanted}
 
     def _load(self, source: AdapterSource, keep: set[str]) -> None:
-        read = source.weights or load_adapter(source.folder(), self.base.layer_shapes, self.base.head)
+        read = source.weights or load_adapter(
+            source.folder(), self.base.layer_shapes, self.base.head, self.base.wholes
+        )
         weights = read.answering()
-        if not self.bank.has_room_for(weights):
-            self.bank = self._new_bank({**self.bank.ranks, weights.kind: weights.highest_rank})
-            for slot, held in self.loaded.values():
-                self.bank.load(slot, held)
         slot = self._free_slot(keep)
+        # A pass that was captured computes with the whole parameters that were there, and with no others.
+        if not self.bank.has_room_for(weights) or weights.wholes or self.bank.has_wholes(slot):
+            highest = max(weights.highest_rank, self.bank.ranks.get(weights.kind, 0))
+            self.bank = self._new_bank({**self.bank.ranks, weights.kind: highest})
+            for used, held in self.loaded.values():
+                self.bank.load(used, held)
         self.bank.load(slot, weights)
         self.loaded[source.digest] = (slot, weights)
 

@@ -104,7 +104,8 @@ def load_checkpoint(
     if changed:
         said = ", ".join(f"{key} {row.about[key]} then, {now.get(key)} now" for key in changed)
         registry.measurements.add_note(run.id or 0, f"The run goes on approximately, not bit for bit: {said}")
-    adapter = load_adapter(registry.blobs.verify(row.adapter_digest), base.layer_shapes, base.head)
+    folder = registry.blobs.verify(row.adapter_digest)
+    adapter = load_adapter(folder, base.layer_shapes, base.head, base.wholes)
     return adapter, RunState.load(registry.blobs.verify(row.state_digest))
 
 

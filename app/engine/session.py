@@ -422,7 +422,8 @@ class RunSession:
             folder = staging / "adapter"
             folder.mkdir()
             base = self._group.base
-            save_checked(folder, self._group.adapter(record.id), base.layer_shapes, base.head)
+            adapter = self._group.adapter(record.id)
+            save_checked(folder, adapter, base.layer_shapes, base.head, wholes=base.wholes)
             digest = registry.blobs.put(folder)
         return functools.partial(
             keep_adapter,

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from app.jobs.kinds import JobContext
-from app.shared.bases import shapes_of
+from app.shared.bases import shapes_of, wholes_in
 from app.shared.identity import effective_template_hash
 from core.combine.combining import Combination
 from core.lora.adapter import AdapterWeights
@@ -23,7 +23,7 @@ def load_row(registry: Registry, row: Adapter, base: Base) -> AdapterWeights:
     What came from elsewhere may not record its base; from its import on it is the one that it is registered
     for.
     """
-    weights = load_adapter(registry.blobs.verify(row.digest), shapes_of(base), base.head)
+    weights = load_adapter(registry.blobs.verify(row.digest), shapes_of(base), base.head, wholes_in(base))
     return replace(weights, base_fingerprint=base.fingerprint, base_name=base.name)
 
 

@@ -9,11 +9,12 @@ from typing import Any
 
 from app.service.checking import checks_of, require_sound, with_start
 from app.service.usage import Usage
-from app.shared.bases import experts_of, require_can, shapes_of, tensors_of
+from app.shared.bases import config_of, experts_of, require_can, shapes_of, tensors_of, wholes_in
 from app.shared.engine_client import EngineClient
 from app.shared.errors import EngineUnavailable
 from app.shared.run_rows import run_row
 from core.errors import InvalidConfig, InvalidData
+from core.lora.wholes import Wholes
 from core.train.checklist import Check
 from core.train.estimate import BaseShape, DataShape, Estimate, estimate
 from core.train.step_count import smaller_plans
@@ -216,6 +217,8 @@ class Training:
             base.layers,
             base.hidden_size,
             base.vocab_size,
+            wholes_in(base) if options.lora.trains_wholes else Wholes(),
+            config_of(base) if options.lora.parts else {},
             tensors_of(self._registry, base),
         )
         lengths = [sum(len(m["content"]) for m in row["messages"]) + len(row["text"]) for row in data.preview]

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from app.shared.identity import effective_template_hash, manifest_of, up_to_date
 from app.shared.settings import Settings
 from core.base_model.describe import cannot_write, writes_text
+from core.base_model.files import read_json
 from core.base_model.source import BaseSource
+from core.base_model.stored_wholes import stored_wholes
 from core.errors import InvalidConfig, InvalidModel, WrongBase
 from core.lora.experts import experts_without_adapters
+from core.lora.wholes import Wholes
 from core.train.objectives import OBJECTIVES
 from storage.blobs import BlobStore
 from storage.database import Database
@@ -52,6 +56,21 @@ def closest_base(registry: Registry, adapter: Adapter) -> Base | None:
 def shapes_of(base: Base) -> dict[str, tuple[int, int]]:
     """(in_features, out_features) of the base's linear layers, as stored."""
     return {path: (int(shape[0]), int(shape[1])) for path, shape in base.layer_shapes.items()}
+
+
+def wholes_in(base: Base) -> Wholes:
+    """What of a base adapters can have of their own, as its files tell; nothing where they are gone."""
+    folder = folder_of(base)
+    if not (folder.is_dir() and writes_text(base.architecture)):
+        return Wholes()
+    return stored_wholes(folder, shapes_of(base), base.head, base.vocab_size)
+
+
+def config_of(base: Base) -> dict[str, Any]:
+    """What the base's config.json says of the part that reads text. Raises InvalidModel if it is gone."""
+    config = read_json(folder_of(base) / "config.json")
+    inner = config.get("text_config")
+    return inner if isinstance(inner, dict) else config
 
 
 def experts_of(registry: Registry, base: Base) -> str:

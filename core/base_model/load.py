@@ -27,8 +27,8 @@ from core.base_model.tensors import load_weights, load_with_head, require_tied_a
 from core.base_model.tokenizer import load_tokenizer, whole_numbers
 from core.data.rendering import Renderer
 from core.errors import InvalidModel
-from core.lora.layer import LoraLinear
-from core.lora.wrapping import head_path, wrap_linear_layers
+from core.lora.wholes import Wholes
+from core.lora.wrapping import ModelLayers, head_path, wholes_of, wrap_linear_layers
 
 _PRODUCTS = 40  # of each dtype, about 0.2 s in all
 
@@ -42,7 +42,7 @@ class ResidentBase:
     name: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    layers: dict[str, LoraLinear]
+    layers: ModelLayers
     head: str | None
     attention: list[Attending]
     """The modules that attend, one for each decoder layer."""
@@ -51,6 +51,11 @@ class ResidentBase:
     generation_config: GenerationConfig | None
     own_classifier: Classifier | None = None
     """Of a base without a head that writes text: its model can do nothing else."""
+
+    @cached_property
+    def wholes(self) -> Wholes:
+        """What an adapter can have of its own beside its factors; of a base that only classifies nothing."""
+        return wholes_of(self.model) if self.writes_text else Wholes()
 
     @property
     def writes_text(self) -> bool:
@@ -126,6 +131,11 @@ class ResidentBase:
         """(in_features, out_features) of each layer an adapter can target, by module path."""
         return {path: (layer.in_features, layer.out_features) for path, layer in self.layers.items()}
 
+    @property
+    def config(self) -> dict[str, Any]:
+        """What config.json says of the part that reads text."""
+        return self.model.config.get_text_config().to_dict()
+
     def end_token_ids(self) -> set[int]:
         """The ids that end an answer, by the generation config, the tokenizer and the chat template."""
         generation = self.generation_config
@@ -187,7 +197,7 @@ def _load_classifier(
         name,
         model,
         tokenizer,
-        dict(classifier.layers),
+        ModelLayers(model, classifier.layers),
         None,
         [],
         False,

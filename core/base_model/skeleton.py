@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 from core.base_model.classifier import head_parts, replace_module
 from core.base_model.model_config import is_writing, load_config, model_class, refusing
 from core.base_model.tensors import empty_with_head
-from core.lora.wrapping import head_path, wrap_linear_layers
+from core.lora.wholes import Wholes
+from core.lora.wrapping import head_path, wholes_of, wrap_linear_layers
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Skeleton:
     shapes: dict[str, tuple[int, int]]
     transposed: frozenset[str]
     head: str | None
+    wholes: Wholes = field(default_factory=Wholes)
+    """What an adapter can have of its own beside its factors."""
 
 
 def skeleton(folder: Path) -> Skeleton:
@@ -37,7 +40,8 @@ def skeleton(folder: Path) -> Skeleton:
     with refusing(f"transformers cannot build {folder.name} ({config.model_type})"), torch.device("meta"):
         model = model_class(config)(config)
         model.tie_weights()
-    return _listed(model, head_path(model))
+    head, wholes = head_path(model), wholes_of(model)
+    return _listed(model, head, wholes)
 
 
 def tied_parameters(folder: Path) -> tuple[str, str] | None:
@@ -60,13 +64,14 @@ def _of_classifier(folder: Path) -> Skeleton:
     model, missing = empty_with_head(folder)
     for path in head_parts(model, missing):
         replace_module(model, path, nn.Identity())
-    return _listed(model, None)
+    return _listed(model, None, Wholes())
 
 
-def _listed(model: PreTrainedModel, head: str | None) -> Skeleton:
+def _listed(model: PreTrainedModel, head: str | None, wholes: Wholes) -> Skeleton:
     layers = wrap_linear_layers(model)
     return Skeleton(
         shapes={path: (layer.in_features, layer.out_features) for path, layer in layers.items()},
         transposed=frozenset(path for path, layer in layers.items() if layer.transposed),
         head=head if head in layers else None,
+        wholes=wholes,
     )

@@ -33,7 +33,10 @@ class Part:
 
     @functools.cached_property
     def factors(self) -> dict[str, LayerFactors]:
-        """Its ΔW by layer. Raises InvalidAdapter if its kind has no low-rank factors."""
+        """Its ΔW by layer. Raises InvalidAdapter if its kind has no low-rank factors, or it is more than
+        these.
+        """
+        self.adapter.require_factors_alone("a combination")
         return self.adapter.low_rank()
 
 
@@ -100,6 +103,7 @@ def combine(parts: Sequence[Part], config: CombineConfig, report: Report) -> Com
 
 def resize(adapter: AdapterWeights, rank: int) -> Combination:
     """The best approximation of an adapter with at most `rank` in every layer, and the energy it loses."""
+    adapter.require_factors_alone("a cut to a rank")
     cut = {path: decompose(factors) for path, factors in adapter.low_rank().items()}
     layers = {path: one.truncated(min(rank, one.numerical_rank)) for path, one in cut.items()}
     lost = {path: one.lost(layers[path].rank) for path, one in cut.items()}

@@ -86,7 +86,7 @@ def check(question: dict[str, Any], report: Report) -> Result:
         folder=Path(question["target"]),
         base_folder=base_folder,
         skeleton=layers,
-        adapter=load_adapter(Path(question["adapter"]), layers.shapes, layers.head),
+        adapter=load_adapter(Path(question["adapter"]), layers.shapes, layers.head, layers.wholes),
         config=config,
         own=own,
         template=question["template"],

@@ -211,6 +211,7 @@ def write_adapter_gguf(base_folder: Path, adapter: AdapterWeights, target: Path,
 
 def adapter_tensors(architecture: GgufArchitecture, adapter: AdapterWeights) -> Iterator[tuple[str, Array]]:
     """Names and values as llama.cpp reads them: A [r, in] and B [out, r], scaled by alpha / r there."""
+    adapter.require_factors_alone("llama.cpp's file of an adapter")
     for path, factors in adapter.low_rank().items():
         own = f"{path}.weight"
         if own == "lm_head.weight" and architecture.config.get("tie_word_embeddings"):

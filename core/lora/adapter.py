@@ -11,7 +11,7 @@ from torch import Tensor
 from core.data.labels import LabelSet
 from core.errors import InvalidAdapter
 from core.lora.kinds import ADAPTER_KINDS
-from core.lora.whole_names import module_of
+from core.lora.wholes import BIAS_ON_B, WEIGHT, module_of
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,10 @@ class AdapterWeights:
     kind: str = "lora"
     """The name of its adapter kind."""
     head: Mapping[str, Tensor] = field(default_factory=dict)
-    """Of a classifier: whole parameters of the model that are its own, by their paths there, float32."""
+    """Whole parameters of the model that are its own, by their paths there, float32: of a classifier its
+    head's; of others what `wholes` says. Tied ones are one tensor."""
     whole: Mapping[str, Tensor] = field(default_factory=dict)
-    """Parameters of the base that it replaces, by their paths in the model, float32."""
+    """Of full fine-tuning: the base's parameters that it replaces, by their paths in the model, float32."""
     labels: LabelSet | None = None
     """Of a classifier: what its scores stand for."""
 
@@ -95,7 +96,31 @@ class AdapterWeights:
         kind = ADAPTER_KINDS.get(self.kind)
         tensors = [pair for layer in self.layers.values() for pair in layer.tensors.items()]
         own = kind.count((name, tuple(one.shape)) for name, one in tensors if name in kind.peft_names)
-        return own + sum(one.numel() for one in (*self.head.values(), *self.whole.values()))
+        wholes = (*self.head.values(), *self.whole.values())
+        return own + sum({one.data_ptr(): one.numel() for one in wholes}.values())
+
+    @property
+    def wholes(self) -> Mapping[str, Tensor]:
+        """What an adapter that writes text has of its own beside its factors: weights of embedding and head,
+        biases, biases on B.
+        """
+        return {} if self.labels is not None else self.head
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether two of its whole weights are one: those of an embedding and a head that its base ties."""
+        weights = [one for name, one in self.wholes.items() if name.endswith(WEIGHT)]
+        return len(weights) == 2 and torch.equal(*weights)
+
+    def require_factors_alone(self, what: str) -> None:
+        """Raise InvalidAdapter where `what` works on low-rank factors and there is more to this adapter."""
+        if self.wholes:
+            named = sorted({module_of(path).rpartition(".")[2] for path in self.wholes})
+            raise InvalidAdapter(
+                f"It has whole parameters of its own beside its factors ({', '.join(named)[:120]}), and "
+                f"these are no low-rank ΔW: {what} would leave them out or add them up wrongly. Merging it "
+                "into its base is exact: export it merged, or chat with several side by side."
+            )
 
     @property
     def head_modules(self) -> list[str]:
@@ -120,8 +145,21 @@ class AdapterWeights:
     def as_lora(self) -> AdapterWeights:
         """The same ΔW as an adapter of the kind lora, the scale folded into B. Raises InvalidAdapter."""
         layers = {path: LayerFactors(one.A, one.B * one.scale, 1.0) for path, one in self.low_rank().items()}
-        rank = max(one.rank for one in layers.values())
-        return replace(self, rank=rank, alpha=float(rank), layers=layers, kind="lora", use_rslora=False)
+        rank, head = max(one.rank for one in layers.values()), self.head_at(layers)
+        return replace(
+            self, rank=rank, alpha=float(rank), layers=layers, kind="lora", use_rslora=False, head=head
+        )
+
+    def head_at(self, layers: Mapping[str, LayerWeights]) -> dict[str, Tensor]:
+        """Its whole parameters for these layers, whose scales are others: a bias on B has the factor that its
+        layer's B has.
+        """
+        return {
+            name: one * (self.layers[path].scale / layers[path].scale)
+            if name.endswith(BIAS_ON_B) and (path := module_of(name))
+            else one
+            for name, one in self.head.items()
+        }
 
     def answering(self) -> AdapterWeights:
         """What computes the same, in the quickest way."""

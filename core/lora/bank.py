@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,10 +15,14 @@ from core.lora.config import LoraConfig
 from core.lora.dropout import Dropout, DropoutState
 from core.lora.kinds import ADAPTER_KINDS, AdapterKind
 from core.lora.kinds.lora import KIND as LORA
-from core.lora.layer import LayerStack, LoraLinear, plain_weight
+from core.lora.layer import LayerStack, LoraLinear, Place, plain_weight
 from core.lora.layout import HEAD, Layout, corner
 from core.lora.ops import factor_dtype
 from core.lora.stack import AdapterStack, MixedStack
+from core.lora.whole_slots import WholeSlots
+from core.lora.whole_stack import Own, OwnBias, OwnModule, by_module, in_use
+from core.lora.wholes import BIAS, BIAS_ON_B, WEIGHT, Wholes
+from core.lora.wrapping import ModelLayers
 from core.options import Config
 
 # Gradients of a stack's slices are slices too, which torch warns costs time. Beside one pass over them it
@@ -50,11 +55,13 @@ class AdapterBank(nn.Module):
         trainable: bool = False,
         frozen: Collection[str] = (),
         head: Mapping[str, tuple[int, ...]] | None = None,
+        wholes: Wholes | None = None,
     ) -> None:
         """rank is the largest that a slot will hold, for all layers or by module path; dropout is one rate
         for each slot. dtype is factor_dtype() of the base's if nothing is said. `frozen` names tensors that
-        get no gradients although the kind can train them. head: the largest shapes of the parameters of
-        classifiers' heads, by path; a slot's own are the corners of these.
+        get no gradients although the kind can train them. head: the largest shapes of whole parameters, by
+        path; a slot's own are the corners of these. With `wholes` they are of the base that `layers`, which
+        ModelLayers then are, belong to, and every slot computes with its own; else of classifiers' heads.
         """
         super().__init__()
         self.kind = kind
@@ -82,6 +89,53 @@ class AdapterBank(nn.Module):
         self._held: dict[int, dict[str, int]] = {}
         self.factors = self._stacks()
         self._modules.update({path.replace(".", "/"): module for path, module in self.factors.items()})
+        self.places: dict[str, Place] = dict(self._layers)
+        """The modules of the base in which these adapters take part, by path."""
+        self.stacks: dict[str, LayerStack] = dict(self.factors)
+        """What each of them computes with."""
+        if wholes is not None and isinstance(layers, ModelLayers):
+            self._take_places(layers, wholes)
+
+    def _take_places(self, layers: ModelLayers, wholes: Wholes) -> None:
+        """Have the modules that adapters have whole parameters of compute with these."""
+        sources: dict[str, str] = {name: name for name in self.head_shapes}
+        for path, names in by_module(wholes.with_tied(sources)).items():
+            self.places[path] = layers.place(path)
+            self.stacks[path] = (
+                OwnModule(functools.partial(self._own_numbers, names), self._work_dtype)
+                if WEIGHT in names
+                else self._own_bias(path, names)
+            )
+        own = {path: one for path, one in self.stacks.items() if path not in self.factors}
+        own |= {
+            path: self.stacks[path] for path in self.factors if self.stacks[path] is not self.factors[path]
+        }
+        self._modules.update({f"own/{path.replace('.', '/')}": one for path, one in own.items()})  # type: ignore[misc]
+
+    def _own_numbers(self, names: Mapping[str, str]) -> list[Own]:
+        """A module's whole parameters in each slot, by what functional_call calls them."""
+        return [
+            {end.removeprefix("."): self._heads[slot][name] for end, name in names.items()}
+            if slot in self._heads
+            else {}
+            for slot in range(self.slots)
+        ]
+
+    def _own_bias(self, path: str, names: Mapping[str, str]) -> OwnBias:
+        """The biases of all slots as one parameter each, [K, out]."""
+        stacked = {}
+        for end, name in names.items():
+            place = self.layout.places[HEAD][name]
+            stacked[end] = nn.Parameter(place.of(self.flat), requires_grad=self.grad is not None)
+            stacked[end].grad = None if self.grad is None else place.of(self.grad)
+        inner = self.factors.get(path)
+        return OwnBias(
+            inner,
+            self.places[path].bias,
+            stacked.get(BIAS),
+            stacked.get(BIAS_ON_B),
+            inner.scale if inner is not None else None,
+        )
 
     def _stacks(self) -> dict[str, AdapterStack]:
         """Each layer's tensors as views into the flat tensors."""
@@ -106,7 +160,7 @@ class AdapterBank(nn.Module):
         """Within the block the model computes with this bank: row group i uses adapter slots[i] (None: all in
         order).
         """
-        with in_use(self._layers, self.factors, slots):
+        with in_use(self.places, self.stacks, slots):
             yield
 
     def refresh(self) -> None:
@@ -139,8 +193,11 @@ class AdapterBank(nn.Module):
         self._place(slot, layers, head or {})
 
     def load(self, slot: int, adapter: AdapterWeights) -> None:
-        """Copy an adapter into `slot`; layers it does not target become the plain base there."""
-        self._place(slot, adapter.layers, adapter.head if self.head_shapes else {})
+        """Copy an adapter into `slot`; layers it does not target become the plain base there. Of tied
+        parameters the one that is laid out counts.
+        """
+        own = {name: one for name, one in adapter.head.items() if name in self.head_shapes}
+        self._place(slot, adapter.layers, own)
 
     def clear(self, slot: int) -> None:
         """Make `slot` the plain base."""
@@ -181,8 +238,8 @@ class AdapterBank(nn.Module):
         }
 
     def head(self, slot: int) -> dict[str, nn.Parameter]:
-        """The parameters of a classifier's head in `slot`, by path, in the shapes that it has; their
-        gradients add up as the factors' do.
+        """The whole parameters in `slot`, such as those of a classifier's head, by path, in the shapes that
+        they have; their gradients add up as the factors' do.
         """
         return self._heads[slot]
 
@@ -234,6 +291,11 @@ class AdapterBank(nn.Module):
             added = self.factors[path].added(x, layer.base(x), layer.base, None)
             largest = max(largest, float(added[slot].abs().max()))
         return largest
+
+    @property
+    def keeps_inputs(self) -> bool:
+        """Whether backward needs the inputs of the targeted layers."""
+        return any(stack.keeps_inputs for stack in self.factors.values())
 
     @property
     def drops(self) -> bool:
@@ -384,6 +446,7 @@ class MixedBank(nn.Module):
             for path in targets
             if (stacks := [bank.factors[path] for bank in self._banks.values()])
         }
+        self._wholes = WholeSlots(layers, slots, self._layers, self._factors)
 
     def load(self, slot: int, adapter: AdapterWeights) -> None:
         """Copy an adapter into `slot`; layers it does not target become the plain base there."""
@@ -393,32 +456,28 @@ class MixedBank(nn.Module):
                 bank.load(slot, adapter)
             else:
                 bank.clear(slot)
+        if adapter.wholes or self.has_wholes(slot):
+            self._wholes.take(slot, adapter)
 
     def has_room_for(self, adapter: AdapterWeights) -> bool:
         """Whether load() can take an adapter of this kind and rank."""
         adapter = adapter.answering()
         return adapter.highest_rank <= self.ranks.get(adapter.kind, 0)
 
+    def has_wholes(self, slot: int) -> bool:
+        """Whether the adapter in `slot` has whole parameters of its own. What computes with them is built for
+        them: whoever has captured a pass must not load another in their place, but take a new bank.
+        """
+        return slot in self._wholes.own
+
     @contextmanager
     def use(self, slots: Tensor | None = None) -> Iterator[None]:
         """As AdapterBank.use()."""
-        with in_use(self._layers, self._factors, slots):
+        with in_use(self._wholes.places, self._wholes.stacks, slots):
             yield
 
 
 Bank = AdapterBank | MixedBank
-
-
-@contextmanager
-def in_use(layers: Layers, factors: Mapping[str, LayerStack], slots: Tensor | None) -> Iterator[None]:
-    """Within the block each of these layers computes with its stack."""
-    for path, layer in layers.items():
-        layer.factors, layer.slots = factors[path], slots
-    try:
-        yield
-    finally:
-        for layer in layers.values():
-            layer.factors, layer.slots = None, None
 
 
 def loaded_bank(layers: Layers, adapters: Sequence[AdapterWeights | None]) -> MixedBank:

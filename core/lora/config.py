@@ -6,12 +6,15 @@ import math
 from dataclasses import dataclass
 
 from core.errors import InvalidConfig
+from core.lora.fused import parts_by_name
 from core.lora.kinds import ADAPTER_KINDS
 from core.lora.module_names import by_pattern
 from core.lora.scaling import scaling
 from core.options import Config, option
 
 ALL_LINEAR = "all-linear"
+EMBEDDING, HEAD = "embedding", "head"
+ALL_BIASES, TARGETED_BIASES = "all", "lora_only"
 
 
 def _adapter_kinds() -> tuple[str, ...]:
@@ -71,6 +74,14 @@ class LoraConfig(Config):
     alpha_pattern: str = option(
         "", "Alpha pattern", "Another alpha for some modules: q_proj=16.", subject="Adapter"
     )
+    enable_lora: str = option(
+        "",
+        "Parts of fused layers",
+        "LoRA on some parts alone of a layer that holds several: c_attn=q+v for q and v of GPT-2's c_attn "
+        "(MergedLinear of the paper's authors, enable_lora=[True, False, True]), qkv_proj=q+v or "
+        "gate_up_proj=up of Phi-3. Each part gets the rank. Empty for whole layers.",
+        subject="Adapter",
+    )
     layers_to_transform: str = option(
         "",
         "Layers to transform",
@@ -78,24 +89,68 @@ class LoraConfig(Config):
         subject="Adapter",
     )
 
+    modules_to_save: str = option(
+        "",
+        "Modules trained whole",
+        "Embedding and head trained whole beside the factors (PEFT's modules_to_save), which new tokens "
+        "need, such as those of a chat template that the base never learnt. Each adapter has a copy of its "
+        "own, which takes memory for its numbers, their gradients and two moments. Where the base ties both, "
+        "they are trained as one.",
+        several=(
+            (EMBEDDING, "The input embedding, whatever it is called in the model"),
+            (HEAD, "The output head that gives the logits"),
+        ),
+        subject="Adapter",
+    )
+    bias: str = option(
+        "none",
+        "Biases of the base",
+        "Which biases the model has are trained too: all of them, those of the targeted layers (lora_only), "
+        "or none. An adapter with biases of its own cannot be combined with others or cut to a rank.",
+        choices=("none", ALL_BIASES, TARGETED_BIASES),
+        subject="Adapter",
+    )
+
+    @property
+    def whole_names(self) -> tuple[str, ...]:
+        """What modules_to_save names."""
+        return tuple(dict.fromkeys(filter(None, (one.strip() for one in self.modules_to_save.split(",")))))
+
+    @property
+    def trains_wholes(self) -> bool:
+        """Whether numbers of the base are trained beside the factors."""
+        return bool(self.whole_names) or self.bias != "none"
+
     @property
     def scaling(self) -> float:
         """The factor in front of BA where no pattern says otherwise."""
         return scaling(self.alpha, self.rank, self.use_rslora)
 
     def rank_of(self, path: str) -> int:
-        """r of the layer at this module path."""
+        """r of the layer at this module path; of a fused one that of all its parts together."""
+        return self._part_rank(path) * max(1, len(by_pattern(self.parts, path, ())))
+
+    def _part_rank(self, path: str) -> int:
         return int(by_pattern(_pattern(self.rank_pattern, "rank_pattern"), path, self.rank))
+
+    @property
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        """The parts of fused layers that get LoRA, by the layers' names."""
+        return parts_by_name(self.enable_lora)
 
     def scaling_of(self, path: str) -> float:
         """The factor in front of BA of the layer at this module path."""
         alpha = by_pattern(_pattern(self.alpha_pattern, "alpha_pattern"), path, self.alpha)
-        return scaling(alpha, self.rank_of(path), self.use_rslora)
+        return scaling(alpha, self._part_rank(path), self.use_rslora)
 
     @property
     def pattern_names(self) -> tuple[str, ...]:
-        """The module names that either pattern speaks of."""
-        return (*_pattern(self.rank_pattern, "rank_pattern"), *_pattern(self.alpha_pattern, "alpha_pattern"))
+        """The module names that a pattern, or a choice of parts, speaks of."""
+        ranks, alphas = (
+            _pattern(self.rank_pattern, "rank_pattern"),
+            _pattern(self.alpha_pattern, "alpha_pattern"),
+        )
+        return (*ranks, *alphas, *self.parts)
 
     @property
     def layer_numbers(self) -> frozenset[int] | None:
@@ -118,8 +173,23 @@ class LoraConfig(Config):
             limits["rank"].check(int(rank))
         for alpha in _pattern(self.alpha_pattern, "alpha_pattern").values():
             limits["alpha"].check(alpha)
+        for name in self.parts:
+            limits["rank"].check(self.rank_of(name))
         _layer_numbers(self.layers_to_transform)
-        ADAPTER_KINDS.get(self.kind).check(self)
+        if unknown := [name for name in self.whole_names if name not in (EMBEDDING, HEAD)]:
+            raise InvalidConfig(
+                f"modules_to_save takes {EMBEDDING} and {HEAD}, separated by a comma, not {unknown[0]!r}: "
+                "what they are called in the model is found by itself."
+            )
+        kind = ADAPTER_KINDS.get(self.kind)
+        if self.bias != "none" and self.bias not in kind.peft_biases:
+            raise InvalidConfig(f"{kind.label} trains no biases of the base; leave bias at none.")
+        if self.parts and not kind.takes_parts:
+            raise InvalidConfig(
+                f"enable_lora is for the kind lora alone: {kind.label} depends on the whole of W; leave it "
+                "empty."
+            )
+        kind.check(self)
 
 
 def _pattern(text: str, name: str) -> dict[str, float]:

@@ -29,4 +29,4 @@ def with_one_scale(adapter: AdapterWeights) -> AdapterWeights:
     folded = {
         path: LayerFactors(one.A, one.B.float() * (one.scale / scale), scale) for path, one in layers.items()
     }
-    return replace(adapter, layers=folded)
+    return replace(adapter, layers=folded, head=adapter.head_at(folded))

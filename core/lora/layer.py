@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -12,7 +12,9 @@ class LayerStack(Protocol):
     """The adapters on one layer, in whatever arrangement."""
 
     def linear(self, x: Tensor, base: nn.Module, slots: Tensor | None) -> Tensor:
-        """The layer's output with the adapters' part, see AdapterStack.linear()."""
+        """The module's output with the adapters' part, see AdapterStack.linear(); an embedding is given
+        ids.
+        """
 
 
 class LoraLinear(nn.Module):
@@ -47,6 +49,33 @@ class LoraLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.base(x) if self.factors is None else self.factors.linear(x, self.base, self.slots)
+
+
+class Adapted(nn.Module):
+    """Another frozen module that an adapter may have numbers of its own for, such as an embedding or a norm.
+
+    As LoraLinear it computes exactly what the base does where none are in use. What else is asked of it, the
+    base answers.
+    """
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+        self.factors: LayerStack | None = None
+        self.slots: Tensor | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("base"), name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) if self.factors is None else self.factors.linear(x, self.base, self.slots)
+
+
+Place = LoraLinear | Adapted
+"""A module of the base in which adapters can take part."""
 
 
 def is_linear(module: nn.Module) -> bool:

@@ -8,40 +8,48 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from core.lora.bank import AdapterBank, Layers, in_use
+from core.lora.bank import AdapterBank
 from core.lora.layer import LayerStack
+from core.lora.whole_stack import in_use, prepared
 
 
 class SideBySideBank(nn.Module):
     """Several banks under one numbering of slots: those of the first bank, then those of the next."""
 
-    def __init__(self, layers: Layers, banks: Sequence[AdapterBank]) -> None:
+    def __init__(self, banks: Sequence[AdapterBank]) -> None:
         super().__init__()
         self._banks = list(banks)
         self._modules.update({str(number): bank for number, bank in enumerate(banks)})
         counts = [bank.slots for bank in banks]
         self._starts = [0, *itertools.accumulate(counts)]
-        targeted = [path for path in layers if any(path in bank.factors for bank in banks)]
-        self._layers = {path: layers[path] for path in targeted}
+        self._places = {path: place for bank in banks for path, place in bank.places.items()}
         self._stacks = {
-            path: _SideBySide([bank.factors.get(path) for bank in banks], counts) for path in targeted
+            path: _SideBySide([bank.stacks.get(path) for bank in banks], counts) for path in self._places
         }
 
     @contextmanager
     def use(self) -> Iterator[None]:
         """Within the block the model computes with all slots in order."""
-        with in_use(self._layers, self._stacks, None):
-            yield
+        with ExitStack() as ready:
+            for bank in self._banks:
+                ready.enter_context(prepared(bank.stacks.values()))
+            with in_use(self._places, self._stacks, None):
+                yield
 
     def refresh(self) -> None:
         """As AdapterBank.refresh()."""
         for bank in self._banks:
             bank.refresh()
+
+    @property
+    def keeps_inputs(self) -> bool:
+        """Whether backward needs the inputs of the targeted layers."""
+        return any(bank.keeps_inputs for bank in self._banks)
 
     @property
     def drops(self) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from core.errors import InvalidConfig
 from core.lora.config import ALL_LINEAR, LoraConfig
+from core.lora.fused import Rows
 from core.lora.kinds import ADAPTER_KINDS
 from core.lora.module_names import ends_with, is_among
 from core.options import Config
@@ -14,6 +15,7 @@ from core.options import Config
 LayerShapes = Mapping[str, tuple[int, int]]
 """(in_features, out_features) by module path."""
 
+_FLOAT32 = 4  # bytes
 _ATTENTION = ("attn", "attention")  # parts of the names of modules that attend
 _QUERY_AND_VALUE = (("q_proj", "v_proj"), ("query", "value"), ("q", "v"), ("wq", "wv"))
 
@@ -76,13 +78,22 @@ def layer_number(path: str) -> int | None:
 
 
 def trainable_parameter_count(
-    shapes: LayerShapes, targets: Sequence[str], config: LoraConfig, own: Config | None = None
+    shapes: LayerShapes,
+    targets: Sequence[str],
+    config: LoraConfig,
+    own: Config | None = None,
+    parts: Mapping[str, Sequence[Rows]] | None = None,
 ) -> int:
     """Numbers that an adapter of this configuration trains: of LoRA r·(in + out), summed over the targeted
-    layers (arXiv 2106.09685, section 4.2). `own`: its kind's options, by default their defaults.
+    layers (arXiv 2106.09685, section 4.2). `own`: its kind's options, by default their defaults; `parts`: the
+    rows of those parts of fused layers that it is on, by path.
     """
-    kind = ADAPTER_KINDS.get(config.kind)
-    return kind.parameter_count(_sizes(shapes, targets, config), kind.options() if own is None else own)
+    kind, parts = ADAPTER_KINDS.get(config.kind), parts or {}
+    sizes = _sizes(shapes, [path for path in targets if path not in parts], config)
+    for path, chosen in parts.items():
+        rank = config.rank_of(path) // len(chosen)
+        sizes += [(shapes[path][0], sum(end - first for first, end in rows), rank) for rows in chosen]
+    return kind.parameter_count(sizes, kind.options() if own is None else own)
 
 
 def training_bytes(
@@ -91,6 +102,14 @@ def training_bytes(
     """Memory that such an adapter takes while it is trained beside a base whose numbers take `work_bytes`."""
     kind = ADAPTER_KINDS.get(config.kind)
     return kind.training_bytes(_sizes(shapes, targets, config), own, work_bytes)
+
+
+def whole_bytes(numbers: int, work_bytes: float) -> float:
+    """The same of numbers that are trained whole: float32 or wider with a gradient and two moments, and where
+    the base is narrower the copy that computes.
+    """
+    stored = max(_FLOAT32, work_bytes)
+    return numbers * (4 * stored + (work_bytes if work_bytes < stored else 0))
 
 
 def _sizes(shapes: LayerShapes, targets: Sequence[str], config: LoraConfig) -> list[tuple[int, int, int]]:

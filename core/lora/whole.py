@@ -18,7 +18,7 @@ from core.errors import InvalidAdapter
 from core.lora.adapter import AdapterWeights
 from core.lora.bank import AdapterBank, Layers, MixedBank, loaded_bank
 from core.lora.kinds.full import KIND as FULL
-from core.lora.layer import LoraLinear
+from core.lora.layer import Adapted, LoraLinear
 
 Place = tuple[nn.Module, str]
 """A module and its own name for a parameter."""
@@ -29,7 +29,8 @@ def parameter_places(model: nn.Module) -> dict[str, list[Place]]:
     wrappers.
     """
     modules = dict(model.named_modules())
-    wrapped = {f"{path}.base": path for path, module in modules.items() if isinstance(module, LoraLinear)}
+    ours = (LoraLinear, Adapted)
+    wrapped = {f"{path}.base": path for path, module in modules.items() if isinstance(module, ours)}
     first: dict[int, str] = {}
     found: dict[str, list[Place]] = {}
     for path, module in modules.items():

@@ -1,13 +1,84 @@
-"""Put LoRA layers into a model: each linear layer is wrapped once, and stays wrapped."""
+"""Put LoRA layers into a model: each linear layer is wrapped once, and stays wrapped. Other modules are when
+an adapter first has numbers of its own for them.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from core.lora.layer import LoraLinear, is_linear
+from core.errors import InvalidAdapter
+from core.lora.layer import Adapted, LoraLinear, Place, is_linear
+from core.lora.wholes import BIAS, BIAS_ON_B, WEIGHT, Wholes, module_of
 
 
-def wrap_linear_layers(model: PreTrainedModel) -> dict[str, LoraLinear]:
+class ModelLayers(dict[str, LoraLinear]):
+    """The wrapped linear layers of a model by path, and on demand its other modules."""
+
+    def __init__(self, model: PreTrainedModel, layers: Mapping[str, LoraLinear]) -> None:
+        super().__init__(layers)
+        self.model = model
+
+    def place(self, path: str) -> Place:
+        """The module at this path, wrapped."""
+        module = self.model.get_submodule(path)
+        if not isinstance(module, (LoraLinear, Adapted)):
+            module = Adapted(module)
+            parent, _, name = path.rpartition(".")
+            setattr(self.model.get_submodule(parent), name, module)
+        return module
+
+    def stored(self, name: str) -> Tensor:
+        """The base's own numbers of a whole parameter, or the zeros that a bias on B starts from."""
+        if name.endswith(BIAS_ON_B):
+            layer = self[module_of(name)]
+            return layer.weight.new_zeros(layer.out_features)
+        module = self.model.get_submodule(module_of(name))
+        found: Tensor = getattr(getattr(module, "base", module), name.rpartition(".")[2])
+        return found
+
+    def require(self, own: Mapping[str, Tensor]) -> None:
+        """Raise InvalidAdapter, with what differs, unless the base has parameters of these shapes."""
+        for name, tensor in own.items():
+            try:
+                shape = tuple(self.stored(name).shape)
+            except (AttributeError, KeyError):
+                raise InvalidAdapter(f"The base has no {name}, which the adapter has of its own.") from None
+            if shape != tuple(tensor.shape):
+                raise InvalidAdapter(
+                    f"{name} of the adapter is {list(tensor.shape)}; in this base it is {list(shape)}."
+                )
+
+
+def wholes_of(model: PreTrainedModel) -> Wholes:
+    """What of a model that writes text an adapter can have of its own."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    paths = {module: path for path, module in model.named_modules() if not path.endswith(".base")}
+    tied = head is not None and getattr(head, "weight", None) is getattr(embedding, "weight", False)
+    shapes = {
+        f"{path}{name}": tuple(one.shape)
+        for module, path in paths.items()
+        for name, one in ((WEIGHT, _own(module, "weight")), (BIAS, _own(module, "bias")))
+        if one is not None and (module is embedding or module is head or (name == BIAS and _adds(module)))
+    }
+    return Wholes(paths[embedding], paths.get(head, ""), tied, shapes)
+
+
+def _own(module: nn.Module, name: str) -> Tensor | None:
+    """A parameter of the module itself, wrapped or not."""
+    inner = getattr(module, "base", module)
+    return inner._parameters.get(name) if isinstance(inner, nn.Module) else None
+
+
+def _adds(module: nn.Module) -> bool:
+    """Whether a module's bias is added to what it computes otherwise."""
+    inner = getattr(module, "base", module)
+    return is_linear(inner) or isinstance(inner, nn.LayerNorm)
+
+
+def wrap_linear_layers(model: PreTrainedModel) -> ModelLayers:
     """Freeze `model` and wrap each linear layer in a LoraLinear, in place. Returns them by module path.
 
     An output head that shares its weight with the input embedding is left alone: an adapter on it could not
@@ -26,7 +97,7 @@ def wrap_linear_layers(model: PreTrainedModel) -> dict[str, LoraLinear]:
         layers[path] = LoraLinear(module)
         parent, _, name = path.rpartition(".")
         setattr(model.get_submodule(parent), name, layers[path])
-    return layers
+    return ModelLayers(model, layers)
 
 
 def head_path(model: PreTrainedModel) -> str | None:

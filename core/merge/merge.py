@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from core.base_model.files import INDEX_NAME, weight_files
-from core.base_model.skeleton import tied_parameters
 from core.errors import InvalidAdapter
 from core.events import Progress
 from core.files.publish import require_space
@@ -27,9 +26,9 @@ from core.files.safetensors_file import DTYPE_BYTES, TensorEntry, build_header, 
 from core.lora.adapter import AdapterWeights, LayerFactors
 from core.lora.low_rank import inner_product
 from core.merge.stream import PIECE_BYTES, in_order, read_range
+from core.merge.whole_tensors import TORCH_DTYPES, replaced_tensors, tensor_name, whole_tensors
 from core.reporting import Report
 
-TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _TINY = torch.finfo(torch.float32).tiny  # a row of zeros stays one
 _CACHED = 1 << 18  # numbers that are worked on at a time
 _NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
@@ -64,20 +63,28 @@ class Source:
     """Whether W is stored as [in, out] (GPT-2)."""
     lengths: Tensor | None = None
     """That the rows of W + ΔW are brought to, [out]; None where they stay as they come."""
+    whole: Tensor | None = None
+    """What the adapter has of its own in the place of the base's numbers; see core/lora/wholes.py."""
     renamed: str = ""
     """How the merged files call it; empty if as the base's do."""
-    replaced: Tensor | None = None
-    """What stands there instead of W, in float32; None where W stays."""
-
-    @property
-    def untouched(self) -> bool:
-        """Whether the adapter leaves it as it is."""
-        return self.factors is None and self.replaced is None
 
     @property
     def name(self) -> str:
         """How the merged files call it."""
         return self.renamed or self.entry.name
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether the adapter makes something else of it."""
+        return self.factors is not None or self.whole is not None
+
+    @functools.cached_property
+    def touched(self) -> Tensor | None:
+        """Which rows of W have a part in ΔW, [out] bool; None for all."""
+        if self.factors is None:
+            return None
+        touched = self.factors.B.ne(0).any(1)
+        return None if bool(touched.all()) else touched
 
     @functools.cached_property
     def column_ratios(self) -> Tensor | None:
@@ -116,68 +123,24 @@ def sources(base_folder: Path, adapter: AdapterWeights, transposed: frozenset[st
     headers = {path: read_header(path) for path in weight_files(base_folder)}
     names = {entry.name for header in headers.values() for entry in header.tensors}
     module_of = {tensor_name(path, names): path for path in parts}
-    replaced = replaced_tensors(base_folder, adapter.whole, names)
+    entries = {entry.name: (path, entry) for path, header in headers.items() for entry in header.tensors}
+    whole = whole_tensors(adapter, entries) | replaced_tensors(base_folder, adapter.whole, entries)
     found = []
     for path, header in headers.items():
         rows = []
         for entry in header.tensors:
             module = module_of.get(entry.name)
             factors, lengths = parts[module] if module else (None, None)
-            instead = replaced.get(entry.name)
-            rows.append(Source(path, entry, factors, module, module in transposed, lengths, replaced=instead))
-            if not rows[-1].untouched:
+            own = whole.get(entry.name)
+            rows.append(Source(path, entry, factors, module, module in transposed, lengths, own))
+            if factors is not None:
                 _require_shape(rows[-1])
         found.append(rows)
     return found
 
 
-def tensor_name(path: str, names: set[str]) -> str:
-    """The name under which files hold the weight of module `path`; some leave out the outermost module's
-    name, others have one more in front.
-    """
-    return _stored_name(f"{path}.weight", names)
-
-
-def _stored_name(path: str, names: set[str]) -> str:
-    """As tensor_name(), of any parameter by its path."""
-    candidates = (path, path.partition(".")[2])
-    longer = [name for name in names if name.endswith(f".{path}")]
-    found = next((name for name in candidates if name in names), longer[0] if len(longer) == 1 else None)
-    if found is None:
-        module, _, kind = path.rpartition(".")
-        raise InvalidAdapter(
-            f"The base's files hold no {kind} for {module}, so the adapter cannot be merged into it."
-        )
-    return found
-
-
-def replaced_tensors(base_folder: Path, whole: Mapping[str, Tensor], names: set[str]) -> dict[str, Tensor]:
-    """What replaces the tensors of the base's files, by their names there. A head that is tied to the
-    embedding and stored beside it is replaced with it.
-
-    Raises InvalidAdapter where the files hold no such tensor, as where they hold it in another arrangement.
-    """
-    if not whole:
-        return {}
-    found = {_stored_name(path, names): tensor for path, tensor in whole.items()}
-    tied = tied_parameters(base_folder)
-    if tied is not None and tied[0] in whole:
-        head = tied[1]
-        stored = next((name for name in (head, head.partition(".")[2]) if name in names), None)
-        if stored is not None:
-            found[stored] = whole[tied[0]]
-    return found
-
-
 def _require_shape(source: Source) -> None:
     factors, entry = source.factors, source.entry
-    if source.replaced is not None:
-        if tuple(source.replaced.shape) != entry.shape or entry.dtype not in TORCH_DTYPES:
-            shape = f"{entry.dtype} {list(entry.shape)}"
-            raise InvalidAdapter(
-                f"{entry.name} is {list(source.replaced.shape)} in the adapter, but the base holds {shape}."
-            )
-        return
     assert factors is not None
     delta = (factors.B.shape[0], factors.A.shape[1])
     if (delta[::-1] if source.transposed else delta) != entry.shape or entry.dtype not in TORCH_DTYPES:
@@ -225,12 +188,13 @@ def merge_into_base(
         names = {name: [source.name for source in rows] for name, rows in files.items()}
         names[last] += own
         _write_index(target, names, total)
-    merged = [source for rows in files.values() for source in rows if not source.untouched]
+    merged = [source for rows in files.values() for source in rows if source.is_changed]
     energy = {
         source.entry.name: inner_product(source.factors, source.factors)
         if source.factors is not None and source.lengths is None
         else changes[source.entry.name]
         for source in merged
+        if source.factors is not None or source.whole is not None
     }
     lost = [math.sqrt(errors[name] / value) for name, value in energy.items() if value]
     return MergeReport(
@@ -312,6 +276,13 @@ def _write(
             out.write(_bytes(one, layout[0][1]))
 
 
+def _rows(whole: Tensor, piece: _Piece) -> Tensor:
+    """The part of an adapter's own numbers that stands where the base has this piece."""
+    entry = piece.source.entry
+    width = math.prod(entry.shape[1:]) * DTYPE_BYTES[entry.dtype]
+    return whole[(piece.start - entry.start) // width : (piece.end - entry.start) // width]
+
+
 def _bytes(tensor: Tensor, dtype: str) -> bytes:
     plain = tensor.to(TORCH_DTYPES[dtype]).contiguous().flatten()
     return plain.view(torch.uint8).numpy().tobytes()
@@ -319,7 +290,7 @@ def _bytes(tensor: Tensor, dtype: str) -> bytes:
 
 def _pieces(source: Source, dtype: str) -> Iterator[_Piece]:
     entry = source.entry
-    if source.untouched and dtype == entry.dtype:
+    if not source.is_changed and dtype == entry.dtype:
         step = PIECE_BYTES
     else:  # whole rows, so that each piece is a matrix
         width = math.prod(entry.shape[1:]) * DTYPE_BYTES[entry.dtype]
@@ -331,7 +302,9 @@ def _pieces(source: Source, dtype: str) -> Iterator[_Piece]:
 def _make(piece: _Piece) -> _Made:
     source, entry = piece.source, piece.source.entry
     raw = read_range(source.path, piece.start, piece.end)
-    if source.untouched and piece.dtype == entry.dtype:
+    if source.whole is not None:
+        return _instead(source, _rows(source.whole, piece).float(), raw, piece.dtype)
+    if source.factors is None and piece.dtype == entry.dtype:
         return _Made(source, raw, 0.0, 0.0)
     width = math.prod(entry.shape[1:])
     weight = torch.frombuffer(raw, dtype=TORCH_DTYPES[entry.dtype]).view(-1, width)
@@ -343,6 +316,15 @@ def _make(piece: _Piece) -> _Made:
     return _Made(source, data, *_add_rounded(source, first, weight, stored))
 
 
+def _instead(source: Source, own: Tensor, raw: bytearray, dtype: str) -> _Made:
+    """An adapter's own numbers in the place of those that `raw` holds."""
+    data = bytearray(_bytes(own, dtype))
+    flat = own.flatten()
+    change = flat - torch.frombuffer(raw, dtype=TORCH_DTYPES[source.entry.dtype]).float()
+    lost = torch.frombuffer(data, dtype=TORCH_DTYPES[dtype]).float() - flat
+    return _Made(source, data, float(torch.dot(lost, lost)), float(torch.dot(change, change)))
+
+
 def _add_rounded(source: Source, first: int, weight: Tensor, stored: Tensor) -> tuple[float, float]:
     """stored = weight + ΔW, a few rows at a time that stay in the processor's cache; returns the squared
     rounding error, and the squared change where rows have lengths.
@@ -351,8 +333,7 @@ def _add_rounded(source: Source, first: int, weight: Tensor, stored: Tensor) -> 
     """
     step, width = max(1, _CACHED // weight.shape[1]), weight.shape[1]
     exact, rounded = torch.empty(step, width), torch.empty(step, width)
-    instead = source.replaced.view(-1, width) if source.replaced is not None else None
-    rounds = not source.untouched and stored.dtype != torch.float32
+    rounds = source.factors is not None and stored.dtype != torch.float32
     error = energy = 0.0
     for at in range(0, weight.shape[0], step):
         rows = slice(at, min(at + step, weight.shape[0]))
@@ -360,17 +341,28 @@ def _add_rounded(source: Source, first: int, weight: Tensor, stored: Tensor) -> 
         if source.factors is not None:
             left, right = _delta_rows(source, first + rows.start, first + rows.stop)
             whole.addmm_(left, right)
-        if instead is not None:
-            whole.copy_(instead[first + rows.start : first + rows.stop])
+            _keep_untouched(whole, weight[rows], source, first + rows.start)
         if source.lengths is not None:
             _bring_to_length(whole, source, first + rows.start)
-        if source.lengths is not None or instead is not None:
             energy += float((whole - weight[rows]).square().sum())
         stored[rows].copy_(whole)
         if rounds:
             lost = rounded[: len(whole)].copy_(stored[rows]).sub_(whole).flatten()
             error += float(torch.dot(lost, lost))
     return error, energy
+
+
+def _keep_untouched(whole: Tensor, weight: Tensor, source: Source, first: int) -> None:
+    """Rows of W whose rows of B are zero stay as they are to the bit, and with them the sign of a zero."""
+    assert source.factors is not None
+    touched = source.touched
+    if touched is None:
+        return
+    if source.transposed:
+        whole[:, ~touched] = weight[:, ~touched].to(whole.dtype)
+    else:
+        untouched = ~touched[first : first + len(whole)]
+        whole[untouched] = weight[untouched].to(whole.dtype)
 
 
 def _bring_to_length(whole: Tensor, source: Source, first: int) -> None:
@@ -394,6 +386,8 @@ def _delta_rows(source: Source, first: int, last: int) -> tuple[Tensor, Tensor]:
 
 def merged_weight(source: Source) -> Tensor:
     """A whole tensor with what the adapter makes of it, in float32, in the shape that the file gives."""
+    if source.whole is not None:
+        return source.whole.float()
     whole = _sum(source)
     if source.lengths is not None:
         _bring_to_length(whole, source, 0)
@@ -403,8 +397,6 @@ def merged_weight(source: Source) -> Tensor:
 def _sum(source: Source) -> Tensor:
     """W + ΔW in float32, in the shape that the file gives."""
     entry = source.entry
-    if source.replaced is not None:
-        return source.replaced.float().clone()
     exact = torch.frombuffer(
         read_range(source.path, entry.start, entry.end), dtype=TORCH_DTYPES[entry.dtype]
     ).float()
@@ -421,7 +413,7 @@ def weight_norms(
     norms = {}
     for number, source in enumerate(targeted):
         report(Progress(f"Measuring {source.entry.name}", number / len(targeted)))
-        weight = merged_weight(replace(source, factors=None, lengths=None, replaced=None))
+        weight = merged_weight(replace(source, factors=None, lengths=None))
         norms[source.module or ""] = float(torch.linalg.vector_norm(weight, dtype=torch.float64))
     return norms
 

@@ -22,8 +22,9 @@ from core.events import Progress
 from core.files.safetensors_file import TensorEntry, read_header
 from core.lora.adapter import AdapterWeights
 from core.lora.whole import computing_bank
-from core.merge.merge import TORCH_DTYPES, Source, merged_weight, sources
+from core.merge.merge import Source, merged_weight, sources
 from core.merge.stream import read_range
+from core.merge.whole_tensors import TORCH_DTYPES
 from core.reporting import Report
 
 RENDERED = (
@@ -191,7 +192,7 @@ def differing_tensors(
 def _is_as_meant(source: Source, path: Path, entry: TensorEntry) -> bool:
     """Whether a tensor in a merged file is what the merge should have written there."""
     found = read_range(path, entry.start, entry.end)
-    if source.untouched and entry.dtype == source.entry.dtype:
+    if not source.is_changed and entry.dtype == source.entry.dtype:
         return found == read_range(source.path, source.entry.start, source.entry.end)
     meant = merged_weight(source).to(TORCH_DTYPES[entry.dtype])
     stored = torch.frombuffer(found, dtype=TORCH_DTYPES[entry.dtype]).view(entry.shape)

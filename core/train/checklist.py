@@ -67,7 +67,7 @@ def checklist(around: Surroundings, options: TrainingOptions, plan: Estimate) ->
     return [
         _base_kept(around, kind, plan),
         _fits(around.room, plan),
-        _attention(modules),
+        _attention(modules, lora),
         *([] if kind.whole else [_rank(modules, lora), _alpha(modules, lora, kind)]),
         _starts_at_zero(None),
         _pinned(around),
@@ -110,8 +110,10 @@ def _fits(room: int | None, plan: Estimate) -> Check:
     return Check("memory", "Fits the memory", state, f"{said}{more}.")
 
 
-def _attention(modules: Sequence[str]) -> Check:
-    label, names = "Queries and values", {path.rpartition(".")[2] for path in modules}
+def _attention(modules: Sequence[str], lora: LoraConfig) -> Check:
+    """Of a fused layer the parts count that are chosen, and without a choice all."""
+    label, last = "Queries and values", {path.rpartition(".")[2] for path in modules}
+    names = {part for name in last for part in lora.parts.get(name, (name,))}
     queries, values = names & {*_QUERIES, *_FUSED}, names & {*_VALUES, *_FUSED}
     if queries and values:
         return Check("attention", label, GOOD, f"{' and '.join(sorted(queries | values))} are trained.")

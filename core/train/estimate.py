@@ -5,10 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+from core.lora.fused import fused_parts
 from core.lora.kinds import ADAPTER_KINDS
-from core.lora.targets import LayerShapes, select_targets, trainable_parameter_count, training_bytes
+from core.lora.targets import (
+    LayerShapes,
+    select_targets,
+    trainable_parameter_count,
+    training_bytes,
+    whole_bytes,
+)
 from core.lora.whole_names import chosen_parameters, module_of
+from core.lora.wholes import Wholes, require_no_wholes
+from core.train.objectives import OBJECTIVES
 from core.train.step_count import evaluations, packs, planned_steps, steps_per_epoch
 from core.train.training_options import TrainingOptions
 
@@ -32,6 +42,10 @@ class BaseShape:
     layers: int
     hidden_size: int
     vocab_size: int
+    wholes: Wholes = field(default_factory=Wholes)
+    """What of it adapters can have of their own."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """What its config.json says."""
     tensors: Mapping[str, Sequence[int]] = field(default_factory=dict)
     """Shapes of all its parameters by name, as its files hold them; empty where they are not known."""
 
@@ -98,8 +112,23 @@ def _trained(base: BaseShape, options: TrainingOptions, bytes_per_weight: int) -
         shapes = base.tensors or {f"{path}.weight": shape for path, shape in base.layer_shapes.items()}
         chosen = chosen_parameters(list(shapes), lora)
         count = sum(math.prod(shapes[path]) for path in chosen)
-        return count, len({module_of(path) for path in chosen}), kind.whole_bytes(count, bytes_per_weight)
+        return count, len({module_of(path) for path in chosen}), whole_bytes(count, bytes_per_weight)
     targets = select_targets(list(base.layer_shapes), lora, base.head)
-    trainable = trainable_parameter_count(base.layer_shapes, targets, lora, options.kind)
+    own = whole_numbers(base, options, targets)
+    parts = fused_parts(base.config, {path: base.layer_shapes[path] for path in targets}, lora.parts)
+    trainable = own + trainable_parameter_count(base.layer_shapes, targets, lora, options.kind, parts)
     trained = training_bytes(base.layer_shapes, targets, lora, options.kind, bytes_per_weight)
-    return trainable, len(targets), trained
+    return trainable, len(targets), trained + whole_bytes(own, bytes_per_weight)
+
+
+def whole_numbers(base: BaseShape, options: TrainingOptions, targets: Sequence[str]) -> int:
+    """Numbers that an adapter on `targets` trains whole, a classifier's head not counted.
+
+    Raises InvalidConfig for what the base has not, or what could not be right.
+    """
+    if OBJECTIVES.get(options.train.objective).classifies:
+        require_no_wholes(options.lora)
+        return 0
+    biased = ADAPTER_KINDS.get(options.lora.kind).biases_on_b(options.kind)
+    outputs = {path: base.layer_shapes[path][1] for path in targets} if biased else {}
+    return sum(map(math.prod, base.wholes.trained(options.lora, targets, outputs).values()))

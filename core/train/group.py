@@ -234,7 +234,7 @@ class TrainingGroup:
             return
         bank = self.bank
         for slot, run in complete:
-            run.kind.before_step(*bank.place(slot), run.kind_options)
+            run.before_step(*bank.place(slot))
         norms = bank.gradient_norms()
         self._figures.send(norms)
         for slot, run in complete:

@@ -14,14 +14,16 @@ from torch.utils.checkpoint import checkpoint
 from core.data.rendering import IGNORE
 
 
-def token_losses(head: nn.Module, hidden: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+def token_losses(
+    head: nn.Module, hidden: Tensor, targets: Tensor, weights: Tensor, runs: int = 1
+) -> tuple[Tensor, Tensor]:
     """Cross-entropy of head(hidden) against targets, in nats.
 
-    hidden [N, H], targets [N] (IGNORE for none), weights [N]: what each position counts in the sum that is
-    differentiated. Returns that weighted sum, and the plain losses [N] without a gradient. With a frozen head
-    the gradient for `hidden` is computed on the way forward, chunk by chunk, so that no logits are kept or
-    computed twice (the idea of the fused linear cross-entropy of Liger Kernel, arXiv 2410.10989, section
-    3.2).
+    hidden [N, H] holds N/runs consecutive rows of each adapter, targets [N] (IGNORE for none), weights [N]:
+    what each position counts in the sum that is differentiated. Returns that weighted sum, and the plain
+    losses [N] without a gradient. With a frozen head the gradient for `hidden` is computed on the way
+    forward, chunk by chunk, so that no logits are kept or computed twice (the idea of the fused linear
+    cross-entropy of Liger Kernel, arXiv 2410.10989, section 3.2).
     """
     weight, chunk = getattr(head, "weight", None), _chunk(hidden, head)
     if (
@@ -31,7 +33,7 @@ def token_losses(head: nn.Module, hidden: Tensor, targets: Tensor, weights: Tens
         and isinstance(_inner(head), nn.Linear)
     ):
         return _FrozenHead.apply(hidden, weight, head.bias, targets, weights, chunk)
-    return _differentiated(head, hidden, targets, weights, chunk)
+    return _differentiated(head, hidden, targets, weights, max(1, chunk // runs), runs)
 
 
 def _chunk(hidden: Tensor, head: nn.Module) -> int:
@@ -110,25 +112,29 @@ def _compilable(device: torch.device) -> Callable[..., tuple[Tensor, Tensor]]:
 
 
 def _differentiated(
-    head: nn.Module, hidden: Tensor, targets: Tensor, weights: Tensor, chunk: int
+    head: nn.Module, hidden: Tensor, targets: Tensor, weights: Tensor, chunk: int, runs: int
 ) -> tuple[Tensor, Tensor]:
     """The same where the head itself is trained or does more than a product;
-    its logits are computed twice.
+    its logits are computed twice. Each chunk holds as many positions of every adapter, in order.
     """
-    losses = torch.cat(
-        [
-            checkpoint(
-                _plain_losses, head, hidden[at : at + chunk], targets[at : at + chunk], use_reentrant=False
-            )
-            for at in range(0, hidden.shape[0], chunk)
-        ]
-    )
+    by_run, own = hidden.view(runs, -1, hidden.shape[-1]), targets.view(runs, -1)
+    parts = [
+        checkpoint(
+            _plain_losses, head, by_run[:, at : at + chunk], own[:, at : at + chunk], use_reentrant=False
+        )
+        for at in range(0, by_run.shape[1], chunk)
+    ]
+    losses = torch.cat(parts, dim=1).flatten()
     return (losses * weights).sum(), losses.detach()
 
 
 def _plain_losses(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
-    logits = head(hidden[None])[0]
-    return F.cross_entropy(logits.to(_wide(logits.dtype)), targets, ignore_index=IGNORE, reduction="none")
+    """Of hidden [K, C, H] and targets [K, C], [K, C]."""
+    logits = head(hidden).flatten(0, 1)
+    losses = F.cross_entropy(
+        logits.to(_wide(logits.dtype)), targets.flatten(), ignore_index=IGNORE, reduction="none"
+    )
+    return losses.view(targets.shape)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

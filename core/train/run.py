@@ -17,11 +17,15 @@ from core.errors import TrainingDiverged
 from core.events import EvalDone, Prepared, StepDone, TrainingDone
 from core.lora.adapter import AdapterWeights
 from core.lora.bank import AdapterBank
+from core.lora.blocks import block_mask, keep_blocks
 from core.lora.dropout import run_key
+from core.lora.fused import fused_parts
 from core.lora.kinds import ADAPTER_KINDS
-from core.lora.targets import select_targets, trainable_parameter_count, training_bytes
+from core.lora.scaling import alpha_of
+from core.lora.targets import select_targets, trainable_parameter_count, training_bytes, whole_bytes
 from core.lora.whole import base_numbers, parameter_places
 from core.lora.whole_names import chosen_parameters
+from core.lora.wholes import BIAS, Shapes, require_no_wholes
 from core.train.batches import MicroBatch, RunData, Step
 from core.train.changes import Change, ChangingConfig
 from core.train.group_objective import figures_width, metric_means
@@ -62,23 +66,24 @@ class TrainingRun:
         self.ranks = {path: self.lora.rank_of(path) for path in self.targets}
         self.kind_options, self.objective_options = request.options.kind, request.options.objective
         self.frozen = self.kind.frozen(self.kind_options)
+        targeted = {path: base.layer_shapes[path] for path in self.targets}
+        self._parts = fused_parts(base.config, targeted, self.lora.parts)
+        self._blocks = {
+            path: block_mask(parts, targeted[path][1], self.ranks[path]).to(base.device)
+            for path, parts in self._parts.items()
+        }
         self.parameters = trainable_parameter_count(
-            base.layer_shapes, self.targets, self.lora, self.kind_options
+            base.layer_shapes, self.targets, self.lora, self.kind_options, self._parts
         )
         """Numbers that it trains."""
         self.data = RunData(request.rows, self.train)
         self._labelled = request.rows if isinstance(request.rows, LabelledRows) else None
         self.labels = self._labelled.labels if self._labelled is not None else None
         """What it is to tell, if it classifies."""
-        self.head_shapes = base.classifier.shapes(len(self.labels)) if self.labels else {}
-        """Of the parameters of its head, by path."""
         self._whole = self._base_numbers() if self.kind.whole else {}
-        self.own_shapes = {
-            **self.head_shapes,
-            **{path: tuple(one.shape) for path, one in self._whole.items()},
-        }
-        """Of whole parameters that are its own, by path: those of its head, and those that it replaces."""
-        self.parameters += sum(map(math.prod, self.own_shapes.values()))
+        self.head_shapes = self._whole_shapes()
+        """Of its whole parameters by path: a classifier's head, and what of the base it has of its own."""
+        self.parameters += sum(map(math.prod, self.head_shapes.values()))
         self._config = ChangingConfig(self.train, request.changes)
         self._resume = request.resume
         at = request.resume[1].position if request.resume else Position(0, 0, None, None, -1)
@@ -96,6 +101,17 @@ class TrainingRun:
         self._optimiser: torch.optim.Optimizer | None = None
         self._recent: deque[tuple[float, int]] = deque(maxlen=_RATE_WINDOW)  # (seconds, tokens)
 
+    def _whole_shapes(self) -> Shapes:
+        if self.kind.whole:
+            head = self._base.classifier.shapes(len(self.labels)) if self.labels else {}
+            return {**head, **{path: tuple(one.shape) for path, one in self._whole.items()}}
+        if self.labels:
+            require_no_wholes(self.lora)
+            return self._base.classifier.shapes(len(self.labels))
+        biased = self.kind.biases_on_b(self.kind_options)
+        outputs = {path: self._base.layers[path].out_features for path in self.targets} if biased else {}
+        return self._base.wholes.trained(self.lora, self.targets, outputs)
+
     # Its place in a bank.
 
     def start(self, bank: AdapterBank, slot: int) -> None:
@@ -106,12 +122,10 @@ class TrainingRun:
         else:
             bank.load(slot, self._as_it_was(*self._resume))
         groups = [
-            {"params": [parameter], "name": name} for name, parameter in bank.parameters_of(slot).items()
+            {"params": [parameter], "name": name, "weight_decay": self._decay(name)}
+            for name, parameter in bank.parameters_of(slot).items()
         ]
-        decay = self.train.weight_decay
-        self._optimiser = torch.optim.AdamW(
-            groups, lr=self.train.learning_rate, weight_decay=decay, fused=True
-        )
+        self._optimiser = torch.optim.AdamW(groups, lr=self.train.learning_rate, fused=True)
         if self._resume is not None:
             self._restore_moments(bank, self._resume[1])
             self._resume = None  # it holds as much memory as the optimiser
@@ -129,10 +143,19 @@ class TrainingRun:
         places = parameter_places(self.model)
         return base_numbers(self.model, chosen_parameters(places, self.lora))
 
+    def _decay(self, name: str) -> float:
+        """Biases are not drawn to zero, as in transformers' Trainer; a classifier's head is as a whole."""
+        of_adapter = self.labels is None and not self.kind.whole
+        is_bias = of_adapter and name in self.head_shapes and name.endswith(BIAS)
+        return 0.0 if is_bias else self.train.weight_decay
+
     def _first_head(self) -> Mapping[str, torch.Tensor]:
-        """The one that the base's files hold, where it tells the same labels; else a new one."""
+        """The base's own numbers; of a classifier the head that its files hold, where it tells the same
+        labels, else a new one.
+        """
         if self._labelled is None:
-            return {}
+            names = [name for name in self.head_shapes if name not in self._whole]
+            return {name: self._base.layers.stored(name).detach() for name in names}
         classifier = self._base.classifier
         if self._labelled.goes_on:
             return classifier.stored
@@ -211,9 +234,11 @@ class TrainingRun:
     def adapter(self, bank: AdapterBank, slot: int) -> AdapterWeights:
         """The factors as they are now."""
         own = bank.export_head(slot)
+        whole = {path: own.pop(path) for path in self._whole}
+        rank, alpha = self._stated()
         adapter = AdapterWeights(
-            rank=0 if self.kind.whole else self.lora.rank,
-            alpha=0.0 if self.kind.whole else self.lora.alpha,
+            rank=rank,
+            alpha=alpha,
             dropout=self.lora.dropout,
             layers=bank.export(slot, self.ranks),
             base_fingerprint=self._base.fingerprint,
@@ -221,11 +246,23 @@ class TrainingRun:
             fan_in_fan_out=any(self._base.layers[path].transposed for path in self.targets),
             use_rslora=self.lora.use_rslora,
             kind=self.kind.name,
-            head={path: one for path, one in own.items() if path in self.head_shapes},
-            whole={path: one for path, one in own.items() if path in self._whole},
+            head=own if whole else self._base.wholes.with_tied(own),
+            whole=whole,
             labels=self.labels,
         )
         return self.kind.finished(adapter)
+
+    def _stated(self) -> tuple[int, float]:
+        """Rank and alpha that its configuration states: of parts of fused layers those of all parts together,
+        where all layers have the same.
+        """
+        if self.kind.whole:
+            return 0, 0.0
+        ranks = set(self.ranks.values())
+        if not self._parts or len(ranks) > 1:
+            return self.lora.rank, self.lora.alpha
+        (rank,) = ranks
+        return rank, alpha_of(self.kind.scale(self.lora, self.targets[0]), rank, self.lora.use_rslora)
 
     # Its micro-batches.
 
@@ -258,6 +295,12 @@ class TrainingRun:
     def step_is_complete(self) -> bool:
         """Whether all micro-batches of the step at hand have been taken."""
         return self._step is not None and self._place == len(self._step.micro_batches)
+
+    def before_step(self, bank: AdapterBank, slot: int) -> None:
+        """Act on the sum of gradients before it is clipped and the optimiser steps."""
+        if self._blocks:
+            keep_blocks(bank, slot, self._blocks)
+        self.kind.before_step(bank, slot, self.kind_options)
 
     def update(self, norm: torch.Tensor, gradient: torch.Tensor) -> tuple[float, Step]:
         """Clip by this run's own norm and step its optimiser, without waiting for the device.
@@ -319,9 +362,8 @@ class TrainingRun:
     def state_bytes(self) -> float:
         """Memory that its adapter takes while it is trained."""
         shapes, width = self._base.layer_shapes, self._base.dtype.itemsize
-        if self.kind.whole:
-            return self.kind.whole_bytes(self.parameters, width)
-        return training_bytes(shapes, self.targets, self.lora, self.kind_options, width)
+        factors = training_bytes(shapes, self.targets, self.lora, self.kind_options, width)
+        return factors + whole_bytes(sum(map(math.prod, self.head_shapes.values())), width)
 
     @property
     def ended(self) -> bool:

@@ -14,8 +14,9 @@ from core.train.group_objective import GroupObjective
 from core.train.run import TrainingRun
 from core.train.run_state import RunState
 
-Seat = tuple[str, frozenset[str]]
-"""Runs with the same are computed in one way: their kind, and what of it stays frozen."""
+Seat = tuple[str, frozenset[str], frozenset[str]]
+"""Runs with the same are computed in one way: their kind, what of it stays frozen, and the names of whole
+parameters of their own."""
 
 
 class Seating:
@@ -25,7 +26,7 @@ class Seating:
         self._base = base
         self._bank: TrainedBank | None = None
         self._ranks: dict[Seat, dict[str, int]] = {}  # of each seat's stacks, by module path
-        self._heads: dict[Seat, dict[str, tuple[int, ...]]] = {}  # of each seat's heads, by parameter
+        self._heads: dict[Seat, dict[str, tuple[int, ...]]] = {}  # of each seat's whole parameters
         self.slots: list[TrainingRun | None] = []
         """Who holds which slot; None where a run has ended."""
 
@@ -81,7 +82,7 @@ class Seating:
         old, before = self._bank, {run: slot for slot, run in enumerate(self.slots) if run is not None}
         seats = _by_seat([*before, *joining])
         banks = [self._new_bank(seat, members) for seat, members in seats.items()]
-        self._bank = banks[0] if len(banks) == 1 else SideBySideBank(self._base.layers, banks)
+        self._bank = banks[0] if len(banks) == 1 else SideBySideBank(banks)
         order = [run for members in seats.values() for run in members]
         for slot, run in enumerate(order):
             place = self._bank.place(slot)
@@ -95,7 +96,7 @@ class Seating:
     def _new_bank(self, seat: Seat, members: Sequence[TrainingRun]) -> AdapterBank:
         if members[0].kind.whole:
             (run,) = members
-            return WholeBank(run.model, self._base.layers, run.own_shapes, trainable=True)
+            return WholeBank(run.model, self._base.layers, run.head_shapes, trainable=True)
         ranks = self._ranks[seat] = self._laid_out(members, self._ranks.get(seat, {}))
         return AdapterBank(
             self._base.layers,
@@ -107,14 +108,15 @@ class Seating:
             trainable=True,
             frozen=members[0].frozen,
             head=self._head_shapes(seat, members),
+            wholes=self._base.wholes if members[0].labels is None else None,
         )
 
     def _head_shapes(self, seat: Seat, members: Sequence[TrainingRun]) -> dict[str, tuple[int, ...]]:
-        """The largest that a member's head has of each parameter, and never smaller than before, as with the
+        """The largest that a member has of each whole parameter, and never smaller than before, as with the
         ranks.
         """
         found = self._heads.setdefault(seat, {})
-        for name, shape in (pair for run in members for pair in run.own_shapes.items()):
+        for name, shape in (pair for run in members for pair in run.head_shapes.items()):
             before = found.get(name, shape)
             found[name] = tuple(map(max, before, shape))
         return found
@@ -135,7 +137,7 @@ def _by_seat(runs: Sequence[TrainingRun]) -> dict[Seat, list[TrainingRun]]:
     """Those of one seat together, in the order in which they came."""
     found: dict[Seat, list[TrainingRun]] = {}
     for run in runs:
-        found.setdefault((run.kind.name, run.frozen), []).append(run)
+        found.setdefault((run.kind.name, run.frozen, frozenset(run.head_shapes)), []).append(run)
     return found
 
 

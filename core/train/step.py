@@ -45,12 +45,12 @@ def objective_of(
     all of them: the head is asked for the losses first, and then again for the gradient.
     """
     if goal.objective.is_weighted_sum:
-        total, losses = token_losses(head, states, batch.targets, batch.weights)
+        total, losses = token_losses(head, states, batch.targets, batch.weights, batch.runs)
         return total, goal.figures(batch, losses, base_losses)
     with torch.no_grad():
-        losses = token_losses(head, states.detach(), batch.targets, batch.weights)[1]
+        losses = token_losses(head, states.detach(), batch.targets, batch.weights, batch.runs)[1]
     figures, weights = goal.figures_and_weights(batch, losses, base_losses)
-    return token_losses(head, states, batch.targets, weights)[0], figures
+    return token_losses(head, states, batch.targets, weights, batch.runs)[0], figures
 
 
 @contextmanager
@@ -71,7 +71,7 @@ def _plain_losses(base: ResidentBase, bank: Bank | TrainedBank | None, batch: Ba
     """The token losses [K·C] with this bank, or of the base by itself, without a thought for gradients."""
     with eager_layers(), _set_up(base, bank, batch):  # without gradients it would be another graph
         head, states = trained_states(base, batch)
-        return token_losses(head, states, batch.targets, batch.weights)[1]
+        return token_losses(head, states, batch.targets, batch.weights, batch.runs)[1]
 
 
 def evaluate_batch(
@@ -151,7 +151,12 @@ class MicroBatchStep:
         self.bank.train()
         layers = nullcontext() if self.plan.compiled else eager_layers()
         with (
-            keeping(self.base, self.plan.tier, compiled=self.plan.compiled),
+            keeping(
+                self.base,
+                self.plan.tier,
+                compiled=self.plan.compiled,
+                keeps_inputs=self.bank.keeps_inputs,
+            ),
             layers,
             _set_up(self.base, self.bank, batch),
         ):

@@ -52,8 +52,9 @@ def _refused(folder, base, said):
         ({"lora_alpha": float("nan")}, "lora_alpha"),
         ({"lora_dropout": -1}, "lora_dropout"),
         ({"use_dora": True}, "A and B and m of .* do not belong together"),
-        ({"bias": "all"}, "biases"),
-        ({"modules_to_save": ["lm_head"]}, "whole modules"),
+        ({"bias": "all"}, None),  # the base has none
+        ({"bias": "some"}, "bias is 'some'"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save names lm_head"),
         ({"peft_type": "LOHA"}, "only .*LORA"),
         ({"init_lora_weights": "pissa_niter_4"}, "changes the base"),
         ({"target_modules": None}, "target_modules"),
@@ -69,7 +70,8 @@ def _refused(folder, base, said):
         ({"layers_to_transform": ["x"]}, "layers_to_transform"),
         ({"a_new_setting": 3}, "'a_new_setting' is not known"),
         ({"use_rslora": "yes"}, "use_rslora"),
-        ({"lora_bias": True}, "bias on B"),
+        ({"lora_bias": True}, "lora_B.bias was trained whole, but"),
+        ({"lora_bias": 1}, "lora_bias must be true or false"),
     ],
 )
 def test_configurations_are_checked_key_by_key(folder, base, changes, said):

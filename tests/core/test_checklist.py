@@ -87,6 +87,9 @@ def test_a_point_follows_from_what_is_around(around, point, state, said):
 def test_fused_projections_hold_queries_and_values():
     fused = replace(AROUND, layer_shapes={"h.0.attn.c_attn": (32, 96)})
     assert _states(fused)["attention"] == GOOD
+    parts = {"target_modules": "c_attn", "enable_lora": "c_attn=q+v"}
+    assert _states(fused, **parts)["attention"] == GOOD
+    assert _states(fused, **{**parts, "enable_lora": "c_attn=q"})["attention"] == BAD
 
 
 def test_whole_weights_have_no_rank_and_no_alpha():

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from core.base_model.files import read_json
 from core.base_model.stored import has_tensor
 from core.errors import InvalidAdapter
+from core.lora.bank import loaded_bank
 from core.lora.foreign.fit import BaseFacts, fit
 from core.lora.foreign.look import look
 from core.lora.foreign.take import take
@@ -40,7 +41,7 @@ def bring(base, tmp_path):
             (theirs / CONFIG).write_text(json.dumps(config))
         facts = BaseFacts(read_json(onto.folder / "config.json"), functools.partial(has_tensor, onto.folder))
         found = look(take(theirs, staging), which)
-        return fit(found, onto.layer_shapes, onto.head, alpha, facts)
+        return fit(found, onto.layer_shapes, onto.head, alpha, facts, onto.wholes)
 
     return do
 
@@ -256,9 +257,9 @@ def test_layers_that_a_base_has_not_are_called_what_they_are(bring, saved, path)
 
 
 SETTINGS = {
-    "modules_to_save": (["lm_head"], "modules_to_save"),
+    "modules_to_save": ("lm_head", "modules_to_save"),
     "trainable_token_indices": ([5], "trained tokens"),
-    "bias": ("lora_only", "bias is 'lora_only'"),
+    "bias": ("some", "bias is 'some'"),
     "use_dora": (True, "DoRA"),
     "use_qalora": (True, "QALoRA"),
     "alora_invocation_tokens": ([1, 2], "activated LoRA"),
@@ -385,19 +386,21 @@ def test_adapters_of_convolutions_are_called_what_they_are(bring):
 
 
 @pytest.mark.parametrize("bias", ["lora_only", "all"])
-def test_what_peft_trained_with_biases_is_refused_and_the_remedy_holds(
+def test_what_peft_trained_with_biases_has_them_and_of_a_base_without_none(
     tiny_llama, tiny_qwen, base, bring, tmp_path, bias
 ):
-    """A base without biases has none that could have been trained."""
     for folder, onto in ((tiny_qwen, load(tiny_qwen)), (tiny_llama, base)):
         model = new_peft(folder, bias=bias, target_modules=["q_proj", "v_proj"])
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name.endswith("q_proj.base_layer.bias"):
+                    parameter.add_(0.3)
         model.save_pretrained(tmp_path / folder.name)
         tensors = load_file(tmp_path / folder.name / WEIGHTS)
-        config = json.loads((tmp_path / folder.name / CONFIG).read_text())
-        with pytest.raises(InvalidAdapter, match=rf"bias is '{bias}'.* Train it with bias: none"):
-            bring(tensors, config, onto)
-    adapter = bring(tensors, config | {"bias": "none"})
-    torch.testing.assert_close(_our_logits(base, adapter), logits(model), atol=1e-5, rtol=1e-5)
+        adapter = bring(tensors, json.loads((tmp_path / folder.name / CONFIG).read_text()), onto)
+        assert bool(adapter.wholes) == (folder == tiny_qwen)
+        with loaded_bank(onto.layers, [adapter]).use():
+            torch.testing.assert_close(logits(onto.model), logits(model), atol=1e-5, rtol=1e-5)
 
 
 OTHER_FILES = {

@@ -452,9 +452,9 @@ def _refused(tiny_llama, kind, changes, said, tmp_path):
     [
         ({"init_weights": "bat"}, "in the form 'bat'.*convert_to_lora"),
         ({"init_weights": "mini"}, "in the form 'mini'"),
-        ({"bias": "all"}, "biases"),
+        ({"bias": "all"}, "MiSS takes none"),
         ({"r": 0}, "r is 0"),
-        ({"modules_to_save": ["lm_head"]}, "whole modules"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save names lm_head"),
         ({"lora_alpha": 8}, "'lora_alpha' is not known"),
     ],
 )
@@ -673,7 +673,7 @@ def test_a_layer_without_ranks_left_loads_merges_and_answers(tiny_llama, tmp_pat
         ({"lora_alpha": "x"}, "lora_alpha is x"),
         ({"alpha_pattern": {"q_proj": 3}}, "one alpha for all layers"),
         ({"use_dora": True}, "not used together with DoRA"),
-        ({"bias": "all"}, "biases"),
+        ({"bias": "all"}, "MiSS takes none"),
         ({"something": 1}, "'something' is not known"),
     ],
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app.jobs.kinds import Arguments, JobContext, JobKind, NextStep, adapter_steps
-from app.shared.bases import folder_of, shapes_of
+from app.shared.bases import folder_of, shapes_of, wholes_in
 from app.shared.identity import effective_template_hash, mismatch, require_fit
 from app.shared.references import Reference, refer, referred
 from app.shared.text import require_text
@@ -106,7 +106,7 @@ def _tried(registry: Registry, found: Found, base: Base, alpha: float | None) ->
     if recorded and recorded != base.fingerprint:
         return base, None, mismatch(registry, "in these files", claimed, recorded, base)
     try:
-        weights = fit(found, shapes_of(base), base.head, alpha, _facts(base))
+        weights = fit(found, shapes_of(base), base.head, alpha, _facts(base), wholes_in(base))
     except InvalidAdapter as error:
         return base, None, str(error)
     if recorded:
@@ -203,7 +203,7 @@ def _as_stored(found: Found, weights: AdapterWeights, base: Base, staging: Path)
         return found.weights_file.parent
     folder = staging / "converted"
     folder.mkdir()
-    save_checked(folder, weights, shapes_of(base), base.head)
+    save_checked(folder, weights, shapes_of(base), base.head, wholes=wholes_in(base))
     return folder
 
 

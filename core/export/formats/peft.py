@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from core.events import Progress
 from core.export.formats import ExportFormat, Written
@@ -47,7 +48,8 @@ class Peft(ExportFormat):
             base_name=what.about.base_source or what.about.base_name,
             base_revision=what.about.base_revision,
         )
-        save_checked(staging, adapter, what.skeleton.shapes, what.skeleton.head, recorded)
+        made_for = what.skeleton
+        save_checked(staging, adapter, made_for.shapes, made_for.head, recorded, made_for.wholes)
         each = len(ADAPTER_KINDS.get(adapter.kind).peft_names)
         return {"tensors": each * len(adapter.layers)}
 
@@ -56,6 +58,11 @@ class Peft(ExportFormat):
         from core.lora.kinds import ADAPTER_KINDS
 
         kind = ADAPTER_KINDS.get(what.adapter.kind)
+        if what.adapter.wholes:
+            return [
+                "It has an embedding, a head or biases of its own, which PEFT loads; vLLM, llama.cpp and "
+                "others that know factors alone do not. For them, export it merged."
+            ]
         if kind.plain_lora:
             return []
         return [f"PEFT loads {kind.label}; vLLM, llama.cpp and others that know LoRA alone do not."]
@@ -71,7 +78,7 @@ class Peft(ExportFormat):
 
         why = lack_of_memory(what.base_folder)
         report(Progress("Reading back every tensor" if why else "Loading the exported adapter"))
-        found = load_adapter(what.folder, what.skeleton.shapes, what.skeleton.head)
+        found = load_adapter(what.folder, what.skeleton.shapes, what.skeleton.head, what.skeleton.wholes)
         if why:
             return read_back(_differing_layers(what, found), why)
         wanted_logits, logits = _probed(what, found)
@@ -91,11 +98,11 @@ class Peft(ExportFormat):
         """See ExportFormat. vLLM takes ranks up to 16 unless it is told otherwise."""
         if what.labels:
             return [("PEFT and transformers, in Python", _classifying(what))]
-        from core.lora.peft.config import kind_of, raw_config
+        from core.lora.peft.config import raw_config
         from core.lora.peft.config_checks import CONFIG_NAME
 
         config = what.folder / CONFIG_NAME
-        served = not config.is_file() or kind_of(raw_config(config)).plain_lora
+        served = not config.is_file() or _is_served(raw_config(config))
         rank = next((one for one in _VLLM_RANKS if one >= what.rank), what.rank)
         loaded = f"--lora-modules {quote(f'{what.name}={what.folder}')}"
         most = f" --max-lora-rank {rank}" if rank > _VLLM_RANKS[0] else ""
@@ -110,6 +117,14 @@ class Peft(ExportFormat):
     def describe(self, base: str, adapter: str) -> str:
         """See ExportFormat."""
         return f"The LoRA adapter {adapter} for {base}, in PEFT's format."
+
+
+def _is_served(config: Mapping[str, Any]) -> bool:
+    """Whether vLLM knows all that there is to an adapter."""
+    from core.lora.peft.config import kind_of
+
+    more = config.get("modules_to_save") or config.get("lora_bias") or config.get("bias", "none") != "none"
+    return kind_of(config).plain_lora and not more
 
 
 def _classifying(what: Written) -> str:

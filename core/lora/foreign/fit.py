@@ -23,6 +23,7 @@ from core.lora.peft.files import load_adapter
 from core.lora.peft.targeting import stated_for, targeted_paths
 from core.lora.scaling import alpha_of, scaling
 from core.lora.targets import LayerShapes
+from core.lora.wholes import Wholes
 
 _PREFIXES = (
     "base_model.model.",
@@ -52,19 +53,20 @@ def fit(
     head: str | None,
     alpha: float | None = None,
     base: BaseFacts | None = None,
+    wholes: Wholes | None = None,
 ) -> AdapterWeights:
-    """The adapter for a base with these (in, out) `shapes` by module path. alpha serves files that do not say
-    theirs.
+    """The adapter for a base with these (in, out) `shapes` by module path, and what of it adapters can have
+    of their own. alpha serves files that do not say theirs.
 
     Raises InvalidAdapter with the first thing that does not fit.
     """
     base = base or BaseFacts()
     if (
         found.kind is not LORA
-        or found.classifies
+        or found.is_loaded_whole
         or (found.is_pefts_own and set(found.tensors) <= set(shapes))
     ):
-        return load_adapter(found.weights_file.parent, shapes, head)
+        return load_adapter(found.weights_file.parent, shapes, head, wholes)
     paths = _paths_in(found, shapes)
     _check_targeted(found, paths, shapes, head)
     loaded = load_file(found.weights_file)
@@ -174,8 +176,8 @@ def _check_whole(found: Found, loaded: Mapping[str, Tensor], base: BaseFacts) ->
         if not base.has(f"{path}.weight", loaded[entry.name]):
             raise InvalidAdapter(
                 f"It carries the whole weight of {path[:120]} ({entry.name[:120]}), which is not the one "
-                "of this base: that module was trained or resized too (modules_to_save), and an adapter here "
-                "cannot hold it. Merge it into its base with PEFT, and add the result as a base."
+                "of this base: that module was trained or resized too, and no modules_to_save in "
+                "adapter_config.json says so. Merge it into its base with PEFT, and add the result as a base."
             )
 
 

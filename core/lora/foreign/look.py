@@ -30,6 +30,7 @@ from core.lora.peft.files import (
     sorted_entries,
 )
 from core.lora.peft.own_head import head_entries
+from core.lora.peft.whole_files import whole_entries
 from core.lora.targets import layer_number
 
 ANY_MODULE = ".+"
@@ -82,10 +83,14 @@ class Found:
     kind: AdapterKind
     content: SortedOut
 
+    has_wholes: bool = False
+    """Whether whole parameters stand beside the factors, as PEFT saves them: a head, modules, biases."""
+
     @property
-    def classifies(self) -> bool:
-        """Whether it tells labels by a head of its own, as PEFT saves one."""
-        return self.config is not None and self.config.get("task_type") == CLASSIFIES
+    def is_loaded_whole(self) -> bool:
+        """Whether only PEFT's own files are taken of it: it tells labels, or has whole parameters."""
+        classifies = self.config is not None and self.config.get("task_type") == CLASSIFIES
+        return classifies or self.has_wholes
 
     @property
     def layout(self) -> Layout:
@@ -114,7 +119,7 @@ def look(folder: Path, which: str = "") -> Found:
     about = raw_config(path) if path.is_file() else {}
     config = _pefts_config(about)
     kind = kind_of(config) if config else LORA
-    head = head_entries(header, config or {})
+    head = {**head_entries(header, config or {}), **whole_entries(header, config or {})}
     if head or kind is not LORA:
         content = SortedOut(PEFT, sorted_entries(header, kind, head.values()), {})
     else:
@@ -139,7 +144,7 @@ def look(folder: Path, which: str = "") -> Found:
         template_hash=recorded_hash(header, TEMPLATE_KEY),
         kind=kind.label,
     )
-    return Found(evidence, weights, config, kind, content)
+    return Found(evidence, weights, config, kind, content, bool(head))
 
 
 def _pefts_config(about: dict[str, Any]) -> dict[str, Any] | None:

@@ -27,11 +27,15 @@ _KINDS = (
         "It adapts the input embedding ({name}); only linear layers can have adapters here. Train it again "
         "without the embedding among its target_modules.",
     ),
-    (r"lora_[ABab].*\.bias$", "It has a bias on B ({name}, lora_bias), which cannot be used here."),
+    (
+        r"lora_[ABab].*\.bias$",
+        "It has a bias on B ({name}); only PEFT's own two files, with lora_bias in adapter_config.json, are "
+        "taken with one.",
+    ),
     (
         r"\.modules_to_save\.",
-        "It carries a whole trained module ({name}, modules_to_save), which an adapter here cannot hold. "
-        "Merge it into its base with PEFT and add the result as a base, or train without modules_to_save.",
+        "It carries a whole trained module ({name}); only PEFT's own two files, with modules_to_save in "
+        "adapter_config.json, are taken with one.",
     ),
     (
         r"\.lora_E$|\.ranknum$",
@@ -48,8 +52,8 @@ _KINDS = (
     (r"lora_mid", _CONVOLUTIONS),
     (
         r"\.bias$",
-        "It carries trained biases of the base ({name}, bias: all or lora_only), which an adapter here "
-        "cannot hold. Train it with bias: none.",
+        "It carries trained biases of the base ({name}); only PEFT's own two files, with bias: all or "
+        "lora_only in adapter_config.json, are taken with such.",
     ),
 )
 _VISION = re.compile(

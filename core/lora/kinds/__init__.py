@@ -87,6 +87,15 @@ class AdapterKind:
         """Names of tensors that could be trained, and are not with these options of this kind."""
         return frozenset()
 
+    takes_parts = False
+    """Whether it can be on some parts alone of a layer that holds several; see core/lora/fused.py."""
+
+    def biases_on_b(self, own: Any) -> bool:
+        """Whether a bias is trained beside B on each targeted layer, added before the scale (PEFT's
+        lora_bias).
+        """
+        return False
+
     def parameter_count(self, layers: Iterable[tuple[int, int, int]], own: Any) -> int:
         """Numbers that are trained on layers with these inputs, outputs and ranks."""
         return self.count((one.name, one.shape) for one in self._tensors(layers) if self._learns(one, own))
@@ -118,11 +127,6 @@ class AdapterKind:
         stored = max(_FLOAT32, work_bytes)
         copied = work_bytes if work_bytes < stored else 0
         return 3 * stored * learning + (stored + copied) * numbers
-
-    def whole_bytes(self, count: int, work_bytes: float) -> float:
-        """The same of a kind that trains `count` whole parameters."""
-        stored = max(_FLOAT32, work_bytes)
-        return count * (4 * stored + (work_bytes if work_bytes < stored else 0))
 
     # Training.
 
@@ -251,6 +255,10 @@ class AdapterKind:
     peft_type: str
     peft_names: Mapping[str, str]
     """How each tensor is called in the file, behind its module's path; a shared one behind base_model."""
+    peft_biases: tuple[str, ...] = ("all", "lora_only")
+    """What its setting bias may be beside none."""
+    takes_bias_on_b = False
+    """Whether B may have a bias (lora_bias)."""
     peft_keys: frozenset[str] = frozenset()
     """Settings that belong to this kind and that check_peft() looks at."""
     peft_refused: Mapping[str, str] = {}

@@ -173,7 +173,6 @@ class Adalora(AdapterKind):
             "lora_dropout",
             "fan_in_fan_out",
             "use_rslora",
-            "bias",
             "init_lora_weights",
             "rank_pattern",
             "tinit",
@@ -197,8 +196,6 @@ class Adalora(AdapterKind):
         check_number(config, "lora_alpha", 1e-3, 65536)
         check_number(config, "lora_dropout", 0, 0.95, default=0)
         check_switch(config, "fan_in_fan_out")
-        if config.get("bias", "none") != "none":
-            raise InvalidAdapter(f"{CONFIG_NAME}: biases that were trained with AdaLoRA cannot be used here.")
         pattern = config.get("rank_pattern") or {}
         most = config["init_r"]
         if not isinstance(pattern, dict) or not all(_is_choice(one, most) for one in pattern.values()):

@@ -35,10 +35,11 @@ class Full(AdapterKind):
     def check(self, config: LoraConfig) -> None:
         """Nothing that speaks of factors."""
         given = [name for name in _OF_FACTORS if getattr(config, name)]
+        given += ["modules_to_save or bias"] if config.trains_wholes else []
         if given:
             raise InvalidConfig(
-                f"{given[0]} is of no use to full fine-tuning, which has no factors; leave it out, or train "
-                "LoRA."
+                f"{given[0]} is of no use to full fine-tuning, which has no factors and trains all there is; "
+                "leave it out, or train LoRA."
             )
 
     def tensors(self, n_in: int, n_out: int, rank: int) -> tuple[LayerTensor, ...]:
@@ -50,8 +51,10 @@ class Full(AdapterKind):
         return sum(n_in * n_out for n_in, n_out, _ in layers)
 
     def training_bytes(self, layers: Iterable[tuple[int, int, int]], own: Any, work_bytes: float) -> float:
-        """As whole_bytes(), of the weights of linear layers alone."""
-        return self.whole_bytes(self.parameter_count(layers, own), work_bytes)
+        """Of the weights of linear layers alone."""
+        from core.lora.targets import whole_bytes
+
+        return whole_bytes(self.parameter_count(layers, own), work_bytes)
 
     not_low_rank = "it is the trained weights themselves"
 

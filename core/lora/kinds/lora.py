@@ -44,6 +44,12 @@ class LoraOptions(Config):
         "Train B alone and leave A as it was drawn (arXiv 2308.03303): less memory, and less is learnt. In "
         "PEFT's comparison LoRA-FA reached 40.4 % where LoRA reached 47.8 % (GSM8K, one seed).",
     )
+    lora_bias: bool = option(
+        False,
+        "Bias on B",
+        "Train a bias beside B on each targeted layer (PEFT's lora_bias). Only layers that have a bias in "
+        "the base can be merged with it.",
+    )
 
 
 class Lora(AdapterKind):
@@ -52,6 +58,8 @@ class Lora(AdapterKind):
     name, label, order = "lora", "LoRA", 0
     options: type[Config] = LoraOptions
     help = "Two low-rank factors beside each frozen layer; what every tool can load."
+
+    takes_parts = True
 
     def tensors(self, n_in: int, n_out: int, rank: int) -> tuple[LayerTensor, ...]:
         """A [r, in] and B [out, r]."""
@@ -69,6 +77,10 @@ class Lora(AdapterKind):
     def frozen(self, own: Config) -> frozenset[str]:
         """A, in LoRA-FA."""
         return frozenset({"A"} if isinstance(own, LoraOptions) and own.freeze_a else ())
+
+    def biases_on_b(self, own: Config) -> bool:
+        """Where the option says so."""
+        return isinstance(own, LoraOptions) and own.lora_bias
 
     def scale(self, config: LoraConfig, path: str) -> float:
         """α/r or α/√r."""
@@ -111,6 +123,7 @@ class Lora(AdapterKind):
 
     plain_lora = True
 
+    takes_bias_on_b = True
     peft_type = "LORA"
     peft_names: Mapping[str, str] = {"A": "lora_A.weight", "B": "lora_B.weight"}
     peft_keys = frozenset(
@@ -122,14 +135,11 @@ class Lora(AdapterKind):
             "use_rslora",
             "rank_pattern",
             "alpha_pattern",
-            "bias",
             "init_lora_weights",
         }
     )
     peft_refused: Mapping[str, str] = {
-        "modules_to_save": "adapters that carry whole modules (modules_to_save) cannot be used",
         "trainable_token_indices": "adapters with trained tokens cannot be used",
-        "lora_bias": "adapters with a bias on B cannot be used",
         "target_parameters": "adapters on bare parameters, such as fused experts, cannot be used",
         "use_qalora": "QALoRA adapters, which pool their inputs, cannot be used",
         "use_bdlora": "block-diagonal adapters (BD-LoRA) cannot be used",
@@ -142,18 +152,12 @@ class Lora(AdapterKind):
     }
 
     def check_peft(self, config: Mapping[str, Any]) -> None:
-        """Ranges of r, alpha and dropout; no biases, no start that changes the base."""
+        """Ranges of r, alpha and dropout; no start that changes the base."""
         check_number(config, "r", *_RANKS, whole=True)
         check_number(config, "lora_alpha", *_ALPHAS)
         check_number(config, "lora_dropout", 0, 0.95, default=0)
         check_pattern(config, "rank_pattern", *_RANKS)
         check_pattern(config, "alpha_pattern", *_ALPHAS)
-        if config.get("bias", "none") != "none":
-            raise InvalidAdapter(
-                f"{CONFIG_NAME}: bias is {str(config['bias'])[:40]!r}; biases of the base that were trained "
-                "too cannot be used here. Train it with bias: none. A base without biases has none to train: "
-                "say none there if yours is one."
-            )
         start = config.get("init_lora_weights", True)
         if isinstance(start, str) and start.lower().startswith(_CHANGES_THE_BASE):
             raise InvalidAdapter(

@@ -97,18 +97,14 @@ class Miss(AdapterKind):
 
     peft_type = "MISS"
     peft_names: Mapping[str, str] = {"D": "miss_block"}
-    peft_keys = frozenset({"r", "miss_dropout", "mini_r", "init_weights", "bias"})
-    peft_refused: Mapping[str, str] = {
-        "modules_to_save": "adapters that carry whole modules (modules_to_save) cannot be used",
-    }
+    peft_keys = frozenset({"r", "miss_dropout", "mini_r", "init_weights"})
+    peft_biases = ()
 
     def check_peft(self, config: Mapping[str, Any]) -> None:
         """Ranges of r and dropout; the plain form alone."""
         check_number(config, "r", 1, 1024, whole=True)
         check_number(config, "miss_dropout", 0, 0.95, default=0)
         check_number(config, "mini_r", 1, 65536, whole=True, default=1)
-        if config.get("bias", "none") != "none":
-            raise InvalidAdapter(f"{CONFIG_NAME}: biases that were trained with MiSS cannot be used here.")
         if not isinstance(config.get("init_weights", True), bool):
             raise InvalidAdapter(
                 f"{CONFIG_NAME}: it is MiSS in the form {str(config['init_weights'])[:40]!r}, and only the "

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.errors import InvalidAdapter
+from core.lora.config import ALL_BIASES, TARGETED_BIASES
 from core.lora.kinds import ADAPTER_KINDS, AdapterKind
-from core.lora.peft.config_checks import CONFIG_NAME, MODULE_NAME
+from core.lora.peft.config_checks import CONFIG_NAME, MODULE_NAME, check_switch
 from core.lora.peft.targeting import check_targeting, naming
+from core.lora.wholes import BIAS_ON_B, WEIGHT, is_bias_of_base, module_of
 
 if TYPE_CHECKING:
     from core.lora.adapter import AdapterWeights
@@ -23,7 +25,16 @@ _MAX_CONFIG_BYTES = 256 * 1024
 _MAX_TEXT = 1000
 
 # Keys with a meaning for every kind, or that describe and change nothing.
-UNDERSTOOD = {"peft_type", "target_modules", "layers_to_transform", "layers_pattern", "exclude_modules"}
+UNDERSTOOD = {
+    "peft_type",
+    "target_modules",
+    "layers_to_transform",
+    "layers_pattern",
+    "exclude_modules",
+    "bias",
+    "lora_bias",
+    "ensure_weight_tying",
+}
 OPTIONAL_PARTS = ("eva_config", "corda_config", "loftq_config", "lora_ga_config", "velora_config")
 """How a start was found or gradients were computed; init_lora_weights says whether the base was changed."""
 DESCRIPTIVE = {
@@ -57,6 +68,7 @@ def peft_config(adapter: AdapterWeights, modules: Collection[str] = ()) -> dict[
         **kind.peft_settings(adapter),
         **({} if kind.whole else naming(adapter.layers, [*modules, *_beside(adapter)] if modules else ())),
         **_classifying(adapter),
+        **_with_wholes(adapter),
     }
 
 
@@ -70,6 +82,23 @@ def _classifying(adapter: AdapterWeights) -> dict[str, Any]:
     if adapter.labels is None:
         return {}
     return {"task_type": CLASSIFIES, "modules_to_save": sorted({*adapter.head_modules, *_SCORING})}
+
+
+def _with_wholes(adapter: AdapterWeights) -> dict[str, Any]:
+    """What says that an adapter has whole parameters beside its factors."""
+    names = list(adapter.wholes)
+    saved = {module_of(name) for name in names if name.endswith(WEIGHT)}
+    biases = {module_of(name) for name in names if is_bias_of_base(name)} - saved
+    found: dict[str, Any] = {}
+    if saved:
+        found["modules_to_save"] = sorted(path.rpartition(".")[2] for path in saved)
+    if adapter.is_tied:
+        found["ensure_weight_tying"] = True
+    if biases:
+        found["bias"] = TARGETED_BIASES if biases <= set(adapter.layers) else ALL_BIASES
+    if any(name.endswith(BIAS_ON_B) for name in names):
+        found["lora_bias"] = True
+    return found
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -101,10 +130,11 @@ def checked(config: dict[str, Any]) -> dict[str, Any]:
     """The same configuration, if every key is known and in range; else raises InvalidAdapter."""
     kind = kind_of(config)
     for key, value in config.items():
-        if key == "modules_to_save" and config.get("task_type") == CLASSIFIES:
-            _check_modules(value)
+        if key == "modules_to_save" and (value or config.get("task_type") == CLASSIFIES):
+            _check_modules(value, config)
         else:
             _check_key(key, value, kind)
+    _check_wholes(config, kind)
     kind.check_peft(config)
     _check_descriptions(config)
     check_targeting(config)
@@ -130,15 +160,34 @@ def _check_key(key: str, value: object, kind: AdapterKind) -> None:
     raise InvalidAdapter(f"{CONFIG_NAME}: {why}.")
 
 
-def _check_modules(value: object) -> None:
-    """The modules of a classifier's head, by their paths."""
+def _check_wholes(config: Mapping[str, Any], kind: AdapterKind) -> None:
+    """What says which parameters were trained whole."""
+    known = ("none", *kind.peft_biases)
+    bias = config.get("bias", "none")
+    if bias not in known:
+        raise InvalidAdapter(
+            f"{CONFIG_NAME}: bias is {str(bias)[:40]!r}; {kind.label} takes {' or '.join(known)}."
+        )
+    for key in ("lora_bias", "ensure_weight_tying"):
+        check_switch(config, key)
+    if config.get("lora_bias") and not kind.takes_bias_on_b:
+        raise InvalidAdapter(f"{CONFIG_NAME}: {kind.label} with a bias on B (lora_bias) cannot be used.")
+    if config.get("task_type") == CLASSIFIES and (bias != "none" or config.get("lora_bias")):
+        raise InvalidAdapter(
+            f"{CONFIG_NAME}: biases that were trained beside a head that classifies cannot be used here. "
+            "Train it with bias: none and without lora_bias."
+        )
+
+
+def _check_modules(value: object, config: Mapping[str, Any]) -> None:
+    """The modules of a classifier's head, or those that were trained whole, by their paths."""
     names = value if isinstance(value, list) else []
     if not 0 < len(names) <= _MOST_MODULES or not all(
         isinstance(name, str) and MODULE_NAME.match(name) for name in names
     ):
         raise InvalidAdapter(
-            f"{CONFIG_NAME}: modules_to_save is {str(value)[:60]}; of an adapter that classifies it names "
-            "the modules of its head, such as classifier."
+            f"{CONFIG_NAME}: modules_to_save is {str(value)[:60]}; it names modules, such as "
+            f"{'classifier' if config.get('task_type') == CLASSIFIES else 'embed_tokens'}, in a list."
         )
 
 

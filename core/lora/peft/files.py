@@ -27,7 +27,9 @@ from core.lora.peft.config import kind_of, peft_config, read_config
 from core.lora.peft.config_checks import CONFIG_NAME, MODULE_NAME
 from core.lora.peft.own_head import DTYPES, LABELS_KEY, PREFIX, WEIGHTS_NAME, head_entries, labels_of
 from core.lora.peft.targeting import targeted_paths
+from core.lora.peft.whole_files import check_wholes, key_of, whole_entries
 from core.lora.targets import LayerShapes
+from core.lora.wholes import WEIGHT, Wholes
 
 FINGERPRINT_KEY, TOKENIZER_KEY, TEMPLATE_KEY = "base_fingerprint", "tokenizer_hash", "template_hash"
 _SHARED_PREFIX = "base_model."
@@ -60,7 +62,8 @@ def save_adapter(
             tensor = layer.tensors[name]
             key = _key(path, name, kind)
             tensors[key] = max(tensors.get(key, tensor), tensor, key=torch.Tensor.numel)  # of a shared one
-    tensors |= {f"{PREFIX}{path}": tensor for path, tensor in {**adapter.head, **adapter.whole}.items()}
+    tensors |= {key_of(name, adapter.layers): tensor for name, tensor in adapter.head.items()}
+    tensors |= {f"{PREFIX}{path}": tensor for path, tensor in adapter.whole.items()}
     metadata = {"format": "pt", FINGERPRINT_KEY: adapter.base_fingerprint, **(recorded or {})}
     if adapter.labels is not None:
         metadata[LABELS_KEY] = adapter.labels.to_json()
@@ -76,13 +79,14 @@ def save_checked(
     shapes: LayerShapes,
     head: str | None,
     recorded: Mapping[str, str] | None = None,
+    wholes: Wholes | None = None,
 ) -> None:
     """save_adapter() for a base with these layers, read again: what is kept or leaves must be usable.
 
     Raises InvalidAdapter if it is not read back as it was.
     """
     save_adapter(folder, adapter, recorded, shapes)
-    if different := differing_layers(adapter, load_adapter(folder, shapes, head)):
+    if different := differing_layers(adapter, load_adapter(folder, shapes, head, wholes)):
         raise InvalidAdapter(
             f"{different[0]} is not read back as it was written ({len(different)} such layers), so nothing "
             "was kept. Please report this."
@@ -207,9 +211,12 @@ def recorded_hash(header: SafetensorsHeader, key: str) -> str:
     return recorded if _FINGERPRINT.match(recorded) else ""
 
 
-def load_adapter(folder: Path, shapes: LayerShapes, head: str | None = None) -> AdapterWeights:
-    """Read an adapter made for a base whose linear layers have these (in, out) `shapes` by module path; whole
-    parameters are held against the base where they are put into it.
+def load_adapter(
+    folder: Path, shapes: LayerShapes, head: str | None = None, wholes: Wholes | None = None
+) -> AdapterWeights:
+    """Read an adapter made for a base whose linear layers have these (in, out) `shapes` by module path, and
+    which lets adapters have these `wholes` of their own. What full fine-tuning replaces is held against the
+    base where it is put into it.
 
     Raises InvalidAdapter if the files are malformed, target other layers than the base has, or hold NaN or
     infinity.
@@ -217,11 +224,13 @@ def load_adapter(folder: Path, shapes: LayerShapes, head: str | None = None) -> 
     config_path, weights_path = check_folder(folder)
     config = read_config(config_path)
     kind, header = kind_of(config), read_adapter_header(weights_path)
-    own = head_entries(header, config)
     if kind.whole:
-        return _replacing(weights_path, header, config, kind, own)
+        return _replacing(weights_path, header, config, kind, head_entries(header, config))
+    whole = whole_entries(header, config)
+    own = {**head_entries(header, config), **whole}
     entries = sorted_entries(header, kind, own.values())
     _check_modules(set(entries), config, list(shapes), head)
+    check_wholes(whole, config, wholes or Wholes(), set(entries))
     sizes = {path: (*shapes[path], kind.stated_rank(config, path)) for path in entries}
     expected: Shapes = {
         path: {one.name: one.shape for one in kind.tensors(*size) if one.name in kind.peft_names}
@@ -231,6 +240,8 @@ def load_adapter(folder: Path, shapes: LayerShapes, head: str | None = None) -> 
         _check_shapes(path, entries[path], expected, kind, rank)
     loaded = load_file(weights_path)
     tensors = {path: _finite(path, loaded[entry.name].float()) for path, entry in own.items()}
+    if whole and wholes:
+        tensors = _tied(tensors, wholes)
     return AdapterWeights(
         head=tensors,
         labels=labels_of(header, config),
@@ -285,6 +296,25 @@ def _parameter_path(entry: TensorEntry) -> str:
     if path == entry.name or not MODULE_NAME.match(path) or entry.dtype not in DTYPES:
         raise InvalidAdapter(f"{WEIGHTS_NAME}: {entry.name[:120]!r} is no weight of a model.")
     return path
+
+
+def _tied(tensors: dict[str, torch.Tensor], wholes: Wholes) -> dict[str, torch.Tensor]:
+    """The same with one tensor for an embedding and a head that the base ties.
+
+    Raises InvalidAdapter where they have parted: no merged model could keep both.
+    """
+    names = [f"{path}{WEIGHT}" for path in (wholes.embedding, wholes.head)]
+    found = [tensors.get(name) for name in names]
+    if not wholes.tied or found == [None, None]:
+        return tensors
+    embedding, head = found
+    if embedding is None or head is None or not torch.equal(embedding, head):
+        raise InvalidAdapter(
+            f"In this base the output head is the input embedding (tied), and the adapter has {names[0]} and "
+            f"{names[1]} apart, or one of them alone: it was trained without ensure_weight_tying, and no "
+            "merged model could keep both. Train it again with ensure_weight_tying, or here."
+        )
+    return wholes.with_tied({**tensors, names[0]: embedding})
 
 
 def _finite(path: str, tensor: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,107 @@
+"""Whole parameters of a base that an adapter can have of its own beside its factors: the input embedding, the
+output head, biases. What there is in a base, and which of it a configuration trains. Needs no torch.
+
+PEFT calls the first two modules_to_save; biases follow from its settings bias and lora_bias.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from core.errors import InvalidConfig
+from core.lora.config import ALL_BIASES, EMBEDDING, HEAD, LoraConfig
+
+BIAS, WEIGHT = ".bias", ".weight"
+BIAS_ON_B = ".lora_B.bias"
+"""Behind the path of a layer: what lora_bias adds to B·A·x before the scale."""
+
+V = TypeVar("V")
+Shapes = dict[str, tuple[int, ...]]
+"""Of whole parameters, by their paths in the model."""
+
+
+@dataclass(frozen=True)
+class Wholes:
+    """What of a base an adapter can have of its own."""
+
+    embedding: str = ""
+    """The module path of the input embedding; empty for a base that takes no part in this."""
+    head: str = ""
+    """The module path of the output head."""
+    tied: bool = False
+    """Whether the head computes with the embedding's numbers."""
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Of both and of all biases, by the parameters' paths."""
+
+    def trained(self, config: LoraConfig, targets: Sequence[str], bias_on_b: Mapping[str, int]) -> Shapes:
+        """What an adapter on `targets` trains whole; bias_on_b gives the outputs of the layers on which B has
+        a bias. Of a tied embedding and head it is the embedding's weight, which both then compute with.
+
+        Raises InvalidConfig, with the reason, for what the base has not or what could not be right.
+        """
+        modules = [self._module(name) for name in config.whole_names]
+        if self.tied and len(modules) == 1:
+            raise InvalidConfig(
+                f"The output head of this model is its input embedding ({self.embedding}, tied): trained "
+                "alone, the two would part, and no merged model could keep both. Set modules_to_save to "
+                f"{EMBEDDING},{HEAD}, which trains them as one."
+            )
+        if both := sorted({*modules} & {*targets}):
+            raise InvalidConfig(
+                f"{both[0]} is trained whole (modules_to_save) and has LoRA as a target module, too; leave "
+                "it out of one of them."
+            )
+        names = [f"{path}{WEIGHT}" for path in modules if not (self.tied and path == self.head)]
+        names += self._biases(config, targets, modules)
+        return {name: tuple(self.shapes[name]) for name in names} | {
+            f"{path}{BIAS_ON_B}": (outputs,) for path, outputs in bias_on_b.items()
+        }
+
+    def _module(self, name: str) -> str:
+        path = {EMBEDDING: self.embedding, HEAD: self.head}[name]
+        if not path or (f"{path}{WEIGHT}" not in self.shapes and not self.tied):
+            raise InvalidConfig(f"This model has no {name} that could be trained whole (modules_to_save).")
+        return path
+
+    def _biases(self, config: LoraConfig, targets: Sequence[str], modules: Sequence[str]) -> list[str]:
+        """Those of the base that are trained. A module that is trained whole has its own in any case."""
+        there = [name for name in self.shapes if name.endswith(BIAS)]
+        whole = [name for name in there if name.removesuffix(BIAS) in modules]
+        if config.bias == "none":
+            return whole
+        chosen = [name for name in there if config.bias == ALL_BIASES or name.removesuffix(BIAS) in targets]
+        if not chosen:
+            where = "This model" if config.bias == ALL_BIASES else "None of the targeted layers of this model"
+            raise InvalidConfig(
+                f"{where} has {'no' if config.bias == ALL_BIASES else 'a'} bias, so bias={config.bias} would "
+                "train nothing; leave it at none."
+            )
+        return [*whole, *(name for name in chosen if name not in whole)]
+
+    def with_tied(self, numbers: Mapping[str, V]) -> dict[str, V]:
+        """The same with the head's weight beside the embedding's, where the base ties them."""
+        found, weight = dict(numbers), f"{self.embedding}{WEIGHT}"
+        if self.tied and weight in found:
+            found[f"{self.head}{WEIGHT}"] = found[weight]
+        return found
+
+
+def require_no_wholes(config: LoraConfig) -> None:
+    """Raise InvalidConfig for what an adapter that classifies cannot train: it has a head of its own."""
+    if config.whole_names or config.bias != "none":
+        raise InvalidConfig(
+            "An adapter that classifies trains the head that tells its labels, and neither modules_to_save "
+            "nor bias beside it; leave both out."
+        )
+
+
+def module_of(name: str) -> str:
+    """The module that a whole parameter belongs to."""
+    return name.removesuffix(BIAS_ON_B) if name.endswith(BIAS_ON_B) else name.rpartition(".")[0]
+
+
+def is_bias_of_base(name: str) -> bool:
+    """Whether a whole parameter is a bias that the base has."""
+    return name.endswith(BIAS) and not name.endswith(BIAS_ON_B)
