@@ -71,7 +71,7 @@ class AdapterBank(nn.Module):
         }  # in the model, whatever is targeted
         self.slots = slots
         self.ranks = {path: rank if isinstance(rank, int) else rank[path] for path in targets}
-        first = next(iter(self._layers.values())).weight
+        first = next(iter(layers.values())).weight
         device, self._work_dtype = first.device, first.dtype
         dtype = dtype or factor_dtype(self._work_dtype)
         self.dropout = DropoutState(torch.tensor(dropout, device=device)) if any(dropout) else None
@@ -276,6 +276,21 @@ class AdapterBank(nn.Module):
         return found
 
     # While it trains.
+
+    @torch.no_grad()
+    def change(self, slot: int) -> float:
+        """The most that the adapter in `slot` adds to an output of any layer, for two random tokens; 0 only
+        where nothing is added at all.
+        """
+        self.eval()  # without dropout
+        generator, largest = torch.Generator().manual_seed(0), 0.0
+        for path in self.held(slot):
+            layer = self._layers[path]
+            x = torch.randn(self.slots, 2, layer.in_features, generator=generator)
+            x = x.to(layer.weight.device, layer.weight.dtype)
+            added = self.factors[path].added(x, layer.base(x), layer.base, None)
+            largest = max(largest, float(added[slot].abs().max()))
+        return largest
 
     @property
     def gives_up_products(self) -> bool:

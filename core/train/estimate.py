@@ -16,6 +16,7 @@ from core.lora.targets import (
     training_bytes,
     whole_bytes,
 )
+from core.lora.whole_names import chosen_parameters, module_of
 from core.lora.wholes import Wholes, require_no_wholes
 from core.train.objectives import OBJECTIVES
 from core.train.step_count import evaluations, packs, planned_steps, steps_per_epoch
@@ -45,6 +46,8 @@ class BaseShape:
     """What of it adapters can have of their own."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """What its config.json says."""
+    tensors: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """Shapes of all its parameters by name, as its files hold them; empty where they are not known."""
 
 
 @dataclass(frozen=True)
@@ -83,11 +86,8 @@ def estimate(
     tokens_per_second: float | None,
 ) -> Estimate:
     """Estimate a training. Raises InvalidConfig if target_modules match nothing."""
-    lora, train = options.lora, options.train
-    targets = select_targets(list(base.layer_shapes), lora, base.head)
-    own = whole_numbers(base, options, targets)
-    parts = fused_parts(base.config, {path: base.layer_shapes[path] for path in targets}, lora.parts)
-    trainable = own + trainable_parameter_count(base.layer_shapes, targets, lora, options.kind, parts)
+    train = options.train
+    trainable, targeted, trained = _trained(base, options, bytes_per_weight)
     train_rows = max(1, data.train_rows)
     guessed = data.mean_characters / _CHARACTERS_PER_TOKEN + _TEMPLATE_TOKENS
     row_tokens = min(train.max_length, data.row_tokens or guessed)
@@ -98,13 +98,27 @@ def estimate(
     tokens = int(steps * train_rows * row_tokens / steps_per_epoch(blocks, train))
     micro_tokens = train.micro_batch_size * (train.max_length if packed else row_tokens)
     kept = micro_tokens * base.hidden_size * base.layers * _KEPT_PER_LAYER * bytes_per_weight
-    trained = training_bytes(base.layer_shapes, targets, lora, options.kind, bytes_per_weight)
-    trained += whole_bytes(own, bytes_per_weight)
     memory = base.parameters * bytes_per_weight + trained + kept + _LOSS_BYTES
     evaluated = evaluations(steps, train) * data.validation_rows * row_tokens
     worth = tokens + evaluated * _FORWARD_SHARE
     seconds = worth / tokens_per_second if tokens_per_second else None
-    return Estimate(trainable, len(targets), steps, tokens, int(memory), seconds, packed)
+    return Estimate(trainable, targeted, steps, tokens, int(memory), seconds, packed)
+
+
+def _trained(base: BaseShape, options: TrainingOptions, bytes_per_weight: int) -> tuple[int, int, float]:
+    """Numbers that are trained, layers that have some, and bytes of memory that these take."""
+    lora, kind = options.lora, ADAPTER_KINDS.get(options.lora.kind)
+    if kind.whole:
+        shapes = base.tensors or {f"{path}.weight": shape for path, shape in base.layer_shapes.items()}
+        chosen = chosen_parameters(list(shapes), lora)
+        count = sum(math.prod(shapes[path]) for path in chosen)
+        return count, len({module_of(path) for path in chosen}), whole_bytes(count, bytes_per_weight)
+    targets = select_targets(list(base.layer_shapes), lora, base.head)
+    own = whole_numbers(base, options, targets)
+    parts = fused_parts(base.config, {path: base.layer_shapes[path] for path in targets}, lora.parts)
+    trainable = own + trainable_parameter_count(base.layer_shapes, targets, lora, options.kind, parts)
+    trained = training_bytes(base.layer_shapes, targets, lora, options.kind, bytes_per_weight)
+    return trainable, len(targets), trained + whole_bytes(own, bytes_per_weight)
 
 
 def whole_numbers(base: BaseShape, options: TrainingOptions, targets: Sequence[str]) -> int:

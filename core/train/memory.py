@@ -13,6 +13,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from core.base_model.load import ResidentBase
+from core.errors import InvalidConfig, WorkbenchError
 
 
 class Tier(enum.IntEnum):
@@ -159,6 +160,30 @@ def room_for(base: ResidentBase, state_bytes: float, tokens: int) -> int:
     """
     each = state_bytes + _activations(base, tokens, Tier.KEEP)
     return int(min(MOST_RUNS, max(1, _RESERVE * _free(base.device) // each)))
+
+
+def require_room(base: ResidentBase, state_bytes: float, parameters: int) -> None:
+    """Raise InvalidConfig, with figures, where a run that trains so many whole parameters cannot have its
+    numbers in memory.
+    """
+    free = _free(base.device)
+    if state_bytes <= _RESERVE * free:
+        return
+    raise InvalidConfig(
+        f"Full fine-tuning of {parameters:,} parameters does not fit: weights, gradients and AdamW's two "
+        f"moments take {state_bytes / 2**30:.1f} GiB beside the base, and {free / 2**30:.1f} GiB are free. "
+        "Train some of the layers (layers_to_transform) or modules (target_modules), or train LoRA."
+    )
+
+
+def require_room_to_answer(base: ResidentBase, parameters: int, name: str) -> None:
+    """Raise WorkbenchError, with figures, where so many whole parameters have no room beside the base."""
+    needed, free = parameters * base.dtype.itemsize, _free(base.device)
+    if needed > _RESERVE * free:
+        raise WorkbenchError(
+            f"{name} has weights of its own, which take {needed / 2**30:.1f} GiB beside the base, and "
+            f"{free / 2**30:.1f} GiB are free. Export it merged and chat with that, or free memory."
+        )
 
 
 def _activations(base: ResidentBase, tokens: int, tier: Tier) -> float:
