@@ -13,6 +13,8 @@ from app.shared.engine_client import EngineClient
 from app.shared.errors import EngineUnavailable
 from app.shared.run_rows import run_row
 from core.errors import InvalidData
+from core.lora.module_names import ends_with
+from core.lora.targets import WORDS
 from core.lora.wholes import Wholes
 from core.train.estimate import BaseShape, DataShape, Estimate, estimate
 from core.train.step_count import smaller_plans
@@ -31,6 +33,13 @@ class _Seen:
 
     tokens_per_second: float | None = None
     row_tokens: float | None = None
+
+
+def _looks_beside_layers(base: Base, options: TrainingOptions) -> bool:
+    """Whether more of the base than its linear layers is asked for, which its files tell of."""
+    names, paths = options.lora.target_names, base.layer_shapes
+    is_layers = all(name in WORDS or any(ends_with(path, name) for path in paths) for name in names)
+    return options.lora.trains_wholes or not is_layers
 
 
 class Training:
@@ -167,7 +176,7 @@ class Training:
             base.layers,
             base.hidden_size,
             base.vocab_size,
-            wholes_in(base) if options.lora.trains_wholes else Wholes(),
+            wholes_in(base) if _looks_beside_layers(base, options) else Wholes(),
             config_of(base) if options.lora.parts else {},
         )
         lengths = [sum(len(m["content"]) for m in row["messages"]) + len(row["text"]) for row in data.preview]

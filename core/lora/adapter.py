@@ -66,6 +66,8 @@ class AdapterWeights:
     base_name: str = ""
     base_revision: str = ""
     """The commit of a base that is named by its hub id."""
+    embedding: str = ""
+    """The module path of the input embedding, where it has factors; it is written by other names."""
     fan_in_fan_out: bool = False
     use_rslora: bool = False
     kind: str = "lora"

@@ -15,10 +15,10 @@ from core.lora.config import LoraConfig
 from core.lora.dropout import Dropout, DropoutState
 from core.lora.kinds import ADAPTER_KINDS, AdapterKind
 from core.lora.kinds.lora import KIND as LORA
-from core.lora.layer import LayerStack, LoraLinear, Place, plain_weight
+from core.lora.layer import LayerStack, LoraEmbedding, LoraLinear, Place, plain_weight
 from core.lora.layout import HEAD, Layout, corner
 from core.lora.ops import factor_dtype
-from core.lora.stack import AdapterStack, MixedStack
+from core.lora.stack import AdapterStack, EmbeddingStack, MixedStack
 from core.lora.whole_slots import WholeSlots
 from core.lora.whole_stack import Own, OwnBias, OwnModule, by_module, in_use
 from core.lora.wholes import BIAS, BIAS_ON_B, WEIGHT, Wholes
@@ -29,7 +29,7 @@ from core.options import Config
 # does not.
 warnings.filterwarnings("ignore", message=".*gradient layout contract.*")
 
-Layers = Mapping[str, LoraLinear]
+Layers = Mapping[str, LoraLinear | LoraEmbedding]
 """The wrapped layers of a model by module path, in the model's order."""
 
 
@@ -143,9 +143,11 @@ class AdapterBank(nn.Module):
         gradients = None if self.grad is None else self.layout.of(self.grad)
         stacks, trained = {}, self.layout.trained
         for index, path in enumerate(self._layers):
-            dropout = Dropout(self.dropout, self._numbers[path]) if self.dropout else None
+            number = self._numbers.get(path, len(self._numbers))  # an embedding is none of the layers
+            dropout = Dropout(self.dropout, number) if self.dropout else None
             scale = self.scale[index]
-            one = self.kind.stack()(self.kind, stored[path], work[path], trained, scale, dropout)
+            made = EmbeddingStack if isinstance(self._layers[path], LoraEmbedding) else self.kind.stack()
+            one = made(self.kind, stored[path], work[path], trained, scale, dropout)
             if gradients is None:
                 one.requires_grad_(False)
             else:
@@ -187,7 +189,8 @@ class AdapterBank(nn.Module):
         for path, layer in self._layers.items():
             if path in targets:
                 shape = layer.in_features, layer.out_features, config.rank_of(path)
-                tensors = self.kind.start(*shape, plain_weight(layer.base), generator, own)
+                begin = self.kind.start_embedding if isinstance(layer, LoraEmbedding) else self.kind.start
+                tensors = begin(*shape, plain_weight(layer.base), generator, own)
                 scale = self.kind.scale(config, path)
                 layers[path] = self.kind.layer(self.kind.started(tensors, scale), scale)
         self._place(slot, layers, head or {})
@@ -208,6 +211,7 @@ class AdapterBank(nn.Module):
         """Lay the tensors out on the CPU, padded with zeros to the stacks' ranks, and copy them to the device
         at once.
         """
+        assert not set(layers) - set(self._layers), "a part of an adapter would be left out"
         self._held[slot] = {path: self.kind.rank(layer) for path, layer in layers.items()}
         row, scales = torch.zeros(self.flat.shape[1], dtype=self.flat.dtype), torch.zeros(len(self.factors))
         views = self.layout.of(row)
@@ -442,7 +446,8 @@ class MixedBank(nn.Module):
     def has_room_for(self, adapter: AdapterWeights) -> bool:
         """Whether load() can take an adapter of this kind and rank."""
         adapter = adapter.answering()
-        return adapter.highest_rank <= self.ranks.get(adapter.kind, 0)
+        fits = adapter.highest_rank <= self.ranks.get(adapter.kind, 0)
+        return fits and not set(adapter.layers) - set(self._layers)
 
     def has_wholes(self, slot: int) -> bool:
         """Whether the adapter in `slot` has whole parameters of its own. What computes with them is built for

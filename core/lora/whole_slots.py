@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from core.lora.adapter import AdapterWeights
-from core.lora.layer import LayerStack, LoraLinear, Place
+from core.lora.layer import LayerStack, LoraEmbedding, LoraLinear, Place
 from core.lora.whole_stack import Own, OwnBias, OwnModule, by_module
 from core.lora.wholes import BIAS_ON_B, WEIGHT, module_of
 from core.lora.wrapping import ModelLayers
@@ -19,9 +19,9 @@ class WholeSlots:
 
     def __init__(
         self,
-        layers: Mapping[str, LoraLinear],
+        layers: Mapping[str, LoraLinear | LoraEmbedding],
         slots: int,
-        targeted: Mapping[str, LoraLinear],
+        targeted: Mapping[str, LoraLinear | LoraEmbedding],
         factors: Mapping[str, LayerStack],
     ) -> None:
         """layers: all of the base; those that are targeted compute with `factors`, by path."""

@@ -12,6 +12,9 @@ from typing import TypeVar
 
 from core.errors import InvalidConfig
 from core.lora.config import ALL_BIASES, EMBEDDING, HEAD, LoraConfig
+from core.lora.kinds import ADAPTER_KINDS
+from core.lora.module_names import is_among
+from core.options import Config
 
 BIAS, WEIGHT = ".bias", ".weight"
 BIAS_ON_B = ".lora_B.bias"
@@ -34,6 +37,31 @@ class Wholes:
     """Whether the head computes with the embedding's numbers."""
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Of both and of all biases, by the parameters' paths."""
+
+    def targetable(
+        self, shapes: Mapping[str, tuple[int, int]], config: LoraConfig, own: Config
+    ) -> dict[str, tuple[int, int]]:
+        """The (in, out) of the layers that an adapter can have factors on: the linear ones in `shapes`, and
+        the input embedding where target_modules names it. `own`: the kind's options.
+
+        Raises InvalidConfig, with the reason, where it names an embedding that cannot have factors.
+        """
+        path, kind = self.embedding, ADAPTER_KINDS.get(config.kind)
+        if not (path and is_among(path, config.target_names)):
+            return dict(shapes)
+        if self.tied:
+            raise InvalidConfig(
+                f"{path} is the output head of this model, too (tied): LoRA on it alone would part the two, "
+                f"and no merged model could keep both. Set modules_to_save to {EMBEDDING},{HEAD} to train "
+                "both as one, or leave it out of target_modules."
+            )
+        if not kind.takes_embedding(own):
+            raise InvalidConfig(
+                f"{path} is an embedding, and on one there is only plain LoRA: no {kind.label} with these "
+                "options. Leave it out of target_modules."
+            )
+        tokens, width = self.shapes[f"{path}{WEIGHT}"]
+        return {**shapes, path: (tokens, width)}
 
     def trained(self, config: LoraConfig, targets: Sequence[str], bias_on_b: Mapping[str, int]) -> Shapes:
         """What an adapter on `targets` trains whole; bias_on_b gives the outputs of the layers on which B has

@@ -12,6 +12,7 @@ from core.lora.kinds import ADAPTER_KINDS
 from core.lora.targets import (
     LayerShapes,
     select_targets,
+    targeted_kinds,
     trainable_parameter_count,
     training_bytes,
     whole_bytes,
@@ -70,8 +71,25 @@ class Estimate:
     seconds: float | None
     """Evaluations counted; None until a run on this base has shown how fast this machine is."""
     packed: bool = False
+    targets: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Of each name of a layer: how many layers have factors, and how many numbers are trained on them."""
+    whole: int = 0
+    """Of the trainable parameters those that are trained whole."""
     experts: str = ""
     """A sentence on what no target reaches; empty if there is nothing to say."""
+
+    @property
+    def target_sentence(self) -> str:
+        """Which layers are hit, and how many parameters that is: q_proj × 30, v_proj × 30 · 921,600
+        trainable.
+        """
+        return f"{self.layer_sentence} · {self.trainable_parameters:,} trainable"
+
+    @property
+    def layer_sentence(self) -> str:
+        """How many layers of each name have factors, and what is trained beside these."""
+        layers = ", ".join(f"{name} × {count}" for name, (count, _) in self.targets.items())
+        return f"{layers}, and {self.whole:,} parameters whole" if self.whole else layers
 
 
 def estimate(
@@ -84,10 +102,11 @@ def estimate(
 ) -> Estimate:
     """Estimate a training. Raises InvalidConfig if target_modules match nothing."""
     lora, train = options.lora, options.train
-    targets = select_targets(list(base.layer_shapes), lora, base.head)
+    shapes = base.wholes.targetable(base.layer_shapes, lora, options.kind)
+    targets = select_targets(list(shapes), lora, base.head)
     own = whole_numbers(base, options, targets)
-    parts = fused_parts(base.config, {path: base.layer_shapes[path] for path in targets}, lora.parts)
-    trainable = own + trainable_parameter_count(base.layer_shapes, targets, lora, options.kind, parts)
+    parts = fused_parts(base.config, {path: shapes[path] for path in targets}, lora.parts)
+    trainable = own + trainable_parameter_count(shapes, targets, lora, options.kind, parts)
     train_rows = max(1, data.train_rows)
     guessed = data.mean_characters / _CHARACTERS_PER_TOKEN + _TEMPLATE_TOKENS
     row_tokens = min(train.max_length, data.row_tokens or guessed)
@@ -98,13 +117,23 @@ def estimate(
     tokens = int(steps * train_rows * row_tokens / steps_per_epoch(blocks, train))
     micro_tokens = train.micro_batch_size * (train.max_length if packed else row_tokens)
     kept = micro_tokens * base.hidden_size * base.layers * _KEPT_PER_LAYER * bytes_per_weight
-    trained = training_bytes(base.layer_shapes, targets, lora, options.kind, bytes_per_weight)
+    trained = training_bytes(shapes, targets, lora, options.kind, bytes_per_weight)
     trained += whole_bytes(own, bytes_per_weight)
     memory = base.parameters * bytes_per_weight + trained + kept + _LOSS_BYTES
     evaluated = evaluations(steps, train) * data.validation_rows * row_tokens
     worth = tokens + evaluated * _FORWARD_SHARE
     seconds = worth / tokens_per_second if tokens_per_second else None
-    return Estimate(trainable, len(targets), steps, tokens, int(memory), seconds, packed)
+    return Estimate(
+        trainable,
+        len(targets),
+        steps,
+        tokens,
+        int(memory),
+        seconds,
+        packed,
+        targeted_kinds(shapes, targets, lora, options.kind, parts),
+        own,
+    )
 
 
 def whole_numbers(base: BaseShape, options: TrainingOptions, targets: Sequence[str]) -> int:

@@ -60,18 +60,19 @@ class TrainingRun:
         self.key, self.lora, self.train = request.key, request.options.lora, request.options.train
         self.kind = ADAPTER_KINDS.get(self.lora.kind)
         self._base = base
-        self.targets = select_targets(list(base.layers), self.lora, base.head)
+        self._shapes = base.wholes.targetable(base.layer_shapes, self.lora, request.options.kind)
+        self.targets = select_targets(list(self._shapes), self.lora, base.head)
         self.ranks = {path: self.lora.rank_of(path) for path in self.targets}
         self.kind_options, self.objective_options = request.options.kind, request.options.objective
         self.frozen = self.kind.frozen(self.kind_options)
-        targeted = {path: base.layer_shapes[path] for path in self.targets}
+        targeted = {path: self._shapes[path] for path in self.targets}
         self._parts = fused_parts(base.config, targeted, self.lora.parts)
         self._blocks = {
             path: block_mask(parts, targeted[path][1], self.ranks[path]).to(base.device)
             for path, parts in self._parts.items()
         }
         self.parameters = trainable_parameter_count(
-            base.layer_shapes, self.targets, self.lora, self.kind_options, self._parts
+            self._shapes, self.targets, self.lora, self.kind_options, self._parts
         )
         """Numbers that it trains."""
         self.data = RunData(request.rows, self.train)
@@ -213,6 +214,7 @@ class TrainingRun:
     def adapter(self, bank: AdapterBank, slot: int) -> AdapterWeights:
         """The factors as they are now."""
         rank, alpha = self._stated()
+        embedding = self._base.wholes.embedding
         adapter = AdapterWeights(
             rank=rank,
             alpha=alpha,
@@ -220,7 +222,10 @@ class TrainingRun:
             layers=bank.export(slot, self.ranks),
             base_fingerprint=self._base.fingerprint,
             base_name=self._base.name,
-            fan_in_fan_out=any(self._base.layers[path].transposed for path in self.targets),
+            fan_in_fan_out=any(
+                self._base.layers[path].transposed for path in self.targets if path != embedding
+            ),
+            embedding=embedding if embedding in self.targets else "",
             use_rslora=self.lora.use_rslora,
             kind=self.kind.name,
             head=self._base.wholes.with_tied(bank.export_head(slot)),
@@ -335,8 +340,8 @@ class TrainingRun:
     @property
     def state_bytes(self) -> float:
         """Memory that its adapter takes while it is trained."""
-        shapes, width = self._base.layer_shapes, self._base.dtype.itemsize
-        factors = training_bytes(shapes, self.targets, self.lora, self.kind_options, width)
+        width = self._base.dtype.itemsize
+        factors = training_bytes(self._shapes, self.targets, self.lora, self.kind_options, width)
         return factors + whole_bytes(sum(map(math.prod, self.head_shapes.values())), width)
 
     @property

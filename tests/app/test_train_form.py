@@ -84,12 +84,18 @@ def test_the_plan_tells_the_layers_of_the_base_and_why_it_cannot_start(workbench
 
     empty = plan_html(workbench, None, None, "")
     assert "Add one under Models" in empty
-    assert targets(empty) == {"kinds": [], "choices": {}}
+    assert targets(empty) == {"kinds": [], "choices": {}, "words": {}}
     said = plan_html(workbench, "llama", "data", FormValues("", {"rank": 2}).write())
     kinds = {name: (layers, count) for name, layers, count, _ in targets(said)["kinds"]}
     shapes = workbench.registry.find(Base, "llama").layer_shapes
     expected = [2 * sum(shape) for path, shape in shapes.items() if path.endswith("q_proj")]
     assert kinds["q_proj"] == (len(expected), sum(expected))
+    assert targets(said)["words"]["query-value"] == ["q_proj", "v_proj"]
+    chosen = {"rank": 2, "target_modules": "query-value", "modules_to_save": "embedding,head"}
+    planned = plan_html(workbench, "llama", "data", FormValues("", chosen).write())
+    assert "q_proj × 2, v_proj × 2, and 10,240 parameters whole" in planned
+    tied = plan_html(workbench, "llama", "data", FormValues("", chosen | {"modules_to_save": "head"}).write())
+    assert "model.embed_tokens, tied" in tied
     wrong = plan_html(workbench, "llama", "data", FormValues("", {"rank": 0}).write())
     assert "cannot start" in wrong
     assert "rank must be between 1 and 1,024" in wrong

@@ -1,7 +1,17 @@
 """What target_modules can name in a model, what each kind of layer costs, and the usual choices of it."""
 
+import pytest
+
+from core.errors import InvalidConfig
 from core.lora.config import LoraConfig
-from core.lora.targets import layer_kinds, select_targets, target_choices, trainable_parameter_count
+from core.lora.fused import fused_parts
+from core.lora.targets import (
+    layer_kinds,
+    select_targets,
+    target_choices,
+    targeted_kinds,
+    trainable_parameter_count,
+)
 
 LLAMA = {
     **{
@@ -51,6 +61,46 @@ def test_usual_choices_name_what_the_model_has():
     }
     chosen = select_targets(list(fused), LoraConfig(target_modules=choices["Attention"]), None)
     assert chosen == ["h.0.attn.c_attn", "h.0.attn.c_proj"]
+
+
+@pytest.mark.parametrize(
+    ("word", "names"),
+    [
+        ("attention", "q_proj,v_proj,o_proj"),
+        ("feed-forward", "up_proj,down_proj"),
+        ("query-value", "q_proj,v_proj"),
+        ("query-value,down_proj", "q_proj,v_proj,down_proj"),
+    ],
+)
+def test_words_mean_the_layers_of_any_base(word, names):
+    one, other = (
+        select_targets(list(LLAMA), LoraConfig(target_modules=text), "lm_head") for text in (word, names)
+    )
+    assert one == other
+    counts = targeted_kinds(LLAMA, one, LoraConfig(rank=2))
+    assert {name: count for name, (count, _) in counts.items()} == dict.fromkeys(names.split(","), 3)
+    assert sum(numbers for _, numbers in counts.values()) == trainable_parameter_count(
+        LLAMA, one, LoraConfig(rank=2)
+    )
+
+
+@pytest.mark.parametrize(
+    ("paths", "said"),
+    [
+        (["h.0.attn.c_attn"], r"target_modules=c_attn and enable_lora=c_attn=q\+v"),
+        (["h.0.attn.theirs"], "name them. It has: theirs"),
+    ],
+)
+def test_query_and_value_of_one_layer_are_told_how_to_be_chosen(paths, said):
+    with pytest.raises(InvalidConfig, match=said):
+        select_targets(paths, LoraConfig(target_modules="query-value"), None)
+
+
+def test_a_part_of_a_fused_layer_costs_its_own_block():
+    paths = {"h.0.attn.c_attn": (8, 24)}
+    config = LoraConfig(rank=2, target_modules="c_attn", enable_lora="c_attn=q+v")
+    parts = fused_parts({"model_type": "gpt2"}, paths, config.parts)
+    assert targeted_kinds(paths, list(paths), config, None, parts) == {"c_attn": (1, 2 * 2 * (8 + 8))}
 
 
 def test_the_layers_of_experts_are_one_kind():

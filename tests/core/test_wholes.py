@@ -30,6 +30,7 @@ from core.lora.peft.files import load_adapter, save_adapter, save_checked
 from core.lora.targets import training_bytes
 from core.merge.merge import merge_into_base
 from core.merge.verify import differing_tensors, verify_merge
+from core.options import NoOptions
 from core.reporting import silent
 from core.train import loss
 from core.train.batches import RunData
@@ -448,3 +449,86 @@ def test_names_and_shapes_in_the_files_tell_what_the_model_does(request, name):
     head = {f"{found.head}.weight"} if found.tied else set()
     assert {**found.shapes} == {key: one for key, one in base.wholes.shapes.items() if key not in head}
     assert skeleton(folder).wholes == base.wholes
+
+
+# Factors on an embedding.
+
+
+EMBEDDED = Case({"target_modules": "v_proj,embed_tokens"})
+
+
+def test_an_embedding_learns_what_pefts_does_and_merges(tiny_qwen, tmp_path):
+    base, made, options = load(tiny_qwen), skeleton(tiny_qwen), EMBEDDED.options(max_steps=10)
+    starts, steps, ends = _train(base, {"run": options})
+    start, prepared = starts["run"]
+    torch.testing.assert_close(_ours(base, start), logits(base.model), atol=1e-6, rtol=1e-6)
+    save_adapter(tmp_path, start, modules=base.layer_shapes)
+    theirs = PeftModel.from_pretrained(plain_model(tiny_qwen), tmp_path, is_trainable=True).eval()
+    trained = {name: one for name, one in theirs.named_parameters() if one.requires_grad}
+    assert prepared.trainable_parameters == sum(one.numel() for one in trained.values())
+    found = _peft_losses(theirs, trained, base, options, steps["run"])
+    assert [one.loss for one in steps["run"]] == pytest.approx(found, abs=1e-4)
+    theirs.save_pretrained(tmp_path / "theirs", save_embedding_layers=True)
+    again = _loaded(base, tmp_path / "theirs")
+    torch.testing.assert_close(_ours(base, again), logits(theirs), atol=1e-5, rtol=1e-5)
+    _close(again, ends["run"], atol=2e-3, rtol=1e-2)
+    (target := tmp_path / "merged").mkdir()
+    for path in tiny_qwen.iterdir():
+        if path.suffix != ".safetensors":
+            (target / path.name).write_bytes(path.read_bytes())
+    merge_into_base(tiny_qwen, again, made.transposed, target, silent, {})
+    assert verify_merge(tiny_qwen, again, target, silent).passed
+
+
+def test_an_embedding_learns_together_what_it_learns_alone_and_goes_on(tiny_qwen, tmp_path):
+    base = load(tiny_qwen)
+    runs = {
+        "one": EMBEDDED.options(max_steps=4),
+        "plain": Case().options(rank=2, max_steps=2),
+        "two": EMBEDDED.options(2, max_steps=3, seed=4),
+    }
+    _, _, together = _train(base, runs)
+    for key, options in runs.items():
+        alone = _train(base, {key: options}, save_at=2, folder=tmp_path)[2][key]
+        _close(together[key], alone, atol=1e-5, rtol=1e-5)
+        if key == "one":
+            resume = _loaded(base, tmp_path), RunState.load(tmp_path)
+            _close(_train(base, {key: options}, resume=resume)[2][key], alone, atol=0, rtol=0)
+    adapters = [together["two"], None, together["one"]]
+    found = _ours(base, *adapters).chunk(3)
+    for one, own in zip(adapters, found, strict=True):
+        alone = logits(base.model) if one is None else _ours(base, one)
+        torch.testing.assert_close(own, alone, atol=1e-5, rtol=1e-5)
+    slots = _AdapterSlots(base)
+    assert "model.embed_tokens" not in slots.bank._layers
+    slots.place([_Source("d", together["one"])], set())
+    assert "model.embed_tokens" in slots.bank._layers
+
+
+@pytest.mark.parametrize(
+    ("name", "lora", "own", "said"),
+    [
+        ("tiny_llama", {}, {}, r"the output head of this model, too \(tied\)"),
+        ("tiny_qwen", {"kind": "dora"}, {}, "on one there is only plain LoRA: no DoRA"),
+        ("tiny_qwen", {}, {"freeze_a": True}, "on one there is only plain LoRA"),
+        ("tiny_qwen", {"modules_to_save": "embedding"}, {}, "embed_tokens is trained whole"),
+    ],
+)
+def test_an_embedding_that_cannot_have_factors_is_refused(request, name, lora, own, said):
+    base = load(request.getfixturevalue(name))
+    options = Case({"target_modules": "embed_tokens", **lora}, own).options()
+    group = TrainingGroup(base, [RunRequest("run", token_rows(base, ROWS, 96, 2), options)])
+    ((_, event),) = group.run()
+    assert isinstance(event, RunFailed)
+    with pytest.raises(InvalidConfig, match=said):
+        raise event.error
+
+
+def test_all_linear_leaves_the_embedding_out_and_a_tied_file_is_refused(tiny_llama, tmp_path):
+    base = load(tiny_llama)
+    assert "model.embed_tokens" not in base.wholes.targetable(base.layer_shapes, LoraConfig(), NoOptions())
+    settings = {"target_modules": ["q_proj", "embed_tokens"], "task_type": "CAUSAL_LM"}
+    model = get_peft_model(plain_model(tiny_llama), PeftConfig(**settings))
+    model.save_pretrained(tmp_path, save_embedding_layers=True)
+    with pytest.raises(InvalidAdapter, match=r"the output head, too\s+\(tied\)"):
+        _loaded(base, tmp_path)

@@ -66,7 +66,7 @@ def peft_config(adapter: AdapterWeights, modules: Collection[str] = ()) -> dict[
         "revision": adapter.base_revision or None,
         "inference_mode": True,
         **kind.peft_settings(adapter),
-        **naming(adapter.layers, [*modules, *_beside(adapter)] if modules else ()),
+        **naming(adapter.layers, {*modules, *adapter.layers, *_beside(adapter)} if modules else ()),
         **_classifying(adapter),
         **_with_wholes(adapter),
     }

@@ -22,6 +22,7 @@ from core.errors import InvalidAdapter, InvalidInput
 from core.files.safetensors_file import SafetensorsHeader, TensorEntry, read_header, write_float32
 from core.lora.adapter import AdapterWeights, LayerWeights
 from core.lora.kinds import ADAPTER_KINDS, AdapterKind, largest
+from core.lora.kinds.lora import KIND as LORA
 from core.lora.layout import corner
 from core.lora.peft.config import kind_of, peft_config, read_config
 from core.lora.peft.config_checks import CONFIG_NAME
@@ -33,6 +34,7 @@ from core.lora.wholes import WEIGHT, Wholes
 
 FINGERPRINT_KEY, TOKENIZER_KEY, TEMPLATE_KEY = "base_fingerprint", "tokenizer_hash", "template_hash"
 _SHARED_PREFIX = "base_model."
+_COPY = ".base_layer.weight"
 _FINGERPRINT = re.compile(r"^[0-9a-f]{64}$")
 _MAX_HEADER_BYTES = 4 * 1024 * 1024
 _MAX_TENSORS = 10_000
@@ -60,7 +62,7 @@ def save_adapter(
     for path, layer in adapter.layers.items():
         for name in kind.peft_names:
             tensor = layer.tensors[name]
-            key = _key(path, name, kind)
+            key = _key(path, name, kind, path == adapter.embedding)
             tensors[key] = max(tensors.get(key, tensor), tensor, key=torch.Tensor.numel)  # of a shared one
     tensors |= {key_of(name, adapter.layers): tensor for name, tensor in adapter.head.items()}
     metadata = {"format": "pt", FINGERPRINT_KEY: adapter.base_fingerprint, **(recorded or {})}
@@ -112,8 +114,10 @@ def _same(one: LayerWeights | None, other: LayerWeights | None) -> bool:
     return math.isclose(one.scale, other.scale, rel_tol=1e-6) and one.equals(other)
 
 
-def _key(path: str, name: str, kind: AdapterKind) -> str:
+def _key(path: str, name: str, kind: AdapterKind, is_embedding: bool) -> str:
     """How the file calls one tensor of the module at this path."""
+    if is_embedding:
+        return f"{PREFIX}{path}.{kind.embedding_names[name]}"
     return f"{_SHARED_PREFIX if name in kind.shared else f'{PREFIX}{path}.'}{kind.peft_names[name]}"
 
 
@@ -166,8 +170,9 @@ def sorted_entries(
     found: Entries = {}
     shared: dict[str, TensorEntry] = {}
     of_head = {entry.name for entry in head}
+    copies = {entry.name for entry in copied_embeddings(header)}
     for entry in header.tensors:
-        if entry.name in of_head:
+        if entry.name in of_head or entry.name in copies:
             continue
         path, name = _module_and_name(entry.name, kind)
         if not name or entry.dtype not in DTYPES:
@@ -189,7 +194,7 @@ def sorted_entries(
 
 def _module_and_name(key: str, kind: AdapterKind) -> tuple[str, str]:
     """The module path and the kind's own name of a tensor; a shared one has no path, a stranger neither."""
-    for name, end in kind.peft_names.items():
+    for name, end in (*kind.peft_names.items(), *kind.embedding_names.items()):
         if name in kind.shared:
             if key == f"{_SHARED_PREFIX}{end}":
                 return "", name
@@ -197,6 +202,29 @@ def _module_and_name(key: str, kind: AdapterKind) -> tuple[str, str]:
             path = key.removeprefix(PREFIX).removesuffix(f".{end}")
             return path, name if path else ""
     return "", ""
+
+
+def copied_embeddings(header: SafetensorsHeader) -> list[TensorEntry]:
+    """Weights of the base itself that PEFT saves beside factors on an embedding or a head."""
+    held = {name for name in (_targeted(entry.name) for entry in header.tensors) if name}
+    return [
+        entry
+        for entry in header.tensors
+        if entry.name.endswith(_COPY) and entry.name.removesuffix(_COPY) in held
+    ]
+
+
+def _targeted(key: str) -> str:
+    """The module of a factor on an embedding or a linear layer, with PEFT's prefix; else empty."""
+    ends = (*LORA.embedding_names.values(), *LORA.peft_names.values())
+    return next((key.removesuffix(f".{end}") for end in ends if key.endswith(f".{end}")), "")
+
+
+def embedding_in(header: SafetensorsHeader) -> str:
+    """The path of the embedding that has factors; empty if none has."""
+    end = f".{LORA.embedding_names['A']}"
+    keys = (entry.name for entry in header.tensors if entry.name.endswith(end))
+    return next(keys, "").removeprefix(PREFIX).removesuffix(end)
 
 
 def recorded_fingerprint(header: SafetensorsHeader) -> str:
@@ -225,6 +253,9 @@ def load_adapter(
     whole = whole_entries(header, config)
     own = {**head_entries(header, config), **whole}
     entries = sorted_entries(header, kind, own.values())
+    embedding = embedding_in(header)
+    if embedding:
+        shapes = {**shapes, embedding: _embedding_shape(embedding, wholes or Wholes())}
     _check_modules(set(entries), config, list(shapes), head)
     check_wholes(whole, config, wholes or Wholes(), set(entries))
     sizes = {path: (*shapes[path], kind.stated_rank(config, path)) for path in entries}
@@ -241,6 +272,7 @@ def load_adapter(
     return AdapterWeights(
         head=tensors,
         labels=labels_of(header, config),
+        embedding=embedding,
         **kind.stated(config),
         kind=kind.name,
         layers={
@@ -253,6 +285,23 @@ def load_adapter(
         base_fingerprint=recorded_fingerprint(header),
         base_name=str(config.get("base_model_name_or_path") or ""),
     )
+
+
+def _embedding_shape(path: str, wholes: Wholes) -> tuple[int, int]:
+    """Tokens and width of the embedding that has factors. Raises InvalidAdapter where it can have none."""
+    if path != wholes.embedding:
+        raise InvalidAdapter(
+            f"It adapts the embedding {path[:120]}; of this base only {wholes.embedding or 'linear layers'} "
+            "can have factors."
+        )
+    if wholes.tied:
+        raise InvalidAdapter(
+            f"It adapts the input embedding ({path[:120]}), which in this base is the output head, too "
+            "(tied): merged, it would change both. Train it again without the embedding among its "
+            "target_modules."
+        )
+    tokens, width = wholes.shapes[f"{path}{WEIGHT}"]
+    return tokens, width
 
 
 def _tied(tensors: dict[str, torch.Tensor], wholes: Wholes) -> dict[str, torch.Tensor]:
