@@ -59,7 +59,7 @@ function draw({rows, total}) {
   list.replaceChildren(...rows.map(line));
   list.hidden = !rows.length;
   said.textContent = rows.length ? `${total.toLocaleString('en')} rows · page ${kept.page.toLocaleString('en')} of ${pages.toLocaleString('en')}` : 'No rows like that.';
-  at.value = kept.page;
+  if (document.activeElement !== at) at.value = kept.page;  // somebody may be typing another
   at.max = pages;
   before.disabled = kept.page <= 1;
   after.disabled = kept.page >= pages;
@@ -100,6 +100,7 @@ function choose(one) {
 function turnTo(page) {
   if (!(page >= 1)) { at.value = kept.page; return; }
   keep({page: Math.min(Math.round(page), Number(at.max))});
+  at.value = kept.page;
   update();
 }
 

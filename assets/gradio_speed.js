@@ -1,7 +1,8 @@
-// Two costs of Gradio 6.31 that grow with the page, taken out where they arise. `sources`: its modules.
+// Three costs of Gradio 6.31 that grow with the page, taken out where they arise. `sources`: its modules.
 // 1. When a handler ends, its inputs are told of the status as if they were streamed to, and from then on of
 //    that of every other handler; each telling looks through all components.
 // 2. The events of each component are looked for among all handlers.
+// 3. What a handler without a component of its own follows is looked for among all components.
 Promise.all(sources.map(source => import(source))).then(modules => {
   const classes = modules.flatMap(module => Object.values(module))
     .filter(one => typeof one === 'function' && one.prototype);
@@ -30,5 +31,7 @@ Promise.all(sources.map(source => import(source))).then(modules => {
       component.props.shared_props.attached_events = known.get(handlers).get(component.id) ?? [];
       return component;
     };
+    const state = tree.get_state;
+    tree.get_state = async function (id) { return id === null ? null : state.call(this, id); };
   }
 });

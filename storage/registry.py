@@ -57,6 +57,7 @@ class Registry:
         self.queue, self.requests = RunQueue(database), RunRequests(database)
         self.adapters, self.exports = Adapters(database, blobs), Exports(database)
         self.jobs, self.chats = Jobs(database), Chats(database)
+        self._counted = (-1, "")  # the database's version, and the change count there
 
     # Base models, data sets and adapters: rows with unique names.
 
@@ -145,6 +146,12 @@ class Registry:
         """A short text that changes when anything a page shows may have changed; cheap enough to ask every
         second.
         """
+        version = self.database.version()
+        if version != self._counted[0]:
+            self._counted = version, self._count_changes()
+        return self._counted[1]
+
+    def _count_changes(self) -> str:
         with self.database.reading() as session:
             tables = (Base, Dataset, DatasetVersion, Run, Checkpoint, Adapter, Job, Export)
             tops = [session.exec(select(func.max(table.id), func.count())).one() for table in tables]

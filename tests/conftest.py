@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from filelock import FileLock
 
 from core.reporting import silent
 from storage import database as database_module
@@ -214,13 +215,19 @@ def tiny_qwen(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTok
 
 @pytest.fixture(scope="session")
 def starter_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The real starter model, fetched and converted once."""
+    """The real starter model, fetched and converted once for all workers."""
     from core.base_model.gguf_convert import convert_gguf
     from core.base_model.starter import fetch_gguf
 
-    folder = tmp_path_factory.mktemp("models") / "starter"
-    folder.mkdir()
-    convert_gguf(fetch_gguf(tmp_path_factory.mktemp("download"), silent), folder, silent)
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent / "shared" if os.environ.get("PYTEST_XDIST_WORKER") else base
+    folder, making = shared / "starter", shared / "starter-making"
+    shared.mkdir(exist_ok=True)
+    with FileLock(shared / "starter.lock"):
+        if not folder.exists():
+            making.mkdir()
+            convert_gguf(fetch_gguf(tmp_path_factory.mktemp("download"), silent), making, silent)
+            making.rename(folder)
     return folder
 
 

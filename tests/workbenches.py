@@ -166,16 +166,17 @@ def loaded_llama(tiny_llama: Path) -> ResidentBase:
 
 
 @pytest.fixture
-def trained(workbench: Workbench, loaded_llama: ResidentBase) -> Callable[[str], Adapter]:
-    """A function that puts an adapter with random factors for "llama" into the registry."""
+def trained(workbench: Workbench, loaded_llama: ResidentBase) -> Callable[..., Adapter]:
+    """A function that puts an adapter with random numbers for "llama" into the registry: lora or miss."""
     from core.lora.peft.files import save_adapter
     from storage.tables import Base
-    from tests.core.helpers import random_adapter
+    from tests.core.helpers import as_shards, random_adapter
 
-    def make(name: str) -> Adapter:
+    def make(name: str, kind: str = "lora") -> Adapter:
         base = workbench.registry.find(Base, "llama")
         model = replace(loaded_llama, fingerprint=base.fingerprint)
-        weights = random_adapter(model, rank=2, seed=len(name))
+        plain = random_adapter(model, rank=2, seed=len(name))
+        weights = plain if kind == "lora" else as_shards(plain)
         with workbench.registry.blobs.staging() as staging:
             (staging / "adapter").mkdir()
             save_adapter(staging / "adapter", weights)

@@ -6,14 +6,32 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from app.service.jobs import Jobs
-from storage.tables import Job
+from core.errors import InvalidAdapter
+from core.lora.kinds import AdapterKind
+from core.lora.peft.config import CONFIG_NAME, kind_of, raw_config
+from storage.registry import Registry
+from storage.tables import Adapter, Job
 
 
 class Adapters:
     """What can be done with the adapters of one home folder."""
 
-    def __init__(self, jobs: Jobs) -> None:
-        self._jobs = jobs
+    def __init__(self, registry: Registry, jobs: Jobs) -> None:
+        self._registry, self._jobs = registry, jobs
+
+    def kind(self, row: Adapter) -> AdapterKind | None:
+        """What kind of adapter it is, as its files say; None if they cannot be read, of which verify() says
+        why.
+        """
+        try:
+            return kind_of(raw_config(self._registry.blobs.path(row.digest) / CONFIG_NAME))
+        except (InvalidAdapter, OSError):
+            return None
+
+    def can_be_lora(self, row: Adapter) -> bool:
+        """Whether it is no LoRA, but one computes the same."""
+        kind = self.kind(row)
+        return kind is not None and kind.answers_as_lora and not kind.plain_lora
 
     def import_files(
         self,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from app.service.adapters import Adapters
 from app.service.chats import Chats
 from app.service.classifiers import Classifiers
@@ -18,6 +20,8 @@ from app.shared.engine_client import EngineClient
 from app.shared.settings import Settings
 from app.shared.user_settings import PreferenceStore
 from storage.tables import Base
+
+_IDLE_SECONDS = 2.0  # what waits for room on the disk is looked at so often
 
 
 class Workbench:
@@ -37,15 +41,24 @@ class Workbench:
         self.presets = Presets(settings.presets)
         self.training = Training(self.registry, self.engine, self.usage)
         self.runs = Runs(self.registry, self.engine)
-        self.adapters = Adapters(self.jobs)
+        self.adapters = Adapters(self.registry, self.jobs)
         self.exports = Exports(self.registry, settings, self.jobs)
         self.chats = Chats(self.registry, self.engine)
         self.classifiers = Classifiers(self.registry, self.engine)
+        self._idle = (-1, 0.0)  # the registry's version at which nothing was under way, and when
 
     def look_after(self) -> None:
-        """Notice processes that died, let runs go on that can, and give a waiting run a new engine."""
+        """Notice processes that died, let runs go on that can, and give a waiting run a new engine.
+
+        While nothing is under way and nothing is written it looks seldom.
+        """
+        version, now = self.registry.database.version(), time.monotonic()
+        if version == self._idle[0] and now - self._idle[1] < _IDLE_SECONDS:
+            return
         self.runs.look_after()
         self.jobs.notice_deaths()
+        busy = self.registry.runs.active() or self.registry.jobs.active()
+        self._idle = (-1 if busy else version, now)
 
     def notice_deaths(self) -> None:
         """Mark runs and jobs whose process is gone as interrupted, with the reason as far as it is known."""

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
+from starlette.datastructures import MutableHeaders
 from starlette.middleware.gzip import GZipMiddleware
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.service.exports import zipped
 from app.service.workbench import Workbench
@@ -46,9 +47,26 @@ def guarded_app(
     workbench: Workbench, hosts: set[str], token: str, *, encrypted: bool = False, pages: OpenPages
 ) -> ASGIApp:
     """The whole application, the guard outermost; which counts the pages that are open."""
-    return RequestGuard(
-        pages.counting(_PageCompressed(build_app(workbench))), hosts, token, encrypted=encrypted
-    )
+    application = _AssetsKept(_PageCompressed(build_app(workbench)))
+    return RequestGuard(pages.counting(application), hosts, token, encrypted=encrypted)
+
+
+class _AssetsKept:
+    """Lets browsers keep Gradio's assets, whose names change with what is in them: the page's second visit
+    asks for none of them.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def kept(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] == 200:
+                MutableHeaders(scope=message)["cache-control"] = "private, max-age=31536000, immutable"
+            await send(message)
+
+        asset = scope["type"] == "http" and scope["path"].startswith("/assets/")
+        await self._app(scope, receive, kept if asset else send)
 
 
 class _PageCompressed:

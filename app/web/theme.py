@@ -31,7 +31,9 @@ def head() -> str:
 def _speed() -> str:
     """assets/gradio_speed.js with the addresses of the modules it is about; their names carry a version."""
     modules = Path(gr.__file__).parent / "templates" / "frontend" / "assets"
-    found = [f"/assets/{one.name}" for kind in ("core", "statustracker") for one in modules.glob(f"{kind}-*.js")]
+    found = [
+        f"/assets/{one.name}" for kind in ("core", "statustracker") for one in modules.glob(f"{kind}-*.js")
+    ]
     script = (resources.files("assets") / "gradio_speed.js").read_text(encoding="utf-8")
     return f"const sources = {json.dumps(found)};\n{script}"
 

@@ -282,6 +282,11 @@ class AdapterBank(nn.Module):
     # While it trains.
 
     @property
+    def keeps_inputs(self) -> bool:
+        """Whether backward needs the inputs of the targeted layers."""
+        return any(stack.keeps_inputs for stack in self.factors.values())
+
+    @property
     def drops(self) -> bool:
         """Whether an adapter has dropout."""
         return self.dropout is not None

@@ -21,6 +21,11 @@ class LoraFactors(AdapterStack):
     work_A: Tensor
     work_B: Tensor
 
+    @property
+    def keeps_inputs(self) -> bool:
+        """See AdapterStack.keeps_inputs."""
+        return self.A.requires_grad or self.dropout is not None
+
     def linear(self, x: Tensor, base: nn.Module, slots: Tensor | None) -> Tensor:
         """As any stack's, with the adapters' products inside the base's output."""
         weight, bias = plain_weight(base), base.bias

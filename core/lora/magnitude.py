@@ -29,6 +29,11 @@ class MagnitudeFactors(LoraFactors):
     ratios: Tensor
     """m / ‖W + s·B·A‖ of each adapter that is not trained, [K, out]; 1 where it has no part."""
 
+    @property
+    def keeps_inputs(self) -> bool:
+        """See AdapterStack.keeps_inputs."""
+        return True
+
     def prepare(self, base: nn.Module) -> None:
         """See AdapterStack.prepare()."""
         weight = plain_weight(base)
@@ -117,16 +122,23 @@ def _(weight, squares, A, B, scale):  # type: ignore[no-untyped-def]
     return squares.new_empty(A.shape[0], weight.shape[0])
 
 
-@torch.library.custom_op("lora_workbench::rescaled", mutates_args=())
 def rescaled(y: Tensor, ratios: Tensor) -> Tensor:
     """y [K, T, out] with each output times its ratio [K, out], in y's dtype.
 
-    The ratios stay in factor_dtype(): near 1, bfloat16 has steps of a hundredth.
+    The ratios stay in factor_dtype(): near 1, bfloat16 has steps of a hundredth. A compiled layer fuses the
+    same with what stands around it.
     """
+    if torch.compiler.is_compiling():
+        return (y.to(ratios.dtype) * ratios[:, None]).to(y.dtype)
+    return _rescaled(y, ratios)
+
+
+@torch.library.custom_op("lora_workbench::rescaled", mutates_args=())
+def _rescaled(y: Tensor, ratios: Tensor) -> Tensor:
     return torch.mul(y, ratios[:, None], out=torch.empty_like(y))
 
 
-@rescaled.register_fake
+@_rescaled.register_fake
 def _(y, ratios):  # type: ignore[no-untyped-def]
     return torch.empty_like(y)
 
@@ -137,7 +149,7 @@ def _keep(ctx, inputs, output):  # type: ignore[no-untyped-def]
 
 def _backward(ctx, dy):  # type: ignore[no-untyped-def]
     y, ratios = ctx.saved_tensors
-    return rescaled(dy.contiguous(), ratios), (dy * y).sum(1, dtype=ratios.dtype)
+    return _rescaled(dy.contiguous(), ratios), (dy.to(ratios.dtype) * y).sum(1)
 
 
-rescaled.register_autograd(_backward, setup_context=_keep)
+_rescaled.register_autograd(_backward, setup_context=_keep)

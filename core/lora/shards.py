@@ -21,6 +21,11 @@ class ShardFactors(AdapterStack):
     work_D: Tensor
     fold: Tensor
 
+    @property
+    def keeps_inputs(self) -> bool:
+        """See AdapterStack.keeps_inputs."""
+        return self.dropout is not None
+
     def linear(self, x: Tensor, base: nn.Module, slots: Tensor | None) -> Tensor:
         """As any stack's, in all slots, with the adapters' products inside the base's output."""
         if self.dropout is not None and self.training:

@@ -47,6 +47,11 @@ class SideBySideBank(nn.Module):
             bank.refresh()
 
     @property
+    def keeps_inputs(self) -> bool:
+        """Whether backward needs the inputs of the targeted layers."""
+        return any(bank.keeps_inputs for bank in self._banks)
+
+    @property
     def drops(self) -> bool:
         """As AdapterBank.drops."""
         return any(bank.drops for bank in self._banks)

@@ -44,6 +44,11 @@ class AdapterStack(nn.Module):
         self.register_buffer("scale", scale)
         self.dropout = dropout
 
+    @property
+    def keeps_inputs(self) -> bool:
+        """Whether backward needs the layer's input."""
+        return True
+
     def prepare(self, base: nn.Module) -> None:
         """Work out what follows from the frozen layer alone; once, when the stack is built."""
 

@@ -151,7 +151,12 @@ class MicroBatchStep:
         self.bank.train()
         layers = nullcontext() if self.plan.compiled else eager_layers()
         with (
-            keeping(self.base, self.plan.tier, compiled=self.plan.compiled),
+            keeping(
+                self.base,
+                self.plan.tier,
+                compiled=self.plan.compiled,
+                keeps_inputs=self.bank.keeps_inputs,
+            ),
             layers,
             _set_up(self.base, self.bank, batch),
         ):

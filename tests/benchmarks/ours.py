@@ -20,9 +20,9 @@ from tests.benchmarks.shapes import ALPHA, RANK, RandomRows
 
 
 def requests(
-    base: ResidentBase, runs: int, blocks: int, length: int, steps: int, **options: object
+    base: ResidentBase, runs: int, blocks: int, length: int, steps: int, kind: str = "lora", **options: object
 ) -> list[RunRequest]:
-    """`runs` runs that train on `blocks` full blocks of `length` tokens a step."""
+    """`runs` runs of an adapter kind that train on `blocks` full blocks of `length` tokens a step."""
     vocabulary = base.model.config.vocab_size
     train = {
         "micro_batch_size": blocks,
@@ -37,7 +37,7 @@ def requests(
         RunRequest(
             seed,
             RandomRows(2 * blocks, length, vocabulary, seed),
-            TrainingOptions(LoraConfig(rank=RANK, alpha=ALPHA), TrainConfig(seed=seed, **train)),  # type: ignore[arg-type]
+            TrainingOptions(LoraConfig(kind, rank=RANK, alpha=ALPHA), TrainConfig(seed=seed, **train)),  # type: ignore[arg-type]
         )
         for seed in range(runs)
     ]

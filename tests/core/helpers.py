@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,8 +16,9 @@ from core.base_model.load import ResidentBase, load_base
 from core.data.conversations import rendered_rows
 from core.data.formats import Example
 from core.data.tokens import TokenRows
-from core.lora.adapter import AdapterWeights, LayerFactors
+from core.lora.adapter import AdapterWeights, LayerFactors, LayerWeights
 from core.lora.config import LoraConfig
+from core.lora.kinds import ADAPTER_KINDS
 from core.train.batches import MicroBatch
 from core.train.config import TrainConfig
 from core.train.group import Event, TrainingGroup, alone
@@ -72,6 +74,16 @@ def random_adapter(
     }
     transposed = any(layer.transposed for layer in base.layers.values())
     return AdapterWeights(rank, alpha, 0.0, layers, base.fingerprint, base.name, fan_in_fan_out=transposed)
+
+
+def as_shards(adapter: AdapterWeights) -> AdapterWeights:
+    """A MiSS adapter on the layers of a LoRA, of its rank, with blocks that are all different from zero."""
+    miss, r = ADAPTER_KINDS.get("miss"), adapter.rank
+    layers = {
+        path: LayerWeights({"D": one.B.T.contiguous(), **miss.derived(one.A.shape[1], len(one.B), r)}, 1.0)
+        for path, one in adapter.low_rank().items()
+    }
+    return replace(adapter, kind="miss", alpha=float(r), layers=layers)
 
 
 def plain_model(folder: Path) -> torch.nn.Module:

@@ -3,6 +3,8 @@
 import os
 import shutil
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 
@@ -256,6 +258,17 @@ def test_a_change_is_noticed(registry):
         change()
         seen.add(registry.change_count())
     assert len(seen) == 11
+
+
+def test_what_another_process_writes_is_noticed_too(registry):
+    before, version = registry.change_count(), registry.database.version()
+    assert (registry.change_count(), registry.database.version()) == (before, version)
+    elsewhere = "import sys; from pathlib import Path; from storage.database import Database\n"
+    elsewhere += "from storage.registry import Registry; from storage.tables import Job\n"
+    elsewhere += "Registry(Database(Path(sys.argv[1])), None).save(Job(kind='x', title='x'))"
+    subprocess.run([sys.executable, "-c", elsewhere, str(registry.database.path)], check=True)
+    assert registry.database.version() != version
+    assert registry.change_count() != before
 
 
 def test_removing_a_chat_removes_its_messages(registry):

@@ -20,7 +20,7 @@ from app.shared.settings import settings_for
 from tests.workbenches import end_engine, free_port, listens, wait_for
 from tests.zygote import Zygote
 
-REQUIRED = "LORA_WORKBENCH_REQUIRE_BROWSER"
+REQUIRED, PICTURES = "LORA_WORKBENCH_REQUIRE_BROWSER", "LORA_WORKBENCH_PICTURES"
 ARGUMENTS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -205,6 +205,8 @@ def settled(page: Page) -> None:
 
 
 def picture(page: Page, name: str) -> None:
-    """Keep a screenshot beside the tests, for people to look at."""
+    """Keep a screenshot beside the tests for people to look at, where they ask for it."""
+    if not os.environ.get(PICTURES):
+        return
     ARTIFACTS.mkdir(exist_ok=True)
     page.screenshot(path=ARTIFACTS / f"{name}.png", full_page=True)

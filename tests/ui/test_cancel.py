@@ -66,6 +66,7 @@ def test_a_job_of_every_kind_is_cancelled_in_the_middle_of_its_work(
 ):
     for name in ("one", "two"):
         trained(name)
+    trained("shards", "miss")
     new_peft(tiny_llama).save_pretrained(tmp_path / "theirs")
     rows = write_rows(tmp_path / "more.jsonl")
     before = [workbench.registry.all(table) for table in TABLES]
@@ -111,6 +112,14 @@ def test_a_job_of_every_kind_is_cancelled_in_the_middle_of_its_work(
     cancel("resize_adapter")
     _said(form)
     page.keyboard.press("Escape")
+    choose_row(page, "adapters", "shards")
+    form = open_sheet(page, "Convert to LoRA")
+    form.get_by_label("Name of the LoRA").fill("plain")
+    form.get_by_role("button", name="Convert and keep").click()
+    cancel("convert_adapter")
+    _said(form)
+    page.keyboard.press("Escape")
+    choose_row(page, "adapters", "one")
     form = open_sheet(page, "Combine", "Combine adapters")
     form.get_by_role("combobox", name="Adapters to combine").fill("two")
     form.locator(".choice-popup").get_by_role("option", name="two").first.click()

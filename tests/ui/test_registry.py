@@ -47,6 +47,30 @@ def chosen_format(page: Page, where: Locator, option: str) -> None:
     page.get_by_role("option", name=option).click()
 
 
+def test_an_adapter_of_another_kind_becomes_a_lora(workbench, trained, address, open_page):
+    trained("here")
+    trained("shards", "miss")
+    page = open_page(address)
+    go_to(page, "Adapters")
+    choose_row(page, "adapters", "here")
+    expect(page.get_by_role("button", name="Resize", exact=True)).to_be_visible()
+    expect(page.get_by_role("button", name="Convert to LoRA", exact=True)).to_be_hidden()
+    choose_row(page, "adapters", "shards")
+    expect(page.locator(".facts:visible", has_text="MiSS").first).to_be_visible()
+    form = open_sheet(page, "Convert to LoRA")
+    form.get_by_role("button", name="Convert and keep").click()
+    expect(page.get_by_test_id("toast-body").filter(has_text="Give the LoRA a name first")).to_be_visible()
+    form.get_by_label("Name of the LoRA").fill("plain")
+    form.get_by_role("button", name="Convert and keep").click()
+    expect(form.locator(".facts", has_text="plain")).to_be_visible(timeout=JOB)
+    made = workbench.registry.find(Adapter, "plain")
+    assert (made.source, made.parents[0]["name"], workbench.adapters.kind(made).name) == (
+        "converted",
+        "shards",
+        "lora",
+    )
+
+
 def test_import_combine_resize_merge_and_a_bundle_for_ollama(
     workbench, trained, address, open_page, tiny_llama, tmp_path
 ):

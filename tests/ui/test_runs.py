@@ -32,7 +32,7 @@ from tests.workbenches import QUICK, wait_for
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
 RELOADS = int(os.environ.get("RELOADS", "10"))
 PLOTTED = "() => document.querySelector('.curve-plot').data[0].x"
-LINES = "count => document.querySelector('.curve-plot').data?.length === count"
+LINES = "count => document.querySelector('.curve-plot')?.data?.length === count"
 
 
 @pytest.fixture

@@ -82,8 +82,8 @@ class Shell:
     """What follows the registry in this section, until follow() binds it."""
 
     def refresh(self, handler: Handler, inputs: Sequence[Component], outputs: Sequence[Block]) -> None:
-        """Call `handler` when its section is first opened and whenever the registry has changed, at once or when
-        its section is opened.
+        """Call `handler` when its section is first opened, and when the registry has changed: at once while
+        it is open, or when it is opened again.
         """
         self.refreshes.append(Refresh(handler, list(inputs), list(outputs)))
 

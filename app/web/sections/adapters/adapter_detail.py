@@ -16,6 +16,7 @@ from app.web.parts.panes import ask_first, bar, opener, require_same
 from app.web.parts.routes import link, there
 from app.web.parts.shell import WORKING, Shell, refusal, told
 from app.web.sections.adapters.adapter_facts import config_html, lineage_html, overview_html
+from app.web.sections.adapters.convert_form import convert_sheet
 from app.web.sections.adapters.inside import inside_panel
 from app.web.sections.adapters.notes import notes_sheet
 from app.web.sections.adapters.resize_form import resize_sheet
@@ -41,6 +42,7 @@ def adapter_detail(shell: Shell, chosen: gr.HTML) -> None:
         star = gr.Button("☆ Star", size="md", scale=0)
         opened = opener("edit-adapter", "Edit")
         opener("resize-adapter", "Resize")
+        converted = opener("convert-adapter", "Convert to LoRA", visible=False)
         verify = gr.Button("Verify", size="md", scale=0)
         deleted = ask_first(
             "delete-adapter",
@@ -65,11 +67,12 @@ def adapter_detail(shell: Shell, chosen: gr.HTML) -> None:
             config = gr.HTML()
     notes_sheet(shell, chosen, opened)
     resize_sheet(shell, chosen)
+    convert_sheet(shell, chosen)
 
     def show(name: str) -> tuple[object, ...]:
         row = adapter_called(workbench.registry, name)
         if row is None:
-            hidden = gr.Column(visible=False), "", "", "", *[gr.skip()] * 5
+            hidden = gr.Column(visible=False), "", "", "", *[gr.skip()] * 6
             return "", gr.Row(visible=False), *[gr.skip()] * 2, _NOTHING, *hidden
         return (
             title_line(row.name, _badges(workbench, row), "★" if row.starred else ""),
@@ -82,12 +85,13 @@ def adapter_detail(shell: Shell, chosen: gr.HTML) -> None:
             lineage_html(workbench, row),
             config_html(row),
             gr.Button(workbench.classifiers.try_words(row)),
+            gr.Button(visible=workbench.adapters.can_be_lora(row)),
             gr.Tab(visible=(tells := workbench.classifiers.labels(row) is not None)),
             *label_values(_table_of(workbench, row) if tells else None),
         )
 
     facts = [title, actions, train, star, said, about, overview, family, config]
-    shell.refresh(show, [chosen], [*facts, chat, labels, *by_label])
+    shell.refresh(show, [chosen], [*facts, chat, converted, labels, *by_label])
     chat.click(told(lambda name: _lead(workbench, name, "playground")), chosen, shell.go, **WORKING)
     export.click(told(lambda name: _lead(workbench, name, "export")), chosen, shell.go, **WORKING)
     train.click(told(lambda name: _train_again(workbench, name)), chosen, shell.go, **WORKING)

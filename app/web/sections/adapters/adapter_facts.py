@@ -22,6 +22,14 @@ def overview_html(workbench: Workbench, row: Adapter) -> str:
     about = facts(
         [
             ("Base model", _base(workbench, row)),
+            (
+                "Kind",
+                getattr(
+                    workbench.adapters.kind(row),
+                    "label",
+                    "unknown: its files cannot be read; Verify says why",
+                ),
+            ),
             ("Made by", _made_by(row)),
             ("Data set", _data(workbench, row)),
             ("Rank, alpha", f"{row.rank}, {row.alpha:g}"),

@@ -21,8 +21,6 @@ from app.web.parts.shell import (
     QUIET_QUEUED,
     WORKING,
     Shell,
-    choose_from,
-    choose_many,
     offered,
     refusal,
     told,
@@ -97,17 +95,20 @@ def build(shell: Shell) -> None:
         base_now: str | None, adapters_now: list[str] | None, speaker_now: str | None, before: str
     ) -> tuple[object, ...]:
         """What there is to choose from; on a page that was loaded anew what was chosen before."""
-        shown, mode_now, with_base_now = base_now, gr.skip(), gr.skip()
+        shown, mode_now, with_base_now = (base_now, adapters_now, speaker_now), gr.skip(), gr.skip()
         if not base_now and before:
             base_now, adapters_now, speaker_now, mode_now, with_base_now = json.loads(before)
         names = [row.name for row in workbench.registry.all(Base) if writes_text(row.architecture)]
         usual = usual_base(workbench)
         chosen = next((one for one in (base_now, usual, *names) if one in names), None)
         fitting = adapters_for(workbench, chosen)
+        speakers = [*fitting, PLAIN]
+        answering = [one for one in adapters_now or [] if one in fitting] or fitting[:1]
+        speaker_next = speaker_now if speaker_now in speakers else speakers[0] if not speaker_now else None
         return (
-            offered(names, chosen, shown),
-            choose_many(fitting, adapters_now, fitting[:1]),
-            choose_from([*fitting, PLAIN], speaker_now),
+            offered(names, chosen, shown[0]),
+            offered(fitting, answering, shown[1] or []),
+            offered(speakers, speaker_next, shown[2]),
             mode_now,
             with_base_now,
         )
