@@ -93,6 +93,8 @@ class AdapterBank(nn.Module):
         """The modules of the base in which these adapters take part, by path."""
         self.stacks: dict[str, LayerStack] = dict(self.factors)
         """What each of them computes with."""
+        self.own: list[OwnModule] = []
+        """Those of them that compute with whole weights."""
         if wholes is not None and isinstance(layers, ModelLayers):
             self._take_places(layers, wholes)
 
@@ -106,6 +108,7 @@ class AdapterBank(nn.Module):
                 if WEIGHT in names
                 else self._own_bias(path, names)
             )
+        self.own = [one for one in self.stacks.values() if isinstance(one, OwnModule)]
         own = {path: one for path, one in self.stacks.items() if path not in self.factors}
         own |= {
             path: self.stacks[path] for path in self.factors if self.stacks[path] is not self.factors[path]
@@ -162,7 +165,7 @@ class AdapterBank(nn.Module):
         """Within the block the model computes with this bank: row group i uses adapter slots[i] (None: all in
         order).
         """
-        with in_use(self.places, self.stacks, slots):
+        with in_use(self.places, self.stacks, slots, self.own):
             yield
 
     def refresh(self) -> None:
@@ -463,7 +466,7 @@ class MixedBank(nn.Module):
     @contextmanager
     def use(self, slots: Tensor | None = None) -> Iterator[None]:
         """As AdapterBank.use()."""
-        with in_use(self._wholes.places, self._wholes.stacks, slots):
+        with in_use(self._wholes.places, self._wholes.stacks, slots, self._wholes.own_modules):
             yield
 
 

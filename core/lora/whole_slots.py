@@ -31,6 +31,7 @@ class WholeSlots:
         """By slot, module path and what it is; only slots that have some."""
         self.places: dict[str, Place] = dict(targeted)
         self.stacks: dict[str, LayerStack] = dict(factors)
+        self.own_modules: list[OwnModule] = []
 
     def take(self, slot: int, adapter: AdapterWeights) -> None:
         """Compute with the whole parameters of the adapter in `slot`, if it has some.
@@ -44,6 +45,7 @@ class WholeSlots:
         for path in dict.fromkeys(path for own in self.own.values() for path in own):
             self.places[path] = self._model.place(path)
             self.stacks[path] = self._stack(path)
+        self.own_modules = [one for one in self.stacks.values() if isinstance(one, OwnModule)]
 
     @property
     def _model(self) -> ModelLayers:

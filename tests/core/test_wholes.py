@@ -22,10 +22,11 @@ from core.engine import _AdapterSlots
 from core.errors import InvalidAdapter, InvalidConfig
 from core.events import Prepared, RunFailed, StepDone, TrainingDone
 from core.lora.adapter import LayerFactors
-from core.lora.bank import loaded_bank
+from core.lora.bank import AdapterBank, loaded_bank
 from core.lora.config import LoraConfig
 from core.lora.equal_scales import with_one_scale
 from core.lora.kinds import ADAPTER_KINDS
+from core.lora.kinds.lora import LoraOptions
 from core.lora.peft.files import load_adapter, save_adapter, save_checked
 from core.lora.targets import training_bytes
 from core.merge.merge import merge_into_base
@@ -35,6 +36,7 @@ from core.reporting import silent
 from core.train import loss
 from core.train.batches import RunData
 from core.train.config import TrainConfig
+from core.train.estimate import BaseShape, DataShape, estimate
 from core.train.group import TrainingGroup
 from core.train.run import RunRequest
 from core.train.run_state import RunState
@@ -532,3 +534,55 @@ def test_all_linear_leaves_the_embedding_out_and_a_tied_file_is_refused(tiny_lla
     model.save_pretrained(tmp_path, save_embedding_layers=True)
     with pytest.raises(InvalidAdapter, match=r"the output head, too\s+\(tied\)"):
         _loaded(base, tmp_path)
+
+
+def test_an_own_scale_in_each_layer_folds_into_b_and_its_bias(tiny_qwen):
+    base = load(tiny_qwen)
+    adapter = _moved(base, "biases on B")
+    layers = {
+        path: LayerFactors(layer.A, layer.B, layer.scale * (1 + number % 3))
+        for number, (path, layer) in enumerate(adapter.layers.items())
+    }
+    uneven = dataclasses.replace(adapter, layers=layers)
+    assert (_ours(base, uneven) - _ours(base, adapter)).abs().max() > 1e-2
+    for same in (with_one_scale(uneven), uneven.as_lora()):
+        torch.testing.assert_close(_ours(base, same), _ours(base, uneven), atol=1e-5, rtol=1e-5)
+
+
+def test_compiled_biases_compute_and_learn_what_they_do_as_they_are_written(tiny_gpt2):
+    base, path = load(tiny_gpt2), "transformer.h.0.attn.c_attn"
+    config, own = LoraConfig(rank=2, bias="all", target_modules="c_attn"), LoraOptions(lora_bias=True)
+    shapes = base.wholes.trained(config, [path], {path: 96})
+    bank = AdapterBank(base.layers, [path], 2, 2, trainable=True, head=shapes, wholes=base.wholes)
+    for slot in range(2):
+        stored = {name: base.layers.stored(name) for name in shapes}
+        bank.initialise(slot, config, own, [path], slot, stored)
+    bank.flat[:, : bank.layout.trained_size] += 0.1
+    x = torch.randn(4, 5, 32, generator=torch.Generator().manual_seed(1))
+    for module in map(base.layers.place, (path, "transformer.h.0.ln_1", "transformer.h.0.attn.c_proj")):
+        found = []
+        for run in (module, torch.compile(module, backend="aot_eager", fullgraph=True)):
+            with bank.use():
+                run(x).square().sum().backward()
+            found.append(bank.grad.clone())
+            bank.grad.zero_()
+        assert found[0].any()
+        torch.testing.assert_close(*found)
+    torch._dynamo.reset()
+
+
+def test_an_adapter_that_classifies_trains_its_own_head_alone(tiny_llama):
+    made = skeleton(tiny_llama)
+    shape = BaseShape(made.shapes, made.head, 1, 2, 32, VOCABULARY, made.wholes)
+    options = TrainingOptions(LoraConfig(bias="all"), TrainConfig(objective="classification"))
+    with pytest.raises(InvalidConfig, match="neither modules_to_save nor bias"):
+        estimate(shape, DataShape(10, 40.0), options, bytes_per_weight=4, tokens_per_second=None)
+    both = TrainingOptions(LoraConfig(modules_to_save=BOTH, target_modules="v_proj"))
+    plain = TrainingOptions(LoraConfig(target_modules="v_proj"))
+    whole, without = (
+        estimate(shape, DataShape(10, 40.0), one, bytes_per_weight=4, tokens_per_second=None)
+        for one in (both, plain)
+    )
+    assert whole.trainable_parameters - without.trainable_parameters == VOCABULARY * 32
+    assert whole.memory_bytes - without.memory_bytes == 16 * VOCABULARY * 32
+    assert whole.layer_sentence == "v_proj × 2, and 10,240 parameters whole"
