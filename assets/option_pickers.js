@@ -1,6 +1,6 @@
 // Pickers for options whose text names several things: target modules by kind of layer, alerts, and values to sweep.
 // They stand before options.js, whose functions they use.
-let layers = {kinds: [], choices: {}, words: {}};
+let layers = {kinds: [], choices: {}, hits: {}, words: {}};
 const namesIn = text => String(text).split(',').map(one => one.trim()).filter(Boolean);
 const short = count => count >= 1e6 ? `${(count / 1e6).toFixed(count >= 1e7 ? 0 : 1)} M` : count >= 1e3 ? `${Math.round(count / 1e3)} k` : `${count}`;
 
@@ -36,7 +36,7 @@ function targetsField(option, made) {
   const {draw} = picking(option, made, {draw(written, pick) {
     const names = meant(written);
     redrawn(chips, Object.entries(layers.choices).map(([label, text]) => {
-      const chip = make('button', {type: 'button', className: 'small', textContent: label, 'aria-pressed': names.join(',') === text});
+      const chip = make('button', {type: 'button', className: 'small', textContent: label, title: layers.hits[label], 'aria-pressed': names.join(',') === text});
       chip.addEventListener('click', () => pick(namesIn(text)));
       return chip;
     }));

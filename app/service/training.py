@@ -14,7 +14,7 @@ from app.shared.errors import EngineUnavailable
 from app.shared.run_rows import run_row
 from core.errors import InvalidData
 from core.lora.module_names import ends_with
-from core.lora.targets import WORDS
+from core.lora.targets import WORDS, Targeted, usual_targets
 from core.lora.wholes import Wholes
 from core.train.estimate import BaseShape, DataShape, Estimate, estimate
 from core.train.step_count import smaller_plans
@@ -160,6 +160,13 @@ class Training:
             number += 1
             prefix = f"{wanted}-{number}"
         return prefix
+
+    def targets(self, base: str, options: TrainingOptions) -> dict[str, Targeted]:
+        """Which layers of a base each usual choice of target modules hits, by what it is called, and how many
+        parameters that is with these options. Raises NotFound.
+        """
+        model = self._registry.find(Base, base)
+        return usual_targets(shapes_of(model), model.head, options.lora, options.kind)
 
     def estimate(self, base: str, dataset: str, options: TrainingOptions) -> Estimate:
         """What a training would need. Raises InvalidConfig, NotFound."""

@@ -98,6 +98,12 @@ class AdapterWeights:
         return own + sum({one.data_ptr(): one.numel() for one in self.head.values()}.values())
 
     @property
+    def file_count(self) -> int:
+        """Numbers that its files hold: those that are tied twice."""
+        kept = {one.data_ptr(): one.numel() for one in self.head.values()}
+        return self.parameter_count + sum(one.numel() for one in self.head.values()) - sum(kept.values())
+
+    @property
     def wholes(self) -> Mapping[str, Tensor]:
         """What an adapter that writes text has of its own beside its factors: weights of embedding and head,
         biases, biases on B.

@@ -100,8 +100,8 @@ class AdapterBank(nn.Module):
 
     def _take_places(self, layers: ModelLayers, wholes: Wholes) -> None:
         """Have the modules that adapters have whole parameters of compute with these."""
-        sources: dict[str, str] = {name: name for name in self.head_shapes}
-        for path, names in by_module(wholes.with_tied(sources)).items():
+        laid_out = {name: name for name in self.head_shapes}
+        for path, names in by_module(wholes.with_tied(laid_out)).items():
             self.places[path] = layers.place(path)
             self.stacks[path] = (
                 OwnModule(functools.partial(self._own_numbers, names), self._work_dtype)
@@ -109,11 +109,6 @@ class AdapterBank(nn.Module):
                 else self._own_bias(path, names)
             )
         self.own = [one for one in self.stacks.values() if isinstance(one, OwnModule)]
-        own = {path: one for path, one in self.stacks.items() if path not in self.factors}
-        own |= {
-            path: self.stacks[path] for path in self.factors if self.stacks[path] is not self.factors[path]
-        }
-        self._modules.update({f"own/{path.replace('.', '/')}": one for path, one in own.items()})  # type: ignore[misc]
 
     def _own_numbers(self, names: Mapping[str, str]) -> list[Own]:
         """A module's whole parameters in each slot, by what functional_call calls them."""

@@ -142,11 +142,12 @@ def training_bytes(
 
 
 def whole_bytes(numbers: int, work_bytes: float) -> float:
-    """The same of numbers that are trained whole: float32 or wider with a gradient and two moments, and where
-    the base is narrower the copy that computes.
+    """The same of numbers that are trained whole: float32 or wider with a gradient, two moments and, for a
+    while, the gradient of one pass. Where the base is narrower also what computes: the bank's copy, that of a
+    micro-batch and its gradients.
     """
     stored = max(_FLOAT32, work_bytes)
-    return numbers * (4 * stored + (work_bytes if work_bytes < stored else 0))
+    return numbers * (5 * stored + (4 * work_bytes if work_bytes < stored else 0))
 
 
 def _sizes(shapes: LayerShapes, targets: Sequence[str], config: LoraConfig) -> list[tuple[int, int, int]]:
@@ -171,6 +172,41 @@ def layer_kinds(
         )
         for name, found in paths.items()
     ]
+
+
+@dataclass(frozen=True)
+class Targeted:
+    """Which layers of a model a choice of target modules hits, and what that trains."""
+
+    target_modules: str
+    layers: Mapping[str, int]
+    """How many of each name, in the order of the model."""
+    parameters: int
+
+    @property
+    def sentence(self) -> str:
+        """q_proj × 30, v_proj × 30 · 921,600 trainable."""
+        return f"{counted(self.layers)} · {self.parameters:,} trainable"
+
+
+def counted(layers: Mapping[str, int]) -> str:
+    """How many layers of each name, in words."""
+    return ", ".join(f"{name} × {count}" for name, count in layers.items())
+
+
+def usual_targets(
+    shapes: LayerShapes, head: str | None, config: LoraConfig, own: Config | None = None
+) -> dict[str, Targeted]:
+    """What each of target_choices() hits in this model, at the rank and with the kind of `config`, whatever
+    that targets itself.
+    """
+    found = {}
+    for label, names in target_choices(layer_kinds(shapes, head, config, own)).items():
+        targets = _named(list(shapes), [name.strip() for name in names.split(",")], head)
+        kinds = targeted_kinds(shapes, targets, config, own)
+        layers = {name: count for name, (count, _) in kinds.items()}
+        found[label] = Targeted(names, layers, sum(count for _, count in kinds.values()))
+    return found
 
 
 def targeted_kinds(

@@ -116,12 +116,12 @@ class Wholes:
         return found
 
 
-def require_no_wholes(config: LoraConfig) -> None:
+def require_no_wholes(config: LoraConfig, own: Config) -> None:
     """Raise InvalidConfig for what an adapter that classifies cannot train: it has a head of its own."""
-    if config.whole_names or config.bias != "none":
+    if config.trains_wholes or ADAPTER_KINDS.get(config.kind).biases_on_b(own):
         raise InvalidConfig(
-            "An adapter that classifies trains the head that tells its labels, and neither modules_to_save "
-            "nor bias beside it; leave both out."
+            "An adapter that classifies trains the head that tells its labels, and no modules_to_save, bias "
+            "or lora_bias beside it; leave them out."
         )
 
 

@@ -11,6 +11,7 @@ from core.lora.fused import fused_parts
 from core.lora.kinds import ADAPTER_KINDS
 from core.lora.targets import (
     LayerShapes,
+    counted,
     select_targets,
     targeted_kinds,
     trainable_parameter_count,
@@ -88,7 +89,7 @@ class Estimate:
     @property
     def layer_sentence(self) -> str:
         """How many layers of each name have factors, and what is trained beside these."""
-        layers = ", ".join(f"{name} × {count}" for name, (count, _) in self.targets.items())
+        layers = counted({name: count for name, (count, _) in self.targets.items()})
         return f"{layers}, and {self.whole:,} parameters whole" if self.whole else layers
 
 
@@ -142,7 +143,7 @@ def whole_numbers(base: BaseShape, options: TrainingOptions, targets: Sequence[s
     Raises InvalidConfig for what the base has not, or what could not be right.
     """
     if OBJECTIVES.get(options.train.objective).classifies:
-        require_no_wholes(options.lora)
+        require_no_wholes(options.lora, options.kind)
         return 0
     biased = ADAPTER_KINDS.get(options.lora.kind).biases_on_b(options.kind)
     outputs = {path: base.layer_shapes[path][1] for path in targets} if biased else {}

@@ -101,7 +101,7 @@ class TrainingRun:
 
     def _whole_shapes(self) -> Shapes:
         if self.labels:
-            require_no_wholes(self.lora)
+            require_no_wholes(self.lora, self.kind_options)
             return self._base.classifier.shapes(len(self.labels))
         biased = self.kind.biases_on_b(self.kind_options)
         outputs = {path: self._base.layers[path].out_features for path in self.targets} if biased else {}

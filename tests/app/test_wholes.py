@@ -30,6 +30,13 @@ def test_what_is_trained_whole_is_planned_answers_leaves_and_comes_in_again(
     sets = [part for key, value in CHOSEN.items() for part in ("--set", f"{key}={value}")]
     home = ["--home", str(workbench.settings.home), "--json"]
     planned = CliRunner().invoke(app, ["preflight", "--base", "llama", "--data", "data", *sets, *home])
+    hit = CliRunner().invoke(app, ["models", "targets", "llama", "--set", "rank=2", *home])
+    assert json.loads(hit.stdout)["rows"][-1] == {
+        "choice": "Query and value",
+        "target_modules": "q_proj,v_proj",
+        "layers": "q_proj × 2, v_proj × 2",
+        "parameters": 2 * 2 * (32 + 32 + 32 + 16),
+    }
     options = TrainingOptions.parse(CHOSEN)
     plan = workbench.training.estimate("llama", "data", options)
     assert plan.target_sentence == (

@@ -11,6 +11,7 @@ from core.lora.targets import (
     target_choices,
     targeted_kinds,
     trainable_parameter_count,
+    usual_targets,
 )
 
 LLAMA = {
@@ -82,6 +83,17 @@ def test_words_mean_the_layers_of_any_base(word, names):
     assert sum(numbers for _, numbers in counts.values()) == trainable_parameter_count(
         LLAMA, one, LoraConfig(rank=2)
     )
+
+
+def test_usual_choices_tell_what_they_hit_before_a_run():
+    found = usual_targets(LLAMA, "lm_head", LoraConfig(rank=2, target_modules="up_proj"))
+    assert {label: one.layers for label, one in found.items()} == {
+        "All linear": dict.fromkeys(("q_proj", "v_proj", "o_proj", "up_proj", "down_proj"), 3),
+        "Attention": dict.fromkeys(("q_proj", "v_proj", "o_proj"), 3),
+        "Feed-forward": dict.fromkeys(("up_proj", "down_proj"), 3),
+        "Query and value": dict.fromkeys(("q_proj", "v_proj"), 3),
+    }
+    assert found["Query and value"].sentence == "q_proj × 3, v_proj × 3 · 168 trainable"
 
 
 @pytest.mark.parametrize(

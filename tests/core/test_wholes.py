@@ -7,10 +7,12 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+import gguf
 import pytest
 import torch
 from peft import LoraConfig as PeftConfig
 from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from core.base_model.skeleton import skeleton
@@ -21,6 +23,8 @@ from core.data.formats import Example
 from core.engine import _AdapterSlots
 from core.errors import InvalidAdapter, InvalidConfig
 from core.events import Prepared, RunFailed, StepDone, TrainingDone
+from core.gguf.check import check_merged_gguf
+from core.gguf.write import write_adapter_gguf, write_merged_gguf
 from core.lora.adapter import LayerFactors
 from core.lora.bank import AdapterBank, loaded_bank
 from core.lora.config import LoraConfig
@@ -321,6 +325,17 @@ def test_merged_it_computes_what_it_does_live(case, model, tmp_path):
     torch.testing.assert_close(logits(theirs), _ours(base, adapter), atol=1e-4, rtol=1e-4)
 
 
+def test_a_gguf_of_the_merged_model_holds_them_and_one_of_the_adapter_is_refused(tiny_llama, tmp_path):
+    base, made = load(tiny_llama), skeleton(tiny_llama)
+    adapter, file = _moved(base, "modules"), tmp_path / "merged.gguf"
+    write_merged_gguf(tiny_llama, adapter, made.transposed, file, silent, "mine", "float32")
+    assert check_merged_gguf(tiny_llama, adapter, made.transposed, file, "float32", silent).passed
+    stored = {one.name: one.data for one in gguf.GGUFReader(file).tensors}["token_embd.weight"]
+    assert torch.equal(torch.from_numpy(stored.copy()), adapter.head["model.embed_tokens.weight"])
+    with pytest.raises(InvalidAdapter, match=r"llama\.cpp's file of an adapter would leave them out"):
+        write_adapter_gguf(tiny_llama, adapter, tmp_path / "alone.gguf", "mine")
+
+
 def test_the_engine_gives_each_slot_what_is_its_own(tiny_llama):
     """A bank whose pass was captured is not changed under it: it is built anew."""
     base = load(tiny_llama)
@@ -428,14 +443,14 @@ def test_what_works_on_low_rank_factors_alone_refuses_with_the_reason(case, mode
             work()
 
 
-def test_its_memory_counts_the_copy_its_gradient_and_two_moments(tiny_llama):
+def test_its_memory_counts_the_copy_its_gradients_and_two_moments(tiny_llama):
     base = load(tiny_llama)
     options = CASES["modules"].options(max_steps=1)
     group = TrainingGroup(base, [RunRequest("run", token_rows(base, ROWS, 96, 2), options)])
     next(group.run())
     (run,) = group.runs
     factors = training_bytes(base.layer_shapes, run.targets, options.lora, options.kind, 4)
-    assert run.state_bytes == factors + 16 * VOCABULARY * 32
+    assert run.state_bytes == factors + 20 * VOCABULARY * 32
 
 
 @pytest.mark.parametrize("name", ["tiny_llama", "tiny_qwen", "tiny_gpt2"])
@@ -574,9 +589,11 @@ def test_compiled_biases_compute_and_learn_what_they_do_as_they_are_written(tiny
 def test_an_adapter_that_classifies_trains_its_own_head_alone(tiny_llama):
     made = skeleton(tiny_llama)
     shape = BaseShape(made.shapes, made.head, 1, 2, 32, VOCABULARY, made.wholes)
-    options = TrainingOptions(LoraConfig(bias="all"), TrainConfig(objective="classification"))
-    with pytest.raises(InvalidConfig, match="neither modules_to_save nor bias"):
-        estimate(shape, DataShape(10, 40.0), options, bytes_per_weight=4, tokens_per_second=None)
+    classifies = TrainConfig(objective="classification")
+    for lora, own in (({"bias": "all"}, LoraOptions()), ({}, LoraOptions(lora_bias=True))):
+        options = TrainingOptions(LoraConfig(**lora), classifies, own)
+        with pytest.raises(InvalidConfig, match="no modules_to_save, bias or lora_bias beside it"):
+            estimate(shape, DataShape(10, 40.0), options, bytes_per_weight=4, tokens_per_second=None)
     both = TrainingOptions(LoraConfig(modules_to_save=BOTH, target_modules="v_proj"))
     plain = TrainingOptions(LoraConfig(target_modules="v_proj"))
     whole, without = (
@@ -584,5 +601,21 @@ def test_an_adapter_that_classifies_trains_its_own_head_alone(tiny_llama):
         for one in (both, plain)
     )
     assert whole.trainable_parameters - without.trainable_parameters == VOCABULARY * 32
-    assert whole.memory_bytes - without.memory_bytes == 16 * VOCABULARY * 32
+    assert whole.memory_bytes - without.memory_bytes == 20 * VOCABULARY * 32
     assert whole.layer_sentence == "v_proj × 2, and 10,240 parameters whole"
+
+
+@pytest.mark.parametrize(
+    ("name", "renamed"),
+    [
+        ("tiny_gpt2", lambda key: key.removeprefix("transformer.")),
+        ("tiny_qwen", lambda key: f"language_model.{key}"),
+    ],
+)
+def test_files_that_name_the_outermost_module_otherwise_tell_the_same(request, tmp_path, name, renamed):
+    folder = request.getfixturevalue(name)
+    base, tensors = load(folder), load_file(folder / "model.safetensors")
+    save_file({renamed(key): one for key, one in tensors.items()}, tmp_path / "model.safetensors")
+    assert stored_wholes(tmp_path, base.layer_shapes, base.head, VOCABULARY) == stored_wholes(
+        folder, base.layer_shapes, base.head, VOCABULARY
+    )

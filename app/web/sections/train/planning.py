@@ -17,7 +17,7 @@ from app.web.parts.shell import QUIET, Shell, told
 from app.web.sections.train.form import TrainForm
 from app.web.sections.train.form_values import FormValues
 from core.errors import InvalidConfig
-from core.lora.targets import CHOICE_WORDS, layer_kinds, target_choices
+from core.lora.targets import CHOICE_WORDS, Targeted, layer_kinds, usual_targets
 from core.train.config import TrainConfig
 from core.train.estimate import Estimate
 from core.train.step_count import smaller_plans
@@ -183,11 +183,18 @@ def targets_html(workbench: Workbench, base: str | None, said: FormValues) -> st
     except InvalidConfig:  # the plan says so; the counts are those of the defaults until it is mended
         options = TrainingOptions()
     kinds = layer_kinds(shapes_of(model), model.head, options.lora, options.kind)
-    choices = target_choices(kinds)
+    choices = usual_targets(shapes_of(model), model.head, options.lora, options.kind)
     return _targets([[one.name, one.layers, one.parameters, one.is_head] for one in kinds], choices)
 
 
-def _targets(kinds: Sequence[Sequence[object]], choices: Mapping[str, str]) -> str:
-    words = {word: choices[label].split(",") for label, word in CHOICE_WORDS.items() if label in choices}
-    told_of = json.dumps({"kinds": kinds, "choices": choices, "words": words})
+def _targets(kinds: Sequence[Sequence[object]], choices: Mapping[str, Targeted]) -> str:
+    words = {word: choices[label] for label, word in CHOICE_WORDS.items() if label in choices}
+    told_of = json.dumps(
+        {
+            "kinds": kinds,
+            "choices": {label: one.target_modules for label, one in choices.items()},
+            "hits": {label: one.sentence for label, one in choices.items()},
+            "words": {word: one.target_modules.split(",") for word, one in words.items()},
+        }
+    )
     return f"<i hidden data-targets='{escape(told_of)}'></i>"
