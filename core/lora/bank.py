@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,9 +18,10 @@ from core.lora.layer import LayerStack, LoraEmbedding, LoraLinear, Place, plain_
 from core.lora.layout import HEAD, Layout, corner
 from core.lora.ops import factor_dtype
 from core.lora.stack import AdapterStack, EmbeddingStack, MixedStack
+from core.lora.whole_places import trained_wholes
 from core.lora.whole_slots import WholeSlots
-from core.lora.whole_stack import Own, OwnBias, OwnModule, by_module, in_use
-from core.lora.wholes import BIAS, BIAS_ON_B, WEIGHT, Wholes
+from core.lora.whole_stack import OwnModule, in_use
+from core.lora.wholes import Wholes
 from core.lora.wrapping import ModelLayers
 from core.options import Config
 
@@ -96,44 +96,9 @@ class AdapterBank(nn.Module):
         self.own: list[OwnModule] = []
         """Those of them that compute with whole weights."""
         if wholes is not None and isinstance(layers, ModelLayers):
-            self._take_places(layers, wholes)
-
-    def _take_places(self, layers: ModelLayers, wholes: Wholes) -> None:
-        """Have the modules that adapters have whole parameters of compute with these."""
-        laid_out = {name: name for name in self.head_shapes}
-        for path, names in by_module(wholes.with_tied(laid_out)).items():
-            self.places[path] = layers.place(path)
-            self.stacks[path] = (
-                OwnModule(functools.partial(self._own_numbers, names), self._work_dtype)
-                if WEIGHT in names
-                else self._own_bias(path, names)
-            )
-        self.own = [one for one in self.stacks.values() if isinstance(one, OwnModule)]
-
-    def _own_numbers(self, names: Mapping[str, str]) -> list[Own]:
-        """A module's whole parameters in each slot, by what functional_call calls them."""
-        return [
-            {end.removeprefix("."): self._heads[slot][name] for end, name in names.items()}
-            if slot in self._heads
-            else {}
-            for slot in range(self.slots)
-        ]
-
-    def _own_bias(self, path: str, names: Mapping[str, str]) -> OwnBias:
-        """The biases of all slots as one parameter each, [K, out]."""
-        stacked = {}
-        for end, name in names.items():
-            place = self.layout.places[HEAD][name]
-            stacked[end] = nn.Parameter(place.of(self.flat), requires_grad=self.grad is not None)
-            stacked[end].grad = None if self.grad is None else place.of(self.grad)
-        inner = self.factors.get(path)
-        return OwnBias(
-            inner,
-            self.places[path].bias,
-            stacked.get(BIAS),
-            stacked.get(BIAS_ON_B),
-            inner.scale if inner is not None else None,
-        )
+            for path, (place, stack) in trained_wholes(self, layers, wholes).items():
+                self.places[path], self.stacks[path] = place, stack
+            self.own = [one for one in self.stacks.values() if isinstance(one, OwnModule)]
 
     def _stacks(self) -> dict[str, AdapterStack]:
         """Each layer's tensors as views into the flat tensors."""

@@ -81,6 +81,11 @@ class Wholes:
                 f"{both[0]} is trained whole (modules_to_save) and has LoRA as a target module, too; leave "
                 "it out of one of them."
             )
+        if bias_on_b and config.parts:
+            raise InvalidConfig(
+                "lora_bias is trained on all outputs of a layer, and enable_lora chooses parts of it; leave "
+                "one of them out."
+            )
         names = [f"{path}{WEIGHT}" for path in modules if not (self.tied and path == self.head)]
         names += self._biases(config, targets, modules)
         return {name: tuple(self.shapes[name]) for name in names} | {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from core.base_model.skeleton import skeleton
+from core.base_model.stored import has_tensor
 from core.base_model.stored_wholes import stored_wholes
 from core.combine.combining import Part, combine, resize
 from core.combine.config import CombineConfig
@@ -29,6 +31,8 @@ from core.lora.adapter import LayerFactors
 from core.lora.bank import AdapterBank, loaded_bank
 from core.lora.config import LoraConfig
 from core.lora.equal_scales import with_one_scale
+from core.lora.foreign.fit import BaseFacts, fit
+from core.lora.foreign.look import look
 from core.lora.kinds import ADAPTER_KINDS
 from core.lora.kinds.lora import LoraOptions
 from core.lora.peft.files import load_adapter, save_adapter, save_checked
@@ -281,14 +285,17 @@ def test_files_go_both_ways_and_compute_the_same_in_peft(case, model, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["dora", "miss", "adalora", "pissa"])
-def test_other_kinds_carry_modules_in_pefts_format_too(tiny_qwen, kind, tmp_path):
+def test_other_kinds_carry_modules_and_biases_in_pefts_format_too(tiny_qwen, kind, tmp_path):
     base = load(tiny_qwen)
-    case = Case({"kind": kind, "modules_to_save": BOTH, "rank": 2})
+    bias = {} if kind == "miss" else {"bias": "lora_only"}  # PEFT keeps none beside MiSS
+    case = Case({"kind": kind, "modules_to_save": BOTH, "rank": 2, **bias})
     (adapter,) = _train(base, {"run": case.options(max_steps=2)})[2].values()
     save_checked(tmp_path, adapter, base.layer_shapes, base.head, wholes=base.wholes)
     ours = _ours(base, adapter)
     torch.testing.assert_close(ours, logits(peft_from(tiny_qwen, tmp_path)), atol=1e-4, rtol=1e-4)
-    assert set(adapter.head) == {"model.embed_tokens.weight", "lm_head.weight"}
+    weights = {name for name in adapter.head if name.endswith(".weight")}
+    assert weights == {"model.embed_tokens.weight", "lm_head.weight"}
+    assert len(adapter.head) - 2 == (6 if bias else 0)
 
 
 def test_several_answer_side_by_side_as_each_does_alone(case, model):
@@ -389,6 +396,12 @@ def test_a_head_that_is_trained_whole_gets_no_lora_as_well(tiny_qwen):
     base = load(tiny_qwen)
     with pytest.raises(InvalidConfig, match="lm_head is trained whole"):
         base.wholes.trained(LoraConfig(modules_to_save="head"), ["lm_head"], {})
+
+
+def test_a_bias_on_all_outputs_and_a_choice_of_parts_exclude_each_other(tiny_gpt2):
+    config = LoraConfig(target_modules="c_attn", enable_lora="c_attn=q")
+    with pytest.raises(InvalidConfig, match="lora_bias is trained on all outputs"):
+        load(tiny_gpt2).wholes.trained(config, ["c_attn"], {"c_attn": 96})
 
 
 def test_pefts_copies_of_a_tied_pair_that_parted_are_refused(tiny_llama, tmp_path):
@@ -619,3 +632,18 @@ def test_files_that_name_the_outermost_module_otherwise_tell_the_same(request, t
     assert stored_wholes(tmp_path, base.layer_shapes, base.head, VOCABULARY) == stored_wholes(
         folder, base.layer_shapes, base.head, VOCABULARY
     )
+
+
+def test_the_bases_weight_that_peft_saves_beside_factors_must_be_this_bases(tiny_qwen, tmp_path):
+    base = load(tiny_qwen)
+    settings = {"target_modules": ["q_proj", "embed_tokens"], "task_type": "CAUSAL_LM"}
+    theirs = get_peft_model(plain_model(tiny_qwen), PeftConfig(**settings))
+    theirs.save_pretrained(tmp_path, save_embedding_layers=True)
+    facts = BaseFacts(has=functools.partial(has_tensor, tiny_qwen))
+    fitted = (look(tmp_path), base.layer_shapes, base.head, None, facts, base.wholes)
+    assert fit(*fitted).embedding == "model.embed_tokens"
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    tensors["base_model.model.model.embed_tokens.base_layer.weight"][0] += 1
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(InvalidAdapter, match=r"whole weight of model\.embed_tokens"):
+        fit(*fitted)

@@ -19,13 +19,12 @@ from core.lora.kinds import AdapterKind
 from core.lora.kinds.lora import KIND as LORA
 from core.lora.peft.config import CLASSIFIES, checked, kind_of, raw_config
 from core.lora.peft.config_checks import CONFIG_NAME
+from core.lora.peft.embedding_files import COPY, copied_weights, embedding_in
 from core.lora.peft.files import (
     TEMPLATE_KEY,
     TOKENIZER_KEY,
     WEIGHTS_NAME,
     Entries,
-    copied_embeddings,
-    embedding_in,
     read_adapter_header,
     recorded_fingerprint,
     recorded_hash,
@@ -126,7 +125,7 @@ def look(folder: Path, which: str = "") -> Found:
     head = {**head_entries(header, config or {}), **whole_entries(header, config or {})}
     of_peft = config is not None and bool(head or embedding_in(header))
     if of_peft or kind is not LORA:
-        copies = {_module(entry): entry for entry in copied_embeddings(header)}
+        copies = {_module(entry): entry for entry in copied_weights(header)}
         content = SortedOut(PEFT, sorted_entries(header, kind, head.values()), {}, copies)
     else:
         content = sorted_out(header, which)
@@ -155,7 +154,7 @@ def look(folder: Path, which: str = "") -> Found:
 
 def _module(entry: TensorEntry) -> str:
     """Of the base's weight that stands beside factors on it."""
-    return entry.name.removeprefix(PREFIX).removesuffix(".base_layer.weight")
+    return entry.name.removeprefix(PREFIX).removesuffix(COPY)
 
 
 def _pefts_config(about: dict[str, Any]) -> dict[str, Any] | None:

@@ -22,10 +22,10 @@ from core.errors import InvalidAdapter, InvalidInput
 from core.files.safetensors_file import SafetensorsHeader, TensorEntry, read_header, write_float32
 from core.lora.adapter import AdapterWeights, LayerWeights
 from core.lora.kinds import ADAPTER_KINDS, AdapterKind, largest
-from core.lora.kinds.lora import KIND as LORA
 from core.lora.layout import corner
 from core.lora.peft.config import kind_of, peft_config, read_config
 from core.lora.peft.config_checks import CONFIG_NAME
+from core.lora.peft.embedding_files import copied_weights, embedding_in, embedding_shape
 from core.lora.peft.own_head import DTYPES, LABELS_KEY, PREFIX, WEIGHTS_NAME, head_entries, labels_of
 from core.lora.peft.targeting import targeted_paths
 from core.lora.peft.whole_files import check_wholes, key_of, whole_entries
@@ -34,7 +34,6 @@ from core.lora.wholes import WEIGHT, Wholes
 
 FINGERPRINT_KEY, TOKENIZER_KEY, TEMPLATE_KEY = "base_fingerprint", "tokenizer_hash", "template_hash"
 _SHARED_PREFIX = "base_model."
-_COPY = ".base_layer.weight"
 _FINGERPRINT = re.compile(r"^[0-9a-f]{64}$")
 _MAX_HEADER_BYTES = 4 * 1024 * 1024
 _MAX_TENSORS = 10_000
@@ -170,7 +169,7 @@ def sorted_entries(
     found: Entries = {}
     shared: dict[str, TensorEntry] = {}
     of_head = {entry.name for entry in head}
-    copies = {entry.name for entry in copied_embeddings(header)}
+    copies = {entry.name for entry in copied_weights(header)}
     for entry in header.tensors:
         if entry.name in of_head or entry.name in copies:
             continue
@@ -204,29 +203,6 @@ def _module_and_name(key: str, kind: AdapterKind) -> tuple[str, str]:
     return "", ""
 
 
-def copied_embeddings(header: SafetensorsHeader) -> list[TensorEntry]:
-    """Weights of the base itself that PEFT saves beside factors on an embedding or a head."""
-    held = {name for name in (_targeted(entry.name) for entry in header.tensors) if name}
-    return [
-        entry
-        for entry in header.tensors
-        if entry.name.endswith(_COPY) and entry.name.removesuffix(_COPY) in held
-    ]
-
-
-def _targeted(key: str) -> str:
-    """The module of a factor on an embedding or a linear layer, with PEFT's prefix; else empty."""
-    ends = (*LORA.embedding_names.values(), *LORA.peft_names.values())
-    return next((key.removesuffix(f".{end}") for end in ends if key.endswith(f".{end}")), "")
-
-
-def embedding_in(header: SafetensorsHeader) -> str:
-    """The path of the embedding that has factors; empty if none has."""
-    end = f".{LORA.embedding_names['A']}"
-    keys = (entry.name for entry in header.tensors if entry.name.endswith(end))
-    return next(keys, "").removeprefix(PREFIX).removesuffix(end)
-
-
 def recorded_fingerprint(header: SafetensorsHeader) -> str:
     """The fingerprint of the base that the file records; empty if it records none."""
     return recorded_hash(header, FINGERPRINT_KEY)
@@ -255,7 +231,7 @@ def load_adapter(
     entries = sorted_entries(header, kind, own.values())
     embedding = embedding_in(header)
     if embedding:
-        shapes = {**shapes, embedding: _embedding_shape(embedding, wholes or Wholes())}
+        shapes = {**shapes, embedding: embedding_shape(embedding, wholes or Wholes())}
     _check_modules(set(entries), config, list(shapes), head)
     check_wholes(whole, config, wholes or Wholes(), set(entries))
     sizes = {path: (*shapes[path], kind.stated_rank(config, path)) for path in entries}
@@ -285,23 +261,6 @@ def load_adapter(
         base_fingerprint=recorded_fingerprint(header),
         base_name=str(config.get("base_model_name_or_path") or ""),
     )
-
-
-def _embedding_shape(path: str, wholes: Wholes) -> tuple[int, int]:
-    """Tokens and width of the embedding that has factors. Raises InvalidAdapter where it can have none."""
-    if path != wholes.embedding:
-        raise InvalidAdapter(
-            f"It adapts the embedding {path[:120]}; of this base only {wholes.embedding or 'linear layers'} "
-            "can have factors."
-        )
-    if wholes.tied:
-        raise InvalidAdapter(
-            f"It adapts the input embedding ({path[:120]}), which in this base is the output head, too "
-            "(tied): merged, it would change both. Train it again without the embedding among its "
-            "target_modules."
-        )
-    tokens, width = wholes.shapes[f"{path}{WEIGHT}"]
-    return tokens, width
 
 
 def _tied(tensors: dict[str, torch.Tensor], wholes: Wholes) -> dict[str, torch.Tensor]:
