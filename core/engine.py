@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,12 +19,15 @@ from core.generate.config import GenerationConfig
 from core.generate.decode import Decoder, RowRequest
 from core.generate.labelling import Classified, classify
 from core.generate.one_token import StatePool
+from core.generate.several import SeveralDecoders
 from core.lora.adapter import AdapterWeights
 from core.lora.bank import MixedBank
 from core.lora.kinds.lora import KIND as LORA
 from core.lora.peft.files import load_adapter
+from core.lora.whole import WholeBank, whole_bank
 from core.train.group import TrainingGroup
 from core.train.hardware import matmul_rate
+from core.train.memory import require_room_to_answer
 from core.train.preflight import Preflight, Trying, measure
 from core.train.run import RunRequest
 from core.train.trial import Save
@@ -48,6 +51,9 @@ class AdapterSource:
     weights: AdapterWeights | None = None
     """Its factors, where they are not read from `folder`: those of a run that is still training."""
 
+    whole: bool = False
+    """Whether it replaces whole parameters of the base."""
+
 
 @dataclass(frozen=True)
 class AnswerRequest:
@@ -70,8 +76,11 @@ class Engine:
         self._key: ResidentKey | None = None
         self._rate: float | None = None
         self._measuring = False
+        self._whole: dict[str, WholeBank] = {}  # models of which whole parameters are replaced, by digest
         self._classifiers: dict[str, AdapterWeights] = {}  # by digest, oldest use first
-        self._decoders: dict[Decoder, set[str]] = {}  # with the digests of the adapters each is using
+        self._decoders: dict[
+            Decoder | SeveralDecoders, set[str]
+        ] = {}  # with the digests of the adapters each is using
 
     def surroundings(self) -> dict[str, str | int]:
         """What has to be the same for the same work to give the same bits."""
@@ -119,6 +128,7 @@ class Engine:
         if self.base is None or not key.computes_as(self._key):
             self._require_idle(source)
             self.base, self._key, self._slots, self._pool = None, None, None, None  # free the old one first
+            self._whole = {}
             self.base = load_base(
                 source.folder,
                 fingerprint=source.fingerprint,
@@ -134,7 +144,9 @@ class Engine:
 
     def train(self, source: BaseSource, requests: Sequence[RunRequest]) -> TrainingGroup:
         """Runs to train together on `source`; iterate the group's run()."""
-        self._group = TrainingGroup(self.load_base(source), requests)
+        base = self.load_base(source)
+        self._forget_whole(keep=self._digests_in_use())
+        self._group = TrainingGroup(base, requests)
         return self._group
 
     def measure(
@@ -144,6 +156,7 @@ class Engine:
         result at the end. `save` writes a checkpoint for the time it takes.
         """
         base = self.load_base(source)
+        self._forget_whole(keep=self._digests_in_use())
         self._measuring = True
         try:
             yield from measure(base, requests, save)
@@ -179,30 +192,59 @@ class Engine:
         """Let go of the last group's factors and optimiser states."""
         self._group = None
 
-    def answer(self, source: BaseSource, requests: Sequence[AnswerRequest]) -> Decoder:
-        """Decode all `requests` in one batch on `source`. Raises WrongBase for an adapter of another base."""
+    def answer(self, source: BaseSource, requests: Sequence[AnswerRequest]) -> Decoder | SeveralDecoders:
+        """Decode all `requests` on `source`, in one batch but for those with weights of their own. Raises
+        WrongBase for an adapter of another base.
+        """
         for request in requests:
             if request.adapter is not None:
                 require_same_base(request.adapter, source)
         base = self.load_base(source)
         base.require_writing()
+        whole = self._whole_models(base, requests)
+        together = [at for at, one in enumerate(requests) if not _is_of(one, whole)]
+        parts = [(self._side_by_side(base, [requests[at] for at in together]), together)] if together else []
+        for digest, bank in whole.items():
+            places = [at for at, one in enumerate(requests) if _is_of(one, [digest])]
+            rows = [_row(base, requests[at], 0) for at in places]
+            parts.append((Decoder(base, bank, rows), places))
+        decoder = parts[0][0] if len(parts) == 1 else SeveralDecoders(parts)
+        self._decoders[decoder] = {one.adapter.digest for one in requests if one.adapter is not None}
+        return decoder
+
+    def _side_by_side(self, base: ResidentBase, requests: Sequence[AnswerRequest]) -> Decoder:
+        """All that is added to the base, in one batch."""
         if self._slots is None:
             self._slots = _AdapterSlots(base)
         if self._pool is None:
             self._pool = StatePool(base, compiled=self.device.type == "cuda")
         adapters = [request.adapter for request in requests if request.adapter is not None]
-        placed = self._slots.place(adapters, in_use=set().union(*self._working_decoders().values()))
+        placed = self._slots.place(adapters, in_use=self._digests_in_use())
         rows = [
-            RowRequest(
-                base.renderer.encode_prompt(request.messages),
-                placed[request.adapter.digest] if request.adapter else 0,
-                request.config,
-            )
+            _row(base, request, placed[request.adapter.digest] if request.adapter else 0)
             for request in requests
         ]
-        decoder = Decoder(base, self._slots.bank, rows, self._pool)
-        self._decoders[decoder] = set(placed)
-        return decoder
+        return Decoder(base, self._slots.bank, rows, self._pool)
+
+    def _whole_models(self, base: ResidentBase, requests: Sequence[AnswerRequest]) -> dict[str, WholeBank]:
+        """The banks of those that replace whole parameters, by digest. Others that answer nobody make room.
+
+        Raises WorkbenchError, with figures, if there is no room for one.
+        """
+        wanted = {one.adapter.digest: one.adapter for one in requests if one.adapter and one.adapter.whole}
+        self._forget_whole(keep=self._digests_in_use() | set(wanted))
+        for digest, adapter in wanted.items():
+            if digest not in self._whole:
+                weights = adapter.weights or load_adapter(adapter.folder(), base.layer_shapes, base.head)
+                require_room_to_answer(base, weights.parameter_count, adapter.name)
+                self._whole[digest] = whole_bank(base.model, base.layers, weights)
+        return {digest: self._whole[digest] for digest in wanted}
+
+    def _forget_whole(self, keep: Collection[str]) -> None:
+        self._whole = {digest: bank for digest, bank in self._whole.items() if digest in keep}
+
+    def _digests_in_use(self) -> set[str]:
+        return set().union(*self._working_decoders().values())
 
     @property
     def notice(self) -> str:
@@ -212,7 +254,7 @@ class Engine:
         """
         return self._pool.notice if self._pool else ""
 
-    def _working_decoders(self) -> dict[Decoder, set[str]]:
+    def _working_decoders(self) -> dict[Decoder | SeveralDecoders, set[str]]:
         self._decoders = {
             decoder: digests for decoder, digests in self._decoders.items() if not decoder.finished
         }
@@ -234,6 +276,14 @@ class Engine:
                 f"{self.base.name} is {doing} right now and only one base model is resident at a time; "
                 f"{source.name} can be used when that ends."
             )
+
+
+def _is_of(request: AnswerRequest, digests: Collection[str]) -> bool:
+    return request.adapter is not None and request.adapter.digest in digests
+
+
+def _row(base: ResidentBase, request: AnswerRequest, slot: int) -> RowRequest:
+    return RowRequest(base.renderer.encode_prompt(request.messages), slot, request.config)
 
 
 def require_same_base(adapter: AdapterSource, base: BaseSource) -> None:

@@ -3,7 +3,8 @@
     WorkbenchError
     ├── InvalidInput          what was given cannot be used
     │   ├── InvalidConfig     an option is unknown, of the wrong kind or out of range
-    │   │   └── CannotShare   a run whose shapes do not allow it to train at once with others
+    │   │   ├── CannotShare   a run whose shapes do not allow it to train at once with others
+    │   │   └── QuestionableRun  a run that is refused unless somebody insists
     │   ├── InvalidData       a data set or one of its rows
     │   ├── InvalidModel      a folder, GGUF file or hub id that is no usable base model
     │   └── InvalidAdapter    adapter files that are malformed, hostile or for other modules
@@ -30,6 +31,10 @@ class InvalidConfig(InvalidInput):
 
 class CannotShare(InvalidConfig):
     """A run whose shapes do not allow it to train at once with others; by itself it can."""
+
+
+class QuestionableRun(InvalidConfig):
+    """A run that can be trained, but is refused with the reason unless somebody insists."""
 
 
 class InvalidData(InvalidInput):

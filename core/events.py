@@ -22,6 +22,10 @@ class Prepared:
     dtype: str
     blocks: int = 0
     """Blocks that the training rows were packed into; 0 if they are not packed."""
+    start_change: float | None = None
+    """The most that a fresh adapter adds to any layer's output, tried on the device: 0 where ΔW is exactly 0.
+    None where the run goes on from a checkpoint.
+    """
 
 
 @dataclass(frozen=True)

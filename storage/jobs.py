@@ -45,6 +45,11 @@ class Jobs:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    def of_kind(self, kind: str) -> list[Job]:
+        """All of one kind, the newest first."""
+        with self._database.reading() as session:
+            return list(session.exec(select(Job).where(Job.kind == kind).order_by(col(Job.id).desc())).all())
+
     def begin(self, job_id: int) -> Job:
         """Note that a process does the job now. Raises NotFound, InvalidTransition."""
         with self._database.writing() as session:

@@ -88,6 +88,11 @@ class Measurements:
                 for run_id, lowest in session.execute(query.group_by(col(Point.run_id))).all()
             }
 
+    def peak_memory(self, run_id: int) -> int | None:
+        """The most memory that a run took in any step; None before the first."""
+        with self._database.reading() as session:
+            return session.exec(select(func.max(Point.memory_bytes)).where(Point.run_id == run_id)).one()
+
     def add_sample(self, row: Sample) -> None:
         """Append what a run answered to one of its prompts."""
         with self._database.writing() as session:

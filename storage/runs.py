@@ -44,6 +44,12 @@ class Runs:
         with self._database.reading() as session:
             return list(session.exec(select(Run).where(Run.sweep == sweep).order_by(col(Run.id))).all())
 
+    def on(self, fingerprint: str, digest: str) -> list[Run]:
+        """The runs on a base with these weights and a version of data with this digest, the newest first."""
+        here = (Run.base_fingerprint == fingerprint, Run.dataset_digest == digest)
+        with self._database.reading() as session:
+            return list(session.exec(select(Run).where(*here).order_by(col(Run.id).desc())).all())
+
     def search(self, query: RunQuery, limit: int = 100, offset: int = 0) -> tuple[list[Run], int]:
         """One page of the runs that match, and how many match in all."""
         with self._database.reading() as session:

@@ -356,6 +356,11 @@ class Adapter(SQLModel, table=True):
     """When its name, star, tags or note were last changed, or it was deleted or brought back."""
     created: float = Field(default_factory=time.time)
 
+    @property
+    def rank_in_words(self) -> str:
+        """Whole weights, as of full fine-tuning, have none."""
+        return f"rank {self.rank}" if self.rank else "whole weights"
+
 
 class Job(SQLModel, table=True):
     """Work that is neither training nor chat: adding a model, importing an adapter, exporting."""

@@ -238,6 +238,7 @@ FACES = {
     "hub": "the hub, for models and for data",
     "import_form": "the form of a section by which things come in",
     "adapters": "adapters: their rows, the service, the commands, the work on them",
+    "baselines": "the baselines beside a run: the service and the commands",
     "bases": "base models: their rows, and what every process does with them",
     "chats": "chats: their rows and the service",
     "checkpoints": "checkpoints: their rows, and how the engine writes and reads them",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import typer
 
 from app.cli.adapters import adapters
+from app.cli.baselines import baselines, enough
 from app.cli.chat import chat
 from app.cli.classify import classify
 from app.cli.data import data
@@ -51,6 +52,8 @@ for name, group in groups:
 app.callback(invoke_without_command=True)(open_page)
 app.command()(train)
 app.command()(preflight)
+app.command()(baselines)
+app.command()(enough)
 app.command()(kinds)
 app.command()(backup)
 app.command("restore")(restore_backup)

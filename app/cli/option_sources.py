@@ -23,6 +23,10 @@ Sweep = Annotated[
     ),
 ]
 
+Anyway = Annotated[
+    bool, typer.Option("--anyway", help="Train what the checklist refuses, such as the queries alone.")
+]
+
 
 def given_options(
     workbench: Workbench, preset: str, config: Path | None, settings: list[str]

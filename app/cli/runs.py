@@ -9,7 +9,7 @@ import typer
 from app.cli.common import Home, Json, Settings, Yes, open_workbench
 from app.cli.console import Console, guarded
 from app.cli.following import follow_runs, show_run
-from app.cli.option_sources import given_options
+from app.cli.option_sources import Anyway, given_options
 from app.cli.terminal_curve import watch_run
 from app.service.comparing import compare
 from app.service.metrics import last_metrics
@@ -40,8 +40,9 @@ def runs_list(home: Home = None, json: Json = False) -> None:
 @runs.command("show")
 @guarded
 def runs_show(run_id: RunId, home: Home = None, json: Json = False) -> None:
-    """Show a run: its configuration, its checkpoints, samples, log and last measurement."""
-    registry = open_workbench(home).registry
+    """Show a run: its configuration, its checklist, checkpoints, samples, log and last measurement."""
+    workbench = open_workbench(home)
+    registry = workbench.registry
     row, last = registry.get(Run, run_id), registry.measurements.last_point(run_id)
     table = registry.measurements.last_label_table(run_id)
     Console(json).row(
@@ -50,6 +51,7 @@ def runs_show(run_id: RunId, home: Home = None, json: Json = False) -> None:
             "last": last.model_dump() if last else None,
             "metrics": last_metrics(registry, row),
             "labels": table.content | {"step": table.step} if table else None,
+            "checklist": [one.record() for one in workbench.training.checklist_of(run_id)],
             "checkpoints": [
                 {"step": one.step, "validation_loss": one.validation_loss, "bytes": one.size_bytes}
                 for one in registry.checkpoints.of(run_id)
@@ -226,6 +228,7 @@ def runs_duplicate(
     option: Settings = None,
     name: Annotated[str, typer.Option(help="Name of the adapter; default from the data set.")] = "",
     detach: Annotated[bool, typer.Option("--detach", help="Return at once; the run goes on.")] = False,
+    anyway: Anyway = False,
     home: Home = None,
     json: Json = False,
 ) -> None:
@@ -233,7 +236,8 @@ def runs_duplicate(
     workbench, console = open_workbench(home), Console(json)
     row = workbench.registry.get(Run, run_id)
     options = workbench.runs.options(run_id) | given_options(workbench, "", None, option or [])
-    run = workbench.training.start(row.base_name, row.dataset_name, TrainingOptions.parse(options), name)
+    parsed = TrainingOptions.parse(options)
+    run = workbench.training.start(row.base_name, row.dataset_name, parsed, name, anyway=anyway)
     follow_runs(console, workbench, [run], json, detach=detach, as_sweep=False)
 
 

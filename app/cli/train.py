@@ -9,9 +9,12 @@ import typer
 from app.cli.common import BaseName, Home, Json, Settings, base_or_default, open_workbench
 from app.cli.console import Console, guarded
 from app.cli.following import follow_runs
-from app.cli.option_sources import Config, PresetName, Sweep, given_options
+from app.cli.option_sources import Anyway, Config, PresetName, Sweep, given_options
+from core.train.checklist import BAD, GOOD, MIND, OPEN, Check
 from core.train.sweep import combinations, parse_grid
 from core.train.training_options import TrainingOptions
+
+_MARKS = {GOOD: "✓", MIND: "!", BAD: "✗", OPEN: "·"}
 
 
 @guarded
@@ -29,6 +32,7 @@ def train(
     detach: Annotated[
         bool, typer.Option("--detach", help="Return at once; the run goes on in the engine.")
     ] = False,
+    anyway: Anyway = False,
     home: Home = None,
     json: Json = False,
 ) -> None:
@@ -39,10 +43,13 @@ def train(
     console, workbench = Console(json), open_workbench(home)
     base = base_or_default(workbench, base)
     options = TrainingOptions.parse(given_options(workbench, preset, config, option or []))
+    for check in workbench.training.checklist(base, dataset, options):
+        console.say(check_line(check))
+    training = workbench.training
     if sweep:
-        started = workbench.training.sweep(base, dataset, options, parse_grid(sweep), name)
+        started = training.sweep(base, dataset, options, parse_grid(sweep), name, anyway=anyway)
     else:
-        started = [workbench.training.start(base, dataset, options, name, together=together)]
+        started = [training.start(base, dataset, options, name, together=together, anyway=anyway)]
     follow_runs(console, workbench, started, json, detach=detach, as_sweep=bool(sweep))
 
 
@@ -66,12 +73,18 @@ def preflight(
     with console.progress() as progress:
         progress.say("Measuring")
         found, offered = workbench.training.measure(base, dataset, wanted)
+    checks = workbench.training.checklist(base, dataset, wanted[0])
     hints = [
         ("Instead", f"{text}: {' '.join(f'--set {key}={value}' for key, value in change.items())}")
         for text, change in offered
     ]
     console.result(
-        {**found, "targets": targets, "instead": [change for _, change in offered]},
+        {
+            **found,
+            "targets": targets,
+            "instead": [change for _, change in offered],
+            "checklist": [one.record() for one in checks],
+        },
         [
             ("Verdict", found["verdict"]),
             *[("Trains", text) for text in dict.fromkeys(targets)],
@@ -80,10 +93,16 @@ def preflight(
             ("Disk", f"at most {found['disk_bytes'] / 1e6:,.0f} MB for checkpoints"),
             *[("Note", text) for text in found["notices"]],
             *hints,
+            *[("Check", check_line(one)) for one in checks],
         ],
     )
     if not found["fits"]:
         raise typer.Exit(1)
+
+
+def check_line(check: Check) -> str:
+    """One point of the checklist in a line."""
+    return f"{_MARKS[check.state]} {check.label}: {check.reason}"
 
 
 def _times(found: dict[str, Any]) -> list[tuple[str, str]]:

@@ -7,6 +7,7 @@ import queue
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from app.engine.faults import reason
 from app.shared import wire
@@ -17,6 +18,7 @@ from core.engine import AdapterSource, AnswerRequest, Engine
 from core.events import TokenDone
 from core.generate.config import GenerationConfig
 from core.generate.decode import Decoder
+from core.generate.several import SeveralDecoders
 from core.panics import panics_as_errors
 from storage.registry import Registry
 
@@ -38,7 +40,7 @@ class _UnderWay:
     """A request that is being decoded."""
 
     asked: Answering
-    decoder: Decoder
+    decoder: Decoder | SeveralDecoders
     steps: Iterator[list[TokenDone]]
 
 
@@ -96,7 +98,7 @@ class Answers:
             except Exception as error:  # noqa: BLE001  (the boundary: the reason goes to whoever asked)
                 self._refuse(asked, error)
 
-    def _decoder(self, question: wire.Message) -> Decoder:
+    def _decoder(self, question: wire.Message) -> Decoder | SeveralDecoders:
         """The app has looked everything up: here nothing is read but what has to be loaded."""
         requests = [
             AnswerRequest(
@@ -122,7 +124,7 @@ class Answers:
             ]
         }
 
-    def _adapter_source(self, told: dict[str, str] | None) -> AdapterSource | None:
+    def _adapter_source(self, told: dict[str, Any] | None) -> AdapterSource | None:
         if told is None:
             return None
         return AdapterSource(
@@ -131,6 +133,7 @@ class Answers:
             told["digest"],
             told["base_fingerprint"],
             told["base_name"],
+            whole=bool(told.get("whole")),
         )
 
     def _step(self, one: _UnderWay) -> None:

@@ -9,18 +9,17 @@ from typing import Any, TypeVar
 
 from app.engine.checkpoints import load_checkpoint
 from app.shared.bases import source_of
+from app.shared.run_data import data_of
 from core.base_model.files import read_json
 from core.base_model.load import ResidentBase
 from core.base_model.source import BaseSource
 from core.data.dataset_file import DatasetFile
-from core.data.importing import Summary
 from core.data.labelled_rows import LabelledRows, labels_in, targets_of
 from core.data.labels import fitting, stored_labels
 from core.data.plain_texts import closing_count
 from core.data.rendering import Renderer
-from core.data.split import Split
 from core.data.tokens import Mask, TokenFile, TokenRows, tokenised
-from core.data.version import Version, first_version
+from core.data.version import Version
 from core.engine import Engine
 from core.errors import WrongBase
 from core.train.changes import Change
@@ -55,7 +54,7 @@ def prepare(
 
     Its value is the run's request, keyed by its id.
     """
-    rows, version, special_tokens = _data(registry, run)
+    rows, version, special_tokens = data_of(registry, run)
     say(f"Loading {run.base_name} and reading {len(rows)} rows")
     base: ResidentBase = engine.load_base(base_source(registry, run))
     resume = load_checkpoint(registry, run, engine, base) if run.id else None
@@ -113,22 +112,6 @@ def _labelled(
         over_length=options.train.over_length,
         goes_on=goes_on is not None,
     )
-
-
-def _data(registry: Registry, run: Run) -> tuple[DatasetFile, Version, bool]:
-    """The rows of the version that the run names, its parts, and whether special tokens in its texts are
-    meant.
-    """
-    blobs, digest = registry.blobs, registry.datasets.rows_of(run.dataset_digest)
-    folder = blobs.verify(digest)
-    rows, summary = DatasetFile(folder), Summary.read(folder)
-    if (
-        run.dataset_digest == digest
-    ):  # stored by an earlier version of the workbench, which split when it trained
-        version = first_version(digest, rows, Split())
-    else:
-        version = Version.read(blobs.verify(run.dataset_digest))
-    return rows, version, bool(summary and summary.mapping.get("special_tokens"))
 
 
 def _beside(work: Callable[[], Result]) -> Generator[None, None, Result]:

@@ -138,6 +138,9 @@ def prepared_sentence(event: Prepared, together: int, over_length: str) -> str:
     ]
     if event.blocks:
         parts.append(f"packed into {event.blocks} blocks of {event.max_length:,} tokens")
+    if event.start_change is not None:
+        said = "exactly 0" if event.start_change == 0 else f"not exactly 0 (up to {event.start_change:.2g})"
+        parts.append(f"what it adds to the base at the start is {said}, tested on the device")
     if together > 1:
         parts.append(f"{together} adapters train at once")
     if event.truncated_rows:

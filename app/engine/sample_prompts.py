@@ -20,7 +20,13 @@ def sample_answers(
     Its value is the answers, in order.
     """
     now = AdapterSource(
-        name, lambda: source.folder, uuid.uuid4().hex, source.fingerprint, source.name, weights
+        name,
+        lambda: source.folder,
+        uuid.uuid4().hex,
+        source.fingerprint,
+        source.name,
+        weights,
+        whole=bool(weights.whole),
     )
     config = GenerationConfig(max_tokens=train.sample_tokens, temperature=0.0)
     asked = [AnswerRequest([{"role": "user", "content": prompt}], now, config) for prompt in train.prompts]

@@ -7,8 +7,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from app.shared.adapter_labels import require_writing
+from app.shared.adapter_labels import has_own_weights, require_writing
 from app.shared.bases import require_writing_base, told_of
 from app.shared.engine_client import EngineClient
 from app.shared.errors import USER_ERRORS
@@ -77,12 +78,13 @@ class Chats:
         ]
         return self._engine.answer(told_of(model), rows, name)
 
-    def _told_of(self, speaker: str, model: Base) -> dict[str, str]:
+    def _told_of(self, speaker: str, model: Base) -> dict[str, Any]:
         """What the engine is told of an adapter: core.engine.AdapterSource but for its files."""
         row = self._registry.find(Adapter, speaker)
         require_same_weights(self._registry, row, model)
         require_writing(self._registry, row, "a chat")
-        return {name: getattr(row, name) for name in ("name", "digest", "base_fingerprint", "base_name")}
+        told = {name: getattr(row, name) for name in ("name", "digest", "base_fingerprint", "base_name")}
+        return told | {"whole": has_own_weights(self._registry, row)}
 
     def cancel(self, name: str, row: int) -> None:
         """End the answer of one speaker, by number, while the others go on. Raises EngineUnavailable."""

@@ -41,6 +41,8 @@ class Compared:
     seconds: float | None
     tokens: int | None
     kilowatt_hours: float | None
+    parameters: int | None = None
+    """That it trains; None before it was prepared."""
 
     @property
     def score(self) -> float:
@@ -145,4 +147,5 @@ def _compared(
         seconds=last.seconds if last else None,
         tokens=last.tokens if last else None,
         kilowatt_hours=run.kilowatt_hours,
+        parameters=run.details.get("trainable_parameters"),
     )

@@ -38,7 +38,7 @@ class Lineage:
 def lineage(registry: Registry, row: Adapter) -> Lineage:
     """The graph around one adapter."""
     base = closest_base(registry, row)
-    found = Lineage(Node("adapter", row.name, f"rank {row.rank}, {row.source}", row.name))
+    found = Lineage(Node("adapter", row.name, f"{row.rank_in_words}, {row.source}", row.name))
     sources = [
         Node("base", base.name, row.base_fingerprint[:12], base.name)
         if base

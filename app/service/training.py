@@ -7,19 +7,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from app.service.checking import checks_of, require_sound, with_start
 from app.service.usage import Usage
-from app.shared.bases import config_of, experts_of, require_can, shapes_of, wholes_in
+from app.shared.bases import config_of, experts_of, require_can, shapes_of, tensors_of, wholes_in
 from app.shared.engine_client import EngineClient
 from app.shared.errors import EngineUnavailable
 from app.shared.run_rows import run_row
-from core.errors import InvalidData
+from core.errors import InvalidConfig, InvalidData
 from core.lora.module_names import ends_with
 from core.lora.targets import WORDS, Targeted, usual_targets
 from core.lora.wholes import Wholes
+from core.train.checklist import Check
 from core.train.estimate import BaseShape, DataShape, Estimate, estimate
 from core.train.step_count import smaller_plans
 from core.train.sweep import Grid, combinations
 from core.train.training_options import TrainingOptions
+from storage.errors import NotFound
 from storage.registry import Registry
 from storage.tables import Adapter, Base, Dataset, Run
 
@@ -56,23 +59,65 @@ class Training:
         name: str = "",
         *,
         together: bool = False,
+        anyway: bool = False,
     ) -> Run:
         """Queue a training run and have the engine take it. With `together` it may train at once with others
         that allow it.
 
-        Raises InvalidConfig for target_modules that match nothing, NotFound, NameTaken.
+        Raises InvalidConfig for target_modules that match nothing, QuestionableRun for what the checklist
+        refuses unless it is to be trained `anyway`, NotFound, NameTaken.
         """
-        return self._queue(base, dataset, [("", options)], name, together)[0]
+        return self._queue(base, dataset, [("", options)], name, together, anyway=anyway)[0]
 
     def sweep(
-        self, base: str, dataset: str, options: TrainingOptions, grid: Grid, name: str = ""
+        self,
+        base: str,
+        dataset: str,
+        options: TrainingOptions,
+        grid: Grid,
+        name: str = "",
+        *,
+        anyway: bool = False,
     ) -> list[Run]:
         """Queue a run for every combination of the grid's values, to train at once where their shapes allow
         it.
 
-        Raises InvalidConfig, NotFound, NameTaken; all runs are queued or none.
+        Raises as start(); all runs are queued or none.
         """
-        return self._queue(base, dataset, combinations(options, grid), name)
+        return self._queue(base, dataset, combinations(options, grid), name, anyway=anyway)
+
+    def checklist(self, base: str, dataset: str, options: TrainingOptions) -> list[Check]:
+        """What should be looked at before such a run, each point with its state and the reason.
+
+        Raises InvalidConfig, NotFound.
+        """
+        model, data = self._registry.find(Base, base), self._registry.find(Dataset, dataset)
+        return self._checks(model, data, options, self._estimate(model, data, options))
+
+    def checklist_of(self, run_id: int) -> list[Check]:
+        """That of a run, with what was found when it was prepared; none where its base, its data or its kind
+        are not here any more.
+
+        Raises NotFound.
+        """
+        run = self._registry.get(Run, run_id)
+        try:
+            options = TrainingOptions.from_dict(run.config)
+            return with_start(self.checklist(run.base_name, run.dataset_name, options), run)
+        except (NotFound, InvalidConfig, InvalidData):
+            return []
+
+    def _checks(self, base: Base, data: Dataset, options: TrainingOptions, plan: Estimate) -> list[Check]:
+        room = (self._engine.status() or {}).get("memory_bytes")
+        return checks_of(self._registry, base, data, options, plan, room)
+
+    def beside(self, run: Run, wanted: Sequence[tuple[str, TrainingOptions]]) -> list[Run]:
+        """Queue runs on the base and the data of another, called after it and what is said of each; several
+        train at once where their shapes allow it.
+
+        Raises InvalidConfig, NotFound; all are queued or none.
+        """
+        return self._queue(run.base_name, run.dataset_name, wanted, "", like=run.name, anyway=True)
 
     def measure(
         self, base: str, dataset: str, wanted: Sequence[TrainingOptions]
@@ -113,18 +158,23 @@ class Training:
         wanted: Sequence[tuple[str, TrainingOptions]],
         name: str,
         together: bool = False,
+        *,
+        like: str = "",
+        anyway: bool = False,
     ) -> list[Run]:
         self._usage.require_room()
         model, data = self._registry.find(Base, base), self._registry.find(Dataset, dataset)
         self._require_sound(data)
         sweep = secrets.token_hex(8) if len(wanted) > 1 else ""
         prefix = name or self._unused_prefix(
-            data.name.removesuffix(" (sample)"), [label for label, _ in wanted]
+            like or data.name.removesuffix(" (sample)"), [label for label, _ in wanted]
         )
         runs = []
         for label, options in wanted:
             require_can(model, options.train.objective)
-            self._estimate(model, data, options)  # raises for target_modules that match nothing
+            plan = self._estimate(model, data, options)  # raises for target_modules that match nothing
+            if not anyway:
+                require_sound(self._checks(model, data, options, plan))
             run = run_row(model, data, options.to_dict(), f"{prefix} {label}".strip())
             run.sweep, run.together = sweep, together
             runs.append(run)
@@ -185,6 +235,7 @@ class Training:
             base.vocab_size,
             wholes_in(base) if _looks_beside_layers(base, options) else Wholes(),
             config_of(base) if options.lora.parts else {},
+            tensors_of(self._registry, base),
         )
         lengths = [sum(len(m["content"]) for m in row["messages"]) + len(row["text"]) for row in data.preview]
         usable = data.rows - data.excluded_rows - data.faulty_rows - data.validation_rows

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from app.service.adapters import Adapters
+from app.service.baselines import Baselines
 from app.service.chats import Chats
 from app.service.classifiers import Classifiers
 from app.service.datasets import Datasets
@@ -41,6 +42,7 @@ class Workbench:
         self.presets = Presets(settings.presets)
         self.training = Training(self.registry, self.engine, self.usage)
         self.runs = Runs(self.registry, self.engine)
+        self.baselines = Baselines(self.registry, self.engine, self.training, self.jobs)
         self.adapters = Adapters(self.registry, self.jobs)
         self.exports = Exports(self.registry, settings, self.jobs)
         self.chats = Chats(self.registry, self.engine)

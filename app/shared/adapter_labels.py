@@ -1,4 +1,4 @@
-"""Which adapters tell labels, by what their stored files say."""
+"""Which adapters tell labels, and which have whole weights of their own, by what their stored files say."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 
 from core.data.labels import LabelSet
 from core.errors import InvalidConfig, InvalidInput
+from core.lora.peft.config import kind_of, raw_config
+from core.lora.peft.config_checks import CONFIG_NAME
 from core.lora.peft.own_head import stored_labels_of
 from storage.registry import Registry
 from storage.tables import Adapter
@@ -17,6 +19,20 @@ def labels_of_row(registry: Registry, adapter: Adapter) -> LabelSet | None:
     gone.
     """
     return _stored(registry.blobs.path(adapter.digest))
+
+
+def has_own_weights(registry: Registry, adapter: Adapter) -> bool:
+    """Whether a registered adapter replaces whole weights of its base, as full fine-tuning does."""
+    return _replaces(registry.blobs.path(adapter.digest))
+
+
+@functools.lru_cache(maxsize=1024)
+def _replaces(folder: Path) -> bool:
+    """Of a stored folder, which never changes: its name is its content's digest."""
+    try:
+        return kind_of(raw_config(folder / CONFIG_NAME)).whole
+    except (InvalidInput, OSError):  # its files are damaged or gone, which is told where they are used
+        return False
 
 
 @functools.lru_cache(maxsize=1024)
@@ -34,4 +50,13 @@ def require_writing(registry: Registry, adapter: Adapter, doing: str) -> None:
         raise InvalidConfig(
             f"{adapter.name} tells labels by a head of its own, which has no place in {doing}. It can be "
             "tried under Playground, Classify, and exported merged or as a PEFT adapter."
+        )
+
+
+def require_factors(registry: Registry, adapter: Adapter, doing: str) -> None:
+    """Raise InvalidConfig for whole weights, which have none, where factors are needed for `doing`."""
+    if has_own_weights(registry, adapter):
+        raise InvalidConfig(
+            f"{adapter.name} is full fine-tuning: whole weights without factors, which {doing} needs. It can "
+            "be chatted with and exported merged."
         )

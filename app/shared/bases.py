@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +75,15 @@ def config_of(base: Base) -> dict[str, Any]:
 
 def experts_of(registry: Registry, base: Base) -> str:
     """A sentence on experts that get no adapters; empty for a base without such."""
+    return experts_without_adapters(tensors_of(registry, base), shapes_of(base))
+
+
+def tensors_of(registry: Registry, base: Base) -> dict[str, Sequence[int]]:
+    """Shapes of all tensors in the base's files by name; empty for one that was added before these were
+    kept.
+    """
     found = manifest_of(registry, base.fingerprint)
-    shapes = {name: shape for name, _, shape, _ in found.tensors} if found else {}
-    return experts_without_adapters(shapes, shapes_of(base))
+    return {name: shape for name, _, shape, _ in found.tensors} if found else {}
 
 
 def require_can(base: Base, objective: str) -> None:

@@ -44,6 +44,21 @@ def skeleton(folder: Path) -> Skeleton:
     return _listed(model, head, wholes)
 
 
+def tied_parameters(folder: Path) -> tuple[str, str] | None:
+    """The paths of the embedding's weight and of the output head's if config.json ties the two, else None.
+
+    Raises InvalidModel.
+    """
+    config = load_config(folder)
+    if not is_writing(config) or not getattr(config.get_text_config(), "tie_word_embeddings", False):
+        return None
+    with refusing(f"transformers cannot build {folder.name} ({config.model_type})"), torch.device("meta"):
+        model = model_class(config)(config)
+    embedding, head = model.get_input_embeddings(), head_path(model)
+    path = next(path for path, module in model.named_modules() if module is embedding)
+    return (f"{path}.weight", f"{head}.weight") if head else None
+
+
 def _of_classifier(folder: Path) -> Skeleton:
     """Of a base without a head that writes text: the layers that all its adapters share."""
     model, missing = empty_with_head(folder)

@@ -40,6 +40,8 @@ class Provenance:
     """Whether the adapter tells labels and writes no text."""
     base_revision: str = ""
     """The commit of a base that came from the hub."""
+    whole: bool = False
+    """Whether it is full fine-tuning: whole weights in the place of the base's."""
 
     def metadata(self) -> dict[str, str]:
         """For the header of each safetensors file, so that merging the same adapter twice can be noticed."""
@@ -62,7 +64,8 @@ def model_card(about: Provenance, config: ExportConfig, facts: Mapping[str, Any]
     ]
     if about.base_licence:
         front.append(f"license: {about.base_licence}")
-    front += ["tags:", "- lora", "- adapter" if adapter_alone else "- merged", "---", ""]
+    own = ["- full-fine-tuning"] if about.whole else ["- lora", "- adapter" if adapter_alone else "- merged"]
+    front += ["tags:", *own, "---", ""]
     losses = {"train": about.train_loss, "validation": about.validation_loss}
     shown = ", ".join(f"{name} {value:.4f}" for name, value in losses.items() if value is not None)
     rounding = facts.get("rounding_loss")
@@ -78,6 +81,8 @@ def model_card(about: Provenance, config: ExportConfig, facts: Mapping[str, Any]
         ("Of the adapter rounded away", "" if rounding is None else f"{rounding:.2%}"),
     ]
     what = config.kind.describe(plain(about.base_name), plain(about.adapter_name))
+    if about.whole:
+        what = f"{plain(about.adapter_name)}: {plain(about.base_name)} after full fine-tuning."
     table = ["| | |", "|---|---|", *[f"| {name} | {value} |" for name, value in rows if value]]
     configuration = [
         "Training configuration:",

@@ -14,7 +14,7 @@ from core.data.labels import MULTI, REGRESSION, LabelSet, numbered, stored_label
 from core.data.plain_texts import closing_count, cut, text_ids
 from core.errors import InvalidAdapter
 from core.lora.adapter import AdapterWeights
-from core.lora.bank import loaded_bank
+from core.lora.whole import batches_of, computing_bank
 
 _TOKENS = 16_384  # in one pass, padding counted
 
@@ -45,16 +45,12 @@ def classify(
     """
     called = list(names) or [f"adapter {number}" for number in range(1, len(adapters) + 1)]
     found = [_head_of(base, adapter, name) for adapter, name in zip(adapters, called, strict=True)]
-    groups = (
-        [range(len(found))]
-        if base.classifier.takes_several
-        else [range(at, at + 1) for at in range(len(found))]
-    )
-    logits: list[Tensor] = []
+    groups = batches_of(adapters) if base.classifier.takes_several else [[at] for at in range(len(found))]
+    logits: dict[int, Tensor] = {}
     for group in groups:
         heads = [found[at][1] for at in group]
-        logits += _logits(base, [adapters[at] for at in group], heads, texts)
-    return [_told(labels, own[:, : len(labels)]) for (labels, _), own in zip(found, logits, strict=True)]
+        logits |= zip(group, _logits(base, [adapters[at] for at in group], heads, texts), strict=True)
+    return [_told(labels, logits[at][:, : len(labels)]) for at, (labels, _) in enumerate(found)]
 
 
 def _head_of(
@@ -90,7 +86,7 @@ def _logits(
     texts: Sequence[str],
 ) -> list[Tensor]:
     """Of each adapter [texts, labels], filled up where another has more labels."""
-    bank = loaded_bank(base.layers, adapters)
+    bank = computing_bank(base.classifier.model, base.layers, adapters)
     bank.eval()
     parts = []
     with bank.use():

@@ -19,7 +19,7 @@ from core.events import Progress
 from core.gguf.architecture import gguf_architecture
 from core.gguf.write import ADAPTER_ALPHA, adapter_tensors, exact_values, kind_of, planned
 from core.lora.adapter import AdapterWeights
-from core.lora.bank import loaded_bank
+from core.lora.whole import computing_bank
 from core.reporting import Report
 
 # Root mean square of the error, as a share of the weights' own, that each kind's rounding explains with room
@@ -150,7 +150,7 @@ def _ask(
     """llama.cpp's likeliest tokens against those of base + adapter computed here, along one greedy answer."""
     base = load_base(base_folder, device=torch.device("cpu"), dtype=torch.float32, template=template)
     prompt = probe_ids(base)[0]
-    with loaded_bank(base.layers, [adapter]).use():
+    with computing_bank(base.model, base.layers, [adapter]).use():
         answer = greedy_answer(base, prompt)
     text = probe_texts(base)[0]
     ids, expected = prompt[0].tolist(), answer.tolist()

@@ -75,19 +75,22 @@ class AdapterWeights:
     head: Mapping[str, Tensor] = field(default_factory=dict)
     """Whole parameters of the model that are its own, by their paths there, float32: of a classifier its
     head's; of others what `wholes` says. Tied ones are one tensor."""
+    whole: Mapping[str, Tensor] = field(default_factory=dict)
+    """Of full fine-tuning: the base's parameters that it replaces, by their paths in the model, float32."""
     labels: LabelSet | None = None
     """Of a classifier: what its scores stand for."""
 
     @property
     def target_names(self) -> list[str]:
-        """The last names of the targeted modules."""
-        return sorted({path.rpartition(".")[2] for path in self.layers})
+        """The last names of the targeted modules, or of those whose parameters it replaces."""
+        modules = [*self.layers, *(module_of(path) for path in self.whole)]
+        return sorted({path.rpartition(".")[2] for path in modules})
 
     @property
     def highest_rank(self) -> int:
-        """The largest rank of any layer."""
+        """The largest rank of any layer; 0 where there is none."""
         kind = ADAPTER_KINDS.get(self.kind)
-        return max(kind.rank(layer) for layer in self.layers.values())
+        return max((kind.rank(layer) for layer in self.layers.values()), default=0)
 
     @property
     def parameter_count(self) -> int:
@@ -95,7 +98,8 @@ class AdapterWeights:
         kind = ADAPTER_KINDS.get(self.kind)
         tensors = [pair for layer in self.layers.values() for pair in layer.tensors.items()]
         own = kind.count((name, tuple(one.shape)) for name, one in tensors if name in kind.peft_names)
-        return own + sum({one.data_ptr(): one.numel() for one in self.head.values()}.values())
+        wholes = (*self.head.values(), *self.whole.values())
+        return own + sum({one.data_ptr(): one.numel() for one in wholes}.values())
 
     @property
     def file_count(self) -> int:
@@ -132,14 +136,17 @@ class AdapterWeights:
         return sorted({_module_of(path) for path in self.head})
 
     def is_trained(self) -> bool:
-        """Whether every number is finite and some layer changes something."""
+        """Whether every number is finite and some layer changes something, or parameters are replaced."""
         kind, layers = ADAPTER_KINDS.get(self.kind), self.layers.values()
-        tensors = [*(one for layer in layers for one in layer.tensors.values()), *self.head.values()]
+        of_layers = (one for layer in layers for one in layer.tensors.values())
+        tensors = [*of_layers, *self.head.values(), *self.whole.values()]
         finite = all(bool(torch.isfinite(one).all()) for one in tensors)
-        return finite and any(kind.is_trained(layer) for layer in layers)
+        return finite and (bool(self.whole) or any(kind.is_trained(layer) for layer in layers))
 
     def merge_parts(self) -> dict[str, tuple[LayerFactors, Tensor | None]]:
-        """What a merge writes for every layer, see AdapterKind.merge_parts(). Raises InvalidAdapter."""
+        """What a merge writes for every layer, see AdapterKind.merge_parts(); nothing for parameters that are
+        replaced. Raises InvalidAdapter.
+        """
         kind = ADAPTER_KINDS.get(self.kind)
         return {path: kind.merge_parts(layer) for path, layer in self.layers.items()}
 
@@ -172,6 +179,8 @@ class AdapterWeights:
         Raises InvalidAdapter with the reason if the adapter's kind cannot be written so.
         """
         kind = ADAPTER_KINDS.get(self.kind)
+        if self.whole:
+            raise InvalidAdapter(kind.why_not_low_rank())
         return {path: kind.low_rank(layer) for path, layer in self.layers.items()}
 
 

@@ -71,7 +71,7 @@ class AdapterBank(nn.Module):
         }  # in the model, whatever is targeted
         self.slots = slots
         self.ranks = {path: rank if isinstance(rank, int) else rank[path] for path in targets}
-        first = next(iter(self._layers.values())).weight
+        first = next(iter(layers.values())).weight
         device, self._work_dtype = first.device, first.dtype
         dtype = dtype or factor_dtype(self._work_dtype)
         self.dropout = DropoutState(torch.tensor(dropout, device=device)) if any(dropout) else None
@@ -244,10 +244,33 @@ class AdapterBank(nn.Module):
 
     # While it trains.
 
+    @torch.no_grad()
+    def change(self, slot: int) -> float:
+        """The most that the adapter in `slot` adds to an output of any layer, for two random tokens; 0 only
+        where nothing is added at all.
+        """
+        self.eval()  # without dropout
+        generator, largest = torch.Generator().manual_seed(0), 0.0
+        for path in self.held(slot):
+            layer = self._layers[path]
+            x = self._random_tokens(layer, generator)
+            added = self.factors[path].added(x, layer.base(x), layer.base, None)
+            largest = max(largest, float(added[slot].abs().max()))
+        return largest
+
+    def _random_tokens(self, layer: LoraLinear | LoraEmbedding, generator: torch.Generator) -> Tensor:
+        """Two for each slot, [K, 2, in]; of an embedding their ids, [K, 2]."""
+        device, dtype = layer.weight.device, layer.weight.dtype
+        if isinstance(layer, LoraEmbedding):
+            return torch.randint(layer.in_features, (self.slots, 2), generator=generator).to(device)
+        return torch.randn(self.slots, 2, layer.in_features, generator=generator).to(device, dtype)
+
     @property
-    def keeps_inputs(self) -> bool:
-        """Whether backward needs the inputs of the targeted layers."""
-        return any(stack.keeps_inputs for stack in self.factors.values())
+    def gives_up_products(self) -> bool:
+        """Whether a compiled layer that is to keep a little less gives up whole products, which cost a third
+        of the time to compute again, and not the norms and activations: as where nothing keeps the inputs.
+        """
+        return not any(stack.keeps_inputs for stack in self.factors.values())
 
     @property
     def drops(self) -> bool:

@@ -6,7 +6,8 @@ ranks_left() waits for the device.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Hashable, Mapping
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ from core.lora.stack import AdapterStack
 if TYPE_CHECKING:
     from core.lora.bank import AdapterBank
     from core.lora.kinds.adalora import AdaloraOptions
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 class TripletFactors(AdapterStack):
@@ -49,16 +52,34 @@ class TripletFactors(AdapterStack):
 def penalise(bank: AdapterBank, slot: int, weight: float) -> None:
     """Add the gradient of weight·mean(‖PᵀP − I‖ + ‖QQᵀ − I‖) over all P and Q (equation 4)."""
     ranks = bank.held(slot)
-    numbers, gradients = bank.row(slot), bank.layout.of(bank.gradient(slot))
+    rows = _directions(bank, ranks, bank.flat[slot])
+    gradients = _directions(bank, ranks, bank.gradient(slot))
+    for keys in _of_one_shape(rows):
+        own = torch.stack([rows[key] for key in keys])
+        off = own @ own.mT
+        off.diagonal(dim1=-2, dim2=-1).sub_(1.0)
+        pulls = off @ own / torch.linalg.vector_norm(off, dim=(-2, -1), keepdim=True)
+        for key, pull in zip(keys, pulls, strict=True):
+            gradients[key].add_(pull, alpha=weight / len(ranks))
+
+
+def _directions(bank: AdapterBank, ranks: Mapping[str, int], row: Tensor) -> dict[tuple[str, str], Tensor]:
+    """Pᵀ [r, out] and Q [r, in] as views of a row of numbers, by module path and name."""
+    found: dict[tuple[str, str], Tensor] = {}
     for path, rank in ranks.items():
-        for name, transposed in (("P", True), ("Q", False)):
-            one, gradient = numbers[path][name], gradients[path][name]
-            rows, into = (
-                (one.t()[:rank], gradient.t()[:rank]) if transposed else (one[:rank], gradient[:rank])
-            )
-            off = rows @ rows.t()
-            off.diagonal().sub_(1.0)
-            into.add_(off @ rows / torch.linalg.vector_norm(off), alpha=2 * weight / (2 * len(ranks)))
+        P, Q = (bank.layout.places[path][name].of(row) for name in "PQ")
+        found |= {(path, "P"): P.t()[:rank], (path, "Q"): Q[:rank]}
+    return found
+
+
+def _of_one_shape(tensors: Mapping[Key, Tensor]) -> list[list[Key]]:
+    """The keys of tensors of the same shape, together: a device is given few large pieces of work instead of
+    one for each layer.
+    """
+    found: dict[torch.Size, list[Key]] = {}
+    for key, one in tensors.items():
+        found.setdefault(one.shape, []).append(key)
+    return list(found.values())
 
 
 @torch.no_grad()
@@ -95,25 +116,41 @@ def _leave(bank: AdapterBank, slot: int, whole: int, budget: int) -> None:
         return
     importance = _importance(bank, slot)
     threshold = torch.cat(list(importance.values())).kthvalue(whole - budget).values
-    row = bank.row(slot)
+    row = bank.flat[slot]
     for path, one in importance.items():
-        row[path]["left"][: len(one), 0] = (one > threshold).to(row[path]["left"].dtype)
+        left = bank.layout.places[path]["left"].of(row)
+        left[: len(one), 0] = one > threshold
     _mask(bank, slot)
 
 
 def _importance(bank: AdapterBank, slot: int) -> dict[str, Tensor]:
     """Of each triplet, [r] by module path: E's score and the means of P's and Q's (equation 11)."""
-    row, found = bank.row(slot), {}
-    for path, rank in bank.held(slot).items():
-        E, P, Q = (row[path][f"{name}_sensitivity"] * row[path][f"{name}_uncertainty"] for name in "EPQ")
-        found[path] = (E[:, 0] + (Q.mean(1) + P.mean(0)))[:rank]
-    return found
+    ranks = bank.held(slot)
+    means: dict[tuple[str, str], Tensor] = {}
+    for name, over in (("E", -1), ("P", -2), ("Q", -1)):
+        scores = _scores(bank, slot, name)
+        for paths in _of_one_shape(scores):
+            mean = torch.stack([scores[path] for path in paths]).mean(over)
+            means |= {(name, path): one for path, one in zip(paths, mean, strict=True)}
+    return {
+        path: (means["E", path] + (means["Q", path] + means["P", path]))[:rank]
+        for path, rank in ranks.items()
+    }
+
+
+def _scores(bank: AdapterBank, slot: int, name: str) -> dict[str, Tensor]:
+    """Sensitivity times uncertainty of all numbers of a name, by module path."""
+    row, spans = bank.flat[slot], bank.layout.spans
+    felt = f"{name}_sensitivity"
+    score = row[spans[felt]] * row[spans[f"{name}_uncertainty"]]
+    places = bank.layout.places
+    return {path: places[path][felt].of(score, spans[felt].start) for path in bank.held(slot)}
 
 
 def _mask(bank: AdapterBank, slot: int) -> None:
     """Set E of what is not left to zero."""
-    for tensors in bank.row(slot).values():
-        tensors["E"].mul_(tensors["left"])
+    row, spans = bank.flat[slot], bank.layout.spans
+    row[spans["E"]].mul_(row[spans["left"]])
 
 
 def ranks_left(bank: AdapterBank, slot: int) -> dict[str, int]:

@@ -142,12 +142,20 @@ def training_bytes(
 
 
 def whole_bytes(numbers: int, work_bytes: float) -> float:
-    """The same of numbers that are trained whole: float32 or wider with a gradient, two moments and, for a
-    while, the gradient of one pass. Where the base is narrower also what computes: the bank's copy, that of a
-    micro-batch and its gradients.
+    """The same of numbers that are trained whole: float32 or wider with a gradient and two moments, and where
+    the base is narrower the copy that computes.
     """
     stored = max(_FLOAT32, work_bytes)
-    return numbers * (5 * stored + (4 * work_bytes if work_bytes < stored else 0))
+    return numbers * (4 * stored + (work_bytes if work_bytes < stored else 0))
+
+
+def bytes_beside(numbers: int, work_bytes: float) -> float:
+    """whole_bytes() of numbers beside factors: there is also, for a while, the gradient of one pass, and
+    where the base is narrower what computes in a micro-batch and its gradients.
+    """
+    stored = max(_FLOAT32, work_bytes)
+    passing = stored + (3 * work_bytes if work_bytes < stored else 0)
+    return whole_bytes(numbers, work_bytes) + numbers * passing
 
 
 def _sizes(shapes: LayerShapes, targets: Sequence[str], config: LoraConfig) -> list[tuple[int, int, int]]:

@@ -26,7 +26,7 @@ from core.files.safetensors_file import DTYPE_BYTES, TensorEntry, build_header, 
 from core.lora.adapter import AdapterWeights, LayerFactors
 from core.lora.low_rank import inner_product
 from core.merge.stream import PIECE_BYTES, in_order, read_range
-from core.merge.whole_tensors import TORCH_DTYPES, tensor_name, whole_tensors
+from core.merge.whole_tensors import TORCH_DTYPES, replaced_tensors, tensor_name, whole_tensors
 from core.reporting import Report
 
 _TINY = torch.finfo(torch.float32).tiny  # a row of zeros stays one
@@ -124,7 +124,7 @@ def sources(base_folder: Path, adapter: AdapterWeights, transposed: frozenset[st
     names = {entry.name for header in headers.values() for entry in header.tensors}
     module_of = {tensor_name(path, names): path for path in parts}
     entries = {entry.name: (path, entry) for path, header in headers.items() for entry in header.tensors}
-    whole = whole_tensors(adapter, entries)
+    whole = whole_tensors(adapter, entries) | replaced_tensors(base_folder, adapter.whole, entries)
     found = []
     for path, header in headers.items():
         rows = []
@@ -191,10 +191,10 @@ def merge_into_base(
     merged = [source for rows in files.values() for source in rows if source.is_changed]
     energy = {
         source.entry.name: inner_product(source.factors, source.factors)
-        if source.lengths is None
+        if source.factors is not None and source.lengths is None
         else changes[source.entry.name]
         for source in merged
-        if source.factors is not None
+        if source.factors is not None or source.whole is not None
     }
     lost = [math.sqrt(errors[name] / value) for name, value in energy.items() if value]
     return MergeReport(
@@ -301,9 +301,9 @@ def _pieces(source: Source, dtype: str) -> Iterator[_Piece]:
 
 def _make(piece: _Piece) -> _Made:
     source, entry = piece.source, piece.source.entry
-    if source.whole is not None:
-        return _Made(source, bytearray(_bytes(_rows(source.whole, piece), piece.dtype)), 0.0, 0.0)
     raw = read_range(source.path, piece.start, piece.end)
+    if source.whole is not None:
+        return _instead(source, _rows(source.whole, piece).float(), raw, piece.dtype)
     if source.factors is None and piece.dtype == entry.dtype:
         return _Made(source, raw, 0.0, 0.0)
     width = math.prod(entry.shape[1:])
@@ -314,6 +314,15 @@ def _make(piece: _Piece) -> _Made:
         stored = torch.frombuffer(data, dtype=TORCH_DTYPES[piece.dtype]).view(-1, width)
     first = (piece.start - entry.start) // (width * DTYPE_BYTES[entry.dtype])
     return _Made(source, data, *_add_rounded(source, first, weight, stored))
+
+
+def _instead(source: Source, own: Tensor, raw: bytearray, dtype: str) -> _Made:
+    """An adapter's own numbers in the place of those that `raw` holds."""
+    data = bytearray(_bytes(own, dtype))
+    flat = own.flatten()
+    change = flat - torch.frombuffer(raw, dtype=TORCH_DTYPES[source.entry.dtype]).float()
+    lost = torch.frombuffer(data, dtype=TORCH_DTYPES[dtype]).float() - flat
+    return _Made(source, data, float(torch.dot(lost, lost)), float(torch.dot(change, change)))
 
 
 def _add_rounded(source: Source, first: int, weight: Tensor, stored: Tensor) -> tuple[float, float]:

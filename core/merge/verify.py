@@ -21,7 +21,7 @@ from core.errors import InvalidAdapter
 from core.events import Progress
 from core.files.safetensors_file import TensorEntry, read_header
 from core.lora.adapter import AdapterWeights
-from core.lora.bank import loaded_bank
+from core.lora.whole import computing_bank
 from core.merge.merge import Source, merged_weight, sources
 from core.merge.stream import read_range
 from core.merge.whole_tensors import TORCH_DTYPES
@@ -84,7 +84,7 @@ def verify_merge(
     """
     report(Progress("Computing base + adapter"))
     base = load_base(base_folder, device=torch.device("cpu"), dtype=torch.float32, template=template)
-    bank = loaded_bank(base.layers, [adapter])
+    bank = computing_bank(base.model, base.layers, [adapter])
     probes = probe_ids(base)
     plain = probe_logits(base, probes)
     with bank.use():

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from core.base_model.skeleton import tied_parameters
 from core.errors import InvalidAdapter
 from core.files.safetensors_file import TensorEntry
 from core.lora.adapter import AdapterWeights
@@ -39,6 +40,25 @@ def whole_tensors(adapter: AdapterWeights, entries: Entries) -> dict[str, Tensor
             called = tensor_name(path, entries, BIAS)
             bias = found[called] if called in found else _read(*entries[called])
             found[called] = bias + tensor * adapter.layers[path].scale
+    for name, tensor in found.items():
+        _require_shape(tensor, entries[name][1])
+    return found
+
+
+def replaced_tensors(base_folder: Path, whole: Mapping[str, Tensor], entries: Entries) -> dict[str, Tensor]:
+    """What full fine-tuning puts in the place of the base's tensors, by their names in its files. A head that
+    is tied to the embedding and stored beside it is replaced with it.
+
+    Raises InvalidAdapter where the files hold no such tensor, as where they hold it in another arrangement.
+    """
+    found = {}
+    for name, tensor in whole.items():
+        path, _, end = name.rpartition(".")
+        found[tensor_name(path, entries, f".{end}")] = tensor
+    tied = tied_parameters(base_folder) if whole else None
+    if tied is not None and tied[0] in whole:
+        called = _name_in(module_of(tied[1]), entries, WEIGHT)
+        found |= {called: whole[tied[0]]} if called is not None else {}
     for name, tensor in found.items():
         _require_shape(tensor, entries[name][1])
     return found

@@ -11,6 +11,7 @@ from core.lora.fused import fused_parts
 from core.lora.kinds import ADAPTER_KINDS
 from core.lora.targets import (
     LayerShapes,
+    bytes_beside,
     counted,
     select_targets,
     targeted_kinds,
@@ -18,6 +19,7 @@ from core.lora.targets import (
     training_bytes,
     whole_bytes,
 )
+from core.lora.whole_names import chosen_parameters, module_of
 from core.lora.wholes import Wholes, require_no_wholes
 from core.train.objectives import OBJECTIVES
 from core.train.step_count import evaluations, packs, planned_steps, steps_per_epoch
@@ -47,6 +49,8 @@ class BaseShape:
     """What of it adapters can have of their own."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """What its config.json says."""
+    tensors: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """Shapes of all its parameters by name, as its files hold them; empty where they are not known."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,8 @@ class Estimate:
     def layer_sentence(self) -> str:
         """How many layers of each name have factors, and what is trained beside these."""
         layers = counted({name: count for name, (count, _) in self.targets.items()})
-        return f"{layers}, and {self.whole:,} parameters whole" if self.whole else layers
+        whole = [f"{self.whole:,} parameters whole"] if self.whole else []
+        return ", and ".join([*([layers] if layers else []), *whole])
 
 
 def estimate(
@@ -102,12 +107,8 @@ def estimate(
     tokens_per_second: float | None,
 ) -> Estimate:
     """Estimate a training. Raises InvalidConfig if target_modules match nothing."""
-    lora, train = options.lora, options.train
-    shapes = base.wholes.targetable(base.layer_shapes, lora, options.kind)
-    targets = select_targets(list(shapes), lora, base.head)
-    own = whole_numbers(base, options, targets)
-    parts = fused_parts(base.config, {path: shapes[path] for path in targets}, lora.parts)
-    trainable = own + trainable_parameter_count(shapes, targets, lora, options.kind, parts)
+    train = options.train
+    trains = _trained(base, options, bytes_per_weight)
     train_rows = max(1, data.train_rows)
     guessed = data.mean_characters / _CHARACTERS_PER_TOKEN + _TEMPLATE_TOKENS
     row_tokens = min(train.max_length, data.row_tokens or guessed)
@@ -118,23 +119,50 @@ def estimate(
     tokens = int(steps * train_rows * row_tokens / steps_per_epoch(blocks, train))
     micro_tokens = train.micro_batch_size * (train.max_length if packed else row_tokens)
     kept = micro_tokens * base.hidden_size * base.layers * _KEPT_PER_LAYER * bytes_per_weight
-    trained = training_bytes(shapes, targets, lora, options.kind, bytes_per_weight)
-    trained += whole_bytes(own, bytes_per_weight)
-    memory = base.parameters * bytes_per_weight + trained + kept + _LOSS_BYTES
+    memory = base.parameters * bytes_per_weight + trains.memory + kept + _LOSS_BYTES
     evaluated = evaluations(steps, train) * data.validation_rows * row_tokens
     worth = tokens + evaluated * _FORWARD_SHARE
     seconds = worth / tokens_per_second if tokens_per_second else None
     return Estimate(
-        trainable,
-        len(targets),
+        trains.parameters,
+        trains.layers,
         steps,
         tokens,
         int(memory),
         seconds,
         packed,
-        targeted_kinds(shapes, targets, lora, options.kind, parts),
-        own,
+        trains.targets,
+        trains.whole,
     )
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """What is trained: numbers, layers that have some, bytes of memory that these take, and what of it."""
+
+    parameters: int
+    layers: int
+    memory: float
+    targets: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    whole: int = 0
+
+
+def _trained(base: BaseShape, options: TrainingOptions, bytes_per_weight: int) -> _Trained:
+    lora, kind = options.lora, ADAPTER_KINDS.get(options.lora.kind)
+    if kind.whole:
+        tensors = base.tensors or {f"{path}.weight": shape for path, shape in base.layer_shapes.items()}
+        chosen = chosen_parameters(list(tensors), lora)
+        count = sum(math.prod(tensors[path]) for path in chosen)
+        memory = whole_bytes(count, bytes_per_weight)
+        return _Trained(count, len({module_of(path) for path in chosen}), memory, {}, count)
+    shapes = base.wholes.targetable(base.layer_shapes, lora, options.kind)
+    targets = select_targets(list(shapes), lora, base.head)
+    own = whole_numbers(base, options, targets)
+    parts = fused_parts(base.config, {path: shapes[path] for path in targets}, lora.parts)
+    trainable = own + trainable_parameter_count(shapes, targets, lora, options.kind, parts)
+    memory = training_bytes(shapes, targets, lora, options.kind, bytes_per_weight)
+    kinds = targeted_kinds(shapes, targets, lora, options.kind, parts)
+    return _Trained(trainable, len(targets), memory + bytes_beside(own, bytes_per_weight), kinds, own)
 
 
 def whole_numbers(base: BaseShape, options: TrainingOptions, targets: Sequence[str]) -> int:

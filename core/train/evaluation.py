@@ -11,7 +11,8 @@ from core.base_model.load import ResidentBase
 from core.errors import InvalidConfig, InvalidData
 from core.events import EvalDone, Progress
 from core.lora.adapter import AdapterWeights
-from core.lora.bank import loaded_bank
+from core.lora.bank import Bank
+from core.lora.whole import batches_of, computing_bank
 from core.options import Config
 from core.reporting import Report
 from core.train.batches import RunData, Shape, collate
@@ -60,23 +61,38 @@ def validation_losses(
     report: Report,
 ) -> list[float]:
     """Mean loss of each adapter over the validation rows, in nats, by the data's objective with its own
-    `options`; all adapters in one pass over the base.
+    `options`; all that are added to the base in one pass over it.
 
     Raises InvalidData if no row was kept back.
     """
     if data.objective.classifies:
         raise InvalidConfig("The validation loss of adapters that tell labels cannot be measured anew yet.")
-    parts = data.validation()
-    if not parts:
+    if not data.validation_blocks:
         raise InvalidData(
             "The data set keeps no rows back for validation, so no loss can be measured; change its split."
         )
-    bank = loaded_bank(base.layers, adapters)
-    fixed = base.device.type == "cuda"
-    shape = Shape.of([data], runs=len(adapters), blocks=train.micro_batch_size, fixed=fixed)
-    goal = GroupObjective(data.objective, [options] * len(adapters))
-    sums = torch.zeros(len(adapters))
+    found = torch.zeros(len(adapters))
+    for places in batches_of(adapters):
+        bank = computing_bank(base.model, base.layers, [adapters[at] for at in places])
+        found[places] = _sums(base, bank, data, len(places), train, options, report)
+    return (found / data.validation_units).tolist()
+
+
+def _sums(
+    base: ResidentBase,
+    bank: Bank,
+    data: RunData,
+    adapters: int,
+    train: TrainConfig,
+    options: Config,
+    report: Report,
+) -> Tensor:
+    """Of each adapter of a bank, the sum of its losses over the validation rows, [adapters]."""
+    fixed, parts = base.device.type == "cuda", data.validation()
+    shape = Shape.of([data], runs=adapters, blocks=train.micro_batch_size, fixed=fixed)
+    goal = GroupObjective(data.objective, [options] * adapters)
+    sums = torch.zeros(adapters)
     for number, part in enumerate(parts):
         report(Progress("Measuring the validation loss", number / len(parts)))
-        sums += evaluate_batch(base, bank, collate([part] * len(adapters), shape), goal)[:, 0].cpu()
-    return (sums / data.validation_units).tolist()
+        sums += evaluate_batch(base, bank, collate([part] * adapters, shape), goal)[:, 0].cpu()
+    return sums

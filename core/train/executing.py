@@ -59,7 +59,7 @@ class Execution:
         if self._plan is None:
             compiled = self._wants_compile("on")
             tier = first_tier(self._base, self._tokens_a_batch(), compiled, self._checkpointing())
-            self._plan = ExecutionPlan(tier, compiled)
+            self._plan = ExecutionPlan(tier, compiled, captures=not self._replaces)
             if compiled:
                 compile_layers(self._base)
         self._use(self._plan)
@@ -82,7 +82,14 @@ class Execution:
 
     def _wants_compile(self, how: str) -> bool:
         runs = self._seating.runs
-        return not self._goal.objective.classifies and any(run.train.compile == how for run in runs)
+        if self._goal.objective.classifies or self._replaces:
+            return False
+        return any(run.train.compile == how for run in runs)
+
+    @property
+    def _replaces(self) -> bool:
+        """Whether the run's own parameters stand in the base's place, which compiled layers would not see."""
+        return self._seating.runs[0].kind.whole
 
     def compile_if_it_pays(self, seconds: float) -> None:
         """Compile from now on if that earns its own time. seconds: what a micro-batch takes."""

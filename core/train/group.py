@@ -37,7 +37,7 @@ from core.train.executing import Execution
 from core.train.figures import Figures, Pending
 from core.train.group_objective import figures_width
 from core.train.hardware import PeakMemory
-from core.train.memory import room_for
+from core.train.memory import require_room, room_for
 from core.train.run import RunRequest, TrainingRun
 from core.train.run_state import RunState
 from core.train.seating import Seating, require_fit
@@ -156,6 +156,8 @@ class TrainingGroup:
             try:
                 run = TrainingRun(self.base, request)
                 require_fit(run, [*self.runs, *joining])
+                if run.kind.whole:
+                    require_room(self.base, run.state_bytes, run.parameters)
             except WorkbenchError as error:
                 yield request.key, RunFailed(error)
                 continue
@@ -167,7 +169,7 @@ class TrainingGroup:
             yield from self._read()
             self._reseat(joining)
         for run in joining:
-            yield run.key, run.prepared()
+            yield run.key, run.prepared(*self.bank.place(self._seating.slots.index(run)))
         yield from self._evaluate([run for run in joining if not run.settled])
 
     def _reseat(self, joining: Sequence[TrainingRun]) -> None:

@@ -28,6 +28,7 @@ def token_losses(
     weight, chunk = getattr(head, "weight", None), _chunk(hidden, head)
     if (
         isinstance(weight, Tensor)
+        and not weight.requires_grad
         and getattr(head, "factors", None) is None
         and isinstance(_inner(head), nn.Linear)
     ):

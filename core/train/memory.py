@@ -13,6 +13,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from core.base_model.load import ResidentBase
+from core.errors import InvalidConfig, WorkbenchError
 
 
 class Tier(enum.IntEnum):
@@ -59,17 +60,16 @@ _KEPT = {Tier.KEEP: 1.0, Tier.CHEAP: 0.65, Tier.FULL: 0.05}  # of the inputs and
 
 @contextmanager
 def keeping(
-    base: ResidentBase, tier: Tier, *, compiled: bool, keeps_inputs: bool = True
+    base: ResidentBase, tier: Tier, *, compiled: bool, gives_up_products: bool = False
 ) -> Iterator[None]:
     """Within the block, forward passes keep what `tier` says; backward has to be inside, too.
 
-    Where backward does without the inputs of the linear layers, little is kept as it is: less of that would
-    mean whole products computed again.
+    gives_up_products: see AdapterBank.gives_up_products; then CHEAP keeps what the partitioner would.
     """
     functorch = torch._functorch.config
     before = functorch.activation_memory_budget
-    lean = tier is Tier.CHEAP and not keeps_inputs
-    functorch.activation_memory_budget = 1.0 if lean else _BUDGETS[tier]
+    whole = tier is Tier.CHEAP and gives_up_products
+    functorch.activation_memory_budget = 1.0 if whole else _BUDGETS[tier]
     recomputed = base.decoder_layers if tier is Tier.FULL and not compiled else []
     for layer in recomputed:
         # transformers has a switch for this, which is renamed and rewired from release to release. No random
@@ -160,6 +160,30 @@ def room_for(base: ResidentBase, state_bytes: float, tokens: int) -> int:
     """
     each = state_bytes + _activations(base, tokens, Tier.KEEP)
     return int(min(MOST_RUNS, max(1, _RESERVE * _free(base.device) // each)))
+
+
+def require_room(base: ResidentBase, state_bytes: float, parameters: int) -> None:
+    """Raise InvalidConfig, with figures, where a run that trains so many whole parameters cannot have its
+    numbers in memory.
+    """
+    free = _free(base.device)
+    if state_bytes <= _RESERVE * free:
+        return
+    raise InvalidConfig(
+        f"Full fine-tuning of {parameters:,} parameters does not fit: weights, gradients and AdamW's two "
+        f"moments take {state_bytes / 2**30:.1f} GiB beside the base, and {free / 2**30:.1f} GiB are free. "
+        "Train some of the layers (layers_to_transform) or modules (target_modules), or train LoRA."
+    )
+
+
+def require_room_to_answer(base: ResidentBase, parameters: int, name: str) -> None:
+    """Raise WorkbenchError, with figures, where so many whole parameters have no room beside the base."""
+    needed, free = parameters * base.dtype.itemsize, _free(base.device)
+    if needed > _RESERVE * free:
+        raise WorkbenchError(
+            f"{name} has weights of its own, which take {needed / 2**30:.1f} GiB beside the base, and "
+            f"{free / 2**30:.1f} GiB are free. Export it merged and chat with that, or free memory."
+        )
 
 
 def _activations(base: ResidentBase, tokens: int, tier: Tier) -> float:

@@ -22,7 +22,15 @@ from core.lora.dropout import run_key
 from core.lora.fused import fused_parts
 from core.lora.kinds import ADAPTER_KINDS
 from core.lora.scaling import alpha_of
-from core.lora.targets import select_targets, trainable_parameter_count, training_bytes, whole_bytes
+from core.lora.targets import (
+    bytes_beside,
+    select_targets,
+    trainable_parameter_count,
+    training_bytes,
+    whole_bytes,
+)
+from core.lora.whole import base_numbers, parameter_places
+from core.lora.whole_names import chosen_parameters
 from core.lora.wholes import BIAS, Shapes, require_no_wholes
 from core.train.batches import MicroBatch, RunData, Step
 from core.train.changes import Change, ChangingConfig
@@ -60,8 +68,7 @@ class TrainingRun:
         self.key, self.lora, self.train = request.key, request.options.lora, request.options.train
         self.kind = ADAPTER_KINDS.get(self.lora.kind)
         self._base = base
-        self._shapes = base.wholes.targetable(base.layer_shapes, self.lora, request.options.kind)
-        self.targets = select_targets(list(self._shapes), self.lora, base.head)
+        self._shapes, self.targets = self._targeted(request.options)
         self.ranks = {path: self.lora.rank_of(path) for path in self.targets}
         self.kind_options, self.objective_options = request.options.kind, request.options.objective
         self.frozen = self.kind.frozen(self.kind_options)
@@ -79,8 +86,9 @@ class TrainingRun:
         self._labelled = request.rows if isinstance(request.rows, LabelledRows) else None
         self.labels = self._labelled.labels if self._labelled is not None else None
         """What it is to tell, if it classifies."""
+        self._whole = self._base_numbers() if self.kind.whole else {}
         self.head_shapes = self._whole_shapes()
-        """Of its whole parameters by path: a classifier's head, or what of the base it has of its own."""
+        """Of its whole parameters by path: a classifier's head, and what of the base it has of its own."""
         self.parameters += sum(map(math.prod, self.head_shapes.values()))
         self._config = ChangingConfig(self.train, request.changes)
         self._resume = request.resume
@@ -99,7 +107,17 @@ class TrainingRun:
         self._optimiser: torch.optim.Optimizer | None = None
         self._recent: deque[tuple[float, int]] = deque(maxlen=_RATE_WINDOW)  # (seconds, tokens)
 
+    def _targeted(self, options: TrainingOptions) -> tuple[Mapping[str, tuple[int, int]], list[str]]:
+        """(in, out) of what could have factors, and the paths of what has."""
+        if self.kind.whole:
+            return self._base.layer_shapes, []
+        shapes = self._base.wholes.targetable(self._base.layer_shapes, self.lora, options.kind)
+        return shapes, select_targets(list(shapes), self.lora, self._base.head)
+
     def _whole_shapes(self) -> Shapes:
+        if self.kind.whole:
+            head = self._base.classifier.shapes(len(self.labels)) if self.labels else {}
+            return {**head, **{path: tuple(one.shape) for path, one in self._whole.items()}}
         if self.labels:
             require_no_wholes(self.lora, self.kind_options)
             return self._base.classifier.shapes(len(self.labels))
@@ -112,7 +130,7 @@ class TrainingRun:
     def start(self, bank: AdapterBank, slot: int) -> None:
         """Take `slot` with fresh factors, or with those that the run goes on from."""
         if self._resume is None:
-            head = self._first_head()
+            head = {**self._first_head(), **self._whole}
             bank.initialise(slot, self.lora, self.kind_options, self.targets, self.train.seed, head)
         else:
             bank.load(slot, self._as_it_was(*self._resume))
@@ -124,10 +142,24 @@ class TrainingRun:
         if self._resume is not None:
             self._restore_moments(bank, self._resume[1])
             self._resume = None  # it holds as much memory as the optimiser
+        elif self.kind.whole:
+            # as large as the weights, and to be there before it is looked how much activations may take
+            self._restore_moments(bank, RunState(Position(0, 0, None, None, -1), {}, {}))
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """The one that computes."""
+        return self._base.classifier.model if self.labels else self._base.model
+
+    def _base_numbers(self) -> Mapping[str, torch.Tensor]:
+        """The base's own of the parameters that are trained, by path. Raises InvalidConfig."""
+        places = parameter_places(self.model)
+        return base_numbers(self.model, chosen_parameters(places, self.lora))
 
     def _decay(self, name: str) -> float:
         """Biases are not drawn to zero, as in transformers' Trainer; a classifier's head is as a whole."""
-        is_bias = self.labels is None and name in self.head_shapes and name.endswith(BIAS)
+        of_adapter = self.labels is None and not self.kind.whole
+        is_bias = of_adapter and name in self.head_shapes and name.endswith(BIAS)
         return 0.0 if is_bias else self.train.weight_decay
 
     def _first_head(self) -> Mapping[str, torch.Tensor]:
@@ -135,7 +167,8 @@ class TrainingRun:
         labels, else a new one.
         """
         if self._labelled is None:
-            return {name: self._base.layers.stored(name).detach() for name in self.head_shapes}
+            names = [name for name in self.head_shapes if name not in self._whole]
+            return {name: self._base.layers.stored(name).detach() for name in names}
         classifier = self._base.classifier
         if self._labelled.goes_on:
             return classifier.stored
@@ -213,6 +246,8 @@ class TrainingRun:
 
     def adapter(self, bank: AdapterBank, slot: int) -> AdapterWeights:
         """The factors as they are now."""
+        own = bank.export_head(slot)
+        whole = {path: own.pop(path) for path in self._whole}
         rank, alpha = self._stated()
         embedding = self._base.wholes.embedding
         adapter = AdapterWeights(
@@ -228,7 +263,8 @@ class TrainingRun:
             embedding=embedding if embedding in self.targets else "",
             use_rslora=self.lora.use_rslora,
             kind=self.kind.name,
-            head=self._base.wholes.with_tied(bank.export_head(slot)),
+            head=own if whole else self._base.wholes.with_tied(own),
+            whole=whole,
             labels=self.labels,
         )
         return self.kind.finished(adapter)
@@ -237,6 +273,8 @@ class TrainingRun:
         """Rank and alpha that its configuration states: of parts of fused layers those of all parts together,
         where all layers have the same.
         """
+        if self.kind.whole:
+            return 0, 0.0
         ranks = set(self.ranks.values())
         if not self._parts or len(ranks) > 1:
             return self.lora.rank, self.lora.alpha
@@ -335,14 +373,15 @@ class TrainingRun:
     @property
     def needs_a_turn(self) -> bool:
         """Whether it cannot share a batch with others, whatever they are."""
-        return self.labels is not None and not self._base.classifier.takes_several
+        return self.kind.whole or (self.labels is not None and not self._base.classifier.takes_several)
 
     @property
     def state_bytes(self) -> float:
         """Memory that its adapter takes while it is trained."""
         width = self._base.dtype.itemsize
         factors = training_bytes(self._shapes, self.targets, self.lora, self.kind_options, width)
-        return factors + whole_bytes(sum(map(math.prod, self.head_shapes.values())), width)
+        numbers = sum(map(math.prod, self.head_shapes.values()))
+        return factors + (whole_bytes if self.kind.whole else bytes_beside)(numbers, width)
 
     @property
     def ended(self) -> bool:
@@ -371,8 +410,8 @@ class TrainingRun:
         """The validation rows in micro-batches; a few of them in a trial."""
         return self.data.trial_validation() if self._trial else self.data.validation()
 
-    def prepared(self) -> Prepared:
-        """The event that opens the run."""
+    def prepared(self, bank: AdapterBank, slot: int) -> Prepared:
+        """The event that opens the run, which has its place."""
         return Prepared(
             train_rows=self.data.train_rows,
             validation_rows=self.data.validation_rows,
@@ -383,6 +422,7 @@ class TrainingRun:
             max_length=self.data.rows.max_length,
             dtype=str(self._base.dtype).removeprefix("torch."),
             blocks=len(self.data.blocks) if self.data.packed else 0,
+            start_change=None if self.done else bank.change(slot),
         )
 
     def step_done(

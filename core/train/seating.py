@@ -9,6 +9,7 @@ from core.errors import CannotShare
 from core.lora.adapter import AdapterWeights
 from core.lora.bank import AdapterBank
 from core.lora.side_by_side import SideBySideBank, TrainedBank
+from core.lora.whole import WholeBank
 from core.train.group_objective import GroupObjective
 from core.train.run import TrainingRun
 from core.train.run_state import RunState
@@ -93,6 +94,9 @@ class Seating:
         return [before.get(run) for run in order]
 
     def _new_bank(self, seat: Seat, members: Sequence[TrainingRun]) -> AdapterBank:
+        if members[0].kind.whole:
+            (run,) = members
+            return WholeBank(run.model, self._base.layers, run.head_shapes, trainable=True)
         ranks = self._ranks[seat] = self._laid_out(members, self._ranks.get(seat, {}))
         return AdapterBank(
             self._base.layers,
@@ -139,6 +143,11 @@ def _by_seat(runs: Sequence[TrainingRun]) -> dict[Seat, list[TrainingRun]]:
 
 def require_fit(run: TrainingRun, others: Sequence[TrainingRun]) -> None:
     """Raise CannotShare unless `run` has in common with `others` what the runs of one batch must."""
+    if others and (run.kind.whole or others[0].kind.whole):
+        raise CannotShare(
+            "Full fine-tuning computes with weights of its own, so it shares no pass over the base's with "
+            "others. Train it by itself."
+        )
     if others and (wanted := _commons(others[0])) != (found := _commons(run)):
         raise CannotShare(
             "Runs that train together need the same block length, micro-batch size, packing and objective; "

@@ -69,6 +69,7 @@ BASES = {
 TEXTS = ["hello world", "the lazy dog jumps", "fine thanks", "how are you", "quick brown fox over the dog"]
 ROWS = [(f"{TEXTS[at % 5]} {at}", ("good", "bad", "so so")[at % 3]) for at in range(24)]
 LORA = LoraConfig(rank=4, alpha=8, dropout=0.0)
+FULL = LoraConfig(kind="full")
 
 
 @pytest.fixture(scope="module")
@@ -174,10 +175,14 @@ def test_a_base_is_trained_to_classify_and_peft_computes_the_same_from_its_file(
     torch.testing.assert_close(_scores(base, [found], TEXTS)[0], ours, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", BASES)
-def test_what_is_merged_is_a_whole_model_of_transformers_own(name, made, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "lora"),
+    [*((name, LORA) for name in BASES), *((name, FULL) for name in ("bert with a head", "deberta", "gpt2"))],
+)
+def test_what_is_merged_is_a_whole_model_of_transformers_own(name, lora, made, tmp_path):
     base = load(made(name))
-    group, found = TrainingGroup(base, [_request(base, tmp_path, max_steps=3, learning_rate=1e-2)]), []
+    request = _request(base, tmp_path, lora=lora, max_steps=3, learning_rate=1e-2)
+    group, found = TrainingGroup(base, [request]), []
     _follow(group, lambda key, event: found.append(group.adapter(key)) if isinstance(event, StepDone) else 0)
     (tmp_path / "out").mkdir()
     layers, named = skeleton(base.folder), named_tensors(base.folder)

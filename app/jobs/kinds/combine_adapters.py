@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from app.jobs.kinds import Arguments, JobContext, JobKind, NextStep, adapter_steps
-from app.shared.adapter_labels import require_writing
+from app.shared.adapter_labels import require_factors, require_writing
 from app.shared.bases import base_for
 from app.shared.identity import require_fit
 from app.shared.references import refer, referred
@@ -43,6 +43,7 @@ class CombineAdapters(JobKind):
         for row in rows:
             require_fit(context.registry, row, base)
             require_writing(context.registry, row, "a combination")
+            require_factors(context.registry, row, "a combination")
         name = arguments.get("name", "")
         if name:
             context.registry.require_free(Adapter, name)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.jobs.kinds import Arguments, JobContext, JobKind, NextStep, adapter_steps
+from app.shared.adapter_labels import require_factors
 from app.shared.bases import base_for
 from app.shared.references import name_in, refer, referred
 from core.errors import InvalidConfig
@@ -37,6 +38,7 @@ class ConvertAdapter(JobKind):
     def validate(self, context: JobContext, arguments: Mapping[str, Any]) -> Arguments:
         """Raises NameTaken, NotFound, InvalidConfig."""
         row, name = referred(context.registry, Adapter, arguments["adapter"]), str(arguments.get("name", ""))
+        require_factors(context.registry, row, "a LoRA")
         if not name:
             raise InvalidConfig("name is empty; the LoRA is kept under it.")
         context.registry.require_free(Adapter, name)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from app.jobs.kinds import Arguments, JobContext, JobKind, NextStep
-from app.shared.adapter_labels import labels_of_row
+from app.shared.adapter_labels import has_own_weights, labels_of_row
 from app.shared.bases import base_for, folder_of, source_of
 from app.shared.identity import require_fit
 from app.shared.private import as_users_files
@@ -47,7 +47,8 @@ class ExportAdapter(JobKind):
         config, own = split_export_options(arguments.get("config") or {})
         row = referred(context.registry, Adapter, arguments["adapter"])
         base_for(context.registry, row)
-        config.kind.require_for(row.name, labels_of_row(context.registry, row) is not None)
+        whole = has_own_weights(context.registry, row)
+        config.kind.require_for(row.name, labels_of_row(context.registry, row) is not None, whole)
         folder = str(arguments.get("folder") or "")
         require_text(folder)
         made = f"adapter-{row.id}-{time.strftime('%Y%m%d-%H%M%S')}-{config.format}"
@@ -74,7 +75,9 @@ class ExportAdapter(JobKind):
         report(Progress("Computing the fingerprint of the base"))
         check_unchanged(source_of(registry, base), afresh=True)
         adapter, blob = load_row(registry, row, base), registry.blobs.path(row.digest)
-        about = replace(_provenance(row, base), classifies=adapter.labels is not None)
+        about = replace(
+            _provenance(row, base), classifies=adapter.labels is not None, whole=bool(adapter.whole)
+        )
         what = Exporting(folder_of(base), skeleton(folder_of(base)), adapter, about, config, own)
         _settle(registry, target)
         with publication(target) as out:

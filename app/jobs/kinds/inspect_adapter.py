@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from app.jobs.kinds import Arguments, JobContext, JobKind
+from app.shared.adapter_labels import require_factors
 from app.shared.bases import base_for, folder_of
 from app.shared.identity import require_fit
 from app.shared.references import name_in, refer, referred
@@ -28,9 +29,10 @@ class InspectAdapter(JobKind):
     def validate(self, context: JobContext, arguments: Mapping[str, Any]) -> Arguments:
         """Raises NotFound."""
         given = {"adapter": arguments["adapter"], "other": arguments.get("other", "")}
-        return {
-            key: refer(referred(context.registry, Adapter, one)) if one else "" for key, one in given.items()
-        }
+        rows = {key: referred(context.registry, Adapter, one) for key, one in given.items() if one}
+        for row in rows.values():
+            require_factors(context.registry, row, "a look inside")
+        return {key: refer(rows[key]) if key in rows else "" for key in given}
 
     def run(self, context: JobContext, arguments: Mapping[str, Any]) -> Arguments:
         """The anatomy of an adapter; with `other`, how far the two work in the same directions.

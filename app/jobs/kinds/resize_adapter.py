@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from app.jobs.kinds import Arguments, JobContext, JobKind, NextStep, adapter_steps
-from app.shared.adapter_labels import require_writing
+from app.shared.adapter_labels import require_factors, require_writing
 from app.shared.bases import base_for
 from app.shared.references import name_in, refer, referred
 from core.errors import InvalidConfig
@@ -32,6 +32,7 @@ class ResizeAdapter(JobKind):
         """Raises NameTaken, NotFound, InvalidConfig."""
         row, rank = referred(context.registry, Adapter, arguments["adapter"]), int(arguments["rank"])
         require_writing(context.registry, row, "an adapter of lower rank")
+        require_factors(context.registry, row, "a lower rank")
         if not 1 <= rank < row.rank:
             raise InvalidConfig(
                 f"{row.name} has rank {row.rank}; resize it to a rank from 1 to {row.rank - 1}."

@@ -93,4 +93,4 @@ def adapter_called(registry: Registry, name: str) -> Adapter | None:
 def adapters_like(registry: Registry, words: str, fingerprint: str = "") -> list[tuple[str, str]]:
     """The newest adapters that hold the words, of one base if a fingerprint is given, as choices."""
     rows, _ = registry.adapters.search(AdapterQuery(words=words, fingerprint=fingerprint), _MOST)
-    return [(row.name, f"{row.base_name} · rank {row.rank} · {row.source}") for row in rows]
+    return [(row.name, f"{row.base_name} · {row.rank_in_words} · {row.source}") for row in rows]

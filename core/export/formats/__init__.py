@@ -86,8 +86,16 @@ class ExportFormat:
         """What the folder holds, in a sentence for its card. Both names are plain text."""
         raise NotImplementedError
 
-    def require_for(self, adapter: str, classifies: bool) -> None:
-        """Raise InvalidConfig for an adapter that classifies where it can hold none."""
+    def require_for(self, adapter: str, classifies: bool, whole: bool = False) -> None:
+        """Raise InvalidConfig for an adapter that classifies, or has whole weights of its own, where it can
+        hold none such.
+        """
+        if whole and not self.merges:
+            possible = ", ".join(one.name for one in EXPORT_FORMATS.all().values() if one.merges)
+            raise InvalidConfig(
+                f"{adapter} is full fine-tuning: whole weights, and no adapter that {self.name} could hold; "
+                f"choose {possible}."
+            )
         if classifies and not self.takes_classifiers:
             possible = ", ".join(one.name for one in EXPORT_FORMATS.all().values() if one.takes_classifiers)
             raise InvalidConfig(

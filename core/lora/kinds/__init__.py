@@ -64,6 +64,11 @@ class AdapterKind:
     options: type[Config] = NoOptions
     """Options of this kind alone, beside LoraConfig's. Their names are unique among all training options."""
 
+    whole = False
+    """Whether it trains whole parameters of the model in the place of the base's, whatever modules they are
+    of, instead of tensors of its own beside the linear layers. Such a run trains, and answers, by itself.
+    """
+
     # On shapes alone.
 
     def check(self, config: LoraConfig) -> None:
@@ -240,9 +245,11 @@ class AdapterKind:
         """ΔW as scale·B·A, if it can be written so whatever W is: what merging, combining, cutting to a rank
         and the anatomy work on. Raises InvalidAdapter with the reason.
         """
-        raise InvalidAdapter(
-            f"This needs a low-rank adapter such as LoRA, and {self.label} is none: {self.not_low_rank}."
-        )
+        raise InvalidAdapter(self.why_not_low_rank())
+
+    def why_not_low_rank(self) -> str:
+        """The sentence that refuses."""
+        return f"This needs a low-rank adapter such as LoRA, and {self.label} is none: {self.not_low_rank}."
 
     def merge_parts(self, layer: LayerWeights) -> tuple[LayerFactors, Tensor | None]:
         """What a merge writes: W + scale·B·A, and where lengths [out] are given, each row of that brought to

@@ -24,7 +24,7 @@ from core.lora.adapter import AdapterWeights, LayerWeights
 from core.lora.kinds import ADAPTER_KINDS, AdapterKind, largest
 from core.lora.layout import corner
 from core.lora.peft.config import kind_of, peft_config, read_config
-from core.lora.peft.config_checks import CONFIG_NAME
+from core.lora.peft.config_checks import CONFIG_NAME, MODULE_NAME
 from core.lora.peft.embedding_files import copied_weights, embedding_in, embedding_shape
 from core.lora.peft.own_head import DTYPES, LABELS_KEY, PREFIX, WEIGHTS_NAME, head_entries, labels_of
 from core.lora.peft.targeting import targeted_paths
@@ -64,6 +64,7 @@ def save_adapter(
             key = _key(path, name, kind, path == adapter.embedding)
             tensors[key] = max(tensors.get(key, tensor), tensor, key=torch.Tensor.numel)  # of a shared one
     tensors |= {key_of(name, adapter.layers): tensor for name, tensor in adapter.head.items()}
+    tensors |= {f"{PREFIX}{path}": tensor for path, tensor in adapter.whole.items()}
     metadata = {"format": "pt", FINGERPRINT_KEY: adapter.base_fingerprint, **(recorded or {})}
     if adapter.labels is not None:
         metadata[LABELS_KEY] = adapter.labels.to_json()
@@ -99,8 +100,8 @@ def differing_layers(adapter: AdapterWeights, found: AdapterWeights) -> list[str
     """
     paths = sorted({*adapter.layers, *found.layers})
     layers = [path for path in paths if not _same(adapter.layers.get(path), found.layers.get(path))]
-    heads = sorted({*adapter.head, *found.head})
-    return [*layers, *(path for path in heads if not _equal(adapter.head.get(path), found.head.get(path)))]
+    one, other = ({**each.head, **each.whole} for each in (adapter, found))
+    return [*layers, *(path for path in sorted({*one, *other}) if not _equal(one.get(path), other.get(path)))]
 
 
 def _equal(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
@@ -218,7 +219,8 @@ def load_adapter(
     folder: Path, shapes: LayerShapes, head: str | None = None, wholes: Wholes | None = None
 ) -> AdapterWeights:
     """Read an adapter made for a base whose linear layers have these (in, out) `shapes` by module path, and
-    which lets adapters have these `wholes` of their own.
+    which lets adapters have these `wholes` of their own. What full fine-tuning replaces is held against the
+    base where it is put into it.
 
     Raises InvalidAdapter if the files are malformed, target other layers than the base has, or hold NaN or
     infinity.
@@ -226,6 +228,8 @@ def load_adapter(
     config_path, weights_path = check_folder(folder)
     config = read_config(config_path)
     kind, header = kind_of(config), read_adapter_header(weights_path)
+    if kind.whole:
+        return _replacing(weights_path, header, config, kind, head_entries(header, config))
     whole = whole_entries(header, config)
     own = {**head_entries(header, config), **whole}
     entries = sorted_entries(header, kind, own.values())
@@ -261,6 +265,45 @@ def load_adapter(
         base_fingerprint=recorded_fingerprint(header),
         base_name=str(config.get("base_model_name_or_path") or ""),
     )
+
+
+def _replacing(
+    weights_path: Path,
+    header: SafetensorsHeader,
+    config: Mapping[str, Any],
+    kind: AdapterKind,
+    head: Mapping[str, TensorEntry],
+) -> AdapterWeights:
+    """An adapter of whole parameters beside a classifier's head. Whether they are the base's is seen where
+    they are put into it, or merged.
+    """
+    of_head = {entry.name for entry in head.values()}
+    whole = {_parameter_path(entry): entry for entry in header.tensors if entry.name not in of_head}
+    if not whole:
+        raise InvalidAdapter(f"{WEIGHTS_NAME} holds no weights at all.")
+    if not recorded_fingerprint(header):
+        raise InvalidAdapter(
+            f"{WEIGHTS_NAME} holds whole weights and does not record the base that they are of: they could "
+            "stand in another's place unnoticed; export the merged model where they were trained."
+        )
+    loaded = load_file(weights_path)
+    return AdapterWeights(
+        **kind.stated(config),
+        layers={},
+        kind=kind.name,
+        head={path: _finite(path, loaded[entry.name].float()) for path, entry in head.items()},
+        whole={path: _finite(path, loaded[entry.name].float()) for path, entry in sorted(whole.items())},
+        labels=labels_of(header, config),
+        base_fingerprint=recorded_fingerprint(header),
+        base_name=str(config.get("base_model_name_or_path") or ""),
+    )
+
+
+def _parameter_path(entry: TensorEntry) -> str:
+    path = entry.name.removeprefix(PREFIX)
+    if path == entry.name or not MODULE_NAME.match(path) or entry.dtype not in DTYPES:
+        raise InvalidAdapter(f"{WEIGHTS_NAME}: {entry.name[:120]!r} is no weight of a model.")
+    return path
 
 
 def _tied(tensors: dict[str, torch.Tensor], wholes: Wholes) -> dict[str, torch.Tensor]:

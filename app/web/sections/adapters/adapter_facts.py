@@ -32,7 +32,7 @@ def overview_html(workbench: Workbench, row: Adapter) -> str:
             ),
             ("Made by", _made_by(row)),
             ("Data set", _data(workbench, row)),
-            ("Rank, alpha", f"{row.rank}, {row.alpha:g}"),
+            ("Rank, alpha", f"{row.rank}, {row.alpha:g}" if row.rank else "none: whole weights of the base"),
             ("Target modules", row.target_modules),
             ("Parameters", f"{row.parameters:,}"),
             ("Steps", row.steps),

@@ -82,7 +82,7 @@ def _row(one: Adapter) -> Row:
     return Row(
         one.name,
         one.name,
-        f"{one.base_name} · rank {one.rank} · {one.source}",
+        f"{one.base_name} · {one.rank_in_words} · {one.source}",
         "" if one.validation_loss is None else number(one.validation_loss),
         "★" if one.starred else "",
     )

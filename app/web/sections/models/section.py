@@ -164,7 +164,7 @@ def adapters_html(workbench: Workbench, base: Base) -> str:
     """The adapters that were made for this base, each a link."""
     fitting = [one for one in workbench.registry.all(Adapter) if one.base_fingerprint == base.fingerprint]
     rows = "".join(
-        f"<tr><td>{link(one.name, 'adapters', name=one.name)}</td><td>{one.rank}</td>"
+        f"<tr><td>{link(one.name, 'adapters', name=one.name)}</td><td>{one.rank or 'whole weights'}</td>"
         f"<td>{escape(one.dataset_name or '–')}</td><td>{day(one.created)}</td></tr>"
         for one in fitting[:50]
     )

@@ -15,7 +15,7 @@ from app.web.parts.routes import there
 from app.web.parts.shell import QUIET, WORKING, Shell, inform, refusal, told
 from app.web.sections.runs.chosen_runs import STORE, ids_of, runs_of
 from app.web.sections.runs.comparison import options_html, results_html
-from app.web.sections.runs.comparison_charts import heat_map, parallel_coordinates
+from app.web.sections.runs.comparison_charts import heat_map, parallel_coordinates, quality_against_cost
 from app.web.sections.runs.run_markup import adapter_of
 from core.train.training_options import TrainingOptions
 from storage.tables import Run
@@ -23,6 +23,10 @@ from storage.tables import Run
 _FEW = (
     "<p class='hint'>Drawn once two runs that differ in an option have been measured; the heat map, once "
     "they differ in two.</p>"
+)
+_ONE_SIZE = (
+    "<p class='hint'>Drawn once two runs that train different numbers of parameters have a validation "
+    "loss.</p>"
 )
 
 
@@ -48,13 +52,16 @@ def compared_runs(shell: Shell, chosen: gr.HTML) -> None:
             with gr.Tab("What matters"):
                 few = gr.HTML()
                 lines, heat = chart("Options and loss of each run"), chart("Lowest loss by two options")
-    outputs = [view, drawn_of, sweep, results, options, few, lines, heat]
+            with gr.Tab("Quality and cost"):
+                dear = gr.HTML()
+                cost = chart("Validation loss over trained parameters")
+    outputs = [view, drawn_of, sweep, results, options, few, lines, heat, dear, cost]
 
     def show(keys: str, every: bool) -> list[object]:
         if len(ids_of(keys)) < 2:
             return [gr.Column(visible=False), *[gr.skip()] * (len(outputs) - 1)]
         found = compare(workbench.registry, [run.id or 0 for run in runs_of(workbench, keys)])
-        figures = (parallel_coordinates(found), heat_map(found))
+        figures, priced = (parallel_coordinates(found), heat_map(found)), quality_against_cost(found)
         return [
             gr.Column(visible=True),
             _left_out(len(found.rows)),
@@ -63,6 +70,8 @@ def compared_runs(shell: Shell, chosen: gr.HTML) -> None:
             options_html(found, every=every),
             "" if all(figures) else _FEW,
             *[drawn(one) for one in figures],
+            "" if priced else _ONE_SIZE,
+            drawn(priced),
         ]
 
     shell.refresh(show, [chosen, everything], outputs)

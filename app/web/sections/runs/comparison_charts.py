@@ -6,7 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from app.service.baselines import FULL
 from app.service.comparing import Compared, Comparison
+from app.web.parts.markup import duration
 from app.web.sections.runs.comparison import label_of, plain, shortened
 
 if TYPE_CHECKING:
@@ -98,6 +100,38 @@ def heat_map(found: Comparison) -> Figure | None:
         ticks = {"tickvals": list(range(len(values))), "ticktext": words}
         axis(title=label_of(name), showgrid=False, zeroline=False, automargin=True, **ticks)
     return figure.update_layout(height=340, title={"text": "The lowest loss of each pair"})
+
+
+def quality_against_cost(found: Comparison) -> Figure | None:
+    """The lowest validation loss of each run over the parameters that it trains; None unless two differ."""
+    rows = [one for one in found.rows if one.parameters and one.best_validation_loss is not None]
+    if len({one.parameters for one in rows}) < 2:
+        return None
+    from plotly.graph_objects import Figure, Scatter
+
+    rows.sort(key=lambda one: one.parameters or 0)
+    figure = Figure(
+        Scatter(
+            x=[one.parameters for one in rows],
+            y=[one.best_validation_loss for one in rows],
+            customdata=[[one.run.name, duration(one.seconds)] for one in rows],
+            hovertemplate="%{customdata[0]}: %{y:.4f}, %{x:,} parameters, %{customdata[1]}<extra></extra>",
+            text=[_cost_words(one) for one in rows],
+            textposition="top center",
+            mode="lines+markers+text",
+            line={"color": "#a78bfa", "width": 1, "dash": "dot"},
+            marker={"color": [one.best_validation_loss for one in rows], "colorscale": _SCALE, "size": 12}
+            | {"reversescale": True},
+        )
+    )
+    figure.update_xaxes(type="log", title="Trained parameters", automargin=True, showgrid=False)
+    figure.update_yaxes(title="Best validation loss", automargin=True, zeroline=False)
+    return figure.update_layout(height=340, title={"text": "Quality against cost"})
+
+
+def _cost_words(one: Compared) -> str:
+    lora = one.run.config.get("lora", {})
+    return "full" if lora.get("kind") == FULL else f"r = {lora.get('rank')}"
 
 
 def _measured(found: Comparison) -> list[Compared]:

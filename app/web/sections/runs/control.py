@@ -13,6 +13,7 @@ from app.service.workbench import Workbench
 from app.web.parts.panes import ask_first, bar, close_sheet, opener, sheet
 from app.web.parts.routes import there
 from app.web.parts.shell import QUIET_QUEUED, WORKING, Shell, inform, refusal, told
+from app.web.sections.runs.baselines_sheet import baselines_opener, baselines_sheet
 from app.web.sections.runs.chosen_runs import one_of, same_run
 from app.web.sections.runs.run_markup import adapter_of, shown_value
 from core.train.changes import CHANGEABLE
@@ -61,7 +62,9 @@ def run_control(shell: Shell, chosen: gr.HTML) -> Control:
             [chosen],
             [chosen],
         )
+        baselines_opener()
     shell.soon(removed)
+    baselines_sheet(shell, chosen)
     _bind(shell, named, chosen)
     with sheet("change-run", "Change this run"):
         said, fields = _change_form(shell, chosen)

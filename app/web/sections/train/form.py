@@ -22,6 +22,8 @@ class TrainForm:
     options: gr.HTML
     """Its value is what FormValues writes."""
     together: gr.Checkbox
+    anyway: gr.Checkbox
+    """Whether to train what the checklist refuses; there only where it does."""
 
     @property
     def training(self) -> list[gr.Dropdown | gr.HTML]:

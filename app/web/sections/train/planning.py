@@ -11,13 +11,16 @@ import gradio as gr
 
 from app.service.workbench import Workbench
 from app.shared.bases import shapes_of
+from app.shared.errors import USER_ERRORS
 from app.web.parts.markup import duration, size
 from app.web.parts.routes import link
 from app.web.parts.shell import QUIET, Shell, told
+from app.web.sections.train.checklist_view import checklist_html
 from app.web.sections.train.form import TrainForm
 from app.web.sections.train.form_values import FormValues
 from core.errors import InvalidConfig
 from core.lora.targets import CHOICE_WORDS, Targeted, layer_kinds, usual_targets
+from core.train.checklist import BAD, Check
 from core.train.config import TrainConfig
 from core.train.estimate import Estimate
 from core.train.step_count import smaller_plans
@@ -53,18 +56,50 @@ def plan_panel(elem_id: str) -> gr.HTML:
 def bind_plan(shell: Shell, form: TrainForm, plan: gr.HTML, measured: gr.HTML) -> None:
     """Estimate again whenever the form changes; what was measured of an earlier state of it goes away."""
 
-    def show_plan(base: str | None, dataset: str | None, options: str) -> str:
-        return plan_html(shell.workbench, base, dataset, options)
+    def show_plan(base: str | None, dataset: str | None, options: str) -> tuple[str, gr.Checkbox]:
+        return shown_plan(shell.workbench, base, dataset, options)
 
     triggers = [form.options.submit, form.base.change, form.dataset.change]
     # By the browser, at once: an answer may come when the next measuring has begun.
     gr.on(triggers, None, None, measured, js="() => ''", **QUIET)
-    gr.on(triggers, show_plan, form.training, plan, trigger_mode="always_last", **QUIET)
-    shell.refresh(show_plan, form.training, [plan])
+    outputs = [plan, form.anyway]
+    gr.on(triggers, show_plan, form.training, outputs, trigger_mode="always_last", **QUIET)
+    shell.refresh(show_plan, form.training, outputs)
 
 
-def plan_html(workbench: Workbench, base: str | None, dataset: str | None, options: str) -> str:
-    """What the run would need, or each run of a sweep, or why it cannot start."""
+def shown_plan(
+    workbench: Workbench, base: str | None, dataset: str | None, options: str
+) -> tuple[str, gr.Checkbox]:
+    """The plan, and the box by which people insist, which is there where the checklist refuses."""
+    checks = _checks(workbench, base, dataset, options)
+    plan = plan_html(workbench, base, dataset, options, checks)
+    if any(one.state == BAD for one in checks):
+        return plan, gr.Checkbox(visible=True)
+    return plan, gr.Checkbox(value=False, visible=False)
+
+
+def _checks(workbench: Workbench, base: str | None, dataset: str | None, options: str) -> list[Check]:
+    """The checklist of the run in the form; of a sweep that of the first that is refused, or else of its
+    first. None where the plan says why there can be no run.
+    """
+    if not base or not dataset:
+        return []
+    try:
+        wanted = FormValues.read(options).wanted()
+        lists = [workbench.training.checklist(base, dataset, one) for one in wanted]
+    except USER_ERRORS:
+        return []
+    return next((one for one in lists if any(check.state == BAD for check in one)), lists[0])
+
+
+def plan_html(
+    workbench: Workbench,
+    base: str | None,
+    dataset: str | None,
+    options: str,
+    checks: Sequence[Check],
+) -> str:
+    """What the run would need, or each run of a sweep, or why it cannot start; and its checklist."""
     said = FormValues.read(options)
     targets = targets_html(workbench, base, said)
     if not base or not dataset:
@@ -76,7 +111,8 @@ def plan_html(workbench: Workbench, base: str | None, dataset: str | None, optio
         why = f"<span class='state bad'>cannot start</span> {error.message}"
         return f"{targets}<div class='plan-bad'>{why}</div>"
     room = _room(workbench)
-    return targets + _facts(plan, room) + _hints(plan, runs) + _too_large(plan, room, runs[0])
+    listed = checklist_html(checks) if checks else ""
+    return targets + _facts(plan, room) + _hints(plan, runs) + _too_large(plan, room, runs[0]) + listed
 
 
 def _first_steps(base: str | None) -> str:

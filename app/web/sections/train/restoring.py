@@ -16,7 +16,7 @@ from app.web.parts.routes import wish
 from app.web.parts.shell import QUIET, QUIET_QUEUED, Shell, choose_from, inform, told
 from app.web.sections.train.form import NO_PRESET, TrainForm
 from app.web.sections.train.form_values import FormValues
-from app.web.sections.train.planning import plan_html
+from app.web.sections.train.planning import shown_plan
 from storage.errors import NotFound
 from storage.tables import Base, Dataset, Run
 
@@ -61,7 +61,7 @@ def bind_keeping(shell: Shell, form: TrainForm, plan: gr.HTML) -> None:
         return _shown(workbench, now, plan=True)
 
     # Not when the page opens: Gradio drops what it is given for a section that has not been shown yet.
-    inputs, outputs = [kept, *wishes.values()], [*form.all, plan]
+    inputs, outputs = [kept, *wishes.values()], [*form.all, plan, form.anyway]
     form.options.focus(open_with, inputs, outputs, js=_WISHED, **QUIET_QUEUED)
     for what, wished in wishes.items():
         _bind_wish(workbench, form, what, wished)
@@ -148,4 +148,4 @@ def _shown(workbench: Workbench, kept: Kept, *, plan: bool = False) -> tuple[obj
         kept.together,
         kept.options,
     )
-    return (*shown, plan_html(workbench, kept.base, kept.dataset, kept.options)) if plan else shown
+    return (*shown, *shown_plan(workbench, kept.base, kept.dataset, kept.options)) if plan else shown

@@ -36,6 +36,12 @@ def build(shell: Shell) -> None:
                         label="May train at once with other waiting runs",
                         info="Runs on the same base that allow it share every pass over its weights.",
                     )
+                    anyway = gr.Checkbox(
+                        value=False,
+                        visible=False,
+                        label="Train it anyway",
+                        info="The checklist above refuses this run, and says why.",
+                    )
                     start = gr.Button(
                         "Start training", variant="primary", elem_id="start-training", size="md"
                     )
@@ -43,7 +49,7 @@ def build(shell: Shell) -> None:
                     end = gr.Button("Cancel measuring", visible=False, variant="stop", size="md")
             with gr.Column(elem_classes="pane live-pane", min_width=0):
                 live_runs(shell.workbench)
-    form = TrainForm(base, dataset, preset, name, options, together)
+    form = TrainForm(base, dataset, preset, name, options, together, anyway)
     bind_choices(shell, form)
     bind_plan(shell, form, plan, measured)
     with presets:

@@ -17,18 +17,17 @@ def bind_start(shell: Shell, form: TrainForm, start: gr.Button) -> None:
 
     @told
     def begin(
-        base: str | None, dataset: str | None, options: str, name: str, together: bool
+        base: str | None, dataset: str | None, options: str, name: str, together: bool, anyway: bool
     ) -> tuple[str, str]:
         require_chosen(base, dataset)
         said = FormValues.read(options)
+        what = str(base), str(dataset), said.parsed()
         if said.sweep:
-            started = training.sweep(str(base), str(dataset), said.parsed(), said.sweep, name.strip())
+            started = training.sweep(*what, said.sweep, name.strip(), anyway=anyway)
         else:
-            started = [
-                training.start(str(base), str(dataset), said.parsed(), name.strip(), together=together)
-            ]
+            started = [training.start(*what, name.strip(), together=together, anyway=anyway)]
         return "", there("runs", name=",".join(str(run.id) for run in started[:MOST_RUNS]))
 
-    inputs = [*form.training, form.name, form.together]
+    inputs = [*form.training, form.name, form.together, form.anyway]
     outputs = [form.name, shell.go]
     shell.soon(start.click(begin, inputs, outputs, concurrency_id="start", trigger_mode="once", **WORKING))

@@ -1,0 +1,55 @@
+"""The commands that hold a run against what it has to beat."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from app.cli.common import Home, Json, finished, open_workbench
+from app.cli.console import Console, guarded
+from app.cli.following import follow_runs
+from app.cli.runs import RunId
+from app.service.baselines import SHOTS
+
+Detach = Annotated[bool, typer.Option("--detach", help="Return at once; what was started goes on.")]
+
+
+@guarded
+def baselines(
+    run_id: RunId,
+    shots: Annotated[
+        int, typer.Option(help="Examples from the training part in the prompt.", min=1, max=64)
+    ] = SHOTS,
+    full: Annotated[
+        bool, typer.Option("--full/--no-full", help="Whether full fine-tuning is trained, where it fits.")
+    ] = True,
+    detach: Detach = False,
+    home: Home = None,
+    json: Json = False,
+) -> None:
+    """Hold a run against full fine-tuning, the plain base, and examples in its prompt.
+
+    What is missing is trained and measured first. The table has parameters, file, memory, time, validation
+    loss and scores.
+    """
+    console, workbench = Console(json), open_workbench(home)
+    begun = workbench.baselines.begin(run_id, shots, full=full)
+    if begun.left_out:
+        console.say(begun.left_out)
+    if not detach:
+        with console.progress() as progress:
+            if begun.measuring is not None:
+                finished(workbench, begun.measuring, progress)
+            if begun.full is not None:
+                watch = progress.run_watcher(workbench)
+                workbench.runs.wait_all([begun.full.id or 0], lambda runs: watch(runs[0]))
+    console.records([one.record() for one in workbench.baselines.table(run_id, shots)])
+
+
+@guarded
+def enough(run_id: RunId, detach: Detach = False, home: Home = None, json: Json = False) -> None:
+    """Is LoRA enough here? Train a run again at ranks 4, 8, 16 and 64, and full fine-tuning behind them."""
+    console, workbench = Console(json), open_workbench(home)
+    started = workbench.baselines.enough(run_id)
+    follow_runs(console, workbench, started, json, detach=detach, as_sweep=True)
