@@ -1,6 +1,6 @@
 // Pickers for options whose text names several things: target modules by kind of layer, alerts, and values to sweep.
 // They stand before options.js, whose functions they use.
-let layers = {kinds: [], choices: {}};
+let layers = {kinds: [], choices: {}, hits: {}, words: {}};
 const namesIn = text => String(text).split(',').map(one => one.trim()).filter(Boolean);
 const short = count => count >= 1e6 ? `${(count / 1e6).toFixed(count >= 1e7 ? 0 : 1)} M` : count >= 1e3 ? `${Math.round(count / 1e3)} k` : `${count}`;
 
@@ -31,10 +31,12 @@ function targetsField(option, made) {
   const chips = make('span', {className: 'chips', role: 'group', 'aria-label': 'Usual choices of target modules'});
   const list = make('div', {className: 'picks', role: 'group', 'aria-label': 'Kinds of layers'});
   made.row.querySelector('.option-box').before(make('div', {className: 'target-picks'}, chips, list));
+  const meant = names => names.flatMap(one => layers.words[one] ?? [one]);  // attention, and other words for usual choices
   const has = (names, [kind, , , head]) => names.some(one => one === kind || kind.endsWith(`.${one}`)) || (!head && names.includes('all-linear'));
-  const {draw} = picking(option, made, {draw(names, pick) {
+  const {draw} = picking(option, made, {draw(written, pick) {
+    const names = meant(written);
     redrawn(chips, Object.entries(layers.choices).map(([label, text]) => {
-      const chip = make('button', {type: 'button', className: 'small', textContent: label, 'aria-pressed': names.join(',') === text});
+      const chip = make('button', {type: 'button', className: 'small', textContent: label, title: layers.hits[label], 'aria-pressed': names.join(',') === text});
       chip.addEventListener('click', () => pick(namesIn(text)));
       return chip;
     }));

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -309,10 +309,10 @@ class _AdapterSlots:
     def __post_init__(self) -> None:
         self.bank = self._new_bank({LORA.name: _FIRST_RANK})
 
-    def _new_bank(self, ranks: Mapping[str, int]) -> MixedBank:
-        return MixedBank(
-            self.base.layers, list(self.base.layers), ADAPTER_SLOTS + 1, ranks, dtype=self.base.dtype
-        )
+    def _new_bank(self, ranks: Mapping[str, int], more: Iterable[str] = ()) -> MixedBank:
+        """more: what adapters have factors on beside linear layers."""
+        targets = list(dict.fromkeys([*self.base.layers, *more]))
+        return MixedBank(self.base.layers, targets, ADAPTER_SLOTS + 1, ranks, dtype=self.base.dtype)
 
     def place(self, sources: Sequence[AdapterSource], in_use: set[str]) -> dict[str, int]:
         """Have every adapter in a slot, without taking the slot of one `in_use`; return slots by digest."""
@@ -335,7 +335,9 @@ class _AdapterSlots:
         # A pass that was captured computes with the whole parameters that were there, and with no others.
         if not self.bank.has_room_for(weights) or weights.wholes or self.bank.has_wholes(slot):
             highest = max(weights.highest_rank, self.bank.ranks.get(weights.kind, 0))
-            self.bank = self._new_bank({**self.bank.ranks, weights.kind: highest})
+            held_ones = [weights, *(held for _, held in self.loaded.values())]
+            targeted = (path for one in held_ones for path in one.layers)
+            self.bank = self._new_bank({**self.bank.ranks, weights.kind: highest}, targeted)
             for used, held in self.loaded.values():
                 self.bank.load(used, held)
         self.bank.load(slot, weights)

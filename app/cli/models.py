@@ -6,12 +6,15 @@ from typing import Annotated
 
 import typer
 
-from app.cli.common import Home, Json, Yes, finished, open_workbench
+from app.cli.common import Home, Json, Settings, Yes, finished, open_workbench
 from app.cli.console import Console, guarded
+from app.cli.option_sources import given_options
 from app.shared.bases import experts_of
+from core.lora.targets import counted
+from core.train.training_options import TrainingOptions
 from storage.tables import Base
 
-models = typer.Typer(no_args_is_help=True, help="Base models: add, list, show, verify, remove.")
+models = typer.Typer(no_args_is_help=True, help="Base models: add, list, show, targets, verify, remove.")
 
 
 @models.command("add")
@@ -51,6 +54,28 @@ def models_show(name: str, home: Home = None, json: Json = False) -> None:
     base = registry.find(Base, name)
     experts = experts_of(registry, base)
     Console(json).row(base, leave_out=("layer_shapes",), extra={"experts": experts} if experts else {})
+
+
+@models.command("targets")
+@guarded
+def models_targets(name: str, option: Settings = None, home: Home = None, json: Json = False) -> None:
+    """Show which layers of a base model each usual choice of target modules hits, and how many parameters an
+    adapter trains there, at the rank and of the kind that is set.
+    """
+    workbench = open_workbench(home)
+    options = TrainingOptions.parse(given_options(workbench, "", None, option or []))
+    choices = workbench.training.targets(name, options)
+    Console(json).records(
+        [
+            {
+                "choice": label,
+                "target_modules": one.target_modules,
+                "layers": counted(one.layers),
+                "parameters": one.parameters,
+            }
+            for label, one in choices.items()
+        ]
+    )
 
 
 @models.command("verify")

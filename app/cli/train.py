@@ -69,6 +69,7 @@ def preflight(
     base = base_or_default(workbench, base)
     options = TrainingOptions.parse(given_options(workbench, preset, config, option or []))
     wanted = [one for _, one in combinations(options, parse_grid(sweep))] if sweep else [options]
+    targets = [workbench.training.estimate(base, dataset, one).target_sentence for one in wanted]
     with console.progress() as progress:
         progress.say("Measuring")
         found, offered = workbench.training.measure(base, dataset, wanted)
@@ -80,11 +81,13 @@ def preflight(
     console.result(
         {
             **found,
+            "targets": targets,
             "instead": [change for _, change in offered],
             "checklist": [one.record() for one in checks],
         },
         [
             ("Verdict", found["verdict"]),
+            *[("Trains", text) for text in dict.fromkeys(targets)],
             ("Peak memory", f"{found['peak_bytes'] / 2**30:.2f} of {found['total_bytes'] / 2**30:.2f} GiB"),
             *(_times(found) if found["fits"] else []),
             ("Disk", f"at most {found['disk_bytes'] / 1e6:,.0f} MB for checkpoints"),

@@ -78,7 +78,7 @@ def checkpoint_bytes(adapter: AdapterWeights, state: RunState | None) -> int:
     and a little around them. Without a state the moments are guessed.
     """
     count = adapter.parameter_count
-    return 4 * (count + (2 * count if state is None else state.numbers)) + _AROUND_BYTES
+    return 4 * (adapter.file_count + (2 * count if state is None else state.numbers)) + _AROUND_BYTES
 
 
 def load_checkpoint(

@@ -14,6 +14,8 @@ from app.shared.engine_client import EngineClient
 from app.shared.errors import EngineUnavailable
 from app.shared.run_rows import run_row
 from core.errors import InvalidConfig, InvalidData
+from core.lora.module_names import ends_with
+from core.lora.targets import WORDS, Targeted, usual_targets
 from core.lora.wholes import Wholes
 from core.train.checklist import Check
 from core.train.estimate import BaseShape, DataShape, Estimate, estimate
@@ -34,6 +36,13 @@ class _Seen:
 
     tokens_per_second: float | None = None
     row_tokens: float | None = None
+
+
+def _looks_beside_layers(base: Base, options: TrainingOptions) -> bool:
+    """Whether more of the base than its linear layers is asked for, which its files tell of."""
+    names, paths = options.lora.target_names, base.layer_shapes
+    is_layers = all(name in WORDS or any(ends_with(path, name) for path in paths) for name in names)
+    return options.lora.trains_wholes or not is_layers
 
 
 class Training:
@@ -202,6 +211,13 @@ class Training:
             prefix = f"{wanted}-{number}"
         return prefix
 
+    def targets(self, base: str, options: TrainingOptions) -> dict[str, Targeted]:
+        """Which layers of a base each usual choice of target modules hits, by what it is called, and how many
+        parameters that is with these options. Raises NotFound.
+        """
+        model = self._registry.find(Base, base)
+        return usual_targets(shapes_of(model), model.head, options.lora, options.kind)
+
     def estimate(self, base: str, dataset: str, options: TrainingOptions) -> Estimate:
         """What a training would need. Raises InvalidConfig, NotFound."""
         data = self._registry.find(Dataset, dataset)
@@ -217,7 +233,7 @@ class Training:
             base.layers,
             base.hidden_size,
             base.vocab_size,
-            wholes_in(base) if options.lora.trains_wholes else Wholes(),
+            wholes_in(base) if _looks_beside_layers(base, options) else Wholes(),
             config_of(base) if options.lora.parts else {},
             tensors_of(self._registry, base),
         )

@@ -18,8 +18,8 @@ from core.lora.wrapping import head_path, wholes_of, wrap_linear_layers
 
 @dataclass(frozen=True)
 class Skeleton:
-    """The layers an adapter can target: (in_features, out_features) by path; which store W transposed; the
-    head.
+    """The layers an adapter can target: (in_features, out_features) by path; which store W transposed, the
+    embedding among them; the head.
     """
 
     shapes: dict[str, tuple[int, int]]
@@ -71,7 +71,7 @@ def _listed(model: PreTrainedModel, head: str | None, wholes: Wholes) -> Skeleto
     layers = wrap_linear_layers(model)
     return Skeleton(
         shapes={path: (layer.in_features, layer.out_features) for path, layer in layers.items()},
-        transposed=frozenset(path for path, layer in layers.items() if layer.transposed),
+        transposed=frozenset(path for path, layer in layers.items() if layer.transposed) | {wholes.embedding},
         head=head if head in layers else None,
         wholes=wholes,
     )

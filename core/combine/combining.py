@@ -188,6 +188,7 @@ def _adapter(parts: Sequence[Part], layers: dict[str, LayerFactors]) -> AdapterW
         layers=layers,
         base_fingerprint=first.base_fingerprint,
         base_name=first.base_name,
+        embedding=next((part.adapter.embedding for part in parts if part.adapter.embedding), ""),
         fan_in_fan_out=first.fan_in_fan_out,
     )
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from core.base_model.tokenizer import end_token_ids, load_tokenizer
 from core.data.pieces import opening_ids
 from core.data.rendering import Renderer
-from core.errors import InvalidModel
+from core.errors import InvalidAdapter, InvalidModel
 from core.events import Progress
 from core.files.publish import require_space
 from core.gguf.architecture import Array, GgufArchitecture, gguf_architecture
@@ -212,6 +212,11 @@ def write_adapter_gguf(base_folder: Path, adapter: AdapterWeights, target: Path,
 def adapter_tensors(architecture: GgufArchitecture, adapter: AdapterWeights) -> Iterator[tuple[str, Array]]:
     """Names and values as llama.cpp reads them: A [r, in] and B [out, r], scaled by alpha / r there."""
     adapter.require_factors_alone("llama.cpp's file of an adapter")
+    if adapter.embedding:
+        raise InvalidAdapter(
+            f"The adapter changes the input embedding ({adapter.embedding}), for which llama.cpp's file of "
+            "an adapter has no place; export it merged."
+        )
     for path, factors in adapter.low_rank().items():
         own = f"{path}.weight"
         if own == "lm_head.weight" and architecture.config.get("tie_word_embeddings"):

@@ -66,6 +66,8 @@ class AdapterWeights:
     base_name: str = ""
     base_revision: str = ""
     """The commit of a base that is named by its hub id."""
+    embedding: str = ""
+    """The module path of the input embedding, where it has factors; it is written by other names."""
     fan_in_fan_out: bool = False
     use_rslora: bool = False
     kind: str = "lora"
@@ -98,6 +100,12 @@ class AdapterWeights:
         own = kind.count((name, tuple(one.shape)) for name, one in tensors if name in kind.peft_names)
         wholes = (*self.head.values(), *self.whole.values())
         return own + sum({one.data_ptr(): one.numel() for one in wholes}.values())
+
+    @property
+    def file_count(self) -> int:
+        """Numbers that its files hold: those that are tied twice."""
+        kept = {one.data_ptr(): one.numel() for one in self.head.values()}
+        return self.parameter_count + sum(one.numel() for one in self.head.values()) - sum(kept.values())
 
     @property
     def wholes(self) -> Mapping[str, Tensor]:

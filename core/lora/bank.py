@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,13 +14,14 @@ from core.lora.config import LoraConfig
 from core.lora.dropout import Dropout, DropoutState
 from core.lora.kinds import ADAPTER_KINDS, AdapterKind
 from core.lora.kinds.lora import KIND as LORA
-from core.lora.layer import LayerStack, LoraLinear, Place, plain_weight
+from core.lora.layer import LayerStack, LoraEmbedding, LoraLinear, Place, plain_weight
 from core.lora.layout import HEAD, Layout, corner
 from core.lora.ops import factor_dtype
-from core.lora.stack import AdapterStack, MixedStack
+from core.lora.stack import AdapterStack, EmbeddingStack, MixedStack
+from core.lora.whole_places import trained_wholes
 from core.lora.whole_slots import WholeSlots
-from core.lora.whole_stack import Own, OwnBias, OwnModule, by_module, in_use
-from core.lora.wholes import BIAS, BIAS_ON_B, WEIGHT, Wholes
+from core.lora.whole_stack import OwnModule, in_use
+from core.lora.wholes import Wholes
 from core.lora.wrapping import ModelLayers
 from core.options import Config
 
@@ -29,7 +29,7 @@ from core.options import Config
 # does not.
 warnings.filterwarnings("ignore", message=".*gradient layout contract.*")
 
-Layers = Mapping[str, LoraLinear]
+Layers = Mapping[str, LoraLinear | LoraEmbedding]
 """The wrapped layers of a model by module path, in the model's order."""
 
 
@@ -93,49 +93,12 @@ class AdapterBank(nn.Module):
         """The modules of the base in which these adapters take part, by path."""
         self.stacks: dict[str, LayerStack] = dict(self.factors)
         """What each of them computes with."""
+        self.own: list[OwnModule] = []
+        """Those of them that compute with whole weights."""
         if wholes is not None and isinstance(layers, ModelLayers):
-            self._take_places(layers, wholes)
-
-    def _take_places(self, layers: ModelLayers, wholes: Wholes) -> None:
-        """Have the modules that adapters have whole parameters of compute with these."""
-        sources: dict[str, str] = {name: name for name in self.head_shapes}
-        for path, names in by_module(wholes.with_tied(sources)).items():
-            self.places[path] = layers.place(path)
-            self.stacks[path] = (
-                OwnModule(functools.partial(self._own_numbers, names), self._work_dtype)
-                if WEIGHT in names
-                else self._own_bias(path, names)
-            )
-        own = {path: one for path, one in self.stacks.items() if path not in self.factors}
-        own |= {
-            path: self.stacks[path] for path in self.factors if self.stacks[path] is not self.factors[path]
-        }
-        self._modules.update({f"own/{path.replace('.', '/')}": one for path, one in own.items()})  # type: ignore[misc]
-
-    def _own_numbers(self, names: Mapping[str, str]) -> list[Own]:
-        """A module's whole parameters in each slot, by what functional_call calls them."""
-        return [
-            {end.removeprefix("."): self._heads[slot][name] for end, name in names.items()}
-            if slot in self._heads
-            else {}
-            for slot in range(self.slots)
-        ]
-
-    def _own_bias(self, path: str, names: Mapping[str, str]) -> OwnBias:
-        """The biases of all slots as one parameter each, [K, out]."""
-        stacked = {}
-        for end, name in names.items():
-            place = self.layout.places[HEAD][name]
-            stacked[end] = nn.Parameter(place.of(self.flat), requires_grad=self.grad is not None)
-            stacked[end].grad = None if self.grad is None else place.of(self.grad)
-        inner = self.factors.get(path)
-        return OwnBias(
-            inner,
-            self.places[path].bias,
-            stacked.get(BIAS),
-            stacked.get(BIAS_ON_B),
-            inner.scale if inner is not None else None,
-        )
+            for path, (place, stack) in trained_wholes(self, layers, wholes).items():
+                self.places[path], self.stacks[path] = place, stack
+            self.own = [one for one in self.stacks.values() if isinstance(one, OwnModule)]
 
     def _stacks(self) -> dict[str, AdapterStack]:
         """Each layer's tensors as views into the flat tensors."""
@@ -143,9 +106,11 @@ class AdapterBank(nn.Module):
         gradients = None if self.grad is None else self.layout.of(self.grad)
         stacks, trained = {}, self.layout.trained
         for index, path in enumerate(self._layers):
-            dropout = Dropout(self.dropout, self._numbers[path]) if self.dropout else None
+            number = self._numbers.get(path, len(self._numbers))  # an embedding is none of the layers
+            dropout = Dropout(self.dropout, number) if self.dropout else None
             scale = self.scale[index]
-            one = self.kind.stack()(self.kind, stored[path], work[path], trained, scale, dropout)
+            made = EmbeddingStack if isinstance(self._layers[path], LoraEmbedding) else self.kind.stack()
+            one = made(self.kind, stored[path], work[path], trained, scale, dropout)
             if gradients is None:
                 one.requires_grad_(False)
             else:
@@ -160,7 +125,7 @@ class AdapterBank(nn.Module):
         """Within the block the model computes with this bank: row group i uses adapter slots[i] (None: all in
         order).
         """
-        with in_use(self.places, self.stacks, slots):
+        with in_use(self.places, self.stacks, slots, self.own):
             yield
 
     def refresh(self) -> None:
@@ -187,7 +152,8 @@ class AdapterBank(nn.Module):
         for path, layer in self._layers.items():
             if path in targets:
                 shape = layer.in_features, layer.out_features, config.rank_of(path)
-                tensors = self.kind.start(*shape, plain_weight(layer.base), generator, own)
+                begin = self.kind.start_embedding if isinstance(layer, LoraEmbedding) else self.kind.start
+                tensors = begin(*shape, plain_weight(layer.base), generator, own)
                 scale = self.kind.scale(config, path)
                 layers[path] = self.kind.layer(self.kind.started(tensors, scale), scale)
         self._place(slot, layers, head or {})
@@ -208,6 +174,7 @@ class AdapterBank(nn.Module):
         """Lay the tensors out on the CPU, padded with zeros to the stacks' ranks, and copy them to the device
         at once.
         """
+        assert not set(layers) - set(self._layers), "a part of an adapter would be left out"
         self._held[slot] = {path: self.kind.rank(layer) for path, layer in layers.items()}
         row, scales = torch.zeros(self.flat.shape[1], dtype=self.flat.dtype), torch.zeros(len(self.factors))
         views = self.layout.of(row)
@@ -286,11 +253,17 @@ class AdapterBank(nn.Module):
         generator, largest = torch.Generator().manual_seed(0), 0.0
         for path in self.held(slot):
             layer = self._layers[path]
-            x = torch.randn(self.slots, 2, layer.in_features, generator=generator)
-            x = x.to(layer.weight.device, layer.weight.dtype)
+            x = self._random_tokens(layer, generator)
             added = self.factors[path].added(x, layer.base(x), layer.base, None)
             largest = max(largest, float(added[slot].abs().max()))
         return largest
+
+    def _random_tokens(self, layer: LoraLinear | LoraEmbedding, generator: torch.Generator) -> Tensor:
+        """Two for each slot, [K, 2, in]; of an embedding their ids, [K, 2]."""
+        device, dtype = layer.weight.device, layer.weight.dtype
+        if isinstance(layer, LoraEmbedding):
+            return torch.randint(layer.in_features, (self.slots, 2), generator=generator).to(device)
+        return torch.randn(self.slots, 2, layer.in_features, generator=generator).to(device, dtype)
 
     @property
     def gives_up_products(self) -> bool:
@@ -464,7 +437,8 @@ class MixedBank(nn.Module):
     def has_room_for(self, adapter: AdapterWeights) -> bool:
         """Whether load() can take an adapter of this kind and rank."""
         adapter = adapter.answering()
-        return adapter.highest_rank <= self.ranks.get(adapter.kind, 0)
+        fits = adapter.highest_rank <= self.ranks.get(adapter.kind, 0)
+        return fits and not set(adapter.layers) - set(self._layers)
 
     def has_wholes(self, slot: int) -> bool:
         """Whether the adapter in `slot` has whole parameters of its own. What computes with them is built for
@@ -475,7 +449,7 @@ class MixedBank(nn.Module):
     @contextmanager
     def use(self, slots: Tensor | None = None) -> Iterator[None]:
         """As AdapterBank.use()."""
-        with in_use(self._wholes.places, self._wholes.stacks, slots):
+        with in_use(self._wholes.places, self._wholes.stacks, slots, self._wholes.own_modules):
             yield
 
 

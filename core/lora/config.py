@@ -61,7 +61,8 @@ class LoraConfig(Config):
     target_modules: str = option(
         ALL_LINEAR,
         "Target modules",
-        "all-linear (every linear layer but the output head), or names separated by commas: q_proj,v_proj.",
+        "all-linear (every linear layer but the output head), or names separated by commas: q_proj,v_proj. "
+        "The words attention, feed-forward and query-value (the paper's choice) mean such layers of a base.",
         subject="Adapter",
         common=True,
     )

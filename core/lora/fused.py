@@ -147,13 +147,13 @@ _KNOWN: Mapping[tuple[str, str], Callable[[Mapping[str, Any], int], Fused]] = {
     ("gpt2", "c_attn"): _even("q", "k", "v"),
     ("gpt_bigcode", "c_attn"): _of_bigcode,
     ("gpt_neox", "query_key_value"): _by_head,
-    ("bloom", "query_key_value"): _by_head,
     ("persimmon", "query_key_value"): _by_head,
     ("falcon", "query_key_value"): _of_falcon,
     ("phi3", "qkv_proj"): _heads_in_order,
     ("phi3", "gate_up_proj"): _even("gate", "up"),
     ("glm", "gate_up_proj"): _even("gate", "up"),
     ("glm4", "gate_up_proj"): _even("gate", "up"),
-    ("mpt", "Wqkv"): _even("q", "k", "v"),
 }
 """By model_type and the layer's name; read off the forward passes of transformers 5."""
+FUSED_ATTENTION = frozenset(name for _, name in _KNOWN) - {"gate_up_proj"}
+"""Names of layers that hold q, k and v."""

@@ -74,6 +74,24 @@ class Adapted(nn.Module):
         return self.base(x) if self.factors is None else self.factors.linear(x, self.base, self.slots)
 
 
+class LoraEmbedding(Adapted):
+    """A frozen input embedding: a linear layer whose input is one of its rows, chosen by an id. Its weight
+    lies as [in, out].
+    """
+
+    transposed = True
+
+    @property
+    def in_features(self) -> int:
+        """Tokens."""
+        return int(self.weight.shape[0])
+
+    @property
+    def out_features(self) -> int:
+        """The width of what it gives."""
+        return int(self.weight.shape[1])
+
+
 Place = LoraLinear | Adapted
 """A module of the base in which adapters can take part."""
 
@@ -85,7 +103,7 @@ def is_linear(module: nn.Module) -> bool:
 
 def plain_weight(base: nn.Module) -> Tensor:
     """W as [out, in], a view where the base stores it transposed."""
-    return base.weight.t() if isinstance(base, Conv1D) else base.weight  # type: ignore[return-value]
+    return base.weight.t() if isinstance(base, (Conv1D, nn.Embedding)) else base.weight  # type: ignore[return-value]
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int]:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from core.lora.bank import AdapterBank
 from core.lora.layer import LayerStack
-from core.lora.whole_stack import in_use, prepared
+from core.lora.whole_stack import in_use
 
 
 class SideBySideBank(nn.Module):
@@ -27,6 +27,7 @@ class SideBySideBank(nn.Module):
         self._modules.update({str(number): bank for number, bank in enumerate(banks)})
         counts = [bank.slots for bank in banks]
         self._starts = [0, *itertools.accumulate(counts)]
+        self._own = [one for bank in banks for one in bank.own]
         self._places = {path: place for bank in banks for path, place in bank.places.items()}
         self._stacks = {
             path: _SideBySide([bank.stacks.get(path) for bank in banks], counts) for path in self._places
@@ -35,11 +36,8 @@ class SideBySideBank(nn.Module):
     @contextmanager
     def use(self) -> Iterator[None]:
         """Within the block the model computes with all slots in order."""
-        with ExitStack() as ready:
-            for bank in self._banks:
-                ready.enter_context(prepared(bank.stacks.values()))
-            with in_use(self._places, self._stacks, None):
-                yield
+        with in_use(self._places, self._stacks, None, self._own):
+            yield
 
     def refresh(self) -> None:
         """As AdapterBank.refresh()."""

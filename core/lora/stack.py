@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from core.lora.adapter import LayerWeights
@@ -78,6 +79,19 @@ class AdapterStack(nn.Module):
         adapters = scale.shape[0]
         grouped = x.reshape(adapters, -1, x.shape[-1]), y.reshape(adapters, -1, y.shape[-1])
         return self.kind.added(*grouped, plain_weight(base), tensors, scale).reshape(y.shape)
+
+
+class EmbeddingStack(AdapterStack):
+    """LoRA on an embedding: of A [K, r, tokens] each id takes a column. There is no dropout, as in PEFT."""
+
+    def added(self, x: Tensor, y: Tensor, base: nn.Module, slots: Tensor | None) -> Tensor:
+        """As AdapterStack.added(), of ids x [N, T]."""
+        A, B = (getattr(self, name if slots is None else f"work_{name}") for name in "AB")
+        chosen = torch.arange(A.shape[0], device=x.device) if slots is None else slots
+        ids = x.reshape(chosen.shape[0], -1)
+        low = A.transpose(1, 2)[chosen[:, None], ids].to(y.dtype) * self.scale[chosen, None, None].to(y.dtype)
+        delta = low.bmm(B[chosen].transpose(1, 2).to(y.dtype))
+        return delta.view(y.shape) * getattr(base, "embed_scale", 1.0)
 
 
 class MixedStack(nn.Module):

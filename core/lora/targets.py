@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from core.errors import InvalidConfig
 from core.lora.config import ALL_LINEAR, LoraConfig
-from core.lora.fused import Rows
+from core.lora.fused import FUSED_ATTENTION, Rows
 from core.lora.kinds import ADAPTER_KINDS
 from core.lora.module_names import ends_with, is_among
 from core.options import Config
@@ -17,6 +17,11 @@ LayerShapes = Mapping[str, tuple[int, int]]
 
 _FLOAT32 = 4  # bytes
 _ATTENTION = ("attn", "attention")  # parts of the names of modules that attend
+ATTENTION, FEED_FORWARD, QUERY_AND_VALUE = "attention", "feed-forward", "query-value"
+"""Words that target_modules takes in the place of names, whatever these are in a model."""
+CHOICE_WORDS = {"Attention": ATTENTION, "Feed-forward": FEED_FORWARD, "Query and value": QUERY_AND_VALUE}
+"""By what target_choices() calls the same."""
+WORDS = frozenset({ALL_LINEAR, *CHOICE_WORDS.values()})
 _QUERY_AND_VALUE = (("q_proj", "v_proj"), ("query", "value"), ("q", "v"), ("wq", "wv"))
 
 
@@ -60,12 +65,44 @@ def _named(paths: Sequence[str], names: Sequence[str], head: str | None) -> list
         if len(names) > 1:
             raise InvalidConfig("all-linear already targets every linear layer; give it alone.")
         return [path for path in paths if path != head]
+    chosen: set[str] = set()
     for name in names:
-        if not any(ends_with(path, name) for path in paths):
+        found = [path for path in paths if ends_with(path, name)] or _by_word(name, paths, head)
+        if not found:
             raise InvalidConfig(
                 f"No layer of this model is called {name!r}. It has: {_names(paths)} (or all-linear)."
             )
-    return [path for path in paths if is_among(path, names)]
+        chosen.update(found)
+    return [path for path in paths if path in chosen]
+
+
+def _by_word(word: str, paths: Sequence[str], head: str | None) -> list[str]:
+    """The layers that a usual choice means in this model; none for what is no such word."""
+    inner = [path for path in paths if path != head]
+    if word == QUERY_AND_VALUE:
+        return [path for path in inner if is_among(path, _query_and_value(inner))]
+    attending = {path for path in inner if _attends(path)}
+    meant = {ATTENTION: attending, FEED_FORWARD: {*inner} - attending}.get(word, ())
+    return [path for path in inner if path in meant]
+
+
+def _query_and_value(paths: Sequence[str]) -> tuple[str, str]:
+    """The names of the two. Raises InvalidConfig where one layer holds both, or they have other names."""
+    there = {path.rpartition(".")[2] for path in paths}
+    if pair := next((pair for pair in _QUERY_AND_VALUE if there.issuperset(pair)), None):
+        return pair
+    if fused := sorted(there & FUSED_ATTENTION):
+        raise InvalidConfig(
+            f"This model keeps query and value in one layer ({fused[0]}). For LoRA on these two parts of it "
+            f"set target_modules={fused[0]} and enable_lora={fused[0]}=q+v."
+        )
+    raise InvalidConfig(
+        f"Which layers of this model are query and value is not known; name them. It has: {_names(paths)}."
+    )
+
+
+def _attends(path: str) -> bool:
+    return any(part in path.rpartition(".")[0] for part in _ATTENTION)
 
 
 def _names(paths: Sequence[str]) -> str:
@@ -112,6 +149,15 @@ def whole_bytes(numbers: int, work_bytes: float) -> float:
     return numbers * (4 * stored + (work_bytes if work_bytes < stored else 0))
 
 
+def bytes_beside(numbers: int, work_bytes: float) -> float:
+    """whole_bytes() of numbers beside factors: there is also, for a while, the gradient of one pass, and
+    where the base is narrower what computes in a micro-batch and its gradients.
+    """
+    stored = max(_FLOAT32, work_bytes)
+    passing = stored + (3 * work_bytes if work_bytes < stored else 0)
+    return whole_bytes(numbers, work_bytes) + numbers * passing
+
+
 def _sizes(shapes: LayerShapes, targets: Sequence[str], config: LoraConfig) -> list[tuple[int, int, int]]:
     """Inputs, outputs and rank of each targeted layer."""
     return [(*shapes[path], config.rank_of(path)) for path in targets]
@@ -129,11 +175,72 @@ def layer_kinds(
             name,
             len(found),
             trainable_parameter_count(shapes, found, config, own),
-            all(any(part in path.rpartition(".")[0] for part in _ATTENTION) for path in found),
+            all(map(_attends, found)),
             head in found,
         )
         for name, found in paths.items()
     ]
+
+
+@dataclass(frozen=True)
+class Targeted:
+    """Which layers of a model a choice of target modules hits, and what that trains."""
+
+    target_modules: str
+    layers: Mapping[str, int]
+    """How many of each name, in the order of the model."""
+    parameters: int
+
+    @property
+    def sentence(self) -> str:
+        """q_proj × 30, v_proj × 30 · 921,600 trainable."""
+        return f"{counted(self.layers)} · {self.parameters:,} trainable"
+
+
+def counted(layers: Mapping[str, int]) -> str:
+    """How many layers of each name, in words."""
+    return ", ".join(f"{name} × {count}" for name, count in layers.items())
+
+
+def usual_targets(
+    shapes: LayerShapes, head: str | None, config: LoraConfig, own: Config | None = None
+) -> dict[str, Targeted]:
+    """What each of target_choices() hits in this model, at the rank and with the kind of `config`, whatever
+    that targets itself.
+    """
+    found = {}
+    for label, names in target_choices(layer_kinds(shapes, head, config, own)).items():
+        targets = _named(list(shapes), [name.strip() for name in names.split(",")], head)
+        kinds = targeted_kinds(shapes, targets, config, own)
+        layers = {name: count for name, (count, _) in kinds.items()}
+        found[label] = Targeted(names, layers, sum(count for _, count in kinds.values()))
+    return found
+
+
+def targeted_kinds(
+    shapes: LayerShapes,
+    targets: Sequence[str],
+    config: LoraConfig,
+    own: Config | None = None,
+    parts: Mapping[str, Sequence[Rows]] | None = None,
+) -> dict[str, tuple[int, int]]:
+    """Which layers an adapter on `targets` has factors on: how many of each name, and how many numbers it
+    trains on them, in the order of the model.
+    """
+    chosen, parts = set(targets), parts or {}
+    paths: dict[str, list[str]] = {}
+    for path, name in _kind_names(shapes).items():
+        if path in chosen:
+            paths.setdefault(name, []).append(path)
+    return {
+        name: (
+            len(found),
+            trainable_parameter_count(
+                shapes, found, config, own, {path: parts[path] for path in found if path in parts}
+            ),
+        )
+        for name, found in paths.items()
+    }
 
 
 def _kind_names(paths: Iterable[str]) -> dict[str, str]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from core.lora.adapter import AdapterWeights
-from core.lora.layer import LayerStack, LoraLinear, Place
+from core.lora.layer import LayerStack, LoraEmbedding, LoraLinear, Place
 from core.lora.whole_stack import Own, OwnBias, OwnModule, by_module
 from core.lora.wholes import BIAS_ON_B, WEIGHT, module_of
 from core.lora.wrapping import ModelLayers
@@ -19,9 +19,9 @@ class WholeSlots:
 
     def __init__(
         self,
-        layers: Mapping[str, LoraLinear],
+        layers: Mapping[str, LoraLinear | LoraEmbedding],
         slots: int,
-        targeted: Mapping[str, LoraLinear],
+        targeted: Mapping[str, LoraLinear | LoraEmbedding],
         factors: Mapping[str, LayerStack],
     ) -> None:
         """layers: all of the base; those that are targeted compute with `factors`, by path."""
@@ -31,6 +31,7 @@ class WholeSlots:
         """By slot, module path and what it is; only slots that have some."""
         self.places: dict[str, Place] = dict(targeted)
         self.stacks: dict[str, LayerStack] = dict(factors)
+        self.own_modules: list[OwnModule] = []
 
     def take(self, slot: int, adapter: AdapterWeights) -> None:
         """Compute with the whole parameters of the adapter in `slot`, if it has some.
@@ -44,6 +45,7 @@ class WholeSlots:
         for path in dict.fromkeys(path for own in self.own.values() for path in own):
             self.places[path] = self._model.place(path)
             self.stacks[path] = self._stack(path)
+        self.own_modules = [one for one in self.stacks.values() if isinstance(one, OwnModule)]
 
     @property
     def _model(self) -> ModelLayers:

@@ -7,7 +7,7 @@ y + s·b (PEFT's lora_bias).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -121,30 +121,25 @@ class OwnBias(nn.Module):
 
 @contextmanager
 def in_use(
-    places: Mapping[str, Place], stacks: Mapping[str, LayerStack], slots: Tensor | None
+    places: Mapping[str, Place],
+    stacks: Mapping[str, LayerStack],
+    slots: Tensor | None,
+    own: Sequence[OwnModule],
 ) -> Iterator[None]:
-    """Within the block each of these modules computes with its stack."""
-    with prepared(stacks.values()):
-        for path, place in places.items():
-            place.factors, place.slots = stacks[path], slots
-        try:
-            yield
-        finally:
-            for place in places.values():
-                place.factors, place.slots = None, None
-
-
-@contextmanager
-def prepared(stacks: Iterable[LayerStack]) -> Iterator[None]:
-    """Within the block the stacks hold what is worked out once for all that they compute."""
-    own = [stack for stack in stacks if isinstance(stack, OwnModule)]
-    for stack in own:
-        stack.begin()
+    """Within the block each of these modules computes with its stack; `own` are those of the stacks that work
+    something out first.
+    """
+    for one in own:
+        one.begin()
+    for path, place in places.items():
+        place.factors, place.slots = stacks[path], slots
     try:
         yield
     finally:
-        for stack in own:
-            stack.end()
+        for place in places.values():
+            place.factors, place.slots = None, None
+        for one in own:
+            one.end()
 
 
 def by_module(named: Mapping[str, V]) -> dict[str, dict[str, V]]:

@@ -12,6 +12,9 @@ from typing import TypeVar
 
 from core.errors import InvalidConfig
 from core.lora.config import ALL_BIASES, EMBEDDING, HEAD, LoraConfig
+from core.lora.kinds import ADAPTER_KINDS
+from core.lora.module_names import is_among
+from core.options import Config
 
 BIAS, WEIGHT = ".bias", ".weight"
 BIAS_ON_B = ".lora_B.bias"
@@ -35,6 +38,31 @@ class Wholes:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Of both and of all biases, by the parameters' paths."""
 
+    def targetable(
+        self, shapes: Mapping[str, tuple[int, int]], config: LoraConfig, own: Config
+    ) -> dict[str, tuple[int, int]]:
+        """The (in, out) of the layers that an adapter can have factors on: the linear ones in `shapes`, and
+        the input embedding where target_modules names it. `own`: the kind's options.
+
+        Raises InvalidConfig, with the reason, where it names an embedding that cannot have factors.
+        """
+        path, kind = self.embedding, ADAPTER_KINDS.get(config.kind)
+        if not (path and is_among(path, config.target_names)):
+            return dict(shapes)
+        if self.tied:
+            raise InvalidConfig(
+                f"{path} is the output head of this model, too (tied): LoRA on it alone would part the two, "
+                f"and no merged model could keep both. Set modules_to_save to {EMBEDDING},{HEAD} to train "
+                "both as one, or leave it out of target_modules."
+            )
+        if not kind.takes_embedding(own):
+            raise InvalidConfig(
+                f"{path} is an embedding, and on one there is only plain LoRA: no {kind.label} with these "
+                "options. Leave it out of target_modules."
+            )
+        tokens, width = self.shapes[f"{path}{WEIGHT}"]
+        return {**shapes, path: (tokens, width)}
+
     def trained(self, config: LoraConfig, targets: Sequence[str], bias_on_b: Mapping[str, int]) -> Shapes:
         """What an adapter on `targets` trains whole; bias_on_b gives the outputs of the layers on which B has
         a bias. Of a tied embedding and head it is the embedding's weight, which both then compute with.
@@ -52,6 +80,11 @@ class Wholes:
             raise InvalidConfig(
                 f"{both[0]} is trained whole (modules_to_save) and has LoRA as a target module, too; leave "
                 "it out of one of them."
+            )
+        if bias_on_b and config.parts:
+            raise InvalidConfig(
+                "lora_bias is trained on all outputs of a layer, and enable_lora chooses parts of it; leave "
+                "one of them out."
             )
         names = [f"{path}{WEIGHT}" for path in modules if not (self.tied and path == self.head)]
         names += self._biases(config, targets, modules)
@@ -88,12 +121,12 @@ class Wholes:
         return found
 
 
-def require_no_wholes(config: LoraConfig) -> None:
+def require_no_wholes(config: LoraConfig, own: Config) -> None:
     """Raise InvalidConfig for what an adapter that classifies cannot train: it has a head of its own."""
-    if config.whole_names or config.bias != "none":
+    if config.trains_wholes or ADAPTER_KINDS.get(config.kind).biases_on_b(own):
         raise InvalidConfig(
-            "An adapter that classifies trains the head that tells its labels, and neither modules_to_save "
-            "nor bias beside it; leave both out."
+            "An adapter that classifies trains the head that tells its labels, and no modules_to_save, bias "
+            "or lora_bias beside it; leave them out."
         )
 
 

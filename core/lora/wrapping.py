@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from core.errors import InvalidAdapter
-from core.lora.layer import Adapted, LoraLinear, Place, is_linear
+from core.lora.layer import Adapted, LoraEmbedding, LoraLinear, Place, is_linear
 from core.lora.wholes import BIAS, BIAS_ON_B, WEIGHT, Wholes, module_of
 
 
@@ -21,11 +21,18 @@ class ModelLayers(dict[str, LoraLinear]):
         super().__init__(layers)
         self.model = model
 
+    def __missing__(self, path: str) -> LoraEmbedding:
+        """An embedding, which is no linear layer but can have factors, too."""
+        module = self.place(path)
+        if not isinstance(module, LoraEmbedding):
+            raise KeyError(path)
+        return module
+
     def place(self, path: str) -> Place:
         """The module at this path, wrapped."""
         module = self.model.get_submodule(path)
         if not isinstance(module, (LoraLinear, Adapted)):
-            module = Adapted(module)
+            module = LoraEmbedding(module) if isinstance(module, nn.Embedding) else Adapted(module)
             parent, _, name = path.rpartition(".")
             setattr(self.model.get_submodule(parent), name, module)
         return module

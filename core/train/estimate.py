@@ -11,7 +11,10 @@ from core.lora.fused import fused_parts
 from core.lora.kinds import ADAPTER_KINDS
 from core.lora.targets import (
     LayerShapes,
+    bytes_beside,
+    counted,
     select_targets,
+    targeted_kinds,
     trainable_parameter_count,
     training_bytes,
     whole_bytes,
@@ -73,8 +76,26 @@ class Estimate:
     seconds: float | None
     """Evaluations counted; None until a run on this base has shown how fast this machine is."""
     packed: bool = False
+    targets: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Of each name of a layer: how many layers have factors, and how many numbers are trained on them."""
+    whole: int = 0
+    """Of the trainable parameters those that are trained whole."""
     experts: str = ""
     """A sentence on what no target reaches; empty if there is nothing to say."""
+
+    @property
+    def target_sentence(self) -> str:
+        """Which layers are hit, and how many parameters that is: q_proj × 30, v_proj × 30 · 921,600
+        trainable.
+        """
+        return f"{self.layer_sentence} · {self.trainable_parameters:,} trainable"
+
+    @property
+    def layer_sentence(self) -> str:
+        """How many layers of each name have factors, and what is trained beside these."""
+        layers = counted({name: count for name, (count, _) in self.targets.items()})
+        whole = [f"{self.whole:,} parameters whole"] if self.whole else []
+        return ", and ".join([*([layers] if layers else []), *whole])
 
 
 def estimate(
@@ -87,7 +108,7 @@ def estimate(
 ) -> Estimate:
     """Estimate a training. Raises InvalidConfig if target_modules match nothing."""
     train = options.train
-    trainable, targeted, trained = _trained(base, options, bytes_per_weight)
+    trains = _trained(base, options, bytes_per_weight)
     train_rows = max(1, data.train_rows)
     guessed = data.mean_characters / _CHARACTERS_PER_TOKEN + _TEMPLATE_TOKENS
     row_tokens = min(train.max_length, data.row_tokens or guessed)
@@ -98,27 +119,50 @@ def estimate(
     tokens = int(steps * train_rows * row_tokens / steps_per_epoch(blocks, train))
     micro_tokens = train.micro_batch_size * (train.max_length if packed else row_tokens)
     kept = micro_tokens * base.hidden_size * base.layers * _KEPT_PER_LAYER * bytes_per_weight
-    memory = base.parameters * bytes_per_weight + trained + kept + _LOSS_BYTES
+    memory = base.parameters * bytes_per_weight + trains.memory + kept + _LOSS_BYTES
     evaluated = evaluations(steps, train) * data.validation_rows * row_tokens
     worth = tokens + evaluated * _FORWARD_SHARE
     seconds = worth / tokens_per_second if tokens_per_second else None
-    return Estimate(trainable, targeted, steps, tokens, int(memory), seconds, packed)
+    return Estimate(
+        trains.parameters,
+        trains.layers,
+        steps,
+        tokens,
+        int(memory),
+        seconds,
+        packed,
+        trains.targets,
+        trains.whole,
+    )
 
 
-def _trained(base: BaseShape, options: TrainingOptions, bytes_per_weight: int) -> tuple[int, int, float]:
-    """Numbers that are trained, layers that have some, and bytes of memory that these take."""
+@dataclass(frozen=True)
+class _Trained:
+    """What is trained: numbers, layers that have some, bytes of memory that these take, and what of it."""
+
+    parameters: int
+    layers: int
+    memory: float
+    targets: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    whole: int = 0
+
+
+def _trained(base: BaseShape, options: TrainingOptions, bytes_per_weight: int) -> _Trained:
     lora, kind = options.lora, ADAPTER_KINDS.get(options.lora.kind)
     if kind.whole:
-        shapes = base.tensors or {f"{path}.weight": shape for path, shape in base.layer_shapes.items()}
-        chosen = chosen_parameters(list(shapes), lora)
-        count = sum(math.prod(shapes[path]) for path in chosen)
-        return count, len({module_of(path) for path in chosen}), whole_bytes(count, bytes_per_weight)
-    targets = select_targets(list(base.layer_shapes), lora, base.head)
+        tensors = base.tensors or {f"{path}.weight": shape for path, shape in base.layer_shapes.items()}
+        chosen = chosen_parameters(list(tensors), lora)
+        count = sum(math.prod(tensors[path]) for path in chosen)
+        memory = whole_bytes(count, bytes_per_weight)
+        return _Trained(count, len({module_of(path) for path in chosen}), memory, {}, count)
+    shapes = base.wholes.targetable(base.layer_shapes, lora, options.kind)
+    targets = select_targets(list(shapes), lora, base.head)
     own = whole_numbers(base, options, targets)
-    parts = fused_parts(base.config, {path: base.layer_shapes[path] for path in targets}, lora.parts)
-    trainable = own + trainable_parameter_count(base.layer_shapes, targets, lora, options.kind, parts)
-    trained = training_bytes(base.layer_shapes, targets, lora, options.kind, bytes_per_weight)
-    return trainable, len(targets), trained + whole_bytes(own, bytes_per_weight)
+    parts = fused_parts(base.config, {path: shapes[path] for path in targets}, lora.parts)
+    trainable = own + trainable_parameter_count(shapes, targets, lora, options.kind, parts)
+    memory = training_bytes(shapes, targets, lora, options.kind, bytes_per_weight)
+    kinds = targeted_kinds(shapes, targets, lora, options.kind, parts)
+    return _Trained(trainable, len(targets), memory + bytes_beside(own, bytes_per_weight), kinds, own)
 
 
 def whole_numbers(base: BaseShape, options: TrainingOptions, targets: Sequence[str]) -> int:
@@ -127,7 +171,7 @@ def whole_numbers(base: BaseShape, options: TrainingOptions, targets: Sequence[s
     Raises InvalidConfig for what the base has not, or what could not be right.
     """
     if OBJECTIVES.get(options.train.objective).classifies:
-        require_no_wholes(options.lora)
+        require_no_wholes(options.lora, options.kind)
         return 0
     biased = ADAPTER_KINDS.get(options.lora.kind).biases_on_b(options.kind)
     outputs = {path: base.layer_shapes[path][1] for path in targets} if biased else {}

@@ -22,7 +22,13 @@ from core.lora.dropout import run_key
 from core.lora.fused import fused_parts
 from core.lora.kinds import ADAPTER_KINDS
 from core.lora.scaling import alpha_of
-from core.lora.targets import select_targets, trainable_parameter_count, training_bytes, whole_bytes
+from core.lora.targets import (
+    bytes_beside,
+    select_targets,
+    trainable_parameter_count,
+    training_bytes,
+    whole_bytes,
+)
 from core.lora.whole import base_numbers, parameter_places
 from core.lora.whole_names import chosen_parameters
 from core.lora.wholes import BIAS, Shapes, require_no_wholes
@@ -62,18 +68,18 @@ class TrainingRun:
         self.key, self.lora, self.train = request.key, request.options.lora, request.options.train
         self.kind = ADAPTER_KINDS.get(self.lora.kind)
         self._base = base
-        self.targets = [] if self.kind.whole else select_targets(list(base.layers), self.lora, base.head)
+        self._shapes, self.targets = self._targeted(request.options)
         self.ranks = {path: self.lora.rank_of(path) for path in self.targets}
         self.kind_options, self.objective_options = request.options.kind, request.options.objective
         self.frozen = self.kind.frozen(self.kind_options)
-        targeted = {path: base.layer_shapes[path] for path in self.targets}
+        targeted = {path: self._shapes[path] for path in self.targets}
         self._parts = fused_parts(base.config, targeted, self.lora.parts)
         self._blocks = {
             path: block_mask(parts, targeted[path][1], self.ranks[path]).to(base.device)
             for path, parts in self._parts.items()
         }
         self.parameters = trainable_parameter_count(
-            base.layer_shapes, self.targets, self.lora, self.kind_options, self._parts
+            self._shapes, self.targets, self.lora, self.kind_options, self._parts
         )
         """Numbers that it trains."""
         self.data = RunData(request.rows, self.train)
@@ -101,12 +107,19 @@ class TrainingRun:
         self._optimiser: torch.optim.Optimizer | None = None
         self._recent: deque[tuple[float, int]] = deque(maxlen=_RATE_WINDOW)  # (seconds, tokens)
 
+    def _targeted(self, options: TrainingOptions) -> tuple[Mapping[str, tuple[int, int]], list[str]]:
+        """(in, out) of what could have factors, and the paths of what has."""
+        if self.kind.whole:
+            return self._base.layer_shapes, []
+        shapes = self._base.wholes.targetable(self._base.layer_shapes, self.lora, options.kind)
+        return shapes, select_targets(list(shapes), self.lora, self._base.head)
+
     def _whole_shapes(self) -> Shapes:
         if self.kind.whole:
             head = self._base.classifier.shapes(len(self.labels)) if self.labels else {}
             return {**head, **{path: tuple(one.shape) for path, one in self._whole.items()}}
         if self.labels:
-            require_no_wholes(self.lora)
+            require_no_wholes(self.lora, self.kind_options)
             return self._base.classifier.shapes(len(self.labels))
         biased = self.kind.biases_on_b(self.kind_options)
         outputs = {path: self._base.layers[path].out_features for path in self.targets} if biased else {}
@@ -236,6 +249,7 @@ class TrainingRun:
         own = bank.export_head(slot)
         whole = {path: own.pop(path) for path in self._whole}
         rank, alpha = self._stated()
+        embedding = self._base.wholes.embedding
         adapter = AdapterWeights(
             rank=rank,
             alpha=alpha,
@@ -243,7 +257,10 @@ class TrainingRun:
             layers=bank.export(slot, self.ranks),
             base_fingerprint=self._base.fingerprint,
             base_name=self._base.name,
-            fan_in_fan_out=any(self._base.layers[path].transposed for path in self.targets),
+            fan_in_fan_out=any(
+                self._base.layers[path].transposed for path in self.targets if path != embedding
+            ),
+            embedding=embedding if embedding in self.targets else "",
             use_rslora=self.lora.use_rslora,
             kind=self.kind.name,
             head=own if whole else self._base.wholes.with_tied(own),
@@ -361,9 +378,10 @@ class TrainingRun:
     @property
     def state_bytes(self) -> float:
         """Memory that its adapter takes while it is trained."""
-        shapes, width = self._base.layer_shapes, self._base.dtype.itemsize
-        factors = training_bytes(shapes, self.targets, self.lora, self.kind_options, width)
-        return factors + whole_bytes(sum(map(math.prod, self.head_shapes.values())), width)
+        width = self._base.dtype.itemsize
+        factors = training_bytes(self._shapes, self.targets, self.lora, self.kind_options, width)
+        numbers = sum(map(math.prod, self.head_shapes.values()))
+        return factors + (whole_bytes if self.kind.whole else bytes_beside)(numbers, width)
 
     @property
     def ended(self) -> bool:

@@ -126,7 +126,7 @@ class Seating:
         before, since a moment that the optimiser holds must find its place.
         """
         ranks: dict[str, int] = {}
-        for path in self._base.layers:
+        for path in [*self._base.layers, self._base.wholes.embedding]:
             own = [run.ranks[path] for run in members if path in run.ranks]
             if own or path in before:
                 ranks[path] = max([*own, before.get(path, 0)])

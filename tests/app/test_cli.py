@@ -25,7 +25,7 @@ COMMANDS = [
     ["chat"],
     ["export"],
     ["doctor"],
-    *[["models", one] for one in ("add", "list", "show", "verify", "remove")],
+    *[["models", one] for one in ("add", "list", "show", "targets", "verify", "remove")],
     *[["data", one] for one in ("check", "add", "report", "exclude", "restore", "split", "versions", "use")],
     *[["data", one] for one in ("list", "show", "remove")],
     *[["runs", one] for one in ("list", "show", "pause", "save", "resume", "stop")],

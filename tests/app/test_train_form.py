@@ -82,15 +82,25 @@ def test_the_plan_tells_the_layers_of_the_base_and_why_it_cannot_start(workbench
     def targets(html: str):
         return json.loads(unescape(re.search("data-targets='([^']*)'", html)[1]))
 
-    empty = plan_html(workbench, None, None, "")
+    empty = plan_html(workbench, None, None, "", [])
     assert "Add one under Models" in empty
-    assert targets(empty) == {"kinds": [], "choices": {}}
-    said = plan_html(workbench, "llama", "data", FormValues("", {"rank": 2}).write())
+    assert targets(empty) == {"kinds": [], "choices": {}, "hits": {}, "words": {}}
+    said = plan_html(workbench, "llama", "data", FormValues("", {"rank": 2}).write(), [])
     kinds = {name: (layers, count) for name, layers, count, _ in targets(said)["kinds"]}
     shapes = workbench.registry.find(Base, "llama").layer_shapes
     expected = [2 * sum(shape) for path, shape in shapes.items() if path.endswith("q_proj")]
     assert kinds["q_proj"] == (len(expected), sum(expected))
-    wrong = plan_html(workbench, "llama", "data", FormValues("", {"rank": 0}).write())
+    assert targets(said)["words"]["query-value"] == ["q_proj", "v_proj"]
+    hit = workbench.training.targets("llama", TrainingOptions.parse({"rank": 2}))["Query and value"]
+    assert targets(said)["hits"]["Query and value"] == hit.sentence
+    assert hit.sentence == f"q_proj × 2, v_proj × 2 · {hit.parameters:,} trainable"
+    chosen = {"rank": 2, "target_modules": "query-value", "modules_to_save": "embedding,head"}
+    planned = plan_html(workbench, "llama", "data", FormValues("", chosen).write(), [])
+    assert "q_proj × 2, v_proj × 2, and 10,240 parameters whole" in planned
+    chosen |= {"modules_to_save": "head"}
+    tied = plan_html(workbench, "llama", "data", FormValues("", chosen).write(), [])
+    assert "model.embed_tokens, tied" in tied
+    wrong = plan_html(workbench, "llama", "data", FormValues("", {"rank": 0}).write(), [])
     assert "cannot start" in wrong
     assert "rank must be between 1 and 1,024" in wrong
     assert targets(wrong)["kinds"], "the picker stays"

@@ -212,7 +212,10 @@ def test_the_form_starts_a_run_with_the_options_of_the_chosen_kind(workbench, pl
     wanted = FormValues("quick", QUICK, {"kind": "loud", "gain": "4"}, {})
     begin("llama", "data", wanted.write(), "loud", False)
     loud, plain = workbench.registry.all(Run)
-    assert (plain.config["lora"]["kind"], plain.config["kind"]) == ("lora", {"freeze_a": False})
+    assert (plain.config["lora"]["kind"], plain.config["kind"]) == (
+        "lora",
+        {"freeze_a": False, "lora_bias": False},
+    )
     assert (loud.config["lora"]["kind"], loud.config["kind"]) == ("loud", {"gain": 4.0})
     back = FormValues("", workbench.runs.options(loud.id)).parsed()
     assert (back.lora.kind, back.kind.gain, back.lora.rank) == ("loud", 4.0, 2)

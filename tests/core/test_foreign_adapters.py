@@ -218,7 +218,7 @@ def test_torchtune_keeps_the_rows_of_qwen_as_they_are(tiny_qwen, bring):
 BESIDE = {
     f"{FIRST}.lora_magnitude_vector": "DoRA",
     f"{FIRST}.lora_B.bias": "bias on B",
-    "base_model.model.model.embed_tokens.lora_embedding_A": "input embedding",
+    "base_model.model.model.embed_tokens.lora_embedding_A": "input embedding|do not belong together",
     "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta": "trained tokens",
     "base_model.model.lm_head.modules_to_save.weight": "whole trained module",
     "base_model.model.lm_head.weight": "whole weight of lm_head",

@@ -673,7 +673,7 @@ def test_a_layer_without_ranks_left_loads_merges_and_answers(tiny_llama, tmp_pat
         ({"lora_alpha": "x"}, "lora_alpha is x"),
         ({"alpha_pattern": {"q_proj": 3}}, "one alpha for all layers"),
         ({"use_dora": True}, "not used together with DoRA"),
-        ({"bias": "all"}, "MiSS takes none"),
+        ({"bias": "some"}, "AdaLoRA takes none or all or lora_only"),
         ({"something": 1}, "'something' is not known"),
     ],
 )

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from dataclasses import dataclass
 from typing import Any
 
+import gguf
 import pytest
 import torch
 from peft import LoraConfig as PeftConfig
 from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from core.base_model.skeleton import skeleton
+from core.base_model.stored import has_tensor
 from core.base_model.stored_wholes import stored_wholes
 from core.combine.combining import Part, combine, resize
 from core.combine.config import CombineConfig
@@ -21,19 +25,26 @@ from core.data.formats import Example
 from core.engine import _AdapterSlots
 from core.errors import InvalidAdapter, InvalidConfig
 from core.events import Prepared, RunFailed, StepDone, TrainingDone
+from core.gguf.check import check_merged_gguf
+from core.gguf.write import write_adapter_gguf, write_merged_gguf
 from core.lora.adapter import LayerFactors
-from core.lora.bank import loaded_bank
+from core.lora.bank import AdapterBank, loaded_bank
 from core.lora.config import LoraConfig
 from core.lora.equal_scales import with_one_scale
+from core.lora.foreign.fit import BaseFacts, fit
+from core.lora.foreign.look import look
 from core.lora.kinds import ADAPTER_KINDS
+from core.lora.kinds.lora import LoraOptions
 from core.lora.peft.files import load_adapter, save_adapter, save_checked
 from core.lora.targets import training_bytes
 from core.merge.merge import merge_into_base
 from core.merge.verify import differing_tensors, verify_merge
+from core.options import NoOptions
 from core.reporting import silent
 from core.train import loss
 from core.train.batches import RunData
 from core.train.config import TrainConfig
+from core.train.estimate import BaseShape, DataShape, estimate
 from core.train.group import TrainingGroup
 from core.train.run import RunRequest
 from core.train.run_state import RunState
@@ -274,14 +285,17 @@ def test_files_go_both_ways_and_compute_the_same_in_peft(case, model, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["dora", "miss", "adalora", "pissa"])
-def test_other_kinds_carry_modules_in_pefts_format_too(tiny_qwen, kind, tmp_path):
+def test_other_kinds_carry_modules_and_biases_in_pefts_format_too(tiny_qwen, kind, tmp_path):
     base = load(tiny_qwen)
-    case = Case({"kind": kind, "modules_to_save": BOTH, "rank": 2})
+    bias = {} if kind == "miss" else {"bias": "lora_only"}  # PEFT keeps none beside MiSS
+    case = Case({"kind": kind, "modules_to_save": BOTH, "rank": 2, **bias})
     (adapter,) = _train(base, {"run": case.options(max_steps=2)})[2].values()
     save_checked(tmp_path, adapter, base.layer_shapes, base.head, wholes=base.wholes)
     ours = _ours(base, adapter)
     torch.testing.assert_close(ours, logits(peft_from(tiny_qwen, tmp_path)), atol=1e-4, rtol=1e-4)
-    assert set(adapter.head) == {"model.embed_tokens.weight", "lm_head.weight"}
+    weights = {name for name in adapter.head if name.endswith(".weight")}
+    assert weights == {"model.embed_tokens.weight", "lm_head.weight"}
+    assert len(adapter.head) - 2 == (6 if bias else 0)
 
 
 def test_several_answer_side_by_side_as_each_does_alone(case, model):
@@ -316,6 +330,17 @@ def test_merged_it_computes_what_it_does_live(case, model, tmp_path):
     assert written.merged_tensors > len(adapter.layers)
     theirs = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
     torch.testing.assert_close(logits(theirs), _ours(base, adapter), atol=1e-4, rtol=1e-4)
+
+
+def test_a_gguf_of_the_merged_model_holds_them_and_one_of_the_adapter_is_refused(tiny_llama, tmp_path):
+    base, made = load(tiny_llama), skeleton(tiny_llama)
+    adapter, file = _moved(base, "modules"), tmp_path / "merged.gguf"
+    write_merged_gguf(tiny_llama, adapter, made.transposed, file, silent, "mine", "float32")
+    assert check_merged_gguf(tiny_llama, adapter, made.transposed, file, "float32", silent).passed
+    stored = {one.name: one.data for one in gguf.GGUFReader(file).tensors}["token_embd.weight"]
+    assert torch.equal(torch.from_numpy(stored.copy()), adapter.head["model.embed_tokens.weight"])
+    with pytest.raises(InvalidAdapter, match=r"llama\.cpp's file of an adapter would leave them out"):
+        write_adapter_gguf(tiny_llama, adapter, tmp_path / "alone.gguf", "mine")
 
 
 def test_the_engine_gives_each_slot_what_is_its_own(tiny_llama):
@@ -373,6 +398,12 @@ def test_a_head_that_is_trained_whole_gets_no_lora_as_well(tiny_qwen):
         base.wholes.trained(LoraConfig(modules_to_save="head"), ["lm_head"], {})
 
 
+def test_a_bias_on_all_outputs_and_a_choice_of_parts_exclude_each_other(tiny_gpt2):
+    config = LoraConfig(target_modules="c_attn", enable_lora="c_attn=q")
+    with pytest.raises(InvalidConfig, match="lora_bias is trained on all outputs"):
+        load(tiny_gpt2).wholes.trained(config, ["c_attn"], {"c_attn": 96})
+
+
 def test_pefts_copies_of_a_tied_pair_that_parted_are_refused(tiny_llama, tmp_path):
     settings = {"modules_to_save": ["embed_tokens", "lm_head"], "target_modules": ["q_proj"]}
     model = get_peft_model(plain_model(tiny_llama), PeftConfig(task_type="CAUSAL_LM", **settings))
@@ -425,14 +456,14 @@ def test_what_works_on_low_rank_factors_alone_refuses_with_the_reason(case, mode
             work()
 
 
-def test_its_memory_counts_the_copy_its_gradient_and_two_moments(tiny_llama):
+def test_its_memory_counts_the_copy_its_gradients_and_two_moments(tiny_llama):
     base = load(tiny_llama)
     options = CASES["modules"].options(max_steps=1)
     group = TrainingGroup(base, [RunRequest("run", token_rows(base, ROWS, 96, 2), options)])
     next(group.run())
     (run,) = group.runs
     factors = training_bytes(base.layer_shapes, run.targets, options.lora, options.kind, 4)
-    assert run.state_bytes == factors + 16 * VOCABULARY * 32
+    assert run.state_bytes == factors + 20 * VOCABULARY * 32
 
 
 @pytest.mark.parametrize("name", ["tiny_llama", "tiny_qwen", "tiny_gpt2"])
@@ -448,3 +479,171 @@ def test_names_and_shapes_in_the_files_tell_what_the_model_does(request, name):
     head = {f"{found.head}.weight"} if found.tied else set()
     assert {**found.shapes} == {key: one for key, one in base.wholes.shapes.items() if key not in head}
     assert skeleton(folder).wholes == base.wholes
+
+
+# Factors on an embedding.
+
+
+EMBEDDED = Case({"target_modules": "v_proj,embed_tokens"})
+
+
+def test_an_embedding_learns_what_pefts_does_and_merges(tiny_qwen, tmp_path):
+    base, made, options = load(tiny_qwen), skeleton(tiny_qwen), EMBEDDED.options(max_steps=10)
+    starts, steps, ends = _train(base, {"run": options})
+    start, prepared = starts["run"]
+    torch.testing.assert_close(_ours(base, start), logits(base.model), atol=1e-6, rtol=1e-6)
+    save_adapter(tmp_path, start, modules=base.layer_shapes)
+    theirs = PeftModel.from_pretrained(plain_model(tiny_qwen), tmp_path, is_trainable=True).eval()
+    trained = {name: one for name, one in theirs.named_parameters() if one.requires_grad}
+    assert prepared.trainable_parameters == sum(one.numel() for one in trained.values())
+    found = _peft_losses(theirs, trained, base, options, steps["run"])
+    assert [one.loss for one in steps["run"]] == pytest.approx(found, abs=1e-4)
+    theirs.save_pretrained(tmp_path / "theirs", save_embedding_layers=True)
+    again = _loaded(base, tmp_path / "theirs")
+    torch.testing.assert_close(_ours(base, again), logits(theirs), atol=1e-5, rtol=1e-5)
+    _close(again, ends["run"], atol=2e-3, rtol=1e-2)
+    (target := tmp_path / "merged").mkdir()
+    for path in tiny_qwen.iterdir():
+        if path.suffix != ".safetensors":
+            (target / path.name).write_bytes(path.read_bytes())
+    merge_into_base(tiny_qwen, again, made.transposed, target, silent, {})
+    assert verify_merge(tiny_qwen, again, target, silent).passed
+
+
+def test_an_embedding_learns_together_what_it_learns_alone_and_goes_on(tiny_qwen, tmp_path):
+    base = load(tiny_qwen)
+    runs = {
+        "one": EMBEDDED.options(max_steps=4),
+        "plain": Case().options(rank=2, max_steps=2),
+        "two": EMBEDDED.options(2, max_steps=3, seed=4),
+    }
+    _, _, together = _train(base, runs)
+    for key, options in runs.items():
+        alone = _train(base, {key: options}, save_at=2, folder=tmp_path)[2][key]
+        _close(together[key], alone, atol=1e-5, rtol=1e-5)
+        if key == "one":
+            resume = _loaded(base, tmp_path), RunState.load(tmp_path)
+            _close(_train(base, {key: options}, resume=resume)[2][key], alone, atol=0, rtol=0)
+    adapters = [together["two"], None, together["one"]]
+    found = _ours(base, *adapters).chunk(3)
+    for one, own in zip(adapters, found, strict=True):
+        alone = logits(base.model) if one is None else _ours(base, one)
+        torch.testing.assert_close(own, alone, atol=1e-5, rtol=1e-5)
+    slots = _AdapterSlots(base)
+    assert "model.embed_tokens" not in slots.bank._layers
+    slots.place([_Source("d", together["one"])], set())
+    assert "model.embed_tokens" in slots.bank._layers
+
+
+@pytest.mark.parametrize(
+    ("name", "lora", "own", "said"),
+    [
+        ("tiny_llama", {}, {}, r"the output head of this model, too \(tied\)"),
+        ("tiny_qwen", {"kind": "dora"}, {}, "on one there is only plain LoRA: no DoRA"),
+        ("tiny_qwen", {}, {"freeze_a": True}, "on one there is only plain LoRA"),
+        ("tiny_qwen", {"modules_to_save": "embedding"}, {}, "embed_tokens is trained whole"),
+    ],
+)
+def test_an_embedding_that_cannot_have_factors_is_refused(request, name, lora, own, said):
+    base = load(request.getfixturevalue(name))
+    options = Case({"target_modules": "embed_tokens", **lora}, own).options()
+    group = TrainingGroup(base, [RunRequest("run", token_rows(base, ROWS, 96, 2), options)])
+    ((_, event),) = group.run()
+    assert isinstance(event, RunFailed)
+    with pytest.raises(InvalidConfig, match=said):
+        raise event.error
+
+
+def test_all_linear_leaves_the_embedding_out_and_a_tied_file_is_refused(tiny_llama, tmp_path):
+    base = load(tiny_llama)
+    assert "model.embed_tokens" not in base.wholes.targetable(base.layer_shapes, LoraConfig(), NoOptions())
+    settings = {"target_modules": ["q_proj", "embed_tokens"], "task_type": "CAUSAL_LM"}
+    model = get_peft_model(plain_model(tiny_llama), PeftConfig(**settings))
+    model.save_pretrained(tmp_path, save_embedding_layers=True)
+    with pytest.raises(InvalidAdapter, match=r"the output head, too\s+\(tied\)"):
+        _loaded(base, tmp_path)
+
+
+def test_an_own_scale_in_each_layer_folds_into_b_and_its_bias(tiny_qwen):
+    base = load(tiny_qwen)
+    adapter = _moved(base, "biases on B")
+    layers = {
+        path: LayerFactors(layer.A, layer.B, layer.scale * (1 + number % 3))
+        for number, (path, layer) in enumerate(adapter.layers.items())
+    }
+    uneven = dataclasses.replace(adapter, layers=layers)
+    assert (_ours(base, uneven) - _ours(base, adapter)).abs().max() > 1e-2
+    for same in (with_one_scale(uneven), uneven.as_lora()):
+        torch.testing.assert_close(_ours(base, same), _ours(base, uneven), atol=1e-5, rtol=1e-5)
+
+
+def test_compiled_biases_compute_and_learn_what_they_do_as_they_are_written(tiny_gpt2):
+    base, path = load(tiny_gpt2), "transformer.h.0.attn.c_attn"
+    config, own = LoraConfig(rank=2, bias="all", target_modules="c_attn"), LoraOptions(lora_bias=True)
+    shapes = base.wholes.trained(config, [path], {path: 96})
+    bank = AdapterBank(base.layers, [path], 2, 2, trainable=True, head=shapes, wholes=base.wholes)
+    for slot in range(2):
+        stored = {name: base.layers.stored(name) for name in shapes}
+        bank.initialise(slot, config, own, [path], slot, stored)
+    bank.flat[:, : bank.layout.trained_size] += 0.1
+    x = torch.randn(4, 5, 32, generator=torch.Generator().manual_seed(1))
+    for module in map(base.layers.place, (path, "transformer.h.0.ln_1", "transformer.h.0.attn.c_proj")):
+        found = []
+        for run in (module, torch.compile(module, backend="aot_eager", fullgraph=True)):
+            with bank.use():
+                run(x).square().sum().backward()
+            found.append(bank.grad.clone())
+            bank.grad.zero_()
+        assert found[0].any()
+        torch.testing.assert_close(*found)
+    torch._dynamo.reset()
+
+
+def test_an_adapter_that_classifies_trains_its_own_head_alone(tiny_llama):
+    made = skeleton(tiny_llama)
+    shape = BaseShape(made.shapes, made.head, 1, 2, 32, VOCABULARY, made.wholes)
+    classifies = TrainConfig(objective="classification")
+    for lora, own in (({"bias": "all"}, LoraOptions()), ({}, LoraOptions(lora_bias=True))):
+        options = TrainingOptions(LoraConfig(**lora), classifies, own)
+        with pytest.raises(InvalidConfig, match="no modules_to_save, bias or lora_bias beside it"):
+            estimate(shape, DataShape(10, 40.0), options, bytes_per_weight=4, tokens_per_second=None)
+    both = TrainingOptions(LoraConfig(modules_to_save=BOTH, target_modules="v_proj"))
+    plain = TrainingOptions(LoraConfig(target_modules="v_proj"))
+    whole, without = (
+        estimate(shape, DataShape(10, 40.0), one, bytes_per_weight=4, tokens_per_second=None)
+        for one in (both, plain)
+    )
+    assert whole.trainable_parameters - without.trainable_parameters == VOCABULARY * 32
+    assert whole.memory_bytes - without.memory_bytes == 20 * VOCABULARY * 32
+    assert whole.layer_sentence == "v_proj × 2, and 10,240 parameters whole"
+
+
+@pytest.mark.parametrize(
+    ("name", "renamed"),
+    [
+        ("tiny_gpt2", lambda key: key.removeprefix("transformer.")),
+        ("tiny_qwen", lambda key: f"language_model.{key}"),
+    ],
+)
+def test_files_that_name_the_outermost_module_otherwise_tell_the_same(request, tmp_path, name, renamed):
+    folder = request.getfixturevalue(name)
+    base, tensors = load(folder), load_file(folder / "model.safetensors")
+    save_file({renamed(key): one for key, one in tensors.items()}, tmp_path / "model.safetensors")
+    assert stored_wholes(tmp_path, base.layer_shapes, base.head, VOCABULARY) == stored_wholes(
+        folder, base.layer_shapes, base.head, VOCABULARY
+    )
+
+
+def test_the_bases_weight_that_peft_saves_beside_factors_must_be_this_bases(tiny_qwen, tmp_path):
+    base = load(tiny_qwen)
+    settings = {"target_modules": ["q_proj", "embed_tokens"], "task_type": "CAUSAL_LM"}
+    theirs = get_peft_model(plain_model(tiny_qwen), PeftConfig(**settings))
+    theirs.save_pretrained(tmp_path, save_embedding_layers=True)
+    facts = BaseFacts(has=functools.partial(has_tensor, tiny_qwen))
+    fitted = (look(tmp_path), base.layer_shapes, base.head, None, facts, base.wholes)
+    assert fit(*fitted).embedding == "model.embed_tokens"
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    tensors["base_model.model.model.embed_tokens.base_layer.weight"][0] += 1
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(InvalidAdapter, match=r"whole weight of model\.embed_tokens"):
+        fit(*fitted)

@@ -51,7 +51,7 @@ class Peft(ExportFormat):
         made_for = what.skeleton
         save_checked(staging, adapter, made_for.shapes, made_for.head, recorded, made_for.wholes)
         each = len(ADAPTER_KINDS.get(adapter.kind).peft_names)
-        return {"tensors": each * len(adapter.layers)}
+        return {"tensors": each * len(adapter.layers) + len(adapter.head)}
 
     def warnings(self, what: Exporting) -> list[str]:
         """Servers know LoRA alone."""

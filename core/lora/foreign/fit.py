@@ -66,6 +66,7 @@ def fit(
         or found.is_loaded_whole
         or (found.is_pefts_own and set(found.tensors) <= set(shapes))
     ):
+        _check_whole(found, load_file(found.weights_file) if found.content.whole else {}, base)
         return load_adapter(found.weights_file.parent, shapes, head, wholes)
     paths = _paths_in(found, shapes)
     _check_targeted(found, paths, shapes, head)

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import InvalidAdapter
-from core.files.safetensors_file import SafetensorsHeader
+from core.files.safetensors_file import SafetensorsHeader, TensorEntry
 from core.lora.foreign.layouts import PEFT, Layout, SortedOut, dotted, module_name, rank_of, sorted_out
 from core.lora.kinds import AdapterKind
 from core.lora.kinds.lora import KIND as LORA
 from core.lora.peft.config import CLASSIFIES, checked, kind_of, raw_config
 from core.lora.peft.config_checks import CONFIG_NAME
+from core.lora.peft.embedding_files import COPY, copied_weights, embedding_in
 from core.lora.peft.files import (
     TEMPLATE_KEY,
     TOKENIZER_KEY,
@@ -29,7 +30,7 @@ from core.lora.peft.files import (
     recorded_hash,
     sorted_entries,
 )
-from core.lora.peft.own_head import head_entries
+from core.lora.peft.own_head import PREFIX, head_entries
 from core.lora.peft.whole_files import whole_entries
 from core.lora.targets import layer_number
 
@@ -84,7 +85,9 @@ class Found:
     content: SortedOut
 
     has_wholes: bool = False
-    """Whether whole parameters stand beside the factors, as PEFT saves them: a head, modules, biases."""
+    """Whether more stands in it than factors of linear layers, as PEFT saves it: a head, modules, biases,
+    factors of an embedding.
+    """
 
     @property
     def is_loaded_whole(self) -> bool:
@@ -120,8 +123,10 @@ def look(folder: Path, which: str = "") -> Found:
     config = _pefts_config(about)
     kind = kind_of(config) if config else LORA
     head = {**head_entries(header, config or {}), **whole_entries(header, config or {})}
-    if head or kind is not LORA:
-        content = SortedOut(PEFT, sorted_entries(header, kind, head.values()), {})
+    of_peft = config is not None and bool(head or embedding_in(header))
+    if of_peft or kind is not LORA:
+        copies = {_module(entry): entry for entry in copied_weights(header)}
+        content = SortedOut(PEFT, sorted_entries(header, kind, head.values()), {}, copies)
     else:
         content = sorted_out(header, which)
     layout, tensors = content.layout, content.tensors
@@ -144,7 +149,12 @@ def look(folder: Path, which: str = "") -> Found:
         template_hash=recorded_hash(header, TEMPLATE_KEY),
         kind=kind.label,
     )
-    return Found(evidence, weights, config, kind, content, bool(head))
+    return Found(evidence, weights, config, kind, content, of_peft)
+
+
+def _module(entry: TensorEntry) -> str:
+    """Of the base's weight that stands beside factors on it."""
+    return entry.name.removeprefix(PREFIX).removesuffix(COPY)
 
 
 def _pefts_config(about: dict[str, Any]) -> dict[str, Any] | None:

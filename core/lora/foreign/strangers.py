@@ -24,8 +24,7 @@ _KINDS = (
     ),
     (
         r"lora_embedding_[AB]",
-        "It adapts the input embedding ({name}); only linear layers can have adapters here. Train it again "
-        "without the embedding among its target_modules.",
+        "It adapts the input embedding ({name}); only PEFT's own two files are taken with factors on one.",
     ),
     (
         r"lora_[ABab].*\.bias$",

@@ -87,6 +87,10 @@ class AdapterKind:
         """Names of tensors that could be trained, and are not with these options of this kind."""
         return frozenset()
 
+    def takes_embedding(self, own: Any) -> bool:
+        """Whether it can be on an input embedding."""
+        return False
+
     takes_parts = False
     """Whether it can be on some parts alone of a layer that holds several; see core/lora/fused.py."""
 
@@ -138,6 +142,12 @@ class AdapterKind:
 
         Whatever is random comes from `generator`, so the same seed starts the same adapter on every device.
         """
+        raise NotImplementedError
+
+    def start_embedding(
+        self, n_in: int, n_out: int, rank: int, weight: Tensor, generator: Generator, own: Any
+    ) -> Mapping[str, Tensor]:
+        """The same for an input embedding with n_in tokens."""
         raise NotImplementedError
 
     def started(self, tensors: Mapping[str, Tensor], scale: float) -> Mapping[str, Tensor]:
@@ -255,6 +265,8 @@ class AdapterKind:
     peft_type: str
     peft_names: Mapping[str, str]
     """How each tensor is called in the file, behind its module's path; a shared one behind base_model."""
+    embedding_names: Mapping[str, str] = {}
+    """As peft_names, of an input embedding."""
     peft_biases: tuple[str, ...] = ("all", "lora_only")
     """What its setting bias may be beside none."""
     takes_bias_on_b = False

@@ -34,6 +34,7 @@ class Dora(Lora):
         "LoRA of the same rank had 47.8 %, in a quarter more time; it merges exactly, but cannot be blended "
         "or combined."
     )
+    embedding_names: Mapping[str, str] = {}
     plain_lora = takes_bias_on_b = takes_parts = False
 
     def tensors(self, n_in: int, n_out: int, rank: int) -> tuple[LayerTensor, ...]:

@@ -61,6 +61,10 @@ class Lora(AdapterKind):
 
     takes_parts = True
 
+    def takes_embedding(self, own: Config) -> bool:
+        """Where A is trained, which is what starts at zero there, and B has no bias."""
+        return isinstance(own, LoraOptions) and not (own.freeze_a or own.lora_bias)
+
     def tensors(self, n_in: int, n_out: int, rank: int) -> tuple[LayerTensor, ...]:
         """A [r, in] and B [out, r]."""
         return LayerTensor("A", (rank, n_in)), LayerTensor("B", (n_out, rank))
@@ -73,6 +77,14 @@ class Lora(AdapterKind):
 
         A = torch.nn.init.kaiming_uniform_(torch.empty(rank, n_in), a=math.sqrt(5), generator=generator)
         return {"A": A, "B": torch.zeros(n_out, rank)}
+
+    def start_embedding(
+        self, n_in: int, n_out: int, rank: int, weight: Tensor, generator: Generator, own: Any
+    ) -> Mapping[str, Tensor]:
+        """A zero and B normal, as in loralib."""
+        import torch
+
+        return {"A": torch.zeros(rank, n_in), "B": torch.randn(n_out, rank, generator=generator)}
 
     def frozen(self, own: Config) -> frozenset[str]:
         """A, in LoRA-FA."""
@@ -114,8 +126,8 @@ class Lora(AdapterKind):
         return int(layer.tensors["A"].shape[0])
 
     def is_trained(self, layer: LayerWeights) -> bool:
-        """Whether B is not zero any more."""
-        return bool(layer.tensors["B"].any())
+        """Whether neither factor is zero: B starts so, and of an embedding A."""
+        return bool(layer.tensors["A"].any() and layer.tensors["B"].any())
 
     def low_rank(self, layer: LayerWeights) -> LayerFactors:
         """The layer itself."""
@@ -126,6 +138,7 @@ class Lora(AdapterKind):
     takes_bias_on_b = True
     peft_type = "LORA"
     peft_names: Mapping[str, str] = {"A": "lora_A.weight", "B": "lora_B.weight"}
+    embedding_names: Mapping[str, str] = {"A": "lora_embedding_A", "B": "lora_embedding_B"}
     peft_keys = frozenset(
         {
             "r",

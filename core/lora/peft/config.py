@@ -66,10 +66,15 @@ def peft_config(adapter: AdapterWeights, modules: Collection[str] = ()) -> dict[
         "revision": adapter.base_revision or None,
         "inference_mode": True,
         **kind.peft_settings(adapter),
-        **({} if kind.whole else naming(adapter.layers, [*modules, *_beside(adapter)] if modules else ())),
+        **({} if kind.whole else _naming(adapter, modules)),
         **_classifying(adapter),
         **_with_wholes(adapter),
     }
+
+
+def _naming(adapter: AdapterWeights, modules: Collection[str]) -> dict[str, Any]:
+    """Which modules it targets; `modules` are the linear layers of its base, if these are known."""
+    return naming(adapter.layers, {*modules, *adapter.layers, *_beside(adapter)} if modules else ())
 
 
 def _beside(adapter: AdapterWeights) -> list[str]:

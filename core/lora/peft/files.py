@@ -25,6 +25,7 @@ from core.lora.kinds import ADAPTER_KINDS, AdapterKind, largest
 from core.lora.layout import corner
 from core.lora.peft.config import kind_of, peft_config, read_config
 from core.lora.peft.config_checks import CONFIG_NAME, MODULE_NAME
+from core.lora.peft.embedding_files import copied_weights, embedding_in, embedding_shape
 from core.lora.peft.own_head import DTYPES, LABELS_KEY, PREFIX, WEIGHTS_NAME, head_entries, labels_of
 from core.lora.peft.targeting import targeted_paths
 from core.lora.peft.whole_files import check_wholes, key_of, whole_entries
@@ -60,7 +61,7 @@ def save_adapter(
     for path, layer in adapter.layers.items():
         for name in kind.peft_names:
             tensor = layer.tensors[name]
-            key = _key(path, name, kind)
+            key = _key(path, name, kind, path == adapter.embedding)
             tensors[key] = max(tensors.get(key, tensor), tensor, key=torch.Tensor.numel)  # of a shared one
     tensors |= {key_of(name, adapter.layers): tensor for name, tensor in adapter.head.items()}
     tensors |= {f"{PREFIX}{path}": tensor for path, tensor in adapter.whole.items()}
@@ -113,8 +114,10 @@ def _same(one: LayerWeights | None, other: LayerWeights | None) -> bool:
     return math.isclose(one.scale, other.scale, rel_tol=1e-6) and one.equals(other)
 
 
-def _key(path: str, name: str, kind: AdapterKind) -> str:
+def _key(path: str, name: str, kind: AdapterKind, is_embedding: bool) -> str:
     """How the file calls one tensor of the module at this path."""
+    if is_embedding:
+        return f"{PREFIX}{path}.{kind.embedding_names[name]}"
     return f"{_SHARED_PREFIX if name in kind.shared else f'{PREFIX}{path}.'}{kind.peft_names[name]}"
 
 
@@ -167,8 +170,9 @@ def sorted_entries(
     found: Entries = {}
     shared: dict[str, TensorEntry] = {}
     of_head = {entry.name for entry in head}
+    copies = {entry.name for entry in copied_weights(header)}
     for entry in header.tensors:
-        if entry.name in of_head:
+        if entry.name in of_head or entry.name in copies:
             continue
         path, name = _module_and_name(entry.name, kind)
         if not name or entry.dtype not in DTYPES:
@@ -190,7 +194,7 @@ def sorted_entries(
 
 def _module_and_name(key: str, kind: AdapterKind) -> tuple[str, str]:
     """The module path and the kind's own name of a tensor; a shared one has no path, a stranger neither."""
-    for name, end in kind.peft_names.items():
+    for name, end in (*kind.peft_names.items(), *kind.embedding_names.items()):
         if name in kind.shared:
             if key == f"{_SHARED_PREFIX}{end}":
                 return "", name
@@ -229,6 +233,9 @@ def load_adapter(
     whole = whole_entries(header, config)
     own = {**head_entries(header, config), **whole}
     entries = sorted_entries(header, kind, own.values())
+    embedding = embedding_in(header)
+    if embedding:
+        shapes = {**shapes, embedding: embedding_shape(embedding, wholes or Wholes())}
     _check_modules(set(entries), config, list(shapes), head)
     check_wholes(whole, config, wholes or Wholes(), set(entries))
     sizes = {path: (*shapes[path], kind.stated_rank(config, path)) for path in entries}
@@ -245,6 +252,7 @@ def load_adapter(
     return AdapterWeights(
         head=tensors,
         labels=labels_of(header, config),
+        embedding=embedding,
         **kind.stated(config),
         kind=kind.name,
         layers={

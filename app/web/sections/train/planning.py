@@ -19,7 +19,7 @@ from app.web.sections.train.checklist_view import checklist_html
 from app.web.sections.train.form import TrainForm
 from app.web.sections.train.form_values import FormValues
 from core.errors import InvalidConfig
-from core.lora.targets import layer_kinds, target_choices
+from core.lora.targets import CHOICE_WORDS, Targeted, layer_kinds, usual_targets
 from core.train.checklist import BAD, Check
 from core.train.config import TrainConfig
 from core.train.estimate import Estimate
@@ -132,6 +132,7 @@ def _facts(plan: Estimate, room: int | None) -> str:
     free = f" of {size(room)} free" if room else ""
     rows = [
         ("Trainable parameters", f"{plan.trainable_parameters:,} in {plan.targeted_layers} layers"),
+        ("Target modules", escape(plan.layer_sentence)),
         ("Steps", f"{plan.steps:,}, about {plan.tokens:,} tokens{packed}"),
         ("Time", seconds),
         ("Memory", f"about {size(plan.memory_bytes)}{free}{memory_bar(plan.memory_bytes, room)}"),
@@ -218,11 +219,18 @@ def targets_html(workbench: Workbench, base: str | None, said: FormValues) -> st
     except InvalidConfig:  # the plan says so; the counts are those of the defaults until it is mended
         options = TrainingOptions()
     kinds = layer_kinds(shapes_of(model), model.head, options.lora, options.kind)
-    return _targets(
-        [[one.name, one.layers, one.parameters, one.is_head] for one in kinds], target_choices(kinds)
+    choices = usual_targets(shapes_of(model), model.head, options.lora, options.kind)
+    return _targets([[one.name, one.layers, one.parameters, one.is_head] for one in kinds], choices)
+
+
+def _targets(kinds: Sequence[Sequence[object]], choices: Mapping[str, Targeted]) -> str:
+    words = {word: choices[label] for label, word in CHOICE_WORDS.items() if label in choices}
+    told_of = json.dumps(
+        {
+            "kinds": kinds,
+            "choices": {label: one.target_modules for label, one in choices.items()},
+            "hits": {label: one.sentence for label, one in choices.items()},
+            "words": {word: one.target_modules.split(",") for word, one in words.items()},
+        }
     )
-
-
-def _targets(kinds: Sequence[Sequence[object]], choices: Mapping[str, str]) -> str:
-    told_of = json.dumps({"kinds": kinds, "choices": choices})
     return f"<i hidden data-targets='{escape(told_of)}'></i>"
