@@ -45,9 +45,7 @@ def whole_tensors(adapter: AdapterWeights, entries: Entries) -> dict[str, Tensor
     return found
 
 
-def replaced_tensors(
-    base_folder: Path, whole: Mapping[str, Tensor], entries: Entries
-) -> dict[str, Tensor]:
+def replaced_tensors(base_folder: Path, whole: Mapping[str, Tensor], entries: Entries) -> dict[str, Tensor]:
     """What full fine-tuning puts in the place of the base's tensors, by their names in its files. A head that
     is tied to the embedding and stored beside it is replaced with it.
 
