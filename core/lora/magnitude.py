@@ -66,7 +66,7 @@ class MagnitudeFactors(LoraFactors):
             directed, _ = lora_linear(x, weight, None, self.A, self.B, *work)
         ratios = _ratios(self.m, weight, self.squares, self.A, self.B, self.scale)
         y = rescaled(directed.reshape(ratios.shape[0], -1, ratios.shape[1]), ratios).view_as(directed)
-        return y if base.bias is None else y + base.bias
+        return y if base.bias is None else y + base.bias  # type: ignore[operator]
 
     def added(self, x: Tensor, y: Tensor, base: nn.Module, slots: Tensor | None) -> Tensor:
         """(m/‖·‖ − 1)·W·x + m/‖·‖·s·B·A·x, where the base's output is y = W·x + bias."""

@@ -47,9 +47,9 @@ class SideBySideBank(nn.Module):
             bank.refresh()
 
     @property
-    def keeps_inputs(self) -> bool:
-        """Whether backward needs the inputs of the targeted layers."""
-        return any(bank.keeps_inputs for bank in self._banks)
+    def gives_up_products(self) -> bool:
+        """See AdapterBank.gives_up_products."""
+        return True
 
     @property
     def drops(self) -> bool:

@@ -59,16 +59,17 @@ _KEPT = {Tier.KEEP: 1.0, Tier.CHEAP: 0.65, Tier.FULL: 0.05}  # of the inputs and
 
 
 @contextmanager
-def keeping(base: ResidentBase, tier: Tier, *, compiled: bool, keeps_inputs: bool = True) -> Iterator[None]:
+def keeping(
+    base: ResidentBase, tier: Tier, *, compiled: bool, gives_up_products: bool = False
+) -> Iterator[None]:
     """Within the block, forward passes keep what `tier` says; backward has to be inside, too.
 
-    Where backward does without the inputs of the linear layers, little is kept as it is: less of that would
-    mean whole products computed again.
+    gives_up_products: see AdapterBank.gives_up_products; then CHEAP keeps what the partitioner would.
     """
     functorch = torch._functorch.config
     before = functorch.activation_memory_budget
-    lean = tier is Tier.CHEAP and not keeps_inputs
-    functorch.activation_memory_budget = 1.0 if lean else _BUDGETS[tier]
+    whole = tier is Tier.CHEAP and gives_up_products
+    functorch.activation_memory_budget = 1.0 if whole else _BUDGETS[tier]
     recomputed = base.decoder_layers if tier is Tier.FULL and not compiled else []
     for layer in recomputed:
         # transformers has a switch for this, which is renamed and rewired from release to release. No random

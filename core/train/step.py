@@ -155,7 +155,7 @@ class MicroBatchStep:
                 self.base,
                 self.plan.tier,
                 compiled=self.plan.compiled,
-                keeps_inputs=self.bank.keeps_inputs,
+                gives_up_products=self.bank.gives_up_products,
             ),
             layers,
             _set_up(self.base, self.bank, batch),

@@ -33,7 +33,7 @@ ARGUMENTS = [
 _DRAWN = """() => new Promise(done => requestAnimationFrame(() => requestIdleCallback(
     () => requestAnimationFrame(() => requestIdleCallback(done)))))"""
 ARTIFACTS = Path(__file__).parents[1] / "artifacts"
-expect.set_options(timeout=15_000)  # server, engine and browser share the machine
+expect.set_options(timeout=30_000)  # server, engine and browser share the machine
 
 
 def chromium(kind: BrowserType) -> str:

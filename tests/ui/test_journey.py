@@ -20,7 +20,12 @@ from tests.core.helpers import peft_from
 from tests.ui.conftest import choose_row, go_to, open_sheet, picture, press, ready, section_link, served
 from tests.workbenches import copy_adapter
 
-pytestmark = [pytest.mark.starter, pytest.mark.browser, pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.starter,
+    pytest.mark.browser,
+    pytest.mark.timeout(900),
+    pytest.mark.xdist_group("journey"),  # one journey
+]
 MINUTES = 60_000
 PROMPT = "How do I cook pasta?"
 ADAPTER = SAMPLE_NAME.removesuffix(" (sample)")
