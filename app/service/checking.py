@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from app.shared.bases import shapes_of, tensors_of
+from app.shared.bases import shapes_of, tensors_of, wholes_for
 from core.base_model.fingerprint import stat_key
 from core.errors import QuestionableRun
 from core.train.checklist import BAD, Check, Surroundings, checklist, started
@@ -34,6 +34,7 @@ def checks_of(
         others=registry.adapters.search(AdapterQuery(fingerprint=base.fingerprint), 1)[1],
         train_rows=data.rows - data.excluded_rows - data.faulty_rows - data.validation_rows,
         room=room,
+        wholes=wholes_for(base, options),
     )
     return checklist(around, options, plan)
 

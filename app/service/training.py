@@ -9,14 +9,12 @@ from typing import Any
 
 from app.service.checking import checks_of, require_sound, with_start
 from app.service.usage import Usage
-from app.shared.bases import config_of, experts_of, require_can, shapes_of, tensors_of, wholes_in
+from app.shared.bases import config_of, experts_of, require_can, shapes_of, tensors_of, wholes_for
 from app.shared.engine_client import EngineClient
 from app.shared.errors import EngineUnavailable
 from app.shared.run_rows import run_row
 from core.errors import InvalidConfig, InvalidData
-from core.lora.module_names import ends_with
-from core.lora.targets import WORDS, Targeted, usual_targets
-from core.lora.wholes import Wholes
+from core.lora.targets import Targeted, usual_targets
 from core.train.checklist import Check
 from core.train.estimate import BaseShape, DataShape, Estimate, estimate
 from core.train.step_count import smaller_plans
@@ -36,13 +34,6 @@ class _Seen:
 
     tokens_per_second: float | None = None
     row_tokens: float | None = None
-
-
-def _looks_beside_layers(base: Base, options: TrainingOptions) -> bool:
-    """Whether more of the base than its linear layers is asked for, which its files tell of."""
-    names, paths = options.lora.target_names, base.layer_shapes
-    is_layers = all(name in WORDS or any(ends_with(path, name) for path in paths) for name in names)
-    return options.lora.trains_wholes or not is_layers
 
 
 class Training:
@@ -233,7 +224,7 @@ class Training:
             base.layers,
             base.hidden_size,
             base.vocab_size,
-            wholes_in(base) if _looks_beside_layers(base, options) else Wholes(),
+            wholes_for(base, options),
             config_of(base) if options.lora.parts else {},
             tensors_of(self._registry, base),
         )

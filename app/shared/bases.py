@@ -14,8 +14,11 @@ from core.base_model.source import BaseSource
 from core.base_model.stored_wholes import stored_wholes
 from core.errors import InvalidConfig, InvalidModel, WrongBase
 from core.lora.experts import experts_without_adapters
+from core.lora.module_names import ends_with
+from core.lora.targets import WORDS
 from core.lora.wholes import Wholes
 from core.train.objectives import OBJECTIVES
+from core.train.training_options import TrainingOptions
 from storage.blobs import BlobStore
 from storage.database import Database
 from storage.registry import Registry
@@ -64,6 +67,13 @@ def wholes_in(base: Base) -> Wholes:
     if not (folder.is_dir() and writes_text(base.architecture)):
         return Wholes()
     return stored_wholes(folder, shapes_of(base), base.head, base.vocab_size)
+
+
+def wholes_for(base: Base, options: TrainingOptions) -> Wholes:
+    """The same where these options ask for more of a base than its linear layers; else nothing."""
+    names, paths = options.lora.target_names, base.layer_shapes
+    is_layers = all(name in WORDS or any(ends_with(path, name) for path in paths) for name in names)
+    return wholes_in(base) if options.lora.trains_wholes or not is_layers else Wholes()
 
 
 def config_of(base: Base) -> dict[str, Any]:

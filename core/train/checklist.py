@@ -5,12 +5,13 @@ what will be trained. Works on shapes and figures and needs no torch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 from core.lora.config import LoraConfig
 from core.lora.kinds import ADAPTER_KINDS, AdapterKind
 from core.lora.targets import LayerShapes, select_targets
 from core.lora.whole_names import chosen_parameters, module_of
+from core.lora.wholes import Wholes
 from core.train.estimate import Estimate
 from core.train.training_options import TrainingOptions
 
@@ -58,12 +59,14 @@ class Surroundings:
     train_rows: int
     room: int | None
     """Bytes of memory that a run could have; None while nobody knows."""
+    wholes: Wholes = field(default_factory=Wholes)
+    """What of the base adapters can have of their own."""
 
 
 def checklist(around: Surroundings, options: TrainingOptions, plan: Estimate) -> list[Check]:
     """The list for one run. Raises InvalidConfig for targets that match nothing."""
     kind, lora = ADAPTER_KINDS.get(options.lora.kind), options.lora
-    modules = _modules(around, lora, kind)
+    modules = _modules(around, options, kind)
     return [
         _base_kept(around, kind, plan),
         _fits(around.room, plan),
@@ -76,12 +79,14 @@ def checklist(around: Surroundings, options: TrainingOptions, plan: Estimate) ->
     ]
 
 
-def _modules(around: Surroundings, lora: LoraConfig, kind: AdapterKind) -> list[str]:
+def _modules(around: Surroundings, options: TrainingOptions, kind: AdapterKind) -> list[str]:
     """The paths of the modules that are trained."""
+    lora = options.lora
     if kind.whole:
         names = around.tensors or [f"{path}.weight" for path in around.layer_shapes]
         return list(dict.fromkeys(module_of(path) for path in chosen_parameters(names, lora)))
-    return select_targets(list(around.layer_shapes), lora, around.head)
+    shapes = around.wholes.targetable(around.layer_shapes, lora, options.kind)
+    return select_targets(list(shapes), lora, around.head)
 
 
 def _base_kept(around: Surroundings, kind: AdapterKind, plan: Estimate) -> Check:

@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from core.errors import InvalidConfig
 from core.lora.config import LoraConfig
 from core.lora.kinds import ADAPTER_KINDS
+from core.lora.wholes import Wholes
 from core.train.checklist import BAD, GOOD, MIND, OPEN, Surroundings, checklist, started
 from core.train.config import TrainConfig
 from core.train.estimate import Estimate
@@ -109,3 +111,11 @@ def test_what_the_device_found_takes_the_place_of_what_was_not_known():
     for change, state in ((0.0, GOOD), (3e-7, MIND)):
         found = next(one for one in started(_list(), change) if one.name == "start")
         assert found.state == state
+
+
+def test_an_embedding_beside_the_layers_has_its_place_in_the_list():
+    wholes = Wholes("model.embed_tokens", "lm_head", False, {"model.embed_tokens.weight": (100, 8)})
+    states = _states(replace(AROUND, wholes=wholes), target_modules="q_proj,v_proj,embed_tokens")
+    assert states["attention"] == GOOD
+    with pytest.raises(InvalidConfig, match="No layer of this model is called 'embed_tokens'"):
+        _states(target_modules="embed_tokens")
