@@ -29,7 +29,11 @@ ARGUMENTS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    "--disable-extensions",
+    "--disable-features=SpareRendererForSitePerProcess",  # which takes a core from what is tested
 ]
+# The first needs a fraction of what the others take to start a page.
+BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 _DRAWN = """() => new Promise(done => requestAnimationFrame(() => requestIdleCallback(
     () => requestAnimationFrame(() => requestIdleCallback(done)))))"""
 ARTIFACTS = Path(__file__).parents[1] / "artifacts"
@@ -38,7 +42,7 @@ expect.set_options(timeout=30_000)  # server, engine and browser share the machi
 
 def chromium(kind: BrowserType) -> str:
     """Where Chromium is: the system's, or the one Playwright brings."""
-    system = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    system = next(filter(None, map(shutil.which, BROWSERS)), None)
     return system or kind.executable_path
 
 
