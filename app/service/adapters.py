@@ -9,6 +9,7 @@ from app.service.jobs import Jobs
 from core.errors import InvalidAdapter
 from core.lora.kinds import AdapterKind
 from core.lora.peft.config import CONFIG_NAME, kind_of, raw_config
+from storage.errors import NotFound
 from storage.registry import Registry
 from storage.tables import Adapter, Job
 
@@ -25,7 +26,7 @@ class Adapters:
         """
         try:
             return kind_of(raw_config(self._registry.blobs.path(row.digest) / CONFIG_NAME))
-        except (InvalidAdapter, OSError):
+        except (InvalidAdapter, NotFound, OSError):
             return None
 
     def can_be_lora(self, row: Adapter) -> bool:

@@ -149,9 +149,8 @@ def _rank(modules: Sequence[str], lora: LoraConfig) -> Check:
 def _alpha(modules: Sequence[str], lora: LoraConfig, kind: AdapterKind) -> Check:
     """Of each layer, what its scale is; whether alpha counts is seen by changing it."""
     label = "Alpha"
-    twice = replace(lora, alpha=2 * lora.alpha, alpha_pattern="")
-    plain = replace(lora, alpha_pattern="")
-    if kind.scale(twice, modules[0]) == kind.scale(plain, modules[0]):
+    one, two = (replace(lora, alpha=alpha, alpha_pattern="") for alpha in (1.0, 2.0))
+    if kind.scale(one, modules[0]) == kind.scale(two, modules[0]):
         return Check("alpha", label, GOOD, f"{kind.label} has none.")
     once = replace(lora, use_rslora=False)
     ratios = sorted({once.scaling_of(path) for path in modules})

@@ -209,7 +209,7 @@ def test_a_sweep_is_queued_whole_or_not_at_all(workbench):
     before = len(workbench.registry.all(Run))
     with pytest.raises(InvalidConfig, match="'nope'"):
         workbench.training.sweep(
-            "llama", "data", TrainingOptions.parse(QUICK), {"target_modules": ["q_proj", "nope"]}
+            "llama", "data", TrainingOptions.parse(QUICK), {"target_modules": ["v_proj", "nope"]}
         )
     assert len(workbench.registry.all(Run)) == before
 

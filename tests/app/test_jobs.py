@@ -89,6 +89,7 @@ def test_a_kind_of_job_says_what_it_is_and_where_it_is_started():
         "inspect_adapter",
         "verify_adapter",
         "check_data",
+        "measure_prompting",
     }
 
 

@@ -207,10 +207,10 @@ def test_the_form_has_a_choice_only_where_there_are_several(plugged, monkeypatch
 def test_the_form_starts_a_run_with_the_options_of_the_chosen_kind(workbench, plugged, no_engine, parses):
     begin = _handler(build_page(workbench), "begin")
     parses.clear()
-    begin("llama", "data", FormValues("", QUICK).write(), "mine", False)
+    begin("llama", "data", FormValues("", QUICK).write(), "mine", False, False)
     assert parses["rank"] == 1
     wanted = FormValues("quick", QUICK, {"kind": "loud", "gain": "4"}, {})
-    begin("llama", "data", wanted.write(), "loud", False)
+    begin("llama", "data", wanted.write(), "loud", False, False)
     loud, plain = workbench.registry.all(Run)
     assert (plain.config["lora"]["kind"], plain.config["kind"]) == (
         "lora",
@@ -250,6 +250,6 @@ def test_a_run_whose_kind_is_gone_is_still_shown(workbench, plugged, no_engine, 
     run = workbench.training.start("llama", "data", options, "mine")
     monkeypatch.delenv(PLUGINS_VARIABLE)
     shown = workbench.runs.options(run.id)
-    assert (shown["rank"], shown["kind"], "gain" in shown) == (2, "loud", False)
+    assert (shown["rank"], shown["kind"], "gain" in shown) == (2, "loud", False, False)
     with pytest.raises(InvalidConfig, match="no adapter kind 'loud'"):
         TrainingOptions.parse(shown)

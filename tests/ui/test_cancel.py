@@ -11,11 +11,12 @@ from playwright.sync_api import Locator, Page, Route, expect
 from app.jobs.kinds import JOBS
 from app.service.workbench import Workbench
 from core.seam import PLUGINS_VARIABLE
+from core.train.training_options import TrainingOptions
 from storage.tables import RUNNING, STOPPED, Adapter, Base, Dataset, Export, Job
 from tests.core.helpers import new_peft
 from tests.ui import held_jobs
 from tests.ui.conftest import choose_row, go_to, open_sheet, open_tab, press, served, sheet, unfold
-from tests.workbenches import wait_for, write_rows
+from tests.workbenches import QUICK, wait_for, write_rows
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
 TABLES = (Base, Dataset, Adapter, Export)
@@ -69,6 +70,8 @@ def test_a_job_of_every_kind_is_cancelled_in_the_middle_of_its_work(
     trained("shards", "miss")
     new_peft(tiny_llama).save_pretrained(tmp_path / "theirs")
     rows = write_rows(tmp_path / "more.jsonl")
+    run = workbench.training.start("llama", "data", TrainingOptions.parse(QUICK), "held against others")
+    assert workbench.runs.wait(run.id).state == "finished"
     before = [workbench.registry.all(table) for table in TABLES]
     page = open_page(address)
     cancelled = []
@@ -137,6 +140,8 @@ def test_a_job_of_every_kind_is_cancelled_in_the_middle_of_its_work(
     press(page, "Export")
     sheet(page, "Export an adapter").locator("#export-button").click()
     cancel("export_adapter")
+    workbench.baselines.begin(run.id, 1, full=False)
+    cancel("measure_prompting")
 
     assert sorted(cancelled) == sorted(JOBS.names)  # a new kind of job needs its own lines here
     assert [workbench.registry.all(table) for table in TABLES] == before
