@@ -14,6 +14,11 @@ from core.options import Config, option
 
 ALL_LINEAR = "all-linear"
 EMBEDDING, HEAD = "embedding", "head"
+_CALLED = {
+    **dict.fromkeys(("embed_tokens", "wte", "embed_in", "word_embeddings"), EMBEDDING),
+    **dict.fromkeys(("lm_head", "embed_out"), HEAD),
+}
+"""What models call the two, as people who know PEFT write them."""
 ALL_BIASES, TARGETED_BIASES = "all", "lora_only"
 
 
@@ -114,8 +119,9 @@ class LoraConfig(Config):
 
     @property
     def whole_names(self) -> tuple[str, ...]:
-        """What modules_to_save names."""
-        return tuple(dict.fromkeys(filter(None, (one.strip() for one in self.modules_to_save.split(",")))))
+        """What modules_to_save names; the names that models have for the two are understood."""
+        given = filter(None, (one.strip() for one in self.modules_to_save.split(",")))
+        return tuple(dict.fromkeys(_CALLED.get(one, one) for one in given))
 
     @property
     def trains_wholes(self) -> bool:

@@ -383,7 +383,7 @@ def test_one_of_a_tied_pair_is_refused_and_both_are_one(tiny_llama, named):
     [
         ({"bias": "all"}, "This model has no bias, so bias=all would train nothing"),
         ({"bias": "lora_only"}, "None of the targeted layers"),
-        ({"modules_to_save": "norm"}, "modules_to_save takes embedding and head"),
+        ({"modules_to_save": "norm,lm_head"}, "modules_to_save takes embedding and head"),
     ],
 )
 def test_what_would_train_nothing_is_refused(tiny_llama, lora, said):
@@ -647,3 +647,8 @@ def test_the_bases_weight_that_peft_saves_beside_factors_must_be_this_bases(tiny
     save_file(tensors, tmp_path / "adapter_model.safetensors")
     with pytest.raises(InvalidAdapter, match=r"whole weight of model\.embed_tokens"):
         fit(*fitted)
+
+
+@pytest.mark.parametrize("given", ["embed_tokens,lm_head", "head, embedding", "wte,embed_out,lm_head"])
+def test_the_models_own_names_of_embedding_and_head_are_understood(given):
+    assert set(LoraConfig(modules_to_save=given).whole_names) == {"embedding", "head"}
