@@ -11,6 +11,7 @@ from app.shared.adapter_labels import require_factors
 from app.shared.bases import base_for
 from app.shared.references import name_in, refer, referred
 from core.errors import InvalidConfig
+from core.events import Progress
 from core.options import Config, option
 from storage.tables import Adapter
 
@@ -53,6 +54,7 @@ class ConvertAdapter(JobKind):
         from core.lora.kinds import ADAPTER_KINDS
 
         row = referred(context.registry, Adapter, arguments["adapter"])
+        context.report(Progress(f"Reading {row.name}"))
         base = base_for(context.registry, row)
         adapter = load_row(context.registry, row, base)
         kind = ADAPTER_KINDS.get(adapter.kind)
