@@ -86,19 +86,20 @@ class ImportPanel:
             trigger_mode="always_last",
             **WORKING,
         )
-        self._choice.input(self._choose, [self._candidates, self._choice], fields, **QUIET)
         like, form = self._fields.like, self._fields.format
-        like.input(told(self._as_another), like, fields, **QUIET)
+        filled = (
+            self._choice.input(self._choose, [self._candidates, self._choice], fields, **QUIET),
+            like.input(told(self._as_another), like, fields, **QUIET),
+        )
         self._shell.refresh(self._others, [], [like])
         form.input(self._fields.roles_shown, form, list(self._fields.columns.values()), **QUIET)
-        gr.on(
-            [field.change for field in fields],  # type: ignore[attr-defined]
-            self._show,
-            [self._upload, self._origin, *fields],
-            self._preview,
-            trigger_mode="always_last",
-            **QUIET,
-        )
+        shown = self._show, [self._upload, self._origin, *fields], self._preview
+        changes = [field.change for field in fields]  # type: ignore[attr-defined]
+        gr.on(changes, *shown, trigger_mode="always_last", **QUIET)
+        # Of fields that are filled together one tells its change before the next has its value; so all of
+        # them are asked once more when they are in place.
+        for event in filled:
+            event.then(*shown, **QUIET)
 
     def empty(self, event: Any) -> None:
         """After an event that went well, be ready for the next."""
