@@ -50,12 +50,22 @@ def select_targets(paths: Sequence[str], config: LoraConfig, head: str | None) -
             raise InvalidConfig(
                 f"A pattern speaks of {name!r}, which is none of the targeted modules: {_names(chosen)}."
             )
+    return on_layers(chosen, config)
+
+
+def on_layers(chosen: list[str], config: LoraConfig) -> list[str]:
+    """Those of these paths that stand in the layers that layers_to_transform names; all if it names none.
+
+    Raises InvalidConfig for a layer that none of them is in.
+    """
     if config.layer_numbers is None:
         return chosen
     there = {number for path in chosen if (number := layer_number(path)) is not None}
     if unknown := sorted(config.layer_numbers - there):
         raise InvalidConfig(
             f"layers_to_transform names layer {unknown[0]}; this model's layers are 0 to {max(there)}."
+            if there
+            else f"layers_to_transform names layer {unknown[0]}, and no chosen module is in a layer."
         )
     return [path for path in chosen if layer_number(path) in config.layer_numbers]
 

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from core.errors import InvalidConfig
 from core.lora.config import ALL_LINEAR, LoraConfig
 from core.lora.module_names import is_among
-from core.lora.targets import layer_number
+from core.lora.targets import on_layers
 
 
 def chosen_parameters(paths: Collection[str], config: LoraConfig) -> list[str]:
@@ -26,16 +26,7 @@ def chosen_parameters(paths: Collection[str], config: LoraConfig) -> list[str]:
                     "(or all-linear, which is all of them)."
                 )
         chosen = [path for path in chosen if is_among(module_of(path), config.target_names)]
-    if config.layer_numbers is None:
-        return chosen
-    numbers = {number for path in chosen if (number := layer_number(path)) is not None}
-    if unknown := sorted(config.layer_numbers - numbers):
-        raise InvalidConfig(
-            f"layers_to_transform names layer {unknown[0]}; this model's layers are 0 to {max(numbers)}."
-            if numbers
-            else f"layers_to_transform names layer {unknown[0]}, and no chosen module is in a layer."
-        )
-    return [path for path in chosen if layer_number(path) in config.layer_numbers]
+    return on_layers(chosen, config)
 
 
 def module_of(path: str) -> str:
