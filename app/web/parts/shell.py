@@ -28,6 +28,8 @@ Handler = Callable[..., Any]
 Choices = Sequence[str] | Sequence[tuple[str, Any]]
 FIRST = object()
 """Stands for whatever comes first."""
+CURRENT = object()
+"""Stands for the current choice."""
 _AGAIN = " seen at "
 _READ_SECONDS = 6
 
@@ -191,25 +193,27 @@ def inform(sentence: str, title: str = "Done") -> None:
     gr.Info(escape(sentence), title=title, duration=_READ_SECONDS)
 
 
-def choose_from(choices: Choices, current: Any, otherwise: Any = FIRST) -> gr.Dropdown:
+def choose_from(choices: Choices, current: Any, otherwise: Any = FIRST, shown: Any = CURRENT) -> gr.Dropdown:
     """A dropdown's update: new choices, and `otherwise` in place of a choice that is no longer among them.
 
     By default that is the first where nothing was chosen yet, and nothing where somebody chose what is gone:
-    what is done next is not to be done to another.
+    what is done next is not to be done to another. shown: what the dropdown has, where that is another than
+    the current choice, as after a reload.
     """
     values = values_of(choices)
     first = next(iter(values), None) if current in (None, "") else None
     wanted = first if otherwise is FIRST else otherwise
-    return offered(choices, current if current in values else wanted, current)
+    return offered(choices, current if current in values else wanted, current if shown is CURRENT else shown)
 
 
 def choose_many(
-    choices: Choices, current: Sequence[Any] | None, otherwise: Sequence[Any] = ()
+    choices: Choices, current: Sequence[Any] | None, otherwise: Sequence[Any] = (), shown: Any = CURRENT
 ) -> gr.Dropdown:
     """The same where several can be chosen: those that are still there, or `otherwise` where none is."""
     values = values_of(choices)
+    before = current if shown is CURRENT else shown
     return offered(
-        choices, [one for one in current or [] if one in values] or list(otherwise), list(current or [])
+        choices, [one for one in current or [] if one in values] or list(otherwise), list(before or [])
     )
 
 

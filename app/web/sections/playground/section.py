@@ -21,6 +21,8 @@ from app.web.parts.shell import (
     QUIET_QUEUED,
     WORKING,
     Shell,
+    choose_from,
+    choose_many,
     offered,
     refusal,
     told,
@@ -102,13 +104,10 @@ def build(shell: Shell) -> None:
         usual = usual_base(workbench)
         chosen = next((one for one in (base_now, usual, *names) if one in names), None)
         fitting = adapters_for(workbench, chosen)
-        speakers = [*fitting, PLAIN]
-        answering = [one for one in adapters_now or [] if one in fitting] or fitting[:1]
-        speaker_next = speaker_now if speaker_now in speakers else speakers[0] if not speaker_now else None
         return (
             offered(names, chosen, shown[0]),
-            offered(fitting, answering, shown[1] or []),
-            offered(speakers, speaker_next, shown[2]),
+            choose_many(fitting, adapters_now, fitting[:1], shown[1]),
+            choose_from([*fitting, PLAIN], speaker_now, shown=shown[2]),
             mode_now,
             with_base_now,
         )
