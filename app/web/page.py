@@ -28,10 +28,7 @@ from app.web.sections.train import section as train
 
 _PARTS = (home, models, data, train, runs, adapters, playground, export, settings)
 _AT = "(section, seen) => [section, seen, performance.now()]"
-_ALWAYS = (
-    train.TAB,
-    playground.TAB,
-)  # opened with a wish of another section, which a refresh then would undo
+_ALWAYS = (playground.TAB,)  # opened with a wish of another section, which a refresh then would undo
 
 
 def build_page(workbench: Workbench) -> gr.Blocks:

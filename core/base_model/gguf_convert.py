@@ -6,11 +6,12 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+import gguf
 import torch
 import transformers
-from gguf import GGUFReader
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from core.base_model.gguf_reading import reading_once
 from core.base_model.model_config import refusing
 from core.errors import InvalidModel
 from core.events import Progress
@@ -32,7 +33,7 @@ def convert_gguf(source: Path, target: Path, report: Report, dtype: torch.dtype 
             raise InvalidModel(f"{source.name} is not a GGUF file: it does not start with the letters GGUF.")
     require_space(target, 8 * source.stat().st_size)
     report(Progress("Reading the GGUF file"))
-    with refusing(f"transformers cannot read {source.name}"):
+    with refusing(f"transformers cannot read {source.name}"), reading_once():
         tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
         model = AutoModelForCausalLM.from_pretrained(
             source.parent, gguf_file=source.name, dtype=torch.float32, **_dequantise_option()
@@ -45,7 +46,7 @@ def convert_gguf(source: Path, target: Path, report: Report, dtype: torch.dtype 
 
 def _name_special_tokens(tokenizer: PreTrainedTokenizerBase, source: Path) -> None:
     """The special tokens that the file names by their ids: transformers 5.17 takes others for some files."""
-    fields = GGUFReader(source).fields
+    fields = gguf.GGUFReader(str(source)).fields
     for key, name in _SPECIAL_TOKENS.items():
         field = fields.get(f"tokenizer.ggml.{key}_token_id")
         if field is not None:

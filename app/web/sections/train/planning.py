@@ -59,12 +59,19 @@ def bind_plan(shell: Shell, form: TrainForm, plan: gr.HTML, measured: gr.HTML) -
     def show_plan(base: str | None, dataset: str | None, options: str) -> tuple[str, gr.Checkbox]:
         return shown_plan(shell.workbench, base, dataset, options)
 
-    triggers = [form.options.submit, form.base.change, form.dataset.change]
+    changes = [form.options.submit, form.base.change, form.dataset.change]
     # By the browser, at once: an answer may come when the next measuring has begun.
-    gr.on(triggers, None, None, measured, js="() => ''", **QUIET)
+    gr.on(changes, None, None, measured, js="() => ''", **QUIET)
     outputs = [plan, form.anyway]
-    gr.on(triggers, show_plan, form.training, outputs, trigger_mode="always_last", **QUIET)
-    shell.refresh(show_plan, form.training, outputs)
+    # On one path with the registry's changes: of two answers the older one might come last, and stay.
+    gr.on(
+        [*changes, shell.changed.change],
+        show_plan,
+        form.training,
+        outputs,
+        trigger_mode="always_last",
+        **QUIET,
+    )
 
 
 def shown_plan(
