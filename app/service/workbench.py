@@ -22,6 +22,7 @@ from app.shared.settings import Settings
 from app.shared.user_settings import PreferenceStore
 from storage.tables import Base
 
+_BUSY_SECONDS = 1.0
 _IDLE_SECONDS = 2.0  # what waits for room on the disk is looked at so often
 
 
@@ -47,20 +48,23 @@ class Workbench:
         self.exports = Exports(self.registry, settings, self.jobs)
         self.chats = Chats(self.registry, self.engine)
         self.classifiers = Classifiers(self.registry, self.engine)
-        self._idle = (-1, 0.0)  # the registry's version at which nothing was under way, and when
+        # The registry's version at which nothing was under way (None while something is), and when it was.
+        self._looked: tuple[int | None, float] = (-1, 0.0)
 
     def look_after(self) -> None:
         """Notice processes that died, let runs go on that can, and give a waiting run a new engine.
 
-        While nothing is under way and nothing is written it looks seldom.
+        While something is under way it looks once a second, else where something was written, or seldom.
         """
         version, now = self.registry.database.version(), time.monotonic()
-        if version == self._idle[0] and now - self._idle[1] < _IDLE_SECONDS:
+        known, since = self._looked
+        pause = _BUSY_SECONDS if known is None else _IDLE_SECONDS if version == known else 0.0
+        if now - since < pause:
             return
         self.runs.look_after()
         self.jobs.notice_deaths()
         busy = self.registry.runs.active() or self.registry.jobs.active()
-        self._idle = (-1 if busy else version, now)
+        self._looked = (None if busy else version, now)
 
     def notice_deaths(self) -> None:
         """Mark runs and jobs whose process is gone as interrupted, with the reason as far as it is known."""

@@ -4,10 +4,11 @@ import json
 import shutil
 from typing import ClassVar
 
+import gguf
 import pytest
 from safetensors.torch import load_file, save_file
 
-from core.base_model import starter
+from core.base_model import gguf_reading, starter
 from core.base_model.describe import describe
 from core.base_model.fingerprint import fingerprint, stat_key
 from core.base_model.gguf_convert import convert_gguf
@@ -127,13 +128,17 @@ def test_an_adapter_of_another_base_is_refused_with_both_names(tmp_path):
         require_same_base(AdapterSource("mine", lambda: tmp_path, "d" * 64, "b" * 64, "other"), base)
 
 
-def test_a_gguf_file_is_converted_to_safetensors(tiny_llama, tmp_path, tokenizer):
+def test_a_gguf_file_is_converted_to_safetensors(tiny_llama, tmp_path, tokenizer, monkeypatch):
     """A GGUF of a tiny Llama, written with the gguf library,
     gives a model that loads and the same weights.
     """
     source = _write_gguf(tiny_llama, tmp_path / "tiny.gguf", tokenizer)
     (tmp_path / "out").mkdir()
+    readings, usual = [], gguf.GGUFReader
+    monkeypatch.setattr(gguf_reading, "QuickReader", lambda path: readings.append(path) or usual(path))
     convert_gguf(source, tmp_path / "out", silent)
+    assert readings == [str(source)]  # once, although it is asked for several times
+    assert gguf.GGUFReader is usual
     info = describe(tmp_path / "out")
     assert (info.dtype, info.architecture) == ("bf16", "LlamaForCausalLM")
     converted = load_tokenizer(tmp_path / "out")
@@ -148,8 +153,6 @@ def test_a_gguf_file_is_converted_to_safetensors(tiny_llama, tmp_path, tokenizer
 
 
 def _write_gguf(folder, target, tokenizer):
-    import gguf
-
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
     writer = gguf.GGUFWriter(target, "llama")
     writer.add_context_length(256)
