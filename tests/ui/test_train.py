@@ -71,7 +71,8 @@ def test_start_and_the_plan_are_in_view_in_every_state_of_the_form(workbench, tr
     start_and_plan_in_view(page, "refused")
     press(page, "Start training")
     expect(page.get_by_test_id("toast-body").filter(has_text="rank must be")).to_be_visible()
-    expect(page.locator("[data-testid=status-tracker] .error:visible")).to_have_count(0)  # no "Error" over a field
+    # Nor does Gradio write "Error" over a field.
+    expect(page.locator("[data-testid=status-tracker] .error:visible")).to_have_count(0)
     assert workbench.registry.all(Run) == []
     page.get_by_label("Rank (r)").fill("4")
     page.get_by_label("Max steps").fill("8")
