@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +25,7 @@ from core.lora.kinds.lora import KIND as LORA
 from core.lora.peft.files import load_adapter
 from core.lora.whole import WholeBank, whole_bank
 from core.train.group import TrainingGroup
-from core.train.hardware import matmul_rate
+from core.train.hardware import device_name, matmul_rate
 from core.train.memory import require_room_to_answer
 from core.train.preflight import Preflight, Trying, measure
 from core.train.run import RunRequest
@@ -97,10 +96,7 @@ class Engine:
     @property
     def device_name(self) -> str:
         """The device in words, for people."""
-        if self.device.type == "cuda":
-            memory = torch.cuda.get_device_properties(self.device).total_memory
-            return f"{torch.cuda.get_device_name(self.device)}, {memory / 2**30:.0f} GiB"
-        return "Apple GPU (MPS)" if self.device.type == "mps" else f"CPU, {os.cpu_count()} cores"
+        return device_name(self.device)
 
     def free_memory(self) -> None:
         """Give what nothing holds any more back to the device, so that work that failed leaves nothing

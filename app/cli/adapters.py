@@ -10,6 +10,7 @@ import typer
 from app.cli.common import Home, Json, Yes, finished, listed, open_workbench
 from app.cli.console import Console, guarded
 from app.cli.export import show_export
+from app.service.costs import latency_rows
 from app.service.workbench import Workbench
 from core.combine.config import CombineConfig
 from core.errors import InvalidConfig
@@ -19,8 +20,8 @@ from storage.tables import Adapter
 adapters = typer.Typer(
     no_args_is_help=True,
     help=(
-        "Adapters: list, show, note, import, inspect, compare, verify, resize, convert, combine, export, "
-        "remove, bring-back."
+        "Adapters: list, show, note, import, inspect, compare, verify, speed, resize, convert, combine, "
+        "export, remove, bring-back."
     ),
 )
 Alpha = Annotated[float | None, typer.Option(help="Alpha of files that do not say theirs.")]
@@ -190,6 +191,20 @@ def adapters_verify(
     )
     if result["problems"]:
         raise typer.Exit(1)
+
+
+@adapters.command("speed")
+@guarded
+def adapters_speed(name: str, home: Home = None, json: Json = False) -> None:
+    """Time answers of the base, of base + adapter, and of both merged, in turns on this device."""
+    console, workbench = Console(json), open_workbench(home)
+    with console.progress() as progress:
+        result = finished(workbench, workbench.costs.measure(name), progress)
+    if json:
+        console.result(result, [])
+        return
+    console.say(f"{result['adapter']} on {result['device']}, {result['dtype']}")
+    console.records(latency_rows(result))
 
 
 @adapters.command("resize")

@@ -11,6 +11,7 @@ from app.cli.console import Console, guarded
 from app.cli.following import follow_runs
 from app.cli.runs import RunId
 from app.service.baselines import SHOTS
+from app.service.costs import latency_rows
 
 Detach = Annotated[bool, typer.Option("--detach", help="Return at once; what was started goes on.")]
 
@@ -45,6 +46,41 @@ def baselines(
                 watch = progress.run_watcher(workbench)
                 workbench.runs.wait_all([begun.full.id or 0], lambda runs: watch(runs[0]))
     console.records([one.record() for one in workbench.baselines.table(run_id, shots)])
+
+
+@guarded
+def costs(
+    run_id: Annotated[
+        int | None, typer.Argument(help="Number of the run; by default the newest.", min=1, max=2**63 - 1)
+    ] = None,
+    detach: Detach = False,
+    home: Home = None,
+    json: Json = False,
+) -> None:
+    """What LoRA costs: hold the literature's claims against a run and full fine-tuning beside it.
+
+    What is missing is trained and measured first. The second table is the time of answers with the adapter
+    beside the base, and merged into it, as shares of the base's own.
+    """
+    console, workbench = Console(json), open_workbench(home)
+    run_id = run_id or workbench.costs.usual().id or 0
+    begun = workbench.costs.begin(run_id)
+    if begun.left_out:
+        console.say(begun.left_out)
+    if not detach:
+        with console.progress() as progress:
+            if begun.full is not None:
+                watch = progress.run_watcher(workbench)
+                workbench.runs.wait_all([begun.full.id or 0], lambda runs: watch(runs[0]))
+            if begun.latency is not None:
+                finished(workbench, begun.latency, progress)
+    found = workbench.costs.of(run_id)
+    times = latency_rows(found.latency.result) if found.latency and found.latency.result else []
+    if json:
+        console.result({"claims": [one.record() for one in found.claims], "latency": times}, [])
+        return
+    console.records([one.record() for one in found.claims])
+    console.records(times)
 
 
 @guarded

@@ -8,7 +8,7 @@ from __future__ import annotations
 import typer
 
 from app.cli.adapters import adapters
-from app.cli.baselines import baselines, enough
+from app.cli.baselines import baselines, costs, enough
 from app.cli.chat import chat
 from app.cli.classify import classify
 from app.cli.data import data
@@ -54,6 +54,7 @@ app.command()(train)
 app.command()(preflight)
 app.command()(baselines)
 app.command()(enough)
+app.command()(costs)
 app.command()(kinds)
 app.command()(backup)
 app.command("restore")(restore_backup)

@@ -95,12 +95,17 @@ class Baselines:
         measuring = None
         if self._measured(run_id, shots) is None:
             measuring = self._jobs.start(_MEASURING, arguments)
-        if not full or _is_full(run) or self._full_beside(run) is not None:
-            return Begun(None, measuring)
+        begun, why = self.begin_full(run) if full else (None, "")
+        return Begun(begun, measuring, why)
+
+    def begin_full(self, run: Run) -> tuple[Run | None, str]:
+        """Queue full fine-tuning beside a run, unless it is there already; or why it was not started."""
+        if is_full(run) or self.full_beside(run) is not None:
+            return None, ""
         options = full_options(run)
         if why := self._too_large(run, options):
-            return Begun(None, measuring, why)
-        return Begun(self._training.beside(run, [(FULL, options)])[0], measuring)
+            return None, why
+        return self._training.beside(run, [(FULL, options)])[0], ""
 
     def enough(self, run_id: int) -> list[Run]:
         """Is LoRA enough here? The run again with each of RANKS, all trained at once, and full fine-tuning
@@ -109,13 +114,13 @@ class Baselines:
         Raises NotFound; InvalidConfig where the run's kind has no rank.
         """
         run = self._registry.get(Run, run_id)
-        if _is_full(run):
+        if is_full(run):
             raise InvalidConfig(
                 f"{run.name} is full fine-tuning, which has no rank; ask this of a run that trains LoRA."
             )
         wanted = [(f"rank={rank}", ranked_options(run, rank)) for rank in RANKS]
         runs, options = self._training.beside(run, wanted), full_options(run)
-        beside = self._full_beside(run)
+        beside = self.full_beside(run)
         if beside is None and not self._too_large(run, options):
             beside = self._training.beside(run, [(FULL, options)])[0]
         return [*runs, *([beside] if beside is not None else [])]
@@ -137,15 +142,16 @@ class Baselines:
     def table(self, run_id: int, shots: int = SHOTS) -> list[Baseline]:
         """The run, full fine-tuning, the plain base, and examples in its prompt. Raises NotFound."""
         run = self._registry.get(Run, run_id)
-        beside = None if _is_full(run) else self._full_beside(run)
-        lines = [self._of_run(one) for one in (run, beside) if one is not None]
-        if beside is None and not _is_full(run):
+        beside = None if is_full(run) else self.full_beside(run)
+        lines = [self.line(one) for one in (run, beside) if one is not None]
+        if beside is None and not is_full(run):
             lines.append(Baseline("Full fine-tuning", "not started"))
         measured = self._measured(run_id, shots)
         names = {"base": "Plain base", "few-shot": f"{shots} examples in the prompt"}
         return [*lines, *(_of_prompting(words, measured, key) for key, words in names.items())]
 
-    def _of_run(self, run: Run) -> Baseline:
+    def line(self, run: Run) -> Baseline:
+        """What is known of a run, as a line of the table."""
         run_id, measured = run.id or 0, self._registry.measurements
         last, judged = measured.last_point(run_id), measured.last_evaluation(run_id)
         adapter = self._registry.get(Adapter, run.adapter_id) if run.adapter_id is not None else None
@@ -163,10 +169,10 @@ class Baselines:
             note=run.reason,
         )
 
-    def _full_beside(self, run: Run) -> Run | None:
+    def full_beside(self, run: Run) -> Run | None:
         """The newest run of full fine-tuning on the same base, data and objective that has not failed."""
         for one in self._registry.runs.on(run.base_fingerprint, run.dataset_digest):
-            if _is_full(one) and _objective(one) == _objective(run) and one.state != FAILED:
+            if is_full(one) and _objective(one) == _objective(run) and one.state != FAILED:
                 return one
         return None
 
@@ -188,7 +194,7 @@ def full_options(run: Run) -> TrainingOptions:
     }
     rate = float(values["learning_rate"])
     own = {"kind": FULL, "target_modules": ALL_LINEAR}
-    scaled = rate if _is_full(run) else rate * _RATE_SHARE
+    scaled = rate if is_full(run) else rate * _RATE_SHARE
     return TrainingOptions.parse(without_unchosen({**values, **own, "learning_rate": scaled}))
 
 
@@ -233,7 +239,8 @@ def _prompting_note(found: Mapping[str, Any]) -> str:
     return ", ".join(said)
 
 
-def _is_full(run: Run) -> bool:
+def is_full(run: Run) -> bool:
+    """Whether a run is full fine-tuning."""
     return run.config.get("lora", {}).get("kind") == FULL
 
 

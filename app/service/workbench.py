@@ -8,6 +8,7 @@ from app.service.adapters import Adapters
 from app.service.baselines import Baselines
 from app.service.chats import Chats
 from app.service.classifiers import Classifiers
+from app.service.costs import CostsOfLora
 from app.service.datasets import Datasets
 from app.service.exports import Exports
 from app.service.jobs import Jobs
@@ -44,6 +45,7 @@ class Workbench:
         self.training = Training(self.registry, self.engine, self.usage)
         self.runs = Runs(self.registry, self.engine)
         self.baselines = Baselines(self.registry, self.engine, self.training, self.jobs)
+        self.costs = CostsOfLora(self.registry, self.jobs, self.baselines)
         self.adapters = Adapters(self.registry, self.jobs)
         self.exports = Exports(self.registry, settings, self.jobs)
         self.chats = Chats(self.registry, self.engine)

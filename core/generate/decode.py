@@ -7,7 +7,7 @@ never waits.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -59,10 +59,14 @@ class Decoder:
         bank: Bank | None,
         requests: Sequence[RowRequest],
         pool: StatePool | None = None,
+        ends: Collection[int] | None = None,
     ) -> None:
-        """Raises InvalidInput if a prompt leaves no room in the model's context."""
+        """ends: the ids that end an answer; by default the base's.
+
+        Raises InvalidInput if a prompt leaves no room in the model's context.
+        """
         self._base, self._bank, self._pool = base, bank, pool or StatePool(base)
-        self._ends = base.end_token_ids()
+        self._ends = base.end_token_ids() if ends is None else ends
         self._rows = [self._row(index, request) for index, request in enumerate(requests)]
         self._ahead = base.device.type == "cuda"
 

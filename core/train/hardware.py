@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -13,6 +14,14 @@ from core.base_model.load import ResidentBase
 _SIZE = {"cuda": 8192, "cpu": 1024}
 _REPEATS = 8
 _PEAK_RESET, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+
+
+def device_name(device: torch.device) -> str:
+    """A device in words, for people."""
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+        return f"{torch.cuda.get_device_name(device)}, {memory / 2**30:.0f} GiB"
+    return "Apple GPU (MPS)" if device.type == "mps" else f"CPU, {os.cpu_count()} cores"
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:

@@ -20,6 +20,7 @@ from app.web.sections.adapters.convert_form import convert_sheet
 from app.web.sections.adapters.inside import inside_panel
 from app.web.sections.adapters.notes import notes_sheet
 from app.web.sections.adapters.resize_form import resize_sheet
+from app.web.sections.adapters.speed_tab import speed_tab
 from storage.errors import NotFound
 from storage.tables import Adapter, LabelTable, Run
 
@@ -63,6 +64,8 @@ def adapter_detail(shell: Shell, chosen: gr.HTML) -> None:
             family = gr.HTML()
         with gr.Tab("Inside"):
             inside_panel(shell, chosen)
+        with gr.Tab("Speed"):
+            speed_tab(shell, chosen)
         with gr.Tab("Configuration"):
             config = gr.HTML()
     notes_sheet(shell, chosen, opened)

@@ -9,9 +9,11 @@ import gradio as gr
 from app.service.workbench import Workbench
 from app.shared.disk import plain_sentence
 from app.shared.errors import USER_ERRORS
+from app.web.parts.panes import bar
 from app.web.parts.routes import there
 from app.web.parts.shell import WORKING, Shell, told
 from app.web.sections.home.journey import ALL, NEXT, TO_CHAT, journey_html, start_step, steps_done
+from app.web.sections.home.lora_costs import costs_opener, costs_sheet
 from app.web.sections.home.other_jobs import other_jobs
 from app.web.sections.home.recent import recent_html
 
@@ -31,6 +33,9 @@ def build(shell: Shell) -> None:
             go = gr.Button(NEXT[0], size="md", elem_id="first-step")
             said = gr.HTML()
     overview = gr.HTML()
+    with bar():
+        costs_opener()
+    costs_sheet(shell)
     other_jobs(shell)
 
     def show(begun_now: list[int]) -> tuple[object, ...]:
