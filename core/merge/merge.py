@@ -172,7 +172,7 @@ def merge_into_base(
     files = _layout(_named(sources(base_folder, adapter, transposed), named), dtype, file_bytes)
     total = sum(_size(source, dtype) for rows in files.values() for source in rows)
     last, own = list(files)[-1], dict(added or {})
-    total += sum(one.numel() * _added_bytes(files[last], dtype) for one in own.values())
+    total += sum(one.numel() * DTYPE_BYTES[_added_dtype(files[last], dtype)] for one in own.values())
     require_space(target, total)
     written = 0
     errors: dict[str, float] = {}
@@ -217,8 +217,11 @@ def _named(files: Sequence[Sequence[Source]], named: Mapping[str, str] | None) -
     return [rows for rows in kept if rows]
 
 
-def _added_bytes(rows: Sequence[Source], dtype: str) -> int:
-    return DTYPE_BYTES[_stored(rows[0], dtype)]
+def _added_dtype(rows: Sequence[Source], dtype: str) -> str:
+    """What is added is written as the first floats beside it; some files begin with whole numbers, such as
+    BERT's positions.
+    """
+    return next((_stored(one, dtype) for one in rows if one.entry.dtype in TORCH_DTYPES), "F32")
 
 
 def _layout(files: Sequence[Sequence[Source]], dtype: str, file_bytes: float) -> dict[str, list[Source]]:
@@ -257,7 +260,7 @@ def _write(
     added: Mapping[str, Tensor],
 ) -> Iterator[tuple[Source, _Made]]:
     """Write one file; yield for each piece its tensor and what was made of it. What is added stands behind
-    the others, in the format of the first.
+    the others.
     """
     own = {
         key: value
@@ -265,7 +268,8 @@ def _write(
         for key, value in read_header(path).metadata.items()
     }
     layout = [(source.name, _stored(source, dtype), source.entry.shape) for source in rows]
-    layout += [(name, layout[0][1], tuple(one.shape)) for name, one in added.items()]
+    added_dtype = _added_dtype(rows, dtype)
+    layout += [(name, added_dtype, tuple(one.shape)) for name, one in added.items()]
     pieces = (piece for source in rows for piece in _pieces(source, _stored(source, dtype)))
     with target.open("wb") as out:
         out.write(build_header(layout, {**own, **metadata}))
@@ -273,7 +277,7 @@ def _write(
             out.write(made.data)
             yield made.source, made
         for one in added.values():
-            out.write(_bytes(one, layout[0][1]))
+            out.write(_bytes(one, added_dtype))
 
 
 def _rows(whole: Tensor, piece: _Piece) -> Tensor:

@@ -2,12 +2,14 @@
 
 import copy
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
 import torch
 import transformers
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 
 from core.base_model.model_config import classifier_class
 from core.base_model.skeleton import skeleton
@@ -22,6 +24,7 @@ from core.errors import InvalidData
 from core.events import EvalDone, StepDone, TrainingDone
 from core.export.classifiers_out import named_tensors, state_labels
 from core.export.companions import copy_companions
+from core.files.safetensors_file import read_header
 from core.lora.config import LoraConfig
 from core.lora.peft.files import differing_layers, load_adapter, save_adapter, save_checked
 from core.merge.merge import merge_into_base
@@ -180,7 +183,19 @@ def test_a_base_is_trained_to_classify_and_peft_computes_the_same_from_its_file(
     [*((name, LORA) for name in BASES), *((name, FULL) for name in ("bert with a head", "deberta", "gpt2"))],
 )
 def test_what_is_merged_is_a_whole_model_of_transformers_own(name, lora, made, tmp_path):
-    base = load(made(name))
+    _merged_equals_live(load(made(name)), lora, tmp_path)
+
+
+def test_a_file_that_begins_with_whole_numbers_is_merged_as_well(made, tmp_path):
+    """Older releases of transformers stored BERT's positions, int64, and they come first in the file."""
+    folder = shutil.copytree(made("bert"), tmp_path / "older")
+    stored = load_file(folder / "model.safetensors")
+    save_file({**stored, "embeddings.position_ids": torch.arange(66)[None]}, folder / "model.safetensors")
+    assert read_header(folder / "model.safetensors").tensors[0].dtype == "I64"
+    _merged_equals_live(load(folder), LORA, tmp_path)
+
+
+def _merged_equals_live(base, lora, tmp_path):
     request = _request(base, tmp_path, lora=lora, max_steps=3, learning_rate=1e-2)
     group, found = TrainingGroup(base, [request]), []
     _follow(group, lambda key, event: found.append(group.adapter(key)) if isinstance(event, StepDone) else 0)
