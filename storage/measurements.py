@@ -138,6 +138,14 @@ class Measurements:
         """Append the rank of each layer, by module path, after a step."""
         self.add_note(run_id, json.dumps({"step": step, "ranks": ranks}), RANKS)
 
+    def last_ranks(self, run_id: int) -> int | None:
+        """The number of the newest record of a run's ranks, which a view compares to see whether there are
+        newer ones.
+        """
+        with self._database.reading() as session:
+            about = (Note.run_id == run_id, col(Note.kind) == RANKS)
+            return session.exec(select(func.max(Note.id)).where(*about)).one()
+
     def ranks(self, run_id: int) -> dict[int, dict[str, int]]:
         """The rank of each layer, by step and module path, in order; a step that was done again counts as it
         was last.

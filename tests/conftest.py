@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 os.environ.setdefault("HF_HUB_OFFLINE", "0")
-pytest_plugins = ["tests.workbenches"]
+pytest_plugins = ["tests.workbenches", "tests.classifiers"]
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -40,7 +40,8 @@ class LoraConfig(Config):
     rank: int = option(
         16,
         "Rank (r)",
-        "Size of the low-rank factors. 4 to 16 is plenty for style and format.",
+        "Size of the low-rank factors: 4 to 16 for style and format, more where many rows teach what is new "
+        "(LoRA Without Regret, 2025).",
         minimum=1,
         maximum=1024,
         subject="Adapter",
@@ -67,12 +68,16 @@ class LoraConfig(Config):
         ALL_LINEAR,
         "Target modules",
         "all-linear (every linear layer but the output head), or names separated by commas: q_proj,v_proj. "
-        "The words attention, feed-forward and query-value (the paper's choice) mean such layers of a base.",
+        "The words attention, feed-forward and query-value (the paper's choice) mean such layers of a base. "
+        "All layers learn more than attention alone (LoRA Without Regret, 2025).",
         subject="Adapter",
         common=True,
     )
     use_rslora: bool = option(
-        False, "rsLoRA", "Scale by alpha / √rank, which keeps high ranks learning.", subject="Adapter"
+        False,
+        "rsLoRA",
+        "Scale by alpha / √rank, which keeps high ranks learning: 3.9 points at rank 64 in PEFT's comparison.",
+        subject="Adapter",
     )
     rank_pattern: str = option(
         "", "Rank pattern", "Another rank for some modules: q_proj=8,down_proj=32.", subject="Adapter"

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import torch
 import transformers
 from typer.testing import CliRunner
 
@@ -12,65 +11,11 @@ from app.service.chats import Chats
 from core.errors import InvalidConfig, InvalidModel
 from core.generate.config import GenerationConfig
 from core.train.training_options import TrainingOptions
-from storage.tables import Adapter, Base, Run
-from tests.workbenches import copy_adapter, do_job, finish
+from storage.tables import Adapter, Base
+from tests.classifiers import CLASSIFYING, MOODS
+from tests.workbenches import copy_adapter, do_job
 
-MOODS = ("good", "bad", "so so")
 TEXTS = ["hello world", "the lazy dog jumps over you"]
-OPTIONS = {
-    "objective": "classification",
-    "max_steps": 6,
-    "eval_steps": 3,
-    "micro_batch_size": 4,
-    "gradient_accumulation_steps": 1,
-    "rank": 2,
-    "learning_rate": 0.01,
-}
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory, tokenizer):
-    """A tiny BERT without any head."""
-    folder = tmp_path_factory.mktemp("bert")
-    torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=320,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=48,
-        max_position_embeddings=64,
-        pad_token_id=1,
-    )
-    transformers.BertModel(config, add_pooling_layer=False).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def with_encoder(workbench, encoder, tmp_path):
-    """The workbench with the base "bert" and the data set "moods"."""
-    job = do_job(workbench, "add_model", {"origin": str(encoder), "name": "bert"})
-    assert job.state == "finished", job.reason
-    rows = [f"how are you {at} {MOODS[at % 3]},{MOODS[at % 3]}\n" for at in range(30)]
-    (tmp_path / "moods.csv").write_text("text,label\n" + "".join(rows))
-    workbench.datasets.add(tmp_path / "moods.csv", "moods")
-    return workbench
-
-
-@pytest.fixture
-def trained_on(with_encoder, session):
-    """A function that trains a classifier on a base, in this process."""
-
-    def train(name, base="bert", data="moods", **options):
-        given = TrainingOptions.parse({**OPTIONS, **options})
-        run = with_encoder.training.start(base, data, given, name)
-        finish(session.next())
-        found = with_encoder.registry.get(Run, run.id)
-        assert found.state == "finished", found.reason
-        return found
-
-    return train
 
 
 def _run(workbench, *arguments):
@@ -189,7 +134,7 @@ def test_a_head_in_the_files_is_where_training_starts_if_it_tells_the_same_label
 def test_a_run_that_classifies_is_measured_before_it_starts(with_encoder, session):
     from app.engine.measuring import Measuring
 
-    configs = [TrainingOptions.parse({**OPTIONS, "rank": rank}).to_dict() for rank in (2, 4)]
+    configs = [TrainingOptions.parse({**CLASSIFYING, "rank": rank}).to_dict() for rank in (2, 4)]
     asked = Measuring({"base": "bert", "dataset": "moods", "configs": configs})
     for _ in asked.work(with_encoder.registry, session.engine, with_encoder.settings.cache):
         pass

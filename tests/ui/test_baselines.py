@@ -9,7 +9,19 @@ from playwright.sync_api import expect
 
 from core.train.training_options import TrainingOptions
 from storage.tables import Run
-from tests.ui.conftest import drawn, go_to, open_sheet, open_tab, picture, press, ready, served
+from tests.ui.conftest import (
+    choose,
+    choose_row,
+    drawn,
+    go_to,
+    open_sheet,
+    open_tab,
+    picture,
+    press,
+    ready,
+    served,
+    sheet,
+)
 from tests.workbenches import QUICK, wait_for
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
@@ -80,3 +92,24 @@ def test_a_run_is_held_against_its_baselines_and_quality_is_drawn_against_cost(w
     expect(figure.locator(".scatterlayer .points path")).to_have_count(5, timeout=30_000)
     expect(figure.locator(".textpoint", has_text="full")).to_be_visible()
     picture(page, "quality-and-cost")
+
+    go_to(page, "Home")
+    open_sheet(page, "What LoRA costs …")
+    costs = sheet(page, "What LoRA costs")
+    claims = costs.locator("table.rows").first
+    choose(page, "Run", f"{run.id}: mine")
+    peak = claims.locator("tr", has_text="Peak memory").locator("td")
+    expect(peak.nth(1)).to_contain_text("GB")
+    expect(costs).to_contain_text("Not measured yet")
+    press(page, "Train and measure what is missing")
+    times = costs.locator("table.rows").nth(1).locator("tbody tr")
+    expect(times).to_have_count(4, timeout=120_000)
+    expect(times.nth(1)).to_contain_text("each further token")
+    picture(page, "lora-costs")
+    page.keyboard.press("Escape")
+    go_to(page, "Adapters")
+    choose_row(page, "adapters", "mine")
+    open_tab(page, "Speed")
+    expect(page.locator(".tabitem:visible table.rows tbody tr, table.rows:visible tbody tr")).to_have_count(4)
+    press(page, "Measure its speed")
+    wait_for(lambda: len(workbench.registry.jobs.of("measure_latency", limit=5)) == 2)

@@ -71,7 +71,8 @@ class Adalora(AdapterKind):
     options = AdaloraOptions
     help = (
         "Starts with rank r on every layer and takes the least important ranks away as it learns. In PEFT's "
-        "comparison (GSM8K, one seed) 37.3 %, where LoRA of rank 32 had 47.8 %."
+        "comparison (GSM8K, one seed) 37.3 %, where LoRA of rank 32 had 47.8 %. A step takes 1.06 of LoRA's "
+        "time here (1B, H100)."
     )
 
     def check(self, config: LoraConfig) -> None:

@@ -31,8 +31,8 @@ class Miss(AdapterKind):
     name, label, order = "miss", "MiSS", 20
     help = (
         "One trained block that all parts of a layer's input share; rank is its size, and alpha has no part "
-        "in it. In PEFT's comparison (GSM8K, one seed) 48.7 % where LoRA had 47.4 to 51.3 %, with a tenth "
-        "less memory; few tools load it, but it becomes a LoRA exactly."
+        "in it. In PEFT's comparison (GSM8K, one seed) 48.7 % where LoRA had 47.4 to 51.3 %; few tools load "
+        "it, but it becomes a LoRA exactly. A step takes 0.94 of LoRA's time here (1B, H100)."
     )
 
     def check(self, config: LoraConfig) -> None:

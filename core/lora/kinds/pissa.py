@@ -23,7 +23,7 @@ class Pissa(FromWeight):
     help = (
         "LoRA that starts from the strongest directions of W; stored as a LoRA of twice the rank, which "
         "loads anywhere. Once the learning rate is tuned, such variants lie within 1 to 2 % of LoRA (arXiv "
-        "2602.04998)."
+        "2602.04998). A step takes as long as LoRA's."
     )
 
     def directions(self, weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:

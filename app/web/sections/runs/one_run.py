@@ -15,6 +15,7 @@ from app.web.parts.routes import there
 from app.web.parts.shell import WORKING, Shell, inform, offered, refusal, told, values_of
 from app.web.sections.runs.chosen_runs import STORE, ids_of, one_of, runs_of
 from app.web.sections.runs.control import run_control
+from app.web.sections.runs.rank_map import rank_chart, ranks_drawn
 from app.web.sections.runs.run_markup import checkpoint_choices, checkpoints_html, history_html, options_html
 from core.train.objectives import OBJECTIVES
 from storage.tables import RESUMABLE_STATES, Checkpoint, Run
@@ -35,6 +36,8 @@ def one_run(shell: Shell, chosen: gr.HTML) -> None:
                 run_curve(STORE)
             with gr.Tab("Labels", visible=False) as labels:
                 by_label = label_view()
+            with gr.Tab("Ranks", visible=False) as spread:
+                by_layer = rank_chart()
             with gr.Tab("Samples") as samples:
                 run_samples(STORE)
             with gr.Tab("Log"):
@@ -43,7 +46,8 @@ def one_run(shell: Shell, chosen: gr.HTML) -> None:
                 options, history = gr.HTML(), gr.HTML()
             with gr.Tab("Checkpoints"):
                 saved, *asked = _checkpoints(shell, chosen)
-    outputs = [shown, view, *control.outputs, options, history, saved, *asked, labels, samples, *by_label]
+    tabs = [labels, samples, spread, by_layer]
+    outputs = [shown, view, *control.outputs, options, history, saved, *asked, *tabs, *by_label]
 
     def show(keys: str, before: tuple[object, ...], saved_now: int | None) -> list[object]:
         run = next(iter(runs_of(workbench, keys)), None) if len(ids_of(keys)) == 1 else None
@@ -65,6 +69,7 @@ def one_run(shell: Shell, chosen: gr.HTML) -> None:
             checkpoints_html(rows),
             gr.Tab(visible=classifies(run)),
             gr.Tab(visible=not classifies(run)),
+            *ranks_drawn(workbench, run),
             *label_values(workbench.registry.measurements.last_label_table(run.id or 0)),
         ]
 
@@ -90,7 +95,8 @@ def _fingerprint(workbench: Workbench, run: Run) -> tuple[object, ...]:
     order = tuple(one.id for one in workbench.registry.queue.waiting())
     about = run.model_dump(exclude={"details", "energy_joules"})
     table = workbench.registry.measurements.last_label_table(run.id or 0)
-    return run.id, repr(about), saved, order, table.id if table else None
+    ranks = workbench.registry.measurements.last_ranks(run.id or 0)
+    return run.id, repr(about), saved, order, table.id if table else None, ranks
 
 
 def _checkpoints(shell: Shell, chosen: gr.HTML) -> tuple[Any, ...]:
