@@ -76,7 +76,8 @@ class LoraConfig(Config):
     use_rslora: bool = option(
         False,
         "rsLoRA",
-        "Scale by alpha / √rank, which keeps high ranks learning: 3.9 points at rank 64 in PEFT's comparison.",
+        "Scale by alpha / √rank, which keeps high ranks learning: 3.9 points at rank 64 in PEFT's "
+        "comparison.",
         subject="Adapter",
     )
     rank_pattern: str = option(

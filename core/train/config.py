@@ -39,8 +39,8 @@ class TrainConfig(Config):
     learning_rate: float = option(
         2e-4,
         "Learning rate",
-        "Peak rate of AdamW. 1e-4 to 5e-4 suits most adapters, about ten times that of full fine-tuning (LoRA "
-        "Without Regret, 2025).",
+        "Peak rate of AdamW. 1e-4 to 5e-4 suits most adapters, about ten times that of full fine-tuning "
+        "(LoRA Without Regret, 2025).",
         minimum=1e-8,
         maximum=1.0,
         subject="Optimiser and schedule",

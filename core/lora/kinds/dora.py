@@ -31,8 +31,8 @@ class Dora(Lora):
     options = NoOptions
     help = (
         "LoRA, and a trained length for each row of W. In PEFT's comparison (GSM8K, one seed) 46.9 % where "
-        "LoRA of the same rank had 47.8 %; it merges exactly, but cannot be blended or combined. A step takes "
-        "1.20 of LoRA's time here and 1.09 of its memory (1B, H100)."
+        "LoRA of the same rank had 47.8 %; it merges exactly, but cannot be blended or combined. A step "
+        "takes 1.20 of LoRA's time here and 1.09 of its memory (1B, H100)."
     )
     embedding_names: Mapping[str, str] = {}
     plain_lora = takes_bias_on_b = takes_parts = False
