@@ -1,6 +1,6 @@
 """Decoding several answers in one batch, each with its own adapter, settings and seed.
 
-A request's rows share a running batch with each other, and with those of other requests where it is given one.
+A request's rows share a running batch with each other, and where one is given with those of other requests.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from core.errors import InvalidInput
 from core.events import TokenDone
 from core.generate.config import GenerationConfig
 from core.generate.one_token import StatePool
-from core.generate.rows import Row
+from core.generate.one_row import Row
 from core.generate.running import RunningBatch
 from core.generate.sampling import Sampler
 from core.lora.bank import Bank

@@ -1,9 +1,9 @@
-"""The batch that answers under way share: rows join and leave it between two tokens, whoever asked for them.
+"""The batch that all answers under way share: rows join and leave it between two tokens.
 
-A pass adds one token to every running row. Those that have come are read first, a piece of their prompts a
-pass, so that the others go on meanwhile; then they join. A row that ends frees its place at once. Keys and
-values take memory for the tokens that are there, in blocks, and never more than a bound: who has no room waits
-in the order of coming, and where rows outgrow the room the last that came waits and is read again later.
+A pass adds one token to every running row, whoever asked for it. Those that have come are read first, a piece
+a pass, so that the others go on meanwhile; then they join. A row that ends frees its place at once. Keys and
+values take memory for the tokens that are there, in blocks, and never more than a bound: who has no room
+waits in the order of coming, and where rows outgrow the room the last that came waits and is read again.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ from core.generate.one_token import (
     fitting_capacity,
     fitting_rows,
 )
-from core.generate.rows import Row
+from core.generate.one_row import Row
 from core.lora.bank import Bank
 
 _PREFILL = 512  # prompt tokens of each row that are read at a time
 _READ_TOGETHER = 8  # times as many, over all rows that are read together: others wait for a piece
+_MAY_PASS = 16  # rows whose adapters are in slots may go before one that waits for a slot
 _BY_LENGTH = frozenset({"dynamic", "longrope"})  # rotary embeddings that follow the longest row of a batch
 
 
@@ -67,6 +68,11 @@ class RunningBatch:
         self._logits: Tensor | None = None
         """Of the running rows' next tokens; None where the tokens chosen last are still to be read."""
         self._admitted: list[Row] = []
+
+    @property
+    def waiting(self) -> int:
+        """Rows that have no room yet, or no slot."""
+        return len(self._waiting)
 
     def join(self, rows: Sequence[Row]) -> None:
         """Decode these rows, too, as soon as there is room."""
@@ -129,22 +135,32 @@ class RunningBatch:
         return self._joined(reading, fresh, logits)
 
     def _begin_reading(self) -> _Reading | None:
+        passed: list[Row] = []
         self._admitted = []
-        while self._waiting and self._fits(self._waiting[0]):
-            row = self._waiting[0]
-            try:
-                slot = row.place()
-            except (RuntimeError, WorkbenchError) as error:
-                row.asker.fail(error)
-                self._waiting = deque(one for one in self._waiting if not one.over)
-                continue
-            if slot is None:
+        for row in list(self._waiting):
+            if not self._fits(row) or any(one.passed_by >= _MAY_PASS for one in passed):
                 break
+            slot = self._slot_for(row)
+            if slot is None:
+                passed.append(row)
+                continue
             row.slot = slot
-            self._admitted.append(self._waiting.popleft())
+            self._admitted.append(row)
+            for one in passed:
+                one.passed_by += 1
         self._admitted = [row for row in self._admitted if not row.over]
+        self._waiting = deque(row for row in self._waiting if not row.over and row not in self._admitted)
         self._follow_bank()
         return _Reading(self._base, self._bank(), self._admitted) if self._admitted else None
+
+    def _slot_for(self, row: Row) -> int | None:
+        if row.over:  # another row of its request has failed
+            return None
+        try:
+            return row.place()
+        except (RuntimeError, WorkbenchError) as error:
+            row.asker.fail(error)
+            return None
 
     def _fits(self, row: Row) -> bool:
         """Whether this row can be read beside those admitted, and join those that run."""
@@ -176,9 +192,13 @@ class RunningBatch:
         return logits
 
     def _put_back(self, rows: Sequence[Row]) -> None:
-        """Those that were being read wait again, before all who came later."""
-        self._waiting.extendleft(reversed(rows))
+        """Those that were being read wait again."""
+        self._wait_again(rows)
         self._reading, self._admitted = None, []
+
+    def _wait_again(self, rows: Sequence[Row]) -> None:
+        """Before all who came later."""
+        self._waiting = deque(sorted([*rows, *self._waiting], key=lambda row: row.number))
 
     # Tokens.
 
@@ -238,7 +258,7 @@ class RunningBatch:
                 self._put_back(self._admitted)
             elif len(self._running) > 1:
                 last = max(self._running, key=lambda row: row.number)
-                self._waiting.appendleft(last)
+                self._wait_again([last])
                 self._drop([last])
             else:
                 break

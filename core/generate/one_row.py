@@ -45,6 +45,8 @@ class Row:
     slot: int = 0
     number: int = 0
     """In the order of coming."""
+    passed_by: int = 0
+    """Rows that came later and began before it."""
     over: bool = False
 
     @property
