@@ -203,12 +203,14 @@ class Engine:
         base = self.load_base(source)
         base.require_writing()
         whole = self._whole_models(base, requests)
-        together = [at for at, one in enumerate(requests) if not _is_of(one, whole)]
-        parts = [(self._side_by_side(base, [requests[at] for at in together]), together)] if together else []
+        parts = []
         for digest, bank in whole.items():
             places = [at for at, one in enumerate(requests) if _is_of(one, [digest])]
             rows = [_row(base, requests[at], 0) for at in places]
             parts.append((Decoder(base, bank, rows), places))
+        together = [at for at, one in enumerate(requests) if not _is_of(one, whole)]
+        if together:  # the last that can be refused: its rows are in the batch of all from here on
+            parts.append((self._side_by_side(base, [requests[at] for at in together]), together))
         decoder = parts[0][0] if len(parts) == 1 else SeveralDecoders(parts)
         self._decoders[decoder] = {one.adapter.digest for one in requests if one.adapter is not None}
         return decoder

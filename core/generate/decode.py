@@ -12,8 +12,8 @@ from core.base_model.load import ResidentBase
 from core.errors import InvalidInput
 from core.events import TokenDone
 from core.generate.config import GenerationConfig
-from core.generate.one_token import StatePool
 from core.generate.one_row import Row
+from core.generate.one_token import StatePool
 from core.generate.running import RunningBatch
 from core.generate.sampling import Sampler
 from core.lora.bank import Bank
@@ -53,7 +53,7 @@ class Decoder:
         self._rows = [self._row(index, request) for index, request in enumerate(requests)]
         self._arrived: list[TokenDone] = []
         self._error: BaseException | None = None
-        self._batch = batch or RunningBatch(base, lambda: bank, pool)
+        self._batch = batch or RunningBatch(base, lambda: bank, pool, most_rows=len(requests))
         self._batch.join(self._rows)
         self._seen = self._batch.passes
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from core.base_model.load import ResidentBase
 from core.errors import InvalidInput, WorkbenchError
+from core.generate.one_row import Row
 from core.generate.one_token import (
     MOST_ROWS,
     DecodingState,
@@ -25,11 +26,12 @@ from core.generate.one_token import (
     fitting_capacity,
     fitting_rows,
 )
-from core.generate.one_row import Row
 from core.lora.bank import Bank
 
 _PREFILL = 512  # prompt tokens of each row that are read at a time
-_READ_TOGETHER = 8  # times as many, over all rows that are read together: others wait for a piece
+# Times as many, over all rows that are read together: while a piece is read those that run wait.
+_READ_TOGETHER = {"cuda": 8}
+_READ_TOGETHER_ELSEWHERE = 2
 _MAY_PASS = 16  # rows whose adapters are in slots may go before one that waits for a slot
 _BY_LENGTH = frozenset({"dynamic", "longrope"})  # rotary embeddings that follow the longest row of a batch
 
@@ -50,6 +52,7 @@ class RunningBatch:
         bank: Callable[[], Bank | None],
         pool: StatePool | None = None,
         most_bytes: int | None = None,
+        most_rows: int = MOST_ROWS,
     ) -> None:
         """bank gives the one that holds the rows' adapters, which placing a row may change for another with
         the same in its slots. most_bytes bounds keys and values, also while they move; a row that is alone
@@ -58,7 +61,7 @@ class RunningBatch:
         self.passes = 0
         """How often advance() was called."""
         self._base, self._bank, self._pool = base, bank, pool or StatePool(base)
-        self._most_bytes = most_bytes
+        self._most_bytes, self._most_rows = most_bytes, most_rows
         self._ahead = base.device.type == "cuda"
         self._numbers = itertools.count()
         self._waiting: deque[Row] = deque()
@@ -126,13 +129,12 @@ class RunningBatch:
             self._reading = reading = self._reading or self._begin_reading()
             if reading is None or not reading.read_piece():
                 return logits
-            fresh = reading.logits()
+            return self._joined(reading, logits)
         except RuntimeError as error:  # such as too little memory, which is no fault of those who run
             for row in self._admitted:
                 row.asker.fail(error)
             self._reading, self._admitted = None, []
             return logits
-        return self._joined(reading, fresh, logits)
 
     def _begin_reading(self) -> _Reading | None:
         passed: list[Row] = []
@@ -165,16 +167,17 @@ class RunningBatch:
     def _fits(self, row: Row) -> bool:
         """Whether this row can be read beside those admitted, and join those that run."""
         rows = [*self._admitted, row]
-        if len(self._running) + len(rows) > MOST_ROWS:
+        if len(self._running) + len(rows) > self._most_rows:
             return False
         longest = max(row.length for row in rows)
-        if self._admitted and len(rows) * min(longest, _PREFILL) > _READ_TOGETHER * _PREFILL:
+        together = _READ_TOGETHER.get(self._base.device.type, _READ_TOGETHER_ELSEWHERE)
+        if self._admitted and len(rows) * min(longest, _PREFILL) > together * _PREFILL:
             return False
         reading = len(rows) * longest * bytes_a_token(self._base)
         alone = not self._admitted and not self._running
         return alone or self._has_room([*self._running, *rows], reading)
 
-    def _joined(self, reading: _Reading, fresh: Tensor, logits: Tensor | None) -> Tensor | None:
+    def _joined(self, reading: _Reading, logits: Tensor | None) -> Tensor | None:
         """Take over those that have been read; where what runs has grown too large meanwhile they wait."""
         keep = [at for at, row in enumerate(reading.rows) if not row.over]
         rows = [reading.rows[at] for at in keep]
@@ -185,9 +188,10 @@ class RunningBatch:
         if rows:
             state = self._move([*self._running, *rows])
             state.take_rows(reading.state, keep, count)
-            self._running += rows
+            fresh = reading.logits()
             fresh = fresh[torch.tensor(keep, device=fresh.device)]
             logits = fresh if logits is None else torch.cat([logits[:count], fresh])
+            self._running += rows
         self._reading, self._admitted = None, []
         return logits
 
@@ -267,18 +271,18 @@ class RunningBatch:
     def _move(self, rows: Sequence[Row]) -> DecodingState:
         """Have the running rows in a state with room for `rows`."""
         state, device, bank = self._state, self._base.device, self._bank()
-        tokens = _longest(rows) + 1
-        if (
-            state is not None
-            and state.bank is bank
-            and state.rows == fitting_rows(len(rows), device)
-            and state.capacity >= tokens
-        ):
-            return state
-        self._state = target = self._pool.borrow(bank, len(rows), tokens)
+        tokens, places = _longest(rows) + 1, fitting_rows(len(rows), device)
+        if state is None or state.bank is not bank or state.capacity < tokens:
+            return self._move_to(bank, len(rows), tokens)
+        fits = state.rows == places if self._ahead else state.rows >= places
+        return state if fits else self._move_to(bank, len(rows), tokens)
+
+    def _move_to(self, bank: Bank | None, rows: int, tokens: int) -> DecodingState:
+        state, target = self._state, self._pool.borrow(bank, rows, tokens)
         if state is not None:
             target.take_rows(state, range(len(self._running)))
             self._pool.give_back(state)
+        self._state = target
         return target
 
     def _follow_bank(self) -> None:
@@ -314,11 +318,7 @@ class RunningBatch:
         places = fitting_rows(len(self._running), device)
         needed = places * fitting_capacity(_longest(self._running) + 1, device) * bytes_a_token(self._base)
         if needed * 2 <= state.bytes or (self._ahead and places < state.rows):
-            self._state = target = self._pool.borrow(
-                self._bank(), len(self._running), _longest(self._running) + 1
-            )
-            target.take_rows(state, range(len(self._running)))
-            self._pool.give_back(state)
+            self._move_to(self._bank(), len(self._running), _longest(self._running) + 1)
 
 
 class _Reading:
