@@ -212,13 +212,13 @@ def held(monkeypatch):
 
 def test_memory_keeps_to_its_bound_and_who_has_no_room_waits_in_order(base, bank, endless, held, monkeypatch):
     read, begin = [], _Reading.__init__
-    monkeypatch.setattr(
-        _Reading,
-        "__init__",
-        lambda self, base, bank, rows: (
-            read.extend(row.asker for row in rows) or begin(self, base, bank, rows)
-        ),
-    )
+
+    def begins(self, base, bank, rows):
+        read.extend(rows)
+        assert all(row.number < other.number for row in rows for other in batch._waiting)
+        begin(self, base, bank, rows)
+
+    monkeypatch.setattr(_Reading, "__init__", begins)
     most = 8 * 128 * bytes_a_token(base)
     batch = _batch(base, bank, most)
     asked = [Asked(base, batch, [_long([5, 6, at + 3], slot=at % 4, tokens=90)]) for at in range(7)]
@@ -259,7 +259,7 @@ def test_numbers_that_are_not_finite_end_one_request_and_spoil_nothing(base, end
     nan = LayerFactors(torch.full_like(factors.A, torch.nan), factors.B, factors.scale)
     bank = _bank(base, [random_adapter(base, seed=0), replace(broken, layers={**broken.layers, path: nan})])
     batch = _batch(base, bank)
-    good = Asked(base, batch, [_long([5, 6], slot=1), _long([5, 6])])
+    good = Asked(base, batch, [_long([5, at + 6], slot=at % 2) for at in range(5)])
     good.step()
     bad = Asked(base, batch, [_long(range(4, 44), slot=2), _long([9], slot=1)])
     good.step()
