@@ -6,6 +6,7 @@ import platform
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from weakref import WeakSet, WeakValueDictionary
 
 import torch
 import transformers
@@ -18,6 +19,7 @@ from core.generate.config import GenerationConfig
 from core.generate.decode import Decoder, RowRequest
 from core.generate.labelling import Classified, classify
 from core.generate.one_token import StatePool
+from core.generate.running import RunningBatch, rows_are_apart
 from core.generate.several import SeveralDecoders
 from core.lora.adapter import AdapterWeights
 from core.lora.bank import MixedBank
@@ -25,7 +27,7 @@ from core.lora.kinds.lora import KIND as LORA
 from core.lora.peft.files import load_adapter
 from core.lora.whole import WholeBank, whole_bank
 from core.train.group import TrainingGroup
-from core.train.hardware import device_name, matmul_rate
+from core.train.hardware import device_name, matmul_rate, memory_to_train
 from core.train.memory import require_room_to_answer
 from core.train.preflight import Preflight, Trying, measure
 from core.train.run import RunRequest
@@ -33,6 +35,7 @@ from core.train.trial import Save
 
 ADAPTER_SLOTS = 8  # adapters kept ready beside the base; slot 0 is the plain base
 _FIRST_RANK = 16
+_ANSWERS_SHARE = 0.25  # of the memory that this process can have, for the keys and values of answers
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class Engine:
         self._slots: _AdapterSlots | None = None
         self._group: TrainingGroup | None = None
         self._pool: StatePool | None = None
+        self._batch: RunningBatch | None = None
         self._key: ResidentKey | None = None
         self._rate: float | None = None
         self._measuring = False
@@ -124,7 +128,7 @@ class Engine:
         if self.base is None or not key.computes_as(self._key):
             self._require_idle(source)
             self.base, self._key, self._slots, self._pool = None, None, None, None  # free the old one first
-            self._whole = {}
+            self._whole, self._batch = {}, None
             self.base = load_base(
                 source.folder,
                 fingerprint=source.fingerprint,
@@ -189,8 +193,9 @@ class Engine:
         self._group = None
 
     def answer(self, source: BaseSource, requests: Sequence[AnswerRequest]) -> Decoder | SeveralDecoders:
-        """Decode all `requests` on `source`, in one batch but for those with weights of their own. Raises
-        WrongBase for an adapter of another base.
+        """Decode all `requests` on `source`, in the batch of all that answer now but for those with weights
+        of their own. An adapter for which there is no slot waits for one. Raises WrongBase for an adapter of
+        another base.
         """
         for request in requests:
             if request.adapter is not None:
@@ -198,29 +203,39 @@ class Engine:
         base = self.load_base(source)
         base.require_writing()
         whole = self._whole_models(base, requests)
-        together = [at for at, one in enumerate(requests) if not _is_of(one, whole)]
-        parts = [(self._side_by_side(base, [requests[at] for at in together]), together)] if together else []
+        parts = []
         for digest, bank in whole.items():
             places = [at for at, one in enumerate(requests) if _is_of(one, [digest])]
             rows = [_row(base, requests[at], 0) for at in places]
             parts.append((Decoder(base, bank, rows), places))
+        together = [at for at, one in enumerate(requests) if not _is_of(one, whole)]
+        if together:  # the last that can be refused: its rows are in the batch of all from here on
+            parts.append((self._side_by_side(base, [requests[at] for at in together]), together))
         decoder = parts[0][0] if len(parts) == 1 else SeveralDecoders(parts)
         self._decoders[decoder] = {one.adapter.digest for one in requests if one.adapter is not None}
         return decoder
 
     def _side_by_side(self, base: ResidentBase, requests: Sequence[AnswerRequest]) -> Decoder:
-        """All that is added to the base, in one batch."""
+        """All that is added to the base, in one batch with what others have asked."""
+        batch = self._running_batch(base)
+        assert self._slots is not None
+        seats = [self._slots.seat(one.adapter) if one.adapter else 0 for one in requests]
+        rows = [_row(base, request, seat) for request, seat in zip(requests, seats, strict=True)]
+        return Decoder(base, None, rows, batch=batch)
+
+    def _running_batch(self, base: ResidentBase) -> RunningBatch:
+        """The one of all requests; of its own for each where a row's company changes what it computes."""
         if self._slots is None:
             self._slots = _AdapterSlots(base)
+        most = int(_ANSWERS_SHARE * memory_to_train(self.device))
         if self._pool is None:
-            self._pool = StatePool(base, compiled=self.device.type == "cuda")
-        adapters = [request.adapter for request in requests if request.adapter is not None]
-        placed = self._slots.place(adapters, in_use=self._digests_in_use())
-        rows = [
-            _row(base, request, placed[request.adapter.digest] if request.adapter else 0)
-            for request in requests
-        ]
-        return Decoder(base, self._slots.bank, rows, self._pool)
+            compiled = self.device.type == "cuda"
+            self._pool = StatePool(base, compiled=compiled, most=8, most_bytes=most // 2)
+        if self._batch is None or not rows_are_apart(base):
+            slots = self._slots
+            self._batch = RunningBatch(base, lambda: slots.bank, self._pool, most)
+            slots.batches.add(self._batch)
+        return self._batch
 
     def _whole_models(self, base: ResidentBase, requests: Sequence[AnswerRequest]) -> dict[str, WholeBank]:
         """The banks of those that replace whole parameters, by digest. Others that answer nobody make room.
@@ -278,7 +293,7 @@ def _is_of(request: AnswerRequest, digests: Collection[str]) -> bool:
     return request.adapter is not None and request.adapter.digest in digests
 
 
-def _row(base: ResidentBase, request: AnswerRequest, slot: int) -> RowRequest:
+def _row(base: ResidentBase, request: AnswerRequest, slot: int | Callable[[], int | None]) -> RowRequest:
     return RowRequest(base.renderer.encode_prompt(request.messages), slot, request.config)
 
 
@@ -297,10 +312,13 @@ class _AdapterSlots:
     """Adapters ready to answer, in one bank; the least recently used makes room."""
 
     base: ResidentBase
+    batches: WeakSet[RunningBatch] = field(default_factory=WeakSet)
+    """That compute with them."""
     bank: MixedBank = field(init=False)
     loaded: dict[str, tuple[int, AdapterWeights]] = field(
         default_factory=dict
     )  # digest → slot, oldest use first
+    _read: WeakValueDictionary[str, AdapterWeights] = field(default_factory=WeakValueDictionary)
 
     def __post_init__(self) -> None:
         self.bank = self._new_bank({LORA.name: _FIRST_RANK})
@@ -310,24 +328,35 @@ class _AdapterSlots:
         targets = list(dict.fromkeys([*self.base.layers, *more]))
         return MixedBank(self.base.layers, targets, ADAPTER_SLOTS + 1, ranks, dtype=self.base.dtype)
 
-    def place(self, sources: Sequence[AdapterSource], in_use: set[str]) -> dict[str, int]:
-        """Have every adapter in a slot, without taking the slot of one `in_use`; return slots by digest."""
-        wanted = {source.digest: source for source in sources}
-        if len(wanted) > ADAPTER_SLOTS:
-            raise WorkbenchError(f"At most {ADAPTER_SLOTS} adapters can answer at once, not {len(wanted)}.")
-        for digest, source in wanted.items():
-            if digest in self.loaded:
-                self.loaded[digest] = self.loaded.pop(digest)
-            else:
-                self._load(source, keep=in_use | set(wanted))
-        return {digest: self.loaded[digest][0] for digest in wanted}
+    def seat(self, source: AdapterSource) -> Callable[[], int | None]:
+        """Read an adapter. What is returned has it in a slot when a row with it begins, and gives the slot:
+        None while rows compute with all the others.
+        """
+        weights = self._weights(source)
+        return lambda: self._slot_of(source.digest, weights)
 
-    def _load(self, source: AdapterSource, keep: set[str]) -> None:
-        read = source.weights or load_adapter(
-            source.folder(), self.base.layer_shapes, self.base.head, self.base.wholes
-        )
-        weights = read.answering()
-        slot = self._free_slot(keep)
+    def _weights(self, source: AdapterSource) -> AdapterWeights:
+        """Read once as long as it is in a slot, or a row waits with it."""
+        if source.digest in self.loaded:
+            return self.loaded[source.digest][1]
+        found = self._read.get(source.digest)
+        if found is None:
+            read = source.weights or load_adapter(
+                source.folder(), self.base.layer_shapes, self.base.head, self.base.wholes
+            )
+            found = self._read[source.digest] = read.answering()
+        return found
+
+    def _slot_of(self, digest: str, weights: AdapterWeights) -> int | None:
+        if digest in self.loaded:
+            self.loaded[digest] = self.loaded.pop(digest)
+        elif (slot := self._free_slot()) is None:
+            return None
+        else:
+            self._load(digest, weights, slot)
+        return self.loaded[digest][0]
+
+    def _load(self, digest: str, weights: AdapterWeights, slot: int) -> None:
         # A pass that was captured computes with the whole parameters that were there, and with no others.
         if not self.bank.has_room_for(weights) or weights.wholes or self.bank.has_wholes(slot):
             highest = max(weights.highest_rank, self.bank.ranks.get(weights.kind, 0))
@@ -337,16 +366,16 @@ class _AdapterSlots:
             for used, held in self.loaded.values():
                 self.bank.load(used, held)
         self.bank.load(slot, weights)
-        self.loaded[source.digest] = (slot, weights)
+        self.loaded[digest] = (slot, weights)
 
-    def _free_slot(self, keep: set[str]) -> int:
+    def _free_slot(self) -> int | None:
+        """One that is empty, or else that of the adapter used least lately of those that no row computes
+        with.
+        """
         used = {slot for slot, _ in self.loaded.values()}
         free = next((slot for slot in range(1, ADAPTER_SLOTS + 1) if slot not in used), None)
         if free is not None:
             return free
-        oldest = next((digest for digest in self.loaded if digest not in keep), None)
-        if oldest is None:
-            raise WorkbenchError(
-                f"{ADAPTER_SLOTS} adapters are answering already; try again when one has ended."
-            )
-        return self.loaded.pop(oldest)[0]
+        busy = set().union(*(batch.slots_in_use for batch in self.batches))
+        oldest = next((digest for digest, (slot, _) in self.loaded.items() if slot not in busy), None)
+        return None if oldest is None else self.loaded.pop(oldest)[0]

@@ -20,7 +20,10 @@ from core.lora.bank import Bank
 _CAPACITY_STEP = (
     512  # on an accelerator capacities are this times a power of four, so that few graphs are needed
 )
+_CAPACITY_BLOCK = 64  # elsewhere they are whole blocks of so many tokens
 _BATCH_SIZES = (1, 4, 8, 16, 32, 64)
+_ROW_BLOCK = 4
+MOST_ROWS = _BATCH_SIZES[-1]
 _WARM_UP = 2
 
 
@@ -79,13 +82,19 @@ class DecodingState:
         with self._using(self.slots):
             return self.base.model.get_output_embeddings()(hidden[:, None])[:, 0]
 
+    @property
+    def bytes(self) -> int:
+        """What keys, values and history take."""
+        return self.rows * self.capacity * bytes_a_token(self.base)
+
     @torch.no_grad()
-    def step(self) -> Tensor:
+    def step(self, rows: int | None = None, longest: int | None = None) -> Tensor:
         """Read `tokens` at `positions`, move the positions on, and return the logits of what follows, [rows,
-        vocabulary].
+        vocabulary]: of the first `rows`, none of which is longer than `longest` tokens with this one. CUDA's
+        graph takes them all.
         """
         if self.base.device.type != "cuda":
-            return self._step()
+            return self._step(rows, longest)
         if self._graph is None:
             self._capture()
         assert self._graph is not None
@@ -93,22 +102,22 @@ class DecodingState:
         self._graph.replay()
         return self._logits
 
-    def _step(self) -> Tensor:
-        seen = (self._places <= self.positions[:, None])[:, None, None]
-        passes = [OneToken(keys, values, self._numbers, self.positions, seen) for keys, values in self.caches]
+    def _step(self, rows: int | None = None, longest: int | None = None) -> Tensor:
+        positions, numbers = self.positions[:rows], self._numbers[:rows]
+        seen = (self._places[:longest] <= positions[:, None])[:, None, None]
+        passes = [
+            OneToken(keys[:rows, :, :longest], values[:rows, :, :longest], numbers, positions, seen)
+            for keys, values in self.caches
+        ]
         layers = nullcontext() if self._compiled else eager_layers()
-        with self._using(self.slots), attend(self.base.attention, passes), layers:
-            logits = self._forward()
-        self.history[self._numbers, self.positions] = self.tokens
-        self.positions.add_(1).clamp_(max=self.capacity - 1)  # a row that has ended may run on unseen
+        with self._using(self.slots[:rows]), attend(self.base.attention, passes), layers:
+            logits = self._forward(self.tokens[:rows], positions)
+        self.history[numbers, positions] = self.tokens[:rows]
+        positions.add_(1).clamp_(max=self.capacity - 1)  # a row that has ended may run on unseen
         return logits
 
-    def _forward(self) -> Tensor:
-        inputs = {
-            "input_ids": self.tokens[:, None],
-            "position_ids": self.positions[:, None],
-            "use_cache": False,
-        }
+    def _forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        inputs = {"input_ids": tokens[:, None], "position_ids": positions[:, None], "use_cache": False}
         return self.base.model(**inputs).logits[:, -1]
 
     def _using(self, slots: Tensor) -> AbstractContextManager[None]:
@@ -149,29 +158,36 @@ class DecodingState:
                 self.positions.copy_(positions)
         torch.cuda.current_stream().wait_stream(side)
 
-    def take_rows(self, other: DecodingState, rows: Sequence[int]) -> None:
-        """Continue with these rows of another state, in this order."""
+    def take_rows(self, other: DecodingState, rows: Sequence[int], first: int = 0) -> None:
+        """Continue with these rows of another state, or of this one, in this order, from place `first` on."""
         chosen = torch.tensor(list(rows), device=self.base.device)
-        count, room = len(rows), min(self.capacity, other.capacity)
+        places, room = slice(first, first + len(rows)), min(self.capacity, other.capacity)
         for name in ("tokens", "positions", "slots"):
-            getattr(self, name)[:count] = getattr(other, name)[chosen]
-        self.history[:count, :room] = other.history[chosen, :room]
+            getattr(self, name)[places] = getattr(other, name)[chosen]
+        self.history[places, :room] = other.history[chosen, :room]
         for mine, theirs in zip(self.caches, other.caches, strict=True):
             for one, two in zip(mine, theirs, strict=True):
-                one[:count, :, :room] = two[chosen, :, :room]
+                one[places, :, :room] = two[chosen, :, :room]
+                one[places, :, room:] = 0  # no weight makes nothing of a NaN that another row has left
+
+
+def bytes_a_token(base: ResidentBase) -> int:
+    """What one token of one row takes in a state."""
+    numbers = sum(one.kv_heads * (one.key_width + one.value_width) for one in base.attention)
+    return numbers * base.dtype.itemsize + torch.long.itemsize
 
 
 def fitting_rows(rows: int, device: torch.device) -> int:
     """How many rows a state for `rows` rows has: few sizes where each costs a graph."""
     if device.type != "cuda":
-        return rows
+        return rows if rows <= 2 else -(-rows // _ROW_BLOCK) * _ROW_BLOCK
     return next((size for size in _BATCH_SIZES if size >= rows), rows)
 
 
 def fitting_capacity(tokens: int, device: torch.device) -> int:
     """The capacity for rows of up to `tokens` tokens."""
     if device.type != "cuda":
-        return tokens
+        return -(-tokens // _CAPACITY_BLOCK) * _CAPACITY_BLOCK
     capacity = _CAPACITY_STEP
     while capacity < tokens:
         capacity *= 4
@@ -181,8 +197,16 @@ def fitting_capacity(tokens: int, device: torch.device) -> int:
 class StatePool:
     """States that can be used again, so that a chat finds its graph captured."""
 
-    def __init__(self, base: ResidentBase, *, compiled: bool = False, most: int = 4) -> None:
-        self._base, self._compiled, self._most = base, compiled, most
+    def __init__(
+        self,
+        base: ResidentBase,
+        *,
+        compiled: bool = False,
+        most: int = 4,
+        most_bytes: int | None = None,
+    ) -> None:
+        """Keeps at most so many, and so many bytes of them."""
+        self._base, self._compiled, self._most, self._most_bytes = base, compiled, most, most_bytes
         self._free: list[DecodingState] = []
         self.notice = ""
         """What whoever looks after the engine should know."""
@@ -207,3 +231,5 @@ class StatePool:
         if self._base.device.type == "cuda":
             self._free.append(state)
             del self._free[: -self._most]
+            while self._most_bytes is not None and sum(one.bytes for one in self._free) > self._most_bytes:
+                del self._free[0]

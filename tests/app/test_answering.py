@@ -11,6 +11,7 @@ from core.engine import ADAPTER_SLOTS, Engine
 from core.errors import InvalidData, WorkbenchError, WrongBase
 from core.events import TokenDone
 from core.generate.config import GenerationConfig
+from core.generate.one_token import DecodingState
 from storage.blobs import BlobStore
 from storage.errors import BlobDamaged, NotFound
 from storage.tables import Adapter
@@ -93,6 +94,49 @@ def test_a_panic_ends_the_request_and_not_the_engine(workbench, engine_here, tra
         with pytest.raises(WorkbenchError, match=r"broke down .* get the base anew, or use another"):
             _talk_to(workbench, name)
     assert _talk_to(workbench, name)
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """How many rows each token's pass was over, in order."""
+    seen, step = [], DecodingState.step
+    monkeypatch.setattr(
+        DecodingState, "step", lambda self, rows, longest: seen.append(rows) or step(self, rows, longest)
+    )
+    return seen
+
+
+def _texts(streams):
+    """Take from all in turn until all have ended; what each says."""
+    texts, left = ["" for _ in streams], dict(enumerate(streams))
+    while left:
+        for at, stream in list(left.items()):
+            token = next(stream, None)
+            texts[at] += token.text if token else ""
+            if token is None:
+                del left[at]
+    return texts
+
+
+def test_what_is_asked_while_another_answers_shares_its_passes(workbench, engine_here, trained, passes):
+    names = [None, trained("a").name, trained("bb").name]
+    config = GenerationConfig(max_tokens=24, temperature=0.0)
+
+    def ask(number):
+        said = [{"role": "user", "content": "hello " * (1 + number)}]
+        return workbench.chats.answer("llama", [names[number % 3]], [said], config)
+
+    alone = [_texts([ask(number)])[0] for number in range(8)]
+    count = len(passes)
+    passes.clear()
+    streams = []
+    for number in range(8):
+        streams.append(ask(number))
+        next(streams[-1])
+    assert max(passes) >= 4  # they are asked one after another, a few tokens apart
+    rest = _texts(streams)
+    assert len(passes) < count / 3
+    assert all(text.endswith(one) and one for text, one in zip(alone, rest, strict=True))
 
 
 def test_a_message_is_one_connection_to_the_engine(workbench, trained, monkeypatch):

@@ -151,7 +151,7 @@ def test_a_long_prompt_is_read_in_pieces_with_the_same_answer(tiny_llama, monkey
         for length, slot in ((150, 1), (7, 0), (64, 1))
     ]
     whole = _ids(base, bank, requests)
-    monkeypatch.setattr("core.generate.decode._PREFILL", 64)
+    monkeypatch.setattr("core.generate.running._PREFILL", 64)
     decoder = Decoder(base, bank, requests)
     rows = {row.index: row for row in decoder._rows}
     steps = decoder.steps()

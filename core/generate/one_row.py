@@ -1,0 +1,71 @@
+"""One answer under way: what it starts from, what it has come to, and who is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from tokenizers.decoders import DecodeStream
+
+from core.base_model.load import ResidentBase
+from core.errors import InvalidInput
+from core.events import TokenDone
+from core.generate.sampling import Sampler
+from core.panics import tokenizer_faults
+
+
+class Asker(Protocol):
+    """Whose rows these are: one request."""
+
+    def tell(self, event: TokenDone) -> None:
+        """A row of it has another token."""
+
+    def fail(self, error: BaseException) -> None:
+        """One of its rows cannot go on, which ends the request."""
+
+
+@dataclass(eq=False)
+class Row:
+    """One answer. Its place in a batch may change, and it may be read anew; what it has written stays."""
+
+    asker: Asker
+    base: ResidentBase
+    """Whose tokenizer and name it has; the batch's may be another with the same model."""
+    index: int
+    prompt: list[int]
+    place: Callable[[], int | None]
+    """Has its adapter in a slot of the bank and gives the slot; None while none is free."""
+    sampler: Sampler
+    limit: int
+    ends: Collection[int]
+    stream: DecodeStream = field(default_factory=lambda: DecodeStream(skip_special_tokens=True))
+    ids: list[int] = field(default_factory=list)
+    shown: str = ""
+    slot: int = 0
+    number: int = 0
+    """In the order of coming."""
+    passed_by: int = 0
+    """Rows that came later and began before it."""
+    over: bool = False
+
+    @property
+    def length(self) -> int:
+        """Tokens so far, those of the prompt among them."""
+        return len(self.prompt) + len(self.ids)
+
+    def take(self, token: int) -> TokenDone:
+        """Add a token, and say what text it adds. Raises InvalidInput if the tokenizer fails with it."""
+        self.ids.append(token)
+        ended = token in self.ends
+        finished = ended or len(self.ids) >= self.limit
+        tokenizer = self.base.tokenizer
+        with tokenizer_faults(InvalidInput, "this answer"):
+            added = "" if ended else self.stream.step(tokenizer.backend_tokenizer, token) or ""
+            self.shown += added
+            if finished:  # a character whose bytes never became whole is shown as what it is
+                ids = self.ids[:-1] if ended else self.ids
+                added += str(tokenizer.decode(ids, skip_special_tokens=True))[len(self.shown) :]
+        self.over = finished
+        reason = "" if not finished else ("end" if ended else "length")
+        return TokenDone(self.index, added, finished, reason, len(self.ids))
