@@ -15,7 +15,7 @@ from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
 from core.base_model.load import ResidentBase
-from core.errors import InvalidInput
+from core.errors import InvalidInput, PromptTooLong
 from core.events import TokenDone
 from core.generate.config import GenerationConfig
 from core.generate.one_token import DecodingState, StatePool, fitting_rows
@@ -63,7 +63,7 @@ class Decoder:
     ) -> None:
         """ends: the ids that end an answer; by default the base's.
 
-        Raises InvalidInput if a prompt leaves no room in the model's context.
+        Raises PromptTooLong if a prompt leaves no room in the model's context.
         """
         self._base, self._bank, self._pool = base, bank, pool or StatePool(base)
         self._ends = base.end_token_ids() if ends is None else ends
@@ -74,7 +74,7 @@ class Decoder:
         context = self._base.context_length
         room = context - len(request.prompt)
         if room < 1:
-            raise InvalidInput(
+            raise PromptTooLong(
                 f"The conversation is {len(request.prompt):,} tokens long; this model reads at most "
                 f"{context:,}. "
                 "Shorten it or start a new one."
@@ -190,7 +190,7 @@ class Decoder:
                 )
                 added += whole[len(row.shown) :]
         reason = "" if not finished else ("end" if ended else "length")
-        return TokenDone(row.index, added, finished, reason, len(row.ids))
+        return TokenDone(row.index, added, finished, reason, len(row.ids), len(row.prompt))
 
     def _go_on(
         self, state: DecodingState, logits: Tensor, keep: Sequence[int]

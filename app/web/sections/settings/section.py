@@ -21,7 +21,7 @@ TAB, TITLE = "settings", "Settings"
 _GROUPS = (
     ("Look", ("theme", "density", "notifications")),
     ("Work", ("default_base", "offline", "quota")),
-    ("Window and address", ("on_close", "host", "port")),
+    ("Window and address", ("on_close", "host", "port", "api_key")),
 )
 
 
