@@ -1,19 +1,17 @@
 """The HTTP API, with the unmodified clients of OpenAI and Ollama, over an engine of its own."""
 
 import re
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import ollama
 import openai
 import pytest
-import uvicorn
 
 from app.web.api.api_key import api_key
 from app.web.api.routes import guarded_api
 from core.generate.config import GenerationConfig
-from tests.workbenches import free_port, wait_for
+from tests.api_server import listening
 
 HELLO = [{"role": "user", "content": "hello"}]
 GREEDY = {"temperature": 0, "max_tokens": 12}
@@ -22,8 +20,8 @@ GREEDY = {"temperature": 0, "max_tokens": 12}
 class Served:
     """An API that is served, and its clients."""
 
-    def __init__(self, workbench, port):
-        self.workbench, self.address = workbench, f"http://127.0.0.1:{port}"
+    def __init__(self, workbench, address):
+        self.workbench, self.address = workbench, address
         self.key = api_key(workbench.settings, workbench.preferences)
         self.openai = self.client(self.key)
         self.ollama = ollama.Client(self.address, headers={"Authorization": f"Bearer {self.key}"})
@@ -42,18 +40,11 @@ class Served:
 
 @pytest.fixture
 def served(workbench):
-    port = free_port()
-    config = uvicorn.Config(guarded_api(workbench, set()), port=port, log_level="warning", ws="none")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    wait_for(lambda: server.started)
-    found = Served(workbench, port)
-    yield found
-    found.openai.close()
-    found.ollama._client.close()
-    server.should_exit = True
-    thread.join()
+    with listening(guarded_api(workbench, set())) as address:
+        found = Served(workbench, address)
+        yield found
+        found.openai.close()
+        found.ollama.close()
 
 
 def test_the_openai_client_gets_what_the_playground_answers(served, trained):

@@ -43,6 +43,7 @@ class WaitingLine:
         self._most_rows, self._most_waiting = most_rows, most_waiting
         self.running: list[Turn] = []
         self.waiting: list[Turn] = []
+        self._next: Turn | None = None  # it needs another base, for which all others have to end first
 
     async def enter(self, turn: Turn) -> None:
         """Wait for this turn. Raises LineFull; who is cancelled meanwhile is out of the line."""
@@ -61,14 +62,17 @@ class WaitingLine:
         for turns in (self.running, self.waiting):
             if turn in turns:
                 turns.remove(turn)
+        self._next = None if self._next is turn else self._next
         self._go_on()
 
     def _go_on(self) -> None:
         """Begin with those whose turn it is, for as long as the next one finds room."""
         while self.waiting:
-            turn = min(self.waiting, key=self._turns_of)  # of equals the first that came
+            turn = self._next or min(self.waiting, key=self._turns_of)  # of equals the first that came
             if not self._has_room(turn):
+                self._next = turn if turn.base != self.running[0].base else None
                 return
+            self._next = None
             self.waiting.remove(turn)
             self.running.append(turn)
             turn.begun.set()
