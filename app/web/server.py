@@ -23,7 +23,7 @@ from app.shared.private import write_private
 from app.shared.processes import is_held
 from app.shared.settings import Settings
 from app.web.address import address_of, allowed_hosts, is_loopback, require_free_port
-from app.web.api.routes import beside_page, guarded_api
+from app.web.api.api_app import beside_page, guarded_api
 from app.web.application import guarded_app
 from app.web.open_pages import OpenPages
 from app.web.token import page_token

@@ -19,8 +19,8 @@ from app.shared.errors import EngineUnavailable
 from app.shared.user_settings import PreferenceStore
 from app.web.address import allowed_hosts
 from app.web.api import key_guard
+from app.web.api.api_app import beside_page, guarded_api
 from app.web.api.api_key import api_key
-from app.web.api.routes import beside_page, guarded_api
 from app.web.api.stop_texts import StopFinder
 from app.web.api.waiting_line import LineFull, Turn, WaitingLine
 from app.web.guard import RequestGuard

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.service.serving import Prompt
-from app.web.api.conversations import turns
+from app.web.api.chat_turns import turns
 from app.web.api.parameters import Body, flag, mapping, require_known, sampling, stop_texts, text, whole
 from core.generate.config import GenerationConfig
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.service.serving import Prompt
-from app.web.api.conversations import turns
+from app.web.api.chat_turns import turns
 from app.web.api.openai_errors import bad, unsupported
 from app.web.api.parameters import (
     Body,

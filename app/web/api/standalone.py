@@ -13,8 +13,8 @@ from app.service.workbench import Workbench
 from app.shared.errors import USER_ERRORS, CannotListen
 from app.shared.settings import Settings
 from app.web.address import allowed_hosts, is_loopback
+from app.web.api.api_app import guarded_api
 from app.web.api.api_key import api_key
-from app.web.api.routes import guarded_api
 from app.web.api.waiting_line import WaitingLine
 from app.web.server import Listening, Tell, readable, uvicorn_server
 
