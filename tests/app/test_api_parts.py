@@ -24,11 +24,13 @@ from app.web.api.api_key import api_key
 from app.web.api.stop_texts import StopFinder
 from app.web.api.waiting_line import LineFull, Turn, WaitingLine
 from app.web.guard import RequestGuard
+from app.web.server import Listening, serve
+from app.web.window import NoWindow
 from core.errors import InvalidConfig, WorkbenchError
 from core.events import TokenDone
 from storage.tables import Base
 from tests.api_server import listening
-from tests.workbenches import wait_for
+from tests.workbenches import free_port, wait_for
 
 HOSTS, KEY = allowed_hosts("127.0.0.1", 7860), "key-of-the-api"
 BODY = {"model": "small", "messages": [{"role": "user", "content": "hello"}], "stream": True}
@@ -151,6 +153,27 @@ def test_the_command_tells_address_key_and_a_line_to_try(home, monkeypatch):
     refused = CliRunner().invoke(app, [*base, "--host", "0.0.0.0", "--no-key"])
     assert refused.exit_code == 1
     assert "for this machine alone" in refused.stderr
+
+
+def test_the_pages_server_serves_the_api_beside_the_page(home, monkeypatch):
+    class Looks(NoWindow):
+        def run(self, server, address):
+            client = TestClient(server.config.app, base_url=f"http://127.0.0.1:{port}")
+            given = {"authorization": f"Bearer {KEY}"}
+            answers.append(client.get("/v1/models", headers=given).json()["data"][0]["id"])
+            answers.append(client.get("/", headers=given).status_code)
+            answers.append("LoRA Workbench" in client.get(address).text)
+
+    class Show:
+        def window(self, workbench, pages):
+            return Looks()
+
+    answers, port = [], free_port()
+    monkeypatch.setattr("app.web.application.build_app", lambda workbench: None)  # the guard answers here
+    monkeypatch.setattr("app.web.server._look_after", lambda *about: None)
+    monkeypatch.setattr("signal.signal", lambda *about: None)
+    serve(home.settings, Listening("127.0.0.1", port), Show(), lambda *about: None, {"api_key": KEY})
+    assert answers == ["small", 401, True]
 
 
 # Who has gone, and who waits.
