@@ -43,8 +43,7 @@ class Generation:
         """client: whose request it is, for a fair line. stops: texts that end an answer and are not shown."""
         self.model, self._prompts = model, prompts
         self._serving, self._line, self._counters = serving, line, counters
-        adapter = model.adapter.digest if model.adapter else ""
-        self._turn = Turn(model.base.fingerprint, adapter, len(prompts), client)
+        self._turn = Turn(model.base.fingerprint, len(prompts), client)
         self._finders = [StopFinder(stops) for _ in prompts]
         self._open = set(range(len(prompts)))
         self._name = f"api-{secrets.token_hex(8)}"

@@ -1,17 +1,13 @@
 """Who is answered now and who waits: a bounded line, fair among clients.
 
-One base is resident at a time and eight adapters are ready beside it, so a request that needs another waits
-until there is room for it, instead of being refused.
+One base is resident at a time, so a request that needs another waits for the end of those that use it,
+instead of being refused.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-
-ADAPTERS_AT_ONCE = 8
-"""As the engine holds ready."""
 
 
 @dataclass(eq=False)
@@ -20,8 +16,6 @@ class Turn:
 
     base: str
     """The fingerprint of its base."""
-    adapter: str
-    """The digest of its adapter; empty for the plain base."""
     rows: int
     client: str
     begun: asyncio.Event = field(default_factory=asyncio.Event)
@@ -84,17 +78,9 @@ class WaitingLine:
     def _has_room(self, turn: Turn) -> bool:
         if not self.running:
             return True
-        adapters = {one.adapter for one in [*self.running, turn] if one.adapter}
-        return (
-            turn.base == self.running[0].base
-            and _rows([*self.running, turn]) <= self._most_rows
-            and len(adapters) <= ADAPTERS_AT_ONCE
-        )
+        same_base = turn.base == self.running[0].base
+        return same_base and sum(one.rows for one in [*self.running, turn]) <= self._most_rows
 
     def _seconds(self) -> int:
         """When to come again: the longer the line, the later."""
         return 1 + len(self.waiting) // self._most_rows
-
-
-def _rows(turns: Sequence[Turn]) -> int:
-    return sum(one.rows for one in turns)
