@@ -12,7 +12,7 @@ const every = new Map(fixed.groups.flatMap(group => group.options.map(option => 
 const fields = new Map();  // name → {row, read(), write(value), note}
 const OPEN = 'lora-workbench-train-open', open = new Set(JSON.parse(localStorage.getItem(OPEN) || '[]'));
 const empty = () => ({label: '', given: {}, changed: {}, sweep: {}});
-let said = empty(), sent = '', waiting = null;
+let said = empty(), sent = '', waiting = null, filled = false;
 
 // --- values ------------------------------------------------------------------------------------------------------------
 const isNumber = option => option.kind === 'int' || option.kind === 'float';
@@ -196,10 +196,14 @@ function take() {
   if (!props.value && sent) props.value = sent;  // Gradio sets what it has just laid out to its first value once more
   if (!props.value || props.value === sent) return;
   clearTimeout(waiting);
+  const early = filled ? {} : said.changed;  // what was typed before the form was filled stays
   said = {...empty(), ...JSON.parse(props.value)};
   sent = props.value;
+  filled = true;
+  for (const [name, value] of Object.entries(early)) set(every.get(name), value);
   write();
-  trigger('submit');
+  if (Object.keys(early).length) commit(0);
+  else trigger('submit');
 }
 
 addEventListener('workbench-options', event => {

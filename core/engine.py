@@ -64,6 +64,8 @@ class AnswerRequest:
     messages: Sequence[Message]
     adapter: AdapterSource | None
     config: GenerationConfig
+    text: str = ""
+    """Plain text to go on with, in place of a conversation."""
 
 
 class Engine:
@@ -294,7 +296,9 @@ def _is_of(request: AnswerRequest, digests: Collection[str]) -> bool:
 
 
 def _row(base: ResidentBase, request: AnswerRequest, slot: int | Callable[[], int | None]) -> RowRequest:
-    return RowRequest(base.renderer.encode_prompt(request.messages), slot, request.config)
+    renderer = base.renderer
+    ids = renderer.encode_text(request.text) if request.text else renderer.encode_prompt(request.messages)
+    return RowRequest(ids, slot, request.config)
 
 
 def require_same_base(adapter: AdapterSource, base: BaseSource) -> None:

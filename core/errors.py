@@ -5,6 +5,7 @@
     │   ├── InvalidConfig     an option is unknown, of the wrong kind or out of range
     │   │   ├── CannotShare   a run whose shapes do not allow it to train at once with others
     │   │   └── QuestionableRun  a run that is refused unless somebody insists
+    │   ├── PromptTooLong     a prompt that leaves no room for an answer in the context
     │   ├── InvalidData       a data set or one of its rows
     │   ├── InvalidModel      a folder, GGUF file or hub id that is no usable base model
     │   └── InvalidAdapter    adapter files that are malformed, hostile or for other modules
@@ -35,6 +36,10 @@ class CannotShare(InvalidConfig):
 
 class QuestionableRun(InvalidConfig):
     """A run that can be trained, but is refused with the reason unless somebody insists."""
+
+
+class PromptTooLong(InvalidInput):
+    """A prompt that leaves no room for an answer in the model's context."""
 
 
 class InvalidData(InvalidInput):

@@ -118,6 +118,9 @@ class TokenDone:
     reason: str = ""
     """Why the row ended: end (an end token) or length (max_tokens reached)."""
     tokens: int = 0
+    """Generated so far, in this row."""
+    prompt_tokens: int = 0
+    """That the row started from."""
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from app.cli.opening import address, open_page
 from app.cli.presets import presets
 from app.cli.quickstart import quickstart
 from app.cli.runs import runs
+from app.cli.serve import serve
 from app.cli.shortcut import shortcut
 from app.cli.storage import backup, restore_backup, space
 from app.cli.train import preflight, train
@@ -61,6 +62,7 @@ app.command("restore")(restore_backup)
 app.command()(space)
 app.command()(quickstart)
 app.command()(chat)
+app.command()(serve)
 app.command()(classify)
 app.command()(export)
 app.command()(doctor)

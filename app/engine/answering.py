@@ -102,7 +102,10 @@ class Answers:
         """The app has looked everything up: here nothing is read but what has to be loaded."""
         requests = [
             AnswerRequest(
-                row["messages"], self._adapter_source(row["adapter"]), GenerationConfig.parse(row["config"])
+                row["messages"],
+                self._adapter_source(row["adapter"]),
+                GenerationConfig.parse(row["config"]),
+                row.get("text", ""),
             )
             for row in question["rows"]
         ]

@@ -70,7 +70,7 @@ class Chats:
         require_writing_base(model)
         rows = [
             {
-                "adapter": self._told_of(speaker, model) if speaker else None,
+                "adapter": self.told_of(speaker, model) if speaker else None,
                 "messages": [dict(message) for message in messages],
                 "config": config.to_dict(),
             }
@@ -78,8 +78,11 @@ class Chats:
         ]
         return self._engine.answer(told_of(model), rows, name)
 
-    def _told_of(self, speaker: str, model: Base) -> dict[str, Any]:
-        """What the engine is told of an adapter: core.engine.AdapterSource but for its files."""
+    def told_of(self, speaker: str, model: Base) -> dict[str, Any]:
+        """What the engine is told of an adapter: core.engine.AdapterSource but for its files.
+
+        Raises NotFound, WrongBase, InvalidConfig for one that tells labels.
+        """
         row = self._registry.find(Adapter, speaker)
         require_same_weights(self._registry, row, model)
         require_writing(self._registry, row, "a chat")

@@ -174,7 +174,7 @@ def latency_rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """
     rows = []
     for load in result["loads"]:
-        for figure, words in (("first", "first token"), ("token", "each further token")):
+        for figure, words in (("first", "the first token"), ("token", "each further token")):
             times = {way: 1000 * load[way][figure] for way in ("base", "adapter", "merged")}
             rows.append(
                 {

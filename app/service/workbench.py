@@ -15,6 +15,7 @@ from app.service.jobs import Jobs
 from app.service.models import Models
 from app.service.presets import Presets
 from app.service.runs import Runs
+from app.service.serving import Serving
 from app.service.training import Training
 from app.service.usage import Usage
 from app.shared.bases import open_registry
@@ -49,6 +50,7 @@ class Workbench:
         self.adapters = Adapters(self.registry, self.jobs)
         self.exports = Exports(self.registry, settings, self.jobs)
         self.chats = Chats(self.registry, self.engine)
+        self.serving = Serving(self.registry, self.engine, self.chats)
         self.classifiers = Classifiers(self.registry, self.engine)
         # The registry's version at which nothing was under way (None while something is), and when it was.
         self._looked: tuple[int | None, float] = (-1, 0.0)

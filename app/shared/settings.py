@@ -113,6 +113,11 @@ class Settings:
         return self.home / "token"
 
     @property
+    def api_key_file(self) -> Path:
+        """The key of the HTTP API where none is set, readable by this user only."""
+        return self.home / "api_key"
+
+    @property
     def opening_file(self) -> Path:
         """A page that leads a browser to the address with the token, readable by this user only."""
         return self.home / "open.html"

@@ -29,6 +29,7 @@ from core.options import Config, Option, option, unknown_option
 COMMAND_LINE, DEFAULT = "command line", "default"
 _PREFIX = "LORA_WORKBENCH_"
 _HOST_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+_KEY = re.compile(r"[!-~]{8,200}")
 _HEADER = "# Settings of this home folder. What each may be: lora-workbench settings\n\n"
 _NEXT_START = " Counts from the page's next start."
 
@@ -76,6 +77,12 @@ class Preferences(Config):
         "127.0.0.1", "Host", "Address that the page listens on; 0.0.0.0 for the whole network." + _NEXT_START
     )
     port: int = option(7860, "Port", "Port that the page listens on." + _NEXT_START, minimum=1, maximum=65535)
+    api_key: str = option(
+        "",
+        "API key",
+        "What other programs send as a Bearer token to /v1 and /api, 8 characters or more; empty: one that "
+        "was made at the first start." + _NEXT_START,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -83,6 +90,10 @@ class Preferences(Config):
             raise InvalidConfig(
                 "host must be an address or a name alone, such as 127.0.0.1, 0.0.0.0 or localhost, not "
                 f"{self.host!r}."
+            )
+        if self.api_key and not _KEY.fullmatch(self.api_key):
+            raise InvalidConfig(
+                "api_key must be 8 to 200 letters, digits or signs of ASCII without spaces, or empty."
             )
 
 

@@ -37,6 +37,7 @@ _PRIVATE = (
     "engine.json",
     "app.json",
     "token",
+    "api_key",
     "open.html",
     "settings.toml",
     "window",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from http import HTTPStatus
 from http.cookies import CookieError, SimpleCookie
 from importlib import resources
@@ -43,15 +43,9 @@ class RequestGuard:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        headers = {
-            name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]
-        }
-        if headers.get("host", "").lower() not in self._hosts:
-            text = (
-                "This address is not one the workbench was started with. Open it under the address "
-                "it printed."
-            )
-            await _respond(scope, send, HTTPStatus.FORBIDDEN, text)
+        headers = headers_of(scope)
+        if refusal := _other_host(headers, self._hosts):
+            await _respond(scope, send, HTTPStatus.FORBIDDEN, refusal)
         elif given := _token_of_query(scope):
             await self._welcome(scope, send, headers, given)
         elif refusal := _refusal(headers):
@@ -62,10 +56,8 @@ class RequestGuard:
             await self._refuse(scope, send, headers, tried="authorization" in headers)
 
     def _is_ours(self, headers: Headers) -> bool:
-        bearer, cookie = _bearer(headers), _cookie(headers)
-        return (bearer is not None and self._matches(bearer)) or (
-            cookie is not None and self._matches(cookie)
-        )
+        given, cookie = bearer(headers), _cookie(headers)
+        return (given is not None and self._matches(given)) or (cookie is not None and self._matches(cookie))
 
     def _matches(self, given: str) -> bool:
         return hmac.compare_digest(given.encode("utf-8", "replace"), self._token)
@@ -92,6 +84,22 @@ class RequestGuard:
         await _respond(scope, send, HTTPStatus.UNAUTHORIZED, _ASKING if html else _PLAIN)
 
 
+def headers_of(scope: Scope) -> Headers:
+    """The headers of a request, their names in lower case."""
+    return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+
+
+def foreign(headers: Headers, hosts: Collection[str]) -> str:
+    """Why a request is not for one of these hosts, or comes from another web page; empty if it is ours."""
+    return _other_host(headers, hosts) or _refusal(headers)
+
+
+def _other_host(headers: Headers, hosts: Collection[str]) -> str:
+    if headers.get("host", "").lower() in hosts:
+        return ""
+    return "This address is not one the workbench was started with. Open it under the address it printed."
+
+
 def _refusal(headers: Headers) -> str:
     """Why a request does not come from our own page; empty if it does."""
     host, origin = headers["host"].lower(), headers.get("origin")
@@ -109,7 +117,8 @@ def _token_of_query(scope: Scope) -> str:
     return parse_qs(scope.get("query_string", b"").decode("latin-1")).get("token", [""])[0]
 
 
-def _bearer(headers: Headers) -> str | None:
+def bearer(headers: Headers) -> str | None:
+    """The token or key that a request sends; None if it sends none."""
     scheme, _, given = headers.get("authorization", "").partition(" ")
     return given.strip() if scheme.lower() == "bearer" else None
 

@@ -23,6 +23,7 @@ from app.shared.private import write_private
 from app.shared.processes import is_held
 from app.shared.settings import Settings
 from app.web.address import address_of, allowed_hosts, is_loopback, require_free_port
+from app.web.api.api_app import beside_page, guarded_api
 from app.web.application import guarded_app
 from app.web.open_pages import OpenPages
 from app.web.token import page_token
@@ -132,7 +133,8 @@ def _serve(workbench: Workbench, listening: Listening, show: Show, tell: Tell) -
     settings, token, pages = workbench.settings, page_token(workbench.settings), OpenPages()
     window = show.window(workbench, pages)
     hosts = allowed_hosts(listening.host, listening.port)
-    application = guarded_app(workbench, hosts, token, encrypted=listening.encrypted, pages=pages)
+    page = guarded_app(workbench, hosts, token, encrypted=listening.encrypted, pages=pages)
+    application = beside_page(page, guarded_api(workbench, hosts))
     opened = f"{listening.address}?token={token}"
     write_private(settings.app_file, json.dumps({"address": opened, "pid": os.getpid()}))
     closing = threading.Event()
@@ -142,7 +144,7 @@ def _serve(workbench: Workbench, listening: Listening, show: Show, tell: Tell) -
     # here.
     signal.signal(signal.SIGTERM, lambda *about: sys.exit(0))
     try:
-        window.run(_server(application, listening), opened)
+        window.run(uvicorn_server(application, listening), opened)
     finally:
         closing.set()
         settings.app_file.unlink(missing_ok=True)
@@ -151,7 +153,8 @@ def _serve(workbench: Workbench, listening: Listening, show: Show, tell: Tell) -
         _leave(workbench, way, tell)
 
 
-def _server(application: ASGIApp, listening: Listening) -> uvicorn.Server:
+def uvicorn_server(application: ASGIApp, listening: Listening) -> uvicorn.Server:
+    """What serves an application there, once it is run."""
     import uvicorn
 
     return uvicorn.Server(
@@ -172,15 +175,17 @@ def _tell_where(settings: Settings, listening: Listening, opened: str, window: N
     if window.said:
         rows.append(("Window", window.said))
     if listening.exposed:
-        rows.append(
-            (
-                "Note",
-                "Others on this network can read the traffic and the token in it, since it is not encrypted. "
-                "Give --certfile and --keyfile, or listen on 127.0.0.1 and go through ssh -L.",
-            )
-        )
+        rows.append(("Note", readable("token")))
     about = {"address": opened, "home": str(settings.home), "encrypted": listening.encrypted}
     tell(about | ({"window": window.said} if window.said else {}), rows)
+
+
+def readable(secret: str) -> str:
+    """What is said where others can read the traffic."""
+    return (
+        f"Others on this network can read the traffic and the {secret} in it, since it is not encrypted. "
+        "Give --certfile and --keyfile, or listen on 127.0.0.1 and go through ssh -L."
+    )
 
 
 def _look_after(workbench: Workbench, closing: threading.Event) -> None:

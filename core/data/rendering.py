@@ -176,6 +176,18 @@ class Renderer:
             raise encoded
         return [*self._encoder.missing_opening(pieces), *itertools.chain(*encoded)]
 
+    def encode_text(self, text: str) -> list[int]:
+        """The ids that plain text is gone on from. Special tokens in it are meant as such: whoever writes a
+        prompt out writes them himself.
+
+        Raises InvalidData if the tokenizer fails with it.
+        """
+        pieces = [Piece(text)]
+        encoded = self._encoder.encode([pieces])[0]
+        if isinstance(encoded, InvalidData):
+            raise encoded
+        return [*self._encoder.missing_opening(pieces), *itertools.chain(*encoded)]
+
     # Text, cut into pieces.
 
     def _pieces(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from core.base_model.load import ResidentBase
-from core.errors import InvalidInput
+from core.errors import PromptTooLong
 from core.events import TokenDone
 from core.generate.config import GenerationConfig
 from core.generate.one_row import Row
@@ -47,7 +47,7 @@ class Decoder:
         """ends: the ids that end an answer; by default the base's. batch: the one to join, in which case its
         bank and its pool count.
 
-        Raises InvalidInput if a prompt leaves no room in the model's context.
+        Raises PromptTooLong if a prompt leaves no room in the model's context.
         """
         self._base, self._ends = base, base.end_token_ids() if ends is None else ends
         self._rows = [self._row(index, request) for index, request in enumerate(requests)]
@@ -61,7 +61,7 @@ class Decoder:
         context = self._base.context_length
         room = context - len(request.prompt)
         if room < 1:
-            raise InvalidInput(
+            raise PromptTooLong(
                 f"The conversation is {len(request.prompt):,} tokens long; this model reads at most "
                 f"{context:,}. "
                 "Shorten it or start a new one."

@@ -68,4 +68,4 @@ class Row:
                 added += str(tokenizer.decode(ids, skip_special_tokens=True))[len(self.shown) :]
         self.over = finished
         reason = "" if not finished else ("end" if ended else "length")
-        return TokenDone(self.index, added, finished, reason, len(self.ids))
+        return TokenDone(self.index, added, finished, reason, len(self.ids), len(self.prompt))

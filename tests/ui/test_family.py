@@ -15,7 +15,6 @@ from tests.ui.conftest import (
     choose_row,
     drawn,
     go_to,
-    open_sheet,
     open_tab,
     picture,
     press,
@@ -92,11 +91,8 @@ def test_two_classifiers_tell_of_a_text_side_by_side(trained_on, workbench, zygo
         expect(telling.locator(".token")).to_have_text(re.compile("second"))
         telling.get_by_label("Adapters that classify").fill("first")
         page.get_by_role("option", name="first").click()
-        page.keyboard.press("Escape")
-        if telling.is_hidden():
-            open_sheet(page, "Classify a text …")
         telling.get_by_label("Text to classify").fill("how are you bad")
-        press(page, "Classify")
+        telling.get_by_role("button", name="Classify", exact=True).click()
         table = telling.locator("table.told")
         expect(table.locator("thead th")).to_have_text(["Label", "second", "first"])
         drawn(page)

@@ -74,7 +74,7 @@ def test_refusals_are_sentences_and_markup_in_them_is_text(address, open_page, t
     assert page.locator(".toast-body img[src=x], .toast-wrap img[src=x]").count() == 0
     page.keyboard.press("Escape")
     go_to(page, "Train")
-    page.get_by_label("Rank (r)").fill("0")
+    page.get_by_label("Rank (r)").fill("0")  # at once: what is typed before the form is filled stays
     expect(page.get_by_text("rank must be between 1 and 1,024")).to_be_visible()
     page.get_by_role("button", name="Start training").click()
     expect(page.get_by_test_id("toast-body").filter(has_text="rank must be")).to_be_visible()

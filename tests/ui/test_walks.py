@@ -124,6 +124,8 @@ def test_adapters_are_tried_before_they_are_kept(
     form = open_sheet(page, "Import", "Import an adapter")
     form.get_by_label("Or a folder or file on this machine").fill(str(tmp_path / "theirs"))
     form.get_by_role("button", name="Look at it").click()
+    expect(form.get_by_text("Under way")).to_be_visible()  # what was found before the reload goes away
+    expect(form.get_by_text("Under way")).to_have_count(0, timeout=JOB)
     expect(form.get_by_text("PEFT layout, rank 4, alpha 8")).to_be_visible(timeout=JOB)
     form.get_by_role("textbox", name="Name").fill("two")
     form.get_by_role("button", name="Keep it").click()

@@ -11,7 +11,7 @@ from app.web.parts.job_result import said_of
 from app.web.parts.markup import day, empty
 from storage.tables import Job
 
-_HEAD = "<th>Answers at once</th><th>Time to</th>" + "".join(
+_HEAD = "<th>Answers at once</th><th>Time of</th>" + "".join(
     f"<th class='number'>{one}</th>" for one in ("Base", "Base + adapter", "Merged", "Rounds differ by")
 )
 _NOTHING = "Not measured yet. It takes a minute on a CPU; a training that is under way is waited for."
@@ -43,4 +43,4 @@ def _line(row: Mapping[str, Any]) -> str:
     )
     base = f"<td class='number'>{row['base_ms']:,.1f} ms</td>"
     spread = f"<td class='number'>{row['spread']:.0%}</td>"
-    return f"<tr><td>{row['rows']}</td><td>the {row['time']}</td>{base}{cells}{spread}</tr>"
+    return f"<tr><td>{row['rows']}</td><td>{row['time']}</td>{base}{cells}{spread}</tr>"

@@ -96,7 +96,7 @@ def _look_for(kept: Job, jobs: Sequence[Job]) -> Job | None:
 def _keep(workbench: Workbench, number: int, name: str, on: str | None) -> Job:
     """Import what was looked at. Raises a refusal, NameTaken, NotFound."""
     if not number:
-        raise refusal("Look at an adapter first.")
+        raise refusal("Look at an adapter first, and keep it when what it is stands here.")
     if not fits(workbench.registry.get(Job, number).result):
         raise refusal("It fits no base model that is here; add its own under Models, and look at it again.")
     if not on:

@@ -38,14 +38,14 @@ def rank_map(ranks: Mapping[int, Mapping[str, int]]) -> Figure | None:
     every = sorted(ranks)
     steps = sorted({*every[:: -(-len(every) // _MOST_STEPS)], every[-1]})
     layers = list(ranks[steps[0]])
-    names = _short(layers)
+    names, highest = _short(layers), max(ranks[every[0]].values())
     cells = Heatmap(
         z=[[ranks[step].get(layer) for step in steps] for layer in layers],
         x=[str(step) for step in steps],
         y=names,
         zmin=0,
         autocolorscale=True,
-        colorbar={"title": "Rank"},
+        colorbar={"title": "Rank", "dtick": max(1, highest // 8)},
         hovertemplate="%{y}<br>step %{x}: rank %{z}<extra></extra>",
     )
     figure = Figure(cells)

@@ -12,6 +12,7 @@ from gradio.components import Component
 
 from app.service.workbench import Workbench
 from app.shared.user_settings import Preference, Preferences
+from app.web.api.api_key import api_key
 from app.web.parts.options_form import option_field
 from app.web.parts.shell import QUIET_QUEUED, Shell, inform, told
 from app.web.sections.settings.storage_view import storage_view
@@ -21,7 +22,7 @@ TAB, TITLE = "settings", "Settings"
 _GROUPS = (
     ("Look", ("theme", "density", "notifications")),
     ("Work", ("default_base", "offline", "quota")),
-    ("Window and address", ("on_close", "host", "port")),
+    ("Window and address", ("on_close", "host", "port", "api_key")),
 )
 
 
@@ -107,6 +108,8 @@ def about_html(workbench: Workbench, preferences: Sequence[Preference]) -> str:
     lines = [
         f"Home folder: <code>{escape(str(settings.home))}</code>.",
         f"The same stands in <code>{escape(str(settings.settings_file))}</code>, which may be edited.",
+        "Other programs reach the models under <code>/v1</code> of this page's address, in OpenAI's form, "
+        f"and under <code>/api</code> in Ollama's, with the key {_key(workbench)}.",
         "Another device opens the page with the address that <code>lora-workbench address</code> prints.",
     ]
     lines += [
@@ -115,3 +118,11 @@ def about_html(workbench: Workbench, preferences: Sequence[Preference]) -> str:
         if one.overruled
     ]
     return "".join(f"<p class='hint'>{line}</p>" for line in lines)
+
+
+def _key(workbench: Workbench) -> str:
+    """The key of the API; a dash where what is set wrongly is told beside it."""
+    try:
+        return f"<code>{escape(api_key(workbench.settings, workbench.preferences))}</code>"
+    except InvalidConfig:
+        return "–"

@@ -1,0 +1,141 @@
+"""One request's answers, as a stream of pieces that an event loop can wait for."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import threading
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+from app.service.serving import Prompt, ServedModel, Serving
+from app.shared.errors import EngineUnavailable
+from app.web.api.counters import Counters
+from app.web.api.stop_texts import StopFinder
+from app.web.api.waiting_line import Turn, WaitingLine
+from core.events import TokenDone
+
+_FINISHES = {"end": "stop", "length": "length"}
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one row's answer grows by."""
+
+    row: int
+    text: str
+    finish: str = ""
+    """Why the row ended, in OpenAI's words: stop or length. Empty while it goes on."""
+
+
+class Generation:
+    """The answers to some prompts by one model. A thread takes them from the engine.
+
+    Whoever has one calls close() in the end, whatever happens: it frees what is still being generated.
+    """
+
+    def __init__(
+        self, serving: Serving, line: WaitingLine, counters: Counters, client: str, model: ServedModel,
+        prompts: Sequence[Prompt], stops: Sequence[str],
+    ) -> None:  # fmt: skip
+        """client: whose request it is, for a fair line. stops: texts that end an answer and are not shown."""
+        self.model, self._prompts = model, prompts
+        self._serving, self._line, self._counters = serving, line, counters
+        adapter = model.adapter.digest if model.adapter else ""
+        self._turn = Turn(model.base.fingerprint, adapter, len(prompts), client)
+        self._finders = [StopFinder(stops) for _ in prompts]
+        self._open = set(range(len(prompts)))
+        self._name = f"api-{secrets.token_hex(8)}"
+        self._arrived: asyncio.Queue[TokenDone | Exception | None] = asyncio.Queue()
+        self._gone, self._closed = threading.Event(), False
+        self.prompt_tokens, self.generated_tokens = [0] * len(prompts), [0] * len(prompts)
+        self.started, self.first_token = time.monotonic(), 0.0
+        self.ended = 0.0
+
+    async def pieces(self) -> AsyncIterator[Piece]:
+        """The answers as they come, after the request's turn has come; ends when every row has.
+
+        Raises LineFull, or what Serving.answer() raises.
+        """
+        await self._line.enter(self._turn)
+        self._loop = asyncio.get_running_loop()
+        threading.Thread(target=self._take_from_engine, daemon=True).start()
+        while self._open:
+            token = await self._arrived.get()
+            if isinstance(token, Exception):
+                raise token
+            if token is None:
+                raise EngineUnavailable("The answer was ended before it was whole.")
+            if token.row in self._open and (piece := self._piece(token)):
+                yield piece
+        self.ended = time.monotonic()
+
+    def _piece(self, token: TokenDone) -> Piece | None:
+        """What a token adds to what is shown; None while it may be the beginning of a stop text."""
+        if not self.first_token:
+            self.first_token = time.monotonic()
+        self.prompt_tokens[token.row], self.generated_tokens[token.row] = token.prompt_tokens, token.tokens
+        finder = self._finders[token.row]
+        text, finish = finder.take(token.text), ""
+        if finder.found:
+            finish = "stop"
+            if not token.finished:
+                self._end_in_engine([token.row])
+        elif token.finished:
+            text, finish = text + finder.rest(), _FINISHES[token.reason]
+        if finish:
+            self._open.discard(token.row)
+        return Piece(token.row, text, finish) if text or finish else None
+
+    def close(self) -> None:
+        """End what is still being generated, give up the turn, and count."""
+        if self._closed:
+            return
+        self._closed = True
+        self._gone.set()
+        self._line.leave(self._turn)
+        if self._open and self._turn.begun.is_set():
+            self._end_in_engine(sorted(self._open))
+        self._count()
+
+    def _count(self) -> None:
+        model = self.model.id
+        if self._open and self.first_token:
+            self._counters.add("cancelled", model=model)
+        if self.first_token:
+            self._counters.add("answers", model=model)
+            self._counters.add("first_token_seconds", self.first_token - self.started, model=model)
+            self._counters.add("answer_seconds", time.monotonic() - self.started, model=model)
+        self._counters.add("prompt_tokens", sum(self.prompt_tokens), model=model)
+        self._counters.add("generated_tokens", sum(self.generated_tokens), model=model)
+
+    # Threads.
+
+    def _take_from_engine(self) -> None:
+        """Hand every token over to the event loop, until the end, or until nobody waits for them."""
+        last: Exception | None = None
+        try:
+            with contextlib.closing(self._serving.answer(self.model, self._prompts, self._name)) as tokens:  # type: ignore[type-var]
+                for token in tokens:
+                    if self._gone.is_set():
+                        return
+                    self._hand_over(token)
+        except Exception as error:  # noqa: BLE001  (the boundary: whoever asked is told)
+            last = error
+        self._hand_over(last)
+
+    def _hand_over(self, what: TokenDone | Exception | None) -> None:
+        with contextlib.suppress(RuntimeError):  # the server is closing: the loop is gone, and who asked, too
+            self._loop.call_soon_threadsafe(self._arrived.put_nowait, what)
+
+    def _end_in_engine(self, rows: Sequence[int]) -> None:
+        """Free these rows now, also while their prompts are still being read."""
+
+        def end() -> None:
+            with contextlib.suppress(EngineUnavailable):  # then nothing is generated any more
+                for row in rows:
+                    self._serving.cancel(self._name, row)
+
+        threading.Thread(target=end, daemon=True).start()

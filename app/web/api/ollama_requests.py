@@ -1,0 +1,93 @@
+"""What Ollama's clients ask for, as prompts of ours; what would change an answer and does not here is
+refused.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+from app.service.serving import Prompt
+from app.web.api.chat_turns import turns
+from app.web.api.parameters import Body, flag, mapping, require_known, sampling, stop_texts, text, whole
+from core.generate.config import GenerationConfig
+
+_SEEDS = 2**31
+_TOKENS = 1024
+"""Where a request names no limit, or, as Ollama writes it, a negative one."""
+_DEFAULTS = {"temperature": 0.8, "top_p": 0.9, "top_k": 40}
+"""Ollama's own."""
+_SAMPLING = {
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "repeat_penalty": "repetition_penalty",
+    "num_predict": "max_tokens",
+}
+_HOW_TO_RUN = {"num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "use_mmap", "numa", "low_vram"}
+"""Options of Ollama's process that change no answer: what is too long is refused, and never cut."""
+_OPTIONS = {*_SAMPLING, *_HOW_TO_RUN, "seed", "stop"}
+_NO_OPTIONS: dict[str, tuple[Any, ...]] = {
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "min_p": (0,),
+    "typical_p": (1,),
+    "mirostat": (0,),
+}
+_COMMON = {"model", "stream", "options", "keep_alive"}
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "format": ("",),
+    "think": (False,),
+    "tools": ([],),
+    "images": ([],),
+    "suffix": ("",),
+    "template": ("",),
+    "context": ([],),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+}
+
+
+@dataclass(frozen=True)
+class OllamaAsked:
+    """One request. Without a prompt it only asks whether the model is there."""
+
+    model: str
+    prompt: Prompt | None
+    stops: list[str]
+    stream: bool
+
+
+def chat_request(body: Body) -> OllamaAsked:
+    """Of /api/chat. Raises ApiError."""
+    require_known(body, {*_COMMON, "messages"}, _NEUTRAL)
+    return _asked(body, {"messages": turns(body)} if body.get("messages") else {})
+
+
+def generate_request(body: Body) -> OllamaAsked:
+    """Of /api/generate. Raises ApiError."""
+    require_known(body, {*_COMMON, "prompt", "system", "raw"}, _NEUTRAL)
+    prompt, system = text(body, "prompt", ""), text(body, "system", "")
+    if not prompt:
+        return _asked(body, {})
+    if flag(body, "raw", False):
+        return _asked(body, {"text": prompt})
+    said = [("system", system)] * bool(system) + [("user", prompt)]
+    return _asked(body, {"messages": [{"role": role, "content": content} for role, content in said]})
+
+
+def _asked(body: Body, prompt: dict[str, Any]) -> OllamaAsked:
+    options = mapping(body, "options")
+    require_known(options, _OPTIONS, _NO_OPTIONS, "options.")
+    if whole(options, "num_predict", _TOKENS) < 0:
+        del options["num_predict"]
+    found = sampling(options, _SAMPLING, {**_DEFAULTS, "max_tokens": _TOKENS})
+    seed = whole(options, "seed", secrets.randbelow(_SEEDS)) % _SEEDS
+    config = GenerationConfig.parse({**found, "seed": seed})
+    return OllamaAsked(
+        text(body, "model"),
+        Prompt(config, **prompt) if prompt else None,
+        stop_texts(options),
+        flag(body, "stream", True),
+    )

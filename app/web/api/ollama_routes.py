@@ -1,0 +1,144 @@
+"""Ollama's endpoints, for clients that know only those: lines of JSON instead of events."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from app.service.serving import ServedModel
+from app.web.api.desk import Desk, Streamed
+from app.web.api.generation import Generation, Piece
+from app.web.api.ollama_requests import OllamaAsked, chat_request, generate_request
+from app.web.api.openai_errors import ApiError, as_api_error
+from app.web.api.parameters import Body, body_of
+from storage.errors import NotFound
+
+_LATEST = ":latest"  # what Ollama's clients put behind a name without a tag
+Said = Callable[[str], Body]
+"""How a piece of an answer is written."""
+
+
+class OllamaRoutes:
+    """They, over one desk."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    def routes(self) -> list[Route]:
+        """Under the paths that Ollama's clients call."""
+        return [
+            Route("/api/version", self._desk.counted(_version, _refused)),
+            Route("/api/tags", self._desk.counted(self._tags, _refused)),
+            Route("/api/chat", self._desk.counted(self._chat, _refused), methods=["POST"]),
+            Route("/api/generate", self._desk.counted(self._generate, _refused), methods=["POST"]),
+        ]
+
+    async def _tags(self, request: Request) -> Response:
+        return JSONResponse({"models": [_described(one) for one in await self._desk.models()]})
+
+    async def _chat(self, request: Request) -> Response:
+        asked = chat_request(await body_of(request))
+        return await self._answer(
+            request, asked, lambda text: {"message": {"role": "assistant", "content": text}}
+        )
+
+    async def _generate(self, request: Request) -> Response:
+        asked = generate_request(await body_of(request))
+        return await self._answer(request, asked, lambda text: {"response": text})
+
+    async def _answer(self, request: Request, asked: OllamaAsked, said: Said) -> Response:
+        model = await self._model(asked.model)
+        if asked.prompt is None:
+            return JSONResponse(_line(asked.model, said("")) | {"done": True, "done_reason": "load"})
+        if asked.stream:
+            generation, pieces = await self._desk.begin(request, model, [asked.prompt], asked.stops)
+            lines = _lines(asked.model, generation, pieces, said)
+            return Streamed(generation, lines, "application/x-ndjson")
+        generation, answers = await self._desk.whole(request, model, [asked.prompt], asked.stops)
+        text, finish = answers[0]
+        return JSONResponse(_line(asked.model, said(text)) | _end(generation, finish))
+
+    async def _model(self, name: str) -> ServedModel:
+        try:
+            return await self._desk.model(name)
+        except NotFound:
+            if not name.endswith(_LATEST):
+                raise
+            return await self._desk.model(name.removesuffix(_LATEST))
+
+
+async def _version(request: Request) -> Response:
+    return JSONResponse({"version": version("lora-workbench")})
+
+
+def _refused(error: ApiError) -> Response:
+    return JSONResponse({"error": str(error)}, error.status, error.headers)
+
+
+async def _lines(
+    name: str, generation: Generation, pieces: AsyncIterator[Piece], said: Said
+) -> AsyncIterator[str]:
+    """One line of JSON a piece; the last tells the figures, or what went wrong."""
+    try:
+        async for piece in pieces:
+            if piece.text:
+                yield _written(_line(name, said(piece.text)) | {"done": False})
+            if piece.finish:
+                yield _written(_line(name, said("")) | _end(generation, piece.finish))
+    except Exception as error:  # noqa: BLE001  (the boundary: whoever listens is told)
+        yield _written({"error": str(as_api_error(error))})
+
+
+def _written(content: Any) -> str:
+    return json.dumps(content, ensure_ascii=False) + "\n"
+
+
+def _line(name: str, said: Body) -> Body:
+    return {"model": name, "created_at": datetime.now(UTC).isoformat().replace("+00:00", "Z"), **said}
+
+
+def _end(generation: Generation, finish: str) -> Body:
+    """The figures, times in nanoseconds. Waiting counts as loading."""
+    now, first = time.monotonic(), generation.first_token
+    prompt = first - generation.started
+    times = {
+        "total_duration": now - generation.started,
+        "prompt_eval_duration": prompt,
+        "eval_duration": now - first,
+    }
+    return {
+        "done": True,
+        "done_reason": finish,
+        **{name: int(seconds * 1e9) for name, seconds in times.items()},
+        "load_duration": 0,
+        "prompt_eval_count": generation.prompt_tokens[0],
+        "eval_count": generation.generated_tokens[0],
+    }
+
+
+def _described(model: ServedModel) -> Body:
+    created = datetime.fromtimestamp(model.created, UTC).isoformat().replace("+00:00", "Z")
+    about = {
+        "parent_model": model.base.name if model.adapter else "",
+        "format": "safetensors",
+        "family": model.base.architecture,
+        "families": [model.base.architecture],
+        "parameter_size": f"{model.base.parameters / 1e6:,.1f}M",
+        "quantization_level": model.base.dtype,
+    }
+    return {
+        "name": model.id,
+        "model": model.id,
+        "modified_at": created,
+        "size": model.size_bytes,
+        "digest": model.digest,
+        "details": about,
+    }

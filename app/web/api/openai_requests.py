@@ -1,0 +1,123 @@
+"""What OpenAI's clients ask for, as prompts of ours; what would change an answer and does not here is
+refused.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from app.service.serving import Prompt
+from app.web.api.chat_turns import turns
+from app.web.api.openai_errors import bad, unsupported
+from app.web.api.parameters import (
+    Body,
+    flag,
+    mapping,
+    require_known,
+    sampling,
+    stop_texts,
+    text,
+    whole,
+)
+from core.generate.config import GenerationConfig
+
+_SEEDS = 2**31
+_MOST_ANSWERS = 32
+_CHAT_TOKENS, _TEXT_TOKENS = 1024, 16
+"""Where a request names no limit; OpenAI's own for plain text."""
+_DEFAULTS = {"temperature": 1.0, "top_p": 1.0}
+_SAMPLING = {
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "repetition_penalty": "repetition_penalty",
+    "max_tokens": "max_tokens",
+}
+_ABOUT_THE_CALLER = {"user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"}
+_COMMON = {"model", "stream", "stream_options", "n", "seed", "stop", *_SAMPLING, *_ABOUT_THE_CALLER}
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "logit_bias": ({},),
+    "store": (False,),
+    "service_tier": ("auto", "default"),
+}
+_CHAT_NEUTRAL = _NEUTRAL | {
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "parallel_tool_calls": (True, False),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+}
+_TEXT_NEUTRAL = _NEUTRAL | {"echo": (False,), "suffix": ("",), "best_of": (1,)}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request: each of its prompts `n` times."""
+
+    model: str
+    prompts: Sequence[Prompt]
+    n: int
+    stops: Sequence[str]
+    stream: bool
+    include_usage: bool
+
+
+def chat_asked(body: Body) -> Asked:
+    """Of /v1/chat/completions. Raises ApiError."""
+    require_known(body, {*_COMMON, "messages", "max_completion_tokens"}, _CHAT_NEUTRAL)
+    limits = [body[name] for name in ("max_tokens", "max_completion_tokens") if name in body]
+    if len(limits) == 2 and limits[0] != limits[1]:
+        raise bad("max_tokens", "max_tokens and max_completion_tokens differ; send one of them.")
+    names = {**_SAMPLING, "max_completion_tokens": "max_tokens"}
+    messages = turns(body)
+    return _asked(body, names, _CHAT_TOKENS, [{"messages": messages}])
+
+
+def text_asked(body: Body) -> Asked:
+    """Of /v1/completions. Raises ApiError."""
+    neutral = _TEXT_NEUTRAL | {"best_of": (1, body.get("n", 1))}
+    require_known(body, {*_COMMON, "prompt"}, neutral)
+    return _asked(body, _SAMPLING, _TEXT_TOKENS, [{"text": one} for one in _texts(body.get("prompt"))])
+
+
+def _texts(sent: Any) -> list[str]:
+    """The prompts of a request for plain text, one or several."""
+    texts = [sent] if isinstance(sent, str) else sent
+    if not isinstance(texts, list) or not texts:
+        raise bad("prompt", "prompt must be a text, or a list of texts.")
+    if any(isinstance(one, (int, list)) for one in texts):
+        raise unsupported("prompt", "prompt must be text; prompts of token ids are not supported here.")
+    if not all(isinstance(one, str) and one for one in texts):
+        raise bad("prompt", "prompt must be a text, or a list of texts, none of them empty.")
+    return texts
+
+
+def _asked(body: Body, names: Mapping[str, str], limit: int, prompts: Sequence[Mapping[str, Any]]) -> Asked:
+    n, stream = whole(body, "n", 1), flag(body, "stream", False)
+    if not 1 <= n * len(prompts) <= _MOST_ANSWERS:
+        raise bad("n", f"A request may have 1 to {_MOST_ANSWERS} answers, not {n * len(prompts)}.")
+    options = sampling(body, names, {**_DEFAULTS, "max_tokens": limit})
+    first = whole(body, "seed", secrets.randbelow(_SEEDS))
+    rows = [
+        Prompt(GenerationConfig.parse({**options, "seed": (first + at) % _SEEDS}), **prompt)
+        for prompt in prompts
+        for at in range(n)
+    ]
+    return Asked(text(body, "model"), rows, n, stop_texts(body), stream, _include_usage(body, stream))
+
+
+def _include_usage(body: Body, stream: bool) -> bool:
+    options = mapping(body, "stream_options")
+    if options and not stream:
+        raise bad("stream_options", "stream_options only counts together with stream.")
+    require_known(options, {"include_usage"}, {"include_obfuscation": (False,)}, "stream_options.")
+    return flag(options, "include_usage", False)

@@ -1,0 +1,186 @@
+"""The HTTP API, with the unmodified clients of OpenAI and Ollama, over an engine of its own."""
+
+import re
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import ollama
+import openai
+import pytest
+
+from app.web.api.api_app import guarded_api
+from app.web.api.api_key import api_key
+from core.generate.config import GenerationConfig
+from tests.api_server import listening
+
+HELLO = [{"role": "user", "content": "hello"}]
+GREEDY = {"temperature": 0, "max_tokens": 12}
+
+
+class Served:
+    """An API that is served, and its clients."""
+
+    def __init__(self, workbench, address):
+        self.workbench, self.address = workbench, address
+        self.key = api_key(workbench.settings, workbench.preferences)
+        self.openai = self.client(self.key)
+        self.ollama = ollama.Client(self.address, headers={"Authorization": f"Bearer {self.key}"})
+
+    def client(self, key):
+        return openai.OpenAI(base_url=f"{self.address}/v1", api_key=key, max_retries=0, timeout=60)
+
+    def chat(self, model="llama", **options):
+        return self.openai.chat.completions.create(model=model, messages=HELLO, **{**GREEDY, **options})
+
+    def own_answer(self, adapter=None, **options):
+        """What the playground's service answers."""
+        config = GenerationConfig(**{**GREEDY, **options})
+        return "".join(one.text for one in self.workbench.chats.answer("llama", [adapter], [HELLO], config))
+
+
+@pytest.fixture
+def served(workbench):
+    with listening(guarded_api(workbench, set())) as address:
+        found = Served(workbench, address)
+        yield found
+        found.openai.close()
+        found.ollama.close()
+
+
+def test_the_openai_client_gets_what_the_playground_answers(served, trained):
+    trained("mine")
+    assert [(one.id, one.owned_by) for one in served.openai.models.list()] == [
+        ("llama", "llama"),
+        ("mine", "llama"),
+    ]
+    assert served.openai.models.retrieve("mine").parent == "llama"
+
+    whole = served.chat("mine")
+    own = served.own_answer("mine")
+    assert own
+    assert whole.choices[0].message.content == own
+    assert own != served.own_answer()  # else the adapter does nothing here
+    chunks = list(served.chat("mine", stream=True, stream_options={"include_usage": True}))
+    said = [one.choices[0] for one in chunks if one.choices]
+    assert said[0].delta.role == "assistant"
+    assert "".join(one.delta.content or "" for one in said) == own
+    assert [one.finish_reason for one in said if one.finish_reason] == [whole.choices[0].finish_reason]
+    assert chunks[-1].usage == whole.usage
+    assert whole.usage.prompt_tokens > 3
+    adapter = served.workbench.serving.find("mine").adapter
+    assert adapter.digest[:12] in whole.system_fingerprint  # which weights answered
+
+
+def test_several_answers_seeds_limits_and_stop_texts(served):
+    three = served.chat(n=3, temperature=1.5, seed=5)
+    texts = [one.message.content for one in three.choices]
+    assert [one.index for one in three.choices] == [0, 1, 2]
+    assert len(set(texts)) == 3
+    again = served.chat(n=3, temperature=1.5, seed=5)
+    assert [one.message.content for one in again.choices] == texts
+    assert again.usage == three.usage
+    assert served.chat(temperature=1.5, seed=6).choices[0].message.content == texts[1]
+
+    own = served.own_answer()
+    short = served.chat(max_completion_tokens=3, max_tokens=openai.omit)
+    assert (short.choices[0].finish_reason, short.usage.completion_tokens) == ("length", 3)
+    stop = own[4:9]  # several tokens of a byte-level tokenizer
+    for given in (stop, ["never said", stop]):
+        stopped = served.chat(stop=given)
+        assert stopped.choices[0].message.content == own[: own.index(stop)]
+        assert stopped.choices[0].finish_reason == "stop"
+        assert stopped.usage.completion_tokens < 12
+    pieces = [one.choices[0].delta.content or "" for one in served.chat(stop=stop, stream=True)]
+    assert "".join(pieces) == own[: own.index(stop)]
+
+
+def test_plain_text_is_gone_on_with(served):
+    written_out = "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
+    texts = served.openai.completions.create(model="llama", prompt=[written_out, "fine"], **GREEDY)
+    assert texts.choices[0].text == served.own_answer()
+    assert texts.choices[1].text not in ("", texts.choices[0].text)
+    streamed = served.openai.completions.create(model="llama", prompt=written_out, stream=True, **GREEDY)
+    assert "".join(one.choices[0].text for one in streamed) == texts.choices[0].text
+
+
+def test_requests_for_several_adapters_at_once_are_each_answered_by_their_own(served, trained):
+    names = [None, *(trained("a" * length).name for length in (3, 4, 5))]
+    own = {name: served.own_answer(name) for name in names}
+    assert len(set(own.values())) == len(names)
+
+    def ask(number):
+        name = names[number % len(names)]
+        chunks = served.chat(name or "llama", stream=True)
+        return name, "".join(one.choices[0].delta.content or "" for one in chunks)
+
+    with ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(ask, range(12)))
+    assert answers == [(name, own[name]) for name in names * 3]
+
+
+def test_what_cannot_be_answered_is_refused_in_openais_form(served, trained):
+    trained("mine")
+    with (
+        served.client("wrong") as stranger,
+        pytest.raises(openai.AuthenticationError, match="This is not the key") as refused,
+    ):
+        stranger.models.list()
+    assert refused.value.code == "invalid_api_key"
+    with pytest.raises(openai.NotFoundError, match=r"no model called 'gpt'.*llama, mine") as refused:
+        served.chat("gpt")
+    assert refused.value.param == "model"
+    for stream in (False, True):
+        with pytest.raises(openai.BadRequestError, match=r"is \d{3,} tokens long.* at most 256") as refused:
+            served.openai.chat.completions.create(
+                model="llama", messages=[{"role": "user", "content": "hello " * 300}], stream=stream
+            )
+        assert refused.value.code == "context_length_exceeded"
+    for name, value in {
+        "tools": [{"type": "function", "function": {"name": "f"}}],
+        "response_format": {"type": "json_object"},
+        "logit_bias": {"5": 1},
+        "logprobs": True,
+        "temperature": 9,
+        "n": 33,
+        "stop": [""],
+        "presence_penalty": 0.5,
+    }.items():
+        with pytest.raises(openai.BadRequestError, match=name) as refused:
+            served.chat(**{name: value})
+        assert refused.value.param == name
+    with pytest.raises(openai.BadRequestError, match=r"min_tokens is not supported here"):
+        served.chat(extra_body={"min_tokens": 3})
+    image = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]
+    with pytest.raises(openai.BadRequestError, match=r"messages\[0\]\.content\[0\] is no text"):
+        served.openai.chat.completions.create(model="llama", messages=image)
+
+
+def test_the_ollama_client_gets_the_same(served, trained):
+    trained("mine")
+    assert [one.model for one in served.ollama.list().models] == ["llama", "mine"]
+    options = {"temperature": 0, "num_predict": 12, "top_k": 0, "num_ctx": 2048}
+    own = served.own_answer("mine")
+    whole = served.ollama.chat("mine:latest", HELLO, options=options)
+    assert whole.message.content == own
+    assert (whole.done, whole.eval_count) == (True, 12)
+    lines = list(served.ollama.chat("mine", HELLO, options=options, stream=True))
+    assert "".join(one.message.content for one in lines) == own
+    assert [one.done for one in lines] == [False] * (len(lines) - 1) + [True]
+    assert served.ollama.generate("mine", "hello", options=options).response == own
+    assert served.ollama.generate("mine").done_reason == "load"
+    with pytest.raises(ollama.ResponseError, match="There are: llama, mine") as refused:
+        served.ollama.generate("other", "hello")
+    assert refused.value.status_code == 404
+    with pytest.raises(ollama.ResponseError, match="format is not supported"):
+        served.ollama.chat("mine", HELLO, format="json")
+
+
+def test_health_and_metrics(served):
+    served.chat()
+    assert httpx.get(f"{served.address}/health").json() == {"status": "ok"}
+    assert httpx.get(f"{served.address}/metrics").status_code == 401
+    text = httpx.get(f"{served.address}/metrics", headers={"Authorization": f"Bearer {served.key}"}).text
+    assert 'lora_workbench_requests_total{path="/v1/chat/completions",status="200"} 1\n' in text
+    assert 'lora_workbench_generated_tokens_total{model="llama"} 12\n' in text
+    assert "lora_workbench_requests_running 0\n" in text
+    assert re.search(r'lora_workbench_first_token_seconds_total\{model="llama"\} \d+\.\d+', text)
