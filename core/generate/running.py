@@ -152,7 +152,6 @@ class RunningBatch:
                 one.passed_by += 1
         self._admitted = [row for row in self._admitted if not row.over]
         self._waiting = deque(row for row in self._waiting if not row.over and row not in self._admitted)
-        self._follow_bank()
         return _Reading(self._base, self._bank(), self._admitted) if self._admitted else None
 
     def _slot_for(self, row: Row) -> int | None:
@@ -269,7 +268,9 @@ class RunningBatch:
         self._move(self._running)
 
     def _move(self, rows: Sequence[Row]) -> DecodingState:
-        """Have the running rows in a state with room for `rows`."""
+        """Have the running rows in a state with room for `rows` and the bank that is there now;
+        what was begun with another goes on with it until somebody joins.
+        """
         state, device, bank = self._state, self._base.device, self._bank()
         tokens, places = _longest(rows) + 1, fitting_rows(len(rows), device)
         if state is None or state.bank is not bank or state.capacity < tokens:
@@ -284,15 +285,6 @@ class RunningBatch:
             self._pool.give_back(state)
         self._state = target
         return target
-
-    def _follow_bank(self) -> None:
-        """Compute with the bank that is there now: a captured step knows only its own."""
-        if self._state is None:
-            return
-        if self._ahead:
-            self._move(self._running)
-        else:
-            self._state.bank = self._bank()
 
     def _drop(self, gone: Sequence[Row]) -> None:
         """Close the places of these rows up with the last ones, and give back what is not needed."""

@@ -221,7 +221,7 @@ def test_memory_keeps_to_its_bound_and_who_has_no_room_waits_in_order(base, bank
     monkeypatch.setattr(_Reading, "__init__", begins)
     most = 8 * 128 * bytes_a_token(base)
     batch = _batch(base, bank, most)
-    asked = [Asked(base, batch, [_long([5, 6, at + 3], slot=at % 4, tokens=90)]) for at in range(7)]
+    asked = [Asked(base, batch, [_long([5, 6, at + 3], slot=at % 4, tokens=70)]) for at in range(14)]
     first_tokens, under_way = [], list(asked)
     while under_way:
         under_way = [one for one in under_way if one.step()]
@@ -389,12 +389,12 @@ def test_a_larger_adapter_joins_while_others_answer(engine, source, base, endles
     small, large = _adapter(base, source, 1), _adapter(base, source, 2, rank=40, size=0.05)
     alone = [_finish([_ask(engine, source, one, 30)])[0] for one in (small, large)]
     engine = Engine(torch.device("cpu"), torch.float32)
-    first = _ask(engine, source, small, 30)
+    first = [_ask(engine, source, small, 30) for _ in range(3)]
     for _ in range(5):
-        next(first[2])
+        next(first[0][2])
     before = engine._slots.bank
-    second = _ask(engine, source, large, 30)
-    assert _finish([first, second]) == alone
+    second = _ask(engine, source, large, 30)  # for which there is a place
+    assert _finish([*first, second]) == [alone[0]] * 3 + [alone[1]]
     assert engine._slots.bank is not before
 
 
