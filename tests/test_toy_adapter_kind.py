@@ -401,7 +401,7 @@ def test_the_engine_makes_room_for_a_kind_it_has_not_seen(base, adapter):
     slots = _AdapterSlots(base)
     weights = {"lora": random_adapter(base), "toy": adapter}
     sources = [AdapterSource(key, None, key, "f" * 64, "", one) for key, one in weights.items()]
-    placed = slots.place(sources, in_use=set())
+    placed = {one.digest: slots.seat(one)() for one in sources}
     alone = [_answers(base, loaded_bank(base.layers, [weights[key]]), [0])[0] for key in placed]
     assert _answers(base, slots.bank, list(placed.values())) == alone
 

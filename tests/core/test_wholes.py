@@ -351,7 +351,7 @@ def test_the_engine_gives_each_slot_what_is_its_own(tiny_llama):
     for number in range(9):
         before = slots.bank
         source = _Source(f"d{number}", _moved(base, "modules", number) if number % 4 == 1 else plain)
-        place = slots.place([source], set())[source.digest]
+        place = slots.seat(source)()
         assert slots.bank.has_wholes(place) == bool(source.weights.wholes)
         assert (slots.bank is not before) or not source.weights.wholes
     assert sum(slots.bank.has_wholes(slot) for slot in range(9)) == 2
@@ -531,7 +531,7 @@ def test_an_embedding_learns_together_what_it_learns_alone_and_goes_on(tiny_qwen
         torch.testing.assert_close(own, alone, atol=1e-5, rtol=1e-5)
     slots = _AdapterSlots(base)
     assert "model.embed_tokens" not in slots.bank._layers
-    slots.place([_Source("d", together["one"])], set())
+    slots.seat(_Source("d", together["one"]))()
     assert "model.embed_tokens" in slots.bank._layers
 
 
