@@ -90,6 +90,7 @@ def test_a_kind_of_job_says_what_it_is_and_where_it_is_started():
         "verify_adapter",
         "check_data",
         "measure_prompting",
+        "measure_latency",
     }
 
 
