@@ -150,8 +150,10 @@ class Database:
             )
         if current is not None:
             self.backup(self.path.with_name(f"{self.path.stem}-before-{head}-{int(time.time())}.db"))
-        with self._faults_told(), self._writer.connect() as connection:
-            _upgrade(connection)
+        # In one transaction, which another process that opens the same new home waits for.
+        with self._faults_told(), self._writer.begin() as connection:
+            if _revision(connection) != head:
+                _upgrade(connection)
 
 
 def _revision(connection: Connection) -> str | None:

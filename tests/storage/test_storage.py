@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 
 import pytest
 from sqlalchemy import inspect
@@ -341,6 +342,25 @@ def test_the_migrated_schema_is_the_models(tmp_path):
                 column.name for column in table.columns
             }, name
     database.close()
+
+
+def test_migrations_are_one_transaction_which_others_that_open_a_new_home_wait_for(tmp_path, monkeypatch):
+    upgrade, path, seen = storage.database._upgrade, tmp_path / "registry.db", []
+
+    def watched(connection):
+        upgrade(connection)
+        with closing(sqlite3.connect(path, timeout=0)) as other:
+            seen.append(other.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
+            with pytest.raises(sqlite3.OperationalError, match="locked"):
+                other.execute("BEGIN IMMEDIATE")
+
+    own = shutil.copytree(storage.database._MIGRATIONS, tmp_path / "migrations")
+    monkeypatch.setattr(storage.database, "_MIGRATIONS", own)  # or a registry that is there would be copied
+    monkeypatch.setattr(storage.database, "_upgrade", watched)
+    Database(path).close()
+    assert seen == [0]
+    Database(path).close()
+    assert seen == [0], "it was migrated again"
 
 
 def test_an_older_schema_is_backed_up_before_it_is_migrated(tmp_path, monkeypatch):
