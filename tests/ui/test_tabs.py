@@ -45,14 +45,22 @@ def test_what_one_tab_took_away_the_other_refuses_in_a_sentence(
     workbench.datasets.add(write_rows(tmp_path / "other.jsonl"), "other")
     page, registry = open_page(address), workbench.registry
 
-    go_to(page, "Train")
-    choose(page, "Data set", "other")
     go_to(page, "Playground")
     choose(page, "Adapters (up to four)", "deleted")
     page.keyboard.press("Escape")
     go_to(page, "Adapters")
     choose_row(page, "adapters", "renamed")
+    go_to(page, "Train")
+    choose(page, "Data set", "other")
+    expect(page.locator("#plan .plan-facts")).to_be_visible()
     _deafen(page)
+
+    # Removed elsewhere, while this section is open.
+    workbench.datasets.remove("other")
+    page.locator("#start-training").click()
+    _refused(page, "There is no data set called 'other'")
+    assert registry.all(Run) == []
+    go_to(page, "Adapters")
 
     # Renamed elsewhere, and used here by its old name.
     registry.adapters.change(registry.find(Adapter, "renamed").id, name="new name")
@@ -73,16 +81,11 @@ def test_what_one_tab_took_away_the_other_refuses_in_a_sentence(
 
     # Deleted elsewhere, and used here.
     registry.adapters.delete(registry.find(Adapter, "deleted").id)
-    workbench.datasets.remove("other")
     go_to(page, "Playground")
     page.get_by_role("textbox", name="Prompt", exact=True).fill("are you there?")
     press(page, "Send")
     _refused(page, "There is no adapter called 'deleted'")
     expect(page.get_by_role("textbox", name="Prompt", exact=True)).to_have_value("are you there?")
-    go_to(page, "Train")
-    page.locator("#start-training").click()
-    _refused(page, "There is no data set called 'other'")
-    assert registry.all(Run) == []
 
 
 def test_two_tabs_stop_pause_resume_and_remove_the_same_run(workbench, address, open_page):
