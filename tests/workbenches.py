@@ -140,13 +140,24 @@ def workbench(
     end_engine(settings)
 
 
-def do_job(workbench: Workbench, kind: str, arguments: dict[str, object]) -> Job:
+def do_job(workbench, kind: str, arguments: dict[str, object]) -> Job:
     """Do a job in this process, which has torch loaded already;
     the job's own process has tests of its own.
     """
     job = workbench.registry.save(Job(kind=kind, title=kind, arguments=arguments))
     run_job(workbench.settings, job.id or 0)
     return workbench.registry.get(Job, job.id or 0)
+
+
+@pytest.fixture
+def jobs_here(workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs are done in this process, in float32, when they are started."""
+    import torch
+
+    monkeypatch.setattr("core.base_model.load.best_dtype", lambda device: torch.float32)
+    monkeypatch.setattr(
+        workbench.jobs, "start", lambda kind, arguments: do_job(workbench, kind, dict(arguments))
+    )
 
 
 @pytest.fixture

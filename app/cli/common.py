@@ -26,6 +26,12 @@ Settings = Annotated[
 BaseName = Annotated[
     str, typer.Option("--base", help="Name of the base model; default: default_base, as set.")
 ]
+Certificate = Annotated[
+    Path | None, typer.Option("--certfile", help="Certificate (PEM) for https.", exists=True, dir_okay=False)
+]
+CertificateKey = Annotated[
+    Path | None, typer.Option("--keyfile", help="The certificate's key (PEM).", exists=True, dir_okay=False)
+]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before removing.")]
 
 

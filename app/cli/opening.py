@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.cli.common import Home, Json
+from app.cli.common import Certificate, CertificateKey, Home, Json
 from app.cli.console import Console, guarded
 from app.service.leaving import WAYS, named
 from app.service.workbench import Workbench
@@ -38,12 +37,8 @@ def open_page(
     port: Annotated[
         int | None, typer.Option(help="Port to listen on. Default: as set, or 7860.", min=1, max=65535)
     ] = None,
-    certfile: Annotated[
-        Path | None, typer.Option(help="Certificate (PEM) for https.", exists=True, dir_okay=False)
-    ] = None,
-    keyfile: Annotated[
-        Path | None, typer.Option(help="The certificate's key (PEM).", exists=True, dir_okay=False)
-    ] = None,
+    certfile: Certificate = None,
+    keyfile: CertificateKey = None,
     window: Annotated[
         bool,
         typer.Option(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from app.cli.common import Home, Json
+from app.cli.common import Certificate, CertificateKey, Home, Json
 from app.cli.console import Console, guarded
 from app.shared.settings import settings_for
 
@@ -18,12 +17,8 @@ def serve(
         str, typer.Option(help="Address to listen on; 0.0.0.0 for the whole network.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8000,
-    certfile: Annotated[
-        Path | None, typer.Option(help="Certificate (PEM) for https.", exists=True, dir_okay=False)
-    ] = None,
-    keyfile: Annotated[
-        Path | None, typer.Option(help="The certificate's key (PEM).", exists=True, dir_okay=False)
-    ] = None,
+    certfile: Certificate = None,
+    keyfile: CertificateKey = None,
     api_key: Annotated[
         str | None,
         typer.Option(

@@ -79,12 +79,16 @@ class CostsOfLora:
     def __init__(self, registry: Registry, jobs: Jobs, baselines: Baselines) -> None:
         self._registry, self._jobs, self._baselines = registry, jobs, baselines
 
+    def runs(self, limit: int | None = None) -> list[Run]:
+        """Those among the newest that have given an adapter, the newest first."""
+        newest = self._registry.all(Run, limit=limit)
+        return [run for run in newest if run.adapter_id is not None and not is_full(run)]
+
     def usual(self) -> Run:
-        """The newest run that has given an adapter. Raises NotFound where there is none."""
-        for run in self._registry.all(Run):
-            if run.adapter_id is not None and not is_full(run):
-                return run
-        raise NotFound("No run has given an adapter yet; train one, or begin with quickstart.")
+        """The newest of them. Raises NotFound where there is none."""
+        if not (found := self.runs()):
+            raise NotFound("No run has given an adapter yet; train one, or begin with quickstart.")
+        return found[0]
 
     def begin(self, run_id: int) -> Missing:
         """Train and measure what is missing: full fine-tuning where it fits, and the adapter's speed behind

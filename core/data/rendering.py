@@ -171,10 +171,7 @@ class Renderer:
         """
         full = apply_template(self.tokenizer, messages, add_generation_prompt=True)
         pieces, _ = self._pieces(full, messages, frozenset(), generation=True)
-        encoded = self._encoder.encode([pieces])[0]
-        if isinstance(encoded, InvalidData):
-            raise encoded
-        return [*self._encoder.missing_opening(pieces), *itertools.chain(*encoded)]
+        return self._prompt_ids(pieces)
 
     def encode_text(self, text: str) -> list[int]:
         """The ids that plain text is gone on from. Special tokens in it are meant as such: whoever writes a
@@ -182,7 +179,9 @@ class Renderer:
 
         Raises InvalidData if the tokenizer fails with it.
         """
-        pieces = [Piece(text)]
+        return self._prompt_ids([Piece(text)])
+
+    def _prompt_ids(self, pieces: Sequence[Piece]) -> list[int]:
         encoded = self._encoder.encode([pieces])[0]
         if isinstance(encoded, InvalidData):
             raise encoded

@@ -3,14 +3,13 @@
 import json
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from app.cli.main import app
 from app.service.baselines import full_options, ranked_options
 from core.train.training_options import TrainingOptions
 from storage.tables import Run
-from tests.workbenches import QUICK, do_job, finish
+from tests.workbenches import QUICK, finish
 
 OPTIONS = {**QUICK, "eval_steps": 3, "packing": "off"}
 
@@ -21,15 +20,6 @@ def run(workbench, session):
     queued = workbench.training.start("llama", "data", TrainingOptions.parse(OPTIONS), "mine")
     finish(session.next())
     return workbench.registry.get(Run, queued.id)
-
-
-@pytest.fixture
-def jobs_here(workbench, monkeypatch):
-    """Jobs are done in this process, in float32, when they are started."""
-    monkeypatch.setattr("core.base_model.load.best_dtype", lambda device: torch.float32)
-    monkeypatch.setattr(
-        workbench.jobs, "start", lambda kind, arguments: do_job(workbench, kind, dict(arguments))
-    )
 
 
 def test_the_table_holds_a_run_against_what_it_has_to_beat(workbench, session, run, jobs_here):

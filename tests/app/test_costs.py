@@ -4,7 +4,6 @@ import json
 import threading
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from app.cli.main import app
@@ -15,7 +14,7 @@ from core.train.run_state import RunState
 from core.train.training_options import TrainingOptions
 from storage.errors import NotFound
 from storage.tables import Run
-from tests.workbenches import QUICK, do_job, finish, wait_for
+from tests.workbenches import QUICK, finish, wait_for
 
 OPTIONS = {**QUICK, "eval_steps": 3, "packing": "off"}
 
@@ -25,15 +24,6 @@ def run(workbench, session):
     queued = workbench.training.start("llama", "data", TrainingOptions.parse(OPTIONS), "mine")
     finish(session.next())
     return workbench.registry.get(Run, queued.id)
-
-
-@pytest.fixture
-def jobs_here(workbench, monkeypatch):
-    """Jobs are done in this process, in float32, when they are started."""
-    monkeypatch.setattr("core.base_model.load.best_dtype", lambda device: torch.float32)
-    monkeypatch.setattr(
-        workbench.jobs, "start", lambda kind, arguments: do_job(workbench, kind, dict(arguments))
-    )
 
 
 def test_claims_stand_beside_what_was_trained_and_measured(workbench, session, run, jobs_here):

@@ -6,15 +6,12 @@ from html import escape
 
 import gradio as gr
 
-from app.service.baselines import is_full
 from app.service.costs import BYTES, COUNT, SECONDS, SOURCE, Claim, Costs
-from app.service.workbench import Workbench
 from app.web.parts.latency_view import latency_html
 from app.web.parts.markup import empty, number, size
 from app.web.parts.panes import bar, opener, sheet
 from app.web.parts.routes import link
 from app.web.parts.shell import WORKING, Shell, choose_from, inform, refusal, told
-from storage.tables import Run
 
 _KEY = "lora-costs"
 _MOST = 200  # of the newest runs are offered
@@ -50,7 +47,7 @@ def costs_sheet(shell: Shell) -> None:
         inform(f"{said} {missing.left_out}".strip(), "What LoRA costs")
 
     def show(number: int | None) -> tuple[object, ...]:
-        offered = _runs(workbench)
+        offered = [(f"{one.id}: {one.name}", one.id or 0) for one in workbench.costs.runs(_MOST)]
         numbers = [one for _, one in offered]
         chosen = number if number in numbers else next(iter(numbers), None)
         tables = ("", empty(_NONE)) if chosen is None else _tables(workbench.costs.of(chosen))
@@ -59,14 +56,6 @@ def costs_sheet(shell: Shell) -> None:
     shell.soon(begin.click(start, run, None, concurrency_id="control", **WORKING))
     shell.also_after(run.input)
     shell.refresh(show, [run], [run, claims, times])
-
-
-def _runs(workbench: Workbench) -> list[tuple[str, int]]:
-    return [
-        (f"{run.id}: {run.name}", run.id or 0)
-        for run in workbench.registry.all(Run, limit=_MOST)
-        if run.adapter_id is not None and not is_full(run)
-    ]
 
 
 def _tables(costs: Costs) -> tuple[str, str]:
