@@ -57,10 +57,12 @@ def test_what_one_tab_took_away_the_other_refuses_in_a_sentence(
 
     # Removed elsewhere, while this section is open.
     workbench.datasets.remove("other")
+    registry.adapters.change(registry.find(Adapter, "renamed").id, starred=True)
     page.locator("#start-training").click()
     _refused(page, "There is no data set called 'other'")
     assert registry.all(Run) == []
     go_to(page, "Adapters")
+    expect(page.get_by_role("button", name="★ Starred")).to_be_visible()  # up to date as it was opened
 
     # Renamed elsewhere, and used here by its old name.
     registry.adapters.change(registry.find(Adapter, "renamed").id, name="new name")
@@ -68,7 +70,6 @@ def test_what_one_tab_took_away_the_other_refuses_in_a_sentence(
     _refused(page, "There is no adapter called 'renamed'")
 
     # The question is about one adapter, and another has its name when it is answered.
-    go_to(page, "Adapters")
     choose_row(page, "adapters", "swapped")
     press(page, "Delete …")
     expect(page.get_by_role("button", name="Delete it")).to_be_visible()
