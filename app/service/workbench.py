@@ -50,7 +50,7 @@ class Workbench:
         self.adapters = Adapters(self.registry, self.jobs)
         self.exports = Exports(self.registry, settings, self.jobs)
         self.chats = Chats(self.registry, self.engine)
-        self.serving = Serving(self.registry, self.engine, self.chats)
+        self.serving = Serving(self.registry, self.engine)
         self.classifiers = Classifiers(self.registry, self.engine)
         # The registry's version at which nothing was under way (None while something is), and when it was.
         self._looked: tuple[int | None, float] = (-1, 0.0)
