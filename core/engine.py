@@ -49,6 +49,8 @@ class AnswerRequest:
     """Plain text to go on with, in place of a conversation."""
     asked_at: float = field(default_factory=time.monotonic)
     """When it came to the engine's process, of time.monotonic()."""
+    likeliest: int | None = None
+    """How many tokens are told with each of the answer, with their log-probabilities; None tells none."""
 
 
 class Engine:
@@ -325,4 +327,4 @@ def _row(base: ResidentBase, request: AnswerRequest, slot: int | Callable[[], in
     renderer = base.renderer
     ids = renderer.encode_text(request.text) if request.text else renderer.encode_prompt(request.messages)
     told = weights_told(request.adapter, base)
-    return RowRequest(ids, slot, request.config, weights=told, asked_at=request.asked_at)
+    return RowRequest(ids, slot, request.config, told, request.asked_at, request.likeliest)

@@ -111,6 +111,7 @@ class Answers:
                 GenerationConfig.parse(row["config"]),
                 row.get("text", ""),
                 asked.at,
+                row.get("likeliest"),
             )
             for row in question["rows"]
         ]
