@@ -12,6 +12,7 @@ from app.service.costs import CostsOfLora
 from app.service.datasets import Datasets
 from app.service.exports import Exports
 from app.service.jobs import Jobs
+from app.service.loading import Loading
 from app.service.models import Models
 from app.service.presets import Presets
 from app.service.runs import Runs
@@ -51,6 +52,7 @@ class Workbench:
         self.exports = Exports(self.registry, settings, self.jobs)
         self.chats = Chats(self.registry, self.engine)
         self.serving = Serving(self.registry, self.engine)
+        self.loading = Loading(self.registry, self.adapters, self.jobs)
         self.classifiers = Classifiers(self.registry, self.engine)
         # The registry's version at which nothing was under way (None while something is), and when it was.
         self._looked: tuple[int | None, float] = (-1, 0.0)
