@@ -36,6 +36,7 @@ async function look() {
   clearTimeout(timer);
   if (asking) { again = true; return; }
   if (!element.isConnected || !window.workbench.seen(host)) { timer = setTimeout(look, IDLE_MS); return; }
+  keepDraft();
   asking = true;
   const began = performance.now(), {chat} = about(), mine = drawnFor;
   const reference = against.value === '' ? null : wanted()[Number(against.value)] ?? null;
@@ -101,7 +102,7 @@ function newCell() {
   const buttons = make('span', {className: 'talk-buttons'}, stop, anew, adopt, copy, row);
   return {words, text, figures, fault, stop, anew, adopt, buttons, asked: null, stamp: null, weights: '',
     question: make('article', {className: 'message user'}, words, edit),
-    answer: make('article', {className: 'message bot'}, text, fault, make('footer', {}, figures, buttons))};
+    answer: make('article', {className: 'message bot'}, text, fault, make('div', {className: 'talk-foot'}, figures, buttons))};
 }
 
 const small = (textContent, what, title) => { const one = make('button', {type: 'button', className: 'small', textContent, title}); one.dataset.do = what; return one; };
@@ -186,22 +187,23 @@ function write(text) {
   field.value = text;
   field.dispatchEvent(new Event('input', {bubbles: true}));
 }
-addEventListener('input', event => { if (event.target === line()) localStorage.setItem(DRAFT, event.target.value); });
+addEventListener('input', event => { if (event.target === line() && event.isTrusted) localStorage.setItem(DRAFT, event.target.value); });
 addEventListener('keydown', event => {
   if (event.target !== line()) return;
   if (event.key === 'ArrowUp' && !event.target.value && last?.turns.length) { event.preventDefault(); write(last.turns.at(-1).question); }
 }, {capture: true});
-let restored = false;
-function restoreDraft() {
-  if (restored || !line() || !window.workbench.seen(line())) return;
-  restored = true;
-  const text = localStorage.getItem(DRAFT);
-  if (text && !line().value) write(text);
+// Gradio sets what has just been laid out to its first value once more: what was kept counts until it stands, or somebody acts.
+let draft = localStorage.getItem(DRAFT) || '';
+for (const act of ['pointerdown', 'keydown']) addEventListener(act, event => { if (event.target === line()) draft = ''; }, {capture: true});
+function keepDraft() {
+  const field = line();
+  if (!field || !window.workbench.seen(field)) return;
+  if (!draft || field.value === draft) { draft = ''; localStorage.setItem(DRAFT, field.value); } else if (!field.value) { write(draft); setTimeout(keepDraft, 400); }
 }
 
 against.addEventListener('change', follow);
 together.addEventListener('change', () => localStorage.setItem(KEPT, JSON.stringify({together: together.checked})));
-addEventListener('workbench-route', () => requestAnimationFrame(() => { restoreDraft(); look(); }));
+addEventListener('workbench-route', () => requestAnimationFrame(look));
 addEventListener('visibilitychange', () => { if (!document.hidden) look(); });
-watch('value', () => { if (line() && !line().value) localStorage.removeItem(DRAFT); follow(); });
+watch('value', follow);
 follow();

@@ -175,7 +175,6 @@ def _bind_columns(
     workbench: Workbench, fields: list[Any], talk: gr.HTML, chat: gr.HTML, warned: gr.HTML
 ) -> None:
     """The columns follow who is chosen, and a conversation that is opened brings its own."""
-    base, adapters, _, mode, with_base = fields
 
     def show(chat_now: str, base_now: str, *who: Any) -> tuple[str, str]:
         names = _speakers(who)
@@ -188,14 +187,16 @@ def _bind_columns(
         found = chats_sheet.conversation(workbench, chat_now)
         turns = workbench.conversations.turns(int(chat_now)) if found else []
         if found is None or not turns or found.base_name not in workbench.registry.names(Base):
-            return *[gr.skip()] * 4, talk_value(int(chat_now or 0), _speakers(who))
+            return *[gr.skip()] * 5, talk_value(int(chat_now or 0), _speakers(who))
         fitting = adapters_for(workbench, found.base_name)
         columns = [one for one in turns[-1].answers if one == PLAIN or one in fitting]
         chosen = gr.Dropdown(choices=fitting, value=[one for one in columns if one])
         base_now = _of_bases(workbench, found.base_name)
-        return base_now, chosen, SIDE, PLAIN in columns, talk_value(int(chat_now), columns)
+        alone = gr.Dropdown(choices=[*fitting, PLAIN_BASE], value=(columns or [PLAIN])[0] or PLAIN_BASE)
+        mode_now = gr.skip() if len(columns) == 1 else SIDE  # one can be shown either way
+        return base_now, chosen, alone, mode_now, PLAIN in columns, talk_value(int(chat_now), columns)
 
-    chat.submit(opened, [chat, *fields], [base, adapters, mode, with_base, talk], **QUIET_QUEUED)
+    chat.submit(opened, [chat, *fields], [*fields, talk], **QUIET_QUEUED)
 
 
 def _bind_wishes(shell: Shell, outputs: list[Any], sheet_outputs: list[Any]) -> None:
