@@ -1,5 +1,5 @@
-"""Answers judged side by side, blind unless wished otherwise: what is asked, what is voted, and the ratings that
-follow. Knows nothing of Gradio.
+"""Answers judged side by side, blind unless wished otherwise: what is asked, what is voted, and the ratings
+that follow. Knows nothing of Gradio.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ _STOPPED, _BROKEN = "stopped", "error"
 class Standing:
     """One line of a leaderboard."""
 
+    key: str
+    """What `key_of` tells of it."""
     name: str
     digest: str
     rating: Rating
@@ -95,7 +97,9 @@ class Judging:
             raise InvalidInput("Write something to ask first.")
         model = self._registry.find(Base, base)
         columns = [{**column, "text": "", "finish": ""} for column in self.columns(model, asked)]
-        answers = self._chats.answer(model.name, [one or None for one in asked], [messages] * len(asked), config)
+        answers = self._chats.answer(
+            model.name, [one or None for one in asked], [messages] * len(asked), config
+        )
         ballot = self._registry.save(
             Ballot(
                 base_name=model.name,
@@ -126,10 +130,15 @@ class Judging:
 
     def columns(self, model: Base, speakers: Sequence[str]) -> list[dict[str, Any]]:
         """speaker and digest of each, as ballots hold them. Raises NotFound, WrongBase."""
+        told = [self.told(one, model) for one in speakers]
         return [
-            {"speaker": one, "digest": self._chats.told_of(one, model)["digest"] if one else ""}
-            for one in speakers
+            {"speaker": one, "digest": found["digest"] if found else ""}
+            for one, found in zip(speakers, told, strict=True)
         ]
+
+    def told(self, speaker: str, model: Base) -> dict[str, Any] | None:
+        """What the engine is told of a speaker. Raises NotFound, WrongBase."""
+        return self._chats.told_of(speaker, model) if speaker else None
 
     def _order(self, speakers: Sequence[str], *, blind: bool) -> list[str]:
         """Each once. Raises InvalidInput unless there are two to eight."""
@@ -207,7 +216,11 @@ class Judging:
 
     def leaderboard(self, base: str) -> list[Standing]:
         """Of all votes on the weights of this base. Raises NotFound."""
-        return standings(self._registry.ballots.voted(self._registry.find(Base, base).fingerprint))
+        return self.standings_on(self._registry.find(Base, base).fingerprint)
+
+    def standings_on(self, fingerprint: str) -> list[Standing]:
+        """Of all votes on the weights of this fingerprint, also where their base is gone."""
+        return standings(self._registry.ballots.voted(fingerprint))
 
 
 def standings(ballots: Sequence[Ballot]) -> list[Standing]:
@@ -215,11 +228,13 @@ def standings(ballots: Sequence[Ballot]) -> list[Standing]:
     names: dict[str, str] = {}
     outcomes = []
     for ballot in ballots:
-        keys = [_key(column) for column in ballot.columns]
+        keys = [key_of(column) for column in ballot.columns]
         names |= {key: column["speaker"] for key, column in zip(keys, ballot.columns, strict=True)}
-        outcomes.append(Outcome(tuple(keys), keys[ballot.best] if ballot.best is not None else None))
+        best = keys[ballot.best] if ballot.best is not None else None
+        outcomes.append(Outcome(tuple(dict.fromkeys(keys)), best))  # two names may have the same weights
     found = {
-        one.name: Standing(_name(names, one.name), _digest(one.name), one) for one in ratings(outcomes)
+        one.name: Standing(one.name, _name(names, one.name), _digest(one.name), one)
+        for one in ratings(outcomes)
     }
     for ballot, outcome in zip(ballots, outcomes, strict=True):
         for key in outcome.shown:
@@ -232,7 +247,7 @@ def _counted(one: Standing, verdict: str, *, won: bool) -> Standing:
     return replace(one, **{counter: getattr(one, counter) + 1}, votes=one.votes + 1)
 
 
-def _key(column: dict[str, Any]) -> str:
+def key_of(column: dict[str, Any]) -> str:
     """Who it is: by its weights where they are known, so that a new name changes nothing."""
     return f"#{column['digest']}" if column["digest"] else column["speaker"]
 

@@ -4,15 +4,16 @@ Each vote is cut into pairs: the best column won against every other one, which 
 (Azari Soufiani et al., 2013, "Generalized method-of-moments for rank aggregation"). No preference (a tie, or
 all bad) is half a win each way in every pair of those shown, as Elo and Chatbot Arena count it.
 
-P(i beats j) = 1 / (1 + exp(θ_j − θ_i)) (Bradley and Terry, 1952). θ is the maximum of the likelihood, found by
-Newton's method. It is finite exactly if no group of columns has always won against the rest (Ford, 1957).
-Where one has, every column of that part is given a weak prior, a tie with an opponent of average strength, and
-is told to have it. Those who never met, not even over others, cannot be compared: they stand in parts of their
-own, each with the mean 1000.
+P(i beats j) = 1 / (1 + exp(θ_j − θ_i)) (Bradley and Terry, 1952). θ is the maximum of the likelihood, found
+by Newton's method. It is finite exactly if no group of columns has always won against the rest (Ford, 1957).
+Where one has, every column of that part is given a weak prior, a tie with an opponent of average strength,
+and is told to have it. Those who never met, not even over others, cannot be compared: they stand in parts of
+their own, each with the mean 1000.
 
-Intervals are 95 % for the distance from the mean of the part: 1.96 standard errors, of the observed information
-or of the sandwich with a cluster for each vote (White, 1982), whichever is wider. The pairs of one vote depend
-on each other, which the information alone would not see; a few votes alike would seem certain to the sandwich.
+Intervals are 95 % for the distance from the mean of the part: 1.96 standard errors, of the observed
+information or of the sandwich with a cluster for each vote (White, 1982), whichever is wider. The pairs of
+one vote depend on each other, which the information alone would not see; a few votes alike would seem certain
+to the sandwich.
 """
 
 from __future__ import annotations

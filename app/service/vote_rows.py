@@ -45,7 +45,10 @@ class VoteRows:
         self._registry = registry
 
     def lines(self, form: str, base: str = "") -> Iterator[str]:
-        """JSON lines of all votes, or of those on one base, in one of FORMS. Raises InvalidInput, NotFound."""
+        """JSON lines of all votes, or of those on one base, in one of FORMS.
+
+        Raises InvalidInput, NotFound.
+        """
         if form not in FORMS:
             raise InvalidInput(f"There is no form {form!r} of votes; there are {', '.join(FORMS)}.")
         for ballot in self._votes(base):

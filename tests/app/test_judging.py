@@ -118,7 +118,7 @@ def test_the_leaderboard_counts_the_votes_of_these_weights_only(workbench, told)
     elsewhere.base_fingerprint = "f" * 64
     workbench.registry.save(elsewhere)
     found = {one.name: one for one in told.leaderboard("llama")}
-    assert list(found)[0] == "first"
+    assert next(iter(found)) == "first"
     one = found["first"]
     assert (one.votes, one.wins, one.losses, one.ties, one.all_bad) == (7, 3, 2, 1, 1)
     assert found[PLAIN].rating.rating == pytest.approx(found["second"].rating.rating)
@@ -128,12 +128,13 @@ def test_the_leaderboard_counts_the_votes_of_these_weights_only(workbench, told)
 def test_an_adapter_keeps_its_votes_by_its_weights(workbench, told, trained):
     """Under another name it is the same, removed it stays, and another one of its name is another one."""
     _votes_for(told, "first")
-    workbench.adapters.rename("first", "better")
+    row, change = workbench.registry.find(Adapter, "first"), workbench.registry.adapters.change
+    change(row.id, name="better")
     _votes_for(told, "better", (None, "better"))
-    workbench.adapters.delete("better")
+    workbench.registry.adapters.delete(row.id)
     assert {one.name: one.wins for one in told.leaderboard("llama")} == {"better": 2, "second": 0, PLAIN: 0}
-    row = trained("longer name")  # of other weights
-    workbench.adapters.rename(row.name, "better")
+    workbench.registry.adapters.purge(row.changed + 1e9)
+    change(trained("longer name").id, name="better")  # which has other weights
     _votes_for(told, "better", (None, "better"))
     wins = {one.name.partition(" (")[0]: [] for one in told.leaderboard("llama")}
     for one in told.leaderboard("llama"):

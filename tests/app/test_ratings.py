@@ -1,4 +1,4 @@
-"""Bradley–Terry ratings: known results, a brute-force optimum, simulated votes, and votes that tell little."""
+"""Bradley–Terry ratings: known results, a search by force, simulated votes, and votes that tell little."""
 
 import itertools
 import math

@@ -28,6 +28,8 @@ from app.web.parts.shell import (
     told,
 )
 from app.web.sections.playground.classify_sheet import KEY, asked_for, classify_sheet
+from app.web.sections.playground.judge_sheet import KEY as JUDGE
+from app.web.sections.playground.judge_sheet import judge_sheet
 from core.base_model.describe import writes_text
 from core.errors import WrongBase
 from core.generate.config import GenerationConfig
@@ -59,6 +61,7 @@ def build(shell: Shell) -> None:
         with_base = gr.Checkbox(True, label="Plain base too", scale=0, min_width=130)
         opener("sampling", "Sampling")
         opener(KEY, "Classify")
+        judging = opener(JUDGE, "Judge")
         clear = gr.Button("New chat", size="md", scale=0, min_width=0)
     warned = gr.HTML()
     with gr.Row(elem_classes="chats grows"):
@@ -89,6 +92,7 @@ def build(shell: Shell) -> None:
     with sheet("sampling", "Sampling", "How the next token is chosen; the same for all columns."):
         sampling = option_fields(GenerationConfig.options(), per_row=2)
     sheet_outputs = classify_sheet(shell)
+    judge_sheet(shell, judging, [base, adapters], sampling)
 
     who: dict[str, Any] = {"mode": mode, "adapters": adapters, "speaker": speaker, "with_base": with_base}
     fields: list[Any] = [base, adapters, speaker, mode, with_base]
