@@ -250,6 +250,7 @@ FACES = {
     "models": "base models: the service and the commands",
     "presets": "presets: the service and the commands",
     "quickstart": "the whole journey in one go: the service and the command",
+    "prompt_sets": "prompt sets: their rows and the service",
     "runs": "runs: their rows, the service and the commands",
     "user_settings": "what people set for a home folder: the file and the commands",
 }

@@ -20,7 +20,7 @@ from core.events import TokenDone
 from core.generate.config import GenerationConfig
 from storage.ballots import ALL_BAD, BEST, TIE, VERDICTS
 from storage.registry import Registry
-from storage.tables import Ballot, Base
+from storage.tables import Ballot, Base, PromptAnswer, PromptRun
 
 PLAIN = "Plain base"
 LETTERS = "ABCDEFGH"
@@ -126,6 +126,25 @@ class Judging:
             [*said, {"role": "user", "content": prompt}],
             GenerationConfig.parse(before.settings),
             blind=before.blind,
+        )
+
+    def of_answers(self, run: PromptRun, prompt: int, answers: Sequence[PromptAnswer]) -> Ballot:
+        """A ballot over answers that are there already, one for each column of `run`, shuffled."""
+        columns = [
+            {**column, "text": one.text, "finish": one.finish}
+            for column, one in zip(run.columns, answers, strict=True)
+        ]
+        self._random.shuffle(columns)
+        return self._registry.save(
+            Ballot(
+                base_name=run.base_name,
+                base_fingerprint=run.base_fingerprint,
+                messages=run.prompts[prompt],
+                columns=columns,
+                settings=run.settings,
+                prompt_run_id=run.id,
+                prompt=prompt,
+            )
         )
 
     def columns(self, model: Base, speakers: Sequence[str]) -> list[dict[str, Any]]:

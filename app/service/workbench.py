@@ -15,6 +15,7 @@ from app.service.jobs import Jobs
 from app.service.judging import Judging
 from app.service.models import Models
 from app.service.presets import Presets
+from app.service.prompt_sets import PromptSets
 from app.service.runs import Runs
 from app.service.serving import Serving
 from app.service.training import Training
@@ -54,6 +55,7 @@ class Workbench:
         self.chats = Chats(self.registry, self.engine)
         self.judging = Judging(self.registry, self.chats)
         self.votes = VoteRows(self.registry)
+        self.prompts = PromptSets(self.registry, self.jobs, self.datasets, self.judging)
         self.serving = Serving(self.registry, self.engine, self.chats)
         self.classifiers = Classifiers(self.registry, self.engine)
         # The registry's version at which nothing was under way (None while something is), and when it was.
