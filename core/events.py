@@ -121,6 +121,14 @@ class TokenDone:
     """Generated so far, in this row."""
     prompt_tokens: int = 0
     """That the row started from."""
+    seconds_to_first: float = 0.0
+    """From the request's coming to the engine to the row's first token."""
+    tokens_per_second: float = 0.0
+    """Of the tokens after the first; 0 while there is no second."""
+    weights: Mapping[str, Any] | None = None
+    """Which weights answer, told with a row's first token and with its last: `base` (the fingerprint),
+    `base_name`, and `parts`, for each adapter its `name`, `digest` and `weight`; none of the plain base.
+    """
 
 
 @dataclass(frozen=True)

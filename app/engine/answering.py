@@ -14,7 +14,8 @@ from app.shared import wire
 from app.shared.bases import source_told
 from app.shared.errors import USER_ERRORS
 from app.shared.refusals import refused
-from core.engine import AdapterSource, AnswerRequest, Engine
+from core.adapter_source import AdapterSource, blend
+from core.engine import AnswerRequest, Engine
 from core.events import TokenDone
 from core.generate.config import GenerationConfig
 from core.generate.decode import Decoder
@@ -31,6 +32,8 @@ class Answering:
 
     question: wire.Message
     out: queue.SimpleQueue[wire.Message] = field(default_factory=queue.SimpleQueue)
+    at: float = field(default_factory=time.monotonic)
+    """When it came."""
     cancelled: set[int | None] = field(default_factory=set)
     """Rows that nobody waits for any more; None stands for all."""
 
@@ -93,19 +96,21 @@ class Answers:
                         asked.out.put(self._classified(asked.question))
                         self.classified_at = time.monotonic()
                         continue
-                    decoder = self._decoder(asked.question)
+                    decoder = self._decoder(asked)
                 self._under_way.append(_UnderWay(asked, decoder, decoder.steps()))
             except Exception as error:  # noqa: BLE001  (the boundary: the reason goes to whoever asked)
                 self._refuse(asked, error)
 
-    def _decoder(self, question: wire.Message) -> Decoder | SeveralDecoders:
+    def _decoder(self, asked: Answering) -> Decoder | SeveralDecoders:
         """The app has looked everything up: here nothing is read but what has to be loaded."""
+        question = asked.question
         requests = [
             AnswerRequest(
                 row["messages"],
                 self._adapter_source(row["adapter"]),
                 GenerationConfig.parse(row["config"]),
                 row.get("text", ""),
+                asked.at,
             )
             for row in question["rows"]
         ]
@@ -128,8 +133,14 @@ class Answers:
         }
 
     def _adapter_source(self, told: dict[str, Any] | None) -> AdapterSource | None:
+        """An adapter, or a blend of those in `parts`."""
         if told is None:
             return None
+        if "parts" in told:
+            return blend(told["name"], [(self._adapter(part), part["weight"]) for part in told["parts"]])
+        return self._adapter(told)
+
+    def _adapter(self, told: dict[str, Any]) -> AdapterSource:
         return AdapterSource(
             told["name"],
             lambda: self._registry.blobs.verify(told["digest"]),

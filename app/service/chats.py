@@ -9,19 +9,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from app.shared.adapter_labels import has_own_weights, require_writing
 from app.shared.bases import require_writing_base, told_of
 from app.shared.engine_client import EngineClient
 from app.shared.errors import USER_ERRORS
-from app.shared.identity import require_fit, require_same_weights
+from app.shared.identity import require_fit
+from app.shared.speakers import speaker_parts, speaker_told
 from app.shared.text import require_text
 from core.errors import InvalidConfig, InvalidInput
 from core.events import TokenDone
 from core.generate.config import GenerationConfig
 from storage.registry import Registry
-from storage.tables import Adapter, Base, Chat, ChatMessage
+from storage.tables import Base, Chat, ChatMessage
 
-MAX_SIDE_BY_SIDE = 5  # the plain base and four adapters
+MAX_SIDE_BY_SIDE = 8
+_FIGURES = ("tokens", "prompt_tokens", "seconds_to_first", "tokens_per_second")
 Messages = Sequence[Mapping[str, str]]
 
 
@@ -34,6 +35,11 @@ class Asked:
     speakers: list[str | None]
     answers: list[str]
     finishes: list[str]
+    told: list[dict[str, Any]]
+    """Of each speaker what the engine tells of its answer: `base` (the fingerprint), `base_name`, `parts`
+    (name, digest and weight of each adapter), `tokens`, `prompt_tokens`, `seconds_to_first`,
+    `tokens_per_second`, and at the end `finish`: end, length, stopped or error. Empty before its first token.
+    """
     error: str = ""
     cancelled: bool = False
     done: threading.Event = field(default_factory=threading.Event)
@@ -57,20 +63,22 @@ class Chats:
         config: GenerationConfig,
         name: str = "",
     ) -> Iterator[TokenDone]:
-        """Stream one answer for each speaker (an adapter's name, or None for the plain base), all in one
-        batch.
+        """Stream one answer for each speaker (an adapter, a checkpoint, a blend, or None for the plain base,
+        see app/shared/speakers.py), all in one batch.
 
         conversations[i] is what speaker i sees. With a `name`, cancel() can end single rows.
-        Raises WrongBase, NotFound, EngineUnavailable.
+        Raises WrongBase, NotFound, InvalidConfig, EngineUnavailable.
         """
         if not 1 <= len(speakers) <= MAX_SIDE_BY_SIDE:
-            raise InvalidConfig(f"At most {MAX_SIDE_BY_SIDE - 1} adapters can answer beside the plain base.")
+            raise InvalidConfig(
+                f"From one to {MAX_SIDE_BY_SIDE} can answer side by side, not {len(speakers)}."
+            )
         require_text(*(message["content"] for messages in conversations for message in messages))
         model = self._registry.find(Base, base)
         require_writing_base(model)
         rows = [
             {
-                "adapter": self.told_of(speaker, model) if speaker else None,
+                "adapter": speaker_told(self._registry, speaker, model),
                 "messages": [dict(message) for message in messages],
                 "config": config.to_dict(),
             }
@@ -78,29 +86,19 @@ class Chats:
         ]
         return self._engine.answer(told_of(model), rows, name)
 
-    def told_of(self, speaker: str, model: Base) -> dict[str, Any]:
-        """What the engine is told of an adapter: core.engine.AdapterSource but for its files.
-
-        Raises NotFound, WrongBase, InvalidConfig for one that tells labels.
-        """
-        row = self._registry.find(Adapter, speaker)
-        require_same_weights(self._registry, row, model)
-        require_writing(self._registry, row, "a chat")
-        told = {name: getattr(row, name) for name in ("name", "digest", "base_fingerprint", "base_name")}
-        return told | {"whole": has_own_weights(self._registry, row)}
-
     def cancel(self, name: str, row: int) -> None:
         """End the answer of one speaker, by number, while the others go on. Raises EngineUnavailable."""
         self._engine.cancel(name, row)
 
-    def warnings(self, base: str, adapters: Sequence[str]) -> list[str]:
-        """What will go wrong when these adapters answer on `base`. Raises WrongBase, NotFound."""
+    def warnings(self, base: str, speakers: Sequence[str]) -> list[str]:
+        """What will go wrong when these answer on `base`, each said once.
+
+        Raises WrongBase, NotFound, InvalidConfig.
+        """
         model = self._registry.find(Base, base)
-        return [
-            line
-            for name in adapters
-            for line in require_fit(self._registry, self._registry.find(Adapter, name), model)
-        ]
+        parts = [part for speaker in speakers for part in speaker_parts(self._registry, speaker)]
+        lines = [line for part in parts for line in require_fit(self._registry, part.adapter, model)]
+        return list(dict.fromkeys(lines))
 
     def begun(self) -> bool:
         """Whether anybody has talked to a model yet."""
@@ -126,7 +124,9 @@ class Chats:
         said = self._registry.chats.messages(chat.id or 0)
         question = {"role": "user", "content": prompt}
         conversations = [[*history(said, speaker), question] for speaker in speakers]
-        asked = Asked(chat.id or 0, prompt, list(speakers), [""] * len(speakers), [""] * len(speakers))
+        count = len(speakers)
+        told: list[dict[str, Any]] = [{} for _ in speakers]
+        asked = Asked(chat.id or 0, prompt, list(speakers), [""] * count, [""] * count, told)
         stream = self.answer(base, speakers, conversations, config)
         threading.Thread(target=self._collect, args=(stream, asked), daemon=True).start()
         return asked
@@ -137,12 +137,14 @@ class Chats:
             for token in stream:
                 asked.answers[token.row] += token.text
                 asked.finishes[token.row] = token.reason or asked.finishes[token.row]
+                asked.told[token.row] |= answer_told(token)
                 if asked.cancelled:
                     break
         except USER_ERRORS as error:
             asked.error = str(error)
         finally:
             stream.close()  # type: ignore[attr-defined]
+            _end(asked)
             try:
                 _store(self._registry, asked)
             except (*USER_ERRORS, OSError) as error:
@@ -151,13 +153,29 @@ class Chats:
                 asked.done.set()
 
 
+def answer_told(token: TokenDone) -> dict[str, Any]:
+    """What a token tells of its answer beside its text: which weights answer, and how fast. Those of the
+    tokens before it that it does not name stay as they are.
+    """
+    told = {name: getattr(token, name) for name in _FIGURES}
+    return told | dict(token.weights or {}) | ({"finish": token.reason} if token.finished else {})
+
+
+def _end(asked: Asked) -> None:
+    """Say of each answer that the engine did not end why it ended."""
+    ended = "stopped" if asked.cancelled else "error"
+    asked.finishes = [finish or ended for finish in asked.finishes]
+    for told, finish in zip(asked.told, asked.finishes, strict=True):
+        if told:
+            told["finish"] = finish
+
+
 def _store(registry: Registry, asked: Asked) -> None:
     """Keep the question and every answer that said something."""
     if not any(asked.answers):
         return
     registry.save(ChatMessage(chat_id=asked.chat_id, role="user", content=asked.prompt))
     for speaker, answer, finish in zip(asked.speakers, asked.answers, asked.finishes, strict=True):
-        finish = finish or ("stopped" if asked.cancelled else "error")
         registry.save(
             ChatMessage(
                 chat_id=asked.chat_id, speaker=speaker or "", role="assistant", content=answer, finish=finish

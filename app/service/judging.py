@@ -4,6 +4,8 @@ that follow. Knows nothing of Gradio.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 import re
 import threading
@@ -15,6 +17,7 @@ from typing import Any
 from app.service.chats import MAX_SIDE_BY_SIDE, Chats, Messages
 from app.service.ratings import Outcome, Rating, ratings
 from app.shared.errors import USER_ERRORS
+from app.shared.speakers import speaker_told
 from core.errors import InvalidInput
 from core.events import TokenDone
 from core.generate.config import GenerationConfig
@@ -148,16 +151,15 @@ class Judging:
         )
 
     def columns(self, model: Base, speakers: Sequence[str]) -> list[dict[str, Any]]:
-        """speaker and digest of each, as ballots hold them. Raises NotFound, WrongBase."""
-        told = [self.told(one, model) for one in speakers]
-        return [
-            {"speaker": one, "digest": found["digest"] if found else ""}
-            for one, found in zip(speakers, told, strict=True)
-        ]
+        """speaker and digest of each, as ballots hold them. Raises NotFound, WrongBase, InvalidConfig."""
+        return [{"speaker": one, "digest": digest_of(self.told(one, model))} for one in speakers]
 
     def told(self, speaker: str, model: Base) -> dict[str, Any] | None:
-        """What the engine is told of a speaker. Raises NotFound, WrongBase."""
-        return self._chats.told_of(speaker, model) if speaker else None
+        """What the engine is told of a speaker.
+
+        Raises NotFound, WrongBase, InvalidConfig.
+        """
+        return speaker_told(self._registry, speaker, model)
 
     def _order(self, speakers: Sequence[str], *, blind: bool) -> list[str]:
         """Each once. Raises InvalidInput unless there are two to eight."""
@@ -242,6 +244,16 @@ class Judging:
         return standings(self._registry.ballots.voted(fingerprint))
 
 
+def digest_of(told: dict[str, Any] | None) -> str:
+    """Of the weights of a speaker, as the engine is told of it; of a blend over its parts and their weights.
+    Empty for the plain base.
+    """
+    if told is None or "parts" not in told:
+        return str(told["digest"]) if told else ""
+    parts = sorted([part["digest"], part["weight"]] for part in told["parts"])
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
 def standings(ballots: Sequence[Ballot]) -> list[Standing]:
     """Part by part, the best first. Who has other weights than before under one name is another one."""
     names: dict[str, str] = {}
@@ -284,7 +296,12 @@ def _name(names: dict[str, str], key: str) -> str:
 
 def without_names(text: str, ballot: Ballot) -> str:
     """A sentence that names none of those who answer."""
-    names = {column["speaker"] for column in ballot.columns} - {""}
-    for name in sorted(names, key=len, reverse=True):
-        text = re.sub(re.escape(name), "one of them", text)
+    names = {name for column in ballot.columns for name in (column["speaker"], *_parts(column["speaker"]))}
+    for name in sorted(names - {""}, key=len, reverse=True):
+        text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "one of them", text)
     return text
+
+
+def _parts(speaker: str) -> list[str]:
+    """What the names in a blend may be."""
+    return re.split(r"=[^=+]*(?:\+|$)", speaker) if "=" in speaker else []

@@ -15,7 +15,7 @@ import numpy as np
 from app.jobs.kinds.run_prompts import REFUSED
 from app.service.datasets import Datasets
 from app.service.jobs import Jobs
-from app.service.judging import PLAIN, Judging
+from app.service.judging import PLAIN, Judging, digest_of
 from app.service.prompt_texts import Turns, asked_in, prompts_in, required, said
 from app.shared.csv_lines import csv_line
 from core.errors import InvalidInput
@@ -45,6 +45,11 @@ class Matrix:
     def answered(self) -> int:
         """How many cells hold an answer or a refusal."""
         return sum(one is not None for row in self.cells for one in row)
+
+    @property
+    def refused(self) -> int:
+        """How many could not be answered."""
+        return sum(one is not None and one.finish == REFUSED for row in self.cells for one in row)
 
     @property
     def is_whole(self) -> bool:
@@ -133,6 +138,13 @@ class PromptSets:
         matrix = self.matrix(run_id)
         if matrix.job is not None and matrix.job.active:
             raise InUse("These prompts are being answered already.")
+        model = self._registry.find(Base, matrix.run.base_name)
+        for column in matrix.run.columns:
+            if digest_of(self._judging.told(column["speaker"], model)) != column["digest"]:
+                raise InvalidInput(
+                    f"{column['speaker']} has other weights by now than those that answered; put the prompts "
+                    "to it anew."
+                )
         return self._begin(matrix.run)
 
     def _begin(self, run: PromptRun) -> Job:

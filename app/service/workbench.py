@@ -56,7 +56,7 @@ class Workbench:
         self.judging = Judging(self.registry, self.chats)
         self.votes = VoteRows(self.registry)
         self.prompts = PromptSets(self.registry, self.jobs, self.datasets, self.judging)
-        self.serving = Serving(self.registry, self.engine, self.chats)
+        self.serving = Serving(self.registry, self.engine)
         self.classifiers = Classifiers(self.registry, self.engine)
         # The registry's version at which nothing was under way (None while something is), and when it was.
         self._looked: tuple[int | None, float] = (-1, 0.0)

@@ -11,11 +11,12 @@ from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from core.adapter_source import AdapterSource
 from core.base_model.skeleton import skeleton
 from core.base_model.source import BaseSource
 from core.combine.combining import resize
 from core.data.rendering import IGNORE
-from core.engine import AdapterSource, AnswerRequest, Engine
+from core.engine import AnswerRequest, Engine
 from core.errors import InvalidAdapter, InvalidConfig
 from core.events import RunFailed, StepDone, TrainingDone
 from core.generate.config import GenerationConfig

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from storage.tables import Ballot, Dataset
-from tests.ui.conftest import go_to, open_sheet, picture, ready, served, sheet
+from tests.ui.conftest import go_to, open_sheet, picture, ready, served, sheet, unfold
+from tests.workbenches import wait_for
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
 NAMES = ("captain-of-the-seven-seas", "quiet-librarian")
@@ -118,3 +120,66 @@ def test_answers_are_judged_blind(workbench, address, open_page):
     assert {row["chosen_by"] for row in rows} == {ballot.columns[1]["speaker"]}
     judge.get_by_role("button", name="Back to the last answers").click()
     expect(sheet(page, "Which answer is best?").locator(".ballot-said")).to_contain_text("all bad")
+
+
+def test_a_prompt_set_is_answered_by_a_job_judged_and_taken_along(workbench, address, open_page, tmp_path):
+    page = open_page(address)
+    go_to(page, "Playground")
+    open_sheet(page, "Judge", "Judge answers")
+    judge = sheet(page, "Judge answers")
+    expect(judge.locator(".token", has_text="Plain base")).to_be_visible()
+    judge.get_by_role("button", name="Prompt sets …").click()
+    sets = sheet(page, "Prompt sets")
+    expect(sets).to_contain_text("as chosen under Judge")
+    sets.get_by_label("Its name").fill("three")
+    sets.get_by_label("Prompts", exact=True).fill("hello 1")
+    unfold(page, "Take prompts from a file or a data set")
+    (tmp_path / "more.txt").write_text("hello 2\n")
+    sets.locator("input[type=file]").set_input_files(tmp_path / "more.txt")
+    expect(sets.get_by_label("Prompts", exact=True)).to_have_value("hello 1\nhello 2")
+    sets.get_by_label("Rows", exact=True).fill("1")
+    sets.get_by_role("button", name="Take its prompts").click()
+    expect(sets.get_by_label("Prompts", exact=True)).to_have_value(re.compile("hello 2\nhello "))
+    sets.get_by_role("button", name="Keep the set").click()
+    expect(page.get_by_test_id("toast-body").filter(has_text="three is kept")).to_be_visible()
+    assert len(workbench.prompts.find("three").prompts) == 3
+    sets.get_by_role("button", name="Answer all of them").click()
+    table = sets.locator("table.prompt-matrix")
+    expect(sets).to_contain_text("6 of 6 answered", timeout=90_000)
+    expect(table.locator("tbody tr")).to_have_count(3)
+    table.locator("details").first.locator("summary").click()
+    expect(table.locator("details[open] .said-whole").first).to_be_visible()
+    picture(page, "prompt-set")
+    with page.expect_download() as download:
+        sets.get_by_role("link", name="Markdown").click()
+    assert "# three on llama" in download.value.path().read_text()
+
+    heard = _listen(page)
+    sets.get_by_role("button", name="Judge them, blind").click()
+    blind = sheet(page, "Which answer is best?")
+    for left in (2, 1, 0):
+        expect(blind.locator(".ballot-said")).to_contain_text(DONE)
+        _nameless(blind, heard)
+        blind.locator("h2").click()
+        page.keyboard.press("1")
+        said = f"{left} to judge" if left else "all of them are judged"
+        expect(blind.locator(".ballot-said")).to_contain_text(said)
+        heard.clear()
+        if left:
+            blind.get_by_role("button", name="Next one (N)").click()
+    assert [one.prompt for one in reversed(_ballots(workbench))] == [0, 1, 2]
+    page.keyboard.press("Escape")
+
+    open_sheet(page, "Judge", "Judge answers")
+    expect(judge.locator("table.leaderboard tbody tr")).to_have_count(2)
+    judge.get_by_role("button", name="Prompt sets …").click()
+    expect(sets.get_by_role("button", name="Judge them, blind")).to_be_disabled()
+    expect(sets.get_by_role("button", name="Answer what is missing")).to_be_disabled()
+    sets.get_by_role("button", name="Remove the answers …").click()
+    sheet(page, "Remove").get_by_role("button", name="Remove it").click()
+    expect(sheet(page, "Prompt sets")).to_contain_text("Nothing has been answered yet")
+    sets.get_by_role("button", name="Remove the set …").click()
+    sheet(page, "Remove").get_by_role("button", name="Remove it").click()
+    wait_for(lambda: not workbench.prompts.all())
+    expect(sheet(page, "Prompt sets").get_by_label("Its name")).to_have_value("")
+    assert len(_ballots(workbench)) == 3

@@ -127,7 +127,7 @@ def _end(generation: Generation, finish: str) -> Body:
 def _described(model: ServedModel) -> Body:
     created = datetime.fromtimestamp(model.created, UTC).isoformat().replace("+00:00", "Z")
     about = {
-        "parent_model": model.base.name if model.adapter else "",
+        "parent_model": model.base.name if model.parts else "",
         "format": "safetensors",
         "family": model.base.architecture,
         "families": [model.base.architecture],

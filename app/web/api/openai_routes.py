@@ -163,6 +163,7 @@ def _described(model: ServedModel) -> Body:
         "object": "model",
         "created": model.created,
         "owned_by": model.base.name,
-        "parent": model.base.name if model.adapter else None,
+        "root": model.digest,
+        "parent": model.base.name if model.parts else None,
         "max_model_len": model.base.context_length,
     }

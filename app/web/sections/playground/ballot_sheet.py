@@ -16,6 +16,7 @@ from app.shared.disk import plain_sentence
 from app.shared.errors import USER_ERRORS
 from app.web.parts.panes import sheet
 from app.web.parts.scripts import script
+from storage.errors import NotFound
 from storage.tables import Ballot
 
 KEY = "ballot"
@@ -43,12 +44,15 @@ def ballot_sheet(workbench: Workbench) -> gr.HTML:
     def ask_again(asked: Asked) -> Answer:
         return shown(workbench, judging.ask_again(int(asked["ballot"]), str(asked["prompt"])).id or 0)
 
+    def following(asked: Asked) -> Answer:
+        return shown(workbench, workbench.prompts.following(int(asked["run"])).id or 0)
+
     with sheet(KEY, "Which answer is best?", _HELP):
         return gr.HTML(
             value="",
             html_template="<div class='ballot-slot'></div>",
             js_on_load=script("answer_text.js", "ballot.js"),
-            server_functions=[_refusing(workbench, one) for one in (look, stop, vote, ask_again)],
+            server_functions=[_refusing(workbench, one) for one in (look, stop, vote, ask_again, following)],
             elem_id="ballot-view",
         )
 
@@ -73,7 +77,7 @@ def shown(workbench: Workbench, ballot_id: int) -> Answer:
             told |= {"name": column["speaker"] or PLAIN, "rating": ratings.get(key_of(column))}
     return {
         "id": ballot.id,
-        "title": "prompt",
+        "title": "prompt" if ballot.prompt is None else f"prompt {ballot.prompt + 1}",
         "context": context,
         "prompt": question["content"],
         "columns": columns,
@@ -82,8 +86,16 @@ def shown(workbench: Workbench, ballot_id: int) -> Answer:
         "verdict": ballot.verdict,
         "best": ballot.best,
         "run": ballot.prompt_run_id,
-        "left": 0,
+        "left": _left(workbench, ballot),
     }
+
+
+def _left(workbench: Workbench, ballot: Ballot) -> int:
+    """How many prompts of the same run are still to be judged; none where its answers have been removed."""
+    try:
+        return workbench.prompts.left_to_judge(ballot.prompt_run_id) if ballot.prompt_run_id else 0
+    except NotFound:
+        return 0
 
 
 def _ratings(workbench: Workbench, ballot: Ballot) -> dict[str, str]:

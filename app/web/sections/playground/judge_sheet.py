@@ -20,6 +20,8 @@ from app.web.parts.shell import QUIET, WORKING, Shell, choose_from, inform, offe
 from app.web.sections.playground.ballot_sheet import KEY as BALLOT
 from app.web.sections.playground.ballot_sheet import ballot_sheet, opened
 from app.web.sections.playground.leaderboard import leaderboard_html
+from app.web.sections.playground.prompt_sheet import KEY as PROMPTS
+from app.web.sections.playground.prompt_sheet import prompt_sheet
 from core.base_model.describe import writes_text
 from core.generate.config import GenerationConfig
 from storage.tables import Adapter, Base
@@ -64,6 +66,7 @@ def judge_sheet(
         with bar():
             ask = gr.Button("Ask and judge", variant="primary", size="md", scale=0)
             opener(BALLOT, "Back to the last answers")
+            opener(PROMPTS, "Prompt sets …")
             blind = gr.Checkbox(
                 True, label="Blind: names are hidden until the vote", scale=0, min_width=280, container=False
             )
@@ -74,6 +77,7 @@ def judge_sheet(
             make = gr.Button("Make the data set", size="md", scale=0)
         links = gr.HTML()
     view = ballot_sheet(workbench)
+    prompt_sheet(shell, base, columns, sampling, view)
 
     def show(base_now: str | None, columns_now: list[str] | None) -> tuple[object, ...]:
         names = [row.name for row in workbench.registry.all(Base) if writes_text(row.architecture)]
