@@ -84,7 +84,7 @@ def _writing(
     with gr.Row(elem_classes="judge-who"):
         chosen = gr.Dropdown([NEW], value=NEW, label="Prompt set", interactive=True, elem_id="prompt-set")
         name = gr.Textbox(label="Its name")
-    text = gr.Textbox(label="Prompts", info=_HOW, lines=6, max_lines=16)
+    text = gr.Textbox(label="Prompts", info=_HOW, lines=6, max_lines=16, elem_id="prompt-lines")
     with gr.Accordion("Take prompts from a file or a data set", open=False):
         file = gr.File(
             label="A file of text, JSON lines or JSON", file_types=[".txt", ".jsonl", ".json"], height=96
