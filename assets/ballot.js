@@ -3,6 +3,7 @@
 const KEPT = 'lora-workbench-ballot', SHEET = 'ballot', PAUSE = 200;
 const kept = () => JSON.parse(localStorage.getItem(KEPT) || '{}');
 const keep = news => localStorage.setItem(KEPT, JSON.stringify({...kept(), ...news}));
+const make = (tag, about = {}, ...inner) => { const one = Object.assign(document.createElement(tag), about); one.append(...inner.filter(part => part != null)); return one; };
 const button = (textContent, act, about = {}) => {
   const one = make('button', {type: 'button', className: 'small', textContent, ...about});
   one.addEventListener('click', act);
@@ -92,8 +93,8 @@ function column(at) {
     best.hidden = Boolean(now.verdict);
     whole.classList.toggle('won', now.verdict === 'best' && now.best === at);
     end.textContent = {length: 'cut at the most tokens', stopped: 'stopped', error: 'broken off', '': now.writing ? 'answering …' : ''}[one.finish] ?? '';
-    if (one.text !== before) text.replaceChildren(...answerText(before = one.text));
-    if (one.finish && !one.text.trim()) text.replaceChildren(make('p', {className: 'quiet', textContent: 'It answered nothing.'}));
+    if (one.html !== before) text.innerHTML = before = one.html;  // made and escaped by the server
+    if (one.finish && !one.html.trim()) text.replaceChildren(make('p', {className: 'quiet', textContent: 'It answered nothing.'}));
   }};
 }
 

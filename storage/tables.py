@@ -415,11 +415,21 @@ class Chat(SQLModel, table=True):
 
     id: int | None = Field(default=None, primary_key=True)
     base_name: str
+    title: str = Field(default="", sa_column_kwargs={"server_default": ""})
+    """Empty: its first question stands for it."""
+    system: str = Field(default="", sa_column_kwargs={"server_default": ""})
+    """What the system turn before the first question says; empty for none."""
+    raw: bool = Field(default=False, sa_column_kwargs={"server_default": text("0")})
+    """Whether text is gone on with, without a chat template and without what was said before."""
     created: float = Field(default_factory=time.time)
+    changed: float = Field(default_factory=time.time, sa_column_kwargs={"server_default": text("0")})
 
 
 class ChatMessage(SQLModel, table=True):
-    """One message: the user's (speaker empty), or an answer of an adapter or of the plain base."""
+    """One message: the user's (speaker empty), or an answer of an adapter or of the plain base.
+
+    An answer is stored as it grows; `finish` is empty as long as it does.
+    """
 
     __tablename__ = "chat_message"
 
@@ -431,6 +441,12 @@ class ChatMessage(SQLModel, table=True):
     role: str
     content: str
     finish: str = ""
+    adopted: str | None = None
+    """Of a question: the speaker from whose answer all go on; None: each from its own."""
+    details: dict[str, Any] = Field(
+        default_factory=dict, sa_column=Column(JSON, nullable=False, server_default="{}")
+    )
+    """Of an answer: its settings and figures, and which weights have given it."""
     created: float = Field(default_factory=time.time)
 
 

@@ -312,6 +312,14 @@ class Datasets:
         changed = _marked_as(stored.example, edited(stored.number, turns))
         return self._rewrite(row, {index: changed}, [], f"row {stored.number} changed")
 
+    def begin(self, name: str, turns: Sequence[tuple[str, str]]) -> Dataset:
+        """A new data set with one row. Raises NameTaken, InvalidData."""
+        row = {"messages": [{"role": role, "content": content} for role, content in turns]}
+        with self._registry.blobs.staging() as staging:
+            file = staging / "conversations.jsonl"
+            file.write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+            return self.add(file, name)
+
     def append(self, name: str, turns: Sequence[tuple[str, str]]) -> Dataset:
         """Add a row at the end. Raises InvalidData."""
         row = self._registry.find(Dataset, name)

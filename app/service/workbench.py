@@ -8,6 +8,7 @@ from app.service.adapters import Adapters
 from app.service.baselines import Baselines
 from app.service.chats import Chats
 from app.service.classifiers import Classifiers
+from app.service.conversations import Conversations
 from app.service.costs import CostsOfLora
 from app.service.datasets import Datasets
 from app.service.exports import Exports
@@ -53,6 +54,7 @@ class Workbench:
         self.adapters = Adapters(self.registry, self.jobs)
         self.exports = Exports(self.registry, settings, self.jobs)
         self.chats = Chats(self.registry, self.engine)
+        self.conversations = Conversations(self.registry, self.chats)
         self.judging = Judging(self.registry, self.chats)
         self.votes = VoteRows(self.registry)
         self.prompts = PromptSets(self.registry, self.jobs, self.datasets, self.judging)

@@ -14,6 +14,7 @@ from app.service.judging import LETTERS, PLAIN, Standing, key_of, without_names
 from app.service.workbench import Workbench
 from app.shared.disk import plain_sentence
 from app.shared.errors import USER_ERRORS
+from app.web.parts.markdown import answer_html
 from app.web.parts.panes import sheet
 from app.web.parts.scripts import script
 from storage.errors import NotFound
@@ -51,7 +52,7 @@ def ballot_sheet(workbench: Workbench) -> gr.HTML:
         return gr.HTML(
             value="",
             html_template="<div class='ballot-slot'></div>",
-            js_on_load=script("answer_text.js", "ballot.js"),
+            js_on_load=script("ballot.js"),
             server_functions=[_refusing(workbench, one) for one in (look, stop, vote, ask_again, following)],
             elem_id="ballot-view",
         )
@@ -68,7 +69,7 @@ def shown(workbench: Workbench, ballot_id: int) -> Answer:
     hidden = ballot.blind and not ballot.verdict
     *context, question = ballot.messages
     columns = [
-        {"letter": letter, "text": column["text"], "finish": column["finish"]}
+        {"letter": letter, "html": answer_html(column["text"]), "finish": column["finish"]}
         for letter, column in zip(LETTERS, ballot.columns, strict=False)
     ]
     if not hidden:

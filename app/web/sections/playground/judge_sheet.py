@@ -22,6 +22,7 @@ from app.web.sections.playground.ballot_sheet import ballot_sheet, opened
 from app.web.sections.playground.leaderboard import leaderboard_html
 from app.web.sections.playground.prompt_sheet import KEY as PROMPTS
 from app.web.sections.playground.prompt_sheet import prompt_sheet
+from app.web.sections.playground.speakers import adapters_for
 from core.base_model.describe import writes_text
 from core.generate.config import GenerationConfig
 from storage.tables import Adapter, Base
@@ -137,9 +138,7 @@ def speakers_on(workbench: Workbench, base: str | None) -> list[str]:
     """Who can be judged on this base: the plain base, and its adapters that write text, the newest first."""
     if not base:
         return []
-    fingerprint = workbench.registry.find(Base, base).fingerprint
-    rows = [row for row in workbench.registry.all(Adapter) if row.base_fingerprint == fingerprint]
-    return [PLAIN, *(row.name for row in rows if workbench.classifiers.labels(row) is None)]
+    return [PLAIN, *adapters_for(workbench, base)]
 
 
 def _of_base(
