@@ -46,8 +46,9 @@ class AdapterMemory:
             read = load_adapter(source.folder(), base.layer_shapes, base.head, base.wholes)
             found = self._alive[source.digest] = read.answering()
         self._kept.pop(source.digest, None)
-        self._kept[source.digest] = found
-        self._bound()
+        if bytes_of(found) <= self.most_bytes:
+            self._kept[source.digest] = found
+            self._bound()
         return found
 
     def there(self, digest: str) -> AdapterWeights | None:
@@ -64,7 +65,7 @@ class AdapterMemory:
         return sum(bytes_of(one) for one in self._kept.values())
 
     def _bound(self) -> None:
-        while self._kept and self.bytes > self.most_bytes:
+        while self.bytes > self.most_bytes:
             del self._kept[next(iter(self._kept))]
 
 
@@ -100,7 +101,7 @@ class AdapterSlots:
         """Read an adapter. What is returned has it in a slot when a row with it begins, and gives the slot:
         None while rows compute with all the others.
         """
-        weights = self._weights(source)
+        weights = self.weights(source)
         is_blend = isinstance(source, BlendSource)
         return lambda: self._slot_of(source.digest, weights, is_blend)
 
@@ -114,14 +115,18 @@ class AdapterSlots:
                 del self.loaded[digest]
                 self._blends.discard(digest)
 
-    def _weights(self, source: AdapterSource) -> AdapterWeights:
+    def weights(self, source: AdapterSource) -> AdapterWeights:
+        """What it answers with: what is there, what is read now, or the sum of a blend's parts.
+
+        Raises InvalidAdapter, with the reason, for a blend of what does not add up.
+        """
         if source.digest in self.loaded:
             return self.loaded[source.digest][1]
         if not isinstance(source, BlendSource):
             return self.memory.of(source, self.base)
         found = self.memory.there(source.digest)
         if found is None:
-            parts = [Part(one.name, self._weights(one), weight) for one, weight in source.parts]
+            parts = [Part(one.name, self.weights(one), weight) for one, weight in source.parts]
             found = blended(parts)
             self.memory.lend(source.digest, found)
         return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import transformers
@@ -21,8 +21,11 @@ from core.generate.decode import Decoder, RowRequest
 from core.generate.labelling import Classified, classify
 from core.generate.one_token import StatePool
 from core.generate.running import RunningBatch, rows_are_apart
+from core.generate.scores import Scored
+from core.generate.scoring import Speakers, answer_ids, score
 from core.generate.several import SeveralDecoders
 from core.lora.adapter import AdapterWeights
+from core.lora.bank import loaded_bank
 from core.lora.peft.files import load_adapter
 from core.lora.whole import WholeBank, whole_bank
 from core.train.group import TrainingGroup
@@ -46,6 +49,8 @@ class AnswerRequest:
     """Plain text to go on with, in place of a conversation."""
     asked_at: float = field(default_factory=time.monotonic)
     """When it came to the engine's process, of time.monotonic()."""
+    likeliest: int | None = None
+    """How many tokens are told with each of the answer, with their log-probabilities; None tells none."""
 
 
 class Engine:
@@ -184,7 +189,7 @@ class Engine:
                 require_same_base(request.adapter, source)
         base = self.load_base(source)
         base.require_writing()
-        whole = self._whole_models(base, requests)
+        whole = self._whole_models(base, [one.adapter for one in requests])
         parts = []
         for digest, bank in whole.items():
             places = [at for at, one in enumerate(requests) if _is_of(one, [digest])]
@@ -196,6 +201,44 @@ class Engine:
         decoder = parts[0][0] if len(parts) == 1 else SeveralDecoders(parts)
         self._decoders[decoder] = {one.adapter.digest for one in requests if one.adapter is not None}
         return decoder
+
+    def score(
+        self,
+        source: BaseSource,
+        speakers: Sequence[AdapterSource | None],
+        messages: Sequence[Message],
+        answer: str,
+        *,
+        ended: bool = True,
+    ) -> list[Scored]:
+        """How likely `answer` is behind these messages to each speaker (None is the plain base), token by
+        token, in one pass. ended: with the token that ends it.
+
+        Raises WrongBase, InvalidInput, PromptTooLong, and what answer() raises.
+        """
+        for one in speakers:
+            if one is not None:
+                require_same_base(one, source)
+        base = self.load_base(source)
+        base.require_writing()
+        ids, start = answer_ids(base, messages, answer, ended=ended)
+        found = score(base, self._scoring(base, [None, *speakers]), ids, start)[1:]
+        told = [weights_told(one, base) for one in speakers]
+        return [replace(one, weights=weights) for one, weights in zip(found, told, strict=True)]
+
+    def _scoring(self, base: ResidentBase, rows: Sequence[AdapterSource | None]) -> list[Speakers]:
+        """All that is added to the base in one bank, and each that replaces whole parameters in its own."""
+        whole, slots = self._whole_models(base, rows), self._slots_on(base)
+        together = [at for at, one in enumerate(rows) if one is None or not one.whole]
+        weights = [slots.weights(one) if one else None for one in (rows[at] for at in together)]
+        bank = loaded_bank(base.layers, weights).eval()
+        alone = [
+            Speakers(bank, [0], [at])
+            for digest, bank in whole.items()
+            for at, one in enumerate(rows)
+            if one is not None and one.digest == digest
+        ]
+        return [Speakers(bank, range(len(together)), together), *alone]
 
     def _side_by_side(self, base: ResidentBase, requests: Sequence[AnswerRequest]) -> Decoder:
         """All that is added to the base, in one batch with what others have asked."""
@@ -222,12 +265,14 @@ class Engine:
             slots.batches.add(self._batch)
         return self._batch
 
-    def _whole_models(self, base: ResidentBase, requests: Sequence[AnswerRequest]) -> dict[str, WholeBank]:
+    def _whole_models(
+        self, base: ResidentBase, adapters: Sequence[AdapterSource | None]
+    ) -> dict[str, WholeBank]:
         """The banks of those that replace whole parameters, by digest. Others that answer nobody make room.
 
         Raises WorkbenchError, with figures, if there is no room for one.
         """
-        wanted = {one.adapter.digest: one.adapter for one in requests if one.adapter and one.adapter.whole}
+        wanted = {one.digest: one for one in adapters if one is not None and one.whole}
         self._forget_whole(keep=self._digests_in_use() | set(wanted))
         for digest, adapter in wanted.items():
             if digest not in self._whole:
@@ -282,4 +327,4 @@ def _row(base: ResidentBase, request: AnswerRequest, slot: int | Callable[[], in
     renderer = base.renderer
     ids = renderer.encode_text(request.text) if request.text else renderer.encode_prompt(request.messages)
     told = weights_told(request.adapter, base)
-    return RowRequest(ids, slot, request.config, weights=told, asked_at=request.asked_at)
+    return RowRequest(ids, slot, request.config, told, request.asked_at, request.likeliest)

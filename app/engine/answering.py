@@ -55,7 +55,7 @@ class Answers:
         self._asked: queue.SimpleQueue[Answering] = queue.SimpleQueue()
         self._under_way: list[_UnderWay] = []
         self.classified_at = 0.0
-        """When texts were last classified, which takes a turn of its own."""
+        """When texts were last classified, or an answer scored, which takes a turn of its own."""
 
     def __len__(self) -> int:
         """How many requests are being decoded."""
@@ -92,8 +92,8 @@ class Answers:
             asked = self._asked.get()
             try:
                 with panics_as_errors():
-                    if "texts" in asked.question:
-                        asked.out.put(self._classified(asked.question))
+                    if at_once := self._at_once(asked.question):
+                        asked.out.put(at_once)
                         self.classified_at = time.monotonic()
                         continue
                     decoder = self._decoder(asked)
@@ -111,10 +111,27 @@ class Answers:
                 GenerationConfig.parse(row["config"]),
                 row.get("text", ""),
                 asked.at,
+                row.get("likeliest"),
             )
             for row in question["rows"]
         ]
         return self._engine.answer(source_told(self._registry, question["base"]), requests)
+
+    def _at_once(self, question: wire.Message) -> wire.Message | None:
+        """What is answered in one pass; None for what is decoded."""
+        match question.get("command"):
+            case "classify":
+                return self._classified(question)
+            case "score":
+                return self._scored(question)
+        return None
+
+    def _scored(self, question: wire.Message) -> wire.Message:
+        """How likely an answer is to each speaker, in one pass, between two micro-batches."""
+        source = source_told(self._registry, question["base"])
+        speakers = [self._adapter_source(told) for told in question["speakers"]]
+        asked, ended = (question["messages"], question["answer"]), question["ended"]
+        return {"scored": [asdict(one) for one in self._engine.score(source, speakers, *asked, ended=ended)]}
 
     def _classified(self, question: wire.Message) -> wire.Message:
         """What adapters tell of a few texts, in one pass, between two micro-batches."""

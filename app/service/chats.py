@@ -13,6 +13,7 @@ from app.shared.text import require_text
 from core.errors import InvalidConfig
 from core.events import TokenDone
 from core.generate.config import GenerationConfig
+from core.generate.scores import Scored
 from storage.registry import Registry
 from storage.tables import Base, Chat
 
@@ -41,10 +42,7 @@ class Chats:
         conversations[i] is what speaker i sees. With a `name`, cancel() can end single rows.
         Raises WrongBase, NotFound, InvalidConfig, EngineUnavailable.
         """
-        if not 1 <= len(speakers) <= MAX_SIDE_BY_SIDE:
-            raise InvalidConfig(
-                f"From one to {MAX_SIDE_BY_SIDE} can answer side by side, not {len(speakers)}."
-            )
+        _require_few(speakers)
         require_text(*(message["content"] for messages in conversations for message in messages))
         model = self._registry.find(Base, base)
         require_writing_base(model)
@@ -57,6 +55,29 @@ class Chats:
             for speaker, messages in zip(speakers, conversations, strict=True)
         ]
         return self._engine.answer(told_of(model), rows, name)
+
+    def score(
+        self,
+        base: str,
+        speakers: Sequence[str | None],
+        messages: Messages,
+        answer: str,
+        *,
+        ended: bool = True,
+    ) -> list[Scored]:
+        """How likely `answer` is behind these messages to each speaker: of each token its log-probability,
+        the likeliest others, and how far the speaker moved the base's distribution. ended: with the token
+        that ends an answer, which one that was cut off does not have.
+
+        Raises WrongBase, NotFound, InvalidInput, PromptTooLong, EngineUnavailable.
+        """
+        _require_few(speakers)
+        require_text(answer, *(message["content"] for message in messages))
+        model = self._registry.find(Base, base)
+        require_writing_base(model)
+        told = [speaker_told(self._registry, speaker, model) for speaker in speakers]
+        said = [dict(message) for message in messages]
+        return self._engine.score(told_of(model), told, said, answer, ended=ended)
 
     def cancel(self, name: str, row: int) -> None:
         """End the answer of one speaker, by number, while the others go on. Raises EngineUnavailable."""
@@ -75,6 +96,11 @@ class Chats:
     def begun(self) -> bool:
         """Whether anybody has talked to a model yet."""
         return bool(self._registry.all(Chat, limit=1))
+
+
+def _require_few(speakers: Sequence[str | None]) -> None:
+    if not 1 <= len(speakers) <= MAX_SIDE_BY_SIDE:
+        raise InvalidConfig(f"From one to {MAX_SIDE_BY_SIDE} can answer side by side, not {len(speakers)}.")
 
 
 def answer_told(token: TokenDone) -> dict[str, Any]:

@@ -77,6 +77,8 @@ class Prompt:
     config: GenerationConfig
     messages: Messages = ()
     text: str = ""
+    likeliest: int | None = None
+    """How many tokens are told with each of the answer, with their log-probabilities; None tells none."""
 
 
 class Serving:
@@ -161,4 +163,5 @@ def _row(prompt: Prompt, adapter: Mapping[str, Any] | None) -> dict[str, Any]:
         "messages": [dict(message) for message in prompt.messages],
         "text": prompt.text,
         "config": prompt.config.to_dict(),
+        "likeliest": prompt.likeliest,
     }

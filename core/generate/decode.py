@@ -32,6 +32,8 @@ class RowRequest:
     weights: Mapping[str, Any] = field(default_factory=dict)
     """Which weights answer, as TokenDone tells it."""
     asked_at: float = field(default_factory=time.monotonic)
+    likeliest: int | None = None
+    """How many tokens are told with each that is chosen, with their log-probabilities; None tells none."""
 
 
 class Decoder:
@@ -86,6 +88,7 @@ class Decoder:
             self._ends,
             request.weights,
             request.asked_at,
+            request.likeliest,
         )
 
     @property

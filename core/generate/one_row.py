@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from tokenizers.decoders import DecodeStream
 
 from core.base_model.load import ResidentBase
+from core.data.token_bytes import token_bytes
+from core.data.token_view import token_text
 from core.errors import InvalidInput
 from core.events import TokenDone
 from core.generate.sampling import Sampler
@@ -43,6 +45,8 @@ class Row:
     weights: Mapping[str, Any] = field(default_factory=dict)
     """Which weights answer, as TokenDone tells it."""
     asked_at: float = field(default_factory=time.monotonic)
+    likeliest: int | None = None
+    """How many tokens are told with each of its own, with their log-probabilities; None tells none at all."""
     first_at: float = 0.0
     """When its first token was there."""
     stream: DecodeStream = field(default_factory=lambda: DecodeStream(skip_special_tokens=True))
@@ -60,8 +64,11 @@ class Row:
         """Tokens so far, those of the prompt among them."""
         return len(self.prompt) + len(self.ids)
 
-    def take(self, token: int) -> TokenDone:
-        """Add a token, and say what text it adds. Raises InvalidInput if the tokenizer fails with it."""
+    def take(self, token: int, logprobs: Sequence[tuple[int, float]] | None = None) -> TokenDone:
+        """Add a token, and say what text it adds; logprobs: of ids, as TokenDone tells them.
+
+        Raises InvalidInput if the tokenizer fails with it.
+        """
         self.ids.append(token)
         now = time.monotonic()
         self.first_at = self.first_at or now
@@ -76,8 +83,14 @@ class Row:
             len(self.prompt),
             seconds_to_first=self.first_at - self.asked_at,
             tokens_per_second=(len(self.ids) - 1) / max(now - self.first_at, 1e-9),
+            logprobs=None if logprobs is None else [self._named(*one) for one in logprobs],
             weights=self.weights if finished or len(self.ids) == 1 else None,
         )
+
+    def _named(self, token: int, logprob: float) -> tuple[str, float, list[int] | None]:
+        tokenizer = self.base.tokenizer
+        own = token_bytes(tokenizer, token)
+        return token_text(tokenizer, token), logprob, None if own is None else list(own)
 
     def _added_text(self, token: int, ended: bool, finished: bool) -> str:
         tokenizer = self.base.tokenizer

@@ -6,7 +6,7 @@ import pytest
 
 from app.service.chats import MAX_SIDE_BY_SIDE, answer_told
 from app.shared.speakers import checkpoint_name, speaker_parts
-from core.errors import InvalidConfig, WrongBase
+from core.errors import InvalidConfig, InvalidInput, WrongBase
 from core.generate.config import GenerationConfig
 from core.train.training_options import TrainingOptions
 from storage.errors import NotFound
@@ -114,6 +114,17 @@ def test_eight_answer_side_by_side_and_each_is_told_with_its_weights(named):
     parts = [[(part["name"], part["weight"]) for part in one["parts"]] for one in told]
     assert parts[:5] == [[], [("a", 1)], [("b-1.5", 1)], [("a", 1)], [("a", 0.5), ("b-1.5", 0.5)]]
     assert told[1]["parts"][0]["digest"] == digest
+
+
+def test_an_answer_is_scored_by_several_through_the_engine(named):
+    plain, one, half = named.chats.score("llama", [None, "a", "a=0.5+x+y=1"], HELLO, "fine thanks")
+    assert "".join(token.text for token in one.tokens[:-1]) == "fine thanks"
+    assert {token.kl for token in plain.tokens} == {0.0}
+    assert len({plain.total, one.total, half.total}) == 3
+    assert one.perplexity > 1
+    assert [(part["name"], part["weight"]) for part in half.weights["parts"]] == [("a", 0.5), ("x+y", 1)]
+    with pytest.raises(InvalidInput, match="There is no answer to score"):
+        named.chats.score("llama", [None], HELLO, "")
 
 
 def test_a_checkpoint_of_a_run_answers_while_it_trains_and_the_run_learns_the_same(workbench):

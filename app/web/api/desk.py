@@ -69,14 +69,14 @@ class Desk:
 
     async def whole(
         self, request: Request, model: ServedModel, prompts: Sequence[Prompt], stops: Sequence[str]
-    ) -> tuple[Generation, list[tuple[str, str]]]:
-        """The answers when all have ended: of each its text and why it ended. Raises as begin()."""
+    ) -> tuple[Generation, list[Piece]]:
+        """The answers when all have ended, each in one piece. Raises as begin()."""
         generation, pieces = await self.begin(request, model, prompts, stops)
-        answers = [("", "")] * len(prompts)
+        answers = [Piece(row, "") for row in range(len(prompts))]
 
         async def collect() -> None:
             async for piece in pieces:
-                answers[piece.row] = (answers[piece.row][0] + piece.text, piece.finish)
+                answers[piece.row] += piece
 
         try:
             await unless_gone(request, collect())

@@ -63,8 +63,7 @@ class OllamaRoutes:
             lines = _lines(asked.model, generation, pieces, said)
             return Streamed(generation, lines, "application/x-ndjson")
         generation, answers = await self._desk.whole(request, model, [asked.prompt], asked.stops)
-        text, finish = answers[0]
-        return JSONResponse(_line(asked.model, said(text)) | _end(generation, finish))
+        return JSONResponse(_line(asked.model, said(answers[0].text)) | _end(generation, answers[0].finish))
 
     async def _model(self, name: str) -> ServedModel:
         try:
