@@ -10,7 +10,7 @@ import random
 import re
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -175,8 +175,11 @@ class Judging:
         columns, error, kept = under_way.columns, "", time.monotonic()
         try:
             for token in answers:
-                columns[token.row]["text"] += token.text
-                columns[token.row]["finish"] = token.reason or columns[token.row]["finish"]
+                column = columns[token.row]
+                column["text"] += token.text
+                column["finish"] = token.reason or column["finish"]
+                if token.weights is not None:  # what has answered, whatever was meant
+                    column["digest"] = digest_of(token.weights)
                 if time.monotonic() - kept > _KEEP_SECONDS:
                     self._registry.ballots.write(ballot_id, columns)
                     kept = time.monotonic()
@@ -244,13 +247,15 @@ class Judging:
         return standings(self._registry.ballots.voted(fingerprint))
 
 
-def digest_of(told: dict[str, Any] | None) -> str:
-    """Of the weights of a speaker, as the engine is told of it; of a blend over its parts and their weights.
-    Empty for the plain base.
+def digest_of(told: Mapping[str, Any] | None) -> str:
+    """Of the weights of a speaker, as the engine is told of it, or tells with an answer; of a blend over its
+    parts and their weights. Empty for the plain base.
     """
-    if told is None or "parts" not in told:
+    if told is None or "digest" in told:
         return str(told["digest"]) if told else ""
-    parts = sorted([part["digest"], part["weight"]] for part in told["parts"])
+    parts = sorted([part["digest"], float(part["weight"])] for part in told["parts"] if part["weight"])
+    if len(parts) < 2 and all(weight == 1 for _, weight in parts):
+        return str(parts[0][0]) if parts else ""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

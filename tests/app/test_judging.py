@@ -142,6 +142,24 @@ def test_an_adapter_keeps_its_votes_by_its_weights(workbench, told, trained):
     assert sorted(wins["better"]) == [1, 2]
 
 
+def test_a_blend_is_judged_by_what_it_is_made_of(workbench, trained):
+    """Over the engine itself, which tells whose weights have answered."""
+    for name in ("one", "two words"):
+        trained(name)
+    judging, ballots = workbench.judging, []
+    for speakers in ((None, "one"), ("one=1+two words=0", "one=0.5+two words=0.5")):
+        ballot = judging.ask("llama", speakers, ASKED, CONFIG, blind=False)
+        ballots.append(judging.wait(ballot.id))
+    (plain, one), (same, half) = (ballot.columns for ballot in ballots)
+    assert plain["digest"] == ""
+    assert one["digest"] == same["digest"] == workbench.registry.find(Adapter, "one").digest
+    assert len(half["digest"]) == 64
+    assert half["digest"] != one["digest"]
+    ballots[1].error = "two words does not fit, one neither, and nobody else."
+    told = "one of them does not fit, one of them neither, and nobody else."
+    assert without_names(ballots[1].error, ballots[1]) == told
+
+
 def test_votes_become_a_data_set_and_lines(workbench, told):
     _votes_for(told, "first")
     _votes_for(told, "second")
