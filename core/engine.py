@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from weakref import WeakSet, WeakValueDictionary
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 import transformers
 
+from core.adapter_slots import ADAPTER_SLOTS, AdapterSlots
+from core.adapter_source import AdapterSource, require_same_base, weights_told
 from core.base_model.load import ResidentBase, best_device, load_base
 from core.base_model.source import BaseSource, ResidentKey, check_unchanged, resident_key
 from core.data.formats import Message
-from core.errors import WorkbenchError, WrongBase
+from core.errors import WorkbenchError
 from core.generate.config import GenerationConfig
 from core.generate.decode import Decoder, RowRequest
 from core.generate.labelling import Classified, classify
 from core.generate.one_token import StatePool
 from core.generate.running import RunningBatch, rows_are_apart
+from core.generate.scores import Scored
+from core.generate.scoring import Speakers, answer_ids, score
 from core.generate.several import SeveralDecoders
 from core.lora.adapter import AdapterWeights
-from core.lora.bank import MixedBank
-from core.lora.kinds.lora import KIND as LORA
+from core.lora.bank import loaded_bank
 from core.lora.peft.files import load_adapter
 from core.lora.whole import WholeBank, whole_bank
 from core.train.group import TrainingGroup
@@ -33,28 +35,7 @@ from core.train.preflight import Preflight, Trying, measure
 from core.train.run import RunRequest
 from core.train.trial import Save
 
-ADAPTER_SLOTS = 8  # adapters kept ready beside the base; slot 0 is the plain base
-_FIRST_RANK = 16
 _ANSWERS_SHARE = 0.25  # of the memory that this process can have, for the keys and values of answers
-
-
-@dataclass(frozen=True)
-class AdapterSource:
-    """An adapter to answer with: its files and the base it was made for."""
-
-    name: str
-    folder: Callable[[], Path]
-    """Gives its files, after a look whether they are still those of `digest`. Called when they are read, not
-    for an adapter that is in a slot already.
-    """
-    digest: str
-    base_fingerprint: str
-    base_name: str
-    weights: AdapterWeights | None = None
-    """Its factors, where they are not read from `folder`: those of a run that is still training."""
-
-    whole: bool = False
-    """Whether it replaces whole parameters of the base."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +47,10 @@ class AnswerRequest:
     config: GenerationConfig
     text: str = ""
     """Plain text to go on with, in place of a conversation."""
+    asked_at: float = field(default_factory=time.monotonic)
+    """When it came to the engine's process, of time.monotonic()."""
+    likeliest: int | None = None
+    """How many tokens are told with each of the answer, with their log-probabilities; None tells none."""
 
 
 class Engine:
@@ -74,7 +59,7 @@ class Engine:
     def __init__(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> None:
         self.device, self._dtype = device or best_device(), dtype
         self.base: ResidentBase | None = None
-        self._slots: _AdapterSlots | None = None
+        self._slots: AdapterSlots | None = None
         self._group: TrainingGroup | None = None
         self._pool: StatePool | None = None
         self._batch: RunningBatch | None = None
@@ -204,7 +189,7 @@ class Engine:
                 require_same_base(request.adapter, source)
         base = self.load_base(source)
         base.require_writing()
-        whole = self._whole_models(base, requests)
+        whole = self._whole_models(base, [one.adapter for one in requests])
         parts = []
         for digest, bank in whole.items():
             places = [at for at, one in enumerate(requests) if _is_of(one, [digest])]
@@ -217,34 +202,77 @@ class Engine:
         self._decoders[decoder] = {one.adapter.digest for one in requests if one.adapter is not None}
         return decoder
 
+    def score(
+        self,
+        source: BaseSource,
+        speakers: Sequence[AdapterSource | None],
+        messages: Sequence[Message],
+        answer: str,
+        *,
+        ended: bool = True,
+    ) -> list[Scored]:
+        """How likely `answer` is behind these messages to each speaker (None is the plain base), token by
+        token, in one pass. ended: with the token that ends it.
+
+        Raises WrongBase, InvalidInput, PromptTooLong, and what answer() raises.
+        """
+        for one in speakers:
+            if one is not None:
+                require_same_base(one, source)
+        base = self.load_base(source)
+        base.require_writing()
+        ids, start = answer_ids(base, messages, answer, ended=ended)
+        found = score(base, self._scoring(base, [None, *speakers]), ids, start)[1:]
+        told = [weights_told(one, base) for one in speakers]
+        return [replace(one, weights=weights) for one, weights in zip(found, told, strict=True)]
+
+    def _scoring(self, base: ResidentBase, rows: Sequence[AdapterSource | None]) -> list[Speakers]:
+        """All that is added to the base in one bank, and each that replaces whole parameters in its own."""
+        whole, slots = self._whole_models(base, rows), self._slots_on(base)
+        together = [at for at, one in enumerate(rows) if one is None or not one.whole]
+        weights = [slots.weights(one) if one else None for one in (rows[at] for at in together)]
+        bank = loaded_bank(base.layers, weights).eval()
+        alone = [
+            Speakers(bank, [0], [at])
+            for digest, bank in whole.items()
+            for at, one in enumerate(rows)
+            if one is not None and one.digest == digest
+        ]
+        return [Speakers(bank, range(len(together)), together), *alone]
+
     def _side_by_side(self, base: ResidentBase, requests: Sequence[AnswerRequest]) -> Decoder:
         """All that is added to the base, in one batch with what others have asked."""
-        batch = self._running_batch(base)
-        assert self._slots is not None
-        seats = [self._slots.seat(one.adapter) if one.adapter else 0 for one in requests]
+        batch, slots = self._running_batch(base), self._slots_on(base)
+        slots.forget_blends(keep={one.adapter.digest for one in requests if one.adapter})
+        seats = [slots.seat(one.adapter) if one.adapter else 0 for one in requests]
         rows = [_row(base, request, seat) for request, seat in zip(requests, seats, strict=True)]
         return Decoder(base, None, rows, batch=batch)
 
+    def _slots_on(self, base: ResidentBase) -> AdapterSlots:
+        if self._slots is None:
+            self._slots = AdapterSlots(base)
+        return self._slots
+
     def _running_batch(self, base: ResidentBase) -> RunningBatch:
         """The one of all requests; of its own for each where a row's company changes what it computes."""
-        if self._slots is None:
-            self._slots = _AdapterSlots(base)
+        slots = self._slots_on(base)
         most = int(_ANSWERS_SHARE * memory_to_train(self.device))
         if self._pool is None:
             compiled = self.device.type == "cuda"
             self._pool = StatePool(base, compiled=compiled, most=8, most_bytes=most // 2)
         if self._batch is None or not rows_are_apart(base):
-            slots = self._slots
             self._batch = RunningBatch(base, lambda: slots.bank, self._pool, most)
             slots.batches.add(self._batch)
         return self._batch
 
-    def _whole_models(self, base: ResidentBase, requests: Sequence[AnswerRequest]) -> dict[str, WholeBank]:
+    def _whole_models(
+        self, base: ResidentBase, adapters: Sequence[AdapterSource | None]
+    ) -> dict[str, WholeBank]:
         """The banks of those that replace whole parameters, by digest. Others that answer nobody make room.
 
         Raises WorkbenchError, with figures, if there is no room for one.
         """
-        wanted = {one.adapter.digest: one.adapter for one in requests if one.adapter and one.adapter.whole}
+        wanted = {one.digest: one for one in adapters if one is not None and one.whole}
         self._forget_whole(keep=self._digests_in_use() | set(wanted))
         for digest, adapter in wanted.items():
             if digest not in self._whole:
@@ -298,88 +326,5 @@ def _is_of(request: AnswerRequest, digests: Collection[str]) -> bool:
 def _row(base: ResidentBase, request: AnswerRequest, slot: int | Callable[[], int | None]) -> RowRequest:
     renderer = base.renderer
     ids = renderer.encode_text(request.text) if request.text else renderer.encode_prompt(request.messages)
-    return RowRequest(ids, slot, request.config)
-
-
-def require_same_base(adapter: AdapterSource, base: BaseSource) -> None:
-    """Raise WrongBase, with both names, unless `adapter` was made for exactly `base`."""
-    if adapter.base_fingerprint != base.fingerprint:
-        raise WrongBase(
-            f"The adapter {adapter.name} was made for {adapter.base_name} ({adapter.base_fingerprint[:12]}), "
-            f"not for {base.name} ({base.fingerprint[:12]}). On another base its answers would be "
-            "noise; choose its own base."
-        )
-
-
-@dataclass
-class _AdapterSlots:
-    """Adapters ready to answer, in one bank; the least recently used makes room."""
-
-    base: ResidentBase
-    batches: WeakSet[RunningBatch] = field(default_factory=WeakSet)
-    """That compute with them."""
-    bank: MixedBank = field(init=False)
-    loaded: dict[str, tuple[int, AdapterWeights]] = field(
-        default_factory=dict
-    )  # digest → slot, oldest use first
-    _read: WeakValueDictionary[str, AdapterWeights] = field(default_factory=WeakValueDictionary)
-
-    def __post_init__(self) -> None:
-        self.bank = self._new_bank({LORA.name: _FIRST_RANK})
-
-    def _new_bank(self, ranks: Mapping[str, int], more: Iterable[str] = ()) -> MixedBank:
-        """more: what adapters have factors on beside linear layers."""
-        targets = list(dict.fromkeys([*self.base.layers, *more]))
-        return MixedBank(self.base.layers, targets, ADAPTER_SLOTS + 1, ranks, dtype=self.base.dtype)
-
-    def seat(self, source: AdapterSource) -> Callable[[], int | None]:
-        """Read an adapter. What is returned has it in a slot when a row with it begins, and gives the slot:
-        None while rows compute with all the others.
-        """
-        weights = self._weights(source)
-        return lambda: self._slot_of(source.digest, weights)
-
-    def _weights(self, source: AdapterSource) -> AdapterWeights:
-        """Read once as long as it is in a slot, or a row waits with it."""
-        if source.digest in self.loaded:
-            return self.loaded[source.digest][1]
-        found = self._read.get(source.digest)
-        if found is None:
-            read = source.weights or load_adapter(
-                source.folder(), self.base.layer_shapes, self.base.head, self.base.wholes
-            )
-            found = self._read[source.digest] = read.answering()
-        return found
-
-    def _slot_of(self, digest: str, weights: AdapterWeights) -> int | None:
-        if digest in self.loaded:
-            self.loaded[digest] = self.loaded.pop(digest)
-        elif (slot := self._free_slot()) is None:
-            return None
-        else:
-            self._load(digest, weights, slot)
-        return self.loaded[digest][0]
-
-    def _load(self, digest: str, weights: AdapterWeights, slot: int) -> None:
-        # A pass that was captured computes with the whole parameters that were there, and with no others.
-        if not self.bank.has_room_for(weights) or weights.wholes or self.bank.has_wholes(slot):
-            highest = max(weights.highest_rank, self.bank.ranks.get(weights.kind, 0))
-            held_ones = [weights, *(held for _, held in self.loaded.values())]
-            targeted = (path for one in held_ones for path in one.layers)
-            self.bank = self._new_bank({**self.bank.ranks, weights.kind: highest}, targeted)
-            for used, held in self.loaded.values():
-                self.bank.load(used, held)
-        self.bank.load(slot, weights)
-        self.loaded[digest] = (slot, weights)
-
-    def _free_slot(self) -> int | None:
-        """One that is empty, or else that of the adapter used least lately of those that no row computes
-        with.
-        """
-        used = {slot for slot, _ in self.loaded.values()}
-        free = next((slot for slot in range(1, ADAPTER_SLOTS + 1) if slot not in used), None)
-        if free is not None:
-            return free
-        busy = set().union(*(batch.slots_in_use for batch in self.batches))
-        oldest = next((digest for digest, (slot, _) in self.loaded.items() if slot not in busy), None)
-        return None if oldest is None else self.loaded.pop(oldest)[0]
+    told = weights_told(request.adapter, base)
+    return RowRequest(ids, slot, request.config, told, request.asked_at, request.likeliest)

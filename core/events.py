@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -121,6 +121,18 @@ class TokenDone:
     """Generated so far, in this row."""
     prompt_tokens: int = 0
     """That the row started from."""
+    seconds_to_first: float = 0.0
+    """From the request's coming to the engine to the row's first token."""
+    tokens_per_second: float = 0.0
+    """Of the tokens after the first; 0 while there is no second."""
+    logprobs: Sequence[tuple[str, float, list[int] | None]] | None = None
+    """Where they were asked for: the token and then the likeliest in its place, each with its text, ln p by
+    the raw logits, before any sampling setting, and its bytes where they are known.
+    """
+    weights: Mapping[str, Any] | None = None
+    """Which weights answer, told with a row's first token and with its last: `base` (the fingerprint),
+    `base_name`, and `parts`, for each adapter its `name`, `digest` and `weight`; none of the plain base.
+    """
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,11 @@ class Checkpoints:
             query = select(Checkpoint).where(Checkpoint.run_id == run_id)
             return session.exec(query.order_by(col(Checkpoint.step).desc(), col(Checkpoint.id).desc())).all()
 
+    def all(self) -> Sequence[Checkpoint]:
+        """Those of all runs, newest first."""
+        with self._database.reading() as session:
+            return session.exec(select(Checkpoint).order_by(col(Checkpoint.id).desc())).all()
+
 
 def best_checkpoint(rows: Sequence[Checkpoint]) -> Checkpoint | None:
     """The one with the lowest validation loss, the earlier of two; None if none was judged."""

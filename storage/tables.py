@@ -448,3 +448,87 @@ class ChatMessage(SQLModel, table=True):
     )
     """Of an answer: its settings and figures, and which weights have given it."""
     created: float = Field(default_factory=time.time)
+
+
+class Ballot(SQLModel, table=True):
+    """One prompt, what several answered to it in the order it was shown, and what was voted.
+
+    It holds copies of all that it tells of, so it outlives adapters and bases.
+    """
+
+    __tablename__ = "ballot"
+
+    id: int | None = Field(default=None, primary_key=True)
+    base_name: str
+    base_fingerprint: str = Field(index=True)
+    messages: list[dict[str, Any]] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
+    """What was asked: the turns before the answers."""
+    columns: list[dict[str, Any]] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
+    """In the order shown: speaker (empty for the plain base), digest of its weights where it is known, text,
+    and finish, which is empty while the answer is being written.
+    """
+    settings: dict[str, Any] = _json()
+    """How the answers were sampled."""
+    blind: bool = True
+    """Whether the names were hidden until the vote."""
+    verdict: str = Field(default="", sa_column_kwargs={"server_default": ""})
+    """best, tie or all bad; empty until somebody has voted."""
+    best: int | None = None
+    """The number of the best column, from 0, for the verdict best."""
+    error: str = Field(default="", sa_column_kwargs={"server_default": ""})
+    """Why the answers are not whole."""
+    prompt_run_id: int | None = Field(default=None, index=True)
+    """The prompts that were run, if the answers were taken from there."""
+    prompt: int | None = None
+    """The number of the prompt among those, from 0."""
+    created: float = Field(default_factory=time.time)
+    voted: float | None = None
+
+
+class PromptSet(SQLModel, table=True):
+    """A saved list of prompts."""
+
+    __tablename__ = "prompt_set"
+
+    id: int | None = Field(default=None, primary_key=True)
+    name: str = Field(unique=True)
+    prompts: list[Any] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
+    """Each the turns that are to be answered."""
+    changed: float = Field(default_factory=time.time)
+    created: float = Field(default_factory=time.time)
+
+
+class PromptRun(SQLModel, table=True):
+    """Prompts of a set that were put to several speakers of a base, as they were then."""
+
+    __tablename__ = "prompt_run"
+
+    id: int | None = Field(default=None, primary_key=True)
+    set_name: str
+    prompts: list[Any] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
+    base_name: str
+    base_fingerprint: str
+    columns: list[dict[str, Any]] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
+    """speaker (empty for the plain base), and digest of its weights where it is known."""
+    settings: dict[str, Any] = _json()
+    created: float = Field(default_factory=time.time)
+
+
+class PromptAnswer(SQLModel, table=True):
+    """What one speaker answered to one prompt of those that were run."""
+
+    __tablename__ = "prompt_answer"
+    __table_args__ = (UniqueConstraint("run_id", "prompt", "speaker"),)
+
+    id: int | None = Field(default=None, primary_key=True)
+    run_id: int = Field(
+        sa_column=Column(Integer, ForeignKey("prompt_run.id", ondelete="CASCADE"), nullable=False, index=True)
+    )
+    prompt: int
+    """Its number, from 0."""
+    speaker: int
+    """The number of the column, from 0."""
+    text: str
+    finish: str
+    """Why it ended; refused for a prompt that could not be answered, whose reason is the text."""
+    created: float = Field(default_factory=time.time)

@@ -394,11 +394,12 @@ def test_it_answers_beside_lora_and_the_plain_base_in_one_batch(base, adapter):
 
 
 def test_the_engine_makes_room_for_a_kind_it_has_not_seen(base, adapter):
-    from core.engine import AdapterSource, _AdapterSlots
+    from core.adapter_slots import AdapterSlots
+    from core.adapter_source import AdapterSource
     from core.lora.bank import loaded_bank
     from tests.core.helpers import random_adapter
 
-    slots = _AdapterSlots(base)
+    slots = AdapterSlots(base)
     weights = {"lora": random_adapter(base), "toy": adapter}
     sources = [AdapterSource(key, None, key, "f" * 64, "", one) for key, one in weights.items()]
     placed = {one.digest: slots.seat(one)() for one in sources}

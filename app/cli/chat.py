@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from app.cli.common import BaseName, Home, Json, base_or_default, open_workbench
 from app.cli.console import Console, guarded
+from app.service.chats import answer_told
 from core.generate.config import GenerationConfig
 
 
@@ -17,7 +18,10 @@ def chat(
     base: BaseName = "",
     adapter: Annotated[
         list[str] | None,
-        typer.Option(help="An adapter; repeat for several side by side. None: the plain base."),
+        typer.Option(
+            help="An adapter, a checkpoint of a run (run-3@200, also while it trains), or a blend of such "
+            "(a=0.7+b=-0.3); repeat for several side by side. None: the plain base."
+        ),
     ] = None,
     greedy: Annotated[bool, typer.Option("--greedy", help="Always the likeliest token.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
@@ -25,9 +29,9 @@ def chat(
     home: Home = None,
     json: Json = False,
 ) -> None:
-    """Ask the base or adapters one question.
+    """Ask the base, adapters, checkpoints or blends one question.
 
-    With several adapters the plain base answers too, side by side.
+    With several the plain base answers too, side by side; eight in all.
     """
     config = GenerationConfig.parse(
         {"max_tokens": max_tokens, "seed": seed, **({"temperature": 0} if greedy else {})}
@@ -37,9 +41,14 @@ def chat(
     messages = [{"role": "user", "content": prompt}]
     console, workbench, answers = Console(json), open_workbench(home), [""] * len(speakers)
     base = base_or_default(workbench, base)
+    told: list[dict[str, Any]] = [{} for _ in speakers]
     for token in workbench.chats.answer(base, speakers, [messages] * len(speakers), config):
         answers[token.row] += token.text
+        told[token.row] |= answer_told(token)
         if len(speakers) == 1:
             console.stream(token.text)
-    said = [{"adapter": speaker, "answer": answer} for speaker, answer in zip(speakers, answers, strict=True)]
+    said = [
+        {"adapter": speaker, "answer": answer, "told": one}
+        for speaker, answer, one in zip(speakers, answers, told, strict=True)
+    ]
     console.answers({"prompt": prompt, "base": base, "answers": said}, streamed=len(speakers) == 1)

@@ -14,7 +14,8 @@ from app.shared import wire
 from app.shared.bases import source_told
 from app.shared.errors import USER_ERRORS
 from app.shared.refusals import refused
-from core.engine import AdapterSource, AnswerRequest, Engine
+from core.adapter_source import AdapterSource, blend
+from core.engine import AnswerRequest, Engine
 from core.events import TokenDone
 from core.generate.config import GenerationConfig
 from core.generate.decode import Decoder
@@ -31,6 +32,8 @@ class Answering:
 
     question: wire.Message
     out: queue.SimpleQueue[wire.Message] = field(default_factory=queue.SimpleQueue)
+    at: float = field(default_factory=time.monotonic)
+    """When it came."""
     cancelled: set[int | None] = field(default_factory=set)
     """Rows that nobody waits for any more; None stands for all."""
 
@@ -52,7 +55,7 @@ class Answers:
         self._asked: queue.SimpleQueue[Answering] = queue.SimpleQueue()
         self._under_way: list[_UnderWay] = []
         self.classified_at = 0.0
-        """When texts were last classified, which takes a turn of its own."""
+        """When texts were last classified, or an answer scored, which takes a turn of its own."""
 
     def __len__(self) -> int:
         """How many requests are being decoded."""
@@ -89,27 +92,46 @@ class Answers:
             asked = self._asked.get()
             try:
                 with panics_as_errors():
-                    if "texts" in asked.question:
-                        asked.out.put(self._classified(asked.question))
+                    if at_once := self._at_once(asked.question):
+                        asked.out.put(at_once)
                         self.classified_at = time.monotonic()
                         continue
-                    decoder = self._decoder(asked.question)
+                    decoder = self._decoder(asked)
                 self._under_way.append(_UnderWay(asked, decoder, decoder.steps()))
             except Exception as error:  # noqa: BLE001  (the boundary: the reason goes to whoever asked)
                 self._refuse(asked, error)
 
-    def _decoder(self, question: wire.Message) -> Decoder | SeveralDecoders:
+    def _decoder(self, asked: Answering) -> Decoder | SeveralDecoders:
         """The app has looked everything up: here nothing is read but what has to be loaded."""
+        question = asked.question
         requests = [
             AnswerRequest(
                 row["messages"],
                 self._adapter_source(row["adapter"]),
                 GenerationConfig.parse(row["config"]),
                 row.get("text", ""),
+                asked.at,
+                row.get("likeliest"),
             )
             for row in question["rows"]
         ]
         return self._engine.answer(source_told(self._registry, question["base"]), requests)
+
+    def _at_once(self, question: wire.Message) -> wire.Message | None:
+        """What is answered in one pass; None for what is decoded."""
+        match question.get("command"):
+            case "classify":
+                return self._classified(question)
+            case "score":
+                return self._scored(question)
+        return None
+
+    def _scored(self, question: wire.Message) -> wire.Message:
+        """How likely an answer is to each speaker, in one pass, between two micro-batches."""
+        source = source_told(self._registry, question["base"])
+        speakers = [self._adapter_source(told) for told in question["speakers"]]
+        asked, ended = (question["messages"], question["answer"]), question["ended"]
+        return {"scored": [asdict(one) for one in self._engine.score(source, speakers, *asked, ended=ended)]}
 
     def _classified(self, question: wire.Message) -> wire.Message:
         """What adapters tell of a few texts, in one pass, between two micro-batches."""
@@ -128,8 +150,14 @@ class Answers:
         }
 
     def _adapter_source(self, told: dict[str, Any] | None) -> AdapterSource | None:
+        """An adapter, or a blend of those in `parts`."""
         if told is None:
             return None
+        if "parts" in told:
+            return blend(told["name"], [(self._adapter(part), part["weight"]) for part in told["parts"]])
+        return self._adapter(told)
+
+    def _adapter(self, told: dict[str, Any]) -> AdapterSource:
         return AdapterSource(
             told["name"],
             lambda: self._registry.blobs.verify(told["digest"]),

@@ -177,7 +177,7 @@ class EngineServer:
                 wire.send(connection, {"done": True})
             case "attach":
                 self._hold(connection)
-            case "answer" | "classify":
+            case "answer" | "classify" | "score":
                 self._answer(connection, message)
             case "measure":
                 self._measure(connection, message)

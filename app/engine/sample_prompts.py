@@ -5,8 +5,9 @@ from __future__ import annotations
 import uuid
 from collections.abc import Generator
 
+from core.adapter_source import AdapterSource
 from core.base_model.source import BaseSource
-from core.engine import AdapterSource, AnswerRequest, Engine
+from core.engine import AnswerRequest, Engine
 from core.generate.config import GenerationConfig
 from core.lora.adapter import AdapterWeights
 from core.train.config import TrainConfig

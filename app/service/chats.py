@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from app.shared.adapter_labels import has_own_weights, require_writing
 from app.shared.bases import require_writing_base, told_of
 from app.shared.engine_client import EngineClient
-from app.shared.identity import require_fit, require_same_weights
+from app.shared.identity import require_fit
+from app.shared.speakers import speaker_parts, speaker_told
 from app.shared.text import require_text
 from core.errors import InvalidConfig
 from core.events import TokenDone
 from core.generate.config import GenerationConfig
+from core.generate.scores import Scored
 from storage.registry import Registry
-from storage.tables import Adapter, Base, Chat
+from storage.tables import Base, Chat
 
-MAX_SIDE_BY_SIDE = 5  # the plain base and four adapters
+MAX_SIDE_BY_SIDE = 8
+_FIGURES = ("tokens", "prompt_tokens", "seconds_to_first", "tokens_per_second")
 Messages = Sequence[Mapping[str, str]]
 
 
@@ -34,20 +36,19 @@ class Chats:
         config: GenerationConfig,
         name: str = "",
     ) -> Iterator[TokenDone]:
-        """Stream one answer for each speaker (an adapter's name, or None for the plain base), all in one
-        batch.
+        """Stream one answer for each speaker (an adapter, a checkpoint, a blend, or None for the plain base,
+        see app/shared/speakers.py), all in one batch.
 
         conversations[i] is what speaker i sees. With a `name`, cancel() can end single rows.
-        Raises WrongBase, NotFound, EngineUnavailable.
+        Raises WrongBase, NotFound, InvalidConfig, EngineUnavailable.
         """
-        if not 1 <= len(speakers) <= MAX_SIDE_BY_SIDE:
-            raise InvalidConfig(f"At most {MAX_SIDE_BY_SIDE - 1} adapters can answer beside the plain base.")
+        _require_few(speakers)
         require_text(*(message["content"] for messages in conversations for message in messages))
         model = self._registry.find(Base, base)
         require_writing_base(model)
         rows = [
             {
-                "adapter": self.told_of(speaker, model) if speaker else None,
+                "adapter": speaker_told(self._registry, speaker, model),
                 "messages": [dict(message) for message in messages],
                 "config": config.to_dict(),
             }
@@ -55,30 +56,56 @@ class Chats:
         ]
         return self._engine.answer(told_of(model), rows, name)
 
-    def told_of(self, speaker: str, model: Base) -> dict[str, Any]:
-        """What the engine is told of an adapter: core.engine.AdapterSource but for its files.
+    def score(
+        self,
+        base: str,
+        speakers: Sequence[str | None],
+        messages: Messages,
+        answer: str,
+        *,
+        ended: bool = True,
+    ) -> list[Scored]:
+        """How likely `answer` is behind these messages to each speaker: of each token its log-probability,
+        the likeliest others, and how far the speaker moved the base's distribution. ended: with the token
+        that ends an answer, which one that was cut off does not have.
 
-        Raises NotFound, WrongBase, InvalidConfig for one that tells labels.
+        Raises WrongBase, NotFound, InvalidInput, PromptTooLong, EngineUnavailable.
         """
-        row = self._registry.find(Adapter, speaker)
-        require_same_weights(self._registry, row, model)
-        require_writing(self._registry, row, "a chat")
-        told = {name: getattr(row, name) for name in ("name", "digest", "base_fingerprint", "base_name")}
-        return told | {"whole": has_own_weights(self._registry, row)}
+        _require_few(speakers)
+        require_text(answer, *(message["content"] for message in messages))
+        model = self._registry.find(Base, base)
+        require_writing_base(model)
+        told = [speaker_told(self._registry, speaker, model) for speaker in speakers]
+        said = [dict(message) for message in messages]
+        return self._engine.score(told_of(model), told, said, answer, ended=ended)
 
     def cancel(self, name: str, row: int) -> None:
         """End the answer of one speaker, by number, while the others go on. Raises EngineUnavailable."""
         self._engine.cancel(name, row)
 
-    def warnings(self, base: str, adapters: Sequence[str]) -> list[str]:
-        """What will go wrong when these adapters answer on `base`. Raises WrongBase, NotFound."""
+    def warnings(self, base: str, speakers: Sequence[str]) -> list[str]:
+        """What will go wrong when these answer on `base`, each said once.
+
+        Raises WrongBase, NotFound, InvalidConfig.
+        """
         model = self._registry.find(Base, base)
-        return [
-            line
-            for name in adapters
-            for line in require_fit(self._registry, self._registry.find(Adapter, name), model)
-        ]
+        parts = [part for speaker in speakers for part in speaker_parts(self._registry, speaker)]
+        lines = [line for part in parts for line in require_fit(self._registry, part.adapter, model)]
+        return list(dict.fromkeys(lines))
 
     def begun(self) -> bool:
         """Whether anybody has talked to a model yet."""
         return bool(self._registry.all(Chat, limit=1))
+
+
+def _require_few(speakers: Sequence[str | None]) -> None:
+    if not 1 <= len(speakers) <= MAX_SIDE_BY_SIDE:
+        raise InvalidConfig(f"From one to {MAX_SIDE_BY_SIDE} can answer side by side, not {len(speakers)}.")
+
+
+def answer_told(token: TokenDone) -> dict[str, Any]:
+    """What a token tells of its answer beside its text: which weights answer, and how fast. Those of the
+    tokens before it that it does not name stay as they are.
+    """
+    told = {name: getattr(token, name) for name in _FIGURES}
+    return told | dict(token.weights or {}) | ({"finish": token.reason} if token.finished else {})

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from app.shared.checkpoint_rows import checkpoint_at
 from app.shared.disk import bytes_to_go_on, free_bytes
 from app.shared.engine_client import EngineClient
 from app.shared.errors import EngineUnavailable
@@ -183,20 +184,7 @@ class Runs:
 
         Raises NotFound, NameTaken, BlobDamaged.
         """
-        return keep_checkpoint(self._registry, self._checkpoint_at(run_id, step), name)
-
-    def _checkpoint_at(self, run_id: int, step: int | None) -> Checkpoint:
-        """The checkpoint of a run at this step, or its newest. Raises NotFound."""
-        run, rows = self._registry.get(Run, run_id), self._registry.checkpoints.of(run_id)
-        row = next((one for one in rows if step in (None, one.step)), None)
-        if row is None:
-            there = (
-                f"; there are checkpoints at step {', '.join(str(one.step) for one in rows)}" if rows else ""
-            )
-            raise NotFound(
-                f"Run {run_id} ({run.name}) has no checkpoint{f' at step {step}' if rows else ''}{there}."
-            )
-        return row
+        return keep_checkpoint(self._registry, checkpoint_at(self._registry, run_id, step), name)
 
     def checkpoint(self, checkpoint_id: int) -> Checkpoint:
         """One checkpoint. Raises NotFound."""
@@ -212,7 +200,7 @@ class Runs:
         """
         run = self._registry.get(Run, run_id)
         self._require_unchanged(run)
-        at = None if step is None else self._checkpoint_at(run_id, step)
+        at = None if step is None else checkpoint_at(self._registry, run_id, step)
         before = self._registry.checkpoints.of(run_id)
         run = self._registry.queue.again(run_id, step)
         if at is not None:

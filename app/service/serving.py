@@ -1,17 +1,20 @@
-"""What other programs are served: every base that writes text, and every adapter on its base, under one name
-each. Knows nothing of HTTP.
+"""What other programs are served: every base that writes text, every adapter and checkpoint on its base, and
+any blend of these, under one name each. Knows nothing of HTTP.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from app.service.chats import Chats, Messages
+from app.service.chats import Messages
 from app.shared.adapter_labels import labels_of_row
-from app.shared.bases import closest_base, require_writing_base, told_of
+from app.shared.bases import base_for, closest_base, require_writing_base, told_of
+from app.shared.checkpoint_rows import as_adapter
 from app.shared.engine_client import EngineClient
+from app.shared.speakers import Part, checkpoint_name, parts_told, speaker_parts
 from app.shared.text import require_text
 from core.base_model.describe import writes_text
 from core.errors import InvalidInput
@@ -19,39 +22,52 @@ from core.events import TokenDone
 from core.generate.config import GenerationConfig
 from storage.errors import NotFound
 from storage.registry import Registry
-from storage.tables import Adapter, Base
+from storage.tables import Adapter, Base, Run
 
 _LISTED = 40  # names in a refusal
 
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A base, or an adapter on its base."""
+    """A base, or what answers on it: an adapter, a checkpoint, a blend."""
 
     id: str
     base: Base
-    adapter: Adapter | None = None
+    parts: tuple[Part, ...] = ()
+    """Nothing for the plain base."""
+
+    @property
+    def adapter(self) -> Adapter | None:
+        """The one adapter or checkpoint that answers; None for the base and for a blend."""
+        return self.parts[0].adapter if len(self.parts) == 1 and self.parts[0].weight == 1 else None
 
     @property
     def created(self) -> int:
         """When it came here, in seconds since 1970."""
-        return int((self.adapter or self.base).created)
+        return int(max([self.base.created] * (not self.parts) + [one.adapter.created for one in self.parts]))
 
     @property
     def digest(self) -> str:
         """Of what answers: the adapter's files, or the base's weights."""
-        return self.adapter.digest if self.adapter else self.base.fingerprint
+        if not self.parts:
+            return self.base.fingerprint
+        return self.adapter.digest if self.adapter else hashlib.sha256(self.weights.encode()).hexdigest()
 
     @property
     def size_bytes(self) -> int:
         """Of its own files."""
-        return (self.adapter or self.base).size_bytes
+        return sum(one.adapter.size_bytes for one in self.parts) if self.parts else self.base.size_bytes
 
     @property
     def weights(self) -> str:
-        """Which weights answer, in short: the base's fingerprint, and the adapter's digest."""
-        own = f"_{self.adapter.digest[:12]}" if self.adapter else ""
-        return f"fp_{self.base.fingerprint[:12]}{own}"
+        """Which weights answer, in short: the base's fingerprint, and each adapter's digest, in a blend with
+        its weight.
+        """
+        own = "+".join(
+            one.adapter.digest[:12] + (f"*{one.weight:g}" if self.adapter is None else "")
+            for one in self.parts
+        )
+        return f"fp_{self.base.fingerprint[:12]}{f'_{own}' if own else ''}"
 
 
 @dataclass(frozen=True)
@@ -61,39 +77,58 @@ class Prompt:
     config: GenerationConfig
     messages: Messages = ()
     text: str = ""
+    likeliest: int | None = None
+    """How many tokens are told with each of the answer, with their log-probabilities; None tells none."""
 
 
 class Serving:
     """The models of one home folder, as other programs ask for them."""
 
-    def __init__(self, registry: Registry, engine: EngineClient, chats: Chats) -> None:
-        self._registry, self._engine, self._chats = registry, engine, chats
+    def __init__(self, registry: Registry, engine: EngineClient) -> None:
+        self._registry, self._engine = registry, engine
 
     def models(self) -> list[ServedModel]:
-        """All that can answer: bases first, then adapters, the newest first."""
+        """All that can answer by itself: bases first, then adapters, then checkpoints, the newest first."""
         bases = [base for base in self._registry.all(Base) if writes_text(base.architecture)]
-        names, fingerprints = {base.name for base in bases}, {base.fingerprint for base in bases}
-        adapters = (
-            self._served(adapter, names)
-            for adapter in self._registry.all(Adapter)
-            if adapter.base_fingerprint in fingerprints and labels_of_row(self._registry, adapter) is None
-        )
-        return [*(ServedModel(base.name, base) for base in bases), *filter(None, adapters)]
+        names = {base.name for base in bases}
+        adapters = self._registry.all(Adapter)
+        found = [ServedModel(base.name, base) for base in bases]
+        found += filter(None, (self._served(adapter, names) for adapter in adapters))
+        taken = {one.id for one in found}
+        checkpoints = (self._served(row, set()) for row in self._checkpoints())
+        return found + [one for one in checkpoints if one is not None and one.id not in taken]
+
+    def _checkpoints(self) -> Iterator[Adapter]:
+        runs = {run.id: run for run in self._registry.all(Run)}
+        for row in self._registry.checkpoints.all():
+            if run := runs.get(row.run_id):
+                yield as_adapter(run, row, checkpoint_name(row.run_id, row.step))
 
     def _served(self, adapter: Adapter, bases: set[str]) -> ServedModel | None:
-        """An adapter that is called as a base is has its base's name before its own."""
+        """An adapter that is called as a base is has its base's name before its own. None for one whose base
+        is not here, or who does not write text.
+        """
         base = closest_base(self._registry, adapter)
-        if base is None:
+        if base is None or not writes_text(base.architecture):
+            return None
+        if labels_of_row(self._registry, adapter) is not None:
             return None
         name = f"{base.name}/{adapter.name}" if adapter.name in bases else adapter.name
-        return ServedModel(name, base, adapter)
+        return ServedModel(name, base, (Part(adapter, 1.0),))
 
     def find(self, name: str) -> ServedModel:
-        """The model of this name. Raises NotFound, with the list of those there are."""
+        """The model of this name, or the blend that it says.
+
+        Raises NotFound, with the list of those there are, InvalidConfig for a blend that is written wrongly,
+        WrongBase for one whose base is not here.
+        """
         models = self.models()
         for one in models:
             if one.id == name:
                 return one
+        if "=" in name:
+            parts = speaker_parts(self._registry, name)
+            return ServedModel(name, base_for(self._registry, parts[0].adapter), tuple(parts))
         known = [one.id for one in models]
         more = f" and {len(known) - _LISTED:,} more" if len(known) > _LISTED else ""
         listed = f"There are: {', '.join(known[:_LISTED])}{more}." if known else "There is none yet."
@@ -106,7 +141,7 @@ class Serving:
         """
         require_text(*(text for prompt in prompts for text in _texts(prompt)))
         require_writing_base(model.base)
-        adapter = self._chats.told_of(model.adapter.name, model.base) if model.adapter else None
+        adapter = parts_told(self._registry, model.id, model.parts, model.base)
         rows = [_row(prompt, adapter) for prompt in prompts]
         return self._engine.answer(told_of(model.base), rows, name)
 
@@ -128,4 +163,5 @@ def _row(prompt: Prompt, adapter: Mapping[str, Any] | None) -> dict[str, Any]:
         "messages": [dict(message) for message in prompt.messages],
         "text": prompt.text,
         "config": prompt.config.to_dict(),
+        "likeliest": prompt.likeliest,
     }

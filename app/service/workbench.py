@@ -13,12 +13,15 @@ from app.service.costs import CostsOfLora
 from app.service.datasets import Datasets
 from app.service.exports import Exports
 from app.service.jobs import Jobs
+from app.service.judging import Judging
 from app.service.models import Models
 from app.service.presets import Presets
+from app.service.prompt_sets import PromptSets
 from app.service.runs import Runs
 from app.service.serving import Serving
 from app.service.training import Training
 from app.service.usage import Usage
+from app.service.vote_rows import VoteRows
 from app.shared.bases import open_registry
 from app.shared.engine_client import EngineClient
 from app.shared.settings import Settings
@@ -52,7 +55,10 @@ class Workbench:
         self.exports = Exports(self.registry, settings, self.jobs)
         self.chats = Chats(self.registry, self.engine)
         self.conversations = Conversations(self.registry, self.chats)
-        self.serving = Serving(self.registry, self.engine, self.chats)
+        self.judging = Judging(self.registry, self.chats)
+        self.votes = VoteRows(self.registry)
+        self.prompts = PromptSets(self.registry, self.jobs, self.datasets, self.judging)
+        self.serving = Serving(self.registry, self.engine)
         self.classifiers = Classifiers(self.registry, self.engine)
         # The registry's version at which nothing was under way (None while something is), and when it was.
         self._looked: tuple[int | None, float] = (-1, 0.0)

@@ -32,6 +32,7 @@ from app.shared.processes import (
 from app.shared.refusals import answered
 from app.shared.settings import Settings
 from core.events import TokenDone
+from core.generate.scores import Scored
 
 _START_SECONDS = 120.0
 _PATIENCE_SECONDS = 10.0
@@ -245,6 +246,23 @@ class EngineClient:
         question = {"command": "classify", "base": base, "adapters": adapters, "texts": texts}
         found: list[wire.Message] = self._ask(self._reach(), question, _MEASURE_SECONDS)["classified"]
         return found
+
+    def score(
+        self,
+        base: wire.Message,
+        speakers: list[wire.Message | None],
+        messages: list[dict[str, str]],
+        answer: str,
+        *,
+        ended: bool,
+    ) -> list[Scored]:
+        """How likely an answer is to each speaker, token by token; None is the plain base.
+
+        Raises the engine's refusal, or EngineUnavailable if it is gone.
+        """
+        asked = {"base": base, "speakers": speakers, "messages": messages, "answer": answer, "ended": ended}
+        found = self._ask(self._reach(), {"command": "score", **asked}, _MEASURE_SECONDS)
+        return [Scored.told(one) for one in found["scored"]]
 
     def cancel(self, name: str, row: int) -> None:
         """End one row of the answer called `name`; the others go on."""

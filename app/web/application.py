@@ -18,6 +18,7 @@ from app.service.workbench import Workbench
 from app.shared.errors import USER_ERRORS
 from app.web.guard import RequestGuard
 from app.web.installable import ICONS_ROUTE, MANIFEST_ROUTE, icon_files, manifest
+from app.web.judged_files import serve_judged
 from app.web.open_pages import OpenPages
 from storage.errors import NotFound
 from storage.tables import Base, Chat, Dataset, Export
@@ -106,6 +107,7 @@ def build_app(workbench: Workbench) -> ASGIApp:
     _serve_reports(application, workbench)
     _serve_exports(application, workbench)
     _serve_conversations(application, workbench)
+    serve_judged(application, workbench, number_in)
     page = build_page(workbench)
     page.state_session_capacity = _MOST_TABS
     gr.mount_gradio_app(

@@ -93,7 +93,7 @@ def combine(parts: Sequence[Part], config: CombineConfig, report: Report) -> Com
         layers[path] = method.layer(path, _of_layer(parts, path), config)
     energy = sum(one.energy for one in layers.values())
     return Combination(
-        adapter=_adapter(parts, {path: one.factors for path, one in layers.items()}),
+        adapter=combined_adapter(parts, {path: one.factors for path, one in layers.items()}),
         energy_lost=sum(one.energy_lost for one in layers.values()) / max(energy, 1e-300),
         energy_lost_by_layer={
             path: one.energy_lost / max(one.energy, 1e-300) for path, one in layers.items()
@@ -109,7 +109,7 @@ def resize(adapter: AdapterWeights, rank: int) -> Combination:
     lost = {path: one.lost(layers[path].rank) for path, one in cut.items()}
     energy = sum(one.energy for one in cut.values())
     return Combination(
-        adapter=_adapter([Part("", adapter, 1.0)], layers),
+        adapter=combined_adapter([Part("", adapter, 1.0)], layers),
         energy_lost=sum(lost.values()) / max(energy, 1e-300),
         energy_lost_by_layer={path: lost[path] / max(one.energy, 1e-300) for path, one in cut.items()},
     )
@@ -177,7 +177,7 @@ def cut(found: Decomposition, wanted: int, energy: float) -> CombinedLayer:
     return CombinedLayer(found.truncated(rank), max(0.0, energy - kept), energy)
 
 
-def _adapter(parts: Sequence[Part], layers: dict[str, LayerFactors]) -> AdapterWeights:
+def combined_adapter(parts: Sequence[Part], layers: dict[str, LayerFactors]) -> AdapterWeights:
     """The scale is folded into the factors, so alpha equals the rank and the scale is 1."""
     rank = max(factors.rank for factors in layers.values())
     first = parts[0].adapter

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from transformers import PreTrainedTokenizerBase
+
 from core.data.formats import Example, Message
 from core.data.rendering import Renderer
 from core.errors import InvalidData
@@ -50,16 +52,22 @@ def token_view(renderer: Renderer, example: Example) -> TokenView:
         number for number, token in renderer.tokenizer.added_tokens_decoder.items() if token.special
     }
     shown = [
-        Token(token, _named(renderer, token), at in trained and at > 0, token in special, at in borders)
+        Token(
+            token,
+            token_text(renderer.tokenizer, token),
+            at in trained and at > 0,
+            token in special,
+            at in borders,
+        )
         for at, token in enumerate(rendered.ids[:_MOST_TOKENS])
     ]
     return TokenView(shown, len(rendered.ids), rendered.supervised)
 
 
-def _named(renderer: Renderer, token: int) -> str:
+def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
     """The token's text; where it is a part of a character only, the vocabulary's own name for it."""
-    text = str(renderer.tokenizer.decode([token]))
-    return text if "\ufffd" not in text else str(renderer.tokenizer.convert_ids_to_tokens(token))
+    text = str(tokenizer.decode([token]))
+    return text if "\ufffd" not in text else str(tokenizer.convert_ids_to_tokens(token))
 
 
 def _borders(renderer: Renderer, example: Example, ids: Sequence[int]) -> set[int]:

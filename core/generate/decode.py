@@ -5,8 +5,10 @@ A request's rows share a running batch with each other, and where one is given w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from core.base_model.load import ResidentBase
 from core.errors import PromptTooLong
@@ -27,6 +29,11 @@ class RowRequest:
     slot: int | Callable[[], int | None]
     """Or what gives it when the row is begun, and None while there is no slot for it."""
     config: GenerationConfig
+    weights: Mapping[str, Any] = field(default_factory=dict)
+    """Which weights answer, as TokenDone tells it."""
+    asked_at: float = field(default_factory=time.monotonic)
+    likeliest: int | None = None
+    """How many tokens are told with each that is chosen, with their log-probabilities; None tells none."""
 
 
 class Decoder:
@@ -70,7 +77,19 @@ class Decoder:
         sampler = Sampler(request.config, self._base.device)
         slot = request.slot
         place = slot if callable(slot) else lambda: slot
-        return Row(self, self._base, index, request.prompt, place, sampler, limit, self._ends)
+        return Row(
+            self,
+            self._base,
+            index,
+            request.prompt,
+            place,
+            sampler,
+            limit,
+            self._ends,
+            request.weights,
+            request.asked_at,
+            request.likeliest,
+        )
 
     @property
     def finished(self) -> bool:

@@ -219,6 +219,7 @@ class RunningBatch:
         assert state is not None
         chosen, sound = self._choose(state, logits[:count])
         state.tokens[:count] = chosen
+        likely = self._likeliest(logits, chosen)
         if self._ahead:
             arriving = torch.stack([chosen, sound.long()]).to("cpu", non_blocking=True)
             arrived = torch.cuda.Event()
@@ -229,9 +230,9 @@ class RunningBatch:
         else:
             self._logits = None
             tokens, fine = chosen.tolist(), sound.tolist()
-        for row, token, is_fine in zip(self._running, tokens, fine, strict=True):
+        for at, row in enumerate(self._running):
             if not row.over:
-                _give(row, token, is_fine)
+                _give(row, tokens[at], fine[at], likely.get(at))
 
     def _choose(self, state: DecodingState, logits: Tensor) -> tuple[Tensor, Tensor]:
         """The next token of each row, and whether its logits were finite, both [rows] on the device."""
@@ -241,6 +242,19 @@ class RunningBatch:
                 so_far = state.history[position, : row.length]
                 chosen[position : position + 1] = row.sampler.choose(so_far, logits[position])
         return chosen, logits.isfinite().all(-1)
+
+    def _likeliest(self, logits: Tensor, chosen: Tensor) -> dict[int, Tensor]:
+        """Of each row that asks for it, by its place: ids and log-probabilities [2, 1 + likeliest], the
+        chosen token first, on their way to the CPU: the next step writes over the logits.
+        """
+        found = {}
+        for place, row in enumerate(self._running):
+            if row.likeliest is not None:
+                scores = logits[place].float().log_softmax(-1)
+                ids = torch.cat([chosen[place : place + 1], scores.topk(row.likeliest).indices])
+                both = torch.stack([ids.double(), scores[ids].double()])
+                found[place] = both.to("cpu", non_blocking=True)
+        return found
 
     # Room.
 
@@ -344,17 +358,23 @@ class _Reading:
         return self.state.logits_of(torch.stack([one for one in self._last if one is not None]))
 
 
-def _give(row: Row, token: int, is_fine: bool) -> None:
+def _give(row: Row, token: int, is_fine: bool, likely: Tensor | None) -> None:
     if not is_fine:
         why = "The model's output holds NaN or infinite numbers; the adapter or the base is damaged."
         row.asker.fail(InvalidInput(why))
         return
     try:
-        event = row.take(token)
+        event = row.take(token, None if likely is None else _pairs(likely))
     except InvalidInput as error:
         row.asker.fail(error)
     else:
         row.asker.tell(event)
+
+
+def _pairs(likely: Tensor) -> list[tuple[int, float]]:
+    """Ids with their log-probabilities, of [2, tokens]."""
+    ids, values = likely.tolist()
+    return [(int(one), value) for one, value in zip(ids, values, strict=True)]
 
 
 def _longest(rows: Sequence[Row]) -> int:

@@ -7,7 +7,8 @@ from app.engine.answering import Answers
 from app.shared.engine_client import EngineClient
 from app.shared.errors import EngineUnavailable
 from app.shared.refusals import answered, refused
-from core.engine import ADAPTER_SLOTS, Engine
+from core.adapter_slots import ADAPTER_SLOTS
+from core.engine import Engine
 from core.errors import InvalidData, WorkbenchError, WrongBase
 from core.events import TokenDone
 from core.generate.config import GenerationConfig
@@ -50,9 +51,12 @@ def _talk_to(workbench, name):
     return list(workbench.chats.answer("llama", [None, name], [HELLO, HELLO], GREEDY))
 
 
-def test_an_adapter_is_hashed_when_it_is_loaded_and_not_when_it_is_used(
-    workbench, engine_here, trained, hashed
+@pytest.mark.parametrize(("share", "times"), [(0.5, 1), (0.0, 2)])
+def test_an_adapter_is_hashed_when_it_is_read_and_not_when_it_is_used(
+    workbench, engine_here, trained, hashed, monkeypatch, share, times
 ):
+    """What lost its slot is read again only where there is no room in memory for it."""
+    monkeypatch.setattr("core.adapter_slots._MEMORY_SHARE", share)
     mine = trained("mine").digest
     for _ in range(5):
         assert {token.row for token in _talk_to(workbench, "mine")} == {0, 1}
@@ -60,7 +64,7 @@ def test_an_adapter_is_hashed_when_it_is_loaded_and_not_when_it_is_used(
     for number in range(ADAPTER_SLOTS):  # as many as there are slots: none is left for the first
         _talk_to(workbench, trained("x" * (10 + number)).name)
     _talk_to(workbench, "mine")
-    assert hashed.count(mine) == 2
+    assert hashed.count(mine) == times
 
 
 def test_an_adapter_whose_files_are_damaged_is_refused_when_it_is_loaded(workbench, engine_here, trained):

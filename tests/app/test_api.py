@@ -7,11 +7,14 @@ import httpx
 import ollama
 import openai
 import pytest
+import torch
 
 from app.web.api.api_app import guarded_api
 from app.web.api.api_key import api_key
 from core.generate.config import GenerationConfig
+from core.lora.peft.files import load_adapter
 from tests.api_server import listening
+from tests.core.helpers import load
 
 HELLO = [{"role": "user", "content": "hello"}]
 GREEDY = {"temperature": 0, "max_tokens": 12}
@@ -103,6 +106,66 @@ def test_plain_text_is_gone_on_with(served):
     assert "".join(one.choices[0].text for one in streamed) == texts.choices[0].text
 
 
+@torch.no_grad()
+def _by_transformers(served, folder, name, count):
+    """Log-probabilities [count, vocabulary] of a model with the adapter merged in, along its likeliest."""
+    from transformers import AutoModelForCausalLM
+
+    base = load(folder)
+    row = served.workbench.serving.find(name).adapter
+    adapter = load_adapter(served.workbench.registry.blobs.path(row.digest), base.layer_shapes)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    for path, layer in adapter.layers.items():
+        model.get_submodule(path).weight.add_(layer.delta_weight())
+    ids = base.renderer.encode_prompt(HELLO)
+    for _ in range(count):
+        logits = model(input_ids=torch.tensor([ids])).logits[0]
+        ids.append(int(logits[-1].argmax()))
+    return logits[-count:].log_softmax(-1)
+
+
+def test_log_probabilities_are_transformers_own(served, trained, tiny_llama):
+    trained("mine")
+    whole = served.chat("mine", logprobs=True, top_logprobs=3)
+    content, text = whole.choices[0].logprobs.content, whole.choices[0].message.content
+    assert bytes(byte for one in content for byte in one.bytes).decode(errors="replace") == text
+    wanted = _by_transformers(served, tiny_llama, "mine", len(content))
+    assert [one.logprob for one in content] == pytest.approx(wanted.amax(-1).tolist(), abs=1e-4)
+    top = [[other.logprob for other in one.top_logprobs] for one in content]
+    torch.testing.assert_close(torch.tensor(top), wanted.topk(3).values, atol=1e-4, rtol=1e-4)
+    assert [one.top_logprobs[0].token for one in content] == [one.token for one in content]  # greedy
+
+    chunks = [one.choices[0] for one in served.chat("mine", logprobs=True, top_logprobs=3, stream=True)]
+    assert [one for chunk in chunks for one in (chunk.logprobs.content if chunk.logprobs else [])] == content
+    hot = served.chat("mine", logprobs=True, temperature=2.0, seed=1).choices[0].logprobs.content
+    assert [one.top_logprobs for one in hot] == [[]] * len(hot)
+    assert served.chat("mine").choices[0].logprobs is None
+
+    written_out = "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
+    asked = {"model": "mine", "prompt": written_out, "logprobs": 2, **GREEDY}
+    told = served.openai.completions.create(**asked).choices[0].logprobs
+    assert told.token_logprobs == [one.logprob for one in content]
+    assert told.tokens == [one.token for one in content]
+    assert [len(one) for one in told.top_logprobs] == [2] * len(content)
+    assert told.text_offset == sorted(told.text_offset)
+    pieces = [one.choices[0].logprobs for one in served.openai.completions.create(**asked, stream=True)]
+    assert [at for piece in pieces for at in (piece.text_offset if piece else [])] == told.text_offset
+
+
+def test_log_probabilities_stop_where_a_stop_text_does(served):
+    whole = served.chat(logprobs=True).choices[0]
+    stop = whole.message.content[4:9]
+    for stream in (False, True):
+        found = served.chat(logprobs=True, stop=stop, stream=stream)
+        choices = [one.choices[0] for one in found] if stream else found.choices
+        entries = [one for choice in choices if choice.logprobs for one in choice.logprobs.content]
+        shown = whole.message.content[: whole.message.content.index(stop)]
+        said = bytes(byte for one in entries for byte in one.bytes).decode(errors="replace")
+        assert said.startswith(shown)
+        assert len(entries) < len(whole.logprobs.content)
+        assert entries == whole.logprobs.content[: len(entries)]
+
+
 def test_requests_for_several_adapters_at_once_are_each_answered_by_their_own(served, trained):
     names = [None, *(trained("a" * length).name for length in range(3, 13))]  # more than there are slots
     own = {name: served.own_answer(name) for name in names}
@@ -139,7 +202,8 @@ def test_what_cannot_be_answered_is_refused_in_openais_form(served, trained):
         "tools": [{"type": "function", "function": {"name": "f"}}],
         "response_format": {"type": "json_object"},
         "logit_bias": {"5": 1},
-        "logprobs": True,
+        "logprobs": 3,
+        "top_logprobs": 2,
         "temperature": 9,
         "n": 33,
         "stop": [""],

@@ -8,6 +8,7 @@ import gguf
 import pytest
 from safetensors.torch import load_file, save_file
 
+from core.adapter_source import AdapterSource, require_same_base
 from core.base_model import gguf_reading, starter
 from core.base_model.describe import describe
 from core.base_model.fingerprint import fingerprint, stat_key
@@ -15,7 +16,6 @@ from core.base_model.gguf_convert import convert_gguf
 from core.base_model.hub import fetch_from_hub
 from core.base_model.source import BaseSource, check_unchanged
 from core.base_model.tokenizer import load_tokenizer
-from core.engine import AdapterSource, require_same_base
 from core.errors import InvalidInput, InvalidModel, SourceUnreachable, WrongBase
 from core.files.safetensors_file import build_header, read_header
 from core.reporting import silent

@@ -11,11 +11,12 @@ from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from core.adapter_source import AdapterSource
 from core.base_model.skeleton import skeleton
 from core.base_model.source import BaseSource
 from core.combine.combining import resize
 from core.data.rendering import IGNORE
-from core.engine import AdapterSource, AnswerRequest, Engine
+from core.engine import AnswerRequest, Engine
 from core.errors import InvalidAdapter, InvalidConfig
 from core.events import RunFailed, StepDone, TrainingDone
 from core.generate.config import GenerationConfig
@@ -289,6 +290,11 @@ def test_it_answers_beside_adapters_as_it_answers_alone(tiny_llama):
     together = answers(asked)
     assert together == [answers([one])[0] for one in asked]
     assert len(set(together)) == 3
+    said = [{"role": "user", "content": "hello"}], "fine"
+    totals = [one.total for one in engine.score(source, [speakers[0], None, speakers[1]], *said)]
+    alone = [engine.score(source, [one], *said)[0].total for one in (speakers[0], None, speakers[1])]
+    assert totals == pytest.approx(alone, abs=1e-4)
+    assert len({round(one, 3) for one in totals}) == 3
 
 
 def test_its_validation_loss_is_measured_beside_others(tiny_llama):

@@ -7,10 +7,11 @@ from weakref import WeakSet
 import pytest
 import torch
 
+from core.adapter_source import AdapterSource
 from core.base_model.fingerprint import fingerprint, stat_key
 from core.base_model.source import BaseSource
 from core.data.formats import Example
-from core.engine import AdapterSource, AnswerRequest, Engine
+from core.engine import AnswerRequest, Engine
 from core.errors import InvalidInput
 from core.events import TrainingDone
 from core.generate.config import GenerationConfig
@@ -354,7 +355,7 @@ def test_requests_for_several_adapters_are_one_batch(engine, source, base, endle
 
 
 def test_an_adapter_waits_for_a_slot_that_no_row_uses(engine, source, base, monkeypatch):
-    monkeypatch.setattr("core.engine.ADAPTER_SLOTS", 2)
+    monkeypatch.setattr("core.adapter_slots.ADAPTER_SLOTS", 2)
     adapters = [_adapter(base, source, seed) for seed in range(5)]
     alone = [_finish([_ask(engine, source, one)])[0] for one in adapters]
     asked = [
@@ -373,7 +374,7 @@ def test_an_adapter_waits_for_a_slot_that_no_row_uses(engine, source, base, monk
 def test_those_whose_adapters_are_there_pass_one_that_waits_only_so_often(
     engine, source, base, endless, monkeypatch
 ):
-    monkeypatch.setattr("core.engine.ADAPTER_SLOTS", 1)
+    monkeypatch.setattr("core.adapter_slots.ADAPTER_SLOTS", 1)
     monkeypatch.setattr("core.generate.running._MAY_PASS", 3)
     one, other = (_adapter(base, source, seed) for seed in range(2))
     asked = [_ask(engine, source, one, 4), _ask(engine, source, other, 2)]

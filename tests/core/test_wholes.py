@@ -16,13 +16,13 @@ from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from core.adapter_slots import AdapterSlots
 from core.base_model.skeleton import skeleton
 from core.base_model.stored import has_tensor
 from core.base_model.stored_wholes import stored_wholes
 from core.combine.combining import Part, combine, resize
 from core.combine.config import CombineConfig
 from core.data.formats import Example
-from core.engine import _AdapterSlots
 from core.errors import InvalidAdapter, InvalidConfig
 from core.events import Prepared, RunFailed, StepDone, TrainingDone
 from core.gguf.check import check_merged_gguf
@@ -346,7 +346,7 @@ def test_a_gguf_of_the_merged_model_holds_them_and_one_of_the_adapter_is_refused
 def test_the_engine_gives_each_slot_what_is_its_own(tiny_llama):
     """A bank whose pass was captured is not changed under it: it is built anew."""
     base = load(tiny_llama)
-    slots = _AdapterSlots(base)
+    slots = AdapterSlots(base)
     plain = random_adapter(base)
     for number in range(9):
         before = slots.bank
@@ -529,7 +529,7 @@ def test_an_embedding_learns_together_what_it_learns_alone_and_goes_on(tiny_qwen
     for one, own in zip(adapters, found, strict=True):
         alone = logits(base.model) if one is None else _ours(base, one)
         torch.testing.assert_close(own, alone, atol=1e-5, rtol=1e-5)
-    slots = _AdapterSlots(base)
+    slots = AdapterSlots(base)
     assert "model.embed_tokens" not in slots.bank._layers
     slots.seat(_Source("d", together["one"]))()
     assert "model.embed_tokens" in slots.bank._layers

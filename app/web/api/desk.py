@@ -16,8 +16,9 @@ from starlette.types import Receive, Scope, Send
 from app.service.serving import Prompt, ServedModel, Serving
 from app.web.api.counters import Counters
 from app.web.api.generation import Generation, Piece
-from app.web.api.openai_errors import ApiError, as_api_error
+from app.web.api.openai_errors import ApiError, as_api_error, bad
 from app.web.api.waiting_line import WaitingLine
+from core.errors import InvalidInput, WrongBase
 
 T = TypeVar("T")
 Handler = Callable[[Request], Awaitable[Response]]
@@ -39,8 +40,11 @@ class Desk:
         return await run_in_threadpool(self._serving.models)
 
     async def model(self, name: str) -> ServedModel:
-        """The one of this name. Raises NotFound, with the list."""
-        return await run_in_threadpool(self._serving.find, name)
+        """The one of this name. Raises NotFound, with the list, ApiError for a blend that cannot answer."""
+        try:
+            return await run_in_threadpool(self._serving.find, name)
+        except (InvalidInput, WrongBase) as error:
+            raise bad("model", str(error)) from None
 
     async def begin(
         self, request: Request, model: ServedModel, prompts: Sequence[Prompt], stops: Sequence[str]
@@ -65,14 +69,14 @@ class Desk:
 
     async def whole(
         self, request: Request, model: ServedModel, prompts: Sequence[Prompt], stops: Sequence[str]
-    ) -> tuple[Generation, list[tuple[str, str]]]:
-        """The answers when all have ended: of each its text and why it ended. Raises as begin()."""
+    ) -> tuple[Generation, list[Piece]]:
+        """The answers when all have ended, each in one piece. Raises as begin()."""
         generation, pieces = await self.begin(request, model, prompts, stops)
-        answers = [("", "")] * len(prompts)
+        answers = [Piece(row, "") for row in range(len(prompts))]
 
         async def collect() -> None:
             async for piece in pieces:
-                answers[piece.row] = (answers[piece.row][0] + piece.text, piece.finish)
+                answers[piece.row] += piece
 
         try:
             await unless_gone(request, collect())

@@ -20,6 +20,20 @@ from core.events import TokenDone
 _FINISHES = {"end": "stop", "length": "length"}
 
 
+TokenLogprob = tuple[str, float, list[int] | None]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One token of an answer, where its text begins there, and the likeliest in its place: of each its text,
+    ln p, and its bytes.
+    """
+
+    offset: int
+    token: TokenLogprob
+    likeliest: Sequence[TokenLogprob]
+
+
 @dataclass(frozen=True)
 class Piece:
     """What one row's answer grows by."""
@@ -28,6 +42,12 @@ class Piece:
     text: str
     finish: str = ""
     """Why the row ended, in OpenAI's words: stop or length. Empty while it goes on."""
+    logprobs: Sequence[Entry] = ()
+    """Of the tokens that came with it, where they were asked for."""
+
+    def __add__(self, later: Piece) -> Piece:
+        logprobs = (*self.logprobs, *later.logprobs)
+        return Piece(self.row, self.text + later.text, later.finish, logprobs)
 
 
 class Generation:
@@ -46,6 +66,8 @@ class Generation:
         self._turn = Turn(model.base.fingerprint, len(prompts), client)
         self._finders = [StopFinder(stops) for _ in prompts]
         self._open = set(range(len(prompts)))
+        self._entries: list[list[Entry]] = [[] for _ in prompts]  # of tokens whose text is held back
+        self._come, self._shown = [0] * len(prompts), [0] * len(prompts)  # characters
         self._name = f"api-{secrets.token_hex(8)}"
         self._arrived: asyncio.Queue[TokenDone | Exception | None] = asyncio.Queue()
         self._gone, self._closed = threading.Event(), False
@@ -76,6 +98,7 @@ class Generation:
         if not self.first_token:
             self.first_token = time.monotonic()
         self.prompt_tokens[token.row], self.generated_tokens[token.row] = token.prompt_tokens, token.tokens
+        self._note(token)
         finder = self._finders[token.row]
         text, finish = finder.take(token.text), ""
         if finder.found:
@@ -86,7 +109,28 @@ class Generation:
             text, finish = text + finder.rest(), _FINISHES[token.reason]
         if finish:
             self._open.discard(token.row)
-        return Piece(token.row, text, finish) if text or finish else None
+        if not (text or finish):
+            return None
+        return Piece(token.row, text, finish, self._entries_of(token.row, text, finish, finder.found))
+
+    def _note(self, token: TokenDone) -> None:
+        """Keep the log-probabilities of a token, but for those of one that ends the answer and is no part
+        of it.
+        """
+        if token.logprobs and token.reason != "end":
+            own, *others = token.logprobs
+            self._entries[token.row].append(Entry(self._come[token.row], own, others))
+        self._come[token.row] += len(token.text)
+
+    def _entries_of(self, row: int, text: str, finish: str, stopped: bool) -> Sequence[Entry]:
+        """Of the tokens whose text is shown by now; of an answer that ended also those without a text. What
+        a stop text cut off has none.
+        """
+        self._shown[row] += len(text)
+        waiting, whole = self._entries[row], bool(finish) and not stopped
+        shown = [one for one in waiting if whole or one.offset < self._shown[row]]
+        self._entries[row] = [one for one in waiting if not (whole or one.offset < self._shown[row])]
+        return shown
 
     def close(self) -> None:
         """End what is still being generated, give up the turn, and count."""

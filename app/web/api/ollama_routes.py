@@ -63,8 +63,7 @@ class OllamaRoutes:
             lines = _lines(asked.model, generation, pieces, said)
             return Streamed(generation, lines, "application/x-ndjson")
         generation, answers = await self._desk.whole(request, model, [asked.prompt], asked.stops)
-        text, finish = answers[0]
-        return JSONResponse(_line(asked.model, said(text)) | _end(generation, finish))
+        return JSONResponse(_line(asked.model, said(answers[0].text)) | _end(generation, answers[0].finish))
 
     async def _model(self, name: str) -> ServedModel:
         try:
@@ -127,7 +126,7 @@ def _end(generation: Generation, finish: str) -> Body:
 def _described(model: ServedModel) -> Body:
     created = datetime.fromtimestamp(model.created, UTC).isoformat().replace("+00:00", "Z")
     about = {
-        "parent_model": model.base.name if model.adapter else "",
+        "parent_model": model.base.name if model.parts else "",
         "format": "safetensors",
         "family": model.base.architecture,
         "families": [model.base.architecture],

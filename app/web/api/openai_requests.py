@@ -25,7 +25,7 @@ from app.web.api.parameters import (
 from core.generate.config import GenerationConfig
 
 _SEEDS = 2**31
-_MOST_ANSWERS = 32
+_MOST_ANSWERS, _MOST_LIKELIEST = 32, 20
 _CHAT_TOKENS, _TEXT_TOKENS = 1024, 16
 """Where a request names no limit; OpenAI's own for plain text."""
 _DEFAULTS = {"temperature": 1.0, "top_p": 1.0}
@@ -53,8 +53,6 @@ _CHAT_NEUTRAL = _NEUTRAL | {
     "function_call": ("none", "auto"),
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
 }
 _TEXT_NEUTRAL = _NEUTRAL | {"echo": (False,), "suffix": ("",), "best_of": (1,)}
 
@@ -70,23 +68,48 @@ class Asked:
     stream: bool
     include_usage: bool
 
+    @property
+    def logprobs(self) -> bool:
+        """Whether log-probabilities are told."""
+        return any(prompt.likeliest is not None for prompt in self.prompts)
+
 
 def chat_asked(body: Body) -> Asked:
     """Of /v1/chat/completions. Raises ApiError."""
-    require_known(body, {*_COMMON, "messages", "max_completion_tokens"}, _CHAT_NEUTRAL)
+    known = {*_COMMON, "messages", "max_completion_tokens", "logprobs", "top_logprobs"}
+    require_known(body, known, _CHAT_NEUTRAL)
     limits = [body[name] for name in ("max_tokens", "max_completion_tokens") if name in body]
     if len(limits) == 2 and limits[0] != limits[1]:
         raise bad("max_tokens", "max_tokens and max_completion_tokens differ; send one of them.")
     names = {**_SAMPLING, "max_completion_tokens": "max_tokens"}
-    messages = turns(body)
-    return _asked(body, names, _CHAT_TOKENS, [{"messages": messages}])
+    prompt = {"messages": turns(body), "likeliest": _chat_likeliest(body)}
+    return _asked(body, names, _CHAT_TOKENS, [prompt])
 
 
 def text_asked(body: Body) -> Asked:
     """Of /v1/completions. Raises ApiError."""
     neutral = _TEXT_NEUTRAL | {"best_of": (1, body.get("n", 1))}
-    require_known(body, {*_COMMON, "prompt"}, neutral)
-    return _asked(body, _SAMPLING, _TEXT_TOKENS, [{"text": one} for one in _texts(body.get("prompt"))])
+    require_known(body, {*_COMMON, "prompt", "logprobs"}, neutral)
+    likeliest = _likeliest(body, "logprobs") if "logprobs" in body else None
+    prompts = [{"text": one, "likeliest": likeliest} for one in _texts(body.get("prompt"))]
+    return _asked(body, _SAMPLING, _TEXT_TOKENS, prompts)
+
+
+def _chat_likeliest(body: Body) -> int | None:
+    """How many tokens are told with each of the answer; None where logprobs are not asked for."""
+    count = _likeliest(body, "top_logprobs")
+    if flag(body, "logprobs", False):
+        return count
+    if count:
+        raise bad("top_logprobs", "top_logprobs only counts together with logprobs: true.")
+    return None
+
+
+def _likeliest(body: Body, name: str) -> int:
+    count = whole(body, name, 0)
+    if not 0 <= count <= _MOST_LIKELIEST:
+        raise bad(name, f"{name} may be 0 to {_MOST_LIKELIEST}, not {count}.")
+    return count
 
 
 def _texts(sent: Any) -> list[str]:

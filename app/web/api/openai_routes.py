@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import secrets
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 from starlette.requests import Request
@@ -16,6 +14,7 @@ from app.service.serving import ServedModel
 from app.web.api.desk import Desk, Streamed
 from app.web.api.generation import Generation, Piece
 from app.web.api.openai_errors import as_api_error
+from app.web.api.openai_forms import ChatForm, Form, TextForm
 from app.web.api.openai_requests import Asked, chat_asked, text_asked
 from app.web.api.parameters import Body, body_of
 
@@ -47,88 +46,25 @@ class OpenAIRoutes:
         return JSONResponse(_described(await self._desk.model(request.path_params["model"])))
 
     async def _chat(self, request: Request) -> Response:
-        return await self._answer(request, chat_asked(await body_of(request)), _Chat)
+        return await self._answer(request, chat_asked(await body_of(request)), ChatForm)
 
     async def _text(self, request: Request) -> Response:
-        return await self._answer(request, text_asked(await body_of(request)), _Text)
+        return await self._answer(request, text_asked(await body_of(request)), TextForm)
 
-    async def _answer(self, request: Request, asked: Asked, form: Callable[[str, str], _Form]) -> Response:
+    async def _answer(self, request: Request, asked: Asked, form: type[Form]) -> Response:
         model = await self._desk.model(asked.model)
-        written = form(asked.model, model.weights)
+        written = form(asked.model, model.weights, logprobs=asked.logprobs)
         if asked.stream:
             generation, pieces = await self._desk.begin(request, model, asked.prompts, asked.stops)
             lines = _events(written, generation, pieces, asked)
             return Streamed(generation, lines, "text/event-stream")
         generation, answers = await self._desk.whole(request, model, asked.prompts, asked.stops)
-        choices = [written.choice(at, *answer) for at, answer in enumerate(answers)]
+        choices = [written.choice(answer) for answer in answers]
         return JSONResponse(written.whole(choices) | {"usage": _usage(generation, asked.n)})
 
 
-class _Form:
-    """How an answer is written: what conversations and plain text have in common."""
-
-    kind, chunk_kind, start = "", "", ""
-
-    def __init__(self, model: str, weights: str) -> None:
-        self._about = {
-            "id": f"{self.start}-{secrets.token_hex(12)}",
-            "created": int(time.time()),
-            "model": model,
-            "system_fingerprint": weights,
-        }
-
-    def whole(self, choices: list[Body]) -> Body:
-        """An answer in one piece."""
-        return {**self._about, "object": self.kind, "choices": choices}
-
-    def chunk(self, choices: list[Body]) -> Body:
-        """A piece of one that is streamed."""
-        return {**self._about, "object": self.chunk_kind, "choices": choices}
-
-    def choice(self, index: int, text: str, finish: str) -> Body:
-        """One of the answers."""
-        raise NotImplementedError
-
-    def opening(self, index: int) -> list[Body]:
-        """What stands before the first piece of one of them."""
-        return []
-
-    def grown(self, piece: Piece) -> list[Body]:
-        """What one of them grows by."""
-        raise NotImplementedError
-
-
-class _Chat(_Form):
-    kind, chunk_kind, start = "chat.completion", "chat.completion.chunk", "chatcmpl"
-
-    def choice(self, index: int, text: str, finish: str) -> Body:
-        message = {"role": "assistant", "content": text, "refusal": None}
-        return {"index": index, "message": message, "logprobs": None, "finish_reason": finish}
-
-    def opening(self, index: int) -> list[Body]:
-        return [_delta(index, {"role": "assistant", "content": ""}, None)]
-
-    def grown(self, piece: Piece) -> list[Body]:
-        said = [_delta(piece.row, {"content": piece.text}, None)] if piece.text else []
-        return said + ([_delta(piece.row, {}, piece.finish)] if piece.finish else [])
-
-
-class _Text(_Form):
-    kind, chunk_kind, start = "text_completion", "text_completion", "cmpl"
-
-    def choice(self, index: int, text: str, finish: str) -> Body:
-        return {"index": index, "text": text, "logprobs": None, "finish_reason": finish or None}
-
-    def grown(self, piece: Piece) -> list[Body]:
-        return [self.choice(piece.row, piece.text, piece.finish)]
-
-
-def _delta(index: int, delta: dict[str, str], finish: str | None) -> Body:
-    return {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}
-
-
 async def _events(
-    form: _Form, generation: Generation, pieces: AsyncIterator[Piece], asked: Asked
+    form: Form, generation: Generation, pieces: AsyncIterator[Piece], asked: Asked
 ) -> AsyncIterator[str]:
     """Server-sent events, one a choice and piece; an error in mid-answer is the last one."""
     no_usage: Body = {"usage": None} if asked.include_usage else {}
@@ -163,6 +99,7 @@ def _described(model: ServedModel) -> Body:
         "object": "model",
         "created": model.created,
         "owned_by": model.base.name,
-        "parent": model.base.name if model.adapter else None,
+        "root": model.digest,
+        "parent": model.base.name if model.parts else None,
         "max_model_len": model.base.context_length,
     }

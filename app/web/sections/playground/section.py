@@ -28,7 +28,7 @@ from app.web.parts.shell import (
     refusal,
     told,
 )
-from app.web.sections.playground import chats_sheet, classify_sheet, row_sheet
+from app.web.sections.playground import chats_sheet, classify_sheet, judge_sheet, row_sheet
 from app.web.sections.playground.speakers import SIDE, SINGLE, adapters_for, speakers_of
 from app.web.sections.playground.talk import PLAIN, PLAIN_BASE, talk_panel, talk_value
 from core.base_model.describe import writes_text
@@ -61,6 +61,7 @@ def build(shell: Shell) -> None:
         opener(chats_sheet.KEY, "Conversations")
         opener("sampling", "Sampling")
         opener(classify_sheet.KEY, "Classify")
+        judging = opener(judge_sheet.KEY, "Judge")
     warned = gr.HTML()
     talk = talk_panel(workbench)
     with gr.Row(elem_classes="ask-line"):
@@ -86,6 +87,7 @@ def build(shell: Shell) -> None:
     chat = chats_sheet.chats_sheet(shell)
     classify_outputs = classify_sheet.classify_sheet(shell)
     row_outputs = row_sheet.row_sheet(shell)
+    judge_sheet.judge_sheet(shell, judging, [base, adapters], sampling)
 
     fields: list[Any] = [base, adapters, speaker, mode, with_base]
     _bind_choice(shell, fields, kept)

@@ -1,0 +1,110 @@
+"""How answers are written for OpenAI's clients: to conversations and to plain text, whole and streamed."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+
+from app.web.api.generation import Entry, Piece
+from app.web.api.parameters import Body
+
+
+class Form:
+    """What both have in common."""
+
+    kind, chunk_kind, start = "", "", ""
+
+    def __init__(self, model: str, weights: str, *, logprobs: bool = False) -> None:
+        """logprobs: whether they were asked for; else they are null."""
+        self._logprobs = logprobs
+        self._about = {
+            "id": f"{self.start}-{secrets.token_hex(12)}",
+            "created": int(time.time()),
+            "model": model,
+            "system_fingerprint": weights,
+        }
+
+    def whole(self, choices: list[Body]) -> Body:
+        """An answer in one piece."""
+        return {**self._about, "object": self.kind, "choices": choices}
+
+    def chunk(self, choices: list[Body]) -> Body:
+        """A piece of one that is streamed."""
+        return {**self._about, "object": self.chunk_kind, "choices": choices}
+
+    def choice(self, answer: Piece) -> Body:
+        """One of the answers."""
+        raise NotImplementedError
+
+    def opening(self, index: int) -> list[Body]:
+        """What stands before the first piece of one of them."""
+        return []
+
+    def grown(self, piece: Piece) -> list[Body]:
+        """What one of them grows by."""
+        raise NotImplementedError
+
+
+class ChatForm(Form):
+    """Of an answer to a conversation."""
+
+    kind, chunk_kind, start = "chat.completion", "chat.completion.chunk", "chatcmpl"
+
+    def choice(self, answer: Piece) -> Body:
+        """See Form."""
+        message = {"role": "assistant", "content": answer.text, "refusal": None}
+        logprobs = self._told(answer.logprobs) if self._logprobs else None
+        about = {"index": answer.row, "message": message, "logprobs": logprobs}
+        return about | {"finish_reason": answer.finish}
+
+    def opening(self, index: int) -> list[Body]:
+        """See Form."""
+        return [_delta(index, {"role": "assistant", "content": ""}, None)]
+
+    def grown(self, piece: Piece) -> list[Body]:
+        """See Form."""
+        logprobs = self._told(piece.logprobs) if piece.logprobs else None
+        said = [_delta(piece.row, {"content": piece.text}, None, logprobs)] if piece.text or logprobs else []
+        return said + ([_delta(piece.row, {}, piece.finish)] if piece.finish else [])
+
+    def _told(self, entries: Sequence[Entry]) -> Body:
+        content = [
+            _token(*one.token) | {"top_logprobs": [_token(*other) for other in one.likeliest]}
+            for one in entries
+        ]
+        return {"content": content, "refusal": None}
+
+
+class TextForm(Form):
+    """Of plain text that is gone on with."""
+
+    kind, chunk_kind, start = "text_completion", "text_completion", "cmpl"
+
+    def choice(self, answer: Piece) -> Body:
+        """See Form."""
+        logprobs = self._told(answer.logprobs) if self._logprobs else None
+        about = {"index": answer.row, "text": answer.text, "logprobs": logprobs}
+        return about | {"finish_reason": answer.finish or None}
+
+    def grown(self, piece: Piece) -> list[Body]:
+        """See Form."""
+        return [self.choice(piece)]
+
+    def _told(self, entries: Sequence[Entry]) -> Body:
+        return {
+            "tokens": [one.token[0] for one in entries],
+            "token_logprobs": [one.token[1] for one in entries],
+            "top_logprobs": [
+                {text: logprob for text, logprob, _ in (*one.likeliest, one.token)} for one in entries
+            ],
+            "text_offset": [one.offset for one in entries],
+        }
+
+
+def _delta(index: int, delta: dict[str, str], finish: str | None, logprobs: Body | None = None) -> Body:
+    return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+
+
+def _token(text: str, logprob: float, own: list[int] | None) -> Body:
+    return {"token": text, "logprob": logprob, "bytes": own}
