@@ -47,7 +47,7 @@ async function fetchRows(more = false) {
 
 function settle() {
   // Something is always shown where there is something, except on a phone, where the list comes first.
-  if (!chosen().length && rows.length && innerWidth > 700 && window.workbench.route().section === section) pick([rows[0].key]);
+  if (fixed.opensFirst && !chosen().length && rows.length && innerWidth > 700 && window.workbench.route().section === section) pick([rows[0].key]);
 }
 
 function pick(keys) {
@@ -147,8 +147,8 @@ function takeRoute(now) {
     mark();
     trigger('submit');
     list.querySelector('[aria-selected=true]')?.scrollIntoView({block: 'nearest'});
-  } else if (!now.name && innerWidth > 700 && chosen().length) window.workbench.choose(section, String(props.value));
-  else if (!now.name && innerWidth <= 700 && chosen().length) { props.value = ''; mark(); trigger('submit'); }
+  } else if (!now.name && (innerWidth > 700 || !fixed.opensFirst) && chosen().length) window.workbench.choose(section, String(props.value));
+  else if (!now.name && chosen().length) { props.value = ''; mark(); trigger('submit'); }
 }
 
 list.addEventListener('click', event => {
@@ -188,6 +188,7 @@ search.addEventListener('keydown', event => {
 });
 addEventListener('workbench-route', event => takeRoute(event.detail));
 addEventListener('workbench-changed', () => fetchRows());
+addEventListener('workbench-sheet', () => { if (stale || element.closest('.sheet')) fetchRows(); });
 for (const act of ['pointerdown', 'keydown']) addEventListener(act, () => { wished = null; }, {capture: true});
 watch('value', () => {
   if (wished && !chosen().length) { props.value = wished; trigger('submit'); }

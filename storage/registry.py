@@ -11,6 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlmodel import SQLModel, col, select
 
 from storage.adapters import Adapters
+from storage.ballots import Ballots
 from storage.bases import Bases
 from storage.blobs import BlobStore
 from storage.chats import Chats
@@ -22,6 +23,7 @@ from storage.exports import Exports
 from storage.jobs import Jobs
 from storage.measurements import Measurements
 from storage.names import clean_name
+from storage.prompt_sets import PromptSets
 from storage.rows import there
 from storage.run_queue import RunQueue
 from storage.run_requests import RunRequests
@@ -29,12 +31,16 @@ from storage.runs import Runs
 from storage.tables import (
     ACTIVE_STATES,
     Adapter,
+    Ballot,
     Base,
     Checkpoint,
     Dataset,
     DatasetVersion,
     Export,
     Job,
+    PromptAnswer,
+    PromptRun,
+    PromptSet,
     Run,
 )
 
@@ -57,6 +63,7 @@ class Registry:
         self.queue, self.requests = RunQueue(database), RunRequests(database)
         self.adapters, self.exports = Adapters(database, blobs), Exports(database)
         self.jobs, self.chats = Jobs(database), Chats(database)
+        self.ballots, self.prompt_sets = Ballots(database), PromptSets(database)
         self._counted = (-1, "")  # the database's version, and the change count there
 
     # Base models, data sets and adapters: rows with unique names.
@@ -153,7 +160,10 @@ class Registry:
 
     def _count_changes(self) -> str:
         with self.database.reading() as session:
-            tables = (Base, Dataset, DatasetVersion, Run, Checkpoint, Adapter, Job, Export)
+            tables = (
+                *(Base, Dataset, DatasetVersion, Run, Checkpoint, Adapter, Job, Export),
+                *(PromptSet, PromptRun, PromptAnswer),
+            )
             tops = [session.exec(select(func.max(table.id), func.count())).one() for table in tables]
             active = [
                 (
@@ -170,5 +180,8 @@ class Registry:
             ]
             states = sorted(session.exec(select(Run.state, func.count()).group_by(Run.state)).all())
             jobs = session.exec(select(Job.id, Job.state).where(col(Job.state).in_(ACTIVE_STATES))).all()
-            changed = session.exec(select(func.max(Adapter.changed))).one()
+            changed = [
+                session.exec(select(func.max(moment))).one()
+                for moment in (Adapter.changed, PromptSet.changed, Ballot.voted)
+            ]
             return repr((tops, states, active, jobs, changed))

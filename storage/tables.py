@@ -415,11 +415,21 @@ class Chat(SQLModel, table=True):
 
     id: int | None = Field(default=None, primary_key=True)
     base_name: str
+    title: str = Field(default="", sa_column_kwargs={"server_default": ""})
+    """Empty: its first question stands for it."""
+    system: str = Field(default="", sa_column_kwargs={"server_default": ""})
+    """What the system turn before the first question says; empty for none."""
+    raw: bool = Field(default=False, sa_column_kwargs={"server_default": text("0")})
+    """Whether text is gone on with, without a chat template and without what was said before."""
     created: float = Field(default_factory=time.time)
+    changed: float = Field(default_factory=time.time, sa_column_kwargs={"server_default": text("0")})
 
 
 class ChatMessage(SQLModel, table=True):
-    """One message: the user's (speaker empty), or an answer of an adapter or of the plain base."""
+    """One message: the user's (speaker empty), or an answer of an adapter or of the plain base.
+
+    An answer is stored as it grows; `finish` is empty as long as it does.
+    """
 
     __tablename__ = "chat_message"
 
@@ -431,4 +441,94 @@ class ChatMessage(SQLModel, table=True):
     role: str
     content: str
     finish: str = ""
+    adopted: str | None = None
+    """Of a question: the speaker from whose answer all go on; None: each from its own."""
+    details: dict[str, Any] = Field(
+        default_factory=dict, sa_column=Column(JSON, nullable=False, server_default="{}")
+    )
+    """Of an answer: its settings and figures, and which weights have given it."""
+    created: float = Field(default_factory=time.time)
+
+
+class Ballot(SQLModel, table=True):
+    """One prompt, what several answered to it in the order it was shown, and what was voted.
+
+    It holds copies of all that it tells of, so it outlives adapters and bases.
+    """
+
+    __tablename__ = "ballot"
+
+    id: int | None = Field(default=None, primary_key=True)
+    base_name: str
+    base_fingerprint: str = Field(index=True)
+    messages: list[dict[str, Any]] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
+    """What was asked: the turns before the answers."""
+    columns: list[dict[str, Any]] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
+    """In the order shown: speaker (empty for the plain base), digest of its weights where it is known, text,
+    and finish, which is empty while the answer is being written.
+    """
+    settings: dict[str, Any] = _json()
+    """How the answers were sampled."""
+    blind: bool = True
+    """Whether the names were hidden until the vote."""
+    verdict: str = Field(default="", sa_column_kwargs={"server_default": ""})
+    """best, tie or all bad; empty until somebody has voted."""
+    best: int | None = None
+    """The number of the best column, from 0, for the verdict best."""
+    error: str = Field(default="", sa_column_kwargs={"server_default": ""})
+    """Why the answers are not whole."""
+    prompt_run_id: int | None = Field(default=None, index=True)
+    """The prompts that were run, if the answers were taken from there."""
+    prompt: int | None = None
+    """The number of the prompt among those, from 0."""
+    created: float = Field(default_factory=time.time)
+    voted: float | None = None
+
+
+class PromptSet(SQLModel, table=True):
+    """A saved list of prompts."""
+
+    __tablename__ = "prompt_set"
+
+    id: int | None = Field(default=None, primary_key=True)
+    name: str = Field(unique=True)
+    prompts: list[Any] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
+    """Each the turns that are to be answered."""
+    changed: float = Field(default_factory=time.time)
+    created: float = Field(default_factory=time.time)
+
+
+class PromptRun(SQLModel, table=True):
+    """Prompts of a set that were put to several speakers of a base, as they were then."""
+
+    __tablename__ = "prompt_run"
+
+    id: int | None = Field(default=None, primary_key=True)
+    set_name: str
+    prompts: list[Any] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
+    base_name: str
+    base_fingerprint: str
+    columns: list[dict[str, Any]] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
+    """speaker (empty for the plain base), and digest of its weights where it is known."""
+    settings: dict[str, Any] = _json()
+    created: float = Field(default_factory=time.time)
+
+
+class PromptAnswer(SQLModel, table=True):
+    """What one speaker answered to one prompt of those that were run."""
+
+    __tablename__ = "prompt_answer"
+    __table_args__ = (UniqueConstraint("run_id", "prompt", "speaker"),)
+
+    id: int | None = Field(default=None, primary_key=True)
+    run_id: int = Field(
+        sa_column=Column(Integer, ForeignKey("prompt_run.id", ondelete="CASCADE"), nullable=False, index=True)
+    )
+    prompt: int
+    """Its number, from 0."""
+    speaker: int
+    """The number of the column, from 0."""
+    text: str
+    finish: str
+    """Why it ended; refused for a prompt that could not be answered, whose reason is the text."""
     created: float = Field(default_factory=time.time)

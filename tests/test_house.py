@@ -250,7 +250,9 @@ FACES = {
     "models": "base models: the service and the commands",
     "presets": "presets: the service and the commands",
     "quickstart": "the whole journey in one go: the service and the command",
+    "prompt_sets": "prompt sets: their rows and the service",
     "runs": "runs: their rows, the service and the commands",
+    "speakers": "who answers: what a name stands for, and the fields that offer them",
     "user_settings": "what people set for a home folder: the file and the commands",
 }
 

@@ -20,6 +20,7 @@ from app.cli.kinds import kinds
 from app.cli.models import models
 from app.cli.opening import address, open_page
 from app.cli.presets import presets
+from app.cli.prompts import prompts
 from app.cli.quickstart import quickstart
 from app.cli.runs import runs
 from app.cli.serve import serve
@@ -27,6 +28,7 @@ from app.cli.shortcut import shortcut
 from app.cli.storage import backup, restore_backup, space
 from app.cli.train import preflight, train
 from app.cli.user_settings import settings
+from app.cli.votes import votes
 from app.shared.private import private_by_default
 
 app = typer.Typer(
@@ -45,6 +47,8 @@ groups = (
     ("runs", runs),
     ("presets", presets),
     ("adapters", adapters),
+    ("prompts", prompts),
+    ("votes", votes),
     ("jobs", jobs),
     ("settings", settings),
 )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from app.jobs.kinds import JOBS, JobContext
+from app.jobs.kinds import JOBS, JobContext, left_by
 from app.shared.bases import open_registry
 from app.shared.disk import is_full, plain_sentence
 from app.shared.errors import USER_ERRORS
@@ -23,6 +23,7 @@ from app.shared.user_settings import heed_offline
 from core.events import Progress
 from core.panics import panics_as_errors
 from storage.registry import Registry
+from storage.tables import Job
 
 _REPORT_SECONDS = 0.25
 _ENDED = 143  # the exit code of a process that was asked to end
@@ -112,7 +113,9 @@ def main() -> int:
             return 0 if run_job(settings, given.job, ended, concluding) else 1
         except SystemExit:
             # Written while the lock is held: who looks for processes that died must not find one.
-            open_registry(settings).jobs.stop(given.job)
+            registry = open_registry(settings)
+            kind = registry.get(Job, given.job).kind
+            registry.jobs.stop(given.job, f"Cancelled. {left_by(kind)}.")
             raise
         finally:
             pid.unlink(missing_ok=True)

@@ -5,9 +5,7 @@ Imports no torch.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from app.service.jobs import Jobs
+from app.shared.csv_lines import csv_line
 from app.shared.data_import import ImportRequest, import_dataset
 from app.shared.engine_client import EngineClient
 from app.shared.settings import Settings
@@ -178,13 +177,13 @@ class Datasets:
         opened = self.open(row)
         numbers, files = opened.rows.column("row"), opened.rows.column("file")
         sources = opened.summary.sources if opened.summary else [row.source_name]
-        yield _csv_line(["file", "row", "level", "finding", "detail", "left out", "remedy"])
+        yield csv_line(["file", "row", "level", "finding", "detail", "left out", "remedy"])
         for one in [opened.findings, *([base.findings] if base else [])]:
             for finding in one.some():
                 kind, at = finding.kind, finding.index
                 place = [sources[files[at] or 0], numbers[at]] if at >= 0 else ["", ""]
                 left_out = "yes" if at >= 0 and opened.version.excluded[at] else "no"
-                yield _csv_line([*place, kind.level, kind.title, finding.detail, left_out, kind.remedy])
+                yield csv_line([*place, kind.level, kind.title, finding.detail, left_out, kind.remedy])
 
     # A base's view of the rows.
 
@@ -312,6 +311,14 @@ class Datasets:
         stored = self.row(row, index)
         changed = _marked_as(stored.example, edited(stored.number, turns))
         return self._rewrite(row, {index: changed}, [], f"row {stored.number} changed")
+
+    def begin(self, name: str, turns: Sequence[tuple[str, str]]) -> Dataset:
+        """A new data set with one row. Raises NameTaken, InvalidData."""
+        row = {"messages": [{"role": role, "content": content} for role, content in turns]}
+        with self._registry.blobs.staging() as staging:
+            file = staging / "conversations.jsonl"
+            file.write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+            return self.add(file, name)
 
     def append(self, name: str, turns: Sequence[tuple[str, str]]) -> Dataset:
         """Add a row at the end. Raises InvalidData."""
@@ -463,13 +470,3 @@ def _line(
     )
     file = sources[stored.file] if stored.file < len(sources) else ""
     return RowLine(index, stored.number, file, part, said[:_MOST_SHOWN], findings)
-
-
-def _csv_line(cells: Sequence[Any]) -> str:
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\r\n").writerow([_harmless(str(cell)) for cell in cells])
-    return out.getvalue()
-
-
-def _harmless(cell: str) -> str:
-    return f"'{cell}" if cell[:1] in ("=", "+", "-", "@", "\t", "\r") else cell

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from app.jobs.kinds import JOBS, JobContext, JobKind
+from app.jobs.kinds import JOBS, JobContext, JobKind, left_by
 from app.service.usage import Usage
 from app.shared.disk import plain_sentence
 from app.shared.errors import JobFailed
@@ -93,7 +93,8 @@ class Jobs:
             process.terminate()
             self._require_end(job, process)
             process.wait()
-        self._registry.jobs.stop(job.id or 0)  # if its process had not come up to do so
+        # If its process had not come up to do so.
+        self._registry.jobs.stop(job.id or 0, f"Cancelled. {left_by(job.kind)}.")
         if self._registry.get(Job, job.id or 0).state != STOPPED:
             raise JobFailed(f"{job.title} came to its end before it could be cancelled.")
 
@@ -128,5 +129,5 @@ class Jobs:
         starting = job.state == QUEUED and code is None and time.time() - job.created < _START_SECONDS
         if starting or is_held(self._settings.job_lock(job.id or 0)):
             return
-        reason = f"{job.title}: {exit_reason(code, 'its process')}. Nothing was added; start it again."
+        reason = f"{job.title}: {exit_reason(code, 'its process')}. {left_by(job.kind)}; start it again."
         self._registry.jobs.interrupt(job, reason)  # if it has not begun or ended between the two looks

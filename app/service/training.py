@@ -214,6 +214,7 @@ class Training:
         data = self._registry.find(Dataset, dataset)
         self._require_sound(data)
         model = self._registry.find(Base, base)
+        require_can(model, options.train.objective)
         return replace(self._estimate(model, data, options), experts=experts_of(self._registry, model))
 
     def _estimate(self, base: Base, data: Dataset, options: TrainingOptions) -> Estimate:

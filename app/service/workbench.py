@@ -8,17 +8,21 @@ from app.service.adapters import Adapters
 from app.service.baselines import Baselines
 from app.service.chats import Chats
 from app.service.classifiers import Classifiers
+from app.service.conversations import Conversations
 from app.service.costs import CostsOfLora
 from app.service.datasets import Datasets
 from app.service.exports import Exports
 from app.service.jobs import Jobs
+from app.service.judging import Judging
 from app.service.loading import Loading
 from app.service.models import Models
 from app.service.presets import Presets
+from app.service.prompt_sets import PromptSets
 from app.service.runs import Runs
 from app.service.serving import Serving
 from app.service.training import Training
 from app.service.usage import Usage
+from app.service.vote_rows import VoteRows
 from app.shared.bases import open_registry
 from app.shared.engine_client import EngineClient
 from app.shared.settings import Settings
@@ -51,6 +55,10 @@ class Workbench:
         self.adapters = Adapters(self.registry, self.jobs)
         self.exports = Exports(self.registry, settings, self.jobs)
         self.chats = Chats(self.registry, self.engine)
+        self.conversations = Conversations(self.registry, self.chats)
+        self.judging = Judging(self.registry, self.chats)
+        self.votes = VoteRows(self.registry)
+        self.prompts = PromptSets(self.registry, self.jobs, self.datasets, self.judging)
         self.serving = Serving(self.registry, self.engine)
         self.loading = Loading(self.registry, self.adapters, self.jobs)
         self.classifiers = Classifiers(self.registry, self.engine)

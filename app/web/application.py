@@ -12,14 +12,16 @@ from starlette.datastructures import MutableHeaders
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.service.conversation_files import as_jsonl, as_markdown
 from app.service.exports import zipped
 from app.service.workbench import Workbench
 from app.shared.errors import USER_ERRORS
 from app.web.guard import RequestGuard
 from app.web.installable import ICONS_ROUTE, MANIFEST_ROUTE, icon_files, manifest
+from app.web.judged_files import serve_judged
 from app.web.open_pages import OpenPages
 from storage.errors import NotFound
-from storage.tables import Base, Dataset, Export
+from storage.tables import Base, Chat, Dataset, Export
 
 _MAX_UPLOAD = "8gb"
 _MOST_TABS = 32
@@ -104,6 +106,8 @@ def build_app(workbench: Workbench) -> ASGIApp:
     _serve_manifest(application)
     _serve_reports(application, workbench)
     _serve_exports(application, workbench)
+    _serve_conversations(application, workbench)
+    serve_judged(application, workbench, number_in)
     page = build_page(workbench)
     page.state_session_capacity = _MOST_TABS
     gr.mount_gradio_app(
@@ -167,6 +171,28 @@ def _serve_reports(application: object, workbench: Workbench) -> None:
         methods=["GET"],
         include_in_schema=False,
         response_model=None,
+    )
+
+
+def _serve_conversations(application: object, workbench: Workbench) -> None:
+    """A conversation as Markdown (by its number and .md) or as rows of a data set (.jsonl)."""
+    from fastapi import HTTPException
+    from fastapi.responses import StreamingResponse
+
+    def endpoint(name: str) -> StreamingResponse:
+        number, _, kind = name.partition(".")
+        try:
+            chat = workbench.registry.get(Chat, number_in(number))
+            turns = workbench.conversations.turns(chat.id or 0)
+            lines = {"md": as_markdown, "jsonl": as_jsonl}[kind](chat, turns)
+        except (*USER_ERRORS, KeyError) as error:
+            raise HTTPException(404, str(error)) from None
+        headers = {"Content-Disposition": f'attachment; filename="conversation-{chat.id}.{kind}"'}
+        return StreamingResponse(lines, media_type="text/plain; charset=utf-8", headers=headers)
+
+    register: Callable[..., object] = application.add_api_route  # type: ignore[attr-defined]
+    register(
+        "/workbench/chats/{name}", endpoint, methods=["GET"], include_in_schema=False, response_model=None
     )
 
 

@@ -63,6 +63,8 @@ def test_what_a_base_or_an_adapter_without_a_writing_head_cannot_do_is_refused(t
         chats.answer("bert", [None], messages, GenerationConfig())
     with pytest.raises(InvalidConfig, match="no head that writes text"):
         workbench.training.start("bert", "data", TrainingOptions.parse({}))
+    with pytest.raises(InvalidConfig, match="no head that writes text"):
+        workbench.training.estimate("bert", "data", TrainingOptions.parse({}))
     for kind, own in {
         "combine_adapters": {"parts": [{"name": "tells", "weight": 1}, {"name": "tells too", "weight": 1}]},
         "resize_adapter": {"adapter": "tells", "rank": 1},

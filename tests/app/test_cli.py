@@ -34,6 +34,8 @@ COMMANDS = [
         for one in ("list", "show", "note", "import", "inspect", "compare", "verify", "resize", "combine")
     ],
     *[["adapters", one] for one in ("export", "remove", "bring-back")],
+    *[["prompts", one] for one in ("list", "add", "show", "remove", "run", "runs", "answers")],
+    *[["votes", one] for one in ("leaderboard", "export", "to-data")],
     *[["jobs", one] for one in ("kinds", "start", "list", "show", "cancel")],
     ["backup"],
     ["restore"],

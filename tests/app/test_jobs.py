@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from app.jobs.kinds import JOBS
+from app.jobs.kinds import JOBS, JobKind
 from app.service.workbench import Workbench
 from app.shared.errors import JobFailed
 from core.base_model.fingerprint import fingerprint
@@ -91,6 +91,9 @@ def test_a_kind_of_job_says_what_it_is_and_where_it_is_started():
         "check_data",
         "measure_prompting",
         "measure_latency",
+    }
+    assert {kind.name: kind.left for kind in found if kind.left != JobKind.left} == {
+        "run_prompts": "What was answered before is kept"
     }
 
 

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from app.service.chats import MAX_SIDE_BY_SIDE
+from app.service.chats import MAX_SIDE_BY_SIDE, answer_told
 from app.shared.speakers import checkpoint_name, speaker_parts
 from core.errors import InvalidConfig, InvalidInput, WrongBase
 from core.generate.config import GenerationConfig
@@ -97,24 +97,23 @@ def test_what_does_not_add_up_is_named_with_the_reason(named, trained, monkeypat
 def test_eight_answer_side_by_side_and_each_is_told_with_its_weights(named):
     registry = named.registry
     speakers = [None, "a", "b-1.5", "a=1+b-1.5=0", "a=0.5+b-1.5=0.5", "a=0.25", "x+y=-1+a=2", "x+y"]
-    asked = named.chats.ask(None, "llama", speakers, "hello", GREEDY)
-    assert asked.done.wait(60)
-    assert not asked.error
-    assert asked.answers == [_texts(named, [speaker])[0] for speaker in speakers]
-    assert asked.answers[3] == asked.answers[1]
-    assert len(Counter(asked.answers)) >= 6
+    answers, told = [""] * len(speakers), [{} for _ in speakers]
+    for token in named.chats.answer("llama", speakers, [HELLO] * len(speakers), GREEDY):
+        answers[token.row] += token.text
+        told[token.row] |= answer_told(token)
+    assert answers == [_texts(named, [speaker])[0] for speaker in speakers]
+    assert answers[3] == answers[1]
+    assert len(Counter(answers)) >= 6
     base, digest = registry.find(Base, "llama"), registry.find(Adapter, "a").digest
-    for told, finish in zip(asked.told, asked.finishes, strict=True):
-        assert (told["base"], told["base_name"]) == (base.fingerprint, "llama")
-        assert told["finish"] == finish in ("length", "end")
-        assert 1 <= told["tokens"] <= 6
-        assert told["seconds_to_first"] > 0
-        assert told["tokens_per_second"] > 0
-    parts = [[(one["name"], one["weight"]) for one in told["parts"]] for told in asked.told]
+    for one in told:
+        assert (one["base"], one["base_name"]) == (base.fingerprint, "llama")
+        assert one["finish"] in ("length", "end")
+        assert 1 <= one["tokens"] <= 6
+        assert one["seconds_to_first"] > 0
+        assert one["tokens_per_second"] > 0
+    parts = [[(part["name"], part["weight"]) for part in one["parts"]] for one in told]
     assert parts[:5] == [[], [("a", 1)], [("b-1.5", 1)], [("a", 1)], [("a", 0.5), ("b-1.5", 0.5)]]
-    assert asked.told[1]["parts"][0]["digest"] == digest
-    stored = registry.chats.messages(asked.chat_id)
-    assert [one.speaker for one in stored[1:]] == ["", *speakers[1:]]
+    assert told[1]["parts"][0]["digest"] == digest
 
 
 def test_an_answer_is_scored_by_several_through_the_engine(named):

@@ -32,6 +32,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from app.engine.checkpoints import save_checkpoint
@@ -79,6 +80,7 @@ def main() -> None:
         print(json.dumps({"skipped": "there is no strace"}))
         return
     os.environ["LORA_WORKBENCH_DTYPE"] = "float32"
+    torch.set_num_threads(1)  # a forked process has none of the others
     tqdm.set_lock(threading.RLock())  # its own is shared with forked processes, which die holding it
     check_process.ask_process = check_process.check  # its process has torch to import each time
     with tempfile.TemporaryDirectory() as folder:

@@ -10,6 +10,7 @@ from playwright.sync_api import Locator, Page, Route, expect
 
 from app.jobs.kinds import JOBS
 from app.service.workbench import Workbench
+from core.generate.config import GenerationConfig
 from core.seam import PLUGINS_VARIABLE
 from core.train.training_options import TrainingOptions
 from storage.tables import RUNNING, STOPPED, Adapter, Base, Dataset, Export, Job
@@ -54,7 +55,7 @@ def _cancel(page: Page, workbench: Workbench, kind: str) -> Job:
     expect(page.locator(".notice.said", has_text=f"{job.title}: cancelled").first).to_be_visible()
     expect(button).to_be_hidden()
     ended = workbench.registry.get(Job, job.id)
-    assert (ended.state, ended.message) == (STOPPED, "Cancelled. Nothing was added.")
+    assert (ended.state, ended.message) == (STOPPED, f"Cancelled. {JOBS.get(kind).left}.")
     return ended
 
 
@@ -145,6 +146,9 @@ def test_a_job_of_every_kind_is_cancelled_in_the_middle_of_its_work(
     cancel("export_adapter")
     workbench.baselines.begin(run.id, 1, full=False)
     cancel("measure_prompting")
+    workbench.prompts.keep("mine", [[{"role": "user", "content": "hello"}]])
+    workbench.prompts.start("mine", "llama", [None, "one"], GenerationConfig())
+    cancel("run_prompts")
 
     assert sorted(cancelled) == sorted(JOBS.names)  # a new kind of job needs its own lines here
     assert [workbench.registry.all(table) for table in TABLES] == before

@@ -55,7 +55,7 @@ def test_dora_and_lora_train_together_show_both_curves_and_answer_side_by_side(w
         page.wait_for_function(BOTH_DRAWN)
         go_to(page, "Playground")
         names = sorted(row.name for row in workbench.registry.all(Adapter))
-        field = page.get_by_label("Adapters (up to four)")
+        field = page.get_by_label("Adapters (up to seven)")
         expect(page.locator(".token")).to_have_count(1)  # the one that was trained last
         for name in names:
             if page.locator(".token", has_text=name).count() == 0:
@@ -102,6 +102,12 @@ def test_two_classifiers_tell_of_a_text_side_by_side(trained_on, workbench, zygo
             expect(table.locator("tbody tr").first.locator("td").nth(at)).to_have_text(one.answer)
             line = table.locator("tbody tr", has=page.locator("th", has_text=re.compile("^bad$")))
             expect(line.locator("td").nth(at)).to_contain_text(f"{100 * one.probabilities['bad']:.1f} %")
+        # What else an encoder can learn is offered where the form asks for what it cannot.
+        page.goto(f"{page.url.partition('?')[0]}?section=train&base=bert")
+        ready(page)
+        expect(page.locator("#plan .plan-bad")).to_contain_text("no head that writes text")
+        press(page, "Objective: classification")
+        expect(page.locator("#plan .plan-facts")).to_be_visible()
 
 
 def test_the_ranks_that_adalora_spreads_are_drawn_layer_by_layer(workbench, session, zygote, open_page):

@@ -86,6 +86,9 @@ class JobKind:
     keeps: tuple[type[SQLModel], ...] = ()
     """The tables it adds rows to. A kind that keeps nothing is started however full the home folder is."""
 
+    left: str = "Nothing was added"
+    """What one leaves behind that was ended before its end, in a few words."""
+
     def title(self, arguments: Mapping[str, Any]) -> str:
         """What the job is called while it is under way."""
         return self.label
@@ -117,3 +120,9 @@ def adapter_steps(result: Mapping[str, Any]) -> Sequence[NextStep]:
 
 
 JOBS: Seam[JobKind] = Seam("app.jobs.kinds", JobKind, "job")
+
+
+def left_by(name: str) -> str:
+    """What a job of this kind leaves that was ended; its kind may have gone with its plug-in."""
+    kind = JOBS.all().get(name)
+    return kind.left if kind is not None else JobKind.left

@@ -15,6 +15,7 @@ _KEYS = (
     ("Space", "Choose the row; in Runs, add it to the comparison or take it out"),
     ("← →", "Go through the tabs; on the bar beside a list, change its width"),
     ("Enter, Shift+Enter", "In the playground: send, new line"),
+    ("1 … 8, t, b, n", "While judging: this one is best, a tie, all bad, the next prompt"),
     ("Esc", "Close a sheet; leave a field; in the playground, stop the answers"),
     ("?", "These keys"),
 )

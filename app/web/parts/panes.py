@@ -84,15 +84,17 @@ def ask_first(
     act: Callable[..., Any],
     inputs: Sequence[Component],
     outputs: Sequence[Component] = (),
+    asks: gr.Button | None = None,
     **button: Any,
 ) -> Dependency:
     """A button that asks before it acts. Returns the event of having acted.
 
     `remember(*inputs)` is called when the question is put; what it returns is given to `act(remembered,
-    *inputs)`, which can refuse where it is about something else by then.
+    *inputs)`, which can refuse where it is about something else by then. asks: the button, where it was laid
+    out elsewhere by `opener`, such as in a sheet, which cannot hold another one.
     """
     asked = gr.State(None)
-    ask = opener(key, text, variant="stop", **button)
+    ask = asks or opener(key, text, variant="stop", **button)
     with sheet(key, text.removesuffix(" …")):
         gr.HTML(f"<p class='lead'>{escape(question)}</p>")
         with bar():

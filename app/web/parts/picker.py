@@ -73,8 +73,11 @@ def picker(
     *,
     search: str = "Search",
     several: bool = False,
+    opens_first: bool = True,
 ) -> gr.HTML:
     """The list. Its value is the key of the chosen row, or with `several` all of them with commas between.
+
+    Where nothing is chosen the first row is, unless that is not wanted (opens_first).
 
     What the section shows of the chosen one is bound with `shell.refresh`, with the list among the inputs. A
     handler that gives the list another key, such as after renaming, chooses that.
@@ -94,7 +97,13 @@ def picker(
         label=title,
         html_template="<div class='picker-slot'></div>",
         js_on_load=script(
-            "picker.js", section=section, title=title, search=search, several=several, nothing=nothing
+            "picker.js",
+            section=section,
+            title=title,
+            search=search,
+            several=several,
+            nothing=nothing,
+            opensFirst=opens_first,
         ),
         server_functions=[rows],
         elem_id=f"list-{section}",

@@ -18,11 +18,13 @@ from app.web.parts.shell import QUIET, Shell, told
 from app.web.sections.train.checklist_view import checklist_html
 from app.web.sections.train.form import TrainForm
 from app.web.sections.train.form_values import FormValues
+from core.base_model.describe import writes_text
 from core.errors import InvalidConfig
 from core.lora.targets import CHOICE_WORDS, Targeted, layer_kinds, usual_targets
 from core.train.checklist import BAD, Check
 from core.train.config import TrainConfig
 from core.train.estimate import Estimate
+from core.train.objectives import OBJECTIVES
 from core.train.step_count import smaller_plans
 from core.train.training_options import TrainingOptions
 from storage.errors import NotFound
@@ -116,10 +118,21 @@ def plan_html(
         plan = told(workbench.training.estimate)(base, dataset, runs[0])
     except gr.Error as error:
         why = f"<span class='state bad'>cannot start</span> {error.message}"
-        return f"{targets}<div class='plan-bad'>{why}</div>"
+        return f"{targets}<div class='plan-bad'>{why}</div>{offers_html(_what_it_can(workbench, base, said))}"
     room = _room(workbench)
     listed = checklist_html(checks) if checks else ""
     return targets + _facts(plan, room) + _hints(plan, runs) + _too_large(plan, room, runs[0]) + listed
+
+
+def _what_it_can(workbench: Workbench, base: str, said: FormValues) -> Offers:
+    """What a base without a head that writes can learn instead of answers."""
+    if writes_text(workbench.registry.find(Base, base).architecture):
+        return []
+    return [
+        (f"Objective: {one.label.lower()}", {"objective": one.name})
+        for one in OBJECTIVES.all().values()
+        if one.classifies and said.values.get("objective") != one.name
+    ]
 
 
 def _first_steps(base: str | None) -> str:

@@ -1,0 +1,259 @@
+"""Conversations with several speakers at once, which do not depend on a browser: what is said is stored as it
+grows, whoever looks.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from app.service.chats import Chats
+from app.service.turns import END, PLAIN, Turn, messages_for, title_of, turns_of
+from app.shared.disk import plain_sentence
+from app.shared.errors import USER_ERRORS
+from core.errors import InvalidInput
+from core.events import TokenDone
+from core.generate.config import GenerationConfig
+from storage.registry import Registry
+from storage.tables import Chat, ChatMessage
+
+_STORE_SECONDS = 1.0
+STOPPED, FAILED = "stopped", "error"
+
+
+@dataclass
+class Growing:
+    """An answer that is being given. Read by the page while a thread fills it in."""
+
+    message_id: int
+    speaker: str
+    details: dict[str, Any]
+    began: float = field(default_factory=time.monotonic)
+    text: str = ""
+    finish: str = ""
+    stored: tuple[str, str] = ("", "")
+    """The text and the ending that the registry has."""
+
+    def take(self, token: TokenDone) -> None:
+        """The answer has grown."""
+        now = time.monotonic() - self.began
+        if not self.text and token.text:
+            self.details["first_seconds"] = now
+        self.text += token.text
+        self.details |= {"tokens": token.tokens, "prompt_tokens": token.prompt_tokens, "seconds": now}
+        if token.finished:
+            self.finish = token.reason or END
+
+    def fields(self) -> dict[str, Any]:
+        """What of it is stored."""
+        return {"content": self.text, "finish": self.finish, "details": dict(self.details)}
+
+
+@dataclass
+class _Request:
+    """Answers that are given together, and the name by which single ones can be ended."""
+
+    name: str
+    answers: list[Growing]
+    cancelled: set[int] = field(default_factory=set)
+    """Rows that nobody waits for any more."""
+
+
+class Conversations:
+    """The conversations of one home folder."""
+
+    def __init__(self, registry: Registry, chats: Chats) -> None:
+        self._registry, self._chats = registry, chats
+        self._under_way: dict[int, tuple[_Request, int]] = {}
+        """What is growing, and as which row of its request, by the answer's message id."""
+
+    # What there is.
+
+    def find(self, words: str = "", start: int = 0, most: int = 100) -> tuple[list[tuple[Chat, str]], int]:
+        """Conversations that hold the words, each with its title, the last changed first; and how many."""
+        found, total = self._registry.chats.search(words, start, most)
+        first = self._registry.chats.first_questions([one.id or 0 for one in found])
+        return [(one, one.title or title_of(first.get(one.id or 0, ""))) for one in found], total
+
+    def turns(self, chat_id: int) -> list[Turn]:
+        """What was asked and answered, with what is growing now. An answer that ended with the program is
+        told as stopped.
+        """
+        messages = list(self._registry.chats.messages(chat_id))
+        for message in messages:
+            if message.role != "user" and not message.finish:
+                live = self._under_way.get(message.id or 0)
+                growing = live[0].answers[live[1]] if live else None
+                message.content = growing.text if growing else message.content
+                message.finish = growing.finish if growing else STOPPED
+                message.details = dict(growing.details) if growing else message.details
+        return turns_of(messages)
+
+    def busy(self, chat_id: int) -> bool:
+        """Whether anything is being answered in it."""
+        return any(
+            message.id in self._under_way
+            for message in self._registry.chats.messages(chat_id)
+            if not message.finish
+        )
+
+    def until(self, chat_id: int, message_id: int) -> tuple[list[Turn], Turn]:
+        """The turns before the one that holds this message, and that one. Raises InvalidInput."""
+        turns = turns_of(self._registry.chats.messages(chat_id))
+        for at, turn in enumerate(turns):
+            if message_id == turn.question.id or any(one.id == message_id for one in turn.answers.values()):
+                return turns[:at], turn
+        raise InvalidInput("This message belongs to no question that is still there.")
+
+    def system(self, chat_id: int) -> str:
+        """What the system turn of a conversation says. Raises NotFound."""
+        return self._registry.get(Chat, chat_id).system
+
+    # Asking.
+
+    def ask(
+        self,
+        chat_id: int | None,
+        base: str,
+        speakers: Sequence[str],
+        prompt: str,
+        config: GenerationConfig,
+        system: str = "",
+    ) -> int:
+        """Put `prompt` to every speaker (PLAIN is the base) and return at once, with the conversation's id: a
+        new one unless it goes on with the same base.
+
+        Raises InvalidInput for an empty prompt, or what Chats.answer() raises.
+        """
+        if not prompt.strip():
+            raise InvalidInput("Write something to ask first.")
+        chat = self._registry.get(Chat, chat_id) if chat_id else None
+        if chat is None or chat.base_name != base:
+            chat = Chat(base_name=base, system=system.strip())
+        before = turns_of(self._registry.chats.messages(chat.id)) if chat.id else []
+        asked = [messages_for(chat.system, before, speaker, prompt) for speaker in speakers]
+        stream, request = self._begun(base, speakers, asked, config)
+        chat = chat if chat.id else self._registry.save(chat)
+        question = ChatMessage(chat_id=chat.id or 0, role="user", content=prompt)
+        rows = [
+            ChatMessage(
+                chat_id=chat.id or 0, role="assistant", content="", speaker=one.speaker, details=one.details
+            )
+            for one in request.answers
+        ]
+        ids = self._registry.chats.begin(question, rows)
+        for growing, message_id in zip(request.answers, ids[1:], strict=True):
+            growing.message_id = message_id
+        self._collect(stream, request)
+        return chat.id or 0
+
+    def again(self, message_id: int, config: GenerationConfig) -> None:
+        """Have one answer given anew, in its place. Raises InvalidInput while it grows, NotFound."""
+        message = self._registry.get(ChatMessage, message_id)
+        if message.id in self._under_way:
+            raise InvalidInput("This answer is still growing; stop it first.")
+        chat = self._registry.get(Chat, message.chat_id)
+        before, turn = self.until(message.chat_id, message_id)
+        asked = messages_for(chat.system, before, message.speaker, turn.question.content)
+        stream, request = self._begun(chat.base_name, [message.speaker], [asked], config)
+        request.answers[0].message_id = message_id
+        self._registry.chats.grow({message_id: request.answers[0].fields()})
+        self._collect(stream, request)
+
+    def branch(self, message_id: int, prompt: str, speakers: Sequence[str], config: GenerationConfig) -> int:
+        """Ask another question in the place of an earlier one, in a new conversation that has what was said
+        before it. Returns that one's id. Raises what ask() raises.
+        """
+        question = self._registry.get(ChatMessage, message_id)
+        old = self._registry.get(Chat, question.chat_id)
+        before, _ = self.until(question.chat_id, message_id)
+        new = self._registry.save(Chat(base_name=old.base_name, title=old.title, system=old.system))
+        try:
+            for turn in before:
+                self._registry.chats.begin(
+                    _copied(turn.question, new), [_copied(one, new) for one in turn.answers.values()]
+                )
+            return self.ask(new.id, old.base_name, speakers, prompt, config)
+        except USER_ERRORS:
+            self._registry.chats.remove(new.id or 0)
+            raise
+
+    def adopt(self, message_id: int) -> None:
+        """Everybody goes on from this answer. Raises InvalidInput while it grows, NotFound."""
+        message = self._registry.get(ChatMessage, message_id)
+        if not message.finish:
+            raise InvalidInput("This answer is still growing; all can go on from it when it is there.")
+        _, turn = self.until(message.chat_id, message_id)
+        given_up = turn.question.adopted == message.speaker
+        self._registry.chats.grow({turn.question.id or 0: {"adopted": None if given_up else message.speaker}})
+
+    def stop(self, chat_id: int, message_id: int | None = None) -> None:
+        """End one answer, or all that are growing in a conversation; what has been said is kept."""
+        for message in self._registry.chats.messages(chat_id):
+            live = self._under_way.get(message.id or 0)
+            if live is not None and message_id in (None, message.id):
+                request, row = live
+                request.cancelled.add(row)
+                self._chats.cancel(request.name, row)
+
+    # How answers grow.
+
+    def _begun(
+        self,
+        base: str,
+        speakers: Sequence[str],
+        asked: Sequence[list[dict[str, str]]],
+        config: GenerationConfig,
+    ) -> tuple[Iterator[TokenDone], _Request]:
+        name = secrets.token_hex(8)
+        stream = self._chats.answer(base, [one or None for one in speakers], asked, config, name)
+        details = {"settings": config.to_dict()}
+        return stream, _Request(name, [Growing(0, one, dict(details)) for one in speakers])
+
+    def _collect(self, stream: Iterator[TokenDone], request: _Request) -> None:
+        for row, one in enumerate(request.answers):
+            self._under_way[one.message_id] = request, row
+        threading.Thread(target=self._take_all, args=(stream, request), daemon=True).start()
+
+    def _take_all(self, stream: Iterator[TokenDone], request: _Request) -> None:
+        """Take the answers as they come, until all have ended, and store them meanwhile."""
+        error, stored = "", time.monotonic()
+        try:
+            for token in stream:
+                request.answers[token.row].take(token)
+                if time.monotonic() - stored > _STORE_SECONDS:
+                    self._store(request)
+                    stored = time.monotonic()
+                if all(one.finish or row in request.cancelled for row, one in enumerate(request.answers)):
+                    break
+        except (*USER_ERRORS, OSError) as fault:
+            error = plain_sentence(fault)
+        finally:
+            stream.close()  # type: ignore[attr-defined]
+            for row, one in enumerate(request.answers):
+                if not one.finish:
+                    one.finish = STOPPED if row in request.cancelled else FAILED
+                    one.details |= {"error": error} if one.finish == FAILED else {}
+            self._store(request)
+            for one in request.answers:
+                self._under_way.pop(one.message_id, None)
+
+    def _store(self, request: _Request) -> None:
+        """Keep what has grown since the last time."""
+        news = {
+            one.message_id: one.fields() for one in request.answers if one.stored != (one.text, one.finish)
+        }
+        self._registry.chats.grow(news)
+        for one in request.answers:
+            one.stored = one.text, one.finish
+
+
+def _copied(message: ChatMessage, chat: Chat) -> ChatMessage:
+    return ChatMessage(**message.model_dump(exclude={"id", "chat_id"}) | {"chat_id": chat.id})
+
+
+__all__ = ["FAILED", "PLAIN", "STOPPED", "Conversations", "Growing"]

@@ -1,0 +1,166 @@
+"""The playground's sheet to begin judging: who is asked and what, the leaderboard, and the votes to take
+along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+
+from app.service.chats import MAX_SIDE_BY_SIDE
+from app.service.judging import PLAIN
+from app.service.usual import usual_base
+from app.service.vote_rows import PAIRS, VOTES
+from app.service.workbench import Workbench
+from app.web.parts.panes import bar, opener, sheet
+from app.web.parts.shell import QUIET, WORKING, Shell, choose_from, inform, offered, refusal, told
+from app.web.sections.playground.ballot_sheet import KEY as BALLOT
+from app.web.sections.playground.ballot_sheet import ballot_sheet, opened
+from app.web.sections.playground.leaderboard import leaderboard_html
+from app.web.sections.playground.prompt_sheet import KEY as PROMPTS
+from app.web.sections.playground.prompt_sheet import prompt_sheet
+from app.web.sections.playground.speakers import adapters_for
+from core.base_model.describe import writes_text
+from core.generate.config import GenerationConfig
+from storage.tables import Adapter, Base
+
+KEY = "judge"
+_HELP = (
+    "Several answer the same prompt, and you say which answer is best, without knowing whose it is. The "
+    "votes become a leaderboard of the base, and a data set if you like."
+)
+_FORMS = {VOTES: "All votes (JSONL)", PAIRS: "Chosen and rejected answers (JSONL)"}
+
+
+def judge_sheet(
+    shell: Shell, button: gr.Button, chosen: Sequence[Component], sampling: Mapping[str, Component]
+) -> None:
+    """Lay it out and bind its handlers.
+
+    button: the one that opens it. chosen: the playground's base and columns, which it begins with. sampling:
+    the fields of a GenerationConfig, by name.
+    """
+    workbench = shell.workbench
+    with sheet(KEY, "Judge answers", _HELP):
+        prompt = gr.Textbox(
+            label="First prompt",
+            lines=2,
+            max_lines=10,
+            placeholder="Shift+Enter asks, Enter breaks the line.",
+        )
+        system = gr.Textbox(label="System prompt (may be empty)", lines=1, max_lines=6)
+        with gr.Row(elem_classes="judge-who"):
+            base = gr.Dropdown([], label="Base model", interactive=True, scale=1, elem_id="judge-base")
+            columns = gr.Dropdown(
+                [],
+                label="Who is judged (two to eight)",
+                multiselect=True,
+                max_choices=MAX_SIDE_BY_SIDE,
+                allow_custom_value=True,
+                interactive=True,
+                scale=3,
+                elem_id="judge-columns",
+            )
+        with bar():
+            ask = gr.Button("Ask and judge", variant="primary", size="md", scale=0)
+            opener(BALLOT, "Back to the last answers")
+            opener(PROMPTS, "Prompt sets …")
+            blind = gr.Checkbox(
+                True, label="Blind: names are hidden until the vote", scale=0, min_width=280, container=False
+            )
+        gr.HTML("<h3 class='group-title'>Leaderboard</h3>")
+        board = gr.HTML()
+        with gr.Row(elem_classes="asked"):
+            name = gr.Textbox(label="Name of a data set of the chosen answers", scale=3)
+            make = gr.Button("Make the data set", size="md", scale=0)
+        links = gr.HTML()
+    view = ballot_sheet(workbench)
+    prompt_sheet(shell, base, columns, sampling, view)
+
+    def show(base_now: str | None, columns_now: list[str] | None) -> tuple[object, ...]:
+        names = [row.name for row in workbench.registry.all(Base) if writes_text(row.architecture)]
+        found = base_now if base_now in names else usual_base(workbench)
+        return (
+            choose_from(names, base_now, found),
+            *_of_base(workbench, found if found in names else None, columns_now, columns_now),
+        )
+
+    shell.refresh(show, [base, columns], [base, columns, board, links])
+
+    def show_of(base_now: str | None, columns_now: list[str] | None) -> tuple[object, ...]:
+        return _of_base(workbench, base_now, columns_now, columns_now)
+
+    base.input(show_of, [base, columns], [columns, board, links], **QUIET)
+
+    def begin(base_now: str | None, *columns_now: list[str] | None) -> tuple[object, ...]:
+        """With the playground's choice, where nothing else was chosen here."""
+        taken, own = [list(one or []) for one in columns_now]
+        wanted = own if len(own) > 1 else list(dict.fromkeys([PLAIN, *taken]))
+        return base_now, *_of_base(workbench, base_now, wanted, own)
+
+    button.click(begin, [*chosen, columns], [base, columns, board, links], **QUIET)
+
+    @told
+    def put(
+        base: str | None, columns: list[str] | None, system: str, prompt: str, blind: bool, **values: Any
+    ) -> tuple[object, ...]:
+        if not base:
+            raise refusal("Add a base model that writes text first, under Models.")
+        speakers = [None if one == PLAIN else one for one in columns or []]
+        ballot = workbench.judging.ask(
+            base, speakers, conversation(system, prompt), GenerationConfig.parse(values), blind=blind
+        )
+        return opened(ballot), ""
+
+    given = {"base": base, "columns": columns, "system": system, "prompt": prompt, "blind": blind}
+    gr.on(
+        [ask.click, prompt.submit], put, None, [view, prompt], inputs_kwargs={**given, **sampling}, **WORKING
+    )
+
+    @told
+    def to_data(base_now: str | None, wanted: str) -> str:
+        inform(workbench.votes.to_data(wanted, base_now or "").sentence, "Data set made")
+        return ""
+
+    make.click(to_data, [base, name], name, concurrency_id="control", **WORKING)
+
+
+def conversation(system: str, prompt: str) -> list[dict[str, str]]:
+    """The turns to answer."""
+    said = [{"role": "system", "content": system.strip()}] if system.strip() else []
+    return [*said, {"role": "user", "content": prompt}]
+
+
+def speakers_on(workbench: Workbench, base: str | None) -> list[str]:
+    """Who can be judged on this base: the plain base, and its adapters that write text, the newest first."""
+    if not base:
+        return []
+    return [PLAIN, *adapters_for(workbench, base)]
+
+
+def _of_base(
+    workbench: Workbench, base: str | None, columns: list[str] | None, shown: list[str] | None
+) -> tuple[object, ...]:
+    """Who can be judged on it, of whom these are chosen now that are there; its leaderboard, and its votes to
+    take along.
+    """
+    there = speakers_on(workbench, base)
+    named = {row.name for row in workbench.registry.all(Adapter)}
+    wanted = [one for one in columns or [] if one in there or one not in named | {PLAIN}]
+    chosen = offered(there, wanted, shown or [])
+    return chosen, leaderboard_html(workbench, base), links_html(workbench, base)
+
+
+def links_html(workbench: Workbench, base: str | None) -> str:
+    """Links to the votes on a base, where there are any."""
+    if not base or not workbench.judging.leaderboard(base):
+        return ""
+    row = workbench.registry.find(Base, base)
+    links = (
+        f"<a class='link-button' href='/workbench/votes/{row.id}/{form}.jsonl' download>{words}</a>"
+        for form, words in _FORMS.items()
+    )
+    return f"<div class='judge-links'>{''.join(links)}</div>"

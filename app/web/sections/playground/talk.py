@@ -1,0 +1,136 @@
+"""What was asked and what each column has answered, drawn by assets/talk.js, which asks for what is new by
+itself: an answer grows on the page as it grows in the registry, whoever looks.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gradio as gr
+
+from app.service.conversations import FAILED, STOPPED
+from app.service.turns import PLAIN, Turn
+from app.service.workbench import Workbench
+from app.web.parts.differences import differences_html
+from app.web.parts.markdown import answer_html, plain_html
+from app.web.parts.scripts import script
+from storage.errors import NotFound
+from storage.tables import Chat, ChatMessage
+
+PLAIN_BASE = "Plain base"
+_ENDINGS = {
+    "": "answering",
+    "end": "ended by itself",
+    "stop": "ended by itself",
+    "length": "reached max tokens",
+    STOPPED: "stopped",
+    FAILED: "failed",
+}
+
+
+def talk_panel(workbench: Workbench) -> gr.HTML:
+    """The panel. Its value is what `talk_value` makes; it triggers `submit` with what is to be done with a
+    message: `{"do", "message"}` and, for another question, its `prompt`.
+    """
+
+    def look(asked: dict[str, Any]) -> dict[str, Any]:
+        return looked(workbench, int(asked["chat"] or 0), asked["columns"], asked["known"], asked["against"])
+
+    return gr.HTML(
+        value=talk_value(0, []),
+        html_template="<div class='talk-slot'></div>",
+        js_on_load=script("talk.js"),
+        server_functions=[look],
+        elem_classes="talk-block grows",
+        elem_id="talk",
+    )
+
+
+def talk_value(chat_id: int, speakers: Sequence[str]) -> str:
+    """Which conversation is shown, in which columns. The time has it looked at once more."""
+    return json.dumps({"chat": chat_id, "columns": list(speakers), "at": time.time()})
+
+
+def name_of(speaker: str) -> str:
+    """What a speaker is called on the page."""
+    return speaker or PLAIN_BASE
+
+
+def looked(
+    workbench: Workbench, chat_id: int, columns: Sequence[str], known: Mapping[str, str], against: str | None
+) -> dict[str, Any]:
+    """A conversation as the panel draws it; of an answer that it knows as it is, only the stamp.
+
+    against: the speaker whose words the others' are compared with.
+    """
+    try:
+        workbench.registry.get(Chat, chat_id)
+        turns = workbench.conversations.turns(chat_id)
+    except NotFound:
+        turns = []
+    speakers = dict.fromkeys(one for turn in turns for one in turn.answers)
+    return {
+        "columns": [{"speaker": one, "name": name_of(one)} for one in columns],
+        "others": [{"speaker": one, "name": name_of(one)} for one in speakers if one not in columns],
+        "turns": [_turn(turn, known, against) for turn in turns],
+        "busy": any(not one.finish for turn in turns for one in turn.answers.values()),
+    }
+
+
+def _turn(turn: Turn, known: Mapping[str, str], against: str | None) -> dict[str, Any]:
+    reference = turn.answers.get(against) if against is not None else None
+    return {
+        "id": turn.question.id,
+        "question": turn.question.content,
+        "adopted": turn.question.adopted,
+        "answers": {
+            speaker: _answer(one, known, reference if reference is not one else None)
+            for speaker, one in turn.answers.items()
+        },
+    }
+
+
+def _answer(one: ChatMessage, known: Mapping[str, str], reference: ChatMessage | None) -> dict[str, Any]:
+    compared = f"{reference.id}:{len(reference.content)}" if reference else ""
+    stamp = f"{one.finish}:{len(one.content)}:{one.details.get('began', '')}:{compared}"
+    if known.get(str(one.id)) == stamp:
+        return {"id": one.id, "stamp": stamp}
+    return {
+        "id": one.id,
+        "stamp": stamp,
+        "text": one.content,
+        "html": _html(one, reference),
+        "finish": one.finish,
+        "said": figures_of(one),
+        "weights": weights_of(one),
+        "error": one.details.get("error", "") if one.finish == FAILED else "",
+    }
+
+
+def _html(one: ChatMessage, reference: ChatMessage | None) -> str:
+    if reference is not None:
+        return differences_html(one.content, reference.content)
+    return answer_html(one.content) if one.content else plain_html("" if one.finish else "…")
+
+
+def figures_of(one: ChatMessage) -> str:
+    """How long it is, how quickly it came, and why it ended, in words."""
+    tokens, seconds = one.details.get("tokens", 0), one.details.get("seconds", 0.0)
+    first = one.details.get("first_seconds")
+    said = [f"{tokens:,} token{'' if tokens == 1 else 's'}"] if tokens else []
+    if tokens > 1 and first is not None and seconds > first:
+        said.append(f"{(tokens - 1) / (seconds - first):.1f} tokens/s")
+    if first is not None:
+        said.append(f"first after {first:.2f} s")
+    return " · ".join([*said, _ENDINGS.get(one.finish, one.finish)])
+
+
+def weights_of(one: ChatMessage) -> str:
+    """Which weights have answered, as the engine has told."""
+    return str(one.details.get("weights", ""))
+
+
+__all__ = ["PLAIN", "PLAIN_BASE", "figures_of", "looked", "name_of", "talk_panel", "talk_value"]

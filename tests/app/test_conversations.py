@@ -1,0 +1,167 @@
+"""Conversations are stored as they grow, and go on however they are left."""
+
+import threading
+
+import pytest
+
+from app.service.conversations import FAILED, STOPPED
+from core.errors import InvalidInput
+from core.events import TokenDone
+from core.generate.config import GenerationConfig
+from storage.tables import Chat, ChatMessage
+from tests.workbenches import wait_for
+
+CONFIG = GenerationConfig(max_tokens=8, seed=3)
+
+
+class Speakers:
+    """Stands for the engine: says back what it was asked, a word at a time, when it is let."""
+
+    def __init__(self):
+        self.asked, self.cancelled = [], []
+        self.go_on = threading.Event()
+        self.go_on.set()
+        self.words = "one two three"
+        self.fault = None
+
+    def answer(self, base, rows, name=""):
+        self.asked.append([row["messages"] for row in rows])
+        return self._stream(len(rows), name)
+
+    def _stream(self, rows, name):
+        words = self.words.split()
+        for at, word in enumerate(words):
+            for row in range(rows):
+                if (name, row) not in self.cancelled:
+                    last = at == len(words) - 1
+                    yield TokenDone(row, f"{word} ", last, "end" if last else "", at + 1, 5)
+            self.go_on.wait(20)
+            if self.fault:
+                raise self.fault
+
+    def cancel(self, name, row):
+        self.cancelled.append((name, row))
+
+
+@pytest.fixture
+def speakers(workbench, monkeypatch):
+    found = Speakers()
+    monkeypatch.setattr(workbench.engine, "answer", found.answer)
+    monkeypatch.setattr(workbench.engine, "cancel", found.cancel)
+    return found
+
+
+@pytest.fixture
+def talk(workbench, trained):
+    """The conversations of a home with the adapter "mine"."""
+    trained("mine")
+    return workbench.conversations
+
+
+def _done(talk, chat):
+    wait_for(lambda: not talk.busy(chat))
+    return talk.turns(chat)
+
+
+def test_an_answer_is_in_the_registry_before_it_is_whole(talk, speakers, workbench, monkeypatch):
+    monkeypatch.setattr("app.service.conversations._STORE_SECONDS", 0.0)
+    speakers.go_on.clear()
+    chat = talk.ask(None, "llama", ["", "mine"], "hello", CONFIG)
+    stored = workbench.registry.chats.messages
+    wait_for(lambda: [one.content for one in stored(chat)] == ["hello", "one ", "one "])
+    assert [one.finish for one in stored(chat)] == ["", "", ""]
+    (turn,) = talk.turns(chat)
+    assert [one.content for one in turn.answers.values()] == ["one ", "one "]
+    speakers.go_on.set()
+    (turn,) = _done(talk, chat)
+    assert [(one.speaker, one.content, one.finish) for one in stored(chat)[1:]] == [
+        ("", "one two three ", "end"),
+        ("mine", "one two three ", "end"),
+    ]
+    assert turn.answers["mine"].details["tokens"] == 3
+    assert turn.answers["mine"].details["settings"]["seed"] == 3
+
+
+def test_what_was_growing_when_the_program_ended_is_there_and_told_as_stopped(talk, workbench):
+    chat = workbench.registry.save(Chat(base_name="llama")).id
+    half = ChatMessage(chat_id=chat, role="assistant", content="half of it", speaker="mine")
+    workbench.registry.chats.begin(ChatMessage(chat_id=chat, role="user", content="hello"), [half])
+    (turn,) = talk.turns(chat)
+    assert (turn.answers["mine"].content, turn.answers["mine"].finish) == ("half of it", STOPPED)
+    assert not talk.busy(chat)
+
+
+def test_each_goes_on_from_its_own_answers_or_all_from_one(talk, speakers, workbench):
+    chat = talk.ask(None, "llama", ["", "mine"], "hello", CONFIG, system="Be short.")
+    (turn,) = _done(talk, chat)
+    workbench.registry.chats.grow({turn.answers["mine"].id: {"content": "mine said"}})
+    talk.ask(chat, "llama", ["", "mine"], "and?", CONFIG)
+    _done(talk, chat)
+    begin = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "hello"}]
+    said = [[*begin, {"role": "assistant", "content": one}] for one in ("one two three ", "mine said")]
+    question = [{"role": "user", "content": "and?"}]
+    assert speakers.asked[-1] == [[*one, *question] for one in said]
+    talk.adopt(turn.answers["mine"].id)
+    talk.ask(chat, "llama", ["", "mine"], "and?", CONFIG)
+    turns = _done(talk, chat)
+    assert [one[:3] for one in speakers.asked[-1]] == [said[1], said[1]]
+    assert turns[0].question.adopted == "mine"
+    talk.adopt(turn.answers["mine"].id)  # once more: each from its own again
+    assert talk.turns(chat)[0].question.adopted is None
+
+
+def test_one_answer_is_given_anew_in_its_place(talk, speakers, workbench):
+    chat = talk.ask(None, "llama", ["", "mine"], "hello", CONFIG)
+    (turn,) = _done(talk, chat)
+    speakers.words = "something else"
+    talk.again(turn.answers["mine"].id, CONFIG)
+    (turn,) = _done(talk, chat)
+    assert [one.content for one in turn.answers.values()] == ["one two three ", "something else "]
+    assert speakers.asked[-1] == [[{"role": "user", "content": "hello"}]]
+
+
+def test_another_question_in_the_place_of_one_begins_a_branch_and_leaves_the_old(talk, speakers, workbench):
+    chat = talk.ask(None, "llama", ["", "mine"], "hello", CONFIG)
+    _done(talk, chat)
+    talk.ask(chat, "llama", ["", "mine"], "and?", CONFIG)
+    turns = _done(talk, chat)
+    branch = talk.branch(turns[1].question.id, "or?", ["mine"], CONFIG)
+    assert branch != chat
+    assert [turn.question.content for turn in _done(talk, branch)] == ["hello", "or?"]
+    assert [turn.question.content for turn in talk.turns(chat)] == ["hello", "and?"]
+    assert len(speakers.asked[-1][0]) == 3
+    with pytest.raises(InvalidInput, match="Write something"):
+        talk.branch(turns[1].question.id, " ", ["mine"], CONFIG)
+    assert len(workbench.registry.all(Chat)) == 2
+
+
+def test_one_is_stopped_while_the_others_go_on_and_a_fault_is_kept_with_its_reason(talk, speakers):
+    speakers.go_on.clear()
+    chat = talk.ask(None, "llama", ["", "mine"], "hello", CONFIG)
+    wait_for(lambda: all(one.content for one in talk.turns(chat)[0].answers.values()))
+    talk.stop(chat, talk.turns(chat)[0].answers["mine"].id)
+    speakers.go_on.set()
+    (turn,) = _done(talk, chat)
+    assert [(one.content, one.finish) for one in turn.answers.values()] == [
+        ("one two three ", "end"),
+        ("one ", STOPPED),
+    ]
+    speakers.fault = InvalidInput("The conversation is 9,000 tokens long.")
+    talk.ask(chat, "llama", ["mine"], "and?", CONFIG)
+    last = _done(talk, chat)[-1].answers["mine"]
+    assert (last.content, last.finish) == ("one ", FAILED)
+    assert last.details["error"] == "The conversation is 9,000 tokens long."
+
+
+def test_conversations_are_found_by_what_was_said_in_them(talk, speakers):
+    pasta = talk.ask(None, "llama", ["mine"], "How do I cook pasta?", CONFIG)
+    _done(talk, pasta)
+    other = talk.ask(None, "llama", ["mine"], "100% of it", CONFIG)
+    _done(talk, other)
+    assert [(chat.id, title) for chat, title in talk.find()[0]] == [
+        (other, "100% of it"),
+        (pasta, "How do I cook pasta?"),
+    ]
+    assert [chat.id for chat, _ in talk.find("PASTA cook")[0]] == [pasta]
+    assert [chat.id for chat, _ in talk.find("100%")[0]] == [other]
+    assert talk.find("three")[1] == 2

@@ -1,0 +1,186 @@
+"""The playground: columns that answer at once, what is done with answers, and conversations that stay."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from storage.tables import Chat, Dataset
+from tests.conftest import make_llama
+from tests.ui.conftest import choose, go_to, open_sheet, picture, press, ready, served
+from tests.workbenches import wait_for
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
+
+
+@pytest.fixture
+def address(workbench, zygote):
+    with served(workbench.settings.home, zygote) as found:
+        yield found
+
+
+def _prompt(page: Page):
+    return page.get_by_role("textbox", name="Prompt", exact=True)
+
+
+def _ask(page: Page, question: str) -> None:
+    _prompt(page).fill(question)
+    _prompt(page).press("Enter")
+    expect(_prompt(page)).to_have_value("")
+
+
+def _column(page: Page, name: str):
+    return page.locator(".talk-column", has=page.get_by_role("heading", name=name, exact=True))
+
+
+def _sampled(page: Page, **fields: str) -> None:
+    sampling = open_sheet(page, "Sampling")
+    for label, value in fields.items():
+        sampling.get_by_label(label.replace("_", " "), exact=False).fill(value)
+    page.keyboard.press("Escape")
+
+
+def _add_columns(page: Page, *names: str) -> None:
+    field = page.get_by_label("Adapters (up to seven)")
+    for name in names:
+        if not page.locator(".who-answers .token", has_text=name).count():
+            field.fill(name)
+            page.get_by_role("option", name=name, exact=True).click()
+    page.keyboard.press("Escape")
+
+
+def _answered(page: Page, columns: int) -> None:
+    expect(page.locator(".talk-buttons button:visible", has_text="Again")).to_have_count(
+        columns, timeout=60_000
+    )
+
+
+def test_four_columns_answer_and_each_answer_can_be_worked_on(workbench, trained, address, open_page):
+    for name in ("first", "second", "third"):
+        trained(name)
+    page = open_page(address)
+    go_to(page, "Playground")
+    expect(page.locator(".who-answers .token")).to_have_count(1)
+    _add_columns(page, "first", "second", "third")
+    _sampled(page, Max_tokens="6", Temperature="0")
+    expect(page.locator(".talk-column h3")).to_have_count(4)
+    _ask(page, "hello there")
+    _answered(page, 4)
+    chat = workbench.registry.all(Chat)[0]
+    (turn,) = workbench.conversations.turns(chat.id)
+    assert set(turn.answers) == {"", "first", "second", "third"}
+    first = _column(page, "first")
+    expect(first.locator(".talk-figures")).to_have_text(re.compile(r"^\d+ tokens? · .*first after"))
+    picture(page, "playground-four")
+
+    page.get_by_label("Show the differences from").select_option(label="Plain base")
+    expect(page.locator(".as-written")).to_have_count(3)
+    page.get_by_label("Show the differences from").select_option(label="nobody")
+    expect(page.locator(".as-written")).to_have_count(0)
+    page.get_by_label("Scroll together").uncheck()
+
+    # One answer anew, by other settings: the rest stays.
+    _sampled(page, Max_tokens="3")
+    first.get_by_role("button", name="Again").click()
+    expect(first.locator(".talk-figures")).to_contain_text("3 tokens")
+    assert workbench.conversations.turns(chat.id)[0].answers["second"].details["tokens"] == 6
+
+    # All go on from one.
+    first.get_by_role("button", name="Go on from this").click()
+    expect(first.get_by_role("button", name="Go on from this")).to_have_attribute("aria-pressed", "true")
+    assert workbench.conversations.turns(chat.id)[0].question.adopted == "first"
+
+    # ↑ brings the question back, and another one in its place begins a branch.
+    _prompt(page).press("ArrowUp")
+    expect(_prompt(page)).to_have_value("hello there")
+    _prompt(page).fill("")
+    first.get_by_role("button", name="Edit").click()
+    page.get_by_label("The question anew").fill("good night")
+    press(page, "Ask in a new branch")
+    expect(first.locator(".user .said")).to_have_text("good night")
+    _answered(page, 4)
+    assert len(workbench.registry.all(Chat)) == 2
+
+    # A good answer becomes a row, corrected by hand.
+    first.get_by_role("button", name="To data").click()
+    kept = page.get_by_role("dialog", name="Keep as a row")
+    expect(kept.get_by_label("Question")).to_have_value("good night")
+    kept.get_by_label("Answer").fill("Sleep well.")
+    kept.get_by_label("Name of the new data set").fill("good ones")
+    kept.get_by_role("button", name="Keep it").click()
+    expect(kept).to_be_hidden()
+    data = workbench.registry.find(Dataset, "good ones")
+    assert [one["content"] for one in data.preview[0]["messages"]] == ["good night", "Sleep well."]
+    first.get_by_role("button", name="To data").click()
+    expect(kept.get_by_label("Question")).to_have_value("good night")
+    kept.get_by_label("Into").click()
+    page.get_by_role("option", name="good ones").click()
+    kept.get_by_role("button", name="Keep it").click()
+    expect(kept).to_be_hidden()
+    assert workbench.registry.find(Dataset, "good ones").rows == 2
+
+
+def test_a_conversation_goes_on_without_the_page_and_is_found_again(
+    workbench, address, open_page, tokenizer, tmp_path
+):
+    deep = make_llama(tmp_path / "deep", tokenizer, layers=24)  # slow enough to be left in the middle
+    workbench.jobs.wait(workbench.models.add(str(deep), "deep"))
+    page = open_page(address)
+    go_to(page, "Playground")
+    choose(page, "Base model", "deep")
+    _sampled(page, Max_tokens="200", Temperature="0", System_prompt="Be kind.")
+    _ask(page, "tell me a long story")
+    said = page.locator(".bot .said")
+    expect(said).not_to_have_text(re.compile(r"^\s*…?\s*$"), timeout=60_000)
+    before = said.inner_text()
+    _prompt(page).fill("half a question")
+    page.reload()
+    ready(page)
+    expect(page.locator(".user .said")).to_have_text("tell me a long story")
+    expect(_prompt(page)).to_have_value("half a question")
+    expect(said).to_contain_text(before[:20])
+    # Left: what is generated meanwhile is kept.
+    chat = workbench.registry.all(Chat)[0]
+    address_of_it = page.url
+    page.goto("about:blank")
+    wait_for(lambda: workbench.registry.chats.messages(chat.id)[-1].finish)
+    page.goto(address_of_it)
+    ready(page)
+    expect(page.locator(".talk-figures")).to_contain_text("200 tokens")
+    assert chat.system == "Be kind."
+
+    press(page, "New chat")
+    expect(page.locator(".talk-empty")).to_be_visible()
+    _ask(page, "something else")
+    expect(page.locator(".user .said")).to_have_text("something else")
+    page.locator(".talk").get_by_role("button", name="Stop").click()
+    expect(page.locator(".talk-figures")).to_contain_text("stopped", timeout=60_000)
+    _ask(page, "once more")
+    page.locator("#stop-answers:enabled").click()
+    expect(page.locator(".talk-figures").last).to_contain_text("stopped", timeout=60_000)
+    listed = open_sheet(page, "Conversations")
+    expect(listed.get_by_role("option")).to_have_count(2)
+    listed.get_by_placeholder("Search what was said").fill("long story")
+    expect(listed.get_by_role("option")).to_have_count(1)
+    listed.get_by_role("option").click()
+    expect(page.locator(".user .said")).to_have_text("tell me a long story")
+    listed.get_by_label("Name").fill("A story")
+    listed.get_by_role("button", name="Rename").click()
+    expect(listed.get_by_role("option")).to_contain_text("A story")
+    with page.expect_download() as download:
+        listed.get_by_role("link", name="As Markdown").click()
+    text = download.value.path().read_text()
+    assert text.startswith("# A story\n")
+    assert "## tell me a long story" in text
+    with page.expect_download() as download:
+        listed.get_by_role("link", name="As JSONL").click()
+    (line,) = download.value.path().read_text().splitlines()
+    assert [one["role"] for one in json.loads(line)["messages"]] == ["system", "user", "assistant"]
+    picture(page, "conversations")
+    listed.get_by_role("button", name="Delete …").click()
+    press(page, "Delete it")
+    expect(page.locator(".talk-empty")).to_be_visible()
+    wait_for(lambda: len(workbench.registry.all(Chat)) == 1)
