@@ -141,7 +141,7 @@ def test_the_command_line_offers_and_writes_it(workbench, trained, jobs_here, se
     from tests.app.test_cli import run
 
     trained("mine")
-    assert "gguf-adapter, ollama, npz." in " ".join(run(settings, "export", "--help").output.split())
+    assert "ollama, vllm, npz." in " ".join(run(settings, "export", "--help").output.split())
     asked = ["export", "--adapter", "mine", "--format", "npz", "--set", "compressed=yes"]
     done = run(settings, *asked, "--to", tmp_path / "out")
     assert (done.exit_code, "Passed: read back." in done.stdout) == (0, True), done.output

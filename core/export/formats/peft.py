@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from core.export.duties import Exported, Exporting, Facts, Finding
     from core.lora.adapter import AdapterWeights
 
-_VLLM_RANKS = (16, 32, 64, 128, 256, 320, 512)  # that its --max-lora-rank takes
+VLLM_RANKS = (16, 32, 64, 128, 256, 320, 512)
+"""That its --max-lora-rank takes; 1 and 8, which only newer ones know, are served by 16."""
 
 
 class Peft(ExportFormat):
@@ -103,9 +104,9 @@ class Peft(ExportFormat):
 
         config = what.folder / CONFIG_NAME
         served = not config.is_file() or _is_served(raw_config(config))
-        rank = next((one for one in _VLLM_RANKS if one >= what.rank), what.rank)
+        rank = next((one for one in VLLM_RANKS if one >= what.rank), what.rank)
         loaded = f"--lora-modules {quote(f'{what.name}={what.folder}')}"
-        most = f" --max-lora-rank {rank}" if rank > _VLLM_RANKS[0] else ""
+        most = f" --max-lora-rank {rank}" if rank > VLLM_RANKS[0] else ""
         load = (
             "from peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer\n\n"
             f"model = AutoPeftModelForCausalLM.from_pretrained({str(what.folder)!r})\n"
