@@ -302,9 +302,8 @@ def _name(names: dict[str, str], key: str) -> str:
 def without_names(text: str, ballot: Ballot) -> str:
     """A sentence that names none of those who answer."""
     names = {name for column in ballot.columns for name in (column["speaker"], *_parts(column["speaker"]))}
-    for name in sorted(names - {""}, key=len, reverse=True):
-        text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "one of them", text)
-    return text
+    any_of_them = "|".join(re.escape(name) for name in sorted(names - {""}, key=len, reverse=True))
+    return re.sub(rf"(?<!\w)(?:{any_of_them})(?!\w)", "one of them", text) if any_of_them else text
 
 
 def _parts(speaker: str) -> list[str]:

@@ -14,6 +14,7 @@ from tests.workbenches import wait_for
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
 NAMES = ("captain-of-the-seven-seas", "quiet-librarian")
+ITS_OWN = ("look", "stop", "vote", "ask_again", "following")  # what the sheet asks the server for
 DONE = "Which one is best?"
 
 
@@ -30,9 +31,8 @@ def _listen(page: Page) -> list[str]:
     heard: list[str] = []
 
     def hear(response):
-        if "component_server" in response.url and '"fn_name":"news"' not in (
-            response.request.post_data or ""
-        ):
+        asked = response.request.post_data or ""
+        if "component_server" in response.url and any(f'"fn_name":"{one}"' in asked for one in ITS_OWN):
             heard.append(response.text())
 
     page.on("response", hear)
@@ -131,7 +131,7 @@ def test_a_prompt_set_is_answered_by_a_job_judged_and_taken_along(workbench, add
     sets = open_sheet(page, "Prompt sets …")
     expect(sets).to_contain_text("as chosen under Judge")
     prompts = sets.locator("#prompt-lines textarea")
-    sets.get_by_label("Its name").fill("three")
+    sets.get_by_label("Name of the set").fill("three")
     prompts.fill("hello 1")
     unfold(page, "Take prompts from a file or a data set")
     (tmp_path / "more.txt").write_text("hello 2\n")
@@ -181,5 +181,5 @@ def test_a_prompt_set_is_answered_by_a_job_judged_and_taken_along(workbench, add
     sets.get_by_role("button", name="Remove the set …").click()
     sheet(page, "Remove").get_by_role("button", name="Remove it").click()
     wait_for(lambda: not workbench.prompts.all())
-    expect(sheet(page, "Prompt sets").get_by_label("Its name")).to_have_value("")
+    expect(sheet(page, "Prompt sets").get_by_label("Name of the set")).to_have_value("")
     assert len(_ballots(workbench)) == 3

@@ -96,8 +96,10 @@ def judge_sheet(
     base.input(show_of, [base, columns], [columns, board, links], **QUIET)
 
     def begin(base_now: str | None, *columns_now: list[str] | None) -> tuple[object, ...]:
-        """With the playground's choice, where nothing else was chosen here."""
+        """With the playground's choice, where nothing else was chosen here; or what that begins with."""
         taken, own = [list(one or []) for one in columns_now]
+        base_now = base_now or usual_base(workbench)
+        taken = taken or speakers_on(workbench, base_now)[1:2]
         wanted = own if len(own) > 1 else list(dict.fromkeys([PLAIN, *taken]))
         return base_now, *_of_base(workbench, base_now, wanted, own)
 
