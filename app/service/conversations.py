@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from app.service.chats import Chats
+from app.service.chats import Chats, answer_told
 from app.service.turns import END, PLAIN, Turn, messages_for, title_of, turns_of
 from app.shared.disk import plain_sentence
 from app.shared.errors import USER_ERRORS
@@ -44,7 +44,7 @@ class Growing:
         if not self.text and token.text:
             self.details["first_seconds"] = now
         self.text += token.text
-        self.details |= {"tokens": token.tokens, "prompt_tokens": token.prompt_tokens, "seconds": now}
+        self.details |= answer_told(token) | {"seconds": now}
         if token.finished:
             self.finish = token.reason or END
 

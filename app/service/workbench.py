@@ -14,6 +14,7 @@ from app.service.datasets import Datasets
 from app.service.exports import Exports
 from app.service.jobs import Jobs
 from app.service.judging import Judging
+from app.service.loading import Loading
 from app.service.models import Models
 from app.service.presets import Presets
 from app.service.prompt_sets import PromptSets
@@ -59,6 +60,7 @@ class Workbench:
         self.votes = VoteRows(self.registry)
         self.prompts = PromptSets(self.registry, self.jobs, self.datasets, self.judging)
         self.serving = Serving(self.registry, self.engine)
+        self.loading = Loading(self.registry, self.adapters, self.jobs)
         self.classifiers = Classifiers(self.registry, self.engine)
         # The registry's version at which nothing was under way (None while something is), and when it was.
         self._looked: tuple[int | None, float] = (-1, 0.0)

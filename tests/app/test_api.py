@@ -13,8 +13,10 @@ from app.web.api.api_app import guarded_api
 from app.web.api.api_key import api_key
 from core.generate.config import GenerationConfig
 from core.lora.peft.files import load_adapter
+from storage.tables import Adapter
 from tests.api_server import listening
 from tests.core.helpers import load
+from tests.workbenches import copy_adapter
 
 HELLO = [{"role": "user", "content": "hello"}]
 GREEDY = {"temperature": 0, "max_tokens": 12}
@@ -162,7 +164,8 @@ def test_log_probabilities_stop_where_a_stop_text_does(served):
         shown = whole.message.content[: whole.message.content.index(stop)]
         said = bytes(byte for one in entries for byte in one.bytes).decode(errors="replace")
         assert said.startswith(shown)
-        assert len(entries) < len(whole.logprobs.content)
+        before_last = bytes(byte for one in entries[:-1] for byte in one.bytes)
+        assert len(before_last.decode(errors="replace")) < len(shown) + 1  # no token of the stop text alone
         assert entries == whole.logprobs.content[: len(entries)]
 
 
@@ -179,6 +182,71 @@ def test_requests_for_several_adapters_at_once_are_each_answered_by_their_own(se
     with ThreadPoolExecutor(22) as pool:
         answers = list(pool.map(ask, range(22)))
     assert answers == [(name, own[name]) for name in names * 2]
+
+
+def test_blends_and_checkpoints_are_models_too(served, trained):
+    trained("mine"), trained("other")
+    own = {
+        name: _said(served.workbench, name) for name in ("mine=0.5+other=0.5", "mine=1+other=0", "other=-1")
+    }
+    for name, text in own.items():
+        found = served.chat(name)
+        assert (found.model, found.choices[0].message.content) == (name, text)
+        options = {"temperature": 0, "num_predict": 12, "top_k": 0}
+        assert served.ollama.chat(name, HELLO, options=options).message.content == text
+    assert own["mine=1+other=0"] == served.own_answer("mine") != own["mine=0.5+other=0.5"]
+    weights = served.chat("mine=0.5+other=-0.25").system_fingerprint
+    assert re.fullmatch(r"fp_\w{12}_\w{12}\*0\.5\+\w{12}\*-0\.25", weights)
+    assert served.openai.models.retrieve("mine=0.5+other=0.5").parent == "llama"
+    for name, said in {"mine=half": "which is no number", "mine=1+mine=2": "in the blend twice"}.items():
+        with pytest.raises(openai.BadRequestError, match=said) as refused:
+            served.chat(name)
+        assert refused.value.param == "model"
+    with pytest.raises(openai.NotFoundError, match=r"no adapter called 'nobody'"):
+        served.chat("mine=1+nobody=1")
+
+
+def _said(workbench, speaker):
+    config = GenerationConfig(**GREEDY)
+    return "".join(one.text for one in workbench.chats.answer("llama", [speaker], [HELLO], config))
+
+
+def test_adapters_are_loaded_and_unloaded_as_vllm_does(served, trained, tmp_path, jobs_here):
+    trained("mine")
+    copy_adapter(served.workbench, "mine", tmp_path / "files")
+    key = {"Authorization": f"Bearer {served.key}"}
+
+    def post(what, **body):
+        found = httpx.post(f"{served.address}/v1/{what}_lora_adapter", json=body, headers=key, timeout=60)
+        return found.status_code, found.text
+
+    files = {"lora_name": "new", "lora_path": str(tmp_path / "files")}
+    assert post("load", **files) == (200, "Success: LoRA adapter 'new' added successfully.")
+    assert served.chat("new").choices[0].message.content == served.own_answer("mine")
+    assert served.openai.models.retrieve("new").parent == "llama"
+    status, said = post("load", **files)
+    assert (status, "is taken by another adapter" in said, "load_inplace" in said) == (400, True, True)
+    assert post("load", **files, load_inplace=True)[0] == 200
+    assert sorted(served.workbench.registry.names(Adapter)) == ["mine", "new"]
+    for wrong, status, said in (
+        ({"lora_name": "mine", "load_inplace": True}, 400, "one of the workbench's own"),
+        ({"lora_name": " "}, 400, "lora_name is empty"),
+        ({"lora_path": str(tmp_path / "absent")}, 404, "There is nothing at"),
+        ({"lora_name": "odd", "lora_path": str(tmp_path)}, 400, "adapter"),
+        ({"lora_name": "odd", "base_model_name": "gpt"}, 400, "no base model called 'gpt'"),
+        ({"lora_name": "odd", "lora_rank": 3}, 400, "lora_rank is not supported here"),
+    ):
+        found = post("load", **files | wrong)
+        assert (found[0], said in found[1]) == (status, True), found
+    assert post("unload", lora_name="new") == (200, "Success: LoRA adapter 'new' removed successfully.")
+    assert post("unload", lora_name="new")[0] == 404
+    status, said = post("unload", lora_name="mine")
+    assert (status, "was not loaded through the API" in said) == (400, True)
+    with pytest.raises(openai.NotFoundError):
+        served.chat("new")
+    with listening(guarded_api(served.workbench, {"127.0.0.1"}, open_here=True)) as address:
+        refused = httpx.post(f"{address}/v1/load_lora_adapter", json=files)
+        assert refused.status_code == 403
 
 
 def test_what_cannot_be_answered_is_refused_in_openais_form(served, trained):

@@ -166,6 +166,7 @@ def test_a_conversation_goes_on_without_the_page_and_is_found_again(
     listed.get_by_placeholder("Search what was said").fill("long story")
     expect(listed.get_by_role("option")).to_have_count(1)
     listed.get_by_role("option").click()
+    expect(page.locator(".user .said")).to_have_count(1)
     expect(page.locator(".user .said")).to_have_text("tell me a long story")
     listed.get_by_label("Name").fill("A story")
     listed.get_by_role("button", name="Rename").click()

@@ -12,6 +12,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.service.workbench import Workbench
+from app.web.api.adapter_routes import AdapterRoutes
 from app.web.api.api_key import api_key
 from app.web.api.desk import Desk
 from app.web.api.key_guard import KeyGuard
@@ -32,10 +33,12 @@ def guarded_api(
     Raises InvalidConfig for a key that is set wrongly.
     """
     key = "" if open_here else api_key(workbench.settings, workbench.preferences)
-    return KeyGuard(_api(Desk(workbench.serving, line or WaitingLine())), key, hosts)
+    desk = Desk(workbench.serving, line or WaitingLine())
+    adapters = AdapterRoutes(desk, workbench.loading, locked=bool(key))
+    return KeyGuard(_api(desk, adapters), key, hosts)
 
 
-def _api(desk: Desk) -> Starlette:
+def _api(desk: Desk, adapters: AdapterRoutes) -> Starlette:
     async def health(request: Request) -> Response:
         return JSONResponse({"status": "ok"})
 
@@ -47,6 +50,7 @@ def _api(desk: Desk) -> Starlette:
             Route("/health", health),
             Route("/metrics", metrics),
             *OpenAIRoutes(desk).routes(),
+            *adapters.routes(),
             *OllamaRoutes(desk).routes(),
         ],
         exception_handlers={HTTPException: _not_there},

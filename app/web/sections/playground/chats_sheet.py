@@ -8,7 +8,7 @@ from app.service.workbench import Workbench
 from app.web.parts.markup import day
 from app.web.parts.panes import ask_first, bar, sheet
 from app.web.parts.picker import Query, Row, Rows, picker
-from app.web.parts.shell import QUIET_QUEUED, WORKING, Shell, told
+from app.web.parts.shell import QUIET, QUIET_QUEUED, WORKING, Shell, told
 from storage.errors import NotFound
 from storage.tables import Chat
 
@@ -54,7 +54,9 @@ def chats_sheet(shell: Shell) -> gr.HTML:
     def renamed(chat: str, new: str) -> None:
         workbench.registry.chats.change(int(chat or 0), title=new.strip())
 
-    shell.soon(rename.click(renamed, [chosen, title], None, **WORKING))
+    done = rename.click(renamed, [chosen, title], None, **WORKING)
+    # Conversations are not counted among what changes the page: the list is told by itself.
+    done.success(None, None, None, js="() => dispatchEvent(new CustomEvent('workbench-changed'))", **QUIET)
     return chosen
 
 

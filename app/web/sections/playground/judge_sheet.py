@@ -22,7 +22,7 @@ from app.web.sections.playground.ballot_sheet import ballot_sheet, opened
 from app.web.sections.playground.leaderboard import leaderboard_html
 from app.web.sections.playground.prompt_sheet import KEY as PROMPTS
 from app.web.sections.playground.prompt_sheet import prompt_sheet
-from app.web.sections.playground.speakers import adapters_for
+from app.web.sections.playground.who_answers import adapters_for
 from core.base_model.describe import writes_text
 from core.generate.config import GenerationConfig
 from storage.tables import Adapter, Base

@@ -29,8 +29,8 @@ from app.web.parts.shell import (
     told,
 )
 from app.web.sections.playground import chats_sheet, classify_sheet, judge_sheet, row_sheet
-from app.web.sections.playground.speakers import SIDE, SINGLE, adapters_for, speakers_of
 from app.web.sections.playground.talk import PLAIN, PLAIN_BASE, talk_panel, talk_value
+from app.web.sections.playground.who_answers import SIDE, SINGLE, adapters_for, speakers_of
 from core.base_model.describe import writes_text
 from core.errors import WrongBase
 from core.generate.config import GenerationConfig
