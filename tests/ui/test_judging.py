@@ -40,12 +40,12 @@ def _listen(page: Page) -> list[str]:
 
 
 def _nameless(blind: Locator, heard: list[str]) -> None:
-    """Nothing there tells who answers: not what is shown, nor what was sent."""
-    assert len(heard) > 1
-    assert all('"columns"' in one for one in heard)
+    """Nothing there tells who answers: not what is shown, nor what was sent before there was a vote."""
+    before = [one for one in heard if not json.loads(one).get("verdict")]
+    assert before
     for name in (*NAMES, "Plain base"):
         assert name not in blind.evaluate("one => one.outerHTML")
-        assert not [one for one in heard if name in one]
+        assert not [one[:300] for one in before if name in one]
 
 
 def _ballots(workbench) -> list[Ballot]:
@@ -105,6 +105,7 @@ def test_answers_are_judged_blind(workbench, address, open_page):
 
     page.keyboard.press("Escape")
     judge = open_sheet(page, "Judge", "Judge answers")
+    expect(judge.locator(".token")).to_have_count(3)  # as it was chosen before the page was loaded anew
     board = judge.locator("table.leaderboard tbody tr")
     expect(board).to_have_count(3)
     expect(board.first).to_contain_text(ballot.columns[1]["speaker"] or "Plain base")

@@ -4,6 +4,7 @@ along.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -57,6 +58,7 @@ def judge_sheet(
             columns = gr.Dropdown(
                 [],
                 label="Who is judged (two to eight)",
+                info="A checkpoint is typed as run-3@200, a blend as a=0.7+b=0.3.",
                 multiselect=True,
                 max_choices=MAX_SIDE_BY_SIDE,
                 allow_custom_value=True,
@@ -80,15 +82,30 @@ def judge_sheet(
     view = ballot_sheet(workbench)
     prompt_sheet(shell, base, columns, sampling, view)
 
-    def show(base_now: str | None, columns_now: list[str] | None) -> tuple[object, ...]:
-        names = [row.name for row in workbench.registry.all(Base) if writes_text(row.architecture)]
+    kept = shell.kept["judge"]
+
+    def show(base_now: str | None, columns_now: list[str] | None, before: str) -> tuple[object, ...]:
+        """What there is to choose from; on a page that was loaded anew what was chosen before."""
+        shown, system_now = (base_now, columns_now), gr.skip()
+        if not base_now and before:
+            base_now, columns_now, system_now = json.loads(before)
+        names = _bases(workbench)
         found = base_now if base_now in names else usual_base(workbench)
         return (
-            choose_from(names, base_now, found),
-            *_of_base(workbench, found if found in names else None, columns_now, columns_now),
+            choose_from(names, base_now, found, shown[0]),
+            *_of_base(workbench, found if found in names else None, columns_now, shown[1]),
+            system_now,
         )
 
-    shell.refresh(show, [base, columns], [base, columns, board, links])
+    shell.refresh(show, [base, columns, kept], [base, columns, board, links, system])
+    gr.on(
+        [base.change, columns.change, system.change],
+        None,
+        [base, columns, system, kept],
+        kept,
+        js="(...chosen) => chosen[0] ? JSON.stringify(chosen.slice(0, 3)) : chosen[3]",
+        show_progress="hidden",
+    )
 
     def show_of(base_now: str | None, columns_now: list[str] | None) -> tuple[object, ...]:
         return _of_base(workbench, base_now, columns_now, columns_now)
@@ -99,9 +116,11 @@ def judge_sheet(
         """With the playground's choice, where nothing else was chosen here; or what that begins with."""
         taken, own = [list(one or []) for one in columns_now]
         base_now = base_now or usual_base(workbench)
-        taken = taken or speakers_on(workbench, base_now)[1:2]
-        wanted = own if len(own) > 1 else list(dict.fromkeys([PLAIN, *taken]))
-        return base_now, *_of_base(workbench, base_now, wanted, own)
+        there = speakers_on(workbench, base_now)
+        still = [one for one in own if one in there or _is_made_of_others(one)]
+        wanted = still if len(still) > 1 else list(dict.fromkeys([PLAIN, *(taken or there[1:2])]))
+        chosen = gr.Dropdown(choices=_bases(workbench), value=base_now)
+        return chosen, *_of_base(workbench, base_now, wanted, own)
 
     button.click(begin, [*chosen, columns], [base, columns, board, links], **QUIET)
 
@@ -143,6 +162,10 @@ def speakers_on(workbench: Workbench, base: str | None) -> list[str]:
     return [PLAIN, *adapters_for(workbench, base)]
 
 
+def _bases(workbench: Workbench) -> list[str]:
+    return [row.name for row in workbench.registry.all(Base) if writes_text(row.architecture)]
+
+
 def _of_base(
     workbench: Workbench, base: str | None, columns: list[str] | None, shown: list[str] | None
 ) -> tuple[object, ...]:
@@ -150,17 +173,20 @@ def _of_base(
     take along.
     """
     there = speakers_on(workbench, base)
-    named = {row.name for row in workbench.registry.all(Adapter)}
-    wanted = [one for one in columns or [] if one in there or one not in named | {PLAIN}]
-    chosen = offered(there, wanted, shown or [])
-    return chosen, leaderboard_html(workbench, base), links_html(workbench, base)
+    named = workbench.registry.names(Adapter)
+    wanted = [one for one in columns or [] if one in there or (_is_made_of_others(one) and one not in named)]
+    chosen, board = offered(there, wanted, shown or []), workbench.judging.leaderboard(base) if base else []
+    links = links_html(workbench.registry.find(Base, base)) if base and board else ""
+    return chosen, leaderboard_html(board, named), links
 
 
-def links_html(workbench: Workbench, base: str | None) -> str:
-    """Links to the votes on a base, where there are any."""
-    if not base or not workbench.judging.leaderboard(base):
-        return ""
-    row = workbench.registry.find(Base, base)
+def _is_made_of_others(speaker: str) -> bool:
+    """Whether it can be a checkpoint or a blend, which no list offers."""
+    return "@" in speaker or "=" in speaker
+
+
+def links_html(row: Base) -> str:
+    """Links to the votes on a base."""
     links = (
         f"<a class='link-button' href='/workbench/votes/{row.id}/{form}.jsonl' download>{words}</a>"
         for form, words in _FORMS.items()

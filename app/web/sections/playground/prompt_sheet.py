@@ -241,7 +241,7 @@ def _of_run(workbench: Workbench, number: int | None, page: int) -> tuple[object
     found = workbench.prompts.matrix(number)
     pages = -(-len(found.cells) // PER_PAGE)
     under_way = found.job is not None and found.job.active
-    left = workbench.prompts.left_to_judge(number)
+    left = workbench.prompts.left_to_judge(found)
     return (
         said_of(found.job),
         matrix_html(found, min(page, pages)),
