@@ -18,6 +18,7 @@ from app.shared.errors import USER_ERRORS
 from core.errors import InvalidInput
 from core.events import TokenDone
 from core.generate.config import GenerationConfig
+from core.generate.scores import Scored
 from storage.registry import Registry
 from storage.tables import Chat, ChatMessage
 
@@ -32,7 +33,6 @@ class Growing:
     message_id: int
     speaker: str
     details: dict[str, Any]
-    began: float = field(default_factory=time.monotonic)
     text: str = ""
     finish: str = ""
     stored: tuple[str, str] = ("", "")
@@ -40,11 +40,8 @@ class Growing:
 
     def take(self, token: TokenDone) -> None:
         """The answer has grown."""
-        now = time.monotonic() - self.began
-        if not self.text and token.text:
-            self.details["first_seconds"] = now
         self.text += token.text
-        self.details |= answer_told(token) | {"seconds": now}
+        self.details |= answer_told(token)
         if token.finished:
             self.finish = token.reason or END
 
@@ -151,18 +148,39 @@ class Conversations:
         self._collect(stream, request)
         return chat.id or 0
 
-    def again(self, message_id: int, config: GenerationConfig) -> None:
-        """Have one answer given anew, in its place. Raises InvalidInput while it grows, NotFound."""
+    def again(self, message_id: int, config: GenerationConfig, speaker: str | None = None) -> None:
+        """Have one answer given anew, in its place; by another speaker if one is given.
+
+        Raises InvalidInput while it grows, NotFound, and what Chats.answer() raises.
+        """
         message = self._registry.get(ChatMessage, message_id)
         if message.id in self._under_way:
             raise InvalidInput("This answer is still growing; stop it first.")
-        chat = self._registry.get(Chat, message.chat_id)
-        before, turn = self.until(message.chat_id, message_id)
-        asked = messages_for(chat.system, before, message.speaker, turn.question.content)
-        stream, request = self._begun(chat.base_name, [message.speaker], [asked], config)
+        speaker = message.speaker if speaker is None else speaker
+        stream, request = self._answer_to(message.chat_id, message_id, speaker, config)
         request.answers[0].message_id = message_id
-        self._registry.chats.grow({message_id: request.answers[0].fields()})
+        self._registry.chats.grow({message_id: request.answers[0].fields() | {"speaker": speaker}})
         self._collect(stream, request)
+
+    def also(self, chat_id: int, speaker: str, config: GenerationConfig) -> None:
+        """Have one more speaker answer the last question. Raises InvalidInput where none was asked, or it has
+        answered, and what Chats.answer() raises.
+        """
+        turns = turns_of(self._registry.chats.messages(chat_id))
+        if not turns or speaker in turns[-1].answers:
+            raise InvalidInput("There is no question that this speaker has not answered; ask one first.")
+        stream, request = self._answer_to(chat_id, turns[-1].question.id or 0, speaker, config)
+        answer = ChatMessage(chat_id=chat_id, role="assistant", content="", speaker=speaker)
+        (request.answers[0].message_id,) = self._registry.chats.begin(answer, [])
+        self._collect(stream, request)
+
+    def _answer_to(
+        self, chat_id: int, message_id: int, speaker: str, config: GenerationConfig
+    ) -> tuple[Iterator[TokenDone], _Request]:
+        """Ask one speaker what the turn with this message asks."""
+        chat, (before, turn) = self._registry.get(Chat, chat_id), self.until(chat_id, message_id)
+        asked = messages_for(chat.system, before, speaker, turn.question.content)
+        return self._begun(chat.base_name, [speaker], [asked], config)
 
     def branch(self, message_id: int, prompt: str, speakers: Sequence[str], config: GenerationConfig) -> int:
         """Ask another question in the place of an earlier one, in a new conversation that has what was said
@@ -181,6 +199,40 @@ class Conversations:
         except USER_ERRORS:
             self._registry.chats.remove(new.id or 0)
             raise
+
+    def last_of(self, chat_id: int, speaker: str) -> int | None:
+        """The message in which this speaker has answered the last question, unless it grows."""
+        turns = turns_of(self._registry.chats.messages(chat_id))
+        answer = turns[-1].answers.get(speaker) if turns else None
+        return answer.id if answer is not None and answer.id not in self._under_way else None
+
+    def scores(self, chat_id: int, speakers: Sequence[str], answer: str) -> list[Scored]:
+        """How likely an answer to the last question is to each speaker, each behind what it has said.
+
+        Raises InvalidInput where nothing was asked, and what Chats.score() raises.
+        """
+        turns = turns_of(self._registry.chats.messages(chat_id))
+        if not turns:
+            raise InvalidInput("Ask a question first: the answer is scored behind it.")
+        chat, question = self._registry.get(Chat, chat_id), turns[-1].question.content
+        asked = [messages_for(chat.system, turns[:-1], speaker, question) for speaker in speakers]
+        return [
+            self._chats.score(chat.base_name, [speaker or None], said, answer)[0]
+            for speaker, said in zip(speakers, asked, strict=True)
+        ]
+
+    def score(self, message_id: int) -> Scored:
+        """An answer token by token, as its own speaker sees it. Raises what Chats.score() raises."""
+        message = self._registry.get(ChatMessage, message_id)
+        chat, (before, turn) = (
+            self._registry.get(Chat, message.chat_id),
+            self.until(message.chat_id, message_id),
+        )
+        said = messages_for(chat.system, before, message.speaker, turn.question.content)
+        ended = message.finish in (END, "stop")
+        return self._chats.score(
+            chat.base_name, [message.speaker or None], said, message.content, ended=ended
+        )[0]
 
     def adopt(self, message_id: int) -> None:
         """Everybody goes on from this answer. Raises InvalidInput while it grows, NotFound."""

@@ -14,9 +14,11 @@ import gradio as gr
 from app.service.conversations import FAILED, STOPPED
 from app.service.turns import PLAIN, Turn
 from app.service.workbench import Workbench
+from app.shared.errors import USER_ERRORS
 from app.web.parts.differences import differences_html
 from app.web.parts.markdown import answer_html, plain_html
 from app.web.parts.scripts import script
+from app.web.sections.playground.token_view import tokens_html
 from storage.errors import NotFound
 from storage.tables import Chat, ChatMessage
 
@@ -33,17 +35,23 @@ _ENDINGS = {
 
 def talk_panel(workbench: Workbench) -> gr.HTML:
     """The panel. Its value is what `talk_value` makes; it triggers `submit` with what is to be done with a
-    message: `{"do", "message"}` and, for another question, its `prompt`.
+    message: `{"do", "message"}`, with the `prompt` of another question or the `speaker` of another answer.
     """
 
     def look(asked: dict[str, Any]) -> dict[str, Any]:
         return looked(workbench, int(asked["chat"] or 0), asked["columns"], asked["known"], asked["against"])
 
+    def tokens(asked: dict[str, Any]) -> dict[str, str]:
+        try:
+            return {"html": tokens_html(workbench.conversations.score(int(asked["message"])))}
+        except USER_ERRORS as error:
+            return {"error": str(error)}
+
     return gr.HTML(
         value=talk_value(0, []),
         html_template="<div class='talk-slot'></div>",
         js_on_load=script("talk.js"),
-        server_functions=[look],
+        server_functions=[look, tokens],
         elem_classes="talk-block grows",
         elem_id="talk",
     )
