@@ -17,13 +17,13 @@ from app.service.usual import usual_base
 from app.service.vote_rows import PAIRS, VOTES
 from app.service.workbench import Workbench
 from app.web.parts.panes import bar, opener, sheet
-from app.web.parts.shell import QUIET, WORKING, Shell, choose_from, inform, offered, refusal, told
+from app.web.parts.shell import QUIET, WORKING, Shell, choose_from, inform, offered, refusal, told, values_of
 from app.web.sections.playground.ballot_sheet import KEY as BALLOT
 from app.web.sections.playground.ballot_sheet import ballot_sheet, opened
 from app.web.sections.playground.leaderboard import leaderboard_html
 from app.web.sections.playground.prompt_sheet import KEY as PROMPTS
 from app.web.sections.playground.prompt_sheet import prompt_sheet
-from app.web.sections.playground.who_answers import adapters_for
+from app.web.sections.playground.who_answers import adapters_for, columns_choices
 from core.base_model.describe import writes_text
 from core.generate.config import GenerationConfig
 from storage.tables import Adapter, Base
@@ -116,9 +116,9 @@ def judge_sheet(
         """With the playground's choice, where nothing else was chosen here; or what that begins with."""
         taken, own = [list(one or []) for one in columns_now]
         base_now = base_now or usual_base(workbench)
-        there = speakers_on(workbench, base_now)
-        still = [one for one in own if one in there or _is_made_of_others(one)]
-        wanted = still if len(still) > 1 else list(dict.fromkeys([PLAIN, *(taken or there[1:2])]))
+        still = [one for one in own if one in values_of(choices_on(workbench, base_now, own))]
+        taken = taken or adapters_for(workbench, base_now)[:1]
+        wanted = still if len(still) > 1 else list(dict.fromkeys([PLAIN, *taken]))
         chosen = gr.Dropdown(choices=_bases(workbench), value=base_now)
         return chosen, *_of_base(workbench, base_now, wanted, own)
 
@@ -155,11 +155,12 @@ def conversation(system: str, prompt: str) -> list[dict[str, str]]:
     return [*said, {"role": "user", "content": prompt}]
 
 
-def speakers_on(workbench: Workbench, base: str | None) -> list[str]:
-    """Who can be judged on this base: the plain base, and its adapters that write text, the newest first."""
-    if not base:
-        return []
-    return [PLAIN, *adapters_for(workbench, base)]
+def choices_on(workbench: Workbench, base: str | None, chosen: list[str] | None) -> list[tuple[str, str]]:
+    """Who can be judged on this base: the plain base, its adapters and checkpoints, and what is chosen already
+    and can answer on it.
+    """
+    others = [one for one in chosen or [] if one != PLAIN]
+    return [(PLAIN, PLAIN), *columns_choices(workbench, base, others)] if base else []
 
 
 def _bases(workbench: Workbench) -> list[str]:
@@ -172,17 +173,11 @@ def _of_base(
     """Who can be judged on it, of whom these are chosen now that are there; its leaderboard, and its votes to
     take along.
     """
-    there = speakers_on(workbench, base)
-    named = workbench.registry.names(Adapter)
-    wanted = [one for one in columns or [] if one in there or (_is_made_of_others(one) and one not in named)]
-    chosen, board = offered(there, wanted, shown or []), workbench.judging.leaderboard(base) if base else []
+    there, board = choices_on(workbench, base, columns), workbench.judging.leaderboard(base) if base else []
+    wanted = [one for one in columns or [] if one in values_of(there)]
     links = links_html(workbench.registry.find(Base, base)) if base and board else ""
-    return chosen, leaderboard_html(board, named), links
-
-
-def _is_made_of_others(speaker: str) -> bool:
-    """Whether it can be a checkpoint or a blend, which no list offers."""
-    return "@" in speaker or "=" in speaker
+    table = leaderboard_html(board, workbench.registry.names(Adapter))
+    return offered(there, wanted, shown or []), table, links
 
 
 def links_html(row: Base) -> str:
