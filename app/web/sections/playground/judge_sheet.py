@@ -156,8 +156,8 @@ def conversation(system: str, prompt: str) -> list[dict[str, str]]:
 
 
 def choices_on(workbench: Workbench, base: str | None, chosen: list[str] | None) -> list[tuple[str, str]]:
-    """Who can be judged on this base: the plain base, its adapters and checkpoints, and what is chosen already
-    and can answer on it.
+    """Who can be judged on this base: the plain base, its adapters and checkpoints, and what is chosen
+    already and can answer on it.
     """
     others = [one for one in chosen or [] if one != PLAIN]
     return [(PLAIN, PLAIN), *columns_choices(workbench, base, others)] if base else []
