@@ -63,23 +63,27 @@ class DecodingState:
 
     @torch.no_grad()
     def prefill(self, ids: Tensor, start: int) -> Tensor:
-        """Read prompt tokens [rows, length] at positions start and on; the last layer's output [rows, length,
-        hidden], or the logits where the model does more after its head than the head's product.
+        """Read prompt tokens [rows, length] at positions start and on, of all rows or the first ones; the
+        last layer's output [rows, length, hidden], or the logits where the model does more after its head
+        than the head's product.
         """
-        passes = [Prefill(keys, values, start) for keys, values in self.caches]
+        rows = len(ids)
+        passes = [Prefill(keys[:rows], values[:rows], start) for keys, values in self.caches]
         positions = torch.arange(start, start + ids.shape[1], device=ids.device).expand_as(ids)
-        with self._using(self.slots), attend(self.base.attention, passes), eager_layers():
+        with self._using(self.slots[:rows]), attend(self.base.attention, passes), eager_layers():
             inputs = {"input_ids": ids, "position_ids": positions, "use_cache": False}
             if not self.base.plain_head:
                 return self.base.model(**inputs).logits
             return self.base.model.base_model(**inputs).last_hidden_state
 
     @torch.no_grad()
-    def logits_of(self, hidden: Tensor) -> Tensor:
-        """Logits [rows, vocabulary] of what prefill() gave for the rows' last positions, [rows, …]."""
+    def logits_of(self, hidden: Tensor, slots: Tensor) -> Tensor:
+        """Logits [rows, vocabulary] of what prefill() gave for the last positions of rows that have these
+        slots, [rows, …].
+        """
         if not self.base.plain_head:
             return hidden
-        with self._using(self.slots):
+        with self._using(slots):
             return self.base.model.get_output_embeddings()(hidden[:, None])[:, 0]
 
     @property

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from core.base_model.load import ResidentBase
 from core.errors import InvalidInput, WorkbenchError
+from core.generate import prompt_reading
 from core.generate.one_row import Row
 from core.generate.one_token import (
     MOST_ROWS,
@@ -26,9 +27,9 @@ from core.generate.one_token import (
     fitting_capacity,
     fitting_rows,
 )
+from core.generate.prompt_reading import Reading
 from core.lora.bank import Bank
 
-_PREFILL = 512  # prompt tokens of each row that are read at a time
 # Times as many, over all rows that are read together: while a piece is read those that run wait.
 _READ_TOGETHER = {"cuda": 8}
 _READ_TOGETHER_ELSEWHERE = 2
@@ -65,7 +66,7 @@ class RunningBatch:
         self._ahead = base.device.type == "cuda"
         self._numbers = itertools.count()
         self._waiting: deque[Row] = deque()
-        self._reading: _Reading | None = None
+        self._reading: Reading | None = None
         self._running: list[Row] = []
         self._state: DecodingState | None = None
         self._logits: Tensor | None = None
@@ -136,7 +137,7 @@ class RunningBatch:
             self._reading, self._admitted = None, []
             return logits
 
-    def _begin_reading(self) -> _Reading | None:
+    def _begin_reading(self) -> Reading | None:
         passed: list[Row] = []
         self._admitted = []
         for row in list(self._waiting):
@@ -152,7 +153,7 @@ class RunningBatch:
                 one.passed_by += 1
         self._admitted = [row for row in self._admitted if not row.over]
         self._waiting = deque(row for row in self._waiting if not row.over and row not in self._admitted)
-        return _Reading(self._base, self._bank(), self._admitted) if self._admitted else None
+        return Reading(self._base, self._bank(), self._admitted) if self._admitted else None
 
     def _slot_for(self, row: Row) -> int | None:
         if row.over:  # another row of its request has failed
@@ -170,13 +171,16 @@ class RunningBatch:
             return False
         longest = max(row.length for row in rows)
         together = _READ_TOGETHER.get(self._base.device.type, _READ_TOGETHER_ELSEWHERE)
-        if self._admitted and len(rows) * min(longest, _PREFILL) > together * _PREFILL:
+        if (
+            self._admitted
+            and len(rows) * min(longest, prompt_reading.PREFILL) > together * prompt_reading.PREFILL
+        ):
             return False
         reading = len(rows) * longest * bytes_a_token(self._base)
         alone = not self._admitted and not self._running
         return alone or self._has_room([*self._running, *rows], reading)
 
-    def _joined(self, reading: _Reading, logits: Tensor | None) -> Tensor | None:
+    def _joined(self, reading: Reading, logits: Tensor | None) -> Tensor | None:
         """Take over those that have been read; where what runs has grown too large meanwhile they wait."""
         keep = [at for at, row in enumerate(reading.rows) if not row.over]
         rows = [reading.rows[at] for at in keep]
@@ -186,7 +190,7 @@ class RunningBatch:
         count = len(self._running)
         if rows:
             state = self._move([*self._running, *rows])
-            state.take_rows(reading.state, keep, count)
+            state.take_rows(reading.state, [reading.places[at] for at in keep], count)
             fresh = reading.logits()
             fresh = fresh[torch.tensor(keep, device=fresh.device)]
             logits = fresh if logits is None else torch.cat([logits[:count], fresh])
@@ -325,37 +329,6 @@ class RunningBatch:
         needed = places * fitting_capacity(_longest(self._running) + 1, device) * bytes_a_token(self._base)
         if needed * 2 <= state.bytes or (self._ahead and places < state.rows):
             self._move_to(self._bank(), len(self._running), _longest(self._running) + 1)
-
-
-class _Reading:
-    """Rows whose prompts, and what they have written already, are being read together."""
-
-    def __init__(self, base: ResidentBase, bank: Bank | None, rows: Sequence[Row]) -> None:
-        self.rows = list(rows)
-        length = _longest(rows)
-        self.state = DecodingState(base, bank, len(rows), length)
-        ids = torch.zeros((len(rows), length), dtype=torch.long)
-        for position, row in enumerate(rows):
-            ids[position, : row.length] = torch.tensor([*row.prompt, *row.ids])
-        self._ids, self._at = ids.to(base.device), 0
-        self._last: list[Tensor | None] = [None] * len(rows)
-        self.state.slots.copy_(torch.tensor([row.slot for row in rows]))
-        self.state.positions.copy_(torch.tensor([row.length for row in rows]))
-        self.state.history.copy_(self._ids)
-
-    def read_piece(self) -> bool:
-        """Read the next piece, padded on the right. Whether it was the last."""
-        start, end = self._at, self._at + _PREFILL
-        hidden = self.state.prefill(self._ids[:, start:end], start)
-        for position, row in enumerate(self.rows):
-            if start < row.length <= end:
-                self._last[position] = hidden[position, row.length - 1 - start]
-        self._at = end
-        return end >= self._ids.shape[1]
-
-    def logits(self) -> Tensor:
-        """Of what follows each row, [rows, vocabulary]."""
-        return self.state.logits_of(torch.stack([one for one in self._last if one is not None]))
 
 
 def _give(row: Row, token: int, is_fine: bool, likely: Tensor | None) -> None:

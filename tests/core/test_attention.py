@@ -47,7 +47,7 @@ def test_a_sliding_window_is_kept_in_a_pass_and_in_packed_blocks(windowed):
 
 
 def test_a_sliding_window_is_kept_while_decoding(windowed, monkeypatch):
-    monkeypatch.setattr("core.generate.running._PREFILL", 16)
+    monkeypatch.setattr("core.generate.prompt_reading.PREFILL", 16)
     base, prompts = load(windowed), [list(range(3, 43)), list(range(50, 55))]
     oracle = AutoModelForCausalLM.from_pretrained(windowed, dtype=torch.float32).eval()
     decoder = Decoder(

@@ -151,7 +151,7 @@ def test_a_long_prompt_is_read_in_pieces_with_the_same_answer(tiny_llama, monkey
         for length, slot in ((150, 1), (7, 0), (64, 1))
     ]
     whole = _ids(base, bank, requests)
-    monkeypatch.setattr("core.generate.running._PREFILL", 64)
+    monkeypatch.setattr("core.generate.prompt_reading.PREFILL", 64)
     decoder = Decoder(base, bank, requests)
     rows = {row.index: row for row in decoder._rows}
     steps = decoder.steps()
@@ -174,5 +174,5 @@ def test_the_first_token_is_drawn_from_what_the_model_makes_of_its_head(tmp_path
     model = GraniteForCausalLM(GraniteConfig(**sizes, num_attention_heads=4, logits_scaling=8.0))
     base = load(_save(model, tokenizer, tmp_path / "granite"))
     ids, state = torch.arange(3, 20)[None], DecodingState(base, None, 1, 32)
-    found = state.logits_of(state.prefill(ids, 0)[:, -1])
+    found = state.logits_of(state.prefill(ids, 0)[:, -1], state.slots)
     torch.testing.assert_close(found, base.model(input_ids=ids).logits[:, -1], atol=1e-5, rtol=1e-5)

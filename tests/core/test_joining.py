@@ -17,7 +17,8 @@ from core.events import TrainingDone
 from core.generate.config import GenerationConfig
 from core.generate.decode import Decoder, RowRequest
 from core.generate.one_token import MOST_ROWS, DecodingState, StatePool, bytes_a_token
-from core.generate.running import RunningBatch, _Reading, rows_are_apart
+from core.generate.prompt_reading import Reading
+from core.generate.running import RunningBatch, rows_are_apart
 from core.lora.adapter import LayerFactors
 from core.lora.bank import AdapterBank
 from core.lora.config import LoraConfig
@@ -101,7 +102,7 @@ def test_whatever_joins_and_leaves_each_answer_is_the_one_it_gets_alone(
     base, bank, monkeypatch, seed, places
 ):
     """places: with a bound in which so many rows fit, so that rows wait, and are read again."""
-    monkeypatch.setattr("core.generate.running._PREFILL", 16)
+    monkeypatch.setattr("core.generate.prompt_reading.PREFILL", 16)
     chance = random.Random(seed)
     batch = _batch(base, bank, places and places * 128 * bytes_a_token(base))
     under_way, every, cancelled = [], [], set()
@@ -167,7 +168,7 @@ def test_a_newcomer_joins_at_the_next_token_and_all_share_its_pass(base, bank, e
 
 
 def test_others_get_a_token_between_two_pieces_of_a_long_prompt(base, bank, endless, monkeypatch):
-    monkeypatch.setattr("core.generate.running._PREFILL", 16)
+    monkeypatch.setattr("core.generate.prompt_reading.PREFILL", 16)
     batch = _batch(base, bank)
     first = Asked(base, batch, [_long([5, 6, 7])])
     first.step()
@@ -211,15 +212,52 @@ def held(monkeypatch):
     return seen
 
 
+@pytest.fixture
+def tokens_read(monkeypatch):
+    """How many prompt tokens were read, one entry for each pass."""
+    seen, prefill = [], DecodingState.prefill
+    monkeypatch.setattr(
+        DecodingState, "prefill", lambda self, ids, at: seen.append(ids.numel()) or prefill(self, ids, at)
+    )
+    return seen
+
+
+def test_a_prompt_that_rows_share_is_read_once_and_copied(base, bank, tokens_read):
+    prompt = [chance % 50 + 3 for chance in range(40)]
+    hot = [RowRequest(prompt, 1, GenerationConfig(max_tokens=9, temperature=1.5, seed=n)) for n in range(3)]
+    requests = [*hot, RowRequest(prompt, 2, GREEDY), RowRequest([5, 6], 1, GREEDY)]
+    alone = [_alone(base, bank, one).ids[0] for one in requests]
+    assert sum(tokens_read) == 4 * 40 + 2
+    tokens_read.clear()
+    assert Asked(base, _batch(base, bank), requests).finish().ids == alone
+    assert sum(tokens_read) == 3 * 40  # slot 1, slot 2, and the short one beside them, padded
+    assert len({tuple(ids) for ids in alone[:3]}) == 3
+
+
+def test_the_beginning_that_rows_share_is_read_once(base, bank, tokens_read, monkeypatch):
+    monkeypatch.setattr("core.generate.prompt_reading._WORTH", 10)
+    monkeypatch.setattr("core.generate.prompt_reading.PREFILL", 16)
+    system = [chance % 50 + 3 for chance in range(40)]
+    prompts = [[*system, at + 3, *range(3, 3 + at)] for at in range(4)]
+    prompts += [prompts[3], [*prompts[3][:42], 9, 9], system, system[:20], [7, 7]]
+    requests = [RowRequest(prompt, 1, GREEDY) for prompt in prompts]
+    alone = [_alone(base, bank, one).ids[0] for one in requests]
+    tokens_read.clear()
+    found = Asked(base, _batch(base, bank), requests).finish()
+    assert found.ids == alone
+    assert sum(tokens_read) <= 200  # of the 396 that nine rows of up to 44 tokens are
+    assert len({tuple(ids) for ids in alone}) > 4
+
+
 def test_memory_keeps_to_its_bound_and_who_has_no_room_waits_in_order(base, bank, endless, held, monkeypatch):
-    read, begin = [], _Reading.__init__
+    read, begin = [], Reading.__init__
 
     def begins(self, base, bank, rows):
         read.extend(rows)
         assert all(row.number < other.number for row in rows for other in batch._waiting)
         begin(self, base, bank, rows)
 
-    monkeypatch.setattr(_Reading, "__init__", begins)
+    monkeypatch.setattr(Reading, "__init__", begins)
     most = 8 * 128 * bytes_a_token(base)
     batch = _batch(base, bank, most)
     asked = [Asked(base, batch, [_long([5, 6, at + 3], slot=at % 4, tokens=70)]) for at in range(14)]

@@ -189,7 +189,7 @@ def test_a_conversation_goes_on_without_the_page_and_is_found_again(
 
 def test_a_mixture_is_heard_followed_scored_and_kept(workbench, trained, address, open_page):
     trained("calm")
-    trained("loud", seed=7)
+    trained("loud")
     page = open_page(address)
     go_to(page, "Playground")
     _sampled(page, Max_tokens="6", Temperature="0")
