@@ -64,8 +64,8 @@ def test_answers_are_judged_blind(workbench, address, open_page):
     blind = sheet(page, "Which answer is best?")
     expect(blind.locator(".ballot-column")).to_have_count(3)
     page.reload()  # in the middle of the answers, which are still there then
-    ready(page)
     heard.clear()  # what was sent to the page before is gone with it
+    ready(page)
     blind = sheet(page, "Which answer is best?")
     expect(blind.locator(".ballot-said")).to_contain_text(DONE, timeout=60_000)
     (ballot,) = _ballots(workbench)
