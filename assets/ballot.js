@@ -79,7 +79,7 @@ function begin() {
 }
 
 function column(at) {
-  const name = make('h3'), rating = make('small'), text = make('div', {className: 'ballot-text'}), end = make('small', {className: 'quiet'});
+  const name = make('h3'), rating = make('small'), text = make('div', {className: 'ballot-text said prose'}), end = make('small', {className: 'quiet'});
   const best = button('', () => vote('best', at));
   const whole = make('section', {className: 'ballot-column'}, make('header', {}, name, rating), text, make('div', {className: 'ballot-foot'}, end, best));
   let before = null;

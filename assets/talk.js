@@ -84,7 +84,8 @@ function drawColumn(speaker, parts, turns, first) {
     cell.id = turn.id;
     cell.answer.hidden = !answer;
     if (answer) fill(cell, answer, turn, speaker);
-    wantedNodes.push(cell.question, cell.answer);
+    wantedNodes.push(cell.question, answer || turn !== turns.at(-1) ? cell.answer : cell.missing);
+    cell.speaker = speaker;
   }
   if (!wantedNodes.length) wantedNodes.push(parts.empty ??= make('p', {className: 'talk-empty', textContent: 'Nothing was asked yet.'}));
   if (wantedNodes.length !== parts.log.children.length || wantedNodes.some((one, at) => parts.log.children[at] !== one)) parts.log.replaceChildren(...wantedNodes);
@@ -98,9 +99,11 @@ function newCell() {
   const text = make('div', {className: 'said prose'}), figures = make('span', {className: 'talk-figures'}), fault = make('p', {className: 'fault', role: 'alert', hidden: true});
   const stop = small('Stop', 'stop', 'End this answer'), anew = small('Again', 'again', 'Have it answered again, in its place');
   const adopt = small('Go on from this', 'adopt', 'All columns go on from this answer');
+  const tokens = small('Tokens', 'tokens', 'How likely each token was, and how far the base was moved');
   const copy = small('Copy', 'copy', 'Copy it as it was written'), row = small('To data', 'row', 'Keep question and answer as a row of a data set');
-  const buttons = make('span', {className: 'talk-buttons'}, stop, anew, adopt, copy, row);
-  return {words, text, figures, fault, stop, anew, adopt, buttons, asked: null, stamp: null, weights: '',
+  const buttons = make('span', {className: 'talk-buttons'}, stop, anew, adopt, tokens, copy, row);
+  const missing = small('Answer this too', 'also', 'Have this column answer the last question');
+  return {words, text, figures, fault, stop, anew, adopt, tokens, buttons, missing, asked: null, stamp: null, weights: '',
     question: make('article', {className: 'message user'}, words, edit),
     answer: make('article', {className: 'message bot'}, text, fault, make('div', {className: 'talk-foot'}, figures, buttons))};
 }
@@ -116,7 +119,8 @@ function fill(cell, answer, turn, speaker) {
   cell.stamp = known[answer.id] = answer.stamp;
   cell.raw = answer.text;
   const open = cell.text.querySelector('details')?.open;
-  cell.text.innerHTML = answer.html;
+  cell.text.innerHTML = cell.plain = answer.html;
+  cell.tokens.setAttribute('aria-pressed', false);
   const fold = cell.text.querySelector('details');
   if (fold && open != null) fold.open = open;
   cell.figures.textContent = answer.said;
@@ -153,12 +157,26 @@ function scrolled(log) {
 columns.addEventListener('click', event => {
   const button = event.target.closest('[data-do]');
   if (!button) return;
-  const cell = Object.values(cells).find(one => one.question.contains(button) || one.answer.contains(button)), what = button.dataset.do;
+  const cell = Object.values(cells).find(one => one.question.contains(button) || one.answer.contains(button) || one.missing === button), what = button.dataset.do;
   if (what === 'copy') return copy(cell.raw, button);
   if (what === 'edit') return edit(cell);
+  if (what === 'tokens') return showTokens(cell, button);
+  if (what === 'also') { cell.missing.disabled = true; return trigger('submit', {do: 'also', message: cell.id, speaker: cell.speaker}); }
   if (what === 'row') window.workbench.openSheet('keep-row');
   trigger('submit', {do: what, message: cell.answerId});
 });
+
+async function showTokens(cell, button) {
+  const on = button.getAttribute('aria-pressed') === 'true';
+  button.setAttribute('aria-pressed', !on);
+  if (on) { cell.text.innerHTML = cell.plain; return; }
+  button.disabled = true;
+  const found = await server.tokens({message: cell.answerId}).catch(error => ({error: String(error)}));
+  button.disabled = false;
+  if (button.getAttribute('aria-pressed') !== 'true') return;
+  if (found.error) { button.setAttribute('aria-pressed', false); cell.fault.textContent = found.error; cell.fault.hidden = false; return; }
+  cell.text.innerHTML = found.html;
+}
 
 async function copy(text, button) {
   try { await navigator.clipboard.writeText(text); button.textContent = 'Copied'; }

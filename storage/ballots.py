@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sqlalchemy import func
 from sqlmodel import col, select
 
 from storage.database import Database
@@ -29,6 +30,12 @@ class Ballots:
             query = query.where(Ballot.base_fingerprint == fingerprint)
         with self._database.reading() as session:
             return session.exec(query).all()
+
+    def count(self, fingerprint: str) -> int:
+        """How many were voted on, of one base."""
+        query = select(func.count()).where(Ballot.base_fingerprint == fingerprint, Ballot.verdict != "")
+        with self._database.reading() as session:
+            return session.exec(query).one()
 
     def of_run(self, run_id: int) -> Sequence[Ballot]:
         """Those whose answers were taken from prompts that were run, in order."""

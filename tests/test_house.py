@@ -243,6 +243,7 @@ FACES = {
     "chats": "chats: their rows and the service",
     "checkpoints": "checkpoints: their rows, and how the engine writes and reads them",
     "config": "the configuration of that folder's subject, described field by field",
+    "conversations": "conversations: as rows to train on, and as they are held in the playground",
     "datasets": "data sets: their rows and the service",
     "doctor": "what could be wrong: the service and the command",
     "exports": "exports: their rows and the service",
@@ -252,7 +253,8 @@ FACES = {
     "quickstart": "the whole journey in one go: the service and the command",
     "prompt_sets": "prompt sets: their rows and the service",
     "runs": "runs: their rows, the service and the commands",
-    "speakers": "who answers: what a name stands for, and the fields that offer them",
+    "token_view": "tokens shown: of a row that is trained on, and of an answer",
+    "turns": "the turns of a conversation, in data and in the playground",
     "user_settings": "what people set for a home folder: the file and the commands",
 }
 

@@ -18,6 +18,7 @@ from app.shared.errors import USER_ERRORS
 from core.errors import InvalidInput
 from core.events import TokenDone
 from core.generate.config import GenerationConfig
+from core.generate.scores import Scored
 from storage.registry import Registry
 from storage.tables import Chat, ChatMessage
 
@@ -32,7 +33,6 @@ class Growing:
     message_id: int
     speaker: str
     details: dict[str, Any]
-    began: float = field(default_factory=time.monotonic)
     text: str = ""
     finish: str = ""
     stored: tuple[str, str] = ("", "")
@@ -40,11 +40,8 @@ class Growing:
 
     def take(self, token: TokenDone) -> None:
         """The answer has grown."""
-        now = time.monotonic() - self.began
-        if not self.text and token.text:
-            self.details["first_seconds"] = now
         self.text += token.text
-        self.details |= answer_told(token) | {"seconds": now}
+        self.details |= answer_told(token)
         if token.finished:
             self.finish = token.reason or END
 
@@ -123,20 +120,23 @@ class Conversations:
         prompt: str,
         config: GenerationConfig,
         system: str = "",
+        *,
+        raw: bool = False,
     ) -> int:
         """Put `prompt` to every speaker (PLAIN is the base) and return at once, with the conversation's id: a
-        new one unless it goes on with the same base.
+        new one unless it goes on with the same base. raw: each text is gone on with by itself, without a chat
+        template; a conversation is either.
 
         Raises InvalidInput for an empty prompt, or what Chats.answer() raises.
         """
         if not prompt.strip():
             raise InvalidInput("Write something to ask first.")
         chat = self._registry.get(Chat, chat_id) if chat_id else None
-        if chat is None or chat.base_name != base:
-            chat = Chat(base_name=base, system=system.strip())
+        if chat is None or chat.base_name != base or chat.raw != raw:
+            chat = Chat(base_name=base, system="" if raw else system.strip(), raw=raw)
         before = turns_of(self._registry.chats.messages(chat.id)) if chat.id else []
-        asked = [messages_for(chat.system, before, speaker, prompt) for speaker in speakers]
-        stream, request = self._begun(base, speakers, asked, config)
+        asked = [_seen(chat, before, speaker, prompt) for speaker in speakers]
+        stream, request = self._begun(chat, speakers, asked, config)
         chat = chat if chat.id else self._registry.save(chat)
         question = ChatMessage(chat_id=chat.id or 0, role="user", content=prompt)
         rows = [
@@ -151,18 +151,39 @@ class Conversations:
         self._collect(stream, request)
         return chat.id or 0
 
-    def again(self, message_id: int, config: GenerationConfig) -> None:
-        """Have one answer given anew, in its place. Raises InvalidInput while it grows, NotFound."""
+    def again(self, message_id: int, config: GenerationConfig, speaker: str | None = None) -> None:
+        """Have one answer given anew, in its place; by another speaker if one is given.
+
+        Raises InvalidInput while it grows, NotFound, and what Chats.answer() raises.
+        """
         message = self._registry.get(ChatMessage, message_id)
         if message.id in self._under_way:
             raise InvalidInput("This answer is still growing; stop it first.")
-        chat = self._registry.get(Chat, message.chat_id)
-        before, turn = self.until(message.chat_id, message_id)
-        asked = messages_for(chat.system, before, message.speaker, turn.question.content)
-        stream, request = self._begun(chat.base_name, [message.speaker], [asked], config)
+        speaker = message.speaker if speaker is None else speaker
+        stream, request = self._answer_to(message.chat_id, message_id, speaker, config)
         request.answers[0].message_id = message_id
-        self._registry.chats.grow({message_id: request.answers[0].fields()})
+        self._registry.chats.grow({message_id: request.answers[0].fields() | {"speaker": speaker}})
         self._collect(stream, request)
+
+    def also(self, chat_id: int, speaker: str, config: GenerationConfig) -> None:
+        """Have one more speaker answer the last question. Raises InvalidInput where none was asked, or it has
+        answered, and what Chats.answer() raises.
+        """
+        turns = turns_of(self._registry.chats.messages(chat_id))
+        if not turns or speaker in turns[-1].answers:
+            raise InvalidInput("There is no question that this speaker has not answered; ask one first.")
+        stream, request = self._answer_to(chat_id, turns[-1].question.id or 0, speaker, config)
+        answer = ChatMessage(chat_id=chat_id, role="assistant", content="", speaker=speaker)
+        (request.answers[0].message_id,) = self._registry.chats.begin(answer, [])
+        self._collect(stream, request)
+
+    def _answer_to(
+        self, chat_id: int, message_id: int, speaker: str, config: GenerationConfig
+    ) -> tuple[Iterator[TokenDone], _Request]:
+        """Ask one speaker what the turn with this message asks."""
+        chat, (before, turn) = self._registry.get(Chat, chat_id), self.until(chat_id, message_id)
+        asked = _seen(chat, before, speaker, turn.question.content)
+        return self._begun(chat, [speaker], [asked], config)
 
     def branch(self, message_id: int, prompt: str, speakers: Sequence[str], config: GenerationConfig) -> int:
         """Ask another question in the place of an earlier one, in a new conversation that has what was said
@@ -171,16 +192,54 @@ class Conversations:
         question = self._registry.get(ChatMessage, message_id)
         old = self._registry.get(Chat, question.chat_id)
         before, _ = self.until(question.chat_id, message_id)
-        new = self._registry.save(Chat(base_name=old.base_name, title=old.title, system=old.system))
+        new = self._registry.save(
+            Chat(base_name=old.base_name, title=old.title, system=old.system, raw=old.raw)
+        )
         try:
             for turn in before:
                 self._registry.chats.begin(
                     _copied(turn.question, new), [_copied(one, new) for one in turn.answers.values()]
                 )
-            return self.ask(new.id, old.base_name, speakers, prompt, config)
+            return self.ask(new.id, old.base_name, speakers, prompt, config, raw=old.raw)
         except USER_ERRORS:
             self._registry.chats.remove(new.id or 0)
             raise
+
+    def last_of(self, chat_id: int, speaker: str) -> int | None:
+        """The message in which this speaker has answered the last question, unless it grows."""
+        turns = turns_of(self._registry.chats.messages(chat_id))
+        answer = turns[-1].answers.get(speaker) if turns else None
+        return answer.id if answer is not None and answer.id not in self._under_way else None
+
+    def scores(self, chat_id: int, speakers: Sequence[str], answer: str) -> list[Scored]:
+        """How likely an answer to the last question is to each speaker, each behind what it has said.
+
+        Raises InvalidInput where nothing was asked, and what Chats.score() raises.
+        """
+        turns = turns_of(self._registry.chats.messages(chat_id))
+        if not turns:
+            raise InvalidInput("Ask a question first: the answer is scored behind it.")
+        chat, question = self._registry.get(Chat, chat_id), turns[-1].question.content
+        _require_turns(chat)
+        asked = [messages_for(chat.system, turns[:-1], speaker, question) for speaker in speakers]
+        return [
+            self._chats.score(chat.base_name, [speaker or None], said, answer)[0]
+            for speaker, said in zip(speakers, asked, strict=True)
+        ]
+
+    def score(self, message_id: int) -> Scored:
+        """An answer token by token, as its own speaker sees it. Raises what Chats.score() raises."""
+        message = self._registry.get(ChatMessage, message_id)
+        chat, (before, turn) = (
+            self._registry.get(Chat, message.chat_id),
+            self.until(message.chat_id, message_id),
+        )
+        _require_turns(chat)
+        said = messages_for(chat.system, before, message.speaker, turn.question.content)
+        ended = message.finish in (END, "stop")
+        return self._chats.score(
+            chat.base_name, [message.speaker or None], said, message.content, ended=ended
+        )[0]
 
     def adopt(self, message_id: int) -> None:
         """Everybody goes on from this answer. Raises InvalidInput while it grows, NotFound."""
@@ -204,13 +263,14 @@ class Conversations:
 
     def _begun(
         self,
-        base: str,
+        chat: Chat,
         speakers: Sequence[str],
         asked: Sequence[list[dict[str, str]]],
         config: GenerationConfig,
     ) -> tuple[Iterator[TokenDone], _Request]:
         name = secrets.token_hex(8)
-        stream = self._chats.answer(base, [one or None for one in speakers], asked, config, name)
+        names = [one or None for one in speakers]
+        stream = self._chats.answer(chat.base_name, names, asked, config, name, raw=chat.raw)
         details = {"settings": config.to_dict()}
         return stream, _Request(name, [Growing(0, one, dict(details)) for one in speakers])
 
@@ -250,6 +310,18 @@ class Conversations:
         self._registry.chats.grow(news)
         for one in request.answers:
             one.stored = one.text, one.finish
+
+
+def _seen(chat: Chat, before: Sequence[Turn], speaker: str, prompt: str) -> list[dict[str, str]]:
+    """What a speaker sees: text that is gone on with stands by itself."""
+    return messages_for(chat.system, [] if chat.raw else before, speaker, prompt)
+
+
+def _require_turns(chat: Chat) -> None:
+    if chat.raw:
+        raise InvalidInput(
+            "Only answers to a chat's questions are scored, and this one goes on with raw text."
+        )
 
 
 def _copied(message: ChatMessage, chat: Chat) -> ChatMessage:

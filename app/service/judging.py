@@ -79,6 +79,8 @@ class Judging:
         self._registry, self._chats = registry, chats
         self._under_way: dict[int, _UnderWay] = {}
         self._random = random.SystemRandom()
+        self._standings: dict[str, tuple[int, list[Standing]]] = {}
+        """What was found last for a base's fingerprint, and of how many votes."""
 
     # Asking.
 
@@ -244,7 +246,11 @@ class Judging:
 
     def standings_on(self, fingerprint: str) -> list[Standing]:
         """Of all votes on the weights of this fingerprint, also where their base is gone."""
-        return standings(self._registry.ballots.voted(fingerprint))
+        count, known = self._registry.ballots.count(fingerprint), self._standings.get(fingerprint)
+        if known is None or known[0] != count:  # votes only grow in number
+            known = count, standings(self._registry.ballots.voted(fingerprint))
+            self._standings[fingerprint] = known
+        return known[1]
 
 
 def digest_of(told: Mapping[str, Any] | None) -> str:
@@ -302,9 +308,8 @@ def _name(names: dict[str, str], key: str) -> str:
 def without_names(text: str, ballot: Ballot) -> str:
     """A sentence that names none of those who answer."""
     names = {name for column in ballot.columns for name in (column["speaker"], *_parts(column["speaker"]))}
-    for name in sorted(names - {""}, key=len, reverse=True):
-        text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "one of them", text)
-    return text
+    any_of_them = "|".join(re.escape(name) for name in sorted(names - {""}, key=len, reverse=True))
+    return re.sub(rf"(?<!\w)(?:{any_of_them})(?!\w)", "one of them", text) if any_of_them else text
 
 
 def _parts(speaker: str) -> list[str]:

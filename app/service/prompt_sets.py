@@ -188,11 +188,10 @@ class PromptSets:
                 return self._judging.of_answers(matrix.run, at, answers)
         raise InvalidInput("All prompts that everybody has answered are judged.")
 
-    def left_to_judge(self, run_id: int) -> int:
+    def left_to_judge(self, matrix: Matrix) -> int:
         """How many prompts everybody has answered and nobody judged."""
-        judged = {one.prompt for one in self._registry.ballots.of_run(run_id) if one.verdict}
-        cells = self.matrix(run_id).cells
-        return sum(at not in judged and bool(_whole(row)) for at, row in enumerate(cells))
+        judged = {one.prompt for one in self._registry.ballots.of_run(matrix.run.id or 0) if one.verdict}
+        return sum(at not in judged and bool(_whole(row)) for at, row in enumerate(matrix.cells))
 
     # Taking them along.
 

@@ -6,6 +6,7 @@ import time
 
 from app.service.adapters import Adapters
 from app.service.baselines import Baselines
+from app.service.blends import Blends
 from app.service.chats import Chats
 from app.service.classifiers import Classifiers
 from app.service.conversations import Conversations
@@ -55,6 +56,7 @@ class Workbench:
         self.adapters = Adapters(self.registry, self.jobs)
         self.exports = Exports(self.registry, settings, self.jobs)
         self.chats = Chats(self.registry, self.engine)
+        self.blends = Blends(self.adapters, self.jobs, self.chats)
         self.conversations = Conversations(self.registry, self.chats)
         self.judging = Judging(self.registry, self.chats)
         self.votes = VoteRows(self.registry)

@@ -4,8 +4,10 @@ import json
 
 import pytest
 
+from app.jobs.kinds import run_prompts
 from app.service.prompt_texts import parse_prompts, prompts_in, prompts_text
-from core.errors import InvalidInput
+from app.shared.engine_client import EngineClient
+from core.errors import InvalidInput, WorkbenchError
 from core.generate.config import GenerationConfig
 from storage.ballots import BEST, TIE
 from storage.errors import InUse, NameTaken, NotFound
@@ -125,9 +127,24 @@ def test_a_prompt_that_is_refused_says_why_and_keeps_nothing_else_back(workbench
     assert "at most 256" in second.text
 
 
+def test_prompts_wait_while_another_base_is_in_use(workbench, jobs_here, monkeypatch):
+    refused, engine = ["other is trained on right now."], EngineClient.answer
+    monkeypatch.setattr(run_prompts, "_LOOK_SECONDS", 0.0)
+
+    def busy_at_first(self, *about):
+        if refused:
+            raise WorkbenchError(refused.pop())
+        return engine(self, *about)
+
+    monkeypatch.setattr(EngineClient, "answer", busy_at_first)
+    workbench.prompts.keep("one", parse_prompts("hello 1"))
+    _, job = workbench.prompts.start("one", "llama", [None], CONFIG)
+    assert (job.state, job.result["answers"], refused) == ("finished", 1, [])
+
+
 def test_answers_of_a_run_are_judged_blind_and_count_for_the_leaderboard(workbench, answered):
     prompts, run = workbench.prompts, answered.run
-    assert prompts.left_to_judge(run.id) == 3
+    assert prompts.left_to_judge(answered) == 3
     first = prompts.following(run.id)
     assert prompts.following(run.id).id == first.id  # until it is judged
     assert first.blind
@@ -137,7 +154,7 @@ def test_answers_of_a_run_are_judged_blind_and_count_for_the_leaderboard(workben
     }
     workbench.judging.vote(first.id, BEST, 0)
     workbench.judging.vote(prompts.following(run.id).id, TIE)
-    assert prompts.left_to_judge(run.id) == 1
+    assert prompts.left_to_judge(answered) == 1
     workbench.judging.vote(prompts.following(run.id).id, TIE)
     with pytest.raises(InvalidInput, match="are judged"):
         prompts.following(run.id)

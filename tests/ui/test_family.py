@@ -55,7 +55,7 @@ def test_dora_and_lora_train_together_show_both_curves_and_answer_side_by_side(w
         page.wait_for_function(BOTH_DRAWN)
         go_to(page, "Playground")
         names = sorted(row.name for row in workbench.registry.all(Adapter))
-        field = page.get_by_label("Adapters (up to seven)")
+        field = page.get_by_label("Adapters, checkpoints, blends (up to seven)")
         expect(page.locator(".token")).to_have_count(1)  # the one that was trained last
         for name in names:
             if page.locator(".token", has_text=name).count() == 0:

@@ -8,7 +8,7 @@ import re
 import pytest
 from playwright.sync_api import Page, expect
 
-from storage.tables import Chat, Dataset
+from storage.tables import Adapter, Chat, Dataset
 from tests.conftest import make_llama
 from tests.ui.conftest import choose, go_to, open_sheet, picture, press, ready, served
 from tests.workbenches import wait_for
@@ -44,7 +44,7 @@ def _sampled(page: Page, **fields: str) -> None:
 
 
 def _add_columns(page: Page, *names: str) -> None:
-    field = page.get_by_label("Adapters (up to seven)")
+    field = page.get_by_label("Adapters, checkpoints, blends (up to seven)")
     for name in names:
         if not page.locator(".who-answers .token", has_text=name).count():
             field.fill(name)
@@ -166,6 +166,7 @@ def test_a_conversation_goes_on_without_the_page_and_is_found_again(
     listed.get_by_placeholder("Search what was said").fill("long story")
     expect(listed.get_by_role("option")).to_have_count(1)
     listed.get_by_role("option").click()
+    expect(page.locator(".user .said")).to_have_count(1)
     expect(page.locator(".user .said")).to_have_text("tell me a long story")
     listed.get_by_label("Name").fill("A story")
     listed.get_by_role("button", name="Rename").click()
@@ -184,3 +185,58 @@ def test_a_conversation_goes_on_without_the_page_and_is_found_again(
     press(page, "Delete it")
     expect(page.locator(".talk-empty")).to_be_visible()
     wait_for(lambda: len(workbench.registry.all(Chat)) == 1)
+
+
+def test_a_mixture_is_heard_followed_scored_and_kept(workbench, trained, address, open_page):
+    trained("calm")
+    trained("loud")
+    page = open_page(address)
+    go_to(page, "Playground")
+    _sampled(page, Max_tokens="6", Temperature="0")
+    blend = open_sheet(page, "Blend")
+    field = blend.get_by_role("combobox", name="Adapters, each with its weight")
+    for name in ("calm", "loud"):
+        field.fill(name)
+        blend.locator(".choice-popup").get_by_role("option", name=name).click()
+    blend.get_by_label("Weight of calm", exact=True).fill("0.7")
+    blend.get_by_label("Weight of loud", exact=True).fill("0.3")
+    blend.get_by_label("Weight of loud", exact=True).press("Tab")
+    blend.get_by_role("button", name="Hear it").click()
+    expect(_column(page, "calm=0.7+loud=0.3")).to_have_count(1)
+    page.keyboard.press("Escape")
+    expect(page.locator(".talk-column")).to_have_count(3)
+    _ask(page, "hello there")
+    _answered(page, 3)
+    mixed = _column(page, "calm=0.7+loud=0.3")
+    expect(mixed.locator(".talk-weights")).to_have_text(
+        re.compile(r"^base [0-9a-f]{8} \+ [0-9a-f]{8} × 0.7 \+ [0-9a-f]{8} × 0.3$")
+    )
+
+    # Token by token, and a reference answer under every column.
+    mixed.get_by_role("button", name="Tokens").click()
+    expect(mixed.locator(".scored span").first).to_have_attribute("title", re.compile("% here · KL"))
+    expect(mixed.get_by_text("perplexity")).to_be_visible()
+    picture(page, "playground-tokens")
+    reference = open_sheet(page, "Reference answer")
+    reference.get_by_label("The answer that is wished for").fill("good day")
+    reference.get_by_role("button", name="Score it").click()
+    expect(reference.locator("tbody tr")).to_have_count(3)
+    page.keyboard.press("Escape")
+
+    # The column follows the slider, and answers again.
+    blend = open_sheet(page, "Blend")
+    blend.get_by_label("Weight of loud", exact=True).fill("-0.5")
+    blend.get_by_label("Weight of loud", exact=True).press("Tab")
+    moved = _column(page, "calm=0.7+loud=-0.5")
+    expect(moved.locator(".talk-weights")).to_contain_text("× -0.5", timeout=60_000)
+    picture(page, "blend")
+
+    blend.get_by_label("Name of the new adapter").fill("both")
+    blend.get_by_role("button", name="Keep and compare").click()
+    expect(blend.get_by_text("all 1 greedy answers the same")).to_be_visible(timeout=120_000)
+    assert "both" in workbench.registry.names(Adapter)
+    blend.get_by_role("button", name="Five steps of the first").click()
+    expect(page.locator(".talk-column")).to_have_count(6)
+    page.keyboard.press("Escape")
+    _column(page, "calm=0.25+loud=-0.5").get_by_role("button", name="Answer this too").click()
+    expect(_column(page, "calm=0.25+loud=-0.5").locator(".talk-figures")).to_be_visible(timeout=60_000)

@@ -46,7 +46,7 @@ def test_what_one_tab_took_away_the_other_refuses_in_a_sentence(
     page, registry = open_page(address), workbench.registry
 
     go_to(page, "Playground")
-    choose(page, "Adapters (up to seven)", "deleted")
+    choose(page, "Adapters, checkpoints, blends (up to seven)", "deleted")
     page.keyboard.press("Escape")
     go_to(page, "Adapters")
     choose_row(page, "adapters", "renamed")

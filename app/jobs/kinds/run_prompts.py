@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from app.jobs.kinds import Arguments, JobContext, JobKind, NextStep
 from app.shared.bases import require_writing_base, told_of
 from app.shared.engine_client import EngineClient
-from core.errors import InvalidInput, WrongBase
+from core.errors import InvalidInput, WorkbenchError, WrongBase
 from core.events import Progress
 from storage.tables import Base, PromptAnswer, PromptRun
 
 REFUSED = "refused"
 _ROWS_AT_ONCE = 16
+_LOOK_SECONDS = 2.0
 Cell = tuple[int, int]
 
 
@@ -73,18 +75,30 @@ class _Asking:
 
     def __init__(self, context: JobContext, run: PromptRun, told: Sequence[Mapping[str, Any] | None]) -> None:
         self._registry, self._run, self._told = context.registry, run, told
+        self._report = context.report
         self._engine, self._base = EngineClient(context.settings), told_of(_base_of(context, run))
 
     def answer(self, cells: Sequence[Cell]) -> None:
         """All in one request; where it is refused each by itself, to know which prompt is at fault."""
         try:
-            self._ask(cells)
+            self._ask_when_free(cells)
         except InvalidInput as error:
             if len(cells) == 1:
                 self._keep(cells[0], str(error), REFUSED)
                 return
             for cell in cells:
                 self.answer([cell])
+
+    def _ask_when_free(self, cells: Sequence[Cell]) -> None:
+        """Wait as long as another base is in use: one is resident at a time."""
+        while True:
+            try:
+                return self._ask(cells)
+            except WorkbenchError as error:
+                if type(error) is not WorkbenchError:  # any other refusal has a class of its own
+                    raise
+                self._report(Progress(f"Waiting: {error}"))
+            time.sleep(_LOOK_SECONDS)
 
     def _ask(self, cells: Sequence[Cell]) -> None:
         rows = [

@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-_FIRST: dict[str, Any] = {"data": None, "train": "", "playground": ""}
+_FIRST: dict[str, Any] = {"data": None, "train": "", "playground": "", "judge": ""}
 
 
 def kept_states() -> dict[str, gr.BrowserState]:

@@ -93,8 +93,10 @@ def shown(workbench: Workbench, ballot_id: int) -> Answer:
 
 def _left(workbench: Workbench, ballot: Ballot) -> int:
     """How many prompts of the same run are still to be judged; none where its answers have been removed."""
+    if ballot.prompt_run_id is None:
+        return 0
     try:
-        return workbench.prompts.left_to_judge(ballot.prompt_run_id) if ballot.prompt_run_id else 0
+        return workbench.prompts.left_to_judge(workbench.prompts.matrix(ballot.prompt_run_id))
     except NotFound:
         return 0
 

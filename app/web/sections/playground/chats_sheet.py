@@ -6,9 +6,9 @@ import gradio as gr
 
 from app.service.workbench import Workbench
 from app.web.parts.markup import day
-from app.web.parts.panes import ask_first, bar, sheet
+from app.web.parts.panes import bar, sheet
 from app.web.parts.picker import Query, Row, Rows, picker
-from app.web.parts.shell import QUIET_QUEUED, WORKING, Shell, told
+from app.web.parts.shell import QUIET, QUIET_QUEUED, WORKING, Shell, told
 from storage.errors import NotFound
 from storage.tables import Chat
 
@@ -34,15 +34,18 @@ def chats_sheet(shell: Shell) -> gr.HTML:
         with bar():
             title = gr.Textbox(value="", label="Name", scale=2)
             rename = gr.Button("Rename", size="md", scale=0)
-            ask_first(
-                "delete-chat",
-                "Delete …",
-                "Delete this conversation? It cannot be brought back.",
-                lambda chat: chat,
-                lambda asked, chat: _delete(workbench, asked),
-                [chosen],
-                [chosen],
-            )
+            ask = gr.Button("Delete …", variant="stop", size="md", scale=0)
+        with bar() as question:
+            question.visible = False
+            gr.HTML("<p class='lead'>Delete this conversation? It cannot be brought back.</p>")
+            yes = gr.Button("Delete it", variant="stop", size="md", scale=0)
+            no = gr.Button("Keep it", size="md", scale=0)
+    ask.click(lambda chat: gr.Row(visible=bool(chat)), chosen, question, **QUIET)
+    no.click(lambda: gr.Row(visible=False), None, question, **QUIET)
+    gone = yes.click(
+        told(lambda chat: _delete(workbench, chat)), chosen, [chosen, question, files, title], **WORKING
+    )
+    shell.soon(gone)
 
     def show(chat: str) -> tuple[str, str]:
         found = conversation(workbench, chat)
@@ -54,7 +57,9 @@ def chats_sheet(shell: Shell) -> gr.HTML:
     def renamed(chat: str, new: str) -> None:
         workbench.registry.chats.change(int(chat or 0), title=new.strip())
 
-    shell.soon(rename.click(renamed, [chosen, title], None, **WORKING))
+    done = rename.click(renamed, [chosen, title], None, **WORKING)
+    # Conversations are not counted among what changes the page: the list is told by itself.
+    done.success(None, None, None, js="() => dispatchEvent(new CustomEvent('workbench-changed'))", **QUIET)
     return chosen
 
 
@@ -74,10 +79,10 @@ def _rows(workbench: Workbench, query: Query) -> Rows:
     return Rows(rows, total)
 
 
-def _delete(workbench: Workbench, chat: str) -> str:
+def _delete(workbench: Workbench, chat: str) -> tuple[object, ...]:
     workbench.conversations.stop(int(chat or 0))
     workbench.registry.chats.remove(int(chat or 0))
-    return ""
+    return "", gr.Row(visible=False), "", ""
 
 
 def _files_html(chat: Chat) -> str:

@@ -4,6 +4,7 @@ along.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,13 +17,13 @@ from app.service.usual import usual_base
 from app.service.vote_rows import PAIRS, VOTES
 from app.service.workbench import Workbench
 from app.web.parts.panes import bar, opener, sheet
-from app.web.parts.shell import QUIET, WORKING, Shell, choose_from, inform, offered, refusal, told
+from app.web.parts.shell import QUIET, WORKING, Shell, choose_from, inform, offered, refusal, told, values_of
 from app.web.sections.playground.ballot_sheet import KEY as BALLOT
 from app.web.sections.playground.ballot_sheet import ballot_sheet, opened
 from app.web.sections.playground.leaderboard import leaderboard_html
 from app.web.sections.playground.prompt_sheet import KEY as PROMPTS
 from app.web.sections.playground.prompt_sheet import prompt_sheet
-from app.web.sections.playground.speakers import adapters_for
+from app.web.sections.playground.who_answers import adapters_for, columns_choices
 from core.base_model.describe import writes_text
 from core.generate.config import GenerationConfig
 from storage.tables import Adapter, Base
@@ -57,6 +58,7 @@ def judge_sheet(
             columns = gr.Dropdown(
                 [],
                 label="Who is judged (two to eight)",
+                info="A checkpoint is typed as run-3@200, a blend as a=0.7+b=0.3.",
                 multiselect=True,
                 max_choices=MAX_SIDE_BY_SIDE,
                 allow_custom_value=True,
@@ -80,15 +82,30 @@ def judge_sheet(
     view = ballot_sheet(workbench)
     prompt_sheet(shell, base, columns, sampling, view)
 
-    def show(base_now: str | None, columns_now: list[str] | None) -> tuple[object, ...]:
-        names = [row.name for row in workbench.registry.all(Base) if writes_text(row.architecture)]
+    kept = shell.kept["judge"]
+
+    def show(base_now: str | None, columns_now: list[str] | None, before: str) -> tuple[object, ...]:
+        """What there is to choose from; on a page that was loaded anew what was chosen before."""
+        shown, system_now = (base_now, columns_now), gr.skip()
+        if not base_now and before:
+            base_now, columns_now, system_now = json.loads(before)
+        names = _bases(workbench)
         found = base_now if base_now in names else usual_base(workbench)
         return (
-            choose_from(names, base_now, found),
-            *_of_base(workbench, found if found in names else None, columns_now, columns_now),
+            choose_from(names, base_now, found, shown[0]),
+            *_of_base(workbench, found if found in names else None, columns_now, shown[1]),
+            system_now,
         )
 
-    shell.refresh(show, [base, columns], [base, columns, board, links])
+    shell.refresh(show, [base, columns, kept], [base, columns, board, links, system])
+    gr.on(
+        [base.change, columns.change, system.change],
+        None,
+        [base, columns, system, kept],
+        kept,
+        js="(...chosen) => chosen[0] ? JSON.stringify(chosen.slice(0, 3)) : chosen[3]",
+        show_progress="hidden",
+    )
 
     def show_of(base_now: str | None, columns_now: list[str] | None) -> tuple[object, ...]:
         return _of_base(workbench, base_now, columns_now, columns_now)
@@ -96,10 +113,14 @@ def judge_sheet(
     base.input(show_of, [base, columns], [columns, board, links], **QUIET)
 
     def begin(base_now: str | None, *columns_now: list[str] | None) -> tuple[object, ...]:
-        """With the playground's choice, where nothing else was chosen here."""
+        """With the playground's choice, where nothing else was chosen here; or what that begins with."""
         taken, own = [list(one or []) for one in columns_now]
-        wanted = own if len(own) > 1 else list(dict.fromkeys([PLAIN, *taken]))
-        return base_now, *_of_base(workbench, base_now, wanted, own)
+        base_now = base_now or usual_base(workbench)
+        still = [one for one in own if one in values_of(choices_on(workbench, base_now, own))]
+        taken = taken or adapters_for(workbench, base_now)[:1]
+        wanted = still if len(still) > 1 else list(dict.fromkeys([PLAIN, *taken]))
+        chosen = gr.Dropdown(choices=_bases(workbench), value=base_now)
+        return chosen, *_of_base(workbench, base_now, wanted, own)
 
     button.click(begin, [*chosen, columns], [base, columns, board, links], **QUIET)
 
@@ -134,11 +155,16 @@ def conversation(system: str, prompt: str) -> list[dict[str, str]]:
     return [*said, {"role": "user", "content": prompt}]
 
 
-def speakers_on(workbench: Workbench, base: str | None) -> list[str]:
-    """Who can be judged on this base: the plain base, and its adapters that write text, the newest first."""
-    if not base:
-        return []
-    return [PLAIN, *adapters_for(workbench, base)]
+def choices_on(workbench: Workbench, base: str | None, chosen: list[str] | None) -> list[tuple[str, str]]:
+    """Who can be judged on this base: the plain base, its adapters and checkpoints, and what is chosen
+    already and can answer on it.
+    """
+    others = [one for one in chosen or [] if one != PLAIN]
+    return [(PLAIN, PLAIN), *columns_choices(workbench, base, others)] if base else []
+
+
+def _bases(workbench: Workbench) -> list[str]:
+    return [row.name for row in workbench.registry.all(Base) if writes_text(row.architecture)]
 
 
 def _of_base(
@@ -147,18 +173,15 @@ def _of_base(
     """Who can be judged on it, of whom these are chosen now that are there; its leaderboard, and its votes to
     take along.
     """
-    there = speakers_on(workbench, base)
-    named = {row.name for row in workbench.registry.all(Adapter)}
-    wanted = [one for one in columns or [] if one in there or one not in named | {PLAIN}]
-    chosen = offered(there, wanted, shown or [])
-    return chosen, leaderboard_html(workbench, base), links_html(workbench, base)
+    there, board = choices_on(workbench, base, columns), workbench.judging.leaderboard(base) if base else []
+    wanted = [one for one in columns or [] if one in values_of(there)]
+    links = links_html(workbench.registry.find(Base, base)) if base and board else ""
+    table = leaderboard_html(board, workbench.registry.names(Adapter))
+    return offered(there, wanted, shown or []), table, links
 
 
-def links_html(workbench: Workbench, base: str | None) -> str:
-    """Links to the votes on a base, where there are any."""
-    if not base or not workbench.judging.leaderboard(base):
-        return ""
-    row = workbench.registry.find(Base, base)
+def links_html(row: Base) -> str:
+    """Links to the votes on a base."""
     links = (
         f"<a class='link-button' href='/workbench/votes/{row.id}/{form}.jsonl' download>{words}</a>"
         for form, words in _FORMS.items()

@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from html import escape
 
 from app.service.judging import Standing
-from app.service.workbench import Workbench
 from app.web.parts.markup import empty
 from app.web.parts.routes import link
 from app.web.sections.playground.ballot_sheet import rating_words
-from storage.tables import Adapter
 
 _NONE = "No votes on this base yet. Ask something, and vote for the best answer."
 _COLUMNS = ("Rating", "Votes", "Best", "Another best", "Tie", "All bad")
@@ -25,14 +23,12 @@ _HOW = (
 )
 
 
-def leaderboard_html(workbench: Workbench, base: str | None) -> str:
-    """Of the votes on a base's weights, with what their numbers mean."""
-    lines = workbench.judging.leaderboard(base) if base else []
+def leaderboard_html(lines: Sequence[Standing], known: set[str]) -> str:
+    """Of the votes on a base's weights, with what their numbers mean. known: adapters that are here."""
     if not lines:
         return empty(_NONE)
     several = lines[-1].rating.part > 0
     head = "".join(f"<th scope='col' class='number'>{one}</th>" for one in _COLUMNS)
-    known = workbench.registry.names(Adapter)
     body = "".join(_group(lines, at, several) + _line(one, known) for at, one in enumerate(lines))
     notes = [_HOW, *([_PRIOR] if any(one.rating.by_prior for one in lines) else [])]
     notes += [_PARTS] if several else []

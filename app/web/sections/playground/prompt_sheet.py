@@ -82,8 +82,8 @@ def _writing(
     """
     workbench = shell.workbench
     with gr.Row(elem_classes="judge-who"):
-        chosen = gr.Dropdown([NEW], value=NEW, label="Prompt set", interactive=True, elem_id="prompt-set")
-        name = gr.Textbox(label="Its name")
+        name = gr.Textbox(label="Name of the set")
+        chosen = gr.Dropdown([NEW], value=NEW, label="Kept sets", interactive=True, elem_id="prompt-set")
     text = gr.Textbox(label="Prompts", info=_HOW, lines=6, max_lines=16, elem_id="prompt-lines")
     with gr.Accordion("Take prompts from a file or a data set", open=False):
         file = gr.File(
@@ -112,12 +112,12 @@ def _writing(
     gr.on([base.change, columns.change], who_html, [base, columns], who, **QUIET)
 
     @told
-    def fill(now: str) -> tuple[object, ...]:
-        if now == NEW:
+    def fill(event: gr.SelectData) -> tuple[object, ...]:
+        if event.value == NEW:
             return "", ""
-        return now, prompts_text(workbench.prompts.find(now).prompts)
+        return event.value, prompts_text(workbench.prompts.find(event.value).prompts)
 
-    chosen.input(fill, chosen, [name, text], **QUIET)
+    chosen.select(fill, None, [name, text], **QUIET)  # an input event comes when it is left, too
 
     @told
     def from_file(path: str | None, before: str) -> object:
@@ -241,7 +241,7 @@ def _of_run(workbench: Workbench, number: int | None, page: int) -> tuple[object
     found = workbench.prompts.matrix(number)
     pages = -(-len(found.cells) // PER_PAGE)
     under_way = found.job is not None and found.job.active
-    left = workbench.prompts.left_to_judge(number)
+    left = workbench.prompts.left_to_judge(found)
     return (
         said_of(found.job),
         matrix_html(found, min(page, pages)),

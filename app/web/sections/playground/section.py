@@ -27,10 +27,18 @@ from app.web.parts.shell import (
     offered,
     refusal,
     told,
+    values_of,
 )
-from app.web.sections.playground import chats_sheet, classify_sheet, judge_sheet, row_sheet
-from app.web.sections.playground.speakers import SIDE, SINGLE, adapters_for, speakers_of
+from app.web.sections.playground import (
+    blend_sheet,
+    chats_sheet,
+    classify_sheet,
+    judge_sheet,
+    reference_sheet,
+    row_sheet,
+)
 from app.web.sections.playground.talk import PLAIN, PLAIN_BASE, talk_panel, talk_value
+from app.web.sections.playground.who_answers import SIDE, SINGLE, adapters_for, columns_choices, speakers_of
 from core.base_model.describe import writes_text
 from core.errors import WrongBase
 from core.generate.config import GenerationConfig
@@ -48,8 +56,9 @@ def build(shell: Shell) -> None:
         mode = gr.Radio([SIDE, SINGLE], value=SIDE, label="Mode", scale=0, min_width=260)
         adapters = gr.Dropdown(
             [],
-            label="Adapters (up to seven)",
+            label="Adapters, checkpoints, blends (up to seven)",
             multiselect=True,
+            allow_custom_value=True,
             max_choices=MAX_SIDE_BY_SIDE - 1,
             interactive=True,
             scale=4,
@@ -61,6 +70,8 @@ def build(shell: Shell) -> None:
         opener(chats_sheet.KEY, "Conversations")
         opener("sampling", "Sampling")
         opener(classify_sheet.KEY, "Classify")
+        opener(blend_sheet.KEY, "Blend")
+        opener(reference_sheet.KEY, "Reference answer")
         judging = opener(judge_sheet.KEY, "Judge")
     warned = gr.HTML()
     talk = talk_panel(workbench)
@@ -84,9 +95,15 @@ def build(shell: Shell) -> None:
             info="What each conversation that is begun from now on starts with. Empty: none.",
             lines=3,
         )
+        raw = gr.Checkbox(
+            False,
+            label="Go on with raw text",
+            info="Without the chat template and without what was said before, as a base model is tried.",
+        )
     chat = chats_sheet.chats_sheet(shell)
     classify_outputs = classify_sheet.classify_sheet(shell)
     row_outputs = row_sheet.row_sheet(shell)
+    blend, live = blend_sheet.blend_sheet(shell, base, adapters, chat)
     judge_sheet.judge_sheet(shell, judging, [base, adapters], sampling)
 
     fields: list[Any] = [base, adapters, speaker, mode, with_base]
@@ -95,18 +112,36 @@ def build(shell: Shell) -> None:
     _bind_wishes(shell, [base, adapters, mode, with_base, chat], classify_outputs)
 
     @told
-    def ask(question: str, chat_now: str, system_now: str, *values: Any) -> tuple[object, ...]:
+    def ask(question: str, chat_now: str, system_now: str, as_text: bool, *values: Any) -> tuple[object, ...]:
         (base_now, *who), settings = values[: len(fields)], values[len(fields) :]
         if not base_now:
             raise refusal("Add a base model that writes text first, under Models.")
         config, names = _config(sampling, settings), _speakers(who)
         chat_id = workbench.conversations.ask(
-            _existing(workbench, chat_now), base_now, names, question, config, system_now
+            _existing(workbench, chat_now), base_now, names, question, config, system_now, raw=as_text
         )
         return "", str(chat_id), talk_value(chat_id, names), gr.Button(interactive=True)
 
-    asked = [prompt, chat, system, *fields, *sampling.values()]
+    asked = [prompt, chat, system, raw, *fields, *sampling.values()]
     gr.on([send.click, prompt.submit], ask, asked, [prompt, chat, talk, stop], **QUIET_QUEUED)
+
+    reference_sheet.reference_sheet(shell, chat, fields[1:], _speakers)
+
+    @told
+    def slid(parts: str, follows: bool, chat_now: str, *values: Any) -> tuple[object, ...]:
+        (base_now, *who), settings = values[: len(fields)], values[len(fields) :]
+        found = blend_sheet.moved(workbench, parts, base_now, who[0]) if follows else None
+        if found is None:
+            return gr.skip(), gr.skip()
+        columns, old, new = found
+        answered = workbench.conversations.last_of(int(chat_now or 0), old)
+        if answered is not None:
+            workbench.conversations.again(answered, _config(sampling, settings), new)
+        names = [new if one == old else one for one in _speakers(who)]
+        return columns, talk_value(int(chat_now or 0), names)
+
+    slid_by = [blend, live, chat, *fields, *sampling.values()]
+    blend.submit(slid, slid_by, [adapters, talk], trigger_mode="always_last", **QUIET_QUEUED)
 
     @told
     def act(event: gr.EventData, chat_now: str, *values: Any) -> tuple[object, ...]:
@@ -142,10 +177,10 @@ def _bind_choice(shell: Shell, fields: list[Any], kept: gr.BrowserState) -> None
         names = _bases(workbench)
         usual = usual_base(workbench)
         chosen = next((one for one in (base_now, usual, *names) if one in names), None)
-        fitting = adapters_for(workbench, chosen)
+        fitting, columns = adapters_for(workbench, chosen), columns_choices(workbench, chosen, adapters_now)
         return (
             offered(names, chosen, shown[0]),
-            choose_many(fitting, adapters_now, fitting[:1], shown[1]),
+            choose_many(columns, adapters_now, fitting[:1], shown[1]),
             choose_from([*fitting, PLAIN_BASE], speaker_now, shown=shown[2]),
             mode_now,
             with_base_now,
@@ -190,9 +225,10 @@ def _bind_columns(
         turns = workbench.conversations.turns(int(chat_now)) if found else []
         if found is None or not turns or found.base_name not in workbench.registry.names(Base):
             return *[gr.skip()] * 5, talk_value(int(chat_now or 0), _speakers(who))
-        fitting = adapters_for(workbench, found.base_name)
-        columns = [one for one in turns[-1].answers if one == PLAIN or one in fitting]
-        chosen = gr.Dropdown(choices=fitting, value=[one for one in columns if one])
+        fitting, said = adapters_for(workbench, found.base_name), list(turns[-1].answers)
+        choices = columns_choices(workbench, found.base_name, [one for one in said if one])
+        columns = [one for one in said if one == PLAIN or one in values_of(choices)]
+        chosen = gr.Dropdown(choices=choices, value=[one for one in columns if one])
         base_now = _of_bases(workbench, found.base_name)
         alone = gr.Dropdown(choices=[*fitting, PLAIN_BASE], value=(columns or [PLAIN])[0] or PLAIN_BASE)
         mode_now = gr.skip() if len(columns) == 1 else SIDE  # one can be shown either way
@@ -211,13 +247,13 @@ def _bind_wishes(shell: Shell, outputs: list[Any], sheet_outputs: list[Any]) -> 
         if workbench.classifiers.labels(adapter) is not None:
             return *[gr.skip()] * len(outputs), *classify_sheet.asked_for(workbench, name)
         at_home = base_for(workbench.registry, adapter).name
-        answers = gr.Dropdown(choices=adapters_for(workbench, at_home), value=[name])
+        answers = gr.Dropdown(choices=columns_choices(workbench, at_home), value=[name])
         return _of_bases(workbench, at_home), answers, SIDE, True, "", *[gr.skip()] * len(sheet_outputs)
 
     @told
     def with_model(name: str) -> tuple[object, ...]:
         require_writing_base(found := workbench.registry.find(Base, name))
-        answers = gr.Dropdown(choices=adapters_for(workbench, found.name), value=[])
+        answers = gr.Dropdown(choices=columns_choices(workbench, found.name), value=[])
         return _of_bases(workbench, found.name), answers, SIDE, True, ""
 
     for parameter, handler, into in (
@@ -260,6 +296,8 @@ def _done(
     message = int(wanted["message"])
     if wanted["do"] == "again":
         workbench.conversations.again(message, config)
+    elif wanted["do"] == "also":
+        workbench.conversations.also(chat_id, str(wanted["speaker"]), config)
     elif wanted["do"] == "adopt":
         workbench.conversations.adopt(message)
     elif wanted["do"] == "stop":

@@ -14,9 +14,11 @@ import gradio as gr
 from app.service.conversations import FAILED, STOPPED
 from app.service.turns import PLAIN, Turn
 from app.service.workbench import Workbench
+from app.shared.errors import USER_ERRORS
 from app.web.parts.differences import differences_html
 from app.web.parts.markdown import answer_html, plain_html
 from app.web.parts.scripts import script
+from app.web.sections.playground.score_view import tokens_html
 from storage.errors import NotFound
 from storage.tables import Chat, ChatMessage
 
@@ -33,17 +35,23 @@ _ENDINGS = {
 
 def talk_panel(workbench: Workbench) -> gr.HTML:
     """The panel. Its value is what `talk_value` makes; it triggers `submit` with what is to be done with a
-    message: `{"do", "message"}` and, for another question, its `prompt`.
+    message: `{"do", "message"}`, with the `prompt` of another question or the `speaker` of another answer.
     """
 
     def look(asked: dict[str, Any]) -> dict[str, Any]:
         return looked(workbench, int(asked["chat"] or 0), asked["columns"], asked["known"], asked["against"])
 
+    def tokens(asked: dict[str, Any]) -> dict[str, str]:
+        try:
+            return {"html": tokens_html(workbench.conversations.score(int(asked["message"])))}
+        except USER_ERRORS as error:
+            return {"error": str(error)}
+
     return gr.HTML(
         value=talk_value(0, []),
         html_template="<div class='talk-slot'></div>",
         js_on_load=script("talk.js"),
-        server_functions=[look],
+        server_functions=[look, tokens],
         elem_classes="talk-block grows",
         elem_id="talk",
     )
@@ -118,19 +126,26 @@ def _html(one: ChatMessage, reference: ChatMessage | None) -> str:
 
 def figures_of(one: ChatMessage) -> str:
     """How long it is, how quickly it came, and why it ended, in words."""
-    tokens, seconds = one.details.get("tokens", 0), one.details.get("seconds", 0.0)
-    first = one.details.get("first_seconds")
+    tokens, first = one.details.get("tokens", 0), one.details.get("seconds_to_first", 0.0)
+    rate = one.details.get("tokens_per_second", 0.0)
     said = [f"{tokens:,} token{'' if tokens == 1 else 's'}"] if tokens else []
-    if tokens > 1 and first is not None and seconds > first:
-        said.append(f"{(tokens - 1) / (seconds - first):.1f} tokens/s")
-    if first is not None:
-        said.append(f"first after {first:.2f} s")
+    said += [f"{rate:.1f} tokens/s"] if rate else []
+    said += [f"first after {first:.2f} s"] if first else []
     return " · ".join([*said, _ENDINGS.get(one.finish, one.finish)])
 
 
 def weights_of(one: ChatMessage) -> str:
-    """Which weights have answered, as the engine has told."""
-    return str(one.details.get("weights", ""))
+    """Which weights have answered, as the engine has told: the base's fingerprint, and the adapters' digests
+    with their weights.
+    """
+    if not (base := one.details.get("base")):
+        return ""
+    parts = [_part_of(part["digest"], part["weight"]) for part in one.details.get("parts", ())]
+    return " + ".join([f"base {base[:8]}", *parts])
+
+
+def _part_of(digest: str, weight: float) -> str:
+    return digest[:8] if weight == 1 else f"{digest[:8]} × {weight:g}"
 
 
 __all__ = ["PLAIN", "PLAIN_BASE", "figures_of", "looked", "name_of", "talk_panel", "talk_value"]

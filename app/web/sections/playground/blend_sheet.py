@@ -1,0 +1,129 @@
+"""A mixture of adapters, weighed by sliders and heard at once; what sounds right is kept as an adapter."""
+
+from __future__ import annotations
+
+from html import escape
+
+import gradio as gr
+
+from app.service.blends import Agreement, mixture, steps_of
+from app.service.workbench import Workbench
+from app.web.parts.choice import Asked, adapter_called, adapters_like, choice, weighed
+from app.web.parts.panes import bar, sheet
+from app.web.parts.routes import link
+from app.web.parts.shell import QUIET_QUEUED, WORKING, Shell, refusal, told
+from app.web.sections.playground.who_answers import columns_choices, is_mixture
+from core.errors import InvalidConfig
+
+KEY = "blend"
+_METHODS = [
+    ("As it was heard: factors side by side (cat)", "cat"),
+    ("Smaller: the best of a rank (svd)", "svd"),
+]
+_PROMPTS = ("How do I cook pasta?", "Tell me about the sea.", "What is a good plan for tomorrow?")
+
+
+def blend_sheet(
+    shell: Shell, base: gr.Dropdown, adapters: gr.Dropdown, chat: gr.HTML
+) -> tuple[gr.HTML, gr.Checkbox]:
+    """Lay it out and bind its handlers. Returns the field of adapters and weights, which triggers `submit` as
+    they change, and whether the column follows.
+    """
+    workbench = shell.workbench
+    with sheet(KEY, "Blend", "The weighted sum of what the adapters change, heard as a column of its own."):
+        parts = choice(
+            "blend",
+            "Adapters, each with its weight",
+            lambda asked: _fitting(workbench, asked),
+            placeholder="Add an adapter",
+            help="1 takes all of what an adapter changes, a negative weight takes it away.",
+            several=True,
+        )
+        with bar():
+            hear = gr.Button("Hear it", variant="primary", size="md", scale=0)
+            sweep = gr.Button("Five steps of the first", size="md", scale=0)
+        live = gr.Checkbox(
+            True, label="While I slide: the column follows and answers the last question again"
+        )
+        gr.HTML("<h3 class='group-title'>Keep this mixture</h3>")
+        name = gr.Textbox(value="", label="Name of the new adapter")
+        method = gr.Dropdown(_METHODS, value="cat", label="How", interactive=True)
+        rank = gr.Number(0, label="Rank (r)", info="0: the highest of its parts.", precision=0, visible=False)
+        with bar():
+            keep = gr.Button("Keep and compare", size="md", scale=0)
+        kept = gr.HTML()
+    method.change(lambda chosen: gr.Number(visible=chosen == "svd"), method, rank)
+
+    @told
+    def heard(chosen: str, base_now: str, columns: list[str] | None) -> object:
+        return _with(workbench, base_now, columns, [mixture(_weights(chosen))])
+
+    hear.click(heard, [parts, base, adapters], adapters, **QUIET_QUEUED)
+
+    @told
+    def swept(chosen: str, base_now: str) -> object:
+        return _with(workbench, base_now, [], steps_of(_weights(chosen)))
+
+    sweep.click(swept, [parts, base], adapters, **QUIET_QUEUED)
+
+    @told
+    def kept_as(chosen: str, base_now: str, called: str, how: str, highest: float, chat_now: str) -> str:
+        if not called.strip():
+            raise refusal("Give the new adapter a name first.")
+        weights = _weights(chosen)
+        prompts = _questions(workbench, chat_now) or _PROMPTS
+        options = {"method": how, "rank": int(highest)}
+        found = workbench.blends.keep(base_now, weights, called.strip(), options, prompts)
+        return agreement_html(called.strip(), found)
+
+    shell.soon(keep.click(kept_as, [parts, base, name, method, rank, chat], kept, **WORKING))
+    return parts, live
+
+
+def moved(
+    workbench: Workbench, chosen: str, base: str, columns: list[str] | None
+) -> tuple[gr.Dropdown, str, str] | None:
+    """Where exactly one mixture is a column: the columns with the one that is weighed now in its place, the
+    old one and the new one. None if there is none, or it is that already.
+    """
+    weights = weighed(chosen)
+    old = [one for one in columns or [] if is_mixture(workbench, one)]
+    if len(old) != 1 or not weights or mixture(weights) == old[0]:
+        return None
+    others = [one for one in columns or [] if one != old[0]]
+    return _with(workbench, base, others, [mixture(weights)]), old[0], mixture(weights)
+
+
+def _with(workbench: Workbench, base: str, columns: list[str] | None, new: list[str]) -> gr.Dropdown:
+    wanted = list(dict.fromkeys([*(columns or []), *new]))
+    return gr.Dropdown(choices=columns_choices(workbench, base, wanted), value=wanted)
+
+
+def _weights(chosen: str) -> dict[str, float]:
+    weights = weighed(chosen)
+    if not weights:
+        raise InvalidConfig("Choose the adapters of the mixture first.")
+    return weights
+
+
+def _fitting(workbench: Workbench, asked: Asked) -> list[tuple[str, str]]:
+    """Adapters of the base of those that are taken already, or of any base."""
+    first = adapter_called(workbench.registry, asked.taken[0] if asked.taken else "")
+    found = adapters_like(workbench.registry, asked.words, first.base_fingerprint if first else "")
+    return [one for one in found if one[0] not in asked.taken]
+
+
+def _questions(workbench: Workbench, chat: str) -> list[str]:
+    turns = workbench.conversations.turns(int(chat)) if chat else []
+    return list(dict.fromkeys(turn.question.content for turn in turns))
+
+
+def agreement_html(name: str, found: Agreement) -> str:
+    """What was kept, and how alike it answers."""
+    same = f"{found.same} of {found.prompts}" if found.same < found.prompts else f"all {found.prompts}"
+    sign = "good" if found.same == found.prompts else "busy"
+    return (
+        f"<div class='card'><p>Kept as {link(name, 'adapters', name=name)}.</p>"
+        f"<p><span class='state {sign}'>{escape(same)} greedy answers the same</span> as the mixture's "
+        f"({found.tokens:,} tokens).</p></div>"
+    )
