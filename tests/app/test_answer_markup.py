@@ -28,7 +28,9 @@ def test_nothing_that_a_model_writes_becomes_markup_of_its_own(hostile):
 
 
 def test_lists_code_tables_and_links_are_drawn():
-    html = markdown_html("1. one\n2. two\n\n```python\nx < 1\n```\n\n|a|b|\n|-|-|\n|1|2|\n\n[there](https://a.b)")
+    html = markdown_html(
+        "1. one\n2. two\n\n```python\nx < 1\n```\n\n|a|b|\n|-|-|\n|1|2|\n\n[there](https://a.b)"
+    )
     for part in ("<ol>", "<pre><code", "x &lt; 1", "<table>", 'href="https://a.b"', 'rel="noopener'):
         assert part in html
 
