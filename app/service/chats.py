@@ -35,11 +35,14 @@ class Chats:
         conversations: Sequence[Messages],
         config: GenerationConfig,
         name: str = "",
+        *,
+        raw: bool = False,
     ) -> Iterator[TokenDone]:
         """Stream one answer for each speaker (an adapter, a checkpoint, a blend, or None for the plain base,
         see app/shared/speakers.py), all in one batch.
 
-        conversations[i] is what speaker i sees. With a `name`, cancel() can end single rows.
+        conversations[i] is what speaker i sees; raw: the text of its last message is gone on with as it is,
+        without a chat template. With a `name`, cancel() can end single rows.
         Raises WrongBase, NotFound, InvalidConfig, EngineUnavailable.
         """
         _require_few(speakers)
@@ -49,7 +52,8 @@ class Chats:
         rows = [
             {
                 "adapter": speaker_told(self._registry, speaker, model),
-                "messages": [dict(message) for message in messages],
+                "messages": [] if raw else [dict(message) for message in messages],
+                "text": messages[-1]["content"] if raw else "",
                 "config": config.to_dict(),
             }
             for speaker, messages in zip(speakers, conversations, strict=True)

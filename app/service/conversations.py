@@ -120,20 +120,23 @@ class Conversations:
         prompt: str,
         config: GenerationConfig,
         system: str = "",
+        *,
+        raw: bool = False,
     ) -> int:
         """Put `prompt` to every speaker (PLAIN is the base) and return at once, with the conversation's id: a
-        new one unless it goes on with the same base.
+        new one unless it goes on with the same base. raw: each text is gone on with by itself, without a chat
+        template; a conversation is either.
 
         Raises InvalidInput for an empty prompt, or what Chats.answer() raises.
         """
         if not prompt.strip():
             raise InvalidInput("Write something to ask first.")
         chat = self._registry.get(Chat, chat_id) if chat_id else None
-        if chat is None or chat.base_name != base:
-            chat = Chat(base_name=base, system=system.strip())
+        if chat is None or chat.base_name != base or chat.raw != raw:
+            chat = Chat(base_name=base, system="" if raw else system.strip(), raw=raw)
         before = turns_of(self._registry.chats.messages(chat.id)) if chat.id else []
-        asked = [messages_for(chat.system, before, speaker, prompt) for speaker in speakers]
-        stream, request = self._begun(base, speakers, asked, config)
+        asked = [_seen(chat, before, speaker, prompt) for speaker in speakers]
+        stream, request = self._begun(chat, speakers, asked, config)
         chat = chat if chat.id else self._registry.save(chat)
         question = ChatMessage(chat_id=chat.id or 0, role="user", content=prompt)
         rows = [
@@ -179,8 +182,8 @@ class Conversations:
     ) -> tuple[Iterator[TokenDone], _Request]:
         """Ask one speaker what the turn with this message asks."""
         chat, (before, turn) = self._registry.get(Chat, chat_id), self.until(chat_id, message_id)
-        asked = messages_for(chat.system, before, speaker, turn.question.content)
-        return self._begun(chat.base_name, [speaker], [asked], config)
+        asked = _seen(chat, before, speaker, turn.question.content)
+        return self._begun(chat, [speaker], [asked], config)
 
     def branch(self, message_id: int, prompt: str, speakers: Sequence[str], config: GenerationConfig) -> int:
         """Ask another question in the place of an earlier one, in a new conversation that has what was said
@@ -189,13 +192,15 @@ class Conversations:
         question = self._registry.get(ChatMessage, message_id)
         old = self._registry.get(Chat, question.chat_id)
         before, _ = self.until(question.chat_id, message_id)
-        new = self._registry.save(Chat(base_name=old.base_name, title=old.title, system=old.system))
+        new = self._registry.save(
+            Chat(base_name=old.base_name, title=old.title, system=old.system, raw=old.raw)
+        )
         try:
             for turn in before:
                 self._registry.chats.begin(
                     _copied(turn.question, new), [_copied(one, new) for one in turn.answers.values()]
                 )
-            return self.ask(new.id, old.base_name, speakers, prompt, config)
+            return self.ask(new.id, old.base_name, speakers, prompt, config, raw=old.raw)
         except USER_ERRORS:
             self._registry.chats.remove(new.id or 0)
             raise
@@ -215,6 +220,7 @@ class Conversations:
         if not turns:
             raise InvalidInput("Ask a question first: the answer is scored behind it.")
         chat, question = self._registry.get(Chat, chat_id), turns[-1].question.content
+        _require_turns(chat)
         asked = [messages_for(chat.system, turns[:-1], speaker, question) for speaker in speakers]
         return [
             self._chats.score(chat.base_name, [speaker or None], said, answer)[0]
@@ -228,6 +234,7 @@ class Conversations:
             self._registry.get(Chat, message.chat_id),
             self.until(message.chat_id, message_id),
         )
+        _require_turns(chat)
         said = messages_for(chat.system, before, message.speaker, turn.question.content)
         ended = message.finish in (END, "stop")
         return self._chats.score(
@@ -256,13 +263,14 @@ class Conversations:
 
     def _begun(
         self,
-        base: str,
+        chat: Chat,
         speakers: Sequence[str],
         asked: Sequence[list[dict[str, str]]],
         config: GenerationConfig,
     ) -> tuple[Iterator[TokenDone], _Request]:
         name = secrets.token_hex(8)
-        stream = self._chats.answer(base, [one or None for one in speakers], asked, config, name)
+        names = [one or None for one in speakers]
+        stream = self._chats.answer(chat.base_name, names, asked, config, name, raw=chat.raw)
         details = {"settings": config.to_dict()}
         return stream, _Request(name, [Growing(0, one, dict(details)) for one in speakers])
 
@@ -302,6 +310,18 @@ class Conversations:
         self._registry.chats.grow(news)
         for one in request.answers:
             one.stored = one.text, one.finish
+
+
+def _seen(chat: Chat, before: Sequence[Turn], speaker: str, prompt: str) -> list[dict[str, str]]:
+    """What a speaker sees: text that is gone on with stands by itself."""
+    return messages_for(chat.system, [] if chat.raw else before, speaker, prompt)
+
+
+def _require_turns(chat: Chat) -> None:
+    if chat.raw:
+        raise InvalidInput(
+            "Only answers to a chat's questions are scored, and this one goes on with raw text."
+        )
 
 
 def _copied(message: ChatMessage, chat: Chat) -> ChatMessage:

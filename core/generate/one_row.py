@@ -64,6 +64,11 @@ class Row:
         """Tokens so far, those of the prompt among them."""
         return len(self.prompt) + len(self.ids)
 
+    def reads_as(self, other: Row) -> bool:
+        """Whether all that it has so far is the other's, with the same weights."""
+        mine, theirs = (self.weights, self.prompt, self.ids), (other.weights, other.prompt, other.ids)
+        return mine == theirs
+
     def take(self, token: int, logprobs: Sequence[tuple[int, float]] | None = None) -> TokenDone:
         """Add a token, and say what text it adds; logprobs: of ids, as TokenDone tells them.
 

@@ -171,10 +171,9 @@ class RunningBatch:
             return False
         longest = max(row.length for row in rows)
         together = _READ_TOGETHER.get(self._base.device.type, _READ_TOGETHER_ELSEWHERE)
-        if (
-            self._admitted
-            and len(rows) * min(longest, prompt_reading.PREFILL) > together * prompt_reading.PREFILL
-        ):
+        piece = prompt_reading.PREFILL
+        alike = any(row.reads_as(one) for one in self._admitted)  # then it is read with that one
+        if self._admitted and not alike and len(rows) * min(longest, piece) > together * piece:
             return False
         reading = len(rows) * longest * bytes_a_token(self._base)
         alone = not self._admitted and not self._running

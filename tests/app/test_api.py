@@ -184,6 +184,29 @@ def test_requests_for_several_adapters_at_once_are_each_answered_by_their_own(se
     assert answers == [(name, own[name]) for name in names * 2]
 
 
+def test_sixty_four_at_once_over_eight_adapters_lose_nothing(served, trained):
+    names = [trained("a" * length).name for length in range(3, 11)]
+    own = {name: served.own_answer(name) for name in names}
+    assert len(set(own.values())) == 8
+
+    def ask(number):
+        pieces = [
+            (one.delta.content or "", one.finish_reason)
+            for chunk in served.chat(names[number % 8], stream=True)
+            for one in chunk.choices
+        ]
+        return "".join(text for text, _ in pieces), [finish for _, finish in pieces if finish]
+
+    with ThreadPoolExecutor(64) as pool:
+        answers = list(pool.map(ask, range(64)))
+    assert [text for text, _ in answers] == [own[names[number % 8]] for number in range(64)]
+    assert all(len(finishes) == 1 for _, finishes in answers)
+    key = {"Authorization": f"Bearer {served.key}"}
+    told = httpx.get(f"{served.address}/metrics", headers=key).text
+    assert "lora_workbench_requests_running 0\n" in told
+    assert "lora_workbench_requests_waiting 0\n" in told
+
+
 def test_blends_and_checkpoints_are_models_too(served, trained):
     trained("mine"), trained("other")
     own = {

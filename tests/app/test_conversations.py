@@ -25,7 +25,7 @@ class Speakers:
         self.fault = None
 
     def answer(self, base, rows, name=""):
-        self.asked.append([row["messages"] for row in rows])
+        self.asked.append([row["text"] or row["messages"] for row in rows])
         return self._stream(len(rows), name)
 
     def _stream(self, rows, name):
@@ -165,3 +165,50 @@ def test_conversations_are_found_by_what_was_said_in_them(talk, speakers):
     assert [chat.id for chat, _ in talk.find("PASTA cook")[0]] == [pasta]
     assert [chat.id for chat, _ in talk.find("100%")[0]] == [other]
     assert talk.find("three")[1] == 2
+
+
+def test_raw_text_is_gone_on_with_by_itself(talk, speakers, workbench):
+    chat = talk.ask(None, "llama", ["", "mine"], "Once upon", CONFIG, "Be short.", raw=True)
+    (turn,) = _done(talk, chat)
+    talk.ask(chat, "llama", ["mine"], "a time", CONFIG, raw=True)
+    _done(talk, chat)
+    assert speakers.asked == [["Once upon", "Once upon"], ["a time"]]
+    with pytest.raises(InvalidInput, match="raw text"):
+        talk.score(turn.answers["mine"].id)
+    other = talk.ask(chat, "llama", ["mine"], "hello", CONFIG)
+    _done(talk, other)
+    assert other != chat
+    assert speakers.asked[-1] == [[{"role": "user", "content": "hello"}]]
+    assert [one.raw for one in workbench.registry.all(Chat)] == [False, True]
+
+
+def test_another_speaker_answers_the_last_question_too_or_instead(talk, speakers):
+    chat = talk.ask(None, "llama", [""], "hello", CONFIG)
+    _done(talk, chat)
+    talk.also(chat, "mine", CONFIG)
+    (turn,) = _done(talk, chat)
+    assert list(turn.answers) == ["", "mine"]
+    with pytest.raises(InvalidInput, match="has not answered"):
+        talk.also(chat, "mine", CONFIG)
+    speakers.words = "otherwise"
+    talk.again(turn.answers["mine"].id, CONFIG, "mine=0.5")
+    (turn,) = _done(talk, chat)
+    assert {speaker: one.content for speaker, one in turn.answers.items()} == {
+        "": "one two three ",
+        "mine=0.5": "otherwise ",
+    }
+
+
+def test_an_answer_is_scored_behind_what_its_speaker_has_said(talk, speakers, workbench, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        workbench.chats, "score", lambda *given, **more: asked.append((given, more)) or [None]
+    )
+    chat = talk.ask(None, "llama", ["", "mine"], "hello", CONFIG, "Be short.")
+    (turn,) = _done(talk, chat)
+    talk.score(turn.answers["mine"].id)
+    begin = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "hello"}]
+    assert asked == [(("llama", ["mine"], begin, "one two three "), {"ended": True})]
+    asked.clear()
+    talk.scores(chat, ["", "mine"], "good day")
+    assert [given[1:] for given, _ in asked] == [([None], begin, "good day"), (["mine"], begin, "good day")]

@@ -222,30 +222,34 @@ def tokens_read(monkeypatch):
     return seen
 
 
-def test_a_prompt_that_rows_share_is_read_once_and_copied(base, bank, tokens_read):
+def test_a_prompt_that_rows_share_is_read_once_and_copied(base, bank, tokens_read, monkeypatch):
     prompt = [chance % 50 + 3 for chance in range(40)]
+    monkeypatch.setattr("core.generate.prompt_reading.PREFILL", 20)  # of which two may be read at a time
     hot = [RowRequest(prompt, 1, GenerationConfig(max_tokens=9, temperature=1.5, seed=n)) for n in range(3)]
-    requests = [*hot, RowRequest(prompt, 2, GREEDY), RowRequest([5, 6], 1, GREEDY)]
+    requests = [*hot, RowRequest(prompt, 2, GREEDY, {"parts": ["another"]})]
     alone = [_alone(base, bank, one).ids[0] for one in requests]
-    assert sum(tokens_read) == 4 * 40 + 2
+    assert sum(tokens_read) == 4 * 40
     tokens_read.clear()
     assert Asked(base, _batch(base, bank), requests).finish().ids == alone
-    assert sum(tokens_read) == 3 * 40  # slot 1, slot 2, and the short one beside them, padded
+    assert sum(tokens_read) == 2 * 40
     assert len({tuple(ids) for ids in alone[:3]}) == 3
 
 
 def test_the_beginning_that_rows_share_is_read_once(base, bank, tokens_read, monkeypatch):
     monkeypatch.setattr("core.generate.prompt_reading._WORTH", 10)
+    monkeypatch.setattr("core.generate.running._READ_TOGETHER_ELSEWHERE", 99)
     monkeypatch.setattr("core.generate.prompt_reading.PREFILL", 16)
     system = [chance % 50 + 3 for chance in range(40)]
     prompts = [[*system, at + 3, *range(3, 3 + at)] for at in range(4)]
     prompts += [prompts[3], [*prompts[3][:42], 9, 9], system, system[:20], [7, 7]]
+    others = [[*system[::-1], at + 9, 5] for at in range(3)]
     requests = [RowRequest(prompt, 1, GREEDY) for prompt in prompts]
+    requests += [RowRequest(prompt, 2, GREEDY) for prompt in others]
     alone = [_alone(base, bank, one).ids[0] for one in requests]
     tokens_read.clear()
     found = Asked(base, _batch(base, bank), requests).finish()
     assert found.ids == alone
-    assert sum(tokens_read) <= 200  # of the 396 that nine rows of up to 44 tokens are
+    assert sum(tokens_read) <= 264, tokens_read  # of the 528 that twelve rows of up to 44 tokens are
     assert len({tuple(ids) for ids in alone}) > 4
 
 
@@ -390,6 +394,26 @@ def test_requests_for_several_adapters_are_one_batch(engine, source, base, endle
     assert len({id(decoder._batch) for decoder, *_ in asked}) == 1
     assert _finish(asked) == alone
     assert len({tuple(ids) for ids in alone}) == len(adapters)
+
+
+def test_sixty_four_requests_over_eight_adapters_answer_as_each_alone_within_their_memory(
+    engine, source, base, monkeypatch
+):
+    adapters = [_adapter(base, source, seed) for seed in range(8)]
+    alone = [_finish([_ask(engine, source, one)])[0] for one in adapters]
+    assert len({tuple(ids) for ids in alone}) == 8
+    most = 16 * 64 * bytes_a_token(base)  # for a quarter of them at once
+    engine._batch = None
+    monkeypatch.setattr("core.engine.memory_to_train", lambda device: most / 0.25)
+    asked = [_ask(engine, source, adapters[at % 8]) for at in range(64)]
+    batch, held = asked[0][0]._batch, []
+    left = list(asked)
+    while left:
+        left = [one for one in left if next(one[2], None) is not None]
+        held.append(batch.held_bytes)
+    assert [row.ids for _, row, _ in asked] == [alone[at % 8] for at in range(64)]
+    assert max(held) <= most
+    assert batch.held_bytes == batch.waiting == 0
 
 
 def test_an_adapter_waits_for_a_slot_that_no_row_uses(engine, source, base, monkeypatch):

@@ -9,8 +9,8 @@ import gradio as gr
 
 from app.web.parts.panes import bar, sheet
 from app.web.parts.shell import WORKING, Shell, told
+from app.web.sections.playground.score_view import scores_html
 from app.web.sections.playground.talk import name_of
-from app.web.sections.playground.token_view import scores_html
 
 KEY = "reference"
 

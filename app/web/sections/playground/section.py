@@ -95,6 +95,11 @@ def build(shell: Shell) -> None:
             info="What each conversation that is begun from now on starts with. Empty: none.",
             lines=3,
         )
+        raw = gr.Checkbox(
+            False,
+            label="Go on with raw text",
+            info="Without the chat template and without what was said before, as a base model is tried.",
+        )
     chat = chats_sheet.chats_sheet(shell)
     classify_outputs = classify_sheet.classify_sheet(shell)
     row_outputs = row_sheet.row_sheet(shell)
@@ -107,17 +112,17 @@ def build(shell: Shell) -> None:
     _bind_wishes(shell, [base, adapters, mode, with_base, chat], classify_outputs)
 
     @told
-    def ask(question: str, chat_now: str, system_now: str, *values: Any) -> tuple[object, ...]:
+    def ask(question: str, chat_now: str, system_now: str, as_text: bool, *values: Any) -> tuple[object, ...]:
         (base_now, *who), settings = values[: len(fields)], values[len(fields) :]
         if not base_now:
             raise refusal("Add a base model that writes text first, under Models.")
         config, names = _config(sampling, settings), _speakers(who)
         chat_id = workbench.conversations.ask(
-            _existing(workbench, chat_now), base_now, names, question, config, system_now
+            _existing(workbench, chat_now), base_now, names, question, config, system_now, raw=as_text
         )
         return "", str(chat_id), talk_value(chat_id, names), gr.Button(interactive=True)
 
-    asked = [prompt, chat, system, *fields, *sampling.values()]
+    asked = [prompt, chat, system, raw, *fields, *sampling.values()]
     gr.on([send.click, prompt.submit], ask, asked, [prompt, chat, talk, stop], **QUIET_QUEUED)
 
     reference_sheet.reference_sheet(shell, chat, fields[1:], _speakers)

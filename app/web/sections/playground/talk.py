@@ -18,7 +18,7 @@ from app.shared.errors import USER_ERRORS
 from app.web.parts.differences import differences_html
 from app.web.parts.markdown import answer_html, plain_html
 from app.web.parts.scripts import script
-from app.web.sections.playground.token_view import tokens_html
+from app.web.sections.playground.score_view import tokens_html
 from storage.errors import NotFound
 from storage.tables import Chat, ChatMessage
 
