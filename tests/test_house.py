@@ -253,7 +253,6 @@ FACES = {
     "quickstart": "the whole journey in one go: the service and the command",
     "prompt_sets": "prompt sets: their rows and the service",
     "runs": "runs: their rows, the service and the commands",
-    "token_view": "tokens shown: of a row that is trained on, and of an answer",
     "turns": "the turns of a conversation, in data and in the playground",
     "user_settings": "what people set for a home folder: the file and the commands",
 }
