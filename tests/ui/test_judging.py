@@ -150,6 +150,10 @@ def test_a_prompt_set_is_answered_by_a_job_judged_and_taken_along(workbench, add
         sets.get_by_role("link", name="Markdown").click()
     assert "# three on llama" in download.value.path().read_text()
 
+    page.keyboard.press("Escape")  # what has ended offers the way back
+    page.get_by_role("link", name="Read the answers").click()
+    expect(sheet(page, "Prompt sets").locator("table.prompt-matrix")).to_be_visible()
+
     heard = _listen(page)
     sets.get_by_role("button", name="Judge them, blind").click()
     blind = sheet(page, "Which answer is best?")

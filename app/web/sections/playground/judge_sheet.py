@@ -22,7 +22,7 @@ from app.web.sections.playground.ballot_sheet import KEY as BALLOT
 from app.web.sections.playground.ballot_sheet import ballot_sheet, opened
 from app.web.sections.playground.leaderboard import leaderboard_html
 from app.web.sections.playground.prompt_sheet import KEY as PROMPTS
-from app.web.sections.playground.prompt_sheet import prompt_sheet
+from app.web.sections.playground.prompt_sheet import prompt_sheet, to_speaker
 from app.web.sections.playground.who_answers import adapters_for, columns_choices
 from core.base_model.describe import writes_text
 from core.generate.config import GenerationConfig
@@ -130,7 +130,7 @@ def judge_sheet(
     ) -> tuple[object, ...]:
         if not base:
             raise refusal("Add a base model that writes text first, under Models.")
-        speakers = [None if one == PLAIN else one for one in columns or []]
+        speakers = [to_speaker(one) for one in columns or []]
         ballot = workbench.judging.ask(
             base, speakers, conversation(system, prompt), GenerationConfig.parse(values), blind=blind
         )

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from html import escape
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from gradio.components import Component
 
 from app.service.judging import PLAIN
-from app.service.prompt_texts import parse_prompts, prompts_text
 from app.service.workbench import Workbench
 from app.web.parts.job_result import said_of
 from app.web.parts.markup import day
@@ -21,19 +18,14 @@ from app.web.parts.routes import wish
 from app.web.parts.shell import QUIET, WORKING, Shell, choose_from, inform, refusal, told
 from app.web.sections.playground.ballot_sheet import opened
 from app.web.sections.playground.prompt_matrix import PER_PAGE, exports_html, matrix_html
+from app.web.sections.playground.prompt_set_form import NEW, kept, set_form, sets_update
 from core.generate.config import GenerationConfig
-from storage.tables import Dataset
 
 KEY = "prompts"
-NEW = "New set"
 _REMOVE = "Remove …"
 _HELP = (
     "Lists of prompts that are kept, and answered by all that are judged as a job: close the page, and it "
     "goes on. Each answer is kept at once."
-)
-_HOW = (
-    'One prompt a line. What is more than a line of text is a line of JSON: {"prompt": "…", "system": "…"}, '
-    'or {"messages": […]}.'
 )
 _OPEN = f"asked => {{ if (asked) window.workbench.openSheet('{KEY}'); }}"
 
@@ -44,14 +36,31 @@ def prompt_sheet(
     """Lay it out and bind its handlers. base and columns say who answers; view is the sheet of answers."""
     workbench = shell.workbench
     with sheet(KEY, "Prompt sets", _HELP):
-        remove_set, written = _writing(shell, base, columns, sampling)
+        form = set_form(shell, base, columns)
         gr.HTML("<h3 class='group-title'>Answers</h3>")
         remove_run, run = _reading(shell, view)
+    written = [form.chosen, form.name, form.text]
+
+    @told
+    def begin(
+        now: str, wanted: str, prompts: str, base: str | None, columns: list[str], **values: Any
+    ) -> tuple[object, ...]:
+        if not base:
+            raise refusal("Choose a base model under Judge first.")
+        found, speakers = kept(workbench, now, wanted, prompts), [to_speaker(one) for one in columns or []]
+        begun, _ = workbench.prompts.start(found, base, speakers, GenerationConfig.parse(values))
+        inform(f"{found} is being answered; its progress is shown at the top.", "Prompt set")
+        return sets_update(workbench, found), gr.Dropdown(choices=run_choices(workbench), value=begun.id)
+
+    given = {"now": form.chosen, "wanted": form.name, "prompts": form.text, "base": base, "columns": columns}
+    shell.soon(
+        form.answer.click(begin, None, [form.chosen, run], inputs_kwargs={**given, **sampling}, **WORKING)
+    )
 
     def drop_set(asked: int | None, now: str, *written: str) -> tuple[object, ...]:
         require_same(now, asked, workbench.prompts.find(now).id)
         workbench.prompts.remove(now)
-        return gr.Dropdown(choices=_names(workbench), value=NEW), "", ""
+        return sets_update(workbench, NEW), "", ""
 
     def set_id(now: str, *written: str) -> int | None:
         if now == NEW:
@@ -60,7 +69,7 @@ def prompt_sheet(
 
     question = "Remove this prompt set? What was answered to its prompts stays."
     dropped = ask_first(
-        "remove-prompts", _REMOVE, question, set_id, drop_set, written, written, asks=remove_set
+        "remove-prompts", _REMOVE, question, set_id, drop_set, written, written, asks=form.remove
     )
 
     def drop_run(asked: int | None, now: int | None) -> None:
@@ -72,92 +81,6 @@ def prompt_sheet(
     for event in (dropped, cleared):
         event.success(None, None, None, js=f"() => window.workbench.openSheet('{KEY}')", **QUIET)
         shell.soon(event)
-
-
-def _writing(
-    shell: Shell, base: gr.Dropdown, columns: gr.Dropdown, sampling: Mapping[str, Component]
-) -> tuple[gr.Button, list[Component]]:
-    """The sets: choosing, filling, keeping, and having one answered. Returns the button that asks to remove
-    one, and the fields that hold it.
-    """
-    workbench = shell.workbench
-    with gr.Row(elem_classes="judge-who"):
-        name = gr.Textbox(label="Name of the set")
-        chosen = gr.Dropdown([NEW], value=NEW, label="Kept sets", interactive=True, elem_id="prompt-set")
-    text = gr.Textbox(label="Prompts", info=_HOW, lines=6, max_lines=16, elem_id="prompt-lines")
-    with gr.Accordion("Take prompts from a file or a data set", open=False):
-        file = gr.File(
-            label="A file of text, JSON lines or JSON", file_types=[".txt", ".jsonl", ".json"], height=96
-        )
-        with gr.Row(elem_classes="asked"):
-            data = gr.Dropdown([], label="Data set", interactive=True, scale=3)
-            rows = gr.Number(50, label="Rows", precision=0, minimum=1, maximum=2000, scale=1)
-            take = gr.Button("Take its prompts", size="md", scale=0)
-    who = gr.HTML()
-    with bar():
-        keep = gr.Button("Keep the set", size="md", scale=0)
-        answer = gr.Button("Answer all of them", variant="primary", size="md", scale=0)
-        remove = opener("remove-prompts", "Remove the set …", variant="stop")
-
-    def show(now: str, data_now: str | None, base_now: str | None, columns_now: list[str]) -> list[object]:
-        names = [NEW, *(one.name for one in workbench.prompts.all())]
-        sets = [row.name for row in workbench.registry.all(Dataset)]
-        return [
-            choose_from(names, now, NEW),
-            choose_from(sets, data_now),
-            who_html(base_now, columns_now),
-        ]
-
-    shell.refresh(show, [chosen, data, base, columns], [chosen, data, who])
-    gr.on([base.change, columns.change], who_html, [base, columns], who, **QUIET)
-
-    @told
-    def fill(event: gr.SelectData) -> tuple[object, ...]:
-        if event.value == NEW:
-            return "", ""
-        return event.value, prompts_text(workbench.prompts.find(event.value).prompts)
-
-    chosen.select(fill, None, [name, text], **QUIET)  # an input event comes when it is left, too
-
-    @told
-    def from_file(path: str | None, before: str) -> object:
-        return _behind(before, prompts_text(workbench.prompts.in_file(Path(path)))) if path else gr.skip()
-
-    file.upload(from_file, [file, text], text, **WORKING)
-
-    @told
-    def from_data(wanted: str | None, count: int | None, before: str) -> str:
-        if not wanted:
-            raise refusal("Choose a data set first; there is none until one was added.")
-        return _behind(before, prompts_text(workbench.prompts.in_data(wanted, int(count or 1))))
-
-    take.click(from_data, [data, rows, text], text, **WORKING)
-
-    def kept(now: str, wanted: str, prompts: str) -> str:
-        return workbench.prompts.keep(wanted, parse_prompts(prompts), "" if now == NEW else now).name
-
-    @told
-    def store(now: str, wanted: str, prompts: str) -> object:
-        found = kept(now, wanted, prompts)
-        inform(f"{found} is kept.", "Prompt set")
-        return gr.Dropdown(choices=_names(workbench), value=found)
-
-    keep.click(store, [chosen, name, text], chosen, **WORKING)
-
-    @told
-    def begin(
-        now: str, wanted: str, prompts: str, base: str | None, columns: list[str], **values: Any
-    ) -> object:
-        if not base:
-            raise refusal("Choose a base model under Judge first.")
-        found, speakers = kept(now, wanted, prompts), [None if one == PLAIN else one for one in columns or []]
-        workbench.prompts.start(found, base, speakers, GenerationConfig.parse(values))
-        inform(f"{found} is being answered; its progress is shown at the top.", "Prompt set")
-        return gr.Dropdown(choices=_names(workbench), value=found)
-
-    given = {"now": chosen, "wanted": name, "prompts": text, "base": base, "columns": columns}
-    shell.soon(answer.click(begin, None, chosen, inputs_kwargs={**given, **sampling}, **WORKING))
-    return remove, [chosen, name, text]
 
 
 def _reading(shell: Shell, view: gr.HTML) -> tuple[gr.Button, gr.Dropdown]:
@@ -217,14 +140,6 @@ def _reading(shell: Shell, view: gr.HTML) -> tuple[gr.Button, gr.Dropdown]:
     return remove, run
 
 
-def who_html(base: str | None, columns: list[str] | None) -> str:
-    """Who will answer, as it was chosen where judging begins."""
-    if not base or not columns:
-        return "<p class='hint'>Choose who answers under Judge.</p>"
-    names = ", ".join(escape(one) for one in columns)
-    return f"<p class='hint'>Answered on {escape(base)} by {names}, as chosen under Judge.</p>"
-
-
 def run_choices(workbench: Workbench) -> list[tuple[str, int]]:
     """All runs, the newest first, with what tells them apart."""
     return [
@@ -252,12 +167,9 @@ def _of_run(workbench: Workbench, number: int | None, page: int) -> tuple[object
     )
 
 
-def _names(workbench: Workbench) -> list[str]:
-    return [NEW, *(one.name for one in workbench.prompts.all())]
-
-
-def _behind(before: str, more: str) -> str:
-    return f"{before.rstrip()}\n{more}".lstrip("\n")
+def to_speaker(name: str) -> str | None:
+    """Who a name in a list of columns stands for."""
+    return None if name == PLAIN else name
 
 
 def _required(number: int | None) -> int:
