@@ -51,7 +51,7 @@ function layOut() {
   const before = new Map([...shown].map(([speaker, parts]) => [speaker, parts.log.scrollTop]));
   shown = new Map();
   columns.replaceChildren(...wanted().map(speaker => {
-    const heading = make('h3', {textContent: speaker || 'Plain base'}), weights = make('small', {className: 'talk-weights'});
+    const heading = make('h2', {textContent: speaker || 'Plain base'}), weights = make('small', {className: 'talk-weights'});
     const log = make('div', {className: 'talk-log', role: 'log', tabIndex: 0, ariaLabel: `What ${speaker || 'the plain base'} says`});
     log.addEventListener('scroll', () => scrolled(log));
     shown.set(speaker, {heading, weights, log, top: before.get(speaker)});

@@ -60,7 +60,7 @@ def test_dora_and_lora_train_together_show_both_curves_and_answer_side_by_side(w
         for name in names:
             if page.locator(".token", has_text=name).count() == 0:
                 field.fill(name)
-                page.get_by_role("option", name=name).click()
+                page.get_by_role("option", name=name, exact=True).click()
         page.keyboard.press("Escape")
         prompt = page.get_by_role("textbox", name="Prompt", exact=True)
         prompt.fill("hello")

@@ -66,7 +66,7 @@ def test_four_columns_answer_and_each_answer_can_be_worked_on(workbench, trained
     expect(page.locator(".who-answers .token")).to_have_count(1)
     _add_columns(page, "first", "second", "third")
     _sampled(page, Max_tokens="6", Temperature="0")
-    expect(page.locator(".talk-column h3")).to_have_count(4)
+    expect(page.locator(".talk-column h2")).to_have_count(4)
     _ask(page, "hello there")
     _answered(page, 4)
     chat = workbench.registry.all(Chat)[0]

@@ -56,7 +56,10 @@ def _checkpoints(workbench: Workbench, base: str | None) -> list[tuple[str, str]
         return []
     registry, fingerprint = workbench.registry, workbench.registry.find(Base, base).fingerprint
     runs = {run.id: run for run in registry.all(Run) if run.base_fingerprint == fingerprint}
-    rows = [row for row in registry.checkpoints.all() if row.run_id in runs]
+    kept = {row.digest for row in registry.all(Adapter)}
+    rows = [
+        row for row in registry.checkpoints.all() if row.run_id in runs and row.adapter_digest not in kept
+    ]
     return [
         (f"{runs[row.run_id].name} · step {row.step:,}", checkpoint_name(row.run_id, row.step))
         for row in rows[:_CHECKPOINTS]
