@@ -160,30 +160,34 @@ class Conversations:
         if message.id in self._under_way:
             raise InvalidInput("This answer is still growing; stop it first.")
         speaker = message.speaker if speaker is None else speaker
-        stream, request = self._answer_to(message.chat_id, message_id, speaker, config)
+        stream, request = self._answer_to(message.chat_id, message_id, [speaker], config)
         request.answers[0].message_id = message_id
         self._registry.chats.grow({message_id: request.answers[0].fields() | {"speaker": speaker}})
         self._collect(stream, request)
 
-    def also(self, chat_id: int, speaker: str, config: GenerationConfig) -> None:
-        """Have one more speaker answer the last question. Raises InvalidInput where none was asked, or it has
-        answered, and what Chats.answer() raises.
+    def also(self, chat_id: int, speakers: Sequence[str], config: GenerationConfig) -> None:
+        """Have more speakers answer the last question, in one batch; those who have stay as they are.
+
+        Raises InvalidInput where none was asked, or all have answered, and what Chats.answer() raises.
         """
         turns = turns_of(self._registry.chats.messages(chat_id))
-        if not turns or speaker in turns[-1].answers:
-            raise InvalidInput("There is no question that this speaker has not answered; ask one first.")
-        stream, request = self._answer_to(chat_id, turns[-1].question.id or 0, speaker, config)
-        answer = ChatMessage(chat_id=chat_id, role="assistant", content="", speaker=speaker)
-        (request.answers[0].message_id,) = self._registry.chats.begin(answer, [])
+        new = [one for one in speakers if not turns or one not in turns[-1].answers]
+        if not turns or not new:
+            raise InvalidInput("There is no question that they have not answered; ask one first.")
+        stream, request = self._answer_to(chat_id, turns[-1].question.id or 0, new, config)
+        rows = [ChatMessage(chat_id=chat_id, role="assistant", content="", speaker=one) for one in new]
+        ids = self._registry.chats.begin(rows[0], rows[1:])
+        for growing, message_id in zip(request.answers, ids, strict=True):
+            growing.message_id = message_id
         self._collect(stream, request)
 
     def _answer_to(
-        self, chat_id: int, message_id: int, speaker: str, config: GenerationConfig
+        self, chat_id: int, message_id: int, speakers: Sequence[str], config: GenerationConfig
     ) -> tuple[Iterator[TokenDone], _Request]:
-        """Ask one speaker what the turn with this message asks."""
+        """Ask speakers what the turn with this message asks."""
         chat, (before, turn) = self._registry.get(Chat, chat_id), self.until(chat_id, message_id)
-        asked = _seen(chat, before, speaker, turn.question.content)
-        return self._begun(chat, [speaker], [asked], config)
+        asked = [_seen(chat, before, speaker, turn.question.content) for speaker in speakers]
+        return self._begun(chat, speakers, asked, config)
 
     def branch(self, message_id: int, prompt: str, speakers: Sequence[str], config: GenerationConfig) -> int:
         """Ask another question in the place of an earlier one, in a new conversation that has what was said

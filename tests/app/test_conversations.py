@@ -185,11 +185,11 @@ def test_raw_text_is_gone_on_with_by_itself(talk, speakers, workbench):
 def test_another_speaker_answers_the_last_question_too_or_instead(talk, speakers):
     chat = talk.ask(None, "llama", [""], "hello", CONFIG)
     _done(talk, chat)
-    talk.also(chat, "mine", CONFIG)
+    talk.also(chat, ["", "mine"], CONFIG)
     (turn,) = _done(talk, chat)
     assert list(turn.answers) == ["", "mine"]
-    with pytest.raises(InvalidInput, match="has not answered"):
-        talk.also(chat, "mine", CONFIG)
+    with pytest.raises(InvalidInput, match="have not answered"):
+        talk.also(chat, ["mine"], CONFIG)
     speakers.words = "otherwise"
     talk.again(turn.answers["mine"].id, CONFIG, "mine=0.5")
     (turn,) = _done(talk, chat)

@@ -238,5 +238,10 @@ def test_a_mixture_is_heard_followed_scored_and_kept(workbench, trained, address
     blend.get_by_role("button", name="Five steps of the first").click()
     expect(page.locator(".talk-column")).to_have_count(6)
     page.keyboard.press("Escape")
-    _column(page, "calm=0.25+loud=-0.5").get_by_role("button", name="Answer this too").click()
-    expect(_column(page, "calm=0.25+loud=-0.5").locator(".talk-figures")).to_be_visible(timeout=60_000)
+    _answered(page, 6)  # the last question, at once
+    expect(page.locator(".talk-others")).to_contain_text("loud")
+    page.locator(".talk-others").get_by_role("button", name="loud", exact=True).click()
+    expect(_column(page, "loud").locator(".talk-figures")).to_be_visible()
+    _add_columns(page, "both")
+    _column(page, "both").get_by_role("button", name="Answer this too").click()
+    expect(_column(page, "both").locator(".talk-figures")).to_be_visible(timeout=60_000)

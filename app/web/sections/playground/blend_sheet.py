@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from html import escape
+from typing import Any
 
 import gradio as gr
+from gradio.components import Component
 
 from app.service.blends import Agreement, mixture, steps_of
 from app.service.workbench import Workbench
@@ -14,6 +17,7 @@ from app.web.parts.routes import link
 from app.web.parts.shell import QUIET_QUEUED, WORKING, Shell, refusal, told
 from app.web.sections.playground.who_answers import columns_choices, is_mixture
 from core.errors import InvalidConfig
+from core.generate.config import GenerationConfig
 
 KEY = "blend"
 _METHODS = [
@@ -24,7 +28,11 @@ _PROMPTS = ("How do I cook pasta?", "Tell me about the sea.", "What is a good pl
 
 
 def blend_sheet(
-    shell: Shell, base: gr.Dropdown, adapters: gr.Dropdown, chat: gr.HTML
+    shell: Shell,
+    base: gr.Dropdown,
+    adapters: gr.Dropdown,
+    chat: gr.HTML,
+    sampling: Mapping[str, Component],
 ) -> tuple[gr.HTML, gr.Checkbox]:
     """Lay it out and bind its handlers. Returns the field of adapters and weights, which triggers `submit` as
     they change, and whether the column follows.
@@ -54,17 +62,31 @@ def blend_sheet(
         kept = gr.HTML()
     method.change(lambda chosen: gr.Number(visible=chosen == "svd"), method, rank)
 
+    def answer(chat_now: str, columns: list[str], values: Sequence[Any]) -> None:
+        """What is new answers the last question at once, where one was asked."""
+        turns = workbench.conversations.turns(int(chat_now or 0))
+        new = [one for one in columns if turns and one not in turns[-1].answers]
+        if new:
+            config = GenerationConfig.parse(dict(zip(sampling, values, strict=True)))
+            workbench.conversations.also(int(chat_now), new, config)
+
     @told
-    def heard(chosen: str, base_now: str, columns: list[str] | None) -> object:
-        return _with(workbench, base_now, columns, [mixture(_weights(chosen))])
-
-    hear.click(heard, [parts, base, adapters], adapters, **QUIET_QUEUED)
+    def heard(chosen: str, chat_now: str, base_now: str, columns: list[str] | None, *values: Any) -> object:
+        new = [mixture(_weights(chosen))]
+        shown = _with(workbench, base_now, columns, new)
+        answer(chat_now, new, values)
+        return shown
 
     @told
-    def swept(chosen: str, base_now: str) -> object:
-        return _with(workbench, base_now, [], steps_of(_weights(chosen)))
+    def swept(chosen: str, chat_now: str, base_now: str, _: list[str] | None, *values: Any) -> object:
+        new = steps_of(_weights(chosen))
+        shown = _with(workbench, base_now, [], new)
+        answer(chat_now, new, values)
+        return shown
 
-    sweep.click(swept, [parts, base], adapters, **QUIET_QUEUED)
+    given = [parts, chat, base, adapters, *sampling.values()]
+    hear.click(heard, given, adapters, **QUIET_QUEUED)
+    sweep.click(swept, given, adapters, **QUIET_QUEUED)
 
     @told
     def kept_as(chosen: str, base_now: str, called: str, how: str, highest: float, chat_now: str) -> str:

@@ -103,7 +103,7 @@ def build(shell: Shell) -> None:
     chat = chats_sheet.chats_sheet(shell)
     classify_outputs = classify_sheet.classify_sheet(shell)
     row_outputs = row_sheet.row_sheet(shell)
-    blend, live = blend_sheet.blend_sheet(shell, base, adapters, chat)
+    blend, live = blend_sheet.blend_sheet(shell, base, adapters, chat, sampling)
     judge_sheet.judge_sheet(shell, judging, [base, adapters], sampling)
 
     fields: list[Any] = [base, adapters, speaker, mode, with_base]
@@ -297,7 +297,7 @@ def _done(
     if wanted["do"] == "again":
         workbench.conversations.again(message, config)
     elif wanted["do"] == "also":
-        workbench.conversations.also(chat_id, str(wanted["speaker"]), config)
+        workbench.conversations.also(chat_id, [str(wanted["speaker"])], config)
     elif wanted["do"] == "adopt":
         workbench.conversations.adopt(message)
     elif wanted["do"] == "stop":
