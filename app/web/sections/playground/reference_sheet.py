@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import gradio as gr
 
 from app.web.parts.panes import bar, sheet
 from app.web.parts.shell import WORKING, Shell, told
+from app.web.sections.playground.column_fields import WhoAnswers
 from app.web.sections.playground.score_view import scores_html
 from app.web.sections.playground.talk import name_of
 
 KEY = "reference"
 
 
-def reference_sheet(
-    shell: Shell, chat: gr.HTML, who: Sequence[Any], speakers: Callable[[Sequence[Any]], list[str]]
-) -> None:
-    """Lay it out and bind its handlers. who: the fields from which `speakers` tells the columns."""
+def reference_sheet(shell: Shell, chat: gr.HTML, who: WhoAnswers) -> None:
+    """Lay it out and bind its handlers."""
     workbench = shell.workbench
     with sheet(KEY, "Reference answer", "How likely each column finds an answer to the last question."):
         answer = gr.Textbox(value="", label="The answer that is wished for", lines=6, max_lines=16)
@@ -28,9 +26,9 @@ def reference_sheet(
 
     @told
     def scored(wished: str, chat_now: str, *values: Any) -> str:
-        names = speakers(values)
+        names = who.speakers(values)
         return scores_html(
             [name_of(one) for one in names], workbench.conversations.scores(int(chat_now or 0), names, wished)
         )
 
-    score.click(scored, [answer, chat, *who], found, **WORKING)
+    score.click(scored, [answer, chat, *who.all], found, **WORKING)
