@@ -11,7 +11,6 @@ from typing import Any
 
 import gradio as gr
 
-from app.service.usual import usual_base
 from app.service.workbench import Workbench
 from app.shared.bases import base_for, require_writing_base
 from app.web.parts.routes import wish
@@ -29,8 +28,13 @@ from app.web.parts.shell import (
 from app.web.sections.playground import chats_sheet, classify_sheet
 from app.web.sections.playground.column_fields import WhoAnswers
 from app.web.sections.playground.talk import PLAIN, PLAIN_BASE, talk_value
-from app.web.sections.playground.who_answers import SIDE, adapters_for, columns_choices
-from core.base_model.describe import writes_text
+from app.web.sections.playground.who_answers import (
+    SIDE,
+    adapters_for,
+    base_to_begin_with,
+    columns_choices,
+    writing_bases,
+)
 from core.errors import WrongBase
 from storage.errors import NotFound
 from storage.tables import Adapter, Base
@@ -46,9 +50,7 @@ def bind_choice(shell: Shell, who: WhoAnswers, kept: gr.BrowserState) -> None:
         shown, mode_now, with_base_now = (base_now, adapters_now, speaker_now), gr.skip(), gr.skip()
         if not base_now and before:
             base_now, adapters_now, speaker_now, mode_now, with_base_now = json.loads(before)
-        names = _bases(workbench)
-        usual = usual_base(workbench)
-        chosen = next((one for one in (base_now, usual, *names) if one in names), None)
+        names, chosen = writing_bases(workbench), base_to_begin_with(workbench, base_now)
         fitting, columns = adapters_for(workbench, chosen), columns_choices(workbench, chosen, adapters_now)
         return (
             offered(names, chosen, shown[0]),
@@ -150,11 +152,7 @@ def bind_wishes(
 
 def _of_bases(workbench: Workbench, chosen: str) -> gr.Dropdown:
     """The bases that write text, one of them chosen."""
-    return gr.Dropdown(choices=_bases(workbench), value=chosen)
-
-
-def _bases(workbench: Workbench) -> list[str]:
-    return [row.name for row in workbench.registry.all(Base) if writes_text(row.architecture)]
+    return gr.Dropdown(choices=writing_bases(workbench), value=chosen)
 
 
 def warnings_html(workbench: Workbench, base: str | None, names: Sequence[str]) -> str:

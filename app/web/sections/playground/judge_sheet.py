@@ -13,18 +13,21 @@ from gradio.components import Component
 
 from app.service.chats import MAX_SIDE_BY_SIDE
 from app.service.judging import PLAIN
-from app.service.usual import usual_base
 from app.service.vote_rows import PAIRS, VOTES
 from app.service.workbench import Workbench
 from app.web.parts.panes import bar, opener, sheet
-from app.web.parts.shell import QUIET, WORKING, Shell, choose_from, inform, offered, refusal, told, values_of
+from app.web.parts.shell import QUIET, WORKING, Shell, inform, offered, refusal, told, values_of
 from app.web.sections.playground.ballot_sheet import KEY as BALLOT
 from app.web.sections.playground.ballot_sheet import ballot_sheet, opened
 from app.web.sections.playground.leaderboard import leaderboard_html
 from app.web.sections.playground.prompt_sheet import KEY as PROMPTS
 from app.web.sections.playground.prompt_sheet import prompt_sheet, to_speaker
-from app.web.sections.playground.who_answers import adapters_for, columns_choices
-from core.base_model.describe import writes_text
+from app.web.sections.playground.who_answers import (
+    adapters_for,
+    base_to_begin_with,
+    columns_choices,
+    writing_bases,
+)
 from core.generate.config import GenerationConfig
 from storage.tables import Adapter, Base
 
@@ -89,11 +92,10 @@ def judge_sheet(
         shown, system_now = (base_now, columns_now), gr.skip()
         if not base_now and before:
             base_now, columns_now, system_now = json.loads(before)
-        names = _bases(workbench)
-        found = base_now if base_now in names else usual_base(workbench)
+        found = base_to_begin_with(workbench, base_now)
         return (
-            choose_from(names, base_now, found, shown[0]),
-            *_of_base(workbench, found if found in names else None, columns_now, shown[1]),
+            offered(writing_bases(workbench), found, shown[0]),
+            *_of_base(workbench, found, columns_now, shown[1]),
             system_now,
         )
 
@@ -115,11 +117,11 @@ def judge_sheet(
     def begin(base_now: str | None, *columns_now: list[str] | None) -> tuple[object, ...]:
         """With the playground's choice, where nothing else was chosen here; or what that begins with."""
         taken, own = [list(one or []) for one in columns_now]
-        base_now = base_now or usual_base(workbench)
+        base_now = base_to_begin_with(workbench, base_now)
         still = [one for one in own if one in values_of(choices_on(workbench, base_now, own))]
         taken = taken or adapters_for(workbench, base_now)[:1]
         wanted = still if len(still) > 1 else list(dict.fromkeys([PLAIN, *taken]))
-        chosen = gr.Dropdown(choices=_bases(workbench), value=base_now)
+        chosen = gr.Dropdown(choices=writing_bases(workbench), value=base_now)
         return chosen, *_of_base(workbench, base_now, wanted, own)
 
     button.click(begin, [*chosen, columns], [base, columns, board, links], **QUIET)
@@ -161,10 +163,6 @@ def choices_on(workbench: Workbench, base: str | None, chosen: list[str] | None)
     """
     others = [one for one in chosen or [] if one != PLAIN]
     return [(PLAIN, PLAIN), *columns_choices(workbench, base, others)] if base else []
-
-
-def _bases(workbench: Workbench) -> list[str]:
-    return [row.name for row in workbench.registry.all(Base) if writes_text(row.architecture)]
 
 
 def _of_base(

@@ -4,15 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from app.service.usual import usual_base
 from app.service.workbench import Workbench
 from app.shared.errors import USER_ERRORS
 from app.shared.speakers import checkpoint_name, speaker_parts
 from app.web.sections.playground.talk import PLAIN, PLAIN_BASE
+from core.base_model.describe import writes_text
 from storage.tables import Adapter, Base, Run
 
 SIDE, SINGLE = "Side by side", "One at a time"
 _CHECKPOINTS = 40
 """The newest of a base that are offered; others can be typed by their names."""
+
+
+def writing_bases(workbench: Workbench) -> list[str]:
+    """The bases that write text."""
+    return [row.name for row in workbench.registry.all(Base) if writes_text(row.architecture)]
+
+
+def base_to_begin_with(workbench: Workbench, wanted: str | None) -> str | None:
+    """The one that is wanted, the usual one or the first, of those that write text; None if none does."""
+    names = writing_bases(workbench)
+    return next((one for one in (wanted, usual_base(workbench), *names) if one in names), None)
 
 
 def adapters_for(workbench: Workbench, base: str | None) -> list[str]:
