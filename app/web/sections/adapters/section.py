@@ -98,8 +98,11 @@ def _deleted(shell: Shell) -> None:
     def offer(now: int | None) -> tuple[object, ...]:
         rows = workbench.registry.adapters.deleted()
         choices = [(f"{row.name}, {day(row.deleted)}", row.id or 0) for row in rows]
-        kept = now if any(row.id == now for row in rows) else None
-        return gr.HTML(visible=not rows), gr.Radio(choices=choices, value=kept, visible=bool(rows))
+        offered = gr.Radio(choices=choices, visible=bool(rows))
+        if now is not None and all(row.id != now for row in rows):
+            offered = gr.Radio(choices=choices, value=None, visible=bool(rows))
+        # A choice that stays is not sent: another may have been made meanwhile.
+        return gr.HTML(visible=not rows), offered
 
     shell.refresh(offer, [which], [nothing, which])
 
