@@ -28,9 +28,10 @@ LONG = GenerationConfig(max_tokens=200, temperature=0.0)
 
 
 def _can_be_written(registry: Path) -> bool:
+    """Whether nobody writes, and nobody reads either: without the write-ahead log that holds a commit up."""
     with closing(sqlite3.connect(registry, timeout=0.1)) as connection:
         try:
-            connection.execute("begin immediate")
+            connection.execute("begin exclusive")
         except sqlite3.OperationalError:
             return False
         return True

@@ -95,8 +95,13 @@ def test_a_home_that_was_moved_before_its_paths_were_relative_is_found_out(moved
             whole = [json.dumps(_whole(json.loads(one), old)) for one in columns]
             connection.execute("update job set arguments = ?, result = ? where id = ?", (*whole, row_id))
         connection.execute("update alembic_version set version_num = '0007'")
-        connection.execute("drop index ix_point_evaluations")  # of a later schema
-        connection.execute("drop table label_table")
+        # What is of a later schema.
+        connection.execute("drop index ix_point_evaluations")
+        for table in ("label_table", "prompt_answer", "prompt_run", "prompt_set", "ballot"):
+            connection.execute(f"drop table {table}")
+        for table, columns in (("chat", "title system raw changed"), ("chat_message", "adopted details")):
+            for column in columns.split():
+                connection.execute(f"alter table {table} drop column {column}")
     connection.close()
     assert as_stored(moved).count(old) > 3
     workbench = Workbench(settings_for(moved))
