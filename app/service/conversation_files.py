@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 
 from app.service.turns import Turn, messages_for, title_of
+from app.shared.speakers import PLAIN_BASE
 from storage.tables import Chat
 
 
@@ -19,7 +20,7 @@ def as_markdown(chat: Chat, turns: Sequence[Turn]) -> Iterator[str]:
         yield f"\n## {' '.join(turn.question.content.split())}\n"
         for speaker, answer in turn.answers.items():
             adopted = " (all went on from this)" if turn.question.adopted == speaker else ""
-            yield f"\n### {speaker or 'Plain base'}{adopted}\n\n{answer.content.strip()}\n"
+            yield f"\n### {speaker or PLAIN_BASE}{adopted}\n\n{answer.content.strip()}\n"
 
 
 def as_jsonl(chat: Chat, turns: Sequence[Turn]) -> Iterator[str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from app.service.chats import Chats, answer_told
-from app.service.turns import END, PLAIN, Turn, messages_for, title_of, turns_of
+from app.service.turns import END, Turn, messages_for, title_of, turns_of
 from app.shared.disk import plain_sentence
 from app.shared.errors import USER_ERRORS
 from core.errors import InvalidInput
@@ -330,6 +330,3 @@ def _require_turns(chat: Chat) -> None:
 
 def _copied(message: ChatMessage, chat: Chat) -> ChatMessage:
     return ChatMessage(**message.model_dump(exclude={"id", "chat_id"}) | {"chat_id": chat.id})
-
-
-__all__ = ["FAILED", "PLAIN", "STOPPED", "Conversations", "Growing"]

@@ -17,7 +17,7 @@ from typing import Any
 from app.service.chats import MAX_SIDE_BY_SIDE, Chats, Messages
 from app.service.ratings import Outcome, Rating, ratings
 from app.shared.errors import USER_ERRORS
-from app.shared.speakers import speaker_told
+from app.shared.speakers import PLAIN_BASE, speaker_told
 from core.errors import InvalidInput
 from core.events import TokenDone
 from core.generate.config import GenerationConfig
@@ -25,7 +25,6 @@ from storage.ballots import ALL_BAD, BEST, TIE, VERDICTS
 from storage.registry import Registry
 from storage.tables import Ballot, Base, PromptAnswer, PromptRun
 
-PLAIN = "Plain base"
 LETTERS = "ABCDEFGH"
 _KEEP_SECONDS = 1.0  # so often is stored what has been answered so far
 _STOPPED, _BROKEN = "stopped", "error"
@@ -154,14 +153,10 @@ class Judging:
 
     def columns(self, model: Base, speakers: Sequence[str]) -> list[dict[str, Any]]:
         """speaker and digest of each, as ballots hold them. Raises NotFound, WrongBase, InvalidConfig."""
-        return [{"speaker": one, "digest": digest_of(self.told(one, model))} for one in speakers]
-
-    def told(self, speaker: str, model: Base) -> dict[str, Any] | None:
-        """What the engine is told of a speaker.
-
-        Raises NotFound, WrongBase, InvalidConfig.
-        """
-        return speaker_told(self._registry, speaker, model)
+        return [
+            {"speaker": one, "digest": digest_of(speaker_told(self._registry, one, model))}
+            for one in speakers
+        ]
 
     def _order(self, speakers: Sequence[str], *, blind: bool) -> list[str]:
         """Each once. Raises InvalidInput unless there are two to eight."""
@@ -300,7 +295,7 @@ def _digest(key: str) -> str:
 
 def _name(names: dict[str, str], key: str) -> str:
     """Its last name; with the first digits of its digest where another one is called so too."""
-    name = names[key] or PLAIN
+    name = names[key] or PLAIN_BASE
     twins = [one for one in names.values() if one == names[key]]
     return f"{name} ({_digest(key)[:8]})" if len(twins) > 1 and _digest(key) else name
 

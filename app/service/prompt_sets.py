@@ -15,9 +15,10 @@ import numpy as np
 from app.jobs.kinds.run_prompts import REFUSED
 from app.service.datasets import Datasets
 from app.service.jobs import Jobs
-from app.service.judging import PLAIN, Judging, digest_of
+from app.service.judging import Judging, digest_of
 from app.service.prompt_texts import Turns, asked_in, prompts_in, required, said
 from app.shared.csv_lines import csv_line
+from app.shared.speakers import PLAIN_BASE, speaker_told
 from core.errors import InvalidInput
 from core.generate.config import GenerationConfig
 from storage.errors import InUse
@@ -140,7 +141,7 @@ class PromptSets:
             raise InUse("These prompts are being answered already.")
         model = self._registry.find(Base, matrix.run.base_name)
         for column in matrix.run.columns:
-            if digest_of(self._judging.told(column["speaker"], model)) != column["digest"]:
+            if digest_of(speaker_told(self._registry, column["speaker"], model)) != column["digest"]:
                 raise InvalidInput(
                     f"{column['speaker']} has other weights by now than those that answered; put the prompts "
                     "to it anew."
@@ -149,7 +150,7 @@ class PromptSets:
 
     def _begin(self, run: PromptRun) -> Job:
         model = self._registry.find(Base, run.base_name)
-        told = [self._judging.told(column["speaker"], model) for column in run.columns]
+        told = [speaker_told(self._registry, column["speaker"], model) for column in run.columns]
         return self._jobs.start(_JOB, {"run": run.id, "told": told})
 
     def runs(self) -> list[PromptRun]:
@@ -169,7 +170,7 @@ class PromptSets:
         answers = {(one.prompt, one.speaker): one for one in self._rows.answers(run_id)}
         width = range(len(run.columns))
         cells = tuple(tuple(answers.get((at, column)) for column in width) for at in range(len(run.prompts)))
-        names = tuple(column["speaker"] or PLAIN for column in run.columns)
+        names = tuple(column["speaker"] or PLAIN_BASE for column in run.columns)
         job = next(iter(self._registry.jobs.of(_JOB, {"run": run_id})), None)
         return Matrix(run, names, cells, job)
 

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 
 from storage.tables import ChatMessage
 
-PLAIN = ""
-"""The speaker that is the base by itself."""
 END = "end"
 _TITLE_LETTERS = 60
 

@@ -23,6 +23,10 @@ from storage.errors import NotFound
 from storage.registry import Registry
 from storage.tables import Adapter, Base, Run
 
+PLAIN = ""
+"""The speaker that is the base by itself."""
+PLAIN_BASE = "Plain base"
+"""What it is called where people read it."""
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _PART = re.compile(rf"(?P<name>.+?)=(?P<weight>{_NUMBER})(?:\+|$)")
 _CHECKPOINT = re.compile(r"run-(?P<run>\d{1,15})@(?P<step>\d{1,15})")

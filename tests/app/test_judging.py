@@ -5,7 +5,8 @@ import json
 import pytest
 
 from app.service.chats import Chats
-from app.service.judging import PLAIN, without_names
+from app.service.judging import without_names
+from app.shared.speakers import PLAIN_BASE
 from core.errors import InvalidInput, PromptTooLong
 from core.events import TokenDone
 from core.generate.config import GenerationConfig
@@ -121,7 +122,7 @@ def test_the_leaderboard_counts_the_votes_of_these_weights_only(workbench, told)
     assert next(iter(found)) == "first"
     one = found["first"]
     assert (one.votes, one.wins, one.losses, one.ties, one.all_bad) == (7, 3, 2, 1, 1)
-    assert found[PLAIN].rating.rating == pytest.approx(found["second"].rating.rating)
+    assert found[PLAIN_BASE].rating.rating == pytest.approx(found["second"].rating.rating)
     assert one.rating.interval > 0
 
 
@@ -132,7 +133,11 @@ def test_an_adapter_keeps_its_votes_by_its_weights(workbench, told, trained):
     change(row.id, name="better")
     _votes_for(told, "better", (None, "better"))
     workbench.registry.adapters.delete(row.id)
-    assert {one.name: one.wins for one in told.leaderboard("llama")} == {"better": 2, "second": 0, PLAIN: 0}
+    assert {one.name: one.wins for one in told.leaderboard("llama")} == {
+        "better": 2,
+        "second": 0,
+        PLAIN_BASE: 0,
+    }
     workbench.registry.adapters.purge(row.changed + 1e9)
     change(trained("longer name").id, name="better")  # which has other weights
     _votes_for(told, "better", (None, "better"))

@@ -94,3 +94,10 @@ def adapters_like(registry: Registry, words: str, fingerprint: str = "") -> list
     """The newest adapters that hold the words, of one base if a fingerprint is given, as choices."""
     rows, _ = registry.adapters.search(AdapterQuery(words=words, fingerprint=fingerprint), _MOST)
     return [(row.name, f"{row.base_name} · {row.rank_in_words} · {row.source}") for row in rows]
+
+
+def adapters_beside(registry: Registry, asked: Asked) -> list[tuple[str, str]]:
+    """Adapters of the base of those that are taken already, or of any, as choices."""
+    first = adapter_called(registry, asked.taken[0] if asked.taken else "")
+    found = adapters_like(registry, asked.words, first.base_fingerprint if first else "")
+    return [one for one in found if one[0] not in asked.taken]

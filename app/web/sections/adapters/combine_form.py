@@ -8,8 +8,7 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from app.service.workbench import Workbench
-from app.web.parts.choice import Asked, adapter_called, adapters_like, choice, weighed
+from app.web.parts.choice import adapters_beside, choice, weighed
 from app.web.parts.job_result import last_result, starts_job
 from app.web.parts.markup import Html, facts, size
 from app.web.parts.options_form import option_field
@@ -27,7 +26,7 @@ def combine_form(shell: Shell) -> None:
     parts = choice(
         "combine-adapters",
         "Adapters to combine, each with its weight",
-        lambda asked: _fitting(workbench, asked),
+        lambda asked: adapters_beside(workbench.registry, asked),
         placeholder="Add an adapter",
         help="Of one base. A weight of 1 takes all of what an adapter changes, a negative one takes it away.",
         several=True,
@@ -86,13 +85,6 @@ def _option_fields() -> dict[str, Component]:
         field.visible = key in COMBINE_METHODS.get(method.default).uses
     chosen.change(fitting, chosen, list(fields.values()), **QUIET)
     return {method.name: chosen, **fields}
-
-
-def _fitting(workbench: Workbench, asked: Asked) -> list[tuple[str, str]]:
-    """Adapters of the base of those that are chosen already."""
-    first = adapter_called(workbench.registry, asked.taken[0] if asked.taken else "")
-    found = adapters_like(workbench.registry, asked.words, first.base_fingerprint if first else "")
-    return [one for one in found if one[0] not in asked.taken]
 
 
 def combined_html(found: dict[str, Any], config: dict[str, Any]) -> str:

@@ -10,10 +10,11 @@ from typing import Any
 
 import gradio as gr
 
-from app.service.judging import LETTERS, PLAIN, Standing, key_of, without_names
+from app.service.judging import LETTERS, Standing, key_of, without_names
 from app.service.workbench import Workbench
 from app.shared.disk import plain_sentence
 from app.shared.errors import USER_ERRORS
+from app.shared.speakers import PLAIN_BASE
 from app.web.parts.markdown import answer_html
 from app.web.parts.panes import sheet
 from app.web.parts.scripts import script
@@ -75,7 +76,7 @@ def shown(workbench: Workbench, ballot_id: int) -> Answer:
     if not hidden:
         ratings = _ratings(workbench, ballot) if ballot.verdict else {}
         for told, column in zip(columns, ballot.columns, strict=True):
-            told |= {"name": column["speaker"] or PLAIN, "rating": ratings.get(key_of(column))}
+            told |= {"name": column["speaker"] or PLAIN_BASE, "rating": ratings.get(key_of(column))}
     return {
         "id": ballot.id,
         "title": "prompt" if ballot.prompt is None else f"prompt {ballot.prompt + 1}",

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
 import gradio as gr
-from gradio.components import Component
 
 from app.service.blends import Agreement, mixture, steps_of
 from app.service.workbench import Workbench
-from app.web.parts.choice import Asked, adapter_called, adapters_like, choice, weighed
+from app.web.parts.choice import adapters_beside, choice, weighed
 from app.web.parts.panes import bar, sheet
 from app.web.parts.routes import link
 from app.web.parts.shell import QUIET_QUEUED, WORKING, Shell, refusal, told
+from app.web.sections.playground.column_fields import ColumnFields
 from app.web.sections.playground.who_answers import columns_choices, is_mixture
 from core.errors import InvalidConfig
 from core.generate.config import GenerationConfig
@@ -27,13 +26,7 @@ _METHODS = [
 _PROMPTS = ("How do I cook pasta?", "Tell me about the sea.", "What is a good plan for tomorrow?")
 
 
-def blend_sheet(
-    shell: Shell,
-    base: gr.Dropdown,
-    adapters: gr.Dropdown,
-    chat: gr.HTML,
-    sampling: Mapping[str, Component],
-) -> tuple[gr.HTML, gr.Checkbox]:
+def blend_sheet(shell: Shell, fields: ColumnFields, chat: gr.HTML) -> tuple[gr.HTML, gr.Checkbox]:
     """Lay it out and bind its handlers. Returns the field of adapters and weights, which triggers `submit` as
     they change, and whether the column follows.
     """
@@ -42,7 +35,7 @@ def blend_sheet(
         parts = choice(
             "blend",
             "Adapters, each with its weight",
-            lambda asked: _fitting(workbench, asked),
+            lambda asked: adapters_beside(workbench.registry, asked),
             placeholder="Add an adapter",
             help="1 takes all of what an adapter changes, a negative weight takes it away.",
             several=True,
@@ -62,31 +55,30 @@ def blend_sheet(
         kept = gr.HTML()
     method.change(lambda chosen: gr.Number(visible=chosen == "svd"), method, rank)
 
-    def answer(chat_now: str, columns: list[str], values: Sequence[Any]) -> None:
+    def answer(chat_now: str, columns: list[str], config: GenerationConfig) -> None:
         """What is new answers the last question at once, where one was asked."""
         turns = workbench.conversations.turns(int(chat_now or 0))
         new = [one for one in columns if turns and one not in turns[-1].answers]
         if new:
-            config = GenerationConfig.parse(dict(zip(sampling, values, strict=True)))
             workbench.conversations.also(int(chat_now), new, config)
 
     @told
-    def heard(chosen: str, chat_now: str, base_now: str, columns: list[str] | None, *values: Any) -> object:
-        new = [mixture(_weights(chosen))]
-        shown = _with(workbench, base_now, columns, new)
-        answer(chat_now, new, values)
+    def heard(chosen: str, chat_now: str, *values: Any) -> object:
+        said, new = fields.read(values), [mixture(_weights(chosen))]
+        shown = _with(workbench, said.base, said.adapters, new)
+        answer(chat_now, new, said.config)
         return shown
 
     @told
-    def swept(chosen: str, chat_now: str, base_now: str, _: list[str] | None, *values: Any) -> object:
-        new = steps_of(_weights(chosen))
-        shown = _with(workbench, base_now, [], new)
-        answer(chat_now, new, values)
+    def swept(chosen: str, chat_now: str, *values: Any) -> object:
+        said, new = fields.read(values), steps_of(_weights(chosen))
+        shown = _with(workbench, said.base, [], new)
+        answer(chat_now, new, said.config)
         return shown
 
-    given = [parts, chat, base, adapters, *sampling.values()]
-    hear.click(heard, given, adapters, **QUIET_QUEUED)
-    sweep.click(swept, given, adapters, **QUIET_QUEUED)
+    given = [parts, chat, *fields.inputs]
+    hear.click(heard, given, fields.who.adapters, **QUIET_QUEUED)
+    sweep.click(swept, given, fields.who.adapters, **QUIET_QUEUED)
 
     @told
     def kept_as(chosen: str, base_now: str, called: str, how: str, highest: float, chat_now: str) -> str:
@@ -98,7 +90,7 @@ def blend_sheet(
         found = workbench.blends.keep(base_now, weights, called.strip(), options, prompts)
         return agreement_html(called.strip(), found)
 
-    shell.soon(keep.click(kept_as, [parts, base, name, method, rank, chat], kept, **WORKING))
+    shell.soon(keep.click(kept_as, [parts, fields.who.base, name, method, rank, chat], kept, **WORKING))
     return parts, live
 
 
@@ -126,13 +118,6 @@ def _weights(chosen: str) -> dict[str, float]:
     if not weights:
         raise InvalidConfig("Choose the adapters of the mixture first.")
     return weights
-
-
-def _fitting(workbench: Workbench, asked: Asked) -> list[tuple[str, str]]:
-    """Adapters of the base of those that are taken already, or of any base."""
-    first = adapter_called(workbench.registry, asked.taken[0] if asked.taken else "")
-    found = adapters_like(workbench.registry, asked.words, first.base_fingerprint if first else "")
-    return [one for one in found if one[0] not in asked.taken]
 
 
 def _questions(workbench: Workbench, chat: str) -> list[str]:

@@ -10,6 +10,7 @@ import gradio as gr
 
 from app.service.classifiers import MAX_SIDE_BY_SIDE, Told
 from app.service.workbench import Workbench
+from app.shared.speakers import PLAIN_BASE
 from app.web.parts.panes import bar, sheet
 from app.web.parts.routes import link
 from app.web.parts.shell import QUIET_QUEUED, Shell, choose_many, refusal, told
@@ -108,7 +109,7 @@ def ranked_labels(row: list[Told]) -> list[str]:
 
 
 def _named(told: Told) -> str:
-    return link(told.adapter, "adapters", name=told.adapter) if told.adapter else "Plain base"
+    return link(told.adapter, "adapters", name=told.adapter) if told.adapter else PLAIN_BASE
 
 
 def _cell(told: Told, label: str) -> str:

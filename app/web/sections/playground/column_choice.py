@@ -13,6 +13,7 @@ import gradio as gr
 
 from app.service.workbench import Workbench
 from app.shared.bases import base_for, require_writing_base
+from app.shared.speakers import PLAIN, PLAIN_BASE
 from app.web.parts.routes import wish
 from app.web.parts.shell import (
     QUIET,
@@ -27,7 +28,7 @@ from app.web.parts.shell import (
 )
 from app.web.sections.playground import chats_sheet, classify_sheet
 from app.web.sections.playground.column_fields import WhoAnswers
-from app.web.sections.playground.talk import PLAIN, PLAIN_BASE, talk_value
+from app.web.sections.playground.talk import talk_value
 from app.web.sections.playground.who_answers import (
     SIDE,
     adapters_for,

@@ -12,9 +12,9 @@ import gradio as gr
 from gradio.components import Component
 
 from app.service.chats import MAX_SIDE_BY_SIDE
-from app.service.judging import PLAIN
 from app.service.vote_rows import PAIRS, VOTES
 from app.service.workbench import Workbench
+from app.shared.speakers import PLAIN_BASE
 from app.web.parts.panes import bar, opener, sheet
 from app.web.parts.shell import QUIET, WORKING, Shell, inform, offered, refusal, told, values_of
 from app.web.sections.playground.ballot_sheet import KEY as BALLOT
@@ -120,7 +120,7 @@ def judge_sheet(
         base_now = base_to_begin_with(workbench, base_now)
         still = [one for one in own if one in values_of(choices_on(workbench, base_now, own))]
         taken = taken or adapters_for(workbench, base_now)[:1]
-        wanted = still if len(still) > 1 else list(dict.fromkeys([PLAIN, *taken]))
+        wanted = still if len(still) > 1 else list(dict.fromkeys([PLAIN_BASE, *taken]))
         chosen = gr.Dropdown(choices=writing_bases(workbench), value=base_now)
         return chosen, *_of_base(workbench, base_now, wanted, own)
 
@@ -161,8 +161,8 @@ def choices_on(workbench: Workbench, base: str | None, chosen: list[str] | None)
     """Who can be judged on this base: the plain base, its adapters and checkpoints, and what is chosen
     already and can answer on it.
     """
-    others = [one for one in chosen or [] if one != PLAIN]
-    return [(PLAIN, PLAIN), *columns_choices(workbench, base, others)] if base else []
+    others = [one for one in chosen or [] if one != PLAIN_BASE]
+    return [(PLAIN_BASE, PLAIN_BASE), *columns_choices(workbench, base, others)] if base else []
 
 
 def _of_base(

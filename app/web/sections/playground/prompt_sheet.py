@@ -9,8 +9,8 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from app.service.judging import PLAIN
 from app.service.workbench import Workbench
+from app.shared.speakers import PLAIN_BASE
 from app.web.parts.job_result import said_of
 from app.web.parts.markup import day
 from app.web.parts.panes import ask_first, bar, opener, require_same, sheet
@@ -169,7 +169,7 @@ def _of_run(workbench: Workbench, number: int | None, page: int) -> tuple[object
 
 def to_speaker(name: str) -> str | None:
     """Who a name in a list of columns stands for."""
-    return None if name == PLAIN else name
+    return None if name == PLAIN_BASE else name
 
 
 def _required(number: int | None) -> int:

@@ -38,7 +38,7 @@ def build(shell: Shell) -> None:
     chat = chats_sheet.chats_sheet(shell)
     classify_outputs = classify_sheet.classify_sheet(shell)
     row_outputs = row_sheet.row_sheet(shell)
-    blend, live = blend_sheet.blend_sheet(shell, who.base, who.adapters, chat, sampling)
+    blend, live = blend_sheet.blend_sheet(shell, fields, chat)
     judge_sheet.judge_sheet(shell, judging, [who.base, who.adapters], sampling)
     reference_sheet(shell, chat, who)
 

@@ -12,9 +12,10 @@ from typing import Any
 import gradio as gr
 
 from app.service.conversations import FAILED, STOPPED
-from app.service.turns import PLAIN, Turn
+from app.service.turns import Turn
 from app.service.workbench import Workbench
 from app.shared.errors import USER_ERRORS
+from app.shared.speakers import PLAIN_BASE
 from app.web.parts.differences import differences_html
 from app.web.parts.markdown import answer_html, plain_html
 from app.web.parts.scripts import script
@@ -22,7 +23,6 @@ from app.web.sections.playground.score_view import tokens_html
 from storage.errors import NotFound
 from storage.tables import Chat, ChatMessage
 
-PLAIN_BASE = "Plain base"
 _ENDINGS = {
     "": "answering",
     "end": "ended by itself",
@@ -146,6 +146,3 @@ def weights_of(one: ChatMessage) -> str:
 
 def _part_of(digest: str, weight: float) -> str:
     return digest[:8] if weight == 1 else f"{digest[:8]} × {weight:g}"
-
-
-__all__ = ["PLAIN", "PLAIN_BASE", "figures_of", "looked", "name_of", "talk_panel", "talk_value"]

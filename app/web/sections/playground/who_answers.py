@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from app.service.usual import usual_base
 from app.service.workbench import Workbench
 from app.shared.errors import USER_ERRORS
-from app.shared.speakers import checkpoint_name, speaker_parts
-from app.web.sections.playground.talk import PLAIN, PLAIN_BASE
+from app.shared.speakers import PLAIN, PLAIN_BASE, checkpoint_name, speaker_parts
 from core.base_model.describe import writes_text
 from storage.tables import Adapter, Base, Run
 
