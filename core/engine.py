@@ -19,11 +19,11 @@ from core.errors import WorkbenchError
 from core.generate.config import GenerationConfig
 from core.generate.decode import Decoder, RowRequest
 from core.generate.labelling import Classified, classify
-from core.generate.one_token import StatePool
 from core.generate.running import RunningBatch, rows_are_apart
 from core.generate.scores import Scored
 from core.generate.scoring import Speakers, answer_ids, score
 from core.generate.several import SeveralDecoders
+from core.generate.state_pool import StatePool
 from core.lora.adapter import AdapterWeights
 from core.lora.bank import loaded_bank
 from core.lora.peft.files import load_adapter

@@ -15,9 +15,9 @@ from core.errors import PromptTooLong
 from core.events import TokenDone
 from core.generate.config import GenerationConfig
 from core.generate.one_row import Row
-from core.generate.one_token import StatePool
 from core.generate.running import RunningBatch
 from core.generate.sampling import Sampler
+from core.generate.state_pool import StatePool
 from core.lora.bank import Bank
 
 

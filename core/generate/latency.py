@@ -18,7 +18,7 @@ from core.base_model.load import ResidentBase
 from core.events import Progress
 from core.generate.config import GenerationConfig
 from core.generate.decode import Decoder, RowRequest
-from core.generate.one_token import StatePool
+from core.generate.state_pool import StatePool
 from core.lora.adapter import AdapterWeights
 from core.lora.bank import Bank, loaded_bank
 from core.reporting import Report

@@ -6,6 +6,7 @@ are, so a captured step is replayed for token after token, whoever the rows belo
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -25,6 +26,11 @@ _BATCH_SIZES = (1, 4, 8, 16, 32, 64)
 _ROW_BLOCK = 4
 MOST_ROWS = _BATCH_SIZES[-1]
 _WARM_UP = 2
+_MOVED_AT_ONCE = 64 << 20  # bytes of keys and values, a bound on what moving takes beside them
+
+Stacks = dict[tuple[int, int], Tensor]
+"""Keys and values of all layers, those of one shape in one tensor: by (heads, width)
+[n, rows, heads, capacity, width]."""
 
 
 class DecodingState:
@@ -38,8 +44,11 @@ class DecodingState:
         capacity: int,
         *,
         compiled: bool = False,
+        stacks: Stacks | None = None,
     ) -> None:
-        """Room for `rows` rows of up to `capacity` tokens. bank None decodes with the plain base."""
+        """Room for `rows` rows of up to `capacity` tokens. bank None decodes with the plain base. stacks: the
+        memory for keys and values, if not its own.
+        """
         self.base, self.bank, self.rows, self.capacity = base, bank, rows, capacity
         self._compiled = compiled
         self.notice = ""
@@ -51,13 +60,8 @@ class DecodingState:
         self.history = torch.zeros(rows, capacity, dtype=torch.long, device=device)
         self._numbers = torch.arange(rows, device=device)
         self._places = torch.arange(capacity, device=device)
-        self.caches = [
-            (
-                torch.zeros(rows, one.kv_heads, capacity, one.key_width, device=device, dtype=base.dtype),
-                torch.zeros(rows, one.kv_heads, capacity, one.value_width, device=device, dtype=base.dtype),
-            )
-            for one in base.attention
-        ]
+        self._stacks = stacks or empty_stacks(base, rows, capacity)
+        self.caches = _by_layer(base, self._stacks)
         self._graph: torch.cuda.CUDAGraph | None = None
         self._logits: Tensor | None = None
 
@@ -169,10 +173,33 @@ class DecodingState:
         for name in ("tokens", "positions", "slots"):
             getattr(self, name)[places] = getattr(other, name)[chosen]
         self.history[places, :room] = other.history[chosen, :room]
-        for mine, theirs in zip(self.caches, other.caches, strict=True):
-            for one, two in zip(mine, theirs, strict=True):
-                one[places, :, :room] = two[chosen, :, :room]
-                one[places, :, room:] = 0  # no weight makes nothing of a NaN that another row has left
+        for shape, mine in self._stacks.items():
+            theirs = other._stacks[shape]
+            at_once = max(1, _MOVED_AT_ONCE * len(theirs) // theirs.nbytes)
+            for one, two in zip(mine.split(at_once), theirs.split(at_once), strict=True):
+                one[:, places, :, :room] = two[:, chosen, :, :room]
+            mine[:, places, :, room:] = 0  # no weight makes nothing of a NaN that another row has left
+
+
+def empty_stacks(base: ResidentBase, rows: int, capacity: int) -> Stacks:
+    """Memory for the keys and values of so many rows."""
+    shapes = _cache_shapes(base)
+    return {
+        (heads, width): torch.zeros(count, rows, heads, capacity, width, device=base.device, dtype=base.dtype)
+        for (heads, width), count in Counter(shapes).items()
+    }
+
+
+def _cache_shapes(base: ResidentBase) -> list[tuple[int, int]]:
+    """(heads, width) of the first layer's keys, its values, the next one's keys, …"""
+    return [(one.kv_heads, width) for one in base.attention for width in (one.key_width, one.value_width)]
+
+
+def _by_layer(base: ResidentBase, stacks: Stacks) -> list[tuple[Tensor, Tensor]]:
+    """The views (keys, values) of each layer, [rows, heads, capacity, width]."""
+    ahead = {shape: iter(stack) for shape, stack in stacks.items()}
+    views = [next(ahead[shape]) for shape in _cache_shapes(base)]
+    return list(zip(views[::2], views[1::2], strict=True))
 
 
 def bytes_a_token(base: ResidentBase) -> int:
@@ -196,44 +223,3 @@ def fitting_capacity(tokens: int, device: torch.device) -> int:
     while capacity < tokens:
         capacity *= 4
     return capacity
-
-
-class StatePool:
-    """States that can be used again, so that a chat finds its graph captured."""
-
-    def __init__(
-        self,
-        base: ResidentBase,
-        *,
-        compiled: bool = False,
-        most: int = 4,
-        most_bytes: int | None = None,
-    ) -> None:
-        """Keeps at most so many, and so many bytes of them."""
-        self._base, self._compiled, self._most, self._most_bytes = base, compiled, most, most_bytes
-        self._free: list[DecodingState] = []
-        self.notice = ""
-        """What whoever looks after the engine should know."""
-
-    def borrow(self, bank: Bank | None, rows: int, tokens: int) -> DecodingState:
-        """A state for these rows; give it back when done."""
-        device = self._base.device
-        rows, capacity = fitting_rows(rows, device), fitting_capacity(tokens, device)
-        self._free = [one for one in self._free if one.bank is bank or bank is None]
-        for one in self._free:
-            if (one.rows, one.capacity) == (rows, capacity) and one.bank is bank:
-                self._free.remove(one)
-                return one
-        return DecodingState(self._base, bank, rows, capacity, compiled=self._compiled)
-
-    def give_back(self, state: DecodingState) -> None:
-        """Keep a state for the next who needs one like it; only graphs are worth keeping."""
-        self.notice = state.notice or self.notice
-        self._compiled = (
-            self._compiled and not state.notice
-        )  # what failed once is not tried for every batch size
-        if self._base.device.type == "cuda":
-            self._free.append(state)
-            del self._free[: -self._most]
-            while self._most_bytes is not None and sum(one.bytes for one in self._free) > self._most_bytes:
-                del self._free[0]

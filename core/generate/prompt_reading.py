@@ -11,6 +11,7 @@ from torch import Tensor
 from core.base_model.load import ResidentBase
 from core.generate.one_row import Row
 from core.generate.one_token import DecodingState
+from core.generate.reading_graphs import ReadingGraphs
 from core.lora.bank import Bank
 
 PREFILL = 512  # prompt tokens of each row that are read at a time
@@ -25,14 +26,17 @@ class Reading:
     so far are one row. Who are alike to the end stay one.
     """
 
-    def __init__(self, base: ResidentBase, bank: Bank | None, rows: Sequence[Row]) -> None:
+    def __init__(
+        self, base: ResidentBase, bank: Bank | None, rows: Sequence[Row], graphs: ReadingGraphs
+    ) -> None:
         self.rows = list(rows)
         self._ids = [[*row.prompt, *row.ids] for row in rows]
         self._ends = _part_ends([(row.slot, ids) for row, ids in zip(rows, self._ids, strict=True)])
         self._last: list[Tensor | None] = [None] * len(rows)
         self._at = 0
         alike = len(set(self._so_far(self._ends[-1])))
-        self.state = DecodingState(base, bank, alike, self._ends[-1])
+        captured = graphs.borrow(bank, alike, self._ends[0]) if len(self._ends) == 1 else None
+        self.state = captured or DecodingState(base, bank, alike, self._ends[-1])
         self.places = [0] * len(rows)
         """Of each row, its place in the state."""
         self._begin_part(self._ends[0])
@@ -47,7 +51,8 @@ class Reading:
         came_from, self.places = self.places, [found.setdefault(one, len(found)) for one in so_far]
         firsts = [self.places.index(place) for place in range(len(found))]
         state = self.state
-        state.take_rows(state, [came_from[at] for at in firsts])
+        if self._at:
+            state.take_rows(state, [came_from[at] for at in firsts])
         for place, at in enumerate(firsts):
             slot, ids = so_far[at]
             state.slots[place], state.positions[place] = slot, len(ids)

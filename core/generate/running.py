@@ -22,12 +22,12 @@ from core.generate.one_row import Row
 from core.generate.one_token import (
     MOST_ROWS,
     DecodingState,
-    StatePool,
     bytes_a_token,
     fitting_capacity,
     fitting_rows,
 )
 from core.generate.prompt_reading import Reading
+from core.generate.state_pool import StatePool
 from core.lora.bank import Bank
 
 # Times as many, over all rows that are read together: while a piece is read those that run wait.
@@ -117,7 +117,7 @@ class RunningBatch:
         """Let go of the rows that are over."""
         self._waiting = deque(row for row in self._waiting if not row.over)
         if all(row.over for row in self._admitted):
-            self._reading, self._admitted = None, []
+            self._end_reading()
         gone = [row for row in self._running if row.over]
         if gone:
             self._drop(gone)
@@ -134,7 +134,7 @@ class RunningBatch:
         except RuntimeError as error:  # such as too little memory, which is no fault of those who run
             for row in self._admitted:
                 row.asker.fail(error)
-            self._reading, self._admitted = None, []
+            self._end_reading()
             return logits
 
     def _begin_reading(self) -> Reading | None:
@@ -153,7 +153,9 @@ class RunningBatch:
                 one.passed_by += 1
         self._admitted = [row for row in self._admitted if not row.over]
         self._waiting = deque(row for row in self._waiting if not row.over and row not in self._admitted)
-        return Reading(self._base, self._bank(), self._admitted) if self._admitted else None
+        if not self._admitted:
+            return None
+        return Reading(self._base, self._bank(), self._admitted, self._pool.reading)
 
     def _slot_for(self, row: Row) -> int | None:
         if row.over:  # another row of its request has failed
@@ -194,12 +196,17 @@ class RunningBatch:
             fresh = fresh[torch.tensor(keep, device=fresh.device)]
             logits = fresh if logits is None else torch.cat([logits[:count], fresh])
             self._running += rows
-        self._reading, self._admitted = None, []
+        self._end_reading()
         return logits
 
     def _put_back(self, rows: Sequence[Row]) -> None:
         """Those that were being read wait again."""
         self._wait_again(rows)
+        self._end_reading()
+
+    def _end_reading(self) -> None:
+        if self._reading is not None:
+            self._pool.reading.give_back(self._reading.state)
         self._reading, self._admitted = None, []
 
     def _wait_again(self, rows: Sequence[Row]) -> None:

@@ -14,7 +14,7 @@ import torch
 from core.base_model.load import ResidentBase
 from core.generate.config import GenerationConfig
 from core.generate.decode import Decoder, RowRequest
-from core.generate.one_token import StatePool
+from core.generate.state_pool import StatePool
 from core.lora.bank import AdapterBank
 from tests.benchmarks import peer
 from tests.benchmarks.report import show

@@ -20,8 +20,8 @@ import torch
 from core.base_model.load import ResidentBase
 from core.generate.config import GenerationConfig
 from core.generate.decode import Decoder, RowRequest
-from core.generate.one_token import StatePool
 from core.generate.running import RunningBatch
+from core.generate.state_pool import StatePool
 from core.lora.bank import Bank
 from tests.benchmarks import peer
 from tests.benchmarks.decode import random_bank

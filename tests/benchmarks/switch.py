@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch._dynamo.utils import counters
 
-from core.generate.one_token import StatePool
+from core.generate.state_pool import StatePool
 from core.lora.adapter import AdapterWeights, LayerFactors
 from core.lora.peft.files import load_adapter, save_adapter
 from tests.benchmarks import peer

@@ -9,7 +9,8 @@ from core.base_model.load import make_resident
 from core.events import Notice, RunFailed, StepDone, TrainingDone
 from core.generate.config import GenerationConfig
 from core.generate.decode import Decoder, RowRequest
-from core.generate.one_token import StatePool
+from core.generate.running import RunningBatch
+from core.generate.state_pool import StatePool
 from core.lora.adapter import AdapterWeights, LayerFactors
 from core.lora.bank import AdapterBank
 from core.lora.config import LoraConfig
@@ -179,6 +180,29 @@ def test_decoding_with_graphs_and_kernels_equals_the_plain_path(compiled):
     base = _base()
     assert _decoded(base, prompts, adapters, compiled) == expected
     assert len({tuple(ids) for ids in expected}) == 8
+
+
+def test_prompts_read_by_graphs_and_many_rows_give_the_same_answers():
+    prompts = [list(range(3 + at, 25 + 2 * at)) for at in range(20)]
+    cpu = _base("cpu")
+    adapters = [_adapter(cpu, seed, rank=3 + seed) for seed in range(3)]
+    expected = _decoded(cpu, prompts, adapters)
+    base = _base()
+    bank = AdapterBank(base.layers, list(base.layers), len(adapters) + 1, 8, dtype=base.dtype)
+    for slot, adapter in enumerate(adapters, start=1):
+        bank.load(slot, adapter)
+    batch = RunningBatch(base, lambda: bank, pool := StatePool(base))
+    for _ in range(3):  # a shape is captured when it comes again
+        requests = [
+            RowRequest(prompt, at % 4, GenerationConfig(max_tokens=12 + 3 * at, temperature=0.0))
+            for at, prompt in enumerate(prompts)
+        ]
+        decoder = Decoder(base, bank, requests, batch=batch)
+        kept = {row.index: row for row in decoder._rows}
+        list(decoder.steps())
+        assert [kept[at].ids for at in range(len(prompts))] == expected
+    assert pool.reading._states
+    assert not pool.notice
 
 
 def test_sampling_on_the_device_repeats_with_its_seed():

@@ -16,9 +16,10 @@ from core.errors import InvalidInput
 from core.events import TrainingDone
 from core.generate.config import GenerationConfig
 from core.generate.decode import Decoder, RowRequest
-from core.generate.one_token import MOST_ROWS, DecodingState, StatePool, bytes_a_token
+from core.generate.one_token import MOST_ROWS, DecodingState, bytes_a_token
 from core.generate.prompt_reading import Reading
 from core.generate.running import RunningBatch, rows_are_apart
+from core.generate.state_pool import StatePool
 from core.lora.adapter import LayerFactors
 from core.lora.bank import AdapterBank
 from core.lora.config import LoraConfig
@@ -256,10 +257,10 @@ def test_the_beginning_that_rows_share_is_read_once(base, bank, tokens_read, mon
 def test_memory_keeps_to_its_bound_and_who_has_no_room_waits_in_order(base, bank, endless, held, monkeypatch):
     read, begin = [], Reading.__init__
 
-    def begins(self, base, bank, rows):
+    def begins(self, base, bank, rows, graphs):
         read.extend(rows)
         assert all(row.number < other.number for row in rows for other in batch._waiting)
-        begin(self, base, bank, rows)
+        begin(self, base, bank, rows, graphs)
 
     monkeypatch.setattr(Reading, "__init__", begins)
     most = 8 * 128 * bytes_a_token(base)

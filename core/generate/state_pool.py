@@ -1,0 +1,54 @@
+"""Decoding states that are used again, with the graphs they have captured."""
+
+from __future__ import annotations
+
+from core.base_model.load import ResidentBase
+from core.generate.one_token import DecodingState, fitting_capacity, fitting_rows
+from core.generate.reading_graphs import ReadingGraphs
+from core.lora.bank import Bank
+
+
+class StatePool:
+    """States that can be used again, so that a chat finds its graph captured."""
+
+    def __init__(
+        self,
+        base: ResidentBase,
+        *,
+        compiled: bool = False,
+        most: int = 4,
+        most_bytes: int | None = None,
+    ) -> None:
+        """Keeps at most so many, and so many bytes of them."""
+        self._base, self._compiled, self._most, self._most_bytes = base, compiled, most, most_bytes
+        self._free: list[DecodingState] = []
+        self.reading = ReadingGraphs(base)
+        self._notice = ""
+
+    @property
+    def notice(self) -> str:
+        """What whoever looks after the engine should know."""
+        return self._notice or self.reading.notice
+
+    def borrow(self, bank: Bank | None, rows: int, tokens: int) -> DecodingState:
+        """A state for these rows; give it back when done."""
+        device = self._base.device
+        rows, capacity = fitting_rows(rows, device), fitting_capacity(tokens, device)
+        self._free = [one for one in self._free if one.bank is bank or bank is None]
+        for one in self._free:
+            if (one.rows, one.capacity) == (rows, capacity) and one.bank is bank:
+                self._free.remove(one)
+                return one
+        return DecodingState(self._base, bank, rows, capacity, compiled=self._compiled)
+
+    def give_back(self, state: DecodingState) -> None:
+        """Keep a state for the next who needs one like it; only graphs are worth keeping."""
+        self._notice = state.notice or self._notice
+        self._compiled = (
+            self._compiled and not state.notice
+        )  # what failed once is not tried for every batch size
+        if self._base.device.type == "cuda":
+            self._free.append(state)
+            del self._free[: -self._most]
+            while self._most_bytes is not None and sum(one.bytes for one in self._free) > self._most_bytes:
+                del self._free[0]
