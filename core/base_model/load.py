@@ -116,7 +116,7 @@ class ResidentBase:
         length = int(getattr(self.model.config, "max_position_embeddings", None) or 1 << 30)
         return length - self._positions_before_the_first
 
-    @property
+    @cached_property
     def _positions_before_the_first(self) -> int:
         """RoBERTa and its kin count positions from behind that of the padding."""
         padding = [

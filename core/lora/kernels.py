@@ -10,9 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_IN_BLOCK, _OUT_BLOCK = 1024, 128
-_MANY_ROWS, _MOST_ROWS = 16, 64  # rows from which on B is read once for each adapter, not for each row
-_MOST_RANKS = 64  # beyond which such a block does not fit into registers
+_IN_BLOCK, _IN_WARPS, _OUT_BLOCK = 1024, 8, 128
 
 
 def one_token_delta(
@@ -24,25 +22,12 @@ def one_token_delta(
     int64. Writes S [R, r] float32, the intermediate, and delta [R, out].
     """
     rows, rank, outputs = x.shape[0], A.shape[1], B.shape[1]
-    _shrink[(rows, rank)](x, A, scale, slots, S, x.shape[1], x.stride(0), A.stride(0), rank, BLOCK=_IN_BLOCK)
+    strides = x.stride(0), A.stride(0)
+    _shrink[(rows, rank)](
+        x, A, scale, slots, S, x.shape[1], *strides, rank, BLOCK=_IN_BLOCK, num_warps=_IN_WARPS
+    )
     blocks = triton.cdiv(outputs, _OUT_BLOCK)
     width = triton.next_power_of_2(rank)
-    if _MANY_ROWS <= rows <= _MOST_ROWS and width <= _MOST_RANKS:
-        together = max(16, triton.next_power_of_2(rows))  # what a product on tensors takes at least
-        _expand_by_slot[(A.shape[0], blocks)](
-            S,
-            B,
-            slots,
-            delta,
-            rows,
-            outputs,
-            B.stride(0),
-            rank,
-            ROWS=together,
-            WIDTH=max(16, width),
-            BLOCK=_OUT_BLOCK,
-        )
-        return
     _expand[(rows, blocks)](S, B, slots, delta, outputs, B.stride(0), rank, WIDTH=width, BLOCK=_OUT_BLOCK)
 
 
@@ -72,34 +57,3 @@ def _expand(S, B, slots, delta, outputs, slot_stride, rank, WIDTH: tl.constexpr,
     factor = tl.load(B + slot * slot_stride + outs[:, None] * rank + ranks[None, :], mask=inside, other=0.0)
     added = tl.sum(factor.to(tl.float32) * low[None, :], axis=1)
     tl.store(delta + row * outputs + outs, added.to(delta.dtype.element_ty), mask=outs < outputs)
-
-
-@triton.jit
-def _expand_by_slot(  # type: ignore[no-untyped-def]
-    S,
-    B,
-    slots,
-    delta,
-    rows,
-    outputs,
-    slot_stride,
-    rank,
-    ROWS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """The same for one block of outputs of all rows of one slot."""
-    slot, at = tl.program_id(0), tl.arange(0, ROWS)
-    mine = tl.load(slots + at, mask=at < rows, other=-1) == slot
-    if tl.sum(mine.to(tl.int32)) > 0:
-        outs, ranks = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, WIDTH)
-        low = tl.load(
-            S + at[:, None] * rank + ranks[None, :], mask=mine[:, None] & (ranks[None, :] < rank), other=0.0
-        )
-        inside = (outs[None, :] < outputs) & (ranks[:, None] < rank)
-        factor = tl.load(
-            B + slot * slot_stride + outs[None, :] * rank + ranks[:, None], mask=inside, other=0.0
-        )
-        added = tl.dot(low, factor.to(tl.float32), input_precision="ieee")
-        places = delta + at[:, None] * outputs + outs[None, :]
-        tl.store(places, added.to(delta.dtype.element_ty), mask=mine[:, None] & (outs[None, :] < outputs))

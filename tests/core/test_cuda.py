@@ -182,8 +182,8 @@ def test_decoding_with_graphs_and_kernels_equals_the_plain_path(compiled):
     assert len({tuple(ids) for ids in expected}) == 8
 
 
-def test_prompts_read_by_graphs_and_many_rows_give_the_same_answers():
-    prompts = [list(range(3 + at, 25 + 2 * at)) for at in range(20)]
+def test_prompts_read_by_graphs_give_the_same_answers():
+    prompts = [list(range(3 + at, 25 + 4 * at)) for at in range(8)]
     cpu = _base("cpu")
     adapters = [_adapter(cpu, seed, rank=3 + seed) for seed in range(3)]
     expected = _decoded(cpu, prompts, adapters)
