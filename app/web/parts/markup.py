@@ -46,9 +46,12 @@ def title_line(name: str, badges: Sequence[tuple[str, str]] = (), mark: str = ""
     return f"<div class='title-line'><h2>{escape(f'{mark} {name}'.strip())}</h2>{words}</div>"
 
 
-def empty(text: str) -> str:
-    """What stands where there is nothing yet."""
-    return f"<div class='empty'>{escape(text)}</div>"
+def empty(text: str, button: str = "", opens: str = "") -> str:
+    """What stands where there is nothing yet, with a button that opens the sheet where something is made."""
+    if not button:
+        return f"<div class='empty'>{escape(text)}</div>"
+    pressed = f"<button type='button' class='small' data-opens='{escape(opens)}'>{escape(button)}</button>"
+    return f"<div class='empty'><p>{escape(text)}</p>{pressed}</div>"
 
 
 def conversation(rows: Sequence[dict[str, Any]]) -> str:

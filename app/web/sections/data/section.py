@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from html import escape
-
 import gradio as gr
 
 from app.service.workbench import Workbench
-from app.web.parts.markup import title_line
+from app.web.parts.markup import empty, title_line
 from app.web.parts.panes import ask_first, bar, close_sheet, left, opener, require_same, right, sheet, split
 from app.web.parts.picker import Query, Row, Rows, matching, picker
 from app.web.parts.routes import there
@@ -26,8 +24,8 @@ from storage.tables import Dataset
 TAB, TITLE = "data", "Data"
 _NOTHING = "No data yet. Add your own, or the sample conversations: one click in the same sheet."
 _REMOVE = "Remove this data set with all its versions? Adapters that were trained on it stay."
-_ADD = "<button type='button' class='small' data-opens='add-data'>Add a data set</button>"
-_EMPTY = f"<div class='empty'><p>Choose a data set on the left, or add one.</p>{_ADD}</div>"
+_ADD = "Add a data set", "add-data"
+_EMPTY = empty("Choose a data set on the left, or add one.", *_ADD)
 
 
 def build(shell: Shell) -> None:
@@ -133,8 +131,8 @@ def _detail(shell: Shell, chosen: ChosenData) -> None:
 def _gone(name: str) -> str:
     if not name:
         return _EMPTY
-    said = f"There is no data set called {escape(name)} any more. Choose another one on the left, or add one."
-    return f"<div class='empty'><p>{said}</p>{_ADD}</div>"
+    said = f"There is no data set called {name} any more. Choose another one on the left, or add one."
+    return empty(said, *_ADD)
 
 
 def _remove(workbench: Workbench, asked: int, name: str) -> None:

@@ -50,8 +50,12 @@ def export_sheet(shell: Shell, section: str, opened: gr.Button) -> None:
         go = gr.Button("Export", variant="primary", size="md", scale=0, elem_id="export-button")
 
     def show(name: str, *values: Any) -> tuple[object, ...]:
-        """What was chosen and is gone is not replaced by another."""
-        gone = name and adapter_called(workbench.registry, name) is None
+        """What was chosen and is gone is not replaced by another. Where nothing is, somebody may have chosen
+        while this was on its way.
+        """
+        if not name:
+            return gr.skip(), gr.skip()
+        gone = adapter_called(workbench.registry, name) is None
         return "" if gone else gr.skip(), preview_html(workbench, "" if gone else name, *values)
 
     told_of: list[Any] = [fields["format"], fields["dtype"], folder]

@@ -19,6 +19,7 @@ from storage.tables import Adapter, Base
 
 TAB, TITLE = "models", "Models"
 _NOTHING = "No base model yet. Add one: the starter model is in the same sheet, one click away."
+_EMPTY = empty("Choose a base model on the left, or add one.", "Add a base model …", "add-model")
 _REMOVE = "Remove this base model? Files that the workbench downloaded or converted are deleted."
 
 
@@ -79,7 +80,7 @@ def _detail(shell: Shell, chosen: gr.HTML) -> None:
         except NotFound:  # removed meanwhile, here or elsewhere
             base = None
         if base is None:
-            return "", gr.Row(visible=False), empty("Choose a base model on the left, or add one."), gr.skip()
+            return "", gr.Row(visible=False), _EMPTY, gr.skip()
         return (
             title_line(base.name, [(base.dtype, "calm")]),
             gr.Row(visible=True),

@@ -84,7 +84,12 @@ def bind_choice(shell: Shell, who: WhoAnswers, kept: gr.BrowserState) -> None:
 
 
 def bind_columns(
-    workbench: Workbench, who: WhoAnswers, talk: gr.HTML, chat: gr.HTML, warned: gr.HTML
+    workbench: Workbench,
+    who: WhoAnswers,
+    talk: gr.HTML,
+    chat: gr.HTML,
+    warned: gr.HTML,
+    kept: gr.BrowserState,
 ) -> None:
     """The columns follow who is chosen, and a conversation that is opened brings its own."""
 
@@ -95,7 +100,7 @@ def bind_columns(
     changes = [one.change for one in who.all]
     gr.on(changes, show, [chat, *who.all], [talk, warned], trigger_mode="always_last", **QUIET)
 
-    def opened(chat_now: str, *values: Any) -> tuple[object, ...]:
+    def opened(chat_now: str, before: str, *values: Any) -> tuple[object, ...]:
         found = chats_sheet.conversation(workbench, chat_now)
         turns = workbench.conversations.turns(int(chat_now)) if found else []
         if found is None or not turns or found.base_name not in workbench.registry.names(Base):
@@ -103,21 +108,28 @@ def bind_columns(
         said = list(turns[-1].answers)
         choices = columns_choices(workbench, found.base_name, [one for one in said if one])
         columns = [one for one in said if one == PLAIN or one in values_of(choices)]
-        return *_chosen(workbench, found.base_name, choices, columns), talk_value(int(chat_now), columns)
+        # When a page is loaded again, this may come before what was chosen before is shown.
+        mode = json.loads(before)[3] if before else gr.skip()
+        fields = _chosen(workbench, found.base_name, choices, columns, mode)
+        return *fields, talk_value(int(chat_now), columns)
 
-    chat.submit(opened, [chat, *who.all], [*who.all, talk], **QUIET_QUEUED)
+    chat.submit(opened, [chat, kept, *who.all], [*who.all, talk], **QUIET_QUEUED)
 
 
 def _chosen(
-    workbench: Workbench, base: str, choices: Sequence[tuple[str, str]], columns: Sequence[str]
+    workbench: Workbench,
+    base: str,
+    choices: Sequence[tuple[str, str]],
+    columns: Sequence[str],
+    mode: object,
 ) -> tuple[object, ...]:
-    """The fields of who answers, for these columns."""
+    """The fields of who answers, for these columns; mode: how one alone is shown."""
     alone = (columns[0] if columns else PLAIN) or PLAIN_BASE
     return (
         _of_bases(workbench, base),
         gr.Dropdown(choices=list(choices), value=[one for one in columns if one != PLAIN]),
         gr.Dropdown(choices=[*adapters_for(workbench, base), PLAIN_BASE], value=alone),
-        gr.skip() if len(columns) == 1 else SIDE,  # one can be shown either way
+        mode if len(columns) == 1 else SIDE,
         PLAIN in columns,
     )
 

@@ -6,7 +6,9 @@ from typing import Any
 
 import gradio as gr
 
+from app.service.workbench import Workbench
 from app.web.parts.panes import bar, opener
+from app.web.parts.routes import link
 from app.web.parts.shell import QUIET, Shell
 from app.web.sections.playground import blend_sheet, chats_sheet, classify_sheet, judge_sheet, row_sheet
 from app.web.sections.playground.asking import bind_asking, bind_messages, bind_sliding
@@ -15,6 +17,7 @@ from app.web.sections.playground.column_fields import ColumnFields, sampling_she
 from app.web.sections.playground.reference_sheet import KEY as REFERENCE
 from app.web.sections.playground.reference_sheet import reference_sheet
 from app.web.sections.playground.talk import talk_panel, talk_value
+from app.web.sections.playground.who_answers import writing_bases
 
 TAB, TITLE = "playground", "Playground"
 
@@ -30,7 +33,7 @@ def build(shell: Shell) -> None:
         opener(blend_sheet.KEY, "Blend")
         opener(REFERENCE, "Reference answer")
         judging = opener(judge_sheet.KEY, "Judge")
-    warned = gr.HTML()
+    missing, warned = gr.HTML(), gr.HTML()
     talk = talk_panel(workbench)
     line = _ask_line()
     sampling, system, raw = sampling_sheet()
@@ -42,8 +45,9 @@ def build(shell: Shell) -> None:
     judge_sheet.judge_sheet(shell, judging, [who.base, who.adapters], sampling)
     reference_sheet(shell, chat, who)
 
+    shell.refresh(lambda: _without_base(workbench), [], [missing])
     bind_choice(shell, who, shell.kept["playground"])
-    bind_columns(workbench, who, talk, chat, warned)
+    bind_columns(workbench, who, talk, chat, warned, shell.kept["playground"])
     bind_wishes(shell, TAB, who, chat, classify_outputs)
     bind_asking(shell, fields, line, (system, raw), chat, talk)
     bind_messages(shell, fields, chat, talk, line[2], row_outputs)
@@ -53,6 +57,15 @@ def build(shell: Shell) -> None:
         return "", talk_value(0, who.speakers(values))
 
     clear.click(begin_anew, who.all, [chat, talk], **QUIET)
+
+
+def _without_base(workbench: Workbench) -> str:
+    """What to do where nothing can answer."""
+    if writing_bases(workbench):
+        return ""
+    add = link("Add one under Models", "models")
+    said = f"There is no base model that writes text yet. {add}: the starter model is enough."
+    return f"<div class='empty'>{said}</div>"
 
 
 def _ask_line() -> tuple[gr.Textbox, gr.Button, gr.Button]:

@@ -24,7 +24,7 @@ def build(shell: Shell) -> None:
     """Lay out the section and bind its handlers."""
     with split(TAB):
         with left():
-            start = gr.Button("Train another", variant="primary", size="md", scale=0)
+            start = gr.Button("New run", variant="primary", size="md", scale=0)
             chosen = picker(
                 shell,
                 TAB,
