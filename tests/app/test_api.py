@@ -1,4 +1,4 @@
-"""The HTTP API, with the unmodified clients of OpenAI and Ollama, over an engine of its own."""
+"""The HTTP API, with the unmodified clients of OpenAI, LangChain and Ollama, over an engine of its own."""
 
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +8,7 @@ import ollama
 import openai
 import pytest
 import torch
+from langchain_openai import ChatOpenAI
 
 from app.web.api.api_app import guarded_api
 from app.web.api.api_key import api_key
@@ -328,6 +329,17 @@ def test_the_ollama_client_gets_the_same(served, trained):
     assert refused.value.status_code == 404
     with pytest.raises(ollama.ResponseError, match="format is not supported"):
         served.ollama.chat("mine", HELLO, format="json")
+
+
+def test_langchain_gets_the_same(served, trained):
+    trained("mine")
+    model = ChatOpenAI(
+        model="mine", base_url=f"{served.address}/v1", api_key=served.key, temperature=0, max_tokens=12
+    )
+    found = model.invoke("hello")
+    assert found.content == served.own_answer("mine")
+    assert found.usage_metadata["output_tokens"] <= 12
+    assert "".join(one.content for one in model.stream("hello")) == found.content
 
 
 def test_health_and_metrics(served):
