@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from app.engine.checkpoints import load_checkpoint
 from app.shared.bases import source_of
+from app.shared.below import adapter_below
 from app.shared.run_data import data_of
 from core.base_model.files import read_json
 from core.base_model.load import ResidentBase
@@ -22,6 +23,8 @@ from core.data.tokens import Mask, TokenFile, TokenRows, tokenised
 from core.data.version import Version
 from core.engine import Engine
 from core.errors import WrongBase
+from core.lora.adapter import AdapterWeights
+from core.lora.peft.files import load_adapter
 from core.train.changes import Change
 from core.train.objectives import OBJECTIVES
 from core.train.run import RunRequest
@@ -82,7 +85,18 @@ def prepare(
         )
     )
     changes = [Change(one["step"], one["values"]) for one in run.changes if one.get("step") is not None]
-    return RunRequest(run.id, found, options, resume, changes)
+    below = None if resume is not None else _below(registry, base, run, options)
+    return RunRequest(run.id, found, options, resume, changes, below=below)
+
+
+def _below(
+    registry: Registry, base: ResidentBase, run: Run, options: TrainingOptions
+) -> AdapterWeights | None:
+    """What the run learns on top of. Raises NotFound, WrongBase, BlobDamaged, InvalidAdapter."""
+    row = adapter_below(registry, registry.get(Base, run.base_id), options)
+    if row is None:
+        return None
+    return load_adapter(registry.blobs.verify(row.digest), base.layer_shapes, base.head, base.wholes)
 
 
 def _labelled(

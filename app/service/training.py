@@ -10,6 +10,7 @@ from typing import Any
 from app.service.checking import checks_of, require_sound, with_start
 from app.service.usage import Usage
 from app.shared.bases import config_of, experts_of, require_can, shapes_of, tensors_of, wholes_for
+from app.shared.below import adapter_below, by_digest
 from app.shared.engine_client import EngineClient
 from app.shared.errors import EngineUnavailable
 from app.shared.run_rows import run_row
@@ -166,7 +167,8 @@ class Training:
             plan = self._estimate(model, data, options)  # raises for target_modules that match nothing
             if not anyway:
                 require_sound(self._checks(model, data, options, plan))
-            run = run_row(model, data, options.to_dict(), f"{prefix} {label}".strip())
+            kept = by_digest(self._registry, model, options)
+            run = run_row(model, data, kept.to_dict(), f"{prefix} {label}".strip())
             run.sweep, run.together = sweep, together
             runs.append(run)
         self._registry.queue.add(runs, number_if_taken=not name)
@@ -218,6 +220,7 @@ class Training:
         return replace(self._estimate(model, data, options), experts=experts_of(self._registry, model))
 
     def _estimate(self, base: Base, data: Dataset, options: TrainingOptions) -> Estimate:
+        adapter_below(self._registry, base, options)  # raises for one that is not here or not this base's
         shape = BaseShape(
             shapes_of(base),
             base.head,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from app.shared.identity import effective_template_hash
 from core.lora.peft.config import kind_of
@@ -48,10 +49,20 @@ def keep_adapter(
             train_loss=train_loss,
             validation_loss=validation_loss,
             config=run.config,
+            parents=_learnt_on(registry, run),
             tokenizer_hash=base.tokenizer_hash,
             template_hash=effective_template_hash(base),
         )
     )
+
+
+def _learnt_on(registry: Registry, run: Run) -> list[dict[str, Any]]:
+    """The adapter that the run learnt on top of, as those that an adapter was made from are kept."""
+    digest = run.config.get("lora", {}).get("on_top_of", "")
+    if not digest:
+        return []
+    found = registry.adapters.with_digest(digest)
+    return [{"name": found.name if found else digest[:12], "digest": digest, "weight": 1.0}]
 
 
 def keep_checkpoint(registry: Registry, row: Checkpoint, name: str = "") -> Adapter:

@@ -34,6 +34,8 @@ class Provenance:
     """Of the base as the adapter was trained with it; empty where nobody recorded them."""
     parents: tuple[str, ...] = ()
     """What the adapter was combined from, each with its weight."""
+    learnt_on: str = ""
+    """The adapter that it learnt on top of, whose ΔW is part of it."""
     base_source: str = ""
     """Where other software finds the base: its hub id, or its folder."""
     classifies: bool = False
@@ -75,6 +77,7 @@ def model_card(about: Provenance, config: ExportConfig, facts: Mapping[str, Any]
         ("Licence of the base", about.base_licence or "not stated"),
         ("Digest of the adapter", f"`{about.adapter_digest}`"),
         ("Combined from", plain(", ".join(about.parents))),
+        ("Learnt on top of", plain(about.learnt_on)),
         ("Data set", plain(about.dataset_name) or "not known"),
         ("Final loss", shown or "not known"),
         ("Weights", "" if adapter_alone else config.dtype),

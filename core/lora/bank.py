@@ -9,13 +9,14 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from core.lora.adapter import AdapterWeights, LayerWeights
+from core.lora.adapter import AdapterWeights, LayerFactors, LayerWeights
 from core.lora.config import LoraConfig
 from core.lora.dropout import Dropout, DropoutState
 from core.lora.kinds import ADAPTER_KINDS, AdapterKind
 from core.lora.kinds.lora import KIND as LORA
 from core.lora.layer import LayerStack, LoraEmbedding, LoraLinear, Place, plain_weight
 from core.lora.layout import HEAD, Layout, corner
+from core.lora.on_top import stacked
 from core.lora.ops import factor_dtype
 from core.lora.stack import AdapterStack, EmbeddingStack, MixedStack
 from core.lora.whole_places import trained_wholes
@@ -141,9 +142,10 @@ class AdapterBank(nn.Module):
         targets: Sequence[str],
         seed: int,
         head: Mapping[str, Tensor] | None = None,
+        below: Mapping[str, LayerFactors] | None = None,
     ) -> None:
         """Start a fresh adapter on `targets` in `slot`, as its kind says, and with this head if it is to have
-        one; `own` are the kind's own options.
+        one; `own` are the kind's own options. below: what it learns on top of, by module path.
 
         Drawn on the CPU, so the same seed gives the same factors on every device.
         """
@@ -156,7 +158,7 @@ class AdapterBank(nn.Module):
                 tensors = begin(*shape, plain_weight(layer.base), generator, own)
                 scale = self.kind.scale(config, path)
                 layers[path] = self.kind.layer(self.kind.started(tensors, scale), scale)
-        self._place(slot, layers, head or {})
+        self._place(slot, stacked(layers, below or {}), head or {})
 
     def load(self, slot: int, adapter: AdapterWeights) -> None:
         """Copy an adapter into `slot`; layers it does not target become the plain base there. Of tied

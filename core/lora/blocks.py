@@ -1,4 +1,6 @@
-"""B of a layer that holds several in one: only the blocks of chosen parts learn; see core/lora/fused.py."""
+"""Factors of which only a part learns: of a layer that holds several in one the blocks of chosen parts (see
+core/lora/fused.py), on top of another adapter the new rows (core/lora/on_top.py).
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,11 @@ def block_mask(parts: Sequence[Rows], outputs: int, rank: int) -> Tensor:
 
 
 @torch.no_grad()
-def keep_blocks(bank: AdapterBank, slot: int, masks: Mapping[str, Tensor]) -> None:
-    """Take the gradients outside of the blocks away, by module path; so B stays zero there."""
+def keep_blocks(bank: AdapterBank, slot: int, masks: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Take the gradients away where the factors do not learn, by module path and factor; so they stay as they
+    are there.
+    """
     gradients = bank.layout.of(bank.gradient(slot))
-    for path, mask in masks.items():
-        corner(gradients[path]["B"], tuple(mask.shape)).mul_(mask)
+    for path, by_name in masks.items():
+        for name in by_name.keys() & gradients[path].keys():
+            corner(gradients[path][name], tuple(by_name[name].shape)).mul_(by_name[name])

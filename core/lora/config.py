@@ -123,6 +123,14 @@ class LoraConfig(Config):
         subject="Adapter",
     )
 
+    on_top_of: str = option(
+        "",
+        "On top of",
+        "Another adapter of this base, by name, that takes part in every pass and stays as it is: a task on "
+        "top of a style. What is kept is the sum of both, as one LoRA whose ranks add up.",
+        subject="Adapter",
+    )
+
     @property
     def whole_names(self) -> tuple[str, ...]:
         """What modules_to_save names; the names that models have for the two are understood."""
@@ -201,6 +209,12 @@ class LoraConfig(Config):
             raise InvalidConfig(
                 f"enable_lora is for the kind lora alone: {kind.label} depends on the whole of W; leave it "
                 "empty."
+            )
+        if self.on_top_of and not kind.plain_lora:
+            raise InvalidConfig(f"on_top_of is for plain LoRA alone, not {kind.label}; leave it empty.")
+        if self.on_top_of and self.dropout:
+            raise InvalidConfig(
+                "on_top_of: dropout would thin out the adapter below as well; set dropout to 0."
             )
         kind.check(self)
 

@@ -21,6 +21,7 @@ from core.lora.blocks import block_mask, keep_blocks
 from core.lora.dropout import run_key
 from core.lora.fused import fused_parts
 from core.lora.kinds import ADAPTER_KINDS
+from core.lora.on_top import factors_below, learning
 from core.lora.scaling import alpha_of
 from core.lora.targets import (
     bytes_beside,
@@ -58,6 +59,8 @@ class RunRequest:
     """What was changed while it ran before."""
     trial: Sequence[Step] = ()
     """Steps to do in place of its own, to find out what the run will take; evaluated after the last."""
+    below: AdapterWeights | None = None
+    """What it learns on top of; of no account where it goes on, since its factors hold that one's."""
 
 
 class TrainingRun:
@@ -68,18 +71,21 @@ class TrainingRun:
         self.key, self.lora, self.train = request.key, request.options.lora, request.options.train
         self.kind = ADAPTER_KINDS.get(self.lora.kind)
         self._base = base
-        self._shapes, self.targets = self._targeted(request.options)
-        self.ranks = {path: self.lora.rank_of(path) for path in self.targets}
+        self._shapes, self._own = self._targeted(request.options)
+        fresh = request.below if request.resume is None else None
+        self._below = factors_below(fresh, self._shapes) if fresh is not None else {}
+        self._below_ranks = self._ranks_below(request)
+        self.targets = [path for path in self._shapes if path in self._own or path in self._below_ranks]
+        own = {path: self.lora.rank_of(path) for path in self._own}
+        self.ranks = {path: own.get(path, 0) + self._below_ranks.get(path, 0) for path in self.targets}
         self.kind_options, self.objective_options = request.options.kind, request.options.objective
         self.frozen = self.kind.frozen(self.kind_options)
-        targeted = {path: self._shapes[path] for path in self.targets}
-        self._parts = fused_parts(base.config, targeted, self.lora.parts)
-        self._blocks = {
-            path: block_mask(parts, targeted[path][1], self.ranks[path]).to(base.device)
-            for path, parts in self._parts.items()
-        }
+        self._parts = fused_parts(
+            base.config, {path: self._shapes[path] for path in self._own}, self.lora.parts
+        )
+        self._learning = self._masks(own)
         self.parameters = trainable_parameter_count(
-            self._shapes, self.targets, self.lora, self.kind_options, self._parts
+            self._shapes, self._own, self.lora, self.kind_options, self._parts
         )
         """Numbers that it trains."""
         self.data = RunData(request.rows, self.train)
@@ -114,6 +120,25 @@ class TrainingRun:
         shapes = self._base.wholes.targetable(self._base.layer_shapes, self.lora, options.kind)
         return shapes, select_targets(list(shapes), self.lora, self._base.head)
 
+    def _ranks_below(self, request: RunRequest) -> dict[str, int]:
+        """Of what it learns on top of, by module path: what the factors hold beside its own."""
+        if request.resume is None or not self.lora.on_top_of:
+            return {path: one.rank for path, one in self._below.items()}
+        held = {path: self.kind.rank(layer) for path, layer in request.resume[0].layers.items()}
+        own = {path: self.lora.rank_of(path) for path in self._own}
+        return {path: rank - own.get(path, 0) for path, rank in held.items() if rank > own.get(path, 0)}
+
+    def _masks(self, own: Mapping[str, int]) -> dict[str, dict[str, torch.Tensor]]:
+        """Where the factors learn, by module path, of layers on which they do not everywhere."""
+        blocks = {
+            path: block_mask(parts, self._shapes[path][1], own[path]) for path, parts in self._parts.items()
+        }
+        found = {path: {"B": mask} for path, mask in blocks.items()}
+        for path, below in self._below_ranks.items():
+            found[path] = learning(self._shapes[path], own.get(path, 0), below, blocks.get(path))
+        device = self._base.device
+        return {path: {name: one.to(device) for name, one in masks.items()} for path, masks in found.items()}
+
     def _whole_shapes(self) -> Shapes:
         if self.kind.whole:
             head = self._base.classifier.shapes(len(self.labels)) if self.labels else {}
@@ -131,7 +156,9 @@ class TrainingRun:
         """Take `slot` with fresh factors, or with those that the run goes on from."""
         if self._resume is None:
             head = {**self._first_head(), **self._whole}
-            bank.initialise(slot, self.lora, self.kind_options, self.targets, self.train.seed, head)
+            given = self.lora, self.kind_options, self._own, self.train.seed, head
+            bank.initialise(slot, *given, **({"below": self._below} if self._below else {}))
+            self._below = {}  # the bank holds it
         else:
             bank.load(slot, self._as_it_was(*self._resume))
         groups = [
@@ -271,15 +298,15 @@ class TrainingRun:
 
     def _stated(self) -> tuple[int, float]:
         """Rank and alpha that its configuration states: of parts of fused layers those of all parts together,
-        where all layers have the same.
+        on top of another those of both, where all layers have the same.
         """
         if self.kind.whole:
             return 0, 0.0
         ranks = set(self.ranks.values())
-        if not self._parts or len(ranks) > 1:
+        if not (self._parts or self._below_ranks) or len(ranks) > 1:
             return self.lora.rank, self.lora.alpha
         (rank,) = ranks
-        return rank, alpha_of(self.kind.scale(self.lora, self.targets[0]), rank, self.lora.use_rslora)
+        return rank, alpha_of(self.kind.scale(self.lora, self._own[0]), rank, self.lora.use_rslora)
 
     # Its micro-batches.
 
@@ -315,8 +342,8 @@ class TrainingRun:
 
     def before_step(self, bank: AdapterBank, slot: int) -> None:
         """Act on the sum of gradients before it is clipped and the optimiser steps."""
-        if self._blocks:
-            keep_blocks(bank, slot, self._blocks)
+        if self._learning:
+            keep_blocks(bank, slot, self._learning)
         self.kind.before_step(bank, slot, self.kind_options)
 
     def update(self, norm: torch.Tensor, gradient: torch.Tensor) -> tuple[float, Step]:
@@ -379,8 +406,9 @@ class TrainingRun:
     def state_bytes(self) -> float:
         """Memory that its adapter takes while it is trained."""
         width = self._base.dtype.itemsize
-        factors = training_bytes(self._shapes, self.targets, self.lora, self.kind_options, width)
-        numbers = sum(map(math.prod, self.head_shapes.values()))
+        factors = training_bytes(self._shapes, self._own, self.lora, self.kind_options, width)
+        below = sum(rank * sum(self._shapes[path]) for path, rank in self._below_ranks.items())
+        numbers = below + sum(map(math.prod, self.head_shapes.values()))
         return factors + (whole_bytes if self.kind.whole else bytes_beside)(numbers, width)
 
     @property
@@ -410,6 +438,14 @@ class TrainingRun:
         """The validation rows in micro-batches; a few of them in a trial."""
         return self.data.trial_validation() if self._trial else self.data.validation()
 
+    def _start_change(self, bank: AdapterBank, slot: int) -> float:
+        """What it adds to what is there, see AdapterBank.change(); on top of another its own part of ΔW."""
+        if not self._below_ranks:
+            return bank.change(slot)
+        own = {path: self.lora.rank_of(path) for path in self._own}
+        parts = bank.export(slot, own).values()
+        return max(float((one.scale * one.tensors["B"] @ one.tensors["A"]).abs().max()) for one in parts)
+
     def prepared(self, bank: AdapterBank, slot: int) -> Prepared:
         """The event that opens the run, which has its place."""
         return Prepared(
@@ -422,7 +458,7 @@ class TrainingRun:
             max_length=self.data.rows.max_length,
             dtype=str(self._base.dtype).removeprefix("torch."),
             blocks=len(self.data.blocks) if self.data.packed else 0,
-            start_change=None if self.done else bank.change(slot),
+            start_change=None if self.done else self._start_change(bank, slot),
         )
 
     def step_done(

@@ -51,7 +51,14 @@ class TrainingOptions:
                 object.__setattr__(self, part, config())
             elif not isinstance(given, config):
                 raise InvalidConfig(f"{part} takes {config.__name__}, not {type(given).__name__}.")
-        OBJECTIVES.get(self.train.objective).check(self.train)
+        objective = OBJECTIVES.get(self.train.objective)
+        objective.check(self.train)
+        if self.lora.on_top_of and objective.classifies:
+            raise InvalidConfig("on_top_of: a classifier's head has no place on top of another adapter.")
+        if self.lora.on_top_of and self.train.weight_decay:
+            raise InvalidConfig(
+                "on_top_of: weight decay would shrink the adapter below as well; set it to 0."
+            )
 
     @classmethod
     def parse(cls, values: Mapping[str, object]) -> TrainingOptions:

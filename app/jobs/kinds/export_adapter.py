@@ -135,6 +135,7 @@ KIND = ExportAdapter()
 
 
 def _provenance(row: Adapter, base: Base) -> Provenance:
+    trained = row.source == "trained"
     return Provenance(
         base_name=base.name,
         base_fingerprint=base.fingerprint,
@@ -150,7 +151,8 @@ def _provenance(row: Adapter, base: Base) -> Provenance:
         base_template=base.template,
         tokenizer_hash=row.tokenizer_hash,
         template_hash=row.template_hash,
-        parents=tuple(f"{parent['name']} × {parent['weight']:g}" for parent in row.parents),
+        parents=() if trained else tuple(f"{one['name']} × {one['weight']:g}" for one in row.parents),
+        learnt_on=", ".join(one["name"] for one in row.parents) if trained else "",
     )
 
 

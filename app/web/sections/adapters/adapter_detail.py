@@ -62,6 +62,8 @@ def adapter_detail(shell: Shell, chosen: gr.HTML) -> None:
             by_label = label_view()
         with gr.Tab("Lineage"):
             family = gr.HTML()
+            with bar():
+                on_top = gr.Button("Train on top of it", size="md", scale=0)
         with gr.Tab("Inside"):
             inside_panel(shell, chosen)
         with gr.Tab("Speed"):
@@ -97,6 +99,9 @@ def adapter_detail(shell: Shell, chosen: gr.HTML) -> None:
     shell.refresh(show, [chosen], [*facts, chat, converted, labels, *by_label])
     chat.click(told(lambda name: _lead(workbench, name, "playground")), chosen, shell.go, **WORKING)
     export.click(told(lambda name: _lead(workbench, name, "export")), chosen, shell.go, **WORKING)
+    on_top.click(
+        told(lambda name: there("train", on=required(workbench, name).name)), chosen, shell.go, **WORKING
+    )
     train.click(told(lambda name: _train_again(workbench, name)), chosen, shell.go, **WORKING)
     shell.soon(star.click(told(lambda name: _toggle_star(workbench, name)), chosen, None, **WORKING))
     starts_job(

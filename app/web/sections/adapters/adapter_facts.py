@@ -77,15 +77,20 @@ def _data(workbench: Workbench, row: Adapter) -> Html | str:
 def _made_by(row: Adapter) -> Html | str:
     """How it came about."""
     if row.run_id:
-        return Html(link(f"run {row.run_id}", "runs", name=row.run_id))
+        run, below = link(f"run {row.run_id}", "runs", name=row.run_id), _parents(row)
+        return Html(f"{run}, on top of {below}" if below else run)
     how: Any = row.config.get(row.source)
     if row.source not in ("combined", "resized", "converted") or not isinstance(how, dict):
         return row.source
-    parents = ", ".join(link(str(one["name"]), "adapters", name=one["name"]) for one in row.parents)
     if row.source == "converted":
-        return Html(f"converted to LoRA, exactly, from {parents}")
+        return Html(f"converted to LoRA, exactly, from {_parents(row)}")
     what = "cut to a lower rank, from" if row.source == "resized" else f"{escape(str(how.get('method')))} of"
-    return Html(f"{what} {parents}; {how.get('energy_lost', 0):.3%} of ‖ΔW‖² lost")
+    return Html(f"{what} {_parents(row)}; {how.get('energy_lost', 0):.3%} of ‖ΔW‖² lost")
+
+
+def _parents(row: Adapter) -> str:
+    """Links to what it was made from."""
+    return ", ".join(link(str(one["name"]), "adapters", name=one["name"]) for one in row.parents)
 
 
 def _samples(workbench: Workbench, row: Adapter) -> str:

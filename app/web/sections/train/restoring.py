@@ -12,18 +12,19 @@ import gradio as gr
 
 from app.service.usual import usual_base, usual_data
 from app.service.workbench import Workbench
+from app.shared.bases import closest_base
 from app.web.parts.routes import wish
 from app.web.parts.shell import QUIET, QUIET_QUEUED, Shell, choose_from, inform, told
 from app.web.sections.train.form import NO_PRESET, TrainForm
 from app.web.sections.train.form_values import FormValues
 from app.web.sections.train.planning import shown_plan
 from storage.errors import NotFound
-from storage.tables import Base, Dataset, Run
+from storage.tables import Adapter, Base, Dataset, Run
 
 TAB = "train"
 _KEEP = "(...all) => all[5] ? JSON.stringify(all.slice(0, 6)) : all[6]"  # not before it is restored
 
-_WISHED = """(kept, ...held) => [kept, ...['base', 'data', 'from'].map(
+_WISHED = """(kept, ...held) => [kept, ...['base', 'data', 'from', 'on'].map(
     (what, at) => window.workbench.wished[`train ${what}`] ?? held[at])]"""
 
 
@@ -48,7 +49,7 @@ def bind_keeping(shell: Shell, form: TrainForm, plan: gr.HTML) -> None:
     """Keep the form in the browser; first shown, it is as it was, and as an address wishes from then on."""
     workbench = shell.workbench
     kept = shell.kept["train"]
-    wishes = {what: wish(TAB, what) for what in ("base", "data", "from")}
+    wishes = {what: wish(TAB, what) for what in ("base", "data", "from", "on")}
 
     @told
     def open_with(was: str, *wished: str) -> tuple[object, ...]:
@@ -115,12 +116,22 @@ def _granted(workbench: Workbench, now: Kept, wishes: dict[str, str]) -> Kept:
     registry = workbench.registry
     if number := wishes.get("from"):
         now = _as_run(workbench, now, int(number) if number.isdigit() else 0)
+    if name := wishes.get("on"):
+        adapter = registry.find(Adapter, name)
+        now = _on_top_of(adapter, closest_base(registry, adapter), now)
     base, data = wishes.get("base"), wishes.get("data")
     return replace(
         now,
         base=registry.find(Base, base).name if base else now.base,
         dataset=registry.find(Dataset, data).name if data else now.dataset,
     )
+
+
+def _on_top_of(adapter: Adapter, base: Base | None, now: Kept) -> Kept:
+    """The form with this adapter to learn on, and its base."""
+    form = FormValues.read(now.options)
+    changed = replace(form, changed={**form.changed, "on_top_of": adapter.name})
+    return replace(now, options=changed.write(), base=base.name if base else now.base)
 
 
 def _as_run(workbench: Workbench, now: Kept, number: int) -> Kept:
