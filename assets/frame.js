@@ -83,7 +83,8 @@ window.workbench = (() => {
     for (const [name, value] of [['role', 'dialog'], ['aria-modal', 'true'], ['aria-label', title?.textContent ?? key], ['tabindex', '-1']]) found.setAttribute(name, value);
     document.body.append(shade);
     const first = [...found.querySelectorAll(FOCUSABLE)].find(one => seen(one) && !one.closest('.sheet-head'));
-    (first ?? found).focus({preventScroll: true});
+    const unfolds = first?.matches('[role=listbox], [role=combobox]');  // a list over the sheet, as soon as it has the focus
+    (unfolds ? found : first ?? found).focus({preventScroll: true});
     tell('sheet', {key});
   }
 

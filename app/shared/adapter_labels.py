@@ -10,23 +10,36 @@ from core.errors import InvalidConfig, InvalidInput
 from core.lora.peft.config import kind_of, raw_config
 from core.lora.peft.config_checks import CONFIG_NAME
 from core.lora.peft.own_head import stored_labels_of
+from storage.errors import NotFound
 from storage.registry import Registry
 from storage.tables import Adapter
+
+_MANY = 1 << 16  # all adapters of a home: a list of them asks for each
 
 
 def labels_of_row(registry: Registry, adapter: Adapter) -> LabelSet | None:
     """What a registered adapter's scores stand for; None for one that writes answers, or whose files are
     gone.
     """
-    return _stored(registry.blobs.path(adapter.digest))
+    folder = _folder(registry, adapter)
+    return None if folder is None else _stored(folder)
 
 
 def has_own_weights(registry: Registry, adapter: Adapter) -> bool:
     """Whether a registered adapter replaces whole weights of its base, as full fine-tuning does."""
-    return _replaces(registry.blobs.path(adapter.digest))
+    folder = _folder(registry, adapter)
+    return folder is not None and _replaces(folder)
 
 
-@functools.lru_cache(maxsize=1024)
+def _folder(registry: Registry, adapter: Adapter) -> Path | None:
+    """Where its files are; None where they are gone, which is told where they are used."""
+    try:
+        return registry.blobs.path(adapter.digest)
+    except NotFound:
+        return None
+
+
+@functools.lru_cache(maxsize=_MANY)
 def _replaces(folder: Path) -> bool:
     """Of a stored folder, which never changes: its name is its content's digest."""
     try:
@@ -35,7 +48,7 @@ def _replaces(folder: Path) -> bool:
         return False
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=_MANY)
 def _stored(folder: Path) -> LabelSet | None:
     """Of a stored folder, which never changes: its name is its content's digest."""
     try:

@@ -8,6 +8,7 @@ import gradio as gr
 from gradio.components import Component
 
 from app.service.datasets import BaseCheck
+from app.service.usual import usual_base
 from app.web.parts.shell import QUIET, WORKING, Shell, inform, offered, refusal, told
 from core.train.config import TrainConfig
 from storage.errors import NotFound
@@ -56,7 +57,7 @@ class ChosenData:
         if base:
             return offered(names, base if base in names else None, base), gr.skip()
         before = kept or {}
-        first = before.get("base") if before.get("base") in names else next(iter(names), None)
+        first = before.get("base") if before.get("base") in names else usual_base(self.workbench)
         return offered(names, first, base), before.get("length") or length or LENGTH
 
     def _start_check(self, name: str, base: str | None, length: float) -> None:
