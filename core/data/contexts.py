@@ -1,0 +1,234 @@
+"""Each answer of a conversation in the context in which it will be asked for: the prompt that the base's chat
+template ends with where the answer begins, and what the template writes of the answer itself.
+
+A template may write an answer otherwise once later turns follow: without its reasoning, or with another end. So
+each answer is looked at with the turns before it, and nothing behind it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os.path import commonprefix
+from typing import Any
+
+from core.data.fitting import Note
+from core.data.formats import Message
+from core.data.standing import left_out
+from core.data.templating import Conversation
+from core.data.tool_calls import Tool
+from core.data.turn_forms import Render, TurnForm, parted
+from core.errors import InvalidData
+
+_MARK = "\ue000\ue001"
+_OPENED = re.compile(r"<(think|thinking|thought|reasoning)>(?P<gap>\s*)\Z")
+_QUESTION: Message = {"role": "user", "content": "And then?"}
+_RESULT: Message = {"role": "tool", "content": "Done."}
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One answer in its context, as text."""
+
+    at: int
+    """Its place among the turns."""
+    prompt: str
+    completion: str
+    """What is learnt: from the end of the prompt to the token that ends the answer."""
+    ended: bool
+    """Whether the template has such a token."""
+    note: Note | None = None
+
+    @property
+    def text(self) -> str:
+        """The conversation up to the end of the answer."""
+        return self.prompt + self.completion
+
+    def stands_in(self, prompt: str) -> bool:
+        """Whether a later prompt begins with the answer as it was learnt."""
+        return self.ended and prompt.startswith(self.text)
+
+
+class Contexts:
+    """Finds them, for one template and what it is given."""
+
+    def __init__(self, render: Render, form: TurnForm, ends: Sequence[str], specials: Sequence[str]) -> None:
+        """ends: tokens that may end a turn; specials: those of them that end it wherever they stand last."""
+        self._render, self.form = render, form
+        self._ends, self._specials = ends, specials
+        self._usual: dict[str, str] = {}
+        self._following: dict[tuple[str, bool], str] = {}
+
+    def of(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool],
+        beside: Mapping[str, Any],
+        *,
+        generation: bool = False,
+    ) -> tuple[list[Answered | InvalidData], str]:
+        """Every answer; one that the template cannot ask for or write is the reason why. With `generation` also
+        the prompt for the next answer. Raises InvalidData if that one cannot be rendered.
+        """
+        turns, given = self.form.turns(messages), (self.form.tools(tools), beside)
+        places = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
+        asked = [Conversation(turns[:at], True, *given) for at in places]
+        asked += [Conversation(turns[: at + 1], False, *given) for at in places]
+        if generation:
+            asked.append(Conversation(turns, True, *given))
+        texts = self._render(asked)
+        prompt = texts.pop() if generation else ""
+        if isinstance(prompt, InvalidData):
+            raise prompt
+        pairs = zip(places, texts[: len(places)], texts[len(places) :], strict=True)
+        found: list[Answered | InvalidData] = []
+        for at, before, until in pairs:
+            try:
+                found.append(self._answered(messages, tools, beside, at, before, until))
+            except InvalidData as error:
+                found.append(error)
+        return found, prompt
+
+    def _answered(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool],
+        beside: Mapping[str, Any],
+        at: int,
+        before: str | InvalidData,
+        until: str | InvalidData,
+    ) -> Answered:
+        if isinstance(before, InvalidData) and not any(one["role"] != "system" for one in messages[:at]):
+            raise InvalidData(
+                "The conversation begins with the assistant's turn, and this base's chat template has no "
+                "prompt for that. Put a user's turn in front, or leave the row out."
+            )
+        if isinstance(before, InvalidData):
+            raise before
+        if isinstance(until, InvalidData):
+            raise until
+        note = None
+        if until.startswith(before):
+            said = until[len(before) :]
+        else:
+            said, note = self._opened_otherwise(messages[: at + 1], tools, beside, before, until)
+        usual = self._usual_end(beside)
+        completion, ended = self._cut_at_end(said, usual)
+        if not ended and (end := self._end_that_follows(bool(messages[at].get("tool_calls")), tools, beside)):
+            completion, ended = completion + end, True
+        return Answered(at, before, completion, ended, note)
+
+    # Where an answer ends.
+
+    def _usual_end(self, beside: Mapping[str, Any]) -> str:
+        """The token that the template puts behind an answer of text; empty if it has none."""
+        key = repr(sorted(beside.items()))
+        if key not in self._usual:
+            turns = [_QUESTION, {"role": "assistant", "content": _MARK}]
+            text = self._render([Conversation(turns, False, (), beside)])[0]
+            after = text.partition(_MARK)[2] if isinstance(text, str) else ""
+            self._usual[key] = self._first_end(after)
+        return self._usual[key]
+
+    def _first_end(self, text: str) -> str:
+        """The token that a text begins with, with the white space before it; empty if it begins with none."""
+        start = len(text) - len(text.lstrip())
+        token = next((one for one in self._ends if text.startswith(one, start)), "")
+        return text[: start + len(token)] if token else ""
+
+    def _cut_at_end(self, said: str, usual: str) -> tuple[str, bool]:
+        """What is said up to its end token, and whether there is one: some templates write more behind it."""
+        stop = len(said.rstrip())
+        trailing: list[tuple[int, str]] = []  # where tokens at the end of the text end, the last first
+        at = stop
+        while token := next((one for one in self._ends if said.endswith(one, 0, at)), ""):
+            trailing.append((at, token))
+            at = len(said[: at - len(token)].rstrip())
+        wanted = usual.strip()
+        if first := next((end for end, token in reversed(trailing) if token == wanted), 0):
+            return said[:first], True
+        return said[:stop], bool(trailing) and trailing[0][1] in self._specials
+
+    def _end_that_follows(self, calls: bool, tools: Sequence[Tool], beside: Mapping[str, Any]) -> str:
+        """The token with which the next turn begins, which ends the answer where nothing else does."""
+        key = (repr(sorted(beside.items())), calls)
+        if key not in self._following:
+            self._following[key] = self._found_behind(calls, tools, beside)
+        return self._following[key]
+
+    def _found_behind(self, calls: bool, tools: Sequence[Tool], beside: Mapping[str, Any]) -> str:
+        answer: Message = {"role": "assistant", "content": "Then this."}
+        if calls and tools:
+            name = tools[0]["function"]["name"]
+            answer = {**answer, "tool_calls": [{"name": name, "arguments": {}}]}
+        turns = self.form.turns([_QUESTION, answer, _RESULT if calls else _QUESTION])
+        given = (self.form.tools(tools) if calls else (), beside)
+        until, whole = self._render([Conversation(turns[:2], False, *given), Conversation(turns, False, *given)])
+        if isinstance(until, InvalidData) or isinstance(whole, InvalidData):
+            return ""
+        shared = until.rstrip()
+        end = self._first_end(whole[len(shared) :]) if whole.startswith(shared) else ""
+        return end if end.strip() in self._specials else ""
+
+    # Where the prompt ends otherwise than the answer begins.
+
+    def _opened_otherwise(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool],
+        beside: Mapping[str, Any],
+        before: str,
+        until: str,
+    ) -> tuple[str, Note | None]:
+        """What follows the prompt, where the template writes a given answer without what its prompt ends with:
+        the reasoning that it has opened is closed, and the answer stands behind it. Raises InvalidData.
+        """
+        thought, text = parted(messages[-1])
+        opened = _OPENED.search(before)
+        body = self._body(messages, tools, beside, before[: opened.start()] if opened else before, until)
+        if opened is None:
+            if thought and left_out(body, [{"role": "assistant", "content": thought}]) is not None:
+                raise InvalidData(self._closed_before(before, len(messages)))
+            return body, None
+        tag = f"</{opened[1]}>"
+        if tag in body.split(text.strip()[:40] or "\0")[0]:  # the template closes it itself
+            return (thought + body if thought and thought not in body else body), None
+        gap = "\n" if "\n" in opened["gap"] else ""
+        behind = gap * 2 if body.strip() else ""
+        note = None
+        if not thought:
+            said = f"The prompt opens {opened[0].strip()}, and turn {len(messages)} has no reasoning: it is closed at once."
+            note = ("thinking_closed", said)
+        return f"{thought.strip()}{gap}{tag}{behind}{body.lstrip()}", note
+
+    def _closed_before(self, before: str, turn: int) -> str:
+        return (
+            f"The prompt of this base's chat template ends with {before[-40:]!r}, so there is no place for the "
+            f"reasoning of turn {turn}. Take it out of the row, or let the template think (enable_thinking)."
+        )
+
+    def _body(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool],
+        beside: Mapping[str, Any],
+        before: str,
+        until: str,
+    ) -> str:
+        """What the template writes of the answer itself, without what opens a turn."""
+        turns = self.form.turns(messages)
+        marked = [*turns[:-1], {**turns[-1], "content": _MARK}]
+        found = self._render([Conversation(marked, False, self.form.tools(tools), beside)])[0]
+        if isinstance(found, InvalidData) or _MARK not in found:
+            raise InvalidData(
+                f"This base's chat template ends its prompt for an answer with {before[-40:]!r}, and writes turn "
+                f"{len(messages)}, the answer that is given, otherwise; so what would be trained on cannot be told. "
+                "Use a base whose chat template writes both alike."
+            )
+        head, _, _ = found.partition(_MARK)
+        shared = commonprefix([before, head])
+        whole = left_out(shared, [one for one in messages[:-1] if one["role"] != "assistant"]) is None
+        opening = head[len(shared) :] if whole else ""
+        start = len(commonprefix([head, until]))
+        return opening + until[start:] if start == len(head) else opening + until[len(shared) :]
