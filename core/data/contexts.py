@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
 from typing import Any
 
 from core.data.fitting import Note
@@ -18,10 +17,11 @@ from core.data.formats import Message
 from core.data.standing import left_out
 from core.data.templating import Conversation
 from core.data.tool_calls import Tool
-from core.data.turn_forms import Render, TurnForm, parted
+from core.data.turn_forms import Render, TurnForm, parted, shared_start
 from core.errors import InvalidData
 
 _MARK = "\ue000\ue001"
+_SUFFIXES = (240, 120, 60, 30)  # characters of a prompt's end by which an answer's beginning is found
 _OPENED = re.compile(r"<(think|thinking|thought|reasoning)>(?P<gap>\s*)\Z")
 _QUESTION: Message = {"role": "user", "content": "And then?"}
 _RESULT: Message = {"role": "tool", "content": "Done."}
@@ -112,7 +112,8 @@ class Contexts:
         if until.startswith(before):
             said = until[len(before) :]
         else:
-            said, note = self._opened_otherwise(messages[: at + 1], tools, beside, before, until)
+            said, note = self._opened_otherwise(messages[: at + 1], before, until)
+        said = self._with_thought(said, before, messages[at])
         usual = self._usual_end(beside)
         completion, ended = self._cut_at_end(said, usual)
         if not ended and (end := self._end_that_follows(bool(messages[at].get("tool_calls")), tools, beside)):
@@ -171,64 +172,68 @@ class Contexts:
         end = self._first_end(whole[len(shared) :]) if whole.startswith(shared) else ""
         return end if end.strip() in self._specials else ""
 
-    # Where the prompt ends otherwise than the answer begins.
+    # Where the prompt ends otherwise than the answer begins, or the template leaves the reasoning out.
 
     def _opened_otherwise(
-        self,
-        messages: Sequence[Message],
-        tools: Sequence[Tool],
-        beside: Mapping[str, Any],
-        before: str,
-        until: str,
+        self, messages: Sequence[Message], before: str, until: str
     ) -> tuple[str, Note | None]:
         """What follows the prompt, where the template writes a given answer without what its prompt ends with:
-        the reasoning that it has opened is closed, and the answer stands behind it. Raises InvalidData.
+        reasoning that it has opened is closed, and the answer stands behind it. Raises InvalidData.
         """
         thought, text = parted(messages[-1])
-        opened = _OPENED.search(before)
-        body = self._body(messages, tools, beside, before[: opened.start()] if opened else before, until)
-        if opened is None:
-            if thought and left_out(body, [{"role": "assistant", "content": thought}]) is not None:
-                raise InvalidData(self._closed_before(before, len(messages)))
+        opened, closing = self._opened(before)
+        stem = before[: len(before) - len(opened)]
+        body = _behind(stem, until, messages, text)
+        if not opened:
             return body, None
-        tag = f"</{opened[1]}>"
+        body = body.lstrip().removeprefix(opened.strip()) if body.lstrip().startswith(opened.strip()) else body
+        tag = next(iter(closing.split()), "\0")
         if tag in body.split(text.strip()[:40] or "\0")[0]:  # the template closes it itself
-            return (thought + body if thought and thought not in body else body), None
-        gap = "\n" if "\n" in opened["gap"] else ""
-        behind = gap * 2 if body.strip() else ""
-        note = None
-        if not thought:
-            said = f"The prompt opens {opened[0].strip()}, and turn {len(messages)} has no reasoning: it is closed at once."
-            note = ("thinking_closed", said)
-        return f"{thought.strip()}{gap}{tag}{behind}{body.lstrip()}", note
+            return (body if not thought or thought in body else thought + body), None
+        if thought:
+            return f"{thought.strip()}{closing}{body.lstrip()}", None
+        said = f"The prompt opens {opened.strip()}, and turn {len(messages)} has no reasoning: it is closed at once."
+        return f"{closing}{body.lstrip()}", ("thinking_closed", said)
 
-    def _closed_before(self, before: str, turn: int) -> str:
-        return (
-            f"The prompt of this base's chat template ends with {before[-40:]!r}, so there is no place for the "
-            f"reasoning of turn {turn}. Take it out of the row, or let the template think (enable_thinking)."
-        )
+    def _opened(self, before: str) -> tuple[str, str]:
+        """The reasoning that a prompt opens at its end, with the white space behind it, and how it is closed; two
+        empty texts if it opens none.
+        """
+        opening, closing = self.form.around_thought
+        at = before.rstrip().rfind(opening.strip()) if opening.strip() else -1
+        if at >= 0 and at + len(opening.strip()) == len(before.rstrip()):
+            return before[at:], closing
+        found = _OPENED.search(before)
+        if found is None:
+            return "", ""
+        tag = f"</{found[1]}>"
+        return found[0], f"\n{tag}\n\n" if "\n" in found["gap"] else tag
 
-    def _body(
-        self,
-        messages: Sequence[Message],
-        tools: Sequence[Tool],
-        beside: Mapping[str, Any],
-        before: str,
-        until: str,
-    ) -> str:
-        """What the template writes of the answer itself, without what opens a turn."""
-        turns = self.form.turns(messages)
-        marked = [*turns[:-1], {**turns[-1], "content": _MARK}]
-        found = self._render([Conversation(marked, False, self.form.tools(tools), beside)])[0]
-        if isinstance(found, InvalidData) or _MARK not in found:
-            raise InvalidData(
-                f"This base's chat template ends its prompt for an answer with {before[-40:]!r}, and writes turn "
-                f"{len(messages)}, the answer that is given, otherwise; so what would be trained on cannot be told. "
-                "Use a base whose chat template writes both alike."
-            )
-        head, _, _ = found.partition(_MARK)
-        shared = commonprefix([before, head])
-        whole = left_out(shared, [one for one in messages[:-1] if one["role"] != "assistant"]) is None
-        opening = head[len(shared) :] if whole else ""
-        start = len(commonprefix([head, until]))
-        return opening + until[start:] if start == len(head) else opening + until[len(shared) :]
+    def _with_thought(self, said: str, before: str, message: Message) -> str:
+        """What is said with its reasoning in front, as the template writes it elsewhere, if it left it out here."""
+        thought = parted(message)[0]
+        opening, closing = self.form.around_thought
+        if not thought or not opening or left_out(said, [{"role": "assistant", "content": thought}]) is None:
+            return said
+        closed = before.rstrip().endswith(closing.strip())
+        return said if closed else f"{opening}{thought}{closing}{said}"
+
+
+def _behind(stem: str, until: str, messages: Sequence[Message], text: str) -> str:
+    """What the template writes of the last answer in `until`, behind the prompt `stem`, which it may have written
+    otherwise. Raises InvalidData where that cannot be told.
+    """
+    shared = shared_start(stem, until)
+    if left_out(shared, [one for one in messages[:-1] if one["role"] != "assistant"]) is None:
+        return until[len(shared) :]
+    start = until.rfind(text.strip()) if text.strip() else len(until)
+    for length in _SUFFIXES:
+        if (at := until.rfind(stem[-length:], 0, start + length)) >= 0 and at + length <= start:
+            return until[at + length :]
+    if text.strip() and start >= 0:
+        return until[start:]
+    raise InvalidData(
+        f"This base's chat template ends its prompt for an answer with {stem[-40:]!r}, and writes turn "
+        f"{len(messages)}, the answer that is given, otherwise; so what would be trained on cannot be told. "
+        "Use a base whose chat template writes both alike."
+    )

@@ -35,7 +35,6 @@ class Layout:
     around: tuple[str, ...]
     heads: dict[int, int]
     tails: dict[int, int]
-    ended: bool
 
 
 @dataclass(frozen=True)
@@ -67,15 +66,10 @@ class Layouts:
 
     def pieces(
         self, full: str, messages: Sequence[Message], untrained: frozenset[int], special: re.Pattern[str]
-    ) -> tuple[list[Piece], bool] | None:
-        """The rendered conversation in pieces, and whether its last turn ends with an end token; None where the
-        template does more than to lay it out.
-        """
+    ) -> list[Piece] | None:
+        """The rendered conversation in pieces; None where the template does more than to lay it out."""
         fitting = self._fitting(full, messages, generation=False)
-        if fitting is None:
-            return None
-        layout, contents = fitting
-        return _laid_out(layout, messages, contents, untrained, special), layout.ended
+        return None if fitting is None else _laid_out(fitting[0], messages, fitting[1], untrained, special)
 
     def prompt_pieces(
         self, full: str, messages: Sequence[Message], special: re.Pattern[str]
@@ -116,7 +110,7 @@ class Layouts:
         answers = [at for at, role in enumerate(roles) if role == "assistant"]
         if around is None:
             return none
-        heads, tails, ended = {}, {}, True
+        heads, tails = {}, {}
         for at in answers:
             start = full.index(marks[at])
             prompt, until = self._alone(roles, marks, at)
@@ -124,13 +118,10 @@ class Layouts:
             learnt = full[: start + len(marks[at]) + behind]
             if prompt is None or until is None or not full[:start].startswith(prompt):
                 return none
-            if not until.startswith(learnt) or (not behind and (len(answers) > 1 or at < len(roles) - 1)):
+            if not behind or not until.startswith(learnt):
                 return none
             heads[at], tails[at] = start - len(prompt), behind
-            ended = behind > 0
-        if not ended and self._follows(roles, marks, full):
-            return none
-        return Layout(tuple(around), heads, tails, ended)
+        return Layout(tuple(around), heads, tails)
 
     def _alone(self, roles: Sequence[str], marks: Sequence[str], at: int) -> tuple[str | None, str | None]:
         """The prompt for an answer, and the conversation up to its end; None for what cannot be rendered."""
@@ -141,13 +132,6 @@ class Layouts:
         ]
         before, until = (one if isinstance(one, str) else None for one in self._render(asked))
         return before, until
-
-    def _follows(self, roles: Sequence[str], marks: Sequence[str], full: str) -> bool:
-        """Whether an end token stands behind the last turn once another follows."""
-        more, longer = self._marked([*roles, "user"], generation=False)
-        return isinstance(longer, str) and longer.startswith(full.rstrip()) and bool(
-            self._end_token_length(longer[len(full.rstrip()) :])
-        )
 
     def _end_token_length(self, after: str) -> int:
         """Characters of `after` up to the end of the special token that it starts with; 0 if it starts with

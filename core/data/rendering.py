@@ -91,7 +91,23 @@ class Renderer:
         form = found_form(self._texts, self.chat.template_kwargs)
         return Contexts(self._texts, form, self._encoder.ends, self._encoder.specials)
 
+    @cached_property
+    def _wants_blocks(self) -> bool:
+        """Whether the template takes a turn's text only in blocks, as those for pictures do."""
+        turns = [
+            [{**_EXCHANGE[0], "content": content}]
+            for content in (_EXCHANGE[0]["content"], _blocks(_EXCHANGE[0]["content"]))
+        ]
+        asked = [Conversation(one, True, (), self.chat.template_kwargs) for one in turns]
+        plain, in_blocks = (
+            isinstance(one, str) and _EXCHANGE[0]["content"] in one
+            for one in apply_templates(self.tokenizer, asked)
+        )
+        return in_blocks and not plain
+
     def _texts(self, conversations: Sequence[Conversation]) -> list[str | InvalidData]:
+        if conversations and self._wants_blocks:
+            conversations = [one._replace(turns=list(map(_in_blocks, one.turns))) for one in conversations]
         return apply_templates(self.tokenizer, conversations)
 
     def with_options(self, chat: ChatOptions) -> Renderer:
@@ -182,9 +198,7 @@ class Renderer:
         laid_out = full and self._layouts.pieces(full, fitted.messages, fitted.untrained, self._special)
         if not laid_out:
             return self._by_answers(example, fitted)
-        pieces, ended = laid_out
-        closing = not ended and len(fitted.messages) - 1 not in fitted.untrained
-        return [self._part(pieces, self._eos if closing else None)], fitted.notes
+        return [self._part(laid_out)], fitted.notes
 
     def _part(self, pieces: list[Piece], closing: int | None = None) -> _Part:
         return _Part(pieces, self._encoder.missing_opening(pieces), closing)
@@ -227,7 +241,8 @@ class Renderer:
                 chains.append([one])
         parts = [self._chain(chain, list(known.values()), judge) for chain in chains]
         notes = [*fitted.notes, *(one.note for chain in chains for one in chain if one.note)]
-        return parts, (*dict.fromkeys(notes), *self._said_of(messages, chains))
+        notes += self._said_of(messages, chains)
+        return parts, tuple({note[0]: note for note in reversed(notes)}.values())[::-1]
 
     def _said_of(self, messages: Sequence[Message], chains: Sequence[Sequence[Answered]]) -> tuple[Note, ...]:
         """What has become of a conversation."""
@@ -254,7 +269,9 @@ class Renderer:
         return self._part(pieces, None if last.ended else self._eos)
 
     def _judge(self, messages: Sequence[Message], tools: Sequence[Tool]) -> Judge:
-        absent = self._layouts.absent(tuple(one["role"] for one in messages))
+        absent = frozenset[int]()
+        if not any(one.get("tool_calls") for one in messages):  # results of calls that are not there may vanish
+            absent = self._layouts.absent(tuple(one["role"] for one in messages))
         return Judge(messages, tools, absent, self._special, self._alone)
 
     def _alone(self, messages: Sequence[Message]) -> str | InvalidData:
@@ -322,6 +339,15 @@ def _is_plain(messages: Sequence[Message], tools: Sequence[Tool], beside: Mappin
 def _is_text(message: Message) -> bool:
     thinks = message["role"] == "assistant" and "</think>" in message["content"]
     return message.keys() == _PLAIN and not thinks
+
+
+def _blocks(text: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": text}]
+
+
+def _in_blocks(turn: Mapping[str, Any]) -> dict[str, Any]:
+    content = turn.get("content")
+    return {**turn, "content": _blocks(content) if isinstance(content, str) else content}
 
 
 @dataclass(frozen=True)

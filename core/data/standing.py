@@ -46,7 +46,9 @@ class Judge:
         thought, text = parted(message)
         for said, what in ((thought, "reasoning"), (text, "")):
             if said and left_out(completion, [{"role": "assistant", "content": said}]) is not None:
-                raise InvalidData(self._missing(completion, at, said, "Take it out of the row, leave the row out", what))
+                remedy = "Take it out of the row, leave the row out"
+                remedy += ", let the template think (such as with enable_thinking)" if what else ""
+                raise InvalidData(self._missing(completion, at, said, remedy, what))
         if missing := stands_calls(completion, message.get("tool_calls", ())):
             raise InvalidData(
                 f"This base's chat template leaves out {missing[:_SHOWN]!r} of the tool call in turn {at + 1}, so it "

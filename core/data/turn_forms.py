@@ -8,7 +8,8 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from os.path import commonprefix
 from typing import Any
 
 from core.data.formats import Message
@@ -18,6 +19,7 @@ from core.errors import InvalidData
 
 _REASONING = ("reasoning_content", "reasoning", "thinking")  # what templates call it; each is given
 _THOUGHT = re.compile(r"\A(?:\s*<think>)?(?P<thought>(?:(?!<think>).)*?)</think>(?P<rest>.*)\Z", re.DOTALL)
+_UNFINISHED = re.compile(r"<[^<>\s]{0,30}\Z")
 _ID = "call{:05}"  # nine letters and digits, as Mistral's templates demand
 
 Render = Callable[[Sequence[Conversation]], list[str | InvalidData]]
@@ -35,6 +37,8 @@ class TurnForm:
     """The content of an answer that only calls is None rather than empty."""
     bare_tools: bool = False
     """Definitions without {"type": "function", "function": …} around them."""
+    around_thought: tuple[str, str] = ("", "")
+    """What the template puts around reasoning, where that was seen."""
 
     def tools(self, tools: Sequence[Tool]) -> list[Tool]:
         """Definitions as the template takes them."""
@@ -144,33 +148,75 @@ TOOLS: tuple[Tool, ...] = (_TOOL,)
 
 def found_form(render: Render, beside: Mapping[str, Any]) -> TurnForm:
     """The form that a template takes; where it takes none, the usual one."""
-    inside = _reasoning_inside(render, beside)
-    for form in _tool_forms(reasoning_inside=inside):
-        if _takes_tools(render, form, beside):
-            return form
-    return TurnForm(reasoning_inside=inside)
+    return _with_reasoning(render, _with_tools(render, beside), beside)
 
 
-def _reasoning_inside(render: Render, beside: Mapping[str, Any]) -> bool:
-    """Whether the template writes reasoning only where it stands in the text."""
-    forms = [TurnForm(), TurnForm(reasoning_inside=True)]
-    asked = [Conversation(form.turns([_QUESTION, _THINKING]), False, (), beside) for form in forms]
-    in_field, in_text = (isinstance(one, str) and _THINKING["reasoning"] in one for one in render(asked))
-    return in_text and not in_field
+def _with_tools(render: Render, beside: Mapping[str, Any]) -> TurnForm:
+    """The first form in which the template writes definitions and calls; else one in which it writes calls."""
+    forms = [TurnForm(False, *choice) for choice in itertools.product((False, True), repeat=3)]
+    for tools in (TOOLS, ()):
+        for form in sorted(forms, key=lambda one: (one.bare_tools, one.silent_as_none, one.arguments_as_json)):
+            if _takes_tools(render, form, tools, beside):
+                return form
+    return TurnForm()
 
 
-def _tool_forms(*, reasoning_inside: bool) -> Iterator[TurnForm]:
-    choices = itertools.product((False, True), repeat=3)
-    for bare, as_none, as_json in choices:
-        yield TurnForm(reasoning_inside, as_json, as_none, bare)
+def _with_reasoning(render: Render, form: TurnForm, beside: Mapping[str, Any]) -> TurnForm:
+    """Reasoning goes into its field where the template writes it from there, behind a text or before a call; else
+    into the text, if it is kept there.
+    """
+    for thinking, tools in ((_THINKING, ()), ({**_CALLING, "reasoning": _THINKING["reasoning"]}, TOOLS)):
+        if (around := _around_thought(render, form, thinking, tools, beside)) is not None:
+            return replace(form, around_thought=around)
+    inside = replace(form, reasoning_inside=True)
+    text = render([Conversation(inside.turns([_QUESTION, _THINKING]), False, (), beside)])[0]
+    return inside if isinstance(text, str) and _THINKING["reasoning"] in text else form
 
 
-def _takes_tools(render: Render, form: TurnForm, beside: Mapping[str, Any]) -> bool:
+def _around_thought(
+    render: Render, form: TurnForm, thinking: Message, tools: Sequence[Tool], beside: Mapping[str, Any]
+) -> tuple[str, str] | None:
+    """What the template puts before and behind the reasoning of an answer; None where it leaves it out."""
+    silent = {key: value for key, value in thinking.items() if key != "reasoning"}
+    given = form.tools(tools), beside
+    before, without, until = render(
+        [
+            Conversation(form.turns([_QUESTION]), True, *given),
+            Conversation(form.turns([_QUESTION, silent]), False, *given),
+            Conversation(form.turns([_QUESTION, thinking]), False, *given),
+        ]
+    )
+    if isinstance(before, InvalidData) or isinstance(without, InvalidData) or isinstance(until, InvalidData):
+        return None
+    head, found, tail = until.partition(thinking["reasoning"])
+    if not found:
+        return None
+    openings = (head[len(shared_start(other, head)) :] for other in (before, without))
+    opening = max(openings, key=len) or _last_tag(head)
+    rest = commonprefix([tail[::-1], without[::-1]])[::-1]
+    closing = tail[: len(tail) - len(rest)] if thinking.get("tool_calls") else tail.partition(thinking["content"])[0]
+    return opening, closing
+
+
+def shared_start(one: str, other: str) -> str:
+    """What two texts begin with, without a tag of which they share the beginning only."""
+    return _UNFINISHED.sub("", commonprefix([one, other]))
+
+
+def _last_tag(prompt: str) -> str:
+    """The tag that a text ends with, with the white space behind it."""
+    found = re.search(r"<[^<>\s]+>\s*\Z", prompt)
+    return found[0] if found else ""
+
+
+def _takes_tools(
+    render: Render, form: TurnForm, tools: Sequence[Tool], beside: Mapping[str, Any]
+) -> bool:
     """Whether definitions, a call and its result stand in what the template makes of them, none of them as Python
     prints it or as JSON within JSON.
     """
     turns = form.turns([_QUESTION, _CALLING, _RESULT])
-    given = form.tools(TOOLS), beside
+    given = form.tools(tools), beside
     bare, called, answered = render(
         [
             Conversation(turns[:1], True, *given),
@@ -180,7 +226,7 @@ def _takes_tools(render: Render, form: TurnForm, beside: Mapping[str, Any]) -> b
     )
     if isinstance(bare, InvalidData) or isinstance(called, InvalidData) or isinstance(answered, InvalidData):
         return False
-    told = stands_tools(bare, TOOLS) is None
+    told = stands_tools(bare, tools) is None
     said = called[len(bare) :] if called.startswith(bare) else called
     wrong = "{'letters'" in said or '\\"letters' in said or "{'type'" in bare
     result = answered.rsplit("find_town", 1)[-1] if answered.startswith(called.rstrip()[:40]) else answered
