@@ -18,7 +18,7 @@ from core.base_model.tokenizer import load_tokenizer
 from core.data.dataset_file import DatasetFile
 from core.data.importing import Summary
 from core.data.rendering import Renderer
-from core.data.token_view import token_view
+from core.data.token_view import row_view
 from core.panics import panics_as_errors
 from storage.registry import Registry
 from storage.tables import Base
@@ -46,7 +46,7 @@ class TokenViews:
                 folder = folder_of(base)
                 renderer = self._renderer(folder, companions_hash(folder), template, special)
                 with panics_as_errors():
-                    return asdict(token_view(renderer, DatasetFile(rows)[int(question["index"])]))
+                    return asdict(row_view(renderer, DatasetFile(rows)[int(question["index"])]))
         except USER_ERRORS as error:
             return refused(error, str(error))
 

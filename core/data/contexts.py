@@ -183,6 +183,12 @@ class Contexts:
         thought, text = parted(messages[-1])
         opened, closing = self._opened(before)
         stem = before[: len(before) - len(opened)]
+        if thought and not opened and self._closed(before):
+            raise InvalidData(
+                f"The prompt of this base's chat template ends with {before[-40:]!r}, so there is no place for the "
+                f"reasoning of turn {len(messages)}. Take it out of the row, or let the template think (such as with "
+                "enable_thinking)."
+            )
         body = _behind(stem, until, messages, text)
         if not opened:
             return body, None
@@ -215,8 +221,12 @@ class Contexts:
         opening, closing = self.form.around_thought
         if not thought or not opening or left_out(said, [{"role": "assistant", "content": thought}]) is None:
             return said
-        closed = before.rstrip().endswith(closing.strip())
-        return said if closed else f"{opening}{thought}{closing}{said}"
+        return said if self._closed(before) else f"{opening}{thought}{closing}{said}"
+
+    def _closed(self, before: str) -> bool:
+        """Whether a prompt ends with reasoning that is closed already."""
+        closing = self.form.around_thought[1].strip() or "</think>"
+        return before.rstrip().endswith(closing)
 
 
 def _behind(stem: str, until: str, messages: Sequence[Message], text: str) -> str:

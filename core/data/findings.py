@@ -211,6 +211,43 @@ KINDS: dict[str, Kind] = {
             "Only an assistant's turns are trained on; a row of plain text is trained on as a whole.",
         ),
         Kind(
+            "several_sequences",
+            NOTE,
+            "Became several sequences",
+            "Each answer is trained in the context in which it will be asked for.",
+        ),
+        Kind(
+            "folded",
+            NOTE,
+            "System turn put into the question",
+            "The base's chat template has no system turn; use another base to keep it apart.",
+        ),
+        Kind(
+            "joined",
+            NOTE,
+            "Neighbouring turns joined",
+            "It was chosen for the data set; turn it off to keep them apart.",
+        ),
+        Kind(
+            "reasoning_inside",
+            NOTE,
+            "Reasoning written into the answer",
+            "The base's chat template has no place for it, so the adapter learns to write <think> … </think>.",
+        ),
+        Kind(
+            "thinking_closed",
+            NOTE,
+            "Answer without reasoning",
+            "The base is asked to think; these answers teach it to stop thinking at once. Add their reasoning, or "
+            "give the template enable_thinking = false.",
+        ),
+        Kind(
+            "name_left_out",
+            WARNING,
+            "Name of a speaker left out",
+            "The base's chat template writes no names; put it into the turn's text if it matters.",
+        ),
+        Kind(
             "tools_read",
             NOTE,
             "Tools taken out of the system turn",

@@ -26,7 +26,7 @@ from core.data.formats import Example, Message
 from core.data.layouts import Layouts, NoLayout
 from core.data.pieces import Piece, PieceEncoder
 from core.data.standing import Judge
-from core.data.templating import Conversation, apply_templates
+from core.data.templating import Conversation, apply_templates, generated
 from core.data.tool_calls import Tool
 from core.data.turn_forms import CALL_EXCHANGE, TOOLS, TurnForm, found_form
 from core.data.written_pieces import pieces_of
@@ -140,6 +140,13 @@ class Renderer:
             raise found
         return found
 
+    def render_last(self, examples: Iterable[Example]) -> Iterator[Rendered | InvalidData]:
+        """As render() for each of many, in order; in place of one that the template cannot render stands the
+        reason.
+        """
+        for found in self.render_many(examples):
+            yield found if isinstance(found, InvalidData) else found[-1]
+
     def render_many(self, examples: Iterable[Example]) -> Iterator[tuple[Rendered, ...] | InvalidData]:
         """Render examples in order, each as one sequence or several; in place of one that the template cannot
         render stands the reason.
@@ -207,6 +214,28 @@ class Renderer:
     def _eos(self) -> int | None:
         return self.tokenizer.eos_token_id
 
+    def marked(self, example: Example) -> list[str] | None:
+        """What the template's own generation blocks mark of an example; None if it has none."""
+        fitted = self._fitted(example)
+        beside = {**self.chat.template_kwargs, **example.template_kwargs}
+        turns, tools = self._form.turns(fitted.messages), self._form.tools(example.tools)
+        return generated(self.tokenizer, Conversation(turns, False, tools, beside))
+
+    def turn_ids(self, example: Example) -> list[int]:
+        """The ids of turns as they stand, whether an answer is among them or not: to see where each begins.
+
+        Raises InvalidData if the template cannot render them.
+        """
+        fitted = self._fitted(example)
+        beside = {**self.chat.template_kwargs, **example.template_kwargs}
+        turns, tools = self._form.turns(fitted.messages), self._form.tools(example.tools)
+        full = self._texts([Conversation(turns, False, tools, beside)])[0]
+        if isinstance(full, InvalidData):
+            raise full
+        plain = _is_plain(fitted.messages, example.tools, example.template_kwargs)
+        pieces = self._layouts.pieces(full, fitted.messages, frozenset(), self._special) if plain else None
+        return self._prompt_ids(pieces or [Piece(full)])
+
     # Turns, as the user wants them fitted.
 
     def _fitted(self, example: Example) -> Fitted:
@@ -272,11 +301,7 @@ class Renderer:
         absent = frozenset[int]()
         if not any(one.get("tool_calls") for one in messages):  # results of calls that are not there may vanish
             absent = self._layouts.absent(tuple(one["role"] for one in messages))
-        return Judge(messages, tools, absent, self._special, self._alone)
-
-    def _alone(self, messages: Sequence[Message]) -> str | InvalidData:
-        """A conversation by itself, to see what of it is lost once later turns follow."""
-        return self._texts([Conversation(self._form.turns(messages), False, (), self.chat.template_kwargs)])[0]
+        return Judge(messages, tools, absent, self._special)
 
     @property
     def _form(self) -> TurnForm:

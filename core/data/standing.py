@@ -9,7 +9,7 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 
 from core.data.formats import Message
 from core.data.tool_calls import Tool
@@ -29,13 +29,11 @@ class Judge:
         tools: Sequence[Tool],
         absent: Collection[int],
         special: re.Pattern[str],
-        alone: Callable[[Sequence[Message]], str | InvalidData],
     ) -> None:
         """absent: turns that the template leaves out whatever they hold, as was seen with others in their place.
-        special: the base's special tokens. alone: renders some of the turns by themselves.
+        special: the base's special tokens.
         """
-        self._messages, self._tools, self._absent = messages, tools, absent
-        self._special, self._alone = special, alone
+        self._messages, self._tools, self._absent, self._special = messages, tools, absent, special
 
     def require(self, prompt: str, completion: str, at: int) -> None:
         """Raise InvalidData, with what can be done, unless all of the turns before answer `at` stands in its prompt,
