@@ -324,7 +324,7 @@ def _is_of(request: AnswerRequest, digests: Collection[str]) -> bool:
 
 
 def _row(base: ResidentBase, request: AnswerRequest, slot: int | Callable[[], int | None]) -> RowRequest:
-    renderer = base.renderer
+    renderer = base.renderer.with_options(request.config.chat)
     ids = renderer.encode_text(request.text) if request.text else renderer.encode_prompt(request.messages)
     told = weights_told(request.adapter, base)
     return RowRequest(ids, slot, request.config, told, request.asked_at, request.likeliest)

@@ -136,7 +136,8 @@ def _sequences(event: Prepared) -> str:
 def prepared_sentence(event: Prepared, together: int, over_length: str) -> str:
     """What a run is about to do."""
     parts = [
-        f"{event.train_rows} rows to train on{_sequences(event)}, {event.validation_rows} kept for validation, "
+        f"{event.train_rows} rows to train on{_sequences(event)}, {event.validation_rows} kept for "
+        f"validation, "
         f"{event.total_steps} steps, "
         f"{event.trainable_parameters:,} trainable parameters, base in {event.dtype}"
     ]

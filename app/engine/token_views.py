@@ -15,6 +15,7 @@ from core.base_model.describe import chat_template
 from core.base_model.fingerprint import companions_hash
 from core.base_model.templates import chosen_template
 from core.base_model.tokenizer import load_tokenizer
+from core.data.chat_options import ChatOptions
 from core.data.dataset_file import DatasetFile
 from core.data.importing import Summary
 from core.data.rendering import Renderer
@@ -45,6 +46,7 @@ class TokenViews:
             with self._lock:
                 folder = folder_of(base)
                 renderer = self._renderer(folder, companions_hash(folder), template, special)
+                renderer = renderer.with_options(ChatOptions.parse(question.get("chat") or {}))
                 with panics_as_errors():
                     return asdict(row_view(renderer, DatasetFile(rows)[int(question["index"])]))
         except USER_ERRORS as error:

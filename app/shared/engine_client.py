@@ -268,12 +268,16 @@ class EngineClient:
         """End one row of the answer called `name`; the others go on."""
         self._ask(self._connect(), {"command": "cancel", "name": name, "row": row})
 
-    def tokens(self, base: str, rows: str, index: int, template: str | None = None) -> wire.Message:
-        """A row as the base's tokens; `rows` is the digest of the rows.
+    def tokens(
+        self, base: str, rows: str, index: int, template: str | None, chat: dict[str, Any]
+    ) -> wire.Message:
+        """A row as the base's tokens; `rows` is the digest of the rows, chat the options of its
+        conversations.
 
         Raises the engine's refusal, or EngineUnavailable.
         """
-        question = {"command": "tokens", "base": base, "rows": rows, "index": index, "template": template}
+        about = {"rows": rows, "index": index, "chat": chat}
+        question = {"command": "tokens", "base": base, "template": template, **about}
         return self._ask(self._reach(), question, _TOKENIZER_SECONDS)
 
     def measure(

@@ -1,5 +1,5 @@
-"""What is done with turns that a base's chat template has no place for, and what else it is given: chosen by the
-user, stored with each version of a data set. Needs no torch.
+"""What is done with turns that a base's chat template has no place for, and what else it is given: chosen by
+the user, stored with each version of a data set. Needs no torch.
 """
 
 from __future__ import annotations
@@ -35,14 +35,17 @@ class ChatOptions:
         for name in self.template_kwargs:
             if not isinstance(name, str) or not name.isidentifier() or name.startswith("_") or name in _OWN:
                 raise InvalidConfig(
-                    f"{name!r:.60} is no name that a chat template can be given; a name such as enable_thinking is."
+                    f"{name!r:.60} is no name that a chat template can be given; a name such as "
+                    f"enable_thinking is."
                 )
         try:
             size = len(json.dumps(dict(self.template_kwargs)))
         except (TypeError, ValueError, RecursionError):
             raise InvalidConfig("What the chat template is given has to be JSON.") from None
         if size > _MOST_BYTES:
-            raise InvalidConfig(f"What the chat template is given has {size:,} characters; {_MOST_BYTES:,} may be.")
+            raise InvalidConfig(
+                f"What the chat template is given has {size:,} characters; {_MOST_BYTES:,} may be."
+            )
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Self:

@@ -1,8 +1,8 @@
 """Each answer of a conversation in the context in which it will be asked for: the prompt that the base's chat
 template ends with where the answer begins, and what the template writes of the answer itself.
 
-A template may write an answer otherwise once later turns follow: without its reasoning, or with another end. So
-each answer is looked at with the turns before it, and nothing behind it.
+A template may write an answer otherwise once later turns follow: without its reasoning, or with another end.
+So each answer is looked at with the turns before it, and nothing behind it.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ class Contexts:
         *,
         generation: bool = False,
     ) -> tuple[list[Answered | InvalidData], str]:
-        """Every answer; one that the template cannot ask for or write is the reason why. With `generation` also
-        the prompt for the next answer. Raises InvalidData if that one cannot be rendered.
+        """Every answer; one that the template cannot ask for or write is the reason why. With `generation`
+        also the prompt for the next answer. Raises InvalidData if that one cannot be rendered.
         """
         turns, given = self.form.turns(messages), (self.form.tools(tools), beside)
         places = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
@@ -165,7 +165,9 @@ class Contexts:
             answer = {**answer, "tool_calls": [{"name": name, "arguments": {}}]}
         turns = self.form.turns([_QUESTION, answer, _RESULT if calls else _QUESTION])
         given = (self.form.tools(tools) if calls else (), beside)
-        until, whole = self._render([Conversation(turns[:2], False, *given), Conversation(turns, False, *given)])
+        until, whole = self._render(
+            [Conversation(turns[:2], False, *given), Conversation(turns, False, *given)]
+        )
         if isinstance(until, InvalidData) or isinstance(whole, InvalidData):
             return ""
         shared = until.rstrip()
@@ -177,33 +179,35 @@ class Contexts:
     def _opened_otherwise(
         self, messages: Sequence[Message], before: str, until: str
     ) -> tuple[str, Note | None]:
-        """What follows the prompt, where the template writes a given answer without what its prompt ends with:
-        reasoning that it has opened is closed, and the answer stands behind it. Raises InvalidData.
+        """What follows the prompt, where the template writes a given answer without what its prompt ends
+        with: reasoning that it has opened is closed, and the answer stands behind it. Raises InvalidData.
         """
         thought, text = parted(messages[-1])
         opened, closing = self._opened(before)
         stem = before[: len(before) - len(opened)]
         if thought and not opened and self._closed(before):
             raise InvalidData(
-                f"The prompt of this base's chat template ends with {before[-40:]!r}, so there is no place for the "
-                f"reasoning of turn {len(messages)}. Take it out of the row, or let the template think (such as with "
-                "enable_thinking)."
+                f"The prompt of this base's chat template ends with {before[-40:]!r}, so there is no "
+                f"place for the reasoning of turn {len(messages)}. Take it out of the row, or let the "
+                "template think (such as with enable_thinking)."
             )
         body = _behind(stem, until, messages, text)
         if not opened:
             return body, None
-        body = body.lstrip().removeprefix(opened.strip()) if body.lstrip().startswith(opened.strip()) else body
+        body = (
+            body.lstrip().removeprefix(opened.strip()) if body.lstrip().startswith(opened.strip()) else body
+        )
         tag = next(iter(closing.split()), "\0")
         if tag in body.split(text.strip()[:40] or "\0")[0]:  # the template closes it itself
             return (body if not thought or thought in body else thought + body), None
         if thought:
             return f"{thought.strip()}{closing}{body.lstrip()}", None
-        said = f"The prompt opens {opened.strip()}, and turn {len(messages)} has no reasoning: it is closed at once."
+        said = f"The prompt opens {opened.strip()}, and turn {len(messages)} has no reasoning: it closes it."
         return f"{closing}{body.lstrip()}", ("thinking_closed", said)
 
     def _opened(self, before: str) -> tuple[str, str]:
-        """The reasoning that a prompt opens at its end, with the white space behind it, and how it is closed; two
-        empty texts if it opens none.
+        """The reasoning that a prompt opens at its end, with the white space behind it, and how it is closed;
+        two empty texts if it opens none.
         """
         opening, closing = self.form.around_thought
         at = before.rstrip().rfind(opening.strip()) if opening.strip() else -1
@@ -216,7 +220,9 @@ class Contexts:
         return found[0], f"\n{tag}\n\n" if "\n" in found["gap"] else tag
 
     def _with_thought(self, said: str, before: str, message: Message) -> str:
-        """What is said with its reasoning in front, as the template writes it elsewhere, if it left it out here."""
+        """What is said with its reasoning in front, as the template writes it elsewhere, if it left it out
+        here.
+        """
         thought = parted(message)[0]
         opening, closing = self.form.around_thought
         if not thought or not opening or left_out(said, [{"role": "assistant", "content": thought}]) is None:
@@ -230,8 +236,8 @@ class Contexts:
 
 
 def _behind(stem: str, until: str, messages: Sequence[Message], text: str) -> str:
-    """What the template writes of the last answer in `until`, behind the prompt `stem`, which it may have written
-    otherwise. Raises InvalidData where that cannot be told.
+    """What the template writes of the last answer in `until`, behind the prompt `stem`, which it may have
+    written otherwise. Raises InvalidData where that cannot be told.
     """
     shared = shared_start(stem, until)
     if left_out(shared, [one for one in messages[:-1] if one["role"] != "assistant"]) is None:

@@ -232,14 +232,15 @@ KINDS: dict[str, Kind] = {
             "reasoning_inside",
             NOTE,
             "Reasoning written into the answer",
-            "The base's chat template has no place for it, so the adapter learns to write <think> … </think>.",
+            "The base's chat template has no place for it, so the adapter learns to write <think> … "
+            "</think>.",
         ),
         Kind(
             "thinking_closed",
             NOTE,
             "Answer without reasoning",
-            "The base is asked to think; these answers teach it to stop thinking at once. Add their reasoning, or "
-            "give the template enable_thinking = false.",
+            "The base is asked to think; these answers teach it to stop thinking at once. Add their "
+            "reasoning, or give the template enable_thinking = false.",
         ),
         Kind(
             "name_left_out",

@@ -1,5 +1,5 @@
-"""Turns fitted to a template as the user chose: a system turn put into the question behind it, neighbours of one
-speaker joined. Needs no torch.
+"""Turns fitted to a template as the user chose: a system turn put into the question behind it, neighbours of
+one speaker joined. Needs no torch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ class Fitted:
     notes: tuple[Note, ...] = ()
 
     def joined(self) -> Fitted:
-        """With neighbouring turns of one speaker in one, but for those of which some are trained and some not."""
+        """With neighbouring turns of one speaker in one, but for those of which some are trained and some
+        not.
+        """
         kept: list[Message] = []
         silent: list[bool] = []
         places: list[int] = []
@@ -37,11 +39,14 @@ class Fitted:
                 silent.append(quiet)
         if not places:
             return self
-        said = f"Turn{'s' if len(places) > 1 else ''} {', '.join(str(at + 1) for at in places[:12])} joined to the "
+        said = (
+            f"Turn{'s' if len(places) > 1 else ''} {', '.join(str(at + 1) for at in places[:12])} joined to "
+            f"the "
+        )
         return self._changed(kept, silent, ("joined", f"{said}turn before, which is of the same speaker."))
 
     def folded(self) -> Fitted:
-        """With each system turn in front of the next question's text; one without a question behind it stays."""
+        """With each system turn in front of the next question's text; one without a question stays."""
         kept: list[Message] = []
         silent: list[bool] = []
         waiting: list[str] = []

@@ -1,8 +1,8 @@
-"""What a template puts around the contents of plain turns: found once for each order of speakers, so that most rows
-need a single rendering.
+"""What a template puts around the contents of plain turns: found once for each order of speakers, so that
+most rows need a single rendering.
 
-It holds only where the template writes each answer as it does when nothing follows: otherwise the answers are looked
-at one by one, see core/data/contexts.py.
+It holds only where the template writes each answer as it does when nothing follows: otherwise the answers are
+looked at one by one, see core/data/contexts.py.
 """
 
 from __future__ import annotations

@@ -1,16 +1,17 @@
 """From conversations to token ids, with the tokens that carry loss marked.
 
 The base's own chat template renders the conversation, exactly as the playground does. Loss falls on each
-assistant's answer and on the end token after it, on nothing else. Each answer is trained in the context in which it
-will be asked for: where the template writes earlier turns otherwise once later ones follow, a conversation becomes
-several sequences. Answers are tokenised apart from what stands before them: the prompt's ids in training are then
-the ids that the playground sends, whatever the answer begins with. Special tokens that stand inside somebody's text
-are text.
+assistant's answer and on the end token after it, on nothing else. Each answer is trained in the context in
+which it will be asked for: where the template writes earlier turns otherwise once later ones follow, a
+conversation becomes several sequences. Answers are tokenised apart from what stands before them: the prompt's
+ids in training are then the ids that the playground sends, whatever the answer begins with. Special tokens
+that stand inside somebody's text are text.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from core.data.chat_options import AS_THEY_ARE, ChatOptions
 from core.data.contexts import Answered, Contexts
 from core.data.fitting import Fitted, Note
 from core.data.formats import Example, Message
-from core.data.layouts import Layouts, NoLayout
+from core.data.layouts import Layouts
 from core.data.pieces import Piece, PieceEncoder
 from core.data.standing import Judge
 from core.data.templating import Conversation, apply_templates, generated
@@ -36,6 +37,7 @@ IGNORE = -100
 """The label of a token that carries no loss, as in torch's cross_entropy."""
 
 _BATCH_ROWS = 256
+_KEPT = 4  # renderers with other options
 _EXCHANGE = (
     {"role": "user", "content": "What is the capital of France?"},
     {"role": "assistant", "content": "Paris."},
@@ -76,14 +78,15 @@ class Renderer:
         special_tokens: bool = False,
         chat: ChatOptions = AS_THEY_ARE,
     ) -> None:
-        """special_tokens: whether those in plain text are meant as such. chat: how conversations are fitted to the
-        template, and what it is given.
+        """special_tokens: whether those in plain text are meant as such. chat: how conversations are fitted
+        to the template, and what it is given.
 
         Raises InvalidModel without a fast tokenizer.
         """
         self.tokenizer, self.special_tokens, self.chat = tokenizer, special_tokens, chat
         self._encoder = PieceEncoder(tokenizer)
         self._special = self._encoder.special
+        self._others: dict[str, Renderer] = {}
         self._layouts = Layouts(self._texts, self._encoder.ends, chat.template_kwargs)
 
     @cached_property
@@ -111,13 +114,20 @@ class Renderer:
         return apply_templates(self.tokenizer, conversations)
 
     def with_options(self, chat: ChatOptions) -> Renderer:
-        """The same tokenizer with other options of the conversation."""
-        return self if chat == self.chat else Renderer(self.tokenizer, special_tokens=self.special_tokens, chat=chat)
+        """The same tokenizer with other options of the conversation; of those used last a few are kept."""
+        if chat == self.chat:
+            return self
+        name = json.dumps(chat.to_dict())
+        found = self._others.pop(name, None) or Renderer(
+            self.tokenizer, special_tokens=self.special_tokens, chat=chat
+        )
+        self._others = dict([*self._others.items(), (name, found)][-_KEPT:])
+        return found
 
     @cached_property
     def end_ids(self) -> frozenset[int]:
-        """The special tokens that the template puts behind an answer, and behind one that calls a tool, and that
-        are trained; empty if it has none.
+        """The special tokens that the template puts behind an answer, and behind one that calls a tool, and
+        that are trained; empty if it has none.
         """
         exchanges = [Example(0, _EXCHANGE), Example(0, CALL_EXCHANGE, tools=TOOLS)]
         found = [one for one in self.render_many(exchanges) if not isinstance(one, InvalidData)]
@@ -128,8 +138,8 @@ class Renderer:
     # Rows.
 
     def render(self, example: Example) -> Rendered:
-        """The sequence with the last answer of an example, often the only one. Raises InvalidData if the template
-        cannot render it.
+        """The sequence with the last answer of an example, often the only one. Raises InvalidData if the
+        template cannot render it.
         """
         return self.sequences(example)[-1]
 
@@ -187,7 +197,8 @@ class Renderer:
         ]
 
     def _prepare(self, example: Example, fitted: Fitted | None, full: str | InvalidData | None) -> _Prepared:
-        """full: the conversation as the template renders it, or why it does not; None where it is not plain."""
+        """full: the conversation as the template renders it, or why it does not; None where it is not "
+        "plain."""
         if fitted is None:
             plain = not self.special_tokens and bool(self._special.search(example.text))
             text = [Piece(example.text, True, plain)]
@@ -278,15 +289,17 @@ class Renderer:
         notes: list[Note] = []
         if len(chains) > 1:
             of = f"of its {sum(map(len, chains))} answers"
-            said = f"It became {len(chains)} sequences {of}: the template writes earlier turns otherwise later on."
+            said = f"It became {len(chains)} sequences {of}: the template rewrites earlier turns later on."
             notes.append(("several_sequences", said))
         if self._contexts.form.reasoning_inside and any(one.get("reasoning") for one in messages):
-            said = "The template has no place for reasoning: it stands between <think> and </think> in the answer."
+            said = "The template has no place for reasoning: it stands in the answer as <think> … </think>."
             notes.append(("reasoning_inside", said))
         whole = chains[-1][-1].text
         lost = next((one["name"] for one in messages if one["role"] != "tool" and one.get("name")), None)
         if lost is not None and lost not in whole:
-            notes.append(("name_left_out", f"The name {lost[:40]!r} of a turn is not written by the template."))
+            notes.append(
+                ("name_left_out", f"The name {lost[:40]!r} of a turn is not written by the template.")
+            )
         return tuple(notes)
 
     def _chain(self, chain: Sequence[Answered], known: Sequence[Answered], judge: Judge) -> _Part:
@@ -299,7 +312,9 @@ class Renderer:
 
     def _judge(self, messages: Sequence[Message], tools: Sequence[Tool]) -> Judge:
         absent = frozenset[int]()
-        if not any(one.get("tool_calls") for one in messages):  # results of calls that are not there may vanish
+        if not any(
+            one.get("tool_calls") for one in messages
+        ):  # results of calls that are not there may vanish
             absent = self._layouts.absent(tuple(one["role"] for one in messages))
         return Judge(messages, tools, absent, self._special)
 
@@ -377,8 +392,8 @@ def _in_blocks(turn: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Part:
-    """A sequence's pieces, the ids that the tokenizer puts before them, and the end token that closes it where the
-    template has none.
+    """A sequence's pieces, the ids that the tokenizer puts before them, and the end token that closes it
+    where the template has none.
     """
 
     pieces: list[Piece]

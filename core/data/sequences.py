@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 
 
 class Sequences:
-    """Each row's conversation or text, with the tokens that carry loss marked: one sequence, or as many as its
-    answers have contexts.
+    """Each row's conversation or text, with the tokens that carry loss marked: one sequence, or as many as
+    its answers have contexts.
 
     Whoever derives from it says with `key` what else than the data and the tokenizer decides the result.
     """
 
     count: int = 1
-    """Sequences that every row becomes and that stay together in one block; with 1 a row may become any number, each
-    of which stands by itself.
+    """Sequences that every row becomes and that stay together in one block; with 1 a row may become any
+    number, each of which stands by itself.
     """
     key: tuple[str | int, ...] = ()
     """Part of the name under which token ids are kept: a name and a version."""

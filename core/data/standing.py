@@ -30,14 +30,14 @@ class Judge:
         absent: Collection[int],
         special: re.Pattern[str],
     ) -> None:
-        """absent: turns that the template leaves out whatever they hold, as was seen with others in their place.
-        special: the base's special tokens.
+        """absent: turns that the template leaves out whatever they hold, as was seen with others in their
+        place. special: the base's special tokens.
         """
         self._messages, self._tools, self._absent, self._special = messages, tools, absent, special
 
     def require(self, prompt: str, completion: str, at: int) -> None:
-        """Raise InvalidData, with what can be done, unless all of the turns before answer `at` stands in its prompt,
-        and all of the answer in what is learnt.
+        """Raise InvalidData, with what can be done, unless all of the turns before answer `at` stands in its
+        prompt, and all of the answer in what is learnt.
         """
         self._require_before(prompt, at, "Take it out of the row, leave the row out")
         message = self._messages[at]
@@ -49,7 +49,8 @@ class Judge:
                 raise InvalidData(self._missing(completion, at, said, remedy, what))
         if missing := stands_calls(completion, message.get("tool_calls", ())):
             raise InvalidData(
-                f"This base's chat template leaves out {missing[:_SHOWN]!r} of the tool call in turn {at + 1}, so it "
+                f"This base's chat template leaves out {missing[:_SHOWN]!r} of the tool call in turn "
+                f"{at + 1}, so it "
                 f"would not be learnt. {_no_tools(self._messages)}, or leave the row out."
             )
 
@@ -67,8 +68,8 @@ class Judge:
             raise InvalidData(self._missing(prompt, at, self._messages[at]["content"], remedy))
         if missing := stands_tools(prompt, self._tools):
             raise InvalidData(
-                f"This base's chat template leaves out {missing[:_SHOWN]!r} of the row's tools, so the model would not "
-                "know of them. Leave the row out, or use a base whose template takes tools."
+                f"This base's chat template leaves out {missing[:_SHOWN]!r} of the row's tools, so the model "
+                "would not know of them. Leave the row out, or use a base whose template takes tools."
             )
 
     def _missing(self, text: str, at: int, said: str, remedy: str, what: str = "") -> str:
@@ -76,18 +77,18 @@ class Judge:
         if role == "system":
             return (
                 f"This base's chat template leaves out the system turn ({shown}). Put its text in front of "
-                "the user's first words, choose that for the data set, or use a base whose template takes a system "
-                "turn."
+                "the user's first words, choose that for the data set, or use a base whose template takes a "
+                "system turn."
             )
         part = f"the {what} of turn {at + 1}" if what else f"a part of turn {at + 1}"
         return (
-            f"This base's chat template leaves out {part}, the {role}'s ({shown}), so the model would not see it. "
-            f"{remedy}, or use a base whose template keeps it."
+            f"This base's chat template leaves out {part}, the {role}'s ({shown}), so the model would not "
+            f"see it. {remedy}, or use a base whose template keeps it."
         )
 
     def plain_ranges(self, text: str, stop: int) -> list[tuple[int, int]]:
-        """Where in the text the first `stop` turns hold special tokens that are somebody's words. Raises InvalidData
-        for one that cannot be told from the template's own.
+        """Where in the text the first `stop` turns hold special tokens that are somebody's words. Raises
+        InvalidData for one that cannot be told from the template's own.
         """
         found: list[tuple[int, int]] = []
         cursor = 0
@@ -99,7 +100,8 @@ class Judge:
                     continue  # reasoning that the template takes out of an earlier answer
                 if start < 0:
                     raise InvalidData(
-                        "This base's chat template changes the text, so special tokens in it cannot be kept apart."
+                        "This base's chat template changes the text, so special tokens in it cannot be kept "
+                        "apart."
                     )
                 stop_at = start + len(said if text.startswith(said, start) else said.strip())
                 found.append((start, stop_at))
@@ -111,20 +113,27 @@ class Judge:
         calls = [one for message in self._messages[:stop] for one in message.get("tool_calls", ())]
         if found := self._special.search(json.dumps([self._tools, calls], ensure_ascii=False)):
             raise InvalidData(
-                f"The tools or their calls hold {found.group()!r}, a special token of this base, which cannot be kept "
-                "apart from its own there. Take it out of the row, or leave the row out."
+                f"The tools or their calls hold {found.group()!r}, a special token of this base, which "
+                "cannot be kept apart from its own there. Take it out of the row, or leave the row out."
             )
 
 
 def _stands(text: str, special: re.Pattern[str], said: str) -> bool:
     """Whether a part of what is said that holds a special token stands in the text."""
-    return any(match.group() and said[max(0, match.start() - 8) : match.end() + 8] in text for match in special.finditer(said))
+    return any(
+        match.group() and said[max(0, match.start() - 8) : match.end() + 8] in text
+        for match in special.finditer(said)
+    )
 
 
 def _no_tools(messages: Sequence[Message]) -> str:
     """What can be done where calls are lost."""
     both = any(one.get("tool_calls") and one["content"].strip() for one in messages)
-    return "Take the text out of answers that call tools" if both else "Use a base whose template takes tool calls"
+    return (
+        "Take the text out of answers that call tools"
+        if both
+        else "Use a base whose template takes tool calls"
+    )
 
 
 def left_out(full: str, messages: Sequence[Message], absent: Collection[int] = ()) -> int | None:

@@ -5,10 +5,10 @@ nothing in Python can interrupt. So each rendering here has a limit of processor
 is told and then ended by the system, one of memory, and one of the length of its text.
 
 Reads lines of JSON from standard input, {"template", "values", "seconds", "most_stopped", "marks",
-"conversations": [[messages, whether the prompt for an answer is added, tools or null, what else the template is
-given], …]}; marks: whether what stands in {% generation %} is put between MARKS. Writes a line for each: a list, with a text or
-{"fault", "said", "line"} for each conversation. Its environment is that of transformers' own
-apply_chat_template. Needs jinja2 alone.
+"conversations": [[messages, whether the prompt for an answer is added, tools or null, what else the template
+is given], …]}; marks: whether what stands in {% generation %} is put between MARKS. Writes a line for each: a
+list, with a text or {"fault", "said", "line"} for each conversation. Its environment is that of transformers'
+own apply_chat_template. Needs jinja2 alone.
 """
 
 from __future__ import annotations

@@ -25,7 +25,6 @@ from core.data.template_process import MARKS, MEMORY, MOST_STOPPED, SECONDS, STO
 from core.errors import InvalidData
 
 
-
 class Conversation(NamedTuple):
     """What a template is given."""
 
@@ -72,7 +71,9 @@ def apply_templates(
 
 
 def generated(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> list[str] | None:
-    """What the template's own generation blocks mark as the answers; None if it has none, or cannot render it."""
+    """What the template's own generation blocks mark as the answers; None if it has none, or cannot render
+    it.
+    """
     if "generation" not in _template_of(tokenizer):
         return None
     found = apply_templates(tokenizer, [conversation], marks=True)[0]
@@ -97,9 +98,7 @@ def _plain(value: object) -> object:
 # What went wrong, in words.
 
 
-def _reason(
-    template: str, values: dict[str, Any], fault: dict[str, Any], conversation: Conversation
-) -> str:
+def _reason(template: str, values: dict[str, Any], fault: dict[str, Any], conversation: Conversation) -> str:
     said, line = str(fault["said"]), fault["line"]
     where = f" (line {line})" if line else ""
     match fault["fault"]:
@@ -142,7 +141,10 @@ def _remedy(template: str, values: dict[str, Any], conversation: Conversation) -
     rest = [turn for turn in turns if turn["role"] != "system"]
     without = conversation._replace(turns=rest)
     if len(rest) < len(turns) and isinstance(_PROCESS.ask(template, values, [without])[0], str):
-        return "Put the text of the system turn in front of the user's first words, or choose that for the data set."
+        return (
+            "Put the text of the system turn in front of the user's first words, or choose that for the "
+            "data set."
+        )
     if roles[:1] == ["assistant"]:
         return "Begin with a user's turn."
     if any(one == other for one, other in itertools.pairwise(roles)):
@@ -201,7 +203,8 @@ class _TemplateProcess:
             "most_stopped": MOST_STOPPED - self._stopped[_name(template)],
             "marks": marks,
             "conversations": [
-                (list(one.turns), one.asks, list(one.tools) or None, dict(one.beside)) for one in conversations
+                (list(one.turns), one.asks, list(one.tools) or None, dict(one.beside))
+                for one in conversations
             ],
         }
         guard = threading.Timer(_WAIT_SECONDS, process.kill)

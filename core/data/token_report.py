@@ -182,7 +182,8 @@ def token_findings(file: TokenFile, keep: Mask, max_length: int, ends: Collectio
             Finding(
                 int(source[row]),
                 "over_length",
-                f"{int(file.lengths[row]):,} tokens; at {max_length:,} {_called(file, row)} is {what}.{nothing}",
+                f"{int(file.lengths[row]):,} tokens; at {max_length:,} {_called(file, row)} is "
+                f"{what}.{nothing}",
             )
         )
     endless = rendered & (trained > 0) & ~np.isin(file.ends, list(ends))

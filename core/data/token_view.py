@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from transformers import PreTrainedTokenizerBase
 
 from core.data.formats import Example, Message
+from core.data.rendering import Rendered, Renderer
 from core.data.tool_calls import Tool
 from core.data.turn_forms import CALL_EXCHANGE, TOOLS
-from core.data.rendering import Rendered, Renderer
 from core.errors import InvalidData
 
 _MOST_TOKENS = 4000
@@ -188,7 +188,9 @@ def _call(rows: Sequence[Example]) -> bool:
 
 
 def _own_mask(renderer: Renderer, rows: Sequence[Example]) -> list[TemplateCheck]:
-    """What the template's own {% generation %} blocks mark, held against what is trained; nothing if it has none."""
+    """What the template's own {% generation %} blocks mark, held against what is trained; nothing if it has
+    none.
+    """
     title, told = "Marks as answers what is trained", False
     for row in rows:
         try:
@@ -206,7 +208,9 @@ def _own_mask(renderer: Renderer, rows: Sequence[Example]) -> list[TemplateCheck
 
 
 def _alike(marked: str, learnt: str) -> bool:
-    """Whether one holds the other, up to white space and the end token: templates differ in what opens an answer."""
+    """Whether one holds the other, up to white space and the end token: templates differ in what opens an
+    answer.
+    """
     one, other = "".join(marked.split()), "".join(learnt.split())
     return bool(one) and (one in other or other in one)
 

@@ -50,8 +50,8 @@ Mask = NDArray[np.bool_]
 
 
 class TokenFile:
-    """All rows of a data set as ids, whole: a sequence each, or several one behind another. One with a fault has no
-    ids.
+    """All rows of a data set as ids, whole: a sequence each, or several one behind another. One with a fault
+    has no ids.
     """
 
     def __init__(self, source: Path | pa.Buffer) -> None:
@@ -164,7 +164,8 @@ class _Parts:
 
 
 class TokenRows:
-    """The sequences a run is trained and judged on, cut to max_length; ids and labels are read when asked for.
+    """The sequences a run is trained and judged on, cut to max_length; ids and labels are read when asked
+    for.
 
     truncated counts those that were longer than max_length; skipped those that are left out: their answers
     lie wholly beyond the cut, or over_length says drop.
@@ -180,9 +181,9 @@ class TokenRows:
         over_length: str = "truncate",
         each: int = 1,
     ) -> None:
-        """keep and validation have one entry a row of the data set; by default all are kept and trained on. All
-        sequences of a row are on one side. each: how many every row has that are kept together or not at all; 1
-        where a row may have any number that stand by themselves.
+        """keep and validation have one entry a row of the data set; by default all are kept and trained on.
+        All sequences of a row are on one side. each: how many every row has that are kept together or not at
+        all; 1 where a row may have any number that stand by themselves.
 
         over_length: truncate cuts long conversations off, split makes several rows of them, drop leaves them
         out. Long plain text is always split. Raises InvalidData for a row that could not be rendered, or if
@@ -325,8 +326,10 @@ def token_path(digest: str, renderer: Renderer, cache: Path, sequences: Sequence
 
 
 _Found = tuple[Rendered | InvalidData | None, bool, int, int]
-"""A sequence of the file: what was rendered, the reason why it could not be, or None for a row with a fault; whether
-it is plain text; the row of the data set; and how many tokens it begins with as the one before it does."""
+"""A sequence of the file: what was rendered, the reason why it could not be, or None for a row with a fault;
+whether it is plain text; the row of the data set; and how many tokens it begins with as the one before it
+does.
+"""
 
 
 def _write(sink: pa.NativeFile, rows: Iterable[_Found], total: int, report: Report) -> None:

@@ -1,8 +1,8 @@
 """Tool definitions and tool calls: one form for what OpenAI, ShareGPT and Hermes spell differently. Needs no
 torch.
 
-A definition is {"type": "function", "function": {"name", "description", "parameters"}}, as OpenAI has it. A call
-is {"name", "arguments": {…}}, with the "id" by which its result names it where there is one.
+A definition is {"type": "function", "function": {"name", "description", "parameters"}}, as OpenAI has it. A
+call is {"name", "arguments": {…}}, with the "id" by which its result names it where there is one.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ def read_tools(value: Any) -> tuple[Tool, ...]:
 def _tool(one: Any, number: int) -> Tool:
     about = one.get("function", one) if isinstance(one, dict) else one
     if not isinstance(about, dict) or not isinstance(about.get("name"), str) or not about["name"].strip():
-        raise RowFault("tools", f"Tool {number} is {kind_of(one)} without a name; expected name and parameters.")
+        raise RowFault(
+            "tools", f"Tool {number} is {kind_of(one)} without a name; expected name and parameters."
+        )
     given = {key: value for key, value in about.items() if value is not None and key != "type"}
     given.setdefault("description", "")
     given["parameters"] = parsed(given.get("parameters")) or {"type": "object", "properties": {}}
@@ -63,7 +65,8 @@ def read_calls(value: Any, number: int) -> list[Call]:
         said = repr(value[:60]) if isinstance(value, str) else kind_of(value)
         raise RowFault(
             "tool_call",
-            f"Turn {number} calls a tool by {said}; expected an object with name and arguments, or a list of them.",
+            f"Turn {number} calls a tool by {said}; expected an object with name and arguments, or a list "
+            f"of them.",
         )
     return [_call(parsed(one), number) for one in listed]
 
@@ -79,8 +82,8 @@ def _call(one: Any, number: int) -> Call:
     if not isinstance(arguments, dict):
         raise RowFault(
             "tool_call",
-            f"The arguments of {about['name'][:40]!r} in turn {number} are {kind_of(given)}; expected an object, "
-            "or JSON that is one.",
+            f"The arguments of {about['name'][:40]!r} in turn {number} are {kind_of(given)}; expected an "
+            "object, or JSON that is one.",
         )
     known = {"name": about["name"], "arguments": arguments}
     return known | ({"id": str(one["id"])} if isinstance(one, dict) and one.get("id") else {})
@@ -90,7 +93,7 @@ def _call(one: Any, number: int) -> Call:
 
 
 def calls_in_text(text: str) -> tuple[str, list[Call]]:
-    """An answer without the calls in <tool_call>…</tool_call>, and these; as it is where one cannot be read."""
+    """An answer without the calls in <tool_call>…</tool_call>, and these; as it is where one is no call."""
     found = [parsed(match[1]) for match in _CALL.finditer(text)]
     if not found or not all(isinstance(one, dict) and isinstance(one.get("name"), str) for one in found):
         return text, []

@@ -1,5 +1,5 @@
-"""How a chat template wants what stands beside a turn's text: reasoning in a field or in the text, arguments of a
-tool call as an object or as JSON, and the like. Each is found by trying it on a conversation of our own.
+"""How a chat template wants what stands beside a turn's text: reasoning in a field or in the text, arguments
+of a tool call as an object or as JSON, and the like. Each is found by trying it on a conversation of our own.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from os.path import commonprefix
 from typing import Any
 
 from core.data.formats import Message
@@ -31,7 +30,8 @@ class TurnForm:
     """The form in which a template takes what is not plain text."""
 
     reasoning_inside: bool = False
-    """Reasoning stands in the text, between <think> and </think>, since the template knows no field for it."""
+    """Reasoning stands in the text, between <think> and </think>, since the template knows no field for it.
+    """
     arguments_as_json: bool = False
     silent_as_none: bool = False
     """The content of an answer that only calls is None rather than empty."""
@@ -87,7 +87,9 @@ def parted(message: Message) -> tuple[str, str]:
 
 
 def _called_names(messages: Sequence[Message]) -> dict[int, tuple[str, str]]:
-    """By place: of an answer the number of its first call, of a tool's result the id and the name of its call."""
+    """By place: of an answer the number of its first call, of a tool's result the id and the name of its
+    call.
+    """
     found: dict[int, tuple[str, str]] = {}
     waiting: list[tuple[str, str, str]] = []  # id in the row, id for the template, name
     count = 0
@@ -95,7 +97,8 @@ def _called_names(messages: Sequence[Message]) -> dict[int, tuple[str, str]]:
         if calls := message.get("tool_calls"):
             found[at] = (str(count), "")
             waiting = [
-                (str(one.get("id", "")), _ID.format(count + number), one["name"]) for number, one in enumerate(calls)
+                (str(one.get("id", "")), _ID.format(count + number), one["name"])
+                for number, one in enumerate(calls)
             ]
             count += len(calls)
         elif message["role"] == "tool":
@@ -152,18 +155,21 @@ def found_form(render: Render, beside: Mapping[str, Any]) -> TurnForm:
 
 
 def _with_tools(render: Render, beside: Mapping[str, Any]) -> TurnForm:
-    """The first form in which the template writes definitions and calls; else one in which it writes calls."""
+    """The first form in which the template writes definitions and calls; else one in which it writes "
+    "calls."""
     forms = [TurnForm(False, *choice) for choice in itertools.product((False, True), repeat=3)]
     for tools in (TOOLS, ()):
-        for form in sorted(forms, key=lambda one: (one.bare_tools, one.silent_as_none, one.arguments_as_json)):
+        for form in sorted(
+            forms, key=lambda one: (one.bare_tools, one.silent_as_none, one.arguments_as_json)
+        ):
             if _takes_tools(render, form, tools, beside):
                 return form
     return TurnForm()
 
 
 def _with_reasoning(render: Render, form: TurnForm, beside: Mapping[str, Any]) -> TurnForm:
-    """Reasoning goes into its field where the template writes it from there, behind a text or before a call; else
-    into the text, if it is kept there.
+    """Reasoning goes into its field where the template writes it from there, behind a text or before a call;
+    else into the text, if it is kept there.
     """
     for thinking, tools in ((_THINKING, ()), ({**_CALLING, "reasoning": _THINKING["reasoning"]}, TOOLS)):
         if (around := _around_thought(render, form, thinking, tools, beside)) is not None:
@@ -193,14 +199,21 @@ def _around_thought(
         return None
     openings = (head[len(shared_start(other, head)) :] for other in (before, without))
     opening = max(openings, key=len) or _last_tag(head)
-    rest = commonprefix([tail[::-1], without[::-1]])[::-1]
-    closing = tail[: len(tail) - len(rest)] if thinking.get("tool_calls") else tail.partition(thinking["content"])[0]
+    rest = _alike(tail[::-1], without[::-1])
+    closing = (
+        tail[: len(tail) - rest] if thinking.get("tool_calls") else tail.partition(thinking["content"])[0]
+    )
     return opening, closing
 
 
 def shared_start(one: str, other: str) -> str:
     """What two texts begin with, without a tag of which they share the beginning only."""
-    return _UNFINISHED.sub("", commonprefix([one, other]))
+    return _UNFINISHED.sub("", one[: _alike(one, other)])
+
+
+def _alike(one: str, other: str) -> int:
+    """How many characters two texts begin with in common."""
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def _last_tag(prompt: str) -> str:
@@ -209,11 +222,9 @@ def _last_tag(prompt: str) -> str:
     return found[0] if found else ""
 
 
-def _takes_tools(
-    render: Render, form: TurnForm, tools: Sequence[Tool], beside: Mapping[str, Any]
-) -> bool:
-    """Whether definitions, a call and its result stand in what the template makes of them, none of them as Python
-    prints it or as JSON within JSON.
+def _takes_tools(render: Render, form: TurnForm, tools: Sequence[Tool], beside: Mapping[str, Any]) -> bool:
+    """Whether definitions, a call and its result stand in what the template makes of them, none of them as
+    Python prints it or as JSON within JSON.
     """
     turns = form.turns([_QUESTION, _CALLING, _RESULT])
     given = form.tools(tools), beside

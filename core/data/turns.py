@@ -54,8 +54,8 @@ _THOUGHTS = ("thinking", "reasoning", "thought")  # blocks of what an answer tho
 
 @dataclass(frozen=True)
 class Turns:
-    """Turns as they were read, the places of those that carry no loss, what was left aside, as (code, sentence),
-    and the tools that a system turn described.
+    """Turns as they were read, the places of those that carry no loss, what was left aside, as (code,
+    sentence), and the tools that a system turn described.
     """
 
     said: tuple[Message, ...]
@@ -118,7 +118,9 @@ def read_turns(turns: Sequence[dict[str, Any]]) -> Turns:
             continue
         said += _from_texts(message) if hermes else [message]
     if tools:
-        notes.append(("tools_read", "The system turn that tells of the tools is written by the template instead."))
+        notes.append(
+            ("tools_read", "The system turn that tells of the tools is written by the template instead.")
+        )
     return Turns(tuple(said), frozenset(silent), (*notes, *unused_keys(turns)), tuple(tools))
 
 
@@ -156,7 +158,9 @@ def _reasoning(turn: dict[str, Any], number: int) -> str:
     if other := next((one for one in said if not isinstance(one, str)), None):
         raise RowFault("missing", f"The reasoning of turn {number} is {kind_of(other)}; expected text.")
     if len(set(said)) > 1:
-        raise RowFault("missing", f"Turn {number} has two different texts of reasoning; leave one of them out.")
+        raise RowFault(
+            "missing", f"Turn {number} has two different texts of reasoning; leave one of them out."
+        )
     return said[0] if said else ""
 
 
@@ -279,8 +283,8 @@ def conversation(
 
 
 def _require_calls_before_results(turns: Sequence[Message]) -> None:
-    """Raise RowFault where a tool that nobody called gives a result and others are called: then the row is cut
-    or out of order.
+    """Raise RowFault where a tool that nobody called gives a result and others are called: then the row is
+    cut or out of order.
     """
     if not any(turn.get("tool_calls") for turn in turns):
         return

@@ -1,4 +1,6 @@
-"""A rendered text in pieces: what is learnt apart from what stands before it, and somebody's special tokens as text."""
+"""A rendered text in pieces: what is learnt apart from what stands before it, and somebody's special tokens
+as text.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +13,12 @@ Range = tuple[int, int]
 
 
 def pieces_of(text: str, answers: Sequence[tuple[int, int, bool]], plain: Sequence[Range]) -> list[Piece]:
-    """answers: (start, stop, whether it is learnt) of each answer that is cut out, in order. plain: ranges in which
-    special tokens are text.
+    """answers: (start, stop, whether it is learnt) of each answer that is cut out, in order. plain: ranges in
+    which special tokens are text.
     """
-    borders = sorted({0, len(text), *(at for start, stop, _ in answers for at in (start, stop)), *_borders(plain)})
+    borders = sorted(
+        {0, len(text), *(at for start, stop, _ in answers for at in (start, stop)), *_borders(plain)}
+    )
     return [
         Piece(text[start:stop], _learnt(start, answers), any(first <= start < last for first, last in plain))
         for start, stop in itertools.pairwise(borders)

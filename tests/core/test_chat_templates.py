@@ -53,7 +53,7 @@ def row(*turns):
         (NO_SYSTEM, [("s", "Answer like a cook."), ("u", "Hi"), ("a", "Aye")], r"system turn \('Answer"),
         (NO_SYSTEM, [("s", "a"), ("u", "Hi"), ("a", "Aye")], r"the system turn \('a'\)"),
         (NO_SYSTEM, [("u", "Hi"), ("a", "Aye"), ("s", "Brief."), ("u", "So"), ("a", "No")], "system turn"),
-        (NO_REASONING, [("u", "14 + 9?"), ("a", THOUGHT)], r"reasoning of turn 2, the assistant's \('First the tens"),
+        (NO_REASONING, [("u", "14 + 9?"), ("a", THOUGHT)], r"reasoning of turn 2, .* \('First the tens"),
         (NO_REASONING, [("u", "a</think>b"), ("a", "fine")], "part of turn 1, the user's"),
         (CUTS, [("u", "0123456789"), ("a", "x")], "turn 1"),
         (CHANGES, [("u", "Hi"), ("a", "Aye")], "turn 1"),
@@ -263,5 +263,7 @@ def test_where_every_row_is_refused_the_reason_is_the_rows_own(tokenizer):
     rows = [StoredRow(at, 0, Example(at, row(("u", "What?"), ("a", "This.")).messages)) for at in (1, 2)]
     file, keep = tokenised_in_memory(rows, renderer(tokenizer, CHANGES)), np.array([True, True])
     found = token_findings(file, keep, 64, {2})
-    with pytest.raises(InvalidData, match=r"^Row 1: .*leaves out a part of turn 1.*No other of the 2 rows can"):
+    with pytest.raises(
+        InvalidData, match=r"^Row 1: .*leaves out a part of turn 1.*No other of the 2 rows can"
+    ):
         token_report(file, keep, ~keep, 64, found)

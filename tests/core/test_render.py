@@ -211,4 +211,6 @@ def test_rows_come_back_in_order_with_the_reason_where_one_fails(tokenizer, monk
     ]
     found = list(Renderer(tokenizer).render_many(rows))
     assert [isinstance(one, InvalidData) for one in found] == [i % 5 == 0 for i in range(1000)]
-    assert all(_supervised(tokenizer, one[0]) == f"answer {i}<|im_end|>" for i, one in enumerate(found) if i % 5)
+    assert all(
+        _supervised(tokenizer, one[0]) == f"answer {i}<|im_end|>" for i, one in enumerate(found) if i % 5
+    )

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from core.data.mapping import Candidate, DataMapping
 
 Message = dict[str, Any]
-"""A turn: "role" and "content"; where there is any, "reasoning" (what an answer thought before it), "tool_calls"
-(see core/data/tool_calls.py), "name", and of a tool's result the "tool_call_id".
+"""A turn: "role" and "content"; where there is any, "reasoning" (what an answer thought before it),
+"tool_calls" (see core/data/tool_calls.py), "name", and of a tool's result the "tool_call_id".
 """
 
 

@@ -26,7 +26,11 @@ class TurnsFormat(DataFormat):
 
     keys: tuple[str, str]
     """What a turn calls its role and its text."""
-    roles, needed, templates = ("turns", "system", "tools", "template_kwargs", "label"), ("turns",), ("system",)
+    roles, needed, templates = (
+        ("turns", "system", "tools", "template_kwargs", "label"),
+        ("turns",),
+        ("system",),
+    )
     own_roles = (
         ("turns", "Turns"),
         ("tools", "Tools that may be called"),
@@ -39,7 +43,9 @@ class TurnsFormat(DataFormat):
         for column in _columns(seen):
             turns = next((turns for row in seen.rows if (turns := as_turns(row.get(column)))), None)
             if turns and self._speaks(turns[0]):
-                mapping = DataMapping(self.name, {"turns": column, **system_column(seen), **beside_columns(seen)})
+                mapping = DataMapping(
+                    self.name, {"turns": column, **system_column(seen), **beside_columns(seen)}
+                )
                 keys = " and ".join(
                     filter(None, (first_key(turns[0], keys) for keys in (ROLE_KEYS, TEXT_KEYS)))
                 )

@@ -80,4 +80,8 @@ def _history(history: Any) -> list[Message]:
     )
     if not sound or not all(isinstance(one, str) for pair in pairs for one in pair):
         raise RowFault("missing", "history must be a list of [question, answer] pairs.")
-    return [turn for asked, answered in pairs for turn in (plain_turn("user", asked), plain_turn("assistant", answered))]
+    return [
+        turn
+        for asked, answered in pairs
+        for turn in (plain_turn("user", asked), plain_turn("assistant", answered))
+    ]

@@ -17,7 +17,10 @@ class PromptAndCompletion(DataFormat):
     help = "a question and an answer in columns of their own, or put together from columns by templates"
     said = "**prompt/completion** and question/answer columns"
     expected = "prompt and completion; question and answer"
-    roles, needed = ("user", "assistant", "system", "tools", "template_kwargs", "label"), ("user", "assistant")
+    roles, needed = (
+        ("user", "assistant", "system", "tools", "template_kwargs", "label"),
+        ("user", "assistant"),
+    )
     templates, optional = TEMPLATED, (*SYSTEMS, *TOOLS, *TEMPLATE_KWARGS)
 
     def detect(self, seen: Seen) -> list[Candidate]:
