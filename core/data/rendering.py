@@ -24,12 +24,12 @@ from core.data.chat_options import AS_THEY_ARE, ChatOptions
 from core.data.contexts import Answered, Contexts
 from core.data.fitting import Fitted, Note
 from core.data.formats import Example, Message
-from core.data.layouts import Layouts
 from core.data.pieces import Piece, PieceEncoder
 from core.data.standing import Judge
 from core.data.templating import Conversation, apply_templates, generated
 from core.data.tool_calls import Tool
 from core.data.turn_forms import CALL_EXCHANGE, TOOLS, TurnForm, found_form
+from core.data.turn_layouts import Layouts
 from core.data.written_pieces import pieces_of
 from core.errors import InvalidData
 

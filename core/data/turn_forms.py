@@ -50,7 +50,7 @@ class TurnForm:
         return [self._turn(message, names.get(at)) for at, message in enumerate(messages)]
 
     def _turn(self, message: Message, called: tuple[str, str] | None) -> dict[str, Any]:
-        found = {key: message[key] for key in ("role", "content", "name") if key in message}
+        found: dict[str, Any] = {key: message[key] for key in ("role", "content", "name") if key in message}
         if message["role"] == "assistant":
             thought, text = parted(message)
             found |= self._thinking(message, thought, text)
@@ -155,13 +155,13 @@ def found_form(render: Render, beside: Mapping[str, Any]) -> TurnForm:
 
 
 def _with_tools(render: Render, beside: Mapping[str, Any]) -> TurnForm:
-    """The first form in which the template writes definitions and calls; else one in which it writes "
-    "calls."""
-    forms = [TurnForm(False, *choice) for choice in itertools.product((False, True), repeat=3)]
+    """The first form in which the template writes definitions and calls; else one in which it writes the
+    calls.
+    """
+    choices = itertools.product((False, True), repeat=3)
+    forms = [TurnForm(False, as_json, as_none, bare) for bare, as_none, as_json in choices]
     for tools in (TOOLS, ()):
-        for form in sorted(
-            forms, key=lambda one: (one.bare_tools, one.silent_as_none, one.arguments_as_json)
-        ):
+        for form in forms:
             if _takes_tools(render, form, tools, beside):
                 return form
     return TurnForm()

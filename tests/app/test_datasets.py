@@ -146,14 +146,15 @@ def test_an_edit_keeps_the_marks_of_its_row_and_the_findings_of_others(workbench
     said = [(role, f"{role} {i}") for i in range(2) for role in ("user", "assistant")]
     turns = [{"role": role, "content": text} for role, text in said]
     marked = [turns[0], turns[1] | {"train": False, "name": "Ann"}, *turns[2:]]
-    noted = [turns[0], turns[3] | {"thinking": "hm"}]
+    noted = [turns[0], turns[3] | {"images": ["a.png"]}]
     plain = [{"messages": [{"role": "user", "content": f"q{i}"}, turns[1]]} for i in range(9)]
     row = add(workbench, tmp_path, lines({"messages": marked}, {"messages": noted}, *plain))
     mended = workbench.datasets.edit("mine", 0, [*said[:3], ("assistant", "another")])
     assert workbench.datasets.row(mended, 0).example.untrained == {1}
     longer = workbench.datasets.edit("mine", 0, [("system", "s"), *said])
     assert workbench.datasets.row(longer, 0).example.untrained == {2}
-    assert (row.warnings, workbench.datasets.open(longer).summary.counts) == (2, {"ignored_part": 1})
+    assert (row.warnings, workbench.datasets.open(longer).summary.counts) == (1, {"ignored_part": 1})
+    assert workbench.datasets.row(longer, 0).example.messages[2]["name"] == "Ann"
     with pytest.raises(InvalidData, match="Every answer of the row is marked as not trained"):
         workbench.datasets.edit("mine", 0, [*said[:2]])
 
@@ -286,9 +287,14 @@ def test_a_base_checks_the_rows(workbench, tmp_path):
     assert workbench.datasets.checked(left, base, 64) is None, "another version has another report"
 
 
+def _tokens(workbench, row, base, template=None):
+    """Those of its first row."""
+    return workbench.datasets.tokens(row, base, 0, template)["sequences"][0]["tokens"]
+
+
 def test_a_row_is_seen_as_the_bases_tokens(workbench):
     row = workbench.registry.find(Dataset, "data")
-    view = workbench.datasets.tokens(row, "llama", 3)
+    (view,) = workbench.datasets.tokens(row, "llama", 3)["sequences"]
     said = "".join(token["text"] for token in view["tokens"] if token["trained"])
     assert said == "fine thanks fine thanks fine thanks fine thanks <|im_end|>"
     assert view["trained"] == sum(token["trained"] for token in view["tokens"])
@@ -332,7 +338,7 @@ def test_a_base_without_a_template_takes_a_known_one(workbench, tiny_llama, tmp_
     )
     row = workbench.registry.find(Dataset, "data")
     shown = {
-        name: "".join(token["text"] for token in workbench.datasets.tokens(row, "bare", 0, name)["tokens"])
+        name: "".join(token["text"] for token in _tokens(workbench, row, "bare", name))
         for name in ("", "plain", "chatml", "alpaca")
     }
     assert shown[""] == shown["plain"] == "### User:\nhello 0\n\n### Assistant:\nfine thanks <|im_end|>\n\n"
@@ -346,10 +352,7 @@ def test_a_base_without_a_template_takes_a_known_one(workbench, tiny_llama, tmp_
     with pytest.raises(InvalidConfig, match="template of its own"):
         workbench.models.choose_template("llama", "chatml")
     workbench.models.choose_template("bare", "chatml")
-    assert (
-        "".join(token["text"] for token in workbench.datasets.tokens(row, "bare", 0)["tokens"])
-        == shown["chatml"]
-    )
+    assert "".join(token["text"] for token in _tokens(workbench, row, "bare")) == shown["chatml"]
     workbench.runs.wait(workbench.training.start("bare", "data", TrainingOptions.parse(QUICK), "a").id)
     assert workbench.registry.find(Adapter, "a").base_name == "bare"
     export = do_job(
@@ -412,4 +415,4 @@ def test_data_of_an_earlier_version_of_the_workbench_still_trains(workbench, tmp
     assert workbench.datasets.leave_out("old", rows=[3]).excluded_rows == 1
     with pytest.raises(InvalidData, match="import the file again"):
         workbench.datasets.edit("old", 0, [("user", "a"), ("assistant", "b")])
-    assert json.dumps(workbench.datasets.tokens(workbench.registry.find(Dataset, "old"), "llama", 0)["count"])
+    assert json.dumps(_tokens(workbench, workbench.registry.find(Dataset, "old"), "llama"))
