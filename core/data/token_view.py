@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from core.data.formats import Example, Message
 from core.data.rendering import Rendered, Renderer
 from core.data.tool_calls import Tool
-from core.data.turn_forms import CALL_EXCHANGE, TOOLS
+from core.data.turn_forms import CALL_EXCHANGE, TOOLS, parted
 from core.errors import InvalidData
 
 _MOST_TOKENS = 4000
@@ -201,18 +201,16 @@ def _own_mask(renderer: Renderer, rows: Sequence[Example]) -> list[TemplateCheck
             continue
         told = True
         learnt = str(renderer.tokenizer.decode(rendered.ids[slice(*rendered.spans[-1])]))
-        if not _alike(marked[-1], learnt):
+        if not _same_answer(marked[-1], learnt, parted(row.messages[-1])[1]):
             detail = f"Of row {row.row} it marks {marked[-1][-60:]!r}, and {learnt[-60:]!r} is trained."
             return [TemplateCheck(title, False, detail)]
     return [TemplateCheck(title, True, "Its generation blocks hold the trained answers.")] if told else []
 
 
-def _alike(marked: str, learnt: str) -> bool:
-    """Whether one holds the other, up to white space and the end token: templates differ in what opens an
-    answer.
-    """
-    one, other = "".join(marked.split()), "".join(learnt.split())
-    return bool(one) and (one in other or other in one)
+def _same_answer(marked: str, learnt: str, text: str) -> bool:
+    """Whether a block marks the answer and nothing that is not learnt, white space and the end aside."""
+    said, whole, words = ("".join(one.split()) for one in (marked, learnt, text))
+    return words in said and said in whole
 
 
 def _accepts(
