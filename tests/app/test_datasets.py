@@ -7,14 +7,19 @@ import io
 import json
 import os
 import signal
+from contextlib import nullcontext
 
 import pytest
 
 from app.shared.data_import import ImportRequest, import_dataset, look_at
 from app.shared.errors import JobFailed
+from app.web.parts.markup import conversation
+from core.data.chat_options import ChatOptions
 from core.data.findings import ERROR, KINDS
+from core.data.importing import row_shown
 from core.data.split import Split
 from core.errors import InvalidConfig, InvalidData
+from core.generate.config import GenerationConfig
 from core.train.training_options import TrainingOptions
 from storage.errors import InUse, NameTaken
 from storage.tables import Adapter, Base, Dataset, Job, Run
@@ -326,6 +331,51 @@ def test_rows_that_the_template_refuses_are_an_error_and_can_be_left_out(workben
         workbench.runs.wait(workbench.training.start("strict", "mine", TrainingOptions.parse(QUICK)).id).state
         == "finished"
     )
+    folded = ChatOptions(fold_system=True)
+    workbench.datasets.bring_back("mine")
+    row = workbench.datasets.fit("mine", folded)
+    assert workbench.datasets.open(row).version.chat == folded
+    assert workbench.registry.datasets.versions(row.id)[0].change.startswith(
+        "conversations: a system turn goes"
+    )
+    do_job(workbench, "check_data", workbench.datasets.check_arguments(row, base, 64))
+    assert workbench.datasets.checked(row, base, 64).findings.counts() == {"folded": 1}
+    view = workbench.datasets.tokens(row, "strict", 12)
+    assert view["notes"] == ["The system turn stands in front of the question, since the template has none."]
+    said = "".join(token["text"] for token in view["sequences"][0]["tokens"])
+    assert said.startswith("<|im_start|>user\ns\n\np<|im_end|>")
+    run = workbench.runs.wait(workbench.training.start("strict", "mine", TrainingOptions.parse(QUICK)).id)
+    assert run.state == "finished"
+    asked = [{"role": "system", "content": "s"}, {"role": "user", "content": "p"}]
+    for fold, answers in ((False, False), (True, True)):
+        config = GenerationConfig(max_tokens=2, fold_system=fold)
+        with nullcontext() if answers else pytest.raises(InvalidData, match="no system here"):
+            assert list(workbench.chats.answer("strict", [None], [asked], config))
+    with pytest.raises(InvalidData, match="like that already"):
+        workbench.datasets.fit("mine", folded)
+
+
+def test_the_import_takes_how_conversations_are_fitted_and_the_row_keeps_its_tools(workbench, tmp_path):
+    call = {"role": "assistant", "content": "", "tool_calls": [{"name": "find", "arguments": {"q": "x"}}]}
+    turns = [{"role": "user", "content": "hi"}, call, {"role": "tool", "content": "found"}]
+    turns.append({"role": "assistant", "content": "so", "reasoning": "hm"})
+    path = tmp_path / "a.jsonl"
+    path.write_text(lines(*[{"messages": turns, "tools": [{"name": "find"}]}] * 3), encoding="utf-8")
+    chat = ChatOptions(join_turns=True, template_kwargs={"enable_thinking": False})
+    request = ImportRequest([str(path)], "mine", chat=chat)
+    assert ImportRequest.parse(json.loads(json.dumps(request.to_dict()))).chat == chat
+    row = import_dataset(workbench.registry, request)
+    assert workbench.datasets.open(row).version.chat == chat
+    said = [("user", "hi"), ("assistant", ""), ("tool", "found"), ("assistant", "so, then")]
+    row = workbench.datasets.edit("mine", 0, said)
+    changed = workbench.datasets.row(row, 0).example
+    assert workbench.datasets.open(row).version.chat == chat
+    assert (changed.messages[1], changed.messages[3]["reasoning"]) == (call, "hm")
+    assert changed.tools[0]["function"]["name"] == "find"
+    shown = conversation([row_shown(changed)])
+    assert "<b>tools</b>find" in shown
+    assert "<details class='thinking'><summary>Thinking</summary>hm</details>so, then" in shown
+    assert "<code>find({&quot;q&quot;: &quot;x&quot;})</code>" in shown
 
 
 def test_a_base_without_a_template_takes_a_known_one(workbench, tiny_llama, tmp_path, checked_here):
