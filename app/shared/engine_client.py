@@ -255,12 +255,14 @@ class EngineClient:
         answer: str,
         *,
         ended: bool,
+        chat: dict[str, Any],
     ) -> list[Scored]:
         """How likely an answer is to each speaker, token by token; None is the plain base.
 
         Raises the engine's refusal, or EngineUnavailable if it is gone.
         """
         asked = {"base": base, "speakers": speakers, "messages": messages, "answer": answer, "ended": ended}
+        asked["chat"] = chat
         found = self._ask(self._reach(), {"command": "score", **asked}, _MEASURE_SECONDS)
         return [Scored.told(one) for one in found["scored"]]
 
