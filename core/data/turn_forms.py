@@ -66,9 +66,10 @@ class TurnForm:
     def _thinking(self, message: Message, thought: str, text: str) -> dict[str, Any]:
         if not self.reasoning_inside:
             return {"content": text} | (dict.fromkeys(_REASONING, thought) if thought else {})
-        if not message.get("reasoning"):
-            return {}
-        return {"content": f"<think>\n{message['reasoning'].strip()}\n</think>\n\n{message['content']}"}
+        begun = thought and not str(message["content"]).lstrip().startswith(
+            "<think>"
+        )  # by the prompt, in a chat
+        return {"content": f"<think>\n{thought.strip()}\n</think>\n\n{text}"} if begun else {}
 
     def _call(self, call: Call, name: str) -> dict[str, Any]:
         arguments = call["arguments"]

@@ -5,9 +5,9 @@ import threading
 import pytest
 
 from app.service.conversations import FAILED, STOPPED
+from core.data.chat_options import ChatOptions
 from core.errors import InvalidInput
 from core.events import TokenDone
-from core.data.chat_options import ChatOptions
 from core.generate.config import GenerationConfig
 from storage.tables import Chat, ChatMessage
 from tests.workbenches import wait_for
