@@ -115,7 +115,9 @@ class Contexts:
             said, note = self._opened_otherwise(messages[: at + 1], before, until)
         said = self._with_thought(said, before, messages[at])
         usual = self._usual_end(beside)
-        completion, ended = self._cut_at_end(said, usual)
+        text = parted(messages[at])[1].strip()
+        own = said.rfind(text) + len(text) if text.endswith(tuple(self._ends)) else 0
+        completion, ended = self._cut_at_end(said, usual, own)
         if not ended and (end := self._end_that_follows(bool(messages[at].get("tool_calls")), tools, beside)):
             completion, ended = completion + end, True
         return Answered(at, before, completion, ended, note)
@@ -138,17 +140,19 @@ class Contexts:
         token = next((one for one in self._ends if text.startswith(one, start)), "")
         return text[: start + len(token)] if token else ""
 
-    def _cut_at_end(self, said: str, usual: str) -> tuple[str, bool]:
-        """What is said up to its end token, and whether there is one: some templates write more behind it."""
+    def _cut_at_end(self, said: str, usual: str, first: int) -> tuple[str, bool]:
+        """What is said up to its end token, and whether there is one: some templates write more behind it.
+        What stands before the place `first` is the answer's own text.
+        """
         stop = len(said.rstrip())
         trailing: list[tuple[int, str]] = []  # where tokens at the end of the text end, the last first
         at = stop
-        while token := next((one for one in self._ends if said.endswith(one, 0, at)), ""):
+        while token := next((one for one in self._ends if said.endswith(one, first, at)), ""):
             trailing.append((at, token))
             at = len(said[: at - len(token)].rstrip())
         wanted = usual.strip()
-        if first := next((end for end, token in reversed(trailing) if token == wanted), 0):
-            return said[:first], True
+        if end := next((end for end, token in reversed(trailing) if token == wanted), 0):
+            return said[:end], True
         return said[:stop], bool(trailing) and trailing[0][1] in self._specials
 
     def _end_that_follows(self, calls: bool, tools: Sequence[Tool], beside: Mapping[str, Any]) -> str:

@@ -91,7 +91,7 @@ def token_report(
         mean_length=float(lengths.mean()),
         percentiles={str(at): int(np.percentile(lengths, at, method="higher")) for at in _PERCENTILES},
         recommended_max_length=recommended_length(lengths),
-        over_length_rows=int((lengths > max_length).sum()),
+        over_length_rows=len(np.unique(file.rows[chosen][lengths > max_length])),
         policies={policy: _loss(file, chosen, max_length, policy) for policy in OVER_LENGTH},
         lengths=_histogram(lengths, 0, int(lengths.max())),
         shares=_histogram(trained / lengths, 0.0, 1.0),
@@ -123,7 +123,11 @@ def _loss(file: TokenFile, chosen: Mask, max_length: int, policy: str) -> Loss:
     try:
         rows = _rows(file, chosen, max_length, policy)
     except InvalidData:  # nothing is left under this policy
-        return Loss(int(chosen.sum()), int(file.lengths[chosen].sum()), int(file.supervised()[chosen].sum()))
+        return Loss(
+            len(np.unique(file.rows[chosen])),
+            int(file.lengths[chosen].sum()),
+            int(file.supervised()[chosen].sum()),
+        )
     tokens, trained = int(file.lengths[chosen].sum()), int(file.supervised()[chosen].sum())
     return Loss(rows.skipped, tokens - int(rows.lengths.sum()), trained - int(rows.supervised.sum()))
 

@@ -167,8 +167,8 @@ class TokenRows:
     """The sequences a run is trained and judged on, cut to max_length; ids and labels are read when asked
     for.
 
-    truncated counts those that were longer than max_length; skipped those that are left out: their answers
-    lie wholly beyond the cut, or over_length says drop.
+    truncated counts the rows with one that was longer than max_length; skipped those of which nothing is
+    left: their answers lie wholly beyond the cut, or over_length says drop.
     """
 
     def __init__(
@@ -212,8 +212,10 @@ class TokenRows:
             raise InvalidData(
                 f"No row has a token to train on within max_length = {max_length}; raise max_length."
             )
-        self.truncated = int(long.sum())
-        self.skipped = int((wanted & (file.lengths > 0)).sum() - len(np.unique(parts.rows))) // each
+        self.truncated = len(np.unique(file.rows[long]))
+        self.skipped = len(np.unique(file.rows[wanted & (file.lengths > 0)])) - len(
+            np.unique(file.rows[parts.rows])
+        )
         self._parts = parts
         self.lengths: Numbers = parts.stops - parts.starts
         self.supervised: Numbers = parts.supervised

@@ -156,6 +156,15 @@ def test_reasoning_is_learnt_and_no_longer_seen_by_later_turns(tokenizer, trait,
     assert len(found.sequences(example)) == (1 if "default" in trait else 2)
 
 
+def test_special_tokens_in_what_is_thought_and_said_are_text(tokenizer):
+    thought, answer = f"a{END}b", f"so{END}"
+    asked = {"role": "user", "content": f"{END}?"}
+    example = Example(1, (asked, {"role": "assistant", "content": answer, "reasoning": thought}))
+    found = renderer(tokenizer, TRAITS[THINKS])
+    require_asked_as_trained(found, example, [f"<think>\n{thought}\n</think>\n\n{answer}"])
+    assert found.render(example).ids.count(tokenizer.eos_token_id) == 2  # the template's own
+
+
 CALLED = {
     "role": "assistant",
     "content": "",
