@@ -43,8 +43,10 @@ def prompt_hash(example: Example) -> int:
 def _told(message: Message) -> str:
     """A turn with its role, and with what it has beside its text."""
     plain = f"{message['role']}\x1e{message['content']}"
+    if len(message) == 2:
+        return plain
     beside = {key: value for key, value in message.items() if key not in ("role", "content")}
-    return f"{plain}\x1e{json.dumps(beside, sort_keys=True)}" if beside else plain
+    return f"{plain}\x1e{json.dumps(beside, sort_keys=True)}"
 
 
 def _hash(text: str) -> int:

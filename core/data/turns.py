@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.data.findings import RowFault
-from core.data.formats import Example, Message
+from core.data.formats import Example, Message, plain_turn
 from core.data.python_repr import parsed_repr
 from core.data.reading import kind_of
 from core.data.tool_calls import Tool, calls_in_text, read_calls, results_in_text, tools_in_text
@@ -254,7 +254,7 @@ def _block(block: Any) -> str:
 
 def conversation(
     number: int,
-    turns: Sequence[Message],
+    said: Sequence[Message | tuple[str, str]],
     untrained: frozenset[int] = frozenset(),
     label: str = "",
     notes: tuple[tuple[str, str], ...] = (),
@@ -264,8 +264,10 @@ def conversation(
 ) -> Example:
     """Check that there is something to learn: an answer, not empty, and a user's turn before it.
 
-    Notes are kept with the row. Raises RowFault.
+    said: turns, as (role, text) where they are nothing but text. Notes are kept with the row. Raises
+    RowFault.
     """
+    turns = [turn if isinstance(turn, dict) else plain_turn(*turn) for turn in said]
     answers = [turn for turn in turns if turn["role"] == "assistant"]
     if not answers:
         raise RowFault("no_answer", "There is no assistant turn, so nothing to train on.")

@@ -1,9 +1,18 @@
 """Rows that think: two hundred of them train, the answer thinks, and the playground folds that away."""
 
+from dataclasses import asdict
+
+import numpy as np
 import torch
 
 from app.web.parts.markdown import answer_html
+from app.web.sections.data.token_markup import token_facts_html, tokens_html
 from core.data.conversations import conversation_rows
+from core.data.dataset_file import Findings, StoredRow
+from core.data.formats import Example
+from core.data.token_report import token_report
+from core.data.token_view import row_view
+from core.data.tokens import tokenised_in_memory
 from core.events import EvalDone, Prepared, TrainingDone
 from core.generate.config import GenerationConfig
 from core.generate.decode import Decoder, RowRequest
@@ -14,7 +23,7 @@ from core.train.group import TrainingGroup, alone
 from core.train.run import RunRequest
 from core.train.training_options import TrainingOptions
 from tests.core.helpers import load
-from tests.core.test_answers_in_context import THINKS, TRAITS
+from tests.core.test_answers_in_context import THINKS, TRAITS, renderer
 from tests.workbenches import write_refusing_template
 
 
@@ -43,6 +52,21 @@ def test_two_hundred_rows_that_think_train_and_their_thoughts_are_folded(tiny_ll
     shown = answer_html(said)
     assert "<details class='thinking'><summary>Thinking</summary><p>hello</p>" in shown
     assert shown.endswith("</details><p>fine thanks</p>\n")
+
+
+def test_the_page_shows_each_sequence_of_a_row_and_how_many_there_are(tokenizer):
+    found = renderer(tokenizer, TRAITS[THINKS])
+    turn = {"role": "assistant", "content": "fine", "reasoning": "hm"}
+    row = Example(1, ({"role": "user", "content": "hello"}, turn, {"role": "user", "content": "<b>"}, turn))
+    shown = tokens_html(asdict(row_view(found, row)))
+    assert "Sequence 1 of 2" in shown
+    assert "Sequence 2 of 2" in shown
+    assert "It became 2 sequences of its 2 answers" in shown
+    assert "<b>" not in shown
+    file, keep = tokenised_in_memory([StoredRow(1, 0, row)] * 3, found), np.ones(3, bool)
+    report = asdict(token_report(file, keep, ~keep, 64, Findings()))
+    assert "3 rows become 6 sequences, one row up to 2" in token_facts_html(report, 4)
+    assert "2 row by row" in token_facts_html(report, 4)
 
 
 @torch.no_grad()
