@@ -126,6 +126,8 @@ def read_turns(turns: Sequence[dict[str, Any]]) -> Turns:
 
 def _message(turn: dict[str, Any], number: int) -> Message:
     """One turn with all that is used of it. Raises RowFault."""
+    if len(turn) == 2 and (plain := _plain(turn)) is not None:
+        return plain
     role, calls = speaker(turn), _calls(turn, number)
     text, blocks = ("", "") if _is_call(turn) else _content(turn, silent=bool(calls))
     message: Message = {"role": role, "content": text}
@@ -139,6 +141,13 @@ def _message(turn: dict[str, Any], number: int) -> Message:
         if isinstance(turn.get(key), str) and turn[key].strip():
             message[key] = turn[key]
     return message
+
+
+def _plain(turn: Mapping[str, Any]) -> Message | None:
+    """A turn of a known speaker that is nothing but text, as most are; None for any other."""
+    role, text = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+    known = SPEAKERS.get(role) if isinstance(role, str) and role not in _CALLERS else None
+    return plain_turn(known, text) if known and isinstance(text, str) and text else None
 
 
 def _is_call(turn: Mapping[str, Any]) -> bool:
@@ -166,7 +175,7 @@ def _reasoning(turn: dict[str, Any], number: int) -> str:
 
 def _writes_calls_into_texts(turns: Sequence[dict[str, Any]]) -> bool:
     """Whether tools are called in the texts themselves, as in rows of Hermes."""
-    texts = [turn.get(first_key(turn, TEXT_KEYS) or "") for turn in turns]
+    texts = (turn.get("content") or turn.get("value") or turn.get("text") for turn in turns)
     return any(isinstance(one, str) and "<tool_call>" in one and "</tool_call>" in one for one in texts)
 
 
