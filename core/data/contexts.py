@@ -20,7 +20,6 @@ from core.data.tool_calls import Tool
 from core.data.turn_forms import Render, TurnForm, parted, shared_start
 from core.errors import InvalidData
 
-_MARK = "\ue000\ue001"
 _SUFFIXES = (240, 120, 60, 30)  # characters of a prompt's end by which an answer's beginning is found
 _OPENED = re.compile(r"<(think|thinking|thought|reasoning)>(?P<gap>\s*)\Z")
 _QUESTION: Message = {"role": "user", "content": "And then?"}
@@ -53,11 +52,15 @@ class Answered:
 class Contexts:
     """Finds them, for one template and what it is given."""
 
-    def __init__(self, render: Render, form: TurnForm, ends: Sequence[str], specials: Sequence[str]) -> None:
-        """ends: tokens that may end a turn; specials: those of them that end it wherever they stand last."""
+    def __init__(
+        self, render: Render, form: TurnForm, end: str, ends: Sequence[str], specials: Sequence[str]
+    ) -> None:
+        """end: what the template puts behind an answer of text, see Layouts.end. ends: tokens that may end a
+        turn; specials: those of them that end it wherever they stand last.
+        """
         self._render, self.form = render, form
         self._ends, self._specials = ends, specials
-        self._usual: dict[str, str] = {}
+        self._end = next((one for one in ends if end.endswith(one)), "")
         self._following: dict[tuple[str, bool], str] = {}
 
     def of(
@@ -114,25 +117,14 @@ class Contexts:
         else:
             said, note = self._opened_otherwise(messages[: at + 1], before, until)
         said = self._with_thought(said, before, messages[at])
-        usual = self._usual_end(beside)
         text = parted(messages[at])[1].strip()
         own = said.rfind(text) + len(text) if text.endswith(tuple(self._ends)) else 0
-        completion, ended = self._cut_at_end(said, usual, own)
+        completion, ended = self._cut_at_end(said, own)
         if not ended and (end := self._end_that_follows(bool(messages[at].get("tool_calls")), tools, beside)):
             completion, ended = completion + end, True
         return Answered(at, before, completion, ended, note)
 
     # Where an answer ends.
-
-    def _usual_end(self, beside: Mapping[str, Any]) -> str:
-        """The token that the template puts behind an answer of text; empty if it has none."""
-        key = repr(sorted(beside.items()))
-        if key not in self._usual:
-            turns = [_QUESTION, {"role": "assistant", "content": _MARK}]
-            text = self._render([Conversation(turns, False, (), beside)])[0]
-            after = text.partition(_MARK)[2] if isinstance(text, str) else ""
-            self._usual[key] = self._first_end(after)
-        return self._usual[key]
 
     def _first_end(self, text: str) -> str:
         """The token that a text begins with, with the white space before it; empty if it begins with none."""
@@ -140,7 +132,7 @@ class Contexts:
         token = next((one for one in self._ends if text.startswith(one, start)), "")
         return text[: start + len(token)] if token else ""
 
-    def _cut_at_end(self, said: str, usual: str, first: int) -> tuple[str, bool]:
+    def _cut_at_end(self, said: str, first: int) -> tuple[str, bool]:
         """What is said up to its end token, and whether there is one: some templates write more behind it.
         What stands before the place `first` is the answer's own text.
         """
@@ -150,8 +142,7 @@ class Contexts:
         while token := next((one for one in self._ends if said.endswith(one, first, at)), ""):
             trailing.append((at, token))
             at = len(said[: at - len(token)].rstrip())
-        wanted = usual.strip()
-        if end := next((end for end, token in reversed(trailing) if token == wanted), 0):
+        if end := next((end for end, token in reversed(trailing) if token == self._end), 0):
             return said[:end], True
         return said[:stop], bool(trailing) and trailing[0][1] in self._specials
 

@@ -92,7 +92,8 @@ class Renderer:
     @cached_property
     def _contexts(self) -> Contexts:
         form = found_form(self._texts, self.chat.template_kwargs)
-        return Contexts(self._texts, form, self._encoder.ends, self._encoder.specials)
+        ends = self._encoder.ends, self._encoder.specials
+        return Contexts(self._texts, form, self._layouts.end, *ends)
 
     @cached_property
     def _wants_blocks(self) -> bool:

@@ -20,7 +20,7 @@ from core.data.templating import Conversation
 from core.data.turn_forms import Render
 from core.errors import InvalidData
 
-_SYSTEM = ("system", "user", "assistant")
+_EXCHANGE, _SYSTEM = ("user", "assistant"), ("system", "user", "assistant")
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,27 @@ class Layouts:
         """ends: tokens that may end a turn. beside: what the template is given in all of them."""
         self._render, self._ends, self._beside = render, ends, beside
         self._found: dict[tuple[tuple[str, ...], bool], Layout | NoLayout] = {}
+
+    @cached_property
+    def end(self) -> str:
+        """The tokens, with the white space before them, that the template puts behind an answer of text,
+        whether another turn follows or not; empty if it has none.
+        """
+        marks, full = self._marked(_EXCHANGE, generation=False)
+        _, longer = self._marked((*_EXCHANGE, "user"), generation=False)
+        if isinstance(full, InvalidData):
+            return ""
+        after = full.partition(marks[1])[2]
+        behind = longer.partition(marks[1])[2] if isinstance(longer, str) else after
+        stays = after[: sum(1 for _ in itertools.takewhile(_equal, zip(after, behind, strict=False)))]
+        return self._tokens(stays) or after[: self._end_token_length(after)]
+
+    def _tokens(self, text: str) -> str:
+        """As many end tokens as a text begins with, one behind another."""
+        length = 0
+        while more := self._end_token_length(text[length:]):
+            length += more
+        return text[:length]
 
     @cached_property
     def takes_system(self) -> bool:
@@ -114,7 +135,10 @@ class Layouts:
         for at in answers:
             start = full.index(marks[at])
             prompt, until = self._alone(roles, marks, at)
-            behind = self._end_token_length(around[at + 1])
+            after = around[at + 1]
+            behind = (
+                len(self.end) if self.end and after.startswith(self.end) else self._end_token_length(after)
+            )
             learnt = full[: start + len(marks[at]) + behind]
             if prompt is None or until is None or not full[:start].startswith(prompt):
                 return none
@@ -139,6 +163,10 @@ class Layouts:
         """
         token = next((token for token in self._ends if after.lstrip().startswith(token)), None)
         return 0 if token is None else after.index(token) + len(token)
+
+
+def _equal(pair: tuple[str, str]) -> bool:
+    return pair[0] == pair[1]
 
 
 def _around(full: str, marks: Sequence[str]) -> list[str] | None:

@@ -341,3 +341,15 @@ def test_the_end_token_that_is_trained_ends_answers_in_the_playground(tokenizer,
     end = found.tokenizer.convert_tokens_to_ids(END)
     assert found.end_ids == {end}
     assert end in end_token_ids(tmp_path, found)
+
+
+@pytest.mark.parametrize("thinks", [True, False])
+def test_an_answer_that_two_tokens_end_is_learnt_with_both(tokenizer, thinks):
+    template = TRAITS[THINKS] if thinks else CHATML
+    found = renderer(tokenizer, template.replace(END, f"<|endoftext|>{END}"))
+    beside = {"reasoning": "hm"} if thinks else {}
+    turns = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b", **beside})
+    ((text, before),) = learnt(found, found.sequences(Example(1, turns)))
+    assert text.endswith(f"b<|endoftext|>{END}")
+    assert before == found.encode_prompt(turns[:1])
+    assert found.end_ids == {tokenizer.eos_token_id}
