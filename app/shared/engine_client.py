@@ -271,7 +271,12 @@ class EngineClient:
         self._ask(self._connect(), {"command": "cancel", "name": name, "row": row})
 
     def tokens(
-        self, base: str, rows: str, index: int, template: str | None, chat: dict[str, Any]
+        self,
+        base: str,
+        rows: str,
+        index: int,
+        template: str | None = None,
+        chat: dict[str, Any] | None = None,
     ) -> wire.Message:
         """A row as the base's tokens; `rows` is the digest of the rows, chat the options of its
         conversations.
