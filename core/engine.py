@@ -14,6 +14,7 @@ from core.adapter_slots import ADAPTER_SLOTS, AdapterSlots
 from core.adapter_source import AdapterSource, require_same_base, weights_told
 from core.base_model.load import ResidentBase, best_device, load_base
 from core.base_model.source import BaseSource, ResidentKey, check_unchanged, resident_key
+from core.data.chat_options import AS_THEY_ARE, ChatOptions
 from core.data.formats import Message
 from core.errors import WorkbenchError
 from core.generate.config import GenerationConfig
@@ -210,9 +211,11 @@ class Engine:
         answer: str,
         *,
         ended: bool = True,
+        chat: ChatOptions = AS_THEY_ARE,
     ) -> list[Scored]:
         """How likely `answer` is behind these messages to each speaker (None is the plain base), token by
-        token, in one pass. ended: with the token that ends it.
+        token, in one pass. ended: with the token that ends it. chat: as the conversation is fitted to the
+        template.
 
         Raises WrongBase, InvalidInput, PromptTooLong, and what answer() raises.
         """
@@ -221,7 +224,7 @@ class Engine:
                 require_same_base(one, source)
         base = self.load_base(source)
         base.require_writing()
-        ids, start = answer_ids(base, messages, answer, ended=ended)
+        ids, start = answer_ids(base, messages, answer, ended=ended, chat=chat)
         found = score(base, self._scoring(base, [None, *speakers]), ids, start)[1:]
         told = [weights_told(one, base) for one in speakers]
         return [replace(one, weights=weights) for one, weights in zip(found, told, strict=True)]
@@ -324,7 +327,7 @@ def _is_of(request: AnswerRequest, digests: Collection[str]) -> bool:
 
 
 def _row(base: ResidentBase, request: AnswerRequest, slot: int | Callable[[], int | None]) -> RowRequest:
-    renderer = base.renderer
+    renderer = base.renderer.with_options(request.config.chat)
     ids = renderer.encode_text(request.text) if request.text else renderer.encode_prompt(request.messages)
     told = weights_told(request.adapter, base)
     return RowRequest(ids, slot, request.config, told, request.asked_at, request.likeliest)

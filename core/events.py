@@ -20,6 +20,8 @@ class Prepared:
     max_length: int
     """The configured length, or the model's context where that is shorter."""
     dtype: str
+    train_sequences: int = 0
+    """Sequences that the rows to train on become; 0 where each is one."""
     blocks: int = 0
     """Blocks that the training rows were packed into; 0 if they are not packed."""
     start_change: float | None = None

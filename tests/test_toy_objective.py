@@ -74,7 +74,7 @@ class _BothWays(Sequences):
         from core.errors import InvalidData
 
         doubled = (one for example in examples for one in (self._better(example), example))
-        rendered = renderer.render_many(doubled)
+        rendered = renderer.render_last(doubled)
         for better in rendered:
             pair = better, next(rendered)
             yield next((one for one in pair if isinstance(one, InvalidData)), pair)

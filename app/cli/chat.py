@@ -8,6 +8,7 @@ import typer
 
 from app.cli.common import BaseName, Home, Json, base_or_default, open_workbench
 from app.cli.console import Console, guarded
+from app.cli.data_sources import TemplateKwargs
 from app.service.chats import answer_told
 from core.generate.config import GenerationConfig
 
@@ -26,6 +27,7 @@ def chat(
     greedy: Annotated[bool, typer.Option("--greedy", help="Always the likeliest token.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
     max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 256,
+    template_kwargs: TemplateKwargs = "",
     home: Home = None,
     json: Json = False,
 ) -> None:
@@ -34,7 +36,12 @@ def chat(
     With several the plain base answers too, side by side; eight in all.
     """
     config = GenerationConfig.parse(
-        {"max_tokens": max_tokens, "seed": seed, **({"temperature": 0} if greedy else {})}
+        {
+            "max_tokens": max_tokens,
+            "seed": seed,
+            "template_kwargs": template_kwargs,
+            **({"temperature": 0} if greedy else {}),
+        }
     )
     chosen = list(dict.fromkeys(adapter or []))
     speakers: list[str | None] = [None, *chosen] if len(chosen) != 1 else list(chosen)

@@ -8,12 +8,12 @@ import typer
 
 from app.cli.data_add import data_add
 from app.cli.data_report import data_check, data_report
-from app.cli.data_rows import data_exclude, data_restore, data_split
+from app.cli.data_rows import data_exclude, data_fit, data_restore, data_split
 from app.cli.data_versions import data_list, data_remove, data_show, data_use, data_versions
 
 data = typer.Typer(
     no_args_is_help=True,
-    help="Data sets: check, add, report, exclude, restore, split, versions, use, list, show, remove.",
+    help="Data sets: check, add, report, exclude, restore, split, fit, versions, use, list, show, remove.",
 )
 _COMMANDS: dict[str, Callable[..., None]] = {
     "add": data_add,
@@ -22,6 +22,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "exclude": data_exclude,
     "restore": data_restore,
     "split": data_split,
+    "fit": data_fit,
     "versions": data_versions,
     "use": data_use,
     "list": data_list,

@@ -11,6 +11,8 @@ from app.cli.console import Console, guarded
 from app.cli.data_sources import (
     Count,
     Files,
+    FoldSystem,
+    JoinTurns,
     Like,
     Map,
     Near,
@@ -19,12 +21,14 @@ from app.cli.data_sources import (
     Share,
     Stratify,
     Template,
+    TemplateKwargs,
     existing_files,
     given_mapping,
     given_split,
 )
 from app.shared.data_import import ImportRequest, import_dataset
 from app.shared.text import require_text
+from core.data.chat_options import ChatOptions, parsed_kwargs
 
 
 @guarded
@@ -42,6 +46,9 @@ def data_add(
     seed: Seed = 0,
     stratify: Stratify = False,
     near: Near = True,
+    fold_system: FoldSystem = False,
+    join_turns: JoinTurns = False,
+    template_kwargs: TemplateKwargs = "",
     like: Like = "",
     home: Home = None,
     json: Json = False,
@@ -56,11 +63,12 @@ def data_add(
         row = workbench.datasets.add_sample(name)
     else:
         require_text(*files, name)
+        chat = ChatOptions(fold_system, join_turns, parsed_kwargs(template_kwargs))
         mapping = given_mapping(workbench, files, map_, template, separator, like)
         split = given_split(share, count, seed, stratify, has_file=bool(validation))
         for_validation = [str(one) for one in existing_files(validation or [])]
         request = ImportRequest(
-            [str(one) for one in existing_files(files)], name, for_validation, mapping, split, near
+            [str(one) for one in existing_files(files)], name, for_validation, mapping, split, near, chat
         )
         with console.progress() as progress:
             row = import_dataset(workbench.registry, request, progress.report)

@@ -11,13 +11,26 @@ import typer
 
 from app.cli.common import Home, Json, open_workbench
 from app.cli.console import Console, guarded
-from app.cli.data_sources import Files, Like, Map, Near, Separator, Template, existing_files, given_mapping
+from app.cli.data_sources import (
+    Files,
+    FoldSystem,
+    JoinTurns,
+    Like,
+    Map,
+    Near,
+    Separator,
+    Template,
+    TemplateKwargs,
+    existing_files,
+    given_mapping,
+)
 from app.service.datasets import BaseCheck, read_check
 from app.service.workbench import Workbench
 from app.shared.data_import import ImportRequest, read_rows
 from app.shared.text import require_text
+from core.data.chat_options import ChatOptions, parsed_kwargs
 from core.data.dataset_file import DatasetFile, Findings
-from core.data.findings import ERROR
+from core.data.findings import ERROR, WARNING
 from core.data.importing import Summary
 from core.data.split import Split
 from core.data.version import Mask
@@ -42,12 +55,16 @@ def data_check(
     separator: Separator = "",
     like: Like = "",
     near: Near = True,
+    fold_system: FoldSystem = False,
+    join_turns: JoinTurns = False,
+    template_kwargs: TemplateKwargs = "",
     home: Home = None,
     json: Json = False,
 ) -> None:
     """Give the whole report on a file without registering it. Exit code 1 if rows have errors."""
     workbench, console = open_workbench(home), Console(json)
     require_text(*file)
+    chat = ChatOptions(fold_system, join_turns, parsed_kwargs(template_kwargs))
     with (
         tempfile.TemporaryDirectory(prefix="check-", dir=workbench.settings.staging) as staging,
         console.progress() as progress,
@@ -59,7 +76,7 @@ def data_check(
         )
         summary = read_rows(request, Path(staging), folder, progress.report)
         checked = (
-            _check_with(workbench, folder, base, max_length, Path(staging) / "check", progress)
+            _check_with(workbench, folder, base, max_length, Path(staging) / "check", progress, chat)
             if base
             else None
         )
@@ -70,9 +87,15 @@ def data_check(
 
 
 def _check_with(
-    workbench: Workbench, folder: Path, base: str, max_length: int, out: Path, progress: Any
+    workbench: Workbench,
+    folder: Path,
+    base: str,
+    max_length: int,
+    out: Path,
+    progress: Any,
+    chat: ChatOptions,
 ) -> BaseCheck:
-    job = workbench.datasets.check_rows(folder, base, max_length, out)
+    job = workbench.datasets.check_rows(folder, base, max_length, out, chat)
     try:
         workbench.jobs.wait(job, progress.job)
     except KeyboardInterrupt:
@@ -110,7 +133,7 @@ def _report(
     return {
         "rows": summary.rows,
         "errors": len(errors),
-        "warnings": sum(one.kind.level != ERROR for one in still),
+        "warnings": sum(one.kind.level == WARNING for one in still),
         "left_out": int(out.sum()),
         "mapping": summary.mapping,
         "hints": summary.hints,
@@ -124,6 +147,14 @@ def _report(
     }
 
 
+def _sequences(tokens: dict[str, Any]) -> list[tuple[str, str]]:
+    """What the rows become, where some become several sequences."""
+    if tokens.get("sequences", 0) <= tokens["rows"]:
+        return []
+    said = f"{tokens['rows']:,} rows become {tokens['sequences']:,}, one row up to {tokens['most_sequences']}"
+    return [("Sequences", f"{said}; an epoch computes {tokens['computed_tokens']:,} tokens")]
+
+
 def _show(console: Console, content: dict[str, Any]) -> None:
     shown = [
         ("Rows", f"{content['rows']:,}"),
@@ -135,6 +166,7 @@ def _show(console: Console, content: dict[str, Any]) -> None:
     if tokens := content["tokens"]:
         shown += [
             ("Tokens", f"{tokens['tokens']:,}, {tokens['trained_tokens']:,} of them trained on"),
+            *_sequences(tokens),
             (
                 "Longest row",
                 (

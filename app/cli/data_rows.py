@@ -9,7 +9,17 @@ import typer
 from app.cli.common import Home, Json, open_workbench
 from app.cli.console import Console, guarded
 from app.cli.data_report import DEFAULT_LENGTH, BaseName, MaxLength, checked_with
-from app.cli.data_sources import Count, Seed, Share, Stratify, given_split
+from app.cli.data_sources import (
+    Count,
+    FoldSystem,
+    JoinTurns,
+    Seed,
+    Share,
+    Stratify,
+    TemplateKwargs,
+    given_split,
+)
+from core.data.chat_options import ChatOptions, parsed_kwargs
 from core.data.findings import ERROR, KINDS
 from storage.tables import Dataset
 
@@ -62,6 +72,22 @@ def data_split(
     show_changed(
         Console(json), open_workbench(home).datasets.split(name, given_split(share, count, seed, stratify))
     )
+
+
+@guarded
+def data_fit(
+    name: str,
+    fold_system: FoldSystem = False,
+    join_turns: JoinTurns = False,
+    template_kwargs: TemplateKwargs = "",
+    home: Home = None,
+    json: Json = False,
+) -> None:
+    """Choose anew how conversations are fitted to a base's chat template, as a new version; what is not named
+    is off.
+    """
+    chat = ChatOptions(fold_system, join_turns, parsed_kwargs(template_kwargs))
+    show_changed(Console(json), open_workbench(home).datasets.fit(name, chat))
 
 
 def show_changed(console: Console, row: Dataset) -> None:

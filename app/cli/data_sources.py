@@ -28,7 +28,9 @@ Map = Annotated[
         "--map",
         metavar="ROLE=COLUMN",
         help="Which column is what, such as user=question; repeatable. "
-        "Roles: system, user, assistant, text, label, turns, input, history, id, parent, role, content.",
+        "Roles: system, user, assistant, text, label, turns, tools, template_kwargs, input, history, id, "
+        "parent, role, "
+        "content.",
     ),
 ]
 Template = Annotated[
@@ -56,6 +58,21 @@ Count = Annotated[int | None, typer.Option(min=1, help="Number of rows for valid
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the split.")]
 Stratify = Annotated[
     bool, typer.Option("--stratify", help="Each label gives its share of the validation rows.")
+]
+
+FoldSystem = Annotated[
+    bool,
+    typer.Option(
+        "--fold-system",
+        help="Put a system turn in front of the first question, where a base's chat template has none.",
+    ),
+]
+JoinTurns = Annotated[bool, typer.Option("--join-turns", help="Join neighbouring turns of one speaker.")]
+TemplateKwargs = Annotated[
+    str,
+    typer.Option(
+        metavar="JSON", help="""What the chat template is given, such as '{"enable_thinking": false}'."""
+    ),
 ]
 
 

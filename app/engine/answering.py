@@ -15,6 +15,7 @@ from app.shared.bases import source_told
 from app.shared.errors import USER_ERRORS
 from app.shared.refusals import refused
 from core.adapter_source import AdapterSource, blend
+from core.data.chat_options import ChatOptions
 from core.engine import AnswerRequest, Engine
 from core.events import TokenDone
 from core.generate.config import GenerationConfig
@@ -131,7 +132,9 @@ class Answers:
         source = source_told(self._registry, question["base"])
         speakers = [self._adapter_source(told) for told in question["speakers"]]
         asked, ended = (question["messages"], question["answer"]), question["ended"]
-        return {"scored": [asdict(one) for one in self._engine.score(source, speakers, *asked, ended=ended)]}
+        chat = ChatOptions.parse(question["chat"])
+        found = self._engine.score(source, speakers, *asked, ended=ended, chat=chat)
+        return {"scored": [asdict(one) for one in found]}
 
     def _classified(self, question: wire.Message) -> wire.Message:
         """What adapters tell of a few texts, in one pass, between two micro-batches."""

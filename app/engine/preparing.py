@@ -64,7 +64,7 @@ def prepare(
     if resume is not None:
         say(f"Going on from the checkpoint at step {resume[1].position.steps}")
     length = min(options.train.max_length, base.context_length)
-    renderer = Renderer(base.tokenizer, special_tokens=special_tokens)
+    renderer = Renderer(base.tokenizer, special_tokens=special_tokens, chat=version.chat)
     objective = OBJECTIVES.get(options.train.objective)
     if not objective.classifies:
         base.require_writing()

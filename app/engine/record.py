@@ -129,10 +129,15 @@ def _finite_metrics(metrics: Mapping[str, float]) -> dict[str, float] | None:
     return {name: value for name, value in metrics.items() if math.isfinite(value)} or None
 
 
+def _sequences(event: Prepared) -> str:
+    return f", which become {event.train_sequences} sequences" if event.train_sequences else ""
+
+
 def prepared_sentence(event: Prepared, together: int, over_length: str) -> str:
     """What a run is about to do."""
     parts = [
-        f"{event.train_rows} rows to train on, {event.validation_rows} kept for validation, "
+        f"{event.train_rows} rows to train on{_sequences(event)}, {event.validation_rows} kept for "
+        f"validation, "
         f"{event.total_steps} steps, "
         f"{event.trainable_parameters:,} trainable parameters, base in {event.dtype}"
     ]

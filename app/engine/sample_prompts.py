@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Generator
 
 from core.adapter_source import AdapterSource
 from core.base_model.source import BaseSource
+from core.data.chat_options import ChatOptions
 from core.engine import AnswerRequest, Engine
 from core.generate.config import GenerationConfig
 from core.lora.adapter import AdapterWeights
@@ -14,9 +16,14 @@ from core.train.config import TrainConfig
 
 
 def sample_answers(
-    engine: Engine, source: BaseSource, weights: AdapterWeights, name: str, train: TrainConfig
+    engine: Engine,
+    source: BaseSource,
+    weights: AdapterWeights,
+    name: str,
+    train: TrainConfig,
+    chat: ChatOptions,
 ) -> Generator[None, None, list[str]]:
-    """Greedy answers to all prompts in one batch, a pause after each token.
+    """Greedy answers to all prompts in one batch, a pause after each token; chat: as in the run's data.
 
     Its value is the answers, in order.
     """
@@ -29,7 +36,8 @@ def sample_answers(
         weights,
         whole=bool(weights.whole),
     )
-    config = GenerationConfig(max_tokens=train.sample_tokens, temperature=0.0)
+    given = json.dumps(dict(chat.template_kwargs)) if chat.template_kwargs else ""
+    config = GenerationConfig(max_tokens=train.sample_tokens, temperature=0.0, template_kwargs=given)
     asked = [AnswerRequest([{"role": "user", "content": prompt}], now, config) for prompt in train.prompts]
     texts = [""] * len(asked)
     decoder = engine.answer(source, asked)

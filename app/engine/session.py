@@ -19,6 +19,7 @@ from app.engine.sample_prompts import sample_answers
 from app.shared.disk import bytes_to_go_on, free_bytes, insist, is_full
 from app.shared.errors import USER_ERRORS
 from app.shared.publishing import keep_adapter
+from app.shared.run_data import chat_of
 from core.engine import Engine
 from core.errors import CannotShare
 from core.events import EvalDone, Notice, Prepared, RanksDone, RunFailed, StepDone, TrainingDone
@@ -274,6 +275,7 @@ class RunSession:
             self._group.adapter(record.id),
             f"{record.run.name} at step {record.step}",
             record.train,
+            chat_of(self._registry, record.run),
         )
         while True:
             try:

@@ -15,10 +15,11 @@ from core.base_model.describe import chat_template
 from core.base_model.fingerprint import companions_hash
 from core.base_model.templates import chosen_template
 from core.base_model.tokenizer import load_tokenizer
+from core.data.chat_options import ChatOptions
 from core.data.dataset_file import DatasetFile
 from core.data.importing import Summary
 from core.data.rendering import Renderer
-from core.data.token_view import token_view
+from core.data.token_view import row_view
 from core.panics import panics_as_errors
 from storage.registry import Registry
 from storage.tables import Base
@@ -45,8 +46,9 @@ class TokenViews:
             with self._lock:
                 folder = folder_of(base)
                 renderer = self._renderer(folder, companions_hash(folder), template, special)
+                renderer = renderer.with_options(ChatOptions.parse(question.get("chat") or {}))
                 with panics_as_errors():
-                    return asdict(token_view(renderer, DatasetFile(rows)[int(question["index"])]))
+                    return asdict(row_view(renderer, DatasetFile(rows)[int(question["index"])]))
         except USER_ERRORS as error:
             return refused(error, str(error))
 

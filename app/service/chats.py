@@ -10,6 +10,7 @@ from app.shared.engine_client import EngineClient
 from app.shared.identity import require_fit
 from app.shared.speakers import speaker_parts, speaker_told
 from app.shared.text import require_text
+from core.data.chat_options import AS_THEY_ARE, ChatOptions
 from core.errors import InvalidConfig
 from core.events import TokenDone
 from core.generate.config import GenerationConfig
@@ -68,10 +69,11 @@ class Chats:
         answer: str,
         *,
         ended: bool = True,
+        chat: ChatOptions = AS_THEY_ARE,
     ) -> list[Scored]:
         """How likely `answer` is behind these messages to each speaker: of each token its log-probability,
         the likeliest others, and how far the speaker moved the base's distribution. ended: with the token
-        that ends an answer, which one that was cut off does not have.
+        that ends an answer, which one that was cut off does not have. chat: as it was asked with.
 
         Raises WrongBase, NotFound, InvalidInput, PromptTooLong, EngineUnavailable.
         """
@@ -81,7 +83,7 @@ class Chats:
         require_writing_base(model)
         told = [speaker_told(self._registry, speaker, model) for speaker in speakers]
         said = [dict(message) for message in messages]
-        return self._engine.score(told_of(model), told, said, answer, ended=ended)
+        return self._engine.score(told_of(model), told, said, answer, ended=ended, chat=chat.to_dict())
 
     def cancel(self, name: str, row: int) -> None:
         """End the answer of one speaker, by number, while the others go on. Raises EngineUnavailable."""

@@ -241,8 +241,9 @@ class Conversations:
         _require_turns(chat)
         said = messages_for(chat.system, before, message.speaker, turn.question.content)
         ended = message.finish in (END, "stop")
+        asked_with = GenerationConfig.from_dict(message.details.get("settings", {})).chat
         return self._chats.score(
-            chat.base_name, [message.speaker or None], said, message.content, ended=ended
+            chat.base_name, [message.speaker or None], said, message.content, ended=ended, chat=asked_with
         )[0]
 
     def adopt(self, message_id: int) -> None:

@@ -22,9 +22,11 @@ from app.shared.data_import import ImportRequest, import_dataset
 from app.shared.engine_client import EngineClient
 from app.shared.settings import Settings
 from core.base_model.fingerprint import companions_hash
+from core.data.chat_options import AS_THEY_ARE, ChatOptions
+from core.data.checks import words_of
 from core.data.dataset_file import DatasetFile, Findings, StoredRow
 from core.data.findings import ERROR, KINDS, WARNING, RowFault, codes_of
-from core.data.formats import Example
+from core.data.formats import Example, Message, plain_turn
 from core.data.importing import Summary, rewritten
 from core.data.split import FILE, Split
 from core.data.turns import SPEAKERS, conversation
@@ -46,7 +48,18 @@ ALL, ERRORS, WARNINGS, EXCLUDED, VALIDATION = (
 )
 FILTERS = (ALL, ERRORS, WARNINGS, EXCLUDED, VALIDATION)
 _REPORT_FILE = "report.json"
-_BY_TOKENS = ("template", "untrained", "over_length", "no_end")  # found with a base's tokenizer only
+_BY_TOKENS = (
+    "template",
+    "untrained",
+    "over_length",
+    "no_end",
+    "several_sequences",
+    "folded",
+    "joined",
+    "reasoning_inside",
+    "thinking_closed",
+    "name_left_out",
+)  # found with a base's tokenizer only
 _MOST_SHOWN = 400  # characters of a row in a list
 _KEPT_OPEN = 8
 
@@ -205,8 +218,11 @@ class Datasets:
             "out": str(self._check_folder(row, base, max_length)),
         }
 
-    def check_rows(self, folder: Path, base: str, max_length: int, out: Path) -> Job:
-        """Start checking rows that are in no registry: `folder` as the import leaves it.
+    def check_rows(
+        self, folder: Path, base: str, max_length: int, out: Path, chat: ChatOptions = AS_THEY_ARE
+    ) -> Job:
+        """Start checking rows that are in no registry: `folder` as the import leaves it, chat as it is to be
+        fitted.
 
         The result goes into `out`.
         """
@@ -214,6 +230,7 @@ class Datasets:
             "of": "a file",
             "rows": str(folder),
             "version": "",
+            "chat": chat.to_dict(),
             "digest": content_digest(folder),
             "base": base,
             "max_length": max_length,
@@ -237,15 +254,16 @@ class Datasets:
         return self._settings.cache / "checks" / hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
     def tokens(self, row: Dataset, base: str, index: int, template: str | None = None) -> dict[str, Any]:
-        """A row as the base's tokens: {"tokens", "count", "trained"}; `template` tries another known
-        template.
+        """A row as the base's tokens: {"sequences": [{"tokens", "count", "trained"}], "notes"}; `template`
+        tries another known template.
 
         Raises InvalidData with the reason if the template refuses the row, EngineUnavailable.
         """
         fault = self.row(row, index).fault
         if fault:
             raise InvalidData(f"The row has an error ({KINDS[fault].title.lower()}), so it has no tokens.")
-        return self._engine.tokens(base, row.rows_digest, index, template)
+        chat = self.open(row).version.chat.to_dict()
+        return self._engine.tokens(base, row.rows_digest, index, template, chat)
 
     # Changing: each change is a new version.
 
@@ -303,13 +321,25 @@ class Datasets:
             raise InvalidData(f"{name} is split like that already: {split_sentence(version, opened.rows)}.")
         return self._keep(row, opened, version, f"split: {split_sentence(version, opened.rows)}")
 
+    def fit(self, name: str, chat: ChatOptions) -> Dataset:
+        """Choose anew how conversations are fitted to a base's chat template, and what that is given.
+
+        Raises InvalidData where it is chosen so already.
+        """
+        row = self._registry.find(Dataset, name)
+        opened = self.open(row)
+        if chat == opened.version.chat:
+            raise InvalidData(f"{name} is given to chat templates like that already.")
+        said = chat.sentence() or "as they are, and templates are given nothing beside them"
+        return self._keep(row, opened, replace(opened.version, chat=chat), f"conversations: {said}")
+
     def edit(self, name: str, index: int, turns: Sequence[tuple[str, str]]) -> Dataset:
         """Give a row other turns: (role, text) pairs, or a single ("text", text). Its label, and turns that
         are not trained on, stay so. Raises InvalidData.
         """
         row = self._registry.find(Dataset, name)
         stored = self.row(row, index)
-        changed = _marked_as(stored.example, edited(stored.number, turns))
+        changed = _marked_as(stored.example, edited(stored.number, turns, stored.example))
         return self._rewrite(row, {index: changed}, [], f"row {stored.number} changed")
 
     def begin(self, name: str, turns: Sequence[tuple[str, str]]) -> Dataset:
@@ -389,8 +419,10 @@ def read_check(folder: Path) -> BaseCheck:
     return BaseCheck(content["report"], content["template"], Findings.read(folder))
 
 
-def edited(number: int, turns: Sequence[tuple[str, str]]) -> Example:
-    """A row that somebody typed. Raises InvalidData for what cannot be trained on."""
+def edited(number: int, turns: Sequence[tuple[str, str]], before: Example | None = None) -> Example:
+    """A row that somebody typed; what turns of the row `before` have beside their text stays with them, and
+    so do its tools. Raises InvalidData for what cannot be trained on.
+    """
     given = [(role.strip().lower(), text) for role, text in turns if role.strip() or text.strip()]
     if [role for role, _ in given] == ["text"]:
         if not given[0][1].strip():
@@ -404,9 +436,20 @@ def edited(number: int, turns: Sequence[tuple[str, str]]) -> Example:
             else "The row is empty."
         )
     try:
-        return conversation(number, [(SPEAKERS[role], text) for role, text in given])
+        said = _with_what_was_beside([plain_turn(SPEAKERS[role], text) for role, text in given], before)
+        found = conversation(number, said)
+        return replace(found, tools=before.tools, template_kwargs=before.template_kwargs) if before else found
     except RowFault as fault:
         raise InvalidData(fault.detail) from None
+
+
+def _with_what_was_beside(turns: list[Message], before: Example | None) -> list[Message]:
+    """Turns with the reasoning, calls and names of those that stood at their place, or said the same."""
+    old = before.messages if before else ()
+    if [turn["role"] for turn in old] == [turn["role"] for turn in turns]:
+        return [{**was, **turn} for was, turn in zip(old, turns, strict=True)]
+    beside = {(was["role"], was["content"]): was for was in old}
+    return [{**beside.get((turn["role"], turn["content"]), {}), **turn} for turn in turns]
 
 
 def _marked_as(before: Example, changed: Example) -> Example:
@@ -433,7 +476,7 @@ def _counted(row: Dataset, opened: Opened) -> Dataset:
     row.excluded_rows, row.faulty_rows = int(version.excluded.sum()), version.faulty(opened.rows)
     if opened.summary:
         row.rows, row.preview = opened.summary.rows, opened.summary.preview
-        row.warnings = sum(opened.summary.counts.values()) - opened.summary.faulty
+        row.warnings = opened.summary.warnings
     return row
 
 
@@ -453,11 +496,7 @@ def _line(
     opened: Opened, index: int, sources: Sequence[str], findings: tuple[tuple[str, str], ...]
 ) -> RowLine:
     stored = opened.rows.stored(index)
-    said = (
-        " → ".join(message["content"] for message in stored.example.messages)
-        or stored.example.text
-        or stored.raw
-    )
+    said = " → ".join(map(words_of, stored.example.messages)) or stored.example.text or stored.raw
     version = opened.version
     part = (
         "left out"

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from app.service.checking import checks_of, require_sound, with_start
+from app.service.datasets import BaseCheck
 from app.service.usage import Usage
 from app.shared.bases import config_of, experts_of, require_can, shapes_of, tensors_of, wholes_for
 from app.shared.below import adapter_below, by_digest
 from app.shared.engine_client import EngineClient
 from app.shared.errors import EngineUnavailable
 from app.shared.run_rows import run_row
+from core.data.checks import words_of
 from core.errors import InvalidConfig, InvalidData
 from core.lora.targets import Targeted, usual_targets
 from core.train.checklist import Check
@@ -35,13 +37,23 @@ class _Seen:
 
     tokens_per_second: float | None = None
     row_tokens: float | None = None
+    """Of a sequence, on average."""
+    sequences: int | None = None
+    """That the rows to train on become."""
 
 
 class Training:
     """Planning, measuring and queueing the runs of one home folder."""
 
-    def __init__(self, registry: Registry, engine: EngineClient, usage: Usage) -> None:
-        self._registry, self._engine, self._usage = registry, engine, usage
+    def __init__(
+        self,
+        registry: Registry,
+        engine: EngineClient,
+        usage: Usage,
+        checked: Callable[[Dataset, Base, int], BaseCheck | None],
+    ) -> None:
+        """checked: what a check of a data set with a base at a length has shown, see Datasets.checked()."""
+        self._registry, self._engine, self._usage, self._checked = registry, engine, usage, checked
 
     def start(
         self,
@@ -232,13 +244,16 @@ class Training:
             config_of(base) if options.lora.parts else {},
             tensors_of(self._registry, base),
         )
-        lengths = [sum(len(m["content"]) for m in row["messages"]) + len(row["text"]) for row in data.preview]
+        lengths = [sum(len(words_of(m)) for m in row["messages"]) + len(row["text"]) for row in data.preview]
         usable = data.rows - data.excluded_rows - data.faulty_rows - data.validation_rows
-        mean, seen = sum(lengths) / max(1, len(lengths)), self._seen(base, data, max(1, usable))
-        rows = DataShape(usable, mean, data.validation_rows, seen.row_tokens)
+        mean, seen = sum(lengths) / max(1, len(lengths)), self._seen(base, data)
+        if (check := self._checked(data, base, options.train.max_length)) and not seen.row_tokens:
+            seen.sequences = check.report.get("train_sequences")
+            seen.row_tokens = check.report["mean_length"]
+        rows = DataShape(seen.sequences or usable, mean, data.validation_rows, seen.row_tokens)
         return estimate(shape, rows, options, bytes_per_weight=2, tokens_per_second=seen.tokens_per_second)
 
-    def _seen(self, base: Base, data: Dataset, rows: int) -> _Seen:
+    def _seen(self, base: Base, data: Dataset) -> _Seen:
         """What the last runs on this base that got anywhere have shown, their slow first steps counted."""
         found = _Seen()
         for run in self._registry.all(Run, limit=20):
@@ -248,7 +263,8 @@ class Training:
             if point is None or not (point.tokens and point.seconds and point.epoch):
                 continue
             found.tokens_per_second = found.tokens_per_second or point.tokens / point.seconds
-            if run.dataset_digest == data.digest:
-                found.row_tokens = point.tokens / point.epoch / rows
+            rows = run.details.get("train_sequences") or run.details.get("train_rows")
+            if run.dataset_digest == data.digest and rows:
+                found.row_tokens, found.sequences = point.tokens / point.epoch / rows, rows
                 break
         return found

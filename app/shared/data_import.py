@@ -12,12 +12,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from core.data.chat_options import AS_THEY_ARE, ChatOptions
 from core.data.dataset_file import DatasetFile
 from core.data.detection import Detection, detect, detect_file
 from core.data.findings import RowFault
 from core.data.gzipped import GZIP
 from core.data.hub import HUB_DATASET, fetch_dataset
-from core.data.importing import Summary, import_files
+from core.data.importing import Summary, import_files, row_shown
 from core.data.mapping import Candidate, DataMapping, mapping_of
 from core.data.reading import BadRow
 from core.data.sample import Sample, sample_of
@@ -46,6 +47,8 @@ class ImportRequest:
     """None: what is detected, if there is no doubt."""
     split: Split = field(default_factory=Split)
     near_duplicates: bool = True
+    chat: ChatOptions = AS_THEY_ARE
+    """How its conversations are fitted to a base's chat template."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for a job's arguments."""
@@ -53,12 +56,14 @@ class ImportRequest:
             "files": list(self.files),
             "validation": list(self.validation),
             "split": self.split.to_dict(),
+            "chat": self.chat.to_dict(),
         }
 
     @classmethod
     def parse(cls, values: dict[str, Any]) -> ImportRequest:
         """From to_dict()'s values."""
-        return cls(**values | {"split": Split(**values["split"])})
+        chat = ChatOptions.parse(values.get("chat", {}))
+        return cls(**values | {"split": Split(**values["split"]), "chat": chat})
 
     @property
     def default_name(self) -> str:
@@ -100,7 +105,7 @@ def _first_rows(sample: Sample, mapping: DataMapping) -> list[dict[str, Any]]:
             if isinstance(row, BadRow):
                 raise RowFault(row.code, row.detail)
             example = convert(number, row)
-            shown.append({"row": number, "messages": list(example.messages), "text": example.text})
+            shown.append(row_shown(example))
         except RowFault as fault:
             shown.append({"row": number, "messages": [], "text": "", "fault": fault.detail})
     return shown
@@ -126,7 +131,7 @@ def imported(registry: Registry, request: ImportRequest, report: Report = silent
         version = first_version("", rows, split, summary.validation_files)
         usable, faulty, said = version.usable(rows), version.faulty(rows), split_sentence(version, rows)
         rows_digest = registry.blobs.put(rows_folder)
-        version = Version(rows_digest, split, version.validation, version.excluded)
+        version = Version(rows_digest, split, version.validation, version.excluded, request.chat)
         version_folder.mkdir()
         version.write(version_folder)
         digest = registry.blobs.put(version_folder)
@@ -144,7 +149,7 @@ def imported(registry: Registry, request: ImportRequest, report: Report = silent
         mapping=summary.mapping,
         validation_rows=int((version.validation & usable).sum()),
         faulty_rows=faulty,
-        warnings=sum(summary.counts.values()) - summary.faulty,
+        warnings=summary.warnings,
     )
     return row, f"imported; {said}"
 

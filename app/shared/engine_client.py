@@ -255,12 +255,14 @@ class EngineClient:
         answer: str,
         *,
         ended: bool,
+        chat: dict[str, Any],
     ) -> list[Scored]:
         """How likely an answer is to each speaker, token by token; None is the plain base.
 
         Raises the engine's refusal, or EngineUnavailable if it is gone.
         """
         asked = {"base": base, "speakers": speakers, "messages": messages, "answer": answer, "ended": ended}
+        asked["chat"] = chat
         found = self._ask(self._reach(), {"command": "score", **asked}, _MEASURE_SECONDS)
         return [Scored.told(one) for one in found["scored"]]
 
@@ -268,12 +270,21 @@ class EngineClient:
         """End one row of the answer called `name`; the others go on."""
         self._ask(self._connect(), {"command": "cancel", "name": name, "row": row})
 
-    def tokens(self, base: str, rows: str, index: int, template: str | None = None) -> wire.Message:
-        """A row as the base's tokens; `rows` is the digest of the rows.
+    def tokens(
+        self,
+        base: str,
+        rows: str,
+        index: int,
+        template: str | None = None,
+        chat: dict[str, Any] | None = None,
+    ) -> wire.Message:
+        """A row as the base's tokens; `rows` is the digest of the rows, chat the options of its
+        conversations.
 
         Raises the engine's refusal, or EngineUnavailable.
         """
-        question = {"command": "tokens", "base": base, "rows": rows, "index": index, "template": template}
+        about = {"rows": rows, "index": index, "chat": chat}
+        question = {"command": "tokens", "base": base, "template": template, **about}
         return self._ask(self._reach(), question, _TOKENIZER_SECONDS)
 
     def measure(

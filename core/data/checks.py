@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections.abc import Iterator
 
-from core.data.formats import Example
+from core.data.formats import Example, Message
 
 # Control characters but tab and line ends; zero-width and direction marks; the replacement character; private
 # use.
@@ -41,7 +42,15 @@ _NAMES = {
 
 def text_of(example: Example) -> str:
     """All that the row says."""
-    return example.text or "\n".join(message["content"] for message in example.messages)
+    return example.text or "\n".join(map(words_of, example.messages))
+
+
+def words_of(message: Message) -> str:
+    """What a turn says, thinks and calls, as text."""
+    if len(message) == 2:
+        return str(message["content"])
+    calls = [json.dumps(one, ensure_ascii=False) for one in message.get("tool_calls", ())]
+    return "\n".join(filter(None, (message.get("reasoning"), message["content"], *calls)))
 
 
 def warnings(example: Example) -> Iterator[tuple[str, str]]:

@@ -37,7 +37,7 @@ def rendered_rows(
 ) -> TokenRows:
     """As conversation_rows(), of conversations or texts that have been checked already."""
     file = tokenised_in_memory((StoredRow(one.row, 0, one) for one in examples), renderer)
-    return TokenRows(file, max_length, validation=np.arange(len(file)) < validation_rows)
+    return TokenRows(file, max_length, validation=np.arange(len(examples)) < validation_rows)
 
 
 def _examples(conversations: Iterable[Sequence[dict[str, Any]]]) -> list[Example]:

@@ -6,6 +6,7 @@ Needs no torch.
 from __future__ import annotations
 
 import itertools
+import json
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,12 +19,14 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from core.data.findings import Finding
-from core.data.formats import Example
+from core.data.formats import Example, Message
 from core.errors import InvalidData
 
 ROWS_FILE, FINDINGS_FILE, SUMMARY_FILE = "rows.arrow", "findings.arrow", "summary.json"
 _BATCH_ROWS = 1000
-_TURN = pa.struct([("role", pa.string()), ("content", pa.string()), ("train", pa.bool_())])
+_TURN = pa.struct(
+    [("role", pa.string()), ("content", pa.string()), ("train", pa.bool_()), ("more", pa.string())]
+)
 _SCHEMA = pa.schema(
     [
         ("row", pa.int64()),
@@ -35,8 +38,10 @@ _SCHEMA = pa.schema(
         ("raw", pa.string()),
         ("hash", pa.uint64()),
         ("prompt", pa.uint64()),
+        ("beside", pa.string()),
     ]
 )
+_PLAIN = frozenset(("role", "content"))
 _FINDINGS = pa.schema([("index", pa.int32()), ("code", pa.string()), ("detail", pa.string())])
 
 
@@ -95,6 +100,7 @@ def _batch(rows: list[StoredRow]) -> pa.RecordBatch:
             pa.array([turn["role"] for turn in turns], pa.string()),
             pa.array([turn["content"] for turn in turns], pa.string()),
             pa.array(trained, pa.bool_()),
+            pa.array([_more(turn) for turn in turns], pa.string()),
         ],
         fields=list(_TURN),
     )
@@ -108,8 +114,24 @@ def _batch(rows: list[StoredRow]) -> pa.RecordBatch:
         pa.array([row.raw for row in rows], pa.string()),
         pa.array([row.hash for row in rows], pa.uint64()),
         pa.array([row.prompt for row in rows], pa.uint64()),
+        pa.array([_beside(one) for one in examples], pa.string()),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=_SCHEMA)
+
+
+def _more(turn: Message) -> str | None:
+    """What a turn has beside its text, as JSON."""
+    if len(turn) == len(_PLAIN):
+        return None
+    return json.dumps({key: value for key, value in turn.items() if key not in _PLAIN}, ensure_ascii=False)
+
+
+def _beside(example: Example) -> str | None:
+    """What a row has beside its turns, as JSON."""
+    if not example.tools and not example.template_kwargs:
+        return None
+    about = {"tools": example.tools, "template_kwargs": dict(example.template_kwargs)}
+    return json.dumps(about, ensure_ascii=False)
 
 
 class DatasetFile:
@@ -174,11 +196,14 @@ class DatasetFile:
 def _holding(batch: pa.RecordBatch, words: Sequence[str]) -> NDArray[np.bool_]:
     messages = batch.column("messages")
     said, of_row = messages.flatten().field("content"), messages.value_parent_indices().to_numpy()
-    others = [batch.column(name) for name in ("text", "raw") if name in batch.schema.names]
+    others = [batch.column(name) for name in ("text", "raw", "beside") if name in batch.schema.names]
+    more = messages.flatten().field("more") if messages.type.value_type.get_field_index("more") >= 0 else None
     found = np.ones(batch.num_rows, bool)
     for word in words:
         here = np.zeros(batch.num_rows, bool)
         here[of_row[_with(said, word)]] = True
+        if more is not None:
+            here[of_row[_with(more, word)]] = True
         for column in others:
             here |= _with(column, word)
         found &= here
@@ -190,10 +215,24 @@ def _with(texts: pa.Array, word: str) -> NDArray[np.bool_]:
     return np.asarray(held.fill_null(False).to_numpy(zero_copy_only=False), bool)
 
 
+def _turn(record: dict[str, Any]) -> Message:
+    plain = {"role": record["role"], "content": record["content"]}
+    return plain | json.loads(record["more"]) if record.get("more") else plain
+
+
 def _stored(record: dict[str, Any]) -> StoredRow:
-    messages = tuple({"role": turn["role"], "content": turn["content"]} for turn in record["messages"])
+    messages = tuple(map(_turn, record["messages"]))
     silent = frozenset(at for at, turn in enumerate(record["messages"]) if turn.get("train") is False)
-    example = Example(record["row"], messages, record["text"] or "", silent, record.get("label") or "")
+    beside = json.loads(record["beside"]) if record.get("beside") else {}
+    example = Example(
+        record["row"],
+        messages,
+        record["text"] or "",
+        silent,
+        record.get("label") or "",
+        tuple(beside.get("tools", ())),
+        beside.get("template_kwargs", {}),
+    )
     return StoredRow(
         record["row"],
         record.get("file") or 0,

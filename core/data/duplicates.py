@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import zlib
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rensa import RMinHash
 
-from core.data.formats import Example
+from core.data.formats import Example, Message
 
 _SLOTS, _BANDS = (
     64,
@@ -28,11 +29,7 @@ _LEAST_WORDS = 8  # shorter rows are alike by chance
 
 def content_hash(example: Example) -> int:
     """64 bits of BLAKE2b over all that the row says and who says it."""
-    said = (
-        "\x1f".join(f"{message['role']}\x1e{message['content']}" for message in example.messages)
-        or example.text
-    )
-    return _hash(said)
+    return _hash("\x1f".join(map(_told, example.messages)) or example.text)
 
 
 def prompt_hash(example: Example) -> int:
@@ -40,11 +37,16 @@ def prompt_hash(example: Example) -> int:
     last = max(
         (at for at, message in enumerate(example.messages) if message["role"] == "assistant"), default=0
     )
-    said = (
-        "\x1f".join(f"{message['role']}\x1e{message['content']}" for message in example.messages[:last])
-        or example.text
-    )
-    return _hash(said)
+    return _hash("\x1f".join(map(_told, example.messages[:last])) or example.text)
+
+
+def _told(message: Message) -> str:
+    """A turn with its role, and with what it has beside its text."""
+    plain = f"{message['role']}\x1e{message['content']}"
+    if len(message) == 2:
+        return plain
+    beside = {key: value for key, value in message.items() if key not in ("role", "content")}
+    return f"{plain}\x1e{json.dumps(beside, sort_keys=True)}"
 
 
 def _hash(text: str) -> int:

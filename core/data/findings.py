@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-ERROR, WARNING = "error", "warning"
+ERROR, WARNING, NOTE = "error", "warning", "note"
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,18 @@ KINDS: dict[str, Kind] = {
             ERROR,
             "Weight of a turn that cannot be obeyed",
             "Write 0 or 1 (or true or false) for the whole turn, or leave the row out.",
+        ),
+        Kind(
+            "tools",
+            ERROR,
+            "Tools that cannot be read",
+            "Write the tools as a list of definitions with name and parameters, or leave the row out.",
+        ),
+        Kind(
+            "tool_call",
+            ERROR,
+            "Tool call that cannot be read",
+            "Write the call as an object with name and arguments, or leave the row out.",
         ),
         Kind(
             "no_answer",
@@ -183,8 +195,8 @@ KINDS: dict[str, Kind] = {
             "ignored_part",
             WARNING,
             "Part of a turn is not used",
-            "Tool calls, reasoning and images beside the text are not trained on: put what belongs to the "
-            "answer into its text, or leave the row out.",
+            "Images and files beside the text are not trained on: put what belongs to the answer into its "
+            "text, or leave the row out.",
         ),
         Kind(
             "unused_key",
@@ -197,6 +209,50 @@ KINDS: dict[str, Kind] = {
             WARNING,
             "Marked for training, but no answer",
             "Only an assistant's turns are trained on; a row of plain text is trained on as a whole.",
+        ),
+        Kind(
+            "several_sequences",
+            NOTE,
+            "Became several sequences",
+            "Each answer is trained in the context in which it will be asked for.",
+        ),
+        Kind(
+            "folded",
+            NOTE,
+            "System turn put into the question",
+            "The base's chat template has no system turn; use another base to keep it apart.",
+        ),
+        Kind(
+            "joined",
+            NOTE,
+            "Neighbouring turns joined",
+            "It was chosen for the data set; turn it off to keep them apart.",
+        ),
+        Kind(
+            "reasoning_inside",
+            NOTE,
+            "Reasoning written into the answer",
+            "The base's chat template has no place for it, so the adapter learns to write <think> … "
+            "</think>.",
+        ),
+        Kind(
+            "thinking_closed",
+            NOTE,
+            "Answer without reasoning",
+            "The base is asked to think; these answers teach it to stop thinking at once. Add their "
+            "reasoning, or give the template enable_thinking = false.",
+        ),
+        Kind(
+            "name_left_out",
+            WARNING,
+            "Name of a speaker left out",
+            "The base's chat template writes no names; put it into the turn's text if it matters.",
+        ),
+        Kind(
+            "tools_read",
+            NOTE,
+            "Tools taken out of the system turn",
+            "The base's chat template writes them in its own words.",
         ),
         Kind(
             "separator",

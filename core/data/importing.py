@@ -19,7 +19,7 @@ from core.data.checks import text_of, warnings
 from core.data.dataset_file import ROWS_FILE, SUMMARY_FILE, DatasetFile, Findings, RowsWriter, StoredRow
 from core.data.detection import optional_columns, unused_hint
 from core.data.duplicates import NearCopies, content_hash, earlier_copy, prompt_hash
-from core.data.findings import ERROR, KINDS, Finding, RowFault, codes_of
+from core.data.findings import ERROR, KINDS, WARNING, Finding, RowFault, codes_of
 from core.data.formats import Convert, Example
 from core.data.mapping import DataMapping
 from core.data.reading import BadRow, NumberedRows, Row, RowReader
@@ -36,7 +36,7 @@ _PREVIEW_ROWS = 5
 _MOST_COMPARED = 100_000  # characters of a row that near copies are told by
 _ERRORS = codes_of(ERROR)
 # Found when a row of the file is converted; what is stored of it does not show them again.
-_AT_CONVERSION = ("ignored_part", "unused_key", "only_answers", "separator")
+_AT_CONVERSION = ("ignored_part", "unused_key", "only_answers", "separator", "tools_read")
 # Columns that other tools train with, beside those that a format takes.
 _BELONG = frozenset(
     (
@@ -92,11 +92,22 @@ class Summary:
         """Rows that have an error; each has one."""
         return sum(count for code, count in self.counts.items() if KINDS[code].level == ERROR)
 
+    @property
+    def warnings(self) -> int:
+        """Findings that a person should look at."""
+        return sum(count for code, count in self.counts.items() if KINDS[code].level == WARNING)
+
     @classmethod
     def read(cls, folder: Path) -> Summary | None:
         """That of a data set's folder; None where an earlier version of the workbench stored it."""
         path = folder / SUMMARY_FILE
         return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+
+def row_shown(example: Example) -> dict[str, Any]:
+    """A row as it is shown: plain values."""
+    shown: dict[str, Any] = {"row": example.row, "messages": list(example.messages), "text": example.text}
+    return shown | ({"tools": list(example.tools)} if example.tools else {})
 
 
 class RowSink:
@@ -150,7 +161,7 @@ class RowSink:
         if row.label and len(self._labels) <= _MOST_LABELS:
             self._labels[row.label] += 1
         if len(self._preview) < _PREVIEW_ROWS:
-            self._preview.append({"row": row.row, "messages": list(row.messages), "text": row.text})
+            self._preview.append(row_shown(row))
 
     def finish(
         self,

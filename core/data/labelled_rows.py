@@ -56,6 +56,7 @@ class LabelledRows(TokenRows):
         if not len(self._rows):
             raise InvalidData(f"No row is left within max_length = {max_length}; raise max_length.")
         self.truncated, self.skipped = int(long.sum()), int(chosen.sum()) - len(self._rows)
+        self.sources = file.rows[self._rows]
         self.lengths = np.minimum(file.lengths[self._rows], max_length)
         self.supervised = np.ones(len(self._rows), np.int64)
         self.validation = np.zeros(len(self._rows), bool) if validation is None else validation[self._rows]

@@ -13,13 +13,16 @@ if TYPE_CHECKING:
 
 
 class Sequences:
-    """One sequence of each row: its conversation or its text, with the tokens that carry loss marked.
+    """Each row's conversation or text, with the tokens that carry loss marked: one sequence, or as many as
+    its answers have contexts.
 
     Whoever derives from it says with `key` what else than the data and the tokenizer decides the result.
     """
 
     count: int = 1
-    """Sequences that each row becomes; they stay together in one block."""
+    """Sequences that every row becomes and that stay together in one block; with 1 a row may become any
+    number, each of which stands by itself.
+    """
     key: tuple[str | int, ...] = ()
     """Part of the name under which token ids are kept: a name and a version."""
 
@@ -30,10 +33,9 @@ class Sequences:
     def render(
         self, renderer: Renderer, examples: Iterable[Example]
     ) -> Iterator[tuple[Rendered, ...] | InvalidData]:
-        """`count` sequences for each example, in order; in place of a row that cannot be used, the reason."""
-        for found in renderer.render_many(examples):
-            yield found if isinstance(found, InvalidData) else (found,)
+        """The sequences of each example, in order; in place of a row that cannot be used, the reason."""
+        yield from renderer.render_many(examples)
 
 
 ONE_EACH = Sequences()
-"""A sequence a row, as supervised fine-tuning wants them."""
+"""Rows as supervised fine-tuning wants them."""

@@ -4,10 +4,11 @@ A template is a program from a stranger: it may loop for ever or ask for all mem
 nothing in Python can interrupt. So each rendering here has a limit of processor time, after which the process
 is told and then ended by the system, one of memory, and one of the length of its text.
 
-Reads lines of JSON from standard input, {"template", "values", "seconds", "most_stopped", "conversations":
-[[messages, whether the prompt for an answer is added], …]}, writes a line for each: a list, with a text or
-{"fault", "said", "line"} for each conversation. Its environment is that of transformers' own
-apply_chat_template. Needs jinja2 alone.
+Reads lines of JSON from standard input, {"template", "values", "seconds", "most_stopped", "marks",
+"conversations": [[messages, whether the prompt for an answer is added, tools or null, what else the template
+is given], …]}; marks: whether what stands in {% generation %} is put between MARKS. Writes a line for each: a
+list, with a text or {"fault", "said", "line"} for each conversation. Its environment is that of transformers'
+own apply_chat_template. Needs jinja2 alone.
 """
 
 from __future__ import annotations
@@ -36,6 +37,11 @@ _LEAST_OUTPUT, _TIMES_INPUT = (
 )  # characters of text, whatever was given; and for each that was given
 
 Answer = str | dict[str, Any]
+MARKS = ("\ue0f0", "\ue0f1")
+"""What stands around a generation block where marks are asked for."""
+
+
+_MARKED = "_generation_is_marked"  # no template's own name
 
 
 class _Refused(jinja2.TemplateError):
@@ -51,7 +57,7 @@ class _TooMuch(Exception):
 
 
 class _Generation(jinja2.ext.Extension):
-    """{% generation %} … {% endgeneration %}, which marks the answers; here it only has to be understood."""
+    """{% generation %} … {% endgeneration %}, which marks the answers."""
 
     def __init__(self, environment: jinja2.Environment) -> None:
         super().__init__(environment)
@@ -60,10 +66,11 @@ class _Generation(jinja2.ext.Extension):
     def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return jinja2.nodes.CallBlock(self.call_method("_said"), [], [], body).set_lineno(line)
+        marked = jinja2.nodes.Name(_MARKED, "load")
+        return jinja2.nodes.CallBlock(self.call_method("_said", [marked]), [], [], body).set_lineno(line)
 
-    def _said(self, caller: Callable[[], str]) -> str:
-        return caller()
+    def _said(self, marked: object, caller: Callable[[], str]) -> str:
+        return f"{MARKS[0]}{caller()}{MARKS[1]}" if marked is True else caller()
 
 
 class _Namespace(jinja2.utils.Namespace):
@@ -122,9 +129,9 @@ def answers(asked: dict[str, Any]) -> list[Answer]:
     """A text for each conversation, or what went wrong. A template that was stopped too often is given up."""
     found: list[Answer] = []
     stopped = 0
-    for messages, asks in asked["conversations"]:
+    for messages, *rest in asked["conversations"]:
         given_up = stopped >= asked["most_stopped"]
-        found.append(STOPPED if given_up else _rendered(asked, messages, asks))
+        found.append(STOPPED if given_up else _rendered(asked, messages, *rest))
         stopped += _was_stopped(found[-1])
     return found
 
@@ -133,11 +140,18 @@ def _was_stopped(answer: Answer) -> bool:
     return isinstance(answer, dict) and answer["fault"] == "time"
 
 
-def _rendered(asked: dict[str, Any], messages: list[dict[str, str]], asks: bool) -> Answer:
-    most = _LEAST_OUTPUT + _TIMES_INPUT * sum(len(str(turn.get("content"))) for turn in messages)
+def _rendered(
+    asked: dict[str, Any],
+    messages: list[dict[str, Any]],
+    asks: bool,
+    tools: list[dict[str, Any]] | None,
+    beside: dict[str, Any],
+) -> Answer:
+    most = _LEAST_OUTPUT + _TIMES_INPUT * (sum(len(str(turn)) for turn in messages) + len(str(tools or "")))
     try:
         _limit_time(asked["seconds"])
-        whole = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": asks}
+        whole = {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": asks}
+        whole = {**beside, **whole, _MARKED: asked["marks"]}
         return _text(_compiled(asked["template"]), asked["values"] | whole, most)
     except Exception as error:  # noqa: BLE001  (the boundary: whatever a template does is told to the asker)
         _limit_time(0.0)

@@ -15,17 +15,26 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
 from core.data.formats import Message
-from core.data.template_process import MEMORY, MOST_STOPPED, SECONDS, STOPPED
+from core.data.template_process import MARKS, MEMORY, MOST_STOPPED, SECONDS, STOPPED
 from core.errors import InvalidData
 
-Conversation = tuple[Sequence[Message], bool]
-"""Turns, and whether the prompt for an answer is added behind them."""
+
+class Conversation(NamedTuple):
+    """What a template is given."""
+
+    turns: Sequence[Mapping[str, Any]]
+    asks: bool = False
+    """Whether the prompt for an answer is added behind them."""
+    tools: Sequence[Mapping[str, Any]] = ()
+    beside: Mapping[str, Any] = {}
+
+
 _Answer = str | dict[str, Any]
 
 _WAIT_SECONDS = 30.0  # for one batch, where the system does not count the process's time, or stopped it
@@ -37,25 +46,39 @@ def apply_template(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, add_generation_prompt: bool
 ) -> str:
     """The conversation as text. Raises InvalidData with the template's own words if it refuses the turns."""
-    found = apply_templates(tokenizer, [(messages, add_generation_prompt)])[0]
+    found = apply_templates(tokenizer, [Conversation(messages, add_generation_prompt)])[0]
     if isinstance(found, InvalidData):
         raise found
     return found
 
 
 def apply_templates(
-    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation]
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation], *, marks: bool = False
 ) -> list[str | InvalidData]:
-    """Each conversation as text; in place of one that the template cannot render stands the reason."""
+    """Each conversation as text; in place of one that the template cannot render stands the reason.
+
+    marks: whether what a generation block writes stands between template_process.MARKS.
+    """
     if not conversations:
         return []
     template = _template_of(tokenizer)
     values = {name: _plain(value) for name, value in tokenizer.special_tokens_map.items()}
-    answers = _PROCESS.ask(template, values, conversations)
+    answers = _PROCESS.ask(template, values, conversations, marks=marks)
     return [
-        answer if isinstance(answer, str) else InvalidData(_reason(template, values, answer, turns, asks))
-        for answer, (turns, asks) in zip(answers, conversations, strict=True)
+        answer if isinstance(answer, str) else InvalidData(_reason(template, values, answer, one))
+        for answer, one in zip(answers, conversations, strict=True)
     ]
+
+
+def generated(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> list[str] | None:
+    """What the template's own generation blocks mark as the answers; None if it has none, or cannot render
+    it.
+    """
+    if "generation" not in _template_of(tokenizer):
+        return None
+    found = apply_templates(tokenizer, [conversation], marks=True)[0]
+    marked = re.findall(f"{MARKS[0]}(.*?){MARKS[1]}", found, re.DOTALL) if isinstance(found, str) else []
+    return marked or None
 
 
 def _template_of(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -75,16 +98,14 @@ def _plain(value: object) -> object:
 # What went wrong, in words.
 
 
-def _reason(
-    template: str, values: dict[str, Any], fault: dict[str, Any], turns: Sequence[Message], asks: bool
-) -> str:
+def _reason(template: str, values: dict[str, Any], fault: dict[str, Any], conversation: Conversation) -> str:
     said, line = str(fault["said"]), fault["line"]
     where = f" (line {line})" if line else ""
     match fault["fault"]:
         case "refused":
-            return f"{_CANNOT}: it says {said[:200]!r}. {_remedy(template, values, turns, asks)}"
+            return f"{_CANNOT}: it says {said[:200]!r}. {_remedy(template, values, conversation)}"
         case "undefined":
-            return f"{_CANNOT}: {_undefined(said)}{where}. {_remedy(template, values, turns, asks)}"
+            return f"{_CANNOT}: {_undefined(said)}{where}. {_remedy(template, values, conversation)}"
         case "syntax":
             return f"The base's chat template is faulty{where}: {said[:200].rstrip('.')}. {_MEND}"
         case "security":
@@ -100,7 +121,7 @@ def _reason(
             return f"{_CANNOT} and was stopped: it takes more than {MEMORY / 1e9:.0f} GB of memory. {_MEND}"
     return (
         f"{_CANNOT}: it computes with something that these turns do not have, or have in another form"
-        f"{where}. {_remedy(template, values, turns, asks)}"
+        f"{where}. {_remedy(template, values, conversation)}"
     )
 
 
@@ -113,16 +134,21 @@ def _undefined(said: str) -> str:
     return "it asks for something that these turns do not have"
 
 
-def _remedy(template: str, values: dict[str, Any], turns: Sequence[Message], asks: bool) -> str:
+def _remedy(template: str, values: dict[str, Any], conversation: Conversation) -> str:
     """What can be done with these turns, tried where that is possible."""
+    turns = conversation.turns
     roles = [turn["role"] for turn in turns]
     rest = [turn for turn in turns if turn["role"] != "system"]
-    if len(rest) < len(turns) and isinstance(_PROCESS.ask(template, values, [(rest, asks)])[0], str):
-        return "Put the text of the system turn in front of the user's first words."
+    without = conversation._replace(turns=rest)
+    if len(rest) < len(turns) and isinstance(_PROCESS.ask(template, values, [without])[0], str):
+        return (
+            "Put the text of the system turn in front of the user's first words, or choose that for the "
+            "data set."
+        )
     if roles[:1] == ["assistant"]:
         return "Begin with a user's turn."
     if any(one == other for one, other in itertools.pairwise(roles)):
-        return "Join neighbouring turns of one role."
+        return "Join neighbouring turns of one role, or choose that for the data set."
     return "Change such rows, leave them out, or use another base."
 
 
@@ -142,24 +168,29 @@ class _TemplateProcess:
         self._stopped: Counter[str] = Counter()
 
     def ask(
-        self, template: str, values: dict[str, Any], conversations: Sequence[Conversation]
+        self,
+        template: str,
+        values: dict[str, Any],
+        conversations: Sequence[Conversation],
+        *,
+        marks: bool = False,
     ) -> list[_Answer]:
         """A text for each conversation, or what went wrong. Several threads may ask."""
         name = _name(template)
         with self._lock:
             if self._stopped[name] >= MOST_STOPPED:
                 return [dict(STOPPED) for _ in conversations]
-            answers = self._asked(template, values, conversations)
+            answers = self._asked(template, values, conversations, marks)
             if answers is None and len(conversations) == 1:
                 answers = [dict(STOPPED)]
             for answer in answers or []:
                 self._stopped[name] += isinstance(answer, dict) and answer["fault"] == "time"
         if answers is not None:
             return answers
-        return [self.ask(template, values, [one])[0] for one in conversations]
+        return [self.ask(template, values, [one], marks=marks)[0] for one in conversations]
 
     def _asked(
-        self, template: str, values: dict[str, Any], conversations: Sequence[Conversation]
+        self, template: str, values: dict[str, Any], conversations: Sequence[Conversation], marks: bool
     ) -> list[_Answer] | None:
         """The answers; None if the process ended over them."""
         process = self._process = self._process or _started()
@@ -170,7 +201,11 @@ class _TemplateProcess:
             "values": values,
             "seconds": SECONDS,
             "most_stopped": MOST_STOPPED - self._stopped[_name(template)],
-            "conversations": [(list(turns), asks) for turns, asks in conversations],
+            "marks": marks,
+            "conversations": [
+                (list(one.turns), one.asks, list(one.tools) or None, dict(one.beside))
+                for one in conversations
+            ],
         }
         guard = threading.Timer(_WAIT_SECONDS, process.kill)
         guard.start()

@@ -43,6 +43,7 @@ class TokenReport:
     rows: int
     validation_rows: int
     tokens: int
+    """Of all rows; what several sequences of a row begin with is counted once."""
     trained_tokens: int
     mean_length: float
     percentiles: dict[str, int]
@@ -62,39 +63,51 @@ class TokenReport:
     """Share of those blocks that is filled."""
     counts: dict[str, int] = field(default_factory=dict)
     """Findings by code."""
+    sequences: int = 0
+    """That the rows become; the lengths, shares and blocks are theirs."""
+    train_sequences: int = 0
+    most_sequences: int = 1
+    """Of one row."""
+    computed_tokens: int = 0
+    """Of all sequences, which is what an epoch computes."""
 
 
 def token_report(
     file: TokenFile, keep: Mask, validation: Mask, max_length: int, found: Findings
 ) -> TokenReport:
     """Statistics over the rows that are kept. Raises InvalidData if none of them has a token."""
-    chosen = keep & (file.lengths > 0)
+    chosen = keep[file.rows] & (file.lengths > 0)
     lengths, trained = file.lengths[chosen], file.supervised()[chosen]
-    blocks, filled = _packing(file, chosen & ~validation, max_length)
+    judged = validation[file.rows]
+    blocks, filled = _packing(file, chosen & ~judged, max_length)
     if not len(lengths):
         raise InvalidData(_why_none(file, keep))
     return TokenReport(
         max_length=max_length,
-        rows=int(chosen.sum()),
-        validation_rows=int((chosen & validation).sum()),
-        tokens=int(lengths.sum()),
+        rows=len(np.unique(file.rows[chosen])),
+        validation_rows=len(np.unique(file.rows[chosen & judged])),
+        tokens=int((lengths - file.shared[chosen]).sum()),
         trained_tokens=int(trained.sum()),
         mean_length=float(lengths.mean()),
         percentiles={str(at): int(np.percentile(lengths, at, method="higher")) for at in _PERCENTILES},
         recommended_max_length=recommended_length(lengths),
-        over_length_rows=int((lengths > max_length).sum()),
+        over_length_rows=len(np.unique(file.rows[chosen][lengths > max_length])),
         policies={policy: _loss(file, chosen, max_length, policy) for policy in OVER_LENGTH},
         lengths=_histogram(lengths, 0, int(lengths.max())),
         shares=_histogram(trained / lengths, 0.0, 1.0),
         counts=found.counts(),
         blocks=blocks,
         filled=filled,
+        sequences=len(lengths),
+        train_sequences=int((chosen & ~judged).sum()),
+        most_sequences=int(np.bincount(file.rows[chosen]).max()),
+        computed_tokens=int(lengths.sum()),
     )
 
 
 def _why_none(file: TokenFile, keep: Mask) -> str:
     """Why no row has a token: the reason of the first, and how many there are."""
-    reasons = [text for row, text in file.problems.items() if keep[row]]
+    reasons = [text for at, text in file.problems.items() if keep[file.rows[at]]]
     if not reasons:
         return "No row is left to render: all have faults, or were left out."
     others = f" No other of the {len(reasons):,} rows can be used either." if len(reasons) > 1 else ""
@@ -110,15 +123,20 @@ def _loss(file: TokenFile, chosen: Mask, max_length: int, policy: str) -> Loss:
     try:
         rows = _rows(file, chosen, max_length, policy)
     except InvalidData:  # nothing is left under this policy
-        return Loss(int(chosen.sum()), int(file.lengths[chosen].sum()), int(file.supervised()[chosen].sum()))
+        return Loss(
+            len(np.unique(file.rows[chosen])),
+            int(file.lengths[chosen].sum()),
+            int(file.supervised()[chosen].sum()),
+        )
     tokens, trained = int(file.lengths[chosen].sum()), int(file.supervised()[chosen].sum())
     return Loss(rows.skipped, tokens - int(rows.lengths.sum()), trained - int(rows.supervised.sum()))
 
 
 def _rows(file: TokenFile, chosen: Mask, max_length: int, policy: str = "truncate") -> TokenRows:
-    rendered = chosen.copy()
-    rendered[list(file.problems)] = False
-    return TokenRows(file, max_length, keep=rendered, over_length=policy)
+    wanted = np.zeros(int(file.rows[-1]) + 1, bool)
+    wanted[file.rows[chosen]] = True
+    wanted[file.rows[list(file.problems)]] = False
+    return TokenRows(file, max_length, keep=wanted, over_length=policy)
 
 
 def _packing(file: TokenFile, chosen: Mask, max_length: int) -> tuple[int, float]:
@@ -138,13 +156,22 @@ def _histogram(values: NDArray[np.float64] | NDArray[np.int64], low: float, high
     return [[float(a), float(b), int(count)] for a, b, count in zip(edges, edges[1:], counts, strict=False)]
 
 
+def _called(file: TokenFile, at: int) -> str:
+    """A sequence of a row, in words."""
+    first, last = np.searchsorted(file.rows, [file.rows[at], file.rows[at] + 1])
+    return "the row" if last - first == 1 else f"its sequence {at - first + 1}"
+
+
 def token_findings(file: TokenFile, keep: Mask, max_length: int, ends: Collection[int]) -> Findings:
     """The faults that only a tokenizer shows. `ends` are the ids that end an answer."""
-    found = [Finding(row, "template", text) for row, text in file.problems.items() if keep[row]]
+    source, keep = file.rows, keep[file.rows]
+    found = [Finding(int(source[at]), "template", text) for at, text in file.problems.items() if keep[at]]
+    rows = sorted(set(source[keep].tolist()) & file.notes.keys())
+    found += [Finding(row, *note) for row in rows for note in file.notes[row]]
     trained, trained_within = file.supervised(), file.supervised(max_length)
     rendered = keep & (file.lengths > 0)
     found += [
-        Finding(int(row), "untrained", "No token of the row carries loss.")
+        Finding(int(source[row]), "untrained", "No token of the row carries loss.")
         for row in np.flatnonzero(rendered & (trained == 0))
     ]
     for row in np.flatnonzero(rendered & (file.lengths > max_length)).tolist():
@@ -157,14 +184,15 @@ def token_findings(file: TokenFile, keep: Mask, max_length: int, ends: Collectio
         nothing = " Nothing is left to train on." if trained_within[row] == 0 and not file.texts[row] else ""
         found.append(
             Finding(
-                row,
+                int(source[row]),
                 "over_length",
-                f"{int(file.lengths[row]):,} tokens; at {max_length:,} the row is {what}.{nothing}",
+                f"{int(file.lengths[row]):,} tokens; at {max_length:,} {_called(file, row)} is "
+                f"{what}.{nothing}",
             )
         )
     endless = rendered & (trained > 0) & ~np.isin(file.ends, list(ends))
     found += [
-        Finding(int(row), "no_end", "Its last answer does not end with an end token.")
+        Finding(int(source[row]), "no_end", "Its last answer does not end with an end token.")
         for row in np.flatnonzero(endless)
     ]
     return Findings.of(found)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
 from core.data.formats import Example, Message
-from core.data.rendering import Renderer
+from core.data.rendering import Rendered, Renderer
+from core.data.tool_calls import Tool
+from core.data.turn_forms import CALL_EXCHANGE, TOOLS, parted
 from core.errors import InvalidData
 
 _MOST_TOKENS = 4000
@@ -36,16 +38,28 @@ class Token:
 
 @dataclass(frozen=True)
 class TokenView:
-    """A row's tokens, of very long rows the first 4,000, and how many there are."""
+    """A sequence's tokens, of very long ones the first 4,000, and how many there are."""
 
     tokens: list[Token]
     count: int
     trained: int
 
 
-def token_view(renderer: Renderer, example: Example) -> TokenView:
+@dataclass(frozen=True)
+class RowView:
+    """A row as the sequences that it becomes, and what was done to its turns, in sentences."""
+
+    sequences: list[TokenView]
+    notes: list[str]
+
+
+def row_view(renderer: Renderer, example: Example) -> RowView:
     """Render a row and name its tokens. Raises InvalidData if the template refuses it."""
-    rendered = renderer.render(example)
+    found = renderer.sequences(example)
+    return RowView([_view(renderer, example, one) for one in found], [said for _, said in found[0].notes])
+
+
+def _view(renderer: Renderer, example: Example, rendered: Rendered) -> TokenView:
     trained = {at for start, stop in rendered.spans for at in range(start, stop)}
     borders = _borders(renderer, example, rendered.ids)
     special = set(renderer.tokenizer.all_special_ids) | {
@@ -77,7 +91,7 @@ def _borders(renderer: Renderer, example: Example, ids: Sequence[int]) -> set[in
     borders = {0}
     for count in range(1, len(example.messages)):
         try:
-            before = renderer.render(Example(example.row, example.messages[:count])).ids
+            before = renderer.turn_ids(replace(example, messages=example.messages[:count]))
         except InvalidData:  # some templates refuse a conversation that ends there
             continue
         same = next(
@@ -114,6 +128,8 @@ def check_template(
         _accepts(renderer, "Takes a system prompt", (_SYSTEM, *_PROBE)),
         _accepts(renderer, "Takes several turns", (*_PROBE, *_PROBE)),
         _accepts(renderer, "Keeps the reasoning of an answer", _REASONED),
+        *([_accepts(renderer, "Takes tools and calls of them", CALL_EXCHANGE, TOOLS)] if _call(rows) else []),
+        *_own_mask(renderer, rows),
     ]
 
 
@@ -154,7 +170,7 @@ def _same_prompt(renderer: Renderer, rows: Sequence[Example]) -> TemplateCheck:
     title = "Trained on what the playground sends"
     try:
         for row in rows:
-            prompt = renderer.encode_prompt(row.messages[:-1])
+            prompt = renderer.encode_prompt(row.messages[:-1], row.tools, row.template_kwargs)
             if renderer.render(row).ids[: len(prompt)] != prompt:
                 return TemplateCheck(
                     title, False, f"The ids before the answer of row {row.row} differ from the prompt's."
@@ -166,9 +182,42 @@ def _same_prompt(renderer: Renderer, rows: Sequence[Example]) -> TemplateCheck:
     )
 
 
-def _accepts(renderer: Renderer, title: str, messages: tuple[Message, ...]) -> TemplateCheck:
+def _call(rows: Sequence[Example]) -> bool:
+    """Whether any of the rows has to do with tools."""
+    return any(row.tools or any(turn.get("tool_calls") for turn in row.messages) for row in rows)
+
+
+def _own_mask(renderer: Renderer, rows: Sequence[Example]) -> list[TemplateCheck]:
+    """What the template's own {% generation %} blocks mark, held against what is trained; nothing if it has
+    none.
+    """
+    title, told = "Marks as answers what is trained", False
+    for row in rows:
+        try:
+            marked, rendered = renderer.marked(row), renderer.render(row)
+        except InvalidData:  # that is said already
+            continue
+        if not marked or not rendered.spans:
+            continue
+        told = True
+        learnt = str(renderer.tokenizer.decode(rendered.ids[slice(*rendered.spans[-1])]))
+        if not _same_answer(marked[-1], learnt, parted(row.messages[-1])[1]):
+            detail = f"Of row {row.row} it marks {marked[-1][-60:]!r}, and {learnt[-60:]!r} is trained."
+            return [TemplateCheck(title, False, detail)]
+    return [TemplateCheck(title, True, "Its generation blocks hold the trained answers.")] if told else []
+
+
+def _same_answer(marked: str, learnt: str, text: str) -> bool:
+    """Whether a block marks the answer and nothing that is not learnt, white space and the end aside."""
+    said, whole, words = ("".join(one.split()) for one in (marked, learnt, text))
+    return words in said and said in whole
+
+
+def _accepts(
+    renderer: Renderer, title: str, messages: tuple[Message, ...], tools: tuple[Tool, ...] = ()
+) -> TemplateCheck:
     try:
-        renderer.render(Example(0, messages))
+        renderer.render(Example(0, messages, tools=tools))
     except InvalidData as error:
         return TemplateCheck(title, False, _said(error))
     return TemplateCheck(title, True, "Yes.")

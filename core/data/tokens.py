@@ -7,6 +7,7 @@ max_length, the report on a data set and the training.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 from collections import deque
@@ -28,7 +29,7 @@ from core.errors import InvalidConfig, InvalidData
 from core.events import Progress
 from core.reporting import Report, silent
 
-_VERSION = 4  # of the rendering; a change makes older files be written anew
+_VERSION = 5  # of the rendering; a change makes older files be written anew
 _BATCH_ROWS = 1000
 _KEPT_BYTES = 10 << 30  # of cached files; the longest unused go first
 _SCHEMA = pa.schema(
@@ -38,6 +39,9 @@ _SCHEMA = pa.schema(
         ("text", pa.bool_()),
         ("end", pa.int32()),
         ("problem", pa.string()),
+        ("row", pa.int32()),
+        ("shared", pa.int32()),
+        ("notes", pa.string()),
     ]
 )
 _NO_END = -1
@@ -46,7 +50,9 @@ Mask = NDArray[np.bool_]
 
 
 class TokenFile:
-    """All rows of a data set as ids, whole. Row i is row i of the data set; one with a fault has no ids."""
+    """All rows of a data set as ids, whole: a sequence each, or several one behind another. One with a fault
+    has no ids.
+    """
 
     def __init__(self, source: Path | pa.Buffer) -> None:
         """A file on disk, or its bytes in memory.
@@ -56,9 +62,11 @@ class TokenFile:
         reader = _reader(source)
         self._ids: list[tuple[NDArray[np.int32], NDArray[np.int32]]] = []
         self._firsts: list[int] = []
-        lengths, texts, ends, span_rows, spans = [], [], [], [], []
+        lengths, texts, ends, span_rows, spans, rows, shared = [], [], [], [], [], [], []
         self.problems: dict[int, str] = {}
-        """Why rows could not be rendered, by row."""
+        """Why rows could not be rendered, by sequence."""
+        self.notes: dict[int, list[tuple[str, str]]] = {}
+        """What was done to rows when they were rendered, (code, sentence), by row of the data set."""
         count = 0
         for number in range(reader.num_record_batches):
             batch = reader.get_batch(number)
@@ -78,33 +86,48 @@ class TokenFile:
                 self.problems |= {
                     count + at: text for at, text in enumerate(problems.to_pylist()) if text is not None
                 }
+            rows.append(batch.column(5).to_numpy())
+            shared.append(batch.column(6).to_numpy())
+            self._read_notes(batch)
             count += batch.num_rows
         self.lengths: Numbers = _joined(lengths)
-        """Tokens of each row, [rows]."""
+        """Tokens of each sequence, [sequences]."""
+        self.rows: Numbers = _joined(rows)
+        """The row of the data set that each sequence is of, ascending, [sequences]."""
+        self.shared: Numbers = _joined(shared)
+        """Tokens that each begins with as the one before it, of the same row, does, [sequences]."""
         self.texts: Mask = np.concatenate(texts) if texts else np.zeros(0, bool)
-        """Whether a row is plain text, [rows]."""
+        """Whether a sequence is plain text, [sequences]."""
         self.ends: Numbers = _joined(ends)
-        """The last token of each row that carries loss, -1 where none does, [rows]."""
+        """The last token of each sequence that carries loss, -1 where none does, [sequences]."""
         self._span_rows: Numbers = _joined(span_rows)
         self._spans: Numbers = np.concatenate(spans).astype(np.int64) if spans else np.zeros((0, 2), np.int64)
+
+    def _read_notes(self, batch: pa.RecordBatch) -> None:
+        notes = batch.column(7)
+        if notes.null_count == len(notes):
+            return
+        for row, text in zip(batch.column(5).to_pylist(), notes.to_pylist(), strict=True):
+            if text is not None:
+                self.notes[row] = [(code, said) for code, said in json.loads(text)]
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def ids(self, row: int) -> NDArray[np.int32]:
-        """The ids of one row, a view of the file."""
+        """The ids of one sequence, a view of the file."""
         batch = int(np.searchsorted(self._firsts, row, side="right")) - 1
         starts, flat = self._ids[batch]
         at = row - self._firsts[batch]
         return flat[starts[at] : starts[at + 1]]
 
     def spans(self, row: int) -> Numbers:
-        """Ranges [start, stop) of a row's tokens that carry loss, [spans, 2]."""
+        """Ranges [start, stop) of a sequence's tokens that carry loss, [spans, 2]."""
         first, last = np.searchsorted(self._span_rows, [row, row + 1])
         return self._spans[first:last]
 
     def supervised(self, stop: int = 1 << 60) -> Numbers:
-        """Tokens that carry loss among the first `stop` of each row, [rows].
+        """Tokens that carry loss among the first `stop` of each sequence, [sequences].
 
         The first never does: nothing predicts it.
         """
@@ -141,10 +164,11 @@ class _Parts:
 
 
 class TokenRows:
-    """The rows a run is trained and judged on, cut to max_length; ids and labels are read when asked for.
+    """The sequences a run is trained and judged on, cut to max_length; ids and labels are read when asked
+    for.
 
-    truncated counts the rows that were longer than max_length; skipped those that are left out: their answers
-    lie wholly beyond the cut, or over_length says drop.
+    truncated counts the rows with one that was longer than max_length; skipped those of which nothing is
+    left: their answers lie wholly beyond the cut, or over_length says drop.
     """
 
     def __init__(
@@ -158,7 +182,8 @@ class TokenRows:
         each: int = 1,
     ) -> None:
         """keep and validation have one entry a row of the data set; by default all are kept and trained on.
-        Each row of the data set is `each` rows of the file, which are kept together or not at all.
+        All sequences of a row are on one side. each: how many every row has that are kept together or not at
+        all; 1 where a row may have any number that stand by themselves.
 
         over_length: truncate cuts long conversations off, split makes several rows of them, drop leaves them
         out. Long plain text is always split. Raises InvalidData for a row that could not be rendered, or if
@@ -172,7 +197,7 @@ class TokenRows:
                 "them do not belong together; choose truncate or drop."
             )
         self._file, self.max_length = file, max_length
-        wanted = np.ones(len(file), bool) if keep is None else np.repeat(keep, each)
+        wanted = np.ones(len(file), bool) if keep is None else keep[file.rows]
         failed = [row for row in file.problems if wanted[row]]
         if failed:
             more = f" So do {len(failed) - 1:,} more rows." if len(failed) > 1 else ""
@@ -187,15 +212,19 @@ class TokenRows:
             raise InvalidData(
                 f"No row has a token to train on within max_length = {max_length}; raise max_length."
             )
-        self.truncated = int(long.sum())
-        self.skipped = int((wanted & (file.lengths > 0)).sum() - len(np.unique(parts.rows))) // each
+        self.truncated = len(np.unique(file.rows[long]))
+        self.skipped = len(np.unique(file.rows[wanted & (file.lengths > 0)])) - len(
+            np.unique(file.rows[parts.rows])
+        )
         self._parts = parts
         self.lengths: Numbers = parts.stops - parts.starts
         self.supervised: Numbers = parts.supervised
         self.validation: Mask = (
-            np.zeros(len(self), bool) if validation is None else validation[parts.rows // each]
+            np.zeros(len(self), bool) if validation is None else validation[file.rows[parts.rows]]
         )
-        """Whether a row is kept for validation, [rows]."""
+        """Whether each is kept for validation, [sequences]."""
+        self.sources: Numbers = file.rows[parts.rows]
+        """The row of the data set that each comes from, [sequences]."""
 
     def __len__(self) -> int:
         return len(self._parts.rows)
@@ -255,7 +284,7 @@ def tokenised(
     """The rows of a data set with this content `digest` for this tokenizer, from the folder `cache` or
     rendered into it.
 
-    Row i of the data set is as many rows of the file as `sequences` makes of it, from row count·i on.
+    Row i of the data set is as many sequences of the file as `sequences` makes of it, see TokenFile.rows.
     """
     cache.mkdir(parents=True, exist_ok=True)
     path = token_path(digest, renderer, cache, sequences)
@@ -292,14 +321,17 @@ def token_path(digest: str, renderer: Renderer, cache: Path, sequences: Sequence
         tokenizer.backend_tokenizer.to_str(),
         tokenizer.chat_template,
         tokenizer.special_tokens_map,
+        renderer.chat.to_dict(),
         *sequences.key,
     ]
     return cache / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()}.arrow"
 
 
-_Found = tuple[Rendered | InvalidData | None, bool]
-"""A row of the file: what was rendered, the reason why it could not be, or None for one with a fault; and
-whether it is plain text."""
+_Found = tuple[Rendered | InvalidData | None, bool, int, int]
+"""A sequence of the file: what was rendered, the reason why it could not be, or None for a row with a fault;
+whether it is plain text; the row of the data set; and how many tokens it begins with as the one before it
+does.
+"""
 
 
 def _write(sink: pa.NativeFile, rows: Iterable[_Found], total: int, report: Report) -> None:
@@ -319,9 +351,18 @@ def _write(sink: pa.NativeFile, rows: Iterable[_Found], total: int, report: Repo
 
 def _rendered(rows: Iterable[StoredRow], renderer: Renderer, sequences: Sequences) -> Iterator[_Found]:
     """The sequences of each row, one after another."""
-    for found, text in _by_row(rows, renderer, sequences):
-        parts = found if isinstance(found, tuple) else (found,) * sequences.count
-        yield from ((part, text) for part in parts)
+    for row, (found, text) in enumerate(_by_row(rows, renderer, sequences)):
+        if not isinstance(found, tuple):
+            yield from ((found, text, row, 0) for _ in range(sequences.count))
+            continue
+        for before, part in zip((None, *found), found, strict=False):
+            yield part, text, row, _shared(before, part)
+
+
+def _shared(before: Rendered | None, after: Rendered) -> int:
+    """How many ids two sequences begin with in common."""
+    pairs = zip(before.ids if before else (), after.ids, strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _by_row(
@@ -347,13 +388,16 @@ def _by_row(
 
 
 def _batch(rows: list[_Found]) -> pa.RecordBatch:
-    good = [row if isinstance(row, Rendered) else Rendered([], []) for row, _ in rows]
+    good = [row if isinstance(row, Rendered) else Rendered([], []) for row, *_ in rows]
     columns = [
         [row.ids for row in good],
         [[bound for span in row.spans for bound in span] for row in good],
-        [text for _, text in rows],
+        [text for _, text, _, _ in rows],
         [row.ids[row.spans[-1][1] - 1] if row.spans else _NO_END for row in good],
-        [str(row) if isinstance(row, InvalidData) else None for row, _ in rows],
+        [str(row) if isinstance(row, InvalidData) else None for row, *_ in rows],
+        [row for _, _, row, _ in rows],
+        [shared for _, _, _, shared in rows],
+        [json.dumps(one.notes, ensure_ascii=False) if one.notes else None for one in good],
     ]
     return pa.RecordBatch.from_arrays(
         [pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)], schema=_SCHEMA

@@ -30,14 +30,11 @@ _TRAINED = (
 _MASKED = ("masked", "is_masked", "mask_loss", "ignore_loss")  # torchtune: masked
 _IN_PARTS = ("train_detail", "training_detail")  # Axolotl: offsets of characters
 _FLAGS = frozenset((*_TRAINED, *_MASKED, *_IN_PARTS))
+CALLS = ("tool_calls", "function_call")  # OpenAI's today, and before
+REASONING = ("reasoning_content", "reasoning", "thinking", "thought")  # DeepSeek, OpenRouter, gpt-oss, others
+_USED = frozenset((*CALLS, *REASONING, "name", "tool_call_id"))
 # What belongs to what was said, so that an answer without it is another one.
 BESIDE = (
-    "tool_calls",
-    "function_call",
-    "reasoning_content",
-    "reasoning",
-    "thinking",
-    "thought",
     "images",
     "image",
     "videos",
@@ -117,7 +114,7 @@ def unused_keys(turns: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]
 def _unused(turn: Mapping[str, Any]) -> Iterator[str]:
     used = (first_key(turn, ROLE_KEYS), first_key(turn, TEXT_KEYS))
     for key, value in turn.items():
-        if key not in used and key not in _FLAGS and not is_nothing(value):
+        if key not in used and key not in _FLAGS and key not in _USED and not is_nothing(value):
             yield key
 
 

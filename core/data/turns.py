@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from core.data.findings import RowFault
-from core.data.formats import Example
+from core.data.formats import Example, Message, plain_turn
 from core.data.python_repr import parsed_repr
 from core.data.reading import kind_of
-from core.data.turn_keys import BESIDE, ROLE_KEYS, TEXT_KEYS, first_key, is_nothing, trained, unused_keys
+from core.data.tool_calls import Tool, calls_in_text, read_calls, results_in_text, tools_in_text
+from core.data.turn_keys import (
+    BESIDE,
+    CALLS,
+    REASONING,
+    ROLE_KEYS,
+    TEXT_KEYS,
+    first_key,
+    is_nothing,
+    trained,
+    unused_keys,
+)
 
 _LIST = re.compile(r"\s*(?:array\()?\[")
 
@@ -30,23 +41,27 @@ SPEAKERS = {
     "chatbot": "assistant",
     "ai": "assistant",
     "function_call": "assistant",
+    "tool_call": "assistant",
     "tool": "tool",
     "observation": "tool",
     "function": "tool",
     "ipython": "tool",
 }
+_CALLERS = ("function_call", "tool_call")  # ShareGPT's roles whose text is a call
 _TEXT_BLOCKS = ("text", "input_text", "output_text")
+_THOUGHTS = ("thinking", "reasoning", "thought")  # blocks of what an answer thought before it
 
 
 @dataclass(frozen=True)
 class Turns:
-    """Turns as they were read: (role, text) each, the places of those that carry no loss, and what was left
-    aside, as (code, sentence).
+    """Turns as they were read, the places of those that carry no loss, what was left aside, as (code,
+    sentence), and the tools that a system turn described.
     """
 
-    said: tuple[tuple[str, str], ...]
+    said: tuple[Message, ...]
     untrained: frozenset[int] = frozenset()
     notes: tuple[tuple[str, str], ...] = ()
+    tools: tuple[Tool, ...] = ()
 
 
 def as_list(value: Any) -> Any:
@@ -76,7 +91,7 @@ def are_turns(value: Any) -> bool:
 
 def is_turn(value: Any) -> bool:
     """Whether it is a turn: a known speaker's, with something that is said."""
-    if not isinstance(value, dict) or not value.keys() & TEXT_KEYS:
+    if not isinstance(value, dict) or not value.keys() & {*TEXT_KEYS, *CALLS}:
         return False
     role = value.get(first_key(value, ROLE_KEYS) or "")
     return isinstance(role, str) and role.strip().lower() in SPEAKERS
@@ -84,17 +99,95 @@ def is_turn(value: Any) -> bool:
 
 def read_turns(turns: Sequence[dict[str, Any]]) -> Turns:
     """All that a list of turns says. Raises RowFault."""
-    said, silent, notes = [], [], []
+    said: list[Message] = []
+    notes: list[tuple[str, str]] = []
+    tools: list[Tool] = []
+    silent: list[int] = []
+    hermes = _writes_calls_into_texts(turns)
     for at, turn in enumerate(turns):
-        role, text = speaker(turn), content(turn)
-        said.append((role, text))
+        message = _message(turn, at + 1)
+        role = message["role"]
         if len(turn) > 2:
             wanted = trained(turn, at + 1) if role == "assistant" else _flagged(turn)
             if wanted is False:
-                silent.append(at)
+                silent.append(len(said))
             elif wanted and role != "assistant":
                 notes.append(("only_answers", f"Turn {at + 1} is marked for training, and is the {role}'s."))
-    return Turns(tuple(said), frozenset(silent), (*notes, *unused_keys(turns)))
+        if hermes and role == "system" and (found := tools_in_text(message["content"])):
+            tools += found
+            continue
+        said += _from_texts(message) if hermes else [message]
+    if tools:
+        notes.append(
+            ("tools_read", "The system turn that tells of the tools is written by the template instead.")
+        )
+    return Turns(tuple(said), frozenset(silent), (*notes, *unused_keys(turns)), tuple(tools))
+
+
+def _message(turn: dict[str, Any], number: int) -> Message:
+    """One turn with all that is used of it. Raises RowFault."""
+    if len(turn) == 2 and (plain := _plain(turn)) is not None:
+        return plain
+    role, calls = speaker(turn), _calls(turn, number)
+    text, blocks = ("", "") if _is_call(turn) else _content(turn, silent=bool(calls))
+    message: Message = {"role": role, "content": text}
+    if reasoning := _reasoning(turn, number) or blocks:
+        message["reasoning"] = reasoning
+    if calls and role != "assistant":
+        raise RowFault("tool_call", f"Turn {number} calls a tool and is the {role}'s; only an answer can.")
+    if calls:
+        message["tool_calls"] = calls
+    for key in ("name", "tool_call_id"):
+        if isinstance(turn.get(key), str) and turn[key].strip():
+            message[key] = turn[key]
+    return message
+
+
+def _plain(turn: Mapping[str, Any]) -> Message | None:
+    """A turn of a known speaker that is nothing but text, as most are; None for any other."""
+    role, text = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+    known = SPEAKERS.get(role) if isinstance(role, str) and role not in _CALLERS else None
+    return plain_turn(known, text) if known and isinstance(text, str) and text else None
+
+
+def _is_call(turn: Mapping[str, Any]) -> bool:
+    """Whether the turn's text is a call, as ShareGPT has it."""
+    return str(turn.get(first_key(turn, ROLE_KEYS) or "")).strip().lower() in _CALLERS
+
+
+def _calls(turn: dict[str, Any], number: int) -> list[dict[str, Any]]:
+    if _is_call(turn):
+        return read_calls(turn.get(first_key(turn, TEXT_KEYS) or ""), number)
+    key = next((key for key in CALLS if not is_nothing(turn.get(key))), None)
+    return read_calls(turn[key], number) if key else []
+
+
+def _reasoning(turn: dict[str, Any], number: int) -> str:
+    said = [turn[key] for key in REASONING if not is_nothing(turn.get(key))]
+    if other := next((one for one in said if not isinstance(one, str)), None):
+        raise RowFault("missing", f"The reasoning of turn {number} is {kind_of(other)}; expected text.")
+    if len(set(said)) > 1:
+        raise RowFault(
+            "missing", f"Turn {number} has two different texts of reasoning; leave one of them out."
+        )
+    return said[0] if said else ""
+
+
+def _writes_calls_into_texts(turns: Sequence[dict[str, Any]]) -> bool:
+    """Whether tools are called in the texts themselves, as in rows of Hermes."""
+    texts = (turn.get("content") or turn.get("value") or turn.get("text") for turn in turns)
+    return any(isinstance(one, str) and "<tool_call>" in one and "</tool_call>" in one for one in texts)
+
+
+def _from_texts(message: Message) -> Iterator[Message]:
+    """A turn of Hermes: an answer's calls beside its text, a tool's results a turn each."""
+    if message["role"] == "tool":
+        yield from ({**message, "content": one} for one in results_in_text(message["content"]))
+        return
+    text, calls = (
+        calls_in_text(message["content"]) if message["role"] == "assistant" else (message["content"], [])
+    )
+    yield {**message, "content": text} | ({"tool_calls": calls} if calls else {})
 
 
 def _flagged(turn: dict[str, Any]) -> bool | None:
@@ -117,19 +210,38 @@ def speaker(turn: dict[str, Any]) -> str:
     return known
 
 
-def content(turn: dict[str, Any]) -> str:
-    """A turn's text: a string, or a list of blocks that are all text. Raises RowFault."""
+def _content(turn: dict[str, Any], *, silent: bool) -> tuple[str, str]:
+    """A turn's text, a string or a list of blocks, and what was thought in blocks of their own.
+
+    silent: whether it may say nothing, since it calls a tool. Raises RowFault.
+    """
     key = first_key(turn, TEXT_KEYS)
     value = turn[key] if key else None
     if isinstance(value, list):
-        return "".join(map(_block, value))
+        thoughts = "".join(_thought(block) for block in value)
+        return "".join(_block(block) for block in value if not _thought(block)), thoughts
+    if silent and not value:
+        return "", ""
+    if speaker(turn) == "tool" and isinstance(value, dict):  # what a tool gave back, not as text yet
+        return json.dumps(value, ensure_ascii=False), ""
     if not isinstance(value, str) or not value:
-        calls = next((key for key in BESIDE if not is_nothing(turn.get(key))), None)
-        if calls and not value:
-            raise RowFault("missing", f"A turn holds {calls} and no text; that cannot be trained on yet.")
+        kept = next((key for key in BESIDE if not is_nothing(turn.get(key))), None)
+        if kept and not value:
+            raise RowFault("missing", f"A turn holds {kept} and no text; that cannot be trained on.")
         if not isinstance(value, str):
             raise RowFault("missing", f"A turn's content is {kind_of(value)}; expected text.")
-    return value
+    return value, ""
+
+
+def _thought(block: Any) -> str:
+    """What a block of a turn thinks, as Anthropic and Mistral write it; empty for any other."""
+    kind = block.get("type") if isinstance(block, dict) else None
+    if kind not in _THOUGHTS:
+        return ""
+    found = block.get(first_key(block, (*_THOUGHTS, "text", "value", "content")) or "")
+    if isinstance(found, list):
+        return "".join(map(_block, found))
+    return found if isinstance(found, str) else ""
 
 
 def _block(block: Any) -> str:
@@ -144,31 +256,50 @@ def _block(block: Any) -> str:
         return text
     raise RowFault(
         "missing",
-        f"A turn holds something other than text ({str(kind)[:40]}); images, tools and reasoning in blocks "
-        "cannot be trained on.",
+        f"A turn holds something other than text ({str(kind)[:40]}); images, and tools in blocks, cannot be "
+        "trained on.",
     )
 
 
 def conversation(
     number: int,
-    turns: Sequence[tuple[str, str]],
+    said: Sequence[Message | tuple[str, str]],
     untrained: frozenset[int] = frozenset(),
     label: str = "",
     notes: tuple[tuple[str, str], ...] = (),
+    *,
+    tools: Sequence[Tool] = (),
+    template_kwargs: Mapping[str, Any] | None = None,
 ) -> Example:
     """Check that there is something to learn: an answer, not empty, and a user's turn before it.
 
-    turns are (role, text); notes are kept with the row. Raises RowFault.
+    said: turns, as (role, text) where they are nothing but text. Notes are kept with the row. Raises
+    RowFault.
     """
-    answers = [said for role, said in turns if role == "assistant"]
+    turns = [turn if isinstance(turn, dict) else plain_turn(*turn) for turn in said]
+    answers = [turn for turn in turns if turn["role"] == "assistant"]
     if not answers:
         raise RowFault("no_answer", "There is no assistant turn, so nothing to train on.")
-    if not all(said.strip() for said in answers):
+    if not all(turn["content"].strip() or turn.get("tool_calls") for turn in answers):
         raise RowFault("empty_answer", "An answer is empty.")
-    first = next(role for role, _ in turns if role != "system")
+    first = next(turn["role"] for turn in turns if turn["role"] != "system")
     if first == "assistant":
         raise RowFault("no_question", "The first turn is the assistant's; a user's turn must come before it.")
-    if all(at in untrained for at, (role, _) in enumerate(turns) if role == "assistant"):
+    if all(at in untrained for at, turn in enumerate(turns) if turn["role"] == "assistant"):
         raise RowFault("untrained", "Every answer is marked as not trained, so nothing is trained on.")
-    messages = tuple({"role": role, "content": said} for role, said in turns)
-    return Example(number, messages, "", untrained, label, notes)
+    _require_calls_before_results(turns)
+    return Example(
+        number, tuple(turns), "", untrained, label, tuple(tools), dict(template_kwargs or {}), notes
+    )
+
+
+def _require_calls_before_results(turns: Sequence[Message]) -> None:
+    """Raise RowFault where a tool that nobody called gives a result and others are called: then the row is
+    cut or out of order.
+    """
+    if not any(turn.get("tool_calls") for turn in turns):
+        return
+    for at, turn in enumerate(turns):
+        before = [one for one in turns[:at] if one["role"] != "tool"]
+        if turn["role"] == "tool" and not (before and before[-1].get("tool_calls")):
+            raise RowFault("tool_call", f"Turn {at + 1} is a tool's result, and the turn before calls none.")

@@ -6,10 +6,12 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from core.data.chat_options import AS_THEY_ARE, ChatOptions
 from core.data.dataset_file import DatasetFile
 from core.data.duplicates import content_hash, prompt_hash
 from core.data.split import COUNT, FILE, SHARE, Split, assign, wanted_rows
@@ -28,6 +30,8 @@ class Version:
     split: Split
     validation: Mask
     excluded: Mask
+    chat: ChatOptions = AS_THEY_ARE
+    """How its conversations are fitted to a base's chat template, and what that is given."""
 
     def usable(self, rows: DatasetFile) -> Mask:
         """The rows that are trained or validated on: not left out, and without a fault."""
@@ -39,7 +43,9 @@ class Version:
 
     def write(self, folder: Path) -> None:
         """Store it in the empty `folder`."""
-        about = {"rows": self.rows, "split": self.split.to_dict()}
+        about: dict[str, Any] = {"rows": self.rows, "split": self.split.to_dict()}
+        if self.chat != AS_THEY_ARE:
+            about["chat"] = self.chat.to_dict()
         (folder / _ABOUT).write_text(json.dumps(about, sort_keys=True), encoding="utf-8")
         np.save(folder / _PARTS, (self.validation * _VALIDATION + self.excluded * _EXCLUDED).astype(np.uint8))
 
@@ -50,7 +56,11 @@ class Version:
             about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
             parts = np.load(folder / _PARTS, allow_pickle=False)
             return cls(
-                about["rows"], Split(**about["split"]), (parts & _VALIDATION) > 0, (parts & _EXCLUDED) > 0
+                about["rows"],
+                Split(**about["split"]),
+                (parts & _VALIDATION) > 0,
+                (parts & _EXCLUDED) > 0,
+                ChatOptions.parse(about.get("chat", {})),
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InvalidData(

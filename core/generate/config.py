@@ -1,9 +1,10 @@
-"""How answers are sampled."""
+"""How answers are sampled, and how what is asked is fitted to the chat template."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from core.data.chat_options import ChatOptions, parsed_kwargs
 from core.options import Config, option
 
 
@@ -25,6 +26,25 @@ class GenerationConfig(Config):
         1.0, "Repetition penalty", "Above 1 discourages tokens already used.", minimum=0.5, maximum=2.0
     )
     seed: int = option(0, "Seed", "Same seed, same answer.", minimum=0, maximum=2**31 - 1)
+    template_kwargs: str = option(
+        "",
+        "Given to the chat template",
+        'As JSON, such as {"enable_thinking": false}; what the adapter was trained with serves it best.',
+    )
+    fold_system: bool = option(
+        False,
+        "System prompt into the first question",
+        "Where the base's chat template has no system turn.",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        parsed_kwargs(self.template_kwargs)
+
+    @property
+    def chat(self) -> ChatOptions:
+        """How the conversation is fitted to the chat template, and what that is given."""
+        return ChatOptions(self.fold_system, template_kwargs=parsed_kwargs(self.template_kwargs))
 
     @property
     def greedy(self) -> bool:

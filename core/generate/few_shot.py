@@ -13,9 +13,10 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from core.base_model.load import ResidentBase
+from core.data.chat_options import AS_THEY_ARE, ChatOptions
 from core.data.formats import Example, Message
 from core.data.labels import text_and_label
-from core.data.rendering import IGNORE, Rendered
+from core.data.rendering import IGNORE, Rendered, Renderer
 from core.errors import InvalidData
 from core.events import Progress
 from core.generate.config import GenerationConfig
@@ -43,35 +44,49 @@ class Prompted:
 
 
 def prompted_loss(
-    base: ResidentBase, shots: Sequence[Example], rows: Sequence[Example], longest: int, report: Report
+    base: ResidentBase,
+    shots: Sequence[Example],
+    rows: Sequence[Example],
+    longest: int,
+    report: Report,
+    chat: ChatOptions = AS_THEY_ARE,
 ) -> Prompted:
-    """The loss of the answers in `rows`, each cut to `longest` tokens, behind the answered examples `shots`.
+    """The loss of the answers in `rows`, each cut to `longest` tokens, behind the answered examples `shots`;
+    chat: as the data set's conversations are fitted to the template.
 
     Raises InvalidData if the template renders no such conversation, or no answer is left.
     """
     total, tokens, added, shortened, judged = 0.0, 0, 0, 0, 0
+    renderer = base.renderer.with_options(chat)
     for number, row in enumerate(rows):
         report(Progress(f"Reading rows behind {len(shots)} examples", number / len(rows)))
-        alone = base.renderer.render(row)
-        labels = alone.labels[:longest]
-        if not any(one != IGNORE for one in labels[1:]):
+        own = renderer.sequences(row)
+        kept = [any(one != IGNORE for one in alone.labels[1:longest]) for alone in own]
+        if not any(kept):
             continue
-        behind, left = _behind(base, shots, row)
-        cut = max(0, len(alone.ids) - longest)
-        ids, wanted = _last_answers(behind, alone, cut)
-        loss, count = _summed_loss(base, ids, wanted)
-        total, tokens, judged = total + loss, tokens + count, judged + 1
-        added, shortened = added + len(behind.ids) - len(alone.ids), shortened + (left < len(shots))
+        behind, left = _behind(base, renderer, shots, row, len(own))
+        for alone, whole in (
+            pair for pair, there in zip(zip(own, behind, strict=True), kept, strict=True) if there
+        ):
+            ids, wanted = _last_answers(whole, alone, max(0, len(alone.ids) - longest))
+            loss, count = _summed_loss(base, ids, wanted)
+            total, tokens = total + loss, tokens + count
+        judged, shortened = judged + 1, shortened + (left < len(shots))
+        added += len(behind[-1].ids) - len(own[-1].ids)
     if not tokens:
         raise InvalidData("No validation row has an answer within the length, so there is no loss.")
     return Prompted(judged, total / tokens, prompt_tokens=added / judged, shortened=shortened)
 
 
-def _behind(base: ResidentBase, shots: Sequence[Example], row: Example) -> tuple[Rendered, int]:
-    """The row behind as many of the examples as its context holds, and how many these are."""
+def _behind(
+    base: ResidentBase, renderer: Renderer, shots: Sequence[Example], row: Example, sequences: int
+) -> tuple[Sequence[Rendered], int]:
+    """The row's own sequences, which are the last, behind as many of the examples as its context holds; and
+    how many these are.
+    """
     for first in range(len(shots) + 1):
-        found = base.renderer.render(_joined(shots[first:], row))
-        if len(found.ids) <= base.context_length:
+        found = renderer.sequences(_joined(shots[first:], row))[-sequences:]
+        if max(len(one.ids) for one in found) <= base.context_length:
             break
     return found, len(shots) - first
 

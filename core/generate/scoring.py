@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from core.base_model.load import ResidentBase
+from core.data.chat_options import AS_THEY_ARE, ChatOptions
 from core.data.formats import Example, Message
 from core.data.token_view import token_text
 from core.errors import InvalidInput, PromptTooLong
@@ -34,16 +35,23 @@ class Speakers:
 
 
 def answer_ids(
-    base: ResidentBase, messages: Sequence[Message], answer: str, *, ended: bool
+    base: ResidentBase,
+    messages: Sequence[Message],
+    answer: str,
+    *,
+    ended: bool,
+    chat: ChatOptions = AS_THEY_ARE,
 ) -> tuple[list[int], int]:
     """The ids of a conversation with this answer, as in training, and where the answer begins. ended: with
-    the token that ends it.
+    the token that ends it. chat: as the conversation is fitted to the template.
 
     Raises InvalidInput for an empty answer or one that the template leaves out, PromptTooLong.
     """
     if not answer:
         raise InvalidInput("There is no answer to score; write one.")
-    rendered = base.renderer.render(Example(0, (*messages, {"role": "assistant", "content": answer})))
+    before = frozenset(at for at, turn in enumerate(messages) if turn["role"] == "assistant")
+    whole = Example(0, (*messages, {"role": "assistant", "content": answer}), untrained=before)
+    rendered = base.renderer.with_options(chat).render(whole)
     start, stop = rendered.spans[-1] if rendered.spans else (0, 0)
     if not ended and rendered.ids[stop - 1] in base.renderer.end_ids:
         stop -= 1

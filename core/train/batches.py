@@ -75,7 +75,8 @@ class RunData:
             raise InvalidData(
                 "Every row is for validation, so none is left to train on; change the data set's split."
             )
-        self.train_rows, self.validation_rows = len(chosen), len(kept_back)
+        self.train_rows, self.validation_rows = self._data_rows(chosen), self._data_rows(kept_back)
+        self.train_sequences = len(chosen)
         self.block_length = rows.max_length * self._each
         lengths = self._lengths(chosen)
         self.packed = packs(len(chosen), float(lengths.sum()), int(lengths.max()), self.block_length, config)
@@ -89,6 +90,10 @@ class RunData:
             found = one_row_each(len(chosen))
         each = range(self._each)
         return [tuple(int(chosen[row]) + place for row in block for place in each) for block in found]
+
+    def _data_rows(self, chosen: NDArray[np.int64]) -> int:
+        """Rows of the data set among these."""
+        return len(np.unique(self.rows.sources[chosen]))
 
     def _firsts(self, wanted: NDArray[np.bool_]) -> NDArray[np.int64]:
         """The first of those rows here that belong to one of the data set's."""

@@ -58,6 +58,7 @@ class DataShape:
     """What the estimate needs to know of a data set."""
 
     train_rows: int
+    """Sequences, where rows become several."""
     mean_characters: float
     validation_rows: int = 0
     row_tokens: float | None = None

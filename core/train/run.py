@@ -451,6 +451,9 @@ class TrainingRun:
         return Prepared(
             train_rows=self.data.train_rows,
             validation_rows=self.data.validation_rows,
+            train_sequences=self.data.train_sequences
+            if self.data.train_sequences != self.data.train_rows
+            else 0,
             truncated_rows=self.data.rows.truncated,
             skipped_rows=self.data.rows.skipped,
             total_steps=self.total_steps,

@@ -306,6 +306,9 @@ def test_what_cannot_be_answered_is_refused_in_openais_form(served, trained):
         assert refused.value.param == name
     with pytest.raises(openai.BadRequestError, match=r"min_tokens is not supported here"):
         served.chat(extra_body={"min_tokens": 3})
+    given = {"chat_template_kwargs": {"messages": []}}
+    with pytest.raises(openai.BadRequestError, match=r"no name that a chat template can be given"):
+        served.chat(extra_body=given)
     image = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]
     with pytest.raises(openai.BadRequestError, match=r"messages\[0\]\.content\[0\] is no text"):
         served.openai.chat.completions.create(model="llama", messages=image)

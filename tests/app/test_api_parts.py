@@ -21,6 +21,8 @@ from app.web.address import allowed_hosts
 from app.web.api import key_guard
 from app.web.api.api_app import beside_page, guarded_api
 from app.web.api.api_key import api_key
+from app.web.api.ollama_requests import chat_request
+from app.web.api.openai_requests import chat_asked
 from app.web.api.stop_texts import StopFinder
 from app.web.api.waiting_line import LineFull, Turn, WaitingLine
 from app.web.guard import RequestGuard
@@ -286,6 +288,19 @@ def test_the_line_waits_for_another_base_and_is_fair_among_clients():
 
 
 # Where an answer stops.
+
+
+def test_what_a_request_gives_the_chat_template_is_in_its_prompt():
+    thought = {"role": "assistant", "content": "Aye.", "reasoning_content": "hm"}
+    asked = [{"role": "user", "content": "Hi"}, thought, {"role": "user", "content": "So?"}]
+    body = {"model": "m", "messages": asked}
+    openai = chat_asked(body | {"chat_template_kwargs": {"enable_thinking": False}}).prompts[0]
+    ollama = chat_request(body | {"think": False}).prompt
+    for prompt in (openai, ollama):
+        assert prompt.config.chat.template_kwargs == {"enable_thinking": False}
+        assert prompt.messages[1] == {"role": "assistant", "content": "Aye.", "reasoning": "hm"}
+    assert chat_asked(body).prompts[0].config.template_kwargs == ""
+    assert chat_request(body).prompt.config.template_kwargs == ""
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 50])

@@ -107,6 +107,23 @@ def test_a_file_is_checked_without_being_registered(workbench, settings, tmp_pat
     assert list(settings.staging.iterdir()) == []
 
 
+def test_how_conversations_are_fitted_is_said_on_the_command_line(workbench, settings, tmp_path):
+    (tmp_path / "a.jsonl").write_text(FAULTY)
+    given = ("--template-kwargs", '{"enable_thinking": false}')
+    assert run(settings, "data", "add", tmp_path / "a.jsonl", "--fold-system", *given).exit_code == 0
+    chat = workbench.datasets.open(workbench.registry.find(Dataset, "a")).version.chat
+    assert (chat.fold_system, chat.join_turns, chat.template_kwargs) == (
+        True,
+        False,
+        {"enable_thinking": False},
+    )
+    assert run_json(settings, "data", "fit", "a", "--join-turns")[1]["version"] == 2
+    refused = run(settings, "data", "fit", "a", "--template-kwargs", "{thinking}")
+    assert (refused.exit_code, "no JSON" in refused.stderr) == (1, True)
+    refused = run(settings, "data", "fit", "a", "--template-kwargs", '{"messages": []}')
+    assert (refused.exit_code, "no name that a chat template can be given" in refused.stderr) == (1, True)
+
+
 def test_a_mapping_is_given_in_words(settings, tmp_path):
     (tmp_path / "a.csv").write_text("words,class\n" + "".join(f"word {i},c{i % 2}\n" for i in range(12)))
     refused = run(settings, "data", "add", tmp_path / "a.csv")

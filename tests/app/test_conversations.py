@@ -5,6 +5,7 @@ import threading
 import pytest
 
 from app.service.conversations import FAILED, STOPPED
+from core.data.chat_options import ChatOptions
 from core.errors import InvalidInput
 from core.events import TokenDone
 from core.generate.config import GenerationConfig
@@ -208,7 +209,7 @@ def test_an_answer_is_scored_behind_what_its_speaker_has_said(talk, speakers, wo
     (turn,) = _done(talk, chat)
     talk.score(turn.answers["mine"].id)
     begin = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "hello"}]
-    assert asked == [(("llama", ["mine"], begin, "one two three "), {"ended": True})]
+    assert asked == [(("llama", ["mine"], begin, "one two three "), {"ended": True, "chat": ChatOptions()})]
     asked.clear()
     talk.scores(chat, ["", "mine"], "good day")
     assert [given[1:] for given, _ in asked] == [([None], begin, "good day"), (["mine"], begin, "good day")]

@@ -7,14 +7,19 @@ import io
 import json
 import os
 import signal
+from contextlib import nullcontext
 
 import pytest
 
 from app.shared.data_import import ImportRequest, import_dataset, look_at
 from app.shared.errors import JobFailed
+from app.web.parts.markup import conversation
+from core.data.chat_options import ChatOptions
 from core.data.findings import ERROR, KINDS
+from core.data.importing import row_shown
 from core.data.split import Split
 from core.errors import InvalidConfig, InvalidData
+from core.generate.config import GenerationConfig
 from core.train.training_options import TrainingOptions
 from storage.errors import InUse, NameTaken
 from storage.tables import Adapter, Base, Dataset, Job, Run
@@ -146,14 +151,15 @@ def test_an_edit_keeps_the_marks_of_its_row_and_the_findings_of_others(workbench
     said = [(role, f"{role} {i}") for i in range(2) for role in ("user", "assistant")]
     turns = [{"role": role, "content": text} for role, text in said]
     marked = [turns[0], turns[1] | {"train": False, "name": "Ann"}, *turns[2:]]
-    noted = [turns[0], turns[3] | {"thinking": "hm"}]
+    noted = [turns[0], turns[3] | {"images": ["a.png"]}]
     plain = [{"messages": [{"role": "user", "content": f"q{i}"}, turns[1]]} for i in range(9)]
     row = add(workbench, tmp_path, lines({"messages": marked}, {"messages": noted}, *plain))
     mended = workbench.datasets.edit("mine", 0, [*said[:3], ("assistant", "another")])
     assert workbench.datasets.row(mended, 0).example.untrained == {1}
     longer = workbench.datasets.edit("mine", 0, [("system", "s"), *said])
     assert workbench.datasets.row(longer, 0).example.untrained == {2}
-    assert (row.warnings, workbench.datasets.open(longer).summary.counts) == (2, {"ignored_part": 1})
+    assert (row.warnings, workbench.datasets.open(longer).summary.counts) == (1, {"ignored_part": 1})
+    assert workbench.datasets.row(longer, 0).example.messages[2]["name"] == "Ann"
     with pytest.raises(InvalidData, match="Every answer of the row is marked as not trained"):
         workbench.datasets.edit("mine", 0, [*said[:2]])
 
@@ -286,9 +292,14 @@ def test_a_base_checks_the_rows(workbench, tmp_path):
     assert workbench.datasets.checked(left, base, 64) is None, "another version has another report"
 
 
+def _tokens(workbench, row, base, template=None):
+    """Those of its first row."""
+    return workbench.datasets.tokens(row, base, 0, template)["sequences"][0]["tokens"]
+
+
 def test_a_row_is_seen_as_the_bases_tokens(workbench):
     row = workbench.registry.find(Dataset, "data")
-    view = workbench.datasets.tokens(row, "llama", 3)
+    (view,) = workbench.datasets.tokens(row, "llama", 3)["sequences"]
     said = "".join(token["text"] for token in view["tokens"] if token["trained"])
     assert said == "fine thanks fine thanks fine thanks fine thanks <|im_end|>"
     assert view["trained"] == sum(token["trained"] for token in view["tokens"])
@@ -320,6 +331,51 @@ def test_rows_that_the_template_refuses_are_an_error_and_can_be_left_out(workben
         workbench.runs.wait(workbench.training.start("strict", "mine", TrainingOptions.parse(QUICK)).id).state
         == "finished"
     )
+    folded = ChatOptions(fold_system=True)
+    workbench.datasets.bring_back("mine")
+    row = workbench.datasets.fit("mine", folded)
+    assert workbench.datasets.open(row).version.chat == folded
+    assert workbench.registry.datasets.versions(row.id)[0].change.startswith(
+        "conversations: a system turn goes"
+    )
+    do_job(workbench, "check_data", workbench.datasets.check_arguments(row, base, 64))
+    assert workbench.datasets.checked(row, base, 64).findings.counts() == {"folded": 1}
+    view = workbench.datasets.tokens(row, "strict", 12)
+    assert view["notes"] == ["The system turn stands in front of the question, since the template has none."]
+    said = "".join(token["text"] for token in view["sequences"][0]["tokens"])
+    assert said.startswith("<|im_start|>user\ns\n\np<|im_end|>")
+    run = workbench.runs.wait(workbench.training.start("strict", "mine", TrainingOptions.parse(QUICK)).id)
+    assert run.state == "finished"
+    asked = [{"role": "system", "content": "s"}, {"role": "user", "content": "p"}]
+    for fold, answers in ((False, False), (True, True)):
+        config = GenerationConfig(max_tokens=2, fold_system=fold)
+        with nullcontext() if answers else pytest.raises(InvalidData, match="no system here"):
+            assert list(workbench.chats.answer("strict", [None], [asked], config))
+    with pytest.raises(InvalidData, match="like that already"):
+        workbench.datasets.fit("mine", folded)
+
+
+def test_the_import_takes_how_conversations_are_fitted_and_the_row_keeps_its_tools(workbench, tmp_path):
+    call = {"role": "assistant", "content": "", "tool_calls": [{"name": "find", "arguments": {"q": "x"}}]}
+    turns = [{"role": "user", "content": "hi"}, call, {"role": "tool", "content": "found"}]
+    turns.append({"role": "assistant", "content": "so", "reasoning": "hm"})
+    path = tmp_path / "a.jsonl"
+    path.write_text(lines(*[{"messages": turns, "tools": [{"name": "find"}]}] * 3), encoding="utf-8")
+    chat = ChatOptions(join_turns=True, template_kwargs={"enable_thinking": False})
+    request = ImportRequest([str(path)], "mine", chat=chat)
+    assert ImportRequest.parse(json.loads(json.dumps(request.to_dict()))).chat == chat
+    row = import_dataset(workbench.registry, request)
+    assert workbench.datasets.open(row).version.chat == chat
+    said = [("user", "hi"), ("assistant", ""), ("tool", "found"), ("assistant", "so, then")]
+    row = workbench.datasets.edit("mine", 0, said)
+    changed = workbench.datasets.row(row, 0).example
+    assert workbench.datasets.open(row).version.chat == chat
+    assert (changed.messages[1], changed.messages[3]["reasoning"]) == (call, "hm")
+    assert changed.tools[0]["function"]["name"] == "find"
+    shown = conversation([row_shown(changed)])
+    assert "<b>tools</b>find" in shown
+    assert "<details class='thinking'><summary>Thinking</summary>hm</details>so, then" in shown
+    assert "<code>find({&quot;q&quot;: &quot;x&quot;})</code>" in shown
 
 
 def test_a_base_without_a_template_takes_a_known_one(workbench, tiny_llama, tmp_path, checked_here):
@@ -332,7 +388,7 @@ def test_a_base_without_a_template_takes_a_known_one(workbench, tiny_llama, tmp_
     )
     row = workbench.registry.find(Dataset, "data")
     shown = {
-        name: "".join(token["text"] for token in workbench.datasets.tokens(row, "bare", 0, name)["tokens"])
+        name: "".join(token["text"] for token in _tokens(workbench, row, "bare", name))
         for name in ("", "plain", "chatml", "alpaca")
     }
     assert shown[""] == shown["plain"] == "### User:\nhello 0\n\n### Assistant:\nfine thanks <|im_end|>\n\n"
@@ -346,10 +402,7 @@ def test_a_base_without_a_template_takes_a_known_one(workbench, tiny_llama, tmp_
     with pytest.raises(InvalidConfig, match="template of its own"):
         workbench.models.choose_template("llama", "chatml")
     workbench.models.choose_template("bare", "chatml")
-    assert (
-        "".join(token["text"] for token in workbench.datasets.tokens(row, "bare", 0)["tokens"])
-        == shown["chatml"]
-    )
+    assert "".join(token["text"] for token in _tokens(workbench, row, "bare")) == shown["chatml"]
     workbench.runs.wait(workbench.training.start("bare", "data", TrainingOptions.parse(QUICK), "a").id)
     assert workbench.registry.find(Adapter, "a").base_name == "bare"
     export = do_job(
@@ -412,4 +465,4 @@ def test_data_of_an_earlier_version_of_the_workbench_still_trains(workbench, tmp
     assert workbench.datasets.leave_out("old", rows=[3]).excluded_rows == 1
     with pytest.raises(InvalidData, match="import the file again"):
         workbench.datasets.edit("old", 0, [("user", "a"), ("assistant", "b")])
-    assert json.dumps(workbench.datasets.tokens(workbench.registry.find(Dataset, "old"), "llama", 0)["count"])
+    assert json.dumps(_tokens(workbench, workbench.registry.find(Dataset, "old"), "llama"))

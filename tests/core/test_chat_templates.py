@@ -13,7 +13,7 @@ from core.data.formats import Example
 from core.data.pieces import PieceEncoder
 from core.data.rendering import Renderer
 from core.data.token_report import token_findings, token_report
-from core.data.token_view import check_template, token_view
+from core.data.token_view import check_template, row_view
 from core.data.tokens import tokenised_in_memory
 from core.errors import InvalidData
 from tests.conftest import CHATML
@@ -53,16 +53,10 @@ def row(*turns):
         (NO_SYSTEM, [("s", "Answer like a cook."), ("u", "Hi"), ("a", "Aye")], r"system turn \('Answer"),
         (NO_SYSTEM, [("s", "a"), ("u", "Hi"), ("a", "Aye")], r"the system turn \('a'\)"),
         (NO_SYSTEM, [("u", "Hi"), ("a", "Aye"), ("s", "Brief."), ("u", "So"), ("a", "No")], "system turn"),
-        (NO_REASONING, [("u", "14 + 9?"), ("a", THOUGHT)], r"part of turn 2, the assistant's \('<think>'\)"),
+        (NO_REASONING, [("u", "14 + 9?"), ("a", THOUGHT)], r"reasoning of turn 2, .* \('First the tens"),
         (NO_REASONING, [("u", "a</think>b"), ("a", "fine")], "part of turn 1, the user's"),
         (CUTS, [("u", "0123456789"), ("a", "x")], "turn 1"),
         (CHANGES, [("u", "Hi"), ("a", "Aye")], "turn 1"),
-        (ONLY_BLOCKS, [("u", "Hello there"), ("a", "Aye")], "turn 1, the user's"),
-        (
-            LAST_REASONING,
-            [("u", "14 + 9?"), ("a", THOUGHT), ("u", "Sure?"), ("a", "Yes")],
-            r"turn 2, the assistant's .* out of the conversation once later turns follow. Make a row of each",
-        ),
     ],
 )  # fmt: skip
 def test_text_that_a_template_leaves_out_is_refused_by_row(tokenizer, template, turns, said):
@@ -84,6 +78,7 @@ def test_text_that_a_template_leaves_out_is_refused_by_row(tokenizer, template, 
         "{% if loop.first %}{{ first }}\n\n{% endif %}{{ m['content'] }}<|im_end|>\n"
         "{% endfor %}" + ASK,
         LAST_REASONING,
+        ONLY_BLOCKS,
     ],
 )
 def test_what_a_template_trims_moves_or_escapes_is_not_left_out(tokenizer, template):
@@ -105,16 +100,15 @@ def test_chat_goes_on_where_earlier_reasoning_is_taken_out_and_never_without_the
         renderer(tokenizer, NO_SYSTEM).encode_prompt(row(("s", "Be brief."), ("u", "Hi")).messages)
 
 
-def test_a_prompt_that_opens_the_answer_otherwise_is_said_as_what_it_is(tokenizer):
-    said = r"Row 7: .* ends its prompt for an answer with '<think>\\n', and writes turn 2"
-    with pytest.raises(InvalidData, match=said) as refused:
-        renderer(tokenizer, OPENS).render(row(("u", "14 + 9?"), ("a", "23")))
-    assert "single-turn" not in str(refused.value)
-    assert "begin with" not in str(refused.value)
-    keeps = CHATML.replace("assistant\\n", "assistant\\n<think>\\n")
-    with pytest.raises(InvalidData, match="Let each answer begin with <think>…</think>, or use a base"):
-        renderer(tokenizer, keeps).render(row(("u", "14 + 9?"), ("a", "23")))
-    assert renderer(tokenizer, keeps).render(row(("u", "14 + 9?"), ("a", THOUGHT))).supervised
+@pytest.mark.parametrize("template", [OPENS, CHATML.replace("assistant\\n", "assistant\\n<think>\\n")])
+def test_a_prompt_that_opens_the_reasoning_has_it_closed(tokenizer, template):
+    found = renderer(tokenizer, template)
+    for answer, learnt in ((THOUGHT, THOUGHT.removeprefix("<think>\n")), ("23", "\n</think>\n\n23")):
+        talk = row(("u", "14 + 9?"), ("a", answer))
+        rendered = found.render(talk)
+        assert tokenizer.decode(rendered.ids[slice(*rendered.spans[0])]) == f"{learnt}<|im_end|>"
+        assert rendered.ids[: rendered.spans[0][0]] == found.encode_prompt(talk.messages[:1])
+        assert [code for code, _ in rendered.notes] == ["thinking_closed"] * (answer == "23")
 
 
 def test_the_check_of_a_template_looks_for_the_text(tokenizer):
@@ -124,7 +118,7 @@ def test_the_check_of_a_template_looks_for_the_text(tokenizer):
 
     assert failing(CHATML) == failing(LAST_REASONING) == {}
     assert "leaves out the system turn" in failing(NO_SYSTEM)["Takes a system prompt"]
-    assert "leaves out a part of turn 2" in failing(NO_REASONING)["Keeps the reasoning of an answer"]
+    assert "leaves out the reasoning of turn 2" in failing(NO_REASONING)["Keeps the reasoning of an answer"]
     assert not any("Row 0" in detail for detail in failing(OPENS).values())
 
 
@@ -165,7 +159,7 @@ def test_bos_stands_once_as_the_tokenizer_puts_it(scheme, bos):
     text = "user\nhello there</s>\nassistant\nFine, thanks.</s>\n"
     written = bos.replace("{{ bos_token }}", "<s>")
     assert rendered.ids == tokenizer(written + text, add_special_tokens=not written)["input_ids"]
-    assert [token.id for token in token_view(found, talk).tokens] == rendered.ids
+    assert [token.id for token in row_view(found, talk).sequences[0].tokens] == rendered.ids
     assert rendered.ids.count(1) == prompt.count(1) == 1
     assert rendered.ids[: len(prompt)] == prompt
     assert found.render(Example(1, text="hello there")).ids[:-1] == tokenizer("hello there")["input_ids"]
@@ -266,8 +260,10 @@ def test_a_token_that_a_vocabulary_has_not_is_a_sentence_about_its_row():
 
 
 def test_where_every_row_is_refused_the_reason_is_the_rows_own(tokenizer):
-    rows = [StoredRow(at, 0, Example(at, row(("u", "14 + 9?"), ("a", "23")).messages)) for at in (1, 2)]
-    file, keep = tokenised_in_memory(rows, renderer(tokenizer, OPENS)), np.array([True, True])
+    rows = [StoredRow(at, 0, Example(at, row(("u", "What?"), ("a", "This.")).messages)) for at in (1, 2)]
+    file, keep = tokenised_in_memory(rows, renderer(tokenizer, CHANGES)), np.array([True, True])
     found = token_findings(file, keep, 64, {2})
-    with pytest.raises(InvalidData, match=r"^Row 1: .*prompt for an answer.*No other of the 2 rows can"):
+    with pytest.raises(
+        InvalidData, match=r"^Row 1: .*leaves out a part of turn 1.*No other of the 2 rows can"
+    ):
         token_report(file, keep, ~keep, 64, found)

@@ -34,7 +34,7 @@ from tests.core.data_files import MESSAGES, lines, take, written
             {
                 "conversations": [
                     {"from": "human", "value": "a"},
-                    {"from": "function_call", "value": "f()"},
+                    {"from": "function_call", "value": '{"name": "f"}'},
                     {"from": "observation", "value": "1"},
                     {"from": "gpt", "value": "b"},
                 ],
@@ -162,18 +162,6 @@ def test_columns_that_come_late_do_not_vanish_without_a_word(tmp_path):
     said = [detail for number, code, detail in found if code == "unused_column"]
     assert said == [f"The column {name!r}, which 100 rows have, is not used." for name in ("input", "system")]
     assert summary.hints == ["Columns that are not used: 'input', 'system', 'extra'."]
-
-
-def test_what_stands_beside_the_text_of_a_turn_is_said(tmp_path):
-    call = {"role": "assistant", "content": "Let me look", "tool_calls": [{"name": "f"}]}
-    silent = {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}
-    _, _, found = take(
-        tmp_path, "a.jsonl", lines({"messages": [MESSAGES[0], call]}, {"messages": [MESSAGES[0], silent]})
-    )
-    assert [one[1:] for one in found] == [
-        ("ignored_part", "The tool_calls of turn 2 are not used."),
-        ("missing", "A turn holds tool_calls and no text; that cannot be trained on yet."),
-    ]
 
 
 def test_a_falsy_input_is_kept(tmp_path):

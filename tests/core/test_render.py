@@ -70,14 +70,18 @@ def test_a_template_without_any_end_token_gets_one_behind_the_last_answer(tokeni
     assert _supervised(tokenizer, rendered) == "b<|im_end|>"
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer, monkeypatch):
+def test_where_a_template_rewrites_earlier_turns_each_answer_is_a_sequence(tokenizer, monkeypatch):
     template = (
         "{% for m in messages %}{{ loop.length ~ m['content'] }}{% endfor %}{% if "
         "add_generation_prompt %}A{% endif %}"
     )
     monkeypatch.setattr(tokenizer, "chat_template", template)
-    with pytest.raises(InvalidData, match=r"Row 1.*template changes earlier turns"):
-        Renderer(tokenizer).render(_conversation("a", "b", "c", "d"))
+    renderer, talk = Renderer(tokenizer), _conversation("a", "b", "c", "d")
+    found = renderer.sequences(talk)
+    assert [_supervised(tokenizer, one) for one in found] == ["b<|im_end|>", "d<|im_end|>"]
+    assert [code for code, _ in found[0].notes] == ["several_sequences"]
+    for one, at in zip(found, (1, 3), strict=True):
+        assert one.ids[: one.spans[0][0]] == renderer.encode_prompt(talk.messages[:at])
 
 
 def test_a_template_that_refuses_says_so(tokenizer, monkeypatch):
@@ -207,4 +211,6 @@ def test_rows_come_back_in_order_with_the_reason_where_one_fails(tokenizer, monk
     ]
     found = list(Renderer(tokenizer).render_many(rows))
     assert [isinstance(one, InvalidData) for one in found] == [i % 5 == 0 for i in range(1000)]
-    assert all(_supervised(tokenizer, one) == f"answer {i}<|im_end|>" for i, one in enumerate(found) if i % 5)
+    assert all(
+        _supervised(tokenizer, one[0]) == f"answer {i}<|im_end|>" for i, one in enumerate(found) if i % 5
+    )

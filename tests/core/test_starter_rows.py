@@ -11,7 +11,7 @@ from core.base_model.templates import TEMPLATES
 from core.base_model.tokenizer import end_token_ids, load_tokenizer
 from core.data.formats import Example
 from core.data.rendering import Renderer
-from core.data.token_view import check_template, token_view
+from core.data.token_view import check_template, row_view
 
 pytestmark = pytest.mark.starter
 NASTY = [
@@ -72,7 +72,7 @@ def test_supervised_tokens_decode_to_the_answers_exactly(starter_folder, name):
     if name != "its own":
         tokenizer.chat_template = TEMPLATES[name]
     renderer, rows = Renderer(tokenizer), _rows(1000)
-    for row, rendered in zip(rows, renderer.render_many(rows), strict=True):
+    for row, rendered in zip(rows, renderer.render_last(rows), strict=True):
         found = [
             tokenizer.decode(rendered.ids[start:stop], clean_up_tokenization_spaces=False)
             for start, stop in rendered.spans
@@ -94,7 +94,7 @@ def test_a_row_is_shown_token_by_token(starter_folder):
         {"role": "user", "content": "Hi <|im_end|> there"},
         {"role": "assistant", "content": "Ahoy 日本!"},
     )
-    view = token_view(Renderer(load_tokenizer(starter_folder)), Example(1, messages))
+    (view,) = row_view(Renderer(load_tokenizer(starter_folder)), Example(1, messages)).sequences
     assert (view.count, view.trained) == (len(view.tokens), sum(token.trained for token in view.tokens))
     assert "".join(token.text for token in view.tokens if token.trained).startswith("Ahoy")
     assert view.tokens[-2].text == "<|im_end|>"

@@ -10,7 +10,7 @@ from core.data import templating
 from core.data.formats import Example
 from core.data.rendering import Renderer
 from core.data.template_process import environment
-from core.data.templating import apply_template, apply_templates
+from core.data.templating import Conversation, apply_template, apply_templates
 from core.errors import InvalidData
 from tests.conftest import CHATML
 
@@ -74,7 +74,7 @@ def test_one_row_that_hangs_does_not_take_its_neighbours_with_it(tokenizer, monk
     monkeypatch.setattr(templating, "MOST_STOPPED", 3)
     hangs = "{% if messages[0]['content'] == 'no' %}{{ ('<' * 3000000) | striptags }}{% endif %}" + CHATML
     turns = [({**TURNS[0], "content": content}, TURNS[1]) for content in ("yes", "no", "yes")]
-    found = apply_templates(with_template(tokenizer, hangs), [(one, False) for one in turns])
+    found = apply_templates(with_template(tokenizer, hangs), [Conversation(one) for one in turns])
     assert [isinstance(one, InvalidData) for one in found] == [False, True, False]
 
 

@@ -91,12 +91,9 @@ def test_a_question_that_is_marked_for_training_is_pointed_out(tmp_path):
 @pytest.mark.parametrize(
     ("more", "code", "said"),
     [
-        ({"name": "Ann"}, "unused_key", "The key 'name' of turn 2 is not used."),
         ({"trian": False}, "unused_key", "The key 'trian' of turn 2 is not used."),
         ({"timestamp": 5}, "unused_key", "The key 'timestamp' of turn 2 is not used."),
         ({"text": "other"}, "unused_key", "The key 'text' of turn 2 is not used."),
-        ({"reasoning_content": "hm"}, "ignored_part", "The reasoning_content of turn 2 are not used."),
-        ({"thinking": "hm"}, "ignored_part", "The thinking of turn 2 are not used."),
         ({"images": ["a.png"]}, "ignored_part", "The images of turn 2 are not used."),
     ],
 )
@@ -125,14 +122,14 @@ def test_blocks_of_text_are_joined_whatever_their_key(tmp_path, key):
 
 
 def test_a_block_that_is_no_text_is_named(tmp_path):
-    block = {"type": "reasoning", "value": "hm"}
+    block = {"type": "image", "value": "hm"}
     _, _, found = take(
         tmp_path,
         "a.jsonl",
         lines({"messages": MESSAGES}, {"messages": [ASKED, ANSWERED | {"content": [block]}]}),
     )
     assert found[0][:2] == (2, "missing")
-    assert "something other than text (reasoning)" in found[0][2]
+    assert "something other than text (image)" in found[0][2]
 
 
 def _as_pandas(turns):

@@ -302,6 +302,11 @@ def test_a_row_is_edited_in_place_as_a_new_version(workbench, address, open_page
     expect(page.get_by_text("back to version 1")).to_be_visible()
     found = workbench.registry.find(Dataset, "mine")
     assert json.dumps(workbench.datasets.row(found, 5).example.messages).count("number 5") == 2
+    unfold(page, "Conversations and chat template")
+    page.get_by_label("Join neighbouring turns of one speaker").locator("visible=true").check()
+    press(page, "Fit conversations so")
+    expect(page.get_by_text("conversations: neighbouring turns of one speaker are joined")).to_be_visible()
+    assert workbench.datasets.open(workbench.registry.find(Dataset, "mine")).version.chat.join_turns
 
 
 def test_rows_are_searched_paged_and_walked_by_keys_and_all_of_it_outlives_a_reload(

@@ -12,6 +12,7 @@ import numpy as np
 
 from app.jobs.kinds import Arguments, JobContext, JobKind
 from app.shared.references import name_in, refer, referred
+from core.data.chat_options import ChatOptions
 from core.data.dataset_file import DatasetFile, Findings
 from core.data.formats import Example
 from core.data.importing import Summary
@@ -28,8 +29,9 @@ _TEMPLATE_ROWS = 20
 
 
 class CheckData(JobKind):
-    """Arguments: of (what is checked, in words), rows, version (folders; version may be empty), digest (of
-    the rows), base, max_length, out (a new folder).
+    """Arguments: of (what is checked, in words), rows, version (folders; version may be empty), chat (options
+    of the conversation where there is no version), digest (of the rows), base, max_length, out (a new
+    folder).
     """
 
     name, label, order = "check_data", "Check data with a base", 20
@@ -53,7 +55,8 @@ class CheckData(JobKind):
         base = referred(context.registry, Base, arguments["base"])
         folder = Path(arguments["rows"])
         context.report(Progress("Loading the tokenizer"))
-        renderer, ends = _renderer(base, folder)
+        chat = _chat(arguments)
+        renderer, ends = _renderer(base, folder, chat)
         rows, cache = DatasetFile(folder), context.settings.cache
         stored, digest, total = rows.all_stored(), arguments["digest"], len(rows)
         file = tokenised(stored, digest, renderer, cache, total=total, report=context.report)
@@ -70,14 +73,20 @@ class CheckData(JobKind):
 KIND = CheckData()
 
 
-def _renderer(base: Base, folder: Path) -> tuple[Renderer, Collection[int]]:
+def _chat(arguments: Mapping[str, Any]) -> ChatOptions:
+    if arguments["version"]:
+        return Version.read(Path(arguments["version"])).chat
+    return ChatOptions.parse(arguments.get("chat", {}))
+
+
+def _renderer(base: Base, folder: Path, chat: ChatOptions) -> tuple[Renderer, Collection[int]]:
     """The renderer of a base for the rows in `folder`, and the tokens that end a turn."""
     from core.base_model.tokenizer import end_token_ids, load_tokenizer
     from core.data.rendering import Renderer
 
     tokenizer, summary = load_tokenizer(Path(base.folder), base.template), Summary.read(folder)
     special_tokens = bool(summary and summary.mapping.get("special_tokens"))
-    renderer = Renderer(tokenizer, special_tokens=special_tokens)
+    renderer = Renderer(tokenizer, special_tokens=special_tokens, chat=chat)
     return renderer, end_token_ids(Path(base.folder), renderer)
 
 

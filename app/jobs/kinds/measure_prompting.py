@@ -92,7 +92,8 @@ def _measured(context: JobContext, run: Run, base: ResidentBase, shots: int) -> 
     if objective.name != "sft":
         raise InvalidConfig(f"{objective.label} has no loss that a prompt could be judged by.")
     longest = options.train.max_length if options.train.over_length == "truncate" else base.context_length
-    return prompted_loss(base, examples, judged, min(longest, base.context_length), context.report)
+    longest = min(longest, base.context_length)
+    return prompted_loss(base, examples, judged, longest, context.report, version.chat)
 
 
 def _labels(rows: Any, usable: Any, options: Any) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from typing import Any
 from app.web.api.openai_errors import bad, unsupported
 
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+_REASONING = "reasoning_content"  # what an answer thought, as DeepSeek and vLLM call it
 _EMPTY: tuple[Any, ...] = (None, "", [], {})
 
 
@@ -25,10 +26,12 @@ def _turn(sent: Any, where: str) -> dict[str, str]:
     role = sent.get("role")
     if not isinstance(role, str) or role not in _ROLES:
         raise bad(f"{where}.role", f"{where}.role must be one of {', '.join(_ROLES)}, not {role!r}.")
+    thinks = role == "assistant" and isinstance(sent.get(_REASONING), str)
     for key, value in sent.items():
-        if key not in ("role", "content") and value not in _EMPTY:
+        if key not in ("role", "content", *([_REASONING] if thinks else [])) and value not in _EMPTY:
             raise unsupported(f"{where}.{key}")
-    return {"role": _ROLES[role], "content": _content(sent.get("content"), f"{where}.content")}
+    turn = {"role": _ROLES[role], "content": _content(sent.get("content"), f"{where}.content")}
+    return turn | ({"reasoning": sent[_REASONING]} if thinks and sent[_REASONING] else {})
 
 
 def _content(sent: Any, where: str) -> str:

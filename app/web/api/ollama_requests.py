@@ -4,6 +4,7 @@ refused.
 
 from __future__ import annotations
 
+import json
 import secrets
 from dataclasses import dataclass
 from typing import Any
@@ -38,7 +39,6 @@ _NO_OPTIONS: dict[str, tuple[Any, ...]] = {
 _COMMON = {"model", "stream", "options", "keep_alive"}
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "format": ("",),
-    "think": (False,),
     "tools": ([],),
     "images": ([],),
     "suffix": ("",),
@@ -61,13 +61,16 @@ class OllamaAsked:
 
 def chat_request(body: Body) -> OllamaAsked:
     """Of /api/chat. Raises ApiError."""
-    require_known(body, {*_COMMON, "messages"}, _NEUTRAL)
-    return _asked(body, {"messages": turns(body)} if body.get("messages") else {})
+    require_known(body, {*_COMMON, "messages", "think"}, _NEUTRAL)
+    given = {"template_kwargs": json.dumps({"enable_thinking": flag(body, "think", True)})}
+    return _asked(
+        body, {"messages": turns(body)} if body.get("messages") else {}, given if "think" in body else {}
+    )
 
 
 def generate_request(body: Body) -> OllamaAsked:
     """Of /api/generate. Raises ApiError."""
-    require_known(body, {*_COMMON, "prompt", "system", "raw"}, _NEUTRAL)
+    require_known(body, {*_COMMON, "prompt", "system", "raw"}, {**_NEUTRAL, "think": (False,)})
     prompt, system = text(body, "prompt", ""), text(body, "system", "")
     if not prompt:
         return _asked(body, {})
@@ -77,14 +80,15 @@ def generate_request(body: Body) -> OllamaAsked:
     return _asked(body, {"messages": [{"role": role, "content": content} for role, content in said]})
 
 
-def _asked(body: Body, prompt: dict[str, Any]) -> OllamaAsked:
+def _asked(body: Body, prompt: dict[str, Any], given: dict[str, str] | None = None) -> OllamaAsked:
+    """given: options of a GenerationConfig that are no sampling."""
     options = mapping(body, "options")
     require_known(options, _OPTIONS, _NO_OPTIONS, "options.")
     if whole(options, "num_predict", _TOKENS) < 0:
         del options["num_predict"]
     found = sampling(options, _SAMPLING, {**_DEFAULTS, "max_tokens": _TOKENS})
     seed = whole(options, "seed", secrets.randbelow(_SEEDS)) % _SEEDS
-    config = GenerationConfig.parse({**found, "seed": seed})
+    config = GenerationConfig.parse({**found, **(given or {}), "seed": seed})
     return OllamaAsked(
         text(body, "model"),
         Prompt(config, **prompt) if prompt else None,

@@ -19,6 +19,7 @@ from app.web.api.parameters import (
     require_known,
     sampling,
     stop_texts,
+    template_kwargs,
     text,
     whole,
 )
@@ -76,14 +77,21 @@ class Asked:
 
 def chat_asked(body: Body) -> Asked:
     """Of /v1/chat/completions. Raises ApiError."""
-    known = {*_COMMON, "messages", "max_completion_tokens", "logprobs", "top_logprobs"}
+    known = {
+        *_COMMON,
+        "messages",
+        "max_completion_tokens",
+        "logprobs",
+        "top_logprobs",
+        "chat_template_kwargs",
+    }
     require_known(body, known, _CHAT_NEUTRAL)
     limits = [body[name] for name in ("max_tokens", "max_completion_tokens") if name in body]
     if len(limits) == 2 and limits[0] != limits[1]:
         raise bad("max_tokens", "max_tokens and max_completion_tokens differ; send one of them.")
     names = {**_SAMPLING, "max_completion_tokens": "max_tokens"}
     prompt = {"messages": turns(body), "likeliest": _chat_likeliest(body)}
-    return _asked(body, names, _CHAT_TOKENS, [prompt])
+    return _asked(body, names, _CHAT_TOKENS, [prompt], template_kwargs(body))
 
 
 def text_asked(body: Body) -> Asked:
@@ -124,11 +132,18 @@ def _texts(sent: Any) -> list[str]:
     return texts
 
 
-def _asked(body: Body, names: Mapping[str, str], limit: int, prompts: Sequence[Mapping[str, Any]]) -> Asked:
+def _asked(
+    body: Body,
+    names: Mapping[str, str],
+    limit: int,
+    prompts: Sequence[Mapping[str, Any]],
+    given: Mapping[str, str] | None = None,
+) -> Asked:
+    """given: options of a GenerationConfig that are no sampling."""
     n, stream = whole(body, "n", 1), flag(body, "stream", False)
     if not 1 <= n * len(prompts) <= _MOST_ANSWERS:
         raise bad("n", f"A request may have 1 to {_MOST_ANSWERS} answers, not {n * len(prompts)}.")
-    options = sampling(body, names, {**_DEFAULTS, "max_tokens": limit})
+    options = {**sampling(body, names, {**_DEFAULTS, "max_tokens": limit}), **(given or {})}
     first = whole(body, "seed", secrets.randbelow(_SEEDS))
     rows = [
         Prompt(GenerationConfig.parse({**options, "seed": (first + at) % _SEEDS}), **prompt)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 
 from app.web.api.openai_errors import ApiError, bad, unsupported
+from core.data.chat_options import ChatOptions
 from core.errors import InvalidConfig
 from core.generate.config import GenerationConfig
 
@@ -59,6 +60,16 @@ def mapping(body: Mapping[str, Any], name: str) -> Body:
     """An object, without what is null in it; empty if it is left out. Raises ApiError."""
     found: Body = _of_kind(body, name, dict, "an object", {})
     return {key: value for key, value in found.items() if value is not None}
+
+
+def template_kwargs(body: Mapping[str, Any], name: str = "chat_template_kwargs") -> dict[str, str]:
+    """What the chat template is to be given, as the option of a GenerationConfig. Raises ApiError."""
+    found = mapping(body, name)
+    try:
+        ChatOptions(template_kwargs=found)
+    except InvalidConfig as error:
+        raise bad(name, str(error)) from None
+    return {"template_kwargs": json.dumps(found)} if found else {}
 
 
 def stop_texts(body: Mapping[str, Any], name: str = "stop") -> list[str]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from datetime import datetime
 from html import escape
 from typing import Any
 
 from storage.tables import FAILED, FINISHED, INTERRUPTED, NOT_PASSED, PASSED, PAUSED, STOPPED
+
+_MOST_SHOWN = 1500  # characters of a turn
 
 
 class Html(str):
@@ -65,15 +68,29 @@ def conversation(rows: Sequence[dict[str, Any]]) -> str:
             )
             continue
         turns = row["messages"] or [{"role": "text", "content": row["text"]}]
-        inner = "".join(
-            (
-                "<div class='turn "
-                f"{escape(turn['role'])}'><b>{escape(turn['role'])}</b>{escape(turn['content'][:1500])}</div>"
-            )
-            for turn in turns
-        )
+        inner = _tools(row.get("tools", ())) + "".join(map(_turn, turns))
         cards.append(f"<div class='card'><h3>Row {row['row']}</h3>{inner}</div>")
     return f"<div class='cards'>{''.join(cards)}</div>"
+
+
+def _turn(turn: dict[str, Any]) -> str:
+    """A turn, with what it thought folded away and what it calls."""
+    thought = escape(turn.get("reasoning", "")[:_MOST_SHOWN])
+    folded = f"<details class='thinking'><summary>Thinking</summary>{thought}</details>" if thought else ""
+    calls = "".join(f"<code>{escape(_called(one))}</code>" for one in turn.get("tool_calls", ()))
+    role, said = escape(turn["role"]), escape(turn["content"][:_MOST_SHOWN])
+    name = f" {escape(turn['name'])}" if turn.get("name") else ""
+    return f"<div class='turn {role}'><b>{role}{name}</b>{folded}{said}{calls}</div>"
+
+
+def _called(call: dict[str, Any]) -> str:
+    return f"{call['name']}({json.dumps(call['arguments'], ensure_ascii=False)[:_MOST_SHOWN]})"
+
+
+def _tools(tools: Sequence[dict[str, Any]]) -> str:
+    """The tools that a row may call, by their names."""
+    names = ", ".join(escape(one["function"]["name"]) for one in tools)
+    return f"<div class='turn tools'><b>tools</b>{names}</div>" if names else ""
 
 
 def moment(at: float | None) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from core.data.reading import NumberedRows, Row
 from core.seam import Seam
@@ -16,7 +16,15 @@ from core.seam import Seam
 if TYPE_CHECKING:
     from core.data.mapping import Candidate, DataMapping
 
-Message = dict[str, str]
+Message = dict[str, Any]
+"""A turn: "role" and "content"; where there is any, "reasoning" (what an answer thought before it),
+"tool_calls" (see core/data/tool_calls.py), "name", and of a tool's result the "tool_call_id".
+"""
+
+
+def plain_turn(role: str, content: str) -> Message:
+    """A turn of nothing but text."""
+    return {"role": role, "content": content}
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,10 @@ class Example:
     untrained: frozenset[int] = frozenset()
     """Places of assistant turns that carry no loss, as their weight says."""
     label: str = ""
+    tools: tuple[dict[str, Any], ...] = ()
+    """Definitions of what may be called."""
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """What the chat template is given for this row beside its turns and tools."""
     notes: tuple[tuple[str, str], ...] = field(default=(), compare=False)
     """(code, sentence) of what was left aside when the row was made; not stored with it."""
 

@@ -6,14 +6,12 @@ import math
 from typing import Any
 
 from core.data.findings import RowFault
-from core.data.formats import Seen
-from core.data.formats._columns import SYSTEMS
+from core.data.formats import Message, Seen, plain_turn
+from core.data.formats._columns import SYSTEMS, TEMPLATE_KWARGS, TOOLS
 from core.data.mapping import DataMapping, fill, is_bare, template_fields, without_fields
 from core.data.reading import Row, kind_of
+from core.data.tool_calls import Tool, parsed, read_tools
 from core.data.turn_keys import is_nothing
-
-Turn = tuple[str, str]
-"""Role and text."""
 
 
 def text_in(row: Row, column: str) -> str:
@@ -52,12 +50,39 @@ def label_in(mapping: DataMapping, row: Row) -> str:
     return str(value)[:200] if isinstance(value, (str, int, float)) else ""
 
 
-def system_turn(mapping: DataMapping, row: Row) -> list[Turn]:
+def system_turn(mapping: DataMapping, row: Row) -> list[Message]:
     """The system prompt's turn, if the mapping gives one and the row has it. Raises RowFault."""
     if "system" in mapping.templates:
-        return [("system", filled(mapping.templates["system"], row))]
+        return [plain_turn("system", filled(mapping.templates["system"], row))]
     column = mapping.columns.get("system")
-    return [("system", text_in(row, column))] if column and not is_nothing(row.get(column)) else []
+    return [plain_turn("system", text_in(row, column))] if column and not is_nothing(row.get(column)) else []
+
+
+def tools_in(mapping: DataMapping, row: Row) -> tuple[Tool, ...]:
+    """The definitions of tools beside the turns. Raises RowFault."""
+    value = row.get(mapping.columns.get("tools", ""))
+    return () if is_nothing(value) or value == "[]" else read_tools(value)
+
+
+def kwargs_in(mapping: DataMapping, row: Row) -> dict[str, Any]:
+    """What the row gives its chat template. Raises RowFault."""
+    value = row.get(mapping.columns.get("template_kwargs", ""))
+    found = {} if is_nothing(value) else parsed(value)
+    if not isinstance(found, dict):
+        raise RowFault("missing", f"What the chat template is given is {kind_of(found)}; expected an object.")
+    return {key: one for key, one in found.items() if one is not None}
+
+
+def beside_columns(seen: Seen) -> dict[str, str]:
+    """The mapping's part for columns that look like tools and like what the chat template is given."""
+    named = {"tools": seen.first(TOOLS), "template_kwargs": seen.first(TEMPLATE_KWARGS)}
+    return {role: column for role, column in named.items() if column and _holds_data(seen, column)}
+
+
+def _holds_data(seen: Seen, column: str) -> bool:
+    """Whether what stands in a column is lists and objects, or JSON of them, and anything at all."""
+    values = [parsed(row[column]) for row in seen.rows if not is_nothing(row.get(column))]
+    return bool(values) and all(isinstance(one, (list, dict)) for one in values)
 
 
 def system_column(seen: Seen) -> dict[str, str]:

@@ -5,6 +5,7 @@ QUESTIONS = ("prompt", "instruction", "question", "query", "input", "inputs", "p
 ANSWERS = ("completion", "output", "answer", "response", "target", "targets", "solution")
 LABELS = ("label", "category", "class", "label_text", "intent")
 SYSTEMS = ("system", "system_prompt", "persona")
+TOOLS, TEMPLATE_KWARGS = ("tools", "functions"), ("chat_template_kwargs",)
 IDS, PARENTS = ("id", "message_id"), ("parent_id", "parent")
 KNOWN = (
     *TURNS,

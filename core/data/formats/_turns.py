@@ -6,8 +6,15 @@ from typing import Any
 
 from core.data.findings import RowFault
 from core.data.formats import Convert, DataFormat, Example, Seen
-from core.data.formats._cells import label_in, system_column, system_turn
-from core.data.formats._columns import KNOWN, SYSTEMS, TURNS
+from core.data.formats._cells import (
+    beside_columns,
+    kwargs_in,
+    label_in,
+    system_column,
+    system_turn,
+    tools_in,
+)
+from core.data.formats._columns import KNOWN, SYSTEMS, TEMPLATE_KWARGS, TOOLS, TURNS
 from core.data.mapping import Candidate, DataMapping
 from core.data.reading import Row, kind_of
 from core.data.turn_keys import ROLE_KEYS, TEXT_KEYS, first_key
@@ -19,15 +26,26 @@ class TurnsFormat(DataFormat):
 
     keys: tuple[str, str]
     """What a turn calls its role and its text."""
-    roles, needed, templates = ("turns", "system", "label"), ("turns",), ("system",)
-    optional = SYSTEMS
+    roles, needed, templates = (
+        ("turns", "system", "tools", "template_kwargs", "label"),
+        ("turns",),
+        ("system",),
+    )
+    own_roles = (
+        ("turns", "Turns"),
+        ("tools", "Tools that may be called"),
+        ("template_kwargs", "Given to the chat template"),
+    )
+    optional = (*SYSTEMS, *TOOLS, *TEMPLATE_KWARGS)
 
     def detect(self, seen: Seen) -> list[Candidate]:
         found = []
         for column in _columns(seen):
             turns = next((turns for row in seen.rows if (turns := as_turns(row.get(column)))), None)
             if turns and self._speaks(turns[0]):
-                mapping = DataMapping(self.name, {"turns": column, **system_column(seen)})
+                mapping = DataMapping(
+                    self.name, {"turns": column, **system_column(seen), **beside_columns(seen)}
+                )
                 keys = " and ".join(
                     filter(None, (first_key(turns[0], keys) for keys in (ROLE_KEYS, TEXT_KEYS)))
                 )
@@ -52,7 +70,16 @@ def turns_converter(mapping: DataMapping) -> Convert:
             raise RowFault("missing", _no_turns(column, row.get(column)))
         read, start = read_turns(turns), system_turn(mapping, row)
         silent = frozenset(len(start) + at for at in read.untrained)
-        return conversation(number, [*start, *read.said], silent, label_in(mapping, row), read.notes)
+        tools = tools_in(mapping, row) or read.tools
+        return conversation(
+            number,
+            [*start, *read.said],
+            silent,
+            label_in(mapping, row),
+            read.notes,
+            tools=tools,
+            template_kwargs=kwargs_in(mapping, row),
+        )
 
     return convert
 

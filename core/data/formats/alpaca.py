@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from core.data.findings import RowFault
-from core.data.formats import Convert, DataFormat, Example, Seen
-from core.data.formats._cells import Turn, label_in, system_column, system_turn, text_in
+from core.data.formats import Convert, DataFormat, Example, Message, Seen, plain_turn
+from core.data.formats._cells import label_in, system_column, system_turn, text_in
 from core.data.formats._columns import ANSWERS, QUESTIONS, SYSTEMS
 from core.data.mapping import Candidate, DataMapping
 from core.data.reading import Row
@@ -49,8 +49,8 @@ class Alpaca(DataFormat):
             turns = [
                 *system_turn(mapping, row),
                 *_history(row.get(history)),
-                ("user", asked),
-                ("assistant", text_in(row, columns["assistant"])),
+                plain_turn("user", asked),
+                plain_turn("assistant", text_in(row, columns["assistant"])),
             ]
             return conversation(number, turns, label=label_in(mapping, row))
 
@@ -73,11 +73,15 @@ def _with_history(seen: Seen, questions: set[str], answers: set[str]) -> list[Ca
     return [Candidate(mapping, f"columns {', '.join(map(repr, columns.values()))}")]
 
 
-def _history(history: Any) -> list[Turn]:
+def _history(history: Any) -> list[Message]:
     pairs = as_list(history) or []
     sound = isinstance(pairs, list) and all(
         isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs
     )
     if not sound or not all(isinstance(one, str) for pair in pairs for one in pair):
         raise RowFault("missing", "history must be a list of [question, answer] pairs.")
-    return [turn for asked, answered in pairs for turn in (("user", asked), ("assistant", answered))]
+    return [
+        turn
+        for asked, answered in pairs
+        for turn in (plain_turn("user", asked), plain_turn("assistant", answered))
+    ]

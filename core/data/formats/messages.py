@@ -19,7 +19,6 @@ class Messages(TurnsFormat):
     name, label, order = "messages", "messages", 0
     help = "a column of turns with role and content"
     said, expected = "chat **messages**", "messages"
-    own_roles = (("turns", "Turns"),)
     keys = ("role", "content")
 
     def _speaks(self, turn: dict[str, Any]) -> bool:

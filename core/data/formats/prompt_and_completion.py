@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from core.data.formats import Convert, DataFormat, Seen
-from core.data.formats._cells import system_column
-from core.data.formats._columns import ANSWERS, QUESTIONS, SYSTEMS
+from core.data.formats._cells import beside_columns, system_column
+from core.data.formats._columns import ANSWERS, QUESTIONS, SYSTEMS, TEMPLATE_KWARGS, TOOLS
 from core.data.formats._pairs import pairs_converter
 from core.data.mapping import TEMPLATED, Candidate, DataMapping
 from core.data.turns import is_turn
@@ -17,15 +17,18 @@ class PromptAndCompletion(DataFormat):
     help = "a question and an answer in columns of their own, or put together from columns by templates"
     said = "**prompt/completion** and question/answer columns"
     expected = "prompt and completion; question and answer"
-    roles, needed = ("user", "assistant", "system", "label"), ("user", "assistant")
-    templates, optional = TEMPLATED, SYSTEMS
+    roles, needed = (
+        ("user", "assistant", "system", "tools", "template_kwargs", "label"),
+        ("user", "assistant"),
+    )
+    templates, optional = TEMPLATED, (*SYSTEMS, *TOOLS, *TEMPLATE_KWARGS)
 
     def detect(self, seen: Seen) -> list[Candidate]:
         questions = [seen.names[name] for name in QUESTIONS if name in seen.names]
         answers = [seen.names[name] for name in ANSWERS if name in seen.names]
         found = []
         for answer in answers:
-            rest = {"assistant": answer, **system_column(seen)}
+            rest = {"assistant": answer, **system_column(seen), **beside_columns(seen)}
             if len(questions) > 1:
                 found.append(self._joined(questions, rest))
             for question in questions:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from core.data.findings import RowFault
-from core.data.formats import Convert, DataFormat, Example
+from core.data.formats import Convert, DataFormat, Example, plain_turn
 from core.data.formats._cells import system_turn, text_in
 from core.data.formats._columns import SYSTEMS
 from core.data.mapping import Candidate, DataMapping, fill
@@ -53,7 +53,7 @@ class SeparatedLines(DataFormat):
             asked, answered = asked.strip(), answered.strip()
             if "user" in mapping.templates:
                 asked = fill(mapping.templates["user"], {column: asked})
-            turns = [*system_turn(mapping, row), ("user", asked), ("assistant", answered)]
+            turns = [*system_turn(mapping, row), plain_turn("user", asked), plain_turn("assistant", answered)]
             return replace(conversation(number, turns), notes=notes)
 
         return convert

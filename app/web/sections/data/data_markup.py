@@ -12,8 +12,9 @@ from app.service.datasets import BaseCheck, Opened
 from app.shared.data_import import Look
 from app.web.parts.markup import conversation, day, facts
 from app.web.sections.data.charts import table
+from core.data.chat_options import ChatOptions
 from core.data.detection import Detection
-from core.data.findings import ERROR, KINDS, Finding, Kind
+from core.data.findings import ERROR, KINDS, NOTE, Finding, Kind
 from storage.tables import Dataset, DatasetVersion
 
 MOST_FINDINGS = 300
@@ -53,8 +54,8 @@ def preview_html(rows: Sequence[dict[str, Any]]) -> str:
     return conversation(rows) if rows else ""
 
 
-def about_html(row: Dataset) -> str:
-    """What is known of a data set."""
+def about_html(row: Dataset, chat: ChatOptions) -> str:
+    """What is known of a data set, and how its conversations are fitted to chat templates."""
     usable = row.rows - row.excluded_rows - row.faulty_rows
     return facts(
         [
@@ -73,6 +74,7 @@ def about_html(row: Dataset) -> str:
                 if row.faulty_rows
                 else "none",
             ),
+            ("Conversations", chat.sentence()),
             ("Warnings", f"{row.warnings:,}" if row.warnings else "none"),
             ("Added", day(row.created)),
         ],
@@ -108,7 +110,7 @@ def kinds_html(opened: Opened, base: BaseCheck | None) -> str:
 
 def _kind_row(kind: Kind, count: int, left_out: int, some_out: bool) -> str:
     """A row of the table; with a column of what is left out where something is."""
-    level = "calm" if left_out == count else "bad" if kind.level == ERROR else "busy"
+    level = "calm" if left_out == count or kind.level == NOTE else "bad" if kind.level == ERROR else "busy"
     cells = f"<td>{count:,}</td>"
     if some_out:
         cells += f"<td>{f'{left_out:,}' if left_out else ''}</td>"

@@ -11,6 +11,7 @@ from gradio.components import Component
 
 from app.shared.data_import import ImportRequest, look_at
 from app.web.parts.shell import QUIET, WORKING, Handler, Shell, inform, refusal, told
+from app.web.sections.data.chat_fields import ChatFields, chat_asked
 from app.web.sections.data.data_markup import look_html, preview_html
 from app.web.sections.data.mapping_fields import NONE, MappingFields
 from app.web.sections.data.split_fields import SplitFields, split_asked
@@ -52,6 +53,8 @@ class ImportPanel:
                 self._fields = MappingFields()
         with gr.Accordion("Validation rows and checks", open=False):
             self._split = SplitFields()
+        with gr.Accordion("Conversations and chat template", open=False):
+            self._chat = ChatFields()
         self._name = gr.Textbox(value="", label="Name", info="Empty: taken from the file.")
         with gr.Column(visible=False, elem_id="first-rows") as self._first_rows:
             self._preview = gr.HTML()
@@ -62,7 +65,8 @@ class ImportPanel:
     @property
     def importing(self) -> tuple[Handler, list[Component]]:
         """The handler of the button, with its inputs; it gives the name of the data set that is to come."""
-        inputs = [self._upload, self._origin, self._name, *self._split.every, *self._fields.every]
+        inputs = [self._upload, self._origin, self._name]
+        inputs += [*self._split.every, *self._chat.every, *self._fields.every]
         return told(self._import), inputs
 
     def _bind(self) -> None:
@@ -159,7 +163,9 @@ class ImportPanel:
         if not given:
             raise refusal("Choose a file to upload first, or give a path.")
         count = len(self._split.every)
-        asked, mapping = split_asked(values[:count]), self._fields.mapping_of(values[count:])
+        asked, rest = split_asked(values[:count]), values[count:]
+        chat = chat_asked(rest[: len(self._chat.every)])
+        mapping = self._fields.mapping_of(rest[len(self._chat.every) :])
         path = _first(files, origin)
         if path is not None and mapping is None:
             look_at(path).detection.require(path.name)  # says what there is to choose
@@ -170,6 +176,7 @@ class ImportPanel:
             mapping.to_dict() if mapping else None,
             asked.split,
             asked.near_duplicates,
+            chat,
         )
         self._workbench.datasets.import_files(request)
         inform("The data set appears in the list when it has been read and checked.", "Importing")

@@ -32,7 +32,7 @@ def overview_tab(shell: Shell, chosen: ChosenData) -> None:
             counted(dict(list(summary.labels.items())[:_MOST_LABELS]), "label") if summary else None,
         ]
         return [
-            about_html(row),
+            about_html(row, opened.version.chat),
             kinds_html(opened, chosen.checked(row, base, length)),
             conversation(row.preview[:3]),
             *places.filled(parts),

@@ -18,10 +18,12 @@ from app.web.sections.data.chosen import ChosenData
 from app.web.sections.data.row_editor import edit_tab, edited_row, editor, editor_value
 from app.web.sections.data.token_markup import tokens_html
 from core.base_model.templates import TEMPLATES
-from core.data.findings import ERROR, KINDS
+from core.data.findings import ERROR, KINDS, NOTE, WARNING
+from core.data.importing import row_shown
 from storage.tables import Dataset
 
 _NO_ROW = "<div class='empty'>Choose a row on the left to see it as turns and as tokens, or to edit it.</div>"
+_COLOURS = {ERROR: "bad", WARNING: "busy", NOTE: "calm"}
 _MOST = 50  # rows a page
 _MOST_SAID = 200  # characters of a row in the list
 
@@ -105,7 +107,7 @@ def _row_list(chosen: ChosenData) -> gr.HTML:
                 "part": line.part,
                 "said": line.said[:_MOST_SAID],
                 "findings": [
-                    [KINDS[code].title, "bad" if KINDS[code].level == ERROR else "busy"]
+                    [KINDS[code].title, _COLOURS[KINDS[code].level]]
                     for code in dict.fromkeys(code for code, _ in line.findings)
                 ],
             }
@@ -154,8 +156,7 @@ def _read(chosen: ChosenData, row: Dataset, index: int) -> str:
         fault = " ".join(finding.detail for finding in found)
         raw = table(("What stands in the file",), [(stored.raw,)]) if stored.raw else ""
         return conversation([{"row": stored.number, "fault": fault}]) + raw
-    example = stored.example
-    return conversation([{"row": stored.number, "messages": list(example.messages), "text": example.text}])
+    return conversation([row_shown(stored.example) | {"row": stored.number}])
 
 
 def _tokens(chosen: ChosenData, row: Dataset, index: int, base: str | None, template: str) -> str:

@@ -13,7 +13,17 @@ _TITLES = {"truncate": "truncate: cut off", "split": "split: several rows", "dro
 
 
 def tokens_html(view: dict[str, Any]) -> str:
-    """A row's tokens: those that carry loss marked, each turn on a line of its own."""
+    """A row's tokens, sequence by sequence, and what was done to its turns."""
+    notes = "".join(f"<p class='hint'>{escape(note)}</p>" for note in view["notes"])
+    several = len(view["sequences"])
+    return notes + "".join(
+        (f"<h5>Sequence {number} of {several}</h5>" if several > 1 else "") + _sequence_html(one)
+        for number, one in enumerate(view["sequences"], 1)
+    )
+
+
+def _sequence_html(view: dict[str, Any]) -> str:
+    """Those that carry loss marked, each turn on a line of its own."""
     parts: list[str] = []
     for token in view["tokens"]:
         kind = " ".join(name for name in ("trained", "special") if token[name])
@@ -48,9 +58,20 @@ def template_html(checks: Sequence[dict[str, Any]]) -> str:
     return f"<div class='card'><h3>Chat template</h3><table class='rows'><tbody>{rows}</tbody></table></div>"
 
 
+def _sequences(report: dict[str, Any]) -> str:
+    """What the rows become, where some become several."""
+    if report.get("sequences", 0) <= report["rows"]:
+        return ""
+    return (
+        f"{report['rows']:,} rows become {report['sequences']:,} sequences, one row up to "
+        f"{report['most_sequences']}, "
+        f"each answer in its own context; an epoch computes {report['computed_tokens']:,} tokens"
+    )
+
+
 def token_facts_html(report: dict[str, Any], effective_batch: int) -> str:
     """The figures of a data set for one base."""
-    train_rows = report["rows"] - report["validation_rows"]
+    train_rows = report.get("train_sequences") or report["rows"] - report["validation_rows"]
     steps, packed = -(-train_rows // effective_batch), -(-report["blocks"] // effective_batch)
     packing = (
         f"{report['blocks']:,} blocks of {report['max_length']:,}, {report['filled']:.1%} filled"
@@ -60,6 +81,7 @@ def token_facts_html(report: dict[str, Any], effective_batch: int) -> str:
     about = facts(
         [
             ("Tokens an epoch", f"{report['tokens']:,}, {report['trained_tokens']:,} of them carry loss"),
+            ("Sequences", _sequences(report)),
             (
                 "Length of a row",
                 f"{number(report['mean_length'], 0)} on average, half have up to "

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import gradio as gr
 
 from app.web.parts.shell import QUIET, WORKING, Shell, offered, refusal, told, values_of
+from app.web.sections.data.chat_fields import ChatFields, chat_asked, chat_values
 from app.web.sections.data.chosen import ChosenData
 from app.web.sections.data.data_markup import versions_html
 from core.data.split import COUNT, NONE, SHARE, Split
@@ -26,6 +29,9 @@ def version_tab(shell: Shell, chosen: ChosenData) -> None:
         seed = gr.Number(0, label="Seed", precision=0, minimum=0, scale=1, min_width=90)
         stratify = gr.Checkbox(False, label="Stratified by label", scale=1, min_width=140)
         again = gr.Button("Split anew", size="md", scale=1, min_width=120)
+    with gr.Accordion("Conversations and chat template", open=False):
+        chat = ChatFields()
+        fit = gr.Button("Fit conversations so", size="md", scale=0)
     history = gr.HTML()
     with gr.Row(equal_height=True, elem_classes="asked", visible=False) as going_back:
         number = gr.Dropdown([], label="Version", scale=0, min_width=160, interactive=True)
@@ -34,16 +40,20 @@ def version_tab(shell: Shell, chosen: ChosenData) -> None:
     def show(name: str, wanted: int | None) -> tuple[object, ...]:
         row = chosen.dataset(name)
         if row is None:
-            return gr.skip(), gr.skip(), gr.skip()
+            return (gr.skip(),) * (3 + len(chat.every))
         versions = registry.datasets.versions(row.id or 0)
         earlier = [(f"version {one.number}", one.number) for one in versions if one.number != row.version]
         numbers = values_of(earlier)
         now = wanted if wanted in numbers else next(iter(numbers), None)
-        return versions_html(versions), gr.Row(visible=bool(earlier)), offered(earlier, now, wanted)
+        shown = versions_html(versions), gr.Row(visible=bool(earlier)), offered(earlier, now, wanted)
+        return *shown, *chat_values(datasets.open(row).version.chat)
 
     def split_anew(name: str, by: str, many: float, start: float, by_label: bool) -> None:
         share = (many or 0) / 100 if by == SHARE else 0.05
         datasets.split(name, Split(by, share, int(many or 0), int(start or 0), bool(by_label)))
+
+    def fitted(name: str, *values: Any) -> None:
+        datasets.fit(name, chat_asked(values))
 
     def back_to(name: str, wanted: int | None) -> None:
         if wanted is None:
@@ -51,7 +61,7 @@ def version_tab(shell: Shell, chosen: ChosenData) -> None:
             raise refusal(f"{name} has version {now} only: there is none to go back to.")
         datasets.go_back(name, wanted)
 
-    shell.refresh(show, [chosen.name, number], [history, going_back, number])
+    shell.refresh(show, [chosen.name, number], [history, going_back, number, *chat.every])
     kind.input(
         lambda by: (gr.Number(visible=by != NONE), gr.Number(visible=by != NONE)),
         kind,
@@ -60,4 +70,5 @@ def version_tab(shell: Shell, chosen: ChosenData) -> None:
     )
     changing = WORKING | {"concurrency_id": "data-change"}
     shell.soon(again.click(told(split_anew), [chosen.name, kind, amount, seed, stratify], None, **changing))
+    shell.soon(fit.click(told(fitted), [chosen.name, *chat.every], None, **changing))
     shell.soon(go_back.click(told(back_to), [chosen.name, number], None, **changing))
