@@ -13,6 +13,7 @@ import transformers
 from core.adapter_slots import ADAPTER_SLOTS, AdapterSlots
 from core.adapter_source import AdapterSource, require_same_base, weights_told
 from core.base_model.load import ResidentBase, best_device, load_base
+from core.base_model.quantisation import NONE, bitsandbytes_version
 from core.base_model.source import BaseSource, ResidentKey, check_unchanged, resident_key
 from core.data.formats import Message
 from core.errors import WorkbenchError
@@ -30,7 +31,7 @@ from core.lora.peft.files import load_adapter
 from core.lora.whole import WholeBank, whole_bank
 from core.train.group import TrainingGroup
 from core.train.hardware import device_name, matmul_rate, memory_to_train
-from core.train.memory import require_room_to_answer
+from core.train.memory import require_full_precision, require_room_to_answer
 from core.train.preflight import Preflight, Trying, measure
 from core.train.run import RunRequest
 from core.train.trial import Save
@@ -75,7 +76,9 @@ class Engine:
     def surroundings(self) -> dict[str, str | int]:
         """What has to be the same for the same work to give the same bits."""
         cuda = self.device.type == "cuda"
+        quantised = self.base is not None and self.base.quantisation != NONE
         return {
+            **({"bitsandbytes": bitsandbytes_version()} if quantised else {}),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "threads": torch.get_num_threads(),
@@ -123,11 +126,20 @@ class Engine:
                 template=source.template,
                 device=self.device,
                 dtype=self._dtype,
+                quantisation=source.quantisation,
             )
         elif key != self._key:
             self.base = self.base.beside(source.folder, source.name, source.template)
         self._key = key
         return self.base
+
+    def _base_to_answer(self, source: BaseSource) -> ResidentBase:
+        """As load_base(). While work is under way on the same weights, as they are held for that: one model
+        is in memory, and answers tell how it is held.
+        """
+        if self._key is not None and self._in_use() and resident_key(source).has_weights_of(self._key):
+            source = replace(source, quantisation=self._key.quantisation)
+        return self.load_base(source)
 
     def train(self, source: BaseSource, requests: Sequence[RunRequest]) -> TrainingGroup:
         """Runs to train together on `source`; iterate the group's run()."""
@@ -160,7 +172,7 @@ class Engine:
         for adapter in adapters:
             if adapter is not None:
                 require_same_base(adapter, source)
-        base = self.load_base(source)
+        base = self._base_to_answer(source)
         weights = [self._classifier(adapter, base) if adapter is not None else None for adapter in adapters]
         names = [adapter.name if adapter is not None else base.name for adapter in adapters]
         return classify(base, weights, texts, names)
@@ -187,7 +199,7 @@ class Engine:
         for request in requests:
             if request.adapter is not None:
                 require_same_base(request.adapter, source)
-        base = self.load_base(source)
+        base = self._base_to_answer(source)
         base.require_writing()
         whole = self._whole_models(base, [one.adapter for one in requests])
         parts = []
@@ -219,7 +231,7 @@ class Engine:
         for one in speakers:
             if one is not None:
                 require_same_base(one, source)
-        base = self.load_base(source)
+        base = self._base_to_answer(source)
         base.require_writing()
         ids, start = answer_ids(base, messages, answer, ended=ended)
         found = score(base, self._scoring(base, [None, *speakers]), ids, start)[1:]
@@ -277,6 +289,7 @@ class Engine:
         for digest, adapter in wanted.items():
             if digest not in self._whole:
                 weights = adapter.weights or load_adapter(adapter.folder(), base.layer_shapes, base.head)
+                require_full_precision(base, adapter.name)
                 require_room_to_answer(base, weights.parameter_count, adapter.name)
                 self._whole[digest] = whole_bank(base.model, base.layers, weights)
         return {digest: self._whole[digest] for digest in wanted}
