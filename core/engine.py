@@ -12,11 +12,12 @@ import transformers
 
 from core.adapter_slots import ADAPTER_SLOTS, AdapterSlots
 from core.adapter_source import AdapterSource, require_same_base, weights_told
-from core.base_model.load import ResidentBase, best_device, load_base
-from core.base_model.quantisation import NONE, bitsandbytes_version
+from core.base_model.held_bytes import held_bytes
+from core.base_model.load import ResidentBase, best_device, best_dtype, load_base
+from core.base_model.quantisation import LABELS, NF4, NONE, bitsandbytes_version
 from core.base_model.source import BaseSource, ResidentKey, check_unchanged, resident_key
 from core.data.formats import Message
-from core.errors import WorkbenchError
+from core.errors import BaseTooLarge, WorkbenchError
 from core.generate.config import GenerationConfig
 from core.generate.decode import Decoder, RowRequest
 from core.generate.labelling import Classified, classify
@@ -31,7 +32,12 @@ from core.lora.peft.files import load_adapter
 from core.lora.whole import WholeBank, whole_bank
 from core.train.group import TrainingGroup
 from core.train.hardware import device_name, matmul_rate, memory_to_train
-from core.train.memory import require_full_precision, require_room_to_answer
+from core.train.memory import (
+    memory_figures,
+    ran_out_of_memory,
+    require_full_precision,
+    require_room_to_answer,
+)
 from core.train.preflight import Preflight, Trying, measure
 from core.train.run import RunRequest
 from core.train.trial import Save
@@ -119,7 +125,16 @@ class Engine:
             self._require_idle(source)
             self.base, self._key, self._slots, self._pool = None, None, None, None  # free the old one first
             self._whole, self._batch = {}, None
-            self.base = load_base(
+            self.base = self._loaded(source)
+        elif key != self._key:
+            self.base = self.base.beside(source.folder, source.name, source.template)
+        self._key = key
+        return self.base
+
+    def _loaded(self, source: BaseSource) -> ResidentBase:
+        """Raises BaseTooLarge, with figures, where the memory does not hold it."""
+        try:
+            return load_base(
                 source.folder,
                 fingerprint=source.fingerprint,
                 name=source.name,
@@ -128,10 +143,22 @@ class Engine:
                 dtype=self._dtype,
                 quantisation=source.quantisation,
             )
-        elif key != self._key:
-            self.base = self.base.beside(source.folder, source.name, source.template)
-        self._key = key
-        return self.base
+        except Exception as error:
+            if not ran_out_of_memory(error):
+                raise
+            raise BaseTooLarge(self._too_large(source)) from error
+
+    def _too_large(self, source: BaseSource) -> str:
+        width = (self._dtype or best_dtype(self.device)).itemsize
+        needed = held_bytes(source.folder, source.quantisation, width) / 2**30
+        said = (
+            f"{source.name} has no room in the memory: in {LABELS[source.quantisation]} its weights take "
+            f"{needed:.1f} GiB, and {memory_figures(self.device)}. Free memory, or choose a smaller base."
+        )
+        if source.quantisation == NF4:
+            return said
+        small = held_bytes(source.folder, NF4, width) / 2**30
+        return f"{said} In 4 bits (quantisation=nf4) they take about {small:.1f} GiB."
 
     def _base_to_answer(self, source: BaseSource) -> ResidentBase:
         """As load_base(). While work is under way on the same weights, as they are held for that: one model
@@ -326,9 +353,12 @@ class Engine:
         """One base is resident at a time, so it cannot change under a training or an answer."""
         if self.base is not None and self._in_use():
             doing = "answering" if self._working_decoders() else "trained on"
+            how = (
+                "" if source.quantisation == self.base.quantisation else f" in {LABELS[source.quantisation]}"
+            )
             raise WorkbenchError(
                 f"{self.base.name} is {doing} right now and only one base model is resident at a time; "
-                f"{source.name} can be used when that ends."
+                f"{source.name}{how} can be used when that ends."
             )
 
 

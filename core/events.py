@@ -20,6 +20,8 @@ class Prepared:
     max_length: int
     """The configured length, or the model's context where that is shorter."""
     dtype: str
+    quantisation: str = "none"
+    """How the base's linear layers are held."""
     blocks: int = 0
     """Blocks that the training rows were packed into; 0 if they are not packed."""
     start_change: float | None = None

@@ -23,7 +23,7 @@ from core.base_model.classifier import Classifier, classifier_around, classifier
 from core.base_model.describe import cannot_write
 from core.base_model.files import stored_tensors, weight_files
 from core.base_model.model_config import is_writing, load_config, refusing
-from core.base_model.quantisation import NONE
+from core.base_model.quantisation import NONE, plain_encoder
 from core.base_model.quantised_load import quantising, take_over
 from core.base_model.tensors import load_weights, load_with_head, require_tied_as_said
 from core.base_model.tokenizer import load_tokenizer, whole_numbers
@@ -32,7 +32,6 @@ from core.errors import InvalidModel
 from core.lora.wholes import Wholes
 from core.lora.wrapping import ModelLayers, head_path, wholes_of, wrap_linear_layers
 
-_PLAIN_ENCODERS = "Such bases are small and held in full precision alone: choose quantisation=none."
 _PRODUCTS = 40  # of each dtype, about 0.2 s in all
 
 
@@ -174,7 +173,7 @@ def load_base(
     config = load_config(folder)
     if not is_writing(config):
         if quantisation != NONE:
-            raise InvalidModel(f"{name or folder.name} has no head that writes text. {_PLAIN_ENCODERS}")
+            raise InvalidModel(plain_encoder(name or folder.name))
         return _load_classifier(folder, config, fingerprint, name, device, dtype)
     require_agreement(config)
     model = _load_writing(folder, config, device, dtype, quantisation)

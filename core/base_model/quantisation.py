@@ -22,6 +22,14 @@ def bytes_of_linear(numbers: int, quantisation: str, bytes_per_weight: float) ->
     return numbers * (_BITS[quantisation] / 8 if quantisation in _BITS else bytes_per_weight)
 
 
+def plain_encoder(name: str) -> str:
+    """What is said where a base without a head that writes text is to be quantised."""
+    return (
+        f"{name} has no head that writes text. Such bases are small and held in full precision alone: choose "
+        "quantisation=none."
+    )
+
+
 def bitsandbytes_version() -> str:
     """Of the library that is here; empty if it is not."""
     if importlib.util.find_spec("bitsandbytes") is None:

@@ -109,7 +109,7 @@ def is_linear(module: nn.Module) -> bool:
 def where_and_in(base: nn.Module) -> tuple[torch.device, torch.dtype]:
     """Where a module's weight lies, and the dtype that it computes in."""
     held = base if isinstance(base, QuantisedLinear) else base.weight
-    return held.device, held.dtype  # type: ignore[return-value,union-attr]
+    return held.device, held.dtype  # type: ignore[return-value]
 
 
 def plain_weight(base: nn.Module) -> Tensor:

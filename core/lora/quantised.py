@@ -67,7 +67,7 @@ class QuantisedLinear(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where it is held."""
-        return self.packed_0.device  # type: ignore[return-value,union-attr]
+        return self.packed_0.device  # type: ignore[return-value]
 
     @property
     def weight(self) -> Tensor:
