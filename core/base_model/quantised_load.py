@@ -50,7 +50,7 @@ def take_over(model: PreTrainedModel) -> PreTrainedModel:
     dtype = model.dtype
     for path, module in list(_quantised(model)):
         own = QuantisedLinear(
-            _packed(module, dtype), module.bias, transposed=issubclass(module.source_cls, Conv1D)
+            _taken(module, dtype), module.bias, transposed=issubclass(module.source_cls, Conv1D)
         )
         parent, _, name = path.rpartition(".")
         setattr(model.get_submodule(parent), name, own)
@@ -65,15 +65,32 @@ def _quantised(model: PreTrainedModel) -> Iterator[tuple[str, Any]]:
             yield path, module
 
 
-def _packed(module: Any, dtype: torch.dtype) -> Packed:
+def _taken(module: Any, dtype: torch.dtype) -> Packed:
     weight = module.weight
     shape = (module.out_features, module.in_features)
     if (state := getattr(weight, "quant_state", None)) is None:
         steps, largest = weight.data, weight.SCB
         return Packed(INT8_WEIGHTS, (_plain(steps), _plain(largest)), shape, dtype)
+    return Packed(NF4_WEIGHTS, _nf4_parts(weight.data, state), shape, dtype)
+
+
+def packed(weight: torch.Tensor, quantisation: str) -> Packed:
+    """A float32 weight [out, in] on the CPU, quantised as it is while a base is loaded."""
+    require_quantising(quantisation)
+    from bitsandbytes import functional
+
+    shape = (int(weight.shape[0]), int(weight.shape[1]))
+    if quantisation == NF4:
+        numbers, state = functional.quantize_4bit(weight, compress_statistics=True, quant_type="nf4")
+        return Packed(NF4_WEIGHTS, _nf4_parts(numbers, state), shape, weight.dtype)
+    steps, largest, _ = functional.int8_vectorwise_quant(weight.half())
+    return Packed(INT8_WEIGHTS, (steps, largest), shape, weight.dtype)
+
+
+def _nf4_parts(numbers: torch.Tensor, state: Any) -> tuple[torch.Tensor, ...]:
     nested = state.state2
-    parts = (weight.data, state.absmax, nested.absmax, nested.code, state.offset)
-    return Packed(NF4_WEIGHTS, tuple(map(_plain, parts)), shape, dtype)
+    parts = (numbers, state.absmax, nested.absmax, nested.code, state.offset)
+    return tuple(map(_plain, parts))
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:

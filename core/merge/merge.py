@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from core.files.publish import require_space
 from core.files.safetensors_file import DTYPE_BYTES, TensorEntry, build_header, read_header
 from core.lora.adapter import AdapterWeights, LayerFactors
 from core.lora.low_rank import inner_product
+from core.merge.held import Held
 from core.merge.stream import PIECE_BYTES, in_order, read_range
 from core.merge.whole_tensors import TORCH_DTYPES, replaced_tensors, tensor_name, whole_tensors
 from core.reporting import Report
@@ -65,6 +67,8 @@ class Source:
     """That the rows of W + ΔW are brought to, [out]; None where they stay as they come."""
     whole: Tensor | None = None
     """What the adapter has of its own in the place of the base's numbers; see core/lora/wholes.py."""
+    held: Held | None = None
+    """How the base holds it, where ΔW is added to its quantised weight; None for the file's own."""
     renamed: str = ""
     """How the merged files call it; empty if as the base's do."""
 
@@ -75,8 +79,8 @@ class Source:
 
     @property
     def is_changed(self) -> bool:
-        """Whether the adapter makes something else of it."""
-        return self.factors is not None or self.whole is not None
+        """Whether it is written as something else than it is."""
+        return self.factors is not None or self.whole is not None or self.held is not None
 
     @functools.cached_property
     def touched(self) -> Tensor | None:
@@ -114,8 +118,14 @@ class _Made:
     """Sum of the squared changes, where the rows were brought to lengths; else 0, ΔW is known."""
 
 
-def sources(base_folder: Path, adapter: AdapterWeights, transposed: frozenset[str]) -> list[list[Source]]:
-    """All tensors of the base, by file and in their order there.
+def sources(
+    base_folder: Path,
+    adapter: AdapterWeights,
+    transposed: frozenset[str],
+    held: Mapping[str, Held] = MappingProxyType({}),
+) -> list[list[Source]]:
+    """All tensors of the base, by file and in their order there. held: how those are quantised, by name, of
+    which the quantised weight counts.
 
     Raises InvalidAdapter if a targeted layer is not among them, or the adapter's kind cannot be merged.
     """
@@ -132,7 +142,8 @@ def sources(base_folder: Path, adapter: AdapterWeights, transposed: frozenset[st
             module = module_of.get(entry.name)
             factors, lengths = parts[module] if module else (None, None)
             own = whole.get(entry.name)
-            rows.append(Source(path, entry, factors, module, module in transposed, lengths, own))
+            how = held.get(entry.name)
+            rows.append(Source(path, entry, factors, module, module in transposed, lengths, own, how))
             if factors is not None:
                 _require_shape(rows[-1])
         found.append(rows)
@@ -159,17 +170,18 @@ def merge_into_base(
     file_bytes: float = 0,
     named: Mapping[str, str] | None = None,
     added: Mapping[str, Tensor] | None = None,
+    held: Mapping[str, Held] = MappingProxyType({}),
 ) -> MergeReport:
     """Write the weights of base + adapter into the existing folder `target`.
 
     transposed: module paths whose weight is stored as [in, out]. metadata goes into every file's header.
     dtype: float32, bfloat16, float16, or auto for the base's own. file_bytes: the largest file; 0 for the
     base's files. named: how the files call the base's tensors, which are left out where it does not name
-    them; added: what they hold beside these, such as a classifier's head.
+    them; added: what they hold beside these, such as a classifier's head. held: as of sources().
     Raises InvalidAdapter if a targeted layer has no weight in the files, OutOfSpace before anything is
     written.
     """
-    files = _layout(_named(sources(base_folder, adapter, transposed), named), dtype, file_bytes)
+    files = _layout(_named(sources(base_folder, adapter, transposed, held), named), dtype, file_bytes)
     total = sum(_size(source, dtype) for rows in files.values() for source in rows)
     last, own = list(files)[-1], dict(added or {})
     total += sum(one.numel() * DTYPE_BYTES[_added_dtype(files[last], dtype)] for one in own.values())
@@ -299,6 +311,8 @@ def _pieces(source: Source, dtype: str) -> Iterator[_Piece]:
     else:  # whole rows, so that each piece is a matrix
         width = math.prod(entry.shape[1:]) * DTYPE_BYTES[entry.dtype]
         step = max(1, PIECE_BYTES // max(width, 1)) * width
+    if source.held is not None:  # its scales are quantised over all of it
+        step = entry.end - entry.start
     for start in range(entry.start, entry.end, max(step, 1)):
         yield _Piece(source, start, min(start + step, entry.end), dtype)
 
@@ -313,6 +327,8 @@ def _make(piece: _Piece) -> _Made:
     width = math.prod(entry.shape[1:])
     weight = torch.frombuffer(raw, dtype=TORCH_DTYPES[entry.dtype]).view(-1, width)
     data, stored = raw, weight  # rounded in place, unless the numbers become wider or narrower
+    if source.held is not None:
+        weight = source.held.weight(weight)
     if piece.dtype != entry.dtype:
         data = bytearray(weight.numel() * DTYPE_BYTES[piece.dtype])
         stored = torch.frombuffer(data, dtype=TORCH_DTYPES[piece.dtype]).view(-1, width)
@@ -404,6 +420,8 @@ def _sum(source: Source) -> Tensor:
     exact = torch.frombuffer(
         read_range(source.path, entry.start, entry.end), dtype=TORCH_DTYPES[entry.dtype]
     ).float()
+    if source.held is not None:
+        exact = source.held.weight(exact.view(entry.shape))
     if source.factors is not None:
         exact = exact.view(entry.shape).addmm(*_delta_rows(source, 0, entry.shape[0]))
     return exact.view(entry.shape)
