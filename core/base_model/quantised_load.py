@@ -75,7 +75,7 @@ def _taken(module: Any, dtype: torch.dtype) -> Packed:
 
 
 def packed(weight: torch.Tensor, quantisation: str) -> Packed:
-    """A float32 weight [out, in] on the CPU, quantised as it is while a base is loaded."""
+    """A weight [out, in], quantised as it is while a base is loaded; it computes in the weight's dtype."""
     require_quantising(quantisation)
     from bitsandbytes import functional
 
