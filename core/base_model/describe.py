@@ -93,8 +93,9 @@ def writes_text(architecture: str) -> bool:
 def is_packed(config: dict[str, Any]) -> bool:
     """Whether a repository's weights are packed to 4 bits by bitsandbytes, which can be made plain."""
     how = config.get("quantization_config")
-    is_ours = isinstance(how, dict) and how.get("quant_method") == "bitsandbytes"
-    return is_ours and how.get("load_in_4bit") is True
+    if not isinstance(how, dict) or how.get("quant_method") != "bitsandbytes":
+        return False
+    return how.get("load_in_4bit") is True
 
 
 def cannot_write(name: str) -> str:

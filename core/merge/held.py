@@ -34,6 +34,11 @@ class Held:
         dense = packed(plain, self.quantisation).dense()
         return dense.t().contiguous() if self.transposed else dense
 
+    def weight_and_distance(self, stored: Tensor) -> tuple[Tensor, tuple[float, float]]:
+        """weight(), with ‖Q − W‖² and ‖W‖²."""
+        plain, held = stored.float(), self.weight(stored)
+        return held, (float((held - plain).square().sum()), float(plain.square().sum()))
+
 
 def held_tensors(base_folder: Path, layers: Skeleton, quantisation: str) -> dict[str, Held]:
     """The tensors that such a base has quantised, by name: of all linear layers but the head.
@@ -51,9 +56,8 @@ def base_difference(base_folder: Path, held: Mapping[str, Held], report: Report)
     moved = size = 0.0
     for number, (name, how) in enumerate(held.items()):
         report(Progress(f"Comparing {name} with its quantised weight", number / len(held)))
-        weight = _stored(*stored[name])
-        moved += float((how.weight(weight) - weight).square().sum())
-        size += float(weight.square().sum())
+        _, found = how.weight_and_distance(_stored(*stored[name]))
+        moved, size = moved + found[0], size + found[1]
     return math.sqrt(moved / max(size, 1e-300))
 
 

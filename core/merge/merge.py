@@ -49,6 +49,8 @@ class MergeReport:
     """
     worst_rounding_loss: float
     """The same of the layer that loses most."""
+    base_difference: float = 0.0
+    """‖Q − W‖ / ‖W‖ over the tensors of which not W was added to but Q, what a quantised base holds of it."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,8 @@ class _Made:
     """Sum of the squared rounding errors."""
     energy: float
     """Sum of the squared changes, where the rows were brought to lengths; else 0, ΔW is known."""
+    moved: tuple[float, float] = (0.0, 0.0)
+    """‖Q − W‖² and ‖W‖², where a quantised weight was added to."""
 
 
 def sources(
@@ -189,12 +193,14 @@ def merge_into_base(
     written = 0
     errors: dict[str, float] = {}
     changes: dict[str, float] = {}
+    moved = size = 0.0
     for name, rows in files.items():
         more = own if name == last else {}
         for source, made in _write(target / name, rows, dtype, metadata, more):
             written += len(made.data)
             errors[source.entry.name] = errors.get(source.entry.name, 0.0) + made.error
             changes[source.entry.name] = changes.get(source.entry.name, 0.0) + made.energy
+            moved, size = moved + made.moved[0], size + made.moved[1]
             report(Progress(f"Merging {source.entry.name}", min(written / max(total, 1), 1.0)))
     if len(files) > 1 or (base_folder / INDEX_NAME).is_file():
         names = {name: [source.name for source in rows] for name, rows in files.items()}
@@ -215,6 +221,7 @@ def merge_into_base(
         bytes_written=written,
         rounding_loss=math.sqrt(sum(errors[name] for name in energy) / max(sum(energy.values()), 1e-300)),
         worst_rounding_loss=max(lost, default=0.0),
+        base_difference=math.sqrt(moved / max(size, 1e-300)),
     )
 
 
@@ -327,13 +334,14 @@ def _make(piece: _Piece) -> _Made:
     width = math.prod(entry.shape[1:])
     weight = torch.frombuffer(raw, dtype=TORCH_DTYPES[entry.dtype]).view(-1, width)
     data, stored = raw, weight  # rounded in place, unless the numbers become wider or narrower
+    moved = 0.0, 0.0
     if source.held is not None:
-        weight = source.held.weight(weight)
+        weight, moved = source.held.weight_and_distance(weight)
     if piece.dtype != entry.dtype:
         data = bytearray(weight.numel() * DTYPE_BYTES[piece.dtype])
         stored = torch.frombuffer(data, dtype=TORCH_DTYPES[piece.dtype]).view(-1, width)
     first = (piece.start - entry.start) // (width * DTYPE_BYTES[entry.dtype])
-    return _Made(source, data, *_add_rounded(source, first, weight, stored))
+    return _Made(source, data, *_add_rounded(source, first, weight, stored), moved)
 
 
 def _instead(source: Source, own: Tensor, raw: bytearray, dtype: str) -> _Made:

@@ -21,7 +21,7 @@ ABOUT = Provenance(
 )
 
 
-def _exported(folder, adapter, target, **options):
+def exported(folder, adapter, target, **options):
     """What was written, and the facts of it."""
     config, own = split_export_options({"format": "safetensors", **options})
     what = Exporting(folder, skeleton(folder), adapter, ABOUT, config, own)
@@ -33,7 +33,7 @@ def _exported(folder, adapter, target, **options):
 def test_the_merge_is_the_quantised_base_with_the_adapter(any_model, tmp_path, how):
     base = load(any_model, quantisation=how)
     adapter = random_adapter(base)
-    made, facts = _exported(any_model, adapter, tmp_path / "merged", dtype="float32", merge_onto=how)
+    made, facts = exported(any_model, adapter, tmp_path / "merged", merge_onto=how)
     with torch.no_grad(), loaded_bank(base.layers, [adapter]).use():
         expected = logits(base.model)
     torch.testing.assert_close(logits(plain_model(tmp_path / "merged")), expected, atol=1e-4, rtol=1e-4)
@@ -54,7 +54,7 @@ def _weights(base):
 
 def test_a_merge_that_was_made_onto_other_weights_does_not_pass(tiny_llama, tmp_path):
     adapter = random_adapter(load(tiny_llama), size=0.02)
-    made, _ = _exported(tiny_llama, adapter, tmp_path / "merged", dtype="float32")
+    made, _ = exported(tiny_llama, adapter, tmp_path / "merged", dtype="float32")
     _, own = split_export_options({"format": "safetensors", "merge_onto": "nf4"})
     found = Exported(made.folder, tiny_llama, made.skeleton, adapter, made.config, own, "")
     assert made.config.kind.check(found, silent).verdict == FAILED
@@ -65,7 +65,7 @@ def test_the_energy_that_is_told_is_what_the_files_keep(tiny_llama, tmp_path, on
     """Of ΔW, in 16 bits: what is stored less what it was added to."""
     base = load(tiny_llama, quantisation="nf4" if onto == "nf4" else "none")
     adapter = random_adapter(base, size=0.05)
-    _, facts = _exported(tiny_llama, adapter, tmp_path / "merged", dtype="bfloat16", merge_onto=onto)
+    _, facts = exported(tiny_llama, adapter, tmp_path / "merged", dtype="bfloat16", merge_onto=onto)
     stored = load_file(tmp_path / "merged" / "model.safetensors")
     lost = whole = 0.0
     for path, layer in adapter.layers.items():

@@ -17,6 +17,7 @@ from core.reporting import Report
 if TYPE_CHECKING:
     from core.export.duties import Exported, Exporting, Facts, Finding
     from core.merge.held import Held
+    from core.merge.merge import MergeReport
 
 ORIGINAL = "original"
 
@@ -37,8 +38,8 @@ class SafetensorsOptions(Config):
         ORIGINAL,
         "Merge onto",
         "original: the base's own weights. nf4, int8: those that a base held so computes with, made float32 "
-        "again, which an adapter was trained beside that learnt on such a base. The report says what each "
-        "loses.",
+        "again (written as float32 if nothing else is chosen), which an adapter was trained beside that "
+        "learnt on such a base. The report says what each loses.",
         choices=(ORIGINAL, NF4, INT8),
     )
 
@@ -53,6 +54,13 @@ class Safetensors(ExportFormat):
     dtypes = (AUTO, *FLOAT_DTYPES)
     no_other_dtype = "{dtype} is a kind of GGUF weights; {name} takes {dtypes}."
     ending = ".safetensors"
+
+    def dtype_for(self, dtype: str, own: Config) -> str:
+        """float32 beside a quantised weight: unlike the base's own numbers, what it stands for is none of 16
+        bits, and rounding it would drown the adapter.
+        """
+        assert isinstance(own, SafetensorsOptions)
+        return "float32" if dtype == AUTO and own.merge_onto != ORIGINAL else dtype
 
     def write(self, what: Exporting, staging: Path, report: Report) -> Facts:
         """See ExportFormat."""
@@ -76,7 +84,8 @@ class Safetensors(ExportFormat):
         _write_companions(what, staging)
         facts = asdict(written)
         del facts["bytes_written"]  # the folder's size is told in any case
-        return facts | _losses(what, written.rounding_loss, report)
+        del facts["base_difference"]
+        return facts | _losses(what, written, report)
 
     def check(self, what: Exported, report: Report) -> Finding:
         """See ExportFormat."""
@@ -136,20 +145,23 @@ def _held(what: Exporting | Exported, onto: str) -> dict[str, Held]:
     return held_tensors(what.base_folder, what.skeleton, onto)
 
 
-def _losses(what: Exporting, rounding: float, report: Report) -> Facts:
+def _losses(what: Exporting, written: MergeReport, report: Report) -> Facts:
     """What merging costs where a quantised base has a part in it; nothing where none has."""
     from core.merge.held import base_difference, held_tensors
 
     assert isinstance(what.own, SafetensorsOptions)
     trained, onto = what.about.trained_on, what.own.merge_onto
-    if (how := trained if onto == ORIGINAL else onto) == NONE:
+    if onto == ORIGINAL and trained == NONE:
         return {}
-    held = held_tensors(what.base_folder, what.skeleton, how)
+    differs = written.base_difference
+    if onto == ORIGINAL:
+        held = held_tensors(what.base_folder, what.skeleton, trained)
+        differs = base_difference(what.base_folder, held, report)
     return {
         "trained_on": trained,
         "merged_onto": onto,
-        "energy_kept": 1 - rounding**2,
-        "base_difference": base_difference(what.base_folder, held, report),
+        "energy_kept": max(0.0, 1 - written.rounding_loss**2),
+        "base_difference": differs,
     }
 
 
