@@ -115,7 +115,7 @@ def quantised_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     is_original = onto not in LABELS
     weights = "the original weights" if is_original else f"the weights in {LABELS[onto]}, made float32 again"
     differs = (
-        f"by {facts['base_difference']:.2%} from those in {LABELS[trained]}, beside which it was trained"
+        f"by {facts['base_difference']:.1%} from those in {LABELS[trained]}, which it was trained beside"
         if is_original
         else f"by {facts['base_difference']:.2%} from the original ones"
     )

@@ -5,10 +5,13 @@ import pytest
 from app.service.doctor import _bitsandbytes
 from app.shared.bases import told_to_answer
 from core.errors import InvalidConfig
+from core.train.step_count import smaller_plans
 from core.train.sweep import parse_grid
 from core.train.training_options import TrainingOptions
 from storage.tables import Adapter, Base, Run
 from tests.workbenches import STEADY, finish
+
+SMALL = TrainingOptions.parse({**STEADY, "quantisation": "nf4"})
 
 
 def test_a_run_goes_on_in_another_engine_and_ends_bit_for_bit_the_same(workbench, session):
@@ -41,13 +44,12 @@ def test_runs_for_which_the_base_is_held_otherwise_take_turns(workbench, session
 
 
 def test_what_cannot_be_held_so_is_refused_before_it_is_queued(workbench, with_encoder, monkeypatch):
-    small = TrainingOptions.parse({**STEADY, "quantisation": "nf4"})
     classify = TrainingOptions.parse({"objective": "classification", "quantisation": "nf4"})
     with pytest.raises(InvalidConfig, match="choose quantisation=none"):
         workbench.training.start("bert", "moods", classify)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InvalidConfig, match=r"pip install 'lora-workbench\[qlora\]'"):
-        workbench.training.start("llama", "data", small)
+        workbench.training.start("llama", "data", SMALL)
     assert _bitsandbytes().level == "note"
 
 
@@ -57,6 +59,9 @@ def test_the_estimate_counts_the_base_as_it_is_held_and_less_is_offered(workbenc
         for how in ("none", "nf4")
     )
     assert small.memory_bytes < plain.memory_bytes
+    changes = [change for _, change in smaller_plans(TrainingOptions.parse(STEADY).train)]
+    assert {"quantisation": "nf4"} in changes
+    assert not any("quantisation" in change for _, change in smaller_plans(SMALL.train))
     assert _bitsandbytes().level == "fine"
 
 
