@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from core.base_model.load import ResidentBase
+from core.base_model.quantisation import NONE
 from core.base_model.source import BaseSource
 from core.errors import WrongBase
 from core.lora.adapter import AdapterWeights
@@ -66,7 +67,8 @@ def parts_of(source: AdapterSource | None) -> tuple[tuple[AdapterSource, float],
 def weights_told(source: AdapterSource | None, base: ResidentBase) -> dict[str, Any]:
     """Which weights answer: the base's fingerprint and each adapter's digest and weight, as plain values."""
     parts = [{"name": one.name, "digest": one.digest, "weight": weight} for one, weight in parts_of(source)]
-    return {"base": base.fingerprint, "base_name": base.name, "parts": parts}
+    told = {"base": base.fingerprint, "base_name": base.name, "parts": parts}
+    return told if base.quantisation == NONE else told | {"quantisation": base.quantisation}
 
 
 def require_same_base(adapter: AdapterSource, base: BaseSource) -> None:

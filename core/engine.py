@@ -12,11 +12,13 @@ import transformers
 
 from core.adapter_slots import ADAPTER_SLOTS, AdapterSlots
 from core.adapter_source import AdapterSource, require_same_base, weights_told
-from core.base_model.load import ResidentBase, best_device, load_base
+from core.base_model.held_bytes import held_bytes
+from core.base_model.load import ResidentBase, best_device, best_dtype, load_base
+from core.base_model.quantisation import LABELS, NF4, NONE, bitsandbytes_version
 from core.base_model.source import BaseSource, ResidentKey, check_unchanged, resident_key
 from core.data.chat_options import AS_THEY_ARE, ChatOptions
 from core.data.formats import Message
-from core.errors import WorkbenchError
+from core.errors import BaseTooLarge, WorkbenchError
 from core.generate.config import GenerationConfig
 from core.generate.decode import Decoder, RowRequest
 from core.generate.labelling import Classified, classify
@@ -31,7 +33,12 @@ from core.lora.peft.files import load_adapter
 from core.lora.whole import WholeBank, whole_bank
 from core.train.group import TrainingGroup
 from core.train.hardware import device_name, matmul_rate, memory_to_train
-from core.train.memory import require_room_to_answer
+from core.train.memory import (
+    memory_figures,
+    ran_out_of_memory,
+    require_full_precision,
+    require_room_to_answer,
+)
 from core.train.preflight import Preflight, Trying, measure
 from core.train.run import RunRequest
 from core.train.trial import Save
@@ -76,7 +83,9 @@ class Engine:
     def surroundings(self) -> dict[str, str | int]:
         """What has to be the same for the same work to give the same bits."""
         cuda = self.device.type == "cuda"
+        quantised = self.base is not None and self.base.quantisation != NONE
         return {
+            **({"bitsandbytes": bitsandbytes_version()} if quantised else {}),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "threads": torch.get_num_threads(),
@@ -117,18 +126,48 @@ class Engine:
             self._require_idle(source)
             self.base, self._key, self._slots, self._pool = None, None, None, None  # free the old one first
             self._whole, self._batch = {}, None
-            self.base = load_base(
+            self.base = self._loaded(source)
+        elif key != self._key:
+            self.base = self.base.beside(source.folder, source.name, source.template)
+        self._key = key
+        return self.base
+
+    def _loaded(self, source: BaseSource) -> ResidentBase:
+        """Raises BaseTooLarge, with figures, where the memory does not hold it."""
+        try:
+            return load_base(
                 source.folder,
                 fingerprint=source.fingerprint,
                 name=source.name,
                 template=source.template,
                 device=self.device,
                 dtype=self._dtype,
+                quantisation=source.quantisation,
             )
-        elif key != self._key:
-            self.base = self.base.beside(source.folder, source.name, source.template)
-        self._key = key
-        return self.base
+        except Exception as error:
+            if not ran_out_of_memory(error):
+                raise
+            raise BaseTooLarge(self._too_large(source)) from error
+
+    def _too_large(self, source: BaseSource) -> str:
+        width = (self._dtype or best_dtype(self.device)).itemsize
+        needed = held_bytes(source.folder, source.quantisation, width) / 2**30
+        said = (
+            f"{source.name} has no room in the memory: in {LABELS[source.quantisation]} its weights take "
+            f"{needed:.1f} GiB, and {memory_figures(self.device)}. Free memory, or choose a smaller base."
+        )
+        if source.quantisation == NF4:
+            return said
+        small = held_bytes(source.folder, NF4, width) / 2**30
+        return f"{said} In 4 bits (quantisation=nf4) they take about {small:.1f} GiB."
+
+    def _base_to_answer(self, source: BaseSource) -> ResidentBase:
+        """As load_base(). While work is under way on the same weights, as they are held for that: one model
+        is in memory, and answers tell how it is held.
+        """
+        if self._key is not None and self._in_use() and resident_key(source).has_weights_of(self._key):
+            source = replace(source, quantisation=self._key.quantisation)
+        return self.load_base(source)
 
     def train(self, source: BaseSource, requests: Sequence[RunRequest]) -> TrainingGroup:
         """Runs to train together on `source`; iterate the group's run()."""
@@ -161,7 +200,7 @@ class Engine:
         for adapter in adapters:
             if adapter is not None:
                 require_same_base(adapter, source)
-        base = self.load_base(source)
+        base = self._base_to_answer(source)
         weights = [self._classifier(adapter, base) if adapter is not None else None for adapter in adapters]
         names = [adapter.name if adapter is not None else base.name for adapter in adapters]
         return classify(base, weights, texts, names)
@@ -188,7 +227,7 @@ class Engine:
         for request in requests:
             if request.adapter is not None:
                 require_same_base(request.adapter, source)
-        base = self.load_base(source)
+        base = self._base_to_answer(source)
         base.require_writing()
         whole = self._whole_models(base, [one.adapter for one in requests])
         parts = []
@@ -222,7 +261,7 @@ class Engine:
         for one in speakers:
             if one is not None:
                 require_same_base(one, source)
-        base = self.load_base(source)
+        base = self._base_to_answer(source)
         base.require_writing()
         ids, start = answer_ids(base, messages, answer, ended=ended, chat=chat)
         found = score(base, self._scoring(base, [None, *speakers]), ids, start)[1:]
@@ -280,6 +319,7 @@ class Engine:
         for digest, adapter in wanted.items():
             if digest not in self._whole:
                 weights = adapter.weights or load_adapter(adapter.folder(), base.layer_shapes, base.head)
+                require_full_precision(base, adapter.name)
                 require_room_to_answer(base, weights.parameter_count, adapter.name)
                 self._whole[digest] = whole_bank(base.model, base.layers, weights)
         return {digest: self._whole[digest] for digest in wanted}
@@ -316,9 +356,12 @@ class Engine:
         """One base is resident at a time, so it cannot change under a training or an answer."""
         if self.base is not None and self._in_use():
             doing = "answering" if self._working_decoders() else "trained on"
+            how = (
+                "" if source.quantisation == self.base.quantisation else f" in {LABELS[source.quantisation]}"
+            )
             raise WorkbenchError(
                 f"{self.base.name} is {doing} right now and only one base model is resident at a time; "
-                f"{source.name} can be used when that ends."
+                f"{source.name}{how} can be used when that ends."
             )
 
 

@@ -10,6 +10,7 @@
     │   ├── InvalidModel      a folder, GGUF file or hub id that is no usable base model
     │   └── InvalidAdapter    adapter files that are malformed, hostile or for other modules
     ├── WrongBase             an adapter meets a base model it was not made for
+    ├── BaseTooLarge          a base model has no room in the device's memory
     ├── OutOfSpace            the disk is too full for what was asked
     ├── SourceUnreachable     a download could not be made
     └── TrainingDiverged      the loss or a gradient is no longer finite
@@ -56,6 +57,10 @@ class InvalidAdapter(InvalidInput):
 
 class WrongBase(WorkbenchError):
     """An adapter meets a base model it was not made for."""
+
+
+class BaseTooLarge(WorkbenchError, MemoryError):
+    """A base model has no room in the device's memory as it is to be held."""
 
 
 class OutOfSpace(WorkbenchError):

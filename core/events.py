@@ -22,6 +22,8 @@ class Prepared:
     dtype: str
     train_sequences: int = 0
     """Sequences that the rows to train on become; 0 where each is one."""
+    quantisation: str = "none"
+    """How the base's linear layers are held."""
     blocks: int = 0
     """Blocks that the training rows were packed into; 0 if they are not packed."""
     start_change: float | None = None

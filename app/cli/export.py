@@ -9,6 +9,7 @@ import typer
 
 from app.cli.common import Home, Json, Settings, finished, listed, open_workbench, parsed_settings
 from app.cli.console import Console, guarded
+from core.export.cards import quantised_rows
 from core.export.config import ExportConfig
 
 
@@ -48,6 +49,7 @@ def show_export(console: Console, result: dict[str, Any]) -> None:
             ("Written", result["folder"]),
             ("Check", result["sentence"]),
             *([("Of the adapter rounded away", f"{rounding:.2%}")] if rounding else []),
+            *quantised_rows(result),
             *([("Registered as the base", result["base"])] if result.get("base") else []),
             *[("Warning", line) for line in result["warnings"]],
         ],

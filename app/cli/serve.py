@@ -31,6 +31,10 @@ def serve(
         typer.Option("--no-key", help="Ask for no key; on this machine only, for programs that send none."),
     ] = False,
     at_once: Annotated[int, typer.Option(help="Answers that are generated at once.", min=1, max=1024)] = 32,
+    quantisation: Annotated[
+        str | None,
+        typer.Option(help="How the base is held in memory: none, nf4 or int8. Default: as it is set."),
+    ] = None,
     queue: Annotated[
         int, typer.Option(help="Requests that may wait; more are told to come again.", min=1)
     ] = 256,
@@ -44,7 +48,8 @@ def serve(
     from app.web.api.waiting_line import WaitingLine
     from app.web.server import Listening
 
-    given = {"api_key": api_key} if api_key is not None else {}
+    named = {"api_key": api_key, "quantisation": quantisation}
+    given = {name: value for name, value in named.items() if value is not None}
     listening = Listening(host, port, certfile, keyfile)
     line = WaitingLine(at_once, queue)
     serve_api(settings_for(home), listening, line, Console(json).result, given, without_key=no_key)

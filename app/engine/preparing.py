@@ -11,6 +11,7 @@ from app.engine.checkpoints import load_checkpoint
 from app.shared.bases import source_of
 from app.shared.below import adapter_below
 from app.shared.run_data import data_of
+from app.shared.run_rows import held_for
 from core.base_model.files import read_json
 from core.base_model.load import ResidentBase
 from core.base_model.source import BaseSource
@@ -42,7 +43,7 @@ def base_source(registry: Registry, run: Run) -> BaseSource:
     base = registry.get(Base, run.base_id)
     if base.fingerprint != run.base_fingerprint:
         raise WrongBase(f"{base.name} is no longer the model this run was queued for; start the run again.")
-    return source_of(registry, base)
+    return source_of(registry, base, held_for(run))
 
 
 def prepare(

@@ -38,6 +38,8 @@ from app.shared.private import private_by_default, write_private
 from app.shared.processes import ALREADY_RUNNING
 from app.shared.refusals import refused
 from app.shared.settings import DTYPE_VARIABLE, Settings, settings_for
+from core.base_model.load import ResidentBase
+from core.base_model.quantisation import LABELS, NONE
 from core.engine import Engine
 from core.errors import InvalidConfig
 from core.panics import panics_as_errors
@@ -245,7 +247,7 @@ class EngineServer:
             "device": self._engine.device_name,
             "torch": torch.__version__,
             "resident": base.name if base else None,
-            "dtype": str(base.dtype).removeprefix("torch.") if base else None,
+            "dtype": _held(base) if base else None,
             "runs": self._session.run_ids if self._session else [],
             "answering": len(self._answers),
             "measuring": self._measuring is not None,
@@ -253,6 +255,12 @@ class EngineServer:
             "disk_full": bool(self._session and self._session.waiting_for_space),
             "notice": self._engine.notice,
         }
+
+
+def _held(base: ResidentBase) -> str:
+    """In which number format a base computes, and in which it is held where that is another."""
+    dtype = str(base.dtype).removeprefix("torch.")
+    return dtype if base.quantisation == NONE else f"{LABELS[base.quantisation]}, {dtype}"
 
 
 def _dtype_from_environment() -> torch.dtype | None:

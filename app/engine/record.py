@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from core.base_model.quantisation import LABELS, NONE
 from core.events import EvalDone, Prepared, StepDone
 from core.train.alerts import Alert, Watch
 from core.train.config import TrainConfig
@@ -141,6 +142,8 @@ def prepared_sentence(event: Prepared, together: int, over_length: str) -> str:
         f"{event.total_steps} steps, "
         f"{event.trainable_parameters:,} trainable parameters, base in {event.dtype}"
     ]
+    if event.quantisation != NONE:
+        parts.append(f"its linear layers held in {LABELS[event.quantisation]}")
     if event.blocks:
         parts.append(f"packed into {event.blocks} blocks of {event.max_length:,} tokens")
     if event.start_change is not None:

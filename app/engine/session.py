@@ -20,6 +20,7 @@ from app.shared.disk import bytes_to_go_on, free_bytes, insist, is_full
 from app.shared.errors import USER_ERRORS
 from app.shared.publishing import keep_adapter
 from app.shared.run_data import chat_of
+from app.shared.run_rows import held_for
 from core.engine import Engine
 from core.errors import CannotShare
 from core.events import EvalDone, Notice, Prepared, RanksDone, RunFailed, StepDone, TrainingDone
@@ -169,6 +170,7 @@ class RunSession:
             record.over = not self._write(
                 self._registry.queue.claim, record.id
             )  # it may have been stopped before it started
+        self._leave_those_held_otherwise()
         requests: list[RunRequest] = []
         for record in [record for record in self._records.values() if not record.over]:
             try:
@@ -199,6 +201,15 @@ class RunSession:
                 yield from self._sample(record)
                 if record.wants_save:
                     self._save(record)
+
+    def _leave_those_held_otherwise(self) -> None:
+        """Runs for which the base is held otherwise in memory than for the first of them have to wait."""
+        left = [record for record in self._records.values() if not record.over]
+        for record in left[1:]:
+            if held_for(record.run) != held_for(left[0].run):
+                record.over = True
+                why = "waits for its own turn: the base is held otherwise for it"
+                self._write(self._registry.queue.put_back, record.id, why)
 
     def _record(self, record: RunRecord, event: Event) -> None:
         match event:

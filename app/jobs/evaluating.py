@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from app.engine.preparing import prepare
 from app.shared.bases import source_of
-from app.shared.run_rows import run_row
+from app.shared.run_rows import held_for, run_row
 from app.shared.settings import Settings
 from core.base_model.load import ResidentBase
 from core.engine import Engine
@@ -37,7 +37,7 @@ def validation_losses(
     """
     run = _run_like(registry, row, base)
     engine = Engine()
-    resident: ResidentBase = engine.load_base(source_of(registry, base))
+    resident: ResidentBase = engine.load_base(source_of(registry, base, held_for(run)))
     options = TrainingOptions.from_dict(run.config)
     preparing = prepare(registry, engine, run, options, settings.cache, lambda text: report(Progress(text)))
     while True:

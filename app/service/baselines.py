@@ -13,6 +13,7 @@ from app.service.metrics import last_metrics
 from app.service.runs import options_of
 from app.service.training import Training
 from app.shared.engine_client import EngineClient
+from core.base_model.quantisation import NONE
 from core.errors import InvalidConfig
 from core.lora.config import ALL_LINEAR
 from core.lora.kinds import ADAPTER_KINDS
@@ -193,7 +194,7 @@ def full_options(run: Run) -> TrainingOptions:
         name: value for name, value in options_of(run).items() if name not in (*_OF_FACTORS, *_OF_CHOICE)
     }
     rate = float(values["learning_rate"])
-    own = {"kind": FULL, "target_modules": ALL_LINEAR}
+    own = {"kind": FULL, "target_modules": ALL_LINEAR, "quantisation": NONE}
     scaled = rate if is_full(run) else rate * _RATE_SHARE
     return TrainingOptions.parse(without_unchosen({**values, **own, "learning_rate": scaled}))
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from app.shared.bases import require_writing_base, told_of
+from app.shared.bases import require_writing_base, told_to_answer
 from app.shared.engine_client import EngineClient
 from app.shared.identity import require_fit
 from app.shared.speakers import speaker_parts, speaker_told
 from app.shared.text import require_text
+from app.shared.user_settings import PreferenceStore
 from core.data.chat_options import AS_THEY_ARE, ChatOptions
 from core.errors import InvalidConfig
 from core.events import TokenDone
@@ -26,8 +27,8 @@ Messages = Sequence[Mapping[str, str]]
 class Chats:
     """Who answers, and what."""
 
-    def __init__(self, registry: Registry, engine: EngineClient) -> None:
-        self._registry, self._engine = registry, engine
+    def __init__(self, registry: Registry, engine: EngineClient, preferences: PreferenceStore) -> None:
+        self._registry, self._engine, self._preferences = registry, engine, preferences
 
     def answer(
         self,
@@ -59,7 +60,7 @@ class Chats:
             }
             for speaker, messages in zip(speakers, conversations, strict=True)
         ]
-        return self._engine.answer(told_of(model), rows, name)
+        return self._engine.answer(told_to_answer(model, self._preferences), rows, name)
 
     def score(
         self,
@@ -83,7 +84,8 @@ class Chats:
         require_writing_base(model)
         told = [speaker_told(self._registry, speaker, model) for speaker in speakers]
         said = [dict(message) for message in messages]
-        return self._engine.score(told_of(model), told, said, answer, ended=ended, chat=chat.to_dict())
+        resident = told_to_answer(model, self._preferences)
+        return self._engine.score(resident, told, said, answer, ended=ended, chat=chat.to_dict())
 
     def cancel(self, name: str, row: int) -> None:
         """End the answer of one speaker, by number, while the others go on. Raises EngineUnavailable."""

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from app.shared.adapter_labels import labels_of_row
-from app.shared.bases import base_for, told_of
+from app.shared.bases import base_for, told_to_answer
 from app.shared.engine_client import EngineClient
 from app.shared.identity import require_same_weights
 from app.shared.text import require_text
+from app.shared.user_settings import PreferenceStore
 from core.data.labels import REGRESSION, LabelSet
 from core.errors import InvalidInput
 from storage.registry import Registry
@@ -47,8 +48,8 @@ class Told:
 class Classifiers:
     """The adapters of one home folder that classify."""
 
-    def __init__(self, registry: Registry, engine: EngineClient) -> None:
-        self._registry, self._engine = registry, engine
+    def __init__(self, registry: Registry, engine: EngineClient, preferences: PreferenceStore) -> None:
+        self._registry, self._engine, self._preferences = registry, engine, preferences
 
     def labels(self, adapter: Adapter) -> LabelSet | None:
         """What an adapter's scores stand for; None for one that writes answers."""
@@ -87,7 +88,7 @@ class Classifiers:
             {name: getattr(row, name) for name in ("name", "digest", "base_fingerprint", "base_name")}
             for row in rows
         ]
-        found = self._engine.classify(told_of(model), [*told] or [None], asked)
+        found = self._engine.classify(told_to_answer(model, self._preferences), [*told] or [None], asked)
         names: list[str | None] = [row.name for row in rows] or [None]
         return [
             [

@@ -23,6 +23,7 @@ from app.service.workbench import Workbench
 from app.shared.engine_client import EngineClient
 from app.shared.errors import USER_ERRORS
 from app.shared.settings import Settings
+from core.base_model.quantisation import EXTRA, bitsandbytes_version
 from storage.database import Database, wal_is_safe
 from storage.errors import StorageError
 from storage.tables import Base, Export
@@ -58,6 +59,7 @@ def examine(settings: Settings) -> list[Finding]:
     return [
         _python(),
         *_torch(),
+        _bitsandbytes(),
         _memory(),
         _disk(settings),
         _sqlite(),
@@ -108,6 +110,13 @@ def _torch() -> list[Finding]:
             ),
         ]
     return [torch, Finding("GPU", "fine", f"{name}{memory}")]
+
+
+def _bitsandbytes() -> Finding:
+    """What holds a base in 4 or 8 bits."""
+    if version := bitsandbytes_version():
+        return Finding("bitsandbytes", "fine", f"{version}: bases can be held in 4 or 8 bits (quantisation)")
+    return Finding("bitsandbytes", "note", "not installed: no bases in 4 or 8 bits", EXTRA)
 
 
 def _memory() -> Finding:

@@ -250,11 +250,13 @@ class Judging:
 
 def digest_of(told: Mapping[str, Any] | None) -> str:
     """Of the weights of a speaker, as the engine is told of it, or tells with an answer; of a blend over its
-    parts and their weights. Empty for the plain base.
+    parts and their weights. Empty for the plain base. On a quantised base it is another one.
     """
     if told is None or "digest" in told:
         return str(told["digest"]) if told else ""
     parts = sorted([part["digest"], float(part["weight"])] for part in told["parts"] if part["weight"])
+    if held := told.get("quantisation"):
+        return hashlib.sha256(json.dumps([held, *parts]).encode()).hexdigest()
     if len(parts) < 2 and all(weight == 1 for _, weight in parts):
         return str(parts[0][0]) if parts else ""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -11,11 +11,12 @@ from typing import Any
 
 from app.service.chats import Messages
 from app.shared.adapter_labels import labels_of_row
-from app.shared.bases import base_for, closest_base, require_writing_base, told_of
+from app.shared.bases import base_for, closest_base, require_writing_base, told_to_answer
 from app.shared.checkpoint_rows import as_adapter
 from app.shared.engine_client import EngineClient
 from app.shared.speakers import Part, checkpoint_name, parts_told, speaker_parts
 from app.shared.text import require_text
+from app.shared.user_settings import PreferenceStore
 from core.base_model.describe import writes_text
 from core.errors import InvalidInput
 from core.events import TokenDone
@@ -84,8 +85,8 @@ class Prompt:
 class Serving:
     """The models of one home folder, as other programs ask for them."""
 
-    def __init__(self, registry: Registry, engine: EngineClient) -> None:
-        self._registry, self._engine = registry, engine
+    def __init__(self, registry: Registry, engine: EngineClient, preferences: PreferenceStore) -> None:
+        self._registry, self._engine, self._preferences = registry, engine, preferences
 
     def models(self) -> list[ServedModel]:
         """All that can answer by itself: bases first, then adapters, then checkpoints, the newest first."""
@@ -143,7 +144,7 @@ class Serving:
         require_writing_base(model.base)
         adapter = parts_told(self._registry, model.id, model.parts, model.base)
         rows = [_row(prompt, adapter) for prompt in prompts]
-        return self._engine.answer(told_of(model.base), rows, name)
+        return self._engine.answer(told_to_answer(model.base, self._preferences), rows, name)
 
     def cancel(self, name: str, row: int) -> None:
         """End one row of the answer called `name`. Raises EngineUnavailable."""

@@ -14,7 +14,7 @@ from app.shared.bases import config_of, experts_of, require_can, shapes_of, tens
 from app.shared.below import adapter_below, by_digest
 from app.shared.engine_client import EngineClient
 from app.shared.errors import EngineUnavailable
-from app.shared.run_rows import run_row
+from app.shared.run_rows import held_for, run_row
 from core.data.checks import words_of
 from core.errors import InvalidConfig, InvalidData
 from core.lora.targets import Targeted, usual_targets
@@ -143,7 +143,7 @@ class Training:
         """
         self._require_sound(self._registry.find(Dataset, dataset))
         for options in wanted:
-            require_can(self._registry.find(Base, base), options.train.objective)
+            require_can(self._registry.find(Base, base), options.train)
         experts = experts_of(self._registry, self._registry.find(Base, base))
         for found in self._engine.measure(base, dataset, [one.to_dict() for one in wanted], name):
             if "progress" in found:
@@ -175,7 +175,7 @@ class Training:
         )
         runs = []
         for label, options in wanted:
-            require_can(model, options.train.objective)
+            require_can(model, options.train)
             plan = self._estimate(model, data, options)  # raises for target_modules that match nothing
             if not anyway:
                 require_sound(self._checks(model, data, options, plan))
@@ -228,7 +228,7 @@ class Training:
         data = self._registry.find(Dataset, dataset)
         self._require_sound(data)
         model = self._registry.find(Base, base)
-        require_can(model, options.train.objective)
+        require_can(model, options.train)
         return replace(self._estimate(model, data, options), experts=experts_of(self._registry, model))
 
     def _estimate(self, base: Base, data: Dataset, options: TrainingOptions) -> Estimate:
@@ -246,18 +246,21 @@ class Training:
         )
         lengths = [sum(len(words_of(m)) for m in row["messages"]) + len(row["text"]) for row in data.preview]
         usable = data.rows - data.excluded_rows - data.faulty_rows - data.validation_rows
-        mean, seen = sum(lengths) / max(1, len(lengths)), self._seen(base, data)
+        mean, held = sum(lengths) / max(1, len(lengths)), options.train.quantisation
+        seen = self._seen(base, data, held)
         if (check := self._checked(data, base, options.train.max_length)) and not seen.row_tokens:
             seen.sequences = check.report.get("train_sequences")
             seen.row_tokens = check.report["mean_length"]
         rows = DataShape(seen.sequences or usable, mean, data.validation_rows, seen.row_tokens)
         return estimate(shape, rows, options, bytes_per_weight=2, tokens_per_second=seen.tokens_per_second)
 
-    def _seen(self, base: Base, data: Dataset) -> _Seen:
-        """What the last runs on this base that got anywhere have shown, their slow first steps counted."""
+    def _seen(self, base: Base, data: Dataset, quantisation: str) -> _Seen:
+        """What the last runs on this base that got anywhere have shown, their slow first steps counted. Of
+        another quantisation they tell nothing.
+        """
         found = _Seen()
         for run in self._registry.all(Run, limit=20):
-            if run.base_fingerprint != base.fingerprint:
+            if run.base_fingerprint != base.fingerprint or held_for(run) != quantisation:
                 continue
             point = self._registry.measurements.last_point(run.id or 0)
             if point is None or not (point.tokens and point.seconds and point.epoch):

@@ -55,15 +55,15 @@ class Workbench:
         self.costs = CostsOfLora(self.registry, self.jobs, self.baselines)
         self.adapters = Adapters(self.registry, self.jobs)
         self.exports = Exports(self.registry, settings, self.jobs)
-        self.chats = Chats(self.registry, self.engine)
+        self.chats = Chats(self.registry, self.engine, self.preferences)
         self.blends = Blends(self.adapters, self.jobs, self.chats)
         self.conversations = Conversations(self.registry, self.chats)
         self.judging = Judging(self.registry, self.chats)
         self.votes = VoteRows(self.registry)
         self.prompts = PromptSets(self.registry, self.jobs, self.datasets, self.judging)
-        self.serving = Serving(self.registry, self.engine)
+        self.serving = Serving(self.registry, self.engine, self.preferences)
         self.loading = Loading(self.registry, self.adapters, self.jobs)
-        self.classifiers = Classifiers(self.registry, self.engine)
+        self.classifiers = Classifiers(self.registry, self.engine, self.preferences)
         # The registry's version at which nothing was under way (None while something is), and when it was.
         self._looked: tuple[int | None, float] = (-1, 0.0)
 

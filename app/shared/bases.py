@@ -8,8 +8,10 @@ from typing import Any
 
 from app.shared.identity import effective_template_hash, manifest_of, up_to_date
 from app.shared.settings import Settings
+from app.shared.user_settings import PreferenceStore
 from core.base_model.describe import cannot_write, writes_text
 from core.base_model.files import read_json
+from core.base_model.quantisation import NONE, plain_encoder, require_quantising
 from core.base_model.source import BaseSource
 from core.base_model.stored_wholes import stored_wholes
 from core.errors import InvalidConfig, InvalidModel, WrongBase
@@ -17,6 +19,7 @@ from core.lora.experts import experts_without_adapters
 from core.lora.module_names import ends_with
 from core.lora.targets import WORDS
 from core.lora.wholes import Wholes
+from core.train.config import TrainConfig
 from core.train.objectives import OBJECTIVES
 from core.train.training_options import TrainingOptions
 from storage.blobs import BlobStore
@@ -96,10 +99,16 @@ def tensors_of(registry: Registry, base: Base) -> dict[str, Sequence[int]]:
     return {name: shape for name, _, shape, _ in found.tensors} if found else {}
 
 
-def require_can(base: Base, objective: str) -> None:
-    """Raise InvalidConfig for an objective that needs a head which this base does not have."""
-    if not writes_text(base.architecture) and not OBJECTIVES.get(objective).classifies:
-        raise InvalidConfig(cannot_write(base.name))
+def require_can(base: Base, train: TrainConfig) -> None:
+    """Raise InvalidConfig for an objective that needs a head which this base does not have, and where the
+    base cannot be held in memory as it is asked for.
+    """
+    if not writes_text(base.architecture):
+        if not OBJECTIVES.get(train.objective).classifies:
+            raise InvalidConfig(cannot_write(base.name))
+        if train.quantisation != NONE:
+            raise InvalidConfig(plain_encoder(base.name))
+    require_quantising(train.quantisation)
 
 
 def require_writing_base(base: Base) -> None:
@@ -113,13 +122,19 @@ def folder_of(base: Base) -> Path:
     return Path(base.folder)
 
 
-def source_of(registry: Registry, base: Base) -> BaseSource:
+def source_of(registry: Registry, base: Base, quantisation: str = NONE) -> BaseSource:
     """Where a base lies and what it must be."""
-    return source_told(registry, told_of(up_to_date(registry, base)))
+    return source_told(registry, told_of(up_to_date(registry, base)) | {"quantisation": quantisation})
+
+
+def told_to_answer(base: Base, preferences: PreferenceStore) -> dict[str, str]:
+    """What the engine is told of a base that it is to answer with, held in memory as it is set."""
+    held = preferences.values().quantisation if writes_text(base.architecture) else NONE
+    return told_of(base) | {"quantisation": held}
 
 
 def told_of(base: Base) -> dict[str, str]:
-    """What the engine is told of a base that it is to answer with, as it crosses the wire."""
+    """What identifies a base, as it crosses the wire."""
     told = {name: getattr(base, name) for name in ("name", "folder", "fingerprint", "stat_key", "template")}
     return told | {"config": base.files.get("config.json", "")}
 
@@ -134,4 +149,5 @@ def source_told(registry: Registry, told: dict[str, str]) -> BaseSource:
         told["template"],
         recorded=lambda: manifest_of(registry, told["fingerprint"]),
         config=told.get("config", ""),
+        quantisation=told.get("quantisation", NONE),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from core.base_model.quantisation import NONE
 from storage.tables import Base, Dataset, Run
 
 
@@ -20,3 +21,8 @@ def run_row(base: Base, data: Dataset, config: dict[str, Any], name: str = "") -
         dataset_version=data.version,
         config=config,
     )
+
+
+def held_for(run: Run) -> str:
+    """How the base of a run is held in memory while it trains; rows of earlier versions do not say."""
+    return str(run.config.get("train", {}).get("quantisation", NONE))

@@ -22,6 +22,7 @@ from tomlkit import TOMLDocument
 
 from app.shared.private import write_private
 from app.shared.settings import Settings
+from core.base_model.quantisation import NONE, QUANTISATIONS
 from core.errors import InvalidConfig
 from core.offline import OFFLINE_VARIABLE
 from core.options import Config, Option, option, unknown_option
@@ -55,6 +56,14 @@ class Preferences(Config):
     )
     default_base: str = option(
         "", "Default base model", "The base that Train, Playground and the commands start from; empty: none."
+    )
+    quantisation: str = option(
+        NONE,
+        "Base held in",
+        "How the base is held in memory for answers, on the page and for other programs: none, as its files "
+        "have it; nf4 in 4 bits; int8 in 8. While a run trains on it, it answers as it is held for the run. "
+        "Needs bitsandbytes.",
+        choices=QUANTISATIONS,
     )
     offline: bool = option(
         False, "Offline", "Fetch nothing from the network: no models, no data sets, no starter model."

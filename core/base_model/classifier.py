@@ -25,7 +25,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from core.base_model.model_config import classifier_class, refusing
 from core.errors import InvalidAdapter, InvalidModel
-from core.lora.layer import LoraLinear
+from core.lora.layer import LoraLinear, where_and_in
 from core.lora.wrapping import wrap_linear_layers
 
 SCORING = ("classifier", "score")
@@ -156,7 +156,7 @@ class Classifier:
             layer.register_forward_pre_hook(lambda _, given: seen.add(given[0].shape[0]))
             for layer in self.layers.values()
         ]
-        device = next(iter(self.layers.values())).weight.device
+        device, _ = where_and_in(next(iter(self.layers.values())).base)
         ids, mask = (torch.ones(rows, length, dtype=torch.long, device=device) for _ in range(2))
         head = {name: one.to(device) for name, one in self.fresh(2, 0).items()}
         try:

@@ -23,6 +23,8 @@ from core.base_model.classifier import Classifier, classifier_around, classifier
 from core.base_model.describe import cannot_write
 from core.base_model.files import stored_tensors, weight_files
 from core.base_model.model_config import is_writing, load_config, refusing
+from core.base_model.quantisation import NONE, plain_encoder
+from core.base_model.quantised_load import quantising, take_over
 from core.base_model.tensors import load_weights, load_with_head, require_tied_as_said
 from core.base_model.tokenizer import load_tokenizer, whole_numbers
 from core.data.rendering import Renderer
@@ -51,6 +53,8 @@ class ResidentBase:
     generation_config: GenerationConfig | None
     own_classifier: Classifier | None = None
     """Of a base without a head that writes text: its model can do nothing else."""
+    quantisation: str = NONE
+    """How its linear layers are held; the output head and the embedding are as the files have them."""
 
     @cached_property
     def wholes(self) -> Wholes:
@@ -152,27 +156,45 @@ def load_base(
     template: str = "",
     device: torch.device | None = None,
     dtype: torch.dtype | None = None,
+    quantisation: str = NONE,
 ) -> ResidentBase:
     """Load the model and tokenizer in `folder`, safetensors only and without any code of its own.
 
     template names the known chat template for a base that has none of its own. device and dtype default to
-    the best this machine has. Raises InvalidModel if the files do not hold exactly the tensors of the
-    architecture, if transformers cannot load it, or if it would be computed otherwise here than there.
+    the best this machine has. With a quantisation each linear layer is quantised when it has been read, so
+    that never more than one of them is in memory as the files have it.
+
+    Raises InvalidModel if the files do not hold exactly the tensors of the architecture, if transformers
+    cannot load it, or if it would be computed otherwise here than there; InvalidConfig for a quantisation
+    that is not there.
     """
     device = device or best_device()
     dtype = dtype or best_dtype(device)
     config = load_config(folder)
     if not is_writing(config):
+        if quantisation != NONE:
+            raise InvalidModel(plain_encoder(name or folder.name))
         return _load_classifier(folder, config, fingerprint, name, device, dtype)
     require_agreement(config)
+    model = _load_writing(folder, config, device, dtype, quantisation)
+    tokenizer = load_tokenizer(folder, template)
+    resident = make_resident(model, tokenizer, folder=folder, fingerprint=fingerprint, name=name)
+    resident.quantisation = quantisation
+    return resident
+
+
+def _load_writing(
+    folder: Path, config: PretrainedConfig, device: torch.device, dtype: torch.dtype, quantisation: str
+) -> PreTrainedModel:
+    how = {} if quantisation == NONE else quantising(quantisation, device)
     with ExitStack() as opened:
-        model = load_weights(folder, config, _slices(folder, opened), dtype=dtype)
+        model = load_weights(folder, config, _slices(folder, opened), dtype=dtype, **how)
     require_tied_as_said(folder, model)
     model.generation_config = load_generation_config(folder, model)
+    if how:
+        return take_over(model)
     model.to(device)  # type: ignore[arg-type]
-    return make_resident(
-        model, load_tokenizer(folder, template), folder=folder, fingerprint=fingerprint, name=name
-    )
+    return model
 
 
 def _load_classifier(

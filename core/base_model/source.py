@@ -11,6 +11,7 @@ from pathlib import Path
 
 from core.base_model.difference import difference
 from core.base_model.fingerprint import Manifest, companions_hash, file_digest, manifest, stat_key
+from core.base_model.quantisation import NONE
 from core.errors import InvalidModel, WrongBase
 
 
@@ -30,6 +31,8 @@ class BaseSource:
     """SHA-256 of config.json when it was added; empty where nobody recorded it. Not every field that changes
     what is computed is in a fingerprint.
     """
+    quantisation: str = NONE
+    """How its linear layers are to be held in memory. The fingerprint is that of the files, however."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +50,14 @@ class ResidentKey:
     folder: Path
     name: str
     template: str
+    quantisation: str
 
     def computes_as(self, other: ResidentKey | None) -> bool:
         """Whether the same model in memory serves both."""
+        return self.has_weights_of(other) and other is not None and self.quantisation == other.quantisation
+
+    def has_weights_of(self, other: ResidentKey | None) -> bool:
+        """Whether both are the same model, however it is held in memory."""
         return other is not None and (self.weights, self.config) == (other.weights, other.config)
 
 
@@ -62,6 +70,7 @@ def resident_key(source: BaseSource) -> ResidentKey:
         source.folder,
         source.name,
         source.template,
+        source.quantisation,
     )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from core.base_model.quantisation import LABELS, NONE
 from core.export.config import ExportConfig
 
 
@@ -44,6 +45,11 @@ class Provenance:
     """The commit of a base that came from the hub."""
     whole: bool = False
     """Whether it is full fine-tuning: whole weights in the place of the base's."""
+
+    @property
+    def trained_on(self) -> str:
+        """How the base was held in memory while it was trained."""
+        return str(self.config.get("train", {}).get("quantisation", NONE))
 
     def metadata(self) -> dict[str, str]:
         """For the header of each safetensors file, so that merging the same adapter twice can be noticed."""
@@ -82,6 +88,7 @@ def model_card(about: Provenance, config: ExportConfig, facts: Mapping[str, Any]
         ("Final loss", shown or "not known"),
         ("Weights", "" if adapter_alone else config.dtype),
         ("Of the adapter rounded away", "" if rounding is None else f"{rounding:.2%}"),
+        *quantised_rows(facts),
     ]
     what = config.kind.describe(plain(about.base_name), plain(about.adapter_name))
     if about.whole:
@@ -98,6 +105,25 @@ def model_card(about: Provenance, config: ExportConfig, facts: Mapping[str, Any]
     warned = [line for warning in facts.get("warnings", ()) for line in (f"**Mind:** {plain(warning)}", "")]
     title = f"# {plain(about.adapter_name)}"
     return "\n".join([*front, title, "", what, "", *warned, *table, "", *configuration])
+
+
+def quantised_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What is told of a merge in which a quantised base has a part; nothing of any other."""
+    if "merged_onto" not in facts:
+        return []
+    onto, trained = facts["merged_onto"], facts["trained_on"]
+    is_original = onto not in LABELS
+    weights = "the original weights" if is_original else f"the weights in {LABELS[onto]}, made float32 again"
+    differs = (
+        f"by {facts['base_difference']:.1%} from those in {LABELS[trained]}, which it was trained beside"
+        if is_original
+        else f"by {facts['base_difference']:.2%} from the original ones"
+    )
+    return [
+        ("Merged onto", weights),
+        ("Of ΔW's energy kept", f"{facts['energy_kept']:.2%}"),
+        ("These weights differ", differs),
+    ]
 
 
 def plain(text: str) -> str:

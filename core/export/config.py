@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from core.errors import InvalidConfig
 from core.export.formats import AUTO, EXPORT_FORMATS, ExportFormat
@@ -65,4 +65,5 @@ def split_export_options(values: Mapping[str, object]) -> tuple[ExportConfig, Co
     own = {one.name for one in config.kind.options.options()}
     for name in values.keys() - shared - own:
         known[name].parse(values[name])
-    return config, config.kind.options.parse({name: values[name] for name in values if name in own})
+    chosen = config.kind.options.parse({name: values[name] for name in values if name in own})
+    return replace(config, dtype=config.kind.dtype_for(config.dtype, chosen)), chosen

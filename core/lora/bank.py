@@ -14,7 +14,7 @@ from core.lora.config import LoraConfig
 from core.lora.dropout import Dropout, DropoutState
 from core.lora.kinds import ADAPTER_KINDS, AdapterKind
 from core.lora.kinds.lora import KIND as LORA
-from core.lora.layer import LayerStack, LoraEmbedding, LoraLinear, Place, plain_weight
+from core.lora.layer import LayerStack, LoraEmbedding, LoraLinear, Place, plain_weight, where_and_in
 from core.lora.layout import HEAD, Layout, corner
 from core.lora.on_top import stacked
 from core.lora.ops import factor_dtype
@@ -72,8 +72,7 @@ class AdapterBank(nn.Module):
         }  # in the model, whatever is targeted
         self.slots = slots
         self.ranks = {path: rank if isinstance(rank, int) else rank[path] for path in targets}
-        first = next(iter(layers.values())).weight
-        device, self._work_dtype = first.device, first.dtype
+        device, self._work_dtype = where_and_in(next(iter(layers.values())).base)
         dtype = dtype or factor_dtype(self._work_dtype)
         self.dropout = DropoutState(torch.tensor(dropout, device=device)) if any(dropout) else None
         shapes = {path: (layer.in_features, layer.out_features) for path, layer in self._layers.items()}
@@ -262,7 +261,7 @@ class AdapterBank(nn.Module):
 
     def _random_tokens(self, layer: LoraLinear | LoraEmbedding, generator: torch.Generator) -> Tensor:
         """Two for each slot, [K, 2, in]; of an embedding their ids, [K, 2]."""
-        device, dtype = layer.weight.device, layer.weight.dtype
+        device, dtype = where_and_in(layer.base)
         if isinstance(layer, LoraEmbedding):
             return torch.randint(layer.in_features, (self.slots, 2), generator=generator).to(device)
         return torch.randn(self.slots, 2, layer.in_features, generator=generator).to(device, dtype)

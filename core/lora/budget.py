@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor, nn
 
-from core.lora.layer import plain_weight
-from core.lora.ops import lora_linear
+from core.lora.beside import beside
 from core.lora.stack import AdapterStack
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ class TripletFactors(AdapterStack):
             return super().linear(x, base, slots)
         A = self.E * self.Q
         work = A.detach().to(x.dtype), self.work_P, self.scale
-        return lora_linear(x, plain_weight(base), base.bias, A, self.P, *work)[0]
+        return beside(x, base, base.bias, A, self.P, *work)  # type: ignore[arg-type]
 
     def added(self, x: Tensor, y: Tensor, base: nn.Module, slots: Tensor | None) -> Tensor:
         """s·P·(E ∘ Q)·x, by ordinary differentiation."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from core.lora.beside import beside, beside_frozen_a
 from core.lora.layer import plain_weight
-from core.lora.ops import lora_linear, lora_linear_frozen_a, lora_linear_one_token, with_delta
+from core.lora.ops import lora_linear_one_token, with_delta
 from core.lora.stack import AdapterStack
 
 
@@ -28,15 +29,15 @@ class LoraFactors(AdapterStack):
 
     def linear(self, x: Tensor, base: nn.Module, slots: Tensor | None) -> Tensor:
         """As any stack's, with the adapters' products inside the base's output."""
-        weight, bias = plain_weight(base), base.bias
+        bias: Tensor | None = base.bias  # type: ignore[assignment]
         if slots is not None:
-            return self._chosen(x, weight, bias, slots)  # type: ignore[arg-type]
+            return self._chosen(x, plain_weight(base), bias, slots)
         if self.dropout is not None and self.training:
             return super().linear(x, base, slots)
         work = self.work_A, self.work_B, self.scale
         if self.A.requires_grad or not self.B.requires_grad:
-            return lora_linear(x, weight, bias, self.A, self.B, *work)[0]
-        return lora_linear_frozen_a(x, weight, bias, self.B, *work)[0]
+            return beside(x, base, bias, self.A, self.B, *work)
+        return beside_frozen_a(x, base, bias, self.B, *work)
 
     def _chosen(self, x: Tensor, weight: Tensor, bias: Tensor | None, slots: Tensor) -> Tensor:
         """Inference with a choice of slots."""

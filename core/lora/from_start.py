@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from core.lora.beside import beside
 from core.lora.factors import LoraFactors
-from core.lora.layer import plain_weight
-from core.lora.ops import lora_linear
 
 
 class FromStartFactors(LoraFactors):
@@ -22,8 +21,7 @@ class FromStartFactors(LoraFactors):
             return super().linear(x, base, slots)
         A, B = both_halves(self.A, self.B, self.A0, self.B0)
         work_A, work_B = A.detach().to(x.dtype), B.detach().to(x.dtype)
-        weight, work = plain_weight(base), (work_A, work_B, self.scale)
-        return lora_linear(x, weight, base.bias, A, B, *work)[0]
+        return beside(x, base, base.bias, A, B, work_A, work_B, self.scale)  # type: ignore[arg-type]
 
 
 def both_halves(A: Tensor, B: Tensor, A0: Tensor, B0: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
+
+from core.lora.quantised import QuantisedLinear
 
 
 class LayerStack(Protocol):
@@ -34,7 +37,9 @@ class LoraLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The frozen weight as the base stores it; some model code looks at its dtype."""
+        """The frozen weight as the base stores it, or of a quantised one what it computes with; some model
+        code looks at its dtype.
+        """
         return self.base.weight  # type: ignore[return-value]
 
     @property
@@ -44,8 +49,8 @@ class LoraLinear(nn.Module):
 
     @property
     def transposed(self) -> bool:
-        """Whether the base stores W as [in, out] (GPT-2's Conv1D)."""
-        return isinstance(self.base, Conv1D)
+        """Whether the base's files hold W as [in, out] (GPT-2's Conv1D)."""
+        return isinstance(self.base, Conv1D) or getattr(self.base, "transposed", False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.base(x) if self.factors is None else self.factors.linear(x, self.base, self.slots)
@@ -98,15 +103,23 @@ Place = LoraLinear | Adapted
 
 def is_linear(module: nn.Module) -> bool:
     """Whether adapters can be put on `module`."""
-    return isinstance(module, (nn.Linear, Conv1D))
+    return isinstance(module, (nn.Linear, Conv1D, QuantisedLinear))
+
+
+def where_and_in(base: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Where a module's weight lies, and the dtype that it computes in."""
+    held = base if isinstance(base, QuantisedLinear) else base.weight
+    return held.device, held.dtype  # type: ignore[return-value]
 
 
 def plain_weight(base: nn.Module) -> Tensor:
-    """W as [out, in], a view where the base stores it transposed."""
+    """W as [out, in], a view where the base stores it transposed, and made anew where it is quantised."""
     return base.weight.t() if isinstance(base, (Conv1D, nn.Embedding)) else base.weight  # type: ignore[return-value]
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int]:
     """(in_features, out_features) of a linear layer, Conv1D included."""
+    if isinstance(module, QuantisedLinear):
+        return module.in_features, module.out_features
     rows, columns = module.weight.shape  # type: ignore[misc]
     return (int(rows), int(columns)) if isinstance(module, Conv1D) else (int(columns), int(rows))

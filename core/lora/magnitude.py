@@ -11,13 +11,13 @@ they were stored, so an answer costs what it costs with LoRA.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.lora.adapter import LayerWeights
+from core.lora.beside import beside, without_bias
 from core.lora.factors import LoraFactors
 from core.lora.layer import plain_weight
-from core.lora.ops import factor_dtype, lora_linear
+from core.lora.ops import factor_dtype
 
 
 class MagnitudeFactors(LoraFactors):
@@ -57,14 +57,13 @@ class MagnitudeFactors(LoraFactors):
         if not self.B.requires_grad:
             y = base(x)
             return y + self.added(x, y, base, slots)
-        weight = plain_weight(base)
         if self.dropout is not None:
-            y = F.linear(x, weight)
+            y = without_bias(x, base)
             directed = y + self._delta(self.dropout(x) if self.training else x, None).view_as(y)
         else:
             work = self.work_A, self.work_B, self.scale
-            directed, _ = lora_linear(x, weight, None, self.A, self.B, *work)
-        ratios = _ratios(self.m, weight, self.squares, self.A, self.B, self.scale)
+            directed = beside(x, base, None, self.A, self.B, *work)
+        ratios = _ratios(self.m, plain_weight(base), self.squares, self.A, self.B, self.scale)
         y = rescaled(directed.reshape(ratios.shape[0], -1, ratios.shape[1]), ratios).view_as(directed)
         return y if base.bias is None else y + base.bias  # type: ignore[operator]
 

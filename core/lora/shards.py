@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from core.lora.layer import plain_weight
-from core.lora.ops import lora_linear_frozen_a
+from core.lora.beside import beside_frozen_a
 from core.lora.stack import AdapterStack
 
 
@@ -31,9 +30,8 @@ class ShardFactors(AdapterStack):
         if self.dropout is not None and self.training:
             return super().linear(x, base, slots)
         A, work_B = folding(self.fold, self.D.shape[1], x.dtype), self.work_D.transpose(1, 2)
-        weight, B = plain_weight(base), self.D.transpose(1, 2)
-        y, _ = lora_linear_frozen_a(x, weight, base.bias, B, A, work_B, self.scale)
-        return y
+        bias: Tensor | None = base.bias  # type: ignore[assignment]
+        return beside_frozen_a(x, base, bias, self.D.transpose(1, 2), A, work_B, self.scale)
 
     def added(self, x: Tensor, y: Tensor, base: nn.Module, slots: Tensor | None) -> Tensor:
         """D·fold(x), by ordinary differentiation."""

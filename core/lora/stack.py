@@ -78,7 +78,8 @@ class AdapterStack(nn.Module):
             scale = self.scale[slots].to(x.dtype)
         adapters = scale.shape[0]
         grouped = x.reshape(adapters, -1, x.shape[-1]), y.reshape(adapters, -1, y.shape[-1])
-        return self.kind.added(*grouped, plain_weight(base), tensors, scale).reshape(y.shape)
+        weight = plain_weight(base) if self.kind.reads_weight else x.new_empty(0)
+        return self.kind.added(*grouped, weight, tensors, scale).reshape(y.shape)
 
 
 class EmbeddingStack(AdapterStack):

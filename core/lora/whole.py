@@ -18,7 +18,7 @@ from core.errors import InvalidAdapter
 from core.lora.adapter import AdapterWeights
 from core.lora.bank import AdapterBank, Layers, MixedBank, loaded_bank
 from core.lora.kinds.full import KIND as FULL
-from core.lora.layer import Adapted, LoraLinear
+from core.lora.layer import Adapted, LoraLinear, where_and_in
 
 Place = tuple[nn.Module, str]
 """A module and its own name for a parameter."""
@@ -122,7 +122,7 @@ def whole_bank(model: nn.Module, layers: Layers, adapter: AdapterWeights) -> Who
     require_parameters().
     """
     require_parameters(model, adapter)
-    dtype = next(iter(layers.values())).weight.dtype
+    _, dtype = where_and_in(next(iter(layers.values())).base)
     bank = WholeBank(
         model, layers, {path: tuple(one.shape) for path, one in adapter.whole.items()}, dtype=dtype
     )

@@ -6,11 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from core.errors import InvalidAdapter
-from core.lora.layer import Adapted, LoraEmbedding, LoraLinear, Place, is_linear
+from core.lora.layer import Adapted, LoraEmbedding, LoraLinear, Place, is_linear, where_and_in
 from core.lora.wholes import BIAS, BIAS_ON_B, WEIGHT, Wholes, module_of
 
 
@@ -41,7 +42,8 @@ class ModelLayers(dict[str, LoraLinear]):
         """The base's own numbers of a whole parameter, or the zeros that a bias on B starts from."""
         if name.endswith(BIAS_ON_B):
             layer = self[module_of(name)]
-            return layer.weight.new_zeros(layer.out_features)
+            device, dtype = where_and_in(layer.base)
+            return torch.zeros(layer.out_features, device=device, dtype=dtype)
         module = self.model.get_submodule(module_of(name))
         found: Tensor = getattr(getattr(module, "base", module), name.rpartition(".")[2])
         return found

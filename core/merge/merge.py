@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from core.files.publish import require_space
 from core.files.safetensors_file import DTYPE_BYTES, TensorEntry, build_header, read_header
 from core.lora.adapter import AdapterWeights, LayerFactors
 from core.lora.low_rank import inner_product
+from core.merge.held import Held
 from core.merge.stream import PIECE_BYTES, in_order, read_range
 from core.merge.whole_tensors import TORCH_DTYPES, replaced_tensors, tensor_name, whole_tensors
 from core.reporting import Report
@@ -47,6 +49,8 @@ class MergeReport:
     """
     worst_rounding_loss: float
     """The same of the layer that loses most."""
+    base_difference: float = 0.0
+    """‖Q − W‖ / ‖W‖ over the tensors of which not W was added to but Q, what a quantised base holds of it."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,8 @@ class Source:
     """That the rows of W + ΔW are brought to, [out]; None where they stay as they come."""
     whole: Tensor | None = None
     """What the adapter has of its own in the place of the base's numbers; see core/lora/wholes.py."""
+    held: Held | None = None
+    """How the base holds it, where ΔW is added to its quantised weight; None for the file's own."""
     renamed: str = ""
     """How the merged files call it; empty if as the base's do."""
 
@@ -75,8 +81,8 @@ class Source:
 
     @property
     def is_changed(self) -> bool:
-        """Whether the adapter makes something else of it."""
-        return self.factors is not None or self.whole is not None
+        """Whether it is written as something else than it is."""
+        return self.factors is not None or self.whole is not None or self.held is not None
 
     @functools.cached_property
     def touched(self) -> Tensor | None:
@@ -112,10 +118,18 @@ class _Made:
     """Sum of the squared rounding errors."""
     energy: float
     """Sum of the squared changes, where the rows were brought to lengths; else 0, ΔW is known."""
+    moved: tuple[float, float] = (0.0, 0.0)
+    """‖Q − W‖² and ‖W‖², where a quantised weight was added to."""
 
 
-def sources(base_folder: Path, adapter: AdapterWeights, transposed: frozenset[str]) -> list[list[Source]]:
-    """All tensors of the base, by file and in their order there.
+def sources(
+    base_folder: Path,
+    adapter: AdapterWeights,
+    transposed: frozenset[str],
+    held: Mapping[str, Held] = MappingProxyType({}),
+) -> list[list[Source]]:
+    """All tensors of the base, by file and in their order there. held: how those are quantised, by name, of
+    which the quantised weight counts.
 
     Raises InvalidAdapter if a targeted layer is not among them, or the adapter's kind cannot be merged.
     """
@@ -132,7 +146,8 @@ def sources(base_folder: Path, adapter: AdapterWeights, transposed: frozenset[st
             module = module_of.get(entry.name)
             factors, lengths = parts[module] if module else (None, None)
             own = whole.get(entry.name)
-            rows.append(Source(path, entry, factors, module, module in transposed, lengths, own))
+            how = held.get(entry.name)
+            rows.append(Source(path, entry, factors, module, module in transposed, lengths, own, how))
             if factors is not None:
                 _require_shape(rows[-1])
         found.append(rows)
@@ -159,17 +174,18 @@ def merge_into_base(
     file_bytes: float = 0,
     named: Mapping[str, str] | None = None,
     added: Mapping[str, Tensor] | None = None,
+    held: Mapping[str, Held] = MappingProxyType({}),
 ) -> MergeReport:
     """Write the weights of base + adapter into the existing folder `target`.
 
     transposed: module paths whose weight is stored as [in, out]. metadata goes into every file's header.
     dtype: float32, bfloat16, float16, or auto for the base's own. file_bytes: the largest file; 0 for the
     base's files. named: how the files call the base's tensors, which are left out where it does not name
-    them; added: what they hold beside these, such as a classifier's head.
+    them; added: what they hold beside these, such as a classifier's head. held: as of sources().
     Raises InvalidAdapter if a targeted layer has no weight in the files, OutOfSpace before anything is
     written.
     """
-    files = _layout(_named(sources(base_folder, adapter, transposed), named), dtype, file_bytes)
+    files = _layout(_named(sources(base_folder, adapter, transposed, held), named), dtype, file_bytes)
     total = sum(_size(source, dtype) for rows in files.values() for source in rows)
     last, own = list(files)[-1], dict(added or {})
     total += sum(one.numel() * DTYPE_BYTES[_added_dtype(files[last], dtype)] for one in own.values())
@@ -177,12 +193,14 @@ def merge_into_base(
     written = 0
     errors: dict[str, float] = {}
     changes: dict[str, float] = {}
+    moved = size = 0.0
     for name, rows in files.items():
         more = own if name == last else {}
         for source, made in _write(target / name, rows, dtype, metadata, more):
             written += len(made.data)
             errors[source.entry.name] = errors.get(source.entry.name, 0.0) + made.error
             changes[source.entry.name] = changes.get(source.entry.name, 0.0) + made.energy
+            moved, size = moved + made.moved[0], size + made.moved[1]
             report(Progress(f"Merging {source.entry.name}", min(written / max(total, 1), 1.0)))
     if len(files) > 1 or (base_folder / INDEX_NAME).is_file():
         names = {name: [source.name for source in rows] for name, rows in files.items()}
@@ -203,6 +221,7 @@ def merge_into_base(
         bytes_written=written,
         rounding_loss=math.sqrt(sum(errors[name] for name in energy) / max(sum(energy.values()), 1e-300)),
         worst_rounding_loss=max(lost, default=0.0),
+        base_difference=math.sqrt(moved / max(size, 1e-300)),
     )
 
 
@@ -299,6 +318,8 @@ def _pieces(source: Source, dtype: str) -> Iterator[_Piece]:
     else:  # whole rows, so that each piece is a matrix
         width = math.prod(entry.shape[1:]) * DTYPE_BYTES[entry.dtype]
         step = max(1, PIECE_BYTES // max(width, 1)) * width
+    if source.held is not None:  # its scales are quantised over all of it
+        step = entry.end - entry.start
     for start in range(entry.start, entry.end, max(step, 1)):
         yield _Piece(source, start, min(start + step, entry.end), dtype)
 
@@ -313,11 +334,14 @@ def _make(piece: _Piece) -> _Made:
     width = math.prod(entry.shape[1:])
     weight = torch.frombuffer(raw, dtype=TORCH_DTYPES[entry.dtype]).view(-1, width)
     data, stored = raw, weight  # rounded in place, unless the numbers become wider or narrower
+    moved = 0.0, 0.0
+    if source.held is not None:
+        weight, moved = source.held.weight_and_distance(weight)
     if piece.dtype != entry.dtype:
         data = bytearray(weight.numel() * DTYPE_BYTES[piece.dtype])
         stored = torch.frombuffer(data, dtype=TORCH_DTYPES[piece.dtype]).view(-1, width)
     first = (piece.start - entry.start) // (width * DTYPE_BYTES[entry.dtype])
-    return _Made(source, data, *_add_rounded(source, first, weight, stored))
+    return _Made(source, data, *_add_rounded(source, first, weight, stored), moved)
 
 
 def _instead(source: Source, own: Tensor, raw: bytearray, dtype: str) -> _Made:
@@ -404,6 +428,8 @@ def _sum(source: Source) -> Tensor:
     exact = torch.frombuffer(
         read_range(source.path, entry.start, entry.end), dtype=TORCH_DTYPES[entry.dtype]
     ).float()
+    if source.held is not None:
+        exact = source.held.weight(exact.view(entry.shape))
     if source.factors is not None:
         exact = exact.view(entry.shape).addmm(*_delta_rows(source, 0, entry.shape[0]))
     return exact.view(entry.shape)

@@ -5,8 +5,10 @@ where that takes too much memory, compare its tensors one by one.
 from __future__ import annotations
 
 import gc
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from transformers import AutoConfig
 from core.base_model.files import weight_files
 from core.base_model.load import ResidentBase, load_base
 from core.base_model.probes import PROBES, greedy_answer, probe_ids, probe_logits
+from core.base_model.quantisation import NONE
 from core.base_model.tokenizer import configured_end_ids
 from core.data.templating import apply_template
 from core.errors import InvalidAdapter
@@ -22,6 +25,7 @@ from core.events import Progress
 from core.files.safetensors_file import TensorEntry, read_header
 from core.lora.adapter import AdapterWeights
 from core.lora.whole import computing_bank
+from core.merge.held import Held
 from core.merge.merge import Source, merged_weight, sources
 from core.merge.stream import read_range
 from core.merge.whole_tensors import TORCH_DTYPES
@@ -76,14 +80,20 @@ class MergeCheck:
 
 
 def verify_merge(
-    base_folder: Path, adapter: AdapterWeights, merged_folder: Path, report: Report, template: str = ""
+    base_folder: Path,
+    adapter: AdapterWeights,
+    merged_folder: Path,
+    report: Report,
+    template: str = "",
+    quantisation: str = NONE,
 ) -> MergeCheck:
     """Load base + adapter, then the merged model, and compare them on fixed prompts.
 
-    Works in float32 on the CPU.
+    Works in float32 on the CPU; quantisation: how the base is held to which ΔW was added.
     """
     report(Progress("Computing base + adapter"))
-    base = load_base(base_folder, device=torch.device("cpu"), dtype=torch.float32, template=template)
+    how = {"template": template, "quantisation": quantisation}
+    base = load_base(base_folder, device=torch.device("cpu"), dtype=torch.float32, **how)
     bank = computing_bank(base.model, base.layers, [adapter])
     probes = probe_ids(base)
     plain = probe_logits(base, probes)
@@ -175,15 +185,19 @@ def _compare(
 
 
 def differing_tensors(
-    base_folder: Path, adapter: AdapterWeights, transposed: frozenset[str], merged: Path
+    base_folder: Path,
+    adapter: AdapterWeights,
+    transposed: frozenset[str],
+    merged: Path,
+    held: Mapping[str, Held] = MappingProxyType({}),
 ) -> list[str]:
     """The names of tensors in the folder `merged` that are not base + adapter, rounded once; missing and
-    extra ones count.
+    extra ones count. held: as of sources().
     """
     written = {
         entry.name: (path, entry) for path in weight_files(merged) for entry in read_header(path).tensors
     }
-    wanted = {one.entry.name: one for rows in sources(base_folder, adapter, transposed) for one in rows}
+    wanted = {one.entry.name: one for rows in sources(base_folder, adapter, transposed, held) for one in rows}
     both = set(written) & set(wanted)
     different = {name for name in both if not _is_as_meant(wanted[name], *written[name])}
     return sorted(different | (set(written) ^ set(wanted)))

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 
+from core.base_model.quantisation import NONE
 from core.lora.config import LoraConfig
 from core.lora.kinds import ADAPTER_KINDS, AdapterKind
 from core.lora.targets import LayerShapes, select_targets
@@ -69,7 +70,7 @@ def checklist(around: Surroundings, options: TrainingOptions, plan: Estimate) ->
     modules = _modules(around, options, kind)
     return [
         _base_kept(around, kind, plan),
-        _fits(around.room, plan),
+        _fits(around.room, plan, options),
         _attention(modules, lora),
         *([] if kind.whole else [_rank(modules, lora), _alpha(modules, lora, kind)]),
         _starts_at_zero(None),
@@ -105,13 +106,15 @@ def _base_kept(around: Surroundings, kind: AdapterKind, plan: Estimate) -> Check
     return Check("base", "Base kept", GOOD, said)
 
 
-def _fits(room: int | None, plan: Estimate) -> Check:
+def _fits(room: int | None, plan: Estimate, options: TrainingOptions) -> Check:
     needed = f"about {plan.memory_bytes / 2**30:.1f} GiB"
     if room is None:
         return Check("memory", "Fits the memory", OPEN, f"{needed}; how much there is, the engine says.")
     state = GOOD if plan.memory_bytes <= room else MIND
     said = f"{needed} of {room / 2**30:.1f} GiB"
-    more = "" if state == GOOD else "; measure first, or take less"
+    can_shrink = options.train.quantisation == NONE and not ADAPTER_KINDS.get(options.lora.kind).whole
+    less = ", or hold the base in 4 bits (quantisation=nf4)" if can_shrink else ""
+    more = "" if state == GOOD else f"; measure first, or take less{less}"
     return Check("memory", "Fits the memory", state, f"{said}{more}.")
 
 

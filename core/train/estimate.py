@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from core.base_model.quantisation import NONE, bytes_of_linear
 from core.lora.fused import fused_parts
 from core.lora.kinds import ADAPTER_KINDS
 from core.lora.targets import (
@@ -120,7 +121,8 @@ def estimate(
     tokens = int(steps * train_rows * row_tokens / steps_per_epoch(blocks, train))
     micro_tokens = train.micro_batch_size * (train.max_length if packed else row_tokens)
     kept = micro_tokens * base.hidden_size * base.layers * _KEPT_PER_LAYER * bytes_per_weight
-    memory = base.parameters * bytes_per_weight + trains.memory + kept + _LOSS_BYTES
+    held = _base_bytes(base, train.quantisation, bytes_per_weight)
+    memory = held + trains.memory + kept + _LOSS_BYTES
     evaluated = evaluations(steps, train) * data.validation_rows * row_tokens
     worth = tokens + evaluated * _FORWARD_SHARE
     seconds = worth / tokens_per_second if tokens_per_second else None
@@ -135,6 +137,18 @@ def estimate(
         trains.targets,
         trains.whole,
     )
+
+
+def _base_bytes(base: BaseShape, quantisation: str, bytes_per_weight: int) -> float:
+    """What the base takes: of a quantised one the linear layers but for the head in few bits, the rest as it
+    is, and one layer's weight as it computes.
+    """
+    sizes = [math.prod(shape) for path, shape in base.layer_shapes.items() if path != base.head]
+    if quantisation == NONE or not sizes:
+        return base.parameters * bytes_per_weight
+    linear, plain = sum(sizes), base.parameters - sum(sizes)
+    held = bytes_of_linear(linear, quantisation, bytes_per_weight)
+    return held + (plain + max(sizes)) * bytes_per_weight
 
 
 @dataclass(frozen=True)

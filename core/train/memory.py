@@ -13,6 +13,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from core.base_model.load import ResidentBase
+from core.base_model.quantisation import LABELS, NONE
 from core.errors import InvalidConfig, WorkbenchError
 
 
@@ -174,6 +175,15 @@ def require_room(base: ResidentBase, state_bytes: float, parameters: int) -> Non
         f"moments take {state_bytes / 2**30:.1f} GiB beside the base, and {free / 2**30:.1f} GiB are free. "
         "Train some of the layers (layers_to_transform) or modules (target_modules), or train LoRA."
     )
+
+
+def require_full_precision(base: ResidentBase, name: str) -> None:
+    """Raise WorkbenchError where a base is quantised, so that whole weights cannot stand in its place."""
+    if base.quantisation != NONE:
+        raise WorkbenchError(
+            f"{name} has weights of its own in the place of {base.name}'s, which is held in "
+            f"{LABELS[base.quantisation]}. Choose quantisation=none."
+        )
 
 
 def require_room_to_answer(base: ResidentBase, parameters: int, name: str) -> None:

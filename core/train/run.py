@@ -460,6 +460,7 @@ class TrainingRun:
             trainable_parameters=self.parameters,
             max_length=self.data.rows.max_length,
             dtype=str(self._base.dtype).removeprefix("torch."),
+            quantisation=self._base.quantisation,
             blocks=len(self.data.blocks) if self.data.packed else 0,
             start_change=None if self.done else self._start_change(bank, slot),
         )

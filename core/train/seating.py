@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 
 from core.base_model.load import ResidentBase
+from core.base_model.quantisation import LABELS
 from core.errors import CannotShare
 from core.lora.adapter import AdapterWeights
 from core.lora.bank import AdapterBank
@@ -150,7 +151,8 @@ def require_fit(run: TrainingRun, others: Sequence[TrainingRun]) -> None:
         )
     if others and (wanted := _commons(others[0])) != (found := _commons(run)):
         raise CannotShare(
-            "Runs that train together need the same block length, micro-batch size, packing and objective; "
+            "Runs that train together need the same block length, micro-batch size, packing, objective and "
+            "quantisation of the base; "
             f"this one has {found}, the others {wanted}. Train it by itself."
         )
 
@@ -159,5 +161,5 @@ def _commons(run: TrainingRun) -> str:
     packing = "packed" if run.data.packed else "not packed"
     return (
         f"{run.data.rows.max_length} tokens, {run.train.micro_batch_size} rows, {packing}, "
-        f"{run.data.objective.label}"
+        f"{run.data.objective.label}, base in {LABELS[run.train.quantisation]}"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from core.base_model.quantisation import NF4, NONE, bitsandbytes_version
 from core.train.config import TrainConfig
 from core.train.objectives import OBJECTIVES
 
@@ -59,6 +60,8 @@ def smaller_plans(config: TrainConfig) -> list[tuple[str, dict[str, Any]]]:
         found.append((f"Micro-batch {half}, accumulation {more}", change))
     if config.gradient_checkpointing != "on":
         found.append(("Gradient checkpointing", {"gradient_checkpointing": "on"}))
+    if config.quantisation == NONE and bitsandbytes_version():
+        found.append(("Base in 4 bits (NF4)", {"quantisation": NF4}))
     if config.max_length > _SHORTEST_OFFERED:
         found.append((f"Max length {config.max_length // 2:,}", {"max_length": config.max_length // 2}))
     return found

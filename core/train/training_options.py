@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from core.base_model.quantisation import NONE
 from core.errors import InvalidConfig
 from core.lora.config import LoraConfig
 from core.lora.kinds import ADAPTER_KINDS, AdapterKind
@@ -58,6 +59,12 @@ class TrainingOptions:
         if self.lora.on_top_of and self.train.weight_decay:
             raise InvalidConfig(
                 "on_top_of: weight decay would shrink the adapter below as well; set it to 0."
+            )
+        if ADAPTER_KINDS.get(self.lora.kind).whole and self.train.quantisation != NONE:
+            raise InvalidConfig(
+                f"kind={self.lora.kind} trains the base's own weights, which "
+                f"quantisation={self.train.quantisation} holds in few bits. Choose quantisation=none, or "
+                "another kind."
             )
 
     @classmethod

@@ -9,9 +9,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from tokenizers import Tokenizer, models
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from core.base_model.load import ResidentBase, make_resident
+from core.base_model.quantisation import NONE
+from core.base_model.quantised_load import packed
+from core.lora.quantised import QuantisedLinear
 
 SHAPES = {
     # SmolLM2-135M, Llama 3.2 1B, Llama 3.1 8B
@@ -42,6 +47,15 @@ SHAPES = {
         "num_key_value_heads": 8,
         "tie_word_embeddings": False,
     },
+    "70b": {
+        "vocab_size": 128256,
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "tie_word_embeddings": False,
+    },
 }
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 RANK, ALPHA = 16, 32
@@ -53,6 +67,29 @@ def build(shape: str, dtype: torch.dtype = torch.bfloat16, device: torch.device 
     torch.manual_seed(0)
     with _default(dtype), device:
         return LlamaForCausalLM(config).eval()
+
+
+def build_quantised(
+    shape: str, quantisation: str, dtype: torch.dtype, device: torch.device
+) -> PreTrainedModel:
+    """The same in few bits, one layer in `dtype` at a time."""
+    sizes = SHAPES[shape]
+    config = LlamaConfig(
+        **{**sizes, "num_hidden_layers": 0}, max_position_embeddings=8192, rope_theta=500000.0
+    )
+    torch.manual_seed(0)
+    with _default(dtype), device:
+        model = LlamaForCausalLM(config).eval()
+        config.num_hidden_layers = sizes["num_hidden_layers"]
+        for number in range(config.num_hidden_layers):
+            layer = LlamaDecoderLayer(config, number).eval()
+            for path, linear in list(layer.named_modules()):
+                if isinstance(linear, nn.Linear):
+                    nn.init.normal_(linear.weight, std=config.initializer_range)
+                    held = QuantisedLinear(packed(linear.weight.detach(), quantisation), linear.bias)
+                    layer.set_submodule(path, held)
+            model.model.layers.append(layer)
+    return model
 
 
 @contextmanager
@@ -76,9 +113,16 @@ class NoTokenizer:
         return ""
 
 
-def resident(shape: str, dtype: torch.dtype = torch.bfloat16, device: torch.device = DEVICE) -> ResidentBase:
+def resident(
+    shape: str, dtype: torch.dtype = torch.bfloat16, device: torch.device = DEVICE, quantisation: str = NONE
+) -> ResidentBase:
     """The same model as the engine holds it."""
-    base = make_resident(build(shape, dtype, device), NoTokenizer(), folder=Path("."), name=shape)  # type: ignore[arg-type]
+    if quantisation == NONE:
+        model = build(shape, dtype, device)
+    else:
+        model = build_quantised(shape, quantisation, dtype, device)
+    base = make_resident(model, NoTokenizer(), folder=Path("."), name=shape)  # type: ignore[arg-type]
+    base.quantisation = quantisation
     base.model.generation_config.eos_token_id = None
     return base
 

@@ -1,44 +1,61 @@
-"""One adapter: PEFT eager, PEFT with gradient checkpointing, and this engine.
+"""One adapter: PEFT eager, PEFT with gradient checkpointing, and this engine, also on a base in few bits.
 
 python -m tests.benchmarks.train --shape 1b --blocks 8 --length 512
+python -m tests.benchmarks.train --shape 8b --blocks 4 --length 1024 --quantisation nf4 --only-ours
+python -m tests.benchmarks.train --shape 70b --blocks 1 --length 1024 --quantisation nf4 --only-quantised
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 import torch
 
+from core.base_model.quantisation import NONE, QUANTISATIONS
 from tests.benchmarks import ours, peer
 from tests.benchmarks.report import show
 from tests.benchmarks.shapes import DEVICE, build, resident
 
 
 def measure(
-    shape: str, blocks: int, length: int, steps: int, *, only_ours: bool = False, profile: bool = False
+    shape: str,
+    blocks: int,
+    length: int,
+    steps: int,
+    *,
+    peers: bool = True,
+    held: Sequence[str] = (NONE,),
+    profile: bool = False,
 ) -> list[dict[str, object]]:
-    """One row for each side."""
+    """One row for each side; of ours one for each way in which the base is held."""
     rows: list[dict[str, object]] = []
-    for name, recompute in () if only_ours else (("PEFT eager", False), ("PEFT, checkpointing", True)):
+    for name, recompute in () if not peers else (("PEFT eager", False), ("PEFT, checkpointing", True)):
         peer.forget()
         model = peer.with_adapter(build(shape))
         ids = torch.randint(0, model.config.vocab_size, (blocks, length), device=DEVICE)
         speed = peer.train(model, ids, steps=steps, warm_up=3, checkpointing=recompute)
         rows.append({"side": name, "tok/s": speed, "peak GiB": peer.peak_gib()})
         del model, ids
+    mine = [_of_ours(shape, blocks, length, steps, quantisation, profile=profile) for quantisation in held]
+    rows += mine
+    for row in rows:
+        row["ours ÷ it"] = mine[0]["tok/s"] / row["tok/s"]  # type: ignore[operator]
+        row["memory ours ÷ it"] = mine[0]["peak GiB"] / (row["peak GiB"] or 1)  # type: ignore[operator]
+    return rows
+
+
+def _of_ours(
+    shape: str, blocks: int, length: int, steps: int, quantisation: str, *, profile: bool
+) -> dict[str, object]:
+    """The base is let go of behind it."""
     peer.forget()
-    base = resident(shape)
-    warm_up = 8
+    base, warm_up = resident(shape, quantisation=quantisation), 8
     requests = ours.requests(base, 1, blocks, length, steps + warm_up)
     speed, first, notices = ours.train(base, requests, steps=steps, warm_up=warm_up, profile=profile)
-    rows.append(
-        {"side": "LoRA Workbench", "tok/s": speed, "peak GiB": peer.peak_gib(), "first steps s": first}
-    )
-    for row in rows:
-        row["ours ÷ it"] = speed / row["tok/s"]  # type: ignore[operator]
-        row["memory ours ÷ it"] = rows[-1]["peak GiB"] / (row["peak GiB"] or 1)  # type: ignore[operator]
     print(notices)
-    return rows
+    side = "LoRA Workbench" if quantisation == NONE else f"LoRA Workbench, {quantisation}"
+    return {"side": side, "tok/s": speed, "peak GiB": peer.peak_gib(), "first steps s": first}
 
 
 def main() -> None:
@@ -49,11 +66,14 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--only-ours", action="store_true", help="without the peer")
+    parser.add_argument("--quantisation", default=NONE, choices=QUANTISATIONS, help="beside the base in bf16")
+    parser.add_argument("--only-quantised", action="store_true", help="neither the peer nor the base in bf16")
     parser.add_argument("--profile", action="store_true", help="print where the device's time goes")
     args = parser.parse_args()
-    rows = measure(
-        args.shape, args.blocks, args.length, args.steps, only_ours=args.only_ours, profile=args.profile
-    )
+    held = dict.fromkeys([args.quantisation] if args.only_quantised else [NONE, args.quantisation])
+    work = (args.shape, args.blocks, args.length, args.steps)
+    peers = not (args.only_ours or args.only_quantised)
+    rows = measure(*work, peers=peers, held=list(held), profile=args.profile)
     show(f"train {args.shape} {args.blocks}×{args.length}", rows)
 
 

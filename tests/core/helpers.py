@@ -29,9 +29,10 @@ CPU = torch.device("cpu")
 PROBE = torch.arange(3, 23).reshape(2, 10)
 
 
-def load(folder: Path, fingerprint: str = "f" * 64) -> ResidentBase:
+def load(folder: Path, fingerprint: str = "f" * 64, quantisation: str = "none") -> ResidentBase:
     """The base in float32 on the CPU."""
-    return load_base(folder, fingerprint=fingerprint, name=folder.name, device=CPU, dtype=torch.float32)
+    about = {"fingerprint": fingerprint, "name": folder.name, "quantisation": quantisation}
+    return load_base(folder, device=CPU, dtype=torch.float32, **about)
 
 
 def load_float64(folder: Path) -> ResidentBase:

@@ -78,6 +78,7 @@ def test_a_formats_own_options_go_with_it_and_those_of_others_are_only_checked()
         "format": "safetensors",
         "dtype": "auto",
         "shard_gigabytes": 1.5,
+        "merge_onto": "original",
     }
     config, own = split_export_options({"format": "gguf", "shard_gigabytes": 1.5})
     assert config.to_dict() | own.to_dict() == {"format": "gguf", "dtype": "auto"}

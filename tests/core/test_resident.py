@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ from core.base_model.tokenizer import load_tokenizer
 from core.data.rendering import Renderer
 from core.data.tokens import token_path
 from core.engine import AnswerRequest, Engine
-from core.errors import WorkbenchError
+from core.errors import BaseTooLarge, WorkbenchError
 from core.generate.config import GenerationConfig
+from core.train.memory import ran_out_of_memory
 
 ASKED = [{"role": "user", "content": "hello"}]
 
@@ -126,3 +128,30 @@ def test_equal_weights_with_another_configuration_are_another_model(twins, engin
         engine.load_base(two)
     decoder.cancel()
     assert engine.load_base(two).model.config.attention_dropout == 0.5
+
+
+def test_a_base_that_is_held_otherwise_is_another_model(tiny_llama, engine):
+    """But what is asked of it while it is in use is answered by the one in memory, and told so."""
+    plain = _source(tiny_llama)
+    small = replace(plain, quantisation="nf4")
+    ask = [AnswerRequest(ASKED, None, GenerationConfig(max_tokens=4, temperature=0.0))]
+    first = engine.answer(small, ask)
+    assert not engine.free_for(plain)
+    with pytest.raises(WorkbenchError, match="tiny-llama in full precision can be used when that ends"):
+        engine.load_base(plain)
+    for decoder in (first, engine.answer(plain, ask)):
+        ((event, *_), *_) = list(decoder.steps())
+        assert event.weights["quantisation"] == "nf4"
+    ((event, *_), *_) = list(engine.answer(plain, ask).steps())
+    assert "quantisation" not in event.weights
+    assert engine.base.quantisation == "none"
+
+
+def test_a_base_that_has_no_room_says_what_would_help(tiny_llama, engine, monkeypatch):
+    def full(*given, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("core.engine.load_base", full)
+    with pytest.raises(BaseTooLarge, match=r"\(quantisation=nf4\) they take about 0.0 GiB") as found:
+        engine.load_base(_source(tiny_llama))
+    assert ran_out_of_memory(found.value)

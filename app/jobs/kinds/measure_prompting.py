@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from app.jobs.kinds import Arguments, JobContext, JobKind
 from app.shared.bases import source_of
 from app.shared.run_data import data_of
+from app.shared.run_rows import held_for
 from core.errors import InvalidConfig, WrongBase
 from storage.tables import Base, Run
 
@@ -48,10 +49,14 @@ class MeasurePrompting(JobKind):
         base = registry.get(Base, run.base_id)
         if base.fingerprint != run.base_fingerprint:
             raise WrongBase(f"{base.name} is no longer the model that the run is for.")
-        source = source_of(registry, base)
+        source = source_of(registry, base, held_for(run))
         context.report(Progress(f"Loading {base.name}"))
         resident = load_base(
-            source.folder, fingerprint=source.fingerprint, name=source.name, template=source.template
+            source.folder,
+            fingerprint=source.fingerprint,
+            name=source.name,
+            template=source.template,
+            quantisation=source.quantisation,
         )
         found: Arguments = {"run": run.id, "shots": shots}
         for name, count in (("base", 0), ("few-shot", shots)):

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from app.jobs.kinds import Arguments, JobContext, JobKind, NextStep
-from app.shared.bases import require_writing_base, told_of
+from app.shared.bases import require_writing_base, told_to_answer
 from app.shared.engine_client import EngineClient
+from app.shared.user_settings import PreferenceStore
 from core.errors import InvalidInput, WorkbenchError, WrongBase
 from core.events import Progress
 from storage.tables import Base, PromptAnswer, PromptRun
@@ -76,7 +77,8 @@ class _Asking:
     def __init__(self, context: JobContext, run: PromptRun, told: Sequence[Mapping[str, Any] | None]) -> None:
         self._registry, self._run, self._told = context.registry, run, told
         self._report = context.report
-        self._engine, self._base = EngineClient(context.settings), told_of(_base_of(context, run))
+        base, preferences = _base_of(context, run), PreferenceStore(context.settings)
+        self._engine, self._base = EngineClient(context.settings), told_to_answer(base, preferences)
 
     def answer(self, cells: Sequence[Cell]) -> None:
         """All in one request; where it is refused each by itself, to know which prompt is at fault."""

@@ -60,6 +60,10 @@ class ExportFormat:
     ending: str
     """Of the files that hold the weights."""
 
+    def dtype_for(self, dtype: str, own: Config) -> str:
+        """The number format that is meant where `dtype` is chosen with these options of its own."""
+        return dtype
+
     def write(self, what: Exporting, staging: Path, report: Report) -> Facts:
         """Write into the empty folder `staging`, which is published or thrown away as a whole.
 

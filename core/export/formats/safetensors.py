@@ -7,6 +7,8 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
+from core.base_model.quantisation import INT8, NF4, NONE
+from core.errors import InvalidConfig
 from core.events import Progress
 from core.export.formats import AUTO, FLOAT_DTYPES, ExportFormat, Written
 from core.options import Config, option
@@ -14,11 +16,15 @@ from core.reporting import Report
 
 if TYPE_CHECKING:
     from core.export.duties import Exported, Exporting, Facts, Finding
+    from core.merge.held import Held
+    from core.merge.merge import MergeReport
+
+ORIGINAL = "original"
 
 
 @dataclass(frozen=True)
 class SafetensorsOptions(Config):
-    """How the files are cut."""
+    """How the files are cut, and what the adapter is merged into."""
 
     shard_gigabytes: float = option(
         0.0,
@@ -27,6 +33,14 @@ class SafetensorsOptions(Config):
         unit="GB",
         minimum=0.0,
         maximum=1000.0,
+    )
+    merge_onto: str = option(
+        ORIGINAL,
+        "Merge onto",
+        "original: the base's own weights. nf4, int8: those that a base held so computes with, made float32 "
+        "again (written as float32 if nothing else is chosen), which an adapter was trained beside that "
+        "learnt on such a base. The report says what each loses.",
+        choices=(ORIGINAL, NF4, INT8),
     )
 
 
@@ -41,11 +55,19 @@ class Safetensors(ExportFormat):
     no_other_dtype = "{dtype} is a kind of GGUF weights; {name} takes {dtypes}."
     ending = ".safetensors"
 
+    def dtype_for(self, dtype: str, own: Config) -> str:
+        """float32 beside a quantised weight: unlike the base's own numbers, what it stands for is none of 16
+        bits, and rounding it would drown the adapter.
+        """
+        assert isinstance(own, SafetensorsOptions)
+        return "float32" if dtype == AUTO and own.merge_onto != ORIGINAL else dtype
+
     def write(self, what: Exporting, staging: Path, report: Report) -> Facts:
         """See ExportFormat."""
         from core.merge.merge import merge_into_base
 
         assert isinstance(what.own, SafetensorsOptions)
+        held = _held(what, what.own.merge_onto)
         classifier = _classifier_parts(what)
         written = merge_into_base(
             what.base_folder,
@@ -56,12 +78,14 @@ class Safetensors(ExportFormat):
             what.about.metadata(),
             what.config.dtype,
             what.own.shard_gigabytes * 1e9,
+            held=held,
             **classifier,
         )
         _write_companions(what, staging)
         facts = asdict(written)
         del facts["bytes_written"]  # the folder's size is told in any case
-        return facts
+        del facts["base_difference"]
+        return facts | _losses(what, written, report)
 
     def check(self, what: Exported, report: Report) -> Finding:
         """See ExportFormat."""
@@ -72,11 +96,14 @@ class Safetensors(ExportFormat):
 
         if what.adapter.labels is not None:
             return check_merged(what, report)
+        assert isinstance(what.own, SafetensorsOptions)
+        onto, merged = what.own.merge_onto, (what.base_folder, what.adapter)
         if why := lack_of_memory(what.base_folder):
             report(Progress("Reading back every tensor"))
-            transposed = what.skeleton.transposed
-            return read_back(differing_tensors(what.base_folder, what.adapter, transposed, what.folder), why)
-        return finding(verify_merge(what.base_folder, what.adapter, what.folder, report, what.template))
+            held = _held(what, onto)
+            return read_back(differing_tensors(*merged, what.skeleton.transposed, what.folder, held), why)
+        quantisation = NONE if onto == ORIGINAL else onto
+        return finding(verify_merge(*merged, what.folder, report, what.template, quantisation))
 
     def commands(self, what: Written) -> list[tuple[str, str]]:
         """See ExportFormat."""
@@ -103,6 +130,39 @@ def _classifying(what: Written) -> str:
         f'classify = pipeline("text-classification", model={str(what.folder)!r}, top_k=None)\n'
         'print(classify("A text"))'
     )
+
+
+def _held(what: Exporting | Exported, onto: str) -> dict[str, Held]:
+    """The tensors that are quantised before ΔW is added. Raises InvalidConfig where there is no ΔW."""
+    if onto == ORIGINAL:
+        return {}
+    if what.adapter.whole:
+        raise InvalidConfig(
+            "Full fine-tuning has weights of its own, to be merged as they are; choose merge_onto=original."
+        )
+    from core.merge.held import held_tensors
+
+    return held_tensors(what.base_folder, what.skeleton, onto)
+
+
+def _losses(what: Exporting, written: MergeReport, report: Report) -> Facts:
+    """What merging costs where a quantised base has a part in it; nothing where none has."""
+    from core.merge.held import base_difference, held_tensors
+
+    assert isinstance(what.own, SafetensorsOptions)
+    trained, onto = what.about.trained_on, what.own.merge_onto
+    if onto == ORIGINAL and trained == NONE:
+        return {}
+    differs = written.base_difference
+    if onto == ORIGINAL:
+        held = held_tensors(what.base_folder, what.skeleton, trained)
+        differs = base_difference(what.base_folder, held, report)
+    return {
+        "trained_on": trained,
+        "merged_onto": onto,
+        "energy_kept": max(0.0, 1 - written.rounding_loss**2),
+        "base_difference": differs,
+    }
 
 
 def _classifier_parts(what: Exporting) -> dict[str, Any]:

@@ -211,6 +211,11 @@ class AdapterKind:
 
         return AdapterStack
 
+    reads_weight = True
+    """Whether added() looks at W. Where it does not, it is given an empty one: that of a quantised base would
+    have to be made first.
+    """
+
     def added(
         self, x: Tensor, y: Tensor, weight: Tensor, tensors: Mapping[str, Tensor], scale: Tensor
     ) -> Tensor:

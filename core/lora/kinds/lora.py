@@ -60,6 +60,7 @@ class Lora(AdapterKind):
     help = "Two low-rank factors beside each frozen layer; what every tool can load."
 
     takes_parts = True
+    reads_weight = False
 
     def takes_embedding(self, own: Config) -> bool:
         """Where A is trained, which is what starts at zero there, and B has no bias."""

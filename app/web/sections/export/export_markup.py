@@ -10,7 +10,7 @@ from app.shared.adapter_labels import labels_of_row
 from app.web.parts.markup import Html, day, empty, facts, size
 from app.web.parts.routes import link
 from core.errors import InvalidConfig
-from core.export.cards import file_name
+from core.export.cards import file_name, quantised_rows
 from core.export.formats import AUTO, EXPORT_FORMATS, ExportFormat, Written
 from storage.tables import NOT_PASSED, PASSED, Adapter, Base, Export
 
@@ -68,7 +68,8 @@ def _check(row: Export) -> str:
     )
     warned = "".join(f"<p class='fault'>{escape(str(one))}</p>" for one in row.check.get("warnings", ()))
     said = f"<p class='lead'>{escape(row.sentence)}</p>"
-    return f"<div class='card'><h3>Check</h3>{said}{advice}{rounding_html(row)}{warned}</div>"
+    losses = facts(rows) if (rows := quantised_rows(row.check)) else ""
+    return f"<div class='card'><h3>Check</h3>{said}{advice}{rounding_html(row)}{losses}{warned}</div>"
 
 
 def rounding_html(row: Export) -> str:

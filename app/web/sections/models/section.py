@@ -108,7 +108,8 @@ def _add_form(shell: Shell) -> None:
     origin = gr.Textbox(
         label="Or a folder, a file or a hub id",
         placeholder="/models/llama or model.gguf or HuggingFaceTB/SmolLM2-360M-Instruct",
-        info="A folder of safetensors, a .gguf file, or owner/name of the Hugging Face hub.",
+        info="A folder of safetensors, a .gguf file, or owner/name of the Hugging Face hub; also one that "
+        "bitsandbytes has packed to 4 bits.",
     )
     name = gr.Textbox(label="Name", info="Empty: taken from the source.")
     add = gr.Button("Add", variant="primary", size="md")

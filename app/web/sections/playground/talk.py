@@ -20,6 +20,7 @@ from app.web.parts.differences import differences_html
 from app.web.parts.markdown import answer_html, plain_html
 from app.web.parts.scripts import script
 from app.web.sections.playground.score_view import tokens_html
+from core.base_model.quantisation import LABELS, NONE
 from storage.errors import NotFound
 from storage.tables import Chat, ChatMessage
 
@@ -141,7 +142,9 @@ def weights_of(one: ChatMessage) -> str:
     if not (base := one.details.get("base")):
         return ""
     parts = [_part_of(part["digest"], part["weight"]) for part in one.details.get("parts", ())]
-    return " + ".join([f"base {base[:8]}", *parts])
+    held = one.details.get("quantisation", NONE)
+    said = f"base {base[:8]}" if held == NONE else f"base {base[:8]} in {LABELS[held]}"
+    return " + ".join([said, *parts])
 
 
 def _part_of(digest: str, weight: float) -> str:

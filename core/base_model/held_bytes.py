@@ -1,0 +1,17 @@
+"""What a base takes in memory, worked out from its files without reading a weight."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from core.base_model.files import stored_tensors
+from core.base_model.quantisation import bytes_of_linear
+from core.base_model.skeleton import skeleton
+
+
+def held_bytes(folder: Path, quantisation: str, bytes_per_weight: int) -> float:
+    """Bytes of all its parameters: of a quantised one the linear layers but for the head in few bits."""
+    found, numbers = skeleton(folder), sum(entry.count for _, entry in stored_tensors(folder).values())
+    linear = sum(math.prod(shape) for path, shape in found.shapes.items() if path != found.head)
+    return bytes_of_linear(linear, quantisation, bytes_per_weight) + (numbers - linear) * bytes_per_weight
