@@ -14,6 +14,7 @@ from app.shared.below import adapter_below, by_digest
 from app.shared.engine_client import EngineClient
 from app.shared.errors import EngineUnavailable
 from app.shared.run_rows import run_row
+from core.base_model.way import GENERAL_NAME
 from core.errors import InvalidConfig, InvalidData
 from core.lora.targets import Targeted, usual_targets
 from core.train.checklist import Check
@@ -131,7 +132,7 @@ class Training:
         """
         self._require_sound(self._registry.find(Dataset, dataset))
         for options in wanted:
-            require_can(self._registry.find(Base, base), options.train.objective)
+            require_can(self._registry.find(Base, base), options.train)
         experts = experts_of(self._registry, self._registry.find(Base, base))
         for found in self._engine.measure(base, dataset, [one.to_dict() for one in wanted], name):
             if "progress" in found:
@@ -163,7 +164,7 @@ class Training:
         )
         runs = []
         for label, options in wanted:
-            require_can(model, options.train.objective)
+            require_can(model, options.train)
             plan = self._estimate(model, data, options)  # raises for target_modules that match nothing
             if not anyway:
                 require_sound(self._checks(model, data, options, plan))
@@ -216,7 +217,7 @@ class Training:
         data = self._registry.find(Dataset, dataset)
         self._require_sound(data)
         model = self._registry.find(Base, base)
-        require_can(model, options.train.objective)
+        require_can(model, options.train)
         return replace(self._estimate(model, data, options), experts=experts_of(self._registry, model))
 
     def _estimate(self, base: Base, data: Dataset, options: TrainingOptions) -> Estimate:
@@ -231,6 +232,7 @@ class Training:
             wholes_for(base, options),
             config_of(base) if options.lora.parts else {},
             tensors_of(self._registry, base),
+            base.way != GENERAL_NAME,
         )
         lengths = [sum(len(m["content"]) for m in row["messages"]) + len(row["text"]) for row in data.preview]
         usable = data.rows - data.excluded_rows - data.faulty_rows - data.validation_rows

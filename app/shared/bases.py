@@ -17,8 +17,10 @@ from core.lora.experts import experts_without_adapters
 from core.lora.module_names import ends_with
 from core.lora.targets import WORDS
 from core.lora.wholes import Wholes
+from core.train.config import TrainConfig
 from core.train.objectives import OBJECTIVES
 from core.train.training_options import TrainingOptions
+from core.train.way_options import require_way
 from storage.blobs import BlobStore
 from storage.database import Database
 from storage.registry import Registry
@@ -96,10 +98,13 @@ def tensors_of(registry: Registry, base: Base) -> dict[str, Sequence[int]]:
     return {name: shape for name, _, shape, _ in found.tensors} if found else {}
 
 
-def require_can(base: Base, objective: str) -> None:
-    """Raise InvalidConfig for an objective that needs a head which this base does not have."""
-    if not writes_text(base.architecture) and not OBJECTIVES.get(objective).classifies:
+def require_can(base: Base, train: TrainConfig) -> None:
+    """Raise InvalidConfig for an objective that needs a head which this base does not have, and for options
+    that the way on which it is computed does not know.
+    """
+    if not writes_text(base.architecture) and not OBJECTIVES.get(train.objective).classifies:
         raise InvalidConfig(cannot_write(base.name))
+    require_way(base.way, base.name, train)
 
 
 def require_writing_base(base: Base) -> None:

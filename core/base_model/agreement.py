@@ -1,10 +1,12 @@
-"""Whether our passes compute what transformers' own plain forward does, for an architecture as configured.
+"""Which way an architecture as configured can go to compute what transformers' own plain forward does.
 
 A model of the same configuration with random numbers is asked twice: by transformers' eager attention, each
 row alone; and by the three passes of ours, rows packed into a block, a prompt read in pieces, and one token
 beside a cache. Widths, windows and layers are cut down first, so a large base costs as little as a tiny one,
-and rows are longer than every window and every change of the context that the base can reach. What differs
-is refused: it would be trained and answered with something else than its authors' model, without a sign.
+and rows are longer than every window and every change of the context that the base can reach. Where ours
+differs or does not fit, the general way is compared in the same manner (general_agreement.py). Where that
+differs, too, the base is refused: it would be trained and answered with something else than its authors'
+model, without a sign.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import copy
 import itertools
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,69 +30,65 @@ from core.base_model.attention import (
     Prefill,
     attend,
     find_attention_modules,
+    set_attention,
 )
+from core.base_model.general_agreement import TOLERANCE, difference, general_way, longrope_border
 from core.base_model.model_config import model_class, refusing
+from core.base_model.reach import require_reached
+from core.base_model.way import Way
 from core.errors import InvalidModel
+from core.lora.wrapping import wrap_linear_layers
 
-TOLERANCE = 1e-3
-"""Root mean square of the differences, as a share of the logits' own spread. Rounding gives 1e-6."""
+QUICK = Way(True, NAME)
 _CONTEXT, _WINDOW, _WIDTH, _VOCABULARY = 96, 16, 32, 256
 _MANY = 30_000_000  # parameters of a model whose layers and widths are cut down too
 _WINDOWS = ("window", "attention_chunk_size", "original_max_position_embeddings", "local_attention")
 _NO_WINDOW = ("layer", "pattern", "use_")
-_agreed: set[str] = set()  # configurations, since a base is loaded more often than it changes
+_found: dict[str, Way] = {}  # by configuration, since a base is loaded more often than it changes
 
 
-def require_agreement(config: PretrainedConfig) -> None:
-    """Raise InvalidModel, saying where and why, if ours is not what transformers computes."""
+def find_way(config: PretrainedConfig) -> Way:
+    """The way on which a base of this configuration is computed: the quick one if that agrees.
+
+    Raises InvalidModel, saying where and why, if none computes what transformers does.
+    """
     key = json.dumps(config.to_dict(), sort_keys=True, default=str)
-    if key in _agreed:
-        return
+    if key not in _found:
+        _found[key] = _compared(config)
+    return _found[key]
+
+
+def _compared(config: PretrainedConfig) -> Way:
     name = model_class(config).__name__
     with refusing(f"transformers cannot compute a {name} as config.json describes it"):
         model = _random_model(_cut_down(config))
-    attention, rows = _attention_of_ours(model), _rows(model.config)
-    with refusing(f"transformers cannot compute a {name} as config.json describes it"):
-        model.set_attn_implementation("eager")
+        rows = _rows(model.config)
         wanted = [_alone(model, row) for row in rows]
-        model.set_attn_implementation(NAME)
     if not all(one.isfinite().all() for one in wanted):
         raise InvalidModel(
             f"A {name} as config.json describes it computes no finite numbers, whatever its weights are. Put "
             "back the config.json that belongs to these weights."
         )
-    with refusing(f"A {name} is asked in a way that cannot be used yet"):
+    try:
+        _require_quick(model, rows, wanted)
+    except InvalidModel as why_not:
+        way = replace(general_way(model, rows, wanted, str(why_not)), reread_at=longrope_border(config))
+        require_reached(model, wrap_linear_layers(model))
+        return way
+    return QUICK
+
+
+def _require_quick(model: PreTrainedModel, rows: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:
+    """Raise InvalidModel unless our passes give `wanted`, the logits of each row."""
+    attention = _attention_of_ours(model)
+    with refusing(f"A {type(model).__name__} is asked in a way that cannot be used yet"):
         passes = {
             "where rows are packed for training": _packed(model, attention, rows),
             "while an answer is written": _decoded(model, attention, rows[:2]),
         }
     for where, found in passes.items():
-        difference = max(_difference(one, other) for one, other in zip(wanted, found, strict=False))
-        if not difference <= TOLERANCE:
-            raise InvalidModel(
-                f"A {name} with this configuration would not be computed as transformers computes it "
-                f"{where}: its logits differ by {difference:.1%} of their spread. {_cause(model)} Such a "
-                "model cannot be used yet."
-            )
-    _agreed.add(key)
-
-
-def _difference(wanted: Tensor, found: Tensor) -> float:
-    return float((found - wanted).square().mean().sqrt() / wanted.std().clamp_min(1e-12))
-
-
-def _cause(model: PreTrainedModel) -> str:
-    """What is known to differ, as far as the configuration tells."""
-    text = json.dumps(model.config.to_dict(), default=str)
-    if '"longrope"' in text or '"dynamic"' in text:
-        return (
-            "Its rotary embedding changes with the length of the longest row in a batch, so a row's numbers "
-            "would depend on who shares it."
-        )
-    return (
-        "Its layers attend by masks of their own, or to other positions than causal attention within a "
-        "sliding window does."
-    )
+        if not (far := difference(wanted, found)) <= TOLERANCE:
+            raise InvalidModel(f"On the quick way its logits differ by {far:.1%} of their spread {where}.")
 
 
 # The model, cut down.
@@ -202,7 +201,7 @@ def _alone(model: PreTrainedModel, row: Tensor) -> Tensor:
 def _attention_of_ours(model: PreTrainedModel) -> list[Attending]:
     """The modules that attend, by our function. Raises InvalidModel."""
     with refusing(f"The attention of a {type(model).__name__} cannot be used yet"):
-        model.set_attn_implementation(NAME)
+        set_attention(model, NAME)
         return find_attention_modules(model)
 
 

@@ -13,6 +13,8 @@ from core.errors import InvalidAdapter
 from core.lora.layer import Adapted, LoraEmbedding, LoraLinear, Place, is_linear
 from core.lora.wholes import BIAS, BIAS_ON_B, WEIGHT, Wholes, module_of
 
+_MAMBA = frozenset({"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"})
+
 
 class ModelLayers(dict[str, LoraLinear]):
     """The wrapped linear layers of a model by path, and on demand its other modules."""
@@ -89,7 +91,7 @@ def wrap_linear_layers(model: PreTrainedModel) -> ModelLayers:
     """Freeze `model` and wrap each linear layer in a LoraLinear, in place. Returns them by module path.
 
     An output head that shares its weight with the input embedding is left alone: an adapter on it could not
-    be merged without changing the embedding too.
+    be merged without changing the embedding too. So are the layers of _is_left_alone().
     """
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -99,12 +101,22 @@ def wrap_linear_layers(model: PreTrainedModel) -> ModelLayers:
     found = [(path, module) for path, module in model.named_modules() if is_linear(module)]
     layers = {}
     for path, module in found:
-        if module is head and tied:
+        if (module is head and tied) or _is_left_alone(model, path, module):
             continue
         layers[path] = LoraLinear(module)
         parent, _, name = path.rpartition(".")
         setattr(model.get_submodule(parent), name, layers[path])
     return ModelLayers(model, layers)
+
+
+def _is_left_alone(model: PreTrainedModel, path: str, module: nn.Module) -> bool:
+    """Whether a linear layer gets no adapters: routers of experts stay as they are, what gives Mamba's time
+    steps is used by its weight alone, and PEFT refuses what kernels of Mamba 2 use so
+    (peft/tuners/tuners_utils.py).
+    """
+    name = path.rpartition(".")[2]
+    refused = name == "out_proj" and model.config.model_type in _MAMBA
+    return "Router" in type(module).__name__ or name == "dt_proj" or refused
 
 
 def head_path(model: PreTrainedModel) -> str | None:

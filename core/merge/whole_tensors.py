@@ -79,12 +79,16 @@ def tensor_name(path: str, names: Collection[str], end: str = WEIGHT) -> str:
 
 
 def _name_in(path: str, names: Collection[str], end: str) -> str | None:
-    """Some files leave out the outermost module's name, others have one more in front."""
-    candidates = (f"{path}{end}", f"{path.partition('.')[2]}{end}")
+    """Some files leave out the outermost module's name, others have one more in front, or another one."""
+    inner = f"{path.partition('.')[2]}{end}"
+    candidates = (f"{path}{end}", inner)
     if found := next((name for name in candidates if name in names), None):
         return found
-    longer = [name for name in names if name.endswith(f".{path}{end}")]
-    return longer[0] if len(longer) == 1 else None
+    for called in candidates:
+        longer = [name for name in names if called and name.endswith(f".{called}")]
+        if longer:
+            return longer[0] if len(longer) == 1 else None
+    return None
 
 
 def _read(path: Path, entry: TensorEntry) -> Tensor:

@@ -41,6 +41,7 @@ from core.train.run_state import Position, RunState
 from core.train.schedule import rate_factor, warmup_steps
 from core.train.step_count import planned_steps, steps_between_evaluations, steps_per_epoch
 from core.train.training_options import TrainingOptions
+from core.train.way_options import require_way
 
 _RATE_WINDOW = 20  # steps over which speed and time left are averaged
 _MOMENTS = ("exp_avg", "exp_avg_sq")  # as torch's AdamW calls its mean and its mean of squares
@@ -88,7 +89,8 @@ class TrainingRun:
             self._shapes, self._own, self.lora, self.kind_options, self._parts
         )
         """Numbers that it trains."""
-        self.data = RunData(request.rows, self.train)
+        require_way(base.way.name, base.name, self.train)
+        self.data = RunData(request.rows, self.train, may_pack=base.way.quick)
         self._labelled = request.rows if isinstance(request.rows, LabelledRows) else None
         self.labels = self._labelled.labels if self._labelled is not None else None
         """What it is to tell, if it classifies."""
