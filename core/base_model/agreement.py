@@ -69,13 +69,13 @@ def _compared(config: PretrainedConfig) -> Way:
             f"A {name} as config.json describes it computes no finite numbers, whatever its weights are. Put "
             "back the config.json that belongs to these weights."
         )
+    way = QUICK
     try:
         _require_quick(model, rows, wanted)
     except InvalidModel as why_not:
         way = replace(general_way(model, rows, wanted, str(why_not)), reread_at=longrope_border(config))
-        require_reached(model, wrap_linear_layers(model))
-        return way
-    return QUICK
+    require_reached(model, wrap_linear_layers(model))
+    return way
 
 
 def _require_quick(model: PreTrainedModel, rows: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:

@@ -270,9 +270,8 @@ def make_resident(
     set_attention(model, way.attention)
     head = head_path(model)
     layers = wrap_linear_layers(model)
-    if not way.quick:
-        require_reached(model, layers)
-        let_outputs_be_changed(model, layers)
+    require_reached(model, layers)
+    let_outputs_be_changed(model, layers)
     return ResidentBase(
         folder,
         fingerprint,

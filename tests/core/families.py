@@ -1,9 +1,11 @@
 """Tiny models of the families that transformers builds, and which way each goes.
 
-`python -m tests.core.families` writes the table of core/base_model/FAMILIES.md anew.
+`python -m tests.core.families` writes core/base_model/FAMILIES.md anew.
 """
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
@@ -86,9 +88,26 @@ QUICK: dict[str, dict[str, object]] = {
     "flex_olmo": {},
     "gemma": {},
     "gemma3_text": {},
+    "gemma3n_text": {
+        "activation_sparsity_pattern": [0.0, 0.0],
+        "hidden_size_per_layer_input": 8,
+        "intermediate_size": [64, 64],
+        "laurel_rank": 4,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "num_kv_shared_layers": 0,
+        "vocab_size_per_layer_input": 300,
+    },
+    "gemma4_text": {
+        "global_head_dim": 8,
+        "hidden_size_per_layer_input": 8,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "num_kv_shared_layers": 0,
+        "vocab_size_per_layer_input": VOCABULARY,
+    },
     "glm": {},
     "glm4": {},
     "glm4_moe": {},
+    "glm4_moe_lite": _ALL_HEADS,
     "gpt2": {},
     "gpt_bigcode": {},
     "gpt_neox": {},
@@ -100,8 +119,10 @@ QUICK: dict[str, dict[str, object]] = {
     "hunyuan_v1_moe": {},
     "jais2": {},
     "llama": {},
+    "minicpm3": _ALL_HEADS,
     "minimax_m2": {},
     "ministral": {},
+    "ministral3": {},
     "mistral": {},
     "mixtral": {},
     "nemotron": {},
@@ -144,14 +165,17 @@ GENERAL: dict[str, dict[str, object]] = {
     "minimax": {"layer_types": ["full_attention", "linear_attention"]},
     "mpt": {},
     "nemotron_h": {"mamba_num_heads": 8, "mamba_head_dim": 8, "moe_shared_expert_intermediate_size": 16},
+    "olmo_hybrid": {"layer_types": ["linear_attention", "full_attention"]},
     "phimoe": {},
     "qwen3_5_moe_text": {"layer_types": ["linear_attention", "full_attention"]},
     "qwen3_5_text": {"layer_types": ["linear_attention", "full_attention"]},
     "qwen3_next": {"layer_types": ["linear_attention", "full_attention"]},
+    "vaultgemma": {},
     "xglm": {},
 }
 REFUSED: dict[str, dict[str, object]] = {
     "bart": {},
+    "deepseek_v32": _ALL_HEADS,
     "openai-gpt": {},
     "recurrent_gemma": {"block_types": ["recurrent", "attention"]},
     "roberta": {},
@@ -179,3 +203,37 @@ def long_rope(original: int) -> dict[str, object]:
         "rope_parameters": factors
         | {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": original},
     }
+
+
+PAGE = Path(__file__).parents[2] / "core" / "base_model" / "FAMILIES.md"
+_ABOUT = """# Families of models, and which way each is computed
+
+A base is compared with transformers when it is added ([agreement.py](agreement.py)), and goes the quick way
+if that computes the same. Where it does not, it goes the general way: transformers' own passes and caches, with
+rows filled up instead of packed and nothing compiled or captured. What differs there, too, is refused.
+
+This is what tiny models of each family came to, as `tests/core/test_families.py` checks them: losses and
+gradients of three adapters at once against PEFT, logits, three answers with three adapters against
+`generate`, and a merge that is loaded again, within 1e-4 of the norm. Other configurations of a family, such
+as another rotary embedding, may go another way; the base's page tells. Written by
+`python -m tests.core.families`.
+
+"""
+
+
+def page() -> str:
+    """The text of FAMILIES.md."""
+    ways = {"quick": QUICK, "general": GENERAL, "refused": REFUSED}
+    rows = sorted(
+        (family, AutoModelForCausalLM._model_mapping[CONFIG_MAPPING[family]].__name__, way)
+        for way, families in ways.items()
+        for family in families
+    )
+    head = ["| `model_type` | Class | Way |", "| --- | --- | --- |"]
+    return (
+        _ABOUT + "\n".join([*head, *(f"| `{family}` | {cls} | {way} |" for family, cls, way in rows)]) + "\n"
+    )
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

@@ -30,7 +30,7 @@ from core.train.memory import ExecutionPlan, Tier
 from core.train.objectives.supervised import KIND
 from core.train.step import MicroBatchStep
 from tests.conftest import _save
-from tests.core.families import GENERAL, QUICK, REFUSED, TINY, long_rope, tiny_model
+from tests.core.families import GENERAL, PAGE, QUICK, REFUSED, TINY, long_rope, page, tiny_model
 from tests.core.helpers import load, peft_loss, plain_model, random_adapter, token_rows
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -210,5 +210,21 @@ def test_a_rotary_embedding_that_no_row_can_change_goes_the_quick_way(saved, tmp
     ).way.quick
 
 
-def test_there_are_enough_families():
-    assert len([family for family in {**QUICK, **GENERAL} if family in CONFIG_MAPPING]) >= 55
+ROPES = {
+    "dynamic": {"factor": 2.0},
+    "linear": {"factor": 2.0},
+    "llama3": {"factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    "yarn": {"factor": 4.0},
+}
+
+
+@pytest.mark.parametrize("kind", ROPES)
+def test_rotary_embeddings_are_computed_on_both_sides_of_the_first_context(saved, tmp_path, kind):
+    """With more rows in the embedding than the tokenizer has tokens."""
+    rope = {"rope_type": kind, "rope_theta": 1e4, "original_max_position_embeddings": 32} | ROPES[kind]
+    assert _is_as_transformers(saved("llama", rope_parameters=rope, vocab_size=330), tmp_path).way.quick
+
+
+def test_the_written_table_is_what_was_found():
+    assert PAGE.read_text(encoding="utf-8") == page(), "run python -m tests.core.families"
+    assert len({**QUICK, **GENERAL}) >= 55
