@@ -212,7 +212,7 @@ A base is compared with transformers when it is added ([agreement.py](agreement.
 if that computes the same. Where it does not, it goes the general way: transformers' own passes and caches, with
 rows filled up instead of packed and nothing compiled or captured. What differs there, too, is refused.
 
-This is what tiny models of each family came to, as `tests/core/test_families.py` checks them: losses and
+This is what tiny models of each family came to, as `tests/core/test_families.py` checks: losses and
 gradients of three adapters at once against PEFT, logits, three answers with three adapters against
 `generate`, and a merge that is loaded again, within 1e-4 of the norm. Other configurations of a family, such
 as another rotary embedding, may go another way; the base's page tells. Written by
