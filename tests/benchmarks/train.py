@@ -1,6 +1,7 @@
 """One adapter: PEFT eager, PEFT with gradient checkpointing, and this engine.
 
 python -m tests.benchmarks.train --shape 1b --blocks 8 --length 512
+python -m tests.benchmarks.train --shape gpt-oss-1b --blocks 8 --length 512    (or qwen3-next-1b)
 """
 
 from __future__ import annotations
