@@ -209,8 +209,8 @@ PAGE = Path(__file__).parents[2] / "core" / "base_model" / "FAMILIES.md"
 _ABOUT = """# Families of models, and which way each is computed
 
 A base is compared with transformers when it is added ([agreement.py](agreement.py)), and goes the quick way
-if that computes the same. Where it does not, it goes the general way: transformers' own passes and caches, with
-rows filled up instead of packed and nothing compiled or captured. What differs there, too, is refused.
+if that computes the same. Where it does not, it goes the general way: transformers' own passes and caches,
+with rows filled up instead of packed and nothing compiled or captured. What differs there, too, is refused.
 
 This is what tiny models of each family came to, as `tests/core/test_families.py` checks: losses and
 gradients of three adapters at once against PEFT, logits, three answers with three adapters against
