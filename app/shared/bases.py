@@ -8,7 +8,7 @@ from typing import Any
 
 from app.shared.identity import effective_template_hash, manifest_of, up_to_date
 from app.shared.settings import Settings
-from core.base_model.describe import cannot_write, writes_text
+from core.base_model.describe import cannot_write, reads_pictures, writes_text
 from core.base_model.files import read_json
 from core.base_model.source import BaseSource
 from core.base_model.stored_wholes import stored_wholes
@@ -66,7 +66,7 @@ def shapes_of(base: Base) -> dict[str, tuple[int, int]]:
 def wholes_in(base: Base) -> Wholes:
     """What of a base adapters can have of their own, as its files tell; nothing where they are gone."""
     folder = folder_of(base)
-    if not (folder.is_dir() and writes_text(base.architecture)):
+    if not (folder.is_dir() and writes_text(base.architecture)) or reads_pictures(base.architecture):
         return Wholes()
     return stored_wholes(folder, shapes_of(base), base.head, base.vocab_size)
 

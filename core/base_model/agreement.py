@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from core.base_model.attention import (
     NAME,
@@ -33,7 +33,7 @@ from core.base_model.attention import (
     set_attention,
 )
 from core.base_model.general_agreement import TOLERANCE, difference, general_way, longrope_border
-from core.base_model.model_config import model_class, refusing
+from core.base_model.model_config import model_class, reads_pictures, refusing
 from core.base_model.reach import require_reached
 from core.base_model.way import Way
 from core.errors import InvalidModel
@@ -136,6 +136,8 @@ def _parameters(config: PretrainedConfig) -> int:
 
 def _cut_layers(part: PretrainedConfig) -> None:
     """One layer of each kind that the configuration lists, two at least."""
+    if type(getattr(part, "depth", None)) is int:  # what some call it that read pictures
+        part.depth = min(part.depth, 2)
     count = getattr(part, "num_hidden_layers", None)
     if not count:
         return
@@ -168,14 +170,12 @@ def _random_model(config: PretrainedConfig) -> PreTrainedModel:
     """In float32, with numbers so large that every token attends to some tokens more than to others."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            config, attn_implementation="eager", dtype=torch.float32, trust_remote_code=False
-        )
+        model = model_class(config)._from_config(config, attn_implementation="eager", dtype=torch.float32)
         for parameter in model.parameters():
             spread = parameter.shape[-1] ** -0.5 if parameter.dim() > 1 else 0.1
             noise = torch.randn(parameter.shape) * spread
             parameter.data = noise if parameter.dim() > 1 else parameter.data + noise
-    embedding: nn.Parameter = model.get_input_embeddings().weight  # type: ignore[assignment]
+    embedding: nn.Parameter = model.get_input_embeddings().weight
     embedding.data *= embedding.shape[-1] ** 0.5
     return model.eval()
 
@@ -186,7 +186,16 @@ def _rows(config: PretrainedConfig) -> list[Tensor]:
     """
     length, vocabulary = min(_context(config), _CONTEXT), config.get_text_config().vocab_size
     ids = torch.randint(vocabulary, (2 * length,), generator=torch.Generator().manual_seed(1))
+    if reads_pictures(config):
+        plain = sorted(set(range(vocabulary)) - _special_ids(config))
+        ids = torch.tensor(plain)[ids % len(plain)]
     return list(ids.split([length, short := max(1, length // 8), length - short]))
+
+
+def _special_ids(config: PretrainedConfig) -> set[int]:
+    """What may stand for a picture."""
+    told = [value for part in _parts(config) for name, value in vars(part).items() if "token" in name]
+    return {value for value in told if type(value) is int}
 
 
 # Both ways.

@@ -21,7 +21,7 @@ from core.base_model.attention import Attending, find_attention_modules, set_att
 from core.base_model.classifier import Classifier, classifier_around, classifier_of
 from core.base_model.describe import cannot_write
 from core.base_model.files import stored_tensors, weight_files
-from core.base_model.model_config import is_writing, load_config, refusing
+from core.base_model.model_config import is_writing, load_config, reads_pictures, refusing
 from core.base_model.own_cache import cache_bytes
 from core.base_model.reach import let_outputs_be_changed, require_reached
 from core.base_model.tensors import load_weights, load_with_head, require_tied_as_said
@@ -74,6 +74,11 @@ class ResidentBase:
     @cached_property
     def classifier(self) -> Classifier:
         """What classifies texts by this base's layers. Raises InvalidModel if transformers has none."""
+        if reads_pictures(self.model.config):
+            raise InvalidModel(
+                f"{self.name} reads pictures, too, and cannot be trained to classify texts yet. Choose "
+                "another objective, or a base that reads text alone."
+            )
         return self.own_classifier or classifier_around(self.model, self.tokenizer, self.layers)
 
     @cached_property

@@ -62,7 +62,11 @@ class ModelLayers(dict[str, LoraLinear]):
 
 
 def wholes_of(model: PreTrainedModel) -> Wholes:
-    """What of a model that writes text an adapter can have of its own."""
+    """What of a model that writes text an adapter can have of its own; nothing of one that reads pictures,
+    too, whose files name these parts in many ways.
+    """
+    if text_prefixes(model) != ("",):
+        return Wholes()
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     paths = {module: path for path, module in model.named_modules() if not path.endswith(".base")}
     tied = head is not None and getattr(head, "weight", None) is getattr(embedding, "weight", False)
@@ -98,7 +102,12 @@ def wrap_linear_layers(model: PreTrainedModel) -> ModelLayers:
     head = model.get_output_embeddings()
     embedding = model.get_input_embeddings()
     tied = head is not None and getattr(head, "weight", None) is getattr(embedding, "weight", False)
-    found = [(path, module) for path, module in model.named_modules() if is_linear(module)]
+    text = text_prefixes(model)
+    found = [
+        (path, module)
+        for path, module in model.named_modules()
+        if is_linear(module) and f"{path}.".startswith(text)
+    ]
     layers = {}
     for path, module in found:
         if (module is head and tied) or _is_left_alone(model, path, module):
@@ -117,6 +126,16 @@ def _is_left_alone(model: PreTrainedModel, path: str, module: nn.Module) -> bool
     name = path.rpartition(".")[2]
     refused = name == "out_proj" and model.config.model_type in _MAMBA
     return "Router" in type(module).__name__ or name == "dt_proj" or refused
+
+
+def text_prefixes(model: PreTrainedModel) -> tuple[str, ...]:
+    """What the paths of all begin with that takes part where text is read: of a model that reads pictures,
+    too, without what reads these and carries them over.
+    """
+    if getattr(model.config, "vision_config", None) is None:
+        return ("",)
+    text = (model.get_decoder(), model.get_output_embeddings())
+    return tuple(f"{path}." for path, module in model.named_modules() if any(module is one for one in text))
 
 
 def head_path(model: PreTrainedModel) -> str | None:

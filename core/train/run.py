@@ -33,6 +33,7 @@ from core.lora.targets import (
 from core.lora.whole import base_numbers, parameter_places
 from core.lora.whole_names import chosen_parameters
 from core.lora.wholes import BIAS, Shapes, require_no_wholes
+from core.lora.wrapping import text_prefixes
 from core.train.batches import MicroBatch, RunData, Step
 from core.train.changes import Change, ChangingConfig
 from core.train.group_objective import figures_width, metric_means
@@ -182,7 +183,8 @@ class TrainingRun:
 
     def _base_numbers(self) -> Mapping[str, torch.Tensor]:
         """The base's own of the parameters that are trained, by path. Raises InvalidConfig."""
-        places = parameter_places(self.model)
+        text = text_prefixes(self._base.model)
+        places = [path for path in parameter_places(self.model) if path.startswith(text)]
         return base_numbers(self.model, chosen_parameters(places, self.lora))
 
     def _decay(self, name: str) -> float:

@@ -49,3 +49,12 @@ def test_a_run_on_it_ends_with_an_adapter(workbench, capped, session):
     finish(session.next())
     assert workbench.registry.get(Run, run.id).state == "finished"
     assert workbench.registry.find(Adapter, "soft").base_fingerprint == capped.fingerprint
+
+
+def test_a_model_that_reads_pictures_is_a_base_for_text(workbench, tokenizer, tmp_path, session):
+    folder = _save(tiny_model("smolvlm"), tokenizer, tmp_path / "eyes")
+    assert do_job(workbench, "add_model", {"origin": str(folder), "name": "eyes"}).state == "finished"
+    plan = workbench.training.estimate("eyes", "data", TrainingOptions.parse(STEADY))
+    workbench.training.start("eyes", "data", TrainingOptions.parse({**STEADY, "max_steps": 2}), "seen")
+    finish(session.next())
+    assert workbench.registry.find(Adapter, "seen").parameters == plan.trainable_parameters

@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
+from transformers import CONFIG_MAPPING, PretrainedConfig, PreTrainedModel
 
+from core.base_model.model_config import model_class
 from tests.conftest import VOCABULARY
 
 TINY = {
@@ -173,6 +176,37 @@ GENERAL: dict[str, dict[str, object]] = {
     "vaultgemma": {},
     "xglm": {},
 }
+PICTURES: dict[str, dict[str, object]] = {
+    "gemma3": {},
+    "idefics3": {},
+    "internvl": {},
+    "llava": {},
+    "mistral3": {},
+    "qwen2_5_vl": {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
+    },
+    "qwen2_vl": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}},
+    "qwen3_5": {"layer_types": ["linear_attention", "full_attention"]},
+    "qwen3_vl": {},
+    "smolvlm": {},
+}
+"""Models that read pictures, too; the values are those of the part that reads text."""
+SLOW_EYES = {"qwen3_5"}
+"""Those of them that go the general way."""
+_EYES = {
+    "deepstack_visual_indexes": [0],
+    "depth": 2,
+    "embed_dim": 32,
+    "fullatt_block_indexes": [1],
+    "hidden_size": 32,
+    "image_size": 16,
+    "intermediate_size": 32,
+    "num_attention_heads": 2,
+    "num_heads": 2,
+    "num_hidden_layers": 2,
+    "out_hidden_size": 32,
+    "patch_size": 8,
+}
 REFUSED: dict[str, dict[str, object]] = {
     "bart": {},
     "deepseek_v32": _ALL_HEADS,
@@ -186,13 +220,26 @@ REFUSED: dict[str, dict[str, object]] = {
 def tiny_model(family: str, **values: object) -> PreTrainedModel:
     """A model of a family with random numbers, and these values in its configuration."""
     cls = CONFIG_MAPPING[family]
-    known = {name for one in cls.__mro__ for name in getattr(one, "__annotations__", {})}
-    given = {name: value for name, value in TINY.items() if name in known | set(cls.attribute_map)}
+    config = _with_eyes(cls, values) if family in PICTURES else cls(**_known(cls, TINY) | values)
     torch.manual_seed(0)
-    made: PreTrainedModel = AutoModelForCausalLM.from_config(
-        cls(**given | values), attn_implementation="eager"
-    )
-    return made
+    return model_class(config)._from_config(config, attn_implementation="eager")
+
+
+def _with_eyes(cls: type[PretrainedConfig], values: Mapping[str, object]) -> PretrainedConfig:
+    """Of a model that reads pictures, too."""
+    usual: Any = cls()
+    text, eyes = type(usual.get_text_config()), type(usual.vision_config)
+    parts = {
+        "text_config": {"model_type": text.model_type, **_known(text, TINY), **values},
+        "vision_config": {"model_type": eyes.model_type, **_known(eyes, _EYES)},
+    }
+    return cls(**parts, **{name: VOCABULARY - 2 for name in ("image_token_id", "image_token_index")})
+
+
+def _known(cls: type[PretrainedConfig], values: Mapping[str, object]) -> dict[str, object]:
+    """Those of the values that a configuration of this class has."""
+    known = {name for one in cls.__mro__ for name in getattr(one, "__annotations__", {})}
+    return {name: value for name, value in values.items() if name in known | set(cls.attribute_map)}
 
 
 def long_rope(original: int) -> dict[str, object]:
@@ -223,9 +270,15 @@ as another rotary embedding, may go another way; the base's page tells. Written 
 
 def page() -> str:
     """The text of FAMILIES.md."""
-    ways = {"quick": QUICK, "general": GENERAL, "refused": REFUSED}
+    ways = {
+        "quick": QUICK,
+        "general": GENERAL,
+        "quick, text alone": {one: PICTURES[one] for one in PICTURES if one not in SLOW_EYES},
+        "general, text alone": {one: PICTURES[one] for one in SLOW_EYES},
+        "refused": REFUSED,
+    }
     rows = sorted(
-        (family, AutoModelForCausalLM._model_mapping[CONFIG_MAPPING[family]].__name__, way)
+        (family, type(tiny_model(family, **families[family])).__name__, way)
         for way, families in ways.items()
         for family in families
     )

@@ -10,6 +10,7 @@ import pytest
 import torch
 from peft import PeftModel
 from peft.utils.transformers_weight_conversion import _MOE_TARGET_MODULE_MAPPING
+from safetensors.torch import load_file
 from transformers import CONFIG_MAPPING
 from transformers.conversion_mapping import _MODEL_TO_CONVERSION_PATTERN
 
@@ -30,7 +31,18 @@ from core.train.memory import ExecutionPlan, Tier
 from core.train.objectives.supervised import KIND
 from core.train.step import MicroBatchStep
 from tests.conftest import _save
-from tests.core.families import GENERAL, PAGE, QUICK, REFUSED, TINY, long_rope, page, tiny_model
+from tests.core.families import (
+    GENERAL,
+    PAGE,
+    PICTURES,
+    QUICK,
+    REFUSED,
+    SLOW_EYES,
+    TINY,
+    long_rope,
+    page,
+    tiny_model,
+)
 from tests.core.helpers import load, peft_loss, plain_model, random_adapter, token_rows
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -184,6 +196,20 @@ def _is_as_transformers(folder, tmp_path):
 def test_a_family_is_computed_as_transformers_computes_it(saved, tmp_path, family):
     base = _is_as_transformers(saved(family, **{**QUICK, **GENERAL}[family]), tmp_path)
     assert base.way.name == ("quick" if family in QUICK else "general")
+
+
+@pytest.mark.parametrize("family", PICTURES)
+def test_a_model_that_reads_pictures_trains_and_answers_on_text_alone(saved, tmp_path, family):
+    folder = saved(family, **PICTURES[family])
+    base = _is_as_transformers(folder, tmp_path)
+    assert base.way.name == ("general" if family in SLOW_EYES else "quick")
+    assert not any("vision" in path or "visual" in path for path in [*base.layers, *base.wholes.shapes])
+    before = load_file(folder / "model.safetensors")
+    after = load_file(tmp_path / f"{family} merged" / "model.safetensors")
+    changed = {name for name, one in before.items() if not torch.equal(after[name], one)}
+    assert before.keys() == after.keys()
+    assert not any(re.search("vision|visual|connector|projector|merger|mlp1", name) for name in changed)
+    assert len(changed) >= len(base.layers) - 1
 
 
 @pytest.mark.parametrize("family", REFUSED)
