@@ -42,6 +42,8 @@ from core.lora.wrapping import wrap_linear_layers
 QUICK = Way(True, NAME)
 _CONTEXT, _WINDOW, _WIDTH, _VOCABULARY = 96, 16, 32, 256
 _MANY = 30_000_000  # parameters of a model whose layers and widths are cut down too
+_FEW = 8
+_EXPERTS = frozenset({"num_experts", "num_local_experts", "n_routed_experts"})
 _WINDOWS = ("window", "attention_chunk_size", "original_max_position_embeddings", "local_attention")
 _NO_WINDOW = ("layer", "pattern", "use_")
 _found: dict[str, Way] = {}  # by configuration, since a base is loaded more often than it changes
@@ -141,16 +143,28 @@ def _cut_layers(part: PretrainedConfig) -> None:
     count = getattr(part, "num_hidden_layers", None)
     if not count:
         return
-    lists = {
-        name: value
-        for name, value in vars(part).items()
-        if isinstance(value, (list, tuple)) and len(value) == count
-    }
-    kinds = [str([value[at] for value in lists.values()]) for at in range(count)]
+    lists = {name: value for name, value in vars(part).items() if isinstance(value, (list, tuple))}
+    numbers = {name: value for name, value in lists.items() if _is_of_numbers(value, count)}
+    each = {name: value for name, value in lists.items() if name not in numbers and len(value) == count}
+    kinds = [
+        str([value[at] for value in each.values()] + [at in value for value in numbers.values()])
+        for at in range(count)
+    ]
     kept = sorted({kinds.index(kind) for kind in kinds} | set(range(min(2, count))))
-    for name, value in lists.items():
+    for name, value in each.items():
         setattr(part, name, type(value)(value[at] for at in kept))
+    for name, value in numbers.items():
+        setattr(part, name, type(value)(kept.index(at) for at in value if at in kept))
+    for name, value in list(vars(part).items()):  # of kinds that follow from a layer's number
+        if type(value) is int and name.endswith(("_layer_period", "_layer_offset")):
+            setattr(part, name, min(value, 2 if name.endswith("period") else 1))
     part.num_hidden_layers = len(kept)
+
+
+def _is_of_numbers(value: Sequence[Any], layers: int) -> bool:
+    """Whether a list tells which layers are of a kind, by their numbers."""
+    is_rising = all(type(one) is int for one in value) and list(value) == sorted(set(value))
+    return is_rising and bool(value) and value[-1] < layers and (len(value) > 2 or list(value) != [0, 1])
 
 
 def _cut_widths(part: PretrainedConfig) -> None:
@@ -164,6 +178,10 @@ def _cut_widths(part: PretrainedConfig) -> None:
             setattr(part, name, min(value, _VOCABULARY))
         elif name.endswith("token_id"):
             setattr(part, name, value % _VOCABULARY)
+        elif (name in _EXPERTS and (getattr(part, "n_group", None) or 1) == 1) or name.endswith("per_tok"):
+            setattr(part, name, min(value, _FEW))
+        elif name.endswith("chunk_size"):  # in which a recurrence is computed, whatever it is
+            setattr(part, name, min(value, _WINDOW))
 
 
 def _random_model(config: PretrainedConfig) -> PreTrainedModel:

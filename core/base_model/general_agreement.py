@@ -25,8 +25,8 @@ TOLERANCE = 1e-3
 """Root mean square of the differences, as a share of the logits' own spread. Rounding gives 1e-6."""
 _OWN_CACHES = 1e-2
 """The same for transformers' caches beside its plain pass: Nemotron-H bounds its time steps in one alone."""
-_STEPS = 12  # tokens that are written: enough to pass the shortest window
-_SHORT = 4  # the other row that answers is so many times shorter
+_STEPS = 6  # tokens that are written, in which the shorter row passes the shortest window
+_SHORT = 20  # tokens of that row
 
 
 def difference(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> float:
@@ -44,7 +44,7 @@ def general_way(
     Raises InvalidModel if there is none; not_quick says why it is not computed on the quick one.
     """
     border, said = longrope_border(model.config), ""
-    answers = [rows[0], rows[2][: max(2, len(rows[0]) // _SHORT)]]
+    answers = [rows[0], rows[2][: max(2, min(_SHORT, len(rows[0]) // 2))]]
     steps = min(_STEPS, len(answers[1]) - 1)
     set_attention(model, "eager")
     written = [_ends(model, row, steps) for row in answers]

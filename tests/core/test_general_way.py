@@ -6,8 +6,10 @@ import random
 
 import pytest
 import torch
+from transformers import CONFIG_MAPPING
 
 from core.adapter_source import AdapterSource
+from core.base_model.agreement import _cut_down, _parameters
 from core.base_model.fingerprint import fingerprint, stat_key
 from core.base_model.source import BaseSource
 from core.data.formats import Example
@@ -43,6 +45,25 @@ def folder(request, tokenizer, tmp_path_factory):
 @pytest.fixture(scope="module")
 def base(folder):
     return load(folder)
+
+
+LARGE = {
+    "bamba": ({"attn_layer_indices": [9, 18, 27]}, "layers_block_type"),
+    "granitemoehybrid": ({"layer_types": [*["mamba"] * 5, "attention"] * 5 + ["mamba"] * 2}, "layer_types"),
+    "jamba": ({}, "layers_block_type"),
+    "llama4_text": ({}, "layer_types"),
+    "qwen3_next": ({}, "layer_types"),
+}
+
+
+@pytest.mark.parametrize("family", LARGE)
+def test_a_large_base_is_compared_by_few_layers_of_each_kind(family):
+    values, kinds = LARGE[family]
+    whole = CONFIG_MAPPING[family](**values)
+    small = _cut_down(whole)
+    assert set(getattr(small, kinds)) == set(getattr(whole, kinds))
+    assert small.num_hidden_layers <= 3
+    assert _parameters(small) < 0.05 * _parameters(whole)
 
 
 def _rows(word, count):
