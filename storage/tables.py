@@ -86,6 +86,8 @@ class Base(SQLModel, table=True):
     """SHA-256 of each file when it was added, of weights only of their headers; empty where nobody recorded
     them.
     """
+    way: str = Field(default="quick", sa_column_kwargs={"server_default": "quick"})
+    """How it is computed: quick or general; empty where it writes no text."""
     created: float = Field(default_factory=time.time)
 
 

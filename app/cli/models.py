@@ -10,6 +10,7 @@ from app.cli.common import Home, Json, Settings, Yes, finished, open_workbench
 from app.cli.console import Console, guarded
 from app.cli.option_sources import given_options
 from app.shared.bases import experts_of
+from core.base_model.way import WAYS
 from core.lora.targets import counted
 from core.train.training_options import TrainingOptions
 from storage.tables import Base
@@ -32,6 +33,7 @@ def models_add(
     with console.progress() as progress:
         result = finished(workbench, workbench.models.add(origin, name), progress)
     rows = [("Added", result["name"]), ("Fingerprint", result["fingerprint"])]
+    rows += [("Computed", f"on {WAYS[result['way']]}")] if result["way"] in WAYS else []
     console.result(result, rows + ([("The same model as", result["same_as"])] if result["same_as"] else []))
 
 
@@ -42,7 +44,7 @@ def models_list(home: Home = None, json: Json = False) -> None:
 
     Console(json).table(
         open_workbench(home).registry.all(Base),
-        ["name", "architecture", "parameters", "dtype", "size_bytes", "source"],
+        ["name", "architecture", "parameters", "dtype", "size_bytes", "way", "source"],
     )
 
 
@@ -53,7 +55,9 @@ def models_show(name: str, home: Home = None, json: Json = False) -> None:
     registry = open_workbench(home).registry
     base = registry.find(Base, name)
     experts = experts_of(registry, base)
-    Console(json).row(base, leave_out=("layer_shapes",), extra={"experts": experts} if experts else {})
+    extra = {"experts": experts} if experts else {}
+    extra |= {"computed": f"on {WAYS[base.way]}"} if base.way in WAYS else {}
+    Console(json).row(base, leave_out=("layer_shapes",), extra=extra)
 
 
 @models.command("targets")

@@ -46,7 +46,7 @@ def validation_losses(
         except StopIteration as done:
             request = done.value
             break
-    data = RunData(request.rows, options.train)
+    data = RunData(request.rows, options.train, may_pack=resident.way.quick)
     return judge(resident, data, adapters, options.train, options.objective, report)
 
 

@@ -30,7 +30,7 @@ def described_base(
     Raises InvalidModel.
     """
     report(Progress("Comparing the files with the architecture"))
-    require_sound(folder)
+    way = require_sound(folder)
     report(Progress("Computing the fingerprint", 0.0))
     info = describe(
         folder, lambda done, total: report(Progress("Computing the fingerprint", done / max(1, total)))
@@ -49,6 +49,7 @@ def described_base(
         files=file_digests(folder),
         layer_shapes={path: list(shape) for path, shape in layers.shapes.items()},
         head=layers.head,
+        way=way,
     )
     return row, info.manifest
 

@@ -15,6 +15,7 @@ from app.shared.below import adapter_below, by_digest
 from app.shared.engine_client import EngineClient
 from app.shared.errors import EngineUnavailable
 from app.shared.run_rows import held_for, run_row
+from core.base_model.way import GENERAL_NAME
 from core.data.checks import words_of
 from core.errors import InvalidConfig, InvalidData
 from core.lora.targets import Targeted, usual_targets
@@ -243,6 +244,7 @@ class Training:
             wholes_for(base, options),
             config_of(base) if options.lora.parts else {},
             tensors_of(self._registry, base),
+            base.way != GENERAL_NAME,
         )
         lengths = [sum(len(words_of(m)) for m in row["messages"]) + len(row["text"]) for row in data.preview]
         usable = data.rows - data.excluded_rows - data.faulty_rows - data.validation_rows

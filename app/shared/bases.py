@@ -9,11 +9,12 @@ from typing import Any
 from app.shared.identity import effective_template_hash, manifest_of, up_to_date
 from app.shared.settings import Settings
 from app.shared.user_settings import PreferenceStore
-from core.base_model.describe import cannot_write, writes_text
+from core.base_model.describe import cannot_write, reads_pictures, writes_text
 from core.base_model.files import read_json
 from core.base_model.quantisation import NONE, plain_encoder, require_quantising
 from core.base_model.source import BaseSource
 from core.base_model.stored_wholes import stored_wholes
+from core.base_model.way import GENERAL_NAME
 from core.errors import InvalidConfig, InvalidModel, WrongBase
 from core.lora.experts import experts_without_adapters
 from core.lora.module_names import ends_with
@@ -22,6 +23,7 @@ from core.lora.wholes import Wholes
 from core.train.config import TrainConfig
 from core.train.objectives import OBJECTIVES
 from core.train.training_options import TrainingOptions
+from core.train.way_options import require_way
 from storage.blobs import BlobStore
 from storage.database import Database
 from storage.registry import Registry
@@ -67,7 +69,7 @@ def shapes_of(base: Base) -> dict[str, tuple[int, int]]:
 def wholes_in(base: Base) -> Wholes:
     """What of a base adapters can have of their own, as its files tell; nothing where they are gone."""
     folder = folder_of(base)
-    if not (folder.is_dir() and writes_text(base.architecture)):
+    if not (folder.is_dir() and writes_text(base.architecture)) or reads_pictures(base.architecture):
         return Wholes()
     return stored_wholes(folder, shapes_of(base), base.head, base.vocab_size)
 
@@ -100,14 +102,15 @@ def tensors_of(registry: Registry, base: Base) -> dict[str, Sequence[int]]:
 
 
 def require_can(base: Base, train: TrainConfig) -> None:
-    """Raise InvalidConfig for an objective that needs a head which this base does not have, and where the
-    base cannot be held in memory as it is asked for.
+    """Raise InvalidConfig for an objective that needs a head which this base does not have, for options that
+    the way on which it is computed does not know, and where it cannot be held in memory as it is asked for.
     """
     if not writes_text(base.architecture):
         if not OBJECTIVES.get(train.objective).classifies:
             raise InvalidConfig(cannot_write(base.name))
         if train.quantisation != NONE:
             raise InvalidConfig(plain_encoder(base.name))
+    require_way(base.way, base.name, train)
     require_quantising(train.quantisation)
 
 
@@ -129,7 +132,8 @@ def source_of(registry: Registry, base: Base, quantisation: str = NONE) -> BaseS
 
 def told_to_answer(base: Base, preferences: PreferenceStore) -> dict[str, str]:
     """What the engine is told of a base that it is to answer with, held in memory as it is set."""
-    held = preferences.values().quantisation if writes_text(base.architecture) else NONE
+    can_be_held = writes_text(base.architecture) and base.way != GENERAL_NAME
+    held = preferences.values().quantisation if can_be_held else NONE
     return told_of(base) | {"quantisation": held}
 
 

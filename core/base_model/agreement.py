@@ -1,10 +1,12 @@
-"""Whether our passes compute what transformers' own plain forward does, for an architecture as configured.
+"""Which way an architecture as configured can go to compute what transformers' own plain forward does.
 
 A model of the same configuration with random numbers is asked twice: by transformers' eager attention, each
 row alone; and by the three passes of ours, rows packed into a block, a prompt read in pieces, and one token
 beside a cache. Widths, windows and layers are cut down first, so a large base costs as little as a tiny one,
-and rows are longer than every window and every change of the context that the base can reach. What differs
-is refused: it would be trained and answered with something else than its authors' model, without a sign.
+and rows are longer than every window and every change of the context that the base can reach. Where ours
+differs or does not fit, the general way is compared in the same manner (general_agreement.py). Where that
+differs, too, the base is refused: it would be trained and answered with something else than its authors'
+model, without a sign.
 """
 
 from __future__ import annotations
@@ -13,11 +15,12 @@ import copy
 import itertools
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from core.base_model.attention import (
     NAME,
@@ -27,69 +30,67 @@ from core.base_model.attention import (
     Prefill,
     attend,
     find_attention_modules,
+    set_attention,
 )
-from core.base_model.model_config import model_class, refusing
+from core.base_model.general_agreement import TOLERANCE, difference, general_way, longrope_border
+from core.base_model.model_config import model_class, reads_pictures, refusing
+from core.base_model.reach import require_reached
+from core.base_model.way import Way
 from core.errors import InvalidModel
+from core.lora.wrapping import wrap_linear_layers
 
-TOLERANCE = 1e-3
-"""Root mean square of the differences, as a share of the logits' own spread. Rounding gives 1e-6."""
+QUICK = Way(True, NAME)
 _CONTEXT, _WINDOW, _WIDTH, _VOCABULARY = 96, 16, 32, 256
 _MANY = 30_000_000  # parameters of a model whose layers and widths are cut down too
+_FEW = 8
+_EXPERTS = frozenset({"num_experts", "num_local_experts", "n_routed_experts"})
 _WINDOWS = ("window", "attention_chunk_size", "original_max_position_embeddings", "local_attention")
 _NO_WINDOW = ("layer", "pattern", "use_")
-_agreed: set[str] = set()  # configurations, since a base is loaded more often than it changes
+_found: dict[str, Way] = {}  # by configuration, since a base is loaded more often than it changes
 
 
-def require_agreement(config: PretrainedConfig) -> None:
-    """Raise InvalidModel, saying where and why, if ours is not what transformers computes."""
+def find_way(config: PretrainedConfig) -> Way:
+    """The way on which a base of this configuration is computed: the quick one if that agrees.
+
+    Raises InvalidModel, saying where and why, if none computes what transformers does.
+    """
     key = json.dumps(config.to_dict(), sort_keys=True, default=str)
-    if key in _agreed:
-        return
+    if key not in _found:
+        _found[key] = _compared(config)
+    return _found[key]
+
+
+def _compared(config: PretrainedConfig) -> Way:
     name = model_class(config).__name__
     with refusing(f"transformers cannot compute a {name} as config.json describes it"):
         model = _random_model(_cut_down(config))
-    attention, rows = _attention_of_ours(model), _rows(model.config)
-    with refusing(f"transformers cannot compute a {name} as config.json describes it"):
-        model.set_attn_implementation("eager")
+        rows = _rows(model.config)
         wanted = [_alone(model, row) for row in rows]
-        model.set_attn_implementation(NAME)
     if not all(one.isfinite().all() for one in wanted):
         raise InvalidModel(
             f"A {name} as config.json describes it computes no finite numbers, whatever its weights are. Put "
             "back the config.json that belongs to these weights."
         )
-    with refusing(f"A {name} is asked in a way that cannot be used yet"):
+    way = QUICK
+    try:
+        _require_quick(model, rows, wanted)
+    except InvalidModel as why_not:
+        way = replace(general_way(model, rows, wanted, str(why_not)), reread_at=longrope_border(config))
+    require_reached(model, wrap_linear_layers(model))
+    return way
+
+
+def _require_quick(model: PreTrainedModel, rows: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:
+    """Raise InvalidModel unless our passes give `wanted`, the logits of each row."""
+    attention = _attention_of_ours(model)
+    with refusing(f"A {type(model).__name__} is asked in a way that cannot be used yet"):
         passes = {
             "where rows are packed for training": _packed(model, attention, rows),
             "while an answer is written": _decoded(model, attention, rows[:2]),
         }
     for where, found in passes.items():
-        difference = max(_difference(one, other) for one, other in zip(wanted, found, strict=False))
-        if not difference <= TOLERANCE:
-            raise InvalidModel(
-                f"A {name} with this configuration would not be computed as transformers computes it "
-                f"{where}: its logits differ by {difference:.1%} of their spread. {_cause(model)} Such a "
-                "model cannot be used yet."
-            )
-    _agreed.add(key)
-
-
-def _difference(wanted: Tensor, found: Tensor) -> float:
-    return float((found - wanted).square().mean().sqrt() / wanted.std().clamp_min(1e-12))
-
-
-def _cause(model: PreTrainedModel) -> str:
-    """What is known to differ, as far as the configuration tells."""
-    text = json.dumps(model.config.to_dict(), default=str)
-    if '"longrope"' in text or '"dynamic"' in text:
-        return (
-            "Its rotary embedding changes with the length of the longest row in a batch, so a row's numbers "
-            "would depend on who shares it."
-        )
-    return (
-        "Its layers attend by masks of their own, or to other positions than causal attention within a "
-        "sliding window does."
-    )
+        if not (far := difference(wanted, found)) <= TOLERANCE:
+            raise InvalidModel(f"On the quick way its logits differ by {far:.1%} of their spread {where}.")
 
 
 # The model, cut down.
@@ -137,19 +138,33 @@ def _parameters(config: PretrainedConfig) -> int:
 
 def _cut_layers(part: PretrainedConfig) -> None:
     """One layer of each kind that the configuration lists, two at least."""
+    if type(getattr(part, "depth", None)) is int:  # what some call it that read pictures
+        part.depth = min(part.depth, 2)
     count = getattr(part, "num_hidden_layers", None)
     if not count:
         return
-    lists = {
-        name: value
-        for name, value in vars(part).items()
-        if isinstance(value, (list, tuple)) and len(value) == count
-    }
-    kinds = [str([value[at] for value in lists.values()]) for at in range(count)]
+    lists = {name: value for name, value in vars(part).items() if isinstance(value, (list, tuple))}
+    numbers = {name: value for name, value in lists.items() if _is_of_numbers(value, count)}
+    each = {name: value for name, value in lists.items() if name not in numbers and len(value) == count}
+    kinds = [
+        str([value[at] for value in each.values()] + [at in value for value in numbers.values()])
+        for at in range(count)
+    ]
     kept = sorted({kinds.index(kind) for kind in kinds} | set(range(min(2, count))))
-    for name, value in lists.items():
+    for name, value in each.items():
         setattr(part, name, type(value)(value[at] for at in kept))
+    for name, value in numbers.items():
+        setattr(part, name, type(value)(kept.index(at) for at in value if at in kept))
+    for name, value in list(vars(part).items()):  # of kinds that follow from a layer's number
+        if type(value) is int and name.endswith(("_layer_period", "_layer_offset")):
+            setattr(part, name, min(value, 2 if name.endswith("period") else 1))
     part.num_hidden_layers = len(kept)
+
+
+def _is_of_numbers(value: Sequence[Any], layers: int) -> bool:
+    """Whether a list tells which layers are of a kind, by their numbers."""
+    is_rising = all(type(one) is int for one in value) and list(value) == sorted(set(value))
+    return is_rising and bool(value) and value[-1] < layers and (len(value) > 2 or list(value) != [0, 1])
 
 
 def _cut_widths(part: PretrainedConfig) -> None:
@@ -163,20 +178,22 @@ def _cut_widths(part: PretrainedConfig) -> None:
             setattr(part, name, min(value, _VOCABULARY))
         elif name.endswith("token_id"):
             setattr(part, name, value % _VOCABULARY)
+        elif (name in _EXPERTS and (getattr(part, "n_group", None) or 1) == 1) or name.endswith("per_tok"):
+            setattr(part, name, min(value, _FEW))
+        elif name.endswith("chunk_size"):  # in which a recurrence is computed, whatever it is
+            setattr(part, name, min(value, _WINDOW))
 
 
 def _random_model(config: PretrainedConfig) -> PreTrainedModel:
     """In float32, with numbers so large that every token attends to some tokens more than to others."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            config, attn_implementation="eager", dtype=torch.float32, trust_remote_code=False
-        )
+        model = model_class(config)._from_config(config, attn_implementation="eager", dtype=torch.float32)
         for parameter in model.parameters():
             spread = parameter.shape[-1] ** -0.5 if parameter.dim() > 1 else 0.1
             noise = torch.randn(parameter.shape) * spread
             parameter.data = noise if parameter.dim() > 1 else parameter.data + noise
-    embedding: nn.Parameter = model.get_input_embeddings().weight  # type: ignore[assignment]
+    embedding: nn.Parameter = model.get_input_embeddings().weight
     embedding.data *= embedding.shape[-1] ** 0.5
     return model.eval()
 
@@ -187,7 +204,16 @@ def _rows(config: PretrainedConfig) -> list[Tensor]:
     """
     length, vocabulary = min(_context(config), _CONTEXT), config.get_text_config().vocab_size
     ids = torch.randint(vocabulary, (2 * length,), generator=torch.Generator().manual_seed(1))
+    if reads_pictures(config):
+        plain = sorted(set(range(vocabulary)) - _special_ids(config))
+        ids = torch.tensor(plain)[ids % len(plain)]
     return list(ids.split([length, short := max(1, length // 8), length - short]))
+
+
+def _special_ids(config: PretrainedConfig) -> set[int]:
+    """What may stand for a picture."""
+    told = [value for part in _parts(config) for name, value in vars(part).items() if "token" in name]
+    return {value for value in told if type(value) is int}
 
 
 # Both ways.
@@ -202,7 +228,7 @@ def _alone(model: PreTrainedModel, row: Tensor) -> Tensor:
 def _attention_of_ours(model: PreTrainedModel) -> list[Attending]:
     """The modules that attend, by our function. Raises InvalidModel."""
     with refusing(f"The attention of a {type(model).__name__} cannot be used yet"):
-        model.set_attn_implementation(NAME)
+        set_attention(model, NAME)
         return find_attention_modules(model)
 
 

@@ -255,6 +255,14 @@ def _one_token(
 AttentionInterface.register(NAME, attention)
 
 
+def set_attention(model: PreTrainedModel, name: str) -> None:
+    """Have a model attend by what transformers calls `name`; one whose attention is code of its own goes on
+    with that.
+    """
+    if model._can_set_attn_implementation():
+        model.set_attn_implementation(name)
+
+
 def find_attention_modules(model: PreTrainedModel) -> list[Attending]:
     """The modules that attend, in order, seen in a pass over two tokens.
 

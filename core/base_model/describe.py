@@ -24,6 +24,7 @@ from core.errors import InvalidModel
 _CONTEXT, _LAYERS = ("max_position_embeddings", "n_positions"), ("num_hidden_layers", "n_layer")
 _WIDTH, _VOCABULARY = ("hidden_size", "n_embd"), ("vocab_size",)
 _WRITING = ("ForCausalLM", "LMHeadModel")
+_WITH_PICTURES = "ForConditionalGeneration"  # where a part of the configuration tells how pictures are read
 _CLASSIFYING = ("Model", "ForSequenceClassification", "ForMaskedLM", "ForPreTraining")
 _MOST_LAYERS = 10_000  # the layers are built to list them, so their number must be sane
 _MOST = 100_000_000  # of any other size: the longest contexts are a tenth of it
@@ -55,7 +56,7 @@ def describe(folder: Path, report: ReportBytes | None = None) -> BaseModelInfo:
 
     Raises InvalidModel with the reason if it does not.
     """
-    config = look_over(folder)
+    config = of_text(look_over(folder))
     shards = weight_files(folder)
     entries = [entry for _, entry in stored_tensors(folder).values()]
     dtypes = Counter({entry.dtype: 0 for entry in entries})
@@ -87,7 +88,20 @@ def writes_text(architecture: str) -> bool:
 
     "?" stands for a model whose config.json names no class, which was taken for one that writes.
     """
-    return architecture == "?" or architecture.endswith(_WRITING)
+    return architecture == "?" or architecture.endswith((*_WRITING, _WITH_PICTURES))
+
+
+def reads_pictures(architecture: str) -> bool:
+    """Whether a base of this class reads pictures, too; of it only what reads text is used."""
+    return architecture.endswith(_WITH_PICTURES)
+
+
+def of_text(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration in which what is told of the part that reads text stands as in one without pictures."""
+    text = config.get("text_config")
+    return (
+        config | text | {"architectures": config.get("architectures")} if isinstance(text, dict) else config
+    )
 
 
 def is_packed(config: dict[str, Any]) -> bool:
@@ -123,7 +137,7 @@ def look_over(folder: Path) -> dict[str, Any]:
     weight_files(folder)
     refuse_unusable(folder, config)
     for names in (_CONTEXT, _LAYERS, _WIDTH, _VOCABULARY):
-        _count(config, *names)
+        _count(of_text(config), *names)
     return config
 
 
@@ -138,12 +152,14 @@ def refuse_unusable(folder: Path, config: dict[str, Any]) -> None:
         raise InvalidModel(
             f"config.json says architectures = {str(names)[:60]!r}; expected a list with the name of a class."
         )
-    if names and not any(name.endswith((*_WRITING, *_CLASSIFYING)) for name in names):
+    eyes = (_WITH_PICTURES,) if isinstance(config.get("vision_config"), dict) else ()
+    kinds = (*_WRITING, *_CLASSIFYING, *eyes)
+    if names and not any(name.endswith(kinds) for name in names):
         raise InvalidModel(
             f"{folder} is a {names[0]}; a causal language model (…ForCausalLM) is needed, or for classifying "
             "texts an encoder such as BERT."
         )
-    if config.get("is_encoder_decoder") and not any(map(writes_text, names)):
+    if config.get("is_encoder_decoder") and not any(name.endswith(_WRITING) for name in names):
         raise InvalidModel(
             f"{folder} is an encoder with a decoder behind it ({config['model_type']}), which cannot be used "
             "yet; a causal language model or an encoder alone is needed."

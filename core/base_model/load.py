@@ -16,17 +16,19 @@ from safetensors import safe_open
 from torch import nn
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from core.base_model.agreement import require_agreement
-from core.base_model.attention import NAME as ATTENTION
-from core.base_model.attention import Attending, find_attention_modules
+from core.base_model.agreement import QUICK, find_way
+from core.base_model.attention import Attending, find_attention_modules, set_attention
 from core.base_model.classifier import Classifier, classifier_around, classifier_of
 from core.base_model.describe import cannot_write
 from core.base_model.files import stored_tensors, weight_files
-from core.base_model.model_config import is_writing, load_config, refusing
-from core.base_model.quantisation import NONE, plain_encoder
+from core.base_model.model_config import is_writing, load_config, reads_pictures, refusing
+from core.base_model.own_cache import cache_bytes
+from core.base_model.quantisation import NONE, plain_encoder, plain_on_the_general_way
 from core.base_model.quantised_load import quantising, take_over
+from core.base_model.reach import let_outputs_be_changed, require_reached
 from core.base_model.tensors import load_weights, load_with_head, require_tied_as_said
 from core.base_model.tokenizer import load_tokenizer, whole_numbers
+from core.base_model.way import Way
 from core.data.rendering import Renderer
 from core.errors import InvalidModel
 from core.lora.wholes import Wholes
@@ -47,7 +49,7 @@ class ResidentBase:
     layers: ModelLayers
     head: str | None
     attention: list[Attending]
-    """The modules that attend, one for each decoder layer."""
+    """The modules that attend, one for each decoder layer; none on the general way."""
     plain_head: bool
     """Whether the logits are the output head's product and nothing more (no capping, no scaling)."""
     generation_config: GenerationConfig | None
@@ -55,6 +57,8 @@ class ResidentBase:
     """Of a base without a head that writes text: its model can do nothing else."""
     quantisation: str = NONE
     """How its linear layers are held; the output head and the embedding are as the files have them."""
+    way: Way = QUICK
+    """How its passes are computed where it writes text."""
 
     @cached_property
     def wholes(self) -> Wholes:
@@ -74,6 +78,11 @@ class ResidentBase:
     @cached_property
     def classifier(self) -> Classifier:
         """What classifies texts by this base's layers. Raises InvalidModel if transformers has none."""
+        if reads_pictures(self.model.config):
+            raise InvalidModel(
+                f"{self.name} reads pictures, too, and cannot be trained to classify texts yet. Choose "
+                "another objective, or a base that reads text alone."
+            )
         return self.own_classifier or classifier_around(self.model, self.tokenizer, self.layers)
 
     @cached_property
@@ -99,6 +108,20 @@ class ResidentBase:
         )
 
     @property
+    def inner(self) -> nn.Module:
+        """What gives the states that the output head needs; the whole model where it does more than that."""
+        inner: nn.Module = self.model.base_model if self.plain_head else self.model
+        return inner
+
+    @cached_property
+    def cache_bytes(self) -> tuple[int, int]:
+        """What the cache of one row takes: for each token, and whatever its length is."""
+        if not self.way.quick:
+            return cache_bytes(self.model)
+        numbers = sum(one.kv_heads * (one.key_width + one.value_width) for one in self.attention)
+        return numbers * self.dtype.itemsize, 0
+
+    @property
     def decoder_layers(self) -> list[nn.Module]:
         """The repeated blocks of the model, which compile as one."""
         kinds = set(self.model._no_split_modules or ())
@@ -117,7 +140,9 @@ class ResidentBase:
     @property
     def context_length(self) -> int:
         """How many tokens the model was built for; unbounded if it does not say."""
-        length = int(getattr(self.model.config, "max_position_embeddings", None) or 1 << 30)
+        config = self.model.config.get_text_config()
+        told = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len"))
+        length = int(next((one for one in told if one), 1 << 30))
         return length - self._positions_before_the_first
 
     @cached_property
@@ -175,10 +200,12 @@ def load_base(
         if quantisation != NONE:
             raise InvalidModel(plain_encoder(name or folder.name))
         return _load_classifier(folder, config, fingerprint, name, device, dtype)
-    require_agreement(config)
+    way = find_way(config)
+    if quantisation != NONE and not way.quick:
+        raise InvalidModel(plain_on_the_general_way(name or folder.name))
     model = _load_writing(folder, config, device, dtype, quantisation)
     tokenizer = load_tokenizer(folder, template)
-    resident = make_resident(model, tokenizer, folder=folder, fingerprint=fingerprint, name=name)
+    resident = make_resident(model, tokenizer, folder=folder, fingerprint=fingerprint, name=name, way=way)
     resident.quantisation = quantisation
     return resident
 
@@ -262,15 +289,18 @@ def make_resident(
     folder: Path,
     fingerprint: str = "",
     name: str = "",
+    way: Way = QUICK,
 ) -> ResidentBase:
     """Freeze a model where it is and put LoRA layers into it.
 
-    Raises InvalidModel if its layers are not all causal attention.
+    Raises InvalidModel if it cannot be computed on this way.
     """
     model.eval()
-    model.set_attn_implementation(ATTENTION)
+    set_attention(model, way.attention)
     head = head_path(model)
     layers = wrap_linear_layers(model)
+    require_reached(model, layers)
+    let_outputs_be_changed(model, layers)
     return ResidentBase(
         folder,
         fingerprint,
@@ -279,9 +309,10 @@ def make_resident(
         tokenizer,
         layers,
         head if head in layers else None,
-        find_attention_modules(model),
+        find_attention_modules(model) if way.quick else [],
         _head_is_plain(model),
         model.generation_config,
+        way=way,
     )
 
 
@@ -290,6 +321,8 @@ def _head_is_plain(model: PreTrainedModel) -> bool:
     """Seen on two tokens rather than read from the configuration, where each architecture has words of its
     own.
     """
+    if model.base_model is model:  # its part below the head is not called so
+        return False
     ids = torch.arange(2, device=model.device)[None]
     hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
     return torch.equal(model.get_output_embeddings()(hidden), model(input_ids=ids, use_cache=False).logits)

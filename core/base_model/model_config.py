@@ -13,6 +13,7 @@ from typing import Any
 import transformers
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
     PretrainedConfig,
@@ -106,16 +107,26 @@ def model_class(config: PretrainedConfig) -> type[PreTrainedModel]:
     """
     if not is_writing(config):
         return classifier_class(config)
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    mapping = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING if reads_pictures(config) else MODEL_FOR_CAUSAL_LM_MAPPING
+    if type(config) not in mapping:
         raise InvalidModel(
             f"transformers has no causal language model for model_type = {config.model_type!r}; "
             "one that writes text is needed."
         )
-    cls = _mapped(MODEL_FOR_CAUSAL_LM_MAPPING, config)
+    cls = _mapped(mapping, config)
     named = [str(name) for name in config.architectures or []]
     if named and cls.__name__.lower() not in [name.lower() for name in named]:
         raise _contradiction(config, cls)
     return cls
+
+
+def reads_pictures(config: PretrainedConfig) -> bool:
+    """Whether this is the configuration of a model that reads pictures beside text; of which text alone is
+    used here.
+    """
+    named = [str(name) for name in config.architectures or []]
+    is_whole = config.get_text_config() is not config and type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    return is_whole and not any(name.endswith("ForCausalLM") for name in named)
 
 
 def is_writing(config: PretrainedConfig) -> bool:

@@ -30,6 +30,14 @@ def plain_encoder(name: str) -> str:
     )
 
 
+def plain_on_the_general_way(name: str) -> str:
+    """What is said where a base that is computed by transformers' own passes is to be quantised."""
+    return (
+        f"{name} is computed the general way, by transformers' own passes, and is held in full precision "
+        "alone there: choose quantisation=none."
+    )
+
+
 def bitsandbytes_version() -> str:
     """Of the library that is here; empty if it is not."""
     if importlib.util.find_spec("bitsandbytes") is None:

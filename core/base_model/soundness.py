@@ -14,7 +14,7 @@ from pathlib import Path
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from core.base_model.agreement import require_agreement
+from core.base_model.agreement import find_way
 from core.base_model.describe import look_over
 from core.base_model.load import load_generation_config
 from core.base_model.model_config import is_writing, load_config
@@ -26,11 +26,11 @@ from core.errors import InvalidModel, WorkbenchError
 _MOST_NAMED = 3
 
 
-def require_sound(folder: Path) -> None:
-    """Raise InvalidModel if the files do not hold the tensors of their architecture, if the tokenizer cannot
-    be used or does not fit them, or if the architecture is not computed here as transformers does it.
+def require_sound(folder: Path) -> str:
+    """The name of the way on which the base is computed; empty where it writes no text. No weight is read.
 
-    No weight is read.
+    Raises InvalidModel if the files do not hold the tensors of their architecture, if the tokenizer cannot be
+    used or does not fit them, or if the architecture is not computed here as transformers does it.
     """
     look_over(folder)
     model, config = check_tensors(folder), load_config(folder)
@@ -40,8 +40,7 @@ def require_sound(folder: Path) -> None:
     tokenizer = load_tokenizer(folder)
     Renderer(tokenizer)  # which needs a fast one
     _require_ids_within(folder, tokenizer, model)
-    if writes:
-        require_agreement(config)
+    return find_way(config).name if writes else ""
 
 
 def _require_ids_within(folder: Path, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:

@@ -7,8 +7,7 @@ are, so a captured step is replayed for token after token, whoever the rows belo
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -16,15 +15,9 @@ from torch import Tensor
 from core.base_model.attention import OneToken, Prefill, attend
 from core.base_model.compiling import compile_layers, eager_layers
 from core.base_model.load import ResidentBase
+from core.generate.row_state import RowState
 from core.lora.bank import Bank
 
-_CAPACITY_STEP = (
-    512  # on an accelerator capacities are this times a power of four, so that few graphs are needed
-)
-_CAPACITY_BLOCK = 64  # elsewhere they are whole blocks of so many tokens
-_BATCH_SIZES = (1, 4, 8, 16, 32, 64)
-_ROW_BLOCK = 4
-MOST_ROWS = _BATCH_SIZES[-1]
 _WARM_UP = 2
 _MOVED_AT_ONCE = 64 << 20  # bytes of keys and values, a bound on what moving takes beside them
 
@@ -33,7 +26,7 @@ Stacks = dict[tuple[int, int], Tensor]
 [n, rows, heads, capacity, width]."""
 
 
-class DecodingState:
+class DecodingState(RowState):
     """The rows of one batch between two tokens: caches, positions, slots, and the ids so far."""
 
     def __init__(
@@ -49,15 +42,9 @@ class DecodingState:
         """Room for `rows` rows of up to `capacity` tokens. bank None decodes with the plain base. stacks: the
         memory for keys and values, if not its own.
         """
-        self.base, self.bank, self.rows, self.capacity = base, bank, rows, capacity
+        super().__init__(base, bank, rows, capacity)
         self._compiled = compiled
-        self.notice = ""
-        """What whoever looks after the engine should know: that compiling failed."""
         device = base.device
-        self.tokens = torch.zeros(rows, dtype=torch.long, device=device)
-        self.positions = torch.zeros(rows, dtype=torch.long, device=device)
-        self.slots = torch.zeros(rows, dtype=torch.long, device=device)
-        self.history = torch.zeros(rows, capacity, dtype=torch.long, device=device)
         self._numbers = torch.arange(rows, device=device)
         self._places = torch.arange(capacity, device=device)
         self._stacks = stacks or empty_stacks(base, rows, capacity)
@@ -67,10 +54,7 @@ class DecodingState:
 
     @torch.no_grad()
     def prefill(self, ids: Tensor, start: int) -> Tensor:
-        """Read prompt tokens [rows, length] at positions start and on, of all rows or the first ones; the
-        last layer's output [rows, length, hidden], or the logits where the model does more after its head
-        than the head's product.
-        """
+        """See RowState."""
         rows = len(ids)
         passes = [Prefill(keys[:rows], values[:rows], start) for keys, values in self.caches]
         positions = torch.arange(start, start + ids.shape[1], device=ids.device).expand_as(ids)
@@ -81,26 +65,8 @@ class DecodingState:
             return self.base.model.base_model(**inputs).last_hidden_state
 
     @torch.no_grad()
-    def logits_of(self, hidden: Tensor, slots: Tensor) -> Tensor:
-        """Logits [rows, vocabulary] of what prefill() gave for the last positions of rows that have these
-        slots, [rows, …].
-        """
-        if not self.base.plain_head:
-            return hidden
-        with self._using(slots):
-            return self.base.model.get_output_embeddings()(hidden[:, None])[:, 0]
-
-    @property
-    def bytes(self) -> int:
-        """What keys, values and history take."""
-        return self.rows * self.capacity * bytes_a_token(self.base)
-
-    @torch.no_grad()
     def step(self, rows: int | None = None, longest: int | None = None) -> Tensor:
-        """Read `tokens` at `positions`, move the positions on, and return the logits of what follows, [rows,
-        vocabulary]: of the first `rows`, none of which is longer than `longest` tokens with this one. CUDA's
-        graph takes them all.
-        """
+        """See RowState."""
         if self.base.device.type != "cuda":
             return self._step(rows, longest)
         if self._graph is None:
@@ -127,9 +93,6 @@ class DecodingState:
     def _forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
         inputs = {"input_ids": tokens[:, None], "position_ids": positions[:, None], "use_cache": False}
         return self.base.model(**inputs).logits[:, -1]
-
-    def _using(self, slots: Tensor) -> AbstractContextManager[None]:
-        return nullcontext() if self.bank is None else self.bank.use(slots)
 
     def _capture(self) -> None:
         """Capture one step; the state is as before.
@@ -166,18 +129,13 @@ class DecodingState:
                 self.positions.copy_(positions)
         torch.cuda.current_stream().wait_stream(side)
 
-    def take_rows(self, other: DecodingState, rows: Sequence[int], first: int = 0) -> None:
-        """Continue with these rows of another state, or of this one, in this order, from place `first` on."""
-        chosen = torch.tensor(list(rows), device=self.base.device)
+    def _take_read(self, other: DecodingState, rows: Tensor, first: int) -> None:
         places, room = slice(first, first + len(rows)), min(self.capacity, other.capacity)
-        for name in ("tokens", "positions", "slots"):
-            getattr(self, name)[places] = getattr(other, name)[chosen]
-        self.history[places, :room] = other.history[chosen, :room]
         for shape, mine in self._stacks.items():
             theirs = other._stacks[shape]
             at_once = max(1, _MOVED_AT_ONCE * len(theirs) // theirs.nbytes)
             for one, two in zip(mine.split(at_once), theirs.split(at_once), strict=True):
-                one[:, places, :, :room] = two[:, chosen, :, :room]
+                one[:, places, :, :room] = two[:, rows, :, :room]
             mine[:, places, :, room:] = 0  # no weight makes nothing of a NaN that another row has left
 
 
@@ -200,26 +158,3 @@ def _by_layer(base: ResidentBase, stacks: Stacks) -> list[tuple[Tensor, Tensor]]
     ahead = {shape: iter(stack) for shape, stack in stacks.items()}
     views = [next(ahead[shape]) for shape in _cache_shapes(base)]
     return list(zip(views[::2], views[1::2], strict=True))
-
-
-def bytes_a_token(base: ResidentBase) -> int:
-    """What one token of one row takes in a state."""
-    numbers = sum(one.kv_heads * (one.key_width + one.value_width) for one in base.attention)
-    return numbers * base.dtype.itemsize + torch.long.itemsize
-
-
-def fitting_rows(rows: int, device: torch.device) -> int:
-    """How many rows a state for `rows` rows has: few sizes where each costs a graph."""
-    if device.type != "cuda":
-        return rows if rows <= 2 else -(-rows // _ROW_BLOCK) * _ROW_BLOCK
-    return next((size for size in _BATCH_SIZES if size >= rows), rows)
-
-
-def fitting_capacity(tokens: int, device: torch.device) -> int:
-    """The capacity for rows of up to `tokens` tokens."""
-    if device.type != "cuda":
-        return -(-tokens // _CAPACITY_BLOCK) * _CAPACITY_BLOCK
-    capacity = _CAPACITY_STEP
-    while capacity < tokens:
-        capacity *= 4
-    return capacity

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from core.base_model.load import ResidentBase
 from core.generate.one_token import DecodingState, Stacks, empty_stacks
+from core.generate.row_state import RowState
 from core.lora.bank import Bank
 
 _ROWS = (1, 2, 4, 8, 16)
@@ -50,7 +51,7 @@ class ReadingGraphs:
         self._lent = shape in self._states
         return self._states.get(shape)
 
-    def give_back(self, state: DecodingState) -> None:
+    def give_back(self, state: RowState) -> None:
         """The next may have it, or any other."""
         if isinstance(state, _CapturedReading):
             self._lent = False

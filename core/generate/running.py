@@ -19,15 +19,11 @@ from core.base_model.load import ResidentBase
 from core.errors import InvalidInput, WorkbenchError
 from core.generate import prompt_reading
 from core.generate.one_row import Row
-from core.generate.one_token import (
-    MOST_ROWS,
-    DecodingState,
-    bytes_a_token,
-    fitting_capacity,
-    fitting_rows,
-)
+from core.generate.own_reading import OwnReading
 from core.generate.prompt_reading import Reading
+from core.generate.row_state import RowState
 from core.generate.state_pool import StatePool
+from core.generate.state_size import MOST_ROWS, fitting_capacity, fitting_rows, state_bytes
 from core.lora.bank import Bank
 
 # Times as many, over all rows that are read together: while a piece is read those that run wait.
@@ -39,6 +35,8 @@ _BY_LENGTH = frozenset({"dynamic", "longrope"})  # rotary embeddings that follow
 
 def rows_are_apart(base: ResidentBase) -> bool:
     """Whether a row computes the same beside any others, so that strangers can share a batch."""
+    if not base.way.quick:
+        return True
     rope = getattr(base.model.config.get_text_config(), "rope_parameters", None) or {}
     kinds = [rope, *(one for one in rope.values() if isinstance(one, dict))]
     return not any(one.get("rope_type") in _BY_LENGTH for one in kinds)
@@ -63,12 +61,12 @@ class RunningBatch:
         """How often advance() was called."""
         self._base, self._bank, self._pool = base, bank, pool or StatePool(base)
         self._most_bytes, self._most_rows = most_bytes, most_rows
-        self._ahead = base.device.type == "cuda"
+        self._ahead = base.device.type == "cuda" and base.way.quick
         self._numbers = itertools.count()
         self._waiting: deque[Row] = deque()
-        self._reading: Reading | None = None
+        self._reading: Reading | OwnReading | None = None
         self._running: list[Row] = []
-        self._state: DecodingState | None = None
+        self._state: RowState | None = None
         self._logits: Tensor | None = None
         """Of the running rows' next tokens; None where the tokens chosen last are still to be read."""
         self._admitted: list[Row] = []
@@ -137,7 +135,7 @@ class RunningBatch:
             self._end_reading()
             return logits
 
-    def _begin_reading(self) -> Reading | None:
+    def _begin_reading(self) -> Reading | OwnReading | None:
         passed: list[Row] = []
         self._admitted = []
         for row in list(self._waiting):
@@ -155,6 +153,8 @@ class RunningBatch:
         self._waiting = deque(row for row in self._waiting if not row.over and row not in self._admitted)
         if not self._admitted:
             return None
+        if not self._base.way.quick:
+            return OwnReading(self._base, self._bank(), self._admitted)
         return Reading(self._base, self._bank(), self._admitted, self._pool.reading)
 
     def _slot_for(self, row: Row) -> int | None:
@@ -177,11 +177,11 @@ class RunningBatch:
         alike = any(row.reads_as(one) for one in self._admitted)  # then it is read with that one
         if self._admitted and not alike and len(rows) * min(longest, piece) > together * piece:
             return False
-        reading = len(rows) * longest * bytes_a_token(self._base)
+        reading = state_bytes(self._base, len(rows), longest)
         alone = not self._admitted and not self._running
         return alone or self._has_room([*self._running, *rows], reading)
 
-    def _joined(self, reading: Reading, logits: Tensor | None) -> Tensor | None:
+    def _joined(self, reading: Reading | OwnReading, logits: Tensor | None) -> Tensor | None:
         """Take over those that have been read; where what runs has grown too large meanwhile they wait."""
         keep = [at for at, row in enumerate(reading.rows) if not row.over]
         rows = [reading.rows[at] for at in keep]
@@ -244,7 +244,7 @@ class RunningBatch:
             if not row.over:
                 _give(row, tokens[at], fine[at], likely.get(at))
 
-    def _choose(self, state: DecodingState, logits: Tensor) -> tuple[Tensor, Tensor]:
+    def _choose(self, state: RowState, logits: Tensor) -> tuple[Tensor, Tensor]:
         """The next token of each row, and whether its logits were finite, both [rows] on the device."""
         chosen = logits.argmax(-1)
         for position, row in enumerate(self._running):
@@ -272,8 +272,9 @@ class RunningBatch:
         """Whether a state for these rows may be made beside the one that is left, and what is being read."""
         if self._most_bytes is None:
             return True
-        device, one = self._base.device, bytes_a_token(self._base)
-        wanted = fitting_rows(len(rows), device) * fitting_capacity(_longest(rows) + 1, device) * one
+        device = self._base.device
+        capacity = fitting_capacity(_longest(rows) + 1, device)
+        wanted = state_bytes(self._base, fitting_rows(len(rows), device), capacity)
         return reading + wanted + (self._state.bytes if self._state else 0) <= self._most_bytes
 
     def _make_room(self) -> None:
@@ -291,7 +292,7 @@ class RunningBatch:
                 break
         self._move(self._running)
 
-    def _move(self, rows: Sequence[Row]) -> DecodingState:
+    def _move(self, rows: Sequence[Row]) -> RowState:
         """Have the running rows in a state with room for `rows` and the bank that is there now;
         what was begun with another goes on with it until somebody joins.
         """
@@ -302,7 +303,7 @@ class RunningBatch:
         fits = state.rows == places if self._ahead else state.rows >= places
         return state if fits else self._move_to(bank, len(rows), tokens)
 
-    def _move_to(self, bank: Bank | None, rows: int, tokens: int) -> DecodingState:
+    def _move_to(self, bank: Bank | None, rows: int, tokens: int) -> RowState:
         state, target = self._state, self._pool.borrow(bank, rows, tokens)
         if state is not None:
             target.take_rows(state, range(len(self._running)))
@@ -328,11 +329,11 @@ class RunningBatch:
             self._logits = self._logits[torch.tensor(order, device=self._logits.device)]
         self._shrink(state)
 
-    def _shrink(self, state: DecodingState) -> None:
+    def _shrink(self, state: RowState) -> None:
         """Take a smaller state where that halves it, or where each place costs time."""
         device = self._base.device
         places = fitting_rows(len(self._running), device)
-        needed = places * fitting_capacity(_longest(self._running) + 1, device) * bytes_a_token(self._base)
+        needed = state_bytes(self._base, places, fitting_capacity(_longest(self._running) + 1, device))
         if needed * 2 <= state.bytes or (self._ahead and places < state.rows):
             self._move_to(self._bank(), len(self._running), _longest(self._running) + 1)
 

@@ -13,8 +13,8 @@ from core.data.chat_options import AS_THEY_ARE, ChatOptions
 from core.data.formats import Example, Message
 from core.data.token_view import token_text
 from core.errors import InvalidInput, PromptTooLong
-from core.generate.one_token import DecodingState
 from core.generate.scores import Scored, TokenScore
+from core.generate.state_pool import new_state
 from core.lora.bank import Bank
 
 LIKELIEST = 5
@@ -97,12 +97,13 @@ def _read(base: ResidentBase, group: Speakers, ids: Sequence[int], start: int) -
     found = []
     for first in range(0, len(group.slots), together):
         slots = group.slots[first : first + together]
-        state = DecodingState(base, group.bank, len(slots), len(ids))
+        state = new_state(base, group.bank, len(slots), len(ids))
         state.slots.copy_(torch.tensor(list(slots)))
         rows = torch.tensor(list(ids[:-1]), device=base.device).repeat(len(slots), 1)
         pieces = []
-        for at in range(0, rows.shape[1], _READ):
-            piece = state.prefill(rows[:, at : at + _READ], at)
+        size = _READ if base.way.quick else rows.shape[1]
+        for at in range(0, rows.shape[1], size):
+            piece = state.prefill(rows[:, at : at + size], at)
             pieces.append(piece[:, max(0, start - 1 - at) :].clone())
         found.append(torch.cat(pieces, 1))
     return torch.cat(found)

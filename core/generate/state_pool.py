@@ -1,11 +1,23 @@
-"""Decoding states that are used again, with the graphs they have captured."""
+"""States of rows under way: made as the base's way asks for, and used again with the graphs they captured."""
 
 from __future__ import annotations
 
 from core.base_model.load import ResidentBase
-from core.generate.one_token import DecodingState, fitting_capacity, fitting_rows
+from core.generate.one_token import DecodingState
+from core.generate.own_state import OwnState
 from core.generate.reading_graphs import ReadingGraphs
+from core.generate.row_state import RowState
+from core.generate.state_size import fitting_capacity, fitting_rows
 from core.lora.bank import Bank
+
+
+def new_state(
+    base: ResidentBase, bank: Bank | None, rows: int, capacity: int, *, compiled: bool = False
+) -> RowState:
+    """Room for `rows` rows of up to `capacity` tokens, as the base's way asks for."""
+    if base.way.quick:
+        return DecodingState(base, bank, rows, capacity, compiled=compiled)
+    return OwnState(base, bank, rows, capacity)
 
 
 class StatePool:
@@ -21,7 +33,7 @@ class StatePool:
     ) -> None:
         """Keeps at most so many, and so many bytes of them."""
         self._base, self._compiled, self._most, self._most_bytes = base, compiled, most, most_bytes
-        self._free: list[DecodingState] = []
+        self._free: list[RowState] = []
         self.reading = ReadingGraphs(base)
         self._notice = ""
 
@@ -30,7 +42,7 @@ class StatePool:
         """What whoever looks after the engine should know."""
         return self._notice or self.reading.notice
 
-    def borrow(self, bank: Bank | None, rows: int, tokens: int) -> DecodingState:
+    def borrow(self, bank: Bank | None, rows: int, tokens: int) -> RowState:
         """A state for these rows; give it back when done."""
         device = self._base.device
         rows, capacity = fitting_rows(rows, device), fitting_capacity(tokens, device)
@@ -39,15 +51,15 @@ class StatePool:
             if (one.rows, one.capacity) == (rows, capacity) and one.bank is bank:
                 self._free.remove(one)
                 return one
-        return DecodingState(self._base, bank, rows, capacity, compiled=self._compiled)
+        return new_state(self._base, bank, rows, capacity, compiled=self._compiled)
 
-    def give_back(self, state: DecodingState) -> None:
+    def give_back(self, state: RowState) -> None:
         """Keep a state for the next who needs one like it; only graphs are worth keeping."""
         self._notice = state.notice or self._notice
         self._compiled = (
             self._compiled and not state.notice
         )  # what failed once is not tried for every batch size
-        if self._base.device.type == "cuda":
+        if self._base.device.type == "cuda" and self._base.way.quick:
             self._free.append(state)
             del self._free[: -self._most]
             while self._most_bytes is not None and sum(one.bytes for one in self._free) > self._most_bytes:

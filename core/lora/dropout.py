@@ -40,10 +40,10 @@ class Dropout(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [N, T, in] with N/K consecutive rows for each adapter; dropped and rescaled by 1/(1 − p) as in
-        inverted dropout.
+        """x [N, T, in] with N/K consecutive rows for each adapter, or their tokens in a row [N·T, in];
+        dropped and rescaled by 1/(1 − p) as in inverted dropout.
         """
-        rows, tokens, width = x.shape
+        rows, tokens, width = x.shape if x.dim() > 2 else (len(x), 1, x.shape[-1])
         adapters = self.state.rates.shape[0]
         each = rows // adapters
         keys = _mixed(self.state.keys ^ self.salt).repeat_interleave(each)  # [N]
@@ -53,7 +53,7 @@ class Dropout(nn.Module):
         bits = _mixed(keys ^ torch.arange(width, device=x.device, dtype=torch.int32)) & _SIGN
         rates = self.state.rates.repeat_interleave(each)[:, None, None]
         kept = bits.to(torch.float32) >= rates * float(_SIGN)
-        return (x * (kept / (1.0 - rates))).to(x.dtype)
+        return (x * (kept / (1.0 - rates)).view(x.shape)).to(x.dtype)
 
 
 def run_key(seed: int, micro_batch: int) -> int:

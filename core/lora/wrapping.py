@@ -14,6 +14,8 @@ from core.errors import InvalidAdapter
 from core.lora.layer import Adapted, LoraEmbedding, LoraLinear, Place, is_linear, where_and_in
 from core.lora.wholes import BIAS, BIAS_ON_B, WEIGHT, Wholes, module_of
 
+_MAMBA = frozenset({"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"})
+
 
 class ModelLayers(dict[str, LoraLinear]):
     """The wrapped linear layers of a model by path, and on demand its other modules."""
@@ -62,7 +64,11 @@ class ModelLayers(dict[str, LoraLinear]):
 
 
 def wholes_of(model: PreTrainedModel) -> Wholes:
-    """What of a model that writes text an adapter can have of its own."""
+    """What of a model that writes text an adapter can have of its own; nothing of one that reads pictures,
+    too, whose files name these parts in many ways.
+    """
+    if text_prefixes(model) != ("",):
+        return Wholes()
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     paths = {module: path for path, module in model.named_modules() if not path.endswith(".base")}
     tied = head is not None and getattr(head, "weight", None) is getattr(embedding, "weight", False)
@@ -91,22 +97,47 @@ def wrap_linear_layers(model: PreTrainedModel) -> ModelLayers:
     """Freeze `model` and wrap each linear layer in a LoraLinear, in place. Returns them by module path.
 
     An output head that shares its weight with the input embedding is left alone: an adapter on it could not
-    be merged without changing the embedding too.
+    be merged without changing the embedding too. So are the layers of _is_left_alone().
     """
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     head = model.get_output_embeddings()
     embedding = model.get_input_embeddings()
     tied = head is not None and getattr(head, "weight", None) is getattr(embedding, "weight", False)
-    found = [(path, module) for path, module in model.named_modules() if is_linear(module)]
+    text = text_prefixes(model)
+    found = [
+        (path, module)
+        for path, module in model.named_modules()
+        if is_linear(module) and f"{path}.".startswith(text)
+    ]
     layers = {}
     for path, module in found:
-        if module is head and tied:
+        if (module is head and tied) or _is_left_alone(model, path, module):
             continue
         layers[path] = LoraLinear(module)
         parent, _, name = path.rpartition(".")
         setattr(model.get_submodule(parent), name, layers[path])
     return ModelLayers(model, layers)
+
+
+def _is_left_alone(model: PreTrainedModel, path: str, module: nn.Module) -> bool:
+    """Whether a linear layer gets no adapters: routers of experts stay as they are, what gives Mamba's time
+    steps is used by its weight alone, and PEFT refuses what kernels of Mamba 2 use so
+    (peft/tuners/tuners_utils.py).
+    """
+    name = path.rpartition(".")[2]
+    refused = name == "out_proj" and model.config.model_type in _MAMBA
+    return "Router" in type(module).__name__ or name == "dt_proj" or refused
+
+
+def text_prefixes(model: PreTrainedModel) -> tuple[str, ...]:
+    """What the paths of all begin with that takes part where text is read: of a model that reads pictures,
+    too, without what reads these and carries them over.
+    """
+    if getattr(model.config, "vision_config", None) is None:
+        return ("",)
+    text = (model.get_decoder(), model.get_output_embeddings())
+    return tuple(f"{path}." for path, module in model.named_modules() if any(module is one for one in text))
 
 
 def head_path(model: PreTrainedModel) -> str | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -20,15 +20,17 @@ import torch
 from torch import Tensor
 
 from core.base_model.files import INDEX_NAME, weight_files
+from core.base_model.stored_names import model_names
 from core.errors import InvalidAdapter
 from core.events import Progress
 from core.files.publish import require_space
 from core.files.safetensors_file import DTYPE_BYTES, TensorEntry, build_header, read_header
 from core.lora.adapter import AdapterWeights, LayerFactors
 from core.lora.low_rank import inner_product
+from core.lora.wholes import WEIGHT
 from core.merge.held import Held
 from core.merge.stream import PIECE_BYTES, in_order, read_range
-from core.merge.whole_tensors import TORCH_DTYPES, replaced_tensors, tensor_name, whole_tensors
+from core.merge.whole_tensors import TORCH_DTYPES, name_in, replaced_tensors, tensor_name, whole_tensors
 from core.reporting import Report
 
 _TINY = torch.finfo(torch.float32).tiny  # a row of zeros stays one
@@ -135,10 +137,12 @@ def sources(
     """
     parts = adapter.merge_parts()
     headers = {path: read_header(path) for path in weight_files(base_folder)}
-    names = {entry.name for header in headers.values() for entry in header.tensors}
+    stored = {entry.name for header in headers.values() for entry in header.tensors}
+    names = _names(base_folder, stored, [*(f"{path}{WEIGHT}" for path in parts), *adapter.whole])
     module_of = {tensor_name(path, names): path for path in parts}
     entries = {entry.name: (path, entry) for path, header in headers.items() for entry in header.tensors}
-    whole = whole_tensors(adapter, entries) | replaced_tensors(base_folder, adapter.whole, entries)
+    whole = whole_tensors(adapter, entries, names)
+    whole |= replaced_tensors(base_folder, adapter.whole, entries, names)
     found = []
     for path, header in headers.items():
         rows = []
@@ -152,6 +156,17 @@ def sources(
                 _require_shape(rows[-1])
         found.append(rows)
     return found
+
+
+def _names(base_folder: Path, stored: Collection[str], wanted: Collection[str]) -> dict[str, str]:
+    """What the files call each tensor, by its name there, and by what transformers calls it where one of
+    those that are wanted is not found by that.
+    """
+    names = {name: name for name in stored}
+    paths = [name.rpartition(".") for name in wanted]
+    if not all(name_in(path, names, f".{end}") for path, _, end in paths):
+        return model_names(base_folder, stored) | names
+    return names
 
 
 def _require_shape(source: Source) -> None:

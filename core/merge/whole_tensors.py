@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -19,9 +19,11 @@ TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16
 
 Entries = Mapping[str, tuple[Path, TensorEntry]]
 """Where each tensor of a base lies."""
+Names = Mapping[str, str]
+"""What the files call a tensor, by each name that it may be looked for under."""
 
 
-def whole_tensors(adapter: AdapterWeights, entries: Entries) -> dict[str, Tensor]:
+def whole_tensors(adapter: AdapterWeights, entries: Entries, names: Names) -> dict[str, Tensor]:
     """What the merged model holds in the place of the base's tensors, by their names in its files, float32.
 
     Raises InvalidAdapter for a bias on B where the base has none, or for what its files hold otherwise.
@@ -30,14 +32,14 @@ def whole_tensors(adapter: AdapterWeights, entries: Entries) -> dict[str, Tensor
     for name, tensor in adapter.wholes.items():
         if not name.endswith(BIAS_ON_B):
             path, _, end = name.rpartition(".")
-            called = _name_in(path, entries, f".{end}")
+            called = name_in(path, names, f".{end}")
             if called is None and adapter.is_tied and f".{end}" == WEIGHT:
                 continue  # a head that is the embedding is not stored
-            found[called or tensor_name(path, entries, f".{end}")] = tensor
+            found[called or tensor_name(path, names, f".{end}")] = tensor
     for name, tensor in adapter.wholes.items():
         if name.endswith(BIAS_ON_B):
             path = module_of(name)
-            called = tensor_name(path, entries, BIAS)
+            called = tensor_name(path, names, BIAS)
             bias = found[called] if called in found else _read(*entries[called])
             found[called] = bias + tensor * adapter.layers[path].scale
     for name, tensor in found.items():
@@ -45,7 +47,9 @@ def whole_tensors(adapter: AdapterWeights, entries: Entries) -> dict[str, Tensor
     return found
 
 
-def replaced_tensors(base_folder: Path, whole: Mapping[str, Tensor], entries: Entries) -> dict[str, Tensor]:
+def replaced_tensors(
+    base_folder: Path, whole: Mapping[str, Tensor], entries: Entries, names: Names
+) -> dict[str, Tensor]:
     """What full fine-tuning puts in the place of the base's tensors, by their names in its files. A head that
     is tied to the embedding and stored beside it is replaced with it.
 
@@ -54,22 +58,22 @@ def replaced_tensors(base_folder: Path, whole: Mapping[str, Tensor], entries: En
     found = {}
     for name, tensor in whole.items():
         path, _, end = name.rpartition(".")
-        found[tensor_name(path, entries, f".{end}")] = tensor
+        found[tensor_name(path, names, f".{end}")] = tensor
     tied = tied_parameters(base_folder) if whole else None
     if tied is not None and tied[0] in whole:
-        called = _name_in(module_of(tied[1]), entries, WEIGHT)
+        called = name_in(module_of(tied[1]), names, WEIGHT)
         found |= {called: whole[tied[0]]} if called is not None else {}
     for name, tensor in found.items():
         _require_shape(tensor, entries[name][1])
     return found
 
 
-def tensor_name(path: str, names: Collection[str], end: str = WEIGHT) -> str:
+def tensor_name(path: str, names: Names, end: str = WEIGHT) -> str:
     """The name under which files hold the weight, or the bias, of module `path`.
 
     Raises InvalidAdapter if they hold none.
     """
-    found = _name_in(path, names, end)
+    found = name_in(path, names, end)
     if found is None:
         raise InvalidAdapter(
             f"The base's files hold no {end.removeprefix('.')} for {path}, so the adapter cannot be merged "
@@ -78,13 +82,13 @@ def tensor_name(path: str, names: Collection[str], end: str = WEIGHT) -> str:
     return found
 
 
-def _name_in(path: str, names: Collection[str], end: str) -> str | None:
+def name_in(path: str, names: Names, end: str = WEIGHT) -> str | None:
     """Some files leave out the outermost module's name, others have one more in front."""
     candidates = (f"{path}{end}", f"{path.partition('.')[2]}{end}")
-    if found := next((name for name in candidates if name in names), None):
+    if found := next((names[name] for name in candidates if name in names), None):
         return found
-    longer = [name for name in names if name.endswith(f".{path}{end}")]
-    return longer[0] if len(longer) == 1 else None
+    longer = {names[name] for name in names if name.endswith(f".{path}{end}")}
+    return longer.pop() if len(longer) == 1 else None
 
 
 def _read(path: Path, entry: TensorEntry) -> Tensor:

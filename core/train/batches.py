@@ -66,8 +66,11 @@ class Step:
 class RunData:
     """The rows of one run, laid into blocks."""
 
-    def __init__(self, rows: TokenRows, config: TrainConfig) -> None:
-        """Raises InvalidData if no row is left to train on."""
+    def __init__(self, rows: TokenRows, config: TrainConfig, *, may_pack: bool = True) -> None:
+        """may_pack: whether the base's way lets rows share a block.
+
+        Raises InvalidData if no row is left to train on.
+        """
         self.rows, self._config, self.objective = rows, config, OBJECTIVES.get(config.objective)
         self._each = self.objective.sequences.count  # rows here that belong to one of the data set's
         chosen, kept_back = self._firsts(~rows.validation), self._firsts(rows.validation)
@@ -79,7 +82,9 @@ class RunData:
         self.train_sequences = len(chosen)
         self.block_length = rows.max_length * self._each
         lengths = self._lengths(chosen)
-        self.packed = packs(len(chosen), float(lengths.sum()), int(lengths.max()), self.block_length, config)
+        self.packed = may_pack and packs(
+            len(chosen), float(lengths.sum()), int(lengths.max()), self.block_length, config
+        )
         self.blocks, self.validation_blocks = self._blocks(chosen), self._blocks(kept_back)
 
     def _blocks(self, chosen: NDArray[np.int64]) -> list[Block]:
@@ -248,6 +253,12 @@ class Batch:
     sequences: int = 0
     """As many as there can be of one run."""
 
+    def inputs(self) -> list[dict[str, Tensor]]:
+        """What the model is given, of each pass over a part of the batch; the states of all passes in a row
+        are what `index` counts over.
+        """
+        return [{"input_ids": self.ids, "position_ids": self.positions}]
+
     def attention(self) -> Packed | None:
         """What the attention modules are told."""
         if self.offsets is None and self.bounds is None:
@@ -305,7 +316,7 @@ def collate(parts: Sequence[MicroBatch | None], shape: Shape) -> Batch:
             if at < length:
                 positions[row, at:] = np.arange(length - at)
                 bounds.append((row + 1) * length)
-    index, targets, weights = _chosen_positions(chosen, parts, shape)
+    index, targets, weights = chosen_positions(chosen, parts, shape)
     offsets, listed = None, bounds if shape.segments > len(ids) else None
     if listed and shape.fixed:
         padded = np.full(shape.segments + 1, bounds[-1], np.int32)
@@ -320,15 +331,15 @@ def collate(parts: Sequence[MicroBatch | None], shape: Shape) -> Batch:
         offsets,
         listed,
         len(parts),
-        torch.from_numpy(_numbered(chosen, len(index) // len(parts))) if shape.sequences else None,
+        torch.from_numpy(numbered(chosen, len(index) // len(parts))) if shape.sequences else None,
         shape.sequences,
     )
 
 
-def _numbered(
+def numbered(
     chosen: Sequence[Sequence[tuple[NDArray[np.int64], NDArray[np.int32]]]], width: int
 ) -> NDArray[np.int64]:
-    """The number of the sequence that each run's trained tokens stand in, as _chosen_positions lays them."""
+    """The number of the sequence that each run's trained tokens stand in, as chosen_positions lays them."""
     numbers = np.zeros((len(chosen), width), np.int64)
     for run, one in enumerate(chosen):
         found = np.repeat(np.arange(len(one)), [len(labels) for _, labels in one])
@@ -349,7 +360,7 @@ def padded_length(parts: Sequence[MicroBatch | None], shape: Shape) -> int:
     return min(step, -(-shape.block_length // _LENGTH_STEP) * _LENGTH_STEP)
 
 
-def _chosen_positions(
+def chosen_positions(
     chosen: Sequence[Sequence[tuple[NDArray[np.int64], NDArray[np.int32]]]],
     parts: Sequence[MicroBatch | None],
     shape: Shape,

@@ -52,6 +52,8 @@ class BaseShape:
     """What its config.json says."""
     tensors: Mapping[str, Sequence[int]] = field(default_factory=dict)
     """Shapes of all its parameters by name, as its files hold them; empty where they are not known."""
+    may_pack: bool = True
+    """Whether the way on which it is computed lets rows share a block."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,9 @@ def estimate(
     train_rows = max(1, data.train_rows)
     guessed = data.mean_characters / _CHARACTERS_PER_TOKEN + _TEMPLATE_TOKENS
     row_tokens = min(train.max_length, data.row_tokens or guessed)
-    packed = packs(train_rows, train_rows * row_tokens, int(row_tokens), train.max_length, train)
+    packed = base.may_pack and packs(
+        train_rows, train_rows * row_tokens, int(row_tokens), train.max_length, train
+    )
     block_tokens = train.max_length * _FILLED if packed else row_tokens
     blocks = max(1, math.ceil(train_rows * row_tokens / block_tokens))
     steps = planned_steps(blocks, train)

@@ -15,10 +15,11 @@ from core.lora.bank import Bank
 from core.lora.whole import batches_of, computing_bank
 from core.options import Config
 from core.reporting import Report
-from core.train.batches import RunData, Shape, collate
+from core.train.batches import RunData, Shape
 from core.train.config import TrainConfig
 from core.train.executing import Execution, Parts
 from core.train.group_objective import GroupObjective
+from core.train.padded import batch_of
 from core.train.run import TrainingRun
 from core.train.seating import Seating
 from core.train.step import evaluate_batch
@@ -94,5 +95,6 @@ def _sums(
     sums = torch.zeros(adapters)
     for number, part in enumerate(parts):
         report(Progress("Measuring the validation loss", number / len(parts)))
-        sums += evaluate_batch(base, bank, collate([part] * adapters, shape), goal)[:, 0].cpu()
+        batch = batch_of([part] * adapters, shape, base.way)
+        sums += evaluate_batch(base, bank, batch, goal)[:, 0].cpu()
     return sums

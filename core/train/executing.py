@@ -59,7 +59,7 @@ class Execution:
         if self._plan is None:
             compiled = self._wants_compile("on")
             tier = first_tier(self._base, self._tokens_a_batch(), compiled, self._checkpointing())
-            self._plan = ExecutionPlan(tier, compiled, captures=not self._replaces)
+            self._plan = ExecutionPlan(tier, compiled, captures=self._base.way.quick and not self._replaces)
             if compiled:
                 compile_layers(self._base)
         self._use(self._plan)
@@ -82,7 +82,7 @@ class Execution:
 
     def _wants_compile(self, how: str) -> bool:
         runs = self._seating.runs
-        if self._goal.objective.classifies or self._replaces:
+        if self._goal.objective.classifies or self._replaces or not self._base.way.quick:
             return False
         return any(run.train.compile == how for run in runs)
 
@@ -161,8 +161,13 @@ class Execution:
             bank.key_dropout([run.dropout_key(back) if run else 0 for run in self._seating.slots])
         for first, piece in self._pieces(parts):
             if bank.drops:
-                bank.begin_rows(first)
+                bank.begin_rows(first * self._rows_a_block)
             self._figures.add(self._trained(piece))
+
+    @property
+    def _rows_a_block(self) -> int:
+        """Of the batch that is computed: on the general way what belongs together is several."""
+        return 1 if self._base.way.quick else self._goal.objective.sequences.count
 
     def _trained(self, piece: Parts) -> Tensor:
         step = self.step

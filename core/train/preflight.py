@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -73,7 +73,10 @@ def measure(base: ResidentBase, requests: Sequence[RunRequest], save: Save) -> I
 
     Raises what makes a run impossible whatever its size.
     """
-    data = {request.key: RunData(request.rows, request.options.train) for request in requests}
+    data = {
+        request.key: RunData(request.rows, request.options.train, may_pack=base.way.quick)
+        for request in requests
+    }
     trial = Trial(base.device, data)
     group = TrainingGroup(base, [trial.request(request) for request in requests])
     peak, notices, fits = PeakMemory(base.device), dict[str, None](), True
@@ -104,6 +107,8 @@ def measure(base: ResidentBase, requests: Sequence[RunRequest], save: Save) -> I
             )
         ] = None
     chosen = [request.options.train for request in requests if request.key in (parameters or data)]
+    if not base.way.quick:
+        chosen = [replace(one, compile="off") for one in chosen]
     steps = max(
         planned_steps(len(one.blocks), config) for one, config in zip(trial.data, chosen, strict=True)
     )

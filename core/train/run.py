@@ -33,6 +33,7 @@ from core.lora.targets import (
 from core.lora.whole import base_numbers, parameter_places
 from core.lora.whole_names import chosen_parameters
 from core.lora.wholes import BIAS, Shapes, require_no_wholes
+from core.lora.wrapping import text_prefixes
 from core.train.batches import MicroBatch, RunData, Step
 from core.train.changes import Change, ChangingConfig
 from core.train.group_objective import figures_width, metric_means
@@ -41,6 +42,7 @@ from core.train.run_state import Position, RunState
 from core.train.schedule import rate_factor, warmup_steps
 from core.train.step_count import planned_steps, steps_between_evaluations, steps_per_epoch
 from core.train.training_options import TrainingOptions
+from core.train.way_options import require_way
 
 _RATE_WINDOW = 20  # steps over which speed and time left are averaged
 _MOMENTS = ("exp_avg", "exp_avg_sq")  # as torch's AdamW calls its mean and its mean of squares
@@ -88,7 +90,8 @@ class TrainingRun:
             self._shapes, self._own, self.lora, self.kind_options, self._parts
         )
         """Numbers that it trains."""
-        self.data = RunData(request.rows, self.train)
+        require_way(base.way.name, base.name, self.train)
+        self.data = RunData(request.rows, self.train, may_pack=base.way.quick)
         self._labelled = request.rows if isinstance(request.rows, LabelledRows) else None
         self.labels = self._labelled.labels if self._labelled is not None else None
         """What it is to tell, if it classifies."""
@@ -180,7 +183,8 @@ class TrainingRun:
 
     def _base_numbers(self) -> Mapping[str, torch.Tensor]:
         """The base's own of the parameters that are trained, by path. Raises InvalidConfig."""
-        places = parameter_places(self.model)
+        text = text_prefixes(self._base.model)
+        places = [path for path in parameter_places(self.model) if path.startswith(text)]
         return base_numbers(self.model, chosen_parameters(places, self.lora))
 
     def _decay(self, name: str) -> float:

@@ -17,10 +17,11 @@ from core.base_model.compiling import eager_layers
 from core.base_model.load import ResidentBase
 from core.lora.bank import Bank
 from core.lora.side_by_side import TrainedBank
-from core.train.batches import Batch, MicroBatch, Shape, collate
+from core.train.batches import Batch, MicroBatch, Shape
 from core.train.group_objective import GroupObjective
 from core.train.loss import token_losses
 from core.train.memory import ExecutionPlan, keeping
+from core.train.padded import batch_of
 
 _LAUNCH_BOUND = 0.5  # share of a micro-batch that the host spends launching, above which a graph pays
 _WARM_UP = 3  # micro-batches before a capture
@@ -28,12 +29,11 @@ _WARM_UP = 3  # micro-batches before a capture
 
 def trained_states(base: ResidentBase, batch: Batch) -> tuple[nn.Module, Tensor]:
     """The output head, and what it is given where a trained token is predicted, [K·C, H]."""
-    inputs = {"input_ids": batch.ids, "position_ids": batch.positions, "use_cache": False}
-    if base.plain_head:
-        head, out = base.model.get_output_embeddings(), base.model.base_model(**inputs).last_hidden_state
-    else:  # whatever the model does after its head is only known to its own forward
-        head, out = nn.Identity(), base.model(**inputs).logits
-    return head, out.flatten(0, 1).index_select(0, batch.index)
+    # whatever the model does after its head is only known to its own forward
+    head = base.model.get_output_embeddings() if base.plain_head else nn.Identity()
+    found = [base.inner(**inputs, use_cache=False)[0].flatten(0, 1) for inputs in batch.inputs()]
+    states = found[0] if len(found) == 1 else torch.cat(found)
+    return head, states.index_select(0, batch.index)
 
 
 def objective_of(
@@ -104,7 +104,7 @@ class MicroBatchStep:
 
     def collate(self, parts: Sequence[MicroBatch | None], shape: Shape) -> Batch:
         """The batch of these micro-batches."""
-        return collate(parts, shape)
+        return batch_of(parts, shape, self.base.way)
 
     def train(self, batch: Batch) -> Tensor:
         """Add the gradients of this micro-batch; return each run's figures, [K, 1 + 2·metrics], without

@@ -10,9 +10,16 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, models
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
+from core.base_model.agreement import QUICK, find_way
 from core.base_model.load import ResidentBase, make_resident
 from core.base_model.quantisation import NONE
 from core.base_model.quantised_load import packed
@@ -57,14 +64,49 @@ SHAPES = {
         "tie_word_embeddings": False,
     },
 }
+GENERAL = {
+    # about 1 B parameters in the manner of gpt-oss and of Qwen3-Next, which go the general way
+    "gpt-oss-1b": {
+        "model_type": "gpt_oss",
+        "vocab_size": 128256,
+        "hidden_size": 1536,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 24,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+    },
+    "qwen3-next-1b": {
+        "model_type": "qwen3_next",
+        "vocab_size": 128256,
+        "hidden_size": 1536,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+        "head_dim": 128,
+        "linear_num_key_heads": 8,
+        "linear_num_value_heads": 16,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 512,
+        "shared_expert_intermediate_size": 1536,
+    },
+}
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 RANK, ALPHA = 16, 32
 
 
 def build(shape: str, dtype: torch.dtype = torch.bfloat16, device: torch.device = DEVICE) -> PreTrainedModel:
-    """A Llama of this shape with random weights."""
-    config = LlamaConfig(**SHAPES[shape], max_position_embeddings=8192, rope_theta=500000.0)
+    """A Llama of this shape with random weights, or a model of a family that goes the general way."""
     torch.manual_seed(0)
+    if shape in GENERAL:
+        values = dict(GENERAL[shape])
+        config = CONFIG_MAPPING[values.pop("model_type")](**values)
+        with device:
+            return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    config = LlamaConfig(**SHAPES[shape], max_position_embeddings=8192, rope_theta=500000.0)
     with _default(dtype), device:
         return LlamaForCausalLM(config).eval()
 
@@ -121,7 +163,8 @@ def resident(
         model = build(shape, dtype, device)
     else:
         model = build_quantised(shape, quantisation, dtype, device)
-    base = make_resident(model, NoTokenizer(), folder=Path("."), name=shape)  # type: ignore[arg-type]
+    way = find_way(model.config) if shape in GENERAL else QUICK
+    base = make_resident(model, NoTokenizer(), folder=Path("."), name=shape, way=way)  # type: ignore[arg-type]
     base.quantisation = quantisation
     base.model.generation_config.eos_token_id = None
     return base

@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 from peft import LoraConfig as PeftConfig
 from peft import PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig
 
 from core.base_model.load import ResidentBase, load_base
+from core.base_model.model_config import model_class
 from core.data.conversations import rendered_rows
 from core.data.formats import Example
 from core.data.tokens import TokenRows
@@ -89,7 +90,8 @@ def as_shards(adapter: AdapterWeights) -> AdapterWeights:
 
 def plain_model(folder: Path) -> torch.nn.Module:
     """The model as transformers loads it, in float32."""
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    cls = model_class(AutoConfig.from_pretrained(folder))
+    return cls.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def peft_from(folder: Path, adapter: Path) -> PeftModel:

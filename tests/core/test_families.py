@@ -1,160 +1,59 @@
-"""Families of models that transformers builds: as transformers computes it, or refused with a sentence."""
+"""Families of models that transformers builds: as transformers and PEFT compute it, or refused with a
+sentence.
+"""
 
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from peft import PeftModel
+from peft.utils.transformers_weight_conversion import _MOE_TARGET_MODULE_MAPPING
+from safetensors.torch import load_file
+from transformers import CONFIG_MAPPING
+from transformers.conversion_mapping import _MODEL_TO_CONVERSION_PATTERN
 
 from core.base_model.describe import describe
 from core.base_model.skeleton import skeleton
 from core.base_model.soundness import require_sound
 from core.data.formats import Example
 from core.errors import InvalidInput, InvalidModel
-from core.events import StepDone
-from core.lora.bank import loaded_bank
-from core.lora.config import LoraConfig
+from core.generate.config import GenerationConfig
+from core.generate.decode import Decoder, RowRequest
+from core.lora.bank import AdapterBank, loaded_bank
+from core.lora.peft.files import save_adapter
 from core.merge.merge import merge_into_base
 from core.reporting import silent
-from core.train.config import TrainConfig
-from tests.conftest import VOCABULARY, _save
-from tests.core.helpers import load, random_adapter, train_alone
+from core.train.batches import MicroBatch, Shape
+from core.train.group_objective import GroupObjective
+from core.train.memory import ExecutionPlan, Tier
+from core.train.objectives.supervised import KIND
+from core.train.step import MicroBatchStep
+from tests.conftest import _save
+from tests.core.families import (
+    GENERAL,
+    PAGE,
+    PICTURES,
+    QUICK,
+    REFUSED,
+    SLOW_EYES,
+    TINY,
+    long_rope,
+    page,
+    tiny_model,
+)
+from tests.core.helpers import load, peft_loss, plain_model, random_adapter, token_rows
 
-TINY = {
-    "attention_dropout": 0.0,
-    "attn_pdrop": 0.0,
-    "bos_token_id": 1,
-    "d_model": 32,
-    "decoder_attention_heads": 4,
-    "decoder_ffn_dim": 64,
-    "decoder_layers": 2,
-    "embd_pdrop": 0.0,
-    "embed_dim": 32,
-    "embedding_size": 32,
-    "eos_token_id": 2,
-    "ffn_dim": 64,
-    "head_dim": 8,
-    "hidden_size": 32,
-    "initializer_range": 0.15,
-    "intermediate_size": 64,
-    "is_decoder": True,
-    "kv_lora_rank": 16,
-    "linear_key_head_dim": 8,
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 2,
-    "linear_value_head_dim": 8,
-    "max_position_embeddings": 128,
-    "moe_intermediate_size": 16,
-    "n_embd": 32,
-    "n_group": 1,
-    "n_head": 4,
-    "n_heads": 4,
-    "n_layer": 2,
-    "n_layers": 2,
-    "n_positions": 128,
-    "n_routed_experts": 4,
-    "num_attention_heads": 4,
-    "num_experts": 4,
-    "num_experts_per_tok": 2,
-    "num_heads": 4,
-    "num_hidden_layers": 2,
-    "num_key_value_heads": 2,
-    "num_layers": 2,
-    "num_local_experts": 4,
-    "pad_token_id": 0,
-    "q_lora_rank": 16,
-    "qk_nope_head_dim": 8,
-    "qk_rope_head_dim": 8,
-    "resid_pdrop": 0.0,
-    "rotary_dim": 8,
-    "shared_expert_intermediate_size": 16,
-    "sliding_window": 8,
-    "topk_group": 1,
-    "v_head_dim": 8,
-    "vocab_size": VOCABULARY,
-}
-_ALL_HEADS = {"num_key_value_heads": 4}
-
-COMPUTED: dict[str, dict[str, object]] = {
-    "afmoe": {},
-    "apertus": {},
-    "arcee": {},
-    "biogpt": {},
-    "bitnet": {},
-    "codegen": {},
-    "cohere": {},
-    "cohere2": {},
-    "cwm": {},
-    "deepseek_v2": _ALL_HEADS,
-    "deepseek_v3": _ALL_HEADS,
-    "ernie4_5": {},
-    "ernie4_5_moe": {},
-    "exaone4": {},
-    "flex_olmo": {},
-    "gemma": {},
-    "gemma3_text": {},
-    "glm": {},
-    "glm4": {},
-    "glm4_moe": {},
-    "gpt2": {},
-    "gpt_bigcode": {},
-    "gpt_neox": {},
-    "gptj": {},
-    "granite": {"logits_scaling": 4.0, "attention_multiplier": 0.2},
-    "granitemoe": {},
-    "helium": {},
-    "hunyuan_v1_dense": {},
-    "hunyuan_v1_moe": {},
-    "jais2": {},
-    "llama": {},
-    "minimax_m2": {},
-    "ministral": {},
-    "mistral": {},
-    "mixtral": {},
-    "nemotron": {},
-    "olmo": {},
-    "olmo2": {},
-    "olmo3": {},
-    "olmoe": {},
-    "opt": {"word_embed_proj_dim": 32},
-    "persimmon": {},
-    "phi": {},
-    "phi3": {},
-    "qwen2": {"use_sliding_window": True, "max_window_layers": 1},
-    "qwen2_moe": {},
-    "qwen3": {},
-    "qwen3_moe": {},
-    "seed_oss": {},
-    "smollm3": {},
-    "stablelm": {},
-    "starcoder2": {},
-}
-REFUSED: dict[str, dict[str, object]] = {
-    "bamba": {"mamba_n_heads": 8, "mamba_d_head": 8, "attn_layer_indices": [1]},
-    "bart": {},
-    "bloom": {},
-    "doge": {},
-    "falcon": {},
-    "falcon_mamba": {},
-    "gemma2": {},
-    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 8},
-    "gpt_oss": {},
-    "jamba": {},
-    "lfm2": {"layer_types": ["conv", "full_attention"]},
-    "llama4_text": {"no_rope_layers": [1, 0], "attention_chunk_size": 8, "attn_temperature_tuning": True},
-    "mamba": {},
-    "mpt": {},
-    "openai-gpt": {},
-    "phimoe": {},
-    "qwen3_next": {},
-    "recurrent_gemma": {},
-    "roberta": {},
-    "rwkv": {},
-    "xglm": {},
-}
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
-ROWS = [Example(0, (), _LETTERS * 3 + "the end"), Example(1, (), "hello world how are you")]
+ROWS = [
+    Example(0, (), _LETTERS * 3 + "the end"),
+    Example(1, (), "hello world how are you"),
+    Example(2, (), "a row of another length, and not so short"),
+]
+ADAPTERS = len(ROWS)
+WRITTEN = 6
+CLOSE = 1e-4  # of the norm of what is compared
 _BARE = re.compile(r"\b[A-Z]\w*(Error|Exception)\b|Unexpected|Traceback")
 
 
@@ -165,12 +64,7 @@ def saved(tokenizer, tmp_path):
     def make(family, **values):
         if family not in CONFIG_MAPPING:
             pytest.skip(f"this transformers has no {family}")
-        cls = CONFIG_MAPPING[family]
-        known = {name for one in cls.__mro__ for name in getattr(one, "__annotations__", {})}
-        given = {name: value for name, value in TINY.items() if name in known | set(cls.attribute_map)}
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(cls(**given | values), attn_implementation="eager")
-        return _save(model, tokenizer, tmp_path / family)
+        return _save(tiny_model(family, **values), tokenizer, tmp_path / family)
 
     return make
 
@@ -182,54 +76,140 @@ def _added(folder):
     return skeleton(folder)
 
 
+class Compared:
+    """A base with three adapters, and the same in PEFT on transformers' own model."""
+
+    def __init__(self, folder, tmp_path):
+        self.base = load(folder)
+        self.adapters = [self._adapter(seed) for seed in range(ADAPTERS)]
+        for number, adapter in enumerate(self.adapters):
+            (tmp_path / str(number)).mkdir()
+            save_adapter(tmp_path / str(number), adapter)
+        self.peft = PeftModel.from_pretrained(plain_model(folder), tmp_path / "0", adapter_name="0")
+        for number in range(1, ADAPTERS):
+            self.peft.load_adapter(tmp_path / str(number), adapter_name=str(number))
+        self.peft.eval()
+        self.rows = token_rows(self.base, ROWS, 128)
+        self.ids = [torch.tensor(self.rows[at][0]).long() for at in range(len(ROWS))]
+
+    def _adapter(self, seed):
+        """On all layers but those that PEFT takes for experts by their names, and looks for elsewhere."""
+        made = random_adapter(self.base, rank=2, seed=seed, size=0.15)
+        family = _MODEL_TO_CONVERSION_PATTERN.get(self.base.model.config.model_type)
+        taken = {f".{name}" for name in _MOE_TARGET_MODULE_MAPPING.get(family, ())}
+        layers = {path: one for path, one in made.layers.items() if not path.endswith(tuple(taken))}
+        return replace(made, layers=layers)
+
+    def with_adapter(self, number):
+        self.peft.set_adapter(str(number))
+        return self.peft
+
+
+def _require_close(found, wanted):
+    assert float((found - wanted).norm() / wanted.norm().clamp_min(1e-12)) <= CLOSE
+
+
+def _losses_and_gradients_are_pefts(both):
+    """Three runs at once, each with the same three rows; the last one's gradients."""
+    base, last = both.base, ADAPTERS - 1
+    bank = AdapterBank(base.layers, list(both.adapters[0].layers), ADAPTERS, 2, trainable=True)
+    for slot, adapter in enumerate(both.adapters):
+        bank.load(slot, adapter)
+    part = MicroBatch(both.rows, [(0,), (1,), (2,)], 1.0)
+    shape = Shape(ADAPTERS, 3, 128, packed=False, supervised=384, segments=9, fixed=False)
+    goal = GroupObjective(KIND, [KIND.options()] * ADAPTERS)
+    step = MicroBatchStep(base, bank, ExecutionPlan(Tier.KEEP, False), goal)
+    figures = step.train(step.collate([part] * ADAPTERS, shape))
+    batches = [part] if base.way.together else [part.piece(at, 1) for at in range(3)]
+    wanted = []
+    for number in range(ADAPTERS):
+        model = both.with_adapter(number)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(f"lora_A.{last}." in name or f"lora_B.{last}." in name)
+        with torch.set_grad_enabled(number == last):
+            wanted.append(sum(peft_loss(model, one) for one in batches))
+    _require_close(figures[:, 0], torch.stack(wanted).detach())
+    wanted[last].backward()
+    theirs = dict(both.peft.named_parameters())
+    names = [
+        (factors, letter, f"base_model.model.{path}.lora_{letter}.{last}.weight")
+        for path, factors in bank.factors.items()
+        for letter in "AB"
+    ]
+    reached = [(getattr(one, letter).grad[last], theirs[name].grad) for one, letter, name in names]
+    _require_close(
+        torch.cat([ours.flatten() for ours, _ in reached]),
+        torch.cat([(torch.zeros_like(a) if b is None else b).flatten() for a, b in reached]),
+    )
+
+
 @torch.no_grad()
-def _losses(model, rows):
-    """The mean loss of a token over rows, each of them alone, as transformers computes it."""
-    losses = []
-    for ids in rows:
-        logits = model(input_ids=ids[None]).logits[0, :-1].float()
-        losses.append(torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none"))
-    return float(torch.cat(losses).mean())
+def _logits_are_pefts(both):
+    ids = torch.randint(3, 300, (ADAPTERS, 20), generator=torch.Generator().manual_seed(5))
+    with loaded_bank(both.base.layers, both.adapters).use():
+        found = both.base.model(input_ids=ids, use_cache=False).logits
+    for number in range(ADAPTERS):
+        _require_close(found[number], both.with_adapter(number)(input_ids=ids[number : number + 1]).logits[0])
 
 
-def _takes_another_attention(family):
-    """Whether transformers lets its attention be replaced: some families only do since lately."""
-    return AutoModelForCausalLM._model_mapping[CONFIG_MAPPING[family]]._can_set_attn_implementation()
+@torch.no_grad()
+def _answers_are_transformers(both):
+    """Three prompts of different lengths, each answered with its own adapter, greedily."""
+    prompts = [ids[:length].tolist() for ids, length in zip(both.ids, (21, 5, 12), strict=True)]
+    config = GenerationConfig(temperature=0.0, max_tokens=WRITTEN)
+    bank = loaded_bank(both.base.layers, both.adapters)
+    requests = [RowRequest(ids, slot, config) for slot, ids in enumerate(prompts)]
+    decoder = Decoder(both.base, bank, requests, ends=())
+    rows = list(decoder._rows)
+    for _ in decoder.steps():
+        pass
+    settings = {"max_new_tokens": WRITTEN, "min_new_tokens": WRITTEN, "do_sample": False}
+    settings["use_cache"] = not both.base.way.reread_at  # where transformers keeps what no longer holds
+    for number, (ids, row) in enumerate(zip(prompts, rows, strict=True)):
+        model = both.with_adapter(number)
+        model.generation_config.eos_token_id = None
+        wanted = model.generate(input_ids=torch.tensor([ids]), **settings)[0, len(ids) :]
+        assert row.ids == wanted.tolist()
+
+
+@torch.no_grad()
+def _a_merge_is_base_and_adapter(both, folder, layers, merged):
+    merged.mkdir()
+    shutil.copy(folder / "config.json", merged)
+    merge_into_base(folder, both.adapters[0], layers.transposed, merged, silent, {})
+    with loaded_bank(both.base.layers, both.adapters[:1]).use():
+        wanted = both.base.model(input_ids=both.ids[1][None], use_cache=False).logits
+    _require_close(plain_model(merged)(input_ids=both.ids[1][None]).logits, wanted)
 
 
 def _is_as_transformers(folder, tmp_path):
-    """Logits and the first step's loss of a base past its windows, and what a merge of it makes."""
-    layers, base = _added(folder), load(folder)
-    oracle = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
-    rows = [torch.tensor(base.renderer.render(one).ids) for one in ROWS]
-    assert len(rows[0]) > 4 * TINY["sliding_window"]
-    with torch.no_grad():
-        wanted = [oracle(input_ids=ids[None]).logits for ids in rows]
-        found = [base.model(input_ids=ids[None], use_cache=False).logits for ids in rows]
-    for one, other in zip(found, wanted, strict=True):
-        torch.testing.assert_close(one, other, atol=2e-4, rtol=1e-4)
-    train = TrainConfig(max_steps=1, micro_batch_size=2, max_length=len(rows[0]) + len(rows[1]))
-    _, events = train_alone(base, ROWS, LoraConfig(rank=2), train, 0)
-    step = next(event for event in events if isinstance(event, StepDone))
-    assert step.loss == pytest.approx(_losses(oracle, rows), abs=1e-4)
-    adapter, merged = random_adapter(base, rank=2), tmp_path / f"{folder.name} merged"
-    merged.mkdir()
-    shutil.copy(folder / "config.json", merged)
-    merge_into_base(folder, adapter, layers.transposed, merged, silent, {})
-    with torch.no_grad(), loaded_bank(base.layers, [adapter]).use():
-        wanted = base.model(input_ids=rows[1][None], use_cache=False).logits
-    found = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32).eval()(input_ids=rows[1][None])
-    torch.testing.assert_close(found.logits, wanted, atol=2e-3, rtol=1e-3)
+    layers, both = _added(folder), Compared(folder, tmp_path)
+    _losses_and_gradients_are_pefts(both)
+    _logits_are_pefts(both)
+    _answers_are_transformers(both)
+    _a_merge_is_base_and_adapter(both, folder, layers, tmp_path / f"{folder.name} merged")
+    return both.base
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # GPT BigCode's
-@pytest.mark.parametrize("family", COMPUTED)
+@pytest.mark.parametrize("family", {**QUICK, **GENERAL})
 def test_a_family_is_computed_as_transformers_computes_it(saved, tmp_path, family):
-    if family in CONFIG_MAPPING and not _takes_another_attention(family):
-        pytest.skip(f"the attention of this transformers' {family} is code of its own")
-    _is_as_transformers(saved(family, **COMPUTED[family]), tmp_path)
+    base = _is_as_transformers(saved(family, **{**QUICK, **GENERAL}[family]), tmp_path)
+    assert base.way.name == ("quick" if family in QUICK else "general")
+
+
+@pytest.mark.parametrize("family", PICTURES)
+def test_a_model_that_reads_pictures_trains_and_answers_on_text_alone(saved, tmp_path, family):
+    folder = saved(family, **PICTURES[family])
+    base = _is_as_transformers(folder, tmp_path)
+    assert base.way.name == ("general" if family in SLOW_EYES else "quick")
+    assert not any("vision" in path or "visual" in path for path in [*base.layers, *base.wholes.shapes])
+    before = load_file(folder / "model.safetensors")
+    after = load_file(tmp_path / f"{family} merged" / "model.safetensors")
+    changed = {name for name, one in before.items() if not torch.equal(after[name], one)}
+    assert before.keys() == after.keys()
+    assert not any(re.search("vision|visual|connector|projector|merger|mlp1", name) for name in changed)
+    assert len(changed) >= len(base.layers) - 1
 
 
 @pytest.mark.parametrize("family", REFUSED)
@@ -244,21 +224,33 @@ def test_a_family_that_is_computed_otherwise_is_refused_when_it_is_added(saved, 
 
 
 @pytest.mark.parametrize("family", ["phi3", "llama"])
-def test_a_rotary_embedding_that_changes_with_the_batch_is_refused(saved, tmp_path, family):
-    with pytest.raises(InvalidModel, match="longest row in a batch"):
-        _added(saved(family, **_long_rope(32)))
-    _is_as_transformers(saved(family, **_long_rope(TINY["max_position_embeddings"])), tmp_path)
+def test_a_rotary_embedding_that_changes_with_the_batch_goes_the_general_way(saved, tmp_path, family):
+    """Rows on both sides of the border, and an answer that crosses it."""
+    base = _is_as_transformers(saved(family, **long_rope(15)), tmp_path)
+    assert (base.way.name, base.way.together, base.way.reread_at) == ("general", False, 15)
 
 
-def _long_rope(original):
-    """Other factors for rows that are longer than `original`."""
-    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "factor": 4.0}
-    return {
-        "original_max_position_embeddings": original,
-        "rope_parameters": factors
-        | {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": original},
-    }
+def test_a_rotary_embedding_that_no_row_can_change_goes_the_quick_way(saved, tmp_path):
+    assert _is_as_transformers(
+        saved("phi3", **long_rope(TINY["max_position_embeddings"])), tmp_path
+    ).way.quick
 
 
-def test_there_are_fifty_families():
-    assert len([family for family in {**COMPUTED, **REFUSED} if family in CONFIG_MAPPING]) >= 50
+ROPES = {
+    "dynamic": {"factor": 2.0},
+    "linear": {"factor": 2.0},
+    "llama3": {"factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    "yarn": {"factor": 4.0},
+}
+
+
+@pytest.mark.parametrize("kind", ROPES)
+def test_rotary_embeddings_are_computed_on_both_sides_of_the_first_context(saved, tmp_path, kind):
+    """With more rows in the embedding than the tokenizer has tokens."""
+    rope = {"rope_type": kind, "rope_theta": 1e4, "original_max_position_embeddings": 32} | ROPES[kind]
+    assert _is_as_transformers(saved("llama", rope_parameters=rope, vocab_size=330), tmp_path).way.quick
+
+
+def test_the_written_table_is_what_was_found():
+    assert PAGE.read_text(encoding="utf-8") == page(), "run python -m tests.core.families"
+    assert len({**QUICK, **GENERAL}) >= 55

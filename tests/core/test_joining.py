@@ -16,10 +16,11 @@ from core.errors import InvalidInput
 from core.events import TrainingDone
 from core.generate.config import GenerationConfig
 from core.generate.decode import Decoder, RowRequest
-from core.generate.one_token import MOST_ROWS, DecodingState, bytes_a_token
+from core.generate.one_token import DecodingState
 from core.generate.prompt_reading import Reading
 from core.generate.running import RunningBatch, rows_are_apart
 from core.generate.state_pool import StatePool
+from core.generate.state_size import MOST_ROWS, bytes_a_token
 from core.lora.adapter import LayerFactors
 from core.lora.bank import AdapterBank
 from core.lora.config import LoraConfig

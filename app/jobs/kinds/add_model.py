@@ -57,7 +57,7 @@ class AddModel(JobKind):
         def registered(row: Base, manifest: Manifest, folder: Path) -> Arguments:
             row = register_base(registry, row, manifest, folder)
             same_as = before.get(row.fingerprint)
-            about = {"name": row.name, "fingerprint": row.fingerprint, "same_as": same_as}
+            about = {"name": row.name, "fingerprint": row.fingerprint, "same_as": same_as, "way": row.way}
             return about | {"writes": writes_text(row.architecture)}
 
         path = Path(origin).expanduser()

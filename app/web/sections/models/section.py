@@ -14,6 +14,7 @@ from app.web.parts.picker import Query, Row, Rows, matching, picker
 from app.web.parts.routes import link, there
 from app.web.parts.shell import WORKING, Shell, inform, refusal, told
 from core.base_model.describe import writes_text
+from core.base_model.way import WAYS
 from storage.errors import NotFound
 from storage.tables import Adapter, Base
 
@@ -146,6 +147,7 @@ def facts_html(workbench: Workbench, base: Base) -> str:
             ("Parameters", f"{base.parameters:,}"),
             ("Number format", base.dtype),
             ("Context length", f"{base.context_length:,} tokens"),
+            *([("Computed", f"on {WAYS[base.way]}")] if base.way in WAYS else []),
             ("Layers", base.layers),
             ("Hidden size", base.hidden_size),
             ("Linear layers", len(base.layer_shapes)),
