@@ -47,7 +47,7 @@ def held_tensors(base_folder: Path, layers: Skeleton, quantisation: str) -> dict
 
     Raises InvalidAdapter for a layer that no one tensor holds.
     """
-    names = set(stored_tensors(base_folder))
+    names = {name: name for name in stored_tensors(base_folder)}
     paths = [path for path in layers.shapes if path != layers.head]
     return {tensor_name(path, names): Held(quantisation, path in layers.transposed) for path in paths}
 
