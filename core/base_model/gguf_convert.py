@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from core.base_model.gguf_reading import reading_once
 from core.base_model.model_config import refusing
+from core.base_model.quantised_load import forget_quantiser
 from core.errors import InvalidModel
 from core.events import Progress
 from core.files.publish import require_space
@@ -63,11 +64,7 @@ def _dequantise_option() -> dict[str, object]:
 
 def _forget_quantisation(model: PreTrainedModel) -> Any:
     """The loaded model counts as quantised and would refuse to be saved, although its weights are plain."""
-    about: Any = model  # these attributes are transformers' own bookkeeping, not parameters
-    about.hf_quantizer = None
-    about.is_quantized = False
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
+    forget_quantiser(model)
     name = getattr(model.config, "_model_name_or_path", None)
     if name is not None:
         model.config._model_name_or_path = ""

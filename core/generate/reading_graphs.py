@@ -41,7 +41,7 @@ class ReadingGraphs:
         shape = _fitting(_ROWS, rows), _fitting(_TOKENS, tokens)
         if self._base.device.type != "cuda" or self.notice or self._lent:
             return None
-        if not (shape[0] and shape[1] and shape[0] * shape[1] <= _MOST):
+        if not 0 < shape[0] * shape[1] <= _MOST:
             return None
         if bank is not self._bank:
             self._bank, self._states = bank, {}
@@ -101,5 +101,6 @@ class _CapturedReading(DecodingState):
         return self._hidden
 
 
-def _fitting(sizes: tuple[int, ...], wanted: int) -> int | None:
-    return next((size for size in sizes if size >= wanted), None)
+def _fitting(sizes: tuple[int, ...], wanted: int) -> int:
+    """The smallest of these that is as large; 0 if none is."""
+    return next((size for size in sizes if size >= wanted), 0)

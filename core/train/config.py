@@ -252,7 +252,6 @@ class TrainConfig(Config):
         "starter's loss on plain text, 3.42, they made 3.53 and 3.42. Needs bitsandbytes.",
         choices=QUANTISATIONS,
         subject="Batches and memory",
-        common=True,
     )
     compile: str = option(
         "auto",

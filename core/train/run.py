@@ -159,8 +159,7 @@ class TrainingRun:
         """Take `slot` with fresh factors, or with those that the run goes on from."""
         if self._resume is None:
             head = {**self._first_head(), **self._whole}
-            given = self.lora, self.kind_options, self._own, self.train.seed, head
-            bank.initialise(slot, *given, **({"below": self._below} if self._below else {}))
+            bank.initialise(slot, self.lora, self.kind_options, self._own, self.train.seed, head, self._below)
             self._below = {}  # the bank holds it
         else:
             bank.load(slot, self._as_it_was(*self._resume))

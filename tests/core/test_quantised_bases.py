@@ -83,7 +83,8 @@ def test_logits_are_those_of_transformers_with_bitsandbytes(any_model, how):
 
 def _request(base, key, kind="lora", own=None, resume=None, **train):
     """A run with dropout; two adapters of these share a batch."""
-    lora = LoraConfig(rank=key, alpha=8, kind=kind, dropout=train.pop("dropout", 0.2))
+    whole = {name: train.pop(name) for name in ("modules_to_save", "bias") if name in train}
+    lora = LoraConfig(rank=key, alpha=8, kind=kind, dropout=train.pop("dropout", 0.2), **whole)
     shared = {"micro_batch_size": 2, "max_length": 64, "packing": "on", "learning_rate": 5e-3, "max_steps": 3}
     options = TrainingOptions(lora, TrainConfig(**{**shared, "seed": key, **train}), **(own or {}))
     return RunRequest(key, token_rows(base, ROWS, 64, 0), options, resume)
@@ -117,6 +118,18 @@ def test_every_kind_learns_as_on_a_plain_base_with_these_numbers(tiny_llama, pla
     found, wanted = figures(load(tiny_llama, quantisation=how)), figures(plain_twins[how])
     for rank, one in wanted.items():
         torch.testing.assert_close(torch.tensor(found[rank]), torch.tensor(one), rtol=1e-4, atol=1e-5)
+
+
+def test_whole_parameters_are_trained_beside_a_quantised_base(tiny_llama, tiny_qwen, plain_twins):
+    """Embedding and head, which stay plain, and the biases of quantised layers."""
+    found, wanted = (
+        _train(base, [_request(base, 4, modules_to_save="embedding,head")])[0]
+        for base in (load(tiny_llama, quantisation=NF4), plain_twins[NF4])
+    )
+    torch.testing.assert_close(torch.tensor(found[4]), torch.tensor(wanted[4]), rtol=1e-4, atol=1e-5)
+    base = load(tiny_qwen, quantisation=NF4)
+    (adapter,) = _train(base, [_request(base, 4, bias="all")])[1].values()
+    assert any(not one.equal(base.layers.stored(name)) for name, one in adapter.wholes.items())
 
 
 @pytest.mark.parametrize("tier", [Tier.KEEP, Tier.FULL])
