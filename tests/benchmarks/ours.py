@@ -29,8 +29,7 @@ def requests(
         "gradient_accumulation_steps": 1,
         "max_length": length,
         "max_steps": steps,
-        "packing": "on",
-        "compile": "on",
+        **dict.fromkeys(("packing", "compile"), "on" if base.way.quick else "auto"),
         **options,
     }
     return [

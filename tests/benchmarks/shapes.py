@@ -181,6 +181,7 @@ class RandomRows:
         self.lengths = np.full(count, length, np.int64)
         self.supervised = self.lengths - 1
         self.validation = np.zeros(count, bool)
+        self.sources = np.arange(count)
 
     def __len__(self) -> int:
         return len(self._ids)
