@@ -55,10 +55,18 @@ class Peft(ExportFormat):
         return {"tensors": each * len(adapter.layers) + len(adapter.head)}
 
     def warnings(self, what: Exporting) -> list[str]:
-        """Servers know LoRA alone."""
+        """Servers know LoRA alone, and PEFT takes some layers for experts."""
+        from core.base_model.files import read_json
         from core.lora.kinds import ADAPTER_KINDS
+        from core.lora.peft.expert_names import taken_for_experts
 
         kind = ADAPTER_KINDS.get(what.adapter.kind)
+        model_type = read_json(what.base_folder / "config.json").get("model_type", "")
+        if taken := taken_for_experts(model_type, what.adapter.layers):
+            return [
+                f"PEFT takes {taken[0]} ({len(taken)} such layers) for experts by the name, and leaves out "
+                "what it has there. Train it on other layers to use it with PEFT, or export it merged."
+            ]
         if what.adapter.wholes:
             return [
                 "It has an embedding, a head or biases of its own, which PEFT loads; vLLM, llama.cpp and "
