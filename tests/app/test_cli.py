@@ -368,6 +368,7 @@ def test_the_doctor_names_what_it_looked_at(settings, monkeypatch):
     assert looked_at == {
         "Python",
         "torch",
+        "bitsandbytes",
         "GPU",
         "Memory",
         "Disk",
