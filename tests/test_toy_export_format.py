@@ -167,9 +167,9 @@ def test_the_page_offers_and_writes_it(workbench, trained, jobs_here):
     fields = {one.label: one for one in page.blocks.values() if getattr(one, "label", None)}
     assert ("NumPy arrays: ΔW by layer, for NumPy.", "npz") in fields["Format"].choices
     assert not fields["Compressed"].visible
-    labels = ["Adapter", "Folder", "Format", "Weights as", "Shard size (GB)", "Compressed"]
+    labels = ["Adapter", "Folder", "Format", "Weights as", "Shard size (GB)", "Merge onto", "Compressed"]
     starts = (one for one in page.fns.values() if [given.label for given in one.inputs] == labels)
-    next(starts).fn("mine", "", "npz", "float64", 0, True)
+    next(starts).fn("mine", "", "npz", "float64", 0, "original", True)
     (row,) = workbench.registry.all(Export)
     assert (row.format, row.verdict) == ("npz", "passed")
     assert deltas(workbench, "mine", Path(row.folder)) == (0, {"float64"})

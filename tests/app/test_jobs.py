@@ -24,7 +24,7 @@ def test_a_model_is_added_in_a_process_of_its_own(workbench, other_llama):
         workbench.models.add(str(other_llama), "second"), lambda job: seen.append(job.message)
     )
     about = {"name": "second", "fingerprint": fingerprint(other_llama), "same_as": None}
-    assert result == about | {"writes": True}
+    assert result == about | {"writes": True, "way": "quick"}
     row = workbench.registry.find(Base, "second")
     assert (row.owned, row.folder, row.head) == (False, str(other_llama), None)
     assert row.layer_shapes["model.layers.0.mlp.up_proj"] == [32, 64]

@@ -99,7 +99,11 @@ def test_a_home_that_was_moved_before_its_paths_were_relative_is_found_out(moved
         connection.execute("drop index ix_point_evaluations")
         for table in ("label_table", "prompt_answer", "prompt_run", "prompt_set", "ballot"):
             connection.execute(f"drop table {table}")
-        for table, columns in (("chat", "title system raw changed"), ("chat_message", "adopted details")):
+        for table, columns in (
+            ("base", "way"),
+            ("chat", "title system raw changed"),
+            ("chat_message", "adopted details"),
+        ):
             for column in columns.split():
                 connection.execute(f"alter table {table} drop column {column}")
     connection.close()

@@ -1,6 +1,7 @@
 """What a run's measurements give cause for, changes on the way, and smaller plans."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -104,4 +105,6 @@ def test_offered_plans_keep_the_effective_batch():
     }
     assert offered["Gradient checkpointing"] == {"gradient_checkpointing": "on"}
     assert offered["Max length 512"] == {"max_length": 512}
-    assert smaller_plans(TrainConfig(micro_batch_size=1, max_length=64, gradient_checkpointing="on")) == []
+    smallest = TrainConfig(micro_batch_size=1, max_length=64, gradient_checkpointing="on")
+    assert [change for _, change in smaller_plans(smallest)] == [{"quantisation": "nf4"}]
+    assert smaller_plans(replace(smallest, quantisation="nf4")) == []

@@ -4,16 +4,11 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    MambaConfig,
-    MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
 )
 
 from core.base_model.attention import Packed, attend
-from core.errors import InvalidModel
 from core.generate.config import GenerationConfig
 from core.generate.decode import Decoder, RowRequest
 from tests.conftest import VOCABULARY, _save
@@ -60,14 +55,3 @@ def test_a_sliding_window_is_kept_while_decoding(windowed, monkeypatch):
             0, len(prompt) :
         ]
         assert rows[index].ids == expected.tolist()
-
-
-def test_models_of_another_kind_are_refused_with_the_reason(tmp_path, tokenizer):
-    mamba = MambaForCausalLM(
-        MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, state_size=4)
-    )
-    with pytest.raises(InvalidModel, match="2 layers, of which 0 are causal attention"):
-        load(_save(mamba, tokenizer, tmp_path / "mamba"))
-    gemma = Gemma2ForCausalLM(Gemma2Config(**SIZES, **HEADS, head_dim=8))
-    with pytest.raises(InvalidModel, match="softcap"):
-        load(_save(gemma, tokenizer, tmp_path / "gemma"))
