@@ -12,7 +12,18 @@ from playwright.sync_api import Locator, Page, expect
 from core.seam import PLUGINS_VARIABLE
 from core.train.training_options import TrainingOptions
 from storage.tables import Base, Dataset, Run
-from tests.ui.conftest import choose, drawn, go_to, press, ready, served, settled, sheet
+from tests.ui.conftest import (
+    choose,
+    choose_row,
+    drawn,
+    go_to,
+    open_tab,
+    press,
+    ready,
+    served,
+    settled,
+    sheet,
+)
 from tests.workbenches import QUICK, wait_for
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
@@ -306,3 +317,16 @@ def test_an_empty_home_says_the_next_step(settings, zygote, open_page):
         go_to(page, "Runs")
         press(page, "New run")
         expect(page).to_have_url(re.compile("section=train"))
+
+
+def test_an_adapter_is_chosen_to_learn_on_top_of(trained, address, open_page):
+    trained("style")
+    page = open_page(address)
+    go_to(page, "Adapters")
+    choose_row(page, "adapters", "style")
+    open_tab(page, "Lineage")
+    press(page, "Train on top of it")
+    expect(page).to_have_url(re.compile("section=train"))
+    unfold(page, "Adapter")
+    expect(page.locator("[data-option=on_top_of] input")).to_have_value("style")
+    expect(page.locator("#plan")).to_contain_text("Trainable")
