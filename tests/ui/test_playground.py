@@ -39,7 +39,9 @@ def _column(page: Page, name: str):
 def _sampled(page: Page, **fields: str) -> None:
     sampling = open_sheet(page, "Sampling")
     for label, value in fields.items():
-        sampling.get_by_label(label.replace("_", " "), exact=False).fill(value)
+        name = label.replace("_", " ")
+        field = sampling.get_by_role("textbox", name=name).or_(sampling.get_by_role("spinbutton", name=name))
+        field.fill(value)
     page.keyboard.press("Escape")
 
 
