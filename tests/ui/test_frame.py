@@ -171,6 +171,7 @@ def test_axe_finds_nothing_serious_or_moderate(trained, address, open_page, dark
         for key in keys:
             page.evaluate("key => workbench.openSheet(key)", key)
             drawn(page)
+            expect(page.locator(f"#sheet-{key}"), f"{section}, {key}").to_be_visible()
             assert _violations(page, dark, f"#sheet-{key}") == [], (section, key)
             page.keyboard.press("Escape")
 

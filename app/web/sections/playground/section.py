@@ -33,7 +33,7 @@ def build(shell: Shell) -> None:
         opener(blend_sheet.KEY, "Blend")
         opener(REFERENCE, "Reference answer")
         judging = opener(judge_sheet.KEY, "Judge")
-    missing, warned = gr.HTML(visible=False), gr.HTML()
+    missing, warned = gr.HTML(elem_classes="when-said"), gr.HTML()
     talk = talk_panel(workbench)
     line = _ask_line()
     sampling, system, raw = sampling_sheet()
@@ -59,13 +59,13 @@ def build(shell: Shell) -> None:
     clear.click(begin_anew, who.all, [chat, talk], **QUIET)
 
 
-def _without_base(workbench: Workbench) -> gr.HTML:
+def _without_base(workbench: Workbench) -> str:
     """What to do where nothing can answer."""
     if writing_bases(workbench):
-        return gr.HTML(visible=False)
+        return ""
     add = link("Add one under Models", "models")
     said = f"There is no base model that writes text yet. {add}: the starter model is enough."
-    return gr.HTML(f"<div class='empty'>{said}</div>", visible=True)
+    return f"<div class='empty'>{said}</div>"
 
 
 def _ask_line() -> tuple[gr.Textbox, gr.Button, gr.Button]:
