@@ -28,6 +28,11 @@ def parsed(value: Any) -> Any:
     """A value that a cell may hold as JSON or as Python prints it; a text that is neither stays as it is."""
     if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
         return value
+    return read_either(value)
+
+
+def read_either(value: str) -> Any:
+    """What a text holds as JSON or as Python prints it; the text itself if it is neither."""
     for read in (json.loads, parsed_repr):
         try:
             return read(value)

@@ -10,9 +10,15 @@ from typing import Any
 
 from core.data.findings import RowFault
 from core.data.formats import Example, Message, plain_turn
-from core.data.python_repr import parsed_repr
 from core.data.reading import kind_of
-from core.data.tool_calls import Tool, calls_in_text, read_calls, results_in_text, tools_in_text
+from core.data.tool_calls import (
+    Tool,
+    calls_in_text,
+    read_calls,
+    read_either,
+    results_in_text,
+    tools_in_text,
+)
 from core.data.turn_keys import (
     BESIDE,
     CALLS,
@@ -68,12 +74,7 @@ def as_list(value: Any) -> Any:
     """A list, also where a cell holds it as JSON or as Python prints it; anything else as it is."""
     if not isinstance(value, str) or not _LIST.match(value):
         return value
-    for read in (json.loads, parsed_repr):
-        try:
-            return read(value)
-        except (ValueError, RecursionError):
-            continue
-    return value
+    return read_either(value)
 
 
 def as_turns(value: Any) -> list[dict[str, Any]] | None:
