@@ -27,6 +27,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, PreTrainedModel
 
+from core.base_model.one_token_attention import WIDEST, attend_one_token
 from core.errors import InvalidModel
 
 NAME = "lora_workbench"
@@ -241,6 +242,9 @@ def _one_token(
     rows, heads, _, width = query.shape
     one.keys[one.rows, :, one.positions] = key[:, :, 0]
     one.values[one.rows, :, one.positions] = value[:, :, 0]
+    if query.is_cuda and max(width, value.shape[3]) <= WIDEST:
+        how = scale or width**-0.5, window or 0
+        return attend_one_token(query[:, :, 0], one.keys, one.values, one.positions, *how)[:, None]
     seen = one.seen
     if window is not None and window < seen.shape[-1]:
         at = torch.arange(seen.shape[-1], device=seen.device)

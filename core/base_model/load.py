@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -31,6 +32,7 @@ from core.base_model.tokenizer import load_tokenizer, whole_numbers
 from core.base_model.way import Way
 from core.data.rendering import Renderer
 from core.errors import InvalidModel
+from core.lora.joint import Joint, find_joints
 from core.lora.wholes import Wholes
 from core.lora.wrapping import ModelLayers, head_path, wholes_of, wrap_linear_layers
 
@@ -59,6 +61,8 @@ class ResidentBase:
     """How its linear layers are held; the output head and the embedding are as the files have them."""
     way: Way = QUICK
     """How its passes are computed where it writes text."""
+    joints: Sequence[Joint] = ()
+    """Layers that are computed together in decoding."""
 
     @cached_property
     def wholes(self) -> Wholes:
@@ -313,6 +317,7 @@ def make_resident(
         _head_is_plain(model),
         model.generation_config,
         way=way,
+        joints=find_joints(model) if way.quick and model.device.type == "cuda" else (),
     )
 
 

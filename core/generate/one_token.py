@@ -17,6 +17,7 @@ from core.base_model.compiling import compile_layers, eager_layers
 from core.base_model.load import ResidentBase
 from core.generate.row_state import RowState
 from core.lora.bank import Bank
+from core.lora.joint import together
 
 _WARM_UP = 2
 _MOVED_AT_ONCE = 64 << 20  # bytes of keys and values, a bound on what moving takes beside them
@@ -58,7 +59,12 @@ class DecodingState(RowState):
         rows = len(ids)
         passes = [Prefill(keys[:rows], values[:rows], start) for keys, values in self.caches]
         positions = torch.arange(start, start + ids.shape[1], device=ids.device).expand_as(ids)
-        with self._using(self.slots[:rows]), attend(self.base.attention, passes), eager_layers():
+        with (
+            self._using(self.slots[:rows]),
+            together(self.base.joints if self.bank else ()),
+            attend(self.base.attention, passes),
+            eager_layers(),
+        ):
             inputs = {"input_ids": ids, "position_ids": positions, "use_cache": False}
             if not self.base.plain_head:
                 return self.base.model(**inputs).logits
@@ -84,7 +90,12 @@ class DecodingState(RowState):
             for keys, values in self.caches
         ]
         layers = nullcontext() if self._compiled else eager_layers()
-        with self._using(self.slots[:rows]), attend(self.base.attention, passes), layers:
+        with (
+            self._using(self.slots[:rows]),
+            together(self.base.joints),
+            attend(self.base.attention, passes),
+            layers,
+        ):
             logits = self._forward(self.tokens[:rows], positions)
         self.history[numbers, positions] = self.tokens[:rows]
         positions.add_(1).clamp_(max=self.capacity - 1)  # a row that has ended may run on unseen

@@ -10,6 +10,7 @@ from torch import Tensor
 from core.base_model.load import ResidentBase
 from core.generate.one_row import Row
 from core.generate.own_state import OwnState
+from core.generate.sending import sent
 from core.lora.bank import Bank
 
 
@@ -36,5 +37,5 @@ class OwnReading:
     def logits(self) -> Tensor:
         """Of what follows each row, [rows, vocabulary]."""
         hidden = torch.stack([self._last[place] for place in self.places])
-        slots = torch.tensor([row.slot for row in self.rows], device=self.state.slots.device)
+        slots = sent([row.slot for row in self.rows], self.state.slots.device)
         return self.state.logits_of(hidden, slots)

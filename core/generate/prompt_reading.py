@@ -12,6 +12,7 @@ from core.base_model.load import ResidentBase
 from core.generate.one_row import Row
 from core.generate.one_token import DecodingState
 from core.generate.reading_graphs import ReadingGraphs
+from core.generate.sending import sent
 from core.lora.bank import Bank
 
 PREFILL = 512  # prompt tokens of each row that are read at a time
@@ -53,10 +54,12 @@ class Reading:
         state = self.state
         if self._at:
             state.take_rows(state, [came_from[at] for at in firsts])
-        for place, at in enumerate(firsts):
-            slot, ids = so_far[at]
-            state.slots[place], state.positions[place] = slot, len(ids)
-            state.history[place, : len(ids)] = torch.tensor(ids, dtype=torch.long)
+        rows = [so_far[at] for at in firsts]
+        longest, device = max(len(ids) for _, ids in rows), state.slots.device
+        padded = [[slot, len(ids), *ids, *[0] * (longest - len(ids))] for slot, ids in rows]
+        numbers, count = sent(padded, device), len(rows)
+        state.slots[:count], state.positions[:count] = numbers[:, 0], numbers[:, 1]
+        state.history[:count, :longest] = numbers[:, 2:]
 
     def read_piece(self) -> bool:
         """Read the next piece, padded on the right. Whether it was the last."""
@@ -75,7 +78,7 @@ class Reading:
     def logits(self) -> Tensor:
         """Of what follows each row, [rows, vocabulary]."""
         hidden = torch.stack([one for one in self._last if one is not None])
-        slots = torch.tensor([row.slot for row in self.rows], device=self.state.slots.device)
+        slots = sent([row.slot for row in self.rows], self.state.slots.device)
         return self.state.logits_of(hidden, slots)
 
 

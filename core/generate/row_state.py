@@ -11,8 +11,12 @@ import torch
 from torch import Tensor
 
 from core.base_model.load import ResidentBase
+from core.generate.sending import sent
 from core.generate.state_size import state_bytes
 from core.lora.bank import Bank
+
+NO_ROW = -1
+"""In the place of a slot."""
 
 
 class RowState(ABC):
@@ -57,12 +61,16 @@ class RowState(ABC):
 
     def take_rows(self, other: RowState, rows: Sequence[int], first: int = 0) -> None:
         """Continue with these rows of another state, or of this one, in this order, from place `first` on."""
-        chosen = torch.tensor(list(rows), device=self.base.device)
+        chosen = sent(list(rows), self.base.device)
         places, room = slice(first, first + len(rows)), min(self.capacity, other.capacity)
         for name in ("tokens", "positions", "slots"):
             getattr(self, name)[places] = getattr(other, name)[chosen]
         self.history[places, :room] = other.history[chosen, :room]
         self._take_read(other, chosen, first)
+
+    def leave(self, first: int) -> None:
+        """The places from `first` on hold no row: a step that computes all of them has little to do there."""
+        self.slots[first:], self.positions[first:] = NO_ROW, 0
 
     @abstractmethod
     def _take_read(self, other: Any, rows: Tensor, first: int) -> None:

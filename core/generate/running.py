@@ -22,6 +22,7 @@ from core.generate.one_row import Row
 from core.generate.own_reading import OwnReading
 from core.generate.prompt_reading import Reading
 from core.generate.row_state import RowState
+from core.generate.sending import sent
 from core.generate.state_pool import StatePool
 from core.generate.state_size import MOST_ROWS, fitting_capacity, fitting_rows, state_bytes
 from core.lora.bank import Bank
@@ -193,9 +194,11 @@ class RunningBatch:
             state = self._move([*self._running, *rows])
             state.take_rows(reading.state, [reading.places[at] for at in keep], count)
             fresh = reading.logits()
-            fresh = fresh[torch.tensor(keep, device=fresh.device)]
+            fresh = fresh if len(keep) == len(fresh) else fresh[sent(keep, fresh.device)]
             logits = fresh if logits is None else torch.cat([logits[:count], fresh])
             self._running += rows
+            if self._ahead:
+                state.leave(len(self._running))
         self._end_reading()
         return logits
 
@@ -326,8 +329,10 @@ class RunningBatch:
             self._pool.give_back(state)
             return
         if self._logits is not None:  # the step under way has the old rows
-            self._logits = self._logits[torch.tensor(order, device=self._logits.device)]
+            self._logits = self._logits[sent(order, self._logits.device)]
         self._shrink(state)
+        if self._ahead and self._state is not None:
+            self._state.leave(len(rows))
 
     def _shrink(self, state: RowState) -> None:
         """Take a smaller state where that halves it, or where each place costs time."""

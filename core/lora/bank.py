@@ -463,7 +463,10 @@ def loaded_bank(layers: Layers, adapters: Sequence[AdapterWeights | None]) -> Mi
     None stands for the plain base.
     """
     given = {slot: adapter.answering() for slot, adapter in enumerate(adapters) if adapter is not None}
-    paths = sorted({path for adapter in given.values() for path in adapter.layers})
+    targeted = {path for adapter in given.values() for path in adapter.layers}
+    # In the model's order, in which the factors of layers with one input lie behind each other; an embedding
+    # is none of the layers.
+    paths = [*(path for path in layers if path in targeted), *sorted(targeted.difference(layers))]
     ranks: dict[str, int] = {}
     for adapter in given.values():
         ranks[adapter.kind] = max(ranks.get(adapter.kind, 0), adapter.highest_rank)

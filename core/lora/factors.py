@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from core.lora.beside import beside, beside_frozen_a
 from core.lora.layer import plain_weight
-from core.lora.ops import lora_linear_one_token, with_delta
+from core.lora.ops import adapted, with_delta
 from core.lora.stack import AdapterStack
 
 
@@ -41,9 +41,7 @@ class LoraFactors(AdapterStack):
 
     def _chosen(self, x: Tensor, weight: Tensor, bias: Tensor | None, slots: Tensor) -> Tensor:
         """Inference with a choice of slots."""
-        one_token = x.is_cuda and x.shape[:-1].numel() == slots.shape[0]
-        if one_token:
-            flat = x.reshape(-1, x.shape[-1])
-            y, delta = lora_linear_one_token(flat, weight, bias, self.work_A, self.work_B, self.scale, slots)
-            return (y + delta).view(*x.shape[:-1], -1)
+        own = self.work_A, self.work_B, self.scale[None]
+        if x.is_cuda:
+            return adapted(x, weight, bias, *own, slots, [weight.shape[0]])
         return with_delta(x, weight, bias, self.work_A[slots], self.work_B[slots], self.scale[slots])[0]

@@ -32,6 +32,7 @@ class LoraLinear(nn.Module):
         self.in_features, self.out_features = linear_shape(base)
         self.factors: LayerStack | None = None
         self.slots: Tensor | None = None
+        self.share: nn.Module | None = None
         for parameter in base.parameters():
             parameter.requires_grad_(False)
 
@@ -53,6 +54,8 @@ class LoraLinear(nn.Module):
         return isinstance(self.base, Conv1D) or getattr(self.base, "transposed", False)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.share is not None:  # it is computed together with others, see core/lora/joint.py
+            return self.share(x)
         return self.base(x) if self.factors is None else self.factors.linear(x, self.base, self.slots)
 
 

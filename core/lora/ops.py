@@ -8,6 +8,7 @@ and since backward then needs x and the small S = x·Aᵀ only, both of which a 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -165,12 +166,42 @@ def _backward_without_x(ctx, dy, _dS):  # type: ignore[no-untyped-def]
 lora_linear_frozen_a.register_autograd(_backward_without_x, setup_context=_keep_without_x)
 
 
+def adapted(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    scale: Tensor,
+    slots: Tensor,
+    outputs: Sequence[int],
+) -> Tensor:
+    """y [R, …, out] of x [R, …, in] on CUDA, row i with adapter slots[i]; see lora_linear_one_token()."""
+    tokens = x.reshape(slots.shape[0], -1, x.shape[-1])
+    if tokens.shape[1] > 1:
+        y = lora_linear_chosen(tokens, weight, bias, A, B, scale, slots, outputs)
+    else:
+        plain, delta = lora_linear_one_token(tokens[:, 0], weight, bias, A, B, scale, slots, outputs)
+        y = plain + delta
+    return y.view(*x.shape[:-1], -1)
+
+
 @torch.library.custom_op("lora_workbench::linear_one_token", mutates_args=())
 def lora_linear_one_token(
-    x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: Tensor, slots: Tensor
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    scale: Tensor,
+    slots: Tensor,
+    outputs: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
     """One new token for each row of x [R, in], row i with adapter slots[i]: the base's output and the
-    adapters' delta.
+    adapters' delta, [R, out] each.
+
+    outputs: of each of P layers whose weights lie behind each other in weight [out, in], and so do their
+    factors A [K, P·r, in] and B [K, out, r]; scale [P, K].
 
     Decoding reads the whole weight for a few rows, so the adapters' two small kernels run beside it on a
     stream of their own, and the sum is left to the caller, where a compiler folds it into whatever comes
@@ -183,17 +214,45 @@ def lora_linear_one_token(
     delta = torch.empty(x.shape[0], weight.shape[0], device=x.device, dtype=x.dtype)
     side.wait_stream(main)
     with torch.cuda.stream(side):
-        one_token_delta(x, A, B, scale, slots, S, delta)
+        one_token_delta(x, A, B, scale, slots, outputs, S, delta)
     y = F.linear(x, weight, bias)
     main.wait_stream(side)
     return y, delta
 
 
 @lora_linear_one_token.register_fake
-def _(x, weight, bias, A, B, scale, slots):  # type: ignore[no-untyped-def]
+def _(x, weight, bias, A, B, scale, slots, outputs):  # type: ignore[no-untyped-def]
     return x.new_empty(x.shape[0], weight.shape[0]), x.new_empty(x.shape[0], weight.shape[0])
+
+
+@torch.library.custom_op("lora_workbench::linear_chosen", mutates_args=())
+def lora_linear_chosen(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    scale: Tensor,
+    slots: Tensor,
+    outputs: Sequence[int],
+) -> Tensor:
+    """The same for several tokens of each row, x [R, T, in], with the adapters' part in y [R, T, out]."""
+    from core.lora.kernels import chosen_delta
+
+    y = torch.empty(*x.shape[:2], weight.shape[0], device=x.device, dtype=x.dtype)
+    chosen_delta(x.contiguous(), A, B, scale, slots, outputs, y)
+    flat = y.view(-1, weight.shape[0])
+    if bias is not None:
+        flat += bias
+    flat.addmm_(x.reshape(-1, x.shape[-1]), weight.t())
+    return y
+
+
+@lora_linear_chosen.register_fake
+def _(x, weight, bias, A, B, scale, slots, outputs):  # type: ignore[no-untyped-def]
+    return x.new_empty(*x.shape[:2], weight.shape[0])
 
 
 @functools.cache
 def _side_stream(device: int) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)
+    return torch.cuda.Stream(device, priority=-1)  # before the base's product, which fills the device

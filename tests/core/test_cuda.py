@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from core.base_model.load import make_resident
+from core.base_model.one_token_attention import attend_one_token
 from core.events import Notice, RunFailed, StepDone, TrainingDone
 from core.generate.config import GenerationConfig
 from core.generate.decode import Decoder, RowRequest
@@ -14,6 +15,7 @@ from core.generate.state_pool import StatePool
 from core.lora.adapter import AdapterWeights, LayerFactors
 from core.lora.bank import AdapterBank
 from core.lora.config import LoraConfig
+from core.lora.ops import adapted
 from core.train.config import TrainConfig
 from core.train.group import TrainingGroup
 from core.train.memory import Tier
@@ -203,6 +205,53 @@ def test_prompts_read_by_graphs_give_the_same_answers():
         assert [kept[at].ids for at in range(len(prompts))] == expected
     assert pool.reading._states
     assert not pool.notice
+
+
+@pytest.mark.parametrize("window", [0, 37])
+@pytest.mark.parametrize(
+    ("rows", "groups", "capacity", "width"), [(1, 4, 512, 64), (3, 3, 100, 40), (64, 1, 300, 128)]
+)
+@pytest.mark.parametrize(("dtype", "off"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_one_token_attends_as_torch_does(rows, groups, capacity, width, window, dtype, off):
+    torch.manual_seed(0)
+    query = torch.randn(rows, 2 * groups, width, device="cuda").to(dtype)
+    keys, values = torch.randn(2, rows, 2, capacity, width, device="cuda").to(dtype)
+    positions = torch.randint(capacity, (rows,), device="cuda")
+    places = torch.arange(capacity, device="cuda")
+    seen = places <= positions[:, None]
+    if window:
+        seen &= places > positions[:, None] - window
+    keys[(places > positions[:, None])[:, None].expand(-1, 2, -1)] = torch.nan  # what lies behind is not read
+    folded = query.view(rows, 2, groups, width).double()
+    clean = keys.double().nan_to_num()
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        folded, clean, values.double(), attn_mask=seen[:, None, None], scale=0.2
+    )
+    found = attend_one_token(query, keys, values, positions, 0.2, window)
+    torch.testing.assert_close(found.double(), expected.flatten(1, 2), atol=off, rtol=off)
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 130])
+@pytest.mark.parametrize(("dtype", "off"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_each_row_computes_with_its_own_factors_for_layers_behind_each_other(tokens, dtype, off):
+    torch.manual_seed(0)
+    outputs, rank, inputs = [192, 64, 128], 8, 200
+    A = torch.randn(4, 3 * rank, inputs, device="cuda").to(dtype) / inputs**0.5
+    B = torch.randn(4, sum(outputs), rank, device="cuda").to(dtype) / rank**0.5
+    scale = torch.rand(3, 4, device="cuda") + 0.5
+    weight = torch.randn(sum(outputs), inputs, device="cuda").to(dtype) / inputs**0.5
+    bias = torch.randn(sum(outputs), device="cuda").to(dtype)
+    x = torch.randn(5, tokens, inputs, device="cuda").to(dtype)
+    slots = torch.tensor([3, 0, 1, 1, 2], device="cuda")
+    found = adapted(x, weight, bias, A, B, scale, slots, outputs)
+    parts, first = [], 0
+    for number, width in enumerate(outputs):
+        down = A[slots, number * rank : (number + 1) * rank].double()
+        up = B[slots, first : first + width].double()
+        parts.append(x.double() @ down.mT @ up.mT * scale[number][slots][:, None, None])
+        first += width
+    expected = x.double() @ weight.double().T + bias.double() + torch.cat(parts, -1)
+    torch.testing.assert_close(found.double(), expected, atol=3 * off, rtol=off)
 
 
 def test_sampling_on_the_device_repeats_with_its_seed():
