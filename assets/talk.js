@@ -68,7 +68,10 @@ function draw(answer) {
   last = answer;
   for (const one of answer.columns) {
     const parts = shown.get(one.speaker);
-    if (parts) drawColumn(one.speaker, parts, answer.turns, first);
+    if (!parts) continue;
+    parts.heading.textContent = one.name;
+    parts.log.ariaLabel = `What ${one.speaker ? one.name : 'the plain base'} says`;
+    drawColumn(one.speaker, parts, answer.turns, first);
   }
   drawOthers(answer.others);
   if (busy !== answer.busy) { busy = answer.busy; columns.ariaBusy = busy; trigger('submit', {do: busy ? 'busy' : 'idle'}); }

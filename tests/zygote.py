@@ -214,10 +214,10 @@ def _fork(question: dict[str, Any], pipes: list[int], listening: socket.socket) 
 
 
 def _ours() -> Iterator[str]:
-    """All our modules, but migrations, which are none, and what needs triton."""
+    """All our modules, but migrations, which are none, and kernels, which need Triton."""
     for package in (app, core, storage):
         for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            if not found.name.startswith(("storage.migrations", "core.lora.kernels")):
+            if not found.name.startswith("storage.migrations") and not found.name.endswith("kernels"):
                 yield found.name
 
 

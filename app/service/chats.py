@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from app.service.rounds import Round, Rounds
 from app.shared.bases import require_writing_base, told_to_answer
 from app.shared.engine_client import EngineClient
 from app.shared.identity import require_fit
-from app.shared.speakers import speaker_parts, speaker_told
+from app.shared.speakers import other_base, speaker_parts, speaker_told
 from app.shared.text import require_text
 from app.shared.user_settings import PreferenceStore
 from core.data.chat_options import AS_THEY_ARE, ChatOptions
@@ -29,6 +30,7 @@ class Chats:
 
     def __init__(self, registry: Registry, engine: EngineClient, preferences: PreferenceStore) -> None:
         self._registry, self._engine, self._preferences = registry, engine, preferences
+        self._under_way: dict[str, Rounds] = {}
 
     def answer(
         self,
@@ -41,7 +43,7 @@ class Chats:
         raw: bool = False,
     ) -> Iterator[TokenDone]:
         """Stream one answer for each speaker (an adapter, a checkpoint, a blend, or None for the plain base,
-        see app/shared/speakers.py), all in one batch.
+        see app/shared/speakers.py), all in one batch. Other bases answer after it, one after another.
 
         conversations[i] is what speaker i sees; raw: the text of its last message is gone on with as it is,
         without a chat template. With a `name`, cancel() can end single rows.
@@ -49,18 +51,31 @@ class Chats:
         """
         _require_few(speakers)
         require_text(*(message["content"] for messages in conversations for message in messages))
+        others = [other_base(self._registry, speaker) for speaker in speakers]
         model = self._registry.find(Base, base)
-        require_writing_base(model)
-        rows = [
-            {
-                "adapter": speaker_told(self._registry, speaker, model),
+        found: dict[str, Round] = {}
+        for number, (speaker, messages) in enumerate(zip(speakers, conversations, strict=True)):
+            home = others[number] or model
+            require_writing_base(home)
+            row = {
+                "adapter": None if others[number] else speaker_told(self._registry, speaker, model),
                 "messages": [] if raw else [dict(message) for message in messages],
                 "text": messages[-1]["content"] if raw else "",
                 "config": config.to_dict(),
             }
-            for speaker, messages in zip(speakers, conversations, strict=True)
-        ]
-        return self._engine.answer(told_to_answer(model, self._preferences), rows, name)
+            one = found.setdefault(home.name, Round(told_to_answer(home, self._preferences), [], []))
+            one.rows.append(row)
+            one.numbers.append(number)
+        # Those of the conversation's own base first: it is the one that is likely to be resident.
+        ordered = sorted(found, key=lambda one: one != base)
+        return self._taken(Rounds(self._engine, [found[one] for one in ordered], name), name)
+
+    def _taken(self, rounds: Rounds, name: str) -> Iterator[TokenDone]:
+        self._under_way[name] = rounds
+        try:
+            yield from rounds.tokens()
+        finally:
+            self._under_way.pop(name, None)
 
     def score(
         self,
@@ -74,12 +89,15 @@ class Chats:
     ) -> list[Scored]:
         """How likely `answer` is behind these messages to each speaker: of each token its log-probability,
         the likeliest others, and how far the speaker moved the base's distribution. ended: with the token
-        that ends an answer, which one that was cut off does not have. chat: as it was asked with.
+        that ends an answer, which one that was cut off does not have. chat: as it was asked with. Another
+        base alone is scored on itself.
 
         Raises WrongBase, NotFound, InvalidInput, PromptTooLong, EngineUnavailable.
         """
         _require_few(speakers)
         require_text(answer, *(message["content"] for message in messages))
+        if len(speakers) == 1 and (other := other_base(self._registry, speakers[0])):
+            base, speakers = other.name, [None]
         model = self._registry.find(Base, base)
         require_writing_base(model)
         told = [speaker_told(self._registry, speaker, model) for speaker in speakers]
@@ -89,7 +107,8 @@ class Chats:
 
     def cancel(self, name: str, row: int) -> None:
         """End the answer of one speaker, by number, while the others go on. Raises EngineUnavailable."""
-        self._engine.cancel(name, row)
+        if rounds := self._under_way.get(name):
+            rounds.cancel(row)
 
     def warnings(self, base: str, speakers: Sequence[str]) -> list[str]:
         """What will go wrong when these answer on `base`, each said once.
@@ -97,7 +116,8 @@ class Chats:
         Raises WrongBase, NotFound, InvalidConfig.
         """
         model = self._registry.find(Base, base)
-        parts = [part for speaker in speakers for part in speaker_parts(self._registry, speaker)]
+        here = [one for one in speakers if other_base(self._registry, one) is None]
+        parts = [part for speaker in here for part in speaker_parts(self._registry, speaker)]
         lines = [line for part in parts for line in require_fit(self._registry, part.adapter, model)]
         return list(dict.fromkeys(lines))
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 
 from app.service.turns import Turn, messages_for, title_of
-from app.shared.speakers import PLAIN_BASE
+from app.shared.speakers import called
 from storage.tables import Chat
 
 
@@ -20,7 +20,7 @@ def as_markdown(chat: Chat, turns: Sequence[Turn]) -> Iterator[str]:
         yield f"\n## {' '.join(turn.question.content.split())}\n"
         for speaker, answer in turn.answers.items():
             adopted = " (all went on from this)" if turn.question.adopted == speaker else ""
-            yield f"\n### {speaker or PLAIN_BASE}{adopted}\n\n{answer.content.strip()}\n"
+            yield f"\n### {called(speaker)}{adopted}\n\n{answer.content.strip()}\n"
 
 
 def as_jsonl(chat: Chat, turns: Sequence[Turn]) -> Iterator[str]:
@@ -33,5 +33,5 @@ def as_jsonl(chat: Chat, turns: Sequence[Turn]) -> Iterator[str]:
         before = [turn for turn, _ in held[:-1]]
         messages = messages_for(chat.system, before, speaker, last.question.content)
         messages.append({"role": "assistant", "content": answer.content})
-        line = {"messages": messages, "model": speaker or chat.base_name}
+        line = {"messages": messages, "model": called(speaker) if speaker else chat.base_name}
         yield json.dumps(line, ensure_ascii=False) + "\n"

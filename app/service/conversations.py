@@ -249,7 +249,8 @@ class Conversations:
     def adopt(self, message_id: int) -> None:
         """Everybody goes on from this answer. Raises InvalidInput while it grows, NotFound."""
         message = self._registry.get(ChatMessage, message_id)
-        if not message.finish:
+        live = self._under_way.get(message_id)  # it may have ended, and not be stored yet
+        if not (live[0].answers[live[1]].finish if live else message.finish):
             raise InvalidInput("This answer is still growing; all can go on from it when it is there.")
         _, turn = self.until(message.chat_id, message_id)
         given_up = turn.question.adopted == message.speaker

@@ -21,8 +21,8 @@ PROMPT = "How do I cook pasta?"
 QUICK_OPTIONS: dict[str, object] = {
     "rank": 8,
     "alpha": 16,
-    "learning_rate": 5e-4,
-    "epochs": 3,
+    "learning_rate": 1e-3,
+    "epochs": 2,
     "micro_batch_size": 4,
     "gradient_accumulation_steps": 1,
     "max_length": 256,

@@ -1,8 +1,9 @@
-"""Who answers, named by one text: an adapter, a checkpoint `run-<id>@<step>`, or a blend of such.
+"""Who answers, named by one text: an adapter, a checkpoint `run-<id>@<step>`, a blend, or another base.
 
     my-adapter                 an adapter by its name, with the weight 1
     run-3@200                  the checkpoint of run 3 at step 200, also while the run is training
     a=0.7+run-3@200=-0.3       the weighted sum of their ΔW
+    base:other-model           another base by itself, which answers after the others
 
 The exact name of an adapter wins over all of this. Who has no name is the plain base.
 """
@@ -27,6 +28,7 @@ PLAIN = ""
 """The speaker that is the base by itself."""
 PLAIN_BASE = "Plain base"
 """What it is called where people read it."""
+_OTHER_BASE = "base:"
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _PART = re.compile(rf"(?P<name>.+?)=(?P<weight>{_NUMBER})(?:\+|$)")
 _CHECKPOINT = re.compile(r"run-(?P<run>\d{1,15})@(?P<step>\d{1,15})")
@@ -60,11 +62,34 @@ def speaker_parts(registry: Registry, speaker: str | None) -> list[Part]:
     return parts
 
 
+def other_base(registry: Registry, speaker: str | None) -> Base | None:
+    """The base that a speaker is, where it is one by itself and no adapter is called so. Raises NotFound."""
+    name = (speaker or "").strip()
+    if not name.startswith(_OTHER_BASE) or name in registry.names(Adapter):
+        return None
+    return registry.find(Base, name.removeprefix(_OTHER_BASE))
+
+
+def as_other_base(name: str) -> str:
+    """How a base is spelled as a speaker beside those of another one."""
+    return f"{_OTHER_BASE}{name}"
+
+
+def called(speaker: str) -> str:
+    """What a speaker is called where people read it."""
+    return speaker.removeprefix(_OTHER_BASE) if speaker else PLAIN_BASE
+
+
 def speaker_told(registry: Registry, speaker: str | None, base: Base) -> dict[str, Any] | None:
     """What the engine is told of a speaker on `base`; None for the plain base.
 
-    Raises what speaker_parts() and parts_told() raise.
+    Raises what speaker_parts() and parts_told() raise, and InvalidConfig for another base.
     """
+    if other := other_base(registry, speaker):
+        raise InvalidConfig(
+            f"{other.name} is another base than {base.name}: it answers in a conversation, and takes no part "
+            "in what is computed with those of one base together."
+        )
     return parts_told(registry, speaker or "", speaker_parts(registry, speaker), base)
 
 

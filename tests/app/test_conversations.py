@@ -6,11 +6,12 @@ import pytest
 
 from app.service.conversations import FAILED, STOPPED
 from core.data.chat_options import ChatOptions
-from core.errors import InvalidInput
+from core.errors import InvalidConfig, InvalidInput
 from core.events import TokenDone
 from core.generate.config import GenerationConfig
-from storage.tables import Chat, ChatMessage
-from tests.workbenches import wait_for
+from storage.errors import NotFound
+from storage.tables import Base, Chat, ChatMessage
+from tests.workbenches import do_job, wait_for
 
 CONFIG = GenerationConfig(max_tokens=8, seed=3)
 
@@ -213,3 +214,48 @@ def test_an_answer_is_scored_behind_what_its_speaker_has_said(talk, speakers, wo
     asked.clear()
     talk.scores(chat, ["", "mine"], "good day")
     assert [given[1:] for given, _ in asked] == [([None], begin, "good day"), (["mine"], begin, "good day")]
+
+
+def _second_base(workbench, folder):
+    do_job(workbench, "add_model", {"origin": str(folder), "name": "second"})
+
+
+def test_another_base_answers_after_those_of_the_conversations_own(talk, workbench, other_llama):
+    _second_base(workbench, other_llama)
+    greedy = GenerationConfig(max_tokens=8, temperature=0.0)
+    chat = talk.ask(None, "llama", ["base:second", "", "mine"], "hello", greedy)
+    (turn,) = _done(talk, chat)
+    assert [one.finish in ("end", "length") for one in turn.answers.values()] == [True] * 3
+    alone = talk.ask(None, "second", [""], "hello", greedy)
+    (by_itself,) = _done(talk, alone)
+    fingerprint = workbench.registry.find(Base, "second").fingerprint
+    assert turn.answers["base:second"].content == by_itself.answers[""].content
+    assert turn.answers["base:second"].details["base"] == fingerprint
+    assert turn.answers[""].details["base"] == workbench.registry.find(Base, "llama").fingerprint
+    # Anew, and token by token, it is still the other base that answers.
+    talk.again(turn.answers["base:second"].id, greedy)
+    (again,) = _done(talk, chat)
+    assert again.answers["base:second"].content == by_itself.answers[""].content
+    mine, own = (talk.score(one.id) for one in (again.answers["base:second"], by_itself.answers[""]))
+    assert [one.logprob for one in mine.tokens] == [one.logprob for one in own.tokens]
+    assert workbench.chats.warnings("llama", ["base:second", "mine"]) == []
+
+
+def test_another_base_that_is_stopped_before_its_turn_is_not_asked(talk, speakers, workbench, other_llama):
+    _second_base(workbench, other_llama)
+    speakers.go_on.clear()
+    chat = talk.ask(None, "llama", ["base:second", "mine"], "hello", CONFIG)
+    wait_for(lambda: talk.turns(chat)[0].answers["mine"].content == "one ")
+    talk.stop(chat, talk.turns(chat)[0].answers["base:second"].id)
+    speakers.go_on.set()
+    (turn,) = _done(talk, chat)
+    assert (turn.answers["base:second"].finish, turn.answers["mine"].finish) == (STOPPED, "end")
+    assert len(speakers.asked) == 1
+
+
+def test_another_base_takes_no_part_in_what_one_base_computes_together(talk, workbench, other_llama):
+    _second_base(workbench, other_llama)
+    with pytest.raises(InvalidConfig, match="second is another base than llama"):
+        workbench.chats.score("llama", ["base:second", "mine"], [{"role": "user", "content": "hi"}], "yes")
+    with pytest.raises(NotFound, match="nobody"):
+        workbench.chats.answer("llama", ["base:nobody"], [[{"role": "user", "content": "hi"}]], CONFIG)

@@ -8,12 +8,19 @@ import re
 import pytest
 from playwright.sync_api import Page, expect
 
-from storage.tables import Adapter, Chat, Dataset
+from storage.tables import Adapter, Base, Chat, Dataset
 from tests.conftest import make_llama
 from tests.ui.conftest import choose, go_to, open_sheet, picture, press, ready, served
-from tests.workbenches import wait_for
+from tests.workbenches import do_job, wait_for
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
+
+
+@pytest.fixture
+def elsewhere(workbench, other_llama):
+    """Another base, added before the page is served."""
+    do_job(workbench, "add_model", {"origin": str(other_llama), "name": "elsewhere"})
+    return workbench.registry.find(Base, "elsewhere")
 
 
 @pytest.fixture
@@ -60,7 +67,9 @@ def _answered(page: Page, columns: int) -> None:
     )
 
 
-def test_four_columns_answer_and_each_answer_can_be_worked_on(workbench, trained, address, open_page):
+def test_four_columns_answer_and_each_answer_can_be_worked_on(
+    workbench, trained, elsewhere, address, open_page
+):
     for name in ("first", "second", "third"):
         trained(name)
     page = open_page(address)
@@ -94,6 +103,16 @@ def test_four_columns_answer_and_each_answer_can_be_worked_on(workbench, trained
     first.get_by_role("button", name="Go on from this").click()
     expect(first.get_by_role("button", name="Go on from this")).to_have_attribute("aria-pressed", "true")
     assert workbench.conversations.turns(chat.id)[0].question.adopted == "first"
+
+    # Another base answers the same question, by its own weights.
+    _add_columns(page, "elsewhere (another base, after the others)")
+    other = _column(page, "elsewhere")
+    other.get_by_role("button", name="Answer this too").click()
+    expect(other.locator(".talk-weights")).to_have_text(f"base {elsewhere.fingerprint[:8]}", timeout=60_000)
+    _answered(page, 5)
+    picture(page, "playground-another-base")
+    page.locator(".who-answers .token", has_text="elsewhere").locator(".token-remove").click()
+    expect(page.locator(".talk-column h2")).to_have_count(4)
 
     # ↑ brings the question back, and another one in its place begins a branch.
     _prompt(page).press("ArrowUp")

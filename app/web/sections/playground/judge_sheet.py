@@ -119,6 +119,7 @@ def judge_sheet(
         taken, own = [list(one or []) for one in columns_now]
         base_now = base_to_begin_with(workbench, base_now)
         still = [one for one in own if one in values_of(choices_on(workbench, base_now, own))]
+        taken = [one for one in taken if one in values_of(choices_on(workbench, base_now, taken))]
         taken = taken or adapters_for(workbench, base_now)[:1]
         wanted = still if len(still) > 1 else list(dict.fromkeys([PLAIN_BASE, *taken]))
         chosen = gr.Dropdown(choices=writing_bases(workbench), value=base_now)
@@ -162,7 +163,7 @@ def choices_on(workbench: Workbench, base: str | None, chosen: list[str] | None)
     already and can answer on it.
     """
     others = [one for one in chosen or [] if one != PLAIN_BASE]
-    return [(PLAIN_BASE, PLAIN_BASE), *columns_choices(workbench, base, others)] if base else []
+    return [(PLAIN_BASE, PLAIN_BASE), *columns_choices(workbench, base, others, others=False)] if base else []
 
 
 def _of_base(

@@ -6,11 +6,11 @@ from typing import Any
 
 import gradio as gr
 
+from app.shared.speakers import called
 from app.web.parts.panes import bar, sheet
 from app.web.parts.shell import WORKING, Shell, told
 from app.web.sections.playground.column_fields import WhoAnswers
 from app.web.sections.playground.score_view import scores_html
-from app.web.sections.playground.talk import name_of
 
 KEY = "reference"
 
@@ -28,7 +28,7 @@ def reference_sheet(shell: Shell, chat: gr.HTML, who: WhoAnswers) -> None:
     def scored(wished: str, chat_now: str, *values: Any) -> str:
         names = who.speakers(values)
         return scores_html(
-            [name_of(one) for one in names], workbench.conversations.scores(int(chat_now or 0), names, wished)
+            [called(one) for one in names], workbench.conversations.scores(int(chat_now or 0), names, wished)
         )
 
     score.click(scored, [answer, chat, *who.all], found, **WORKING)

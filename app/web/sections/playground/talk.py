@@ -15,7 +15,7 @@ from app.service.conversations import FAILED, STOPPED
 from app.service.turns import Turn
 from app.service.workbench import Workbench
 from app.shared.errors import USER_ERRORS
-from app.shared.speakers import PLAIN_BASE
+from app.shared.speakers import called
 from app.web.parts.differences import differences_html
 from app.web.parts.markdown import answer_html, plain_html
 from app.web.parts.scripts import script
@@ -63,11 +63,6 @@ def talk_value(chat_id: int, speakers: Sequence[str]) -> str:
     return json.dumps({"chat": chat_id, "columns": list(speakers), "at": time.time()})
 
 
-def name_of(speaker: str) -> str:
-    """What a speaker is called on the page."""
-    return speaker or PLAIN_BASE
-
-
 def looked(
     workbench: Workbench, chat_id: int, columns: Sequence[str], known: Mapping[str, str], against: str | None
 ) -> dict[str, Any]:
@@ -82,8 +77,8 @@ def looked(
         turns = []
     speakers = dict.fromkeys(one for turn in turns for one in turn.answers)
     return {
-        "columns": [{"speaker": one, "name": name_of(one)} for one in columns],
-        "others": [{"speaker": one, "name": name_of(one)} for one in speakers if one not in columns],
+        "columns": [{"speaker": one, "name": called(one)} for one in columns],
+        "others": [{"speaker": one, "name": called(one)} for one in speakers if one not in columns],
         "turns": [_turn(turn, known, against) for turn in turns],
         "busy": any(not one.finish for turn in turns for one in turn.answers.values()),
     }

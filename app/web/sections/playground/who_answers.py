@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from app.service.usual import usual_base
 from app.service.workbench import Workbench
 from app.shared.errors import USER_ERRORS
-from app.shared.speakers import PLAIN, PLAIN_BASE, checkpoint_name, speaker_parts
+from app.shared.speakers import PLAIN, PLAIN_BASE, as_other_base, checkpoint_name, speaker_parts
 from core.base_model.describe import writes_text
 from storage.tables import Adapter, Base, Run
 
@@ -37,13 +37,14 @@ def adapters_for(workbench: Workbench, base: str | None) -> list[str]:
 
 
 def columns_choices(
-    workbench: Workbench, base: str | None, chosen: Sequence[str] | None = ()
+    workbench: Workbench, base: str | None, chosen: Sequence[str] | None = (), *, others: bool = True
 ) -> list[tuple[str, str]]:
-    """What can be a column beside the base, as words and speaker: adapters, checkpoints, and those mixtures
-    and checkpoints that are chosen already.
+    """What can be a column beside the base, as words and speaker: adapters, checkpoints, with `others` the
+    other bases, and those mixtures and checkpoints that are chosen already.
     """
     names = adapters_for(workbench, base)
     offered = [(name, name) for name in names] + _checkpoints(workbench, base)
+    offered += _other_bases(workbench, base) if others else []
     known = {speaker for _, speaker in offered}
     return offered + [
         (one, one) for one in chosen or () if one not in known and _can_answer(workbench, one, base)
@@ -51,8 +52,9 @@ def columns_choices(
 
 
 def is_mixture(workbench: Workbench, speaker: str) -> bool:
-    """Whether it is one of the weighted sums, and no adapter that is called like one."""
-    return "=" in speaker and speaker not in workbench.registry.names(Adapter)
+    """Whether it is one of the weighted sums, and no adapter or base that is called like one."""
+    one = speaker in workbench.registry.names(Adapter) or speaker.startswith(as_other_base(""))
+    return "=" in speaker and not one
 
 
 def speakers_of(mode: str, adapters: Sequence[str] | None, speaker: str | None, with_base: bool) -> list[str]:
@@ -61,6 +63,11 @@ def speakers_of(mode: str, adapters: Sequence[str] | None, speaker: str | None, 
         return [PLAIN if speaker in (PLAIN_BASE, None) else speaker]
     chosen = list(adapters or [])
     return [PLAIN, *chosen] if with_base or not chosen else chosen
+
+
+def _other_bases(workbench: Workbench, base: str | None) -> list[tuple[str, str]]:
+    names = writing_bases(workbench)
+    return [(f"{one} (another base, after the others)", as_other_base(one)) for one in names if one != base]
 
 
 def _checkpoints(workbench: Workbench, base: str | None) -> list[tuple[str, str]]:
