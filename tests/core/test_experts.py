@@ -1,0 +1,144 @@
+"""Adapters on the experts of a mixture, beside PEFT's target_parameters."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from peft import LoraConfig as PeftConfig
+from peft import get_peft_model
+
+from core.base_model.general_agreement import difference
+from core.lora.adapter import AdapterWeights, LayerFactors
+from core.lora.bank import AdapterBank, loaded_bank
+from core.lora.peft.files import load_adapter, save_adapter, save_checked
+from tests.conftest import _save
+from tests.core.families import tiny_model
+from tests.core.helpers import PROBE, load, logits, peft_from, plain_model, random_adapter
+
+FAMILIES = ("mixtral", "qwen3_moe", "gpt_oss")
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def folder(request, tokenizer, tmp_path_factory):
+    model = tiny_model(request.param)
+    generator = torch.Generator().manual_seed(2)
+    for parameter in model.parameters():  # so large that tokens go to different experts
+        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
+    return _save(model, tokenizer, tmp_path_factory.mktemp(request.param) / request.param)
+
+
+@pytest.fixture(scope="module")
+def base(folder):
+    return load(folder)
+
+
+def adapter_on(base, seed=0, rank=3, only="", experts=True):
+    """On attention and on every expert, or of those on one of the two parameters."""
+    generator = torch.Generator().manual_seed(seed)
+    plain = random_adapter(base, rank, 2.0 * rank, seed)
+    own = {
+        path: LayerFactors(
+            torch.randn(shape.experts, rank, shape[0], generator=generator) * 0.3,
+            torch.randn(shape.experts, shape[1], rank, generator=generator) * 0.3,
+            2.0,
+        )
+        for path, shape in base.wholes.experts.items()
+        if path.endswith(only) and experts
+    }
+    return replace(plain, layers={**plain.layers, **own})
+
+
+def near(wanted, found):
+    assert difference(wanted.flatten(0, 1)[None], found.flatten(0, 1)[None]) <= 1e-5
+
+
+@pytest.mark.parametrize("only", ["", "down_proj", "gate_up_proj"])
+def test_logits_are_those_of_pefts_target_parameters(base, folder, tmp_path, only):
+    adapter = adapter_on(base, only=only)
+    save_checked(tmp_path, adapter, base.layer_shapes, base.head, wholes=base.wholes)
+    wanted, plain = logits(peft_from(folder, tmp_path)), logits(base.model)
+    with loaded_bank(base.layers, [adapter]).use():
+        near(wanted, logits(base.model))
+    without = logits(peft_from(folder, _saved(tmp_path / "plain", adapter_on(base, experts=False), base)))
+    assert difference(wanted, without) > 0.05, "the experts' part is too small to be tested"
+    assert difference(wanted, plain) > 0.05
+
+
+def _saved(folder, adapter, base):
+    folder.mkdir()
+    save_adapter(folder, adapter, None, base.layer_shapes, base.wholes.experts)
+    return folder
+
+
+def test_each_row_has_the_experts_of_its_own_adapter(base):
+    """Of other ranks, on other parameters, and none at all."""
+    adapters = [adapter_on(base, 1), adapter_on(base, 2, rank=5, only="down_proj"), None]
+    ids = torch.cat([PROBE, PROBE + 3, PROBE + 1])[:, :7]
+    bank = loaded_bank(base.layers, adapters)
+    with torch.no_grad():
+        with bank.use():
+            found = base.model(input_ids=ids).logits
+        with bank.use(torch.tensor([2, 0, 1, 1, 0, 2])):
+            mixed = base.model(input_ids=ids).logits
+        with bank.use(torch.tensor([2, 0, 1, 1, 0, 2])):
+            one_token = base.model(input_ids=ids[:, :1]).logits
+    for at, adapter in enumerate(adapters):
+        for rows, got in ((slice(2 * at, 2 * at + 2), found), (_places(at), mixed)):
+            with loaded_bank(base.layers, [adapter]).use(), torch.no_grad():
+                near(base.model(input_ids=ids[rows]).logits, got[rows])
+                near(base.model(input_ids=ids[rows][:, :1]).logits, one_token[_places(at)]) if got is mixed else None
+
+
+def _places(slot):
+    return [place for place, one in enumerate([2, 0, 1, 1, 0, 2]) if one == slot]
+
+
+def test_gradients_are_pefts(base, folder, tmp_path):
+    adapters = [adapter_on(base, 1), adapter_on(base, 2, only="down_proj")]
+    ids = torch.cat([PROBE, PROBE + 2])
+    bank = AdapterBank(base.layers, list(adapters[0].layers), 2, 3, trainable=True)
+    for slot, adapter in enumerate(adapters):
+        bank.load(slot, adapter)
+    with bank.use():
+        base.model(input_ids=ids).logits.square().mean().backward()
+    found = bank.layout.of(bank.grad)
+    for slot, adapter in enumerate(adapters):
+        saved = _saved(tmp_path / str(slot), adapter, base)
+        model = peft_from(folder, saved)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_("lora_" in name)
+        (model(input_ids=ids[2 * slot : 2 * slot + 2]).logits.square().mean() / 2).backward()
+        theirs = _gradients(model, tmp_path / f"of {slot}", adapter, base)
+        for path, factors in theirs.layers.items():
+            for name, wanted in factors.tensors.items():
+                torch.testing.assert_close(found[path][name][slot], wanted, atol=1e-5, rtol=1e-3)
+                assert wanted.any()
+
+
+def _gradients(model, folder, adapter, base):
+    """PEFT's gradients, read as if they were an adapter."""
+    for parameter in model.parameters():
+        parameter.data = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    model.save_pretrained(folder, save_embedding_layers=False)
+    return load_adapter(folder, base.layer_shapes, base.head, base.wholes)
+
+
+@pytest.mark.filterwarnings("ignore:The following rank_pattern keys")  # PEFT heeds them, and says it does not
+def test_an_adapter_of_peft_is_read(base, folder, tmp_path):
+    names = sorted({path.rpartition(".")[2] for path in base.wholes.experts})
+    config = PeftConfig(
+        r=2,
+        lora_alpha=6,
+        target_modules=["q_proj", "o_proj"],
+        target_parameters=[f"experts.{name}" for name in names],
+        rank_pattern={r"experts\.down_proj": 4},
+        init_lora_weights=False,
+    )
+    torch.manual_seed(0)
+    model = get_peft_model(plain_model(folder), config).eval()
+    model.save_pretrained(tmp_path, save_embedding_layers=False)
+    adapter = load_adapter(tmp_path, base.layer_shapes, base.head, base.wholes)
+    assert {one.rank for path, one in adapter.layers.items() if path.endswith("experts.down_proj")} == {4}
+    assert set(adapter.experts) == set(base.wholes.experts)
+    with loaded_bank(base.layers, [adapter]).use():
+        near(logits(model), logits(base.model))
