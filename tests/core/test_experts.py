@@ -10,10 +10,23 @@ from peft import get_peft_model
 from core.base_model.general_agreement import difference
 from core.lora.adapter import AdapterWeights, LayerFactors
 from core.lora.bank import AdapterBank, loaded_bank
+from core.lora.config import LoraConfig
 from core.lora.peft.files import load_adapter, save_adapter, save_checked
+from core.train.config import TrainConfig
+from core.train.group import TrainingGroup
 from tests.conftest import _save
 from tests.core.families import tiny_model
-from tests.core.helpers import PROBE, load, logits, peft_from, plain_model, random_adapter
+from tests.core.helpers import (
+    PROBE,
+    load,
+    logits,
+    peft_from,
+    plain_model,
+    random_adapter,
+    request,
+    train_alone,
+)
+from tests.core.test_general_way import _figures, _rows
 
 FAMILIES = ("mixtral", "qwen3_moe", "gpt_oss")
 
@@ -142,3 +155,31 @@ def test_an_adapter_of_peft_is_read(base, folder, tmp_path):
     assert set(adapter.experts) == set(base.wholes.experts)
     with loaded_bank(base.layers, [adapter]).use():
         near(logits(model), logits(base.model))
+
+
+ON_EXPERTS = {"target_modules": "q_proj,v_proj", "target_parameters": "experts"}
+SHARED = {"micro_batch_size": 2, "max_length": 96, "learning_rate": 5e-3, "max_steps": 3}
+
+
+def test_runs_learn_together_what_each_learns_alone(base):
+    """One has no experts, one another rank, and one is computed in another way."""
+    runs = {
+        "experts": (_rows("hello", 8), LoraConfig(rank=4, **ON_EXPERTS), TrainConfig(seed=1, **SHARED)),
+        "down": (
+            _rows("the lazy fox", 7),
+            LoraConfig(rank=2, target_parameters="down_proj"),
+            TrainConfig(seed=2, **SHARED),
+        ),
+        "none": (_rows("world", 6), LoraConfig(rank=2), TrainConfig(seed=3, **SHARED)),
+        "dora": (_rows("a", 6), LoraConfig(rank=2, kind="dora"), TrainConfig(seed=4, **SHARED)),
+    }
+    group = TrainingGroup(base, [request(base, *parts, key=key) for key, parts in runs.items()])
+    events = {key: [] for key in runs}
+    for key, event in group.run():
+        events[key].append(event)
+    for key, parts in runs.items():
+        adapter, alone = train_alone(base, *parts)
+        assert _figures(events[key]) == pytest.approx(_figures(alone), rel=1e-4)
+        assert _figures(alone)[-1] < _figures(alone)[0]
+        assert bool(adapter.experts) == bool(parts[1].target_parameters)
+        assert all(bool(adapter.layers[path].tensors["B"].any()) for path in adapter.experts)
