@@ -7,11 +7,16 @@ import torch
 from peft import LoraConfig as PeftConfig
 from peft import get_peft_model
 
+from safetensors.torch import load_file
+
 from core.base_model.general_agreement import difference
+from core.base_model.skeleton import skeleton
 from core.lora.adapter import AdapterWeights, LayerFactors
 from core.lora.bank import AdapterBank, loaded_bank
 from core.lora.config import LoraConfig
 from core.lora.peft.files import load_adapter, save_adapter, save_checked
+from core.merge.verify import differing_tensors, verify_merge
+from core.reporting import silent
 from core.train.config import TrainConfig
 from core.train.group import TrainingGroup
 from tests.conftest import _save
@@ -27,6 +32,7 @@ from tests.core.helpers import (
     train_alone,
 )
 from tests.core.test_general_way import _figures, _rows
+from tests.core.test_merge import _export
 
 FAMILIES = ("mixtral", "qwen3_moe", "gpt_oss")
 
@@ -183,3 +189,31 @@ def test_runs_learn_together_what_each_learns_alone(base):
         assert _figures(alone)[-1] < _figures(alone)[0]
         assert bool(adapter.experts) == bool(parts[1].target_parameters)
         assert all(bool(adapter.layers[path].tensors["B"].any()) for path in adapter.experts)
+
+
+def test_a_merged_model_is_base_plus_adapter(base, folder, tmp_path, monkeypatch):
+    """The files of Mixtral and Qwen hold each expert by itself, those of gpt-oss all in one tensor."""
+    adapter = adapter_on(base)
+    _export(folder, adapter, tmp_path / "merged")
+    found = verify_merge(folder, adapter, tmp_path / "merged", silent)
+    assert found.passed and found.relative_difference < 1e-5, found.sentence()
+    with loaded_bank(base.layers, [adapter]).use():
+        near(logits(base.model), logits(plain_model(tmp_path / "merged")))
+    transposed = skeleton(folder).transposed
+    assert not differing_tensors(folder, adapter, transposed, tmp_path / "merged", {})
+    before, after = (load_file(one / "model.safetensors") for one in (folder, tmp_path / "merged"))
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    others = set(before) - same
+    assert all("expert" in name or "self_attn" in name for name in others)
+    assert {name for name in before if "expert" in name and "bias" not in name} <= others
+    monkeypatch.setattr("core.merge.merge.PIECE_BYTES", 64)
+    _export(folder, adapter, tmp_path / "pieces")
+    pieces = load_file(tmp_path / "pieces" / "model.safetensors")
+    for name, tensor in after.items():
+        torch.testing.assert_close(pieces[name], tensor, rtol=1e-6, atol=1e-6)
+
+
+def test_a_part_of_the_experts_is_merged_alone(base, folder, tmp_path):
+    adapter = adapter_on(base, only="down_proj")
+    _export(folder, adapter, tmp_path / "merged", dtype="bfloat16")
+    assert verify_merge(folder, adapter, tmp_path / "merged", silent).passed
