@@ -146,6 +146,14 @@ class AdapterWeights:
                 "into its base is exact: export it merged, or chat with several side by side."
             )
 
+    def require_no_experts(self, what: str) -> None:
+        """Raise InvalidAdapter where `what` has no place for adapters on experts."""
+        if self.experts:
+            raise InvalidAdapter(
+                f"It has factors on experts ({self.experts[0]}, {len(self.experts)} such parameters), for which "
+                f"{what} has no place here; export it merged, which is exact, or as PEFT's."
+            )
+
     @property
     def head_modules(self) -> list[str]:
         """The modules that the head's parameters belong to, as PEFT's modules_to_save names them."""

@@ -6,15 +6,22 @@ import pytest
 import torch
 from peft import LoraConfig as PeftConfig
 from peft import get_peft_model
-
 from safetensors.torch import load_file
 
 from core.base_model.general_agreement import difference
 from core.base_model.skeleton import skeleton
-from core.lora.adapter import AdapterWeights, LayerFactors
+from core.combine.blending import blended
+from core.combine.combining import Part, combine, resize
+from core.combine.config import CombineConfig
+from core.errors import InvalidAdapter
+from core.lora.adapter import LayerFactors
+from core.lora.anatomy import anatomy
 from core.lora.bank import AdapterBank, loaded_bank
 from core.lora.config import LoraConfig
-from core.lora.peft.files import load_adapter, save_adapter, save_checked
+from core.lora.foreign.fit import fit
+from core.lora.foreign.look import look
+from core.lora.foreign.take import take
+from core.lora.peft.files import differing_layers, load_adapter, save_adapter, save_checked
 from core.merge.verify import differing_tensors, verify_merge
 from core.reporting import silent
 from core.train.config import TrainConfig
@@ -105,7 +112,9 @@ def test_each_row_has_the_experts_of_its_own_adapter(base):
         for rows, got in ((slice(2 * at, 2 * at + 2), found), (_places(at), mixed)):
             with loaded_bank(base.layers, [adapter]).use(), torch.no_grad():
                 near(base.model(input_ids=ids[rows]).logits, got[rows])
-                near(base.model(input_ids=ids[rows][:, :1]).logits, one_token[_places(at)]) if got is mixed else None
+                near(
+                    base.model(input_ids=ids[rows][:, :1]).logits, one_token[_places(at)]
+                ) if got is mixed else None
 
 
 def _places(slot):
@@ -217,3 +226,63 @@ def test_a_part_of_the_experts_is_merged_alone(base, folder, tmp_path):
     adapter = adapter_on(base, only="down_proj")
     _export(folder, adapter, tmp_path / "merged", dtype="bfloat16")
     assert verify_merge(folder, adapter, tmp_path / "merged", silent).passed
+
+
+def test_a_stranger_brings_an_adapter_on_experts(base, tmp_path):
+    adapter = adapter_on(base)
+    found = look(take(_saved(tmp_path / "one", adapter, base), _empty(tmp_path / "taken")))
+    assert found.evidence.ranks == (3,)
+    fitted = fit(found, base.layer_shapes, base.head, wholes=base.wholes)
+    assert not differing_layers(adapter, fitted)
+
+
+def _empty(folder):
+    folder.mkdir()
+    return folder
+
+
+def test_a_blend_of_two_is_the_sum_of_both(base):
+    one, other = adapter_on(base, 1), adapter_on(base, 2, rank=2, only="down_proj")
+    blend = blended([Part("a", one, 0.7), Part("b", other, -0.4)])
+    summed = combine([Part("a", one, 0.7), Part("b", other, -0.4)], CombineConfig(method="cat"), silent)
+    for path in base.wholes.experts:
+        wanted = 0.7 * one.layers[path].delta_weight()
+        if path in other.layers:
+            wanted = wanted - 0.4 * other.layers[path].delta_weight()
+        for made in (blend, summed.adapter):
+            torch.testing.assert_close(made.layers[path].delta_weight(), wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_a_cut_is_the_best_of_each_expert(base):
+    adapter = adapter_on(base)
+    cut = resize(adapter, 1).adapter
+    path = adapter.experts[0]
+    for number, delta in enumerate(adapter.layers[path].delta_weight()):
+        U, S, V = torch.linalg.svd(delta)
+        best = S[0] * torch.outer(U[:, 0], V[0])
+        torch.testing.assert_close(
+            cut.layers[path].of_expert(number).delta_weight(), best, atol=1e-4, rtol=1e-4
+        )
+
+
+def test_the_anatomy_of_experts_is_that_of_all_together(base):
+    adapter = adapter_on(base)
+    found = {one.path: one for one in anatomy(adapter)}
+    path = adapter.experts[0]
+    assert found[path].delta_norm == pytest.approx(
+        float(adapter.layers[path].delta_weight().norm()), rel=1e-5
+    )
+    assert found[path].rank == 3 * base.wholes.experts[path].experts
+    assert len(found[path].singular_values) == found[path].rank
+
+
+def test_a_server_that_does_not_know_target_parameters_is_refused(base, folder, tmp_path):
+    with pytest.raises(InvalidAdapter, match="factors on experts .* export it merged"):
+        _export(folder, adapter_on(base), tmp_path / "out", format="vllm")
+
+
+def test_an_export_for_peft_says_who_reads_it(base, folder, tmp_path):
+    facts = _export(folder, adapter_on(base), tmp_path / "out", format="peft")
+    assert any("target_parameters" in one for one in facts["warnings"])
+    with loaded_bank(base.layers, [adapter_on(base)]).use():
+        near(logits(base.model), logits(peft_from(folder, tmp_path / "out")))
