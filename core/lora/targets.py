@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from core.errors import InvalidConfig
 from core.lora.config import ALL_LINEAR, LoraConfig
-from core.lora.expert_shapes import experts_of_shape
+from core.lora.expert_shapes import experts_among, experts_of_shape
 from core.lora.fused import FUSED_ATTENTION, Rows
 from core.lora.kinds import ADAPTER_KINDS
 from core.lora.module_names import ends_with, is_among
@@ -248,9 +248,11 @@ def targeted_kinds(
     """
     chosen, parts = set(targets), parts or {}
     paths: dict[str, list[str]] = {}
+    experts = experts_among(shapes)
     for path, name in _kind_names(shapes).items():
         if path in chosen:
-            paths.setdefault(name, []).append(path)
+            called = ".".join(path.split(".")[-2:]) if path in experts else name
+            paths.setdefault(called, []).append(path)
     return {
         name: (
             len(found),
