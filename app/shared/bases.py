@@ -70,8 +70,8 @@ def shapes_of(base: Base) -> dict[str, tuple[int, int]]:
 
 
 def experts_in(base: Base) -> dict[str, ExpertShape]:
-    """The fused parameters of its experts that adapters can be on, stored beside the linear layers with the number
-    of experts behind; none of a base that an earlier release added.
+    """The fused parameters of its experts that adapters can be on, stored beside the linear layers with the
+    number of experts behind; none of a base that an earlier release added.
     """
     return {path: ExpertShape(*map(int, one)) for path, one in base.layer_shapes.items() if len(one) == 3}
 
@@ -89,7 +89,9 @@ def wholes_in(base: Base) -> Wholes:
 def wholes_for(base: Base, options: TrainingOptions) -> Wholes:
     """The same where these options ask for more of a base than its linear layers; else nothing."""
     lora, paths = options.lora, shapes_of(base)
-    is_layers = all(name in WORDS or any(ends_with(path, name) for path in paths) for name in lora.target_names)
+    is_layers = all(
+        name in WORDS or any(ends_with(path, name) for path in paths) for name in lora.target_names
+    )
     return wholes_in(base) if lora.trains_wholes or lora.parameter_names or not is_layers else Wholes()
 
 
@@ -101,8 +103,8 @@ def config_of(base: Base) -> dict[str, Any]:
 
 
 def experts_of(registry: Registry, base: Base, lora: LoraConfig | None = None) -> str:
-    """A sentence on experts that are no linear layers, and whether this configuration is on them; empty for a base
-    without such.
+    """A sentence on experts that are no linear layers, and whether this configuration is on them; empty for a
+    base without such.
     """
     return about_experts(tensors_of(registry, base), shapes_of(base), experts_in(base), lora)
 

@@ -27,7 +27,8 @@ def parts_of_fused(
     folder: Path, stored: Iterable[str]
 ) -> dict[str, tuple[WeightConverter, dict[str, list[str]]]]:
     """By the names in the model what transformers makes each of that is made of several tensors: by which
-    converter, and of which in the files, by the pattern of the converter that names them. Raises InvalidModel.
+    converter, and of which in the files, by the pattern of the converter that names them. Raises
+    InvalidModel.
     """
     found: dict[str, tuple[WeightConverter, dict[str, list[str]]]] = {}
     for called, pattern, name, there, converters in _called(folder, stored):

@@ -34,8 +34,8 @@ class Part:
 
     @functools.cached_property
     def factors(self) -> dict[str, LayerFactors]:
-        """Its ΔW by layer, and of experts by expert. Raises InvalidAdapter if its kind has no low-rank factors,
-        or it is more than these.
+        """Its ΔW by layer, and of experts by expert. Raises InvalidAdapter if its kind has no low-rank
+        factors, or it is more than these.
         """
         self.adapter.require_factors_alone("a combination")
         return apart(self.adapter.low_rank())

@@ -29,8 +29,8 @@ class LayerWeights:
 
 
 class LayerFactors(LayerWeights):
-    """One layer of a low-rank adapter: A [r, in], B [out, r] and the scale α/r. Of a fused parameter of experts
-    one of each for every expert: A [E, r, in], B [E, out, r].
+    """One layer of a low-rank adapter: A [r, in], B [out, r] and the scale α/r. Of a fused parameter of
+    experts one of each for every expert: A [E, r, in], B [E, out, r].
     """
 
     def __init__(self, A: Tensor, B: Tensor, scale: float) -> None:
@@ -150,8 +150,8 @@ class AdapterWeights:
         """Raise InvalidAdapter where `what` has no place for adapters on experts."""
         if self.experts:
             raise InvalidAdapter(
-                f"It has factors on experts ({self.experts[0]}, {len(self.experts)} such parameters), for which "
-                f"{what} has no place here; export it merged, which is exact, or as PEFT's."
+                f"It has factors on experts ({self.experts[0]}, {len(self.experts)} such parameters), for "
+                f"which {what} has no place here; export it merged, which is exact, or as PEFT's."
             )
 
     @property

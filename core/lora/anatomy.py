@@ -98,7 +98,8 @@ def subspace_similarity(one: Tensor, other: Tensor) -> Tensor:
 
 
 def compare_subspaces(one: AdapterWeights, other: AdapterWeights) -> dict[str, Tensor]:
-    """For each layer, no experts, that both adapters change: φ(i, j) of the input directions of their ΔW, [rank₁, rank₂].
+    """For each layer, no experts, that both adapters change: φ(i, j) of the input directions of their ΔW,
+    [rank₁, rank₂].
 
     Raises InvalidAdapter if no layer is changed by both, or one of them is not low-rank.
     """

@@ -77,8 +77,8 @@ class LoraConfig(Config):
     target_parameters: str = option(
         "",
         "Experts",
-        "LoRA on the experts of a mixture as well, on each expert its own (PEFT's target_parameters). Empty for "
-        "attention and the layers that all tokens share. It multiplies what is trained by the number of "
+        "LoRA on the experts of a mixture as well, on each expert its own (PEFT's target_parameters). Empty "
+        "for attention and the layers that all tokens share. It multiplies what is trained by the number of "
         "experts, and each expert learns from its tokens alone. Routers stay frozen.",
         several=((EXPERTS, "All experts of all chosen layers"),),
         subject="Adapter",
@@ -240,12 +240,18 @@ class LoraConfig(Config):
         kind = ADAPTER_KINDS.get(self.kind)
         if not kind.takes_experts:
             raise InvalidConfig(
-                f"target_parameters is for plain LoRA alone: {kind.label} cannot be on experts; leave it empty."
+                f"target_parameters is for plain LoRA alone: {kind.label} cannot be on experts; leave it "
+                "empty."
             )
         if self.dropout:
             raise InvalidConfig(
                 "target_parameters: there is no dropout on experts, as in PEFT, whose ΔW is added to the "
                 "weights; set dropout to 0."
+            )
+        if self.parts:
+            raise InvalidConfig(
+                "enable_lora chooses parts of layers by their names, which experts share; leave it or "
+                "target_parameters empty."
             )
         if self.on_top_of:
             raise InvalidConfig(

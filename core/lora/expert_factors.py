@@ -25,8 +25,8 @@ def _each(path: str, factors: LayerFactors) -> dict[str, LayerFactors]:
 
 
 def together(layers: Mapping[str, LayerFactors], experts: Collection[str]) -> dict[str, LayerFactors]:
-    """The reverse, for the fused parameters at these paths: the scales folded into B, lower ranks filled up with
-    zeros.
+    """The reverse, for the fused parameters at these paths: the scales folded into B, lower ranks filled up
+    with zeros.
     """
     found = {name: one for name, one in layers.items() if name.rpartition(".")[0] not in experts}
     for path in dict.fromkeys(experts):

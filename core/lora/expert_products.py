@@ -1,5 +1,5 @@
-"""What the experts of a mixture compute with adapters: token-expert pairs sorted by expert and adapter, and one
-grouped product for all pairs of one matrix.
+"""What the experts of a mixture compute with adapters: token-expert pairs sorted by expert and adapter, and
+one grouped product for all pairs of one matrix.
 
 ΔW of an expert is never formed: a pair x gets x·A_eᵀ·B_eᵀ of its own adapter beside x·W_eᵀ.
 """
@@ -56,7 +56,9 @@ def sorted_pairs(top_k_index: Tensor, experts: int, adapters: int) -> Pairs:
 
 
 def grouped_product(x: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
-    """x [P, n] times matrices [G, n, m]: rows up to ends[g] belong to group g. Returns [P, m]; differentiable."""
+    """x [P, n] times matrices [G, n, m]: rows up to ends[g] belong to group g. Returns [P, m];
+    differentiable.
+    """
     if _has_kernel(x, matrices):
         return F.grouped_mm(x, matrices, offs=ends)
     starts = [0, *ends.tolist()]
@@ -75,8 +77,8 @@ def _has_kernel(x: Tensor, matrices: Tensor) -> bool:
 
 
 def added_to_pairs(x: Tensor, A: Tensor, B: Tensor, scale: Tensor, pairs: Pairs) -> Tensor:
-    """scale·B_e·A_e·x for sorted pairs x [P, in]; A [K, E, r, in], B [K, E, out, r], scale [K], all in x's dtype.
-    Returns [P, out].
+    """scale·B_e·A_e·x for sorted pairs x [P, in]; A [K, E, r, in], B [K, E, out, r], scale [K], all in x's
+    dtype. Returns [P, out].
     """
     low = grouped_product(x, _by_group(A), pairs.group_ends) * scale[pairs.adapter, None]
     return grouped_product(low, _by_group(B), pairs.group_ends)
@@ -88,8 +90,8 @@ def _by_group(factors: Tensor) -> Tensor:
 
 
 def added_to_few(x: Tensor, A: Tensor, B: Tensor, scale: Tensor, slots: Tensor, pairs: Pairs) -> Tensor:
-    """The same for fewer pairs than there are matrices, of adapters chosen by slots [K]: what each pair needs is
-    picked.
+    """The same for fewer pairs than there are matrices, of adapters chosen by slots [K]: what each pair needs
+    is picked.
     """
     slot = slots[pairs.adapter]
     low = torch.bmm(A[slot, pairs.expert], x[:, :, None]) * scale[slot, None, None]

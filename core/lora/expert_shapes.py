@@ -16,7 +16,9 @@ EXPERTS = "experts"
 
 
 class ExpertShape(tuple[int, int]):
-    """(in_features, out_features) that each expert has of a fused parameter, and how many experts there are."""
+    """(in_features, out_features) that each expert has of a fused parameter, and how many experts there
+    are.
+    """
 
     experts: int
 

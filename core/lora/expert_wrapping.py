@@ -1,5 +1,5 @@
-"""Put LoraExperts into a model, once and only when an adapter first needs them, and see that they compute what
-the model's own experts do.
+"""Put LoraExperts into a model, once and only when an adapter first needs them, and see that they compute
+what the model's own experts do.
 """
 
 from __future__ import annotations
@@ -53,19 +53,20 @@ def _require_same(path: str, experts: LoraExperts) -> None:
     """Raise InvalidModel unless the experts without adapters give what the module's own loop gives."""
     weight = next(iter(experts.base.parameters()))
     generator = torch.Generator().manual_seed(0)
-    width, count = next(iter(experts.shapes.values()))[0], next(iter(experts.shapes.values())).experts
+    shape = next(iter(experts.shapes.values()))
+    width, count = shape[0], shape.experts
     x = torch.randn(_TOKENS, width, generator=generator).to(weight.device, weight.dtype)
     chosen = torch.stack(
         [torch.randperm(count, generator=generator)[: min(_EACH, count)] for _ in range(_TOKENS)]
     ).to(weight.device)
     weights = torch.rand(chosen.shape, generator=generator).to(weight.device, weight.dtype)
     plain = getattr(type(experts.base).forward, "__wrapped__", type(experts.base).forward)
-    wanted, found = plain(experts.base, x, chosen, weights), experts.computed(x, chosen, weights, None, None)
-    far = _distance(wanted, found)
+    wanted = plain(experts.base, x, chosen, weights)
+    far = _distance(wanted, experts.computed((x, chosen, weights), None, None))
     if not far <= _ALLOWED.get(weight.dtype, _ALLOWED_IN_16_BITS):
         raise InvalidModel(
-            f"The experts {path} ({type(experts.base).__name__}) are computed in a way that is not known here: "
-            f"what is known differs by {far:.1%}. Leave target_parameters empty."
+            f"The experts {path} ({type(experts.base).__name__}) are computed in a way that is not known "
+            f"here: what is known differs by {far:.1%}. Leave target_parameters empty."
         )
 
 
@@ -74,18 +75,18 @@ def _distance(wanted: Tensor, found: Tensor) -> float:
 
 
 def _require_rows_in_order(model: PreTrainedModel, experts: Mapping[str, nn.Module]) -> None:
-    """Raise InvalidModel, with their paths, for experts that are not given the tokens of all rows in order: which
-    adapter a token has follows from its place.
+    """Raise InvalidModel, with their paths, for experts that are not given the tokens of all rows in order:
+    which adapter a token has follows from its place.
     """
-    size = int(model.get_input_embeddings().weight.shape[0])
+    size = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
     ids = (torch.arange(2 * _LENGTH, device=model.device) * 7 % size).view(2, -1)
     both, one = _given(model, experts, ids), _given(model, experts, ids[:1])
     strange = [path for path in experts if not _begins_with(both.get(path), one.get(path))]
     if strange:
         raise InvalidModel(
             f"{type(model).__name__} gives {strange[0]} ({len(strange)} such modules) other things than the "
-            "tokens of all rows in order, so adapters on these experts cannot be used. Leave target_parameters "
-            "empty."
+            "tokens of all rows in order, so adapters on these experts cannot be used. Leave "
+            "target_parameters empty."
         )
 
 

@@ -22,12 +22,12 @@ def about_experts(
     fused: Mapping[str, ExpertShape],
     lora: LoraConfig | None = None,
 ) -> str:
-    """A sentence on the experts that no choice of target modules reaches, and whether `lora` is on them; empty
-    if there are none.
+    """A sentence on the experts that no choice of target modules reaches, and whether `lora` is on them;
+    empty if there are none.
 
     tensors: shapes by name, as the files hold them. Files may hold each expert by itself where the model
-    computes them as one, so what counts are the linear layers that there are in the end. fused: the parameters
-    of experts that can have factors.
+    computes them as one, so what counts are the linear layers that there are in the end. fused: the
+    parameters of experts that can have factors.
     """
     of_experts = {name: math.prod(shape) for name, shape in tensors.items() if _is_of_experts(name, shape)}
     reached = sum(math.prod(shape) for path, shape in layers.items() if _EXPERTS in f"{path}.")
@@ -49,8 +49,8 @@ def about_experts(
 def _with_adapters(paths: Sequence[str], fused: Mapping[str, ExpertShape]) -> str:
     each = max(fused[path].experts for path in paths)
     return (
-        f"Each of the {each} experts of {len({layer_number(path) for path in paths})} layers gets factors of its "
-        "own and learns from the tokens alone that are sent to it; which these are does not change."
+        f"Each of the {each} experts of {len({layer_number(path) for path in paths})} layers gets factors of "
+        "its own and learns from the tokens alone that are sent to it. The router stays frozen."
     )
 
 

@@ -75,8 +75,8 @@ def decompose(factors: LayerFactors) -> Decomposition:
 
 
 def singular_values(factors: LayerFactors) -> Tensor:
-    """The singular values of ΔW, descending, [min(r, in, out)], float64; of experts those of all together, as of
-    one matrix with their ΔW along its diagonal.
+    """The singular values of ΔW, descending, [min(r, in, out)], float64; of experts those of all together, as
+    of one matrix with their ΔW along its diagonal.
     """
     R_B = torch.linalg.qr(factors.B.double() * factors.scale, mode="r").R
     R_A = torch.linalg.qr(factors.A.double().mT, mode="r").R

@@ -116,8 +116,8 @@ class MixedStack(nn.Module):
 
 
 class SplitStack(nn.Module):
-    """One layer's stacks of several banks, each for its own rows of the batch; None where a bank does not target
-    the layer.
+    """One layer's stacks of several banks, each for its own rows of the batch; None where a bank does not
+    target the layer.
 
     A module, since a layer takes no other thing in the place of the stack of a bank.
     """

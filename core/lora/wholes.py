@@ -22,8 +22,8 @@ BIAS_ON_B = ".lora_B.bias"
 """Behind the path of a layer: what lora_bias adds to B·A·x before the scale."""
 
 _NO_EXPERTS = (
-    "There are none, they are linear layers that target_modules names, or they are computed in a way on which "
-    "adapters are not known here. A base that was added by an earlier release has to be added again."
+    "There are none, they are linear layers that target_modules names, or they are computed in a way on "
+    "which adapters are not known here. A base that was added by an earlier release has to be added again."
 )
 
 V = TypeVar("V")

@@ -26,8 +26,8 @@ class ModelLayers(dict[str, LoraLinear]):
         super().__init__(layers)
         self.model = model
 
-    def __missing__(self, path: str) -> LoraEmbedding | ExpertParameter:  # type: ignore[override]
-        """An embedding or a fused parameter of experts, which are no linear layers but can have factors, too."""
+    def __missing__(self, path: str) -> LoraEmbedding | ExpertParameter:
+        """An embedding or a fused parameter of experts: no linear layers, but they can have factors, too."""
         owner, _, name = path.rpartition(".")
         if expert_shapes(self.model.get_submodule(owner)):
             return wrapped_experts(self.model, owner).fused[name]  # type: ignore[return-value]

@@ -1,7 +1,7 @@
 """Where a base's files hold the fused parameters of experts: each as one tensor, or every expert by itself.
 
-transformers fuses experts when it loads them: it stacks the experts, and lays the rows of gate and up behind each
-other (MergeModulelist and Concatenate in core_model_loading.py). What a merge adds goes the way back.
+transformers fuses experts when it loads them: it stacks the experts, and lays the rows of gate and up behind
+each other (MergeModulelist and Concatenate in core_model_loading.py). What a merge adds goes the way back.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def _each(
     """Of a fused parameter that the files hold expert by expert."""
     if parts is None or not _is_known(parts[0]):
         raise InvalidAdapter(
-            f"The base's files hold {path} in an arrangement from which it is not known what belongs to which "
-            "expert, so the adapter cannot be merged into it. Use it as an adapter."
+            f"The base's files hold {path} in an arrangement from which it is not known what belongs to "
+            "which expert, so the adapter cannot be merged into it. Use it as an adapter."
         )
     converter, names = parts
     found, first = {}, 0
@@ -87,8 +87,8 @@ def _each(
     experts, outputs = factors.B.shape[:2]
     if len(found) != experts * len(converter.source_patterns) or first != outputs:
         raise InvalidAdapter(
-            f"The base's files hold {len(found)} tensors for {path}, which has {experts} experts with {outputs} "
-            "outputs each; they are incomplete."
+            f"The base's files hold {len(found)} tensors for {path}, which has {experts} experts with "
+            f"{outputs} outputs each; they are incomplete."
         )
     return found
 

@@ -96,8 +96,8 @@ class Source:
         return None if bool(touched.all()) else touched
 
     def at(self, row: int) -> tuple[Source, int]:
-        """This source where it is a matrix, and the number of a row there; of experts in one tensor [E, …, …] that
-        of the expert whose matrix the row of the tensor stands in, and the row's number in it.
+        """This source where it is a matrix, and the number of a row there; of experts in one tensor [E, …, …]
+        that of the expert whose matrix the row of the tensor stands in, and the row's number in it.
         """
         if self.factors is None or not self.factors.of_experts:
             return self, row
@@ -494,7 +494,7 @@ def weight_norms(
 ) -> dict[str, float]:
     """‖W‖ by module path of the layers that the adapter changes, one in memory at a time."""
     targeted = [one for rows in sources(base_folder, adapter, transposed) for one in rows if one.module]
-    norms = {}
+    norms: dict[str, float] = {}
     for number, source in enumerate(targeted):
         report(Progress(f"Measuring {source.entry.name}", number / len(targeted)))
         weight = merged_weight(replace(source, factors=None, lengths=None))

@@ -1,4 +1,6 @@
-"""Adapters on experts, from the command line's plan to a merged model, on bases whose files keep them in two ways."""
+"""Adapters on experts, from the command line's plan to a merged model, on bases whose files keep them in two
+ways.
+"""
 
 import json
 

@@ -13,7 +13,10 @@ from core.base_model.skeleton import skeleton
 from core.combine.blending import blended
 from core.combine.combining import Part, combine, resize
 from core.combine.config import CombineConfig
-from core.errors import InvalidAdapter
+from core.errors import InvalidAdapter, InvalidConfig
+from core.events import StepDone
+from core.generate.config import GenerationConfig
+from core.generate.decode import Decoder, RowRequest
 from core.lora.adapter import LayerFactors
 from core.lora.anatomy import anatomy
 from core.lora.bank import AdapterBank, loaded_bank
@@ -21,13 +24,15 @@ from core.lora.config import LoraConfig
 from core.lora.foreign.fit import fit
 from core.lora.foreign.look import look
 from core.lora.foreign.take import take
+from core.lora.peft.expert_names import taken_for_experts
 from core.lora.peft.files import differing_layers, load_adapter, save_adapter, save_checked
 from core.merge.verify import differing_tensors, verify_merge
 from core.reporting import silent
 from core.train.config import TrainConfig
-from core.train.group import TrainingGroup
+from core.train.group import TrainingGroup, alone
+from core.train.run_state import RunState
 from tests.conftest import _save
-from tests.core.families import tiny_model
+from tests.core.families import GENERAL, QUICK, tiny_model
 from tests.core.helpers import (
     PROBE,
     load,
@@ -42,15 +47,26 @@ from tests.core.test_general_way import _figures, _rows
 from tests.core.test_merge import _export
 
 FAMILIES = ("mixtral", "qwen3_moe", "gpt_oss")
+"""Of two ways, with and without biases, and with files that keep experts in two ways."""
+OTHERS = (
+    *("afmoe", "deepseek_v2", "ernie4_5_moe", "flex_olmo", "glm4_moe", "glm4_moe_lite", "granitemoe"),
+    *("granitemoehybrid", "hunyuan_v1_moe", "jamba", "minimax", "minimax_m2", "nemotron_h", "olmoe"),
+    *("phimoe", "qwen2_moe", "qwen3_5_moe_text", "qwen3_next"),
+)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def folder(request, tokenizer, tmp_path_factory):
-    model = tiny_model(request.param)
+    return made(request.param, tokenizer, tmp_path_factory.mktemp(request.param))
+
+
+def made(family, tokenizer, folder):
+    model = tiny_model(family, **{**QUICK, **GENERAL}[family])
     generator = torch.Generator().manual_seed(2)
-    for parameter in model.parameters():  # so large that tokens go to different experts
-        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
-    return _save(model, tokenizer, tmp_path_factory.mktemp(request.param) / request.param)
+    for name, parameter in model.named_parameters():  # so large that tokens go to different experts
+        if parameter.dim() > 1 and "conv" not in name:
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
+    return _save(model, tokenizer, folder / family)
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +104,27 @@ def test_logits_are_those_of_pefts_target_parameters(base, folder, tmp_path, onl
     without = logits(peft_from(folder, _saved(tmp_path / "plain", adapter_on(base, experts=False), base)))
     assert difference(wanted, without) > 0.05, "the experts' part is too small to be tested"
     assert difference(wanted, plain) > 0.05
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_so_are_those_of_other_families_and_of_what_is_merged(tokenizer, tmp_path, family):
+    folder = made(family, tokenizer, tmp_path)
+    base = load(folder)
+    adapter = adapter_on(base)
+    taken = taken_for_experts(base.model.config.model_type, base.layer_shapes)  # PEFT leaves these out
+    adapter = replace(adapter, layers={path: one for path, one in adapter.layers.items() if path not in taken})
+    assert adapter.experts
+    with loaded_bank(base.layers, [adapter]).use():
+        found = logits(base.model)
+    near(logits(peft_from(folder, _saved(tmp_path / "saved", adapter, base))), found)
+    _export(folder, adapter, tmp_path / "merged")
+    near(logits(plain_model(tmp_path / "merged")), found)
+
+
+def test_experts_in_a_way_that_is_not_known_are_refused(tokenizer, tmp_path):
+    base = load(made("llama4_text", tokenizer, tmp_path))
+    with pytest.raises(InvalidConfig, match="computed in a way on which adapters are not known here"):
+        train_alone(base, _rows("hello", 6), LoraConfig(**ON_EXPERTS), TrainConfig(**SHARED))
 
 
 def _saved(folder, adapter, base):
@@ -200,12 +237,60 @@ def test_runs_learn_together_what_each_learns_alone(base):
         assert all(bool(adapter.layers[path].tensors["B"].any()) for path in adapter.experts)
 
 
+def _until(group, step):
+    """Adapter and state behind a step, and in the end the adapter."""
+    found = {}
+    for event in alone(group):
+        if isinstance(event, StepDone) and event.step == step and group.told("run", step):
+            found["then"] = group.adapter("run"), group.state("run")
+        if group.runs:
+            found["end"] = group.adapter("run")
+    return found
+
+
+def test_a_run_goes_on_from_a_checkpoint_bit_for_bit(base, tmp_path):
+    wanted = request(
+        base,
+        _rows("hello", 8),
+        LoraConfig(rank=2, **ON_EXPERTS),
+        TrainConfig(seed=1, **SHARED | {"max_steps": 5}),
+    )
+    whole = _until(TrainingGroup(base, [wanted]), 2)
+    adapter, state = whole["then"]
+    folder = _saved(tmp_path / "adapter", adapter, base)
+    state.save(tmp_path)
+    there = load_adapter(folder, base.layer_shapes, base.head, base.wholes), RunState.load(tmp_path)
+    went_on = _until(TrainingGroup(base, [replace(wanted, resume=there)]), 0)["end"]
+    assert went_on.experts
+    for path, layer in whole["end"].layers.items():
+        assert layer.equals(went_on.layers[path])
+
+
+def test_answers_are_those_that_transformers_gives_with_pefts_adapter(base, folder, tmp_path):
+    """Two adapters and the plain base in one batch."""
+    adapters = [None, adapter_on(base, 1), adapter_on(base, 2, only="down_proj")]
+    prompts = [list(range(3, 9)), list(range(7, 19)), list(range(5, 8))]
+    config = GenerationConfig(temperature=0.0, max_tokens=6)
+    rows = [RowRequest(ids, slot, config) for slot, ids in enumerate(prompts)]
+    decoder = Decoder(base, loaded_bank(base.layers, adapters), rows, ends=())
+    kept = list(decoder._rows)
+    for _ in decoder.steps():
+        pass
+    for slot, (ids, row) in enumerate(zip(prompts, kept, strict=True)):
+        saved = _saved(tmp_path / str(slot), adapters[slot], base) if slot else None
+        model = peft_from(folder, saved) if saved else plain_model(folder)
+        model.generation_config.eos_token_id = None
+        found = model.generate(input_ids=torch.tensor([ids]), max_new_tokens=6, do_sample=False)
+        assert row.ids == found[0, len(ids) :].tolist()
+
+
 def test_a_merged_model_is_base_plus_adapter(base, folder, tmp_path, monkeypatch):
     """The files of Mixtral and Qwen hold each expert by itself, those of gpt-oss all in one tensor."""
     adapter = adapter_on(base)
     _export(folder, adapter, tmp_path / "merged")
     found = verify_merge(folder, adapter, tmp_path / "merged", silent)
-    assert found.passed and found.relative_difference < 1e-5, found.sentence()
+    assert found.passed, found.sentence()
+    assert found.relative_difference < 1e-5
     with loaded_bank(base.layers, [adapter]).use():
         near(logits(base.model), logits(plain_model(tmp_path / "merged")))
     transposed = skeleton(folder).transposed
@@ -224,7 +309,7 @@ def test_a_merged_model_is_base_plus_adapter(base, folder, tmp_path, monkeypatch
 
 def test_a_part_of_the_experts_is_merged_alone(base, folder, tmp_path):
     adapter = adapter_on(base, only="down_proj")
-    _export(folder, adapter, tmp_path / "merged", dtype="bfloat16")
+    _export(folder, adapter, tmp_path / "merged")
     assert verify_merge(folder, adapter, tmp_path / "merged", silent).passed
 
 
@@ -277,7 +362,7 @@ def test_the_anatomy_of_experts_is_that_of_all_together(base):
 
 
 def test_a_server_that_does_not_know_target_parameters_is_refused(base, folder, tmp_path):
-    with pytest.raises(InvalidAdapter, match="factors on experts .* export it merged"):
+    with pytest.raises(InvalidAdapter, match=r"factors on experts .* export it merged"):
         _export(folder, adapter_on(base), tmp_path / "out", format="vllm")
 
 

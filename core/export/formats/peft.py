@@ -69,8 +69,8 @@ class Peft(ExportFormat):
             ]
         if experts:
             return [
-                "It has factors on experts (target_parameters), which PEFT loads; vLLM, llama.cpp and others that "
-                "know the factors of layers alone do not. For them, export it merged."
+                "It has factors on experts (target_parameters), which PEFT loads; vLLM, llama.cpp and others "
+                "that know the factors of layers alone do not. For them, export it merged."
             ]
         if what.adapter.wholes:
             return [

@@ -96,8 +96,9 @@ class AdapterKind:
     """Whether it can be on some parts alone of a layer that holds several; see core/lora/fused.py."""
 
     takes_experts = False
-    """Whether it can be on fused parameters of experts; see core/lora/expert_shapes.py. Each of its tensors has
-    one for each expert there, with the experts in front."""
+    """Whether it can be on fused parameters of experts; see core/lora/expert_shapes.py. Each of its tensors
+    has one for each expert there, with the experts in front.
+    """
 
     def biases_on_b(self, own: Any) -> bool:
         """Whether a bias is trained beside B on each targeted layer, added before the scale (PEFT's

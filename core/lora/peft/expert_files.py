@@ -1,9 +1,9 @@
 """Adapters on experts in PEFT's files: target_parameters, and the factors of all experts in one tensor.
 
-PEFT 0.21 (ParamWrapper in peft/tuners/lora/layer.py) keeps A as [E·r, in], expert by expert, and B as [out, r·E], the
-experts of each rank beside each other. It wraps the module once for each of its parameters, the later one around
-the earlier, so the keys name no parameter: that of the last stands under the module's path, that of the one
-before behind base_layer. Needs no torch.
+PEFT 0.21 (ParamWrapper in peft/tuners/lora/layer.py) keeps A as [E·r, in], expert by expert, and B as [out,
+r·E], the experts of each rank beside each other. It wraps the module once for each of its parameters, the
+later one around the earlier, so the keys name no parameter: that of the last stands under the module's path,
+that of the one before behind base_layer. Needs no torch.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def check_parameters(config: Mapping[str, Any], takes_experts: bool) -> None:
 
 
 def targeted_experts(config: Mapping[str, Any], experts: Collection[str]) -> list[str]:
-    """The fused parameters, of these, that a checked configuration targets. Raises InvalidAdapter for a name that
-    is none of them.
+    """The fused parameters, of these, that a checked configuration targets. Raises InvalidAdapter for a name
+    that is none of them.
     """
     names = config.get(KEY) or []
     if unknown := [name for name in names if not any(is_among(path, [name]) for path in experts)]:
@@ -90,8 +90,8 @@ def as_computed(tensors: Mapping[str, Tensor], experts: int) -> dict[str, Tensor
 
 
 def naming_parameters(held: Collection[str], there: Collection[str] = ()) -> list[str]:
-    """target_parameters of an adapter on these: the last two parts where in a base with those that are `there`
-    they mean no others, else full paths.
+    """target_parameters of an adapter on these: the last two parts where in a base with those that are
+    `there` they mean no others, else full paths.
     """
     short = sorted({".".join(path.split(".")[-2:]) for path in held})
     means = {path for path in there if is_among(path, short)}
@@ -102,6 +102,6 @@ def require_all(found: Collection[str], targeted: Sequence[str]) -> None:
     """Raise InvalidAdapter unless the factors in a file are those of the targeted fused parameters."""
     if missing := sorted({*targeted} - {*found}):
         raise InvalidAdapter(
-            f"{KEY} names {missing[0]} in this base, and the file holds no factors for it ({len(missing)} such "
-            "parameters)."
+            f"{KEY} names {missing[0]} in this base, and the file holds no factors for it "
+            f"({len(missing)} such parameters)."
         )

@@ -64,8 +64,8 @@ def save_adapter(
     header.
 
     recorded: what else the header should say, such as the tokenizer's hash. modules: the paths of its base's
-    linear layers; where they are known, short names stand for the layers if they mean no others. experts: those
-    of its fused parameters, likewise.
+    linear layers; where they are known, short names stand for the layers if they mean no others. experts:
+    those of its fused parameters, likewise.
     """
     kind = ADAPTER_KINDS.get(adapter.kind)
     tensors: dict[str, torch.Tensor] = {}
