@@ -13,6 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _ALIGNED = 16  # bytes, of the rows that a grouped kernel reads
+_KERNELS = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.bfloat16,)}
+"""By the kind of device the dtypes that one launch multiplies; of others torch takes one group at a time,
+too.
+"""
 
 
 @dataclass(frozen=True)
@@ -67,13 +71,15 @@ def grouped_product(x: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
 
 
 def _has_kernel(x: Tensor, matrices: Tensor) -> bool:
-    """Whether CUDA multiplies groups of this dtype and these widths in one launch."""
-    if not (x.is_cuda and x.dtype == torch.bfloat16 and hasattr(F, "grouped_mm")):
-        return False
+    """Whether torch multiplies all groups at once, of this dtype and these widths, on this device."""
     widths = (x.shape[-1], matrices.shape[-1])
-    return torch.cuda.get_device_capability(x.device) >= (8, 0) and not any(
-        width * x.element_size() % _ALIGNED for width in widths
-    )
+    aligned = not any(width * x.element_size() % _ALIGNED for width in widths)
+    return aligned and x.dtype in _KERNELS.get(x.device.type, ()) and _is_capable(x.device)
+
+
+def _is_capable(device: torch.device) -> bool:
+    there = hasattr(F, "grouped_mm")
+    return there and (device.type == "cpu" or torch.cuda.get_device_capability(device) >= (8, 0))
 
 
 def added_to_pairs(x: Tensor, A: Tensor, B: Tensor, scale: Tensor, pairs: Pairs) -> Tensor:

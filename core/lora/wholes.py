@@ -152,6 +152,10 @@ def require_no_wholes(config: LoraConfig, own: Config) -> None:
             "An adapter that classifies trains the head that tells its labels, and no modules_to_save, bias "
             "or lora_bias beside it; leave them out."
         )
+    if config.parameter_names:
+        raise InvalidConfig(
+            "An adapter that classifies is on linear layers alone; leave target_parameters empty."
+        )
 
 
 def module_of(name: str) -> str:

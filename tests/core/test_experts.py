@@ -1,5 +1,6 @@
 """Adapters on the experts of a mixture, beside PEFT's target_parameters."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,9 @@ from peft import get_peft_model
 from safetensors.torch import load_file
 
 from core.base_model.general_agreement import difference
+from core.base_model.sink_attention import NAME as SINKS
 from core.base_model.skeleton import skeleton
+from core.base_model.way import Way
 from core.combine.blending import blended
 from core.combine.combining import Part, combine, resize
 from core.combine.config import CombineConfig
@@ -17,6 +20,7 @@ from core.errors import InvalidAdapter, InvalidConfig
 from core.events import StepDone
 from core.generate.config import GenerationConfig
 from core.generate.decode import Decoder, RowRequest
+from core.lora import expert_products
 from core.lora.adapter import LayerFactors
 from core.lora.anatomy import anatomy
 from core.lora.bank import AdapterBank, loaded_bank
@@ -24,8 +28,10 @@ from core.lora.config import LoraConfig
 from core.lora.foreign.fit import fit
 from core.lora.foreign.look import look
 from core.lora.foreign.take import take
+from core.lora.kinds.lora import LoraOptions
 from core.lora.peft.expert_names import taken_for_experts
 from core.lora.peft.files import differing_layers, load_adapter, save_adapter, save_checked
+from core.lora.wholes import require_no_wholes
 from core.merge.verify import differing_tensors, verify_merge
 from core.reporting import silent
 from core.train.config import TrainConfig
@@ -112,7 +118,8 @@ def test_so_are_those_of_other_families_and_of_what_is_merged(tokenizer, tmp_pat
     base = load(folder)
     adapter = adapter_on(base)
     taken = taken_for_experts(base.model.config.model_type, base.layer_shapes)  # PEFT leaves these out
-    adapter = replace(adapter, layers={path: one for path, one in adapter.layers.items() if path not in taken})
+    kept = {path: one for path, one in adapter.layers.items() if path not in taken}
+    adapter = replace(adapter, layers=kept)
     assert adapter.experts
     with loaded_bank(base.layers, [adapter]).use():
         found = logits(base.model)
@@ -371,3 +378,76 @@ def test_an_export_for_peft_says_who_reads_it(base, folder, tmp_path):
     assert any("target_parameters" in one for one in facts["warnings"])
     with loaded_bank(base.layers, [adapter_on(base)]).use():
         near(logits(base.model), logits(peft_from(folder, tmp_path / "out")))
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"dropout": 0.1}, "no dropout on experts, as in PEFT"),
+        ({"kind": "dora"}, "DoRA cannot be on experts"),
+        ({"enable_lora": "gate_up_proj=up"}, "enable_lora chooses parts"),
+        ({"on_top_of": "other"}, "no learning on top"),
+    ],
+)
+def test_what_experts_cannot_have_is_refused_before_anything_starts(options, why):
+    with pytest.raises(InvalidConfig, match=why):
+        LoraConfig(target_parameters="experts", **options)
+
+
+def test_a_bias_on_b_and_a_classifier_are_refused_on_experts(base):
+    lora = LoraConfig(**ON_EXPERTS)
+    with pytest.raises(InvalidConfig, match="no bias on B of experts"):
+        base.wholes.targetable(base.layer_shapes, lora, LoraOptions(lora_bias=True))
+    with pytest.raises(InvalidConfig, match="leave target_parameters empty"):
+        require_no_wholes(lora, LoraOptions())
+
+
+@pytest.mark.parametrize(
+    ("setting", "why"),
+    [
+        ({"lora_dropout": 0.1}, "does not go with lora_dropout"),
+        ({"target_parameters": ["experts.other"]}, "names experts.other; in this base there are experts"),
+        ({"target_parameters": ["experts.down_proj"]}, "The base has no layer .*base_layer"),
+        ({"target_parameters": "experts"}, "must be a list"),
+    ],
+)
+def test_files_that_cannot_be_right_are_refused(base, tmp_path, setting, why):
+    folder = _saved(tmp_path / "one", adapter_on(base), base)
+    told = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(told | setting))
+    with pytest.raises(InvalidAdapter, match=why):
+        load_adapter(folder, base.layer_shapes, base.head, base.wholes)
+
+
+@pytest.mark.parametrize("width", [8, 3])
+def test_one_grouped_product_is_that_of_each_group(monkeypatch, width):
+    """Also where a group is empty, and in widths that no kernel reads."""
+    torch.manual_seed(0)
+    x, matrices = torch.randn(9, 16, requires_grad=True), torch.randn(4, width, 16, requires_grad=True)
+    ends, found = torch.tensor([0, 4, 4, 9], dtype=torch.int32), []
+    for kernels in ({}, expert_products._KERNELS):
+        monkeypatch.setattr(expert_products, "_KERNELS", kernels)
+        y = expert_products.grouped_product(x, matrices.transpose(1, 2), ends)
+        found.append((y, *torch.autograd.grad(y.square().sum(), (x, matrices))))
+    by_hand = torch.cat([x[:4] @ matrices[1].T, x[4:] @ matrices[3].T])
+    torch.testing.assert_close(found[0][0], by_hand)
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_sinks_are_computed_by_a_fused_kernel(tokenizer, tmp_path):
+    base = load(made("gpt_oss", tokenizer, tmp_path))
+    assert base.way == Way(False, SINKS, experts="grouped_mm")
+    plain, found = plain_model(base.folder), {}
+    plain.set_attn_implementation("eager")
+    plain.set_experts_implementation("eager")
+    ids = torch.arange(3, 73).reshape(2, 35)
+    for model in (plain, base.model):
+        states = model.get_input_embeddings()(ids).detach().requires_grad_()
+        logits_ = model(inputs_embeds=states, use_cache=False).logits
+        found[model] = logits_, torch.autograd.grad(logits_.square().sum(), states)[0]
+    for wanted, one in zip(found[plain], found[base.model], strict=True):
+        near(wanted.detach(), one.detach())
+    with torch.no_grad():
+        base.model.model.layers[0].self_attn.sinks += 3.0
+        assert difference(found[plain][0].detach(), base.model(input_ids=ids).logits) > 0.01
