@@ -39,7 +39,7 @@ def about_experts(
         return _with_adapters(on_layers(chosen, lora), fused)
     numbers = {layer_number(name) for name in of_experts}
     whole = sum(math.prod(shape) for shape in tensors.values())
-    when = "unless target_parameters says so" if fused else "whatever is targeted"
+    when = "unless Experts (target_parameters) is chosen" if fused else "whatever is targeted"
     return (
         f"The experts of {len(numbers)} layers are computed as one tensor a layer and get no adapters, "
         f"{when}: {apart:,} of {whole:,} parameters ({apart / whole:.0%})."

@@ -109,7 +109,7 @@ def test_experts_that_get_no_adapters_are_told_in_numbers(workbench, tmp_path, t
     fused, whole = 3 * 4 * 3 * 32 * 48, sum(one.numel() for one in model.parameters())
     plan = workbench.training.estimate("mixture", "data", TrainingOptions())
     assert "experts of 3 layers" in plan.experts
-    assert f"no adapters, unless target_parameters says so: {fused:,} of {whole:,} parameters" in plan.experts
+    assert f"unless Experts (target_parameters) is chosen: {fused:,} of {whole:,} parameters" in plan.experts
     assert experts_of(workbench.registry, workbench.registry.find(Base, "mixture")) == plan.experts
     assert workbench.training.estimate("llama", "data", TrainingOptions()).experts == ""
     chosen = TrainingOptions(LoraConfig(rank=2, target_parameters="experts"))
