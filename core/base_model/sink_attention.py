@@ -19,6 +19,7 @@ from transformers.masking_utils import AttentionMaskInterface, eager_mask
 from core.errors import InvalidModel
 
 NAME = "lora_workbench_sinks"
+_UNKNOWN = ("softcap", "position_bias")  # what would change the scores
 _ALIGNED = 8  # numbers, of the widths that kernels read
 
 
@@ -44,18 +45,14 @@ def sink_attention(
     key, value = (one.repeat_interleave(groups, dim=1) for one in (key, value))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     more = _ALIGNED - key.shape[2] % _ALIGNED
-    longer = _with_sink(F.pad(key, (0, _ALIGNED, 0, more)), s_aux / scale, key)
     out = F.scaled_dot_product_attention(
         _with_ones(query),
-        longer,
+        _with_sink(key, s_aux / scale, more),
         F.pad(value, (0, 0, 0, more)),
         attn_mask=_with_columns(attention_mask, more).to(query.dtype).expand(-1, query.shape[1], -1, -1),
         scale=scale,
     )
     return out.transpose(1, 2).contiguous(), None
-
-
-_UNKNOWN = ("softcap", "position_bias")
 
 
 def _with_ones(query: Tensor) -> Tensor:
@@ -65,11 +62,12 @@ def _with_ones(query: Tensor) -> Tensor:
     return torch.cat([query, one.expand(*query.shape[:-1], -1)], dim=-1)
 
 
-def _with_sink(longer: Tensor, sinks: Tensor, key: Tensor) -> Tensor:
-    """The first key that was added has the sinks [heads] in the component that was added."""
-    sink = torch.zeros_like(longer[:, :, :1])
-    sink[..., key.shape[-1]] = sinks.to(key.dtype)[:, None]
-    return torch.cat([longer[:, :, : key.shape[2]], sink, longer[:, :, key.shape[2] + 1 :]], dim=2)
+def _with_sink(key: Tensor, sinks: Tensor, more: int) -> Tensor:
+    """As many more keys, the first of which has the sinks [heads] in the component that is added."""
+    rows, heads, _, width = key.shape
+    added = key.new_zeros(rows, heads, more, width + _ALIGNED)
+    added[:, :, 0, width] = sinks.to(key.dtype)
+    return torch.cat([F.pad(key, (0, _ALIGNED)), added], dim=2)
 
 
 def _with_columns(mask: Tensor, more: int) -> Tensor:
