@@ -73,7 +73,7 @@ def keep_combination(
     registry = context.registry
     with registry.blobs.staging() as staging:
         (staging / "adapter").mkdir()
-        save_checked(staging / "adapter", found.adapter, shapes_of(base), base.head)
+        save_checked(staging / "adapter", found.adapter, shapes_of(base), base.head, wholes=wholes_in(base))
         digest = registry.blobs.put(staging / "adapter")
 
     def register() -> dict[str, Any]:

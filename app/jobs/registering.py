@@ -47,7 +47,8 @@ def described_base(
         **about,
         merged=merged_from(folder),
         files=file_digests(folder),
-        layer_shapes={path: list(shape) for path, shape in layers.shapes.items()},
+        layer_shapes={path: list(shape) for path, shape in layers.shapes.items()}
+        | {path: [*shape, shape.experts] for path, shape in layers.wholes.experts.items()},
         head=layers.head,
         way=way,
     )

@@ -27,7 +27,7 @@ FULL = "full"
 _MEASURING = "measure_prompting"
 _RATE_SHARE = 0.1  # of LoRA's learning rate that suits full fine-tuning
 _OF_FACTORS = ("rank", "alpha", "dropout", "use_rslora", "rank_pattern", "alpha_pattern", "loraplus_lr_ratio")
-_OF_CHOICE = ("target_modules", "layers_to_transform")
+_OF_CHOICE = ("target_modules", "target_parameters", "layers_to_transform")
 _OF_PATTERNS = ("rank_pattern", "alpha_pattern")
 
 

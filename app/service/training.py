@@ -145,7 +145,7 @@ class Training:
         self._require_sound(self._registry.find(Dataset, dataset))
         for options in wanted:
             require_can(self._registry.find(Base, base), options.train)
-        experts = experts_of(self._registry, self._registry.find(Base, base))
+        experts = experts_of(self._registry, self._registry.find(Base, base), wanted[0].lora)
         for found in self._engine.measure(base, dataset, [one.to_dict() for one in wanted], name):
             if "progress" in found:
                 yield found["progress"], []
@@ -185,8 +185,8 @@ class Training:
             run.sweep, run.together = sweep, together
             runs.append(run)
         self._registry.queue.add(runs, number_if_taken=not name)
-        if experts := experts_of(self._registry, model):
-            for run in runs:
+        for run, (_, options) in zip(runs, wanted, strict=True):
+            if experts := experts_of(self._registry, model, options.lora):
                 self._registry.measurements.add_note(run.id or 0, experts)
         try:
             self._engine.wake()
@@ -230,7 +230,8 @@ class Training:
         self._require_sound(data)
         model = self._registry.find(Base, base)
         require_can(model, options.train)
-        return replace(self._estimate(model, data, options), experts=experts_of(self._registry, model))
+        experts = experts_of(self._registry, model, options.lora)
+        return replace(self._estimate(model, data, options), experts=experts)
 
     def _estimate(self, base: Base, data: Dataset, options: TrainingOptions) -> Estimate:
         adapter_below(self._registry, base, options)  # raises for one that is not here or not this base's

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from core.base_model.source import BaseSource
 from core.base_model.stored_wholes import stored_wholes
 from core.base_model.way import GENERAL_NAME
 from core.errors import InvalidConfig, InvalidModel, WrongBase
-from core.lora.experts import experts_without_adapters
+from core.lora.config import LoraConfig
+from core.lora.expert_shapes import ExpertShape
+from core.lora.experts import about_experts
 from core.lora.module_names import ends_with
 from core.lora.targets import WORDS
 from core.lora.wholes import Wholes
@@ -63,7 +66,14 @@ def closest_base(registry: Registry, adapter: Adapter) -> Base | None:
 
 def shapes_of(base: Base) -> dict[str, tuple[int, int]]:
     """(in_features, out_features) of the base's linear layers, as stored."""
-    return {path: (int(shape[0]), int(shape[1])) for path, shape in base.layer_shapes.items()}
+    return {path: (int(one[0]), int(one[1])) for path, one in base.layer_shapes.items() if len(one) == 2}
+
+
+def experts_in(base: Base) -> dict[str, ExpertShape]:
+    """The fused parameters of its experts that adapters can be on, stored beside the linear layers with the
+    number of experts behind; none of a base that an earlier release added.
+    """
+    return {path: ExpertShape(*map(int, one)) for path, one in base.layer_shapes.items() if len(one) == 3}
 
 
 def wholes_in(base: Base) -> Wholes:
@@ -71,14 +81,18 @@ def wholes_in(base: Base) -> Wholes:
     folder = folder_of(base)
     if not (folder.is_dir() and writes_text(base.architecture)) or reads_pictures(base.architecture):
         return Wholes()
-    return stored_wholes(folder, shapes_of(base), base.head, base.vocab_size)
+    return replace(
+        stored_wholes(folder, shapes_of(base), base.head, base.vocab_size), experts=experts_in(base)
+    )
 
 
 def wholes_for(base: Base, options: TrainingOptions) -> Wholes:
     """The same where these options ask for more of a base than its linear layers; else nothing."""
-    names, paths = options.lora.target_names, base.layer_shapes
-    is_layers = all(name in WORDS or any(ends_with(path, name) for path in paths) for name in names)
-    return wholes_in(base) if options.lora.trains_wholes or not is_layers else Wholes()
+    lora, paths = options.lora, shapes_of(base)
+    is_layers = all(
+        name in WORDS or any(ends_with(path, name) for path in paths) for name in lora.target_names
+    )
+    return wholes_in(base) if lora.trains_wholes or lora.parameter_names or not is_layers else Wholes()
 
 
 def config_of(base: Base) -> dict[str, Any]:
@@ -88,9 +102,11 @@ def config_of(base: Base) -> dict[str, Any]:
     return inner if isinstance(inner, dict) else config
 
 
-def experts_of(registry: Registry, base: Base) -> str:
-    """A sentence on experts that get no adapters; empty for a base without such."""
-    return experts_without_adapters(tensors_of(registry, base), shapes_of(base))
+def experts_of(registry: Registry, base: Base, lora: LoraConfig | None = None) -> str:
+    """A sentence on experts that are no linear layers, and whether this configuration is on them; empty for a
+    base without such.
+    """
+    return about_experts(tensors_of(registry, base), shapes_of(base), experts_in(base), lora)
 
 
 def tensors_of(registry: Registry, base: Base) -> dict[str, Sequence[int]]:

@@ -31,6 +31,7 @@ from core.base_model.attention import (
     attend,
     find_attention_modules,
     set_attention,
+    set_experts,
 )
 from core.base_model.general_agreement import TOLERANCE, difference, general_way, longrope_border
 from core.base_model.model_config import model_class, reads_pictures, refusing
@@ -43,6 +44,7 @@ QUICK = Way(True, NAME)
 _CONTEXT, _WINDOW, _WIDTH, _VOCABULARY = 96, 16, 32, 256
 _MANY = 30_000_000  # parameters of a model whose layers and widths are cut down too
 _FEW = 8
+_EAGER, _GROUPED = "eager", "grouped_mm"  # as transformers calls them
 _EXPERTS = frozenset({"num_experts", "num_local_experts", "n_routed_experts"})
 _WINDOWS = ("window", "attention_chunk_size", "original_max_position_embeddings", "local_attention")
 _NO_WINDOW = ("layer", "pattern", "use_")
@@ -65,19 +67,33 @@ def _compared(config: PretrainedConfig) -> Way:
     with refusing(f"transformers cannot compute a {name} as config.json describes it"):
         model = _random_model(_cut_down(config))
         rows = _rows(model.config)
+        set_experts(model, _EAGER)
         wanted = [_alone(model, row) for row in rows]
     if not all(one.isfinite().all() for one in wanted):
         raise InvalidModel(
             f"A {name} as config.json describes it computes no finite numbers, whatever its weights are. Put "
             "back the config.json that belongs to these weights."
         )
-    way = QUICK
+    experts, way = _experts(model, rows, wanted), QUICK
     try:
         _require_quick(model, rows, wanted)
     except InvalidModel as why_not:
         way = replace(general_way(model, rows, wanted, str(why_not)), reread_at=longrope_border(config))
     require_reached(model, wrap_linear_layers(model))
-    return way
+    return replace(way, experts=experts)
+
+
+def _experts(model: PreTrainedModel, rows: Sequence[Tensor], wanted: Sequence[Tensor]) -> str:
+    """What computes the experts of a mixture from here on: all pairs of a token and an expert in one product
+    for each parameter, where that gives the logits `wanted`, else the model's own loop.
+    """
+    if not model._can_set_experts_implementation():
+        return ""
+    set_experts(model, _GROUPED)
+    if difference(wanted, [_alone(model, row) for row in rows]) <= TOLERANCE:
+        return _GROUPED
+    set_experts(model, _EAGER)
+    return _EAGER
 
 
 def _require_quick(model: PreTrainedModel, rows: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:

@@ -267,6 +267,14 @@ def set_attention(model: PreTrainedModel, name: str) -> None:
         model.set_attn_implementation(name)
 
 
+def set_experts(model: PreTrainedModel, name: str) -> None:
+    """Have a model compute its experts by what transformers calls `name`; one without such, or whose experts
+    are code of their own, goes on as it is.
+    """
+    if name and model._can_set_experts_implementation():
+        model.set_experts_implementation(name)
+
+
 def find_attention_modules(model: PreTrainedModel) -> list[Attending]:
     """The modules that attend, in order, seen in a pass over two tokens.
 

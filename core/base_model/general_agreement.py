@@ -18,6 +18,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from core.base_model.attention import set_attention
 from core.base_model.model_config import refusing
 from core.base_model.own_rows import OwnRows
+from core.base_model.sink_attention import NAME as SINKS
 from core.base_model.way import Way
 from core.errors import InvalidModel
 
@@ -69,8 +70,14 @@ def general_way(
 
 
 def _candidates(model: PreTrainedModel, border: int) -> list[Way]:
-    names = ["sdpa", "eager"] if model._supports_sdpa and model._can_set_attn_implementation() else ["eager"]
-    return [Way(False, name, together, border) for together in (True, False) for name in names]
+    return [Way(False, name, together, border) for together in (True, False) for name in _attentions(model)]
+
+
+def _attentions(model: PreTrainedModel) -> list[str]:
+    """What may attend, the quickest first; ours stands for what transformers has no fused kernel for."""
+    if not model._can_set_attn_implementation():
+        return ["eager"]
+    return ["sdpa" if model._supports_sdpa else SINKS, "eager"]
 
 
 def _require_equal(

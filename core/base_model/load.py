@@ -18,7 +18,7 @@ from torch import nn
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from core.base_model.agreement import QUICK, find_way
-from core.base_model.attention import Attending, find_attention_modules, set_attention
+from core.base_model.attention import Attending, find_attention_modules, set_attention, set_experts
 from core.base_model.classifier import Classifier, classifier_around, classifier_of
 from core.base_model.describe import cannot_write
 from core.base_model.files import stored_tensors, weight_files
@@ -301,6 +301,7 @@ def make_resident(
     """
     model.eval()
     set_attention(model, way.attention)
+    set_experts(model, way.experts)
     head = head_path(model)
     layers = wrap_linear_layers(model)
     require_reached(model, layers)

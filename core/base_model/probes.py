@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from core.base_model.attention import set_attention
 from core.base_model.files import weight_files
 from core.base_model.load import ResidentBase
 from core.data.templating import apply_template
@@ -53,9 +54,8 @@ def greedy_answer(base: ResidentBase, prompt: Tensor, tokens: int = ANSWER_TOKEN
     """The likeliest token again and again, [tokens]; not stopped by an end token, so that there is something
     to compare.
     """
-    base.model.set_attn_implementation(
-        "sdpa"
-    )  # our own attends to what a row was given, not to a cache behind it
+    # Our own attends to what a row was given, not to a cache behind it.
+    set_attention(base.model, _plain_attention(base))
     tokens = min(tokens, base.context_length - prompt.shape[1])
     ids, answer = prompt, []
     cached = {_cache_name(base.model): DynamicCache(config=base.model.config)}
@@ -63,6 +63,13 @@ def greedy_answer(base: ResidentBase, prompt: Tensor, tokens: int = ANSWER_TOKEN
         ids = base.model(input_ids=ids, use_cache=True, **cached).logits[:, -1:].argmax(-1)
         answer.append(ids)
     return torch.cat(answer, dim=1)[0] if answer else prompt.new_zeros(0)
+
+
+def _plain_attention(base: ResidentBase) -> str:
+    """By which of transformers' own a base attends beside a cache; gpt-oss and its kin know eager alone."""
+    if not base.way.quick:
+        return base.way.attention
+    return "sdpa" if base.model._supports_sdpa else "eager"
 
 
 def _cache_name(model: PreTrainedModel) -> str:

@@ -71,7 +71,9 @@ def _listed(model: PreTrainedModel, head: str | None, wholes: Wholes) -> Skeleto
     layers = wrap_linear_layers(model)
     return Skeleton(
         shapes={path: (layer.in_features, layer.out_features) for path, layer in layers.items()},
-        transposed=frozenset(path for path, layer in layers.items() if layer.transposed) | {wholes.embedding},
+        transposed=frozenset(path for path, layer in layers.items() if layer.transposed)
+        | {wholes.embedding}
+        | {path for path in wholes.experts if model.get_submodule(path.rpartition(".")[0]).is_transposed},
         head=head if head in layers else None,
         wholes=wholes,
     )

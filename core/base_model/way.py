@@ -36,6 +36,10 @@ class Way:
     that its cache is made anew; 0 for never.
     """
 
+    experts: str = ""
+    """transformers' name of what computes the experts of a mixture; empty where there is nothing to choose.
+    """
+
     @property
     def name(self) -> str:
         """As it is stored and shown."""

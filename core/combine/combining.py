@@ -17,6 +17,7 @@ from core.combine.methods import COMBINE_METHODS
 from core.errors import InvalidConfig, WrongBase
 from core.events import Progress
 from core.lora.adapter import AdapterWeights, LayerFactors
+from core.lora.expert_factors import apart, together
 from core.lora.low_rank import Decomposition, decompose, inner_product
 from core.reporting import Report
 
@@ -33,11 +34,11 @@ class Part:
 
     @functools.cached_property
     def factors(self) -> dict[str, LayerFactors]:
-        """Its ΔW by layer. Raises InvalidAdapter if its kind has no low-rank factors, or it is more than
-        these.
+        """Its ΔW by layer, and of experts by expert. Raises InvalidAdapter if its kind has no low-rank
+        factors, or it is more than these.
         """
         self.adapter.require_factors_alone("a combination")
-        return self.adapter.low_rank()
+        return apart(self.adapter.low_rank())
 
 
 WeightedFactors = Sequence[tuple[LayerFactors, float]]
@@ -93,7 +94,7 @@ def combine(parts: Sequence[Part], config: CombineConfig, report: Report) -> Com
         layers[path] = method.layer(path, _of_layer(parts, path), config)
     energy = sum(one.energy for one in layers.values())
     return Combination(
-        adapter=combined_adapter(parts, {path: one.factors for path, one in layers.items()}),
+        adapter=combined_adapter(parts, _joined(parts, {path: one.factors for path, one in layers.items()})),
         energy_lost=sum(one.energy_lost for one in layers.values()) / max(energy, 1e-300),
         energy_lost_by_layer={
             path: one.energy_lost / max(one.energy, 1e-300) for path, one in layers.items()
@@ -104,12 +105,13 @@ def combine(parts: Sequence[Part], config: CombineConfig, report: Report) -> Com
 def resize(adapter: AdapterWeights, rank: int) -> Combination:
     """The best approximation of an adapter with at most `rank` in every layer, and the energy it loses."""
     adapter.require_factors_alone("a cut to a rank")
-    cut = {path: decompose(factors) for path, factors in adapter.low_rank().items()}
+    cut = {path: decompose(factors) for path, factors in apart(adapter.low_rank()).items()}
     layers = {path: one.truncated(min(rank, one.numerical_rank)) for path, one in cut.items()}
     lost = {path: one.lost(layers[path].rank) for path, one in cut.items()}
     energy = sum(one.energy for one in cut.values())
+    parts = [Part("", adapter, 1.0)]
     return Combination(
-        adapter=combined_adapter([Part("", adapter, 1.0)], layers),
+        adapter=combined_adapter(parts, _joined(parts, layers)),
         energy_lost=sum(lost.values()) / max(energy, 1e-300),
         energy_lost_by_layer={path: lost[path] / max(one.energy, 1e-300) for path, one in cut.items()},
     )
@@ -175,6 +177,11 @@ def cut(found: Decomposition, wanted: int, energy: float) -> CombinedLayer:
     rank = min(wanted, found.numerical_rank)
     kept = float(found.S[:rank].square().sum())
     return CombinedLayer(found.truncated(rank), max(0.0, energy - kept), energy)
+
+
+def _joined(parts: Sequence[Part], layers: dict[str, LayerFactors]) -> dict[str, LayerFactors]:
+    """The layers with the experts of each fused parameter together."""
+    return together(layers, {path for part in parts for path in part.adapter.experts})
 
 
 def combined_adapter(parts: Sequence[Part], layers: dict[str, LayerFactors]) -> AdapterWeights:

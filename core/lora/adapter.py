@@ -29,7 +29,9 @@ class LayerWeights:
 
 
 class LayerFactors(LayerWeights):
-    """One layer of a low-rank adapter: A [r, in], B [out, r] and the scale α/r."""
+    """One layer of a low-rank adapter: A [r, in], B [out, r] and the scale α/r. Of a fused parameter of
+    experts one of each for every expert: A [E, r, in], B [E, out, r].
+    """
 
     def __init__(self, A: Tensor, B: Tensor, scale: float) -> None:
         super().__init__({"A": A, "B": B}, scale)
@@ -45,12 +47,21 @@ class LayerFactors(LayerWeights):
         return self.tensors["B"]
 
     @property
+    def of_experts(self) -> bool:
+        """Whether these are the factors of experts."""
+        return self.A.dim() == 3
+
+    def of_expert(self, number: int) -> LayerFactors:
+        """Those of one expert."""
+        return LayerFactors(self.A[number], self.B[number], self.scale)
+
+    @property
     def rank(self) -> int:
         """r."""
-        return int(self.A.shape[0])
+        return int(self.A.shape[-2])
 
     def delta_weight(self) -> Tensor:
-        """ΔW = scale·B·A in float32, [out, in] (arXiv 2106.09685, equation 3)."""
+        """ΔW = scale·B·A in float32, [out, in], of experts [E, out, in] (arXiv 2106.09685, equation 3)."""
         return self.scale * (self.B.float() @ self.A.float())
 
 
@@ -85,6 +96,11 @@ class AdapterWeights:
         """The last names of the targeted modules, or of those whose parameters it replaces."""
         modules = [*self.layers, *(module_of(path) for path in self.whole)]
         return sorted({path.rpartition(".")[2] for path in modules})
+
+    @property
+    def experts(self) -> list[str]:
+        """The fused parameters of experts that it has factors on, by path."""
+        return [path for path, one in self.layers.items() if isinstance(one, LayerFactors) and one.of_experts]
 
     @property
     def highest_rank(self) -> int:
@@ -128,6 +144,14 @@ class AdapterWeights:
                 f"It has whole parameters of its own beside its factors ({', '.join(named)[:120]}), and "
                 f"these are no low-rank ΔW: {what} would leave them out or add them up wrongly. Merging it "
                 "into its base is exact: export it merged, or chat with several side by side."
+            )
+
+    def require_no_experts(self, what: str) -> None:
+        """Raise InvalidAdapter where `what` has no place for adapters on experts."""
+        if self.experts:
+            raise InvalidAdapter(
+                f"It has factors on experts ({self.experts[0]}, {len(self.experts)} such parameters), for "
+                f"which {what} has no place here; export it merged, which is exact, or as PEFT's."
             )
 
     @property

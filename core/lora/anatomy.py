@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from core.errors import InvalidAdapter
-from core.lora.adapter import AdapterWeights
+from core.lora.adapter import AdapterWeights, LayerFactors
 from core.lora.low_rank import decompose, singular_values
 
 _ENERGY_HELD = 0.99
@@ -45,9 +45,14 @@ def anatomy(adapter: AdapterWeights, weight_norms: Mapping[str, float] | None = 
     Raises InvalidAdapter if its ΔW is no product of low-rank factors.
     """
     return [
-        _module(path, factors.rank, singular_values(factors), (weight_norms or {}).get(path))
+        _module(path, _rank(factors), singular_values(factors), (weight_norms or {}).get(path))
         for path, factors in sorted(adapter.low_rank().items(), key=lambda pair: _natural(pair[0]))
     ]
+
+
+def _rank(factors: LayerFactors) -> int:
+    """r; of experts that of all together."""
+    return factors.rank * (len(factors.A) if factors.of_experts else 1)
 
 
 def _module(path: str, rank: int, S: Tensor, weight_norm: float | None) -> ModuleAnatomy:
@@ -93,13 +98,18 @@ def subspace_similarity(one: Tensor, other: Tensor) -> Tensor:
 
 
 def compare_subspaces(one: AdapterWeights, other: AdapterWeights) -> dict[str, Tensor]:
-    """For each layer that both adapters change: φ(i, j) of the input directions of their ΔW, [rank₁, rank₂].
+    """For each layer, no experts, that both adapters change: φ(i, j) of the input directions of their ΔW,
+    [rank₁, rank₂].
 
     Raises InvalidAdapter if no layer is changed by both, or one of them is not low-rank.
     """
-    shared = sorted(set(one.layers) & set(other.layers), key=_natural)
+    shared = sorted(set(one.layers) & set(other.layers) - {*one.experts}, key=_natural)
     if not shared:
-        raise InvalidAdapter("The two adapters have no layer in common, so there is nothing to compare.")
+        raise InvalidAdapter(
+            "The two adapters have no layer in common beside experts, so there is nothing to compare."
+            if one.experts
+            else "The two adapters have no layer in common, so there is nothing to compare."
+        )
     ones, others = one.low_rank(), other.low_rank()
     found = {}
     for path in shared:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from core.lora.adapter import AdapterWeights, LayerFactors, LayerWeights
 from core.lora.config import LoraConfig
 from core.lora.dropout import Dropout, DropoutState
+from core.lora.expert_layer import AdaptedLayer, ExpertParameter, ExpertStack
 from core.lora.kinds import ADAPTER_KINDS, AdapterKind
 from core.lora.kinds.lora import KIND as LORA
-from core.lora.layer import LayerStack, LoraEmbedding, LoraLinear, Place, plain_weight, where_and_in
+from core.lora.layer import Adaptable, LayerStack, LoraEmbedding, plain_weight, where_and_in
 from core.lora.layout import HEAD, Layout, corner
 from core.lora.on_top import stacked
 from core.lora.ops import factor_dtype
@@ -30,7 +31,7 @@ from core.options import Config
 # does not.
 warnings.filterwarnings("ignore", message=".*gradient layout contract.*")
 
-Layers = Mapping[str, LoraLinear | LoraEmbedding]
+Layers = Mapping[str, AdaptedLayer]
 """The wrapped layers of a model by module path, in the model's order."""
 
 
@@ -75,7 +76,7 @@ class AdapterBank(nn.Module):
         device, self._work_dtype = where_and_in(next(iter(layers.values())).base)
         dtype = dtype or factor_dtype(self._work_dtype)
         self.dropout = DropoutState(torch.tensor(dropout, device=device)) if any(dropout) else None
-        shapes = {path: (layer.in_features, layer.out_features) for path, layer in self._layers.items()}
+        shapes = {path: _shape(layer) for path, layer in self._layers.items()}
         padded = {path: _padded(self.ranks[path], device) for path in targets}
         self.head_shapes = dict(head or {})
         self._heads: dict[int, dict[str, nn.Parameter]] = {}
@@ -89,7 +90,7 @@ class AdapterBank(nn.Module):
         self._held: dict[int, dict[str, int]] = {}
         self.factors = self._stacks()
         self._modules.update({path.replace(".", "/"): module for path, module in self.factors.items()})
-        self.places: dict[str, Place] = dict(self._layers)
+        self.places: dict[str, Adaptable] = dict(self._layers)
         """The modules of the base in which these adapters take part, by path."""
         self.stacks: dict[str, LayerStack] = dict(self.factors)
         """What each of them computes with."""
@@ -109,7 +110,7 @@ class AdapterBank(nn.Module):
             number = self._numbers.get(path, len(self._numbers))  # an embedding is none of the layers
             dropout = Dropout(self.dropout, number) if self.dropout else None
             scale = self.scale[index]
-            made = EmbeddingStack if isinstance(self._layers[path], LoraEmbedding) else self.kind.stack()
+            made = _SPECIAL.get(type(self._layers[path])) or self.kind.stack()
             one = made(self.kind, stored[path], work[path], trained, scale, dropout)
             if gradients is None:
                 one.requires_grad_(False)
@@ -152,12 +153,18 @@ class AdapterBank(nn.Module):
         layers = {}
         for path, layer in self._layers.items():
             if path in targets:
-                shape = layer.in_features, layer.out_features, config.rank_of(path)
-                begin = self.kind.start_embedding if isinstance(layer, LoraEmbedding) else self.kind.start
-                tensors = begin(*shape, plain_weight(layer.base), generator, own)
+                tensors = self._fresh(layer, config.rank_of(path), generator, own)
                 scale = self.kind.scale(config, path)
                 layers[path] = self.kind.layer(self.kind.started(tensors, scale), scale)
         self._place(slot, stacked(layers, below or {}), head or {})
+
+    def _fresh(
+        self, layer: AdaptedLayer, rank: int, generator: torch.Generator, own: Config
+    ) -> Mapping[str, Tensor]:
+        if isinstance(layer, ExpertParameter):
+            return self.kind.start_experts(layer.shape, rank, generator, own)
+        begin = self.kind.start_embedding if isinstance(layer, LoraEmbedding) else self.kind.start
+        return begin(layer.in_features, layer.out_features, rank, plain_weight(layer.base), generator, own)
 
     def load(self, slot: int, adapter: AdapterWeights) -> None:
         """Copy an adapter into `slot`; layers it does not target become the plain base there. Of tied
@@ -234,10 +241,8 @@ class AdapterBank(nn.Module):
         """Tensors of one adapter cut to `ranks` by module path, as copies on the CPU."""
         found: dict[str, dict[str, Tensor]] = {}
         for path, rank in ranks.items():
-            layer = self._layers[path]
-            shapes = {
-                one.name: one.shape for one in self.kind.tensors(layer.in_features, layer.out_features, rank)
-            }
+            own = self.kind.layer_tensors(_shape(self._layers[path]), rank)
+            shapes = {one.name: one.shape for one in own}
             found[path] = {
                 name: corner(view, shapes[name]).cpu().clone() for name, view in views[path].items()
             }
@@ -255,11 +260,12 @@ class AdapterBank(nn.Module):
         for path in self.held(slot):
             layer = self._layers[path]
             x = self._random_tokens(layer, generator)
-            added = self.factors[path].added(x, layer.base(x), layer.base, None)
+            y = x if isinstance(layer, ExpertParameter) else layer.base(x)
+            added = self.factors[path].added(x, y, layer.base, None)
             largest = max(largest, float(added[slot].abs().max()))
         return largest
 
-    def _random_tokens(self, layer: LoraLinear | LoraEmbedding, generator: torch.Generator) -> Tensor:
+    def _random_tokens(self, layer: AdaptedLayer, generator: torch.Generator) -> Tensor:
         """Two for each slot, [K, 2, in]; of an embedding their ids, [K, 2]."""
         device, dtype = where_and_in(layer.base)
         if isinstance(layer, LoraEmbedding):
@@ -411,7 +417,9 @@ class MixedBank(nn.Module):
         super().__init__()
         self._layers, self.ranks = {path: layers[path] for path in targets}, dict(ranks)
         self._banks = {
-            name: AdapterBank(layers, targets, slots, ranks[name], kind=kind, dtype=dtype)
+            name: AdapterBank(
+                layers, _possible(self._layers, kind), slots, ranks[name], kind=kind, dtype=dtype
+            )
             for name, kind in ADAPTER_KINDS.all().items()
             if name in ranks
         }
@@ -420,7 +428,7 @@ class MixedBank(nn.Module):
         self._factors: dict[str, AdapterStack | MixedStack] = {
             path: stacks[0] if len(stacks) == 1 else MixedStack(stacks)
             for path in targets
-            if (stacks := [bank.factors[path] for bank in self._banks.values()])
+            if (stacks := [one.factors[path] for one in self._banks.values() if path in one.factors])
         }
         self._wholes = WholeSlots(layers, slots, self._layers, self._factors)
 
@@ -457,6 +465,13 @@ class MixedBank(nn.Module):
 Bank = AdapterBank | MixedBank
 
 
+def _possible(layers: Layers, kind: AdapterKind) -> list[str]:
+    """The paths of those layers that this kind can be on."""
+    return [
+        path for path, layer in layers.items() if kind.takes_experts or not isinstance(layer, ExpertParameter)
+    ]
+
+
 def loaded_bank(layers: Layers, adapters: Sequence[AdapterWeights | None]) -> MixedBank:
     """A bank that holds these adapters in order, one a slot, to compute with and not to train.
 
@@ -474,6 +489,15 @@ def loaded_bank(layers: Layers, adapters: Sequence[AdapterWeights | None]) -> Mi
     for slot, adapter in given.items():
         bank.load(slot, adapter)
     return bank
+
+
+_SPECIAL: Mapping[type, type[AdapterStack]] = {LoraEmbedding: EmbeddingStack, ExpertParameter: ExpertStack}
+"""What computes with the adapters on layers that are not linear ones."""
+
+
+def _shape(layer: AdaptedLayer) -> tuple[int, int]:
+    """(in, out); of experts with their number."""
+    return layer.shape if isinstance(layer, ExpertParameter) else (layer.in_features, layer.out_features)
 
 
 def _padded(rank: int, device: torch.device) -> int:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from core.errors import InvalidConfig
+from core.lora.expert_shapes import EXPERTS
 from core.lora.fused import parts_by_name
 from core.lora.kinds import ADAPTER_KINDS
 from core.lora.module_names import by_pattern
@@ -72,6 +73,15 @@ class LoraConfig(Config):
         "All layers learn more than attention alone (LoRA Without Regret, 2025).",
         subject="Adapter",
         common=True,
+    )
+    target_parameters: str = option(
+        "",
+        "Experts",
+        "LoRA on the experts of a mixture as well, on each expert its own (PEFT's target_parameters). Empty "
+        "for attention and the layers that all tokens share. It multiplies what is trained by the number of "
+        "experts, and each expert learns from its tokens alone. Routers stay frozen.",
+        several=((EXPERTS, "All experts of all chosen layers"),),
+        subject="Adapter",
     )
     use_rslora: bool = option(
         False,
@@ -143,6 +153,11 @@ class LoraConfig(Config):
         return bool(self.whole_names) or self.bias != "none"
 
     @property
+    def parameter_names(self) -> tuple[str, ...]:
+        """The names in target_parameters."""
+        return tuple(name.strip() for name in self.target_parameters.split(",") if name.strip())
+
+    @property
     def scaling(self) -> float:
         """The factor in front of BA where no pattern says otherwise."""
         return scaling(self.alpha, self.rank, self.use_rslora)
@@ -203,6 +218,8 @@ class LoraConfig(Config):
                 "what they are called in the model is found by itself."
             )
         kind = ADAPTER_KINDS.get(self.kind)
+        if self.parameter_names:
+            self._check_experts()
         if self.bias != "none" and self.bias not in kind.peft_biases:
             raise InvalidConfig(f"{kind.label} trains no biases of the base; leave bias at none.")
         if self.parts and not kind.takes_parts:
@@ -217,6 +234,30 @@ class LoraConfig(Config):
                 "on_top_of: dropout would thin out the adapter below as well; set dropout to 0."
             )
         kind.check(self)
+
+    def _check_experts(self) -> None:
+        """What an adapter on experts cannot have."""
+        kind = ADAPTER_KINDS.get(self.kind)
+        if not kind.takes_experts:
+            raise InvalidConfig(
+                f"target_parameters is for plain LoRA alone: {kind.label} cannot be on experts; leave it "
+                "empty."
+            )
+        if self.dropout:
+            raise InvalidConfig(
+                "target_parameters: there is no dropout on experts, as in PEFT, whose ΔW is added to the "
+                "weights; set dropout to 0."
+            )
+        if self.parts:
+            raise InvalidConfig(
+                "enable_lora chooses parts of layers by their names, which experts share; leave it or "
+                "target_parameters empty."
+            )
+        if self.on_top_of:
+            raise InvalidConfig(
+                "on_top_of: there is no learning on top of another adapter on experts; leave "
+                "target_parameters empty."
+            )
 
 
 def _pattern(text: str, name: str) -> dict[str, float]:

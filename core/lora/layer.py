@@ -100,6 +100,13 @@ class LoraEmbedding(Adapted):
         return int(self.weight.shape[1])
 
 
+class Adaptable(Protocol):
+    """A module of the base, or a parameter of one, in which adapters can take part."""
+
+    factors: LayerStack | None
+    slots: Tensor | None
+
+
 Place = LoraLinear | Adapted
 """A module of the base in which adapters can take part."""
 

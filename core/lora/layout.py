@@ -52,7 +52,7 @@ class Layout:
         `training`. head: whole parameters that are trained beside the layers, by path; they stand under no
         module, behind the trained ones.
         """
-        layers = {path: kind.tensors(*shapes[path], ranks[path]) for path in shapes}
+        layers = {path: kind.layer_tensors(shapes[path], ranks[path]) for path in shapes}
         if not training:
             layers = {path: tuple(one for one in own if one.kept) for path, own in layers.items()}
         tensors = [one for own in layers.values() for one in own]

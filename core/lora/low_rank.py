@@ -61,8 +61,8 @@ def weighted_sum(parts: Sequence[tuple[LayerFactors, float]]) -> LayerFactors:
 
     Ranks add up.
     """
-    A = torch.cat([factors.A.float() for factors, _ in parts])
-    B = torch.cat([factors.B.float() * (factors.scale * weight) for factors, weight in parts], dim=1)
+    A = torch.cat([factors.A.float() for factors, _ in parts], dim=-2)
+    B = torch.cat([factors.B.float() * (factors.scale * weight) for factors, weight in parts], dim=-1)
     return LayerFactors(A, B, 1.0)
 
 
@@ -75,16 +75,18 @@ def decompose(factors: LayerFactors) -> Decomposition:
 
 
 def singular_values(factors: LayerFactors) -> Tensor:
-    """The singular values of ΔW, descending, [min(r, in, out)], float64."""
+    """The singular values of ΔW, descending, [min(r, in, out)], float64; of experts those of all together, as
+    of one matrix with their ΔW along its diagonal.
+    """
     R_B = torch.linalg.qr(factors.B.double() * factors.scale, mode="r").R
-    R_A = torch.linalg.qr(factors.A.double().T, mode="r").R
-    return torch.linalg.svdvals(R_B @ R_A.T)
+    R_A = torch.linalg.qr(factors.A.double().mT, mode="r").R
+    return torch.linalg.svdvals(R_B @ R_A.mT).flatten().sort(descending=True).values
 
 
 def inner_product(one: LayerFactors, other: LayerFactors) -> float:
     """⟨ΔW₁, ΔW₂⟩ = Σ ((B₁ᵀB₂) ∘ (A₁A₂ᵀ)), times both scales."""
-    left = one.B.double().T @ other.B.double()
-    right = one.A.double() @ other.A.double().T
+    left = one.B.double().mT @ other.B.double()
+    right = one.A.double() @ other.A.double().mT
     return float((left * right).sum()) * one.scale * other.scale
 
 

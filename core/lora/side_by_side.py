@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from core.lora.bank import AdapterBank
-from core.lora.layer import LayerStack
+from core.lora.stack import SplitStack
 from core.lora.whole_stack import in_use
 
 
@@ -30,7 +30,7 @@ class SideBySideBank(nn.Module):
         self._own = [one for bank in banks for one in bank.own]
         self._places = {path: place for bank in banks for path, place in bank.places.items()}
         self._stacks = {
-            path: _SideBySide([bank.stacks.get(path) for bank in banks], counts) for path in self._places
+            path: SplitStack([bank.stacks.get(path) for bank in banks], counts) for path in self._places
         }
 
     @contextmanager
@@ -82,24 +82,3 @@ class SideBySideBank(nn.Module):
 
 TrainedBank = AdapterBank | SideBySideBank
 """What a group trains: one bank where all its runs are computed in one way."""
-
-
-class _SideBySide(nn.Module):
-    """One layer's stacks, each for its own rows of the batch; None where a bank does not target the layer.
-
-    A module, since a layer takes no other thing in the place of the stack of a bank.
-    """
-
-    def __init__(self, stacks: Sequence[LayerStack | None], counts: Sequence[int]) -> None:
-        super().__init__()
-        self._stacks, self._counts = stacks, counts
-
-    def linear(self, x: Tensor, base: nn.Module, slots: Tensor | None) -> Tensor:
-        """See AdapterStack.linear(); all slots in order."""
-        rows = x.shape[0] // sum(self._counts)
-        parts = x.split([rows * count for count in self._counts])
-        found = [
-            base(part) if stack is None else stack.linear(part, base, None)
-            for part, stack in zip(parts, self._stacks, strict=True)
-        ]
-        return torch.cat(found)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from core.lora.adapter import LayerWeights
 from core.lora.dropout import Dropout
 from core.lora.kinds import AdapterKind
-from core.lora.layer import plain_weight
+from core.lora.layer import LayerStack, plain_weight
 
 
 class AdapterStack(nn.Module):
@@ -113,3 +113,25 @@ class MixedStack(nn.Module):
         for stack in others:
             y = y + stack.added(x, y, base, slots)  # type: ignore[operator]
         return y
+
+
+class SplitStack(nn.Module):
+    """One layer's stacks of several banks, each for its own rows of the batch; None where a bank does not
+    target the layer.
+
+    A module, since a layer takes no other thing in the place of the stack of a bank.
+    """
+
+    def __init__(self, stacks: Sequence[LayerStack | None], counts: Sequence[int]) -> None:
+        super().__init__()
+        self.stacks, self.counts = tuple(stacks), counts
+
+    def linear(self, x: Tensor, base: nn.Module, slots: Tensor | None) -> Tensor:
+        """See AdapterStack.linear(); all slots in order."""
+        rows = x.shape[0] // sum(self.counts)
+        parts = x.split([rows * count for count in self.counts])
+        found = [
+            base(part) if stack is None else stack.linear(part, base, None)
+            for part, stack in zip(parts, self.stacks, strict=True)
+        ]
+        return torch.cat(found)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from core.errors import InvalidConfig
 from core.lora.config import ALL_LINEAR, LoraConfig
+from core.lora.expert_shapes import experts_among, experts_of_shape
 from core.lora.fused import FUSED_ATTENTION, Rows
 from core.lora.kinds import ADAPTER_KINDS
 from core.lora.module_names import ends_with, is_among
@@ -39,12 +40,16 @@ class LayerKind:
     is_head: bool = False
 
 
-def select_targets(paths: Sequence[str], config: LoraConfig, head: str | None) -> list[str]:
+def select_targets(
+    paths: Sequence[str], config: LoraConfig, head: str | None, experts: Collection[str] = ()
+) -> list[str]:
     """The module paths that an adapter of this configuration has: by name, in the chosen decoder layers.
+    experts: those of the paths that are fused parameters, see Wholes.targetable(); they are chosen already.
 
     Raises InvalidConfig for a name, a pattern or a layer number that matches nothing, with what there is.
     """
-    chosen = _named(paths, config.target_names, head)
+    named = _named([path for path in paths if path not in experts], config.target_names, head)
+    chosen = [path for path in paths if path in experts or path in named] if experts else named
     for name in config.pattern_names:
         if not any(ends_with(path, name) for path in chosen):
             raise InvalidConfig(
@@ -169,8 +174,12 @@ def bytes_beside(numbers: int, work_bytes: float) -> float:
 
 
 def _sizes(shapes: LayerShapes, targets: Sequence[str], config: LoraConfig) -> list[tuple[int, int, int]]:
-    """Inputs, outputs and rank of each targeted layer."""
-    return [(*shapes[path], config.rank_of(path)) for path in targets]
+    """Inputs, outputs and rank of each targeted layer, and of each expert."""
+    return [
+        (*shapes[path], config.rank_of(path))
+        for path in targets
+        for _ in range(experts_of_shape(shapes[path]))
+    ]
 
 
 def layer_kinds(
@@ -239,9 +248,11 @@ def targeted_kinds(
     """
     chosen, parts = set(targets), parts or {}
     paths: dict[str, list[str]] = {}
+    experts = experts_among(shapes)
     for path, name in _kind_names(shapes).items():
         if path in chosen:
-            paths.setdefault(name, []).append(path)
+            called = ".".join(path.split(".")[-2:]) if path in experts else name
+            paths.setdefault(called, []).append(path)
     return {
         name: (
             len(found),

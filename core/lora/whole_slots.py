@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from core.lora.adapter import AdapterWeights
-from core.lora.layer import LayerStack, LoraEmbedding, LoraLinear, Place
+from core.lora.expert_layer import AdaptedLayer
+from core.lora.layer import Adaptable, LayerStack
 from core.lora.whole_stack import Own, OwnBias, OwnModule, by_module
 from core.lora.wholes import BIAS_ON_B, WEIGHT, module_of
 from core.lora.wrapping import ModelLayers
@@ -19,9 +20,9 @@ class WholeSlots:
 
     def __init__(
         self,
-        layers: Mapping[str, LoraLinear | LoraEmbedding],
+        layers: Mapping[str, AdaptedLayer],
         slots: int,
-        targeted: Mapping[str, LoraLinear | LoraEmbedding],
+        targeted: Mapping[str, AdaptedLayer],
         factors: Mapping[str, LayerStack],
     ) -> None:
         """layers: all of the base; those that are targeted compute with `factors`, by path."""
@@ -29,7 +30,7 @@ class WholeSlots:
         self._targeted, self._factors = targeted, factors
         self.own: dict[int, dict[str, dict[str, Tensor]]] = {}
         """By slot, module path and what it is; only slots that have some."""
-        self.places: dict[str, Place] = dict(targeted)
+        self.places: dict[str, Adaptable] = dict(targeted)
         self.stacks: dict[str, LayerStack] = dict(factors)
         self.own_modules: list[OwnModule] = []
 

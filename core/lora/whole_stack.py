@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from core.lora.layer import LayerStack, Place
+from core.lora.layer import Adaptable, LayerStack
 from core.lora.wholes import BIAS, BIAS_ON_B, WEIGHT
 
 V = TypeVar("V")
@@ -121,7 +121,7 @@ class OwnBias(nn.Module):
 
 @contextmanager
 def in_use(
-    places: Mapping[str, Place],
+    places: Mapping[str, Adaptable],
     stacks: Mapping[str, LayerStack],
     slots: Tensor | None,
     own: Sequence[OwnModule],

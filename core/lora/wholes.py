@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from core.errors import InvalidConfig
 from core.lora.config import ALL_BIASES, EMBEDDING, HEAD, LoraConfig
+from core.lora.expert_shapes import EXPERTS, ExpertShape, chosen_experts
 from core.lora.kinds import ADAPTER_KINDS
 from core.lora.module_names import is_among
 from core.options import Config
@@ -19,6 +20,11 @@ from core.options import Config
 BIAS, WEIGHT = ".bias", ".weight"
 BIAS_ON_B = ".lora_B.bias"
 """Behind the path of a layer: what lora_bias adds to B·A·x before the scale."""
+
+_NO_EXPERTS = (
+    "There are none, they are linear layers that target_modules names, or they are computed in a way on "
+    "which adapters are not known here. A base that was added by an earlier release has to be added again."
+)
 
 V = TypeVar("V")
 Shapes = dict[str, tuple[int, ...]]
@@ -37,15 +43,19 @@ class Wholes:
     """Whether the head computes with the embedding's numbers."""
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Of both and of all biases, by the parameters' paths."""
+    experts: Mapping[str, ExpertShape] = field(default_factory=dict)
+    """Of the fused parameters of experts that can have factors, by their paths."""
 
     def targetable(
         self, shapes: Mapping[str, tuple[int, int]], config: LoraConfig, own: Config
     ) -> dict[str, tuple[int, int]]:
-        """The (in, out) of the layers that an adapter can have factors on: the linear ones in `shapes`, and
-        the input embedding where target_modules names it. `own`: the kind's options.
+        """The (in, out) of the layers that an adapter can have factors on: the linear ones in `shapes`, the
+        input embedding where target_modules names it, and of the experts what target_parameters names. `own`:
+        the kind's options.
 
-        Raises InvalidConfig, with the reason, where it names an embedding that cannot have factors.
+        Raises InvalidConfig, with the reason, for an embedding or experts that cannot have factors.
         """
+        shapes = {**shapes, **self._chosen_experts(config, own)}
         path, kind = self.embedding, ADAPTER_KINDS.get(config.kind)
         if not (path and is_among(path, config.target_names)):
             return dict(shapes)
@@ -62,6 +72,20 @@ class Wholes:
             )
         tokens, width = self.shapes[f"{path}{WEIGHT}"]
         return {**shapes, path: (tokens, width)}
+
+    def _chosen_experts(self, config: LoraConfig, own: Config) -> dict[str, ExpertShape]:
+        """The shapes of the fused parameters that target_parameters names."""
+        names = config.parameter_names
+        for name in names:
+            if not chosen_experts(self.experts, [name]):
+                there = sorted({path.rpartition(".")[2] for path in self.experts})
+                has = f"It has: {', '.join(there)} (or {EXPERTS})." if there else _NO_EXPERTS
+                raise InvalidConfig(f"No experts of this model have a parameter called {name!r}. {has}")
+        if names and ADAPTER_KINDS.get(config.kind).biases_on_b(own):
+            raise InvalidConfig(
+                "lora_bias: there is no bias on B of experts, as in PEFT; leave it out, or target_parameters."
+            )
+        return {path: self.experts[path] for path in chosen_experts(self.experts, names)}
 
     def trained(self, config: LoraConfig, targets: Sequence[str], bias_on_b: Mapping[str, int]) -> Shapes:
         """What an adapter on `targets` trains whole; bias_on_b gives the outputs of the layers on which B has
@@ -127,6 +151,10 @@ def require_no_wholes(config: LoraConfig, own: Config) -> None:
         raise InvalidConfig(
             "An adapter that classifies trains the head that tells its labels, and no modules_to_save, bias "
             "or lora_bias beside it; leave them out."
+        )
+    if config.parameter_names:
+        raise InvalidConfig(
+            "An adapter that classifies is on linear layers alone; leave target_parameters empty."
         )
 
 

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from core.errors import InvalidAdapter
+from core.lora.expert_layer import ExpertParameter, expert_shapes
+from core.lora.expert_wrapping import wrapped_experts
 from core.lora.layer import Adapted, LoraEmbedding, LoraLinear, Place, is_linear, where_and_in
 from core.lora.wholes import BIAS, BIAS_ON_B, WEIGHT, Wholes, module_of
 
@@ -24,8 +26,11 @@ class ModelLayers(dict[str, LoraLinear]):
         super().__init__(layers)
         self.model = model
 
-    def __missing__(self, path: str) -> LoraEmbedding:
-        """An embedding, which is no linear layer but can have factors, too."""
+    def __missing__(self, path: str) -> LoraEmbedding | ExpertParameter:
+        """An embedding or a fused parameter of experts: no linear layers, but they can have factors, too."""
+        owner, _, name = path.rpartition(".")
+        if expert_shapes(self.model.get_submodule(owner)):
+            return wrapped_experts(self.model, owner).fused[name]  # type: ignore[return-value]
         module = self.place(path)
         if not isinstance(module, LoraEmbedding):
             raise KeyError(path)
@@ -72,13 +77,18 @@ def wholes_of(model: PreTrainedModel) -> Wholes:
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     paths = {module: path for path, module in model.named_modules() if not path.endswith(".base")}
     tied = head is not None and getattr(head, "weight", None) is getattr(embedding, "weight", False)
+    experts = {
+        f"{path}.{name}": shape
+        for module, path in paths.items()
+        for name, shape in expert_shapes(module).items()
+    }
     shapes = {
         f"{path}{name}": tuple(one.shape)
         for module, path in paths.items()
         for name, one in ((WEIGHT, _own(module, "weight")), (BIAS, _own(module, "bias")))
         if one is not None and (module is embedding or module is head or (name == BIAS and _adds(module)))
     }
-    return Wholes(paths[embedding], paths.get(head, ""), tied, shapes)
+    return Wholes(paths[embedding], paths.get(head, ""), tied, shapes, experts)
 
 
 def _own(module: nn.Module, name: str) -> Tensor | None:

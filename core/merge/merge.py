@@ -28,6 +28,7 @@ from core.files.safetensors_file import DTYPE_BYTES, TensorEntry, build_header, 
 from core.lora.adapter import AdapterWeights, LayerFactors
 from core.lora.low_rank import inner_product
 from core.lora.wholes import WEIGHT
+from core.merge.expert_tensors import expert_tensors
 from core.merge.held import Held
 from core.merge.stream import PIECE_BYTES, in_order, read_range
 from core.merge.whole_tensors import TORCH_DTYPES, name_in, replaced_tensors, tensor_name, whole_tensors
@@ -91,8 +92,17 @@ class Source:
         """Which rows of W have a part in ΔW, [out] bool; None for all."""
         if self.factors is None:
             return None
-        touched = self.factors.B.ne(0).any(1)
+        touched = self.factors.B.ne(0).any(-1)
         return None if bool(touched.all()) else touched
+
+    def at(self, row: int) -> tuple[Source, int]:
+        """This source where it is a matrix, and the number of a row there; of experts in one tensor [E, …, …]
+        that of the expert whose matrix the row of the tensor stands in, and the row's number in it.
+        """
+        if self.factors is None or not self.factors.of_experts:
+            return self, row
+        number, inside = divmod(row, self.entry.shape[1])
+        return replace(self, factors=self.factors.of_expert(number)), inside
 
     @functools.cached_property
     def column_ratios(self) -> Tensor | None:
@@ -138,17 +148,21 @@ def sources(
     parts = adapter.merge_parts()
     headers = {path: read_header(path) for path in weight_files(base_folder)}
     stored = {entry.name for header in headers.values() for entry in header.tensors}
+    of_experts = {path: parts.pop(path)[0] for path in adapter.experts}
     names = _names(base_folder, stored, [*(f"{path}{WEIGHT}" for path in parts), *adapter.whole])
     module_of = {tensor_name(path, names): path for path in parts}
     entries = {entry.name: (path, entry) for path, header in headers.items() for entry in header.tensors}
     whole = whole_tensors(adapter, entries, names)
     whole |= replaced_tensors(base_folder, adapter.whole, entries, names)
+    experts = expert_tensors(base_folder, of_experts, entries)
     found = []
     for path, header in headers.items():
         rows = []
         for entry in header.tensors:
             module = module_of.get(entry.name)
             factors, lengths = parts[module] if module else (None, None)
+            if expert := experts.get(entry.name):
+                module, factors = expert.module, expert.factors
             own = whole.get(entry.name)
             how = held.get(entry.name)
             rows.append(Source(path, entry, factors, module, module in transposed, lengths, own, how))
@@ -172,8 +186,9 @@ def _names(base_folder: Path, stored: Collection[str], wanted: Collection[str]) 
 def _require_shape(source: Source) -> None:
     factors, entry = source.factors, source.entry
     assert factors is not None
-    delta = (factors.B.shape[0], factors.A.shape[1])
-    if (delta[::-1] if source.transposed else delta) != entry.shape or entry.dtype not in TORCH_DTYPES:
+    delta = (*factors.B.shape[:-1], factors.A.shape[-1])
+    wanted = (*delta[:-2], *reversed(delta[-2:])) if source.transposed else delta
+    if wanted != entry.shape or entry.dtype not in TORCH_DTYPES:
         shape = f"{entry.dtype} {list(entry.shape)}"
         raise InvalidAdapter(f"ΔW of {entry.name} is {list(delta)}, but the base holds {shape} there.")
 
@@ -331,12 +346,31 @@ def _pieces(source: Source, dtype: str) -> Iterator[_Piece]:
     if not source.is_changed and dtype == entry.dtype:
         step = PIECE_BYTES
     else:  # whole rows, so that each piece is a matrix
-        width = math.prod(entry.shape[1:]) * DTYPE_BYTES[entry.dtype]
+        width = _width(source) * DTYPE_BYTES[entry.dtype]
         step = max(1, PIECE_BYTES // max(width, 1)) * width
     if source.held is not None:  # its scales are quantised over all of it
         step = entry.end - entry.start
-    for start in range(entry.start, entry.end, max(step, 1)):
-        yield _Piece(source, start, min(start + step, entry.end), dtype)
+    for first, behind in _matrices(source):
+        for start in range(first, behind, max(step, 1)):
+            yield _Piece(source, start, min(start + step, behind), dtype)
+
+
+def _of_experts(source: Source) -> bool:
+    return source.factors is not None and source.factors.of_experts
+
+
+def _width(source: Source) -> int:
+    """Numbers in a row of the matrices that a tensor holds: one, or one for each expert."""
+    shape = source.entry.shape
+    return shape[-1] if _of_experts(source) else math.prod(shape[1:])
+
+
+def _matrices(source: Source) -> Iterator[tuple[int, int]]:
+    """Where the bytes of each of them begin and end."""
+    entry = source.entry
+    size = (entry.end - entry.start) // (entry.shape[0] if _of_experts(source) else 1)
+    for start in range(entry.start, entry.end, max(size, 1)):
+        yield start, start + size
 
 
 def _make(piece: _Piece) -> _Made:
@@ -346,7 +380,7 @@ def _make(piece: _Piece) -> _Made:
         return _instead(source, _rows(source.whole, piece).float(), raw, piece.dtype)
     if source.factors is None and piece.dtype == entry.dtype:
         return _Made(source, raw, 0.0, 0.0)
-    width = math.prod(entry.shape[1:])
+    width = _width(source)
     weight = torch.frombuffer(raw, dtype=TORCH_DTYPES[entry.dtype]).view(-1, width)
     data, stored = raw, weight  # rounded in place, unless the numbers become wider or narrower
     moved = 0.0, 0.0
@@ -356,7 +390,8 @@ def _make(piece: _Piece) -> _Made:
         data = bytearray(weight.numel() * DTYPE_BYTES[piece.dtype])
         stored = torch.frombuffer(data, dtype=TORCH_DTYPES[piece.dtype]).view(-1, width)
     first = (piece.start - entry.start) // (width * DTYPE_BYTES[entry.dtype])
-    return _Made(source, data, *_add_rounded(source, first, weight, stored), moved)
+    matrix, row = source.at(first)
+    return _Made(source, data, *_add_rounded(matrix, row, weight, stored), moved)
 
 
 def _instead(source: Source, own: Tensor, raw: bytearray, dtype: str) -> _Made:
@@ -445,7 +480,11 @@ def _sum(source: Source) -> Tensor:
     ).float()
     if source.held is not None:
         exact = source.held.weight(exact.view(entry.shape))
-    if source.factors is not None:
+    if _of_experts(source):
+        rows = entry.shape[1]
+        for number, one in enumerate(exact.view(entry.shape)):
+            one.addmm_(*_delta_rows(source.at(number * rows)[0], 0, rows))
+    elif source.factors is not None:
         exact = exact.view(entry.shape).addmm(*_delta_rows(source, 0, entry.shape[0]))
     return exact.view(entry.shape)
 
@@ -455,11 +494,12 @@ def weight_norms(
 ) -> dict[str, float]:
     """‖W‖ by module path of the layers that the adapter changes, one in memory at a time."""
     targeted = [one for rows in sources(base_folder, adapter, transposed) for one in rows if one.module]
-    norms = {}
+    norms: dict[str, float] = {}
     for number, source in enumerate(targeted):
         report(Progress(f"Measuring {source.entry.name}", number / len(targeted)))
         weight = merged_weight(replace(source, factors=None, lengths=None))
-        norms[source.module or ""] = float(torch.linalg.vector_norm(weight, dtype=torch.float64))
+        own = float(torch.linalg.vector_norm(weight, dtype=torch.float64))
+        norms[source.module or ""] = math.hypot(norms.get(source.module or "", 0.0), own)  # experts are many
     return norms
 
 

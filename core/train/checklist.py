@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 from core.base_model.quantisation import NONE
 from core.lora.config import LoraConfig
+from core.lora.expert_shapes import experts_among
 from core.lora.kinds import ADAPTER_KINDS, AdapterKind
 from core.lora.targets import LayerShapes, select_targets
 from core.lora.whole_names import chosen_parameters, module_of
@@ -87,7 +88,7 @@ def _modules(around: Surroundings, options: TrainingOptions, kind: AdapterKind) 
         names = around.tensors or [f"{path}.weight" for path in around.layer_shapes]
         return list(dict.fromkeys(module_of(path) for path in chosen_parameters(names, lora)))
     shapes = around.wholes.targetable(around.layer_shapes, lora, options.kind)
-    return select_targets(list(shapes), lora, around.head)
+    return select_targets(list(shapes), lora, around.head, experts_among(shapes))
 
 
 def _base_kept(around: Surroundings, kind: AdapterKind, plan: Estimate) -> Check:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from core.base_model.quantisation import NONE, bytes_of_linear
+from core.lora.expert_shapes import experts_among
 from core.lora.fused import fused_parts
 from core.lora.kinds import ADAPTER_KINDS
 from core.lora.targets import (
@@ -175,7 +176,7 @@ def _trained(base: BaseShape, options: TrainingOptions, bytes_per_weight: int) -
         memory = whole_bytes(count, bytes_per_weight)
         return _Trained(count, len({module_of(path) for path in chosen}), memory, {}, count)
     shapes = base.wholes.targetable(base.layer_shapes, lora, options.kind)
-    targets = select_targets(list(shapes), lora, base.head)
+    targets = select_targets(list(shapes), lora, base.head, experts_among(shapes))
     own = whole_numbers(base, options, targets)
     parts = fused_parts(base.config, {path: shapes[path] for path in targets}, lora.parts)
     trainable = own + trainable_parameter_count(shapes, targets, lora, options.kind, parts)

@@ -19,8 +19,10 @@ from core.lora.adapter import AdapterWeights
 from core.lora.bank import AdapterBank
 from core.lora.blocks import block_mask, keep_blocks
 from core.lora.dropout import run_key
+from core.lora.expert_shapes import experts_among
 from core.lora.fused import fused_parts
 from core.lora.kinds import ADAPTER_KINDS
+from core.lora.layer import LoraLinear
 from core.lora.on_top import factors_below, learning
 from core.lora.scaling import alpha_of
 from core.lora.targets import (
@@ -121,7 +123,7 @@ class TrainingRun:
         if self.kind.whole:
             return self._base.layer_shapes, []
         shapes = self._base.wholes.targetable(self._base.layer_shapes, self.lora, options.kind)
-        return shapes, select_targets(list(shapes), self.lora, self._base.head)
+        return shapes, select_targets(list(shapes), self.lora, self._base.head, experts_among(shapes))
 
     def _ranks_below(self, request: RunRequest) -> dict[str, int]:
         """Of what it learns on top of, by module path: what the factors hold beside its own."""
@@ -288,7 +290,9 @@ class TrainingRun:
             base_fingerprint=self._base.fingerprint,
             base_name=self._base.name,
             fan_in_fan_out=any(
-                self._base.layers[path].transposed for path in self.targets if path != embedding
+                layer.transposed
+                for path in self.targets
+                if path != embedding and isinstance(layer := self._base.layers[path], LoraLinear)
             ),
             embedding=embedding if embedding in self.targets else "",
             use_rslora=self.lora.use_rslora,

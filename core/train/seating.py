@@ -127,7 +127,8 @@ class Seating:
         before, since a moment that the optimiser holds must find its place.
         """
         ranks: dict[str, int] = {}
-        for path in [*self._base.layers, self._base.wholes.embedding]:
+        wholes = self._base.wholes
+        for path in [*self._base.layers, wholes.embedding, *wholes.experts]:
             own = [run.ranks[path] for run in members if path in run.ranks]
             if own or path in before:
                 ranks[path] = max([*own, before.get(path, 0)])

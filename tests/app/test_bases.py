@@ -14,7 +14,8 @@ from app.service.doctor import examine_deeply
 from app.shared.bases import base_for, experts_of, source_of
 from core.base_model.describe import describe
 from core.base_model.source import check_unchanged
-from core.errors import WrongBase
+from core.errors import InvalidConfig, WrongBase
+from core.lora.config import LoraConfig
 from core.train.training_options import TrainingOptions
 from storage.tables import Adapter, Base
 from tests.conftest import VOCABULARY, _save, make_llama
@@ -108,9 +109,19 @@ def test_experts_that_get_no_adapters_are_told_in_numbers(workbench, tmp_path, t
     fused, whole = 3 * 4 * 3 * 32 * 48, sum(one.numel() for one in model.parameters())
     plan = workbench.training.estimate("mixture", "data", TrainingOptions())
     assert "experts of 3 layers" in plan.experts
-    assert f"no adapters, whatever is targeted: {fused:,} of {whole:,} parameters" in plan.experts
+    assert f"unless Experts (target_parameters) is chosen: {fused:,} of {whole:,} parameters" in plan.experts
     assert experts_of(workbench.registry, workbench.registry.find(Base, "mixture")) == plan.experts
     assert workbench.training.estimate("llama", "data", TrainingOptions()).experts == ""
+    chosen = TrainingOptions(LoraConfig(rank=2, target_parameters="experts"))
+    planned = workbench.training.estimate("mixture", "data", chosen)
+    of_experts = 3 * 4 * 2 * ((32 + 2 * 48) + (48 + 32))
+    plain = workbench.training.estimate("mixture", "data", TrainingOptions(LoraConfig(rank=2)))
+    assert planned.trainable_parameters == plain.trainable_parameters + of_experts
+    assert planned.targets["experts.gate_up_proj"] == (3, 3 * 4 * 2 * (32 + 2 * 48))
+    assert planned.memory_bytes > plain.memory_bytes
+    assert "Each of the 4 experts of 3 layers gets factors of its own" in planned.experts
+    with pytest.raises(InvalidConfig, match="No experts of this model have a parameter called 'experts'"):
+        workbench.training.estimate("llama", "data", chosen)
 
 
 def test_a_configuration_that_was_edited_is_refused_until_it_is_accepted(workbench, tiny_llama, tmp_path):

@@ -20,9 +20,19 @@ from tests.benchmarks.shapes import ALPHA, RANK, RandomRows
 
 
 def requests(
-    base: ResidentBase, runs: int, blocks: int, length: int, steps: int, kind: str = "lora", **options: object
+    base: ResidentBase,
+    runs: int,
+    blocks: int,
+    length: int,
+    steps: int,
+    kind: str = "lora",
+    *,
+    experts: bool = False,
+    **options: object,
 ) -> list[RunRequest]:
-    """`runs` runs of an adapter kind that train on `blocks` full blocks of `length` tokens a step."""
+    """`runs` runs of an adapter kind that train on `blocks` full blocks of `length` tokens a step; with
+    `experts` on each expert, too.
+    """
     vocabulary = base.model.config.vocab_size
     train = {
         "micro_batch_size": blocks,
@@ -32,11 +42,12 @@ def requests(
         **dict.fromkeys(("packing", "compile"), "on" if base.way.quick else "auto"),
         **options,
     }
+    lora = LoraConfig(kind, rank=RANK, alpha=ALPHA, target_parameters="experts" if experts else "")
     return [
         RunRequest(
             seed,
             RandomRows(2 * blocks, length, vocabulary, seed),
-            TrainingOptions(LoraConfig(kind, rank=RANK, alpha=ALPHA), TrainConfig(seed=seed, **train)),  # type: ignore[arg-type]
+            TrainingOptions(lora, TrainConfig(seed=seed, **train)),  # type: ignore[arg-type]
         )
         for seed in range(runs)
     ]

@@ -12,11 +12,11 @@ from transformers import PreTrainedModel
 from tests.benchmarks.shapes import ALPHA, DEVICE, RANK
 
 
-def with_adapter(model: PreTrainedModel) -> PeftModel:
-    """A fresh adapter on all linear layers, in float32 as PEFT makes it."""
-    return get_peft_model(
-        model, LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM")
-    )
+def with_adapter(model: PreTrainedModel, *, experts: bool = False) -> PeftModel:
+    """A fresh adapter on all linear layers, and with `experts` on these, in float32 as PEFT makes it."""
+    on = {"target_parameters": ["experts.gate_up_proj", "experts.down_proj"]} if experts else {}
+    shape = {"r": RANK, "lora_alpha": ALPHA, "target_modules": "all-linear", **on}
+    return get_peft_model(model, LoraConfig(**shape, task_type="CAUSAL_LM"))
 
 
 def train(

@@ -13,6 +13,8 @@ import torch
 from transformers import CONFIG_MAPPING, PretrainedConfig, PreTrainedModel
 
 from core.base_model.model_config import model_class
+from core.lora.expert_layer import expert_shapes
+from core.lora.wrapping import text_prefixes
 from tests.conftest import VOCABULARY
 
 TINY = {
@@ -262,8 +264,9 @@ with rows filled up instead of packed and nothing compiled or captured. What dif
 This is what tiny models of each family came to, as `tests/core/test_families.py` checks: losses and
 gradients of three adapters at once against PEFT, logits, three answers with three adapters against
 `generate`, and a merge that is loaded again, within 1e-4 of the norm. Other configurations of a family, such
-as another rotary embedding, may go another way; the base's page tells. Written by
-`python -m tests.core.families`.
+as another rotary embedding, may go another way; the base's page tells. Under Experts stands whether adapters
+can be on each expert (`target_parameters`), as `tests/core/test_experts.py` checks; those that are linear
+layers of their own are targeted as such. Written by `python -m tests.core.families`.
 
 """
 
@@ -277,15 +280,23 @@ def page() -> str:
         "general, text alone": {one: PICTURES[one] for one in SLOW_EYES},
         "refused": REFUSED,
     }
-    rows = sorted(
-        (family, type(tiny_model(family, **families[family])).__name__, way)
-        for way, families in ways.items()
-        for family in families
-    )
-    head = ["| `model_type` | Class | Way |", "| --- | --- | --- |"]
-    return (
-        _ABOUT + "\n".join([*head, *(f"| `{family}` | {cls} | {way} |" for family, cls, way in rows)]) + "\n"
-    )
+    found = sorted((family, way) for way, families in ways.items() for family in families)
+    rows = [_row(family, ways[way][family], way) for family, way in found]
+    head = ["| `model_type` | Class | Way | Experts |", "| --- | --- | --- | --- |"]
+    return _ABOUT + "\n".join([*head, *rows]) + "\n"
+
+
+def _row(family: str, values: Mapping[str, object], way: str) -> str:
+    model = tiny_model(family, **values)
+    return f"| `{family}` | {type(model).__name__} | {way} | {'' if way == 'refused' else _experts(model)} |"
+
+
+def _experts(model: PreTrainedModel) -> str:
+    """What adapters can be on of the experts of a mixture."""
+    if text_prefixes(model) == ("",) and any(map(expert_shapes, model.modules())):
+        return "each its own"
+    there = any(one.dim() == 3 and ".experts." in name for name, one in model.named_parameters())
+    return "none" if there else ""
 
 
 if __name__ == "__main__":

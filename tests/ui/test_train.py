@@ -12,6 +12,8 @@ from playwright.sync_api import Locator, Page, expect
 from core.seam import PLUGINS_VARIABLE
 from core.train.training_options import TrainingOptions
 from storage.tables import Base, Dataset, Run
+from tests.conftest import _save
+from tests.core.families import tiny_model
 from tests.ui.conftest import (
     choose,
     choose_row,
@@ -24,7 +26,7 @@ from tests.ui.conftest import (
     settled,
     sheet,
 )
-from tests.workbenches import QUICK, wait_for
+from tests.workbenches import QUICK, do_job, wait_for
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
 SIZES = [(1280, 800), (1920, 1080)]
@@ -146,6 +148,26 @@ def test_options_are_marked_reset_found_and_picked(workbench, address, open_page
     press(page, "Reset all")
     expect(page.locator(".options-total")).to_have_text("As in Small data")
     expect(targets).to_have_value("all-linear")
+
+
+@pytest.fixture
+def mixture(workbench, tokenizer, tmp_path):
+    """A base with experts, there before the page is."""
+    folder = _save(tiny_model("mixtral"), tokenizer, tmp_path / "mixture")
+    assert do_job(workbench, "add_model", {"origin": str(folder), "name": "mixture"}).state == "finished"
+
+
+def test_experts_are_chosen_beside_the_layers(mixture, address, open_page):
+    page = open_page(address)
+    open_train(page)
+    choose(page, "Base model", "mixture")
+    planned(page, "get no adapters, unless Experts (target_parameters) is chosen")
+    unfold(page, "Adapter")
+    page.get_by_role("group", name="Experts").get_by_role("checkbox", name="experts").check()
+    expect(page.locator("#option-target_parameters")).to_have_value("experts")
+    planned(page, "Each of the 4 experts of 2 layers gets factors of its own")
+    choose(page, "Base model", "llama")
+    planned(page, "No experts of this model have a parameter called 'experts'")
 
 
 def test_the_form_survives_a_reload_and_follows_an_address(workbench, address, open_page, monkeypatch):

@@ -60,12 +60,17 @@ class Peft(ExportFormat):
         from core.lora.kinds import ADAPTER_KINDS
         from core.lora.peft.expert_names import taken_for_experts
 
-        kind = ADAPTER_KINDS.get(what.adapter.kind)
+        kind, experts = ADAPTER_KINDS.get(what.adapter.kind), what.adapter.experts
         model_type = read_json(what.base_folder / "config.json").get("model_type", "")
-        if taken := taken_for_experts(model_type, what.adapter.layers):
+        if taken := taken_for_experts(model_type, [one for one in what.adapter.layers if one not in experts]):
             return [
                 f"PEFT takes {taken[0]} ({len(taken)} such layers) for experts by the name, and leaves out "
                 "what it has there. Train it on other layers to use it with PEFT, or export it merged."
+            ]
+        if experts:
+            return [
+                "It has factors on experts (target_parameters), which PEFT loads; vLLM, llama.cpp and others "
+                "that know the factors of layers alone do not. For them, export it merged."
             ]
         if what.adapter.wholes:
             return [

@@ -113,6 +113,7 @@ def _served(adapter: AdapterWeights) -> AdapterWeights:
     from core.lora.kinds import ADAPTER_KINDS
 
     adapter.require_factors_alone("vLLM's server")
+    adapter.require_no_experts("vLLM's server")
     return adapter if ADAPTER_KINDS.get(adapter.kind).plain_lora else adapter.as_lora()
 
 

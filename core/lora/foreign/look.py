@@ -20,6 +20,7 @@ from core.lora.kinds.lora import KIND as LORA
 from core.lora.peft.config import CLASSIFIES, checked, kind_of, raw_config
 from core.lora.peft.config_checks import CONFIG_NAME
 from core.lora.peft.embedding_files import COPY, copied_weights, embedding_in
+from core.lora.peft.expert_files import KEY
 from core.lora.peft.files import (
     TEMPLATE_KEY,
     TOKENIZER_KEY,
@@ -86,7 +87,7 @@ class Found:
 
     has_wholes: bool = False
     """Whether more stands in it than factors of linear layers, as PEFT saves it: a head, modules, biases,
-    factors of an embedding.
+    factors of an embedding or of experts.
     """
 
     @property
@@ -123,7 +124,7 @@ def look(folder: Path, which: str = "") -> Found:
     config = _pefts_config(about)
     kind = kind_of(config) if config else LORA
     head = {**head_entries(header, config or {}), **whole_entries(header, config or {})}
-    of_peft = config is not None and bool(head or embedding_in(header))
+    of_peft = config is not None and bool(head or embedding_in(header) or config.get(KEY))
     if of_peft or kind is not LORA:
         copies = {_module(entry): entry for entry in copied_weights(header)}
         content = SortedOut(PEFT, sorted_entries(header, kind, head.values()), {}, copies)
@@ -175,7 +176,7 @@ def _pefts_config(about: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _ranks(kind: AdapterKind, config: Mapping[str, Any] | None, layout: Layout, tensors: Entries) -> set[int]:
-    if kind is LORA or config is None:
+    if config is None or (kind is LORA and not config.get(KEY)):
         return {rank_of(pair, layout) for pair in tensors.values()}
     return {kind.stated_rank(config, path) for path in tensors}
 

@@ -88,7 +88,8 @@ def refuse_path(own: str, paths: Iterable[str], *, ambiguous: int = 0) -> None:
     elif _EXPERTS.search(own) and not any(_EXPERTS.search(path) for path in paths):
         why = (
             f"It adapts experts ({shown}), and in this base they are no layers of their own: it has none, or "
-            "keeps those of a layer in one tensor, as transformers 5 does. Adapters cannot be put on that."
+            "keeps those of a layer in one tensor, as transformers 5 does. For such experts the files have "
+            "to be PEFT's, with target_parameters in adapter_config.json."
         )
     elif _is_head(own) and not any(_is_head(path) for path in paths):
         why = (

@@ -12,11 +12,12 @@ added there and nothing learns: adapters with other targets, of other kinds and 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from core.errors import InvalidAdapter
+from core.lora.expert_shapes import ExpertShape
 from core.options import Config, NoOptions
 from core.seam import Seam
 
@@ -94,6 +95,11 @@ class AdapterKind:
     takes_parts = False
     """Whether it can be on some parts alone of a layer that holds several; see core/lora/fused.py."""
 
+    takes_experts = False
+    """Whether it can be on fused parameters of experts; see core/lora/expert_shapes.py. Each of its tensors
+    has one for each expert there, with the experts in front.
+    """
+
     def biases_on_b(self, own: Any) -> bool:
         """Whether a bias is trained beside B on each targeted layer, added before the scale (PEFT's
         lora_bias).
@@ -103,6 +109,13 @@ class AdapterKind:
     def parameter_count(self, layers: Iterable[tuple[int, int, int]], own: Any) -> int:
         """Numbers that are trained on layers with these inputs, outputs and ranks."""
         return self.count((one.name, one.shape) for one in self._tensors(layers) if self._learns(one, own))
+
+    def layer_tensors(self, shape: Sequence[int], rank: int) -> tuple[LayerTensor, ...]:
+        """tensors() of a layer of this (in, out) shape, and of experts with their number in front."""
+        own = self.tensors(shape[0], shape[1], rank)
+        if not isinstance(shape, ExpertShape):
+            return own
+        return tuple(replace(one, shape=(shape.experts, *one.shape)) for one in own)
 
     def _tensors(self, layers: Iterable[tuple[int, int, int]]) -> list[LayerTensor]:
         return [one for layer in layers for one in self.tensors(*layer)]
@@ -148,6 +161,12 @@ class AdapterKind:
         self, n_in: int, n_out: int, rank: int, weight: Tensor, generator: Generator, own: Any
     ) -> Mapping[str, Tensor]:
         """The same for an input embedding with n_in tokens."""
+        raise NotImplementedError
+
+    def start_experts(
+        self, shape: ExpertShape, rank: int, generator: Generator, own: Any
+    ) -> Mapping[str, Tensor]:
+        """The same for a fused parameter of experts, with the experts in front."""
         raise NotImplementedError
 
     def started(self, tensors: Mapping[str, Tensor], scale: float) -> Mapping[str, Tensor]:

@@ -31,7 +31,7 @@ class FromWeight(Lora):
     """LoRA that starts from W. Derived kinds say how in directions()."""
 
     options = NoOptions
-    takes_parts = False
+    takes_parts = takes_experts = False
 
     def tensors(self, n_in: int, n_out: int, rank: int) -> tuple[LayerTensor, ...]:
         """A and B, and how they started. Raises InvalidConfig for a rank that W does not have."""

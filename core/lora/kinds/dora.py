@@ -35,7 +35,7 @@ class Dora(Lora):
         "takes 1.20 of LoRA's time here and 1.09 of its memory (1B, H100)."
     )
     embedding_names: Mapping[str, str] = {}
-    plain_lora = takes_bias_on_b = takes_parts = False
+    plain_lora = takes_bias_on_b = takes_parts = takes_experts = False
 
     def tensors(self, n_in: int, n_out: int, rank: int) -> tuple[LayerTensor, ...]:
         """A [r, in], B [out, r] and m [out]."""

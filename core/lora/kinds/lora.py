@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 from core.errors import InvalidAdapter
 from core.lora.kinds import AdapterKind, LayerTensor
 from core.lora.peft.config_checks import CONFIG_NAME, check_number, check_pattern, check_switch
+from core.lora.peft.expert_files import check_parameters
 from core.lora.peft.targeting import exceptions, stated_for
 from core.lora.scaling import alpha_of, scaling
 from core.options import Config, option
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from core.lora.adapter import AdapterWeights, LayerFactors, LayerWeights
     from core.lora.config import LoraConfig
+    from core.lora.expert_shapes import ExpertShape
     from core.lora.stack import AdapterStack
 
 _RANKS, _ALPHAS = (1, 1024), (1e-3, 65536)
@@ -60,6 +62,7 @@ class Lora(AdapterKind):
     help = "Two low-rank factors beside each frozen layer; what every tool can load."
 
     takes_parts = True
+    takes_experts = True
     reads_weight = False
 
     def takes_embedding(self, own: Config) -> bool:
@@ -86,6 +89,17 @@ class Lora(AdapterKind):
         import torch
 
         return {"A": torch.zeros(rank, n_in), "B": torch.randn(n_out, rank, generator=generator)}
+
+    def start_experts(
+        self, shape: ExpertShape, rank: int, generator: Generator, own: Any
+    ) -> Mapping[str, Tensor]:
+        """Of each expert as of a layer."""
+        import torch
+
+        n_in, n_out = shape
+        fresh = self.start(n_in, n_out, rank * shape.experts, torch.empty(0), generator, own)
+        A, B = fresh["A"], fresh["B"]
+        return {"A": A.view(shape.experts, rank, n_in), "B": B.view(shape.experts, n_out, rank)}
 
     def frozen(self, own: Config) -> frozenset[str]:
         """A, in LoRA-FA."""
@@ -124,7 +138,7 @@ class Lora(AdapterKind):
 
     def rank(self, layer: LayerWeights) -> int:
         """r."""
-        return int(layer.tensors["A"].shape[0])
+        return int(layer.tensors["A"].shape[-2])
 
     def is_trained(self, layer: LayerWeights) -> bool:
         """Whether neither factor is zero: B starts so, and of an embedding A."""
@@ -150,11 +164,11 @@ class Lora(AdapterKind):
             "rank_pattern",
             "alpha_pattern",
             "init_lora_weights",
+            "target_parameters",
         }
     )
     peft_refused: Mapping[str, str] = {
         "trainable_token_indices": "adapters with trained tokens cannot be used",
-        "target_parameters": "adapters on bare parameters, such as fused experts, cannot be used",
         "use_qalora": "QALoRA adapters, which pool their inputs, cannot be used",
         "use_bdlora": "block-diagonal adapters (BD-LoRA) cannot be used",
         "alora_invocation_tokens": "activated LoRA, which works only behind certain tokens, cannot be used",
@@ -179,6 +193,7 @@ class Lora(AdapterKind):
                 "LoRA first."
             )
         check_switch(config, "fan_in_fan_out")
+        check_parameters(config, self.takes_experts)
         check_switch(config, "use_rslora")
 
     def peft_settings(self, adapter: AdapterWeights) -> dict[str, Any]:

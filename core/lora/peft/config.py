@@ -15,6 +15,7 @@ from core.errors import InvalidAdapter
 from core.lora.config import ALL_BIASES, TARGETED_BIASES
 from core.lora.kinds import ADAPTER_KINDS, AdapterKind
 from core.lora.peft.config_checks import CONFIG_NAME, MODULE_NAME, check_switch
+from core.lora.peft.expert_files import KEY, naming_parameters
 from core.lora.peft.targeting import check_targeting, naming
 from core.lora.wholes import BIAS_ON_B, WEIGHT, is_bias_of_base, module_of
 
@@ -56,8 +57,12 @@ _MOST_MODULES = 20
 _CLASS = ("base_model_class", "parent_library")
 
 
-def peft_config(adapter: AdapterWeights, modules: Collection[str] = ()) -> dict[str, Any]:
-    """The content of adapter_config.json; `modules` are the linear layers of its base, by path."""
+def peft_config(
+    adapter: AdapterWeights, modules: Collection[str] = (), experts: Collection[str] = ()
+) -> dict[str, Any]:
+    """The content of adapter_config.json; `modules` are the linear layers of its base, by path, `experts` the
+    fused parameters of its experts.
+    """
     kind = ADAPTER_KINDS.get(adapter.kind)
     return {
         "peft_type": kind.peft_type,
@@ -69,12 +74,14 @@ def peft_config(adapter: AdapterWeights, modules: Collection[str] = ()) -> dict[
         **({} if kind.whole else _naming(adapter, modules)),
         **_classifying(adapter),
         **_with_wholes(adapter),
+        **({KEY: naming_parameters(adapter.experts, experts)} if adapter.experts else {}),
     }
 
 
 def _naming(adapter: AdapterWeights, modules: Collection[str]) -> dict[str, Any]:
     """Which modules it targets; `modules` are the linear layers of its base, if these are known."""
-    return naming(adapter.layers, {*modules, *adapter.layers, *_beside(adapter)} if modules else ())
+    held = {path: one for path, one in adapter.layers.items() if path not in adapter.experts}
+    return naming(held, {*modules, *held, *_beside(adapter)} if modules else ())
 
 
 def _beside(adapter: AdapterWeights) -> list[str]:

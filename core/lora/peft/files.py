@@ -21,11 +21,20 @@ from safetensors.torch import load_file
 from core.errors import InvalidAdapter, InvalidInput
 from core.files.safetensors_file import SafetensorsHeader, TensorEntry, read_header, write_float32
 from core.lora.adapter import AdapterWeights, LayerWeights
+from core.lora.expert_shapes import ExpertShape
 from core.lora.kinds import ADAPTER_KINDS, AdapterKind, largest
 from core.lora.layout import corner
 from core.lora.peft.config import kind_of, peft_config, read_config
 from core.lora.peft.config_checks import CONFIG_NAME, MODULE_NAME
 from core.lora.peft.embedding_files import copied_weights, embedding_in, embedding_shape
+from core.lora.peft.expert_files import (
+    as_computed,
+    as_in_files,
+    file_shapes,
+    keys_of_experts,
+    require_all,
+    targeted_experts,
+)
 from core.lora.peft.own_head import DTYPES, LABELS_KEY, PREFIX, WEIGHTS_NAME, head_entries, labels_of
 from core.lora.peft.targeting import targeted_paths
 from core.lora.peft.whole_files import check_wholes, key_of, whole_entries
@@ -49,19 +58,23 @@ def save_adapter(
     adapter: AdapterWeights,
     recorded: Mapping[str, str] | None = None,
     modules: Collection[str] = (),
+    experts: Collection[str] = (),
 ) -> None:
     """Write `adapter` into the existing folder, in the layout PEFT loads. float32 numbers, fingerprint in the
     header.
 
     recorded: what else the header should say, such as the tokenizer's hash. modules: the paths of its base's
-    linear layers; where they are known, short names stand for the layers if they mean no others.
+    linear layers; where they are known, short names stand for the layers if they mean no others. experts:
+    those of its fused parameters, likewise.
     """
     kind = ADAPTER_KINDS.get(adapter.kind)
     tensors: dict[str, torch.Tensor] = {}
+    keys = keys_of_experts(adapter.experts)
     for path, layer in adapter.layers.items():
+        own = as_in_files(layer.tensors) if path in keys else layer.tensors
         for name in kind.peft_names:
-            tensor = layer.tensors[name]
-            key = _key(path, name, kind, path == adapter.embedding)
+            tensor = own[name]
+            key = _key(keys.get(path, path), name, kind, path == adapter.embedding)
             tensors[key] = max(tensors.get(key, tensor), tensor, key=torch.Tensor.numel)  # of a shared one
     tensors |= {key_of(name, adapter.layers): tensor for name, tensor in adapter.head.items()}
     tensors |= {f"{PREFIX}{path}": tensor for path, tensor in adapter.whole.items()}
@@ -70,7 +83,7 @@ def save_adapter(
         metadata[LABELS_KEY] = adapter.labels.to_json()
     arrays = {key: tensor.contiguous().float().numpy() for key, tensor in tensors.items()}
     write_float32(folder / WEIGHTS_NAME, arrays, metadata)
-    config = json.dumps(peft_config(adapter, modules), indent=2, ensure_ascii=False)
+    config = json.dumps(peft_config(adapter, modules, experts), indent=2, ensure_ascii=False)
     (folder / CONFIG_NAME).write_text(config + "\n", encoding="utf-8")
 
 
@@ -86,7 +99,7 @@ def save_checked(
 
     Raises InvalidAdapter if it is not read back as it was.
     """
-    save_adapter(folder, adapter, recorded, shapes)
+    save_adapter(folder, adapter, recorded, shapes, wholes.experts if wholes else ())
     if different := differing_layers(adapter, load_adapter(folder, shapes, head, wholes)):
         raise InvalidAdapter(
             f"{different[0]} is not read back as it was written ({len(different)} such layers), so nothing "
@@ -234,14 +247,22 @@ def load_adapter(
     own = {**head_entries(header, config), **whole}
     entries = sorted_entries(header, kind, own.values())
     embedding = embedding_in(header)
+    experts = targeted_experts(config, wholes.experts if wholes else {})
+    entries = _with_experts(entries, experts)
     if embedding:
         shapes = {**shapes, embedding: embedding_shape(embedding, wholes or Wholes())}
-    _check_modules(set(entries), config, list(shapes), head)
+    _check_modules(set(entries) - {*experts}, config, list(shapes), head)
+    shapes = {**shapes, **{path: wholes.experts[path] for path in experts if wholes}}
     check_wholes(whole, config, wholes or Wholes(), set(entries))
     sizes = {path: (*shapes[path], kind.stated_rank(config, path)) for path in entries}
-    expected: Shapes = {
+    expected: dict[str, Mapping[str, tuple[int, ...]]] = {
         path: {one.name: one.shape for one in kind.tensors(*size) if one.name in kind.peft_names}
         for path, size in sizes.items()
+    }
+    expected |= {
+        path: file_shapes(shape, sizes[path][2])
+        for path, shape in shapes.items()
+        if path in entries and isinstance(shape, ExpertShape)
     }
     for path, (_, _, rank) in sizes.items():
         _check_shapes(path, entries[path], expected, kind, rank)
@@ -257,7 +278,10 @@ def load_adapter(
         kind=kind.name,
         layers={
             path: kind.layer(
-                {**_read(path, entries[path], expected[path], loaded), **kind.derived(*sizes[path])},
+                {
+                    **_read(path, entries[path], expected[path], loaded, shapes[path]),
+                    **kind.derived(*sizes[path]),
+                },
                 kind.stated_scale(config, path),
             )
             for path in sorted(entries)
@@ -336,12 +360,22 @@ def _read(
     entries: Mapping[str, TensorEntry],
     shapes: Mapping[str, tuple[int, ...]],
     loaded: Mapping[str, torch.Tensor],
+    layer: tuple[int, int],
 ) -> dict[str, torch.Tensor]:
-    """One module's tensors in float32."""
+    """One module's tensors in float32, of experts with these in front; `layer` is its shape."""
     tensors = {name: corner(loaded[entries[name].name], shape).float() for name, shape in shapes.items()}
     if not all(bool(torch.isfinite(one).all()) for one in tensors.values()):
         raise InvalidAdapter(f"{WEIGHTS_NAME}: the factors of {path} hold NaN or infinite numbers.")
-    return tensors
+    return as_computed(tensors, layer.experts) if isinstance(layer, ExpertShape) else tensors
+
+
+def _with_experts(entries: Entries, experts: Collection[str]) -> Entries:
+    """The same by the paths of the fused parameters that the tensors belong to."""
+    keys = keys_of_experts(experts)
+    found = {path: one for path, one in entries.items() if path not in keys.values()}
+    own = {path: entries[key] for path, key in keys.items() if key in entries}
+    require_all(own, list(experts))
+    return found | own
 
 
 def _check_modules(

@@ -32,7 +32,7 @@ def check_targeting(config: Mapping[str, Any]) -> None:
             raise InvalidAdapter(
                 f"{CONFIG_NAME}: layers_to_transform goes with a list of target_modules only, as in PEFT."
             )
-    elif not targets or not _are_names(targets):
+    elif not (targets or config.get("target_parameters")) or not _are_names(targets):
         raise InvalidAdapter(
             f"{CONFIG_NAME}: target_modules must be a list of module names, a regular expression or "
             "all-linear."

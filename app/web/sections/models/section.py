@@ -7,7 +7,7 @@ from html import escape
 import gradio as gr
 
 from app.service.workbench import Workbench
-from app.shared.bases import experts_of
+from app.shared.bases import experts_of, shapes_of
 from app.web.parts.markup import day, empty, facts, size, title_line
 from app.web.parts.panes import ask_first, bar, close_sheet, left, opener, require_same, right, sheet, split
 from app.web.parts.picker import Query, Row, Rows, matching, picker
@@ -150,7 +150,7 @@ def facts_html(workbench: Workbench, base: Base) -> str:
             *([("Computed", f"on {WAYS[base.way]}")] if base.way in WAYS else []),
             ("Layers", base.layers),
             ("Hidden size", base.hidden_size),
-            ("Linear layers", len(base.layer_shapes)),
+            ("Linear layers", len(shapes_of(base))),
             *([("Experts", experts)] if (experts := experts_of(workbench.registry, base)) else []),
             ("Chat template", template),
             ("Licence", base.licence or "not stated"),
