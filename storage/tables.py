@@ -105,6 +105,18 @@ class BaseManifest(SQLModel, table=True):
     architecture: dict[str, Any] = _json()
 
 
+class DecidedWay(SQLModel, table=True):
+    """On which way bases of a configuration are computed. Core says what decides it, and reads it."""
+
+    __tablename__ = "decided_way"
+
+    key: str = Field(primary_key=True)
+    """SHA-256 over what decides it."""
+    deciding: dict[str, Any] = _json()
+    way: dict[str, Any] = _json()
+    created: float = Field(default_factory=time.time)
+
+
 class Dataset(SQLModel, table=True):
     """A data set as it is now: its newest version. `digest` is that version's, `rows_digest` that of the rows
     it is made of.
