@@ -21,7 +21,7 @@ from storage.tables import Base, Chat
 
 MAX_SIDE_BY_SIDE = 8
 _FIGURES = ("tokens", "prompt_tokens", "seconds_to_first", "tokens_per_second")
-Messages = Sequence[Mapping[str, str]]
+Messages = Sequence[Mapping[str, Any]]
 
 
 class Chats:

@@ -5,6 +5,7 @@ any blend of these, under one name each. Knows nothing of HTTP.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from app.shared.speakers import Part, checkpoint_name, parts_told, speaker_parts
 from app.shared.text import require_text
 from app.shared.user_settings import PreferenceStore
 from core.base_model.describe import writes_text
+from core.data.tool_calls import Tool
 from core.errors import InvalidInput
 from core.events import TokenDone
 from core.generate.config import GenerationConfig
@@ -77,6 +79,8 @@ class Prompt:
 
     config: GenerationConfig
     messages: Messages = ()
+    tools: Sequence[Tool] = ()
+    """Those that the model is told of, and may call."""
     text: str = ""
     likeliest: int | None = None
     """How many tokens are told with each of the answer, with their log-probabilities; None tells none."""
@@ -152,7 +156,9 @@ class Serving:
 
 
 def _texts(prompt: Prompt) -> list[str]:
-    return [prompt.text, *(message["content"] for message in prompt.messages)]
+    said = [message["content"] for message in prompt.messages]
+    calls = [message.get("tool_calls", ()) for message in prompt.messages]
+    return [prompt.text, *said, json.dumps([calls, list(prompt.tools)], ensure_ascii=False)]
 
 
 def _row(prompt: Prompt, adapter: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -162,6 +168,7 @@ def _row(prompt: Prompt, adapter: Mapping[str, Any] | None) -> dict[str, Any]:
     return {
         "adapter": adapter,
         "messages": [dict(message) for message in prompt.messages],
+        "tools": list(prompt.tools),
         "text": prompt.text,
         "config": prompt.config.to_dict(),
         "likeliest": prompt.likeliest,

@@ -1,4 +1,4 @@
-"""A base is compared with transformers once, whatever processes use it, and again when what decides changes."""
+"""A base is compared with transformers once for all processes, and again when what decides changes."""
 
 import contextlib
 import io
