@@ -289,9 +289,9 @@ as another rotary embedding, may go another way; the base's page tells.
 Speed is that of training, in tokens a second as a share of a Llama's of the same shapes on the quick way
 (1.0), measured on one thread of a CPU in float32: two layers 32 wide, two adapters on all linear layers, 12
 rows of 12 to 90 letters for each, packed into blocks of 128 on the quick way and filled up on the general
-one; the best of six rounds. At such widths most of it is the work around the layers, and it differs by a fifth
-from one measurement to the next: it tells which families are slow, not how much a large base is. Written by
-`python -m tests.core.families`, and with new figures by `python -m tests.core.family_speeds`.
+one; the best of six rounds. At such widths most of it is the work around the layers, and it differs by a
+fifth from one measurement to the next: it tells which families are slow, not how much a large base is.
+Written by `python -m tests.core.families`, and with new figures by `python -m tests.core.family_speeds`.
 
 """
 

@@ -17,6 +17,7 @@ from core.base_model.describe import writes_text
 from core.base_model.files import read_json
 from core.base_model.fingerprint import Manifest
 from core.base_model.hub import HUB_ID, fetch_from_hub
+from core.base_model.hub_cache import name_in_cache, snapshot_in
 from core.base_model.packings import PACKINGS, packed_as
 from core.errors import InvalidModel
 from core.files.publish import publication, scratch_folder
@@ -59,7 +60,7 @@ class AddModel(JobKind):
             about = {"name": row.name, "fingerprint": row.fingerprint, "same_as": same_as, "way": row.way}
             return about | {"writes": writes_text(row.architecture)}
 
-        path = Path(origin).expanduser()
+        path = snapshot_in(Path(origin).expanduser())
         if origin != "starter" and path.is_dir() and not _packing(path):
             folder = path.resolve()
             found = described_base(
@@ -93,7 +94,9 @@ def default_name(origin: str) -> str:
     path = Path(origin).expanduser()
     if path.suffix.lower() == ".gguf":
         return path.stem
-    return path.resolve().name if path.is_dir() else origin.rpartition("/")[2]
+    if path.is_dir():
+        return name_in_cache(path.resolve()) or path.resolve().name
+    return origin.rpartition("/")[2]
 
 
 def _fetch(settings: Settings, origin: str, folder: Path, report: Report) -> str:
@@ -101,7 +104,7 @@ def _fetch(settings: Settings, origin: str, folder: Path, report: Report) -> str
 
     Raises InvalidModel for what is no source.
     """
-    path = Path(origin).expanduser()
+    path = snapshot_in(Path(origin).expanduser())
     if origin == "starter":
         _fetch_starter(settings, folder, report)
         return "starter"
