@@ -18,6 +18,7 @@ from core.base_model.quantisation import LABELS, NF4, NONE, bitsandbytes_version
 from core.base_model.source import BaseSource, ResidentKey, check_unchanged, resident_key
 from core.data.chat_options import AS_THEY_ARE, ChatOptions
 from core.data.formats import Message
+from core.data.tool_calls import Tool
 from core.errors import BaseTooLarge, WorkbenchError
 from core.generate.config import GenerationConfig
 from core.generate.decode import Decoder, RowRequest
@@ -59,6 +60,8 @@ class AnswerRequest:
     """When it came to the engine's process, of time.monotonic()."""
     likeliest: int | None = None
     """How many tokens are told with each of the answer, with their log-probabilities; None tells none."""
+    tools: Sequence[Tool] = ()
+    """Those that the model is told of, in a conversation."""
 
 
 class Engine:
@@ -371,6 +374,10 @@ def _is_of(request: AnswerRequest, digests: Collection[str]) -> bool:
 
 def _row(base: ResidentBase, request: AnswerRequest, slot: int | Callable[[], int | None]) -> RowRequest:
     renderer = base.renderer.with_options(request.config.chat)
-    ids = renderer.encode_text(request.text) if request.text else renderer.encode_prompt(request.messages)
+    ids = (
+        renderer.encode_text(request.text)
+        if request.text
+        else renderer.encode_prompt(request.messages, request.tools)
+    )
     told = weights_told(request.adapter, base)
     return RowRequest(ids, slot, request.config, told, request.asked_at, request.likeliest)

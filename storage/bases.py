@@ -1,6 +1,8 @@
-"""Base models: what each fingerprint stands for, and forgetting one."""
+"""Base models: what each fingerprint stands for, how they are computed, and forgetting one."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from sqlmodel import select
 
@@ -11,6 +13,7 @@ from storage.tables import (
     Adapter,
     Base,
     BaseManifest,
+    DecidedWay,
     Run,
 )
 
@@ -51,3 +54,18 @@ class Bases:
         """What a fingerprint was taken over, if any base here has ever had it."""
         with self._database.reading() as session:
             return session.get(BaseManifest, fingerprint)
+
+    def keep_decided_way(self, row: DecidedWay) -> None:
+        """Keep the way that was decided; the same again changes nothing."""
+        with self._database.writing() as session:
+            session.merge(row)
+
+    def decided_way(self, key: str) -> DecidedWay | None:
+        """The way that was decided under a key."""
+        with self._database.reading() as session:
+            return session.get(DecidedWay, key)
+
+    def decided_ways(self) -> Sequence[DecidedWay]:
+        """All of them."""
+        with self._database.reading() as session:
+            return session.exec(select(DecidedWay)).all()

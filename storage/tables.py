@@ -37,6 +37,10 @@ def _json() -> Any:
     return Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
 
 
+def _added_json() -> Any:
+    return Field(default_factory=dict, sa_column=Column(JSON, nullable=False, server_default="{}"))
+
+
 def _json_with_paths() -> Any:
     return Field(default_factory=dict, sa_column=Column(HomeJSON, nullable=False))
 
@@ -103,6 +107,18 @@ class BaseManifest(SQLModel, table=True):
     name: str
     tensors: list[Any] = Field(sa_column=Column(JSON, nullable=False))
     architecture: dict[str, Any] = _json()
+
+
+class DecidedWay(SQLModel, table=True):
+    """On which way bases of a configuration are computed. Core says what decides it, and reads it."""
+
+    __tablename__ = "decided_way"
+
+    key: str = Field(primary_key=True)
+    """SHA-256 over what decides it."""
+    deciding: dict[str, Any] = _json()
+    way: dict[str, Any] = _json()
+    created: float = Field(default_factory=time.time)
 
 
 class Dataset(SQLModel, table=True):
@@ -175,6 +191,8 @@ class Run(SQLModel, table=True):
     dataset_digest: str
     dataset_version: int = Field(default=1, sa_column_kwargs={"server_default": "1"})
     config: dict[str, Any] = _json()
+    chat: dict[str, Any] = _added_json()
+    """How its conversations are fitted to the chat template; empty where nobody recorded it."""
     state: str = Field(default=QUEUED, index=True)
     reason: str = ""
     stop_requested: bool = False
@@ -341,6 +359,8 @@ class Adapter(SQLModel, table=True):
     train_loss: float | None = None
     validation_loss: float | None = None
     config: dict[str, Any] = _json()
+    chat: dict[str, Any] = _added_json()
+    """How the conversations that it learnt were fitted to the chat template; empty where nobody knows."""
     tokenizer_hash: str = Field(default="", sa_column_kwargs={"server_default": ""})
     template_hash: str = Field(default="", sa_column_kwargs={"server_default": ""})
     """Of the base as it was then, its chosen chat template counted; empty where nobody recorded them."""

@@ -28,6 +28,13 @@ def chat(
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
     max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 256,
     template_kwargs: TemplateKwargs = "",
+    as_trained: Annotated[
+        bool,
+        typer.Option(
+            "--as-trained/--as-said",
+            help="Whether adapters are asked with the chat options of the data that they learnt, too.",
+        ),
+    ] = True,
     home: Home = None,
     json: Json = False,
 ) -> None:
@@ -40,6 +47,7 @@ def chat(
             "max_tokens": max_tokens,
             "seed": seed,
             "template_kwargs": template_kwargs,
+            "as_trained": as_trained,
             **({"temperature": 0} if greedy else {}),
         }
     )

@@ -10,6 +10,7 @@ from app.cli.common import Home, Json, Settings, Yes, finished, open_workbench
 from app.cli.console import Console, guarded
 from app.cli.option_sources import given_options
 from app.shared.bases import experts_of
+from core.base_model.packings import made_plain
 from core.base_model.way import WAYS
 from core.lora.targets import counted
 from core.train.training_options import TrainingOptions
@@ -57,6 +58,8 @@ def models_show(name: str, home: Home = None, json: Json = False) -> None:
     experts = experts_of(registry, base)
     extra = {"experts": experts} if experts else {}
     extra |= {"computed": f"on {WAYS[base.way]}"} if base.way in WAYS else {}
+    plain = made_plain(base.source, base.dtype)
+    extra |= {"made_plain": plain} if plain else {}
     Console(json).row(base, leave_out=("layer_shapes",), extra=extra)
 
 

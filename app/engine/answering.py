@@ -113,6 +113,7 @@ class Answers:
                 row.get("text", ""),
                 asked.at,
                 row.get("likeliest"),
+                row.get("tools", ()),
             )
             for row in question["rows"]
         ]

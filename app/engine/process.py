@@ -38,6 +38,8 @@ from app.shared.private import private_by_default, write_private
 from app.shared.processes import ALREADY_RUNNING
 from app.shared.refusals import refused
 from app.shared.settings import DTYPE_VARIABLE, Settings, settings_for
+from app.shared.ways import StoredWays
+from core.base_model.decisions import keep_decisions_in
 from core.base_model.load import ResidentBase
 from core.base_model.quantisation import LABELS, NONE
 from core.engine import Engine
@@ -289,6 +291,7 @@ def main() -> int:
     os.environ.setdefault("TRITON_CACHE_DIR", str(settings.cache / "triton"))
     key = secrets.token_bytes(32)
     with lock, Listener(("127.0.0.1", 0), backlog=_BACKLOG, authkey=key) as listener:
+        keep_decisions_in(StoredWays(open_registry(settings)))
         server = EngineServer(settings)
         threading.Thread(target=server.serve, args=(listener,), daemon=True).start()
         about = {"address": list(listener.address), "key": key.hex(), "pid": os.getpid()}

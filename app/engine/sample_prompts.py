@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Generator
 
@@ -36,8 +35,7 @@ def sample_answers(
         weights,
         whole=bool(weights.whole),
     )
-    given = json.dumps(dict(chat.template_kwargs)) if chat.template_kwargs else ""
-    config = GenerationConfig(max_tokens=train.sample_tokens, temperature=0.0, template_kwargs=given)
+    config = GenerationConfig(max_tokens=train.sample_tokens, temperature=0.0).on_top_of(chat)
     asked = [AnswerRequest([{"role": "user", "content": prompt}], now, config) for prompt in train.prompts]
     texts = [""] * len(asked)
     decoder = engine.answer(source, asked)

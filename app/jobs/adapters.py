@@ -8,6 +8,7 @@ from typing import Any
 from app.jobs.kinds import JobContext
 from app.shared.bases import shapes_of, wholes_in
 from app.shared.identity import effective_template_hash
+from app.shared.trained_chats import shared_chat
 from core.combine.combining import Combination
 from core.lora.adapter import AdapterWeights
 from core.lora.peft.files import load_adapter, save_checked
@@ -87,6 +88,7 @@ def keep_combination(
             parents=parents,
             config={source: {**config, "energy_lost": found.energy_lost}},
             dataset_name=like.dataset_name if len(parents) == 1 else "",
+            chat=shared_chat(registry, [one["digest"] for one in parents]),
             tokenizer_hash=like.tokenizer_hash or base.tokenizer_hash,
             template_hash=like.template_hash or effective_template_hash(base),
         )

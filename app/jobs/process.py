@@ -20,6 +20,8 @@ from app.shared.errors import USER_ERRORS
 from app.shared.private import private_by_default
 from app.shared.settings import Settings, settings_for
 from app.shared.user_settings import heed_offline
+from app.shared.ways import StoredWays
+from core.base_model.decisions import keep_decisions_in
 from core.events import Progress
 from core.panics import panics_as_errors
 from storage.registry import Registry
@@ -109,6 +111,7 @@ def main() -> int:
             pid.write_text(str(os.getpid()))
         except OSError as error:  # on a full disk: then only who started the job can cancel it
             log.warning("the process id of job %s could not be written: %s", given.job, error)
+        keep_decisions_in(StoredWays(open_registry(settings)))
         try:
             return 0 if run_job(settings, given.job, ended, concluding) else 1
         except SystemExit:

@@ -11,6 +11,7 @@ from app.shared.engine_client import EngineClient
 from app.shared.identity import require_fit
 from app.shared.speakers import other_base, speaker_parts, speaker_told
 from app.shared.text import require_text
+from app.shared.trained_chats import trained_chat
 from app.shared.user_settings import PreferenceStore
 from core.data.chat_options import AS_THEY_ARE, ChatOptions
 from core.errors import InvalidConfig
@@ -22,7 +23,7 @@ from storage.tables import Base, Chat
 
 MAX_SIDE_BY_SIDE = 8
 _FIGURES = ("tokens", "prompt_tokens", "seconds_to_first", "tokens_per_second")
-Messages = Sequence[Mapping[str, str]]
+Messages = Sequence[Mapping[str, Any]]
 
 
 class Chats:
@@ -61,7 +62,7 @@ class Chats:
                 "adapter": None if others[number] else speaker_told(self._registry, speaker, model),
                 "messages": [] if raw else [dict(message) for message in messages],
                 "text": messages[-1]["content"] if raw else "",
-                "config": config.to_dict(),
+                "config": self.asked_with(speaker, config).to_dict(),
             }
             one = found.setdefault(home.name, Round(told_to_answer(home, self._preferences), [], []))
             one.rows.append(row)
@@ -104,6 +105,25 @@ class Chats:
         said = [dict(message) for message in messages]
         resident = told_to_answer(model, self._preferences)
         return self._engine.score(resident, told, said, answer, ended=ended, chat=chat.to_dict())
+
+    def asked_with(self, speaker: str | None, config: GenerationConfig) -> GenerationConfig:
+        """How this speaker is asked: its own training's chat options beside what is wanted of all.
+
+        Raises NotFound, InvalidConfig.
+        """
+        return config.on_top_of(trained_chat(speaker_parts(self._registry, speaker)))
+
+    def trained_with(self, speakers: Sequence[str]) -> list[str]:
+        """A sentence for each of these who is asked otherwise than the plain base, since it was trained so.
+
+        Raises NotFound, InvalidConfig.
+        """
+        chats = {one: trained_chat(speaker_parts(self._registry, one)) for one in speakers}
+        return [
+            f"{one} is asked as it was trained: {chat.sentence()}."
+            for one, chat in chats.items()
+            if chat.sentence()
+        ]
 
     def cancel(self, name: str, row: int) -> None:
         """End the answer of one speaker, by number, while the others go on. Raises EngineUnavailable."""

@@ -226,9 +226,10 @@ class Conversations:
         chat, question = self._registry.get(Chat, chat_id), turns[-1].question.content
         _require_turns(chat)
         asked = [messages_for(chat.system, turns[:-1], speaker, question) for speaker in speakers]
+        chats = [self._chats.asked_with(speaker, GenerationConfig()).chat for speaker in speakers]
         return [
-            self._chats.score(chat.base_name, [speaker or None], said, answer)[0]
-            for speaker, said in zip(speakers, asked, strict=True)
+            self._chats.score(chat.base_name, [speaker or None], said, answer, chat=how)[0]
+            for speaker, said, how in zip(speakers, asked, chats, strict=True)
         ]
 
     def score(self, message_id: int) -> Scored:
@@ -277,8 +278,9 @@ class Conversations:
         name = secrets.token_hex(8)
         names = [one or None for one in speakers]
         stream = self._chats.answer(chat.base_name, names, asked, config, name, raw=chat.raw)
-        details = {"settings": config.to_dict()}
-        return stream, _Request(name, [Growing(0, one, dict(details)) for one in speakers])
+        settings = [self._chats.asked_with(one, config).to_dict() for one in names]
+        growing = [Growing(0, one, {"settings": how}) for one, how in zip(speakers, settings, strict=True)]
+        return stream, _Request(name, growing)
 
     def _collect(self, stream: Iterator[TokenDone], request: _Request) -> None:
         for row, one in enumerate(request.answers):

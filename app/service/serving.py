@@ -5,6 +5,7 @@ any blend of these, under one name each. Knows nothing of HTTP.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +17,11 @@ from app.shared.checkpoint_rows import as_adapter
 from app.shared.engine_client import EngineClient
 from app.shared.speakers import Part, checkpoint_name, parts_told, speaker_parts
 from app.shared.text import require_text
+from app.shared.trained_chats import trained_chat
 from app.shared.user_settings import PreferenceStore
 from core.base_model.describe import writes_text
+from core.data.chat_options import ChatOptions
+from core.data.tool_calls import Tool
 from core.errors import InvalidInput
 from core.events import TokenDone
 from core.generate.config import GenerationConfig
@@ -77,6 +81,8 @@ class Prompt:
 
     config: GenerationConfig
     messages: Messages = ()
+    tools: Sequence[Tool] = ()
+    """Those that the model is told of, and may call."""
     text: str = ""
     likeliest: int | None = None
     """How many tokens are told with each of the answer, with their log-probabilities; None tells none."""
@@ -143,7 +149,8 @@ class Serving:
         require_text(*(text for prompt in prompts for text in _texts(prompt)))
         require_writing_base(model.base)
         adapter = parts_told(self._registry, model.id, model.parts, model.base)
-        rows = [_row(prompt, adapter) for prompt in prompts]
+        chat = trained_chat(model.parts)
+        rows = [_row(prompt, adapter, chat) for prompt in prompts]
         return self._engine.answer(told_to_answer(model.base, self._preferences), rows, name)
 
     def cancel(self, name: str, row: int) -> None:
@@ -152,17 +159,22 @@ class Serving:
 
 
 def _texts(prompt: Prompt) -> list[str]:
-    return [prompt.text, *(message["content"] for message in prompt.messages)]
+    said = [message["content"] for message in prompt.messages]
+    calls = [message.get("tool_calls", ()) for message in prompt.messages]
+    return [prompt.text, *said, json.dumps([calls, list(prompt.tools)], ensure_ascii=False)]
 
 
-def _row(prompt: Prompt, adapter: Mapping[str, Any] | None) -> dict[str, Any]:
-    """As the engine is asked for it. Raises InvalidInput for one that asks nothing."""
+def _row(prompt: Prompt, adapter: Mapping[str, Any] | None, chat: ChatOptions) -> dict[str, Any]:
+    """As the engine is asked for it; chat: with which the model was trained. Raises InvalidInput for one that
+    asks nothing.
+    """
     if not prompt.text and not prompt.messages:
         raise InvalidInput("The prompt is empty: there is nothing to answer or to go on with.")
     return {
         "adapter": adapter,
         "messages": [dict(message) for message in prompt.messages],
+        "tools": list(prompt.tools),
         "text": prompt.text,
-        "config": prompt.config.to_dict(),
+        "config": prompt.config.on_top_of(chat).to_dict(),
         "likeliest": prompt.likeliest,
     }

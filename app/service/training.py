@@ -14,6 +14,7 @@ from app.shared.bases import config_of, experts_of, require_can, shapes_of, tens
 from app.shared.below import adapter_below, by_digest
 from app.shared.engine_client import EngineClient
 from app.shared.errors import EngineUnavailable
+from app.shared.run_data import chat_of
 from app.shared.run_rows import held_for, run_row
 from core.base_model.way import GENERAL_NAME
 from core.data.checks import words_of
@@ -183,6 +184,7 @@ class Training:
             kept = by_digest(self._registry, model, options)
             run = run_row(model, data, kept.to_dict(), f"{prefix} {label}".strip())
             run.sweep, run.together = sweep, together
+            run.chat = chat_of(self._registry, run).to_dict()
             runs.append(run)
         self._registry.queue.add(runs, number_if_taken=not name)
         for run, (_, options) in zip(runs, wanted, strict=True):

@@ -34,6 +34,7 @@ def as_adapter(run: Run, checkpoint: Checkpoint, name: str) -> Adapter:
         parameters=0,
         digest=checkpoint.adapter_digest,
         size_bytes=checkpoint.size_bytes,
+        chat=run.chat,
         steps=checkpoint.step,
         train_loss=checkpoint.train_loss,
         validation_loss=checkpoint.validation_loss,

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from app.shared.identity import effective_template_hash
+from app.shared.run_data import chat_of
 from core.lora.peft.config import kind_of
 from storage.blobs import content_size
 from storage.names import free_name
@@ -49,6 +50,7 @@ def keep_adapter(
             train_loss=train_loss,
             validation_loss=validation_loss,
             config=run.config,
+            chat=run.chat or chat_of(registry, run).to_dict(),
             parents=_learnt_on(registry, run),
             tokenizer_hash=base.tokenizer_hash,
             template_hash=effective_template_hash(base),

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-import json
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -33,6 +33,7 @@ from core.base_model.attention import (
     set_attention,
     set_experts,
 )
+from core.base_model.decisions import decide, decided, deciding
 from core.base_model.general_agreement import TOLERANCE, difference, general_way, longrope_border
 from core.base_model.model_config import model_class, reads_pictures, refusing
 from core.base_model.reach import require_reached
@@ -40,6 +41,7 @@ from core.base_model.way import Way
 from core.errors import InvalidModel
 from core.lora.wrapping import wrap_linear_layers
 
+log = logging.getLogger(__name__)
 QUICK = Way(True, NAME)
 _CONTEXT, _WINDOW, _WIDTH, _VOCABULARY = 96, 16, 32, 256
 _MANY = 30_000_000  # parameters of a model whose layers and widths are cut down too
@@ -48,22 +50,29 @@ _EAGER, _GROUPED = "eager", "grouped_mm"  # as transformers calls them
 _EXPERTS = frozenset({"num_experts", "num_local_experts", "n_routed_experts"})
 _WINDOWS = ("window", "attention_chunk_size", "original_max_position_embeddings", "local_attention")
 _NO_WINDOW = ("layer", "pattern", "use_")
-_found: dict[str, Way] = {}  # by configuration, since a base is loaded more often than it changes
 
 
 def find_way(config: PretrainedConfig) -> Way:
-    """The way on which a base of this configuration is computed: the quick one if that agrees.
+    """The way on which a base of this configuration is computed: the quick one if that agrees. Compared once
+    (core/base_model/decisions.py).
 
     Raises InvalidModel, saying where and why, if none computes what transformers does.
     """
-    key = json.dumps(config.to_dict(), sort_keys=True, default=str)
-    if key not in _found:
-        _found[key] = _compared(config)
-    return _found[key]
+    by = deciding(config.to_dict(), _kind_of_device())
+    if (way := decided(by)) is None:
+        way = _compared(config)
+        decide(by, way)
+    return way
+
+
+def _kind_of_device() -> str:
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found.type if found else "cpu"
 
 
 def _compared(config: PretrainedConfig) -> Way:
     name = model_class(config).__name__
+    log.info("comparing a %s with transformers", name)
     with refusing(f"transformers cannot compute a {name} as config.json describes it"):
         model = _random_model(_cut_down(config))
         rows = _rows(model.config)

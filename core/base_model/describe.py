@@ -104,14 +104,6 @@ def of_text(config: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-def is_packed(config: dict[str, Any]) -> bool:
-    """Whether a repository's weights are packed to 4 bits by bitsandbytes, which can be made plain."""
-    how = config.get("quantization_config")
-    if not isinstance(how, dict) or how.get("quant_method") != "bitsandbytes":
-        return False
-    return how.get("load_in_4bit") is True
-
-
 def cannot_write(name: str) -> str:
     """What is said where a base is asked for text that has no head for it."""
     return (
@@ -181,7 +173,7 @@ def _refuse_what_is_never_done(folder: Path, part: dict[str, Any]) -> None:
         raise InvalidModel(
             f"{folder} was quantised before ({kind}), and adapters of the original would not fit its "
             "weights exactly. Add the original model in full precision, which can be held in 4 or 8 bits; of "
-            "quantised ones those of bitsandbytes in 4 bits can be added."
+            "quantised ones those in fp8 or mxfp4, and those of bitsandbytes in 4 bits, can be added."
         )
     if part.get("auto_map"):
         raise InvalidModel(f"{folder} needs code of its own (auto_map in config.json), which is never run.")

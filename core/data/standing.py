@@ -68,8 +68,8 @@ class Judge:
             raise InvalidData(self._missing(prompt, at, self._messages[at]["content"], remedy))
         if missing := stands_tools(prompt, self._tools):
             raise InvalidData(
-                f"This base's chat template leaves out {missing[:_SHOWN]!r} of the row's tools, so the model "
-                "would not know of them. Leave the row out, or use a base whose template takes tools."
+                f"This base's chat template leaves out {missing[:_SHOWN]!r} of the tools, so the model would "
+                "not know of them. Leave them out, or use a base whose template takes tools."
             )
 
     def _missing(self, text: str, at: int, said: str, remedy: str, what: str = "") -> str:

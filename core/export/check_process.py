@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from core.base_model.decisions import InMemory, decisions, keep_decisions_in
 from core.base_model.skeleton import skeleton
 from core.errors import WorkbenchError
 from core.events import Progress
@@ -50,7 +51,8 @@ def ask_process(question: dict[str, Any], report: Report) -> Result:
     with _started() as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(json.dumps(question | {"watched": True}) + "\n")
+        told = {"watched": True, "ways": decisions().all()}
+        process.stdin.write(json.dumps(question | told) + "\n")
         process.stdin.flush()
         answer: dict[str, Any] = {}
         try:
@@ -104,6 +106,7 @@ def _end_with_whoever_asks() -> None:
 def main() -> int:
     """Answer the question on standard input."""
     question = json.loads(sys.stdin.readline())
+    keep_decisions_in(InMemory(question.get("ways", {})))
     if question.get("watched"):
         threading.Thread(target=_end_with_whoever_asks, daemon=True).start()
 

@@ -34,6 +34,7 @@ DTYPE_BYTES = {
     "U64": 8,
     "F8_E4M3": 1,
     "F8_E5M2": 1,
+    "F8_E8M0": 1,
 }
 _OTHERS = {
     b"version ": "is only a pointer of Git LFS; fetch the file itself (git lfs pull).",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
+from typing import Self
 
 from core.data.chat_options import ChatOptions, parsed_kwargs
 from core.options import Config, option
@@ -36,6 +38,16 @@ class GenerationConfig(Config):
         "System prompt into the first question",
         "Where the base's chat template has no system turn.",
     )
+    join_turns: bool = option(
+        False,
+        "Join turns",
+        "Neighbouring turns of one speaker, where the chat template wants them to alternate.",
+    )
+    as_trained: bool = option(
+        True,
+        "Ask each as it was trained",
+        "An adapter is asked with the chat options of its data set, too; what is said here comes on top.",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -44,7 +56,22 @@ class GenerationConfig(Config):
     @property
     def chat(self) -> ChatOptions:
         """How the conversation is fitted to the chat template, and what that is given."""
-        return ChatOptions(self.fold_system, template_kwargs=parsed_kwargs(self.template_kwargs))
+        return ChatOptions(self.fold_system, self.join_turns, parsed_kwargs(self.template_kwargs))
+
+    def on_top_of(self, trained: ChatOptions) -> Self:
+        """The same for somebody who was trained with these options of the conversation, unless that is not
+        wanted: a name that both give to the template has the value that is given here.
+        """
+        if not self.as_trained:
+            return self
+        given = {**trained.template_kwargs, **parsed_kwargs(self.template_kwargs)}
+        return replace(
+            self,
+            fold_system=self.fold_system or trained.fold_system,
+            join_turns=self.join_turns or trained.join_turns,
+            template_kwargs=json.dumps(given) if given else "",
+            as_trained=False,
+        )
 
     @property
     def greedy(self) -> bool:

@@ -291,7 +291,7 @@ def test_what_cannot_be_answered_is_refused_in_openais_form(served, trained):
             )
         assert refused.value.code == "context_length_exceeded"
     for name, value in {
-        "tools": [{"type": "function", "function": {"name": "f"}}],
+        "tool_choice": "required",
         "response_format": {"type": "json_object"},
         "logit_bias": {"5": 1},
         "logprobs": 3,

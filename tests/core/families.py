@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,13 @@ GENERAL: dict[str, dict[str, object]] = {
     "gpt_oss": {},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"], "mamba_n_heads": 8, "mamba_d_head": 8},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "kimi_linear": {
+        "layer_types": ["linear_attention", "full_attention"],
+        "linear_head_dim": 8,
+        "linear_num_heads": 4,
+        "mlp_layer_types": ["dense", "sparse"],
+        "num_key_value_heads": 4,
+    },
     "lfm2": {"layer_types": ["conv", "full_attention"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "llama4_text": {"no_rope_layers": [1, 0], "attention_chunk_size": 8, "attn_temperature_tuning": True},
@@ -216,6 +224,16 @@ REFUSED: dict[str, dict[str, object]] = {
     "recurrent_gemma": {"block_types": ["recurrent", "attention"]},
     "roberta": {},
     "rwkv": {},
+    "zamba2": {  # whose hybrid layers share weights, beside which each has layers that it never computes
+        "adapter_rank": 4,
+        "chunk_size": 16,
+        "layers_block_type": ["hybrid", "mamba", "hybrid"],
+        "mamba_headdim": 8,
+        "mamba_ngroups": 1,
+        "n_mamba_heads": 8,
+        "num_hidden_layers": 3,
+        "num_mem_blocks": 1,
+    },
 }
 
 
@@ -254,6 +272,10 @@ def long_rope(original: int) -> dict[str, object]:
     }
 
 
+TRAINABLE = {**QUICK, **GENERAL, **PICTURES}
+"""All that are not refused."""
+SPEEDS = Path(__file__).with_name("family_speeds.json")
+"""What tests/core/family_speeds.py has measured last."""
 PAGE = Path(__file__).parents[2] / "core" / "base_model" / "FAMILIES.md"
 _ABOUT = """# Families of models, and which way each is computed
 
@@ -266,7 +288,14 @@ gradients of three adapters at once against PEFT, logits, three answers with thr
 `generate`, and a merge that is loaded again, within 1e-4 of the norm. Other configurations of a family, such
 as another rotary embedding, may go another way; the base's page tells. Under Experts stands whether adapters
 can be on each expert (`target_parameters`), as `tests/core/test_experts.py` checks; those that are linear
-layers of their own are targeted as such. Written by `python -m tests.core.families`.
+layers of their own are targeted as such.
+
+Speed is that of training, in tokens a second as a share of a Llama's of the same shapes on the quick way
+(1.0), measured on one thread of a CPU in float32: two layers 32 wide, two adapters on all linear layers, 12
+rows of 12 to 90 letters for each, packed into blocks of 128 on the quick way and filled up on the general
+one; the best of six rounds. At such widths most of it is the work around the layers, and it differs by a
+fifth from one measurement to the next: it tells which families are slow, not how much a large base is.
+Written by `python -m tests.core.families`, and with new figures by `python -m tests.core.family_speeds`.
 
 """
 
@@ -281,14 +310,17 @@ def page() -> str:
         "refused": REFUSED,
     }
     found = sorted((family, way) for way, families in ways.items() for family in families)
-    rows = [_row(family, ways[way][family], way) for family, way in found]
-    head = ["| `model_type` | Class | Way | Experts |", "| --- | --- | --- | --- |"]
+    speeds: dict[str, float] = json.loads(SPEEDS.read_text(encoding="utf-8"))
+    rows = [_row(family, ways[way][family], way, speeds.get(family)) for family, way in found]
+    head = ["| `model_type` | Class | Way | Experts | Speed |", "| --- | --- | --- | --- | --- |"]
     return _ABOUT + "\n".join([*head, *rows]) + "\n"
 
 
-def _row(family: str, values: Mapping[str, object], way: str) -> str:
+def _row(family: str, values: Mapping[str, object], way: str, speed: float | None) -> str:
     model = tiny_model(family, **values)
-    return f"| `{family}` | {type(model).__name__} | {way} | {'' if way == 'refused' else _experts(model)} |"
+    experts = "" if way == "refused" else _experts(model)
+    cells = f"`{family}`", type(model).__name__, way, experts, "–" if speed is None else f"{speed:.2g}"
+    return f"| {' | '.join(cells)} |"
 
 
 def _experts(model: PreTrainedModel) -> str:

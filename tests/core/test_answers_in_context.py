@@ -217,11 +217,11 @@ def test_calls_are_given_in_the_form_that_a_template_takes(tokenizer, form):
 
 def test_what_a_template_leaves_out_of_tools_is_refused_by_row(tokenizer):
     turns = ({"role": "user", "content": "Sky?"}, CALLED, RESULT, {"role": "assistant", "content": "Clear."})
-    with pytest.raises(InvalidData, match=r"Row 1: .* leaves out 'weather' of the row's tools"):
+    with pytest.raises(InvalidData, match=r"Row 1: .* leaves out 'weather' of the tools"):
         renderer(tokenizer, CHATML).sequences(Example(1, turns, tools=TOOLS))
     with pytest.raises(InvalidData, match="leaves out 'weather' of the tool call in turn 2"):
         renderer(tokenizer, CHATML).sequences(Example(1, turns))
-    with pytest.raises(InvalidData, match="leaves out 'weather' of the row's tools"):
+    with pytest.raises(InvalidData, match="leaves out 'weather' of the tools"):
         renderer(tokenizer, CHATML).encode_prompt(turns[:1], TOOLS)
     closed = ASK.replace("assistant\n", "assistant\n<think>\n\n</think>\n\n")
     thinks = TRAITS[THINKS].replace(ASK, closed)

@@ -8,6 +8,8 @@ import re
 import pytest
 from playwright.sync_api import Page, expect
 
+from core.data.chat_options import ChatOptions
+from core.generate.config import GenerationConfig
 from storage.tables import Adapter, Base, Chat, Dataset
 from tests.conftest import make_llama
 from tests.ui.conftest import choose, go_to, open_sheet, picture, press, ready, served
@@ -266,3 +268,31 @@ def test_a_mixture_is_heard_followed_scored_and_kept(workbench, trained, address
     _add_columns(page, "both")
     _column(page, "both").get_by_role("button", name="Answer this too").click()
     expect(_column(page, "both").locator(".talk-figures")).to_be_visible(timeout=60_000)
+
+
+def test_who_was_trained_with_chat_options_is_asked_so_until_that_is_switched_off(
+    workbench, trained, address, open_page
+):
+    row, chat = trained("mine"), ChatOptions(join_turns=True, template_kwargs={"enable_thinking": False})
+    row.chat = chat.to_dict()
+    workbench.registry.save(row)
+    page = open_page(address)
+    go_to(page, "Playground")
+    _add_columns(page, "mine")
+    told = page.get_by_text(re.compile("mine is asked as it was trained: .*enable_thinking = false"))
+    expect(told).to_be_visible()
+    _sampled(page, Max_tokens="4")
+    _ask(page, "hello")
+    _answered(page, 2)
+    open_sheet(page, "Sampling").get_by_label("Ask each as it was trained").uncheck()
+    page.keyboard.press("Escape")
+    _ask(page, "hello again")
+    wait_for(lambda: len(_settings(workbench)) == 2)
+    assert [one.chat for one in _settings(workbench)] == [chat, ChatOptions()]
+
+
+def _settings(workbench):
+    """How "mine" was asked, for each of its answers that have ended."""
+    messages = workbench.registry.chats.messages(workbench.registry.all(Chat)[0].id)
+    answers = [one for one in messages if one.role != "user" and one.speaker == "mine" and one.finish]
+    return [GenerationConfig.from_dict(one.details["settings"]) for one in answers]

@@ -13,17 +13,17 @@ from app.jobs.kinds import Arguments, JobContext, JobKind, NextStep
 from app.shared.settings import Settings
 from app.shared.text import require_text
 from core.base_model import starter
-from core.base_model.describe import is_packed, writes_text
+from core.base_model.describe import writes_text
 from core.base_model.files import read_json
 from core.base_model.fingerprint import Manifest
 from core.base_model.hub import HUB_ID, fetch_from_hub
+from core.base_model.hub_cache import name_in_cache, snapshot_in
+from core.base_model.packings import PACKINGS, packed_as
 from core.errors import InvalidModel
 from core.files.publish import publication, scratch_folder
 from core.reporting import Report
 from storage.tables import Base
 
-BITSANDBYTES = "bitsandbytes"
-"""The source of a base that was made plain, from a repository in 4 bits."""
 log = logging.getLogger("job")
 
 
@@ -60,8 +60,8 @@ class AddModel(JobKind):
             about = {"name": row.name, "fingerprint": row.fingerprint, "same_as": same_as, "way": row.way}
             return about | {"writes": writes_text(row.architecture)}
 
-        path = Path(origin).expanduser()
-        if origin != "starter" and path.is_dir() and not _is_packed(path):
+        path = snapshot_in(Path(origin).expanduser())
+        if origin != "starter" and path.is_dir() and not _packing(path):
             folder = path.resolve()
             found = described_base(
                 folder, name=name, source="folder", origin=origin, owned=False, report=report
@@ -94,7 +94,9 @@ def default_name(origin: str) -> str:
     path = Path(origin).expanduser()
     if path.suffix.lower() == ".gguf":
         return path.stem
-    return path.resolve().name if path.is_dir() else origin.rpartition("/")[2]
+    if path.is_dir():
+        return name_in_cache(path.resolve()) or path.resolve().name
+    return origin.rpartition("/")[2]
 
 
 def _fetch(settings: Settings, origin: str, folder: Path, report: Report) -> str:
@@ -102,7 +104,7 @@ def _fetch(settings: Settings, origin: str, folder: Path, report: Report) -> str
 
     Raises InvalidModel for what is no source.
     """
-    path = Path(origin).expanduser()
+    path = snapshot_in(Path(origin).expanduser())
     if origin == "starter":
         _fetch_starter(settings, folder, report)
         return "starter"
@@ -110,8 +112,7 @@ def _fetch(settings: Settings, origin: str, folder: Path, report: Report) -> str
         _convert(path.resolve(), folder, report)
         return "gguf"
     if path.is_dir():
-        _unpack(path.resolve(), folder, report)
-        return BITSANDBYTES
+        return _unpack(path.resolve(), folder, report)
     if HUB_ID.match(origin) and path.suffix != ".gguf":
         return _fetch_from_hub(settings, origin, folder, report)
     raise InvalidModel(
@@ -123,27 +124,29 @@ def _fetch_from_hub(settings: Settings, origin: str, folder: Path, report: Repor
     revision = fetch_from_hub(origin, folder, report)
     shutil.rmtree(folder / ".cache", ignore_errors=True)
     log.info("%s at revision %s", origin, revision)
-    if not _is_packed(folder):
+    if not _packing(folder):
         return "hub"
     with scratch_folder(settings.staging) as packed:
         for path in list(folder.iterdir()):
             path.rename(packed / path.name)
-        _unpack(packed, folder, report)
-    return BITSANDBYTES
+        return _unpack(packed, folder, report)
 
 
-def _is_packed(folder: Path) -> bool:
+def _packing(folder: Path) -> str:
     config = folder / "config.json"
-    return config.is_file() and is_packed(read_json(config))
+    return packed_as(read_json(config)) if config.is_file() else ""
 
 
-def _unpack(packed: Path, folder: Path, report: Report) -> None:
-    """The plain form of a repository that bitsandbytes has quantised to 4 bits."""
+def _unpack(packed: Path, folder: Path, report: Report) -> str:
+    """Make the plain form of a repository whose weights are packed; returns in which format they were."""
     from core.base_model.unpacking import unpack
     from core.export.companions import copy_companions
 
     copy_companions(packed, folder)
+    method = _packing(packed)
+    log.info("its files hold %s; each weight is made plain", PACKINGS[method])
     unpack(packed, folder, report)
+    return method
 
 
 def _fetch_starter(settings: Settings, folder: Path, report: Report) -> None:

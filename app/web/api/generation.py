@@ -12,9 +12,11 @@ from dataclasses import dataclass
 
 from app.service.serving import Prompt, ServedModel, Serving
 from app.shared.errors import EngineUnavailable
+from app.web.api.call_finder import CallFinder
 from app.web.api.counters import Counters
 from app.web.api.stop_texts import StopFinder
 from app.web.api.waiting_line import Turn, WaitingLine
+from core.data.tool_calls import Call
 from core.events import TokenDone
 
 _FINISHES = {"end": "stop", "length": "length"}
@@ -41,13 +43,16 @@ class Piece:
     row: int
     text: str
     finish: str = ""
-    """Why the row ended, in OpenAI's words: stop or length. Empty while it goes on."""
+    """Why the row ended, in OpenAI's words: stop, length or tool_calls. Empty while it goes on."""
     logprobs: Sequence[Entry] = ()
     """Of the tokens that came with it, where they were asked for."""
+    calls: Sequence[Call] = ()
+    """Of tools that were offered; with the last piece."""
 
     def __add__(self, later: Piece) -> Piece:
         logprobs = (*self.logprobs, *later.logprobs)
-        return Piece(self.row, self.text + later.text, later.finish, logprobs)
+        calls = (*self.calls, *later.calls)
+        return Piece(self.row, self.text + later.text, later.finish, logprobs, calls)
 
 
 class Generation:
@@ -65,6 +70,7 @@ class Generation:
         self._serving, self._line, self._counters = serving, line, counters
         self._turn = Turn(model.base.fingerprint, len(prompts), client)
         self._finders = [StopFinder(stops) for _ in prompts]
+        self._calls = [CallFinder(one.tools) for one in prompts]
         self._open = set(range(len(prompts)))
         self._entries: list[list[Entry]] = [[] for _ in prompts]  # of tokens whose text is held back
         self._come, self._shown = [0] * len(prompts), [0] * len(prompts)  # characters
@@ -107,11 +113,16 @@ class Generation:
                 self._end_in_engine([token.row])
         elif token.finished:
             text, finish = text + finder.rest(), _FINISHES[token.reason]
+        text = self._calls[token.row].take(text)
+        calls: Sequence[Call] = ()
         if finish:
             self._open.discard(token.row)
+            rest, calls = self._calls[token.row].rest(cut_off=finish == "length")
+            text, finish = text + rest, "tool_calls" if calls else finish
         if not (text or finish):
             return None
-        return Piece(token.row, text, finish, self._entries_of(token.row, text, finish, finder.found))
+        logprobs = self._entries_of(token.row, text, finish, finder.found)
+        return Piece(token.row, text, finish, logprobs, calls)
 
     def _note(self, token: TokenDone) -> None:
         """Keep the log-probabilities of a token, but for those of one that ends the answer and is no part

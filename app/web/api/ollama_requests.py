@@ -12,6 +12,7 @@ from typing import Any
 from app.service.serving import Prompt
 from app.web.api.chat_turns import turns
 from app.web.api.parameters import Body, flag, mapping, require_known, sampling, stop_texts, text, whole
+from app.web.api.tools import tools_asked
 from core.generate.config import GenerationConfig
 
 _SEEDS = 2**31
@@ -39,7 +40,6 @@ _NO_OPTIONS: dict[str, tuple[Any, ...]] = {
 _COMMON = {"model", "stream", "options", "keep_alive"}
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "format": ("",),
-    "tools": ([],),
     "images": ([],),
     "suffix": ("",),
     "template": ("",),
@@ -61,16 +61,16 @@ class OllamaAsked:
 
 def chat_request(body: Body) -> OllamaAsked:
     """Of /api/chat. Raises ApiError."""
-    require_known(body, {*_COMMON, "messages", "think"}, _NEUTRAL)
+    require_known(body, {*_COMMON, "messages", "think", "tools"}, _NEUTRAL)
     given = {"template_kwargs": json.dumps({"enable_thinking": flag(body, "think", True)})}
-    return _asked(
-        body, {"messages": turns(body)} if body.get("messages") else {}, given if "think" in body else {}
-    )
+    prompt = {"messages": turns(body), "tools": tools_asked(body)} if body.get("messages") else {}
+    return _asked(body, prompt, given if "think" in body else {})
 
 
 def generate_request(body: Body) -> OllamaAsked:
     """Of /api/generate. Raises ApiError."""
-    require_known(body, {*_COMMON, "prompt", "system", "raw"}, {**_NEUTRAL, "think": (False,)})
+    neutral = {**_NEUTRAL, "think": (False,), "tools": ([],)}
+    require_known(body, {*_COMMON, "prompt", "system", "raw"}, neutral)
     prompt, system = text(body, "prompt", ""), text(body, "system", "")
     if not prompt:
         return _asked(body, {})

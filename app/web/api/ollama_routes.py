@@ -19,11 +19,13 @@ from app.web.api.generation import Generation, Piece
 from app.web.api.ollama_requests import OllamaAsked, chat_request, generate_request
 from app.web.api.openai_errors import ApiError, as_api_error
 from app.web.api.parameters import Body, body_of
+from app.web.api.tools import ollama_calls
 from storage.errors import NotFound
 
 _LATEST = ":latest"  # what Ollama's clients put behind a name without a tag
-Said = Callable[[str], Body]
+Said = Callable[[Piece], Body]
 """How a piece of an answer is written."""
+_NOTHING = Piece(0, "")
 
 
 class OllamaRoutes:
@@ -46,24 +48,22 @@ class OllamaRoutes:
 
     async def _chat(self, request: Request) -> Response:
         asked = chat_request(await body_of(request))
-        return await self._answer(
-            request, asked, lambda text: {"message": {"role": "assistant", "content": text}}
-        )
+        return await self._answer(request, asked, _message)
 
     async def _generate(self, request: Request) -> Response:
         asked = generate_request(await body_of(request))
-        return await self._answer(request, asked, lambda text: {"response": text})
+        return await self._answer(request, asked, lambda piece: {"response": piece.text})
 
     async def _answer(self, request: Request, asked: OllamaAsked, said: Said) -> Response:
         model = await self._model(asked.model)
         if asked.prompt is None:
-            return JSONResponse(_line(asked.model, said("")) | {"done": True, "done_reason": "load"})
+            return JSONResponse(_line(asked.model, said(_NOTHING)) | {"done": True, "done_reason": "load"})
         if asked.stream:
             generation, pieces = await self._desk.begin(request, model, [asked.prompt], asked.stops)
             lines = _lines(asked.model, generation, pieces, said)
             return Streamed(generation, lines, "application/x-ndjson")
         generation, answers = await self._desk.whole(request, model, [asked.prompt], asked.stops)
-        return JSONResponse(_line(asked.model, said(answers[0].text)) | _end(generation, answers[0].finish))
+        return JSONResponse(_line(asked.model, said(answers[0])) | _end(generation, answers[0].finish))
 
     async def _model(self, name: str) -> ServedModel:
         try:
@@ -72,6 +72,11 @@ class OllamaRoutes:
             if not name.endswith(_LATEST):
                 raise
             return await self._desk.model(name.removesuffix(_LATEST))
+
+
+def _message(piece: Piece) -> Body:
+    calls = {"tool_calls": ollama_calls(piece.calls)} if piece.calls else {}
+    return {"message": {"role": "assistant", "content": piece.text} | calls}
 
 
 async def _version(request: Request) -> Response:
@@ -88,10 +93,10 @@ async def _lines(
     """One line of JSON a piece; the last tells the figures, or what went wrong."""
     try:
         async for piece in pieces:
-            if piece.text:
-                yield _written(_line(name, said(piece.text)) | {"done": False})
+            if piece.text or piece.calls:
+                yield _written(_line(name, said(piece)) | {"done": False})
             if piece.finish:
-                yield _written(_line(name, said("")) | _end(generation, piece.finish))
+                yield _written(_line(name, said(_NOTHING)) | _end(generation, piece.finish))
     except Exception as error:  # noqa: BLE001  (the boundary: whoever listens is told)
         yield _written({"error": str(as_api_error(error))})
 
@@ -115,7 +120,7 @@ def _end(generation: Generation, finish: str) -> Body:
     }
     return {
         "done": True,
-        "done_reason": finish,
+        "done_reason": "stop" if finish == "tool_calls" else finish,
         **{name: int(seconds * 1e9) for name, seconds in times.items()},
         "load_duration": 0,
         "prompt_eval_count": generation.prompt_tokens[0],

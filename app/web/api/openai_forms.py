@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from app.web.api.generation import Entry, Piece
 from app.web.api.parameters import Body
+from app.web.api.tools import openai_calls
 
 
 class Form:
@@ -53,7 +54,9 @@ class ChatForm(Form):
 
     def choice(self, answer: Piece) -> Body:
         """See Form."""
-        message = {"role": "assistant", "content": answer.text, "refusal": None}
+        message: Body = {"role": "assistant", "content": answer.text, "refusal": None}
+        if answer.calls:
+            message |= {"content": answer.text or None, "tool_calls": openai_calls(answer.calls)}
         logprobs = self._told(answer.logprobs) if self._logprobs else None
         about = {"index": answer.row, "message": message, "logprobs": logprobs}
         return about | {"finish_reason": answer.finish}
@@ -66,6 +69,8 @@ class ChatForm(Form):
         """See Form."""
         logprobs = self._told(piece.logprobs) if piece.logprobs else None
         said = [_delta(piece.row, {"content": piece.text}, None, logprobs)] if piece.text or logprobs else []
+        for at, call in enumerate(openai_calls(piece.calls)):
+            said.append(_delta(piece.row, {"tool_calls": [{"index": at} | call]}, None))
         return said + ([_delta(piece.row, {}, piece.finish)] if piece.finish else [])
 
     def _told(self, entries: Sequence[Entry]) -> Body:
@@ -102,7 +107,7 @@ class TextForm(Form):
         }
 
 
-def _delta(index: int, delta: dict[str, str], finish: str | None, logprobs: Body | None = None) -> Body:
+def _delta(index: int, delta: Body, finish: str | None, logprobs: Body | None = None) -> Body:
     return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
 
 

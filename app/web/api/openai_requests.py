@@ -23,6 +23,7 @@ from app.web.api.parameters import (
     text,
     whole,
 )
+from app.web.api.tools import tools_asked
 from core.generate.config import GenerationConfig
 
 _SEEDS = 2**31
@@ -47,9 +48,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "service_tier": ("auto", "default"),
 }
 _CHAT_NEUTRAL = _NEUTRAL | {
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "parallel_tool_calls": (True, False),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "response_format": ({"type": "text"},),
@@ -84,13 +82,18 @@ def chat_asked(body: Body) -> Asked:
         "logprobs",
         "top_logprobs",
         "chat_template_kwargs",
+        "tools",
+        "tool_choice",
+        "parallel_tool_calls",
     }
     require_known(body, known, _CHAT_NEUTRAL)
     limits = [body[name] for name in ("max_tokens", "max_completion_tokens") if name in body]
     if len(limits) == 2 and limits[0] != limits[1]:
         raise bad("max_tokens", "max_tokens and max_completion_tokens differ; send one of them.")
     names = {**_SAMPLING, "max_completion_tokens": "max_tokens"}
-    prompt = {"messages": turns(body), "likeliest": _chat_likeliest(body)}
+    prompt = {"messages": turns(body), "tools": tools_asked(body), "likeliest": _chat_likeliest(body)}
+    if prompt["tools"] and prompt["likeliest"] is not None:
+        raise unsupported("logprobs", "logprobs are not told of answers that may call tools; leave them out.")
     return _asked(body, names, _CHAT_TOKENS, [prompt], template_kwargs(body))
 
 

@@ -34,14 +34,14 @@ class StopFinder:
 
     def _open(self) -> int:
         """How many characters at the end could begin a stop text."""
-        return max((_overlap(self._held, stop) for stop in self._stops), default=0)
+        return max((open_end(self._held, stop) for stop in self._stops), default=0)
 
     def _give(self, length: int) -> str:
         shown, self._held = self._held[:length], self._held[length:]
         return shown
 
 
-def _overlap(text: str, stop: str) -> int:
+def open_end(text: str, stop: str) -> int:
     """The longest end of `text` that `stop` begins with."""
     longest = min(len(text), len(stop) - 1)
     return next((size for size in range(longest, 0, -1) if text.endswith(stop[:size])), 0)

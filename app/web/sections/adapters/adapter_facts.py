@@ -12,6 +12,7 @@ from app.shared.bases import closest_base
 from app.web.parts.markup import Html, day, empty, facts, number, size
 from app.web.parts.routes import link
 from app.web.sections.adapters.lineage_graph import lineage_svg
+from core.data.chat_options import ChatOptions
 from storage.tables import Adapter, Dataset
 
 
@@ -32,6 +33,7 @@ def overview_html(workbench: Workbench, row: Adapter) -> str:
             ),
             ("Made by", _made_by(row)),
             ("Data set", _data(workbench, row)),
+            *([("Conversations", chat)] if (chat := ChatOptions.parse(row.chat).sentence()) else []),
             ("Rank, alpha", f"{row.rank}, {row.alpha:g}" if row.rank else "none: whole weights of the base"),
             ("Target modules", row.target_modules),
             ("Parameters", f"{row.parameters:,}"),

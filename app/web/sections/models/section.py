@@ -14,6 +14,7 @@ from app.web.parts.picker import Query, Row, Rows, matching, picker
 from app.web.parts.routes import link, there
 from app.web.parts.shell import WORKING, Shell, inform, refusal, told
 from core.base_model.describe import writes_text
+from core.base_model.packings import made_plain
 from core.base_model.way import WAYS
 from storage.errors import NotFound
 from storage.tables import Adapter, Base
@@ -156,6 +157,7 @@ def facts_html(workbench: Workbench, base: Base) -> str:
             ("Licence", base.licence or "not stated"),
             ("Size", size(base.size_bytes)),
             ("Source", f"{base.source}: {base.origin}"),
+            *([("Made plain", plain)] if (plain := made_plain(base.source, base.dtype)) else []),
             ("Folder", base.folder),
             ("Fingerprint", base.fingerprint),
             ("Tokenizer", base.tokenizer_hash[:16]),

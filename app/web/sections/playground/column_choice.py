@@ -169,9 +169,14 @@ def _of_bases(workbench: Workbench, chosen: str) -> gr.Dropdown:
 
 
 def warnings_html(workbench: Workbench, base: str | None, names: Sequence[str]) -> str:
-    """What will go wrong when these answer on this base; empty if nothing."""
+    """What will go wrong when these answer on this base, and how they are asked; empty if there is nothing to
+    say.
+    """
+    speakers, hints = [one for one in names if one], []
     try:
-        found = workbench.chats.warnings(base, [one for one in names if one]) if base else []
+        found = workbench.chats.warnings(base, speakers) if base else []
+        hints = workbench.chats.trained_with(speakers)
     except (NotFound, WrongBase) as error:
         found = [str(error)]
-    return "".join(f"<p class='fault' role='alert'>{escape(one)}</p>" for one in found)
+    faults = "".join(f"<p class='fault' role='alert'>{escape(one)}</p>" for one in found)
+    return faults + "".join(f"<p class='hint'>{escape(one)}</p>" for one in hints)
