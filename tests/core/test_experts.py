@@ -25,6 +25,7 @@ from core.lora.adapter import LayerFactors
 from core.lora.anatomy import anatomy
 from core.lora.bank import AdapterBank, loaded_bank
 from core.lora.config import LoraConfig
+from core.lora.expert_factors import together
 from core.lora.foreign.fit import fit
 from core.lora.foreign.look import look
 from core.lora.foreign.take import take
@@ -355,6 +356,17 @@ def test_a_cut_is_the_best_of_each_expert(base):
         torch.testing.assert_close(
             cut.layers[path].of_expert(number).delta_weight(), best, atol=1e-4, rtol=1e-4
         )
+
+
+def test_experts_of_lower_rank_are_filled_up():
+    ranks = {"a.experts.down_proj.0": 1, "a.experts.down_proj.1": 3}
+    own = {
+        name: LayerFactors(torch.randn(rank, 4), torch.randn(2, rank), 0.5) for name, rank in ranks.items()
+    }
+    found = together(own, {"a.experts.down_proj"})["a.experts.down_proj"]
+    torch.testing.assert_close(
+        found.delta_weight(), torch.stack([one.delta_weight() for one in own.values()])
+    )
 
 
 def test_the_anatomy_of_experts_is_that_of_all_together(base):
