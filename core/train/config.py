@@ -237,10 +237,11 @@ class TrainConfig(Config):
         "auto",
         "Gradient checkpointing",
         (
-            "Compute each layer again in backward: a third slower, a fraction of the memory. auto does so "
-            "when memory is short."
+            "Compute each layer again in backward: a third slower, a fraction of the memory. offload also has "
+            "the layers' inputs wait in the host's memory, for long rows on a GPU. auto does as much as the "
+            "memory asks for."
         ),
-        choices=("auto", "on", "off"),
+        choices=("auto", "on", "offload", "off"),
         subject="Batches and memory",
     )
     quantisation: str = option(

@@ -102,7 +102,7 @@ def measure(base: ResidentBase, requests: Sequence[RunRequest], save: Save) -> I
         fits = False
         notices[
             (
-                "Even one block at a time with every layer computed again is too much: "
+                f"Even one block at a time is too much where {group.plan}: "
                 f"{memory_figures(base.device)}."
             )
         ] = None
