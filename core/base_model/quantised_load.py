@@ -74,7 +74,9 @@ def to_fp8(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
         weight = (module.weight.t() if isinstance(module, Conv1D) else module.weight).detach()
         if takes_fp8(*weight.shape):
             own = _in_fp8(weight.to(device), dtype)
-            model.set_submodule(path, QuantisedLinear(own, module.bias, transposed=isinstance(module, Conv1D)))
+            model.set_submodule(
+                path, QuantisedLinear(own, module.bias, transposed=isinstance(module, Conv1D))
+            )
     return model
 
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from core.lora.beside import beside, beside_frozen_a
 from core.lora.layer import plain_weight
-from core.lora.quantised import FP8
 from core.lora.ops import lora_linear_one_token, with_delta
+from core.lora.quantised import FP8
 from core.lora.stack import AdapterStack
 
 

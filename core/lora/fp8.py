@@ -42,12 +42,19 @@ def packed_rows(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return rows, scale[:, 0].contiguous(), rows.t().contiguous()
 
 
-def scaled_product(left: Tensor, left_scale: Tensor, right: Tensor, right_scale: Tensor, like: Tensor) -> Tensor:
+def scaled_product(
+    left: Tensor, left_scale: Tensor, right: Tensor, right_scale: Tensor, like: Tensor
+) -> Tensor:
     """(left_scale·left)·(right_scale·right)ᵀ in the dtype of `like`: left [M, n], right [N, n], left_scale
     [M, 1], right_scale [N].
     """
     return torch._scaled_mm(
-        left, right.t(), scale_a=left_scale, scale_b=right_scale[None], out_dtype=like.dtype, use_fast_accum=True
+        left,
+        right.t(),
+        scale_a=left_scale,
+        scale_b=right_scale[None],
+        out_dtype=like.dtype,
+        use_fast_accum=True,
     )
 
 

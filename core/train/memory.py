@@ -227,7 +227,9 @@ def first_plan(
         return first
     room = _RESERVE * _free(base.device)
     ladder = [first] if checkpointing == "auto" else []
-    ladder += _recomputing_plans(base, blocks, tokens, full, offloads=checkpointing == "offload", slices=may_slice)
+    ladder += _recomputing_plans(
+        base, blocks, tokens, full, offloads=checkpointing == "offload", slices=may_slice
+    )
     return next(
         (plan for plan in ladder if needed(base, -(-tokens // plan.pieces), plan) < room),
         ladder[-1],

@@ -2,6 +2,8 @@
 
 python -m tests.benchmarks.train --shape 1b --blocks 8 --length 512
 python -m tests.benchmarks.train --shape 8b --blocks 4 --length 1024 --quantisation nf4 --only-ours
+python -m tests.benchmarks.train --shape 8b --blocks 4 --length 1024 --quantisation fp8 --only-ours
+python -m tests.benchmarks.train --shape starter --blocks 8 --length 512 --steps 192 --quantisation fp8 --rate 1e-3 --only-ours
 python -m tests.benchmarks.train --shape 70b --blocks 1 --length 1024 --quantisation nf4 --only-quantised
 python -m tests.benchmarks.train --shape gpt-oss-1b --blocks 8 --length 512    (or qwen3-next-1b)
 """
@@ -28,6 +30,7 @@ def measure(
     peers: bool = True,
     held: Sequence[str] = (NONE,),
     profile: bool = False,
+    rate: float = 2e-4,
 ) -> list[dict[str, object]]:
     """One row for each side; of ours one for each way in which the base is held."""
     rows: list[dict[str, object]] = []
@@ -38,7 +41,9 @@ def measure(
         speed = peer.train(model, ids, steps=steps, warm_up=3, checkpointing=recompute)
         rows.append({"side": name, "tok/s": speed, "peak GiB": peer.peak_gib()})
         del model, ids
-    mine = [_of_ours(shape, blocks, length, steps, quantisation, profile=profile) for quantisation in held]
+    mine = [
+        _of_ours(shape, blocks, length, steps, quantisation, rate, profile=profile) for quantisation in held
+    ]
     rows += mine
     for row in rows:
         row["ours ÷ it"] = mine[0]["tok/s"] / row["tok/s"]  # type: ignore[operator]
@@ -47,12 +52,12 @@ def measure(
 
 
 def _of_ours(
-    shape: str, blocks: int, length: int, steps: int, quantisation: str, *, profile: bool
+    shape: str, blocks: int, length: int, steps: int, quantisation: str, rate: float, *, profile: bool
 ) -> dict[str, object]:
     """The base is let go of behind it."""
     peer.forget()
     base, warm_up = resident(shape, quantisation=quantisation), 8
-    requests = ours.requests(base, 1, blocks, length, steps + warm_up)
+    requests = ours.requests(base, 1, blocks, length, steps + warm_up, learning_rate=rate)
     speed, first, notices = ours.train(base, requests, steps=steps, warm_up=warm_up, profile=profile)
     print(notices)
     side = "LoRA Workbench" if quantisation == NONE else f"LoRA Workbench, {quantisation}"
@@ -69,12 +74,13 @@ def main() -> None:
     parser.add_argument("--only-ours", action="store_true", help="without the peer")
     parser.add_argument("--quantisation", default=NONE, choices=QUANTISATIONS, help="beside the base in bf16")
     parser.add_argument("--only-quantised", action="store_true", help="neither the peer nor the base in bf16")
+    parser.add_argument("--rate", type=float, default=2e-4, help="learning rate, for the last loss")
     parser.add_argument("--profile", action="store_true", help="print where the device's time goes")
     args = parser.parse_args()
     held = dict.fromkeys([args.quantisation] if args.only_quantised else [NONE, args.quantisation])
     work = (args.shape, args.blocks, args.length, args.steps)
     peers = not (args.only_ours or args.only_quantised)
-    rows = measure(*work, peers=peers, held=list(held), profile=args.profile)
+    rows = measure(*work, peers=peers, held=list(held), profile=args.profile, rate=args.rate)
     show(f"train {args.shape} {args.blocks}×{args.length}", rows)
 
 

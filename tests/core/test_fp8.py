@@ -82,7 +82,10 @@ def test_the_product_and_its_gradient_are_those_of_rounded_rows():
 def test_factors_get_the_gradients_that_ordinary_differentiation_gives(adapters, learns_a):
     held = packed(_random(48, 32), FP8)
     x, dy = _random(3, 5, 32, seed=1), _random(3, 5, 48, seed=2)
-    A, B = _random(adapters, 4, 32, seed=4).requires_grad_(), _random(adapters, 48, 4, seed=5).requires_grad_()
+    A, B = (
+        _random(adapters, 4, 32, seed=4).requires_grad_(),
+        _random(adapters, 48, 4, seed=5).requires_grad_(),
+    )
     scale = torch.tensor([2.0, 0.5, 1.0][:adapters])
     y, _ = fp8_linear(
         one := x.clone().requires_grad_(), *quantised_rows(x), held.tensors, None, A if learns_a else None, B,
@@ -129,6 +132,7 @@ def test_all_linear_layers_but_the_head_are_held_so(fp8_llama):
     assert fp8_llama.quantisation == FP8
 
 
+@torch.no_grad()
 def test_logits_are_transformers_with_rounded_factors(tiny_llama, fp8_llama):
     model, ids = plain_model(tiny_llama), torch.arange(24)[None]
     plain = model(input_ids=ids, use_cache=False).logits
@@ -161,7 +165,8 @@ def test_every_kind_learns_nearly_as_on_the_plain_base(tiny_llama, fp8_llama, ki
 
 
 @pytest.mark.parametrize(
-    ("device", "dtype", "said"), [("cpu", torch.bfloat16, "the CPU of this machine"), ("mps", torch.float16, "MPS")]
+    ("device", "dtype", "said"),
+    [("cpu", torch.bfloat16, "the CPU of this machine"), ("mps", torch.float16, "MPS")],
 )
 def test_where_there_is_no_fp8_it_is_refused(device, dtype, said):
     with pytest.raises(InvalidModel, match=f"needs an NVIDIA GPU.*{said}.*Choose"):

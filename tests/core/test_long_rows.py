@@ -67,7 +67,13 @@ def _learnt(monkeypatch, base, plan, runs=1, kind="lora", lora=None, **train):
         return figures
 
     config = TrainConfig(
-        **{"max_steps": 3, "micro_batch_size": 2, "gradient_accumulation_steps": 1, "learning_rate": 1e-8, **train}
+        **{
+            "max_steps": 3,
+            "micro_batch_size": 2,
+            "gradient_accumulation_steps": 1,
+            "learning_rate": 1e-8,
+            **train,
+        }
     )
     options = LoraConfig(kind=kind, rank=4, alpha=8, **(lora or {}))
     requests = [
@@ -229,7 +235,11 @@ def llama_of_8b():
     layers = wrap_linear_layers(model)
     attending = [Attending(layer.self_attn, 8, 128, 128) for layer in model.model.layers]
     return SimpleNamespace(
-        layers=layers, head="lm_head", model=model, decoder_layers=list(model.model.layers), attention=attending
+        layers=layers,
+        head="lm_head",
+        model=model,
+        decoder_layers=list(model.model.layers),
+        attention=attending,
     )
 
 
