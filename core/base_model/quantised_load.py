@@ -57,7 +57,7 @@ def require_fp8(device: torch.device, dtype: torch.dtype) -> None:
         if torch.cuda.get_device_capability(device) >= CAPABILITY and dtype == torch.bfloat16:
             return
     raise InvalidModel(
-        f"quantisation=fp8 needs an NVIDIA GPU that computes in FP8 (Ada, Hopper, Blackwell: RTX 40 and later, "
+        "quantisation=fp8 needs an NVIDIA GPU that computes in FP8 (Ada, Hopper, Blackwell: RTX 40 and later, "
         f"L4, L40, H100 and later) and a base in bfloat16; here it is {where} and {str(dtype)[6:]}. Choose "
         "quantisation=int8 or nf4 for the memory, or none."
     )
@@ -65,7 +65,8 @@ def require_fp8(device: torch.device, dtype: torch.dtype) -> None:
 
 def to_fp8(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     """Put a QuantisedLinear in FP8 in the place of each linear layer but the output head, on `device`, one
-    after another; those that the hardware does not take (widths that are no multiples of 16) stay as they are.
+    after another; those that the hardware does not take (widths that are no multiples of 16) stay as they
+    are.
     """
     head, dtype = head_path(model), model.dtype
     for path, module in list(model.named_modules()):

@@ -1,5 +1,5 @@
-"""Frozen products in FP8 (e4m3, arXiv 2209.05433), for their speed: W with one scale for each of its rows, what
-it is multiplied with one for each token.
+"""Frozen products in FP8 (e4m3, arXiv 2209.05433), for their speed: W with one scale for each of its rows,
+what it is multiplied with one for each token.
 
 W is held twice, as [out, in] for x·Wᵀ and as [in, out] for dY·W, since the hardware takes both factors along
 what is summed over. It is the same numbers: in dY·W the scales of W's rows are inside the sum, and go into dY
@@ -58,15 +58,17 @@ def scaled_product(
     )
 
 
-# x is rounded outside of the operators, so that a compiler does it in the kernel that makes x, and once for all
-# layers that are given the same.
+# x is rounded outside of the operators, so that a compiler does it in the kernel that makes x, and once for
+# all layers that are given the same.
 
 
 @torch.library.custom_op("lora_workbench::fp8_product", mutates_args=())
 def fp8_product(
     x: Tensor, rounded: Tensor, scales: Tensor, packed: Sequence[Tensor], bias: Tensor | None
 ) -> Tensor:
-    """x·Wᵀ + bias, [N, …, out], of x [N, …, in], what quantised_rows() makes of it, and packed_rows() of W."""
+    """x·Wᵀ + bias, [N, …, out], of x [N, …, in], what quantised_rows() makes of it, and packed_rows() of
+    W.
+    """
     rows, of_rows, _ = packed
     y = scaled_product(rounded, scales, rows, of_rows, x)
     if bias is not None:
@@ -118,8 +120,8 @@ def fp8_linear(
     work_B: Tensor,
     scale: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """As lora_linear(), with the base's product in FP8; without A as lora_linear_frozen_a(). What adapters add
-    is added to an output that comes rounded, as where a layer has a bias, and as in PEFT.
+    """As lora_linear(), with the base's product in FP8; without A as lora_linear_frozen_a(). What adapters
+    add is added to an output that comes rounded, as where a layer has a bias, and as in PEFT.
     """
     y = fp8_product(x, rounded, scales, packed, bias)
     S = product(x.reshape(len(work_A), -1, x.shape[-1]), work_A.transpose(1, 2)).mul_(scale[:, None, None])

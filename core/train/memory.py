@@ -62,8 +62,8 @@ _OUT_OF_MEMORY = (
 )
 _RESERVE = 0.9  # share of the free memory that activations may take
 _KEPT = {Tier.KEEP: 1.0, Tier.CHEAP: 0.65}  # of the inputs and outputs of the linear layers
-# What a layer that is computed again takes, in inputs and outputs of its linear layers: counted for a Llama of
-# 8B, where an eager layer keeps 107,000 numbers a token for backward and a compiled one 47,000, and gradients
+# What a layer that is computed again takes, in inputs and outputs of its linear layers: counted for a Llama
+# of 8B, where an eager layer keeps 107,000 numbers a token for backward and a compiled one 47,000, and gradients
 # of up to 40,000 are on the way.
 _WORK, _WORK_COMPILED, _WORK_ATTENDING = 1.9, 1.1, 2.3
 _ON_THE_DEVICE = 3  # inputs of layers that are not on their way to the host or back
@@ -83,7 +83,7 @@ class ExecutionPlan:
     offloads: bool = False
     """Whether the inputs of layers that are computed again wait in the host's memory."""
     sliced: bool = False
-    """Whether what a layer computes for each token by itself is computed in slices (core/train/slicing.py)."""
+    """Whether what a layer computes for each token by itself comes in slices (core/train/slicing.py)."""
 
     def smaller(
         self,

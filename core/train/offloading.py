@@ -112,7 +112,9 @@ class HostStash:
             return waiting
         if self._stream is not None:
             self._let_leave(torch.cuda.current_stream(self._device))
-        tensor, ready = self._arriving.pop(waiting.number, None) or self._sent_back(waiting)
+        if waiting.number not in self._arriving:
+            self._arriving[waiting.number] = self._sent_back(waiting)
+        tensor, ready = self._arriving.pop(waiting.number)
         if ready is not None:
             torch.cuda.current_stream(self._device).wait_event(ready)
         if waiting.number and waiting.number - 1 not in self._arriving:

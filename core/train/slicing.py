@@ -32,7 +32,9 @@ Begin = Callable[[int], None]
 
 @dataclass(frozen=True)
 class TokenWise:
-    """A module that takes one tensor [rows, tokens, …] and gives one [rows, tokens, *tail], token by token."""
+    """A module that takes one tensor [rows, tokens, …] and gives one [rows, tokens, *tail], token by
+    token.
+    """
 
     module: nn.Module
     tail: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""One row of very many tokens: the plan that is taken, its speed, and what it takes of the device and the host.
+"""One row of very many tokens: the plan that is taken, its speed, and its memory on the device and the host.
 
 python -m tests.benchmarks.contexts --lengths 32768,131072                        8B in bfloat16
 python -m tests.benchmarks.contexts --lengths 32768 --how on,offload --compile on --steps 3
@@ -18,7 +18,7 @@ import torch
 
 from core.base_model.load import ResidentBase
 from core.base_model.quantisation import NONE, QUANTISATIONS
-from core.events import Notice, RunFailed, StepDone
+from core.events import Notice, Prepared, RunFailed, StepDone
 from core.train.group import TrainingGroup
 from core.train.hardware import PeakMemory, operations_a_token
 from tests.benchmarks import ours, peer
@@ -47,6 +47,8 @@ def measure(base: ResidentBase, length: int, steps: int, how: str, compile_: str
     for _, event in group.run():
         if isinstance(event, RunFailed):
             raise event.error
+        if isinstance(event, Prepared):
+            marks = [time.perf_counter()]
         if isinstance(event, Notice):
             told.append(event.text)
         if isinstance(event, StepDone):

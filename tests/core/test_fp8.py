@@ -1,5 +1,7 @@
 """Frozen products in FP8: beside what rounding to e4m3 by rows gives in float32."""
 
+import functools
+
 import pytest
 import torch
 
@@ -34,6 +36,10 @@ def _rounded(x):
     """To e4m3 with one scale for each row, and back."""
     scale = x.abs().amax(-1, keepdim=True) / 448
     return (x / scale).to(torch.float8_e4m3fn).float() * scale
+
+
+def _of_rounded(weight, x):
+    return _rounded(x) @ weight.T
 
 
 def _random(*shape, seed=0):
@@ -138,7 +144,7 @@ def test_logits_are_transformers_with_rounded_factors(tiny_llama, fp8_llama):
     plain = model(input_ids=ids, use_cache=False).logits
     for path, one in model.named_modules():
         if isinstance(one, torch.nn.Linear) and path != "lm_head":
-            one.forward = lambda x, weight=_rounded(one.weight): _rounded(x) @ weight.T
+            one.forward = functools.partial(_of_rounded, _rounded(one.weight))
     wanted = model(input_ids=ids, use_cache=False).logits
     found = fp8_llama.model(input_ids=ids, use_cache=False).logits
     off = float((wanted - plain).norm())

@@ -284,7 +284,7 @@ def test_the_ladder_ends_in_slices():
         seen.append(plan.sentence)
     assert seen[-2:] == [
         "each layer is computed again in backward, its input waits in the host's memory",
-        "each layer is computed again in backward, its input waits in the host's memory, norms and the MLP in "
-        "slices of tokens",
+        "each layer is computed again in backward, its input waits in the host's memory, norms and the MLP "
+        "in slices of tokens",
     ]
     assert not plan.compiled
