@@ -238,8 +238,8 @@ class TrainConfig(Config):
         "Gradient checkpointing",
         (
             "Compute each layer again in backward: a third slower, a fraction of the memory. offload also "
-            "has the layers' inputs wait in the host's memory, for long rows on a GPU. auto does as much as the "
-            "memory asks for."
+            "has the layers' inputs wait in the host's memory, for long rows on a GPU. auto does as much as "
+            "the memory asks for."
         ),
         choices=("auto", "on", "offload", "off"),
         subject="Batches and memory",

@@ -63,8 +63,8 @@ _OUT_OF_MEMORY = (
 _RESERVE = 0.9  # share of the free memory that activations may take
 _KEPT = {Tier.KEEP: 1.0, Tier.CHEAP: 0.65}  # of the inputs and outputs of the linear layers
 # What a layer that is computed again takes, in inputs and outputs of its linear layers: counted for a Llama
-# of 8B, where an eager layer keeps 107,000 numbers a token for backward and a compiled one 47,000, and gradients
-# of up to 40,000 are on the way.
+# of 8B, where an eager layer keeps 107,000 numbers a token for backward and a compiled one 47,000, and
+# gradients of up to 40,000 are on the way.
 _WORK, _WORK_COMPILED, _WORK_ATTENDING = 1.9, 1.1, 2.3
 _ON_THE_DEVICE = 3  # inputs of layers that are not on their way to the host or back
 _AT_THE_END = 10  # of hidden states: the last norm's in float32, what the head is given, and its gradient

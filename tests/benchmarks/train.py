@@ -3,8 +3,8 @@ r"""One adapter: PEFT eager, PEFT with gradient checkpointing, and this engine, 
 python -m tests.benchmarks.train --shape 1b --blocks 8 --length 512
 python -m tests.benchmarks.train --shape 8b --blocks 4 --length 1024 --quantisation nf4 --only-ours
 python -m tests.benchmarks.train --shape 8b --blocks 4 --length 1024 --quantisation fp8 --only-ours
-python -m tests.benchmarks.train --shape starter --blocks 8 --length 512 --steps 192 --rate 1e-3 --quantisation fp8 \
-    --only-ours        the last losses
+python -m tests.benchmarks.train --shape starter --blocks 8 --length 512 --steps 192 --rate 1e-3 \
+    --quantisation fp8 --only-ours        the last losses
 python -m tests.benchmarks.train --shape 70b --blocks 1 --length 1024 --quantisation nf4 --only-quantised
 python -m tests.benchmarks.train --shape gpt-oss-1b --blocks 8 --length 512    (or qwen3-next-1b)
 """

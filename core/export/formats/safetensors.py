@@ -38,8 +38,8 @@ class SafetensorsOptions(Config):
         ORIGINAL,
         "Merge onto",
         "original: the base's own weights. nf4, int8, fp8: those that a base held so computes with, made "
-        "float32 again (written as float32 if nothing else is chosen), which an adapter was trained beside that "
-        "learnt on such a base. The report says what each loses.",
+        "float32 again (written as float32 if nothing else is chosen), which an adapter was trained beside "
+        "that learnt on such a base. The report says what each loses.",
         choices=(ORIGINAL, NF4, INT8, FP8),
     )
 
