@@ -33,7 +33,7 @@ def serve(
     at_once: Annotated[int, typer.Option(help="Answers that are generated at once.", min=1, max=1024)] = 32,
     quantisation: Annotated[
         str | None,
-        typer.Option(help="How the base is held in memory: none, nf4 or int8. Default: as it is set."),
+        typer.Option(help="How the base is held in memory: none, nf4, int8 or fp8. Default: as it is set."),
     ] = None,
     queue: Annotated[
         int, typer.Option(help="Requests that may wait; more are told to come again.", min=1)

@@ -61,8 +61,8 @@ class Preferences(Config):
         NONE,
         "Base held in",
         "How the base is held in memory for answers, on the page and for other programs: none, as its files "
-        "have it; nf4 in 4 bits; int8 in 8. While a run trains on it, it answers as it is held for the run. "
-        "Needs bitsandbytes.",
+        "have it; nf4 in 4 bits; int8 in 8; fp8 for speed, on NVIDIA GPUs from Ada on. While a "
+        "run trains on it, it answers as it is held for the run. nf4 and int8 need bitsandbytes.",
         choices=QUANTISATIONS,
     )
     offline: bool = option(

@@ -24,8 +24,8 @@ from core.base_model.describe import cannot_write
 from core.base_model.files import stored_tensors, weight_files
 from core.base_model.model_config import is_writing, load_config, reads_pictures, refusing
 from core.base_model.own_cache import cache_bytes
-from core.base_model.quantisation import NONE, plain_encoder, plain_on_the_general_way
-from core.base_model.quantised_load import quantising, take_over
+from core.base_model.quantisation import FP8, NONE, plain_encoder, plain_on_the_general_way
+from core.base_model.quantised_load import quantising, require_fp8, take_over, to_fp8
 from core.base_model.reach import let_outputs_be_changed, require_reached
 from core.base_model.tensors import load_weights, load_with_head, require_tied_as_said
 from core.base_model.tokenizer import load_tokenizer, whole_numbers
@@ -217,13 +217,17 @@ def load_base(
 def _load_writing(
     folder: Path, config: PretrainedConfig, device: torch.device, dtype: torch.dtype, quantisation: str
 ) -> PreTrainedModel:
-    how = {} if quantisation == NONE else quantising(quantisation, device)
+    if quantisation == FP8:
+        require_fp8(device, dtype)
+    how = {} if quantisation in (NONE, FP8) else quantising(quantisation, device)
     with ExitStack() as opened:
         model = load_weights(folder, config, _slices(folder, opened), dtype=dtype, **how)
     require_tied_as_said(folder, model)
     model.generation_config = load_generation_config(folder, model)
     if how:
         return take_over(model)
+    if quantisation == FP8:
+        to_fp8(model, device)
     model.to(device)  # type: ignore[arg-type]
     return model
 

@@ -10,10 +10,11 @@ import importlib.util
 
 from core.errors import InvalidConfig
 
-NONE, NF4, INT8 = "none", "nf4", "int8"
-QUANTISATIONS = (NONE, NF4, INT8)
-LABELS = {NONE: "full precision", NF4: "4 bits (NF4)", INT8: "8 bits (INT8)"}
-_BITS = {NF4: 4 + 8 / 64 + 32 / (64 * 256), INT8: 8.0}  # of one number, the scales of its block counted
+NONE, NF4, INT8, FP8 = "none", "nf4", "int8", "fp8"
+QUANTISATIONS = (NONE, NF4, INT8, FP8)
+LABELS = {NONE: "full precision", NF4: "4 bits (NF4)", INT8: "8 bits (INT8)", FP8: "8 bits for speed (FP8)"}
+# of one number, the scales of its block counted; FP8 is held for forward and for backward
+_BITS = {NF4: 4 + 8 / 64 + 32 / (64 * 256), INT8: 8.0, FP8: 16.0}
 EXTRA = "bitsandbytes is not installed; install it with: pip install 'lora-workbench[qlora]'"
 
 
@@ -49,7 +50,7 @@ def require_quantising(quantisation: str) -> None:
     """Raise InvalidConfig if a base cannot be held so here, with what to do."""
     if quantisation not in QUANTISATIONS:
         raise InvalidConfig(f"quantisation must be one of {', '.join(QUANTISATIONS)}, not {quantisation!r}.")
-    if quantisation != NONE and not bitsandbytes_version():
+    if quantisation not in (NONE, FP8) and not bitsandbytes_version():
         raise InvalidConfig(
             f"quantisation={quantisation} holds the base in {LABELS[quantisation]} by bitsandbytes. {EXTRA}, "
             "or choose quantisation=none."

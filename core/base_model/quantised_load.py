@@ -1,4 +1,5 @@
-"""A base's linear layers quantised by bitsandbytes while its files are read, one tensor after another.
+"""A base's linear layers quantised by bitsandbytes while its files are read, one tensor after another, or
+rounded to FP8 on their way to the device.
 
 transformers decides which layers: all but the output head. What it has loaded is taken over as it lies in
 memory, in layers of ours.
@@ -15,11 +16,14 @@ from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from core.base_model.quantisation import NF4, require_quantising
+from core.base_model.quantisation import FP8, NF4, require_quantising
 from core.errors import InvalidModel
+from core.lora.fp8 import CAPABILITY, packed_rows, takes_fp8
+from core.lora.quantised import FP8 as FP8_WEIGHTS
 from core.lora.quantised import INT8 as INT8_WEIGHTS
 from core.lora.quantised import NF4 as NF4_WEIGHTS
 from core.lora.quantised import Packed, QuantisedLinear
+from core.lora.wrapping import head_path
 
 _DEVICES = ("cuda", "cpu")
 
@@ -43,6 +47,42 @@ def quantising(quantisation: str, device: torch.device) -> dict[str, Any]:
         else BitsAndBytesConfig(load_in_8bit=True)
     )
     return {"quantization_config": how, "device_map": {"": device}}
+
+
+def require_fp8(device: torch.device, dtype: torch.dtype) -> None:
+    """Raise InvalidModel where frozen products cannot be computed in FP8."""
+    where = f"the {device.type.upper()} of this machine"
+    if device.type == "cuda" and not torch.version.hip:
+        where = torch.cuda.get_device_name(device)
+        if torch.cuda.get_device_capability(device) >= CAPABILITY and dtype == torch.bfloat16:
+            return
+    raise InvalidModel(
+        "quantisation=fp8 needs an NVIDIA GPU that computes in FP8 (Ada, Hopper, Blackwell: RTX 40 and "
+        f"later, L4, L40, H100 and later) and a base in bfloat16; here it is {where} and {str(dtype)[6:]}. Choose "
+        "quantisation=int8 or nf4 for the memory, or none."
+    )
+
+
+def to_fp8(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """Put a QuantisedLinear in FP8 in the place of each linear layer but the output head, on `device`, one
+    after another; those that the hardware does not take (widths that are no multiples of 16) stay as they
+    are.
+    """
+    head, dtype = head_path(model), model.dtype
+    for path, module in list(model.named_modules()):
+        if not isinstance(module, (nn.Linear, Conv1D)) or path == head:
+            continue
+        weight = (module.weight.t() if isinstance(module, Conv1D) else module.weight).detach()
+        if takes_fp8(*weight.shape):
+            own = _in_fp8(weight.to(device), dtype)
+            model.set_submodule(
+                path, QuantisedLinear(own, module.bias, transposed=isinstance(module, Conv1D))
+            )
+    return model
+
+
+def _in_fp8(weight: torch.Tensor, dtype: torch.dtype) -> Packed:
+    return Packed(FP8_WEIGHTS, packed_rows(weight), (int(weight.shape[0]), int(weight.shape[1])), dtype)
 
 
 def take_over(model: PreTrainedModel) -> PreTrainedModel:
@@ -77,6 +117,8 @@ def _taken(module: Any, dtype: torch.dtype) -> Packed:
 def packed(weight: torch.Tensor, quantisation: str) -> Packed:
     """A weight [out, in], quantised as it is while a base is loaded; it computes in the weight's dtype."""
     require_quantising(quantisation)
+    if quantisation == FP8:
+        return _in_fp8(weight, weight.dtype)
     from bitsandbytes import functional
 
     shape = (int(weight.shape[0]), int(weight.shape[1]))

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from core.base_model.files import INDEX_NAME, read_json, stored_tensors, weight_files
-from core.base_model.packed.fp8 import fp8_weights
+from core.base_model.packed.float8 import fp8_weights
 from core.base_model.packed.mxfp4 import mxfp4_weights
 from core.base_model.packed.nf4 import nf4_weights
 from core.base_model.packed.packed_tensor import DTYPES, PackedTensor, Stored, read_bytes

@@ -294,6 +294,11 @@ class AdapterBank(nn.Module):
         if self.dropout is not None:
             self.dropout.first_row.fill_(first)
 
+    def begin_tokens(self, first: int) -> None:
+        """What is computed next begins with token `first` of its rows."""
+        if self.dropout is not None:
+            self.dropout.first_token = first
+
     def place(self, slot: int) -> tuple[AdapterBank, int]:
         """The bank that holds this slot's adapter, and its slot there."""
         return self, slot

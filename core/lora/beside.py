@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core.lora.fp8 import fp8_linear, quantised_rows
 from core.lora.layer import plain_weight
 from core.lora.ops import lora_linear, lora_linear_frozen_a
-from core.lora.quantised import QuantisedLinear, frozen_product
+from core.lora.quantised import FP8, QuantisedLinear, frozen_product
 from core.lora.quantised_ops import quantised_linear, quantised_linear_frozen_a
 
 
@@ -25,6 +26,8 @@ def beside(
     factors = A, B, work_A, work_B, scale
     if isinstance(base, QuantisedLinear):
         packed = base.packed
+        if packed.how == FP8:
+            return fp8_linear(x, *quantised_rows(x.detach()), packed.tensors, bias, *factors)[0]
         return quantised_linear(x, packed.tensors, packed.how, packed.shape[0], bias, *factors)[0]
     return lora_linear(x, plain_weight(base), bias, *factors)[0]
 
@@ -42,6 +45,8 @@ def beside_frozen_a(
     factors = B, work_A, work_B, scale
     if isinstance(base, QuantisedLinear):
         packed = base.packed
+        if packed.how == FP8:
+            return fp8_linear(x, *quantised_rows(x.detach()), packed.tensors, bias, None, *factors)[0]
         return quantised_linear_frozen_a(x, packed.tensors, packed.how, packed.shape[0], bias, *factors)[0]
     return lora_linear_frozen_a(x, plain_weight(base), bias, *factors)[0]
 

@@ -24,6 +24,8 @@ class DropoutState:
         self.keys = torch.zeros(rates.shape[0], dtype=torch.int32, device=rates.device)
         self.first_row = torch.zeros((), dtype=torch.int32, device=rates.device)
         """Number of a batch's first row in its micro-batch; above 0 where that is done in pieces."""
+        self.first_token = 0
+        """Number of the first token in its row; above 0 where rows are computed in slices."""
 
 
 class Dropout(nn.Module):
@@ -49,7 +51,8 @@ class Dropout(nn.Module):
         keys = _mixed(self.state.keys ^ self.salt).repeat_interleave(each)  # [N]
         numbers = torch.arange(rows, device=x.device, dtype=torch.int32) % each + self.state.first_row
         keys = _mixed(keys ^ numbers)[:, None]  # by row of its run
-        keys = _mixed(keys ^ torch.arange(tokens, device=x.device, dtype=torch.int32))[:, :, None]  # by token
+        places = torch.arange(tokens, device=x.device, dtype=torch.int32) + self.state.first_token
+        keys = _mixed(keys ^ places)[:, :, None]  # by token
         bits = _mixed(keys ^ torch.arange(width, device=x.device, dtype=torch.int32)) & _SIGN
         rates = self.state.rates.repeat_interleave(each)[:, None, None]
         kept = bits.to(torch.float32) >= rates * float(_SIGN)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from core.lora.beside import beside, beside_frozen_a
 from core.lora.layer import plain_weight
 from core.lora.ops import adapted, with_delta
+from core.lora.quantised import FP8
 from core.lora.stack import AdapterStack
 
 
@@ -30,6 +31,8 @@ class LoraFactors(AdapterStack):
     def linear(self, x: Tensor, base: nn.Module, slots: Tensor | None) -> Tensor:
         """As any stack's, with the adapters' products inside the base's output."""
         bias: Tensor | None = base.bias  # type: ignore[assignment]
+        if slots is not None and getattr(base, "how", "") == FP8:
+            return super().linear(x, base, slots)  # the base's product rounds x, alone and in company
         if slots is not None:
             return self._chosen(x, plain_weight(base), bias, slots)
         if self.dropout is not None and self.training:

@@ -53,16 +53,16 @@ def with_delta(
     """
     adapters, outputs = A.shape[0], weight.shape[0]
     grouped = x.reshape(adapters, -1, x.shape[-1])
-    S = _product(grouped, A.transpose(1, 2)).mul_(scale[:, None, None])
+    S = product(grouped, A.transpose(1, 2)).mul_(scale[:, None, None])
     if bias is None:
-        y = _product(S, B.transpose(1, 2)).view(-1, outputs).addmm_(x.reshape(-1, x.shape[-1]), weight.t())
+        y = product(S, B.transpose(1, 2)).view(-1, outputs).addmm_(x.reshape(-1, x.shape[-1]), weight.t())
     else:  # with a bias the base's output comes rounded
         y = F.linear(x, weight, bias)
         y.view(adapters, -1, outputs).baddbmm_(S, B.transpose(1, 2))
     return y.view(*x.shape[:-1], outputs), S
 
 
-def _product(left: Tensor, right: Tensor) -> Tensor:
+def product(left: Tensor, right: Tensor) -> Tensor:
     """A batched product; for a batch of one the plain product is quicker."""
     return torch.mm(left[0], right[0])[None] if left.shape[0] == 1 else torch.bmm(left, right)
 
@@ -80,12 +80,12 @@ def lora_linear_backward(
     """Gradients for x, A and B; those of the factors in factor_dtype(). The frozen weight gets none."""
     adapters = work_A.shape[0]
     grouped_dy, grouped_x = dy.reshape(adapters, -1, dy.shape[-1]), x.reshape(adapters, -1, x.shape[-1])
-    dS = _product(grouped_dy, work_B).mul_(scale[:, None, None])
-    dx = _product(dS, work_A).view(-1, x.shape[-1]).addmm_(dy.reshape(-1, dy.shape[-1]), weight)
-    return dx.view(x.shape), _wide_product(dS, grouped_x), _wide_product(grouped_dy, S)
+    dS = product(grouped_dy, work_B).mul_(scale[:, None, None])
+    dx = product(dS, work_A).view(-1, x.shape[-1]).addmm_(dy.reshape(-1, dy.shape[-1]), weight)
+    return dx.view(x.shape), wide_product(dS, grouped_x), wide_product(grouped_dy, S)
 
 
-def _wide_product(left: Tensor, right: Tensor) -> Tensor:
+def wide_product(left: Tensor, right: Tensor) -> Tensor:
     """leftᵀ·right for each adapter, summed over tokens, in factor_dtype()."""
     if left.dtype == factor_dtype(left.dtype):
         return torch.bmm(left.transpose(1, 2), right)
@@ -141,9 +141,9 @@ def lora_linear_frozen_a_backward(
     """Gradients for x and B."""
     adapters = work_A.shape[0]
     grouped_dy = dy.reshape(adapters, -1, dy.shape[-1])
-    dS = _product(grouped_dy, work_B).mul_(scale[:, None, None])
-    dx = _product(dS, work_A).view(-1, weight.shape[1]).addmm_(dy.reshape(-1, dy.shape[-1]), weight)
-    return dx.view(*dy.shape[:-1], weight.shape[1]), _wide_product(grouped_dy, S)
+    dS = product(grouped_dy, work_B).mul_(scale[:, None, None])
+    dx = product(dS, work_A).view(-1, weight.shape[1]).addmm_(dy.reshape(-1, dy.shape[-1]), weight)
+    return dx.view(*dy.shape[:-1], weight.shape[1]), wide_product(grouped_dy, S)
 
 
 @lora_linear_frozen_a_backward.register_fake

@@ -1,4 +1,5 @@
-"""A frozen linear layer whose weight is held in 4 or 8 bits, and computes in the base's dtype.
+"""A frozen linear layer whose weight is held in 4 or 8 bits, and computes in the base's dtype, or in FP8
+(core/lora/fp8.py).
 
 NF4 is QLoRA's (Dettmers et al. 2023, arXiv 2305.14314, section 3): blocks of 64 numbers share a scale, each
 number is one of 16 quantiles of the normal distribution, and the scales are held in 8 bits themselves (double
@@ -15,7 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-NF4, INT8 = "nf4", "int8"
+from core.lora.fp8 import fp8_product, quantised_rows
+
+NF4, INT8, FP8 = "nf4", "int8", "fp8"
 _BLOCK, _NESTED_BLOCK = 64, 256  # numbers that share a scale, and scales that do; bitsandbytes' defaults
 _INT8_STEPS = 127.0
 
@@ -25,10 +28,10 @@ class Packed:
     """W [out, in], quantised."""
 
     how: str
-    """NF4 or INT8."""
+    """NF4, INT8 or FP8."""
     tensors: tuple[Tensor, ...]
     """NF4: two numbers a byte, the scales of blocks in 8 bits, the scales of these, their code, their mean.
-    INT8: W in steps [out, in], the largest number of each row [out].
+    INT8: W in steps [out, in], the largest number of each row [out]. FP8: see packed_rows().
     """
     shape: tuple[int, int]
     """(out, in)."""
@@ -85,6 +88,9 @@ def dequantised(packed: Sequence[Tensor], how: str, outputs: int, inputs: int, d
         steps, largest = packed
         out = torch.empty(outputs, inputs, dtype=dtype, device=steps.device)
         return torch.mul(steps, (largest / _INT8_STEPS)[:, None], out=out)  # in float32, rounded once
+    if how == FP8:
+        rows, scale, _ = packed
+        return (rows.float() * scale[:, None]).to(dtype)
     numbers, scales, nested, code, mean = packed
     ops: Any = torch.ops.bitsandbytes
     wide = ops.dequantize_blockwise(scales, nested, code, _NESTED_BLOCK, torch.float32) + mean
@@ -99,6 +105,8 @@ def _(packed, how, outputs, inputs, dtype):  # type: ignore[no-untyped-def]
 
 def frozen_product(x: Tensor, packed: Packed, bias: Tensor | None) -> Tensor:
     """x·Wᵀ + bias, [N, …, out]; backward keeps neither x nor W."""
+    if packed.how == FP8:
+        return fp8_product(x, *quantised_rows(x.detach()), packed.tensors, bias)
     return _product(x, packed.tensors, packed.how, packed.shape[0], bias)
 
 

@@ -64,6 +64,11 @@ class SideBySideBank(nn.Module):
         for bank in self._banks:
             bank.begin_rows(first)
 
+    def begin_tokens(self, first: int) -> None:
+        """As AdapterBank.begin_tokens()."""
+        for bank in self._banks:
+            bank.begin_tokens(first)
+
     def place(self, slot: int) -> tuple[AdapterBank, int]:
         """As AdapterBank.place()."""
         number = next(at for at, end in enumerate(self._starts[1:]) if slot < end)

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from core.base_model.files import stored_tensors
+from core.base_model.quantisation import FP8
 from core.base_model.quantised_load import packed
 from core.base_model.skeleton import Skeleton
 from core.events import Progress
 from core.files.safetensors_file import DTYPE_BYTES, TensorEntry
+from core.lora.fp8 import takes_fp8
 from core.merge.stream import read_range
 from core.merge.whole_tensors import TORCH_DTYPES, tensor_name
 from core.reporting import Report
@@ -48,7 +50,11 @@ def held_tensors(base_folder: Path, layers: Skeleton, quantisation: str) -> dict
     Raises InvalidAdapter for a layer that no one tensor holds.
     """
     names = {name: name for name in stored_tensors(base_folder)}
-    paths = [path for path in layers.shapes if path != layers.head]
+    paths = [
+        path
+        for path, (inputs, outputs) in layers.shapes.items()
+        if path != layers.head and (quantisation != FP8 or takes_fp8(outputs, inputs))
+    ]
     return {tensor_name(path, names): Held(quantisation, path in layers.transposed) for path in paths}
 
 

@@ -237,10 +237,11 @@ class TrainConfig(Config):
         "auto",
         "Gradient checkpointing",
         (
-            "Compute each layer again in backward: a third slower, a fraction of the memory. auto does so "
-            "when memory is short."
+            "Compute each layer again in backward: a third slower, a fraction of the memory. offload also "
+            "has the layers' inputs wait in the host's memory, for long rows on a GPU. auto does as much as "
+            "the memory asks for."
         ),
-        choices=("auto", "on", "off"),
+        choices=("auto", "on", "offload", "off"),
         subject="Batches and memory",
     )
     quantisation: str = option(
@@ -249,8 +250,9 @@ class TrainConfig(Config):
         "none: as its files have it. nf4 holds the linear layers in 4 bits (QLoRA, arXiv 2305.14314), a "
         "quarter of their memory, for 1.08 of a step's time (8B, H100) and a base that answers a little "
         "worse; int8 in 8 bits, half of it, and next to nothing lost: an 8B base in bfloat16 takes 15.0 GiB, "
-        "5.3 and 8.5 so; of the starter's loss on plain text, 3.42, they made 3.53 and 3.42. Needs "
-        "bitsandbytes.",
+        "5.3 and 8.5 so; of the starter's loss on plain text, 3.42, they made 3.53 and 3.42. These need "
+        "bitsandbytes. fp8 multiplies in 8 bits, weights and activations, for speed and not for memory, on "
+        "NVIDIA GPUs from Ada on.",
         choices=QUANTISATIONS,
         subject="Batches and memory",
     )

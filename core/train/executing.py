@@ -20,7 +20,8 @@ from core.train.batches import MicroBatch, Shape
 from core.train.figures import Figures
 from core.train.group_objective import GroupObjective
 from core.train.label_step import LabelStep
-from core.train.memory import ExecutionPlan, Tier, first_tier, ran_out_of_memory
+from core.train.memory import ExecutionPlan, Tier, first_plan, may_offload, ran_out_of_memory
+from core.train.offloading import HostStash
 from core.train.seating import Seating
 from core.train.step import MicroBatchStep
 
@@ -38,6 +39,8 @@ class Execution:
         self._base, self._seating, self._figures = base, seating, figures
         self._plan: ExecutionPlan | None = None
         self._step: MicroBatchStep | LabelStep | None = None
+        self._stash: HostStash | None = None
+        self._untold = ""
         self.squeezed = False
         """Whether the memory did not hold the work as it was planned."""
 
@@ -57,26 +60,43 @@ class Execution:
         self._goal = goal
         self._labels = [run.labels for run in self._seating.runs if run.labels is not None]
         if self._plan is None:
-            compiled = self._wants_compile("on")
-            tier = first_tier(self._base, self._tokens_a_batch(), compiled, self._checkpointing())
-            self._plan = ExecutionPlan(tier, compiled, captures=self._base.way.quick and not self._replaces)
-            if compiled:
+            captures = self._base.way.quick and not self._replaces
+            start = ExecutionPlan(Tier.KEEP, self._wants_compile("on"), captures=captures)
+            blocks = self._seating.runs[0].train.micro_batch_size
+            work = self._base, blocks, self._tokens_a_batch(), start
+            self._plan = first_plan(*work, self._checkpointing(), may_slice=self._may_slice)
+            if self._plan.compiled:
                 compile_layers(self._base)
+            if self._plan.tier is Tier.FULL and self._checkpointing() != "on":
+                self._untold = f"To fit the memory, {self._plan.sentence}"
         self._use(self._plan)
 
     def _use(self, plan: ExecutionPlan) -> None:
         self._plan = plan
-        bank = self._seating.bank
+        bank, about = self._seating.bank, (plan, self._goal)
+        if plan.offloads and self._stash is None:
+            self._stash = HostStash(self._base.device)
+        stash = self._stash if plan.offloads else None
         self._step = (
-            LabelStep(self._base, bank, plan, self._goal, self._labels)
+            LabelStep(self._base, bank, *about, self._labels, stash=stash)
             if self._goal.objective.classifies
-            else MicroBatchStep(self._base, bank, plan, self._goal)
+            else MicroBatchStep(self._base, bank, *about, stash=stash)
         )
 
+    def close(self) -> None:
+        """Give the host's memory back, when nothing is trained any more."""
+        if self._stash is not None:
+            self._stash.close()
+
     def _checkpointing(self) -> str:
-        """On if one of the runs wants it, off if all refuse it."""
+        """On or offload if one of the runs wants it, off if all refuse it."""
         asked = {run.train.gradient_checkpointing for run in self._seating.runs}
-        return "on" if "on" in asked else "off" if asked == {"off"} else "auto"
+        wanted = next((how for how in ("offload", "on") if how in asked), "auto")
+        return "off" if asked == {"off"} else wanted
+
+    @property
+    def _may_slice(self) -> bool:
+        return self._base.way.quick and not (self._goal.objective.classifies or self._replaces)
 
     # Compiling.
 
@@ -94,7 +114,8 @@ class Execution:
     def compile_if_it_pays(self, seconds: float) -> None:
         """Compile from now on if that earns its own time. seconds: what a micro-batch takes."""
         plan = self.step.plan
-        if plan.compiled or self._base.device.type != "cuda" or not self._wants_compile("auto"):
+        cannot = plan.compiled or plan.sliced or self._base.device.type != "cuda"
+        if cannot or not self._wants_compile("auto"):
             return
         left = max(run.total_steps * run.train.gradient_accumulation_steps for run in self._seating.runs)
         if not compiling_pays(left * seconds):
@@ -139,6 +160,9 @@ class Execution:
         It may need more memory than there is, or fail to compile. Then the steps under way are done again
         from their beginning, in smaller pieces or without compiling. Raises what nothing helps against.
         """
+        if self._untold:
+            yield self._untold
+            self._untold = ""
         try:
             self._add_gradients(parts, 0)
         except Exception as error:  # noqa: BLE001  (whatever nothing helps against is raised again)
@@ -226,11 +250,13 @@ class Execution:
         return why
 
     def _smaller_plan(self, error: Exception) -> tuple[ExecutionPlan, str]:
-        plan, shape = self.step.plan, self._shape()
+        plan, shape, tokens = self.step.plan, self._shape(), self._tokens_a_batch()
         smaller = plan.smaller(
             self._seating.runs[0].train.micro_batch_size,
-            plan.pieces * self._tokens_a_batch(),
+            plan.pieces * tokens,
             bool(self.step.graphs),
+            may_offload=may_offload(self._base, tokens),
+            may_slice=self._may_slice,
         )
         if smaller is None:
             raise error

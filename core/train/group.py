@@ -129,6 +129,11 @@ class TrainingGroup:
         return self._execution.squeezed
 
     @property
+    def plan(self) -> str:
+        """How micro-batches are computed now, in words."""
+        return self._execution.step.plan.sentence
+
+    @property
     def graphs(self) -> int:
         """CUDA graphs that are captured now."""
         return self._execution.graphs
@@ -146,6 +151,7 @@ class TrainingGroup:
                 yield from self._admit()
         finally:
             undo()
+            self._execution.close()
             self.finished = True
 
     def _admit(self) -> Events:

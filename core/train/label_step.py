@@ -25,6 +25,7 @@ from core.train.batches import MicroBatch, Shape, padded_length
 from core.train.group_objective import GroupObjective
 from core.train.label_report import counts_width
 from core.train.memory import ExecutionPlan, keeping
+from core.train.offloading import HostStash
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,8 @@ class LabelStep:
     notices: list[str] = field(default_factory=list)
     graphs: dict[tuple[int, ...], object] = field(default_factory=dict)
     """None: each micro-batch is launched by itself."""
+    stash: HostStash | None = None
+    """As MicroBatchStep's."""
 
     def collate(self, parts: Sequence[MicroBatch | None], shape: Shape) -> LabelBatch:
         """The batch of these micro-batches."""
@@ -138,7 +141,7 @@ class LabelStep:
         """Add the gradients of this micro-batch; return each run's figures, [K, 1 + 2·metrics]."""
         batch = batch.to(self.base.device)
         self.bank.train()
-        with keeping(self.base, self.plan.tier, compiled=False), eager_layers(), self.bank.use():
+        with keeping(self.base, self.plan, stash=self.stash), eager_layers(), self.bank.use():
             logits = self._logits(batch)
             sums = torch.stack([self._loss(batch, logits, run) for run in range(len(self.labels))])
             (sums * batch.weights).sum().backward()

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import enum
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import psutil
 import torch
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from core.base_model.load import ResidentBase
 from core.base_model.quantisation import LABELS, NONE
 from core.errors import InvalidConfig, WorkbenchError
+from core.lora.layer import LoraLinear
+from core.train.offloading import HostStash
+from core.train.slicing import SLICE
 
 
 class Tier(enum.IntEnum):
@@ -56,35 +61,13 @@ _OUT_OF_MEMORY = (
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
 _RESERVE = 0.9  # share of the free memory that activations may take
-_KEPT = {Tier.KEEP: 1.0, Tier.CHEAP: 0.65, Tier.FULL: 0.05}  # of the inputs and outputs of the linear layers
-
-
-@contextmanager
-def keeping(
-    base: ResidentBase, tier: Tier, *, compiled: bool, gives_up_products: bool = False
-) -> Iterator[None]:
-    """Within the block, forward passes keep what `tier` says; backward has to be inside, too.
-
-    gives_up_products: see AdapterBank.gives_up_products; then CHEAP keeps what the partitioner would.
-    """
-    functorch = torch._functorch.config
-    before = functorch.activation_memory_budget
-    whole = tier is Tier.CHEAP and gives_up_products
-    functorch.activation_memory_budget = 1.0 if whole else _BUDGETS[tier]
-    recomputed = base.decoder_layers if tier is Tier.FULL and not compiled else []
-    for layer in recomputed:
-        # transformers has a switch for this, which is renamed and rewired from release to release. No random
-        # numbers
-        # are drawn in a layer, and restoring their state would break the capture of a graph.
-        layer.forward = functools.partial(
-            checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False
-        )
-    try:
-        yield
-    finally:
-        functorch.activation_memory_budget = before
-        for layer in recomputed:
-            del layer.forward
+_KEPT = {Tier.KEEP: 1.0, Tier.CHEAP: 0.65}  # of the inputs and outputs of the linear layers
+# What a layer that is computed again takes, in inputs and outputs of its linear layers: counted for a Llama
+# of 8B, where an eager layer keeps 107,000 numbers a token for backward and a compiled one 47,000, and
+# gradients of up to 40,000 are on the way.
+_WORK, _WORK_COMPILED, _WORK_ATTENDING = 1.9, 1.1, 2.3
+_ON_THE_DEVICE = 3  # inputs of layers that are not on their way to the host or back
+_AT_THE_END = 10  # of hidden states: the last norm's in float32, what the head is given, and its gradient
 
 
 @dataclass(frozen=True)
@@ -97,13 +80,26 @@ class ExecutionPlan:
     """Passes over parts of its blocks; their gradients add up."""
     captures: bool = True
     """Whether a CUDA graph may be captured, which holds memory of its own."""
+    offloads: bool = False
+    """Whether the inputs of layers that are computed again wait in the host's memory."""
+    sliced: bool = False
+    """Whether what a layer computes for each token by itself comes in slices (core/train/slicing.py)."""
 
-    def smaller(self, blocks: int, tokens: int, captured: bool = False) -> ExecutionPlan | None:
+    def smaller(
+        self,
+        blocks: int,
+        tokens: int,
+        captured: bool = False,
+        *,
+        may_offload: bool = False,
+        may_slice: bool = False,
+    ) -> ExecutionPlan | None:
         """The next plan that needs less memory for micro-batches of `blocks` blocks and `tokens` tokens; None
         if none does.
 
         Pieces cost nothing while each is large enough to keep the device busy; recomputing costs a third of
-        the time. `captured` says that a graph holds memory now.
+        the time, offloading next to nothing where the row is long, and slices what compiling would save.
+        `captured` says that a graph holds memory now.
         """
         if captured:
             return replace(self, captures=False)
@@ -112,13 +108,82 @@ class ExecutionPlan:
             return replace(self, pieces=min(blocks, 2 * self.pieces))
         if self.tier is not Tier.FULL:
             return replace(self, tier=Tier.CHEAP if self.compiled and self.tier is Tier.KEEP else Tier.FULL)
-        return None
+        if may_offload and not self.offloads:
+            return self.offloading()
+        return self.slicing() if may_slice and not self.sliced else None
+
+    def offloading(self) -> ExecutionPlan:
+        """The same with layers' inputs in the host's memory, which no graph captures."""
+        return replace(self, tier=Tier.FULL, offloads=True, captures=False)
+
+    def slicing(self) -> ExecutionPlan:
+        """The same in slices, each of which would be compiled by itself, so that nothing is."""
+        return replace(self, tier=Tier.FULL, sliced=True, captures=False, compiled=False)
 
     @property
     def sentence(self) -> str:
         """What it means, for a run's log."""
+        offloads = ", its input waits in the host's memory" if self.offloads else ""
+        sliced = ", norms and the MLP in slices of tokens" if self.sliced else ""
         pieces = f", each micro-batch in {self.pieces} pieces" if self.pieces > 1 else ""
-        return f"{self.tier.sentence}{pieces}{'' if self.captures else ', without CUDA graphs'}"
+        graphs = "" if self.captures or self.offloads or self.sliced else ", without CUDA graphs"
+        return f"{self.tier.sentence}{offloads}{sliced}{pieces}{graphs}"
+
+
+@contextmanager
+def keeping(
+    base: ResidentBase,
+    plan: ExecutionPlan,
+    *,
+    gives_up_products: bool = False,
+    stash: HostStash | None = None,
+) -> Iterator[None]:
+    """Within the block, forward passes keep what `plan` says; backward has to be inside, too.
+
+    gives_up_products: see AdapterBank.gives_up_products; then CHEAP keeps what the partitioner would. stash:
+    where the inputs of layers wait, if they do.
+    """
+    functorch = torch._functorch.config
+    before = functorch.activation_memory_budget
+    functorch.activation_memory_budget = _budget(plan, gives_up_products)
+    try:
+        with _recomputing(base.decoder_layers, plan, stash):
+            yield
+    finally:
+        functorch.activation_memory_budget = before
+
+
+def _budget(plan: ExecutionPlan, gives_up_products: bool) -> float:
+    """Of a layer that is computed again as a whole what is kept is gone with the layer."""
+    keeps_all = (plan.tier is Tier.CHEAP and gives_up_products) or plan.offloads
+    return 1.0 if keeps_all else _BUDGETS[plan.tier]
+
+
+@contextmanager
+def _recomputing(layers: Sequence[nn.Module], plan: ExecutionPlan, stash: HostStash | None) -> Iterator[None]:
+    """transformers has a switch for this, which is renamed and rewired from release to release. No random
+    numbers are drawn in a layer, and restoring their state would break the capture of a graph.
+    """
+    if plan.tier is not Tier.FULL or (plan.compiled and stash is None):  # its partitioner does it
+        yield
+        return
+    again: Any = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+    if stash is not None:
+        stash.begin()
+        again = stash.recomputed
+    # of a compiled layer that which is compiled, so that its graph is the one of other plans
+    name = "_compiled_call_impl" if plan.compiled else "forward"
+    computed = [getattr(layer, name) for layer in layers]
+    for layer, compute in zip(layers, computed, strict=True):
+        setattr(layer, name, functools.partial(again, compute))
+    try:
+        yield
+    finally:
+        for layer, compute in zip(layers, computed, strict=True):
+            if plan.compiled:
+                setattr(layer, name, compute)
+            else:
+                del layer.forward
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
@@ -139,20 +204,56 @@ def memory_figures(device: torch.device) -> str:
     return f"the engine holds {held:.1f} GiB, {left:.1f} of {all_of_it:.1f} GiB are free"
 
 
-def first_tier(base: ResidentBase, tokens: int, compiled: bool, checkpointing: str = "auto") -> Tier:
-    """The quickest tier whose activations fit into the free memory for micro-batches of `tokens` tokens.
+def first_plan(
+    base: ResidentBase,
+    blocks: int,
+    tokens: int,
+    start: ExecutionPlan,
+    checkpointing: str = "auto",
+    *,
+    may_slice: bool,
+) -> ExecutionPlan:
+    """The quickest plan whose activations fit into the free memory for micro-batches of `blocks` blocks of
+    each run and `tokens` tokens in all; the last of the ladder if none does.
 
-    A compiled layer starts at CHEAP, which costs it next to nothing. `checkpointing` on or off is somebody's
-    own choice.
+    A compiled layer starts at CHEAP, which costs it next to nothing. `checkpointing` on, off or offload is
+    somebody's own choice. Where the device's memory is the host's, there is nothing to offload to.
     """
-    if checkpointing == "on":
-        return Tier.FULL
-    if base.device.type != "cuda" or checkpointing == "off":
-        return Tier.CHEAP if compiled else Tier.KEEP
-    for tier in (Tier.CHEAP, Tier.FULL) if compiled else (Tier.KEEP, Tier.FULL):
-        if _activations(base, tokens, tier) < _RESERVE * _free(base.device):
-            return tier
-    return Tier.FULL
+    first = replace(start, tier=Tier.CHEAP if start.compiled else Tier.KEEP)
+    full = replace(start, tier=Tier.FULL)
+    if base.device.type != "cuda":
+        return full if checkpointing in ("on", "offload") else first
+    if checkpointing == "off":
+        return first
+    room = _RESERVE * _free(base.device)
+    ladder = [first] if checkpointing == "auto" else []
+    ladder += _recomputing_plans(
+        base, blocks, tokens, full, offloads=checkpointing == "offload", slices=may_slice
+    )
+    return next(
+        (plan for plan in ladder if needed(base, -(-tokens // plan.pieces), plan) < room),
+        ladder[-1],
+    )
+
+
+def _recomputing_plans(
+    base: ResidentBase, blocks: int, tokens: int, full: ExecutionPlan, *, offloads: bool, slices: bool
+) -> list[ExecutionPlan]:
+    """From quickest to smallest; `offloads`: none without."""
+    pieces = [1 << power for power in range(blocks.bit_length()) if 1 << power < blocks] + [blocks]
+    found = [replace(full, pieces=count) for count in pieces]
+    can_offload = may_offload(base, -(-tokens // (1 if offloads else blocks)))
+    if can_offload:
+        outside = [one.offloading() for one in found]
+        found = outside if offloads else [*found, outside[-1]]
+    return [*found, found[-1].slicing()] if slices else found
+
+
+def may_offload(base: ResidentBase, tokens: int) -> bool:
+    """Whether the host has room for the inputs of all layers."""
+    if base.device.type != "cuda":
+        return False
+    return _layer_inputs(base, tokens) < _RESERVE * psutil.virtual_memory().available
 
 
 def room_for(base: ResidentBase, state_bytes: float, tokens: int) -> int:
@@ -200,8 +301,41 @@ def _activations(base: ResidentBase, tokens: int, tier: Tier) -> float:
     """Bytes that a forward pass over `tokens` tokens keeps,
     estimated from the widths of the linear layers.
     """
-    numbers = sum(layer.in_features + layer.out_features for layer in base.layers.values())
-    return numbers * tokens * torch.finfo(base.dtype).bits / 8 * _KEPT[tier]
+    return _widths(base.layers) * tokens * base.dtype.itemsize * _KEPT[tier]
+
+
+def needed(base: ResidentBase, tokens: int, plan: ExecutionPlan) -> float:
+    """Bytes that a micro-batch of `tokens` tokens takes at its peak beside what is there before: what is
+    kept, and one layer that is computed again, or the loss.
+    """
+    if plan.tier is not Tier.FULL:
+        return _activations(base, tokens, plan.tier)
+    inputs = _layer_inputs(base, tokens)
+    if plan.offloads:
+        inputs *= min(1.0, _ON_THE_DEVICE / len(base.decoder_layers))
+    loss = _AT_THE_END * base.model.config.get_text_config().hidden_size * tokens * base.dtype.itemsize
+    return inputs + max(_layer_work(base, tokens, plan), loss)
+
+
+def _layer_inputs(base: ResidentBase, tokens: int) -> float:
+    hidden = base.model.config.get_text_config().hidden_size
+    return float(len(base.decoder_layers) * hidden * tokens * base.dtype.itemsize)
+
+
+def _layer_work(base: ResidentBase, tokens: int, plan: ExecutionPlan) -> float:
+    """Of one layer: all that it keeps, and the gradients on the way."""
+    inside = {path: one for path, one in base.layers.items() if path != base.head}
+    attending = {id(one) for each in base.attention for one in each.module.modules()}
+    whole, layers = _widths(inside), max(1, len(base.decoder_layers))
+    each = whole / layers * base.dtype.itemsize
+    if not plan.sliced:
+        return each * tokens * (_WORK_COMPILED if plan.compiled else _WORK)
+    attention = _widths({path: one for path, one in inside.items() if id(one) in attending})
+    return each * (attention / whole * tokens * _WORK_ATTENDING + min(tokens, SLICE) * _WORK)
+
+
+def _widths(layers: Mapping[str, LoraLinear]) -> int:
+    return sum(layer.in_features + layer.out_features for layer in layers.values())
 
 
 def _free(device: torch.device) -> int:

@@ -101,10 +101,7 @@ def measure(base: ResidentBase, requests: Sequence[RunRequest], save: Save) -> I
             raise
         fits = False
         notices[
-            (
-                "Even one block at a time with every layer computed again is too much: "
-                f"{memory_figures(base.device)}."
-            )
+            (f"Even one block at a time is too much where {group.plan}: {memory_figures(base.device)}.")
         ] = None
     chosen = [request.options.train for request in requests if request.key in (parameters or data)]
     if not base.way.quick:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -21,7 +21,9 @@ from core.train.batches import Batch, MicroBatch, Shape
 from core.train.group_objective import GroupObjective
 from core.train.loss import token_losses
 from core.train.memory import ExecutionPlan, keeping
+from core.train.offloading import HostStash
 from core.train.padded import batch_of
+from core.train.slicing import TokenWise, in_slices, token_wise
 
 _LAUNCH_BOUND = 0.5  # share of a micro-batch that the host spends launching, above which a graph pays
 _WARM_UP = 3  # micro-batches before a capture
@@ -99,8 +101,11 @@ class MicroBatchStep:
     notices: list[str] = field(default_factory=list)
     """What the runs should be told."""
     graphs: dict[tuple[int, ...], _Graph] = field(default_factory=dict)
+    stash: HostStash | None = None
+    """Where the inputs of layers wait, if the plan has them wait in the host's memory."""
     _seen: dict[tuple[int, ...], int] = field(default_factory=dict)
     _launching: dict[tuple[int, ...], float] = field(default_factory=dict)
+    _token_wise: list[TokenWise] | None = None
 
     def collate(self, parts: Sequence[MicroBatch | None], shape: Shape) -> Batch:
         """The batch of these micro-batches."""
@@ -144,19 +149,27 @@ class MicroBatchStep:
 
     def evaluate(self, batch: Batch) -> Tensor:
         """Each run's figures, [K, 1 + 2·metrics]."""
-        return evaluate_batch(self.base, self.bank, batch, self.goal)
+        with self._in_slices(batch):
+            return evaluate_batch(self.base, self.bank, batch, self.goal)
+
+    def _in_slices(self, batch: Batch) -> AbstractContextManager[None]:
+        if not self.plan.sliced:
+            return nullcontext()
+        if self._token_wise is None:
+            self._token_wise = token_wise(self.base, self.bank, batch.runs)
+        return in_slices(self._token_wise, self.bank.begin_tokens)
 
     def _plain(self, batch: Batch) -> Tensor:
+        with self._in_slices(batch):
+            return self._trained(batch)
+
+    def _trained(self, batch: Batch) -> Tensor:
         base_losses = _plain_losses(self.base, None, batch) if self.goal.objective.wants_base else None
         self.bank.train()
         layers = nullcontext() if self.plan.compiled else eager_layers()
+        gives_up = self.bank.gives_up_products
         with (
-            keeping(
-                self.base,
-                self.plan.tier,
-                compiled=self.plan.compiled,
-                gives_up_products=self.bank.gives_up_products,
-            ),
+            keeping(self.base, self.plan, gives_up_products=gives_up, stash=self.stash),
             layers,
             _set_up(self.base, self.bank, batch),
         ):

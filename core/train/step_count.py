@@ -58,7 +58,7 @@ def smaller_plans(config: TrainConfig) -> list[tuple[str, dict[str, Any]]]:
         half, more = size // 2, -(-size * accumulation // (size // 2))
         change = {"micro_batch_size": half, "gradient_accumulation_steps": more}
         found.append((f"Micro-batch {half}, accumulation {more}", change))
-    if config.gradient_checkpointing != "on":
+    if config.gradient_checkpointing in ("auto", "off"):
         found.append(("Gradient checkpointing", {"gradient_checkpointing": "on"}))
     if config.quantisation == NONE and bitsandbytes_version():
         found.append(("Base in 4 bits (NF4)", {"quantisation": NF4}))

@@ -71,7 +71,7 @@ def train(
         if isinstance(event, Notice):
             notices.append(event.text)
         if isinstance(event, StepDone):
-            graphs = group.graphs
+            graphs, loss = group.graphs, event.loss
             done += 1
             if done == warm_up * len(wanted):
                 wait()
@@ -82,7 +82,7 @@ def train(
             tokens += event.tokens
     wait()
     seconds = time.perf_counter() - start
-    notices.append(f"captured graphs: {graphs}")
+    notices += [f"captured graphs: {graphs}", f"last loss: {loss:.4f}"]
     if profile:
         watch.__exit__(None, None, None)
         print(

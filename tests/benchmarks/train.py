@@ -1,7 +1,10 @@
-"""One adapter: PEFT eager, PEFT with gradient checkpointing, and this engine, also on a base in few bits.
+r"""One adapter: PEFT eager, PEFT with gradient checkpointing, and this engine, also on a base in few bits.
 
 python -m tests.benchmarks.train --shape 1b --blocks 8 --length 512
 python -m tests.benchmarks.train --shape 8b --blocks 4 --length 1024 --quantisation nf4 --only-ours
+python -m tests.benchmarks.train --shape 8b --blocks 4 --length 1024 --quantisation fp8 --only-ours
+python -m tests.benchmarks.train --shape starter --blocks 8 --length 512 --steps 192 --rate 1e-3 \
+    --quantisation fp8 --only-ours        the last losses
 python -m tests.benchmarks.train --shape 70b --blocks 1 --length 1024 --quantisation nf4 --only-quantised
 python -m tests.benchmarks.train --shape gpt-oss-1b --blocks 8 --length 512    (or qwen3-next-1b)
 python -m tests.benchmarks.train --shape gpt-oss-1b --blocks 8 --length 512 --experts
@@ -30,6 +33,7 @@ def measure(
     held: Sequence[str] = (NONE,),
     profile: bool = False,
     experts: bool = False,
+    rate: float = 2e-4,
 ) -> list[dict[str, object]]:
     """One row for each side; of ours one for each way in which the base is held."""
     rows: list[dict[str, object]] = []
@@ -40,7 +44,8 @@ def measure(
         speed = peer.train(model, ids, steps=steps, warm_up=3, checkpointing=recompute)
         rows.append({"side": name, "tok/s": speed, "peak GiB": peer.peak_gib()})
         del model, ids
-    mine = [_of_ours(shape, blocks, length, steps, one, profile=profile, experts=experts) for one in held]
+    how = {"profile": profile, "experts": experts}
+    mine = [_of_ours(shape, blocks, length, steps, one, rate, **how) for one in held]
     rows += mine
     for row in rows:
         row["ours ÷ it"] = mine[0]["tok/s"] / row["tok/s"]  # type: ignore[operator]
@@ -54,6 +59,7 @@ def _of_ours(
     length: int,
     steps: int,
     quantisation: str,
+    rate: float,
     *,
     profile: bool,
     experts: bool,
@@ -61,7 +67,8 @@ def _of_ours(
     """The base is let go of behind it."""
     peer.forget()
     base, warm_up = resident(shape, quantisation=quantisation), 8
-    requests = ours.requests(base, 1, blocks, length, steps + warm_up, experts=experts)
+    own = {"experts": experts, "learning_rate": rate}
+    requests = ours.requests(base, 1, blocks, length, steps + warm_up, **own)
     speed, first, notices = ours.train(base, requests, steps=steps, warm_up=warm_up, profile=profile)
     print(notices)
     side = "LoRA Workbench" if quantisation == NONE else f"LoRA Workbench, {quantisation}"
@@ -79,12 +86,14 @@ def main() -> None:
     parser.add_argument("--quantisation", default=NONE, choices=QUANTISATIONS, help="beside the base in bf16")
     parser.add_argument("--only-quantised", action="store_true", help="neither the peer nor the base in bf16")
     parser.add_argument("--experts", action="store_true", help="adapters on each expert of a mixture, too")
+    parser.add_argument("--rate", type=float, default=2e-4, help="learning rate, for the last loss")
     parser.add_argument("--profile", action="store_true", help="print where the device's time goes")
     args = parser.parse_args()
     held = dict.fromkeys([args.quantisation] if args.only_quantised else [NONE, args.quantisation])
     work = (args.shape, args.blocks, args.length, args.steps)
     peers = not (args.only_ours or args.only_quantised)
-    rows = measure(*work, peers=peers, held=list(held), profile=args.profile, experts=args.experts)
+    how = {"profile": args.profile, "experts": args.experts, "rate": args.rate}
+    rows = measure(*work, peers=peers, held=list(held), **how)
     show(f"train {args.shape}{' with experts' if args.experts else ''} {args.blocks}×{args.length}", rows)
 
 

@@ -2,6 +2,8 @@
 Triton kernels.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -116,7 +118,9 @@ def test_bfloat16_on_the_device_learns_as_float32_does_on_the_cpu(packing, dropo
 @pytest.mark.parametrize("compile", ["off", "on"])
 def test_what_is_kept_for_backward_changes_nothing_that_is_learnt(compile, monkeypatch):
     expected, *_ = _train(_base(), packing="on", compile=compile)
-    monkeypatch.setattr("core.train.executing.first_tier", lambda *about: Tier.FULL)
+    monkeypatch.setattr(
+        "core.train.executing.first_plan", lambda *about, **more: replace(about[3], tier=Tier.FULL)
+    )
     found, _, notices, _ = _train(_base(), packing="on", compile=compile)
     assert not notices, notices
     for key, losses in expected.items():

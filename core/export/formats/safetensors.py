@@ -7,7 +7,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from core.base_model.quantisation import INT8, NF4, NONE
+from core.base_model.quantisation import FP8, INT8, NF4, NONE
 from core.errors import InvalidConfig
 from core.events import Progress
 from core.export.formats import AUTO, FLOAT_DTYPES, ExportFormat, Written
@@ -37,10 +37,10 @@ class SafetensorsOptions(Config):
     merge_onto: str = option(
         ORIGINAL,
         "Merge onto",
-        "original: the base's own weights. nf4, int8: those that a base held so computes with, made float32 "
-        "again (written as float32 if nothing else is chosen), which an adapter was trained beside that "
-        "learnt on such a base. The report says what each loses.",
-        choices=(ORIGINAL, NF4, INT8),
+        "original: the base's own weights. nf4, int8, fp8: those that a base held so computes with, made "
+        "float32 again (written as float32 if nothing else is chosen), which an adapter was trained beside "
+        "that learnt on such a base. The report says what each loses.",
+        choices=(ORIGINAL, NF4, INT8, FP8),
     )
 
 

@@ -1,0 +1,103 @@
+"""One row of very many tokens: the plan that is taken, its speed, and its memory on the device and the host.
+
+python -m tests.benchmarks.contexts --lengths 32768,131072                        8B in bfloat16
+python -m tests.benchmarks.contexts --lengths 32768 --how on,offload --compile on --steps 3
+python -m tests.benchmarks.contexts --lengths 200000 --quantisation nf4           one step takes minutes
+
+Operations a token are 4N of the frozen products, and 7·T·(heads·width) of each layer's causal attention;
+"of the first" compares operations a second, so that the attention's own growth counts as work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import psutil
+import torch
+
+from core.base_model.load import ResidentBase
+from core.base_model.quantisation import NONE, QUANTISATIONS
+from core.events import Notice, Prepared, RunFailed, StepDone
+from core.train.group import TrainingGroup
+from core.train.hardware import PeakMemory, operations_a_token
+from tests.benchmarks import ours, peer
+from tests.benchmarks.report import show
+from tests.benchmarks.shapes import DEVICE, resident
+
+_FORWARD_AND_BACKWARD = (
+    7.0  # of a causal attention's 2·T·width: 2 forward, 5 backward with its recomputed scores
+)
+
+
+def operations(base: ResidentBase, length: int) -> float:
+    """Of one token of a row of `length` tokens, on average; what is computed again does not count."""
+    config = base.model.config
+    width = config.num_attention_heads * base.attention[0].value_width
+    return operations_a_token(base) + _FORWARD_AND_BACKWARD * length * width * config.num_hidden_layers
+
+
+def measure(base: ResidentBase, length: int, steps: int, how: str, compile_: str) -> dict[str, object]:
+    """Train one row; the first step is left out where there are several."""
+    peer.forget()
+    host = psutil.Process().memory_info().rss
+    options = {"gradient_checkpointing": how, "compile": compile_}
+    group = TrainingGroup(base, ours.requests(base, 1, 1, length, steps, **options))
+    peak, told, marks, loss = PeakMemory(DEVICE), [], [time.perf_counter()], 0.0
+    for _, event in group.run():
+        if isinstance(event, RunFailed):
+            raise event.error
+        if isinstance(event, Prepared):
+            marks = [time.perf_counter()]
+        if isinstance(event, Notice):
+            told.append(event.text)
+        if isinstance(event, StepDone):
+            peer.wait()
+            marks.append(time.perf_counter())
+            loss, plan = event.loss, group.plan
+            host = max(host, psutil.Process().memory_info().rss)
+    first = 1 if steps > 1 else 0
+    seconds = (marks[-1] - marks[first]) / (len(marks) - 1 - first)
+    print(told)
+    return {
+        "length": length,
+        "how": how,
+        "tok/s": length / seconds,
+        "TFLOP/s": length / seconds * operations(base, length) / 1e12,
+        "peak GiB": peak.bytes / 2**30,
+        "host GiB": host / 2**30,
+        "seconds a step": seconds,
+        "loss": loss,
+        "plan": plan,
+    }
+
+
+def main() -> None:
+    """Measure each length in each way."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shape", default="8b")
+    parser.add_argument("--lengths", default="32768,131072")
+    parser.add_argument("--quantisation", default=NONE, choices=QUANTISATIONS)
+    parser.add_argument(
+        "--how", default="auto", help="of gradient_checkpointing: auto, on, offload; several with commas"
+    )
+    parser.add_argument("--compile", default="off", choices=("on", "off"))
+    parser.add_argument("--steps", type=int, default=1)
+    args = parser.parse_args()
+    base = resident(args.shape, quantisation=args.quantisation)
+    rows = []
+    for length in map(int, args.lengths.split(",")):
+        for how in args.how.split(","):
+            try:
+                rows.append(measure(base, length, args.steps, how, args.compile))
+            except torch.OutOfMemoryError as error:
+                print(f"{length:,} tokens, {how}: {str(error)[:200]}")
+    for row in rows:
+        row["of the first"] = row["TFLOP/s"] / rows[0]["TFLOP/s"]  # type: ignore[operator]
+    show(f"contexts {args.shape} {args.quantisation}", rows)
+
+
+if __name__ == "__main__":
+    main()
