@@ -16,12 +16,14 @@ from torch import Tensor
 
 from core.base_model.compiling import compile_layers
 from core.base_model.load import ResidentBase
+from core.lora.ops import factor_dtype
 from core.train.batches import MicroBatch, Shape
 from core.train.figures import Figures
 from core.train.group_objective import GroupObjective
 from core.train.label_step import LabelStep
 from core.train.memory import ExecutionPlan, Tier, first_tier, ran_out_of_memory
 from core.train.seating import Seating
+from core.train.share import ALL, Share
 from core.train.step import MicroBatchStep
 
 COMPILE_SECONDS = 60.0  # what compiling costs at first
@@ -34,8 +36,8 @@ Parts = Sequence[MicroBatch | None]
 class Execution:
     """Computes micro-batches of the runs that are seated."""
 
-    def __init__(self, base: ResidentBase, seating: Seating, figures: Figures) -> None:
-        self._base, self._seating, self._figures = base, seating, figures
+    def __init__(self, base: ResidentBase, seating: Seating, figures: Figures, share: Share = ALL) -> None:
+        self._base, self._seating, self._figures, self._share = base, seating, figures, share
         self._plan: ExecutionPlan | None = None
         self._step: MicroBatchStep | LabelStep | None = None
         self.squeezed = False
@@ -116,7 +118,12 @@ class Execution:
     @property
     def _blocks_a_piece(self) -> int:
         pieces = self._plan.pieces if self._plan else 1
-        return -(-self._seating.runs[0].train.micro_batch_size // pieces)
+        return -(-self._most_blocks // pieces)
+
+    @property
+    def _most_blocks(self) -> int:
+        """Blocks of each run in a micro-batch, of those that are this process's."""
+        return -(-self._seating.runs[0].train.micro_batch_size // self._share.count)
 
     def _shape(self) -> Shape:
         data, fixed = [run.data for run in self._seating.runs], self._base.device.type == "cuda"
@@ -125,8 +132,10 @@ class Execution:
     def _pieces(self, parts: Parts) -> Iterator[tuple[int, list[MicroBatch | None]]]:
         """The micro-batches in the plan's pieces, each with the number of its first block."""
         each = self._blocks_a_piece
-        for first in range(0, self._seating.runs[0].train.micro_batch_size, each):
-            piece = [part.piece(first, each) if part else None for part in parts]
+        own = self._share.blocks(self._seating.runs[0].train.micro_batch_size)
+        for first in own[::each]:
+            count = min(each, own.stop - first)
+            piece = [part.piece(first, count) if part else None for part in parts]
             if any(piece):
                 yield first, piece
 
@@ -200,7 +209,7 @@ class Execution:
         while True:
             try:
                 found = [self._evaluated(piece) for _, piece in self._pieces(parts)]
-                return torch.stack(found).sum(0), told
+                return torch.stack(found).sum(0) if found else self._no_figures(), told
             except Exception as error:  # noqa: BLE001  (whatever nothing helps against is raised again)
                 told.append(self._next_plan(error))
             self._let_go()
@@ -209,6 +218,11 @@ class Execution:
         step = self.step
         batch: Any = step.collate(piece, self._shape())
         return step.evaluate(batch)
+
+    def _no_figures(self) -> Tensor:
+        """Where all of a micro-batch's blocks are other processes'."""
+        shape, dtype = (len(self._seating.slots), self.step.width), factor_dtype(self._base.dtype)
+        return torch.zeros(shape, device=self._base.device, dtype=dtype)
 
     # The ladder of plans.
 
@@ -228,7 +242,7 @@ class Execution:
     def _smaller_plan(self, error: Exception) -> tuple[ExecutionPlan, str]:
         plan, shape = self.step.plan, self._shape()
         smaller = plan.smaller(
-            self._seating.runs[0].train.micro_batch_size,
+            self._most_blocks,
             plan.pieces * self._tokens_a_batch(),
             bool(self.step.graphs),
         )

@@ -383,6 +383,10 @@ class TrainingRun:
         """Change learning_rate, epochs or max_steps from the next step on. Raises InvalidConfig."""
         return self._config.change(self.done, values)
 
+    def announce(self, **values: object) -> Change:
+        """As change(), which is to be called with the same before the next step. Raises InvalidConfig."""
+        return self._config.announce(self.done, values)
+
     @property
     def total_steps(self) -> int:
         """Optimiser steps that are planned as things stand, all changes counted."""
