@@ -28,6 +28,7 @@ from filelock import FileLock, Timeout
 from app.engine.answering import Answers
 from app.engine.faults import reason
 from app.engine.measuring import Measuring
+from app.engine.own_dtype import dtype_from_environment
 from app.engine.preparing import base_source
 from app.engine.session import RunSession
 from app.engine.token_views import TokenViews
@@ -37,11 +38,10 @@ from app.shared.errors import USER_ERRORS, EngineUnavailable
 from app.shared.private import private_by_default, write_private
 from app.shared.processes import ALREADY_RUNNING
 from app.shared.refusals import refused
-from app.shared.settings import DTYPE_VARIABLE, Settings, settings_for
+from app.shared.settings import Settings, settings_for
 from core.base_model.load import ResidentBase
 from core.base_model.quantisation import LABELS, NONE
 from core.engine import Engine
-from core.errors import InvalidConfig
 from core.panics import panics_as_errors
 from core.train.hardware import memory_to_train
 from storage.tables import Run
@@ -60,9 +60,9 @@ class EngineServer:
     """The engine, its queue of work and its clients."""
 
     def __init__(self, settings: Settings) -> None:
-        self._registry, self._cache = open_registry(settings), settings.cache
+        self._registry, self._cache, self._settings = open_registry(settings), settings.cache, settings
         self._tokens = TokenViews(self._registry)
-        self._engine = Engine(dtype=_dtype_from_environment())
+        self._engine = Engine(dtype=dtype_from_environment())
         self._session: RunSession | None = None
         self._measuring: Iterator[None] | None = None
         self._measure_asked: queue.SimpleQueue[Measuring] = queue.SimpleQueue()
@@ -99,7 +99,7 @@ class EngineServer:
             if not runs or not self._is_free_for(runs[0]):
                 # nothing waits, or what waits needs another base than the one that is answering
                 return _LEAST_SLICE
-            self._session = RunSession(self._registry, self._engine, runs, self._cache)
+            self._session = RunSession(self._registry, self._engine, runs, self._settings)
         start = time.monotonic()
         session = self._session
         try:
@@ -107,11 +107,12 @@ class EngineServer:
                 goes_on = session.advance()
             if not goes_on:
                 self._session = None
+                session.close()
                 self._engine.end_training()
         except Exception as error:  # noqa: BLE001  (the boundary: whatever ends a run must end up in its row)
             self._session = None
             self._engine.end_training()
-            session.fail(error, reason(error))
+            session.fail(error)
             self._engine.free_memory()
         return max(_LEAST_SLICE, time.monotonic() - start)
 
@@ -261,14 +262,6 @@ def _held(base: ResidentBase) -> str:
     """In which number format a base computes, and in which it is held where that is another."""
     dtype = str(base.dtype).removeprefix("torch.")
     return dtype if base.quantisation == NONE else f"{LABELS[base.quantisation]}, {dtype}"
-
-
-def _dtype_from_environment() -> torch.dtype | None:
-    """A dtype asked for by name; none for the best one."""
-    name, known = os.environ.get(DTYPE_VARIABLE), {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    if name and name not in known:
-        raise InvalidConfig(f"{DTYPE_VARIABLE} is {name!r}; use {' or '.join(known)}, or leave it unset.")
-    return known[name] if name else None
 
 
 def main() -> int:

@@ -25,7 +25,7 @@ from core.lora.bank import AdapterBank
 from core.lora.side_by_side import TrainedBank
 from core.train.share import Share
 
-_PATIENCE = timedelta(minutes=30)
+PATIENCE = timedelta(minutes=30)
 """How long one process waits for another: compiling, a large base's load and a rendered sample all count."""
 _DIFFERS = {"base": WrongBase, "data": InvalidData}  # the rest are options
 
@@ -43,7 +43,7 @@ class DataApart(Share):
         `device`, the rest over a group of its own on the CPU, which never waits for the device.
         """
         self.number, self.count, self._device = dist.get_rank(), dist.get_world_size(), device
-        self._words = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        self._words = dist.new_group(backend="gloo", timeout=PATIENCE)
 
     def blocks(self, count: int) -> range:
         """As Share.blocks(): those that follow each other, the last process may have fewer or none."""

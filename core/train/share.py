@@ -57,4 +57,15 @@ class Share:
         return error
 
 
+class FirstOf(Share):
+    """What the first of `count` processes computes, without the others: to measure what it takes."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def blocks(self, count: int) -> range:
+        """As Share.blocks()."""
+        return range(-(-count // self.count))
+
+
 ALL = Share()

@@ -26,6 +26,15 @@ from core.base_model.quantised_load import packed
 from core.lora.quantised import QuantisedLinear
 
 SHAPES = {
+    "tiny": {
+        "vocab_size": 512,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+    },
     # SmolLM2-135M, Llama 3.2 1B, Llama 3.1 8B
     "starter": {
         "vocab_size": 49152,

@@ -112,6 +112,19 @@ def test_gradients_are_the_same_to_the_last_digits_whatever_is_left_for_the_last
     ]
 
 
+@pytest.mark.parametrize("kinds", [("dora", "miss", "adalora"), ("full",)])
+def test_other_kinds_of_adapters_learn_the_same(tiny_llama, together, tmp_path, kinds):
+    """Those of several banks side by side, and whole parameters."""
+    runs = {kind: _run(lora={"kind": kind}, max_steps=4, packing="off", learning_rate=1e-3) for kind in kinds}
+    alone, _ = _alone(tmp_path, tiny_llama, runs)
+    found, _ = together(2, tiny_llama, runs)
+    for kind in kinds:
+        assert len(found[kind]["losses"]) > 4
+        assert [loss for *_, loss in found[kind]["losses"]] == pytest.approx(
+            [loss for *_, loss in alone[kind]["losses"]], abs=1e-5
+        )
+
+
 def test_what_the_first_process_is_asked_all_do(tiny_llama, together, tmp_path):
     runs = {"run": _run(max_steps=20, packing="off")}
     asked = {"change": {"at": 2, "values": {"learning_rate": 1e-3}}, "stop": 4}
