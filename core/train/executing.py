@@ -61,10 +61,14 @@ class Execution:
         if self._plan is None:
             compiled = self._wants_compile("on")
             tier = first_tier(self._base, self._tokens_a_batch(), compiled, self._checkpointing())
-            self._plan = ExecutionPlan(tier, compiled, captures=self._base.way.quick and not self._replaces)
+            self._plan = ExecutionPlan(tier, compiled, captures=self._may_capture)
             if compiled:
                 compile_layers(self._base)
         self._use(self._plan)
+
+    @property
+    def _may_capture(self) -> bool:
+        return self._base.way.quick and not self._replaces and not self._share.in_step
 
     def _use(self, plan: ExecutionPlan) -> None:
         self._plan = plan
@@ -85,6 +89,8 @@ class Execution:
     def _wants_compile(self, how: str) -> bool:
         runs = self._seating.runs
         if self._goal.objective.classifies or self._replaces or not self._base.way.quick:
+            return False
+        if self._share.in_step:  # its layers are gathered by hooks, which a compiled layer would break at
             return False
         return any(run.train.compile == how for run in runs)
 
@@ -139,6 +145,16 @@ class Execution:
             if any(piece):
                 yield first, piece
 
+    def _beside(self, parts: Parts) -> Iterator[list[MicroBatch | None]]:
+        """Pieces that count nothing, as many as this process has fewer than the others may have, where all are
+        needed for each pass.
+        """
+        if not self._share.in_step:
+            return
+        missing = -(-self._most_blocks // self._blocks_a_piece) - sum(1 for _ in self._pieces(parts))
+        for _ in range(missing):
+            yield [replace(part, blocks=part.blocks[:1], weight=0.0) if part else None for part in parts]
+
     # Training.
 
     def train(self, parts: Parts) -> Iterator[str]:
@@ -172,6 +188,8 @@ class Execution:
             if bank.drops:
                 bank.begin_rows(first * self._rows_a_block)
             self._figures.add(self._trained(piece))
+        for piece in self._beside(parts):
+            self._trained(piece)
 
     @property
     def _rows_a_block(self) -> int:
@@ -209,6 +227,8 @@ class Execution:
         while True:
             try:
                 found = [self._evaluated(piece) for _, piece in self._pieces(parts)]
+                for piece in self._beside(parts):
+                    self._evaluated(piece)
                 return torch.stack(found).sum(0) if found else self._no_figures(), told
             except Exception as error:  # noqa: BLE001  (whatever nothing helps against is raised again)
                 told.append(self._next_plan(error))
@@ -228,6 +248,8 @@ class Execution:
 
     def _next_plan(self, error: Exception) -> str:
         """Choose a plan under which this would not have happened, and say why; raise it if there is none."""
+        if self._share.in_step:
+            raise error  # the others wait in the middle of a pass
         if ran_out_of_memory(error):
             plan, why = self._smaller_plan(error)
             self.squeezed = True

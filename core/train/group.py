@@ -199,7 +199,8 @@ class TrainingGroup:
             yield from self._read()
             self._reseat(joining)
         for run in joining:
-            yield run.key, run.prepared(*self.bank.place(self._seating.slots.index(run)))
+            place = self.bank.place(self._seating.slots.index(run))
+            yield run.key, run.prepared(*place, tries=not self._share.in_step)
         yield from self._evaluate([run for run in joining if not run.settled])
 
     def _admitted(self, request: RunRequest, joining: Sequence[TrainingRun]) -> TrainingRun | WorkbenchError:
@@ -209,6 +210,7 @@ class TrainingGroup:
         try:
             run = TrainingRun(self.base, request)
             require_fit(run, [*self.runs, *joining])
+            self._share.require(run)
             if run.kind.whole:
                 require_room(self.base, run.state_bytes, run.parameters)
         except WorkbenchError as refused:

@@ -7,12 +7,16 @@ several. What is asked for here is asked by all processes of a group at the same
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from core.errors import WorkbenchError
 from core.lora.side_by_side import TrainedBank
+
+
+if TYPE_CHECKING:
+    from core.train.run import TrainingRun
 
 
 class Share:
@@ -22,6 +26,12 @@ class Share:
     """This process's, from 0."""
     count = 1
     """Processes that train the group."""
+
+    in_step = False
+    """Whether each pass needs all processes, since the base lies in parts on them."""
+
+    def require(self, run: TrainingRun) -> None:
+        """Raise InvalidConfig for a run that cannot be trained so."""
 
     def blocks(self, count: int) -> range:
         """Which of the `count` blocks of each run's micro-batch this process computes; every process has room

@@ -1,8 +1,9 @@
-"""Several cards: tokens a second of one card, of one group on all of them (data apart), and of a group on each (runs
-apart), all in one session.
+"""Several cards: tokens a second of one card, of one group on all of them (data apart), of a group on each (runs apart),
+and of one group on a base that lies in parts on all of them (base apart), all in one session.
 
 python -m tests.benchmarks.cards --shape 8b --cards 2 --blocks 4 --length 1024
 python -m tests.benchmarks.cards --shape 8b --cards 2 --blocks 4 --length 1024 --ways one,data
+python -m tests.benchmarks.cards --shape 8b --layers 180 --cards 2 --blocks 1 --length 1024 --ways base   (92 GB in bf16)
 python -m tests.benchmarks.cards --shape tiny --cards 2 --blocks 2 --length 64 --steps 4     (without a card: gloo)
 
 --blocks are those of each card: data apart has `cards` times as many in a step. Each way has processes of its own,
@@ -22,24 +23,26 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from core.train.base_apart import BaseApart
 from core.train.cards import worker_device
 from core.train.meeting import Meeting, leave
 from core.train.share import ALL
 from tests.benchmarks import ours, peer
 from tests.benchmarks.report import show
+from tests.benchmarks.shapes import laid_out, resident
 
-WAYS = ("one", "data", "runs")
+WAYS = ("one", "data", "runs", "base")
 _WARM_UP = 8
 
 
 def measure(
-    shape: str, cards: int, blocks: int, length: int, steps: int, ways: list[str]
+    shape: str, layers: int, cards: int, blocks: int, length: int, steps: int, ways: list[str]
 ) -> list[dict[str, object]]:
     """One row for each way."""
     rows: list[dict[str, object]] = []
     for way in ways:
-        found = _together(way, 1 if way == "one" else cards, [shape, blocks, length, steps])
-        speed = found[0]["tok/s"] if way == "data" else sum(one["tok/s"] for one in found)
+        found = _together(way, 1 if way == "one" else cards, [shape, layers, blocks, length, steps])
+        speed = found[0]["tok/s"] if way in ("data", "base") else sum(one["tok/s"] for one in found)
         rows.append(
             {
                 "way": way,
@@ -81,16 +84,18 @@ def _process(way: str, cards: int, work: list[object], meeting: str, number: int
         torch.cuda.set_device(device)
     else:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // cards))
-    from tests.benchmarks.shapes import resident  # which looks for the device
-
-    shape, blocks, length, steps = work
-    base = resident(str(shape), device=device)
-    rows, timed = int(str(blocks)) * (cards if way == "data" else 1), int(str(steps))
+    shape, layers, blocks, length, steps = work
+    together = way in ("data", "base")
+    share = Meeting(Path(meeting), number, cards).open(device)
+    if way == "base":
+        share, base = BaseApart(device), laid_out(str(shape), int(str(layers)), device)
+    else:
+        base = resident(str(shape), device=device)
+    rows, timed = int(str(blocks)) * (cards if together else 1), int(str(steps))
     quick = {} if device.type == "cuda" else {"compile": "off"}
     wanted = ours.requests(base, 1, rows, int(str(length)), timed + _WARM_UP, **quick)
-    share = Meeting(Path(meeting), number, cards).open(device)
     dist.barrier()
-    group_share = share if way == "data" else ALL
+    group_share = share if together else ALL
     speed, _, notices = ours.train(base, wanted, steps=timed, warm_up=_WARM_UP, share=group_share)
     print(notices, file=sys.stderr)
     dist.barrier()
@@ -102,6 +107,7 @@ def main() -> None:
     """Measure one shape."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", default="8b")
+    parser.add_argument("--layers", type=int, default=0, help="of base apart, where not the shape's own")
     parser.add_argument("--cards", type=int, default=2)
     parser.add_argument("--blocks", type=int, default=4)
     parser.add_argument("--length", type=int, default=1024)
@@ -112,7 +118,7 @@ def main() -> None:
     if args.process:
         _process(**args.process)
         return
-    rows = measure(args.shape, args.cards, args.blocks, args.length, args.steps, args.ways.split(","))
+    rows = measure(args.shape, args.layers, args.cards, args.blocks, args.length, args.steps, args.ways.split(","))
     show(f"cards {args.shape} {args.blocks}×{args.length} a card", rows)
 
 

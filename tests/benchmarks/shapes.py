@@ -179,6 +179,32 @@ def resident(
     return base
 
 
+def laid_out(shape: str, layers: int, device: torch.device) -> ResidentBase:
+    """The same over all processes of the default group, built a layer at a time so that no device holds it all;
+    layers: how many, 0 for as many as the shape has.
+    """
+    from core.base_model.sharded import mesh_of, shard, shard_layers
+
+    sizes = SHAPES[shape]
+    config = LlamaConfig(
+        **{**sizes, "num_hidden_layers": 0}, max_position_embeddings=8192, rope_theta=500000.0
+    )
+    torch.manual_seed(0)
+    with _default(torch.bfloat16), device:
+        model = LlamaForCausalLM(config).eval()
+        config.num_hidden_layers = layers or int(sizes["num_hidden_layers"])
+        for number in range(config.num_hidden_layers):
+            layer = LlamaDecoderLayer(config, number).eval().requires_grad_(False)
+            for one in layer.modules():
+                if isinstance(one, nn.Linear):
+                    nn.init.normal_(one.weight, std=config.initializer_range)
+            shard_layers([layer], mesh_of(device))
+            model.model.layers.append(layer)
+    base = make_resident(model, NoTokenizer(), folder=Path("."), name=shape, way=QUICK)  # type: ignore[arg-type]
+    base.model.generation_config.eos_token_id = None
+    return shard(base, device)
+
+
 class RandomRows:
     """Rows of random ids, all of one length, in place of a tokenised data set; every token carries loss."""
 

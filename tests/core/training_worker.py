@@ -42,10 +42,10 @@ def rows(word: str, count: int) -> list[Example]:
     ]
 
 
-def train(job: dict[str, Any], share: Any = ALL) -> dict[str, Any]:
+def train(job: dict[str, Any], share: Any = ALL, laid_out: Any = lambda base: base) -> dict[str, Any]:
     """What came of it: adapters in folders, losses by step, and errors, by run."""
     torch.set_num_threads(1)
-    base = (load_float64 if job.get("float64") else load)(Path(job["base"]))
+    base = laid_out((load_float64 if job.get("float64") else load)(Path(job["base"])))
     mine = job.get("differs", {}) if share.number else {}
     requests = [_request(base, name, one | mine) for name, one in job["runs"].items()]
     group = TrainingGroup(base, requests, share=share)
@@ -94,6 +94,8 @@ def _act(group: TrainingGroup, key: str, event: StepDone | EvalDone, job: dict[s
 
 def main() -> int:
     """Train, and write what came of it if this is the first process."""
+    from core.base_model.sharded import shard
+    from core.train.base_apart import BaseApart
     from core.train.data_apart import DataApart, backend
 
     job = json.loads(Path(sys.argv[1]).read_text())
@@ -108,7 +110,10 @@ def main() -> int:
     device = torch.device("cpu")
     dist.init_process_group(backend(device), **about)
     try:
-        found = train(job, DataApart(device))
+        if job.get("base_apart"):
+            found = train(job, BaseApart(device), lambda base: shard(base, device))
+        else:
+            found = train(job, DataApart(device))
     except WorkbenchError as error:
         found = {"error": str(error)}
     if dist.get_rank() == 0:
