@@ -92,8 +92,8 @@ class RunSession:
     def fail(self, error: Exception) -> None:
         """Record what ended all runs that are left.
 
-        For want of memory, or of another process that trained with this one, they are interrupted and can go on
-        later.
+        For want of memory, or of another process that trained with this one, they are interrupted and can go
+        on later.
         """
         error = self.close(error)
         why = reason(error)

@@ -1,6 +1,6 @@
-"""A process that trains a group together with the engine's: on a card of its own, with the base and all adapters of
-the group, and its part of every micro-batch. It reads and writes nothing of the home folder's registry, and ends with
-the group, or with the engine.
+"""A process that trains a group together with the engine's: on a card of its own, with the base and all
+adapters of the group, and its part of every micro-batch. It reads and writes nothing of the home folder's
+registry, and ends with the group, or with the engine.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""A base whose layers lie in parts on several processes, none of which holds it all (FSDP2: torch's fully_shard).
+"""A base whose layers lie in parts on several processes, none of which holds it all (FSDP2: torch's
+fully_shard).
 
-Each decoder layer is gathered when it computes, forward and backward, and let go of behind it. Embedding, last norm
-and head lie whole on every process: what asks for them does so outside of the layers.
+Each decoder layer is gathered when it computes, forward and backward, and let go of behind it. Embedding,
+last norm and head lie whole on every process: what asks for them does so outside of the layers.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ def mesh_of(device: torch.device) -> DeviceMesh:
 
 
 def shard_layers(layers: Iterable[nn.Module], mesh: DeviceMesh) -> None:
-    """Lay each layer out over the mesh: every process keeps its part of each weight, on its device. A weight may
-    come from the CPU, so that the device never holds them all.
+    """Lay each layer out over the mesh: every process keeps its part of each weight, on its device. A weight
+    may come from the CPU, so that the device never holds them all.
     """
     for layer in layers:
         if not isinstance(layer, FSDPModule):
@@ -40,8 +41,8 @@ def shard(base: ResidentBase, device: torch.device) -> ResidentBase:
     """
     if base.quantisation != NONE:
         raise InvalidModel(
-            f"{base.name} is held in {LABELS[base.quantisation]}, and only a base as its files have it is laid "
-            "out over several processes. Choose quantisation=none."
+            f"{base.name} is held in {LABELS[base.quantisation]}, and only a base as its files have it is "
+            "laid out over several processes. Choose quantisation=none."
         )
     if not (base.way.quick and base.writes_text):
         raise InvalidModel(

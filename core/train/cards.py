@@ -37,9 +37,9 @@ def worker_device(number: int) -> torch.device:
     return torch.device("cuda", number) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def require_cards(there: Sequence[Card], wanted: int, base_bytes: int) -> None:
-    """Raise where `wanted` processes cannot train together: InvalidConfig if there are fewer cards, BaseTooLarge if
-    one that is not the engine's has no room for a base of so many bytes.
+def require_cards(there: Sequence[Card], wanted: int, base_bytes: float) -> None:
+    """Raise where `wanted` processes cannot train together: InvalidConfig if there are fewer cards,
+    BaseTooLarge if one that is not the engine's has no room for a base of so many bytes.
 
     Without cards the processes share the CPU, of which each needs a core.
     """
@@ -53,9 +53,10 @@ def require_cards(there: Sequence[Card], wanted: int, base_bytes: int) -> None:
         )
     for card in there[1:wanted]:
         if card.free < _SPARE * base_bytes:
+            free, total, needed = (count / 2**30 for count in (card.free, card.total, base_bytes))
             raise BaseTooLarge(
-                f"Card {card.number} ({card.name}) has {card.free / 2**30:.1f} of {card.total / 2**30:.1f} GiB free, "
-                f"and the base takes {base_bytes / 2**30:.1f}: another program holds the rest. End that, or choose "
+                f"Card {card.number} ({card.name}) has {free:.1f} of {total:.1f} GiB free, and the base takes "
+                f"{needed:.1f}: another program holds the rest. End that, or choose "
                 f"devices = {card.number} or fewer."
             )
 
@@ -64,6 +65,6 @@ def _require_cores(wanted: int) -> None:
     cores = os.cpu_count() or 1
     if wanted > cores:
         raise InvalidConfig(
-            f"devices = {wanted} asks for {wanted} processes, since there is no card here, and the processor has "
-            f"{cores} cores. Choose devices = {cores} or fewer."
+            f"devices = {wanted} asks for {wanted} processes, since there is no card here, and the processor "
+            f"has {cores} cores. Choose devices = {cores} or fewer."
         )

@@ -257,9 +257,9 @@ class TrainConfig(Config):
     devices: int = option(
         1,
         "Cards",
-        "Cards that train it together: each holds the base and computes its part of every micro-batch, and the "
-        "gradients are summed once a step. The adapter is the one that a single card gives, up to rounding. Give "
-        "each card some rows: micro_batch_size is of all of them. Without a card these are processes of the CPU.",
+        "Cards that train it together: each holds the base and computes its part of every micro-batch, and "
+        "gradients are summed once a step, so the adapter is the one of a single card, up to rounding. "
+        "micro_batch_size counts the rows of all cards. Without a card these are processes of the CPU.",
         minimum=1,
         maximum=64,
         subject="Batches and memory",

@@ -1,10 +1,10 @@
 """One group trained by several processes, each with the base and all adapters, and its part of every batch.
 
-Each micro-batch's blocks are divided; gradients are summed once a step, so clipping and optimiser are those of one
-process, and every process steps the same numbers. What a token counts in the loss is the step's own figure
-(core/train/batches.py), and what dropout drops follows from the run, its micro-batch and the row there
-(core/lora/dropout.py): neither depends on how the rows are divided. So the result is that of one process, up to
-the order in which gradients are summed up.
+Each micro-batch's blocks are divided; gradients are summed once a step, so clipping and optimiser are those
+of one process, and every process steps the same numbers. What a token counts in the loss is the step's own
+figure (core/train/batches.py), and what dropout drops follows from the run, its micro-batch and the row there
+(core/lora/dropout.py): neither depends on how the rows are divided. So the result is that of one process, up
+to the order in which gradients are summed up.
 
 The processes talk through torch.distributed: start them with torchrun, or with init_process_group() by hand.
 """
@@ -52,7 +52,9 @@ class DataApart(Share):
 
     @torch.no_grad()
     def sum_gradients(self, bank: TrainedBank, slots: Sequence[int]) -> None:
-        """As Share.sum_gradients(): one flat sum for each bank, of the slots alone that have finished a step."""
+        """As Share.sum_gradients(): one flat sum for each bank, of the slots alone that have finished a
+        step.
+        """
         for own, places in _places(bank, slots):
             assert own.grad is not None
             if len(places) == own.slots:
@@ -124,9 +126,10 @@ class DataApart(Share):
         for what, first in told[0].items():
             for number, own in enumerate(told):
                 if own.get(what) != first:
+                    mine = own.get(what, "none")[:12]
                     yield _DIFFERS.get(what, InvalidConfig)(
                         f"Process {number} of {self.count} does not have the first one's {what}: its digest is "
-                        f"{own.get(what, 'none')[:12]}, the first one's {first[:12]}. Give all of them the same."
+                        f"{mine}, the first one's {first[:12]}. Give all of them the same."
                     )
 
 

@@ -146,8 +146,8 @@ class Execution:
                 yield first, piece
 
     def _beside(self, parts: Parts) -> Iterator[list[MicroBatch | None]]:
-        """Pieces that count nothing, as many as this process has fewer than the others may have, where all are
-        needed for each pass.
+        """Pieces that count nothing, as many as this process has fewer than the others may have, where all
+        are needed for each pass.
         """
         if not self._share.in_step:
             return

@@ -1,7 +1,7 @@
 """Where the processes that train one group on one machine find each other: a file, private to its user.
 
-A port would be open to all who reach it. The file tells who has come, and why somebody will not; nobody waits in
-a call until all are there.
+A port would be open to all who reach it. The file tells who has come, and why somebody will not; nobody
+waits in a call until all are there.
 """
 
 from __future__ import annotations

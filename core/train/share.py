@@ -1,7 +1,7 @@
 """Which part of a group's work a process does, and what it comes to with the others' parts.
 
-A process by itself does all of it, and has nobody to agree with. core/train/data_apart.py is the share of one of
-several. What is asked for here is asked by all processes of a group at the same point of their work.
+A process by itself does all of it, and has nobody to agree with. core/train/data_apart.py is the share of
+one of several. What is asked for here is asked by all processes of a group at the same point of their work.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from torch import Tensor
 
 from core.errors import WorkbenchError
 from core.lora.side_by_side import TrainedBank
-
 
 if TYPE_CHECKING:
     from core.train.run import TrainingRun

@@ -1,4 +1,6 @@
-"""Runs that several processes train: started, watched and ended by the engine; a lost one interrupts the run."""
+"""Runs that several processes train: started, watched and ended by the engine; a lost one interrupts the
+run.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +31,8 @@ TWO = {
 
 
 def _go(session, moments=-1, joined=True):
-    """Train as the engine's main loop does: to the end, or to what ended it. A worker is killed when so many moments
-    have gone by since it was started, or has joined. Returns whether one was.
+    """Train as the engine's main loop does: to the end, or to what ended it. A worker is killed when so many
+    moments have gone by since it was started, or has joined. Returns whether one was.
     """
     killed = False
     try:
@@ -63,7 +65,7 @@ def _shapes(workbench):
 def test_a_worker_that_is_killed_interrupts_the_run_which_goes_on(workbench, session):
     """At ten random moments, of the start and of the training."""
     chance = random.Random(7)
-    alone, begun = session("alone", **TWO | {"devices": 1})
+    _, begun = session("alone", **TWO | {"devices": 1})
     _go(begun)
     run_id, begun = session("together", **TWO)
     killed = 0

@@ -1,13 +1,13 @@
-"""Several cards: tokens a second of one card, of one group on all of them (data apart), of a group on each (runs apart),
-and of one group on a base that lies in parts on all of them (base apart), all in one session.
+"""Several cards: tokens a second of one card, of one group on all of them (data apart), of a group on each
+(runs apart), and of one group on a base that lies in parts on all of them (base apart), all in one session.
 
 python -m tests.benchmarks.cards --shape 8b --cards 2 --blocks 4 --length 1024
 python -m tests.benchmarks.cards --shape 8b --cards 2 --blocks 4 --length 1024 --ways one,data
-python -m tests.benchmarks.cards --shape 8b --layers 180 --cards 2 --blocks 1 --length 1024 --ways base   (92 GB in bf16)
-python -m tests.benchmarks.cards --shape tiny --cards 2 --blocks 2 --length 64 --steps 4     (without a card: gloo)
+python -m tests.benchmarks.cards --shape 8b --layers 200 --cards 2 --blocks 1 --ways base   (83 GiB of weights)
+python -m tests.benchmarks.cards --shape tiny --cards 2 --blocks 2 --length 64 --steps 4   (no card: gloo)
 
---blocks are those of each card: data apart has `cards` times as many in a step. Each way has processes of its own,
-which begin to count at the same time.
+--blocks are those of each card: data apart has `cards` times as many in a step. Each way has processes of
+its own, which begin to count at the same time.
 """
 
 from __future__ import annotations
@@ -74,6 +74,8 @@ def _together(way: str, cards: int, work: list[object]) -> list[dict[str, float]
             for number in range(cards)
         ]
         said = [process.communicate()[0] for process in processes]
+        if any(process.returncode for process in processes):
+            raise SystemExit(f"{way}: a process has failed; what it says stands above")
     return [json.loads(one.strip().splitlines()[-1]) for one in said]
 
 
@@ -118,7 +120,9 @@ def main() -> None:
     if args.process:
         _process(**args.process)
         return
-    rows = measure(args.shape, args.layers, args.cards, args.blocks, args.length, args.steps, args.ways.split(","))
+    rows = measure(
+        args.shape, args.layers, args.cards, args.blocks, args.length, args.steps, args.ways.split(",")
+    )
     show(f"cards {args.shape} {args.blocks}×{args.length} a card", rows)
 
 

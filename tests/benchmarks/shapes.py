@@ -180,8 +180,8 @@ def resident(
 
 
 def laid_out(shape: str, layers: int, device: torch.device) -> ResidentBase:
-    """The same over all processes of the default group, built a layer at a time so that no device holds it all;
-    layers: how many, 0 for as many as the shape has.
+    """The same over all processes of the default group, built a layer at a time so that no device holds it
+    all; layers: how many, 0 for as many as the shape has.
     """
     from core.base_model.sharded import mesh_of, shard, shard_layers
 

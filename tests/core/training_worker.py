@@ -1,8 +1,8 @@
 """One of several processes that train a group; the tests start them, forked or by torchrun.
 
-Its one argument is a JSON file: the base's folder, the runs with their options, how it is to be trained, and where
-the first process puts what came of it. Forked, LORA_WORKBENCH_RANK and so on say which one it is, and the file where
-they meet; by torchrun the usual variables.
+Its one argument is a JSON file: the base's folder, the runs with their options, how it is to be trained, and
+where the first process puts what came of it. Forked, LORA_WORKBENCH_RANK and so on say which one it is, and
+the file where they meet; by torchrun the usual variables.
 """
 
 from __future__ import annotations
