@@ -43,6 +43,7 @@ from core.base_model.load import ResidentBase
 from core.base_model.quantisation import LABELS, NONE
 from core.engine import Engine
 from core.panics import panics_as_errors
+from core.train.cards import all_named, card_names
 from core.train.hardware import memory_to_train
 from storage.tables import Run
 
@@ -245,7 +246,7 @@ class EngineServer:
         base = self._engine.base
         return {
             "pid": os.getpid(),
-            "device": self._engine.device_name,
+            "device": all_named(self._engine.device_name, card_names()),
             "torch": torch.__version__,
             "resident": base.name if base else None,
             "dtype": _held(base) if base else None,

@@ -32,6 +32,18 @@ def cards() -> list[Card]:
     ]
 
 
+def all_named(first: str, there: Sequence[str]) -> str:
+    """All cards in words, for people: `first`, the engine's own, and how many like it or which others."""
+    if len(there) < 2:
+        return first
+    return f"{len(there)} × {first}" if len(set(there)) == 1 else ", ".join(there)
+
+
+def card_names() -> list[str]:
+    """Of the cards of this machine."""
+    return [torch.cuda.get_device_name(one) for one in range(torch.cuda.device_count())]
+
+
 def worker_device(number: int) -> torch.device:
     """The device of process `number`; without cards all compute on the CPU."""
     return torch.device("cuda", number) if torch.cuda.is_available() else torch.device("cpu")
@@ -55,8 +67,8 @@ def require_cards(there: Sequence[Card], wanted: int, base_bytes: float) -> None
         if card.free < _SPARE * base_bytes:
             free, total, needed = (count / 2**30 for count in (card.free, card.total, base_bytes))
             raise BaseTooLarge(
-                f"Card {card.number} ({card.name}) has {free:.1f} of {total:.1f} GiB free, and the base takes "
-                f"{needed:.1f}: another program holds the rest. End that, or choose "
+                f"Card {card.number} ({card.name}) has {free:.1f} of {total:.1f} GiB free, and the base "
+                f"takes {needed:.1f}: another program holds the rest. End that, or choose "
                 f"devices = {card.number} or fewer."
             )
 

@@ -128,8 +128,8 @@ class DataApart(Share):
                 if own.get(what) != first:
                     mine = own.get(what, "none")[:12]
                     yield _DIFFERS.get(what, InvalidConfig)(
-                        f"Process {number} of {self.count} does not have the first one's {what}: its digest is "
-                        f"{mine}, the first one's {first[:12]}. Give all of them the same."
+                        f"Process {number} of {self.count} does not have the first one's {what}: its digest "
+                        f"is {mine}, the first one's {first[:12]}. Give all of them the same."
                     )
 
 

@@ -16,7 +16,7 @@ from app.engine.workers import _told
 from core.base_model.load import load_base
 from core.errors import BaseTooLarge, InvalidConfig
 from core.lora.peft.files import load_adapter
-from core.train.cards import Card, require_cards
+from core.train.cards import Card, all_named, require_cards
 from storage.tables import FAILED, FINISHED, INTERRUPTED, PAUSED, Adapter, Base, Run
 
 TWO = {
@@ -135,3 +135,9 @@ def test_too_few_cards_and_a_busy_one_are_refused_in_a_sentence():
     with pytest.raises(InvalidConfig, match=r"no card here, and the processor has \d+ cores"):
         require_cards([], 1000, 0)
     require_cards(here, 2, 1 << 30)
+
+
+def test_all_cards_are_named():
+    assert all_named("H100", ["H100", "H100"]) == "2 × H100"
+    assert all_named("H100", ["H100", "L4"]) == "H100, L4"
+    assert all_named("Intel", []) == "Intel"

@@ -3,7 +3,7 @@
 
 python -m tests.benchmarks.cards --shape 8b --cards 2 --blocks 4 --length 1024
 python -m tests.benchmarks.cards --shape 8b --cards 2 --blocks 4 --length 1024 --ways one,data
-python -m tests.benchmarks.cards --shape 8b --layers 200 --cards 2 --blocks 1 --ways base   (83 GiB of weights)
+python -m tests.benchmarks.cards --shape 8b --layers 200 --cards 2 --blocks 1 --ways base   (83 GiB)
 python -m tests.benchmarks.cards --shape tiny --cards 2 --blocks 2 --length 64 --steps 4   (no card: gloo)
 
 --blocks are those of each card: data apart has `cards` times as many in a step. Each way has processes of
