@@ -45,8 +45,13 @@ def card_names() -> list[str]:
 
 
 def worker_device(number: int) -> torch.device:
-    """The device of process `number`; without cards all compute on the CPU."""
-    return torch.device("cuda", number) if torch.cuda.is_available() else torch.device("cpu")
+    """The device of process `number`, which is the current one from now on; without cards all compute on the
+    CPU.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
 
 
 def require_cards(there: Sequence[Card], wanted: int, base_bytes: float) -> None:

@@ -51,6 +51,10 @@ Events = Iterator[tuple[Hashable, Event]]
 """Each with the key of its run."""
 
 _LOOK_BEFORE_COMPILING = 5  # micro-batches, after which it is known how long the group will take
+_OTHER_MASKS = (
+    "Rows of each length have a pass of their own on this base, and dropout numbers rows by the pass: with "
+    "several cards it drops other numbers than on one, as many of them"
+)
 _RATE_WINDOW = 20  # micro-batches over which a micro-batch's time is averaged
 
 
@@ -198,9 +202,12 @@ class TrainingGroup:
         if joining or self._seating.has_shrunk:
             yield from self._read()
             self._reseat(joining)
+        way = self.base.way
         for run in joining:
             place = self.bank.place(self._seating.slots.index(run))
             yield run.key, run.prepared(*place, tries=not self._share.in_step)
+            if self._share.count > 1 and run.lora.dropout and not (way.quick or way.together):
+                yield run.key, Notice(_OTHER_MASKS)
         yield from self._evaluate([run for run in joining if not run.settled])
 
     def _admitted(self, request: RunRequest, joining: Sequence[TrainingRun]) -> TrainingRun | WorkbenchError:

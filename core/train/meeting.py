@@ -45,12 +45,11 @@ class Meeting:
 
     def open(self, device: torch.device) -> DataApart:
         """Join: all do so at the same time, once they are there."""
-        if sys.platform == "linux":
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # nobody from outside
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-            # who is lost is seen by the engine, which must not be ended with it
-            os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
+        if sys.platform == "linux":  # nobody from outside
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+            os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
+        # who is lost is seen by the engine, which must not be ended with it
+        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
         store = dist.PrefixStore("group", self._store)
         dist.init_process_group(
             backend(device), store=store, rank=self._number, world_size=self._count, timeout=PATIENCE

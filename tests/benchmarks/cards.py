@@ -82,9 +82,7 @@ def _together(way: str, cards: int, work: list[object]) -> list[dict[str, float]
 def _process(way: str, cards: int, work: list[object], meeting: str, number: int) -> None:
     """One of the processes; its last line is what it has measured."""
     device = worker_device(number)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    else:
+    if device.type == "cpu":
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // cards))
     shape, layers, blocks, length, steps = work
     together = way in ("data", "base")
