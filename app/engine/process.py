@@ -28,7 +28,6 @@ from filelock import FileLock, Timeout
 from app.engine.answering import Answers
 from app.engine.faults import reason
 from app.engine.measuring import Measuring
-from app.engine.own_dtype import dtype_from_environment
 from app.engine.preparing import base_source
 from app.engine.session import RunSession
 from app.engine.token_views import TokenViews
@@ -38,12 +37,13 @@ from app.shared.errors import USER_ERRORS, EngineUnavailable
 from app.shared.private import private_by_default, write_private
 from app.shared.processes import ALREADY_RUNNING
 from app.shared.refusals import refused
-from app.shared.settings import Settings, settings_for
+from app.shared.settings import DTYPE_VARIABLE, Settings, settings_for
 from core.base_model.load import ResidentBase
 from core.base_model.quantisation import LABELS, NONE
 from core.engine import Engine
+from core.errors import InvalidConfig
 from core.panics import panics_as_errors
-from core.train.cards import all_named, card_names
+from core.train.accelerators import all_named, card_names
 from core.train.hardware import memory_to_train
 from storage.tables import Run
 
@@ -263,6 +263,14 @@ def _held(base: ResidentBase) -> str:
     """In which number format a base computes, and in which it is held where that is another."""
     dtype = str(base.dtype).removeprefix("torch.")
     return dtype if base.quantisation == NONE else f"{LABELS[base.quantisation]}, {dtype}"
+
+
+def dtype_from_environment() -> torch.dtype | None:
+    """A dtype asked for by name; none for the best one."""
+    name, known = os.environ.get(DTYPE_VARIABLE), {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if name and name not in known:
+        raise InvalidConfig(f"{DTYPE_VARIABLE} is {name!r}; use {' or '.join(known)}, or leave it unset.")
+    return known[name] if name else None
 
 
 def main() -> int:

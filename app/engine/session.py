@@ -29,8 +29,8 @@ from core.errors import CannotShare, WorkerLost
 from core.events import EvalDone, Notice, Prepared, RanksDone, RunFailed, StepDone, TrainingDone
 from core.files.publish import SPARE_BYTES
 from core.lora.peft.files import save_checked
+from core.train.accelerators import cards, require_cards
 from core.train.alerts import Alert
-from core.train.cards import cards, require_cards
 from core.train.group import Event, TrainingGroup
 from core.train.hardware import EnergyMeter, operations_a_token
 from core.train.memory import memory_figures, ran_out_of_memory

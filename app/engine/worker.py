@@ -18,11 +18,11 @@ from typing import Any
 import psutil
 
 from app.engine.faults import reason
-from app.engine.own_dtype import dtype_from_environment
+from app.engine.process import dtype_from_environment
 from app.shared.private import private_by_default
 from core.base_model.source import BaseSource
 from core.engine import Engine
-from core.train.cards import worker_device
+from core.train.accelerators import worker_device
 from core.train.meeting import Meeting, leave
 
 _LOOK_SECONDS = 0.5  # between two looks whether the engine is there

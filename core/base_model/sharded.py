@@ -7,7 +7,7 @@ last norm and head lie whole on every process: what asks for them does so outsid
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -51,9 +51,18 @@ def shard(base: ResidentBase, device: torch.device) -> ResidentBase:
         )
     mesh = mesh_of(device)
     shard_layers(base.decoder_layers, mesh)
-    parts = {one for layer in base.decoder_layers for one in layer.parameters()}
-    whole = [one for one in base.model.parameters() if one not in parts]
-    for one in [*whole, *base.model.buffers()]:
-        one.data = one.data.to(device)
-    fully_shard(base.inner, mesh=mesh, ignored_params=set(whole))
+    shard_around(base.model, base.inner, base.decoder_layers, mesh, device)
     return base
+
+
+def shard_around(
+    model: nn.Module, inner: nn.Module, layers: Sequence[nn.Module], mesh: DeviceMesh, device: torch.device
+) -> None:
+    """Have the layers of `inner`, which are laid out, gathered one ahead of the other; before any pass
+    through one of them. What of `model` is in none of them goes to `device` whole.
+    """
+    parts = {one for layer in layers for one in layer.parameters()}
+    whole = [one for one in model.parameters() if one not in parts]
+    for one in [*whole, *model.buffers()]:
+        one.data = one.data.to(device)
+    fully_shard(inner, mesh=mesh, ignored_params=set(whole))

@@ -23,6 +23,6 @@ class BaseApart(DataApart):
         if run.kind is not LORA or run.head_shapes:
             raise InvalidConfig(
                 f"{run.kind.label} is not trained on a base of which each process holds a part: it may "
-                "read the base's weights beside a pass. Train LoRA on its linear layers, or on a base that one "
-                "card holds."
+                "read the base's weights beside a pass. Train LoRA on its linear layers, or on a base that "
+                "one card holds."
             )

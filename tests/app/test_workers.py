@@ -16,7 +16,7 @@ from app.engine.workers import _told
 from core.base_model.load import load_base
 from core.errors import BaseTooLarge, InvalidConfig
 from core.lora.peft.files import load_adapter
-from core.train.cards import Card, all_named, require_cards
+from core.train.accelerators import Card, all_named, require_cards
 from storage.tables import FAILED, FINISHED, INTERRUPTED, PAUSED, Adapter, Base, Run
 
 TWO = {

@@ -23,8 +23,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from core.train.accelerators import worker_device
 from core.train.base_apart import BaseApart
-from core.train.cards import worker_device
 from core.train.meeting import Meeting, leave
 from core.train.share import ALL
 from tests.benchmarks import ours, peer

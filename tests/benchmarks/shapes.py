@@ -183,12 +183,13 @@ def laid_out(shape: str, layers: int, device: torch.device) -> ResidentBase:
     """The same over all processes of the default group, built a layer at a time so that no device holds it
     all; layers: how many, 0 for as many as the shape has.
     """
-    from core.base_model.sharded import mesh_of, shard, shard_layers
+    from core.base_model.sharded import mesh_of, shard_around, shard_layers
 
     sizes = SHAPES[shape]
     config = LlamaConfig(
         **{**sizes, "num_hidden_layers": 0}, max_position_embeddings=8192, rope_theta=500000.0
     )
+    mesh = mesh_of(device)
     torch.manual_seed(0)
     with _default(torch.bfloat16), device:
         model = LlamaForCausalLM(config).eval()
@@ -198,11 +199,12 @@ def laid_out(shape: str, layers: int, device: torch.device) -> ResidentBase:
             for one in layer.modules():
                 if isinstance(one, nn.Linear):
                     nn.init.normal_(one.weight, std=config.initializer_range)
-            shard_layers([layer], mesh_of(device))
+            shard_layers([layer], mesh)
             model.model.layers.append(layer)
+    shard_around(model, model.model, list(model.model.layers), mesh, device)
     base = make_resident(model, NoTokenizer(), folder=Path("."), name=shape, way=QUICK)  # type: ignore[arg-type]
     base.model.generation_config.eos_token_id = None
-    return shard(base, device)
+    return base
 
 
 class RandomRows:
