@@ -42,6 +42,7 @@ from core.train.memory import (
 )
 from core.train.preflight import Preflight, Trying, measure
 from core.train.run import RunRequest
+from core.train.share import ALL, Share
 from core.train.trial import Save
 
 _ANSWERS_SHARE = 0.25  # of the memory that this process can have, for the keys and values of answers
@@ -172,11 +173,11 @@ class Engine:
             source = replace(source, quantisation=self._key.quantisation)
         return self.load_base(source)
 
-    def train(self, source: BaseSource, requests: Sequence[RunRequest]) -> TrainingGroup:
-        """Runs to train together on `source`; iterate the group's run()."""
+    def train(self, source: BaseSource, requests: Sequence[RunRequest], share: Share = ALL) -> TrainingGroup:
+        """Runs to train together on `source`; iterate the group's run(). share: as TrainingGroup has it."""
         base = self.load_base(source)
         self._forget_whole(keep=self._digests_in_use())
-        self._group = TrainingGroup(base, requests)
+        self._group = TrainingGroup(base, requests, share=share)
         return self._group
 
     def measure(

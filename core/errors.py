@@ -13,6 +13,7 @@
     ├── BaseTooLarge          a base model has no room in the device's memory
     ├── OutOfSpace            the disk is too full for what was asked
     ├── SourceUnreachable     a download could not be made
+    ├── WorkerLost            a process that trains together with others is gone
     └── TrainingDiverged      the loss or a gradient is no longer finite
 
 A message is one or two sentences for the person at the screen: what was given, what was expected, what to do.
@@ -69,6 +70,10 @@ class OutOfSpace(WorkbenchError):
 
 class SourceUnreachable(WorkbenchError):
     """A download could not be made."""
+
+
+class WorkerLost(WorkbenchError):
+    """A process that trains together with others has ended, or cannot join them."""
 
 
 class TrainingDiverged(WorkbenchError):

@@ -273,7 +273,7 @@ def session(workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> Callable[.
 
     begin.engine = engine  # type: ignore[attr-defined]
     begin.next = lambda: RunSession(
-        workbench.registry, engine, workbench.registry.queue.next(), workbench.settings.cache
+        workbench.registry, engine, workbench.registry.queue.next(), workbench.settings
     )  # type: ignore[attr-defined]
     return begin
 

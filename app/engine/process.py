@@ -45,6 +45,7 @@ from core.base_model.quantisation import LABELS, NONE
 from core.engine import Engine
 from core.errors import InvalidConfig
 from core.panics import panics_as_errors
+from core.train.accelerators import all_named, card_names
 from core.train.hardware import memory_to_train
 from storage.tables import Run
 
@@ -62,9 +63,9 @@ class EngineServer:
     """The engine, its queue of work and its clients."""
 
     def __init__(self, settings: Settings) -> None:
-        self._registry, self._cache = open_registry(settings), settings.cache
+        self._registry, self._cache, self._settings = open_registry(settings), settings.cache, settings
         self._tokens = TokenViews(self._registry)
-        self._engine = Engine(dtype=_dtype_from_environment())
+        self._engine = Engine(dtype=dtype_from_environment())
         self._session: RunSession | None = None
         self._measuring: Iterator[None] | None = None
         self._measure_asked: queue.SimpleQueue[Measuring] = queue.SimpleQueue()
@@ -101,7 +102,7 @@ class EngineServer:
             if not runs or not self._is_free_for(runs[0]):
                 # nothing waits, or what waits needs another base than the one that is answering
                 return _LEAST_SLICE
-            self._session = RunSession(self._registry, self._engine, runs, self._cache)
+            self._session = RunSession(self._registry, self._engine, runs, self._settings)
         start = time.monotonic()
         session = self._session
         try:
@@ -109,11 +110,12 @@ class EngineServer:
                 goes_on = session.advance()
             if not goes_on:
                 self._session = None
+                session.close()
                 self._engine.end_training()
         except Exception as error:  # noqa: BLE001  (the boundary: whatever ends a run must end up in its row)
             self._session = None
             self._engine.end_training()
-            session.fail(error, reason(error))
+            session.fail(error)
             self._engine.free_memory()
         return max(_LEAST_SLICE, time.monotonic() - start)
 
@@ -246,7 +248,7 @@ class EngineServer:
         base = self._engine.base
         return {
             "pid": os.getpid(),
-            "device": self._engine.device_name,
+            "device": all_named(self._engine.device_name, card_names()),
             "torch": torch.__version__,
             "resident": base.name if base else None,
             "dtype": _held(base) if base else None,
@@ -265,7 +267,7 @@ def _held(base: ResidentBase) -> str:
     return dtype if base.quantisation == NONE else f"{LABELS[base.quantisation]}, {dtype}"
 
 
-def _dtype_from_environment() -> torch.dtype | None:
+def dtype_from_environment() -> torch.dtype | None:
     """A dtype asked for by name; none for the best one."""
     name, known = os.environ.get(DTYPE_VARIABLE), {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if name and name not in known:

@@ -7,12 +7,12 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict
-from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from app.engine.checkpoints import checkpoint_bytes, save_checkpoint
+from app.engine.faults import reason
 from app.engine.preparing import base_source, prepare
 from app.engine.record import RunRecord, prepared_sentence
 from app.engine.sample_prompts import sample_answers
@@ -20,21 +20,29 @@ from app.shared.disk import bytes_to_go_on, free_bytes, insist, is_full
 from app.shared.errors import USER_ERRORS
 from app.shared.publishing import keep_adapter
 from app.shared.run_data import chat_of
-from app.shared.run_rows import held_for
+from app.shared.run_rows import devices_of, held_for
+from app.shared.settings import Settings
+from core.base_model.held_bytes import held_bytes
+from core.base_model.source import BaseSource
 from core.engine import Engine
-from core.errors import CannotShare
+from core.errors import CannotShare, WorkerLost
 from core.events import EvalDone, Notice, Prepared, RanksDone, RunFailed, StepDone, TrainingDone
 from core.files.publish import SPARE_BYTES
 from core.lora.peft.files import save_checked
+from core.train.accelerators import cards, require_cards
 from core.train.alerts import Alert
 from core.train.group import Event, TrainingGroup
 from core.train.hardware import EnergyMeter, operations_a_token
 from core.train.memory import memory_figures, ran_out_of_memory
 from core.train.run import RunRequest
+from core.train.share import ALL, Share
 from storage.checkpoints import best_checkpoint
 from storage.names import free_name
 from storage.registry import Registry
 from storage.tables import ALERT, CHANGE, LOG, Adapter, LabelTable, Run, Sample
+
+if TYPE_CHECKING:
+    from app.engine.workers import Workers
 
 _FLUSH_SECONDS = 0.5  # measurements are written at most this often: each write waits for the disk
 _LOOK_SECONDS = 0.1  # between two looks for what somebody asks of a run
@@ -46,15 +54,16 @@ Result = TypeVar("Result")
 class RunSession:
     """Runs under way together. advance() does one micro-batch's worth of work."""
 
-    def __init__(self, registry: Registry, engine: Engine, runs: Sequence[Run], cache: Path) -> None:
-        """`cache` holds rendered rows."""
-        self._registry, self._engine, self._cache = registry, engine, cache
+    def __init__(self, registry: Registry, engine: Engine, runs: Sequence[Run], settings: Settings) -> None:
+        """Of the home folder with these settings."""
+        self._registry, self._engine, self._settings = registry, engine, settings
         self._records = {run.id: RunRecord(run, energy=run.energy_joules) for run in runs}
         self._flushed = self._looked = time.monotonic()
         self._stopping: set[int] = set()
         self._pausing: set[int] = set()
         self._group: TrainingGroup | None = None
         self._meter: EnergyMeter | None = None
+        self._workers: Workers | None = None
         self.waiting_for_space = False
         """Whether the registry cannot be written, since the disk is full."""
         self._events = self._train()
@@ -80,19 +89,22 @@ class RunSession:
             self.flush()
         return True
 
-    def fail(self, error: Exception, reason: str) -> None:
+    def fail(self, error: Exception) -> None:
         """Record what ended all runs that are left.
 
-        For want of memory they are interrupted and can go on later.
+        For want of memory, or of another process that trained with this one, they are interrupted and can go
+        on later.
         """
+        error = self.close(error)
+        why = reason(error)
         self.flush()
         log.error("the runs %s cannot go on", self.run_ids, exc_info=error)
         if ran_out_of_memory(error):
-            reason = f"{reason} ({memory_figures(self._engine.device)})"
+            why = f"{why} ({memory_figures(self._engine.device)})"
         active = {run.id for run in self._registry.runs.active()}  # others were stopped before they began
         for record in self._records.values():
             if not record.over and record.id in active:
-                self._fail(record, error, reason)
+                self._fail(record, error, why)
 
     def flush(self) -> None:
         """Write the measurements that wait, and what was used of energy."""
@@ -176,7 +188,7 @@ class RunSession:
             try:
                 say = functools.partial(self._say, record)
                 request = yield from prepare(
-                    self._registry, self._engine, record.run, record.options, self._cache, say
+                    self._registry, self._engine, record.run, record.options, self._settings.cache, say
                 )
                 if request.resume is not None:
                     record.step = record.saved_step = request.resume[1].position.steps
@@ -188,11 +200,14 @@ class RunSession:
             return
         first = self._records[requests[0].key]  # type: ignore[index]
         source = base_source(self._registry, first.run)
-        self._group = self._engine.train(source, requests)
+        share = yield from self._shared(source, requests)
+        self._group = self._engine.train(source, requests, share)
         self._meter = EnergyMeter(self._engine.device)
         for run_id in self._stopping:
             self._group.stop(run_id)
         for key, event in self._group.run():
+            if self._workers is not None:
+                self._workers.require()  # else what was computed without them would be kept
             record = self._records[key] if key is not None else first  # type: ignore[index]
             if key is not None:
                 self._record(record, event)
@@ -202,13 +217,44 @@ class RunSession:
                 if record.wants_save:
                     self._save(record)
 
+    def _shared(self, source: BaseSource, requests: list[RunRequest]) -> Generator[None, None, Share]:
+        """This process's share of the work, once the others are there that the runs want."""
+        count = requests[0].options.train.devices
+        if count == 1:
+            return ALL
+        from app.engine.workers import Workers  # torch.distributed is for those who are several
+
+        assert self._engine.base is not None
+        width = self._engine.base.dtype.itemsize
+        require_cards(cards(), count, held_bytes(source.folder, source.quantisation, width))
+        self._workers = Workers(self._settings, source, count)
+        for record in self._records.values():
+            if not record.over:
+                self._say(
+                    record,
+                    f"Waiting until {count - 1} more {'card has' if count == 2 else 'cards have'} the base",
+                )
+        yield from self._workers.gather()
+        return self._workers.open(self._engine.device, requests)
+
+    def close(self, error: Exception | None = None) -> Exception:
+        """Let go of the other processes; returns the error in words of what they have to do with it."""
+        workers, self._workers = self._workers, None
+        told = error or WorkerLost("It has ended")
+        if workers is not None:
+            told = workers.explained(told) if error is not None else told
+            workers.end()
+        return told
+
     def _leave_those_held_otherwise(self) -> None:
         """Runs for which the base is held otherwise in memory than for the first of them have to wait."""
         left = [record for record in self._records.values() if not record.over]
         for record in left[1:]:
-            if held_for(record.run) != held_for(left[0].run):
+            if _needs(record.run) != _needs(left[0].run):
                 record.over = True
-                why = "waits for its own turn: the base is held otherwise for it"
+                why = (
+                    "waits for its own turn: the base is held otherwise for it, or on another number of cards"
+                )
                 self._write(self._registry.queue.put_back, record.id, why)
 
     def _record(self, record: RunRecord, event: Event) -> None:
@@ -372,7 +418,8 @@ class RunSession:
     def _fail(self, record: RunRecord, error: Exception, reason: str) -> None:
         record.over = True
         log.error("run %s failed", record.id, exc_info=error)
-        ended = self._registry.runs.interrupted if ran_out_of_memory(error) else self._registry.runs.failed
+        goes_on = ran_out_of_memory(error) or isinstance(error, WorkerLost)
+        ended = self._registry.runs.interrupted if goes_on else self._registry.runs.failed
         self._write(ended, record.id, reason)
 
     def _finish(self, record: RunRecord, done: TrainingDone) -> None:
@@ -448,3 +495,8 @@ class RunSession:
             train_loss=done.train_loss,
             validation_loss=done.validation_loss,
         )
+
+
+def _needs(run: Run) -> tuple[str, int]:
+    """How the base is held for a run, and on how many cards."""
+    return held_for(run), devices_of(run)

@@ -23,6 +23,11 @@ def run_row(base: Base, data: Dataset, config: dict[str, Any], name: str = "") -
     )
 
 
+def devices_of(run: Run) -> int:
+    """How many cards train it together; rows of earlier versions do not say."""
+    return int(run.config.get("train", {}).get("devices", 1))
+
+
 def held_for(run: Run) -> str:
     """How the base of a run is held in memory while it trains; rows of earlier versions do not say."""
     return str(run.config.get("train", {}).get("quantisation", NONE))

@@ -27,6 +27,7 @@ class SideBySideBank(nn.Module):
         self._modules.update({str(number): bank for number, bank in enumerate(banks)})
         counts = [bank.slots for bank in banks]
         self._starts = [0, *itertools.accumulate(counts)]
+        self.slots = self._starts[-1]
         self._own = [one for bank in banks for one in bank.own]
         self._places = {path: place for bank in banks for path, place in bank.places.items()}
         self._stacks = {

@@ -28,6 +28,7 @@ class ChangingConfig:
     def __init__(self, config: TrainConfig, changes: Sequence[Change] = ()) -> None:
         """Raises InvalidConfig for values that no run could have."""
         self._held = [(-1, config)]  # (steps done, what holds from there on)
+        self._announced: list[TrainConfig] = []  # what will hold, of changes that are yet to be made
         for change in changes:
             self.change(change.step, change.values)
 
@@ -38,19 +39,29 @@ class ChangingConfig:
     @property
     def last(self) -> TrainConfig:
         """What holds in the end, as things stand."""
-        return self._held[-1][1]
+        return self._announced[-1] if self._announced else self._held[-1][1]
 
     def change(self, step: int, values: Mapping[str, object]) -> Change:
         """Change some values for step `step` and those after it. Raises InvalidConfig."""
-        parsed = parse_change(values)
-        now = self.last
-        if "epochs" in parsed and now.max_steps and "max_steps" not in parsed:
-            parsed = {
-                **parsed,
-                "max_steps": 0,
-            }  # whoever plans by epochs from now on does not mean the old number of steps
+        parsed = _parsed(values, now := self._held[-1][1])
         self._held.append((step, replace(now, **parsed)))
+        self._announced = self._announced[1:]
         return Change(step, parsed)
+
+    def announce(self, step: int, values: Mapping[str, object]) -> Change:
+        """As change(), which is to be called with the same later, before step `step`."""
+        parsed = _parsed(values, now := self.last)
+        self._announced.append(replace(now, **parsed))
+        return Change(step, parsed)
+
+
+def _parsed(values: Mapping[str, object], now: TrainConfig) -> dict[str, Any]:
+    """What is to change of what holds now."""
+    parsed = parse_change(values)
+    if "epochs" in parsed and now.max_steps and "max_steps" not in parsed:
+        # whoever plans by epochs from now on does not mean the old number of steps
+        return {**parsed, "max_steps": 0}
+    return parsed
 
 
 def parse_change(values: Mapping[str, object]) -> dict[str, Any]:

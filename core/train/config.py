@@ -256,6 +256,16 @@ class TrainConfig(Config):
         choices=QUANTISATIONS,
         subject="Batches and memory",
     )
+    devices: int = option(
+        1,
+        "Cards",
+        "Cards that train it together: each holds the base and computes its part of every micro-batch, and "
+        "gradients are summed once a step, so the adapter is the one of a single card, up to rounding. "
+        "micro_batch_size counts the rows of all cards. Without a card these are processes of the CPU.",
+        minimum=1,
+        maximum=64,
+        subject="Batches and memory",
+    )
     compile: str = option(
         "auto",
         "Compile",

@@ -22,14 +22,17 @@ from core.train.group_objective import GroupObjective
 from core.train.padded import batch_of
 from core.train.run import TrainingRun
 from core.train.seating import Seating
+from core.train.share import ALL, Share
 from core.train.step import evaluate_batch
 
 
 class Evaluation:
     """One pass over the validation rows of some runs of a group, a micro-batch of all of them at a time."""
 
-    def __init__(self, execution: Execution, seating: Seating, runs: Sequence[TrainingRun]) -> None:
-        self._execution, self._seating = execution, seating
+    def __init__(
+        self, execution: Execution, seating: Seating, runs: Sequence[TrainingRun], share: Share = ALL
+    ) -> None:
+        self._execution, self._seating, self._share = execution, seating, share
         self.runs = [run for run in runs if run.data.validation_blocks]
         """Those that have such rows."""
         self._left = {run: iter(run.validation()) for run in self.runs}
@@ -48,6 +51,8 @@ class Evaluation:
 
     def results(self) -> Iterator[tuple[TrainingRun, EvalDone]]:
         """The event of each run, once there are no more parts."""
+        if self._sums is not None:
+            self._share.sum_figures(self._sums)
         totals = self._sums.tolist() if self._sums is not None else []
         for run in self.runs:
             yield run, run.evaluation_done(totals[self._seating.slots.index(run)])

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from core.base_model.compiling import compile_layers
 from core.base_model.load import ResidentBase
+from core.lora.ops import factor_dtype
 from core.train.batches import MicroBatch, Shape
 from core.train.figures import Figures
 from core.train.group_objective import GroupObjective
@@ -23,6 +24,7 @@ from core.train.label_step import LabelStep
 from core.train.memory import ExecutionPlan, Tier, first_plan, may_offload, ran_out_of_memory
 from core.train.offloading import HostStash
 from core.train.seating import Seating
+from core.train.share import ALL, Share
 from core.train.step import MicroBatchStep
 
 COMPILE_SECONDS = 60.0  # what compiling costs at first
@@ -35,8 +37,8 @@ Parts = Sequence[MicroBatch | None]
 class Execution:
     """Computes micro-batches of the runs that are seated."""
 
-    def __init__(self, base: ResidentBase, seating: Seating, figures: Figures) -> None:
-        self._base, self._seating, self._figures = base, seating, figures
+    def __init__(self, base: ResidentBase, seating: Seating, figures: Figures, share: Share = ALL) -> None:
+        self._base, self._seating, self._figures, self._share = base, seating, figures, share
         self._plan: ExecutionPlan | None = None
         self._step: MicroBatchStep | LabelStep | None = None
         self._stash: HostStash | None = None
@@ -60,16 +62,18 @@ class Execution:
         self._goal = goal
         self._labels = [run.labels for run in self._seating.runs if run.labels is not None]
         if self._plan is None:
-            captures = self._base.way.quick and not self._replaces
-            start = ExecutionPlan(Tier.KEEP, self._wants_compile("on"), captures=captures)
-            blocks = self._seating.runs[0].train.micro_batch_size
-            work = self._base, blocks, self._tokens_a_batch(), start
+            start = ExecutionPlan(Tier.KEEP, self._wants_compile("on"), captures=self._may_capture)
+            work = self._base, self._most_blocks, self._tokens_a_batch(), start
             self._plan = first_plan(*work, self._checkpointing(), may_slice=self._may_slice)
             if self._plan.compiled:
                 compile_layers(self._base)
             if self._plan.tier is Tier.FULL and self._checkpointing() != "on":
                 self._untold = f"To fit the memory, {self._plan.sentence}"
         self._use(self._plan)
+
+    @property
+    def _may_capture(self) -> bool:
+        return self._base.way.quick and not self._replaces and not self._share.in_step
 
     def _use(self, plan: ExecutionPlan) -> None:
         self._plan = plan
@@ -104,6 +108,8 @@ class Execution:
         runs = self._seating.runs
         if self._goal.objective.classifies or self._replaces or not self._base.way.quick:
             return False
+        if self._share.in_step:  # its layers are gathered by hooks, which a compiled layer would break at
+            return False
         return any(run.train.compile == how for run in runs)
 
     @property
@@ -137,7 +143,12 @@ class Execution:
     @property
     def _blocks_a_piece(self) -> int:
         pieces = self._plan.pieces if self._plan else 1
-        return -(-self._seating.runs[0].train.micro_batch_size // pieces)
+        return -(-self._most_blocks // pieces)
+
+    @property
+    def _most_blocks(self) -> int:
+        """Blocks of each run in a micro-batch, of those that are this process's."""
+        return -(-self._seating.runs[0].train.micro_batch_size // self._share.count)
 
     def _shape(self) -> Shape:
         data, fixed = [run.data for run in self._seating.runs], self._base.device.type == "cuda"
@@ -146,10 +157,22 @@ class Execution:
     def _pieces(self, parts: Parts) -> Iterator[tuple[int, list[MicroBatch | None]]]:
         """The micro-batches in the plan's pieces, each with the number of its first block."""
         each = self._blocks_a_piece
-        for first in range(0, self._seating.runs[0].train.micro_batch_size, each):
-            piece = [part.piece(first, each) if part else None for part in parts]
+        own = self._share.blocks(self._seating.runs[0].train.micro_batch_size)
+        for first in own[::each]:
+            count = min(each, own.stop - first)
+            piece = [part.piece(first, count) if part else None for part in parts]
             if any(piece):
                 yield first, piece
+
+    def _beside(self, parts: Parts) -> Iterator[list[MicroBatch | None]]:
+        """Pieces that count nothing, as many as this process has fewer than the others may have, where all
+        are needed for each pass.
+        """
+        if not self._share.in_step:
+            return
+        missing = -(-self._most_blocks // self._blocks_a_piece) - sum(1 for _ in self._pieces(parts))
+        for _ in range(missing):
+            yield [replace(part, blocks=part.blocks[:1], weight=0.0) if part else None for part in parts]
 
     # Training.
 
@@ -187,6 +210,8 @@ class Execution:
             if bank.drops:
                 bank.begin_rows(first * self._rows_a_block)
             self._figures.add(self._trained(piece))
+        for piece in self._beside(parts):
+            self._trained(piece)
 
     @property
     def _rows_a_block(self) -> int:
@@ -224,7 +249,9 @@ class Execution:
         while True:
             try:
                 found = [self._evaluated(piece) for _, piece in self._pieces(parts)]
-                return torch.stack(found).sum(0), told
+                for piece in self._beside(parts):
+                    self._evaluated(piece)
+                return torch.stack(found).sum(0) if found else self._no_figures(), told
             except Exception as error:  # noqa: BLE001  (whatever nothing helps against is raised again)
                 told.append(self._next_plan(error))
             self._let_go()
@@ -234,10 +261,17 @@ class Execution:
         batch: Any = step.collate(piece, self._shape())
         return step.evaluate(batch)
 
+    def _no_figures(self) -> Tensor:
+        """Where all of a micro-batch's blocks are other processes'."""
+        shape, dtype = (len(self._seating.slots), self.step.width), factor_dtype(self._base.dtype)
+        return torch.zeros(shape, device=self._base.device, dtype=dtype)
+
     # The ladder of plans.
 
     def _next_plan(self, error: Exception) -> str:
         """Choose a plan under which this would not have happened, and say why; raise it if there is none."""
+        if self._share.in_step:
+            raise error  # the others wait in the middle of a pass
         if ran_out_of_memory(error):
             plan, why = self._smaller_plan(error)
             self.squeezed = True
@@ -252,7 +286,7 @@ class Execution:
     def _smaller_plan(self, error: Exception) -> tuple[ExecutionPlan, str]:
         plan, shape, tokens = self.step.plan, self._shape(), self._tokens_a_batch()
         smaller = plan.smaller(
-            self._seating.runs[0].train.micro_batch_size,
+            self._most_blocks,
             plan.pieces * tokens,
             bool(self.step.graphs),
             may_offload=may_offload(self._base, tokens),

@@ -15,6 +15,7 @@ from core.errors import TrainingDiverged
 from core.events import RunFailed, StepDone
 from core.train.batches import Step
 from core.train.run import TrainingRun
+from core.train.share import Share
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,10 @@ class Figures:
             self._sums.zero_()
         else:
             self._sums.index_fill_(0, slots, 0.0)
+
+    def sum(self, share: Share, slots: Sequence[int]) -> None:
+        """Make those of these slots, whose steps are complete, the sums over all processes."""
+        share.sum_figures(self._sums, slots)
 
     def send(self, norms: Tensor) -> None:
         """Send the sums and the gradient norms [slots] on their way to the host, without waiting."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Hashable, Iterator, Sequence
+from typing import Any
 
 import torch
 
@@ -41,6 +42,8 @@ from core.train.memory import require_room, room_for
 from core.train.run import RunRequest, TrainingRun
 from core.train.run_state import RunState
 from core.train.seating import Seating, require_fit
+from core.train.share import ALL, Share
+from core.train.shared_facts import shared_facts
 from core.train.step import embedding_needs_gradient
 
 Event = Prepared | Notice | MicroBatchDone | StepDone | RanksDone | EvalDone | TrainingDone | RunFailed
@@ -48,6 +51,10 @@ Events = Iterator[tuple[Hashable, Event]]
 """Each with the key of its run."""
 
 _LOOK_BEFORE_COMPILING = 5  # micro-batches, after which it is known how long the group will take
+_OTHER_MASKS = (
+    "Rows of each length have a pass of their own on this base, and dropout numbers rows by the pass: with "
+    "several cards it drops other numbers than on one, as many of them"
+)
 _RATE_WINDOW = 20  # micro-batches over which a micro-batch's time is averaged
 
 
@@ -55,17 +62,25 @@ class TrainingGroup:
     """Runs that share a base, a block length, a micro-batch size and an objective. Iterate over run()."""
 
     def __init__(
-        self, base: ResidentBase, requests: Sequence[RunRequest], *, most_runs: int | None = None
+        self,
+        base: ResidentBase,
+        requests: Sequence[RunRequest],
+        *,
+        most_runs: int | None = None,
+        share: Share = ALL,
     ) -> None:
         """A request that cannot be prepared fails by itself, in run(). most_runs is how many train at one
         time.
 
-        By default as many as the memory is likely to hold; the others wait for their turn.
+        By default as many as the memory is likely to hold; the others wait for their turn. share: where
+        several processes train the group, this one's; all of them iterate over their group's run(), and only
+        what the first one is asked from outside counts.
         """
-        self.base, self._most = base, most_runs
+        self.base, self._most, self._share = base, most_runs, share
+        self._wishes: list[tuple[str, Any]] = []  # what was asked from outside and others do not know yet
         self._waiting: deque[RunRequest] = deque(requests)
         self._seating, self._figures = Seating(base), Figures(base.device)
-        self._execution = Execution(base, self._seating, self._figures)
+        self._execution = Execution(base, self._seating, self._figures, share)
         self._stopping: set[Hashable] = set()
         self._busy: deque[float] = deque(maxlen=_RATE_WINDOW)  # seconds of the last micro-batches
         self._ticks = 0
@@ -79,15 +94,36 @@ class TrainingGroup:
         """End a run after the current micro-batch and keep what it has learnt; an unfinished step is thrown
         away.
         """
-        self._stopping.add(key)
+        self._wish("stop", key)
 
     def change(self, key: Hashable, **values: object) -> Change:
         """Change learning_rate, epochs or max_steps of a run from its next step on. Raises InvalidConfig."""
-        return self._seating.run(key).change(**values)
+        run = self._seating.run(key)
+        if self._share.count == 1:
+            return run.change(**values)
+        self._wishes.append(("change", (key, values)))
+        return run.announce(**values)
 
     def add(self, request: RunRequest) -> None:
         """Have another run join when there is room."""
-        self._waiting.append(request)
+        self._wish("add", request)
+
+    def _wish(self, what: str, of: Any) -> None:
+        """At once, or where several processes train, when all of them know it."""
+        self._wishes.append((what, of))
+        if self._share.count == 1:
+            self._agree()
+
+    def _agree(self) -> None:
+        """Do what was asked for from outside: all processes at the same point of the work."""
+        wishes, self._wishes = self._wishes, []
+        for what, of in self._share.asked(wishes):
+            if what == "stop":
+                self._stopping.add(of)
+            elif what == "add":
+                self._waiting.append(of)
+            elif of[0] in {run.key for run in self.runs}:  # it may have ended in between
+                self._seating.run(of[0]).change(**of[1])
 
     def adapter(self, key: Hashable) -> AdapterWeights:
         """The factors of a run as they are now: from its Prepared on, until the group goes on after its
@@ -147,6 +183,7 @@ class TrainingGroup:
         try:
             yield from self._admit()
             while self.runs:
+                self._agree()
                 yield from self._tick()
                 yield from self._admit()
         finally:
@@ -159,27 +196,47 @@ class TrainingGroup:
         joining: list[TrainingRun] = []
         while self._waiting and (self._most is None or len(self.runs) + len(joining) < self._most):
             request = self._waiting.popleft()
-            try:
-                run = TrainingRun(self.base, request)
-                require_fit(run, [*self.runs, *joining])
-                if run.kind.whole:
-                    require_room(self.base, run.state_bytes, run.parameters)
-            except WorkbenchError as error:
-                yield request.key, RunFailed(error)
+            run = self._admitted(request, joining)
+            if isinstance(run, WorkbenchError):
+                yield request.key, RunFailed(run)
                 continue
             joining.append(run)
             if self._most is None:
                 tokens = run.train.micro_batch_size * run.data.longest_block
-                self._most = 1 if run.needs_a_turn else room_for(self.base, run.state_bytes, tokens)
+                room = room_for(self.base, run.state_bytes, tokens // self._share.count)
+                self._most = 1 if run.needs_a_turn else self._share.least(room)
         if joining or self._seating.has_shrunk:
             yield from self._read()
             self._reseat(joining)
+        way = self.base.way
         for run in joining:
-            yield run.key, run.prepared(*self.bank.place(self._seating.slots.index(run)))
+            place = self.bank.place(self._seating.slots.index(run))
+            yield run.key, run.prepared(*place, tries=not self._share.in_step)
+            if self._share.count > 1 and run.lora.dropout and not (way.quick or way.together):
+                yield run.key, Notice(_OTHER_MASKS)
         yield from self._evaluate([run for run in joining if not run.settled])
+
+    def _admitted(self, request: RunRequest, joining: Sequence[TrainingRun]) -> TrainingRun | WorkbenchError:
+        """The run that joins the group, or why it cannot."""
+        run: TrainingRun | None = None
+        error: WorkbenchError | None = None
+        try:
+            run = TrainingRun(self.base, request)
+            require_fit(run, [*self.runs, *joining])
+            self._share.require(run)
+            if run.kind.whole:
+                require_room(self.base, run.state_bytes, run.parameters)
+        except WorkbenchError as refused:
+            error = refused
+        facts = shared_facts(self.base, request) if self._share.count > 1 else {}
+        refusal = self._share.refusal(error, facts)
+        if refusal is not None or run is None:
+            return refusal or WorkbenchError("The run could not be prepared.")
+        return run
 
     def _reseat(self, joining: Sequence[TrainingRun]) -> None:
         before = self._seating.seat(joining)
+        self._share.spread(self.bank)
         goal = self._seating.goal
         self._figures.reseat(before, figures_width(goal.objective))
         self._execution.begin(goal)
@@ -212,7 +269,7 @@ class TrainingGroup:
         ends.
         """
         due = any(run.ended or run.evaluates() for run in stepped)
-        if self.base.device.type == "cuda" and not (self._read_soon or due):
+        if self.base.device.type == "cuda" and not (self._share.either(self._read_soon) or due):
             return
         yield from self._read()
         stepped = [run for run in stepped if run in self.runs]
@@ -238,7 +295,9 @@ class TrainingGroup:
         ]
         if not complete:
             return
-        bank = self.bank
+        bank, done = self.bank, [slot for slot, _ in complete]
+        self._share.sum_gradients(bank, done)
+        self._figures.sum(self._share, done)
         for slot, run in complete:
             run.before_step(*bank.place(slot))
         norms = bank.gradient_norms()
@@ -251,7 +310,6 @@ class TrainingGroup:
             if ranks is not None:
                 self._ranks.append((run.key, RanksDone(run.done, ranks)))
             self._figures.pending.append(Pending(run, run.done, step, rate, slot))
-        done = [slot for slot, _ in complete]
         bank.forget_gradients(done)
         self._figures.forget(torch.tensor(done, device=self.base.device))
         bank.refresh()
@@ -271,8 +329,9 @@ class TrainingGroup:
 
     def _evaluate(self, runs: Sequence[TrainingRun]) -> Events:
         """The pass over the validation rows of `runs`, which ends early where one of them is to stop."""
-        evaluation = Evaluation(self._execution, self._seating, runs)
+        evaluation = Evaluation(self._execution, self._seating, runs, self._share)
         while parts := evaluation.next_parts():
+            self._agree()
             if any(run.key in self._stopping for run in evaluation.runs):
                 return
             for text in evaluation.take(parts):

@@ -22,7 +22,7 @@ from core.data.labelled_rows import LabelledRows
 from core.data.labels import MULTI, REGRESSION, SINGLE, LabelSet
 from core.lora.side_by_side import TrainedBank
 from core.train.batches import MicroBatch, Shape, padded_length
-from core.train.group_objective import GroupObjective
+from core.train.group_objective import GroupObjective, figures_width
 from core.train.label_report import counts_width
 from core.train.memory import ExecutionPlan, keeping
 from core.train.offloading import HostStash
@@ -132,6 +132,11 @@ class LabelStep:
     """None: each micro-batch is launched by itself."""
     stash: HostStash | None = None
     """As MicroBatchStep's."""
+
+    @property
+    def width(self) -> int:
+        """Numbers in a run's figures when it is evaluated."""
+        return figures_width(self.goal.objective) + max(map(counts_width, self.labels))
 
     def collate(self, parts: Sequence[MicroBatch | None], shape: Shape) -> LabelBatch:
         """The batch of these micro-batches."""

@@ -18,6 +18,7 @@ from core.train.hardware import PeakMemory
 from core.train.memory import memory_figures, ran_out_of_memory
 from core.train.pace import PlannedTime, TrialTimes, checkpoints, training_seconds
 from core.train.run import RunRequest
+from core.train.share import ALL, FirstOf
 from core.train.step_count import evaluations, planned_steps
 from core.train.trial import Save, Trial, padded_tokens, shape_of
 
@@ -78,7 +79,9 @@ def measure(base: ResidentBase, requests: Sequence[RunRequest], save: Save) -> I
         for request in requests
     }
     trial = Trial(base.device, data)
-    group = TrainingGroup(base, [trial.request(request) for request in requests])
+    devices = requests[0].options.train.devices
+    share = FirstOf(devices) if devices > 1 else ALL
+    group = TrainingGroup(base, [trial.request(request) for request in requests], share=share)
     peak, notices, fits = PeakMemory(base.device), dict[str, None](), True
     parameters: dict[Hashable, int] = {}
     try:

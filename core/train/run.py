@@ -387,6 +387,10 @@ class TrainingRun:
         """Change learning_rate, epochs or max_steps from the next step on. Raises InvalidConfig."""
         return self._config.change(self.done, values)
 
+    def announce(self, **values: object) -> Change:
+        """As change(), which is to be called with the same before the next step. Raises InvalidConfig."""
+        return self._config.announce(self.done, values)
+
     @property
     def total_steps(self) -> int:
         """Optimiser steps that are planned as things stand, all changes counted."""
@@ -453,8 +457,8 @@ class TrainingRun:
         parts = bank.export(slot, own).values()
         return max(float((one.scale * one.tensors["B"] @ one.tensors["A"]).abs().max()) for one in parts)
 
-    def prepared(self, bank: AdapterBank, slot: int) -> Prepared:
-        """The event that opens the run, which has its place."""
+    def prepared(self, bank: AdapterBank, slot: int, *, tries: bool = True) -> Prepared:
+        """The event that opens the run, which has its place. tries: what it adds to the base at the start."""
         return Prepared(
             train_rows=self.data.train_rows,
             validation_rows=self.data.validation_rows,
@@ -469,7 +473,7 @@ class TrainingRun:
             dtype=str(self._base.dtype).removeprefix("torch."),
             quantisation=self._base.quantisation,
             blocks=len(self.data.blocks) if self.data.packed else 0,
-            start_change=None if self.done else self._start_change(bank, slot),
+            start_change=None if self.done or not tries else self._start_change(bank, slot),
         )
 
     def step_done(

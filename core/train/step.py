@@ -18,7 +18,7 @@ from core.base_model.load import ResidentBase
 from core.lora.bank import Bank
 from core.lora.side_by_side import TrainedBank
 from core.train.batches import Batch, MicroBatch, Shape
-from core.train.group_objective import GroupObjective
+from core.train.group_objective import GroupObjective, figures_width
 from core.train.loss import token_losses
 from core.train.memory import ExecutionPlan, keeping
 from core.train.offloading import HostStash
@@ -106,6 +106,11 @@ class MicroBatchStep:
     _seen: dict[tuple[int, ...], int] = field(default_factory=dict)
     _launching: dict[tuple[int, ...], float] = field(default_factory=dict)
     _token_wise: list[TokenWise] | None = None
+
+    @property
+    def width(self) -> int:
+        """Numbers in a run's figures when it is evaluated."""
+        return figures_width(self.goal.objective)
 
     def collate(self, parts: Sequence[MicroBatch | None], shape: Shape) -> Batch:
         """The batch of these micro-batches."""

@@ -156,7 +156,7 @@ def test_a_run_that_nothing_works_on_is_stopped_and_keeps_its_last_checkpoint(wo
         begun.advance()
         begun.flush()
     if state == "interrupted":
-        begun.fail(RuntimeError("out of memory"), "out of memory")
+        begun.fail(RuntimeError("out of memory"))
         workbench.registry.runs.interrupt_all("gone")
         run = workbench.registry.get(Run, run_id)
         if run.state == "failed":  # as a fault of its own would leave it

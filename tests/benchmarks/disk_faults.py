@@ -186,9 +186,7 @@ def _session(workbench: Workbench) -> tuple[RunSession, int, Engine]:
     engine = Engine(dtype=torch.float32)
     options = TrainingOptions.parse({**STEADY, "max_steps": 4000, "eval_steps": 100_000})
     run_id = workbench.training.start("llama", "data", options, "mine").id or 0
-    session = RunSession(
-        workbench.registry, engine, workbench.registry.queue.next(), workbench.settings.cache
-    )
+    session = RunSession(workbench.registry, engine, workbench.registry.queue.next(), workbench.settings)
     while not workbench.registry.checkpoints.of(run_id):
         session.advance()
     workbench.runs.keep(run_id, name="adapter")

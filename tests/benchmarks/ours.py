@@ -14,6 +14,7 @@ from core.lora.config import LoraConfig
 from core.train.config import TrainConfig
 from core.train.group import TrainingGroup
 from core.train.run import RunRequest
+from core.train.share import ALL, Share
 from core.train.training_options import TrainingOptions
 from tests.benchmarks.peer import wait
 from tests.benchmarks.shapes import ALPHA, RANK, RandomRows
@@ -54,10 +55,16 @@ def requests(
 
 
 def train(
-    base: ResidentBase, wanted: Sequence[RunRequest], *, steps: int, warm_up: int, profile: bool = False
+    base: ResidentBase,
+    wanted: Sequence[RunRequest],
+    *,
+    steps: int,
+    warm_up: int,
+    profile: bool = False,
+    share: Share = ALL,
 ) -> tuple[float, float, list[str]]:
     """Tokens a second of all runs together, seconds until the first timed step, and the notices."""
-    group = TrainingGroup(base, wanted)
+    group = TrainingGroup(base, wanted, share=share)
     watch = (
         torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
         if profile

@@ -26,6 +26,15 @@ from core.base_model.quantised_load import packed
 from core.lora.quantised import QuantisedLinear
 
 SHAPES = {
+    "tiny": {
+        "vocab_size": 512,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+    },
     # SmolLM2-135M, Llama 3.2 1B, Llama 3.1 8B
     "starter": {
         "vocab_size": 49152,
@@ -166,6 +175,34 @@ def resident(
     way = find_way(model.config) if shape in GENERAL else QUICK
     base = make_resident(model, NoTokenizer(), folder=Path("."), name=shape, way=way)  # type: ignore[arg-type]
     base.quantisation = quantisation
+    base.model.generation_config.eos_token_id = None
+    return base
+
+
+def laid_out(shape: str, layers: int, device: torch.device) -> ResidentBase:
+    """The same over all processes of the default group, built a layer at a time so that no device holds it
+    all; layers: how many, 0 for as many as the shape has.
+    """
+    from core.base_model.sharded import mesh_of, shard_around, shard_layers
+
+    sizes = SHAPES[shape]
+    config = LlamaConfig(
+        **{**sizes, "num_hidden_layers": 0}, max_position_embeddings=8192, rope_theta=500000.0
+    )
+    mesh = mesh_of(device)
+    torch.manual_seed(0)
+    with _default(torch.bfloat16), device:
+        model = LlamaForCausalLM(config).eval()
+        config.num_hidden_layers = layers or int(sizes["num_hidden_layers"])
+        for number in range(config.num_hidden_layers):
+            layer = LlamaDecoderLayer(config, number).eval().requires_grad_(False)
+            for one in layer.modules():
+                if isinstance(one, nn.Linear):
+                    nn.init.normal_(one.weight, std=config.initializer_range)
+            shard_layers([layer], mesh)
+            model.model.layers.append(layer)
+    shard_around(model, model.model, list(model.model.layers), mesh, device)
+    base = make_resident(model, NoTokenizer(), folder=Path("."), name=shape, way=QUICK)  # type: ignore[arg-type]
     base.model.generation_config.eos_token_id = None
     return base
 

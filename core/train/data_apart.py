@@ -1,0 +1,146 @@
+"""One group trained by several processes, each with the base and all adapters, and its part of every batch.
+
+Each micro-batch's blocks are divided; gradients are summed once a step, so clipping and optimiser are those
+of one process, and every process steps the same numbers. What a token counts in the loss is the step's own
+figure (core/train/batches.py), and what dropout drops follows from the run, its micro-batch and the row there
+(core/lora/dropout.py): neither depends on how the rows are divided. So the result is that of one process, up
+to the order in which gradients are summed up.
+
+The processes talk through torch.distributed: start them with torchrun, or with init_process_group() by hand.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from core.errors import InvalidConfig, InvalidData, WorkbenchError, WrongBase
+from core.lora.bank import AdapterBank
+from core.lora.side_by_side import TrainedBank
+from core.train.share import Share
+
+PATIENCE = timedelta(minutes=30)
+"""How long one process waits for another: compiling, a large base's load and a rendered sample all count."""
+_DIFFERS = {"base": WrongBase, "data": InvalidData}  # the rest are options
+
+
+def backend(device: torch.device) -> str:
+    """torch.distributed's backends for tensors on `device`, and on the CPU for what is said beside them."""
+    return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+
+
+class DataApart(Share):
+    """This process's part of each micro-batch."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Of the default process group, which has been initialised with backend(). Tensors travel from
+        `device`, the rest over a group of its own on the CPU, which never waits for the device.
+        """
+        self.number, self.count, self._device = dist.get_rank(), dist.get_world_size(), device
+        self._words = dist.new_group(backend="gloo", timeout=PATIENCE)
+
+    def blocks(self, count: int) -> range:
+        """As Share.blocks(): those that follow each other, the last process may have fewer or none."""
+        each = -(-count // self.count)
+        return range(min(self.number * each, count), min((self.number + 1) * each, count))
+
+    @torch.no_grad()
+    def sum_gradients(self, bank: TrainedBank, slots: Sequence[int]) -> None:
+        """As Share.sum_gradients(): one flat sum for each bank, of the slots alone that have finished a
+        step.
+        """
+        for own, places in _places(bank, slots):
+            assert own.grad is not None
+            if len(places) == own.slots:
+                dist.all_reduce(own.grad)
+                continue
+            rows = torch.tensor(places, device=own.grad.device)
+            found = own.grad.index_select(0, rows)
+            dist.all_reduce(found)
+            own.grad.index_copy_(0, rows, found)
+
+    @torch.no_grad()
+    def sum_figures(self, figures: Tensor, slots: Sequence[int] | None = None) -> None:
+        """As Share.sum_figures()."""
+        if slots is None:
+            dist.all_reduce(figures)
+            return
+        rows = torch.tensor(slots, device=figures.device)
+        found = figures.index_select(0, rows)
+        dist.all_reduce(found)
+        figures.index_copy_(0, rows, found)
+
+    @torch.no_grad()
+    def spread(self, bank: TrainedBank) -> None:
+        """As Share.spread(): where other hardware or another torch draws or computes other first numbers."""
+        for own in _banks(bank):
+            dist.broadcast(own.flat, 0)
+            if own.scale.numel():
+                dist.broadcast(own.scale, 0)
+        bank.refresh()
+
+    def least(self, number: int) -> int:
+        """As Share.least()."""
+        found = torch.tensor(number)
+        dist.all_reduce(found, dist.ReduceOp.MIN, group=self._words)
+        return int(found)
+
+    def asked(self, wishes: list[Any]) -> list[Any]:
+        """As Share.asked(); what the others were asked counts nothing."""
+        said = pickle.dumps(wishes) if self.number == 0 and wishes else b""
+        length = torch.tensor(len(said))
+        dist.broadcast(length, 0, group=self._words)
+        if not length:
+            return []
+        found = torch.empty(int(length), dtype=torch.uint8)
+        if said:
+            found.copy_(torch.frombuffer(bytearray(said), dtype=torch.uint8))
+        dist.broadcast(found, 0, group=self._words)
+        taken: list[Any] = pickle.loads(found.numpy().tobytes())
+        return taken
+
+    def either(self, wish: bool) -> bool:
+        """As Share.either()."""
+        found = torch.tensor(int(wish))
+        dist.broadcast(found, 0, group=self._words)
+        return bool(found)
+
+    def refusal(self, error: WorkbenchError | None, facts: dict[str, str]) -> WorkbenchError | None:
+        """As Share.refusal()."""
+        told: list[Any] = [None] * self.count
+        dist.all_gather_object(told, (str(error) if error else "", facts), group=self._words)
+        if error is not None:
+            return error
+        for number, (refused, _) in enumerate(told):
+            if refused:
+                return WorkbenchError(f"Process {number} of {self.count} cannot train it: {refused}")
+        return next(self._differences([facts for _, facts in told]), None)
+
+    def _differences(self, told: Sequence[dict[str, str]]) -> Iterator[WorkbenchError]:
+        for what, first in told[0].items():
+            for number, own in enumerate(told):
+                if own.get(what) != first:
+                    mine = own.get(what, "none")[:12]
+                    yield _DIFFERS.get(what, InvalidConfig)(
+                        f"Process {number} of {self.count} does not have the first one's {what}: its digest "
+                        f"is {mine}, the first one's {first[:12]}. Give all of them the same."
+                    )
+
+
+def _places(bank: TrainedBank, slots: Sequence[int]) -> Iterator[tuple[AdapterBank, list[int]]]:
+    """Each bank that holds some of these slots, with their numbers in it."""
+    found: dict[int, tuple[AdapterBank, list[int]]] = {}
+    for slot in slots:
+        own, place = bank.place(slot)
+        found.setdefault(id(own), (own, []))[1].append(place)
+    yield from found.values()
+
+
+def _banks(bank: TrainedBank) -> Iterator[AdapterBank]:
+    return (own for own, _ in _places(bank, range(bank.slots)))

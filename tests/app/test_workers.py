@@ -1,0 +1,143 @@
+"""Runs that several processes train: started, watched and ended by the engine; a lost one interrupts the
+run.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from app.engine.workers import _told
+from core.base_model.load import load_base
+from core.errors import BaseTooLarge, InvalidConfig
+from core.lora.peft.files import load_adapter
+from core.train.accelerators import Card, all_named, require_cards
+from storage.tables import FAILED, FINISHED, INTERRUPTED, PAUSED, Adapter, Base, Run
+
+TWO = {
+    "devices": 2,
+    "micro_batch_size": 2,
+    "max_steps": 40,
+    "save_steps": 1,
+    "eval_steps": 20,
+    "dropout": 0.2,
+    "packing": "off",
+}
+
+
+def _go(session, moments=-1, joined=True):
+    """Train as the engine's main loop does: to the end, or to what ended it. A worker is killed when so many
+    moments have gone by since it was started, or has joined. Returns whether one was.
+    """
+    killed = False
+    try:
+        while session.advance():
+            if session._workers is not None and (session._group is not None or not joined):
+                moments -= 1
+                if moments == 0:
+                    os.kill(session._workers.pids[1], signal.SIGKILL)
+                    killed = True
+        session.close()
+    except Exception as error:  # noqa: BLE001  (as the engine's own boundary)
+        session.fail(error)
+    return killed
+
+
+def _factors(workbench, name):
+    row = workbench.registry.find(Adapter, name)
+    adapter = load_adapter(workbench.registry.blobs.path(row.digest), *_shapes(workbench))
+    return torch.cat([one.flatten() for layer in adapter.layers.values() for one in (layer.A, layer.B)])
+
+
+def _shapes(workbench):
+    base = workbench.registry.find(Base, "llama")
+    loaded = load_base(
+        Path(base.folder), fingerprint=base.fingerprint, name="llama", device=torch.device("cpu")
+    )
+    return loaded.layer_shapes, loaded.head
+
+
+def test_a_worker_that_is_killed_interrupts_the_run_which_goes_on(workbench, session):
+    """At ten random moments, of the start and of the training."""
+    chance = random.Random(7)
+    _, begun = session("alone", **TWO | {"devices": 1})
+    _go(begun)
+    run_id, begun = session("together", **TWO)
+    killed = 0
+    while workbench.registry.get(Run, run_id).state != FINISHED:
+        if not _go(begun, chance.randrange(1, 30) if killed < 10 else -1, joined=killed % 3 > 0):
+            break
+        killed += 1
+        run = workbench.registry.get(Run, run_id)
+        assert run.state == INTERRUPTED, run.reason
+        assert "Worker 1 of 1 was killed (SIGKILL" in run.reason
+        workbench.runs.resume(run_id)
+        begun = session.next()
+    assert workbench.registry.get(Run, run_id).state == FINISHED
+    assert killed == 10
+    torch.testing.assert_close(
+        _factors(workbench, "together"), _factors(workbench, "alone"), atol=1e-5, rtol=0
+    )
+
+
+def test_a_run_is_saved_asked_and_paused_as_on_one_card_and_goes_on_with_one(workbench, session):
+    run_id, begun = session("run", **TWO, sample_prompts="hello")
+    for _ in range(10_000):
+        begun.advance()
+        if workbench.registry.checkpoints.of(run_id):
+            break
+    workbench.runs.pause(run_id)
+    _go(begun)
+    run = workbench.registry.get(Run, run_id)
+    assert run.state == PAUSED, run.reason
+    assert any(
+        "1 more card has the base" in note.text for note in workbench.registry.measurements.notes(run_id)
+    )
+    steps = [one.step for one in workbench.registry.measurements.points(run_id) if one.loss is not None]
+    assert steps == sorted(set(steps))
+    workbench.runs.resume(run_id)
+    _go(session.next())
+    assert workbench.registry.get(Run, run_id).state == FINISHED
+
+
+@pytest.mark.parametrize(
+    ("other", "state", "said"),
+    [
+        ({"folder": "/nowhere"}, INTERRUPTED, "Worker 1 of 1 cannot join: The files of llama are gone"),
+        ({"fingerprint": "0" * 64}, FAILED, "Process 1 of 2 does not have the first one's base"),
+    ],
+)
+def test_a_worker_without_the_same_base_keeps_the_run_from_beginning(
+    workbench, session, monkeypatch, other, state, said
+):
+    monkeypatch.setattr("app.engine.workers._told", lambda source: {**_told(source), **other})
+    run_id, begun = session("run", **TWO)
+    _go(begun)
+    run = workbench.registry.get(Run, run_id)
+    assert run.state == state
+    assert said in run.reason
+    assert not [one for one in workbench.registry.measurements.points(run_id) if one.loss is not None]
+
+
+def test_too_few_cards_and_a_busy_one_are_refused_in_a_sentence():
+    here = [Card(0, "H100", 70 << 30, 80 << 30), Card(1, "H100", 3 << 30, 80 << 30)]
+    with pytest.raises(InvalidConfig, match=r"asks for 4 cards, and this machine has 2: H100, H100\. Choose"):
+        require_cards(here, 4, 1 << 30)
+    with pytest.raises(
+        BaseTooLarge, match=r"Card 1 \(H100\) has 3\.0 of 80\.0 GiB free, and the base takes 15\.0"
+    ):
+        require_cards(here, 2, 15 << 30)
+    with pytest.raises(InvalidConfig, match=r"no card here, and the processor has \d+ cores"):
+        require_cards([], 1000, 0)
+    require_cards(here, 2, 1 << 30)
+
+
+def test_all_cards_are_named():
+    assert all_named("H100", ["H100", "H100"]) == "2 × H100"
+    assert all_named("H100", ["H100", "L4"]) == "H100, L4"
+    assert all_named("Intel", []) == "Intel"

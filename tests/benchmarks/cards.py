@@ -1,0 +1,128 @@
+"""Several cards: tokens a second of one card, of one group on all of them (data apart), of a group on each
+(runs apart), and of one group on a base that lies in parts on all of them (base apart), all in one session.
+
+python -m tests.benchmarks.cards --shape 8b --cards 2 --blocks 4 --length 1024
+python -m tests.benchmarks.cards --shape 8b --cards 2 --blocks 4 --length 1024 --ways one,data
+python -m tests.benchmarks.cards --shape 8b --layers 200 --cards 2 --blocks 1 --ways base   (83 GiB)
+python -m tests.benchmarks.cards --shape tiny --cards 2 --blocks 2 --length 64 --steps 4   (no card: gloo)
+
+--blocks are those of each card: data apart has `cards` times as many in a step. Each way has processes of
+its own, which begin to count at the same time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from core.train.accelerators import worker_device
+from core.train.base_apart import BaseApart
+from core.train.meeting import Meeting, leave
+from core.train.share import ALL
+from tests.benchmarks import ours, peer
+from tests.benchmarks.report import show
+from tests.benchmarks.shapes import laid_out, resident
+
+WAYS = ("one", "data", "runs", "base")
+_WARM_UP = 8
+
+
+def measure(
+    shape: str, layers: int, cards: int, blocks: int, length: int, steps: int, ways: list[str]
+) -> list[dict[str, object]]:
+    """One row for each way."""
+    rows: list[dict[str, object]] = []
+    for way in ways:
+        found = _together(way, 1 if way == "one" else cards, [shape, layers, blocks, length, steps])
+        speed = found[0]["tok/s"] if way in ("data", "base") else sum(one["tok/s"] for one in found)
+        rows.append(
+            {
+                "way": way,
+                "cards": len(found),
+                "tok/s": speed,
+                "peak GiB": max(one["peak GiB"] for one in found),
+            }
+        )
+        rows[-1]["÷ one"] = speed / float(rows[0]["tok/s"])  # type: ignore[arg-type]
+    return rows
+
+
+def _together(way: str, cards: int, work: list[object]) -> list[dict[str, float]]:
+    """What each process has measured."""
+    with tempfile.TemporaryDirectory() as folder:
+        about = {"way": way, "cards": cards, "work": work, "meeting": f"{folder}/meeting"}
+        processes = [
+            subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "tests.benchmarks.cards",
+                    "--process",
+                    json.dumps({**about, "number": number}),
+                ],
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for number in range(cards)
+        ]
+        said = [process.communicate()[0] for process in processes]
+        if any(process.returncode for process in processes):
+            raise SystemExit(f"{way}: a process has failed; what it says stands above")
+    return [json.loads(one.strip().splitlines()[-1]) for one in said]
+
+
+def _process(way: str, cards: int, work: list[object], meeting: str, number: int) -> None:
+    """One of the processes; its last line is what it has measured."""
+    device = worker_device(number)
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // cards))
+    shape, layers, blocks, length, steps = work
+    together = way in ("data", "base")
+    share = Meeting(Path(meeting), number, cards).open(device)
+    if way == "base":
+        share, base = BaseApart(device), laid_out(str(shape), int(str(layers)), device)
+    else:
+        base = resident(str(shape), device=device)
+    rows, timed = int(str(blocks)) * (cards if together else 1), int(str(steps))
+    quick = {} if device.type == "cuda" else {"compile": "off"}
+    wanted = ours.requests(base, 1, rows, int(str(length)), timed + _WARM_UP, **quick)
+    dist.barrier()
+    group_share = share if together else ALL
+    speed, _, notices = ours.train(base, wanted, steps=timed, warm_up=_WARM_UP, share=group_share)
+    print(notices, file=sys.stderr)
+    dist.barrier()
+    leave()
+    print(json.dumps({"tok/s": speed, "peak GiB": peer.peak_gib()}))
+
+
+def main() -> None:
+    """Measure one shape."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shape", default="8b")
+    parser.add_argument("--layers", type=int, default=0, help="of base apart, where not the shape's own")
+    parser.add_argument("--cards", type=int, default=2)
+    parser.add_argument("--blocks", type=int, default=4)
+    parser.add_argument("--length", type=int, default=1024)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--ways", default=",".join(WAYS), help="some of them, with commas")
+    parser.add_argument("--process", type=json.loads, help="for itself")
+    args = parser.parse_args()
+    if args.process:
+        _process(**args.process)
+        return
+    rows = measure(
+        args.shape, args.layers, args.cards, args.blocks, args.length, args.steps, args.ways.split(",")
+    )
+    show(f"cards {args.shape} {args.blocks}×{args.length} a card", rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""One of several processes that train a group; the tests start them, forked or by torchrun.
+
+Its one argument is a JSON file: the base's folder, the runs with their options, how it is to be trained, and
+where the first process puts what came of it. Forked, LORA_WORKBENCH_RANK and so on say which one it is, and
+the file where they meet; by torchrun the usual variables.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from core.data.formats import Example
+from core.errors import WorkbenchError
+from core.events import EvalDone, RunFailed, StepDone, TrainingDone
+from core.lora.config import LoraConfig
+from core.lora.peft.files import load_adapter, save_adapter
+from core.train.config import TrainConfig
+from core.train.group import TrainingGroup
+from core.train.run_state import RunState
+from core.train.share import ALL
+from tests.core.helpers import load, load_float64, request
+
+
+def rows(word: str, count: int) -> list[Example]:
+    """Conversations of different lengths."""
+    return [
+        Example(
+            i,
+            (
+                {"role": "user", "content": f"{word} {i}"},
+                {"role": "assistant", "content": f"{word} fine " * (1 + i % 5)},
+            ),
+        )
+        for i in range(count)
+    ]
+
+
+def train(job: dict[str, Any], share: Any = ALL, laid_out: Any = lambda base: base) -> dict[str, Any]:
+    """What came of it: adapters in folders, losses by step, and errors, by run."""
+    torch.set_num_threads(1)
+    base = laid_out((load_float64 if job.get("float64") else load)(Path(job["base"])))
+    mine = job.get("differs", {}) if share.number else {}
+    requests = [_request(base, name, one | mine) for name, one in job["runs"].items()]
+    group = TrainingGroup(base, requests, share=share)
+    found: dict[str, Any] = {name: {"losses": [], "error": ""} for name in job["runs"]}
+    for key, event in group.run():
+        if isinstance(event, (StepDone, EvalDone)):
+            found[key]["losses"].append([type(event).__name__, event.step, event.loss])
+            if share.number == 0:
+                _act(group, key, event, job)
+        elif isinstance(event, RunFailed):
+            found[key]["error"] = str(event.error)
+        elif isinstance(event, TrainingDone) and share.number == 0:
+            found[key]["steps"] = event.steps
+            folder = Path(job["out"], key)
+            folder.mkdir(parents=True)
+            save_adapter(folder, group.adapter(key))
+    return found
+
+
+def _request(base: Any, name: str, one: dict[str, Any]) -> Any:
+    asked = request(
+        base, rows(one["word"], one["rows"]), LoraConfig(**one["lora"]), TrainConfig(**one["train"])
+    )
+    resume = None
+    if folder := one.get("resume"):
+        resume = load_adapter(Path(folder), base.layer_shapes, base.head), RunState.load(Path(folder))
+    return type(asked)(name, asked.rows, asked.options, resume=resume)
+
+
+def _act(group: TrainingGroup, key: str, event: StepDone | EvalDone, job: dict[str, Any]) -> None:
+    """What is asked of the first process in mid-run."""
+    asked = job.get("asked", {})
+    if isinstance(event, StepDone) and event.step == asked.get("stop"):
+        group.stop(key)
+    if isinstance(event, StepDone) and event.step == asked.get("change", {}).get("at"):
+        group.change(key, **asked["change"]["values"])
+    if event.step == asked.get("save") and group.told(key, event.step):
+        folder = Path(job["out"], f"{key}-saved")
+        if not folder.exists():
+            folder.mkdir(parents=True)
+            save_adapter(folder, group.adapter(key))
+            state = group.state(key)
+            assert state is not None
+            state.save(folder)
+
+
+def main() -> int:
+    """Train, and write what came of it if this is the first process."""
+    from core.base_model.sharded import shard
+    from core.train.base_apart import BaseApart
+    from core.train.data_apart import DataApart, backend
+
+    job = json.loads(Path(sys.argv[1]).read_text())
+    if meeting := os.environ.get("LORA_WORKBENCH_MEETING"):
+        about = {
+            "init_method": f"file://{meeting}",
+            "rank": int(os.environ["LORA_WORKBENCH_RANK"]),
+            "world_size": int(os.environ["LORA_WORKBENCH_WORLD"]),
+        }
+    else:
+        about = {}
+    device = torch.device("cpu")
+    dist.init_process_group(backend(device), **about)
+    try:
+        if job.get("base_apart"):
+            found = train(job, BaseApart(device), lambda base: shard(base, device))
+        else:
+            found = train(job, DataApart(device))
+    except WorkbenchError as error:
+        found = {"error": str(error)}
+    if dist.get_rank() == 0:
+        Path(job["out"], "found.json").write_text(json.dumps(found))
+    dist.barrier()
+    dist.destroy_process_group()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
