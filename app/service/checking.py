@@ -35,6 +35,7 @@ def checks_of(
         train_rows=data.rows - data.excluded_rows - data.faulty_rows - data.validation_rows,
         room=room,
         wholes=wholes_for(base, options),
+        context_length=base.context_length or 0,
     )
     return checklist(around, options, plan)
 

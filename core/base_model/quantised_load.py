@@ -57,9 +57,9 @@ def require_fp8(device: torch.device, dtype: torch.dtype) -> None:
         if torch.cuda.get_device_capability(device) >= CAPABILITY and dtype == torch.bfloat16:
             return
     raise InvalidModel(
-        "quantisation=fp8 needs an NVIDIA GPU that computes in FP8 (Ada, Hopper, Blackwell: RTX 40 and "
-        f"later, L4, L40, H100 and later) and a base in bfloat16; here it is {where} and {str(dtype)[6:]}. "
-        "Choose quantisation=int8 or nf4 for the memory, or none."
+        "quantisation=fp8 needs an NVIDIA GPU that computes in FP8 (Ada, Hopper, Blackwell: RTX "
+        f"40 and later, L4, L40, H100 and later) and a base in bfloat16; here it is {where} and "
+        f"{str(dtype)[6:]}. Choose quantisation=int8 or nf4 for the memory, or none."
     )
 
 

@@ -63,6 +63,8 @@ class Surroundings:
     """Bytes of memory that a run could have; None while nobody knows."""
     wholes: Wholes = field(default_factory=Wholes)
     """What of the base adapters can have of their own."""
+    context_length: int = 0
+    """Tokens that the base was built for; 0 if its files do not say."""
 
 
 def checklist(around: Surroundings, options: TrainingOptions, plan: Estimate) -> list[Check]:
@@ -72,6 +74,7 @@ def checklist(around: Surroundings, options: TrainingOptions, plan: Estimate) ->
     return [
         _base_kept(around, kind, plan),
         _fits(around.room, plan, options),
+        *_length(around, options.train.max_length),
         _attention(modules, lora),
         *([] if kind.whole else [_rank(modules, lora), _alpha(modules, lora, kind)]),
         _starts_at_zero(None),
@@ -117,6 +120,18 @@ def _fits(room: int | None, plan: Estimate, options: TrainingOptions) -> Check:
     less = ", or hold the base in 4 bits (quantisation=nf4)" if can_shrink else ""
     more = "" if state == GOOD else f"; measure first, or take less{less}"
     return Check("memory", "Fits the memory", state, f"{said}{more}.")
+
+
+def _length(around: Surroundings, max_length: int) -> list[Check]:
+    """Said only where rows are cut shorter than asked for."""
+    if not 0 < around.context_length < max_length:
+        return []
+    said = (
+        f"Rows are cut at {around.context_length:,} tokens, for which {around.base_name} was built, not at "
+        f"{max_length:,}: its positions mean nothing beyond. A base whose config.json extends them "
+        "(max_position_embeddings with rope_parameters such as yarn) takes longer ones."
+    )
+    return [Check("length", "Within the context", MIND, said)]
 
 
 def _attention(modules: Sequence[str], lora: LoraConfig) -> Check:

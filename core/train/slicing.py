@@ -41,12 +41,12 @@ class TokenWise:
 
 
 @contextmanager
-def in_slices(modules: Sequence[TokenWise], begin: Begin, tokens: int = SLICE) -> Iterator[None]:
-    """Within the block these modules compute `tokens` tokens of all rows at a time; backward has to be
-    inside, too. Their results are the same but for the order of sums.
+def in_slices(modules: Sequence[TokenWise], begin: Begin, tokens: int | None = None) -> Iterator[None]:
+    """Within the block these modules compute `tokens` tokens (SLICE) of all rows at a time; backward has to
+    be inside, too. Their results are the same but for the order of sums.
     """
     for one in modules:
-        one.module.forward = functools.partial(_forward, one.module.forward, one.tail, begin, tokens)
+        one.module.forward = functools.partial(_forward, one.module.forward, one.tail, begin, tokens or SLICE)
     try:
         yield
     finally:

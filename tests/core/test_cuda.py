@@ -9,6 +9,8 @@ import torch
 
 from core.base_model.load import make_resident
 from core.base_model.one_token_attention import attend_one_token
+from core.base_model.quantisation import FP8
+from core.base_model.quantised_load import packed
 from core.events import Notice, RunFailed, StepDone, TrainingDone
 from core.generate.config import GenerationConfig
 from core.generate.decode import Decoder, RowRequest
@@ -17,7 +19,9 @@ from core.generate.state_pool import StatePool
 from core.lora.adapter import AdapterWeights, LayerFactors
 from core.lora.bank import AdapterBank
 from core.lora.config import LoraConfig
+from core.lora.fp8 import CAPABILITY, quantised_rows
 from core.lora.ops import adapted
+from core.lora.quantised import QuantisedLinear, frozen_product
 from core.train.config import TrainConfig
 from core.train.group import TrainingGroup
 from core.train.memory import Tier
@@ -52,6 +56,9 @@ def _base(device="cuda", dtype=torch.float32):
     model = LlamaForCausalLM(config).to(device=device, dtype=dtype)
     model.generation_config.eos_token_id = None
     return make_resident(model, NoTokenizer(), folder=Path("."), name="tiny")
+
+
+_USUAL = ("Compiling the model", "To fit the memory")
 
 
 class _Uneven(RandomRows):
@@ -93,7 +100,7 @@ def _train(base, runs=2, dropout=0.0, **options):
             raise event.error
         if isinstance(event, StepDone):
             losses.setdefault(key, []).append(event.loss)
-        if isinstance(event, Notice) and not event.text.startswith("Compiling the model"):
+        if isinstance(event, Notice) and not event.text.startswith(_USUAL):
             notices.append(event.text)
         if isinstance(event, TrainingDone):
             adapters[key] = group.adapter(key)
@@ -116,15 +123,63 @@ def test_bfloat16_on_the_device_learns_as_float32_does_on_the_cpu(packing, dropo
 
 
 @pytest.mark.parametrize("compile", ["off", "on"])
-def test_what_is_kept_for_backward_changes_nothing_that_is_learnt(compile, monkeypatch):
-    expected, *_ = _train(_base(), packing="on", compile=compile)
-    monkeypatch.setattr(
-        "core.train.executing.first_plan", lambda *about, **more: replace(about[3], tier=Tier.FULL)
-    )
-    found, _, notices, _ = _train(_base(), packing="on", compile=compile)
+@pytest.mark.parametrize("how", ["full", "offloading", "slicing"])
+def test_what_is_kept_for_backward_changes_nothing_that_is_learnt(how, compile, monkeypatch):
+    expected, *_ = _train(_base(), packing="on", compile=compile, dropout=0.2)
+
+    def plan(*about, **more):
+        full = replace(about[3], tier=Tier.FULL)
+        plans = {"full": full, "offloading": full.offloading(), "slicing": full.offloading().slicing()}
+        return plans[how]
+
+    monkeypatch.setattr("core.train.executing.first_plan", plan)
+    monkeypatch.setattr("core.train.slicing.SLICE", 64)
+    monkeypatch.setattr("core.train.offloading._BLOCK", 1 << 16)  # an input is several blocks
+    found, _, notices, _ = _train(_base(), packing="on", compile=compile, dropout=0.2)
     assert not notices, notices
     for key, losses in expected.items():
         assert found[key] == pytest.approx(losses, rel=1e-5)
+
+
+def _in_fp8(base):
+    """The same base with its frozen products in FP8."""
+    for path, layer in base.layers.items():
+        if path != base.head:
+            layer.base = QuantisedLinear(packed(layer.base.weight.detach(), FP8), layer.base.bias)
+    base.quantisation = FP8
+    return base
+
+
+@pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_capability() < CAPABILITY, reason="needs FP8"
+)
+@pytest.mark.parametrize("rows", [1, 7, 128, 300])
+def test_fp8_products_are_those_of_rounded_rows(rows):
+    """Also for numbers of rows that fill no tile."""
+    weight = torch.randn(96, 256, device="cuda", dtype=torch.bfloat16)
+    x = torch.randn(rows, 256, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    dy = torch.randn(rows, 96, device="cuda", dtype=torch.bfloat16)
+    held = packed(weight, FP8)
+    y = frozen_product(x, held, None)
+    y.backward(dy)
+    numbers, scale = quantised_rows(x.detach())
+    used = held.tensors[0].float() * held.tensors[1][:, None]
+    assert torch.allclose(y.float(), (numbers.float() * scale) @ used.T, rtol=0.02, atol=0.1)
+    numbers, scale = quantised_rows(dy * held.tensors[1])
+    wanted = (numbers.float() * scale) @ held.tensors[0].float()
+    assert torch.allclose(x.grad.float(), wanted, rtol=0.02, atol=0.1)
+
+
+@pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_capability() < CAPABILITY, reason="needs FP8"
+)
+@pytest.mark.parametrize("compile", ["off", "on"])
+def test_a_base_in_fp8_learns_nearly_as_in_bfloat16(compile):
+    expected, *_ = _train(_base(dtype=torch.bfloat16), packing="on")
+    found, _, notices, _ = _train(_in_fp8(_base(dtype=torch.bfloat16)), packing="on", compile=compile)
+    assert not notices, notices
+    for key, losses in expected.items():
+        assert found[key] == pytest.approx(losses, rel=0.02)
 
 
 def test_a_captured_step_is_the_step():
