@@ -68,4 +68,4 @@ def give_up() -> None:
     world = dist.group.WORLD
     if world is None or not torch.cuda.is_available() or "nccl" not in dist.get_backend_config():
         return
-    world._get_backend(torch.device("cuda")).abort()  # type: ignore[attr-defined]
+    world._get_backend(torch.device("cuda")).abort()
