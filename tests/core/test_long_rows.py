@@ -18,10 +18,12 @@ from core.lora.config import LoraConfig
 from core.lora.wrapping import wrap_linear_layers
 from core.train import memory
 from core.train.config import TrainConfig
+from core.train.estimate import BaseShape, DataShape, estimate
 from core.train.group import TrainingGroup
 from core.train.memory import ExecutionPlan, Tier, first_plan, needed
 from core.train.slicing import in_slices, token_wise
 from core.train.step import MicroBatchStep
+from core.train.training_options import TrainingOptions
 from tests.benchmarks.shapes import SHAPES
 from tests.conftest import _save
 from tests.core.families import tiny_model
@@ -288,3 +290,20 @@ def test_the_ladder_ends_in_slices():
         "in slices of tokens",
     ]
     assert not plan.compiled
+
+
+def test_the_estimate_before_a_run_knows_what_lowers_it(llama_of_8b):
+    """One row of 131,072 tokens at 8B in bfloat16."""
+    shapes = {path: (one.in_features, one.out_features) for path, one in llama_of_8b.layers.items()}
+    base = BaseShape(shapes, "lm_head", 8_030_261_248, 32, 4096, 128_256)
+    rows = DataShape(1, 0.0, row_tokens=131_072)
+
+    def planned(how):
+        train = TrainConfig(max_length=131_072, micro_batch_size=1, packing="off", gradient_checkpointing=how)
+        options = TrainingOptions(LoraConfig(rank=16), train)
+        return estimate(base, rows, options, bytes_per_weight=2, tokens_per_second=None)
+
+    auto, on, offload, off = (planned(how) for how in ("auto", "on", "offload", "off"))
+    assert auto.memory_bytes == off.memory_bytes > on.memory_bytes > offload.memory_bytes > auto.least_bytes
+    assert auto.least_bytes / 2**30 == pytest.approx(35, abs=2)
+    assert not any(one.least_bytes for one in (on, offload, off))
