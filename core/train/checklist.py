@@ -121,7 +121,8 @@ def _fits(room: int | None, plan: Estimate, options: TrainingOptions) -> Check:
     if plan.memory_bytes > room >= plan.least_bytes > 0:
         more = (
             ". Layers are computed again where that is too much, and on a GPU their inputs wait in the "
-            f"host's memory and long rows are computed in slices: down to about {plan.least_bytes / 2**30:.1f} GiB"
+            "host's memory and long rows are computed in slices: down to about "
+            f"{plan.least_bytes / 2**30:.1f} GiB"
         )
     return Check("memory", "Fits the memory", state, f"{said}{more}.")
 

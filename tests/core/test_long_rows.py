@@ -21,6 +21,7 @@ from core.train.config import TrainConfig
 from core.train.estimate import BaseShape, DataShape, estimate
 from core.train.group import TrainingGroup
 from core.train.memory import ExecutionPlan, Tier, first_plan, needed
+from core.train.offloading import HostStash
 from core.train.slicing import in_slices, token_wise
 from core.train.step import MicroBatchStep
 from core.train.training_options import TrainingOptions
@@ -128,6 +129,27 @@ def _assert_close(wanted, found, tolerance):
         for numbers, others in zip(one, other, strict=True):
             far, largest = float((numbers - others).abs().max()), float(numbers.abs().max())
             assert far <= tolerance * largest
+
+
+@pytest.mark.parametrize("block", [1 << 27, 64])
+def test_each_of_many_layers_gets_its_own_input_back_pass_after_pass(monkeypatch, block):
+    monkeypatch.setattr("core.train.offloading._BLOCK", block)  # of 64 bytes, an input is several
+    layers = [torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Tanh()) for _ in range(5)]
+    stash = HostStash(torch.device("cpu"))
+
+    def gradients(call, seed, rows):
+        x = torch.randn(rows, 8, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+        y = x
+        for layer in layers:
+            layer.zero_grad()
+            y = call(layer, y)
+        y.square().sum().backward()
+        return [x.grad, *(layer[0].weight.grad.clone() for layer in layers)]
+
+    for seed, rows in ((0, 6), (1, 9), (2, 3)):
+        stash.begin()
+        found = gradients(stash.recomputed, seed, rows)
+        assert all(map(torch.equal, found, gradients(lambda layer, y: layer(y), seed, rows)))
 
 
 @pytest.mark.parametrize("how", ["nf4", "int8"])
