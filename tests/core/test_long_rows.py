@@ -239,7 +239,7 @@ class _Card:
 
     def __init__(self, monkeypatch, base, device, host):
         monkeypatch.setattr(memory, "_free", lambda device_: device * 2**30)
-        monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=host * 2**30))
+        monkeypatch.setattr(memory, "host_room", lambda: host * 2**30)
         self.base = SimpleNamespace(
             device=torch.device("cuda"),
             dtype=torch.bfloat16,
@@ -299,6 +299,20 @@ def test_the_need_is_what_was_measured(llama_of_8b):
     """
     base = SimpleNamespace(**vars(llama_of_8b), dtype=torch.bfloat16)
     assert needed(base, 32_768, ExecutionPlan(Tier.FULL, True)) / 2**30 == pytest.approx(13.1, rel=0.1)
+
+
+def test_a_containers_limit_is_the_hosts_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    assert memory.host_room(tmp_path / "none") == 1000
+    for name, text in (
+        ("memory.max", "700\n"),
+        ("memory.current", "500\n"),
+        ("memory.stat", "anon 350\nfile 150\n"),
+    ):
+        (tmp_path / name).write_text(text)
+    assert memory.host_room(tmp_path) == 350
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.host_room(tmp_path) == 1000
 
 
 def test_the_ladder_ends_in_slices():
