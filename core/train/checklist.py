@@ -119,6 +119,12 @@ def _fits(room: int | None, plan: Estimate, options: TrainingOptions) -> Check:
     can_shrink = options.train.quantisation == NONE and not ADAPTER_KINDS.get(options.lora.kind).whole
     less = ", or hold the base in 4 bits (quantisation=nf4)" if can_shrink else ""
     more = "" if state == GOOD else f"; measure first, or take less{less}"
+    if plan.memory_bytes > room >= plan.least_bytes > 0:
+        more = (
+            ". Layers are computed again where that is too much, and on a GPU their inputs wait in the "
+            "host's memory and long rows are computed in slices: down to about "
+            f"{plan.least_bytes / 2**30:.1f} GiB"
+        )
     return Check("memory", "Fits the memory", state, f"{said}{more}.")
 
 

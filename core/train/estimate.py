@@ -35,6 +35,10 @@ _FORWARD_SHARE = 0.4  # of the time of a trained token: its forward pass, withou
 _KEPT_PER_LAYER = (
     34  # numbers kept for backward, in units of the hidden size, for each token of a decoder layer
 )
+_ON_THE_DEVICE = 3  # inputs of layers, where the others wait in the host's memory
+_LEAST = (
+    18  # these and a layer's attention, where the rest comes in slices; core/train/memory.py has it measured
+)
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,8 @@ class Estimate:
     """Of the trainable parameters those that are trained whole."""
     experts: str = ""
     """A sentence on what no target reaches; empty if there is nothing to say."""
+    least_bytes: int = 0
+    """Memory on a GPU if everything is done that lowers it; 0 where that is not left to the memory."""
 
     @property
     def target_sentence(self) -> str:
@@ -125,9 +131,10 @@ def estimate(
     steps = planned_steps(blocks, train)
     tokens = int(steps * train_rows * row_tokens / steps_per_epoch(blocks, train))
     micro_tokens = train.micro_batch_size * (train.max_length if packed else row_tokens)
-    kept = micro_tokens * base.hidden_size * base.layers * _KEPT_PER_LAYER * bytes_per_weight
-    held = _base_bytes(base, train.quantisation, bytes_per_weight)
-    memory = held + trains.memory + kept + _LOSS_BYTES
+    numbers = base.hidden_size * bytes_per_weight
+    kept = micro_tokens * numbers * _kept(base.layers, train.gradient_checkpointing)
+    always = _base_bytes(base, train.quantisation, bytes_per_weight) + trains.memory + _LOSS_BYTES
+    least = always + micro_tokens / train.micro_batch_size * numbers * _LEAST
     evaluated = evaluations(steps, train) * data.validation_rows * row_tokens
     worth = tokens + evaluated * _FORWARD_SHARE
     seconds = worth / tokens_per_second if tokens_per_second else None
@@ -136,12 +143,20 @@ def estimate(
         trains.layers,
         steps,
         tokens,
-        int(memory),
+        int(always + kept),
         seconds,
         packed,
         trains.targets,
         trains.whole,
+        least_bytes=int(least) if base.may_pack and train.gradient_checkpointing == "auto" else 0,
     )
+
+
+def _kept(layers: int, checkpointing: str) -> int:
+    """For backward, in units of the hidden size, for each token."""
+    if checkpointing == "on":
+        return layers + _KEPT_PER_LAYER
+    return _ON_THE_DEVICE + _KEPT_PER_LAYER if checkpointing == "offload" else layers * _KEPT_PER_LAYER
 
 
 def _base_bytes(base: BaseShape, quantisation: str, bytes_per_weight: int) -> float:

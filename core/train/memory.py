@@ -7,6 +7,7 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -60,6 +61,7 @@ _OUT_OF_MEMORY = (
     "could not create a memory object",
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
+_CGROUP = Path("/sys/fs/cgroup")  # Linux, version 2
 _RESERVE = 0.9  # share of the free memory that activations may take
 _KEPT = {Tier.KEEP: 1.0, Tier.CHEAP: 0.65}  # of the inputs and outputs of the linear layers
 # What a layer that is computed again takes, in inputs and outputs of its linear layers: counted for a Llama
@@ -253,7 +255,19 @@ def may_offload(base: ResidentBase, tokens: int) -> bool:
     """Whether the host has room for the inputs of all layers."""
     if base.device.type != "cuda":
         return False
-    return _layer_inputs(base, tokens) < _RESERVE * psutil.virtual_memory().available
+    return _layer_inputs(base, tokens) < _RESERVE * host_room()
+
+
+def host_room(cgroup: Path = _CGROUP) -> int:
+    """Bytes of the host's memory that can still be had; in a container by its own limit, beyond which the
+    kernel would end the process without a word. What files are cached there counts as free.
+    """
+    available, limit = int(psutil.virtual_memory().available), cgroup / "memory.max"
+    if not limit.exists() or (most := limit.read_text().strip()) == "max":
+        return available
+    stat = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+    taken = int((cgroup / "memory.current").read_text()) - int(stat.get("file", 0))
+    return min(available, int(most) - taken)
 
 
 def room_for(base: ResidentBase, state_bytes: float, tokens: int) -> int:

@@ -20,6 +20,10 @@ from torch.utils.checkpoint import checkpoint
 _BLOCK = 1 << 27  # bytes; torch's allocator of pinned memory rounds up to a power of two, which this is
 
 
+# not every release has the public name
+_empty_host_cache = getattr(torch.accelerator, "empty_host_cache", None) or torch._C._host_emptyCache
+
+
 @dataclass
 class _Waiting:
     """One input, in blocks of the host's memory."""
@@ -52,7 +56,7 @@ class HostStash:
         self._blocks = []
         if self._stream is not None:
             self._stream.synchronize()
-            torch.accelerator.empty_host_cache()
+            _empty_host_cache()
 
     def recomputed(self, compute: Callable[..., Any], *given: Any, **named: Any) -> Any:
         """compute(*given, **named), to be computed again in backward from inputs that wait here.

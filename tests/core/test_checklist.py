@@ -129,3 +129,13 @@ def test_rows_longer_than_the_base_was_built_for_are_said_to_be_cut():
     assert not found[0] + found[2048]
     assert found[1024][0].state == MIND
     assert "cut at 1,024 tokens, for which tiny was built, not at 2,048" in found[1024][0].reason
+
+
+def test_what_does_not_fit_whole_is_said_to_fit_with_less_kept():
+    plan = replace(PLAN, memory_bytes=100 << 30, least_bytes=6 << 30)
+    (found,) = [one for one in _list(plan=plan) if one.name == "memory"]
+    assert found.state == MIND
+    assert "100.0 GiB of 8.0 GiB. Layers are computed again" in found.reason
+    assert found.reason.endswith("down to about 6.0 GiB.")
+    (found,) = [one for one in _list(plan=replace(plan, least_bytes=9 << 30)) if one.name == "memory"]
+    assert "take less" in found.reason

@@ -18,10 +18,13 @@ from core.lora.config import LoraConfig
 from core.lora.wrapping import wrap_linear_layers
 from core.train import memory
 from core.train.config import TrainConfig
+from core.train.estimate import BaseShape, DataShape, estimate
 from core.train.group import TrainingGroup
 from core.train.memory import ExecutionPlan, Tier, first_plan, needed
+from core.train.offloading import HostStash
 from core.train.slicing import in_slices, token_wise
 from core.train.step import MicroBatchStep
+from core.train.training_options import TrainingOptions
 from tests.benchmarks.shapes import SHAPES
 from tests.conftest import _save
 from tests.core.families import tiny_model
@@ -128,6 +131,27 @@ def _assert_close(wanted, found, tolerance):
             assert far <= tolerance * largest
 
 
+@pytest.mark.parametrize("block", [1 << 27, 64])
+def test_each_of_many_layers_gets_its_own_input_back_pass_after_pass(monkeypatch, block):
+    monkeypatch.setattr("core.train.offloading._BLOCK", block)  # of 64 bytes, an input is several
+    layers = [torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Tanh()) for _ in range(5)]
+    stash = HostStash(torch.device("cpu"))
+
+    def gradients(call, seed, rows):
+        x = torch.randn(rows, 8, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+        y = x
+        for layer in layers:
+            layer.zero_grad()
+            y = call(layer, y)
+        y.square().sum().backward()
+        return [x.grad, *(layer[0].weight.grad.clone() for layer in layers)]
+
+    for seed, rows in ((0, 6), (1, 9), (2, 3)):
+        stash.begin()
+        found = gradients(stash.recomputed, seed, rows)
+        assert all(map(torch.equal, found, gradients(lambda layer, y: layer(y), seed, rows)))
+
+
 @pytest.mark.parametrize("how", ["nf4", "int8"])
 @pytest.mark.usefixtures("short_slices")
 def test_a_quantised_base_learns_the_same(tiny_llama, monkeypatch, how):
@@ -215,7 +239,7 @@ class _Card:
 
     def __init__(self, monkeypatch, base, device, host):
         monkeypatch.setattr(memory, "_free", lambda device_: device * 2**30)
-        monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=host * 2**30))
+        monkeypatch.setattr(memory, "host_room", lambda: host * 2**30)
         self.base = SimpleNamespace(
             device=torch.device("cuda"),
             dtype=torch.bfloat16,
@@ -277,6 +301,20 @@ def test_the_need_is_what_was_measured(llama_of_8b):
     assert needed(base, 32_768, ExecutionPlan(Tier.FULL, True)) / 2**30 == pytest.approx(13.1, rel=0.1)
 
 
+def test_a_containers_limit_is_the_hosts_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    assert memory.host_room(tmp_path / "none") == 1000
+    for name, text in (
+        ("memory.max", "700\n"),
+        ("memory.current", "500\n"),
+        ("memory.stat", "anon 350\nfile 150\n"),
+    ):
+        (tmp_path / name).write_text(text)
+    assert memory.host_room(tmp_path) == 350
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.host_room(tmp_path) == 1000
+
+
 def test_the_ladder_ends_in_slices():
     plan, seen = ExecutionPlan(Tier.KEEP, compiled=True), []
     while (smaller := plan.smaller(1, 100_000, may_offload=True, may_slice=True)) is not None:
@@ -288,3 +326,20 @@ def test_the_ladder_ends_in_slices():
         "in slices of tokens",
     ]
     assert not plan.compiled
+
+
+def test_the_estimate_before_a_run_knows_what_lowers_it(llama_of_8b):
+    """One row of 131,072 tokens at 8B in bfloat16."""
+    shapes = {path: (one.in_features, one.out_features) for path, one in llama_of_8b.layers.items()}
+    base = BaseShape(shapes, "lm_head", 8_030_261_248, 32, 4096, 128_256)
+    rows = DataShape(1, 0.0, row_tokens=131_072)
+
+    def planned(how):
+        train = TrainConfig(max_length=131_072, micro_batch_size=1, packing="off", gradient_checkpointing=how)
+        options = TrainingOptions(LoraConfig(rank=16), train)
+        return estimate(base, rows, options, bytes_per_weight=2, tokens_per_second=None)
+
+    auto, on, offload, off = (planned(how) for how in ("auto", "on", "offload", "off"))
+    assert auto.memory_bytes == off.memory_bytes > on.memory_bytes > offload.memory_bytes > auto.least_bytes
+    assert auto.least_bytes / 2**30 == pytest.approx(35, abs=2)
+    assert not any(one.least_bytes for one in (on, offload, off))
