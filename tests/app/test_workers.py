@@ -17,7 +17,9 @@ from core.base_model.load import load_base
 from core.errors import BaseTooLarge, InvalidConfig
 from core.lora.peft.files import load_adapter
 from core.train.accelerators import Card, all_named, require_cards
+from core.train.training_options import TrainingOptions
 from storage.tables import FAILED, FINISHED, INTERRUPTED, PAUSED, Adapter, Base, Run
+from tests.workbenches import QUICK, wait_for
 
 TWO = {
     "devices": 2,
@@ -141,3 +143,10 @@ def test_all_cards_are_named():
     assert all_named("H100", ["H100", "H100"]) == "2 × H100"
     assert all_named("H100", ["H100", "L4"]) == "H100, L4"
     assert all_named("Intel", []) == "Intel"
+
+
+def test_the_engine_takes_such_a_run_and_lets_its_workers_go(workbench):
+    run = workbench.training.start("llama", "data", TrainingOptions.parse({**QUICK, **TWO}), "both")
+    assert workbench.runs.wait(run.id).state == FINISHED
+    assert workbench.registry.find(Adapter, "both").steps == 40
+    wait_for(lambda: not list(workbench.settings.cache.glob("workers-*")))
