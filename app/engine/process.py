@@ -29,6 +29,7 @@ from app.engine.answering import Answers
 from app.engine.faults import reason
 from app.engine.measuring import Measuring
 from app.engine.preparing import base_source
+from app.engine.runs_apart import RunsApart
 from app.engine.session import RunSession
 from app.engine.token_views import TokenViews
 from app.shared import wire
@@ -67,6 +68,7 @@ class EngineServer:
         self._tokens = TokenViews(self._registry)
         self._engine = Engine(dtype=dtype_from_environment())
         self._session: RunSession | None = None
+        self._apart = RunsApart(settings, self._registry)
         self._measuring: Iterator[None] | None = None
         self._measure_asked: queue.SimpleQueue[Measuring] = queue.SimpleQueue()
         self._measured_by_name: dict[str, Measuring] = {}
@@ -90,7 +92,9 @@ class EngineServer:
                 self._wake.clear()
 
     def _is_over(self) -> bool:
-        if self._session or self._measuring or self._answers or self._attached or self._registry.queue.next():
+        self._apart.look()
+        waits = self._apart.run_ids or self._registry.queue.next()
+        if self._session or self._measuring or self._answers or self._attached or waits:
             self._idle_since = time.monotonic()
         self._idle_since = max(self._idle_since, self._answers.classified_at)
         return time.monotonic() - self._idle_since > _GRACE
@@ -101,6 +105,9 @@ class EngineServer:
             runs = self._registry.queue.next()
             if not runs or not self._is_free_for(runs[0]):
                 # nothing waits, or what waits needs another base than the one that is answering
+                return _LEAST_SLICE
+            runs = self._apart.spread(runs)
+            if not runs:
                 return _LEAST_SLICE
             self._session = RunSession(self._registry, self._engine, runs, self._settings)
         start = time.monotonic()
@@ -252,7 +259,7 @@ class EngineServer:
             "torch": torch.__version__,
             "resident": base.name if base else None,
             "dtype": _held(base) if base else None,
-            "runs": self._session.run_ids if self._session else [],
+            "runs": [*(self._session.run_ids if self._session else []), *self._apart.run_ids],
             "answering": len(self._answers),
             "measuring": self._measuring is not None,
             "memory_bytes": memory_to_train(self._engine.device),

@@ -39,7 +39,7 @@ def main() -> int:
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     task = json.loads(given.task.read_text())
-    threading.Thread(target=_end_with, args=(task["engine"],), daemon=True).start()
+    threading.Thread(target=end_with, args=(task["engine"],), daemon=True).start()
     meeting = Meeting(Path(task["meeting"]), given.number, task["count"])
     engine = Engine(worker_device(given.number), dtype_from_environment())
     try:
@@ -63,7 +63,7 @@ def _train(engine: Engine, source: BaseSource, meeting: Meeting) -> None:
     leave()
 
 
-def _end_with(pid: int) -> None:
+def end_with(pid: int) -> None:
     """End this process when the engine is gone, whatever it waits for."""
     while _is_there(pid):
         time.sleep(_LOOK_SECONDS)

@@ -31,6 +31,8 @@ class Workers:
         self._count, self._over = count, False
         self._lost = ""
         settings.cache.mkdir(exist_ok=True)
+        for left in settings.cache.glob("workers-*"):  # by an engine that was killed; there is one at a time
+            rmtree(left, ignore_errors=True)
         self._folder = Path(tempfile.mkdtemp(prefix="workers-", dir=settings.cache))
         task: dict[str, object] = {
             "meeting": str(self._folder / "meeting"),

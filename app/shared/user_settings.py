@@ -65,6 +65,14 @@ class Preferences(Config):
         "run trains on it, it answers as it is held for the run. nf4 and int8 need bitsandbytes.",
         choices=QUANTISATIONS,
     )
+    spread: int = option(
+        1,
+        "Runs on several cards",
+        "Cards over which runs of a sweep, and others that wait together, are spread: each card has its own "
+        "base and group. A run that several cards train (devices) is none of these.",
+        minimum=1,
+        maximum=64,
+    )
     offline: bool = option(
         False, "Offline", "Fetch nothing from the network: no models, no data sets, no starter model."
     )

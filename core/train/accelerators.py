@@ -44,6 +44,11 @@ def card_names() -> list[str]:
     return [torch.cuda.get_device_name(one) for one in range(torch.cuda.device_count())]
 
 
+def usable_cards(wanted: int) -> int:
+    """On how many of the wanted cards runs can be trained; without any the CPU's cores count."""
+    return max(1, min(wanted, torch.cuda.device_count() or os.cpu_count() or 1))
+
+
 def worker_device(number: int) -> torch.device:
     """The device of process `number`, which is the current one from now on; without cards all compute on the
     CPU.

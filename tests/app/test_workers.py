@@ -7,17 +7,21 @@ from __future__ import annotations
 import os
 import random
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from app.engine.runs_apart import RunsApart
 from app.engine.workers import _told
 from core.base_model.load import load_base
 from core.errors import BaseTooLarge, InvalidConfig
 from core.lora.peft.files import load_adapter
 from core.train.accelerators import Card, all_named, require_cards
+from core.train.training_options import TrainingOptions
 from storage.tables import FAILED, FINISHED, INTERRUPTED, PAUSED, Adapter, Base, Run
+from tests.workbenches import QUICK, wait_for
 
 TWO = {
     "devices": 2,
@@ -141,3 +145,59 @@ def test_all_cards_are_named():
     assert all_named("H100", ["H100", "H100"]) == "2 × H100"
     assert all_named("H100", ["H100", "L4"]) == "H100, L4"
     assert all_named("Intel", []) == "Intel"
+
+
+def test_the_engine_takes_such_a_run_and_lets_its_workers_go(workbench):
+    run = workbench.training.start("llama", "data", TrainingOptions.parse({**QUICK, **TWO}), "both")
+    assert workbench.runs.wait(run.id).state == FINISHED
+    assert workbench.registry.find(Adapter, "both").steps == 40
+    wait_for(lambda: not list(workbench.settings.cache.glob("workers-*")))
+
+
+def test_runs_that_wait_together_are_spread_over_cards_and_learn_the_same_bits(workbench):
+    own = TrainingOptions.parse({**QUICK, "max_steps": 8, "dropout": 0.2})
+    alone = [
+        workbench.training.start("llama", "data", _seeded(own, seed), f"alone-{seed}") for seed in (1, 2)
+    ]
+    assert [run.state for run in workbench.runs.wait_all([run.id for run in alone])] == [FINISHED] * 2
+    workbench.preferences.change({"spread": 2})
+    both = workbench.training.sweep("llama", "data", own, {"seed": ["1", "2"]}, "swept")
+    assert [run.state for run in workbench.runs.wait_all([run.id for run in both])] == [FINISHED] * 2
+    assert (workbench.settings.logs / "card-1.log").exists()
+    digests = {one.name: one.digest for one in workbench.registry.all(Adapter)}
+    assert [digests[run.name] for run in both] == [digests["alone-1"], digests["alone-2"]]
+
+
+def _seeded(options, seed):
+    return replace(options, train=replace(options.train, seed=seed))
+
+
+def test_a_process_beside_the_engine_that_dies_interrupts_its_runs(workbench, monkeypatch):
+    class Ended:
+        code = None
+
+        def poll(self):
+            return self.code
+
+    started = []
+    monkeypatch.setattr(
+        "app.engine.runs_apart.start_detached", lambda *about: started.append(about) or Ended()
+    )
+    monkeypatch.setattr(workbench.engine, "wake", lambda: None)
+    workbench.preferences.change({"spread": 2})
+    own = TrainingOptions.parse({**QUICK, "max_steps": 8})
+    workbench.training.sweep("llama", "data", own, {"seed": ["1", "2", "3"]}, "swept")
+    apart = RunsApart(workbench.settings, workbench.registry)
+    here = apart.spread(workbench.registry.queue.next())
+    (there,) = apart.run_ids
+    assert len(here) == 2
+    assert there not in [run.id for run in here]
+    assert str(there) in started[0][1]
+    assert apart.spread(here) == here  # no card is free
+    workbench.registry.queue.claim(there)
+    monkeypatch.setattr(Ended, "code", -9)
+    apart.look()
+    lost = workbench.registry.get(Run, there)
+    assert lost.state == INTERRUPTED
+    assert "on card 1 was killed (SIGKILL" in lost.reason
+    assert not apart.run_ids

@@ -29,7 +29,10 @@ from core.train.run import RunRequest
 from core.train.training_options import TrainingOptions
 from tests.benchmarks.shapes import NoTokenizer, RandomRows
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.filterwarnings("ignore:TensorFloat32"),  # which float32 is tested without, on purpose
+]
 
 
 @pytest.fixture(autouse=True)
