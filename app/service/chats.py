@@ -9,7 +9,7 @@ from app.service.rounds import Round, Rounds
 from app.shared.bases import require_writing_base, told_to_answer
 from app.shared.engine_client import EngineClient
 from app.shared.identity import require_fit
-from app.shared.speakers import other_base, speaker_parts, speaker_told
+from app.shared.speakers import Part, other_base, speaker_parts, speaker_told
 from app.shared.text import require_text
 from app.shared.trained_chats import trained_chat
 from app.shared.user_settings import PreferenceStore
@@ -111,14 +111,14 @@ class Chats:
 
         Raises NotFound, InvalidConfig.
         """
-        return config.on_top_of(trained_chat(speaker_parts(self._registry, speaker)))
+        return config.on_top_of(trained_chat(self._parts(speaker)))
 
     def trained_with(self, speakers: Sequence[str]) -> list[str]:
         """A sentence for each of these who is asked otherwise than the plain base, since it was trained so.
 
         Raises NotFound, InvalidConfig.
         """
-        chats = {one: trained_chat(speaker_parts(self._registry, one)) for one in speakers}
+        chats = {one: trained_chat(self._parts(one)) for one in speakers}
         return [
             f"{one} is asked as it was trained: {chat.sentence()}."
             for one, chat in chats.items()
@@ -136,10 +136,13 @@ class Chats:
         Raises WrongBase, NotFound, InvalidConfig.
         """
         model = self._registry.find(Base, base)
-        here = [one for one in speakers if other_base(self._registry, one) is None]
-        parts = [part for speaker in here for part in speaker_parts(self._registry, speaker)]
+        parts = [part for speaker in speakers for part in self._parts(speaker)]
         lines = [line for part in parts for line in require_fit(self._registry, part.adapter, model)]
         return list(dict.fromkeys(lines))
+
+    def _parts(self, speaker: str | None) -> list[Part]:
+        """What a speaker is made of; nothing of a base by itself, this one or another."""
+        return [] if other_base(self._registry, speaker) else speaker_parts(self._registry, speaker)
 
     def begun(self) -> bool:
         """Whether anybody has talked to a model yet."""

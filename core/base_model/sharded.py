@@ -52,6 +52,7 @@ def shard(base: ResidentBase, device: torch.device) -> ResidentBase:
     mesh = mesh_of(device)
     shard_layers(base.decoder_layers, mesh)
     shard_around(base.model, base.inner, base.decoder_layers, mesh, device)
+    base.joints = ()  # which hold the weights whole
     return base
 
 

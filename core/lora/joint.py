@@ -129,11 +129,16 @@ def find_joints(model: PreTrainedModel) -> list[Joint]:
 def _fit(layers: Sequence[LoraLinear]) -> bool:
     """Whether these can be one product."""
     bases = [layer.base for layer in layers]
-    plain = all(type(base) is nn.Linear for base in bases) and len({id(base) for base in bases}) == len(bases)
+    plain = all(map(_is_plain, bases)) and len({id(base) for base in bases}) == len(bases)
     biases = {base.bias is None for base in bases}
     sizes = [layer.out_features for layer in layers]
     even = not any(size % _BLOCK for size in sizes)
     return plain and even and 1 < len(layers) <= _MOST and len(biases) == 1
+
+
+def _is_plain(base: nn.Module) -> bool:
+    """Whether its weight lies in memory as it is: not packed, and not in parts on several processes."""
+    return type(base) is nn.Linear and type(base.weight.data) is Tensor
 
 
 def _moved(parameters: Sequence[Any]) -> Tensor:

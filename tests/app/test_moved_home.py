@@ -97,10 +97,12 @@ def test_a_home_that_was_moved_before_its_paths_were_relative_is_found_out(moved
         connection.execute("update alembic_version set version_num = '0007'")
         # What is of a later schema.
         connection.execute("drop index ix_point_evaluations")
-        for table in ("label_table", "prompt_answer", "prompt_run", "prompt_set", "ballot"):
+        for table in ("decided_way", "label_table", "prompt_answer", "prompt_run", "prompt_set", "ballot"):
             connection.execute(f"drop table {table}")
         for table, columns in (
             ("base", "way"),
+            ("run", "chat"),
+            ("adapter", "chat"),
             ("chat", "title system raw changed"),
             ("chat_message", "adopted details"),
         ):
