@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from app.shared.bases import shapes_of, tensors_of, wholes_for
 from core.base_model.fingerprint import stat_key
+from core.data.checks import words_of
 from core.errors import QuestionableRun
 from core.train.checklist import BAD, Check, Surroundings, checklist, started
 from core.train.estimate import Estimate
@@ -36,8 +39,14 @@ def checks_of(
         room=room,
         wholes=wholes_for(base, options),
         context_length=base.context_length or 0,
+        row_characters=max(map(row_characters, data.preview), default=0),
     )
     return checklist(around, options, plan)
+
+
+def row_characters(row: Mapping[str, Any]) -> int:
+    """How long a row of a data set's preview is."""
+    return sum(len(words_of(one)) for one in row["messages"]) + len(row["text"])
 
 
 def with_start(checks: list[Check], run: Run) -> list[Check]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from app.service.checking import checks_of, require_sound, with_start
+from app.service.checking import checks_of, require_sound, row_characters, with_start
 from app.service.datasets import BaseCheck
 from app.service.usage import Usage
 from app.shared.bases import config_of, experts_of, require_can, shapes_of, tensors_of, wholes_for
@@ -17,7 +17,6 @@ from app.shared.errors import EngineUnavailable
 from app.shared.run_data import chat_of
 from app.shared.run_rows import held_for, run_row
 from core.base_model.way import GENERAL_NAME
-from core.data.checks import words_of
 from core.errors import InvalidConfig, InvalidData
 from core.lora.targets import Targeted, usual_targets
 from core.train.checklist import Check
@@ -249,7 +248,7 @@ class Training:
             tensors_of(self._registry, base),
             base.way != GENERAL_NAME,
         )
-        lengths = [sum(len(words_of(m)) for m in row["messages"]) + len(row["text"]) for row in data.preview]
+        lengths = [row_characters(row) for row in data.preview]
         usable = data.rows - data.excluded_rows - data.faulty_rows - data.validation_rows
         mean, held = sum(lengths) / max(1, len(lengths)), options.train.quantisation
         seen = self._seen(base, data, held)

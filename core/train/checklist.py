@@ -65,6 +65,8 @@ class Surroundings:
     """What of the base adapters can have of their own."""
     context_length: int = 0
     """Tokens that the base was built for; 0 if its files do not say."""
+    row_characters: int = 0
+    """Of the longest row that is known; no row has more tokens than characters."""
 
 
 def checklist(around: Surroundings, options: TrainingOptions, plan: Estimate) -> list[Check]:
@@ -129,13 +131,12 @@ def _fits(room: int | None, plan: Estimate, options: TrainingOptions) -> Check:
 
 
 def _length(around: Surroundings, max_length: int) -> list[Check]:
-    """Said only where rows are cut shorter than asked for."""
-    if not 0 < around.context_length < max_length:
+    """Said only where rows may be cut shorter than asked for."""
+    if not 0 < around.context_length < min(max_length, around.row_characters):
         return []
     said = (
         f"Rows are cut at {around.context_length:,} tokens, for which {around.base_name} was built, not at "
-        f"{max_length:,}: its positions mean nothing beyond. A base whose config.json extends them "
-        "(max_position_embeddings with rope_parameters such as yarn) takes longer ones."
+        f"{max_length:,}."
     )
     return [Check("length", "Within the context", MIND, said)]
 

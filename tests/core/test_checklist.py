@@ -122,10 +122,13 @@ def test_an_embedding_beside_the_layers_has_its_place_in_the_list():
 
 
 def test_rows_longer_than_the_base_was_built_for_are_said_to_be_cut():
+    long = replace(AROUND, row_characters=5000)
     found = {
-        length: [one for one in _list(replace(AROUND, context_length=length)) if one.name == "length"]
+        length: [one for one in _list(replace(long, context_length=length)) if one.name == "length"]
         for length in (0, 1024, 2048)
     }
+    short = _list(replace(AROUND, context_length=1024, row_characters=1000))
+    assert not [one for one in short if one.name == "length"]
     assert not found[0] + found[2048]
     assert found[1024][0].state == MIND
     assert "cut at 1,024 tokens, for which tiny was built, not at 2,048" in found[1024][0].reason
