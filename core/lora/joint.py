@@ -19,10 +19,8 @@ from transformers import PreTrainedModel
 
 from core.lora.factors import LoraFactors
 from core.lora.layer import LoraLinear
-from core.lora.ops import adapted
+from core.lora.ops import JOINT_OUTPUTS, MOST_JOINT, adapted
 
-_MOST = 4  # layers in one product, for which the kernels have room
-_BLOCK = 64  # outputs that a program of the kernels computes at least, all of one layer
 _ALIKE = 0.02  # of the largest logit: products of other shapes are summed in another order
 
 
@@ -132,8 +130,8 @@ def _fit(layers: Sequence[LoraLinear]) -> bool:
     plain = all(map(_is_plain, bases)) and len({id(base) for base in bases}) == len(bases)
     biases = {base.bias is None for base in bases}
     sizes = [layer.out_features for layer in layers]
-    even = not any(size % _BLOCK for size in sizes)
-    return plain and even and 1 < len(layers) <= _MOST and len(biases) == 1
+    even = not any(size % JOINT_OUTPUTS for size in sizes)
+    return plain and even and 1 < len(layers) <= MOST_JOINT and len(biases) == 1
 
 
 def _is_plain(base: nn.Module) -> bool:

@@ -14,11 +14,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-MOST_PARTS = 4
-"""Layers that are computed together."""
+from core.lora.ops import JOINT_OUTPUTS, MOST_JOINT
+
 _IN_BLOCK, _IN_WARPS = 2048, 8
 _MANY, _RANKS = 1024, 2  # from so many rows times ranks on a program computes several of these
-_OUT_BLOCKS = (256, 128, 64)
+_OUT_BLOCKS = (256, 128, JOINT_OUTPUTS)
 # Of the kernels for several tokens of each row: tokens and inputs of a tile, ranks at least and at most, and
 # how many programs keep an H100 busy.
 _TOKENS, _TOKENS_OUT, _INPUTS, _FEWEST, _WIDEST, _PROGRAMS = 32, 32, 256, 16, 64, 132
@@ -66,7 +66,7 @@ def one_token_delta(
         EACH=each,
         num_warps=_IN_WARPS,
     )
-    ends = [sum(outputs[: at + 1]) for at in range(MOST_PARTS - 1)]
+    ends = [sum(outputs[: at + 1]) for at in range(MOST_JOINT - 1)]
     _expand[(rows, triton.cdiv(B.shape[1], block))](
         S,
         B,
@@ -181,7 +181,7 @@ def chosen_delta(
         PRECISION=precision,
     )
     block = min(_OUT_BLOCKS[1], out_block(outputs))
-    ends = [sum(outputs[: at + 1]) for at in range(MOST_PARTS - 1)]
+    ends = [sum(outputs[: at + 1]) for at in range(MOST_JOINT - 1)]
     tiles = triton.cdiv(tokens, _TOKENS_OUT)
     _expand_chosen[(rows * tiles, triton.cdiv(B.shape[1], block))](
         S,

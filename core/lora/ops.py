@@ -14,6 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# What the kernels of core/lora/kernels.py take as one: so many layers, of multiples of so many outputs.
+MOST_JOINT, JOINT_OUTPUTS = 4, 64
+
 
 def factor_dtype(computing: torch.dtype) -> torch.dtype:
     """What factors are kept and trained in beside a base that computes in `computing`: float32, or wider if
