@@ -34,7 +34,7 @@ def wrapped_experts(model: PreTrainedModel, path: str) -> LoraExperts:
 
 
 def _wrap(model: PreTrainedModel) -> None:
-    found = {one: module for one, module in model.named_modules() if _is_of_the_model(one, module)}
+    found = experts_of(model)
     made = {path: LoraExperts(module) for path, module in found.items()}
     for path, experts in made.items():
         _require_same(path, experts)
@@ -44,8 +44,13 @@ def _wrap(model: PreTrainedModel) -> None:
         setattr(model.get_submodule(owner), name, experts)
 
 
-def _is_of_the_model(path: str, module: nn.Module) -> bool:
-    return bool(expert_shapes(module)) and not path.endswith(".base")
+def experts_of(model: nn.Module) -> dict[str, nn.Module]:
+    """The experts of each layer, wrapped or not, by path, as far as they have the known shape."""
+    return {
+        path: module
+        for path, module in model.named_modules()
+        if expert_shapes(module) and not path.endswith(".base")
+    }
 
 
 @torch.no_grad()

@@ -25,6 +25,7 @@ from core.events import Progress
 from core.files.safetensors_file import TensorEntry, read_header
 from core.lora.adapter import AdapterWeights
 from core.lora.whole import computing_bank
+from core.merge.chosen_experts import SameChoices, given_choices, recorded_choices
 from core.merge.held import Held
 from core.merge.merge import Source, merged_weight, sources
 from core.merge.stream import read_range
@@ -42,12 +43,16 @@ RENDERED = (
 # Weights rounded to bf16 differ by up to 2⁻⁹ of their size, which moves logits by about a hundredth of their
 # spread.
 TOLERANCE = {torch.bfloat16: 0.05, torch.float16: 0.01, torch.float32: 1e-4}
+# Share of tokens that rounding may send to other experts; of random models in bf16 it is up to a fiftieth.
+_SAME_EXPERTS = 0.9
 _LAST_DIGIT = {"F64": 1e-6, "F32": 1e-6, "F16": 2**-10, "BF16": 2**-7}
 
 
 @dataclass(frozen=True)
 class MergeCheck:
-    """The result of comparing a merged model with base + adapter, both computed in float32."""
+    """The result of comparing a merged model with base + adapter, both computed in float32; a mixture of
+    experts with the choices that base + adapter makes.
+    """
 
     passed: bool
     max_logit_difference: float
@@ -64,8 +69,12 @@ class MergeCheck:
     """Share of the 64 tokens of a greedy answer of base + adapter that the
     merged model would give as well.
     """
+    expert_agreement: float
+    """Share of tokens, over all layers, that the merged model by itself sends to the same experts; 1 where
+    there are none.
+    """
     problems: tuple[str, ...]
-    """What else differs: template, end tokens, tied weights, number of tensors."""
+    """What else differs: template, end tokens, tied weights, number of tensors, the routing to experts."""
 
     def sentence(self) -> str:
         """The result in words."""
@@ -74,9 +83,16 @@ class MergeCheck:
             "of their spread "
             f"(allowed {self.tolerance:.2%}; the adapter itself moves them by {self.adapter_effect:.2%}); "
             f"same next token at {self.greedy_agreement:.1%} of positions and "
-            f"{self.answer_agreement:.1%} of a greedy answer"
+            f"{self.answer_agreement:.1%} of a greedy answer{self._of_experts}"
         )
         return f"{'Passed' if self.passed else 'FAILED'}: {'; '.join([figures, *self.problems])}."
+
+    @property
+    def _of_experts(self) -> str:
+        if self.expert_agreement == 1.0:
+            return ""
+        own = f"{self.expert_agreement:.1%} of the tokens go by themselves"
+        return f", both with the same experts, to which {own}"
 
 
 def verify_merge(
@@ -98,17 +114,19 @@ def verify_merge(
     probes = probe_ids(base)
     plain = probe_logits(base, probes)
     with bank.use():
-        expected = probe_logits(base, probes)
+        with recorded_choices(base.model) as choices:
+            expected = probe_logits(base, probes)
         answer = greedy_answer(base, probes[0])
     facts, ends = _facts(base, base_folder), base.end_token_ids()
     del base, bank
     gc.collect()
     report(Progress("Loading the merged model"))
     merged = load_base(merged_folder, device=torch.device("cpu"), dtype=torch.float32)
-    found = probe_logits(merged, probes)
+    with given_choices(merged.model, choices) as same:
+        found = probe_logits(merged, probes)
     same_answer = _follows(merged, probes[0], answer)
     problems = _differences(_facts(merged, merged_folder), facts) + _unstated_ends(merged_folder, ends)
-    return _compare(plain, expected, found, same_answer, _stored_dtype(merged_folder), problems)
+    return _compare(plain, expected, found, same_answer, same, _stored_dtype(merged_folder), problems)
 
 
 @torch.no_grad()
@@ -164,6 +182,7 @@ def _compare(
     expected: Tensor,
     found: Tensor,
     same_answer: float,
+    choices: SameChoices,
     dtype: torch.dtype,
     problems: tuple[str, ...],
 ) -> MergeCheck:
@@ -172,6 +191,7 @@ def _compare(
     spread = max(float(expected.std()), 1e-12)
     relative = float((found - expected).square().mean().sqrt()) / spread
     same = expected.argmax(-1) == found.argmax(-1)
+    problems += _other_routing(choices, TOLERANCE[dtype])
     return MergeCheck(
         passed=relative <= TOLERANCE[dtype] and not problems,
         max_logit_difference=float((found - expected).abs().max()),
@@ -180,8 +200,18 @@ def _compare(
         adapter_effect=float((plain - expected).square().mean().sqrt()) / spread,
         greedy_agreement=float(same.float().mean()),
         answer_agreement=same_answer,
+        expert_agreement=choices.agreement,
         problems=problems,
     )
+
+
+def _other_routing(choices: SameChoices, tolerance: float) -> tuple[str, ...]:
+    """What rounding does not explain of how tokens are sent to experts."""
+    if choices.agreement < _SAME_EXPERTS:
+        return (f"only {choices.agreement:.1%} of the tokens go to the same experts",)
+    if choices.weight_difference > tolerance:
+        return (f"experts count {choices.weight_difference:.2%} more or less (allowed {tolerance:.2%})",)
+    return ()
 
 
 def differing_tensors(

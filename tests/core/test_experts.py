@@ -1,13 +1,14 @@
 """Adapters on the experts of a mixture, beside PEFT's target_parameters."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
 import torch
 from peft import LoraConfig as PeftConfig
 from peft import get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from core.base_model.general_agreement import difference
 from core.base_model.sink_attention import NAME as SINKS
@@ -463,3 +464,31 @@ def test_sinks_are_computed_by_a_fused_kernel(tokenizer, tmp_path):
     with torch.no_grad():
         base.model.model.layers[0].self_attn.sinks += 3.0
         assert difference(found[plain][0].detach(), base.model(input_ids=ids).logits) > 0.01
+
+
+@pytest.mark.parametrize("damage", ["", "rows", "scale"])
+def test_a_merge_in_16_bits_is_compared_with_the_same_experts(tokenizer, tmp_path, damage):
+    """By themselves both models send a hundredth of the tokens elsewhere, where scores are nearly equal."""
+    folder = made("mixtral", tokenizer, tmp_path)
+    file, config = folder / "model.safetensors", folder / "config.json"
+    save_file({name: one.bfloat16() for name, one in load_file(file).items()}, file, {"format": "pt"})
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "bfloat16"}))
+    base = load(folder)
+    adapter, merged = adapter_on(base), tmp_path / "merged"
+    _export(folder, adapter, merged)
+    weights = load_file(merged / "model.safetensors")
+    for name in [one for one in weights if ".gate.weight" in one]:
+        weights[name] = {"rows": weights[name].flip(0), "scale": weights[name] * 1.5}.get(
+            damage, weights[name]
+        )
+    save_file(weights, merged / "model.safetensors", {"format": "pt"})
+    found = verify_merge(folder, adapter, merged, silent)
+    if damage:
+        wanted = {"rows": "of the tokens go to the same experts", "scale": "experts count .* more or less"}
+        assert not found.passed
+        assert re.search(wanted[damage], found.sentence())
+        return
+    assert found.passed, found.sentence()
+    assert 0.95 < found.expert_agreement < 1
+    assert found.relative_difference < 0.02
+    assert "by themselves" in found.sentence()
