@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -21,7 +21,7 @@ from core.data.formats import Message
 from core.data.tool_calls import Tool
 from core.errors import BaseTooLarge, WorkbenchError
 from core.generate.config import GenerationConfig
-from core.generate.decode import Decoder, RowRequest
+from core.generate.decode import Decoder, RowRequest, room_to_answer
 from core.generate.labelling import Classified, classify
 from core.generate.running import RunningBatch, rows_are_apart
 from core.generate.scores import Scored
@@ -223,26 +223,33 @@ class Engine:
         """Let go of the last group's factors and optimiser states."""
         self._group = None
 
-    def answer(self, source: BaseSource, requests: Sequence[AnswerRequest]) -> Decoder | SeveralDecoders:
+    def answer(
+        self, source: BaseSource, requests: Sequence[AnswerRequest], *, each: bool = False
+    ) -> Decoder | SeveralDecoders:
         """Decode all `requests` on `source`, in the batch of all that answer now but for those with weights
-        of their own. An adapter for which there is no slot waits for one. Raises WrongBase for an adapter of
-        another base.
+        of their own. An adapter for which there is no slot waits for one. each: what cannot be asked, such as
+        a prompt that is too long, is told of the one row, and the others are answered.
+
+        Raises WrongBase for an adapter of another base; without `each` PromptTooLong, and what templates
+        raise.
         """
         for request in requests:
             if request.adapter is not None:
                 require_same_base(request.adapter, source)
         base = self._base_to_answer(source)
         base.require_writing()
-        whole = self._whole_models(base, [one.adapter for one in requests])
+        rows, refused = _rows(base, requests, each=each)
+        whole = self._whole_models(base, [requests[at].adapter for at in rows])
         parts = []
         for digest, bank in whole.items():
-            places = [at for at, one in enumerate(requests) if _is_of(one, [digest])]
-            rows = [_row(base, requests[at], 0) for at in places]
-            parts.append((Decoder(base, bank, rows), places))
-        together = [at for at, one in enumerate(requests) if not _is_of(one, whole)]
+            places = [at for at in rows if _is_of(requests[at], [digest])]
+            parts.append((Decoder(base, bank, [rows[at] for at in places]), places))
+        together = {at: row for at, row in rows.items() if not _is_of(requests[at], whole)}
         if together:  # the last that can be refused: its rows are in the batch of all from here on
-            parts.append((self._side_by_side(base, [requests[at] for at in together]), together))
-        decoder = parts[0][0] if len(parts) == 1 else SeveralDecoders(parts)
+            adapters = [requests[at].adapter for at in together]
+            parts.append((self._side_by_side(base, list(together.values()), adapters), list(together)))
+        alone = len(parts) == 1 and not refused
+        decoder = parts[0][0] if alone else SeveralDecoders(parts, refused)
         self._decoders[decoder] = {one.adapter.digest for one in requests if one.adapter is not None}
         return decoder
 
@@ -286,13 +293,15 @@ class Engine:
         ]
         return [Speakers(bank, range(len(together)), together), *alone]
 
-    def _side_by_side(self, base: ResidentBase, requests: Sequence[AnswerRequest]) -> Decoder:
+    def _side_by_side(
+        self, base: ResidentBase, rows: Sequence[RowRequest], adapters: Sequence[AdapterSource | None]
+    ) -> Decoder:
         """All that is added to the base, in one batch with what others have asked."""
         batch, slots = self._running_batch(base), self._slots_on(base)
-        slots.forget_blends(keep={one.adapter.digest for one in requests if one.adapter})
-        seats = [slots.seat(one.adapter) if one.adapter else 0 for one in requests]
-        rows = [_row(base, request, seat) for request, seat in zip(requests, seats, strict=True)]
-        return Decoder(base, None, rows, batch=batch)
+        slots.forget_blends(keep={one.digest for one in adapters if one})
+        seats = [slots.seat(one) if one else 0 for one in adapters]
+        seated = [replace(row, slot=seat) for row, seat in zip(rows, seats, strict=True)]
+        return Decoder(base, None, seated, batch=batch)
 
     def _slots_on(self, base: ResidentBase) -> AdapterSlots:
         if self._slots is None:
@@ -373,12 +382,29 @@ def _is_of(request: AnswerRequest, digests: Collection[str]) -> bool:
     return request.adapter is not None and request.adapter.digest in digests
 
 
-def _row(base: ResidentBase, request: AnswerRequest, slot: int | Callable[[], int | None]) -> RowRequest:
+def _rows(
+    base: ResidentBase, requests: Sequence[AnswerRequest], *, each: bool
+) -> tuple[dict[int, RowRequest], dict[int, str]]:
+    """What can be asked, by number, and of each of the others why not; without `each` that is raised."""
+    rows, refused = {}, {}
+    for at, request in enumerate(requests):
+        try:
+            rows[at] = _row(base, request)
+        except WorkbenchError as error:
+            if not each:
+                raise
+            refused[at] = str(error)
+    return rows, refused
+
+
+def _row(base: ResidentBase, request: AnswerRequest) -> RowRequest:
+    """In the bank's first slot. Raises PromptTooLong, and what the template raises."""
     renderer = base.renderer.with_options(request.config.chat)
     ids = (
         renderer.encode_text(request.text)
         if request.text
         else renderer.encode_prompt(request.messages, request.tools)
     )
+    room_to_answer(base, ids)
     told = weights_told(request.adapter, base)
-    return RowRequest(ids, slot, request.config, told, request.asked_at, request.likeliest)
+    return RowRequest(ids, 0, request.config, told, request.asked_at, request.likeliest)

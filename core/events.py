@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+REFUSED = "error"
+"""Why a row ended that was not answered."""
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -120,7 +123,9 @@ class TokenDone:
     """What to append to the row's text."""
     finished: bool
     reason: str = ""
-    """Why the row ended: end (an end token) or length (max_tokens reached)."""
+    """Why the row ended: end (an end token) or length (max_tokens reached); REFUSED for one that was not
+    answered.
+    """
     tokens: int = 0
     """Generated so far, in this row."""
     prompt_tokens: int = 0
@@ -137,6 +142,8 @@ class TokenDone:
     """Which weights answer, told with a row's first token and with its last: `base` (the fingerprint),
     `base_name`, and `parts`, for each adapter its `name`, `digest` and `weight`; none of the plain base.
     """
+    error: str = ""
+    """What kept the row from being answered, in a sentence."""
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,8 @@ class Answers:
             )
             for row in question["rows"]
         ]
-        return self._engine.answer(source_told(self._registry, question["base"]), requests)
+        source = source_told(self._registry, question["base"])
+        return self._engine.answer(source, requests, each=question.get("each", False))
 
     def _at_once(self, question: wire.Message) -> wire.Message | None:
         """What is answered in one pass; None for what is decoded."""

@@ -42,12 +42,14 @@ class Chats:
         name: str = "",
         *,
         raw: bool = False,
+        each: bool = False,
     ) -> Iterator[TokenDone]:
         """Stream one answer for each speaker (an adapter, a checkpoint, a blend, or None for the plain base,
         see app/shared/speakers.py), all in one batch. Other bases answer after it, one after another.
 
         conversations[i] is what speaker i sees; raw: the text of its last message is gone on with as it is,
-        without a chat template. With a `name`, cancel() can end single rows.
+        without a chat template. With a `name`, cancel() can end single rows. each: who cannot be asked, such
+        as for a conversation that is too long, is told so, and the others answer.
         Raises WrongBase, NotFound, InvalidConfig, EngineUnavailable.
         """
         _require_few(speakers)
@@ -69,7 +71,7 @@ class Chats:
             one.numbers.append(number)
         # Those of the conversation's own base first: it is the one that is likely to be resident.
         ordered = sorted(found, key=lambda one: one != base)
-        return self._taken(Rounds(self._engine, [found[one] for one in ordered], name), name)
+        return self._taken(Rounds(self._engine, [found[one] for one in ordered], name, each=each), name)
 
     def _taken(self, rounds: Rounds, name: str) -> Iterator[TokenDone]:
         self._under_way[name] = rounds

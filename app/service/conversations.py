@@ -16,14 +16,14 @@ from app.service.turns import END, Turn, messages_for, title_of, turns_of
 from app.shared.disk import plain_sentence
 from app.shared.errors import USER_ERRORS
 from core.errors import InvalidInput
-from core.events import TokenDone
+from core.events import REFUSED, TokenDone
 from core.generate.config import GenerationConfig
 from core.generate.scores import Scored
 from storage.registry import Registry
 from storage.tables import Chat, ChatMessage
 
 _STORE_SECONDS = 1.0
-STOPPED, FAILED = "stopped", "error"
+STOPPED, FAILED = "stopped", REFUSED
 
 
 @dataclass
@@ -44,6 +44,8 @@ class Growing:
         self.details |= answer_told(token)
         if token.finished:
             self.finish = token.reason or END
+        if token.error:
+            self.details["error"] = token.error
 
     def fields(self) -> dict[str, Any]:
         """What of it is stored."""
@@ -277,7 +279,7 @@ class Conversations:
     ) -> tuple[Iterator[TokenDone], _Request]:
         name = secrets.token_hex(8)
         names = [one or None for one in speakers]
-        stream = self._chats.answer(chat.base_name, names, asked, config, name, raw=chat.raw)
+        stream = self._chats.answer(chat.base_name, names, asked, config, name, raw=chat.raw, each=True)
         settings = [self._chats.asked_with(one, config).to_dict() for one in names]
         growing = [Growing(0, one, {"settings": how}) for one, how in zip(speakers, settings, strict=True)]
         return stream, _Request(name, growing)

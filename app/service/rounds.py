@@ -27,8 +27,9 @@ class Round:
 class Rounds:
     """The rounds of one question that is under way."""
 
-    def __init__(self, engine: EngineClient, rounds: Sequence[Round], name: str) -> None:
-        self._engine, self._rounds, self._name = engine, rounds, name
+    def __init__(self, engine: EngineClient, rounds: Sequence[Round], name: str, *, each: bool) -> None:
+        """each: as of EngineClient.answer()."""
+        self._engine, self._rounds, self._name, self._each = engine, rounds, name, each
         self._left_out: set[int] = set()
         self._under_way: Sequence[int] = ()
 
@@ -40,7 +41,8 @@ class Rounds:
             if not rows:
                 continue
             self._under_way = numbers
-            with closing(self._engine.answer(one.base, rows, self._name)) as stream:  # type: ignore[type-var]
+            answers = self._engine.answer(one.base, rows, self._name, each=self._each)
+            with closing(answers) as stream:  # type: ignore[type-var]
                 for token in stream:
                     yield replace(token, row=numbers[token.row])
 

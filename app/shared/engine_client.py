@@ -223,15 +223,18 @@ class EngineClient:
         """Tell the engine that a run is waiting."""
         self._ask(self._reach(), {"command": "wake"})
 
-    def answer(self, base: wire.Message, rows: list[wire.Message], name: str = "") -> Iterator[TokenDone]:
+    def answer(
+        self, base: wire.Message, rows: list[wire.Message], name: str = "", *, each: bool = False
+    ) -> Iterator[TokenDone]:
         """Stream the answers of all rows. Closing the iterator early cancels them; `name` lets rows be
-        cancelled one by one.
+        cancelled one by one. each: what cannot be asked of one row is told as that one's error.
 
         base and rows are what the engine is told of them. Raises the engine's refusal, or EngineUnavailable
         if it is gone.
         """
         with self._talking(self._reach()) as connection:
-            wire.send(connection, {"command": "answer", "base": base, "rows": rows, "name": name})
+            question = {"command": "answer", "base": base, "rows": rows, "name": name, "each": each}
+            wire.send(connection, question)
             while "token" in (message := answered(self._next(connection))):
                 yield TokenDone(**message["token"])
 

@@ -65,15 +65,7 @@ class Decoder:
         self._seen = self._batch.passes
 
     def _row(self, index: int, request: RowRequest) -> Row:
-        context = self._base.context_length
-        room = context - len(request.prompt)
-        if room < 1:
-            raise PromptTooLong(
-                f"The conversation is {len(request.prompt):,} tokens long; this model reads at most "
-                f"{context:,}. "
-                "Shorten it or start a new one."
-            )
-        limit = min(request.config.max_tokens, room)
+        limit = min(request.config.max_tokens, room_to_answer(self._base, request.prompt))
         sampler = Sampler(request.config, self._base.device)
         slot = request.slot
         place = slot if callable(slot) else lambda: slot
@@ -134,3 +126,14 @@ class Decoder:
         for row in self._rows:
             row.over = True
         self._rows = []
+
+
+def room_to_answer(base: ResidentBase, prompt: Sequence[int]) -> int:
+    """Tokens that the base's context has left behind a prompt. Raises PromptTooLong if there are none."""
+    context = base.context_length
+    if len(prompt) >= context:
+        raise PromptTooLong(
+            f"The conversation is {len(prompt):,} tokens long; this model reads at most {context:,}. "
+            "Shorten it or start a new one."
+        )
+    return context - len(prompt)

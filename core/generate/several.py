@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
-from core.events import TokenDone
+from core.events import REFUSED, TokenDone
 from core.generate.decode import Decoder
 
 
 class SeveralDecoders:
     """Decoders under one numbering of rows. It is used as a Decoder is."""
 
-    def __init__(self, parts: Sequence[tuple[Decoder, Sequence[int]]]) -> None:
-        """Each decoder with the numbers that its rows have in the request."""
-        self._parts = list(parts)
+    def __init__(
+        self,
+        parts: Sequence[tuple[Decoder, Sequence[int]]],
+        refused: Mapping[int, str] = MappingProxyType({}),
+    ) -> None:
+        """Each decoder with the numbers that its rows have in the request; refused: by number why others are
+        not answered.
+        """
+        self._parts, self._refused = list(parts), refused
 
     @property
     def finished(self) -> bool:
@@ -31,6 +38,8 @@ class SeveralDecoders:
 
     def steps(self) -> Iterator[list[TokenDone]]:
         """As Decoder.steps()."""
+        if self._refused:
+            yield [TokenDone(row, "", True, REFUSED, error=why) for row, why in self._refused.items()]
         under_way = [(decoder.steps(), numbers) for decoder, numbers in self._parts]
         while under_way:
             for one in list(under_way):

@@ -1,21 +1,25 @@
 """One message to an adapter: what is read, hashed and connected for it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from app.engine.answering import Answers
+from app.service.conversations import Conversations
 from app.shared.engine_client import EngineClient
 from app.shared.errors import EngineUnavailable
 from app.shared.refusals import answered, refused
 from core.adapter_slots import ADAPTER_SLOTS
 from core.engine import Engine
-from core.errors import InvalidData, WorkbenchError, WrongBase
+from core.errors import InvalidData, PromptTooLong, WorkbenchError, WrongBase
 from core.events import TokenDone
 from core.generate.config import GenerationConfig
 from core.generate.one_token import DecodingState
 from storage.blobs import BlobStore
 from storage.errors import BlobDamaged, NotFound
 from storage.tables import Adapter
+from tests.workbenches import wait_for
 
 HELLO = [{"role": "user", "content": "hello"}]
 GREEDY = GenerationConfig(max_tokens=3, temperature=0.0)
@@ -26,8 +30,8 @@ def engine_here(workbench, monkeypatch):
     """The engine's part of answering, in this process and behind the workbench's own client."""
     answers = Answers(workbench.registry, Engine(torch.device("cpu"), torch.float32))
 
-    def answer(base, rows, name=""):
-        asked = answers.ask({"base": base, "rows": rows, "name": name})
+    def answer(base, rows, name="", *, each=False):
+        asked = answers.ask({"base": base, "rows": rows, "name": name, "each": each})
         while True:
             answers.decode_for(0.0)
             while not asked.out.empty():
@@ -89,7 +93,7 @@ def test_a_panic_ends_the_request_and_not_the_engine(workbench, engine_here, tra
     class PanicException(BaseException):
         """As libraries written in Rust raise it."""
 
-    def breaks(*_):
+    def breaks(*_, **__):
         raise PanicException("called `Option::unwrap()` on a `None` value")
 
     name = trained("mine").name
@@ -179,3 +183,28 @@ def test_refusals_of_a_running_engine_keep_their_class(workbench, trained, tmp_p
         workbench.engine.tokens("absent", "0" * 64, 0)
     with pytest.raises(NotFound):
         list(workbench.engine.measure("llama", "absent", []))
+
+
+def test_a_conversation_that_is_too_long_for_one_is_told_there_and_the_others_answer(
+    workbench, trained, engine_here
+):
+    """Speakers have answered differently by then; what is asked of all at once is refused as a whole."""
+    trained("a")
+    talk, config = Conversations(workbench.registry, workbench.chats), replace(GREEDY, max_tokens=4)
+    chat = talk.ask(None, "llama", ["", "a"], "hello", config)
+    wait_for(lambda: not talk.busy(chat))
+    workbench.registry.chats.grow({talk.turns(chat)[0].answers["a"].id: {"content": "and so on " * 200}})
+    talk.ask(chat, "llama", ["", "a"], "and?", config)
+    wait_for(lambda: not talk.busy(chat))
+    plain, mine = talk.turns(chat)[1].answers.values()
+    assert (plain.finish, mine.finish, mine.content) == ("length", "error", "")
+    assert "tokens long; this model reads at most 256" in mine.details["error"]
+    alone = talk.branch(talk.turns(chat)[1].question.id, "and?", [""], config)
+    wait_for(lambda: not talk.busy(alone))
+    assert talk.turns(alone)[1].answers[""].content == plain.content
+    talk.again(mine.id, config)
+    wait_for(lambda: not talk.busy(chat))
+    assert talk.turns(chat)[1].answers["a"].finish == "error"
+    seen = [HELLO, [{"role": "user", "content": "and so on " * 200}]]
+    with pytest.raises(PromptTooLong, match="this model reads at most 256"):
+        list(workbench.chats.answer("llama", [None, "a"], seen, config))

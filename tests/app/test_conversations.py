@@ -26,7 +26,7 @@ class Speakers:
         self.words = "one two three"
         self.fault = None
 
-    def answer(self, base, rows, name=""):
+    def answer(self, base, rows, name="", *, each=False):
         self.asked.append([row["text"] or row["messages"] for row in rows])
         return self._stream(len(rows), name)
 
