@@ -65,6 +65,10 @@ class Forks:
         log.open("ab").close()  # made by the process that starts the other, with its rights
         return Forked(self, self._fork(module, arguments, log))
 
+    def import_too(self, module: str) -> None:
+        """Have what only some tests want imported once, by the zygote, and not by each process they start."""
+        self.ask({"import": module})
+
     def asked(self, module: str) -> Asked:
         """A process that is asked over its standard input, and answers over its standard output."""
         theirs_in, ours_out = os.pipe()
@@ -204,7 +208,7 @@ def _fork(question: dict[str, Any], pipes: list[int], listening: socket.socket) 
         setattr(importlib.import_module(owner), function, start)
     code = 1
     try:
-        code = importlib.import_module(question["module"]).main()
+        code = importlib.import_module(question["module"]).main() or 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
     except BaseException:  # noqa: BLE001  (as a process that ends with a traceback)
@@ -226,6 +230,7 @@ def _ours() -> Iterator[str]:
 def _serve() -> None:
     for module in (*_ours(), "tests.closing_app", "tests.killed_job", *_NOT_OURS):
         importlib.import_module(module)  # this is what takes the seconds
+    _freeze()
 
     ended: dict[int, int] = {}
 
@@ -241,13 +246,24 @@ def _serve() -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, reap)
-    gc.collect()
-    gc.freeze()  # else each child copies all of it as soon as it looks for what nobody needs
     with socket.socket(fileno=int(sys.argv[1])) as listening, selectors.DefaultSelector() as waiting:
         waiting.register(listening, selectors.EVENT_READ)
         waiting.register(sys.stdin, selectors.EVENT_READ)  # which ends when nobody needs us any more
         while all(key.fileobj is listening for key, _ in waiting.select()):
             _answer(listening, ended)
+
+
+def _import_too(module: str) -> dict[str, Any]:
+    if module not in sys.modules:
+        importlib.import_module(module)
+        _freeze()
+    return {}
+
+
+def _freeze() -> None:
+    """Take all there is for needed: else each child copies it as soon as it looks for what nobody needs."""
+    gc.collect()
+    gc.freeze()
 
 
 def _answer(listening: socket.socket, ended: dict[int, int]) -> None:
@@ -259,6 +275,8 @@ def _answer(listening: socket.socket, ended: dict[int, int]) -> None:
         question = json.loads(line)
         if "poll" in question:
             answer = {"code": ended.get(question["poll"])}
+        elif "import" in question:
+            answer = _import_too(question["import"])
         else:
             answer = {"pid": _fork(question, pipes, listening)}
         for end in pipes:

@@ -6,6 +6,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from app.service.workbench import Workbench
+from app.shared.settings import settings_for
 from app.web.address import address_of, allowed_hosts, is_loopback
 from app.web.application import build_app
 from app.web.guard import RequestGuard
@@ -15,7 +16,13 @@ HOST, TOKEN = "127.0.0.1:7860", "secret"
 OWN = {"host": HOST, "authorization": f"Bearer {TOKEN}"}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    """One home for all: nothing here changes what another test asks about."""
+    return settings_for(tmp_path_factory.mktemp("guarded") / "home")
+
+
+@pytest.fixture(scope="module")
 def application(settings):
     workbench = Workbench(settings)
     yield build_app(workbench)

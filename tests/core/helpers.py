@@ -6,10 +6,9 @@ import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from peft import LoraConfig as PeftConfig
-from peft import PeftModel, get_peft_model
 from transformers import AutoConfig
 
 from core.base_model.load import ResidentBase, load_base
@@ -25,6 +24,9 @@ from core.train.config import TrainConfig
 from core.train.group import Event, TrainingGroup, alone
 from core.train.run import RunRequest
 from core.train.training_options import TrainingOptions
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 CPU = torch.device("cpu")
 PROBE = torch.arange(3, 23).reshape(2, 10)
@@ -96,11 +98,16 @@ def plain_model(folder: Path) -> torch.nn.Module:
 
 def peft_from(folder: Path, adapter: Path) -> PeftModel:
     """The model with an adapter that PEFT loads from disk."""
+    from peft import PeftModel
+
     return PeftModel.from_pretrained(plain_model(folder), adapter).eval()
 
 
 def new_peft(folder: Path, rank: int = 4, alpha: float = 8.0, **options: object) -> PeftModel:
     """A fresh PEFT adapter on all linear layers, with B filled so that it does something."""
+    from peft import LoraConfig as PeftConfig
+    from peft import get_peft_model
+
     options = {"target_modules": "all-linear", **options}
     model = get_peft_model(
         plain_model(folder), PeftConfig(r=rank, lora_alpha=alpha, task_type="CAUSAL_LM", **options)

@@ -1,9 +1,6 @@
 """Several processes that train one group learn what one process learns."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -51,6 +48,7 @@ def _case(options):
 @pytest.fixture
 def together(zygote, tmp_path, monkeypatch):
     """Train a job in several processes; what came of it, and where its files are."""
+    zygote.import_too("tests.core.training_worker")
 
     def start(processes, base, runs, **job):
         out = tmp_path / f"{processes}-{len(list(tmp_path.iterdir()))}"
@@ -161,12 +159,11 @@ def test_processes_that_have_other_data_or_options_are_refused_before_the_first_
         assert not found["run"]["losses"]
 
 
-def test_torchrun_starts_the_processes(tiny_llama, tmp_path):
+def test_torchrun_starts_the_processes(tiny_llama, zygote, tmp_path):
     job = {"base": str(tiny_llama), "runs": {"run": _run(max_steps=2)}, "out": str(tmp_path)}
     (tmp_path / "job.json").write_text(json.dumps(job))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "tests.core.training_worker", str(tmp_path / "job.json")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    command = ["--standalone", "--nproc-per-node", "2", "-m", "tests.core.training_worker"]
+    log = tmp_path / "log"
+    torchrun = zygote.start("torch.distributed.run", [*command, str(tmp_path / "job.json")], log)
+    assert torchrun.wait() == 0, log.read_text()[-2000:]
     assert json.loads((tmp_path / "found.json").read_text())["run"]["steps"] == 2
