@@ -164,7 +164,9 @@ def test_the_curve_keeps_its_zoom_while_it_grows(workbench, address, open_page):
         "llama", "data", TrainingOptions.parse({**QUICK, "max_steps": 5000}), "long"
     )
     page.wait_for_function("Number(document.querySelector('.curve-plot')?.dataset.points) > 5")
-    page.wait_for_function("document.querySelector('.curve-plot').layout")  # points may come before Plotly's script
+    page.wait_for_function(
+        "document.querySelector('.curve-plot').layout"
+    )  # points may come before Plotly's script
     page.evaluate("Plotly.relayout(document.querySelector('.curve-plot'), {'xaxis.range': [1, 4]})")
     seen = page.evaluate("Number(document.querySelector('.curve-plot').dataset.points)")
     page.wait_for_function(
