@@ -30,12 +30,18 @@ def head() -> str:
 
 def _speed() -> str:
     """assets/gradio_speed.js with the addresses of the modules it is about; their names carry a version."""
-    modules = Path(gr.__file__).parent / "templates" / "frontend" / "assets"
     found = [
-        f"/assets/{one.name}" for kind in ("core", "statustracker") for one in modules.glob(f"{kind}-*.js")
+        f"/assets/{one.name}"
+        for kind in ("core", "statustracker")
+        for one in gradio_assets().glob(f"{kind}-*.js")
     ]
     script = (resources.files("assets") / "gradio_speed.js").read_text(encoding="utf-8")
     return f"const sources = {json.dumps(found)};\n{script}"
+
+
+def gradio_assets() -> Path:
+    """Where Gradio has the scripts and styles that it serves under /assets/."""
+    return Path(gr.__file__).parent / "templates" / "frontend" / "assets"
 
 
 def theme() -> gr.themes.Base:
