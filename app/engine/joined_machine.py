@@ -26,7 +26,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from app.engine.faults import reason
-from app.engine.machines import machine_name, versions
+from app.engine.machines import machine_name
 from app.engine.worker_processes import WorkerProcesses
 from app.engine.workers import told_of
 from app.shared.bases import open_registry, source_of
@@ -41,7 +41,7 @@ from core.base_model.source import BaseSource
 from core.errors import WorkerLost, WrongBase
 from core.train import joining
 from core.train.accelerators import card_names, require_count
-from core.train.joining import Invitation
+from core.train.joining import Invitation, versions
 from core.train.meeting import network_of
 from storage.tables import Base
 
@@ -60,6 +60,7 @@ class JoinedMachine:
         """folder: of the base, if it is not one of this home's. Raises InvalidConfig, AlreadyRunning."""
         self._settings, self._folder, self._wait = settings, folder, wait_seconds
         self._address, (self._host, self._port) = address, parsed_address(address)
+        self._network = network_of(joining.own_address(self._host, self._port))
         self._key = PreferenceStore(settings).values().join_key
         require_key(self._key)
 
@@ -86,7 +87,7 @@ class JoinedMachine:
     def _invited(self) -> Invitation | None:
         store = joining.reach(self._host, self._port)
         try:
-            return store and joining.ask(store, self._key, machine_name(), versions())
+            return joining.ask(store, self._key, machine_name(), versions()) if store else None
         except RuntimeError as error:  # torch's, of a connection that is gone
             log.info("nobody there any more: %s", error)
             return None
@@ -112,7 +113,7 @@ class JoinedMachine:
             "place": {
                 "address": self._address,
                 "name": invitation.name,
-                "network": network_of(joining.own_address(self._host, self._port)),
+                "network": self._network,
                 "where": machine_name(),
             },
             "count": told["count"],

@@ -5,10 +5,6 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
-
-import torch
-import transformers
 
 from app.shared.join_address import parsed_address, require_key
 from app.shared.settings import Settings
@@ -16,20 +12,11 @@ from app.shared.user_settings import PreferenceStore
 from core.base_model.source import BaseSource
 from core.errors import WorkerLost
 from core.train.config import TrainConfig
-from core.train.joining import Door, listen, own_address
+from core.train.joining import Door, listen, own_address, versions
 from core.train.meeting import network_of
 
 _JOIN_SECONDS = 600.0  # as torchrun's rendezvous waits
 _LOOK_SECONDS = 0.05
-
-
-def versions() -> dict[str, str]:
-    """What all machines that train together must have the same of."""
-    return {
-        "LoRA Workbench": version("lora-workbench"),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
 
 
 def machine_name() -> str:

@@ -244,7 +244,7 @@ class RunSession:
             if self._stopping.issuperset(self.run_ids):
                 return None
             yield None
-        return self._workers.open(self._engine.device, requests, self._engine.base)
+        return self._workers.open(self._engine, self._engine.base, requests)
 
     def _say_all(self, text: str) -> None:
         for record in self._records.values():

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import torch.distributed as dist
 
 from app.engine.faults import reason
 from app.engine.process import dtype_from_environment
@@ -27,9 +26,8 @@ from core.engine import Engine
 from core.events import RunFailed
 from core.train.accelerators import worker_device
 from core.train.carried import read_requests
-from core.train.data_apart import PATIENCE
 from core.train.handing_out import take_in
-from core.train.meeting import Meeting
+from core.train.meeting import Meeting, store_at, store_in
 
 _LOOK_SECONDS = 0.5  # between two looks whether who has started it is there
 
@@ -63,10 +61,8 @@ def main() -> int:
 def _meeting(task: dict[str, Any], number: int) -> Meeting:
     place, count = task["place"], task["count"]
     if "file" in place:
-        return Meeting(dist.FileStore(place["file"], count), number, count)
-    host, port = parsed_address(place["address"])
-    reached = dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=PATIENCE)
-    store = dist.PrefixStore(place["name"], reached)
+        return Meeting(store_in(Path(place["file"]), count), number, count)
+    store = store_at(*parsed_address(place["address"]), place["name"])
     return Meeting(store, number, count, place["network"], place["where"])
 
 

@@ -12,21 +12,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from shutil import rmtree
 
-import torch
-import torch.distributed as dist
-
 from app.engine.machines import Machines
 from app.engine.worker_processes import WorkerProcesses
 from app.shared.settings import Settings
 from core.base_model.load import ResidentBase
 from core.base_model.source import BaseSource
+from core.engine import Engine
 from core.errors import WorkerLost
 from core.train import joining
 from core.train.carried import write_requests
 from core.train.config import TrainConfig
 from core.train.data_apart import DataApart
 from core.train.handing_out import hand_out
-from core.train.meeting import Meeting
+from core.train.meeting import Meeting, store_in
 from core.train.run import RunRequest
 
 _LOOK_SECONDS = 0.1  # between two looks whether all are there
@@ -48,16 +46,11 @@ class Workers:
             rmtree(left, ignore_errors=True)
         self._machines = Machines(settings, source, train) if train.machines > 1 else None
         self._folder = Path(tempfile.mkdtemp(prefix="workers-", dir=settings.cache))
-        self._secret = secrets.token_hex(32)
-        place: dict[str, str] = {"file": str(self._folder / "meeting")}
-        count, others = self._count, self._machines
-        if others is not None:
-            self._secret, place = others.secret, others.place
-        store = others.store if others else dist.FileStore(place["file"], count)
-        self._meeting = Meeting(store, 0, count, place.get("network", ""), place.get("where", ""))
+        self._meeting, place = self._met()
+        self._secret = self._machines.secret if self._machines else secrets.token_hex(32)
         task = {
             "place": place,
-            "count": count,
+            "count": self._count,
             "first": 0,
             "secret": self._secret,
             "base": told_of(source),
@@ -65,6 +58,14 @@ class Workers:
         self._processes = WorkerProcesses(settings, self._folder, task, range(1, train.devices))
         self._watching = threading.Thread(target=self._watch, daemon=True)
         self._watching.start()
+
+    def _met(self) -> tuple[Meeting, dict[str, str]]:
+        """Where all come together, and how others of this machine are told of it."""
+        if (others := self._machines) is not None:
+            place = others.place
+            return Meeting(others.store, 0, self._count, place["network"], place["where"]), place
+        file = self._folder / "meeting"
+        return Meeting(store_in(file, self._count), 0, self._count), {"file": str(file)}
 
     @property
     def pids(self) -> dict[int, int]:
@@ -88,9 +89,9 @@ class Workers:
         where = self._machines.name_of(number) if self._machines else ""
         return f"Worker {number} of {self._count - 1}{' on ' + where if where else ''}"
 
-    def open(self, device: torch.device, requests: list[RunRequest], base: ResidentBase) -> DataApart:
+    def open(self, engine: Engine, base: ResidentBase, requests: list[RunRequest]) -> DataApart:
         """Train these with them: this process's share."""
-        self._share = share = self._meeting.open(device)
+        self._share = share = self._meeting.open(engine.device)
         files = self._folder / "runs"
         files.mkdir()
         hand_out(share, write_requests(requests, base, files), self._secret)

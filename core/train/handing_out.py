@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from core.errors import WorkerLost
@@ -57,7 +56,7 @@ def _take(share: DataApart, path: Path, size: int) -> None:
         for start in range(0, size, _PIECE):
             piece = torch.empty(min(_PIECE, size - start), dtype=torch.uint8)
             share.send(piece)
-            file.write(memoryview(np.asarray(piece)))
+            file.write(piece.numpy().tobytes())
 
 
 def _inside(name: str) -> str:

@@ -21,9 +21,12 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib.metadata import version
 from typing import Any
 
+import torch
 import torch.distributed as dist
+import transformers
 
 from core.errors import InvalidConfig, WorkbenchError, WorkerLost
 
@@ -35,6 +38,15 @@ _LOOK_SECONDS = 0.05
 _OPERATION = timedelta(seconds=SILENT_SECONDS)
 _HELLO, _COMERS = "hello", "comers"
 _MOST_COMERS = 1000  # that are looked at: anybody who reaches the port can say that they have come
+
+
+def versions() -> dict[str, str]:
+    """What all machines that train together must have the same of."""
+    return {
+        "LoRA Workbench": version("lora-workbench"),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
 
 
 def listen(host: str, port: int) -> dist.TCPStore:
@@ -68,17 +80,24 @@ def reach(host: str, port: int) -> dist.TCPStore | None:
     """The place where a first machine listens; None while nobody does."""
     try:
         socket.create_connection((host, port), _REACH_SECONDS).close()
-        return dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=_OPERATION)
+        return _reached(host, port)
     except (OSError, RuntimeError):  # torch's DistNetworkError, too: gone in between
         return None
 
 
+def _reached(host: str, port: int) -> dist.TCPStore:
+    return dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=_OPERATION)
+
+
 def own_address(host: str, port: int) -> str:
-    """The address of this machine from which `host` is reached. Raises OSError."""
-    family, kind, *_, there = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
-    with socket.socket(family, kind) as probe:  # which sends nothing
-        probe.connect(there)
-        return str(probe.getsockname()[0])
+    """The address of this machine from which `host` is reached. Raises InvalidConfig if it is not."""
+    try:
+        family, kind, *_, there = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as probe:  # which sends nothing
+            probe.connect(there)
+            return str(probe.getsockname()[0])
+    except OSError as error:
+        raise InvalidConfig(f"{host} cannot be reached from here: {error.strerror}.") from None
 
 
 class Door:
@@ -96,7 +115,8 @@ class Door:
         self._nonce = secrets.token_hex(16)
         self.name, self.secret = _meeting_name(key, self._nonce), _secret(key, self._nonce)
         self.meeting = dist.PrefixStore(self.name, store)
-        self._watched = dist.PrefixStore(self.name, store.clone())  # for another thread than all the rest
+        # for another thread than all the rest
+        self._watched = dist.PrefixStore(self.name, _reached(store.host, store.port))
         store.set(_HELLO, self._nonce)
 
     @property
@@ -144,10 +164,10 @@ class Door:
         if not hmac.compare_digest(code, _code(self._key, "asks", self._nonce, nonce, said)):
             raise WorkerLost("It does not have this machine's join_key; set the same on both.")
         about = json.loads(said)
-        for what, version in self._about.items():
-            if about["about"].get(what) != version:
+        for what, own in self._about.items():
+            if about["about"].get(what) != own:
                 raise InvalidConfig(
-                    f"{about['name']} has {what} {about['about'].get(what)}, the first machine {version}; "
+                    f"{about['name']} has {what} {about['about'].get(what)}, the first machine {own}; "
                     "install the same."
                 )
         return _Comer(about["name"]), nonce

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address
+from pathlib import Path
 
 import psutil
 import torch
@@ -22,6 +23,17 @@ from core.train.data_apart import PATIENCE, DataApart, backend
 _GLOO, _NCCL = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"
 _CHOSEN = {name: os.environ.get(name, "") for name in (_GLOO, _NCCL)}  # by the user, who knows better
 _Connection = tuple[int, tuple[str, int], tuple[str, int]]
+
+
+def store_in(file: Path, count: int) -> dist.Store:
+    """Of `count` processes of one machine; the file is made."""
+    return dist.FileStore(str(file), count)
+
+
+def store_at(host: str, port: int, name: str) -> dist.Store:
+    """Of processes of several machines: where the first one listens, under the group's name there."""
+    reached = dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=PATIENCE)
+    return dist.PrefixStore(name, reached)
 
 
 class Meeting:

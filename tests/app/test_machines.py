@@ -17,12 +17,10 @@ import psutil
 import pytest
 import torch
 
-from app.engine.machines import versions
 from app.shared.settings import settings_for
 from app.shared.user_settings import PreferenceStore
 from core.errors import InvalidConfig, WorkerLost
-from core.train.handing_out import hand_out, take_in
-from core.train.joining import Door, ask, listen, reach
+from core.train.joining import Door, ask, listen, reach, versions
 from core.train.meeting import network_of
 from storage.tables import FAILED, FINISHED, INTERRUPTED, PAUSED, STOPPED, Base, Run
 from tests.app.test_workers import _factors, _go
@@ -286,9 +284,9 @@ def test_a_first_machine_that_is_gone_ends_its_workers_with_a_sentence(other, ad
     base = workbench.registry.find(Base, "llama")
     port, task = int(address.rpartition(":")[2]), {"devices": 1, "count": 2}
     task["base"] = {"name": "llama", "fingerprint": base.fingerprint, "config": "", "quantisation": "none"}
-    door = Door(listen("127.0.0.1", port), KEY, 2, versions(), task)
+    doors = [Door(listen("127.0.0.1", port), KEY, 2, versions(), task)]
     machine = other()
-    wait_for(lambda: door.look() == [f"{HERE} has joined"])
-    del door
+    wait_for(lambda: doors[0].look() == [f"{HERE} has joined"])
+    doors.clear()
     assert "The first machine, at 127.0.0.1" in machine.said()
     assert machine.process.wait() == 1
