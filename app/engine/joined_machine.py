@@ -134,7 +134,7 @@ class JoinedMachine:
         try:
             yield processes
         except KeyboardInterrupt:
-            invitation.lost("The worker was ended by its user")
+            invitation.leave("The worker was ended by its user")
             raise
         finally:
             processes.kill()
@@ -232,7 +232,8 @@ def main() -> int:
     private_by_default()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     asked = json.loads(sys.stdin.readline())
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for one in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(one, _end)
     threading.Thread(target=_end_with_who_asked, daemon=True).start()
     settings = settings_for(Path(asked["home"]))
     folder = Path(asked["base"]) if asked["base"] else None
@@ -258,6 +259,13 @@ def _alone(settings: Settings) -> Iterator[None]:
             yield
     except Timeout:
         raise AlreadyRunning(f"A worker has joined from {settings.home} already.") from None
+
+
+def _end(*about: object) -> None:
+    """Once: to end may take a moment, and whoever ends this process may have closed its input, too."""
+    for one in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(one, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _end_with_who_asked() -> None:

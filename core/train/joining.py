@@ -260,6 +260,11 @@ class Invitation:
         """Say that one of its processes is gone."""
         self.meeting.set(f"lost-{self.seat}", why)
 
+    def leave(self, why: str) -> None:
+        """Say why this machine ends, and will hear no more."""
+        self.lost(why)
+        self.meeting.set(f"heard-{self.seat}", "1")
+
     def beat(self) -> str | None:
         """Say that this machine is there; why it is over, once it is. Raises RuntimeError where the first
         machine is gone.

@@ -16,7 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from app.cli.main import app
 from app.shared.settings import settings_for
 from app.shared.user_settings import PreferenceStore
 from core.errors import InvalidConfig, WorkerLost
@@ -221,15 +223,46 @@ def test_a_machine_that_falls_silent_interrupts_the_run(workbench, session, othe
     assert f"Nothing was heard of {HERE} for 2 s; the run can go on" in run.reason
 
 
-def test_who_waits_for_machines_or_for_a_run_does_not_wait_for_ever(workbench, session, other, monkeypatch):
-    machine = other(wait=0.01)
+def test_a_worker_that_is_ended_by_its_user_says_so(workbench, session, other):
+    machine = other()
+    run_id, begun = session("run", **TWO | {"max_steps": 10_000})
+    _until(begun, lambda: workbench.registry.checkpoints.of(run_id))
+    os.kill(machine.process.pid, signal.SIGINT)
+    _go(begun)
+    run = workbench.registry.get(Run, run_id)
+    assert run.state == INTERRUPTED
+    assert f"The worker was ended by its user on {HERE}; the run can go on" in run.reason
+    assert machine.process.wait() == 130
+
+
+def test_a_run_for_which_no_machine_comes_is_interrupted_and_goes_on_with_this_one(
+    workbench, session, address, monkeypatch
+):
     monkeypatch.setattr("app.engine.machines._JOIN_SECONDS", 0.1)
-    assert "No run waited for this machine" in machine.said()
     run_id, begun = session("run", **TWO)
     _go(begun)
     run = workbench.registry.get(Run, run_id)
     assert run.state == INTERRUPTED
     assert "1 other machine did not join at 127.0.0.1" in run.reason
+    with pytest.raises(InvalidConfig, match="rank cannot change when a run goes on; only devices, machines"):
+        workbench.runs.resume(run_id, spread={"rank": "3"})
+    workbench.runs.resume(run_id, spread={"machines": "1"})
+    _go(session.next())
+    assert workbench.registry.get(Run, run_id).state == FINISHED
+    assert "Goes on with machines = 1: as before up to rounding" in _notes(workbench, run_id)
+
+
+def test_the_command_ends_with_a_sentence_where_no_run_waits(zygote, home, monkeypatch):
+    monkeypatch.setattr("app.cli.join._started", lambda: zygote.asked("app.engine.joined_machine"))
+    command = ["worker", "--join", f"127.0.0.1:{free_port()}", "--wait", "0.01", "--home", str(home.home)]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 1
+    assert "Waiting for a run at 127.0.0.1" in done.stderr
+    assert "Error: No run waited for this machine" in done.stderr
+    PreferenceStore(home).reset(["join_key"])
+    done = CliRunner().invoke(app, [*command, "--json"])
+    assert json.loads(done.stdout)["kind"] == "InvalidConfig"
+    assert "none is set here. Set one on both" in json.loads(done.stdout)["error"]
 
 
 def test_a_port_in_use_a_foreign_address_and_a_missing_key_are_told(workbench, session, address):
