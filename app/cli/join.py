@@ -51,20 +51,21 @@ def worker(
     that you trust.
     """
     console = Console(json)
+    settings = settings_for(home)
     question = {
-        "home": str(settings_for(home).home),
+        "home": str(settings.home),
         "join": join,
         "base": str(base) if base else "",
         "wait": wait,
     }
-    result = _asked(question, console)
-    console.result(result, [("Trained with it", f"{result['runs']} times")])
+    result = _asked(question, settings.logs / "joined.log", console)
+    console.result(result, [("Runs", f"trained {result['runs']} with it")])
 
 
-def _asked(question: dict[str, Any], console: Console) -> dict[str, Any]:
+def _asked(question: dict[str, Any], log: Path, console: Console) -> dict[str, Any]:
     """What came of it; what is said meanwhile is shown. Raises what refuses it."""
     last: dict[str, Any] = {}
-    with _started() as process:
+    with _started(log) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdin.write(texts.dumps(question) + "\n")
@@ -74,11 +75,16 @@ def _asked(question: dict[str, Any], console: Console) -> dict[str, Any]:
             if "said" in last:
                 console.say(last["said"])
     if "result" not in answered(last):
-        raise EngineUnavailable(f"The worker ended without a result (exit code {process.returncode}).")
+        raise EngineUnavailable(
+            f"The worker ended without a result (exit code {process.returncode}); {log} says why."
+        )
     return dict(last["result"])
 
 
-def _started() -> subprocess.Popen[str]:
-    # torch is not for this process; -P: the working folder may hold an app of its own
+def _started(log: Path) -> subprocess.Popen[str]:
+    # torch is not for this process, nor what it prints; -P: the working folder may hold an app of its own
     command = [sys.executable, "-P", "-m", "app.engine.joined_machine"]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with log.open("ab") as noted:
+        return subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=noted, text=True
+        )

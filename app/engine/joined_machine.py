@@ -220,6 +220,7 @@ class _Beats:
         until = time.monotonic() + _LAST_SECONDS
         while time.monotonic() < until and not processes.have_ended():
             time.sleep(_LOOK_SECONDS)
+        say("The run has ended")
 
 
 def say(sentence: str) -> None:

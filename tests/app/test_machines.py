@@ -253,7 +253,7 @@ def test_a_run_for_which_no_machine_comes_is_interrupted_and_goes_on_with_this_o
 
 
 def test_the_command_ends_with_a_sentence_where_no_run_waits(zygote, home, monkeypatch):
-    monkeypatch.setattr("app.cli.join._started", lambda: zygote.asked("app.engine.joined_machine"))
+    monkeypatch.setattr("app.cli.join._started", lambda log: zygote.asked("app.engine.joined_machine"))
     command = ["worker", "--join", f"127.0.0.1:{free_port()}", "--wait", "0.01", "--home", str(home.home)]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 1
