@@ -114,9 +114,12 @@ class RunQueue:
             change_state(session, run, QUEUED, reason)
             run.started = None
 
-    def again(self, run_id: int, step: int | None = None) -> Run:
+    def again(
+        self, run_id: int, step: int | None = None, config: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> Run:
         """Let a run that was paused, interrupted, stopped or has failed wait for the engine again; twice does
-        it once. With `step` it goes on from its checkpoint there, and the later ones are forgotten.
+        it once. With `step` it goes on from its checkpoint there, and the later ones are forgotten. config:
+        options, by part, that are others from now on.
 
         What it measured behind that checkpoint is forgotten: it will be measured again. Raises NotFound,
         InUse.
@@ -133,6 +136,8 @@ class RunQueue:
             if step is not None:
                 later = (col(Checkpoint.run_id) == run_id, col(Checkpoint.step) > step)
                 session.execute(delete(Checkpoint).where(*later))
+            changed = {part: {**run.config.get(part, {}), **own} for part, own in (config or {}).items()}
+            run.config = {**run.config, **changed}
             _wait_again(session, run)
             return run
 

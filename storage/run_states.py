@@ -3,7 +3,7 @@ transaction that makes it:
 
     from         to  queued  preparing  running  pausing  paused  finished  stopped  failed  interrupted
     queued             ·         ●         ·        ·        ●        ·        ●        ●         ●
-    preparing          ●         ·         ●        ●        ·        ·        ·        ●         ●
+    preparing          ●         ·         ●        ●        ·        ·        ●        ●         ●
     running            ·         ·         ·        ●        ●        ●        ●        ●         ●
     pausing            ●         ·         ·        ·        ●        ●        ●        ●         ●
     paused             ●         ·         ·        ·        ·        ·        ●        ·         ·
@@ -16,7 +16,8 @@ A new run is queued. The engine claims it (preparing) and puts it back if it can
 that somebody has asked to pause meanwhile. People stop and pause: a run that waits at once, one under way is
 asked to. One that is paused or was interrupted can be stopped, too: it keeps what its last checkpoint holds.
 A finished run waits again when it is extended. A pause is overtaken by the run's end, or by a stop. A running
-run is paused without having been asked when the disk is full. Waiting runs fail when there is no engine to
+run is paused without having been asked when the disk is full. One that waits for other machines has not begun
+when it is stopped. Waiting runs fail when there is no engine to
 take them, and are interrupted when the memory ends as they are taken.
 """
 
@@ -46,7 +47,7 @@ from storage.transitions import Transitions, require_follows
 
 TRANSITIONS: Transitions = {
     QUEUED: (PREPARING, PAUSED, STOPPED, FAILED, INTERRUPTED),
-    PREPARING: (QUEUED, RUNNING, PAUSING, FAILED, INTERRUPTED),
+    PREPARING: (QUEUED, RUNNING, PAUSING, STOPPED, FAILED, INTERRUPTED),
     RUNNING: (PAUSING, PAUSED, FINISHED, STOPPED, FAILED, INTERRUPTED),
     PAUSING: (QUEUED, PAUSED, FINISHED, STOPPED, FAILED, INTERRUPTED),
     PAUSED: (QUEUED, STOPPED),

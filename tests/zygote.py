@@ -174,7 +174,7 @@ def forking(forks: Forks) -> dict[str, Callable[..., Forked]]:
     return {
         "app.shared.engine_client.start_detached": forks.start,
         "app.service.jobs.start_detached": forks.start,
-        "app.engine.workers.start_detached": forks.start,
+        "app.engine.worker_processes.start_detached": forks.start,
         "app.engine.runs_apart.start_detached": forks.start,
         "core.export.check_process._started": functools.partial(forks.asked, "core.export.check_process"),
     }

@@ -16,6 +16,7 @@ from app.cli.doctor import doctor
 from app.cli.encoding import speak_any_encoding
 from app.cli.export import export
 from app.cli.jobs import jobs
+from app.cli.join import worker
 from app.cli.kinds import kinds
 from app.cli.models import models
 from app.cli.opening import address, open_page
@@ -67,6 +68,7 @@ app.command()(space)
 app.command()(quickstart)
 app.command()(chat)
 app.command()(serve)
+app.command()(worker)
 app.command()(classify)
 app.command()(export)
 app.command()(doctor)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from app.cli.common import Home, Json, Settings, Yes, open_workbench
+from app.cli.common import Home, Json, Settings, Yes, open_workbench, parsed_settings
 from app.cli.console import Console, guarded
 from app.cli.following import follow_runs, show_run
 from app.cli.option_sources import Anyway, given_options
@@ -173,13 +173,21 @@ def runs_resume(
         int | None,
         typer.Option("--step", help="Of an earlier checkpoint to go on from; the later ones are forgotten."),
     ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="devices or machines from now on, such as machines=1; repeatable.",
+        ),
+    ] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Return at once; the run goes on.")] = False,
     home: Home = None,
     json: Json = False,
 ) -> None:
     """Go on with a run that was paused, interrupted, stopped or has failed, from its last checkpoint."""
     workbench, console = open_workbench(home), Console(json)
-    resumed = workbench.runs.resume(run_id, step)
+    resumed = workbench.runs.resume(run_id, step, parsed_settings(option))
     follow_runs(console, workbench, [resumed], json, detach=detach, as_sweep=False)
 
 

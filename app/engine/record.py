@@ -55,6 +55,11 @@ class RunRecord:
         """How it is to be trained."""
         return self.options.train
 
+    @property
+    def stood_at(self) -> str:
+        """Where a run stands that is let go of as it was saved last."""
+        return f"after {self.saved_step} steps" if self.saved_step else "before the first step"
+
     @cached_property
     def watch(self) -> Watch:
         """What judges it."""

@@ -48,7 +48,7 @@ class RunsApart:
         mine = [run for run in runs if run.id not in self.run_ids]
         wanted = usable_cards(self._wanted())
         free = [card for card in range(1, wanted) if card not in self._there]
-        if not mine or not free or max(map(devices_of, mine)) > 1:
+        if not mine or not free or max(map(devices_of, mine)) > (1, 1):
             return mine
         parts = _parts(mine, 1 + len(free))
         for card, part in zip(free, parts[1:], strict=False):

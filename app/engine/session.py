@@ -201,6 +201,9 @@ class RunSession:
         first = self._records[requests[0].key]  # type: ignore[index]
         source = base_source(self._registry, first.run)
         share = yield from self._shared(source, requests)
+        if share is None:
+            self._leave_unbegun()
+            return
         self._group = self._engine.train(source, requests, share)
         self._meter = EnergyMeter(self._engine.device)
         for run_id in self._stopping:
@@ -217,25 +220,46 @@ class RunSession:
                 if record.wants_save:
                     self._save(record)
 
-    def _shared(self, source: BaseSource, requests: list[RunRequest]) -> Generator[None, None, Share]:
-        """This process's share of the work, once the others are there that the runs want."""
-        count = requests[0].options.train.devices
-        if count == 1:
+    def _shared(self, source: BaseSource, requests: list[RunRequest]) -> Generator[None, None, Share | None]:
+        """This process's share of the work, once the others are there that the runs want; none where all are
+        to end before.
+        """
+        train = requests[0].options.train
+        if train.processes == 1:
             return ALL
         from app.engine.workers import Workers  # torch.distributed is for those who are several
 
         assert self._engine.base is not None
         width = self._engine.base.dtype.itemsize
+        count = train.devices
         require_cards(cards(), count, held_bytes(source.folder, source.quantisation, width))
-        self._workers = Workers(self._settings, source, count)
+        self._workers = Workers(self._settings, source, train)
+        if count > 1:
+            self._say_all(
+                f"Waiting until {count - 1} more {'card has' if count == 2 else 'cards have'} the base"
+            )
+        for said in self._workers.gather():
+            if said:
+                self._say_all(said)
+            if self._stopping.issuperset(self.run_ids):
+                return None
+            yield None
+        return self._workers.open(self._engine, self._engine.base, requests)
+
+    def _say_all(self, text: str) -> None:
         for record in self._records.values():
             if not record.over:
-                self._say(
-                    record,
-                    f"Waiting until {count - 1} more {'card has' if count == 2 else 'cards have'} the base",
+                self._say(record, text)
+
+    def _leave_unbegun(self) -> None:
+        """Let go of runs that were to end while others were waited for."""
+        for record in self._records.values():
+            if not record.over:
+                record.over = True
+                ended = (
+                    self._registry.runs.paused if record.id in self._pausing else self._registry.runs.stopped
                 )
-        yield from self._workers.gather()
-        return self._workers.open(self._engine.device, requests)
+                self._write(ended, record.id, record.stood_at)
 
     def close(self, error: Exception | None = None) -> Exception:
         """Let go of the other processes; returns the error in words of what they have to do with it."""
@@ -243,7 +267,7 @@ class RunSession:
         told = error or WorkerLost("It has ended")
         if workers is not None:
             told = workers.explained(told) if error is not None else told
-            workers.end()
+            workers.end(reason(told) if error is not None else "")
         return told
 
     def _leave_those_held_otherwise(self) -> None:
@@ -412,8 +436,7 @@ class RunSession:
             return
         self.flush()
         record.over = True
-        reason = f"after {record.saved_step} steps" if record.saved_step else "before the first step"
-        self._write(self._registry.runs.paused, record.id, reason)
+        self._write(self._registry.runs.paused, record.id, record.stood_at)
 
     def _fail(self, record: RunRecord, error: Exception, reason: str) -> None:
         record.over = True
@@ -497,6 +520,6 @@ class RunSession:
         )
 
 
-def _needs(run: Run) -> tuple[str, int]:
-    """How the base is held for a run, and on how many cards."""
+def _needs(run: Run) -> tuple[str, tuple[int, int]]:
+    """How the base is held for a run, and on how many cards and machines."""
     return held_for(run), devices_of(run)

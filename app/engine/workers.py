@@ -1,9 +1,10 @@
-"""The processes that train a group together with this one: started, met, watched and ended."""
+"""The processes that train a group together with this one, of this machine and of others: started or let in,
+met, watched and ended.
+"""
 
 from __future__ import annotations
 
-import json
-import os
+import secrets
 import tempfile
 import threading
 import time
@@ -11,64 +12,89 @@ from collections.abc import Iterator
 from pathlib import Path
 from shutil import rmtree
 
-from app.shared.processes import exit_reason, last_lines, start_detached
+from app.engine.machines import Machines
+from app.engine.worker_processes import WorkerProcesses
 from app.shared.settings import Settings
+from core.base_model.load import ResidentBase
 from core.base_model.source import BaseSource
+from core.engine import Engine
 from core.errors import WorkerLost
+from core.train import joining
+from core.train.carried import write_requests
+from core.train.config import TrainConfig
 from core.train.data_apart import DataApart
-from core.train.meeting import Meeting, give_up, leave
+from core.train.handing_out import hand_out
+from core.train.meeting import Meeting, store_in
 from core.train.run import RunRequest
 
 _LOOK_SECONDS = 0.1  # between two looks whether all are there
-_SURE_SECONDS = 2.0  # after which a fault is not for want of another process
+_SURE_SECONDS = 2.0  # after which a fault is not for want of another process of this machine
 
 
 class Workers:
-    """`count` processes with this one, which is the first of them."""
+    """Those that runs which are trained so want, with this one, which is the first of them."""
 
-    def __init__(self, settings: Settings, source: BaseSource, count: int) -> None:
-        """Start the others; they load the base."""
-        self._count, self._over = count, False
-        self._lost = ""
+    def __init__(self, settings: Settings, source: BaseSource, train: TrainConfig) -> None:
+        """Start those of this machine, which load the base, and listen for other machines.
+
+        Raises InvalidConfig where others cannot join at the address that is set.
+        """
+        self._over, self._lost, self._count = False, "", train.processes
+        self._share: DataApart | None = None
         settings.cache.mkdir(exist_ok=True)
         for left in settings.cache.glob("workers-*"):  # by an engine that was killed; there is one at a time
             rmtree(left, ignore_errors=True)
+        self._machines = Machines(settings, source, train) if train.machines > 1 else None
         self._folder = Path(tempfile.mkdtemp(prefix="workers-", dir=settings.cache))
-        task: dict[str, object] = {
-            "meeting": str(self._folder / "meeting"),
-            "count": count,
-            "engine": os.getpid(),
+        self._meeting, place = self._met()
+        self._secret = self._machines.secret if self._machines else secrets.token_hex(32)
+        task = {
+            "place": place,
+            "count": self._count,
+            "first": 0,
+            "secret": self._secret,
+            "base": told_of(source),
         }
-        task["base"] = _told(source)
-        (self._folder / "task.json").write_text(json.dumps(task))
-        self._meeting = Meeting(self._folder / "meeting", 0, count)
-        self._logs = {one: settings.logs / f"worker-{one}.log" for one in range(1, count)}
-        arguments = ["--task", str(self._folder / "task.json"), "--number"]
-        self._processes = {
-            one: start_detached("app.engine.worker", [*arguments, str(one)], log)
-            for one, log in self._logs.items()
-        }
+        self._processes = WorkerProcesses(settings, self._folder, task, range(1, train.devices))
         self._watching = threading.Thread(target=self._watch, daemon=True)
         self._watching.start()
 
+    def _met(self) -> tuple[Meeting, dict[str, str]]:
+        """Where all come together, and how others of this machine are told of it."""
+        if (others := self._machines) is not None:
+            place = others.place
+            return Meeting(others.store, 0, self._count, place["network"], place["where"]), place
+        file = self._folder / "meeting"
+        return Meeting(store_in(file, self._count), 0, self._count), {"file": str(file)}
+
     @property
     def pids(self) -> dict[int, int]:
-        """The process id of each of the others, by number."""
-        return {number: process.pid for number, process in self._processes.items()}
+        """The process id of each of this machine's others, by number."""
+        return self._processes.pids
 
-    def gather(self) -> Iterator[None]:
-        """Pause again and again until all are there. Raises WorkerLost with what keeps one away."""
+    def gather(self) -> Iterator[str]:
+        """Pause again and again until all are there, with what is to be told, mostly nothing. Raises
+        WorkerLost with what keeps one away.
+        """
+        if self._machines is not None:
+            yield from self._machines.gather(self.require)
         while self._meeting.missing:
             for number, why in self._meeting.refusals.items():
-                raise WorkerLost(f"Worker {number} of {self._count - 1} cannot join: {why}")
+                raise WorkerLost(f"{self._named(number)} cannot join: {why}")
             self.require()
-            yield None
+            yield ""
             time.sleep(_LOOK_SECONDS / 10)
 
-    def open(self, engine_device: object, requests: list[RunRequest]) -> DataApart:
+    def _named(self, number: int) -> str:
+        where = self._machines.name_of(number) if self._machines else ""
+        return f"Worker {number} of {self._count - 1}{' on ' + where if where else ''}"
+
+    def open(self, engine: Engine, base: ResidentBase, requests: list[RunRequest]) -> DataApart:
         """Train these with them: this process's share."""
-        share = self._meeting.open(engine_device)  # type: ignore[arg-type]
-        share.asked([requests])
+        self._share = share = self._meeting.open(engine.device)
+        files = self._folder / "runs"
+        files.mkdir()
+        hand_out(share, write_requests(requests, base, files), self._secret)
         return share
 
     def require(self) -> None:
@@ -78,45 +104,37 @@ class Workers:
 
     def explained(self, error: Exception) -> Exception:
         """WorkerLost in the place of a fault that comes of one, else the fault."""
-        until = time.monotonic() + _SURE_SECONDS
+        silent = joining.SILENT_SECONDS if self._machines else 0.0
+        until = time.monotonic() + _SURE_SECONDS + silent
         while not self._lost and isinstance(error, RuntimeError) and time.monotonic() < until:
             time.sleep(_LOOK_SECONDS)
         return WorkerLost(self._lost) if self._lost else error
 
-    def end(self) -> None:
-        """Let go of all; who still works is killed."""
+    def end(self, why: str = "") -> None:
+        """Let go of all; who still works is killed. why: what ended it, for those of other machines."""
         self._over = True
         self._watching.join()
-        ended = not self._lost and all(self._has_ended(one) for one in self._processes)
-        for process in self._processes.values():
-            process.kill()
+        if self._machines is not None:
+            self._machines.end(self._lost or why)
+        ended = not (self._lost or why) and self._processes.have_ended()
+        self._processes.kill()
         if not ended:
-            give_up()
-        leave()
+            self._meeting.give_up()
+        if self._share is not None:
+            self._share.leave()
+        self._meeting.leave()
         rmtree(self._folder, ignore_errors=True)
-
-    def _has_ended(self, number: int) -> bool:
-        """By itself, as all do that have trained to the end."""
-        until = time.monotonic() + _SURE_SECONDS
-        while self._processes[number].poll() is None and time.monotonic() < until:
-            time.sleep(_LOOK_SECONDS / 10)
-        return self._processes[number].poll() == 0
 
     def _watch(self) -> None:
         while not self._over and not self._lost:
-            for number, process in self._processes.items():
-                if code := process.poll():
-                    self._lose(number, code)
+            lost = self._processes.lost() or (self._machines.lost() if self._machines else "")
+            if lost:
+                self._lost = f"{lost}; the run can go on from its last checkpoint"
+                self._meeting.give_up()
             time.sleep(_LOOK_SECONDS)
 
-    def _lose(self, number: int, code: int) -> None:
-        said = last_lines(self._logs[number], 1) if code > 0 else ""
-        why = exit_reason(code, f"Worker {number} of {self._count - 1}")
-        self._lost = f"{why}{f' ({said})' if said else ''}; the run can go on from its last checkpoint"
-        give_up()
 
-
-def _told(source: BaseSource) -> dict[str, str]:
+def told_of(source: BaseSource) -> dict[str, str]:
     """What a worker is told of the base."""
     names = ("name", "fingerprint", "stat_key", "template", "config", "quantisation")
     return {name: getattr(source, name) for name in names} | {"folder": str(source.folder)}

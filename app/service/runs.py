@@ -17,7 +17,7 @@ from app.shared.errors import EngineUnavailable
 from app.shared.publishing import keep_checkpoint
 from core.errors import InvalidConfig, InvalidData, WrongBase
 from core.lora.config import LoraConfig
-from core.train.changes import parse_change
+from core.train.changes import parse_change, parse_spread
 from core.train.config import TrainConfig
 from core.train.training_options import all_options, flat_values
 from storage.checkpoints import best_checkpoint
@@ -192,20 +192,25 @@ class Runs:
 
     # Going on.
 
-    def resume(self, run_id: int, step: int | None = None) -> Run:
+    def resume(self, run_id: int, step: int | None = None, spread: Mapping[str, object] | None = None) -> Run:
         """Let a run go on from its last checkpoint, or from the one at `step`: then the later ones are
-        forgotten with what was measured behind it.
+        forgotten with what was measured behind it. spread: devices and machines from now on, where they are
+        to be others.
 
-        Raises NotFound, InUse, InvalidData, WrongBase, EngineUnavailable.
+        Raises NotFound, InUse, InvalidConfig, InvalidData, WrongBase, EngineUnavailable.
         """
-        run = self._registry.get(Run, run_id)
+        run, others = self._registry.get(Run, run_id), parse_spread(spread or {})
         self._require_unchanged(run)
         at = None if step is None else checkpoint_at(self._registry, run_id, step)
         before = self._registry.checkpoints.of(run_id)
-        run = self._registry.queue.again(run_id, step)
+        run = self._registry.queue.again(run_id, step, {"train": others} if others else None)
         if at is not None:
             left = {one.id for one in self._registry.checkpoints.of(run_id)}
             self._registry.checkpoints.forget([one for one in before if one.id not in left])
+        if others:
+            said = ", ".join(f"{name} = {value}" for name, value in others.items())
+            note = f"Goes on with {said}: as before up to rounding, not bit for bit"
+            self._registry.measurements.add_note(run_id, note)
         self._engine.wake()
         return run
 

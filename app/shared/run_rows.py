@@ -23,9 +23,12 @@ def run_row(base: Base, data: Dataset, config: dict[str, Any], name: str = "") -
     )
 
 
-def devices_of(run: Run) -> int:
-    """How many cards train it together; rows of earlier versions do not say."""
-    return int(run.config.get("train", {}).get("devices", 1))
+def devices_of(run: Run) -> tuple[int, int]:
+    """How many cards of each machine train it together, and how many machines; rows of earlier versions do
+    not say.
+    """
+    train = run.config.get("train", {})
+    return int(train.get("devices", 1)), int(train.get("machines", 1))
 
 
 def held_for(run: Run) -> str:

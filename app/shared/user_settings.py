@@ -20,6 +20,7 @@ import tomlkit
 from filelock import FileLock
 from tomlkit import TOMLDocument
 
+from app.shared.join_address import is_everywhere, parsed_address
 from app.shared.private import write_private
 from app.shared.settings import Settings
 from core.base_model.quantisation import NONE, QUANTISATIONS
@@ -101,6 +102,19 @@ class Preferences(Config):
         "was made at the first start." + _NEXT_START,
     )
 
+    join_address: str = option(
+        "127.0.0.1:29500",
+        "Other machines join at",
+        "ADDRESS:PORT of this machine at which others join a run that asks for several (machines). Who joins "
+        "reaches further ports of it: only on a network that you trust, since rows and gradients travel "
+        "neither encrypted nor signed.",
+    )
+    join_key: str = option(
+        "",
+        "Key to join",
+        "What both machines must have to train together, 8 characters or more; empty: no other one joins.",
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if not _is_host(self.host):
@@ -111,6 +125,15 @@ class Preferences(Config):
         if self.api_key and not _KEY.fullmatch(self.api_key):
             raise InvalidConfig(
                 "api_key must be 8 to 200 letters, digits or signs of ASCII without spaces, or empty."
+            )
+        if self.join_key and not _KEY.fullmatch(self.join_key):
+            raise InvalidConfig(
+                "join_key must be 8 to 200 letters, digits or signs of ASCII without spaces, or empty."
+            )
+        if is_everywhere(parsed_address(self.join_address)[0]):
+            raise InvalidConfig(
+                "join_address must be one address of this machine, which the others reach, such as "
+                f"10.0.0.1:29500, not {self.join_address!r}."
             )
 
 

@@ -13,7 +13,7 @@ from core.data.dataset_file import StoredRow
 from core.data.labels import LabelSet, label_set, text_and_label
 from core.data.packing import OVER_LENGTH
 from core.data.plain_texts import cut
-from core.data.tokens import Mask, TokenFile, TokenRows
+from core.data.tokens import Mask, RowsAsked, TokenFile, TokenRows
 from core.errors import InvalidConfig, InvalidData
 
 
@@ -46,8 +46,9 @@ class LabelledRows(TokenRows):
                 "over_length = split cannot be used to classify, since a label is told of the whole text; "
                 "choose truncate or drop."
             )
-        self._file, self.max_length, self.labels, self._closing = file, max_length, labels, closing
-        self.goes_on = goes_on
+        self.file, self.max_length, self.labels, self.closing = file, max_length, labels, closing
+        self.asked = RowsAsked(over_length, keep, validation)
+        self.goes_on, self.all_targets = goes_on, targets
         wanted = np.ones(len(file), bool) if keep is None else keep
         _refuse_failed(file, wanted)
         long = wanted & (file.lengths > max_length)
@@ -68,8 +69,8 @@ class LabelledRows(TokenRows):
 
     def __getitem__(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """ids of one row [length], and no labels of tokens [0]."""
-        ids = self._file.ids(int(self._rows[index]))
-        return cut(ids, self.max_length, self._closing), np.zeros(0, np.int32)
+        ids = self.file.ids(int(self._rows[index]))
+        return cut(ids, self.max_length, self.closing), np.zeros(0, np.int32)
 
 
 def _refuse_failed(file: TokenFile, wanted: Mask) -> None:

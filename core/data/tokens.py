@@ -59,6 +59,7 @@ class TokenFile:
 
         Raises InvalidData if the file is not one this version wrote.
         """
+        self.source = source
         reader = _reader(source)
         self._ids: list[tuple[NDArray[np.int32], NDArray[np.int32]]] = []
         self._firsts: list[int] = []
@@ -163,6 +164,18 @@ class _Parts:
         return _Parts(self.rows[there], self.starts[there], self.stops[there], self.supervised[there])
 
 
+@dataclass(frozen=True)
+class RowsAsked:
+    """Which rows of a file were asked for, and cut in which way: with the file and the length all that says
+    which there are. As TokenRows takes them.
+    """
+
+    over_length: str
+    keep: Mask | None
+    validation: Mask | None
+    each: int = 1
+
+
 class TokenRows:
     """The sequences a run is trained and judged on, cut to max_length; ids and labels are read when asked
     for.
@@ -196,7 +209,8 @@ class TokenRows:
                 f"over_length = split cannot be used where a row becomes {each} sequences, since parts of "
                 "them do not belong together; choose truncate or drop."
             )
-        self._file, self.max_length = file, max_length
+        self.file, self.max_length = file, max_length
+        self.asked = RowsAsked(over_length, keep, validation, each)
         wanted = np.ones(len(file), bool) if keep is None else keep[file.rows]
         failed = [row for row in file.problems if wanted[row]]
         if failed:
@@ -234,9 +248,9 @@ class TokenRows:
         row, start, stop = (
             int(column[index]) for column in (self._parts.rows, self._parts.starts, self._parts.stops)
         )
-        ids = self._file.ids(row)[start:stop]
+        ids = self.file.ids(row)[start:stop]
         labels = np.full(len(ids), IGNORE, np.int32)
-        for first, last in self._file.spans(row) - start:
+        for first, last in self.file.spans(row) - start:
             labels[max(0, first) : max(0, last)] = ids[max(0, first) : max(0, last)]
         return ids, labels
 

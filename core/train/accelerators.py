@@ -65,14 +65,7 @@ def require_cards(there: Sequence[Card], wanted: int, base_bytes: float) -> None
 
     Without cards the processes share the CPU, of which each needs a core.
     """
-    if not there:
-        _require_cores(wanted)
-        return
-    if len(there) < wanted:
-        raise InvalidConfig(
-            f"devices = {wanted} asks for {wanted} cards, and this machine has {len(there)}: "
-            f"{', '.join(one.name for one in there)}. Choose devices = {len(there)} or fewer."
-        )
+    require_count([one.name for one in there], wanted)
     for card in there[1:wanted]:
         if card.free < _SPARE * base_bytes:
             free, total, needed = (count / 2**30 for count in (card.free, card.total, base_bytes))
@@ -81,6 +74,17 @@ def require_cards(there: Sequence[Card], wanted: int, base_bytes: float) -> None
                 f"takes {needed:.1f}: another program holds the rest. End that, or choose "
                 f"devices = {card.number} or fewer."
             )
+
+
+def require_count(names: Sequence[str], wanted: int) -> None:
+    """Raise InvalidConfig where a machine has not as many cards, of these names, as are wanted of it."""
+    if not names:
+        _require_cores(wanted)
+    elif len(names) < wanted:
+        raise InvalidConfig(
+            f"devices = {wanted} asks for {wanted} cards, and this machine has {len(names)}: "
+            f"{', '.join(names)}. Choose devices = {len(names)} or fewer."
+        )
 
 
 def _require_cores(wanted: int) -> None:

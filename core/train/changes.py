@@ -12,6 +12,7 @@ from core.errors import InvalidConfig
 from core.train.config import TrainConfig
 
 CHANGEABLE = ("learning_rate", "epochs", "max_steps")
+SPREAD = ("devices", "machines")  # where it is computed: what is learnt is the same, up to rounding
 
 
 @dataclass(frozen=True)
@@ -66,12 +67,19 @@ def _parsed(values: Mapping[str, object], now: TrainConfig) -> dict[str, Any]:
 
 def parse_change(values: Mapping[str, object]) -> dict[str, Any]:
     """Values of options that may change while a run is under way. Raises InvalidConfig."""
-    options = {option.name: option for option in TrainConfig.options()}
     if not values:
         raise InvalidConfig(f"Nothing to change; give one of {', '.join(CHANGEABLE)}.")
+    return _parsed_of(CHANGEABLE, values, "while a run is under way")
+
+
+def parse_spread(values: Mapping[str, object]) -> dict[str, Any]:
+    """Values of options that may change when a run goes on. Raises InvalidConfig."""
+    return _parsed_of(SPREAD, values, "when a run goes on")
+
+
+def _parsed_of(names: Sequence[str], values: Mapping[str, object], when: str) -> dict[str, Any]:
+    options = {option.name: option for option in TrainConfig.options()}
     for name in values:
-        if name not in CHANGEABLE:
-            raise InvalidConfig(
-                f"{name} cannot change while a run is under way; only {', '.join(CHANGEABLE)} can."
-            )
+        if name not in names:
+            raise InvalidConfig(f"{name} cannot change {when}; only {', '.join(names)} can.")
     return {name: options[name].parse(value) for name, value in values.items()}

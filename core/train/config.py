@@ -259,9 +259,19 @@ class TrainConfig(Config):
     devices: int = option(
         1,
         "Cards",
-        "Cards that train it together: each holds the base and computes its part of every micro-batch, and "
-        "gradients are summed once a step, so the adapter is the one of a single card, up to rounding. "
-        "micro_batch_size counts the rows of all cards. Without a card these are processes of the CPU.",
+        "Cards of this machine that train it together: each holds the base and computes its part of every "
+        "micro-batch, and gradients are summed once a step, so the adapter is the one of a single card, up "
+        "to rounding. micro_batch_size counts the rows of all cards. Without a card these are processes of "
+        "the CPU.",
+        minimum=1,
+        maximum=64,
+        subject="Batches and memory",
+    )
+    machines: int = option(
+        1,
+        "Machines",
+        "Machines that train it together, each with as many cards as are chosen for this one. The others "
+        "join with: lora-workbench worker --join ADDRESS:PORT, and the settings join_address and join_key.",
         minimum=1,
         maximum=64,
         subject="Batches and memory",
@@ -284,6 +294,11 @@ class TrainConfig(Config):
         maximum=2**31 - 1,
         subject="Others",
     )
+
+    @property
+    def processes(self) -> int:
+        """That train it together, on all machines."""
+        return self.devices * self.machines
 
     @property
     def prompts(self) -> tuple[str, ...]:

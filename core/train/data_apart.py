@@ -11,7 +11,8 @@ The processes talk through torch.distributed: start them with torchrun, or with 
 
 from __future__ import annotations
 
-import pickle
+import json
+import re
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
@@ -28,6 +29,7 @@ from core.train.share import Share
 PATIENCE = timedelta(minutes=30)
 """How long one process waits for another: compiling, a large base's load and a rendered sample all count."""
 _DIFFERS = {"base": WrongBase, "data": InvalidData}  # the rest are options
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def backend(device: torch.device) -> str:
@@ -36,14 +38,21 @@ def backend(device: torch.device) -> str:
 
 
 class DataApart(Share):
-    """This process's part of each micro-batch."""
+    """This process's part of each micro-batch. What the processes say to each other is numbers and JSON."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, where: str = "") -> None:
         """Of the default process group, which has been initialised with backend(). Tensors travel from
-        `device`, the rest over a group of its own on the CPU, which never waits for the device.
+        `device`, the rest over a group of its own on the CPU, which never waits for the device. where: the
+        machine, in words for people, if there are several.
         """
         self.number, self.count, self._device = dist.get_rank(), dist.get_world_size(), device
+        self._where = where
         self._words = dist.new_group(backend="gloo", timeout=PATIENCE)
+
+    def leave(self) -> None:
+        """Let go of the others, as far as they are there, and of what listens for them."""
+        del self._words
+        dist.destroy_process_group()
 
     def blocks(self, count: int) -> range:
         """As Share.blocks(): those that follow each other, the last process may have fewer or none."""
@@ -92,18 +101,36 @@ class DataApart(Share):
         return int(found)
 
     def asked(self, wishes: list[Any]) -> list[Any]:
-        """As Share.asked(); what the others were asked counts nothing."""
-        said = pickle.dumps(wishes) if self.number == 0 and wishes else b""
-        length = torch.tensor(len(said))
-        dist.broadcast(length, 0, group=self._words)
-        if not length:
-            return []
-        found = torch.empty(int(length), dtype=torch.uint8)
-        if said:
-            found.copy_(torch.frombuffer(bytearray(said), dtype=torch.uint8))
-        dist.broadcast(found, 0, group=self._words)
-        taken: list[Any] = pickle.loads(found.numpy().tobytes())
+        """As Share.asked(), of what JSON has; what the others were asked counts nothing."""
+        said = self.tell(json.dumps(wishes) if wishes else "")
+        taken: list[Any] = json.loads(said) if said else []
         return taken
+
+    def tell(self, said: str) -> str:
+        """What the first process says."""
+        words = said.encode() if self.number == 0 else b""
+        length = torch.tensor(len(words))
+        dist.broadcast(length, 0, group=self._words)
+        found = _as_tensor(words, int(length))
+        if length:
+            self.send(found)
+        return found.numpy().tobytes().decode()
+
+    def send(self, numbers: Tensor) -> None:
+        """Put the first process's numbers into this tensor of every other, which is as large."""
+        dist.broadcast(numbers, 0, group=self._words)
+
+    def _all_tell(self, said: str) -> list[str]:
+        """What each process says, by its number."""
+        words = said.encode()
+        lengths = [torch.tensor(0) for _ in range(self.count)]
+        dist.all_gather(lengths, torch.tensor(len(words)), group=self._words)
+        most = max(int(one) for one in lengths)
+        found = [torch.empty(most, dtype=torch.uint8) for _ in lengths]
+        dist.all_gather(found, _as_tensor(words, most), group=self._words)
+        return [
+            one[: int(length)].numpy().tobytes().decode() for one, length in zip(found, lengths, strict=True)
+        ]
 
     def either(self, wish: bool) -> bool:
         """As Share.either()."""
@@ -113,24 +140,40 @@ class DataApart(Share):
 
     def refusal(self, error: WorkbenchError | None, facts: dict[str, str]) -> WorkbenchError | None:
         """As Share.refusal()."""
-        told: list[Any] = [None] * self.count
-        dist.all_gather_object(told, (str(error) if error else "", facts), group=self._words)
+        mine = {"refused": str(error) if error else "", "facts": facts, "where": self._where}
+        told: list[dict[str, Any]] = [json.loads(one) for one in self._all_tell(json.dumps(mine))]
         if error is not None:
             return error
-        for number, (refused, _) in enumerate(told):
-            if refused:
-                return WorkbenchError(f"Process {number} of {self.count} cannot train it: {refused}")
-        return next(self._differences([facts for _, facts in told]), None)
+        for number, one in enumerate(told):
+            if one["refused"]:
+                return WorkbenchError(f"{self._named(number, one)} cannot train it: {one['refused']}")
+        return next(self._differences(told), None)
 
-    def _differences(self, told: Sequence[dict[str, str]]) -> Iterator[WorkbenchError]:
-        for what, first in told[0].items():
-            for number, own in enumerate(told):
-                if own.get(what) != first:
-                    mine = own.get(what, "none")[:12]
+    def _named(self, number: int, told: dict[str, Any]) -> str:
+        return f"Process {number} of {self.count}{' on ' + told['where'] if told['where'] else ''}"
+
+    def _differences(self, told: Sequence[dict[str, Any]]) -> Iterator[WorkbenchError]:
+        for what, first in told[0]["facts"].items():
+            for number, one in enumerate(told):
+                own = one["facts"].get(what, "none")
+                if own != first:
                     yield _DIFFERS.get(what, InvalidConfig)(
-                        f"Process {number} of {self.count} does not have the first one's {what}: its digest "
-                        f"is {mine}, the first one's {first[:12]}. Give all of them the same."
+                        f"{self._named(number, one)} does not have the first one's {what}: its is "
+                        f"{_shown(own)}, the first one's {_shown(first)}. Give all of them the same."
                     )
+
+
+def _as_tensor(words: bytes, length: int) -> Tensor:
+    """These bytes, and zeros up to the length."""
+    found = torch.zeros(length, dtype=torch.uint8)
+    if words:
+        found[: len(words)] = torch.frombuffer(bytearray(words), dtype=torch.uint8)
+    return found
+
+
+def _shown(fact: str) -> str:
+    """Of a digest its beginning, anything else as it is."""
+    return fact[:12] if _DIGEST.fullmatch(fact) else fact
 
 
 def _places(bank: TrainedBank, slots: Sequence[int]) -> Iterator[tuple[AdapterBank, list[int]]]:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from core.base_model.load import ResidentBase
-from core.errors import WorkbenchError
+from core.errors import CannotShare, WorkbenchError
 from core.events import (
     EvalDone,
     MicroBatchDone,
@@ -105,7 +105,9 @@ class TrainingGroup:
         return run.announce(**values)
 
     def add(self, request: RunRequest) -> None:
-        """Have another run join when there is room."""
+        """Have another run join when there is room. Raises CannotShare where several processes train."""
+        if self._share.count > 1:
+            raise CannotShare("No run joins others that several processes train; it waits for their end.")
         self._wish("add", request)
 
     def _wish(self, what: str, of: Any) -> None:

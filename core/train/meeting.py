@@ -1,28 +1,53 @@
-"""Where the processes that train one group on one machine find each other: a file, private to its user.
-
-A port would be open to all who reach it. The file tells who has come, and why somebody will not; nobody
-waits in a call until all are there.
+"""Where the processes that train one group find each other: a file on one machine, private to its user, or
+a port of the first of several machines (core/train/joining.py). There it says who has come, and why somebody
+will not; nobody waits in a call until all are there.
 """
 
 from __future__ import annotations
 
 import os
+import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ipaddress import ip_address
 from pathlib import Path
 
+import psutil
 import torch
 import torch.distributed as dist
 
+from core.errors import InvalidConfig
 from core.train.data_apart import PATIENCE, DataApart, backend
+
+_GLOO, _NCCL = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"
+_CHOSEN = {name: os.environ.get(name, "") for name in (_GLOO, _NCCL)}  # by the user, who knows better
+_Connection = tuple[int, tuple[str, int], tuple[str, int]]
+
+
+def store_in(file: Path, count: int) -> dist.Store:
+    """Of `count` processes of one machine; the file is made."""
+    return dist.FileStore(str(file), count)
+
+
+def store_at(host: str, port: int, name: str) -> dist.Store:
+    """Of processes of several machines: where the first one listens, under the group's name there."""
+    reached = dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=PATIENCE)
+    return dist.PrefixStore(name, reached)
 
 
 class Meeting:
-    """One process's view of the file."""
+    """One process's view of the place where they meet."""
 
-    def __init__(self, file: Path, number: int, count: int) -> None:
-        """number: this process's of `count`, from 0."""
-        self._number, self._count = number, count
-        self._store = dist.FileStore(str(file), count)
+    def __init__(
+        self, store: dist.Store, number: int, count: int, network: str = "", where: str = ""
+    ) -> None:
+        """number: this process's of `count`, from 0. network: the interface over which they talk, by default
+        the one that nobody outside this machine reaches. where: what the machine is called, of several.
+        """
+        self._number, self._count, self._where = number, count, where
+        self._store, self._network = store, network
+        self._connections: set[_Connection] = set()
 
     def arrive(self) -> None:
         """Say that this process is ready to join."""
@@ -45,27 +70,89 @@ class Meeting:
 
     def open(self, device: torch.device) -> DataApart:
         """Join: all do so at the same time, once they are there."""
-        if sys.platform == "linux":  # nobody from outside
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-            os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
+        _talk_over(self._network, device)
         # who is lost is seen by the engine, which must not be ended with it
         os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
         store = dist.PrefixStore("group", self._store)
-        dist.init_process_group(
-            backend(device), store=store, rank=self._number, world_size=self._count, timeout=PATIENCE
-        )
-        return DataApart(device)
+        with self._noting_connections():
+            dist.init_process_group(
+                backend(device), store=store, rank=self._number, world_size=self._count, timeout=PATIENCE
+            )
+            return DataApart(device, self._where)
+
+    def leave(self) -> None:
+        """Let go of who could not be joined, and of what listens for them."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        del self._store
+
+    @contextmanager
+    def _noting_connections(self) -> Iterator[None]:
+        before = _connections()
+        try:
+            yield
+        finally:
+            self._connections = _connections() - before
+
+    def give_up(self) -> None:
+        """End what waits for a process that is gone: it would wait for half an hour where a machine has
+        fallen silent, and NCCL's collectives on the device for ever.
+        """
+        world = dist.group.WORLD
+        if world is not None and torch.cuda.is_available() and "nccl" in dist.get_backend_config():
+            world._get_backend(torch.device("cuda")).abort()
+        for descriptor, *_ in self._connections & _connections():
+            with socket.socket(fileno=os.dup(descriptor)) as connection:
+                connection.shutdown(socket.SHUT_RDWR)
 
 
-def leave() -> None:
-    """Let go of the others, as far as they are there."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+def loopback() -> str:
+    """The interface that nobody outside this machine reaches; empty where its name is not known."""
+    return next((name for name, one in _addresses() if ip_address(one).is_loopback), "")
 
 
-def give_up() -> None:
-    """End what waits for a process that is gone: NCCL's collectives would wait for ever on the device."""
-    world = dist.group.WORLD
-    if world is None or not torch.cuda.is_available() or "nccl" not in dist.get_backend_config():
+def network_of(address: str) -> str:
+    """The interface that has this address. Raises InvalidConfig if none has it."""
+    wanted, there = ip_address(address), list(_addresses())
+    found = next((name for name, one in there if ip_address(one) == wanted), "")
+    if not found:
+        said = ", ".join(f"{one} ({name})" for name, one in there)
+        raise InvalidConfig(f"{address} is no address of this machine, which has {said}.")
+    return found
+
+
+def _addresses() -> Iterator[tuple[str, str]]:
+    """Interfaces with each of their addresses."""
+    for name, found in psutil.net_if_addrs().items():
+        for one in found:
+            if one.family in (socket.AF_INET, socket.AF_INET6):
+                yield name, one.address.partition("%")[0]
+
+
+def _talk_over(network: str, device: torch.device) -> None:
+    """network: empty where the processes are those of one machine.
+
+    Raises InvalidConfig where NCCL was told another one: it hears of it once in a process.
+    """
+    own = network or (loopback() if sys.platform == "linux" else "")
+    if not own:
         return
-    world._get_backend(torch.device("cuda")).abort()
+    os.environ[_GLOO] = _CHOSEN[_GLOO] or own
+    if device.type != "cuda":
+        return
+    told = os.environ.setdefault(_NCCL, own)
+    if network and told not in (_CHOSEN[_NCCL], network):
+        raise InvalidConfig(
+            f"The cards of this engine have talked over {told}, and {network} is asked for now, which NCCL "
+            "takes up only in a new process: close the page, wait until the engine has ended, and start it "
+            "again."
+        )
+
+
+def _connections() -> set[_Connection]:
+    """This process's, as (descriptor, its end, the other end)."""
+    return {
+        (one.fd, one.laddr, one.raddr)
+        for one in psutil.Process().net_connections("tcp")
+        if one.status == psutil.CONN_ESTABLISHED and one.fd >= 0
+    }

@@ -79,8 +79,8 @@ def measure(base: ResidentBase, requests: Sequence[RunRequest], save: Save) -> I
         for request in requests
     }
     trial = Trial(base.device, data)
-    devices = requests[0].options.train.devices
-    share = FirstOf(devices) if devices > 1 else ALL
+    processes = requests[0].options.train.processes
+    share = FirstOf(processes) if processes > 1 else ALL
     group = TrainingGroup(base, [trial.request(request) for request in requests], share=share)
     peak, notices, fits = PeakMemory(base.device), dict[str, None](), True
     parameters: dict[Hashable, int] = {}

@@ -14,10 +14,13 @@ from core.train.run import RunRequest
 
 
 def shared_facts(base: ResidentBase, request: RunRequest) -> dict[str, str]:
-    """SHA-256 of each, but for the base, which is known by its fingerprint and how it is held."""
+    """SHA-256 of each, or what it is where that is short."""
     steps = request.resume[1].position.steps if request.resume else 0
     return {
-        "base": f"{base.fingerprint} {base.quantisation} {base.dtype}",
+        "base": base.fingerprint,
+        "number format": f"{base.dtype} {base.quantisation}".removeprefix("torch."),
+        "kind of device": base.device.type,
+        "way through the base": base.way.name,
         "data": _rows_digest(request.rows),
         "options": _digest(json.dumps(request.options.to_dict(), sort_keys=True, default=str).encode()),
         "checkpoint": f"step {steps}",

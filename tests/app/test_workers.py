@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from app.engine.runs_apart import RunsApart
-from app.engine.workers import _told
+from app.engine.workers import told_of
 from core.base_model.load import load_base
 from core.errors import BaseTooLarge, InvalidConfig
 from core.lora.peft.files import load_adapter
@@ -119,7 +119,7 @@ def test_a_run_is_saved_asked_and_paused_as_on_one_card_and_goes_on_with_one(wor
 def test_a_worker_without_the_same_base_keeps_the_run_from_beginning(
     workbench, session, monkeypatch, other, state, said
 ):
-    monkeypatch.setattr("app.engine.workers._told", lambda source: {**_told(source), **other})
+    monkeypatch.setattr("app.engine.workers.told_of", lambda source: {**told_of(source), **other})
     run_id, begun = session("run", **TWO)
     _go(begun)
     run = workbench.registry.get(Run, run_id)

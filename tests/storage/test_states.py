@@ -37,7 +37,7 @@ SENTENCES = {
     (PAUSED, RUNNING): "Run 1 (mine) is paused and cannot become running; from there it can become "
     "queued or stopped.",
     (PREPARING, FINISHED): "Run 1 (mine) is preparing and cannot become finished; from there it can become "
-    "queued, running, pausing, failed or interrupted.",
+    "queued, running, pausing, stopped, failed or interrupted.",
 }
 
 
