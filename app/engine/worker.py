@@ -20,7 +20,7 @@ import psutil
 from app.engine.faults import reason
 from app.engine.process import dtype_from_environment
 from app.shared.private import private_by_default
-from core.base_model.source import BaseSource
+from core.base_model.source import BaseSource, check_unchanged
 from core.engine import Engine
 from core.train.accelerators import worker_device
 from core.train.meeting import Meeting, leave
@@ -44,7 +44,10 @@ def main() -> int:
     engine = Engine(worker_device(given.number), dtype_from_environment())
     try:
         source = BaseSource(**{**task["base"], "folder": Path(task["base"]["folder"])})
-        engine.load_base(source)
+        if source.parts == 1:
+            engine.load_base(source)
+        else:
+            check_unchanged(source)
     except Exception as error:
         log.exception("the base cannot be loaded")
         meeting.refuse(reason(error))
@@ -55,11 +58,14 @@ def main() -> int:
 
 
 def _train(engine: Engine, source: BaseSource, meeting: Meeting) -> None:
-    share = meeting.open(engine.device)
+    share: Any = meeting.open(engine.device, in_parts=source.parts > 1)
+    if source.parts > 1:
+        share.accompany(engine.load_base(source))
     (requests,) = share.asked([])
     log.info("training with %s others", share.count - 1)
     for _ in engine.train(source, requests, share).run():
         pass
+    share.meet()  # answers may still be under way on a base in parts
     leave()
 
 

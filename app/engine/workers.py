@@ -10,14 +10,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from shutil import rmtree
+from typing import Any
 
 from app.shared.processes import exit_reason, last_lines, start_detached
 from app.shared.settings import Settings
 from core.base_model.source import BaseSource
 from core.errors import WorkerLost
-from core.train.data_apart import DataApart
 from core.train.meeting import Meeting, give_up, leave
-from core.train.run import RunRequest
 
 _LOOK_SECONDS = 0.1  # between two looks whether all are there
 _SURE_SECONDS = 2.0  # after which a fault is not for want of another process
@@ -27,8 +26,8 @@ class Workers:
     """`count` processes with this one, which is the first of them."""
 
     def __init__(self, settings: Settings, source: BaseSource, count: int) -> None:
-        """Start the others; they load the base."""
-        self._count, self._over = count, False
+        """Start the others; they load the base, unless it is to lie in parts, which all load together."""
+        self._count, self._over, self._in_parts = count, False, source.parts > 1
         self._lost = ""
         settings.cache.mkdir(exist_ok=True)
         for left in settings.cache.glob("workers-*"):  # by an engine that was killed; there is one at a time
@@ -65,11 +64,9 @@ class Workers:
             yield None
             time.sleep(_LOOK_SECONDS / 10)
 
-    def open(self, engine_device: object, requests: list[RunRequest]) -> DataApart:
-        """Train these with them: this process's share."""
-        share = self._meeting.open(engine_device)  # type: ignore[arg-type]
-        share.asked([requests])
-        return share
+    def open(self, engine_device: object) -> Any:
+        """Work with them: this process's share, which tells them of the runs to train (asked())."""
+        return self._meeting.open(engine_device, in_parts=self._in_parts)  # type: ignore[arg-type]
 
     def require(self) -> None:
         """Raise WorkerLost if one of them is gone."""
@@ -116,7 +113,7 @@ class Workers:
         give_up()
 
 
-def _told(source: BaseSource) -> dict[str, str]:
+def _told(source: BaseSource) -> dict[str, str | int]:
     """What a worker is told of the base."""
-    names = ("name", "fingerprint", "stat_key", "template", "config", "quantisation")
+    names = ("name", "fingerprint", "stat_key", "template", "config", "quantisation", "parts")
     return {name: getattr(source, name) for name in names} | {"folder": str(source.folder)}

@@ -43,7 +43,10 @@ class DataApart(Share):
         `device`, the rest over a group of its own on the CPU, which never waits for the device.
         """
         self.number, self.count, self._device = dist.get_rank(), dist.get_world_size(), device
-        self._words = dist.new_group(backend="gloo", timeout=PATIENCE)
+        self.words = dist.new_group(backend="gloo", timeout=PATIENCE)
+
+    def meet(self) -> None:
+        """Called by all before each thing that they do together."""
 
     def blocks(self, count: int) -> range:
         """As Share.blocks(): those that follow each other, the last process may have fewer or none."""
@@ -55,6 +58,7 @@ class DataApart(Share):
         """As Share.sum_gradients(): one flat sum for each bank, of the slots alone that have finished a
         step.
         """
+        self.meet()
         for own, places in _places(bank, slots):
             assert own.grad is not None
             if len(places) == own.slots:
@@ -68,6 +72,7 @@ class DataApart(Share):
     @torch.no_grad()
     def sum_figures(self, figures: Tensor, slots: Sequence[int] | None = None) -> None:
         """As Share.sum_figures()."""
+        self.meet()
         if slots is None:
             dist.all_reduce(figures)
             return
@@ -79,6 +84,7 @@ class DataApart(Share):
     @torch.no_grad()
     def spread(self, bank: TrainedBank) -> None:
         """As Share.spread(): where other hardware or another torch draws or computes other first numbers."""
+        self.meet()
         for own in _banks(bank):
             dist.broadcast(own.flat, 0)
             if own.scale.numel():
@@ -87,34 +93,38 @@ class DataApart(Share):
 
     def least(self, number: int) -> int:
         """As Share.least()."""
+        self.meet()
         found = torch.tensor(number)
-        dist.all_reduce(found, dist.ReduceOp.MIN, group=self._words)
+        dist.all_reduce(found, dist.ReduceOp.MIN, group=self.words)
         return int(found)
 
     def asked(self, wishes: list[Any]) -> list[Any]:
         """As Share.asked(); what the others were asked counts nothing."""
+        self.meet()
         said = pickle.dumps(wishes) if self.number == 0 and wishes else b""
         length = torch.tensor(len(said))
-        dist.broadcast(length, 0, group=self._words)
+        dist.broadcast(length, 0, group=self.words)
         if not length:
             return []
         found = torch.empty(int(length), dtype=torch.uint8)
         if said:
             found.copy_(torch.frombuffer(bytearray(said), dtype=torch.uint8))
-        dist.broadcast(found, 0, group=self._words)
+        dist.broadcast(found, 0, group=self.words)
         taken: list[Any] = pickle.loads(found.numpy().tobytes())
         return taken
 
     def either(self, wish: bool) -> bool:
         """As Share.either()."""
+        self.meet()
         found = torch.tensor(int(wish))
-        dist.broadcast(found, 0, group=self._words)
+        dist.broadcast(found, 0, group=self.words)
         return bool(found)
 
     def refusal(self, error: WorkbenchError | None, facts: dict[str, str]) -> WorkbenchError | None:
         """As Share.refusal()."""
+        self.meet()
         told: list[Any] = [None] * self.count
-        dist.all_gather_object(told, (str(error) if error else "", facts), group=self._words)
+        dist.all_gather_object(told, (str(error) if error else "", facts), group=self.words)
         if error is not None:
             return error
         for number, (refused, _) in enumerate(told):

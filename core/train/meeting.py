@@ -43,8 +43,10 @@ class Meeting:
         told = [one for one in range(1, self._count) if self._store.check([f"refused-{one}"])]
         return {one: self._store.get(f"refused-{one}").decode() for one in told}
 
-    def open(self, device: torch.device) -> DataApart:
-        """Join: all do so at the same time, once they are there."""
+    def open(self, device: torch.device, *, in_parts: bool = False) -> DataApart:
+        """Join: all do so at the same time, once they are there. in_parts: whether each is to hold a part of
+        the base.
+        """
         if sys.platform == "linux":  # nobody from outside
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
             os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
@@ -54,7 +56,11 @@ class Meeting:
         dist.init_process_group(
             backend(device), store=store, rank=self._number, world_size=self._count, timeout=PATIENCE
         )
-        return DataApart(device)
+        if not in_parts:
+            return DataApart(device)
+        from core.train.base_apart import BaseApart
+
+        return BaseApart(device)
 
 
 def leave() -> None:
