@@ -12,6 +12,7 @@ from core.adapter_source import AdapterSource, BlendSource
 from core.base_model.load import ResidentBase
 from core.combine.blending import blended
 from core.combine.combining import Part
+from core.errors import WorkbenchError
 from core.generate.running import RunningBatch
 from core.lora.adapter import AdapterWeights
 from core.lora.bank import MixedBank
@@ -75,6 +76,18 @@ def bytes_of(adapter: AdapterWeights) -> int:
     return sum(one.nbytes for one in (*layers, *adapter.head.values(), *adapter.whole.values()))
 
 
+def require_lora_in_parts(name: str, weights: AdapterWeights | None, base: ResidentBase) -> None:
+    """Raise WorkbenchError where a base lies in parts, for an adapter that reads its weights beside a pass or
+    stands in their place; weights: None for one that replaces them.
+    """
+    plain = weights is not None and weights.kind == LORA.name and not (weights.wholes or weights.experts)
+    if base.parts > 1 and not plain:
+        raise WorkbenchError(
+            f"{name} is more than LoRA on linear layers, and {base.name} lies in parts on {base.parts} cards "
+            "for a run now, where only such adapters answer. Ask again when the run has ended."
+        )
+
+
 @dataclass
 class AdapterSlots:
     """Adapters and blends ready to answer, in one bank; the least recently used makes room."""
@@ -118,12 +131,15 @@ class AdapterSlots:
     def weights(self, source: AdapterSource) -> AdapterWeights:
         """What it answers with: what is there, what is read now, or the sum of a blend's parts.
 
-        Raises InvalidAdapter, with the reason, for a blend of what does not add up.
+        Raises InvalidAdapter, with the reason, for a blend of what does not add up, and what
+        require_lora_in_parts() raises.
         """
         if source.digest in self.loaded:
             return self.loaded[source.digest][1]
         if not isinstance(source, BlendSource):
-            return self.memory.of(source, self.base)
+            read = self.memory.of(source, self.base)
+            require_lora_in_parts(source.name, read, self.base)
+            return read
         found = self.memory.there(source.digest)
         if found is None:
             parts = [Part(one.name, self.weights(one), weight) for one, weight in source.parts]

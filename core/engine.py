@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import platform
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 import transformers
 
-from core.adapter_slots import ADAPTER_SLOTS, AdapterSlots
+from core.adapter_slots import ADAPTER_SLOTS, AdapterSlots, require_lora_in_parts
 from core.adapter_source import AdapterSource, require_same_base, weights_told
 from core.base_model.held_bytes import held_bytes
 from core.base_model.load import ResidentBase, best_device, best_dtype, load_base
@@ -78,6 +79,10 @@ class Engine:
         self._key: ResidentKey | None = None
         self._rate: float | None = None
         self._measuring = False
+        self.cards = "1"
+        """How many cards train now, in words of what may change the last digits."""
+        self.held_back = False
+        """Whether who asks has to wait, since the base is about to be held otherwise."""
         self._whole: dict[str, WholeBank] = {}  # models of which whole parameters are replaced, by digest
         self._classifiers: dict[str, AdapterWeights] = {}  # by digest, oldest use first
         self._decoders: dict[
@@ -90,6 +95,7 @@ class Engine:
         quantised = self.base is not None and self.base.quantisation != NONE
         return {
             **({"bitsandbytes": bitsandbytes_version()} if quantised else {}),
+            "cards": self.cards,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "threads": torch.get_num_threads(),
@@ -128,26 +134,30 @@ class Engine:
         key = resident_key(source)
         if self.base is None or not key.computes_as(self._key):
             self._require_idle(source)
-            self.base, self._key, self._slots, self._pool = None, None, None, None  # free the old one first
-            self._whole, self._batch = {}, None
+            self._let_go()  # of the old one first
             self.base = self._loaded(source)
         elif key != self._key:
             self.base = self.base.beside(source.folder, source.name, source.template)
         self._key = key
         return self.base
 
+    def _let_go(self) -> None:
+        """Of the base, and of what is on it."""
+        self.base, self._key, self._slots, self._pool = None, None, None, None
+        self._whole, self._batch = {}, None
+
     def _loaded(self, source: BaseSource) -> ResidentBase:
         """Raises BaseTooLarge, with figures, where the memory does not hold it."""
         try:
-            return load_base(
-                source.folder,
-                fingerprint=source.fingerprint,
-                name=source.name,
-                template=source.template,
-                device=self.device,
-                dtype=self._dtype,
-                quantisation=source.quantisation,
-            )
+            told = {
+                name: getattr(source, name) for name in ("fingerprint", "name", "template", "quantisation")
+            }
+            if source.parts == 1:
+                return load_base(source.folder, device=self.device, dtype=self._dtype, **told)
+            from core.base_model.sharded import load_sharded  # torch.distributed is for those who are several
+
+            dtype = self._dtype or best_dtype(self.device)
+            return load_sharded(source.folder, device=self.device, dtype=dtype, **told)
         except Exception as error:
             if not ran_out_of_memory(error):
                 raise
@@ -155,9 +165,10 @@ class Engine:
 
     def _too_large(self, source: BaseSource) -> str:
         width = (self._dtype or best_dtype(self.device)).itemsize
-        needed = held_bytes(source.folder, source.quantisation, width) / 2**30
+        needed = held_bytes(source.folder, source.quantisation, width, source.parts) / 2**30
+        what = "its weights take" if source.parts == 1 else f"a {source.parts}th of its layers takes"
         said = (
-            f"{source.name} has no room in the memory: in {LABELS[source.quantisation]} its weights take "
+            f"{source.name} has no room in the memory: in {LABELS[source.quantisation]} {what} "
             f"{needed:.1f} GiB, and {memory_figures(self.device)}. Free memory, or choose a smaller base."
         )
         if source.quantisation == NF4:
@@ -170,7 +181,7 @@ class Engine:
         is in memory, and answers tell how it is held.
         """
         if self._key is not None and self._in_use() and resident_key(source).has_weights_of(self._key):
-            source = replace(source, quantisation=self._key.quantisation)
+            source = replace(source, quantisation=self._key.quantisation, parts=self._key.parts)
         return self.load_base(source)
 
     def train(self, source: BaseSource, requests: Sequence[RunRequest], share: Share = ALL) -> TrainingGroup:
@@ -181,16 +192,22 @@ class Engine:
         return self._group
 
     def measure(
-        self, source: BaseSource, requests: Sequence[RunRequest], save: Save
+        self,
+        source: BaseSource,
+        requests: Sequence[RunRequest],
+        save: Save,
+        share: Share | None = None,
+        hand_out: Callable[[Sequence[RunRequest]], None] = lambda tried: None,
     ) -> Iterator[Preflight | Trying]:
         """What runs that train together on `source` would take; how far it is after each micro-batch, the
-        result at the end. `save` writes a checkpoint for the time it takes.
+        result at the end. `save` writes a checkpoint for the time it takes. share, hand_out: as measure() has
+        them.
         """
         base = self.load_base(source)
         self._forget_whole(keep=self._digests_in_use())
         self._measuring = True
         try:
-            yield from measure(base, requests, save)
+            yield from measure(base, requests, save, share, hand_out)
         finally:
             self._measuring = False
 
@@ -205,6 +222,11 @@ class Engine:
             if adapter is not None:
                 require_same_base(adapter, source)
         base = self._base_to_answer(source)
+        if self.in_parts:
+            raise WorkbenchError(
+                f"{base.name} lies in parts on {base.parts} cards for a run now, and classifies no texts so. "
+                "Ask again when the run has ended."
+            )
         weights = [self._classifier(adapter, base) if adapter is not None else None for adapter in adapters]
         names = [adapter.name if adapter is not None else base.name for adapter in adapters]
         return classify(base, weights, texts, names)
@@ -220,8 +242,15 @@ class Engine:
         return found
 
     def end_training(self) -> None:
-        """Let go of the last group's factors and optimiser states."""
-        self._group = None
+        """Let go of the last group's factors and optimiser states, and of a base that lies in parts: others
+        do no longer take part in its passes.
+        """
+        self._group, self.held_back = None, False
+        if self.in_parts:
+            self._decoders = {}
+            self._let_go()
+            gc.collect()  # layers that are laid out are held in circles
+            self.free_memory()
 
     def answer(
         self, source: BaseSource, requests: Sequence[AnswerRequest], *, each: bool = False
@@ -330,6 +359,7 @@ class Engine:
         wanted = {one.digest: one for one in adapters if one is not None and one.whole}
         self._forget_whole(keep=self._digests_in_use() | set(wanted))
         for digest, adapter in wanted.items():
+            require_lora_in_parts(adapter.name, None, base)
             if digest not in self._whole:
                 weights = adapter.weights or load_adapter(adapter.folder(), base.layer_shapes, base.head)
                 require_full_precision(base, adapter.name)
@@ -361,7 +391,14 @@ class Engine:
         """Whether a base can be used now: its model is resident, or the resident one is not in use."""
         return self.base is None or not self._in_use() or resident_key(source).computes_as(self._key)
 
+    @property
+    def in_parts(self) -> bool:
+        """Whether the resident base lies in parts on several processes, until end_training()."""
+        return self._key is not None and self._key.parts > 1
+
     def _in_use(self) -> bool:
+        if self.in_parts:
+            return True
         training = self._group is not None and not self._group.finished
         return training or self._measuring or bool(self._working_decoders())
 

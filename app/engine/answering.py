@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -57,6 +57,8 @@ class Answers:
         self._under_way: list[_UnderWay] = []
         self.classified_at = 0.0
         """When texts were last classified, or an answer scored, which takes a turn of its own."""
+        self.explained: Callable[[Exception], Exception] = lambda error: error
+        """An error in words of what others have to do with it."""
 
     def __len__(self) -> int:
         """How many requests are being decoded."""
@@ -88,8 +90,15 @@ class Answers:
             if time.monotonic() >= end or not self._asked.empty():
                 return
 
+    def break_off(self, why: Exception) -> None:
+        """Refuse all that is being decoded."""
+        for one in list(self._under_way):
+            one.decoder.cancel()
+            self._under_way.remove(one)
+            self._refuse(one.asked, why)
+
     def _begin(self) -> None:
-        while not self._asked.empty():
+        while not (self._asked.empty() or self._engine.held_back):
             asked = self._asked.get()
             try:
                 with panics_as_errors():
@@ -190,6 +199,7 @@ class Answers:
             one.asked.out.put({"token": asdict(event)})
 
     def _refuse(self, asked: Answering, error: Exception) -> None:
+        error = self.explained(error)
         if not isinstance(error, USER_ERRORS):
             log.error("an answer failed", exc_info=error)
             self._engine.free_memory()

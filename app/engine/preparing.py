@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -46,6 +47,11 @@ def base_source(registry: Registry, run: Run) -> BaseSource:
     return source_of(registry, base, held_for(run))
 
 
+def way_of(registry: Registry, run: Run) -> str:
+    """On which way the base of a run is computed."""
+    return registry.get(Base, run.base_id).way
+
+
 def prepare(
     registry: Registry,
     engine: Engine,
@@ -53,14 +59,17 @@ def prepare(
     options: TrainingOptions,
     cache: Path,
     say: Callable[[str], object],
+    *,
+    parts: int = 1,
 ) -> Generator[None, None, RunRequest]:
-    """Load the base and render the rows, in a thread beside the chats.
+    """Load the base and render the rows, in a thread beside the chats. parts: over how many processes the
+    base is laid out.
 
     Its value is the run's request, keyed by its id.
     """
     rows, version, special_tokens = data_of(registry, run)
     say(f"Loading {run.base_name} and reading {len(rows)} rows")
-    base: ResidentBase = engine.load_base(base_source(registry, run))
+    base: ResidentBase = engine.load_base(replace(base_source(registry, run), parts=parts))
     resume = load_checkpoint(registry, run, engine, base) if run.id else None
     if resume is not None:
         say(f"Going on from the checkpoint at step {resume[1].position.steps}")

@@ -44,7 +44,7 @@ from core.base_model.decisions import keep_decisions_in
 from core.base_model.load import ResidentBase
 from core.base_model.quantisation import LABELS, NONE
 from core.engine import Engine
-from core.errors import InvalidConfig
+from core.errors import InvalidConfig, WorkerLost
 from core.panics import panics_as_errors
 from core.train.accelerators import all_named, card_names
 from core.train.hardware import memory_to_train
@@ -64,7 +64,7 @@ class EngineServer:
     """The engine, its queue of work and its clients."""
 
     def __init__(self, settings: Settings) -> None:
-        self._registry, self._cache, self._settings = open_registry(settings), settings.cache, settings
+        self._registry, self._settings = open_registry(settings), settings
         self._tokens = TokenViews(self._registry)
         self._engine = Engine(dtype=dtype_from_environment())
         self._session: RunSession | None = None
@@ -73,6 +73,7 @@ class EngineServer:
         self._measure_asked: queue.SimpleQueue[Measuring] = queue.SimpleQueue()
         self._measured_by_name: dict[str, Measuring] = {}
         self._answers = Answers(self._registry, self._engine)
+        self._answers.explained = self._explained
         self._wake = threading.Event()
         self._attached = 0
         self._attached_lock = threading.Lock()
@@ -115,16 +116,35 @@ class EngineServer:
         try:
             with panics_as_errors():
                 goes_on = session.advance()
-            if not goes_on:
+            if not goes_on and not self._winds_up():
                 self._session = None
                 session.close()
                 self._engine.end_training()
         except Exception as error:  # noqa: BLE001  (the boundary: whatever ends a run must end up in its row)
             self._session = None
+            self._end_parts()
             self._engine.end_training()
             session.fail(error)
             self._engine.free_memory()
         return max(_LEAST_SLICE, time.monotonic() - start)
+
+    def _winds_up(self) -> bool:
+        """Whether answers are still under way on a base in parts, which goes with the last of them. Who asks
+        meanwhile waits until it is loaded whole.
+        """
+        self._engine.held_back = self._engine.in_parts
+        return self._engine.in_parts and bool(self._answers)
+
+    def _end_parts(self) -> None:
+        """Refuse the answers on a base of which the other parts are gone."""
+        if self._engine.in_parts:
+            self._answers.break_off(
+                WorkerLost("The base lay in parts on several cards, which have ended their work; ask again")
+            )
+
+    def _explained(self, error: Exception) -> Exception:
+        parts = self._engine.in_parts and self._session is not None
+        return self._session.explained(error) if parts and self._session else error
 
     def _is_free_for(self, run: Run) -> bool:
         """Whether the run's base can be loaded now. Where its base is none any more, its session says so."""
@@ -149,13 +169,18 @@ class EngineServer:
 
     def _measured(self, asked: Measuring) -> Iterator[None]:
         try:
-            with panics_as_errors(), closing(asked.work(self._registry, self._engine, self._cache)) as work:
+            with (
+                panics_as_errors(),
+                closing(asked.work(self._registry, self._engine, self._settings)) as work,
+            ):
                 while not asked.ended and next(work, StopIteration) is not StopIteration:
                     yield
         except Exception as error:
             if not isinstance(error, USER_ERRORS):
                 log.error("measuring failed", exc_info=error)
             asked.out.put(refused(error, reason(error)))
+        self._end_parts()
+        self._engine.end_training()
 
     # Threads, one for each connection.
 
@@ -271,7 +296,8 @@ class EngineServer:
 def _held(base: ResidentBase) -> str:
     """In which number format a base computes, and in which it is held where that is another."""
     dtype = str(base.dtype).removeprefix("torch.")
-    return dtype if base.quantisation == NONE else f"{LABELS[base.quantisation]}, {dtype}"
+    parts = f", in parts on {base.parts} cards" if base.parts > 1 else ""
+    return (dtype if base.quantisation == NONE else f"{LABELS[base.quantisation]}, {dtype}") + parts
 
 
 def dtype_from_environment() -> torch.dtype | None:

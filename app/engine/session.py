@@ -7,42 +7,36 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from app.engine.checkpoints import checkpoint_bytes, save_checkpoint
 from app.engine.faults import reason
-from app.engine.preparing import base_source, prepare
+from app.engine.preparing import base_source, prepare, way_of
 from app.engine.record import RunRecord, prepared_sentence
 from app.engine.sample_prompts import sample_answers
+from app.engine.several_cards import SeveralCards
 from app.shared.disk import bytes_to_go_on, free_bytes, insist, is_full
 from app.shared.errors import USER_ERRORS
 from app.shared.publishing import keep_adapter
 from app.shared.run_data import chat_of
-from app.shared.run_rows import devices_of, held_for
+from app.shared.run_rows import devices_of, held_for, sharding_of
 from app.shared.settings import Settings
-from core.base_model.held_bytes import held_bytes
-from core.base_model.source import BaseSource
 from core.engine import Engine
 from core.errors import CannotShare, WorkerLost
 from core.events import EvalDone, Notice, Prepared, RanksDone, RunFailed, StepDone, TrainingDone
 from core.files.publish import SPARE_BYTES
 from core.lora.peft.files import save_checked
-from core.train.accelerators import cards, require_cards
 from core.train.alerts import Alert
 from core.train.group import Event, TrainingGroup
 from core.train.hardware import EnergyMeter, operations_a_token
 from core.train.memory import memory_figures, ran_out_of_memory
 from core.train.run import RunRequest
-from core.train.share import ALL, Share
 from storage.checkpoints import best_checkpoint
 from storage.names import free_name
 from storage.registry import Registry
 from storage.tables import ALERT, CHANGE, LOG, Adapter, LabelTable, Run, Sample
-
-if TYPE_CHECKING:
-    from app.engine.workers import Workers
 
 _FLUSH_SECONDS = 0.5  # measurements are written at most this often: each write waits for the disk
 _LOOK_SECONDS = 0.1  # between two looks for what somebody asks of a run
@@ -63,7 +57,7 @@ class RunSession:
         self._pausing: set[int] = set()
         self._group: TrainingGroup | None = None
         self._meter: EnergyMeter | None = None
-        self._workers: Workers | None = None
+        self._cards = SeveralCards(settings, engine, self._say_to_all)
         self.waiting_for_space = False
         """Whether the registry cannot be written, since the disk is full."""
         self._events = self._train()
@@ -95,8 +89,9 @@ class RunSession:
         For want of memory, or of another process that trained with this one, they are interrupted and can go
         on later.
         """
-        error = self.close(error)
+        error = self.explained(error)
         why = reason(error)
+        self._cards.close(why)
         self.flush()
         log.error("the runs %s cannot go on", self.run_ids, exc_info=error)
         if ran_out_of_memory(error):
@@ -127,6 +122,11 @@ class RunSession:
 
     def _say(self, record: RunRecord, text: str, kind: str = LOG) -> None:
         self._write(self._registry.measurements.add_note, record.id, text, kind)
+
+    def _say_to_all(self, text: str) -> None:
+        for record in self._records.values():
+            if not record.over:
+                self._say(record, text)
 
     def _share_energy(self) -> None:
         """What the device has used is shared by the runs under way."""
@@ -183,12 +183,24 @@ class RunSession:
                 self._registry.queue.claim, record.id
             )  # it may have been stopped before it started
         self._leave_those_held_otherwise()
+        left = [record for record in self._records.values() if not record.over]
+        if not left:
+            return
+        source = yield from self._cards.begin(
+            base_source(self._registry, left[0].run), left[0].options, way_of(self._registry, left[0].run)
+        )
         requests: list[RunRequest] = []
         for record in [record for record in self._records.values() if not record.over]:
             try:
                 say = functools.partial(self._say, record)
                 request = yield from prepare(
-                    self._registry, self._engine, record.run, record.options, self._settings.cache, say
+                    self._registry,
+                    self._engine,
+                    record.run,
+                    record.options,
+                    self._settings.cache,
+                    say,
+                    parts=source.parts,
                 )
                 if request.resume is not None:
                     record.step = record.saved_step = request.resume[1].position.steps
@@ -199,18 +211,18 @@ class RunSession:
         if not requests:
             return
         first = self._records[requests[0].key]  # type: ignore[index]
-        source = base_source(self._registry, first.run)
-        share = yield from self._shared(source, requests)
-        if share is None:
-            self._leave_unbegun()
-            return
-        self._group = self._engine.train(source, requests, share)
+        for _ in self._cards.join(source, first.train):
+            if self._stopping.issuperset(self.run_ids):
+                self._leave_unbegun()
+                return
+            yield None
+        self._cards.hand_out(requests)
+        self._group = self._engine.train(source, requests, self._cards.share)
         self._meter = EnergyMeter(self._engine.device)
         for run_id in self._stopping:
             self._group.stop(run_id)
         for key, event in self._group.run():
-            if self._workers is not None:
-                self._workers.require()  # else what was computed without them would be kept
+            self._cards.require()  # else what was computed without them would be kept
             record = self._records[key] if key is not None else first  # type: ignore[index]
             if key is not None:
                 self._record(record, event)
@@ -219,37 +231,6 @@ class RunSession:
                 yield from self._sample(record)
                 if record.wants_save:
                     self._save(record)
-
-    def _shared(self, source: BaseSource, requests: list[RunRequest]) -> Generator[None, None, Share | None]:
-        """This process's share of the work, once the others are there that the runs want; none where all are
-        to end before.
-        """
-        train = requests[0].options.train
-        if train.processes == 1:
-            return ALL
-        from app.engine.workers import Workers  # torch.distributed is for those who are several
-
-        assert self._engine.base is not None
-        width = self._engine.base.dtype.itemsize
-        count = train.devices
-        require_cards(cards(), count, held_bytes(source.folder, source.quantisation, width))
-        self._workers = Workers(self._settings, source, train)
-        if count > 1:
-            self._say_all(
-                f"Waiting until {count - 1} more {'card has' if count == 2 else 'cards have'} the base"
-            )
-        for said in self._workers.gather():
-            if said:
-                self._say_all(said)
-            if self._stopping.issuperset(self.run_ids):
-                return None
-            yield None
-        return self._workers.open(self._engine, self._engine.base, requests)
-
-    def _say_all(self, text: str) -> None:
-        for record in self._records.values():
-            if not record.over:
-                self._say(record, text)
 
     def _leave_unbegun(self) -> None:
         """Let go of runs that were to end while others were waited for."""
@@ -261,14 +242,13 @@ class RunSession:
                 )
                 self._write(ended, record.id, record.stood_at)
 
-    def close(self, error: Exception | None = None) -> Exception:
-        """Let go of the other processes; returns the error in words of what they have to do with it."""
-        workers, self._workers = self._workers, None
-        told = error or WorkerLost("It has ended")
-        if workers is not None:
-            told = workers.explained(told) if error is not None else told
-            workers.end(reason(told) if error is not None else "")
-        return told
+    def explained(self, error: Exception) -> Exception:
+        """The error in words of what other processes that train have to do with it."""
+        return self._cards.explained(error)
+
+    def close(self) -> None:
+        """Let go of the other processes, once all runs have ended."""
+        self._cards.close(in_order=self._group is not None and self._group.finished)
 
     def _leave_those_held_otherwise(self) -> None:
         """Runs for which the base is held otherwise in memory than for the first of them have to wait."""
@@ -520,6 +500,6 @@ class RunSession:
         )
 
 
-def _needs(run: Run) -> tuple[str, tuple[int, int]]:
-    """How the base is held for a run, and on how many cards and machines."""
-    return held_for(run), devices_of(run)
+def _needs(run: Run) -> tuple[str, tuple[int, int], str]:
+    """How the base is held for a run, on how many cards and machines, and how these hold it."""
+    return held_for(run), devices_of(run), sharding_of(run)

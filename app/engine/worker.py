@@ -21,7 +21,7 @@ from app.engine.faults import reason
 from app.engine.process import dtype_from_environment
 from app.shared.join_address import parsed_address
 from app.shared.private import private_by_default
-from core.base_model.source import BaseSource
+from core.base_model.source import BaseSource, check_unchanged
 from core.engine import Engine
 from core.events import RunFailed
 from core.train.accelerators import worker_device
@@ -48,7 +48,10 @@ def main() -> int:
     engine = Engine(worker_device(given.number - task["first"]), dtype_from_environment())
     try:
         source = BaseSource(**{**task["base"], "folder": Path(task["base"]["folder"])})
-        engine.load_base(source)
+        if source.parts == 1:
+            engine.load_base(source)
+        else:
+            check_unchanged(source)
     except Exception as error:
         log.exception("the base cannot be loaded")
         meeting.refuse(reason(error))
@@ -67,13 +70,17 @@ def _meeting(task: dict[str, Any], number: int) -> Meeting:
 
 
 def _train(engine: Engine, source: BaseSource, meeting: Meeting, folder: Path, secret: str) -> None:
-    share = meeting.open(engine.device)
+    share: Any = meeting.open(engine.device, in_parts=source.parts > 1)
+    base = engine.load_base(source)  # in parts all load it together
+    if source.parts > 1:
+        share.accompany(base)
     take_in(share, folder, secret)
-    requests = read_requests(folder, engine.load_base(source))
+    requests = read_requests(folder, base)
     log.info("training with %s others", share.count - 1)
     for _, event in engine.train(source, requests, share).run():
         if isinstance(event, RunFailed):
             _note(folder, str(event.error))
+    share.meet()  # answers may still be under way on a base in parts
     share.leave()
 
 

@@ -8,16 +8,17 @@ import secrets
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from shutil import rmtree
+
+import torch
 
 from app.engine.machines import Machines
 from app.engine.worker_processes import WorkerProcesses
 from app.shared.settings import Settings
 from core.base_model.load import ResidentBase
 from core.base_model.source import BaseSource
-from core.engine import Engine
 from core.errors import WorkerLost
 from core.train import joining
 from core.train.carried import write_requests
@@ -35,11 +36,13 @@ class Workers:
     """Those that runs which are trained so want, with this one, which is the first of them."""
 
     def __init__(self, settings: Settings, source: BaseSource, train: TrainConfig) -> None:
-        """Start those of this machine, which load the base, and listen for other machines.
+        """Start those of this machine, which load the base, unless it is to lie in parts, which all load
+        together; and listen for other machines.
 
         Raises InvalidConfig where others cannot join at the address that is set.
         """
         self._over, self._lost, self._count = False, "", train.processes
+        self._in_parts = source.parts > 1
         self._share: DataApart | None = None
         settings.cache.mkdir(exist_ok=True)
         for left in settings.cache.glob("workers-*"):  # by an engine that was killed; there is one at a time
@@ -89,13 +92,17 @@ class Workers:
         where = self._machines.name_of(number) if self._machines else ""
         return f"Worker {number} of {self._count - 1}{' on ' + where if where else ''}"
 
-    def open(self, engine: Engine, base: ResidentBase, requests: list[RunRequest]) -> DataApart:
-        """Train these with them: this process's share."""
-        self._share = share = self._meeting.open(engine.device)
+    def open(self, device: torch.device) -> DataApart:
+        """Work with them: this process's share."""
+        self._share = self._meeting.open(device, in_parts=self._in_parts)
+        return self._share
+
+    def hand_out(self, base: ResidentBase, requests: Sequence[RunRequest]) -> None:
+        """Have them train these, too, once they have the base."""
+        assert self._share is not None
         files = self._folder / "runs"
         files.mkdir()
-        hand_out(share, write_requests(requests, base, files), self._secret)
-        return share
+        hand_out(self._share, write_requests(requests, base, files), self._secret)
 
     def require(self) -> None:
         """Raise WorkerLost if one of them is gone."""
@@ -134,7 +141,7 @@ class Workers:
             time.sleep(_LOOK_SECONDS)
 
 
-def told_of(source: BaseSource) -> dict[str, str]:
+def told_of(source: BaseSource) -> dict[str, str | int]:
     """What a worker is told of the base."""
-    names = ("name", "fingerprint", "stat_key", "template", "config", "quantisation")
+    names = ("name", "fingerprint", "stat_key", "template", "config", "quantisation", "parts")
     return {name: getattr(source, name) for name in names} | {"folder": str(source.folder)}

@@ -144,7 +144,7 @@ class Training:
         """
         self._require_sound(self._registry.find(Dataset, dataset))
         for options in wanted:
-            require_can(self._registry.find(Base, base), options.train)
+            require_can(self._registry.find(Base, base), options)
         experts = experts_of(self._registry, self._registry.find(Base, base), wanted[0].lora)
         for found in self._engine.measure(base, dataset, [one.to_dict() for one in wanted], name):
             if "progress" in found:
@@ -176,7 +176,7 @@ class Training:
         )
         runs = []
         for label, options in wanted:
-            require_can(model, options.train)
+            require_can(model, options)
             plan = self._estimate(model, data, options)  # raises for target_modules that match nothing
             if not anyway:
                 require_sound(self._checks(model, data, options, plan))
@@ -230,7 +230,7 @@ class Training:
         data = self._registry.find(Dataset, dataset)
         self._require_sound(data)
         model = self._registry.find(Base, base)
-        require_can(model, options.train)
+        require_can(model, options)
         experts = experts_of(self._registry, model, options.lora)
         return replace(self._estimate(model, data, options), experts=experts)
 

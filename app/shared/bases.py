@@ -23,10 +23,9 @@ from core.lora.experts import about_experts
 from core.lora.module_names import ends_with
 from core.lora.targets import WORDS
 from core.lora.wholes import Wholes
-from core.train.config import TrainConfig
 from core.train.objectives import OBJECTIVES
 from core.train.training_options import TrainingOptions
-from core.train.way_options import require_way
+from core.train.way_options import require_sharding, require_way
 from storage.blobs import BlobStore
 from storage.database import Database
 from storage.registry import Registry
@@ -117,16 +116,18 @@ def tensors_of(registry: Registry, base: Base) -> dict[str, Sequence[int]]:
     return {name: shape for name, _, shape, _ in found.tensors} if found else {}
 
 
-def require_can(base: Base, train: TrainConfig) -> None:
+def require_can(base: Base, options: TrainingOptions) -> None:
     """Raise InvalidConfig for an objective that needs a head which this base does not have, for options that
     the way on which it is computed does not know, and where it cannot be held in memory as it is asked for.
     """
+    train = options.train
     if not writes_text(base.architecture):
         if not OBJECTIVES.get(train.objective).classifies:
             raise InvalidConfig(cannot_write(base.name))
         if train.quantisation != NONE:
             raise InvalidConfig(plain_encoder(base.name))
     require_way(base.way, base.name, train)
+    require_sharding(base.way, options)
     require_quantising(train.quantisation)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from core.base_model.quantisation import NONE
+from core.train.sharding import AUTO
 from storage.tables import Base, Dataset, Run
 
 
@@ -29,6 +30,11 @@ def devices_of(run: Run) -> tuple[int, int]:
     """
     train = run.config.get("train", {})
     return int(train.get("devices", 1)), int(train.get("machines", 1))
+
+
+def sharding_of(run: Run) -> str:
+    """How several cards are to hold the base of a run; rows of earlier versions do not say."""
+    return str(run.config.get("train", {}).get("sharding", AUTO))
 
 
 def held_for(run: Run) -> str:

@@ -63,11 +63,18 @@ class ResidentBase:
     """How its passes are computed where it writes text."""
     joints: Sequence[Joint] = ()
     """Layers that are computed together in decoding."""
+    parts: int = 1
+    """Over how many processes its layers are laid out, each of which holds a part of every one."""
 
     @cached_property
     def wholes(self) -> Wholes:
         """What an adapter can have of its own beside its factors; of a base that only classifies nothing."""
         return wholes_of(self.model) if self.writes_text else Wholes()
+
+    @property
+    def may_capture(self) -> bool:
+        """Whether a pass can be a CUDA graph; to gather a layer others have to take part."""
+        return self.device.type == "cuda" and self.parts == 1
 
     @property
     def writes_text(self) -> bool:
@@ -128,8 +135,7 @@ class ResidentBase:
     @property
     def decoder_layers(self) -> list[nn.Module]:
         """The repeated blocks of the model, which compile as one."""
-        kinds = set(self.model._no_split_modules or ())
-        return [module for module in self.model.modules() if type(module).__name__ in kinds]
+        return decoder_layers(self.model)
 
     @property
     def device(self) -> torch.device:
@@ -177,6 +183,12 @@ class ResidentBase:
         return {*by_template, *(one for value in told for one in whole_numbers(value))}
 
 
+def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """The repeated blocks of a model, in its order, whether they are laid out or not."""
+    kinds = set(model._no_split_modules or ())
+    return [module for module in model.modules() if kinds & {one.__name__ for one in type(module).__mro__}]
+
+
 def load_base(
     folder: Path,
     *,
@@ -207,16 +219,19 @@ def load_base(
     way = find_way(config)
     if quantisation != NONE and not way.quick:
         raise InvalidModel(plain_on_the_general_way(name or folder.name))
-    model = _load_writing(folder, config, device, dtype, quantisation)
+    model = load_writing(folder, config, device, dtype, quantisation)
     tokenizer = load_tokenizer(folder, template)
     resident = make_resident(model, tokenizer, folder=folder, fingerprint=fingerprint, name=name, way=way)
     resident.quantisation = quantisation
     return resident
 
 
-def _load_writing(
+def load_writing(
     folder: Path, config: PretrainedConfig, device: torch.device, dtype: torch.dtype, quantisation: str
 ) -> PreTrainedModel:
+    """The model that writes text, on the device; raises as load_base(). On the CPU weights that the files
+    hold in `dtype` are mapped from there, and take no memory of this process.
+    """
     if quantisation == FP8:
         require_fp8(device, dtype)
     how = {} if quantisation in (NONE, FP8) else quantising(quantisation, device)
@@ -298,8 +313,10 @@ def make_resident(
     fingerprint: str = "",
     name: str = "",
     way: Way = QUICK,
+    parts: int = 1,
 ) -> ResidentBase:
-    """Freeze a model where it is and put LoRA layers into it.
+    """Freeze a model where it is and put LoRA layers into it. parts: over how many processes it is laid out,
+    which all do this at the same time.
 
     Raises InvalidModel if it cannot be computed on this way.
     """
@@ -322,7 +339,8 @@ def make_resident(
         _head_is_plain(model),
         model.generation_config,
         way=way,
-        joints=find_joints(model) if way.quick and model.device.type == "cuda" else (),
+        joints=find_joints(model) if way.quick and model.device.type == "cuda" and parts == 1 else (),
+        parts=parts,
     )
 
 

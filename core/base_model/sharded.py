@@ -8,6 +8,7 @@ last norm and head lie whole on every process: what asks for them does so outsid
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -15,8 +16,11 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
-from core.base_model.load import ResidentBase
+from core.base_model.agreement import find_way
+from core.base_model.load import ResidentBase, decoder_layers, load_writing, make_resident
+from core.base_model.model_config import is_writing, load_config
 from core.base_model.quantisation import LABELS, NONE
+from core.base_model.tokenizer import load_tokenizer
 from core.errors import InvalidModel
 
 
@@ -34,26 +38,61 @@ def shard_layers(layers: Iterable[nn.Module], mesh: DeviceMesh) -> None:
             fully_shard(layer, mesh=mesh)
 
 
+def load_sharded(
+    folder: Path,
+    *,
+    fingerprint: str,
+    name: str,
+    template: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    quantisation: str,
+) -> ResidentBase:
+    """The base in `folder` over all processes of the default group, which call this at the same time;
+    device: this one's. It never holds more of the base than its part, one layer and what is in none.
+
+    The host has the files mapped into its memory where they are in `dtype`, and else a copy for each process
+    until the layers are laid out. Raises InvalidModel as load_base(), and where it cannot be laid out.
+    """
+    config = load_config(folder)
+    quick = is_writing(config) and find_way(config).quick
+    require_shardable(name or folder.name, quantisation, quick=quick)
+    model = load_writing(folder, config, torch.device("cpu"), dtype, quantisation).eval()
+    mesh = mesh_of(device)
+    layers = decoder_layers(model)
+    shard_layers(layers, mesh)
+    shard_around(model, model.base_model, layers, mesh, device)
+    tokenizer = load_tokenizer(folder, template)
+    told = {"folder": folder, "fingerprint": fingerprint, "name": name}
+    return make_resident(model, tokenizer, **told, parts=mesh.size())  # type: ignore[arg-type]
+
+
 def shard(base: ResidentBase, device: torch.device) -> ResidentBase:
     """Lay `base` out over all processes of the default group, in place; `device`: this one's.
 
     Raises InvalidModel where that cannot be done.
     """
-    if base.quantisation != NONE:
-        raise InvalidModel(
-            f"{base.name} is held in {LABELS[base.quantisation]}, and only a base as its files have it is "
-            "laid out over several processes. Choose quantisation=none."
-        )
-    if not (base.way.quick and base.writes_text):
-        raise InvalidModel(
-            f"{base.name} is not computed on the quick way, and only such a base is laid out over several "
-            "processes."
-        )
+    require_shardable(base.name, base.quantisation, quick=base.way.quick and base.writes_text)
     mesh = mesh_of(device)
     shard_layers(base.decoder_layers, mesh)
     shard_around(base.model, base.inner, base.decoder_layers, mesh, device)
     base.joints = ()  # which hold the weights whole
+    base.parts = mesh.size()
     return base
+
+
+def require_shardable(name: str, quantisation: str, *, quick: bool) -> None:
+    """Raise InvalidModel for a base that cannot be laid out. quick: whether the quick way computes it."""
+    if quantisation != NONE:
+        raise InvalidModel(
+            f"{name} is held in {LABELS[quantisation]}, and only a base as its files have it is "
+            "laid out over several processes. Choose quantisation=none."
+        )
+    if not quick:
+        raise InvalidModel(
+            f"{name} is not computed on the quick way, and only such a base is laid out over several "
+            "processes."
+        )
 
 
 def shard_around(
@@ -67,3 +106,6 @@ def shard_around(
     for one in [*whole, *model.buffers()]:
         one.data = one.data.to(device)
     fully_shard(inner, mesh=mesh, ignored_params=set(whole))
+    # By itself torch would follow the passes that came before, of which the processes may have made others.
+    for layer, earlier in zip(layers, [layers[0], *layers[:-1]], strict=True):
+        layer.set_modules_to_backward_prefetch([earlier])  # type: ignore[operator]

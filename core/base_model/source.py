@@ -33,6 +33,8 @@ class BaseSource:
     """
     quantisation: str = NONE
     """How its linear layers are to be held in memory. The fingerprint is that of the files, however."""
+    parts: int = 1
+    """Over how many processes its layers are to be laid out, which have met before."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,17 @@ class ResidentKey:
     name: str
     template: str
     quantisation: str
+    parts: int
 
     def computes_as(self, other: ResidentKey | None) -> bool:
         """Whether the same model in memory serves both."""
-        return self.has_weights_of(other) and other is not None and self.quantisation == other.quantisation
+        same = other is not None and self.held == other.held
+        return same and self.has_weights_of(other)
+
+    @property
+    def held(self) -> tuple[str, int]:
+        """How it lies in memory."""
+        return self.quantisation, self.parts
 
     def has_weights_of(self, other: ResidentKey | None) -> bool:
         """Whether both are the same model, however it is held in memory."""
@@ -71,6 +80,7 @@ def resident_key(source: BaseSource) -> ResidentKey:
         source.name,
         source.template,
         source.quantisation,
+        source.parts,
     )
 
 

@@ -73,7 +73,7 @@ class DecodingState(RowState):
     @torch.no_grad()
     def step(self, rows: int | None = None, longest: int | None = None) -> Tensor:
         """See RowState."""
-        if self.base.device.type != "cuda":
+        if not self.base.may_capture:
             return self._step(rows, longest)
         if self._graph is None:
             self._capture()

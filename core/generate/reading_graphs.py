@@ -39,7 +39,7 @@ class ReadingGraphs:
         for them.
         """
         shape = _fitting(_ROWS, rows), _fitting(_TOKENS, tokens)
-        if self._base.device.type != "cuda" or self.notice or self._lent:
+        if not self._base.may_capture or self.notice or self._lent:
             return None
         if not 0 < shape[0] * shape[1] <= _MOST:
             return None

@@ -59,7 +59,7 @@ class StatePool:
         self._compiled = (
             self._compiled and not state.notice
         )  # what failed once is not tried for every batch size
-        if self._base.device.type == "cuda" and self._base.way.quick:
+        if self._base.may_capture and self._base.way.quick:
             self._free.append(state)
             del self._free[: -self._most]
             while self._most_bytes is not None and sum(one.bytes for one in self._free) > self._most_bytes:

@@ -12,8 +12,10 @@ from typing import Any
 
 from core.base_model.load import ResidentBase
 from core.data.carried_rows import read_rows, write_rows
+from core.data.tokens import TokenRows
 from core.lora.adapter import AdapterWeights
 from core.lora.peft.files import load_adapter, save_adapter
+from core.train.batches import MicroBatch, Step
 from core.train.changes import Change
 from core.train.run import RunRequest
 from core.train.run_state import RunState
@@ -39,6 +41,7 @@ def _written(request: RunRequest, base: ResidentBase, folder: Path) -> dict[str,
         "key": request.key,
         "options": request.options.to_dict(),
         "changes": [asdict(one) for one in request.changes],
+        "trial": [_step_told(one) for one in request.trial],
     }
     (folder / _ABOUT).write_text(json.dumps(about), encoding="utf-8")
     found = {_ABOUT: folder / _ABOUT, **write_rows(request.rows, folder)}
@@ -68,14 +71,26 @@ def read_requests(folder: Path, base: ResidentBase) -> list[RunRequest]:
 def _read(folder: Path, base: ResidentBase) -> RunRequest:
     about: dict[str, Any] = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
     resume, below = folder / _RESUME, folder / _BELOW
+    rows = read_rows(folder)
     return RunRequest(
         about["key"],
-        read_rows(folder),
+        rows,
         TrainingOptions.from_dict(about["options"]),
         (_loaded(resume, base), RunState.load(resume)) if resume.is_dir() else None,
         [Change(**one) for one in about["changes"]],
+        trial=[_step(one, rows) for one in about["trial"]],
         below=_loaded(below, base) if below.is_dir() else None,
     )
+
+
+def _step_told(step: Step) -> dict[str, Any]:
+    parts = [{"blocks": one.blocks, "weight": one.weight} for one in step.micro_batches]
+    return {"parts": parts, "supervised": step.supervised, "tokens": step.tokens, "units": step.units}
+
+
+def _step(told: dict[str, Any], rows: TokenRows) -> Step:
+    parts = [MicroBatch(rows, list(map(tuple, one["blocks"])), one["weight"]) for one in told["parts"]]
+    return Step(parts, told["supervised"], told["tokens"], told["units"])
 
 
 def _loaded(folder: Path, base: ResidentBase) -> AdapterWeights:

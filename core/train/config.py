@@ -8,6 +8,7 @@ from core.base_model.quantisation import NONE, QUANTISATIONS
 from core.data.packing import OVER_LENGTH
 from core.errors import InvalidConfig
 from core.options import Config, option
+from core.train.sharding import AUTO, SHARDINGS
 
 SCHEDULERS = ("cosine", "linear", "constant")
 _ALERTS = (
@@ -259,10 +260,9 @@ class TrainConfig(Config):
     devices: int = option(
         1,
         "Cards",
-        "Cards of this machine that train it together: each holds the base and computes its part of every "
-        "micro-batch, and gradients are summed once a step, so the adapter is the one of a single card, up "
-        "to rounding. micro_batch_size counts the rows of all cards. Without a card these are processes of "
-        "the CPU.",
+        "Cards of this machine that train it together: each computes its part of every micro-batch, and "
+        "gradients are summed once a step, so the adapter is the one of a single card, up to rounding. "
+        "micro_batch_size counts the rows of all cards. Without a card these are processes of the CPU.",
         minimum=1,
         maximum=64,
         subject="Batches and memory",
@@ -274,6 +274,16 @@ class TrainConfig(Config):
         "join with: lora-workbench worker --join ADDRESS:PORT, and the settings join_address and join_key.",
         minimum=1,
         maximum=64,
+        subject="Batches and memory",
+    )
+    sharding: str = option(
+        AUTO,
+        "Cards hold",
+        "How several cards hold the base. ddp: each holds all of it (data parallel, DDP). fsdp: each holds a "
+        "part of every layer, which is gathered when it computes (fully sharded, FSDP2): for a base that no "
+        "card holds, at about 0.7 of the speed (8B, two H200); for LoRA on linear layers of a base in full "
+        "precision. auto: ddp where the base takes at most 85 % of a card, else fsdp.",
+        choices=SHARDINGS,
         subject="Batches and memory",
     )
     compile: str = option(

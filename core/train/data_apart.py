@@ -47,11 +47,14 @@ class DataApart(Share):
         """
         self.number, self.count, self._device = dist.get_rank(), dist.get_world_size(), device
         self._where = where
-        self._words = dist.new_group(backend="gloo", timeout=PATIENCE)
+        self.words = dist.new_group(backend="gloo", timeout=PATIENCE)
+
+    def meet(self) -> None:
+        """Called by all before each thing that they do together."""
 
     def leave(self) -> None:
         """Let go of the others, as far as they are there, and of what listens for them."""
-        del self._words
+        del self.words
         dist.destroy_process_group()
 
     def blocks(self, count: int) -> range:
@@ -64,6 +67,7 @@ class DataApart(Share):
         """As Share.sum_gradients(): one flat sum for each bank, of the slots alone that have finished a
         step.
         """
+        self.meet()
         for own, places in _places(bank, slots):
             assert own.grad is not None
             if len(places) == own.slots:
@@ -77,6 +81,7 @@ class DataApart(Share):
     @torch.no_grad()
     def sum_figures(self, figures: Tensor, slots: Sequence[int] | None = None) -> None:
         """As Share.sum_figures()."""
+        self.meet()
         if slots is None:
             dist.all_reduce(figures)
             return
@@ -88,6 +93,7 @@ class DataApart(Share):
     @torch.no_grad()
     def spread(self, bank: TrainedBank) -> None:
         """As Share.spread(): where other hardware or another torch draws or computes other first numbers."""
+        self.meet()
         for own in _banks(bank):
             dist.broadcast(own.flat, 0)
             if own.scale.numel():
@@ -96,12 +102,14 @@ class DataApart(Share):
 
     def least(self, number: int) -> int:
         """As Share.least()."""
+        self.meet()
         found = torch.tensor(number)
-        dist.all_reduce(found, dist.ReduceOp.MIN, group=self._words)
+        dist.all_reduce(found, dist.ReduceOp.MIN, group=self.words)
         return int(found)
 
     def asked(self, wishes: list[Any]) -> list[Any]:
         """As Share.asked(), of what JSON has; what the others were asked counts nothing."""
+        self.meet()
         said = self.tell(json.dumps(wishes) if wishes else "")
         taken: list[Any] = json.loads(said) if said else []
         return taken
@@ -110,7 +118,7 @@ class DataApart(Share):
         """What the first process says."""
         words = said.encode() if self.number == 0 else b""
         length = torch.tensor(len(words))
-        dist.broadcast(length, 0, group=self._words)
+        dist.broadcast(length, 0, group=self.words)
         found = _as_tensor(words, int(length))
         if length:
             self.send(found)
@@ -118,28 +126,30 @@ class DataApart(Share):
 
     def send(self, numbers: Tensor) -> None:
         """Put the first process's numbers into this tensor of every other, which is as large."""
-        dist.broadcast(numbers, 0, group=self._words)
+        dist.broadcast(numbers, 0, group=self.words)
 
     def _all_tell(self, said: str) -> list[str]:
         """What each process says, by its number."""
         words = said.encode()
         lengths = [torch.tensor(0) for _ in range(self.count)]
-        dist.all_gather(lengths, torch.tensor(len(words)), group=self._words)
+        dist.all_gather(lengths, torch.tensor(len(words)), group=self.words)
         most = max(int(one) for one in lengths)
         found = [torch.empty(most, dtype=torch.uint8) for _ in lengths]
-        dist.all_gather(found, _as_tensor(words, most), group=self._words)
+        dist.all_gather(found, _as_tensor(words, most), group=self.words)
         return [
             one[: int(length)].numpy().tobytes().decode() for one, length in zip(found, lengths, strict=True)
         ]
 
     def either(self, wish: bool) -> bool:
         """As Share.either()."""
+        self.meet()
         found = torch.tensor(int(wish))
-        dist.broadcast(found, 0, group=self._words)
+        dist.broadcast(found, 0, group=self.words)
         return bool(found)
 
     def refusal(self, error: WorkbenchError | None, facts: dict[str, str]) -> WorkbenchError | None:
         """As Share.refusal()."""
+        self.meet()
         mine = {"refused": str(error) if error else "", "facts": facts, "where": self._where}
         told: list[dict[str, Any]] = [json.loads(one) for one in self._all_tell(json.dumps(mine))]
         if error is not None:

@@ -21,7 +21,14 @@ from core.train.batches import MicroBatch, Shape
 from core.train.figures import Figures
 from core.train.group_objective import GroupObjective
 from core.train.label_step import LabelStep
-from core.train.memory import ExecutionPlan, Tier, first_plan, may_offload, ran_out_of_memory
+from core.train.memory import (
+    ExecutionPlan,
+    Tier,
+    first_plan,
+    may_offload,
+    ran_out_of_memory,
+    room_in_parts,
+)
 from core.train.offloading import HostStash
 from core.train.seating import Seating
 from core.train.share import ALL, Share
@@ -63,13 +70,21 @@ class Execution:
         self._labels = [run.labels for run in self._seating.runs if run.labels is not None]
         if self._plan is None:
             start = ExecutionPlan(Tier.KEEP, self._wants_compile("on"), captures=self._may_capture)
-            work = self._base, self._most_blocks, self._tokens_a_batch(), start
-            self._plan = first_plan(*work, self._checkpointing(), may_slice=self._may_slice)
+            self._plan = self._first_plan(start)
             if self._plan.compiled:
                 compile_layers(self._base)
             if self._plan.tier is Tier.FULL and self._checkpointing() != "on":
                 self._untold = f"To fit the memory, {self._plan.sentence}"
         self._use(self._plan)
+
+    def _first_plan(self, start: ExecutionPlan) -> ExecutionPlan:
+        work = self._base, self._most_blocks, self._tokens_a_batch(), start
+        how = self._checkpointing()
+        if not self._share.in_step:
+            return first_plan(*work, how, may_slice=self._may_slice)
+        room = self._share.least(room_in_parts(self._base))
+        plan = first_plan(*work, how, may_slice=self._may_slice, free=room)
+        return self._share.asked([plan])[0]  # another's would ask for other passes
 
     @property
     def _may_capture(self) -> bool:
@@ -206,12 +221,13 @@ class Execution:
         bank = self._seating.bank
         if bank.drops:
             bank.key_dropout([run.dropout_key(back) if run else 0 for run in self._seating.slots])
-        for first, piece in self._pieces(parts):
-            if bank.drops:
-                bank.begin_rows(first * self._rows_a_block)
-            self._figures.add(self._trained(piece))
-        for piece in self._beside(parts):
-            self._trained(piece)
+        with self._share.together():
+            for first, piece in self._pieces(parts):
+                if bank.drops:
+                    bank.begin_rows(first * self._rows_a_block)
+                self._figures.add(self._trained(piece))
+            for piece in self._beside(parts):
+                self._trained(piece)
 
     @property
     def _rows_a_block(self) -> int:
@@ -248,9 +264,10 @@ class Execution:
         told: list[str] = []
         while True:
             try:
-                found = [self._evaluated(piece) for _, piece in self._pieces(parts)]
-                for piece in self._beside(parts):
-                    self._evaluated(piece)
+                with self._share.together():
+                    found = [self._evaluated(piece) for _, piece in self._pieces(parts)]
+                    for piece in self._beside(parts):
+                        self._evaluated(piece)
                 return torch.stack(found).sum(0) if found else self._no_figures(), told
             except Exception as error:  # noqa: BLE001  (whatever nothing helps against is raised again)
                 told.append(self._next_plan(error))

@@ -29,6 +29,7 @@ def hand_out(share: DataApart, files: Mapping[str, Path], secret: str) -> None:
         {"name": name, "size": path.stat().st_size, "sha256": _digest(path)} for name, path in files.items()
     ]
     said = json.dumps(listed)
+    share.meet()
     share.tell(json.dumps({"files": said, "code": _code(said, secret)}))
     for path in files.values():
         with path.open("rb") as file:
@@ -40,6 +41,7 @@ def take_in(share: DataApart, folder: Path, secret: str) -> None:
     """Have the first process's files in `folder`, which is made. Raises WorkerLost for what is not of who has
     the secret, or was damaged on the way.
     """
+    share.meet()
     told = json.loads(share.tell(""))
     if not hmac.compare_digest(told["code"], _code(told["files"], secret)):
         raise WorkerLost("What came in place of the runs is not of a process that has this group's key.")

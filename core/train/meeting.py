@@ -68,8 +68,10 @@ class Meeting:
         told = [one for one in range(1, self._count) if self._store.check([f"refused-{one}"])]
         return {one: self._store.get(f"refused-{one}").decode() for one in told}
 
-    def open(self, device: torch.device) -> DataApart:
-        """Join: all do so at the same time, once they are there."""
+    def open(self, device: torch.device, *, in_parts: bool = False) -> DataApart:
+        """Join: all do so at the same time, once they are there. in_parts: whether each is to hold a part of
+        the base.
+        """
         _talk_over(self._network, device)
         # who is lost is seen by the engine, which must not be ended with it
         os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
@@ -78,7 +80,11 @@ class Meeting:
             dist.init_process_group(
                 backend(device), store=store, rank=self._number, world_size=self._count, timeout=PATIENCE
             )
-            return DataApart(device, self._where)
+            if not in_parts:
+                return DataApart(device, self._where)
+            from core.train.base_apart import BaseApart
+
+            return BaseApart(device)
 
     def leave(self) -> None:
         """Let go of who could not be joined, and of what listens for them."""

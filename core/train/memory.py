@@ -20,6 +20,7 @@ from core.base_model.quantisation import LABELS, NONE
 from core.errors import InvalidConfig, WorkbenchError
 from core.lora.layer import LoraLinear
 from core.train.offloading import HostStash
+from core.train.sharding import LAYERS_AT_ONCE
 from core.train.slicing import SLICE
 
 
@@ -214,12 +215,14 @@ def first_plan(
     checkpointing: str = "auto",
     *,
     may_slice: bool,
+    free: int | None = None,
 ) -> ExecutionPlan:
     """The quickest plan whose activations fit into the free memory for micro-batches of `blocks` blocks of
     each run and `tokens` tokens in all; the last of the ladder if none does.
 
     A compiled layer starts at CHEAP, which costs it next to nothing. `checkpointing` on, off or offload is
-    somebody's own choice. Where the device's memory is the host's, there is nothing to offload to.
+    somebody's own choice. Where the device's memory is the host's, there is nothing to offload to. free:
+    bytes that can be had, where this process does not say so by itself.
     """
     first = replace(start, tier=Tier.CHEAP if start.compiled else Tier.KEEP)
     full = replace(start, tier=Tier.FULL)
@@ -227,7 +230,7 @@ def first_plan(
         return full if checkpointing in ("on", "offload") else first
     if checkpointing == "off":
         return first
-    room = _RESERVE * _free(base.device)
+    room = _RESERVE * (_free(base.device) if free is None else free)
     ladder = [first] if checkpointing == "auto" else []
     ladder += _recomputing_plans(
         base, blocks, tokens, full, offloads=checkpointing == "offload", slices=may_slice
@@ -276,6 +279,14 @@ def room_for(base: ResidentBase, state_bytes: float, tokens: int) -> int:
     """
     each = state_bytes + _activations(base, tokens, Tier.KEEP)
     return int(min(MOST_RUNS, max(1, _RESERVE * _free(base.device) // each)))
+
+
+def room_in_parts(base: ResidentBase) -> int:
+    """Bytes that can still be had beside the layers of a base in parts that are whole at one time."""
+    inside = (one for path, one in base.layers.items() if path != base.head)
+    numbers = sum(one.in_features * one.out_features for one in inside)
+    whole = LAYERS_AT_ONCE * numbers / max(1, len(base.decoder_layers)) * base.dtype.itemsize
+    return max(0, int(_free(base.device) - whole))
 
 
 def require_room(base: ResidentBase, state_bytes: float, parameters: int) -> None:

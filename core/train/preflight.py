@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,7 +18,7 @@ from core.train.hardware import PeakMemory
 from core.train.memory import memory_figures, ran_out_of_memory
 from core.train.pace import PlannedTime, TrialTimes, checkpoints, training_seconds
 from core.train.run import RunRequest
-from core.train.share import ALL, FirstOf
+from core.train.share import ALL, FirstOf, Share
 from core.train.step_count import evaluations, planned_steps
 from core.train.trial import Save, Trial, padded_tokens, shape_of
 
@@ -69,8 +69,16 @@ class Preflight:
         return "does not fit" if not self.fits else "fits in smaller pieces" if self.squeezed else "fits"
 
 
-def measure(base: ResidentBase, requests: Sequence[RunRequest], save: Save) -> Iterator[Preflight | Trying]:
-    """Yield how far it is after each micro-batch, then the result. `save` is called once for each run.
+def measure(
+    base: ResidentBase,
+    requests: Sequence[RunRequest],
+    save: Save,
+    share: Share | None = None,
+    hand_out: Callable[[Sequence[RunRequest]], None] = lambda tried: None,
+) -> Iterator[Preflight | Trying]:
+    """Yield how far it is after each micro-batch, then the result. `save` is called once for each run. share:
+    where other processes take part, to which hand_out() gives what is tried; else this one computes its part
+    by itself.
 
     Raises what makes a run impossible whatever its size.
     """
@@ -80,8 +88,10 @@ def measure(base: ResidentBase, requests: Sequence[RunRequest], save: Save) -> I
     }
     trial = Trial(base.device, data)
     processes = requests[0].options.train.processes
-    share = FirstOf(processes) if processes > 1 else ALL
-    group = TrainingGroup(base, [trial.request(request) for request in requests], share=share)
+    share = share or (FirstOf(processes) if processes > 1 else ALL)
+    tried = [trial.request(request) for request in requests]
+    hand_out(tried)
+    group = TrainingGroup(base, tried, share=share)
     peak, notices, fits = PeakMemory(base.device), dict[str, None](), True
     parameters: dict[Hashable, int] = {}
     try:
@@ -107,7 +117,7 @@ def measure(base: ResidentBase, requests: Sequence[RunRequest], save: Save) -> I
             (f"Even one block at a time is too much where {group.plan}: {memory_figures(base.device)}.")
         ] = None
     chosen = [request.options.train for request in requests if request.key in (parameters or data)]
-    if not base.way.quick:
+    if not base.way.quick or share.in_step:
         chosen = [replace(one, compile="off") for one in chosen]
     steps = max(
         planned_steps(len(one.blocks), config) for one, config in zip(trial.data, chosen, strict=True)

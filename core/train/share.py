@@ -7,6 +7,7 @@ one of several. What is asked for here is asked by all processes of a group at t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -28,6 +29,10 @@ class Share:
 
     in_step = False
     """Whether each pass needs all processes, since the base lies in parts on them."""
+
+    def together(self) -> AbstractContextManager[None]:
+        """Within the block all processes make the same passes through the base."""
+        return nullcontext()
 
     def require(self, run: TrainingRun) -> None:
         """Raise InvalidConfig for a run that cannot be trained so."""
