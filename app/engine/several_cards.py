@@ -87,7 +87,7 @@ class SeveralCards:
         while not self._engine.free_for(source):
             self._workers.require()
             yield None
-        share: Any = self._workers.open(self._engine.device)
+        share: Any = self._workers.open(self._engine)
         self.share = share
         share.accompany(self._engine.load_base(source))
         self._engine.held_back = False
@@ -97,7 +97,7 @@ class SeveralCards:
         if train.processes > 1 and self._workers is None:
             yield from self._meet(source, train)
             assert self._workers is not None
-            self.share = self._workers.open(self._engine.device)
+            self.share = self._workers.open(self._engine)
 
     def hand_out(self, requests: Sequence[RunRequest]) -> None:
         """Have the others train these, too, as far as there are some."""

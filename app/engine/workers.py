@@ -12,13 +12,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from shutil import rmtree
 
-import torch
-
 from app.engine.machines import Machines
 from app.engine.worker_processes import WorkerProcesses
 from app.shared.settings import Settings
 from core.base_model.load import ResidentBase
 from core.base_model.source import BaseSource
+from core.engine import Engine
 from core.errors import WorkerLost
 from core.train import joining
 from core.train.carried import write_requests
@@ -92,9 +91,9 @@ class Workers:
         where = self._machines.name_of(number) if self._machines else ""
         return f"Worker {number} of {self._count - 1}{' on ' + where if where else ''}"
 
-    def open(self, device: torch.device) -> DataApart:
+    def open(self, engine: Engine) -> DataApart:
         """Work with them: this process's share."""
-        self._share = self._meeting.open(device, in_parts=self._in_parts)
+        self._share = self._meeting.open(engine.device, in_parts=self._in_parts)
         return self._share
 
     def hand_out(self, base: ResidentBase, requests: Sequence[RunRequest]) -> None:

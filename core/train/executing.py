@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -84,7 +84,8 @@ class Execution:
             return first_plan(*work, how, may_slice=self._may_slice)
         room = self._share.least(room_in_parts(self._base))
         plan = first_plan(*work, how, may_slice=self._may_slice, free=room)
-        return self._share.asked([plan])[0]  # another's would ask for other passes
+        (agreed,) = self._share.asked([asdict(plan)])  # another's would ask for other passes
+        return ExecutionPlan(**agreed | {"tier": Tier(agreed["tier"])})
 
     @property
     def _may_capture(self) -> bool:

@@ -15,6 +15,7 @@ from core.data.tokens import TokenRows
 from core.errors import CannotShare, WorkerLost
 from core.events import EvalDone, StepDone
 from core.lora.config import LoraConfig
+from core.train.batches import RunData
 from core.train.carried import read_requests, write_requests
 from core.train.changes import Change
 from core.train.config import TrainConfig
@@ -50,6 +51,16 @@ def _labelled(base):
     return replace(found, rows=own, key="labels", below=random_adapter(base, rank=2))
 
 
+def _tried(base):
+    found = request(base, rows("hello", 6), LoraConfig(), TrainConfig(max_length=32), key=2)
+    steps = RunData(found.rows, found.options.train).steps()
+    return replace(found, trial=[next(steps), next(steps)])
+
+
+def _laid_out(step):
+    return step.supervised, step.tokens, step.units, [(one.blocks, one.weight) for one in step.micro_batches]
+
+
 def _carried(files, folder):
     for name, path in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +70,7 @@ def _carried(files, folder):
 
 def test_runs_are_the_same_when_they_have_been_carried(tiny_llama, tmp_path):
     base = load(tiny_llama)
-    sent = [_begun(base), _labelled(base)]
+    sent = [_begun(base), _labelled(base), _tried(base)]
     (tmp_path / "sent").mkdir()
     files = write_requests(sent, base, tmp_path / "sent")
     found = read_requests(_carried(files, tmp_path / "found"), base)
@@ -68,6 +79,7 @@ def test_runs_are_the_same_when_they_have_been_carried(tiny_llama, tmp_path):
         assert shared_facts(base, one) == shared_facts(base, other)
         assert (type(one.rows), one.rows.max_length) == (type(other.rows), other.rows.max_length)
         np.testing.assert_array_equal(one.rows.sources, other.rows.sources)
+    assert [_laid_out(one) for one in found[2].trial] == [_laid_out(one) for one in sent[2].trial]
     (weights, state), (theirs, other) = found[0].resume, sent[0].resume
     assert state.position == other.position
     for path, layer in theirs.layers.items():
@@ -84,6 +96,9 @@ class Wire:
 
     def __init__(self):
         self.told, self.sent = [], []
+
+    def meet(self):
+        """All are here."""
 
     def tell(self, said):
         if said:
