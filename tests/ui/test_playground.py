@@ -56,6 +56,7 @@ def _sampled(page: Page, **fields: str) -> None:
 
 def _add_columns(page: Page, *names: str) -> None:
     field = page.get_by_label("Adapters, checkpoints, blends (up to seven)")
+    expect(page.locator(".who-answers .token").first).to_be_visible()  # the newest, which comes by itself
     for name in names:
         if not page.locator(".who-answers .token", has_text=name).count():
             field.fill(name)
