@@ -138,7 +138,7 @@ def test_a_run_that_classifies_is_measured_before_it_starts(with_encoder, sessio
 
     configs = [TrainingOptions.parse({**CLASSIFYING, "rank": rank}).to_dict() for rank in (2, 4)]
     asked = Measuring({"base": "bert", "dataset": "moods", "configs": configs})
-    for _ in asked.work(with_encoder.registry, session.engine, with_encoder.settings.cache):
+    for _ in asked.work(with_encoder.registry, session.engine, with_encoder.settings):
         pass
     said = [asked.out.get() for _ in range(asked.out.qsize())]
     assert said[-1]["verdict"] == "fits", said[-1]

@@ -361,6 +361,7 @@ def test_the_engine_gives_each_slot_what_is_its_own(tiny_llama):
 class _Source:
     digest: str
     weights: Any
+    name: str = "its own"
 
 
 # What is refused, and what is told before.
