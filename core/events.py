@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-REFUSED = "error"
+UNANSWERED = "error"
 """Why a row ended that was not answered."""
 
 
@@ -123,7 +123,7 @@ class TokenDone:
     """What to append to the row's text."""
     finished: bool
     reason: str = ""
-    """Why the row ended: end (an end token) or length (max_tokens reached); REFUSED for one that was not
+    """Why the row ended: end (an end token) or length (max_tokens reached); UNANSWERED for one that was not
     answered.
     """
     tokens: int = 0

@@ -105,11 +105,6 @@ class SeveralCards:
             assert self._engine.base is not None
             self._workers.hand_out(self._engine.base, requests)
 
-    @property
-    def workers(self) -> Workers | None:
-        """The other processes, while there are some."""
-        return self._workers
-
     def require(self) -> None:
         """Raise WorkerLost if one of the others is gone."""
         if self._workers is not None:

@@ -16,14 +16,14 @@ from app.service.turns import END, Turn, messages_for, title_of, turns_of
 from app.shared.disk import plain_sentence
 from app.shared.errors import USER_ERRORS
 from core.errors import InvalidInput
-from core.events import REFUSED, TokenDone
+from core.events import UNANSWERED, TokenDone
 from core.generate.config import GenerationConfig
 from core.generate.scores import Scored
 from storage.registry import Registry
 from storage.tables import Chat, ChatMessage
 
 _STORE_SECONDS = 1.0
-STOPPED, FAILED = "stopped", REFUSED
+STOPPED, FAILED = "stopped", UNANSWERED
 
 
 @dataclass

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
-from core.events import REFUSED, TokenDone
+from core.events import UNANSWERED, TokenDone
 from core.generate.decode import Decoder
 
 
@@ -39,7 +39,7 @@ class SeveralDecoders:
     def steps(self) -> Iterator[list[TokenDone]]:
         """As Decoder.steps()."""
         if self._refused:
-            yield [TokenDone(row, "", True, REFUSED, error=why) for row, why in self._refused.items()]
+            yield [TokenDone(row, "", True, UNANSWERED, error=why) for row, why in self._refused.items()]
         under_way = [(decoder.steps(), numbers) for decoder, numbers in self._parts]
         while under_way:
             for one in list(under_way):

@@ -41,10 +41,10 @@ def _go(session, moments=-1, joined=True):
     killed = False
     try:
         while session.advance():
-            if session._cards.workers is not None and (session._group is not None or not joined):
+            if session._cards._workers is not None and (session._group is not None or not joined):
                 moments -= 1
                 if moments == 0:
-                    os.kill(session._cards.workers.pids[1], signal.SIGKILL)
+                    os.kill(session._cards._workers.pids[1], signal.SIGKILL)
                     killed = True
         session.close()
     except Exception as error:  # noqa: BLE001  (as the engine's own boundary)
