@@ -97,23 +97,23 @@ def bind_columns(
         names = who.speakers(values)
         return talk_value(int(chat_now or 0), names), warnings_html(workbench, values[0], names)
 
-    changes = [one.change for one in who.all]
+    # On this one path alone: of two answers on their way the older may come last.
+    changes = [one.change for one in [*who.all, chat]]
     gr.on(changes, show, [chat, *who.all], [talk, warned], trigger_mode="always_last", **QUIET)
 
-    def opened(chat_now: str, before: str, *values: Any) -> tuple[object, ...]:
+    def opened(chat_now: str, before: str) -> tuple[object, ...]:
         found = chats_sheet.conversation(workbench, chat_now)
         turns = workbench.conversations.turns(int(chat_now)) if found else []
         if found is None or not turns or found.base_name not in workbench.registry.names(Base):
-            return *[gr.skip()] * len(values), talk_value(int(chat_now or 0), who.speakers(values))
+            return (gr.skip(),) * len(who.all)
         said = list(turns[-1].answers)
         choices = columns_choices(workbench, found.base_name, [one for one in said if one])
         columns = [one for one in said if one == PLAIN or one in values_of(choices)]
         # When a page is loaded again, this may come before what was chosen before is shown.
         mode = json.loads(before)[3] if before else gr.skip()
-        fields = _chosen(workbench, found.base_name, choices, columns, mode)
-        return *fields, talk_value(int(chat_now), columns)
+        return _chosen(workbench, found.base_name, choices, columns, mode)
 
-    chat.submit(opened, [chat, kept, *who.all], [*who.all, talk], **QUIET_QUEUED)
+    chat.submit(opened, [chat, kept], who.all, **QUIET_QUEUED)
 
 
 def _chosen(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import gradio as gr
 
 from app.service.workbench import Workbench
@@ -16,7 +14,7 @@ from app.web.sections.playground.column_choice import bind_choice, bind_columns,
 from app.web.sections.playground.column_fields import ColumnFields, sampling_sheet, who_answers_row
 from app.web.sections.playground.reference_sheet import KEY as REFERENCE
 from app.web.sections.playground.reference_sheet import reference_sheet
-from app.web.sections.playground.talk import talk_panel, talk_value
+from app.web.sections.playground.talk import talk_panel
 from app.web.sections.playground.who_answers import writing_bases
 
 TAB, TITLE = "playground", "Playground"
@@ -53,10 +51,7 @@ def build(shell: Shell) -> None:
     bind_messages(shell, fields, chat, talk, line[2], row_outputs)
     bind_sliding(shell, fields, blend, live, chat, talk)
 
-    def begin_anew(*values: Any) -> tuple[str, str]:
-        return "", talk_value(0, who.speakers(values))
-
-    clear.click(begin_anew, who.all, [chat, talk], **QUIET)
+    clear.click(lambda: "", None, chat, **QUIET)  # the columns follow
 
 
 def _without_base(workbench: Workbench) -> str:
