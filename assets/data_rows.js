@@ -1,5 +1,5 @@
 // The rows of a data set: searched, filtered, a page at a time. Gradio tells it which data set as JSON, {name, version, base,
-// length}; it fetches the rows by itself when it is seen, and says by `submit` which row is chosen.
+// length}; it fetches the rows by itself when it is seen, adds the chosen row to its value, and triggers `submit` when that changes.
 const KEPT = 'lora-workbench-rows';
 const make = (tag, about, ...inner) => { const one = Object.assign(document.createElement(tag), about); one.append(...inner.filter(part => part != null)); return one; };
 const search = make('input', {type: 'search', placeholder: 'Search the rows', ariaLabel: 'Search the rows'});
@@ -12,7 +12,7 @@ const pager = make('span', {className: 'row-pager'}, before, at, after);
 const host = make('div', {className: 'picker row-picker'}, make('div', {className: 'picker-tools'}, search, filter), list, make('div', {className: 'row-foot'}, said, pager));
 
 let kept = {}, asked = 0, typed = null, fetched = '', told = null;
-const about = () => JSON.parse(props.value || '{}');
+const about = () => { const {row, ...told} = JSON.parse(props.value || '{}'); return told; };
 const seen = () => element.isConnected && window.workbench.seen(host);
 const keep = news => { kept = {...kept, ...news}; sessionStorage.setItem(KEPT, JSON.stringify(kept)); };
 
@@ -45,11 +45,14 @@ async function update() {
 }
 
 function tell(now) {
+  // Not beside the event: Gradio gives a handler that had to wait what came with the first of its events.
+  props.value = JSON.stringify({...now, row: kept.row});
+  place();
   // The chosen row is shown anew when the data set, its version, the base or the length is another one.
   const wanted = JSON.stringify([now, kept.row]);
   if (told === wanted || (told === null && kept.row == null)) { told ??= wanted; return; }
   told = wanted;
-  trigger('submit', {row: kept.row});
+  trigger('submit');
 }
 
 function draw({rows, total}) {

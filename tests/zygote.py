@@ -188,6 +188,7 @@ def _fork(question: dict[str, Any], pipes: list[int], listening: socket.socket) 
     listening.close()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
     os.setsid()
     log = os.open(question["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     took, gives = pipes or [os.open(os.devnull, os.O_RDONLY), log]
@@ -278,7 +279,11 @@ def _answer(listening: socket.socket, ended: dict[int, int]) -> None:
         elif "import" in question:
             answer = _import_too(question["import"])
         else:
+            # A number that an ended one had comes round again; the new one may end before we are back here.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
             answer = {"pid": _fork(question, pipes, listening)}
+            ended.pop(answer["pid"], None)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
         for end in pipes:
             os.close(end)
         connection.sendall(json.dumps(answer).encode() + b"\n")

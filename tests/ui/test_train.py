@@ -181,6 +181,7 @@ def test_the_form_survives_a_reload_and_follows_an_address(workbench, address, o
     choose(page, "Base model", "llama")
     choose(page, "Data set", "data")
     choose(page, "Preset", "Knowledge")
+    expect(page.locator(".options-total")).to_have_text("As in Knowledge")
     page.get_by_label("Name of the adapter").fill("mine")
     page.get_by_label("May train at once").check()
     page.get_by_label("Alpha (α)").fill("20")

@@ -44,16 +44,14 @@ def row_tab(shell: Shell, chosen: ChosenData) -> None:
                     turns = editor()
                     edit_tab(shell, turns)
 
-    def choose(name: str, event: gr.EventData) -> tuple[object, ...]:
-        return _row_shown(chosen, name, event.row)
+    def choose(name: str, lists: str) -> tuple[object, ...]:
+        return _row_shown(chosen, name, _chosen_row(lists))
 
-    def its_tokens(
-        name: str, base: str | None, length: float, trial: str, event: gr.EventData
-    ) -> Iterator[str]:
-        row = chosen.dataset(name)
-        if row is not None and event.row is not None:
+    def its_tokens(name: str, base: str | None, length: float, trial: str, lists: str) -> Iterator[str]:
+        row, index = chosen.dataset(name), _chosen_row(lists)
+        if row is not None and index is not None:
             yield "<p class='hint'>Asking the engine for its tokens …</p>"
-            yield _tokens(chosen, row, event.row, base, trial)
+            yield _tokens(chosen, row, index, base, trial)
 
     def try_template(name: str, base: str | None, length: float, trial: str, edited: str) -> str:
         row, index = chosen.dataset(name), edited_row(edited)
@@ -69,8 +67,8 @@ def row_tab(shell: Shell, chosen: ChosenData) -> None:
     inputs = [*chosen.inputs, template]
     # The row at once; its tokens when they come, for the engine may have to start.
     shows = [title, shown, turns_read, turns]
-    listed.submit(told(choose), chosen.name, shows, trigger_mode="always_last", **QUIET)
-    listed.submit(told(its_tokens), inputs, tokens, trigger_mode="always_last", **WORKING)
+    listed.submit(told(choose), [chosen.name, listed], shows, trigger_mode="always_last", **QUIET)
+    listed.submit(told(its_tokens), [*inputs, listed], tokens, trigger_mode="always_last", **WORKING)
     template.input(told(try_template), [*inputs, turns], tokens, trigger_mode="always_last", **WORKING)
     use.click(told(lambda *given: _use_template(chosen, *given)), [chosen.base, template], None, **WORKING)
 
@@ -84,8 +82,16 @@ def _about(chosen: ChosenData, row: Dataset | None, base: str | None, length: fl
     return json.dumps(about | {"checked": checked})
 
 
+def _chosen_row(lists: str) -> int | None:
+    """The index of the chosen row, from the list's value."""
+    index = json.loads(lists or "{}").get("row")
+    return None if index is None else int(index)
+
+
 def _row_list(chosen: ChosenData) -> gr.HTML:
-    """The list. It is told of what it lists as JSON, fetches the rows by itself, and says which is chosen."""
+    """The list. It is told of what it lists as JSON, fetches the rows by itself, and adds to its value which
+    is chosen.
+    """
 
     def rows(asked: dict[str, Any]) -> dict[str, Any]:
         row = chosen.dataset(str(asked["name"]))
