@@ -210,6 +210,16 @@ def settled(page: Page) -> None:
     expect(page.locator("[data-testid=status-tracker]:not(.hide)")).to_have_count(0)
 
 
+@contextmanager
+def slowly(page: Page, milliseconds: float) -> Iterator[None]:
+    """What is asked of the server meanwhile is answered so much later."""
+    devtools = page.context.new_cdp_session(page)
+    limits = {"offline": False, "latency": milliseconds, "downloadThroughput": -1, "uploadThroughput": -1}
+    devtools.send("Network.emulateNetworkConditions", limits)
+    yield
+    devtools.send("Network.emulateNetworkConditions", limits | {"latency": 0})
+
+
 def picture(page: Page, name: str) -> None:
     """Keep a screenshot beside the tests for people to look at, where they ask for it."""
     if not os.environ.get(PICTURES):

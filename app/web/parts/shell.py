@@ -131,8 +131,7 @@ class Shell:
             everything,
             inputs,
             outputs,
-            trigger_mode="always_last",  # "once" loses the last change
-            **QUIET,
+            **FOLLOWING,
         )
 
 
@@ -147,6 +146,11 @@ QUIET: dict[str, Any] = {
 QUIET_QUEUED: dict[str, Any] = QUIET | {"queue": True}
 """The same where others listen to a gr.State that changes, since Gradio tells them on that path only; also
 for what streams.
+"""
+
+FOLLOWING: dict[str, Any] = QUIET | {"trigger_mode": "always_last"}
+"""For what shows what was chosen: a choice that is made while the answer to another is on its way counts,
+too, which Gradio loses otherwise. The handler is not to ask for the event: it would be given the first one's.
 """
 
 WORKING: dict[str, Any] = {"show_progress": "minimal", "api_visibility": "private"}

@@ -13,7 +13,7 @@ from app.web.parts.choice import Asked, adapter_called, adapters_like, choice
 from app.web.parts.job_result import last_result, starts_job
 from app.web.parts.markup import day, empty
 from app.web.parts.panes import bar
-from app.web.parts.shell import QUIET, Shell, told
+from app.web.parts.shell import FOLLOWING, Shell, told
 from app.web.sections.adapters.anatomy_charts import MEASURES, anatomy_map, similarity_grid, similarity_map
 from storage.tables import Job
 
@@ -68,7 +68,7 @@ def inside_panel(shell: Shell, chosen: gr.HTML) -> None:
         _, job = _last_look(workbench, name)
         return drawn(anatomy_map(job.result["modules"], how) if job else None)
 
-    measure.input(redraw, [chosen, measure], layers, trigger_mode="always_last", **QUIET)
+    measure.input(redraw, [chosen, measure], layers, **FOLLOWING)
 
 
 def _last_look(workbench: Workbench, name: str) -> tuple[str, Job | None]:

@@ -10,7 +10,7 @@ import gradio as gr
 from gradio.components import Component
 
 from app.shared.data_import import ImportRequest, look_at
-from app.web.parts.shell import QUIET, WORKING, Handler, Shell, inform, refusal, told
+from app.web.parts.shell import FOLLOWING, QUIET, WORKING, Handler, Shell, inform, refusal, told
 from app.web.sections.data.chat_fields import ChatFields, chat_asked
 from app.web.sections.data.data_markup import look_html, preview_html
 from app.web.sections.data.mapping_fields import NONE, MappingFields
@@ -92,14 +92,14 @@ class ImportPanel:
         )
         like, form = self._fields.like, self._fields.format
         filled = (
-            self._choice.input(self._choose, [self._candidates, self._choice], fields, **QUIET),
-            like.input(told(self._as_another), like, fields, **QUIET),
+            self._choice.input(self._choose, [self._candidates, self._choice], fields, **FOLLOWING),
+            like.input(told(self._as_another), like, fields, **FOLLOWING),
         )
         self._shell.refresh(self._others, [], [like])
-        form.input(self._fields.roles_shown, form, list(self._fields.columns.values()), **QUIET)
+        form.input(self._fields.roles_shown, form, list(self._fields.columns.values()), **FOLLOWING)
         shown = self._show, [self._upload, self._origin, *fields], self._preview
         changes = [field.change for field in fields]  # type: ignore[attr-defined]
-        gr.on(changes, *shown, trigger_mode="always_last", **QUIET)
+        gr.on(changes, *shown, **FOLLOWING)
         # Of fields that are filled together one tells its change before the next has its value; so all of
         # them are asked once more when they are in place.
         for event in filled:

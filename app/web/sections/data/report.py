@@ -8,7 +8,7 @@ import gradio as gr
 
 from app.service.datasets import ERRORS, WARNINGS, BaseCheck
 from app.web.parts.scripts import script
-from app.web.parts.shell import QUIET, WORKING, Shell, choose_from, refusal, told, values_of
+from app.web.parts.shell import FOLLOWING, WORKING, Shell, choose_from, refusal, told, values_of
 from app.web.sections.data.chosen import ChosenData
 from app.web.sections.data.data_markup import findings_html, kinds_html
 from core.data.findings import ERROR, KINDS, WARNING, codes_of
@@ -73,7 +73,7 @@ def report_tab(shell: Shell, chosen: ChosenData) -> None:
         datasets.bring_back(name)
 
     shell.refresh(show, about, [kinds, errors, finding, by_row])
-    finding.input(show_list, about, by_row, trigger_mode="always_last", **QUIET)
+    finding.input(show_list, about, by_row, **FOLLOWING)
     changing = WORKING | {"concurrency_id": "data-change"}
     shell.soon(errors.click(told(leave_out_errors), chosen.inputs, None, **changing))
     shell.soon(of_kind.click(told(leave_out_shown), about, None, **changing))

@@ -12,7 +12,7 @@ from app.service.datasets import ALL, FILTERS
 from app.web.parts.markup import conversation
 from app.web.parts.panes import bar
 from app.web.parts.scripts import script
-from app.web.parts.shell import QUIET, WORKING, Shell, inform, told
+from app.web.parts.shell import FOLLOWING, WORKING, Shell, inform, told
 from app.web.sections.data.charts import table
 from app.web.sections.data.chosen import ChosenData
 from app.web.sections.data.row_editor import edit_tab, edited_row, editor, editor_value
@@ -67,7 +67,7 @@ def row_tab(shell: Shell, chosen: ChosenData) -> None:
     inputs = [*chosen.inputs, template]
     # The row at once; its tokens when they come, for the engine may have to start.
     shows = [title, shown, turns_read, turns]
-    listed.submit(told(choose), [chosen.name, listed], shows, trigger_mode="always_last", **QUIET)
+    listed.submit(told(choose), [chosen.name, listed], shows, **FOLLOWING)
     listed.submit(told(its_tokens), [*inputs, listed], tokens, trigger_mode="always_last", **WORKING)
     template.input(told(try_template), [*inputs, turns], tokens, trigger_mode="always_last", **WORKING)
     use.click(told(lambda *given: _use_template(chosen, *given)), [chosen.base, template], None, **WORKING)

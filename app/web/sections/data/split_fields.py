@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from app.web.parts.shell import QUIET, refusal
+from app.web.parts.shell import FOLLOWING, refusal
 from core.data.split import COUNT, FILE, NONE, SHARE, Split
 from core.data.zipped import readable
 
@@ -53,7 +53,7 @@ class SplitFields:
         )
         self._near = gr.Checkbox(True, label="Look for near duplicates (a second pass)")
         parts: list[Component] = [self._share, self._count, self._seed, self._stratify, self._validation]
-        self._kind.input(_needed, self._kind, parts, **QUIET)
+        self._kind.input(_needed, self._kind, parts, **FOLLOWING)
         self.every: list[Component] = [self._kind, *parts, self._near]
 
 

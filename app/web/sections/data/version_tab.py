@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from app.web.parts.shell import QUIET, WORKING, Shell, offered, refusal, told, values_of
+from app.web.parts.shell import FOLLOWING, WORKING, Shell, offered, refusal, told, values_of
 from app.web.sections.data.chat_fields import ChatFields, chat_asked, chat_values
 from app.web.sections.data.chosen import ChosenData
 from app.web.sections.data.data_markup import versions_html
@@ -66,7 +66,7 @@ def version_tab(shell: Shell, chosen: ChosenData) -> None:
         lambda by: (gr.Number(visible=by != NONE), gr.Number(visible=by != NONE)),
         kind,
         [amount, seed],
-        **QUIET,
+        **FOLLOWING,
     )
     changing = WORKING | {"concurrency_id": "data-change"}
     shell.soon(again.click(told(split_anew), [chosen.name, kind, amount, seed, stratify], None, **changing))

@@ -17,7 +17,7 @@ from app.web.parts.markup import facts, size
 from app.web.parts.options_form import option_field
 from app.web.parts.panes import bar
 from app.web.parts.routes import wish
-from app.web.parts.shell import QUIET, QUIET_QUEUED, Shell, refusal
+from app.web.parts.shell import FOLLOWING, QUIET, QUIET_QUEUED, Shell, refusal
 from core.export.config import export_options
 from core.export.formats import AUTO, EXPORT_FORMATS, ExportFormat
 from storage.tables import Adapter, Base, Job
@@ -65,7 +65,7 @@ def export_sheet(shell: Shell, section: str, opened: gr.Button) -> None:
     def look(*values: Any) -> str:
         return preview_html(workbench, *values)
 
-    gr.on(events, look, [adapter, *told_of], preview, trigger_mode="always_last", **QUIET)
+    gr.on(events, look, [adapter, *told_of], preview, **FOLLOWING)
 
     def newest(name: str) -> str:
         return name or next((one for one, _ in adapters_like(workbench.registry, "")), "")

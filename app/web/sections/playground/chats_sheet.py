@@ -8,7 +8,7 @@ from app.service.workbench import Workbench
 from app.web.parts.markup import day
 from app.web.parts.panes import bar, sheet
 from app.web.parts.picker import Query, Row, Rows, picker
-from app.web.parts.shell import QUIET, QUIET_QUEUED, WORKING, Shell, told
+from app.web.parts.shell import FOLLOWING, QUIET, WORKING, Shell, told
 from storage.errors import NotFound
 from storage.tables import Chat
 
@@ -51,7 +51,7 @@ def chats_sheet(shell: Shell) -> gr.HTML:
         found = conversation(workbench, chat)
         return (_files_html(found), found.title) if found else ("", "")
 
-    chosen.submit(show, chosen, [files, title], **QUIET_QUEUED)
+    chosen.submit(show, chosen, [files, title], **FOLLOWING)
 
     @told
     def renamed(chat: str, new: str) -> None:

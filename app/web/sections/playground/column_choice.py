@@ -16,8 +16,8 @@ from app.shared.bases import base_for, require_writing_base
 from app.shared.speakers import PLAIN, PLAIN_BASE
 from app.web.parts.routes import wish
 from app.web.parts.shell import (
+    FOLLOWING,
     QUIET,
-    QUIET_QUEUED,
     WORKING,
     Shell,
     choose_from,
@@ -66,7 +66,7 @@ def bind_choice(shell: Shell, who: WhoAnswers, kept: gr.BrowserState) -> None:
     def show_of(base_now: str, adapters_now: list[str], speaker_now: str) -> tuple[object, ...]:
         return show(base_now, adapters_now, speaker_now, "")[1:3]
 
-    who.base.input(show_of, [who.base, who.adapters, who.speaker], [who.adapters, who.speaker], **QUIET)
+    who.base.input(show_of, [who.base, who.adapters, who.speaker], [who.adapters, who.speaker], **FOLLOWING)
     gr.on(
         [one.change for one in who.all],
         None,
@@ -99,7 +99,7 @@ def bind_columns(
 
     # On this one path alone: of two answers on their way the older may come last.
     changes = [one.change for one in [*who.all, chat]]
-    gr.on(changes, show, [chat, *who.all], [talk, warned], trigger_mode="always_last", **QUIET)
+    gr.on(changes, show, [chat, *who.all], [talk, warned], **FOLLOWING)
 
     def opened(chat_now: str, before: str) -> tuple[object, ...]:
         found = chats_sheet.conversation(workbench, chat_now)
@@ -113,7 +113,7 @@ def bind_columns(
         mode = json.loads(before)[3] if before else gr.skip()
         return _chosen(workbench, found.base_name, choices, columns, mode)
 
-    chat.submit(opened, [chat, kept], who.all, **QUIET_QUEUED)
+    chat.submit(opened, [chat, kept], who.all, **FOLLOWING)
 
 
 def _chosen(

@@ -16,7 +16,7 @@ from app.service.vote_rows import PAIRS, VOTES
 from app.service.workbench import Workbench
 from app.shared.speakers import PLAIN_BASE
 from app.web.parts.panes import bar, opener, sheet
-from app.web.parts.shell import QUIET, WORKING, Shell, inform, offered, refusal, told, values_of
+from app.web.parts.shell import FOLLOWING, QUIET, WORKING, Shell, inform, offered, refusal, told, values_of
 from app.web.sections.playground.ballot_sheet import KEY as BALLOT
 from app.web.sections.playground.ballot_sheet import ballot_sheet, opened
 from app.web.sections.playground.leaderboard import leaderboard_html
@@ -112,7 +112,7 @@ def judge_sheet(
     def show_of(base_now: str | None, columns_now: list[str] | None) -> tuple[object, ...]:
         return _of_base(workbench, base_now, columns_now, columns_now)
 
-    base.input(show_of, [base, columns], [columns, board, links], **QUIET)
+    base.input(show_of, [base, columns], [columns, board, links], **FOLLOWING)
 
     def begin(base_now: str | None, *columns_now: list[str] | None) -> tuple[object, ...]:
         """With the playground's choice, where nothing else was chosen here; or what that begins with."""

@@ -58,7 +58,8 @@ def set_form(shell: Shell, base: gr.Dropdown, columns: gr.Dropdown) -> SetForm:
             return "", ""
         return event.value, prompts_text(workbench.prompts.find(event.value).prompts)
 
-    chosen.select(fill, None, [name, text], **QUIET)  # an input event comes when it is left, too
+    # An input event comes when it is left, too.
+    chosen.select(fill, None, [name, text], trigger_mode="multiple", **QUIET)
 
     @told
     def store(now: str, wanted: str, prompts: str) -> object:

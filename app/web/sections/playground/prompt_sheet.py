@@ -15,7 +15,7 @@ from app.web.parts.job_result import said_of
 from app.web.parts.markup import day
 from app.web.parts.panes import ask_first, bar, opener, require_same, sheet
 from app.web.parts.routes import wish
-from app.web.parts.shell import QUIET, WORKING, Shell, choose_from, inform, refusal, told
+from app.web.parts.shell import FOLLOWING, QUIET, WORKING, Shell, choose_from, inform, refusal, told
 from app.web.sections.playground.ballot_sheet import opened
 from app.web.sections.playground.prompt_matrix import PER_PAGE, exports_html, matrix_html
 from app.web.sections.playground.prompt_set_form import NEW, kept, set_form, sets_update
@@ -111,7 +111,7 @@ def _reading(shell: Shell, view: gr.HTML) -> tuple[gr.Button, gr.Dropdown]:
         lambda now, at: _of_run(workbench, now, int(at or 1)),
         [run, page],
         outputs[1:],
-        **QUIET,
+        **FOLLOWING,
     )
 
     @told

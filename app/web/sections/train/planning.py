@@ -14,7 +14,7 @@ from app.shared.bases import shapes_of
 from app.shared.errors import USER_ERRORS
 from app.web.parts.markup import duration, size
 from app.web.parts.routes import link
-from app.web.parts.shell import QUIET, Shell, told
+from app.web.parts.shell import FOLLOWING, QUIET, Shell, told
 from app.web.sections.train.checklist_view import checklist_html
 from app.web.sections.train.form import TrainForm
 from app.web.sections.train.form_values import FormValues
@@ -71,8 +71,7 @@ def bind_plan(shell: Shell, form: TrainForm, plan: gr.HTML, measured: gr.HTML) -
         show_plan,
         form.training,
         outputs,
-        trigger_mode="always_last",
-        **QUIET,
+        **FOLLOWING,
     )
 
 

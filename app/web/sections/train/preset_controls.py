@@ -8,7 +8,7 @@ import gradio as gr
 
 from app.service.presets import Presets
 from app.web.parts.panes import ask_first, bar, close_sheet, sheet
-from app.web.parts.shell import QUIET, WORKING, Shell, choose_from, refusal, told
+from app.web.parts.shell import FOLLOWING, WORKING, Shell, choose_from, refusal, told
 from app.web.sections.train.form import NO_PRESET, TrainForm
 from app.web.sections.train.form_values import FormValues
 from core.errors import InvalidInput
@@ -58,7 +58,7 @@ def preset_controls(shell: Shell, form: TrainForm) -> None:
         return "", gr.Dropdown(choices=names, value=found.name), now
 
     shell.refresh(show, [form.preset], [form.preset, line, why, own])
-    shell.soon(form.preset.input(choose, [form.preset, form.options], form.options, **QUIET))
+    shell.soon(form.preset.input(choose, [form.preset, form.options], form.options, **FOLLOWING))
     saved = save.click(keep, [name, form.options], [name, form.preset, form.options], **WORKING)
     close_sheet(saved, "save-preset")
     shell.soon(saved)
