@@ -95,6 +95,23 @@ def _chats_with(page: Page, name: str) -> None:
     expect(page.locator(".chats").get_by_text(name, exact=True)).to_be_visible()
 
 
+def _steps(workbench, run: int) -> list[int]:
+    """The steps of whose loss the registry knows."""
+    return [point.step for point in workbench.registry.measurements.points(run) if point.loss is not None]
+
+
+def _is_drawn(page: Page, steps: list[int]) -> None:
+    """Wait until the curve has a point for each of these steps."""
+    count = len(steps)
+    page.wait_for_function(
+        "all => document.querySelector('.curve-plot').dataset.points === `${all}`", arg=count
+    )
+    page.wait_for_function(
+        "all => document.querySelector('.curve-plot').data?.[0].x.length === all", arg=count
+    )
+    assert page.evaluate(PLOTTED) == steps
+
+
 def test_runs_wait_move_pause_go_on_and_stop_with_only_what_is_possible_offered(
     workbench, address, open_page
 ):
@@ -116,6 +133,7 @@ def test_runs_wait_move_pause_go_on_and_stop_with_only_what_is_possible_offered(
     expect(page.locator(".run-step:visible")).to_contain_text("of 900")
     page.get_by_role("button", name="Pause", exact=True).dblclick()
     _state(page, "Paused")
+    paused = len(_steps(workbench, 1))
     press(page, "Resume")
     wait_for(lambda: workbench.registry.get(Run, 3).state == "running")
     choose_row(page, "runs", "three")
@@ -125,12 +143,15 @@ def test_runs_wait_move_pause_go_on_and_stop_with_only_what_is_possible_offered(
     expect(page.get_by_role("button", name="Chat with it", exact=True)).to_be_visible()
     workbench.runs.stop(2)
     choose_row(page, "runs", "one")
-    _state(page, "Finished")
-    page.wait_for_function("() => document.querySelector('.curve-plot').dataset.points === '900'")
-    page.wait_for_function("() => document.querySelector('.curve-plot').data?.[0].x.length === 900")
-    assert page.evaluate(PLOTTED) == list(range(1, 901))
+    _state(page, "Running")
+    wait_for(lambda: len(_steps(workbench, 1)) > paused + 5)
+    press(page, "Stop and keep")
+    _state(page, "Stopped")
+    steps = _steps(workbench, 1)
+    assert steps == list(range(1, len(steps) + 1)), "none is lost or doubled by the pause"
+    _is_drawn(page, steps)
     states = {run.name: run.state for run in workbench.registry.all(Run)}
-    assert states == {"one": "finished", "two": "stopped", "three": "stopped"}
+    assert states == dict.fromkeys(("one", "two", "three"), "stopped")
     press(page, "Chat with it")
     _chats_with(page, "one")
 
@@ -153,18 +174,12 @@ def test_reloads_two_tabs_and_a_killed_engine_lose_and_double_no_point(workbench
     workbench.runs.stop(run.id)
     done = workbench.runs.wait(run.id)
     assert done.state == "stopped", done.reason
-    steps = [point.step for point in workbench.registry.measurements.points(run.id) if point.loss is not None]
+    steps = _steps(workbench, run.id)
     assert len(steps) > 100, "it went on behind a checkpoint"
     assert steps == list(range(1, len(steps) + 1))
     for one in (page, second):
         expect(one.locator(".curve-state", has_text="Stopped")).to_be_visible(timeout=20_000)
-        one.wait_for_function(
-            "all => document.querySelector('.curve-plot').dataset.points === `${all}`", arg=len(steps)
-        )
-        one.wait_for_function(
-            "all => document.querySelector('.curve-plot').data?.[0].x.length === all", arg=len(steps)
-        )
-        assert one.evaluate(PLOTTED) == steps
+        _is_drawn(one, steps)
 
 
 def test_samples_log_table_and_checkpoints_are_shown_kept_and_resumed_from(workbench, address, open_page):
