@@ -56,6 +56,20 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 _ZYGOTE = pytest.StashKey[Zygote]()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Spread the files that drive a browser among the others, the journey first: where tests run in several
+    processes, few of these meet, and what is left at the end is short.
+    """
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    drive = [file for file in files if any(one.get_closest_marker("browser") for one in files[file])]
+    drive.sort(key=lambda file: file.name != "test_journey.py")
+    others = [file for file in files if file not in drive]
+    at = {file: place / len(several) for several in (drive, others) for place, file in enumerate(several)}
+    items[:] = [item for file in sorted([*drive, *others], key=at.__getitem__) for item in files[file]]
+
+
 def pytest_collection_finish() -> None:
     """Take what is there now, torch above all, for needed: to look through it takes a third of a second each
     time, and there are tests in which that happens again and again.

@@ -190,18 +190,19 @@ def readable(secret: str) -> str:
 
 def _look_after(workbench: Workbench, closing: threading.Event) -> None:
     """Warm the engine up, then notice processes that die, for as long as the page is open."""
-    said = ""
-    workbench.engine.keep_attached()
     threading.Thread(target=_tidy_up, args=(workbench,), daemon=True).start()
-    while not closing.wait(_LOOK_AFTER_SECONDS):
+    said, wait, look = "", 0.0, workbench.engine.keep_attached
+    while not closing.wait(wait):
+        wait = _LOOK_AFTER_SECONDS
         try:
-            workbench.look_after()
+            look()
         except USER_ERRORS as error:  # a full disk, a base that is gone: said once a change, looked at again
             if str(error) != said:
                 log.warning("looking after what runs: %s", error)
             said = str(error)
         else:
             said = ""
+        look = workbench.look_after  # an engine that did not start is started by whoever needs it next
 
 
 def _tidy_up(workbench: Workbench) -> None:

@@ -26,7 +26,7 @@ from app.web.api.openai_requests import chat_asked
 from app.web.api.stop_texts import StopFinder
 from app.web.api.waiting_line import LineFull, Turn, WaitingLine
 from app.web.guard import RequestGuard
-from app.web.server import Listening, serve
+from app.web.server import Listening, _look_after, serve
 from app.web.window import NoWindow
 from core.errors import InvalidConfig, WorkbenchError
 from core.events import TokenDone
@@ -176,6 +176,20 @@ def test_the_pages_server_serves_the_api_beside_the_page(home, monkeypatch):
     monkeypatch.setattr("signal.signal", lambda *about: None)
     serve(home.settings, Listening("127.0.0.1", port), Show(), lambda *about: None, {"api_key": KEY})
     assert answers == ["small", 401, True]
+
+
+def test_what_runs_is_looked_after_although_the_engine_did_not_start(home, monkeypatch, caplog):
+    def fails():
+        raise EngineUnavailable("The engine did not start.")
+
+    closing = threading.Event()
+    monkeypatch.setattr(home.engine, "keep_attached", fails)
+    monkeypatch.setattr(Workbench, "look_after", lambda self: closing.set())
+    looking = threading.Thread(target=_look_after, args=(home, closing), daemon=True)
+    looking.start()
+    looking.join(30)
+    assert closing.is_set()
+    assert caplog.messages == ["looking after what runs: The engine did not start."]
 
 
 # Who has gone, and who waits.

@@ -46,9 +46,11 @@ def chromium(kind: BrowserType) -> str:
     return system or kind.executable_path
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Chromium: the system's, or the one Playwright brings."""
+    """Chromium: the system's, or the one Playwright brings. Not kept for longer than a file: while it is, no
+    other test can have an event loop.
+    """
     with sync_playwright() as playwright:
         executable = chromium(playwright.chromium)
         if not Path(executable).exists():
