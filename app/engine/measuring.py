@@ -17,7 +17,7 @@ from app.shared.refusals import refused
 from app.shared.run_rows import run_row
 from app.shared.settings import Settings
 from core.engine import Engine
-from core.train.preflight import Trying
+from core.train.preflight import Preflight, Trying
 from core.train.training_options import TrainingOptions
 from storage.registry import Registry
 from storage.tables import Base, Dataset
@@ -58,7 +58,7 @@ class Measuring:
                 if isinstance(found, Trying):
                     self._say("Trying a few of its micro-batches", found.share)
                 else:
-                    self.out.put(asdict(found) | {"verdict": found.verdict})
+                    self.out.put(_told(found, first.train.processes, several.held))
                 yield
 
     def end(self) -> None:
@@ -68,3 +68,9 @@ class Measuring:
 
     def _say(self, text: str, share: float | None = None) -> None:
         self.out.put({"progress": {"text": text, "share": share}})
+
+
+def _told(found: Preflight, cards: int, held: str) -> wire.Message:
+    """What was measured, on the first of so many cards."""
+    notices = [*([held] if held else []), *found.notices]
+    return asdict(found) | {"verdict": found.verdict, "cards": cards, "notices": notices}

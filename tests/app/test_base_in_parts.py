@@ -4,16 +4,26 @@ engine.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from app.web.sections.train.form_values import FormValues
+from app.web.sections.train.measure_button import measured_html
+from app.web.sections.train.planning import shown_plan
 from core.base_model.source import BaseSource
 from core.engine import AnswerRequest
 from core.errors import InvalidConfig
 from core.generate.config import GenerationConfig
+from core.train.checklist import GOOD, MIND
+from core.train.config import TrainConfig
 from core.train.sharding import DDP, FSDP, cards_hold
-from storage.tables import FINISHED, INTERRUPTED, Run
+from core.train.step_count import smaller_plans
+from core.train.training_options import TrainingOptions
+from storage.tables import FINISHED, INTERRUPTED, Base, Run
 from tests.app.test_workers import TWO, _factors, _go
+from tests.workbenches import QUICK, finish
 
 PARTS = TWO | {"sharding": "fsdp", "max_steps": 8, "eval_steps": 4}
 HELLO = [{"role": "user", "content": "hello 3"}]
@@ -121,3 +131,66 @@ def test_auto_lays_out_what_takes_most_of_a_card():
     assert found.sentence.startswith("Held in parts on 2 cards")
     assert "70.0 GiB, and a card has 80.0 GiB" in found.sentence
     assert cards_hold("auto", 2, 70 * gib, [80 * gib] * 2, refusal="so").way == DDP
+
+
+def _with_cards(workbench, monkeypatch, totals, room):
+    """As an engine on a machine with such cards would tell."""
+    cards = {"names": ["H100"] * len(totals), "totals": totals, "host": 64 << 30}
+    monkeypatch.setattr(workbench.engine, "status", lambda: {"memory_bytes": room, "cards": cards})
+
+
+def _point(workbench, name, **options):
+    checks = workbench.training.checklist("llama", "data", TrainingOptions.parse(QUICK | options))
+    return next((one for one in checks if one.name == name), None)
+
+
+def test_plan_and_checklist_tell_of_each_card_and_how_they_hold_the_base(workbench, monkeypatch):
+    assert _point(workbench, "cards") is None
+    unknown = _point(workbench, "cards", devices=2)
+    assert "auto lays it out in parts (FSDP) above 85%" in unknown.reason
+    weights = 2 * workbench.registry.find(Base, "llama").parameters
+    _with_cards(workbench, monkeypatch, [weights, weights], 3 << 30)
+    shown, _ = shown_plan(workbench, "llama", "data", FormValues("", QUICK | {"devices": 2}).write())
+    assert "free on each card<" in shown
+    assert "<dt>Cards</dt><dd>Held in parts on 2 cards (fully sharded, FSDP): each has 1/2 of every" in shown
+    _with_cards(workbench, monkeypatch, [80 << 30, 2 << 30], 70 << 30)
+    assert _point(workbench, "memory", devices=2).reason.endswith("on each card of 2.0 GiB.")
+    whole = _point(workbench, "cards", devices=2)
+    assert (whole.state, "(data parallel, DDP)" in whole.reason) == (GOOD, True)
+    assert whole.reason.endswith("Each computes 1 of the 2 rows of a micro-batch.")
+    assert _point(workbench, "cards", devices=2, micro_batch_size=3).state == MIND
+    idle = _point(workbench, "cards", devices=2, micro_batch_size=1)
+    assert (idle.state, "1 of 2 cards have none" in idle.reason) == (MIND, True)
+    with pytest.raises(InvalidConfig, match="devices = 3 asks for 3 cards, and this machine has 2"):
+        workbench.training.start("llama", "data", TrainingOptions.parse(QUICK | {"devices": 3}))
+    _with_cards(workbench, monkeypatch, [], 8 << 30)
+    assert workbench.training.room(TrainConfig(devices=2)) == 4 << 30, "without cards they share the host's"
+
+
+def test_what_is_offered_where_a_card_is_too_small_lowers_what_a_card_takes():
+    train, whole = TrainConfig(devices=2, micro_batch_size=2), cards_hold("ddp", 2, 1.0, [])
+    offered = [change for _, change in smaller_plans(train, whole)]
+    assert {"sharding": "fsdp"} in offered
+    assert not [change for change in offered if "micro_batch_size" in change], "each has one row already"
+    parts = replace(train, sharding="fsdp")
+    changes = [change for _, change in smaller_plans(parts, cards_hold("fsdp", 2, 1.0, []))]
+    assert not [change for change in changes if change.keys() & {"sharding", "quantisation"}]
+
+
+def test_the_speed_of_a_run_on_other_cards_is_not_taken_for_the_plan(workbench, session):
+    finish(session("one", max_steps=6, max_length=64)[1])
+    one = TrainingOptions.parse(QUICK | {"max_length": 64})
+    two = TrainingOptions.parse(QUICK | {"max_length": 64, "devices": 2})
+    alone, both = (workbench.training.estimate("llama", "data", options) for options in (one, two))
+    assert alone.seconds is not None
+    assert both.seconds is None
+    assert both.tokens == alone.tokens, "what the rows are is the same"
+
+
+def test_what_is_measured_tells_on_which_card_and_how_they_hold_the_base(workbench):
+    found, _ = workbench.training.measure("llama", "data", [TrainingOptions.parse(QUICK | {"devices": 2})])
+    assert (found["fits"], found["cards"]) == (True, 2)
+    assert found["notices"][0].startswith(
+        "Each of 2 cards holds the whole base (data parallel, DDP); it takes"
+    )
+    assert "on the first of 2 cards" in measured_html(found)

@@ -46,6 +46,7 @@ def train(job: dict[str, Any], share: Any = ALL, laid_out: Any = lambda base: ba
     """What came of it: adapters in folders, losses by step, and errors, by run."""
     torch.set_num_threads(1)
     base = laid_out((load_float64 if job.get("float64") else load)(Path(job["base"])))
+    Path(job["out"], f"held-{share.number}").write_text(str(_held_bytes(base)))
     mine = job.get("differs", {}) if share.number else {}
     requests = [_request(base, name, one | mine) for name, one in job["runs"].items()]
     group = TrainingGroup(base, requests, share=share)
@@ -63,6 +64,12 @@ def train(job: dict[str, Any], share: Any = ALL, laid_out: Any = lambda base: ba
             folder.mkdir(parents=True)
             save_adapter(folder, group.adapter(key))
     return found
+
+
+def _held_bytes(base: Any) -> int:
+    """Of the parameters that this process holds, as torch has them."""
+    numbers = [getattr(one, "to_local", lambda one=one: one)() for one in base.model.parameters()]
+    return sum(one.numel() * one.element_size() for one in numbers)
 
 
 def _request(base: Any, name: str, one: dict[str, Any]) -> Any:
