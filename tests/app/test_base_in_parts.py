@@ -21,12 +21,13 @@ from core.train.config import TrainConfig
 from core.train.sharding import DDP, FSDP, cards_hold
 from core.train.step_count import smaller_plans
 from core.train.training_options import TrainingOptions
-from storage.tables import FINISHED, INTERRUPTED, Base, Run
+from storage.tables import FINISHED, INTERRUPTED, PAUSED, RUNNING, STOPPED, Adapter, Base, Run
 from tests.app.test_workers import TWO, _factors, _go
-from tests.workbenches import QUICK, finish
+from tests.workbenches import QUICK, finish, wait_for
 
 PARTS = TWO | {"sharding": "fsdp", "max_steps": 8, "eval_steps": 4}
 HELLO = [{"role": "user", "content": "hello 3"}]
+GREEDY = GenerationConfig(temperature=0.0, max_tokens=6)
 
 
 def _source(session, workbench, run_id):
@@ -36,8 +37,7 @@ def _source(session, workbench, run_id):
 
 
 def _answer(engine, source: BaseSource, between=lambda: None) -> str:
-    config = GenerationConfig(temperature=0.0, max_tokens=6)
-    decoder, text = engine.answer(source, [AnswerRequest(HELLO, None, config)]), ""
+    decoder, text = engine.answer(source, [AnswerRequest(HELLO, None, GREEDY)]), ""
     for events in decoder.steps():
         text += "".join(event.text for event in events)
         between()
@@ -77,6 +77,39 @@ def test_answers_beside_the_training_are_those_of_the_whole_base(workbench, sess
     assert not session.engine.in_parts
     assert _answer(session.engine, source) == expected
     assert session.engine.base.parts == 1
+
+
+LONGER = QUICK | PARTS | {"max_steps": 60, "eval_steps": 30, "save_steps": 30}
+
+
+def _losses(workbench, run):
+    points = workbench.registry.measurements.points(run.id)
+    return [(one.step, one.loss) for one in points if one.loss is not None]
+
+
+def test_the_engine_pauses_and_stops_a_run_in_parts_which_goes_on_to_the_same_bits(workbench):
+    whole = workbench.training.start("llama", "data", TrainingOptions.parse(LONGER), "whole")
+    assert workbench.runs.wait(whole.id).state == FINISHED
+    run = workbench.training.start("llama", "data", TrainingOptions.parse(LONGER), "mine")
+    wait_for(lambda: _losses(workbench, run))
+    workbench.runs.pause(run.id)
+    left = workbench.runs.wait(run.id)
+    assert left.state == PAUSED, left.reason
+    paused_at = _losses(workbench, run)[-1][0]
+    workbench.runs.resume(run.id)
+    wait_for(lambda: workbench.registry.get(Run, run.id).state == RUNNING)
+    workbench.runs.stop(run.id)
+    ended = workbench.runs.wait(run.id)
+    assert ended.state == STOPPED, ended.reason
+    kept = workbench.registry.find(Adapter, "mine")
+    assert paused_at <= kept.steps == _losses(workbench, run)[-1][0] < LONGER["max_steps"]
+    answered = list(workbench.chats.answer("llama", ["mine"], [HELLO], GREEDY))
+    assert answered[-1].finished, "the engine has the whole base again"
+    workbench.runs.resume(run.id)
+    assert workbench.runs.wait(run.id).state == FINISHED
+    assert _losses(workbench, run) == _losses(workbench, whole)
+    digests = {one.name: one.digest for one in workbench.registry.all(Adapter)}
+    assert digests["mine-2"] == digests["whole"] != digests["mine"]
 
 
 def test_a_lost_worker_interrupts_the_run_which_goes_on_on_its_cards(workbench, session):
