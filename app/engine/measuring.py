@@ -54,8 +54,8 @@ class Measuring:
             share = several.share if source.parts > 1 else None
             engine.held_back = source.parts > 1  # who asks waits: the base is loaded whole behind it
             for found in engine.measure(source, requests, save, share, several.hand_out):
-                several.require()
                 if isinstance(found, Trying):
+                    several.require()
                     self._say("Trying a few of its micro-batches", found.share)
                 else:
                     self.out.put(_told(found, first.train.processes, several.held))

@@ -128,11 +128,11 @@ def _fits(room: int | None, plan: Estimate, options: TrainingOptions) -> Check:
     if plan.hold and plan.hold.may_part:
         less += ", or a part of it on each card (sharding=fsdp)"
     more = "" if state == GOOD else f"; measure first, or take less{less}"
+    sliced = "" if plan.hold and plan.hold.way == FSDP else " and long rows are computed in slices"
     if plan.memory_bytes > room >= plan.least_bytes > 0:
         more = (
             ". Layers are computed again where that is too much, and on a GPU their inputs wait in the "
-            "host's memory and long rows are computed in slices: down to about "
-            f"{plan.least_bytes / 2**30:.1f} GiB"
+            f"host's memory{sliced}: down to about {plan.least_bytes / 2**30:.1f} GiB"
         )
     return Check("memory", "Fits the memory", state, f"{said}{more}.")
 

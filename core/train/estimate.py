@@ -124,7 +124,7 @@ def estimate(
     numbers = base.hidden_size * bytes_per_weight
     kept = micro_tokens * numbers * _kept(base.layers, train.gradient_checkpointing)
     always = _base_bytes(base, train, bytes_per_weight, hold) + trains.memory + _LOSS_BYTES
-    least = always + micro_tokens / train.rows_a_process * numbers * _LEAST
+    least = always + micro_tokens / train.rows_a_process * numbers * _least(hold)
     evaluated = evaluations(steps, train) * data.validation_rows * row_tokens
     worth = tokens + evaluated * _FORWARD_SHARE
     seconds = worth / tokens_per_second if tokens_per_second else None
@@ -163,6 +163,12 @@ def _hold(
     return cards_hold(
         train.sharding, train.devices, takes, card_bytes, machines=train.machines, refusal=refusal
     )
+
+
+def _least(hold: CardsHold | None) -> int:
+    """Of one row, in units of the hidden size for each token, where all is done that lowers it."""
+    in_slices = hold is None or hold.way == DDP
+    return _LEAST if in_slices else _ON_THE_DEVICE + _KEPT_PER_LAYER
 
 
 def _base_bytes(base: BaseShape, train: TrainConfig, bytes_per_weight: int, hold: CardsHold | None) -> float:

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from app.engine.measuring import Measuring
 from app.web.sections.train.form_values import FormValues
 from app.web.sections.train.measure_button import measured_html
 from app.web.sections.train.planning import shown_plan
@@ -23,6 +24,7 @@ from core.train.step_count import smaller_plans
 from core.train.training_options import TrainingOptions
 from storage.tables import FINISHED, INTERRUPTED, PAUSED, RUNNING, STOPPED, Adapter, Base, Run
 from tests.app.test_workers import TWO, _factors, _go
+from tests.core.test_base_apart import GIVES_UP
 from tests.workbenches import QUICK, finish, wait_for
 
 PARTS = TWO | {"sharding": "fsdp", "max_steps": 8, "eval_steps": 4}
@@ -140,6 +142,52 @@ def test_an_answer_that_breaks_off_in_a_pass_ends_the_run_and_nothing_wrong_is_c
     run = workbench.registry.get(Run, run_id)
     assert run.state == INTERRUPTED
     assert "An answer broke off in the middle of a pass" in run.reason
+
+
+def _run_short(engine, times):
+    """Have the first card's memory not hold so many passes of the training."""
+    left = [times]
+
+    def fail(*_):
+        if torch.is_grad_enabled() and left[0]:
+            left[0] -= 1
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    engine.base.decoder_layers[1].register_forward_pre_hook(fail)
+
+
+@GIVES_UP
+def test_measuring_tells_that_a_card_of_several_has_not_the_memory(workbench, session):
+    options = TrainingOptions.parse(QUICK | PARTS).to_dict()
+    asked, told = Measuring({"base": "llama", "dataset": "data", "configs": [options]}), []
+    for _ in asked.work(workbench.registry, session.engine, workbench.settings):
+        if session.engine.in_parts and not told:
+            _run_short(session.engine, 1000)
+            told.append("short")
+    while not asked.out.empty():
+        told.append(asked.out.get())
+    assert (told[-1]["fits"], told[-1]["verdict"]) == (False, "does not fit")
+    assert any("Even one block at a time is too much" in notice for notice in told[-1]["notices"])
+
+
+@GIVES_UP
+@pytest.mark.parametrize(("times", "state"), [(1, FINISHED), (1000, INTERRUPTED)])
+def test_a_card_without_memory_has_all_go_on_in_smaller_pieces_or_end_with_the_reason(
+    workbench, session, times, state
+):
+    run_id, begun = session("run", **PARTS | {"gradient_checkpointing": "auto"})
+    while begun._group is None:
+        assert begun.advance()
+    _run_short(session.engine, times)
+    _go(begun)
+    run = workbench.registry.get(Run, run_id)
+    assert run.state == state, run.reason
+    notes = _notes(workbench, run_id)
+    assert any("did not hold" in text and "computed again in backward" in text for text in notes)
+    assert (
+        "in the smallest pieces (process 0 of 2: CUDA out of memory. Tried to allocate 2.00 GiB)"
+        in run.reason
+    ) == (state == INTERRUPTED)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import torch
 
 from core.base_model.files import stored_tensors
 from core.base_model.quantisation import NONE
+from core.base_model.sharded import GatheredLayers
 from core.base_model.skeleton import skeleton
 from core.lora.config import LoraConfig
 from core.train.base_shape import BaseShape
@@ -47,6 +48,45 @@ def test_each_layer_is_computed_again_and_a_process_has_no_rows_left(tiny_llama,
 def test_a_kind_that_reads_the_weights_is_refused(tiny_llama, together):  # noqa: F811
     found, _ = together(2, tiny_llama, {"run": _run(lora={"kind": "dora"})}, base_apart=True)
     assert "not trained on a base of which each process holds a part" in found["run"]["error"]
+
+
+GIVES_UP = pytest.mark.skipif(
+    not GatheredLayers.can_give_up, reason="this torch cannot go on after a pass that was broken off"
+)
+
+
+@GIVES_UP
+@pytest.mark.parametrize(
+    ("where", "processes"), [("forward", [1]), ("backward", [0]), ("backward", [0, 1]), ("evaluating", [0])]
+)
+def test_processes_that_run_out_of_memory_go_on_together_in_smaller_pieces(
+    tiny_llama,
+    together,  # noqa: F811
+    tmp_path,
+    where,
+    processes,
+):
+    runs = {
+        "run": _run(rows=64, packing="off", gradient_accumulation_steps=2, max_steps=3, lora={"dropout": 0.2})
+    }
+    _, expected = _alone(tmp_path, tiny_llama, runs)
+    short = {"processes": processes, "rows": 1, "where": where}
+    found, out = together(2, tiny_llama, runs, base_apart=True, short=short)
+    base = load(tiny_llama)
+    torch.testing.assert_close(
+        _factors(base, out / "run"), _factors(base, expected / "run"), atol=1e-5, rtol=0
+    )
+    told = found["run"]["notices"]
+    assert "The memory did not hold" in told[0]
+    assert "each micro-batch in 2 pieces" in told[-1]
+
+
+@GIVES_UP
+def test_where_no_smaller_plan_helps_all_processes_end_with_the_reason(tiny_llama, together):  # noqa: F811
+    runs = {"run": _run(packing="off")}
+    short = {"processes": [1], "rows": 0, "where": "forward"}
+    found, _ = together(2, tiny_llama, runs, base_apart=True, short=short)
+    assert found["error"].startswith("process 1 of 2: CUDA out of memory")
 
 
 def _shape(folder, base):
