@@ -145,7 +145,7 @@ def _first_steps(base: str | None) -> str:
 
 
 def _facts(plan: Estimate, room: int | None) -> str:
-    seconds = "known after the first run on this base"
+    seconds = f"known after the first run on this base{' on as many cards' if plan.hold else ''}"
     if plan.seconds is not None:
         seconds = f"about {duration(plan.seconds)}"
     packed = ", rows packed into blocks" if plan.packed else ""
