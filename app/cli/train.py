@@ -88,7 +88,7 @@ def preflight(
         [
             ("Verdict", found["verdict"]),
             *[("Trains", text) for text in dict.fromkeys(targets)],
-            ("Peak memory", f"{found['peak_bytes'] / 2**30:.2f} of {found['total_bytes'] / 2**30:.2f} GiB"),
+            ("Peak memory", _peak(found)),
             *(_times(found) if found["fits"] else []),
             ("Disk", f"at most {found['disk_bytes'] / 1e6:,.0f} MB for checkpoints"),
             *[("Note", text) for text in found["notices"]],
@@ -103,6 +103,11 @@ def preflight(
 def check_line(check: Check) -> str:
     """One point of the checklist in a line."""
     return f"{_MARKS[check.state]} {check.label}: {check.reason}"
+
+
+def _peak(found: dict[str, Any]) -> str:
+    where = f" on the first of {found['cards']} cards" if found["cards"] > 1 else ""
+    return f"{found['peak_bytes'] / 2**30:.2f} of {found['total_bytes'] / 2**30:.2f} GiB{where}"
 
 
 def _times(found: dict[str, Any]) -> list[tuple[str, str]]:

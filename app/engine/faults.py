@@ -5,6 +5,7 @@ from __future__ import annotations
 from app.shared.disk import is_full, plain_sentence
 from app.shared.errors import USER_ERRORS
 from core.train.memory import ran_out_of_memory
+from core.train.share import NotHeld
 
 
 def reason(error: Exception) -> str:
@@ -14,8 +15,9 @@ def reason(error: Exception) -> str:
     if isinstance(error, (*USER_ERRORS, OSError)) or is_full(error):
         return plain_sentence(error)
     if ran_out_of_memory(error):
+        where = f" ({error})" if isinstance(error, NotHeld) else ""
         return (
-            "The memory ran out, also in the smallest pieces. Lower max_length or rank, or free "
+            f"The memory ran out, also in the smallest pieces{where}. Lower max_length or rank, or free "
             "memory elsewhere"
         )
     return (

@@ -40,7 +40,8 @@ from core.base_model.fingerprint import file_digest, manifest, stat_key
 from core.base_model.source import BaseSource
 from core.errors import WorkerLost, WrongBase
 from core.train import joining
-from core.train.accelerators import card_names, require_count
+from core.train.accelerators import card_names
+from core.train.cards_here import require_count
 from core.train.joining import Invitation, versions
 from core.train.meeting import network_of
 from storage.tables import Base

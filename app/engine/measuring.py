@@ -17,7 +17,7 @@ from app.shared.refusals import refused
 from app.shared.run_rows import run_row
 from app.shared.settings import Settings
 from core.engine import Engine
-from core.train.preflight import Trying
+from core.train.preflight import Preflight, Trying
 from core.train.training_options import TrainingOptions
 from storage.registry import Registry
 from storage.tables import Base, Dataset
@@ -54,11 +54,11 @@ class Measuring:
             share = several.share if source.parts > 1 else None
             engine.held_back = source.parts > 1  # who asks waits: the base is loaded whole behind it
             for found in engine.measure(source, requests, save, share, several.hand_out):
-                several.require()
                 if isinstance(found, Trying):
+                    several.require()
                     self._say("Trying a few of its micro-batches", found.share)
                 else:
-                    self.out.put(asdict(found) | {"verdict": found.verdict})
+                    self.out.put(_told(found, first.train.processes, several.held))
                 yield
 
     def end(self) -> None:
@@ -68,3 +68,9 @@ class Measuring:
 
     def _say(self, text: str, share: float | None = None) -> None:
         self.out.put({"progress": {"text": text, "share": share}})
+
+
+def _told(found: Preflight, cards: int, held: str) -> wire.Message:
+    """What was measured, on the first of so many cards."""
+    notices = [*([held] if held else []), *found.notices]
+    return asdict(found) | {"verdict": found.verdict, "cards": cards, "notices": notices}

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import asdict
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection, Listener
 from pathlib import Path
@@ -46,7 +47,7 @@ from core.base_model.quantisation import LABELS, NONE
 from core.engine import Engine
 from core.errors import InvalidConfig, WorkerLost
 from core.panics import panics_as_errors
-from core.train.accelerators import all_named, card_names
+from core.train.accelerators import all_named, card_names, cards_here
 from core.train.hardware import memory_to_train
 from storage.tables import Run
 
@@ -288,6 +289,7 @@ class EngineServer:
             "answering": len(self._answers),
             "measuring": self._measuring is not None,
             "memory_bytes": memory_to_train(self._engine.device),
+            "cards": asdict(cards_here()),
             "disk_full": bool(self._session and self._session.waiting_for_space),
             "notice": self._engine.notice,
         }

@@ -21,7 +21,7 @@ from app.shared.disk import bytes_to_go_on, free_bytes, insist, is_full
 from app.shared.errors import USER_ERRORS
 from app.shared.publishing import keep_adapter
 from app.shared.run_data import chat_of
-from app.shared.run_rows import devices_of, held_for, sharding_of
+from app.shared.run_rows import cards_of, held_for
 from app.shared.settings import Settings
 from core.engine import Engine
 from core.errors import CannotShare, WorkerLost
@@ -500,6 +500,6 @@ class RunSession:
         )
 
 
-def _needs(run: Run) -> tuple[str, tuple[int, int], str]:
+def _needs(run: Run) -> tuple[str, tuple[int, int, str]]:
     """How the base is held for a run, on how many cards and machines, and how these hold it."""
-    return held_for(run), devices_of(run), sharding_of(run)
+    return held_for(run), cards_of(run)

@@ -6,14 +6,12 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import psutil
-
 from app.shared.settings import Settings
 from core.base_model.held_bytes import held_bytes
 from core.base_model.load import best_dtype
 from core.base_model.source import BaseSource
 from core.engine import Engine
-from core.train.accelerators import Card, cards, require_cards
+from core.train.accelerators import cards, cards_here, require_cards
 from core.train.config import TrainConfig
 from core.train.run import RunRequest
 from core.train.sharding import DDP, CardsHold, cards_hold
@@ -33,6 +31,8 @@ class SeveralCards:
         self._workers: Workers | None = None
         self.share: Any = ALL
         """This process's part of the work, once the others are there."""
+        self.held = ""
+        """How they hold the base, in a sentence; empty where one card trains."""
 
     def begin(
         self, source: BaseSource, options: TrainingOptions, way: str
@@ -47,10 +47,11 @@ class SeveralCards:
         if count == 1:
             return source
         there, width = cards(), best_dtype(self._engine.device).itemsize
-        hold = self._hold(source, options, way, there, width)
+        hold = self._hold(source, options, way, width)
         parts = 1 if hold.way == DDP else count
         require_cards(there, count, held_bytes(source.folder, source.quantisation, width, parts))
-        self._say(hold.sentence)
+        self.held = hold.sentence
+        self._say(self.held)
         if parts == 1:
             return source
         self._engine.cards = f"{count}, each with a part of the base"
@@ -59,14 +60,16 @@ class SeveralCards:
         yield from self._lay_out(source)
         return source
 
-    def _hold(
-        self, source: BaseSource, options: TrainingOptions, way: str, there: Sequence[Card], width: int
-    ) -> CardsHold:
-        count = options.train.devices
-        rooms = [card.total for card in there[:count]] or [psutil.virtual_memory().total / count]
-        takes = held_bytes(source.folder, source.quantisation, width)
-        refusal = why_not_in_parts(way, options)
-        return cards_hold(options.train.sharding, count, takes, rooms, refusal=refusal)
+    def _hold(self, source: BaseSource, options: TrainingOptions, way: str, width: int) -> CardsHold:
+        train, takes = options.train, held_bytes(source.folder, source.quantisation, width)
+        return cards_hold(
+            train.sharding,
+            train.devices,
+            takes,
+            cards_here().of_each(train.devices),
+            machines=train.machines,
+            refusal=why_not_in_parts(way, options),
+        )
 
     def _meet(self, source: BaseSource, train: TrainConfig) -> Generator[None, None, None]:
         from app.engine.workers import Workers  # torch.distributed is for those who are several

@@ -26,6 +26,7 @@ from core.train.data_apart import DataApart
 from core.train.handing_out import hand_out
 from core.train.meeting import Meeting, store_in
 from core.train.run import RunRequest
+from core.train.share import NotHeld
 
 _LOOK_SECONDS = 0.1  # between two looks whether all are there
 _SURE_SECONDS = 2.0  # after which a fault is not for want of another process of this machine
@@ -110,6 +111,8 @@ class Workers:
 
     def explained(self, error: Exception) -> Exception:
         """WorkerLost in the place of a fault that comes of one, else the fault."""
+        if isinstance(error, NotHeld):
+            return error  # all end with it
         silent = joining.SILENT_SECONDS if self._machines else 0.0
         until = time.monotonic() + _SURE_SECONDS + silent
         while not self._lost and isinstance(error, RuntimeError) and time.monotonic() < until:

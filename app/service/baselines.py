@@ -12,7 +12,6 @@ from app.service.jobs import Jobs
 from app.service.metrics import last_metrics
 from app.service.runs import options_of
 from app.service.training import Training
-from app.shared.engine_client import EngineClient
 from core.base_model.quantisation import NONE
 from core.errors import InvalidConfig
 from core.lora.config import ALL_LINEAR
@@ -80,8 +79,8 @@ class Begun:
 class Baselines:
     """The baselines beside the runs of one home folder."""
 
-    def __init__(self, registry: Registry, engine: EngineClient, training: Training, jobs: Jobs) -> None:
-        self._registry, self._engine, self._training, self._jobs = registry, engine, training, jobs
+    def __init__(self, registry: Registry, training: Training, jobs: Jobs) -> None:
+        self._registry, self._training, self._jobs = registry, training, jobs
 
     # What is begun.
 
@@ -129,7 +128,7 @@ class Baselines:
     def _too_large(self, run: Run, options: TrainingOptions) -> str:
         """Why full fine-tuning does not fit, with figures; empty where it does, or nobody can say yet."""
         plan = self._training.estimate(run.base_name, run.dataset_name, options)
-        room = (self._engine.status() or {}).get("memory_bytes")
+        room = self._training.room(options.train)
         if room is None or plan.memory_bytes <= room:
             return ""
         return (

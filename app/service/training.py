@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,12 +15,15 @@ from app.shared.below import adapter_below, by_digest
 from app.shared.engine_client import EngineClient
 from app.shared.errors import EngineUnavailable
 from app.shared.run_data import chat_of
-from app.shared.run_rows import held_for, run_row
+from app.shared.run_rows import cards_of, held_for, run_row
 from core.base_model.way import GENERAL_NAME
 from core.errors import InvalidConfig, InvalidData
 from core.lora.targets import Targeted, usual_targets
+from core.train.base_shape import BaseShape
+from core.train.cards_here import CardsHere, require_count
 from core.train.checklist import Check
-from core.train.estimate import BaseShape, DataShape, Estimate, estimate
+from core.train.config import TrainConfig
+from core.train.estimate import DataShape, Estimate, estimate
 from core.train.step_count import smaller_plans
 from core.train.sweep import Grid, combinations
 from core.train.training_options import TrainingOptions
@@ -41,6 +44,12 @@ class _Seen:
     """Of a sequence, on average."""
     sequences: int | None = None
     """That the rows to train on become."""
+
+
+def _cards_told(status: Mapping[str, Any]) -> CardsHere | None:
+    """The cards of this machine, as the engine tells of them."""
+    told = status.get("cards")
+    return CardsHere(**told) if told else None
 
 
 class Training:
@@ -113,8 +122,15 @@ class Training:
             return []
 
     def _checks(self, base: Base, data: Dataset, options: TrainingOptions, plan: Estimate) -> list[Check]:
-        room = (self._engine.status() or {}).get("memory_bytes")
-        return checks_of(self._registry, base, data, options, plan, room)
+        return checks_of(self._registry, base, data, options, plan, self.room(options.train))
+
+    def room(self, train: TrainConfig) -> int | None:
+        """Bytes of memory that such a run could have on each of its cards; None while no engine is there to
+        say it.
+        """
+        status = self._engine.status() or {}
+        here, room = _cards_told(status), status.get("memory_bytes")
+        return room if here is None or room is None else here.room_of_each(train.devices, room)
 
     def beside(self, run: Run, wanted: Sequence[tuple[str, TrainingOptions]]) -> list[Run]:
         """Queue runs on the base and the data of another, called after it and what is said of each; several
@@ -150,7 +166,10 @@ class Training:
             if "progress" in found:
                 yield found["progress"], []
         found["notices"] = [*found["notices"], *([experts] if experts else [])]
-        yield found, [] if found["fits"] and not found["squeezed"] else smaller_plans(wanted[0].train)
+        if found["fits"] and not found["squeezed"]:
+            yield found, []
+        else:
+            yield found, smaller_plans(wanted[0].train, self.estimate(base, dataset, wanted[0]).hold)
 
     def end_measuring(self, name: str) -> None:
         """End what is being measured under this name. Raises EngineUnavailable."""
@@ -250,28 +269,47 @@ class Training:
         )
         lengths = [row_characters(row) for row in data.preview]
         usable = data.rows - data.excluded_rows - data.faulty_rows - data.validation_rows
-        mean, held = sum(lengths) / max(1, len(lengths)), options.train.quantisation
-        seen = self._seen(base, data, held)
+        mean = sum(lengths) / max(1, len(lengths))
+        seen = self._seen(base, data, options.train)
         if (check := self._checked(data, base, options.train.max_length)) and not seen.row_tokens:
             seen.sequences = check.report.get("train_sequences")
             seen.row_tokens = check.report["mean_length"]
         rows = DataShape(seen.sequences or usable, mean, data.validation_rows, seen.row_tokens)
-        return estimate(shape, rows, options, bytes_per_weight=2, tokens_per_second=seen.tokens_per_second)
+        return estimate(
+            shape,
+            rows,
+            options,
+            bytes_per_weight=2,
+            tokens_per_second=seen.tokens_per_second,
+            card_bytes=self._card_bytes(options.train),
+        )
 
-    def _seen(self, base: Base, data: Dataset, quantisation: str) -> _Seen:
+    def _card_bytes(self, train: TrainConfig) -> list[float]:
+        """What each card has on which such a run would train; none if one does, or nobody is there to say it.
+
+        Raises InvalidConfig where there are fewer.
+        """
+        if train.devices == 1 or (here := _cards_told(self._engine.status() or {})) is None:
+            return []
+        require_count(here.names, train.devices)
+        return here.of_each(train.devices)
+
+    def _seen(self, base: Base, data: Dataset, train: TrainConfig) -> _Seen:
         """What the last runs on this base that got anywhere have shown, their slow first steps counted. Of
-        another quantisation they tell nothing.
+        another quantisation they tell nothing, and on other cards nothing of the speed.
         """
         found = _Seen()
         for run in self._registry.all(Run, limit=20):
-            if run.base_fingerprint != base.fingerprint or held_for(run) != quantisation:
+            if run.base_fingerprint != base.fingerprint or held_for(run) != train.quantisation:
                 continue
             point = self._registry.measurements.last_point(run.id or 0)
             if point is None or not (point.tokens and point.seconds and point.epoch):
                 continue
-            found.tokens_per_second = found.tokens_per_second or point.tokens / point.seconds
+            if cards_of(run) == (train.devices, train.machines, train.sharding):
+                found.tokens_per_second = found.tokens_per_second or point.tokens / point.seconds
             rows = run.details.get("train_sequences") or run.details.get("train_rows")
-            if run.dataset_digest == data.digest and rows:
+            if run.dataset_digest == data.digest and rows and not found.row_tokens:
                 found.row_tokens, found.sequences = point.tokens / point.epoch / rows, rows
+            if found.row_tokens and found.tokens_per_second:
                 break
         return found

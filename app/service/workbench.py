@@ -51,7 +51,7 @@ class Workbench:
         self.presets = Presets(settings.presets)
         self.training = Training(self.registry, self.engine, self.usage, self.datasets.checked)
         self.runs = Runs(self.registry, self.engine)
-        self.baselines = Baselines(self.registry, self.engine, self.training, self.jobs)
+        self.baselines = Baselines(self.registry, self.training, self.jobs)
         self.costs = CostsOfLora(self.registry, self.jobs, self.baselines)
         self.adapters = Adapters(self.registry, self.jobs)
         self.exports = Exports(self.registry, settings, self.jobs)

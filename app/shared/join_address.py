@@ -24,6 +24,14 @@ def is_everywhere(host: str) -> bool:
         return False
 
 
+def is_this_machine_alone(host: str) -> bool:
+    """Whether no other machine reaches the address."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def require_key(key: str) -> None:
     """Raise InvalidConfig where no key is set."""
     if not key:

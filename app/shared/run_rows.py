@@ -32,9 +32,9 @@ def devices_of(run: Run) -> tuple[int, int]:
     return int(train.get("devices", 1)), int(train.get("machines", 1))
 
 
-def sharding_of(run: Run) -> str:
-    """How several cards are to hold the base of a run; rows of earlier versions do not say."""
-    return str(run.config.get("train", {}).get("sharding", AUTO))
+def cards_of(run: Run) -> tuple[int, int, str]:
+    """The same, and how several cards are to hold the base of a run."""
+    return *devices_of(run), str(run.config.get("train", {}).get("sharding", AUTO))
 
 
 def held_for(run: Run) -> str:

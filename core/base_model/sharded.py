@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
@@ -109,3 +110,49 @@ def shard_around(
     # By itself torch would follow the passes that came before, of which the processes may have made others.
     for layer, earlier in zip(layers, [layers[0], *layers[:-1]], strict=True):
         layer.set_modules_to_backward_prefetch([earlier])  # type: ignore[operator]
+
+
+class GatheredLayers:
+    """The layers of a base that is laid out, and how many times one was gathered here: the sequence in which
+    all processes come together.
+    """
+
+    can_give_up = hasattr(FSDPModule, "reset_iter_state")
+    """Whether this torch can go on after a pass that was broken off, as 2.13 can."""
+
+    def __init__(self, root: nn.Module, layers: Sequence[nn.Module]) -> None:
+        self._root: Any = root
+        self._layers: list[Any] = list(layers)
+        self.count = 0
+        for layer in self._layers if self.can_give_up else ():
+            layer.set_custom_all_gather(self)
+
+    def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Where a layer is gathered, as torch asks for it."""
+        return torch.empty(*size, dtype=dtype, device=device)
+
+    def __call__(
+        self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, async_op: bool = False
+    ) -> Any:
+        """Gather one, as torch does, and count it."""
+        gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its new name
+        work = gather(output_tensor, input_tensor, group=group, async_op=async_op)
+        self.count += 1
+        return work
+
+    def gather_all(self) -> None:
+        """With the others, which compute a forward pass alone."""
+        self._gather(self._layers)
+
+    def give_up(self, begun_at: int, *, backward: bool) -> None:
+        """Go on with what is left to gather of a pass that was broken off here, for the others, which are in
+        it. begun_at: the count when it began. backward: whether it has one, as the others'.
+        """
+        self._root.reset_iter_state()
+        whole = [*self._layers, *reversed(self._layers)] if backward else self._layers
+        self._gather(whole[self.count - begun_at :])
+
+    def _gather(self, layers: Iterable[Any]) -> None:
+        for layer in layers:
+            layer.unshard()
+            layer.reshard()

@@ -6,9 +6,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import psutil
 import torch
 
-from core.errors import BaseTooLarge, InvalidConfig
+from core.errors import BaseTooLarge
+from core.train.cards_here import CardsHere, require_count
 
 _SPARE = 1.05  # of what the base takes: there is more to hold than the weights
 
@@ -44,6 +46,12 @@ def card_names() -> list[str]:
     return [torch.cuda.get_device_name(one) for one in range(torch.cuda.device_count())]
 
 
+def cards_here() -> CardsHere:
+    """What this machine has, without taking any memory of its cards."""
+    totals = [torch.cuda.get_device_properties(one).total_memory for one in range(torch.cuda.device_count())]
+    return CardsHere(card_names(), totals, psutil.virtual_memory().total)
+
+
 def usable_cards(wanted: int) -> int:
     """On how many of the wanted cards runs can be trained; without any the CPU's cores count."""
     return max(1, min(wanted, torch.cuda.device_count() or os.cpu_count() or 1))
@@ -74,23 +82,3 @@ def require_cards(there: Sequence[Card], wanted: int, base_bytes: float) -> None
                 f"takes {needed:.1f}: another program holds the rest. End that, or choose "
                 f"devices = {card.number} or fewer."
             )
-
-
-def require_count(names: Sequence[str], wanted: int) -> None:
-    """Raise InvalidConfig where a machine has not as many cards, of these names, as are wanted of it."""
-    if not names:
-        _require_cores(wanted)
-    elif len(names) < wanted:
-        raise InvalidConfig(
-            f"devices = {wanted} asks for {wanted} cards, and this machine has {len(names)}: "
-            f"{', '.join(names)}. Choose devices = {len(names)} or fewer."
-        )
-
-
-def _require_cores(wanted: int) -> None:
-    cores = os.cpu_count() or 1
-    if wanted > cores:
-        raise InvalidConfig(
-            f"devices = {wanted} asks for {wanted} processes, since there is no card here, and the processor "
-            f"has {cores} cores. Choose devices = {cores} or fewer."
-        )

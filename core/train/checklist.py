@@ -14,7 +14,9 @@ from core.lora.kinds import ADAPTER_KINDS, AdapterKind
 from core.lora.targets import LayerShapes, select_targets
 from core.lora.whole_names import chosen_parameters, module_of
 from core.lora.wholes import Wholes
+from core.train.config import TrainConfig
 from core.train.estimate import Estimate
+from core.train.sharding import FSDP, CardsHold
 from core.train.training_options import TrainingOptions
 
 GOOD, MIND, BAD, OPEN = "good", "mind", "bad", "open"
@@ -76,6 +78,7 @@ def checklist(around: Surroundings, options: TrainingOptions, plan: Estimate) ->
     return [
         _base_kept(around, kind, plan),
         _fits(around.room, plan, options),
+        *([_cards(plan.hold, options.train)] if plan.hold else []),
         *_length(around, options.train.max_length),
         _attention(modules, lora),
         *([] if kind.whole else [_rank(modules, lora), _alpha(modules, lora, kind)]),
@@ -113,21 +116,39 @@ def _base_kept(around: Surroundings, kind: AdapterKind, plan: Estimate) -> Check
 
 
 def _fits(room: int | None, plan: Estimate, options: TrainingOptions) -> Check:
-    needed = f"about {plan.memory_bytes / 2**30:.1f} GiB"
+    each = " on each card" if plan.hold else ""
+    needed = f"about {plan.memory_bytes / 2**30:.1f} GiB{each}"
     if room is None:
         return Check("memory", "Fits the memory", OPEN, f"{needed}; how much there is, the engine says.")
     state = GOOD if plan.memory_bytes <= room else MIND
     said = f"{needed} of {room / 2**30:.1f} GiB"
-    can_shrink = options.train.quantisation == NONE and not ADAPTER_KINDS.get(options.lora.kind).whole
+    is_plain = options.train.quantisation == NONE and options.train.sharding != FSDP
+    can_shrink = is_plain and not ADAPTER_KINDS.get(options.lora.kind).whole
     less = ", or hold the base in 4 bits (quantisation=nf4)" if can_shrink else ""
+    if plan.hold and plan.hold.may_part:
+        less += ", or a part of it on each card (sharding=fsdp)"
     more = "" if state == GOOD else f"; measure first, or take less{less}"
+    sliced = "" if plan.hold and plan.hold.way == FSDP else " and long rows are computed in slices"
     if plan.memory_bytes > room >= plan.least_bytes > 0:
         more = (
             ". Layers are computed again where that is too much, and on a GPU their inputs wait in the "
-            "host's memory and long rows are computed in slices: down to about "
-            f"{plan.least_bytes / 2**30:.1f} GiB"
+            f"host's memory{sliced}: down to about {plan.least_bytes / 2**30:.1f} GiB"
         )
     return Check("memory", "Fits the memory", state, f"{said}{more}.")
+
+
+def _cards(hold: CardsHold, train: TrainConfig) -> Check:
+    """How they hold the base, and whether all of them have rows to compute."""
+    label, rows, count = "Several cards", train.rows_a_process, train.processes
+    each = f"{rows} of the {train.micro_batch_size} rows of a micro-batch"
+    if train.micro_batch_size % count == 0:
+        return Check("cards", label, GOOD, f"{hold.sentence} Each computes {each}.")
+    busy = -(-train.micro_batch_size // rows)
+    left = "the last has fewer" if busy == count else f"{count - busy} of {count} cards have none"
+    said = (
+        f"{hold.sentence} A card computes {each}, and {left}: choose a micro_batch_size that {count} divides."
+    )
+    return Check("cards", label, MIND, said)
 
 
 def _length(around: Surroundings, max_length: int) -> list[Check]:

@@ -311,6 +311,11 @@ class TrainConfig(Config):
         return self.devices * self.machines
 
     @property
+    def rows_a_process(self) -> int:
+        """Rows, or packed blocks, of a micro-batch that one of these computes; the last may have fewer."""
+        return -(-self.micro_batch_size // self.processes)
+
+    @property
     def prompts(self) -> tuple[str, ...]:
         """The sample prompts, one by one."""
         return tuple(line.strip() for line in self.sample_prompts.splitlines() if line.strip())

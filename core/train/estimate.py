@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from core.base_model.quantisation import NONE, bytes_of_linear
+from core.base_model.way import GENERAL_NAME, QUICK_NAME
 from core.lora.expert_shapes import experts_among
 from core.lora.fused import fused_parts
 from core.lora.kinds import ADAPTER_KINDS
 from core.lora.targets import (
-    LayerShapes,
     bytes_beside,
     counted,
     select_targets,
@@ -22,10 +20,14 @@ from core.lora.targets import (
     whole_bytes,
 )
 from core.lora.whole_names import chosen_parameters, module_of
-from core.lora.wholes import Wholes, require_no_wholes
+from core.lora.wholes import require_no_wholes
+from core.train.base_shape import BaseShape
+from core.train.config import TrainConfig
 from core.train.objectives import OBJECTIVES
+from core.train.sharding import DDP, CardsHold, cards_hold
 from core.train.step_count import evaluations, packs, planned_steps, steps_per_epoch
 from core.train.training_options import TrainingOptions
+from core.train.way_options import why_not_in_parts
 
 _CHARACTERS_PER_TOKEN = 4.0
 _TEMPLATE_TOKENS = 24  # role names and end tokens around a short conversation
@@ -39,26 +41,6 @@ _ON_THE_DEVICE = 3  # inputs of layers, where the others wait in the host's memo
 _LEAST = (
     18  # these and a layer's attention, where the rest comes in slices; core/train/memory.py has it measured
 )
-
-
-@dataclass(frozen=True)
-class BaseShape:
-    """What the estimate needs to know of a base model."""
-
-    layer_shapes: LayerShapes
-    head: str | None
-    parameters: int
-    layers: int
-    hidden_size: int
-    vocab_size: int
-    wholes: Wholes = field(default_factory=Wholes)
-    """What of it adapters can have of their own."""
-    config: Mapping[str, Any] = field(default_factory=dict)
-    """What its config.json says."""
-    tensors: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    """Shapes of all its parameters by name, as its files hold them; empty where they are not known."""
-    may_pack: bool = True
-    """Whether the way on which it is computed lets rows share a block."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +64,7 @@ class Estimate:
     steps: int
     tokens: int
     memory_bytes: int
+    """Of one card, where several train it."""
     seconds: float | None
     """Evaluations counted; None until a run on this base has shown how fast this machine is."""
     packed: bool = False
@@ -93,6 +76,8 @@ class Estimate:
     """A sentence on what no target reaches; empty if there is nothing to say."""
     least_bytes: int = 0
     """Memory on a GPU if everything is done that lowers it; 0 where that is not left to the memory."""
+    hold: CardsHold | None = None
+    """How several cards hold the base; None where one trains it."""
 
     @property
     def target_sentence(self) -> str:
@@ -116,8 +101,12 @@ def estimate(
     *,
     bytes_per_weight: int,
     tokens_per_second: float | None,
+    card_bytes: Sequence[float] = (),
 ) -> Estimate:
-    """Estimate a training. Raises InvalidConfig if target_modules match nothing."""
+    """Estimate a training. card_bytes: what each of several cards has in all, if that is known.
+
+    Raises InvalidConfig if target_modules match nothing.
+    """
     train = options.train
     trains = _trained(base, options, bytes_per_weight)
     train_rows = max(1, data.train_rows)
@@ -130,11 +119,12 @@ def estimate(
     blocks = max(1, math.ceil(train_rows * row_tokens / block_tokens))
     steps = planned_steps(blocks, train)
     tokens = int(steps * train_rows * row_tokens / steps_per_epoch(blocks, train))
-    micro_tokens = train.micro_batch_size * (train.max_length if packed else row_tokens)
+    micro_tokens = train.rows_a_process * (train.max_length if packed else row_tokens)
+    hold = _hold(base, options, bytes_per_weight, card_bytes)
     numbers = base.hidden_size * bytes_per_weight
     kept = micro_tokens * numbers * _kept(base.layers, train.gradient_checkpointing)
-    always = _base_bytes(base, train.quantisation, bytes_per_weight) + trains.memory + _LOSS_BYTES
-    least = always + micro_tokens / train.micro_batch_size * numbers * _LEAST
+    always = _base_bytes(base, train, bytes_per_weight, hold) + trains.memory + _LOSS_BYTES
+    least = always + micro_tokens / train.rows_a_process * numbers * _least(hold)
     evaluated = evaluations(steps, train) * data.validation_rows * row_tokens
     worth = tokens + evaluated * _FORWARD_SHARE
     seconds = worth / tokens_per_second if tokens_per_second else None
@@ -149,6 +139,7 @@ def estimate(
         trains.targets,
         trains.whole,
         least_bytes=int(least) if base.may_pack and train.gradient_checkpointing == "auto" else 0,
+        hold=hold,
     )
 
 
@@ -159,16 +150,33 @@ def _kept(layers: int, checkpointing: str) -> int:
     return _ON_THE_DEVICE + _KEPT_PER_LAYER if checkpointing == "offload" else layers * _KEPT_PER_LAYER
 
 
-def _base_bytes(base: BaseShape, quantisation: str, bytes_per_weight: int) -> float:
-    """What the base takes: of a quantised one the linear layers but for the head in few bits, the rest as it
-    is, and one layer's weight as it computes.
-    """
-    sizes = [math.prod(shape) for path, shape in base.layer_shapes.items() if path != base.head]
-    if quantisation == NONE or not sizes:
-        return base.parameters * bytes_per_weight
-    linear, plain = sum(sizes), base.parameters - sum(sizes)
-    held = bytes_of_linear(linear, quantisation, bytes_per_weight)
-    return held + (plain + max(sizes)) * bytes_per_weight
+def _hold(
+    base: BaseShape, options: TrainingOptions, bytes_per_weight: int, card_bytes: Sequence[float]
+) -> CardsHold | None:
+    """How several cards hold the base; None where one trains it."""
+    train = options.train
+    if train.processes == 1:
+        return None
+    way = QUICK_NAME if base.may_pack else GENERAL_NAME
+    refusal = why_not_in_parts(way, options)
+    takes = base.held_bytes(train.quantisation, bytes_per_weight)
+    return cards_hold(
+        train.sharding, train.devices, takes, card_bytes, machines=train.machines, refusal=refusal
+    )
+
+
+def _least(hold: CardsHold | None) -> int:
+    """Of one row, in units of the hidden size for each token, where all is done that lowers it."""
+    in_slices = hold is None or hold.way == DDP
+    return _LEAST if in_slices else _ON_THE_DEVICE + _KEPT_PER_LAYER
+
+
+def _base_bytes(base: BaseShape, train: TrainConfig, bytes_per_weight: int, hold: CardsHold | None) -> float:
+    """What a card has of the base while it computes."""
+    if hold is None or hold.way == DDP:
+        return base.held_bytes(train.quantisation, bytes_per_weight)
+    part = base.part_bytes(train.quantisation, bytes_per_weight, train.devices)
+    return part + base.gathered_bytes(bytes_per_weight)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from core.train.memory import (
 )
 from core.train.offloading import HostStash
 from core.train.seating import Seating
-from core.train.share import ALL, Share
+from core.train.share import ALL, NotHeld, Share
 from core.train.step import MicroBatchStep
 
 COMPILE_SECONDS = 60.0  # what compiling costs at first
@@ -116,6 +116,8 @@ class Execution:
 
     @property
     def _may_slice(self) -> bool:
+        if self._share.in_step:  # what may be sliced is found by trying a layer, which no process has whole
+            return False
         return self._base.way.quick and not (self._goal.objective.classifies or self._replaces)
 
     # Compiling.
@@ -226,19 +228,25 @@ class Execution:
             for first, piece in self._pieces(parts):
                 if bank.drops:
                     bank.begin_rows(first * self._rows_a_block)
-                self._figures.add(self._trained(piece))
+                if (figures := self._trained(piece)) is not None:
+                    self._figures.add(figures)
             for piece in self._beside(parts):
                 self._trained(piece)
+        self._share.agree_it_fits()
 
     @property
     def _rows_a_block(self) -> int:
         """Of the batch that is computed: on the general way what belongs together is several."""
         return 1 if self._base.way.quick else self._goal.objective.sequences.count
 
-    def _trained(self, piece: Parts) -> Tensor:
-        step = self.step
-        batch: Any = step.collate(piece, self._shape())
-        return step.train(batch.pinned() if self._base.device.type == "cuda" else batch)
+    def _trained(self, piece: Parts) -> Tensor | None:
+        step, is_cuda = self.step, self._base.device.type == "cuda"
+
+        def compute() -> Tensor:
+            batch: Any = step.collate(piece, self._shape())
+            return step.train(batch.pinned() if is_cuda else batch)
+
+        return self._share.passed(compute, backward=True)
 
     def _redo(self) -> str:
         """Do the steps under way again up to here. Returns why, if that needed yet another plan."""
@@ -269,15 +277,21 @@ class Execution:
                     found = [self._evaluated(piece) for _, piece in self._pieces(parts)]
                     for piece in self._beside(parts):
                         self._evaluated(piece)
-                return torch.stack(found).sum(0) if found else self._no_figures(), told
+                self._share.agree_it_fits()
+                held = [one for one in found if one is not None]
+                return torch.stack(held).sum(0) if held else self._no_figures(), told
             except Exception as error:  # noqa: BLE001  (whatever nothing helps against is raised again)
                 told.append(self._next_plan(error))
             self._let_go()
 
-    def _evaluated(self, piece: Parts) -> Tensor:
+    def _evaluated(self, piece: Parts) -> Tensor | None:
         step = self.step
-        batch: Any = step.collate(piece, self._shape())
-        return step.evaluate(batch)
+
+        def compute() -> Tensor:
+            batch: Any = step.collate(piece, self._shape())
+            return step.evaluate(batch)
+
+        return self._share.passed(compute, backward=False)
 
     def _no_figures(self) -> Tensor:
         """Where all of a micro-batch's blocks are other processes'."""
@@ -288,8 +302,8 @@ class Execution:
 
     def _next_plan(self, error: Exception) -> str:
         """Choose a plan under which this would not have happened, and say why; raise it if there is none."""
-        if self._share.in_step:
-            raise error  # the others wait in the middle of a pass
+        if self._share.in_step and not isinstance(error, NotHeld):
+            raise error  # the others do not know of it, and wait in the middle of a pass
         if ran_out_of_memory(error):
             plan, why = self._smaller_plan(error)
             self.squeezed = True
@@ -303,11 +317,14 @@ class Execution:
 
     def _smaller_plan(self, error: Exception) -> tuple[ExecutionPlan, str]:
         plan, shape, tokens = self.step.plan, self._shape(), self._tokens_a_batch()
+        can_offload = may_offload(self._base, tokens)
+        if self._share.in_step:
+            can_offload = bool(self._share.least(int(can_offload)))
         smaller = plan.smaller(
             self._most_blocks,
             plan.pieces * tokens,
             bool(self.step.graphs),
-            may_offload=may_offload(self._base, tokens),
+            may_offload=can_offload,
             may_slice=self._may_slice,
         )
         if smaller is None:

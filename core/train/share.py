@@ -6,7 +6,7 @@ one of several. What is asked for here is asked by all processes of a group at t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,10 @@ from core.lora.side_by_side import TrainedBank
 
 if TYPE_CHECKING:
     from core.train.run import TrainingRun
+
+
+class NotHeld(MemoryError):
+    """The memory of one of several processes did not hold a pass, which all know at the same point."""
 
 
 class Share:
@@ -33,6 +37,15 @@ class Share:
     def together(self) -> AbstractContextManager[None]:
         """Within the block all processes make the same passes through the base."""
         return nullcontext()
+
+    def passed(self, compute: Callable[[], Tensor], *, backward: bool) -> Tensor | None:
+        """What compute() gives, which is one pass through the base, with backward or without; None where
+        memory did not hold it and the others need this process in the pass all the same.
+        """
+        return compute()
+
+    def agree_it_fits(self) -> None:
+        """After passes that all make: raise NotHeld if memory did not hold one of any process."""
 
     def require(self, run: TrainingRun) -> None:
         """Raise InvalidConfig for a run that cannot be trained so."""

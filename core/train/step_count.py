@@ -8,6 +8,7 @@ from typing import Any
 from core.base_model.quantisation import NF4, NONE, bitsandbytes_version
 from core.train.config import TrainConfig
 from core.train.objectives import OBJECTIVES
+from core.train.sharding import FSDP, CardsHold
 
 _SHORTEST_OFFERED = 128
 _STEPS_WORTH_PACKING = 100  # fewer steps than this teach too little, however quick they are
@@ -48,19 +49,21 @@ def packs(rows: int, tokens: float, longest: int, block_length: int, config: Tra
     return worthwhile and planned_steps(math.ceil(tokens / block_length), config) >= _STEPS_WORTH_PACKING
 
 
-def smaller_plans(config: TrainConfig) -> list[tuple[str, dict[str, Any]]]:
-    """Changes that lower the memory and keep the effective batch, each in words and as options; the cheapest
-    first.
+def smaller_plans(config: TrainConfig, hold: CardsHold | None = None) -> list[tuple[str, dict[str, Any]]]:
+    """Changes that lower the memory of a card and keep the effective batch, each in words and as options; the
+    cheapest first. hold: how several cards hold the base.
     """
     found: list[tuple[str, dict[str, Any]]] = []
     size, accumulation = config.micro_batch_size, config.gradient_accumulation_steps
-    if size > 1:
+    if config.rows_a_process > 1:
         half, more = size // 2, -(-size * accumulation // (size // 2))
         change = {"micro_batch_size": half, "gradient_accumulation_steps": more}
         found.append((f"Micro-batch {half}, accumulation {more}", change))
     if config.gradient_checkpointing in ("auto", "off"):
         found.append(("Gradient checkpointing", {"gradient_checkpointing": "on"}))
-    if config.quantisation == NONE and bitsandbytes_version():
+    if hold is not None and hold.may_part:
+        found.append(("A part of the base on each card (FSDP)", {"sharding": FSDP}))
+    if config.quantisation == NONE and config.sharding != FSDP and bitsandbytes_version():
         found.append(("Base in 4 bits (NF4)", {"quantisation": NF4}))
     if config.max_length > _SHORTEST_OFFERED:
         found.append((f"Max length {config.max_length // 2:,}", {"max_length": config.max_length // 2}))

@@ -3,6 +3,16 @@
 import pytest
 import torch
 
+from core.base_model.files import stored_tensors
+from core.base_model.quantisation import NONE
+from core.base_model.sharded import GatheredLayers
+from core.base_model.skeleton import skeleton
+from core.lora.config import LoraConfig
+from core.train.base_shape import BaseShape
+from core.train.config import TrainConfig
+from core.train.estimate import DataShape, estimate
+from core.train.sharding import DDP, FSDP
+from core.train.training_options import TrainingOptions
 from tests.core.helpers import load
 from tests.core.test_data_apart import CASES, _alone, _case, _factors, _run, together  # noqa: F401
 
@@ -14,6 +24,8 @@ def test_base_apart_gives_the_adapters_of_one_process(tiny_llama, together, tmp_
     alone, expected = _alone(tmp_path, tiny_llama, runs)
     found, out = together(processes, tiny_llama, runs, base_apart=True)
     base = load(tiny_llama)
+    held = [int((out / f"held-{rank}").read_text()) for rank in range(processes)]
+    assert max(held) == _shape(tiny_llama, base).part_bytes(NONE, 4, processes)
     for name in runs:
         torch.testing.assert_close(
             _factors(base, out / name), _factors(base, expected / name), atol=1e-5, rtol=0
@@ -36,3 +48,81 @@ def test_each_layer_is_computed_again_and_a_process_has_no_rows_left(tiny_llama,
 def test_a_kind_that_reads_the_weights_is_refused(tiny_llama, together):  # noqa: F811
     found, _ = together(2, tiny_llama, {"run": _run(lora={"kind": "dora"})}, base_apart=True)
     assert "not trained on a base of which each process holds a part" in found["run"]["error"]
+
+
+GIVES_UP = pytest.mark.skipif(
+    not GatheredLayers.can_give_up, reason="this torch cannot go on after a pass that was broken off"
+)
+
+
+@GIVES_UP
+@pytest.mark.parametrize(
+    ("where", "processes"), [("forward", [1]), ("backward", [0]), ("backward", [0, 1]), ("evaluating", [0])]
+)
+def test_processes_that_run_out_of_memory_go_on_together_in_smaller_pieces(
+    tiny_llama,
+    together,  # noqa: F811
+    tmp_path,
+    where,
+    processes,
+):
+    runs = {
+        "run": _run(rows=64, packing="off", gradient_accumulation_steps=2, max_steps=3, lora={"dropout": 0.2})
+    }
+    _, expected = _alone(tmp_path, tiny_llama, runs)
+    short = {"processes": processes, "rows": 1, "where": where}
+    found, out = together(2, tiny_llama, runs, base_apart=True, short=short)
+    base = load(tiny_llama)
+    torch.testing.assert_close(
+        _factors(base, out / "run"), _factors(base, expected / "run"), atol=1e-5, rtol=0
+    )
+    told = found["run"]["notices"]
+    assert "The memory did not hold" in told[0]
+    assert "each micro-batch in 2 pieces" in told[-1]
+
+
+@GIVES_UP
+def test_where_no_smaller_plan_helps_all_processes_end_with_the_reason(tiny_llama, together):  # noqa: F811
+    runs = {"run": _run(packing="off")}
+    short = {"processes": [1], "rows": 0, "where": "forward"}
+    found, _ = together(2, tiny_llama, runs, base_apart=True, short=short)
+    assert found["error"].startswith("process 1 of 2: CUDA out of memory")
+
+
+def _shape(folder, base):
+    """As the registry knows it."""
+    made, config = skeleton(folder), base.model.config
+    tensors = {name: entry.shape for name, (_, entry) in stored_tensors(folder).items()}
+    numbers = sum(one.numel() for one in base.model.parameters())
+    layers, hidden = config.num_hidden_layers, config.hidden_size
+    return BaseShape(
+        made.shapes, made.head, numbers, layers, hidden, config.vocab_size, made.wholes, {}, tensors
+    )
+
+
+def test_the_plan_tells_of_one_of_several_cards(tiny_llama):
+    shape = _shape(tiny_llama, load(tiny_llama))
+
+    def planned(cards=(), **options):
+        train = TrainConfig(**{"micro_batch_size": 4, "packing": "off"} | options)
+        about = TrainingOptions(LoraConfig(), train)
+        return estimate(
+            shape,
+            DataShape(100, 400.0),
+            about,
+            bytes_per_weight=4,
+            tokens_per_second=None,
+            card_bytes=cards,
+        )
+
+    one, both, parts = planned(), planned(devices=2), planned(devices=2, sharding="fsdp")
+    half = planned(micro_batch_size=2)
+    assert one.hold is None
+    assert (both.hold.way, parts.hold.way) == (DDP, FSDP)
+    assert both.memory_bytes == half.memory_bytes < one.memory_bytes, "each has its share of the batch"
+    whole, part, gathered = shape.held_bytes(NONE, 4), shape.part_bytes(NONE, 4, 2), shape.gathered_bytes(4)
+    assert parts.memory_bytes - both.memory_bytes == part + gathered - whole
+    assert planned(devices=2, cards=[1.1 * whole] * 2).hold.way == FSDP
+    assert planned(devices=2, cards=[2.0 * whole] * 2).hold.way == DDP
+    assert planned(devices=2, machines=2, cards=[1.1 * whole] * 2).hold.way == DDP, "of one machine alone"
+    assert "4 cards of 2 machines" in planned(devices=2, machines=2).hold.sentence

@@ -17,8 +17,9 @@ from core.data.formats import Example
 from core.lora.config import LoraConfig
 from core.lora.wrapping import wrap_linear_layers
 from core.train import memory
+from core.train.base_shape import BaseShape
 from core.train.config import TrainConfig
-from core.train.estimate import BaseShape, DataShape, estimate
+from core.train.estimate import DataShape, estimate
 from core.train.group import TrainingGroup
 from core.train.memory import ExecutionPlan, Tier, first_plan, needed
 from core.train.offloading import HostStash

@@ -42,9 +42,10 @@ from core.merge.verify import differing_tensors, verify_merge
 from core.options import NoOptions
 from core.reporting import silent
 from core.train import loss
+from core.train.base_shape import BaseShape
 from core.train.batches import RunData
 from core.train.config import TrainConfig
-from core.train.estimate import BaseShape, DataShape, estimate
+from core.train.estimate import DataShape, estimate
 from core.train.group import TrainingGroup
 from core.train.run import RunRequest
 from core.train.run_state import RunState

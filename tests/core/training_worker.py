@@ -18,13 +18,13 @@ import torch.distributed as dist
 
 from core.data.formats import Example
 from core.errors import WorkbenchError
-from core.events import EvalDone, RunFailed, StepDone, TrainingDone
+from core.events import EvalDone, Notice, RunFailed, StepDone, TrainingDone
 from core.lora.config import LoraConfig
 from core.lora.peft.files import load_adapter, save_adapter
 from core.train.config import TrainConfig
 from core.train.group import TrainingGroup
 from core.train.run_state import RunState
-from core.train.share import ALL
+from core.train.share import ALL, NotHeld
 from tests.core.helpers import load, load_float64, request
 
 
@@ -46,15 +46,20 @@ def train(job: dict[str, Any], share: Any = ALL, laid_out: Any = lambda base: ba
     """What came of it: adapters in folders, losses by step, and errors, by run."""
     torch.set_num_threads(1)
     base = laid_out((load_float64 if job.get("float64") else load)(Path(job["base"])))
+    Path(job["out"], f"held-{share.number}").write_text(str(_held_bytes(base)))
     mine = job.get("differs", {}) if share.number else {}
     requests = [_request(base, name, one | mine) for name, one in job["runs"].items()]
     group = TrainingGroup(base, requests, share=share)
-    found: dict[str, Any] = {name: {"losses": [], "error": ""} for name in job["runs"]}
+    if share.number in job.get("short", {}).get("processes", ()):
+        _run_short(base, **job["short"])
+    found: dict[str, Any] = {name: {"losses": [], "error": "", "notices": []} for name in job["runs"]}
     for key, event in group.run():
         if isinstance(event, (StepDone, EvalDone)):
             found[key]["losses"].append([type(event).__name__, event.step, event.loss])
             if share.number == 0:
                 _act(group, key, event, job)
+        elif isinstance(event, Notice):
+            found[key]["notices"].append(event.text)
         elif isinstance(event, RunFailed):
             found[key]["error"] = str(event.error)
         elif isinstance(event, TrainingDone) and share.number == 0:
@@ -63,6 +68,28 @@ def train(job: dict[str, Any], share: Any = ALL, laid_out: Any = lambda base: ba
             folder.mkdir(parents=True)
             save_adapter(folder, group.adapter(key))
     return found
+
+
+def _run_short(base: Any, rows: int, where: str, **_: object) -> None:
+    """Have the middle of a pass over more rows than these fail as the allocator does."""
+
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    def hook(_: object, given: Any, output: Any) -> None:
+        if given[0].shape[0] > rows and torch.is_grad_enabled() == (where != "evaluating"):
+            if where == "backward":
+                output.register_hook(fail)
+            else:
+                fail()
+
+    base.decoder_layers[len(base.decoder_layers) // 2].register_forward_hook(hook)
+
+
+def _held_bytes(base: Any) -> int:
+    """Of the parameters that this process holds, as torch has them."""
+    numbers = [getattr(one, "to_local", lambda one=one: one)() for one in base.model.parameters()]
+    return sum(one.numel() * one.element_size() for one in numbers)
 
 
 def _request(base: Any, name: str, one: dict[str, Any]) -> Any:
@@ -111,10 +138,16 @@ def main() -> int:
     dist.init_process_group(backend(device), **about)
     try:
         if job.get("base_apart"):
-            found = train(job, BaseApart(device), lambda base: shard(base, device))
+            share = BaseApart(device)
+
+            def laid_out(base: Any) -> Any:
+                share.accompany(shard(base, device))
+                return base
+
+            found = train(job, share, laid_out)
         else:
             found = train(job, DataApart(device))
-    except WorkbenchError as error:
+    except (WorkbenchError, NotHeld) as error:
         found = {"error": str(error)}
     if dist.get_rank() == 0:
         Path(job["out"], "found.json").write_text(json.dumps(found))

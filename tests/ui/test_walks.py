@@ -15,6 +15,7 @@ from tests.ui.conftest import (
     go_to,
     open_sheet,
     open_tab,
+    picture,
     press,
     ready,
     row,
@@ -174,3 +175,32 @@ def test_bases_are_verified_and_storage_is_cleaned(workbench, address, open_page
     (workbench.settings.logs / "written-meanwhile.log").write_bytes(bytes(3_000_000))
     press(page, "Measure again")
     expect(page.get_by_text("3.0 MB").first).to_be_visible()
+    _others_may_join(workbench, page)
+
+
+def _others_may_join(workbench, page):
+    """The key is typed and never shown; the command for the other machine names the address."""
+    secret, command = "not-for-any-eyes", page.locator(".command pre:visible")
+    page.get_by_label("Key to join").fill("short")
+    page.get_by_label("Key to join").press("Enter")
+    _toast(page, "join_key must be 8 to 200 letters")
+    page.get_by_label("Key to join").fill(secret)
+    page.get_by_label("Key to join").press("Enter")
+    _toast(page, "Key to join is set")
+    assert workbench.preferences.values().join_key == secret
+    expect(page.get_by_label("Key to join")).to_have_value("")
+    expect(page.get_by_text("127.0.0.1:29500 is reached from this machine alone")).to_be_visible()
+    page.get_by_label("Other machines join at").fill("10.0.0.1:29501")
+    page.get_by_label("Other machines join at").press("Enter")
+    expect(command).to_contain_text("lora-workbench worker --join 10.0.0.1:29501")
+    picture(page, "settings-machines")
+    page.reload()
+    ready(page)
+    expect(command).to_be_visible()
+    assert secret not in page.content()
+    expect(page.get_by_label("Key to join")).to_have_attribute(
+        "placeholder", "A key is set; type another one to change it"
+    )
+    press(page, "Forget the key")
+    expect(page.get_by_text("once a key is set here")).to_be_visible()
+    assert workbench.preferences.values().join_key == ""

@@ -57,6 +57,15 @@ def empty(text: str, button: str = "", opens: str = "") -> str:
     return f"<div class='empty'><p>{escape(text)}</p>{pressed}</div>"
 
 
+def command_html(what: str, typed: str) -> str:
+    """What to type in a terminal, with a button that copies it (copy.js)."""
+    return (
+        f"<div class='card command'><h3>{escape(what)}</h3>"
+        f"<pre class='mono' tabindex='0'>{escape(typed)}</pre>"
+        f"<button type='button' class='small' data-copy aria-label='Copy: {escape(what)}'>Copy</button></div>"
+    )
+
+
 def conversation(rows: Sequence[dict[str, Any]]) -> str:
     """The first rows of a data set, as turns."""
     cards = []

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from app.service.workbench import Workbench
 from app.shared.adapter_labels import labels_of_row
-from app.web.parts.markup import Html, day, empty, facts, size
+from app.web.parts.markup import Html, command_html, day, empty, facts, size
 from app.web.parts.routes import link
 from core.errors import InvalidConfig
 from core.export.cards import file_name, quantised_rows
@@ -114,15 +114,7 @@ def commands_html(workbench: Workbench, row: Export) -> str:
         return empty("Its folder is gone; export the adapter again.")
     if not found:
         return empty("For this format no commands are known here; its files are in the folder.")
-    return "".join(_command(what, typed) for what, typed in found)
-
-
-def _command(what: str, typed: str) -> str:
-    return (
-        f"<div class='card command'><h3>{escape(what)}</h3>"
-        f"<pre class='mono' tabindex='0'>{escape(typed)}</pre>"
-        f"<button type='button' class='small' data-copy aria-label='Copy: {escape(what)}'>Copy</button></div>"
-    )
+    return "".join(command_html(what, typed) for what, typed in found)
 
 
 def _written(workbench: Workbench, row: Export, kind: ExportFormat) -> Written:

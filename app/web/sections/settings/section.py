@@ -15,14 +15,17 @@ from app.shared.user_settings import Preference, Preferences
 from app.web.api.api_key import api_key
 from app.web.parts.options_form import option_field
 from app.web.parts.shell import QUIET_QUEUED, Shell, inform, told
+from app.web.sections.settings.machines_view import KEY, key_field, key_update, machines_view
 from app.web.sections.settings.storage_view import storage_view
 from core.errors import InvalidConfig
 
 TAB, TITLE = "settings", "Settings"
+_MACHINES = "Several cards and machines"
 _GROUPS = (
     ("Look", ("theme", "density", "notifications")),
     ("Work", ("default_base", "offline", "quota")),
     ("Window and address", ("on_close", "host", "port", "api_key")),
+    (_MACHINES, ("spread", "join_address", KEY)),
 )
 
 
@@ -34,10 +37,12 @@ def build(shell: Shell) -> None:
     fault = gr.HTML()
     with gr.Row(elem_classes="settings-groups"):
         for title, names in _GROUPS:
-            with gr.Column(min_width=300):
+            with gr.Column(min_width=260):
                 gr.HTML(f"<h2 class='group-title'>{escape(title)}</h2>")
                 for name in names:
                     fields[name] = _field(name, option_field(options[name]))
+                if title == _MACHINES:
+                    machines_view(shell)
     about = gr.HTML()
     storage_view(shell)
     shown = gr.State({})
@@ -80,6 +85,8 @@ def build(shell: Shell) -> None:
 
 def _field(name: str, made: Component) -> Component:
     """A choice among the bases that are here is a dropdown, though what is stored is text."""
+    if name == KEY:
+        return key_field(made)
     if name != "default_base":
         return made
     label, info = made.label, made.info
@@ -88,6 +95,8 @@ def _field(name: str, made: Component) -> Component:
 
 
 def _update(field: Component, one: Preference) -> object:
+    if one.name == KEY:
+        return key_update(one)
     about: dict[str, Any] = {"value": one.value, "interactive": not one.overruled}
     if isinstance(field, gr.Dropdown):
         about["choices"] = [(choice or "None", choice) for choice in one.choices]
@@ -95,8 +104,8 @@ def _update(field: Component, one: Preference) -> object:
 
 
 def _save(workbench: Workbench, label: str, name: str, value: object) -> None:
-    """Set one, if it is another value than what counts now."""
-    if value is None or workbench.preferences.find(name).value == value:
+    """Set one, if it is another value than what counts now; a key that nothing was typed for stays."""
+    if value is None or (name == KEY and not value) or workbench.preferences.find(name).value == value:
         return
     workbench.preferences.change({name: value})
     inform(f"{label} is set.", "Saved")

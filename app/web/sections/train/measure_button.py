@@ -88,10 +88,11 @@ def progress_html(text: str, share: float | None = None) -> str:
 def measured_html(found: dict[str, Any]) -> str:
     """What a short trial has shown."""
     several = f" ({found['together']} runs at once)" if found["together"] > 1 else ""
+    where = f" on the first of {found['cards']} cards" if found["cards"] > 1 else ""
     notices = "".join(f"<p class='plan-hint'>{escape(one)}</p>" for one in found["notices"])
     card = facts(
         [
-            ("Peak memory", f"{size(found['peak_bytes'])} of {size(found['total_bytes'])}{several}"),
+            ("Peak memory", f"{size(found['peak_bytes'])} of {size(found['total_bytes'])}{where}{several}"),
             *([("Time", _time_text(found)), ("Time a step", _pace_text(found))] if found["fits"] else []),
             ("Disk", f"at most {size(found['disk_bytes'])} for checkpoints"),
         ],

@@ -118,7 +118,7 @@ def plan_html(
     except gr.Error as error:
         why = f"<span class='state bad'>cannot start</span> {error.message}"
         return f"{targets}<div class='plan-bad'>{why}</div>{offers_html(_what_it_can(workbench, base, said))}"
-    room = _room(workbench)
+    room = workbench.training.room(runs[0].train)
     listed = checklist_html(checks) if checks else ""
     return targets + _facts(plan, room) + _hints(plan, runs) + _too_large(plan, room, runs[0]) + listed
 
@@ -144,17 +144,19 @@ def _first_steps(base: str | None) -> str:
 
 
 def _facts(plan: Estimate, room: int | None) -> str:
-    seconds = "known after the first run on this base"
+    seconds = f"known after the first run on this base{' on as many cards' if plan.hold else ''}"
     if plan.seconds is not None:
         seconds = f"about {duration(plan.seconds)}"
     packed = ", rows packed into blocks" if plan.packed else ""
     free = f" of {size(room)} free" if room else ""
+    each = " on each card" if plan.hold else ""
     rows = [
         ("Trainable parameters", f"{plan.trainable_parameters:,} in {plan.targeted_layers} layers"),
         ("Target modules", escape(plan.layer_sentence)),
         ("Steps", f"{plan.steps:,}, about {plan.tokens:,} tokens{packed}"),
         ("Time", seconds),
-        ("Memory", f"about {size(plan.memory_bytes)}{free}{memory_bar(plan.memory_bytes, room)}"),
+        ("Memory", f"about {size(plan.memory_bytes)}{free}{each}{memory_bar(plan.memory_bytes, room)}"),
+        *([("Cards", escape(plan.hold.sentence))] if plan.hold else []),
     ]
     lines = "".join(f"<div><dt>{name}</dt><dd>{said}</dd></div>" for name, said in rows)
     return f"<dl class='plan-facts'>{lines}</dl>"
@@ -171,12 +173,6 @@ def memory_bar(taken: int, room: int | None) -> str:
         f"aria-valuemax='100' aria-valuenow='{min(100, round(100 * share))}'>"
         f"<i style='width:{min(100.0, 100 * share):.0f}%'></i></span>"
     )
-
-
-def _room(workbench: Workbench) -> int | None:
-    """Bytes that a run could have; None while no engine is there to say it."""
-    status = workbench.engine.status()
-    return status.get("memory_bytes") if status else None
 
 
 def _hints(plan: Estimate, runs: Sequence[TrainingOptions]) -> str:
@@ -196,7 +192,7 @@ def _too_large(plan: Estimate, room: int | None, options: TrainingOptions) -> st
     if not room or plan.memory_bytes <= room:
         return ""
     said = "That may be more memory than there is. Measure first, or take less:"
-    return f"<p class='plan-hint'>{said}</p>{offers_html(smaller_plans(options.train))}"
+    return f"<p class='plan-hint'>{said}</p>{offers_html(smaller_plans(options.train, plan.hold))}"
 
 
 def offers_html(offers: Offers) -> str:
