@@ -228,6 +228,7 @@ def _ours() -> Iterator[str]:
 
 
 def _serve() -> None:
+    gc.disable()  # until all is imported: see tests/conftest.py
     for module in (*_ours(), "tests.closing_app", "tests.killed_job", *_NOT_OURS):
         importlib.import_module(module)  # this is what takes the seconds
     _freeze()
@@ -264,6 +265,7 @@ def _freeze() -> None:
     """Take all there is for needed: else each child copies it as soon as it looks for what nobody needs."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def _answer(listening: socket.socket, ended: dict[int, int]) -> None:
