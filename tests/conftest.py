@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import os
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import typer.main
 from filelock import FileLock
 
 from core.reporting import silent
@@ -88,6 +90,14 @@ def born_at_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     Database._migrate = migrate  # type: ignore[method-assign]
     yield
     Database._migrate = real  # type: ignore[method-assign]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def commands_built_once() -> Iterator[None]:
+    """The command line that tests call is built once, as in a process of a user's, and not for each call."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("typer.testing._get_command", functools.cache(typer.main.get_command))
+        yield
 
 
 CHATML = (
