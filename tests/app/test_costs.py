@@ -24,7 +24,7 @@ OPTIONS = {**QUICK, "eval_steps": 3, "packing": "off"}
 
 @pytest.fixture(autouse=True)
 def short_answers(monkeypatch):
-    """As many rows at once as ever, with fewer tokens and in fewer rounds: what is told of them is the same."""
+    """As many rows at once as ever, with fewer tokens and in fewer rounds: as much is told of them."""
     loads = [replace(one, prompt=16, new=4) for one in latency.LOADS]
     monkeypatch.setattr(latency, "measure_latency", partial(latency.measure_latency, loads=loads, rounds=2))
 
