@@ -15,6 +15,7 @@ import typer.main
 from filelock import FileLock
 
 from core.reporting import silent
+from core.seam import PLUGINS_VARIABLE
 from storage import database as database_module
 from storage.database import Database
 from tests.zygote import Zygote
@@ -94,9 +95,18 @@ def born_at_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def commands_built_once() -> Iterator[None]:
-    """The command line that tests call is built once, as in a process of a user's, and not for each call."""
+    """The command line that tests call is built once, as in a process of a user's, and not for each call;
+    anew with other plugins, which bring choices of their own.
+    """
+
+    @functools.cache
+    def built(application: typer.Typer, plugins: str | None) -> object:
+        return typer.main.get_command(application)
+
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("typer.testing._get_command", functools.cache(typer.main.get_command))
+        patched.setattr(
+            "typer.testing._get_command", lambda one: built(one, os.environ.get(PLUGINS_VARIABLE))
+        )
         yield
 
 
