@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import os
 from collections.abc import Iterator
@@ -10,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import typer.main
 from filelock import FileLock
 
 from core.reporting import silent
+from core.seam import PLUGINS_VARIABLE
 from storage import database as database_module
 from storage.database import Database
 from tests.zygote import Zygote
@@ -28,9 +31,13 @@ pytest_plugins = ["tests.workbenches", "tests.classifiers"]
 def pytest_configure(config: pytest.Config) -> None:
     """Import torch where tests run: a process that only hands them to others starts those without waiting
     for it.
+
+    Until all tests are collected, memory is not searched for what nobody needs: imports leave next to
+    nothing behind, and of the time of a process that collects all, it was a quarter.
     """
     if config.getoption("numprocesses", None):
         return
+    gc.disable()
     import torch
 
     # Tiny models gain nothing by more than one, and the engines of the tests want the other cores. More of
@@ -76,6 +83,7 @@ def pytest_collection_finish() -> None:
     """
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -97,6 +105,23 @@ def born_at_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     Database._migrate = migrate  # type: ignore[method-assign]
     yield
     Database._migrate = real  # type: ignore[method-assign]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def commands_built_once() -> Iterator[None]:
+    """The command line that tests call is built once, as in a process of a user's, and not for each call;
+    anew with other plugins, which bring choices of their own.
+    """
+
+    @functools.cache
+    def built(application: typer.Typer, plugins: str | None) -> object:
+        return typer.main.get_command(application)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(
+            "typer.testing._get_command", lambda one: built(one, os.environ.get(PLUGINS_VARIABLE))
+        )
+        yield
 
 
 CHATML = (

@@ -1,6 +1,7 @@
 """The house itself: import directions, the README's commands, the package's contents."""
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -20,6 +21,12 @@ FORBIDDEN = {
 }
 
 
+def _found_once(find):
+    """What is found in a file, found once for all rules."""
+    return functools.cache(lambda path: tuple(find(path)))
+
+
+@_found_once
 def _names(path):
     """Every name that a file imports, with its module's: core.errors.InvalidData."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -153,6 +160,7 @@ EXCEPTIONS = {
 }
 
 
+@_found_once
 def _modules(path):
     """The dotted names that a file imports, wherever in it."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -19,7 +19,7 @@ from app.service.workbench import Workbench
 from app.shared.settings import Settings, settings_for
 from core.train.training_options import TrainingOptions
 from storage.tables import Adapter, Job
-from tests.zygote import Forks, Zygote, forking
+from tests.zygote import SMALL_PRODUCT, Forks, Zygote, forking
 
 if TYPE_CHECKING:
     from app.engine.session import RunSession
@@ -128,6 +128,7 @@ def workbench(
 
     for starter, forked in forking(zygote).items():
         monkeypatch.setattr(starter, forked)
+    monkeypatch.setattr("core.train.hardware._SIZE", SMALL_PRODUCT)
     for waits in ("app.service.jobs", "app.service.runs"):
         monkeypatch.setattr(f"{waits}._POLL_SECONDS", 0.05)
     # As the doctor has it asked in processes of its own, which have tests of their own.

@@ -8,7 +8,6 @@ import ollama
 import openai
 import pytest
 import torch
-from langchain_openai import ChatOpenAI
 
 from app.web.api.api_app import guarded_api
 from app.web.api.api_key import api_key
@@ -335,6 +334,8 @@ def test_the_ollama_client_gets_the_same(served, trained):
 
 
 def test_langchain_gets_the_same(served, trained):
+    from langchain_openai import ChatOpenAI  # takes two seconds, which all who collect tests would wait for
+
     trained("mine")
     model = ChatOpenAI(
         model="mine", base_url=f"{served.address}/v1", api_key=served.key, temperature=0, max_tokens=12

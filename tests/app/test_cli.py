@@ -2,8 +2,6 @@
 
 import json
 import socket
-import subprocess
-import sys
 from functools import cache
 
 import pytest
@@ -62,14 +60,6 @@ def test_every_command_has_help_json_and_home(command):
     assert shown.exit_code == 0
     for expected in ("--home", "--json", "Usage"):
         assert expected in shown.output
-
-
-def test_the_app_process_never_imports_torch(settings):
-    code = (
-        "import sys, app.cli.main, app.web.page, app.web.server, app.service.quickstart\n"
-        "sys.exit('torch' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_data_goes_in_is_listed_shown_and_removed(settings):

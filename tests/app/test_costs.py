@@ -2,6 +2,8 @@
 
 import json
 import threading
+from dataclasses import replace
+from functools import partial
 
 import pytest
 from typer.testing import CliRunner
@@ -10,6 +12,7 @@ from app.cli.main import app
 from app.service.baselines import full_options
 from app.service.costs import latency_rows
 from core.errors import InvalidConfig
+from core.generate import latency
 from core.train.run_state import RunState
 from core.train.training_options import TrainingOptions
 from storage.errors import NotFound
@@ -17,6 +20,13 @@ from storage.tables import Run
 from tests.workbenches import QUICK, finish, wait_for
 
 OPTIONS = {**QUICK, "eval_steps": 3, "packing": "off"}
+
+
+@pytest.fixture(autouse=True)
+def short_answers(monkeypatch):
+    """As many rows at once as ever, with fewer tokens and in fewer rounds: as much is told of them."""
+    loads = [replace(one, prompt=16, new=4) for one in latency.LOADS]
+    monkeypatch.setattr(latency, "measure_latency", partial(latency.measure_latency, loads=loads, rounds=2))
 
 
 @pytest.fixture

@@ -2,10 +2,12 @@
 
 import errno
 import io
+import itertools
 import json
 import os
 import shutil
 import sqlite3
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -13,6 +15,7 @@ from sqlalchemy.exc import OperationalError
 
 from app.engine.checkpoints import save_checkpoint
 from app.shared import disk
+from core.lora.adapter import LayerFactors
 from core.train.training_options import TrainingOptions
 from storage.tables import Adapter, Checkpoint, Run
 from tests.workbenches import QUICK, finish, wait_for
@@ -75,10 +78,23 @@ def test_a_fault_at_any_place_of_a_checkpoint_leaves_the_one_before(workbench, s
         training.advance()
     run = workbench.registry.get(Run, run_id)
 
+    further_steps = itertools.count()
+
     def save():
-        group = training._group
+        """With other numbers each time in all that is saved, as they were after further steps."""
+        further = next(further_steps)
+        adapter, state = training._group.adapter(run_id), training._group.state(run_id)
+        layers = {
+            path: LayerFactors(layer.A + 1e-6 * further, layer.B, layer.scale)
+            for path, layer in adapter.layers.items()
+        }
+        position = replace(state.position, steps=state.position.steps + further)
         return save_checkpoint(
-            workbench.registry, run, session.engine, group.adapter(run_id), group.state(run_id)
+            workbench.registry,
+            run,
+            session.engine,
+            replace(adapter, layers=layers),
+            replace(state, position=position),
         )
 
     def train_on():
@@ -93,13 +109,13 @@ def test_a_fault_at_any_place_of_a_checkpoint_leaves_the_one_before(workbench, s
     assert places > 10
     for code in (errno.EIO, errno.ENOSPC):
         for place in range(1, places + 1):
-            train_on()
             before = _everything(workbench, run_id)
             faults.count, faults.fails_at, faults.code = 0, place, code
             with pytest.raises(OSError, match=os.strerror(code)):
                 save()
             faults.fails_at = 0
             assert _everything(workbench, run_id) == before, (place, code)
+    train_on()
     save()
     assert _everything(workbench, run_id)[0][0] > before[0][0]
 

@@ -1,12 +1,12 @@
-"""Processes of our own, started from a working folder that holds packages with our names."""
+"""Processes of our own, started from a working folder that holds packages with our names.
+
+That of the check of an export is in tests/core/test_export.py.
+"""
 
 import pytest
 
 from app.service.workbench import Workbench
 from app.shared.data_import import ImportRequest
-from core.errors import WorkbenchError
-from core.export.check_process import ask_process
-from core.reporting import silent
 from storage.tables import Dataset
 from tests.workbenches import end_engine, write_rows
 
@@ -45,12 +45,6 @@ def test_a_job_imports_nothing_from_the_working_folder(hostile_folder, unforked,
         == "mine"
     )
     assert unforked.registry.names(Dataset) == {"mine"}
-
-
-def test_the_check_of_an_export_imports_nothing_from_the_working_folder(hostile_folder, tmp_path):
-    nothing = {name: str(tmp_path / "nothing") for name in ("base", "adapter", "target")}
-    with pytest.raises(WorkbenchError):
-        ask_process({**nothing, "config": {}, "template": ""}, silent)
 
 
 def test_the_doctor_asks_the_installed_torch(hostile_folder, settings):

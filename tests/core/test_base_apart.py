@@ -14,14 +14,13 @@ from core.train.estimate import DataShape, estimate
 from core.train.sharding import DDP, FSDP
 from core.train.training_options import TrainingOptions
 from tests.core.helpers import load
-from tests.core.test_data_apart import CASES, _alone, _case, _factors, _run, together  # noqa: F401
+from tests.core.test_data_apart import CASES, _alone, _case, _factors, _run, one_process, together  # noqa: F401
 
 
 @pytest.mark.parametrize("processes", [2, 4])
 @pytest.mark.parametrize("case", ["plain", "packed with dropout"])
-def test_base_apart_gives_the_adapters_of_one_process(tiny_llama, together, tmp_path, processes, case):  # noqa: F811
-    runs = _case(CASES[case])
-    alone, expected = _alone(tmp_path, tiny_llama, runs)
+def test_base_apart_gives_the_adapters_of_one_process(tiny_llama, together, one_process, processes, case):  # noqa: F811
+    runs, (alone, expected) = _case(CASES[case]), one_process(case)
     found, out = together(processes, tiny_llama, runs, base_apart=True)
     base = load(tiny_llama)
     held = [int((out / f"held-{rank}").read_text()) for rank in range(processes)]

@@ -1,5 +1,6 @@
 """Several processes that train one group learn what one process learns."""
 
+import functools
 import json
 
 import pytest
@@ -74,6 +75,14 @@ def _alone(tmp_path, base, runs, **job):
     return train({"base": str(base), "runs": runs, "out": str(out), **job}), out
 
 
+@pytest.fixture(scope="module")
+def one_process(tiny_llama, tmp_path_factory):
+    """A function that trains the runs of a case in this process: as _alone(), once for each."""
+    return functools.cache(
+        lambda case: _alone(tmp_path_factory.mktemp("alone"), tiny_llama, _case(CASES[case]))
+    )
+
+
 def _factors(base, folder):
     adapter = load_adapter(folder, base.layer_shapes, base.head)
     return torch.cat([one.flatten() for layer in adapter.layers.values() for one in (layer.A, layer.B)])
@@ -81,9 +90,8 @@ def _factors(base, folder):
 
 @pytest.mark.parametrize("processes", [2, 4])
 @pytest.mark.parametrize("case", CASES)
-def test_data_apart_gives_the_adapters_of_one_process(tiny_llama, together, tmp_path, processes, case):
-    runs = _case(CASES[case])
-    alone, expected = _alone(tmp_path, tiny_llama, runs)
+def test_data_apart_gives_the_adapters_of_one_process(tiny_llama, together, one_process, processes, case):
+    runs, (alone, expected) = _case(CASES[case]), one_process(case)
     found, out = together(processes, tiny_llama, runs)
     base = load(tiny_llama)
     for name in runs:

@@ -19,6 +19,7 @@ from core.gguf.write import kind_of
 from core.lora.peft.files import save_adapter
 from core.reporting import silent
 from tests.core.helpers import load, random_adapter
+from tests.zygote import forking
 
 ABOUT = Provenance("base", "f" * 64, "mit", "mine", "a" * 64, "data", {}, None, None)
 
@@ -102,18 +103,22 @@ def exported(tiny_llama, tmp_path):
 
 
 def test_a_working_folder_with_a_core_of_its_own_is_not_run(exported, tmp_path, monkeypatch):
-    hostile = tmp_path / "work" / "core"
-    (hostile / "export").mkdir(parents=True)
-    for file in (hostile / "__init__.py", hostile / "export" / "__init__.py", hostile.parent / "torch.py"):
-        file.write_text(f"open({str(tmp_path / 'was run')!r}, 'w').close(); raise SystemExit('hostile')")
-    monkeypatch.chdir(hostile.parent)
+    hostile = tmp_path / "work"
+    for name in ("app", "core", "core/export", "storage", "json", "torch"):
+        (hostile / name).mkdir(parents=True)
+        (hostile / name / "__init__.py").write_text(
+            f"open({str(tmp_path / 'was run')!r}, 'w').close(); raise SystemExit('hostile')"
+        )
+    monkeypatch.chdir(hostile)
     found = check_export(*exported, {"format": "peft"}, "", silent)
     assert (found["verdict"], found["max_logit_difference"]) == (PASSED, 0)
     assert not (tmp_path / "was run").exists()
 
 
-def test_what_the_process_refuses_is_told_in_its_words(exported):
+def test_what_the_process_refuses_is_told_in_its_words(exported, zygote, monkeypatch):
     base, adapter, folder = exported
+    started = "core.export.check_process._started"
+    monkeypatch.setattr(started, forking(zygote)[started])
     (folder / "adapter_model.safetensors").write_bytes(b"x")
     with pytest.raises(WorkbenchError, match=r"adapter_model\.safetensors"):
         check_export(base, adapter, folder, {"format": "peft"}, "", silent)

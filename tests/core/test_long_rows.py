@@ -41,6 +41,7 @@ ROWS = [
     )
     for i in range(12)
 ]
+STEPS = 2  # the second with what was let go after the first
 FULL = ExecutionPlan(Tier.FULL, compiled=False, captures=False)
 OFFLOADED, SLICED = FULL.offloading(), FULL.slicing()
 BOTH = OFFLOADED.slicing()
@@ -72,7 +73,7 @@ def _learnt(monkeypatch, base, plan, runs=1, kind="lora", lora=None, **train):
 
     config = TrainConfig(
         **{
-            "max_steps": 3,
+            "max_steps": STEPS,
             "micro_batch_size": 2,
             "gradient_accumulation_steps": 1,
             "learning_rate": 1e-8,
@@ -90,7 +91,7 @@ def _learnt(monkeypatch, base, plan, runs=1, kind="lora", lora=None, **train):
         for _, event in TrainingGroup(base, requests, most_runs=runs).run():
             if (error := getattr(event, "error", None)) is not None:
                 raise error
-    assert len(found) == 3
+    assert len(found) == STEPS
     return found
 
 
@@ -212,7 +213,7 @@ def test_a_layer_that_ends_with_its_mlp_computes_it_twice_and_never_whole(tiny_l
     monkeypatch.setattr(MicroBatchStep, "_trained", noted)
     only_q = {"target_modules": "q_proj"}
     _learnt(monkeypatch, base, SLICED, packing="on", max_length=40, micro_batch_size=1, lora=only_q)
-    assert widths == [13, 13, 13, 1] * 2 * 3  # forward and in backward, of three micro-batches
+    assert widths == [13, 13, 13, 1] * 2 * STEPS  # forward and in backward, of each micro-batch
 
 
 def test_compiled_layers_are_computed_again_as_what_was_compiled(tiny_llama, monkeypatch):

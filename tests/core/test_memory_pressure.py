@@ -2,6 +2,7 @@
 is under way.
 """
 
+import functools
 import math
 
 import pytest
@@ -79,20 +80,34 @@ class _Limited:
         monkeypatch.setattr(MicroBatchStep, "_plain", plain)
 
 
+@pytest.fixture(scope="module")
+def with_enough():
+    """A function that trains a base of a folder: its adapters and losses, found once for each."""
+
+    @functools.cache
+    def whole(folder, *configs):
+        adapters, events = _train(load_float64(folder), *configs)
+        return [_flat(one) for one in adapters.values()], [_losses(one) for one in events.values()]
+
+    return whole
+
+
 @pytest.mark.parametrize("from_call", [0, 5])
 @pytest.mark.parametrize("runs", [1, 3])
-def test_a_step_is_done_again_in_smaller_pieces_with_the_same_result(any_model, monkeypatch, from_call, runs):
+def test_a_step_is_done_again_in_smaller_pieces_with_the_same_result(
+    any_model, with_enough, monkeypatch, from_call, runs
+):
     base = load_float64(any_model)
     # Four steps are more than an epoch, with two evaluations.
     shorter = {**TRAIN.to_dict(), "max_steps": 4, "eval_steps": 2}
     configs = [TrainConfig(**{**shorter, "seed": seed}) for seed in range(runs)]
-    whole, events = _train(base, *configs)
+    whole, losses = with_enough(any_model, *configs)
     limited = _Limited(monkeypatch, rows=runs, from_call=from_call, backward=True)
     pieces, smaller = _train(base, *configs)
     assert limited.failed
     for number in range(runs):
-        torch.testing.assert_close(_flat(pieces[number]), _flat(whole[number]), **CLOSE)
-        assert _losses(smaller[number]) == pytest.approx(_losses(events[number]), rel=1e-6)
+        torch.testing.assert_close(_flat(pieces[number]), whole[number], **CLOSE)
+        assert _losses(smaller[number]) == pytest.approx(losses[number], rel=1e-6)
         told = [event.text for event in smaller[number] if isinstance(event, Notice)]
         assert any("in 4 pieces" in text for text in told), told
 

@@ -72,6 +72,12 @@ def plain_twins(tiny_llama, tmp_path_factory):
     return found
 
 
+@pytest.fixture(scope="module")
+def quantised(tiny_llama):
+    """The tiny Llama in each way, to train on."""
+    return {how: load(tiny_llama, quantisation=how) for how in HOW}
+
+
 @pytest.mark.parametrize("how", HOW)
 def test_logits_are_those_of_transformers_with_bitsandbytes(any_model, how):
     base = load(any_model, quantisation=how)
@@ -107,7 +113,7 @@ def _train(base, requests, at=lambda group, event: None):
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 @pytest.mark.parametrize("kind", [*KINDS, "lora-fa"])
 @pytest.mark.parametrize("how", HOW)
-def test_every_kind_learns_as_on_a_plain_base_with_these_numbers(tiny_llama, plain_twins, how, kind, dropout):
+def test_every_kind_learns_as_on_a_plain_base_with_these_numbers(quantised, plain_twins, how, kind, dropout):
     own = {"kind": ADAPTER_KINDS.get("lora").options(freeze_a=True)} if kind == "lora-fa" else {}
     kind = kind.removesuffix("-fa")
 
@@ -115,7 +121,7 @@ def test_every_kind_learns_as_on_a_plain_base_with_these_numbers(tiny_llama, pla
         requests = [_request(base, rank, kind, own, dropout=dropout) for rank in (2, 4)]
         return _train(base, requests)[0]
 
-    found, wanted = figures(load(tiny_llama, quantisation=how)), figures(plain_twins[how])
+    found, wanted = figures(quantised[how]), figures(plain_twins[how])
     for rank, one in wanted.items():
         torch.testing.assert_close(torch.tensor(found[rank]), torch.tensor(one), rtol=1e-4, atol=1e-5)
 

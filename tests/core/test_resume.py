@@ -1,6 +1,7 @@
 """A run that goes on from a checkpoint is the run that was never stopped, bit for bit."""
 
 import dataclasses
+import functools
 
 import pytest
 import torch
@@ -66,32 +67,52 @@ def _run(base, train, resume=None, save_at=None, folder=None):
     return adapter, events
 
 
+@pytest.fixture(scope="module")
+def uninterrupted():
+    """A function that trains a base of a folder to the end: its factors and losses, found once for each."""
+
+    @functools.cache
+    def whole(folder, train):
+        adapter, events = _run(load(folder), train)
+        return _flat(adapter), _losses(events)
+
+    return whole
+
+
+@pytest.fixture(scope="module")
+def stopped_at_6(tiny_llama, tmp_path_factory):
+    """The folder of a checkpoint."""
+    folder = tmp_path_factory.mktemp("stopped")
+    _run(load(tiny_llama), _train_config(), save_at=6, folder=folder)
+    return folder
+
+
 def _restored(base, folder):
     return load_adapter(folder / "adapter", base.layer_shapes, base.head), RunState.load(folder)
 
 
 @pytest.mark.parametrize("packing", ["on", "off"])
 @pytest.mark.parametrize("save_at", [1, 5, 12])
-def test_a_resumed_run_ends_bit_for_bit_like_the_uninterrupted_one(any_model, tmp_path, packing, save_at):
+def test_a_resumed_run_ends_bit_for_bit_like_the_uninterrupted_one(
+    any_model, uninterrupted, tmp_path, packing, save_at
+):
     base, train = load(any_model), _train_config(packing=packing, max_length=64)
-    whole, events = _run(base, train)
+    whole, losses = uninterrupted(any_model, train)
     _, before = _run(base, train, save_at=save_at, folder=tmp_path)
     resumed, after = _run(base, train, resume=_restored(base, tmp_path))
-    assert _flat(resumed).equal(_flat(whole))
+    assert _flat(resumed).equal(whole)
     steps = [one for one in _losses(before) if one[0] <= save_at] + _losses(after)
-    assert sorted(set(steps)) == sorted(set(_losses(events)))
+    assert sorted(set(steps)) == sorted(set(losses))
     assert [event.step for event in after if isinstance(event, StepDone)] == list(range(save_at + 1, 18))
 
 
 @pytest.mark.parametrize("lost", ["mean", "square", "steps", "micro_batches", "factors"])
-def test_each_part_of_the_state_is_needed(tiny_llama, tmp_path, lost):
+def test_each_part_of_the_state_is_needed(tiny_llama, uninterrupted, stopped_at_6, lost):
     """Left out, any of them gives another adapter: Adam's moments, schedule and place in the data, dropout's
     count, factors.
     """
     base, train = load(tiny_llama), _train_config()
-    whole, _ = _run(base, train)
-    _run(base, train, save_at=6, folder=tmp_path)
-    adapter, state = _restored(base, tmp_path)
+    adapter, state = _restored(base, stopped_at_6)
     zeros = {
         path: {name: torch.zeros_like(tensor) for name, tensor in layer.items()}
         for path, layer in state.mean.items()
@@ -107,7 +128,7 @@ def test_each_part_of_the_state_is_needed(tiny_llama, tmp_path, lost):
     else:
         state = dataclasses.replace(state, position=dataclasses.replace(state.position, **{lost: 0}))
     resumed, _ = _run(base, train, resume=(adapter, state))
-    assert not _flat(resumed).equal(_flat(whole))
+    assert not _flat(resumed).equal(uninterrupted(tiny_llama, train)[0])
 
 
 def test_a_checkpoint_that_cannot_be_read_is_a_sentence(tmp_path):

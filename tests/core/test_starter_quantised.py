@@ -17,7 +17,7 @@ from tests.core.helpers import load, logits, token_rows
 from tests.core.test_quantised_merge import exported
 
 pytestmark = pytest.mark.starter
-STEPS, SAVED = 4, 1
+STEPS, SAVED = 3, 1
 ROWS = [
     Example(
         i,
