@@ -338,7 +338,8 @@ def test_measuring_tells_how_far_it_is_and_can_be_ended(workbench):
     assert 0 < shares[0] < shares[-1] < 1
     assert found["fits"]
 
-    measuring = workbench.training.measuring("llama", "data", wanted, "mine")
+    many = [TrainingOptions.parse({**QUICK, "rank": rank, "max_length": 64}) for rank in range(1, 33)]
+    measuring = workbench.training.measuring("llama", "data", many, "mine")
     next(measuring)
     workbench.training.end_measuring("mine")
     with pytest.raises(MeasuringEnded):

@@ -248,6 +248,11 @@ def test_measuring_tells_how_far_it_is_can_be_cancelled_and_offers_what_fits(wor
     page = open_page(address)
     open_train(page)
     page.get_by_label("Max length").fill("64")
+    unfold(page, "Sweep")
+    page.get_by_label("Add an option to sweep").select_option(label="Rank (r)")
+    for rank in range(1, 25):  # so that there is time to press the next button
+        page.keyboard.type(str(rank))
+        page.keyboard.press("Enter")
     press(page, "Measure first")
     press(page, "Cancel measuring")
     expect(page.get_by_text("The measuring was ended.")).to_be_visible(timeout=60_000)
