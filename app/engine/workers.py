@@ -82,11 +82,14 @@ class Workers:
         if self._machines is not None:
             yield from self._machines.gather(self.require)
         while self._meeting.missing:
-            for number, why in self._meeting.refusals.items():
-                raise WorkerLost(f"{self._named(number)} cannot join: {why}")
             self.require()
+            self._require_willing()
             yield ""
             time.sleep(_LOOK_SECONDS / 10)
+
+    def _require_willing(self) -> None:
+        for number, why in self._meeting.refusals.items():
+            raise WorkerLost(f"{self._named(number)} cannot join: {why}")
 
     def _named(self, number: int) -> str:
         where = self._machines.name_of(number) if self._machines else ""
@@ -107,12 +110,14 @@ class Workers:
     def require(self) -> None:
         """Raise WorkerLost if one of them is gone."""
         if self._lost:
+            if self._share is None:
+                self._require_willing()  # who cannot join says so, and ends
             raise WorkerLost(self._lost)
 
     def explained(self, error: Exception) -> Exception:
         """WorkerLost in the place of a fault that comes of one, else the fault."""
-        if isinstance(error, NotHeld):
-            return error  # all end with it
+        if isinstance(error, (NotHeld, WorkerLost)):
+            return error  # with the first all end, the second says it itself
         silent = joining.SILENT_SECONDS if self._machines else 0.0
         until = time.monotonic() + _SURE_SECONDS + silent
         while not self._lost and isinstance(error, RuntimeError) and time.monotonic() < until:
