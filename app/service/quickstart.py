@@ -18,11 +18,12 @@ from storage.tables import FINISHED, Adapter, Base, Job, Run
 
 PROMPT = "How do I cook pasta?"
 # A small set of short rows wants many small steps: 62 rows in micro-batches of 4 make 15 steps an epoch.
+# One at this rate teaches the manner of speaking as well as two at half of it.
 QUICK_OPTIONS: dict[str, object] = {
     "rank": 8,
     "alpha": 16,
-    "learning_rate": 1e-3,
-    "epochs": 2,
+    "learning_rate": 2e-3,
+    "epochs": 1,
     "micro_batch_size": 4,
     "gradient_accumulation_steps": 1,
     "max_length": 256,

@@ -22,7 +22,7 @@ _TEXTS = (
         "SmolLM2-135M-Instruct, small enough for any machine. Any other model can be added under Models.",
     ),
     ("Data", "62 short conversations in the voice of a sea captain. Your own file goes under Data."),
-    ("Training", "Rank 8 on every linear layer, two passes: one to three minutes on two CPU cores."),
+    ("Training", "Rank 8 on every linear layer, one pass: half a minute to two minutes on two CPU cores."),
     ("Chat", "The base and your adapter answer the same question side by side."),
 )
 
