@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface, eager_mask
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from core.errors import InvalidModel
 
@@ -55,10 +55,21 @@ def sink_attention(
     return out.transpose(1, 2).contiguous(), None
 
 
+def sink_mask(*, dtype: torch.dtype = torch.float32, **how: Any) -> Tensor | None:
+    """What is added to the scores, [rows, 1, length, keys] in `dtype`: transformers' eager mask, whose older
+    versions copy a number from the host, which no CUDA graph captures. how: as for transformers' sdpa_mask().
+    """
+    kept = sdpa_mask(**{**how, "allow_is_causal_skip": False})
+    if kept is None:
+        return None
+    mask = torch.zeros(kept.shape, device=kept.device, dtype=dtype)
+    return mask.masked_fill_(~kept, torch.finfo(dtype).min)
+
+
 def _with_ones(query: Tensor) -> Tensor:
     """One more component, which is 1, filled up to what kernels read."""
     one = torch.zeros(_ALIGNED, device=query.device, dtype=query.dtype)
-    one[0] = 1.0
+    one[:1] = 1.0  # [0] would copy the number from the host
     return torch.cat([query, one.expand(*query.shape[:-1], -1)], dim=-1)
 
 
@@ -75,9 +86,9 @@ def _with_columns(mask: Tensor, more: int) -> Tensor:
     out.
     """
     columns = torch.full((more,), torch.finfo(mask.dtype).min, device=mask.device, dtype=mask.dtype)
-    columns[0] = 0.0
+    columns[:1] = 0.0
     return torch.cat([mask, columns.expand(*mask.shape[:-1], -1)], dim=-1)
 
 
 AttentionInterface.register(NAME, sink_attention)
-AttentionMaskInterface.register(NAME, eager_mask)
+AttentionMaskInterface.register(NAME, sink_mask)

@@ -89,7 +89,7 @@ class Execution:
 
     @property
     def _may_capture(self) -> bool:
-        return self._base.way.quick and not self._replaces and not self._share.in_step
+        return not self._replaces and not self._share.in_step
 
     def _use(self, plan: ExecutionPlan) -> None:
         self._plan = plan

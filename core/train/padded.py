@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from torch import Tensor
 from core.base_model.way import Way
 from core.data.rendering import IGNORE
 from core.train.batches import Batch, MicroBatch, Shape, chosen_positions, collate, numbered
+
+_SHORTEST = 64  # tokens, of the lengths on an accelerator
 
 Tokens = tuple[NDArray[np.int32], NDArray[np.int32]]
 """Ids and labels of a row."""
@@ -47,6 +49,16 @@ class PaddedBatch(Batch):
         moved: Any = super().pinned()
         return replace(moved, passes=tuple(ids.pin_memory() for ids in self.passes))
 
+    def copy_(self, other: Batch) -> None:
+        """As Batch.copy_()."""
+        super().copy_(other)
+        for ids, others in zip(self.passes, cast(PaddedBatch, other).passes, strict=True):
+            ids.copy_(others, non_blocking=True)
+
+    def key(self) -> tuple[int, ...]:
+        """As Batch.key()."""
+        return (*(size for ids in self.passes for size in ids.shape), len(self.index), self.runs)
+
 
 def batch_of(parts: Sequence[MicroBatch | None], shape: Shape, way: Way) -> Batch:
     """The batch of K runs' micro-batches, as the base's way computes it."""
@@ -59,6 +71,8 @@ def collate_padded(parts: Sequence[MicroBatch | None], shape: Shape, way: Way) -
     """
     rows = [_rows(part) if part else [] for part in parts]
     longest = max(len(ids) for own in rows for ids, _ in own)
+    if shape.fixed:
+        longest = fixed_length(longest, max(part.rows.max_length for part in parts if part))
     lengths = [[longest if way.together else len(ids) for ids, _ in own] for own in rows]
     passes, firsts = _laid_out(rows, lengths)
     chosen = [
@@ -80,6 +94,14 @@ def collate_padded(parts: Sequence[MicroBatch | None], shape: Shape, way: Way) -
         sequences=shape.sequences,
         passes=tuple(map(torch.from_numpy, passes)),
     )
+
+
+def fixed_length(longest: int, most: int) -> int:
+    """One of few lengths that hold `longest` of at most `most` tokens, so that passes of one shape come again
+    and may be captured; no more than an eighth of it is in vain, but for short ones.
+    """
+    step = max(_SHORTEST, 1 << (longest.bit_length() - 4)) if longest >= _SHORTEST else _SHORTEST
+    return min(-(-longest // step) * step, most)
 
 
 def _rows(part: MicroBatch) -> list[Tokens]:

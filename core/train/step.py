@@ -7,7 +7,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -106,6 +106,8 @@ class MicroBatchStep:
     _seen: dict[tuple[int, ...], int] = field(default_factory=dict)
     _launching: dict[tuple[int, ...], float] = field(default_factory=dict)
     _token_wise: list[TokenWise] | None = None
+    _pool: tuple[int, int] | None = None
+    """The memory that all graphs share: what one leaves there is of no use to another, which may take it."""
 
     @property
     def width(self) -> int:
@@ -143,8 +145,10 @@ class MicroBatchStep:
             return self._measured(key, batch)
         if seen == _WARM_UP + 1 and self._launching[key] > _LAUNCH_BOUND:
             try:
-                self.graphs[key] = _Graph(self._plain, batch)
+                self._pool = self._pool or torch.cuda.graph_pool_handle()
+                self.graphs[key] = _Graph(self._plain, batch, self._pool)
             except RuntimeError as error:
+                self.plan = replace(self.plan, captures=False)  # nor would another shape be
                 self.notices.append(
                     f"The step could not be captured in a CUDA graph and runs without: {str(error)[:200]}"
                 )
@@ -197,14 +201,19 @@ class MicroBatchStep:
 class _Graph:
     """A micro-batch captured once and replayed: one launch instead of thousands."""
 
-    def __init__(self, work: Callable[[Batch], Tensor], batch: Batch) -> None:
-        self._batch = batch
+    def __init__(self, work: Callable[[Batch], Tensor], batch: Batch, pool: tuple[int, int]) -> None:
+        """Raises RuntimeError if the work cannot be captured, as where the host waits for a number of it."""
+        self._batch, stream = batch, torch.cuda.current_stream()
         self._graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
         # the graph has memory of its own; what earlier micro-batches left is not for it
         torch.cuda.empty_cache()
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-            self._figures = work(batch)
+        try:
+            with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
+                self._figures = work(batch)
+        except RuntimeError:
+            torch.cuda.set_stream(stream)  # where the capture cannot be ended, torch stays on its stream
+            raise
 
     def replay(self, batch: Batch) -> Tensor:
         if batch is not self._batch:

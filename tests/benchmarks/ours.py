@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -18,6 +19,8 @@ from core.train.share import ALL, Share
 from core.train.training_options import TrainingOptions
 from tests.benchmarks.peer import wait
 from tests.benchmarks.shapes import ALPHA, RANK, RandomRows
+
+_LAST = 16  # losses that are told as their mean
 
 
 def requests(
@@ -70,7 +73,7 @@ def train(
         if profile
         else nullcontext()
     )
-    done, tokens, notices, begun = 0, 0, [], time.perf_counter()
+    done, tokens, notices, losses, begun = 0, 0, [], [], time.perf_counter()
     start = first = begun
     for _, event in group.run():
         if isinstance(event, RunFailed):
@@ -78,7 +81,8 @@ def train(
         if isinstance(event, Notice):
             notices.append(event.text)
         if isinstance(event, StepDone):
-            graphs, loss = group.graphs, event.loss
+            graphs = group.graphs
+            losses.append(event.loss)
             done += 1
             if done == warm_up * len(wanted):
                 wait()
@@ -89,7 +93,8 @@ def train(
             tokens += event.tokens
     wait()
     seconds = time.perf_counter() - start
-    notices += [f"captured graphs: {graphs}", f"last loss: {loss:.4f}"]
+    notices += [f"captured graphs: {graphs}", f"last loss: {losses[-1]:.4f}"]
+    notices.append(f"mean of the last {_LAST}: {statistics.mean(losses[-_LAST:]):.4f}")
     if profile:
         watch.__exit__(None, None, None)
         print(

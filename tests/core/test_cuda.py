@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from core.base_model.agreement import find_way
 from core.base_model.load import make_resident
 from core.base_model.one_token_attention import attend_one_token
 from core.base_model.quantisation import FP8
@@ -22,6 +24,7 @@ from core.lora.config import LoraConfig
 from core.lora.fp8 import CAPABILITY, quantised_rows
 from core.lora.ops import adapted
 from core.lora.quantised import QuantisedLinear, frozen_product
+from core.train import step
 from core.train.config import TrainConfig
 from core.train.group import TrainingGroup
 from core.train.memory import Tier
@@ -185,21 +188,88 @@ def test_a_base_in_fp8_learns_nearly_as_in_bfloat16(compile):
         assert found[key] == pytest.approx(losses, rel=0.02)
 
 
-def test_a_captured_step_is_the_step():
+def test_a_captured_step_is_the_step(monkeypatch):
     eager, adapters, _, _ = _train(_base(dtype=torch.bfloat16), packing="on")
-    base = _base(dtype=torch.bfloat16)
-    from core.train import step
-
-    before, step._LAUNCH_BOUND = step._LAUNCH_BOUND, -1.0
-    try:
-        captured, others, notices, graphs = _train(base, packing="on")
-    finally:
-        step._LAUNCH_BOUND = before
+    monkeypatch.setattr(step, "_LAUNCH_BOUND", -1.0)
+    captured, others, notices, graphs = _train(_base(dtype=torch.bfloat16), packing="on")
     assert (notices, graphs) == ([], 1)
     for key in eager:
         assert captured[key] == pytest.approx(eager[key], rel=1e-3)
         for path, layer in adapters[key].layers.items():
             torch.testing.assert_close(others[key].layers[path].B, layer.B, atol=2e-4, rtol=0.05)
+
+
+def _general(family, **values):
+    from pathlib import Path
+
+    config = CONFIG_MAPPING[family](
+        **{
+            "vocab_size": 512,
+            "hidden_size": 64,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "max_position_embeddings": 256,
+            **values,
+        }
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).cuda().eval()
+    model.generation_config.eos_token_id = None
+    base = make_resident(model, NoTokenizer(), folder=Path("."), name=family, way=find_way(config))
+    assert not base.way.quick
+    return base
+
+
+LAYERS_OF_MANY_KINDS = {
+    "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_next": {
+        "layer_types": ["linear_attention", "full_attention"],
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 16,
+        "linear_value_head_dim": 16,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 64,
+    },
+    "gemma2": {},
+}
+
+
+@pytest.mark.parametrize("family", LAYERS_OF_MANY_KINDS)
+def test_a_captured_step_of_the_general_way_is_the_step(family, monkeypatch):
+    values = LAYERS_OF_MANY_KINDS[family]
+    monkeypatch.setattr(step, "_LAUNCH_BOUND", 2.0)
+    eager, adapters, _, none = _train(_general(family, **values))
+    monkeypatch.setattr(step, "_LAUNCH_BOUND", -1.0)
+    captured, others, notices, graphs = _train(_general(family, **values))
+    assert (notices, none) == ([], 0)
+    assert graphs >= 1
+    for key in eager:
+        assert captured[key] == pytest.approx(eager[key], rel=2e-3)
+        for path, layer in adapters[key].layers.items():
+            torch.testing.assert_close(others[key].layers[path].B, layer.B, atol=4e-4, rtol=0.05)
+
+
+def test_a_step_that_cannot_be_captured_is_launched_and_said(monkeypatch):
+    """The host waits for the longest position where the rotary embedding changes with it."""
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    values = {"rope_parameters": rope, "max_position_embeddings": 64}
+    monkeypatch.setattr(step, "_LAUNCH_BOUND", 2.0)
+    eager, *_ = _train(_general("gemma2", **values))
+    monkeypatch.setattr(step, "_LAUNCH_BOUND", -1.0)
+    stream = torch.cuda.current_stream()
+    found, _, notices, graphs = _train(_general("gemma2", **values))
+    assert graphs == 0
+    assert len(set(notices)) == 1
+    assert "could not be captured" in notices[0]
+    assert torch.cuda.current_stream() == stream
+    for key in eager:
+        assert found[key] == pytest.approx(eager[key], rel=2e-3)
 
 
 def _adapter(base, seed, rank):

@@ -20,11 +20,13 @@ from core.generate.config import GenerationConfig
 from core.generate.scoring import answer_ids
 from core.lora.config import LoraConfig
 from core.lora.peft.files import save_adapter
+from core.train.batches import MicroBatch, RunData, Shape
 from core.train.config import TrainConfig
 from core.train.group import TrainingGroup
+from core.train.padded import collate_padded, fixed_length
 from tests.conftest import _save
 from tests.core.families import GENERAL, long_rope, tiny_model
-from tests.core.helpers import load, peft_from, random_adapter, request, train_alone
+from tests.core.helpers import load, peft_from, random_adapter, request, token_rows, train_alone
 from tests.core.test_joining import ADAPTERS, Asked, _alone, _bank, _batch, _random_row
 
 SHARED = {"micro_batch_size": 2, "max_length": 96, "learning_rate": 5e-3, "max_steps": 4}
@@ -95,6 +97,44 @@ def test_runs_learn_together_what_each_learns_alone(base):
         _, alone = train_alone(base, *parts, validation_rows=2)
         assert _figures(events[key]) == pytest.approx(_figures(alone), rel=1e-4)
         assert _figures(alone)[-1] < _figures(alone)[0]
+
+
+def test_passes_of_few_lengths_learn_the_same(base, monkeypatch):
+    """As on an accelerator, where a shape that comes again may be captured."""
+    rows, how = _rows("the lazy fox", 9), (LoraConfig(rank=2), TrainConfig(seed=2, **SHARED))
+    _, wanted = train_alone(base, rows, *how, validation_rows=2)
+    shapes, of = [], Shape.of
+
+    def fixed(data, **others):
+        shapes.append(of(data, **{**others, "fixed": True}))
+        return shapes[-1]
+
+    monkeypatch.setattr(Shape, "of", fixed)
+    _, found = train_alone(base, rows, *how, validation_rows=2)
+    assert shapes
+    assert _figures(found) == pytest.approx(_figures(wanted), rel=1e-5)
+
+
+def test_a_batch_takes_over_the_content_of_another_of_its_shape(base):
+    if not base.way.together:
+        pytest.skip("rows of many lengths have passes of many shapes here")
+    data = RunData(token_rows(base, _rows("hello", 12), 96), TrainConfig(**SHARED), may_pack=False)
+    shape = Shape.of([data], runs=1, blocks=2, fixed=True)
+    one, other = (
+        collate_padded([MicroBatch(data.rows, [(at,), (at + 1,)], 1.0)], shape, base.way) for at in (0, 2)
+    )
+    assert one.key() == other.key()
+    assert not torch.equal(one.passes[0], other.passes[0])
+    one.copy_(other)
+    assert torch.equal(one.passes[0], other.passes[0])
+    assert torch.equal(one.targets, other.targets)
+
+
+def test_lengths_on_an_accelerator_are_few_and_little_is_in_vain():
+    lengths = {longest: fixed_length(longest, 5000) for longest in range(1, 5001)}
+    assert all(longest <= length <= 5000 for longest, length in lengths.items())
+    assert all(length <= 1.125 * longest for longest, length in lengths.items() if longest >= 512)
+    assert len(set(lengths.values())) < 48
 
 
 @pytest.mark.parametrize("option", ["packing", "compile"])
