@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -106,7 +107,7 @@ class MicroBatchStep:
     _seen: dict[tuple[int, ...], int] = field(default_factory=dict)
     _launching: dict[tuple[int, ...], float] = field(default_factory=dict)
     _token_wise: list[TokenWise] | None = None
-    _pool: tuple[int, int] | None = None
+    _pool: Any = None
     """The memory that all graphs share: what one leaves there is of no use to another, which may take it."""
 
     @property
@@ -201,7 +202,7 @@ class MicroBatchStep:
 class _Graph:
     """A micro-batch captured once and replayed: one launch instead of thousands."""
 
-    def __init__(self, work: Callable[[Batch], Tensor], batch: Batch, pool: tuple[int, int]) -> None:
+    def __init__(self, work: Callable[[Batch], Tensor], batch: Batch, pool: Any) -> None:
         """Raises RuntimeError if the work cannot be captured, as where the host waits for a number of it."""
         self._batch, stream = batch, torch.cuda.current_stream()
         self._graph = torch.cuda.CUDAGraph()
