@@ -53,7 +53,7 @@ def unset_one(name: Name, home: Home = None, json: Json = False) -> None:
 
 def _tell(console: Console, store: PreferenceStore, name: str) -> None:
     one = store.find(name)
-    console.result(one.to_dict(), [(one.name, f"{_shown(one.value)} ({one.source})")])
+    console.result(one.to_dict(), [(one.name, f"{_shown(one.told)} ({one.source})")])
     if one.overruled:
         console.say(f"As long as {one.source.removeprefix('$')} names it, that counts and not the file.")
 
@@ -61,7 +61,7 @@ def _tell(console: Console, store: PreferenceStore, name: str) -> None:
 def _row(one: Preference) -> dict[str, str]:
     return {
         "setting": one.name,
-        "value": _shown(one.value),
+        "value": _shown(one.told),
         "from": one.source,
         "may be": one.allowed,
         "what it does": one.option.help,

@@ -137,6 +137,11 @@ class Preferences(Config):
             )
 
 
+KEYS = frozenset({"api_key", "join_key"})
+"""Those that let others in."""
+_NOT_SHOWN = "set, not shown"
+
+
 @dataclass(frozen=True)
 class Preference:
     """One of them, as it is now: for a form, or a list."""
@@ -155,6 +160,11 @@ class Preference:
         return self.option.name
 
     @property
+    def told(self) -> Any:
+        """The value for a list, where a key that is set is not shown: lists are pasted into reports."""
+        return _NOT_SHOWN if self.name in KEYS and self.value else self.value
+
+    @property
     def default(self) -> Any:
         """What it is where nobody has set it."""
         return self.option.default
@@ -168,7 +178,7 @@ class Preference:
         """For JSON and tables."""
         return {
             "setting": self.name,
-            "value": self.value,
+            "value": self.told,
             "source": self.source,
             "default": self.default,
             "allowed": self.allowed,

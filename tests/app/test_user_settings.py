@@ -178,6 +178,8 @@ def test_the_command_lists_sets_and_unsets(settings, monkeypatch):
     assert (rows["theme"]["value"], rows["theme"]["source"]) == ("dark", "settings.toml")
     assert rows["port"]["allowed"] == "a whole number between 1 and 65,535"
     assert set(rows) == {one.name for one in Preferences.options()}
+    assert run("set", "join_key", "between-us")[1]["value"] == "set, not shown"
+    assert "between-us" not in str(run())
     assert run("unset", "theme")[1]["source"] == "default"
     code, said = run("set", "theme", "blue")
     assert (code, said["kind"], "one of system, light, dark" in said["error"]) == (1, "InvalidConfig", True)
