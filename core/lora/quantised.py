@@ -128,8 +128,8 @@ def _keep(ctx, inputs, output):  # type: ignore[no-untyped-def]
 
 
 def _backward(ctx, dy):  # type: ignore[no-untyped-def]
-    dx = _product_backward(dy, ctx.saved_tensors, ctx.how, ctx.inputs)
-    return dx, [None] * len(ctx.saved_tensors), None, None, None
+    packed = ctx.saved_tensors  # once: a layer that is computed again gives them once
+    return _product_backward(dy, packed, ctx.how, ctx.inputs), [None] * len(packed), None, None, None
 
 
 # One operator, as all backward passes of quantised layers are: made by one of its own, W would follow from
