@@ -176,7 +176,7 @@ def _base_bytes(base: BaseShape, train: TrainConfig, bytes_per_weight: int, hold
     if hold is None or hold.way == DDP:
         return base.held_bytes(train.quantisation, bytes_per_weight)
     part = base.part_bytes(train.quantisation, bytes_per_weight, train.devices)
-    return part + base.gathered_bytes(bytes_per_weight)
+    return part + base.gathered_bytes(train.quantisation, bytes_per_weight)
 
 
 @dataclass(frozen=True)
