@@ -117,6 +117,11 @@ class Engine:
             torch.cuda.empty_cache()
 
     @property
+    def weight_bytes(self) -> int:
+        """Of the number format in which bases compute here."""
+        return (self._dtype or best_dtype(self.device)).itemsize
+
+    @property
     def operations_a_second(self) -> float:
         """Floating-point operations a second of this device in a large matrix product; measured once."""
         if self._rate is None:
@@ -164,7 +169,7 @@ class Engine:
             raise BaseTooLarge(self._too_large(source)) from error
 
     def _too_large(self, source: BaseSource) -> str:
-        width = (self._dtype or best_dtype(self.device)).itemsize
+        width = self.weight_bytes
         needed = held_bytes(source.folder, source.quantisation, width, source.parts) / 2**30
         what = "its weights take" if source.parts == 1 else f"a {source.parts}th of its layers takes"
         said = (
@@ -173,7 +178,7 @@ class Engine:
         )
         if source.quantisation == NF4:
             return said
-        small = held_bytes(source.folder, NF4, width) / 2**30
+        small = held_bytes(source.folder, NF4, width, source.parts) / 2**30
         return f"{said} In 4 bits (quantisation=nf4) they take about {small:.1f} GiB."
 
     def _base_to_answer(self, source: BaseSource) -> ResidentBase:

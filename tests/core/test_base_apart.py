@@ -1,6 +1,7 @@
 """A base of which each process holds a part trains what one process trains on the whole of it."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,11 +14,14 @@ from core.base_model.sharded import GatheredLayers, shard
 from core.base_model.skeleton import skeleton
 from core.lora.config import LoraConfig
 from core.train.base_shape import BaseShape
+from core.train.checklist import GOOD, MIND, checklist
 from core.train.config import TrainConfig
 from core.train.estimate import DataShape, estimate
 from core.train.sharding import DDP, FSDP
+from core.train.step_count import smaller_plans
 from core.train.training_options import TrainingOptions
 from tests.core.helpers import CPU, load
+from tests.core.test_checklist import AROUND
 from tests.core.test_data_apart import CASES, _alone, _case, _factors, _run, one_process, together  # noqa: F401
 from tests.core.training_worker import _held_bytes
 
@@ -136,6 +140,16 @@ def test_what_a_process_has_of_any_base_is_known_to_the_byte(any_model, three_pr
     assert _held_bytes(base) == shape.part_bytes(how, 4, 3)
 
 
+_WIDTHS = {"q": (8192, 8192), "k": (8192, 1024), "v": (8192, 1024), "o": (8192, 8192)}
+_MLP = {"gate": (8192, 28_672), "up": (8192, 28_672), "down": (28_672, 8192)}
+SHAPES_OF_70B = {
+    f"model.layers.{number}.{place}.{name}_proj": shape
+    for number in range(80)
+    for place, shapes in (("self_attn", _WIDTHS), ("mlp", _MLP))
+    for name, shape in shapes.items()
+} | {"lm_head": (8192, 32_000)}
+
+
 def _shape(folder, base):
     """As the registry knows it."""
     made, config = skeleton(folder), base.model.config
@@ -177,3 +191,33 @@ def test_the_plan_tells_of_one_of_several_cards(tiny_llama):
     assert planned(devices=2, cards=[2.0 * whole] * 2).hold.way == DDP
     assert planned(devices=2, machines=2, cards=[1.1 * whole] * 2).hold.way == DDP, "of one machine alone"
     assert "4 cards of 2 machines" in planned(devices=2, machines=2).hold.sentence
+
+
+def test_a_base_of_70b_in_4_bits_on_two_cards_of_24_gib_is_offered():
+    """Llama 2 70B, as its files say, with LoRA of rank 16 on queries and values."""
+    base = BaseShape(SHAPES_OF_70B, "lm_head", 68_976_648_192, 80, 8192, 32_000)
+    room, lora = int(23.5 * 2**30), LoraConfig(rank=16, alpha=32, target_modules="q_proj,v_proj")
+    around = replace(AROUND, layer_shapes=SHAPES_OF_70B, base_parameters=base.parameters, room=room)
+
+    def planned(**chosen):
+        train = {"micro_batch_size": 2, "max_length": 512, "gradient_checkpointing": "on"} | chosen
+        options = TrainingOptions(lora, TrainConfig(**train))
+        rows, width, cards = (
+            DataShape(1000, 400.0, row_tokens=300),
+            {"bytes_per_weight": 2},
+            [24.0 * 2**30] * 2,
+        )
+        plan = estimate(base, rows, options, **width, tokens_per_second=None, card_bytes=cards)
+        point = next(one for one in checklist(around, options, plan) if one.name == "memory")
+        return plan, point, [change for _, change in smaller_plans(options.train, plan.hold, plan.cards)]
+
+    _, point, offered = planned(quantisation="nf4")
+    assert (point.state, {"devices": 2, "sharding": "fsdp"} in offered) == (MIND, True)
+    assert "or a part of it on each of 2 cards (devices=2, sharding=fsdp)" in point.reason
+    for sharding in ("auto", "fsdp"):
+        _, point, offered = planned(devices=2, sharding=sharding)
+        assert (point.state, {"quantisation": "nf4"} in offered) == (MIND, True)
+        assert "quantisation=nf4" in point.reason
+        plan, point, _ = planned(devices=2, sharding=sharding, quantisation="nf4")
+        assert (plan.hold.way, point.state) == (FSDP, GOOD)
+        assert plan.memory_bytes / 2**30 == pytest.approx(21.2, abs=0.1)
