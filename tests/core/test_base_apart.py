@@ -6,11 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.distributed as dist
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from core.base_model.files import stored_tensors
 from core.base_model.quantisation import INT8, NF4, NONE
-from core.base_model.sharded import GatheredLayers, shard
+from core.base_model.sharded import GatheredLayers, load_sharded, shard
 from core.base_model.skeleton import skeleton
 from core.lora.config import LoraConfig
 from core.train.base_shape import BaseShape
@@ -138,6 +139,27 @@ def test_what_a_process_has_of_any_base_is_known_to_the_byte(any_model, three_pr
     assert _held_bytes(base) + shape.made_bytes(how, 4) == shape.held_bytes(how, 4)
     shard(base, CPU)
     assert _held_bytes(base) == shape.part_bytes(how, 4, 3)
+
+
+def test_a_process_never_has_more_of_a_base_in_few_bits_than_its_part_and_a_layer(
+    tiny_llama, three_processes, monkeypatch
+):
+    import bitsandbytes.functional
+
+    quantise, whole, most = bitsandbytes.functional.quantize_4bit, [], []
+
+    def watched(*given, **options):
+        numbers, state = quantise(*given, **options)
+        whole.append(StorageWeakRef(numbers.untyped_storage()))
+        most.append(sum(not one.expired() for one in whole))
+        return numbers, state
+
+    monkeypatch.setattr(bitsandbytes.functional, "quantize_4bit", watched)
+    told = {"fingerprint": "f" * 64, "name": "tiny", "template": "", "quantisation": NF4}
+    base = load_sharded(tiny_llama, device=CPU, dtype=torch.float32, **told)
+    assert (base.parts, base.quantisation, len(most)) == (3, NF4, 14)
+    assert max(most) == 7, "the linear layers of one decoder layer"
+    assert _held_bytes(base) == _shape(tiny_llama, base).part_bytes(NF4, 4, 3)
 
 
 _WIDTHS = {"q": (8192, 8192), "k": (8192, 1024), "v": (8192, 1024), "o": (8192, 8192)}
