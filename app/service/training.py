@@ -59,8 +59,10 @@ def _card_bytes(here: CardsHere | None, train: TrainConfig) -> list[float]:
     """
     if here is None:
         return []
+    if train.processes == 1:
+        return [float(one) for one in here.totals]
     if train.devices == 1:
-        return here.of_each(len(here.totals)) if here.totals else []
+        return []
     require_count(here.names, train.devices)
     return here.of_each(train.devices)
 
