@@ -15,7 +15,7 @@ from core.adapter_slots import ADAPTER_SLOTS, AdapterSlots, require_lora_in_part
 from core.adapter_source import AdapterSource, require_same_base, weights_told
 from core.base_model.held_bytes import held_bytes
 from core.base_model.load import ResidentBase, best_device, best_dtype, load_base
-from core.base_model.quantisation import LABELS, NF4, NONE, bitsandbytes_version
+from core.base_model.quantisation import FP8, LABELS, NF4, NONE, bitsandbytes_version
 from core.base_model.source import BaseSource, ResidentKey, check_unchanged, resident_key
 from core.data.chat_options import AS_THEY_ARE, ChatOptions
 from core.data.formats import Message
@@ -33,6 +33,7 @@ from core.lora.adapter import AdapterWeights
 from core.lora.bank import loaded_bank
 from core.lora.peft.files import load_adapter
 from core.lora.whole import WholeBank, whole_bank
+from core.train.accelerators import card_names
 from core.train.group import TrainingGroup
 from core.train.hardware import device_name, matmul_rate, memory_to_train
 from core.train.memory import (
@@ -117,6 +118,11 @@ class Engine:
             torch.cuda.empty_cache()
 
     @property
+    def weight_bytes(self) -> int:
+        """Of the number format in which bases compute here."""
+        return (self._dtype or best_dtype(self.device)).itemsize
+
+    @property
     def operations_a_second(self) -> float:
         """Floating-point operations a second of this device in a large matrix product; measured once."""
         if self._rate is None:
@@ -164,17 +170,24 @@ class Engine:
             raise BaseTooLarge(self._too_large(source)) from error
 
     def _too_large(self, source: BaseSource) -> str:
-        width = (self._dtype or best_dtype(self.device)).itemsize
+        width = self.weight_bytes
         needed = held_bytes(source.folder, source.quantisation, width, source.parts) / 2**30
         what = "its weights take" if source.parts == 1 else f"a {source.parts}th of its layers takes"
         said = (
             f"{source.name} has no room in the memory: in {LABELS[source.quantisation]} {what} "
             f"{needed:.1f} GiB, and {memory_figures(self.device)}. Free memory, or choose a smaller base."
         )
-        if source.quantisation == NF4:
-            return said
-        small = held_bytes(source.folder, NF4, width) / 2**30
-        return f"{said} In 4 bits (quantisation=nf4) they take about {small:.1f} GiB."
+        if source.quantisation != NF4:
+            small = held_bytes(source.folder, NF4, width, source.parts) / 2**30
+            said += f" In 4 bits (quantisation=nf4) they take about {small:.1f} GiB."
+        count = len(card_names())
+        if source.parts == 1 < count and source.quantisation != FP8:
+            part = held_bytes(source.folder, source.quantisation, width, count) / 2**30
+            said += (
+                f" To train LoRA the {count} cards here can hold a part each (devices={count}, "
+                f"sharding=fsdp): about {part:.1f} GiB."
+            )
+        return said
 
     def _base_to_answer(self, source: BaseSource) -> ResidentBase:
         """As load_base(). While work is under way on the same weights, as they are held for that: one model

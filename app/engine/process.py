@@ -288,6 +288,7 @@ class EngineServer:
             "runs": [*(self._session.run_ids if self._session else []), *self._apart.run_ids],
             "answering": len(self._answers),
             "measuring": self._measuring is not None,
+            "weight_bytes": self._engine.weight_bytes,
             "memory_bytes": memory_to_train(self._engine.device),
             "cards": asdict(cards_here()),
             "disk_full": bool(self._session and self._session.waiting_for_space),
@@ -330,10 +331,11 @@ def main() -> int:
     with lock, Listener(("127.0.0.1", 0), backlog=_BACKLOG, authkey=key) as listener:
         keep_decisions_in(StoredWays(open_registry(settings)))
         server = EngineServer(settings)
+        device = server.status()["device"]  # before others ask, since the number format is measured once
         threading.Thread(target=server.serve, args=(listener,), daemon=True).start()
         about = {"address": list(listener.address), "key": key.hex(), "pid": os.getpid()}
         write_private(settings.engine_file, json.dumps(about))
-        log.info("ready on %s", server.status()["device"])
+        log.info("ready on %s", device)
         server.work()
         settings.engine_file.unlink(missing_ok=True)
         log.info("nothing to do and nobody attached; ending")

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from app.shared.settings import Settings
 from core.base_model.held_bytes import held_bytes
-from core.base_model.load import best_dtype
 from core.base_model.source import BaseSource
 from core.engine import Engine
 from core.train.accelerators import cards, cards_here, require_cards
@@ -46,7 +45,7 @@ class SeveralCards:
         self._engine.cards = _told(count, machines)
         if count == 1:
             return source
-        there, width = cards(), best_dtype(self._engine.device).itemsize
+        there, width = cards(), self._engine.weight_bytes
         hold = self._hold(source, options, way, width)
         parts = 1 if hold.way == DDP else count
         require_cards(there, count, held_bytes(source.folder, source.quantisation, width, parts))

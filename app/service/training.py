@@ -15,7 +15,7 @@ from app.shared.below import adapter_below, by_digest
 from app.shared.engine_client import EngineClient
 from app.shared.errors import EngineUnavailable
 from app.shared.run_data import chat_of
-from app.shared.run_rows import cards_of, held_for, run_row
+from app.shared.run_rows import cards_of, held_for, run_row, weight_bytes_of
 from core.base_model.way import GENERAL_NAME
 from core.errors import InvalidConfig, InvalidData
 from core.lora.targets import Targeted, usual_targets
@@ -50,6 +50,21 @@ def _cards_told(status: Mapping[str, Any]) -> CardsHere | None:
     """The cards of this machine, as the engine tells of them."""
     told = status.get("cards")
     return CardsHere(**told) if told else None
+
+
+def _card_bytes(here: CardsHere | None, train: TrainConfig) -> list[float]:
+    """What each card has on which such a run would train, or could; none if nobody is there to say it.
+
+    Raises InvalidConfig where there are fewer.
+    """
+    if here is None:
+        return []
+    if train.processes == 1:
+        return [float(one) for one in here.totals]
+    if train.devices == 1:
+        return []
+    require_count(here.names, train.devices)
+    return here.of_each(train.devices)
 
 
 class Training:
@@ -169,7 +184,8 @@ class Training:
         if found["fits"] and not found["squeezed"]:
             yield found, []
         else:
-            yield found, smaller_plans(wanted[0].train, self.estimate(base, dataset, wanted[0]).hold)
+            plan = self.estimate(base, dataset, wanted[0])
+            yield found, smaller_plans(wanted[0].train, plan.hold, plan.cards)
 
     def end_measuring(self, name: str) -> None:
         """End what is being measured under this name. Raises EngineUnavailable."""
@@ -275,24 +291,19 @@ class Training:
             seen.sequences = check.report.get("train_sequences")
             seen.row_tokens = check.report["mean_length"]
         rows = DataShape(seen.sequences or usable, mean, data.validation_rows, seen.row_tokens)
+        status = self._engine.status() or {}
         return estimate(
             shape,
             rows,
             options,
-            bytes_per_weight=2,
+            bytes_per_weight=status.get("weight_bytes") or self._weight_bytes(),
             tokens_per_second=seen.tokens_per_second,
-            card_bytes=self._card_bytes(options.train),
+            card_bytes=_card_bytes(_cards_told(status), options.train),
         )
 
-    def _card_bytes(self, train: TrainConfig) -> list[float]:
-        """What each card has on which such a run would train; none if one does, or nobody is there to say it.
-
-        Raises InvalidConfig where there are fewer.
-        """
-        if train.devices == 1 or (here := _cards_told(self._engine.status() or {})) is None:
-            return []
-        require_count(here.names, train.devices)
-        return here.of_each(train.devices)
+    def _weight_bytes(self) -> int:
+        """Of the number format in which the last runs here have computed; before any, what cards take."""
+        return next(filter(None, map(weight_bytes_of, self._registry.all(Run, limit=20))), 2)
 
     def _seen(self, base: Base, data: Dataset, train: TrainConfig) -> _Seen:
         """What the last runs on this base that got anywhere have shown, their slow first steps counted. Of

@@ -37,6 +37,11 @@ def cards_of(run: Run) -> tuple[int, int, str]:
     return *devices_of(run), str(run.config.get("train", {}).get("sharding", AUTO))
 
 
+def weight_bytes_of(run: Run) -> int:
+    """Bytes of a weight in the number format in which a run computes; 0 until its base has been loaded."""
+    return {"bfloat16": 2, "float32": 4}.get(str(run.details.get("dtype")), 0)
+
+
 def held_for(run: Run) -> str:
     """How the base of a run is held in memory while it trains; rows of earlier versions do not say."""
     return str(run.config.get("train", {}).get("quantisation", NONE))

@@ -10,11 +10,11 @@ from core.base_model.quantisation import bytes_of_linear
 from core.base_model.skeleton import skeleton
 
 
-def held_bytes(folder: Path, quantisation: str, bytes_per_weight: int, parts: int = 1) -> float:
+def held_bytes(folder: Path, quantisation: str, bytes_per_weight: int, parts: int = 1) -> int:
     """Bytes of all its parameters: of a quantised one the linear layers but for the head in few bits. parts:
     over how many cards the layers are laid out, of one of them.
     """
     found, numbers = skeleton(folder), sum(entry.count for _, entry in stored_tensors(folder).values())
-    linear = sum(math.prod(shape) for path, shape in found.shapes.items() if path != found.head)
-    layers = bytes_of_linear(linear, quantisation, bytes_per_weight) / parts
-    return layers + (numbers - linear) * bytes_per_weight
+    linear = [(outs, ins) for path, (ins, outs) in found.shapes.items() if path != found.head]
+    layers = sum(bytes_of_linear(shape, quantisation, bytes_per_weight, parts) for shape in linear)
+    return layers + (numbers - sum(map(math.prod, linear))) * bytes_per_weight

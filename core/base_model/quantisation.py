@@ -13,14 +13,29 @@ from core.errors import InvalidConfig
 NONE, NF4, INT8, FP8 = "none", "nf4", "int8", "fp8"
 QUANTISATIONS = (NONE, NF4, INT8, FP8)
 LABELS = {NONE: "full precision", NF4: "4 bits (NF4)", INT8: "8 bits (INT8)", FP8: "8 bits for speed (FP8)"}
-# of one number, the scales of its block counted; FP8 is held for forward and for backward
-_BITS = {NF4: 4 + 8 / 64 + 32 / (64 * 256), INT8: 8.0, FP8: 16.0}
+_FLOAT32 = 4
+_BLOCK, _NESTED_BLOCK = 64, 256  # as core/lora/quantised.py has them
+_NF4_CODE = 256 * _FLOAT32 + _FLOAT32  # of the scales, and their mean
 EXTRA = "bitsandbytes is not installed; install it with: pip install 'lora-workbench[qlora]'"
 
 
-def bytes_of_linear(numbers: int, quantisation: str, bytes_per_weight: float) -> float:
-    """What so many numbers of linear layers take in memory, the few of their scales counted."""
-    return numbers * (_BITS[quantisation] / 8 if quantisation in _BITS else bytes_per_weight)
+def bytes_of_linear(shape: tuple[int, int], quantisation: str, bytes_per_weight: int, parts: int = 1) -> int:
+    """What a linear layer of W [out, in] takes in memory, its bias not counted. parts: over how many
+    processes it is laid out, of the first of them; FSDP2 divides each tensor by its first dimension.
+    """
+    outputs, inputs = shape
+
+    def part(count: int) -> int:
+        return -(-count // parts)
+
+    if quantisation == NF4:
+        blocks = -(-outputs * inputs // _BLOCK)
+        nested = -(-blocks // _NESTED_BLOCK)
+        return part(-(-outputs * inputs // 2)) + part(blocks) + part(nested) * _FLOAT32 + _NF4_CODE
+    if quantisation == NONE:
+        return part(outputs) * inputs * bytes_per_weight
+    copies = 2 if quantisation == FP8 else 1  # for forward and for backward
+    return part(outputs) * (copies * inputs + _FLOAT32)
 
 
 def plain_encoder(name: str) -> str:

@@ -1,5 +1,6 @@
 """A base's linear layers quantised by bitsandbytes while its files are read, one tensor after another, or
-rounded to FP8 on their way to the device.
+rounded to FP8 on their way to the device; or one decoder layer after another, where each process is to keep a
+part of it.
 
 transformers decides which layers: all but the output head. What it has loaded is taken over as it lies in
 memory, in layers of ours.
@@ -8,7 +9,7 @@ memory, in layers of ours.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -23,7 +24,6 @@ from core.lora.quantised import FP8 as FP8_WEIGHTS
 from core.lora.quantised import INT8 as INT8_WEIGHTS
 from core.lora.quantised import NF4 as NF4_WEIGHTS
 from core.lora.quantised import Packed, QuantisedLinear
-from core.lora.wrapping import head_path
 
 _DEVICES = ("cuda", "cpu")
 
@@ -34,6 +34,17 @@ def quantising(quantisation: str, device: torch.device) -> dict[str, Any]:
 
     Raises InvalidConfig without bitsandbytes, InvalidModel for a device that it does not know.
     """
+    require_bitsandbytes(quantisation, device)
+    how = (
+        BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+        if quantisation == NF4
+        else BitsAndBytesConfig(load_in_8bit=True)
+    )
+    return {"quantization_config": how, "device_map": {"": device}}
+
+
+def require_bitsandbytes(quantisation: str, device: torch.device) -> None:
+    """Raise as quantising() where bitsandbytes cannot quantise on `device`."""
     require_quantising(quantisation)
     if device.type not in _DEVICES:
         raise InvalidModel(
@@ -41,12 +52,6 @@ def quantising(quantisation: str, device: torch.device) -> dict[str, Any]:
         )
     # Its CPU part would like to fetch a kernel from the hub, and warns that it cannot.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    how = (
-        BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
-        if quantisation == NF4
-        else BitsAndBytesConfig(load_in_8bit=True)
-    )
-    return {"quantization_config": how, "device_map": {"": device}}
 
 
 def require_fp8(device: torch.device, dtype: torch.dtype) -> None:
@@ -68,17 +73,35 @@ def to_fp8(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     after another; those that the hardware does not take (widths that are no multiples of 16) stay as they
     are.
     """
-    head, dtype = head_path(model), model.dtype
-    for path, module in list(model.named_modules()):
-        if not isinstance(module, (nn.Linear, Conv1D)) or path == head:
-            continue
-        weight = (module.weight.t() if isinstance(module, Conv1D) else module.weight).detach()
-        if takes_fp8(*weight.shape):
-            own = _in_fp8(weight.to(device), dtype)
-            model.set_submodule(
-                path, QuantisedLinear(own, module.bias, transposed=isinstance(module, Conv1D))
-            )
+    dtype = model.dtype
+
+    def rounded(weight: torch.Tensor) -> Packed | None:
+        return _in_fp8(weight.to(device), dtype) if takes_fp8(*weight.shape) else None
+
+    _replace(model, model.get_output_embeddings(), rounded)
     return model
+
+
+def quantise(within: nn.Module, head: nn.Module | None, quantisation: str, device: torch.device) -> None:
+    """Quantise the linear layers of a part of a plain model on `device`, but for its output head, one after
+    another: those, and to the numbers, that transformers quantises while it loads the model.
+    """
+    _replace(within, head, lambda weight: packed(weight.to(device), quantisation))
+
+
+def _replace(
+    within: nn.Module, head: nn.Module | None, pack: Callable[[torch.Tensor], Packed | None]
+) -> None:
+    """Put a QuantisedLinear in the place of each linear layer of which `pack` makes something of W [out,
+    in].
+    """
+    for path, module in list(within.named_modules()):
+        if not (type(module) is nn.Linear or isinstance(module, Conv1D)) or module is head:
+            continue
+        transposed = isinstance(module, Conv1D)
+        own = pack((module.weight.t() if transposed else module.weight).detach())
+        if own is not None:
+            within.set_submodule(path, QuantisedLinear(own, module.bias, transposed=transposed))
 
 
 def _in_fp8(weight: torch.Tensor, dtype: torch.dtype) -> Packed:

@@ -2,7 +2,8 @@
 fully_shard).
 
 Each decoder layer is gathered when it computes, forward and backward, and let go of behind it. Embedding,
-last norm and head lie whole on every process: what asks for them does so outside of the layers.
+last norm and head lie whole on every process: what asks for them does so outside of the layers. Of a base in
+4 or 8 bits the packed numbers and their scales are laid out and gathered, and W is made of them behind that.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from core.base_model.agreement import find_way
 from core.base_model.load import ResidentBase, decoder_layers, load_writing, make_resident
 from core.base_model.model_config import is_writing, load_config
-from core.base_model.quantisation import LABELS, NONE
+from core.base_model.quantisation import FP8, LABELS, NONE
+from core.base_model.quantised_load import quantise, quantised_layers, require_bitsandbytes
 from core.base_model.tokenizer import load_tokenizer
 from core.errors import InvalidModel
 
@@ -35,8 +37,11 @@ def shard_layers(layers: Iterable[nn.Module], mesh: DeviceMesh) -> None:
     may come from the CPU, so that the device never holds them all.
     """
     for layer in layers:
-        if not isinstance(layer, FSDPModule):
-            fully_shard(layer, mesh=mesh)
+        if isinstance(layer, FSDPModule):
+            continue
+        for one in quantised_layers(layer):
+            one.become_divisible()
+        fully_shard(layer, mesh=mesh)
 
 
 def load_sharded(
@@ -53,19 +58,29 @@ def load_sharded(
     device: this one's. It never holds more of the base than its part, one layer and what is in none.
 
     The host has the files mapped into its memory where they are in `dtype`, and else a copy for each process
-    until the layers are laid out. Raises InvalidModel as load_base(), and where it cannot be laid out.
+    until the layers are laid out. Each process quantises every layer and keeps its part. Raises InvalidModel
+    and InvalidConfig as load_base(), and InvalidModel where it cannot be laid out.
     """
     config = load_config(folder)
     quick = is_writing(config) and find_way(config).quick
     require_shardable(name or folder.name, quantisation, quick=quick)
-    model = load_writing(folder, config, torch.device("cpu"), dtype, quantisation).eval()
+    if quantisation != NONE:
+        require_bitsandbytes(quantisation, device)
+    model = load_writing(folder, config, torch.device("cpu"), dtype, NONE).eval()
     mesh = mesh_of(device)
-    layers = decoder_layers(model)
-    shard_layers(layers, mesh)
+    layers, head = decoder_layers(model), model.get_output_embeddings()
+    for layer in layers:
+        if quantisation != NONE:
+            quantise(layer, head, quantisation, device)
+        shard_layers([layer], mesh)
+    if quantisation != NONE:
+        quantise(model, head, quantisation, device)  # what is in none of them
     shard_around(model, model.base_model, layers, mesh, device)
     tokenizer = load_tokenizer(folder, template)
     told = {"folder": folder, "fingerprint": fingerprint, "name": name}
-    return make_resident(model, tokenizer, **told, parts=mesh.size())  # type: ignore[arg-type]
+    resident = make_resident(model, tokenizer, **told, parts=mesh.size())  # type: ignore[arg-type]
+    resident.quantisation = quantisation
+    return resident
 
 
 def shard(base: ResidentBase, device: torch.device) -> ResidentBase:
@@ -84,10 +99,10 @@ def shard(base: ResidentBase, device: torch.device) -> ResidentBase:
 
 def require_shardable(name: str, quantisation: str, *, quick: bool) -> None:
     """Raise InvalidModel for a base that cannot be laid out. quick: whether the quick way computes it."""
-    if quantisation != NONE:
+    if quantisation == FP8:
         raise InvalidModel(
-            f"{name} is held in {LABELS[quantisation]}, and only a base as its files have it is "
-            "laid out over several processes. Choose quantisation=none."
+            f"{name} is held in {LABELS[quantisation]}, in which a base is not laid out over several "
+            "processes. Choose quantisation=none, int8 or nf4."
         )
     if not quick:
         raise InvalidModel(

@@ -164,7 +164,8 @@ class AdapterBank(nn.Module):
         if isinstance(layer, ExpertParameter):
             return self.kind.start_experts(layer.shape, rank, generator, own)
         begin = self.kind.start_embedding if isinstance(layer, LoraEmbedding) else self.kind.start
-        return begin(layer.in_features, layer.out_features, rank, plain_weight(layer.base), generator, own)
+        weight = plain_weight(layer.base) if self.kind.starts_from_weight else torch.empty(0)
+        return begin(layer.in_features, layer.out_features, rank, weight, generator, own)
 
     def load(self, slot: int, adapter: AdapterWeights) -> None:
         """Copy an adapter into `slot`; layers it does not target become the plain base there. Of tied

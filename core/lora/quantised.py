@@ -21,6 +21,7 @@ from core.lora.fp8 import fp8_product, quantised_rows
 NF4, INT8, FP8 = "nf4", "int8", "fp8"
 _BLOCK, _NESTED_BLOCK = 64, 256  # numbers that share a scale, and scales that do; bitsandbytes' defaults
 _INT8_STEPS = 127.0
+_OF_W = {NF4: 3, INT8: 2}  # how many of the tensors grow with W; behind them come NF4's code and mean, 1 KB
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,16 @@ class QuantisedLinear(nn.Module):
         for name, tensor in zip(self._names, packed.tensors, strict=True):
             self.register_buffer(name, tensor, persistent=False)
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+
+    def become_divisible(self) -> None:
+        """Hold what grows with W in parameters, which torch's fully_shard lays out over several processes.
+
+        Raises KeyError for FP8, which is not laid out.
+        """
+        for name in self._names[: _OF_W[self.how]]:
+            tensor = getattr(self, name)
+            delattr(self, name)
+            self.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
 
     @property
     def packed(self) -> Packed:
@@ -128,8 +139,8 @@ def _keep(ctx, inputs, output):  # type: ignore[no-untyped-def]
 
 
 def _backward(ctx, dy):  # type: ignore[no-untyped-def]
-    dx = _product_backward(dy, ctx.saved_tensors, ctx.how, ctx.inputs)
-    return dx, [None] * len(ctx.saved_tensors), None, None, None
+    packed = ctx.saved_tensors  # once: a layer that is computed again gives them once
+    return _product_backward(dy, packed, ctx.how, ctx.inputs), [None] * len(packed), None, None, None
 
 
 # One operator, as all backward passes of quantised layers are: made by one of its own, W would follow from

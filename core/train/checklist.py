@@ -122,11 +122,12 @@ def _fits(room: int | None, plan: Estimate, options: TrainingOptions) -> Check:
         return Check("memory", "Fits the memory", OPEN, f"{needed}; how much there is, the engine says.")
     state = GOOD if plan.memory_bytes <= room else MIND
     said = f"{needed} of {room / 2**30:.1f} GiB"
-    is_plain = options.train.quantisation == NONE and options.train.sharding != FSDP
-    can_shrink = is_plain and not ADAPTER_KINDS.get(options.lora.kind).whole
+    can_shrink = options.train.quantisation == NONE and not ADAPTER_KINDS.get(options.lora.kind).whole
     less = ", or hold the base in 4 bits (quantisation=nf4)" if can_shrink else ""
     if plan.hold and plan.hold.may_part:
         less += ", or a part of it on each card (sharding=fsdp)"
+    if plan.cards > 1:
+        less += f", or a part of it on each of {plan.cards} cards (devices={plan.cards}, sharding=fsdp)"
     more = "" if state == GOOD else f"; measure first, or take less{less}"
     sliced = "" if plan.hold and plan.hold.way == FSDP else " and long rows are computed in slices"
     if plan.memory_bytes > room >= plan.least_bytes > 0:

@@ -281,8 +281,8 @@ class TrainConfig(Config):
         "Cards hold",
         "How several cards hold the base. ddp: each holds all of it (data parallel, DDP). fsdp: each holds a "
         "part of every layer, which is gathered when it computes (fully sharded, FSDP2): for a base that no "
-        "card holds, at about 0.7 of the speed (8B, two H200); for LoRA on linear layers of a base in full "
-        "precision. auto: ddp where the base takes at most 85 % of a card, else fsdp.",
+        "card holds, at about 0.7 of the speed (8B, two H200); for LoRA on linear layers, of a base "
+        "in few bits too (nf4, int8). auto: ddp where the base takes at most 85 % of a card, else fsdp.",
         choices=SHARDINGS,
         subject="Batches and memory",
     )

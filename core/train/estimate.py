@@ -78,6 +78,8 @@ class Estimate:
     """Memory on a GPU if everything is done that lowers it; 0 where that is not left to the memory."""
     hold: CardsHold | None = None
     """How several cards hold the base; None where one trains it."""
+    cards: int = 1
+    """Over how many cards the base could be laid out in parts, where one trains it."""
 
     @property
     def target_sentence(self) -> str:
@@ -103,7 +105,8 @@ def estimate(
     tokens_per_second: float | None,
     card_bytes: Sequence[float] = (),
 ) -> Estimate:
-    """Estimate a training. card_bytes: what each of several cards has in all, if that is known.
+    """Estimate a training. card_bytes: what each of the cards has in all, if that is known; of those that are
+    asked for, or of all where one is.
 
     Raises InvalidConfig if target_modules match nothing.
     """
@@ -140,6 +143,7 @@ def estimate(
         trains.whole,
         least_bytes=int(least) if base.may_pack and train.gradient_checkpointing == "auto" else 0,
         hold=hold,
+        cards=len(card_bytes) if train.processes == 1 and not _why_not_in_parts(base, options) else 1,
     )
 
 
@@ -157,12 +161,15 @@ def _hold(
     train = options.train
     if train.processes == 1:
         return None
-    way = QUICK_NAME if base.may_pack else GENERAL_NAME
-    refusal = why_not_in_parts(way, options)
+    refusal = _why_not_in_parts(base, options)
     takes = base.held_bytes(train.quantisation, bytes_per_weight)
     return cards_hold(
         train.sharding, train.devices, takes, card_bytes, machines=train.machines, refusal=refusal
     )
+
+
+def _why_not_in_parts(base: BaseShape, options: TrainingOptions) -> str:
+    return why_not_in_parts(QUICK_NAME if base.may_pack else GENERAL_NAME, options)
 
 
 def _least(hold: CardsHold | None) -> int:
@@ -176,7 +183,7 @@ def _base_bytes(base: BaseShape, train: TrainConfig, bytes_per_weight: int, hold
     if hold is None or hold.way == DDP:
         return base.held_bytes(train.quantisation, bytes_per_weight)
     part = base.part_bytes(train.quantisation, bytes_per_weight, train.devices)
-    return part + base.gathered_bytes(bytes_per_weight)
+    return part + base.gathered_bytes(train.quantisation, bytes_per_weight)
 
 
 @dataclass(frozen=True)

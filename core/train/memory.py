@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import functools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from core.base_model.load import ResidentBase
-from core.base_model.quantisation import LABELS, NONE
+from core.base_model.quantisation import LABELS, NONE, bytes_of_linear
 from core.errors import InvalidConfig, WorkbenchError
 from core.lora.layer import LoraLinear
 from core.train.offloading import HostStash
@@ -282,11 +283,15 @@ def room_for(base: ResidentBase, state_bytes: float, tokens: int) -> int:
 
 
 def room_in_parts(base: ResidentBase) -> int:
-    """Bytes that can still be had beside the layers of a base in parts that are whole at one time."""
-    inside = (one for path, one in base.layers.items() if path != base.head)
-    numbers = sum(one.in_features * one.out_features for one in inside)
-    whole = LAYERS_AT_ONCE * numbers / max(1, len(base.decoder_layers)) * base.dtype.itemsize
-    return max(0, int(_free(base.device) - whole))
+    """Bytes that can still be had beside the layers of a base in parts that are whole at one time, and the
+    weight that is made for a product where they are quantised.
+    """
+    width = base.dtype.itemsize
+    inside = [(one.out_features, one.in_features) for path, one in base.layers.items() if path != base.head]
+    numbers = sum(bytes_of_linear(shape, base.quantisation, width) for shape in inside)
+    whole = LAYERS_AT_ONCE * numbers / max(1, len(base.decoder_layers))
+    made = 0 if base.quantisation == NONE else max(map(math.prod, inside)) * width
+    return max(0, int(_free(base.device) - whole - made))
 
 
 def require_room(base: ResidentBase, state_bytes: float, parameters: int) -> None:

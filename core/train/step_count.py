@@ -49,9 +49,12 @@ def packs(rows: int, tokens: float, longest: int, block_length: int, config: Tra
     return worthwhile and planned_steps(math.ceil(tokens / block_length), config) >= _STEPS_WORTH_PACKING
 
 
-def smaller_plans(config: TrainConfig, hold: CardsHold | None = None) -> list[tuple[str, dict[str, Any]]]:
+def smaller_plans(
+    config: TrainConfig, hold: CardsHold | None = None, cards: int = 1
+) -> list[tuple[str, dict[str, Any]]]:
     """Changes that lower the memory of a card and keep the effective batch, each in words and as options; the
-    cheapest first. hold: how several cards hold the base.
+    cheapest first. hold: how several cards hold the base. cards: over how many it could be laid out, where
+    one trains.
     """
     found: list[tuple[str, dict[str, Any]]] = []
     size, accumulation = config.micro_batch_size, config.gradient_accumulation_steps
@@ -63,7 +66,9 @@ def smaller_plans(config: TrainConfig, hold: CardsHold | None = None) -> list[tu
         found.append(("Gradient checkpointing", {"gradient_checkpointing": "on"}))
     if hold is not None and hold.may_part:
         found.append(("A part of the base on each card (FSDP)", {"sharding": FSDP}))
-    if config.quantisation == NONE and config.sharding != FSDP and bitsandbytes_version():
+    if cards > 1:
+        found.append((f"A part of the base on each of {cards} cards", {"devices": cards, "sharding": FSDP}))
+    if config.quantisation == NONE and bitsandbytes_version():
         found.append(("Base in 4 bits (NF4)", {"quantisation": NF4}))
     if config.max_length > _SHORTEST_OFFERED:
         found.append((f"Max length {config.max_length // 2:,}", {"max_length": config.max_length // 2}))

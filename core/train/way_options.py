@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from core.base_model.quantisation import NONE, plain_on_the_general_way
+from core.base_model.quantisation import FP8, NONE, plain_on_the_general_way
 from core.base_model.way import GENERAL_NAME
 from core.errors import InvalidConfig
 from core.train.config import TrainConfig
@@ -22,8 +22,8 @@ def why_not_in_parts(way: str, options: TrainingOptions) -> str:
         return "only LoRA of bases that write text is trained so"
     if lora.trains_wholes or lora.parameter_names:
         return "only factors of linear layers are trained so, and no embedding, head, bias or experts"
-    if train.quantisation != NONE:
-        return "only a base in full precision is laid out so (quantisation=none)"
+    if train.quantisation == FP8:
+        return "a base in 8 bits for speed (FP8) is not laid out so (quantisation=none, int8 or nf4)"
     return "its base is computed on the general way" if way == GENERAL_NAME else ""
 
 

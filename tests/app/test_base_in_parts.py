@@ -32,6 +32,12 @@ HELLO = [{"role": "user", "content": "hello 3"}]
 GREEDY = GenerationConfig(temperature=0.0, max_tokens=6)
 
 
+@pytest.fixture
+def quantising(zygote):
+    """Processes that quantise need not import what does it, each by itself."""
+    zygote.import_too("bitsandbytes")
+
+
 def _source(session, workbench, run_id):
     from app.engine.preparing import base_source
 
@@ -50,11 +56,13 @@ def _notes(workbench, run_id):
     return [note.text for note in workbench.registry.measurements.notes(run_id)]
 
 
-@pytest.mark.parametrize("packing", ["off", "on"])
-def test_the_adapter_is_the_one_of_a_single_process(workbench, session, packing):
-    _, begun = session("alone", **PARTS | {"devices": 1, "sharding": "auto", "packing": packing})
+@pytest.mark.parametrize(("packing", "how"), [("off", "none"), ("on", "nf4")])
+@pytest.mark.usefixtures("quantising")
+def test_the_adapter_is_the_one_of_a_single_process(workbench, session, packing, how):
+    options = PARTS | {"packing": packing, "quantisation": how}
+    _, begun = session("alone", **options | {"devices": 1, "sharding": "auto"})
     _go(begun)
-    run_id, begun = session("parts", **PARTS | {"packing": packing}, sample_prompts="hello")
+    run_id, begun = session("parts", **options, sample_prompts="hello")
     _go(begun)
     assert workbench.registry.get(Run, run_id).state == FINISHED
     assert any(text.startswith("Held in parts on 2 cards") for text in _notes(workbench, run_id))
@@ -81,7 +89,7 @@ def test_answers_beside_the_training_are_those_of_the_whole_base(workbench, sess
     assert session.engine.base.parts == 1
 
 
-LONGER = QUICK | PARTS | {"max_steps": 60, "eval_steps": 30, "save_steps": 30}
+LONGER = QUICK | PARTS | {"max_steps": 60, "eval_steps": 30, "save_steps": 30, "quantisation": "nf4"}
 
 
 def _losses(workbench, run):
@@ -89,6 +97,7 @@ def _losses(workbench, run):
     return [(one.step, one.loss) for one in points if one.loss is not None]
 
 
+@pytest.mark.usefixtures("quantising")
 def test_the_engine_pauses_and_stops_a_run_in_parts_which_goes_on_to_the_same_bits(workbench):
     whole = workbench.training.start("llama", "data", TrainingOptions.parse(LONGER), "whole")
     assert workbench.runs.wait(whole.id).state == FINISHED
@@ -115,6 +124,8 @@ def test_the_engine_pauses_and_stops_a_run_in_parts_which_goes_on_to_the_same_bi
 
 
 def test_a_lost_worker_interrupts_the_run_which_goes_on_on_its_cards(workbench, session):
+    _go(session("whole", **PARTS)[1])
+    session.engine.end_training()
     run_id, begun = session("run", **PARTS)
     assert _go(begun, 20)
     session.engine.end_training()
@@ -125,6 +136,7 @@ def test_a_lost_worker_interrupts_the_run_which_goes_on_on_its_cards(workbench, 
     _go(session.next())
     session.engine.end_training()
     assert workbench.registry.get(Run, run_id).state == FINISHED
+    assert len({one.digest for one in workbench.registry.all(Adapter)}) == 1
 
 
 def test_an_answer_that_breaks_off_in_a_pass_ends_the_run_and_nothing_wrong_is_computed(
@@ -195,7 +207,7 @@ def test_a_card_without_memory_has_all_go_on_in_smaller_pieces_or_end_with_the_r
     [
         ({"devices": 1}, "devices is 1"),
         ({"kind": "dora"}, "only LoRA of bases that write text"),
-        ({"quantisation": "int8"}, "only a base in full precision"),
+        ({"quantisation": "fp8"}, r"8 bits for speed \(FP8\) is not laid out so"),
         ({"modules_to_save": "lm_head"}, "no embedding, head, bias"),
     ],
 )
@@ -234,6 +246,12 @@ def test_plan_and_checklist_tell_of_each_card_and_how_they_hold_the_base(workben
     shown, _ = shown_plan(workbench, "llama", "data", FormValues("", QUICK | {"devices": 2}).write())
     assert "free on each card<" in shown
     assert "<dt>Cards</dt><dd>Held in parts on 2 cards (fully sharded, FSDP): each has 1/2 of every" in shown
+    alone, _ = shown_plan(workbench, "llama", "data", FormValues("", QUICK).write())
+    assert "A part of the base on each of 2 cards" not in alone, "it fits"
+    _with_cards(workbench, monkeypatch, [weights, weights], 1 << 20)
+    for chosen in ({}, {"quantisation": "nf4"}):
+        alone, _ = shown_plan(workbench, "llama", "data", FormValues("", QUICK | chosen).write())
+        assert "A part of the base on each of 2 cards</button>" in alone
     _with_cards(workbench, monkeypatch, [80 << 30, 2 << 30], 70 << 30)
     assert _point(workbench, "memory", devices=2).reason.endswith("on each card of 2.0 GiB.")
     whole = _point(workbench, "cards", devices=2)
@@ -255,7 +273,20 @@ def test_what_is_offered_where_a_card_is_too_small_lowers_what_a_card_takes():
     assert not [change for change in offered if "micro_batch_size" in change], "each has one row already"
     parts = replace(train, sharding="fsdp")
     changes = [change for _, change in smaller_plans(parts, cards_hold("fsdp", 2, 1.0, []))]
-    assert not [change for change in changes if change.keys() & {"sharding", "quantisation"}]
+    assert not [change for change in changes if "sharding" in change]
+    assert {"quantisation": "nf4"} in changes
+
+
+def test_the_plan_counts_weights_as_they_are_in_memory(workbench, session, monkeypatch):
+    def planned(status):
+        monkeypatch.setattr(workbench.engine, "status", lambda: status)
+        return workbench.training.estimate("llama", "data", TrainingOptions.parse(QUICK)).memory_bytes
+
+    narrow, parameters = planned(None), workbench.registry.find(Base, "llama").parameters
+    assert planned({"weight_bytes": 4}) - narrow > 2 * parameters
+    finish(session("one", max_steps=6, max_length=64)[1])
+    assert session.engine.weight_bytes == session.engine.base.dtype.itemsize == 4
+    assert planned(None) == planned({"weight_bytes": 4}), "the last run has shown it"
 
 
 def test_the_speed_of_a_run_on_other_cards_is_not_taken_for_the_plan(workbench, session):

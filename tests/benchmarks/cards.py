@@ -4,6 +4,7 @@
 python -m tests.benchmarks.cards --shape 8b --cards 2 --blocks 4 --length 1024
 python -m tests.benchmarks.cards --shape 8b --cards 2 --blocks 4 --length 1024 --ways one,data
 python -m tests.benchmarks.cards --shape 8b --layers 200 --cards 2 --blocks 1 --ways base   (83 GiB)
+python -m tests.benchmarks.cards --shape 70b --cards 2 --blocks 1 --ways base --quantisation nf4   (20 GiB)
 python -m tests.benchmarks.cards --shape tiny --cards 2 --blocks 2 --length 64 --steps 4   (no card: gloo)
 
 --blocks are those of each card: data apart has `cards` times as many in a step. Each way has processes of
@@ -19,13 +20,14 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from core.base_model.quantisation import NONE, QUANTISATIONS
 from core.train.accelerators import worker_device
-from core.train.base_apart import BaseApart
-from core.train.meeting import Meeting, leave
+from core.train.meeting import Meeting, store_in
 from core.train.share import ALL
 from tests.benchmarks import ours, peer
 from tests.benchmarks.report import show
@@ -36,12 +38,21 @@ _WARM_UP = 8
 
 
 def measure(
-    shape: str, layers: int, cards: int, blocks: int, length: int, steps: int, ways: list[str]
+    shape: str,
+    layers: int,
+    cards: int,
+    blocks: int,
+    length: int,
+    steps: int,
+    ways: list[str],
+    quantisation: str = NONE,
 ) -> list[dict[str, object]]:
     """One row for each way."""
     rows: list[dict[str, object]] = []
     for way in ways:
-        found = _together(way, 1 if way == "one" else cards, [shape, layers, blocks, length, steps])
+        found = _together(
+            way, 1 if way == "one" else cards, [shape, layers, blocks, length, steps, quantisation]
+        )
         speed = found[0]["tok/s"] if way in ("data", "base") else sum(one["tok/s"] for one in found)
         rows.append(
             {
@@ -84,13 +95,13 @@ def _process(way: str, cards: int, work: list[object], meeting: str, number: int
     device = worker_device(number)
     if device.type == "cpu":
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // cards))
-    shape, layers, blocks, length, steps = work
+    shape, layers, blocks, length, steps, held = work
     together = way in ("data", "base")
-    share = Meeting(Path(meeting), number, cards).open(device)
+    share: Any = Meeting(store_in(Path(meeting), cards), number, cards).open(device, in_parts=way == "base")
     if way == "base":
-        share, base = BaseApart(device), laid_out(str(shape), int(str(layers)), device)
+        base = laid_out(str(shape), int(str(layers)), device, str(held))
     else:
-        base = resident(str(shape), device=device)
+        base = resident(str(shape), device=device, quantisation=str(held))
     rows, timed = int(str(blocks)) * (cards if together else 1), int(str(steps))
     quick = {} if device.type == "cuda" else {"compile": "off"}
     wanted = ours.requests(base, 1, rows, int(str(length)), timed + _WARM_UP, **quick)
@@ -99,7 +110,7 @@ def _process(way: str, cards: int, work: list[object], meeting: str, number: int
     speed, _, notices = ours.train(base, wanted, steps=timed, warm_up=_WARM_UP, share=group_share)
     print(notices, file=sys.stderr)
     dist.barrier()
-    leave()
+    share.leave()
     print(json.dumps({"tok/s": speed, "peak GiB": peer.peak_gib()}))
 
 
@@ -113,14 +124,14 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--ways", default=",".join(WAYS), help="some of them, with commas")
+    parser.add_argument("--quantisation", default=NONE, choices=QUANTISATIONS, help="how the base is held")
     parser.add_argument("--process", type=json.loads, help="for itself")
     args = parser.parse_args()
     if args.process:
         _process(**args.process)
         return
-    rows = measure(
-        args.shape, args.layers, args.cards, args.blocks, args.length, args.steps, args.ways.split(",")
-    )
+    about = [args.shape, args.layers, args.cards, args.blocks, args.length, args.steps]
+    rows = measure(*about, args.ways.split(","), args.quantisation)
     show(f"cards {args.shape} {args.blocks}×{args.length} a card", rows)
 
 

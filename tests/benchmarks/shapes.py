@@ -22,8 +22,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from core.base_model.agreement import QUICK, find_way
 from core.base_model.load import ResidentBase, make_resident
 from core.base_model.quantisation import NONE
-from core.base_model.quantised_load import packed
-from core.lora.quantised import QuantisedLinear
+from core.base_model.quantised_load import quantise
 
 SHAPES = {
     "tiny": {
@@ -134,11 +133,10 @@ def build_quantised(
         config.num_hidden_layers = sizes["num_hidden_layers"]
         for number in range(config.num_hidden_layers):
             layer = LlamaDecoderLayer(config, number).eval()
-            for path, linear in list(layer.named_modules()):
-                if isinstance(linear, nn.Linear):
-                    nn.init.normal_(linear.weight, std=config.initializer_range)
-                    held = QuantisedLinear(packed(linear.weight.detach(), quantisation), linear.bias)
-                    layer.set_submodule(path, held)
+            for one in layer.modules():
+                if isinstance(one, nn.Linear):
+                    nn.init.normal_(one.weight, std=config.initializer_range)
+            quantise(layer, None, quantisation, device)
             model.model.layers.append(layer)
     return model
 
@@ -179,7 +177,7 @@ def resident(
     return base
 
 
-def laid_out(shape: str, layers: int, device: torch.device) -> ResidentBase:
+def laid_out(shape: str, layers: int, device: torch.device, quantisation: str = NONE) -> ResidentBase:
     """The same over all processes of the default group, built a layer at a time so that no device holds it
     all; layers: how many, 0 for as many as the shape has.
     """
@@ -199,10 +197,13 @@ def laid_out(shape: str, layers: int, device: torch.device) -> ResidentBase:
             for one in layer.modules():
                 if isinstance(one, nn.Linear):
                     nn.init.normal_(one.weight, std=config.initializer_range)
+            if quantisation != NONE:
+                quantise(layer, None, quantisation, device)
             shard_layers([layer], mesh)
             model.model.layers.append(layer)
     shard_around(model, model.model, list(model.model.layers), mesh, device)
     base = make_resident(model, NoTokenizer(), folder=Path("."), name=shape, way=QUICK)  # type: ignore[arg-type]
+    base.quantisation = quantisation
     base.model.generation_config.eos_token_id = None
     return base
 

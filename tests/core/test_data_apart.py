@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 
+from core.base_model.quantisation import NONE
 from core.lora.peft.files import load_adapter
 from tests.core.helpers import CLOSE, load
 from tests.core.training_worker import train
@@ -52,6 +53,8 @@ def together(zygote, tmp_path, monkeypatch):
     zygote.import_too("tests.core.training_worker")
 
     def start(processes, base, runs, **job):
+        if job.get("quantisation", NONE) != NONE:
+            zygote.import_too("bitsandbytes")
         out = tmp_path / f"{processes}-{len(list(tmp_path.iterdir()))}"
         out.mkdir()
         (out / "job.json").write_text(json.dumps({"base": str(base), "runs": runs, "out": str(out), **job}))
@@ -79,7 +82,9 @@ def _alone(tmp_path, base, runs, **job):
 def one_process(tiny_llama, tmp_path_factory):
     """A function that trains the runs of a case in this process: as _alone(), once for each."""
     return functools.cache(
-        lambda case: _alone(tmp_path_factory.mktemp("alone"), tiny_llama, _case(CASES[case]))
+        lambda case, how=NONE: _alone(
+            tmp_path_factory.mktemp("alone"), tiny_llama, _case(CASES[case]), quantisation=how
+        )
     )
 
 

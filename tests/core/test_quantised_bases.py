@@ -10,8 +10,9 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+from core.base_model.load import decoder_layers
 from core.base_model.quantisation import INT8, NF4
-from core.base_model.quantised_load import quantised_layers
+from core.base_model.quantised_load import quantise, quantised_layers
 from core.data.formats import Example
 from core.errors import InvalidConfig, InvalidModel
 from core.events import RunFailed, StepDone, TrainingDone
@@ -33,7 +34,7 @@ from core.train.run import RunRequest
 from core.train.run_state import RunState
 from core.train.step import MicroBatchStep
 from core.train.training_options import TrainingOptions
-from tests.core.helpers import load, logits, peft_loss, random_adapter, token_rows
+from tests.core.helpers import CPU, load, logits, peft_loss, random_adapter, token_rows
 
 HOW = {
     NF4: BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True),
@@ -87,9 +88,23 @@ def test_logits_are_those_of_transformers_with_bitsandbytes(any_model, how):
     assert len(quantised_layers(base.model)) == len([path for path in base.layers if path != base.head])
 
 
+@pytest.mark.parametrize("how", HOW)
+def test_a_plain_model_quantised_bit_by_bit_is_the_one_that_transformers_quantises(any_model, how):
+    model = AutoModelForCausalLM.from_pretrained(any_model, dtype=torch.float32)
+    for layer in decoder_layers(model):
+        quantise(layer, model.get_output_embeddings(), how, CPU)
+    quantise(model, model.get_output_embeddings(), how, CPU)
+    found, wanted = map(quantised_layers, (model, load(any_model, quantisation=how).model))
+    assert len(found) == len(wanted) > 0
+    for one, other in zip(found, wanted, strict=True):
+        assert all(map(torch.equal, one.packed.tensors, other.packed.tensors))
+        assert (one.shape, one.transposed) == (other.shape, other.transposed)
+
+
 def _request(base, key, kind="lora", own=None, resume=None, **train):
     """A run with dropout; two adapters of these share a batch."""
-    whole = {name: train.pop(name) for name in ("modules_to_save", "bias") if name in train}
+    names = ("modules_to_save", "bias", "target_modules")
+    whole = {name: train.pop(name) for name in names if name in train}
     lora = LoraConfig(rank=key, alpha=8, kind=kind, dropout=train.pop("dropout", 0.2), **whole)
     shared = {"micro_batch_size": 2, "max_length": 64, "packing": "on", "learning_rate": 5e-3, "max_steps": 3}
     options = TrainingOptions(lora, TrainConfig(**{**shared, "seed": key, **train}), **(own or {}))
@@ -124,6 +139,16 @@ def test_every_kind_learns_as_on_a_plain_base_with_these_numbers(quantised, plai
     found, wanted = figures(quantised[how]), figures(plain_twins[how])
     for rank, one in wanted.items():
         torch.testing.assert_close(torch.tensor(found[rank]), torch.tensor(one), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_layers_without_an_adapter_are_computed_again_in_backward(quantised, how):
+    base = quantised[how]
+    kept, again = (
+        _train(base, [_request(base, 4, target_modules="q_proj,v_proj", gradient_checkpointing=asked)])[0]
+        for asked in ("off", "on")
+    )
+    assert again == kept
 
 
 def test_whole_parameters_are_trained_beside_a_quantised_base(tiny_llama, tiny_qwen, plain_twins):

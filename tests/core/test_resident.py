@@ -155,3 +155,8 @@ def test_a_base_that_has_no_room_says_what_would_help(tiny_llama, engine, monkey
     with pytest.raises(BaseTooLarge, match=r"\(quantisation=nf4\) they take about 0.0 GiB") as found:
         engine.load_base(_source(tiny_llama))
     assert ran_out_of_memory(found.value)
+    monkeypatch.setattr("core.engine.card_names", lambda: ["RTX 4090"] * 2)
+    with pytest.raises(
+        BaseTooLarge, match=r"the 2 cards here can hold a part each \(devices=2, sharding=fsdp\)"
+    ):
+        engine.load_base(replace(_source(tiny_llama), quantisation="nf4"))

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from core.base_model.quantisation import NONE
+from core.base_model.quantised_load import quantised_layers
 from core.data.formats import Example
 from core.errors import WorkbenchError
 from core.events import EvalDone, Notice, RunFailed, StepDone, TrainingDone
@@ -42,10 +44,17 @@ def rows(word: str, count: int) -> list[Example]:
     ]
 
 
-def train(job: dict[str, Any], share: Any = ALL, laid_out: Any = lambda base: base) -> dict[str, Any]:
+def _load(job: dict[str, Any]) -> Any:
+    folder = Path(job["base"])
+    if job.get("float64"):
+        return load_float64(folder)
+    return load(folder, quantisation=job.get("quantisation", NONE))
+
+
+def train(job: dict[str, Any], share: Any = ALL, loaded: Any = _load) -> dict[str, Any]:
     """What came of it: adapters in folders, losses by step, and errors, by run."""
     torch.set_num_threads(1)
-    base = laid_out((load_float64 if job.get("float64") else load)(Path(job["base"])))
+    base = loaded(job)
     Path(job["out"], f"held-{share.number}").write_text(str(_held_bytes(base)))
     mine = job.get("differs", {}) if share.number else {}
     requests = [_request(base, name, one | mine) for name, one in job["runs"].items()]
@@ -87,9 +96,10 @@ def _run_short(base: Any, rows: int, where: str, **_: object) -> None:
 
 
 def _held_bytes(base: Any) -> int:
-    """Of the parameters that this process holds, as torch has them."""
+    """Of the base's numbers that this process holds, as torch has them."""
+    packed = [one for layer in quantised_layers(base.model) for one in layer.buffers()]
     numbers = [getattr(one, "to_local", lambda one=one: one)() for one in base.model.parameters()]
-    return sum(one.numel() * one.element_size() for one in numbers)
+    return sum(one.numel() * one.element_size() for one in [*numbers, *packed])
 
 
 def _request(base: Any, name: str, one: dict[str, Any]) -> Any:
@@ -121,7 +131,7 @@ def _act(group: TrainingGroup, key: str, event: StepDone | EvalDone, job: dict[s
 
 def main() -> int:
     """Train, and write what came of it if this is the first process."""
-    from core.base_model.sharded import shard
+    from core.base_model.sharded import load_sharded, shard
     from core.train.base_apart import BaseApart
     from core.train.data_apart import DataApart, backend
 
@@ -140,11 +150,15 @@ def main() -> int:
         if job.get("base_apart"):
             share = BaseApart(device)
 
-            def laid_out(base: Any) -> Any:
-                share.accompany(shard(base, device))
+            def in_parts(job: dict[str, Any]) -> Any:
+                how = job.get("quantisation", NONE)
+                told = {"fingerprint": "f" * 64, "name": "tiny", "template": "", "quantisation": how}
+                about = {"device": device, "dtype": torch.float32} | told
+                base = shard(_load(job), device) if how == NONE else load_sharded(Path(job["base"]), **about)
+                share.accompany(base)
                 return base
 
-            found = train(job, share, laid_out)
+            found = train(job, share, in_parts)
         else:
             found = train(job, DataApart(device))
     except (WorkbenchError, NotHeld) as error:

@@ -147,11 +147,16 @@ class AdapterKind:
 
     # Training.
 
+    starts_from_weight = True
+    """Whether start() and start_embedding() look at W. That of a quantised base would have to be made first,
+    and of a base in parts nobody holds it.
+    """
+
     def start(
         self, n_in: int, n_out: int, rank: int, weight: Tensor, generator: Generator, own: Any
     ) -> Mapping[str, Tensor]:
-        """The tensors of a fresh adapter, float32 on the CPU; `weight` is the frozen W [out, in], `own` this
-        kind's options.
+        """The tensors of a fresh adapter, float32 on the CPU; `weight` is the frozen W [out, in], or an empty
+        tensor where starts_from_weight is False, `own` this kind's options.
 
         Whatever is random comes from `generator`, so the same seed starts the same adapter on every device.
         """

@@ -32,6 +32,7 @@ class FromWeight(Lora):
 
     options = NoOptions
     takes_parts = takes_experts = False
+    starts_from_weight = True
 
     def tensors(self, n_in: int, n_out: int, rank: int) -> tuple[LayerTensor, ...]:
         """A and B, and how they started. Raises InvalidConfig for a rank that W does not have."""

@@ -93,6 +93,8 @@ class Adalora(AdapterKind):
         left = LayerTensor("left", (rank, 1), trained=False, kept=False)
         return (*(LayerTensor(name, own[name]) for name in _STORED), left, *means)
 
+    starts_from_weight = False
+
     def start(
         self, n_in: int, n_out: int, rank: int, weight: Tensor, generator: Generator, own: Any
     ) -> Mapping[str, Tensor]:

@@ -36,6 +36,7 @@ class Dora(Lora):
     )
     embedding_names: Mapping[str, str] = {}
     plain_lora = takes_bias_on_b = takes_parts = takes_experts = False
+    starts_from_weight = True
 
     def tensors(self, n_in: int, n_out: int, rank: int) -> tuple[LayerTensor, ...]:
         """A [r, in], B [out, r] and m [out]."""

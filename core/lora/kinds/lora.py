@@ -63,7 +63,7 @@ class Lora(AdapterKind):
 
     takes_parts = True
     takes_experts = True
-    reads_weight = False
+    starts_from_weight = reads_weight = False
 
     def takes_embedding(self, own: Config) -> bool:
         """Where A is trained, which is what starts at zero there, and B has no bias."""

@@ -59,6 +59,8 @@ class Miss(AdapterKind):
 
         return {"fold": torch.arange(n_in).remainder(rank).float()}
 
+    starts_from_weight = False
+
     def start(
         self, n_in: int, n_out: int, rank: int, weight: Tensor, generator: Generator, own: Any
     ) -> Mapping[str, Tensor]:

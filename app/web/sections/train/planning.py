@@ -192,7 +192,9 @@ def _too_large(plan: Estimate, room: int | None, options: TrainingOptions) -> st
     if not room or plan.memory_bytes <= room:
         return ""
     said = "That may be more memory than there is. Measure first, or take less:"
-    return f"<p class='plan-hint'>{said}</p>{offers_html(smaller_plans(options.train, plan.hold))}"
+    return (
+        f"<p class='plan-hint'>{said}</p>{offers_html(smaller_plans(options.train, plan.hold, plan.cards))}"
+    )
 
 
 def offers_html(offers: Offers) -> str:
