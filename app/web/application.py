@@ -32,6 +32,10 @@ _MOST_TABS = 32
 """That the server remembers, the last used: each takes about 0.8 MB, and Gradio would keep 10,000, also of
 tabs that were closed or loaded anew. One that is forgotten and comes back begins with nothing chosen.
 """
+_LOOKS_SECONDS = 0.01
+"""Between two looks of Gradio's queue for something to do. It looks a thousand times a second by itself, for
+which the open page took a tenth of a core with nobody there.
+"""
 _PRIVATE = (
     "registry.db",
     "blobs",
@@ -126,6 +130,7 @@ def build_app(workbench: Workbench) -> ASGIApp:
     serve_judged(application, workbench, number_in)
     page = build_page(workbench)
     page.state_session_capacity = _MOST_TABS
+    page._queue.sleep_when_free = max(_LOOKS_SECONDS, page._queue.sleep_when_free)
     gr.mount_gradio_app(
         application,
         page,

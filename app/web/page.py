@@ -64,8 +64,16 @@ def build_page(workbench: Workbench) -> gr.Blocks:
                 )
         keys_sheet()
         _keep_up_to_date(shell, head, section, changes)
+        _describe_once(page)
     check_answers(page)
     return page
+
+
+def _describe_once(page: gr.Blocks) -> None:
+    """Have components and events described when all are there, and not four times until the page is served:
+    each takes a tenth of a second.
+    """
+    page.default_config.get_config = functools.cache(page.default_config.get_config)  # type: ignore[method-assign]
 
 
 def _opened(

@@ -162,7 +162,8 @@ class Renderer:
         """Render examples in order, each as one sequence or several; in place of one that the template cannot
         render stands the reason.
 
-        Pieces are tokenised in a thread of the tokenizer's own while the next rows are put together.
+        Pieces are tokenised in a thread of the tokenizer's own while the next rows are put together; those of
+        few rows are not, as for one row starting the thread takes most of the time.
         """
         examples = iter(examples)
         with ThreadPoolExecutor(1) as pool:
@@ -170,9 +171,12 @@ class Renderer:
             while True:
                 batch = self._prepared(list(itertools.islice(examples, _BATCH_ROWS)))
                 rows = [one.pieces for row in batch if not isinstance(row, InvalidData) for one in row.parts]
+                if waiting is None and len(batch) < _BATCH_ROWS:
+                    yield from _assembled(batch, self._encoder.encode(rows))
+                    return
                 following = (batch, pool.submit(self._encoder.encode, rows)) if batch else None
                 if waiting is not None:
-                    yield from _assembled(*waiting)
+                    yield from _assembled(waiting[0], waiting[1].result())
                 if following is None:
                     return
                 waiting = following
@@ -415,10 +419,8 @@ _Prepared = _Row | InvalidData
 _Encoded = list[list[list[int]] | InvalidData]
 
 
-def _assembled(
-    batch: list[_Prepared], encoded: Future[_Encoded]
-) -> Iterator[tuple[Rendered, ...] | InvalidData]:
-    rows = iter(encoded.result())
+def _assembled(batch: list[_Prepared], encoded: _Encoded) -> Iterator[tuple[Rendered, ...] | InvalidData]:
+    rows = iter(encoded)
     for row in batch:
         if isinstance(row, InvalidData):
             yield row

@@ -14,6 +14,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -155,6 +156,40 @@ def _remedy(template: str, values: dict[str, Any], conversation: Conversation) -
 # The process.
 
 
+class _Guard:
+    """Ends a process that does not answer within _WAIT_SECONDS. Its thread stays for the questions that
+    follow: one for each took as long as the answer to a short question.
+    """
+
+    def __init__(self) -> None:
+        self._held = threading.Condition()
+        self._process: subprocess.Popen[str] | None = None
+        self._until = 0.0  # of the monotonic clock: when the process is to have answered
+        self._stands = False
+
+    def begin(self, process: subprocess.Popen[str]) -> None:
+        """The process is asked now."""
+        with self._held:
+            self._process, self._until = process, time.monotonic() + _WAIT_SECONDS
+            if not self._stands:
+                self._stands = True
+                threading.Thread(target=self._stand, name="template guard", daemon=True).start()
+
+    def end(self) -> None:
+        """It has answered, or ended."""
+        with self._held:
+            self._process = None
+
+    def _stand(self) -> None:
+        """Until nothing was asked for as long as an answer may take."""
+        with self._held:
+            while (left := self._until - time.monotonic()) > 0:
+                self._held.wait(left)  # nobody rouses it: who asks again only moves the time on
+            if self._process is not None:
+                self._process.kill()
+            self._stands = False
+
+
 class _TemplateProcess:
     """Asks the process, which is started when it is needed and again after it was ended."""
 
@@ -165,6 +200,7 @@ class _TemplateProcess:
         """Without a process yet. One that was forked starts its own: what it inherits is its parent's."""
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
+        self._guard = _Guard()
         self._stopped: Counter[str] = Counter()
 
     def ask(
@@ -207,8 +243,7 @@ class _TemplateProcess:
                 for one in conversations
             ],
         }
-        guard = threading.Timer(_WAIT_SECONDS, process.kill)
-        guard.start()
+        self._guard.begin(process)
         try:
             process.stdin.write(json.dumps(question) + "\n")
             process.stdin.flush()
@@ -216,7 +251,7 @@ class _TemplateProcess:
         except BrokenPipeError:
             line = ""
         finally:
-            guard.cancel()
+            self._guard.end()
         if line.endswith("\n"):
             found: list[_Answer] = json.loads(line)
             return found

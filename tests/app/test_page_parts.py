@@ -1,5 +1,6 @@
 """Parts of the page that need no browser: what it remembers, says and shows first."""
 
+import asyncio
 import re
 from importlib import resources
 
@@ -14,21 +15,49 @@ from app.web.sections.train.planning import _more_steps
 from core.train.config import TrainConfig
 
 
-def test_only_the_tabs_used_last_are_remembered(workbench, monkeypatch):
-    """Each takes about 0.8 MB, and every load of the page is one."""
-    from gradio import state_holder
+def _served(workbench):
+    """The page as Gradio has it once it is mounted."""
     from gradio.routes import App
 
     from app.web.application import build_app
 
     apps = [getattr(one, "app", None) for one in build_app(workbench).routes]
     (page,) = [one for one in apps if isinstance(one, App)]
+    return page
+
+
+def test_only_the_tabs_used_last_are_remembered(workbench, monkeypatch):
+    """Each takes about 0.8 MB, and every load of the page is one."""
+    from gradio import state_holder
+
+    held = _served(workbench).state_holder
     monkeypatch.setattr(state_holder, "SessionState", lambda blocks: object())
-    held = page.state_holder
     for number in range(500):
         held["the one that polls"], held[f"loaded {number} times"]
     assert len(held.session_data) == len(held.time_last_used) <= 40
     assert "the one that polls" in held
+
+
+def test_the_page_that_is_served_is_described_as_gradio_would_describe_it_then(workbench):
+    """It is described once, before its handlers are checked and it is mounted."""
+    page = _served(workbench).get_blocks()
+    assert len(page.config["components"]) > 400
+    anew = type(page.default_config).get_config(page.default_config)
+    assert {name: page.config[name] for name in anew} == anew
+
+
+def test_a_page_at_rest_looks_for_work_a_hundred_times_a_second_at_most(workbench, monkeypatch):
+    """A thousand times, as Gradio does by itself, are a tenth of a core."""
+    queue, waits = _served(workbench).get_blocks()._queue, []
+
+    async def sleep(seconds):
+        waits.append(seconds)
+        queue.stopped = True
+
+    monkeypatch.setattr("gradio.queueing.asyncio.sleep", sleep)
+    asyncio.run(queue.start_processing())
+    assert waits
+    assert min(waits) >= 0.01
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """A template is a stranger's program: whatever it does ends within seconds, with a sentence about the row."""
 
 import copy
+import os
+import signal
 import time
 
 import pytest
@@ -84,6 +86,28 @@ def test_a_template_that_never_ends_is_given_up_not_tried_for_every_row(tokenize
     found = list(Renderer(with_template(tokenizer, BOMBS["nested loops"])).render_many(rows))
     assert all(isinstance(one, InvalidData) for one in found)
     assert time.monotonic() - start < 15
+
+
+def test_a_process_that_says_nothing_is_ended_and_the_next_is_watched_as_well(tokenizer, monkeypatch):
+    real = templating._started
+
+    def stopped():
+        process = real()
+        os.kill(process.pid, signal.SIGSTOP)  # its time is not counted then
+        return process
+
+    monkeypatch.setattr(templating, "_PROCESS", templating._TemplateProcess())
+    monkeypatch.setattr(templating, "_WAIT_SECONDS", 0.2)
+    monkeypatch.setattr(templating, "_started", stopped)
+    for text in ("one", "two"):
+        with pytest.raises(InvalidData, match="does not come to an end"):
+            apply_template(with_template(tokenizer, text), TURNS, add_generation_prompt=False)
+    monkeypatch.setattr(templating, "_WAIT_SECONDS", 30)
+    monkeypatch.setattr(templating, "_started", real)
+    three = with_template(tokenizer, "three")
+    found = [apply_template(three, TURNS, add_generation_prompt=False) for _ in "ab"]
+    templating._PROCESS._forget()
+    assert found == ["three"] * 2
 
 
 @pytest.mark.parametrize(
