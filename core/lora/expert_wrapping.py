@@ -18,7 +18,6 @@ _TOKENS, _EACH = 6, 2  # of a probe, and experts of each token
 _LENGTH = 5  # tokens of each row of another
 _ALLOWED = {torch.float32: 1e-4, torch.float64: 1e-4}
 _ALLOWED_IN_16_BITS = 3e-2
-_ROUNDED = 0.1  # what a row's company may change by rounding, in any dtype
 
 
 def wrapped_experts(model: PreTrainedModel, path: str) -> LoraExperts:
@@ -86,7 +85,7 @@ def _require_rows_in_order(model: PreTrainedModel, experts: Mapping[str, nn.Modu
     size = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
     ids = (torch.arange(2 * _LENGTH, device=model.device) * 7 % size).view(2, -1)
     both, one = _given(model, experts, ids), _given(model, experts, ids[:1])
-    strange = [path for path in experts if not _begins_with(both.get(path), one.get(path))]
+    strange = [path for path in experts if not _in_order(one.get(path), both.get(path))]
     if strange:
         raise InvalidModel(
             f"{type(model).__name__} gives {strange[0]} ({len(strange)} such modules) other things than the "
@@ -95,10 +94,14 @@ def _require_rows_in_order(model: PreTrainedModel, experts: Mapping[str, nn.Modu
         )
 
 
-def _begins_with(both: Tensor | None, one: Tensor | None) -> bool:
+def _in_order(one: Tensor | None, both: Tensor | None) -> bool:
+    """Whether each token of a row by itself is most like what stands in its place in both rows: rounding
+    sends some to other experts where the row has company, and what they are then is only alike.
+    """
     if both is None or one is None or both.dim() != 2 or len(both) != 2 * len(one) or len(one) != _LENGTH:
         return False
-    return _distance(one, both[: len(one)]) <= _ROUNDED
+    nearest = torch.cdist(one.float(), both.float()).argmin(1)
+    return bool((nearest == torch.arange(len(one), device=one.device)).all())
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from core.base_model.way import Way
 from core.combine.blending import blended
 from core.combine.combining import Part, combine, resize
 from core.combine.config import CombineConfig
-from core.errors import InvalidAdapter, InvalidConfig
+from core.errors import InvalidAdapter, InvalidConfig, InvalidModel
 from core.events import StepDone
 from core.generate.config import GenerationConfig
 from core.generate.decode import Decoder, RowRequest
@@ -27,6 +27,7 @@ from core.lora.anatomy import anatomy
 from core.lora.bank import AdapterBank, loaded_bank
 from core.lora.config import LoraConfig
 from core.lora.expert_factors import together
+from core.lora.expert_wrapping import experts_of, wrapped_experts
 from core.lora.foreign.fit import fit
 from core.lora.foreign.look import look
 from core.lora.foreign.take import take
@@ -134,6 +135,29 @@ def test_experts_in_a_way_that_is_not_known_are_refused(tokenizer, tmp_path):
     base = load(made("llama4_text", tokenizer, tmp_path))
     with pytest.raises(InvalidConfig, match="computed in a way on which adapters are not known here"):
         train_alone(base, _rows("hello", 6), LoraConfig(**ON_EXPERTS), TrainConfig(**SHARED))
+
+
+@pytest.mark.parametrize("order", ["rounded", "turned"])
+def test_experts_that_are_not_given_the_tokens_in_order_are_refused(order):
+    """Rounding may send a token of a row to other experts where the row has company: it is still in order."""
+    model = tiny_model("mixtral", num_hidden_layers=2)
+    noise = torch.randn(32, generator=torch.Generator().manual_seed(0))
+
+    def given(_, inputs):
+        x, *others = inputs
+        if len(x) == 10 and order == "rounded":
+            x = x + 0.3 * x.std() * noise * (torch.arange(10) == 2)[:, None]
+        return (x if order == "rounded" else x.flip(0), *others)
+
+    found = experts_of(model)
+    path = "model.layers.1.mlp.experts"
+    assert path in found
+    found[path].register_forward_pre_hook(given)
+    if order == "rounded":
+        assert wrapped_experts(model, path)
+    else:
+        with pytest.raises(InvalidModel, match=rf"gives {path} \(1 such modules\) other things"):
+            wrapped_experts(model, path)
 
 
 def _saved(folder, adapter, base):
