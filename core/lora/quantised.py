@@ -21,6 +21,7 @@ from core.lora.fp8 import fp8_product, quantised_rows
 NF4, INT8, FP8 = "nf4", "int8", "fp8"
 _BLOCK, _NESTED_BLOCK = 64, 256  # numbers that share a scale, and scales that do; bitsandbytes' defaults
 _INT8_STEPS = 127.0
+_A_BYTE = torch.float8_e4m3fn
 _OF_W = {NF4: 3, INT8: 2}  # how many of the tensors grow with W; behind them come NF4's code and mean, 1 KB
 
 
@@ -58,25 +59,34 @@ class QuantisedLinear(nn.Module):
         self.how, self.shape, self.dtype, self.transposed = packed.how, packed.shape, packed.dtype, transposed
         self.out_features, self.in_features = packed.shape
         self._names = [f"packed_{number}" for number in range(len(packed.tensors))]
+        self._integers: dict[str, torch.dtype] = {}  # of what is held as other bytes, what it is
         for name, tensor in zip(self._names, packed.tensors, strict=True):
             self.register_buffer(name, tensor, persistent=False)
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
 
     def become_divisible(self) -> None:
-        """Hold what grows with W in parameters, which torch's fully_shard lays out over several processes.
+        """Hold what grows with W in parameters, which torch's fully_shard lays out over several processes;
+        bytes as float8 of the same bits, since before torch 2.13 it takes no integers.
 
         Raises KeyError for FP8, which is not laid out.
         """
         for name in self._names[: _OF_W[self.how]]:
             tensor = getattr(self, name)
             delattr(self, name)
+            if not tensor.is_floating_point():
+                self._integers[name] = tensor.dtype
+                tensor = tensor.view(_A_BYTE)
             self.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
 
     @property
     def packed(self) -> Packed:
         """The weight as it is held."""
-        tensors = tuple(getattr(self, name) for name in self._names)
+        tensors = tuple(self._tensor(name) for name in self._names)
         return Packed(self.how, tensors, self.shape, self.dtype)
+
+    def _tensor(self, name: str) -> Tensor:
+        held: Tensor = getattr(self, name)
+        return held.view(self._integers[name]) if name in self._integers else held
 
     @property
     def device(self) -> torch.device:
