@@ -119,7 +119,7 @@ def _losses_and_gradients_are_pefts(both):
     for slot, adapter in enumerate(both.adapters):
         bank.load(slot, adapter)
     part = MicroBatch(both.rows, [(0,), (1,), (2,)], 1.0)
-    shape = Shape(ADAPTERS, 3, 128, packed=False, supervised=384, segments=9, fixed=False)
+    shape = Shape(ADAPTERS, 3, 128, packed=False, supervised=384, segments=9, fixed=not base.way.quick)
     goal = GroupObjective(KIND, [KIND.options()] * ADAPTERS)
     step = MicroBatchStep(base, bank, ExecutionPlan(Tier.KEEP, False), goal)
     figures = step.train(step.collate([part] * ADAPTERS, shape))
