@@ -5,6 +5,7 @@ import re
 from html import unescape
 
 from app.service.usual import usual_base, usual_data
+from app.service.workbench import Workbench
 from app.web.sections.train.form_values import FormValues
 from app.web.sections.train.live_runs import live_html
 from app.web.sections.train.option_groups import COMMON, groups
@@ -78,12 +79,19 @@ def test_a_reload_brings_back_what_is_still_there_and_an_address_what_it_wishes(
     assert (again.base, options.parsed().train.seed, options.label) == ("other", 7, f"run {run.id}")
 
 
+def test_the_plan_says_what_is_missing_first(settings):
+    workbench = Workbench(settings)
+    assert "Add one under Models" in plan_html(workbench, None, None, "", [])
+    workbench.close()
+
+
 def test_the_plan_tells_the_layers_of_the_base_and_why_it_cannot_start(workbench):
     def targets(html: str):
         return json.loads(unescape(re.search("data-targets='([^']*)'", html)[1]))
 
     empty = plan_html(workbench, None, None, "", [])
-    assert "Add one under Models" in empty
+    assert "Choose a base model." in empty, "there is one"
+    assert "Choose a data set." in plan_html(workbench, "llama", None, "", [])
     assert targets(empty) == {"kinds": [], "choices": {}, "hits": {}, "words": {}}
     said = plan_html(workbench, "llama", "data", FormValues("", {"rank": 2}).write(), [])
     kinds = {name: (layers, count) for name, layers, count, _ in targets(said)["kinds"]}

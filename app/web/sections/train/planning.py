@@ -28,7 +28,7 @@ from core.train.objectives import OBJECTIVES
 from core.train.step_count import smaller_plans
 from core.train.training_options import TrainingOptions
 from storage.errors import NotFound
-from storage.tables import Base
+from storage.tables import Base, Dataset
 
 Offers = Sequence[tuple[str, Mapping[str, Any]]]
 """Changes of options that are proposed: in words, and the options."""
@@ -111,7 +111,7 @@ def plan_html(
     said = FormValues.read(options)
     targets = targets_html(workbench, base, said)
     if not base or not dataset:
-        return targets + _first_steps(base)
+        return targets + _first_steps(workbench, base)
     try:
         runs = told(said.wanted)()
         plan = told(workbench.training.estimate)(base, dataset, runs[0])
@@ -134,12 +134,17 @@ def _what_it_can(workbench: Workbench, base: str, said: FormValues) -> Offers:
     ]
 
 
-def _first_steps(base: str | None) -> str:
-    if not base:
+def _first_steps(workbench: Workbench, base: str | None) -> str:
+    """What is missing: of what there is, the form chooses some by itself, a moment after it is opened."""
+    if not base and not workbench.registry.names(Base):
         add = link("Add one under Models", "models")
         said = f"There is no base model to train yet. {add}: the starter model is enough."
-    else:
+    elif not base:
+        said = "Choose a base model."
+    elif not workbench.registry.names(Dataset):
         said = f"There is nothing to learn from yet. {link('Import a data set', 'data')}."
+    else:
+        said = "Choose a data set."
     return f"<div class='empty'>{said}</div>"
 
 
