@@ -40,6 +40,8 @@ _Answer = str | dict[str, Any]
 
 _WAIT_SECONDS = 30.0  # for one batch, where the system does not count the process's time, or stopped it
 _CANNOT = "The base's chat template cannot render these turns"
+_FOLD = "Put the text of the system turn in front of the user's first words, or choose that for the data set"
+_JOIN = "Join neighbouring turns of one role, or choose that for the data set"
 _MEND = "Mend the template in the base's folder (chat_template.jinja), or use another base."
 
 
@@ -137,20 +139,22 @@ def _undefined(said: str) -> str:
 
 def _remedy(template: str, values: dict[str, Any], conversation: Conversation) -> str:
     """What can be done with these turns, tried where that is possible."""
-    turns = conversation.turns
-    roles = [turn["role"] for turn in turns]
-    rest = [turn for turn in turns if turn["role"] != "system"]
-    without = conversation._replace(turns=rest)
-    if len(rest) < len(turns) and isinstance(_PROCESS.ask(template, values, [without])[0], str):
-        return (
-            "Put the text of the system turn in front of the user's first words, or choose that for the "
-            "data set."
-        )
-    if roles[:1] == ["assistant"]:
+    rest = [turn for turn in conversation.turns if turn["role"] != "system"]
+    folding = len(rest) < len(conversation.turns)
+    for turns, remedy in ((rest, _FOLD), (_joined(rest), f"{_FOLD}; and {_JOIN[0].lower()}{_JOIN[1:]}")):
+        fitted = conversation._replace(turns=turns)
+        if folding and isinstance(_PROCESS.ask(template, values, [fitted])[0], str):
+            return f"{remedy}."
+    if [turn["role"] for turn in conversation.turns[:1]] == ["assistant"]:
         return "Begin with a user's turn."
-    if any(one == other for one, other in itertools.pairwise(roles)):
-        return "Join neighbouring turns of one role, or choose that for the data set."
+    if len(_joined(conversation.turns)) < len(conversation.turns):
+        return f"{_JOIN}."
     return "Change such rows, leave them out, or use another base."
+
+
+def _joined(turns: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The first of each speaker's neighbouring turns: what a template says of the order of speakers."""
+    return [next(several) for _, several in itertools.groupby(turns, key=lambda turn: turn["role"])]
 
 
 # The process.

@@ -22,6 +22,13 @@ Call = dict[str, Any]
 _CALL = re.compile(r"\s*<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)
 _RESULT = re.compile(r"<tool_response>\s*(.*?)\s*</tool_response>", re.DOTALL)
 _TOOLS = re.compile(r"<tools>\s*(.*?)\s*</tools>", re.DOTALL)
+_INTRODUCED = re.compile(
+    r"#+ Tools\b|You are a function calling AI model|You are provided with function signatures|"
+    r"You may call one or more functions|Here are the available tools"
+)
+_EXPLAINED = re.compile(
+    r"\s*(?:Use the following pydantic|For each function call)(?:.*</tool_call>|.*)", re.DOTALL
+)
 
 
 def parsed(value: Any) -> Any:
@@ -120,6 +127,18 @@ def tools_in_text(text: str) -> tuple[Tool, ...]:
         return read_tools(found) if found else ()
     except RowFault:
         return ()
+
+
+def beside_tools(text: str) -> str:
+    """What a system turn that defines tools says of its own: what stands before the words by which Hermes and
+    Qwen introduce these, and behind those that explain how to call them.
+    """
+    places = [one.span() for one in _TOOLS.finditer(text) if _listed(one[1])]
+    before = _INTRODUCED.split(text[: places[0][0]], maxsplit=1)[0]
+    after = text[places[-1][1] :]
+    explained = _EXPLAINED.match(after)
+    after = after[explained.end() :] if explained else after
+    return "\n\n".join(part for one in (before, after) if (part := one.strip()))
 
 
 def _listed(text: str) -> Sequence[Any]:

@@ -13,6 +13,7 @@ from core.data.formats import Example, Message, plain_turn
 from core.data.reading import kind_of
 from core.data.tool_calls import (
     Tool,
+    beside_tools,
     calls_in_text,
     read_calls,
     read_either,
@@ -116,11 +117,13 @@ def read_turns(turns: Sequence[dict[str, Any]]) -> Turns:
                 notes.append(("only_answers", f"Turn {at + 1} is marked for training, and is the {role}'s."))
         if hermes and role == "system" and (found := tools_in_text(message["content"])):
             tools += found
+            if own := beside_tools(message["content"]):
+                said.append({**message, "content": own})
             continue
         said += _from_texts(message) if hermes else [message]
     if tools:
         notes.append(
-            ("tools_read", "The system turn that tells of the tools is written by the template instead.")
+            ("tools_read", "What the system turn tells of the tools is written by the template instead.")
         )
     return Turns(tuple(said), frozenset(silent), (*notes, *unused_keys(turns)), tuple(tools))
 

@@ -123,6 +123,11 @@ def test_a_process_that_says_nothing_is_ended_and_the_next_is_watched_as_well(to
         ("{{ ''.__class__.__mro__ }}", "ua", "may not do|do not have"),
         (refusing("messages[0].role == 'system'"), "sua", "Put the text of the system turn in front"),
         (refusing("messages[0].role == messages[1].role"), "uuaua", "Join neighbouring turns of one role"),
+        (
+            refusing("messages[0].role == 'system' or messages[0].role == messages[1].role"),
+            "suua",
+            "Put the text of the system turn .*; and join neighbouring turns of one role",
+        ),
         (refusing("messages[0].role == 'assistant'"), "aua", "Begin with a user's turn"),
         (refusing("messages[0].role != 'user'"), "aua", "Begin with a user's turn"),
     ],

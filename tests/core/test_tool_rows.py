@@ -18,7 +18,11 @@ ASKED, ANSWERED = MESSAGES
 TOOL = {"name": "find", "description": "Finds.", "parameters": {"type": "object", "properties": {"q": {}}}}
 WRAPPED = {"type": "function", "function": TOOL}
 CALL = {"name": "find", "arguments": {"q": "it's <b>"}}
-HERMES = f"You may call functions: <tools>\n{json.dumps([WRAPPED])}\n</tools> For each return <tool_call>."
+HERMES = (
+    "You are a function calling AI model. You are provided with function signatures within <tools></tools> "
+    f"XML tags. Here are the available tools: <tools>\n{json.dumps([WRAPPED])}\n</tools> For each function "
+    "call return a json object <tool_call>\n{}\n</tool_call>"
+)
 IN_TEXT = f"I look.\n<tool_call>\n{json.dumps(CALL)}\n</tool_call>"
 
 
@@ -64,6 +68,24 @@ def test_tools_and_calls_are_one_form_whatever_their_spelling(tmp_path, spelling
     assert {key: call[key] for key in CALL} == CALL
     assert [tool["function"] for tool in row.tools] == [TOOL]
     assert [one[1] for one in found] == (["tools_read"] if spelling == "Hermes" else [])
+
+
+def test_what_a_system_turn_says_beside_its_tools_is_kept(tmp_path):
+    qwen = (
+        "You are Bob.\n\n# Tools\n\nYou may call one or more functions to assist.\n\nYou are provided with "
+        f"function signatures within <tools></tools> XML tags:\n<tools>\n{json.dumps(WRAPPED)}\n</tools>\n\n"
+        "For each function call, return a json object:\n<tool_call>\n{}\n</tool_call>"
+    )
+    said = [
+        ("Answer in French. " + HERMES + "\nBe brief.", "Answer in French.\n\nBe brief."),
+        (qwen, "You are Bob."),
+        (f"Bob may use <tools>{json.dumps(WRAPPED)}</tools> today.", "Bob may use\n\ntoday."),
+    ]
+    others = SPELLINGS["Hermes"]["conversations"][1:]
+    rows = [{"conversations": [{"from": "system", "value": text}, *others]} for text, _ in said]
+    _, found, _ = take(tmp_path, "a.jsonl", lines(*rows))
+    assert [row.messages[0]["content"] for row in found] == [own for _, own in said]
+    assert all(len(row.messages) == 5 and len(row.tools) == 1 for row in found)
 
 
 @pytest.mark.parametrize(

@@ -64,8 +64,9 @@ class Peft(ExportFormat):
         model_type = read_json(what.base_folder / "config.json").get("model_type", "")
         if taken := taken_for_experts(model_type, [one for one in what.adapter.layers if one not in experts]):
             return [
-                f"PEFT takes {taken[0]} ({len(taken)} such layers) for experts by the name, and leaves out "
-                "what it has there. Train it on other layers to use it with PEFT, or export it merged."
+                f"PEFT takes {taken[0]} ({len(taken)} such layers) for experts by the name: it leaves out "
+                f"what it has there{', or does not load it at all' if experts else ''}. Train it on other "
+                "layers to use it with PEFT, or export it merged."
             ]
         if experts:
             return [
