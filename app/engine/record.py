@@ -170,5 +170,17 @@ def prepared_sentence(event: Prepared, together: int, over_length: str) -> str:
     return "; ".join(parts)
 
 
+def other_numbers_sentence(before: object, event: Prepared) -> str:
+    """Where a run goes on in another number format than it had, what follows; else nothing. before: as noted
+    when it was prepared last, if it was.
+    """
+    if before in (None, event.dtype):
+        return ""
+    return (
+        f"The base computes in {event.dtype} now and computed in {before} before, so the run goes on as it was "
+        f"up to that rounding, not bit for bit; set LORA_WORKBENCH_DTYPE={before} for the same."
+    )
+
+
 def _rows(count: int, one: str, many: str) -> str:
     return f"1 row {one}" if count == 1 else f"{count:,} rows {many}"

@@ -14,7 +14,7 @@ from typing import TypeVar
 from app.engine.checkpoints import checkpoint_bytes, save_checkpoint
 from app.engine.faults import reason
 from app.engine.preparing import base_source, prepare, way_of
-from app.engine.record import RunRecord, prepared_sentence
+from app.engine.record import RunRecord, other_numbers_sentence, prepared_sentence
 from app.engine.sample_prompts import sample_answers
 from app.engine.several_cards import SeveralCards
 from app.shared.disk import bytes_to_go_on, free_bytes, insist, is_full
@@ -304,6 +304,8 @@ class RunSession:
         record.total_steps, record.validates = event.total_steps, event.validation_rows > 0
         self._write(self._registry.runs.begin, record.id, details)
         self._say(record, prepared_sentence(event, len(self.run_ids), record.train.over_length))
+        if said := other_numbers_sentence(record.run.details.get("dtype"), event):
+            self._say(record, said, ALERT)
 
     def _act_on(self, record: RunRecord, alerts: Sequence[Alert]) -> None:
         for alert in alerts:

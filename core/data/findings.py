@@ -255,6 +255,12 @@ KINDS: dict[str, Kind] = {
             "The base's chat template writes them in its own words.",
         ),
         Kind(
+            "call_text",
+            WARNING,
+            "Tool call not as it stands in the text",
+            "Templates write an answer's words first and then its calls, each JSON with name and arguments.",
+        ),
+        Kind(
             "separator",
             WARNING,
             "More than one separator",

@@ -36,7 +36,7 @@ _PREVIEW_ROWS = 5
 _MOST_COMPARED = 100_000  # characters of a row that near copies are told by
 _ERRORS = codes_of(ERROR)
 # Found when a row of the file is converted; what is stored of it does not show them again.
-_AT_CONVERSION = ("ignored_part", "unused_key", "only_answers", "separator", "tools_read")
+_AT_CONVERSION = ("ignored_part", "unused_key", "only_answers", "separator", "tools_read", "call_text")
 # Columns that other tools train with, beside those that a format takes.
 _BELONG = frozenset(
     (

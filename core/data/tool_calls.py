@@ -115,6 +115,18 @@ def calls_in_text(text: str) -> tuple[str, list[Call]]:
         return text, []
 
 
+def about_calls(text: str) -> str:
+    """What an answer's <tool_call>…</tool_call> are not taken as they stand; empty where they are, or none
+    is there.
+    """
+    if "<tool_call>" not in text:
+        return ""
+    if not calls_in_text(text)[1]:
+        return "what stands in <tool_call> is no JSON with a name, so that it stays text."
+    _, *behind = _CALL.sub("\0", text).split("\0")
+    return "its words behind a call are put before it." if any(map(str.strip, behind)) else ""
+
+
 def results_in_text(text: str) -> list[str]:
     """What stands in each <tool_response>…</tool_response> of a tool's turn; the turn itself without any."""
     return _RESULT.findall(text) or [text]

@@ -13,6 +13,7 @@ from core.data.formats import Example, Message, plain_turn
 from core.data.reading import kind_of
 from core.data.tool_calls import (
     Tool,
+    about_calls,
     beside_tools,
     calls_in_text,
     read_calls,
@@ -120,6 +121,8 @@ def read_turns(turns: Sequence[dict[str, Any]]) -> Turns:
             if own := beside_tools(message["content"]):
                 said.append({**message, "content": own})
             continue
+        if hermes and role == "assistant" and (note := about_calls(message["content"])):
+            notes.append(("call_text", f"Turn {at + 1}: {note}"))
         said += _from_texts(message) if hermes else [message]
     if tools:
         notes.append(
@@ -178,9 +181,17 @@ def _reasoning(turn: dict[str, Any], number: int) -> str:
 
 
 def _writes_calls_into_texts(turns: Sequence[dict[str, Any]]) -> bool:
-    """Whether tools are called in the texts themselves, as in rows of Hermes."""
+    """Whether tools are called or defined in the texts themselves, as in rows of Hermes."""
     texts = (turn.get("content") or turn.get("value") or turn.get("text") for turn in turns)
-    return any(isinstance(one, str) and "<tool_call>" in one and "</tool_call>" in one for one in texts)
+    return any(isinstance(one, str) and (_calls_inside(one) or _defines_inside(one)) for one in texts)
+
+
+def _calls_inside(text: str) -> bool:
+    return "<tool_call>" in text and "</tool_call>" in text
+
+
+def _defines_inside(text: str) -> bool:
+    return "</tools>" in text and bool(tools_in_text(text))
 
 
 def _from_texts(message: Message) -> Iterator[Message]:

@@ -15,8 +15,8 @@ from core.base_model.fingerprint import stat_key
 from core.errors import InvalidData, WrongBase
 from core.train.training_options import TrainingOptions
 from storage.errors import InUse
-from storage.tables import Adapter, Base, Checkpoint, Dataset, Run
-from tests.workbenches import QUICK, wait_for
+from storage.tables import ALERT, Adapter, Base, Checkpoint, Dataset, Run
+from tests.workbenches import QUICK, finish, wait_for
 
 EVERY = 10
 STEPS = {
@@ -183,3 +183,14 @@ def test_what_has_changed_under_a_paused_run_is_named(workbench, tiny_llama, tmp
     with pytest.raises(WrongBase, match="gone or another one"):
         workbench.runs.resume(run.id)
     assert workbench.registry.get(Run, run.id).state == "failed"
+
+
+@pytest.mark.parametrize("before", ["bfloat16", "float32"])
+def test_a_run_that_goes_on_in_another_number_format_says_so(workbench, session, monkeypatch, before):
+    monkeypatch.setattr(workbench.engine, "wake", lambda: None)
+    run_id = workbench.training.start("llama", "data", TrainingOptions.parse(QUICK), "run").id
+    workbench.registry.runs.begin(run_id, {"dtype": before})
+    finish(session.next())
+    told = [note.text for note in workbench.registry.measurements.notes(run_id) if note.kind == ALERT]
+    assert len(told) == (before == "bfloat16")
+    assert all("computes in float32 now and computed in bfloat16 before" in one for one in told)

@@ -89,6 +89,31 @@ def test_what_a_system_turn_says_beside_its_tools_is_kept(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (IN_TEXT, ""),
+        (IN_TEXT + " And now?", "Turn 3: its words behind a call are put before it."),
+        ("<tool_call>find it</tool_call>", "Turn 3: what stands in <tool_call> is no JSON with a name"),
+    ],
+)
+def test_a_call_that_is_not_taken_as_it_stands_is_told(tmp_path, text, said):
+    system, asked, _, *others = SPELLINGS["Hermes"]["conversations"]
+    turns = [system, asked, {"from": "gpt", "value": text}, *others]
+    _, _, found = take(tmp_path, "a.jsonl", lines({"conversations": turns}))
+    told = [one for one in found if one[1] == "call_text"]
+    assert len(told) == bool(said)
+    assert said in str(told)
+
+
+def test_tools_of_a_row_that_calls_none_are_read_as_those_of_others(tmp_path):
+    system, asked, *_ = SPELLINGS["Hermes"]["conversations"]
+    row = {"conversations": [system, asked, {"from": "gpt", "value": "hello"}]}
+    _, (found,), _ = take(tmp_path, "a.jsonl", lines(row))
+    assert [turn["role"] for turn in found.messages] == ["user", "assistant"]
+    assert [tool["function"] for tool in found.tools] == [TOOL]
+
+
+@pytest.mark.parametrize(
     ("change", "code", "said"),
     [
         ({"tools": [{"description": "no name"}]}, "tools", "Tool 1 is an object without a name"),
