@@ -177,8 +177,8 @@ def other_numbers_sentence(before: object, event: Prepared) -> str:
     if before in (None, event.dtype):
         return ""
     return (
-        f"The base computes in {event.dtype} now and computed in {before} before, so the run goes on as it was "
-        f"up to that rounding, not bit for bit; set LORA_WORKBENCH_DTYPE={before} for the same."
+        f"The base computes in {event.dtype} now and computed in {before} before, so the run goes on as it "
+        f"was up to that rounding, not bit for bit; set LORA_WORKBENCH_DTYPE={before} for the same."
     )
 
 
