@@ -32,6 +32,8 @@ COMMAND_LINE, DEFAULT = "command line", "default"
 _PREFIX = "LORA_WORKBENCH_"
 _HOST_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _KEY = re.compile(r"[!-~]{8,200}")
+KEYS = ("api_key", "join_key")
+"""Settings that let others in."""
 _HEADER = "# Settings of this home folder. What each may be: lora-workbench settings\n\n"
 _NEXT_START = " Counts from the page's next start."
 
@@ -122,14 +124,11 @@ class Preferences(Config):
                 "host must be an address or a name alone, such as 127.0.0.1, 0.0.0.0 or localhost, not "
                 f"{self.host!r}."
             )
-        if self.api_key and not _KEY.fullmatch(self.api_key):
-            raise InvalidConfig(
-                "api_key must be 8 to 200 letters, digits or signs of ASCII without spaces, or empty."
-            )
-        if self.join_key and not _KEY.fullmatch(self.join_key):
-            raise InvalidConfig(
-                "join_key must be 8 to 200 letters, digits or signs of ASCII without spaces, or empty."
-            )
+        for name in KEYS:
+            if (key := getattr(self, name)) and not _KEY.fullmatch(key):
+                raise InvalidConfig(
+                    f"{name} must be 8 to 200 letters, digits or signs of ASCII without spaces, or empty."
+                )
         if is_everywhere(parsed_address(self.join_address)[0]):
             raise InvalidConfig(
                 "join_address must be one address of this machine, which the others reach, such as "
@@ -137,8 +136,6 @@ class Preferences(Config):
             )
 
 
-KEYS = frozenset({"api_key", "join_key"})
-"""Those that let others in."""
 _NOT_SHOWN = "set, not shown"
 
 

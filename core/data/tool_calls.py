@@ -115,13 +115,13 @@ def calls_in_text(text: str) -> tuple[str, list[Call]]:
         return text, []
 
 
-def about_calls(text: str) -> str:
+def about_calls(text: str, left: str) -> str:
     """What an answer's <tool_call>…</tool_call> are not taken as they stand; empty where they are, or none
-    is there.
+    is there. left: what calls_in_text() leaves of it.
     """
     if "<tool_call>" not in text:
         return ""
-    if not calls_in_text(text)[1]:
+    if left == text:
         return "what stands in <tool_call> is no JSON with a name, so that it stays text."
     _, *behind = _CALL.sub("\0", text).split("\0")
     return "its words behind a call are put before it." if any(map(str.strip, behind)) else ""
@@ -132,22 +132,23 @@ def results_in_text(text: str) -> list[str]:
     return _RESULT.findall(text) or [text]
 
 
-def tools_in_text(text: str) -> tuple[Tool, ...]:
-    """The definitions in <tools>…</tools> of a system turn, a list or one a line; none if it has none."""
-    found = [one for match in _TOOLS.finditer(text) for one in _listed(match[1])]
-    try:
-        return read_tools(found) if found else ()
-    except RowFault:
-        return ()
-
-
-def beside_tools(text: str) -> str:
-    """What a system turn that defines tools says of its own: what stands before the words by which Hermes and
-    Qwen introduce these, and behind those that explain how to call them.
+def tools_in_text(text: str) -> tuple[tuple[Tool, ...], str]:
+    """The definitions in <tools>…</tools> of a system turn, a list or one a line, and what it says beside
+    them; none and all of it if it has none.
     """
-    places = [one.span() for one in _TOOLS.finditer(text) if _listed(one[1])]
-    before = _INTRODUCED.split(text[: places[0][0]], maxsplit=1)[0]
-    after = text[places[-1][1] :]
+    found = [(match.span(), listed) for match in _TOOLS.finditer(text) if (listed := _listed(match[1]))]
+    try:
+        tools = read_tools([one for _, listed in found for one in listed]) if found else ()
+    except RowFault:
+        tools = ()
+    return (tools, _beside(text[: found[0][0][0]], text[found[-1][0][1] :])) if tools else ((), text)
+
+
+def _beside(before: str, after: str) -> str:
+    """A system turn's own words: what stands before those by which Hermes and Qwen introduce tools, and
+    behind those that explain how to call them.
+    """
+    before = _INTRODUCED.split(before, maxsplit=1)[0]
     explained = _EXPLAINED.match(after)
     after = after[explained.end() :] if explained else after
     return "\n\n".join(part for one in (before, after) if (part := one.strip()))

@@ -14,7 +14,6 @@ from core.data.reading import kind_of
 from core.data.tool_calls import (
     Tool,
     about_calls,
-    beside_tools,
     calls_in_text,
     read_calls,
     read_either,
@@ -116,14 +115,18 @@ def read_turns(turns: Sequence[dict[str, Any]]) -> Turns:
                 silent.append(len(said))
             elif wanted and role != "assistant":
                 notes.append(("only_answers", f"Turn {at + 1} is marked for training, and is the {role}'s."))
-        if hermes and role == "system" and (found := tools_in_text(message["content"])):
-            tools += found
-            if own := beside_tools(message["content"]):
-                said.append({**message, "content": own})
+        if not hermes:
+            said.append(message)
             continue
-        if hermes and role == "assistant" and (note := about_calls(message["content"])):
+        if role == "system":
+            found, own = tools_in_text(message["content"])
+            tools += found
+            said += [{**message, "content": own}] if own or not found else []
+            continue
+        taken = list(_from_texts(message))
+        if role == "assistant" and (note := about_calls(message["content"], taken[0]["content"])):
             notes.append(("call_text", f"Turn {at + 1}: {note}"))
-        said += _from_texts(message) if hermes else [message]
+        said += taken
     if tools:
         notes.append(
             ("tools_read", "What the system turn tells of the tools is written by the template instead.")
@@ -182,8 +185,9 @@ def _reasoning(turn: dict[str, Any], number: int) -> str:
 
 def _writes_calls_into_texts(turns: Sequence[dict[str, Any]]) -> bool:
     """Whether tools are called or defined in the texts themselves, as in rows of Hermes."""
-    texts = (turn.get("content") or turn.get("value") or turn.get("text") for turn in turns)
-    return any(isinstance(one, str) and (_calls_inside(one) or _defines_inside(one)) for one in texts)
+    given = (turn.get("content") or turn.get("value") or turn.get("text") for turn in turns)
+    texts = [one for one in given if isinstance(one, str)]
+    return any(map(_calls_inside, texts)) or any(map(_defines_inside, texts))
 
 
 def _calls_inside(text: str) -> bool:
@@ -191,7 +195,7 @@ def _calls_inside(text: str) -> bool:
 
 
 def _defines_inside(text: str) -> bool:
-    return "</tools>" in text and bool(tools_in_text(text))
+    return "</tools>" in text and bool(tools_in_text(text)[0])
 
 
 def _from_texts(message: Message) -> Iterator[Message]:
