@@ -20,6 +20,7 @@ from core.lora.layout import HEAD, Layout, corner
 from core.lora.on_top import stacked
 from core.lora.ops import factor_dtype
 from core.lora.stack import AdapterStack, EmbeddingStack, MixedStack
+from core.lora.tiles import in_tiles
 from core.lora.whole_places import trained_wholes
 from core.lora.whole_slots import WholeSlots
 from core.lora.whole_stack import OwnModule, in_use
@@ -126,8 +127,12 @@ class AdapterBank(nn.Module):
         """Within the block the model computes with this bank: row group i uses adapter slots[i] (None: all in
         order).
         """
-        with in_use(self.places, self.stacks, slots, self.own):
+        with in_tiles(slots, self.slots), in_use(self.places, self.stacks, slots, self.own):
             yield
+
+    def is_on(self, module: nn.Module) -> bool:
+        """Whether adapters of this bank take part in this module of the base itself."""
+        return any(place is module for place in self.places.values())
 
     def refresh(self) -> None:
         """Bring the working copy up to date after the stored factors have changed."""
@@ -422,6 +427,7 @@ class MixedBank(nn.Module):
         """
         super().__init__()
         self._layers, self.ranks = {path: layers[path] for path in targets}, dict(ranks)
+        self.slots = slots
         self._banks = {
             name: AdapterBank(
                 layers, _possible(self._layers, kind), slots, ranks[name], kind=kind, dtype=dtype
@@ -464,8 +470,13 @@ class MixedBank(nn.Module):
     @contextmanager
     def use(self, slots: Tensor | None = None) -> Iterator[None]:
         """As AdapterBank.use()."""
-        with in_use(self._wholes.places, self._wholes.stacks, slots, self._wholes.own_modules):
+        wholes = self._wholes
+        with in_tiles(slots, self.slots), in_use(wholes.places, wholes.stacks, slots, wholes.own_modules):
             yield
+
+    def is_on(self, module: nn.Module) -> bool:
+        """As AdapterBank.is_on()."""
+        return any(place is module for place in self._wholes.places.values())
 
 
 Bank = AdapterBank | MixedBank

@@ -46,5 +46,5 @@ class LoraFactors(AdapterStack):
         """Inference with a choice of slots."""
         own = self.work_A, self.work_B, self.scale[None]
         if x.is_cuda:
-            return adapted(x, weight, bias, *own, slots, [weight.shape[0]])
+            return adapted(x, weight, bias, *own, slots, [weight.shape[0]])[0]
         return with_delta(x, weight, bias, self.work_A[slots], self.work_B[slots], self.scale[slots])[0]

@@ -66,11 +66,9 @@ class Joint(nn.Module):
     def computed(self, x: Tensor) -> Sequence[Tensor]:
         """What each layer gives for x [R, …, in], with the same number of tokens for each row."""
         if self._factors is None:
-            y = F.linear(x, self._weight, self._bias)
-        else:
-            assert self._slots is not None
-            y = adapted(x, self._weight, self._bias, *self._factors, self._slots, self._sizes)
-        return y.split(self._sizes, dim=-1)
+            return F.linear(x, self._weight, self._bias).split(self._sizes, dim=-1)
+        assert self._slots is not None
+        return adapted(x, self._weight, self._bias, *self._factors, self._slots, self._sizes)
 
 
 class _Share(nn.Module):

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from core.lora.tiles import tiles_of
+
 # What the kernels of core/lora/kernels.py take as one: so many layers, of multiples of so many outputs.
 MOST_JOINT, JOINT_OUTPUTS = 4, 64
 
@@ -178,15 +180,18 @@ def adapted(
     scale: Tensor,
     slots: Tensor,
     outputs: Sequence[int],
-) -> Tensor:
-    """y [R, …, out] of x [R, …, in] on CUDA, row i with adapter slots[i]; see lora_linear_one_token()."""
+) -> list[Tensor]:
+    """y [R, …, out] of x [R, …, in] on CUDA for each layer, row i with adapter slots[i]; see
+    lora_linear_one_token().
+    """
     tokens = x.reshape(slots.shape[0], -1, x.shape[-1])
+    given = weight, bias, A, B, scale, slots, outputs
     if tokens.shape[1] > 1:
-        y = lora_linear_chosen(tokens, weight, bias, A, B, scale, slots, outputs)
+        found = lora_linear_chosen(tokens, *given)
     else:
-        plain, delta = lora_linear_one_token(tokens[:, 0], weight, bias, A, B, scale, slots, outputs)
-        y = plain + delta
-    return y.view(*x.shape[:-1], -1)
+        plain, delta = lora_linear_one_token(tokens[:, 0], *given)
+        found = list((plain + delta).split(list(outputs), dim=-1))
+    return [y.view(*x.shape[:-1], y.shape[-1]) for y in found]
 
 
 @torch.library.custom_op("lora_workbench::linear_one_token", mutates_args=())
@@ -210,14 +215,19 @@ def lora_linear_one_token(
     stream of their own, and the sum is left to the caller, where a compiler folds it into whatever comes
     next.
     """
-    from core.lora.kernels import one_token_delta  # needs Triton, which only CUDA builds of torch bring
+    # they need Triton, which only CUDA builds of torch bring
+    from core.lora.kernels import gathered_delta, one_token_delta
 
     main, side = torch.cuda.current_stream(x.device), _side_stream(x.device.index)
     S = torch.empty(x.shape[0], A.shape[1], device=x.device, dtype=torch.float32)
     delta = torch.empty(x.shape[0], weight.shape[0], device=x.device, dtype=x.dtype)
+    tiles = tiles_of(slots)
     side.wait_stream(main)
     with torch.cuda.stream(side):
-        one_token_delta(x, A, B, scale, slots, outputs, S, delta)
+        if tiles is None:
+            one_token_delta(x, A, B, scale, slots, outputs, S, delta)
+        else:
+            gathered_delta(x, A, B, scale, tiles, outputs, delta)
     y = F.linear(x, weight, bias)
     main.wait_stream(side)
     return y, delta
@@ -238,22 +248,27 @@ def lora_linear_chosen(
     scale: Tensor,
     slots: Tensor,
     outputs: Sequence[int],
-) -> Tensor:
-    """The same for several tokens of each row, x [R, T, in], with the adapters' part in y [R, T, out]."""
+) -> list[Tensor]:
+    """The same for several tokens of each row, x [R, T, in]: for each layer y [R, T, out], with the adapters'
+    part in it.
+    """
     from core.lora.kernels import chosen_delta
 
-    y = torch.empty(*x.shape[:2], weight.shape[0], device=x.device, dtype=x.dtype)
-    chosen_delta(x.contiguous(), A, B, scale, slots, outputs, y)
-    flat = y.view(-1, weight.shape[0])
-    if bias is not None:
-        flat += bias
-    flat.addmm_(x.reshape(-1, x.shape[-1]), weight.t())
-    return y
+    flat = x.reshape(-1, x.shape[-1])
+    found = [x.new_empty(*x.shape[:2], width) for width in outputs]
+    chosen_delta(x.contiguous(), A, B, scale, slots, outputs, found)
+    sizes = list(outputs)
+    biases = [None] * len(sizes) if bias is None else bias.split(sizes)
+    for y, part, own in zip(found, weight.split(sizes), biases, strict=True):
+        if own is not None:
+            y += own
+        y.view(-1, y.shape[-1]).addmm_(flat, part.t())
+    return found
 
 
 @lora_linear_chosen.register_fake
 def _(x, weight, bias, A, B, scale, slots, outputs):  # type: ignore[no-untyped-def]
-    return x.new_empty(*x.shape[:2], weight.shape[0])
+    return [x.new_empty(*x.shape[:2], width) for width in outputs]
 
 
 @functools.cache

@@ -306,7 +306,7 @@ class TrainingGroup:
         self._figures.send(norms)
         for slot, run in complete:
             own, place = bank.place(slot)
-            rate, step = run.update(norms[slot], own.gradient(place))
+            rate, step = run.update(norms[slot])
             run.kind.after_step(own, place, run.done, run.planned_then, run.kind_options)
             ranks = run.kind.ranks(own, place, run.done, run.planned_then)
             if ranks is not None:

@@ -7,6 +7,7 @@ import math
 from collections import deque
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -353,26 +354,34 @@ class TrainingRun:
             keep_blocks(bank, slot, self._learning)
         self.kind.before_step(bank, slot, self.kind_options)
 
-    def update(self, norm: torch.Tensor, gradient: torch.Tensor) -> tuple[float, Step]:
-        """Clip by this run's own norm and step its optimiser, without waiting for the device.
+    def update(self, norm: torch.Tensor) -> tuple[float, Step]:
+        """Clip by this run's own norm and step its optimiser, without waiting for the device. A step whose
+        gradient is not finite leaves factors and moments as they are.
 
         Returns rate and step.
         """
         assert self._optimiser is not None
         assert self._step is not None
-        if self.train.max_grad_norm:
-            gradient.mul_(
-                (self.train.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
-            )  # as torch's clip_grad_norm_
-        gradient.masked_fill_(~norm.isfinite(), 0.0)  # one step that is not finite must not spoil the factors
         rate = self._rate(self.done)
         for group in self._optimiser.param_groups:
             group["lr"] = rate * self.kind.rate_ratio(group["name"], self.train.loraplus_lr_ratio)
+        self._clip(norm)
         self._optimiser.step()
         step, self._step = self._step, None
         self.done += 1
+        for state in self._optimiser.state.values():
+            state["step"].fill_(self.done)  # one that is left out counts, too: so a resumed run goes on alike
         self._whole_micro_batches = self.micro_batches
         return rate, step
+
+    def _clip(self, norm: torch.Tensor) -> None:
+        """Have the optimiser's next step divide the gradient as torch's clip_grad_norm_ would, and leave out
+        one that is not finite: while it reads the gradient anyway, as it does for torch.amp.GradScaler.
+        """
+        about: Any = self._optimiser
+        most = self.train.max_grad_norm
+        about.grad_scale = ((norm + 1e-6) / most).clamp(min=1.0).float() if most else None
+        about.found_inf = (~norm.isfinite()).float()
 
     def _rate(self, index: int) -> float:
         config, total = self._config.at(index), self._planned(index)

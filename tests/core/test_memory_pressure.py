@@ -189,12 +189,32 @@ def _poison(monkeypatch, at_call):
     monkeypatch.setattr(MicroBatchStep, "_plain", plain)
 
 
-def test_one_step_that_is_no_number_is_skipped_where_it_only_tells(tiny_llama, monkeypatch):
+@pytest.mark.parametrize("kind", ["lora", "adalora"])
+def test_one_step_that_is_no_number_is_left_out_where_it_only_tells(tiny_llama, monkeypatch, kind):
+    """It changes nothing; what AdaLoRA leaves of its ranks follows its schedule."""
     _poison(monkeypatch, at_call=5)
-    adapters, events = _train(load(tiny_llama), TrainConfig(**{**TRAIN.to_dict(), "stop_on": ""}))
-    steps = [event for event in events[0] if isinstance(event, StepDone)]
-    assert [math.isnan(event.loss) for event in steps] == [False, False, True] + [False] * 5
-    assert torch.isfinite(_flat(adapters[0])).all()
+    train = TrainConfig(**{**TRAIN.to_dict(), "stop_on": ""})
+    base = load(tiny_llama)
+    group = TrainingGroup(base, [request(base, ROWS, LoraConfig(kind, rank=4), train, key=0)])
+    losses, factors, moments = [], [], []
+    for _, event in group.run():
+        if isinstance(event, StepDone):
+            losses.append(event.loss)
+            factors.append(_all(group.adapter(0).layers.values()))
+            moments.append(torch.cat([one.flatten() for one in _leaves(group.state(0).mean)]))
+    assert [math.isnan(one) for one in losses] == [False, False, True] + [False] * 5
+    assert kind == "adalora" or torch.equal(factors[2], factors[1])
+    assert torch.equal(moments[2], moments[1])
+    assert not torch.equal(factors[3], factors[2])
+    assert all(torch.isfinite(one).all() for one in factors)
+
+
+def _all(layers):
+    return torch.cat([one.flatten() for layer in layers for one in layer.tensors.values()])
+
+
+def _leaves(by_layer):
+    return [one for tensors in by_layer.values() for one in tensors.values()]
 
 
 def test_a_change_on_the_way_counts_from_the_next_step_and_can_be_repeated(tiny_llama):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from core.lora.peft.files import load_adapter, save_adapter
 from core.train.config import TrainConfig
 from core.train.group import TrainingGroup, alone
 from core.train.run_state import STATE_NAME, RunState
+from core.train.step import MicroBatchStep
 from tests.core.helpers import load, request
 
 ROWS = [
@@ -65,6 +67,31 @@ def _run(base, train, resume=None, save_at=None, folder=None):
             state.save(folder)
             group.stop("run")
     return adapter, events
+
+
+def test_a_step_that_was_left_out_counts_after_resuming_as_before(tiny_llama, tmp_path, monkeypatch):
+    train = _train_config(stop_on="")
+    whole, _ = _poisoned_run(monkeypatch, load(tiny_llama), train)
+    _poisoned_run(monkeypatch, load(tiny_llama), train, save_at=6, folder=tmp_path)
+    base = load(tiny_llama)
+    adapter, _ = _run(base, train, resume=_restored(base, tmp_path))
+    assert torch.equal(_flat(adapter), _flat(whole))
+
+
+def _poisoned_run(monkeypatch, base, train, **options):
+    """_run() with gradients that are no numbers in the third step."""
+    real, calls = MicroBatchStep._plain, []
+
+    def plain(step, batch):
+        losses = real(step, batch)
+        calls.append(1)
+        if len(calls) == 5:
+            step.bank.grad.fill_(math.nan)
+        return losses
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MicroBatchStep, "_plain", plain)
+        return _run(base, train, **options)
 
 
 @pytest.fixture(scope="module")
