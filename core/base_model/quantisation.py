@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+from collections.abc import Mapping
 
 from core.errors import InvalidConfig
+from core.lora.targets import layer_number
 
 NONE, NF4, INT8, FP8 = "none", "nf4", "int8", "fp8"
 QUANTISATIONS = (NONE, NF4, INT8, FP8)
@@ -16,7 +18,31 @@ LABELS = {NONE: "full precision", NF4: "4 bits (NF4)", INT8: "8 bits (INT8)", FP
 _FLOAT32 = 4
 _BLOCK, _NESTED_BLOCK = 64, 256  # as core/lora/quantised.py has them
 _NF4_CODE = 256 * _FLOAT32 + _FLOAT32  # of the scales, and their mean
+_FP8_STEP = 16  # of which both widths have to be multiples for the hardware to multiply
 EXTRA = "bitsandbytes is not installed; install it with: pip install 'lora-workbench[qlora]'"
+
+
+def in_few_bits(
+    shapes: Mapping[str, tuple[int, int]], head: str | None, quantisation: str
+) -> dict[str, tuple[int, int]]:
+    """(out, in) of the linear layers that a base holds in few bits, by path; shapes: (in, out) of all.
+
+    All but the output head. In FP8 neither those of other widths than the hardware takes, nor those of the
+    last decoder layer: what is rounded there goes into the logits as it is. Of 2.6 % that rounding all layers
+    adds to the starter's loss the last of 30 makes 1.1 % (GSM8K, before training).
+    """
+    if quantisation == NONE:
+        return {}
+    held = {path: (outs, ins) for path, (ins, outs) in shapes.items() if path != head}
+    if quantisation != FP8:
+        return held
+    numbers = [number for path in held if (number := layer_number(path)) is not None]
+    last = max(numbers) if len(set(numbers)) > 1 else None
+    return {
+        path: shape
+        for path, shape in held.items()
+        if (last is None or layer_number(path) != last) and not any(width % _FP8_STEP for width in shape)
+    }
 
 
 def bytes_of_linear(shape: tuple[int, int], quantisation: str, bytes_per_weight: int, parts: int = 1) -> int:

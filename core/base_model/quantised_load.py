@@ -17,9 +17,10 @@ from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from core.base_model.quantisation import FP8, NF4, require_quantising
+from core.base_model.quantisation import FP8, NF4, in_few_bits, require_quantising
 from core.errors import InvalidModel
-from core.lora.fp8 import CAPABILITY, packed_rows, takes_fp8
+from core.lora.fp8 import CAPABILITY, packed_rows
+from core.lora.layer import linear_shape
 from core.lora.quantised import FP8 as FP8_WEIGHTS
 from core.lora.quantised import INT8 as INT8_WEIGHTS
 from core.lora.quantised import NF4 as NF4_WEIGHTS
@@ -69,16 +70,14 @@ def require_fp8(device: torch.device, dtype: torch.dtype) -> None:
 
 
 def to_fp8(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
-    """Put a QuantisedLinear in FP8 in the place of each linear layer but the output head, on `device`, one
-    after another; those that the hardware does not take (widths that are no multiples of 16) stay as they
-    are.
+    """Put a QuantisedLinear in FP8 in the place of each linear layer that in_few_bits() names, on `device`,
+    one after another.
     """
-    dtype = model.dtype
-
-    def rounded(weight: torch.Tensor) -> Packed | None:
-        return _in_fp8(weight.to(device), dtype) if takes_fp8(*weight.shape) else None
-
-    _replace(model, model.get_output_embeddings(), rounded)
+    linear = {path: module for path, module in model.named_modules() if _is_plain_linear(module)}
+    head = next((path for path, one in linear.items() if one is model.get_output_embeddings()), None)
+    shapes = {path: linear_shape(module) for path, module in linear.items()}
+    for path in in_few_bits(shapes, head, FP8):
+        _replace(model, path, linear[path], lambda weight: _in_fp8(weight.to(device), model.dtype))
     return model
 
 
@@ -86,22 +85,20 @@ def quantise(within: nn.Module, head: nn.Module | None, quantisation: str, devic
     """Quantise the linear layers of a part of a plain model on `device`, but for its output head, one after
     another: those, and to the numbers, that transformers quantises while it loads the model.
     """
-    _replace(within, head, lambda weight: packed(weight.to(device), quantisation))
-
-
-def _replace(
-    within: nn.Module, head: nn.Module | None, pack: Callable[[torch.Tensor], Packed | None]
-) -> None:
-    """Put a QuantisedLinear in the place of each linear layer of which `pack` makes something of W [out,
-    in].
-    """
     for path, module in list(within.named_modules()):
-        if not (type(module) is nn.Linear or isinstance(module, Conv1D)) or module is head:
-            continue
-        transposed = isinstance(module, Conv1D)
-        own = pack((module.weight.t() if transposed else module.weight).detach())
-        if own is not None:
-            within.set_submodule(path, QuantisedLinear(own, module.bias, transposed=transposed))
+        if _is_plain_linear(module) and module is not head:
+            _replace(within, path, module, lambda weight: packed(weight.to(device), quantisation))
+
+
+def _is_plain_linear(module: nn.Module) -> bool:
+    return type(module) is nn.Linear or isinstance(module, Conv1D)
+
+
+def _replace(within: nn.Module, path: str, module: Any, pack: Callable[[torch.Tensor], Packed]) -> None:
+    """Put a QuantisedLinear in the place of a linear layer, with what `pack` makes of its W [out, in]."""
+    transposed = isinstance(module, Conv1D)
+    own = pack((module.weight.t() if transposed else module.weight).detach())
+    within.set_submodule(path, QuantisedLinear(own, module.bias, transposed=transposed))
 
 
 def _in_fp8(weight: torch.Tensor, dtype: torch.dtype) -> Packed:

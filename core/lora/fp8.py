@@ -18,13 +18,7 @@ from core.lora.ops import factor_dtype, product, wide_product
 FP8 = torch.float8_e4m3fn
 _LARGEST = torch.finfo(FP8).max  # 448
 _SMALLEST_SCALE = 1e-12  # for a row of zeros
-_STEP = 16  # of which the widths of both factors have to be multiples
 CAPABILITY = (8, 9)  # Ada; 9.0 is Hopper
-
-
-def takes_fp8(outputs: int, inputs: int) -> bool:
-    """Whether the hardware multiplies with a weight of this shape."""
-    return outputs % _STEP == 0 and inputs % _STEP == 0
 
 
 def quantised_rows(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from core.base_model.files import stored_tensors
-from core.base_model.quantisation import FP8
+from core.base_model.quantisation import in_few_bits
 from core.base_model.quantised_load import packed
 from core.base_model.skeleton import Skeleton
 from core.events import Progress
 from core.files.safetensors_file import DTYPE_BYTES, TensorEntry
-from core.lora.fp8 import takes_fp8
 from core.merge.stream import read_range
 from core.merge.whole_tensors import TORCH_DTYPES, tensor_name
 from core.reporting import Report
@@ -45,16 +44,12 @@ class Held:
 
 
 def held_tensors(base_folder: Path, layers: Skeleton, quantisation: str) -> dict[str, Held]:
-    """The tensors that such a base has quantised, by name: of all linear layers but the head.
+    """The tensors that such a base has quantised, by name.
 
     Raises InvalidAdapter for a layer that no one tensor holds.
     """
     names = {name: name for name in stored_tensors(base_folder)}
-    paths = [
-        path
-        for path, (inputs, outputs) in layers.shapes.items()
-        if path != layers.head and (quantisation != FP8 or takes_fp8(outputs, inputs))
-    ]
+    paths = in_few_bits(layers.shapes, layers.head, quantisation)
     return {tensor_name(path, names): Held(quantisation, path in layers.transposed) for path in paths}
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from core.base_model.quantisation import NONE, bytes_of_linear
+from core.base_model.quantisation import bytes_of_linear, in_few_bits
 from core.lora.targets import LayerShapes, layer_number
 from core.lora.wholes import Wholes
 from core.train.sharding import LAYERS_AT_ONCE
@@ -71,9 +71,7 @@ class BaseShape:
 
     def _packed(self, quantisation: str) -> dict[str, tuple[int, int]]:
         """(out, in) of the linear layers that are held in few bits, by path."""
-        if quantisation == NONE:
-            return {}
-        return {path: (outs, ins) for path, (ins, outs) in self.layer_shapes.items() if path != self.head}
+        return in_few_bits(self.layer_shapes, self.head, quantisation)
 
     def made_bytes(self, quantisation: str, width: int) -> int:
         """Of a quantised base the largest weight that is made for a product; of another nothing."""

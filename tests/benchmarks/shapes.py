@@ -21,7 +21,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from core.base_model.agreement import QUICK, find_way
 from core.base_model.load import ResidentBase, make_resident
-from core.base_model.quantisation import NONE
+from core.base_model.quantisation import FP8, NONE
 from core.base_model.quantised_load import quantise
 
 SHAPES = {
@@ -136,7 +136,8 @@ def build_quantised(
             for one in layer.modules():
                 if isinstance(one, nn.Linear):
                     nn.init.normal_(one.weight, std=config.initializer_range)
-            quantise(layer, None, quantisation, device)
+            if quantisation != FP8 or number < config.num_hidden_layers - 1:  # as in_few_bits() has it
+                quantise(layer, None, quantisation, device)
             model.model.layers.append(layer)
     return model
 

@@ -23,8 +23,8 @@ from core.lora.bank import AdapterBank
 from core.lora.config import LoraConfig
 from core.lora.fp8 import CAPABILITY, quantised_rows
 from core.lora.ops import adapted
-from core.lora.tiles import in_tiles, tiles_of
 from core.lora.quantised import QuantisedLinear, frozen_product
+from core.lora.tiles import in_tiles, tiles_of
 from core.train import step
 from core.train.config import TrainConfig
 from core.train.group import TrainingGroup

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from core.base_model import load as loading
-from core.base_model.quantisation import FP8
+from core.base_model.quantisation import FP8, NF4, in_few_bits
 from core.base_model.quantised_load import packed, quantised_layers, require_fp8
 from core.data.formats import Example
 from core.errors import InvalidModel
@@ -143,19 +143,35 @@ def test_a_compiler_takes_it_as_it_is():
     assert torch.allclose(one.grad, other.grad, rtol=1e-5)
 
 
-def test_all_linear_layers_but_the_head_are_held_so(fp8_llama):
+def test_linear_layers_but_the_last_and_the_head_are_held_so(fp8_llama):
     held = quantised_layers(fp8_llama.model)
-    assert len(held) == len([path for path in fp8_llama.layers if path != fp8_llama.head])
+    last = f".{fp8_llama.model.config.num_hidden_layers - 1}."
+    inside = {path: one for path, one in fp8_llama.layers.items() if path != fp8_llama.head}
+    assert {id(one) for one in held} == {id(one.base) for path, one in inside.items() if last not in path}
     assert {one.how for one in held} == {FP8}
     assert fp8_llama.quantisation == FP8
+
+
+def test_what_is_held_in_fp8_is_told_by_the_shapes_alone():
+    shapes = {
+        "model.layers.0.q": (32, 64),
+        "model.layers.0.odd": (32, 40),
+        "model.layers.1.q": (32, 64),
+        "lm_head": (32, 160),
+    }
+    assert in_few_bits(shapes, "lm_head", FP8) == {"model.layers.0.q": (64, 32)}
+    assert len(in_few_bits(shapes, "lm_head", NF4)) == 3
+    one_layer = {"model.layers.0.q": (32, 64)}
+    assert in_few_bits(one_layer, None, FP8) == {"model.layers.0.q": (64, 32)}
 
 
 @torch.no_grad()
 def test_logits_are_transformers_with_rounded_factors(tiny_llama, fp8_llama):
     model, ids = plain_model(tiny_llama), torch.arange(24)[None]
     plain = model(input_ids=ids, use_cache=False).logits
+    last = f".{model.config.num_hidden_layers - 1}."
     for path, one in model.named_modules():
-        if isinstance(one, torch.nn.Linear) and path != "lm_head":
+        if isinstance(one, torch.nn.Linear) and path != "lm_head" and last not in path:
             one.forward = functools.partial(_of_rounded, _rounded(one.weight))
     wanted = model(input_ids=ids, use_cache=False).logits
     found = fp8_llama.model(input_ids=ids, use_cache=False).logits
