@@ -11,6 +11,7 @@ base across a yield.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Hashable, Iterator, Sequence
@@ -40,6 +41,7 @@ from core.train.group_objective import figures_width
 from core.train.hardware import PeakMemory
 from core.train.memory import require_room, room_for
 from core.train.run import RunRequest, TrainingRun
+from core.train.run_optimiser import clipping
 from core.train.run_state import RunState
 from core.train.seating import Seating, require_fit
 from core.train.share import ALL, Share
@@ -304,9 +306,11 @@ class TrainingGroup:
             run.before_step(*bank.place(slot))
         norms = bank.gradient_norms()
         self._figures.send(norms)
+        limits = [run.train.max_grad_norm if run else 0.0 for run in self._seating.slots]
+        divisors, missing = clipping(norms, [limit or math.inf for limit in limits])
         for slot, run in complete:
             own, place = bank.place(slot)
-            rate, step = run.update(norms[slot])
+            rate, step = run.update(divisors[slot], missing[slot])
             run.kind.after_step(own, place, run.done, run.planned_then, run.kind_options)
             ranks = run.kind.ranks(own, place, run.done, run.planned_then)
             if ranks is not None:

@@ -7,7 +7,6 @@ import math
 from collections import deque
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
@@ -41,6 +40,7 @@ from core.train.batches import MicroBatch, RunData, Step
 from core.train.changes import Change, ChangingConfig
 from core.train.group_objective import figures_width, metric_means
 from core.train.label_report import metrics_and_report
+from core.train.run_optimiser import MOMENTS, RunOptimiser
 from core.train.run_state import Position, RunState
 from core.train.schedule import rate_factor, warmup_steps
 from core.train.step_count import planned_steps, steps_between_evaluations, steps_per_epoch
@@ -48,7 +48,6 @@ from core.train.training_options import TrainingOptions
 from core.train.way_options import require_way
 
 _RATE_WINDOW = 20  # steps over which speed and time left are averaged
-_MOMENTS = ("exp_avg", "exp_avg_sq")  # as torch's AdamW calls its mean and its mean of squares
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,7 @@ class TrainingRun:
         self._steps = itertools.islice(request.trial or self.data.steps(), self.done, None)
         self._step: Step | None = None
         self._place = 0  # in the step's micro-batches
-        self._optimiser: torch.optim.Optimizer | None = None
+        self._optimiser: RunOptimiser | None = None
         self._recent: deque[tuple[float, int]] = deque(maxlen=_RATE_WINDOW)  # (seconds, tokens)
 
     def _targeted(self, options: TrainingOptions) -> tuple[Mapping[str, tuple[int, int]], list[str]]:
@@ -166,11 +165,9 @@ class TrainingRun:
             self._below = {}  # the bank holds it
         else:
             bank.load(slot, self._as_it_was(*self._resume))
-        groups = [
-            {"params": [parameter], "name": name, "weight_decay": self._decay(name)}
-            for name, parameter in bank.parameters_of(slot).items()
-        ]
-        self._optimiser = torch.optim.AdamW(groups, lr=self.train.learning_rate, fused=True)
+        parameters, plus = bank.parameters_of(slot), self.train.loraplus_lr_ratio
+        ratios = {name: self.kind.rate_ratio(name, plus) for name in parameters}
+        self._optimiser = RunOptimiser(parameters, ratios, {name: self._decay(name) for name in parameters})
         if self._resume is not None:
             self._restore_moments(bank, self._resume[1])
             self._resume = None  # it holds as much memory as the optimiser
@@ -219,18 +216,14 @@ class TrainingRun:
 
     def _restore_moments(self, bank: AdapterBank, state: RunState) -> None:
         assert self._optimiser is not None
-        mean, square = bank.flat_of(state.mean), bank.flat_of(state.square)
-        for group in self._optimiser.param_groups:
-            name = group["name"]
-            self._optimiser.state[group["params"][0]] = {
-                "step": torch.tensor(float(state.position.steps), device=mean[name].device),
-                "exp_avg": mean[name],
-                "exp_avg_sq": square[name],
-            }
+        moments = bank.flat_of(state.mean), bank.flat_of(state.square)
+        self._optimiser.restore(*moments, state.position.steps)
 
     def state(self, bank: AdapterBank, slot: int) -> RunState:
         """Where the run stands after its last finished step; what was begun of the next is not part of it."""
-        mean, square = (bank.by_layer(self._moment(which), self.ranks, slot) for which in _MOMENTS)
+        assert self._optimiser is not None
+        flat = [self._optimiser.moment(which) for which in MOMENTS]
+        mean, square = (bank.by_layer(one, self.ranks, slot) for one in flat)
         at = Position(
             self.done,
             self._whole_micro_batches,
@@ -252,30 +245,14 @@ class TrainingRun:
             for path, layer in bank.export(slot, self.ranks).items()
         }
 
-    def _moment(self, which: str) -> dict[str, torch.Tensor]:
-        """One of the optimiser's two moments by the trained tensors' names, flat; empty before a step."""
-        assert self._optimiser is not None
-        states = {
-            group["name"]: self._optimiser.state.get(group["params"][0])
-            for group in self._optimiser.param_groups
-        }
-        return {name: state[which] for name, state in states.items() if state}
-
     def move(self, old: AdapterBank, old_slot: int, new: AdapterBank, slot: int) -> None:
         """Go on in another bank: factors, gradients so far and the optimiser's moments, laid out as the new
         bank is.
         """
         assert self._optimiser is not None
         new.take(slot, old, old_slot)
-        moments = {which: new.laid_out_like(old, self._moment(which)) for which in _MOMENTS}
-        parameters = new.parameters_of(slot)
-        for group in self._optimiser.param_groups:
-            name, before = group["name"], group["params"][0]
-            group["params"] = [parameters[name]]
-            state = self._optimiser.state.pop(before, None)
-            if state:
-                state.update({which: moments[which][name] for which in _MOMENTS})
-                self._optimiser.state[parameters[name]] = state
+        moments = {which: new.laid_out_like(old, self._optimiser.moment(which)) for which in MOMENTS}
+        self._optimiser.move(new.parameters_of(slot), moments)
 
     def adapter(self, bank: AdapterBank, slot: int) -> AdapterWeights:
         """The factors as they are now."""
@@ -354,34 +331,16 @@ class TrainingRun:
             keep_blocks(bank, slot, self._learning)
         self.kind.before_step(bank, slot, self.kind_options)
 
-    def update(self, norm: torch.Tensor) -> tuple[float, Step]:
-        """Clip by this run's own norm and step its optimiser, without waiting for the device. A step whose
-        gradient is not finite leaves factors and moments as they are.
-
-        Returns rate and step.
-        """
+    def update(self, divisor: torch.Tensor, missing: torch.Tensor) -> tuple[float, Step]:
+        """Step the optimiser, see RunOptimiser.step(), without waiting for the device; rate and step."""
         assert self._optimiser is not None
         assert self._step is not None
         rate = self._rate(self.done)
-        for group in self._optimiser.param_groups:
-            group["lr"] = rate * self.kind.rate_ratio(group["name"], self.train.loraplus_lr_ratio)
-        self._clip(norm)
-        self._optimiser.step()
         step, self._step = self._step, None
         self.done += 1
-        for state in self._optimiser.state.values():
-            state["step"].fill_(self.done)  # one that is left out counts, too: so a resumed run goes on alike
+        self._optimiser.step(rate, divisor, missing, self.done)
         self._whole_micro_batches = self.micro_batches
         return rate, step
-
-    def _clip(self, norm: torch.Tensor) -> None:
-        """Have the optimiser's next step divide the gradient as torch's clip_grad_norm_ would, and leave out
-        one that is not finite: while it reads the gradient anyway, as it does for torch.amp.GradScaler.
-        """
-        about: Any = self._optimiser
-        most = self.train.max_grad_norm
-        about.grad_scale = ((norm + 1e-6) / most).clamp(min=1.0).float() if most else None
-        about.found_inf = (~norm.isfinite()).float()
 
     def _rate(self, index: int) -> float:
         config, total = self._config.at(index), self._planned(index)
