@@ -22,6 +22,7 @@ _OUT_BLOCKS = (256, 128, JOINT_OUTPUTS)
 # Of the kernels for several tokens with one adapter: tokens and inputs of a tile, ranks at least and at most,
 # and how many programs keep an H100 busy.
 _TOKENS, _INPUTS, _FEWEST, _WIDEST, _PROGRAMS = 32, 256, 16, 64, 132
+_STAGES = 4  # of reading ahead; two and three were slower on an H200
 _TOGETHER = 16  # rows of a tile in decoding, which is the fewest that a tensor core takes
 _PART_WORTH = 8  # a part of the sums is read again by each block of outputs
 
@@ -260,6 +261,7 @@ def _tiled(
         INPUTS=_INPUTS,
         WIDTH=width,
         PRECISION=precision,
+        num_stages=_STAGES,
     )
     block = min(_OUT_BLOCKS[1], out_block(outputs))
     ends = [sum(outputs[: at + 1]) for at in range(MOST_JOINT - 1)]
