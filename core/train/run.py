@@ -338,7 +338,7 @@ class TrainingRun:
         rate = self._rate(self.done)
         step, self._step = self._step, None
         self.done += 1
-        self._optimiser.step(rate, divisor, missing, self.done)
+        self._optimiser.step(rate, divisor, missing)
         self._whole_micro_batches = self.micro_batches
         return rate, step
 

@@ -41,8 +41,8 @@ class RunOptimiser:
         ]
         self._adamw = torch.optim.AdamW(groups, fused=True)
 
-    def step(self, rate: float, divisor: Tensor, missing: Tensor, number: int) -> None:
-        """Do step `number` with this rate, on the gradients over `divisor`; where `missing` is 1, which is
+    def step(self, rate: float, divisor: Tensor, missing: Tensor) -> None:
+        """Do a step with this rate, on the gradients over `divisor`; where `missing` is 1, which is
         for gradients that are not finite, parameters and moments stay as they are.
 
         Both are of clipping(), and go where torch.amp.GradScaler puts them: the kernel that reads the
@@ -53,10 +53,8 @@ class RunOptimiser:
         about: Any = self._adamw
         about.grad_scale, about.found_inf = divisor, missing
         self._adamw.step()
-        for state in self._adamw.state.values():
-            state["step"].fill_(
-                number
-            )  # one that is left out counts, too, so that a resumed run goes on alike
+        # a step that is left out counts, too, so that a resumed run goes on alike
+        torch._foreach_add_([state["step"] for state in self._adamw.state.values()], missing)
 
     def moment(self, which: str) -> dict[str, Tensor]:
         """One of MOMENTS by the tensors' names, flat; empty before a step."""
