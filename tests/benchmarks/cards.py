@@ -19,6 +19,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def _together(way: str, cards: int, work: list[object]) -> list[dict[str, float]
 
 def _process(way: str, cards: int, work: list[object], meeting: str, number: int) -> None:
     """One of the processes; its last line is what it has measured."""
-    device = worker_device(number)
+    begun, device = time.perf_counter(), worker_device(number)
     if device.type == "cpu":
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // cards))
     shape, layers, blocks, length, steps, held = work
@@ -106,6 +107,7 @@ def _process(way: str, cards: int, work: list[object], meeting: str, number: int
     quick = {} if device.type == "cuda" else {"compile": "off"}
     wanted = ours.requests(base, 1, rows, int(str(length)), timed + _WARM_UP, **quick)
     dist.barrier()
+    print(f"{way}, {number}: the base is there after {time.perf_counter() - begun:.0f} s", file=sys.stderr)
     group_share = share if together else ALL
     speed, _, notices = ours.train(base, wanted, steps=timed, warm_up=_WARM_UP, share=group_share)
     print(notices, file=sys.stderr)
