@@ -10,8 +10,8 @@ from torch import Tensor
 from core.base_model.load import ResidentBase
 from core.generate.one_row import Row
 from core.generate.own_state import OwnState
-from core.generate.sending import sent
 from core.lora.bank import Bank
+from core.sending import sent
 
 
 class OwnReading:

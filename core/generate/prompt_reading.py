@@ -12,8 +12,8 @@ from core.base_model.load import ResidentBase
 from core.generate.one_row import Row
 from core.generate.one_token import DecodingState
 from core.generate.reading_graphs import ReadingGraphs
-from core.generate.sending import sent
 from core.lora.bank import Bank
+from core.sending import sent
 
 PREFILL = 512  # prompt tokens of each row that are read at a time
 _WORTH = 64  # tokens at the beginning that rows share, from which on it pays to read them apart

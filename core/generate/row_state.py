@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from core.base_model.load import ResidentBase
-from core.generate.sending import sent
 from core.generate.state_size import state_bytes
 from core.lora.bank import Bank
+from core.sending import sent
 
 NO_ROW = -1
 """In the place of a slot."""

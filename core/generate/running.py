@@ -22,10 +22,10 @@ from core.generate.one_row import Row
 from core.generate.own_reading import OwnReading
 from core.generate.prompt_reading import Reading
 from core.generate.row_state import RowState
-from core.generate.sending import sent
 from core.generate.state_pool import StatePool
 from core.generate.state_size import MOST_ROWS, fitting_capacity, fitting_rows, state_bytes
 from core.lora.bank import Bank
+from core.sending import sent
 
 # Times as many, over all rows that are read together: while a piece is read those that run wait.
 _READ_TOGETHER = {"cuda": 8}

@@ -27,6 +27,7 @@ from core.lora.whole_stack import OwnModule, in_use
 from core.lora.wholes import Wholes
 from core.lora.wrapping import ModelLayers
 from core.options import Config
+from core.sending import sent
 
 # Gradients of a stack's slices are slices too, which torch warns costs time. Beside one pass over them it
 # does not.
@@ -293,7 +294,7 @@ class AdapterBank(nn.Module):
     def key_dropout(self, keys: Sequence[int]) -> None:
         """The masks of the next micro-batch follow from these, one for each slot."""
         if self.dropout is not None:
-            self.dropout.keys.copy_(torch.tensor(keys, dtype=torch.int32))
+            self.dropout.keys.copy_(sent(keys, self.dropout.keys.device, torch.int32))
 
     def begin_rows(self, first: int) -> None:
         """The next batch begins with row `first` of its micro-batch."""
@@ -325,7 +326,7 @@ class AdapterBank(nn.Module):
         if slots is None or len(slots) == self.slots:
             self.grad.zero_()
         elif slots:
-            self.grad.index_fill_(0, torch.tensor(slots, device=self.grad.device), 0.0)
+            self.grad.index_fill_(0, sent(slots, self.grad.device), 0.0)
 
     def row(self, slot: int) -> dict[str, dict[str, Tensor]]:
         """The layers' stored tensors of one adapter as views by module path and name, padded as they are laid

@@ -24,6 +24,7 @@ from torch import Tensor
 from core.errors import InvalidConfig, InvalidData, WorkbenchError, WrongBase
 from core.lora.bank import AdapterBank
 from core.lora.side_by_side import TrainedBank
+from core.sending import sent
 from core.train.share import Share
 
 PATIENCE = timedelta(minutes=30)
@@ -73,7 +74,7 @@ class DataApart(Share):
             if len(places) == own.slots:
                 dist.all_reduce(own.grad)
                 continue
-            rows = torch.tensor(places, device=own.grad.device)
+            rows = sent(places, own.grad.device)
             found = own.grad.index_select(0, rows)
             dist.all_reduce(found)
             own.grad.index_copy_(0, rows, found)
@@ -85,7 +86,7 @@ class DataApart(Share):
         if slots is None:
             dist.all_reduce(figures)
             return
-        rows = torch.tensor(slots, device=figures.device)
+        rows = sent(slots, figures.device)
         found = figures.index_select(0, rows)
         dist.all_reduce(found)
         figures.index_copy_(0, rows, found)

@@ -12,12 +12,11 @@ base across a yield.
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections import deque
 from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
-
-import torch
 
 from core.base_model.load import ResidentBase
 from core.errors import CannotShare, WorkbenchError
@@ -33,6 +32,7 @@ from core.events import (
 )
 from core.lora.adapter import AdapterWeights
 from core.lora.side_by_side import TrainedBank
+from core.sending import sent
 from core.train.changes import Change
 from core.train.evaluation import Evaluation
 from core.train.executing import Execution
@@ -248,7 +248,8 @@ class TrainingGroup:
     def _tick(self) -> Events:
         """One micro-batch of every run, and whatever it completes."""
         if self._ticks == _LOOK_BEFORE_COMPILING:
-            self._execution.compile_if_it_pays(min(self._busy))
+            # the first waits for none before it, and may have more to set up
+            self._execution.compile_if_it_pays(statistics.median(self._busy))
         if self._execution.will_compile:
             yield from self._tell(
                 "Compiling the model's layers: this step takes up to a minute, those after it less"
@@ -317,7 +318,7 @@ class TrainingGroup:
                 self._ranks.append((run.key, RanksDone(run.done, ranks)))
             self._figures.pending.append(Pending(run, run.done, step, rate, slot))
         bank.forget_gradients(done)
-        self._figures.forget(torch.tensor(done, device=self.base.device))
+        self._figures.forget(sent(done, self.base.device))
         bank.refresh()
 
     def _read(self) -> list[tuple[Hashable, Event]]:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from core.sending import sent
+
 MOMENTS = ("exp_avg", "exp_avg_sq")  # as torch's AdamW calls its mean and its mean of squares
 _SMALLEST = 1e-6  # as torch's clip_grad_norm_
 
@@ -16,7 +18,8 @@ def clipping(norms: Tensor, limits: Sequence[float]) -> tuple[Tensor, Tensor]:
     """What the gradients of K runs are divided by so that none is longer than its limit (inf: any length),
     and 1 for each that is not finite and 0 for the others; norms [K], both float32 [K].
     """
-    divisors = ((norms + _SMALLEST) / torch.tensor(limits, device=norms.device)).clamp(min=1.0)
+    most = sent(limits, norms.device, torch.float32)
+    divisors = ((norms + _SMALLEST) / most).clamp(min=1.0)
     return divisors.float(), (~norms.isfinite()).float()
 
 

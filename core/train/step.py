@@ -107,6 +107,7 @@ class MicroBatchStep:
     _seen: dict[tuple[int, ...], int] = field(default_factory=dict)
     _launching: dict[tuple[int, ...], float] = field(default_factory=dict)
     _token_wise: list[TokenWise] | None = None
+    _launched: torch.cuda.Event | None = None
     _pool: Any = None
     """The memory that all graphs share: what one leaves there is of no use to another, which may take it."""
 
@@ -123,13 +124,23 @@ class MicroBatchStep:
         """Add the gradients of this micro-batch; return each run's figures, [K, 1 + 2·metrics], without
         waiting for them.
         """
-        figures = (
-            self._on_cuda(batch)
-            if self.base.device.type == "cuda"
-            else self._plain(batch.to(self.base.device))
-        )
+        if self.base.device.type == "cuda":
+            figures = self._on_cuda(batch)
+            self._stay_close()
+        else:
+            figures = self._plain(batch.to(self.base.device))
         self.proven = True
         return figures
+
+    def _stay_close(self) -> None:
+        """Wait for the micro-batch before this one. So the device always has one to go on with while the host
+        prepares the next, and a chat that asks between two waits for one of them and not for a whole step.
+        """
+        launched = torch.cuda.Event()
+        launched.record()
+        if self._launched is not None:
+            self._launched.synchronize()
+        self._launched = launched
 
     def _on_cuda(self, batch: Batch) -> Tensor:
         """The first micro-batches of a shape show what they take; where launching them is half of it, a graph

@@ -1,9 +1,10 @@
-"""Several cards: tokens a second of one card, of one group on all of them (data apart), of a group on each
+r"""Several cards: tokens a second of one card, of one group on all of them (data apart), of a group on each
 (runs apart), and of one group on a base that lies in parts on all of them (base apart), all in one session.
 
 python -m tests.benchmarks.cards --shape 8b --cards 2 --blocks 4 --length 1024
 python -m tests.benchmarks.cards --shape 8b --cards 2 --blocks 4 --length 1024 --ways one,data
-python -m tests.benchmarks.cards --shape 8b --layers 200 --cards 2 --blocks 1 --ways base   (83 GiB)
+python -m tests.benchmarks.cards --shape 8b --layers 200 --cards 2 --blocks 1 --ways base --steps 3 \
+    --warm-up 1 --most-gib 79   (a base of 83 GiB)
 python -m tests.benchmarks.cards --shape 70b --cards 2 --blocks 1 --ways base --quantisation nf4   (20 GiB)
 python -m tests.benchmarks.cards --shape tiny --cards 2 --blocks 2 --length 64 --steps 4   (no card: gloo)
 
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -35,25 +37,27 @@ from tests.benchmarks.report import show
 from tests.benchmarks.shapes import laid_out, resident
 
 WAYS = ("one", "data", "runs", "base")
-_WARM_UP = 8
 
 
-def measure(
-    shape: str,
-    layers: int,
-    cards: int,
-    blocks: int,
-    length: int,
-    steps: int,
-    ways: list[str],
-    quantisation: str = NONE,
-) -> list[dict[str, object]]:
+@dataclass(frozen=True)
+class Work:
+    """What every process is told."""
+
+    shape: str
+    layers: int
+    blocks: int
+    length: int
+    steps: int
+    warm_up: int
+    quantisation: str
+    most_gib: float
+
+
+def measure(work: Work, cards: int, ways: list[str]) -> list[dict[str, object]]:
     """One row for each way."""
     rows: list[dict[str, object]] = []
     for way in ways:
-        found = _together(
-            way, 1 if way == "one" else cards, [shape, layers, blocks, length, steps, quantisation]
-        )
+        found = _together(way, 1 if way == "one" else cards, work)
         speed = found[0]["tok/s"] if way in ("data", "base") else sum(one["tok/s"] for one in found)
         rows.append(
             {
@@ -67,10 +71,10 @@ def measure(
     return rows
 
 
-def _together(way: str, cards: int, work: list[object]) -> list[dict[str, float]]:
+def _together(way: str, cards: int, work: Work) -> list[dict[str, float]]:
     """What each process has measured."""
     with tempfile.TemporaryDirectory() as folder:
-        about = {"way": way, "cards": cards, "work": work, "meeting": f"{folder}/meeting"}
+        about = {"way": way, "cards": cards, "work": asdict(work), "meeting": f"{folder}/meeting"}
         processes = [
             subprocess.Popen(
                 [
@@ -91,25 +95,27 @@ def _together(way: str, cards: int, work: list[object]) -> list[dict[str, float]
     return [json.loads(one.strip().splitlines()[-1]) for one in said]
 
 
-def _process(way: str, cards: int, work: list[object], meeting: str, number: int) -> None:
+def _process(way: str, cards: int, work: dict[str, Any], meeting: str, number: int) -> None:
     """One of the processes; its last line is what it has measured."""
     begun, device = time.perf_counter(), worker_device(number)
     if device.type == "cpu":
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // cards))
-    shape, layers, blocks, length, steps, held = work
+    what = Work(**work)
+    if what.most_gib:
+        peer.limit(device, what.most_gib)
     together = way in ("data", "base")
     share: Any = Meeting(store_in(Path(meeting), cards), number, cards).open(device, in_parts=way == "base")
     if way == "base":
-        base = laid_out(str(shape), int(str(layers)), device, str(held))
+        base = laid_out(what.shape, what.layers, device, what.quantisation)
     else:
-        base = resident(str(shape), device=device, quantisation=str(held))
-    rows, timed = int(str(blocks)) * (cards if together else 1), int(str(steps))
+        base = resident(what.shape, device=device, quantisation=what.quantisation)
+    rows = what.blocks * (cards if together else 1)
     quick = {} if device.type == "cuda" else {"compile": "off"}
-    wanted = ours.requests(base, 1, rows, int(str(length)), timed + _WARM_UP, **quick)
+    wanted = ours.requests(base, 1, rows, what.length, what.steps + what.warm_up, **quick)
     dist.barrier()
     print(f"{way}, {number}: the base is there after {time.perf_counter() - begun:.0f} s", file=sys.stderr)
     group_share = share if together else ALL
-    speed, _, notices = ours.train(base, wanted, steps=timed, warm_up=_WARM_UP, share=group_share)
+    speed, _, notices = ours.train(base, wanted, steps=what.steps, warm_up=what.warm_up, share=group_share)
     print(notices, file=sys.stderr)
     dist.barrier()
     share.leave()
@@ -125,6 +131,8 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=4)
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--warm-up", type=int, default=8, help="steps before these")
+    parser.add_argument("--most-gib", type=float, default=0.0, help="of each card, as if it had no more")
     parser.add_argument("--ways", default=",".join(WAYS), help="some of them, with commas")
     parser.add_argument("--quantisation", default=NONE, choices=QUANTISATIONS, help="how the base is held")
     parser.add_argument("--process", type=json.loads, help="for itself")
@@ -132,8 +140,8 @@ def main() -> None:
     if args.process:
         _process(**args.process)
         return
-    about = [args.shape, args.layers, args.cards, args.blocks, args.length, args.steps]
-    rows = measure(*about, args.ways.split(","), args.quantisation)
+    work = Work(**{field.name: getattr(args, field.name) for field in fields(Work)})
+    rows = measure(work, args.cards, args.ways.split(","))
     show(f"cards {args.shape} {args.blocks}×{args.length} a card", rows)
 
 

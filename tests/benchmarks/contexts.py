@@ -3,6 +3,7 @@
 python -m tests.benchmarks.contexts --lengths 32768,131072                        8B in bfloat16
 python -m tests.benchmarks.contexts --lengths 32768 --how on,offload --compile on --steps 3
 python -m tests.benchmarks.contexts --lengths 200000 --quantisation nf4           one step takes minutes
+python -m tests.benchmarks.contexts --lengths 200000 --quantisation nf4 --how offload --most-gib 79
 
 Operations a token are 4N of the frozen products, and 7·T·(heads·width) of each layer's causal attention;
 "of the first" compares operations a second, so that the attention's own growth counts as work.
@@ -89,7 +90,10 @@ def main() -> None:
     )
     parser.add_argument("--compile", default="off", choices=("on", "off"))
     parser.add_argument("--steps", type=int, default=1)
+    parser.add_argument("--most-gib", type=float, default=0.0, help="of the card, as if it had no more")
     args = parser.parse_args()
+    if args.most_gib:
+        peer.limit(DEVICE, args.most_gib)
     base = resident(args.shape, quantisation=args.quantisation)
     rows = []
     for length in map(int, args.lengths.split(",")):

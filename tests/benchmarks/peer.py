@@ -49,6 +49,12 @@ def wait() -> None:
         torch.cuda.synchronize()
 
 
+def limit(device: torch.device, gib: float) -> None:
+    """Let this process have no more of a card than so much."""
+    total = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(gib * 2**30 / total, device)
+
+
 def forget() -> None:
     """Free what is no longer held, and measure the peak anew."""
     gc.collect()
