@@ -73,6 +73,7 @@ class EngineServer:
         self._measuring: Iterator[None] | None = None
         self._measure_asked: queue.SimpleQueue[Measuring] = queue.SimpleQueue()
         self._measured_by_name: dict[str, Measuring] = {}
+        self._ended_before = set[str]()  # names under which measuring was ended before it came
         self._answers = Answers(self._registry, self._engine)
         self._answers.explained = self._explained
         self._wake = threading.Event()
@@ -226,8 +227,7 @@ class EngineServer:
                 self._answers.cancel(message["name"], int(message["row"]))
                 wire.send(connection, {"done": True})
             case "end_measuring":
-                if asked := self._measured_by_name.get(message["name"]):
-                    asked.end()
+                self._end_measuring(message["name"])
                 wire.send(connection, {"done": True})
             case other:
                 why = f"The engine does not know the command {other!r}; end it, so that a new one starts."
@@ -265,8 +265,11 @@ class EngineServer:
             return
         asked, name = Measuring(message), message.get("name", "")
         self._measured_by_name[name] = asked
-        self._measure_asked.put(asked)
-        self._wake.set()
+        if name in self._ended_before:
+            asked.end()
+        else:
+            self._measure_asked.put(asked)
+            self._wake.set()
         try:
             while "progress" in wire.send_next(connection, asked.out):
                 pass
@@ -275,6 +278,14 @@ class EngineServer:
             raise
         finally:
             self._measured_by_name.pop(name, None)
+
+    def _end_measuring(self, name: str) -> None:
+        """Whoever asks and ends at once does so by two connections, of which either may be heard first. A
+        name is used once.
+        """
+        self._ended_before.add(name)
+        if asked := self._measured_by_name.get(name):
+            asked.end()
 
     def status(self) -> wire.Message:
         """What the engine is doing, for the page and the doctor."""

@@ -348,6 +348,10 @@ def test_measuring_tells_how_far_it_is_and_can_be_ended(workbench):
     assert workbench.engine.status()["memory_bytes"] > 0
     workbench.training.end_measuring("mine")  # nothing is measured any more, and nobody minds
 
+    workbench.training.end_measuring("early")  # which is heard first, as it may be
+    with pytest.raises(MeasuringEnded):
+        list(workbench.training.measuring("llama", "data", wanted, "early"))
+
 
 def test_whoever_goes_away_ends_what_is_measured_for_them(workbench):
     wanted = [TrainingOptions.parse({**QUICK, "rank": rank, "max_length": 64}) for rank in range(1, 9)]

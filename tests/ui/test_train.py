@@ -14,6 +14,7 @@ from core.train.training_options import TrainingOptions
 from storage.tables import Base, Dataset, Run
 from tests.conftest import _save
 from tests.core.families import tiny_model
+from tests.ui import held_measuring
 from tests.ui.conftest import (
     choose,
     choose_row,
@@ -37,9 +38,17 @@ IN_VIEW = """ids => ids.every(id => {
 
 
 @pytest.fixture
-def address(workbench, zygote, monkeypatch):
+def held(tmp_path, monkeypatch):
+    """While this file is there, measuring waits."""
+    monkeypatch.setenv(held_measuring.HELD_VARIABLE, str(tmp_path / "held"))
+    return tmp_path / "held"
+
+
+@pytest.fixture
+def address(workbench, zygote, held, monkeypatch):
     """With another objective and another adapter kind, for the choices between them."""
-    monkeypatch.setenv(PLUGINS_VARIABLE, "tests.test_toy_objective,tests.test_toy_adapter_kind")
+    plugins = "tests.test_toy_objective", "tests.test_toy_adapter_kind", held_measuring.__name__
+    monkeypatch.setenv(PLUGINS_VARIABLE, ",".join(plugins))
     with served(workbench.settings.home, zygote) as found:
         yield found
 
@@ -244,18 +253,15 @@ def test_presets_are_saved_chosen_and_deleted(workbench, address, open_page):
     expect(page.get_by_role("combobox", name="Preset")).to_have_value("No preset")
 
 
-def test_measuring_tells_how_far_it_is_can_be_cancelled_and_offers_what_fits(workbench, address, open_page):
+def test_measuring_tells_how_far_it_is_can_be_cancelled_and_offers_what_fits(address, held, open_page):
     page = open_page(address)
     open_train(page)
     page.get_by_label("Max length").fill("64")
-    unfold(page, "Sweep")
-    page.get_by_label("Add an option to sweep").select_option(label="Rank (r)")
-    for rank in range(1, 25):  # so that there is time to press the next button
-        page.keyboard.type(str(rank))
-        page.keyboard.press("Enter")
+    held.touch()
     press(page, "Measure first")
     press(page, "Cancel measuring")
     expect(page.get_by_text("The measuring was ended.")).to_be_visible(timeout=60_000)
+    held.unlink()
     press(page, "Measure first")
     expect(page.locator("#measured .bar").first).to_be_visible(timeout=60_000)
     expect(page.get_by_text("Measured: fits")).to_be_visible(timeout=90_000)
