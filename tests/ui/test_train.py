@@ -257,6 +257,13 @@ def test_measuring_tells_how_far_it_is_can_be_cancelled_and_offers_what_fits(add
     page = open_page(address)
     open_train(page)
     page.get_by_label("Max length").fill("64")
+    unfold(page, "Sweep")
+    page.get_by_label("Add an option to sweep").select_option(label="Rank (r)")
+    for rank in range(1, 25):
+        page.keyboard.type(str(rank))
+        page.keyboard.press("Enter")
+    planned(page, "24 adapters")  # what is measured goes away when the form changes
+    settled(page)
     held.touch()
     press(page, "Measure first")
     press(page, "Cancel measuring")
