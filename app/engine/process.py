@@ -73,7 +73,7 @@ class EngineServer:
         self._measuring: Iterator[None] | None = None
         self._measure_asked: queue.SimpleQueue[Measuring] = queue.SimpleQueue()
         self._measured_by_name: dict[str, Measuring] = {}
-        self._ended_before = set[str]()  # names under which measuring was ended before it came
+        self._ended_before = set[str]()  # names under which measuring was ended that has not come yet
         self._answers = Answers(self._registry, self._engine)
         self._answers.explained = self._explained
         self._wake = threading.Event()
@@ -266,6 +266,7 @@ class EngineServer:
         asked, name = Measuring(message), message.get("name", "")
         self._measured_by_name[name] = asked
         if name in self._ended_before:
+            self._ended_before.discard(name)
             asked.end()
         else:
             self._measure_asked.put(asked)
@@ -280,11 +281,10 @@ class EngineServer:
             self._measured_by_name.pop(name, None)
 
     def _end_measuring(self, name: str) -> None:
-        """Whoever asks and ends at once does so by two connections, of which either may be heard first. A
-        name is used once.
-        """
+        """Whoever asks and ends at once does so by two connections, of which either may be heard first."""
         self._ended_before.add(name)
         if asked := self._measured_by_name.get(name):
+            self._ended_before.discard(name)
             asked.end()
 
     def status(self) -> wire.Message:

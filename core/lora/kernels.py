@@ -34,6 +34,11 @@ def out_block(outputs: Sequence[int]) -> int:
     return next((block for block in _OUT_BLOCKS if not any(one % block for one in outputs)), 0)
 
 
+def _ends(outputs: Sequence[int]) -> list[int]:
+    """Behind which output each layer but the last possible one ends."""
+    return [sum(outputs[: at + 1]) for at in range(MOST_JOINT - 1)]
+
+
 def one_token_delta(
     x: Tensor,
     A: Tensor,
@@ -69,7 +74,6 @@ def one_token_delta(
         EACH=each,
         num_warps=_IN_WARPS,
     )
-    ends = [sum(outputs[: at + 1]) for at in range(MOST_JOINT - 1)]
     _expand[(rows, triton.cdiv(B.shape[1], block))](
         S,
         B,
@@ -79,7 +83,7 @@ def one_token_delta(
         B.stride(0),
         ranks,
         rank,
-        *ends,
+        *_ends(outputs),
         WIDTH=triton.next_power_of_2(rank),
         BLOCK=block,
     )
@@ -264,7 +268,6 @@ def _tiled(
         num_stages=_STAGES,
     )
     block = min(_OUT_BLOCKS[1], out_block(outputs))
-    ends = [sum(outputs[: at + 1]) for at in range(MOST_JOINT - 1)]
     targets = [deltas[min(at, len(deltas) - 1)] for at in range(MOST_JOINT)]
     _expand_tile[(tiles, triton.cdiv(B.shape[1], block))](
         S,
@@ -279,7 +282,7 @@ def _tiled(
         B.stride(0),
         ranks,
         rank,
-        *ends,
+        *_ends(outputs),
         GATHERED=is_gathered,
         TOKENS=height,
         WIDTH=max(_FEWEST, triton.next_power_of_2(rank)),

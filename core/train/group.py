@@ -11,7 +11,6 @@ base across a yield.
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections import deque
@@ -308,7 +307,7 @@ class TrainingGroup:
         norms = bank.gradient_norms()
         self._figures.send(norms)
         limits = [run.train.max_grad_norm if run else 0.0 for run in self._seating.slots]
-        divisors, missing = clipping(norms, [limit or math.inf for limit in limits])
+        divisors, missing = clipping(norms, limits)
         for slot, run in complete:
             own, place = bank.place(slot)
             rate, step = run.update(divisors[slot], missing[slot])

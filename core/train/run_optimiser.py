@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,10 +16,10 @@ _SMALLEST = 1e-6  # as torch's clip_grad_norm_
 
 
 def clipping(norms: Tensor, limits: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """What the gradients of K runs are divided by so that none is longer than its limit (inf: any length),
-    and 1 for each that is not finite and 0 for the others; norms [K], both float32 [K].
+    """What the gradients of K runs are divided by so that none is longer than its limit (0: any length), and
+    1 for each that is not finite and 0 for the others; norms [K], both float32 [K].
     """
-    most = sent(limits, norms.device, torch.float32)
+    most = sent([limit or math.inf for limit in limits], norms.device, torch.float32)
     divisors = ((norms + _SMALLEST) / most).clamp(min=1.0)
     return divisors.float(), (~norms.isfinite()).float()
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 from transformers import AutoConfig
 
 from core.base_model.load import ResidentBase, load_base
@@ -19,13 +21,15 @@ from core.data.tokens import TokenRows
 from core.lora.adapter import AdapterWeights, LayerFactors, LayerWeights
 from core.lora.config import LoraConfig
 from core.lora.kinds import ADAPTER_KINDS
-from core.train.batches import MicroBatch
+from core.train.batches import Batch, MicroBatch
 from core.train.config import TrainConfig
 from core.train.group import Event, TrainingGroup, alone
 from core.train.run import RunRequest
+from core.train.step import MicroBatchStep
 from core.train.training_options import TrainingOptions
 
 if TYPE_CHECKING:
+    import pytest
     from peft import PeftModel
 
 CPU = torch.device("cpu")
@@ -184,3 +188,18 @@ def peft_loss(model: torch.nn.Module, part: MicroBatch) -> torch.Tensor:
         mask[at, : len(tokens)] = 1
     out = model(input_ids=ids, attention_mask=mask).logits[:, :-1].flatten(0, 1)
     return torch.nn.functional.cross_entropy(out, labels[:, 1:].flatten(), ignore_index=-100, reduction="sum")
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, at_call: int) -> None:
+    """The loss of one micro-batch, and with it its gradients, is no number."""
+    real, calls = MicroBatchStep._plain, []
+
+    def plain(step: MicroBatchStep, batch: Batch) -> Tensor:
+        losses = real(step, batch)
+        calls.append(1)
+        if len(calls) == at_call:
+            step.bank.grad.mul_(math.nan)
+            losses = losses * math.nan
+        return losses
+
+    monkeypatch.setattr(MicroBatchStep, "_plain", plain)

@@ -17,7 +17,7 @@ from core.train.group import TrainingGroup, alone
 from core.train.memory import ran_out_of_memory
 from core.train.preflight import measure
 from core.train.step import MicroBatchStep
-from tests.core.helpers import CLOSE, load, load_float64, request
+from tests.core.helpers import CLOSE, load, load_float64, poison, request
 
 ROWS = [
     Example(
@@ -36,7 +36,7 @@ TRAIN = TrainConfig(
 
 
 def _flat(adapter):
-    return torch.cat([factor.flatten() for layer in adapter.layers.values() for factor in (layer.A, layer.B)])
+    return torch.cat([one.flatten() for layer in adapter.layers.values() for one in layer.tensors.values()])
 
 
 def _train(base, *configs, between=None):
@@ -174,25 +174,10 @@ def test_measuring_says_what_does_not_fit(tiny_llama, monkeypatch):
     assert "one block at a time" in nothing.notices[-1]
 
 
-def _poison(monkeypatch, at_call):
-    """The loss of one micro-batch, and with it its gradients, is no number."""
-    real, calls = MicroBatchStep._plain, []
-
-    def plain(step, batch):
-        losses = real(step, batch)
-        calls.append(1)
-        if len(calls) == at_call:
-            step.bank.grad.mul_(math.nan)
-            losses = losses * math.nan
-        return losses
-
-    monkeypatch.setattr(MicroBatchStep, "_plain", plain)
-
-
 @pytest.mark.parametrize("kind", ["lora", "adalora"])
 def test_one_step_that_is_no_number_is_left_out_where_it_only_tells(tiny_llama, monkeypatch, kind):
     """It changes nothing; what AdaLoRA leaves of its ranks follows its schedule."""
-    _poison(monkeypatch, at_call=5)
+    poison(monkeypatch, at_call=5)
     train = TrainConfig(**{**TRAIN.to_dict(), "stop_on": ""})
     base = load(tiny_llama)
     group = TrainingGroup(base, [request(base, ROWS, LoraConfig(kind, rank=4), train, key=0)])
@@ -200,17 +185,13 @@ def test_one_step_that_is_no_number_is_left_out_where_it_only_tells(tiny_llama, 
     for _, event in group.run():
         if isinstance(event, StepDone):
             losses.append(event.loss)
-            factors.append(_all(group.adapter(0).layers.values()))
+            factors.append(_flat(group.adapter(0)))
             moments.append(torch.cat([one.flatten() for one in _leaves(group.state(0).mean)]))
     assert [math.isnan(one) for one in losses] == [False, False, True] + [False] * 5
     assert kind == "adalora" or torch.equal(factors[2], factors[1])
     assert torch.equal(moments[2], moments[1])
     assert not torch.equal(factors[3], factors[2])
     assert all(torch.isfinite(one).all() for one in factors)
-
-
-def _all(layers):
-    return torch.cat([one.flatten() for layer in layers for one in layer.tensors.values()])
 
 
 def _leaves(by_layer):

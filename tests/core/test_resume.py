@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 
 import pytest
 import torch
@@ -16,8 +15,7 @@ from core.lora.peft.files import load_adapter, save_adapter
 from core.train.config import TrainConfig
 from core.train.group import TrainingGroup, alone
 from core.train.run_state import STATE_NAME, RunState
-from core.train.step import MicroBatchStep
-from tests.core.helpers import load, request
+from tests.core.helpers import load, poison, request
 
 ROWS = [
     Example(
@@ -80,17 +78,8 @@ def test_a_step_that_was_left_out_counts_after_resuming_as_before(tiny_llama, tm
 
 def _poisoned_run(monkeypatch, base, train, **options):
     """_run() with gradients that are no numbers in the third step."""
-    real, calls = MicroBatchStep._plain, []
-
-    def plain(step, batch):
-        losses = real(step, batch)
-        calls.append(1)
-        if len(calls) == 5:
-            step.bank.grad.fill_(math.nan)
-        return losses
-
     with monkeypatch.context() as patch:
-        patch.setattr(MicroBatchStep, "_plain", plain)
+        poison(patch, at_call=5)
         return _run(base, train, **options)
 
 
