@@ -58,7 +58,9 @@ class RunOptimiser:
         about.grad_scale, about.found_inf = divisor, missing
         self._adamw.step()
         # a step that is left out counts, too, so that a resumed run goes on alike
-        torch._foreach_add_([state["step"] for state in self._adamw.state.values()], missing)
+        steps = [state["step"] for state in self._adamw.state.values()]
+        # a list of tensors: one without dimensions is taken for a number, which the host waits for
+        torch._foreach_add_(steps, [missing] * len(steps))
 
     def moment(self, which: str) -> dict[str, Tensor]:
         """One of MOMENTS by the tensors' names, flat; empty before a step."""

@@ -52,7 +52,7 @@ def wait() -> None:
 def limit(device: torch.device, gib: float) -> None:
     """Let this process have no more of a card than so much."""
     total = torch.cuda.get_device_properties(device).total_memory
-    torch.cuda.set_per_process_memory_fraction(gib * 2**30 / total, device)
+    torch.cuda.set_per_process_memory_fraction(gib * 2**30 / total, device.index or 0)
 
 
 def forget() -> None:

@@ -200,6 +200,31 @@ def test_a_captured_step_is_the_step(monkeypatch):
             torch.testing.assert_close(others[key].layers[path].B, layer.B, atol=2e-4, rtol=0.05)
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
+@pytest.mark.parametrize(
+    ("kind", "runs", "dropout"), [("lora", 3, 0.0), ("lora", 2, 0.1), ("dora", 2, 0.0), ("full", 1, 0.0)]
+)
+def test_a_step_waits_for_no_number_of_the_device(kind, runs, dropout):
+    base = _base(dtype=torch.bfloat16)
+    train = {"max_length": 128, "micro_batch_size": 2, "max_steps": 12, "packing": "on"}
+    requests = [
+        RunRequest(
+            seed,
+            _Uneven(24, 128, 512, seed),
+            TrainingOptions(LoraConfig(kind, rank=4, dropout=dropout), TrainConfig(**train)),
+        )
+        for seed in range(runs)
+    ]
+    try:
+        for _, event in TrainingGroup(base, requests).run():
+            if isinstance(event, RunFailed):
+                raise event.error
+            if isinstance(event, StepDone) and event.step in (6, 10):
+                torch.cuda.set_sync_debug_mode("error" if event.step == 6 else "default")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def _general(family, **values):
     from pathlib import Path
 
