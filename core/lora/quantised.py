@@ -9,6 +9,7 @@ anew in each pass, forward and backward, one layer at a time, and never kept.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from core.lora.fp8 import fp8_product, quantised_rows
 NF4, INT8, FP8 = "nf4", "int8", "fp8"
 _BLOCK, _NESTED_BLOCK = 64, 256  # numbers that share a scale, and scales that do; bitsandbytes' defaults
 _INT8_STEPS = 127.0
+_HAS_TRITON = importlib.util.find_spec("triton") is not None  # builds for Windows bring none
 _A_BYTE = torch.float8_e4m3fn
 _OF_W = {NF4: 3, INT8: 2}  # how many of the tensors grow with W; behind them come NF4's code and mean, 1 KB
 
@@ -112,11 +114,22 @@ def dequantised(packed: Sequence[Tensor], how: str, outputs: int, inputs: int, d
     if how == FP8:
         rows, scale, _ = packed
         return (rows.float() * scale[:, None]).to(dtype)
+    return _nf4_dense(packed, (outputs, inputs), dtype)
+
+
+def _nf4_dense(packed: Sequence[Tensor], shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
     numbers, scales, nested, code, mean = packed
+    if numbers.is_cuda and _HAS_TRITON:
+        from core.lora import nf4_kernels
+
+        if nf4_kernels.takes(numbers, shape):
+            made = torch.empty(shape, dtype=dtype, device=numbers.device)
+            nf4_kernels.made_dense(numbers, scales, nested, code, mean, _BLOCK, _NESTED_BLOCK, made)
+            return made
     ops: Any = torch.ops.bitsandbytes
     wide = ops.dequantize_blockwise(scales, nested, code, _NESTED_BLOCK, torch.float32) + mean
-    made: Tensor = ops.dequantize_4bit(numbers, wide, _BLOCK, NF4, (outputs, inputs), dtype)
-    return made
+    found: Tensor = ops.dequantize_4bit(numbers, wide, _BLOCK, NF4, shape, dtype)
+    return found
 
 
 @dequantised.register_fake

@@ -4,7 +4,7 @@ r"""Several cards: tokens a second of one card, of one group on all of them (dat
 python -m tests.benchmarks.cards --shape 8b --cards 2 --blocks 4 --length 1024
 python -m tests.benchmarks.cards --shape 8b --cards 2 --blocks 4 --length 1024 --ways one,data
 python -m tests.benchmarks.cards --shape 8b --layers 200 --cards 2 --blocks 1 --ways base --steps 3 \
-    --warm-up 1 --most-gib 79   (a base of 83 GiB)
+    --warm-up 1 --most-gib 79 --how on   (a base of 83 GiB)
 python -m tests.benchmarks.cards --shape 70b --cards 2 --blocks 1 --ways base --quantisation nf4   (20 GiB)
 python -m tests.benchmarks.cards --shape tiny --cards 2 --blocks 2 --length 64 --steps 4   (no card: gloo)
 
@@ -51,6 +51,7 @@ class Work:
     warm_up: int
     quantisation: str
     most_gib: float
+    how: str
 
 
 def measure(work: Work, cards: int, ways: list[str]) -> list[dict[str, object]]:
@@ -110,8 +111,8 @@ def _process(way: str, cards: int, work: dict[str, Any], meeting: str, number: i
     else:
         base = resident(what.shape, device=device, quantisation=what.quantisation)
     rows = what.blocks * (cards if together else 1)
-    quick = {} if device.type == "cuda" else {"compile": "off"}
-    wanted = ours.requests(base, 1, rows, what.length, what.steps + what.warm_up, **quick)
+    options = {"gradient_checkpointing": what.how} | ({} if device.type == "cuda" else {"compile": "off"})
+    wanted = ours.requests(base, 1, rows, what.length, what.steps + what.warm_up, **options)
     dist.barrier()
     print(f"{way}, {number}: the base is there after {time.perf_counter() - begun:.0f} s", file=sys.stderr)
     group_share = share if together else ALL
@@ -133,6 +134,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--warm-up", type=int, default=8, help="steps before these")
     parser.add_argument("--most-gib", type=float, default=0.0, help="of each card, as if it had no more")
+    parser.add_argument(
+        "--how",
+        default="auto",
+        help="of gradient_checkpointing; auto sees all of a card, whatever --most-gib is",
+    )
     parser.add_argument("--ways", default=",".join(WAYS), help="some of them, with commas")
     parser.add_argument("--quantisation", default=NONE, choices=QUANTISATIONS, help="how the base is held")
     parser.add_argument("--process", type=json.loads, help="for itself")

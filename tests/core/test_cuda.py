@@ -11,7 +11,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from core.base_model.agreement import find_way
 from core.base_model.load import make_resident
 from core.base_model.one_token_attention import attend_one_token
-from core.base_model.quantisation import FP8
+from core.base_model.quantisation import FP8, NF4
 from core.base_model.quantised_load import packed
 from core.events import Notice, RunFailed, StepDone, TrainingDone
 from core.generate.config import GenerationConfig
@@ -175,6 +175,16 @@ def test_fp8_products_are_those_of_rounded_rows(rows):
     numbers, scale = quantised_rows(dy * held.tensors[1])
     wanted = (numbers.float() * scale) @ held.tensors[0].float()
     assert torch.allclose(x.grad.float(), wanted, rtol=0.02, atol=0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("shape", [(512, 128), (257, 1024), (3, 8), (100, 72), (2048, 2048), (5, 9)])
+def test_weights_in_nf4_are_what_bitsandbytes_makes_of_them(shape, dtype):
+    functional = pytest.importorskip("bitsandbytes").functional
+    torch.manual_seed(0)
+    weight = torch.randn(shape, device="cuda", dtype=dtype) * 0.3
+    numbers, state = functional.quantize_4bit(weight, compress_statistics=True, quant_type="nf4")
+    assert torch.equal(packed(weight, NF4).dense(), functional.dequantize_4bit(numbers, state))
 
 
 @pytest.mark.skipif(
