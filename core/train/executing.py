@@ -9,12 +9,13 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from core.base_model.compiling import compile_layers
+from core.base_model.compiling import compile_layers, compiles
 from core.base_model.load import ResidentBase
 from core.lora.ops import factor_dtype
 from core.train.batches import MicroBatch, Shape
@@ -126,9 +127,14 @@ class Execution:
         runs = self._seating.runs
         if self._goal.objective.classifies or self._replaces or not self._base.way.quick:
             return False
-        if self._share.in_step:  # its layers are gathered by hooks, which a compiled layer would break at
-            return False
-        return any(run.train.compile == how for run in runs)
+        return any(run.train.compile == how for run in runs) and self._all_compile
+
+    @cached_property
+    def _all_compile(self) -> bool:
+        """False where a process cannot compile that the others would wait for in the middle of a pass; one by
+        itself finds out on the way.
+        """
+        return not self._share.in_step or bool(self._share.least(int(compiles(self._base.device))))
 
     @property
     def _replaces(self) -> bool:
@@ -142,7 +148,8 @@ class Execution:
         if cannot or not self._wants_compile("auto"):
             return
         left = max(run.total_steps * run.train.gradient_accumulation_steps for run in self._seating.runs)
-        if not compiling_pays(left * seconds):
+        pays = compiling_pays(left * seconds)
+        if not (self._share.either(pays) if self._share.in_step else pays):
             return
         compile_layers(self._base)
         self._use(replace(plan, tier=max(plan.tier, Tier.CHEAP), compiled=True))

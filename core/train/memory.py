@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,9 +13,9 @@ from typing import Any
 
 import psutil
 import torch
-from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from core.base_model.compiling import what_is_compiled
 from core.base_model.load import ResidentBase
 from core.base_model.quantisation import LABELS, NONE, bytes_of_linear
 from core.errors import InvalidConfig, WorkbenchError
@@ -151,7 +151,7 @@ def keeping(
     before = functorch.activation_memory_budget
     functorch.activation_memory_budget = _budget(plan, gives_up_products)
     try:
-        with _recomputing(base.decoder_layers, plan, stash):
+        with _recomputing(base, plan, stash):
             yield
     finally:
         functorch.activation_memory_budget = before
@@ -164,7 +164,7 @@ def _budget(plan: ExecutionPlan, gives_up_products: bool) -> float:
 
 
 @contextmanager
-def _recomputing(layers: Sequence[nn.Module], plan: ExecutionPlan, stash: HostStash | None) -> Iterator[None]:
+def _recomputing(base: ResidentBase, plan: ExecutionPlan, stash: HostStash | None) -> Iterator[None]:
     """transformers has a switch for this, which is renamed and rewired from release to release. No random
     numbers are drawn in a layer, and restoring their state would break the capture of a graph.
     """
@@ -176,18 +176,18 @@ def _recomputing(layers: Sequence[nn.Module], plan: ExecutionPlan, stash: HostSt
         stash.begin()
         again = stash.recomputed
     # of a compiled layer that which is compiled, so that its graph is the one of other plans
-    name = "_compiled_call_impl" if plan.compiled else "forward"
-    computed = [getattr(layer, name) for layer in layers]
-    for layer, compute in zip(layers, computed, strict=True):
-        setattr(layer, name, functools.partial(again, compute))
+    name, layers = what_is_compiled(base) if plan.compiled else "forward", base.decoder_layers
+    own = [vars(layer).get(name) for layer in layers]
+    for layer in layers:
+        setattr(layer, name, functools.partial(again, getattr(layer, name)))
     try:
         yield
     finally:
-        for layer, compute in zip(layers, computed, strict=True):
-            if plan.compiled:
-                setattr(layer, name, compute)
+        for layer, compute in zip(layers, own, strict=True):
+            if compute is None:
+                delattr(layer, name)
             else:
-                del layer.forward
+                setattr(layer, name, compute)
 
 
 def ran_out_of_memory(error: BaseException) -> bool:

@@ -70,6 +70,18 @@ def test_each_layer_is_computed_again_and_a_process_has_no_rows_left(tiny_llama,
     )
 
 
+def test_layers_are_compiled_between_being_gathered_and_let_go(tiny_llama, together, tmp_path):  # noqa: F811
+    options = {"packing": "on", "gradient_checkpointing": "on", "lora": {"dropout": 0.2}, "max_steps": 3}
+    _, expected = _alone(tmp_path, tiny_llama, {"run": _run(compile="off", **options)}, quantisation=NF4)
+    runs, job = {"run": _run(compile="on", **options)}, {"base_apart": True, "compiler": "aot_eager"}
+    found, out = together(2, tiny_llama, runs, quantisation=NF4, **job)
+    assert any("Compiling" in text for text in found["run"]["notices"])
+    base = load(tiny_llama)
+    torch.testing.assert_close(
+        _factors(base, out / "run"), _factors(base, expected / "run"), atol=1e-5, rtol=0
+    )
+
+
 def test_a_kind_that_reads_the_weights_is_refused(tiny_llama, together):  # noqa: F811
     found, _ = together(2, tiny_llama, {"run": _run(lora={"kind": "dora"})}, base_apart=True)
     assert "not trained on a base of which each process holds a part" in found["run"]["error"]

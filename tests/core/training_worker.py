@@ -7,6 +7,7 @@ the file where they meet; by torchrun the usual variables.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -54,6 +55,8 @@ def _load(job: dict[str, Any]) -> Any:
 def train(job: dict[str, Any], share: Any = ALL, loaded: Any = _load) -> dict[str, Any]:
     """What came of it: adapters in folders, losses by step, and errors, by run."""
     torch.set_num_threads(1)
+    if "compiler" in job:  # a quick one, since what is tested is not the code that it makes
+        torch.compile = functools.partial(torch.compile, backend=job["compiler"])
     base = loaded(job)
     Path(job["out"], f"held-{share.number}").write_text(str(_held_bytes(base)))
     mine = job.get("differs", {}) if share.number else {}
