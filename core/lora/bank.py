@@ -301,6 +301,11 @@ class AdapterBank(nn.Module):
         if self.dropout is not None:
             self.dropout.first_row.fill_(first)
 
+    def begin_batch(self, row_length: int) -> None:
+        """Rows of the next batch have so many tokens each; 0 where it is more than one pass."""
+        if self.dropout is not None:
+            self.dropout.row_length = row_length
+
     def begin_tokens(self, first: int) -> None:
         """What is computed next begins with token `first` of its rows."""
         if self.dropout is not None:

@@ -102,8 +102,9 @@ def allocate(bank: AdapterBank, slot: int, done: int, planned: int, own: Adalora
 def _measure(bank: AdapterBank, slot: int, decay: float) -> None:
     """Smooth |w·∂L/∂w| and how far it is from its mean (equations 8 to 10)."""
     row, gradient, spans = bank.flat[slot], bank.gradient(slot), bank.layout.spans
+    taken = gradient.norm().isfinite()  # and not left out
     for name in "EPQ":
-        felt = (row[spans[name]] * gradient[spans[name]]).abs().nan_to_num_(0.0, 0.0)  # of a step left out
+        felt = (row[spans[name]] * gradient[spans[name]]).abs().where(taken, 0.0)
         sensitivity, uncertainty = (row[spans[f"{name}_{what}"]] for what in ("sensitivity", "uncertainty"))
         sensitivity.mul_(decay).add_(felt, alpha=1 - decay)
         uncertainty.mul_(decay).add_((felt - sensitivity).abs(), alpha=1 - decay)

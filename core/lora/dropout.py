@@ -26,6 +26,8 @@ class DropoutState:
         """Number of a batch's first row in its micro-batch; above 0 where that is done in pieces."""
         self.first_token = 0
         """Number of the first token in its row; above 0 where rows are computed in slices."""
+        self.row_length = 0
+        """Tokens of each row, for layers that are given those of all rows; 0 where that is not known."""
 
 
 class Dropout(nn.Module):
@@ -45,8 +47,8 @@ class Dropout(nn.Module):
         """x [N, T, in] with N/K consecutive rows for each adapter, or their tokens in a row [N·T, in];
         dropped and rescaled by 1/(1 − p) as in inverted dropout.
         """
-        rows, tokens, width = x.shape if x.dim() > 2 else (len(x), 1, x.shape[-1])
-        adapters = self.state.rates.shape[0]
+        adapters, width = self.state.rates.shape[0], x.shape[-1]
+        rows, tokens = x.shape[:2] if x.dim() > 2 else self._rows_of(len(x), adapters)
         each = rows // adapters
         keys = _mixed(self.state.keys ^ self.salt).repeat_interleave(each)  # [N]
         numbers = torch.arange(rows, device=x.device, dtype=torch.int32) % each + self.state.first_row
@@ -57,6 +59,13 @@ class Dropout(nn.Module):
         rates = self.state.rates.repeat_interleave(each)[:, None, None]
         kept = bits.to(torch.float32) >= rates * float(_SIGN)
         return (x * (kept / (1.0 - rates)).view(x.shape)).to(x.dtype)
+
+    def _rows_of(self, count: int, adapters: int) -> tuple[int, int]:
+        """Rows that `count` tokens stand in, and tokens of each; each a row of its own where that is not
+        known.
+        """
+        length = self.state.row_length
+        return (count // length, length) if length and not count % (adapters * length) else (count, 1)
 
 
 def run_key(seed: int, micro_batch: int) -> int:

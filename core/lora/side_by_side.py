@@ -65,6 +65,11 @@ class SideBySideBank(nn.Module):
         for bank in self._banks:
             bank.begin_rows(first)
 
+    def begin_batch(self, row_length: int) -> None:
+        """As AdapterBank.begin_batch()."""
+        for bank in self._banks:
+            bank.begin_batch(row_length)
+
     def begin_tokens(self, first: int) -> None:
         """As AdapterBank.begin_tokens()."""
         for bank in self._banks:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -37,6 +37,11 @@ class Evaluation:
         """Those that have such rows."""
         self._left = {run: iter(run.validation()) for run in self.runs}
         self._sums: Tensor | None = None  # [slots, 1 + 2·metrics]
+
+    def leave_out(self, keys: Collection[Hashable]) -> None:
+        """Go on without these."""
+        self.runs = [run for run in self.runs if run.key not in keys]
+        self._left = {run: self._left[run] for run in self.runs}
 
     def next_parts(self) -> Parts:
         """The next micro-batch of each slot's run; empty at the end."""

@@ -187,7 +187,9 @@ class TrainingGroup:
             yield from self._admit()
             while self.runs:
                 self._agree()
-                yield from self._tick()
+                yield from self._end_early()
+                if self.runs:
+                    yield from self._tick()
                 yield from self._admit()
         finally:
             undo()
@@ -282,6 +284,18 @@ class TrainingGroup:
             if run.ended:
                 yield from self._end(run)
 
+    def _end_early(self) -> Events:
+        """End the runs that have done all their steps before another: their plan was shortened, or they go on
+        from their last checkpoint.
+        """
+        if not any(run.ended and not run.place for run in self.runs):
+            return
+        yield from self._read()
+        ended = [run for run in self.runs if run.ended and not run.place]
+        yield from self._evaluate([run for run in ended if not run.settled])
+        for run in ended:
+            yield from self._end(run)
+
     def _stop_asked(self) -> Events:
         if not any(run.key in self._stopping for run in self.runs):
             return
@@ -334,21 +348,21 @@ class TrainingGroup:
         return sum(self._busy) / len(self._busy) if self._busy else 1e-9
 
     def _evaluate(self, runs: Sequence[TrainingRun]) -> Events:
-        """The pass over the validation rows of `runs`, which ends early where one of them is to stop."""
+        """The pass over the validation rows of `runs`; one that is to stop in between is left out."""
         evaluation = Evaluation(self._execution, self._seating, runs, self._share)
         while parts := evaluation.next_parts():
-            self._agree()
-            if any(run.key in self._stopping for run in evaluation.runs):
-                return
             for text in evaluation.take(parts):
                 yield from self._tell(text)
             yield evaluation.runs[0].key, MicroBatchDone()
+            self._agree()
+            evaluation.leave_out(self._stopping)
         for run, event in evaluation.results():
             yield run.key, event
 
     def _end(self, run: TrainingRun) -> Events:
         yield run.key, run.training_done()
         self._seating.leave(run)
+        self._stopping.discard(run.key)
 
     def _tell(self, text: str) -> Events:
         for run in self.runs:

@@ -146,6 +146,7 @@ class LabelStep:
         """Add the gradients of this micro-batch; return each run's figures, [K, 1 + 2·metrics]."""
         batch = batch.to(self.base.device)
         self.bank.train()
+        self.bank.begin_batch(batch.ids.shape[1])
         with keeping(self.base, self.plan, stash=self.stash), eager_layers(), self.bank.use():
             logits = self._logits(batch)
             sums = torch.stack([self._loss(batch, logits, run) for run in range(len(self.labels))])

@@ -393,8 +393,7 @@ class TrainingRun:
     @property
     def ended(self) -> bool:
         """Whether it has done all its steps or was asked to stop."""
-        # A run that was extended goes on behind the end that was planned when its last step was done.
-        return self.stopping or self.done >= max(self.planned_then, self._planned(self.done))
+        return self.stopping or self.done >= self._planned(self.done)  # as the plan is now
 
     @property
     def settled(self) -> bool:

@@ -19,5 +19,5 @@ def rate_factor(kind: str, step: int, total: int, warmup: int) -> float:
         return step / warmup
     if kind == "constant":
         return 1.0
-    progress = (step - warmup) / max(1, total - warmup)
+    progress = min(1.0, (step - warmup) / max(1, total - warmup))  # a plan may be shortened on the way
     return 1.0 - progress if kind == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))

@@ -204,6 +204,6 @@ def _is_token_wise(module: nn.Module, given: tuple[Any, ...], y: Any, rows: int)
     x = given[0]
     if not x.is_floating_point() or any(one.shape[:2] != (rows, _PROBE) for one in (x, y)):
         return False
-    parts = torch.cat([module(part) for part in x.split(3, dim=1)], dim=1)
+    parts = torch.cat([module(part.contiguous()) for part in x.split(3, dim=1)], dim=1)
     limit = _TOLERANCE.get(x.dtype, 2e-2) * float(y.abs().max())
     return y.dtype == x.dtype and float((parts - y).abs().max()) <= limit

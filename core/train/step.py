@@ -187,6 +187,7 @@ class MicroBatchStep:
     def _trained(self, batch: Batch) -> Tensor:
         base_losses = _plain_losses(self.base, None, batch) if self.goal.objective.wants_base else None
         self.bank.train()
+        self.bank.begin_batch(batch.ids.shape[1] if self.base.way.quick else 0)
         layers = nullcontext() if self.plan.compiled else eager_layers()
         gives_up = self.bank.gives_up_products
         with (

@@ -9,6 +9,8 @@ from core.events import EvalDone, RunFailed, StepDone, TrainingDone
 from core.lora.config import LoraConfig
 from core.train.config import TrainConfig
 from core.train.group import TrainingGroup
+from tests.conftest import _save
+from tests.core.families import tiny_model
 from tests.core.helpers import CLOSE, load, load_float64, request, train_alone
 
 
@@ -105,6 +107,17 @@ def _assert_same_figures(found, expected, rel):
             for events in (found, expected)
         ]
         assert figures[0] == pytest.approx(figures[1], rel=rel)
+
+
+def test_dropout_of_layers_that_are_given_tokens_in_a_row_is_each_runs_own(tmp_path, tokenizer):
+    """OPT's fc1 and fc2; beside longer rows their tokens stand elsewhere."""
+    torch.manual_seed(0)
+    base = load_float64(_save(tiny_model("opt"), tokenizer, tmp_path / "opt"))
+    lora, train = LoraConfig(rank=4, alpha=8, dropout=0.3), TrainConfig(max_steps=3, packing="off", **SHARED)
+    runs = {"short": (_rows("hello", 9)[:4], lora, train), "long": (_rows("world", 9)[4:], lora, train)}
+    together, _ = _train(base, runs)
+    for key, parts in runs.items():
+        _assert_same(together[key], train_alone(base, *parts)[0])
 
 
 def test_together_equals_each_alone_in_float32(tiny_llama):

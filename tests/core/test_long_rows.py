@@ -190,6 +190,13 @@ def test_norms_and_the_mlp_are_computed_in_slices(tiny_llama):
     assert {path.split(".")[-1] for path in with_dropout - found} == {"q_proj", "k_proj", "v_proj", "o_proj"}
 
 
+def test_a_mixture_of_experts_is_computed_in_slices_for_several_rows(tmp_path, tokenizer):
+    torch.manual_seed(0)
+    base = load(_save(tiny_model("mixtral"), tokenizer, tmp_path / "mixtral"))
+    mlp = base.decoder_layers[0].mlp
+    assert mlp in {one.module for one in token_wise(base, _bank_of(base), 2)}
+
+
 def test_what_mixes_tokens_stays_whole(tiny_llama):
     base = load(tiny_llama)
     mlp = base.decoder_layers[0].mlp
