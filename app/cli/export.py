@@ -9,8 +9,8 @@ import typer
 
 from app.cli.common import Home, Json, Settings, finished, listed, open_workbench, parsed_settings
 from app.cli.console import Console, guarded
-from core.export.cards import quantised_rows
-from core.export.config import ExportConfig
+from core.export.cards import MUCH_ROUNDED, quantised_rows, rounding_words
+from core.export.config import ExportConfig, require_own_options
 
 
 @guarded
@@ -32,12 +32,20 @@ def export(
     checked.
     """
     console, workbench = Console(json), open_workbench(home)
-    options = {"format": format, "dtype": dtype, "shard_gigabytes": shard_gigabytes}
-    options |= parsed_settings(option)
+    own = ({"shard_gigabytes": shard_gigabytes} if shard_gigabytes else {}) | parsed_settings(option)
+    options = {"format": format, "dtype": dtype} | own
+    require_own_options(str(options["format"]), own)
     target = to.expanduser().absolute()
     with console.progress() as progress:
         result = finished(workbench, workbench.exports.start(adapter, target, options), progress)
     show_export(console, result)
+
+
+def _rounded(share: float) -> str:
+    said = rounding_words(share, "these weights")
+    if share < MUCH_ROUNDED:
+        return f"{said}."
+    return f"{said}. --dtype float32 keeps all of it, and so does the adapter alone: --format peft."
 
 
 def show_export(console: Console, result: dict[str, Any]) -> None:
@@ -48,7 +56,7 @@ def show_export(console: Console, result: dict[str, Any]) -> None:
         [
             ("Written", result["folder"]),
             ("Check", result["sentence"]),
-            *([("Of the adapter rounded away", f"{rounding:.2%}")] if rounding else []),
+            *([("Rounding", _rounded(rounding))] if rounding else []),
             *quantised_rows(result),
             *([("Registered as the base", result["base"])] if result.get("base") else []),
             *[("Warning", line) for line in result["warnings"]],

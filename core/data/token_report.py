@@ -48,7 +48,7 @@ class TokenReport:
     mean_length: float
     percentiles: dict[str, int]
     recommended_max_length: int
-    """The 99th percentile of the lengths, rounded up to a multiple of 64."""
+    """The 99th percentile of the lengths, rounded up to a multiple of 64, or what the base was built for."""
     over_length_rows: int
     policies: dict[str, Loss] = field(default_factory=dict)
     lengths: list[list[float]] = field(default_factory=list)
@@ -73,9 +73,11 @@ class TokenReport:
 
 
 def token_report(
-    file: TokenFile, keep: Mask, validation: Mask, max_length: int, found: Findings
+    file: TokenFile, keep: Mask, validation: Mask, max_length: int, found: Findings, context_length: int = 0
 ) -> TokenReport:
-    """Statistics over the rows that are kept. Raises InvalidData if none of them has a token."""
+    """Statistics over the rows that are kept. context_length: tokens that the base was built for; 0 if its
+    files do not say. Raises InvalidData if none of the rows has a token.
+    """
     chosen = keep[file.rows] & (file.lengths > 0)
     lengths, trained = file.lengths[chosen], file.supervised()[chosen]
     judged = validation[file.rows]
@@ -90,7 +92,7 @@ def token_report(
         trained_tokens=int(trained.sum()),
         mean_length=float(lengths.mean()),
         percentiles={str(at): int(np.percentile(lengths, at, method="higher")) for at in _PERCENTILES},
-        recommended_max_length=recommended_length(lengths),
+        recommended_max_length=min(recommended_length(lengths), context_length or 1 << 30),
         over_length_rows=len(np.unique(file.rows[chosen][lengths > max_length])),
         policies={policy: _loss(file, chosen, max_length, policy) for policy in OVER_LENGTH},
         lengths=_histogram(lengths, 0, int(lengths.max())),

@@ -14,6 +14,9 @@ from typing import Any
 from core.base_model.quantisation import LABELS, NONE
 from core.export.config import ExportConfig
 
+MUCH_ROUNDED = 0.01
+"""Of what the adapter changes, from which on another number format is advised."""
+
 
 @dataclass(frozen=True)
 class Provenance:
@@ -87,7 +90,7 @@ def model_card(about: Provenance, config: ExportConfig, facts: Mapping[str, Any]
         ("Data set", plain(about.dataset_name) or "not known"),
         ("Final loss", shown or "not known"),
         ("Weights", "" if adapter_alone else config.dtype),
-        ("Of the adapter rounded away", "" if rounding is None else f"{rounding:.2%}"),
+        ("Rounding", rounding_words(rounding, "these weights") if rounding else ""),
         *quantised_rows(facts),
     ]
     what = config.kind.describe(plain(about.base_name), plain(about.adapter_name))
@@ -107,6 +110,15 @@ def model_card(about: Provenance, config: ExportConfig, facts: Mapping[str, Any]
     return "\n".join([*front, title, "", what, "", *warned, *table, "", *configuration])
 
 
+def rounding_words(share: float, number_format: str) -> str:
+    """What rounding to a number format did, in words. share: its error in the weights, by the adapter's part
+    of them.
+    """
+    if share < 1:
+        return f"Rounding to {number_format} took {share:.1%} of what the adapter changes"
+    return f"Rounding to {number_format} moves the weights by {share:.1f} times as much as the adapter does"
+
+
 def quantised_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What is told of a merge in which a quantised base has a part; nothing of any other."""
     if "merged_onto" not in facts:
@@ -119,9 +131,10 @@ def quantised_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         if is_original
         else f"by {facts['base_difference']:.2%} from the original ones"
     )
+    kept = facts.get("energy_kept")
     return [
         ("Merged onto", weights),
-        ("Of ΔW's energy kept", f"{facts['energy_kept']:.2%}"),
+        *([("Of ΔW's energy kept", f"{kept:.2%}")] if kept else []),
         ("These weights differ", differs),
     ]
 

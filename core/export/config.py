@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from core.errors import InvalidConfig
@@ -49,6 +49,20 @@ def export_options() -> list[Option]:
     """All options of an export: those in common, then those of single formats."""
     own = [one for kind in EXPORT_FORMATS.all().values() for one in kind.options.options()]
     return list({one.name: one for one in (*ExportConfig.options(), *own)}.values())
+
+
+def require_own_options(format: str, names: Collection[str]) -> None:
+    """Raise InvalidConfig for options that only other formats have, which would count nothing."""
+    kinds = EXPORT_FORMATS.all()
+    shared = [one.name for one in ExportConfig.options()]
+    own = {name: [one.name for one in kind.options.options()] for name, kind in kinds.items()}
+    for name in names:
+        takers = [kind for kind, options in own.items() if name in options]
+        if takers and format in kinds and format not in takers:
+            raise InvalidConfig(
+                f"{name} is an option of {', '.join(takers)}, not of {format}, which has "
+                f"{', '.join([*shared, *own[format]])}."
+            )
 
 
 def split_export_options(values: Mapping[str, object]) -> tuple[ExportConfig, Config]:

@@ -33,8 +33,8 @@ def require_sharding(way: str, options: TrainingOptions) -> None:
         return
     if options.train.devices == 1:
         raise InvalidConfig(
-            "sharding = fsdp lays the base out over several cards, and devices is 1. Set devices to their "
-            "number, or leave sharding at auto."
+            "sharding = fsdp lays the base out over several cards of one machine, and devices is 1. Set "
+            "devices to their number, or leave sharding at auto."
         )
     if why := why_not_in_parts(way, options):
         raise InvalidConfig(

@@ -284,6 +284,10 @@ def test_training_chat_and_adapters_from_the_command_line(workbench, settings, t
     ]
     again = run(settings, "adapters", "export", "mine", tmp_path / "out")
     assert (again.exit_code, "not empty" in again.stderr) == (1, True)
+    other = ["--format", "gguf", "--set", "merge_onto=nf4"]
+    refused = run(settings, "export", "--adapter", "mine", "--to", tmp_path / "gguf", *other)
+    assert (refused.exit_code, "is an option of safetensors" in refused.stderr) == (1, True)
+    assert not (tmp_path / "gguf").exists()
 
 
 def test_a_sweep_from_the_command_line_shows_the_best_first(workbench, settings):

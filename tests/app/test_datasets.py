@@ -285,6 +285,7 @@ def test_a_base_checks_the_rows(workbench, tmp_path):
         < report["policies"]["drop"]["tokens"]
     )
     assert report["recommended_max_length"] % 64 == 0
+    assert report["recommended_max_length"] <= base.context_length
     assert sum(count for *_, count in report["lengths"]) == sum(count for *_, count in report["shares"]) == 13
     assert all(one["passed"] for one in found.template)
     left = workbench.datasets.leave_out("mine", ["over_length"], base=found)

@@ -323,6 +323,8 @@ def test_sequences_of_a_row_stay_on_one_side_and_what_they_share_is_counted_once
     report = token_report(file, keep, validation, 200, token_findings(file, keep, 200, found.end_ids))
     assert (report.rows, report.validation_rows, report.sequences, report.train_sequences) == (6, 2, 9, 6)
     assert (report.most_sequences, report.counts["several_sequences"]) == (2, 3)
+    short = token_report(file, keep, validation, 200, token_findings(file, keep, 200, found.end_ids), 48)
+    assert (short.recommended_max_length, report.recommended_max_length % 64) == (48, 0)
     first, second = (file.ids(at).tolist() for at in (1, 2))
     shared = next(at for at, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1])
     assert file.shared.tolist() == [0, 0, shared] + [0, 0, shared] * 2

@@ -9,9 +9,9 @@ from core.base_model.skeleton import skeleton
 from core.combine.config import CombineConfig
 from core.combine.methods import COMBINE_METHODS
 from core.errors import InvalidConfig, WorkbenchError
-from core.export.cards import Provenance
+from core.export.cards import Provenance, rounding_words
 from core.export.check_process import check_export
-from core.export.config import ExportConfig, split_export_options
+from core.export.config import ExportConfig, require_own_options, split_export_options
 from core.export.duties import PASSED, Exporting
 from core.export.exporting import export
 from core.export.formats import EXPORT_FORMATS
@@ -87,6 +87,19 @@ def test_a_formats_own_options_go_with_it_and_those_of_others_are_only_checked()
         split_export_options({"format": "gguf", "shard_gigabytes": -1})
     with pytest.raises(InvalidConfig, match="Did you mean shard_gigabytes"):
         split_export_options({"shard_gigabyte": 1})
+
+
+def test_who_names_an_option_of_another_format_is_told():
+    require_own_options("safetensors", ["merge_onto", "shard_gigabytes", "dtype"])
+    require_own_options("gguf", ["dtype"])
+    said = "merge_onto is an option of safetensors, not of gguf, which has format, dtype"
+    with pytest.raises(InvalidConfig, match=said):
+        require_own_options("gguf", ["merge_onto"])
+
+
+def test_rounding_is_told_as_a_share_only_where_it_is_one():
+    assert rounding_words(0.25, "float16") == "Rounding to float16 took 25.0% of what the adapter changes"
+    assert "moves the weights by 4.2 times as much as the adapter does" in rounding_words(4.17, "float16")
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from core.base_model.skeleton import skeleton
 from core.errors import InvalidInput, OutOfSpace
-from core.export.cards import Provenance
+from core.export.cards import Provenance, rounding_words
 from core.export.check_process import check
 from core.export.config import split_export_options
 from core.export.duties import Exporting
@@ -192,7 +192,7 @@ def test_the_rounding_loss_that_is_reported_is_the_one_there_is(tmp_path, tokeni
     assert verify_merge(folder, adapter, tmp_path / "exact", silent).max_logit_difference < 1e-4
     assert json.loads((tmp_path / "exact" / "config.json").read_text())["dtype"] == "float32"
     card = (tmp_path / "merged" / "README.md").read_text()
-    assert f"Of the adapter rounded away | {written['rounding_loss']:.2%}" in card
+    assert f"| Rounding | {rounding_words(written['rounding_loss'], 'these weights')} |" in card
 
 
 def test_shards_of_the_wanted_size(tmp_path, tiny_llama, monkeypatch):

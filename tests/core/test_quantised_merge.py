@@ -60,6 +60,20 @@ def test_a_merge_that_was_made_onto_other_weights_does_not_pass(tiny_llama, tmp_
     assert made.config.kind.check(found, silent).verdict == FAILED
 
 
+def test_a_small_adapter_beside_rounded_weights_is_no_share_of_what_is_stored(tiny_llama, tmp_path):
+    adapter = random_adapter(load(tiny_llama), size=1e-3)
+    _, facts = exported(tiny_llama, adapter, tmp_path / "merged", dtype="bfloat16", merge_onto="int8")
+    assert facts["rounding_loss"] > 1
+    assert [name for name, _ in quantised_rows(facts)] == ["Merged onto", "These weights differ"]
+
+
+def test_a_gguf_model_says_beside_which_weights_its_adapter_was_trained(tiny_llama, tmp_path):
+    adapter = random_adapter(load(tiny_llama))
+    _, facts = exported(tiny_llama, adapter, tmp_path / "merged", format="gguf")
+    assert "NF4" in dict(quantised_rows(facts))["These weights differ"]
+    assert "trained beside" in (tmp_path / "merged" / "README.md").read_text()
+
+
 @pytest.mark.parametrize("onto", ["original", "nf4"])
 def test_the_energy_that_is_told_is_what_the_files_keep(tiny_llama, tmp_path, onto):
     """Of ΔW, in 16 bits: what is stored less what it was added to."""

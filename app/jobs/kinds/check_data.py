@@ -64,7 +64,7 @@ class CheckData(JobKind):
         context.report(Progress("Counting"))
         length = min(int(arguments["max_length"]), base.context_length or 1 << 30)
         found = token_findings(file, keep, length, ends)
-        report = asdict(token_report(file, keep, validation, length, found))
+        report = asdict(token_report(file, keep, validation, length, found, base.context_length or 0))
         template = [asdict(one) for one in check_template(renderer, ends, _some(rows, keep))]
         _publish(Path(arguments["out"]), found, {"report": report, "template": template})
         return report

@@ -6,7 +6,9 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
 
+from core.base_model.quantisation import NONE
 from core.export.formats import AUTO, FLOAT_DTYPES, ExportFormat, Written
+from core.export.formats.safetensors import ORIGINAL
 from core.reporting import Report
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ class Gguf(ExportFormat):
         stored = "f16" if what.config.dtype == AUTO else what.config.dtype
         target = staging / f"{file_name(what.about.adapter_name)}-{stored}{self.ending}"
         copy_licences(what.base_folder, staging)
-        return {"tensors": write_merged(what, target, report)}
+        return {"tensors": write_merged(what, target, report), **beside_what(what, report)}
 
     def warnings(self, what: Exporting) -> list[str]:
         """See ExportFormat."""
@@ -89,6 +91,20 @@ def window_warnings(what: Exporting) -> list[str]:
         f"in longer conversations it answers otherwise than the model does here. Keep its context at "
         f"{window:,}."
     ]
+
+
+def beside_what(what: Exporting, report: Report) -> Facts:
+    """That an adapter was trained beside weights in few bits, and by how much those that it is merged onto
+    differ; nothing of another.
+    """
+    from core.merge.held import base_difference, held_tensors
+
+    trained = what.about.trained_on
+    if trained == NONE:
+        return {}
+    held = held_tensors(what.base_folder, what.skeleton, trained)
+    differs = base_difference(what.base_folder, held, report)
+    return {"trained_on": trained, "merged_onto": ORIGINAL, "base_difference": differs}
 
 
 def write_merged(what: Exporting, target: Path, report: Report) -> int:

@@ -157,12 +157,9 @@ def _losses(what: Exporting, written: MergeReport, report: Report) -> Facts:
     if onto == ORIGINAL:
         held = held_tensors(what.base_folder, what.skeleton, trained)
         differs = base_difference(what.base_folder, held, report)
-    return {
-        "trained_on": trained,
-        "merged_onto": onto,
-        "energy_kept": max(0.0, 1 - written.rounding_loss**2),
-        "base_difference": differs,
-    }
+    # where rounding all of W moves it by more than ΔW, what is left of ΔW is no share of it
+    kept = {"energy_kept": 1 - written.rounding_loss**2} if written.rounding_loss < 1 else {}
+    return {"trained_on": trained, "merged_onto": onto, **kept, "base_difference": differs}
 
 
 def _classifier_parts(what: Exporting) -> dict[str, Any]:

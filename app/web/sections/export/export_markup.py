@@ -10,12 +10,11 @@ from app.shared.adapter_labels import labels_of_row
 from app.web.parts.markup import Html, command_html, day, empty, facts, size
 from app.web.parts.routes import link
 from core.errors import InvalidConfig
-from core.export.cards import file_name, quantised_rows
+from core.export.cards import MUCH_ROUNDED, file_name, quantised_rows, rounding_words
 from core.export.formats import AUTO, EXPORT_FORMATS, ExportFormat, Written
 from storage.tables import NOT_PASSED, PASSED, Adapter, Base, Export
 
 VERDICTS = {PASSED: "good", NOT_PASSED: "bad"}
-_MUCH = 0.01  # of the adapter rounded away, from which on another number format is advised
 _LONGEST = 200_000  # characters of a card that are shown
 
 
@@ -77,10 +76,8 @@ def rounding_html(row: Export) -> str:
     share = row.check.get("rounding_loss")
     if not share:
         return ""
-    taken = (
-        f"Rounding to {escape(_number_format(row) or '16 bits')} took {share:.1%} of what the adapter changes"
-    )
-    if share < _MUCH:
+    taken = escape(rounding_words(share, _number_format(row) or "16 bits"))
+    if share < MUCH_ROUNDED:
         return f"<p class='hint'>{taken}, which is hardly to be noticed.</p>"
     return (
         f"<p class='fault'>{taken}. Export it again with “Weights as” float32 to keep all of it, or use the "
