@@ -21,7 +21,7 @@ Home = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="One option, such as rank=8; repeatable."),
+    typer.Option("--set", metavar="KEY=VALUE", help="One option, such as rank=8; repeatable. See: options."),
 ]
 BaseName = Annotated[
     str, typer.Option("--base", help="Name of the base model; default: default_base, as set.")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from app.cli.common import Home, Json, Settings, finished, listed, open_workbench, parsed_settings
+from app.cli.common import Home, Json, finished, listed, open_workbench, parsed_settings
 from app.cli.console import Console, guarded
 from core.export.cards import MUCH_ROUNDED, quantised_rows, rounding_words
 from core.export.config import ExportConfig, require_own_options
@@ -24,7 +24,12 @@ def export(
     shard_gigabytes: Annotated[
         float, typer.Option(help="Largest safetensors file, in GB; 0: as the base's files.")
     ] = 0.0,
-    option: Settings = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="One option of the format; repeatable. See: options export."
+        ),
+    ] = None,
     home: Home = None,
     json: Json = False,
 ) -> None:

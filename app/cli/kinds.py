@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from app.cli.common import Home, Json
 from app.cli.console import Console, guarded
+from app.cli.options import values
 from core.options import Option
 from core.train.training_options import heads
 
@@ -25,6 +26,5 @@ def kinds(home: Home = None, json: Json = False) -> None:
 
 def _told(option: Option) -> str:
     """An option in a few words: its default, what it may be, what it does."""
-    free = option.minimum is None and option.maximum is None
-    allowed = ", ".join(option.listed) or ("" if free else option.range_text())
+    allowed = values(option)
     return f"{option.name}={option.default}{f' ({allowed})' if allowed else ''}: {option.help}"

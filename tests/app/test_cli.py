@@ -20,6 +20,7 @@ COMMANDS = [
     ["quickstart"],
     ["train"],
     ["kinds"],
+    ["options"],
     ["chat"],
     ["export"],
     ["doctor"],
@@ -60,6 +61,19 @@ def test_every_command_has_help_json_and_home(command):
     assert shown.exit_code == 0
     for expected in ("--home", "--json", "Usage"):
         assert expected in shown.output
+
+
+def test_what_set_takes_is_listed_with_its_choices(settings):
+    code, found = run_json(settings, "options")
+    rows = {(row["option"], row["where"]): row for row in found["rows"]}
+    assert (code, rows["quantisation", ""]["values"]) == (0, "none, nf4, int8, fp8")
+    assert all(row["help"] for row in found["rows"])
+    assert "kind=adalora" in {where for _, where in rows}
+    _, found = run_json(settings, "options", "export")
+    where = {row["option"]: row["where"] for row in found["rows"]}
+    assert (where["dtype"], where["merge_onto"]) == ("", "format=safetensors")
+    refused = run(settings, "options", "everything")
+    assert (refused.exit_code, "options of train and export" in refused.stderr) == (1, True)
 
 
 def test_data_goes_in_is_listed_shown_and_removed(settings):
