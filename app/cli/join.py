@@ -13,6 +13,7 @@ import typer
 from app.cli.common import Home, Json
 from app.cli.console import Console, guarded
 from app.shared.errors import EngineUnavailable
+from app.shared.processes import exit_reason
 from app.shared.refusals import answered
 from app.shared.settings import settings_for
 
@@ -76,7 +77,7 @@ def _asked(question: dict[str, Any], log: Path, console: Console) -> dict[str, A
                 console.say(last["said"])
     if "result" not in answered(last):
         raise EngineUnavailable(
-            f"The worker ended without a result (exit code {process.returncode}); {log} says why."
+            f"{exit_reason(process.returncode, 'The worker')}. Its log is {log}."
         )
     return dict(last["result"])
 
