@@ -14,8 +14,10 @@ from app.shared.bases import config_of, experts_of, require_can, shapes_of, tens
 from app.shared.below import adapter_below, by_digest
 from app.shared.engine_client import EngineClient
 from app.shared.errors import EngineUnavailable
+from app.shared.join_address import require_key
 from app.shared.run_data import chat_of
 from app.shared.run_rows import cards_of, held_for, run_row, weight_bytes_of
+from app.shared.user_settings import PreferenceStore
 from core.base_model.way import GENERAL_NAME
 from core.errors import InvalidConfig, InvalidData
 from core.lora.targets import Targeted, usual_targets
@@ -75,10 +77,12 @@ class Training:
         registry: Registry,
         engine: EngineClient,
         usage: Usage,
+        preferences: PreferenceStore,
         checked: Callable[[Dataset, Base, int], BaseCheck | None],
     ) -> None:
         """checked: what a check of a data set with a base at a length has shown, see Datasets.checked()."""
         self._registry, self._engine, self._usage, self._checked = registry, engine, usage, checked
+        self._preferences = preferences
 
     def start(
         self,
@@ -212,6 +216,8 @@ class Training:
         runs = []
         for label, options in wanted:
             require_can(model, options)
+            if options.train.machines > 1:
+                require_key(self._preferences.values().join_key)
             plan = self._estimate(model, data, options)  # raises for target_modules that match nothing
             if not anyway:
                 require_sound(self._checks(model, data, options, plan))

@@ -49,7 +49,9 @@ class Workbench:
         self.models = Models(self.registry, self.jobs)
         self.datasets = Datasets(self.registry, settings, self.engine, self.jobs)
         self.presets = Presets(settings.presets)
-        self.training = Training(self.registry, self.engine, self.usage, self.datasets.checked)
+        self.training = Training(
+            self.registry, self.engine, self.usage, self.preferences, self.datasets.checked
+        )
         self.runs = Runs(self.registry, self.engine)
         self.baselines = Baselines(self.registry, self.training, self.jobs)
         self.costs = CostsOfLora(self.registry, self.jobs, self.baselines)
