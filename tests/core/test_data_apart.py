@@ -172,6 +172,16 @@ def test_processes_that_have_other_data_or_options_are_refused_before_the_first_
         assert not found["run"]["losses"]
 
 
+def test_processes_that_go_on_from_other_checkpoints_of_one_step_are_refused(tiny_llama, together, tmp_path):
+    saved = [
+        str(_alone(tmp_path, tiny_llama, {"run": _run(word)}, asked={"save": 3})[1] / "run-saved")
+        for word in ("hello", "world")
+    ]
+    runs = {"run": _run(max_steps=6) | {"resume": saved[0]}}
+    found, _ = together(2, tiny_llama, runs, differs={"resume": saved[1]})
+    assert "does not have the first one's checkpoint: its is step 3 (" in found["run"]["error"]
+
+
 def test_torchrun_starts_the_processes(tiny_llama, zygote, tmp_path):
     job = {"base": str(tiny_llama), "runs": {"run": _run(max_steps=2)}, "out": str(tmp_path)}
     (tmp_path / "job.json").write_text(json.dumps(job))
