@@ -404,9 +404,9 @@ class TrainingRun:
 
     def evaluates(self) -> bool:
         """Whether an evaluation is due after the steps done so far."""
-        total = self.planned_then
-        every = steps_between_evaluations(total, self.train)
-        return self._validates and (self.done % every == 0 or self.done >= total)
+        every = steps_between_evaluations(self.planned_then, self.train)
+        is_last = self.done >= min(self.planned_then, self._planned(self.done))
+        return self._validates and (self.done % every == 0 or is_last)
 
     @property
     def _validates(self) -> bool:
