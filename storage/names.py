@@ -5,11 +5,13 @@ They live in the registry only, never in a path.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 from storage.errors import InvalidName
 
 MAX_LENGTH = 120
+_CHECKPOINT = re.compile(r"run-\d+@\d+", re.IGNORECASE)
 _DIRECTION = {chr(code) for code in (0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
 
 
@@ -24,6 +26,8 @@ def clean_name(name: str, what: str) -> str:
         )
     if any(char in _DIRECTION or unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") for char in clean):
         raise InvalidName(f"The {what}'s name may not hold line breaks or control characters.")
+    if _CHECKPOINT.fullmatch(clean):
+        raise InvalidName(f"{clean} is how a checkpoint of a run is asked for; choose another name.")
     return clean
 
 

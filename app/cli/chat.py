@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -10,7 +11,17 @@ from app.cli.common import BaseName, Home, Json, base_or_default, open_workbench
 from app.cli.console import Console, guarded
 from app.cli.data_sources import TemplateKwargs
 from app.service.chats import answer_told
+from app.service.workbench import Workbench
+from app.shared.bases import base_for
 from core.generate.config import GenerationConfig
+from storage.tables import Adapter
+
+
+def _base_of(workbench: Workbench, chosen: Sequence[str]) -> str:
+    """That of the first adapter among these names; empty where there is none."""
+    registry = workbench.registry
+    named = next((name for name in chosen if name in registry.names(Adapter)), None)
+    return base_for(registry, registry.find(Adapter, named)).name if named else ""
 
 
 @guarded
@@ -55,7 +66,7 @@ def chat(
     speakers: list[str | None] = [None, *chosen] if len(chosen) != 1 else list(chosen)
     messages = [{"role": "user", "content": prompt}]
     console, workbench, answers = Console(json), open_workbench(home), [""] * len(speakers)
-    base = base_or_default(workbench, base)
+    base = base or _base_of(workbench, chosen) or base_or_default(workbench, "")
     told: list[dict[str, Any]] = [{} for _ in speakers]
     for token in workbench.chats.answer(base, speakers, [messages] * len(speakers), config):
         answers[token.row] += token.text

@@ -76,9 +76,7 @@ def _asked(question: dict[str, Any], log: Path, console: Console) -> dict[str, A
             if "said" in last:
                 console.say(last["said"])
     if "result" not in answered(last):
-        raise EngineUnavailable(
-            f"{exit_reason(process.returncode, 'The worker')}. Its log is {log}."
-        )
+        raise EngineUnavailable(f"{exit_reason(process.returncode, 'The worker')}. Its log is {log}.")
     return dict(last["result"])
 
 

@@ -10,7 +10,9 @@ from app.cli.common import Home, Json, open_workbench
 from app.cli.console import Console, guarded
 from app.shared.user_settings import Preference, PreferenceStore
 
-settings = typer.Typer(help="Settings of the home folder: list, set, unset.", invoke_without_command=True)
+settings = typer.Typer(
+    help="Settings of the home folder. Without a command they are listed.", invoke_without_command=True
+)
 Name = Annotated[str, typer.Argument(help="A setting, such as theme.")]
 
 

@@ -12,7 +12,7 @@ from core.errors import InvalidInput
 from storage.adapters import split_tags
 from storage.errors import NameTaken
 from storage.registry import Registry
-from storage.tables import Adapter
+from storage.tables import Adapter, Base
 
 LOADED = "loaded by API"
 """The tag of an adapter that was brought so; only such are taken away so."""
@@ -30,6 +30,8 @@ class Loading:
 
         Raises NameTaken, InvalidInput with the import's reason, NotFound for a base that is not there.
         """
+        if name in self._registry.names(Base):
+            raise NameTaken(f"{name} is a base here, and what it is asked as; choose another name.")
         before = self._before(name) if in_place else None
         wanted = f"{name} ({secrets.token_hex(4)})" if before else self._registry.require_free(Adapter, name)
         try:

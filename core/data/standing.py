@@ -9,7 +9,7 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from core.data.formats import Message
 from core.data.tool_calls import Tool
@@ -55,8 +55,25 @@ class Judge:
             )
 
     def require_prompt(self, prompt: str) -> None:
-        """The same for a prompt alone. Earlier answers may be shortened in it: the base is used to that."""
+        """The same for a prompt alone. The words of earlier answers may be shortened in it: the base is used
+        to that. What they called may not.
+        """
         self._require_before(prompt, len(self._messages), "Write it otherwise")
+        for at, message in enumerate(self._messages):
+            calls = message.get("tool_calls", ())
+            names = [call["name"] for call in calls]
+            if missing := stands_calls(prompt, calls) or self._only_said(prompt, names):
+                raise InvalidData(
+                    f"This base's chat template leaves out {missing[:_SHOWN]!r} of the tool call in turn "
+                    f"{at + 1}, so the model would not know of it. {_no_tools(self._messages)}."
+                )
+
+    def _only_said(self, prompt: str, names: Iterable[str]) -> str | None:
+        """The first of these names that stands in what is asked or told alone, and nowhere else."""
+        said = [one["content"] for one in self._messages if one["role"] != "assistant"]
+        return next(
+            (name for name in names if prompt.count(name) <= sum(one.count(name) for one in said)), None
+        )
 
     def _require_before(self, prompt: str, stop: int, remedy: str) -> None:
         judged = [
@@ -66,7 +83,8 @@ class Judge:
         at = left_out(prompt, judged, self._absent)
         if at is not None:
             raise InvalidData(self._missing(prompt, at, self._messages[at]["content"], remedy))
-        if missing := stands_tools(prompt, self._tools):
+        names = [tool["function"]["name"] for tool in self._tools]
+        if missing := stands_tools(prompt, self._tools) or self._only_said(prompt, names):
             raise InvalidData(
                 f"This base's chat template leaves out {missing[:_SHOWN]!r} of the tools, so the model would "
                 "not know of them. Leave them out, or use a base whose template takes tools."

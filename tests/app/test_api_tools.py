@@ -139,6 +139,10 @@ def test_what_is_not_supported_is_said_by_its_name(served):
         return str(error.value)
 
     assert "leaves out 'weather' of the tools" in refused(model="llama")
+    named = [{"role": "user", "content": "What is the weather of this place, Pisa?"}]
+    assert "leaves out 'weather' of the tools" in refused(model="llama", messages=named)
+    earlier = [*named, CALLED, {"role": "tool", "content": "windy", "tool_call_id": "c1"}]
+    assert "of the tool call in turn 2" in refused(model="llama", messages=earlier, tools=openai.omit)
     assert "no answer can be made to call a tool" in refused(tool_choice="required")
     assert "leave parallel_tool_calls out" in refused(parallel_tool_calls=False)
     assert "logprobs are not told" in refused(logprobs=True)

@@ -92,7 +92,9 @@ def queue(registry, one, **options):
     return one
 
 
-@pytest.mark.parametrize("name", ["", "   ", "a\nb", "a\x00b", "a\u202eb", "x" * 121, "\ud800"])
+@pytest.mark.parametrize(
+    "name", ["", "   ", "a\nb", "a\x00b", "a\u202eb", "x" * 121, "\ud800", "run-3@200", " Run-1@2"]
+)
 def test_names_that_cannot_be_shown_are_refused(name):
     with pytest.raises(InvalidName):
         clean_name(name, "adapter")
