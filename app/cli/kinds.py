@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from app.cli.common import Home, Json
 from app.cli.console import Console, guarded
-from app.cli.options import values
+from app.cli.option_list import values
 from core.options import Option
 from core.train.training_options import heads
 

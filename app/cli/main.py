@@ -20,7 +20,7 @@ from app.cli.join import worker
 from app.cli.kinds import kinds
 from app.cli.models import models
 from app.cli.opening import address, open_page
-from app.cli.options import options
+from app.cli.option_list import options
 from app.cli.presets import presets
 from app.cli.prompts import prompts
 from app.cli.quickstart import quickstart

@@ -62,15 +62,17 @@ class Judge:
         for at, message in enumerate(self._messages):
             calls = message.get("tool_calls", ())
             names = [call["name"] for call in calls]
-            if missing := stands_calls(prompt, calls) or self._only_said(prompt, names):
+            if missing := stands_calls(prompt, calls) or self._only_said(prompt, names, len(self._messages)):
                 raise InvalidData(
                     f"This base's chat template leaves out {missing[:_SHOWN]!r} of the tool call in turn "
                     f"{at + 1}, so the model would not know of it. {_no_tools(self._messages)}."
                 )
 
-    def _only_said(self, prompt: str, names: Iterable[str]) -> str | None:
-        """The first of these names that stands in what is asked or told alone, and nowhere else."""
-        said = [one["content"] for one in self._messages if one["role"] != "assistant"]
+    def _only_said(self, prompt: str, names: Iterable[str], stop: int) -> str | None:
+        """The first of these names that stands in what is asked and told in the first `stop` turns alone, and
+        nowhere else in the prompt.
+        """
+        said = [one["content"] for one in self._messages[:stop] if one["role"] != "assistant"]
         return next(
             (name for name in names if prompt.count(name) <= sum(one.count(name) for one in said)), None
         )
@@ -84,7 +86,7 @@ class Judge:
         if at is not None:
             raise InvalidData(self._missing(prompt, at, self._messages[at]["content"], remedy))
         names = [tool["function"]["name"] for tool in self._tools]
-        if missing := stands_tools(prompt, self._tools) or self._only_said(prompt, names):
+        if missing := stands_tools(prompt, self._tools) or self._only_said(prompt, names, stop):
             raise InvalidData(
                 f"This base's chat template leaves out {missing[:_SHOWN]!r} of the tools, so the model would "
                 "not know of them. Leave them out, or use a base whose template takes tools."

@@ -12,7 +12,7 @@ from core.data.chat_options import ChatOptions
 from core.generate.config import GenerationConfig
 from storage.tables import Adapter, Base, Chat, Dataset
 from tests.conftest import make_llama
-from tests.ui.conftest import choose, go_to, open_sheet, picture, press, ready, served
+from tests.ui.conftest import choose, go_to, open_sheet, picture, press, ready, served, settled
 from tests.workbenches import do_job, wait_for
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
@@ -100,6 +100,8 @@ def test_four_columns_answer_and_each_answer_can_be_worked_on(
     _sampled(page, Max_tokens="3")
     first.get_by_role("button", name="Again").click()
     expect(first.locator(".talk-figures")).to_contain_text("3 tokens")
+    _answered(page, 4)
+    settled(page)  # until the server has heard of the last click it takes no other
     assert workbench.conversations.turns(chat.id)[0].answers["second"].details["tokens"] == 6
 
     # All go on from one.
