@@ -97,13 +97,12 @@ def beside_what(what: Exporting, report: Report) -> Facts:
     """That an adapter was trained beside weights in few bits, and by how much those that it is merged onto
     differ; nothing of another.
     """
-    from core.merge.held import base_difference, held_tensors
+    from core.export.trained_beside import difference_from_trained
 
     trained = what.about.trained_on
     if trained == NONE:
         return {}
-    held = held_tensors(what.base_folder, what.skeleton, trained)
-    differs = base_difference(what.base_folder, held, report)
+    differs = difference_from_trained(what, report)
     return {"trained_on": trained, "merged_onto": ORIGINAL, "base_difference": differs}
 
 

@@ -147,16 +147,13 @@ def _held(what: Exporting | Exported, onto: str) -> dict[str, Held]:
 
 def _losses(what: Exporting, written: MergeReport, report: Report) -> Facts:
     """What merging costs where a quantised base has a part in it; nothing where none has."""
-    from core.merge.held import base_difference, held_tensors
+    from core.export.trained_beside import difference_from_trained
 
     assert isinstance(what.own, SafetensorsOptions)
     trained, onto = what.about.trained_on, what.own.merge_onto
     if onto == ORIGINAL and trained == NONE:
         return {}
-    differs = written.base_difference
-    if onto == ORIGINAL:
-        held = held_tensors(what.base_folder, what.skeleton, trained)
-        differs = base_difference(what.base_folder, held, report)
+    differs = difference_from_trained(what, report) if onto == ORIGINAL else written.base_difference
     # where rounding all of W moves it by more than ΔW, what is left of ΔW is no share of it
     kept = {"energy_kept": 1 - written.rounding_loss**2} if written.rounding_loss < 1 else {}
     return {"trained_on": trained, "merged_onto": onto, **kept, "base_difference": differs}

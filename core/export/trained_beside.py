@@ -1,0 +1,17 @@
+"""How far the original weights are from those in few bits that an adapter was trained beside."""
+
+from __future__ import annotations
+
+from core.base_model.quantisation import NONE
+from core.export.duties import Exporting
+from core.reporting import Report
+
+
+def difference_from_trained(what: Exporting, report: Report) -> float:
+    """Their relative difference; 0 where it was trained beside the original ones."""
+    from core.merge.held import base_difference, held_tensors
+
+    if what.about.trained_on == NONE:
+        return 0.0
+    held = held_tensors(what.base_folder, what.skeleton, what.about.trained_on)
+    return base_difference(what.base_folder, held, report)
