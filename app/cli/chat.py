@@ -13,15 +13,8 @@ from app.cli.data_sources import TemplateKwargs
 from app.service.chats import answer_told
 from app.service.workbench import Workbench
 from app.shared.bases import base_for
+from app.shared.speakers import other_base, speaker_parts
 from core.generate.config import GenerationConfig
-from storage.tables import Adapter
-
-
-def _base_of(workbench: Workbench, chosen: Sequence[str]) -> str:
-    """That of the first adapter among these names; empty where there is none."""
-    registry = workbench.registry
-    named = next((name for name in chosen if name in registry.names(Adapter)), None)
-    return base_for(registry, registry.find(Adapter, named)).name if named else ""
 
 
 @guarded
@@ -78,3 +71,13 @@ def chat(
         for speaker, answer, one in zip(speakers, answers, told, strict=True)
     ]
     console.answers({"prompt": prompt, "base": base, "answers": said}, streamed=len(speakers) == 1)
+
+
+def _base_of(workbench: Workbench, chosen: Sequence[str]) -> str:
+    """That of the first of these speakers with an adapter in it; empty where there is none."""
+    registry = workbench.registry
+    for speaker in chosen:
+        parts = [] if other_base(registry, speaker) else speaker_parts(registry, speaker)
+        if parts:
+            return base_for(registry, parts[0].adapter).name
+    return ""

@@ -11,6 +11,7 @@ from app.shared.errors import JobFailed
 from core.errors import InvalidInput
 from storage.adapters import split_tags
 from storage.errors import NameTaken
+from storage.names import clean_name
 from storage.registry import Registry
 from storage.tables import Adapter, Base
 
@@ -30,7 +31,7 @@ class Loading:
 
         Raises NameTaken, InvalidInput with the import's reason, NotFound for a base that is not there.
         """
-        if name in self._registry.names(Base):
+        if clean_name(name, "adapter") in self._registry.names(Base):
             raise NameTaken(f"{name} is a base here, and what it is asked as; choose another name.")
         before = self._before(name) if in_place else None
         wanted = f"{name} ({secrets.token_hex(4)})" if before else self._registry.require_free(Adapter, name)

@@ -73,10 +73,10 @@ class TokenReport:
 
 
 def token_report(
-    file: TokenFile, keep: Mask, validation: Mask, max_length: int, found: Findings, context_length: int = 0
+    file: TokenFile, keep: Mask, validation: Mask, max_length: int, found: Findings, longest: int = 1 << 30
 ) -> TokenReport:
-    """Statistics over the rows that are kept. context_length: tokens that the base was built for; 0 if its
-    files do not say. Raises InvalidData if none of the rows has a token.
+    """Statistics over the rows that are kept. longest: tokens of the longest row that the base
+    was built for. Raises InvalidData if none of the rows has a token.
     """
     chosen = keep[file.rows] & (file.lengths > 0)
     lengths, trained = file.lengths[chosen], file.supervised()[chosen]
@@ -92,7 +92,7 @@ def token_report(
         trained_tokens=int(trained.sum()),
         mean_length=float(lengths.mean()),
         percentiles={str(at): int(np.percentile(lengths, at, method="higher")) for at in _PERCENTILES},
-        recommended_max_length=min(recommended_length(lengths), context_length or 1 << 30),
+        recommended_max_length=min(recommended_length(lengths), longest),
         over_length_rows=len(np.unique(file.rows[chosen][lengths > max_length])),
         policies={policy: _loss(file, chosen, max_length, policy) for policy in OVER_LENGTH},
         lengths=_histogram(lengths, 0, int(lengths.max())),

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from core.base_model.quantisation import NONE
 from core.export.duties import Exporting
 from core.reporting import Report
 
 
 def difference_from_trained(what: Exporting, report: Report) -> float:
-    """Their relative difference; 0 where it was trained beside the original ones."""
+    """Their relative difference."""
     from core.merge.held import base_difference, held_tensors
 
-    if what.about.trained_on == NONE:
-        return 0.0
     held = held_tensors(what.base_folder, what.skeleton, what.about.trained_on)
     return base_difference(what.base_folder, held, report)

@@ -43,7 +43,7 @@ def _checkpoint(adapter: AdapterWeights, state: RunState) -> str:
         for path, layer in sorted(part.items()):
             for name, tensor in sorted(layer.items()):
                 taken.update(f"{path} {name}".encode())
-                taken.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+                taken.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return f"step {state.position.steps} ({taken.hexdigest()[:12]})"
 
 

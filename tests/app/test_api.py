@@ -255,6 +255,7 @@ def test_adapters_are_loaded_and_unloaded_as_vllm_does(served, trained, tmp_path
         ({"lora_name": "mine", "load_inplace": True}, 400, "one of the workbench's own"),
         ({"lora_name": " "}, 400, "lora_name is empty"),
         ({"lora_name": "llama"}, 400, "llama is a base here"),
+        ({"lora_name": " llama "}, 400, "is a base here"),
         ({"lora_name": "run-1@2"}, 400, "how a checkpoint of a run is asked for"),
         ({"lora_path": str(tmp_path / "absent")}, 404, "There is nothing at"),
         ({"lora_name": "odd", "lora_path": str(tmp_path)}, 400, "adapter"),

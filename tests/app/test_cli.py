@@ -290,6 +290,8 @@ def test_training_chat_and_adapters_from_the_command_line(workbench, settings, t
     alone = run_json(settings, *asked, "--adapter", "mine")[1]["answers"]
     found = run_json(settings, "chat", *asked[3:], "--adapter", "mine")[1]["answers"]
     assert [one["answer"] for one in found] == [one["answer"] for one in alone]  # on its own base
+    code, found = run_json(settings, "chat", *asked[3:], "--adapter", "mine=0.5")
+    assert (code, [one["adapter"] for one in found["answers"]]) == (0, ["mine=0.5"])
     beside = run_json(settings, *asked, "--adapter", "mine", "--adapter", "mine")[1]["answers"]
     assert [one["adapter"] for one in alone] == [one["adapter"] for one in beside] == ["mine"]
     assert run(settings, "adapters", "export", "mine", tmp_path / "out").exit_code == 0

@@ -274,7 +274,7 @@ def test_a_port_in_use_a_foreign_address_and_a_missing_key_are_told(workbench, s
     workbench.preferences.change({"join_address": f"203.0.113.7:{port}"})
     assert "203.0.113.7, where other machines are to join, is no address of this" in _why(workbench, session)
     workbench.preferences.change({"join_key": ""})
-    with pytest.raises(InvalidConfig, match="none is set here"):
+    with pytest.raises(InvalidConfig, match=r"none is set here\. Set one on both"):
         session("keyless", **TWO)
     with pytest.raises(InvalidConfig, match=r"must be one address of this machine"):
         workbench.preferences.change({"join_address": "0.0.0.0:29500"})

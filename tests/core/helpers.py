@@ -190,16 +190,16 @@ def peft_loss(model: torch.nn.Module, part: MicroBatch) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(out, labels[:, 1:].flatten(), ignore_index=-100, reduction="sum")
 
 
-def poison(monkeypatch: pytest.MonkeyPatch, at_call: int) -> None:
-    """The loss of one micro-batch, and with it its gradients, is no number."""
+def poison(monkeypatch: pytest.MonkeyPatch, at_call: int, times: float = math.nan) -> None:
+    """The loss of one micro-batch, and with it its gradients, is so many times what it is: no number."""
     real, calls = MicroBatchStep._plain, []
 
     def plain(step: MicroBatchStep, batch: Batch) -> Tensor:
         losses = real(step, batch)
         calls.append(1)
         if len(calls) == at_call:
-            step.bank.grad.mul_(math.nan)
-            losses = losses * math.nan
+            step.bank.grad.mul_(times)
+            losses = losses * times
         return losses
 
     monkeypatch.setattr(MicroBatchStep, "_plain", plain)

@@ -44,7 +44,6 @@ from core.train.config import TrainConfig
 from core.train.group import TrainingGroup
 from core.train.run import RunRequest
 from core.train.run_state import RunState
-from core.train.step import MicroBatchStep
 from core.train.training_options import TrainingOptions
 from tests.conftest import make_llama
 from tests.core.helpers import (
@@ -56,6 +55,7 @@ from tests.core.helpers import (
     peft_from,
     peft_loss,
     plain_model,
+    poison,
     random_adapter,
     token_rows,
 )
@@ -691,16 +691,8 @@ def test_the_shortest_runs_of_adalora_keep_something(tiny_llama, steps):
 
 def test_a_step_that_is_left_out_counts_nothing_in_adaloras_budget(tiny_llama, monkeypatch):
     """Of gradients so large that their norm is not finite, though they are."""
-    base, real, calls = load(tiny_llama), MicroBatchStep._plain, []
-
-    def plain(step, batch):
-        figures = real(step, batch)
-        calls.append(1)
-        if len(calls) == 2:
-            step.bank.grad.fill_(1e30)
-        return figures
-
-    monkeypatch.setattr(MicroBatchStep, "_plain", plain)
+    base = load(tiny_llama)
+    poison(monkeypatch, at_call=2, times=1e30)
     options = CASES["adalora"].options(max_steps=20, stop_on="", gradient_accumulation_steps=1)
     found = _train(base, [_request(base, options)])
     assert found.adapters["run"].is_trained()

@@ -62,9 +62,10 @@ class CheckData(JobKind):
         file = tokenised(stored, digest, renderer, cache, total=total, report=context.report)
         keep, validation = _parts(rows, arguments["version"])
         context.report(Progress("Counting"))
-        length = min(int(arguments["max_length"]), base.context_length or 1 << 30)
+        longest = base.context_length or 1 << 30
+        length = min(int(arguments["max_length"]), longest)
         found = token_findings(file, keep, length, ends)
-        report = asdict(token_report(file, keep, validation, length, found, base.context_length or 0))
+        report = asdict(token_report(file, keep, validation, length, found, longest))
         template = [asdict(one) for one in check_template(renderer, ends, _some(rows, keep))]
         _publish(Path(arguments["out"]), found, {"report": report, "template": template})
         return report
