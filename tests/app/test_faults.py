@@ -279,7 +279,7 @@ def test_a_limit_on_the_engines_memory_ends_in_pieces_and_the_next_run_starts_cl
     after = workbench.runs.wait(
         workbench.training.start("llama", "long", TrainingOptions.parse(options), "after").id
     )
-    assert after.state == "finished"
+    assert after.state == "finished", after.reason
     assert (
         workbench.registry.find(Adapter, "after").digest == workbench.registry.find(Adapter, "roomy").digest
     )

@@ -2,15 +2,18 @@
 
 import asyncio
 import re
+import threading
 from importlib import resources
 
 import gradio as gr
 import pytest
+from gradio.state_holder import SessionState
 
 from app.web.page import _opened
 from app.web.parts.answers import WrongAnswer, checked
 from app.web.parts.head import head_html, live_head
 from app.web.parts.shell import choose_from, inform
+from app.web.sections.home.journey import steps_done
 from app.web.sections.train.planning import _more_steps
 from core.train.config import TrainConfig
 
@@ -44,6 +47,37 @@ def test_the_page_that_is_served_is_described_as_gradio_would_describe_it_then(w
     assert len(page.config["components"]) > 400
     anew = type(page.default_config).get_config(page.default_config)
     assert {name: page.config[name] for name in anew} == anew
+
+
+def test_what_is_asked_for_while_home_is_looked_up_is_not_forgotten(workbench, monkeypatch):
+    """*Do all of it* is pressed while the page is brought up to date, as right after it was opened."""
+    monkeypatch.setattr("app.web.sections.home.section.start_step", lambda workbench, done: None)
+    page = _served(workbench).get_blocks()
+    (press,) = [fn for fn in page.fns.values() if _is_of(page, fn, "all-steps")]
+    (show,) = [fn for fn in page.fns.values() if press.outputs[0] in fn.inputs]
+    looking, pressed = threading.Event(), threading.Event()
+
+    def recent(_):
+        looking.set()
+        assert pressed.wait(20)
+        return ""
+
+    monkeypatch.setattr("app.web.sections.home.section.recent_html", recent)
+    session = SessionState(page)
+
+    async def overlapping():
+        shown = asyncio.create_task(page.process_api(show, [None] * len(show.inputs), state=session))
+        await asyncio.to_thread(looking.wait, 20)
+        await page.process_api(press, [], state=session)
+        pressed.set()
+        await shown
+
+    asyncio.run(overlapping())
+    assert session[press.outputs[0]._id] == [steps_done(workbench)], "what follows by itself from there"
+
+
+def _is_of(page, fn, elem_id):
+    return any(page.blocks[of].elem_id == elem_id for of, _ in fn.targets if of in page.blocks)
 
 
 def test_a_page_at_rest_looks_for_work_a_hundred_times_a_second_at_most(workbench, monkeypatch):

@@ -50,13 +50,21 @@ class Refresh:
 
 
 def _news(refresh: Refresh, given: Mapping[Block, Any]) -> dict[Block, Any]:
-    """What changes on the page. What cannot be shown, as it went in the meantime, keeps nothing else back."""
+    """What changes on the page. What cannot be shown, as it went in the meantime, keeps nothing else back.
+
+    A state that stays as it was is not news: somebody may have pressed a button that sets it while this was
+    looked up, and would be answered with what was before.
+    """
     try:
         answer = refresh.answer(given)
     except (*USER_ERRORS, OSError) as error:
         log.warning("a part of the page is not up to date", exc_info=error)
         return {}
-    return {one: value for one, value in zip(refresh.outputs, answer, strict=True) if value != gr.skip()}
+    return {
+        one: value
+        for one, value in zip(refresh.outputs, answer, strict=True)
+        if value != gr.skip() and not (isinstance(one, gr.State) and one in given and value == given[one])
+    }
 
 
 def count_of(changed: str) -> str:
