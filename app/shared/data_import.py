@@ -173,6 +173,7 @@ def read_rows(request: ImportRequest, staging: Path, folder: Path, report: Repor
             near=request.near_duplicates,
             near_misses=near_misses,
             preferences=preferences,
+            detected=request.mapping is None,
             report=report,
         )
     except BaseException:

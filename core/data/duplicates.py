@@ -28,8 +28,12 @@ _LEAST_WORDS = 8  # shorter rows are alike by chance
 
 
 def content_hash(example: Example) -> int:
-    """64 bits of BLAKE2b over all that the row says and who says it."""
-    return _hash("\x1f".join(map(_told, example.messages)) or example.text)
+    """64 bits of BLAKE2b over all that decides what is learnt: what the row says and who says it, what its
+    template is given beside, and which answers count.
+    """
+    said = "\x1f".join(map(_told, example.messages)) or example.text
+    beside = [list(example.tools), dict(example.template_kwargs), sorted(example.untrained)]
+    return _hash(f"{said}\x1d{json.dumps(beside, sort_keys=True)}" if any(beside) else said)
 
 
 def prompt_hash(example: Example) -> int:

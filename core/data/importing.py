@@ -21,8 +21,10 @@ from core.data.detection import optional_columns, unused_hint
 from core.data.duplicates import NearCopies, content_hash, earlier_copy, prompt_hash
 from core.data.findings import ERROR, KINDS, WARNING, Finding, RowFault, codes_of
 from core.data.formats import Convert, Example
+from core.data.late_columns import Late, LateColumns
 from core.data.mapping import DataMapping
 from core.data.reading import BadRow, NumberedRows, Row, RowReader
+from core.data.sample import sample_of
 from core.data.turn_keys import is_nothing
 from core.data.zipped import Source
 from core.errors import InvalidData
@@ -265,26 +267,30 @@ def import_files(
     near: bool = True,
     near_misses: Sequence[str] = (),
     preferences: Sequence[str] = (),
+    detected: bool = False,
     report: Report = silent,
 ) -> Summary:
     """Read all rows of `sources` into the empty `folder`. Faulty rows are kept as such, with the reason.
 
     near_misses are sentences about columns that look misspelled, preferences about answers that are compared
-    or judged, where somebody chose to train on some of them.
+    or judged, where somebody chose to train on some of them. detected: whether nobody chose the mapping, so
+    that a column it knows nothing of, and that its first rows did not have, is a reason to ask.
 
-    Raises InvalidData if a file cannot be read at all, or if no row of it can be used.
+    Raises InvalidData if a file cannot be read at all, if no row of it can be used, or to ask.
     """
     sink = RowSink(folder, [source.name for source in sources], mapping.to_dict(), near=near)
     form = mapping.data_format
     wanted = mapping.used_columns()
+    late = LateColumns(mapping, _judged(sources[0]))
     readers = [
-        RowReader(source.path, name=source.name, by_line=form.by_line, columns=wanted) for source in sources
+        RowReader(source.path, name=source.name, by_line=form.by_line, unwanted=late.judged)
+        for source in sources
     ]
     seen: Counter[str] = Counter()
     convert, total = form.converter(mapping), sum(reader.size for reader in readers)
     before, unread = 0, [name for source in sources for name in source.unread]
     for file, reader in enumerate(readers):
-        for number, row in form.gather(_counted(reader, wanted, seen), mapping):
+        for number, row in form.gather(_counted(reader, wanted, seen, late), mapping):
             if len(sink) % _REPORT_ROWS == 0:
                 done = before + reader.position
                 report(Progress(f"Reading {reader.name} ({done / 1e6:,.0f} MB)", min(1.0, done / total)))
@@ -292,19 +298,23 @@ def import_files(
         before += reader.size
         unread += reader.unread
     validation = [file for file, source in enumerate(sources) if source.validation]
+    matter = list(late.matter())
+    if matter and detected:
+        raise InvalidData(_asked(matter[0]))
+    judging = [*preferences, *(one.said for one in matter if one.judges)]
     summary = sink.finish(
         validation_files=validation,
         report=report,
         hints=[
             *near_misses,
-            *preferences,
+            *judging,
             *unused_hint(list(seen)),
             *([f"Left unread: {', '.join(unread[:12])}."] if unread else []),
         ],
         about_all=[
             *(("near_miss", text) for text in near_misses),
-            *(("preferences", text) for text in preferences),
-            *_left_aside(seen),
+            *(("preferences", text) for text in judging),
+            *_left_aside(seen, {one.column for one in matter if not one.judges}),
         ],
     )
     if summary.faulty == summary.rows:
@@ -330,7 +340,22 @@ def _none_usable(name: str, summary: Summary, folder: Path) -> str:
     return f"{name}: none of the {summary.rows:,} rows can be used. {' '.join(said)}"
 
 
-def _counted(reader: RowReader, wanted: set[str], seen: Counter[str]) -> NumberedRows:
+def _judged(source: Source) -> Sequence[Row]:
+    """The rows that a file's format is told by; none where none of its first rows can be read."""
+    try:
+        return sample_of(source.path, source.name).good
+    except InvalidData:  # each of them says so in the report
+        return ()
+
+
+def _asked(late: Late) -> str:
+    return (
+        f"The column {late.column!r} begins with {late.where}; the first rows have none. {late.said} "
+        "In a terminal: --map ROLE=COLUMN."
+    )
+
+
+def _counted(reader: RowReader, wanted: set[str], seen: Counter[str], late: LateColumns) -> NumberedRows:
     """The rows, with the columns they have counted:
     what no mapping speaks of must not vanish without a word.
 
@@ -344,6 +369,7 @@ def _counted(reader: RowReader, wanted: set[str], seen: Counter[str]) -> Numbere
                 _require_columns(reader.name, reader.header or tuple(row), wanted)
                 judged = True
             _count_unused(row, wanted, seen)
+            late.take(row, number, reader.name)
         yield number, row
     seen.update({column: count for column, count in reader.beside.items() if count})
 
@@ -366,11 +392,13 @@ def _require_columns(name: str, columns: Sequence[str], wanted: Collection[str])
         )
 
 
-def _left_aside(unused: Mapping[str, int]) -> Iterator[tuple[str, str]]:
-    """Findings about columns that are not used and look as if they belonged to the conversation."""
+def _left_aside(unused: Mapping[str, int], late: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Findings about columns that are not used and look as if they belonged to the conversation; late: those
+    that hold text and begin behind the first rows.
+    """
     belong = optional_columns() | _BELONG
     for column, count in unused.items():
-        if column.strip().lower() in belong:
+        if column.strip().lower() in belong or column in late:
             yield (
                 "unused_column",
                 (

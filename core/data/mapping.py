@@ -159,9 +159,7 @@ def mapping_of(
             )
     if separator:
         form = next(one for one in DATA_FORMATS.all().values() if one.separated)
-        return DataMapping(
-            form.name, {"text": "text"} | chosen, made, separator.encode().decode("unicode_escape")
-        )
+        return DataMapping(form.name, {"text": "text"} | chosen, made, _unescaped(separator))
     if (
         "label" in chosen
         and "assistant" not in chosen
@@ -172,6 +170,16 @@ def mapping_of(
         if "text" in chosen:
             chosen["user"] = chosen.pop("text")
     return DataMapping(_format_of(set(chosen) | set(made)), chosen, made)
+
+
+def _unescaped(text: str) -> str:
+    """A separator as typed, with \\t, \\n and the like for what they stand for in Python; a backslash that
+    begins nothing of the kind stands for itself.
+    """
+    try:
+        return text.encode("latin-1", "backslashreplace").decode("unicode_escape")
+    except UnicodeDecodeError:
+        return text
 
 
 def _once(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:

@@ -296,7 +296,7 @@ class Renderer:
             of = f"of its {sum(map(len, chains))} answers"
             said = f"It became {len(chains)} sequences {of}: the template rewrites earlier turns later on."
             notes.append(("several_sequences", said))
-        if self._contexts.form.reasoning_inside and any(one.get("reasoning") for one in messages):
+        if self._contexts.form.reasoning_inside and any(_reasons(one) for one in messages):
             said = "The template has no place for reasoning: it stands in the answer as <think> … </think>."
             notes.append(("reasoning_inside", said))
         whole = chains[-1][-1].text
@@ -379,6 +379,10 @@ class Renderer:
 def _is_plain(messages: Sequence[Message], tools: Sequence[Tool], beside: Mapping[str, Any]) -> bool:
     """Whether a conversation is nothing but text in turns, of which no answer thinks."""
     return not tools and not beside and all(map(_is_text, messages))
+
+
+def _reasons(message: Message) -> bool:
+    return message["role"] == "assistant" and bool(message.get("reasoning"))
 
 
 def _is_text(message: Message) -> bool:

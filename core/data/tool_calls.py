@@ -22,12 +22,20 @@ Call = dict[str, Any]
 _CALL = re.compile(r"\s*<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)
 _RESULT = re.compile(r"<tool_response>\s*(.*?)\s*</tool_response>", re.DOTALL)
 _TOOLS = re.compile(r"<tools>\s*(.*?)\s*</tools>", re.DOTALL)
-_INTRODUCED = re.compile(
-    r"#+ Tools\b|You are a function calling AI model|You are provided with function signatures|"
-    r"You may call one or more functions|Here are the available tools"
-)
+# Sentences by which Hermes and Qwen introduce tools and say how to call them. Any other is the row's own.
 _EXPLAINED = re.compile(
-    r"\s*(?:Use the following pydantic|For each function call)(?:.*</tool_call>|.*)", re.DOTALL
+    r"(?:^#+ Tools[ \t]*$|"
+    r"You are a function[- ]calling AI model\.?|"
+    r"You are provided with function signatures within <tools>\s*</tools>[^.:\n]*[.:]?|"
+    r"You may call one or more functions[^.\n]*\.|"
+    r"Don't make assumptions about what values to plug into functions\.|"
+    r"Here are the available tools\s*:|"
+    r"Use the following pydantic model json schema for each tool call you will make\s*:\s*"
+    r"\{.*?\}(?=\s*(?:For each function call|\n|\Z))|"
+    r"For each function call,? return a json object(?:[^.:<\n]|<tool_call>\s*</tool_call>)*[.:]?"
+    r"(?:\s*<tool_call>.*?</tool_call>)?"
+    r")[ \t]*",
+    re.DOTALL | re.MULTILINE | re.IGNORECASE,
 )
 
 
@@ -128,30 +136,38 @@ def about_calls(text: str, left: str) -> str:
 
 
 def results_in_text(text: str) -> list[str]:
-    """What stands in each <tool_response>…</tool_response> of a tool's turn; the turn itself without any."""
-    return _RESULT.findall(text) or [text]
+    """What stands in each <tool_response>…</tool_response> of a tool's turn; the turn itself where it has
+    none, or words beside them.
+    """
+    return [text] if about_results(text) else _RESULT.findall(text) or [text]
+
+
+def about_results(text: str) -> str:
+    """Why a tool's <tool_response>…</tool_response> are not taken out of its turn; empty where they are, or
+    none is there.
+    """
+    is_beside = _RESULT.search(text) and _RESULT.sub("", text).strip()
+    return "words stand beside its <tool_response>, so that all of it stays text." if is_beside else ""
 
 
 def tools_in_text(text: str) -> tuple[tuple[Tool, ...], str]:
     """The definitions in <tools>…</tools> of a system turn, a list or one a line, and what it says beside
     them; none and all of it if it has none.
     """
-    found = [(match.span(), listed) for match in _TOOLS.finditer(text) if (listed := _listed(match[1]))]
+    found = [_listed(match[1]) for match in _TOOLS.finditer(text)]
     try:
-        tools = read_tools([one for _, listed in found for one in listed]) if found else ()
+        tools = read_tools([one for listed in found for one in listed])
     except RowFault:
         tools = ()
-    return (tools, _beside(text[: found[0][0][0]], text[found[-1][0][1] :])) if tools else ((), text)
+    return (tools, _own_words(text)) if tools else ((), text)
 
 
-def _beside(before: str, after: str) -> str:
-    """A system turn's own words: what stands before those by which Hermes and Qwen introduce tools, and
-    behind those that explain how to call them.
-    """
-    before = _INTRODUCED.split(before, maxsplit=1)[0]
-    explained = _EXPLAINED.match(after)
-    after = after[explained.end() :] if explained else after
-    return "\n\n".join(part for one in (before, after) if (part := one.strip()))
+def _own_words(text: str) -> str:
+    """A system turn without its definitions, and without the sentences that explain how to call them."""
+    without = _TOOLS.sub(lambda match: "\n\n" if _listed(match[1]) else match[0], text)
+    beside = _EXPLAINED.sub("", without)
+    kept = [part for one in re.split(r"\n\s*\n", beside) if (part := one.strip())]
+    return "\n\n".join(kept)
 
 
 def _listed(text: str) -> Sequence[Any]:

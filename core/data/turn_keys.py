@@ -32,7 +32,7 @@ _IN_PARTS = ("train_detail", "training_detail")  # Axolotl: offsets of character
 _FLAGS = frozenset((*_TRAINED, *_MASKED, *_IN_PARTS))
 CALLS = ("tool_calls", "function_call")  # OpenAI's today, and before
 REASONING = ("reasoning_content", "reasoning", "thinking", "thought")  # DeepSeek, OpenRouter, gpt-oss, others
-_USED = frozenset((*CALLS, *REASONING, "name", "tool_call_id"))
+_USED = frozenset((*CALLS, "name", "tool_call_id"))
 # What belongs to what was said, so that an answer without it is another one.
 BESIDE = (
     "images",
@@ -96,12 +96,14 @@ def _flag(key: str, value: Any, number: int) -> bool:
     )
 
 
-def unused_keys(turns: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
-    """(code, sentence) for each key of these turns that has a value and no use."""
+def unused_keys(turns: Sequence[Mapping[str, Any]], answers: Sequence[bool]) -> Iterator[tuple[str, str]]:
+    """(code, sentence) for each key of these turns that has a value and no use. answers: whether each is the
+    assistant's, whose reasoning alone is used.
+    """
     found: dict[str, list[int]] = {}
-    for number, turn in enumerate(turns, 1):
+    for number, (turn, answer) in enumerate(zip(turns, answers, strict=True), 1):
         if len(turn) > 2:
-            for key in _unused(turn):
+            for key in _unused(turn, answer):
                 found.setdefault(key, []).append(number)
     for key, numbers in found.items():
         where = f"turn{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers[:12]))}"
@@ -111,10 +113,11 @@ def unused_keys(turns: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]
             yield "unused_key", f"The key {str(key)[:60]!r} of {where} is not used."
 
 
-def _unused(turn: Mapping[str, Any]) -> Iterator[str]:
-    used = (first_key(turn, ROLE_KEYS), first_key(turn, TEXT_KEYS))
+def _unused(turn: Mapping[str, Any], answer: bool) -> Iterator[str]:
+    used = {first_key(turn, ROLE_KEYS), first_key(turn, TEXT_KEYS), *_FLAGS, *_USED}
+    used |= set(REASONING) if answer else set()
     for key, value in turn.items():
-        if key not in used and key not in _FLAGS and key not in _USED and not is_nothing(value):
+        if key not in used and not is_nothing(value):
             yield key
 
 

@@ -14,6 +14,7 @@ from core.data.reading import kind_of
 from core.data.tool_calls import (
     Tool,
     about_calls,
+    about_results,
     calls_in_text,
     read_calls,
     read_either,
@@ -124,14 +125,15 @@ def read_turns(turns: Sequence[dict[str, Any]]) -> Turns:
             said += [{**message, "content": own}] if own or not found else []
             continue
         taken = list(_from_texts(message))
-        if role == "assistant" and (note := about_calls(message["content"], taken[0]["content"])):
+        if note := _about_text(message, taken):
             notes.append(("call_text", f"Turn {at + 1}: {note}"))
         said += taken
     if tools:
         notes.append(
             ("tools_read", "What the system turn tells of the tools is written by the template instead.")
         )
-    return Turns(tuple(said), frozenset(silent), (*notes, *unused_keys(turns)), tuple(tools))
+    answers = [speaker(turn) == "assistant" for turn in turns]
+    return Turns(tuple(said), frozenset(silent), (*notes, *unused_keys(turns, answers)), tuple(tools))
 
 
 def _message(turn: dict[str, Any], number: int) -> Message:
@@ -141,7 +143,9 @@ def _message(turn: dict[str, Any], number: int) -> Message:
     role, calls = speaker(turn), _calls(turn, number)
     text, blocks = ("", "") if _is_call(turn) else _content(turn, silent=bool(calls))
     message: Message = {"role": role, "content": text}
-    if reasoning := _reasoning(turn, number) or blocks:
+    if blocks and role != "assistant":
+        raise RowFault("missing", f"Turn {number} thinks in a block and is the {role}'s; only an answer can.")
+    if role == "assistant" and (reasoning := _reasoning(turn, number) or blocks):
         message["reasoning"] = reasoning
     if calls and role != "assistant":
         raise RowFault("tool_call", f"Turn {number} calls a tool and is the {role}'s; only an answer can.")
@@ -184,18 +188,24 @@ def _reasoning(turn: dict[str, Any], number: int) -> str:
 
 
 def _writes_calls_into_texts(turns: Sequence[dict[str, Any]]) -> bool:
-    """Whether tools are called or defined in the texts themselves, as in rows of Hermes."""
-    given = (turn.get("content") or turn.get("value") or turn.get("text") for turn in turns)
-    texts = [one for one in given if isinstance(one, str)]
-    return any(map(_calls_inside, texts)) or any(map(_defines_inside, texts))
+    """Whether answers call tools, or system turns define them, in their texts, as Hermes has it."""
+    return any(map(_calls_or_defines_inside, turns))
 
 
-def _calls_inside(text: str) -> bool:
-    return "<tool_call>" in text and "</tool_call>" in text
+def _calls_or_defines_inside(turn: dict[str, Any]) -> bool:
+    text = turn.get("content") or turn.get("value") or turn.get("text")
+    if not isinstance(text, str):
+        return False
+    if "<tool_call>" in text and "</tool_call>" in text and speaker(turn) == "assistant":
+        return True
+    return "</tools>" in text and speaker(turn) == "system" and bool(tools_in_text(text)[0])
 
 
-def _defines_inside(text: str) -> bool:
-    return "</tools>" in text and bool(tools_in_text(text)[0])
+def _about_text(message: Message, taken: Sequence[Message]) -> str:
+    """What of a turn's text is not taken as Hermes has it; empty where all is."""
+    if message["role"] == "assistant":
+        return about_calls(message["content"], taken[0]["content"])
+    return about_results(message["content"]) if message["role"] == "tool" else ""
 
 
 def _from_texts(message: Message) -> Iterator[Message]:

@@ -72,6 +72,21 @@ def test_copies_are_found_exactly(tmp_path):
     assert found[0][2] == "The same as row 1."
 
 
+def test_rows_that_teach_something_else_are_no_copies(tmp_path):
+    """Of the same words: with other tools, another template's argument, or another answer that counts."""
+    asked, answered = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}
+    turns = [asked, answered, asked, answered]
+    rows = [
+        {"messages": turns},
+        {"messages": turns, "tools": [{"name": "find"}]},
+        {"messages": turns, "tools": [{"name": "look"}]},
+        {"messages": turns, "chat_template_kwargs": {"enable_thinking": False}},
+        {"messages": [asked, answered | {"weight": 0}, asked, answered]},
+    ]
+    _, _, found = take(tmp_path, "a.jsonl", lines(*rows, *rows), near=False)
+    assert [(number, code) for number, code, _ in found] == [(number, "duplicate") for number in range(6, 11)]
+
+
 def test_near_copies_are_found_and_others_are_not(tmp_path):
     words = [f"word{i}" for i in range(60)]
     other = [f"else{i}" for i in range(60)]
@@ -87,6 +102,12 @@ def test_near_copies_are_found_and_others_are_not(tmp_path):
     (tmp_path / "again").mkdir()
     _, _, found = take(tmp_path / "again", "a.jsonl", lines(*({"text": text} for text in rows)), near=False)
     assert found == []
+
+
+def test_classes_that_differ_by_blanks_around_are_one(tmp_path):
+    rows = [{"text": f"row {i}", "label": label} for i, label in enumerate(["yes", "yes ", " no", "no"])]
+    summary, _, _ = take(tmp_path, "a.jsonl", lines(*rows), near=False)
+    assert summary.labels == {"yes": 2, "no": 2}
 
 
 def test_uneven_classes_are_said(tmp_path):

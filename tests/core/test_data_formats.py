@@ -187,6 +187,17 @@ def test_a_second_separator_in_a_line_is_pointed_out(tmp_path):
     assert (rows[0].messages[1]["content"], found[0][:2]) == ("a || b", (1, "separator"))
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("→", "→"), ("：", "："), ("\\t", "\t"), ("\\x1f", "\x1f"), ("\\", "\\"), ("é\\t", "é\t")],
+)
+def test_a_separator_may_be_any_text(tmp_path, typed, meant):
+    content = "".join(f"q{i}{meant}a{i}\n" for i in range(3))
+    _, rows, found = take(tmp_path, "a.txt", content, mapping_of([], [], typed))
+    assert [one["content"] for one in rows[2].messages] == ["q2", "a2"]
+    assert found == []
+
+
 def test_separated_lines(tmp_path):
     content = "name : A | food : B||A serves B .\nname : C||C it is .\nno separator here\n" + "x||y\n" * 30
     found = detect_file(written(tmp_path, "a.txt", content))
@@ -207,6 +218,23 @@ def test_linked_rows_make_a_conversation_for_each_leaf(tmp_path):
     _, found, _ = take(tmp_path, "a.jsonl", lines(*rows))
     said = {one.row: [message["content"] for message in one.messages] for one in found}
     assert said == {4: ["q1", "a1", "q2", "a2"], 5: ["q1", "other"]}
+
+
+@pytest.mark.parametrize("numbers", ["1,,user,q\n2,1.0,assistant,a\n", "1.0,,user,q\n2.0,1,assistant,a\n"])
+def test_linked_rows_whose_numbers_were_written_as_floats(tmp_path, numbers):
+    """As pandas does with a column in which some are missing."""
+    _, found, faults = take(tmp_path, "a.csv", f"id,parent_id,role,text\n{numbers}")
+    assert [message["content"] for message in found[0].messages] == ["q", "a"]
+    assert faults == []
+
+
+def test_a_root_is_a_row_whose_parent_is_nan(tmp_path):
+    rows = (
+        '{"id": 1, "parent_id": NaN, "role": "user", "text": "q"}\n'
+        '{"id": 2, "parent_id": 1.0, "role": "assistant", "text": "a"}\n'
+    )
+    _, found, _ = take(tmp_path, "a.jsonl", rows)
+    assert [message["content"] for message in found[0].messages] == ["q", "a"]
 
 
 def test_linked_pairs_of_question_and_answer(tmp_path):

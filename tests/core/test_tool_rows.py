@@ -80,12 +80,56 @@ def test_what_a_system_turn_says_beside_its_tools_is_kept(tmp_path):
         ("Answer in French. " + HERMES + "\nBe brief.", "Answer in French.\n\nBe brief."),
         (qwen, "You are Bob."),
         (f"Bob may use <tools>{json.dumps(WRAPPED)}</tools> today.", "Bob may use\n\ntoday."),
+        (
+            f"You may call one or more functions.\nNever swear.\n<tools>{json.dumps(WRAPPED)}</tools>\n"
+            "For each function call return a json object.\nAnswer in French.",
+            "Never swear.\n\nAnswer in French.",
+        ),
     ]
     others = SPELLINGS["Hermes"]["conversations"][1:]
     rows = [{"conversations": [{"from": "system", "value": text}, *others]} for text, _ in said]
     _, found, _ = take(tmp_path, "a.jsonl", lines(*rows))
     assert [row.messages[0]["content"] for row in found] == [own for _, own in said]
     assert all(len(row.messages) == 5 and len(row.tools) == 1 for row in found)
+
+
+def test_what_stands_between_two_lists_of_tools_is_kept(tmp_path):
+    two = [f"<tools>{json.dumps({'name': name})}</tools>" for name in ("find", "look")]
+    others = SPELLINGS["Hermes"]["conversations"][1:]
+    system = {"from": "system", "value": "\nBe kind.\n".join(two)}
+    _, (row,), _ = take(tmp_path, "a.jsonl", lines({"conversations": [system, *others]}))
+    assert row.messages[0]["content"] == "Be kind."
+    assert [tool["function"]["name"] for tool in row.tools] == ["find", "look"]
+
+
+def test_tools_of_the_system_turn_that_are_not_those_of_the_column_are_refused(tmp_path):
+    row = SPELLINGS["Hermes"]
+    rows = [row | {"tools": [WRAPPED]}, row | {"tools": [{"name": "look"}]}]
+    _, stored, found = take(tmp_path, "a.jsonl", lines(*rows))
+    assert len(stored[0].tools) == 1
+    said = "The system turn defines find, the column look, and they differ; define the tools in one of them."
+    assert (2, "tools", said) in found
+
+
+def test_words_beside_a_tools_result_are_kept_and_told(tmp_path):
+    system, asked, calls, _, answer = SPELLINGS["Hermes"]["conversations"]
+    text = "Before <tool_response>42</tool_response> and after"
+    turns = [system, asked, calls, {"from": "tool", "value": text}, answer]
+    _, (row,), found = take(tmp_path, "a.jsonl", lines({"conversations": turns}))
+    assert row.messages[2]["content"] == text
+    assert (
+        1,
+        "call_text",
+        "Turn 4: words stand beside its <tool_response>, so that all of it stays text.",
+    ) in found
+
+
+def test_who_only_asks_about_calls_writes_no_rows_of_hermes(tmp_path):
+    asked = {"role": "user", "content": 'What is <tool_call>{"name": "f"}</tool_call>?'}
+    result = {"role": "tool", "content": "<tool_response>42</tool_response>"}
+    _, (row,), found = take(tmp_path, "a.jsonl", lines({"messages": [asked, ANSWERED, result, ANSWERED]}))
+    assert row.messages[2]["content"] == result["content"]
+    assert found == []
 
 
 @pytest.mark.parametrize(

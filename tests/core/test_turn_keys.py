@@ -83,6 +83,24 @@ def test_a_weight_that_cannot_be_obeyed_is_a_fault_of_its_row(tmp_path, flag, sa
     assert said in found[0][2]
 
 
+@pytest.mark.parametrize("role", ["user", "system", "tool"])
+def test_reasoning_of_a_turn_that_is_no_answer_does_not_vanish(tmp_path, role):
+    turn = {"role": role, "content": "Zwolle", "thinking": "about zebras"}
+    turns = [turn, ASKED, ANSWERED] if role == "system" else [ASKED, ANSWERED, turn, ANSWERED]
+    _, rows, found = take(tmp_path, "a.jsonl", lines({"messages": turns}))
+    at = turns.index(turn)
+    assert "reasoning" not in rows[0].messages[at]
+    assert found == [(1, "unused_key", f"The key 'thinking' of turn {at + 1} is not used.")]
+
+
+def test_a_question_that_thinks_in_a_block_is_refused(tmp_path):
+    blocks = [{"type": "thinking", "thinking": "about zebras"}, {"type": "text", "text": "hi"}]
+    turns = [{"role": "user", "content": blocks}, ANSWERED]
+    _, _, found = take(tmp_path, "a.jsonl", lines({"messages": MESSAGES}, {"messages": turns}))
+    said = "Turn 1 thinks in a block and is the user's; only an answer can."
+    assert found == [(2, "missing", said)]
+
+
 def test_a_question_that_is_marked_for_training_is_pointed_out(tmp_path):
     _, _, found = take(tmp_path, "a.jsonl", lines({"messages": [ASKED | {"weight": 1}, ANSWERED]}))
     assert found == [(1, "only_answers", "Turn 1 is marked for training, and is the user's.")]

@@ -47,7 +47,7 @@ def label_in(mapping: DataMapping, row: Row) -> str:
     """What the row is counted under; empty if nothing says so."""
     column = mapping.columns.get("label")
     value = row.get(column) if column else None
-    return str(value)[:200] if isinstance(value, (str, int, float)) else ""
+    return str(value).strip()[:200] if isinstance(value, (str, int, float)) else ""
 
 
 def system_turn(mapping: DataMapping, row: Row) -> list[Message]:
@@ -58,10 +58,23 @@ def system_turn(mapping: DataMapping, row: Row) -> list[Message]:
     return [plain_turn("system", text_in(row, column))] if column and not is_nothing(row.get(column)) else []
 
 
-def tools_in(mapping: DataMapping, row: Row) -> tuple[Tool, ...]:
-    """The definitions of tools beside the turns. Raises RowFault."""
+def tools_in(mapping: DataMapping, row: Row, in_turns: tuple[Tool, ...] = ()) -> tuple[Tool, ...]:
+    """The definitions of tools beside the turns, or those that the turns themselves hold. Raises RowFault,
+    also where the two differ.
+    """
     value = row.get(mapping.columns.get("tools", ""))
-    return () if is_nothing(value) or value == "[]" else read_tools(value)
+    beside = () if is_nothing(value) or value == "[]" else read_tools(value)
+    if beside and in_turns and beside != in_turns:
+        raise RowFault(
+            "tools",
+            f"The system turn defines {_named(in_turns)}, the column {_named(beside)}, and they "
+            "differ; define the tools in one of them.",
+        )
+    return beside or in_turns
+
+
+def _named(tools: tuple[Tool, ...]) -> str:
+    return ", ".join(tool["function"]["name"] for tool in tools[:5])
 
 
 def kwargs_in(mapping: DataMapping, row: Row) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def pairs_converter(mapping: DataMapping) -> Convert:
             silent,
             label_in(mapping, row),
             (*asked.notes, *answered.notes),
-            tools=tools_in(mapping, row) or (*asked.tools, *answered.tools),
+            tools=tools_in(mapping, row, (*asked.tools, *answered.tools)),
             template_kwargs=kwargs_in(mapping, row),
         )
 

@@ -70,7 +70,7 @@ def turns_converter(mapping: DataMapping) -> Convert:
             raise RowFault("missing", _no_turns(column, row.get(column)))
         read, start = read_turns(turns), system_turn(mapping, row)
         silent = frozenset(len(start) + at for at in read.untrained)
-        tools = tools_in(mapping, row) or read.tools
+        tools = tools_in(mapping, row, read.tools)
         return conversation(
             number,
             [*start, *read.said],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,8 +11,10 @@ from core.data.formats._columns import ANSWERS, IDS, PARENTS, QUESTIONS, SYSTEMS
 from core.data.formats._turns import turns_converter
 from core.data.mapping import Candidate, DataMapping
 from core.data.reading import BadRow, NumberedRows, Row
+from core.data.turn_keys import is_nothing
 from core.errors import InvalidConfig, InvalidData
 
+_WHOLE = re.compile(r"(?<=\d)\.0$")
 _MOST_ROWS = 2_000_000  # they are held in memory, since a parent may stand anywhere in the file
 
 
@@ -73,25 +76,29 @@ def _conversations(rows: NumberedRows, mapping: DataMapping) -> NumberedRows:
     kept: dict[str, tuple[int, Row]] = {}
     answered: set[str] = set()
     for number, row in rows:
-        key = None if isinstance(row, BadRow) else row.get(own)
+        key = "" if isinstance(row, BadRow) else _id(row.get(own))
         if isinstance(row, BadRow):
             yield number, row
-        elif key in (None, ""):
+        elif not key:
             yield number, BadRow("missing", f"{own} is missing; linked rows need one each.")
-        elif str(key) in kept:
-            yield (
-                number,
-                BadRow("unreadable", f"The id {str(key)[:40]!r} is row {kept[str(key)][0]}'s already."),
-            )
+        elif key in kept:
+            yield number, BadRow("unreadable", f"The id {key[:40]!r} is row {kept[key][0]}'s already.")
         else:
-            kept[str(key)] = (number, row)
-            if row.get(parent) not in (None, ""):
-                answered.add(str(row[parent]))
+            kept[key] = (number, row)
+            if above := _id(row.get(parent)):
+                answered.add(above)
         if len(kept) > _MOST_ROWS:
             raise InvalidData(
                 f"Linked rows are put together in memory; more than {_MOST_ROWS:,} of them cannot be read."
             )
     yield from _chains(kept, answered, parent, mapping)
+
+
+def _id(value: Any) -> str:
+    """An id as text, empty where there is none. Tables that lack some hold whole numbers as 1.0."""
+    if is_nothing(value):
+        return ""
+    return _WHOLE.sub("", str(value).strip())
 
 
 def _chains(
@@ -103,8 +110,7 @@ def _chains(
             continue
         chain = list(_ancestors(key, kept, parent))
         reached.update(one for one in chain if one in kept)
-        above = kept[chain[-1]][1].get(parent) if chain[-1] in kept else None
-        if above not in (None, ""):
+        if chain[-1] in kept and _id(kept[chain[-1]][1].get(parent)):
             yield number, BadRow("unreadable", "One of the rows above it is its own ancestor.")
             continue
         if chain[-1] not in kept:
@@ -123,10 +129,10 @@ def _ancestors(key: str, kept: dict[str, tuple[int, Row]], parent: str) -> Itera
     while key not in seen:
         seen.add(key)
         yield key
-        above = kept[key][1].get(parent) if key in kept else None
-        if above in (None, ""):
+        above = _id(kept[key][1].get(parent)) if key in kept else ""
+        if not above:
             return
-        key = str(above)
+        key = above
 
 
 def _turns(row: Row, mapping: DataMapping) -> list[dict[str, Any]]:

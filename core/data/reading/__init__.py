@@ -100,17 +100,17 @@ class RowReader:
     """
 
     def __init__(
-        self, path: Path, *, name: str = "", by_line: bool = False, columns: Collection[str] | None = None
+        self, path: Path, *, name: str = "", by_line: bool = False, unwanted: Collection[str] = ()
     ) -> None:
-        """`name` is what messages call the file; by_line makes each line of a plain text a row; columns says
-        which are wanted, where a file can be read by columns.
+        """`name` is what messages call the file; by_line makes each line of a plain text a row; unwanted:
+        columns that are not read where a file can be read by columns.
 
         Raises InvalidData for a kind of file that is not known, or an empty one. The file is opened when it
         is iterated over, which raises it for a file that is of another kind than its name says.
         """
         self.path, self.name = path, name or path.name
         self.size, self.position = path.stat().st_size, 0
-        self.by_line, self.columns = by_line, columns
+        self.by_line, self.unwanted = by_line, unwanted
         self.suffix = suffix_of(self.name)
         self.kind = self._kind()
         self.header: tuple[str, ...] = ()
@@ -118,7 +118,7 @@ class RowReader:
         self.unread: tuple[str, ...] = ()
         """What else the file holds and is left unread, once all rows are read."""
         self.beside: dict[str, int] = {}
-        """Columns that were not read, since nobody wants them, with the rows that have a value there."""
+        """Unwanted columns that were not read, with the rows that have a value there."""
         self._kept: BinaryIO | None = None
         if self.size == 0:
             raise InvalidData(f"{self.name} is empty.")
