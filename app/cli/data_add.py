@@ -19,6 +19,7 @@ from app.cli.data_sources import (
     Seed,
     Separator,
     Share,
+    SpecialTokens,
     Stratify,
     Template,
     TemplateKwargs,
@@ -38,6 +39,7 @@ def data_add(
     map_: Map = None,
     template: Template = None,
     separator: Separator = "",
+    special_tokens: SpecialTokens = False,
     validation: Annotated[
         list[str] | None, typer.Option(help="A file whose rows are for validation only; repeatable.")
     ] = None,
@@ -56,7 +58,7 @@ def data_add(
     """Import a data set: one or several files, a zip of them, or a data set of the hub."""
     workbench, console = open_workbench(home), Console(json)
     if "sample" in files:
-        if len(files) > 1 or map_ or template or separator or like or validation:
+        if len(files) > 1 or map_ or template or separator or special_tokens or like or validation:
             raise typer.BadParameter(
                 "sample is a data set of its own; leave out the other files and options."
             )
@@ -64,7 +66,7 @@ def data_add(
     else:
         require_text(*files, name)
         chat = ChatOptions(fold_system, join_turns, parsed_kwargs(template_kwargs))
-        mapping = given_mapping(workbench, files, map_, template, separator, like)
+        mapping = given_mapping(workbench, files, map_, template, separator, like, special_tokens)
         split = given_split(share, count, seed, stratify, has_file=bool(validation))
         for_validation = [str(one) for one in existing_files(validation or [])]
         request = ImportRequest(
@@ -73,6 +75,9 @@ def data_add(
         with console.progress() as progress:
             row = import_dataset(workbench.registry, request, progress.report)
     console.row(row, leave_out=() if json else ("preview", "mapping", "digest"))
+    summary = workbench.datasets.open(row).summary
+    for hint in summary.hints if summary else ():
+        console.say(hint)
     if row.faulty_rows:
         console.say(
             f"Rows with errors: {row.faulty_rows:,}. See them: data report {row.name!r}. "

@@ -19,6 +19,7 @@ from app.cli.data_sources import (
     Map,
     Near,
     Separator,
+    SpecialTokens,
     Template,
     TemplateKwargs,
     existing_files,
@@ -53,6 +54,7 @@ def data_check(
     map_: Map = None,
     template: Template = None,
     separator: Separator = "",
+    special_tokens: SpecialTokens = False,
     like: Like = "",
     near: Near = True,
     fold_system: FoldSystem = False,
@@ -70,7 +72,7 @@ def data_check(
         console.progress() as progress,
     ):
         folder = Path(staging) / "rows"
-        mapping = given_mapping(workbench, file, map_, template, separator, like)
+        mapping = given_mapping(workbench, file, map_, template, separator, like, special_tokens)
         request = ImportRequest(
             [str(one) for one in existing_files(file)], "check", (), mapping, Split(), near
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +10,8 @@ import typer
 
 from app.service.workbench import Workbench
 from app.shared.data_import import is_hub_id, mapping_from
+from core.data.detection import detect_file
+from core.data.mapping import DataMapping
 from core.data.split import COUNT, FILE, NONE, SHARE, Split
 from core.errors import InvalidConfig
 from storage.tables import Dataset
@@ -44,6 +47,13 @@ Template = Annotated[
 ]
 Separator = Annotated[
     str, typer.Option(help="What stands between question and answer in each line, such as '||'.")
+]
+SpecialTokens = Annotated[
+    bool,
+    typer.Option(
+        "--special-tokens",
+        help="Special tokens in plain text are meant: the rows were rendered with a chat template before.",
+    ),
 ]
 Like = Annotated[str, typer.Option(metavar="NAME", help="Read it with the mapping of this data set.")]
 Near = Annotated[
@@ -91,20 +101,37 @@ def given_mapping(
     templates: list[str] | None,
     separator: str,
     like: str,
+    special_tokens: bool,
 ) -> dict[str, Any] | None:
     """What was said about the columns; None if nothing was."""
     if like:
         row = workbench.registry.find(Dataset, like)
-        if pairs or templates or separator:
+        if pairs or templates or separator or special_tokens:
             raise InvalidConfig(
-                "--like takes the whole mapping of a data set; leave out --map, --template and --separator."
+                "--like takes the whole mapping of a data set; leave out --map, --template, --separator and "
+                "--special-tokens."
             )
         if not row.mapping:
             raise InvalidConfig(
                 f"{like} was imported by an earlier version of the workbench, which kept no mapping."
             )
         return row.mapping
-    return mapping_from(existing_files(files)[0], pairs or [], templates or [], separator)
+    first = existing_files(files)[0]
+    found = mapping_from(first, pairs or [], templates or [], separator)
+    return _with_special_tokens(first, found) if special_tokens else found
+
+
+def _with_special_tokens(first: Path, given: dict[str, Any] | None) -> dict[str, Any]:
+    """The mapping that was given, or that the first file is read by, with special tokens that are meant."""
+    if given is None and not first.is_file():
+        raise InvalidConfig("--special-tokens of a data set of the hub needs --map text=COLUMN beside it.")
+    mapping = DataMapping.parse(given) if given else detect_file(first).require(first.name).mapping
+    if not mapping.data_format.may_hold_special_tokens:
+        raise InvalidConfig(
+            f"--special-tokens is for plain texts; these rows are read as {mapping.data_format.label}, whose "
+            "special tokens the chat template writes. To read one column as text: --map text=COLUMN."
+        )
+    return replace(mapping, special_tokens=True).to_dict()
 
 
 def given_split(

@@ -159,7 +159,8 @@ KINDS: dict[str, Kind] = {
             "special_tokens",
             WARNING,
             "Special tokens in text",
-            "They are read as plain text; take them out if they slipped in.",
+            "They are read as plain text; take them out if they slipped in. In text that a chat template has "
+            "written, say that they are meant: among the columns, or --special-tokens.",
         ),
         Kind(
             "suspicious",

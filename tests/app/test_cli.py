@@ -158,6 +158,13 @@ def test_a_mapping_is_given_in_words(settings, tmp_path):
     assert (code, row["rows"], row["validation_rows"], row["format"]) == (0, 13, 1, "separated lines")
     code, row = run_json(settings, "data", "add", tmp_path / "v.txt", "--like", "b", "--name", "like b")
     assert (code, row["mapping"]["separator"], row["rows"]) == (0, "||", 1)
+    (tmp_path / "c.jsonl").write_text('{"text": "<|im_start|>user hi", "lang": "en"}\n')
+    added = run(settings, "data", "add", tmp_path / "c.jsonl", "--special-tokens")
+    assert (added.exit_code, "Columns that are not used: 'lang'." in added.stderr) == (0, True)
+    assert run_json(settings, "data", "report", "c")[1]["mapping"]["special_tokens"] is True
+    (tmp_path / "d.jsonl").write_text('{"prompt": "hi", "completion": "hello"}\n')
+    refused = run(settings, "data", "check", tmp_path / "d.jsonl", "--special-tokens")
+    assert (refused.exit_code, "--special-tokens is for plain texts" in refused.stderr) == (1, True)
     unknown = run(
         settings, "data", "add", tmp_path / "a.csv", "--map", "user=wrds", "--map", "assistant=class"
     )
