@@ -15,8 +15,8 @@ from core.combine.combining import Part
 from core.errors import WorkbenchError
 from core.generate.running import RunningBatch
 from core.lora.adapter import AdapterWeights
-from core.lora.bank import MixedBank
 from core.lora.kinds.lora import KIND as LORA
+from core.lora.mixed_bank import MixedBank
 from core.lora.peft.files import load_adapter
 
 ADAPTER_SLOTS = 8  # adapters kept ready beside the base; slot 0 is the plain base

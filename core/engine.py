@@ -30,7 +30,7 @@ from core.generate.scoring import Speakers, answer_ids, score
 from core.generate.several import SeveralDecoders
 from core.generate.state_pool import StatePool
 from core.lora.adapter import AdapterWeights
-from core.lora.bank import loaded_bank
+from core.lora.mixed_bank import loaded_bank
 from core.lora.peft.files import load_adapter
 from core.lora.whole import WholeBank, whole_bank
 from core.train.accelerators import card_names

@@ -376,7 +376,7 @@ def _answers(base, bank, slots):
 
 
 def test_it_answers_beside_lora_and_the_plain_base_in_one_batch(base, adapter):
-    from core.lora.bank import MixedBank, loaded_bank
+    from core.lora.mixed_bank import MixedBank, loaded_bank
     from tests.core.helpers import random_adapter
 
     lora = random_adapter(base)
@@ -396,7 +396,7 @@ def test_it_answers_beside_lora_and_the_plain_base_in_one_batch(base, adapter):
 def test_the_engine_makes_room_for_a_kind_it_has_not_seen(base, adapter):
     from core.adapter_slots import AdapterSlots
     from core.adapter_source import AdapterSource
-    from core.lora.bank import loaded_bank
+    from core.lora.mixed_bank import loaded_bank
     from tests.core.helpers import random_adapter
 
     slots = AdapterSlots(base)

@@ -18,7 +18,7 @@ from core.generate.one_row import Row
 from core.generate.running import RunningBatch
 from core.generate.sampling import Sampler
 from core.generate.state_pool import StatePool
-from core.lora.bank import Bank
+from core.lora.mixed_bank import Bank
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from core.generate.config import GenerationConfig
 from core.generate.decode import Decoder, RowRequest
 from core.generate.state_pool import StatePool
 from core.lora.adapter import AdapterWeights
-from core.lora.bank import Bank, loaded_bank
+from core.lora.mixed_bank import Bank, loaded_bank
 from core.reporting import Report
 
 WAYS = ("base", "adapter", "merged")

@@ -16,8 +16,8 @@ from core.base_model.attention import OneToken, Prefill, attend
 from core.base_model.compiling import compile_layers, eager_layers
 from core.base_model.load import ResidentBase
 from core.generate.row_state import RowState
-from core.lora.bank import Bank
 from core.lora.joint import together
+from core.lora.mixed_bank import Bank
 
 _WARM_UP = 2
 _MOVED_AT_ONCE = 64 << 20  # bytes of keys and values, a bound on what moving takes beside them

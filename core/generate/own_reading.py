@@ -10,7 +10,7 @@ from torch import Tensor
 from core.base_model.load import ResidentBase
 from core.generate.one_row import Row
 from core.generate.own_state import OwnState
-from core.lora.bank import Bank
+from core.lora.mixed_bank import Bank
 from core.sending import sent
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from core.base_model.load import ResidentBase
 from core.base_model.own_rows import OwnRows
 from core.generate.row_state import RowState
-from core.lora.bank import Bank
+from core.lora.mixed_bank import Bank
 
 
 class OwnState(RowState):

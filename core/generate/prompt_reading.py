@@ -12,7 +12,7 @@ from core.base_model.load import ResidentBase
 from core.generate.one_row import Row
 from core.generate.one_token import DecodingState
 from core.generate.reading_graphs import ReadingGraphs
-from core.lora.bank import Bank
+from core.lora.mixed_bank import Bank
 from core.sending import sent
 
 PREFILL = 512  # prompt tokens of each row that are read at a time

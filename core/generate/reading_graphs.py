@@ -12,7 +12,7 @@ from torch import Tensor
 from core.base_model.load import ResidentBase
 from core.generate.one_token import DecodingState, Stacks, empty_stacks
 from core.generate.row_state import RowState
-from core.lora.bank import Bank
+from core.lora.mixed_bank import Bank
 
 _ROWS = (1, 2, 4, 8, 16)
 _TOKENS = (64, 128, 256, 512)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from core.base_model.load import ResidentBase
 from core.generate.state_size import state_bytes
-from core.lora.bank import Bank
+from core.lora.mixed_bank import Bank
 from core.sending import sent
 
 NO_ROW = -1

@@ -24,7 +24,7 @@ from core.generate.prompt_reading import Reading
 from core.generate.row_state import RowState
 from core.generate.state_pool import StatePool
 from core.generate.state_size import MOST_ROWS, fitting_capacity, fitting_rows, state_bytes
-from core.lora.bank import Bank
+from core.lora.mixed_bank import Bank
 from core.sending import sent
 
 # Times as many, over all rows that are read together: while a piece is read those that run wait.

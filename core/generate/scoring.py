@@ -15,7 +15,7 @@ from core.data.token_view import token_text
 from core.errors import InvalidInput, PromptTooLong
 from core.generate.scores import Scored, TokenScore
 from core.generate.state_pool import new_state
-from core.lora.bank import Bank
+from core.lora.mixed_bank import Bank
 
 LIKELIEST = 5
 _TOKENS_TOGETHER = 16_384  # over all rows that are read in one pass

@@ -8,7 +8,7 @@ from core.generate.own_state import OwnState
 from core.generate.reading_graphs import ReadingGraphs
 from core.generate.row_state import RowState
 from core.generate.state_size import fitting_capacity, fitting_rows
-from core.lora.bank import Bank
+from core.lora.mixed_bank import Bank
 
 
 def new_state(

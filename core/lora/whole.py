@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from core.errors import InvalidAdapter
 from core.lora.adapter import AdapterWeights
-from core.lora.bank import AdapterBank, Layers, MixedBank, loaded_bank
+from core.lora.bank import AdapterBank, Layers
 from core.lora.kinds.full import KIND as FULL
 from core.lora.layer import Adapted, LoraLinear, where_and_in
+from core.lora.mixed_bank import MixedBank, loaded_bank
 
 Place = tuple[nn.Module, str]
 """A module and its own name for a parameter."""

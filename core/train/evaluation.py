@@ -11,7 +11,7 @@ from core.base_model.load import ResidentBase
 from core.errors import InvalidConfig, InvalidData
 from core.events import EvalDone, Progress
 from core.lora.adapter import AdapterWeights
-from core.lora.bank import Bank
+from core.lora.mixed_bank import Bank
 from core.lora.whole import batches_of, computing_bank
 from core.options import Config
 from core.reporting import Report

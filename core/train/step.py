@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from core.base_model.attention import attend
 from core.base_model.compiling import eager_layers
 from core.base_model.load import ResidentBase
-from core.lora.bank import Bank
+from core.lora.mixed_bank import Bank
 from core.lora.side_by_side import TrainedBank
 from core.train.batches import Batch, MicroBatch, Shape
 from core.train.group_objective import GroupObjective, figures_width

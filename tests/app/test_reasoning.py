@@ -16,8 +16,8 @@ from core.data.tokens import tokenised_in_memory
 from core.events import EvalDone, Prepared, TrainingDone
 from core.generate.config import GenerationConfig
 from core.generate.decode import Decoder, RowRequest
-from core.lora.bank import loaded_bank
 from core.lora.config import LoraConfig
+from core.lora.mixed_bank import loaded_bank
 from core.train.config import TrainConfig
 from core.train.group import TrainingGroup, alone
 from core.train.run import RunRequest

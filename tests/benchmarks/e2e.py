@@ -27,8 +27,8 @@ from core.events import RunFailed, StepDone, TrainingDone
 from core.generate.config import GenerationConfig
 from core.generate.decode import Decoder, RowRequest
 from core.lora.adapter import AdapterWeights
-from core.lora.bank import loaded_bank
 from core.lora.config import LoraConfig
+from core.lora.mixed_bank import loaded_bank
 from core.lora.whole import whole_bank
 from core.train.config import TrainConfig
 from core.train.group import TrainingGroup

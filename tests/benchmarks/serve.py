@@ -24,7 +24,7 @@ from core.generate.config import GenerationConfig
 from core.generate.decode import Decoder, RowRequest
 from core.generate.running import RunningBatch
 from core.generate.state_pool import StatePool
-from core.lora.bank import Bank
+from core.lora.mixed_bank import Bank
 from tests.benchmarks import peer
 from tests.benchmarks.decode import random_bank
 from tests.benchmarks.report import show

@@ -18,11 +18,11 @@ from peft import PeftModel, get_peft_model
 from core.combine.combining import Part, combine, resize
 from core.combine.config import CombineConfig
 from core.lora.adapter import AdapterWeights, LayerFactors
-from core.lora.bank import loaded_bank
 from core.lora.config import LoraConfig
 from core.lora.foreign.fit import fit
 from core.lora.foreign.look import look
 from core.lora.foreign.take import take
+from core.lora.mixed_bank import loaded_bank
 from core.lora.peft.files import differing_layers, load_adapter, save_checked
 from core.lora.targets import select_targets
 from core.reporting import silent

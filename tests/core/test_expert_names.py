@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from core.lora.bank import loaded_bank
+from core.lora.mixed_bank import loaded_bank
 from tests.conftest import _save
 from tests.core.families import QUICK, tiny_model
 from tests.core.helpers import load, logits, peft_from, random_adapter

@@ -24,7 +24,7 @@ from core.generate.decode import Decoder, RowRequest
 from core.lora import expert_products
 from core.lora.adapter import LayerFactors
 from core.lora.anatomy import anatomy
-from core.lora.bank import AdapterBank, loaded_bank
+from core.lora.bank import AdapterBank
 from core.lora.config import LoraConfig
 from core.lora.expert_factors import together
 from core.lora.expert_wrapping import experts_of, wrapped_experts
@@ -32,6 +32,7 @@ from core.lora.foreign.fit import fit
 from core.lora.foreign.look import look
 from core.lora.foreign.take import take
 from core.lora.kinds.lora import LoraOptions
+from core.lora.mixed_bank import loaded_bank
 from core.lora.peft.expert_names import taken_for_experts
 from core.lora.peft.files import differing_layers, load_adapter, save_adapter, save_checked
 from core.lora.wholes import require_no_wholes

@@ -22,7 +22,8 @@ from core.data.formats import Example
 from core.errors import InvalidInput, InvalidModel
 from core.generate.config import GenerationConfig
 from core.generate.decode import Decoder, RowRequest
-from core.lora.bank import AdapterBank, loaded_bank
+from core.lora.bank import AdapterBank
+from core.lora.mixed_bank import loaded_bank
 from core.lora.peft.files import save_adapter
 from core.merge.merge import merge_into_base
 from core.reporting import silent

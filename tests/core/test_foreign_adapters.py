@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 from core.base_model.files import read_json
 from core.base_model.stored import has_tensor
 from core.errors import InvalidAdapter
-from core.lora.bank import loaded_bank
 from core.lora.foreign.fit import BaseFacts, fit
 from core.lora.foreign.look import look
 from core.lora.foreign.take import take
+from core.lora.mixed_bank import loaded_bank
 from core.lora.peft.config import raw_config
 from core.lora.peft.files import save_adapter
 from tests.core.helpers import load, logits, new_peft, random_adapter

@@ -14,10 +14,10 @@ from core.base_model.skeleton import skeleton
 from core.errors import InvalidConfig
 from core.events import Prepared, RunFailed
 from core.lora.adapter import AdapterWeights, LayerFactors
-from core.lora.bank import loaded_bank
 from core.lora.config import LoraConfig
 from core.lora.fused import fused_parts, parts_by_name
 from core.lora.layer import is_linear, plain_weight
+from core.lora.mixed_bank import loaded_bank
 from core.lora.peft.files import load_adapter, save_checked
 from core.lora.targets import select_targets
 from core.merge.merge import merge_into_base

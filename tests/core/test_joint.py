@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from core.lora.adapter import AdapterWeights, LayerFactors
-from core.lora.bank import loaded_bank
 from core.lora.joint import _joint_factors, find_joints, together
+from core.lora.mixed_bank import loaded_bank
 from core.lora.wrapping import wrap_linear_layers
 
 

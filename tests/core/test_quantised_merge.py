@@ -9,8 +9,8 @@ from core.export.cards import Provenance, quantised_rows
 from core.export.config import split_export_options
 from core.export.duties import FAILED, PASSED, Exported, Exporting
 from core.export.exporting import export
-from core.lora.bank import loaded_bank
 from core.lora.layer import plain_weight
+from core.lora.mixed_bank import loaded_bank
 from core.merge.held import held_tensors
 from core.merge.verify import differing_tensors
 from core.reporting import silent

@@ -28,7 +28,7 @@ from core.generate.decode import Decoder, RowRequest
 from core.gguf.write import adapter_tensors
 from core.lora.adapter import LayerFactors
 from core.lora.anatomy import anatomy, compare_subspaces
-from core.lora.bank import AdapterBank, MixedBank, loaded_bank
+from core.lora.bank import AdapterBank
 from core.lora.config import LoraConfig
 from core.lora.foreign.fit import fit
 from core.lora.foreign.look import look
@@ -36,6 +36,7 @@ from core.lora.foreign.take import take
 from core.lora.kinds import ADAPTER_KINDS
 from core.lora.layer import LoraLinear
 from core.lora.low_rank import decompose_dense
+from core.lora.mixed_bank import MixedBank, loaded_bank
 from core.lora.peft.files import load_adapter, save_adapter
 from core.merge.verify import differing_tensors, verify_merge
 from core.reporting import silent

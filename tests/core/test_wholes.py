@@ -28,13 +28,14 @@ from core.events import Prepared, RunFailed, StepDone, TrainingDone
 from core.gguf.check import check_merged_gguf
 from core.gguf.write import write_adapter_gguf, write_merged_gguf
 from core.lora.adapter import LayerFactors
-from core.lora.bank import AdapterBank, loaded_bank
+from core.lora.bank import AdapterBank
 from core.lora.config import LoraConfig
 from core.lora.equal_scales import with_one_scale
 from core.lora.foreign.fit import BaseFacts, fit
 from core.lora.foreign.look import look
 from core.lora.kinds import ADAPTER_KINDS
 from core.lora.kinds.lora import LoraOptions
+from core.lora.mixed_bank import loaded_bank
 from core.lora.peft.files import load_adapter, save_adapter, save_checked
 from core.lora.targets import training_bytes
 from core.merge.merge import merge_into_base

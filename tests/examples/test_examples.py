@@ -13,7 +13,7 @@ from core.data.conversations import conversation_rows
 from core.errors import InvalidData
 from core.generate.config import GenerationConfig
 from core.generate.decode import Decoder, RowRequest
-from core.lora.bank import loaded_bank
+from core.lora.mixed_bank import loaded_bank
 from core.lora.peft.files import load_adapter, save_adapter
 from tests.core.helpers import CPU, load, logits, peft_from, plain_model, random_adapter
 

@@ -11,7 +11,7 @@ from core.base_model.fingerprint import fingerprint
 from core.base_model.load import load_base
 from core.generate.config import GenerationConfig
 from core.generate.decode import Decoder, RowRequest
-from core.lora.bank import loaded_bank
+from core.lora.mixed_bank import loaded_bank
 from core.lora.peft.files import load_adapter
 
 

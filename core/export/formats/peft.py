@@ -165,7 +165,7 @@ def _probed(what: Exported, found: AdapterWeights) -> tuple[Tensor, Tensor]:
     from core.base_model.load import load_base
     from core.base_model.probes import PROBES, probe_ids, probe_logits
     from core.generate.labelling import classify
-    from core.lora.bank import loaded_bank
+    from core.lora.mixed_bank import loaded_bank
 
     cpu = torch.device("cpu")
     base = load_base(what.base_folder, device=cpu, dtype=torch.float32, template=what.template)
