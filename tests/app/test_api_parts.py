@@ -317,6 +317,18 @@ def test_what_a_request_gives_the_chat_template_is_in_its_prompt():
     assert chat_request(body).prompt.config.template_kwargs == ""
 
 
+def test_a_seed_below_zero_is_none_and_every_answer_another():
+    def ollama(seed):
+        return chat_request(BODY | {"options": {"seed": seed}}).prompt.config.seed
+
+    def openai(seed):
+        return chat_asked(BODY | {"seed": seed}).prompts[0].config.seed
+
+    for read, seed in ((ollama, -1), (ollama, -7), (openai, -1)):
+        assert len({read(seed) for _ in range(5)}) > 1
+    assert (ollama(7), openai(7)) == (7, 7)
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 50])
 def test_a_stop_text_is_never_shown_however_it_is_cut(size):
     text = "one END? two END. three"

@@ -87,11 +87,16 @@ def _asked(body: Body, prompt: dict[str, Any], given: dict[str, str] | None = No
     if whole(options, "num_predict", _TOKENS) < 0:
         del options["num_predict"]
     found = sampling(options, _SAMPLING, {**_DEFAULTS, "max_tokens": _TOKENS})
-    seed = whole(options, "seed", secrets.randbelow(_SEEDS)) % _SEEDS
-    config = GenerationConfig.parse({**found, **(given or {}), "seed": seed})
+    config = GenerationConfig.parse({**found, **(given or {}), "seed": _seed(options)})
     return OllamaAsked(
         text(body, "model"),
         Prompt(config, **prompt) if prompt else None,
         stop_texts(options),
         flag(body, "stream", True),
     )
+
+
+def _seed(options: Body) -> int:
+    """As asked for, or a new one where none is; a negative one is none, as Ollama reads it."""
+    seed = whole(options, "seed", -1)
+    return secrets.randbelow(_SEEDS) if seed < 0 else seed % _SEEDS
