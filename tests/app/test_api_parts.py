@@ -21,7 +21,8 @@ from app.web.address import allowed_hosts
 from app.web.api import key_guard
 from app.web.api.api_app import beside_page, guarded_api
 from app.web.api.api_key import api_key
-from app.web.api.ollama_requests import chat_request
+from app.web.api.ollama_requests import chat_request, generate_request
+from app.web.api.openai_errors import ApiError
 from app.web.api.openai_requests import chat_asked
 from app.web.api.stop_texts import StopFinder
 from app.web.api.waiting_line import LineFull, Turn, WaitingLine
@@ -327,6 +328,30 @@ def test_a_seed_below_zero_is_none_and_every_answer_another():
     for read, seed in ((ollama, -1), (ollama, -7), (openai, -1)):
         assert len({read(seed) for _ in range(5)}) > 1
     assert (ollama(7), openai(7)) == (7, 7)
+
+
+@pytest.mark.parametrize(
+    "name", ["continue_final_message", "add_generation_prompt", "chat_template", "tokenize", "return_dict"]
+)
+def test_what_steers_the_rendering_is_given_to_no_chat_template(name):
+    with pytest.raises(ApiError, match=f"'{name}' is no name that a chat template can be given") as refused:
+        chat_asked(BODY | {"chat_template_kwargs": {name: True}})
+    assert refused.value.param == "chat_template_kwargs"
+
+
+def test_what_ollama_would_do_and_is_not_done_here_is_refused():
+    raw = {"model": "m", "prompt": "Hi", "raw": True}
+    assert generate_request(raw | {"system": ""}).prompt.text == "Hi"
+    begun = [*BODY["messages"], {"role": "assistant", "content": "Well, "}]
+    for name, ask in {
+        "system": lambda: generate_request(raw | {"system": "Be brief."}),
+        "template": lambda: generate_request(raw | {"template": "{{ .Prompt }}"}),
+        "context": lambda: generate_request(raw | {"context": [1, 2]}),
+        "messages": lambda: chat_request(BODY | {"messages": begun}),
+    }.items():
+        with pytest.raises(ApiError, match=name) as refused:
+            ask()
+        assert (refused.value.param, refused.value.code) == (name, "unsupported_parameter")
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 50])

@@ -11,6 +11,7 @@ from typing import Any
 
 from app.service.serving import Prompt
 from app.web.api.chat_turns import turns
+from app.web.api.openai_errors import unsupported
 from app.web.api.parameters import Body, flag, mapping, require_known, sampling, stop_texts, text, whole
 from app.web.api.tools import tools_asked
 from core.generate.config import GenerationConfig
@@ -63,8 +64,20 @@ def chat_request(body: Body) -> OllamaAsked:
     """Of /api/chat. Raises ApiError."""
     require_known(body, {*_COMMON, "messages", "think", "tools"}, _NEUTRAL)
     given = {"template_kwargs": json.dumps({"enable_thinking": flag(body, "think", True)})}
-    prompt = {"messages": turns(body), "tools": tools_asked(body)} if body.get("messages") else {}
+    prompt = {"messages": _turns(body), "tools": tools_asked(body)} if body.get("messages") else {}
     return _asked(body, prompt, given if "think" in body else {})
+
+
+def _turns(body: Body) -> list[dict[str, Any]]:
+    """The conversation, which somebody else than the model has said the last of. Raises ApiError."""
+    found = turns(body)
+    if found[-1]["role"] == "assistant":
+        raise unsupported(
+            "messages",
+            "messages ends with the assistant's turn, which is not gone on with here; end with a user's turn, "
+            "or send what is to be gone on with to /api/generate, written out, with raw: true.",
+        )
+    return found
 
 
 def generate_request(body: Body) -> OllamaAsked:
@@ -75,6 +88,8 @@ def generate_request(body: Body) -> OllamaAsked:
     if not prompt:
         return _asked(body, {})
     if flag(body, "raw", False):
+        if system:
+            raise unsupported("system", "system is not put into a raw prompt; write it there, or leave it out.")
         return _asked(body, {"text": prompt})
     said = [("system", system)] * bool(system) + [("user", prompt)]
     return _asked(body, {"messages": [{"role": role, "content": content} for role, content in said]})
