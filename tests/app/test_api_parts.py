@@ -330,6 +330,16 @@ def test_a_seed_below_zero_is_none_and_every_answer_another():
     assert (ollama(7), openai(7)) == (7, 7)
 
 
+@pytest.mark.parametrize("name", ["temperature", "max_tokens", "seed", "n", "top_k", "top_p"])
+def test_numbers_of_hundreds_of_digits_are_refused_by_name(home, name):
+    client = TestClient(guarded_api(home, HOSTS), headers={"Authorization": f"Bearer {KEY}"})
+    for number in (10**400, -(10**400), 1e300):
+        refused = client.post("/v1/chat/completions", json=BODY | {name: number})
+        assert refused.status_code == 400
+        assert refused.json()["error"]["param"] == name
+        assert len(refused.json()["error"]["message"]) < 200
+
+
 @pytest.mark.parametrize(
     "name", ["continue_final_message", "add_generation_prompt", "chat_template", "tokenize", "return_dict"]
 )
