@@ -23,7 +23,7 @@ from app.web.api.api_app import beside_page, guarded_api
 from app.web.api.api_key import api_key
 from app.web.api.ollama_requests import chat_request, generate_request
 from app.web.api.openai_errors import ApiError
-from app.web.api.openai_requests import chat_asked
+from app.web.api.openai_requests import chat_asked, text_asked
 from app.web.api.stop_texts import StopFinder
 from app.web.api.waiting_line import LineFull, Turn, WaitingLine
 from app.web.guard import RequestGuard
@@ -328,6 +328,35 @@ def test_a_seed_below_zero_is_none_and_every_answer_another():
     for read, seed in ((ollama, -1), (ollama, -7), (openai, -1)):
         assert len({read(seed) for _ in range(5)}) > 1
     assert (ollama(7), openai(7)) == (7, 7)
+
+
+def test_half_a_character_is_refused_in_words_wherever_it_stands(home):
+    client = TestClient(guarded_api(home, HOSTS), headers={"Authorization": f"Bearer {KEY}"})
+    for path, body in {
+        "/v1/chat/completions": '{"model": "small", "\\ud800": 1}',
+        "/v1/completions": '{"model": "\\ud800", "prompt": "Hi"}',
+        "/v1/load_lora_adapter": '{"lora_name": "new", "lora_path": "/tmp/\\ud800"}',
+        "/api/chat": '{"model": "small", "options": {"\\ud800": 1}}',
+    }.items():
+        refused = client.post(path, content=body)
+        assert refused.status_code in (400, 404)
+        error = refused.json()["error"]
+        assert "\\ud800" in (error if path.startswith("/api/") else error["message"])
+
+
+@pytest.mark.parametrize(("path", "ollama"), [("/api/pull", True), ("/v1/embeddings", False)])
+def test_what_is_not_served_is_refused_in_the_form_of_the_api_that_was_asked(home, path, ollama):
+    client = TestClient(guarded_api(home, HOSTS), headers={"Authorization": f"Bearer {KEY}"})
+    absent = client.post(path).json()["error"]
+    assert (absent if ollama else absent["message"]) == f"POST {path} is not served here."
+    method = client.delete("/api/chat" if ollama else "/v1/completions")
+    assert (method.status_code, method.headers["allow"]) == (405, "POST")
+    assert isinstance(method.json()["error"], str if ollama else dict)
+
+
+def test_what_a_parameter_may_be_is_said_once():
+    with pytest.raises(ApiError, match=r"leave it out, or send 1\."):
+        text_asked({"model": "small", "prompt": "Hi", "best_of": 3})
 
 
 @pytest.mark.parametrize("name", ["temperature", "max_tokens", "seed", "n", "top_k", "top_p"])

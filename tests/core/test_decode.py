@@ -174,6 +174,10 @@ def test_a_prompt_longer_than_the_context_is_refused(tiny_llama):
     base = load(tiny_llama)
     with pytest.raises(InvalidInput, match="256"):
         Decoder(base, _bank(base, []), [RowRequest([5] * 256, 0, GREEDY)])
+    said = {256: "256 tokens long.* so none is left for an answer", 257: "257 tokens long.* at most 256"}
+    for length, words in said.items():
+        with pytest.raises(InvalidInput, match=words):
+            Decoder(base, _bank(base, []), [RowRequest([5] * length, 0, GREEDY)])
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from app.service.serving import Prompt, ServedModel, Serving
 from app.web.api.counters import Counters
 from app.web.api.generation import Generation, Piece
-from app.web.api.openai_errors import ApiError, as_api_error, bad
+from app.web.api.openai_errors import as_api_error, bad
 from app.web.api.waiting_line import WaitingLine
 from core.errors import InvalidInput, WrongBase
 
@@ -84,13 +84,10 @@ class Desk:
             generation.close()
         return generation, answers
 
-    def counted(
-        self,
-        handler: Handler,
-        refuse: Callable[[ApiError], Response] = ApiError.response,
-        prompt: str = "messages",
-    ) -> Handler:
-        """The handler, its refusals in the API's own form, each request counted."""
+    def counted(self, handler: Handler, prompt: str = "messages") -> Handler:
+        """The handler, its refusals in the API's own form, each request counted. prompt: which parameter
+        holds it.
+        """
 
         async def answered(request: Request) -> Response:
             try:
@@ -98,7 +95,7 @@ class Desk:
             except ClientGone:
                 response = Response(status_code=_GONE)
             except Exception as error:  # noqa: BLE001  (the boundary: whoever asked is told)
-                response = refuse(as_api_error(error, prompt))
+                response = as_api_error(error, prompt).response(request.url.path)
             path = request.scope["route"].path
             self.counters.add("requests", path=path, status=str(response.status_code))
             return response

@@ -17,7 +17,7 @@ from app.service.serving import ServedModel
 from app.web.api.desk import Desk, Streamed
 from app.web.api.generation import Generation, Piece
 from app.web.api.ollama_requests import OllamaAsked, chat_request, generate_request
-from app.web.api.openai_errors import ApiError, as_api_error
+from app.web.api.openai_errors import as_api_error
 from app.web.api.parameters import Body, body_of
 from app.web.api.tools import ollama_calls
 from storage.errors import NotFound
@@ -37,10 +37,10 @@ class OllamaRoutes:
     def routes(self) -> list[Route]:
         """Under the paths that Ollama's clients call."""
         return [
-            Route("/api/version", self._desk.counted(_version, _refused)),
-            Route("/api/tags", self._desk.counted(self._tags, _refused)),
-            Route("/api/chat", self._desk.counted(self._chat, _refused), methods=["POST"]),
-            Route("/api/generate", self._desk.counted(self._generate, _refused), methods=["POST"]),
+            Route("/api/version", self._desk.counted(_version)),
+            Route("/api/tags", self._desk.counted(self._tags)),
+            Route("/api/chat", self._desk.counted(self._chat), methods=["POST"]),
+            Route("/api/generate", self._desk.counted(self._generate), methods=["POST"]),
         ]
 
     async def _tags(self, request: Request) -> Response:
@@ -81,10 +81,6 @@ def _message(piece: Piece) -> Body:
 
 async def _version(request: Request) -> Response:
     return JSONResponse({"version": version("lora-workbench")})
-
-
-def _refused(error: ApiError) -> Response:
-    return JSONResponse({"error": str(error)}, error.status, error.headers)
 
 
 async def _lines(

@@ -121,7 +121,7 @@ def require_known(
     """
     for name, value in body.items():
         if name not in known and not any(_equal(value, one) for one in neutral.get(name, ())):
-            allowed = " or ".join(json.dumps(one) for one in neutral.get(name, ()))
+            allowed = " or ".join(dict.fromkeys(json.dumps(one) for one in neutral.get(name, ())))
             said = f"{where}{name} is not supported here; leave it out" + (
                 f", or send {allowed}." if allowed else "."
             )
