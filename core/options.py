@@ -118,7 +118,7 @@ def _whole(value: int | float | str) -> int:
 
 
 def _real(value: int | float | str) -> float:
-    """A finite number. Raises ValueError for what is none, OverflowError for a whole one that is too large."""
+    """A finite number. Raises ValueError for what is none, OverflowError for one of too many digits."""
     number = float(value)
     if not math.isfinite(number):
         raise ValueError(value)

@@ -393,6 +393,53 @@ def test_what_ollama_would_do_and_is_not_done_here_is_refused():
         assert (refused.value.param, refused.value.code) == (name, "unsupported_parameter")
 
 
+def test_options_of_ollama_at_which_no_answer_changes_are_let_through():
+    def ask(**options):
+        return chat_request(BODY | {"options": options})
+
+    assert ask(num_keep=4, use_mlock=True, num_ctx=2048, repeat_last_n=64).prompt
+    assert ask(repeat_last_n=-1, repeat_penalty=1.0).prompt
+    for name, options in {
+        "repeat_last_n": {"repeat_last_n": 64, "repeat_penalty": 1.1},
+        "num_keep": {"num_keep": 0.5},
+        "num_ctx": {"num_ctx": "2048"},
+        "penalize_newline": {"penalize_newline": True},
+    }.items():
+        with pytest.raises(ApiError, match=name):
+            ask(**options)
+    thought = {"role": "assistant", "content": "Aye.", "thinking": "hm"}
+    asked = {"model": "m", "messages": [*BODY["messages"], thought, *BODY["messages"]]}
+    assert chat_request(asked).prompt.messages[1]["reasoning"] == "hm"
+    with pytest.raises(ApiError, match=r"messages\[1\]\.thinking is not supported"):
+        chat_asked(asked)
+
+
+def test_a_model_leaves_the_memory_when_it_is_not_kept_alive(home):
+    client = TestClient(guarded_api(home, HOSTS), headers={"Authorization": f"Bearer {KEY}"})
+    for kept, reason in {0: "unload", "0s": "unload", -1: "load", "1h30m": "load", ".5s": "load"}.items():
+        for path in ("/api/chat", "/api/generate"):
+            found = client.post(path, json={"model": "small", "keep_alive": kept}).json()
+            assert found["done_reason"] == reason
+    for wrong in ("soon", True, [5], "5"):
+        refused = client.post("/api/chat", json={"model": "small", "keep_alive": wrong})
+        assert (refused.status_code, "keep_alive must be seconds" in refused.text) == (400, True)
+
+
+def test_thinking_is_refused_where_the_chat_template_knows_none(home, monkeypatch, tmp_path):
+    def answer(*about):
+        yield TokenDone(0, "word", True, "end", 1, 5)
+
+    monkeypatch.setattr(Serving, "answer", answer)
+    client = TestClient(guarded_api(home, HOSTS), headers={"Authorization": f"Bearer {KEY}"})
+    refused = client.post("/api/chat", json=BODY | {"think": True})
+    assert (refused.status_code, "think is not supported by" in refused.json()["error"]) == (400, True)
+    assert client.post("/api/chat", json=BODY | {"think": False}).status_code == 200
+    (tmp_path / "chat_template.jinja").write_text("{% if enable_thinking %}<think>{% endif %}")
+    base = home.registry.all(Base)[0]
+    home.registry.save(Base(**base.model_dump() | {"folder": str(tmp_path)}))
+    assert client.post("/api/chat", json=BODY | {"think": True}).status_code == 200
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 50])
 def test_a_stop_text_is_never_shown_however_it_is_cut(size):
     text = "one END? two END. three"

@@ -46,6 +46,10 @@ class Desk:
         except (InvalidInput, WrongBase) as error:
             raise bad("model", str(error)) from None
 
+    async def template(self, model: ServedModel) -> str:
+        """Its chat template."""
+        return await run_in_threadpool(self._serving.template, model)
+
     async def begin(
         self, request: Request, model: ServedModel, prompts: Sequence[Prompt], stops: Sequence[str]
     ) -> tuple[Generation, AsyncIterator[Piece]]:

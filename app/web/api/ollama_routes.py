@@ -17,11 +17,12 @@ from app.service.serving import ServedModel
 from app.web.api.desk import Desk, Streamed
 from app.web.api.generation import Generation, Piece
 from app.web.api.ollama_requests import OllamaAsked, chat_request, generate_request
-from app.web.api.openai_errors import as_api_error
+from app.web.api.openai_errors import as_api_error, unsupported
 from app.web.api.parameters import Body, body_of
 from app.web.api.tools import ollama_calls
 from storage.errors import NotFound
 
+_THINKING = "think"  # stands in enable_thinking and in <think>
 _LATEST = ":latest"  # what Ollama's clients put behind a name without a tag
 Said = Callable[[Piece], Body]
 """How a piece of an answer is written."""
@@ -56,14 +57,23 @@ class OllamaRoutes:
 
     async def _answer(self, request: Request, asked: OllamaAsked, said: Said) -> Response:
         model = await self._model(asked.model)
+        if asked.thinks:
+            await self._require_thinking(model)
         if asked.prompt is None:
-            return JSONResponse(_line(asked.model, said(_NOTHING)) | {"done": True, "done_reason": "load"})
+            end = {"done": True, "done_reason": "unload" if asked.unload else "load"}
+            return JSONResponse(_line(asked.model, said(_NOTHING)) | end)
         if asked.stream:
             generation, pieces = await self._desk.begin(request, model, [asked.prompt], asked.stops)
             lines = _lines(asked.model, generation, pieces, said)
             return Streamed(generation, lines, "application/x-ndjson")
         generation, answers = await self._desk.whole(request, model, [asked.prompt], asked.stops)
         return JSONResponse(_line(asked.model, said(answers[0])) | _end(generation, answers[0].finish))
+
+    async def _require_thinking(self, model: ServedModel) -> None:
+        """Raise ApiError for a model whose chat template knows no thinking."""
+        if _THINKING not in await self._desk.template(model):
+            said = f"think is not supported by the chat template of {model.base.name}; "
+            raise unsupported("think", f"{said}leave it out, or send false.")
 
     async def _model(self, name: str) -> ServedModel:
         try:
