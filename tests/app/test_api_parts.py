@@ -4,6 +4,7 @@ import asyncio
 import json
 import stat
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import httpx
@@ -27,7 +28,7 @@ from app.web.api.openai_requests import chat_asked, text_asked
 from app.web.api.stop_texts import StopFinder
 from app.web.api.waiting_line import LineFull, Turn, WaitingLine
 from app.web.guard import RequestGuard
-from app.web.server import Listening, _look_after, serve
+from app.web.server import Listening, _look_after, serve, uvicorn_server
 from app.web.window import NoWindow
 from core.errors import InvalidConfig, WorkbenchError
 from core.events import TokenDone
@@ -265,6 +266,46 @@ def test_an_answer_that_breaks_off_says_so_in_its_stream(home, monkeypatch):
     assert json.loads(last.removeprefix("data: "))["error"]["message"] == "it is gone"
     lines = client.post("/api/chat", json=BODY).text.splitlines()
     assert json.loads(lines[-1]) == {"error": "it is gone"}
+
+
+def test_a_server_that_ends_tells_whoever_it_answers_and_whoever_waits(home, endless, capsys):
+    line, port = WaitingLine(most_rows=3), free_port()
+    application = guarded_api(home, HOSTS, line=line)
+    server = uvicorn_server(application, Listening("127.0.0.1", port), line.close)
+    serving = threading.Thread(target=server.run)
+    serving.start()
+    wait_for(lambda: server.started)
+    asked = [("/v1/chat/completions", True), ("/api/chat", True), ("/api/chat", False)]
+    late = ("/v1/chat/completions", False)
+    with _client(f"http://127.0.0.1:{port}") as client, ThreadPoolExecutor(5) as pool:
+
+        def ask(path, stream):
+            return pool.submit(client.post, path, json=BODY | {"stream": stream})
+
+        answers = [ask(*one) for one in asked]
+        wait_for(lambda: len(line.running) == 3)
+        answers += [ask(*late)]
+        wait_for(lambda: line.waiting)
+        unread = pool.submit(client.post, "/api/chat", content=_slowly(serving))
+        wait_for(lambda: len(server.server_state.tasks) == 5)
+        server.should_exit = True
+        serving.join(3)
+        assert not serving.is_alive()
+        openai, ollama, *others, waiting = [one.result() for one in answers]
+    said = "The server is closing, and answers nobody any more."
+    last = json.loads(openai.text.strip().rpartition("data: ")[2])
+    assert (last["error"]["message"], last["error"]["code"]) == (said, "closing")
+    assert json.loads(ollama.text.splitlines()[-1]) == {"error": said}
+    for one in (*others, unread.result()):
+        assert (one.status_code, one.json()) == (503, {"error": said})
+    assert (waiting.status_code, waiting.json()["error"]["message"]) == (503, said)
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def _slowly(serving):
+    """A request whose rest does not come before the server has ended."""
+    yield b"{"
+    serving.join(30)
 
 
 def _begun(turns):

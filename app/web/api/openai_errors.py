@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from starlette.responses import JSONResponse
 
 from app.shared.errors import USER_ERRORS, EngineUnavailable
-from app.web.api.waiting_line import LineFull
+from app.web.api.waiting_line import LineClosed, LineFull
 from core.errors import InvalidInput, PromptTooLong, WorkbenchError
 from storage.errors import NotFound
 
@@ -74,6 +74,8 @@ def as_api_error(error: Exception, prompt: str = "messages") -> ApiError:
             return error
         case LineFull():
             return ApiError(429, str(error), kind="rate_limit_error", code="queue_full", again=error.seconds)
+        case LineClosed():
+            return ApiError(503, str(error), kind="server_error", code="closing", again=_AGAIN_SECONDS)
         case PromptTooLong():
             return bad(prompt, str(error), "context_length_exceeded")
         case EngineUnavailable():
