@@ -142,6 +142,11 @@ class Serving:
         listed = f"There are: {', '.join(known[:_LISTED])}{more}." if known else "There is none yet."
         raise NotFound(f"There is no model called {name[:120]!r}. {listed}")
 
+    def resident(self) -> list[ServedModel]:
+        """The base in the engine's memory; none where there is no engine, or it holds none."""
+        name = (self._engine.status() or {}).get("resident")
+        return [one for one in self.models() if one.id == name and not one.parts]
+
     def template(self, model: ServedModel) -> str:
         """The chat template that conversations with it are written by."""
         return effective_template(model.base)

@@ -34,19 +34,30 @@ class CutOff:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        begun = False
-
-        async def noting(message: Message) -> None:
-            nonlocal begun
-            begun = True
-            await send(message)
-
+        answer = _Answer(send)
         try:
-            await self._app(scope, receive, noting)
+            await self._app(scope, receive, answer.send)
         except asyncio.CancelledError:
             if scope["type"] != "http":
                 raise
-            if begun:
-                await send({"type": "http.response.body", "body": b"", "more_body": False})
-            else:
+            if not answer.begun:
                 await as_api_error(LineClosed()).response(scope["path"])(scope, receive, send)
+            elif answer.goes_on:
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class _Answer:
+    """How far an answer has come."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.begun, self.goes_on = False, False
+        """goes_on: and may end anywhere, since nobody was told how long it is."""
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.begun = True
+            self.goes_on = all(name != b"content-length" for name, _ in message["headers"])
+        elif not message.get("more_body", False):
+            self.goes_on = False
+        await self._send(message)

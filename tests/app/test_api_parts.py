@@ -302,6 +302,37 @@ def test_a_server_that_ends_tells_whoever_it_answers_and_whoever_waits(home, end
     assert "Traceback" not in capsys.readouterr().err
 
 
+async def _never_ends(scope, receive, send):
+    """Nothing, the beginning of an answer, or all of one, and then for ever nothing more."""
+    if scope["path"] != "/v1/nothing":
+        length = [(b"content-length", b"9")] if scope["path"] == "/counted" else []
+        await send({"type": "http.response.start", "status": 200, "headers": length})
+        await send({"type": "http.response.body", "body": b"so", "more_body": scope["path"] != "/whole"})
+    await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "said"),
+    [("/v1/nothing", 503, "closing"), ("/begun", 200, "so"), ("/whole", 200, "so"), ("/counted", 200, None)],
+)
+def test_what_never_ends_is_cut_off_without_a_traceback(capsys, path, status, said):
+    server = uvicorn_server(_never_ends, Listening("127.0.0.1", port := free_port()), lambda: None)
+    serving = threading.Thread(target=server.run)
+    serving.start()
+    wait_for(lambda: server.started)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(httpx.get, f"http://127.0.0.1:{port}{path}", timeout=30)
+        wait_for(lambda: server.server_state.tasks)
+        server.should_exit = True
+        serving.join(5)
+    if said is None:
+        with pytest.raises(httpx.RemoteProtocolError):
+            asked.result()
+    else:
+        assert (asked.result().status_code, said in asked.result().text) == (status, True)
+    assert "Traceback" not in capsys.readouterr().err
+
+
 def _slowly(serving):
     """A request whose rest does not come before the server has ended."""
     yield b"{"
@@ -464,6 +495,19 @@ def test_a_model_leaves_the_memory_when_it_is_not_kept_alive(home):
     for wrong in ("soon", True, [5], "5"):
         refused = client.post("/api/chat", json={"model": "small", "keep_alive": wrong})
         assert (refused.status_code, "keep_alive must be seconds" in refused.text) == (400, True)
+
+
+def test_a_model_is_shown_by_either_name_of_the_parameter_and_no_other(home):
+    client = TestClient(guarded_api(home, HOSTS), headers={"Authorization": f"Bearer {KEY}"})
+    for body in ({"model": "small"}, {"name": "small"}, {"name": "small", "verbose": True}):
+        assert client.post("/api/show", json=body).json()["model_info"]["general.parameter_count"] == 1
+    for body, said in (
+        ({}, "model is missing"),
+        ({"name": 5}, "name must be a text"),
+        ({"model": "small", "system": "x"}, "system is not"),
+    ):
+        refused = client.post("/api/show", json=body)
+        assert (refused.status_code, said in refused.json()["error"]) == (400, True)
 
 
 def test_thinking_is_refused_where_the_chat_template_knows_none(home, monkeypatch, tmp_path):

@@ -39,6 +39,10 @@ class Desk:
         """All that can answer."""
         return await run_in_threadpool(self._serving.models)
 
+    async def resident(self) -> list[ServedModel]:
+        """The base in memory, if there is one."""
+        return await run_in_threadpool(self._serving.resident)
+
     async def model(self, name: str) -> ServedModel:
         """The one of this name. Raises NotFound, with the list, ApiError for a blend that cannot answer."""
         try:

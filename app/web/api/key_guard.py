@@ -17,7 +17,7 @@ from app.web.api.openai_errors import ApiError
 from app.web.guard import bearer, foreign, headers_of
 
 _WRONG_KEY_SECONDS = 1.0  # each wrong key waits this long, one after the other
-_OPEN = "/health"
+_OPEN = ("/health", "/")
 
 
 class KeyGuard:
@@ -29,7 +29,7 @@ class KeyGuard:
         self._wrong_keys = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] == _OPEN:
+        if scope["type"] != "http" or scope["path"] in _OPEN:
             await self._app(scope, receive, send)
             return
         headers = headers_of(scope)

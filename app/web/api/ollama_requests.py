@@ -86,6 +86,12 @@ def chat_request(body: Body) -> OllamaAsked:
     return _asked(body, prompt, given if "think" in body else {})
 
 
+def show_request(body: Body) -> str:
+    """The model that /api/show is asked about. Raises ApiError."""
+    require_known(body, {"model", "name", "verbose"}, {})
+    return text(body, "name" if "name" in body and "model" not in body else "model")
+
+
 def _turns(body: Body) -> list[dict[str, Any]]:
     """The conversation, which somebody else than the model has said the last of. Raises ApiError."""
     found = turns(body, reasoning=("reasoning_content", "thinking"))
