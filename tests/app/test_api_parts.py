@@ -339,6 +339,21 @@ def _slowly(serving):
     serving.join(30)
 
 
+def test_waiting_in_line_is_no_reading_of_the_prompt(home, monkeypatch):
+    class Long(WaitingLine):
+        async def enter(self, turn):
+            await asyncio.sleep(0.2)
+            await super().enter(turn)
+
+    monkeypatch.setattr(Serving, "answer", lambda *about: iter([TokenDone(0, "word", True, "end", 1, 5)]))
+    application = guarded_api(home, HOSTS, line=Long())
+    client = TestClient(application, headers={"Authorization": f"Bearer {KEY}"})
+    told = client.post("/api/chat", json=BODY | {"stream": False}).json()
+    parts = [told[f"{name}_duration"] for name in ("load", "prompt_eval", "eval")]
+    assert parts[0] >= 0.19e9
+    assert sum(parts) <= told["total_duration"]
+
+
 def _begun(turns):
     return [turn.begun.is_set() for turn in turns]
 

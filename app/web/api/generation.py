@@ -79,7 +79,7 @@ class Generation:
         self._gone, self._closed = threading.Event(), False
         self.prompt_tokens, self.generated_tokens = [0] * len(prompts), [0] * len(prompts)
         self.started, self.first_token = time.monotonic(), 0.0
-        self.ended = 0.0
+        self.begun = self.ended = 0.0
 
     async def pieces(self) -> AsyncIterator[Piece]:
         """The answers as they come, after the request's turn has come; ends when every row has.
@@ -87,6 +87,7 @@ class Generation:
         Raises LineFull, LineClosed, or what Serving.answer() raises.
         """
         await self._line.enter(self._turn)
+        self.begun = time.monotonic()
         self._loop = asyncio.get_running_loop()
         threading.Thread(target=self._take_from_engine, daemon=True).start()
         while self._open:

@@ -133,17 +133,16 @@ def _line(name: str, said: Body) -> Body:
 def _end(generation: Generation, finish: str) -> Body:
     """The figures, times in nanoseconds. Waiting counts as loading."""
     now, first = time.monotonic(), generation.first_token
-    prompt = first - generation.started
     times = {
         "total_duration": now - generation.started,
-        "prompt_eval_duration": prompt,
+        "load_duration": generation.begun - generation.started,
+        "prompt_eval_duration": first - generation.begun,
         "eval_duration": now - first,
     }
     return {
         "done": True,
         "done_reason": "stop" if finish == "tool_calls" else finish,
         **{name: int(seconds * 1e9) for name, seconds in times.items()},
-        "load_duration": 0,
         "prompt_eval_count": generation.prompt_tokens[0],
         "eval_count": generation.generated_tokens[0],
     }
