@@ -5,6 +5,7 @@ The page's forms and the command line are built from these descriptions.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
 from collections.abc import Callable, Mapping
@@ -75,12 +76,12 @@ class Option:
         if isinstance(value, bool) or not isinstance(value, (int, float, str)):
             raise InvalidConfig(f"{self.name} must be {wanted}, not {value!r}.")
         try:
-            number = float(value)
+            return _whole(value) if self.kind is int else _real(value)
         except ValueError:
-            raise InvalidConfig(f"{self.name} must be {wanted}, not {value!r}.") from None
-        if not math.isfinite(number) or (self.kind is int and number != int(number)):
-            raise InvalidConfig(f"{self.name} must be {wanted}, not {value!r}.")
-        return self.kind(number)
+            raise InvalidConfig(f"{self.name} must be {wanted}, not {value!r:.80}.") from None
+        except OverflowError:
+            said = f"{self.name} must be {wanted} of at most 308 digits, not {value!r:.80}."
+            raise InvalidConfig(said) from None
 
     def check(self, value: Any) -> None:
         """Raise InvalidConfig if value is outside the field's choices or range."""
@@ -90,7 +91,7 @@ class Option:
         too_low = self.minimum is not None and value < self.minimum
         too_high = self.maximum is not None and value > self.maximum
         if too_low or too_high:
-            raise InvalidConfig(f"{self.name} must be {self.range_text()}, not {value!r}.")
+            raise InvalidConfig(f"{self.name} must be {self.range_text()}, not {value!r:.80}.")
 
     def range_text(self) -> str:
         """The allowed range in words, for messages and help."""
@@ -101,6 +102,27 @@ class Option:
             if self.minimum is not None
             else f"at most {_figure(self.maximum or 0)}"
         )
+
+
+def _whole(value: int | float | str) -> int:
+    """A whole number exactly: above 2**53 a float may be another one. Raises ValueError for what is none."""
+    if isinstance(value, int):
+        return value
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return int(value)
+    number = float(value)
+    if not number.is_integer():
+        raise ValueError(value)
+    return int(number)
+
+
+def _real(value: int | float | str) -> float:
+    """A finite number. Raises ValueError for what is none, OverflowError for one of too many digits."""
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(value)
+    return number
 
 
 def _figure(number: float) -> str:

@@ -15,6 +15,7 @@ from app.shared.adapter_labels import labels_of_row
 from app.shared.bases import base_for, closest_base, require_writing_base, told_to_answer
 from app.shared.checkpoint_rows import as_adapter
 from app.shared.engine_client import EngineClient
+from app.shared.identity import effective_template
 from app.shared.speakers import Part, checkpoint_name, parts_told, speaker_parts
 from app.shared.text import require_text
 from app.shared.trained_chats import trained_chat
@@ -140,6 +141,15 @@ class Serving:
         more = f" and {len(known) - _LISTED:,} more" if len(known) > _LISTED else ""
         listed = f"There are: {', '.join(known[:_LISTED])}{more}." if known else "There is none yet."
         raise NotFound(f"There is no model called {name[:120]!r}. {listed}")
+
+    def resident(self) -> list[ServedModel]:
+        """The base in the engine's memory; none where there is no engine, or it holds none."""
+        name = (self._engine.status() or {}).get("resident")
+        return [one for one in self.models() if one.id == name and not one.parts]
+
+    def template(self, model: ServedModel) -> str:
+        """The chat template that conversations with it are written by."""
+        return effective_template(model.base)
 
     def answer(self, model: ServedModel, prompts: Sequence[Prompt], name: str) -> Iterator[TokenDone]:
         """Stream one answer for each prompt, in one request to the engine; `name` lets cancel() end rows.

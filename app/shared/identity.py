@@ -36,6 +36,11 @@ def effective_template_hash(base: Base) -> str:
     return base.template_hash if base.has_chat_template else text_hash(chosen_template(base.template))
 
 
+def effective_template(base: Base) -> str:
+    """The chat template that is used with a base, as its files are now: its own, or the one chosen for it."""
+    return chat_template(Path(base.folder)) or chosen_template(base.template)
+
+
 def up_to_date(registry: Registry, base: Base) -> Base:
     """The row, its tokenizer and template read anew from its files: they may have been edited since it was
     added.

@@ -24,6 +24,7 @@ from app.shared.processes import is_held
 from app.shared.settings import Settings
 from app.web.address import address_of, allowed_hosts, is_loopback, require_free_port
 from app.web.api.api_app import beside_page, guarded_api
+from app.web.api.waiting_line import WaitingLine
 from app.web.application import guarded_app
 from app.web.open_pages import OpenPages
 from app.web.token import page_token
@@ -134,7 +135,8 @@ def _serve(workbench: Workbench, listening: Listening, show: Show, tell: Tell) -
     window = show.window(workbench, pages)
     hosts = allowed_hosts(listening.host, listening.port)
     page = guarded_app(workbench, hosts, token, encrypted=listening.encrypted, pages=pages)
-    application = beside_page(page, guarded_api(workbench, hosts))
+    line = WaitingLine()
+    application = beside_page(page, guarded_api(workbench, hosts, line=line))
     opened = f"{listening.address}?token={token}"
     write_private(settings.app_file, json.dumps({"address": opened, "pid": os.getpid()}))
     closing = threading.Event()
@@ -144,7 +146,7 @@ def _serve(workbench: Workbench, listening: Listening, show: Show, tell: Tell) -
     # here.
     signal.signal(signal.SIGTERM, lambda *about: sys.exit(0))
     try:
-        window.run(uvicorn_server(application, listening), opened)
+        window.run(uvicorn_server(application, listening, line.close), opened)
     finally:
         closing.set()
         settings.app_file.unlink(missing_ok=True)
@@ -153,21 +155,24 @@ def _serve(workbench: Workbench, listening: Listening, show: Show, tell: Tell) -
         _leave(workbench, way, tell)
 
 
-def uvicorn_server(application: ASGIApp, listening: Listening) -> uvicorn.Server:
-    """What serves an application there, once it is run."""
+def uvicorn_server(application: ASGIApp, listening: Listening, close: Callable[[], None]) -> uvicorn.Server:
+    """What serves an application there, once it is run. close: ends what is under way, before the server
+    does.
+    """
     import uvicorn
 
-    return uvicorn.Server(
-        uvicorn.Config(
-            application,
-            host=listening.host,
-            port=listening.port,
-            ssl_certfile=listening.certfile,
-            ssl_keyfile=listening.keyfile,
-            log_level="warning",
-            timeout_graceful_shutdown=1,
-        )
+    from app.web.closing_server import ClosingServer, CutOff
+
+    config = uvicorn.Config(
+        CutOff(application),
+        host=listening.host,
+        port=listening.port,
+        ssl_certfile=listening.certfile,
+        ssl_keyfile=listening.keyfile,
+        log_level="warning",
+        timeout_graceful_shutdown=1,
     )
+    return ClosingServer(config, close)
 
 
 def _tell_where(settings: Settings, listening: Listening, opened: str, window: NoWindow, tell: Tell) -> None:

@@ -12,6 +12,17 @@ from typing import Any, Self
 from core.errors import InvalidConfig
 
 _OWN = ("messages", "tools", "documents", "add_generation_prompt")  # what is handed to a template anyhow
+_OF_RENDERING = (
+    "chat_template",
+    "conversation",
+    "continue_final_message",
+    "tokenize",
+    "return_dict",
+    "return_tensors",
+    "return_assistant_tokens_mask",
+)
+"""What apply_chat_template() of transformers does not give on to a template: it would do nothing here."""
+_TAKEN = frozenset((*_OWN, *_OF_RENDERING))
 _MOST_BYTES = 100_000
 
 
@@ -33,7 +44,7 @@ class ChatOptions:
                 f"{self.template_kwargs!r:.80}."
             )
         for name in self.template_kwargs:
-            if not isinstance(name, str) or not name.isidentifier() or name.startswith("_") or name in _OWN:
+            if not isinstance(name, str) or not name.isidentifier() or name.startswith("_") or name in _TAKEN:
                 raise InvalidConfig(
                     f"{name!r:.60} is no name that a chat template can be given; a name such as "
                     f"enable_thinking is."

@@ -9,6 +9,9 @@ from typing import Self
 from core.data.chat_options import ChatOptions, parsed_kwargs
 from core.options import Config, option
 
+_GREEDY_BELOW = 1e-20
+"""Logits over such a temperature leave no chance to any but the likeliest, and over 1e-38 are no numbers."""
+
 
 @dataclass(frozen=True)
 class GenerationConfig(Config):
@@ -76,4 +79,4 @@ class GenerationConfig(Config):
     @property
     def greedy(self) -> bool:
         """Whether the likeliest token is always taken."""
-        return self.temperature == 0.0
+        return self.temperature < _GREEDY_BELOW

@@ -8,6 +8,7 @@ import ollama
 import openai
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from app.web.api.api_app import guarded_api
 from app.web.api.api_key import api_key
@@ -334,6 +335,26 @@ def test_the_ollama_client_gets_the_same(served, trained):
     assert refused.value.status_code == 404
     with pytest.raises(ollama.ResponseError, match="format is not supported"):
         served.ollama.chat("mine", HELLO, format="json")
+
+
+def test_the_ollama_client_is_told_of_models(served, trained, tiny_llama):
+    trained("mine")
+    assert served.ollama.ps().models == []
+    served.ollama.chat("mine", HELLO, options={"num_predict": 1})
+    assert [(one.model, one.context_length) for one in served.ollama.ps().models] == [("llama", 256)]
+    for name, parent in {"llama": "", "mine:latest": "llama"}.items():
+        told = served.ollama.show(name)
+        assert told.details.parent_model == parent
+        architecture = told.modelinfo["general.architecture"]
+        assert told.modelinfo[f"{architecture}.context_length"] == 256
+        assert told.capabilities == ["completion"]
+        assert told.template == AutoTokenizer.from_pretrained(tiny_llama).chat_template
+    with pytest.raises(ollama.ResponseError, match="no model called 'other'") as refused:
+        served.ollama.show("other")
+    assert refused.value.status_code == 404
+    for method, text in (("GET", "Ollama is running"), ("HEAD", "")):
+        found = httpx.request(method, served.address)
+        assert (found.status_code, found.text) == (200, text)
 
 
 def test_langchain_gets_the_same(served, trained):

@@ -4,6 +4,7 @@ import asyncio
 import json
 import stat
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import httpx
@@ -17,40 +18,19 @@ from app.service.serving import Serving
 from app.service.workbench import Workbench
 from app.shared.errors import EngineUnavailable
 from app.shared.user_settings import PreferenceStore
-from app.web.address import allowed_hosts
-from app.web.api import key_guard
 from app.web.api.api_app import beside_page, guarded_api
 from app.web.api.api_key import api_key
-from app.web.api.ollama_requests import chat_request
-from app.web.api.openai_requests import chat_asked
 from app.web.api.stop_texts import StopFinder
 from app.web.api.waiting_line import LineFull, Turn, WaitingLine
 from app.web.guard import RequestGuard
-from app.web.server import Listening, _look_after, serve
+from app.web.server import Listening, _look_after, serve, uvicorn_server
 from app.web.window import NoWindow
 from core.errors import InvalidConfig, WorkbenchError
 from core.events import TokenDone
-from storage.tables import Base
-from tests.api_server import listening
+from tests.api_server import BODY, HOSTS, KEY, home_with_a_base, listening
 from tests.workbenches import free_port, wait_for
 
-HOSTS, KEY = allowed_hosts("127.0.0.1", 7860), "key-of-the-api"
-BODY = {"model": "small", "messages": [{"role": "user", "content": "hello"}], "stream": True}
-
-
-@pytest.fixture
-def home(settings, monkeypatch):
-    """A workbench with a base that has no files, whose key is KEY."""
-    monkeypatch.setattr(key_guard, "_WRONG_KEY_SECONDS", 0.0)
-    found = Workbench(settings)
-    found.preferences.given({"api_key": KEY})
-    figures = dict.fromkeys(("parameters", "context_length", "layers", "hidden_size", "vocab_size"), 1)
-    texts = dict.fromkeys(("stat_key", "tokenizer_hash", "template_hash", "source", "origin", "folder"), "x")
-    plain = {"owned": False, "has_chat_template": True, "size_bytes": 1, "layer_shapes": {}}
-    about = {"name": "small", "fingerprint": "f" * 64, "architecture": "LlamaForCausalLM", "dtype": "float32"}
-    found.registry.add(Base(**about, **plain, **figures, **texts))
-    yield found
-    found.close()
+home = pytest.fixture(home_with_a_base)
 
 
 class Endless:
@@ -266,6 +246,92 @@ def test_an_answer_that_breaks_off_says_so_in_its_stream(home, monkeypatch):
     assert json.loads(lines[-1]) == {"error": "it is gone"}
 
 
+def test_a_server_that_ends_tells_whoever_it_answers_and_whoever_waits(home, endless, capsys):
+    line, port = WaitingLine(most_rows=3), free_port()
+    application = guarded_api(home, HOSTS, line=line)
+    server = uvicorn_server(application, Listening("127.0.0.1", port), line.close)
+    serving = threading.Thread(target=server.run)
+    serving.start()
+    wait_for(lambda: server.started)
+    asked = [("/v1/chat/completions", True), ("/api/chat", True), ("/api/chat", False)]
+    late = ("/v1/chat/completions", False)
+    with _client(f"http://127.0.0.1:{port}") as client, ThreadPoolExecutor(5) as pool:
+
+        def ask(path, stream):
+            return pool.submit(client.post, path, json=BODY | {"stream": stream})
+
+        answers = [ask(*one) for one in asked]
+        wait_for(lambda: len(line.running) == 3)
+        answers += [ask(*late)]
+        wait_for(lambda: line.waiting)
+        unread = pool.submit(client.post, "/api/chat", content=_slowly(serving))
+        wait_for(lambda: len(server.server_state.tasks) == 5)
+        server.should_exit = True
+        serving.join(3)
+        assert not serving.is_alive()
+        openai, ollama, *others, waiting = [one.result() for one in answers]
+    said = "The server is closing, and answers nobody any more."
+    last = json.loads(openai.text.strip().rpartition("data: ")[2])
+    assert (last["error"]["message"], last["error"]["code"]) == (said, "closing")
+    assert json.loads(ollama.text.splitlines()[-1]) == {"error": said}
+    for one in (*others, unread.result()):
+        assert (one.status_code, one.json()) == (503, {"error": said})
+    assert (waiting.status_code, waiting.json()["error"]["message"]) == (503, said)
+    assert "Traceback" not in capsys.readouterr().err
+
+
+async def _never_ends(scope, receive, send):
+    """Nothing, the beginning of an answer, or all of one, and then for ever nothing more."""
+    if scope["path"] != "/v1/nothing":
+        length = [(b"content-length", b"9")] if scope["path"] == "/counted" else []
+        await send({"type": "http.response.start", "status": 200, "headers": length})
+        await send({"type": "http.response.body", "body": b"so", "more_body": scope["path"] != "/whole"})
+    await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "said"),
+    [("/v1/nothing", 503, "closing"), ("/begun", 200, "so"), ("/whole", 200, "so"), ("/counted", 200, None)],
+)
+def test_what_never_ends_is_cut_off_without_a_traceback(capsys, path, status, said):
+    server = uvicorn_server(_never_ends, Listening("127.0.0.1", port := free_port()), lambda: None)
+    serving = threading.Thread(target=server.run)
+    serving.start()
+    wait_for(lambda: server.started)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(httpx.get, f"http://127.0.0.1:{port}{path}", timeout=30)
+        wait_for(lambda: server.server_state.tasks)
+        server.should_exit = True
+        serving.join(5)
+    if said is None:
+        with pytest.raises(httpx.RemoteProtocolError):
+            asked.result()
+    else:
+        assert (asked.result().status_code, said in asked.result().text) == (status, True)
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def _slowly(serving):
+    """A request whose rest does not come before the server has ended."""
+    yield b"{"
+    serving.join(30)
+
+
+def test_waiting_in_line_is_no_reading_of_the_prompt(home, monkeypatch):
+    class Long(WaitingLine):
+        async def enter(self, turn):
+            await asyncio.sleep(0.2)
+            await super().enter(turn)
+
+    monkeypatch.setattr(Serving, "answer", lambda *about: iter([TokenDone(0, "word", True, "end", 1, 5)]))
+    application = guarded_api(home, HOSTS, line=Long())
+    client = TestClient(application, headers={"Authorization": f"Bearer {KEY}"})
+    told = client.post("/api/chat", json=BODY | {"stream": False}).json()
+    parts = [told[f"{name}_duration"] for name in ("load", "prompt_eval", "eval")]
+    assert parts[0] >= 0.19e9
+    assert sum(parts) <= told["total_duration"]
+
+
 def _begun(turns):
     return [turn.begun.is_set() for turn in turns]
 
@@ -302,19 +368,6 @@ def test_the_line_waits_for_another_base_and_is_fair_among_clients():
 
 
 # Where an answer stops.
-
-
-def test_what_a_request_gives_the_chat_template_is_in_its_prompt():
-    thought = {"role": "assistant", "content": "Aye.", "reasoning_content": "hm"}
-    asked = [{"role": "user", "content": "Hi"}, thought, {"role": "user", "content": "So?"}]
-    body = {"model": "m", "messages": asked}
-    openai = chat_asked(body | {"chat_template_kwargs": {"enable_thinking": False}}).prompts[0]
-    ollama = chat_request(body | {"think": False}).prompt
-    for prompt in (openai, ollama):
-        assert prompt.config.chat.template_kwargs == {"enable_thinking": False}
-        assert prompt.messages[1] == {"role": "assistant", "content": "Aye.", "reasoning": "hm"}
-    assert chat_asked(body).prompts[0].config.template_kwargs == ""
-    assert chat_request(body).prompt.config.template_kwargs == ""
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 50])

@@ -129,6 +129,12 @@ def test_ollamas_client_gets_calls_and_sends_results(served, answering):
         assert [(one.name, dict(one.arguments)) for one in calls] == [("weather", {"place": "Pisa"})]
 
 
+def test_who_takes_tools_says_so(served):
+    _, client = served
+    assert client.show("tools").capabilities == ["completion", "tools"]
+    assert client.show("llama").capabilities == ["completion"]
+
+
 def test_what_is_not_supported_is_said_by_its_name(served):
     client, _ = served
 

@@ -14,6 +14,7 @@ def test_options_from_text_are_typed_and_sorted():
     given = {"rank": "8", "learning_rate": "5e-4", "target_modules": "q_proj, v_proj"}
     options = TrainingOptions.parse(given)
     assert (options.lora.rank, options.train.learning_rate) == (8, 5e-4)
+    assert TrainingOptions.parse({"rank": "1e1"}).lora.rank == TrainingOptions.parse({"rank": 10.0}).lora.rank
     assert options.lora.target_names == ("q_proj", "v_proj")
 
 
@@ -32,6 +33,11 @@ def test_options_from_text_are_typed_and_sorted():
         ({"lr_scheduler": "cosin"}, "cosine, linear, constant"),
         ({"target_modules": " , "}, "target_modules is empty"),
         ({"dropout": 1}, "between 0 and 0.95"),
+        ({"dropout": 10**400}, "dropout must be a number of at most 308 digits, not 1000"),
+        ({"rank": 10**400}, "rank must be between 1 and 1,024, not 10{79}.$"),
+        ({"rank": "9" * 400}, "rank must be between 1 and 1,024, not 9{80}.$"),
+        ({"rank": 2**53 + 1}, "rank must be between 1 and 1,024, not 9007199254740993.$"),
+        ({"rank": "9007199254740993"}, "rank must be between 1 and 1,024, not 9007199254740993.$"),
     ],
 )
 def test_bad_options_say_what_was_expected(given, said):

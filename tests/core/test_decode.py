@@ -43,6 +43,15 @@ def test_greedy_equals_transformers(any_model):
         assert ids == expected.tolist()
 
 
+@pytest.mark.parametrize("temperature", [1e-18, 1e-21, 1e-40, 5e-324])
+def test_next_to_no_temperature_takes_the_likeliest_too(tiny_llama, temperature):
+    base = load(tiny_llama)
+    cold = GenerationConfig(max_tokens=24, temperature=temperature, top_p=1.0, seed=3)
+    bank = _bank(base, [])
+    found = _ids(base, bank, [RowRequest(prompt, 0, cold) for prompt in PROMPTS])
+    assert found == _ids(base, bank, [RowRequest(prompt, 0, GREEDY) for prompt in PROMPTS])
+
+
 def test_rows_with_different_adapters_equal_each_alone(any_model, tmp_path):
     from core.lora.peft.files import save_adapter
 
@@ -165,6 +174,10 @@ def test_a_prompt_longer_than_the_context_is_refused(tiny_llama):
     base = load(tiny_llama)
     with pytest.raises(InvalidInput, match="256"):
         Decoder(base, _bank(base, []), [RowRequest([5] * 256, 0, GREEDY)])
+    said = {256: "256 tokens long.* so none is left for an answer", 257: "257 tokens long.* at most 256"}
+    for length, words in said.items():
+        with pytest.raises(InvalidInput, match=words):
+            Decoder(base, _bank(base, []), [RowRequest([5] * length, 0, GREEDY)])
 
 
 @torch.no_grad()

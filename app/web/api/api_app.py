@@ -58,10 +58,13 @@ def _api(desk: Desk, adapters: AdapterRoutes) -> Starlette:
 
 
 async def _not_there(request: Request, error: Exception) -> Response:
-    """Paths and methods that there are not."""
+    """Paths and methods that there are not; of the latter, which there are."""
     assert isinstance(error, HTTPException)
-    said = f"{request.method} {request.url.path} is not served here."
-    return ApiError(error.status_code, said, code="not_served").response()
+    path = request.url.path
+    said = f"{request.method} {path} is not served here."
+    response = ApiError(error.status_code, said, code="not_served").response(path)
+    response.headers.update(error.headers or {})
+    return response
 
 
 def beside_page(page: ASGIApp, api: ASGIApp) -> ASGIApp:

@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from app.service.serving import Prompt, ServedModel, Serving
 from app.web.api.counters import Counters
 from app.web.api.generation import Generation, Piece
-from app.web.api.openai_errors import ApiError, as_api_error, bad
+from app.web.api.openai_errors import as_api_error, bad
 from app.web.api.waiting_line import WaitingLine
 from core.errors import InvalidInput, WrongBase
 
@@ -39,12 +39,20 @@ class Desk:
         """All that can answer."""
         return await run_in_threadpool(self._serving.models)
 
+    async def resident(self) -> list[ServedModel]:
+        """The base in memory, if there is one."""
+        return await run_in_threadpool(self._serving.resident)
+
     async def model(self, name: str) -> ServedModel:
         """The one of this name. Raises NotFound, with the list, ApiError for a blend that cannot answer."""
         try:
             return await run_in_threadpool(self._serving.find, name)
         except (InvalidInput, WrongBase) as error:
             raise bad("model", str(error)) from None
+
+    async def template(self, model: ServedModel) -> str:
+        """Its chat template."""
+        return await run_in_threadpool(self._serving.template, model)
 
     async def begin(
         self, request: Request, model: ServedModel, prompts: Sequence[Prompt], stops: Sequence[str]
@@ -84,13 +92,10 @@ class Desk:
             generation.close()
         return generation, answers
 
-    def counted(
-        self,
-        handler: Handler,
-        refuse: Callable[[ApiError], Response] = ApiError.response,
-        prompt: str = "messages",
-    ) -> Handler:
-        """The handler, its refusals in the API's own form, each request counted."""
+    def counted(self, handler: Handler, prompt: str = "messages") -> Handler:
+        """The handler, its refusals in the API's own form, each request counted. prompt: which parameter
+        holds it.
+        """
 
         async def answered(request: Request) -> Response:
             try:
@@ -98,7 +103,7 @@ class Desk:
             except ClientGone:
                 response = Response(status_code=_GONE)
             except Exception as error:  # noqa: BLE001  (the boundary: whoever asked is told)
-                response = refuse(as_api_error(error, prompt))
+                response = as_api_error(error, prompt).response(request.url.path)
             path = request.scope["route"].path
             self.counters.add("requests", path=path, status=str(response.status_code))
             return response

@@ -68,25 +68,26 @@ class Generation:
         """client: whose request it is, for a fair line. stops: texts that end an answer and are not shown."""
         self.model, self._prompts = model, prompts
         self._serving, self._line, self._counters = serving, line, counters
-        self._turn = Turn(model.base.fingerprint, len(prompts), client)
+        self._arrived: asyncio.Queue[TokenDone | Exception | None] = asyncio.Queue()
+        self._turn = Turn(model.base.fingerprint, len(prompts), client, end=self._arrived.put_nowait)
         self._finders = [StopFinder(stops) for _ in prompts]
         self._calls = [CallFinder(one.tools) for one in prompts]
         self._open = set(range(len(prompts)))
         self._entries: list[list[Entry]] = [[] for _ in prompts]  # of tokens whose text is held back
         self._come, self._shown = [0] * len(prompts), [0] * len(prompts)  # characters
         self._name = f"api-{secrets.token_hex(8)}"
-        self._arrived: asyncio.Queue[TokenDone | Exception | None] = asyncio.Queue()
         self._gone, self._closed = threading.Event(), False
         self.prompt_tokens, self.generated_tokens = [0] * len(prompts), [0] * len(prompts)
         self.started, self.first_token = time.monotonic(), 0.0
-        self.ended = 0.0
+        self.begun = self.ended = 0.0
 
     async def pieces(self) -> AsyncIterator[Piece]:
         """The answers as they come, after the request's turn has come; ends when every row has.
 
-        Raises LineFull, or what Serving.answer() raises.
+        Raises LineFull, LineClosed, or what Serving.answer() raises.
         """
         await self._line.enter(self._turn)
+        self.begun = time.monotonic()
         self._loop = asyncio.get_running_loop()
         threading.Thread(target=self._take_from_engine, daemon=True).start()
         while self._open:

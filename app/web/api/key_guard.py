@@ -11,14 +11,13 @@ import asyncio
 import hmac
 from collections.abc import Collection
 
-from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.web.api.openai_errors import ApiError
 from app.web.guard import bearer, foreign, headers_of
 
 _WRONG_KEY_SECONDS = 1.0  # each wrong key waits this long, one after the other
-_OPEN = "/health"
+_OPEN = ("/health", "/")
 
 
 class KeyGuard:
@@ -30,7 +29,7 @@ class KeyGuard:
         self._wrong_keys = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] == _OPEN:
+        if scope["type"] != "http" or scope["path"] in _OPEN:
             await self._app(scope, receive, send)
             return
         headers = headers_of(scope)
@@ -39,7 +38,7 @@ class KeyGuard:
             refusal = ApiError(403, said) if said else None
         else:
             refusal = await self._without_key(bearer(headers))
-        await (_written(refusal, scope["path"]) if refusal else self._app)(scope, receive, send)
+        await (refusal.response(scope["path"]) if refusal else self._app)(scope, receive, send)
 
     async def _without_key(self, given: str | None) -> ApiError | None:
         """Why a request with this key is refused; None if it is the right one."""
@@ -57,10 +56,3 @@ class KeyGuard:
                 "This is not the key. `lora-workbench serve` prints it, and the page shows it under Settings."
             )
         return ApiError(401, said, kind="authentication_error", code="invalid_api_key")
-
-
-def _written(error: ApiError, path: str) -> Response:
-    """In the form of the API that was asked."""
-    if path.startswith("/api/"):
-        return JSONResponse({"error": str(error)}, error.status)
-    return error.response()

@@ -10,14 +10,15 @@ from importlib.metadata import version
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from app.service.serving import ServedModel
 from app.web.api.desk import Desk, Streamed
 from app.web.api.generation import Generation, Piece
-from app.web.api.ollama_requests import OllamaAsked, chat_request, generate_request
-from app.web.api.openai_errors import ApiError, as_api_error
+from app.web.api.ollama_forms import knows_thinking, listed, resident, shown
+from app.web.api.ollama_requests import OllamaAsked, chat_request, generate_request, show_request
+from app.web.api.openai_errors import as_api_error, unsupported
 from app.web.api.parameters import Body, body_of
 from app.web.api.tools import ollama_calls
 from storage.errors import NotFound
@@ -37,14 +38,24 @@ class OllamaRoutes:
     def routes(self) -> list[Route]:
         """Under the paths that Ollama's clients call."""
         return [
-            Route("/api/version", self._desk.counted(_version, _refused)),
-            Route("/api/tags", self._desk.counted(self._tags, _refused)),
-            Route("/api/chat", self._desk.counted(self._chat, _refused), methods=["POST"]),
-            Route("/api/generate", self._desk.counted(self._generate, _refused), methods=["POST"]),
+            Route("/", self._desk.counted(_running)),
+            Route("/api/version", self._desk.counted(_version)),
+            Route("/api/tags", self._desk.counted(self._tags)),
+            Route("/api/ps", self._desk.counted(self._resident)),
+            Route("/api/show", self._desk.counted(self._show), methods=["POST"]),
+            Route("/api/chat", self._desk.counted(self._chat), methods=["POST"]),
+            Route("/api/generate", self._desk.counted(self._generate), methods=["POST"]),
         ]
 
     async def _tags(self, request: Request) -> Response:
-        return JSONResponse({"models": [_described(one) for one in await self._desk.models()]})
+        return JSONResponse({"models": [listed(one) for one in await self._desk.models()]})
+
+    async def _resident(self, request: Request) -> Response:
+        return JSONResponse({"models": [resident(one) for one in await self._desk.resident()]})
+
+    async def _show(self, request: Request) -> Response:
+        model = await self._model(show_request(await body_of(request)))
+        return JSONResponse(shown(model, await self._desk.template(model)))
 
     async def _chat(self, request: Request) -> Response:
         asked = chat_request(await body_of(request))
@@ -56,14 +67,23 @@ class OllamaRoutes:
 
     async def _answer(self, request: Request, asked: OllamaAsked, said: Said) -> Response:
         model = await self._model(asked.model)
+        if asked.thinks:
+            await self._require_thinking(model)
         if asked.prompt is None:
-            return JSONResponse(_line(asked.model, said(_NOTHING)) | {"done": True, "done_reason": "load"})
+            end = {"done": True, "done_reason": "unload" if asked.unload else "load"}
+            return JSONResponse(_line(asked.model, said(_NOTHING)) | end)
         if asked.stream:
             generation, pieces = await self._desk.begin(request, model, [asked.prompt], asked.stops)
             lines = _lines(asked.model, generation, pieces, said)
             return Streamed(generation, lines, "application/x-ndjson")
         generation, answers = await self._desk.whole(request, model, [asked.prompt], asked.stops)
         return JSONResponse(_line(asked.model, said(answers[0])) | _end(generation, answers[0].finish))
+
+    async def _require_thinking(self, model: ServedModel) -> None:
+        """Raise ApiError for a model whose chat template knows no thinking."""
+        if not knows_thinking(await self._desk.template(model)):
+            said = f"think is not supported by the chat template of {model.base.name}; "
+            raise unsupported("think", f"{said}leave it out, or send false.")
 
     async def _model(self, name: str) -> ServedModel:
         try:
@@ -79,12 +99,13 @@ def _message(piece: Piece) -> Body:
     return {"message": {"role": "assistant", "content": piece.text} | calls}
 
 
+async def _running(request: Request) -> Response:
+    """What Ollama's clients look for; without the page this is where it would be."""
+    return PlainTextResponse("Ollama is running")
+
+
 async def _version(request: Request) -> Response:
     return JSONResponse({"version": version("lora-workbench")})
-
-
-def _refused(error: ApiError) -> Response:
-    return JSONResponse({"error": str(error)}, error.status, error.headers)
 
 
 async def _lines(
@@ -112,37 +133,16 @@ def _line(name: str, said: Body) -> Body:
 def _end(generation: Generation, finish: str) -> Body:
     """The figures, times in nanoseconds. Waiting counts as loading."""
     now, first = time.monotonic(), generation.first_token
-    prompt = first - generation.started
     times = {
         "total_duration": now - generation.started,
-        "prompt_eval_duration": prompt,
+        "load_duration": generation.begun - generation.started,
+        "prompt_eval_duration": first - generation.begun,
         "eval_duration": now - first,
     }
     return {
         "done": True,
         "done_reason": "stop" if finish == "tool_calls" else finish,
         **{name: int(seconds * 1e9) for name, seconds in times.items()},
-        "load_duration": 0,
         "prompt_eval_count": generation.prompt_tokens[0],
         "eval_count": generation.generated_tokens[0],
-    }
-
-
-def _described(model: ServedModel) -> Body:
-    created = datetime.fromtimestamp(model.created, UTC).isoformat().replace("+00:00", "Z")
-    about = {
-        "parent_model": model.base.name if model.parts else "",
-        "format": "safetensors",
-        "family": model.base.architecture,
-        "families": [model.base.architecture],
-        "parameter_size": f"{model.base.parameters / 1e6:,.1f}M",
-        "quantization_level": model.base.dtype,
-    }
-    return {
-        "name": model.id,
-        "model": model.id,
-        "modified_at": created,
-        "size": model.size_bytes,
-        "digest": model.digest,
-        "details": about,
     }

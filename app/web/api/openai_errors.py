@@ -1,5 +1,5 @@
 """Refusals in OpenAI's form, {"error": {"message", "type", "param", "code"}}, which its clients tell apart by
-status.
+status, and in Ollama's, {"error": "sentence"}.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from starlette.responses import JSONResponse
 
 from app.shared.errors import USER_ERRORS, EngineUnavailable
-from app.web.api.waiting_line import LineFull
+from app.web.api.waiting_line import LineClosed, LineFull
 from core.errors import InvalidInput, PromptTooLong, WorkbenchError
 from storage.errors import NotFound
 
@@ -27,9 +27,9 @@ class ApiError(Exception):
         code: str | None = None, again: int = 0,
     ) -> None:  # fmt: skip
         """again: after how many seconds trying again may help; 0 if it does not."""
-        super().__init__(message)
-        self.status, self.kind, self.param, self.code = status, kind, param, code
-        self.again = again
+        super().__init__(_encodable(message))
+        self.param = None if param is None else _encodable(param)
+        self.status, self.kind, self.code, self.again = status, kind, code, again
 
     @property
     def headers(self) -> dict[str, str]:
@@ -42,9 +42,15 @@ class ApiError(Exception):
             "error": {"message": str(self), "type": self.kind, "param": self.param, "code": self.code},
         }
 
-    def response(self) -> JSONResponse:
-        """As OpenAI sends it."""
-        return JSONResponse(self.body(), self.status, self.headers)
+    def response(self, path: str = "/v1/") -> JSONResponse:
+        """In the form of the API that has this path."""
+        body = {"error": str(self)} if path.startswith("/api/") else self.body()
+        return JSONResponse(body, self.status, self.headers)
+
+
+def _encodable(text: str) -> str:
+    """What was sent may hold half a character, such as "\\ud800", which no answer can be written with."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def bad(param: str | None, message: str, code: str | None = None) -> ApiError:
@@ -68,6 +74,8 @@ def as_api_error(error: Exception, prompt: str = "messages") -> ApiError:
             return error
         case LineFull():
             return ApiError(429, str(error), kind="rate_limit_error", code="queue_full", again=error.seconds)
+        case LineClosed():
+            return ApiError(503, str(error), kind="server_error", code="closing", again=_AGAIN_SECONDS)
         case PromptTooLong():
             return bad(prompt, str(error), "context_length_exceeded")
         case EngineUnavailable():

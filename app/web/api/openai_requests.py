@@ -26,7 +26,7 @@ from app.web.api.parameters import (
 from app.web.api.tools import tools_asked
 from core.generate.config import GenerationConfig
 
-_SEEDS = 2**31
+_SEEDS, _NO_SEED = 2**31, -1  # as llama.cpp's and vLLM's clients send it
 _MOST_ANSWERS, _MOST_LIKELIEST = 32, 20
 _CHAT_TOKENS, _TEXT_TOKENS = 1024, 16
 """Where a request names no limit; OpenAI's own for plain text."""
@@ -147,7 +147,8 @@ def _asked(
     if not 1 <= n * len(prompts) <= _MOST_ANSWERS:
         raise bad("n", f"A request may have 1 to {_MOST_ANSWERS} answers, not {n * len(prompts)}.")
     options = {**sampling(body, names, {**_DEFAULTS, "max_tokens": limit}), **(given or {})}
-    first = whole(body, "seed", secrets.randbelow(_SEEDS))
+    seed = whole(body, "seed", _NO_SEED)
+    first = secrets.randbelow(_SEEDS) if seed == _NO_SEED else seed
     rows = [
         Prompt(GenerationConfig.parse({**options, "seed": (first + at) % _SEEDS}), **prompt)
         for prompt in prompts

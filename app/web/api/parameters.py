@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
@@ -15,6 +14,7 @@ from core.errors import InvalidConfig
 from core.generate.config import GenerationConfig
 
 _MOST_BYTES = 16 * 2**20
+_MOST_WHOLE = 2**63
 T = TypeVar("T")
 Body = dict[str, Any]
 
@@ -49,10 +49,12 @@ def flag(body: Mapping[str, Any], name: str, default: bool) -> bool:
 
 
 def whole(body: Mapping[str, Any], name: str, default: int) -> int:
-    """A whole number. Raises ApiError."""
+    """A whole number of 64 bits. Raises ApiError."""
     value = _of_kind(body, name, (int, float), "a whole number", default)
-    if isinstance(value, bool) or not math.isfinite(value) or value != int(value):
+    if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
         raise bad(name, f"{name} must be a whole number, not {value!r}.")
+    if not -_MOST_WHOLE <= value < _MOST_WHOLE:
+        raise bad(name, f"{name} must be a whole number of 64 bits, not {value!r:.80}.")
     return int(value)
 
 
@@ -101,7 +103,7 @@ def sampling(given: Mapping[str, Any], names: Mapping[str, str], defaults: Mappi
         if name not in given:
             continue
         value = given[name]
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise bad(name, f"{name} must be a number, not {json.dumps(value)[:80]}.")
         try:
             found[own] = getattr(GenerationConfig.parse({own: value}), own)
@@ -119,7 +121,7 @@ def require_known(
     """
     for name, value in body.items():
         if name not in known and not any(_equal(value, one) for one in neutral.get(name, ())):
-            allowed = " or ".join(json.dumps(one) for one in neutral.get(name, ()))
+            allowed = " or ".join(dict.fromkeys(json.dumps(one) for one in neutral.get(name, ())))
             said = f"{where}{name} is not supported here; leave it out" + (
                 f", or send {allowed}." if allowed else "."
             )

@@ -44,7 +44,7 @@ def serve_api(
         _tell(workbench, listening, tell, without_key=without_key)
         threading.Thread(target=_warm_up, args=(workbench,), daemon=True).start()
         signal.signal(signal.SIGTERM, lambda *about: sys.exit(0))
-        uvicorn_server(application, listening).run()
+        uvicorn_server(application, listening, line.close).run()
     finally:
         workbench.close()
 

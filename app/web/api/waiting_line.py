@@ -7,6 +7,7 @@ instead of being refused.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 
@@ -19,6 +20,8 @@ class Turn:
     rows: int
     client: str
     begun: asyncio.Event = field(default_factory=asyncio.Event)
+    end: Callable[[Exception], None] | None = None
+    """Called where the turn has begun and the line is closed."""
 
 
 class LineFull(Exception):
@@ -27,6 +30,13 @@ class LineFull(Exception):
     def __init__(self, waiting: int, seconds: int) -> None:
         super().__init__(f"{waiting:,} requests wait already; try again in {seconds} s.")
         self.seconds = seconds
+
+
+class LineClosed(Exception):
+    """The server is closing."""
+
+    def __init__(self) -> None:
+        super().__init__("The server is closing, and answers nobody any more.")
 
 
 class WaitingLine:
@@ -38,9 +48,12 @@ class WaitingLine:
         self.running: list[Turn] = []
         self.waiting: list[Turn] = []
         self._next: Turn | None = None  # it needs another base, for which all others have to end first
+        self._closed = False
 
     async def enter(self, turn: Turn) -> None:
-        """Wait for this turn. Raises LineFull; who is cancelled meanwhile is out of the line."""
+        """Wait for this turn. Raises LineFull, LineClosed; who is cancelled meanwhile is out of the line."""
+        if self._closed:
+            raise LineClosed
         if len(self.waiting) >= self._most_waiting:
             raise LineFull(len(self.waiting), self._seconds())
         self.waiting.append(turn)
@@ -50,6 +63,8 @@ class WaitingLine:
         except asyncio.CancelledError:
             self.leave(turn)
             raise
+        if self._closed:
+            raise LineClosed
 
     def leave(self, turn: Turn) -> None:
         """End a turn, begun or not; who waits for its room goes on."""
@@ -58,6 +73,16 @@ class WaitingLine:
                 turns.remove(turn)
         self._next = None if self._next is turn else self._next
         self._go_on()
+
+    def close(self) -> None:
+        """The server is closing: all turns are ended, and nobody is let in any more."""
+        self._closed = True
+        for turn in self.running:
+            if turn.end is not None:
+                turn.end(LineClosed())
+        waiting, self.waiting = self.waiting, []
+        for turn in waiting:
+            turn.begun.set()
 
     def _go_on(self) -> None:
         """Begin with those whose turn it is, for as long as the next one finds room."""
