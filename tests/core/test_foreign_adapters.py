@@ -39,11 +39,16 @@ def bring(base, tmp_path):
         save_file({name: one.contiguous() for name, one in tensors.items()}, theirs / WEIGHTS)
         if config is not None:
             (theirs / CONFIG).write_text(json.dumps(config))
-        facts = BaseFacts(read_json(onto.folder / "config.json"), functools.partial(has_tensor, onto.folder))
-        found = look(take(theirs, staging), which)
-        return fit(found, onto.layer_shapes, onto.head, alpha, facts, onto.wholes)
+        return fitted(theirs, staging, onto, which, alpha)
 
     return do
+
+
+def fitted(folder, staging, onto, which="", alpha=None):
+    """What is in a folder, for a base."""
+    facts = BaseFacts(read_json(onto.folder / "config.json"), functools.partial(has_tensor, onto.folder))
+    found = look(take(folder, staging), which)
+    return fit(found, onto.layer_shapes, onto.head, alpha, facts, onto.wholes)
 
 
 @pytest.fixture
@@ -77,6 +82,34 @@ def test_a_configuration_beside_other_names_counts(tiny_llama, base, bring, tmp_
     torch.testing.assert_close(_our_logits(base, bring(bare, config)), logits(model), atol=1e-5, rtol=1e-5)
     loralib = {name.removesuffix(".weight"): one for name, one in bare.items()}
     torch.testing.assert_close(_our_logits(base, bring(loralib, config)), logits(model), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "missing"),
+    [
+        ({"modules_to_save": ["lm_head"]}, "lm_head.weight was trained whole"),
+        ({"bias": "lora_only", "target_modules": ["q_proj"]}, "q_proj.bias was trained whole"),
+    ],
+)
+def test_what_was_trained_whole_is_missed_under_other_names_too(tiny_qwen, bring, tmp_path, options, missing):
+    model = new_peft(tiny_qwen, **options)
+    model.save_pretrained(tmp_path / "config")
+    config = json.loads((tmp_path / "config" / CONFIG).read_text())
+    factors = {name: one for name, one in state(model).items() if name.endswith(".weight")}
+    named = {name.removeprefix("base_model.model."): one for name, one in factors.items()}
+    for tensors in (factors, named):
+        with pytest.raises(InvalidAdapter, match=missing):
+            bring(tensors, config, load(tiny_qwen))
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "lm_head"], r".*(q_proj|lm_head)"])
+def test_what_is_saved_whole_has_no_factors_beside(tiny_qwen, tmp_path, targets):
+    base, model = load(tiny_qwen), new_peft(tiny_qwen, target_modules=targets, modules_to_save=["lm_head"])
+    with pytest.warns(UserWarning, match="save_embedding_layers"):
+        model.save_pretrained(tmp_path / "theirs")
+    (tmp_path / "staging").mkdir()
+    adapter = fitted(tmp_path / "theirs", tmp_path / "staging", base)
+    torch.testing.assert_close(_our_logits(base, adapter), logits(model), atol=1e-5, rtol=1e-5)
 
 
 WRAPPED = {

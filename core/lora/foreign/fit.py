@@ -21,9 +21,10 @@ from core.lora.peft.config import raw_config
 from core.lora.peft.config_checks import CONFIG_NAME
 from core.lora.peft.files import load_adapter
 from core.lora.peft.targeting import stated_for, targeted_paths
+from core.lora.peft.whole_files import require_all
 from core.lora.scaling import alpha_of, scaling
 from core.lora.targets import LayerShapes
-from core.lora.wholes import Wholes
+from core.lora.wholes import WEIGHT, Wholes
 
 _PREFIXES = (
     "base_model.model.",
@@ -70,6 +71,9 @@ def fit(
         return load_adapter(found.weights_file.parent, shapes, head, wholes)
     paths = _paths_in(found, shapes)
     _check_targeted(found, paths, shapes, head)
+    if found.config is not None and not found.content.several:
+        there = {f"{path}{WEIGHT}" for path in found.content.whole}
+        require_all(there, found.config, wholes or Wholes(), set(paths.values()))
     loaded = load_file(found.weights_file)
     _check_whole(found, loaded, base)
     scales = _scales(found, paths, alpha, loaded)

@@ -87,6 +87,9 @@ def targeted_paths(config: Mapping[str, Any], paths: Sequence[str], head: str | 
 
 
 def _is_excluded(config: Mapping[str, Any], path: str) -> bool:
+    """Also what is saved whole has no factors beside, nor has what is in it."""
+    if any(f".{name}." in f".{path}." for name in config.get("modules_to_save") or []):
+        return True
     excluded = config.get("exclude_modules") or []
     return fully_matches(excluded, path) if isinstance(excluded, str) else is_among(path, excluded)
 

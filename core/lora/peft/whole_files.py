@@ -80,6 +80,17 @@ def check_wholes(
                 f"{name[:120]} of the adapter is {list(entry.shape)}; in this base it is {list(shape)}."
                 + (" It was trained with a resized vocabulary, or for another base." if resized else "")
             )
+    require_all(found, config, wholes, layers)
+
+
+def require_all(
+    found: Collection[str], config: Mapping[str, Any], wholes: Wholes, layers: Collection[str]
+) -> None:
+    """Raise InvalidAdapter where the configuration speaks of a whole parameter that is not among those found,
+    by name.
+    """
+    if config.get("task_type") == CLASSIFIES:
+        return
     missing = [name for name in _spoken_of(config, wholes, layers) if name not in found]
     if missing:
         raise InvalidAdapter(
