@@ -11,6 +11,7 @@ from app.service.workbench import Workbench
 from app.shared.data_import import is_hub_id, mapping_from
 from core.data.split import COUNT, FILE, NONE, SHARE, Split
 from core.errors import InvalidConfig
+from core.hub_address import DATA_SET, hub_id_in
 from storage.tables import Dataset
 
 Files = Annotated[
@@ -77,7 +78,7 @@ TemplateKwargs = Annotated[
 
 
 def existing_files(files: list[str]) -> list[Path]:
-    found = [Path(file).expanduser() for file in files]
+    found = [Path(hub_id_in(file, DATA_SET)).expanduser() for file in files]
     for path in found:
         if not path.is_file() and not (len(files) == 1 and is_hub_id(str(path))):
             raise typer.BadParameter(f"{path} is not a file.")
