@@ -62,3 +62,30 @@ def test_the_address_of_a_data_set_is_its_hub_id(workbench, address, open_page):
     form.get_by_role("button", name="Import", exact=True).click()
     expect(form).to_be_hidden()
     assert workbench.registry.jobs.of_kind("import_data")[0].arguments["files"] == ["someone/rows"]
+
+
+def test_an_export_that_cannot_be_written_is_refused_in_the_open_sheet(
+    workbench, trained, address, open_page, tmp_path
+):
+    trained("here")
+    (tmp_path / "notes.txt").write_text("mine")
+    page = open_page(address)
+    go_to(page, "Export")
+    form = open_sheet(page, "Export an adapter")
+    expect(form.get_by_role("combobox", name="Adapter")).to_have_value("here")
+    folder = form.get_by_role("textbox", name="Folder")
+    for typed, said in (
+        (str(tmp_path), "is a folder that is not empty; choose a new folder."),
+        (str(tmp_path / "notes.txt" / "out"), "notes.txt is a file. Choose another place."),
+    ):
+        folder.fill(typed)
+        form.locator("#export-button").click()
+        _toast(page, said)
+        expect(form).to_be_visible()
+        expect(folder).to_have_value(typed)
+    assert workbench.registry.jobs.of_kind("export_adapter") == []
+    folder.fill(str(tmp_path / "new"))
+    form.locator("#export-button").click()
+    expect(form).to_be_hidden()
+    (job,) = workbench.registry.jobs.of_kind("export_adapter")
+    assert job.arguments["folder"] == str(tmp_path / "new")
