@@ -17,6 +17,17 @@ function show(html) {
   for (const one of host.querySelectorAll('[data-notice]')) if (away.has(one.dataset.notice)) one.remove();
 }
 
+// Where a job was started, such as in a sheet, which covers what is shown here, its line goes along.
+function follow() {
+  for (const button of document.querySelectorAll('.job-here [data-end]')) {
+    const from = host.querySelector(`[data-end="${button.dataset.end}"]`)?.closest('.job'), to = button.closest('.job');
+    for (const part of from ? ['.quiet', '.bar', '.job-share'] : []) {
+      const now = from.querySelector(part), then = to.querySelector(part);
+      if (now.outerHTML !== then.outerHTML) then.replaceWith(now.cloneNode(true));
+    }
+  }
+}
+
 async function ask() {
   clearTimeout(timer);
   const inSight = document.visibilityState === 'visible';
@@ -27,7 +38,7 @@ async function ask() {
       const now = await server.news({seen, followed});
       followed = now.active;
       dispatchEvent(new CustomEvent('workbench-news', {detail: now}));
-      if (inSight) show(now.html);
+      if (inSight) { show(now.html); follow(); }
       if (inSight && now.changes) {
         seen = now.changes;
         trigger('submit');
@@ -49,8 +60,8 @@ function say(sentence) {
   setTimeout(() => line.remove(), 8000);
 }
 
-element.addEventListener('click', async event => {
-  const end = event.target.closest('[data-end]'), dismiss = event.target.closest('[data-dismiss]');
+document.addEventListener('click', async event => {
+  const end = event.target.closest?.('[data-end]'), dismiss = event.target.closest?.('[data-dismiss]');
   if (dismiss) {
     const notice = dismiss.closest('[data-notice]');
     away.add(notice.dataset.notice);

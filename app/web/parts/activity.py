@@ -83,6 +83,14 @@ def job_line(job: Job, now: float) -> str:
     )
 
 
+def line_here(job: Job) -> str:
+    """The same where a job was started, such as in a sheet, which covers what stands at the top. The page
+    brings it up to date with its line there (head.js).
+    """
+    line = _line(f"job-{job.id}", "Under way", job.message, job.fraction, "", f"Cancel {job.title}", "Cancel")
+    return f"<div class='job-here'>{line}</div>"
+
+
 def _time_left(job: Job, now: float) -> str:
     if job.fraction is None or not _KNOWN_SHARE < job.fraction < 1:
         return ""
