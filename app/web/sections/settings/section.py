@@ -72,10 +72,9 @@ def build(shell: Shell) -> None:
 
     shell.refresh(show, [shown], [shown, fault, about, *fields.values(), *refused.values()])
     for name, field in fields.items():
-        if name in refused:
-            save, events = functools.partial(_save_typed, workbench, name), [field.submit, field.blur]
-        else:
-            save, events = functools.partial(_save, workbench, name), [field.input]
+        typed = name in refused
+        save = functools.partial(_save_typed if typed else _save, workbench, name)
+        events = [field.submit, field.blur] if typed else [field.input]
         shell.soon(
             gr.on(
                 events,
