@@ -14,6 +14,7 @@ from core.data.detection import detect_file
 from core.data.mapping import DataMapping
 from core.data.split import COUNT, FILE, NONE, SHARE, Split
 from core.errors import InvalidConfig
+from core.hub_address import DATA_SET, hub_id_in
 from storage.tables import Dataset
 
 Files = Annotated[
@@ -87,7 +88,7 @@ TemplateKwargs = Annotated[
 
 
 def existing_files(files: list[str]) -> list[Path]:
-    found = [Path(file).expanduser() for file in files]
+    found = [Path(hub_id_in(file, DATA_SET)).expanduser() for file in files]
     for path in found:
         if not path.is_file() and not (len(files) == 1 and is_hub_id(str(path))):
             raise typer.BadParameter(f"{path} is not a file.")

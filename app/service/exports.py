@@ -30,7 +30,7 @@ class Exports:
         """Start writing an adapter, or its base with it merged in, as a folder; by default under exports in
         the home folder.
 
-        Raises NotFound, WrongBase, InvalidConfig.
+        Raises NotFound, WrongBase, InvalidConfig, and InvalidInput for a folder that cannot be written.
         """
         arguments = {"adapter": adapter, "folder": str(folder or ""), "config": dict(options or {})}
         return self._jobs.start("export_adapter", arguments)

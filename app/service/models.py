@@ -23,9 +23,9 @@ class Models:
         self._registry, self._jobs = registry, jobs
 
     def add(self, origin: str, name: str = "") -> Job:
-        """Start adding a base model: the word starter, a folder, a .gguf file or a hub id.
+        """Start adding a base model: the word starter, a folder, a .gguf file, a hub id or its address.
 
-        Raises NameTaken.
+        Raises NameTaken, and InvalidInput for what is seen at once to be no base model.
         """
         return self._jobs.start("add_model", {"origin": origin, "name": name})
 

@@ -13,13 +13,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from core.base_model.gguf_reading import reading_once
 from core.base_model.model_config import refusing
+from core.base_model.origin import require_gguf
 from core.base_model.quantised_load import forget_quantiser
-from core.errors import InvalidModel
 from core.events import Progress
 from core.files.publish import require_space
 from core.reporting import Report
 
-GGUF_MAGIC = b"GGUF"
 _SPECIAL_TOKENS = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
 
 
@@ -29,9 +28,7 @@ def convert_gguf(source: Path, target: Path, report: Report, dtype: torch.dtype 
     The weights are dequantised in float32 and cast once. Raises InvalidModel if the file is no GGUF that
     transformers can read, OutOfSpace.
     """
-    with source.open("rb") as file:
-        if file.read(4) != GGUF_MAGIC:
-            raise InvalidModel(f"{source.name} is not a GGUF file: it does not start with the letters GGUF.")
+    require_gguf(source)
     require_space(target, 8 * source.stat().st_size)
     report(Progress("Reading the GGUF file"))
     with refusing(f"transformers cannot read {source.name}"), reading_once():

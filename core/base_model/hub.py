@@ -38,7 +38,7 @@ def fetch_from_hub(hub_id: str, target: Path, report: Report, endpoint: str | No
     """
     if not HUB_ID.match(hub_id):
         raise InvalidModel(
-            f"{hub_id!r} is no hub id; expected owner/name, such as HuggingFaceTB/SmolLM2-360M-Instruct."
+            f"{hub_id} is no hub id; expected owner/name, such as HuggingFaceTB/SmolLM2-360M-Instruct."
         )
     require_online(f"The model {hub_id}")
     report(Progress(f"Asking the hub for {hub_id}"))

@@ -38,7 +38,7 @@ def fetch_dataset(name: str, target: Path, report: Report, endpoint: str | None 
     found = HUB_DATASET.match(name)
     if found is None:
         raise InvalidData(
-            f"{name!r} is no hub id; expected owner/name, such as openai/gsm8k, or owner/name:configuration."
+            f"{name} is no hub id; expected owner/name, such as openai/gsm8k, or owner/name:configuration."
         )
     hub_id, config = found["id"], found["config"] or ""
     require_online(f"The data set {hub_id}")

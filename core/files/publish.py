@@ -6,6 +6,7 @@ parent.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import uuid
@@ -143,6 +144,18 @@ def refuse_occupied(target: Path) -> None:
     if target.exists():
         kind = "is a folder that is not empty" if target.is_dir() else "is a file"
         raise InvalidInput(f"{target} {kind}; choose a new folder.")
+
+
+def require_place(target: Path) -> None:
+    """Raise InvalidInput where it is seen at once that publication() cannot write `target`: it is occupied,
+    or what it would be made in is no folder, or none to write to.
+    """
+    refuse_occupied(target)
+    present = next(path for path in target.parents if path.exists())
+    if not present.is_dir():
+        raise InvalidInput(f"{target} cannot be written: {present} is a file. Choose another place.")
+    if not os.access(present, os.W_OK):
+        raise InvalidInput(f"{target} cannot be written: {os.strerror(errno.EACCES)}. Choose another place.")
 
 
 def require_space(folder: Path, needed: int) -> None:

@@ -100,13 +100,17 @@ def test_a_result_is_that_of_the_newest_job_about_the_same_adapter(workbench):
     ],
 )
 def test_what_can_be_kept_is_what_was_looked_at_last(workbench, then, said, kept):
-    looked = job(workbench, "import_adapter", arguments={"look": True, "folder": "a"}, result={"bases": []})
+    newest = looked = job(
+        workbench, "import_adapter", arguments={"look": True, "folder": "a"}, result={"bases": []}
+    )
     for look, state, folder in then:
         about = {"look": look, "folder": folder}
-        job(workbench, "import_adapter", state, arguments=about, message="This is no adapter.")
-    words, found = what_was_looked_at(workbench.registry)
+        newest = job(workbench, "import_adapter", state, arguments=about, message="This is no adapter.")
+    words, found = what_was_looked_at(workbench.registry, newest.id)
     assert (found.id if found else None) == (looked.id if kept else None)
     assert said in words if said else words == ""
+    elsewhere, again = what_was_looked_at(workbench.registry, 0)  # as after a reload
+    assert ("fault" in elsewhere, again) == (False, found)
 
 
 def test_everything_an_adapter_comes_from_and_became_is_a_link(workbench, trained):

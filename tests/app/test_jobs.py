@@ -11,8 +11,9 @@ from app.jobs.kinds import JOBS, JobKind
 from app.service.workbench import Workbench
 from app.shared.errors import JobFailed
 from core.base_model.fingerprint import fingerprint
-from core.errors import InvalidConfig
+from core.errors import InvalidConfig, InvalidInput
 from core.export import duties
+from storage.errors import NameTaken
 from storage.tables import NOT_CHECKABLE, NOT_PASSED, PASSED, Adapter, Base, Export, Job
 from tests.core.helpers import logits, new_peft, peft_from, plain_model
 from tests.workbenches import copy_adapter, do_job, wait_for
@@ -53,7 +54,29 @@ def test_a_source_that_is_no_model_is_one_sentence(workbench, origin, said, tmp_
 
 def test_a_failed_job_raises_its_sentence(workbench, tmp_path):
     with pytest.raises(JobFailed, match=r"no config\.json"):
-        workbench.jobs.wait(workbench.models.add(str(tmp_path)))
+        workbench.jobs.wait(do_job(workbench, "add_model", {"origin": str(tmp_path), "name": ""}))
+
+
+def test_what_is_seen_at_once_to_be_no_model_starts_no_job(workbench, tiny_llama, tmp_path):
+    (tmp_path / "theirs.gguf").write_bytes(b"no such thing")
+    for origin, name, said in (
+        (str(tmp_path), "", "has no config.json"),
+        (str(tmp_path / "theirs.gguf"), "", "theirs.gguf is not a GGUF file"),
+        ("/no/such/folder", "", "There is no /no/such/folder here: neither a folder nor a file."),
+        ("https://hf.co/datasets/openai/gsm8k", "", "is a data set, not a model; add it under Data"),
+        (str(tiny_llama), "llama", "The name 'llama' is taken"),
+        ("someone/llama", "", "The name 'llama' is taken"),
+    ):
+        with pytest.raises((InvalidInput, NameTaken), match=said):
+            workbench.models.add(origin, name)
+    assert workbench.registry.jobs.of_kind("add_model")[0].state == "finished"  # the fixture's own
+    assert len(workbench.registry.jobs.of_kind("add_model")) == 1
+
+
+def test_the_address_of_a_model_on_the_hub_is_its_id(workbench):
+    job = workbench.models.add("https://huggingface.co/someone/tiny/tree/main?library=peft")
+    workbench.jobs.cancel(job)
+    assert (job.arguments["origin"], job.title) == ("someone/tiny", "Add someone/tiny")
 
 
 def test_a_job_whose_process_dies_is_interrupted_with_a_reason(workbench, trained, tmp_path):

@@ -10,13 +10,14 @@ from playwright.sync_api import Locator, Page, Route, expect
 
 from app.jobs.kinds import JOBS
 from app.service.workbench import Workbench
+from app.shared.references import refer
 from core.generate.config import GenerationConfig
 from core.seam import PLUGINS_VARIABLE
 from core.train.training_options import TrainingOptions
 from storage.tables import RUNNING, STOPPED, Adapter, Base, Dataset, Export, Job
 from tests.core.helpers import new_peft
 from tests.ui import held_jobs
-from tests.ui.conftest import choose_row, go_to, open_sheet, open_tab, press, served, sheet, unfold
+from tests.ui.conftest import choose_row, go_to, open_sheet, open_tab, picture, press, served, sheet, unfold
 from tests.workbenches import QUICK, wait_for, write_rows
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
@@ -154,6 +155,32 @@ def test_a_job_of_every_kind_is_cancelled_in_the_middle_of_its_work(
     assert [workbench.registry.all(table) for table in TABLES] == before
     left = [*workbench.registry.blobs.folder.parent.glob("staging/*"), *workbench.settings.exports.glob("*")]
     assert left == []
+
+
+def test_a_sheet_shows_how_far_its_job_is_and_ends_it(workbench, trained, address, open_page):
+    """It covers what stands at the top; and what was found earlier is no result of what is under way."""
+    tried = {"adapter": refer(trained("one")), "rank": 1, "name": "", "evaluate": False}
+    earlier = workbench.registry.save(Job(kind="resize_adapter", title="Resize", arguments=tried))
+    workbench.registry.jobs.begin(earlier.id)
+    found = {"adapter": "one", "rank": 1, "energy_lost": 0.25, "bytes": 1000}
+    workbench.registry.jobs.finish(earlier.id, found)
+    page = open_page(address)
+    go_to(page, "Adapters")
+    choose_row(page, "adapters", "one")
+    form = open_sheet(page, "Resize")
+    expect(form.get_by_text("one at rank 1")).to_be_visible()
+    form.get_by_role("button", name="Try").click()
+    expect(form.get_by_text("Under way")).to_be_visible()
+    expect(form.get_by_text("one at rank 1")).to_have_count(0)
+    (job,) = wait_for(workbench.registry.jobs.active)
+    wait_for(lambda: workbench.registry.get(Job, job.id).message not in ("", "Starting"))
+    now = workbench.registry.get(Job, job.id)
+    expect(form.locator(".job-here .quiet")).to_have_text(now.message)
+    picture(page, "job-in-its-sheet")
+    form.get_by_role("button", name=f"Cancel {job.title}").click()
+    _said(form)
+    assert workbench.registry.get(Job, job.id).state == STOPPED
+    expect(form.get_by_text("Under way")).to_have_count(0)
 
 
 def _only_ends(route: Route) -> None:

@@ -8,7 +8,19 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
-from tests.ui.conftest import choose_row, drawn, go_to, open_sheet, ready, row, section_link, served, settled
+from storage.tables import Job
+from tests.ui.conftest import (
+    choose_row,
+    drawn,
+    go_to,
+    open_sheet,
+    picture,
+    ready,
+    row,
+    section_link,
+    served,
+    settled,
+)
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
 SECTIONS = ("Home", "Models", "Data", "Train", "Runs", "Adapters", "Playground", "Export", "Settings")
@@ -23,6 +35,38 @@ def address(workbench, zygote):
 def _chosen(page: Page, section: str, name: str) -> None:
     expect(row(page, section, name)).to_have_attribute("aria-selected", "true")
     expect(page.locator(".title-line h2:visible")).to_have_text(name)
+
+
+def _fail(workbench, name: str) -> None:
+    job = workbench.registry.save(Job(kind="add_model", title=f"Add {name}", arguments={}))
+    workbench.registry.jobs.begin(job.id)
+    workbench.registry.jobs.fail(job.id, f"There is no {name} here.")
+
+
+def test_what_has_ended_takes_little_room_and_none_of_it_is_lost(workbench, address, open_page):
+    for number in range(5):
+        _fail(workbench, f"model {number}")
+    page = open_page(address)
+    activity, notices = page.locator(".activity").first, page.locator(".notices .notice")
+    counted = page.locator(".notices summary")
+    expect(notices.filter(visible=True)).to_have_count(1)
+    expect(notices.first).to_contain_text("There is no model 4 here.")
+    expect(counted).to_have_text(re.compile(r"^\d more: 4 failed"))
+    assert activity.bounding_box()["height"] < 90
+    picture(page, "ended-folded")
+    counted.click()
+    expect(notices.filter(has_text="There is no model 0 here.")).to_be_visible()
+    picture(page, "ended-unfolded")
+    _fail(workbench, "other")
+    expect(notices.first).to_contain_text("There is no other here.")
+    expect(notices.filter(has_text="There is no model 0 here.")).to_be_visible()  # it stays unfolded
+    notices.first.get_by_role("button", name="Put this away").click()
+    expect(notices.first).to_contain_text("There is no model 4 here.")
+    page.get_by_role("button", name="Put all away").click()
+    expect(notices).to_have_count(0)
+    page.reload()
+    ready(page)
+    expect(notices).to_have_count(0)
 
 
 def test_the_address_names_what_is_chosen_and_leads_back_to_it(trained, address, open_page):

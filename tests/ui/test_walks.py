@@ -183,7 +183,7 @@ def _others_may_join(workbench, page):
     secret, command = "not-for-any-eyes", page.locator(".command pre:visible")
     page.get_by_label("Key to join").fill("short")
     page.get_by_label("Key to join").press("Enter")
-    _toast(page, "join_key must be 8 to 200 letters")
+    expect(page.get_by_text("Not set: Key to join must be 8 to 200 letters")).to_be_visible()
     page.get_by_label("Key to join").fill(secret)
     page.get_by_label("Key to join").press("Enter")
     _toast(page, "Key to join is set")

@@ -16,11 +16,13 @@ from core.base_model import starter
 from core.base_model.describe import writes_text
 from core.base_model.files import read_json
 from core.base_model.fingerprint import Manifest
-from core.base_model.hub import HUB_ID, fetch_from_hub
+from core.base_model.hub import fetch_from_hub
 from core.base_model.hub_cache import name_in_cache, snapshot_in
+from core.base_model.origin import STARTER, names_hub, no_origin, require_origin
 from core.base_model.packings import PACKINGS, packed_as
 from core.errors import InvalidModel
 from core.files.publish import publication, scratch_folder
+from core.hub_address import MODEL, hub_id_in
 from core.reporting import Report
 from storage.tables import Base
 
@@ -39,11 +41,12 @@ class AddModel(JobKind):
         return f"Add {arguments['origin']}"
 
     def validate(self, context: JobContext, arguments: Mapping[str, Any]) -> Arguments:
-        """Raises NameTaken."""
+        """Raises NameTaken, and InvalidInput for what is seen at once to be no base model."""
         origin, name = str(arguments["origin"]), str(arguments.get("name", ""))
         require_text(origin, name)
-        if name:
-            context.registry.require_free(Base, name)
+        origin = hub_id_in(origin, MODEL)
+        require_origin(origin)
+        context.registry.require_free(Base, name or default_name(origin))
         return {"origin": origin, "name": name}
 
     def run(self, context: JobContext, arguments: Mapping[str, Any]) -> Arguments:
@@ -61,7 +64,7 @@ class AddModel(JobKind):
             return about | {"writes": writes_text(row.architecture)}
 
         path = snapshot_in(Path(origin).expanduser())
-        if origin != "starter" and path.is_dir() and not _packing(path):
+        if origin != STARTER and path.is_dir() and not _packing(path):
             folder = path.resolve()
             found = described_base(
                 folder, name=name, source="folder", origin=origin, owned=False, report=report
@@ -89,7 +92,7 @@ KIND = AddModel()
 
 def default_name(origin: str) -> str:
     """The name of a model that was given none: known before anything is downloaded."""
-    if origin == "starter":
+    if origin == STARTER:
         return starter.NAME
     path = Path(origin).expanduser()
     if path.suffix.lower() == ".gguf":
@@ -105,7 +108,7 @@ def _fetch(settings: Settings, origin: str, folder: Path, report: Report) -> str
     Raises InvalidModel for what is no source.
     """
     path = snapshot_in(Path(origin).expanduser())
-    if origin == "starter":
+    if origin == STARTER:
         _fetch_starter(settings, folder, report)
         return "starter"
     if path.suffix.lower() == ".gguf" and path.is_file():
@@ -113,11 +116,9 @@ def _fetch(settings: Settings, origin: str, folder: Path, report: Report) -> str
         return "gguf"
     if path.is_dir():
         return _unpack(path.resolve(), folder, report)
-    if HUB_ID.match(origin) and path.suffix != ".gguf":
+    if names_hub(origin):
         return _fetch_from_hub(settings, origin, folder, report)
-    raise InvalidModel(
-        f"{origin!r} is neither a folder, a .gguf file, a hub id (owner/name) nor the word starter."
-    )
+    raise InvalidModel(no_origin(origin))
 
 
 def _fetch_from_hub(settings: Settings, origin: str, folder: Path, report: Report) -> str:

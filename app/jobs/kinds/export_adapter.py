@@ -23,7 +23,7 @@ from core.events import Progress
 from core.export.cards import Provenance
 from core.export.config import split_export_options
 from core.export.duties import FAILED, PASSED, Exporting
-from core.files.publish import publication, settle
+from core.files.publish import publication, require_place, settle
 from core.reporting import Report
 from storage.blobs import content_digest, content_size
 from storage.names import free_name
@@ -43,7 +43,7 @@ class ExportAdapter(JobKind):
         return f"Export {name_in(arguments['adapter'])} as {arguments['config']['format']}"
 
     def validate(self, context: JobContext, arguments: Mapping[str, Any]) -> Arguments:
-        """Raises NotFound, WrongBase, InvalidConfig."""
+        """Raises NotFound, WrongBase, InvalidConfig, and InvalidInput for a folder that cannot be written."""
         config, own = split_export_options(arguments.get("config") or {})
         row = referred(context.registry, Adapter, arguments["adapter"])
         base_for(context.registry, row)
@@ -53,6 +53,7 @@ class ExportAdapter(JobKind):
         require_text(folder)
         made = f"adapter-{row.id}-{time.strftime('%Y%m%d-%H%M%S')}-{config.format}"
         folder = folder or str(context.settings.exports / made)
+        require_place(_target(folder))
         return {"adapter": refer(row), "folder": folder, "config": config.to_dict() | own.to_dict()}
 
     def run(self, context: JobContext, arguments: Mapping[str, Any]) -> Arguments:
@@ -69,7 +70,7 @@ class ExportAdapter(JobKind):
         registry, report = context.registry, context.report
         row = referred(registry, Adapter, arguments["adapter"])
         config, own = split_export_options(arguments["config"])
-        target = Path(arguments["folder"]).expanduser().absolute()
+        target = _target(arguments["folder"])
         base = base_for(registry, row)
         warned = require_fit(registry, row, base)
         report(Progress("Computing the fingerprint of the base"))
@@ -132,6 +133,10 @@ class ExportAdapter(JobKind):
 
 
 KIND = ExportAdapter()
+
+
+def _target(folder: str) -> Path:
+    return Path(folder).expanduser().absolute()
 
 
 def _provenance(row: Adapter, base: Base) -> Provenance:

@@ -14,23 +14,32 @@ from app.web.parts.routes import link
 from core.errors import WorkbenchError
 from storage.tables import FINISHED, QUEUED, STOPPED, Adapter, Job, Run
 
-_FAILURE_SECONDS = 300.0  # how long something that failed stays in sight
+_FAILURE_SECONDS = 24 * 3600.0  # how long a job that failed stays in sight, unless it is put away
 _DONE_SECONDS = 120.0
 _MOST_RUNS = 3
+_MOST_ENDED = 100  # of each kind
 _KNOWN_SHARE = 0.05  # of a job, from which on the rest of its time can be told
 
 
 def activity_html(workbench: Workbench) -> str:
-    """Runs and jobs that are under way, then what ended lately: finished with its next step, failed with its
-    reason.
+    """Runs and jobs that are under way, then what ended lately, the newest first: finished with its next
+    step, failed with its reason. The page folds all but the newest away behind their count (head.js).
     """
     now = time.time()
     registry = workbench.registry
     lines = [*_runs_under_way(workbench), *[job_line(job, now) for job in registry.jobs.active()]]
-    lines += [_job_done(job) for job in registry.jobs.finished(now - _DONE_SECONDS)]
-    lines += [_job_failed(job) for job in registry.jobs.failed(now - _FAILURE_SECONDS)]
-    lines += [_run_ended(workbench, run) for run in registry.runs.ended(now - _DONE_SECONDS)]
+    notices = _ended_lately(workbench, now)
+    lines += [f"<div class='notices'>{''.join(notices)}</div>"] if notices else []
     return f"<div class='activity'>{''.join(lines)}</div>"
+
+
+def _ended_lately(workbench: Workbench, now: float) -> list[str]:
+    registry, done = workbench.registry, now - _DONE_SECONDS
+    ended = [(job.ended or 0, _job_done(job)) for job in registry.jobs.finished(done, _MOST_ENDED)]
+    failed = registry.jobs.failed(now - _FAILURE_SECONDS, _MOST_ENDED)
+    ended += [(job.ended or 0, _job_failed(job)) for job in failed]
+    ended += [(run.ended or 0, _run_ended(workbench, run)) for run in registry.runs.ended(done, _MOST_ENDED)]
+    return [line for _, line in sorted(ended, key=lambda one: one[0], reverse=True)]
 
 
 def end_work(workbench: Workbench, key: str) -> str:
@@ -83,6 +92,14 @@ def job_line(job: Job, now: float) -> str:
     )
 
 
+def line_here(job: Job) -> str:
+    """The same where a job was started, such as in a sheet, which covers what stands at the top. The page
+    brings it up to date with its line there (head.js).
+    """
+    line = _line(f"job-{job.id}", "Under way", job.message, job.fraction, "", f"Cancel {job.title}", "Cancel")
+    return f"<div class='job-here'>{line}</div>"
+
+
 def _time_left(job: Job, now: float) -> str:
     if job.fraction is None or not _KNOWN_SHARE < job.fraction < 1:
         return ""
@@ -108,7 +125,7 @@ def _job_done(job: Job) -> str:
     except (WorkbenchError, KeyError):  # of a kind that is not here any more, or of an earlier version
         steps = ()
     return _notice(
-        f"job-{job.id}",
+        _ended_key(job),
         "good",
         FINISHED,
         escape(job.title),
@@ -117,8 +134,13 @@ def _job_done(job: Job) -> str:
     )
 
 
+def _ended_key(job: Job) -> str:
+    """Not that of a job with its number in another home folder, which may have been put away."""
+    return f"job-{job.id}-{job.ended:.0f}"
+
+
 def _job_failed(job: Job) -> str:
-    return _notice(f"job-{job.id}", "bad", job.state, escape(job.title), job.message, [])
+    return _notice(_ended_key(job), "bad", job.state, escape(job.title), job.message, [])
 
 
 def _run_ended(workbench: Workbench, run: Run) -> str:

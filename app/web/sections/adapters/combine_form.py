@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from html import escape
 from typing import Any
 
@@ -9,7 +10,7 @@ import gradio as gr
 from gradio.components import Component
 
 from app.web.parts.choice import adapters_beside, choice, weighed
-from app.web.parts.job_result import last_result, starts_job
+from app.web.parts.job_result import result_of_choice, starts_job
 from app.web.parts.markup import Html, facts, size
 from app.web.parts.options_form import option_field
 from app.web.parts.panes import bar
@@ -17,11 +18,12 @@ from app.web.parts.routes import link
 from app.web.parts.shell import QUIET, Shell, refusal
 from core.combine.config import CombineConfig
 from core.combine.methods import COMBINE_METHODS
+from core.errors import InvalidConfig
 from storage.tables import Job
 
 
-def combine_form(shell: Shell) -> None:
-    """Lay out the form and bind its handlers."""
+def combine_form(shell: Shell, opened: gr.Button) -> None:
+    """Lay out the form and bind its handlers. `opened` opens it."""
     workbench = shell.workbench
     parts = choice(
         "combine-adapters",
@@ -55,13 +57,28 @@ def combine_form(shell: Shell) -> None:
         options = dict(zip(names, values, strict=True))
         return workbench.adapters.combine(weighed(chosen), options, kept_as.strip(), evaluate=measured)
 
-    def show() -> tuple[object, ...]:
-        words, done = last_result(workbench.registry, "combine_adapters")
+    def show(chosen: str, *values: Any) -> tuple[object, ...]:
+        options = dict(zip(names, values, strict=True))
+        words, done = result_of_choice(
+            workbench.registry, "combine_adapters", lambda job: is_of(job, weighed(chosen), options)
+        )
         return words, combined_html(done.result, done.arguments["config"]) if done else ""
 
-    shell.refresh(show, [], [said, result])
+    shell.refresh(show, [parts, *fields.values()], [said, result])
+    # What the browser has kept is in the field by the time that it is opened.
+    for event in (opened.click, parts.submit, *[field.input for field in fields.values()]):  # type: ignore[attr-defined]
+        shell.also_after(event)
     starts_job(shell, attempt.click, start, [parts, evaluate, *fields.values()])
     starts_job(shell, keep.click, start_keeping, [parts, name, evaluate, *fields.values()])
+
+
+def is_of(job: Job, weights: Mapping[str, float], options: Mapping[str, object]) -> bool:
+    """Whether a job has combined just these adapters in this way, whatever it has measured beside."""
+    given = {one["name"]: one["weight"] for one in job.arguments["parts"]}
+    try:
+        return given == weights and job.arguments["config"] == CombineConfig.parse(options).to_dict()
+    except InvalidConfig:  # half typed
+        return False
 
 
 def _option_fields() -> dict[str, Component]:

@@ -35,7 +35,7 @@ def convert_sheet(shell: Shell, chosen: gr.HTML) -> None:
             return "", ""
         words, done = last_result(workbench.registry, "convert_adapter", {"adapter.id": row.id}, row.created)
         about = facts([("Adapter", row.name), ("Rank now", row.rank)])
-        return about, facts([("Kept as", done.result["name"])], row.name) if done else words
+        return about, words or (facts([("Kept as", done.result["name"])], row.name) if done else "")
 
     shell.refresh(show, [chosen], [now, said])
     starts_job(shell, keep.click, start, [chosen, name])

@@ -43,48 +43,52 @@ def adapter_import(shell: Shell) -> None:
         with bar():
             keep = gr.Button("Keep it", variant="primary", size="md", scale=0)
     looked = gr.State(0)
+    begun = gr.State(0)  # the newest import that this page has started
 
     def start_looking(given: list[str] | None, path: str, stated: str, one: str) -> Job:
         origin, shown = _origin(workbench.settings.uploads, given, path)
         return workbench.adapters.look_at(origin, alpha=_alpha(stated), which=one.strip(), shown=shown)
 
-    def show(before: int, now: str | None) -> tuple[object, ...]:
-        words, job = what_was_looked_at(workbench.registry)
+    def show(before: int, now: str | None, own: int) -> tuple[object, ...]:
+        words, job = what_was_looked_at(workbench.registry, own)
         if job is None:
             return 0, words, "", gr.skip()
         bases = _bases(workbench, job.result, now if job.id == before else None)
         return job.id, words, found_html(job.result), bases
 
-    shell.refresh(show, [looked, base], [looked, said, preview, base])
-    starts_job(shell, look.click, start_looking, [files, folder, alpha, which])
-    starts_job(shell, folder.submit, start_looking, [files, folder, alpha, which])
+    shell.refresh(show, [looked, base, begun], [looked, said, preview, base])
+    starts_job(shell, look.click, start_looking, [files, folder, alpha, which], begun=begun)
+    starts_job(shell, folder.submit, start_looking, [files, folder, alpha, which], begun=begun)
 
     def start_with_files(given: list[str] | None, stated: str, one: str) -> Job | None:
         return start_looking(given, "", stated, one) if _weights(given) else None
 
-    starts_job(shell, files.upload, start_with_files, [files, alpha, which])
+    starts_job(shell, files.upload, start_with_files, [files, alpha, which], begun=begun)
 
     @told
-    def start(number: int, wanted: str, on: str | None) -> str:
-        _keep(workbench, number, wanted.strip(), on)
-        return ""
+    def start(number: int, wanted: str, on: str | None) -> tuple[str, int | None]:
+        return "", _keep(workbench, number, wanted.strip(), on).id
 
-    kept = keep.click(start, [looked, name, base], name, **WORKING)
+    kept = keep.click(start, [looked, name, base], [name, begun], **WORKING)
     close_sheet(kept, "import-adapter")
     shell.soon(kept)
 
 
-def what_was_looked_at(registry: Registry) -> tuple[str, Job | None]:
-    """What to say of the newest import, and the look whose findings can be kept, if there is one."""
+def what_was_looked_at(registry: Registry, own: int) -> tuple[str, Job | None]:
+    """What to say of the newest import, and the look whose findings can be kept, if there is one.
+
+    Why one gave nothing is said where it was asked for alone: `own` is the newest import of this page.
+    """
     jobs = registry.jobs.of("import_adapter", limit=_JOBS)
     if not jobs:
         return "", None
     newest = jobs[0]
+    said = said_of(newest) if newest.active or newest.id == own else ""
     if newest.arguments["look"]:
-        return said_of(newest), newest if newest.state == FINISHED else None
+        return said, newest if newest.state == FINISHED else None
     if newest.state == FINISHED:  # what was looked at before it has been kept
         return "", None
-    return said_of(newest), _look_for(newest, jobs)
+    return said, _look_for(newest, jobs)
 
 
 def _look_for(kept: Job, jobs: Sequence[Job]) -> Job | None:

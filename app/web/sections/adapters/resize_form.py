@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from app.web.parts.choice import adapter_called
-from app.web.parts.job_result import last_result, starts_job
+from app.web.parts.job_result import result_of_choice, starts_job
 from app.web.parts.markup import facts, size
 from app.web.parts.panes import bar, sheet
 from app.web.parts.shell import Shell, refusal
@@ -44,16 +44,29 @@ def resize_sheet(shell: Shell, chosen: gr.HTML) -> None:
             raise refusal("Give the resized adapter a name first.")
         return workbench.adapters.resize(adapter, int(wanted or 0), kept_as.strip(), evaluate=measured)
 
-    def show(adapter: str, before: str) -> tuple[object, ...]:
+    def show(adapter: str, before: str, wanted: float | None) -> tuple[object, ...]:
         row = adapter_called(workbench.registry, adapter)
         if row is None:
             return "", gr.skip(), "", "", ""
-        words, done = last_result(workbench.registry, "resize_adapter", {"adapter.id": row.id}, row.created)
+        half = wanted if before == adapter else max(1, row.rank // 2)
+        words, done = result_of_choice(
+            workbench.registry,
+            "resize_adapter",
+            lambda job: job.arguments["rank"] == half,
+            {"adapter.id": row.id},
+            row.created,
+        )
         about = facts([("Adapter", row.name), ("Rank now", row.rank), ("Size now", size(row.size_bytes))])
-        half = gr.skip() if before == adapter else max(1, row.rank // 2)
-        return about, half, words, resized_html(done.result) if done else "", adapter
+        return (
+            about,
+            gr.skip() if before == adapter else half,
+            words,
+            resized_html(done.result) if done else "",
+            adapter,
+        )
 
-    shell.refresh(show, [chosen, of], [now, rank, said, result, of])
+    shell.refresh(show, [chosen, of, rank], [now, rank, said, result, of])
+    shell.also_after(rank.input)
     starts_job(shell, attempt.click, start, [chosen, rank, evaluate])
     starts_job(shell, keep.click, start_keeping, [chosen, rank, evaluate, name])
 

@@ -28,7 +28,7 @@ def build(shell: Shell) -> None:
         with left():
             with bar():
                 opener("import-adapter", "Import", variant="primary")
-                opener("combine-adapters", "Combine")
+                combining = opener("combine-adapters", "Combine")
                 opener("deleted-adapters", "Deleted")
             chosen = picker(
                 shell,
@@ -43,7 +43,7 @@ def build(shell: Shell) -> None:
     with sheet("import-adapter", "Import an adapter", _IMPORT):
         adapter_import(shell)
     with sheet("combine-adapters", "Combine adapters", _COMBINE):
-        combine_form(shell)
+        combine_form(shell, combining)
     with sheet("deleted-adapters", "Deleted adapters", "For a day each can be brought back."):
         _deleted(shell)
 

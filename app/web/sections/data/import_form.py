@@ -19,6 +19,7 @@ from core.data.formats import DATA_FORMATS
 from core.data.mapping import DataMapping
 from core.data.zipped import readable
 from core.errors import InvalidInput
+from core.hub_address import DATA_SET, hub_id_in
 from storage.tables import Dataset
 
 
@@ -159,7 +160,7 @@ class ImportPanel:
             return f"<p class='hint'>{escape(str(error))}</p>"
 
     def _import(self, files: list[str] | None, origin: str, name: str, *values: Any) -> str:
-        given = list(files or []) or ([origin.strip()] if origin.strip() else [])
+        given = list(files or []) or [hub_id_in(one, DATA_SET) for one in [origin.strip()] if one]
         if not given:
             raise refusal("Choose a file to upload first, or give a path.")
         count = len(self._split.every)

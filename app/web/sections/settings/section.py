@@ -21,6 +21,7 @@ from core.errors import InvalidConfig
 
 TAB, TITLE = "settings", "Settings"
 _MACHINES = "Several cards and machines"
+_CHOSEN = (gr.Checkbox, gr.Dropdown)
 _GROUPS = (
     ("Look", ("theme", "density", "notifications")),
     ("Work", ("default_base", "offline", "quota")),
@@ -34,6 +35,7 @@ def build(shell: Shell) -> None:
     workbench = shell.workbench
     options = {one.name: one for one in Preferences.options()}
     fields: dict[str, Any] = {}
+    refused: dict[str, gr.HTML] = {}  # beside each field that takes what is typed
     fault = gr.HTML()
     with gr.Row(elem_classes="settings-groups"):
         for title, names in _GROUPS:
@@ -41,6 +43,8 @@ def build(shell: Shell) -> None:
                 gr.HTML(f"<h2 class='group-title'>{escape(title)}</h2>")
                 for name in names:
                     fields[name] = _field(name, option_field(options[name]))
+                    if not isinstance(fields[name], _CHOSEN):
+                        refused[name] = gr.HTML(elem_classes="field-fault")
                 if title == _MACHINES:
                     machines_view(shell)
     about = gr.HTML()
@@ -55,27 +59,28 @@ def build(shell: Shell) -> None:
                 before,
                 f"<p class='fault' role='alert'>{escape(str(error))}</p>",
                 about_html(workbench, ()),
-                *([gr.skip()] * len(fields)),
+                *([gr.skip()] * (len(fields) + len(refused))),
             )
         states = {name: [one.value, one.overruled, list(one.choices)] for name, one in now.items()}
         updates = [
             gr.skip() if states[name] == before.get(name) else _update(field, now[name])
             for name, field in fields.items()
         ]
-        return states, "", about_html(workbench, list(now.values())), *updates
+        # A field that gets what counts holds nothing any more that was refused.
+        gone = [gr.skip() if states[name] == before.get(name) else "" for name in refused]
+        return states, "", about_html(workbench, list(now.values())), *updates, *gone
 
-    shell.refresh(show, [shown], [shown, fault, about, *fields.values()])
+    shell.refresh(show, [shown], [shown, fault, about, *fields.values(), *refused.values()])
     for name, field in fields.items():
-        save = functools.partial(_save, workbench, options[name].label, name)
-        events = (
-            [field.input] if isinstance(field, (gr.Checkbox, gr.Dropdown)) else [field.submit, field.blur]
-        )
+        typed = name in refused
+        save = functools.partial(_save_typed if typed else _save, workbench, name)
+        events = [field.submit, field.blur] if typed else [field.input]
         shell.soon(
             gr.on(
                 events,
                 told(save),
                 field,
-                None,
+                refused.get(name),
                 trigger_mode="always_last",
                 concurrency_id="settings",
                 **QUIET_QUEUED,
@@ -103,12 +108,31 @@ def _update(field: Component, one: Preference) -> object:
     return type(field)(**about)
 
 
-def _save(workbench: Workbench, label: str, name: str, value: object) -> None:
+def _save_typed(workbench: Workbench, name: str, value: object) -> str:
+    """Set one; returns what to say beside its field, where what was typed stays, if that is refused."""
+    try:
+        _save(workbench, name, value)
+    except InvalidConfig as error:
+        return refused_html(workbench.preferences.find(name), str(error))
+    return ""
+
+
+def _save(workbench: Workbench, name: str, value: object) -> None:
     """Set one, if it is another value than what counts now; a key that nothing was typed for stays."""
-    if value is None or (name == KEY and not value) or workbench.preferences.find(name).value == value:
+    now = workbench.preferences.find(name)
+    if (value is None and now.option.kind is str) or (name == KEY and not value) or now.value == value:
         return
     workbench.preferences.change({name: value})
-    inform(f"{label} is set.", "Saved")
+    inform(f"{now.option.label} is set.", "Saved")
+
+
+def refused_html(one: Preference, why: str) -> str:
+    """Why what was typed is not set, with the label that the page has for it, and what it stays at."""
+    inner = f"{one.name} "
+    said = f"{one.option.label} {why.removeprefix(inner)}" if why.startswith(inner) else why
+    value = f"{one.told:g}" if one.option.kind is float else str(one.told)
+    stays = f"at {value} {one.option.unit}".rstrip() if value else "empty"
+    return f"<p class='fault' role='alert'>Not set: {escape(said)} It stays {escape(stays)}.</p>"
 
 
 def about_html(workbench: Workbench, preferences: Sequence[Preference]) -> str:
