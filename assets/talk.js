@@ -1,5 +1,6 @@
 // A conversation in columns, one for each speaker. The value says which conversation and which columns: JSON {chat, columns}. The panel
-// asks for what is new by itself, often while anything grows; what is to be done with a message is told by `submit`.
+// asks for what is new by itself, often while anything grows; what is to be done with a message is told by `submit`,
+// a question from the line below by `input`.
 const make = (tag, about, ...inner) => { const one = Object.assign(document.createElement(tag), about); one.append(...inner.filter(part => part != null)); return one; };
 const KEPT = 'lora-workbench-talk', DRAFT = 'lora-workbench-draft', BUSY_MS = 180, IDLE_MS = 5000;
 const tools = make('div', {className: 'talk-tools'}), others = make('span', {className: 'talk-others'});
@@ -207,10 +208,25 @@ function write(text) {
   const field = line();
   field.value = text;
   field.dispatchEvent(new Event('input', {bubbles: true}));
+  localStorage.setItem(DRAFT, text);
 }
+const questions = [];  // the first is on its way; each goes on from where the one before has led
+function take() {
+  const question = line().value;
+  if (questions.length && !question.trim()) return;  // sent twice
+  write('');
+  if (questions.push(question) === 1) trigger('input', {prompt: question});
+}
+addEventListener('workbench-asked', ({detail: heard}) => {
+  const done = questions.splice(0, heard ? 1 : questions.length);
+  if (!heard && !line().value) write(done.join('\n'));
+  if (questions.length) trigger('input', {prompt: questions[0]});
+});
+addEventListener('click', event => { if (event.target.closest?.('#send-question')) take(); });
 addEventListener('input', event => { if (event.target === line() && event.isTrusted) localStorage.setItem(DRAFT, event.target.value); });
 addEventListener('keydown', event => {
   if (event.target !== line()) return;
+  if (event.key === 'Enter' && !event.shiftKey && !event.isComposing) { event.preventDefault(); event.stopPropagation(); take(); }
   if (event.key === 'ArrowUp' && !event.target.value && last?.turns.length) { event.preventDefault(); write(last.turns.at(-1).question); }
 }, {capture: true});
 // Gradio sets what has just been laid out to its first value once more: what was kept counts until it stands, or somebody acts.

@@ -12,7 +12,7 @@ from core.data.chat_options import ChatOptions
 from core.generate.config import GenerationConfig
 from storage.tables import Adapter, Base, Chat, Dataset
 from tests.conftest import make_llama
-from tests.ui.conftest import choose, go_to, open_sheet, picture, press, ready, served, settled
+from tests.ui.conftest import choose, go_to, open_sheet, picture, press, ready, served, settled, slowly
 from tests.workbenches import do_job, wait_for
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
@@ -271,6 +271,36 @@ def test_a_mixture_is_heard_followed_scored_and_kept(workbench, trained, address
     _add_columns(page, "both")
     _column(page, "both").get_by_role("button", name="Answer this too").click()
     expect(_column(page, "both").locator(".talk-figures")).to_be_visible(timeout=60_000)
+
+
+def test_what_is_typed_on_after_enter_belongs_to_the_next_question(workbench, address, open_page):
+    page = open_page(address)
+    go_to(page, "Playground")
+    _sampled(page, Max_tokens="2", Temperature="9")
+    _prompt(page).click()
+    page.keyboard.type("Say hello.\n")
+    expect(page.locator(".toast-body")).to_be_visible()  # refused: it comes back
+    expect(_prompt(page)).to_have_value("Say hello.")
+    with slowly(page, 300):
+        page.keyboard.type("\nAnd what now?")
+        expect(page.locator(".toast-body")).to_contain_text("(2)")  # refused again
+    expect(_prompt(page)).to_have_value("And what now?")
+    _sampled(page, Temperature="0")
+    _prompt(page).fill("")
+    _prompt(page).click()
+    with slowly(page, 300):
+        page.keyboard.type("Say hello.\nAnd what now?")
+        expect(page.locator(".user .said")).to_have_text("Say hello.")
+    settled(page)
+    expect(_prompt(page)).to_have_value("And what now?")
+    # Two that are sent faster than they are heard belong to one conversation.
+    page.keyboard.type("\nAnd then?")
+    press(page, "Send")
+    expect(page.locator(".user .said")).to_have_text(["Say hello.", "And what now?", "And then?"])
+    expect(_prompt(page)).to_have_value("")
+    (chat,) = workbench.registry.all(Chat)
+    turns = workbench.conversations.turns(chat.id)
+    assert [one.question.content for one in turns] == ["Say hello.", "And what now?", "And then?"]
 
 
 def test_who_was_trained_with_chat_options_is_asked_so_until_that_is_switched_off(

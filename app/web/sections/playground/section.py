@@ -33,7 +33,7 @@ def build(shell: Shell) -> None:
         judging = opener(judge_sheet.KEY, "Judge")
     missing, warned = gr.HTML(elem_classes="when-said"), gr.HTML()
     talk = talk_panel(workbench)
-    line = _ask_line()
+    stop = _ask_line()
     sampling, system, raw = sampling_sheet()
     fields = ColumnFields(who, sampling)
     chat = chats_sheet.chats_sheet(shell)
@@ -47,8 +47,8 @@ def build(shell: Shell) -> None:
     bind_choice(shell, who, shell.kept["playground"])
     bind_columns(workbench, who, talk, chat, warned, shell.kept["playground"])
     bind_wishes(shell, TAB, who, chat, classify_outputs)
-    bind_asking(shell, fields, line, (system, raw), chat, talk)
-    bind_messages(shell, fields, chat, talk, line[2], row_outputs)
+    bind_asking(shell, fields, (system, raw), chat, talk, stop)
+    bind_messages(shell, fields, chat, talk, stop, row_outputs)
     bind_sliding(shell, fields, blend, live, chat, talk)
 
     clear.click(lambda: "", None, chat, **QUIET)  # the columns follow
@@ -63,10 +63,10 @@ def _without_base(workbench: Workbench) -> str:
     return f"<div class='empty'>{said}</div>"
 
 
-def _ask_line() -> tuple[gr.Textbox, gr.Button, gr.Button]:
-    """The line at the bottom: the prompt, Send and Stop."""
+def _ask_line() -> gr.Button:
+    """The line at the bottom: the prompt and Send, which assets/talk.js listens to, and Stop."""
     with gr.Row(elem_classes="ask-line"):
-        prompt = gr.Textbox(
+        gr.Textbox(
             label="Prompt",
             show_label=False,
             lines=1,
@@ -75,6 +75,6 @@ def _ask_line() -> tuple[gr.Textbox, gr.Button, gr.Button]:
             placeholder="Ask all of them the same question. Enter sends, Shift+Enter breaks the line.",
             elem_id="prompt",
         )
-        send = gr.Button("Send", variant="primary", size="md", scale=0, min_width=80)
+        gr.Button("Send", variant="primary", size="md", scale=0, min_width=80, elem_id="send-question")
         stop = gr.Button("Stop", interactive=False, size="md", scale=0, min_width=80, elem_id="stop-answers")
-    return prompt, send, stop
+    return stop
