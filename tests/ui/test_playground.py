@@ -303,6 +303,29 @@ def test_what_is_typed_on_after_enter_belongs_to_the_next_question(workbench, ad
     assert [one.question.content for one in turns] == ["Say hello.", "And what now?", "And then?"]
 
 
+def test_how_answers_are_sampled_outlives_a_reload(workbench, address, open_page):
+    page = open_page(address)
+    go_to(page, "Playground")
+    _sampled(page, Max_tokens="3", Temperature="0", System_prompt="Be kind.")
+    open_sheet(page, "Sampling").get_by_label("Join turns").check()
+    page.reload()
+    ready(page)
+    sampling = open_sheet(page, "Sampling")
+    expect(sampling.get_by_label("Max tokens")).to_have_value("3")
+    expect(sampling.get_by_label("Temperature")).to_have_value("0")
+    expect(sampling.get_by_label("Top-p")).to_have_value("0.95")
+    expect(sampling.get_by_role("textbox", name="System prompt")).to_have_value("Be kind.")
+    expect(sampling.get_by_label("Join turns")).to_be_checked()
+    page.keyboard.press("Escape")
+    _ask(page, "hello there")
+    expect(page.locator(".talk-figures")).to_contain_text("3 tokens", timeout=60_000)
+    (chat,) = workbench.registry.all(Chat)
+    assert chat.system == "Be kind."
+    answer = workbench.registry.chats.messages(chat.id)[-1]
+    said = GenerationConfig.from_dict(answer.details["settings"])
+    assert (said.temperature, said.join_turns) == (0.0, True)
+
+
 def test_who_was_trained_with_chat_options_is_asked_so_until_that_is_switched_off(
     workbench, trained, address, open_page
 ):

@@ -1,7 +1,8 @@
-"""The fields that say who answers and how: read together, whatever is done with them."""
+"""The fields that say who answers and how: read together, whatever is done with them, and kept."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from gradio.components import Component
 from app.service.chats import MAX_SIDE_BY_SIDE
 from app.web.parts.options_form import option_fields
 from app.web.parts.panes import sheet
+from app.web.parts.shell import QUIET, Shell
 from app.web.sections.playground.who_answers import SIDE, SINGLE, speakers_of
 from core.generate.config import GenerationConfig
 
@@ -104,3 +106,24 @@ def sampling_sheet() -> tuple[Mapping[str, Component], gr.Textbox, gr.Checkbox]:
             info="Without the chat template and without what was said before, as a base model is tried.",
         )
     return sampling, system, raw
+
+
+def keep_sampling(
+    shell: Shell, base: gr.Dropdown, sampling: Mapping[str, Component], kept: gr.BrowserState
+) -> None:
+    """Keep the sheet in the browser; first shown, it is as it was. sampling: all of its fields, by name."""
+
+    def show(base_now: str | None, before: str) -> tuple[object, ...]:
+        was = json.loads(before) if before and not base_now else {}
+        return tuple(was.get(name, gr.skip()) for name in sampling)
+
+    fields, names = list(sampling.values()), json.dumps(list(sampling))
+    shell.refresh(show, [base, kept], fields)
+    gr.on(
+        [one.input for one in fields],  # by hand only: what the page puts there by itself says nothing
+        None,
+        fields,
+        kept,
+        js=f"(...said) => JSON.stringify(Object.fromEntries({names}.map((name, at) => [name, said[at]])))",
+        **QUIET,
+    )

@@ -11,7 +11,12 @@ from app.web.parts.shell import QUIET, Shell
 from app.web.sections.playground import blend_sheet, chats_sheet, classify_sheet, judge_sheet, row_sheet
 from app.web.sections.playground.asking import bind_asking, bind_messages, bind_sliding
 from app.web.sections.playground.column_choice import bind_choice, bind_columns, bind_wishes
-from app.web.sections.playground.column_fields import ColumnFields, sampling_sheet, who_answers_row
+from app.web.sections.playground.column_fields import (
+    ColumnFields,
+    keep_sampling,
+    sampling_sheet,
+    who_answers_row,
+)
 from app.web.sections.playground.reference_sheet import KEY as REFERENCE
 from app.web.sections.playground.reference_sheet import reference_sheet
 from app.web.sections.playground.talk import talk_panel
@@ -45,6 +50,8 @@ def build(shell: Shell) -> None:
 
     shell.refresh(lambda: _without_base(workbench), [], [missing])
     bind_choice(shell, who, shell.kept["playground"])
+    asked_with = {**sampling, "system": system, "raw": raw}
+    keep_sampling(shell, who.base, asked_with, shell.kept["sampling"])
     bind_columns(workbench, who, talk, chat, warned, shell.kept["playground"])
     bind_wishes(shell, TAB, who, chat, classify_outputs)
     bind_asking(shell, fields, (system, raw), chat, talk, stop)
