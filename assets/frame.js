@@ -119,7 +119,12 @@ window.workbench = (() => {
   let goes = 0;  // when g was pressed
   const typing = target => target.closest?.('input:not([type=checkbox], [type=radio], [type=range]), textarea, select, [contenteditable=true], [role=combobox]');
 
+  // Asked before the list hears of the key: by the time the page does, it is closed.
+  let unfolded = false;
+  addEventListener('keydown', event => { unfolded = event.target.matches?.(':is([role=combobox], [role=listbox])[aria-expanded=true]'); }, {capture: true});
+
   addEventListener('keydown', event => {
+    if (event.key === 'Escape' && unfolded) return;  // it closes the list alone
     if (sheet && event.key === 'Tab') return keepFocusIn(event);
     if (sheet && event.key === 'Escape' && !event.defaultPrevented) { event.preventDefault(); return closeSheet(); }
     if (event.key === 'Escape') {

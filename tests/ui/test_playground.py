@@ -326,6 +326,36 @@ def test_how_answers_are_sampled_outlives_a_reload(workbench, address, open_page
     assert (said.temperature, said.join_turns) == (0.0, True)
 
 
+def test_escape_closes_an_open_list_before_anything_else(workbench, address, open_page, tokenizer, tmp_path):
+    deep = make_llama(tmp_path / "deep", tokenizer, layers=24)  # slow enough to be stopped in the middle
+    workbench.jobs.wait(workbench.models.add(str(deep), "deep"))
+    page = open_page(address)
+    go_to(page, "Playground")
+    choose(page, "Base model", "deep")
+    _sampled(page, Max_tokens="2000", Temperature="0")
+    _ask(page, "tell me a long story")
+    expect(page.locator("#stop-answers")).to_be_enabled()
+    base = page.get_by_role("combobox", name="Base model")
+    base.click()
+    expect(page.get_by_role("option", name="deep", exact=True)).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("option", name="deep", exact=True)).to_be_hidden()
+    expect(base).to_be_focused()
+    settled(page)
+    assert not workbench.registry.chats.messages(workbench.registry.all(Chat)[0].id)[-1].finish
+    page.keyboard.press("Escape")
+    expect(page.locator(".talk-figures")).to_contain_text("stopped", timeout=60_000)
+
+    judging = open_sheet(page, "Judge", "Judge answers")
+    judging.get_by_label("Base model").click()
+    expect(page.get_by_role("option", name="deep", exact=True)).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("option", name="deep", exact=True)).to_be_hidden()
+    expect(judging).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(judging).to_be_hidden()
+
+
 def test_who_was_trained_with_chat_options_is_asked_so_until_that_is_switched_off(
     workbench, trained, address, open_page
 ):
