@@ -62,6 +62,13 @@ function layOut() {
   against.replaceChildren(make('option', {value: '', textContent: 'nobody'}), ...wanted().map((one, at) => make('option', {value: at, textContent: one || 'Plain base'})));
   against.value = several && value !== '' && Number(value) < shown.size ? value : '';
   compare.hidden = scrolls.hidden = !several;
+  showMixture();
+}
+
+// Beside the open sheet that weighs a mixture there is room for few columns: its own is to be in view.
+function showMixture() {
+  const mixture = [...shown.keys()].filter(speaker => speaker.includes('=')).at(-1);
+  if (mixture && document.querySelector('#sheet-blend[data-open]')) shown.get(mixture).log.parentElement.scrollIntoView({block: 'nearest', inline: 'nearest'});
 }
 
 function draw(answer) {
@@ -240,6 +247,7 @@ function keepDraft() {
 
 against.addEventListener('change', follow);
 together.addEventListener('change', () => localStorage.setItem(KEPT, JSON.stringify({together: together.checked})));
+addEventListener('workbench-sheet', showMixture);
 addEventListener('workbench-route', () => requestAnimationFrame(look));
 addEventListener('visibilitychange', () => { if (!document.hidden) look(); });
 watch('value', follow);

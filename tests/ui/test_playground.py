@@ -356,6 +356,43 @@ def test_escape_closes_an_open_list_before_anything_else(workbench, address, ope
     expect(judging).to_be_hidden()
 
 
+@pytest.mark.parametrize("width", [1280, 1920])
+def test_what_is_heard_while_one_slides_is_in_sight(workbench, trained, address, open_page, width):
+    trained("calm")
+    trained("loud")
+    page = open_page(address, width=width)
+    go_to(page, "Playground")
+    _add_columns(page, "calm", "loud")
+    _sampled(page, Max_tokens="6", Temperature="0")
+    blend = open_sheet(page, "Blend")
+    field = blend.get_by_role("combobox", name="Adapters, each with its weight")
+    for name in ("calm", "loud"):
+        field.fill(name)
+        blend.locator(".choice-popup").get_by_role("option", name=name).click()
+    blend.get_by_role("button", name="Hear it").click()
+    expect(_column(page, "calm=0.5+loud=0.5")).to_have_count(1)
+    _ask(page, "hello there")  # in the line beside the sheet, which stays open
+    _answered(page, 4)
+    blend.get_by_label("Weight of loud, to slide").press("ArrowLeft")
+    moved = _column(page, "calm=0.5+loud=0.45")
+    expect(moved.locator(".talk-weights")).to_contain_text("× 0.45", timeout=60_000)
+    expect(blend).to_be_visible()
+    expect(page.locator(".shade")).to_have_count(0)
+    heard, sheet = moved.bounding_box(), blend.bounding_box()
+    narrow = page.locator(".talk").bounding_box()["width"]
+    assert heard["x"] >= page.locator("#rail").bounding_box()["width"]
+    assert heard["x"] + heard["width"] <= sheet["x"]
+    picture(page, f"blend-{width}")
+
+    # Closed, it gives the room back; opened again, the mixture is in sight at once.
+    blend.get_by_role("button", name="Close").click()
+    expect(blend).to_be_hidden()
+    assert page.locator(".talk").bounding_box()["width"] > narrow
+    page.locator(".chats").evaluate("all => all.scrollTo(0, 0)")
+    open_sheet(page, "Blend")
+    assert moved.bounding_box()["x"] + heard["width"] <= sheet["x"]
+
+
 def test_who_was_trained_with_chat_options_is_asked_so_until_that_is_switched_off(
     workbench, trained, address, open_page
 ):
