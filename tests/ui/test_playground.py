@@ -393,6 +393,22 @@ def test_what_is_heard_while_one_slides_is_in_sight(workbench, trained, address,
     assert moved.bounding_box()["x"] + heard["width"] <= sheet["x"]
 
 
+def test_the_same_question_stands_at_the_same_height_in_all_columns(trained, address, open_page):
+    trained("calm")
+    trained("loud")
+    page = open_page(address)
+    go_to(page, "Playground")
+    _add_columns(page, "loud")
+    _sampled(page, Max_tokens="2")
+    _ask(page, "hello there")
+    _answered(page, 2)
+    _add_columns(page, "calm")
+    asked = page.locator(".user .said")
+    expect(asked).to_have_count(3)
+    expect(_column(page, "calm").get_by_role("button", name="Answer this too")).to_be_visible()
+    assert len({one.bounding_box()["y"] for one in asked.all()}) == 1
+
+
 def test_who_was_trained_with_chat_options_is_asked_so_until_that_is_switched_off(
     workbench, trained, address, open_page
 ):
