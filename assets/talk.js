@@ -230,6 +230,8 @@ addEventListener('workbench-asked', ({detail: heard}) => {
   if (questions.length) trigger('input', {prompt: questions[0]});
 });
 addEventListener('click', event => { if (event.target.closest?.('#send-question')) take(); });
+// What is told stands above it, however many lines it has; in other sections it is not seen, and has no height.
+new ResizeObserver(([{target}]) => document.documentElement.style.setProperty('--foot', `${target.offsetHeight}px`)).observe(document.querySelector('.ask-line'));
 addEventListener('input', event => { if (event.target === line() && event.isTrusted) localStorage.setItem(DRAFT, event.target.value); });
 addEventListener('keydown', event => {
   if (event.target !== line()) return;

@@ -409,6 +409,24 @@ def test_the_same_question_stands_at_the_same_height_in_all_columns(trained, add
     assert len({one.bounding_box()["y"] for one in asked.all()}) == 1
 
 
+def test_what_is_refused_is_said_above_the_line_in_the_words_of_the_page(address, open_page):
+    page = open_page(address)
+    go_to(page, "Playground")
+    open_sheet(page, "Sampling").get_by_label("Top-p").fill("5")
+    page.keyboard.press("Escape")
+    _prompt(page).fill("a question\nof three\nlines")
+    _prompt(page).press("Enter")
+    told = page.get_by_test_id("toast-body")
+    expect(told).to_contain_text("Top-p under Sampling must be between 0.01 and 1, not 5.")
+    expect(_prompt(page)).to_have_value("a question\nof three\nlines")
+    line, message = page.locator(".ask-line").bounding_box(), told.bounding_box()
+    assert message["y"] + message["height"] <= line["y"]
+    open_sheet(page, "Sampling").get_by_label("Max tokens").fill("")
+    page.keyboard.press("Escape")
+    press(page, "Send")
+    expect(told.last).to_contain_text("Max tokens under Sampling is empty; it must be a whole number.")
+
+
 def test_who_was_trained_with_chat_options_is_asked_so_until_that_is_switched_off(
     workbench, trained, address, open_page
 ):

@@ -49,7 +49,7 @@ def sheet(key: str, title: str, help: str = "", *, beside: bool = False) -> Iter
     """A sheet at the right edge, closed until a button made by `opener` is pressed, or `data-opens='key'` in
     HTML; Escape, its cross or a click beside it close it.
 
-    beside: where there is room, the section is narrower meanwhile and can be used, and a click leaves it open.
+    beside: where there is room, the section is narrower meanwhile, and can be used: a click leaves it open.
     """
     classes = ["sheet", "leaves-room"] if beside else ["sheet"]
     with gr.Column(elem_id=f"sheet-{key}", elem_classes=classes, min_width=0):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gradio as gr
@@ -66,7 +66,7 @@ class ColumnFields:
     def read(self, values: Sequence[Any]) -> Said:
         """What the values of `inputs` say. Raises InvalidConfig."""
         count = len(self.who.all)
-        config = GenerationConfig.parse(dict(zip(self.sampling, values[count:], strict=True)))
+        config = sampling_of(dict(zip(self.sampling, values[count:], strict=True)))
         who = values[:count]
         return Said(who[0] or "", list(who[1] or []), WhoAnswers.speakers(who), config)
 
@@ -108,6 +108,16 @@ def sampling_sheet() -> tuple[Mapping[str, Component], gr.Textbox, gr.Checkbox]:
     return sampling, system, raw
 
 
+def sampling_of(values: Mapping[str, object]) -> GenerationConfig:
+    """What the fields of the sheet say. Raises InvalidConfig, with the words that a field is found by."""
+    for option in GenerationConfig.options():
+        there, value = replace(option, name=f"{option.label} under Sampling"), values[option.name]
+        if isinstance(value, int):
+            there.check(value)  # as it was typed: 5, not 5.0
+        there.parse(value)
+    return GenerationConfig.parse(values)
+
+
 def keep_sampling(
     shell: Shell, base: gr.Dropdown, sampling: Mapping[str, Component], kept: gr.BrowserState
 ) -> None:
@@ -117,7 +127,8 @@ def keep_sampling(
         was = json.loads(before) if before and not base_now else {}
         return tuple(was.get(name, gr.skip()) for name in sampling)
 
-    fields, names = list(sampling.values()), json.dumps(list(sampling))
+    fields: list[Any] = list(sampling.values())
+    names = json.dumps(list(sampling))
     shell.refresh(show, [base, kept], fields)
     gr.on(
         [one.input for one in fields],  # by hand only: what the page puts there by itself says nothing
