@@ -215,24 +215,30 @@ function write(text) {
   const field = line();
   field.value = text;
   field.dispatchEvent(new Event('input', {bubbles: true}));
-  localStorage.setItem(DRAFT, text);
+  keep();
 }
 const questions = [];  // the first is on its way; each goes on from where the one before has led
+const keep = () => localStorage.setItem(DRAFT, line().value || questions.join('\n'));  // what was not heard is not lost
 function take() {
   const question = line().value;
   if (questions.length && !question.trim()) return;  // sent twice
+  questions.push(question);
   write('');
-  if (questions.push(question) === 1) trigger('input', {prompt: question});
+  if (questions.length === 1) trigger('input', {prompt: question});
 }
 addEventListener('workbench-asked', ({detail: heard}) => {
   const done = questions.splice(0, heard ? 1 : questions.length);
   if (!heard && !line().value) write(done.join('\n'));
+  keep();
   if (questions.length) trigger('input', {prompt: questions[0]});
 });
 addEventListener('click', event => { if (event.target.closest?.('#send-question')) take(); });
-// What is told stands above it, however many lines it has; in other sections it is not seen, and has no height.
-new ResizeObserver(([{target}]) => document.documentElement.style.setProperty('--foot', `${target.offsetHeight}px`)).observe(document.querySelector('.ask-line'));
-addEventListener('input', event => { if (event.target === line() && event.isTrusted) localStorage.setItem(DRAFT, event.target.value); });
+// What is told stands above it, however many lines it has: at the end of the columns, while these are seen.
+new ResizeObserver(() => {
+  const below = window.workbench.seen(host) ? innerHeight - host.getBoundingClientRect().bottom : 0;
+  document.documentElement.style.setProperty('--foot', `${Math.max(0, below)}px`);
+}).observe(host);
+addEventListener('input', event => { if (event.target === line() && event.isTrusted) keep(); });
 addEventListener('keydown', event => {
   if (event.target !== line()) return;
   if (event.key === 'Enter' && !event.shiftKey && !event.isComposing) { event.preventDefault(); event.stopPropagation(); take(); }
@@ -244,7 +250,7 @@ for (const act of ['pointerdown', 'keydown']) addEventListener(act, event => { i
 function keepDraft() {
   const field = line();
   if (!field || !window.workbench.seen(field)) return;
-  if (!draft || field.value === draft) { draft = ''; localStorage.setItem(DRAFT, field.value); } else if (!field.value) { write(draft); setTimeout(keepDraft, 400); }
+  if (!draft || field.value === draft) { draft = ''; keep(); } else if (!field.value) { write(draft); setTimeout(keepDraft, 400); }
 }
 
 against.addEventListener('change', follow);
