@@ -70,6 +70,7 @@ window.workbench = (() => {
   });
 
   // --- side sheets and dialogs ---------------------------------------------------------------------------------------
+  const ROOM = 1100;  // pixels that a window has at least where a sheet leaves room, as in style.css
   let sheet = null, opener = null;
   const shade = Object.assign(document.createElement('div'), {className: 'shade'});
 
@@ -80,8 +81,9 @@ window.workbench = (() => {
     [sheet, opener] = [found, from];
     found.dataset.open = '';
     const title = found.querySelector('.sheet-head h2');
-    for (const [name, value] of [['role', 'dialog'], ['aria-modal', 'true'], ['aria-label', title?.textContent ?? key], ['tabindex', '-1']]) found.setAttribute(name, value);
-    document.body.append(shade);
+    const modal = !(found.matches('.leaves-room') && innerWidth >= ROOM);
+    for (const [name, value] of [['role', 'dialog'], ['aria-modal', modal], ['aria-label', title?.textContent ?? key], ['tabindex', '-1']]) found.setAttribute(name, value);
+    if (modal) document.body.append(shade);
     const first = [...found.querySelectorAll(FOCUSABLE)].find(one => seen(one) && !one.closest('.sheet-head'));
     const unfolds = first?.matches('[role=listbox], [role=combobox]');  // a list over the sheet, as soon as it has the focus
     (unfolds ? found : first ?? found).focus({preventScroll: true});
@@ -119,8 +121,13 @@ window.workbench = (() => {
   let goes = 0;  // when g was pressed
   const typing = target => target.closest?.('input:not([type=checkbox], [type=radio], [type=range]), textarea, select, [contenteditable=true], [role=combobox]');
 
+  // Asked before the list hears of the key: by the time the page does, it is closed.
+  let unfolded = false;
+  addEventListener('keydown', event => { unfolded = event.target.matches?.(':is([role=combobox], [role=listbox])[aria-expanded=true]'); }, {capture: true});
+
   addEventListener('keydown', event => {
-    if (sheet && event.key === 'Tab') return keepFocusIn(event);
+    if (event.key === 'Escape' && unfolded) return;  // it closes the list alone
+    if (shade.isConnected && event.key === 'Tab') return keepFocusIn(event);
     if (sheet && event.key === 'Escape' && !event.defaultPrevented) { event.preventDefault(); return closeSheet(); }
     if (event.key === 'Escape') {
       const stop = document.getElementById('stop-answers');

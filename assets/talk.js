@@ -1,5 +1,6 @@
 // A conversation in columns, one for each speaker. The value says which conversation and which columns: JSON {chat, columns}. The panel
-// asks for what is new by itself, often while anything grows; what is to be done with a message is told by `submit`.
+// asks for what is new by itself, often while anything grows; what is to be done with a message is told by `submit`,
+// a question from the line below by `input`.
 const make = (tag, about, ...inner) => { const one = Object.assign(document.createElement(tag), about); one.append(...inner.filter(part => part != null)); return one; };
 const KEPT = 'lora-workbench-talk', DRAFT = 'lora-workbench-draft', BUSY_MS = 180, IDLE_MS = 5000;
 const tools = make('div', {className: 'talk-tools'}), others = make('span', {className: 'talk-others'});
@@ -61,6 +62,13 @@ function layOut() {
   against.replaceChildren(make('option', {value: '', textContent: 'nobody'}), ...wanted().map((one, at) => make('option', {value: at, textContent: one || 'Plain base'})));
   against.value = several && value !== '' && Number(value) < shown.size ? value : '';
   compare.hidden = scrolls.hidden = !several;
+  showMixture();
+}
+
+// Beside the open sheet that weighs a mixture there is room for few columns: its own is to be in view.
+function showMixture() {
+  const mixture = [...shown.keys()].filter(speaker => speaker.includes('=')).at(-1);
+  if (mixture && document.querySelector('#sheet-blend[data-open]')) shown.get(mixture).log.parentElement.scrollIntoView({block: 'nearest', inline: 'nearest'});
 }
 
 function draw(answer) {
@@ -207,10 +215,33 @@ function write(text) {
   const field = line();
   field.value = text;
   field.dispatchEvent(new Event('input', {bubbles: true}));
+  keep();
 }
-addEventListener('input', event => { if (event.target === line() && event.isTrusted) localStorage.setItem(DRAFT, event.target.value); });
+const questions = [];  // the first is on its way; each goes on from where the one before has led
+const keep = () => localStorage.setItem(DRAFT, line().value || questions.join('\n'));  // what was not heard is not lost
+function take() {
+  const question = line().value;
+  if (questions.length && !question.trim()) return;  // sent twice
+  questions.push(question);
+  write('');
+  if (questions.length === 1) trigger('input', {prompt: question});
+}
+addEventListener('workbench-asked', ({detail: heard}) => {
+  const done = questions.splice(0, heard ? 1 : questions.length);
+  if (!heard && !line().value) write(done.join('\n'));
+  keep();
+  if (questions.length) trigger('input', {prompt: questions[0]});
+});
+addEventListener('click', event => { if (event.target.closest?.('#send-question')) take(); });
+// What is told stands above it, however many lines it has: at the end of the columns, while these are seen.
+new ResizeObserver(() => {
+  const below = window.workbench.seen(host) ? innerHeight - host.getBoundingClientRect().bottom : 0;
+  document.documentElement.style.setProperty('--foot', `${Math.max(0, below)}px`);
+}).observe(host);
+addEventListener('input', event => { if (event.target === line() && event.isTrusted) keep(); });
 addEventListener('keydown', event => {
   if (event.target !== line()) return;
+  if (event.key === 'Enter' && !event.shiftKey && !event.isComposing) { event.preventDefault(); event.stopPropagation(); take(); }
   if (event.key === 'ArrowUp' && !event.target.value && last?.turns.length) { event.preventDefault(); write(last.turns.at(-1).question); }
 }, {capture: true});
 // Gradio sets what has just been laid out to its first value once more: what was kept counts until it stands, or somebody acts.
@@ -219,11 +250,12 @@ for (const act of ['pointerdown', 'keydown']) addEventListener(act, event => { i
 function keepDraft() {
   const field = line();
   if (!field || !window.workbench.seen(field)) return;
-  if (!draft || field.value === draft) { draft = ''; localStorage.setItem(DRAFT, field.value); } else if (!field.value) { write(draft); setTimeout(keepDraft, 400); }
+  if (!draft || field.value === draft) { draft = ''; keep(); } else if (!field.value) { write(draft); setTimeout(keepDraft, 400); }
 }
 
 against.addEventListener('change', follow);
 together.addEventListener('change', () => localStorage.setItem(KEPT, JSON.stringify({together: together.checked})));
+addEventListener('workbench-sheet', showMixture);
 addEventListener('workbench-route', () => requestAnimationFrame(look));
 addEventListener('visibilitychange', () => { if (!document.hidden) look(); });
 watch('value', follow);

@@ -12,7 +12,7 @@ from core.data.chat_options import ChatOptions
 from core.generate.config import GenerationConfig
 from storage.tables import Adapter, Base, Chat, Dataset
 from tests.conftest import make_llama
-from tests.ui.conftest import choose, go_to, open_sheet, picture, press, ready, served, settled
+from tests.ui.conftest import choose, go_to, open_sheet, picture, press, ready, served, settled, slowly
 from tests.workbenches import do_job, wait_for
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
@@ -271,6 +271,160 @@ def test_a_mixture_is_heard_followed_scored_and_kept(workbench, trained, address
     _add_columns(page, "both")
     _column(page, "both").get_by_role("button", name="Answer this too").click()
     expect(_column(page, "both").locator(".talk-figures")).to_be_visible(timeout=60_000)
+
+
+def test_what_is_typed_on_after_enter_belongs_to_the_next_question(workbench, address, open_page):
+    page = open_page(address)
+    go_to(page, "Playground")
+    _sampled(page, Max_tokens="2", Temperature="9")
+    _prompt(page).click()
+    page.keyboard.type("Say hello.\n")
+    expect(page.locator(".toast-body")).to_be_visible()  # refused: it comes back
+    expect(_prompt(page)).to_have_value("Say hello.")
+    with slowly(page, 300):
+        page.keyboard.type("\nAnd what now?")
+        expect(page.locator(".toast-body")).to_contain_text("(2)")  # refused again
+    expect(_prompt(page)).to_have_value("And what now?")
+    _sampled(page, Temperature="0")
+    _prompt(page).fill("")
+    _prompt(page).click()
+    with slowly(page, 300):
+        page.keyboard.type("Say hello.\nAnd what now?")
+        expect(page.locator(".user .said")).to_have_text("Say hello.")
+    settled(page)
+    expect(_prompt(page)).to_have_value("And what now?")
+    # Two that are sent faster than they are heard belong to one conversation.
+    page.keyboard.type("\nAnd then?")
+    press(page, "Send")
+    expect(page.locator(".user .said")).to_have_text(["Say hello.", "And what now?", "And then?"])
+    expect(_prompt(page)).to_have_value("")
+    (chat,) = workbench.registry.all(Chat)
+    turns = workbench.conversations.turns(chat.id)
+    assert [one.question.content for one in turns] == ["Say hello.", "And what now?", "And then?"]
+
+
+def test_how_answers_are_sampled_outlives_a_reload(workbench, address, open_page):
+    page = open_page(address)
+    go_to(page, "Playground")
+    _sampled(page, Max_tokens="3", Temperature="0", System_prompt="Be kind.")
+    open_sheet(page, "Sampling").get_by_label("Join turns").check()
+    page.reload()
+    ready(page)
+    sampling = open_sheet(page, "Sampling")
+    expect(sampling.get_by_label("Max tokens")).to_have_value("3")
+    expect(sampling.get_by_label("Temperature")).to_have_value("0")
+    expect(sampling.get_by_label("Top-p")).to_have_value("0.95")
+    expect(sampling.get_by_role("textbox", name="System prompt")).to_have_value("Be kind.")
+    expect(sampling.get_by_label("Join turns")).to_be_checked()
+    page.keyboard.press("Escape")
+    _ask(page, "hello there")
+    expect(page.locator(".talk-figures")).to_contain_text("3 tokens", timeout=60_000)
+    (chat,) = workbench.registry.all(Chat)
+    assert chat.system == "Be kind."
+    answer = workbench.registry.chats.messages(chat.id)[-1]
+    said = GenerationConfig.from_dict(answer.details["settings"])
+    assert (said.temperature, said.join_turns) == (0.0, True)
+
+
+def test_escape_closes_an_open_list_before_anything_else(workbench, address, open_page, tokenizer, tmp_path):
+    deep = make_llama(tmp_path / "deep", tokenizer, layers=24)  # slow enough to be stopped in the middle
+    workbench.jobs.wait(workbench.models.add(str(deep), "deep"))
+    page = open_page(address)
+    go_to(page, "Playground")
+    choose(page, "Base model", "deep")
+    _sampled(page, Max_tokens="2000", Temperature="0")
+    _ask(page, "tell me a long story")
+    expect(page.locator("#stop-answers")).to_be_enabled()
+    base = page.get_by_role("combobox", name="Base model")
+    base.click()
+    expect(page.get_by_role("option", name="deep", exact=True)).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("option", name="deep", exact=True)).to_be_hidden()
+    expect(base).to_be_focused()
+    settled(page)
+    assert not workbench.registry.chats.messages(workbench.registry.all(Chat)[0].id)[-1].finish
+    page.keyboard.press("Escape")
+    expect(page.locator(".talk-figures")).to_contain_text("stopped", timeout=60_000)
+
+    judging = open_sheet(page, "Judge", "Judge answers")
+    judging.get_by_label("Base model").click()
+    expect(page.get_by_role("option", name="deep", exact=True)).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("option", name="deep", exact=True)).to_be_hidden()
+    expect(judging).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(judging).to_be_hidden()
+
+
+@pytest.mark.parametrize("width", [1280, 1920])
+def test_what_is_heard_while_one_slides_is_in_sight(workbench, trained, address, open_page, width):
+    trained("calm")
+    trained("loud")
+    page = open_page(address, width=width)
+    go_to(page, "Playground")
+    _add_columns(page, "calm", "loud")
+    _sampled(page, Max_tokens="6", Temperature="0")
+    blend = open_sheet(page, "Blend")
+    field = blend.get_by_role("combobox", name="Adapters, each with its weight")
+    for name in ("calm", "loud"):
+        field.fill(name)
+        blend.locator(".choice-popup").get_by_role("option", name=name).click()
+    blend.get_by_role("button", name="Hear it").click()
+    expect(_column(page, "calm=0.5+loud=0.5")).to_have_count(1)
+    _ask(page, "hello there")  # in the line beside the sheet, which stays open
+    _answered(page, 4)
+    blend.get_by_label("Weight of loud, to slide").press("ArrowLeft")
+    moved = _column(page, "calm=0.5+loud=0.45")
+    expect(moved.locator(".talk-weights")).to_contain_text("× 0.45", timeout=60_000)
+    expect(blend).to_be_visible()
+    expect(page.locator(".shade")).to_have_count(0)
+    heard, sheet = moved.bounding_box(), blend.bounding_box()
+    narrow = page.locator(".talk").bounding_box()["width"]
+    assert heard["x"] >= page.locator("#rail").bounding_box()["width"]
+    assert heard["x"] + heard["width"] <= sheet["x"]
+    picture(page, f"blend-{width}")
+
+    # Closed, it gives the room back; opened again, the mixture is in sight at once.
+    blend.get_by_role("button", name="Close").click()
+    expect(blend).to_be_hidden()
+    assert page.locator(".talk").bounding_box()["width"] > narrow
+    page.locator(".chats").evaluate("all => all.scrollTo(0, 0)")
+    open_sheet(page, "Blend")
+    assert moved.bounding_box()["x"] + heard["width"] <= sheet["x"]
+
+
+def test_the_same_question_stands_at_the_same_height_in_all_columns(trained, address, open_page):
+    trained("calm")
+    trained("loud")
+    page = open_page(address)
+    go_to(page, "Playground")
+    _add_columns(page, "loud")
+    _sampled(page, Max_tokens="2")
+    _ask(page, "hello there")
+    _answered(page, 2)
+    _add_columns(page, "calm")
+    asked = page.locator(".user .said")
+    expect(asked).to_have_count(3)
+    expect(_column(page, "calm").get_by_role("button", name="Answer this too")).to_be_visible()
+    assert len({one.bounding_box()["y"] for one in asked.all()}) == 1
+
+
+def test_what_is_refused_is_said_above_the_line_in_the_words_of_the_page(address, open_page):
+    page = open_page(address)
+    go_to(page, "Playground")
+    open_sheet(page, "Sampling").get_by_label("Top-p").fill("5")
+    page.keyboard.press("Escape")
+    _prompt(page).fill("a question\nof three\nlines")
+    _prompt(page).press("Enter")
+    told = page.get_by_test_id("toast-body")
+    expect(told).to_contain_text("Top-p under Sampling must be between 0.01 and 1, not 5.")
+    expect(_prompt(page)).to_have_value("a question\nof three\nlines")
+    line, message = page.locator(".ask-line").bounding_box(), told.bounding_box()
+    assert message["y"] + message["height"] <= line["y"]
+    open_sheet(page, "Sampling").get_by_label("Max tokens").fill("")
+    page.keyboard.press("Escape")
+    press(page, "Send")
+    expect(told.last).to_contain_text("Max tokens under Sampling is empty; it must be a whole number.")
 
 
 def test_who_was_trained_with_chat_options_is_asked_so_until_that_is_switched_off(

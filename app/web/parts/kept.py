@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-_FIRST: dict[str, Any] = {"data": None, "train": "", "playground": "", "judge": ""}
+_FIRST: dict[str, Any] = {"data": None, "train": "", "playground": "", "sampling": "", "judge": ""}
 
 
 def kept_states() -> dict[str, gr.BrowserState]:

@@ -45,11 +45,14 @@ def bar() -> Iterator[gr.Row]:
 
 
 @contextmanager
-def sheet(key: str, title: str, help: str = "") -> Iterator[None]:
+def sheet(key: str, title: str, help: str = "", *, beside: bool = False) -> Iterator[None]:
     """A sheet at the right edge, closed until a button made by `opener` is pressed, or `data-opens='key'` in
     HTML; Escape, its cross or a click beside it close it.
+
+    beside: where there is room, the section is narrower meanwhile, and can be used: a click leaves it open.
     """
-    with gr.Column(elem_id=f"sheet-{key}", elem_classes="sheet", min_width=0):
+    classes = ["sheet", "leaves-room"] if beside else ["sheet"]
+    with gr.Column(elem_id=f"sheet-{key}", elem_classes=classes, min_width=0):
         about = f"<p class='hint'>{escape(help)}</p>" if help else ""
         gr.HTML(
             f"<header class='sheet-head'><h2>{escape(title)}</h2>"

@@ -13,31 +13,39 @@ from app.web.sections.playground import blend_sheet, chats_sheet, row_sheet
 from app.web.sections.playground.column_fields import ColumnFields, Said
 from app.web.sections.playground.talk import talk_value
 
+_ASKED = "() => dispatchEvent(new CustomEvent('workbench-asked', {{detail: {}}}))"
+
 
 def bind_asking(
     shell: Shell,
     fields: ColumnFields,
-    line: tuple[gr.Textbox, gr.Button, gr.Button],
     start: tuple[gr.Textbox, gr.Checkbox],
     chat: gr.HTML,
     talk: gr.HTML,
+    stop: gr.Button,
 ) -> None:
-    """line: the prompt, Send and Stop. start: the system prompt, and whether text is raw."""
-    workbench, (prompt, send, stop) = shell.workbench, line
+    """start: the system prompt, and whether text is raw.
+
+    The panel takes the question from its line at the key: Gradio reads a field a moment later, when the next
+    one may be begun in it.
+    """
+    workbench = shell.workbench
 
     @told
-    def ask(question: str, chat_now: str, system: str, raw: bool, *values: Any) -> tuple[object, ...]:
-        said = fields.read(values)
+    def ask(event: gr.EventData, chat_now: str, system: str, raw: bool, *values: Any) -> tuple[object, ...]:
+        question, said = event._data["prompt"], fields.read(values)
         if not said.base:
             raise refusal("Add a base model that writes text first, under Models.")
         found = chats_sheet.conversation(workbench, chat_now)
         chat_id = workbench.conversations.ask(
             found.id if found else None, said.base, said.speakers, question, said.config, system, raw=raw
         )
-        return "", str(chat_id), talk_value(chat_id, said.speakers), gr.Button(interactive=True)
+        return str(chat_id), talk_value(chat_id, said.speakers), gr.Button(interactive=True)
 
-    asked = [prompt, chat, *start, *fields.inputs]
-    gr.on([send.click, prompt.submit], ask, asked, [prompt, chat, talk, stop], **QUIET_QUEUED)
+    given, outputs = [chat, *start, *fields.inputs], [chat, talk, stop]
+    asked = talk.input(ask, given, outputs, trigger_mode="multiple", **QUIET_QUEUED)
+    asked.success(None, None, None, js=_ASKED.format("true"), **QUIET)
+    asked.failure(None, None, None, js=_ASKED.format("false"), **QUIET)
     halt = told(lambda chat_now: workbench.conversations.stop(int(chat_now or 0)))
     stop.click(halt, chat, None, **QUIET)
 

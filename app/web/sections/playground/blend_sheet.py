@@ -31,7 +31,8 @@ def blend_sheet(shell: Shell, fields: ColumnFields, chat: gr.HTML) -> tuple[gr.H
     they change, and whether the column follows.
     """
     workbench = shell.workbench
-    with sheet(KEY, "Blend", "The weighted sum of what the adapters change, heard as a column of its own."):
+    help = "The weighted sum of what the adapters change, heard as a column of its own."
+    with sheet(KEY, "Blend", help, beside=True):
         parts = choice(
             "blend",
             "Adapters, each with its weight",

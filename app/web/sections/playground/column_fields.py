@@ -1,9 +1,10 @@
-"""The fields that say who answers and how: read together, whatever is done with them."""
+"""The fields that say who answers and how: read together, whatever is done with them, and kept."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gradio as gr
@@ -12,6 +13,7 @@ from gradio.components import Component
 from app.service.chats import MAX_SIDE_BY_SIDE
 from app.web.parts.options_form import option_fields
 from app.web.parts.panes import sheet
+from app.web.parts.shell import QUIET, Shell
 from app.web.sections.playground.who_answers import SIDE, SINGLE, speakers_of
 from core.generate.config import GenerationConfig
 
@@ -64,7 +66,7 @@ class ColumnFields:
     def read(self, values: Sequence[Any]) -> Said:
         """What the values of `inputs` say. Raises InvalidConfig."""
         count = len(self.who.all)
-        config = GenerationConfig.parse(dict(zip(self.sampling, values[count:], strict=True)))
+        config = sampling_of(dict(zip(self.sampling, values[count:], strict=True)))
         who = values[:count]
         return Said(who[0] or "", list(who[1] or []), WhoAnswers.speakers(who), config)
 
@@ -104,3 +106,35 @@ def sampling_sheet() -> tuple[Mapping[str, Component], gr.Textbox, gr.Checkbox]:
             info="Without the chat template and without what was said before, as a base model is tried.",
         )
     return sampling, system, raw
+
+
+def sampling_of(values: Mapping[str, object]) -> GenerationConfig:
+    """What the fields of the sheet say. Raises InvalidConfig, with the words that a field is found by."""
+    for option in GenerationConfig.options():
+        there, value = replace(option, name=f"{option.label} under Sampling"), values[option.name]
+        if isinstance(value, int):
+            there.check(value)  # as it was typed: 5, not 5.0
+        there.parse(value)
+    return GenerationConfig.parse(values)
+
+
+def keep_sampling(
+    shell: Shell, base: gr.Dropdown, sampling: Mapping[str, Component], kept: gr.BrowserState
+) -> None:
+    """Keep the sheet in the browser; first shown, it is as it was. sampling: all of its fields, by name."""
+
+    def show(base_now: str | None, before: str) -> tuple[object, ...]:
+        was = json.loads(before) if before and not base_now else {}
+        return tuple(was.get(name, gr.skip()) for name in sampling)
+
+    fields: list[Any] = list(sampling.values())
+    names = json.dumps(list(sampling))
+    shell.refresh(show, [base, kept], fields)
+    gr.on(
+        [one.input for one in fields],  # by hand only: what the page puts there by itself says nothing
+        None,
+        fields,
+        kept,
+        js=f"(...said) => JSON.stringify(Object.fromEntries({names}.map((name, at) => [name, said[at]])))",
+        **QUIET,
+    )

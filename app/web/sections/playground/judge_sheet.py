@@ -19,6 +19,7 @@ from app.web.parts.panes import bar, opener, sheet
 from app.web.parts.shell import FOLLOWING, QUIET, WORKING, Shell, inform, offered, refusal, told, values_of
 from app.web.sections.playground.ballot_sheet import KEY as BALLOT
 from app.web.sections.playground.ballot_sheet import ballot_sheet, opened
+from app.web.sections.playground.column_fields import sampling_of
 from app.web.sections.playground.leaderboard import leaderboard_html
 from app.web.sections.playground.prompt_sheet import KEY as PROMPTS
 from app.web.sections.playground.prompt_sheet import prompt_sheet, to_speaker
@@ -28,7 +29,6 @@ from app.web.sections.playground.who_answers import (
     columns_choices,
     writing_bases,
 )
-from core.generate.config import GenerationConfig
 from storage.tables import Adapter, Base
 
 KEY = "judge"
@@ -135,7 +135,7 @@ def judge_sheet(
             raise refusal("Add a base model that writes text first, under Models.")
         speakers = [to_speaker(one) for one in columns or []]
         ballot = workbench.judging.ask(
-            base, speakers, conversation(system, prompt), GenerationConfig.parse(values), blind=blind
+            base, speakers, conversation(system, prompt), sampling_of(values), blind=blind
         )
         return opened(ballot), ""
 

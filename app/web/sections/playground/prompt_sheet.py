@@ -17,9 +17,9 @@ from app.web.parts.panes import ask_first, bar, opener, require_same, sheet
 from app.web.parts.routes import wish
 from app.web.parts.shell import FOLLOWING, QUIET, WORKING, Shell, choose_from, inform, refusal, told
 from app.web.sections.playground.ballot_sheet import opened
+from app.web.sections.playground.column_fields import sampling_of
 from app.web.sections.playground.prompt_matrix import PER_PAGE, exports_html, matrix_html
 from app.web.sections.playground.prompt_set_form import NEW, kept, set_form, sets_update
-from core.generate.config import GenerationConfig
 
 KEY = "prompts"
 _REMOVE = "Remove …"
@@ -48,7 +48,7 @@ def prompt_sheet(
         if not base:
             raise refusal("Choose a base model under Judge first.")
         found, speakers = kept(workbench, now, wanted, prompts), [to_speaker(one) for one in columns or []]
-        begun, _ = workbench.prompts.start(found, base, speakers, GenerationConfig.parse(values))
+        begun, _ = workbench.prompts.start(found, base, speakers, sampling_of(values))
         inform(f"{found} is being answered; its progress is shown at the top.", "Prompt set")
         return sets_update(workbench, found), gr.Dropdown(choices=run_choices(workbench), value=begun.id)
 

@@ -11,7 +11,12 @@ from app.web.parts.shell import QUIET, Shell
 from app.web.sections.playground import blend_sheet, chats_sheet, classify_sheet, judge_sheet, row_sheet
 from app.web.sections.playground.asking import bind_asking, bind_messages, bind_sliding
 from app.web.sections.playground.column_choice import bind_choice, bind_columns, bind_wishes
-from app.web.sections.playground.column_fields import ColumnFields, sampling_sheet, who_answers_row
+from app.web.sections.playground.column_fields import (
+    ColumnFields,
+    keep_sampling,
+    sampling_sheet,
+    who_answers_row,
+)
 from app.web.sections.playground.reference_sheet import KEY as REFERENCE
 from app.web.sections.playground.reference_sheet import reference_sheet
 from app.web.sections.playground.talk import talk_panel
@@ -33,7 +38,7 @@ def build(shell: Shell) -> None:
         judging = opener(judge_sheet.KEY, "Judge")
     missing, warned = gr.HTML(elem_classes="when-said"), gr.HTML()
     talk = talk_panel(workbench)
-    line = _ask_line()
+    stop = _ask_line()
     sampling, system, raw = sampling_sheet()
     fields = ColumnFields(who, sampling)
     chat = chats_sheet.chats_sheet(shell)
@@ -45,10 +50,12 @@ def build(shell: Shell) -> None:
 
     shell.refresh(lambda: _without_base(workbench), [], [missing])
     bind_choice(shell, who, shell.kept["playground"])
+    asked_with = {**sampling, "system": system, "raw": raw}
+    keep_sampling(shell, who.base, asked_with, shell.kept["sampling"])
     bind_columns(workbench, who, talk, chat, warned, shell.kept["playground"])
     bind_wishes(shell, TAB, who, chat, classify_outputs)
-    bind_asking(shell, fields, line, (system, raw), chat, talk)
-    bind_messages(shell, fields, chat, talk, line[2], row_outputs)
+    bind_asking(shell, fields, (system, raw), chat, talk, stop)
+    bind_messages(shell, fields, chat, talk, stop, row_outputs)
     bind_sliding(shell, fields, blend, live, chat, talk)
 
     clear.click(lambda: "", None, chat, **QUIET)  # the columns follow
@@ -63,10 +70,10 @@ def _without_base(workbench: Workbench) -> str:
     return f"<div class='empty'>{said}</div>"
 
 
-def _ask_line() -> tuple[gr.Textbox, gr.Button, gr.Button]:
-    """The line at the bottom: the prompt, Send and Stop."""
+def _ask_line() -> gr.Button:
+    """The line at the bottom: the prompt and Send, which assets/talk.js listens to, and Stop."""
     with gr.Row(elem_classes="ask-line"):
-        prompt = gr.Textbox(
+        gr.Textbox(
             label="Prompt",
             show_label=False,
             lines=1,
@@ -75,6 +82,6 @@ def _ask_line() -> tuple[gr.Textbox, gr.Button, gr.Button]:
             placeholder="Ask all of them the same question. Enter sends, Shift+Enter breaks the line.",
             elem_id="prompt",
         )
-        send = gr.Button("Send", variant="primary", size="md", scale=0, min_width=80)
+        gr.Button("Send", variant="primary", size="md", scale=0, min_width=80, elem_id="send-question")
         stop = gr.Button("Stop", interactive=False, size="md", scale=0, min_width=80, elem_id="stop-answers")
-    return prompt, send, stop
+    return stop

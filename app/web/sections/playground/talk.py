@@ -37,6 +37,7 @@ _ENDINGS = {
 def talk_panel(workbench: Workbench) -> gr.HTML:
     """The panel. Its value is what `talk_value` makes; it triggers `submit` with what is to be done with a
     message: `{"do", "message"}`, with the `prompt` of another question or the `speaker` of another answer.
+    What is sent from the line below it triggers `input`: `{"prompt"}`.
     """
 
     def look(asked: dict[str, Any]) -> dict[str, Any]:
