@@ -1,9 +1,9 @@
 """A whole registry in one file, and back: the database by SQLite's own backup, and every blob that its rows
 need.
 
-The file is an uncompressed zip: backup.json, registry.db, and blobs/<digest> as files or small folders. Base
-models are not in it: they are large, come from elsewhere, and are recognised by their fingerprint when they
-are added again.
+The file is an uncompressed zip: backup.json, registry.db, blobs/<digest> as files or small folders, and the
+user's presets as presets/<name>.toml. Base models are not in it: they are large, come from elsewhere, and are
+recognised by their fingerprint when they are added again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from storage.database import Database
 from storage.errors import StorageError
 from storage.registry import Registry
 
-FORMAT = 1
+FORMAT = 2
+_KNOWN = (1, FORMAT)  # the first without presets
 _DATABASE, _ABOUT, _BLOBS = "registry.db", "backup.json", "blobs/"
 _STAGED = ".restore-"
 _SAME = "The registry was not changed."
@@ -45,14 +46,16 @@ _MALFORMED = (
     struct.error,
     zlib.error,
 )
+_PRESET = re.compile(r"^presets/([^/\\]+\.toml)$")
+_MOST_PRESET = 1 << 20
 _MEMBER = re.compile(r"^blobs/([0-9a-f]{64})(?:/([A-Za-z0-9._-]+))?$")
 Watch = Callable[[str, float], None]
 """Called with what is being done and the share that is done."""
 
 
-def backup(registry: Registry, target: Path, watch: Watch) -> int:
-    """Write the registry to the new file `target`, also while it is in use. Returns the number of blobs in
-    it.
+def backup(registry: Registry, target: Path, watch: Watch, presets: Path | None = None) -> int:
+    """Write the registry to the new file `target`, also while it is in use, with the presets in that folder.
+    Returns the number of blobs in it.
 
     Raises StorageError if `target` exists or a blob that is needed is missing or damaged. Killed midway it
     leaves no `target`.
@@ -74,6 +77,8 @@ def backup(registry: Registry, target: Path, watch: Watch) -> int:
             ]
             _forget(copy, set(gone))
             archive.write(copy, _DATABASE)
+            for one in sorted(presets.glob("*.toml")) if presets else ():
+                archive.write(one, f"presets/{one.name}")
             archive.writestr(
                 _ABOUT,
                 json.dumps({"format": FORMAT, "created": time.time(), "blobs": len(found) - len(gone)}),
@@ -143,8 +148,17 @@ def _forget(path: Path, gone: set[str]) -> None:
     connection.close()
 
 
-def restore(source: Path, database: Path, blobs: BlobStore, watch: Watch, *, replace: bool = False) -> int:
-    """Bring a backup back into a home that nothing is running on. Returns the number of blobs brought back.
+def restore(
+    source: Path,
+    database: Path,
+    blobs: BlobStore,
+    watch: Watch,
+    presets: Path | None = None,
+    *,
+    replace: bool = False,
+) -> int:
+    """Bring a backup back into a home that nothing is running on, its presets into that folder, where those
+    that are there stay. Returns the number of blobs brought back.
 
     Every blob is checked against its digest before the database is put in place; what was there is kept
     beside it as registry-before-restore-….db. Raises StorageError if the file is no backup, is damaged, or
@@ -158,7 +172,7 @@ def restore(source: Path, database: Path, blobs: BlobStore, watch: Watch, *, rep
     _remove_left(database.parent)
     try:
         with zipfile.ZipFile(source) as archive:
-            return _unpack(archive, source.name, database, blobs, watch)
+            return _unpack(archive, source.name, database, blobs, watch, presets)
     except OSError as error:
         raise StorageError(f"{source.name} cannot be restored: {error.strerror or error}. {_SAME}") from None
     except (*_MALFORMED, sqlite3.DatabaseError) as error:
@@ -181,7 +195,7 @@ def _require_format(archive: zipfile.ZipFile, name: str) -> None:
             found = json.loads(file.read(_MOST_ABOUT))["format"]
     except (ValueError, TypeError, KeyError):
         raise StorageError(f"{name} is no backup, or is damaged: its {_ABOUT} is none. {_SAME}") from None
-    if found != FORMAT:
+    if found not in _KNOWN:
         raise StorageError(
             f"{name} was written by a newer version of the workbench (format {str(found)[:20]}). {_SAME}"
         )
@@ -196,14 +210,21 @@ def _require_space(archive: zipfile.ZipFile, name: str, folder: Path) -> None:
         )
 
 
-def _unpack(archive: zipfile.ZipFile, name: str, database: Path, blobs: BlobStore, watch: Watch) -> int:
+def _unpack(
+    archive: zipfile.ZipFile,
+    name: str,
+    database: Path,
+    blobs: BlobStore,
+    watch: Watch,
+    presets: Path | None,
+) -> int:
     _require_format(archive, name)
     _require_space(archive, name, database.parent)
     whole: dict[str, list[tuple[str, str]]] = {}
     for member in archive.namelist():
         if match := _MEMBER.match(member):
             whole.setdefault(match[1], []).append((member, match[2] or ""))
-        elif member not in (_ABOUT, _DATABASE):
+        elif member not in (_ABOUT, _DATABASE) and not _PRESET.match(member):
             raise StorageError(f"{name} is refused: {member[:80]!r} belongs to no backup. {_SAME}")
     for number, (digest, parts) in enumerate(sorted(whole.items())):
         watch(f"Restoring {digest[:12]}", number / len(whole))
@@ -214,11 +235,29 @@ def _unpack(archive: zipfile.ZipFile, name: str, database: Path, blobs: BlobStor
         with archive.open(_DATABASE) as packed, staged.open("xb") as unpacked:
             shutil.copyfileobj(packed, unpacked, 1 << 20)
         _require_whole(staged, set(whole), name)
+        if presets:
+            _bring_presets(archive, presets)
         _put_in_place(staged, database)
     finally:
         for path in staged.parent.glob(f"{staged.stem}*"):
             path.unlink(missing_ok=True)
     return len(whole)
+
+
+def _bring_presets(archive: zipfile.ZipFile, presets: Path) -> None:
+    """Write those that are not there."""
+    for member in archive.infolist():
+        match = _PRESET.match(member.filename)
+        if match is None or member.file_size > _MOST_PRESET or (presets / match[1]).exists():
+            continue
+        presets.mkdir(exist_ok=True, mode=0o700)
+        staged = presets / f"{_STAGED}{uuid.uuid4().hex}"
+        try:
+            with archive.open(member) as packed, staged.open("xb") as unpacked:
+                shutil.copyfileobj(packed, unpacked, 1 << 20)
+            os.replace(staged, presets / match[1])
+        finally:
+            staged.unlink(missing_ok=True)
 
 
 def _restored(archive: zipfile.ZipFile, parts: list[tuple[str, str]], blobs: BlobStore) -> str:

@@ -9,7 +9,7 @@ import typer
 
 from app.cli.common import Home, Json, open_workbench
 from app.cli.console import Console, guarded
-from app.service.classifiers import Told
+from app.service.classifiers import CUT, Told
 from core.errors import InvalidInput
 
 _SHOWN = 10  # labels of each text, for people
@@ -35,11 +35,15 @@ def classify(
     workbench, console = open_workbench(home), Console(json)
     found = workbench.classifiers.classify(texts, list(dict.fromkeys(adapter or [])), base)
     if json:
-        content = [{"text": row[0].text, "told": [_record(one) for one in row]} for row in found]
+        content = [
+            {"text": row[0].text, "cut": row[0].cut, "told": [_record(one) for one in row]} for row in found
+        ]
         console.result({"texts": content}, [])
         return
     for row in found:
         console.say(row[0].text)
+        if row[0].cut:
+            console.say(CUT)
         console.records(_table(row))
 
 

@@ -10,7 +10,7 @@ import typer
 from app.cli.console import ProgressLine
 from app.service.workbench import Workbench
 from app.shared.settings import settings_for
-from core.errors import InvalidConfig
+from core.errors import InvalidConfig, InvalidInput
 from core.options import Config
 from storage.tables import Job
 
@@ -80,4 +80,18 @@ def finished(workbench: Workbench, job: Job, progress: ProgressLine) -> dict[str
         return workbench.jobs.wait(job, progress.job)
     except KeyboardInterrupt:
         workbench.jobs.cancel(job)
+        raise
+
+
+def write_new(path: Path, text: str) -> None:
+    """Write a file that is not there yet, whole or not at all. Raises InvalidInput if it is there."""
+    try:
+        file = path.open("x", encoding="utf-8")
+    except FileExistsError:
+        raise InvalidInput(f"{path} exists already; choose a new file.") from None
+    try:
+        with file:
+            file.write(text)
+    except OSError:
+        path.unlink(missing_ok=True)
         raise

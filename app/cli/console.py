@@ -23,6 +23,7 @@ from app.service.doctor import Finding
 from app.service.workbench import Workbench
 from app.shared.disk import plain_sentence
 from app.shared.errors import USER_ERRORS
+from core.errors import InvalidInput
 from core.events import Progress as Position
 from storage.tables import Job, Run
 
@@ -148,7 +149,11 @@ class Console:
 
     def confirm(self, question: str, yes: bool) -> None:
         """Ask before something is removed. Without a terminal --yes is needed."""
-        if not yes and not typer.confirm(question, err=True):
+        if yes:
+            return
+        if self._json or not sys.stdin.isatty():
+            raise InvalidInput(f"{question} Nobody can be asked here: give --yes if that is meant.")
+        if not typer.confirm(question, err=True):
             raise typer.Exit(1)
 
     @contextmanager

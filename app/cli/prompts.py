@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from app.cli.common import BaseName, Home, Json, Yes, base_or_default, finished, open_workbench
+from app.cli.common import BaseName, Home, Json, Yes, base_or_default, finished, open_workbench, write_new
 from app.cli.console import Console, guarded
 from app.service.prompt_sets import CSV, FORMS, Matrix
 from app.service.prompt_texts import prompts_text
@@ -144,7 +144,7 @@ def prompts_runs(home: Home = None, json: Json = False) -> None:
 def prompts_answers(
     number: Number,
     form: Annotated[str, typer.Option(help=f"One of {', '.join(FORMS)}.")] = CSV,
-    out: Annotated[Path | None, typer.Option(help="Write them into this file.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write them into this new file.")] = None,
     home: Home = None,
     json: Json = False,
 ) -> None:
@@ -152,7 +152,7 @@ def prompts_answers(
     workbench, console = open_workbench(home), Console(json)
     text = "".join(workbench.prompts.lines(number, form))
     if out is not None:
-        out.write_text(text, encoding="utf-8")
+        write_new(out, text)
         console.result({"file": str(out)}, [("Written", str(out))])
     elif json:
         console.result(

@@ -27,13 +27,14 @@ def backup(
     home: Home = None,
     json: Json = False,
 ) -> None:
-    """Write the whole registry, with adapters, checkpoints and data, into one file.
+    """Write the whole registry, with adapters, checkpoints, data and presets, into one file.
 
-    Base models are not in it.
+    Base models, settings and exports are not in it.
     """
     console, workbench = Console(json), open_workbench(home)
     with console.progress() as progress:
-        count = back_up(workbench.registry, file.expanduser().absolute(), _watch(progress))
+        target = file.expanduser().absolute()
+        count = back_up(workbench.registry, target, _watch(progress), workbench.settings.presets)
     size = file.expanduser().stat().st_size
     console.result(
         {"file": str(file), "blobs": count, "size_bytes": size},
@@ -50,10 +51,11 @@ def restore_backup(
     home: Home = None,
     json: Json = False,
 ) -> None:
-    """Bring a backup back. Close the page and wait for runs to end first."""
+    """Bring a backup back. Close the page and wait for runs to end first. Presets that are there stay."""
     console, settings = Console(json), settings_for(home)
     with nothing_running(settings), console.progress() as progress:
-        count = restore(file, settings.database, BlobStore(settings.blobs), _watch(progress), replace=replace)
+        blobs = BlobStore(settings.blobs)
+        count = restore(file, settings.database, blobs, _watch(progress), settings.presets, replace=replace)
     console.result(
         {"home": str(settings.home), "blobs": count}, [("Restored", f"{count} files into {settings.home}")]
     )

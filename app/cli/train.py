@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -10,6 +11,7 @@ from app.cli.common import BaseName, Home, Json, Settings, base_or_default, open
 from app.cli.console import Console, guarded
 from app.cli.following import follow_runs
 from app.cli.option_sources import Anyway, Config, PresetName, Sweep, given_options
+from app.service.workbench import Workbench
 from core.train.checklist import BAD, GOOD, MIND, OPEN, Check
 from core.train.sweep import combinations, parse_grid
 from core.train.training_options import TrainingOptions
@@ -43,11 +45,12 @@ def train(
     console, workbench = Console(json), open_workbench(home)
     base = base_or_default(workbench, base)
     options = TrainingOptions.parse(given_options(workbench, preset, config, option or []))
-    for check in workbench.training.checklist(base, dataset, options):
+    training, grid = workbench.training, parse_grid(sweep) if sweep else None
+    wanted = [one for _, one in combinations(options, grid)] if grid else [options]
+    for check in _checks(workbench, base, dataset, wanted):
         console.say(check_line(check))
-    training = workbench.training
-    if sweep:
-        started = training.sweep(base, dataset, options, parse_grid(sweep), name, anyway=anyway)
+    if grid:
+        started = training.sweep(base, dataset, options, grid, name, anyway=anyway)
     else:
         started = [training.start(base, dataset, options, name, together=together, anyway=anyway)]
     follow_runs(console, workbench, started, json, detach=detach, as_sweep=bool(sweep))
@@ -73,7 +76,7 @@ def preflight(
     with console.progress() as progress:
         progress.say("Measuring")
         found, offered = workbench.training.measure(base, dataset, wanted)
-    checks = workbench.training.checklist(base, dataset, wanted[0])
+    checks = _checks(workbench, base, dataset, wanted)
     hints = [
         ("Instead", f"{text}: {' '.join(f'--set {key}={value}' for key, value in change.items())}")
         for text, change in offered
@@ -98,6 +101,15 @@ def preflight(
     )
     if not found["fits"]:
         raise typer.Exit(1)
+
+
+def _checks(workbench: Workbench, base: str, dataset: str, wanted: Sequence[TrainingOptions]) -> list[Check]:
+    """The checklist of the first, and of the others what is not well and not said yet."""
+    first, *others = [workbench.training.checklist(base, dataset, options) for options in wanted]
+    said = {check.reason: check for check in first}
+    for checks in others:
+        said |= {one.reason: one for one in checks if one.state != GOOD and one.reason not in said}
+    return list(said.values())
 
 
 def check_line(check: Check) -> str:

@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from app.cli.common import BaseName, Home, Json, base_or_default, open_workbench
+from app.cli.common import BaseName, Home, Json, base_or_default, open_workbench, write_new
 from app.cli.console import Console, guarded
 from app.service.vote_rows import FORMS, PAIRS
+from core.errors import InvalidInput
 
 votes = typer.Typer(no_args_is_help=True, help="Votes on answers: leaderboard, export, to-data.")
 OfBase = Annotated[str, typer.Option("--base", help="Only votes on this base model; by default all.")]
@@ -34,7 +35,7 @@ def votes_leaderboard(base: BaseName = "", home: Home = None, json: Json = False
 @votes.command("export")
 @guarded
 def votes_export(
-    file: Annotated[Path, typer.Argument(help="The file to write, as JSON lines.")],
+    file: Annotated[Path, typer.Argument(help="A new file, for JSON lines.")],
     form: Annotated[
         str, typer.Option(help="; ".join(f"{name}: {words}" for name, words in FORMS.items()) + ".")
     ] = PAIRS,
@@ -44,7 +45,9 @@ def votes_export(
 ) -> None:
     """Write votes into a file: all of them as they are kept, or as chosen and rejected answers."""
     lines = list(open_workbench(home).votes.lines(form, base))
-    file.write_text("".join(lines), encoding="utf-8")
+    if not lines:
+        raise InvalidInput("There are no votes to write; they are given under Playground, Judge.")
+    write_new(file, "".join(lines))
     Console(json).result(
         {"file": str(file), "rows": len(lines)}, [("Written", str(file)), ("Rows", f"{len(lines):,}")]
     )

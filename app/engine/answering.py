@@ -158,6 +158,7 @@ class Answers:
                     "problem_type": one.labels.problem_type,
                     "labels": list(one.labels.names),
                     "probabilities": one.probabilities,
+                    "cut": one.cut,
                 }
                 for one in found
             ]

@@ -18,6 +18,7 @@ from storage.tables import Adapter, Base
 
 MAX_SIDE_BY_SIDE = 8
 MAX_TEXTS = 1000
+CUT = "The text is longer than what the base model was built for; its end was not read."
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Told:
     problem_type: str
     probabilities: dict[str, float]
     """By label, the likeliest first; of a regression the value."""
+    cut: bool
+    """Whether the text is longer than what the base was built for, so that its end was not read."""
 
     @property
     def answer(self) -> str:
@@ -92,7 +95,13 @@ class Classifiers:
         names: list[str | None] = [row.name for row in rows] or [None]
         return [
             [
-                Told(text, name, one["problem_type"], _sorted(one["labels"], one["probabilities"][at]))
+                Told(
+                    text,
+                    name,
+                    one["problem_type"],
+                    _sorted(one["labels"], one["probabilities"][at]),
+                    one["cut"][at],
+                )
                 for name, one in zip(names, found, strict=True)
             ]
             for at, text in enumerate(asked)

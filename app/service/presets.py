@@ -92,7 +92,7 @@ class Presets:
     def save(self, name: str, options: TrainingOptions, why: str = "") -> Path:
         """Write an own preset, over an earlier one of its name.
 
-        Raises InvalidName, InvalidInput.
+        Raises InvalidName, InvalidInput, also where its file would be that of a preset with another name.
         """
         name = clean_name(name, "preset")
         if any(slug(one.name) == slug(name) for one in self.all() if not one.own):
@@ -100,8 +100,22 @@ class Presets:
         parts = {part: values for part, values in options.to_dict().items() if values}
         content = {"name": name, "why": why.strip(), **parts}
         self._folder.mkdir(exist_ok=True, mode=0o700)
-        path = self._folder / f"{slug(name)}.toml"
+        path = self._file_for(name)
         write_private(path, tomli_w.dumps(content))
+        return path
+
+    def _file_for(self, name: str) -> Path:
+        """Where the own preset of this name is, or is to be. Raises InvalidInput."""
+        own = [one for one in self.all() if one.own]
+        path = self._folder / f"{slug(name)}.toml"
+        for one in own:
+            if one.name.lower() == name.lower() and one.file is not None:
+                return one.file
+        if taken := next((one.name for one in own if one.file == path), None):
+            raise InvalidInput(
+                f"The preset {taken!r} has the file that {name!r} would have, {path.name}; choose another "
+                "name."
+            )
         return path
 
     def remove(self, name: str) -> None:

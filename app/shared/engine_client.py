@@ -241,8 +241,8 @@ class EngineClient:
     def classify(
         self, base: wire.Message, adapters: list[wire.Message | None], texts: list[str]
     ) -> list[wire.Message]:
-        """What each adapter, or the base's own head (None), tells of each text: problem_type, labels and
-        probabilities [texts][labels].
+        """What each adapter, or the base's own head (None), tells of each text: problem_type, labels,
+        probabilities [texts][labels], and cut [texts], whether a text was too long to be read to its end.
 
         Raises the engine's refusal, or EngineUnavailable if it is gone.
         """

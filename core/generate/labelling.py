@@ -29,6 +29,8 @@ class Classified:
     probabilities: list[list[float]]
     """Of each label, [texts][labels]; they add up to 1 where a text has one label. Of a regression the
     value."""
+    cut: list[bool]
+    """Whether a text has more tokens than the base was built for, so that its end was not read, [texts]."""
 
 
 def classify(
@@ -46,11 +48,12 @@ def classify(
     called = list(names) or [f"adapter {number}" for number in range(1, len(adapters) + 1)]
     found = [_head_of(base, adapter, name) for adapter, name in zip(adapters, called, strict=True)]
     groups = batches_of(adapters) if base.classifier.takes_several else [[at] for at in range(len(found))]
-    logits: dict[int, Tensor] = {}
+    ids, logits = text_ids(base.tokenizer, texts), dict[int, Tensor]()
     for group in groups:
         heads = [found[at][1] for at in group]
-        logits |= zip(group, _logits(base, [adapters[at] for at in group], heads, texts), strict=True)
-    return [_told(labels, logits[at][:, : len(labels)]) for at, (labels, _) in enumerate(found)]
+        logits |= zip(group, _logits(base, [adapters[at] for at in group], heads, ids), strict=True)
+    is_cut = [len(one) > base.context_length for one in ids]
+    return [_told(labels, logits[at][:, : len(labels)], is_cut) for at, (labels, _) in enumerate(found)]
 
 
 def _head_of(
@@ -83,9 +86,9 @@ def _logits(
     base: ResidentBase,
     adapters: Sequence[AdapterWeights | None],
     heads: Sequence[dict[str, Tensor]],
-    texts: Sequence[str],
+    texts: Sequence[list[int]],
 ) -> list[Tensor]:
-    """Of each adapter [texts, labels], filled up where another has more labels."""
+    """Of each adapter [texts, labels], filled up where another has more labels; texts as their ids."""
     bank = computing_bank(base.classifier.model, base.layers, adapters)
     bank.eval()
     parts = []
@@ -97,10 +100,12 @@ def _logits(
     return list(torch.cat(parts, 1).cpu())
 
 
-def _batches(base: ResidentBase, texts: Sequence[str], adapters: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(
+    base: ResidentBase, texts: Sequence[list[int]], adapters: int
+) -> Iterator[tuple[Tensor, Tensor]]:
     """ids and mask [rows, length] of as many texts as make one pass, cut to what the base was built for."""
     closing, length = closing_count(base.tokenizer), base.context_length
-    rows = [torch.tensor(cut(ids, length, closing)) for ids in text_ids(base.tokenizer, texts)]
+    rows = [torch.tensor(cut(ids, length, closing)) for ids in texts]
     first = 0
     while first < len(rows):
         longest, last = 0, first
@@ -119,9 +124,9 @@ def _padded(rows: Sequence[Tensor], pad_id: int, device: torch.device) -> tuple[
     return ids.to(device), mask.to(device)
 
 
-def _told(labels: LabelSet, scores: Tensor) -> Classified:
+def _told(labels: LabelSet, scores: Tensor, is_cut: list[bool]) -> Classified:
     if labels.problem_type == REGRESSION:
         probabilities = scores
     else:
         probabilities = scores.sigmoid() if labels.problem_type == MULTI else scores.softmax(1)
-    return Classified(labels, scores.tolist(), probabilities.tolist())
+    return Classified(labels, scores.tolist(), probabilities.tolist(), is_cut)

@@ -1,6 +1,7 @@
 """Classifying in the service and on the command line: from an encoder without a head to a merged model."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import transformers
@@ -49,6 +50,9 @@ def test_a_run_keeps_its_table_by_label_and_several_adapters_classify_side_by_si
             assert set(one["probabilities"]) == set(MOODS)
             assert sum(one["probabilities"].values()) == pytest.approx(1)
             assert one["answer"] == max(one["probabilities"], key=one["probabilities"].__getitem__)
+    assert [one["cut"] for one in found["texts"]] == [False, False]
+    _, long = _run(workbench, "classify", "--text", "good " * 900, "--adapter", "first")
+    assert long["texts"][0]["cut"], "what is not read is told"
     code, refused = _run(workbench, "classify", "--text", "x", "--base", "bert")
     assert code == 1
     assert "no head that classifies" in refused["error"]
@@ -161,6 +165,13 @@ def test_what_is_inside_a_classifier_can_be_seen(trained_on, workbench):
     (told,) = workbench.classifiers.classify([TEXTS[0]], ["seen"])[0]
     shown = told_html([told])
     assert f"{100 * told.probabilities['so so']:.1f} %" in shown
+    assert (
+        "its end was not read" in shown,
+        "its end was not read" in told_html([replace(told, cut=True)]),
+    ) == (
+        False,
+        True,
+    )
 
 
 def test_an_adapter_whose_head_was_left_at_random_numbers_is_refused(trained_on, workbench, tmp_path):

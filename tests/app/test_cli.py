@@ -315,6 +315,16 @@ def test_training_chat_and_adapters_from_the_command_line(workbench, settings, t
     assert not (tmp_path / "gguf").exists()
 
 
+def test_the_checklist_of_a_sweep_is_that_of_its_runs(workbench, settings):
+    asked = ["train", "--base", "llama", "--data", "data", "--set", "max_steps=1", "--detach"]
+    said = run(settings, *asked, "--sweep", "rank=1,12").stderr
+    assert "for rank 12" in said
+    assert "for rank 16" not in said, "the form's own, which no run has"
+    assert said.count("Base kept") == 1
+    refused = run(settings, *asked, "--sweep", "rank=")
+    assert (refused.exit_code, "Base kept" in refused.stderr) == (1, False)
+
+
 def test_a_sweep_from_the_command_line_shows_the_best_first(workbench, settings):
     options = ["--set", "max_steps=4", "--set", "micro_batch_size=2", "--set", "learning_rate=0.01"]
     code, found = run_json(
@@ -455,6 +465,7 @@ def test_the_registry_goes_into_a_file_and_back_and_is_examined_deeply(
     workbench, trained, settings, tmp_path
 ):
     trained("kept")
+    assert run(settings, "presets", "save", "gentle", "--set", "rank=3").exit_code == 0
     assert run(settings, "backup", tmp_path / "kept.zip").exit_code == 0
     assert "exists already" in run(settings, "backup", tmp_path / "kept.zip").stderr
     refused = run(settings, "restore", tmp_path / "kept.zip")
@@ -462,6 +473,7 @@ def test_the_registry_goes_into_a_file_and_back_and_is_examined_deeply(
     elsewhere = settings_for(tmp_path / "elsewhere")
     assert run_json(elsewhere, "restore", tmp_path / "kept.zip")[0] == 0
     assert [row["name"] for row in run_json(elsewhere, "adapters", "list")[1]["rows"]] == ["kept"]
+    assert "gentle" in [row["name"] for row in run_json(elsewhere, "presets", "list")[1]["rows"]]
     code, found = run_json(settings, "doctor", "--deep")
     levels = {one["what"]: one["level"] for one in found["findings"]}
     assert (code, levels["Stored files"], levels["Base models"], levels["Exports"]) == (

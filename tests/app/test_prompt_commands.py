@@ -32,6 +32,9 @@ def test_a_prompt_set_is_added_run_and_its_answers_voted_on_in_the_terminal(
     assert [one["messages"][0]["content"] for one in shown["answers"]] == ["hello 1", "hello 2"]
     run(settings, "prompts", "answers", result["run"], "--form", "md", "--out", tmp_path / "a.md")
     assert "## Prompt 2" in (tmp_path / "a.md").read_text()
+    none = run_json(settings, "votes", "export", tmp_path / "none.jsonl")
+    assert (none[0], "There are no votes to write" in none[1]["error"]) == (1, True)
+    assert not (tmp_path / "none.jsonl").exists()
 
     assert run_json(settings, "votes", "leaderboard", "--base", "llama")[1] == {"rows": []}
     first = workbench.prompts.following(result["run"])
@@ -44,8 +47,15 @@ def test_a_prompt_set_is_added_run_and_its_answers_voted_on_in_the_terminal(
     assert (code, written["rows"]) == (0, 2)
     votes = [json.loads(line) for line in (tmp_path / "votes.jsonl").read_text().splitlines()]
     assert [vote["verdict"] for vote in votes] == [BEST, TIE]
+    (tmp_path / "mine").write_text("mine")
+    for asked in (["prompts", "answers", result["run"], "--out"], ["votes", "export"]):
+        code, refused = run_json(settings, *asked, tmp_path / "mine")
+        assert (code, "exists already; choose a new file" in refused["error"]) == (1, True)
+    assert (tmp_path / "mine").read_text() == "mine"
     code, made = run_json(settings, "votes", "to-data", "liked", "--base", "llama")
     assert (code, made) == (0, {"name": "liked", "rows": 1, "left_out": 1})
     assert workbench.registry.find(Dataset, "liked").rows == 1
+    code, refused = run_json(settings, "prompts", "remove", "two")
+    assert (code, "give --yes if that is meant" in refused["error"]) == (1, True)
     assert run(settings, "prompts", "remove", "two", "--yes").exit_code == 0
     assert [row["name"] for row in run_json(settings, "prompts", "list")[1]["rows"]] == ["rows"]

@@ -411,6 +411,18 @@ def test_a_comparison_says_what_its_order_is_worth(workbench, session):
     assert found.caveats == ["Without a validation loss, and therefore last: blind."]
 
 
+def test_a_preset_is_saved_over_the_one_of_its_name_and_no_other(workbench):
+    presets = workbench.presets
+    presets.save("Exp A", TrainingOptions.parse({"rank": 4}))
+    with pytest.raises(InvalidInput, match=r"'Exp A' has the file that 'exp-a' would have, exp-a\.toml"):
+        presets.save("exp-a", TrainingOptions.parse({"rank": 5}))
+    assert presets.find("Exp A").options["rank"] == 4
+    copied = workbench.settings.presets / "brought.toml"
+    copied.write_text('name = "mine"\nrank = 6\n')
+    assert presets.save("mine", TrainingOptions.parse({"rank": 7})) == copied
+    assert presets.find("mine").options["rank"] == 7
+
+
 def test_presets_are_saved_read_by_the_command_line_and_removed(workbench):
     presets = workbench.presets
     assert [one.name for one in presets.all()] == [

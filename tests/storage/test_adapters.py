@@ -269,6 +269,25 @@ def test_a_backup_comes_back_whole(registry, tmp_path):
     assert sorted(path.name for path in elsewhere.iterdir()) == ["blobs", "registry.db"]
 
 
+def test_presets_go_along_and_leave_those_that_are_there(registry, tmp_path):
+    full(registry)
+    mine, theirs = tmp_path / "mine", tmp_path / "theirs"
+    for folder, texts in ((mine, {"a": "rank = 1", "b": "rank = 2"}), (theirs, {"b": "rank = 3"})):
+        folder.mkdir()
+        for name, text in texts.items():
+            (folder / f"{name}.toml").write_text(text)
+    (mine / "notes.txt").write_text("no preset")
+    backup(registry, tmp_path / "kept.zip", watched([]), mine)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    blobs = BlobStore(elsewhere / "blobs")
+    restore(tmp_path / "kept.zip", elsewhere / "registry.db", blobs, watched([]), theirs)
+    assert {path.name: path.read_text() for path in theirs.iterdir()} == {
+        "a.toml": "rank = 1",
+        "b.toml": "rank = 3",
+    }
+
+
 def test_a_restore_replaces_only_when_asked_and_keeps_what_was_there(registry, tmp_path):
     full(registry)
     backup(registry, tmp_path / "kept.zip", watched([]))
@@ -321,7 +340,7 @@ def test_a_damaged_backup_changes_nothing(registry, tmp_path, how):
     else:
         with zipfile.ZipFile(path, "w" if how != "outside" else "a") as archive:
             name = {"stranger": "readme.txt", "outside": "blobs/../../evil", "newer": "backup.json"}[how]
-            archive.writestr(name, '{"format": 2}')
+            archive.writestr(name, '{"format": 3}')
             if how == "newer":
                 archive.writestr("registry.db", "")
     elsewhere = tmp_path / "elsewhere"

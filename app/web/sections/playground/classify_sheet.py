@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from app.service.classifiers import MAX_SIDE_BY_SIDE, Told
+from app.service.classifiers import CUT, MAX_SIDE_BY_SIDE, Told
 from app.service.workbench import Workbench
 from app.shared.speakers import PLAIN_BASE
 from app.web.parts.panes import bar, sheet
@@ -92,8 +92,9 @@ def told_html(row: list[Told]) -> str:
         if len(lines) > _SHOWN
         else ""
     )
+    said = f"<p class='hint'>{CUT}</p>" if any(one.cut for one in row) else ""
     return (
-        f"<table class='rows told'>{top}<tbody><tr><th scope='row'>Answer</th>{answers}</tr>"
+        f"{said}<table class='rows told'>{top}<tbody><tr><th scope='row'>Answer</th>{answers}</tr>"
         f"{''.join(lines[:_SHOWN])}</tbody></table>{rest}"
     )
 
