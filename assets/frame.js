@@ -76,8 +76,8 @@ window.workbench = (() => {
 
   function openSheet(key, from = document.activeElement) {
     const found = document.getElementById(`sheet-${key}`);
-    if (!found) return;
     closeSheet();
+    if (!found) return;
     [sheet, opener] = [found, from];
     found.dataset.open = '';
     const title = found.querySelector('.sheet-head h2');
@@ -240,6 +240,8 @@ window.workbench = (() => {
   let arrived = false;
   function look() {
     splits();
+    // Gradio may make anew what it has shown for the first time, or beside a part that comes or goes: what is open stays open.
+    if (sheet && !sheet.isConnected) openSheet(sheet.id.replace(/^sheet-/, ''), opener);
     // Gradio calls the empty place of each chat a landmark of the page.
     for (const one of document.querySelectorAll('.placeholder-content[role=complementary]')) one.removeAttribute('role');
     if (!arrived && sectionTab('home') && document.querySelector('#rail [data-section]')) { arrived = true; show(); }

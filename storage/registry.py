@@ -33,6 +33,7 @@ from storage.tables import (
     Adapter,
     Ballot,
     Base,
+    Chat,
     Checkpoint,
     Dataset,
     DatasetVersion,
@@ -184,4 +185,5 @@ class Registry:
                 session.exec(select(func.max(moment))).one()
                 for moment in (Adapter.changed, PromptSet.changed, Ballot.voted)
             ]
-            return repr((tops, states, active, jobs, changed))
+            talked = session.exec(select(Chat.id).limit(1)).first() is not None  # the last of the first steps
+            return repr((tops, states, active, jobs, changed, talked))

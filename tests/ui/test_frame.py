@@ -8,7 +8,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
-from storage.tables import Job
+from storage.tables import Chat, Job
 from tests.ui.conftest import (
     choose_row,
     drawn,
@@ -23,6 +23,11 @@ from tests.ui.conftest import (
 )
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
+_MADE_ANEW = """() => {
+    const old = document.querySelector('.sheet[data-open]'), made = old.cloneNode(true);
+    for (const name of ['data-open', 'role']) made.removeAttribute(name);
+    old.replaceWith(made);
+}"""
 SECTIONS = ("Home", "Models", "Data", "Train", "Runs", "Adapters", "Playground", "Export", "Settings")
 
 
@@ -122,6 +127,22 @@ def test_a_sheet_takes_the_focus_and_gives_it_back(address, open_page):
     open_sheet(page, "Add a base model")
     page.mouse.click(200, 400)  # beside it
     expect(sheet).to_be_hidden()
+
+
+def test_a_sheet_stays_open_while_its_section_changes_around_it(workbench, trained, address, open_page):
+    """Gradio may make anew what it has shown for the first time."""
+    trained("mine")
+    page = open_page(address)
+    first = page.locator(".first-steps")
+    expect(first).to_be_visible()
+    costs = open_sheet(page, "What LoRA costs …")
+    workbench.registry.save(Chat(base_name="llama", title="begun elsewhere", system=""))
+    expect(first).to_be_hidden()  # somebody has talked to a model
+    page.evaluate(_MADE_ANEW)
+    expect(costs).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(costs).to_be_hidden()
+    expect(page.locator(".shade")).to_have_count(0)
 
 
 def test_keys_go_to_sections_search_and_explain_themselves(trained, address, open_page):
