@@ -45,12 +45,11 @@ def train(
     console, workbench = Console(json), open_workbench(home)
     base = base_or_default(workbench, base)
     options = TrainingOptions.parse(given_options(workbench, preset, config, option or []))
-    training, grid = workbench.training, parse_grid(sweep) if sweep else None
-    wanted = [one for _, one in combinations(options, grid)] if grid else [options]
-    for check in _checks(workbench, base, dataset, wanted):
+    training, swept = workbench.training, combinations(options, parse_grid(sweep)) if sweep else []
+    for check in _checks(workbench, base, dataset, [one for _, one in swept] or [options]):
         console.say(check_line(check))
-    if grid:
-        started = training.sweep(base, dataset, options, grid, name, anyway=anyway)
+    if swept:
+        started = training.start_all(base, dataset, swept, name, anyway=anyway)
     else:
         started = [training.start(base, dataset, options, name, together=together, anyway=anyway)]
     follow_runs(console, workbench, started, json, detach=detach, as_sweep=bool(sweep))

@@ -117,7 +117,19 @@ class Training:
 
         Raises as start(); all runs are queued or none.
         """
-        return self._queue(base, dataset, combinations(options, grid), name, anyway=anyway)
+        return self.start_all(base, dataset, combinations(options, grid), name, anyway=anyway)
+
+    def start_all(
+        self,
+        base: str,
+        dataset: str,
+        wanted: Sequence[tuple[str, TrainingOptions]],
+        name: str = "",
+        *,
+        anyway: bool = False,
+    ) -> list[Run]:
+        """As sweep(), of combinations that are worked out already, each with its label."""
+        return self._queue(base, dataset, wanted, name, anyway=anyway)
 
     def checklist(self, base: str, dataset: str, options: TrainingOptions) -> list[Check]:
         """What should be looked at before such a run, each point with its state and the reason.

@@ -283,8 +283,7 @@ def import_files(
     wanted = mapping.used_columns()
     late = LateColumns(mapping, _judged(sources[0]))
     readers = [
-        RowReader(source.path, name=source.name, by_line=form.by_line, unwanted=late.judged)
-        for source in sources
+        RowReader(source.path, name=source.name, by_line=form.by_line, skips=late.skips) for source in sources
     ]
     seen: Counter[str] = Counter()
     convert, total = form.converter(mapping), sum(reader.size for reader in readers)
@@ -301,7 +300,7 @@ def import_files(
     matter = list(late.matter())
     if matter and detected:
         raise InvalidData(_asked(matter[0]))
-    judging = [*preferences, *(one.said for one in matter if one.judges)]
+    judging = preferences or [one.said for one in matter if one.judges]
     summary = sink.finish(
         validation_files=validation,
         report=report,

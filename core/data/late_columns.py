@@ -38,11 +38,15 @@ class LateColumns:
         """judged: the rows that the mapping was judged by."""
         self._mapping, self._used = mapping, mapping.used_columns()
         held = {key for row in judged for key, value in row.items() if not is_nothing(value)}
-        self.judged = held - self._used
-        """Columns that had a value then, and have no use."""
-        self._known = held | self._used
+        self._judged, self._known = bool(judged), held | self._used
         self._rows: dict[str, list[Row]] = {}
         self._where: dict[str, str] = {}
+
+    def skips(self, column: str) -> bool:
+        """Whether nothing is to be learnt of a column: it has no use, and was judged then, or nothing could
+        be.
+        """
+        return column not in self._used and (column in self._known or not self._judged)
 
     def take(self, row: Row, number: int, name: str) -> None:
         """Look at row `number` of the file of this name."""

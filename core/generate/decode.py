@@ -132,9 +132,9 @@ def room_to_answer(base: ResidentBase, prompt: Sequence[int]) -> int:
     """Tokens that the base's context has left behind a prompt. Raises PromptTooLong if there are none."""
     context = base.context_length
     if len(prompt) >= context:
-        limit = f"at most {context:,}" if len(prompt) > context else "no more, so none is left for an answer"
+        full = ", so none is left for an answer" if len(prompt) == context else ""
         raise PromptTooLong(
-            f"The conversation is {len(prompt):,} tokens long; this model reads {limit}. "
+            f"The conversation is {len(prompt):,} tokens long; this model reads at most {context:,}{full}. "
             "Shorten it or start a new one."
         )
     return context - len(prompt)

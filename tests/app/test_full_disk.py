@@ -87,7 +87,7 @@ def options() -> TrainingOptions:
     "arguments",
     [
         ["adapters", "note", "mine", "--note", LONG],
-        ["export", "--adapter", "mine", "--to", f"/tmp/{LONG[:4000]}"],
+        ["export", "--adapter", "mine", "--to", f"/tmp/{'/'.join([LONG[:200]] * 19)}"],
         ["data", "add", "ROWS", "--name", "more"],
     ],
     ids=["note", "export", "import"],
@@ -319,7 +319,7 @@ DAMAGED = (
     ("backup.json", b"\xff\xfe", "its backup.json is none"),
     ("backup.json", b"{}", "its backup.json is none"),
     ("backup.json", b'{"format": "1"}', "was written by a newer version"),
-    ("backup.json", b'{"format": 2}', "was written by a newer version"),
+    ("backup.json", b'{"format": 3}', "was written by a newer version"),
     ("backup.json", b"[" * 100_000, "cannot be restored|its backup.json is none"),
     ("registry.db", b"", "the registry in it is empty"),
     ("registry.db", None, "is no backup"),

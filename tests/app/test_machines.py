@@ -322,5 +322,5 @@ def test_a_first_machine_that_is_gone_ends_its_workers_with_a_sentence(other, ad
     machine = other()
     wait_for(lambda: doors[0].look() == [f"{HERE} has joined"])
     doors.clear()
-    assert "The first machine, at 127.0.0.1" in machine.said()
     assert machine.process.wait() == 1
+    assert "The first machine, at 127.0.0.1" in machine.said()

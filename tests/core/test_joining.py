@@ -473,7 +473,7 @@ def test_an_adapter_that_fits_no_place_ends_its_own_request(engine, source, base
         raise InvalidInput("not for this base")
 
     with monkeypatch.context() as broken:
-        broken.setattr("core.lora.bank.MixedBank.load", refuses)
+        broken.setattr("core.lora.mixed_bank.MixedBank.load", refuses)
         next(first[2])
     with pytest.raises(InvalidInput, match="not for this base"):
         next(bad[2])

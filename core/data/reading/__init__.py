@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,17 +100,22 @@ class RowReader:
     """
 
     def __init__(
-        self, path: Path, *, name: str = "", by_line: bool = False, unwanted: Collection[str] = ()
+        self,
+        path: Path,
+        *,
+        name: str = "",
+        by_line: bool = False,
+        skips: Callable[[str], bool] = lambda column: False,
     ) -> None:
-        """`name` is what messages call the file; by_line makes each line of a plain text a row; unwanted:
-        columns that are not read where a file can be read by columns.
+        """`name` is what messages call the file; by_line makes each line of a plain text a row; skips says
+        whether a column is not to be read, where a file can be read by columns.
 
         Raises InvalidData for a kind of file that is not known, or an empty one. The file is opened when it
         is iterated over, which raises it for a file that is of another kind than its name says.
         """
         self.path, self.name = path, name or path.name
         self.size, self.position = path.stat().st_size, 0
-        self.by_line, self.unwanted = by_line, unwanted
+        self.by_line, self.skips = by_line, skips
         self.suffix = suffix_of(self.name)
         self.kind = self._kind()
         self.header: tuple[str, ...] = ()
@@ -118,7 +123,7 @@ class RowReader:
         self.unread: tuple[str, ...] = ()
         """What else the file holds and is left unread, once all rows are read."""
         self.beside: dict[str, int] = {}
-        """Unwanted columns that were not read, with the rows that have a value there."""
+        """Columns that were not read, with the rows that have a value there."""
         self._kept: BinaryIO | None = None
         if self.size == 0:
             raise InvalidData(f"{self.name} is empty.")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class ParquetRows(FileKind):
-    """Of its columns the unwanted ones are not read."""
+    """Of its columns those that nobody wants are not read."""
 
     name, label, order = "parquet", "Parquet", 30
     help = "Tables of columns, as the hub keeps them."
@@ -39,7 +39,7 @@ class ParquetRows(FileKind):
             with ParquetFile(reader.path) as file:
                 reader.header = names = tuple(file.schema_arrow.names)
                 refuse_twin_columns(reader.name, names)
-                wanted = [name for name in names if name not in reader.unwanted]
+                wanted = [name for name in names if not reader.skips(name)]
                 reader.beside = {name: _filled(file, name) for name in names if name not in wanted}
                 number, total = 0, max(1, file.metadata.num_rows)
                 for batch in file.iter_batches(batch_size=1024, columns=wanted or None):
