@@ -78,6 +78,7 @@ def backup(registry: Registry, target: Path, watch: Watch, presets: Path | None 
             _forget(copy, set(gone))
             archive.write(copy, _DATABASE)
             for one in sorted(presets.glob("*.toml")) if presets else ():
+                _require_preset(one.name, one.stat().st_size)
                 archive.write(one, f"presets/{one.name}")
             archive.writestr(
                 _ABOUT,
@@ -248,8 +249,9 @@ def _bring_presets(archive: zipfile.ZipFile, presets: Path) -> None:
     """Write those that are not there."""
     for member in archive.infolist():
         match = _PRESET.match(member.filename)
-        if match is None or member.file_size > _MOST_PRESET or (presets / match[1]).exists():
+        if match is None or (presets / match[1]).exists():
             continue
+        _require_preset(match[1], member.file_size)
         presets.mkdir(exist_ok=True, mode=0o700)
         staged = presets / f"{_STAGED}{uuid.uuid4().hex}"
         try:
@@ -258,6 +260,14 @@ def _bring_presets(archive: zipfile.ZipFile, presets: Path) -> None:
             os.replace(staged, presets / match[1])
         finally:
             staged.unlink(missing_ok=True)
+
+
+def _require_preset(name: str, size: int) -> None:
+    """Raise StorageError for what is too large to be one."""
+    if size > _MOST_PRESET:
+        raise StorageError(
+            f"presets/{name} has {size / 1e6:,.1f} MB, and is no preset; move it elsewhere. {_SAME}"
+        )
 
 
 def _restored(archive: zipfile.ZipFile, parts: list[tuple[str, str]], blobs: BlobStore) -> str:

@@ -106,10 +106,12 @@ def read_turns(turns: Sequence[dict[str, Any]]) -> Turns:
     notes: list[tuple[str, str]] = []
     tools: list[Tool] = []
     silent: list[int] = []
+    answers: list[bool] = []  # of all turns, as they were given
     hermes = _writes_calls_into_texts(turns)
     for at, turn in enumerate(turns):
         message = _message(turn, at + 1)
         role = message["role"]
+        answers.append(role == "assistant")
         if len(turn) > 2:
             wanted = trained(turn, at + 1) if role == "assistant" else _flagged(turn)
             if wanted is False:
@@ -132,7 +134,6 @@ def read_turns(turns: Sequence[dict[str, Any]]) -> Turns:
         notes.append(
             ("tools_read", "What the system turn tells of the tools is written by the template instead.")
         )
-    answers = [speaker(turn) == "assistant" for turn in turns]
     return Turns(tuple(said), frozenset(silent), (*notes, *unused_keys(turns, answers)), tuple(tools))
 
 

@@ -286,6 +286,10 @@ def test_presets_go_along_and_leave_those_that_are_there(registry, tmp_path):
         "a.toml": "rank = 1",
         "b.toml": "rank = 3",
     }
+    (mine / "c.toml").write_text("#" * (1 << 20) + "\n")
+    with pytest.raises(StorageError, match=r"presets/c\.toml has 1\.0 MB, and is no preset"):
+        backup(registry, tmp_path / "large.zip", watched([]), mine)
+    assert not list(tmp_path.glob("*large.zip*"))
 
 
 def test_a_restore_replaces_only_when_asked_and_keeps_what_was_there(registry, tmp_path):
