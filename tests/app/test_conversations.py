@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from app.service.conversations import FAILED, STOPPED
+from app.service.conversations import FAILED, STOPPED, WAITS
 from core.data.chat_options import ChatOptions
 from core.errors import InvalidConfig, InvalidInput
 from core.events import TokenDone
@@ -153,6 +153,49 @@ def test_one_is_stopped_while_the_others_go_on_and_a_fault_is_kept_with_its_reas
     last = _done(talk, chat)[-1].answers["mine"]
     assert (last.content, last.finish) == ("one ", FAILED)
     assert last.details["error"] == "The conversation is 9,000 tokens long."
+
+
+def _half_said(talk, speakers):
+    """A conversation in which the first question is being answered, and a word of it is there."""
+    speakers.go_on.clear()
+    chat = talk.ask(None, "llama", ["", "mine"], "hello", CONFIG)
+    wait_for(lambda: all(one.content for one in talk.turns(chat)[0].answers.values()))
+    return chat
+
+
+def test_a_question_that_is_asked_meanwhile_goes_on_from_whole_answers(talk, speakers):
+    chat = _half_said(talk, speakers)
+    talk.ask(chat, "llama", ["", "mine"], "and?", CONFIG)
+    waiting = talk.turns(chat)[-1].answers["mine"]
+    assert (waiting.content, waiting.finish, waiting.details[WAITS]) == ("", "", True)
+    assert talk.busy(chat)
+    with pytest.raises(InvalidInput, match="still being answered"):
+        talk.branch(talk.turns(chat)[-1].question.id, "or?", ["mine"], CONFIG)
+    speakers.go_on.set()
+    turns = _done(talk, chat)
+    said = ["hello", "one two three ", "and?"]
+    assert [[one["content"] for one in seen] for seen in speakers.asked[1]] == [said, said]
+    assert len(speakers.asked) == 2
+    last = turns[-1].answers["mine"]
+    assert (last.content, last.finish) == ("one two three ", "end")
+    assert WAITS not in last.details
+
+
+def test_one_that_waits_is_stopped_before_it_is_asked(talk, speakers):
+    chat = _half_said(talk, speakers)
+    talk.ask(chat, "llama", ["", "mine"], "and?", CONFIG)
+    talk.stop(chat, talk.turns(chat)[-1].answers["mine"].id)
+    speakers.go_on.set()
+    last = _done(talk, chat)[-1].answers
+    assert (last["mine"].content, last["mine"].finish) in [("", STOPPED), ("one ", STOPPED)]
+    assert last[""].finish == "end"
+    chat = _half_said(talk, speakers)
+    asked = len(speakers.asked)
+    talk.ask(chat, "llama", ["", "mine"], "and?", CONFIG)
+    talk.stop(chat)
+    speakers.go_on.set()
+    assert {one.finish for turn in _done(talk, chat) for one in turn.answers.values()} == {STOPPED}
+    assert len(speakers.asked) == asked
 
 
 def test_conversations_are_found_by_what_was_said_in_them(talk, speakers):
