@@ -237,8 +237,11 @@ class Conversations:
         answer = turns[-1].answers.get(speaker) if turns else None
         return answer.id if answer is not None and answer.id not in self._under_way else None
 
-    def scores(self, chat_id: int, speakers: Sequence[str], answer: str) -> list[Scored]:
-        """How likely an answer to the last question is to each speaker, each behind what it has said.
+    def scores(
+        self, chat_id: int, speakers: Sequence[str], answer: str, config: GenerationConfig
+    ) -> list[Scored]:
+        """How likely an answer to the last question is to each speaker, each behind what it has said, fitted
+        to the chat template as `config` says.
 
         Raises InvalidInput where nothing was asked, and what Chats.score() raises.
         """
@@ -248,7 +251,7 @@ class Conversations:
         chat, question = self._registry.get(Chat, chat_id), turns[-1].question.content
         _require_turns(chat)
         asked = [messages_for(chat.system, turns[:-1], speaker, question) for speaker in speakers]
-        chats = [self._chats.asked_with(speaker, GenerationConfig()).chat for speaker in speakers]
+        chats = [self._chats.asked_with(speaker, config).chat for speaker in speakers]
         return [
             self._chats.score(chat.base_name, [speaker or None], said, answer, chat=how)[0]
             for speaker, said, how in zip(speakers, asked, chats, strict=True)

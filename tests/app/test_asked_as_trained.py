@@ -89,7 +89,23 @@ def test_the_playground_says_so_and_keeps_how_each_was_asked(workbench, mine):
     assert settings[""].chat == ChatOptions()
     written = workbench.registry.get(ChatMessage, messages["mine"].id)
     assert workbench.conversations.score(written.id).tokens
-    assert workbench.conversations.scores(chat, ["mine"], "fine")[0].tokens
+    assert workbench.conversations.scores(chat, ["mine"], "fine", CONFIG)[0].tokens
+
+
+def test_a_reference_answer_is_scored_behind_what_is_asked_now(workbench, mine):
+    chat = workbench.conversations.ask(None, "strict", [""], "hello", CONFIG)
+    wait_for(lambda: not workbench.conversations.busy(chat))
+
+    def scored(speaker, config):
+        (found,) = workbench.conversations.scores(chat, [speaker], "fine", config)
+        return found.total
+
+    louder = replace(CONFIG, template_kwargs='{"mood": "very loud"}')
+    (by_hand,) = workbench.chats.score(
+        "strict", [None], [{"role": "user", "content": "hello"}], "fine", chat=louder.chat
+    )
+    assert scored("", louder) == by_hand.total != scored("", CONFIG)
+    assert scored("mine", CONFIG) != scored("mine", replace(CONFIG, as_trained=False))
 
 
 def test_a_prompt_set_is_answered_so(workbench, mine, jobs_here, monkeypatch):

@@ -255,7 +255,7 @@ def test_an_answer_is_scored_behind_what_its_speaker_has_said(talk, speakers, wo
     begin = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "hello"}]
     assert asked == [(("llama", ["mine"], begin, "one two three "), {"ended": True, "chat": ChatOptions()})]
     asked.clear()
-    talk.scores(chat, ["", "mine"], "good day")
+    talk.scores(chat, ["", "mine"], "good day", CONFIG)
     assert [given[1:] for given, _ in asked] == [([None], begin, "good day"), (["mine"], begin, "good day")]
 
 

@@ -46,7 +46,7 @@ def build(shell: Shell) -> None:
     row_outputs = row_sheet.row_sheet(shell)
     blend, live = blend_sheet.blend_sheet(shell, fields, chat)
     judge_sheet.judge_sheet(shell, judging, [who.base, who.adapters], sampling)
-    reference_sheet(shell, chat, who)
+    reference_sheet(shell, chat, fields)
 
     shell.refresh(lambda: _without_base(workbench), [], [missing])
     bind_choice(shell, who, shell.kept["playground"])
