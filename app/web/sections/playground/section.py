@@ -51,7 +51,7 @@ def build(shell: Shell) -> None:
     shell.refresh(lambda: _without_base(workbench), [], [missing])
     bind_choice(shell, who, shell.kept["playground"])
     asked_with = {**sampling, "system": system, "raw": raw}
-    keep_sampling(shell, who.base, asked_with, shell.kept["sampling"])
+    keep_sampling(shell, asked_with, shell.kept["sampling"])
     bind_columns(workbench, who, talk, chat, warned, shell.kept["playground"])
     bind_wishes(shell, TAB, who, chat, classify_outputs)
     bind_asking(shell, fields, (system, raw), chat, talk, stop)
