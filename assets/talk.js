@@ -108,7 +108,7 @@ function drawColumn(speaker, parts, turns, first) {
 function newCell() {
   const words = make('div', {className: 'said'}), edit = small('Edit', 'edit', 'Ask something else in its place, in a new conversation');
   const text = make('div', {className: 'said prose'}), figures = make('span', {className: 'talk-figures'}), fault = make('p', {className: 'fault', role: 'alert', hidden: true});
-  const stop = small('Stop', 'stop', 'End this answer'), anew = small('Again', 'again', 'Have it answered again, in its place');
+  const stop = small('Stop', 'stop', 'End this answer'), anew = small('Again', 'again', 'Have it answered again, in its place; by the next seed if nothing else is asked for');
   const adopt = small('Go on from this', 'adopt', 'All columns go on from this answer');
   const tokens = small('Tokens', 'tokens', 'How likely each token was, and how far the base was moved');
   const copy = small('Copy', 'copy', 'Copy it as it was written'), row = small('To data', 'row', 'Keep question and answer as a row of a data set');

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from app.service.chats import Chats, answer_told
@@ -27,6 +27,9 @@ _STORE_SECONDS = 1.0
 STOPPED, FAILED = "stopped", UNANSWERED
 WAITS = "waits"
 """Set in the details of an answer that waits for those to the question before it."""
+TRIES = "tries"
+"""In the details of an answer that was given anew: how far its seed is from the one that was wanted."""
+_SEEDS = 2**31
 
 
 @dataclass
@@ -165,16 +168,20 @@ class Conversations:
         return chat.id or 0
 
     def again(self, message_id: int, config: GenerationConfig, speaker: str | None = None) -> None:
-        """Have one answer given anew, in its place; by another speaker if one is given.
+        """Have one answer given anew, in its place; by another speaker if one is given. Asked for as it was
+        before, it gets the next seed: with the same one it would be the same answer.
 
         Raises InvalidInput while it grows, NotFound, and what Chats.answer() raises.
         """
         message = self._registry.get(ChatMessage, message_id)
         if message.id in self._under_way:
             raise InvalidInput("This answer is still growing; stop it first.")
-        speaker = message.speaker if speaker is None else speaker
+        same, speaker = speaker in (None, message.speaker), message.speaker if speaker is None else speaker
+        tries = _tries(message, self._chats.asked_with(speaker or None, config)) if same else 0
+        config = replace(config, seed=(config.seed + tries) % _SEEDS)
         stream, request, ahead = self._answer_to(message.chat_id, message_id, [speaker], config)
         request.answers[0].message_id = message_id
+        request.answers[0].details |= {TRIES: tries} if tries else {}
         self._registry.chats.grow({message_id: request.answers[0].fields() | {"speaker": speaker}})
         self._collect(stream, request, ahead, lambda: self._asked_now(request, [speaker], config))
 
@@ -408,6 +415,17 @@ class Conversations:
 def _seen(chat: Chat, before: Sequence[Turn], speaker: str, prompt: str) -> list[dict[str, str]]:
     """What a speaker sees: text that is gone on with stands by itself."""
     return messages_for(chat.system, [] if chat.raw else before, speaker, prompt)
+
+
+def _tries(message: ChatMessage, wanted: GenerationConfig) -> int:
+    """How many answers there have been to what is wanted now; none where this one was asked for otherwise, or
+    was not given to its end, and for a greedy one, which has no seed.
+    """
+    if wanted.greedy or message.finish == FAILED:
+        return 0
+    before = int(message.details.get(TRIES, 0))
+    same = replace(wanted, seed=(wanted.seed + before) % _SEEDS).to_dict()
+    return before + 1 if message.details.get("settings") == same else 0
 
 
 def _require_turns(chat: Chat) -> None:

@@ -1,10 +1,12 @@
 """Conversations are stored as they grow, and go on however they are left."""
 
 import threading
+from dataclasses import replace
 
 import pytest
 
 from app.service.conversations import FAILED, STOPPED, WAITS
+from app.web.sections.playground.talk import figures_of, looked
 from core.data.chat_options import ChatOptions
 from core.errors import InvalidConfig, InvalidInput
 from core.events import TokenDone
@@ -120,6 +122,44 @@ def test_one_answer_is_given_anew_in_its_place(talk, speakers, workbench):
     (turn,) = _done(talk, chat)
     assert [one.content for one in turn.answers.values()] == ["one two three ", "something else "]
     assert speakers.asked[-1] == [[{"role": "user", "content": "hello"}]]
+
+
+def test_what_is_asked_again_as_it_was_gets_the_next_seed(talk, speakers):
+    def again(config, speaker=None):
+        talk.again(talk.turns(chat)[-1].answers[held].id, config, speaker)
+        answer = _done(talk, chat)[-1].answers[held if speaker is None else speaker]
+        return answer.details["settings"]["seed"], figures_of(answer)
+
+    chat, held = talk.ask(None, "llama", ["mine"], "hello", CONFIG), "mine"
+    _done(talk, chat)
+    assert again(CONFIG) == (4, "3 tokens · seed 4 · ended by itself")
+    assert again(CONFIG)[0] == 5
+    other = replace(CONFIG, top_k=5)
+    assert again(other) == (3, "3 tokens · ended by itself")  # asked for otherwise: as it is said
+    assert again(replace(other, seed=1))[0] == 1
+    assert again(replace(other, seed=2**31 - 1))[0] == 2**31 - 1
+    assert again(replace(other, seed=2**31 - 1))[0] == 0
+    greedy = replace(CONFIG, temperature=0.0)
+    assert [again(greedy)[0], again(greedy)[0]] == [3, 3]
+    again(CONFIG)
+    assert again(CONFIG, "")[0] == 3  # somebody else, held against the others
+
+
+def test_an_answer_is_drawn_anew_also_where_another_is_as_long(talk, speakers, workbench):
+    chat = talk.ask(None, "llama", ["mine"], "hello", CONFIG)
+    answer = _done(talk, chat)[0].answers["mine"]
+    about = (workbench, chat, ["mine"])
+
+    def drawn(known):
+        (turn,) = looked(*about, known, None)["turns"]
+        return turn["answers"]["mine"]
+
+    known = {str(answer.id): drawn({})["stamp"]}
+    assert "html" not in drawn(known)
+    speakers.words = "two one three"
+    talk.again(answer.id, replace(CONFIG, temperature=0.0))
+    _done(talk, chat)
+    assert "two one three" in drawn(known)["html"]
 
 
 def test_another_question_in_the_place_of_one_begins_a_branch_and_leaves_the_old(talk, speakers, workbench):
