@@ -355,8 +355,8 @@ class Conversations:
         """The answers to a question, asked when those ahead have ended. Who was stopped until then is not
         waited for.
         """
-        for one in ahead:
-            one.ended.wait()
+        for earlier in ahead:
+            earlier.ended.wait()
         stopped = set(request.cancelled)
         for one in request.answers:
             one.details.pop(WAITS, None)
