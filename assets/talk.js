@@ -40,7 +40,7 @@ async function look() {
   keepDraft();
   asking = true;
   const began = performance.now(), {chat} = about(), mine = drawnFor;
-  const reference = against.value === '' ? null : wanted()[Number(against.value)] ?? null;
+  const reference = against.value === '' ? null : against.value.slice(1);
   const answer = await server.look({chat, columns: wanted(), known, against: reference}).catch(error => { console.warn('The conversation could not be fetched.', error); return null; });
   asking = false;
   if (answer && mine === drawnFor) draw({...answer, chat});
@@ -49,7 +49,8 @@ async function look() {
 }
 
 function layOut() {
-  const before = new Map([...shown].map(([speaker, parts]) => [speaker, parts.log.scrollTop]));
+  // Who was at the end stays there: among other columns the same words are higher.
+  const before = new Map([...shown].map(([speaker, {log}]) => [speaker, endOf(log) ? null : log.scrollTop]));
   shown = new Map();
   columns.replaceChildren(...wanted().map(speaker => {
     const heading = make('h2', {textContent: speaker || 'Plain base'}), weights = make('small', {className: 'talk-weights'});
@@ -59,8 +60,8 @@ function layOut() {
     return make('section', {className: 'talk-column'}, make('header', {}, heading, weights), log);
   }));
   const value = against.value, several = shown.size > 1;
-  against.replaceChildren(make('option', {value: '', textContent: 'nobody'}), ...wanted().map((one, at) => make('option', {value: at, textContent: one || 'Plain base'})));
-  against.value = several && value !== '' && Number(value) < shown.size ? value : '';
+  against.replaceChildren(make('option', {value: '', textContent: 'nobody'}), ...wanted().map(one => make('option', {value: `@${one}`, textContent: one || 'Plain base'})));
+  against.value = several && shown.has(value.slice(1)) ? value : '';
   compare.hidden = scrolls.hidden = !several;
   showMixture();
 }
@@ -85,8 +86,10 @@ function draw(answer) {
   if (busy !== answer.busy) { busy = answer.busy; columns.ariaBusy = busy; trigger('submit', {do: busy ? 'busy' : 'idle'}); }
 }
 
+const endOf = log => log.scrollHeight - log.scrollTop - log.clientHeight < 40;
+
 function drawColumn(speaker, parts, turns, first) {
-  const atEnd = first || parts.log.scrollHeight - parts.log.scrollTop - parts.log.clientHeight < 40;
+  const atEnd = first || endOf(parts.log);
   const wantedNodes = [];
   for (const turn of turns) {
     const answer = turn.answers[speaker], key = `${speaker}\u0000${turn.id}`;
@@ -106,9 +109,9 @@ function drawColumn(speaker, parts, turns, first) {
 }
 
 function newCell() {
-  const words = make('div', {className: 'said'}), edit = small('Edit', 'edit', 'Ask something else in its place, in a new conversation');
-  const text = make('div', {className: 'said prose'}), figures = make('span', {className: 'talk-figures'}), fault = make('p', {className: 'fault', role: 'alert', hidden: true});
-  const stop = small('Stop', 'stop', 'End this answer'), anew = small('Again', 'again', 'Have it answered again, in its place');
+  const words = make('div', {className: 'said', dir: 'auto'}), edit = small('Edit', 'edit', 'Ask something else in its place, in a new conversation');
+  const text = make('div', {className: 'said prose', dir: 'auto'}), figures = make('span', {className: 'talk-figures'}), fault = make('p', {className: 'fault', role: 'alert', hidden: true});
+  const stop = small('Stop', 'stop', 'End this answer'), anew = small('Again', 'again', 'Have it answered again, in its place; by the next seed if nothing else is asked for');
   const adopt = small('Go on from this', 'adopt', 'All columns go on from this answer');
   const tokens = small('Tokens', 'tokens', 'How likely each token was, and how far the base was moved');
   const copy = small('Copy', 'copy', 'Copy it as it was written'), row = small('To data', 'row', 'Keep question and answer as a row of a data set');

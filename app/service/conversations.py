@@ -7,8 +7,9 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from app.service.chats import Chats, answer_told
@@ -24,6 +25,11 @@ from storage.tables import Chat, ChatMessage
 
 _STORE_SECONDS = 1.0
 STOPPED, FAILED = "stopped", UNANSWERED
+WAITS = "waits"
+"""Set in the details of an answer that waits for those to the question before it."""
+TRIES = "tries"
+"""In the details of an answer that was given anew: how far its seed is from the one that was wanted."""
+_SEEDS = 2**31
 
 
 @dataclass
@@ -58,8 +64,13 @@ class _Request:
 
     name: str
     answers: list[Growing]
+    chat_id: int = 0
+    question_id: int = 0
+    """The question that they answer; later ones are asked later."""
     cancelled: set[int] = field(default_factory=set)
     """Rows that nobody waits for any more."""
+    ended: threading.Event = field(default_factory=threading.Event)
+    """Set when all of them have ended, and are stored."""
 
 
 class Conversations:
@@ -127,7 +138,8 @@ class Conversations:
     ) -> int:
         """Put `prompt` to every speaker (PLAIN is the base) and return at once, with the conversation's id: a
         new one unless it goes on with the same base. raw: each text is gone on with by itself, without a chat
-        template; a conversation is either.
+        template; a conversation is either. While earlier questions of it are being answered it waits for
+        these answers, since it goes on from them.
 
         Raises InvalidInput for an empty prompt, or what Chats.answer() raises.
         """
@@ -136,6 +148,7 @@ class Conversations:
         chat = self._registry.get(Chat, chat_id) if chat_id else None
         if chat is None or chat.base_name != base or chat.raw != raw:
             chat = Chat(base_name=base, system="" if raw else system.strip(), raw=raw)
+        ahead = self._ahead(chat)
         before = turns_of(self._registry.chats.messages(chat.id)) if chat.id else []
         asked = [_seen(chat, before, speaker, prompt) for speaker in speakers]
         stream, request = self._begun(chat, speakers, asked, config)
@@ -150,22 +163,27 @@ class Conversations:
         ids = self._registry.chats.begin(question, rows)
         for growing, message_id in zip(request.answers, ids[1:], strict=True):
             growing.message_id = message_id
-        self._collect(stream, request)
+        request.chat_id, request.question_id = chat.id or 0, ids[0]
+        self._collect(stream, request, ahead, lambda: self._asked_now(request, speakers, config))
         return chat.id or 0
 
     def again(self, message_id: int, config: GenerationConfig, speaker: str | None = None) -> None:
-        """Have one answer given anew, in its place; by another speaker if one is given.
+        """Have one answer given anew, in its place; by another speaker if one is given. Asked for as it was
+        before, it gets the next seed: with the same one it would be the same answer.
 
         Raises InvalidInput while it grows, NotFound, and what Chats.answer() raises.
         """
         message = self._registry.get(ChatMessage, message_id)
         if message.id in self._under_way:
             raise InvalidInput("This answer is still growing; stop it first.")
-        speaker = message.speaker if speaker is None else speaker
-        stream, request = self._answer_to(message.chat_id, message_id, [speaker], config)
+        same, speaker = speaker in (None, message.speaker), message.speaker if speaker is None else speaker
+        tries = _tries(message, self._chats.asked_with(speaker or None, config)) if same else 0
+        config = replace(config, seed=(config.seed + tries) % _SEEDS)
+        stream, request, ahead = self._answer_to(message.chat_id, message_id, [speaker], config)
         request.answers[0].message_id = message_id
+        request.answers[0].details |= {TRIES: tries} if tries else {}
         self._registry.chats.grow({message_id: request.answers[0].fields() | {"speaker": speaker}})
-        self._collect(stream, request)
+        self._collect(stream, request, ahead, lambda: self._asked_now(request, [speaker], config))
 
     def also(self, chat_id: int, speakers: Sequence[str], config: GenerationConfig) -> None:
         """Have more speakers answer the last question, in one batch; those who have stay as they are.
@@ -176,28 +194,37 @@ class Conversations:
         new = [one for one in speakers if not turns or one not in turns[-1].answers]
         if not turns or not new:
             raise InvalidInput("There is no question that they have not answered; ask one first.")
-        stream, request = self._answer_to(chat_id, turns[-1].question.id or 0, new, config)
+        stream, request, ahead = self._answer_to(chat_id, turns[-1].question.id or 0, new, config)
         rows = [ChatMessage(chat_id=chat_id, role="assistant", content="", speaker=one) for one in new]
         ids = self._registry.chats.begin(rows[0], rows[1:])
         for growing, message_id in zip(request.answers, ids, strict=True):
             growing.message_id = message_id
-        self._collect(stream, request)
+        self._collect(stream, request, ahead, lambda: self._asked_now(request, new, config))
 
     def _answer_to(
         self, chat_id: int, message_id: int, speakers: Sequence[str], config: GenerationConfig
-    ) -> tuple[Iterator[TokenDone], _Request]:
-        """Ask speakers what the turn with this message asks."""
-        chat, (before, turn) = self._registry.get(Chat, chat_id), self.until(chat_id, message_id)
+    ) -> tuple[Iterator[TokenDone], _Request, list[_Request]]:
+        """Ask speakers what the turn with this message asks; also what they wait for."""
+        chat, (_, turn) = self._registry.get(Chat, chat_id), self.until(chat_id, message_id)
+        ahead = self._ahead(chat, turn.question.id)
+        before, turn = self.until(chat_id, message_id)
         asked = [_seen(chat, before, speaker, turn.question.content) for speaker in speakers]
-        return self._begun(chat, speakers, asked, config)
+        stream, request = self._begun(chat, speakers, asked, config)
+        request.chat_id, request.question_id = chat_id, turn.question.id or 0
+        return stream, request, ahead
 
     def branch(self, message_id: int, prompt: str, speakers: Sequence[str], config: GenerationConfig) -> int:
         """Ask another question in the place of an earlier one, in a new conversation that has what was said
-        before it. Returns that one's id. Raises what ask() raises.
+        before it. Returns that one's id. Raises InvalidInput while that is still growing, and what ask()
+        raises.
         """
         question = self._registry.get(ChatMessage, message_id)
         old = self._registry.get(Chat, question.chat_id)
-        before, _ = self.until(question.chat_id, message_id)
+        before, turn = self.until(question.chat_id, message_id)
+        if self._ahead(old, turn.question.id):
+            raise InvalidInput(
+                "What was asked before this is still being answered; wait for it or stop it, then branch."
+            )
         new = self._registry.save(
             Chat(base_name=old.base_name, title=old.title, system=old.system, raw=old.raw)
         )
@@ -217,8 +244,11 @@ class Conversations:
         answer = turns[-1].answers.get(speaker) if turns else None
         return answer.id if answer is not None and answer.id not in self._under_way else None
 
-    def scores(self, chat_id: int, speakers: Sequence[str], answer: str) -> list[Scored]:
-        """How likely an answer to the last question is to each speaker, each behind what it has said.
+    def scores(
+        self, chat_id: int, speakers: Sequence[str], answer: str, config: GenerationConfig
+    ) -> list[Scored]:
+        """How likely an answer to the last question is to each speaker, each behind what it has said, fitted
+        to the chat template as `config` says.
 
         Raises InvalidInput where nothing was asked, and what Chats.score() raises.
         """
@@ -228,7 +258,7 @@ class Conversations:
         chat, question = self._registry.get(Chat, chat_id), turns[-1].question.content
         _require_turns(chat)
         asked = [messages_for(chat.system, turns[:-1], speaker, question) for speaker in speakers]
-        chats = [self._chats.asked_with(speaker, GenerationConfig()).chat for speaker in speakers]
+        chats = [self._chats.asked_with(speaker, config).chat for speaker in speakers]
         return [
             self._chats.score(chat.base_name, [speaker or None], said, answer, chat=how)[0]
             for speaker, said, how in zip(speakers, asked, chats, strict=True)
@@ -284,14 +314,71 @@ class Conversations:
         growing = [Growing(0, one, {"settings": how}) for one, how in zip(speakers, settings, strict=True)]
         return stream, _Request(name, growing)
 
-    def _collect(self, stream: Iterator[TokenDone], request: _Request) -> None:
-        for row, one in enumerate(request.answers):
-            self._under_way[one.message_id] = request, row
-        threading.Thread(target=self._take_all, args=(stream, request), daemon=True).start()
+    def _ahead(self, chat: Chat, question_id: int | None = None) -> list[_Request]:
+        """What is still answered in the turns before a question, or before a new one. It is asked for before
+        these turns are read: what ends in between is in them.
+        """
+        if chat.raw or not chat.id:
+            return []
+        there = {one.name: one for one, _ in list(self._under_way.values()) if one.chat_id == chat.id}
+        return [one for one in there.values() if question_id is None or one.question_id < question_id]
 
-    def _take_all(self, stream: Iterator[TokenDone], request: _Request) -> None:
+    def _asked_now(
+        self, request: _Request, speakers: Sequence[str], config: GenerationConfig
+    ) -> Iterator[TokenDone]:
+        """The question of a request behind what was said before it by now."""
+        chat = self._registry.get(Chat, request.chat_id)
+        before, turn = self.until(request.chat_id, request.question_id)
+        asked = [_seen(chat, before, speaker, turn.question.content) for speaker in speakers]
+        names = [one or None for one in speakers]
+        return self._chats.answer(chat.base_name, names, asked, config, request.name, raw=chat.raw, each=True)
+
+    def _collect(
+        self,
+        stream: Iterator[TokenDone],
+        request: _Request,
+        ahead: Sequence[_Request],
+        asked_now: Callable[[], Iterator[TokenDone]],
+    ) -> None:
+        """Take the answers in a thread. Where others are `ahead`, the question is put once more when these
+        have ended: what it was made of until then had half of their answers.
+        """
+        for row, one in enumerate(request.answers):
+            one.details |= {WAITS: True} if ahead else {}
+            self._under_way[one.message_id] = request, row
+        given = (stream, request, ahead, asked_now)
+        threading.Thread(target=self._take_all, args=given, daemon=True).start()
+
+    def _behind(
+        self, request: _Request, ahead: Sequence[_Request], asked_now: Callable[[], Iterator[TokenDone]]
+    ) -> Iterator[TokenDone]:
+        """The answers to a question, asked when those ahead have ended. Who was stopped until then is not
+        waited for.
+        """
+        for earlier in ahead:
+            earlier.ended.wait()
+        stopped = set(request.cancelled)
+        for one in request.answers:
+            one.details.pop(WAITS, None)
+        if len(stopped) == len(request.answers):
+            return
+        with closing(asked_now()) as stream:  # type: ignore[type-var]
+            for token in stream:
+                for row in stopped:
+                    self._chats.cancel(request.name, row)
+                stopped.clear()
+                yield token
+
+    def _take_all(
+        self,
+        stream: Iterator[TokenDone],
+        request: _Request,
+        ahead: Sequence[_Request],
+        asked_now: Callable[[], Iterator[TokenDone]],
+    ) -> None:
         """Take the answers as they come, until all have ended, and store them meanwhile."""
         error, stored = "", time.monotonic()
+        stream = self._behind(request, ahead, asked_now) if ahead else stream
         try:
             for token in stream:
                 request.answers[token.row].take(token)
@@ -308,9 +395,12 @@ class Conversations:
                 if not one.finish:
                     one.finish = STOPPED if row in request.cancelled else FAILED
                     one.details |= {"error": error} if one.finish == FAILED else {}
-            self._store(request)
-            for one in request.answers:
-                self._under_way.pop(one.message_id, None)
+            try:
+                self._store(request)
+            finally:
+                for one in request.answers:
+                    self._under_way.pop(one.message_id, None)
+                request.ended.set()
 
     def _store(self, request: _Request) -> None:
         """Keep what has grown since the last time."""
@@ -325,6 +415,17 @@ class Conversations:
 def _seen(chat: Chat, before: Sequence[Turn], speaker: str, prompt: str) -> list[dict[str, str]]:
     """What a speaker sees: text that is gone on with stands by itself."""
     return messages_for(chat.system, [] if chat.raw else before, speaker, prompt)
+
+
+def _tries(message: ChatMessage, wanted: GenerationConfig) -> int:
+    """How many answers there have been to what is wanted now; none where this one was asked for otherwise, or
+    was not given to its end, and for a greedy one, which has no seed.
+    """
+    if wanted.greedy or message.finish == FAILED:
+        return 0
+    before = int(message.details.get(TRIES, 0))
+    same = replace(wanted, seed=(wanted.seed + before) % _SEEDS).to_dict()
+    return before + 1 if message.details.get("settings") == same else 0
 
 
 def _require_turns(chat: Chat) -> None:

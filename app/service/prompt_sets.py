@@ -18,7 +18,8 @@ from app.service.jobs import Jobs
 from app.service.judging import Judging, digest_of
 from app.service.prompt_texts import Turns, asked_in, prompts_in, required, said
 from app.shared.csv_lines import csv_line
-from app.shared.speakers import PLAIN_BASE, speaker_told
+from app.shared.speakers import PLAIN_BASE, speaker_parts, speaker_told
+from app.shared.trained_chats import trained_chat
 from core.errors import InvalidInput
 from core.generate.config import GenerationConfig
 from storage.errors import InUse
@@ -150,8 +151,12 @@ class PromptSets:
 
     def _begin(self, run: PromptRun) -> Job:
         model = self._registry.find(Base, run.base_name)
-        told = [speaker_told(self._registry, column["speaker"], model) for column in run.columns]
-        return self._jobs.start(_JOB, {"run": run.id, "told": told})
+        speakers = [column["speaker"] for column in run.columns]
+        told = [speaker_told(self._registry, speaker, model) for speaker in speakers]
+        wanted = GenerationConfig.from_dict(run.settings)
+        chats = [trained_chat(speaker_parts(self._registry, speaker)) for speaker in speakers]
+        configs = [wanted.on_top_of(chat).to_dict() for chat in chats]
+        return self._jobs.start(_JOB, {"run": run.id, "told": told, "configs": configs})
 
     def runs(self) -> list[PromptRun]:
         """All, the newest first."""

@@ -1,7 +1,13 @@
 """What models write is shown as it was meant, and nothing of it acts."""
 
+import random
+import re
+from html import unescape
+from itertools import pairwise
+
 import pytest
 
+from app.web.parts.common_words import common_words
 from app.web.parts.differences import differences_html
 from app.web.parts.markdown import answer_html, markdown_html
 
@@ -61,3 +67,43 @@ def test_differences_are_marked_word_by_word_and_escaped():
     assert "<b>" not in html
     assert "fox" in html
     assert "<ins>" not in differences_html("all the same", "all the same")
+
+
+def test_a_space_between_words_that_differ_does_not_part_them():
+    html = differences_html("the town of Leperde is known", "the townsfolk would take a liking")
+    assert "the <del>townsfolk would take a liking</del><ins>town of Leperde is known</ins>" in html
+
+
+def test_what_is_not_struck_out_is_the_text_and_what_is_not_marked_the_other():
+    chance = random.Random(0)
+    for _ in range(300):
+        text, other = ("".join(chance.choices("ab <,\n", k=chance.randrange(12))) for _ in range(2))
+        html = differences_html(text, other).removeprefix("<p class='as-written'>").removesuffix("</p>")
+        assert unescape(re.sub("<del>.*?</del>|</?ins>", "", html, flags=re.DOTALL)) == text
+        assert unescape(re.sub("<ins>.*?</ins>|</?del>", "", html, flags=re.DOTALL)) == other
+
+
+def test_as_many_words_as_can_be_are_found_in_both():
+    chance = random.Random(1)
+    for _ in range(300):
+        old, new = ("".join(chance.choices("abcd", k=chance.randrange(10))) for _ in range(2))
+        pairs = common_words(old, new)
+        assert all(old[left] == new[right] for left, right in pairs)
+        assert all(one[0] < two[0] and one[1] < two[1] for one, two in pairwise(pairs))
+        assert len(pairs) == _longest(old, new)
+
+
+def _longest(old: str, new: str) -> int:
+    """The length of the longest common subsequence, by the table."""
+    row = [0] * (len(new) + 1)
+    for one in old:
+        above, row = row, [0]
+        for at, other in enumerate(new):
+            row.append(above[at] + 1 if one == other else max(above[at + 1], row[at]))
+    return row[-1]
+
+
+@pytest.mark.timeout(20)  # difflib takes minutes
+def test_long_answers_that_go_round_in_circles_are_compared_at_once():
+    html = differences_html("the sea was blue and " * 1200, "the sea is blue " * 1500)
+    assert html.count("<del>") > 1000

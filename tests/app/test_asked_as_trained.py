@@ -1,9 +1,13 @@
 """The chat options of a data set go along with the adapter, so that it is asked as it was trained."""
 
+from dataclasses import replace
+
 import openai
 import pytest
 from transformers import AutoTokenizer
 
+from app.service.prompt_texts import parse_prompts
+from app.shared.engine_client import EngineClient
 from app.shared.trained_chats import shared_chat
 from app.web.api.api_app import guarded_api
 from app.web.api.api_key import api_key
@@ -85,7 +89,42 @@ def test_the_playground_says_so_and_keeps_how_each_was_asked(workbench, mine):
     assert settings[""].chat == ChatOptions()
     written = workbench.registry.get(ChatMessage, messages["mine"].id)
     assert workbench.conversations.score(written.id).tokens
-    assert workbench.conversations.scores(chat, ["mine"], "fine")[0].tokens
+    assert workbench.conversations.scores(chat, ["mine"], "fine", CONFIG)[0].tokens
+
+
+def test_a_reference_answer_is_scored_behind_what_is_asked_now(workbench, mine):
+    chat = workbench.conversations.ask(None, "strict", [""], "hello", CONFIG)
+    wait_for(lambda: not workbench.conversations.busy(chat))
+
+    def scored(speaker, config):
+        (found,) = workbench.conversations.scores(chat, [speaker], "fine", config)
+        return found.total
+
+    louder = replace(CONFIG, template_kwargs='{"mood": "very loud"}')
+    (by_hand,) = workbench.chats.score(
+        "strict", [None], [{"role": "user", "content": "hello"}], "fine", chat=louder.chat
+    )
+    assert scored("", louder) == by_hand.total != scored("", CONFIG)
+    assert scored("mine", CONFIG) != scored("mine", replace(CONFIG, as_trained=False))
+
+
+def test_a_prompt_set_is_answered_so(workbench, mine, jobs_here, monkeypatch):
+    asked, engine = [], EngineClient.answer
+
+    def listening_in(self, base, rows, *about, **more):
+        asked.extend((row["adapter"], GenerationConfig.from_dict(row["config"]).chat) for row in rows)
+        return engine(self, base, rows, *about, **more)
+
+    monkeypatch.setattr(EngineClient, "answer", listening_in)
+    workbench.prompts.keep("one", parse_prompts("hello"))
+    workbench.prompts.start("one", "strict", [None, "mine"], CONFIG)
+    assert {told["name"] if told else None: chat for told, chat in asked} == {
+        None: ChatOptions(),
+        "mine": CHAT,
+    }
+    asked.clear()
+    workbench.prompts.start("one", "strict", ["mine"], replace(CONFIG, as_trained=False))
+    assert [chat for _, chat in asked] == [ChatOptions()]
 
 
 def test_the_server_asks_so_and_joins_neighbouring_turns(workbench, mine, length):

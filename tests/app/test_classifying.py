@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from app.cli.main import app
 from app.service.chats import Chats
+from app.web.sections.playground.who_answers import columns_choices
 from core.errors import InvalidConfig, InvalidModel
 from core.generate.config import GenerationConfig
 from core.train.training_options import TrainingOptions
@@ -80,6 +81,14 @@ def test_what_a_base_or_an_adapter_without_a_writing_head_cannot_do_is_refused(t
     trained_on("on a decoder", "llama")
     with pytest.raises(InvalidConfig, match="no place in a chat"):
         chats.answer("llama", ["on a decoder"], messages, GenerationConfig())
+
+
+def test_no_checkpoint_of_a_classifier_is_offered_to_chat_with(trained_on, workbench, trained):
+    run = trained_on("on a decoder", "llama")
+    assert workbench.registry.checkpoints.of(run.id)
+    trained("writes")
+    offered = [words for words, _ in columns_choices(workbench, "llama", others=False)]
+    assert offered == ["writes"]
 
 
 @pytest.mark.parametrize("base", ["bert", "llama"])

@@ -1,10 +1,12 @@
 """Conversations are stored as they grow, and go on however they are left."""
 
 import threading
+from dataclasses import replace
 
 import pytest
 
-from app.service.conversations import FAILED, STOPPED
+from app.service.conversations import FAILED, STOPPED, WAITS
+from app.web.sections.playground.talk import figures_of, looked
 from core.data.chat_options import ChatOptions
 from core.errors import InvalidConfig, InvalidInput
 from core.events import TokenDone
@@ -122,6 +124,44 @@ def test_one_answer_is_given_anew_in_its_place(talk, speakers, workbench):
     assert speakers.asked[-1] == [[{"role": "user", "content": "hello"}]]
 
 
+def test_what_is_asked_again_as_it_was_gets_the_next_seed(talk, speakers):
+    def again(config, speaker=None):
+        talk.again(talk.turns(chat)[-1].answers[held].id, config, speaker)
+        answer = _done(talk, chat)[-1].answers[held if speaker is None else speaker]
+        return answer.details["settings"]["seed"], figures_of(answer)
+
+    chat, held = talk.ask(None, "llama", ["mine"], "hello", CONFIG), "mine"
+    _done(talk, chat)
+    assert again(CONFIG) == (4, "3 tokens · seed 4 · ended by itself")
+    assert again(CONFIG)[0] == 5
+    other = replace(CONFIG, top_k=5)
+    assert again(other) == (3, "3 tokens · ended by itself")  # asked for otherwise: as it is said
+    assert again(replace(other, seed=1))[0] == 1
+    assert again(replace(other, seed=2**31 - 1))[0] == 2**31 - 1
+    assert again(replace(other, seed=2**31 - 1))[0] == 0
+    greedy = replace(CONFIG, temperature=0.0)
+    assert [again(greedy)[0], again(greedy)[0]] == [3, 3]
+    again(CONFIG)
+    assert again(CONFIG, "")[0] == 3  # somebody else, held against the others
+
+
+def test_an_answer_is_drawn_anew_also_where_another_is_as_long(talk, speakers, workbench):
+    chat = talk.ask(None, "llama", ["mine"], "hello", CONFIG)
+    answer = _done(talk, chat)[0].answers["mine"]
+    about = (workbench, chat, ["mine"])
+
+    def drawn(known):
+        (turn,) = looked(*about, known, None)["turns"]
+        return turn["answers"]["mine"]
+
+    known = {str(answer.id): drawn({})["stamp"]}
+    assert "html" not in drawn(known)
+    speakers.words = "two one three"
+    talk.again(answer.id, replace(CONFIG, temperature=0.0))
+    _done(talk, chat)
+    assert "two one three" in drawn(known)["html"]
+
+
 def test_another_question_in_the_place_of_one_begins_a_branch_and_leaves_the_old(talk, speakers, workbench):
     chat = talk.ask(None, "llama", ["", "mine"], "hello", CONFIG)
     _done(talk, chat)
@@ -153,6 +193,49 @@ def test_one_is_stopped_while_the_others_go_on_and_a_fault_is_kept_with_its_reas
     last = _done(talk, chat)[-1].answers["mine"]
     assert (last.content, last.finish) == ("one ", FAILED)
     assert last.details["error"] == "The conversation is 9,000 tokens long."
+
+
+def _half_said(talk, speakers):
+    """A conversation in which the first question is being answered, and a word of it is there."""
+    speakers.go_on.clear()
+    chat = talk.ask(None, "llama", ["", "mine"], "hello", CONFIG)
+    wait_for(lambda: all(one.content for one in talk.turns(chat)[0].answers.values()))
+    return chat
+
+
+def test_a_question_that_is_asked_meanwhile_goes_on_from_whole_answers(talk, speakers):
+    chat = _half_said(talk, speakers)
+    talk.ask(chat, "llama", ["", "mine"], "and?", CONFIG)
+    waiting = talk.turns(chat)[-1].answers["mine"]
+    assert (waiting.content, waiting.finish, waiting.details[WAITS]) == ("", "", True)
+    assert talk.busy(chat)
+    with pytest.raises(InvalidInput, match="still being answered"):
+        talk.branch(talk.turns(chat)[-1].question.id, "or?", ["mine"], CONFIG)
+    speakers.go_on.set()
+    turns = _done(talk, chat)
+    said = ["hello", "one two three ", "and?"]
+    assert [[one["content"] for one in seen] for seen in speakers.asked[1]] == [said, said]
+    assert len(speakers.asked) == 2
+    last = turns[-1].answers["mine"]
+    assert (last.content, last.finish) == ("one two three ", "end")
+    assert WAITS not in last.details
+
+
+def test_one_that_waits_is_stopped_before_it_is_asked(talk, speakers):
+    chat = _half_said(talk, speakers)
+    talk.ask(chat, "llama", ["", "mine"], "and?", CONFIG)
+    talk.stop(chat, talk.turns(chat)[-1].answers["mine"].id)
+    speakers.go_on.set()
+    last = _done(talk, chat)[-1].answers
+    assert (last["mine"].content, last["mine"].finish) in [("", STOPPED), ("one ", STOPPED)]
+    assert last[""].finish == "end"
+    chat = _half_said(talk, speakers)
+    asked = len(speakers.asked)
+    talk.ask(chat, "llama", ["", "mine"], "and?", CONFIG)
+    talk.stop(chat)
+    speakers.go_on.set()
+    assert {one.finish for turn in _done(talk, chat) for one in turn.answers.values()} == {STOPPED}
+    assert len(speakers.asked) == asked
 
 
 def test_conversations_are_found_by_what_was_said_in_them(talk, speakers):
@@ -212,7 +295,7 @@ def test_an_answer_is_scored_behind_what_its_speaker_has_said(talk, speakers, wo
     begin = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "hello"}]
     assert asked == [(("llama", ["mine"], begin, "one two three "), {"ended": True, "chat": ChatOptions()})]
     asked.clear()
-    talk.scores(chat, ["", "mine"], "good day")
+    talk.scores(chat, ["", "mine"], "good day", CONFIG)
     assert [given[1:] for given, _ in asked] == [([None], begin, "good day"), (["mine"], begin, "good day")]
 
 

@@ -38,7 +38,8 @@ class RunPrompts(JobKind):
         """Raises NotFound, WrongBase, InvalidModel."""
         run = context.registry.get(PromptRun, int(arguments["run"]))
         require_writing_base(_base_of(context, run))
-        return {"run": run.id, "set": run.set_name, "told": list(arguments["told"])}
+        given = {name: list(arguments[name]) for name in ("told", "configs")}
+        return {"run": run.id, "set": run.set_name, **given}
 
     def run(self, context: JobContext, arguments: Mapping[str, Any]) -> Arguments:
         """Result: run, answers (how many there are now), refused (how many prompts could not be answered)."""
@@ -47,7 +48,7 @@ class RunPrompts(JobKind):
         done = {(one.prompt, one.speaker) for one in there if one.finish != REFUSED}
         cells = [(prompt, column) for prompt in range(len(run.prompts)) for column in range(len(run.columns))]
         missing = [cell for cell in cells if cell not in done]
-        asking = _Asking(context, run, arguments["told"])
+        asking = _Asking(context, run, arguments["told"], arguments["configs"])
         for start in range(0, len(missing), _ROWS_AT_ONCE):
             kept = len(done) + start
             context.report(Progress(f"Answer {kept + 1:,} of {len(cells):,}", kept / len(cells)))
@@ -74,8 +75,15 @@ def _base_of(context: JobContext, run: PromptRun) -> Base:
 class _Asking:
     """Questions to the engine, and where their answers are kept."""
 
-    def __init__(self, context: JobContext, run: PromptRun, told: Sequence[Mapping[str, Any] | None]) -> None:
-        self._registry, self._run, self._told = context.registry, run, told
+    def __init__(
+        self,
+        context: JobContext,
+        run: PromptRun,
+        told: Sequence[Mapping[str, Any] | None],
+        configs: Sequence[Mapping[str, Any]],
+    ) -> None:
+        """told, configs: who each column is, and how it is asked: an adapter as it was trained."""
+        self._registry, self._run, self._told, self._configs = context.registry, run, told, configs
         self._report = context.report
         base, preferences = _base_of(context, run), PreferenceStore(context.settings)
         self._engine, self._base = EngineClient(context.settings), told_to_answer(base, preferences)
@@ -107,7 +115,7 @@ class _Asking:
             {
                 "adapter": self._told[column],
                 "messages": self._run.prompts[prompt],
-                "config": self._run.settings,
+                "config": self._configs[column],
             }
             for prompt, column in cells
         ]

@@ -101,7 +101,9 @@ def bind_columns(
     changes = [one.change for one in [*who.all, chat]]
     gr.on(changes, show, [chat, *who.all], [talk, warned], **FOLLOWING)
 
-    def opened(chat_now: str, before: str) -> tuple[object, ...]:
+    def opened(chat_now: str, before: str, base_now: str | None) -> tuple[object, ...]:
+        if not base_now:  # what there is to choose from is on its way, and would come over it: see at_first
+            return (gr.skip(),) * len(who.all)
         found = chats_sheet.conversation(workbench, chat_now)
         turns = workbench.conversations.turns(int(chat_now)) if found else []
         if found is None or not turns or found.base_name not in workbench.registry.names(Base):
@@ -113,7 +115,15 @@ def bind_columns(
         mode = json.loads(before)[3] if before else gr.skip()
         return _chosen(workbench, found.base_name, choices, columns, mode)
 
-    chat.submit(opened, [chat, kept], who.all, **FOLLOWING)
+    once = gr.State(False)
+
+    def at_first(was: bool, *given: Any) -> tuple[object, ...]:
+        """A base is there for the first time: the conversation in the address may have waited for it."""
+        return True, *((gr.skip(),) * len(who.all) if was else opened(*given))
+
+    given: list[Any] = [chat, kept, who.base]
+    chat.submit(opened, given, who.all, **FOLLOWING)
+    who.base.change(at_first, [once, *given], [once, *who.all], **FOLLOWING)
 
 
 def _chosen(

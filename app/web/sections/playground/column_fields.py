@@ -118,18 +118,17 @@ def sampling_of(values: Mapping[str, object]) -> GenerationConfig:
     return GenerationConfig.parse(values)
 
 
-def keep_sampling(
-    shell: Shell, base: gr.Dropdown, sampling: Mapping[str, Component], kept: gr.BrowserState
-) -> None:
+def keep_sampling(shell: Shell, sampling: Mapping[str, Component], kept: gr.BrowserState) -> None:
     """Keep the sheet in the browser; first shown, it is as it was. sampling: all of its fields, by name."""
+    shown = gr.State(False)
 
-    def show(base_now: str | None, before: str) -> tuple[object, ...]:
-        was = json.loads(before) if before and not base_now else {}
-        return tuple(was.get(name, gr.skip()) for name in sampling)
+    def show(was_shown: bool, before: str) -> tuple[object, ...]:
+        was = json.loads(before) if before and not was_shown else {}
+        return True, *(was.get(name, gr.skip()) for name in sampling)
 
     fields: list[Any] = list(sampling.values())
     names = json.dumps(list(sampling))
-    shell.refresh(show, [base, kept], fields)
+    shell.refresh(show, [shown, kept], [shown, *fields])
     gr.on(
         [one.input for one in fields],  # by hand only: what the page puts there by itself says nothing
         None,

@@ -9,13 +9,13 @@ import gradio as gr
 from app.shared.speakers import called
 from app.web.parts.panes import bar, sheet
 from app.web.parts.shell import WORKING, Shell, told
-from app.web.sections.playground.column_fields import WhoAnswers
+from app.web.sections.playground.column_fields import ColumnFields
 from app.web.sections.playground.score_view import scores_html
 
 KEY = "reference"
 
 
-def reference_sheet(shell: Shell, chat: gr.HTML, who: WhoAnswers) -> None:
+def reference_sheet(shell: Shell, chat: gr.HTML, fields: ColumnFields) -> None:
     """Lay it out and bind its handlers."""
     workbench = shell.workbench
     with sheet(KEY, "Reference answer", "How likely each column finds an answer to the last question."):
@@ -26,9 +26,8 @@ def reference_sheet(shell: Shell, chat: gr.HTML, who: WhoAnswers) -> None:
 
     @told
     def scored(wished: str, chat_now: str, *values: Any) -> str:
-        names = who.speakers(values)
-        return scores_html(
-            [called(one) for one in names], workbench.conversations.scores(int(chat_now or 0), names, wished)
-        )
+        said = fields.read(values)
+        found = workbench.conversations.scores(int(chat_now or 0), said.speakers, wished, said.config)
+        return scores_html([called(one) for one in said.speakers], found)
 
-    score.click(scored, [answer, chat, *who.all], found, **WORKING)
+    score.click(scored, [answer, chat, *fields.inputs], found, **WORKING)

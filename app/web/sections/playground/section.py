@@ -46,12 +46,12 @@ def build(shell: Shell) -> None:
     row_outputs = row_sheet.row_sheet(shell)
     blend, live = blend_sheet.blend_sheet(shell, fields, chat)
     judge_sheet.judge_sheet(shell, judging, [who.base, who.adapters], sampling)
-    reference_sheet(shell, chat, who)
+    reference_sheet(shell, chat, fields)
 
     shell.refresh(lambda: _without_base(workbench), [], [missing])
     bind_choice(shell, who, shell.kept["playground"])
     asked_with = {**sampling, "system": system, "raw": raw}
-    keep_sampling(shell, who.base, asked_with, shell.kept["sampling"])
+    keep_sampling(shell, asked_with, shell.kept["sampling"])
     bind_columns(workbench, who, talk, chat, warned, shell.kept["playground"])
     bind_wishes(shell, TAB, who, chat, classify_outputs)
     bind_asking(shell, fields, (system, raw), chat, talk, stop)

@@ -11,7 +11,7 @@ from typing import Any
 
 import gradio as gr
 
-from app.service.conversations import FAILED, STOPPED
+from app.service.conversations import FAILED, STOPPED, TRIES, WAITS
 from app.service.turns import Turn
 from app.service.workbench import Workbench
 from app.shared.errors import USER_ERRORS
@@ -99,8 +99,9 @@ def _turn(turn: Turn, known: Mapping[str, str], against: str | None) -> dict[str
 
 
 def _answer(one: ChatMessage, known: Mapping[str, str], reference: ChatMessage | None) -> dict[str, Any]:
-    compared = f"{reference.id}:{len(reference.content)}" if reference else ""
-    stamp = f"{one.finish}:{len(one.content)}:{one.details.get('began', '')}:{compared}"
+    compared = (reference.id, reference.content) if reference else None
+    shown = (one.finish, one.content, figures_of(one), compared)
+    stamp = f"{hash(shown):x}"  # of all that is drawn: another answer may be as long
     if known.get(str(one.id)) == stamp:
         return {"id": one.id, "stamp": stamp}
     return {
@@ -128,7 +129,10 @@ def figures_of(one: ChatMessage) -> str:
     said = [f"{tokens:,} token{'' if tokens == 1 else 's'}"] if tokens else []
     said += [f"{rate:.1f} tokens/s"] if rate else []
     said += [f"first after {first:.2f} s"] if first else []
-    return " · ".join([*said, _ENDINGS.get(one.finish, one.finish)])
+    said += [f"seed {one.details['settings']['seed']}"] if one.details.get(TRIES) else []
+    waits = not one.finish and one.details.get(WAITS)
+    ending = "waits for the answers before it" if waits else _ENDINGS.get(one.finish, one.finish)
+    return " · ".join([*said, ending])
 
 
 def weights_of(one: ChatMessage) -> str:

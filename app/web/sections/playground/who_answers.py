@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 
 from app.service.usual import usual_base
 from app.service.workbench import Workbench
+from app.shared.checkpoint_rows import as_adapter
 from app.shared.errors import USER_ERRORS
 from app.shared.speakers import PLAIN, PLAIN_BASE, as_other_base, checkpoint_name, speaker_parts
 from core.base_model.describe import writes_text
@@ -76,13 +78,13 @@ def _checkpoints(workbench: Workbench, base: str | None) -> list[tuple[str, str]
     registry, fingerprint = workbench.registry, workbench.registry.find(Base, base).fingerprint
     runs = {run.id: run for run in registry.all(Run) if run.base_fingerprint == fingerprint}
     kept = {row.digest for row in registry.all(Adapter)}
-    rows = [
-        row for row in registry.checkpoints.all() if row.run_id in runs and row.adapter_digest not in kept
-    ]
-    return [
-        (f"{runs[row.run_id].name} · step {row.step:,}", checkpoint_name(row.run_id, row.step))
-        for row in rows[:_CHECKPOINTS]
-    ]
+    found = (
+        (runs[row.run_id], row, checkpoint_name(row.run_id, row.step))
+        for row in registry.checkpoints.all()
+        if row.run_id in runs and row.adapter_digest not in kept
+    )
+    writing = (one for one in found if workbench.classifiers.labels(as_adapter(*one)) is None)
+    return [(f"{run.name} · step {row.step:,}", name) for run, row, name in islice(writing, _CHECKPOINTS)]
 
 
 def _can_answer(workbench: Workbench, speaker: str, base: str | None) -> bool:
