@@ -7,7 +7,7 @@ import contextlib
 import secrets
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
 from app.service.serving import Prompt, ServedModel, Serving
@@ -180,10 +180,15 @@ class Generation:
         except Exception as error:  # noqa: BLE001  (the boundary: whoever asked is told)
             last = error
         self._hand_over(last)
+        # All is generated: whoever reads it slowly holds nobody up.
+        self._on_loop(lambda: self._line.leave(self._turn))
 
     def _hand_over(self, what: TokenDone | Exception | None) -> None:
+        self._on_loop(lambda: self._arrived.put_nowait(what))
+
+    def _on_loop(self, what: Callable[[], None]) -> None:
         with contextlib.suppress(RuntimeError):  # the server is closing: the loop is gone, and who asked, too
-            self._loop.call_soon_threadsafe(self._arrived.put_nowait, what)
+            self._loop.call_soon_threadsafe(what)
 
     def _end_in_engine(self, rows: Sequence[int]) -> None:
         """Free these rows now, also while their prompts are still being read."""
