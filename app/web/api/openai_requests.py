@@ -27,7 +27,7 @@ from app.web.api.tools import tools_asked
 from core.generate.config import GenerationConfig
 
 _SEEDS, _NO_SEED = 2**31, -1  # as llama.cpp's and vLLM's clients send it
-_MOST_ANSWERS, _MOST_LIKELIEST = 32, 20
+_MOST_ANSWERS, _MOST_LIKELIEST, _MOST_OF_A_PROMPT = 32, 20, 5
 _CHAT_TOKENS, _TEXT_TOKENS = 1024, 16
 """Where a request names no limit; OpenAI's own for plain text."""
 _DEFAULTS = {"temperature": 1.0, "top_p": 1.0}
@@ -53,7 +53,7 @@ _CHAT_NEUTRAL = _NEUTRAL | {
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
 }
-_TEXT_NEUTRAL = _NEUTRAL | {"echo": (False,), "suffix": ("",), "best_of": (1,)}
+_TEXT_NEUTRAL = _NEUTRAL | {"suffix": ("",), "best_of": (1,)}
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,9 @@ class Asked:
     include_usage: bool
 
     @property
-    def logprobs(self) -> bool:
-        """Whether log-probabilities are told."""
-        return any(prompt.likeliest is not None for prompt in self.prompts)
+    def likeliest(self) -> int | None:
+        """How many tokens are told with each; None where no log-probabilities are."""
+        return self.prompts[0].likeliest
 
 
 def chat_asked(body: Body) -> Asked:
@@ -100,9 +100,13 @@ def chat_asked(body: Body) -> Asked:
 def text_asked(body: Body) -> Asked:
     """Of /v1/completions. Raises ApiError."""
     neutral = _TEXT_NEUTRAL | {"best_of": (1, body.get("n", 1))}
-    require_known(body, {*_COMMON, "prompt", "logprobs"}, neutral)
-    likeliest = _likeliest(body, "logprobs") if "logprobs" in body else None
-    prompts = [{"text": one, "likeliest": likeliest} for one in _texts(body.get("prompt"))]
+    require_known(body, {*_COMMON, "prompt", "logprobs", "echo"}, neutral)
+    likeliest, echo = _likeliest(body, "logprobs") if "logprobs" in body else None, flag(body, "echo", False)
+    if echo and likeliest is not None and likeliest > _MOST_OF_A_PROMPT:
+        raise bad(
+            "logprobs", f"logprobs may be 0 to {_MOST_OF_A_PROMPT} together with echo, not {likeliest}."
+        )
+    prompts = [{**one, "likeliest": likeliest, "echo": echo} for one in _prompts(body.get("prompt"))]
     return _asked(body, _SAMPLING, _TEXT_TOKENS, prompts)
 
 
@@ -123,16 +127,20 @@ def _likeliest(body: Body, name: str) -> int:
     return count
 
 
-def _texts(sent: Any) -> list[str]:
-    """The prompts of a request for plain text, one or several."""
-    texts = [sent] if isinstance(sent, str) else sent
-    if not isinstance(texts, list) or not texts:
-        raise bad("prompt", "prompt must be a text, or a list of texts.")
-    if any(isinstance(one, (int, list)) for one in texts):
-        raise unsupported("prompt", "prompt must be text; prompts of token ids are not supported here.")
-    if not all(isinstance(one, str) and one for one in texts):
-        raise bad("prompt", "prompt must be a text, or a list of texts, none of them empty.")
-    return texts
+def _prompts(sent: Any) -> list[dict[str, Any]]:
+    """Those of a request for plain text, one or several, each a text or token ids."""
+    several = [sent] if _is_one(sent) else sent
+    if not isinstance(several, list) or not several or not all(_is_one(one) for one in several):
+        raise bad(
+            "prompt", "prompt must be a text, a list of token ids, or a list of these, none of them empty."
+        )
+    return [{"text": one} if isinstance(one, str) else {"ids": one} for one in several]
+
+
+def _is_one(sent: Any) -> bool:
+    if isinstance(sent, list):
+        return bool(sent) and all(isinstance(one, int) and not isinstance(one, bool) for one in sent)
+    return isinstance(sent, str) and bool(sent)
 
 
 def _asked(
