@@ -27,6 +27,7 @@ from app.web.api.tools import tools_asked
 from core.generate.config import GenerationConfig
 
 _SEEDS, _NO_SEED = 2**31, -1  # as llama.cpp's and vLLM's clients send it
+_ALL = -1  # tokens may be chosen, as vLLM and its clients write it in top_k
 _MOST_ANSWERS, _MOST_LIKELIEST, _MOST_OF_A_PROMPT = 32, 20, 5
 _CHAT_TOKENS, _TEXT_TOKENS = 1024, 16
 """Where a request names no limit; OpenAI's own for plain text."""
@@ -40,7 +41,21 @@ _SAMPLING = {
 }
 _ABOUT_THE_CALLER = {"user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"}
 _COMMON = {"model", "stream", "stream_options", "n", "seed", "stop", *_SAMPLING, *_ABOUT_THE_CALLER}
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
+_OF_VLLM: dict[str, tuple[Any, ...]] = {
+    "min_p": (0,),
+    "min_tokens": (0,),
+    "stop_token_ids": ([],),
+    "bad_words": ([],),
+    "ignore_eos": (False,),
+    "include_stop_str_in_output": (False,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True, False),
+    "use_beam_search": (False,),
+    "length_penalty": (1,),
+    "return_tokens_as_token_ids": (False,),
+}
+"""Values that vLLM's clients send of its own parameters where they ask for nothing by them."""
+_NEUTRAL: dict[str, tuple[Any, ...]] = _OF_VLLM | {
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
     "logit_bias": ({},),
@@ -52,8 +67,12 @@ _CHAT_NEUTRAL = _NEUTRAL | {
     "function_call": ("none", "auto"),
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
+    "echo": (False,),
+    "add_generation_prompt": (True,),
+    "continue_final_message": (False,),
+    "add_special_tokens": (False,),
 }
-_TEXT_NEUTRAL = _NEUTRAL | {"suffix": ("",), "best_of": (1,)}
+_TEXT_NEUTRAL = _NEUTRAL | {"suffix": ("",), "best_of": (1,), "add_special_tokens": (True,)}
 
 
 @dataclass(frozen=True)
@@ -154,6 +173,7 @@ def _asked(
     n, stream = whole(body, "n", 1), flag(body, "stream", False)
     if not 1 <= n * len(prompts) <= _MOST_ANSWERS:
         raise bad("n", f"A request may have 1 to {_MOST_ANSWERS} answers, not {n * len(prompts)}.")
+    body = body | {"top_k": 0} if body.get("top_k") == _ALL else body
     options = {**sampling(body, names, {**_DEFAULTS, "max_tokens": limit}), **(given or {})}
     seed = whole(body, "seed", _NO_SEED)
     first = secrets.randbelow(_SEEDS) if seed == _NO_SEED else seed
