@@ -1,5 +1,8 @@
 """What a request may ask for: what counts, what is let through, and what is refused by its name."""
 
+import gzip
+import json
+
 import pytest
 from starlette.testclient import TestClient
 
@@ -157,6 +160,17 @@ def test_numbers_of_hundreds_of_digits_are_refused_by_name(client, name):
         assert refused.status_code == 400
         assert refused.json()["error"]["param"] == name
         assert len(refused.json()["error"]["message"]) < 200
+
+
+def test_a_packed_request_is_refused_for_being_packed(client):
+    body, packed = json.dumps(BODY).encode(), {"content-encoding": "gzip"}
+    for path in ("/v1/chat/completions", "/api/chat"):
+        refused = client.post(path, content=gzip.compress(body), headers=packed)
+        assert refused.status_code == 415
+        assert "not with Content-Encoding: gzip" in str(refused.json()["error"])
+    unknown = {"model": "nobody", "messages": BODY["messages"]}
+    plain = client.post("/v1/chat/completions", json=unknown, headers={"content-encoding": "identity"})
+    assert plain.json()["error"]["code"] == "model_not_found"
 
 
 def test_half_a_character_is_refused_in_words_wherever_it_stands(client):
