@@ -20,6 +20,8 @@ from core.base_model.source import BaseSource, ResidentKey, check_unchanged, res
 from core.data.chat_options import AS_THEY_ARE, ChatOptions
 from core.data.formats import Message
 from core.data.tool_calls import Tool
+from core.echoes import Echo
+from core.echoing import echo, known_ids
 from core.errors import BaseTooLarge, WorkbenchError
 from core.generate.config import GenerationConfig
 from core.generate.decode import Decoder, RowRequest, room_to_answer
@@ -65,6 +67,8 @@ class AnswerRequest:
     """How many tokens are told with each of the answer, with their log-probabilities; None tells none."""
     tools: Sequence[Tool] = ()
     """Those that the model is told of, in a conversation."""
+    ids: Sequence[int] = ()
+    """Token ids to go on with, in place of a conversation."""
 
 
 class Engine:
@@ -321,6 +325,23 @@ class Engine:
         told = [weights_told(one, base) for one in speakers]
         return [replace(one, weights=weights) for one, weights in zip(found, told, strict=True)]
 
+    def echo(self, source: BaseSource, requests: Sequence[AnswerRequest]) -> list[Echo]:
+        """The prompts of these requests, and how likely each token of them is to who is asked.
+
+        Raises WrongBase, InvalidInput, PromptTooLong, and what answer() raises.
+        """
+        for request in requests:
+            if request.adapter is not None:
+                require_same_base(request.adapter, source)
+        base = self._base_to_answer(source)
+        base.require_writing()
+        return [self._echo(base, request) for request in requests]
+
+    def _echo(self, base: ResidentBase, request: AnswerRequest) -> Echo:
+        one = request.adapter
+        speakers = [None, one] if one is not None and one.whole else [one]
+        return echo(base, self._scoring(base, speakers), _row(base, request).prompt, request.text)
+
     def _scoring(self, base: ResidentBase, rows: Sequence[AdapterSource | None]) -> list[Speakers]:
         """All that is added to the base in one bank, and each that replaces whole parameters in its own."""
         whole, slots = self._whole_models(base, rows), self._slots_on(base)
@@ -450,11 +471,12 @@ def _rows(
 def _row(base: ResidentBase, request: AnswerRequest) -> RowRequest:
     """In the bank's first slot. Raises PromptTooLong, and what the template raises."""
     renderer = base.renderer.with_options(request.config.chat)
-    ids = (
-        renderer.encode_text(request.text)
-        if request.text
-        else renderer.encode_prompt(request.messages, request.tools)
-    )
+    if request.ids:
+        ids = known_ids(base, request.ids)
+    elif request.text:
+        ids = renderer.encode_text(request.text)
+    else:
+        ids = renderer.encode_prompt(request.messages, request.tools)
     room_to_answer(base, ids)
     told = weights_told(request.adapter, base)
     return RowRequest(ids, 0, request.config, told, request.asked_at, request.likeliest)

@@ -56,7 +56,7 @@ class Answers:
         self._asked: queue.SimpleQueue[Answering] = queue.SimpleQueue()
         self._under_way: list[_UnderWay] = []
         self.classified_at = 0.0
-        """When texts were last classified, or an answer scored, which takes a turn of its own."""
+        """When texts were last classified, or a text scored, which takes a turn of its own."""
         self.explained: Callable[[Exception], Exception] = lambda error: error
         """An error in words of what others have to do with it."""
 
@@ -102,7 +102,7 @@ class Answers:
             asked = self._asked.get()
             try:
                 with panics_as_errors():
-                    if at_once := self._at_once(asked.question):
+                    if at_once := self._at_once(asked):
                         asked.out.put(at_once)
                         self.classified_at = time.monotonic()
                         continue
@@ -114,7 +114,11 @@ class Answers:
     def _decoder(self, asked: Answering) -> Decoder | SeveralDecoders:
         """The app has looked everything up: here nothing is read but what has to be loaded."""
         question = asked.question
-        requests = [
+        source = source_told(self._registry, question["base"])
+        return self._engine.answer(source, self._requests(asked), each=question.get("each", False))
+
+    def _requests(self, asked: Answering) -> list[AnswerRequest]:
+        return [
             AnswerRequest(
                 row["messages"],
                 self._adapter_source(row["adapter"]),
@@ -123,15 +127,18 @@ class Answers:
                 asked.at,
                 row.get("likeliest"),
                 row.get("tools", ()),
+                row.get("ids", ()),
             )
-            for row in question["rows"]
+            for row in asked.question["rows"]
         ]
-        source = source_told(self._registry, question["base"])
-        return self._engine.answer(source, requests, each=question.get("each", False))
 
-    def _at_once(self, question: wire.Message) -> wire.Message | None:
+    def _at_once(self, asked: Answering) -> wire.Message | None:
         """What is answered in one pass; None for what is decoded."""
+        question = asked.question
         match question.get("command"):
+            case "echo":
+                source = source_told(self._registry, question["base"])
+                return {"echoes": [asdict(one) for one in self._engine.echo(source, self._requests(asked))]}
             case "classify":
                 return self._classified(question)
             case "score":

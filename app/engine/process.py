@@ -217,7 +217,7 @@ class EngineServer:
                 wire.send(connection, {"done": True})
             case "attach":
                 self._hold(connection)
-            case "answer" | "classify" | "score":
+            case "answer" | "classify" | "score" | "echo":
                 self._answer(connection, message)
             case "measure":
                 self._measure(connection, message)

@@ -23,6 +23,7 @@ from app.shared.user_settings import PreferenceStore
 from core.base_model.describe import writes_text
 from core.data.chat_options import ChatOptions
 from core.data.tool_calls import Tool
+from core.echoes import Echo
 from core.errors import InvalidInput
 from core.events import TokenDone
 from core.generate.config import GenerationConfig
@@ -85,6 +86,10 @@ class Prompt:
     tools: Sequence[Tool] = ()
     """Those that the model is told of, and may call."""
     text: str = ""
+    ids: Sequence[int] = ()
+    """Token ids that are gone on with, in place of text."""
+    echo: bool = False
+    """Whether the prompt is given back before the answer."""
     likeliest: int | None = None
     """How many tokens are told with each of the answer, with their log-probabilities; None tells none."""
 
@@ -156,12 +161,29 @@ class Serving:
 
         Raises what Chats.answer() raises, and PromptTooLong.
         """
+        return self._engine.answer(*self._told(model, prompts), name)
+
+    def echoes(self, model: ServedModel, prompts: Sequence[Prompt]) -> list[Echo]:
+        """The prompts given back, with how likely each of their tokens is where that is asked for.
+
+        Raises as answer() does.
+        """
+        if not any(one.ids or one.likeliest is not None for one in prompts):
+            return [Echo(one.text) for one in prompts]
+        each = {(one.text, tuple(one.ids)): one for one in prompts}  # once, however many answers it has
+        found = dict(zip(each, self._engine.echo(*self._told(model, list(each.values()))), strict=True))
+        return [found[one.text, tuple(one.ids)] for one in prompts]
+
+    def _told(
+        self, model: ServedModel, prompts: Sequence[Prompt]
+    ) -> tuple[dict[str, str], list[dict[str, Any]]]:
+        """What the engine is told: the base, and a row for each prompt."""
         require_text(*(text for prompt in prompts for text in _texts(prompt)))
         require_writing_base(model.base)
         adapter = parts_told(self._registry, model.id, model.parts, model.base)
         chat = trained_chat(model.parts)
         rows = [_row(prompt, adapter, chat) for prompt in prompts]
-        return self._engine.answer(told_to_answer(model.base, self._preferences), rows, name)
+        return told_to_answer(model.base, self._preferences), rows
 
     def cancel(self, name: str, row: int) -> None:
         """End one row of the answer called `name`. Raises EngineUnavailable."""
@@ -178,13 +200,14 @@ def _row(prompt: Prompt, adapter: Mapping[str, Any] | None, chat: ChatOptions) -
     """As the engine is asked for it; chat: with which the model was trained. Raises InvalidInput for one that
     asks nothing.
     """
-    if not prompt.text and not prompt.messages:
+    if not (prompt.text or prompt.messages or prompt.ids):
         raise InvalidInput("The prompt is empty: there is nothing to answer or to go on with.")
     return {
         "adapter": adapter,
         "messages": [dict(message) for message in prompt.messages],
         "tools": list(prompt.tools),
         "text": prompt.text,
+        "ids": list(prompt.ids),
         "config": prompt.config.on_top_of(chat).to_dict(),
         "likeliest": prompt.likeliest,
     }

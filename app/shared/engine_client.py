@@ -31,6 +31,7 @@ from app.shared.processes import (
 )
 from app.shared.refusals import answered
 from app.shared.settings import Settings
+from core.echoes import Echo
 from core.events import TokenDone
 from core.generate.scores import Scored
 
@@ -268,6 +269,14 @@ class EngineClient:
         asked["chat"] = chat
         found = self._ask(self._reach(), {"command": "score", **asked}, _MEASURE_SECONDS)
         return [Scored.told(one) for one in found["scored"]]
+
+    def echo(self, base: wire.Message, rows: list[wire.Message]) -> list[Echo]:
+        """The prompts of rows, as answer() takes them, and how likely each token of them is.
+
+        Raises the engine's refusal, or EngineUnavailable if it is gone.
+        """
+        question = {"command": "echo", "base": base, "rows": rows}
+        return [Echo.told(one) for one in self._ask(self._reach(), question, _MEASURE_SECONDS)["echoes"]]
 
     def cancel(self, name: str, row: int) -> None:
         """End one row of the answer called `name`; the others go on."""

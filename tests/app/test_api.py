@@ -110,16 +110,22 @@ def test_plain_text_is_gone_on_with(served):
 
 
 @torch.no_grad()
-def _by_transformers(served, folder, name, count):
-    """Log-probabilities [count, vocabulary] of a model with the adapter merged in, along its likeliest."""
+def _merged(served, base, folder, name):
+    """transformers' model with the adapter merged in."""
     from transformers import AutoModelForCausalLM
 
-    base = load(folder)
     row = served.workbench.serving.find(name).adapter
     adapter = load_adapter(served.workbench.registry.blobs.path(row.digest), base.layer_shapes)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     for path, layer in adapter.layers.items():
         model.get_submodule(path).weight.add_(layer.delta_weight())
+    return model
+
+
+def _by_transformers(served, folder, name, count):
+    """Log-probabilities [count, vocabulary] of a model with the adapter merged in, along its likeliest."""
+    base = load(folder)
+    model = _merged(served, base, folder, name)
     ids = base.renderer.encode_prompt(HELLO)
     for _ in range(count):
         logits = model(input_ids=torch.tensor([ids])).logits[0]
@@ -153,6 +159,48 @@ def test_log_probabilities_are_transformers_own(served, trained, tiny_llama):
     assert told.text_offset == sorted(told.text_offset)
     pieces = [one.choices[0].logprobs for one in served.openai.completions.create(**asked, stream=True)]
     assert [at for piece in pieces for at in (piece.text_offset if piece else [])] == told.text_offset
+
+
+@torch.no_grad()
+def test_a_prompt_is_given_back_with_transformers_log_probabilities(served, trained, tiny_llama):
+    trained("mine")
+    base = load(tiny_llama)
+    texts = ["hello world 🌧 there", "fine"]
+    prompts = [base.renderer.encode_text(one) for one in texts]
+    asked = {"model": "mine", "echo": True, "max_tokens": 2, "temperature": 0}
+    ask = served.openai.completions.create
+    alone = [one.text for one in ask(**asked | {"echo": False}, prompt=prompts).choices]
+    assert [one.text for one in ask(**asked | {"echo": False}, prompt=texts).choices] == alone
+    found = ask(**asked, prompt=prompts, logprobs=2, n=2).choices
+    assert [one.text for one in found] == [text + alone[at] for at, text in enumerate(texts) for _ in "12"]
+    model = _merged(served, base, tiny_llama, "mine")
+    for one, ids, text in zip(found[::2], prompts, texts, strict=True):
+        told = one.logprobs
+        wanted = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+        own = wanted[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+        assert told.token_logprobs[0] is None
+        assert told.token_logprobs[1 : len(ids)] == pytest.approx(own.tolist(), abs=1e-4)
+        assert len(told.tokens) == len(told.token_logprobs) == len(ids) + 2
+        top = [max(each.values()) for each in told.top_logprobs[1 : len(ids)]]
+        assert top == pytest.approx(wanted[:-1].amax(-1).tolist(), abs=1e-4)
+        assert told.text_offset[0] == 0
+        assert told.text_offset == sorted(told.text_offset)
+        assert told.text_offset[len(ids)] == len(text)
+    whole = ask(**asked, prompt=texts, logprobs=2).choices
+    for one, other in zip(whole, found[::2], strict=True):
+        assert (one.text, one.logprobs.tokens) == (other.text, other.logprobs.tokens)
+        assert one.logprobs.text_offset == other.logprobs.text_offset
+    assert [one.text for one in ask(**asked, prompt=texts).choices] == [one.text for one in whole]
+    pieces = [one.choices[0] for one in ask(**asked, prompt=texts[0], logprobs=2, stream=True)]
+    assert "".join(one.text for one in pieces) == whole[0].text
+    told = [at for one in pieces for at in one.logprobs.text_offset]
+    assert told == whole[0].logprobs.text_offset
+    for name, value in {"logprobs": 6, "prompt": [[1, -1]]}.items():
+        with pytest.raises(openai.BadRequestError, match=name) as refused:
+            ask(**asked | {"prompt": "hello", name: value})
+        assert refused.value.param == name
+    with pytest.raises(openai.BadRequestError, match="none of them empty"):
+        ask(**asked, prompt=[[1], []])
 
 
 def test_log_probabilities_stop_where_a_stop_text_does(served):

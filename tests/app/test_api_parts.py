@@ -212,6 +212,26 @@ def test_beyond_a_full_line_requests_are_told_when_to_come_again(home, endless):
     assert refused.json()["error"]["type"] == "rate_limit_error"
 
 
+def test_whoever_reads_slowly_holds_nobody_up(home, monkeypatch):
+    count, text = 400, "word " * 10_000  # more than the sockets of both ends hold
+
+    def answers(_, model, prompts, name):
+        for at in range(1, count + 1):
+            yield TokenDone(0, text, at == count, "length" if at == count else "", at, 5)
+
+    monkeypatch.setattr(Serving, "answer", answers)
+    line = WaitingLine(most_rows=1)
+    with listening(guarded_api(home, HOSTS, line=line)) as address, _client(address) as client:
+        with client.stream("POST", "/v1/chat/completions", json=BODY) as response:
+            slowly = response.iter_text()
+            first = next(slowly)
+            other = client.post("/v1/chat/completions", json={**BODY, "stream": False}, timeout=20)
+            assert other.json()["choices"][0]["finish_reason"] == "length"
+            rest = "".join([first, *slowly])
+        assert rest.count(text) == count  # and nothing is lost to the slow one
+        assert rest.endswith("data: [DONE]\n\n")
+
+
 @pytest.mark.parametrize(
     ("error", "status", "code"),
     [

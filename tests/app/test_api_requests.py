@@ -1,5 +1,8 @@
 """What a request may ask for: what counts, what is let through, and what is refused by its name."""
 
+import gzip
+import json
+
 import pytest
 from starlette.testclient import TestClient
 
@@ -127,6 +130,24 @@ def test_what_steers_the_rendering_is_given_to_no_chat_template(name):
     assert refused.value.param == "chat_template_kwargs"
 
 
+def test_what_vllms_clients_send_where_they_ask_for_nothing_by_it_is_let_through():
+    nothing = {
+        "min_p": 0.0, "min_tokens": 0, "stop_token_ids": [], "bad_words": [], "ignore_eos": False,
+        "include_stop_str_in_output": False, "skip_special_tokens": True, "use_beam_search": False,
+        "spaces_between_special_tokens": True, "length_penalty": 1.0, "top_k": -1,
+        "return_tokens_as_token_ids": False,
+    }  # fmt: skip
+    of_chats = {"add_generation_prompt": True, "continue_final_message": False, "add_special_tokens": False}
+    chat = chat_asked(BODY | nothing | of_chats | {"echo": False})
+    text = text_asked({"model": "m", "prompt": "Hi"} | nothing | {"add_special_tokens": True})
+    assert [one.prompts[0].config.top_k for one in (chat, text)] == [0, 0]
+    other = {"min_p": 0.1, "ignore_eos": True, "skip_special_tokens": False, "continue_final_message": True}
+    for name, value in (other | {"echo": True, "top_k": -2}).items():
+        with pytest.raises(ApiError, match=name) as refused:
+            chat_asked(BODY | {name: value})
+        assert refused.value.param == name
+
+
 def test_what_a_parameter_may_be_is_said_once():
     with pytest.raises(ApiError, match=r"leave it out, or send 1\."):
         text_asked({"model": "small", "prompt": "Hi", "best_of": 3})
@@ -139,6 +160,17 @@ def test_numbers_of_hundreds_of_digits_are_refused_by_name(client, name):
         assert refused.status_code == 400
         assert refused.json()["error"]["param"] == name
         assert len(refused.json()["error"]["message"]) < 200
+
+
+def test_a_packed_request_is_refused_for_being_packed(client):
+    body, packed = json.dumps(BODY).encode(), {"content-encoding": "gzip"}
+    for path in ("/v1/chat/completions", "/api/chat"):
+        refused = client.post(path, content=gzip.compress(body), headers=packed)
+        assert refused.status_code == 415
+        assert "not with Content-Encoding: gzip" in str(refused.json()["error"])
+    unknown = {"model": "nobody", "messages": BODY["messages"]}
+    plain = client.post("/v1/chat/completions", json=unknown, headers={"content-encoding": "identity"})
+    assert plain.json()["error"]["code"] == "model_not_found"
 
 
 def test_half_a_character_is_refused_in_words_wherever_it_stands(client):

@@ -7,7 +7,7 @@ import contextlib
 import secrets
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
 from app.service.serving import Prompt, ServedModel, Serving
@@ -17,6 +17,7 @@ from app.web.api.counters import Counters
 from app.web.api.stop_texts import StopFinder
 from app.web.api.waiting_line import Turn, WaitingLine
 from core.data.tool_calls import Call
+from core.echoes import Echo
 from core.events import TokenDone
 
 _FINISHES = {"end": "stop", "length": "length"}
@@ -77,6 +78,8 @@ class Generation:
         self._come, self._shown = [0] * len(prompts), [0] * len(prompts)  # characters
         self._name = f"api-{secrets.token_hex(8)}"
         self._gone, self._closed = threading.Event(), False
+        self.echoes: Sequence[Echo] = ()
+        """The prompts, where they are given back; there from the first piece on."""
         self.prompt_tokens, self.generated_tokens = [0] * len(prompts), [0] * len(prompts)
         self.started, self.first_token = time.monotonic(), 0.0
         self.begun = self.ended = 0.0
@@ -172,6 +175,8 @@ class Generation:
         """Hand every token over to the event loop, until the end, or until nobody waits for them."""
         last: Exception | None = None
         try:
+            if any(one.echo for one in self._prompts):
+                self.echoes = self._serving.echoes(self.model, self._prompts)
             with contextlib.closing(self._serving.answer(self.model, self._prompts, self._name)) as tokens:  # type: ignore[type-var]
                 for token in tokens:
                     if self._gone.is_set():
@@ -180,10 +185,15 @@ class Generation:
         except Exception as error:  # noqa: BLE001  (the boundary: whoever asked is told)
             last = error
         self._hand_over(last)
+        # All is generated: whoever reads it slowly holds nobody up.
+        self._on_loop(lambda: self._line.leave(self._turn))
 
     def _hand_over(self, what: TokenDone | Exception | None) -> None:
+        self._on_loop(lambda: self._arrived.put_nowait(what))
+
+    def _on_loop(self, what: Callable[[], None]) -> None:
         with contextlib.suppress(RuntimeError):  # the server is closing: the loop is gone, and who asked, too
-            self._loop.call_soon_threadsafe(self._arrived.put_nowait, what)
+            self._loop.call_soon_threadsafe(what)
 
     def _end_in_engine(self, rows: Sequence[int]) -> None:
         """Free these rows now, also while their prompts are still being read."""

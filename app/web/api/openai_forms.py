@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from app.web.api.generation import Entry, Piece
 from app.web.api.parameters import Body
 from app.web.api.tools import openai_calls
+from core.echoes import Echo
 
 
 class Form:
@@ -16,9 +17,11 @@ class Form:
 
     kind, chunk_kind, start = "", "", ""
 
-    def __init__(self, model: str, weights: str, *, logprobs: bool = False) -> None:
-        """logprobs: whether they were asked for; else they are null."""
-        self._logprobs = logprobs
+    def __init__(self, model: str, weights: str, *, likeliest: int | None = None) -> None:
+        """likeliest: how many tokens are told with each; None where log-probabilities were not asked for."""
+        self._logprobs, self._likeliest = likeliest is not None, likeliest
+        self.echoes: Sequence[Echo] = ()
+        """The prompts, by answer, where they are given back."""
         self._about = {
             "id": f"{self.start}-{secrets.token_hex(12)}",
             "created": int(time.time()),
@@ -88,22 +91,55 @@ class TextForm(Form):
 
     def choice(self, answer: Piece) -> Body:
         """See Form."""
-        logprobs = self._told(answer.logprobs) if self._logprobs else None
-        about = {"index": answer.row, "text": answer.text, "logprobs": logprobs}
-        return about | {"finish_reason": answer.finish or None}
+        grown = self._choice(answer)
+        for echoed in self.opening(answer.row):
+            grown["text"] = echoed["text"] + grown["text"]
+            if self._logprobs:
+                grown["logprobs"] = {
+                    name: told + grown["logprobs"][name] for name, told in echoed["logprobs"].items()
+                }
+        return grown
+
+    def opening(self, index: int) -> list[Body]:
+        """The prompt, where it is given back."""
+        if not self.echoes:
+            return []
+        echo = self.echoes[index]
+        logprobs = self._echoed(echo) if self._logprobs else None
+        return [{"index": index, "text": echo.text, "logprobs": logprobs, "finish_reason": None}]
 
     def grown(self, piece: Piece) -> list[Body]:
         """See Form."""
-        return [self.choice(piece)]
+        return [self._choice(piece)]
 
-    def _told(self, entries: Sequence[Entry]) -> Body:
+    def _choice(self, piece: Piece) -> Body:
+        logprobs = None
+        if self._logprobs:
+            logprobs = self._told(piece.logprobs, len(self.echoes[piece.row].text) if self.echoes else 0)
+        about = {"index": piece.row, "text": piece.text, "logprobs": logprobs}
+        return about | {"finish_reason": piece.finish or None}
+
+    def _echoed(self, echo: Echo) -> Body:
+        """Of the prompt's tokens; the first has no probability, since nothing stands before it."""
+        likeliest = [
+            dict([*one.likeliest[: self._likeliest], (one.text, one.logprob)]) for one in echo.tokens
+        ]
+        return {
+            "tokens": [echo.first, *(one.text for one in echo.tokens)],
+            "token_logprobs": [None, *(one.logprob for one in echo.tokens)],
+            "top_logprobs": [None, *likeliest],
+            "text_offset": list(echo.offsets),
+        }
+
+    def _told(self, entries: Sequence[Entry], behind: int = 0) -> Body:
+        """behind: characters of the prompt that stand before the answer."""
         return {
             "tokens": [one.token[0] for one in entries],
             "token_logprobs": [one.token[1] for one in entries],
             "top_logprobs": [
                 {text: logprob for text, logprob, _ in (*one.likeliest, one.token)} for one in entries
             ],
-            "text_offset": [one.offset for one in entries],
+            "text_offset": [behind + one.offset for one in entries],
         }
 
 

@@ -27,7 +27,8 @@ from app.web.api.tools import tools_asked
 from core.generate.config import GenerationConfig
 
 _SEEDS, _NO_SEED = 2**31, -1  # as llama.cpp's and vLLM's clients send it
-_MOST_ANSWERS, _MOST_LIKELIEST = 32, 20
+_ALL = -1  # tokens may be chosen, as vLLM and its clients write it in top_k
+_MOST_ANSWERS, _MOST_LIKELIEST, _MOST_OF_A_PROMPT = 32, 20, 5
 _CHAT_TOKENS, _TEXT_TOKENS = 1024, 16
 """Where a request names no limit; OpenAI's own for plain text."""
 _DEFAULTS = {"temperature": 1.0, "top_p": 1.0}
@@ -40,7 +41,21 @@ _SAMPLING = {
 }
 _ABOUT_THE_CALLER = {"user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"}
 _COMMON = {"model", "stream", "stream_options", "n", "seed", "stop", *_SAMPLING, *_ABOUT_THE_CALLER}
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
+_OF_VLLM: dict[str, tuple[Any, ...]] = {
+    "min_p": (0,),
+    "min_tokens": (0,),
+    "stop_token_ids": ([],),
+    "bad_words": ([],),
+    "ignore_eos": (False,),
+    "include_stop_str_in_output": (False,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True, False),
+    "use_beam_search": (False,),
+    "length_penalty": (1,),
+    "return_tokens_as_token_ids": (False,),
+}
+"""Values that vLLM's clients send of its own parameters where they ask for nothing by them."""
+_NEUTRAL: dict[str, tuple[Any, ...]] = _OF_VLLM | {
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
     "logit_bias": ({},),
@@ -52,8 +67,12 @@ _CHAT_NEUTRAL = _NEUTRAL | {
     "function_call": ("none", "auto"),
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
+    "echo": (False,),
+    "add_generation_prompt": (True,),
+    "continue_final_message": (False,),
+    "add_special_tokens": (False,),
 }
-_TEXT_NEUTRAL = _NEUTRAL | {"echo": (False,), "suffix": ("",), "best_of": (1,)}
+_TEXT_NEUTRAL = _NEUTRAL | {"suffix": ("",), "best_of": (1,), "add_special_tokens": (True,)}
 
 
 @dataclass(frozen=True)
@@ -68,9 +87,9 @@ class Asked:
     include_usage: bool
 
     @property
-    def logprobs(self) -> bool:
-        """Whether log-probabilities are told."""
-        return any(prompt.likeliest is not None for prompt in self.prompts)
+    def likeliest(self) -> int | None:
+        """How many tokens are told with each; None where no log-probabilities are."""
+        return self.prompts[0].likeliest
 
 
 def chat_asked(body: Body) -> Asked:
@@ -100,9 +119,13 @@ def chat_asked(body: Body) -> Asked:
 def text_asked(body: Body) -> Asked:
     """Of /v1/completions. Raises ApiError."""
     neutral = _TEXT_NEUTRAL | {"best_of": (1, body.get("n", 1))}
-    require_known(body, {*_COMMON, "prompt", "logprobs"}, neutral)
-    likeliest = _likeliest(body, "logprobs") if "logprobs" in body else None
-    prompts = [{"text": one, "likeliest": likeliest} for one in _texts(body.get("prompt"))]
+    require_known(body, {*_COMMON, "prompt", "logprobs", "echo"}, neutral)
+    likeliest, echo = _likeliest(body, "logprobs") if "logprobs" in body else None, flag(body, "echo", False)
+    if echo and likeliest is not None and likeliest > _MOST_OF_A_PROMPT:
+        raise bad(
+            "logprobs", f"logprobs may be 0 to {_MOST_OF_A_PROMPT} together with echo, not {likeliest}."
+        )
+    prompts = [{**one, "likeliest": likeliest, "echo": echo} for one in _prompts(body.get("prompt"))]
     return _asked(body, _SAMPLING, _TEXT_TOKENS, prompts)
 
 
@@ -123,16 +146,20 @@ def _likeliest(body: Body, name: str) -> int:
     return count
 
 
-def _texts(sent: Any) -> list[str]:
-    """The prompts of a request for plain text, one or several."""
-    texts = [sent] if isinstance(sent, str) else sent
-    if not isinstance(texts, list) or not texts:
-        raise bad("prompt", "prompt must be a text, or a list of texts.")
-    if any(isinstance(one, (int, list)) for one in texts):
-        raise unsupported("prompt", "prompt must be text; prompts of token ids are not supported here.")
-    if not all(isinstance(one, str) and one for one in texts):
-        raise bad("prompt", "prompt must be a text, or a list of texts, none of them empty.")
-    return texts
+def _prompts(sent: Any) -> list[dict[str, Any]]:
+    """Those of a request for plain text, one or several, each a text or token ids."""
+    several = [sent] if _is_one(sent) else sent
+    if not isinstance(several, list) or not several or not all(_is_one(one) for one in several):
+        raise bad(
+            "prompt", "prompt must be a text, a list of token ids, or a list of these, none of them empty."
+        )
+    return [{"text": one} if isinstance(one, str) else {"ids": one} for one in several]
+
+
+def _is_one(sent: Any) -> bool:
+    if isinstance(sent, list):
+        return bool(sent) and all(isinstance(one, int) and not isinstance(one, bool) for one in sent)
+    return isinstance(sent, str) and bool(sent)
 
 
 def _asked(
@@ -146,6 +173,7 @@ def _asked(
     n, stream = whole(body, "n", 1), flag(body, "stream", False)
     if not 1 <= n * len(prompts) <= _MOST_ANSWERS:
         raise bad("n", f"A request may have 1 to {_MOST_ANSWERS} answers, not {n * len(prompts)}.")
+    body = body | {"top_k": 0} if body.get("top_k") == _ALL else body
     options = {**sampling(body, names, {**_DEFAULTS, "max_tokens": limit}), **(given or {})}
     seed = whole(body, "seed", _NO_SEED)
     first = secrets.randbelow(_SEEDS) if seed == _NO_SEED else seed

@@ -53,12 +53,14 @@ class OpenAIRoutes:
 
     async def _answer(self, request: Request, asked: Asked, form: type[Form]) -> Response:
         model = await self._desk.model(asked.model)
-        written = form(asked.model, model.weights, logprobs=asked.logprobs)
+        written = form(asked.model, model.weights, likeliest=asked.likeliest)
         if asked.stream:
             generation, pieces = await self._desk.begin(request, model, asked.prompts, asked.stops)
+            written.echoes = generation.echoes
             lines = _events(written, generation, pieces, asked)
             return Streamed(generation, lines, "text/event-stream")
         generation, answers = await self._desk.whole(request, model, asked.prompts, asked.stops)
+        written.echoes = generation.echoes
         choices = [written.choice(answer) for answer in answers]
         return JSONResponse(written.whole(choices) | {"usage": _usage(generation, asked.n)})
 

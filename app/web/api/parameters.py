@@ -24,6 +24,9 @@ async def body_of(request: Request) -> Body:
 
     Raises ApiError.
     """
+    packed = request.headers.get("content-encoding", "identity")
+    if packed.lower() != "identity":
+        raise ApiError(415, f"A request must be sent as it is, not with Content-Encoding: {packed[:80]}.")
     sent = bytearray()
     async for piece in request.stream():
         sent += piece
