@@ -26,6 +26,14 @@ def text_in(row: Row, column: str) -> str:
     return str(value)
 
 
+def cell_of(mapping: DataMapping, row: Row, role: str) -> Any:
+    """What the row holds for a role; None where the mapping has no column for it. A column may be called ''
+    too, as pandas calls the index that it writes into a CSV file.
+    """
+    column = mapping.columns.get(role)
+    return None if column is None else row.get(column)
+
+
 def filled(template: str, row: Row) -> str:
     """A template with a row's cells in it; where it is nothing but columns, those that are empty leave no
     blank lines, and a context or further input may be missing. Raises RowFault.
@@ -62,7 +70,7 @@ def tools_in(mapping: DataMapping, row: Row, in_turns: tuple[Tool, ...] = ()) ->
     """The definitions of tools beside the turns, or those that the turns themselves hold. Raises RowFault,
     also where the two differ.
     """
-    value = row.get(mapping.columns.get("tools", ""))
+    value = cell_of(mapping, row, "tools")
     beside = () if is_nothing(value) or value == "[]" else read_tools(value)
     if beside and in_turns and beside != in_turns:
         raise RowFault(
@@ -79,7 +87,7 @@ def _named(tools: tuple[Tool, ...]) -> str:
 
 def kwargs_in(mapping: DataMapping, row: Row) -> dict[str, Any]:
     """What the row gives its chat template. Raises RowFault."""
-    value = row.get(mapping.columns.get("template_kwargs", ""))
+    value = cell_of(mapping, row, "template_kwargs")
     found = {} if is_nothing(value) else parsed(value)
     if not isinstance(found, dict):
         raise RowFault("missing", f"What the chat template is given is {kind_of(found)}; expected an object.")
