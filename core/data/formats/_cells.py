@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -56,6 +57,12 @@ def label_in(mapping: DataMapping, row: Row) -> str:
     column = mapping.columns.get("label")
     value = row.get(column) if column else None
     return str(value).strip()[:200] if isinstance(value, (str, int, float)) else ""
+
+
+def written_label(value: Any) -> Any:
+    """A label that is yes or no, or a list of texts, written out as JSON; anything else as it is."""
+    is_list = isinstance(value, list) and all(isinstance(one, str) for one in value)
+    return json.dumps(value, ensure_ascii=False) if is_list or isinstance(value, bool) else value
 
 
 def system_turn(mapping: DataMapping, row: Row) -> list[Message]:
