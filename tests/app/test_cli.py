@@ -406,6 +406,14 @@ def test_the_doctor_names_what_it_looked_at(settings, monkeypatch):
         "Registry",
         "Engine",
     }
+    settings.settings_file.write_text('port = "x')
+    settings.presets.mkdir(exist_ok=True)
+    (settings.presets / "mine.toml").write_text("rank = ")
+    code, found = run_json(settings, "doctor")
+    told = {one["what"]: one for one in found["findings"]}
+    assert (code, told["Settings"]["level"], told["Presets"]["level"]) == (1, "fault", "warning")
+    assert "settings.toml is not valid TOML" in told["Settings"]["found"]
+    assert "mine.toml" in told["Presets"]["found"]
     settings.database.write_bytes(b"broken" * 1000)
     code, found = run_json(settings, "doctor")
     registry = next(one for one in found["findings"] if one["what"] == "Registry")
@@ -466,6 +474,10 @@ def test_the_registry_goes_into_a_file_and_back_and_is_examined_deeply(
 ):
     trained("kept")
     assert run(settings, "presets", "save", "gentle", "--set", "rank=3").exit_code == 0
+    again = run(settings, "presets", "save", "Gentle", "--set", "rank=4")
+    assert (again.exit_code, "give --replace" in again.stderr) == (1, True)
+    assert run_json(settings, "presets", "show", "gentle")[1]["options"]["rank"] == 3
+    assert run(settings, "presets", "save", "gentle", "--set", "rank=3", "--replace").exit_code == 0
     assert run(settings, "backup", tmp_path / "kept.zip").exit_code == 0
     assert "exists already" in run(settings, "backup", tmp_path / "kept.zip").stderr
     refused = run(settings, "restore", tmp_path / "kept.zip")
