@@ -171,7 +171,7 @@ def _settings(settings: Settings) -> list[Finding]:
 def _presets(settings: Settings) -> list[Finding]:
     broken = [one.fault for one in Presets(settings.presets).all() if one.fault]
     remedy = "Mend them in an editor, or remove them."
-    return [Finding("Presets", "warning", " ".join(broken), remedy)] if broken else []
+    return [Finding("Presets", "note", " ".join(broken), remedy)] if broken else []
 
 
 def _registry(settings: Settings) -> Finding:
@@ -197,7 +197,7 @@ def _engine(settings: Settings) -> Finding:
         if status["notice"]:
             return Finding(
                 "Engine",
-                "warning",
+                "note",
                 f"running on {status['device']}, {doing}. {status['notice']}",
                 f"Answers are right but slower; see {settings.engine_log}.",
             )

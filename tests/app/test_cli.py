@@ -411,9 +411,13 @@ def test_the_doctor_names_what_it_looked_at(settings, monkeypatch):
     (settings.presets / "mine.toml").write_text("rank = ")
     code, found = run_json(settings, "doctor")
     told = {one["what"]: one for one in found["findings"]}
-    assert (code, told["Settings"]["level"], told["Presets"]["level"]) == (1, "fault", "warning")
+    assert (code, told["Settings"]["level"], told["Presets"]["level"]) == (1, "fault", "note")
     assert "settings.toml is not valid TOML" in told["Settings"]["found"]
     assert "mine.toml" in told["Presets"]["found"]
+    status = {"runs": [], "device": "cuda", "notice": "It computes slowly."}
+    monkeypatch.setattr("app.service.doctor.EngineClient.status", lambda _: status)
+    shown = run(settings, "doctor")
+    assert (shown.exit_code, "! note   Engine" in shown.stdout) == (1, True), shown
     settings.database.write_bytes(b"broken" * 1000)
     code, found = run_json(settings, "doctor")
     registry = next(one for one in found["findings"] if one["what"] == "Registry")
