@@ -315,6 +315,18 @@ def test_training_chat_and_adapters_from_the_command_line(workbench, settings, t
     assert not (tmp_path / "gguf").exists()
 
 
+def test_a_run_that_has_left_rows_aside_says_so_at_its_end(workbench, settings, tmp_path):
+    rows = [{"question": "hello " * many, "answer": "fine"} for many in (1, 2, 3, 90, 91)]
+    (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run(settings, "data", "add", tmp_path / "long.jsonl", "--share", "0").exit_code == 0
+    asked = ["train", "--base", "llama", "--set", "max_length=64", "--set", "max_steps=1"]
+    done = run(settings, *asked, "--data", "long")
+    said = "rows longer than 64 tokens: 2; with nothing to train on: 2; trained on: 3."
+    assert (done.exit_code, said in done.stderr) == (0, True), done.stderr
+    whole = run(settings, *asked, "--data", "data")
+    assert (whole.exit_code, "longer than 64" in whole.stderr) == (0, False)
+
+
 def test_the_checklist_of_a_sweep_is_that_of_its_runs(workbench, settings):
     asked = ["train", "--base", "llama", "--data", "data", "--set", "max_steps=1", "--detach"]
     said = run(settings, *asked, "--sweep", "rank=1,12").stderr
