@@ -26,7 +26,8 @@ FULL = "full"
 _MEASURING = "measure_prompting"
 _RATE_SHARE = 0.1  # of LoRA's learning rate that suits full fine-tuning
 _OF_FACTORS = ("rank", "alpha", "dropout", "use_rslora", "rank_pattern", "alpha_pattern", "loraplus_lr_ratio")
-_OF_CHOICE = ("target_modules", "target_parameters", "layers_to_transform")
+_OF_CHOICE = ("target_modules", "target_parameters", "layers_to_transform", "enable_lora")
+_BESIDE_FACTORS = ("modules_to_save", "bias", "on_top_of")  # which all weights hold anyhow, or start without
 _OF_PATTERNS = ("rank_pattern", "alpha_pattern")
 
 
@@ -189,9 +190,8 @@ def full_options(run: Run) -> TrainingOptions:
     """Full fine-tuning as a run was trained: its data, schedule and steps, all weights, and a tenth of its
     learning rate.
     """
-    values = {
-        name: value for name, value in options_of(run).items() if name not in (*_OF_FACTORS, *_OF_CHOICE)
-    }
+    left = (*_OF_FACTORS, *_OF_CHOICE, *_BESIDE_FACTORS)
+    values = {name: value for name, value in options_of(run).items() if name not in left}
     rate = float(values["learning_rate"])
     own = {"kind": FULL, "target_modules": ALL_LINEAR, "quantisation": NONE}
     scaled = rate if is_full(run) else rate * _RATE_SHARE
