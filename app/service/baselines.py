@@ -143,7 +143,7 @@ class Baselines:
     def table(self, run_id: int, shots: int = SHOTS) -> list[Baseline]:
         """The run, full fine-tuning, the plain base, and examples in its prompt. Raises NotFound."""
         run = self._registry.get(Run, run_id)
-        beside = None if is_full(run) else self.full_beside(run)
+        beside = None if is_full(run) else self.full_beside(run) or self._full_beside(run, failed=True)
         lines = [self.line(one) for one in (run, beside) if one is not None]
         if beside is None and not is_full(run):
             lines.append(Baseline("Full fine-tuning", "not started"))
@@ -172,8 +172,11 @@ class Baselines:
 
     def full_beside(self, run: Run) -> Run | None:
         """The newest run of full fine-tuning on the same base, data and objective that has not failed."""
+        return self._full_beside(run, failed=False)
+
+    def _full_beside(self, run: Run, *, failed: bool) -> Run | None:
         for one in self._registry.runs.on(run.base_fingerprint, run.dataset_digest):
-            if is_full(one) and _objective(one) == _objective(run) and one.state != FAILED:
+            if is_full(one) and _objective(one) == _objective(run) and (one.state == FAILED) is failed:
                 return one
         return None
 

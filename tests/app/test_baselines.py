@@ -59,6 +59,15 @@ def test_full_fine_tuning_that_does_not_fit_is_left_out_with_figures(workbench, 
     assert [line.state for line in workbench.baselines.table(run.id)][1] == "not started"
 
 
+def test_full_fine_tuning_that_has_failed_is_told_with_its_reason_and_begun_anew(workbench, run, jobs_here):
+    failed = workbench.baselines.begin(run.id, 2).full
+    failed.state, failed.reason = "failed", "no row fits"
+    workbench.registry.save(failed)
+    line = workbench.baselines.table(run.id, 2)[1]
+    assert (line.run.id, line.state, line.note) == (failed.id, "failed", "no row fits")
+    assert workbench.baselines.begin(run.id, 2).full.id != failed.id
+
+
 def test_the_command_prints_the_same_table(workbench, run, jobs_here):
     workbench.baselines.begin(run.id, 2, full=False)
     home = ["--home", str(workbench.settings.home), "--json"]
