@@ -105,6 +105,7 @@ def test_a_file_is_checked_without_being_registered(workbench, settings, tmp_pat
     assert (code, found["tokens"]["rows"], found["tokens"]["max_length"]) == (1, 13, 64)
     assert all(check["passed"] for check in found["template"])
     shown = run(settings, "data", "check", tmp_path / "a.jsonl").stdout
+    assert "prompt and completion: assistant = completion, user = prompt" in " ".join(shown.split())
     assert "a.jsonl row 13" in shown
     assert "error: Missing or of the wrong kind. completion is missing" in shown
     assert workbench.registry.names(Dataset) == {"data"}
