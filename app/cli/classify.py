@@ -10,6 +10,7 @@ import typer
 from app.cli.common import Home, Json, open_workbench
 from app.cli.console import Console, guarded
 from app.service.classifiers import CUT, Told
+from app.shared.text import lines_of
 from core.errors import InvalidInput
 
 _SHOWN = 10  # labels of each text, for people
@@ -19,7 +20,10 @@ _SHOWN = 10  # labels of each text, for people
 def classify(
     text: Annotated[list[str] | None, typer.Option(help="A text to classify; repeat for several.")] = None,
     file: Annotated[
-        Path | None, typer.Option(help="A file with a text to classify in each line.", exists=True)
+        Path | None,
+        typer.Option(
+            help="A file with a text to classify in each line; empty ones are left out.", exists=True
+        ),
     ] = None,
     adapter: Annotated[
         list[str] | None, typer.Option(help="An adapter; repeat for several side by side.")
@@ -31,13 +35,13 @@ def classify(
     json: Json = False,
 ) -> None:
     """Tell the labels of texts, with the probability of each, by adapters that were trained to classify."""
-    texts = [*(text or []), *_lines(file)]
+    lines = _lines(file)
+    texts = [*(text or []), *lines.values()]
     workbench, console = open_workbench(home), Console(json)
     found = workbench.classifiers.classify(texts, list(dict.fromkeys(adapter or [])), base)
     if json:
-        content = [
-            {"text": row[0].text, "cut": row[0].cut, "told": [_record(one) for one in row]} for row in found
-        ]
+        numbers = [*(None for _ in text or []), *lines]
+        content = [_content(number, row) for number, row in zip(numbers, found, strict=True)]
         console.result({"texts": content}, [])
         return
     for row in found:
@@ -47,13 +51,24 @@ def classify(
         console.records(_table(row))
 
 
-def _lines(path: Path | None) -> list[str]:
+def _lines(path: Path | None) -> dict[int, str]:
+    """By their number in the file. Raises InvalidInput."""
     if path is None:
-        return []
+        return {}
     try:
-        return [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        return {
+            number: line
+            for number, line in enumerate(lines_of(path.read_text(encoding="utf-8-sig")), 1)
+            if line.strip()
+        }
     except UnicodeDecodeError:
         raise InvalidInput(f"{path} is not UTF-8 text; save it as UTF-8.") from None
+
+
+def _content(line: int | None, row: list[Told]) -> dict[str, object]:
+    place: dict[str, object] = {} if line is None else {"line": line}
+    told = [_record(one) for one in row]
+    return {"text": row[0].text, **place, "cut": row[0].cut, "told": told}
 
 
 def _record(told: Told) -> dict[str, object]:

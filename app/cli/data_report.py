@@ -33,6 +33,7 @@ from core.data.chat_options import ChatOptions, parsed_kwargs
 from core.data.dataset_file import DatasetFile, Findings
 from core.data.findings import ERROR, WARNING
 from core.data.importing import Summary
+from core.data.mapping import DataMapping
 from core.data.split import Split
 from core.data.version import Mask
 from core.train.config import TrainConfig
@@ -83,7 +84,7 @@ def data_check(
             else None
         )
         content = _report(summary, DatasetFile(folder), Findings.read(folder), checked)
-    _show(console, content)
+    _show(console, content, DataMapping.parse(summary.mapping).sentence())
     if content["errors"]:
         raise typer.Exit(1)
 
@@ -157,8 +158,9 @@ def _sequences(tokens: dict[str, Any]) -> list[tuple[str, str]]:
     return [("Sequences", f"{said}; an epoch computes {tokens['computed_tokens']:,} tokens")]
 
 
-def _show(console: Console, content: dict[str, Any]) -> None:
+def _show(console: Console, content: dict[str, Any], read_as: str) -> None:
     shown = [
+        ("Read as", read_as),
         ("Rows", f"{content['rows']:,}"),
         ("Rows with errors", f"{content['errors']:,}"),
         ("Warnings", f"{content['warnings']:,}"),
@@ -216,7 +218,8 @@ def data_report(
         return
     opened = workbench.datasets.open(row)
     summary = opened.summary or Summary(row.rows, [row.source_name], row.mapping)
-    _show(console, _report(summary, opened.rows, opened.findings, checked, opened.version.excluded))
+    content = _report(summary, opened.rows, opened.findings, checked, opened.version.excluded)
+    _show(console, content, row.reason)
 
 
 def checked_with(

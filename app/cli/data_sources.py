@@ -21,8 +21,8 @@ Files = Annotated[
     list[str],
     typer.Argument(
         help=(
-            "Files (.jsonl .json .csv .tsv .parquet .txt .md, each also as .gz, or .zip), or a hub id "
-            "(owner/name); add also takes the word sample."
+            "Files (.jsonl .ndjson .json .csv .tsv .parquet .txt .md, each also as .gz, or .zip), or a hub "
+            "id (owner/name); add also takes the word sample."
         )
     ),
 ]

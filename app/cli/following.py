@@ -30,12 +30,27 @@ def follow_runs(
                     f"runs stop {run.id}"
                 )
             raise typer.Exit(130) from None
+    for run in started:
+        if remark := _left_aside(run):
+            console.say(f"Run {run.id} ({run.name}): {remark}")
     if as_sweep:
         _show_sweep(console, workbench, started)
     else:
         show_run(console, workbench, started[0], json)
     if any(run.state in (FAILED, INTERRUPTED) for run in started):
         raise typer.Exit(1)
+
+
+def _left_aside(run: Run) -> str:
+    """What of its data a run has not trained on, as far as it is prepared; empty if that is nothing."""
+    long, silent = (run.details.get(key, 0) for key in ("truncated_rows", "skipped_rows"))
+    if not long and not silent:
+        return ""
+    kept, length = run.details["train_rows"], run.details["max_length"]
+    return (
+        f"rows longer than {length:,} tokens: {long:,}; with nothing to train on: {silent:,}; "
+        f"trained on: {kept:,}."
+    )
 
 
 def _show_sweep(console: Console, workbench: Workbench, started: list[Run]) -> None:

@@ -45,13 +45,16 @@ def presets_save(
     ] = None,
     option: Settings = None,
     why: Annotated[str, typer.Option(help="A sentence why.")] = "",
+    replace: Annotated[
+        bool, typer.Option("--replace", help="In the place of your preset of this name.")
+    ] = False,
     home: Home = None,
     json: Json = False,
 ) -> None:
     """Save options as a preset of your own: those of a run, or those given with --set."""
     workbench = open_workbench(home)
     options = (workbench.runs.options(run) if run else {}) | given_options(workbench, "", None, option or [])
-    path = workbench.presets.save(name, TrainingOptions.parse(options), why)
+    path = workbench.presets.save(name, TrainingOptions.parse(options), why, replace=replace)
     Console(json).result({"preset": name, "file": str(path)}, [("Saved", str(path))])
 
 

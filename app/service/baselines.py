@@ -26,7 +26,8 @@ FULL = "full"
 _MEASURING = "measure_prompting"
 _RATE_SHARE = 0.1  # of LoRA's learning rate that suits full fine-tuning
 _OF_FACTORS = ("rank", "alpha", "dropout", "use_rslora", "rank_pattern", "alpha_pattern", "loraplus_lr_ratio")
-_OF_CHOICE = ("target_modules", "target_parameters", "layers_to_transform")
+_OF_CHOICE = ("target_modules", "target_parameters", "layers_to_transform", "enable_lora")
+_BESIDE_FACTORS = ("modules_to_save", "bias", "on_top_of")  # which all weights hold anyhow, or start without
 _OF_PATTERNS = ("rank_pattern", "alpha_pattern")
 
 
@@ -142,7 +143,7 @@ class Baselines:
     def table(self, run_id: int, shots: int = SHOTS) -> list[Baseline]:
         """The run, full fine-tuning, the plain base, and examples in its prompt. Raises NotFound."""
         run = self._registry.get(Run, run_id)
-        beside = None if is_full(run) else self.full_beside(run)
+        beside = None if is_full(run) else self.full_beside(run) or self._full_beside(run, failed=True)
         lines = [self.line(one) for one in (run, beside) if one is not None]
         if beside is None and not is_full(run):
             lines.append(Baseline("Full fine-tuning", "not started"))
@@ -171,8 +172,11 @@ class Baselines:
 
     def full_beside(self, run: Run) -> Run | None:
         """The newest run of full fine-tuning on the same base, data and objective that has not failed."""
+        return self._full_beside(run, failed=False)
+
+    def _full_beside(self, run: Run, *, failed: bool) -> Run | None:
         for one in self._registry.runs.on(run.base_fingerprint, run.dataset_digest):
-            if is_full(one) and _objective(one) == _objective(run) and one.state != FAILED:
+            if is_full(one) and _objective(one) == _objective(run) and (one.state == FAILED) is failed:
                 return one
         return None
 
@@ -189,9 +193,8 @@ def full_options(run: Run) -> TrainingOptions:
     """Full fine-tuning as a run was trained: its data, schedule and steps, all weights, and a tenth of its
     learning rate.
     """
-    values = {
-        name: value for name, value in options_of(run).items() if name not in (*_OF_FACTORS, *_OF_CHOICE)
-    }
+    left = (*_OF_FACTORS, *_OF_CHOICE, *_BESIDE_FACTORS)
+    values = {name: value for name, value in options_of(run).items() if name not in left}
     rate = float(values["learning_rate"])
     own = {"kind": FULL, "target_modules": ALL_LINEAR, "quantisation": NONE}
     scaled = rate if is_full(run) else rate * _RATE_SHARE

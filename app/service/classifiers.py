@@ -75,10 +75,11 @@ class Classifiers:
 
         Raises InvalidInput, NotFound, WrongBase, InvalidAdapter, EngineUnavailable.
         """
-        asked = [text for text in texts if text.strip()]
-        if not asked or len(asked) > MAX_TEXTS:
+        if not any(text.strip() for text in texts) or len(texts) > MAX_TEXTS:
             raise InvalidInput(f"Give one to {MAX_TEXTS:,} texts to classify.")
-        require_text(*asked)
+        if empty := next((at for at, text in enumerate(texts, 1) if not text.strip()), 0):
+            raise InvalidInput(f"Text {empty} of {len(texts):,} is empty; leave it out.")
+        require_text(*texts)
         if len(adapters) > MAX_SIDE_BY_SIDE:
             raise InvalidInput(f"At most {MAX_SIDE_BY_SIDE} adapters can classify side by side.")
         if not adapters and not base:
@@ -91,7 +92,9 @@ class Classifiers:
             {name: getattr(row, name) for name in ("name", "digest", "base_fingerprint", "base_name")}
             for row in rows
         ]
-        found = self._engine.classify(told_to_answer(model, self._preferences), [*told] or [None], asked)
+        found = self._engine.classify(
+            told_to_answer(model, self._preferences), [*told] or [None], list(texts)
+        )
         names: list[str | None] = [row.name for row in rows] or [None]
         return [
             [
@@ -104,7 +107,7 @@ class Classifiers:
                 )
                 for name, one in zip(names, found, strict=True)
             ]
-            for at, text in enumerate(asked)
+            for at, text in enumerate(texts)
         ]
 
 

@@ -19,10 +19,12 @@ from typing import Any
 import psutil
 
 from app.service.exports import verify_export
+from app.service.presets import Presets
 from app.service.workbench import Workbench
 from app.shared.engine_client import EngineClient
 from app.shared.errors import USER_ERRORS
 from app.shared.settings import Settings
+from app.shared.user_settings import PreferenceStore
 from core.base_model.quantisation import EXTRA, bitsandbytes_version
 from storage.database import Database, wal_is_safe
 from storage.errors import StorageError
@@ -64,6 +66,8 @@ def examine(settings: Settings) -> list[Finding]:
         _disk(settings),
         _sqlite(),
         _home(settings),
+        *_settings(settings),
+        *_presets(settings),
         _registry(settings),
         _engine(settings),
     ]
@@ -157,6 +161,19 @@ def _home(settings: Settings) -> Finding:
     return Finding("Home folder", "fine", str(settings.home))
 
 
+def _settings(settings: Settings) -> list[Finding]:
+    """What is wrong in the settings, for which each command that needs one refuses."""
+    fault = PreferenceStore(settings).fault
+    remedy = "Mend it in an editor, or move the file away; the defaults count then."
+    return [Finding("Settings", "fault", fault, remedy)] if fault else []
+
+
+def _presets(settings: Settings) -> list[Finding]:
+    broken = [one.fault for one in Presets(settings.presets).all() if one.fault]
+    remedy = "Mend them in an editor, or remove them."
+    return [Finding("Presets", "note", " ".join(broken), remedy)] if broken else []
+
+
 def _registry(settings: Settings) -> Finding:
     try:
         database = Database(settings.database)
@@ -180,7 +197,7 @@ def _engine(settings: Settings) -> Finding:
         if status["notice"]:
             return Finding(
                 "Engine",
-                "warning",
+                "note",
                 f"running on {status['device']}, {doing}. {status['notice']}",
                 f"Answers are right but slower; see {settings.engine_log}.",
             )

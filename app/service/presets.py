@@ -89,8 +89,8 @@ class Presets:
             f"There is no preset {name!r}. There are: {', '.join(one.name for one in self.usable())}."
         )
 
-    def save(self, name: str, options: TrainingOptions, why: str = "") -> Path:
-        """Write an own preset, over an earlier one of its name.
+    def save(self, name: str, options: TrainingOptions, why: str = "", *, replace: bool = True) -> Path:
+        """Write an own preset, over an earlier one of its name if it may be replaced.
 
         Raises InvalidName, InvalidInput, also where its file would be that of a preset with another name.
         """
@@ -101,6 +101,8 @@ class Presets:
         content = {"name": name, "why": why.strip(), **parts}
         self._folder.mkdir(exist_ok=True, mode=0o700)
         path = self._file_for(name)
+        if path.exists() and not replace:
+            raise InvalidInput(f"There is a preset {name!r} already; choose another name, or give --replace.")
         write_private(path, tomli_w.dumps(content))
         return path
 

@@ -13,7 +13,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from app.shared.text import require_text
+from app.shared.text import lines_of, require_text
 from core.errors import InvalidInput
 
 MOST = 2000
@@ -24,7 +24,7 @@ _ROLES = ("system", "user", "assistant")
 
 def parse_prompts(text: str) -> list[Turns]:
     """Raises InvalidInput, with the number of the line."""
-    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    lines = [(number, line) for number, line in enumerate(lines_of(text), 1) if line.strip()]
     return required([_of_line(number, line.strip()) for number, line in lines])
 
 
@@ -65,7 +65,7 @@ def said(turns: Sequence[dict[str, Any]]) -> str:
 
 def _line(turns: Turns) -> str:
     question = turns[-1]["content"]
-    if len(turns) == 1 and question == question.strip() and "\n" not in question and question[:1] != "{":
+    if len(turns) == 1 and question.strip() == question == lines_of(question)[0] and question[:1] != "{":
         return question
     if len(turns) == 1:
         return json.dumps({"prompt": question}, ensure_ascii=False)

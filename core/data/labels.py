@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.data.formats import Example
+from core.data.tool_calls import parsed
 from core.errors import InvalidData
 
 SINGLE, MULTI, REGRESSION = (
@@ -146,16 +147,19 @@ def _order(name: str) -> tuple[int, float, str]:
 
 
 def parts_of(label: str, separator: str) -> list[str]:
-    """The labels of a row that may have several: a JSON list of texts, or texts with separators between."""
-    text = label.strip()
-    if text.startswith("["):
-        try:
-            listed = json.loads(text)
-        except (ValueError, RecursionError):
-            listed = None
-        if isinstance(listed, list) and all(isinstance(one, str) for one in listed):
-            return [one.strip() for one in listed if one.strip()]
-    return [one.strip() for one in text.split(separator) if one.strip()]
+    """The labels of a row that may have several: a list of texts or numbers, as JSON or as Python prints it,
+    or texts with separators between. Raises InvalidData for a list of anything else.
+    """
+    listed = parsed(label.strip())
+    if isinstance(listed, list):
+        return [name for name in map(_name_of, listed) if name]
+    return [one.strip() for one in label.split(separator) if one.strip()]
+
+
+def _name_of(label: Any) -> str:
+    if not isinstance(label, (str, int, float)):
+        raise InvalidData(f"{str(label)[:80]!r} in a list of labels is no label; expected texts or numbers.")
+    return label.strip() if isinstance(label, str) else json.dumps(label)
 
 
 def value_of(label: str) -> float:

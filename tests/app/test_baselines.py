@@ -59,6 +59,15 @@ def test_full_fine_tuning_that_does_not_fit_is_left_out_with_figures(workbench, 
     assert [line.state for line in workbench.baselines.table(run.id)][1] == "not started"
 
 
+def test_full_fine_tuning_that_has_failed_is_told_with_its_reason_and_begun_anew(workbench, run, jobs_here):
+    failed = workbench.baselines.begin(run.id, 2).full
+    failed.state, failed.reason = "failed", "no row fits"
+    workbench.registry.save(failed)
+    line = workbench.baselines.table(run.id, 2)[1]
+    assert (line.run.id, line.state, line.note) == (failed.id, "failed", "no row fits")
+    assert workbench.baselines.begin(run.id, 2).full.id != failed.id
+
+
 def test_the_command_prints_the_same_table(workbench, run, jobs_here):
     workbench.baselines.begin(run.id, 2, full=False)
     home = ["--home", str(workbench.settings.home), "--json"]
@@ -133,3 +142,23 @@ def test_what_the_device_found_at_the_start_is_in_the_runs_checklist(workbench, 
     assert any("at the start is exactly 0" in line for line in shown["log"])
     before = {one.name: one for one in workbench.training.checklist("llama", "data", TrainingOptions())}
     assert before["start"].state == "open"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"modules_to_save": "embed_tokens,lm_head"},
+        {"bias": "all"},
+        {"on_top_of": "style"},
+        {"enable_lora": "c_attn=q+v"},
+        {"kind": "dora", "dropout": 0.1},
+    ],
+)
+def test_what_is_trained_beside_factors_stands_in_no_baselines_way(options):
+    given = TrainingOptions.parse({"rank": 4, "epochs": 2.0, **options})
+    made = Run(name="made", config=given.to_dict())
+    full = full_options(made)
+    assert (full.lora.kind, full.lora.modules_to_save, full.lora.on_top_of) == ("full", "", "")
+    assert (full.lora.bias, full.train.epochs) == ("none", 2.0)
+    kept = ranked_options(made, 8).lora
+    assert [getattr(kept, name) for name in options] == [*options.values()], "only the rank is another"

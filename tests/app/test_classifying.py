@@ -57,6 +57,13 @@ def test_a_run_keeps_its_table_by_label_and_several_adapters_classify_side_by_si
     code, refused = _run(workbench, "classify", "--text", "x", "--base", "bert")
     assert code == 1
     assert "no head that classifies" in refused["error"]
+    code, refused = _run(workbench, "classify", "--text", TEXTS[0], "--text", " ", *both)
+    assert (code, refused["error"]) == (1, "Text 2 of 2 is empty; leave it out.")
+    file = workbench.settings.home.parent / "texts.txt"
+    file.write_text(f"{TEXTS[0]}\n\none\u2028text\r\n\n", encoding="utf-8")
+    code, found = _run(workbench, "classify", "--file", str(file), "--adapter", "first")
+    assert code == 0, found
+    assert [(one["line"], one["text"]) for one in found["texts"]] == [(1, TEXTS[0]), (3, "one\u2028text")]
 
 
 def test_what_a_base_or_an_adapter_without_a_writing_head_cannot_do_is_refused(trained_on, workbench):

@@ -105,6 +105,7 @@ def test_a_file_is_checked_without_being_registered(workbench, settings, tmp_pat
     assert (code, found["tokens"]["rows"], found["tokens"]["max_length"]) == (1, 13, 64)
     assert all(check["passed"] for check in found["template"])
     shown = run(settings, "data", "check", tmp_path / "a.jsonl").stdout
+    assert "prompt and completion: assistant = completion, user = prompt" in " ".join(shown.split())
     assert "a.jsonl row 13" in shown
     assert "error: Missing or of the wrong kind. completion is missing" in shown
     assert workbench.registry.names(Dataset) == {"data"}
@@ -315,6 +316,18 @@ def test_training_chat_and_adapters_from_the_command_line(workbench, settings, t
     assert not (tmp_path / "gguf").exists()
 
 
+def test_a_run_that_has_left_rows_aside_says_so_at_its_end(workbench, settings, tmp_path):
+    rows = [{"question": "hello " * many, "answer": "fine"} for many in (1, 2, 3, 90, 91)]
+    (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run(settings, "data", "add", tmp_path / "long.jsonl", "--share", "0").exit_code == 0
+    asked = ["train", "--base", "llama", "--set", "max_length=64", "--set", "max_steps=1"]
+    done = run(settings, *asked, "--data", "long")
+    said = "rows longer than 64 tokens: 2; with nothing to train on: 2; trained on: 3."
+    assert (done.exit_code, said in done.stderr) == (0, True), done.stderr
+    whole = run(settings, *asked, "--data", "data")
+    assert (whole.exit_code, "longer than 64" in whole.stderr) == (0, False)
+
+
 def test_the_checklist_of_a_sweep_is_that_of_its_runs(workbench, settings):
     asked = ["train", "--base", "llama", "--data", "data", "--set", "max_steps=1", "--detach"]
     said = run(settings, *asked, "--sweep", "rank=1,12").stderr
@@ -406,6 +419,18 @@ def test_the_doctor_names_what_it_looked_at(settings, monkeypatch):
         "Registry",
         "Engine",
     }
+    settings.settings_file.write_text('port = "x')
+    settings.presets.mkdir(exist_ok=True)
+    (settings.presets / "mine.toml").write_text("rank = ")
+    code, found = run_json(settings, "doctor")
+    told = {one["what"]: one for one in found["findings"]}
+    assert (code, told["Settings"]["level"], told["Presets"]["level"]) == (1, "fault", "note")
+    assert "settings.toml is not valid TOML" in told["Settings"]["found"]
+    assert "mine.toml" in told["Presets"]["found"]
+    status = {"runs": [], "device": "cuda", "notice": "It computes slowly."}
+    monkeypatch.setattr("app.service.doctor.EngineClient.status", lambda _: status)
+    shown = run(settings, "doctor")
+    assert (shown.exit_code, "! note   Engine" in shown.stdout) == (1, True), shown
     settings.database.write_bytes(b"broken" * 1000)
     code, found = run_json(settings, "doctor")
     registry = next(one for one in found["findings"] if one["what"] == "Registry")
@@ -466,6 +491,10 @@ def test_the_registry_goes_into_a_file_and_back_and_is_examined_deeply(
 ):
     trained("kept")
     assert run(settings, "presets", "save", "gentle", "--set", "rank=3").exit_code == 0
+    again = run(settings, "presets", "save", "Gentle", "--set", "rank=4")
+    assert (again.exit_code, "give --replace" in again.stderr) == (1, True)
+    assert run_json(settings, "presets", "show", "gentle")[1]["options"]["rank"] == 3
+    assert run(settings, "presets", "save", "gentle", "--set", "rank=3", "--replace").exit_code == 0
     assert run(settings, "backup", tmp_path / "kept.zip").exit_code == 0
     assert "exists already" in run(settings, "backup", tmp_path / "kept.zip").stderr
     refused = run(settings, "restore", tmp_path / "kept.zip")

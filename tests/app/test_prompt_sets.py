@@ -34,6 +34,14 @@ def test_prompts_are_written_as_lines_or_as_json_and_back():
     assert prompts_in(json.dumps(["a", {"question": "b"}]), "x.json") == [_user("a"), _user("b")]
 
 
+@pytest.mark.parametrize("sign", ["\u2028", "\x85", "\x0b", "\x0c", "\x1c", "\r"])
+def test_a_prompt_with_a_sign_that_ends_no_line_stays_one(sign):
+    prompts = [_user(f"One{sign}prompt"), _user(f"Two\nlines{sign}and more")]
+    assert parse_prompts(prompts_text(prompts)) == prompts
+    typed = parse_prompts(f"One{sign}prompt\r\nSecond")
+    assert len(typed) == (3 if sign == "\r" else 2)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -423,3 +423,24 @@ def test_adapters_of_several_kinds_tell_labels_side_by_side(made, tmp_path):
 
 def _judged(events):
     return [one for one in events if isinstance(one, EvalDone)]
+
+
+@pytest.mark.parametrize(
+    ("said", "names", "targets"),
+    [
+        (["[0, 2]", "[2]", "[]", "[10, 2]"], ("0", "2", "10"), [[1, 1, 0], [0, 1, 0], [0, 0, 0], [0, 1, 1]]),
+        (["['a', 'b, c']", '["b, c"]'], ("a", "b, c"), [[1, 1], [0, 1]]),
+        (["['a' 'b']", "['a']"], ("a", "b"), [[1, 1], [1, 0]]),
+        (["a, [b", "[b"], ("[b", "a"), [[1, 1], [1, 0]]),
+    ],
+)
+def test_several_labels_may_be_a_list_of_texts_or_numbers(said, names, targets):
+    """As pandas writes lists into CSV files, and as JSON has them."""
+    found = label_set(MULTI, said, ",")
+    assert found.names == names
+    assert [found.target(one, ",") for one in said] == targets
+
+
+def test_a_list_of_labels_holds_no_objects():
+    with pytest.raises(InvalidData, match=r"'id': 1.*expected texts or numbers"):
+        label_set(MULTI, ["[{'id': 1}]"] * 2, ",")

@@ -119,3 +119,11 @@ def test_the_summary_can_be_read_again(tmp_path):
     summary, _, _ = take(tmp_path, "a.jsonl", lines(GOOD, GOOD))
     assert Summary.read(tmp_path / "rows") == summary
     assert (summary.turns, summary.roles) == ({"2": 2}, {"user": 2, "assistant": 2})
+
+
+def test_lines_of_json_may_be_called_ndjson(tmp_path):
+    _, rows, _ = take(tmp_path, "a.ndjson", lines(GOOD, GOOD))
+    assert len(rows) == 2
+    source = tmp_path / "one.NDJSON"
+    source.write_text(lines(GOOD))
+    assert detect_file(source).require("one").mapping.format == "messages"

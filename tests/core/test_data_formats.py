@@ -317,3 +317,42 @@ def test_earlier_turns_beside_a_question_of_any_name_are_taken(tmp_path):
 def test_what_stands_in_a_column_instead_of_turns_is_said(tmp_path, value, said):
     with pytest.raises(InvalidData, match=said):
         take(tmp_path, "a.jsonl", lines({"messages": value}))
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [("question", "answer"), ("text", "label"), ("instruction", "output"), ("system", "question", "answer")],
+)
+def test_a_column_without_a_name_is_none_of_the_roles_that_have_no_column(tmp_path, columns):
+    """pandas writes its index so, unless it is told not to."""
+    rows = "".join(f"{at}," + ",".join(f"{name} {at}" for name in columns) + "\n" for at in range(3))
+    summary, found, findings = take(tmp_path, "rows.csv", f",{','.join(columns)}\n{rows}")
+    assert not findings
+    assert len(found) == 3
+    assert any("not used: ''" in hint for hint in summary.hints)
+    assert [turn["content"] for turn in found[1].messages] == [f"{name} 1" for name in columns]
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ([["joy", "fear"], [], ["joy"]], ['["joy", "fear"]', "[]", '["joy"]']),
+        ([["ü, x"], ["b"], ["b"]], ['["ü, x"]', '["b"]', '["b"]']),
+        ([True, False, True], ["true", "false", "true"]),
+        ([1, 0, 1], ["1", "0", "1"]),
+    ],
+)
+@pytest.mark.parametrize("column", ["labels", "label"])
+def test_labels_may_be_lists_or_yes_and_no(tmp_path, values, said, column):
+    rows = lines(*({"text": f"text {at}", column: value} for at, value in enumerate(values)))
+    summary, found, findings = take(tmp_path, "rows.jsonl", rows)
+    assert not findings
+    assert summary.mapping["format"] == "text and label"
+    assert [one.messages[1]["content"] for one in found] == said
+    assert [one.label for one in found] == said
+
+
+def test_a_list_of_objects_is_no_label(tmp_path):
+    rows = lines({"text": "one", "label": [{"id": 1}]}, {"text": "two", "label": "b"})
+    _, _, findings = take(tmp_path, "rows.jsonl", rows)
+    assert [row for row, _, _ in findings] == [1]

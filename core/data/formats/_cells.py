@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -24,6 +25,14 @@ def text_in(row: Row, column: str) -> str:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise RowFault("missing", f"{column} is {kind_of(value)}; expected text.")
     return str(value)
+
+
+def cell_of(mapping: DataMapping, row: Row, role: str) -> Any:
+    """What the row holds for a role; None where the mapping has no column for it. A column may be called ''
+    too, as pandas calls the index that it writes into a CSV file.
+    """
+    column = mapping.columns.get(role)
+    return None if column is None else row.get(column)
 
 
 def filled(template: str, row: Row) -> str:
@@ -50,6 +59,12 @@ def label_in(mapping: DataMapping, row: Row) -> str:
     return str(value).strip()[:200] if isinstance(value, (str, int, float)) else ""
 
 
+def written_label(value: Any) -> Any:
+    """A label that is yes or no, or a list of texts, written out as JSON; anything else as it is."""
+    is_list = isinstance(value, list) and all(isinstance(one, str) for one in value)
+    return json.dumps(value, ensure_ascii=False) if is_list or isinstance(value, bool) else value
+
+
 def system_turn(mapping: DataMapping, row: Row) -> list[Message]:
     """The system prompt's turn, if the mapping gives one and the row has it. Raises RowFault."""
     if "system" in mapping.templates:
@@ -62,7 +77,7 @@ def tools_in(mapping: DataMapping, row: Row, in_turns: tuple[Tool, ...] = ()) ->
     """The definitions of tools beside the turns, or those that the turns themselves hold. Raises RowFault,
     also where the two differ.
     """
-    value = row.get(mapping.columns.get("tools", ""))
+    value = cell_of(mapping, row, "tools")
     beside = () if is_nothing(value) or value == "[]" else read_tools(value)
     if beside and in_turns and beside != in_turns:
         raise RowFault(
@@ -79,7 +94,7 @@ def _named(tools: tuple[Tool, ...]) -> str:
 
 def kwargs_in(mapping: DataMapping, row: Row) -> dict[str, Any]:
     """What the row gives its chat template. Raises RowFault."""
-    value = row.get(mapping.columns.get("template_kwargs", ""))
+    value = cell_of(mapping, row, "template_kwargs")
     found = {} if is_nothing(value) else parsed(value)
     if not isinstance(found, dict):
         raise RowFault("missing", f"What the chat template is given is {kind_of(found)}; expected an object.")

@@ -3,7 +3,7 @@
 TURNS = ("messages", "conversations", "conversation", "dialog", "dialogue", "turns", "chat")
 QUESTIONS = ("prompt", "instruction", "question", "query", "input", "inputs", "problem", "context")
 ANSWERS = ("completion", "output", "answer", "response", "target", "targets", "solution")
-LABELS = ("label", "category", "class", "label_text", "intent")
+LABELS = ("label", "category", "class", "label_text", "intent", "labels")
 SYSTEMS = ("system", "system_prompt", "persona")
 TOOLS, TEMPLATE_KWARGS = ("tools", "functions"), ("chat_template_kwargs",)
 IDS, PARENTS = ("id", "message_id"), ("parent_id", "parent")

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from core.data.formats import Convert, Example, plain_turn
-from core.data.formats._cells import filled, kwargs_in, label_in, system_turn, text_in, tools_in
+from core.data.formats._cells import (
+    filled,
+    kwargs_in,
+    label_in,
+    system_turn,
+    text_in,
+    tools_in,
+    written_label,
+)
 from core.data.mapping import DataMapping
 from core.data.reading import Row
 from core.data.turns import Turns, are_turns, as_list, as_turns, conversation, read_turns
@@ -11,8 +19,12 @@ from core.data.turns import Turns, are_turns, as_list, as_turns, conversation, r
 
 def pairs_converter(mapping: DataMapping) -> Convert:
     """For rows with a column or a template for the user's side and one for the assistant's."""
+    answer = mapping.columns.get("assistant")
+    is_label = answer is not None and answer == mapping.columns.get("label")
 
     def convert(number: int, row: Row) -> Example:
+        if answer is not None and is_label:
+            row = {**row, answer: written_label(row.get(answer))}
         start, asked, answered = (
             system_turn(mapping, row),
             _side(mapping, row, "user"),

@@ -6,7 +6,7 @@ from typing import Any
 
 from core.data.findings import RowFault
 from core.data.formats import Convert, DataFormat, Example, Message, Seen, plain_turn
-from core.data.formats._cells import label_in, system_column, system_turn, text_in
+from core.data.formats._cells import cell_of, label_in, system_column, system_turn, text_in
 from core.data.formats._columns import ANSWERS, QUESTIONS, SYSTEMS
 from core.data.mapping import Candidate, DataMapping
 from core.data.reading import Row
@@ -40,7 +40,7 @@ class Alpaca(DataFormat):
 
     def converter(self, mapping: DataMapping) -> Convert:
         columns = mapping.columns
-        extra, history = columns.get("input"), columns.get("history", "")
+        extra = columns.get("input")
 
         def convert(number: int, row: Row) -> Example:
             asked = text_in(row, columns["user"])
@@ -48,7 +48,7 @@ class Alpaca(DataFormat):
                 asked = f"{asked}\n{text_in(row, extra)}"
             turns = [
                 *system_turn(mapping, row),
-                *_history(row.get(history)),
+                *_history(cell_of(mapping, row, "history")),
                 plain_turn("user", asked),
                 plain_turn("assistant", text_in(row, columns["assistant"])),
             ]

@@ -47,11 +47,11 @@ class JsonRows(FileKind):
 
     name, label, order = "json", "JSON", 10
     help = "One JSON object a line, or a list of objects."
-    suffixes = (".jsonl", ".json")
+    suffixes = (".jsonl", ".json", ".ndjson")
 
     def read(self, reader: RowReader) -> NumberedRows:
         with reader.opened() as file:
-            by_line = _is_lines(file, may_be_one=reader.suffix == ".jsonl")
+            by_line = _is_lines(file, may_be_one=reader.suffix != ".json")
             yield from _lines(reader, file) if by_line else _listed(reader, file)
 
 

@@ -31,7 +31,7 @@ class ClassificationConfig(Config):
     label_separator: str = option(
         ",",
         "Label separator",
-        "What stands between the labels of a text that has several; a JSON list of texts needs none.",
+        "What stands between the labels of a text that has several; a list (JSON, Python) needs none.",
     )
 
     def __post_init__(self) -> None:
