@@ -163,8 +163,12 @@ def require_space(folder: Path, needed: int) -> None:
     present = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(present).free
     if free < needed + SPARE_BYTES:
+        # a name that nobody has given helps nobody
+        named = next(
+            (one.parent for one in (folder, *folder.parents) if one.name.startswith(_STAGING)), folder
+        )
         raise OutOfSpace(
-            f"{folder} needs {space_sentence(needed)}, but only {free / 1e6:,.0f} MB are free on its disk; "
+            f"{named} needs {space_sentence(needed)}, but only {free / 1e6:,.0f} MB are free on its disk; "
             "make room or choose another place. Nothing was written."
         )
 

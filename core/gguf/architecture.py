@@ -79,6 +79,16 @@ class GgufArchitecture:
             return weight + 1  # transformers multiplies by 1 + w
         return weight
 
+    def restored(self, name: str, weight: Array) -> Array:
+        """The reverse of arranged()."""
+        if self.name == "llama" and name.endswith(
+            ("q_proj.weight", "q_proj.bias", "k_proj.weight", "k_proj.bias")
+        ):
+            return halved(weight, self.heads if "q_proj" in name else self.key_value_heads)
+        if self.name == "gemma" and name.endswith("norm.weight"):
+            return weight - 1
+        return weight
+
     def extra_tensors(self) -> dict[str, Array]:
         """Tensors that follow from the configuration: the stretched frequencies of Llama 3's rotary
         embedding.
@@ -138,6 +148,12 @@ def interleaved(weight: Array, heads: int) -> Array:
     """
     shape = weight.shape
     return weight.reshape(heads, 2, shape[0] // heads // 2, *shape[1:]).swapaxes(1, 2).reshape(shape)
+
+
+def halved(weight: Array, heads: int) -> Array:
+    """The reverse of interleaved()."""
+    shape = weight.shape
+    return weight.reshape(heads, shape[0] // heads // 2, 2, *shape[1:]).swapaxes(1, 2).reshape(shape)
 
 
 def gguf_architecture(folder: Path) -> GgufArchitecture:

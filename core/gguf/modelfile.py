@@ -207,7 +207,7 @@ def modelfile(
     lines = [f"FROM {source}", ""]
     if parts is not None:
         lines += [f"TEMPLATE {_quoted(parts.go_template())}", ""]
-    lines += [f"PARAMETER stop {json.dumps(word, ensure_ascii=False)}" for word in stop]
+    lines += [f"PARAMETER stop {_word(word)}" for word in stop]
     lines += [
         f"PARAMETER {name} {generation[key]}"
         for key, name in _PARAMETERS.items()
@@ -221,6 +221,13 @@ def modelfile(
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _word(text: str) -> str:
+    """Between quotation marks, within which Ollama knows no escapes: what has such marks or lines of its own
+    stands between three.
+    """
+    return _quoted(text) if '"' in text or "\n" in text else f'"{text}"'
 
 
 def _quoted(text: str) -> str:

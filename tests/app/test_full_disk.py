@@ -27,7 +27,7 @@ from app.shared.settings import Settings, settings_for
 from app.web.application import build_app
 from app.web.parts.shell import told
 from core.errors import OutOfSpace
-from core.files.publish import SPARE_BYTES, require_space
+from core.files.publish import SPARE_BYTES, published_folder, require_space
 from core.train.training_options import TrainingOptions
 from storage.errors import RegistryFull, RegistryUnusable
 from storage.tables import Adapter, Chat, Dataset, Job, Run
@@ -200,6 +200,12 @@ def test_the_space_that_is_asked_for_counts_what_stays_free(tmp_path, monkeypatc
         require_space(tmp_path / "mine", 5_000_000)
     wanted, free = re.findall(r"([\d.,]+) MB", str(refused.value))[0::3]
     assert (wanted, free) == ("72.1", "67"), str(refused.value)
+
+
+def test_what_does_not_fit_is_refused_by_the_place_that_was_chosen(tmp_path):
+    with pytest.raises(OutOfSpace) as refused, published_folder(tmp_path / "mine") as staging:
+        require_space(staging / "inside", 1 << 60)
+    assert str(refused.value).startswith(f"{tmp_path} needs ")
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")

@@ -307,6 +307,40 @@ def test_hostile_archives_are_refused(tmp_path, staging, how):
     assert not Path(f"/tmp/{WEIGHTS}").exists()
 
 
+@pytest.mark.parametrize("within", ["", "out/"])
+def test_a_zip_of_a_runs_folder_is_of_the_adapter_beside_its_checkpoints(folder, staging, tmp_path, within):
+    weights, config = (folder / WEIGHTS).read_bytes(), (folder / CONFIG).read_bytes()
+    path = a_zip(
+        tmp_path / "run.zip",
+        (f"{within}checkpoint-10/{WEIGHTS}", b"an older one"),
+        (f"{within}checkpoint-10/{CONFIG}", b"{}"),
+        (f"{within}{WEIGHTS}", weights),
+        (f"{within}{CONFIG}", config),
+    )
+    take(path, staging)
+    assert ((staging / WEIGHTS).read_bytes(), (staging / CONFIG).read_bytes()) == (weights, config)
+
+
+def test_a_zip_of_several_adapters_names_them(staging, tmp_path):
+    path = a_zip(tmp_path / "two.zip", (f"b/{WEIGHTS}", b"x"), (f"a/{WEIGHTS}", b"x"))
+    with pytest.raises(InvalidAdapter, match=rf"2 adapters' weights \(a/{WEIGHTS}, b/{WEIGHTS}\)"):
+        take(path, staging)
+
+
+@pytest.mark.parametrize("given", ["folder", "adapter_model.bin", "adapter.pt", "run.zip"])
+def test_pickle_is_called_so_however_it_is_given(staging, tmp_path, given):
+    origin = tmp_path / given
+    if given == "folder":
+        origin.mkdir()
+        (origin / "adapter_model.bin").write_bytes(b"x")
+    elif given == "run.zip":
+        a_zip(origin, ("run/adapter_model.bin", b"x"), (f"run/{CONFIG}", b"{}"))
+    else:
+        origin.write_bytes(b"x")
+    with pytest.raises(InvalidAdapter, match=r"a pickle adapter, .* never opened here.*weights_only=True"):
+        take(origin, staging)
+
+
 NAMES, NUMBERS = ("target_modules", "exclude_modules"), ("r", "lora_alpha", "lora_dropout")
 BAD = {
     **{key: [None, "4", True, -1, 10**9] for key in ("r",)},

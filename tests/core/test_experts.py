@@ -116,6 +116,14 @@ def test_logits_are_those_of_pefts_target_parameters(base, folder, tmp_path, onl
     assert difference(wanted, plain) > 0.05
 
 
+def test_what_is_found_in_files_names_the_experts_by_their_module(base, tmp_path):
+    adapter = adapter_on(base)
+    _saved(tmp_path / "theirs", adapter, base)
+    modules = look(tmp_path / "theirs").evidence.modules
+    assert modules["experts"] == len(adapter.experts)
+    assert "base_layer" not in modules
+
+
 @pytest.mark.parametrize("family", OTHERS)
 def test_so_are_those_of_other_families_and_of_what_is_merged(tokenizer, tmp_path, family):
     folder = made(family, tokenizer, tmp_path)

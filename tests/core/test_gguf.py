@@ -10,6 +10,8 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, trainers
 from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
     GemmaConfig,
     GemmaForCausalLM,
     LlamaConfig,
@@ -104,6 +106,45 @@ def test_every_number_format_is_as_exact_as_it_can_be(kinds, tmp_path, monkeypat
     found = check_merged_gguf(folder, adapter, frozenset(), tmp_path / "m.gguf", dtype, silent)
     assert found.passed, found.sentence()
     assert (found.worst_error == 0) == (dtype == "float32")
+
+
+@pytest.fixture
+def by_transformers(monkeypatch):
+    """Has transformers, which reads GGUF files by code of its own, answer in llama.cpp's place."""
+
+    def answer(file, lora, text, ids):
+        given = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
+        model = AutoModelForCausalLM.from_pretrained(**given, dtype=torch.float32).eval()
+        with torch.no_grad():
+            likeliest = model(input_ids=torch.tensor([ids])).logits[0].argmax(-1).tolist()
+        return AutoTokenizer.from_pretrained(**given)(text, add_special_tokens=False)["input_ids"], likeliest
+
+    monkeypatch.setattr("core.gguf.check.llama_cpp_is_installed", lambda: True)
+    monkeypatch.setattr("core.gguf.check.llama_cpp_answer", answer)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen 2"])
+def test_what_rounding_changes_in_an_answer_is_told_and_is_no_failure(kinds, tmp_path, by_transformers, kind):
+    folder = kinds(kind)
+    adapter = written(folder, tmp_path / "m.gguf", dtype="q4_0")
+    found = check_merged_gguf(folder, adapter, frozenset(), tmp_path / "m.gguf", "q4_0", silent)
+    assert found.passed, found.sentence()
+    assert found.answer_agreement >= 0.95
+    assert found.rounding_agreement < 0.7, "rounding changes too little for this to be tested"
+    assert "of one without rounding stay the likeliest" in found.sentence()
+
+
+def test_an_answer_that_the_files_numbers_do_not_give_is_a_failure(
+    kinds, tmp_path, by_transformers, monkeypatch
+):
+    folder = kinds("llama")
+    adapter = written(folder, tmp_path / "m.gguf", dtype="q4_0")
+    monkeypatch.setattr(
+        "core.gguf.check.llama_cpp_answer", lambda file, lora, text, ids: (ids[: len(ids) - 63], ids)
+    )
+    found = check_merged_gguf(folder, adapter, frozenset(), tmp_path / "m.gguf", "q4_0", silent)
+    assert not found.passed
+    assert "llama.cpp answers something else" in found.sentence()
 
 
 def test_a_file_that_is_not_the_merge_is_found_out(kinds, tmp_path, monkeypatch):

@@ -2,13 +2,18 @@
 
 import copy
 import itertools
+import json
 import re
+import shutil
+from types import SimpleNamespace
 
 import pytest
 
+from core.base_model.tokenizer import load_tokenizer
 from core.data.templating import apply_template
 from core.errors import InvalidData
-from core.gguf.modelfile import chat_parts
+from core.export.formats.ollama import _modelfile
+from core.gguf.modelfile import chat_parts, modelfile
 from tests.conftest import CHATML
 
 ASK = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -130,3 +135,17 @@ def test_a_conversation_that_the_template_refuses_still_has_every_turn_behind_it
     own.chat_template = IN_THE_QUESTION
     begun = go_renders(chat_parts(own).go_template(), [late[1], late[3]])
     assert begun == "[INST]  [/INST] Four.\nIt is 4.</s>[INST] What is 2 + 2? [/INST]"
+
+
+def test_words_to_stop_at_are_written_as_ollama_reads_them(tiny_llama, tmp_path):
+    """Its unquote() takes the quotation marks away and knows no escapes."""
+    folder = shutil.copytree(tiny_llama, tmp_path / "base")
+    tokenizer = load_tokenizer(folder)
+    (line_end,) = tokenizer("\n", add_special_tokens=False)["input_ids"]
+    settings = {"eos_token_id": [tokenizer.eos_token_id, line_end]}
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    about = SimpleNamespace(base_template="", base_licence="")
+    text, _ = _modelfile(SimpleNamespace(base_folder=folder, about=about), "./model.gguf")
+    assert 'PARAMETER stop """\n"""\n' in text
+    assert f'PARAMETER stop "{tokenizer.eos_token}"\n' in text
+    assert r'PARAMETER stop "a\b"' in modelfile("./m", None, ["a\\b"], {}, 8, "")

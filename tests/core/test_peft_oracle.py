@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from peft import LoHaConfig, get_peft_model
+from peft import IA3Config, LoHaConfig, PromptTuningConfig, get_peft_model
 
 from core.data.formats import Example
 from core.errors import InvalidAdapter
@@ -164,10 +164,37 @@ def test_gradients_equal_pefts_for_every_factor(any_model, tmp_path, packed, tie
             torch.testing.assert_close(ours.grad[0], expected, atol=1e-4, rtol=1e-4)
 
 
-def test_peft_adapters_of_a_kind_we_do_not_have_are_refused(tiny_llama, tmp_path):
-    get_peft_model(plain_model(tiny_llama), LoHaConfig(r=2, target_modules=["q_proj"])).save_pretrained(
-        tmp_path
-    )
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (LoHaConfig(r=2, target_modules=["q_proj"]), r"describes a 'LOHA' adapter.*convert_to_lora"),
+        (IA3Config(target_modules=["k_proj"], feedforward_modules=[]), r"a 'IA3' adapter.*merge_and_unload"),
+        (
+            PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2),
+            r"a 'PROMPT_TUNING' adapter.*a soft prompt, which changes no weights",
+        ),
+    ],
+)
+def test_peft_adapters_of_a_kind_we_do_not_have_are_refused(tiny_llama, tmp_path, config, said):
+    get_peft_model(plain_model(tiny_llama), config).save_pretrained(tmp_path)
     base = load(tiny_llama)
-    with pytest.raises(InvalidAdapter, match="describes a 'LOHA' adapter"):
+    with pytest.raises(InvalidAdapter, match=said):
         load_adapter(tmp_path, base.layer_shapes, base.head)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"modules_to_save": ["norm"]}, r"carries model\.layers\.0\.input_layernorm\.weight whole.*Merge it"),
+        (
+            {"target_modules": ["q_proj", "embed_tokens"], "use_dora": True},
+            r"adapts the input embedding .*embed_tokens.*DoRA can be on linear layers only",
+        ),
+    ],
+)
+def test_what_peft_trains_beside_and_we_do_not_is_called_what_it_is(tiny_qwen, tmp_path, options, said):
+    options = {"target_modules": ["q_proj"], **options}
+    new_peft(tiny_qwen, **options).save_pretrained(tmp_path, save_embedding_layers=False)
+    base = load(tiny_qwen)
+    with pytest.raises(InvalidAdapter, match=said):
+        load_adapter(tmp_path, base.layer_shapes, base.head, base.wholes)

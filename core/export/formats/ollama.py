@@ -60,7 +60,8 @@ def _modelfile(what: Exporting, source: str) -> tuple[str, bool]:
     tokenizer = load_tokenizer(base, what.about.base_template)
     parts = chat_parts(tokenizer)
     ends = end_token_ids(base, Renderer(tokenizer))
-    stop = sorted(str(tokenizer.convert_ids_to_tokens(one)) for one in ends)
+    words = {str(tokenizer.decode([one])) for one in ends}  # a token's name has its bytes in another form
+    stop = sorted(words - {""})
     settings = base / "generation_config.json"
     generation = read_json(settings) if settings.is_file() else {}
     context = int(read_json(base / "config.json").get("max_position_embeddings", 2048))

@@ -48,6 +48,7 @@ LAYOUTS = (
 PEFT = LAYOUTS[0]
 _ALPHA = re.compile(r"^(?P<path>.+)\.alpha$")
 _WHOLE = re.compile(r"^(?:base_model\.model\.)?(?P<path>.+?)(?:\.base_layer)?\.weight$")
+_AROUND = ".base_layer"
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 
@@ -182,4 +183,7 @@ def module_name(path: str, layout: Layout) -> str:
     """The last part of a path; where it cannot be told from the others, what stands behind the layer's
     number.
     """
-    return dotted(path, layout).rpartition(".")[2]
+    own = dotted(path, layout)
+    while own.endswith(_AROUND):  # PEFT's, around a module with several parameters that have factors
+        own = own.removesuffix(_AROUND)
+    return own.rpartition(".")[2]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from core.errors import InvalidAdapter
@@ -16,6 +17,8 @@ from core.lora.peft.files import WEIGHTS_NAME
 
 _MOST_BYTES = 8 << 30
 _WEIGHT_NAMES = (WEIGHTS_NAME, "adapters.safetensors")  # the second is MLX's
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+_MOST_NAMED = 6
 
 
 def take(origin: Path, staging: Path, name: str = "") -> Path:
@@ -38,9 +41,18 @@ def take(origin: Path, staging: Path, name: str = "") -> Path:
         beside = origin.with_name(CONFIG_NAME)
         if beside.is_file() and not beside.is_symlink():
             _copy(beside, staging / CONFIG_NAME)
+    elif Path(name).suffix.lower() in _PICKLED:
+        raise _pickled(f"{name} is")
     else:
         raise InvalidAdapter(f"{name} is no adapter: give a folder, a .zip or a .safetensors file.")
     return staging
+
+
+def _pickled(what: str) -> InvalidAdapter:
+    return InvalidAdapter(
+        f"{what} a pickle adapter, which can run code and is never opened here. Where you trust it, "
+        f"torch.load(…, weights_only=True) and safetensors.torch.save_file make {WEIGHTS_NAME} of it."
+    )
 
 
 def _take_folder(origin: Path, staging: Path) -> None:
@@ -52,14 +64,15 @@ def _take_folder(origin: Path, staging: Path) -> None:
     if not weights and any(
         (origin / name).exists() for name in ("adapter_model.bin", "pytorch_lora_weights.bin")
     ):
-        raise InvalidAdapter(
-            f"{origin} holds a pickle adapter, which can run code and is never opened; save it as "
-            f"{WEIGHTS_NAME}."
-        )
+        raise _pickled(f"{origin} holds")
     if len(weights) != 1:
         count = "no .safetensors file" if not weights else f"{len(weights)} .safetensors files"
         inside = sorted(path.parent.name for path in origin.glob(f"*/{WEIGHTS_NAME}"))
-        there = f" Adapters lie in its folders {', '.join(inside[:6])}; give one of them." if inside else ""
+        there = (
+            f" Adapters lie in its folders {', '.join(inside[:_MOST_NAMED])}; give one of them."
+            if inside
+            else ""
+        )
         raise InvalidAdapter(
             f"{origin} holds {count}; an adapter is {CONFIG_NAME} and {WEIGHTS_NAME}.{there}"
         )
@@ -76,16 +89,11 @@ def _take_zip(origin: Path, staging: Path, name: str) -> None:
     try:
         with zipfile.ZipFile(origin) as archive:
             members = safe_members(archive, name, _MOST_BYTES, InvalidAdapter)
-            weights = [one for one in members if _is_weights(one.filename)]
-            named = [one for one in weights if PurePosixPath(one.filename).name in _WEIGHT_NAMES] or weights
-            if len(named) != 1:
-                raise InvalidAdapter(
-                    f"{name} holds {len(named)} adapters' weights ({WEIGHTS_NAME}); expected one."
-                )
-            folder = PurePosixPath(named[0].filename).parent
+            weights = _weights_in(members, name)
+            folder = PurePosixPath(weights.filename).parent
             config = [one for one in members if PurePosixPath(one.filename) == folder / CONFIG_NAME]
-            require_space(staging, sum(one.file_size for one in (*named, *config)))
-            for member, target in ((named[0], WEIGHTS_NAME), *[(one, CONFIG_NAME) for one in config]):
+            require_space(staging, sum(one.file_size for one in (weights, *config)))
+            for member, target in ((weights, WEIGHTS_NAME), *[(one, CONFIG_NAME) for one in config]):
                 with archive.open(member) as packed, (staging / target).open("xb") as unpacked:
                     shutil.copyfileobj(
                         packed, unpacked, 1 << 20
@@ -96,9 +104,31 @@ def _take_zip(origin: Path, staging: Path, name: str) -> None:
         raise InvalidAdapter(f"{name} cannot be unpacked: {str(error)[:120]}.") from None
 
 
-def _is_weights(name: str) -> bool:
+def _weights_in(members: Sequence[zipfile.ZipInfo], name: str) -> zipfile.ZipInfo:
+    """The weights of the adapter that the zip called `name` is of: the outermost, as a run's folder holds its
+    checkpoints beside them.
+
+    Raises InvalidAdapter if there are none, or several as far out.
+    """
+    weights = [one for one in members if _is_a(one.filename, (".safetensors",))]
+    named = [one for one in weights if PurePosixPath(one.filename).name in _WEIGHT_NAMES] or weights
+    depths = {one.filename: len(PurePosixPath(one.filename).parts) for one in named}
+    outermost = [one for one in named if depths[one.filename] == min(depths.values())]
+    if not outermost and any(_is_a(one.filename, _PICKLED) for one in members):
+        raise _pickled(f"{name} holds")
+    if len(outermost) != 1:
+        shown = ", ".join(sorted(one.filename for one in outermost)[:_MOST_NAMED])[:200]
+        raise InvalidAdapter(
+            f"{name} holds {len(outermost)} adapters' weights{f' ({shown})' if shown else ''}; expected one "
+            f"{WEIGHTS_NAME} with {CONFIG_NAME}."
+        )
+    return outermost[0]
+
+
+def _is_a(name: str, endings: tuple[str, ...]) -> bool:
+    """Whether a member's name ends so, and is none of those that systems hide beside others."""
     path = PurePosixPath(name)
-    return path.suffix == ".safetensors" and not any(
+    return path.suffix.lower() in endings and not any(
         part.startswith((".", "__MACOSX")) for part in path.parts
     )
 

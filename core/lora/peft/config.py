@@ -54,6 +54,10 @@ CLASSIFIES = "SEQ_CLS"
 _SCORING = ("classifier", "score")
 """What PEFT itself takes for the head of such an adapter, and names in its files."""
 _MOST_MODULES = 20
+_SOFT_PROMPTS = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT")
+# As supports_lora_conversion of PEFT 0.21 says it; what has a merge without it follows.
+_CONVERTIBLE = ("LOHA", "LOKR", "VERA", "VBLORA", "FOURIERFT", "RANDLORA", "C3A", "GRALORA", "DELORA")
+_MERGEABLE = ("IA3", "OFT", "BOFT", "HRA", "SHIRA", "ROAD", "LN_TUNING", "TRAINABLE_TOKENS")
 _CLASS = ("base_model_class", "parent_library")
 
 
@@ -159,8 +163,22 @@ def kind_of(config: Mapping[str, Any]) -> AdapterKind:
     if not found:
         given = repr(config.get("peft_type"))[:40]
         known = " or ".join(sorted({kind.peft_type for kind in ADAPTER_KINDS.all().values()}))
-        raise InvalidAdapter(f"{CONFIG_NAME} describes a {given} adapter; only {known} can be used.")
+        raise InvalidAdapter(
+            f"{CONFIG_NAME} describes a {given} adapter; only {known} can be used."
+            f"{_what_to_do(config.get('peft_type'))}"
+        )
     return found[-1]
+
+
+def _what_to_do(peft_type: object) -> str:
+    """About a kind of PEFT's that is none of ours."""
+    if peft_type in _SOFT_PROMPTS:
+        return " It is a soft prompt, which changes no weights: no LoRA stands for it."
+    if peft_type in _CONVERTIBLE:
+        return " PEFT's convert_to_lora makes a LoRA of it."
+    if peft_type in _MERGEABLE:
+        return " Merge it into its base with PEFT (merge_and_unload), and add the result as a base."
+    return ""
 
 
 def _check_key(key: str, value: object, kind: AdapterKind) -> None:

@@ -189,9 +189,7 @@ def sorted_entries(
             continue
         path, name = _module_and_name(entry.name, kind)
         if not name or entry.dtype not in DTYPES:
-            raise InvalidAdapter(
-                f"{WEIGHTS_NAME}: {entry.name[:120]!r} is no {kind.label} factor this workbench knows."
-            )
+            raise InvalidAdapter(_no_factor(entry.name, kind))
         (found.setdefault(path, {}) if path else shared)[name] = entry
     for path, entries in found.items():
         entries.update(shared)
@@ -203,6 +201,15 @@ def sorted_entries(
     if not found:
         raise InvalidAdapter(f"{WEIGHTS_NAME} holds no {kind.label} factors at all.")
     return found
+
+
+def _no_factor(name: str, kind: AdapterKind) -> str:
+    if not kind.embedding_names and ".lora_embedding_" in name:
+        return (
+            f"It adapts the input embedding ({name[:120]}), and {kind.label} can be on linear layers only "
+            "here. Train it without the embedding among its target_modules."
+        )
+    return f"{WEIGHTS_NAME}: {name[:120]!r} is no {kind.label} factor this workbench knows."
 
 
 def _module_and_name(key: str, kind: AdapterKind) -> tuple[str, str]:

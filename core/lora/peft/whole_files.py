@@ -46,8 +46,8 @@ def _is_whole(name: str, config: Mapping[str, Any]) -> bool:
         return bool(config.get("lora_bias"))
     if ".lora_" in name or ".miss_" in name:
         return False
-    if is_among(module_of(name), config.get("modules_to_save") or ()):
-        return True
+    if module_of(name).endswith(tuple(config.get("modules_to_save") or ())):
+        return True  # PEFT looks at the end of a path, so norm means each input_layernorm, too
     if name.endswith(BIAS):
         return bool(config.get("bias", "none") != "none")
     return bool(config.get("ensure_weight_tying")) and name.endswith(WEIGHT)
