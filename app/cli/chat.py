@@ -7,14 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-from app.cli.common import BaseName, Home, Json, base_or_default, open_workbench
+from app.cli.common import BaseName, Home, Json, Sampling, base_or_default, open_workbench, sampling
 from app.cli.console import Console, guarded
 from app.cli.data_sources import TemplateKwargs
 from app.service.chats import answer_told
 from app.service.workbench import Workbench
 from app.shared.bases import base_for
 from app.shared.speakers import other_base, speaker_parts
-from core.generate.config import GenerationConfig
 
 
 @guarded
@@ -31,6 +30,7 @@ def chat(
     greedy: Annotated[bool, typer.Option("--greedy", help="Always the likeliest token.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
     max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 256,
+    option: Sampling = None,
     template_kwargs: TemplateKwargs = "",
     as_trained: Annotated[
         bool,
@@ -46,14 +46,13 @@ def chat(
 
     With several the plain base answers too, side by side; eight in all.
     """
-    config = GenerationConfig.parse(
-        {
-            "max_tokens": max_tokens,
-            "seed": seed,
-            "template_kwargs": template_kwargs,
-            "as_trained": as_trained,
-            **({"temperature": 0} if greedy else {}),
-        }
+    config = sampling(
+        option,
+        greedy,
+        max_tokens=max_tokens,
+        seed=seed,
+        template_kwargs=template_kwargs,
+        as_trained=as_trained,
     )
     chosen = list(dict.fromkeys(adapter or []))
     speakers: list[str | None] = [None, *chosen] if len(chosen) != 1 else list(chosen)

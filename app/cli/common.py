@@ -11,6 +11,7 @@ from app.cli.console import ProgressLine
 from app.service.workbench import Workbench
 from app.shared.settings import settings_for
 from core.errors import InvalidConfig, InvalidInput
+from core.generate.config import GenerationConfig
 from core.options import Config
 from storage.tables import Job
 
@@ -22,6 +23,14 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instea
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="One option, such as rank=8; repeatable. See: options."),
+]
+Sampling = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="One option of the sampling, such as min_p=0.05; repeatable. See: options chat.",
+    ),
 ]
 BaseName = Annotated[
     str, typer.Option("--base", help="Name of the base model; default: default_base, as set.")
@@ -55,6 +64,18 @@ def parsed_settings(given: list[str] | None) -> dict[str, str]:
             raise typer.BadParameter(f"--set {setting}: expected KEY=VALUE, such as --set rank=8.")
         found[key.strip()] = value.strip()
     return found
+
+
+def sampling(given: list[str] | None, greedy: bool, **said: Any) -> GenerationConfig:
+    """How answers are sampled: as --set says, and as the command's own switches do. Raises BadParameter where
+    both say something of the same, InvalidConfig.
+    """
+    said |= {"temperature": 0} if greedy else {}
+    found = parsed_settings(given)
+    if both := [name for name in found if name in said]:
+        switch = "greedy" if both[0] == "temperature" else both[0].replace("_", "-")
+        raise typer.BadParameter(f"--set {both[0]}: --{switch} says it; give one of the two.")
+    return GenerationConfig.parse(said | found)
 
 
 def open_workbench(home: Path | None) -> Workbench:

@@ -12,6 +12,7 @@ from app.cli.console import Console, guarded
 from core.errors import InvalidConfig
 from core.export.config import ExportConfig
 from core.export.formats import EXPORT_FORMATS
+from core.generate.config import GenerationConfig
 from core.lora.config import LoraConfig
 from core.options import Option
 from core.train.config import TrainConfig
@@ -33,7 +34,15 @@ def _of_export() -> Iterator[Told]:
         yield from ((one, f"format={name}") for one in kind.options.options())
 
 
-OF: Mapping[str, Callable[[], Iterator[Told]]] = {"train": _of_training, "export": _of_export}
+def _of_chat() -> Iterator[Told]:
+    yield from ((one, "") for one in GenerationConfig.options())
+
+
+OF: Mapping[str, Callable[[], Iterator[Told]]] = {
+    "train": _of_training,
+    "export": _of_export,
+    "chat": _of_chat,
+}
 
 
 @guarded

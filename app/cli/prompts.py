@@ -7,13 +7,23 @@ from typing import Annotated, Any
 
 import typer
 
-from app.cli.common import BaseName, Home, Json, Yes, base_or_default, finished, open_workbench, write_new
+from app.cli.common import (
+    BaseName,
+    Home,
+    Json,
+    Sampling,
+    Yes,
+    base_or_default,
+    finished,
+    open_workbench,
+    sampling,
+    write_new,
+)
 from app.cli.console import Console, guarded
 from app.service.prompt_sets import CSV, FORMS, Matrix
 from app.service.prompt_texts import prompts_text
 from app.service.workbench import Workbench
 from core.errors import InvalidInput
-from core.generate.config import GenerationConfig
 
 prompts = typer.Typer(no_args_is_help=True, help="Prompt sets: list, add, show, remove, run, runs, answers.")
 Number = Annotated[int, typer.Argument(help="Number of the run; see prompts runs.", min=1, max=2**63 - 1)]
@@ -102,6 +112,7 @@ def prompts_run(
     greedy: Annotated[bool, typer.Option("--greedy", help="Always the likeliest token.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
     max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 256,
+    option: Sampling = None,
     home: Home = None,
     json: Json = False,
 ) -> None:
@@ -114,9 +125,7 @@ def prompts_run(
     if resume is not None:
         number, job = resume, workbench.prompts.go_on(resume)
     else:
-        config = GenerationConfig.parse(
-            {"max_tokens": max_tokens, "seed": seed, **({"temperature": 0} if greedy else {})}
-        )
+        config = sampling(option, greedy, max_tokens=max_tokens, seed=seed)
         speakers = [*([None] if with_base else []), *(adapter or [])]
         started, job = workbench.prompts.start(name, base_or_default(workbench, base), speakers, config)
         number = started.id or 0

@@ -27,8 +27,30 @@ class GenerationConfig(Config):
     top_k: int = option(
         0, "Top-k", "Sample from the k likeliest tokens; 0 for all.", minimum=0, maximum=100_000
     )
+    min_p: float = option(
+        0.0,
+        "Min-p",
+        "Sample from tokens that are at least this share as likely as the likeliest (arXiv 2407.01082); 0 "
+        "for all.",
+        minimum=0.0,
+        maximum=1.0,
+    )
     repetition_penalty: float = option(
         1.0, "Repetition penalty", "Above 1 discourages tokens already used.", minimum=0.5, maximum=2.0
+    )
+    presence_penalty: float = option(
+        0.0,
+        "Presence penalty",
+        "Above 0 discourages each token that the answer has already, however often.",
+        minimum=-2.0,
+        maximum=2.0,
+    )
+    frequency_penalty: float = option(
+        0.0,
+        "Frequency penalty",
+        "Above 0 discourages each token the more, the more often the answer has it already.",
+        minimum=-2.0,
+        maximum=2.0,
     )
     seed: int = option(0, "Seed", "Same seed, same answer.", minimum=0, maximum=2**31 - 1)
     template_kwargs: str = option(

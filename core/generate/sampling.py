@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from transformers import (
+    LogitsProcessor,
     LogitsProcessorList,
+    MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -20,9 +22,10 @@ class Sampler:
     device.
     """
 
-    def __init__(self, config: GenerationConfig, device: torch.device) -> None:
+    def __init__(self, config: GenerationConfig, device: torch.device, prompt: int) -> None:
+        """prompt: tokens that stand before the answer."""
         self.config = config
-        self.processors = _processors(config)
+        self.processors = _processors(config, prompt)
         self.generator = torch.Generator(device).manual_seed(config.seed)
 
     @property
@@ -42,10 +45,26 @@ class Sampler:
         return torch.multinomial(chances, 1, generator=self.generator)[0]
 
 
-def _processors(config: GenerationConfig) -> LogitsProcessorList:
+class _UsedTokens(LogitsProcessor):
+    """Takes `presence` from the logit of each token that the answer has, and `frequency` as often as it has
+    it (https://platform.openai.com/docs/api-reference/chat). The prompt does not count, as in vLLM.
+    """
+
+    def __init__(self, presence: float, frequency: float, prompt: int) -> None:
+        self._presence, self._frequency, self._prompt = presence, frequency, prompt
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        used = input_ids[:, self._prompt :]
+        counts = torch.zeros_like(scores).scatter_add_(1, used, torch.ones_like(used, dtype=scores.dtype))
+        return scores - self._frequency * counts - self._presence * (counts > 0)
+
+
+def _processors(config: GenerationConfig, prompt: int) -> LogitsProcessorList:
     chosen = LogitsProcessorList()
     if config.repetition_penalty != 1.0:
         chosen.append(RepetitionPenaltyLogitsProcessor(config.repetition_penalty))
+    if config.presence_penalty or config.frequency_penalty:
+        chosen.append(_UsedTokens(config.presence_penalty, config.frequency_penalty, prompt))
     if config.greedy:
         return chosen
     chosen.append(TemperatureLogitsWarper(config.temperature))
@@ -53,4 +72,6 @@ def _processors(config: GenerationConfig) -> LogitsProcessorList:
         chosen.append(TopKLogitsWarper(config.top_k))
     if config.top_p < 1.0:
         chosen.append(TopPLogitsWarper(config.top_p))
+    if config.min_p:
+        chosen.append(MinPLogitsWarper(config.min_p))
     return chosen

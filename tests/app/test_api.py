@@ -350,7 +350,7 @@ def test_what_cannot_be_answered_is_refused_in_openais_form(served, trained):
         "temperature": 9,
         "n": 33,
         "stop": [""],
-        "presence_penalty": 0.5,
+        "presence_penalty": 2.5,
     }.items():
         with pytest.raises(openai.BadRequestError, match=name) as refused:
             served.chat(**{name: value})

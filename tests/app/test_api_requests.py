@@ -49,6 +49,18 @@ def test_a_seed_below_zero_is_none_and_every_answer_another():
     assert (ollama(7), openai(7)) == (7, 7)
 
 
+def test_what_is_asked_of_the_sampling_is_in_the_prompt():
+    asked = {"min_p": 0.05, "presence_penalty": 0.5, "frequency_penalty": -0.25}
+    configs = [
+        chat_asked(BODY | asked).prompts[0].config,
+        text_asked({"model": "m", "prompt": "Hi"} | asked).prompts[0].config,
+        chat_request(BODY | {"options": asked}).prompt.config,
+        generate_request({"model": "m", "prompt": "Hi", "options": asked}).prompt.config,
+    ]
+    for config in configs:
+        assert {name: getattr(config, name) for name in asked} == asked
+
+
 def test_options_of_ollama_at_which_no_answer_changes_are_let_through():
     def ask(**options):
         return chat_request(BODY | {"options": options})
@@ -57,6 +69,7 @@ def test_options_of_ollama_at_which_no_answer_changes_are_let_through():
     assert ask(repeat_last_n=-1, repeat_penalty=1.0).prompt
     for name, options in {
         "repeat_last_n": {"repeat_last_n": 64, "repeat_penalty": 1.1},
+        "options.repeat_last_n": {"repeat_last_n": 64, "presence_penalty": 0.5},
         "num_keep": {"num_keep": 0.5},
         "num_ctx": {"num_ctx": "2048"},
         "penalize_newline": {"penalize_newline": True},
@@ -141,7 +154,12 @@ def test_what_vllms_clients_send_where_they_ask_for_nothing_by_it_is_let_through
     chat = chat_asked(BODY | nothing | of_chats | {"echo": False})
     text = text_asked({"model": "m", "prompt": "Hi"} | nothing | {"add_special_tokens": True})
     assert [one.prompts[0].config.top_k for one in (chat, text)] == [0, 0]
-    other = {"min_p": 0.1, "ignore_eos": True, "skip_special_tokens": False, "continue_final_message": True}
+    other = {
+        "min_tokens": 2,
+        "ignore_eos": True,
+        "skip_special_tokens": False,
+        "continue_final_message": True,
+    }
     for name, value in (other | {"echo": True, "top_k": -2}).items():
         with pytest.raises(ApiError, match=name) as refused:
             chat_asked(BODY | {name: value})

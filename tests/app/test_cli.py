@@ -72,6 +72,8 @@ def test_what_set_takes_is_listed_with_its_choices(settings):
     _, found = run_json(settings, "options", "export")
     where = {row["option"]: row["where"] for row in found["rows"]}
     assert (where["dtype"], where["merge_onto"]) == ("", "format=safetensors")
+    _, found = run_json(settings, "options", "chat")
+    assert {"min_p", "temperature"} <= {row["option"] for row in found["rows"]}
     refused = run(settings, "options", "everything")
     assert (refused.exit_code, "options of train and export" in refused.stderr) == (1, True)
 
@@ -298,6 +300,18 @@ def test_training_chat_and_adapters_from_the_command_line(workbench, settings, t
     alone = run_json(settings, *asked, "--adapter", "mine")[1]["answers"]
     found = run_json(settings, "chat", *asked[3:], "--adapter", "mine")[1]["answers"]
     assert [one["answer"] for one in found] == [one["answer"] for one in alone]  # on its own base
+    least = ["chat", *asked[3:5], "--max-tokens", "5", "--adapter", "mine"]
+    always = [
+        "--set",
+        "min_p=1",
+        "--set",
+        "temperature=2",
+    ]  # only the likeliest is as likely as the likeliest
+    found = run_json(settings, *least, *always)[1]["answers"]
+    assert [one["answer"] for one in found] == [one["answer"] for one in alone]
+    for wrong, said in {"max_tokens=3": "--max-tokens says it", "min=1": "min", "min_p=2": "min_p"}.items():
+        refused = run(settings, *least, "--set", wrong)
+        assert (refused.exit_code != 0, said in refused.output) == (True, True), refused.output
     code, found = run_json(settings, "chat", *asked[3:], "--adapter", "mine=0.5")
     assert (code, [one["adapter"] for one in found["answers"]]) == (0, ["mine=0.5"])
     beside = run_json(settings, *asked, "--adapter", "mine", "--adapter", "mine")[1]["answers"]

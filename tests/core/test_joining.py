@@ -92,6 +92,8 @@ def _random_row(chance):
         max_tokens=chance.randint(1, 24),
         temperature=chance.choice([0.0, 0.0, 0.9]),
         repetition_penalty=chance.choice([1.0, 1.0, 1.3]),
+        presence_penalty=chance.choice([0.0, 0.0, 0.7]),
+        min_p=chance.choice([0.0, 0.1]),
         seed=chance.randint(0, 99),
     )
     prompt = [chance.randint(3, 60) for _ in range(chance.choice([1, 5, 17, 40, 70]))]

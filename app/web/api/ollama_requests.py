@@ -26,7 +26,10 @@ _SAMPLING = {
     "temperature": "temperature",
     "top_p": "top_p",
     "top_k": "top_k",
+    "min_p": "min_p",
     "repeat_penalty": "repetition_penalty",
+    "presence_penalty": "presence_penalty",
+    "frequency_penalty": "frequency_penalty",
     "num_predict": "max_tokens",
 }
 _HOW_TO_RUN = {
@@ -42,12 +45,10 @@ _HOW_TO_RUN = {
     "low_vram",
 }
 """Options of Ollama's process that change no answer: what is too long is refused, and never cut."""
+_PENALTIES = {"repeat_penalty": 1, "presence_penalty": 0, "frequency_penalty": 0}
 _WHOLE = ("num_ctx", "num_keep", "repeat_last_n")
 _OPTIONS = {*_SAMPLING, *_HOW_TO_RUN, "seed", "stop"}
 _NO_OPTIONS: dict[str, tuple[Any, ...]] = {
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "min_p": (0,),
     "typical_p": (1,),
     "mirostat": (0,),
 }
@@ -124,8 +125,8 @@ def generate_request(body: Body) -> OllamaAsked:
 def _asked(body: Body, prompt: dict[str, Any], given: dict[str, str] | None = None) -> OllamaAsked:
     """given: options of a GenerationConfig that are no sampling."""
     options = mapping(body, "options")
-    penalty_is_none = options.get("repeat_penalty", 1) == 1  # then it does not matter how far it reaches
-    known = _OPTIONS | ({"repeat_last_n"} if penalty_is_none else set())
+    is_plain = all(options.get(name, neutral) == neutral for name, neutral in _PENALTIES.items())
+    known = _OPTIONS | ({"repeat_last_n"} if is_plain else set())  # where it does not matter how far back
     require_known(options, known, _NO_OPTIONS, "options.")
     for name in _WHOLE:
         whole(options, name, 0)

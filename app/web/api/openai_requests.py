@@ -36,13 +36,15 @@ _SAMPLING = {
     "temperature": "temperature",
     "top_p": "top_p",
     "top_k": "top_k",
+    "min_p": "min_p",
     "repetition_penalty": "repetition_penalty",
+    "presence_penalty": "presence_penalty",
+    "frequency_penalty": "frequency_penalty",
     "max_tokens": "max_tokens",
 }
 _ABOUT_THE_CALLER = {"user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"}
 _COMMON = {"model", "stream", "stream_options", "n", "seed", "stop", *_SAMPLING, *_ABOUT_THE_CALLER}
 _OF_VLLM: dict[str, tuple[Any, ...]] = {
-    "min_p": (0,),
     "min_tokens": (0,),
     "stop_token_ids": ([],),
     "bad_words": ([],),
@@ -56,8 +58,6 @@ _OF_VLLM: dict[str, tuple[Any, ...]] = {
 }
 """Values that vLLM's clients send of its own parameters where they ask for nothing by them."""
 _NEUTRAL: dict[str, tuple[Any, ...]] = _OF_VLLM | {
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
     "logit_bias": ({},),
     "store": (False,),
     "service_tier": ("auto", "default"),
