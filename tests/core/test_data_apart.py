@@ -82,8 +82,12 @@ def _alone(tmp_path, base, runs, **job):
 def one_process(tiny_llama, tmp_path_factory):
     """A function that trains the runs of a case in this process: as _alone(), once for each."""
     return functools.cache(
-        lambda case, how=NONE: _alone(
-            tmp_path_factory.mktemp("alone"), tiny_llama, _case(CASES[case]), quantisation=how
+        lambda case, how=NONE, float64=False: _alone(
+            tmp_path_factory.mktemp("alone"),
+            tiny_llama,
+            _case(CASES[case]),
+            quantisation=how,
+            float64=float64,
         )
     )
 
@@ -96,13 +100,12 @@ def _factors(base, folder):
 @pytest.mark.parametrize("processes", [2, 4])
 @pytest.mark.parametrize("case", CASES)
 def test_data_apart_gives_the_adapters_of_one_process(tiny_llama, together, one_process, processes, case):
-    runs, (alone, expected) = _case(CASES[case]), one_process(case)
-    found, out = together(processes, tiny_llama, runs)
+    """In float64, see load_float64()."""
+    runs, (alone, expected) = _case(CASES[case]), one_process(case, float64=True)
+    found, out = together(processes, tiny_llama, runs, float64=True)
     base = load(tiny_llama)
     for name in runs:
-        torch.testing.assert_close(
-            _factors(base, out / name), _factors(base, expected / name), atol=1e-5, rtol=0
-        )
+        torch.testing.assert_close(_factors(base, out / name), _factors(base, expected / name), **CLOSE)
         for one, other in zip(found[name]["losses"], alone[name]["losses"], strict=True):
             assert one[:2] == other[:2]
             assert one[2] == pytest.approx(other[2], abs=1e-5)
