@@ -307,6 +307,8 @@ def test_how_answers_are_sampled_outlives_a_reload(workbench, address, open_page
     page = open_page(address)
     go_to(page, "Playground")
     _sampled(page, Max_tokens="3", Temperature="0", System_prompt="Be kind.")
+    used = {"Min-p": "0.1", "Presence_penalty": "0.5", "Frequency_penalty": "-0.25"}
+    _sampled(page, **used)
     open_sheet(page, "Sampling").get_by_label("Join turns").check()
     page.reload()
     ready(page)
@@ -324,6 +326,7 @@ def test_how_answers_are_sampled_outlives_a_reload(workbench, address, open_page
     answer = workbench.registry.chats.messages(chat.id)[-1]
     said = GenerationConfig.from_dict(answer.details["settings"])
     assert (said.temperature, said.join_turns) == (0.0, True)
+    assert (said.min_p, said.presence_penalty, said.frequency_penalty) == (0.1, 0.5, -0.25)
 
 
 def test_escape_closes_an_open_list_before_anything_else(workbench, address, open_page, tokenizer, tmp_path):
