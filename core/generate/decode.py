@@ -66,7 +66,7 @@ class Decoder:
 
     def _row(self, index: int, request: RowRequest) -> Row:
         limit = min(request.config.max_tokens, room_to_answer(self._base, request.prompt))
-        sampler = Sampler(request.config, self._base.device, len(request.prompt))
+        sampler = Sampler(request.config, len(request.prompt))
         slot = request.slot
         place = slot if callable(slot) else lambda: slot
         return Row(

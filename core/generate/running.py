@@ -22,6 +22,7 @@ from core.generate.one_row import Row
 from core.generate.own_reading import OwnReading
 from core.generate.prompt_reading import Reading
 from core.generate.row_state import RowState
+from core.generate.sampling import choose
 from core.generate.state_pool import StatePool
 from core.generate.state_size import MOST_ROWS, fitting_capacity, fitting_rows, state_bytes
 from core.lora.mixed_bank import Bank
@@ -249,11 +250,9 @@ class RunningBatch:
 
     def _choose(self, state: RowState, logits: Tensor) -> tuple[Tensor, Tensor]:
         """The next token of each row, and whether its logits were finite, both [rows] on the device."""
-        chosen = logits.argmax(-1)
-        for position, row in enumerate(self._running):
-            if not row.sampler.takes_the_likeliest:
-                so_far = state.history[position, : row.length]
-                chosen[position : position + 1] = row.sampler.choose(so_far, logits[position])
+        rows = self._running
+        samplers = [row.sampler for row in rows]
+        chosen = choose(samplers, logits, lambda at: state.history[at, : rows[at].length])
         return chosen, logits.isfinite().all(-1)
 
     def _likeliest(self, logits: Tensor, chosen: Tensor) -> dict[int, Tensor]:

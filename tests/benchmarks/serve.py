@@ -2,6 +2,7 @@
 
     python -m tests.benchmarks.serve --shape 1b                                     with a GPU: 16 adapters
     python -m tests.benchmarks.serve --shape starter --tokens 32 --in-turn 8        on a CPU: 8 adapters
+    python -m tests.benchmarks.serve --temperature 0.7 --top-p 0.95                 sampled, as clients ask
 
 Prompts and answers are of mixed lengths, and the requests come a few a step. All in one batch and the plain
 base take turns, and the medians of their rounds are told; on a GPU behind two rounds in which graphs are
@@ -34,13 +35,15 @@ COMING = 4  # requests that come in one step
 ROUNDS, WARM_UP = (7, 2) if DEVICE.type == "cuda" else (1, 0)
 
 
-def mixed(base: ResidentBase, count: int, adapters: int, prompt: int, tokens: int) -> list[RowRequest]:
+def mixed(
+    base: ResidentBase, count: int, adapters: int, prompt: int, tokens: int, **sampling: float
+) -> list[RowRequest]:
     """Requests of a quarter to the whole of these lengths, for one adapter after the other."""
     chance, found = random.Random(0), []
     for number in range(count):
         length, limit = (chance.randint(max(1, most // 4), most) for most in (prompt, tokens))
         ids = [chance.randrange(base.model.config.vocab_size) for _ in range(length)]
-        config = GenerationConfig(max_tokens=limit, temperature=0.0)
+        config = GenerationConfig(max_tokens=limit, seed=number, **{"temperature": 0.0} | sampling)
         found.append(RowRequest(ids, 1 + number % adapters, config))
     return found
 
@@ -101,10 +104,13 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=256 if cuda else 64)
     parser.add_argument("--tokens", type=int, default=128 if cuda else 48)
     parser.add_argument("--in-turn", type=int, default=64 if cuda else 8)
+    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--top-p", type=float, default=1.0)
     args = parser.parse_args()
     base = resident(args.shape, torch.bfloat16 if cuda else torch.float32)
     bank = random_bank(base, args.adapters)
-    requests = mixed(base, args.requests, args.adapters, args.prompt, args.tokens)
+    sampling = {"temperature": args.temperature, "top_p": args.top_p}
+    requests = mixed(base, args.requests, args.adapters, args.prompt, args.tokens, **sampling)
     plain = [replace(one, slot=0) for one in requests]
     pools = {True: StatePool(base, compiled=cuda, most=8), False: StatePool(base, compiled=cuda, most=8)}
     found: list[tuple[dict[str, float], dict[str, float]]] = []
