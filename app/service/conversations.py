@@ -105,11 +105,7 @@ class Conversations:
 
     def busy(self, chat_id: int) -> bool:
         """Whether anything is being answered in it."""
-        return any(
-            message.id in self._under_way
-            for message in self._registry.chats.messages(chat_id)
-            if not message.finish
-        )
+        return any(message.id in self._under_way for message in self._registry.chats.messages(chat_id))
 
     def until(self, chat_id: int, message_id: int) -> tuple[list[Turn], Turn]:
         """The turns before the one that holds this message, and that one. Raises InvalidInput."""

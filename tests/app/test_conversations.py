@@ -67,6 +67,21 @@ def _done(talk, chat):
     return talk.turns(chat)
 
 
+def test_a_conversation_is_busy_until_its_answers_can_be_given_anew(talk, speakers, monkeypatch):
+    store, seen = talk._store, []
+
+    def stored(request):
+        store(request)
+        seen.append(talk.busy(request.chat_id))
+
+    monkeypatch.setattr(talk, "_store", stored)
+    chat = talk.ask(None, "llama", ["mine"], "hello", CONFIG)
+    _done(talk, chat)
+    assert seen[-1]  # its end is stored, but it was still in hand
+    talk.again(talk.turns(chat)[0].answers["mine"].id, CONFIG)
+    _done(talk, chat)
+
+
 def test_an_answer_is_in_the_registry_before_it_is_whole(talk, speakers, workbench, monkeypatch):
     monkeypatch.setattr("app.service.conversations._STORE_SECONDS", 0.0)
     speakers.go_on.clear()
