@@ -304,11 +304,22 @@ class Conversations:
         config: GenerationConfig,
     ) -> tuple[Iterator[TokenDone], _Request]:
         name = secrets.token_hex(8)
-        names = [one or None for one in speakers]
-        stream = self._chats.answer(chat.base_name, names, asked, config, name, raw=chat.raw, each=True)
-        settings = [self._chats.asked_with(one, config).to_dict() for one in names]
+        stream = self._put(chat, speakers, asked, config, name)
+        settings = [self._chats.asked_with(one or None, config).to_dict() for one in speakers]
         growing = [Growing(0, one, {"settings": how}) for one, how in zip(speakers, settings, strict=True)]
         return stream, _Request(name, growing)
+
+    def _put(
+        self,
+        chat: Chat,
+        speakers: Sequence[str],
+        asked: Sequence[list[dict[str, str]]],
+        config: GenerationConfig,
+        name: str,
+    ) -> Iterator[TokenDone]:
+        """Put to each speaker what it is asked, under this name."""
+        names = [one or None for one in speakers]
+        return self._chats.answer(chat.base_name, names, asked, config, name, raw=chat.raw, each=True)
 
     def _ahead(self, chat: Chat, question_id: int | None = None) -> list[_Request]:
         """What is still answered in the turns before a question, or before a new one. It is asked for before
@@ -326,8 +337,7 @@ class Conversations:
         chat = self._registry.get(Chat, request.chat_id)
         before, turn = self.until(request.chat_id, request.question_id)
         asked = [_seen(chat, before, speaker, turn.question.content) for speaker in speakers]
-        names = [one or None for one in speakers]
-        return self._chats.answer(chat.base_name, names, asked, config, request.name, raw=chat.raw, each=True)
+        return self._put(chat, speakers, asked, config, request.name)
 
     def _collect(
         self,
@@ -342,8 +352,9 @@ class Conversations:
         for row, one in enumerate(request.answers):
             one.details |= {WAITS: True} if ahead else {}
             self._under_way[one.message_id] = request, row
-        given = (stream, request, ahead, asked_now)
-        threading.Thread(target=self._take_all, args=given, daemon=True).start()
+        if ahead:
+            stream = self._behind(request, ahead, asked_now)
+        threading.Thread(target=self._take_all, args=(stream, request), daemon=True).start()
 
     def _behind(
         self, request: _Request, ahead: Sequence[_Request], asked_now: Callable[[], Iterator[TokenDone]]
@@ -365,16 +376,9 @@ class Conversations:
                 stopped.clear()
                 yield token
 
-    def _take_all(
-        self,
-        stream: Iterator[TokenDone],
-        request: _Request,
-        ahead: Sequence[_Request],
-        asked_now: Callable[[], Iterator[TokenDone]],
-    ) -> None:
+    def _take_all(self, stream: Iterator[TokenDone], request: _Request) -> None:
         """Take the answers as they come, until all have ended, and store them meanwhile."""
         error, stored = "", time.monotonic()
-        stream = self._behind(request, ahead, asked_now) if ahead else stream
         try:
             for token in stream:
                 request.answers[token.row].take(token)
