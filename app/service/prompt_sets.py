@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from app.jobs.kinds.run_prompts import REFUSED
+from app.service.chats import Chats
 from app.service.datasets import Datasets
 from app.service.jobs import Jobs
 from app.service.judging import Judging, digest_of
 from app.service.prompt_texts import Turns, asked_in, prompts_in, required, said
 from app.shared.csv_lines import csv_line
-from app.shared.speakers import PLAIN_BASE, speaker_parts, speaker_told
-from app.shared.trained_chats import trained_chat
+from app.shared.speakers import PLAIN_BASE, speaker_told
 from core.errors import InvalidInput
 from core.generate.config import GenerationConfig
 from storage.errors import InUse
@@ -62,9 +62,11 @@ class Matrix:
 class PromptSets:
     """The prompt sets of one home folder."""
 
-    def __init__(self, registry: Registry, jobs: Jobs, datasets: Datasets, judging: Judging) -> None:
+    def __init__(
+        self, registry: Registry, jobs: Jobs, datasets: Datasets, judging: Judging, chats: Chats
+    ) -> None:
         self._registry, self._jobs, self._datasets = registry, jobs, datasets
-        self._judging, self._rows = judging, registry.prompt_sets
+        self._judging, self._chats, self._rows = judging, chats, registry.prompt_sets
 
     # The sets.
 
@@ -154,8 +156,7 @@ class PromptSets:
         speakers = [column["speaker"] for column in run.columns]
         told = [speaker_told(self._registry, speaker, model) for speaker in speakers]
         wanted = GenerationConfig.from_dict(run.settings)
-        chats = [trained_chat(speaker_parts(self._registry, speaker)) for speaker in speakers]
-        configs = [wanted.on_top_of(chat).to_dict() for chat in chats]
+        configs = [self._chats.asked_with(speaker, wanted).to_dict() for speaker in speakers]
         return self._jobs.start(_JOB, {"run": run.id, "told": told, "configs": configs})
 
     def runs(self) -> list[PromptRun]:

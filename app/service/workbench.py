@@ -62,7 +62,7 @@ class Workbench:
         self.conversations = Conversations(self.registry, self.chats)
         self.judging = Judging(self.registry, self.chats)
         self.votes = VoteRows(self.registry)
-        self.prompts = PromptSets(self.registry, self.jobs, self.datasets, self.judging)
+        self.prompts = PromptSets(self.registry, self.jobs, self.datasets, self.judging, self.chats)
         self.serving = Serving(self.registry, self.engine, self.preferences)
         self.loading = Loading(self.registry, self.adapters, self.jobs)
         self.classifiers = Classifiers(self.registry, self.engine, self.preferences)
