@@ -5,6 +5,7 @@ will not; nobody waits in a call until all are there.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import sys
@@ -107,9 +108,34 @@ class Meeting:
         world = dist.group.WORLD
         if world is not None and torch.cuda.is_available() and "nccl" in dist.get_backend_config():
             world._get_backend(torch.device("cuda")).abort()
-        for descriptor, *_ in self._connections & _connections():
-            with socket.socket(fileno=os.dup(descriptor)) as connection:
+        for connection in self._connections & _connections():
+            _shut(*connection)
+
+
+def _shut(descriptor: int, own: tuple[str, int], other: tuple[str, int]) -> None:
+    """End one of this process's connections. What holds it may let go of it at any moment, since it hears of
+    the lost process, too: then there is nothing to end, and its number may be another's already.
+    """
+    try:
+        copy = os.dup(descriptor)
+    except OSError as error:
+        if error.errno == errno.EBADF:
+            return
+        raise
+    try:
+        with socket.socket(fileno=copy) as connection:
+            if [_end(connection.getsockname()), _end(connection.getpeername())] == [own, other]:
                 connection.shutdown(socket.SHUT_RDWR)
+    except OSError as error:
+        if error.errno == errno.ENOTSOCK:
+            os.close(copy)
+        elif error.errno != errno.ENOTCONN:
+            raise
+
+
+def _end(address: tuple[str, int]) -> tuple[str, int]:
+    """Of a connection, as psutil names it: without IPv6's scope and flow."""
+    return address[0].partition("%")[0], address[1]
 
 
 def loopback() -> str:
