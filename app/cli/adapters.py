@@ -145,7 +145,8 @@ def adapters_inspect(
             [
                 {"base": one["name"], "fits": "yes" if one["fits"] else "no", "why": one["why"]}
                 for one in result["bases"]
-            ]
+            ],
+            "There is no base model yet that it could fit; add one with: models add",
         )
         return
     console.records(
@@ -171,7 +172,7 @@ def adapters_compare(name: str, other: str, home: Home = None, json: Json = Fals
     with console.progress() as progress:
         result = finished(workbench, workbench.adapters.inspect(name, other), progress)
     rows = [{"layer": path, "shared": phi[-1][-1]} for path, phi in result["similarity"].items()]
-    console.result(result, []) if json else console.records(rows)
+    console.result(result, []) if json else console.records(rows, "They have no layer in common.")
 
 
 @adapters.command("verify")

@@ -80,7 +80,7 @@ def costs(
         console.result({"claims": [one.record() for one in found.claims], "latency": times}, [])
         return
     console.records([one.record() for one in found.claims])
-    console.records(times)
+    console.records(times, "The time of its answers is not measured yet.")
 
 
 @guarded

@@ -98,19 +98,20 @@ class Console:
             bulky = {"layer_shapes", "preview"}
             print(to_json({"rows": [row.model_dump(exclude=bulky) for row in rows]}))
             return
-        if not rows:
-            self._out.print("Nothing yet.")
-            return
         self.records([{column: getattr(row, column) for column in columns} for row in rows])
 
-    def records(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Several rows with the same columns."""
+    def records(self, rows: Sequence[Mapping[str, Any]], none: str = "Nothing yet.") -> None:
+        """Several rows, which need not have the same columns; `none` is said where there are no rows."""
         if self._json:
             print(to_json({"rows": rows}))
             return
-        table = Table(*[column.replace("_", " ") for column in rows[0]], header_style="bold")
+        if not rows:
+            self._out.print(Text(none))
+            return
+        columns = list(dict.fromkeys(column for row in rows for column in row))
+        table = Table(*[column.replace("_", " ") for column in columns], header_style="bold")
         for row in rows:
-            table.add_row(*[Text(_harmless(_shown(column, value))) for column, value in row.items()])
+            table.add_row(*[Text(_harmless(_shown(column, row.get(column)))) for column in columns])
         self._out.print(table)
 
     def stream(self, text: str) -> None:

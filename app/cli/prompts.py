@@ -37,7 +37,7 @@ def prompts_list(home: Home = None, json: Json = False) -> None:
         {"name": one.name, "prompts": len(one.prompts), "created": one.created}
         for one in open_workbench(home).prompts.all()
     ]
-    _listed(Console(json), rows, json)
+    Console(json).records(rows)
 
 
 @prompts.command("add")
@@ -145,7 +145,7 @@ def prompts_run(
 def prompts_runs(home: Home = None, json: Json = False) -> None:
     """List the runs over prompt sets, the newest first."""
     workbench = open_workbench(home)
-    _listed(Console(json), [_run_line(workbench, one.id or 0) for one in workbench.prompts.runs()], json)
+    Console(json).records([_run_line(workbench, one.id or 0) for one in workbench.prompts.runs()])
 
 
 @prompts.command("answers")
@@ -193,10 +193,3 @@ def _run_line(workbench: Workbench, number: int) -> dict[str, Any]:
         "answered": f"{matrix.answered} of {len(matrix.cells) * len(matrix.names)}",
         "created": matrix.run.created,
     }
-
-
-def _listed(console: Console, rows: list[dict[str, Any]], json: bool) -> None:
-    if rows or json:
-        console.records(rows)
-    else:
-        console.say("Nothing yet.")

@@ -26,10 +26,7 @@ def votes_leaderboard(base: BaseName = "", home: Home = None, json: Json = False
     """
     console, workbench = Console(json), open_workbench(home)
     found = [one.record() for one in workbench.judging.leaderboard(base_or_default(workbench, base))]
-    if not found and not json:
-        console.say("No votes on this base yet; they are given under Playground, Judge.")
-        return
-    console.records(found)
+    console.records(found, "No votes on this base yet; they are given under Playground, Judge.")
 
 
 @votes.command("export")
