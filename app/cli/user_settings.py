@@ -8,7 +8,7 @@ import typer
 
 from app.cli.common import Home, Json, open_workbench
 from app.cli.console import Console, guarded
-from app.shared.user_settings import Preference, PreferenceStore
+from app.shared.user_settings import Preference, Preferences, PreferenceStore
 
 settings = typer.Typer(
     help="Settings of the home folder. Without a command they are listed.", invoke_without_command=True
@@ -47,13 +47,18 @@ def unset_one(name: Name, home: Home = None, json: Json = False) -> None:
     """Take one out of settings.toml, so that its default counts."""
     store = open_workbench(home).preferences
     store.reset([name])
-    if name in {one.name for one in store.all()}:
+    if name in {one.name for one in Preferences.options()}:
         _tell(Console(json), store, name)
     else:
         Console(json).result({"removed": name}, [("Removed", name)])
 
 
 def _tell(console: Console, store: PreferenceStore, name: str) -> None:
+    """How one stands after a change; where something else is wrong nothing counts yet, and that is said."""
+    if fault := store.fault:
+        told = [("Written", name), ("Still wrong", fault)]
+        console.result({"setting": name, "fault": fault}, told)
+        return
     one = store.find(name)
     console.result(one.to_dict(), [(one.name, f"{_shown(one.told)} ({one.source})")])
     if one.overruled:

@@ -281,33 +281,33 @@ class PreferenceStore:
         """What the command line that started this process named; it wins over everything else here."""
         self._given = _checked(values)
 
-    def change(self, values: Mapping[str, object]) -> Preferences:
-        """Set some in the file, and return what counts then; comments in the file stay.
+    def change(self, values: Mapping[str, object]) -> None:
+        """Set some in the file; comments in it stay, and so does what else is wrong there, see `fault`.
 
-        Raises InvalidConfig for a value that is not allowed, and for what else is wrong in the file.
+        Raises InvalidConfig for a value that is not allowed, or where the file is not TOML.
         """
         wanted = _checked(values)
         self._require_base(wanted.get("default_base"))
         with self._writing() as document:
             document.update(wanted)
-        return self._after(wanted)
+        self._after(wanted)
 
-    def reset(self, names: Sequence[str]) -> Preferences:
-        """Take some out of the file, so that their default counts; also what does not belong there.
+    def reset(self, names: Sequence[str]) -> None:
+        """Take some out of the file, so that their default counts; also what does not belong there. What else
+        is wrong in it stays, see `fault`.
 
-        Raises InvalidConfig for one that is neither known nor in the file, and for what else is wrong there.
+        Raises InvalidConfig for one that is neither known nor in the file, or where that is not TOML.
         """
         with self._writing() as document:
             _require_known([name for name in names if name not in document])
             for name in set(names) & set(document):
                 document.remove(name)
-        return self._after(names)
+        self._after(names)
 
-    def _after(self, names: Iterable[str]) -> Preferences:
-        """What counts now; the file that held the quota before has nothing more to say."""
-        if "quota" in names:
+    def _after(self, changed: Iterable[str]) -> None:
+        """The file that held the quota before has nothing more to say."""
+        if "quota" in changed:
             self._settings.quota_file.unlink(missing_ok=True)
-        return self.values()
 
     def _require_base(self, name: str | None) -> None:
         """Raise InvalidConfig for a base that is not here, as far as that is known."""
@@ -318,14 +318,15 @@ class PreferenceStore:
 
     @contextmanager
     def _writing(self) -> Iterator[TOMLDocument]:
-        """What is in the file, to be changed; then it is checked, written and read back."""
+        """What is in the file, to be changed; then it is written and read back. Who changes it has checked
+        what they put in: of two lines that are wrong, each could otherwise be mended only by hand.
+        """
         file = self._settings.settings_file
         with FileLock(self._settings.locks / "settings.lock"):
             document = tomlkit.parse(self._text() or _HEADER)
             yield document
-            wanted = _checked(document.unwrap(), str(file))
             write_private(file.resolve(), tomlkit.dumps(document))
-            if self._read() != wanted:
+            if tomllib.loads(self._text()) != document.unwrap():
                 raise InvalidConfig(
                     f"{file} does not hold what was written into it; look at it and try again."
                 )

@@ -53,7 +53,8 @@ def test_the_command_line_wins_over_the_environment_that_over_the_file_and_that_
 
 def test_what_is_changed_is_read_back_and_what_people_wrote_around_it_stays(settings, store):
     settings.settings_file.write_text('# mine\ntheme = "dark"  # at night\n\nport = 8001\n')
-    assert store.change({"density": "compact", "quota": "2.5", "notifications": "off"}).quota == 2.5
+    store.change({"density": "compact", "quota": "2.5", "notifications": "off"})
+    assert store.values().quota == 2.5
     store.change({"theme": "light"})
     text = settings.settings_file.read_text()
     assert "# mine" in text
@@ -61,7 +62,8 @@ def test_what_is_changed_is_read_back_and_what_people_wrote_around_it_stays(sett
     assert tomllib.loads(text) == {
         "theme": "light", "port": 8001, "density": "compact", "quota": 2.5, "notifications": False,
     }  # fmt: skip
-    assert store.reset(["theme", "port"]).port == 7860
+    store.reset(["theme", "port"])
+    assert store.values().port == 7860
     assert "port" not in settings.settings_file.read_text()
     assert settings.settings_file.stat().st_mode & 0o777 == 0o600
 
@@ -186,6 +188,19 @@ def test_the_command_lists_sets_and_unsets(settings, monkeypatch):
     monkeypatch.setenv("LORA_WORKBENCH_THEME", "light")
     told = CliRunner().invoke(app, ["settings", "set", "theme", "dark", "--home", str(settings.home)])
     assert "that counts and not the file" in told.stderr
+
+
+def test_of_two_lines_that_are_wrong_each_is_mended_by_command_and_the_other_is_told(settings, store):
+    def run(*arguments):
+        done = CliRunner().invoke(app, ["settings", *arguments, "--home", str(settings.home), "--json"])
+        return done.exit_code, json.loads(done.stdout)
+
+    settings.settings_file.write_text("theme = 'blue'\nport = 99999\n")
+    code, said = run("set", "theme", "dark")
+    assert (code, said["setting"]) == (0, "theme")
+    assert "port must be between 1 and 65,535, not 99999." in said["fault"]
+    assert run("set", "port", "0")[0] == 1
+    assert (run("unset", "port")[0], store.values().theme, store.values().port) == (0, "dark", 7860)
 
 
 def test_a_page_notices_that_the_file_was_changed(workbench):
