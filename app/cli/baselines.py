@@ -8,10 +8,11 @@ import typer
 
 from app.cli.common import Home, Json, finished, open_workbench
 from app.cli.console import Console, guarded
-from app.cli.following import follow_runs
+from app.cli.following import exit_if_lost, follow_runs, wait_for
 from app.cli.runs import RunId
 from app.service.baselines import SHOTS
 from app.service.costs import latency_rows
+from storage.tables import Run
 
 Detach = Annotated[bool, typer.Option("--detach", help="Return at once; what was started goes on.")]
 
@@ -38,14 +39,14 @@ def baselines(
     begun = workbench.baselines.begin(run_id, shots, full=full)
     if begun.left_out:
         console.say(begun.left_out)
+    ended: list[Run] = []
     if not detach:
         with console.progress() as progress:
             if begun.measuring is not None:
                 finished(workbench, begun.measuring, progress)
-            if begun.full is not None:
-                watch = progress.run_watcher(workbench)
-                workbench.runs.wait_all([begun.full.id or 0], lambda runs: watch(runs[0]))
+            ended = wait_for(progress, workbench, begun.full)
     console.records([one.record() for one in workbench.baselines.table(run_id, shots)])
+    exit_if_lost(ended)
 
 
 @guarded
@@ -67,20 +68,20 @@ def costs(
     begun = workbench.costs.begin(run_id)
     if begun.left_out:
         console.say(begun.left_out)
+    ended: list[Run] = []
     if not detach:
         with console.progress() as progress:
-            if begun.full is not None:
-                watch = progress.run_watcher(workbench)
-                workbench.runs.wait_all([begun.full.id or 0], lambda runs: watch(runs[0]))
+            ended = wait_for(progress, workbench, begun.full)
             if begun.latency is not None:
                 finished(workbench, begun.latency, progress)
     found = workbench.costs.of(run_id)
     times = latency_rows(found.latency.result) if found.latency and found.latency.result else []
     if json:
         console.result({"claims": [one.record() for one in found.claims], "latency": times}, [])
-        return
-    console.records([one.record() for one in found.claims])
-    console.records(times, "The time of its answers is not measured yet.")
+    else:
+        console.records([one.record() for one in found.claims])
+        console.records(times, "The time of its answers is not measured yet.")
+    exit_if_lost(ended)
 
 
 @guarded

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import typer
 
-from app.cli.console import Console
+from app.cli.console import Console, ProgressLine
 from app.service.workbench import Workbench
 from storage.tables import FAILED, INTERRUPTED, Adapter, Run
 
@@ -37,7 +37,20 @@ def follow_runs(
         _show_sweep(console, workbench, started)
     else:
         show_run(console, workbench, started[0], json)
-    if any(run.state in (FAILED, INTERRUPTED) for run in started):
+    exit_if_lost(started)
+
+
+def wait_for(progress: ProgressLine, workbench: Workbench, run: Run | None) -> list[Run]:
+    """Watch one run to its end; how it ended, and nothing where there is none."""
+    if run is None:
+        return []
+    watch = progress.run_watcher(workbench)
+    return workbench.runs.wait_all([run.id or 0], lambda runs: watch(runs[0]))
+
+
+def exit_if_lost(ended: Sequence[Run]) -> None:
+    """Raise Exit(1) where one has failed or was interrupted: what was asked for is not there."""
+    if any(run.state in (FAILED, INTERRUPTED) for run in ended):
         raise typer.Exit(1)
 
 

@@ -78,6 +78,20 @@ def test_the_command_prints_the_same_table(workbench, run, jobs_here):
     assert (done.exit_code, rows[1]["state"]) == (0, "not started")
 
 
+@pytest.mark.parametrize("command", ["baselines", "costs"])
+def test_a_command_whose_full_fine_tuning_has_failed_shows_its_table_and_has_failed(
+    workbench, run, jobs_here, monkeypatch, command
+):
+    failed = workbench.baselines.begin_full(run)[0]
+    failed.state, failed.reason = "failed", "no row fits"
+    workbench.registry.save(failed)
+    monkeypatch.setattr("app.cli.baselines.open_workbench", lambda home: workbench)
+    monkeypatch.setattr(workbench.baselines, "begin_full", lambda run: (failed, ""))
+    done = CliRunner().invoke(app, [command, str(run.id), "--json"])
+    assert {"baselines": "no row fits", "costs": "Peak memory"}[command] in done.stdout
+    assert done.exit_code == 1
+
+
 def test_is_lora_enough_sets_up_four_ranks_at_once_and_full_fine_tuning_behind(workbench, session, run):
     started = workbench.baselines.enough(run.id)
     assert [one.name for one in started] == [*(f"mine rank={rank}" for rank in (4, 8, 16, 64)), "mine full"]
