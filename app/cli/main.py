@@ -29,12 +29,14 @@ from app.cli.serve import serve
 from app.cli.shortcut import shortcut
 from app.cli.storage import backup, restore_backup, space
 from app.cli.train import preflight, train
+from app.cli.usage_errors import TellsUsageAsJson
 from app.cli.user_settings import settings
 from app.cli.votes import votes
 from app.shared.private import private_by_default
 
 app = typer.Typer(
     name="lora-workbench",
+    cls=TellsUsageAsJson,
     no_args_is_help=False,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -2,6 +2,8 @@
 
 import json
 import socket
+import subprocess
+import sys
 from functools import cache
 
 import pytest
@@ -260,7 +262,11 @@ def test_wrong_usage_is_exit_2(workbench, settings, tmp_path):
         ["runs", "show", "0"],
         ["train", "--base", "llama", "--data", "data", "--set", "rank"],
     ):
-        assert run(settings, *arguments).exit_code == 2, arguments
+        done = run(settings, *arguments)
+        assert (done.exit_code, done.stdout) == (2, ""), arguments
+        code, said = run_json(settings, *arguments)
+        assert (code, said["kind"]) == (2, "UsageError"), arguments
+        assert said["error"] in " ".join(done.stderr.replace("│", " ").split()), arguments
     toml = tmp_path / "options.toml"
     toml.write_text("[other]\nrank = 4\n")
     assert run(settings, "train", "--base", "llama", "--data", "data", "--config", toml).exit_code == 2
@@ -269,7 +275,16 @@ def test_wrong_usage_is_exit_2(workbench, settings, tmp_path):
 def test_a_home_before_the_command_is_the_commands_home(workbench, settings):
     before = CliRunner().invoke(app, ["--home", str(settings.home), "data", "list", "--json"])
     assert [one["name"] for one in json.loads(before.stdout)["rows"]] == ["data"]
-    assert CliRunner().invoke(app, ["--json", "data", "list"]).exit_code == 2
+    misplaced = CliRunner().invoke(app, ["--json", "data", "list"])
+    assert (misplaced.exit_code, json.loads(misplaced.stdout)["error"]) == (
+        2,
+        "Invalid value: put --json behind the command: data … --json",
+    )
+
+
+def test_python_m_app_is_the_command_line():
+    done = subprocess.run([sys.executable, "-m", "app", "--help"], capture_output=True, text=True, check=True)
+    assert "Train, keep, compare and merge LoRA adapters" in done.stdout
 
 
 def test_training_chat_and_adapters_from_the_command_line(workbench, settings, tmp_path):
