@@ -50,7 +50,7 @@ def test_adapters_are_found_by_what_people_remember(registry):
     for name, values in {
         "pirate": {"validation_loss": 2.0, "dataset_name": "ships", "tags": "fun, style", "starred": True},
         "lawyer": {"validation_loss": 1.0, "dataset_name": "law", "base_name": "qwen", "tags": "style guide"},
-        "100 % sure": {"dataset_name": "law", "run_id": 7},
+        "100 % sure": {"dataset_name": "law", "run_id": 7, "base_fingerprint": "other weights"},
     }.items():
         row = adapter(name)
         for key, value in values.items():
@@ -64,7 +64,7 @@ def test_adapters_are_found_by_what_people_remember(registry):
     assert named(registry, tag="style") == ["pirate"]
     assert named(registry, starred=True) == named(registry, dataset="ships") == ["pirate"]
     assert named(registry, base="qwen") == ["lawyer"]
-    assert named(registry, run_id=7) == ["100 % sure"]
+    assert named(registry, run_id=7) == named(registry, fingerprint="other weights") == ["100 % sure"]
     assert registry.adapters.words() == {
         "base": ["llama", "qwen"],
         "dataset": ["law", "ships"],
@@ -94,7 +94,12 @@ def test_a_deleted_adapter_can_be_brought_back_until_it_is_swept(registry):
     registry.runs.finished(1, adapter_id=row.id)
     registry.adapters.change(row.id, starred=True)
     registry.save(Adapter(**row.model_dump() | {"run_id": 1}))
+    queue(registry, run("another"))
+    registry.queue.claim(2)
+    registry.runs.begin(2, {})
+    registry.runs.finished(2, adapter_id=row.id + 100)
     registry.adapters.delete(row.id)
+    assert [registry.get(type(run()), one).adapter_id for one in (1, 2)] == [None, row.id + 100]
     assert registry.names(Adapter) == set()
     assert registry.all(Adapter) == []
     with pytest.raises(NotFound, match="There is none yet"):
