@@ -100,7 +100,7 @@ class Training:
         Raises InvalidConfig for target_modules that match nothing, QuestionableRun for what the checklist
         refuses unless it is to be trained `anyway`, NotFound, NameTaken.
         """
-        return self._queue(base, dataset, [("", options)], name, together, anyway=anyway)[0]
+        return self.start_all(base, dataset, [("", options)], name, together=together, anyway=anyway)[0]
 
     def sweep(
         self,
@@ -126,10 +126,43 @@ class Training:
         wanted: Sequence[tuple[str, TrainingOptions]],
         name: str = "",
         *,
+        together: bool = False,
+        like: str = "",
         anyway: bool = False,
     ) -> list[Run]:
-        """As sweep(), of combinations that are worked out already, each with its label."""
-        return self._queue(base, dataset, wanted, name, anyway=anyway)
+        """As sweep(), of combinations that are worked out already, each with its label. together: as start()
+        has it; several train at once anyhow. like: what they are called after where no name is given.
+        """
+        self._usage.require_room()
+        model, data = self._registry.find(Base, base), self._registry.find(Dataset, dataset)
+        self._require_sound(data)
+        sweep = secrets.token_hex(8) if len(wanted) > 1 else ""
+        prefix = name or self._unused_prefix(
+            like or data.name.removesuffix(" (sample)"), [label for label, _ in wanted]
+        )
+        runs = []
+        for label, options in wanted:
+            require_can(model, options)
+            if options.train.machines > 1:
+                require_key(self._preferences.values().join_key)
+            plan = self._estimate(model, data, options)  # raises for target_modules that match nothing
+            if not anyway:
+                require_sound(self._checks(model, data, options, plan))
+            kept = by_digest(self._registry, model, options)
+            run = run_row(model, data, kept.to_dict(), f"{prefix} {label}".strip())
+            run.sweep, run.together = sweep, together
+            run.chat = chat_of(self._registry, run).to_dict()
+            runs.append(run)
+        self._registry.queue.add(runs, number_if_taken=not name)
+        for run, (_, options) in zip(runs, wanted, strict=True):
+            if experts := experts_of(self._registry, model, options.lora):
+                self._registry.measurements.add_note(run.id or 0, experts)
+        try:
+            self._engine.wake()
+        except EngineUnavailable as error:
+            self._registry.runs.fail_queued(str(error))
+            raise
+        return runs
 
     def checklist(self, base: str, dataset: str, options: TrainingOptions) -> list[Check]:
         """What should be looked at before such a run, each point with its state and the reason.
@@ -169,7 +202,7 @@ class Training:
 
         Raises InvalidConfig, NotFound; all are queued or none.
         """
-        return self._queue(run.base_name, run.dataset_name, wanted, "", like=run.name, anyway=True)
+        return self.start_all(run.base_name, run.dataset_name, wanted, like=run.name, anyway=True)
 
     def measure(
         self, base: str, dataset: str, wanted: Sequence[TrainingOptions]
@@ -206,48 +239,6 @@ class Training:
     def end_measuring(self, name: str) -> None:
         """End what is being measured under this name. Raises EngineUnavailable."""
         self._engine.end_measuring(name)
-
-    def _queue(
-        self,
-        base: str,
-        dataset: str,
-        wanted: Sequence[tuple[str, TrainingOptions]],
-        name: str,
-        together: bool = False,
-        *,
-        like: str = "",
-        anyway: bool = False,
-    ) -> list[Run]:
-        self._usage.require_room()
-        model, data = self._registry.find(Base, base), self._registry.find(Dataset, dataset)
-        self._require_sound(data)
-        sweep = secrets.token_hex(8) if len(wanted) > 1 else ""
-        prefix = name or self._unused_prefix(
-            like or data.name.removesuffix(" (sample)"), [label for label, _ in wanted]
-        )
-        runs = []
-        for label, options in wanted:
-            require_can(model, options)
-            if options.train.machines > 1:
-                require_key(self._preferences.values().join_key)
-            plan = self._estimate(model, data, options)  # raises for target_modules that match nothing
-            if not anyway:
-                require_sound(self._checks(model, data, options, plan))
-            kept = by_digest(self._registry, model, options)
-            run = run_row(model, data, kept.to_dict(), f"{prefix} {label}".strip())
-            run.sweep, run.together = sweep, together
-            run.chat = chat_of(self._registry, run).to_dict()
-            runs.append(run)
-        self._registry.queue.add(runs, number_if_taken=not name)
-        for run, (_, options) in zip(runs, wanted, strict=True):
-            if experts := experts_of(self._registry, model, options.lora):
-                self._registry.measurements.add_note(run.id or 0, experts)
-        try:
-            self._engine.wake()
-        except EngineUnavailable as error:
-            self._registry.runs.fail_queued(str(error))
-            raise
-        return runs
 
     @staticmethod
     def _require_sound(data: Dataset) -> None:
