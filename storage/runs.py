@@ -19,6 +19,7 @@ from storage.tables import (
     FAILED,
     FINISHED,
     INTERRUPTED,
+    LOG,
     PAUSED,
     PREPARING,
     QUEUED,
@@ -26,6 +27,7 @@ from storage.tables import (
     STOPPED,
     UNDER_WAY,
     Adapter,
+    Note,
     Run,
 )
 
@@ -127,6 +129,12 @@ class Runs:
             run = run_in(session, run_id)
             change_state(session, run, PAUSED, reason)
             run.bytes_needed, run.save_requested = bytes_needed, False
+
+    def left_to_people(self, run_id: int, why: str) -> None:
+        """Note in its log why an idle run does not go on by itself; it waits for no space any more."""
+        with self._database.writing() as session:
+            run_in(session, run_id).bytes_needed = 0
+            session.add(Note(run_id=run_id, text=why, kind=LOG))
 
     def failed(self, run_id: int, reason: str) -> None:
         """Note what a run has failed by. Raises InvalidTransition."""

@@ -234,19 +234,24 @@ class Runs:
         """Let those runs go on that wait for space which is there by now, or were interrupted and want to go
         on by themselves.
 
-        One that has not come further since it last went on by itself is left alone: it would die again.
+        One that has not come further since it last went on by itself is left alone: it would die again. So
+        is one whose base or data is gone, which its log says: whoever looks after the others goes on.
         Returns their ids.
         """
         resumed = []
         for run in self._registry.runs.in_states(PAUSED, INTERRUPTED):
             run_id = run.id or 0
-            if (run.state == PAUSED and self._has_space_now(run)) or (
-                run.state == INTERRUPTED
-                and run.config["train"].get("resume_at_start")
-                and self._came_further(run)
-            ):
-                resumed.append(self.resume(run_id).id or 0)
+            if self._can_go_on(run):
+                try:
+                    resumed.append(self.resume(run_id).id or 0)
+                except (WrongBase, InvalidData) as error:
+                    self._registry.runs.left_to_people(run_id, f"Does not go on by itself: {error}")
         return resumed
+
+    def _can_go_on(self, run: Run) -> bool:
+        if run.state == PAUSED:
+            return self._has_space_now(run)
+        return bool(run.config["train"].get("resume_at_start")) and self._came_further(run)
 
     def _has_space_now(self, run: Run) -> bool:
         free = free_bytes(self._registry.blobs.folder)

@@ -194,3 +194,31 @@ def test_a_run_that_goes_on_in_another_number_format_says_so(workbench, session,
     told = [note.text for note in workbench.registry.measurements.notes(run_id) if note.kind == ALERT]
     assert len(told) == (before == "bfloat16")
     assert all("computes in float32 now and computed in bfloat16 before" in one for one in told)
+
+
+def test_a_run_whose_data_is_gone_stays_where_it_is_and_keeps_none_of_the_others(
+    workbench, session, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(workbench.engine, "wake", lambda: None)
+    workbench.datasets.begin("short-lived", [("user", "hello"), ("assistant", "fine thanks")])
+    registry, found = workbench.registry, []
+    for data, way in (("short-lived", "space"), ("short-lived", "start"), ("data", "space")):
+        options = TrainingOptions.parse({**QUICK, "resume_at_start": way == "start"})
+        run_id = workbench.training.start("llama", data, options, f"{way} {data}", anyway=True).id
+        registry.queue.claim(run_id)
+        registry.runs.begin(run_id, {})
+        if way == "space":
+            registry.runs.needs_space(run_id, "The disk is full.", 1)
+        else:
+            registry.runs.interrupted(run_id, "The engine was killed.")
+        found.append(run_id)
+    workbench.datasets.remove("short-lived")
+    assert workbench.runs.resume_what_can() == found[2:]
+    assert [registry.get(Run, one).state for one in found] == ["paused", "interrupted", "queued"]
+    for one in found[:2]:
+        said = [note.text for note in registry.measurements.notes(one) if "by itself" in note.text]
+        assert len(said) == 1
+        assert "of short-lived, which run" in said[0]
+    assert workbench.runs.resume_what_can() == []
+    with pytest.raises(InvalidData, match="was deleted"):
+        workbench.runs.resume(found[0])
