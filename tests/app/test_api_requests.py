@@ -166,6 +166,21 @@ def test_what_vllms_clients_send_where_they_ask_for_nothing_by_it_is_let_through
         assert refused.value.param == name
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"n": True}, "n must be a whole number, not "),
+        ({"max_tokens": 1.5}, "max_tokens must be a whole number, not 1.5."),
+        ({"stop": ["a", 1]}, "stop must be a text or a list of texts, none of them empty."),
+        ({"stop": ["a", ""]}, "stop must be a text or a list of texts, none of them empty."),
+    ],
+)
+def test_what_only_looks_like_a_number_or_a_text_is_refused_by_name(given, said):
+    with pytest.raises(ApiError) as refused:
+        chat_asked({**BODY, **given})
+    assert said in str(refused.value)
+
+
 def test_what_a_parameter_may_be_is_said_once():
     with pytest.raises(ApiError, match=r"leave it out, or send 1\."):
         text_asked({"model": "small", "prompt": "Hi", "best_of": 3})
