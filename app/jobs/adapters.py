@@ -38,6 +38,9 @@ def add_adapter(
     digest: str,
     **about: Any,
 ) -> Adapter:
+    """Register the adapter that lies under `digest`, with what its weights tell; about: further columns of
+    its row. Raises NameTaken.
+    """
     return registry.add(
         Adapter(
             name=name,
