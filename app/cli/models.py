@@ -6,9 +6,8 @@ from typing import Annotated
 
 import typer
 
-from app.cli.common import Home, Json, Settings, Yes, finished, open_workbench
+from app.cli.common import Home, Json, Settings, Yes, finished, open_workbench, parsed_settings
 from app.cli.console import Console, guarded
-from app.cli.option_sources import given_options
 from app.shared.bases import experts_of
 from core.base_model.packings import made_plain
 from core.base_model.way import WAYS
@@ -70,7 +69,7 @@ def models_targets(name: str, option: Settings = None, home: Home = None, json: 
     adapter trains there, at the rank and of the kind that is set.
     """
     workbench = open_workbench(home)
-    options = TrainingOptions.parse(given_options(workbench, "", None, option or []))
+    options = TrainingOptions.parse(parsed_settings(option))
     choices = workbench.training.targets(name, options)
     Console(json).records(
         [

@@ -29,7 +29,7 @@ Anyway = Annotated[
 
 
 def given_options(
-    workbench: Workbench, preset: str, config: Path | None, settings: list[str]
+    workbench: Workbench, preset: str, config: Path | None, settings: list[str] | None
 ) -> dict[str, Any]:
     """Options from the preset, then from the file, then from --set."""
     options = dict(workbench.presets.find(preset).options) if preset else {}

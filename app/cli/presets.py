@@ -6,9 +6,8 @@ from typing import Annotated
 
 import typer
 
-from app.cli.common import Home, Json, Settings, Yes, open_workbench
+from app.cli.common import Home, Json, Settings, Yes, open_workbench, parsed_settings
 from app.cli.console import Console, guarded
-from app.cli.option_sources import given_options
 from app.service.presets import Preset
 from core.train.training_options import TrainingOptions
 
@@ -53,7 +52,7 @@ def presets_save(
 ) -> None:
     """Save options as a preset of your own: those of a run, or those given with --set."""
     workbench = open_workbench(home)
-    options = (workbench.runs.options(run) if run else {}) | given_options(workbench, "", None, option or [])
+    options = (workbench.runs.options(run) if run else {}) | parsed_settings(option)
     path = workbench.presets.save(name, TrainingOptions.parse(options), why, replace=replace)
     Console(json).result({"preset": name, "file": str(path)}, [("Saved", str(path))])
 

@@ -9,7 +9,7 @@ import typer
 from app.cli.common import Home, Json, Settings, Yes, open_workbench, parsed_settings
 from app.cli.console import Console, guarded
 from app.cli.following import follow_runs, show_run
-from app.cli.option_sources import Anyway, given_options
+from app.cli.option_sources import Anyway
 from app.cli.terminal_curve import watch_run
 from app.service.comparing import compare
 from app.service.metrics import last_metrics
@@ -117,7 +117,7 @@ def runs_change(
 ) -> None:
     """Change the learning rate or the planned length of a run, from its next step on."""
     workbench = open_workbench(home)
-    values = given_options(workbench, "", None, option)
+    values = parsed_settings(option)
     workbench.runs.change(run_id, values)
     Console(json).result(
         {"run": run_id, "changed": values}, [("Asked", f"run {run_id} changes from its next step on")]
@@ -209,7 +209,7 @@ def runs_extend(
     one.
     """
     workbench, console = open_workbench(home), Console(json)
-    run = workbench.runs.extend(run_id, given_options(workbench, "", None, option))
+    run = workbench.runs.extend(run_id, parsed_settings(option))
     follow_runs(console, workbench, [run], json, detach=detach, as_sweep=False)
 
 
@@ -243,7 +243,7 @@ def runs_duplicate(
     """Train again with the options of a run, on its base and the newest version of its data, with changes."""
     workbench, console = open_workbench(home), Console(json)
     row = workbench.registry.get(Run, run_id)
-    options = workbench.runs.options(run_id) | given_options(workbench, "", None, option or [])
+    options = workbench.runs.options(run_id) | parsed_settings(option)
     parsed = TrainingOptions.parse(options)
     run = workbench.training.start(row.base_name, row.dataset_name, parsed, name, anyway=anyway)
     follow_runs(console, workbench, [run], json, detach=detach, as_sweep=False)

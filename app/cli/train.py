@@ -44,7 +44,7 @@ def train(
     """
     console, workbench = Console(json), open_workbench(home)
     base = base_or_default(workbench, base)
-    options = TrainingOptions.parse(given_options(workbench, preset, config, option or []))
+    options = TrainingOptions.parse(given_options(workbench, preset, config, option))
     training, swept = workbench.training, combinations(options, parse_grid(sweep)) if sweep else []
     for check in _checks(workbench, base, dataset, [one for _, one in swept] or [options]):
         console.say(check_line(check))
@@ -69,7 +69,7 @@ def preflight(
     """Measure what a run would take: memory, time and disk, by a few of its micro-batches."""
     console, workbench = Console(json), open_workbench(home)
     base = base_or_default(workbench, base)
-    options = TrainingOptions.parse(given_options(workbench, preset, config, option or []))
+    options = TrainingOptions.parse(given_options(workbench, preset, config, option))
     wanted = [one for _, one in combinations(options, parse_grid(sweep))] if sweep else [options]
     targets = [workbench.training.estimate(base, dataset, one).target_sentence for one in wanted]
     with console.progress() as progress:
