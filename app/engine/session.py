@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -470,9 +471,8 @@ class RunSession:
         registry, run = self._registry, self._registry.get(Run, record.id)
         best = best_checkpoint(registry.checkpoints.of(record.id)) if record.train.keep_best else None
         name = free_name(run.name, registry.names(Adapter))
-        if best is not None and (
-            done.validation_loss is None or (best.validation_loss or 0.0) < done.validation_loss
-        ):
+        at_end = math.inf if done.validation_loss is None else done.validation_loss
+        if best is not None and not at_end <= (best.validation_loss or 0.0):  # so that NaN is no best either
             return functools.partial(
                 keep_adapter,
                 registry,

@@ -2,6 +2,9 @@
 comparing, presets.
 """
 
+import math
+from dataclasses import replace
+
 import pytest
 from sqlmodel import col, update
 
@@ -12,6 +15,7 @@ from app.web.parts.curve import run_news
 from core.base_model.source import BaseSource
 from core.errors import InvalidConfig, InvalidInput
 from core.train.training_options import TrainingOptions
+from storage.checkpoints import best_checkpoint
 from storage.errors import InUse, NotFound
 from storage.tables import INTERRUPTED, Adapter, Point, Run
 from tests.workbenches import QUICK, finish, wait_for
@@ -235,6 +239,18 @@ def test_early_stopping_ends_the_run_keeps_the_best_and_says_why(workbench, sess
     best = min(judged, key=lambda step: judged[step])
     assert (adapter.steps, adapter.validation_loss) == (best, judged[best])
     assert any("no better validation loss" in text for text in _notes(workbench, run_id, "alert"))
+
+
+def test_a_run_whose_last_validation_loss_is_no_number_keeps_its_best(workbench, session, monkeypatch):
+    run_id, training = session("mine", max_steps=12, eval_steps=3, save_steps=0, keep_best=True)
+    finish_run = training._finish
+    monkeypatch.setattr(
+        training, "_finish", lambda record, done: finish_run(record, replace(done, validation_loss=math.nan))
+    )
+    finish(training)
+    best = best_checkpoint(workbench.registry.checkpoints.of(run_id))
+    adapter = workbench.registry.find(Adapter, "mine")
+    assert (adapter.digest, adapter.validation_loss) == (best.adapter_digest, best.validation_loss)
 
 
 def test_an_alert_that_only_tells_lets_the_run_go_on(workbench, session):
