@@ -80,7 +80,11 @@ class Watch:
         ]
 
     def evaluation(self, step: int, loss: float) -> list[Alert]:
-        """What an evaluation gives cause for."""
+        """What an evaluation gives cause for. A loss that is no number is neither better nor worse than others,
+        and those that follow are not held against it.
+        """
+        if not math.isfinite(loss):
+            return [Alert("nan", f"Step {step}: the validation loss is {loss:.4g}")]
         self._rising = self._rising + 1 if self._last is not None and loss > self._last else 0
         self._last = loss
         if self._best is None or loss < self._best[0]:

@@ -52,6 +52,13 @@ def test_overfitting_and_no_improvement_wait_for_the_patience():
     assert told == [(3, "overfitting"), (3, "no-improvement"), (7, "no-improvement")]
 
 
+def test_a_validation_loss_that_is_no_number_is_told_and_not_compared_with():
+    watch, told = Watch(patience=2), []
+    for step, loss in enumerate([math.nan, 3.0, math.inf, 2.0, math.nan, 2.5, 2.6]):
+        told += [(step, kind) for kind in _kinds(watch.evaluation(step, loss))]
+    assert told == [(0, "nan"), (2, "nan"), (4, "nan"), (6, "overfitting"), (6, "no-improvement")]
+
+
 def test_changes_count_from_their_step_on_and_repeat():
     config = ChangingConfig(TrainConfig(learning_rate=1e-3, epochs=2.0))
     done = [config.change(10, {"learning_rate": "5e-4"}), config.change(20, {"epochs": 5})]

@@ -55,7 +55,7 @@ def whole(body: Mapping[str, Any], name: str, default: int) -> int:
     """A whole number of 64 bits. Raises ApiError."""
     value = _of_kind(body, name, (int, float), "a whole number", default)
     if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
-        raise bad(name, f"{name} must be a whole number, not {value!r}.")
+        raise bad(name, f"{name} must be a whole number, not {json.dumps(value)}.")
     if not -_MOST_WHOLE <= value < _MOST_WHOLE:
         raise bad(name, f"{name} must be a whole number of 64 bits, not {value!r:.80}.")
     return int(value)
