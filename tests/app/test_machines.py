@@ -62,15 +62,15 @@ class Other:
 
     def worker(self):
         """The process that trains on it."""
-        forked = [one for one in psutil.process_iter() if "tests.zygote" in " ".join(_cmdline(one))]
-        return next(one for one in forked if str(self._log) in [file.path for file in one.open_files()])
+        return next(one for one in psutil.process_iter() if self._writes_log(one))
 
-
-def _cmdline(process):
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
+    def _writes_log(self, process):
+        try:
+            if "tests.zygote" not in process.cmdline():
+                return False
+            return str(self._log) in [file.path for file in process.open_files()]
+        except psutil.Error:  # other tests' processes come and go
+            return False
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def _notes(workbench, run_id):
 
 def _until(session, condition):
     """Train, or wait, until something holds."""
-    end = time.monotonic() + 30
+    end = time.monotonic() + 120
     while not condition():
         assert session.advance()
         assert time.monotonic() < end
@@ -209,13 +209,13 @@ def test_a_machine_that_computes_otherwise_is_refused_before_the_first_step(
 
 
 def test_a_machine_that_falls_silent_interrupts_the_run(workbench, session, other, monkeypatch):
-    monkeypatch.setattr("core.train.joining.SILENT_SECONDS", 1.5)
     machine = other()
     run_id, begun = session("run", **TWO | {"max_steps": 10_000})
     _until(begun, lambda: workbench.registry.checkpoints.of(run_id))
     worker = machine.worker()
     for pid in (machine.process.pid, worker.pid):
         os.kill(pid, signal.SIGSTOP)
+    monkeypatch.setattr("core.train.joining.SILENT_SECONDS", 1.5)  # before, a busy one would seem to be
     _go(begun)
     worker.kill()
     run = workbench.registry.get(Run, run_id)
@@ -320,7 +320,7 @@ def test_a_first_machine_that_is_gone_ends_its_workers_with_a_sentence(other, ad
     task["base"] = {"name": "llama", "fingerprint": base.fingerprint, "config": "", "quantisation": "none"}
     doors = [Door(listen("127.0.0.1", port), KEY, 2, versions(), task)]
     machine = other()
-    wait_for(lambda: doors[0].look() == [f"{HERE} has joined"])
+    wait_for(lambda: f"{HERE} has joined" in doors[0].look())
     doors.clear()
     assert machine.process.wait() == 1
     assert "The first machine, at 127.0.0.1" in machine.said()
