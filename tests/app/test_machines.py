@@ -16,13 +16,14 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 import pytest
 import torch
+import torch.distributed as dist
 from typer.testing import CliRunner
 
 from app.cli.main import app
 from app.shared.settings import settings_for
 from app.shared.user_settings import PreferenceStore
 from core.errors import InvalidConfig, WorkerLost
-from core.train.joining import Door, ask, listen, reach, versions
+from core.train.joining import Door, Invitation, ask, listen, reach, versions
 from core.train.meeting import network_of
 from storage.tables import FAILED, FINISHED, INTERRUPTED, PAUSED, STOPPED, Base, Run
 from tests.app.test_workers import _factors, _go
@@ -312,6 +313,29 @@ def test_machines_with_other_versions_are_refused_by_name():
     assert wanted in said[0]
     with pytest.raises(WorkerLost, match="refuses this one: gpu2 has torch"):
         coming.result()
+
+
+def test_a_first_machine_that_ends_as_soon_as_all_have_heard_of_it_is_not_taken_for_lost():
+    """It waits for no more than that word, and takes the meeting along."""
+
+    class Ending(dist.HashStore):
+        ended = False
+
+        def set(self, key, value):
+            super().set(key, value)
+            self.ended = self.ended or key.startswith("heard-")
+
+        def get(self, key):
+            if self.ended:
+                raise RuntimeError("Connection reset by peer")
+            return super().get(key)
+
+    meeting = Ending()
+    invitation = Invitation(1, {}, "name", "secret", meeting)
+    assert invitation.beat() is None
+    meeting.set("over", "it was paused")
+    assert invitation.beat() == "it was paused"
+    assert meeting.ended
 
 
 def test_a_first_machine_that_is_gone_ends_its_workers_with_a_sentence(other, address, workbench):
