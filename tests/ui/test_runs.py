@@ -159,7 +159,7 @@ def test_runs_wait_move_pause_go_on_and_stop_with_only_what_is_possible_offered(
 def test_reloads_two_tabs_and_a_killed_engine_lose_and_double_no_point(workbench, address, open_page):
     page, second = open_page(address), open_page(address)
     wait_for(workbench.engine.status)
-    run = _start(workbench, "mine", max_steps=5000, save_steps=100)
+    run = _start(workbench, "mine", max_steps=100_000, save_steps=100)
     for one in (page, second):
         go_to(one, "Runs")
     _state(page, "Running")
