@@ -117,7 +117,7 @@ def test_runs_wait_move_pause_go_on_and_stop_with_only_what_is_possible_offered(
 ):
     page = open_page(address)
     for name in ("one", "two", "three"):
-        _start(workbench, name, max_steps=900)
+        _start(workbench, name, max_steps=90_000)
     go_to(page, "Runs")
     choose_row(page, "runs", "three")
     _state(page, "Waiting")
@@ -130,7 +130,7 @@ def test_runs_wait_move_pause_go_on_and_stop_with_only_what_is_possible_offered(
     wait_for(lambda: _titles(page) == ["one", "three", "two"])
     choose_row(page, "runs", "one")
     _state(page, "Running")
-    expect(page.locator(".run-step:visible")).to_contain_text("of 900")
+    expect(page.locator(".run-step:visible")).to_contain_text("of 90,000")
     page.get_by_role("button", name="Pause", exact=True).dblclick()
     _state(page, "Paused")
     paused = len(_steps(workbench, 1))
