@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -198,12 +199,20 @@ def content_digest(path: Path) -> str:
 
 
 def content_size(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder."""
-    return (
-        path.stat().st_size
-        if path.is_file()
-        else sum(one.stat().st_size for one in path.rglob("*") if one.is_file())
-    )
+    """Bytes of a file, or of all files in a folder. What is removed meanwhile counts nothing: others work
+    there.
+    """
+    if path.is_dir():
+        return sum(_size(os.path.join(folder, name)) for folder, _, names in os.walk(path) for name in names)
+    return _size(path)
+
+
+def _size(path: str | Path) -> int:
+    try:
+        about = os.stat(path)
+    except FileNotFoundError:
+        return 0
+    return about.st_size if stat.S_ISREG(about.st_mode) else 0
 
 
 def _touched(target: Path) -> bool:

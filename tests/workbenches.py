@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
+import random
 import shutil
 import socket
 from collections.abc import Callable, Iterator
@@ -17,6 +20,7 @@ from filelock import FileLock
 from app.jobs.process import run_job
 from app.service.doctor import Finding
 from app.service.workbench import Workbench
+from app.shared.processes import is_held
 from app.shared.settings import Settings, settings_for
 from core.train.training_options import TrainingOptions
 from storage.tables import Adapter, Job
@@ -73,13 +77,15 @@ def write_refusing_template(model: Path, folder: Path, template: str = _STRICT) 
 
 
 def end_engine(settings: Settings) -> None:
-    """Kill the engine of a home, if there is one."""
-    if settings.engine_file.exists():
-        pid = json.loads(settings.engine_file.read_text())["pid"]
-        if psutil.pid_exists(pid):
-            process = psutil.Process(pid)
-            process.kill()
-            psutil.wait_procs([process], timeout=10)
+    """Kill the engine of a home, if there is one. It may end by itself at any moment, and takes its file
+    along; one that was killed has left it, and its number may be another's.
+    """
+    if not is_held(settings.engine_lock):
+        return
+    with contextlib.suppress(FileNotFoundError, psutil.NoSuchProcess):
+        process = psutil.Process(json.loads(settings.engine_file.read_text())["pid"])
+        process.kill()
+        psutil.wait_procs([process], timeout=10)
 
 
 @pytest.fixture(scope="session")
@@ -219,12 +225,18 @@ def copy_adapter(workbench: Workbench, name: str, folder: Path) -> None:
     shutil.copytree(workbench.registry.blobs.verify(row.digest), folder)
 
 
+_PORTS = itertools.count(random.SystemRandom().randrange(20_000))
+
+
 def free_port() -> int:
-    """A port of this machine that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port of this machine that nothing listens on, and that nobody is given until it is used: systems give
+    those above 32,767 to whoever asks for any, which every connection does. No process gets one twice.
+    """
+    while True:
+        port = 12_000 + next(_PORTS) % 20_000
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def listens(port: int) -> bool:

@@ -140,7 +140,8 @@ class Forked:
     def terminate(self) -> None:
         """Ask it to end, if it has not."""
         if self.poll() is None:
-            os.kill(self.pid, signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+                os.kill(self.pid, signal.SIGTERM)
 
     def kill(self) -> None:
         """End it, whatever it does, if it has not ended."""
@@ -275,25 +276,34 @@ def _freeze() -> None:
 
 
 def _answer(listening: socket.socket, ended: dict[int, int]) -> None:
+    """Do what one asks. Who was killed in the midst of asking, as engines are in tests, gets no answer."""
     connection, _ = listening.accept()
-    with connection:
+    with connection, contextlib.suppress(BrokenPipeError, ConnectionResetError):
         line, pipes, *_ = socket.recv_fds(connection, 1 << 16, 2)
-        while not line.endswith(b"\n"):
-            line += connection.recv(1 << 16)
-        question = json.loads(line)
-        if "poll" in question:
-            answer = {"code": ended.get(question["poll"])}
-        elif "import" in question:
-            answer = _import_too(question["import"])
-        else:
-            # A number that an ended one had comes round again; the new one may end before we are back here.
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
-            answer = {"pid": _fork(question, pipes, listening)}
-            ended.pop(answer["pid"], None)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+        while line and not line.endswith(b"\n"):
+            more = connection.recv(1 << 16)
+            line = line + more if more else b""
+        answer = _done(json.loads(line), pipes, listening, ended) if line else {}
         for end in pipes:
             os.close(end)
         connection.sendall(json.dumps(answer).encode() + b"\n")
+
+
+def _done(
+    question: dict[str, Any], pipes: list[int], listening: socket.socket, ended: dict[int, int]
+) -> dict[str, Any]:
+    if "poll" in question:
+        return {"code": ended.get(question["poll"])}
+    if "who" in question:
+        return {"pid": os.getpid()}
+    if "import" in question:
+        return _import_too(question["import"])
+    # A number that an ended one had comes round again; the new one may end before we are back here.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+    pid = _fork(question, pipes, listening)
+    ended.pop(pid, None)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+    return {"pid": pid}
 
 
 if __name__ == "__main__":

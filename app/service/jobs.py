@@ -110,13 +110,19 @@ class Jobs:
             time.sleep(_POLL_SECONDS)
 
     def _process_elsewhere(self, job: Job) -> psutil.Process:
-        """The process of a job that another program started: the one that holds its lock."""
-        if is_held(self._settings.job_lock(job.id or 0)):
-            try:
-                return psutil.Process(int(self._settings.job_pid(job.id or 0).read_text()))
-            except (OSError, ValueError, psutil.NoSuchProcess):
-                pass  # it is coming up or going down
-        raise JobFailed(f"{job.title} is not under way, so it cannot be cancelled.")
+        """The process of a job that another program started: the one that holds its lock, once it does."""
+        while True:
+            if is_held(self._settings.job_lock(job.id or 0)):
+                try:
+                    return psutil.Process(int(self._settings.job_pid(job.id or 0).read_text()))
+                except (OSError, ValueError, psutil.NoSuchProcess):
+                    pass  # it is coming up or going down
+            if not self._is_coming_up(self._registry.get(Job, job.id or 0)):
+                raise JobFailed(f"{job.title} is not under way, so it cannot be cancelled.")
+            time.sleep(_POLL_SECONDS)
+
+    def _is_coming_up(self, job: Job) -> bool:
+        return job.state == QUEUED and time.time() - job.created < _START_SECONDS
 
     def notice_deaths(self) -> None:
         """Mark jobs whose process is gone as interrupted, with the reason as far as it is known."""
@@ -126,7 +132,7 @@ class Jobs:
     def _notice_death(self, job: Job) -> None:
         process = self._processes.get(job.id or 0)
         code = process.poll() if process else None
-        starting = job.state == QUEUED and code is None and time.time() - job.created < _START_SECONDS
+        starting = code is None and self._is_coming_up(job)
         if starting or is_held(self._settings.job_lock(job.id or 0)):
             return
         reason = f"{job.title}: {exit_reason(code, 'its process')}. {left_by(job.kind)}; start it again."

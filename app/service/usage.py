@@ -63,7 +63,7 @@ class Usage:
         rows = self._blobs([d for row in data for d in (row.digest, row.rows_digest)], counted)
         gone = self._blobs([row.digest for row in registry.adapters.deleted()], counted)
         orphans = self._blobs(sorted(set(registry.blobs.digests()) - registry.referenced()), counted)
-        cache, left = _size(settings.cache), _size_of(self._leavings())
+        cache, left = content_size(settings.cache), _size_of(self._leavings())
         older = _size_of(settings.home.glob("registry-before-*.db"))
         return [
             Share("Base models", self._owned_bases(), 0, "Remove those that no adapter needs, under Models."),
@@ -82,9 +82,9 @@ class Usage:
             Share("Files that nothing needs", orphans, orphans, "Left by work that was interrupted."),
             Share("Rendered rows and compiled kernels", cache, cache, "Made again when needed."),
             Share("Left over from work that was killed", left, left, "Half written files."),
-            Share("Registry", _size(settings.database), 0, ""),
+            Share("Registry", content_size(settings.database), 0, ""),
             Share("Older copies of the registry", older, 0, "Delete old ones."),
-            Share("Logs", _size(settings.logs), 0, ""),
+            Share("Logs", content_size(settings.logs), 0, ""),
         ]
 
     def _owned_bases(self) -> int:
@@ -166,9 +166,5 @@ class Usage:
             )
 
 
-def _size(path: Path) -> int:
-    return content_size(path) if path.exists() else 0
-
-
 def _size_of(paths: Iterable[Path]) -> int:
-    return sum(_size(path) for path in paths)
+    return sum(map(content_size, paths))

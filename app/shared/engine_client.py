@@ -197,21 +197,27 @@ class EngineClient:
         with self._attaching:
             if self._attachment is not None and self._about().get("pid") == self._attached_to:
                 return
-            if self._attachment is not None:
-                self._attachment.close()
-            self._attachment = self._connect()
+            self._let_go()
+            attachment = self._connect()
             try:
-                wire.send(self._attachment, {"command": "attach"})
-                self._attached_to = wire.receive(self._attachment)["pid"]
+                wire.send(attachment, {"command": "attach"})
+                self._attached_to = wire.receive(attachment)["pid"]
             except (EOFError, OSError) as error:
+                attachment.close()
                 raise EngineUnavailable(f"The engine ended at once: {self.death_reason()}.") from error
+            self._attachment = attachment
+            if not self._keep:  # detached meanwhile, by another thread
+                self._let_go()
 
     def detach(self) -> None:
         """Let the engine end when it has nothing to do."""
         self._keep = False
-        if self._attachment is not None:
-            self._attachment.close()
-            self._attachment = None
+        self._let_go()
+
+    def _let_go(self) -> None:
+        attachment, self._attachment = self._attachment, None
+        if attachment is not None:
+            attachment.close()
 
     def status(self) -> wire.Message | None:
         """What the engine says of itself; None if there is none."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import stat
+import threading
 from pathlib import Path
 
 from app.shared.errors import NotYours
@@ -50,7 +51,7 @@ def as_users_files(folder: Path) -> None:
 
 def write_private(path: Path, text: str) -> None:
     """Publish a small file that only this user can read: complete under its name, or not there."""
-    staged = path.with_name(f".{path.name}.{os.getpid()}.new")
+    staged = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.new")
     staged.unlink(missing_ok=True)
     handle = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE)
     try:

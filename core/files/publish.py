@@ -125,7 +125,9 @@ def settle(target: Path) -> None:
 
 def is_unfinished(target: Path) -> bool:
     """Whether a killed process has left `target` in its place without finishing it."""
-    return (target / _UNFINISHED).is_file() and is_abandoned(target)
+    mark = target / _UNFINISHED
+    # Looked for once more: one that is finished in between loses its mark before it is let go.
+    return mark.is_file() and is_abandoned(target) and mark.is_file()
 
 
 def _make_way(target: Path) -> None:

@@ -272,8 +272,9 @@ class Invitation:
         self.meeting.add(f"alive-{self.seat}", 1)
         if not self.meeting.check(["over"]):
             return None
-        self.meeting.set(f"heard-{self.seat}", "1")
-        return self.meeting.get("over").decode()
+        why = self.meeting.get("over").decode()
+        self.meeting.set(f"heard-{self.seat}", "1")  # the last word: the first machine waits for no more
+        return why
 
 
 def ask(store: dist.Store, key: str, name: str, about: Mapping[str, str]) -> Invitation | None:

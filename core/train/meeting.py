@@ -124,6 +124,8 @@ def _shut(descriptor: int, own: tuple[str, int], other: tuple[str, int]) -> None
         raise
     try:
         with socket.socket(fileno=copy) as connection:
+            if connection.family not in (socket.AF_INET, socket.AF_INET6):
+                return
             if [_end(connection.getsockname()), _end(connection.getpeername())] == [own, other]:
                 connection.shutdown(socket.SHUT_RDWR)
     except OSError as error:

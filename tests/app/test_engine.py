@@ -8,6 +8,7 @@ import time
 import pytest
 
 from app.service.workbench import Workbench
+from app.shared import wire
 from app.shared.errors import EngineUnavailable
 from app.web.parts.head import masthead_html
 from core.errors import InvalidConfig, WorkbenchError, WrongBase
@@ -110,6 +111,26 @@ def test_the_engine_ends_when_nobody_needs_it(workbench, monkeypatch):
     assert _engine_pid(workbench) == pid
     workbench.engine.detach()
     wait_for(lambda: not workbench.engine.alive, 60)
+
+
+@pytest.mark.parametrize("when", ["before it is told", "after it was told"])
+def test_a_page_that_is_closed_while_it_attaches_to_an_engine_lets_go_of_it(workbench, monkeypatch, when):
+    """A thread starts the engine while the page opens, which may be closed at once."""
+    workbench.engine.ensure()
+    send = wire.send
+
+    def send_and_leave(connection, message):
+        if when.startswith("after"):
+            send(connection, message)
+        workbench.engine.detach()
+        if when.startswith("before"):
+            send(connection, message)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(wire, "send", send_and_leave)
+        workbench.engine._keep = True
+        workbench.engine._attach()
+    assert workbench.engine._attachment is None
 
 
 def test_answers_stream_side_by_side_and_equal_each_alone(workbench, trained):

@@ -3,11 +3,13 @@
 import json
 import os
 import signal
+import threading
 from pathlib import Path
 
 import pytest
 
 from app.jobs.kinds import JOBS, JobKind
+from app.service import jobs
 from app.service.workbench import Workbench
 from app.shared.errors import JobFailed
 from core.base_model.fingerprint import fingerprint
@@ -100,6 +102,32 @@ def test_a_job_is_cancelled_by_another_program_than_the_one_that_started_it(
     assert other.registry.get(Job, job.id).state == "stopped"
     with pytest.raises(JobFailed, match="is not under way"):
         other.jobs.cancel(job)
+    other.close()
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_job_whose_process_is_still_coming_up_is_cancelled_by_another_program(
+    settings, workbench, trained, tmp_path, monkeypatch
+):
+    """A process takes seconds until it holds its lock; who cancels until then is no fault."""
+    trained("a")
+    start, later = jobs.start_detached, []
+
+    def start_later(*about):
+        later.append(threading.Timer(0.5, start, about))
+        later[0].start()
+        return Starting()
+
+    class Starting:
+        def poll(self):
+            return None
+
+    monkeypatch.setattr(jobs, "start_detached", start_later)
+    job = workbench.exports.start("a", tmp_path / "merged")
+    other = Workbench(settings)
+    other.jobs.cancel(job)
+    found = other.registry.get(Job, job.id)
+    assert (found.state, found.message) == ("stopped", "Cancelled. Nothing was added.")
     other.close()
     assert not (tmp_path / "merged").exists()
 

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import stat
+import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from app.service.workbench import Workbench
-from app.shared.private import as_users_files, private_folder
+from app.shared.private import as_users_files, private_folder, write_private
 from app.shared.processes import is_held
 from app.shared.settings import settings_for
 from app.web.application import build_app
@@ -230,3 +231,21 @@ def test_an_export_elsewhere_has_the_modes_of_the_users_other_files(tmp_path, mo
     file.touch(mode=0o600)
     as_users_files(folder)
     assert (folder.stat().st_mode & 0o777, file.stat().st_mode & 0o777) == (0o755, 0o644)
+
+
+def test_two_threads_that_write_one_file_leave_what_one_of_them_wrote(tmp_path, monkeypatch):
+    """Two tabs that save a preset; the second comes while the first makes its file durable."""
+    path, flush, wrote = tmp_path / "mine.toml", os.fsync, []
+
+    def flushed(handle):
+        flush(handle)
+        if not wrote:
+            wrote.append("short")
+            second = threading.Thread(target=write_private, args=(path, "short"))
+            second.start()
+            second.join()
+
+    monkeypatch.setattr("app.shared.private.os.fsync", flushed)
+    write_private(path, "the first and longer one")
+    assert path.read_text() == "the first and longer one"
+    assert [one.name for one in tmp_path.iterdir()] == [path.name]

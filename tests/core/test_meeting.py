@@ -30,7 +30,7 @@ def test_giving_up_ends_every_connection_of_the_group(group):
         assert one.recv(1) == b""
 
 
-@pytest.mark.parametrize("then", ["nothing", "a file", "a listener", "another connection"])
+@pytest.mark.parametrize("then", ["nothing", "a file", "a listener", "a pair", "another connection"])
 def test_a_connection_that_ends_by_itself_meanwhile_is_no_fault(group, then, monkeypatch, tmp_path):
     """As gloo's threads do, which hear of a lost process, too; its number may be in use again."""
     met, (first, second), _ = group
@@ -38,7 +38,8 @@ def test_a_connection_that_ends_by_itself_meanwhile_is_no_fault(group, then, mon
     server = socket.create_server(("127.0.0.1", 0))
     client = socket.create_connection(server.getsockname())
     file = (tmp_path / "file").open("w")
-    now = {"a file": file, "a listener": server, "another connection": client}.get(then)
+    pair = socket.socketpair()
+    now = {"a file": file, "a listener": server, "a pair": pair[0], "another connection": client}.get(then)
 
     def looked():
         found = look()
@@ -48,9 +49,10 @@ def test_a_connection_that_ends_by_itself_meanwhile_is_no_fault(group, then, mon
         return found
 
     monkeypatch.setattr(meeting, "_connections", looked)
-    with server, client, file:
+    with server, client, file, pair[0], pair[1]:
         met.give_up()
         client.sendall(b"still there")
+        pair[0].sendall(b"still there")
     if now is not None:
         os.close(number)
     second.settimeout(10)

@@ -117,7 +117,7 @@ def test_runs_wait_move_pause_go_on_and_stop_with_only_what_is_possible_offered(
 ):
     page = open_page(address)
     for name in ("one", "two", "three"):
-        _start(workbench, name, max_steps=900)
+        _start(workbench, name, max_steps=90_000)
     go_to(page, "Runs")
     choose_row(page, "runs", "three")
     _state(page, "Waiting")
@@ -130,7 +130,7 @@ def test_runs_wait_move_pause_go_on_and_stop_with_only_what_is_possible_offered(
     wait_for(lambda: _titles(page) == ["one", "three", "two"])
     choose_row(page, "runs", "one")
     _state(page, "Running")
-    expect(page.locator(".run-step:visible")).to_contain_text("of 900")
+    expect(page.locator(".run-step:visible")).to_contain_text("of 90,000")
     page.get_by_role("button", name="Pause", exact=True).dblclick()
     _state(page, "Paused")
     paused = len(_steps(workbench, 1))
@@ -159,7 +159,7 @@ def test_runs_wait_move_pause_go_on_and_stop_with_only_what_is_possible_offered(
 def test_reloads_two_tabs_and_a_killed_engine_lose_and_double_no_point(workbench, address, open_page):
     page, second = open_page(address), open_page(address)
     wait_for(workbench.engine.status)
-    run = _start(workbench, "mine", max_steps=5000, save_steps=100)
+    run = _start(workbench, "mine", max_steps=100_000, save_steps=100)
     for one in (page, second):
         go_to(one, "Runs")
     _state(page, "Running")

@@ -93,7 +93,7 @@ def test_two_tabs_stop_pause_resume_and_remove_the_same_run(workbench, address, 
     page, second = open_page(address), open_page(address)
     wait_for(workbench.engine.status)
     run = workbench.training.start(
-        "llama", "data", TrainingOptions.parse({**QUICK, "max_steps": 5000}), "mine"
+        "llama", "data", TrainingOptions.parse({**QUICK, "max_steps": 100_000}), "mine"
     )
     state = ".curve-state:visible"
     for one in (page, second):

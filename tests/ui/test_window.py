@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -40,9 +41,10 @@ def display(browser, tmp_path) -> Iterator[str]:
 
 def _window_of(server: int, profile: Path) -> psutil.Process | None:
     """The browser's first process, which the server has started."""
-    for process in psutil.Process(server).children() if psutil.pid_exists(server) else []:
-        if f"--user-data-dir={profile}" in process.cmdline():
-            return process
+    with contextlib.suppress(psutil.NoSuchProcess):  # the server, or a child of it, has ended meanwhile
+        for process in psutil.Process(server).children():
+            if f"--user-data-dir={profile}" in process.cmdline():
+                return process
     return None
 
 
