@@ -8,7 +8,10 @@ import pytest
 from playwright.sync_api import expect
 
 from core.data.split import Split
-from tests.ui.conftest import go_to, row, served
+from core.train.training_options import TrainingOptions
+from storage.tables import Run
+from tests.ui.conftest import choose_row, go_to, open_tab, row, served
+from tests.workbenches import QUICK, wait_for, write_rows
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
 
@@ -52,3 +55,41 @@ def test_a_list_that_could_not_be_fetched_is_asked_for_again(workbench, address,
     _split_anew(workbench, "data", 1)
     expect(row(page, "data", "data")).to_contain_text("version 2", timeout=15_000)
     assert refused
+
+
+def test_from_a_data_set_with_versions_to_one_without_all_goes_on_working(
+    workbench, address, open_page, tmp_path
+):
+    for name in ("few", "fewer"):
+        workbench.datasets.add(write_rows(tmp_path / f"{name}.jsonl"), name)
+    _split_anew(workbench, "data", 1)
+    page = open_page(address)
+    go_to(page, "Data")
+    choose_row(page, "data", "data")
+    open_tab(page, "Split and versions")
+    expect(page.get_by_role("button", name="Go back to this version")).to_be_visible()
+    for name in ("few", "fewer", "data", "few"):
+        choose_row(page, "data", name)
+    expect(page.get_by_role("button", name="Go back to this version")).to_be_hidden()
+
+
+def test_from_a_run_with_checkpoints_to_one_without_all_goes_on_working(workbench, address, open_page):
+    def start(name: str, **options: object) -> int:
+        asked = TrainingOptions.parse({**QUICK, **options})
+        return workbench.training.start("llama", "data", asked, name).id
+
+    saved = start("saved", max_steps=4, save_steps=2)
+    assert workbench.runs.wait(saved).state == "finished"
+    long = start("long", max_steps=50_000)
+    for name in ("next", "last"):
+        start(name, max_steps=4)
+    wait_for(lambda: workbench.registry.get(Run, long).state == "running")
+    page = open_page(address)
+    go_to(page, "Runs")
+    choose_row(page, "runs", "saved")
+    open_tab(page, "Checkpoints")
+    expect(page.get_by_role("button", name="Keep as an adapter")).to_be_visible()
+    for name in ("next", "last", "saved", "last"):
+        choose_row(page, "runs", name)
+    expect(page.get_by_role("button", name="Keep as an adapter")).to_be_hidden()
+    workbench.runs.stop(long)
