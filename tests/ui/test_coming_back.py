@@ -93,3 +93,24 @@ def test_from_a_run_with_checkpoints_to_one_without_all_goes_on_working(workbenc
         choose_row(page, "runs", name)
     expect(page.get_by_role("button", name="Keep as an adapter")).to_be_hidden()
     workbench.runs.stop(long)
+
+
+def test_a_chart_out_of_sight_has_the_colours_of_the_theme_when_it_is_seen_again(
+    workbench, address, open_page
+):
+    def words() -> str:
+        return page.evaluate("document.querySelector('.chart-plot:has(.bars)')._fullLayout.font.color")
+
+    page = open_page(address)
+    go_to(page, "Data")
+    choose_row(page, "data", "data")
+    expect(page.locator(".chart-plot .bars").first).to_be_visible()
+    light = words()
+    switch = page.get_by_role("button", name="Switch between light and dark")
+    switch.click()
+    wait_for(lambda: words() != light)
+    go_to(page, "Settings")
+    switch.click()
+    go_to(page, "Data")
+    expect(page.locator(".chart-plot .bars").first).to_be_visible()
+    wait_for(lambda: words() == light, 10)
