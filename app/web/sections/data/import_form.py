@@ -22,6 +22,10 @@ from core.errors import InvalidInput
 from core.hub_address import DATA_SET, hub_id_in
 from storage.tables import Dataset
 
+_PAIRS = "prompt and completion"
+"""The format that is begun with where nothing is known of the columns: most have one that asks and one that
+answers."""
+
 
 class ImportPanel:
     """Lays itself out where it is made, from the upload down to its button."""
@@ -126,6 +130,8 @@ class ImportPanel:
         choices = [
             (f"{one.mapping.sentence()} ({one.reason})", number) for number, one in enumerate(candidates)
         ]
+        mapping = look.chosen.mapping if look.chosen else None
+        unknown = undecided and not candidates and not look.detection.preferences
         return [
             gr.Column(visible=True),
             gr.Column(visible=True),
@@ -134,7 +140,7 @@ class ImportPanel:
             [one.mapping.to_dict() for one in candidates],
             gr.Radio(choices=choices, value=None if undecided else 0, visible=undecided and bool(candidates)),
             gr.Accordion(open=undecided and not candidates),
-            *self._fields.filled(look.chosen.mapping if look.chosen else None, look.detection.columns),
+            *self._fields.filled(mapping, look.detection.columns, _PAIRS if unknown else NONE),
             preview_html(look.rows),
         ]
 
