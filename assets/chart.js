@@ -24,7 +24,7 @@ async function draw() {
   await plotly.react(host, figure.data, layout, {responsive: true, displaylogo: false, modeBarButtonsToRemove: ['select2d', 'lasso2d']});
 }
 
-addEventListener('workbench-theme', draw);
+addEventListener('workbench-theme', () => { shown = null; draw(); });
 new ResizeObserver(() => {
   if (props.value !== shown) draw();
   else if (host.childElementCount && window.workbench.seen(element)) window.Plotly.Plots.resize(host);  // its tab was closed meanwhile

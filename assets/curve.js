@@ -243,7 +243,11 @@ table.addEventListener('toggle', fillTable);
 plot.addEventListener('pointerdown', () => { dragging = true; });
 addEventListener('pointerup', () => { dragging = false; });
 addEventListener('workbench-theme', draw);
-new ResizeObserver(draw).observe(plot);
+// Plotly fits what it draws again into the room that it had, which may be another once its section is seen again.
+new ResizeObserver(() => {
+  draw();
+  if (plot._fullLayout && plot.clientWidth) window.Plotly.Plots.resize(plot);
+}).observe(plot);
 function show(changed) {
   intoSlot(host);
   offerCharts();

@@ -31,17 +31,18 @@ async function fetchRows(more = false) {
   stale = false;
   const mine = ++asked;
   const answer = await server.rows({words: search.value, facets, from: more ? rows.length : 0, most: Math.max(more ? 0 : rows.length, 100)}).catch(error => {
-    console.warn('The list could not be fetched.', error);
+    console.warn('The list could not be fetched; trying again.', error);
     return null;
   });
-  if (mine !== asked || !answer) return;
+  if (mine !== asked) return;
+  clearTimeout(moving);
+  if (!answer) { moving = setTimeout(fetchRows, 3000); return; }
   rows = more ? [...rows, ...answer.rows] : answer.rows;
   total = answer.total;
   drawFacets(answer.facets);
   const now = JSON.stringify([rows, total]);
   if (now !== shownAs) { shownAs = now; draw(); }
   settle();
-  clearTimeout(moving);
   if (rows.some(row => row.share != null)) moving = setTimeout(fetchRows, 3000);  // the registry tells of no single step
 }
 
@@ -198,6 +199,7 @@ watch('value', () => {
   fetchRows();
 });
 new MutationObserver(place).observe(element, {childList: true});  // Gradio may write the template anew
+new ResizeObserver(() => { if (stale) fetchRows(); }).observe(element);  // Gradio shows a section later than its address is told
 place();
 takeRoute(window.workbench.route());
 fetchRows();

@@ -21,8 +21,8 @@ Files = Annotated[
     list[str],
     typer.Argument(
         help=(
-            "Files (.jsonl .ndjson .json .csv .tsv .parquet .txt .md, each also as .gz, or .zip), or a hub "
-            "id (owner/name); add also takes the word sample."
+            "Files (.jsonl .ndjson .json .csv .tsv .parquet .txt .md, each also as .gz, or .zip), folders of "
+            "them, or a hub id (owner/name); add also takes the word sample."
         )
     ),
 ]
@@ -90,8 +90,8 @@ TemplateKwargs = Annotated[
 def existing_files(files: list[str]) -> list[Path]:
     found = [Path(hub_id_in(file, DATA_SET)).expanduser() for file in files]
     for path in found:
-        if not path.is_file() and not (len(files) == 1 and is_hub_id(str(path))):
-            raise typer.BadParameter(f"{path} is not a file.")
+        if not path.exists() and not (len(files) == 1 and is_hub_id(str(path))):
+            raise typer.BadParameter(f"There is no {path} here: neither a file nor a folder.")
     return found
 
 
@@ -124,7 +124,7 @@ def given_mapping(
 
 def _with_special_tokens(first: Path, given: dict[str, Any] | None) -> dict[str, Any]:
     """The mapping that was given, or that the first file is read by, with special tokens that are meant."""
-    if given is None and not first.is_file():
+    if given is None and not first.exists():
         raise InvalidConfig("--special-tokens of a data set of the hub needs --map text=COLUMN beside it.")
     mapping = DataMapping.parse(given) if given else detect_file(first).require(first.name).mapping
     if not mapping.data_format.may_hold_special_tokens:

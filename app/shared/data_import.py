@@ -16,6 +16,7 @@ from core.data.chat_options import AS_THEY_ARE, ChatOptions
 from core.data.dataset_file import DatasetFile
 from core.data.detection import Detection, detect, detect_file
 from core.data.findings import RowFault
+from core.data.folders import folder_sources
 from core.data.gzipped import GZIP
 from core.data.hub import HUB_DATASET, fetch_dataset
 from core.data.importing import Summary, import_files, row_shown
@@ -37,7 +38,7 @@ _PREVIEW_ROWS = 3
 
 @dataclass(frozen=True)
 class ImportRequest:
-    """What to import: files, zips or one hub id; how to read it, and how to split it."""
+    """What to import: files, zips, folders of files or one hub id; how to read it, and how to split it."""
 
     files: Sequence[str]
     name: str = ""
@@ -71,6 +72,8 @@ class ImportRequest:
         first = Path(self.files[0])
         if not first.exists():
             return self.files[0].rpartition("/")[2].replace(":", " ")
+        if first.is_dir():
+            return first.resolve().name
         return Path(first.stem).stem if first.suffix.lower() == GZIP else first.stem
 
 
@@ -225,10 +228,10 @@ def _unpacked(files: Sequence[str], staging: Path, *, validation: bool) -> list[
     found = []
     for number, file in enumerate(files):
         path, place = Path(file).expanduser(), staging / str(number)
-        if not path.is_file():
-            raise InvalidData(f"{file} is not a file.")
+        if not path.exists():
+            raise InvalidData(f"There is no {file} here: neither a file nor a folder. Check the path.")
         place.mkdir(parents=True)
-        found += sources_of(path, place, validation=validation)
+        found += (folder_sources if path.is_dir() else sources_of)(path, place, validation=validation)
     return found
 
 

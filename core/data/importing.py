@@ -150,6 +150,7 @@ class RowSink:
         if self._near is not None:
             self._near.add(index, _told_apart(row))
         self._count(row)
+        self._show(row, file)
         self._writer.write(StoredRow(number, file, row, hash=self._hashes[-1], prompt=prompt_hash(row)))
 
     def _note(self, index: int, code: str, detail: str) -> None:
@@ -162,8 +163,11 @@ class RowSink:
         self._characters += len(row.text) + sum([len(message["content"]) for message in row.messages])
         if row.label and len(self._labels) <= _MOST_LABELS:
             self._labels[row.label] += 1
+
+    def _show(self, row: Example, file: int) -> None:
         if len(self._preview) < _PREVIEW_ROWS:
-            self._preview.append(row_shown(row))
+            of = {"file": self._sources[file]} if len(self._sources) > 1 else {}
+            self._preview.append(row_shown(row) | of)
 
     def finish(
         self,

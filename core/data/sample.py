@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from core.data.folders import first_file
 from core.data.reading import BadRow, NumberedRows, Row, RowReader
 from core.data.zipped import sources_of
 from core.errors import InvalidData
@@ -45,10 +46,12 @@ class Sample:
 
 
 def sample_of(path: Path, name: str = "") -> Sample:
-    """The first rows of a file, or of the first file of rows in a zip. It is read again only when it changed.
+    """The first rows of a file, or of the first file of rows in a zip or a folder. It is read again only when
+    it changed.
 
     Raises InvalidData if no row can be read.
     """
+    path = first_file(path)
     about = path.stat()
     return _sample_of(path, name or path.name, about.st_size, about.st_mtime_ns, about.st_ino)
 

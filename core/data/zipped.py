@@ -50,18 +50,11 @@ def sources_of(path: Path, staging: Path, *, name: str = "", validation: bool = 
     try:
         with zipfile.ZipFile(path) as archive:
             members = _checked(archive, name)
-            splits = {member.filename: split_of(member.filename) for member in members}
-            wanted = [member for member in members if _is_wanted(member, members, splits)]
+            kept = wanted_of([member.filename for member in members])
+            wanted = [member for member in members if member.filename in kept]
             require_space(staging, sum(member.file_size for member in wanted))
-            several = "train" in splits.values()
             found = [
-                _unpack(
-                    archive,
-                    member,
-                    staging,
-                    name,
-                    validation or (several and splits[member.filename] == "validation"),
-                )
+                _unpack(archive, member, staging, name, validation or kept[member.filename])
                 for member in wanted
             ]
             return left_unread(found, [member.filename for member in members if member not in wanted])
@@ -98,7 +91,7 @@ def unpacked(path: Path, target: Path, name: str) -> Path:
 def _checked(archive: zipfile.ZipFile, name: str) -> list[zipfile.ZipInfo]:
     """The members that hold data. Raises InvalidData for anything that a sound archive does not hold."""
     members = safe_members(archive, name, _MOST_BYTES, InvalidData)
-    found = [member for member in members if _is_data(member)]
+    found = [member for member in members if not member.is_dir() and is_data(member.filename)]
     if not found:
         raise InvalidData(f"{name} holds no file that can be read; expected {', '.join(suffixes())}.")
     return sorted(found, key=lambda member: member.filename)
@@ -115,19 +108,28 @@ def left_unread(sources: list[Source], names: Sequence[str]) -> list[Source]:
     return [replace(sources[0], unread=tuple(names)), *sources[1:]] if sources and names else sources
 
 
-def _is_wanted(member: zipfile.ZipInfo, members: Sequence[zipfile.ZipInfo], splits: dict[str, str]) -> bool:
-    """Beside rows, texts are read-me files; beside a training split, a test split is kept for tests."""
-    if splits[member.filename] == "test" and "train" in splits.values():
-        return False
-    tables = [one for one in members if suffix_of(one.filename) not in plain_suffixes()]
-    about = PurePosixPath(member.filename).name.lower() in _ABOUT
-    return not about and (not tables or member in tables)
+def wanted_of(names: Sequence[str]) -> dict[str, bool]:
+    """Those of several data files that are read, each with whether its rows are for validation only.
+
+    Beside rows, texts are read-me files; beside a training split, a test split is kept for tests.
+    """
+    splits = {name: split_of(name) for name in names}
+    tables = [name for name in names if suffix_of(name) not in plain_suffixes()]
+    several = "train" in splits.values()
+    return {
+        name: several and splits[name] == "validation"
+        for name in names
+        if not (several and splits[name] == "test")
+        and PurePosixPath(name).name.lower() not in _ABOUT
+        and (not tables or name in tables)
+    }
 
 
-def _is_data(member: zipfile.ZipInfo) -> bool:
-    path = PurePosixPath(member.filename)
+def is_data(name: str) -> bool:
+    """Whether a file of this name, with the folders above it, is read: not hidden, and of a known kind."""
+    path = PurePosixPath(name)
     hidden = any(part.startswith((".", "__MACOSX")) for part in path.parts)
-    return not member.is_dir() and not hidden and suffix_of(path.name) in suffixes()
+    return not hidden and suffix_of(path.name) in suffixes()
 
 
 def _unpack(

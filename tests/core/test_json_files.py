@@ -134,3 +134,8 @@ def test_a_row_below_the_limit_is_taken(tmp_path):
     long = {"messages": [MESSAGES[0], MESSAGES[1] | {"content": "x" * 30_000_000}]}
     _, rows, found = take(tmp_path, "a.json", json.dumps([GOOD, long]), near=False)
     assert (len(rows), found) == (2, [])
+
+
+def test_where_a_line_is_cut_short_is_told_within_the_line(tmp_path):
+    _, _, found = take(tmp_path, "a.jsonl", '{"prompt": "a"\n' + lines(GOOD))
+    assert found[0][2] == "Line 1 is not valid JSON (Expecting ',' delimiter at column 15)."

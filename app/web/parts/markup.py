@@ -72,14 +72,19 @@ def conversation(rows: Sequence[dict[str, Any]]) -> str:
     for row in rows:
         if row.get("fault"):
             cards.append(
-                f"<div class='card'><h3>Row {row['row']}</h3><p "
-                f"class='fault'>{escape(row['fault'])}</p></div>"
+                f"<div class='card'>{_row_title(row)}<p class='fault'>{escape(row['fault'])}</p></div>"
             )
             continue
         turns = row["messages"] or [{"role": "text", "content": row["text"]}]
         inner = _tools(row.get("tools", ())) + "".join(map(_turn, turns))
-        cards.append(f"<div class='card'><h3>Row {row['row']}</h3>{inner}</div>")
+        cards.append(f"<div class='card'>{_row_title(row)}{inner}</div>")
     return f"<div class='cards'>{''.join(cards)}</div>"
+
+
+def _row_title(row: dict[str, Any]) -> str:
+    """Its number, which counts by the file, and of several files which one."""
+    of = f" of {escape(row['file'])}" if row.get("file") else ""
+    return f"<h3>Row {row['row']}{of}</h3>"
 
 
 def _turn(turn: dict[str, Any]) -> str:

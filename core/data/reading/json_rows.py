@@ -168,7 +168,8 @@ def _is_lone_turn(value: Any) -> bool:
 
 def _parsed(line: bytes, where: str) -> Row | BadRow:
     try:
-        return _object(DECODER.decode(line.decode("utf-8")), where)
+        # Without its end, beyond which a row that is cut short would be said to be wrong.
+        return _object(DECODER.decode(line.decode("utf-8").rstrip()), where)
     except UnicodeDecodeError as error:
         return BadRow("encoding", f"{where} is not UTF-8: byte {line[error.start]:#04x}.", shown(line))
     except json.JSONDecodeError as error:

@@ -22,6 +22,10 @@ from core.errors import InvalidInput
 from core.hub_address import DATA_SET, hub_id_in
 from storage.tables import Dataset
 
+_PAIRS = "prompt and completion"
+"""The format that is begun with where nothing is known of the columns: most have one that asks and one that
+answers."""
+
 
 class ImportPanel:
     """Lays itself out where it is made, from the upload down to its button."""
@@ -39,7 +43,7 @@ class ImportPanel:
         self._origin = gr.Textbox(
             value="",
             label="Or a path, or a data set of the hub",
-            info="/data/rows.jsonl, or owner/name, such as openai/gsm8k.",
+            info="/data/rows.jsonl, a folder of such files, or owner/name, such as openai/gsm8k.",
         )
         self._hint = gr.Markdown(
             "JSONL, JSON, CSV, TSV, Parquet, plain text, also packed with gzip, or a zip of them. "
@@ -115,7 +119,7 @@ class ImportPanel:
     # Handlers.
 
     def _look(self, files: list[str] | None, origin: str) -> list[Any]:
-        path = _first(files, origin)
+        path = _first(files, _alone(files, origin))
         if path is None:
             nothing = [gr.Column(visible=False), gr.Column(visible=False), gr.Markdown(visible=True), "", []]
             hidden = [gr.Radio(choices=[], visible=False), gr.Accordion(open=False)]
@@ -126,6 +130,8 @@ class ImportPanel:
         choices = [
             (f"{one.mapping.sentence()} ({one.reason})", number) for number, one in enumerate(candidates)
         ]
+        mapping = look.chosen.mapping if look.chosen else None
+        unknown = undecided and not candidates and not look.detection.preferences
         return [
             gr.Column(visible=True),
             gr.Column(visible=True),
@@ -134,7 +140,7 @@ class ImportPanel:
             [one.mapping.to_dict() for one in candidates],
             gr.Radio(choices=choices, value=None if undecided else 0, visible=undecided and bool(candidates)),
             gr.Accordion(open=undecided and not candidates),
-            *self._fields.filled(look.chosen.mapping if look.chosen else None, look.detection.columns),
+            *self._fields.filled(mapping, look.detection.columns, _PAIRS if unknown else NONE),
             preview_html(look.rows),
         ]
 
@@ -160,7 +166,8 @@ class ImportPanel:
             return f"<p class='hint'>{escape(str(error))}</p>"
 
     def _import(self, files: list[str] | None, origin: str, name: str, *values: Any) -> str:
-        given = list(files or []) or [hub_id_in(one, DATA_SET) for one in [origin.strip()] if one]
+        given = [hub_id_in(one, DATA_SET) for one in [_alone(files, origin).strip()] if one]
+        given = given or list(files or [])
         if not given:
             raise refusal("Choose a file to upload first, or give a path.")
         count = len(self._split.every)
@@ -188,12 +195,21 @@ def _recognised() -> str:
     return ", ".join(one.said or f"**{one.label}**" for one in DATA_FORMATS.all().values())
 
 
+def _alone(files: list[str] | None, origin: str) -> str:
+    """The path or hub id. Raises gr.Error where files were uploaded, too: one would be left aside."""
+    if files and origin.strip():
+        raise refusal(
+            f"Files were uploaded, and {origin.strip()} is named as well: take one of the two away."
+        )
+    return origin
+
+
 def _first(files: list[str] | None, origin: str) -> Path | None:
-    """The file to look at: the first uploaded, or the one at a path.
+    """What to look at: the first file uploaded, or the file or folder at a path.
 
     None for a hub id, which is not fetched to look at it.
     """
     if files:
         return Path(files[0])
     path = Path(origin.strip()).expanduser()
-    return path if origin.strip() and path.is_file() else None
+    return path if origin.strip() and path.exists() else None

@@ -49,9 +49,14 @@ class MappingFields:
         """All that make up the mapping."""
         return [self.format, *self.columns.values(), *self.templates.values(), self._separator, self._special]
 
-    def filled(self, mapping: DataMapping | None, columns: Sequence[str] | None = None) -> list[Any]:
-        """The fields as a mapping fills them; `columns` are those to choose from, if they change."""
-        roles = mapping.data_format.roles if mapping else ()
+    def filled(
+        self, mapping: DataMapping | None, columns: Sequence[str] | None = None, begin: str = NONE
+    ) -> list[Any]:
+        """The fields as a mapping fills them; `columns` are those to choose from, if they change, and `begin`
+        the format to begin with where there is no mapping.
+        """
+        form = mapping.format if mapping else begin
+        roles = DATA_FORMATS.get(form).roles if form else ()
 
         def column(role: str) -> gr.Dropdown:
             value = mapping.columns.get(role, NONE) if mapping else NONE
@@ -60,7 +65,7 @@ class MappingFields:
             return gr.Dropdown(value=value, visible=role in roles, choices=[NONE, *columns])
 
         return [
-            mapping.format if mapping else NONE,
+            form,
             *map(column, self.columns),
             *(mapping.templates.get(role, "") if mapping else "" for role in self.templates),
             mapping.separator if mapping else "",

@@ -45,7 +45,10 @@ def version_tab(shell: Shell, chosen: ChosenData) -> None:
         earlier = [(f"version {one.number}", one.number) for one in versions if one.number != row.version]
         numbers = values_of(earlier)
         now = wanted if wanted in numbers else next(iter(numbers), None)
-        shown = versions_html(versions), gr.Row(visible=bool(earlier)), offered(earlier, now, wanted)
+        # A field that goes out of sight does not take the value that comes with it, and would tell the old
+        # one, which Gradio refuses once it is no choice: nothing of the section would be answered any more.
+        offer = offered(earlier, now, wanted) if earlier else gr.skip()
+        shown = versions_html(versions), gr.Row(visible=bool(earlier)), offer
         return *shown, *chat_values(datasets.open(row).version.chat)
 
     def split_anew(name: str, by: str, many: float, start: float, by_label: bool) -> None:

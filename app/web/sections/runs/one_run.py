@@ -63,7 +63,8 @@ def one_run(shell: Shell, chosen: gr.HTML) -> None:
             *control.answer(run),
             options_html(workbench, run),
             history_html(workbench, run),
-            _offered(rows, saved_now, same=bool(before) and before[0] == run.id),
+            # Not with none: a field that goes out of sight would keep the old value, which is no choice then.
+            _offered(rows, saved_now, same=bool(before) and before[0] == run.id) if rows else gr.skip(),
             gr.Row(visible=bool(rows)),
             gr.Row(visible=run.state in RESUMABLE_STATES),
             checkpoints_html(rows),

@@ -43,7 +43,11 @@ def what_line() -> tuple[gr.Dropdown, gr.Dropdown, gr.Dropdown, gr.Textbox]:
         dataset = gr.Dropdown([], label="Data set", interactive=True, min_width=140)
         preset = gr.Dropdown([NO_PRESET], value="", label="Preset", interactive=True, min_width=140)
         name = gr.Textbox(
-            value="", label="Name of the adapter", placeholder="taken from the data set", min_width=140
+            value="",
+            label="Name of the adapter",
+            placeholder="taken from the data set",
+            min_width=140,
+            max_lines=1,
         )
     return base, dataset, preset, name
 
