@@ -80,7 +80,7 @@ class Watch:
         ]
 
     def evaluation(self, step: int, loss: float) -> list[Alert]:
-        """What an evaluation gives cause for. A loss that is no number is neither better nor worse than others,
+        """What an evaluation gives cause for. A loss that is no number is neither better nor worse than another,
         and those that follow are not held against it.
         """
         if not math.isfinite(loss):
