@@ -5,12 +5,13 @@ as numbers.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from core.data.dataset_file import StoredRow
-from core.data.labels import LabelSet, label_set, text_and_label
+from core.data.labels import REGRESSION, LabelSet, label_set, text_and_label
 from core.data.packing import OVER_LENGTH
 from core.data.plain_texts import cut
 from core.data.tokens import Mask, RowsAsked, TokenFile, TokenRows
@@ -63,6 +64,11 @@ class LabelledRows(TokenRows):
         self.validation = np.zeros(len(self._rows), bool) if validation is None else validation[self._rows]
         self.targets: NDArray[np.float32] = targets[self._rows]
         """[rows, labels.width]."""
+
+    @cached_property
+    def centre(self) -> float:
+        """The mean of the rows' values; 0 where their targets are labels."""
+        return float(self.targets.mean(dtype=np.float64)) if self.labels.problem_type == REGRESSION else 0.0
 
     def __len__(self) -> int:
         return len(self._rows)

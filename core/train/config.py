@@ -142,7 +142,7 @@ class TrainConfig(Config):
     weight_decay: float = option(
         0.0,
         "Weight decay",
-        "AdamW's decoupled decay.",
+        "AdamW's decoupled decay. Biases and norms have none.",
         minimum=0.0,
         maximum=10.0,
         subject="Optimiser and schedule",

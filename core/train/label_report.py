@@ -3,7 +3,7 @@ can be added up. Needs no torch.
 
 Counts of single labels are [labels, labels]: rows by their own label and by the one that was told. Of several
 labels [labels, 4]: true and false positives, false and true negatives. Of numbers [5]: rows, the sums of the
-values and of their squares, of the squared and of the absolute errors.
+values and of their squares, measured from any one number, and of the squared and of the absolute errors.
 """
 
 from __future__ import annotations

@@ -42,6 +42,8 @@ class LabelBatch:
     """Whether there is a row, [K, rows] float32."""
     weights: Tensor
     """What a row of each run counts in its step, [K] float32."""
+    centres: Tensor
+    """About the middle of each run's values, if its targets are values, [K] float32; see counts()."""
 
     def to(self, device: torch.device) -> LabelBatch:
         """The same on another device, without waiting for the copy."""
@@ -67,12 +69,13 @@ def collate_labels(parts: Sequence[MicroBatch | None], shape: Shape, pad_id: int
     mask = np.zeros((len(parts), rows, length), np.int64)
     mask[:, :, 0] = 1  # so that an empty row attends to something
     targets = np.zeros((len(parts), rows, width), np.float32)
-    there, weights = np.zeros((len(parts), rows), np.float32), np.zeros(len(parts), np.float32)
+    there = np.zeros((len(parts), rows), np.float32)
+    weights, centres = np.zeros(len(parts), np.float32), np.zeros(len(parts), np.float32)
     for run, part in enumerate(parts):
         if part is None:
             continue
         assert isinstance(part.rows, LabelledRows)
-        weights[run] = part.weight
+        weights[run], centres[run] = part.weight, part.rows.centre
         for place, (number,) in enumerate(part.blocks):
             tokens, _ = part.rows[number]
             ids[run, place, : len(tokens)], mask[run, place, : len(tokens)] = tokens, 1
@@ -82,7 +85,7 @@ def collate_labels(parts: Sequence[MicroBatch | None], shape: Shape, pad_id: int
     return LabelBatch(
         torch.from_numpy(ids.reshape(flat)),
         torch.from_numpy(mask.reshape(flat)),
-        *(torch.from_numpy(one) for one in (targets, there, weights)),
+        *(torch.from_numpy(one) for one in (targets, there, weights, centres)),
     )
 
 
@@ -102,8 +105,14 @@ def right_rows(logits: Tensor, targets: Tensor, labels: LabelSet) -> Tensor:
     return ((logits > 0) == (targets > 0.5)).all(1)
 
 
-def counts(logits: Tensor, targets: Tensor, there: Tensor, labels: LabelSet) -> Tensor:
-    """What core/train/label_report.py makes its figures of, flat, over the rows that are there."""
+def counts(
+    logits: Tensor, targets: Tensor, there: Tensor, labels: LabelSet, centre: Tensor | float = 0.0
+) -> Tensor:
+    """What core/train/label_report.py makes its figures of, flat, over the rows that are there.
+
+    Values are measured from `centre`: how far they spread is a difference of sums, and in float32 nothing is
+    left of it where they are far from zero, such as years.
+    """
     if labels.problem_type == SINGLE:
         cell = targets[:, 0].long() * len(labels) + logits.argmax(1)
         return logits.new_zeros(len(labels) ** 2).index_add(0, cell, there)
@@ -111,7 +120,7 @@ def counts(logits: Tensor, targets: Tensor, there: Tensor, labels: LabelSet) -> 
         told, own = (logits > 0).float(), targets
         kinds = (told * own, told * (1 - own), (1 - told) * own, (1 - told) * (1 - own))
         return torch.stack([(one * there[:, None]).sum(0) for one in kinds], 1).flatten()
-    value, error = targets[:, 0], logits[:, 0] - targets[:, 0]
+    value, error = targets[:, 0] - centre, logits[:, 0] - targets[:, 0]
     sums = (torch.ones_like(value), value, value.square(), error.square(), error.abs())
     return torch.stack([(one * there).sum() for one in sums])
 
@@ -165,7 +174,7 @@ class LabelStep:
             logits = self._logits(batch)
         runs = range(len(self.labels))
         figures = self._figures(batch, logits, torch.stack([self._loss(batch, logits, run) for run in runs]))
-        found = [counts(*self._own(batch, logits, run), self.labels[run]) for run in runs]
+        found = [counts(*self._own(batch, logits, run), self.labels[run], batch.centres[run]) for run in runs]
         width = max(map(counts_width, self.labels))
         return torch.cat([figures, torch.stack([F.pad(one, (0, width - len(one))) for one in found])], 1)
 

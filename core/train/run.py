@@ -34,7 +34,7 @@ from core.lora.targets import (
 )
 from core.lora.whole import base_numbers, parameter_places
 from core.lora.whole_names import chosen_parameters
-from core.lora.wholes import BIAS, Shapes, require_no_wholes
+from core.lora.wholes import Shapes, require_no_wholes
 from core.lora.wrapping import text_prefixes
 from core.train.batches import MicroBatch, RunData, Step
 from core.train.changes import Change, ChangingConfig
@@ -187,10 +187,12 @@ class TrainingRun:
         return base_numbers(self.model, chosen_parameters(places, self.lora))
 
     def _decay(self, name: str) -> float:
-        """Biases are not drawn to zero, as in transformers' Trainer; a classifier's head is as a whole."""
-        of_adapter = self.labels is None and not self.kind.whole
-        is_bias = of_adapter and name in self.head_shapes and name.endswith(BIAS)
-        return 0.0 if is_bias else self.train.weight_decay
+        """Of whole parameters, biases and what scales a norm are not drawn to zero, as in transformers'
+        Trainer: to a scale of 1 that is no decay but another model.
+        """
+        whole = self.head_shapes.get(name)
+        spared = whole is not None and (len(whole) < 2 or name.endswith("bias"))
+        return 0.0 if spared else self.train.weight_decay
 
     def _first_head(self) -> Mapping[str, torch.Tensor]:
         """The base's own numbers; of a classifier the head that its files hold, where it tells the same

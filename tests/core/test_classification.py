@@ -321,6 +321,18 @@ def test_figures_are_those_of_their_definitions():
     assert found == pytest.approx({"mean_error": 0.5, "r2": 1 - 1.25 / (14 / 3)})
 
 
+def test_r2_of_values_that_are_far_from_zero_is_that_of_its_definition(made, tmp_path):
+    """As of years: their squares are so large that float32 keeps nothing of how they differ."""
+    values = [2020 + at // 6 % 3 for at in range(90)]
+    rows = [(f"{TEXTS[at % 5]} {at}", str(value)) for at, value in enumerate(values)]
+    base = load(made("bert"))
+    request = _request(base, tmp_path, rows, problem_type=REGRESSION, max_steps=2)
+    _, events = _follow(TrainingGroup(base, [request]))
+    kept = np.array(values[5::6], np.float64)
+    for event in (one for one in events["run"] if isinstance(one, EvalDone)):
+        assert event.metrics["r2"] == pytest.approx(1 - event.loss / kept.var(), rel=1e-4)
+
+
 @pytest.mark.parametrize(
     ("problem_type", "answers", "said"),
     [

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, Trainer
 
 from core.adapter_source import AdapterSource
 from core.base_model.skeleton import skeleton
@@ -77,7 +77,7 @@ def _trained(
 def _plain_losses(folder, base, options) -> tuple[list[float], torch.nn.Module]:
     """The same steps by transformers and torch alone, each row by itself."""
     model = plain_model(folder)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1.0, weight_decay=options.train.weight_decay)
+    optimiser = torch.optim.AdamW(_groups(model, options.train.weight_decay), lr=1.0)
     data, losses = RunData(token_rows(base, ROWS, 96, 0), options.train), []
     total = options.train.max_steps
     warmup = warmup_steps(total, options.train.warmup_ratio)
@@ -98,6 +98,15 @@ def _plain_losses(folder, base, options) -> tuple[list[float], torch.nn.Module]:
         optimiser.step()
         losses.append(float(loss.detach()))
     return losses, model
+
+
+def _groups(model, decay):
+    """What transformers' Trainer draws to zero, and what it does not."""
+    drawn = set(Trainer.get_decay_parameter_names(None, model))
+    return [
+        {"params": [one], "weight_decay": decay if name in drawn else 0.0}
+        for name, one in model.named_parameters()
+    ]
 
 
 @pytest.fixture(scope="module", params=["tied", "untied"])
@@ -138,6 +147,17 @@ def test_the_same_steps_as_plain_transformers_with_adamw(folder, tmp_path):
         assert torch.equal(parameter, adapter.whole[name]), name
     assert torch.allclose(logits(merged), live, atol=1e-5)
     assert not differing_tensors(folder, adapter, frozenset(), target)
+
+
+def test_norms_and_biases_are_not_drawn_to_zero(any_model):
+    """Rates and decay are such that a norm which is would end at 0.9 of its size."""
+    base, options = load(any_model), _options(learning_rate=5e-3, weight_decay=2.0)
+    _, adapter, _ = _trained(base, options)
+    _, model = _plain_losses(any_model, base, options)
+    vectors = {name: one for name, one in model.named_parameters() if one.dim() == 1}
+    assert vectors
+    for name, one in vectors.items():
+        assert float((adapter.whole[name] - one.detach()).abs().mean()) < 0.02, name
 
 
 def test_a_stored_run_goes_on_as_if_it_had_not_stopped(tiny_qwen, tmp_path):
