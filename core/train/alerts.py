@@ -80,8 +80,8 @@ class Watch:
         ]
 
     def evaluation(self, step: int, loss: float) -> list[Alert]:
-        """What an evaluation gives cause for. A loss that is no number is neither better nor worse than another,
-        and those that follow are not held against it.
+        """What an evaluation gives cause for. A loss that is no number is neither better nor worse than
+        others, and those that follow are not held against it.
         """
         if not math.isfinite(loss):
             return [Alert("nan", f"Step {step}: the validation loss is {loss:.4g}")]
