@@ -16,7 +16,7 @@ import torch
 from llguidance import LLMatcher, LLTokenizer
 from llguidance.hf import from_tokenizer
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from core.errors import InvalidInput
 from core.generate.config import GenerationConfig
@@ -147,6 +147,7 @@ def _ll_tokenizer(tokenizer: PreTrainedTokenizerBase, ends: Collection[int]) -> 
     """Made once: of a large vocabulary it takes a second."""
     made, key = _tokenizers.setdefault(tokenizer, {}), tuple(sorted(ends))
     if key not in made:
+        assert isinstance(tokenizer, PreTrainedTokenizerFast)  # the base's renderer takes no other
         with tokenizer_faults(InvalidInput, "holding answers to a form"):
             made[key] = from_tokenizer(tokenizer, eos_token=list(key) or None)
     return made[key]

@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field
 
 from app.web.api.api_app import guarded_api
 from app.web.api.api_key import api_key
+from app.web.api.ollama_requests import chat_request
 from app.web.api.openai_errors import ApiError
 from app.web.api.openai_requests import chat_asked
 from tests.api_server import BODY, listening
@@ -132,6 +133,8 @@ def test_what_cannot_be_is_told(text):
     }.items():
         with pytest.raises(ApiError, match=re.escape(why)):
             chat_asked(BODY | json.loads(body))
+    with pytest.raises(ApiError, match="format must be json or a JSON schema, not 3"):
+        chat_request(BODY | {"format": 3})
     tool = {"type": "function", "function": {"name": "a", "description": "b", "parameters": {}}}
     with pytest.raises(ApiError, match="may call tools cannot be held to a form; leave guided_regex"):
         chat_asked(BODY | {"tools": [tool], "guided_regex": "a"})

@@ -381,8 +381,6 @@ def test_the_ollama_client_gets_the_same(served, trained):
     with pytest.raises(ollama.ResponseError, match="There are: llama, mine") as refused:
         served.ollama.generate("other", "hello")
     assert refused.value.status_code == 404
-    with pytest.raises(ollama.ResponseError, match="format must be json or"):
-        served.ollama.generate("mine", "hello", format="yaml")
 
 
 def test_the_ollama_client_is_told_of_models(served, trained, tiny_llama):

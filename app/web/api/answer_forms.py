@@ -90,7 +90,7 @@ def _possible(found: dict[str, str], name: str, tools: Sequence[Tool]) -> dict[s
         said = f"An answer that may call tools cannot be held to a form; leave {name} or the tools out."
         raise unsupported(name, said)
     try:
-        GenerationConfig(**found)
+        GenerationConfig.parse(found)
     except InvalidConfig as error:
         raise bad(name, f"{name}: {error}") from None
     return found

@@ -112,10 +112,11 @@ def chat_asked(body: Body) -> Asked:
     if len(limits) == 2 and limits[0] != limits[1]:
         raise bad("max_tokens", "max_tokens and max_completion_tokens differ; send one of them.")
     names = {**_SAMPLING, "max_completion_tokens": "max_tokens"}
-    prompt = {"messages": turns(body), "tools": tools_asked(body), "likeliest": _chat_likeliest(body)}
-    if prompt["tools"] and prompt["likeliest"] is not None:
+    tools, likeliest = tools_asked(body), _chat_likeliest(body)
+    prompt = {"messages": turns(body), "tools": tools, "likeliest": likeliest}
+    if tools and likeliest is not None:
         raise unsupported("logprobs", "logprobs are not told of answers that may call tools; leave them out.")
-    given = template_kwargs(body) | openai_form(body, prompt["tools"])
+    given = template_kwargs(body) | openai_form(body, tools)
     return _asked(body, names, _CHAT_TOKENS, [prompt], given)
 
 
