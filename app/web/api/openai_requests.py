@@ -24,7 +24,7 @@ from app.web.api.parameters import (
     text,
     whole,
 )
-from app.web.api.tools import tools_asked
+from app.web.api.tools import forced_call, tools_asked
 from core.generate.config import GenerationConfig
 
 _SEEDS, _NO_SEED = 2**31, -1  # as llama.cpp's and vLLM's clients send it
@@ -116,7 +116,7 @@ def chat_asked(body: Body) -> Asked:
     prompt = {"messages": turns(body), "tools": tools, "likeliest": likeliest}
     if tools and likeliest is not None:
         raise unsupported("logprobs", "logprobs are not told of answers that may call tools; leave them out.")
-    given = template_kwargs(body) | openai_form(body, tools)
+    given = template_kwargs(body) | openai_form(body, tools) | forced_call(body, tools)
     return _asked(body, names, _CHAT_TOKENS, [prompt], given)
 
 
