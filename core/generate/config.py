@@ -119,8 +119,13 @@ def _require_schema(text: str) -> None:
     """Raise InvalidConfig where this is no JSON, or no schema."""
     expected = 'an object is expected, such as {"type": "object"}'
     try:
-        found = json.loads(text)
-    except ValueError as error:
+        found = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
         raise InvalidConfig(f"json_schema is not JSON ({error}); {expected}.") from None
     if not isinstance(found, dict):
         raise InvalidConfig(f"json_schema is {text[:80]}; {expected}.")
+
+
+def _refuse_constant(name: str) -> None:
+    """NaN and the infinities, which Python reads and JSON does not know."""
+    raise ValueError(f"{name} is no number of JSON")

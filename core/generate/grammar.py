@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
+from typing import NoReturn
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -129,13 +130,20 @@ def held(forms: Sequence[Form | None], logits: Tensor) -> Tensor:
 
 
 def _grammar(config: GenerationConfig) -> str:
+    try:
+        return _written(config)
+    except (ValueError, RecursionError) as error:  # half a surrogate pair, a number of hundreds of digits
+        _refuse(config, str(error), wrong=True)
+
+
+def _written(config: GenerationConfig) -> str:
     if config.json_schema:
         schema = json.loads(config.json_schema)
         return str(LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_pattern": _BETWEEN}))
     return str(LLMatcher.grammar_from_regex(config.pattern)) if config.pattern else ""
 
 
-def _refuse(config: GenerationConfig, why: str, *, wrong: bool) -> None:
+def _refuse(config: GenerationConfig, why: str, *, wrong: bool) -> NoReturn:
     what = "this JSON schema" if config.json_schema else f"the pattern {config.pattern!r:.80}"
     how = "cannot be held to" if wrong else "could only be held in part to"
     first, *others = why.strip().splitlines()

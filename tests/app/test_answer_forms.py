@@ -141,3 +141,16 @@ def test_what_cannot_be_is_told(text):
     for stream in (False, True):
         with pytest.raises(openai.BadRequestError, match=r"cannot be held to the pattern '\('"):
             text(extra_body={"guided_regex": "("}, stream=stream)
+
+
+def test_forms_that_would_hold_an_answer_to_nothing_are_refused():
+    for body, why in [
+        ({"guided_regex": ""}, "regex must be a text that is not empty"),
+        ({"structured_outputs": {"regex": 3}}, "regex must be a text that is not empty, not 3"),
+        ({"guided_json": ""}, "JSON schema is empty"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": ""}}}, "JSON schema is empty"),
+        ({"guided_json": '{"const": NaN}'}, "NaN is no number of JSON"),
+        ({"guided_json": '{"a":' * 5000}, "json_schema is not JSON .maximum recursion"),
+    ]:
+        with pytest.raises(ApiError, match=why):
+            chat_asked(BODY | body)

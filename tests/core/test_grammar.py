@@ -184,3 +184,13 @@ def test_what_no_answer_can_be_held_to_is_refused(base, answers):
     form = form_of(GenerationConfig(pattern="abc"), base.tokenizer, PROMPT, [])
     with pytest.raises(InvalidInput, match="cannot be held to its form any further"):
         form.take(_ids(base, "d")[0])
+
+
+def test_what_the_grammar_cannot_be_written_of_is_refused():
+    for held in (
+        GenerationConfig(json_schema='{"const": "\\ud800"}'),
+        GenerationConfig(json_schema='{"const": 1' + "0" * 400 + "}"),
+        GenerationConfig(pattern="\ud800"),
+    ):
+        with pytest.raises(InvalidInput, match=r"cannot be held to (this JSON schema|the pattern)"):
+            require_possible(held)

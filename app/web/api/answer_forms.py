@@ -72,11 +72,19 @@ def _of_vllm(body: Body, name: str) -> dict[str, str]:
 
 def _json(schema: object) -> dict[str, str]:
     """A schema, which may be sent as its text."""
-    return {"json_schema": schema if isinstance(schema, str) else json.dumps(schema, ensure_ascii=False)}
+    try:
+        text = schema if isinstance(schema, str) else json.dumps(schema, ensure_ascii=False)
+    except RecursionError as error:
+        raise bad("schema", f"The JSON schema cannot be read: {error}.") from None
+    if not text:
+        raise bad("schema", "The JSON schema is empty, which would hold an answer to nothing; leave it out.")
+    return {"json_schema": text}
 
 
 def _pattern(sent: object) -> dict[str, str]:
-    return {"pattern": sent if isinstance(sent, str) else json.dumps(sent)}
+    if not isinstance(sent, str) or not sent:
+        raise bad("regex", f"The regex must be a text that is not empty, not {json.dumps(sent)[:80]}.")
+    return {"pattern": sent}
 
 
 def _choice(sent: Any) -> dict[str, str]:
