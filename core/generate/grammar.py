@@ -79,7 +79,7 @@ class Form:
     @property
     def fault(self) -> str:
         """Why the answer cannot be held to it any further; empty if it can."""
-        return str(self._matcher.get_error()) if self._matcher.is_error() else ""
+        return _in_words(self._matcher.get_error()) if self._matcher.is_error() else ""
 
     def allowed(self, vocabulary: int) -> np.ndarray | None:
         """bool [vocabulary]: which tokens may come next, the end among them where the answer is whole; None
@@ -145,6 +145,12 @@ def _written(config: GenerationConfig) -> str:
     return str(LLMatcher.grammar_from_regex(config.pattern)) if config.pattern else ""
 
 
+def _in_words(fault: str) -> str:
+    """What llguidance says, without its state behind it, and by what it means."""
+    said = fault.partition("<state>")[0].strip()
+    return "nothing matches what it asks for next" if said == "NoExtensionBias" else said
+
+
 def _refuse(config: GenerationConfig, why: str, *, wrong: bool) -> NoReturn:
     what = "this JSON schema" if config.json_schema else f"the pattern {config.pattern!r:.80}"
     how = "cannot be held to" if wrong else "could only be held in part to"
@@ -159,5 +165,11 @@ def _ll_tokenizer(tokenizer: PreTrainedTokenizerBase, ends: Collection[int]) -> 
     if key not in made:
         assert isinstance(tokenizer, PreTrainedTokenizerFast)  # the base's renderer takes no other
         with tokenizer_faults(InvalidInput, "holding answers to a form"):
-            made[key] = from_tokenizer(tokenizer, eos_token=list(key) or None)
+            try:
+                made[key] = from_tokenizer(tokenizer, eos_token=list(key) or None)
+            except ValueError as error:  # it knows byte-level tokens, and those with a fallback to bytes
+                raise InvalidInput(
+                    f"Answers of this base cannot be held to a form: which bytes its tokens stand for cannot "
+                    f"be told from its tokenizer ({str(error)[:120]}). Ask without, or use another base."
+                ) from None
     return made[key]

@@ -23,7 +23,7 @@ def require_bounded(schema: dict[str, Any]) -> None:
         if remainders > _MOST_REMAINDERS:
             raise InvalidInput(
                 f"An answer cannot be held to this JSON schema: multipleOf is {one['multipleOf']!r:.40}; "
-                f"of all in a schema the least common multiple, without decimal points, may be {_MOST_REMAINDERS}."
+                f"of all in it the least common multiple, without decimal points, may be {_MOST_REMAINDERS}."
             )
         _require_zero_left_out(one)
 

@@ -6,7 +6,8 @@ import re
 import jsonschema
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from tokenizers import Tokenizer, decoders, models
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from core.errors import InvalidConfig, InvalidInput
 from core.generate.config import GenerationConfig
@@ -194,3 +195,24 @@ def test_what_the_grammar_cannot_be_written_of_is_refused():
     ):
         with pytest.raises(InvalidInput, match=r"cannot be held to (this JSON schema|the pattern)"):
             require_possible(held)
+
+
+def test_faults_on_the_way_are_told_in_a_sentence(base):
+    endless = form_of(_held_to({"$ref": "#"}), base.tokenizer, PROMPT, [])
+    endless.allowed(base.model.config.vocab_size)
+    with pytest.raises(InvalidInput, match=r"any further: nothing matches what it asks for next$"):
+        endless.take(5)
+    form = form_of(GenerationConfig(pattern="abc"), base.tokenizer, PROMPT, [])
+    with pytest.raises(InvalidInput, match="any further") as raised:
+        form.take(_ids(base, "d")[0])
+    assert "<state>" not in str(raised.value)
+
+
+@pytest.mark.parametrize("decoder", [decoders.WordPiece("##"), decoders.Metaspace(), None])
+def test_a_tokenizer_whose_tokens_stand_for_unknown_bytes_is_refused(decoder):
+    own = Tokenizer(models.WordLevel({"<unk>": 0, "yes": 1}, unk_token="<unk>"))
+    if decoder is not None:
+        own.decoder = decoder
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=own, unk_token="<unk>")
+    with pytest.raises(InvalidInput, match=r"cannot be held to a form: which bytes .* Ask without"):
+        form_of(GenerationConfig(pattern="yes"), tokenizer, [1], [])
