@@ -83,10 +83,14 @@ class Form:
 
     def allowed(self, vocabulary: int) -> np.ndarray | None:
         """bool [vocabulary]: which tokens may come next, the end among them where the answer is whole; None
-        where any may.
+        where any may. In a thought all but the end: the answer is still to come.
         """
-        if self._thinks:
+        if self._thinks and not self._ends:
             return None
+        if self._thinks:
+            free = np.ones(vocabulary, dtype=bool)
+            free[[one for one in self._ends if one < vocabulary]] = False
+            return free
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         if self.fault:
             return None  # take() says it

@@ -216,3 +216,14 @@ def test_a_tokenizer_whose_tokens_stand_for_unknown_bytes_is_refused(decoder):
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=own, unk_token="<unk>")
     with pytest.raises(InvalidInput, match=r"cannot be held to a form: which bytes .* Ask without"):
         form_of(GenerationConfig(pattern="yes"), tokenizer, [1], [])
+
+
+def test_an_answer_does_not_end_in_its_thought(base):
+    end, size = base.tokenizer.convert_tokens_to_ids("<|im_end|>"), base.model.config.vocab_size
+    begun = _ids(base, "how are you<think>\n")
+    form = form_of(_held_to({"enum": ["yes"]}), base.tokenizer, begun, {end})
+    assert (~form.allowed(size)).nonzero()[0].tolist() == [end]
+    _taken(form, _ids(base, "fine</think>"))
+    assert not form.allowed(size)[end]
+    _taken(form, _ids(base, '"yes"'))
+    assert form.allowed(size).nonzero()[0].tolist() == [end]
