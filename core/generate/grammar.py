@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from core.errors import InvalidInput
 from core.generate.config import GenerationConfig
-from core.generate.schema_limits import require_bounded
+from core.generate.schema_limits import require_bounded, without_what_asks_for_nothing
 from core.panics import tokenizer_faults
 from core.sending import sent
 
@@ -143,7 +143,7 @@ def _grammar(config: GenerationConfig) -> str:
 
 def _written(config: GenerationConfig) -> str:
     if config.json_schema:
-        schema = json.loads(config.json_schema)
+        schema = without_what_asks_for_nothing(json.loads(config.json_schema))
         require_bounded(schema)
         return str(LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_pattern": _BETWEEN}))
     return str(LLMatcher.grammar_from_regex(config.pattern)) if config.pattern else ""

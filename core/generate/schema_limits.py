@@ -1,4 +1,6 @@
-"""JSON schemas that llguidance would take without end, or wrongly: refused before it sees them."""
+"""What llguidance makes of a JSON schema, put right before it sees it: what it would take without end, or
+wrongly, is refused, and what asks for nothing is left out.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,26 @@ from core.errors import InvalidInput
 
 _MOST_REMAINDERS = 50_000
 """Each remainder of a multipleOf is a state of its automaton: a million take five seconds and 200 MB."""
+
+_ANY_TEXT = frozenset({"binary", "byte", "base64", "password", "file-path", "directory-path", "path"})
+"""Formats of OpenAPI's and pydantic's that say what a text is for; llguidance refuses whichever it does not
+know.
+"""
+_VALUES = ("const", "enum", "default", "examples")
+
+
+def without_what_asks_for_nothing(part: Any) -> Any:
+    """A schema, or a part of one, without formats that any text has, and without uniqueItems: false."""
+    if isinstance(part, list):
+        return [without_what_asks_for_nothing(one) for one in part]
+    if not isinstance(part, dict):
+        return part
+    return {
+        key: value if key in _VALUES else without_what_asks_for_nothing(value)
+        for key, value in part.items()
+        if not (key == "uniqueItems" and value is False)
+        and not (key == "format" and isinstance(value, str) and value in _ANY_TEXT)
+    }
 
 
 def require_bounded(schema: dict[str, Any]) -> None:

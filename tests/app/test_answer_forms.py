@@ -119,6 +119,9 @@ def test_what_vllms_clients_write_counts_in_chats_and_plain_text(served, text):
             asked = {"model": "llama", "prompt": "hello", "max_tokens": 250, "temperature": 0}
             assert fits(client.completions.create(**asked, extra_body=body).choices[0].text)
 
+    neutral = {"disable_any_whitespace": False, "disable_fallback": False}
+    assert text(extra_body={"structured_outputs": {"json_object": True} | neutral}).startswith("{")
+
 
 def test_what_cannot_be_is_told(text):
     for body, why in {
@@ -128,6 +131,8 @@ def test_what_cannot_be_is_told(text):
         '{"guided_json": "{"}': "guided_json: json_schema is not JSON",
         '{"guided_choice": []}': "a list of texts",
         '{"structured_outputs": {}}': "must have one of json, regex, choice",
+        '{"structured_outputs": {"json": {}, "disable_any_whitespace": true}}': "leave it out, or send false",
+        '{"structured_outputs": {"json_object": false}}': "json_object must be true or left out",
         '{"structured_outputs": {"grammar": "x"}}': "structured_outputs.grammar is not supported",
         '{"guided_regex": "a", "response_format": {"type": "json_object"}}': "are sent; an answer is held",
     }.items():

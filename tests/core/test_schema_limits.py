@@ -1,4 +1,4 @@
-"""Schemas whose numbers would stall the engine, or would not be kept to."""
+"""Schemas whose numbers would stall the engine or not be kept to, and what asks for nothing in one."""
 
 import json
 
@@ -7,6 +7,7 @@ import pytest
 from core.errors import InvalidInput
 from core.generate.config import GenerationConfig
 from core.generate.grammar import require_possible
+from core.generate.schema_limits import without_what_asks_for_nothing
 
 
 def _possible(schema):
@@ -55,3 +56,13 @@ def test_an_excluded_nought_that_would_come_all_the_same_is_refused(schema):
     with pytest.raises(InvalidInput, match=r"exclusiveM.* 0 is not kept to so near to"):
         _possible(schema)
     _possible({"type": "number", "exclusiveMinimum": 0, "maximum": 1})
+
+
+def test_what_asks_for_nothing_is_no_reason_to_refuse():
+    texts = {"type": "object", "properties": {"key": {"type": "string", "format": "password"}}}
+    _possible(texts | {"uniqueItems": False})
+    kept = {"const": {"format": "password", "uniqueItems": False}, "format": "date"}
+    assert without_what_asks_for_nothing(kept) == kept
+    for asked in ({"type": "array", "uniqueItems": True}, {"type": "string", "format": "ipvanyaddress"}):
+        with pytest.raises(InvalidInput, match="cannot be held to this JSON schema"):
+            _possible(asked)

@@ -16,6 +16,10 @@ from core.generate.config import GenerationConfig
 _ANY_OBJECT = {"type": "object"}
 _OF_VLLM = {"guided_json": "json", "guided_regex": "regex", "guided_choice": "choice"}
 """Names of vLLM before structured_outputs, and what they are called there."""
+_NEUTRAL = dict.fromkeys(
+    ("disable_any_whitespace", "disable_fallback", "disable_additional_properties"), (False,)
+)
+"""Of structured_outputs, values with which vLLM's clients ask for nothing."""
 FORM_NAMES = frozenset({"structured_outputs", *_OF_VLLM})
 """What asks for one beside response_format, which is for chats alone."""
 
@@ -62,12 +66,12 @@ def _response_format(body: Body) -> dict[str, str]:
 
 def _of_vllm(body: Body, name: str) -> dict[str, str]:
     asked = mapping(body, name) if name == "structured_outputs" else {_OF_VLLM[name]: body[name]}
-    ways = {"json": _json, "regex": _pattern, "choice": _choice}
-    require_known(asked, ways, {}, f"{name}.")
-    if len(asked) != 1:
+    ways = {"json": _json, "regex": _pattern, "choice": _choice, "json_object": _any_object}
+    require_known(asked, ways, _NEUTRAL, f"{name}.")
+    found = [one for one in ways if one in asked]
+    if len(found) != 1:
         raise bad(name, f"{name} must have one of {', '.join(ways)}.")
-    [(way, sent)] = asked.items()
-    return ways[way](sent)
+    return ways[found[0]](asked[found[0]])
 
 
 def _json(schema: object) -> dict[str, str]:
@@ -85,6 +89,12 @@ def _pattern(sent: object) -> dict[str, str]:
     if not isinstance(sent, str) or not sent:
         raise bad("regex", f"The regex must be a text that is not empty, not {json.dumps(sent)[:80]}.")
     return {"pattern": sent}
+
+
+def _any_object(sent: object) -> dict[str, str]:
+    if sent is not True:
+        raise bad("json_object", f"json_object must be true or left out, not {json.dumps(sent)[:80]}.")
+    return _json(_ANY_OBJECT)
 
 
 def _choice(sent: Any) -> dict[str, str]:
