@@ -25,6 +25,7 @@ from core.echoing import echo, known_ids
 from core.errors import BaseTooLarge, WorkbenchError
 from core.generate.config import GenerationConfig
 from core.generate.decode import Decoder, RowRequest, room_to_answer
+from core.generate.grammar import require_possible
 from core.generate.labelling import Classified, classify
 from core.generate.running import RunningBatch, rows_are_apart
 from core.generate.scores import Scored
@@ -469,7 +470,8 @@ def _rows(
 
 
 def _row(base: ResidentBase, request: AnswerRequest) -> RowRequest:
-    """In the bank's first slot. Raises PromptTooLong, and what the template raises."""
+    """In the bank's first slot. Raises PromptTooLong, what the template raises, and require_possible()."""
+    require_possible(request.config)
     renderer = base.renderer.with_options(request.config.chat)
     if request.ids:
         ids = known_ids(base, request.ids)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from core.data.chat_options import ChatOptions, parsed_kwargs
+from core.errors import InvalidConfig
 from core.options import Config, option
 
 _GREEDY_BELOW = 1e-20
@@ -53,6 +54,12 @@ class GenerationConfig(Config):
         maximum=2.0,
     )
     seed: int = option(0, "Seed", "Same seed, same answer.", minimum=0, maximum=2**31 - 1)
+    json_schema: str = option(
+        "",
+        "JSON schema",
+        'The answer is JSON of this schema, such as {"type": "object"} for any object.',
+    )
+    pattern: str = option("", "Pattern", "The answer matches this regular expression from end to end.")
     template_kwargs: str = option(
         "",
         "Given to the chat template",
@@ -77,6 +84,10 @@ class GenerationConfig(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         parsed_kwargs(self.template_kwargs)
+        if self.json_schema:
+            _require_schema(self.json_schema)
+        if self.json_schema and self.pattern:
+            raise InvalidConfig("json_schema and pattern are both given; an answer is held to one of them.")
 
     @property
     def chat(self) -> ChatOptions:
@@ -102,3 +113,19 @@ class GenerationConfig(Config):
     def greedy(self) -> bool:
         """Whether the likeliest token is always taken."""
         return self.temperature < _GREEDY_BELOW
+
+
+def _require_schema(text: str) -> None:
+    """Raise InvalidConfig where this is no JSON, or no schema."""
+    expected = 'an object is expected, such as {"type": "object"}'
+    try:
+        found = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise InvalidConfig(f"json_schema is not JSON ({error}); {expected}.") from None
+    if not isinstance(found, dict):
+        raise InvalidConfig(f"json_schema is {text[:80]}; {expected}.")
+
+
+def _refuse_constant(name: str) -> None:
+    """NaN and the infinities, which Python reads and JSON does not know."""
+    raise ValueError(f"{name} is no number of JSON")

@@ -14,6 +14,7 @@ from core.base_model.load import ResidentBase
 from core.errors import PromptTooLong
 from core.events import TokenDone
 from core.generate.config import GenerationConfig
+from core.generate.grammar import form_of
 from core.generate.one_row import Row
 from core.generate.running import RunningBatch
 from core.generate.sampling import Sampler
@@ -54,7 +55,8 @@ class Decoder:
         """ends: the ids that end an answer; by default the base's. batch: the one to join, in which case its
         bank and its pool count.
 
-        Raises PromptTooLong if a prompt leaves no room in the model's context.
+        Raises PromptTooLong if a prompt leaves no room in the model's context, InvalidInput if an answer
+        cannot be held to what is asked for.
         """
         self._base, self._ends = base, base.end_token_ids() if ends is None else ends
         self._rows = [self._row(index, request) for index, request in enumerate(requests)]
@@ -66,7 +68,8 @@ class Decoder:
 
     def _row(self, index: int, request: RowRequest) -> Row:
         limit = min(request.config.max_tokens, room_to_answer(self._base, request.prompt))
-        sampler = Sampler(request.config, len(request.prompt))
+        form = form_of(request.config, self._base.tokenizer, request.prompt, self._ends)
+        sampler = Sampler(request.config, len(request.prompt), form)
         slot = request.slot
         place = slot if callable(slot) else lambda: slot
         return Row(

@@ -72,18 +72,19 @@ class Row:
     def take(self, token: int, logprobs: Sequence[tuple[int, float]] | None = None) -> TokenDone:
         """Add a token, and say what text it adds; logprobs: of ids, as TokenDone tells them.
 
-        Raises InvalidInput if the tokenizer fails with it.
+        Raises InvalidInput if the tokenizer fails with it, or what the answer is held to.
         """
+        is_whole = self.sampler.form is not None and self.sampler.form.take(token)
         self.ids.append(token)
         now = time.monotonic()
         self.first_at = self.first_at or now
         ended = token in self.ends
-        finished = self.over = ended or len(self.ids) >= self.limit
+        finished = self.over = ended or is_whole or len(self.ids) >= self.limit
         return TokenDone(
             self.index,
             self._added_text(token, ended, finished),
             finished,
-            "" if not finished else ("end" if ended else "length"),
+            "" if not finished else ("end" if ended or is_whole else "length"),
             len(self.ids),
             len(self.prompt),
             seconds_to_first=self.first_at - self.asked_at,

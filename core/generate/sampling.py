@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 
 from core.generate.config import GenerationConfig
+from core.generate.grammar import Form, held
 from core.sending import sent
 
 _FEW = 1024
@@ -28,9 +29,9 @@ _UNORDERED, _LIKELIEST, _ORDERED = range(3)
 class Sampler:
     """Samples for one row, with its own settings and its own random numbers: same seed, same answer."""
 
-    def __init__(self, config: GenerationConfig, prompt: int) -> None:
-        """prompt: tokens that stand before the answer."""
-        self.config = config
+    def __init__(self, config: GenerationConfig, prompt: int, form: Form | None = None) -> None:
+        """prompt: tokens that stand before the answer. form: what it is held to."""
+        self.config, self.form = config, form
         self.penalties = _penalties(config, prompt)
         self._random = random.Random(config.seed)
 
@@ -60,6 +61,7 @@ def choose(samplers: Sequence[Sampler], logits: Tensor, so_far: Callable[[int], 
 
     Rows whose logits are not finite get any id.
     """
+    logits = held([one.form for one in samplers], logits)
     chosen = logits.argmax(-1)
     groups: dict[tuple[int, bool], list[int]] = defaultdict(list)
     for place, one in enumerate(samplers):

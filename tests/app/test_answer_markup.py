@@ -24,6 +24,7 @@ from app.web.parts.markdown import answer_html, markdown_html
         '[x](http://a.b "onmouseover=alert(1)")\n\n<a href="javascript:x">y</a>',
         "<think><script>x</script></think><iframe src=//a.b></iframe>",
         "```\n</code></pre><script>x</script>\n```",
+        '{"a": "</code></pre><script>x</script>"}',
     ],
 )
 def test_nothing_that_a_model_writes_becomes_markup_of_its_own(hostile):
@@ -58,6 +59,27 @@ def test_what_was_thought_is_folded_away(text, folded, shown):
     assert folded is None or folded in details
     assert shown is None or shown in rest
     assert folded is None or shown is None or folded not in rest
+
+
+@pytest.mark.parametrize(
+    ("text", "is_code"),
+    [
+        ('{\n  "a": [1, 2]\n}\n', True),
+        ('<think>hm</think>\n{"a": "<b>"}', True),
+        ('{\n  "a": "on its w', True),
+        ('[{"a": 1}]', True),
+        ("[1] says so.", False),
+        ('{"a": 1} is what it is.', False),
+        ("{braces} in a sentence", False),
+    ],
+)
+def test_an_answer_that_is_json_keeps_its_lines(text, is_code):
+    html = answer_html(text)
+    assert ("<pre><code class='language-json'>" in html) == is_code
+    assert "<b>" not in html
+    if is_code:
+        shown = unescape(re.search(r"<code[^>]*>(.*)</code>", html, re.DOTALL)[1])
+        assert shown == text.rpartition("</think>")[2].strip()
 
 
 def test_differences_are_marked_word_by_word_and_escaped():

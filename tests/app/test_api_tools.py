@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import jsonschema
 import ollama
 import openai
 import pytest
@@ -48,6 +49,8 @@ def served(workbench, tiny_llama, tmp_path):
     """An API with a base "tools" whose template takes tools, and "llama" whose does not; its clients."""
     folder = shutil.copytree(tiny_llama, tmp_path / "tools")
     (folder / "chat_template.jinja").write_text(TEMPLATE)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 2048}))
     do_job(workbench, "add_model", {"origin": str(folder), "name": "tools"})
     key = api_key(workbench.settings, workbench.preferences)
     with listening(guarded_api(workbench, set())) as address:
@@ -129,6 +132,34 @@ def test_ollamas_client_gets_calls_and_sends_results(served, answering):
         assert [(one.name, dict(one.arguments)) for one in calls] == [("weather", {"place": "Pisa"})]
 
 
+def test_an_answer_is_made_to_call_a_tool(served):
+    client, _ = served
+    part = {"type": "object", "properties": {"at": {"enum": ["Pisa", "Bari"]}}, "required": ["at"]}
+    parameters = {
+        "type": "object",
+        "properties": {"places": {"type": "array", "items": {"$ref": "#/$defs/part"}, "maxItems": 2}},
+        "required": ["places"],
+        "additionalProperties": False,
+        "$defs": {"part": part | {"additionalProperties": False}},
+    }
+    news = {"type": "function", "function": {"name": "news", "strict": True, "parameters": parameters}}
+    bare = {"type": "function", "function": {"name": "now", "parameters": {"maxProperties": 0}}}
+    asked = {"model": "tools", "messages": ASKED, "max_tokens": 200, "temperature": 0}
+    named = {"type": "function", "function": {"name": "news"}}
+    for tools, choice in (([TOOL, news], named), ([news, bare], "required"), ([bare], "required")):
+        how = {"tools": tools, "tool_choice": choice, "parallel_tool_calls": False}
+        whole = client.chat.completions.create(**asked, **how).choices[0]
+        assert (whole.finish_reason, whole.message.content or "") == ("tool_calls", "")
+        (call,) = whole.message.tool_calls
+        offered = {one["function"]["name"]: one["function"]["parameters"] for one in tools}
+        jsonschema.validate(json.loads(call.function.arguments), offered[call.function.name])
+        assert choice == "required" or call.function.name == "news"
+        chunks = [one.choices[0] for one in client.chat.completions.create(**asked, **how, stream=True)]
+        assert [call.function.name for one in chunks for call in one.delta.tool_calls or []] == [
+            call.function.name
+        ]
+
+
 def test_who_takes_tools_says_so(served):
     _, client = served
     assert client.show("tools").capabilities == ["completion", "tools"]
@@ -149,7 +180,12 @@ def test_what_is_not_supported_is_said_by_its_name(served):
     assert "leaves out 'weather' of the tools" in refused(model="llama", messages=named)
     earlier = [*named, CALLED, {"role": "tool", "content": "windy", "tool_call_id": "c1"}]
     assert "of the tool call in turn 2" in refused(model="llama", messages=earlier, tools=openai.omit)
-    assert "no answer can be made to call a tool" in refused(tool_choice="required")
+    assert "tool_choice may be none, auto, required, or" in refused(tool_choice="weather")
+    assert "tool_choice is required; the tools sent are: none" in refused(tool_choice="required", tools=[])
+    other = {"type": "function", "function": {"name": "news"}}
+    assert "tool_choice names news; the tools sent are: weather" in refused(tool_choice=other)
+    both = {"tool_choice": "required", "response_format": {"type": "json_object"}}
+    assert "leave response_format or the tools out" in refused(**both)
     assert "leave parallel_tool_calls out" in refused(parallel_tool_calls=False)
     assert "logprobs are not told" in refused(logprobs=True)
     strict = TOOL | {"function": TOOL["function"] | {"strict": True}}

@@ -329,6 +329,21 @@ def test_how_answers_are_sampled_outlives_a_reload(workbench, address, open_page
     assert (said.min_p, said.presence_penalty, said.frequency_penalty) == (0.1, 0.5, -0.25)
 
 
+def test_an_answer_is_held_to_a_json_schema_and_keeps_its_lines(workbench, address, open_page):
+    page = open_page(address)
+    go_to(page, "Playground")
+    schema = {"type": "object", "properties": {"kept": {"const": "yes"}}, "required": ["kept"]}
+    _sampled(page, Temperature="0", JSON_schema="kept: yes")
+    _prompt(page).fill("hello there")
+    _prompt(page).press("Enter")
+    expect(page.get_by_text("json_schema is not JSON")).to_be_visible()
+    _sampled(page, JSON_schema=json.dumps(schema | {"additionalProperties": False}))
+    _ask(page, "hello there")
+    code = page.locator(".talk-column pre code")
+    expect(code).to_contain_text("}", timeout=60_000)
+    assert json.loads(code.inner_text()) == {"kept": "yes"}
+
+
 def test_escape_closes_an_open_list_before_anything_else(workbench, address, open_page, tokenizer, tmp_path):
     deep = make_llama(tmp_path / "deep", tokenizer, layers=24)  # slow enough to be stopped in the middle
     workbench.jobs.wait(workbench.models.add(str(deep), "deep"))

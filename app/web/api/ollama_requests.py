@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.service.serving import Prompt
+from app.web.api.answer_forms import ollama_form
 from app.web.api.chat_turns import turns
 from app.web.api.openai_errors import bad, unsupported
 from app.web.api.parameters import Body, flag, mapping, require_known, sampling, stop_texts, text, whole
@@ -53,9 +54,8 @@ _NO_OPTIONS: dict[str, tuple[Any, ...]] = {
     "mirostat": (0,),
 }
 _DURATION = re.compile(r"[+-]?(0|((\d+(\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h))+)")  # as Go writes one
-_COMMON = {"model", "stream", "options", "keep_alive"}
+_COMMON = {"model", "stream", "options", "keep_alive", "format"}
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "format": ("",),
     "images": ([],),
     "suffix": ("",),
     "template": ("",),
@@ -133,7 +133,8 @@ def _asked(body: Body, prompt: dict[str, Any], given: dict[str, str] | None = No
     if whole(options, "num_predict", _TOKENS) < 0:
         del options["num_predict"]
     found = sampling(options, _SAMPLING, {**_DEFAULTS, "max_tokens": _TOKENS})
-    config = GenerationConfig.parse({**found, **(given or {}), "seed": _seed(options)})
+    held = ollama_form(body, prompt.get("tools", ()))
+    config = GenerationConfig.parse({**found, **(given or {}), **held, "seed": _seed(options)})
     return OllamaAsked(
         text(body, "model"),
         Prompt(config, **prompt) if prompt else None,

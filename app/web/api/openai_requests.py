@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.service.serving import Prompt
+from app.web.api.answer_forms import FORM_NAMES, openai_form
 from app.web.api.chat_turns import turns
 from app.web.api.openai_errors import bad, unsupported
 from app.web.api.parameters import (
@@ -23,7 +24,7 @@ from app.web.api.parameters import (
     text,
     whole,
 )
-from app.web.api.tools import tools_asked
+from app.web.api.tools import forced_call, tools_asked
 from core.generate.config import GenerationConfig
 
 _SEEDS, _NO_SEED = 2**31, -1  # as llama.cpp's and vLLM's clients send it
@@ -65,7 +66,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = _OF_VLLM | {
 _CHAT_NEUTRAL = _NEUTRAL | {
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "echo": (False,),
     "add_generation_prompt": (True,),
@@ -104,29 +104,33 @@ def chat_asked(body: Body) -> Asked:
         "tools",
         "tool_choice",
         "parallel_tool_calls",
+        "response_format",
+        *FORM_NAMES,
     }
     require_known(body, known, _CHAT_NEUTRAL)
     limits = [body[name] for name in ("max_tokens", "max_completion_tokens") if name in body]
     if len(limits) == 2 and limits[0] != limits[1]:
         raise bad("max_tokens", "max_tokens and max_completion_tokens differ; send one of them.")
     names = {**_SAMPLING, "max_completion_tokens": "max_tokens"}
-    prompt = {"messages": turns(body), "tools": tools_asked(body), "likeliest": _chat_likeliest(body)}
-    if prompt["tools"] and prompt["likeliest"] is not None:
+    tools, likeliest = tools_asked(body), _chat_likeliest(body)
+    prompt = {"messages": turns(body), "tools": tools, "likeliest": likeliest}
+    if tools and likeliest is not None:
         raise unsupported("logprobs", "logprobs are not told of answers that may call tools; leave them out.")
-    return _asked(body, names, _CHAT_TOKENS, [prompt], template_kwargs(body))
+    given = template_kwargs(body) | openai_form(body, tools) | forced_call(body, tools)
+    return _asked(body, names, _CHAT_TOKENS, [prompt], given)
 
 
 def text_asked(body: Body) -> Asked:
     """Of /v1/completions. Raises ApiError."""
     neutral = _TEXT_NEUTRAL | {"best_of": (1, body.get("n", 1))}
-    require_known(body, {*_COMMON, "prompt", "logprobs", "echo"}, neutral)
+    require_known(body, {*_COMMON, "prompt", "logprobs", "echo", *FORM_NAMES}, neutral)
     likeliest, echo = _likeliest(body, "logprobs") if "logprobs" in body else None, flag(body, "echo", False)
     if echo and likeliest is not None and likeliest > _MOST_OF_A_PROMPT:
         raise bad(
             "logprobs", f"logprobs may be 0 to {_MOST_OF_A_PROMPT} together with echo, not {likeliest}."
         )
     prompts = [{**one, "likeliest": likeliest, "echo": echo} for one in _prompts(body.get("prompt"))]
-    return _asked(body, _SAMPLING, _TEXT_TOKENS, prompts)
+    return _asked(body, _SAMPLING, _TEXT_TOKENS, prompts, openai_form(body))
 
 
 def _chat_likeliest(body: Body) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import re
 from collections.abc import MutableMapping, Sequence
 from html import escape
@@ -14,6 +15,7 @@ from markdown_it.token import Token
 from markdown_it.utils import OptionsDict
 
 _THINKING = re.compile(r"\A\s*(?:<think>)?(?P<thought>.*?)</think>(?P<rest>.*)\Z", re.DOTALL)
+_BEGINS_JSON = re.compile(r'[\[{]\s*(?:["\[\]{}]|\Z)')
 _STILL_THINKING = re.compile(r"\A\s*<think>(?P<thought>.*)\Z", re.DOTALL)
 
 
@@ -42,12 +44,31 @@ def markdown_html(text: str) -> str:
 
 
 def answer_html(text: str) -> str:
-    """An answer: what it thought before, between `<think>` and `</think>`, is folded away."""
+    """An answer: what it thought before, between `<think>` and `</think>`, is folded away. One that is JSON
+    keeps its lines.
+    """
     if (found := _THINKING.match(text)) is not None:
-        return _folded(found["thought"]) + markdown_html(found["rest"].strip())
+        return _folded(found["thought"]) + _said(found["rest"].strip())
     if (found := _STILL_THINKING.match(text)) is not None:
         return _folded(found["thought"], is_open=True)
-    return markdown_html(text)
+    return _said(text)
+
+
+def _said(text: str) -> str:
+    if not _is_json(text.strip()):
+        return markdown_html(text)
+    return f"<pre><code class='language-json'>{escape(text.strip())}</code></pre>"
+
+
+def _is_json(text: str) -> bool:
+    """Whether it is an object or a list of JSON, or may become one: it comes token by token."""
+    if not _BEGINS_JSON.match(text):
+        return False
+    try:
+        _, end = json.JSONDecoder().raw_decode(text)
+    except (ValueError, RecursionError):
+        return True
+    return end == len(text)
 
 
 def _folded(thought: str, *, is_open: bool = False) -> str:
