@@ -19,10 +19,12 @@ FOCUSED = """() => {
     const one = document.activeElement, ids = one.getAttribute('aria-labelledby')?.split(' ') ?? [];
     const words = [one.ariaLabel, ...ids.map(id => document.getElementById(id)?.textContent),
                    ...[...(one.labels ?? [])].map(label => label.textContent), one.textContent];
-    const ring = getComputedStyle(one);
+    const drawn = now => now.outlineStyle !== 'none' || now.boxShadow !== 'none';
+    const ringed = node => drawn(getComputedStyle(node));
+    const list = one.closest('.wrap:has(> .wrap-inner)');
     return {name: words.find(text => text?.trim())?.trim() ?? '',
-            seen: one === document.body || ring.outlineStyle !== 'none' || ring.boxShadow !== 'none'
-                || getComputedStyle(one.parentElement).boxShadow !== 'none'};
+            seen: one === document.body || ringed(one) || getComputedStyle(one.parentElement).boxShadow !== 'none'
+                || (list && ringed(list))};
 }"""
 
 

@@ -123,7 +123,7 @@ def _of_one_adapter(layout: Layout, factors: Sequence[str], which: str) -> tuple
     _require_known(which, names)
     if len(names) > 1 and not which:
         raise InvalidAdapter(
-            f"The file holds {len(names)} adapters: {', '.join(names)[:200]}. Name the one to take "
+            f"The file holds {len(names)} adapters: {', '.join(names)[:200]}. Say which one to take "
             "(Which one; --which on the command line)."
         )
     return [name for name in factors if owner[name] == (which or names[0])], len(names) > 1

@@ -87,7 +87,7 @@ class ImportPanel:
             *fields,
             self._preview,
         ]
-        gr.on(
+        looked = gr.on(
             [self._upload.change, self._origin.submit, self._origin.blur],
             told(self._look),
             [self._upload, self._origin],
@@ -109,6 +109,7 @@ class ImportPanel:
         # them are asked once more when they are in place.
         for event in filled:
             event.then(*shown, **QUIET)
+        looked.success(self._show_as_read, *shown[1:], **QUIET)
 
     def empty(self, event: Any) -> None:
         """After an event that went well, be ready for the next."""
@@ -164,6 +165,14 @@ class ImportPanel:
             return preview_html(look_at(path, mapping).rows) if path and mapping else ""
         except InvalidInput as error:
             return f"<p class='hint'>{escape(str(error))}</p>"
+
+    def _show_as_read(self, files: list[str] | None, origin: str, *values: Any) -> Any:
+        """The same where it is known how the rows are read, and nothing new where somebody is to say it."""
+        try:
+            self._fields.mapping_of(values)
+        except InvalidInput:
+            return gr.skip()
+        return self._show(files, origin, *values) or gr.skip()
 
     def _import(self, files: list[str] | None, origin: str, name: str, *values: Any) -> str:
         given = [hub_id_in(one, DATA_SET) for one in [_alone(files, origin).strip()] if one]
