@@ -1,7 +1,7 @@
 // The masthead and what is under way look for news by themselves. Gradio hears of it only when the registry has changed: each
 // of its events walks all components of the page, which would cost a tenth of a processor core for nothing. The lists hear of
 // it here, and ask for their own rows. A page out of sight asks now and then, for its title, its icon and notifications.
-let seen = '', followed = [], timer = null, asking = false, sooner = [];
+let seen = '', followed = [], timer = null, asking = false;
 const away = new Set(JSON.parse(localStorage.getItem('lora-workbench-away') || '[]'));
 
 // What is shown stands in an element of our own: Gradio may draw what it was given before once more.
@@ -78,16 +78,8 @@ async function ask() {
     }
     asking = false;
   }
-  wait(pause);
+  timer = setTimeout(ask, pause);
 }
-
-function wait(pause) {
-  clearTimeout(timer);
-  timer = setTimeout(ask, sooner.shift() ?? pause);
-}
-
-// What somebody has just done is looked for sooner: once when it is likely to have begun, once more if it took a little longer.
-document.addEventListener('click', () => { sooner = [250, 500]; if (!asking) wait(); }, {capture: true});
 
 function say(sentence) {
   const line = Object.assign(document.createElement('div'), {className: 'notice said', textContent: sentence});

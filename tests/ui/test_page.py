@@ -206,22 +206,6 @@ def test_a_section_is_brought_up_to_date_when_it_is_opened_and_while_it_is_open(
     expect(row(page, "adapters", "made after a reload")).to_be_visible()
 
 
-def test_what_somebody_does_is_looked_for_sooner_than_what_others_do(address, open_page):
-    page = open_page(address)
-    page.evaluate("""() => {
-        const real = setTimeout;
-        window.waits = [];
-        window.setTimeout = (then, ms, ...about) => {
-            if (then.name === 'ask') window.waits.push(ms);
-            return real(then, ms, ...about);
-        };
-    }""")
-    page.wait_for_function("waits.length > 1 && waits.every(ms => ms === 1000)")
-    page.locator("#masthead h1").click()
-    page.wait_for_function("waits.at(-1) === 1000 && waits.includes(500)")
-    assert page.evaluate("waits.filter(ms => ms < 1000)") == [250, 500]
-
-
 def test_one_at_a_time_and_a_conversation_survives_a_reload(workbench, trained, address, open_page):
     trained("talker")
     page = open_page(address)
