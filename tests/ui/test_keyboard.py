@@ -23,8 +23,8 @@ FOCUSED = """() => {
     const ringed = node => drawn(getComputedStyle(node));
     const list = one.closest('.wrap:has(> .wrap-inner)');
     return {name: words.find(text => text?.trim())?.trim() ?? '',
-            seen: one === document.body || ringed(one) || getComputedStyle(one.parentElement).boxShadow !== 'none'
-                || (list && ringed(list))};
+            seen: one === document.body || ringed(one) || (list && ringed(list))
+                || getComputedStyle(one.parentElement).boxShadow !== 'none'};
 }"""
 
 
