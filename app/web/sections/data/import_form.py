@@ -87,7 +87,7 @@ class ImportPanel:
             *fields,
             self._preview,
         ]
-        looked = gr.on(
+        gr.on(
             [self._upload.change, self._origin.submit, self._origin.blur],
             told(self._look),
             [self._upload, self._origin],
@@ -104,12 +104,10 @@ class ImportPanel:
         form.input(self._fields.roles_shown, form, list(self._fields.columns.values()), **FOLLOWING)
         shown = self._show, [self._upload, self._origin, *fields], self._preview
         changes = [field.change for field in fields]  # type: ignore[attr-defined]
-        gr.on(changes, *shown, **FOLLOWING)
-        # Of fields that are filled together one tells its change before the next has its value; so all of
-        # them are asked once more when they are in place.
-        for event in filled:
+        # Of fields that are filled together one tells its change before the next has its value, and one that
+        # comes into sight with its value tells none; so all are asked once more when they are in place.
+        for event in (gr.on(changes, *shown, **FOLLOWING), *filled):
             event.then(*shown, **QUIET)
-        looked.success(self._show_as_read, *shown[1:], **QUIET)
 
     def empty(self, event: Any) -> None:
         """After an event that went well, be ready for the next."""
@@ -165,14 +163,6 @@ class ImportPanel:
             return preview_html(look_at(path, mapping).rows) if path and mapping else ""
         except InvalidInput as error:
             return f"<p class='hint'>{escape(str(error))}</p>"
-
-    def _show_as_read(self, files: list[str] | None, origin: str, *values: Any) -> Any:
-        """The same where it is known how the rows are read, and nothing new where somebody is to say it."""
-        try:
-            self._fields.mapping_of(values)
-        except InvalidInput:
-            return gr.skip()
-        return self._show(files, origin, *values) or gr.skip()
 
     def _import(self, files: list[str] | None, origin: str, name: str, *values: Any) -> str:
         given = [hub_id_in(one, DATA_SET) for one in [_alone(files, origin).strip()] if one]
